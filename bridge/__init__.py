@@ -1,0 +1,20 @@
+"""
+bridge carries messages from RabbitMQ to browsers, with nothing lost in between.
+
+The map of the house, floor by floor; imports only point down:
+
+    names            words and closed lists: events, headers, reasons, codes
+    errors           the tree of errors
+    core             pure decisions: what a delivery means, where a replay starts, frames
+    settings         what an operator can set     logs · metrics  what an operator sees
+    broker           RabbitMQ, the only room that knows aio_pika
+    inbox            the log of each user's messages
+    sockets          windows, the only room that knows socketio
+    auth             tokens and keys
+    pump             deliveries -> inbox -> settlement: the heart, read it first
+    web              HTTP doors: public and operator's, the demo page
+    app              the one place where concrete classes meet: start, drain, signals
+    cli              commands
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,3 @@
+"""
+Tokens and the keys that they are checked with.
+"""

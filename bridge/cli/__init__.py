@@ -1,0 +1,3 @@
+"""
+Commands: parse, call one function, print. One file for each group.
+"""

@@ -1,0 +1,56 @@
+"""
+From a stored message to the bytes on the wire, once for all windows of a user.
+
+A frame from server to client is not masked (RFC 6455 section 5.1), so the same bytes
+serve every websocket. The message's data is JSON already and was checked when it came
+in: it is spliced into the packet, never decoded and encoded again.
+"""
+
+from typing import Final
+
+import orjson
+
+_TEXT_FRAME: Final = 0x81  # FIN and opcode 1, RFC 6455 section 5.2
+
+
+def event_packet(event: str, data: bytes, position: str) -> bytes:
+    """
+    Return `42["event",data,"position"]`: engine.io message, socket.io event.
+
+    Args:
+        event: The event name.
+        data: One JSON value in UTF-8, taken as it is.
+        position: An opaque string without characters that JSON would escape.
+
+    """
+    return b'42[%b,%b,"%b"]' % (_event_json(event), data, position.encode())
+
+
+def control_packet(event: str, data: object) -> bytes:
+    """Return `42["event",data]`, for the bridge's own events, which have no position."""
+    return b"42" + orjson.dumps([event, data])
+
+
+def text_frame(payload: bytes) -> bytes:
+    """Return `payload` as one unmasked, uncompressed websocket text frame."""
+    length = len(payload)
+    if length < 126:
+        return bytes((_TEXT_FRAME, length)) + payload
+    if length < 1 << 16:
+        return b"\x81\x7e" + length.to_bytes(2, "big") + payload
+    return b"\x81\x7f" + length.to_bytes(8, "big") + payload
+
+
+# Event names are few and long-lived; their JSON is made once. Bounded, because a
+# producer chooses them.
+_EVENT_JSON: dict[str, bytes] = {}
+_EVENT_JSON_MAX: Final = 1024
+
+
+def _event_json(event: str) -> bytes:
+    encoded = _EVENT_JSON.get(event)
+    if encoded is None:
+        encoded = orjson.dumps(event)
+        if len(_EVENT_JSON) < _EVENT_JSON_MAX:
+            _EVENT_JSON[event] = encoded
+    return encoded

@@ -1,0 +1,257 @@
+"""
+From a delivery to a message, or the reason why not.
+
+A delivery is what RabbitMQ handed over, byte for byte. A message is what the bridge
+promises to bring to a user. Between them stands `parse_delivery`, the only place that
+decides whether what a worker published is any good.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from bridge.core.properties import Properties, header_int, parse_properties
+from bridge.names import (
+    EVENT_DEFAULT,
+    EVENT_MAX_CHARACTERS,
+    RESERVED_EVENTS,
+    RESERVED_PREFIX,
+    USER_MAX_BYTES,
+    DeadLetterReason,
+    Header,
+)
+
+# `message_id` longer than this cannot come over AMQP (a short string), only over HTTP.
+MESSAGE_ID_MAX_BYTES: Final = 255
+
+
+@dataclass(slots=True)
+class Delivery:
+    """
+    One hand-over by RabbitMQ. Not frozen, because thousands are made a second.
+
+    Attributes:
+        tag: The delivery tag; counts from 1 on each channel.
+        redelivered: The broker's flag: somebody had it before and did not ack.
+        exchange: Where it was published to, or came back through.
+        routing_key: As on the wire; it names the user if it is any good.
+        raw_properties: The content header from its flags on.
+        body: The whole body.
+
+    """
+
+    tag: int
+    redelivered: bool
+    exchange: bytes
+    routing_key: bytes
+    raw_properties: bytes
+    body: bytes
+
+    @property
+    def properties(self) -> Properties:
+        """The properties, read anew at each call."""
+        return parse_properties(self.raw_properties)
+
+
+@dataclass(slots=True)
+class Message:
+    """
+    What a user is to get.
+
+    Attributes:
+        user: Whose inbox it goes to.
+        event: The name under which a page receives it.
+        data: One JSON value in UTF-8, exactly the bytes that the page parses.
+        taken_s: Unix time at which the bridge took it from the broker.
+        id: The producer's message id; publishing it again is harmless.
+        deadline_s: Unix time after which it is not delivered any more; ``None`` = never.
+
+    """
+
+    user: str
+    event: str
+    data: bytes
+    taken_s: float
+    id: str | None = None
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a delivery can never become a message."""
+
+    reason: DeadLetterReason
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageLimits:
+    """Bounds that an operator may set. `body_bytes` counts the body alone."""
+
+    body_bytes: int
+
+
+@dataclass(slots=True)
+class Stored:
+    """A message in its user's inbox, at `offset`, counted from 1 without holes."""
+
+    message: Message
+    offset: int
+
+    def is_expired(self, now_s: float) -> bool:
+        """Whether it must not be delivered any more at the Unix time `now_s`."""
+        deadline_s = self.message.deadline_s
+        return deadline_s is not None and deadline_s <= now_s
+
+
+def parse_delivery(
+    delivery: Delivery, *, limits: MessageLimits, now_s: float
+) -> Message | Rejection:
+    """
+    Turn `delivery` into the message that its worker meant.
+
+    Args:
+        delivery: As it came from the broker.
+        limits: The operator's bounds.
+        now_s: Unix time, from which `expiration` counts. A delivery carries no time
+            of its own that could be trusted, so waiting in the queue is not counted
+            here; the broker itself drops what expires there.
+
+    Returns:
+        The message, or a rejection with the first fault that was found.
+
+    """
+    body = delivery.body
+    if len(body) > limits.body_bytes:
+        return Rejection(
+            DeadLetterReason.TOO_LARGE,
+            f"body has {len(body)} bytes, allowed are {limits.body_bytes}",
+        )
+    user = parse_user(delivery.routing_key)
+    if isinstance(user, Rejection):
+        return user
+    properties = parse_properties(delivery.raw_properties)
+    event = EVENT_DEFAULT
+    if properties.type:
+        named = parse_event(properties.type)
+        if isinstance(named, Rejection):
+            return named
+        event = named
+    data = parse_body(body, content_type=properties.content_type)
+    if isinstance(data, Rejection):
+        return data
+    return Message(
+        user=user,
+        event=event,
+        data=data,
+        taken_s=now_s,
+        id=_message_id(properties.message_id),
+        deadline_s=_deadline_s(properties, now_s),
+    )
+
+
+def parse_user(routing_key: bytes) -> str | Rejection:
+    """Return the user that `routing_key` names: any text without control characters."""
+    try:
+        user = routing_key.decode()
+    except UnicodeDecodeError as exc:
+        return Rejection(
+            DeadLetterReason.BAD_USER,
+            f"routing key is not UTF-8 at byte {exc.start}",
+        )
+    problem = user_problem(user)
+    return (
+        Rejection(DeadLetterReason.BAD_USER, f"routing key {problem}")
+        if problem
+        else user
+    )
+
+
+def user_problem(user: str) -> str | None:
+    """Say what keeps `user` from being one, as the end of a sentence; ``None`` = nothing."""
+    if not user:
+        return "is empty, expected the user"
+    # isprintable() is one call in C and true for almost every user; only what it
+    # refuses (controls, but harmless things like a no-break space too) is looked at.
+    if not user.isprintable() and any(_is_control(character) for character in user):
+        return "holds a control character"
+    try:
+        length = len(user.encode())
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can smuggle in
+        return "is not valid Unicode"
+    if length > USER_MAX_BYTES:
+        return f"has {length} bytes, allowed are {USER_MAX_BYTES}"
+    return None
+
+
+def parse_event(name: bytes) -> str | Rejection:
+    """Return the event name that the property `type` holds."""
+    try:
+        event = name.decode()
+    except UnicodeDecodeError as exc:
+        return Rejection(
+            DeadLetterReason.BAD_EVENT, f"type is not UTF-8 at byte {exc.start}"
+        )
+    problem = event_problem(event)
+    return (
+        Rejection(DeadLetterReason.BAD_EVENT, f"type {problem}") if problem else event
+    )
+
+
+def event_problem(event: str) -> str | None:
+    """Say what keeps `event` from being emitted, as the end of a sentence."""
+    if not event:
+        return "is empty, expected an event name"
+    if len(event) > EVENT_MAX_CHARACTERS:
+        return f"has {len(event)} characters, allowed are {EVENT_MAX_CHARACTERS}"
+    if event in RESERVED_EVENTS or event.startswith(RESERVED_PREFIX):
+        return f"is the reserved name {event!r}"
+    if not event.isprintable() and any(_is_control(character) for character in event):
+        return "holds a control character"
+    return None
+
+
+def parse_body(body: bytes, *, content_type: bytes | None) -> bytes | Rejection:
+    """Return the JSON that a page will parse: `body` itself, or text as a JSON string."""
+    if content_type and content_type[:10].lower() == b"text/plain":
+        try:
+            return orjson.dumps(body.decode())
+        except UnicodeDecodeError as exc:
+            return Rejection(
+                DeadLetterReason.MALFORMED_BODY,
+                f"text/plain body is not UTF-8 at byte {exc.start}",
+            )
+    try:
+        # Strict: RFC 8259 in UTF-8, no NaN, no byte order mark, bounded depth.
+        orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        # The library's text names the place; it never quotes the body.
+        return Rejection(
+            DeadLetterReason.MALFORMED_BODY,
+            f"body of {len(body)} bytes is not JSON: {exc.msg} at {exc.pos}",
+        )
+    return body
+
+
+def _is_control(character: str) -> bool:
+    return character < " " or "\x7f" <= character <= "\x9f"
+
+
+def _message_id(raw: bytes | None) -> str | None:
+    """Bytes that are no UTF-8 still tell one message from another: keep them apart."""
+    return raw.decode(errors="backslashreplace") if raw else None
+
+
+def _deadline_s(properties: Properties, now_s: float) -> float | None:
+    # A message that went through a retry lost `expiration` on its way (the broker
+    # would have dropped it in the waiting queue) and brings its deadline along.
+    deadline_ms = header_int(properties.headers, Header.DEADLINE)
+    if deadline_ms is not None:
+        return deadline_ms / 1000
+    raw = properties.expiration
+    # RabbitMQ refuses a publish whose expiration is not a number, so anything else
+    # never gets here; if it does, it is as if it were not set.
+    if raw and raw.isdigit() and len(raw) <= 15:
+        return now_s + int(raw) / 1000
+    return None

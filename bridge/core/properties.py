@@ -1,0 +1,238 @@
+"""
+The properties of an AMQP message, read leniently straight from the wire.
+
+RabbitMQ accepts property bytes that client libraries refuse to decode (a timestamp
+in microseconds, a message id that is not UTF-8), and a library that raises while
+reading takes the whole connection down, again and again. So the bridge reads just
+what it needs, as bytes, and copies the rest untouched.
+
+Layout: AMQP 0-9-1 section 4.2.6.1, a 16 bit word of flags, then the values of the
+flags that are set, in order. Tables: section 4.2.5.5, with RabbitMQ's list of types.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+# One bit for each property, from the highest down, in the order of the wire.
+_CONTENT_TYPE: Final = 1 << 15
+_CONTENT_ENCODING: Final = 1 << 14
+_HEADERS: Final = 1 << 13
+_DELIVERY_MODE: Final = 1 << 12
+_PRIORITY: Final = 1 << 11
+_EXPIRATION: Final = 1 << 8
+_MESSAGE_ID: Final = 1 << 7
+_TIMESTAMP: Final = 1 << 6
+_TYPE: Final = 1 << 5
+_LAYOUT: Final = (
+    ("content_type", _CONTENT_TYPE),
+    ("content_encoding", _CONTENT_ENCODING),
+    ("headers", _HEADERS),
+    ("delivery_mode", _DELIVERY_MODE),
+    ("priority", _PRIORITY),
+    ("correlation_id", 1 << 10),
+    ("reply_to", 1 << 9),
+    ("expiration", _EXPIRATION),
+    ("message_id", _MESSAGE_ID),
+    ("timestamp", _TIMESTAMP),
+    ("type", _TYPE),
+    ("user_id", 1 << 4),
+    ("app_id", 1 << 3),
+    ("cluster_id", 1 << 2),
+)
+# Width in bytes of the values that are not short strings; the table has its own.
+_FIXED_WIDTH: Final = {_DELIVERY_MODE: 1, _PRIORITY: 1, _TIMESTAMP: 8}
+
+PERSISTENT: Final = b"\x02"
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """
+    The properties of one message; each value as its bytes, ``None`` where not set.
+
+    Short strings are without their length byte, ``headers`` is the inside of the
+    table without its length, ``timestamp`` is 8 bytes, the two octets are one byte.
+    """
+
+    content_type: bytes | None = None
+    content_encoding: bytes | None = None
+    headers: bytes | None = None
+    delivery_mode: bytes | None = None
+    priority: bytes | None = None
+    correlation_id: bytes | None = None
+    reply_to: bytes | None = None
+    expiration: bytes | None = None
+    message_id: bytes | None = None
+    timestamp: bytes | None = None
+    type: bytes | None = None
+    user_id: bytes | None = None
+    app_id: bytes | None = None
+    cluster_id: bytes | None = None
+
+    def with_headers(
+        self, added: Mapping[str, str | int | bytes], *, dropped_prefix: str
+    ) -> "Properties":
+        """
+        Return a copy whose header table ends in `added`.
+
+        Entries whose name starts with `dropped_prefix` are left out, so nobody
+        else can write under our names; all others are copied byte by byte.
+        """
+        prefix = dropped_prefix.encode()
+        kept = b"".join(
+            entry
+            for name, _, entry in iter_table(self.headers or b"")
+            if not name.startswith(prefix)
+        )
+        return replace(self, headers=kept + render_table(added))
+
+
+NO_PROPERTIES: Final = Properties()
+
+
+def parse_properties(raw: bytes) -> Properties:
+    """
+    Read the property list of a content header.
+
+    Args:
+        raw: The content header from its flags on.
+
+    Returns:
+        What could be read. Bytes that make no sense end the reading; they never raise.
+
+    """
+    if len(raw) < 2:
+        return NO_PROPERTIES
+    flags = raw[0] << 8 | raw[1]
+    at = 2
+    word = flags
+    while word & 1:  # the continuation bit: more flags, which no property uses
+        if len(raw) < at + 2:
+            return NO_PROPERTIES
+        word = raw[at] << 8 | raw[at + 1]
+        at += 2
+    found: dict[str, bytes] = {}
+    end = len(raw)
+    for name, bit in _LAYOUT:
+        if not flags & bit:
+            continue
+        if bit == _HEADERS:
+            start = at + 4
+            stop = start + int.from_bytes(raw[at:start], "big")
+        elif bit in _FIXED_WIDTH:
+            start = at
+            stop = start + _FIXED_WIDTH[bit]
+        else:
+            start = at + 1
+            stop = start + (raw[at] if at < end else 0)
+        if stop > end or start > end:
+            break
+        found[name] = raw[start:stop]
+        at = stop
+    return Properties(**found)
+
+
+def render_properties(properties: Properties) -> bytes:
+    """
+    Return `properties` as they stand in a content header, flags first.
+
+    Raises:
+        ValueError: If a short string has more than 255 bytes.
+
+    """
+    flags = 0
+    parts: list[bytes] = []
+    for name, bit in _LAYOUT:
+        value: bytes | None = getattr(properties, name)
+        if value is None:
+            continue
+        flags |= bit
+        if bit == _HEADERS:
+            parts.append(len(value).to_bytes(4, "big"))
+        elif bit not in _FIXED_WIDTH:
+            if len(value) > 255:
+                message = f"property {name} has {len(value)} bytes, at most 255 fit"
+                raise ValueError(message)
+            parts.append(bytes((len(value),)))
+        parts.append(value)
+    return flags.to_bytes(2, "big") + b"".join(parts)
+
+
+# --- header tables -------------------------------------------------------------------
+
+# Bytes of a value by its type letter; RabbitMQ's reading of section 4.2.5.5
+# (its errata: s is a 16 bit integer, l a 64 bit one, x a byte array).
+_VALUE_WIDTH: Final = {
+    b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"u": 2, b"I": 4, b"i": 4, b"l": 8, b"L": 8,
+    b"f": 4, b"d": 8, b"D": 5, b"T": 8, b"V": 0,
+}  # fmt: skip
+_PREFIXED_BY_LENGTH: Final = frozenset({b"S", b"A", b"F", b"x"})
+_SIGNED: Final = frozenset({b"b", b"s", b"I", b"l"})
+_UNSIGNED: Final = frozenset({b"B", b"u", b"i", b"L"})
+
+
+def iter_table(table: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """
+    Yield ``(name, value with its type letter, whole entry)`` for each entry.
+
+    Stops at the first entry that makes no sense.
+    """
+    at = 0
+    end = len(table)
+    while at < end:
+        start = at
+        name_end = at + 1 + table[at]
+        name = table[at + 1 : name_end]
+        letter = table[name_end : name_end + 1]
+        value_at = name_end + 1
+        if letter in _PREFIXED_BY_LENGTH:
+            length = int.from_bytes(table[value_at : value_at + 4], "big")
+            at = value_at + 4 + length
+        elif letter in _VALUE_WIDTH:
+            at = value_at + _VALUE_WIDTH[letter]
+        else:
+            return
+        if at > end:
+            return
+        yield name, table[name_end:at], table[start:at]
+
+
+def header_int(table: bytes | None, name: str) -> int | None:
+    """Return the whole number that the header `name` holds, else ``None``."""
+    for value in _values(table, name):
+        letter = value[:1]
+        if letter in _SIGNED or letter in _UNSIGNED:
+            return int.from_bytes(value[1:], "big", signed=letter in _SIGNED)
+    return None
+
+
+def header_bytes(table: bytes | None, name: str) -> bytes | None:
+    """Return the string that the header `name` holds, as bytes, else ``None``."""
+    for value in _values(table, name):
+        if value[:1] in (b"S", b"x"):
+            return value[5:]
+    return None
+
+
+def _values(table: bytes | None, name: str) -> Iterator[bytes]:
+    wanted = name.encode()
+    # Most tables do not have it: a search in C before a walk in Python.
+    if table and wanted in table:
+        for key, value, _ in iter_table(table):
+            if key == wanted:
+                yield value
+
+
+def render_table(entries: Mapping[str, str | int | bytes]) -> bytes:
+    """Return the inside of a header table: strings as S, whole numbers as l."""
+    parts: list[bytes] = []
+    for name, value in entries.items():
+        key = name.encode()
+        parts.append(bytes((len(key),)) + key)
+        if isinstance(value, int):
+            parts.append(b"l" + value.to_bytes(8, "big", signed=True))
+        else:
+            text = value if isinstance(value, bytes) else value.encode()
+            parts.append(b"S" + len(text).to_bytes(4, "big") + text)
+    return b"".join(parts)

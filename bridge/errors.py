@@ -1,0 +1,127 @@
+"""
+The tree of errors: the type says what to do, the attributes say what happened.
+
+    BridgeError
+    ├─ ConfigError       the start is refused; exit code 2
+    ├─ TransientError    may succeed later: wait and try again
+    │  ├─ BrokerUnavailableError
+    │  ├─ StoreUnavailableError
+    │  └─ KeysUnavailableError
+    ├─ TopologyError     the broker has something else under our name; exit code 1
+    ├─ PublishRefusedError  the broker will not take this message
+    └─ ClientError       told to one client, with a code
+
+Permanent faults of a message are no exceptions: parsing returns a `Rejection`
+(core/message.py), because a bad message is an ordinary outcome.
+"""
+
+from collections.abc import Sequence
+
+from bridge.names import EventError, Refusal
+
+
+class BridgeError(Exception):
+    """The root: everything that the bridge raises on purpose."""
+
+
+class ConfigError(BridgeError):
+    """The settings do not allow a start."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(tuple(problems))
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+class TransientError(BridgeError):
+    """A peer is away for now; the same call may succeed later."""
+
+
+class BrokerUnavailableError(TransientError):
+    """RabbitMQ cannot be reached, or went away in the middle of a call."""
+
+    def __init__(self, doing: str, problem: str) -> None:
+        super().__init__(doing, problem)
+        self.doing = doing
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.doing}: {self.problem}"
+
+
+class StoreUnavailableError(TransientError):
+    """The inbox store cannot be read or written now."""
+
+    def __init__(self, store: str, problem: str) -> None:
+        super().__init__(store, problem)
+        self.store = store
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"inbox {self.store}: {self.problem}"
+
+
+class KeysUnavailableError(TransientError):
+    """The key set that tokens are checked with cannot be fetched now."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"the key set at BRIDGE_JWKS_URL cannot be had: {self.problem}"
+
+
+class TopologyError(BridgeError):
+    """The broker holds an exchange or queue of our name that is not as it must be."""
+
+    def __init__(self, name: str, problem: str, way_out: str) -> None:
+        super().__init__(name, problem, way_out)
+        self.name = name
+        self.problem = problem
+        self.way_out = way_out
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.problem}; {self.way_out}"
+
+
+class PublishRefusedError(BridgeError):
+    """The broker answered a publish with a return or a nack."""
+
+    def __init__(self, exchange: str, problem: str) -> None:
+        super().__init__(exchange, problem)
+        self.exchange = exchange
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"publish to {self.exchange}: {self.problem}"
+
+
+class ClientError(BridgeError):
+    """One client asked for something it cannot have; only that client is told."""
+
+
+class RefusedError(ClientError):
+    """A window is not let in."""
+
+    def __init__(self, code: Refusal, detail: str = "") -> None:
+        super().__init__(code, detail)
+        self.code = code
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail or self.code.explanation
+
+
+class EventRefusedError(ClientError):
+    """An event of a window is answered with a code instead of being done."""
+
+    def __init__(self, code: EventError, detail: str) -> None:
+        super().__init__(code, detail)
+        self.code = code
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail

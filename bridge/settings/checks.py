@@ -1,0 +1,80 @@
+"""What makes a value acceptable: URLs, networks, and how a problem is worded."""
+
+import difflib
+import ipaddress
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+from pydantic_core import ErrorDetails
+from yarl import URL
+
+ENVIRONMENT_PREFIX: Final = "BRIDGE_"
+
+
+def environment_name(field_name: str) -> str:
+    """Return the variable that sets `field_name`."""
+    return ENVIRONMENT_PREFIX + field_name.upper()
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return the end of a sentence that names the nearest known name, if any is near."""
+    close = difflib.get_close_matches(name.upper(), sorted(known), n=1)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def problem_text(error: ErrorDetails, *, known: Collection[str]) -> str:
+    """Word one of pydantic's errors with the variable that it is about; no values."""
+    field_name = str(error["loc"][0])
+    name = environment_name(field_name)
+    if error["type"] == "extra_forbidden":
+        return f"{field_name}: is not a setting{did_you_mean(name, known)}"
+    text = error["msg"].removeprefix("Value error, ")
+    return f"{name}: {text.removeprefix('Input ')}"
+
+
+def amqp_url_problem(text: str) -> str | None:
+    """Say what is wrong with a broker's URL, without quoting it."""
+    try:
+        url = URL(text)
+        port = url.port
+    except ValueError:
+        return "is not a URL"
+    if url.scheme not in {"amqp", "amqps"} or not url.host or port == 0:
+        return "must look like amqp://user:password@host:5672/vhost"
+    if "no_verify_ssl" in url.query:
+        return "asks for TLS without verification (no_verify_ssl), which is not allowed"
+    for name in ("cafile", "capath", "certfile", "keyfile"):
+        path = url.query.get(name)
+        if path and not Path(path).exists():
+            return f"names {name}={path}, which does not exist"
+    return None
+
+
+def origin_problem(text: str) -> str | None:
+    """Say what keeps `text` from being an origin."""
+    if text == "*":
+        return (
+            "* would let every site use your users' tokens; "
+            "if that is meant, set BRIDGE_DANGEROUSLY_ALLOW_ANY_ORIGIN=true instead"
+        )
+    try:
+        url = URL(text)
+        is_origin = url.scheme in {"http", "https"} and str(
+            url.origin()
+        ) == text.rstrip("/")
+    except ValueError:
+        is_origin = False
+    if is_origin:
+        return None
+    return f"{text!r} is not an origin, expected for example https://example.org"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,106 @@
+"""From flags, environment and file to one checked `Settings`."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+from pydantic_settings import SettingsConfigDict
+
+from bridge.errors import ConfigError
+from bridge.settings.checks import ENVIRONMENT_PREFIX, did_you_mean, environment_name
+from bridge.settings.model import Settings
+
+CONFIG_FILE_VARIABLE: Final = "BRIDGE_CONFIG"
+
+
+def load_settings(
+    flags: Mapping[str, object] | None = None, *, config_file: str | None = None
+) -> Settings:
+    """
+    Gather all sources and check them.
+
+    Args:
+        flags: Field names and values from the command line; ``None`` values are not set.
+        config_file: A TOML file; ``None`` means the one that BRIDGE_CONFIG names, if any.
+
+    Raises:
+        ConfigError: With every problem that was found.
+
+    """
+    path = config_file or os.environ.get(CONFIG_FILE_VARIABLE)
+    file_problem = _file_problem(Path(path)) if path else None
+    problems = [file_problem] if file_problem else []
+    problems += _unknown_variables(os.environ)
+    # The file's name is part of the class for pydantic-settings: one class a load.
+    configured = type(
+        "Settings",
+        (Settings,),
+        {
+            "__module__": __name__,
+            "__doc__": Settings.__doc__,
+            "model_config": SettingsConfigDict(
+                toml_file=path if path and not file_problem else None
+            ),
+        },
+    )
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    try:
+        settings: Settings = configured(**given)
+    except ValidationError as exc:
+        for error in exc.errors(include_input=False, include_url=False):
+            problems += str(error["msg"]).removeprefix("Value error, ").splitlines()
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def changed_fields(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
+    """
+    Compare two loads.
+
+    Returns:
+        Names of the changed fields that can take effect while running, and of those
+        that need a restart.
+
+    """
+    changed = [
+        name
+        for name in Settings.model_fields
+        if getattr(old, name) != getattr(new, name)
+    ]
+    return (
+        [name for name in changed if is_reloadable(name)],
+        [name for name in changed if not is_reloadable(name)],
+    )
+
+
+def is_reloadable(field_name: str) -> bool:
+    """Whether SIGHUP applies a change of this field to the running bridge."""
+    extra = Settings.model_fields[field_name].json_schema_extra
+    return isinstance(extra, dict) and extra.get("reload") is True
+
+
+def _file_problem(path: Path) -> str | None:
+    """TOML errors name their line; a missing file is an error, not an empty one."""
+    try:
+        with path.open("rb") as file:
+            tomllib.load(file)
+    except OSError as exc:
+        return f"{path}: cannot be read: {exc.strerror}"
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        return f"{path}: is not TOML: {exc}"
+    return None
+
+
+def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    known = {environment_name(name) for name in Settings.model_fields} | {
+        CONFIG_FILE_VARIABLE
+    }
+    return [
+        f"{name}: is not a setting{did_you_mean(name, known)}"
+        for name in sorted(environment)
+        if name.upper().startswith(ENVIRONMENT_PREFIX) and name.upper() not in known
+    ]

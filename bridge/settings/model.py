@@ -1,0 +1,383 @@
+"""Every setting, declared once: name, type, default, unit, help, and what it may be."""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from yarl import URL
+
+from bridge.settings.checks import (
+    ENVIRONMENT_PREFIX,
+    amqp_url_problem,
+    environment_name,
+    is_loopback,
+    origin_problem,
+    problem_text,
+)
+from bridge.settings.values import (
+    Count,
+    Duration,
+    Durations,
+    Port,
+    Secrets,
+    Size,
+    Words,
+    parse_duration_s,
+)
+
+JWT_ALGORITHMS: Final = (
+    "HS256", "HS384", "HS512", "RS256", "RS384", "RS512",
+    "ES256", "ES384", "ES512", "EdDSA",
+)  # fmt: skip
+_SECRET_MIN_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
+
+_NAMESPACE: Final = r"^[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,3}$"
+
+
+def _reloadable(default: Any, help_: str) -> Any:
+    return Field(default, description=help_, json_schema_extra={"reload": True})
+
+
+def _fixed(default: Any, help_: str, **bounds: Any) -> Any:
+    return Field(
+        default, description=help_, json_schema_extra={"reload": False}, **bounds
+    )
+
+
+class Settings(BaseSettings):
+    """
+    The settings of one bridge, checked and frozen.
+
+    Construct it with `load_settings`, which gathers the sources and reports problems.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        enable_decoding=False,  # lists come as `a,b`, not as JSON
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        hide_input_in_errors=True,
+    )
+
+    # --- broker
+    amqp_url: Secrets = _fixed(
+        "amqp://guest:guest@127.0.0.1:5672/",
+        "RabbitMQ. Several, comma-separated, are tried in turn. `amqps://` for TLS, with "
+        "`?cafile=` and for mutual TLS `&certfile=&keyfile=`.",
+    )
+    namespace: str = _fixed(
+        "bridge",
+        "First part of the names of all exchanges and queues.",
+        pattern=_NAMESPACE,
+    )
+    prefetch: Count = _reloadable(
+        500, "Messages that the broker hands over before it wants an ack (1 to 65535)."
+    )
+    broker_timeout: Duration = _fixed(
+        "15s", "The longest that one call to the broker may take, connecting included."
+    )
+    retry_delays: Durations = _fixed(
+        "1s,10s,60s",
+        "Waits before each new attempt at a message that failed in an unknown way.",
+    )
+
+    # --- doors
+    host: str = _fixed("127.0.0.1", "Address of the public port.")
+    port: Port = _fixed(
+        8080, "The public port: `/socket.io/`, `/health/*`. 0 = any free one."
+    )
+    operator_host: str = _fixed("127.0.0.1", "Address of the operator port.")
+    operator_port: Port = _fixed(
+        8081, "The operator port: `/api/*`, `/metrics`, `/health/*`. 0 = any free one."
+    )
+    operator_token: SecretStr | None = _reloadable(
+        None, "Opens the operator port. Without one, only `/health/*` answers there."
+    )
+    api_key: SecretStr | None = _reloadable(
+        None,
+        "Opens `POST /api/publish` and the legacy door, besides the operator token.",
+    )
+    legacy_push: bool = _fixed(
+        False,
+        "Opens the article's `GET /?name=USER&msg=TEXT` on the public port.",
+    )
+    trusted_proxies: Words = _reloadable(
+        (), "Addresses or networks whose `X-Forwarded-For` is believed."
+    )
+
+    # --- who may connect
+    auth: Literal["jwt", "open"] = _fixed(
+        "jwt", "`jwt`: a token names the user. `open`: anybody may `join` as anybody."
+    )
+    dangerously_open_to_the_network: bool = _fixed(
+        False,
+        "Allows `auth=open` on an address that others can reach.",
+    )
+    jwt_secret: Secrets = _reloadable(
+        (),
+        "Secret for HS256, HS384, HS512. Two, comma-separated, while one is being rotated.",
+    )
+    jwt_public_key: str | None = _reloadable(
+        None, "Public key in PEM, or the path of a file with one, for RS*, ES*, EdDSA."
+    )
+    jwks_url: str | None = _fixed(
+        None, "Where the key set is fetched (https, or http on loopback)."
+    )
+    jwt_algorithms: Words = _reloadable(
+        "HS256", "Algorithms that are accepted, whatever a token says of itself."
+    )
+    jwt_audience: Words = _reloadable(
+        (), "If set, a token's `aud` must hold one of these."
+    )
+    jwt_issuer: str | None = _reloadable(None, "If set, a token's `iss` must be this.")
+    jwt_leeway: Annotated[
+        float, BeforeValidator(parse_duration_s), Field(ge=0, le=300)
+    ] = _reloadable(
+        "10s", "How far clocks may differ when `exp` and `nbf` are checked."
+    )
+    jwt_cookie: str = _fixed(
+        "bridge_token",
+        "Cookie that may hold the token.",
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+    )
+    allowed_origins: Words = _reloadable(
+        (),
+        "Origins whose pages may connect, as `https://example.org`. "
+        "Empty: only pages from the host that the bridge is reached by.",
+    )
+    dangerously_allow_any_origin: bool = _reloadable(
+        False,
+        "Lets pages of any origin connect.",
+    )
+
+    # --- inbox
+    inbox: str = _fixed(
+        "memory:", "The store: `memory:` forgets when the bridge stops."
+    )
+    inbox_max_messages: Count = _reloadable(1000, "Messages kept for each user.")
+    inbox_max_age: Duration = _reloadable("7d", "How long a message is kept.")
+    dedupe_window: Duration = _reloadable(
+        "10m", "Within it, the same `message_id` for the same user is stored once."
+    )
+
+    # --- bounds
+    max_message_bytes: Size = _reloadable(
+        "256KiB", "Largest body; larger ones become dead letters."
+    )
+    slow_client_bytes: Size = _reloadable(
+        "1MiB",
+        "Bytes that may wait for one window; over it, it is closed and recovers.",
+    )
+    max_windows_per_user: Count = _reloadable(100, "Windows of one user at a time.")
+    max_windows_per_address: Count = _reloadable(
+        1000, "Windows from one address at a time."
+    )
+    max_event_bytes: Size = _fixed("16KiB", "Largest frame that a window may send.")
+    max_events_per_second: Count = _reloadable(
+        50, "Events that a window may send, averaged; bursts of twice that pass."
+    )
+    connect_timeout: Duration = _fixed(
+        "10s", "Within it, a connection must have said who it is."
+    )
+    ping_interval: Annotated[int, BeforeValidator(parse_duration_s), Field(ge=1)] = (
+        _fixed("25s", "Pause between two pings to a window, in whole seconds.")
+    )
+    ping_timeout: Annotated[int, BeforeValidator(parse_duration_s), Field(ge=1)] = (
+        _fixed("20s", "How long a window may take to answer a ping, in whole seconds.")
+    )
+
+    # --- running
+    drain_timeout: Duration = _reloadable("30s", "The longest that leaving may take.")
+    log_level: Literal["debug", "info", "warning", "error"] = _reloadable(
+        "info", "Least level that is logged."
+    )
+    log_format: Literal["auto", "pretty", "json"] = _fixed(
+        "auto", "`auto`: pretty on a terminal, JSON elsewhere."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then environment, then the TOML file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @field_validator("amqp_url")
+    @classmethod
+    def _check_amqp_urls(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not urls:
+            message = "must name at least one broker"
+            raise ValueError(message)
+        for number, secret in enumerate(urls, start=1):
+            problem = amqp_url_problem(secret.get_secret_value())
+            if problem:
+                # The URL holds a password: say which one it is, not what it is.
+                message = f"URL number {number} {problem}"
+                raise ValueError(message)
+        return urls
+
+    @field_validator("prefetch")
+    @classmethod
+    def _check_prefetch(cls, count: int) -> int:
+        if count > 65535:
+            message = "must be at most 65535, the most that AMQP can say"
+            raise ValueError(message)
+        return count
+
+    @field_validator("jwt_algorithms")
+    @classmethod
+    def _check_algorithms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in JWT_ALGORITHMS]
+        if unknown or not names:
+            message = f"{', '.join(unknown) or 'nothing'} given, known are {', '.join(JWT_ALGORITHMS)}"
+            raise ValueError(message)
+        return names
+
+    @field_validator("jwt_public_key")
+    @classmethod
+    def _load_public_key(cls, value: str | None) -> str | None:
+        if value is None or "-----BEGIN" in value:
+            return value
+        try:
+            return Path(value).read_text(encoding="ascii")
+        except (OSError, ValueError) as exc:
+            message = f"is neither a PEM text nor a file that can be read: {type(exc).__name__}"
+            raise ValueError(message) from exc
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _check_jwks_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        url = URL(value)
+        if url.scheme == "https" or (
+            url.scheme == "http" and is_loopback(url.host or "")
+        ):
+            return value
+        message = "must be https://, or http:// on a loopback address"
+        raise ValueError(message)
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        problems = [
+            problem for origin in origins if (problem := origin_problem(origin))
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return tuple(origin.rstrip("/") for origin in origins)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ipaddress.ip_network(network, strict=False)  # its error says what is wrong
+        return networks
+
+    @field_validator("inbox")
+    @classmethod
+    def _check_inbox(cls, value: str) -> str:
+        if value != "memory:":
+            message = (
+                f"{value!r} is not a store that this version has, expected memory:"
+            )
+            raise ValueError(message)
+        return value
+
+    @field_validator("retry_delays")
+    @classmethod
+    def _check_retry_delays(cls, delays_s: tuple[float, ...]) -> tuple[float, ...]:
+        if not 1 <= len(delays_s) <= 10 or any(
+            not 0.001 <= d <= 86400 for d in delays_s
+        ):
+            message = "expected 1 to 10 delays between 1ms and 1d"
+            raise ValueError(message)
+        return delays_s
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_together(
+        cls, values: Any, check_fields: ModelWrapValidatorHandler[Self]
+    ) -> Self:
+        """Check each field, then what they mean together, and tell it all at once."""
+        problems: list[str] = []
+        try:
+            settings = check_fields(values)
+        except ValidationError as exc:
+            known = [environment_name(name) for name in cls.model_fields]
+            errors = exc.errors(include_input=False, include_url=False)
+            problems = [problem_text(error, known=known) for error in errors]
+            wrong = {str(error["loc"][0]) for error in errors}
+            # With defaults in place of what is wrong, the rest can be looked at too.
+            settings = check_fields({n: v for n, v in values.items() if n not in wrong})
+            together = settings._problems_together()  # noqa: SLF001 - our own
+            named = tuple(environment_name(name) for name in wrong)
+            problems += [text for text in together if not text.startswith(named)]
+        else:
+            problems = settings._problems_together()  # noqa: SLF001 - our own
+        if problems:
+            raise ValueError("\n".join(problems))
+        return settings
+
+    def _problems_together(self) -> list[str]:
+        return [*self._auth_problems(), *self._open_mode_problems()]
+
+    def _auth_problems(self) -> list[str]:
+        if self.auth == "open":
+            return []
+        problems: list[str] = []
+        symmetric = [name for name in self.jwt_algorithms if name.startswith("HS")]
+        asymmetric = [name for name in self.jwt_algorithms if not name.startswith("HS")]
+        if symmetric and not self.jwt_secret:
+            problems.append(
+                f"BRIDGE_JWT_SECRET: {symmetric[0]} needs a secret; make one with "
+                "`openssl rand -base64 48`"
+            )
+        if asymmetric and not (self.jwt_public_key or self.jwks_url):
+            problems.append(
+                f"BRIDGE_JWT_PUBLIC_KEY: {asymmetric[0]} needs a public key or BRIDGE_JWKS_URL"
+            )
+        if self.jwt_public_key and self.jwks_url:
+            problems.append(
+                "BRIDGE_JWT_PUBLIC_KEY: cannot be used together with BRIDGE_JWKS_URL"
+            )
+        for number, secret in enumerate(self.jwt_secret, start=1):
+            length = len(secret.get_secret_value().encode())
+            least = max((_SECRET_MIN_BYTES[name] for name in symmetric), default=0)
+            if length < least:
+                problems.append(
+                    f"BRIDGE_JWT_SECRET: secret number {number} has {length} bytes, "
+                    f"{symmetric[-1]} needs {least} (RFC 7518 section 3.2)"
+                )
+        return problems
+
+    def _open_mode_problems(self) -> list[str]:
+        is_exposed = self.auth == "open" and not is_loopback(self.host)
+        if is_exposed and not self.dangerously_open_to_the_network:
+            return [
+                f"BRIDGE_AUTH: open on {self.host} lets anybody read anybody's messages; "
+                "bind to 127.0.0.1, use jwt, or, if that is meant, set "
+                "BRIDGE_DANGEROUSLY_OPEN_TO_THE_NETWORK=true"
+            ]
+        return []

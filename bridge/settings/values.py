@@ -1,0 +1,80 @@
+"""Values with units, as an operator writes them: durations, sizes, lists."""
+
+import re
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
+_SIZE: Final = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|kB|MB|GB)?", re.IGNORECASE)
+_BYTES: Final = {
+    "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9,
+}  # fmt: skip
+
+
+def parse_duration_s(value: object) -> float:
+    """
+    Read a duration: a number of seconds, or one with a unit: ``500ms 30s 5m 2h 7d``.
+
+    Raises:
+        ValueError: If it is neither.
+
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    match = _DURATION.fullmatch(str(value).strip())
+    if match is None:
+        message = (
+            f"{value!r} is not a duration, expected for example 500ms, 30s, 5m or 7d"
+        )
+        raise ValueError(message)
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def parse_size_bytes(value: object) -> int:
+    """
+    Read a size: a number of bytes, or one with a unit: ``64KiB 1MiB``.
+
+    Raises:
+        ValueError: If it is neither.
+
+    """
+    match = _SIZE.fullmatch(str(value).strip())
+    if match is None:
+        message = f"{value!r} is not a size, expected for example 65536, 64KiB or 1MiB"
+        raise ValueError(message)
+    return int(match[1]) * _BYTES[(match[2] or "b").lower()]
+
+
+def _split(value: object) -> object:
+    """`a, b` from the environment and `["a", "b"]` from TOML mean the same."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _durations(value: object) -> object:
+    parts = _split(value)
+    if isinstance(parts, list | tuple):
+        return tuple(parse_duration_s(part) for part in parts)
+    return (parse_duration_s(parts),)
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        message = "must be more than 0"
+        raise ValueError(message)
+    return value
+
+
+Duration = Annotated[
+    float, BeforeValidator(parse_duration_s), AfterValidator(_positive)
+]
+Size = Annotated[int, BeforeValidator(parse_size_bytes), Field(gt=0)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
+Durations = Annotated[tuple[float, ...], BeforeValidator(_durations)]
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]

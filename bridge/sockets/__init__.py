@@ -1,0 +1,3 @@
+"""
+Windows: verify, join, replay, emit; the only room that imports socketio and engineio.
+"""

@@ -1,0 +1,3 @@
+"""
+HTTP doors: the public port, the operator port, the demo page.
+"""
