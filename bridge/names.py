@@ -64,6 +64,7 @@ class Header(StrEnum):
     ATTEMPT = "x-bridge-attempt"
     DEADLINE = "x-bridge-deadline"
     EXPIRATION = "x-bridge-expiration"
+    USER_ID = "x-bridge-user-id"
     HEADERS_DROPPED = "x-bridge-headers-dropped"
 
 

@@ -1,3 +1,1 @@
-"""
-Tokens and the keys that they are checked with.
-"""
+"""Tokens and the keys that they are checked with."""

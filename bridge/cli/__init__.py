@@ -1,3 +1,1 @@
-"""
-Commands: parse, call one function, print. One file for each group.
-"""
+"""Commands: parse, call one function, print. One file for each group."""

@@ -1,3 +1,1 @@
-"""
-Windows: verify, join, replay, emit; the only room that imports socketio and engineio.
-"""
+"""Windows: verify, join, replay, emit; the only room that imports socketio and engineio."""

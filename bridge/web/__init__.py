@@ -1,3 +1,1 @@
-"""
-HTTP doors: the public port, the operator port, the demo page.
-"""
+"""HTTP doors: the public port, the operator port, the demo page."""

@@ -1,0 +1,170 @@
+"""
+How a delivery ends, and what is written to a message that is published again.
+
+Faults have three kinds. A *permanent* one was told by `parse_delivery`: dead letter at
+once. A *transient* one (store or broker away) is waited out by the pump and never gets
+here. An *unexpected* one, a bug or a message that the store refuses, is tried again
+through the retry queues and becomes a dead letter when they are used up.
+
+What is published again keeps its body and properties byte for byte, with three
+exceptions, each because the broker would otherwise act on the copy as on an original:
+`expiration` moves to a header (the copy would expire where it waits), `user_id` moves
+out (the broker checks it against our login) and the broker's own death records are
+dropped (it may take a copy that carries them for a cycle and discard it).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from bridge.core.message import Delivery, Rejection
+from bridge.core.properties import (
+    PERSISTENT,
+    Properties,
+    header_int,
+    iter_table,
+    render_properties,
+)
+from bridge.names import HEADER_PREFIX, DeadLetterReason, Header
+
+_ERROR_MAX_CHARACTERS: Final = 1000
+# Written by the broker on its own dead lettering and delivery counting (traps 2.2).
+_BROKER_HEADERS: Final = frozenset(
+    {
+        b"x-death",
+        b"x-delivery-count",
+        b"x-acquired-count",
+        b"x-first-death-exchange",
+        b"x-first-death-queue",
+        b"x-first-death-reason",
+        b"x-last-death-exchange",
+        b"x-last-death-queue",
+        b"x-last-death-reason",
+    }
+)
+# A content header must fit into one frame (AMQP 0-9-1 section 4.2.6.1). 128 KiB is
+# RabbitMQ's frame_max by default; 7 bytes of frame header, 1 of frame end, 12 of
+# content header stand around the properties.
+PROPERTIES_MAX_BYTES: Final = 131072 - 20
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAfter:
+    """Publish it again so that it comes back after `delay_s`, as attempt `attempt`."""
+
+    attempt: int
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Set it aside; `attempt` is the one that was the last."""
+
+    rejection: Rejection
+    attempt: int
+
+
+def attempt_of(delivery: Delivery) -> int:
+    """Return which attempt this delivery is, from 1; the header is the bridge's own."""
+    written = header_int(delivery.properties.headers, Header.ATTEMPT)
+    # Anybody can publish the header: a value out of range counts as a first attempt.
+    return written if written is not None and 1 <= written <= 1000 else 1
+
+
+def settle_unexpected(
+    attempt: int, problem: str, *, delays_s: Sequence[float]
+) -> RetryAfter | DeadLetter:
+    """
+    Choose the settlement of an attempt that failed in a way nobody foresaw.
+
+    Args:
+        attempt: The attempt that failed, counted from 1.
+        problem: The text of its error.
+        delays_s: The wait before the second attempt, the third, and so on.
+
+    """
+    if attempt <= len(delays_s):
+        return RetryAfter(attempt=attempt + 1, delay_s=delays_s[attempt - 1])
+    text = f"attempt {attempt}: {problem}"
+    return DeadLetter(Rejection(DeadLetterReason.ATTEMPTS_EXHAUSTED, text), attempt)
+
+
+def dead_letter_properties(
+    delivery: Delivery,
+    letter: DeadLetter,
+    *,
+    origin_queue: str,
+    now_s: float,
+    max_bytes: int = PROPERTIES_MAX_BYTES,
+) -> Properties:
+    """
+    Return the properties with which `delivery` is published to the dead letters.
+
+    Args:
+        delivery: The original.
+        letter: Why it is set aside.
+        origin_queue: The queue that it was taken from.
+        now_s: Unix time.
+        max_bytes: What fits into one frame; if the producer's headers leave no room for
+            ours, they are dropped and `x-bridge-headers-dropped` says how many bytes.
+
+    """
+    original = delivery.properties
+    added: dict[str, str | int | bytes] = {
+        Header.REASON: letter.rejection.reason,
+        Header.ERROR: letter.rejection.text[:_ERROR_MAX_CHARACTERS],
+        Header.TIME: int(now_s),
+        Header.ATTEMPT: letter.attempt,
+        Header.ORIGIN_EXCHANGE: delivery.exchange,
+        Header.ORIGIN_QUEUE: origin_queue,
+        Header.ROUTING_KEY: delivery.routing_key,
+    }
+    if original.expiration is not None:
+        added[Header.EXPIRATION] = original.expiration
+    return _copy_with(original, added, max_bytes=max_bytes)
+
+
+def retry_properties(
+    delivery: Delivery,
+    retry: RetryAfter,
+    *,
+    deadline_s: float | None,
+    max_bytes: int = PROPERTIES_MAX_BYTES,
+) -> Properties:
+    """
+    Return the properties with which `delivery` is published to a retry queue.
+
+    Args:
+        delivery: The original.
+        retry: Which attempt it will come back as.
+        deadline_s: The message's deadline, which travels in a header from here on.
+        max_bytes: As for a dead letter.
+
+    """
+    added: dict[str, str | int | bytes] = {Header.ATTEMPT: retry.attempt}
+    if deadline_s is not None:
+        added[Header.DEADLINE] = int(deadline_s * 1000)
+    return _copy_with(delivery.properties, added, max_bytes=max_bytes)
+
+
+def _copy_with(
+    original: Properties, added: dict[str, str | int | bytes], *, max_bytes: int
+) -> Properties:
+    copied = replace(original, expiration=None, user_id=None, delivery_mode=PERSISTENT)
+    if original.user_id is not None:
+        added[Header.USER_ID] = original.user_id
+    if original.headers:
+        copied = replace(copied, headers=_without_broker_headers(original.headers))
+    complete = copied.with_headers(added, dropped_prefix=HEADER_PREFIX)
+    if len(render_properties(complete)) <= max_bytes:
+        return complete
+    added[Header.HEADERS_DROPPED] = len(original.headers or b"")
+    return replace(copied, headers=None).with_headers(
+        added, dropped_prefix=HEADER_PREFIX
+    )
+
+
+def _without_broker_headers(table: bytes) -> bytes:
+    return b"".join(
+        entry for name, _, entry in iter_table(table) if name not in _BROKER_HEADERS
+    )
