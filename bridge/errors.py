@@ -7,8 +7,10 @@ The tree of errors: the type says what to do, the attributes say what happened.
     │  ├─ BrokerUnavailableError
     │  ├─ StoreUnavailableError
     │  └─ KeysUnavailableError
+    ├─ StaleBatchError   the deliveries in hand will come again: drop them
     ├─ TopologyError     the broker has something else under our name; exit code 1
     ├─ PublishRefusedError  the broker will not take this message
+    ├─ LocalNodeError    the private node of demo and tests does not start
     └─ ClientError       told to one client, with a code
 
 Permanent faults of a message are no exceptions: parsing returns a `Rejection`
@@ -74,6 +76,13 @@ class KeysUnavailableError(TransientError):
         return f"the key set at BRIDGE_JWKS_URL cannot be had: {self.problem}"
 
 
+class StaleBatchError(BridgeError):
+    """The session that brought a batch has ended; the broker delivers it again."""
+
+    def __str__(self) -> str:
+        return "the connection that brought these deliveries is gone; they come again"
+
+
 class TopologyError(BridgeError):
     """The broker holds an exchange or queue of our name that is not as it must be."""
 
@@ -97,6 +106,20 @@ class PublishRefusedError(BridgeError):
 
     def __str__(self) -> str:
         return f"publish to {self.exchange}: {self.problem}"
+
+
+class LocalNodeError(BridgeError):
+    """The private RabbitMQ node of the demo and the tests is missing or failed."""
+
+    def __init__(self, problem: str, log_tail: str = "") -> None:
+        super().__init__(problem, log_tail)
+        self.problem = problem
+        self.log_tail = log_tail
+
+    def __str__(self) -> str:
+        if not self.log_tail:
+            return self.problem
+        return f"{self.problem}; the end of its log:\n{self.log_tail}"
 
 
 class ClientError(BridgeError):

@@ -24,6 +24,8 @@ from bridge.names import (
 
 # `message_id` longer than this cannot come over AMQP (a short string), only over HTTP.
 MESSAGE_ID_MAX_BYTES: Final = 255
+# Some 30,000 years: beyond it, times no longer fit into a header of 64 bits.
+_DEADLINE_MAX_MS: Final = 10**15
 
 
 @dataclass(slots=True)
@@ -209,6 +211,10 @@ def event_problem(event: str) -> str | None:
         return f"is the reserved name {event!r}"
     if not event.isprintable() and any(_is_control(character) for character in event):
         return "holds a control character"
+    try:
+        event.encode()
+    except UnicodeEncodeError:  # as for users: from a command line, not from a broker
+        return "is not valid Unicode"
     return None
 
 
@@ -247,7 +253,8 @@ def _deadline_s(properties: Properties, now_s: float) -> float | None:
     # A message that went through a retry lost `expiration` on its way (the broker
     # would have dropped it in the waiting queue) and brings its deadline along.
     deadline_ms = header_int(properties.headers, Header.DEADLINE)
-    if deadline_ms is not None:
+    # Anybody can publish the header: out of range it is not ours.
+    if deadline_ms is not None and 0 <= deadline_ms < _DEADLINE_MAX_MS:
         return deadline_ms / 1000
     raw = properties.expiration
     # RabbitMQ refuses a publish whose expiration is not a number, so anything else

@@ -225,7 +225,11 @@ def _values(table: bytes | None, name: str) -> Iterator[bytes]:
 
 
 def render_table(entries: Mapping[str, str | int | bytes]) -> bytes:
-    """Return the inside of a header table: strings as S, whole numbers as l."""
+    """
+    Return the inside of a header table: strings as S, whole numbers as l.
+
+    A lone surrogate in a string, which an error's text may quote, is written as an escape.
+    """
     parts: list[bytes] = []
     for name, value in entries.items():
         key = name.encode()
@@ -233,6 +237,10 @@ def render_table(entries: Mapping[str, str | int | bytes]) -> bytes:
         if isinstance(value, int):
             parts.append(b"l" + value.to_bytes(8, "big", signed=True))
         else:
-            text = value if isinstance(value, bytes) else value.encode()
+            text = (
+                value
+                if isinstance(value, bytes)
+                else value.encode(errors="backslashreplace")
+            )
             parts.append(b"S" + len(text).to_bytes(4, "big") + text)
     return b"".join(parts)

@@ -97,6 +97,7 @@ class Page:
         messages: What is to be delivered.
         next_after: Where the next page starts; everything up to it was looked at.
         expired: How many on the way were past their deadline and left out.
+        gone: How many on the way are not kept any more.
         last: The newest offset of the inbox when the page was read.
 
     """
@@ -104,4 +105,5 @@ class Page:
     messages: Sequence[Stored]
     next_after: int
     expired: int
+    gone: int
     last: int

@@ -159,12 +159,13 @@ class MemoryInbox:
         """
         log = self._logs.get(user)
         if log is None:
-            return Page(messages=(), next_after=after, expired=0, last=0)
+            return Page(messages=(), next_after=after, expired=0, gone=0, last=0)
         now_s = self._now()
         found: list[Stored] = []
         expired = 0
         size_bytes = 0
-        next_after = max(after, log.first - 1)
+        gone = max(0, log.first - 1 - after)
+        next_after = after + gone
         for stored in islice(log.kept, next_after - log.first + 1, None):
             if stored.is_expired(now_s):
                 expired += 1
@@ -174,9 +175,7 @@ class MemoryInbox:
                     break
                 found.append(stored)
             next_after = stored.offset
-        return Page(
-            messages=found, next_after=next_after, expired=expired, last=log.last
-        )
+        return Page(found, next_after, expired=expired, gone=gone, last=log.last)
 
     def mark_delivered(self, user: str, offset: int) -> None:
         """Move the delivered mark of `user` forward to `offset`; backwards is ignored."""

@@ -1,0 +1,244 @@
+"""
+The heart: deliveries in, inboxes filled, deliveries settled. Read this first.
+
+The order of effects is append, then ack. A crash between any two lines repeats work and
+never loses it: what was appended and not acked comes again, what was published to the
+dead letters and not acked is set aside twice.
+
+One batch is settled at a time, so order per user holds. While it is settled the next one
+gathers at the broker room's door: when there is little to do batches are small and quick,
+when there is much they are large and cheap. A store that is away makes the pump wait,
+never overtake; prefetch bounds what waits with it and the broker keeps the rest.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from time import time
+from typing import Protocol, TypeVar
+
+import structlog
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    wait_random_exponential,
+)
+
+from bridge.core.message import (
+    Delivery,
+    Message,
+    MessageLimits,
+    Rejection,
+    parse_delivery,
+)
+from bridge.core.settlement import (
+    DeadLetter,
+    RetryAfter,
+    attempt_of,
+    settle_unexpected,
+)
+from bridge.errors import StaleBatchError, TransientError
+from bridge.logs import user_hash
+from bridge.metrics import Metrics
+from bridge.names import Outcome
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+_Parsed = tuple[Delivery, Message]
+
+
+class Batch(Protocol):
+    """Deliveries of one consuming session, in order."""
+
+    @property
+    def deliveries(self) -> Sequence[Delivery]:
+        """At least one."""
+
+
+class Intake(Protocol):
+    """Where deliveries come from (the room `broker`)."""
+
+    async def next_batch(self) -> Batch:
+        """Wait for deliveries and return all that wait, within bounds."""
+
+    def is_current(self, batch: Batch) -> bool:
+        """Whether the session that brought `batch` lives, so that it can be acked."""
+
+    async def ack(self, batch: Batch) -> bool:
+        """Ack all of `batch`; false if its session is gone and it will come again."""
+
+
+class Publisher(Protocol):
+    """Sets deliveries aside, confirmed by the broker when the call returns."""
+
+    async def dead_letter(self, delivery: Delivery, letter: DeadLetter) -> None:
+        """Publish a copy to the dead letters."""
+
+    async def retry(
+        self, delivery: Delivery, retry: RetryAfter, *, deadline_s: float | None
+    ) -> None:
+        """Publish a copy that comes back later."""
+
+
+class Inbox(Protocol):
+    """Where messages are kept (the room `inbox`)."""
+
+    async def append(self, messages: Sequence[Message]) -> Sequence[int | None]:
+        """Store all or none; an offset each, `None` for a duplicate."""
+
+
+class Pump:
+    """Moves batches from the intake to the inbox until it is cancelled."""
+
+    def __init__(
+        self,
+        *,
+        intake: Intake,
+        inbox: Inbox,
+        publisher: Publisher,
+        limits: MessageLimits,
+        retry_delays_s: Sequence[float],
+        metrics: Metrics,
+        now: Callable[[], float] = time,
+    ) -> None:
+        self.limits = limits  # may be replaced while running
+        self.is_waiting = False  # on a store or broker that is away
+        self._intake = intake
+        self._inbox = inbox
+        self._publisher = publisher
+        self._retry_delays_s = retry_delays_s
+        self._metrics = metrics
+        self._now = now
+
+    async def run(self) -> None:
+        """
+        Settle batch after batch, for ever.
+
+        Cancellation: safe anywhere. What is not acked comes again.
+        """
+        while True:
+            await self.settle(await self._intake.next_batch())
+
+    async def settle(self, batch: Batch) -> None:
+        """Store or set aside every delivery of `batch`, in order, then ack them all."""
+        now_s = self._now()
+        good: list[_Parsed] = []
+        try:
+            for delivery in batch.deliveries:
+                parsed = parse_delivery(delivery, limits=self.limits, now_s=now_s)
+                if isinstance(parsed, Rejection):
+                    letter = DeadLetter(parsed, attempt_of(delivery))
+                    await self._set_aside(batch, delivery, letter)
+                elif parsed.deadline_s is not None and parsed.deadline_s <= now_s:
+                    self._metrics.expired.inc()
+                    self._count(Outcome.EXPIRED)
+                else:
+                    good.append((delivery, parsed))
+            if good:
+                await self._store(batch, good)
+            if not await self._intake.ack(batch):
+                raise StaleBatchError  # noqa: TRY301 - one end for all ways to find out
+        except StaleBatchError:
+            self._count(Outcome.STALE, len(batch.deliveries))
+
+    async def _store(self, batch: Batch, good: Sequence[_Parsed]) -> None:
+        """Append `good`; a batch that fails is split until the culprit stands alone."""
+        messages = [message for _, message in good]
+        try:
+            offsets = await self._patiently(
+                batch, lambda: self._inbox.append(messages), doing="append"
+            )
+        except StaleBatchError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - a bug must cost one message, not the queue
+            if len(good) == 1:
+                await self._try_again_later(batch, *good[0], exc)
+                return
+            middle = len(good) // 2
+            await self._store(batch, good[:middle])  # the first half first: order
+            await self._store(batch, good[middle:])
+            return
+        duplicates = sum(offset is None for offset in offsets)
+        self._count(Outcome.STORED, len(good) - duplicates)
+        self._count(Outcome.DUPLICATE, duplicates)
+
+    async def _try_again_later(
+        self, batch: Batch, delivery: Delivery, message: Message, cause: Exception
+    ) -> None:
+        attempt = attempt_of(delivery)
+        log.error(
+            "delivery.failed",
+            user=user_hash(message.user),
+            message_id=message.id,
+            attempt=attempt,
+            exc_info=cause,
+        )
+        problem = f"{type(cause).__name__}: {cause}"
+        choice = settle_unexpected(attempt, problem, delays_s=self._retry_delays_s)
+        if isinstance(choice, DeadLetter):
+            await self._set_aside(batch, delivery, choice)
+            return
+        await self._patiently(
+            batch,
+            lambda: self._publisher.retry(
+                delivery, choice, deadline_s=message.deadline_s
+            ),
+            doing="retry",
+        )
+        self._count(Outcome.RETRY)
+
+    async def _set_aside(
+        self, batch: Batch, delivery: Delivery, letter: DeadLetter
+    ) -> None:
+        """Publish a dead letter and wait for the broker's confirm."""
+        await self._patiently(
+            batch,
+            lambda: self._publisher.dead_letter(delivery, letter),
+            doing="dead_letter",
+        )
+        reason = letter.rejection.reason
+        log.warning(
+            "delivery.dead_lettered",
+            reason=reason,
+            error=letter.rejection.text,
+            attempt=letter.attempt,
+        )
+        self._count(Outcome.DEAD_LETTER, reason=reason)
+
+    async def _patiently(
+        self, batch: Batch, work: Callable[[], Awaitable[T]], *, doing: str
+    ) -> T:
+        """
+        Do `work`, waiting for as long as a peer is away.
+
+        Raises:
+            StaleBatchError: If the session of `batch` ended while waiting. It will come
+                again, and doing the work now would do it twice.
+
+        """
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(TransientError),
+            wait=wait_random_exponential(multiplier=0.1, max=5),
+            before_sleep=self._tell_waiting,
+        )
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    if self.is_waiting and not self._intake.is_current(batch):
+                        raise StaleBatchError
+                    return await work()
+        finally:
+            if self.is_waiting:
+                self.is_waiting = False
+                log.info("pump.goes_on", doing=doing)
+        raise AssertionError(doing)  # the loop above ends by return or raise alone
+
+    def _tell_waiting(self, state: RetryCallState) -> None:
+        if not self.is_waiting:
+            self.is_waiting = True
+            error = state.outcome.exception() if state.outcome else None
+            log.warning("pump.waiting", error=str(error))
+
+    def _count(self, outcome: Outcome, number: int = 1, *, reason: str = "") -> None:
+        if number:
+            self._metrics.settled.labels(outcome=outcome, reason=reason).inc(number)

@@ -1,0 +1,141 @@
+"""
+What a window gets from the inbox when it connects, until it is up to date.
+
+What is stored meanwhile passes the window's closed gate and is read from the inbox as
+well. So there is no queue beside the inbox, and none that could overflow; pages are
+small and each message waits while the page has much to read, so a long inbox costs no
+memory.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from bridge.core.frames import event_packet
+from bridge.core.position import Position
+from bridge.core.replay import InboxState, Page, ReplayPlan
+from bridge.names import SyncReason
+from bridge.sockets.rooms import Rooms
+from bridge.sockets.window import Window
+
+_PAGE_MESSAGES: Final = 256
+
+
+class Inboxes(Protocol):
+    """What windows ask of the room `inbox`."""
+
+    async def follow(self, user: str) -> None:
+        """Let the live feed bring what is new for `user`."""
+
+    async def unfollow(self, user: str) -> None:
+        """Undo `follow`."""
+
+    async def state(self, user: str) -> InboxState:
+        """Return where the inbox of `user` begins and ends."""
+
+    async def read(
+        self, user: str, *, after: int, max_messages: int, max_bytes: int
+    ) -> Page:
+        """Read on behind the offset `after`."""
+
+    def mark_delivered(self, user: str, offset: int) -> None:
+        """Move the delivered mark forward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """
+    What a replay brought, as `bridge:sync` tells it.
+
+    Attributes:
+        replayed: Messages that were written.
+        expired: Messages that were left out, their time being over.
+        missed: Messages that are gone, expired ones included; `None` = nobody knows.
+        reason: Why something is gone; `None` if nothing is.
+
+    """
+
+    replayed: int
+    expired: int
+    missed: int | None
+    reason: SyncReason | None
+
+    @property
+    def wire(self) -> dict[str, object]:
+        """As a page gets it."""
+        return {
+            "replayed": self.replayed,
+            "complete": self.reason is None,
+            "missed": self.missed,
+            "reason": self.reason,
+        }
+
+
+async def replay(
+    window: Window,
+    plan: ReplayPlan,
+    *,
+    inbox: Inboxes,
+    rooms: Rooms,
+    page_bytes: int,
+    patience_s: float,
+) -> Sync | None:
+    """
+    Write what `window` has not had and open its gate.
+
+    Args:
+        window: In its room, its gate closed.
+        plan: What it misses already.
+        inbox: Where its messages are.
+        rooms: Where its gate is.
+        page_bytes: How much is read at a time.
+        patience_s: How long the window may read nothing.
+
+    Returns:
+        What it got; `None` if it is gone, or read too slowly and has to be closed.
+
+    Raises:
+        StoreUnavailableError: If the inbox cannot be read now.
+
+    """
+    replayed = expired = gone = 0
+    while True:
+        page = await inbox.read(
+            window.user,
+            after=window.offset,
+            max_messages=_PAGE_MESSAGES,
+            max_bytes=page_bytes,
+        )
+        if not await _write(window, page, patience_s):
+            return None
+        if page.messages and window.delivers_by_writing:
+            inbox.mark_delivered(window.user, page.messages[-1].offset)
+        replayed += len(page.messages)
+        expired += page.expired
+        gone += page.gone
+        window.offset = page.next_after
+        # No await between this and the open gate, or something could slip through.
+        if page.next_after >= page.last and rooms.open_gate(window):
+            break
+    missed = None if plan.missed is None else plan.missed + gone + expired
+    return Sync(replayed, expired, missed, _reason(plan, gone=gone, expired=expired))
+
+
+async def _write(window: Window, page: Page, patience_s: float) -> bool:
+    for stored in page.messages:
+        message = stored.message
+        position = str(Position(window.epoch, stored.offset))
+        payload = event_packet(message.event, message.data, position)
+        is_written = await window.carrier.write_patiently(
+            payload, stored.offset, limit_s=patience_s
+        )
+        if not is_written:
+            return False
+    return not window.carrier.closed
+
+
+def _reason(plan: ReplayPlan, *, gone: int, expired: int) -> SyncReason | None:
+    if plan.reason is not None:
+        return plan.reason
+    if gone:  # the inbox was trimmed faster than the window could read
+        return SyncReason.LIMIT
+    return SyncReason.EXPIRED if expired else None

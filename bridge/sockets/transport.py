@@ -1,0 +1,387 @@
+"""
+One connection to a page, underneath socket.io: what is written, in what order, how much.
+
+Over python-engineio's socket, because its own keeps an unbounded queue for each client
+and a writer task that hangs for ever when the client stops reading (traps 1.2, row 3).
+Here a websocket has no queue of ours at all: packets are written straight to the TCP
+transport, in the order in which they are sent, and what waits there is counted. Long
+polling has a queue, and the queue is counted.
+
+A `Carrier` is one connection. It does not know users, rooms or inboxes.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import ClientConnectionResetError, WSMessageTypeError, WSMsgType, web
+from engineio import packet as engine
+from engineio.async_socket import AsyncSocket
+from engineio.exceptions import ContentTooLongError, QueueEmpty, UnknownPacketError
+
+from bridge.core.frames import text_frame
+from bridge.core.rate import Allowance
+
+if TYPE_CHECKING:
+    from bridge.sockets.engine import EngineServer
+
+# How long a connection that was told to go may take to read its last bytes.
+_LAST_WORDS_S: Final = 2.0
+# Engine.io joins the packets of one polling answer with this character.
+_SEPARATOR: Final = "\x1e"
+
+
+class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
+    """
+    One engine.io session: a websocket, long polling, or the second becoming the first.
+
+    Attributes:
+        sid: Engine.io's session id: whoever knows it can poll the session.
+        address: Where the page is, as far as it can be believed.
+        is_origin_allowed: Whether pages of this origin may connect; if not, the session
+            lives just long enough to be told so.
+
+    """
+
+    server: "EngineServer"
+
+    def __init__(
+        self,
+        server: "EngineServer",
+        sid: str,
+        *,
+        request: web.BaseRequest,
+        address: str,
+        is_origin_allowed: bool,
+    ) -> None:
+        # Not super().__init__: it makes an unbounded asyncio queue for each client.
+        self.server = server
+        self.sid = sid
+        self.request = request
+        self.address = address
+        self.is_origin_allowed = is_origin_allowed
+        self.connected = False
+        self.upgrading = False
+        self.upgraded = False
+        self.closing = False
+        self.closed = False
+        self.opened_s = monotonic()
+        self.closed_s = self.opened_s
+        self.ping_due_s = self.opened_s + server.ping_interval
+        self.pong_due_s: float | None = None
+        self._allowance = Allowance(
+            server.bounds.events_per_second,
+            2 * server.bounds.events_per_second,
+            self.opened_s,
+        )
+        self._websocket: web.WebSocketResponse | None = None
+        self._transport: asyncio.Transport | None = None
+        self._queue: deque[tuple[str, int]] = deque()
+        self._queue_bytes = 0
+        self._changed = asyncio.Event()  # something to poll, or the end
+        self._polled = asyncio.Event()  # the queue was emptied
+        self._is_polling = False
+        self.on_written: Callable[[int], None] | None = None
+
+    # --- out
+
+    @property
+    def transport_name(self) -> str:
+        """`websocket` or `polling`, as it is now."""
+        return "polling" if self._transport is None else "websocket"
+
+    @property
+    def is_written_at_once(self) -> bool:
+        """Whether what is sent goes straight to the page, not into a queue."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that were sent to this page and that it has not read yet."""
+        if self._transport is None:
+            return self._queue_bytes
+        return self._transport.get_write_buffer_size()
+
+    def write(self, payload: bytes, frame: bytes, offset: int) -> bool:
+        """
+        Send one engine.io packet at once, whatever transport there is.
+
+        Args:
+            payload: The packet.
+            frame: The same as one websocket frame; both are made once for all windows.
+            offset: Of the message in it, told to `on_written` when it has really gone
+                to the page; 0 if it is not a message of an inbox.
+
+        Returns:
+            False if more waits for this page than it may; it should be closed.
+
+        """
+        transport = self._transport
+        if transport is None:
+            return self._enqueue(payload.decode(), offset)
+        if transport.is_closing():
+            return True  # on its way out already
+        transport.write(frame)
+        return transport.get_write_buffer_size() <= self.server.bounds.outbound_bytes
+
+    def write_packet(self, packet: str) -> bool:
+        """Send one engine.io packet of the bridge's own; as `write`."""
+        payload = packet.encode()
+        return self.write(payload, text_frame(payload), 0)
+
+    async def write_patiently(
+        self, payload: bytes, offset: int, *, limit_s: float
+    ) -> bool:
+        """
+        Send one packet and wait while the page has much to read.
+
+        Returns:
+            False if the page is gone, or read nothing for `limit_s`.
+
+        """
+        try:
+            async with asyncio.timeout(limit_s):
+                if self._websocket is not None:
+                    await self._websocket.send_frame(payload, WSMsgType.TEXT)
+                else:
+                    await self._enqueue_patiently(payload, offset)
+        except (TimeoutError, ClientConnectionResetError, RuntimeError):
+            return False
+        return not self.closed
+
+    async def send(self, pkt: engine.Packet) -> None:
+        """Send a packet that engine.io itself made."""
+        self.write_packet(pkt.encode())
+
+    def _enqueue(self, packet: str, offset: int) -> bool:
+        if self.closed:
+            return True
+        self._queue.append((packet, offset))
+        self._queue_bytes += len(packet)
+        self._changed.set()
+        return self._queue_bytes <= self.server.bounds.outbound_bytes
+
+    async def _enqueue_patiently(self, payload: bytes, offset: int) -> None:
+        while (
+            self._queue_bytes > self.server.bounds.outbound_bytes // 4
+            and not self.closed
+        ):
+            if self._websocket is not None:  # upgraded meanwhile
+                break
+            self._polled.clear()
+            await self._polled.wait()
+        if self._websocket is not None:
+            await self._websocket.send_frame(payload, WSMsgType.TEXT)
+        else:
+            self._enqueue(payload.decode(), offset)
+
+    # --- long polling
+
+    async def poll(self) -> list[str]:
+        """
+        Return what waits, at once or as soon as something does.
+
+        Raises:
+            QueueEmpty: If the session ended, or nothing came for as long as a page
+                waits: pings come more often than that.
+
+        """
+        if self._is_polling:
+            # A page polls once at a time; two would tear its messages apart.
+            self.end(self.server.reason.TRANSPORT_ERROR)
+            raise QueueEmpty
+        if not self._queue and not self.closed:
+            self._changed.clear()
+            self._is_polling = True
+            try:
+                async with asyncio.timeout(
+                    self.server.ping_interval + self.server.ping_timeout
+                ):
+                    await self._changed.wait()
+            except TimeoutError:
+                raise QueueEmpty from None
+            finally:
+                self._is_polling = False
+        if not self._queue:
+            raise QueueEmpty
+        packets = [packet for packet, _ in self._queue]
+        offset = max(offset for _, offset in self._queue)
+        self._queue.clear()
+        self._queue_bytes = 0
+        self._polled.set()
+        if offset and self.on_written:
+            self.on_written(offset)
+        return packets
+
+    async def handle_get_request(self, environ: dict[str, Any]) -> Any:  # noqa: ANN401 - engineio's
+        """Answer a poll, or turn into a websocket if that is what is asked for."""
+        request = environ["aiohttp.request"]
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            return await self._serve_websocket(request)
+        if self.upgrading or self.upgraded:
+            # What waits now belongs to the websocket.
+            return ["6"]
+        return await self.poll()
+
+    async def handle_post_request(self, environ: dict[str, Any]) -> None:
+        """
+        Take the packets of a polling page.
+
+        The whole body is read, unlike in engineio (traps 1.2, row 9), within a bound
+        and a deadline (aiohttp has none for bodies, traps 1.3).
+
+        Raises:
+            ContentTooLongError: If it is larger than an event may be, or came too slowly.
+            UnknownPacketError: If it is not text.
+
+        """
+        content = environ["aiohttp.request"].content
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.server.bounds.connect_s):
+                async for chunk in content.iter_any():
+                    body += chunk
+                    if len(body) > self.server.max_http_buffer_size:
+                        raise ContentTooLongError
+        except TimeoutError:
+            raise ContentTooLongError from None
+        try:
+            packets = body.decode().split(_SEPARATOR)
+        except UnicodeDecodeError:
+            raise UnknownPacketError from None
+        for packet in packets:
+            await self.take(packet)
+
+    # --- websocket
+
+    async def _serve_websocket(self, request: web.Request) -> web.StreamResponse:
+        """Live as a websocket until the page or the bridge ends it."""
+        websocket = web.WebSocketResponse(
+            max_msg_size=self.server.max_http_buffer_size,
+            compress=False,  # 115 kB a connection otherwise (traps 1.2, row 17)
+            timeout=_LAST_WORDS_S,
+        )
+        await websocket.prepare(request)
+        if self.connected and not await self._probe(websocket):
+            await websocket.close()
+            return websocket
+        self._take_over(websocket, request)
+        try:
+            async for message in websocket:
+                if message.type is WSMsgType.TEXT:
+                    await self.take(message.data)
+                else:
+                    self.server.ignore()
+        finally:
+            self.end(self.server.reason.TRANSPORT_CLOSE)
+        return websocket
+
+    async def _probe(self, websocket: web.WebSocketResponse) -> bool:
+        """Do engine.io's handshake from polling to websocket; false if it fails."""
+        self.upgrading = True
+        try:
+            async with asyncio.timeout(self.server.bounds.connect_s):
+                if await websocket.receive_str() != "2probe":
+                    return False
+                await websocket.send_str("3probe")
+                self._enqueue("6", 0)  # ends the poll that waits
+                if await websocket.receive_str() != "5":
+                    return False
+        except (
+            TimeoutError,
+            TypeError,
+            WSMessageTypeError,
+            RuntimeError,
+            ConnectionError,
+        ):
+            return False
+        finally:
+            self.upgrading = False
+        return not self.closed
+
+    def _take_over(
+        self, websocket: web.WebSocketResponse, request: web.Request
+    ) -> None:
+        """From here on everything goes over the websocket; first what waited."""
+        self.connected = True
+        self.upgraded = True
+        self._websocket = websocket
+        self._transport = request.transport
+        queued, self._queue = self._queue, deque()
+        self._queue_bytes = 0
+        for packet, offset in queued:
+            if packet != "6":
+                payload = packet.encode()
+                self.write(payload, text_frame(payload), offset)
+                if offset and self.on_written:
+                    self.on_written(offset)
+        self._polled.set()
+
+    # --- in
+
+    async def take(self, packet: str) -> None:
+        """Do what a packet from the page asks for; what makes no sense ends the session."""
+        if self.closed:
+            return
+        if not self._allowance.take(monotonic()):
+            self.server.flooded(self)
+            return
+        kind = packet[:1]
+        if kind == "3":
+            self.pong_due_s = None
+        elif kind == "4":
+            await self.server.message(self, packet[1:])
+        elif kind == "1":
+            self.end(self.server.reason.CLIENT_DISCONNECT)
+        else:
+            self.server.ignore()
+            self.end(self.server.reason.TRANSPORT_ERROR)
+
+    # --- time and the end
+
+    def tick(self, now_s: float) -> None:
+        """Ping when it is time, and end the session of a page that does not answer."""
+        if self.pong_due_s is not None:
+            if now_s >= self.pong_due_s:
+                self.end(self.server.reason.PING_TIMEOUT, abort=True)
+        elif now_s >= self.ping_due_s and self.connected:
+            self.ping_due_s = now_s + self.server.ping_interval
+            self.pong_due_s = now_s + self.server.ping_timeout
+            self.write_packet("2")
+
+    def end(self, reason: str, *, abort: bool = False) -> None:
+        """
+        End the session; nothing is written after this. May be called again.
+
+        What was written before still goes out, for a moment, unless `abort`: then the
+        connection is cut at once, because a page that does not read would keep it and
+        what waits in it for ever.
+        """
+        if self.closed:
+            return
+        self.closing = self.closed = True
+        self.closed_s = monotonic()
+        self._changed.set()
+        self._polled.set()
+        self.server.ended(self, reason)
+        transport = self._transport
+        if transport is None:
+            return  # a poll may still fetch the last words; `tick` drops the rest
+        if abort:
+            transport.abort()
+            return
+        if not transport.is_closing():
+            transport.write(
+                b"\x88\x00"
+            )  # websocket close frame, RFC 6455 section 5.5.1
+            transport.close()
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, transport.abort)
+
+    async def close(self, *_: object, **options: Any) -> None:  # noqa: ANN401 - engineio's
+        """End the session, as engine.io asks for it. It never waits for the page."""
+        self.end(
+            options.get("reason") or self.server.reason.SERVER_DISCONNECT,
+            abort=bool(options.get("abort")),
+        )

@@ -1,0 +1,80 @@
+"""The operator door: `/api/publish`, `/metrics`, `/health/*`, each but the last behind a key."""
+
+from typing import Final
+from uuid import uuid4
+
+import orjson
+from aiohttp import web
+
+from bridge.core.contracts.messages import Problem
+from bridge.core.contracts.publish_request import parse_publish_request
+from bridge.errors import BrokerUnavailableError, PublishRefusedError
+from bridge.metrics import Metrics
+from bridge.web.access import Handler, Keys, guarded
+from bridge.web.health import Health, add_health_routes
+from bridge.web.problems import answer_with_problems, harden, problem
+from bridge.web.publishing import MessagePublisher
+
+_RETRY_AFTER_S: Final = "2"
+# Around the data stand the other fields, and a character may be written as \u0000.
+_FIELDS_MAX_BYTES: Final = 8192
+
+
+def operator_app(
+    *,
+    health: Health,
+    publisher: MessagePublisher,
+    metrics: Metrics,
+    operator_keys: Keys,
+    publish_keys: Keys,
+    max_message_bytes: int,
+) -> web.Application:
+    """Build the operator door. Keys may change while it is open."""
+    app = web.Application(
+        middlewares=[answer_with_problems],
+        client_max_size=max_message_bytes + _FIELDS_MAX_BYTES,
+    )
+    app.on_response_prepare.append(harden)
+    add_health_routes(app, health)
+
+    async def render_metrics(_request: web.Request) -> web.Response:
+        return web.Response(
+            body=metrics.render(),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
+        )
+
+    publish: Handler = PublishDoor(publisher, metrics).publish
+    app.router.add_get("/metrics", guarded(operator_keys, render_metrics))
+    app.router.add_post("/api/publish", guarded(publish_keys, publish))
+    return app
+
+
+class PublishDoor:
+    """Publishing over HTTP, for those without an AMQP client."""
+
+    def __init__(self, publisher: MessagePublisher, metrics: Metrics) -> None:
+        self._publisher = publisher
+        self._metrics = metrics
+
+    async def publish(self, request: web.Request) -> web.Response:
+        """Answer 202 once the broker has confirmed the message."""
+        asked = parse_publish_request(await request.read())
+        if isinstance(asked, Problem):
+            return problem(asked.status, asked.detail, pointer=asked.pointer)
+        message_id = asked.id or str(uuid4())
+        try:
+            await self._publisher.publish_message(
+                user=asked.user,
+                event=asked.event,
+                data=orjson.dumps(asked.data),
+                message_id=message_id,
+                ttl_s=asked.ttl_s,
+            )
+        except (BrokerUnavailableError, PublishRefusedError) as exc:
+            return problem(503, str(exc), headers={"Retry-After": _RETRY_AFTER_S})
+        self._metrics.published.inc()
+        return web.Response(
+            status=202,
+            body=orjson.dumps({"id": message_id}),
+            content_type="application/json",
+        )

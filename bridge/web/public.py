@@ -1,0 +1,98 @@
+"""
+The public door: `/socket.io/`, the stock client's script, `/health/*`.
+
+And, where it is switched on, the article's `GET /?name=USER&msg=TEXT`.
+"""
+
+from collections.abc import Callable
+from importlib import resources
+from typing import Final
+
+import orjson
+from aiohttp import web
+
+from bridge.core.message import user_problem
+from bridge.errors import BrokerUnavailableError, PublishRefusedError
+from bridge.web.access import Handler
+from bridge.web.health import Health, add_health_routes
+from bridge.web.problems import answer_with_problems, harden, problem
+from bridge.web.publishing import MessagePublisher
+
+_SCRIPT: Final = "socket.io.min.js"
+_SCRIPT_AGE_S: Final = 3600
+
+
+def public_app(
+    *,
+    health: Health,
+    route_sockets: Callable[[web.Application], None],
+    legacy: Handler | None,
+) -> web.Application:
+    """Build the public door; `legacy` answers `GET /` where it is switched on."""
+    app = web.Application(middlewares=[answer_with_problems])
+    app.on_response_prepare.append(harden)
+    add_health_routes(app, health)
+    _add_script(app)
+    route_sockets(app)
+    if legacy is not None:
+        app.router.add_get("/", legacy, allow_head=False)
+    return app
+
+
+def _add_script(app: web.Application) -> None:
+    """Serve the stock client, so that a page needs nothing from any other host."""
+    assets = resources.files("bridge.web") / "assets"
+    script = (assets / _SCRIPT).read_bytes()
+    headers = {
+        "Cache-Control": f"public, max-age={_SCRIPT_AGE_S}",
+        # A page of another origin may load it, as from any script host.
+        "Access-Control-Allow-Origin": "*",
+        "Cross-Origin-Resource-Policy": "cross-origin",
+    }
+
+    async def serve(_request: web.Request) -> web.Response:
+        return web.Response(
+            body=script,
+            content_type="text/javascript",
+            charset="utf-8",
+            headers=headers,
+        )
+
+    for path in ("/socket.io/socket.io.js", "/socket.io/socket.io.min.js"):
+        app.router.add_get(path, serve)
+
+
+class LegacyDoor:
+    """
+    The article's own way to publish: a GET with the user and a text.
+
+    Off by default: a GET that does something can be triggered by any page or prefetch,
+    and its text stands in every proxy's log.
+    """
+
+    def __init__(self, publisher: MessagePublisher) -> None:
+        self._publisher = publisher
+
+    async def push(self, request: web.Request) -> web.Response:
+        """Publish ``{"code": 0, "data": TEXT}`` as event `message`."""
+        user = request.query.get("name", "")
+        fault = user_problem(user)
+        if fault:
+            return problem(422, f"name {fault}", pointer="name")
+        text = request.query.get("msg")
+        if text is None:
+            return problem(422, "msg is missing, expected the text", pointer="msg")
+        try:
+            data = orjson.dumps({"code": 0, "data": text})
+        except orjson.JSONEncodeError:
+            return problem(422, "msg is not valid Unicode", pointer="msg")
+        try:
+            await self._publisher.publish_message(
+                user=user, event=None, data=data, message_id=None, ttl_s=None
+            )
+        except (BrokerUnavailableError, PublishRefusedError) as exc:
+            return problem(503, str(exc), headers={"Retry-After": "2"})
+        return web.Response(
+            body=orjson.dumps({"code": 0}),
+            content_type="application/json",
+        )
