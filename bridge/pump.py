@@ -13,7 +13,7 @@ never overtake; prefetch bounds what waits with it and the broker keeps the rest
 
 from collections.abc import Awaitable, Callable, Sequence
 from time import time
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 from tenacity import (
@@ -36,7 +36,7 @@ from bridge.core.settlement import (
     attempt_of,
     settle_unexpected,
 )
-from bridge.errors import StaleBatchError, TransientError
+from bridge.errors import PublishRefusedError, StaleBatchError, TransientError
 from bridge.logs import user_hash
 from bridge.metrics import Metrics
 from bridge.names import Outcome
@@ -44,6 +44,7 @@ from bridge.names import Outcome
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+B = TypeVar("B", bound="Batch")
 _Parsed = tuple[Delivery, Message]
 
 
@@ -55,16 +56,16 @@ class Batch(Protocol):
         """At least one."""
 
 
-class Intake(Protocol):
+class Intake(Protocol[B]):
     """Where deliveries come from (the room `broker`)."""
 
-    async def next_batch(self) -> Batch:
+    async def next_batch(self) -> B:
         """Wait for deliveries and return all that wait, within bounds."""
 
-    def is_current(self, batch: Batch) -> bool:
+    def is_current(self, batch: B) -> bool:
         """Whether the session that brought `batch` lives, so that it can be acked."""
 
-    async def ack(self, batch: Batch) -> bool:
+    async def ack(self, batch: B) -> bool:
         """Ack all of `batch`; false if its session is gone and it will come again."""
 
 
@@ -87,13 +88,13 @@ class Inbox(Protocol):
         """Store all or none; an offset each, `None` for a duplicate."""
 
 
-class Pump:
+class Pump(Generic[B]):
     """Moves batches from the intake to the inbox until it is cancelled."""
 
     def __init__(
         self,
         *,
-        intake: Intake,
+        intake: Intake[B],
         inbox: Inbox,
         publisher: Publisher,
         limits: MessageLimits,
@@ -119,7 +120,7 @@ class Pump:
         while True:
             await self.settle(await self._intake.next_batch())
 
-    async def settle(self, batch: Batch) -> None:
+    async def settle(self, batch: B) -> None:
         """Store or set aside every delivery of `batch`, in order, then ack them all."""
         now_s = self._now()
         good: list[_Parsed] = []
@@ -141,7 +142,7 @@ class Pump:
         except StaleBatchError:
             self._count(Outcome.STALE, len(batch.deliveries))
 
-    async def _store(self, batch: Batch, good: Sequence[_Parsed]) -> None:
+    async def _store(self, batch: B, good: Sequence[_Parsed]) -> None:
         """Append `good`; a batch that fails is split until the culprit stands alone."""
         messages = [message for _, message in good]
         try:
@@ -163,7 +164,7 @@ class Pump:
         self._count(Outcome.DUPLICATE, duplicates)
 
     async def _try_again_later(
-        self, batch: Batch, delivery: Delivery, message: Message, cause: Exception
+        self, batch: B, delivery: Delivery, message: Message, cause: Exception
     ) -> None:
         attempt = attempt_of(delivery)
         log.error(
@@ -188,7 +189,7 @@ class Pump:
         self._count(Outcome.RETRY)
 
     async def _set_aside(
-        self, batch: Batch, delivery: Delivery, letter: DeadLetter
+        self, batch: B, delivery: Delivery, letter: DeadLetter
     ) -> None:
         """Publish a dead letter and wait for the broker's confirm."""
         await self._patiently(
@@ -206,7 +207,7 @@ class Pump:
         self._count(Outcome.DEAD_LETTER, reason=reason)
 
     async def _patiently(
-        self, batch: Batch, work: Callable[[], Awaitable[T]], *, doing: str
+        self, batch: B, work: Callable[[], Awaitable[T]], *, doing: str
     ) -> T:
         """
         Do `work`, waiting for as long as a peer is away.
@@ -217,7 +218,9 @@ class Pump:
 
         """
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(TransientError),
+            # A refusal too: somebody deleted the queue, or it is full. It must be mended,
+            # and until then the original stays where it is.
+            retry=retry_if_exception_type((TransientError, PublishRefusedError)),
             wait=wait_random_exponential(multiplier=0.1, max=5),
             before_sleep=self._tell_waiting,
         )

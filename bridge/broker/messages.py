@@ -10,7 +10,12 @@ class RawPublisher(Protocol):
     """Publishes bytes with a confirm (broker/publisher.py)."""
 
     async def publish(
-        self, exchange: str, routing_key: bytes, body: bytes, properties: Properties
+        self,
+        exchange: str,
+        routing_key: bytes,
+        *,
+        body: bytes,
+        properties: Properties,
     ) -> None:
         """Publish; confirmed when it returns."""
 
@@ -54,4 +59,6 @@ class MessagePublisher:
             message_id=None if message_id is None else message_id.encode(),
             type=None if event is None else event.encode(),
         )
-        await self._publisher.publish(self._exchange, user.encode(), data, properties)
+        await self._publisher.publish(
+            self._exchange, user.encode(), body=data, properties=properties
+        )

@@ -1,0 +1,409 @@
+"""
+The one place where the concrete classes meet: build, start, drain, reload.
+
+Start: store, keys, broker, sockets, doors, then ready. Leaving, in the order of design
+3.8: not ready, stop consuming, settle what is in flight, tell windows, close the doors,
+broker, store. A second signal insists, and everything ends at once; what was not acked
+comes again.
+"""
+
+import asyncio
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from bridge.auth.jwt import TokenRules, TokenVerifier
+from bridge.auth.key_set import KeySet
+from bridge.broker.connection import BrokerAddress
+from bridge.broker.deliveries import Intake
+from bridge.broker.messages import MessagePublisher
+from bridge.broker.publisher import Publisher
+from bridge.broker.topology import topology
+from bridge.core.addresses import parse_networks
+from bridge.core.message import MessageLimits
+from bridge.core.origins import OriginRules
+from bridge.errors import BridgeError, ConfigError
+from bridge.inbox.memory import MemoryInbox, Retention
+from bridge.logs import set_log_level
+from bridge.metrics import Metrics
+from bridge.names import BrokerNames
+from bridge.pump import Pump
+from bridge.settings.load import changed_fields
+from bridge.settings.model import Settings
+from bridge.sockets.engine import Admission, Bounds
+from bridge.sockets.server import BridgeServer, ServerOptions
+from bridge.web.access import Handler, Keys, guarded
+from bridge.web.operator import operator_app
+from bridge.web.public import LegacyDoor, public_app
+
+log = structlog.get_logger(__name__)
+
+_SWEEP_S: Final = 60.0
+_KEEPALIVE_S: Final = 75.0
+# Of the drain timeout, what windows may take; the rest is for settling and closing.
+_WINDOWS_SHARE: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where a started bridge listens, with the real ports."""
+
+    public_url: str
+    operator_url: str
+
+
+class Bridge:
+    """One bridge, from its settings."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        add_public_routes: Callable[[web.Application], None] | None = None,
+    ) -> None:
+        """
+        Build everything, touch nothing.
+
+        Args:
+            settings: Checked.
+            add_public_routes: Adds routes of its own to the public door (the demo).
+
+        Raises:
+            ConfigError: If a key of the settings cannot be used.
+
+        """
+        self.settings = settings
+        self.metrics = Metrics()
+        self._add_public_routes = add_public_routes
+        self._is_draining = False
+        self._build_stores()
+        self._build_broker()
+        self._build_doors()
+
+    # --- building
+
+    def _build_stores(self) -> None:
+        settings = self.settings
+        self.inbox = inbox_of(settings)
+        self.verifier = None
+        if settings.auth == "jwt":
+            key_set = KeySet(settings.jwks_url) if settings.jwks_url else None
+            self.verifier = TokenVerifier(_token_rules(settings), key_set)
+        self.sockets = BridgeServer(
+            _server_options(settings),
+            inbox=self.inbox,
+            verifier=self.verifier,
+            metrics=self.metrics,
+        )
+        self.inbox.listen(self.sockets.rooms.feed)
+
+    def _build_broker(self) -> None:
+        settings = self.settings
+        address = broker_address(settings)
+        names = BrokerNames(settings.namespace)
+        wanted = topology(names, settings.retry_delays)
+        self.publisher = Publisher(address, names, metrics=self.metrics, wanted=wanted)
+        self.intake = Intake(
+            address,
+            wanted,
+            queue=names.inbound_queue(),
+            prefetch_count=settings.prefetch,
+            metrics=self.metrics,
+        )
+        self.pump = Pump(
+            intake=self.intake,
+            inbox=self.inbox,
+            publisher=self.publisher,
+            limits=MessageLimits(settings.max_message_bytes),
+            retry_delays_s=settings.retry_delays,
+            metrics=self.metrics,
+        )
+        self.messages = MessagePublisher(self.publisher, names)
+        self.metrics.ready.set_function(lambda: not self.unready_reasons())
+
+    def _build_doors(self) -> None:
+        settings = self.settings
+        self._operator_keys = Keys((), setting="BRIDGE_OPERATOR_TOKEN")
+        self._publish_keys = Keys((), setting="BRIDGE_API_KEY")
+        self._replace_keys(settings)
+        legacy: Handler | None = None
+        if settings.legacy_push:
+            legacy = LegacyDoor(self.messages).push
+            if settings.auth != "open":
+                legacy = guarded(self._publish_keys, legacy)
+        self._public = public_app(
+            health=self, route_sockets=self.sockets.route, legacy=legacy
+        )
+        if self._add_public_routes is not None:
+            self._add_public_routes(self._public)
+        self._operator = operator_app(
+            health=self,
+            publisher=self.messages,
+            metrics=self.metrics,
+            operator_keys=self._operator_keys,
+            publish_keys=self._publish_keys,
+            max_message_bytes=settings.max_message_bytes,
+        )
+
+    def _replace_keys(self, settings: Settings) -> None:
+        token = _secret(settings.operator_token)
+        self._operator_keys.replace((token,))
+        self._publish_keys.replace((_secret(settings.api_key), token))
+
+    # --- running
+
+    def unready_reasons(self) -> list[str]:
+        """Say what keeps the bridge from being ready; empty if nothing does."""
+        reasons = []
+        if self._is_draining:
+            reasons.append("the bridge is going down")
+        if not self.intake.is_consuming:
+            reasons.append("nothing is consumed from the broker")
+        if self.pump.is_waiting:
+            reasons.append("the pump waits for the inbox store or the broker")
+        return reasons
+
+    async def run(
+        self, stop: asyncio.Event, *, on_listening: Callable[[Listening], None]
+    ) -> None:
+        """
+        Run until `stop` is set, then drain.
+
+        Args:
+            stop: Set by whoever wants the bridge to go.
+            on_listening: Called once, when both doors are open. Being ready is another
+                matter: that needs the broker.
+
+        Raises:
+            BridgeError: If the start fails, or the broker holds something else under
+                our names.
+            OSError: If a port cannot be had.
+
+        Cancellation:
+            Ends at once, without draining; nothing that was acked is lost.
+
+        """
+        try:
+            async with AsyncExitStack() as stack:
+                await self._open(stack)
+                async with asyncio.TaskGroup() as tasks:
+                    await self._run_parts(tasks, stack, stop, on_listening)
+        except* (BridgeError, OSError) as group:
+            failure = _first_of(group)
+        else:
+            return
+        raise failure
+
+    async def _run_parts(
+        self,
+        tasks: asyncio.TaskGroup,
+        stack: AsyncExitStack,
+        stop: asyncio.Event,
+        on_listening: Callable[[Listening], None],
+    ) -> None:
+        parts = (
+            ("publisher", self.publisher.run()),
+            ("intake", self.intake.run()),
+            ("pump", self.pump.run()),
+            ("sockets", self.sockets.run()),
+            ("sweep", self._sweep()),
+        )
+        running = [tasks.create_task(work, name=name) for name, work in parts]
+        on_listening(await self._listen(stack))
+        await stop.wait()
+        await self._drain()
+        for task in running:
+            task.cancel()
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        await self.inbox.open()
+        stack.push_async_callback(self.inbox.close)
+        if self.verifier is not None:
+            await self.verifier.open()
+            stack.push_async_callback(self.verifier.close)
+
+    async def _listen(self, stack: AsyncExitStack) -> Listening:
+        settings = self.settings
+        return Listening(
+            public_url=await _serve(stack, self._public, settings.host, settings.port),
+            operator_url=await _serve(
+                stack, self._operator, settings.operator_host, settings.operator_port
+            ),
+        )
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            await self.inbox.sweep()
+
+    async def _drain(self) -> None:
+        self._is_draining = True
+        within_s = self.settings.drain_timeout
+        log.info("bridge.draining", within_s=within_s, windows=len(self.sockets.rooms))
+        try:
+            async with asyncio.timeout(within_s):
+                await self.intake.stop_consuming()
+                await self.intake.settled()
+                await self.sockets.drain(within_s=within_s * _WINDOWS_SHARE)
+        except TimeoutError:
+            log.warning(
+                "bridge.drain_cut_short",
+                in_flight=self.intake.in_flight,
+                windows=len(self.sockets.rooms),
+            )
+        await self.intake.close()
+        log.info("bridge.drained")
+
+    # --- reloading
+
+    async def reload(self, new: Settings) -> None:
+        """Apply what `new` changes and can be applied while running, and log it all."""
+        applied, needs_restart = changed_fields(self.settings, new)
+        if "log_level" in applied:
+            set_log_level(new.log_level)
+        if self.verifier is not None:
+            try:
+                self.verifier.replace_rules(_token_rules(new))
+            except ConfigError as exc:
+                log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
+                return
+        self.inbox.retention = _retention(new)
+        self.sockets.apply(_server_options(new))
+        self.pump.limits = MessageLimits(new.max_message_bytes)
+        self._replace_keys(new)
+        if "prefetch" in applied:
+            await self.intake.set_prefetch(new.prefetch)
+        # What needs a restart keeps its old value until then.
+        self.settings = new.model_copy(
+            update={name: getattr(self.settings, name) for name in needs_restart}
+        )
+        log.info("settings.reloaded", changed=applied, needs_restart=needs_restart)
+
+
+async def run_until_signalled(
+    bridge: Bridge,
+    *,
+    load: Callable[[], Settings],
+    on_listening: Callable[[Listening], None],
+) -> None:
+    """
+    Run `bridge` until SIGTERM or SIGINT; the first drains, the second insists.
+
+    SIGHUP calls `load` and applies what changed. Errors as `Bridge.run`.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    hangup = asyncio.Event()
+    main = asyncio.current_task()
+
+    def leave() -> None:
+        if stop.is_set() and main is not None:
+            main.cancel()
+        stop.set()
+
+    async def reload_on_hangup() -> None:
+        while True:
+            await hangup.wait()
+            hangup.clear()
+            try:
+                await bridge.reload(load())
+            except ConfigError as exc:
+                log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leave)
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    async with asyncio.TaskGroup() as tasks:
+        reloading = tasks.create_task(reload_on_hangup(), name="reload")
+        await bridge.run(stop, on_listening=on_listening)
+        reloading.cancel()
+
+
+def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    failure: BaseException = group
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return failure
+
+
+def inbox_of(settings: Settings) -> MemoryInbox:
+    """Return the store that the settings name, not opened yet."""
+    return MemoryInbox(_retention(settings))
+
+
+def broker_address(settings: Settings) -> BrokerAddress:
+    """Return where the broker is."""
+    return BrokerAddress(
+        urls=tuple(url.get_secret_value() for url in settings.amqp_url),
+        timeout_s=settings.broker_timeout,
+    )
+
+
+async def _serve(
+    stack: AsyncExitStack, app: web.Application, host: str, port: int
+) -> str:
+    runner = web.AppRunner(
+        app,
+        access_log=None,  # its lines hold the query, and that a session id
+        keepalive_timeout=_KEEPALIVE_S,
+        shutdown_timeout=1.0,  # windows were told to go before
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.TCPSite(runner, host, port).start()
+    address: Sequence[object] = runner.addresses[0]
+    shown = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
+    return f"http://{shown}:{address[1]}"
+
+
+def _secret(value: object) -> str | None:
+    reveal = getattr(value, "get_secret_value", None)
+    return str(reveal()) if reveal else None
+
+
+def _retention(settings: Settings) -> Retention:
+    return Retention(
+        max_messages=settings.inbox_max_messages,
+        max_age_s=settings.inbox_max_age,
+        dedupe_s=settings.dedupe_window,
+    )
+
+
+def _token_rules(settings: Settings) -> TokenRules:
+    return TokenRules(
+        algorithms=settings.jwt_algorithms,
+        secrets=tuple(secret.get_secret_value() for secret in settings.jwt_secret),
+        public_key=settings.jwt_public_key,
+        audience=settings.jwt_audience,
+        issuer=settings.jwt_issuer,
+        leeway_s=settings.jwt_leeway,
+    )
+
+
+def _server_options(settings: Settings) -> ServerOptions:
+    return ServerOptions(
+        bounds=Bounds(
+            outbound_bytes=settings.slow_client_bytes,
+            events_per_second=settings.max_events_per_second,
+            windows_per_user=settings.max_windows_per_user,
+            windows_per_address=settings.max_windows_per_address,
+            connect_s=settings.connect_timeout,
+        ),
+        admission=Admission(
+            origins=OriginRules(
+                allowed=frozenset(settings.allowed_origins),
+                allows_any=settings.dangerously_allow_any_origin,
+            ),
+            trusted_proxies=parse_networks(settings.trusted_proxies),
+        ),
+        ping_interval_s=settings.ping_interval,
+        ping_timeout_s=settings.ping_timeout,
+        max_event_bytes=settings.max_event_bytes,
+        cookie=settings.jwt_cookie,
+        leeway_s=settings.jwt_leeway,
+    )

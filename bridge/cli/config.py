@@ -1,0 +1,54 @@
+"""`bridge config`: what the settings come to."""
+
+from typing import Annotated
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bridge.cli.options import ConfigFile
+from bridge.settings.checks import environment_name
+from bridge.settings.load import is_reloadable, load_settings
+from bridge.settings.model import Settings
+
+
+def config(
+    config_file: ConfigFile = None,
+    json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """
+    Show every setting with the value that `bridge run` would use, secrets masked.
+
+    Examples:
+        bridge config
+
+        BRIDGE_PORT=9000 bridge config --json
+
+    """
+    settings = load_settings(config_file=str(config_file) if config_file else None)
+    shown = {name: shown_value(settings, name) for name in Settings.model_fields}
+    if json:
+        typer.echo(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode())
+        return
+    table = Table(box=None, header_style="bold")
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value")
+    table.add_column("SIGHUP", justify="center")
+    for name, value in shown.items():
+        table.add_row(
+            environment_name(name), str(value), "yes" if is_reloadable(name) else ""
+        )
+    Console(highlight=False).print(table)
+
+
+def shown_value(settings: Settings, name: str) -> object:
+    """Return a setting as it may be shown: secrets are stars."""
+    value = getattr(settings, name)
+    if isinstance(value, tuple):
+        return [_masked(part) for part in value]
+    return _masked(value)
+
+
+def _masked(value: object) -> object:
+    return "***" if hasattr(value, "get_secret_value") else value

@@ -1,0 +1,52 @@
+"""
+The program `bridge`: its commands, and what their exit status means.
+
+Exit codes: 0 done, 1 failed, 2 wrong use or settings, 3 a peer cannot be reached.
+"""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from bridge.cli import check, config, demo, publish, run, schemas, tail, token
+from bridge.errors import BridgeError, BrokerUnavailableError, ConfigError
+from bridge.names import ExitCode
+
+app = typer.Typer(
+    name="bridge",
+    help="Carries messages from RabbitMQ to every window of a user, with nothing lost in between.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.run)
+app.command("demo")(demo.demo)
+app.command("check")(check.check)
+app.command("config")(config.config)
+app.command("token")(token.token)
+app.command("publish")(publish.publish)
+app.command("tail")(tail.tail)
+app.command("schemas")(schemas.schemas)
+
+
+def main() -> None:
+    """Run the command that the arguments name, and exit with its status."""
+    try:
+        app()
+    except ConfigError as exc:
+        _tell(exc)
+        sys.exit(ExitCode.USAGE)
+    except BrokerUnavailableError as exc:
+        _tell(exc)
+        sys.exit(ExitCode.UNREACHABLE)
+    except (BridgeError, OSError) as exc:
+        _tell(exc)
+        sys.exit(ExitCode.FAILED)
+
+
+def _tell(problem: Exception) -> None:
+    console = Console(stderr=True, highlight=False)
+    for line in str(problem).splitlines():
+        console.print(f"bridge: {line}", markup=False, soft_wrap=True)

@@ -1,0 +1,89 @@
+"""Settings as flags: one for each field, made from the field, so that none is forgotten."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from bridge.settings.checks import environment_name
+from bridge.settings.load import load_settings
+from bridge.settings.model import Settings
+
+# Secrets are no flags: every user of the machine can read a command line.
+_NOT_AS_FLAGS: Final = frozenset(
+    {"amqp_url", "operator_token", "api_key", "jwt_secret"}
+)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        envvar="BRIDGE_CONFIG",
+        help="TOML file with settings, named as below without BRIDGE_ and in lower case.",
+        show_envvar=False,
+    ),
+]
+AmqpUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--amqp-url",
+        help="RabbitMQ, as amqp://user:password@host:5672/. Better in BRIDGE_AMQP_URL: "
+        "others can read a command line.",
+    ),
+]
+
+
+LoadSettings = Callable[[], Settings]
+
+
+def with_settings(
+    command: Callable[[LoadSettings], None],
+) -> Callable[..., None]:
+    """
+    Return `command` with a flag for each setting that is no secret.
+
+    Values are text here and checked in one place with all other sources, so that all
+    problems are told at once. The command gets a function that loads the settings, and
+    may call it again to see what changed.
+    """
+
+    def run(config: Path | None, **flags: str | None) -> None:
+        command(
+            lambda: load_settings(flags, config_file=str(config) if config else None)
+        )
+
+    parameters = [
+        _parameter("config", ConfigFile),
+        _parameter("amqp_url", AmqpUrl),
+        *(
+            _parameter(name, _flag(name))
+            for name in Settings.model_fields
+            if name not in _NOT_AS_FLAGS
+        ),
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads it
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__doc__ = command.__doc__
+    run.__name__ = command.__name__
+    return run
+
+
+def _parameter(name: str, annotation: object) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def _flag(name: str) -> object:
+    field = Settings.model_fields[name]
+    return Annotated[
+        str | None,
+        typer.Option(
+            f"--{name.replace('_', '-')}",
+            help=f"{field.description} [{environment_name(name)}]",
+            metavar="VALUE",
+            rich_help_panel="Settings",
+        ),
+    ]

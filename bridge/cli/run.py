@@ -1,0 +1,37 @@
+"""`bridge run`: carry messages until told to go."""
+
+import typer
+import uvloop
+
+from bridge import __version__
+from bridge.app import Bridge, Listening, run_until_signalled
+from bridge.cli.options import LoadSettings, with_settings
+from bridge.logs import configure_logs
+
+
+@with_settings
+def run(load: LoadSettings) -> None:
+    """
+    Carry messages from RabbitMQ to browsers until SIGTERM or Ctrl-C.
+
+    The first signal drains: nothing more is taken from the broker, what is in flight is
+    settled, windows are told to connect again. The second one insists. SIGHUP reads the
+    settings again and applies what can change while running.
+
+    Examples:
+        BRIDGE_JWT_SECRET=$(openssl rand -base64 48) bridge run
+
+        bridge run --config /etc/bridge.toml --port 9000 --log-level debug
+
+    """
+    settings = load()
+    configure_logs(level=settings.log_level, log_format=settings.log_format)
+    bridge = Bridge(settings)
+    uvloop.run(run_until_signalled(bridge, load=load, on_listening=_tell))
+
+
+def _tell(listening: Listening) -> None:
+    typer.echo(
+        f"bridge {__version__} listens: public {listening.public_url}, "
+        f"operator {listening.operator_url}"
+    )
