@@ -11,11 +11,17 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
+from itertools import islice
 from typing import Any, Final, TextIO
 
 import structlog
 
 _VALUE_MAX_CHARACTERS: Final = 500
+_TRACEBACK_MAX_CHARACTERS: Final = 10_000
+_ITEMS_MAX: Final = 100
+
+# What starts a new line, or commands a terminal.
+_CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 # What must never be read in a log, wherever a library puts it: passwords in URLs,
 # tokens in headers and query strings, and anything that looks like a JWT.
@@ -52,10 +58,10 @@ def configure_logs(
     """
     stream = stream or sys.stderr
     is_pretty = log_format == "pretty" or (log_format == "auto" and stream.isatty())
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=stream.isatty())
+    renderers: list[structlog.typing.Processor] = (
+        [escape_controls, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
         if is_pretty
-        else structlog.processors.JSONRenderer()
+        else [structlog.processors.JSONRenderer()]  # which escapes by itself
     )
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
@@ -81,7 +87,7 @@ def configure_logs(
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                renderer,
+                *renderers,
             ],
         )
     )
@@ -102,12 +108,48 @@ def mask_secrets(
 ) -> Mapping[str, Any]:
     """Take secrets out of every value, and bound its length."""
     for name, value in event.items():
-        if isinstance(value, str):
-            limit = _VALUE_MAX_CHARACTERS * (20 if name == "exception" else 1)
-            for pattern, replacement in _SECRETS:
-                value = pattern.sub(replacement, value)  # noqa: PLW2901 - step by step
-            event[name] = value if len(value) <= limit else value[:limit] + "…"
+        if name == "exception":
+            event[name] = _clean_text(str(value), _TRACEBACK_MAX_CHARACTERS)
+        elif not name.startswith("_"):  # those are structlog's own, and not printed
+            event[name] = _clean(value)
     return event
+
+
+def _clean(value: object) -> object:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(item) for item in islice(value, _ITEMS_MAX)]
+    if isinstance(value, Mapping):
+        items = islice(value.items(), _ITEMS_MAX)
+        return {_clean_text(str(key)): _clean(item) for key, item in items}
+    return _clean_text(str(value))  # errors and enums too: they may quote anything
+
+
+def _clean_text(text: str, limit: int = _VALUE_MAX_CHARACTERS) -> str:
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def escape_controls(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> Mapping[str, Any]:
+    """
+    Keep what strangers wrote from starting a line of its own, or colouring one.
+
+    Lines of a traceback stay lines, set in, so that none looks like an entry.
+    """
+    for name, value in event.items():
+        if not isinstance(value, str):
+            continue
+        lines = value.split("\n") if name == "exception" else [value]
+        event[name] = "\n    ".join(_CONTROLS.sub(_escape, line) for line in lines)
+    return event
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
 
 
 def user_hash(user: str) -> str:

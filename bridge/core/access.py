@@ -117,8 +117,13 @@ def _wanted(data: Mapping[object, object]) -> Position | None:
     try:
         if data.get("pid") is not None:
             began_at = parse_recovery_id(data["pid"])
-            offset = data.get("offset")
-            return began_at if offset is None else parse_position(offset)
+            if data.get("offset") is None:
+                return began_at
+            # The client keeps the offset of its last message for ever, the pid only
+            # until it gets a new one: what is older than the pid is over.
+            had = parse_position(data["offset"])
+            is_newer = had.epoch == began_at.epoch and had.offset > began_at.offset
+            return had if is_newer else began_at
         position = data.get("position")
         return None if position is None else parse_position(position)
     except ValueError:

@@ -44,6 +44,8 @@ def _is_in(address: str, networks: Sequence[Network]) -> bool:
     if not _is_address(address):
         return False
     parsed = ipaddress.ip_address(address)
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
+        parsed = parsed.ipv4_mapped  # how a socket on :: sees an IPv4 peer
     return any(parsed in network for network in networks)
 
 

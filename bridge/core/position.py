@@ -10,6 +10,7 @@ is not there any more is exactly what was missed.
 
 import re
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 
 _POSITION: Final = re.compile(r"([a-z0-9]{1,16})-(0|[1-9][0-9]{0,17})")
@@ -39,6 +40,16 @@ def parse_position(text: object) -> Position:
         message = "not a position"
         raise ValueError(message)
     return Position(match[1], int(match[2]))
+
+
+def user_epoch(store_epoch: str, user: str) -> str:
+    """
+    Return the epoch of one user's positions.
+
+    Each user has one of its own, because the stock client keeps its position when the
+    page logs in as somebody else: in another user's inbox it must mean nothing.
+    """
+    return blake2b(f"{store_epoch} {user}".encode(), digest_size=8).hexdigest()
 
 
 # --- the stock client's recovery id -----------------------------------------------------

@@ -121,6 +121,10 @@ def dead_letter_properties(
     }
     if original.expiration is not None:
         added[Header.EXPIRATION] = original.expiration
+    # A message that has been through a retry brings its deadline in a header.
+    deadline_ms = header_int(original.headers, Header.DEADLINE)
+    if deadline_ms is not None:
+        added[Header.DEADLINE] = deadline_ms
     return _copy_with(original, added, max_bytes=max_bytes)
 
 

@@ -19,8 +19,13 @@ def environment_name(field_name: str) -> str:
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """Return the end of a sentence that names the nearest known name, if any is near."""
-    close = difflib.get_close_matches(name.upper(), sorted(known), n=1)
-    return f", did you mean {close[0]}?" if close else ""
+    # Without the prefix, which makes any two names look alike.
+    near = difflib.get_close_matches(
+        name.upper().removeprefix(ENVIRONMENT_PREFIX),
+        sorted(other.removeprefix(ENVIRONMENT_PREFIX) for other in known),
+        n=1,
+    )
+    return f", did you mean {ENVIRONMENT_PREFIX}{near[0]}?" if near else ""
 
 
 def problem_text(error: ErrorDetails, *, known: Collection[str]) -> str:
@@ -60,9 +65,11 @@ def origin_problem(text: str) -> str | None:
         )
     try:
         url = URL(text)
-        is_origin = url.scheme in {"http", "https"} and str(
-            url.origin()
-        ) == text.rstrip("/")
+        is_origin = (
+            url.scheme in {"http", "https"}
+            and str(url.origin()) == text.rstrip("/")
+            and "*" not in text  # no pattern: it would match nothing
+        )
     except ValueError:
         is_origin = False
     if is_origin:

@@ -237,6 +237,14 @@ class Settings(BaseSettings):
                 raise ValueError(message)
         return urls
 
+    @field_validator("operator_token", "api_key")
+    @classmethod
+    def _check_not_empty(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and not secret.get_secret_value():
+            message = "is empty, expected a secret; leave it out to have none"
+            raise ValueError(message)
+        return secret
+
     @field_validator("prefetch")
     @classmethod
     def _check_prefetch(cls, count: int) -> int:
@@ -364,11 +372,12 @@ class Settings(BaseSettings):
             )
         for number, secret in enumerate(self.jwt_secret, start=1):
             length = len(secret.get_secret_value().encode())
-            least = max((_SECRET_MIN_BYTES[name] for name in symmetric), default=0)
-            if length < least:
+            short = [name for name in symmetric if length < _SECRET_MIN_BYTES[name]]
+            if short:
+                strictest = max(short, key=_SECRET_MIN_BYTES.__getitem__)
                 problems.append(
                     f"BRIDGE_JWT_SECRET: secret number {number} has {length} bytes, "
-                    f"{symmetric[-1]} needs {least} (RFC 7518 section 3.2)"
+                    f"{strictest} needs {_SECRET_MIN_BYTES[strictest]} (RFC 7518 section 3.2)"
                 )
         return problems
 

@@ -1,6 +1,7 @@
 """Values with units, as an operator writes them: durations, sizes, lists."""
 
 import re
+from math import isfinite, nan
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
@@ -22,15 +23,14 @@ def parse_duration_s(value: object) -> float:
         ValueError: If it is neither.
 
     """
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
     match = _DURATION.fullmatch(str(value).strip())
-    if match is None:
+    duration_s = float(match[1]) * _SECONDS[match[2]] if match else nan
+    if not isfinite(duration_s):  # many digits make infinity
         message = (
             f"{value!r} is not a duration, expected for example 500ms, 30s, 5m or 7d"
         )
         raise ValueError(message)
-    return float(match[1]) * _SECONDS[match[2]]
+    return duration_s
 
 
 def parse_size_bytes(value: object) -> int:

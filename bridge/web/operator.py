@@ -43,7 +43,8 @@ def operator_app(
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
-    publish: Handler = PublishDoor(publisher, metrics).publish
+    door = PublishDoor(publisher, metrics, max_message_bytes=max_message_bytes)
+    publish: Handler = door.publish
     app.router.add_get("/metrics", guarded(operator_keys, render_metrics))
     app.router.add_post("/api/publish", guarded(publish_keys, publish))
     return app
@@ -52,7 +53,14 @@ def operator_app(
 class PublishDoor:
     """Publishing over HTTP, for those without an AMQP client."""
 
-    def __init__(self, publisher: MessagePublisher, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        publisher: MessagePublisher,
+        metrics: Metrics,
+        *,
+        max_message_bytes: int,
+    ) -> None:
+        self.max_message_bytes = max_message_bytes
         self._publisher = publisher
         self._metrics = metrics
 
@@ -61,12 +69,17 @@ class PublishDoor:
         asked = parse_publish_request(await request.read())
         if isinstance(asked, Problem):
             return problem(asked.status, asked.detail, pointer=asked.pointer)
+        data = orjson.dumps(asked.data)
+        if len(data) > self.max_message_bytes:
+            # Or it would be confirmed now and become a dead letter later.
+            detail = f"data has {len(data)} bytes, allowed are {self.max_message_bytes}"
+            return problem(413, detail, pointer="/data")
         message_id = asked.id or str(uuid4())
         try:
             await self._publisher.publish_message(
                 user=asked.user,
                 event=asked.event,
-                data=orjson.dumps(asked.data),
+                data=data,
                 message_id=message_id,
                 ttl_s=asked.ttl_s,
             )

@@ -1,0 +1,253 @@
+"""
+From a token to an identity, or the refusal that a page can act on.
+
+The order matters: size, then header, then keys by the operator's rules, then signature,
+and only then claims. What fails at one step never reaches the next.
+"""
+
+import binascii
+from base64 import urlsafe_b64decode
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import jwt
+import orjson
+from jwt.exceptions import InvalidSubjectError
+from jwt.types import Options
+
+from bridge.auth.key_set import KeySet
+from bridge.auth.keys import (
+    PublicKey,
+    VerifyingKey,
+    is_symmetric,
+    load_public_key,
+    secret_problems,
+)
+from bridge.core.access import Identity, identify
+from bridge.core.message import user_problem
+from bridge.errors import ConfigError, RefusedError
+from bridge.names import Refusal
+
+_TOKEN_MAX_CHARACTERS: Final = 8192
+
+# The library's texts may quote what the token says; these never do. The first fits.
+_PROBLEMS: Final = (
+    (jwt.ImmatureSignatureError, "it is not valid yet (nbf or iat)"),
+    (
+        jwt.MissingRequiredClaimError,
+        "a claim that is demanded is missing: exp, aud or iss",
+    ),
+    (jwt.InvalidAudienceError, "claim aud is not one that is accepted here"),
+    (jwt.InvalidIssuerError, "claim iss is not the one that is accepted here"),
+    (jwt.InvalidAlgorithmError, "its algorithm is not accepted here"),
+    (InvalidSubjectError, "claim sub is not a string"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """
+    What a token must be, as the operator set it.
+
+    Attributes:
+        algorithms: The only ones accepted, whatever a token says of itself.
+        secrets: For HS*; several while one is being rotated. The first one signs.
+        public_key: PEM, for RS*, ES* and EdDSA.
+        audience: If any, `aud` must hold one of them.
+        issuer: If set, `iss` must be it.
+        leeway_s: How far clocks may differ when `exp` and `nbf` are checked.
+
+    """
+
+    algorithms: tuple[str, ...]
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    public_key: str | None = field(default=None, repr=False)
+    audience: tuple[str, ...] = ()
+    issuer: str | None = None
+    leeway_s: float = 10.0
+
+
+class TokenVerifier:
+    """Checks tokens by rules that can be replaced while running."""
+
+    def __init__(self, rules: TokenRules, key_set: KeySet | None = None) -> None:
+        """
+        Take the rules; `key_set` serves the asymmetric algorithms if given.
+
+        Raises:
+            ConfigError: If a key of the rules cannot be used.
+
+        """
+        self._key_set = key_set
+        self._verifying_key: VerifyingKey | None = None
+        self.replace_rules(rules)
+
+    async def open(self) -> None:
+        """Fetch the key set, if there is one; that it cannot be had is no error yet."""
+        if self._key_set:
+            await self._key_set.open()
+
+    async def close(self) -> None:
+        """Let go of the key set's connections."""
+        if self._key_set:
+            await self._key_set.close()
+
+    def replace_rules(self, rules: TokenRules) -> None:
+        """
+        Check all tokens from now on by `rules`.
+
+        Raises:
+            ConfigError: If a key of `rules` cannot be used; the old rules stay.
+
+        """
+        problems = secret_problems(rules.secrets, algorithms=rules.algorithms)
+        asymmetric = [name for name in rules.algorithms if not is_symmetric(name)]
+        verifying_key = None
+        if rules.public_key is not None and asymmetric:
+            try:
+                verifying_key = load_public_key(rules.public_key, algorithms=asymmetric)
+            except ConfigError as exc:
+                problems += exc.problems
+        if problems:
+            raise ConfigError(problems)
+        self._rules = rules
+        self._secrets = [secret.encode() for secret in rules.secrets]
+        self._verifying_key = verifying_key
+
+    async def verify(self, token: object) -> Identity:
+        """
+        Return who `token` says it is, if that is true.
+
+        Args:
+            token: As a stranger sent it: anything at all.
+
+        Raises:
+            RefusedError: With the code that the page is told.
+            KeysUnavailableError: If the key set is needed and cannot be had.
+
+        Cancellation: safe.
+
+        """
+        if token is None or token == "":
+            raise RefusedError(Refusal.TOKEN_MISSING)
+        if not isinstance(token, str) or not token.isascii():
+            raise _invalid("it is not text in ASCII")
+        if len(token) > _TOKEN_MAX_CHARACTERS:
+            raise _invalid(f"it is longer than {_TOKEN_MAX_CHARACTERS} characters")
+        algorithm, kid = _parse_header(token)
+        rules = self._rules  # one set of rules for the whole check, whatever is awaited
+        if algorithm not in rules.algorithms:
+            raise _invalid("its algorithm is not accepted here")
+        return _check(token, algorithm, await self._keys_for(algorithm, kid), rules)
+
+    async def _keys_for(
+        self, algorithm: str, kid: str | None
+    ) -> Sequence[PublicKey | bytes]:
+        if is_symmetric(algorithm):
+            return self._secrets
+        if self._verifying_key:
+            fits = algorithm in self._verifying_key.algorithms
+            return [self._verifying_key.key] if fits else []
+        return await self._key_set.find(algorithm, kid=kid) if self._key_set else []
+
+
+def issue_token(
+    user: str,
+    *,
+    secret: str,
+    algorithm: str,
+    ttl_s: float,
+    audience: str | None,
+    issuer: str | None,
+    now_s: float,
+) -> str:
+    """
+    Sign a token for `user` that is valid for `ttl_s` seconds from the Unix time `now_s`.
+
+    Raises:
+        ValueError: If `user` cannot be one or `algorithm` does not sign with a secret.
+
+    """
+    problem = user_problem(user)
+    if problem:
+        message = f"the user {problem}"
+        raise ValueError(message)
+    if not is_symmetric(algorithm):
+        message = (
+            f"{algorithm} does not sign with a secret, expected HS256, HS384 or HS512"
+        )
+        raise ValueError(message)
+    claims: dict[str, str | int] = {
+        "sub": user,
+        "iat": int(now_s),
+        "exp": int(now_s + ttl_s),
+    }
+    if audience is not None:
+        claims["aud"] = audience
+    if issuer is not None:
+        claims["iss"] = issuer
+    return jwt.encode(claims, secret, algorithm=algorithm)
+
+
+def _invalid(problem: str) -> RefusedError:
+    return RefusedError(Refusal.TOKEN_INVALID, f"the token was not accepted: {problem}")
+
+
+def _parse_header(token: str) -> tuple[str, str | None]:
+    """
+    Return `alg` and `kid`, which only choose among keys that are ours.
+
+    Everything else a header can hold (`jku`, `x5u`, `x5c`, `jwk`) is not read.
+    """
+    segment = token.partition(".")[0]
+    try:
+        header = orjson.loads(urlsafe_b64decode(segment + "=" * (-len(segment) % 4)))
+    except (binascii.Error, orjson.JSONDecodeError) as exc:
+        raise _invalid("it has no header that can be read") from exc
+    algorithm = header.get("alg") if isinstance(header, dict) else None
+    if not isinstance(algorithm, str):
+        raise _invalid("its header names no algorithm")
+    if "crit" in header or "b64" in header:
+        # RFC 7515 section 4.1.11: who does not understand an extension must refuse.
+        raise _invalid("its header demands an extension")
+    kid = header.get("kid")
+    if kid is not None and not isinstance(kid, str):
+        raise _invalid("its header has a kid that is not a string")
+    return algorithm, kid
+
+
+def _check(
+    token: str, algorithm: str, keys: Sequence[PublicKey | bytes], rules: TokenRules
+) -> Identity:
+    options: Options = {
+        "require": ["exp"],
+        "verify_aud": bool(rules.audience),
+        "enforce_minimum_key_length": True,
+    }
+    for key in keys:
+        try:
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm],
+                options=options,
+                audience=rules.audience or None,
+                issuer=rules.issuer,
+                leeway=rules.leeway_s,
+            )
+        except jwt.InvalidSignatureError:
+            continue  # the next secret, while one is being rotated
+        except jwt.ExpiredSignatureError as exc:
+            raise RefusedError(Refusal.TOKEN_EXPIRED) from exc
+        except jwt.PyJWTError as exc:
+            raise _invalid(_problem_of(exc)) from exc
+        return identify(claims)
+    raise _invalid("no key of ours made its signature")
+
+
+def _problem_of(error: jwt.PyJWTError) -> str:
+    for kind, problem in _PROBLEMS:
+        if isinstance(error, kind):
+            return problem
+    return "it cannot be read"

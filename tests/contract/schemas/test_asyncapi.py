@@ -1,0 +1,172 @@
+"""The AsyncAPI document is valid, complete, and readable by any YAML reader."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft7Validator
+
+from bridge import __version__
+from bridge.cli.schemas import render_yaml
+from bridge.names import (
+    EVENT_ACK,
+    EVENT_CLOSING,
+    EVENT_EXPIRING,
+    EVENT_JOIN,
+    EVENT_REFRESH,
+    EVENT_SYNC,
+    BrokerNames,
+)
+
+ROOT = Path(__file__).parents[3]
+# From the npm package @asyncapi/specs, which tests/package.json asks for.
+OFFICIAL = ROOT / "tests/node_modules/@asyncapi/specs/schemas/3.0.0.json"
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    text = (ROOT / "schemas/asyncapi.yaml").read_text(encoding="utf-8")
+    tree: dict[str, Any] = yaml.safe_load(text)
+    return tree
+
+
+def walk(node: object) -> Iterator[dict[str, Any]]:
+    """Yield every mapping of a tree."""
+    if isinstance(node, dict):
+        yield node
+        for item in node.values():
+            yield from walk(item)
+    elif isinstance(node, list):
+        for item in node:
+            yield from walk(item)
+
+
+def resolve(document: dict[str, Any], reference: str) -> Any:
+    """Return what `reference` points to; a KeyError says that it points nowhere."""
+    node: Any = document
+    for name in reference.removeprefix("#/").split("/"):
+        node = node[name]
+    return resolve(document, node["$ref"]) if "$ref" in node else node
+
+
+def inline(document: dict[str, Any], node: Any) -> Any:
+    """Return `node` with all references replaced by what they point to."""
+    if isinstance(node, list):
+        return [inline(document, item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return inline(document, resolve(document, node["$ref"]))
+    return {key: inline(document, item) for key, item in node.items()}
+
+
+def test_the_official_schema_accepts_the_document(document: dict[str, Any]) -> None:
+    """What AsyncAPI itself publishes decides, not our reading of it."""
+    official = json.loads(OFFICIAL.read_text(encoding="utf-8"))
+
+    errors = Draft7Validator(official).iter_errors(document)
+
+    assert [f"{error.json_path}: {error.message[:200]}" for error in errors] == []
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    """The official schema does not follow them."""
+    references = [node["$ref"] for node in walk(document) if "$ref" in node]
+
+    assert references
+    for reference in references:
+        resolve(document, reference)
+
+
+def test_an_operation_uses_messages_of_its_own_channel(
+    document: dict[str, Any],
+) -> None:
+    """AsyncAPI demands it, and no schema can say it."""
+    for operation in document["operations"].values():
+        for part in filter(None, [operation, operation.get("reply")]):
+            channel = part["channel"]["$ref"]
+            for message in part["messages"]:
+                assert message["$ref"].startswith(f"{channel}/messages/")
+
+
+def test_every_message_belongs_to_an_operation(document: dict[str, Any]) -> None:
+    """A message that nobody sends or receives is a leftover."""
+    used = {
+        message["$ref"].rpartition("/")[2]
+        for operation in document["operations"].values()
+        for part in filter(None, [operation, operation.get("reply")])
+        for message in part["messages"]
+    }
+
+    assert used == set(document["components"]["messages"])
+
+
+def test_the_document_knows_the_names_that_the_bridge_uses(
+    document: dict[str, Any],
+) -> None:
+    """Exchange, queue and events are what others rely on."""
+    channels = document["channels"]
+    names = {
+        message.get("name") for message in document["components"]["messages"].values()
+    }
+
+    broker = BrokerNames()
+    assert channels["messages"]["bindings"]["amqp"]["exchange"]["name"] == (
+        broker.messages
+    )
+    assert channels["deadLetters"]["bindings"]["amqp"]["queue"]["name"] == broker.dead
+    assert names >= {EVENT_SYNC, EVENT_EXPIRING, EVENT_CLOSING}
+    assert names >= {EVENT_ACK, EVENT_REFRESH, EVENT_JOIN}
+    assert document["info"]["version"] == __version__
+
+
+def test_every_example_of_a_message_fits_its_payload(document: dict[str, Any]) -> None:
+    """Examples are what people copy."""
+    seen = 0
+    for message in document["components"]["messages"].values():
+        for example in message.get("examples", []):
+            for part in ("headers", "payload"):
+                if part in example:
+                    schema = inline(document, message[part])
+                    Draft7Validator(schema).validate(example[part])
+                    seen += 1
+    assert seen >= 8
+
+
+@pytest.mark.parametrize("name", ["sync", "closing", "event", "ack", "join", "reply"])
+def test_a_payload_is_a_schema_of_its_dialect(
+    document: dict[str, Any], name: str
+) -> None:
+    """AsyncAPI's dialect is draft 07, the files beside it are 2020-12: both must hold."""
+    payload = inline(document, document["components"]["messages"][name]["payload"])
+
+    Draft7Validator.check_schema(payload)
+    assert payload["type"] == "array"
+    assert len(payload["items"]) == payload["minItems"] == payload["maxItems"]
+
+
+ascii_text = st.text(
+    st.characters(min_codepoint=32, max_codepoint=126) | st.just("\n"), max_size=30
+)
+words = st.sampled_from(
+    ["on", "No", "null", "~", "1", "1.0", "0x1", "-", "a: b", "#", "'", '"', "- x\ny"]
+)
+trees = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | ascii_text | words,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(ascii_text | words, inner, max_size=4)
+    ),
+    max_leaves=15,
+)
+
+
+@given(tree=st.dictionaries(ascii_text | words, trees, min_size=1, max_size=4))
+def test_the_yaml_says_what_the_tree_says(tree: dict[str, Any]) -> None:
+    """It is written without a library, so a library reads it here."""
+    assert yaml.safe_load(render_yaml(tree)) == tree

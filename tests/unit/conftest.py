@@ -1,0 +1,13 @@
+"""How properties are tried out: the same way at each run, within any time."""
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "unit",
+    deadline=None,  # a busy machine is no fault of the code
+    derandomize=True,  # a run that fails, fails again
+    database=None,
+    # The first text of a fresh checkout takes seconds: tables of Unicode are made.
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("unit")

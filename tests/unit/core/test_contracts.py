@@ -1,0 +1,204 @@
+"""What crosses the borders: what is let in, and how a refusal is worded."""
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bridge.core.contracts import (
+    EVENT_MAX_BYTES,
+    TTL_MAX_S,
+    Problem,
+    PublishRequest,
+    first_problem,
+    parse_publish_request,
+    problem_status,
+)
+from bridge.core.message import Delivery, Message, MessageLimits, parse_delivery
+from bridge.core.properties import Properties, render_properties
+
+
+def refused(body: object) -> Problem:
+    """Return the problem with `body`, which must have one."""
+    result = parse_publish_request(
+        body if isinstance(body, bytes) else orjson.dumps(body)
+    )
+    assert isinstance(result, Problem), result
+    return result
+
+
+def test_the_smallest_request_is_a_user_and_data() -> None:
+    """The one line that a worker has to write must stay that short."""
+    request = parse_publish_request(b'{"user": "alice", "data": null}')
+
+    assert isinstance(request, PublishRequest)
+    assert (request.user, request.data) == ("alice", None)
+    assert (request.event, request.id, request.ttl_s) == (None, None, None)
+
+
+def test_null_means_absent_for_what_is_optional() -> None:
+    """Many languages write their missing values as null."""
+    body = {"user": "alice", "data": 1, "event": None, "id": None, "ttl_s": None}
+
+    assert isinstance(parse_publish_request(orjson.dumps(body)), PublishRequest)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "text"),
+    [
+        (b"", None, "the body is not JSON: "),
+        (b"{", None, "the body is not JSON: "),
+        (b"\xff", None, "the body is not JSON: "),
+        (b'{"user": "a", "data": NaN}', None, "the body is not JSON: "),
+        (b"[" * 10000, None, "the body is not JSON: "),
+        ([], "", "the body is not a JSON object"),
+        ("alice", "", "the body is not a JSON object"),
+        (None, "", "the body is not a JSON object"),
+        ({"user": 7, "data": 1}, "/user", "user should be a valid string"),
+        ({"user": "a", "data": 1, "ttl_s": "5"}, "/ttl_s", "ttl_s should be a valid"),
+        ({"user": "a", "data": 1, "ttl_s": True}, "/ttl_s", "ttl_s should be a valid"),
+        ({"user": "a", "data": 1, "event": ["x"]}, "/event", "event should be a valid"),
+        ({"user": "a", "data": 1, "id": 5}, "/id", "id should be a valid string"),
+        ({"user": "a", "data": 1, "ttl": 5}, "/ttl", "'ttl' is not a field, known are"),
+        ({"user": "a", "data": 1, "a/b~": 5}, "/a~1b~0", "'a/b~' is not a field"),
+    ],
+)
+def test_a_body_of_the_wrong_form_is_malformed(
+    body: object, pointer: str | None, text: str
+) -> None:
+    """400 says: change the program that sends it."""
+    answer = refused(body)
+
+    assert (answer.status, answer.title) == (400, "Bad Request")
+    assert answer.pointer == pointer
+    assert answer.detail.startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer", "text"),
+    [
+        ({"user": ""}, "/user", "user is empty, expected the user"),
+        ({"user": "a\n"}, "/user", "user holds a control character"),
+        ({"user": "ü" * 128}, "/user", "user has 256 bytes, allowed are 255"),
+        ({"event": ""}, "/event", "event is empty, expected an event name"),
+        ({"event": "connect"}, "/event", "event is the reserved name 'connect'"),
+        ({"event": "bridge:x"}, "/event", "event is the reserved name 'bridge:x'"),
+        ({"event": "e" * 129}, "/event", "event has 129 characters, allowed are 128"),
+        ({"event": "ü" * 128}, "/event", "event has 256 bytes, allowed are 255"),
+        ({"id": ""}, "/id", "id is empty"),
+        ({"id": "ü" * 128}, "/id", "id has 256 bytes, allowed are 255"),
+        ({"ttl_s": -1}, "/ttl_s", "ttl_s should be greater than or equal to 0"),
+        ({"ttl_s": TTL_MAX_S + 1}, "/ttl_s", "ttl_s should be less than or equal to"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_unprocessable(
+    change: dict[str, object], pointer: str, text: str
+) -> None:
+    """422 says: the program is right, this value is not."""
+    answer = refused({"user": "alice", "data": 1} | change)
+
+    assert answer.status == 422
+    assert answer.pointer == pointer
+    assert answer.detail.startswith(text)
+
+
+@pytest.mark.parametrize("name", ["user", "data"])
+def test_what_is_missing_is_unprocessable(name: str) -> None:
+    """The issue asks for 422 where the user is missing, so data is no different."""
+    body = {"user": "alice", "data": 1}
+    del body[name]
+
+    answer = refused(body)
+
+    assert (answer.status, answer.pointer, answer.detail) == (
+        422,
+        f"/{name}",
+        f"{name} is missing",
+    )
+
+
+def test_an_unknown_field_is_told_before_a_bad_value() -> None:
+    """The status and the text must speak of the same fault."""
+    with pytest.raises(ValidationError) as caught:
+        PublishRequest.model_validate({"user": "", "data": 1, "events": "x"})
+
+    assert problem_status(caught.value) == 400
+    assert first_problem(caught.value)[0] == "/events"
+
+
+def test_data_that_is_read_but_cannot_be_written_is_refused() -> None:
+    """The JSON library reads deeper than it writes; found here it is 422 and not 500."""
+    nested = b"[" * 300 + b"]" * 300
+
+    answer = refused(b'{"user": "alice", "data": %b}' % nested)
+
+    assert (answer.status, answer.detail) == (422, "data is nested too deep")
+
+
+@pytest.mark.parametrize("field", ["user", "event", "id"])
+def test_text_that_is_no_unicode_is_refused_and_never_raises(field: str) -> None:
+    """Arguments of a command can hold lone surrogates, which no bytes stand for."""
+    with pytest.raises(ValidationError) as caught:
+        PublishRequest.model_validate(
+            {"user": "alice", "data": 1} | {field: "a\udc80b"}
+        )
+
+    assert first_problem(caught.value) == (f"/{field}", f"{field} is not valid Unicode")
+
+
+def test_a_refusal_never_quotes_a_value() -> None:
+    """A token pasted into the wrong field must not come back in a log of the sender."""
+    answer = refused({"user": ["s3cret"], "data": "s3cret", "ttl_s": "s3cret"})
+
+    assert "s3cret" not in answer.model_dump_json()
+
+
+def test_the_name_of_an_unknown_field_is_cut() -> None:
+    """An answer must not grow with what was sent."""
+    assert len(refused({"x" * 100_000: 1}).detail) < 1000
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(
+    user=st.text(min_size=1, max_size=300),
+    event=st.text(min_size=1, max_size=140),
+    data=json_values,
+    message_id=st.text(min_size=1, max_size=300),
+)
+def test_what_http_takes_is_never_rejected_on_its_way(
+    user: str, event: str, data: object, message_id: str
+) -> None:
+    """A 202 means that it will arrive: nothing that was taken may end as a dead letter."""
+    body = {"user": user, "event": event, "data": data, "id": message_id}
+    request = parse_publish_request(orjson.dumps(body))
+    if isinstance(request, Problem):
+        assert request.status == 422
+        return
+
+    assert request.event is not None
+    assert len(request.event.encode()) <= EVENT_MAX_BYTES
+    delivery = Delivery(
+        tag=1,
+        redelivered=False,
+        exchange=b"bridge.messages",
+        routing_key=request.user.encode(),
+        raw_properties=render_properties(
+            Properties(type=request.event.encode(), message_id=message_id.encode())
+        ),
+        body=orjson.dumps(request.data),
+    )
+    message = parse_delivery(delivery, limits=MessageLimits(1 << 20), now_s=0.0)
+
+    assert isinstance(message, Message)
+    assert (message.user, message.event, message.id) == (user, event, message_id)
+    assert orjson.loads(message.data) == data

@@ -1,0 +1,67 @@
+"""Frames, read back by a parser of the test's own, written from RFC 6455."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.core import frames
+from bridge.core.frames import control_packet, event_packet, text_frame
+
+
+def read_frame(frame: bytes) -> bytes:
+    """Return the payload of one whole text frame from a server (RFC 6455 section 5.2)."""
+    assert frame[0] == 0b1000_0001, "FIN, no extension, opcode text"
+    assert not frame[1] & 0x80, "a server does not mask"
+    length, at = frame[1] & 0x7F, 2
+    if length == 126:
+        length, at = int.from_bytes(frame[2:4], "big"), 4
+        assert length > 125, "the shortest form is demanded"
+    elif length == 127:
+        length, at = int.from_bytes(frame[2:10], "big"), 10
+        assert length > 65535, "the shortest form is demanded"
+    assert len(frame) == at + length
+    return frame[at:]
+
+
+@pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 65535, 65536, 70000])
+def test_each_length_is_written_in_its_shortest_form(length: int) -> None:
+    """Browsers close the connection over any other (close code 1002)."""
+    payload = b"x" * length
+
+    assert read_frame(text_frame(payload)) == payload
+
+
+@given(
+    st.text(min_size=1, max_size=128),
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=10,
+    ),
+)
+def test_a_page_gets_event_data_and_position_as_they_were(
+    event: str, data: object
+) -> None:
+    """The data is spliced in unread: it must arrive as the producer wrote it."""
+    packet = event_packet(event, json.dumps(data).encode(), "epoch-7")
+
+    assert packet[:2] == b"42"  # engine.io message, socket.io event
+    assert json.loads(packet[2:]) == [event, data, "epoch-7"]
+
+
+def test_a_control_event_has_no_position() -> None:
+    """The stock client would take it for one, and recover from a place that is none."""
+    packet = control_packet("bridge:sync", {"replayed": 3, "complete": True})
+
+    assert packet == b'42["bridge:sync",{"replayed":3,"complete":true}]'
+
+
+def test_event_names_without_end_do_not_fill_the_memory() -> None:
+    """Producers choose them: the table of known ones is bounded, and they all work."""
+    for number in range(2000):
+        packet = event_packet(f"event-{number}", b"null", "e-1")
+        assert packet == b'42["event-%d",null,"e-1"]' % number
+
+    assert len(frames._EVENT_JSON) <= 1024

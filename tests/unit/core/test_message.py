@@ -1,0 +1,361 @@
+"""What a worker published becomes a message, or is set aside with its reason."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.core.message import (
+    Delivery,
+    Message,
+    MessageLimits,
+    Rejection,
+    Stored,
+    event_problem,
+    parse_delivery,
+    parse_event,
+    user_problem,
+)
+from bridge.core.properties import (
+    NO_PROPERTIES,
+    Properties,
+    render_properties,
+    render_table,
+)
+from bridge.names import RESERVED_EVENTS, DeadLetterReason
+
+LIMITS = MessageLimits(body_bytes=100_000)
+NOW_S = 1_700_000_000.0
+
+
+def delivery(
+    body: bytes = b'{"a": 1}',
+    *,
+    user: bytes = b"alice",
+    properties: Properties = NO_PROPERTIES,
+) -> Delivery:
+    return Delivery(
+        tag=1,
+        redelivered=False,
+        exchange=b"bridge.messages",
+        routing_key=user,
+        raw_properties=render_properties(properties),
+        body=body,
+    )
+
+
+def parse(found: Delivery) -> Message:
+    message = parse_delivery(found, limits=LIMITS, now_s=NOW_S)
+    assert isinstance(message, Message)
+    return message
+
+
+def reject(found: Delivery) -> Rejection:
+    rejection = parse_delivery(found, limits=LIMITS, now_s=NOW_S)
+    assert isinstance(rejection, Rejection)
+    return rejection
+
+
+# --- what is good -----------------------------------------------------------------------
+
+
+def test_the_smallest_publish_is_a_message() -> None:
+    """One line in any language: a user and a body, nothing else."""
+    assert parse(delivery()) == Message(
+        user="alice", event="message", data=b'{"a": 1}', taken_s=NOW_S
+    )
+
+
+def test_each_property_that_means_something_is_read() -> None:
+    """And no other one is."""
+    properties = Properties(
+        content_type=b"application/json",
+        type=b"order.shipped",
+        message_id=b"m-1",
+        expiration=b"1500",
+        timestamp=b"\xff" * 8,
+        headers=b"\xff" * 20,
+    )
+
+    assert parse(delivery(properties=properties)) == Message(
+        user="alice",
+        event="order.shipped",
+        data=b'{"a": 1}',
+        taken_s=NOW_S,
+        id="m-1",
+        deadline_s=NOW_S + 1.5,
+    )
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "a",
+        "a.b.c",
+        "#",
+        "*",
+        "user:1",
+        " ",
+        "zoë",
+        "日本",
+        "a\u00a0b",
+        "a" * 255,
+        "é" * 127,
+    ],
+    ids=ascii,
+)
+def test_a_user_is_any_text_that_a_routing_key_can_hold(user: str) -> None:
+    """Dots, # and * are plain characters here: keys are names, not patterns."""
+    assert parse(delivery(user=user.encode())).user == user
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"null", b"0", b'"text"', b"[]", b' {"a": [1, 2.5e3, true]} ', '"é€𝄞"'.encode()],
+)
+def test_the_body_is_any_json_value_and_stays_as_it_is(body: bytes) -> None:
+    """The page gets the producer's bytes, not our idea of them."""
+    assert parse(delivery(body)).data == body
+
+
+@pytest.mark.parametrize(
+    "content_type", [b"text/plain", b"TEXT/PLAIN", b"text/plain; charset=utf-8"]
+)
+def test_plain_text_becomes_a_json_string(content_type: bytes) -> None:
+    """`echo hello` is a publish, too."""
+    text = 'he said "no"\n\x00'
+    properties = Properties(content_type=content_type)
+
+    message = parse(delivery(text.encode(), properties=properties))
+
+    assert json.loads(message.data) == text
+
+
+def test_ids_that_are_no_text_are_told_apart() -> None:
+    """They need not be UTF-8 (traps 1.1, row 1), only the same when published again."""
+    ids = [
+        parse(delivery(properties=Properties(message_id=raw))).id
+        for raw in (b"\xff", b"\xfe", b"\xff", b"")
+    ]
+
+    assert ids[0] == ids[2] != ids[1]
+    assert ids[3] is None
+
+
+@pytest.mark.parametrize(
+    "expiration", [b"", b"-1", b"1e3", b"soon", b"\xb2", b"9" * 16]
+)
+def test_an_expiration_that_is_no_number_is_none(expiration: bytes) -> None:
+    """The broker lets none of these in; if one comes, it takes nothing along."""
+    properties = Properties(expiration=expiration)
+
+    assert parse(delivery(properties=properties)).deadline_s is None
+
+
+def test_after_a_retry_the_deadline_comes_from_our_header() -> None:
+    """`expiration` stayed behind: counted anew, it would never end."""
+    properties = Properties(
+        headers=render_table({"x-bridge-deadline": 1_700_000_001_500}),
+        expiration=b"99999",
+    )
+
+    assert parse(delivery(properties=properties)).deadline_s == 1_700_000_001.5
+
+
+@pytest.mark.parametrize("deadline_ms", [-1, 10**15, 2**63 - 1])
+def test_a_deadline_that_cannot_be_ours_is_ignored(deadline_ms: int) -> None:
+    """Anybody can publish the header; a number too large would not fit into a retry's."""
+    properties = Properties(
+        headers=render_table({"x-bridge-deadline": deadline_ms}), expiration=b"1000"
+    )
+
+    assert parse(delivery(properties=properties)).deadline_s == NOW_S + 1
+
+
+def test_a_stored_message_expires_at_its_deadline() -> None:
+    """Not before, and without a deadline never."""
+    mortal = Stored(Message("a", "e", b"1", NOW_S, deadline_s=NOW_S + 1), offset=1)
+    immortal = Stored(Message("a", "e", b"1", NOW_S), offset=2)
+
+    assert not mortal.is_expired(NOW_S + 0.9)
+    assert mortal.is_expired(NOW_S + 1)
+    assert not immortal.is_expired(NOW_S * 100)
+
+
+# --- what is not ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"\xff",
+        b'"\xed\xa0\x80"',
+        b"\xef\xbb\xbf{}",
+        "{}".encode("utf-16"),
+        b"nul",
+        b"{",
+        b"{}{}",
+        b"{'a': 1}",
+        b"[1,]",
+        b"NaN",
+        b"[NaN]",
+        b"Infinity",
+        b"-Infinity",
+        b"1e999",
+        b'"a\nb"',
+        b'"\\ud800"',
+        b"[" * 10_000,
+        b"[" * 10_000 + b"]" * 10_000,
+        b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+    ],
+    ids=lambda body: ascii(body[:12]),
+)
+def test_a_body_that_is_no_json_is_malformed(body: bytes) -> None:
+    """A page's JSON.parse would throw on it, in every window of the user."""
+    rejection = reject(delivery(body))
+
+    assert rejection.reason is DeadLetterReason.MALFORMED_BODY
+    assert rejection.text.startswith(f"body of {len(body)} bytes is not JSON: ")
+
+
+def test_plain_text_that_is_no_text_is_malformed() -> None:
+    """Nobody can know which encoding was meant."""
+    properties = Properties(content_type=b"text/plain")
+
+    assert reject(delivery(b"caf\xe9", properties=properties)) == Rejection(
+        DeadLetterReason.MALFORMED_BODY, "text/plain body is not UTF-8 at byte 3"
+    )
+
+
+def test_no_reason_quotes_the_body() -> None:
+    """It goes to headers and logs, where private data has no place."""
+    for body in (b'{"card": 4111 1111}', b'"secret', b'["secret" "secret"]'):
+        text = reject(delivery(body)).text
+        assert "secret" not in text
+        assert "4111" not in text
+
+
+def test_a_body_over_the_limit_is_too_large_before_anything_is_read() -> None:
+    """Reading it is what the limit protects from."""
+    limit = LIMITS.body_bytes
+    largest = b'"' + b"x" * (limit - 2) + b'"'
+
+    assert parse(delivery(largest)).data == largest
+    assert reject(delivery(b"x" * (limit + 1), user=b"")) == Rejection(
+        DeadLetterReason.TOO_LARGE, "body has 100001 bytes, allowed are 100000"
+    )
+
+
+@pytest.mark.parametrize(
+    ("user", "problem"),
+    [
+        (b"", "is empty, expected the user"),
+        (b"a\x00", "holds a control character"),
+        (b"a\nb", "holds a control character"),
+        (b"\x7f", "holds a control character"),
+        ("a\u0085".encode(), "holds a control character"),
+        (b"a" * 256, "has 256 bytes, allowed are 255"),
+        ("é".encode() * 128, "has 256 bytes, allowed are 255"),
+        (b"ok\xff", "is not UTF-8 at byte 2"),
+    ],
+)
+def test_a_routing_key_that_is_no_user_is_refused(user: bytes, problem: str) -> None:
+    """It names a room and stands in logs: no byte in it may do more than name."""
+    assert reject(delivery(user=user)) == Rejection(
+        DeadLetterReason.BAD_USER, f"routing key {problem}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("event", "problem"),
+    [
+        (b"x" * 129, "has 129 characters, allowed are 128"),
+        (b"bridge:sync", "is the reserved name 'bridge:sync'"),
+        (b"bridge:", "is the reserved name 'bridge:'"),
+        (b"a\tb", "holds a control character"),
+        (b"ok\xff", "is not UTF-8 at byte 2"),
+        *(
+            (name.encode(), f"is the reserved name {name!r}")
+            for name in sorted(RESERVED_EVENTS)
+        ),
+    ],
+    ids=ascii,
+)
+def test_a_type_that_is_no_event_is_refused(event: bytes, problem: str) -> None:
+    """Reserved ones would make a page believe in a connect, or an ack, that was none."""
+    assert reject(delivery(properties=Properties(type=event))) == Rejection(
+        DeadLetterReason.BAD_EVENT, f"type {problem}"
+    )
+
+
+@pytest.mark.parametrize(
+    "event",
+    ["x" * 128, "€" * 128, "Connect", "bridge", "a b", "a\u00a0b", "日本", "*"],
+    ids=ascii,
+)
+def test_all_other_names_are_events(event: str) -> None:
+    """Characters count, not bytes: all that fits into the property is allowed."""
+    assert event_problem(event) is None
+    if len(event.encode()) <= 255:
+        named = Properties(type=event.encode())
+        assert parse(delivery(properties=named)).event == event
+
+
+def test_an_empty_type_is_the_default_event_in_amqp_and_an_error_elsewhere() -> None:
+    """Some clients always send the property; over HTTP nobody writes "" by accident."""
+    assert parse(delivery(properties=Properties(type=b""))).event == "message"
+    assert event_problem("") == "is empty, expected an event name"
+    assert parse_event(b"") == Rejection(
+        DeadLetterReason.BAD_EVENT, "type is empty, expected an event name"
+    )
+
+
+def test_half_a_character_is_neither_user_nor_event() -> None:
+    """From a command line it can come; encoded for the wire, it would raise."""
+    assert user_problem("\udcff") == "is not valid Unicode"
+    assert event_problem("\udcff") == "is not valid Unicode"
+
+
+def test_a_delivery_gives_its_properties_to_whoever_settles_it() -> None:
+    """Dead letters and retries are made from them."""
+    properties = Properties(type=b"t", message_id=b"\xff")
+
+    assert delivery(properties=properties).properties == properties
+
+
+# --- laws -------------------------------------------------------------------------------
+
+
+@given(
+    body=st.binary(max_size=50),
+    user=st.binary(max_size=255),
+    raw_properties=st.binary(max_size=100),
+)
+def test_any_bytes_at_all_are_a_message_or_a_rejection(
+    body: bytes, user: bytes, raw_properties: bytes
+) -> None:
+    """One bad delivery must never stop the others."""
+    found = Delivery(1, False, b"x", user, raw_properties, body)  # noqa: FBT003 - as the wire has it
+
+    outcome = parse_delivery(found, limits=LIMITS, now_s=NOW_S)
+
+    if isinstance(outcome, Message):
+        assert outcome.user.encode() == user
+        json.loads(outcome.data)
+
+
+@given(raw_properties=st.binary(max_size=100))
+def test_no_property_bytes_take_a_good_message_down(raw_properties: bytes) -> None:
+    """Only a bad event name may: everything else in them is harmless."""
+    found = Delivery(1, False, b"x", b"alice", raw_properties, b"[1]")  # noqa: FBT003 - as the wire has it
+
+    outcome = parse_delivery(found, limits=LIMITS, now_s=NOW_S)
+
+    if isinstance(outcome, Rejection):
+        assert outcome.reason is DeadLetterReason.BAD_EVENT
+    else:
+        assert outcome.user == "alice"
+        assert json.loads(outcome.data) in ([1], "[1]")

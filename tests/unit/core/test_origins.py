@@ -1,0 +1,90 @@
+"""Which pages may connect."""
+
+import pytest
+
+from bridge.core.origins import OriginRules
+
+LISTED = OriginRules(allowed=frozenset({"https://app.example"}))
+SAME_HOST = OriginRules()
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_allowed"),
+    [
+        ("https://app.example", True),
+        ("http://app.example", False),
+        ("https://app.example:8443", False),
+        ("https://app.example.evil", False),
+        ("https://evil.example", False),
+        ("https://app.example/", False),
+        ("null", False),
+        ("", False),
+        ("*", False),
+    ],
+)
+def test_a_list_of_origins_means_these_and_no_others(
+    origin: str, *, is_allowed: bool
+) -> None:
+    """Not even the bridge's own host, if it is not on the list."""
+    found = LISTED.allows(origin, host="evil.example", fetch_site=None)
+
+    assert found is is_allowed
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "is_allowed"),
+    [
+        ("http://app.example", "app.example", True),
+        ("https://app.example", "app.example", True),
+        ("http://app.example:80", "app.example", True),
+        ("http://app.example:8080", "app.example:8080", True),
+        ("http://[::1]:8080", "[::1]:8080", True),
+        ("http://APP.example", "app.EXAMPLE", True),
+        ("http://app.example:8080", "app.example", False),
+        ("http://app.example", "app.example:8080", False),
+        ("https://evil.example", "app.example", False),
+        ("https://app.example.evil", "app.example", False),
+        ("file://app.example", "app.example", False),
+        ("null", "app.example", False),
+        ("", "app.example", False),
+        ("http://", "app.example", False),
+        ("http://app.example", None, False),
+        ("http://app.example", "", False),
+        ("http://app.example", "app.example:x", False),
+        ("http://[::1", "app.example", False),
+        ("http://app.example:99999", "app.example", False),
+    ],
+)
+def test_without_a_list_a_page_comes_from_the_same_host(
+    origin: str, host: str | None, *, is_allowed: bool
+) -> None:
+    """The safe default; engineio takes an empty list for "everybody" (traps 1.2, row 7)."""
+    assert SAME_HOST.allows(origin, host=host, fetch_site=None) is is_allowed
+
+
+@pytest.mark.parametrize("rules", [LISTED, SAME_HOST])
+@pytest.mark.parametrize(
+    ("fetch_site", "is_allowed"),
+    [
+        (None, True),
+        ("same-origin", True),
+        ("none", True),
+        ("same-site", False),
+        ("cross-site", False),
+    ],
+)
+def test_a_request_without_origin_is_let_in_unless_the_browser_says_it_is_foreign(
+    rules: OriginRules, fetch_site: str | None, *, is_allowed: bool
+) -> None:
+    """Programs send neither header; an image on another site sends the second."""
+    found = rules.allows(None, host="app.example", fetch_site=fetch_site)
+
+    assert found is is_allowed
+
+
+def test_any_origin_is_let_in_only_by_the_setting_that_says_so() -> None:
+    """It is named loudly for a reason."""
+    rules = OriginRules(allows_any=True)
+
+    assert rules.allows("https://evil.example", host=None, fetch_site="cross-site")
+    assert rules.allows("null", host=None, fetch_site=None)

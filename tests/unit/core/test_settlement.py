@@ -1,0 +1,276 @@
+"""How a delivery ends, and what its copies carry."""
+
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.core.message import (
+    Delivery,
+    Message,
+    MessageLimits,
+    Rejection,
+    parse_delivery,
+)
+from bridge.core.properties import (
+    NO_PROPERTIES,
+    Properties,
+    header_bytes,
+    header_int,
+    iter_table,
+    parse_properties,
+    render_properties,
+    render_table,
+)
+from bridge.core.settlement import (
+    PROPERTIES_MAX_BYTES,
+    DeadLetter,
+    RetryAfter,
+    attempt_of,
+    dead_letter_properties,
+    retry_properties,
+    settle_unexpected,
+)
+from bridge.names import DeadLetterReason, Header
+
+DELAYS_S = (1.0, 10.0, 60.0)
+NOW_S = 1_700_000_000.5
+LETTER = DeadLetter(Rejection(DeadLetterReason.BAD_USER, "routing key is empty"), 1)
+FULL = Properties(
+    content_type=b"application/json",
+    content_encoding=b"utf-8",
+    headers=render_table({"trace": b"\xff\x00", "count": 7}),
+    delivery_mode=b"\x01",
+    priority=b"\x05",
+    correlation_id=b"c",
+    reply_to=b"r",
+    expiration=b"1000",
+    message_id=b"\xff",
+    timestamp=b"\xff" * 8,
+    type=b"t",
+    user_id=b"guest",
+    app_id=b"app",
+    cluster_id=b"cl",
+)
+
+
+def delivery(properties: Properties = NO_PROPERTIES) -> Delivery:
+    return Delivery(
+        tag=1,
+        redelivered=False,
+        exchange=b"bridge.messages",
+        routing_key=b"\xffalice",
+        raw_properties=render_properties(properties),
+        body=b"{}",
+    )
+
+
+def dead(
+    properties: Properties,
+    letter: DeadLetter = LETTER,
+    *,
+    max_bytes: int = PROPERTIES_MAX_BYTES,
+) -> Properties:
+    return dead_letter_properties(
+        delivery(properties),
+        letter,
+        origin_queue="bridge.inbound.0",
+        now_s=NOW_S,
+        max_bytes=max_bytes,
+    )
+
+
+def names_of(properties: Properties) -> list[str]:
+    return [name.decode() for name, _, _ in iter_table(properties.headers or b"")]
+
+
+# --- the decision -----------------------------------------------------------------------
+
+
+@given(st.integers(1, 20), st.lists(st.floats(0.001, 86400), min_size=1, max_size=10))
+def test_there_are_as_many_retries_as_delays_and_then_a_dead_letter(
+    attempt: int, delays_s: list[float]
+) -> None:
+    """No delay is skipped, none is made up, and it always ends."""
+    settlement = settle_unexpected(attempt, "boom", delays_s=delays_s)
+
+    if attempt <= len(delays_s):
+        assert settlement == RetryAfter(attempt + 1, delays_s[attempt - 1])
+    else:
+        text = f"attempt {attempt}: boom"
+        rejection = Rejection(DeadLetterReason.ATTEMPTS_EXHAUSTED, text)
+        assert settlement == DeadLetter(rejection, attempt)
+
+
+def test_a_message_goes_through_all_its_attempts_and_no_more() -> None:
+    """The count travels in the header that one attempt writes and the next one reads."""
+    current = delivery(FULL)
+    waits_s: list[float] = []
+    for _ in range(10):
+        settlement = settle_unexpected(attempt_of(current), "boom", delays_s=DELAYS_S)
+        if isinstance(settlement, DeadLetter):
+            break
+        waits_s.append(settlement.delay_s)
+        current = delivery(retry_properties(current, settlement, deadline_s=None))
+
+    assert waits_s == list(DELAYS_S)
+    assert isinstance(settlement, DeadLetter)
+    assert settlement.attempt == 4
+
+
+@pytest.mark.parametrize("written", [-1, 0, 1001, 2**63 - 1, "2", b"\xff"])
+def test_an_attempt_that_cannot_be_ours_counts_as_the_first(
+    written: str | int | bytes,
+) -> None:
+    """Anybody can publish the header; it must not skip retries or make endless ones."""
+    forged = Properties(headers=render_table({Header.ATTEMPT: written}))
+
+    assert attempt_of(delivery(forged)) == 1
+
+
+# --- the copies -------------------------------------------------------------------------
+
+
+def test_a_dead_letter_tells_what_happened_when_and_where_it_came_from() -> None:
+    """It is all that an operator has, weeks later, without any log."""
+    table = dead(FULL).headers
+
+    assert header_bytes(table, Header.REASON) == b"bad_user"
+    assert header_bytes(table, Header.ERROR) == b"routing key is empty"
+    assert header_int(table, Header.TIME) == 1_700_000_000
+    assert header_int(table, Header.ATTEMPT) == 1
+    assert header_bytes(table, Header.ORIGIN_EXCHANGE) == b"bridge.messages"
+    assert header_bytes(table, Header.ORIGIN_QUEUE) == b"bridge.inbound.0"
+    assert header_bytes(table, Header.ROUTING_KEY) == b"\xffalice"
+    assert header_bytes(table, Header.EXPIRATION) == b"1000"
+    assert header_bytes(table, Header.USER_ID) == b"guest"
+    assert header_bytes(table, "trace") == b"\xff\x00"
+    assert header_int(table, "count") == 7
+
+
+def test_a_dead_letter_never_expires() -> None:
+    """It waits for an operator, however long that takes."""
+    assert dead(FULL).expiration is None
+    assert Header.EXPIRATION not in names_of(dead(NO_PROPERTIES))
+
+
+@pytest.mark.parametrize("is_retry", [True, False])
+def test_a_copy_keeps_all_properties_but_the_three_that_the_broker_acts_on(
+    is_retry: bool,  # noqa: FBT001 - two sorts of copies
+) -> None:
+    """Body and properties are the producer's; a redrive must find them as they were."""
+    if is_retry:
+        copy = retry_properties(delivery(FULL), RetryAfter(2, 1.0), deadline_s=None)
+    else:
+        copy = dead(FULL)
+
+    assert copy.expiration is None
+    assert copy.user_id is None
+    assert copy.delivery_mode == b"\x02"
+    changed = {"expiration", "user_id", "delivery_mode", "headers"}
+    for field in fields(Properties):
+        if field.name not in changed:
+            assert getattr(copy, field.name) == getattr(FULL, field.name), field.name
+
+
+def test_the_brokers_own_death_records_stay_behind() -> None:
+    """With them it may take the copy for a cycle, and drop it (traps 2.2)."""
+    records: dict[str, str | int | bytes] = {
+        "x-death": b"d",
+        "x-delivery-count": 3,
+        "x-acquired-count": 3,
+        "x-first-death-queue": "q",
+        "x-first-death-reason": "r",
+        "x-first-death-exchange": "e",
+        "x-last-death-queue": "q",
+        "x-last-death-reason": "r",
+        "x-last-death-exchange": "e",
+    }
+    died = Properties(headers=render_table(records | {"x-mine": 1, "x-deathly": 2}))
+
+    copy = retry_properties(delivery(died), RetryAfter(2, 1.0), deadline_s=None)
+
+    assert names_of(copy) == ["x-mine", "x-deathly", Header.ATTEMPT]
+
+
+def test_a_retry_takes_the_deadline_along() -> None:
+    """A message that expires while it waits must not be delivered after all."""
+    original = delivery(replace(FULL, type=None))
+    original.routing_key = b"alice"
+    limits = MessageLimits(body_bytes=100)
+    first = parse_delivery(original, limits=limits, now_s=NOW_S)
+    assert isinstance(first, Message)
+
+    copied = retry_properties(original, RetryAfter(2, 1.0), deadline_s=first.deadline_s)
+    back = replace_properties(original, copied)
+    second = parse_delivery(back, limits=limits, now_s=NOW_S + 60)
+
+    assert isinstance(second, Message)
+    assert second.deadline_s == first.deadline_s == NOW_S + 1
+
+
+def replace_properties(original: Delivery, properties: Properties) -> Delivery:
+    return replace(original, raw_properties=render_properties(properties))
+
+
+def test_nobody_else_writes_under_our_names() -> None:
+    """A forged reason would send an operator the wrong way."""
+    forged = Properties(
+        headers=render_table({Header.REASON: "too_large", "x-bridge-new": 1})
+    )
+
+    copy = dead(forged)
+
+    assert header_bytes(copy.headers, Header.REASON) == b"bad_user"
+    assert len(set(names_of(copy))) == len(names_of(copy))
+    assert "x-bridge-new" not in names_of(copy)
+
+
+def test_headers_that_leave_no_room_are_dropped_and_counted() -> None:
+    """The properties must fit into one frame, or the broker closes the connection."""
+    table = render_table({"large": b"x" * 130_980})
+    fits = Properties(headers=render_table({"large": b"x" * 1000}))
+    oversized = Properties(headers=table, message_id=b"m")
+
+    copy = dead(oversized)
+
+    assert Header.HEADERS_DROPPED not in names_of(dead(fits))
+    assert header_int(copy.headers, Header.HEADERS_DROPPED) == len(table)
+    assert "large" not in names_of(copy)
+    assert header_bytes(copy.headers, Header.REASON) == b"bad_user"
+    assert copy.message_id == b"m"
+
+
+def test_an_error_text_without_end_is_cut() -> None:
+    """Some libraries quote all that they were given."""
+    endless = DeadLetter(Rejection(DeadLetterReason.BAD_USER, "é" * 100_000), 1)
+
+    assert (
+        header_bytes(dead(FULL, endless).headers, Header.ERROR) == "é".encode() * 1000
+    )
+
+
+@given(
+    st.binary(max_size=400),
+    st.text(max_size=50),
+    st.floats(0, 10**12) | st.none(),
+    st.integers(2, 1001),
+)
+def test_a_copy_of_any_bytes_can_be_written_and_read(
+    raw: bytes, text: str, deadline_s: float | None, attempt: int
+) -> None:
+    """Setting something aside must never fail: it is the way out for all else."""
+    found = replace(delivery(), raw_properties=raw)
+    letter = DeadLetter(Rejection(DeadLetterReason.BAD_EVENT, text), attempt)
+
+    copies = [
+        dead_letter_properties(found, letter, origin_queue="q", now_s=NOW_S),
+        retry_properties(found, RetryAfter(attempt, 1.0), deadline_s=deadline_s),
+    ]
+
+    for copy in copies:
+        rendered = render_properties(copy)
+        assert len(rendered) <= PROPERTIES_MAX_BYTES
+        assert parse_properties(rendered) == copy
+        assert header_int(copy.headers, Header.ATTEMPT) == attempt

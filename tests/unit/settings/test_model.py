@@ -1,0 +1,239 @@
+"""What each setting may be, and what settings may not be together."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from bridge.settings.checks import amqp_url_problem, is_loopback, origin_problem
+from bridge.settings.model import Settings
+
+
+def problem_of(**values: object) -> str:
+    """Return the only problem of these values."""
+    with pytest.raises(ValidationError) as caught:
+        Settings(**values)  # type: ignore[arg-type]  # what operators write is text
+    [error] = caught.value.errors(include_url=False)
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def accepted(**values: object) -> Settings:
+    return Settings(**values)  # type: ignore[arg-type]  # what operators write is text
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"prefetch": 65536}, "BRIDGE_PREFETCH: must be at most 65535"),
+        ({"prefetch": 0}, "BRIDGE_PREFETCH: should be greater than or equal to 1"),
+        ({"namespace": "a b"}, "BRIDGE_NAMESPACE: "),
+        ({"namespace": "a..b"}, "BRIDGE_NAMESPACE: "),
+        ({"namespace": ""}, "BRIDGE_NAMESPACE: "),
+        ({"port": -1}, "BRIDGE_PORT: "),
+        ({"amqp_url": ""}, "BRIDGE_AMQP_URL: must name at least one broker"),
+        ({"amqp_url": "http://h"}, "BRIDGE_AMQP_URL: URL number 1 must look like"),
+        ({"operator_token": ""}, "BRIDGE_OPERATOR_TOKEN: is empty"),
+        ({"api_key": ""}, "BRIDGE_API_KEY: is empty"),
+        ({"auth": "none"}, "BRIDGE_AUTH: should be 'jwt' or 'open'"),
+        (
+            {"jwt_leeway": "1h"},
+            "BRIDGE_JWT_LEEWAY: should be less than or equal to 300",
+        ),
+        ({"jwt_cookie": "a;b"}, "BRIDGE_JWT_COOKIE: "),
+        ({"jwks_url": "http://example.org/"}, "BRIDGE_JWKS_URL: must be https://"),
+        ({"jwks_url": "file:///etc/passwd"}, "BRIDGE_JWKS_URL: must be https://"),
+        ({"jwks_url": "https://[::1"}, "BRIDGE_JWKS_URL: "),
+        (
+            {"allowed_origins": "null"},
+            "BRIDGE_ALLOWED_ORIGINS: 'null' is not an origin",
+        ),
+        ({"trusted_proxies": "10.0.0.0/33"}, "BRIDGE_TRUSTED_PROXIES: '10.0.0.0/33'"),
+        ({"inbox": "sqlite:/x"}, "BRIDGE_INBOX: 'sqlite:/x' is not a store"),
+        ({"retry_delays": ""}, "BRIDGE_RETRY_DELAYS: expected 1 to 10 delays"),
+        ({"retry_delays": "1s," * 11}, "BRIDGE_RETRY_DELAYS: expected 1 to 10 delays"),
+        ({"retry_delays": "0s"}, "BRIDGE_RETRY_DELAYS: expected 1 to 10 delays"),
+        ({"retry_delays": "2d"}, "BRIDGE_RETRY_DELAYS: expected 1 to 10 delays"),
+        ({"drain_timeout": 0}, "BRIDGE_DRAIN_TIMEOUT: must be more than 0"),
+        (
+            {"drain_timeout": float("nan")},
+            "BRIDGE_DRAIN_TIMEOUT: nan is not a duration",
+        ),
+        (
+            {"max_message_bytes": "0"},
+            "BRIDGE_MAX_MESSAGE_BYTES: should be greater than 0",
+        ),
+        ({"log_level": "loud"}, "BRIDGE_LOG_LEVEL: "),
+        ({"made_up": 1}, "made_up: is not a setting"),
+    ],
+    ids=str,
+)
+def test_a_value_that_it_cannot_be_is_refused_by_its_name(
+    values: dict[str, object], problem: str
+) -> None:
+    """The operator sees the variable, not a path in a model."""
+    assert problem_of(**values).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prefetch": 65535},
+        {"namespace": "team-a.bridge"},
+        {"amqp_url": "amqps://u:p@a/v?cafile=/,amqp://b"},
+        {"jwks_url": "https://example.org/keys"},
+        {"jwks_url": "http://localhost:9/keys"},
+        {"jwks_url": "http://[::1]:9/keys"},
+        {"trusted_proxies": "10.0.0.1, 192.168.0.0/16, ::1"},
+        {"retry_delays": 5},
+        {"ping_interval": "25s"},
+        {"auth": "open"},
+        {"auth": "open", "host": "0.0.0.0", "dangerously_open_to_the_network": True},
+        {"operator_token": None},
+    ],
+    ids=str,
+)
+def test_what_is_meant_to_work_works(values: dict[str, object]) -> None:
+    """The other side of each line."""
+    assert accepted(**values)
+
+
+def test_settings_cannot_be_changed_after_the_check() -> None:
+    """What was checked together stays together."""
+    with pytest.raises(ValidationError):
+        accepted().port = 1  # type: ignore[misc]  # mypy knows it too
+
+
+# --- together ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"jwt_secret": ""}, "BRIDGE_JWT_SECRET: HS256 needs a secret"),
+        (
+            {"jwt_secret": "s" * 31},
+            "BRIDGE_JWT_SECRET: secret number 1 has 31 bytes, HS256 needs 32",
+        ),
+        (
+            {"jwt_secret": "s" * 64 + "," + "t" * 40, "jwt_algorithms": "HS512,HS256"},
+            "BRIDGE_JWT_SECRET: secret number 2 has 40 bytes, HS512 needs 64",
+        ),
+        (
+            {"jwt_algorithms": "ES256"},
+            "BRIDGE_JWT_PUBLIC_KEY: ES256 needs a public key or BRIDGE_JWKS_URL",
+        ),
+        (
+            {
+                "jwt_algorithms": "ES256",
+                "jwt_public_key": "-----BEGIN",
+                "jwks_url": "https://example.org/",
+            },
+            "BRIDGE_JWT_PUBLIC_KEY: cannot be used together with BRIDGE_JWKS_URL",
+        ),
+        (
+            {"jwt_algorithms": "HS256,none"},
+            "BRIDGE_JWT_ALGORITHMS: none given, known are",
+        ),
+        ({"jwt_algorithms": ""}, "BRIDGE_JWT_ALGORITHMS: nothing given, known are"),
+        (
+            {"auth": "open", "host": "0.0.0.0"},
+            "BRIDGE_AUTH: open on 0.0.0.0 lets anybody",
+        ),
+        ({"auth": "open", "host": "example.org"}, "BRIDGE_AUTH: open on example.org"),
+    ],
+    ids=str,
+)
+def test_settings_that_contradict_each_other_are_refused(
+    values: dict[str, object], problem: str
+) -> None:
+    """Such a bridge would let nobody in, or everybody."""
+    assert problem_of(**values).startswith(problem)
+
+
+def test_open_mode_needs_no_keys() -> None:
+    """There is nothing to check."""
+    assert accepted(auth="open", jwt_secret="").jwt_secret == ()
+
+
+def test_a_public_key_may_be_a_file(tmp_path: Path) -> None:
+    """Keys with line breaks are a nuisance in environments."""
+    path = tmp_path / "key.pem"
+    path.write_text("-----BEGIN PUBLIC KEY-----\n")
+
+    settings = accepted(jwt_algorithms="RS256", jwt_public_key=str(path))
+    missing = problem_of(jwt_algorithms="RS256", jwt_public_key="/nowhere")
+
+    assert settings.jwt_public_key == "-----BEGIN PUBLIC KEY-----\n"
+    assert "is neither a PEM text nor a file that can be read" in missing
+
+
+# --- checks -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("amqp://u:p@h:5672/v", None),
+        ("amqps://h", None),
+        ("amqp://h?no_verify_ssl=1", "asks for TLS without verification"),
+        ("amqps://h?cafile=/no/such", "names cafile=/no/such, which does not exist"),
+        ("amqp://h:0/", "must look like amqp://"),
+        ("amqp:///v", "must look like amqp://"),
+        ("h:5672", "must look like amqp://"),
+        ("amqp://h:99999", "is not a URL"),
+        ("amqp://[::1", "is not a URL"),
+    ],
+)
+def test_a_broker_url_is_checked_without_being_quoted(
+    url: str, problem: str | None
+) -> None:
+    """It holds a password."""
+    found = amqp_url_problem(url)
+
+    assert (found is None) == (problem is None)
+    assert (found or "").startswith(problem or "")
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_one"),
+    [
+        ("https://example.org", True),
+        ("https://example.org/", True),
+        ("http://localhost:3000", True),
+        ("http://[::1]:3000", True),
+        ("https://example.org/page", False),
+        ("https://u@example.org", False),
+        ("https://example.org?x", False),
+        ("example.org", False),
+        ("ftp://example.org", False),
+        ("null", False),
+        ("*", False),
+        ("https://*.example.org", False),
+        ("", False),
+        ("https://[::1", False),
+    ],
+)
+def test_an_origin_is_scheme_host_and_port(origin: str, *, is_one: bool) -> None:
+    """Anything more would never be equal to what a browser sends."""
+    assert (origin_problem(origin) is None) == is_one
+
+
+@pytest.mark.parametrize(
+    ("host", "is_one"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("example.org", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_what_this_machine_alone_can_reach(
+    host: str, *, is_one: bool
+) -> None:
+    """Open mode stands on it."""
+    assert is_loopback(host) == is_one

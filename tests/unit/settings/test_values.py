@@ -1,0 +1,78 @@
+"""Durations, sizes and lists, as operators write them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.settings.values import parse_duration_s, parse_size_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("500ms", 0.5),
+        ("30s", 30),
+        ("5m", 300),
+        ("2h", 7200),
+        ("7d", 604800),
+        ("1.5s", 1.5),
+        ("45", 45),
+        (" 10s ", 10),
+        (10, 10),
+        (0.25, 0.25),
+        ("0s", 0),
+    ],
+)
+def test_a_duration_is_a_number_and_a_unit(text: object, seconds: float) -> None:
+    """A plain number means seconds, in TOML too."""
+    assert parse_duration_s(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "s", "5 minutes", "-1s", "1e3s", "5M", "1,5s", "inf", "nan", "9" * 400),
+        *(True, None, [], -1, float("inf"), float("nan"), 10**400),
+    ],
+    ids=lambda value: str(value)[:10],
+)
+def test_what_is_no_duration_says_what_one_looks_like(text: object) -> None:
+    """A timeout that is infinite or no number would never, or always, be over."""
+    with pytest.raises(ValueError, match="expected for example 500ms, 30s, 5m or 7d"):
+        parse_duration_s(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("65536", 65536),
+        (65536, 65536),
+        ("64KiB", 65536),
+        ("1 MiB", 1048576),
+        ("1GiB", 1 << 30),
+        ("64kb", 64000),
+        ("1MB", 10**6),
+        ("2gb", 2 * 10**9),
+        ("12B", 12),
+    ],
+)
+def test_a_size_is_a_number_and_a_unit(text: object, count: int) -> None:
+    """KiB counts in 1024s and kB in 1000s, as everywhere else."""
+    assert parse_size_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "-1", "1.5MiB", "1TiB", "1k", None, True])
+def test_what_is_no_size_says_what_one_looks_like(text: object) -> None:
+    """Guessing could open a bound a thousandfold."""
+    with pytest.raises(ValueError, match="expected for example 65536, 64KiB or 1MiB"):
+        parse_size_bytes(text)
+
+
+@given(st.text(max_size=20) | st.integers() | st.floats() | st.none() | st.booleans())
+def test_whatever_is_given_is_read_or_refused_in_words(value: object) -> None:
+    """Anything but ValueError would reach the operator as a traceback."""
+    for parse in (parse_duration_s, parse_size_bytes):
+        try:
+            assert parse(value) >= 0
+        except ValueError:
+            continue

@@ -1,0 +1,56 @@
+"""Metrics, as Prometheus reads them."""
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from bridge.metrics import Metrics
+from bridge.names import Closing, DeadLetterReason, Outcome
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    text = metrics.render().decode()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_what_was_counted_is_read_back() -> None:
+    """Names and labels are a contract with dashboards."""
+    metrics = Metrics()
+    metrics.consumed.inc(3)
+    metrics.settled.labels(Outcome.DEAD_LETTER, DeadLetterReason.BAD_USER).inc()
+    metrics.in_flight.set(2)
+    metrics.closed.labels(Closing.SLOW).inc()
+    metrics.age.observe(0.003)
+    metrics.ready.set(1)
+
+    found = samples(metrics)
+
+    dead = frozenset({("outcome", "dead_letter"), ("reason", "bad_user")})
+    assert found["bridge_deliveries_consumed_total", frozenset()] == 3
+    assert found["bridge_deliveries_settled_total", dead] == 1
+    assert found["bridge_in_flight", frozenset()] == 2
+    assert found["bridge_windows_closed_total", frozenset({("code", "slow")})] == 1
+    assert found["bridge_message_age_seconds_count", frozenset()] == 1
+    assert found["bridge_ready", frozenset()] == 1
+
+
+def test_all_metrics_carry_the_prefix_a_help_and_no_label_of_a_user() -> None:
+    """A label that users or producers can fill grows without end."""
+    allowed = {"outcome", "reason", "purpose", "recovered", "code"}
+
+    for name, metric in vars(Metrics()).items():
+        if name == "registry":
+            continue
+        assert metric._name.startswith("bridge_"), name
+        assert metric._documentation.endswith("."), name
+        assert set(metric._labelnames) <= allowed, name
+
+
+def test_two_bridges_in_one_process_count_apart() -> None:
+    """Tests and the demo run more than one."""
+    one, other = Metrics(), Metrics()
+    one.consumed.inc()
+
+    assert samples(other)["bridge_deliveries_consumed_total", frozenset()] == 0
