@@ -13,6 +13,7 @@ The map of the house, floor by floor; imports only point down:
     auth             tokens and keys
     pump             deliveries -> inbox -> settlement: the heart, read it first
     web              HTTP doors: public and operator's, the demo page
+    options          what each room is told of the settings
     app              the one place where concrete classes meet: start, drain, signals
     cli              commands
 """

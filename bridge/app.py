@@ -9,34 +9,36 @@ comes again.
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
 
-from bridge.auth.jwt import TokenRules, TokenVerifier
+from bridge.auth.jwt import TokenVerifier
 from bridge.auth.key_set import KeySet
-from bridge.broker.connection import BrokerAddress
 from bridge.broker.deliveries import Intake
 from bridge.broker.messages import MessagePublisher
 from bridge.broker.publisher import Publisher
 from bridge.broker.topology import topology
-from bridge.core.addresses import parse_networks
 from bridge.core.message import MessageLimits
-from bridge.core.origins import OriginRules
 from bridge.errors import BridgeError, ConfigError
-from bridge.inbox.memory import MemoryInbox, Retention
 from bridge.logs import set_log_level
 from bridge.metrics import Metrics
 from bridge.names import BrokerNames
+from bridge.options import (
+    broker_address,
+    inbox_of,
+    retention,
+    server_options,
+    token_rules,
+)
 from bridge.pump import Pump
 from bridge.settings.load import changed_fields
 from bridge.settings.model import Settings
-from bridge.sockets.engine import Admission, Bounds
-from bridge.sockets.server import BridgeServer, ServerOptions
+from bridge.sockets.server import BridgeServer
 from bridge.web.access import Handler, Keys, guarded
 from bridge.web.operator import operator_app
 from bridge.web.public import LegacyDoor, public_app
@@ -93,9 +95,9 @@ class Bridge:
         self.verifier = None
         if settings.auth == "jwt":
             key_set = KeySet(settings.jwks_url) if settings.jwks_url else None
-            self.verifier = TokenVerifier(_token_rules(settings), key_set)
+            self.verifier = TokenVerifier(token_rules(settings), key_set)
         self.sockets = BridgeServer(
-            _server_options(settings),
+            server_options(settings),
             inbox=self.inbox,
             verifier=self.verifier,
             metrics=self.metrics,
@@ -169,7 +171,11 @@ class Bridge:
         return reasons
 
     async def run(
-        self, stop: asyncio.Event, *, on_listening: Callable[[Listening], None]
+        self,
+        stop: asyncio.Event,
+        *,
+        on_listening: Callable[[Listening], None],
+        beside: Coroutine[Any, Any, None] | None = None,
     ) -> None:
         """
         Run until `stop` is set, then drain.
@@ -178,6 +184,7 @@ class Bridge:
             stop: Set by whoever wants the bridge to go.
             on_listening: Called once, when both doors are open. Being ready is another
                 matter: that needs the broker.
+            beside: Runs along with the parts, and is cancelled with them.
 
         Raises:
             BridgeError: If the start fails, or the broker holds something else under
@@ -192,33 +199,32 @@ class Bridge:
             async with AsyncExitStack() as stack:
                 await self._open(stack)
                 async with asyncio.TaskGroup() as tasks:
-                    await self._run_parts(tasks, stack, stop, on_listening)
+                    parts = self._parts()
+                    if beside is not None:
+                        parts["beside"] = beside
+                    running = [
+                        tasks.create_task(work, name=name)
+                        for name, work in parts.items()
+                    ]
+                    on_listening(await self._listen(stack))
+                    await stop.wait()
+                    await self._drain()
+                    for task in running:
+                        task.cancel()
         except* (BridgeError, OSError) as group:
             failure = _first_of(group)
         else:
             return
         raise failure
 
-    async def _run_parts(
-        self,
-        tasks: asyncio.TaskGroup,
-        stack: AsyncExitStack,
-        stop: asyncio.Event,
-        on_listening: Callable[[Listening], None],
-    ) -> None:
-        parts = (
-            ("publisher", self.publisher.run()),
-            ("intake", self.intake.run()),
-            ("pump", self.pump.run()),
-            ("sockets", self.sockets.run()),
-            ("sweep", self._sweep()),
-        )
-        running = [tasks.create_task(work, name=name) for name, work in parts]
-        on_listening(await self._listen(stack))
-        await stop.wait()
-        await self._drain()
-        for task in running:
-            task.cancel()
+    def _parts(self) -> dict[str, Coroutine[Any, Any, None]]:
+        return {
+            "publisher": self.publisher.run(),
+            "intake": self.intake.run(),
+            "pump": self.pump.run(),
+            "sockets": self.sockets.run(),
+            "sweep": self._sweep(),
+        }
 
     async def _open(self, stack: AsyncExitStack) -> None:
         await self.inbox.open()
@@ -268,12 +274,12 @@ class Bridge:
             set_log_level(new.log_level)
         if self.verifier is not None:
             try:
-                self.verifier.replace_rules(_token_rules(new))
+                self.verifier.replace_rules(token_rules(new))
             except ConfigError as exc:
                 log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
                 return
-        self.inbox.retention = _retention(new)
-        self.sockets.apply(_server_options(new))
+        self.inbox.retention = retention(new)
+        self.sockets.apply(server_options(new))
         self.pump.limits = MessageLimits(new.max_message_bytes)
         self._replace_keys(new)
         if "prefetch" in applied:
@@ -318,10 +324,7 @@ async def run_until_signalled(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave)
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    async with asyncio.TaskGroup() as tasks:
-        reloading = tasks.create_task(reload_on_hangup(), name="reload")
-        await bridge.run(stop, on_listening=on_listening)
-        reloading.cancel()
+    await bridge.run(stop, on_listening=on_listening, beside=reload_on_hangup())
 
 
 def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -329,19 +332,6 @@ def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(failure, BaseExceptionGroup):
         failure = failure.exceptions[0]
     return failure
-
-
-def inbox_of(settings: Settings) -> MemoryInbox:
-    """Return the store that the settings name, not opened yet."""
-    return MemoryInbox(_retention(settings))
-
-
-def broker_address(settings: Settings) -> BrokerAddress:
-    """Return where the broker is."""
-    return BrokerAddress(
-        urls=tuple(url.get_secret_value() for url in settings.amqp_url),
-        timeout_s=settings.broker_timeout,
-    )
 
 
 async def _serve(
@@ -364,46 +354,3 @@ async def _serve(
 def _secret(value: object) -> str | None:
     reveal = getattr(value, "get_secret_value", None)
     return str(reveal()) if reveal else None
-
-
-def _retention(settings: Settings) -> Retention:
-    return Retention(
-        max_messages=settings.inbox_max_messages,
-        max_age_s=settings.inbox_max_age,
-        dedupe_s=settings.dedupe_window,
-    )
-
-
-def _token_rules(settings: Settings) -> TokenRules:
-    return TokenRules(
-        algorithms=settings.jwt_algorithms,
-        secrets=tuple(secret.get_secret_value() for secret in settings.jwt_secret),
-        public_key=settings.jwt_public_key,
-        audience=settings.jwt_audience,
-        issuer=settings.jwt_issuer,
-        leeway_s=settings.jwt_leeway,
-    )
-
-
-def _server_options(settings: Settings) -> ServerOptions:
-    return ServerOptions(
-        bounds=Bounds(
-            outbound_bytes=settings.slow_client_bytes,
-            events_per_second=settings.max_events_per_second,
-            windows_per_user=settings.max_windows_per_user,
-            windows_per_address=settings.max_windows_per_address,
-            connect_s=settings.connect_timeout,
-        ),
-        admission=Admission(
-            origins=OriginRules(
-                allowed=frozenset(settings.allowed_origins),
-                allows_any=settings.dangerously_allow_any_origin,
-            ),
-            trusted_proxies=parse_networks(settings.trusted_proxies),
-        ),
-        ping_interval_s=settings.ping_interval,
-        ping_timeout_s=settings.ping_timeout,
-        max_event_bytes=settings.max_event_bytes,
-        cookie=settings.jwt_cookie,
-        leeway_s=settings.jwt_leeway,
-    )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import typer
 from yarl import URL
 
-from bridge.app import broker_address, inbox_of
 from bridge.broker.connection import (
     BrokerAddress,
     BrokerConnection,
@@ -20,6 +19,7 @@ from bridge.cli.options import LoadSettings, with_settings
 from bridge.errors import BrokerUnavailableError, StoreUnavailableError
 from bridge.logs import configure_logs
 from bridge.names import BrokerNames, ExitCode
+from bridge.options import broker_address, inbox_of
 from bridge.settings.model import Settings
 
 

@@ -11,7 +11,6 @@ import orjson
 import typer
 from rich.console import Console
 
-from bridge.app import broker_address
 from bridge.broker.messages import MessagePublisher
 from bridge.broker.publisher import Publisher
 from bridge.cli.options import AmqpUrl, ConfigFile
@@ -21,6 +20,7 @@ from bridge.errors import BridgeError, ConfigError
 from bridge.logs import configure_logs
 from bridge.metrics import Metrics
 from bridge.names import BrokerNames
+from bridge.options import broker_address
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
 
@@ -178,15 +178,23 @@ async def _publish_all(
 
 
 def _batches(lines: Iterable[_Line]) -> Iterator[list[_Line]]:
-    """Join neighbours of different users: they may overtake each other, one user's not."""
+    """
+    Join neighbours of different users: they may overtake each other, one user's not.
+
+    What stands before a bad line is handed over before its error is raised.
+    """
     batch: list[_Line] = []
-    users: set[str] = set()
-    for line in lines:
-        if line.request.user in users or len(batch) == _AT_ONCE:
+    try:
+        for line in lines:
+            users = {other.request.user for other in batch}
+            if line.request.user in users or len(batch) == _AT_ONCE:
+                yield batch
+                batch = []
+            batch.append(line)
+    except ConfigError:
+        if batch:
             yield batch
-            batch, users = [], set()
-        batch.append(line)
-        users.add(line.request.user)
+        raise
     if batch:
         yield batch
 

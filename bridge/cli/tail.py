@@ -75,7 +75,11 @@ class _Follower:
         self._shows_json = shows_json
         self._joins = joins
         self._talk = Console(stderr=True, highlight=False)
-        self._client = socketio.AsyncClient(logger=False, engineio_logger=False)
+        self._client = socketio.AsyncClient(
+            logger=False,
+            engineio_logger=False,
+            handle_sigint=False,  # or Ctrl-C ends in a traceback
+        )
         self._client.on("connect", self._connected)
         self._client.on("disconnect", self._disconnected)
         self._client.on("connect_error", self._refused)

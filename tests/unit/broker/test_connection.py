@@ -14,7 +14,7 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
-from bridge.broker.connection import BrokerAddress, _advice, broker_call, run_until
+from bridge.broker.connection import BrokerAddress, _advice, broker_call
 from bridge.errors import BrokerUnavailableError, TopologyError
 
 URL_WITH_SECRETS = URL("amqp://ann:s3cret@rabbit:5672/shop?certfile=/c.pem")
@@ -128,39 +128,3 @@ def test_a_failed_connect_says_what_to_do(raised: Exception, advice: str) -> Non
 def test_the_urls_are_not_in_what_is_printed_of_an_address() -> None:
     """They hold passwords, and dataclasses print themselves in tracebacks and logs."""
     assert "s3cret" not in repr(BrokerAddress((str(URL_WITH_SECRETS),)))
-
-
-async def test_closing_ends_the_work() -> None:
-    """`close` is asked for from another task than the one that runs."""
-    closing = asyncio.Event()
-    was_cancelled = asyncio.Event()
-
-    async def work() -> None:
-        closing.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            was_cancelled.set()
-
-    await run_until(closing, work())
-
-    assert was_cancelled.is_set()
-
-
-async def test_work_that_fails_is_heard_of_as_it_is() -> None:
-    """The start of the bridge must end with the sentence, not with a group of errors."""
-
-    async def work() -> None:
-        raise TopologyError("queue", "differs", "delete it")
-
-    with pytest.raises(TopologyError):
-        await run_until(asyncio.Event(), work())
-
-
-async def test_work_that_is_done_needs_no_closing() -> None:
-    """A session that ended on purpose ends its supervision."""
-
-    async def work() -> None:
-        pass
-
-    await run_until(asyncio.Event(), work())

@@ -1,0 +1,69 @@
+"""What each room is told of the settings: its own part, in its own words."""
+
+from bridge.auth.jwt import TokenRules
+from bridge.broker.connection import BrokerAddress
+from bridge.core.addresses import parse_networks
+from bridge.core.origins import OriginRules
+from bridge.inbox.memory import MemoryInbox, Retention
+from bridge.settings.model import Settings
+from bridge.sockets.engine import Admission, Bounds
+from bridge.sockets.server import ServerOptions
+
+
+def broker_address(settings: Settings) -> BrokerAddress:
+    """Return where the broker is."""
+    return BrokerAddress(
+        urls=tuple(url.get_secret_value() for url in settings.amqp_url),
+        timeout_s=settings.broker_timeout,
+    )
+
+
+def inbox_of(settings: Settings) -> MemoryInbox:
+    """Return the store that the settings name, not opened yet."""
+    return MemoryInbox(retention(settings))
+
+
+def retention(settings: Settings) -> Retention:
+    """Return how much an inbox keeps."""
+    return Retention(
+        max_messages=settings.inbox_max_messages,
+        max_age_s=settings.inbox_max_age,
+        dedupe_s=settings.dedupe_window,
+    )
+
+
+def token_rules(settings: Settings) -> TokenRules:
+    """Return what a token must be."""
+    return TokenRules(
+        algorithms=settings.jwt_algorithms,
+        secrets=tuple(secret.get_secret_value() for secret in settings.jwt_secret),
+        public_key=settings.jwt_public_key,
+        audience=settings.jwt_audience,
+        issuer=settings.jwt_issuer,
+        leeway_s=settings.jwt_leeway,
+    )
+
+
+def server_options(settings: Settings) -> ServerOptions:
+    """Return what windows may cost, and whose pages may connect."""
+    return ServerOptions(
+        bounds=Bounds(
+            outbound_bytes=settings.slow_client_bytes,
+            events_per_second=settings.max_events_per_second,
+            windows_per_user=settings.max_windows_per_user,
+            windows_per_address=settings.max_windows_per_address,
+            connect_s=settings.connect_timeout,
+        ),
+        admission=Admission(
+            origins=OriginRules(
+                allowed=frozenset(settings.allowed_origins),
+                allows_any=settings.dangerously_allow_any_origin,
+            ),
+            trusted_proxies=parse_networks(settings.trusted_proxies),
+        ),
+        ping_interval_s=settings.ping_interval,
+        ping_timeout_s=settings.ping_timeout,
+        max_event_bytes=settings.max_event_bytes,
+        cookie=settings.jwt_cookie,
+        leeway_s=settings.jwt_leeway,
+    )

@@ -1,0 +1,78 @@
+"""
+What every test may lean on: a real broker, a name of its own, and waiting without sleeping.
+
+A missing RabbitMQ fails the run: nothing here skips.
+"""
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Final
+
+import pytest
+import pytest_asyncio
+from blockbuster import blockbuster_ctx
+
+from bridge.broker.local_node import LocalNode
+
+# Scales every limit of the tests for slow machines. Not BRIDGE_*: those are settings,
+# and the bridge refuses those that it does not know.
+SLOW_FACTOR: Final = float(os.environ.get("TESTS_SLOW_FACTOR", "1"))
+
+_POLL_S: Final = 0.01
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Scale the limit of each test, as pyproject.toml sets it, like all others."""
+    if config.getoption("timeout") is None:
+        config.option.timeout = float(config.getini("timeout")) * SLOW_FACTOR
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def broker() -> AsyncIterator[LocalNode]:
+    """One private RabbitMQ node for the whole run; tests keep apart by `namespace`."""
+    async with LocalNode.start(ready_within_s=90 * SLOW_FACTOR) as node:
+        yield node
+
+
+@pytest.fixture(autouse=True)
+def blocking_calls_fail(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In integration tests, a call of the bridge that blocks the event loop is an error."""
+    if "integration" not in request.path.parts:
+        yield
+        return
+    with blockbuster_ctx("bridge"):
+        yield
+
+
+@pytest.fixture
+def namespace() -> str:
+    """Return the first part of all names that this test uses on the broker."""
+    return f"t{secrets.token_hex(4)}"
+
+
+async def eventually(
+    condition: Callable[[], object | Awaitable[object]], *, within_s: float = 10.0
+) -> None:
+    """
+    Wait until `condition` returns something true, awaited if need be.
+
+    Args:
+        condition: Called every few milliseconds; cheap and without effects.
+        within_s: The limit, scaled by TESTS_SLOW_FACTOR.
+
+    Raises:
+        AssertionError: If it does not become true in time.
+
+    """
+    deadline = time.monotonic() + within_s * SLOW_FACTOR
+    while True:
+        value = condition()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value:
+            return
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {condition}"
+        await asyncio.sleep(_POLL_S)

@@ -1,0 +1,5 @@
+"""Faults are tested with logs as in production."""
+
+from tests.integration.conftest import production_logs
+
+__all__ = ["production_logs"]

@@ -1,0 +1,139 @@
+"""RabbitMQ stops, freezes, loses a queue, in the middle of the work: it goes on by itself."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import pytest_asyncio
+
+from bridge.broker.local_node import LocalNode
+from bridge.core.properties import PERSISTENT, Properties
+from bridge.errors import BrokerUnavailableError, PublishRefusedError
+from bridge.names import BrokerNames
+from tests.conftest import SLOW_FACTOR, eventually
+from tests.integration.running import (
+    RawWindow,
+    RunningBridge,
+    Worker,
+    open_windows,
+    running_bridge,
+    settings_for,
+    working,
+)
+
+NUMBER = 300
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def node() -> AsyncIterator[LocalNode]:
+    """A node of this file's own, to be maltreated."""
+    async with LocalNode.start(ready_within_s=90 * SLOW_FACTOR) as node:
+        yield node
+
+
+async def publish_until_confirmed(worker: Worker, number: int) -> None:
+    """Publish as a careful worker does: again with the same id until it is confirmed."""
+    properties = Properties(
+        delivery_mode=PERSISTENT, message_id=f"message-{number}".encode()
+    )
+    while True:
+        try:
+            await worker.publish("ann", number, properties=properties)
+        except (BrokerUnavailableError, PublishRefusedError):
+            # A wait for a condition that only another try can tell.
+            await asyncio.sleep(0.05)
+        else:
+            return
+
+
+@asynccontextmanager
+async def traffic(
+    node: LocalNode, namespace: str
+) -> AsyncIterator[tuple[RunningBridge, RawWindow, asyncio.Task[None]]]:
+    """A bridge, ann's window, and a worker that publishes numbers through it all."""
+    settings = settings_for(node, namespace, broker_timeout="3s")
+
+    async def publish_all(worker: Worker) -> None:
+        for number in range(NUMBER):
+            await publish_until_confirmed(worker, number)
+
+    async with (
+        running_bridge(settings) as running,
+        working(node, namespace) as worker,
+        open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
+        asyncio.TaskGroup() as tasks,
+    ):
+        publishing = tasks.create_task(publish_all(worker), name="worker")
+        await eventually(lambda: len(ann.data()) > NUMBER // 10)
+        yield running, ann, publishing
+
+
+async def all_arrive(ann: RawWindow, publishing: asyncio.Task[None]) -> None:
+    """Every confirmed message arrives once, in order."""
+    await eventually(publishing.done, within_s=60)
+    publishing.result()
+    await eventually(lambda: len(ann.data()) >= NUMBER, within_s=30)
+    assert ann.data() == list(range(NUMBER))
+
+
+@pytest.mark.parametrize("ending", ["stop", "kill"])
+async def test_a_broker_that_is_stopped_or_killed_and_started_again_loses_nothing(
+    node: LocalNode, namespace: str, ending: str
+) -> None:
+    """Readiness tells meanwhile, and consumption goes on without anybody's help."""
+    async with traffic(node, namespace) as (running, ann, publishing):
+        await (node.shut_down() if ending == "stop" else node.kill())
+        await eventually(running.bridge.unready_reasons)
+        await node.restart()
+
+        await all_arrive(ann, publishing)
+        assert running.bridge.unready_reasons() == []
+
+
+async def test_a_broker_that_freezes_and_thaws_loses_nothing(
+    node: LocalNode, namespace: str
+) -> None:
+    """As a machine that swaps, or a virtual machine that is moved."""
+    async with traffic(node, namespace) as (_, ann, publishing):
+        seen = len(ann.data())
+        await node.freeze()
+        # Frozen for longer than a call may take, so that calls do fail.
+        await asyncio.sleep(4)
+        await node.thaw()
+
+        await all_arrive(ann, publishing)
+        assert len(ann.data()) > seen
+
+
+async def test_the_queue_deleted_under_the_bridge_is_made_anew(
+    node: LocalNode, namespace: str
+) -> None:
+    """What was in it is gone, by whoever deleted it; what comes after arrives."""
+    settings = settings_for(node, namespace)
+    queue = BrokerNames(namespace).inbound_queue()
+    async with (
+        running_bridge(settings) as running,
+        working(node, namespace) as worker,
+        open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
+    ):
+        await worker.publish("ann", "before")
+        await eventually(lambda: ann.data() == ["before"])
+
+        await node.ctl("delete_queue", queue)
+        await publish_until_confirmed(worker, 1)
+
+        await eventually(lambda: ann.data() == ["before", 1], within_s=20)
+        await eventually(lambda: running.bridge.unready_reasons() == [])
+
+
+async def test_connections_closed_one_by_one_lose_nothing(
+    node: LocalNode, namespace: str
+) -> None:
+    """As an operator may do at any time, in the broker's own page."""
+    async with traffic(node, namespace) as (running, ann, publishing):
+        for _ in range(3):
+            await node.ctl("close_all_connections", "a test")
+            await eventually(lambda: not running.bridge.unready_reasons(), within_s=20)
+
+        await all_arrive(ann, publishing)

@@ -1,0 +1,429 @@
+"""The whole bridge against a real RabbitMQ: from an exchange to every window of a user."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import aiohttp
+import pytest
+
+from bridge.broker.local_node import LocalNode
+from bridge.core.message import Message
+from bridge.core.properties import (
+    Properties,
+    header_bytes,
+    header_int,
+    render_properties,
+    render_table,
+)
+from bridge.names import BrokerNames, Header
+from tests.conftest import eventually
+from tests.integration.broker.conftest import open_raw
+from tests.integration.dead_letters import DeadLetter, take_dead_letters
+from tests.integration.running import (
+    OPERATOR_TOKEN,
+    RunningBridge,
+    Worker,
+    open_windows,
+    running_bridge,
+    settings_for,
+    working,
+)
+
+
+@pytest.fixture
+async def worker(broker: LocalNode, namespace: str) -> AsyncIterator[Worker]:
+    """A worker of this test's exchange. It publishes once a bridge has declared it."""
+    async with working(broker, namespace) as worker:
+        yield worker
+
+
+async def dead_letters(
+    broker: LocalNode, namespace: str, number: int
+) -> list[DeadLetter]:
+    """Wait for that many dead letters and return them, oldest first."""
+    found: list[DeadLetter] = []
+
+    async def are_there() -> bool:
+        found.extend(await take_dead_letters(broker, BrokerNames(namespace).dead))
+        return len(found) >= number
+
+    await eventually(are_there)
+    return found
+
+
+async def test_a_message_reaches_every_window_of_its_user_and_nobody_else(
+    broker: LocalNode, namespace: str, worker: Worker
+) -> None:
+    """The main job."""
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        tokens = [running.token(user) for user in ("ann", "ann", "bob")]
+        async with open_windows(running.listening.public_url, tokens) as windows:
+            await worker.publish("ann", {"text": "hello"})
+            await worker.publish("bob", {"text": "you"})
+            await eventually(lambda: all(window.data() for window in windows))
+
+            assert [window.data() for window in windows] == [
+                [{"text": "hello"}],
+                [{"text": "hello"}],
+                [{"text": "you"}],
+            ]
+
+
+async def test_20_000_messages_for_200_users_arrive_once_each_and_in_order(
+    broker: LocalNode, namespace: str, worker: Worker
+) -> None:
+    """Nothing lost, nothing twice, order per user, under a load that makes batches."""
+    users = [f"user-{number}" for number in range(200)]
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        tokens = [running.token(user) for user in users]
+
+        async def publish_for(user: str) -> None:
+            for number in range(100):
+                await worker.publish(user, number)
+
+        async with open_windows(running.listening.public_url, tokens) as windows:
+            async with asyncio.TaskGroup() as tasks:
+                for user in users:
+                    tasks.create_task(publish_for(user), name=user)
+            await eventually(
+                lambda: sum(len(window.data()) for window in windows) >= 20_000,
+                within_s=30,
+            )
+
+            assert all(window.data() == list(range(100)) for window in windows)
+            settled = running.sample(
+                "bridge_deliveries_settled_total", outcome="stored", reason=""
+            )
+            assert settled == 20_000
+            await eventually(lambda: running.bridge.intake.in_flight == 0)
+
+
+@pytest.mark.parametrize(
+    ("user", "body", "properties", "reason"),
+    [
+        pytest.param(b"ann", b"", {}, "malformed_body", id="empty"),
+        pytest.param(b"ann", b'"\xff"', {}, "malformed_body", id="not-utf-8"),
+        pytest.param(b"ann", b"{", {}, "malformed_body", id="not-json"),
+        pytest.param(b"ann", b"NaN", {}, "malformed_body", id="nan"),
+        pytest.param(
+            b"ann", b"[" * 10_000 + b"]" * 10_000, {}, "malformed_body", id="deep"
+        ),
+        pytest.param(b"ann", b'"' + b"x" * 5000 + b'"', {}, "too_large", id="large"),
+        pytest.param(b"", b"1", {}, "bad_user", id="no-user"),
+        pytest.param(b"a\nb", b"1", {}, "bad_user", id="control-character"),
+        pytest.param(b"\xff\xfe", b"1", {}, "bad_user", id="user-not-utf-8"),
+        pytest.param(
+            b"ann", b"1", {"type": b"connect"}, "bad_event", id="reserved-event"
+        ),
+        pytest.param(
+            b"ann", b"1", {"type": b"bridge:x"}, "bad_event", id="bridge-event"
+        ),
+        pytest.param(b"ann", b"1", {"type": b"e" * 129}, "bad_event", id="long-event"),
+        pytest.param(
+            b"ann", b"1", {"type": b"\xff"}, "bad_event", id="event-not-utf-8"
+        ),
+    ],
+)
+async def test_bad_input_is_set_aside_untouched_with_its_reason_and_harms_nobody(
+    broker: LocalNode,
+    namespace: str,
+    worker: Worker,
+    user: bytes,
+    body: bytes,
+    properties: dict[str, bytes],
+    reason: str,
+) -> None:
+    """One bad message never stops, delays or drags along its neighbours."""
+    sent = Properties(
+        **properties, app_id=b"\xff\x00app", headers=render_table({"mine": b"\xfe"})
+    )
+    settings = settings_for(broker, namespace, max_message_bytes="4KiB")
+    if body.startswith(b"["):
+        settings = settings_for(broker, namespace)
+    async with (
+        running_bridge(settings) as running,
+        open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
+        open_raw(broker.url) as stranger,
+    ):
+        await worker.publish("ann", "before")
+        await stranger.publish(
+            BrokerNames(namespace).messages,
+            user,
+            body=body,
+            raw_properties=render_properties(sent),
+        )
+        await worker.publish("ann", "after")
+        await eventually(lambda: len(ann.data()) == 2)
+        (letter,) = await dead_letters(broker, namespace, 1)
+
+        assert ann.data() == ["before", "after"]
+        assert letter.body == body
+        assert letter.properties.app_id == sent.app_id
+        assert letter.properties.type == sent.type
+        table = letter.properties.headers
+        assert header_bytes(table, "mine") == b"\xfe"
+        assert header_bytes(table, Header.REASON) == reason.encode()
+        assert header_bytes(table, Header.ROUTING_KEY) == user
+        assert header_int(table, Header.ATTEMPT) == 1
+        assert (header_int(table, Header.TIME) or 0) > 1_700_000_000
+        assert header_bytes(table, Header.ERROR)
+        origin = header_bytes(table, Header.ORIGIN_QUEUE)
+        assert origin == BrokerNames(namespace).inbound_queue().encode()
+
+
+async def test_a_dead_letter_does_not_expire_where_it_is_set_aside(
+    broker: LocalNode, namespace: str, worker: Worker
+) -> None:
+    """Its `expiration` moves to a header, or the broker would drop the dead letter."""
+    async with running_bridge(settings_for(broker, namespace)):
+        await worker.publish("ann", body=b"{", properties=Properties(expiration=b"500"))
+        (letter,) = await dead_letters(broker, namespace, 1)
+
+    assert letter.properties.expiration is None
+    assert header_bytes(letter.properties.headers, Header.EXPIRATION) == b"500"
+
+
+async def test_headers_that_fill_a_frame_do_not_keep_a_dead_letter_from_being_written(
+    broker: LocalNode, namespace: str, worker: Worker
+) -> None:
+    """With ours on top they would not fit into one frame, and the broker would hang up."""
+    huge = Properties(headers=render_table({"huge": b"x" * 130_900}))
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        await worker.publish("ann", body=b"{", properties=huge)
+        (letter,) = await dead_letters(broker, namespace, 1)
+        lost = running.sample("bridge_broker_reconnects_total", purpose="publish")
+
+    assert header_int(letter.properties.headers, Header.HEADERS_DROPPED)
+    assert header_bytes(letter.properties.headers, Header.REASON) == b"malformed_body"
+    assert lost == 0
+
+
+async def test_what_expired_is_not_delivered_but_counted(
+    broker: LocalNode, namespace: str, worker: Worker
+) -> None:
+    """A window that comes too late is told that something is gone."""
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        await worker.publish("ann", "late", properties=Properties(expiration=b"300"))
+        await worker.publish("ann", "good")
+        await eventually(
+            lambda: (
+                running.sample(
+                    "bridge_deliveries_settled_total", outcome="stored", reason=""
+                )
+                == 2
+            )
+        )
+        await asyncio.sleep(0.35)  # the time that the message is given
+        url = running.listening.public_url
+        async with open_windows(url, [running.token("ann")]) as (ann,):
+            assert ann.data() == ["good"]
+            assert ann.data("bridge:sync") == [
+                {"replayed": 1, "complete": False, "missed": 1, "reason": "expired"}
+            ]
+        assert running.sample("bridge_expired_total") == 1
+
+
+async def test_what_the_store_refuses_is_tried_again_and_then_set_aside(
+    broker: LocalNode,
+    namespace: str,
+    worker: Worker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A bug in the way of one message costs that message, with its reason, no other."""
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
+    ):
+        append = running.bridge.inbox.append
+
+        async def refuse_poison(messages: Sequence[Message]) -> list[int | None]:
+            if any(message.data == b'"poison"' for message in messages):
+                problem = "no poison here"
+                raise ZeroDivisionError(problem)
+            return await append(messages)
+
+        monkeypatch.setattr(running.bridge.inbox, "append", refuse_poison)
+        for data in ("one", "poison", "two"):
+            await worker.publish("ann", data)
+        (letter,) = await dead_letters(broker, namespace, 1)
+        await eventually(lambda: len(ann.data()) == 2)
+
+        assert ann.data() == ["one", "two"]
+        table = letter.properties.headers
+        assert header_bytes(table, Header.REASON) == b"attempts_exhausted"
+        assert header_int(table, Header.ATTEMPT) == 3
+        assert (
+            header_bytes(table, Header.ERROR)
+            == b"attempt 3: ZeroDivisionError: no poison here"
+        )
+
+
+async def test_the_same_message_id_is_stored_once_within_the_window(
+    broker: LocalNode, namespace: str, worker: Worker
+) -> None:
+    """A worker that is not sure may publish again."""
+    once = Properties(message_id=b"order-1")
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
+    ):
+        for data in ("one", "two"):
+            await worker.publish("ann", data, properties=once)
+        await worker.publish("ann", "three")
+        await eventually(lambda: len(ann.data()) == 2)
+
+        assert ann.data() == ["one", "three"]
+
+
+async def test_text_plain_arrives_as_a_string(
+    broker: LocalNode, namespace: str, worker: Worker
+) -> None:
+    """The smallest producer does not even need JSON."""
+    text = Properties(content_type=b"text/plain; charset=utf-8")
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
+    ):
+        await worker.publish("ann", body='he said "hé"'.encode(), properties=text)
+        await eventually(ann.data)
+
+        assert ann.data() == ['he said "hé"']
+
+
+# --- the HTTP door -------------------------------------------------------------------
+
+
+async def post(
+    running: RunningBridge, body: bytes, *, token: str | None = OPERATOR_TOKEN
+) -> tuple[int, dict[str, object], dict[str, str]]:
+    """Post to the publishing door; status, decoded body, headers."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            f"{running.listening.operator_url}/api/publish", data=body, headers=headers
+        ) as response,
+    ):
+        return (
+            response.status,
+            await response.json(content_type=None),
+            dict(response.headers),
+        )
+
+
+async def test_publishing_over_http_is_confirmed_and_arrives(
+    broker: LocalNode, namespace: str
+) -> None:
+    """For those without an AMQP client."""
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
+    ):
+        status, body, _ = await post(
+            running, b'{"user": "ann", "event": "note", "data": {"n": 1}, "id": "x"}'
+        )
+        await eventually(lambda: ann.data("note"))
+
+        assert (status, body) == (202, {"id": "x"})
+        assert ann.data("note") == [{"n": 1}]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"{", 400, "not JSON"),
+        (b"[]", 400, "not a JSON object"),
+        (b'{"user": "ann", "data": 1, "colour": 2}', 400, "'colour' is not a field"),
+        (b'{"data": 1}', 422, "user is missing"),
+        (b'{"user": "", "data": 1}', 422, "user"),
+        (b'{"user": "ann"}', 422, "data is missing"),
+        (b'{"user": "ann", "data": 1, "event": "connect"}', 422, "reserved"),
+        (b'{"user": "ann", "data": "' + b"x" * 300_000 + b'"}', 413, ""),
+    ],
+)
+async def test_a_bad_http_body_is_answered_with_a_problem_that_says_what_is_wrong(
+    broker: LocalNode, namespace: str, body: bytes, status: int, words: str
+) -> None:
+    """As RFC 9457 wants it, with a sentence for a person."""
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        answered, problem, headers = await post(running, body)
+
+    assert answered == problem["status"] == status
+    assert headers["Content-Type"] == "application/problem+json"
+    assert words in str(problem["detail"])
+
+
+@pytest.mark.parametrize("token", [None, "wrong"])
+async def test_without_a_good_key_nothing_is_published(
+    broker: LocalNode, namespace: str, token: str | None
+) -> None:
+    """The door is closed by default."""
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        status, _, headers = await post(
+            running, b'{"user": "ann", "data": 1}', token=token
+        )
+
+        assert status == 401
+        assert headers["WWW-Authenticate"] == "Bearer"
+        assert running.sample("bridge_published_total") == 0
+
+
+# --- open mode: the article's way ------------------------------------------------------
+
+
+async def test_the_article_s_get_door_reaches_a_page_that_joined(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Word for word: GET /?name=USER&msg=TEXT, join, and `{"code": 0, "data": TEXT}`."""
+    settings = settings_for(
+        broker, namespace, auth="open", legacy_push="true", jwt_secret=""
+    )
+    async with running_bridge(settings) as running:
+        url = running.listening.public_url
+        async with (
+            open_windows(url, [""], until=lambda _: True) as (page,),
+            aiohttp.ClientSession() as session,
+        ):
+            await page.websocket.send_str('42["join",{"username":"ann"}]')
+            await eventually(lambda: page.is_synced)
+            query = {"name": "ann", "msg": "hello & more"}
+            async with session.get(url, params=query) as response:
+                assert response.status == 200
+                assert await response.json() == {"code": 0}
+            await eventually(page.data)
+
+            assert page.data() == [{"code": 0, "data": "hello & more"}]
+
+
+async def test_the_article_s_get_door_is_closed_unless_it_is_opened(
+    broker: LocalNode, namespace: str
+) -> None:
+    """A GET that does something is nothing to have by accident."""
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        aiohttp.ClientSession() as session,
+        session.get(
+            running.listening.public_url, params={"name": "ann", "msg": "x"}
+        ) as response,
+    ):
+        assert response.status == 404
+
+
+async def test_outside_open_mode_the_get_door_wants_a_key(
+    broker: LocalNode, namespace: str
+) -> None:
+    """As open as the article's is only what is as open as the article's."""
+    settings = settings_for(broker, namespace, legacy_push="true", api_key="k")
+    async with running_bridge(settings) as running, aiohttp.ClientSession() as session:
+        url = running.listening.public_url
+        query = {"name": "ann", "msg": "x"}
+        async with session.get(url, params=query) as response:
+            assert response.status == 401
+        async with session.get(
+            url, params=query, headers={"X-API-Key": "k"}
+        ) as response:
+            assert response.status == 200
+        async with session.head(
+            url, params=query, headers={"X-API-Key": "k"}
+        ) as response:
+            assert response.status == 405

@@ -1,0 +1,118 @@
+"""
+Write the tables of README.md from the code, or tell that they differ.
+
+    python tools/readme.py            writes them
+    python tools/readme.py --check    exits with 1 if they would change
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from pydantic_core import PydanticUndefined
+
+from bridge.names import Closing, DeadLetterReason, EventError, Refusal, SyncReason
+from bridge.settings.checks import environment_name
+from bridge.settings.load import is_reloadable
+from bridge.settings.model import Settings
+
+README: Final = Path(__file__).parents[1] / "README.md"
+_TABLE: Final = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def render_readme(text: str) -> str:
+    """Return `text` with every table made anew."""
+    return _TABLE.sub(
+        lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}", text
+    )
+
+
+def settings_table() -> str:
+    """Return every setting, its default, and whether SIGHUP applies a change of it."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        if default is None or default is PydanticUndefined or default == ():
+            shown = ""
+        elif isinstance(default, bool):
+            shown = f"`{str(default).lower()}`"
+        else:
+            shown = f"`{default}`"
+        reload = "yes" if is_reloadable(name) else ""
+        rows.append(
+            (f"`{environment_name(name)}`", shown, reload, field.description or "")
+        )
+    return _markdown(("setting", "default", "SIGHUP", "meaning"), rows)
+
+
+def reasons_table() -> str:
+    """Return the reasons of dead letters."""
+    rows = [(f"`{one}`", one.explanation) for one in DeadLetterReason]
+    return _markdown(("`x-bridge-reason`", "meaning"), rows)
+
+
+def refusals_table() -> str:
+    """Return the codes of `connect_error`."""
+    rows = [
+        (f"`{one}`", "yes" if one.is_temporary else "", one.explanation)
+        for one in Refusal
+    ]
+    return _markdown(("`err.data.code`", "`temporary`", "meaning"), rows)
+
+
+def closings_table() -> str:
+    """Return the codes of `bridge:closing`."""
+    rows = [
+        (f"`{one}`", "yes" if one.reconnect else "", one.explanation) for one in Closing
+    ]
+    return _markdown(("`code`", "`reconnect`", "meaning"), rows)
+
+
+def sync_table() -> str:
+    """Return the reasons of `bridge:sync`."""
+    return _markdown(
+        ("`reason`", "meaning"), [(f"`{one}`", one.explanation) for one in SyncReason]
+    )
+
+
+def events_table() -> str:
+    """Return the codes with which a page's own events are answered."""
+    return ", ".join(f"`{one}`" for one in _members(EventError))
+
+
+def _members(kind: type[StrEnum]) -> Iterable[str]:
+    return [member.value for member in kind]
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+TABLES: Final = {
+    "settings": settings_table,
+    "reasons": reasons_table,
+    "refusals": refusals_table,
+    "closings": closings_table,
+    "sync": sync_table,
+    "events": events_table,
+}
+
+
+def main() -> int:
+    """Write README.md, or with --check compare it."""
+    text = README.read_text(encoding="utf-8")
+    made = render_readme(text)
+    if "--check" in sys.argv:
+        return int(made != text)
+    README.write_text(made, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
