@@ -1,0 +1,179 @@
+"""One consumer on one channel: what it brought, what is in flight, whether it still lives."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from struct import Struct
+from typing import Final
+
+import aiormq
+from aiormq.abc import ChannelFrame
+
+from bridge.broker.connection import broker_call
+from bridge.core.message import Delivery
+from bridge.errors import BrokerUnavailableError
+from bridge.metrics import Metrics
+
+_LOOK_EACH_S: Final = 1.0
+
+# Basic.Ack in its frame: AMQP 0-9-1 sections 4.2.3 and 1.8.3.13.
+_ACK: Final = Struct(">BHIIQBB").pack
+_METHOD: Final = 1
+_ACK_BYTES: Final = 13
+_BASIC_ACK: Final = 60 << 16 | 80
+_MULTIPLE: Final = 1
+_END: Final = 0xCE
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """How much one batch may hold; one delivery fits whatever its size."""
+
+    deliveries: int = 1000
+    body_bytes: int = 4 << 20
+
+
+class ConsumerSession:
+    """One consumer on one channel, and what it brought and nobody took yet."""
+
+    def __init__(
+        self,
+        channel: aiormq.Channel,
+        *,
+        queue: str,
+        timeout_s: float,
+        arrived: asyncio.Event,
+        metrics: Metrics,
+    ) -> None:
+        self._channel = channel
+        self._queue = queue
+        self._timeout_s = timeout_s
+        self._arrived = arrived
+        self._metrics = metrics
+        self._consumer_tag: str | None = None
+        self._look = asyncio.Event()
+        self._failure: str | None = None
+        self._waiting: list[Delivery] = []
+        # Tags count from 1 on each channel, so two numbers tell how many are in flight.
+        self._last_tag = 0
+        self._acked_tag = 0
+        channel.closing.add_done_callback(lambda _: self._look.set())
+        channel.on_consumer_cancel_callbacks.add(lambda _: self._look.set())
+
+    @property
+    def in_flight(self) -> int:
+        """Deliveries that came and are not acked."""
+        return self._last_tag - self._acked_tag
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether the broker has a consumer of ours, as far as can be known."""
+        return self._consumer_tag is not None and self.problem() is None
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether deliveries wait to be taken out."""
+        return bool(self._waiting)
+
+    def problem(self) -> str | None:
+        """Say what is wrong with the session, ``None`` if nothing is."""
+        if self._failure is not None:
+            return self._failure
+        if not self._channel.connection.is_opened:
+            return "the connection was lost"
+        if self._channel.is_closed:
+            return "the broker closed the channel"
+        tag = self._consumer_tag
+        if tag is not None and tag not in self._channel.consumers:
+            return f"the broker cancelled the consumer; was queue {self._queue} deleted or its leader lost?"
+        return None
+
+    async def watch(self) -> None:
+        """
+        Wait until something is wrong.
+
+        Raises:
+            BrokerUnavailableError: Always, with what it is.
+
+        """
+        while (problem := self.problem()) is None:
+            self._look.clear()
+            try:
+                # The library reports what it notices; the look once a second is for
+                # what it does not.
+                async with asyncio.timeout(_LOOK_EACH_S):
+                    await self._look.wait()
+            except TimeoutError:
+                continue
+        raise BrokerUnavailableError(f"consume {self._queue}", problem)
+
+    def take_in(self, deliveries: Sequence[Delivery]) -> None:
+        """Keep what the reader found; called by it, never blocks."""
+        self._waiting.extend(deliveries)
+        self._last_tag = deliveries[-1].tag
+        self._metrics.consumed.inc(len(deliveries))
+        self._arrived.set()
+
+    def take_out(self, limits: BatchLimits) -> Sequence[Delivery]:
+        """Hand over the oldest of what waits, within `limits`."""
+        size_bytes = 0
+        count = 0
+        for delivery in islice(self._waiting, limits.deliveries):
+            size_bytes += len(delivery.body)
+            if size_bytes > limits.body_bytes and count:
+                break
+            count += 1
+        taken = self._waiting[:count]
+        del self._waiting[:count]
+        return taken
+
+    async def start_consumer(self, prefetch_count: int) -> None:
+        """
+        Consume with this prefetch; a consumer that is there already is replaced.
+
+        A new prefetch holds for new consumers only. The channel stays, so what is in
+        flight can still be acked; the old consumer leaves when the new one stands.
+        """
+        async with broker_call(f"consume {self._queue}", timeout_s=self._timeout_s):
+            await self._channel.basic_qos(prefetch_count=prefetch_count, global_=False)
+            old_tag = self._consumer_tag
+            # The reader takes all deliveries; the callback is never called.
+            reply = await self._channel.basic_consume(self._queue, _never_called)
+            self._consumer_tag = reply.consumer_tag
+            if old_tag is not None:
+                await self._channel.basic_cancel(old_tag)
+
+    async def stop_consumer(self) -> None:
+        """Take no more; what is in flight can still be acked."""
+        tag, self._consumer_tag = self._consumer_tag, None
+        if tag is not None:
+            async with broker_call(f"cancel {self._queue}", timeout_s=self._timeout_s):
+                await self._channel.basic_cancel(tag)
+
+    async def ack(self, tag: int) -> None:
+        """Ack all up to `tag`; a second time it does nothing, and the broker never hears."""
+        if tag <= self._acked_tag:
+            return
+        frame = ChannelFrame(_render_ack(self._channel.number, tag), should_close=False)
+        try:
+            self._channel.write_queue.put_nowait(frame)
+        except asyncio.QueueFull:
+            # Rare; a deadline each time would cost more than the ack itself.
+            async with broker_call(f"ack to {self._queue}", timeout_s=self._timeout_s):
+                await self._channel.write_queue.put(frame)
+        self._acked_tag = tag
+
+    def fail(self, problem: str) -> None:
+        """Let `watch` end the session."""
+        self._failure = problem
+        self._look.set()
+
+
+def _render_ack(channel_number: int, tag: int) -> bytes:
+    """Basic.Ack with multiple; by hand, because the library's way costs more than a delivery."""
+    return _ACK(_METHOD, channel_number, _ACK_BYTES, _BASIC_ACK, tag, _MULTIPLE, _END)
+
+
+async def _never_called(_message: object) -> None:
+    """Stand in where the library wants a callback."""

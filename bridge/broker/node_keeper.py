@@ -1,0 +1,186 @@
+"""
+Keep a few processes and one folder for a parent, and end all of it with the parent.
+
+Run as a program by local_node.py; nothing here knows RabbitMQ. The parent holds the
+write end of our standard input. However the parent goes away (return, exception,
+Ctrl-C, kill -9), the kernel closes that end, we read end-of-file, kill every process
+that descends from us and remove the folder. A normal stop is the same end-of-file, so
+the path that matters after a crash is the path that every run takes.
+
+Why not process groups alone: the Erlang VM puts its port programs into sessions of
+their own, and a daemon may leave any group. We are a "child subreaper" instead
+(prctl(2)): whatever loses its parent below us becomes our child, so walking our own
+children until none is left finds all of them, and nothing else.
+
+Commands come as JSON lines, reports go to standard output as JSON lines:
+
+    {"do": "start", "name", "program": [...], "environment": {...}}  -> {"started": name, "pid"}
+    {"do": "signal", "name", "signal": 9}                            -> {"signalled": name}
+    at the beginning                                                 -> {"folder": path}
+    when a process ends                                              -> {"exited": name, "code"}
+"""
+
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+# Killed processes vanish within milliseconds; one in uninterruptible disk sleep may not.
+_END_WITHIN_S: Final = 10.0
+
+
+class Keeper:
+    """The processes by name, and the loop that serves the parent."""
+
+    def __init__(self, folder: Path, *, wakeups: int) -> None:
+        self._folder = folder
+        self._wakeups = wakeups
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._unread = b""
+
+    def run(self) -> None:
+        """Serve commands until the parent is gone or somebody asks us to end."""
+        self._report(folder=str(self._folder))
+        commands = sys.stdin.fileno()
+        while True:
+            ready, _, _ = select.select([commands, self._wakeups], [], [])
+            if self._wakeups in ready:
+                if signal.SIGTERM in os.read(self._wakeups, 4096):
+                    return
+                self._reap()
+            if commands in ready:
+                chunk = os.read(commands, 65536)
+                if not chunk:
+                    return
+                *lines, self._unread = (self._unread + chunk).split(b"\n")
+                for line in lines:
+                    self._obey(json.loads(line))
+
+    def _obey(self, command: dict[str, Any]) -> None:
+        name = command["name"]
+        if command["do"] == "start":
+            process = self._start(name, command["program"], command["environment"])
+            self._processes[name] = process
+            self._report(started=name, pid=process.pid)
+        else:
+            # The group, so that a start script around the program gets it as well.
+            # We have not reaped its leader, so the number cannot be someone else's.
+            if name in self._processes:
+                os.killpg(self._processes[name].pid, command["signal"])
+            self._report(signalled=name)
+
+    def _start(
+        self, name: str, program: list[str], environment: dict[str, str]
+    ) -> subprocess.Popen[bytes]:
+        with (self._folder / f"{name}.out").open("ab") as output:
+            return subprocess.Popen(  # noqa: S603 - the parent names the program
+                program,
+                env=environment,
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_keeper,  # noqa: PLW1509 - no threads here
+            )
+
+    def _reap(self) -> None:
+        for pid, code in _ended_children():
+            for name, process in list(self._processes.items()):
+                if process.pid == pid:
+                    process.returncode = code
+                    del self._processes[name]
+                    self._report(exited=name, code=code)
+
+    def _report(self, **facts: object) -> None:
+        sys.stdout.write(json.dumps(facts) + "\n")
+        sys.stdout.flush()
+
+
+def main() -> None:
+    """Keep what the parent asks for; leave nothing behind."""
+    # Ctrl-C goes to the whole foreground group. It is the parent's to answer.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    wakeups, wakeups_in = os.pipe()
+    os.set_blocking(wakeups_in, False)
+    signal.set_wakeup_fd(wakeups_in)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    folder = Path(tempfile.mkdtemp(prefix="bridge-node-"))
+    try:
+        Keeper(folder, wakeups=wakeups).run()
+    finally:
+        _end_children()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_children() -> None:
+    """
+    Kill our children, then those they leave to us, until there are none.
+
+    No SIGTERM first: the folder goes anyway, so there is nothing to save.
+    """
+    deadline = time.monotonic() + _END_WITHIN_S
+    while time.monotonic() < deadline:
+        for pid in _children():
+            os.kill(pid, signal.SIGKILL)  # ours and not yet reaped: the number is valid
+        for _ in _ended_children():
+            pass
+        if not _children():
+            return
+        time.sleep(0.01)
+
+
+def _children() -> list[int]:
+    """Return the processes whose parent we are, zombies included."""
+    us = os.getpid()
+    found: list[int] = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = Path(entry.path, "stat").read_text(errors="replace")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # gone meanwhile, or not ours
+        # proc(5): pid (name) state ppid; the name may hold spaces and parentheses.
+        if int(stat.rpartition(")")[2].split()[1]) == us:
+            found.append(int(entry.name))
+    return found
+
+
+def _ended_children() -> Iterator[tuple[int, int]]:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)
+
+
+def _die_with_keeper() -> None:
+    """Let the kernel kill a program whose keeper was killed itself."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+if __name__ == "__main__":
+    main()

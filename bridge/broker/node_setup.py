@@ -1,0 +1,157 @@
+"""
+What one private node is told: its ports, its files and its environment.
+
+Everything that it reads or writes lies in its folder, everything that it listens on is
+loopback, and nothing of the system's configuration reaches it.
+"""
+
+import os
+import random
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from bridge.errors import LocalNodeError
+
+# Debian's and Ubuntu's package, the official image, a generic tarball, Homebrew's on
+# Linux. Never /usr/sbin/rabbitmq-server: Debian's wrapper there changes the user.
+USUAL_PLACES: Final = (
+    Path("/usr/lib/rabbitmq/bin"),
+    Path("/opt/rabbitmq/sbin"),
+    Path("/usr/local/lib/rabbitmq/sbin"),
+    Path("/usr/local/sbin"),
+    Path("/home/linuxbrew/.linuxbrew/sbin"),
+)
+
+_HOST: Final = "127.0.0.1"
+_LOG_TAIL_LINES: Final = 60
+
+
+def find_rabbitmq(places: Sequence[Path] = USUAL_PLACES) -> Path:
+    """
+    Find the folder of rabbitmq-server and rabbitmqctl.
+
+    Raises:
+        LocalNodeError: If there is none; it says how to get one.
+
+    """
+    for place in places:
+        if os.access(place / "rabbitmq-server", os.X_OK):
+            return place
+    looked_in = ", ".join(str(place) for place in places)
+    problem = (
+        "RabbitMQ is not installed: on Debian and Ubuntu, `sudo apt-get install "
+        f"rabbitmq-server` brings it (looked in {looked_in})"
+    )
+    raise LocalNodeError(problem)
+
+
+@dataclass(frozen=True, slots=True)
+class NodePorts:
+    """Loopback ports of one node."""
+
+    amqp: int
+    distribution: int
+    epmd: int
+    ctl: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSetup:
+    """One node's folder, ports and log-in, and what its programs get from them."""
+
+    folder: Path
+    ports: NodePorts
+    host: str = _HOST
+    user: str = "bridge"
+    password: str = field(default_factory=lambda: secrets.token_urlsafe(18))
+    name: str = field(
+        default_factory=lambda: f"bridge-{secrets.token_hex(4)}@localhost"
+    )
+
+    def write_files(self, extra_config: Sequence[str], plugins: Sequence[str]) -> None:
+        """Write cookie, list of plugins and rabbitmq.conf with `extra_config` at its end."""
+        cookie = self.folder / ".erlang.cookie"
+        cookie.touch(mode=0o600)
+        cookie.write_text(secrets.token_hex(24))
+        cookie.chmod(0o400)  # Erlang refuses one that others may read
+        (self.folder / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
+        (self.folder / "env.conf").touch()  # in place of the system's
+        lines = [
+            f"listeners.tcp.default = {self.host}:{self.ports.amqp}",
+            f"default_user = {self.user}",
+            f"default_pass = {self.password}",
+            # The alarms are for servers that own their machine.
+            "disk_free_limit.absolute = 1MB",
+            "vm_memory_high_watermark.relative = 0.7",
+            "log.file.level = info",
+            *extra_config,
+        ]
+        (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
+
+    def log_tail(self) -> str:
+        """Return the last lines of what node and epmd logged and printed."""
+        lines: list[str] = []
+        for name in ("epmd.out", "node.out", "node.log"):
+            path = self.folder / name
+            if path.exists():
+                text = path.read_text(errors="replace").rstrip()
+                lines += text.splitlines()[-_LOG_TAIL_LINES:]
+        return "\n".join(lines)
+
+    def environment(self) -> dict[str, str]:
+        """All that the node's programs see: nothing of ours but the search path."""
+        folder = self.folder
+        return {
+            "PATH": f"{os.environ.get('PATH', '')}:/usr/local/bin:/usr/bin:/bin",
+            "LC_ALL": "C.UTF-8",
+            "HOME": str(folder),
+            "TMPDIR": str(folder),
+            "ERL_EPMD_ADDRESS": self.host,
+            "ERL_EPMD_PORT": str(self.ports.epmd),
+            "ERL_CRASH_DUMP": str(folder / "erl_crash.dump"),
+            # For every VM, the helpers that RabbitMQ starts for a moment included.
+            "ERL_AFLAGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_DIST_PORT": str(self.ports.distribution),
+            "RABBITMQ_CTL_DIST_PORT_MIN": str(self.ports.ctl),
+            "RABBITMQ_CTL_DIST_PORT_MAX": str(self.ports.ctl + 10),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "generated"),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder),
+            "RABBITMQ_LOGS": str(folder / "node.log"),
+            "RABBITMQ_PID_FILE": str(folder / "node.pid"),
+        }
+
+
+def free_ports() -> NodePorts:
+    """
+    Choose ports that are free now.
+
+    Not from the range that the kernel gives to outgoing connections: a client that
+    keeps trying a port of that range while the node is down is sooner or later
+    connected to itself, and the node finds its port taken when it comes back.
+    """
+    text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+    first_outgoing = int(text.split()[0])
+    end = first_outgoing if first_outgoing > 12_000 else 65_536
+    candidates = random.sample(range(10_000, end), 100)
+    free = [port for port in candidates if _is_free(port)]
+    amqp, distribution, epmd, ctl = free[:4]
+    return NodePorts(amqp=amqp, distribution=distribution, epmd=epmd, ctl=ctl)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,78 @@
+"""Certificates for tests: an authority, and what it signs."""
+
+import ipaddress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A certificate and its key, as files."""
+
+    cert: Path
+    key: Path
+
+
+class Authority:
+    """Signs certificates; `cert` is what others must trust."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        signed = self._build(self._name, self._key, is_authority=True)
+        self.cert = self._write(name, signed)
+
+    def sign(self, name: str, *, address: str | None = None) -> Signed:
+        """Make a certificate for `name`, valid for the IP `address` as a server."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        cert = self._write(name, self._build(subject, key, address=address))
+        key_path = self._folder / f"{name}.key"
+        key_path.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return Signed(cert, key_path)
+
+    def _build(
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        *,
+        is_authority: bool = False,
+        address: str | None = None,
+    ) -> x509.Certificate:
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(minutes=5))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(
+                x509.BasicConstraints(ca=is_authority, path_length=None), critical=True
+            )
+        )
+        if address:
+            names = x509.SubjectAlternativeName(
+                [x509.IPAddress(ipaddress.ip_address(address))]
+            )
+            builder = builder.add_extension(names, critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+    def _write(self, name: str, signed: x509.Certificate) -> Path:
+        path = self._folder / f"{name}.pem"
+        path.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        return path
