@@ -1,0 +1,42 @@
+# What one does with a checkout. Each target sets up what it needs; again is instant.
+# Needs GNU make and Python 3.11 or later; see tools/setup for the rest.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types check lock clean
+
+PYTEST_ARGS ?=
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+	    || sed -n 's/^\([a-z]*\):[^#]*## /  make \1: /p' $(MAKEFILE_LIST)
+
+demo: ## RabbitMQ, the bridge and a page with two users; Ctrl-C ends all of it
+	@tools/setup demo
+	@exec .venv/bin/python tools/foreground.py .venv/bin/bridge demo
+
+test: ## all tests, with a real RabbitMQ and real browsers (PYTEST_ARGS="-k word" for some)
+	@tools/setup tests
+	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: ## format and rules (ruff), changing nothing
+	@tools/setup lint
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+
+format: ## bring the code into its format, mend what can be mended
+	@tools/setup lint
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+types: ## mypy, strict
+	@tools/setup lint
+	.venv/bin/mypy
+
+check: lint types ## lint and types
+
+lock: ## write the lock files anew from pyproject.toml and tests/package.json
+	@tools/lock
+
+clean: ## remove what was made: environments, packages, caches
+	rm -rf .venv tests/node_modules build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	find bridge tests -name __pycache__ -type d -prune -exec rm -rf {} +
