@@ -79,6 +79,7 @@ class DeadLetterReason(StrEnum):
     BAD_USER = "bad_user"
     BAD_EVENT = "bad_event"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    CRASHED = "crashed"
 
     @property
     def explanation(self) -> str:
@@ -101,6 +102,9 @@ _REASON_EXPLANATIONS: Final = {
     DeadLetterReason.ATTEMPTS_EXHAUSTED: (
         "storing the message failed in a way the bridge does not know, and went on "
         "failing through all of BRIDGE_RETRY_DELAYS"
+    ),
+    DeadLetterReason.CRASHED: (
+        "bridge died more than once while it handled this message, and nothing else"
     ),
 }
 

@@ -12,6 +12,7 @@ never overtake; prefetch bounds what waits with it and the broker keeps the rest
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import groupby
 from time import time
 from typing import Generic, Protocol, TypeVar
 
@@ -34,7 +35,10 @@ from bridge.core.settlement import (
     DeadLetter,
     RetryAfter,
     attempt_of,
+    is_suspect,
+    settle_trial,
     settle_unexpected,
+    trial_key,
 )
 from bridge.errors import PublishRefusedError, StaleBatchError, TransientError
 from bridge.logs import user_hash
@@ -87,6 +91,12 @@ class Inbox(Protocol):
     async def append(self, messages: Sequence[Message]) -> Sequence[int | None]:
         """Store all or none; an offset each, `None` for a duplicate."""
 
+    async def note_trial(self, key: bytes) -> int:
+        """Note durably that this message is in hand alone; says for which time."""
+
+    def forget_trial(self, key: bytes) -> None:
+        """Forget the note, by and by."""
+
 
 class Pump(Generic[B]):
     """Moves batches from the intake to the inbox until it is cancelled."""
@@ -122,25 +132,55 @@ class Pump(Generic[B]):
 
     async def settle(self, batch: B) -> None:
         """Store or set aside every delivery of `batch`, in order, then ack them all."""
-        now_s = self._now()
-        good: list[_Parsed] = []
         try:
-            for delivery in batch.deliveries:
-                parsed = parse_delivery(delivery, limits=self.limits, now_s=now_s)
-                if isinstance(parsed, Rejection):
-                    letter = DeadLetter(parsed, attempt_of(delivery))
-                    await self._set_aside(batch, delivery, letter)
-                elif parsed.deadline_s is not None and parsed.deadline_s <= now_s:
-                    self._metrics.expired.inc()
-                    self._count(Outcome.EXPIRED)
+            for suspicious, group in groupby(batch.deliveries, key=is_suspect):
+                if suspicious:
+                    for delivery in group:
+                        await self._try_suspect(batch, delivery)
                 else:
-                    good.append((delivery, parsed))
-            if good:
-                await self._store(batch, good)
+                    await self._settle_group(batch, list(group))
             if not await self._intake.ack(batch):
                 raise StaleBatchError  # noqa: TRY301 - one end for all ways to find out
         except StaleBatchError:
             self._count(Outcome.STALE, len(batch.deliveries))
+
+    async def _settle_group(self, batch: B, deliveries: Sequence[Delivery]) -> None:
+        now_s = self._now()
+        good: list[_Parsed] = []
+        for delivery in deliveries:
+            parsed = parse_delivery(delivery, limits=self.limits, now_s=now_s)
+            if isinstance(parsed, Rejection):
+                letter = DeadLetter(parsed, attempt_of(delivery))
+                await self._set_aside(batch, delivery, letter)
+            elif parsed.deadline_s is not None and parsed.deadline_s <= now_s:
+                self._metrics.expired.inc()
+                self._count(Outcome.EXPIRED)
+            else:
+                good.append((delivery, parsed))
+        if good:
+            await self._store(batch, good)
+
+    async def _try_suspect(self, batch: B, delivery: Delivery) -> None:
+        """
+        Handle alone what may make the process die: the crash net.
+
+        The note is in the store before the message is touched, and goes when it was
+        settled or anything else ended the trial that leaves us alive to say so.
+        """
+        key = trial_key(delivery)
+        trial = await self._patiently(
+            batch, lambda: self._inbox.note_trial(key), doing="note_trial"
+        )
+        try:
+            reason = settle_trial(trial)
+            if reason is None:
+                await self._settle_group(batch, [delivery])
+            else:
+                text = f"the process died {trial - 1} times with this message in hand"
+                letter = DeadLetter(Rejection(reason, text), attempt_of(delivery))
+                await self._set_aside(batch, delivery, letter)
+        finally:
+            self._inbox.forget_trial(key)
 
     async def _store(self, batch: B, good: Sequence[_Parsed]) -> None:
         """Append `good`; a batch that fails is split until the culprit stands alone."""

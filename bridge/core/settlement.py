@@ -15,6 +15,7 @@ dropped (it may take a copy that carries them for a cycle and discard it).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Final
 
 from bridge.core.message import Delivery, Rejection
@@ -46,6 +47,14 @@ _BROKER_HEADERS: Final = frozenset(
 # RabbitMQ's frame_max by default; 7 bytes of frame header, 1 of frame end, 12 of
 # content header stand around the properties.
 PROPERTIES_MAX_BYTES: Final = 131072 - 20
+
+
+# Written by quorum queues: how often a message came back because its consumer went away.
+_DELIVERY_COUNT: Final = "x-delivery-count"
+# The crash net (see `is_suspect`): so often in flight when a session ended makes a
+# suspect, and so often alone in hand when the process died makes a culprit.
+_SUSPECT_AFTER: Final = 2
+_TRIALS_MAX: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,46 @@ def settle_unexpected(
         return RetryAfter(attempt=attempt + 1, delay_s=delays_s[attempt - 1])
     text = f"attempt {attempt}: {problem}"
     return DeadLetter(Rejection(DeadLetterReason.ATTEMPTS_EXHAUSTED, text), attempt)
+
+
+def is_suspect(delivery: Delivery) -> bool:
+    """
+    Whether `delivery` may be what makes the process die.
+
+    It was in flight when earlier sessions ended; so were its neighbours, and a broker that
+    was restarted leaves the same trace. So a suspect is not blamed, it is handled alone,
+    with a note of that in the store: only what was alone in hand at a death is.
+    """
+    if not delivery.redelivered:
+        return False
+    count = header_int(delivery.properties.headers, _DELIVERY_COUNT)
+    return count is not None and count >= _SUSPECT_AFTER
+
+
+def trial_key(delivery: Delivery) -> bytes:
+    """Return what tells this message from others, the same at each delivery; 16 bytes."""
+    properties = delivery.properties
+    digest = blake2b(digest_size=16)
+    for part in (
+        delivery.routing_key,
+        properties.message_id or b"",
+        properties.type or b"",
+        delivery.body,
+    ):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()
+
+
+def settle_trial(trial: int) -> DeadLetterReason | None:
+    """
+    Decide whether a suspect is handled once more.
+
+    Args:
+        trial: Which trial of it this is, from 1; each one before ended with the process.
+
+    """
+    return DeadLetterReason.CRASHED if trial > _TRIALS_MAX else None
 
 
 def dead_letter_properties(

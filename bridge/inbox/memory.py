@@ -93,7 +93,7 @@ class MemoryInbox:
         """Let the listener hear of `user`. What is stored after this returns, it hears."""
         self._followed.add(user)
 
-    async def unfollow(self, user: str) -> None:
+    def unfollow(self, user: str) -> None:
         """Let the listener hear of `user` no more."""
         self._followed.discard(user)
 
@@ -182,6 +182,19 @@ class MemoryInbox:
         log = self._logs.get(user)
         if log is not None and offset > log.delivered:
             log.delivered = min(offset, log.last)
+
+    async def note_trial(self, key: bytes) -> int:
+        """
+        Note that the message with this key is in hand alone; returns which trial this is.
+
+        A memory that dies with the process cannot remember what killed it: always 1. With
+        this store a message that makes the process die is not set aside.
+        """
+        del key
+        return 1
+
+    def forget_trial(self, key: bytes) -> None:
+        """Forget it: the message was settled, or the process lives."""
 
     async def sweep(self) -> None:
         """Forget what is over its age, also for users that nobody asks about."""

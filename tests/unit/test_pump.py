@@ -8,7 +8,7 @@ import pytest
 
 from bridge.core.message import Delivery, Message, MessageLimits
 from bridge.core.properties import Properties, render_properties, render_table
-from bridge.core.settlement import DeadLetter, RetryAfter
+from bridge.core.settlement import DeadLetter, RetryAfter, trial_key
 from bridge.errors import (
     BrokerUnavailableError,
     PublishRefusedError,
@@ -58,6 +58,17 @@ class FakeInbox:
     failures: list[Exception] = field(default_factory=list)
     poison: bytes | None = None
     stored: list[Message] = field(default_factory=list)
+    trials: dict[bytes, int] = field(default_factory=dict)
+
+    async def note_trial(self, key: bytes) -> int:
+        """Count a trial."""
+        self.trials[key] = self.trials.get(key, 0) + 1
+        self.journal.append(f"trial {self.trials[key]}")
+        return self.trials[key]
+
+    def forget_trial(self, key: bytes) -> None:
+        """Forget its trials."""
+        self.trials.pop(key, None)
 
     async def append(self, messages: Sequence[Message]) -> list[int | None]:
         """Store all or none."""
@@ -283,6 +294,66 @@ async def test_duplicates_are_acked_and_counted(
 
     assert house.journal == ["ack 1"]
     assert house.settled("duplicate") == 1
+
+
+def suspect(tag: int, body: bytes, count: int) -> Delivery:
+    """Make a delivery that was in flight when `count` sessions ended."""
+    counted = Properties(headers=render_table({"x-delivery-count": count}))
+    again = delivery(tag, body, properties=counted)
+    again.redelivered = True
+    return again
+
+
+async def test_what_was_in_flight_at_two_deaths_is_handled_alone_with_a_note(
+    house: House,
+) -> None:
+    """Only what was alone in hand when the process died can be blamed for it."""
+    await house.pump.settle(
+        FakeBatch([delivery(1, b"1"), suspect(2, b"2", 2), suspect(3, b"3", 2)])
+    )
+
+    assert house.journal == [
+        "store 1",
+        "trial 1",
+        "store 2",
+        "trial 1",
+        "store 3",
+        "ack 3",
+    ]
+    assert house.inbox.trials == {}
+
+
+async def test_what_was_in_flight_once_is_no_suspect(house: House) -> None:
+    """A broker that was restarted leaves the same trace as a crash of ours."""
+    await house.pump.settle(FakeBatch([suspect(1, b"1", 1), suspect(2, b"2", 1)]))
+
+    assert house.journal == ["store 1", "store 2", "ack 2"]
+
+
+async def test_what_the_process_died_with_twice_alone_is_set_aside_unopened(
+    house: House,
+) -> None:
+    """The third time it is not touched: it becomes a dead letter, its neighbours go on."""
+    killer = suspect(1, b"1", 4)
+    house.inbox.trials[trial_key(killer)] = 2
+
+    await house.pump.settle(FakeBatch([killer, suspect(2, b"2", 4)]))
+
+    (letter,) = house.publisher.dead
+    assert letter.rejection.reason is DeadLetterReason.CRASHED
+    assert letter.rejection.text == "the process died 2 times with this message in hand"
+    assert house.journal == ["trial 3", "dead 1", "trial 1", "store 2", "ack 2"]
+    assert house.inbox.trials == {}
+
+
+async def test_a_trial_that_ends_with_the_session_is_no_death(house: House) -> None:
+    """The process lives to say so: the note goes."""
+    house.inbox.failures = [StoreUnavailableError("memory:", "full")] * 3
+    house.intake.lives = False
+
+    await house.pump.settle(FakeBatch([suspect(1, b"1", 5)]))
+
+    assert house.inbox.trials == {}
 
 
 async def test_cancelling_while_a_store_is_away_acks_nothing(house: House) -> None:

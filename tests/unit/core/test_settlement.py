@@ -29,8 +29,11 @@ from bridge.core.settlement import (
     RetryAfter,
     attempt_of,
     dead_letter_properties,
+    is_suspect,
     retry_properties,
+    settle_trial,
     settle_unexpected,
+    trial_key,
 )
 from bridge.names import DeadLetterReason, Header
 
@@ -274,3 +277,46 @@ def test_a_copy_of_any_bytes_can_be_written_and_read(
         assert len(rendered) <= PROPERTIES_MAX_BYTES
         assert parse_properties(rendered) == copy
         assert header_int(copy.headers, Header.ATTEMPT) == attempt
+
+
+def redelivered(
+    count: int | None, *, flag: bool = True, body: bytes = b"1"
+) -> Delivery:
+    table = {} if count is None else {"x-delivery-count": count}
+    again = delivery(Properties(headers=render_table(table)))
+    again.redelivered = flag
+    again.body = body
+    return again
+
+
+@pytest.mark.parametrize(
+    ("count", "flag", "suspicious"),
+    [
+        (None, True, False),
+        (1, True, False),
+        (2, True, True),
+        (9, True, True),
+        (9, False, False),
+    ],
+)
+def test_only_what_came_back_twice_is_a_suspect(
+    count: int | None, flag: bool, suspicious: bool
+) -> None:
+    """The header alone anybody can write; the flag is the broker's."""
+    assert is_suspect(redelivered(count, flag=flag)) is suspicious
+
+
+def test_a_trial_is_of_the_message_however_often_it_was_delivered() -> None:
+    """The broker counts up in the headers; the message stays the same."""
+    assert trial_key(redelivered(2)) == trial_key(redelivered(3))
+    assert trial_key(redelivered(2)) != trial_key(redelivered(2, body=b"2"))
+
+
+def test_a_suspect_is_tried_twice_and_then_set_aside() -> None:
+    """Once could be an operator's kill; for ever would be a loop."""
+    assert [settle_trial(trial) for trial in (1, 2, 3, 9)] == [
+        None,
+        None,
+        DeadLetterReason.CRASHED,
+        DeadLetterReason.CRASHED,
+    ]
