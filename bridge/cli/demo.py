@@ -174,7 +174,7 @@ class _Demo:
         """Run until `stop` is set; errors as `Bridge.run`."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                watching = tasks.create_task(self._watch(), name="watch")
+                watching = tasks.create_task(self._watch(stop), name="watch")
                 await self.bridge.run(stop, on_listening=self._listens)
                 watching.cancel()
         except* (BridgeError, OSError) as group:
@@ -250,11 +250,14 @@ class _Demo:
             {"title": "over AMQP", "text": shlex.join(publish)},
         ]
 
-    async def _watch(self) -> None:
+    async def _watch(self, stop: asyncio.Event) -> None:
         """Say when the bridge begins to wait for its broker, and when it goes on."""
         told = last = ""
         while True:
             await asyncio.sleep(_LOOK_EACH_S)
+            if stop.is_set():
+                _say("stopping; Ctrl-C again does not wait")
+                return
             now = ", ".join(self.bridge.unready_reasons())
             if now == last and now != told:  # not what is over in a moment
                 told = now

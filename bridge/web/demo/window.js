@@ -1,0 +1,141 @@
+// One window of one user: shows what connection.js brings. Everything that came from
+// outside becomes text by textContent, never markup.
+
+import { openInbox } from "/demo/connection.js";
+
+const query = new URLSearchParams(location.search);
+const user = query.get("user") || "ann";
+const number = query.get("window") || "1";
+const SHOWN_MAX = 200;
+const TEXT_MAX = 4000;
+
+const element = (id) => document.getElementById(id);
+const list = element("messages");
+let count = 0;
+let tokenEndsAt = 0;
+let isCatchingUp = true;
+
+document.title = `${user}, window ${number} · bridge demo`;
+element("title").textContent = `${user} · window ${number}`;
+
+// --- who we are, and where we are
+
+async function ask(path, body) {
+  const answer = await fetch(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  });
+  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+  return answer.json();
+}
+
+async function getToken() {
+  const { token, expires_in_s: lifeS } = await ask("/demo/token", { user });
+  tokenEndsAt = Date.now() + lifeS * 1000;
+  return token;
+}
+
+// Survives a reload, and belongs to this window alone: another window of the same user
+// may be elsewhere.
+const key = `position of ${user}, window ${number}`;
+const place = {
+  get: () => sessionStorage.getItem(key) ?? undefined,
+  set: (position) => sessionStorage.setItem(key, position),
+  forget: () => sessionStorage.removeItem(key),
+};
+
+// --- messages
+
+function onMessage(event, data, position) {
+  const isText = typeof data === "string";
+  const text = isText ? data : JSON.stringify(data);
+  const row = document.createElement("li");
+  row.classList.toggle("caught-up", isCatchingUp);
+  row.append(
+    part("span", "event", event),
+    part("span", "position", position),
+    part("time", "time", new Date().toLocaleTimeString("en-GB")),
+    part("p", isText ? "data" : "data json", shortened(text)),
+  );
+  list.prepend(row);
+  if (list.childElementCount > SHOWN_MAX) list.lastElementChild.remove();
+  count += 1;
+  element("count").textContent = plural(count, "message");
+  element("empty").hidden = true;
+}
+
+function part(tag, name, text) {
+  const child = document.createElement(tag);
+  child.className = name;
+  child.textContent = text;
+  return child;
+}
+
+function shortened(text) {
+  return text.length > TEXT_MAX ? `${text.slice(0, TEXT_MAX)}…` : text;
+}
+
+function plural(number, word) {
+  return `${number} ${word}${number === 1 ? "" : "s"}`;
+}
+
+// --- the connection's state
+
+const STATES = {
+  connecting: () => ["connecting", ""],
+  live: (sync) => ["live", afterConnect(sync)],
+  cut: (closing) => [
+    "cut – recovering",
+    closing?.reason ?? "The connection broke. What is published now is kept; try it.",
+  ],
+  closed: (closing) => [closing?.code ?? "closed", closing?.reason ?? "The bridge closed this window."],
+  refused: (refusal) => ["refused", refusal.reason],
+};
+
+function onState(name, facts) {
+  const [text, note] = STATES[name](facts);
+  isCatchingUp = name !== "live";
+  element("state").dataset.state = name;
+  element("state").textContent = text;
+  element("note").textContent = note;
+  element("note").hidden = !note;
+  const hasStopped = name === "closed" || name === "refused";
+  element("cut").disabled = name !== "live";
+  element("cut").hidden = hasStopped;
+  element("reconnect").hidden = !hasStopped;
+}
+
+function afterConnect({ replayed, complete, missed, reason, recovered }) {
+  if (!complete) {
+    return `Gone for good: ${missed ?? "nobody knows how many"} (${reason}). A page would load its state anew.`;
+  }
+  if (!recovered) return replayed ? `${plural(replayed, "message")} waited in the inbox.` : "";
+  return replayed
+    ? `Recovered: ${plural(replayed, "message")} missed meanwhile, all here now.`
+    : "Recovered, nothing was missed.";
+}
+
+// --- go
+
+const socket = openInbox({
+  getToken,
+  place,
+  onMessage,
+  onState,
+  renews: () => element("renew").checked,
+});
+
+element("cut").addEventListener("click", () => {
+  ask("/demo/cut", { sid: socket.id }).catch((error) => onState("cut", { reason: error.message }));
+});
+element("reconnect").addEventListener("click", () => {
+  onState("connecting");
+  list.focus(); // the button is gone now
+  socket.connect();
+});
+
+setInterval(() => {
+  const leftS = Math.max(0, Math.round((tokenEndsAt - Date.now()) / 1000));
+  element("token-left").textContent = `${Math.floor(leftS / 60)}:${String(leftS % 60).padStart(2, "0")}`;
+}, 500);

@@ -1,0 +1,67 @@
+"""
+Takes the picture of the demo page for README: `python -m tests.browser.pictures`.
+
+A program and no test, so that a run of the tests leaves the tree as it was.
+"""
+
+import asyncio
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from playwright.async_api import Route, async_playwright
+
+from tests.browser.demo_process import ANY_PORTS, running_demo
+from tests.browser.watched_page import WatchedPage, launch_chromium, opened_page
+
+_PICTURES: Final = Path(__file__).parents[2] / "docs"
+_ORDER: Final = '{"order": 17, "state": "shipped", "items": ["lamp", "rug"]}'
+
+
+async def main(folder: Path) -> None:
+    """Start a demo, let something happen on the page, and save what it looks like."""
+    with tempfile.TemporaryDirectory() as scratch:
+        async with (
+            running_demo(Path(scratch) / "demo", *ANY_PORTS) as demo,
+            async_playwright() as playwright,
+        ):
+            await demo.started()
+            browser = await launch_chromium(playwright)
+            async with opened_page(browser, demo.url) as page:
+                await page.page.context.route("**/demo/facts", _without_our_paths)
+                await page.page.reload()
+                await page.expect_live()
+                await _let_something_happen(page)
+                await page.page.emulate_media(reduced_motion="reduce")
+                picture = folder / "demo.png"
+                await page.page.screenshot(path=picture, full_page=True)
+            await browser.close()
+            await demo.end(signal.SIGINT)
+
+
+async def _without_our_paths(route: Route) -> None:
+    """Show the program as a user has it, not where it lies on this machine."""
+    answer = await route.fetch()
+    text = await answer.text()
+    program = f"{sys.executable} -m bridge"
+    await route.fulfill(response=answer, body=text.replace(program, ".venv/bin/bridge"))
+
+
+async def _let_something_happen(page: WatchedPage) -> None:
+    await page.open_another_window("ann")
+    await page.publish("Welcome back, bob", user="bob")
+    await page.publish("Your export is ready", count=2)
+    await page.expect_message("bob", "Welcome back, bob")
+    await page.window("bob").get_by_role("button", name="Cut this window off").click()
+    await page.expect_state("bob", "cut")
+    await page.publish(_ORDER, user="bob", event="order.changed", kind="JSON", count=2)
+    await page.expect_state("bob", "live")
+    await page.publish(_ORDER, event="order.changed", kind="JSON")
+    for number in (1, 2):
+        await page.expect_message("ann", '"shipped"', number=number)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]) if sys.argv[1:] else _PICTURES))

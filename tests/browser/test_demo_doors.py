@@ -1,0 +1,104 @@
+"""What the demo hands out, it hands to its own page on this machine, and to nobody else."""
+
+import aiohttp
+import pytest
+
+from tests.browser.demo_process import DemoProcess
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+_JSON = {"Content-Type": "application/json"}
+_POSTS = ("/demo/token", "/demo/publish", "/demo/cut")
+_STRANGERS = {
+    "a page of another site": {"Origin": "https://evil.example"},
+    "a page of another port": {"Origin": "http://127.0.0.1:1"},
+    "a page without an origin": {"Origin": "null"},
+    "a link or image elsewhere": {"Sec-Fetch-Site": "cross-site"},
+    "a page of the same site, another port": {"Sec-Fetch-Site": "same-site"},
+    # The page's own origin and host agree, but it is not our name (DNS rebinding).
+    "a name made to point here": {
+        "Host": "evil.example",
+        "Origin": "http://evil.example",
+    },
+}
+
+
+@pytest.mark.parametrize("stranger", _STRANGERS)
+async def test_a_stranger_gets_no_token_and_no_key(
+    demo: DemoProcess, stranger: str
+) -> None:
+    """Any site that is open in the same browser can send requests to loopback."""
+    headers = _STRANGERS[stranger]
+    async with aiohttp.ClientSession(demo.url, headers=headers) as session:
+        for path in _POSTS:
+            async with session.post(
+                path, data=b'{"user":"ann"}', headers=_JSON
+            ) as answer:
+                assert answer.status == 403, path
+        async with session.get("/demo/facts") as answer:
+            assert answer.status == 403
+
+
+@pytest.mark.parametrize("path", _POSTS)
+async def test_a_form_of_another_site_cannot_send_what_is_taken(
+    demo: DemoProcess, path: str
+) -> None:
+    """JSON needs a preflight; plain text and forms do not."""
+    async with aiohttp.ClientSession(demo.url) as session:
+        for kind in ("text/plain", "application/x-www-form-urlencoded"):
+            headers = {"Content-Type": kind}
+            async with session.post(
+                path, data=b'{"user":"ann"}', headers=headers
+            ) as answer:
+                assert answer.status == 415
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/demo/token", b'{"user": ""}', 422),
+        ("/demo/token", b'{"user": 7}', 422),
+        ("/demo/token", b"[]", 422),
+        ("/demo/token", b"{", 422),
+        ("/demo/cut", b'{"sid": "unknown"}', 404),
+        ("/demo/publish", b'{"user": "ann"}', 422),
+        ("/demo/publish", b"not json", 400),
+    ],
+)
+async def test_bad_requests_are_answered_with_problems(
+    demo: DemoProcess, path: str, body: bytes, status: int
+) -> None:
+    """The example of a backend, too, says what was wrong."""
+    async with (
+        aiohttp.ClientSession(demo.url) as session,
+        session.post(path, data=body, headers=_JSON) as answer,
+    ):
+        assert answer.status == status
+        assert answer.content_type == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", ["/", "/demo/window.html", "/demo/connection.js"])
+async def test_the_page_allows_nothing_inline_and_nothing_from_elsewhere(
+    demo: DemoProcess, path: str
+) -> None:
+    """If text of a stranger ever became markup, it still could not run or call home."""
+    async with aiohttp.ClientSession(demo.url) as session, session.get(path) as answer:
+        policy = answer.headers["Content-Security-Policy"]
+        text = await answer.text()
+
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'self'" in policy
+    assert "unsafe" not in policy
+    assert "innerHTML" not in text
+    assert "style=" not in text
+
+
+async def test_a_rebound_name_does_not_even_get_the_page(demo: DemoProcess) -> None:
+    """The shell line on it holds a key."""
+    headers = {"Host": "evil.example"}
+    async with (
+        aiohttp.ClientSession(demo.url, headers=headers) as session,
+        session.get("/") as answer,
+    ):
+        assert answer.status == 403

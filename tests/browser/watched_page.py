@@ -1,0 +1,160 @@
+"""A page in Chromium that is watched: what it complains about, whom it asks, what it sends."""
+
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    FrameLocator,
+    Page,
+    Playwright,
+    WebSocket,
+    expect,
+)
+
+from tests.conftest import SLOW_FACTOR, eventually
+
+_WITHIN_MS: Final = 15_000 * SLOW_FACTOR
+_FLAGS: Final = (
+    "--no-sandbox",  # root has none
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+async def launch_chromium(playwright: Playwright) -> Browser:
+    """Start the Chromium of the system; playwright brings none of its own."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert program, "Chromium is missing: apt-get install chromium"
+    expect.set_options(timeout=_WITHIN_MS)
+    return await playwright.chromium.launch(executable_path=program, args=list(_FLAGS))
+
+
+@dataclass
+class WatchedPage:
+    """
+    The demo page, opened.
+
+    Attributes:
+        page: Playwright's.
+        url: Of the demo, without the last slash.
+        complaints: Errors of the console and of scripts.
+        addresses: Every address that was asked for.
+        sent: Every websocket frame that a window sent.
+        sockets: How many websockets were opened.
+
+    """
+
+    page: Page
+    url: str
+    complaints: list[str] = field(default_factory=list)
+    addresses: list[str] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list)
+    sockets: int = 0
+
+    def watch(self, context: BrowserContext) -> None:
+        """Take notes from now on."""
+        context.on("request", lambda request: self.addresses.append(request.url))
+        context.on("console", self._on_console)
+        context.on("weberror", lambda fault: self.complaints.append(str(fault.error)))
+        self.page.on("websocket", self._on_websocket)
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            self.complaints.append(message.text)
+
+    def _on_websocket(self, websocket: WebSocket) -> None:
+        self.sockets += 1
+        self.addresses.append(websocket.url)
+        websocket.on("framesent", lambda frame: self.sent.append(str(frame)))
+
+    def window(self, user: str, number: int = 1) -> FrameLocator:
+        """Return a window of `user`."""
+        return self.page.frame_locator(f"iframe[title='{user}, window {number}']")
+
+    async def expect_state(self, user: str, state: str, *, number: int = 1) -> None:
+        """Wait until a window says that it is in `state`: live, cut, closed …"""
+        shown = self.window(user, number).locator("#state")
+        await expect(shown).to_have_attribute("data-state", state)
+
+    async def expect_live(self) -> None:
+        """Wait until the first windows of both users are live."""
+        await self.expect_state("ann", "live")
+        await self.expect_state("bob", "live")
+
+    async def open_another_window(self, user: str) -> None:
+        """Open the second window of `user`, and wait until it is live."""
+        await self.page.get_by_text(f"Open another window of {user}").click()
+        await self.expect_state(user, "live", number=2)
+
+    async def publish(
+        self,
+        text: str,
+        *,
+        user: str = "ann",
+        event: str = "",
+        kind: str = "text",
+        count: int = 1,
+    ) -> None:
+        """Publish by the form, and wait for the confirm."""
+        form = self.page.locator("#publish")
+        await form.get_by_role("radio", name=user).check()
+        await form.get_by_role("radio", name=kind).check()
+        await form.get_by_label("Event").fill(event)
+        await form.get_by_label("Data", exact=True).fill(text)
+        await form.get_by_label("How many").fill(str(count))
+        await form.get_by_role("button").click()
+        result = self.page.locator("#result")
+        await expect(result).to_have_text(re.compile(f"to {user}, (all )?confirmed"))
+
+    async def expect_message(self, user: str, text: str, *, number: int = 1) -> None:
+        """Wait until a window shows a message."""
+        await expect(self.window(user, number).get_by_text(text)).to_be_visible()
+
+    async def texts(self, user: str, containing: str, *, number: int = 1) -> list[str]:
+        """Return the messages that a window shows, oldest first."""
+        rows = self.window(user, number).locator(".data", has_text=containing)
+        return (await rows.all_inner_texts())[::-1]
+
+    async def wait_for_ack(self, position: str) -> None:
+        """Wait until a window has sent an ack for `position` or a later one of its user."""
+        offset = int(position.rpartition("-")[2])
+        await eventually(lambda: any(acked >= offset for acked in self.acked_offsets))
+
+    @property
+    def acked_offsets(self) -> list[int]:
+        """What was acked, as offsets."""
+        found = (re.search(r'\["ack","\w+-(\d+)"\]', frame) for frame in self.sent)
+        return [int(match[1]) for match in found if match]
+
+    def assert_clean(self) -> None:
+        """Check that nothing was complained about and nobody else was asked."""
+        assert self.complaints == []
+        own = (f"{self.url}/", f"{self.url.replace('http', 'ws', 1)}/")
+        assert [url for url in self.addresses if not url.startswith(own)] == []
+
+
+@asynccontextmanager
+async def opened_page(browser: Browser, url: str) -> AsyncIterator[WatchedPage]:
+    """Open the demo page as a new visitor, and wait until both users are live."""
+    context = await browser.new_context(viewport={"width": 1280, "height": 860})
+    context.set_default_timeout(_WITHIN_MS)
+    watched = WatchedPage(await context.new_page(), url)
+    watched.watch(context)
+    await watched.page.goto(f"{url}/")
+    await watched.expect_live()
+    try:
+        yield watched
+    finally:
+        await context.close()
