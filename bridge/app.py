@@ -24,7 +24,7 @@ from bridge.broker.messages import MessagePublisher
 from bridge.broker.publisher import Publisher
 from bridge.broker.topology import topology
 from bridge.core.message import MessageLimits
-from bridge.errors import BridgeError, ConfigError
+from bridge.errors import BridgeError, ConfigError, first_of
 from bridge.logs import set_log_level
 from bridge.metrics import Metrics
 from bridge.names import BrokerNames
@@ -212,7 +212,7 @@ class Bridge:
                     for task in running:
                         task.cancel()
         except* (BridgeError, OSError) as group:
-            failure = _first_of(group)
+            failure = first_of(group)
         else:
             return
         raise failure
@@ -325,13 +325,6 @@ async def run_until_signalled(
         loop.add_signal_handler(number, leave)
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
     await bridge.run(stop, on_listening=on_listening, beside=reload_on_hangup())
-
-
-def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    failure: BaseException = group
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
-    return failure
 
 
 async def _serve(

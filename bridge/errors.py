@@ -148,3 +148,15 @@ class EventRefusedError(ClientError):
 
     def __str__(self) -> str:
         return self.detail
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """
+    Return the first error inside `group`, however deep.
+
+    Where one task's failure ends its siblings, it is the one that says what happened.
+    """
+    failure: BaseException = group
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return failure

@@ -27,7 +27,7 @@ from rich.console import Console
 from bridge.app import Bridge, Listening
 from bridge.broker.local_node import LocalNode
 from bridge.cli.token import signed_token
-from bridge.errors import BridgeError, ConfigError
+from bridge.errors import BridgeError, ConfigError, first_of
 from bridge.logs import configure_logs
 from bridge.names import DEFAULT_NAMESPACE, BrokerNames
 from bridge.settings.checks import ENVIRONMENT_PREFIX
@@ -178,9 +178,7 @@ class _Demo:
                 await self.bridge.run(stop, on_listening=self._listens)
                 watching.cancel()
         except* (BridgeError, OSError) as group:
-            failure: BaseException = group
-            while isinstance(failure, BaseExceptionGroup):
-                failure = failure.exceptions[0]
+            failure = first_of(group)
         else:
             return
         raise failure

@@ -16,7 +16,7 @@ from bridge.broker.publisher import Publisher
 from bridge.cli.options import AmqpUrl, ConfigFile
 from bridge.core.contracts.messages import Problem, PublishRequest
 from bridge.core.contracts.publish_request import parse_publish_request
-from bridge.errors import BridgeError, ConfigError
+from bridge.errors import BridgeError, ConfigError, first_of
 from bridge.logs import configure_logs
 from bridge.metrics import Metrics
 from bridge.names import BrokerNames
@@ -166,9 +166,7 @@ async def _publish_all(
                     talk.print(f"{count} published …")
             await publisher.close()
     except* BridgeError as group:
-        failure: BaseException = group
-        while isinstance(failure, BaseExceptionGroup):
-            failure = failure.exceptions[0]
+        failure = first_of(group)
         if count:
             talk.print(f"{count} published before this:")
     else:
