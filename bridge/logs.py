@@ -96,6 +96,13 @@ def configure_logs(
     set_log_level(level)
     for name, least in _QUIET.items():
         logging.getLogger(name).setLevel(least)
+    logging.getLogger("aiohttp.server").addFilter(is_about_us)
+
+
+def is_about_us(record: logging.LogRecord) -> bool:
+    """Tell a fault from what aiohttp says, with traceback, of strangers' bad HTTP."""
+    error = record.exc_info[1] if record.exc_info else None
+    return type(error).__module__ != "aiohttp.http_exceptions"
 
 
 def set_log_level(level: str) -> None:

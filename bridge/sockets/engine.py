@@ -142,9 +142,16 @@ class EngineServer(AsyncServer):  # type: ignore[misc] # engineio has no types
         }
         carrier.write_packet("0" + orjson.dumps(opening).decode())
         if transport == "websocket":
-            return await carrier.handle_get_request(environ)
+            try:
+                return await carrier.handle_get_request(environ)
+            finally:
+                carrier.end(self.reason.TRANSPORT_ERROR)  # the handshake failed
         carrier.connected = True
-        return self._ok(await carrier.poll())
+        return self._ok(await carrier.poll(request))
+
+    def _get_socket(self, sid: str) -> Carrier:
+        """Return a session, a closed one too: it may have last words."""
+        return self.sockets[sid]
 
     def _ok(self, packets: list[str] | None = None, **_: object) -> dict[str, Any]:
         body = "ok" if packets is None else "\x1e".join(packets)
@@ -186,7 +193,8 @@ class EngineServer(AsyncServer):  # type: ignore[misc] # engineio has no types
         # Not environ["REMOTE_ADDR"], which engineio fills with 127.0.0.1 for everybody.
         return client_address(
             request.remote,
-            request.headers.get("X-Forwarded-For"),
+            # Some proxies add a header of their own instead of a word to the last one.
+            ",".join(request.headers.getall("X-Forwarded-For", ())),
             self.admission.trusted_proxies,
         )
 

@@ -26,8 +26,8 @@ class Inboxes(Protocol):
     async def follow(self, user: str) -> None:
         """Let the live feed bring what is new for `user`."""
 
-    async def unfollow(self, user: str) -> None:
-        """Undo `follow`."""
+    def unfollow(self, user: str) -> None:
+        """Undo `follow`; a later `follow` counts, however long this takes to work."""
 
     async def state(self, user: str) -> InboxState:
         """Return where the inbox of `user` begins and ends."""
@@ -130,6 +130,7 @@ async def _write(window: Window, page: Page, patience_s: float) -> bool:
         )
         if not is_written:
             return False
+        window.offset = stored.offset  # from now on the page may ack it
     return not window.carrier.closed
 
 

@@ -85,4 +85,5 @@ class WindowRequests:
             )
         window.renew(identity, now_s=time())
         assert identity.expires_s is not None  # noqa: S101 - a token has an exp
-        return {"ok": True, "expires_in_s": int(identity.expires_s - time())}
+        left_s = max(0, int(identity.expires_s - time()))  # it may live on leeway
+        return {"ok": True, "expires_in_s": left_s}

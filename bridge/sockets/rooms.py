@@ -30,16 +30,18 @@ class Room:
     Attributes:
         windows: All of them.
         open: Those whose gate is open: they are up to date and get what is new.
+        expected: How many are about to join: the room is kept for them.
         fed: The newest offset that the live feed has brought, to any gate or none.
 
     """
 
-    __slots__ = ("fed", "open", "user", "windows")
+    __slots__ = ("expected", "fed", "open", "user", "windows")
 
     def __init__(self, user: str) -> None:
         self.user = user
         self.windows: list[Window] = []
         self.open: list[Window] = []
+        self.expected = 0
         self.fed = 0
 
 
@@ -85,12 +87,25 @@ class Rooms(AsyncManager):  # type: ignore[misc] # socketio has no types
         room = self._rooms.get(user)
         return tuple(room.windows) if room else ()
 
-    def join(self, window: Window, user: str) -> None:
-        """Let `window` into the room of `user`, its gate closed."""
+    def expect(self, user: str, *, at_most: int) -> bool:
+        """Keep a place in the room of `user`; false if `at_most` are taken already."""
         room = self._rooms.get(user)
         if room is None:
             room = self._rooms[user] = Room(user)
-        room.windows.append(window)
+        if len(room.windows) + room.expected >= at_most:
+            return False
+        room.expected += 1
+        return True
+
+    def expect_no_more(self, user: str) -> bool:
+        """Give up the place that `expect` kept; true if the room is empty and gone."""
+        room = self._rooms[user]
+        room.expected -= 1
+        return self._drop_if_empty(room)
+
+    def join(self, window: Window) -> None:
+        """Let `window` into the room that was kept for it, its gate closed."""
+        self._rooms[window.user].windows.append(window)
         self._windows[window.sid] = window
 
     def open_gate(self, window: Window) -> bool:
@@ -117,9 +132,12 @@ class Rooms(AsyncManager):  # type: ignore[misc] # socketio has no types
         room.windows.remove(window)
         if window in room.open:
             room.open.remove(window)
-        if room.windows:
+        return self._drop_if_empty(room)
+
+    def _drop_if_empty(self, room: Room) -> bool:
+        if room.windows or room.expected:
             return False
-        del self._rooms[window.user]
+        del self._rooms[room.user]
         return True
 
     # --- emit

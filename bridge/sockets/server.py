@@ -20,16 +20,13 @@ from aiohttp import web
 from socketio import AsyncServer
 
 from bridge.core import packets
-from bridge.core.access import ConnectAuth, Identity, parse_connect_auth
+from bridge.core.access import Identity
 from bridge.core.message import user_problem
 from bridge.core.packets import Packet, PacketType
-from bridge.core.position import Position, render_recovery_id
-from bridge.core.replay import ReplayPlan, plan_replay
+from bridge.core.replay import ReplayPlan
 from bridge.errors import (
     ClientError,
     EventRefusedError,
-    KeysUnavailableError,
-    RefusedError,
     StoreUnavailableError,
 )
 from bridge.logs import user_hash
@@ -46,6 +43,7 @@ from bridge.names import (
     Refusal,
 )
 from bridge.sockets.engine import Admission, Bounds, EngineServer
+from bridge.sockets.entrance import Admitted, Entrance
 from bridge.sockets.replay import Inboxes, replay
 from bridge.sockets.requests import Verifier, WindowRequests
 from bridge.sockets.rooms import Rooms
@@ -126,10 +124,9 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
         self._verifier = verifier
         self._metrics = metrics
         self._requests = WindowRequests(inbox, verifier)
-        # Both by the carrier's sid. A session is let in before it is a window only in
-        # open mode, where the page has yet to say who it is.
-        self._entered: dict[str, ConnectAuth] = {}
-        self._windows: dict[str, Window] = {}
+        self._entrance = Entrance(
+            rooms=self.rooms, inbox=inbox, verifier=verifier, metrics=metrics
+        )
         self._tasks: asyncio.TaskGroup | None = None
         self.is_draining = False
         self.apply(options)
@@ -139,6 +136,8 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
         self._options = options
         self.eio.bounds = options.bounds
         self.eio.admission = options.admission
+        self._entrance.cookie = options.cookie
+        self._entrance.windows_per_user = options.bounds.windows_per_user
 
     def _engineio_server_class(self) -> type[EngineServer]:
         return EngineServer
@@ -167,11 +166,15 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
         for carrier in tuple(self.eio.sockets.values()):
             if carrier.closed:
                 continue
-            window = self._windows.get(carrier.sid)
+            if carrier.waiting_bytes > self._options.bounds.outbound_bytes:
+                # It asks and pongs but does not read: answers and pings pile up.
+                self._close_session(carrier, Closing.SLOW)
+                continue
+            window = self._entrance.windows.get(carrier.sid)
             if window is not None:
                 self._check_expiry(window, now_s)
             elif (
-                carrier.sid not in self._entered
+                carrier.sid not in self._entrance.entered
                 and monotonic_s - carrier.opened_s > self._options.bounds.connect_s
             ):
                 # A session that never says who it is (traps 1.2, row 6).
@@ -213,12 +216,14 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
             carrier.end(self.reason.TRANSPORT_ERROR, abort=True)
 
     async def _dispatch(self, carrier: Carrier, packet: Packet) -> None:
-        window = self._windows.get(carrier.sid)
+        window = self._entrance.windows.get(carrier.sid)
         if packet.type is PacketType.CONNECT:
-            await self._connect(carrier, packet)
+            self._start_replay(await self._entrance.connect(carrier, packet))
+        elif packet.namespace != "/":
+            self.ignore()
         elif packet.type is PacketType.DISCONNECT:
             carrier.end(self.reason.CLIENT_DISCONNECT)
-        elif packet.type is PacketType.EVENT and carrier.sid in self._entered:
+        elif packet.type is PacketType.EVENT and carrier.sid in self._entrance.entered:
             await self._event(carrier, window, packet)
         else:
             self.ignore()
@@ -229,126 +234,19 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
 
     def flooded(self, carrier: Carrier) -> None:
         """Close a page that sends more than it may."""
-        window = self._windows.get(carrier.sid)
-        if window is not None:
-            self.close(window, Closing.FLOODING)
-        else:
-            carrier.end(self.reason.SERVER_DISCONNECT, abort=True)
+        self._close_session(carrier, Closing.FLOODING)
 
     def left(self, carrier: Carrier, reason: str) -> None:
         """Forget the window of a session that ended."""
-        self._entered.pop(carrier.sid, None)
-        window = self._windows.pop(carrier.sid, None)
-        if window is None:
-            return
-        log.debug("window.left", user=user_hash(window.user), reason=reason)
-        if self.rooms.leave(window):
-            self._spawn(self._unfollow(window.user), name="unfollow")
+        window = self._entrance.leave(carrier)
+        if window is not None:
+            log.debug("window.left", user=user_hash(window.user), reason=reason)
 
-    async def _unfollow(self, user: str) -> None:
-        try:
-            await self._inbox.unfollow(user)
-            if self.rooms.windows_of(user):  # one came while we were at it
-                await self._inbox.follow(user)
-        except StoreUnavailableError as exc:
-            log.warning("window.unfollow_failed", error=str(exc))
+    # --- replay
 
-    # --- connecting
-
-    async def _connect(self, carrier: Carrier, packet: Packet) -> None:
-        try:
-            self._check_admission(carrier, packet)
-            auth = parse_connect_auth(packet.data)
-            if self._verifier is None:
-                self._entered[carrier.sid] = auth
-                carrier.write_packet("4" + packets.connect_reply(carrier.sid, None))
-            else:
-                identity = await self._identify(carrier, auth, self._verifier)
-                await self._admit(carrier, identity, auth)
-        except RefusedError as exc:
-            self._refuse(carrier, packet.namespace, exc.code, str(exc))
-        except KeysUnavailableError as exc:
-            log.warning("window.keys_unavailable", error=str(exc))
-            self._refuse(carrier, packet.namespace, Refusal.KEYS_UNAVAILABLE)
-        except StoreUnavailableError as exc:
-            log.warning("window.store_unavailable", error=str(exc))
-            self._refuse(carrier, packet.namespace, Refusal.NOT_AVAILABLE)
-
-    def _check_admission(self, carrier: Carrier, packet: Packet) -> None:
-        if packet.namespace != "/":
-            raise RefusedError(Refusal.BAD_REQUEST, "only the namespace / is served")
-        if not carrier.is_origin_allowed:
-            raise RefusedError(Refusal.ORIGIN_NOT_ALLOWED)
-        if self.is_draining:
-            raise RefusedError(Refusal.DRAINING)
-        if carrier.sid in self._entered:
-            raise RefusedError(
-                Refusal.BAD_REQUEST, "this connection is a window already"
-            )
-
-    async def _identify(
-        self, carrier: Carrier, auth: ConnectAuth, verifier: Verifier
-    ) -> Identity:
-        headers = carrier.request.headers
-        scheme, _, bearer = headers.get("Authorization", "").partition(" ")
-        token = (
-            auth.token
-            or (bearer.strip() if scheme.lower() == "bearer" else None)
-            or carrier.request.cookies.get(self._options.cookie)
-        )
-        if not token:
-            raise RefusedError(Refusal.TOKEN_MISSING)
-        return await verifier.verify(token)
-
-    async def _admit(
-        self, carrier: Carrier, identity: Identity, auth: ConnectAuth
-    ) -> None:
-        """Join the user's room, let the page in and start its replay."""
-        user = identity.user
-        if len(self.rooms.windows_of(user)) >= self._options.bounds.windows_per_user:
-            raise RefusedError(Refusal.TOO_MANY_WINDOWS)
-        await self._inbox.follow(user)
-        state = await self._inbox.state(user)
-        if carrier.closed:
-            if not self.rooms.windows_of(user):
-                await self._unfollow(user)
-            return
-        plan = plan_replay(auth.wanted, state)
-        window = Window(
-            secrets.token_urlsafe(15),
-            carrier,
-            identity,
-            epoch=state.epoch,
-            offset=plan.after,
-            has_manual_acks=auth.has_manual_acks,
-            connected_s=time(),
-        )
-        # The same id again says to the stock client: you have missed nothing.
-        is_recovered = auth.recovery_id is not None and plan.is_complete
-        began_at = Position(state.epoch, plan.after)
-        recovery_id = (
-            auth.recovery_id
-            if is_recovered
-            else render_recovery_id(began_at, secrets.token_urlsafe(9))
-        )
-        self._metrics.connects.labels(recovered=str(is_recovered).lower()).inc()
-        # In open mode the page was let in before it said who it is.
-        if carrier.sid not in self._entered:
-            carrier.write_packet("4" + packets.connect_reply(window.sid, recovery_id))
-        self._entered[carrier.sid] = auth
-        self._windows[carrier.sid] = window
-        carrier.on_written = lambda offset: self._was_fetched(window, offset)
-        self.rooms.join(window, user)
-        self._spawn(self._replay(window, plan), name="replay")
-
-    def _refuse(
-        self, carrier: Carrier, namespace: str, code: Refusal, text: str = ""
-    ) -> None:
-        self._metrics.refused.labels(code=code).inc()
-        log.debug("window.refused", code=code, address=carrier.address)
-        data: dict[str, object] = {"code": code, "temporary": code.is_temporary}
-        packet = packets.connect_error(namespace, text or code.explanation, data)
-        carrier.write_packet("4" + packet)
+    def _start_replay(self, admitted: Admitted | None) -> None:
+        if admitted is not None:
+            self._spawn(self._replay(admitted.window, admitted.plan), name="replay")
 
     async def _replay(self, window: Window, plan: ReplayPlan) -> None:
         try:
@@ -373,11 +271,6 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
             self._metrics.replayed.inc(sync.replayed)
             self._metrics.expired.inc(sync.expired)
             self._tell(window, EVENT_SYNC, sync.wire)
-
-    def _was_fetched(self, window: Window, offset: int) -> None:
-        """A polling page took its messages with it."""
-        if not window.has_manual_acks:
-            self._inbox.mark_delivered(window.user, offset)
 
     # --- events from pages
 
@@ -421,15 +314,16 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
             raise EventRefusedError(
                 EventError.BAD_USER, "this window has joined as another user"
             )
-        auth = self._entered[carrier.sid]
+        auth = self._entrance.entered[carrier.sid]
         try:
-            await self._admit(carrier, Identity(user, None), auth)
+            admitted = await self._entrance.admit(carrier, Identity(user, None), auth)
         except ClientError as exc:
             raise EventRefusedError(EventError.NOT_AVAILABLE, str(exc)) from exc
         except StoreUnavailableError as exc:
             raise EventRefusedError(
                 EventError.NOT_AVAILABLE, Refusal.NOT_AVAILABLE.explanation
             ) from exc
+        self._start_replay(admitted)
         return {"ok": True}
 
     # --- closing
@@ -450,6 +344,13 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
             window.carrier.write_packet("4" + packets.DISCONNECT_PACKET)
         window.carrier.end(self.reason.SERVER_DISCONNECT)
 
+    def _close_session(self, carrier: Carrier, code: Closing) -> None:
+        window = self._entrance.windows.get(carrier.sid)
+        if window is not None:
+            self.close(window, code)
+        else:
+            carrier.end(self.reason.SERVER_DISCONNECT, abort=True)
+
     def kick(self, user: str) -> int:
         """Close all windows of `user`; returns how many there were."""
         windows = self.rooms.windows_of(user)
@@ -464,7 +365,7 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
         Paced, so that they do not all arrive at the next bridge in one instant; the
         stock client adds its own jitter to that.
         """
-        self.is_draining = True
+        self.is_draining = self._entrance.is_closed = True
         windows = tuple(self.rooms)
         size = max(_DRAIN_BATCH_LEAST, -(-len(windows) // _DRAIN_BATCHES))
         for start in range(0, len(windows), size):

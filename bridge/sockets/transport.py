@@ -11,26 +11,25 @@ A `Carrier` is one connection. It does not know users, rooms or inboxes.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from aiohttp import ClientConnectionResetError, WSMessageTypeError, WSMsgType, web
+from aiohttp import ClientConnectionResetError, WSMessage, WSMsgType, web
 from engineio import packet as engine
 from engineio.async_socket import AsyncSocket
-from engineio.exceptions import ContentTooLongError, QueueEmpty, UnknownPacketError
+from engineio.exceptions import QueueEmpty, UnknownPacketError
 
 from bridge.core.frames import text_frame
 from bridge.core.rate import Allowance
+from bridge.sockets.polling import PollQueue, probe, read_packets
 
 if TYPE_CHECKING:
     from bridge.sockets.engine import EngineServer
 
 # How long a connection that was told to go may take to read its last bytes.
 _LAST_WORDS_S: Final = 2.0
-# Engine.io joins the packets of one polling answer with this character.
-_SEPARATOR: Final = "\x1e"
 
 
 class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
@@ -78,11 +77,8 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
         )
         self._websocket: web.WebSocketResponse | None = None
         self._transport: asyncio.Transport | None = None
-        self._queue: deque[tuple[str, int]] = deque()
-        self._queue_bytes = 0
-        self._changed = asyncio.Event()  # something to poll, or the end
-        self._polled = asyncio.Event()  # the queue was emptied
-        self._is_polling = False
+        self._queue = PollQueue()
+        self._is_posting = False
         self.on_written: Callable[[int], None] | None = None
 
     # --- out
@@ -101,7 +97,7 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
     def waiting_bytes(self) -> int:
         """Bytes that were sent to this page and that it has not read yet."""
         if self._transport is None:
-            return self._queue_bytes
+            return self._queue.waiting_bytes
         return self._transport.get_write_buffer_size()
 
     def write(self, payload: bytes, frame: bytes, offset: int) -> bool:
@@ -156,103 +152,87 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
         self.write_packet(pkt.encode())
 
     def _enqueue(self, packet: str, offset: int) -> bool:
-        if self.closed:
-            return True
-        self._queue.append((packet, offset))
-        self._queue_bytes += len(packet)
-        self._changed.set()
-        return self._queue_bytes <= self.server.bounds.outbound_bytes
+        self._queue.put(packet, offset)
+        return self._queue.waiting_bytes <= self.server.bounds.outbound_bytes
 
     async def _enqueue_patiently(self, payload: bytes, offset: int) -> None:
+        bound = self.server.bounds.outbound_bytes // 4
         while (
-            self._queue_bytes > self.server.bounds.outbound_bytes // 4
+            self._websocket is None
             and not self.closed
+            and self._queue.waiting_bytes > bound
         ):
-            if self._websocket is not None:  # upgraded meanwhile
-                break
-            self._polled.clear()
-            await self._polled.wait()
-        if self._websocket is not None:
+            await self._queue.room()
+        if self._websocket is not None:  # upgraded meanwhile
             await self._websocket.send_frame(payload, WSMsgType.TEXT)
         else:
             self._enqueue(payload.decode(), offset)
 
     # --- long polling
 
-    async def poll(self) -> list[str]:
+    async def poll(self, request: web.BaseRequest) -> list[str]:
         """
         Return what waits, at once or as soon as something does.
 
         Raises:
-            QueueEmpty: If the session ended, or nothing came for as long as a page
-                waits: pings come more often than that.
+            QueueEmpty: If the session ended, the page is gone, or nothing came for as
+                long as a page waits: pings come more often than that.
 
         """
-        if self._is_polling:
-            # A page polls once at a time; two would tear its messages apart.
+        patience_s = self.server.ping_interval + self.server.ping_timeout
+        fetched = await self._queue.fetch(request, within_s=patience_s)
+        if fetched is None:
             self.end(self.server.reason.TRANSPORT_ERROR)
+        if not fetched:
             raise QueueEmpty
-        if not self._queue and not self.closed:
-            self._changed.clear()
-            self._is_polling = True
-            try:
-                async with asyncio.timeout(
-                    self.server.ping_interval + self.server.ping_timeout
-                ):
-                    await self._changed.wait()
-            except TimeoutError:
-                raise QueueEmpty from None
-            finally:
-                self._is_polling = False
-        if not self._queue:
-            raise QueueEmpty
-        packets = [packet for packet, _ in self._queue]
-        offset = max(offset for _, offset in self._queue)
-        self._queue.clear()
-        self._queue_bytes = 0
-        self._polled.set()
+        offset = max(offset for _, offset in fetched)
         if offset and self.on_written:
             self.on_written(offset)
-        return packets
+        return [packet for packet, _ in fetched]
 
     async def handle_get_request(self, environ: dict[str, Any]) -> Any:  # noqa: ANN401 - engineio's
         """Answer a poll, or turn into a websocket if that is what is asked for."""
         request = environ["aiohttp.request"]
         if request.headers.get("Upgrade", "").lower() == "websocket":
+            if self.closed or self.upgrading:
+                raise UnknownPacketError  # one websocket at a time, or none is counted
             return await self._serve_websocket(request)
         if self.upgrading or self.upgraded:
             # What waits now belongs to the websocket.
             return ["6"]
-        return await self.poll()
+        return await self.poll(request)
 
     async def handle_post_request(self, environ: dict[str, Any]) -> None:
         """
         Take the packets of a polling page.
 
-        The whole body is read, unlike in engineio (traps 1.2, row 9), within a bound
-        and a deadline (aiohttp has none for bodies, traps 1.3).
-
         Raises:
-            ContentTooLongError: If it is larger than an event may be, or came too slowly.
-            UnknownPacketError: If it is not text.
+            UnknownPacketError: If they cannot be read, or came together with others: a
+                page posts once at a time.
 
         """
-        content = environ["aiohttp.request"].content
-        body = bytearray()
+        is_taken = not self._is_posting and await self._take_post(
+            environ["aiohttp.request"]
+        )
+        if not is_taken:
+            self.end(self.server.reason.TRANSPORT_ERROR)
+            # Engineio answers 400, but stumbles if the session is forgotten already.
+            if self.sid in self.server.sockets:
+                raise UnknownPacketError
+
+    async def _take_post(self, request: web.BaseRequest) -> bool:
+        self._is_posting = True
         try:
-            async with asyncio.timeout(self.server.bounds.connect_s):
-                async for chunk in content.iter_any():
-                    body += chunk
-                    if len(body) > self.server.max_http_buffer_size:
-                        raise ContentTooLongError
-        except TimeoutError:
-            raise ContentTooLongError from None
-        try:
-            packets = body.decode().split(_SEPARATOR)
-        except UnicodeDecodeError:
-            raise UnknownPacketError from None
-        for packet in packets:
-            await self.take(packet)
+            packets = await read_packets(
+                request,
+                max_bytes=self.server.max_http_buffer_size,
+                within_s=self.server.bounds.connect_s,
+            )
+            for packet in packets or ():
+                await self.take(packet)
+        finally:
+            self._is_posting = False
+        return packets is not None
 
     # --- websocket
 
@@ -262,6 +242,7 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
             max_msg_size=self.server.max_http_buffer_size,
             compress=False,  # 115 kB a connection otherwise (traps 1.2, row 17)
             timeout=_LAST_WORDS_S,
+            autoping=False,  # its pongs would be free of the allowance
         )
         await websocket.prepare(request)
         if self.connected and not await self._probe(websocket):
@@ -269,37 +250,35 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
             return websocket
         self._take_over(websocket, request)
         try:
-            async for message in websocket:
-                if message.type is WSMsgType.TEXT:
-                    await self.take(message.data)
-                else:
-                    self.server.ignore()
+            with suppress(ClientConnectionResetError):  # by a pong to who is gone
+                async for message in websocket:
+                    await self._take_frame(websocket, message)
         finally:
             self.end(self.server.reason.TRANSPORT_CLOSE)
         return websocket
 
+    async def _take_frame(
+        self, websocket: web.WebSocketResponse, message: WSMessage
+    ) -> None:
+        if message.type is WSMsgType.TEXT:
+            await self.take(message.data)
+        elif self._may_send():
+            if message.type is WSMsgType.PING:
+                await websocket.pong(message.data)
+            else:
+                self.server.ignore()
+
     async def _probe(self, websocket: web.WebSocketResponse) -> bool:
-        """Do engine.io's handshake from polling to websocket; false if it fails."""
         self.upgrading = True
         try:
-            async with asyncio.timeout(self.server.bounds.connect_s):
-                if await websocket.receive_str() != "2probe":
-                    return False
-                await websocket.send_str("3probe")
-                self._enqueue("6", 0)  # ends the poll that waits
-                if await websocket.receive_str() != "5":
-                    return False
-        except (
-            TimeoutError,
-            TypeError,
-            WSMessageTypeError,
-            RuntimeError,
-            ConnectionError,
-        ):
-            return False
+            is_done = await probe(
+                websocket,
+                end_poll=lambda: self._enqueue("6", 0),
+                within_s=self.server.bounds.connect_s,
+            )
         finally:
             self.upgrading = False
-        return not self.closed
+        return is_done and not self.closed
 
     def _take_over(
         self, websocket: web.WebSocketResponse, request: web.Request
@@ -309,24 +288,18 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
         self.upgraded = True
         self._websocket = websocket
         self._transport = request.transport
-        queued, self._queue = self._queue, deque()
-        self._queue_bytes = 0
-        for packet, offset in queued:
+        for packet, offset in self._queue.take_all():
             if packet != "6":
                 payload = packet.encode()
                 self.write(payload, text_frame(payload), offset)
                 if offset and self.on_written:
                     self.on_written(offset)
-        self._polled.set()
 
     # --- in
 
     async def take(self, packet: str) -> None:
         """Do what a packet from the page asks for; what makes no sense ends the session."""
-        if self.closed:
-            return
-        if not self._allowance.take(monotonic()):
-            self.server.flooded(self)
+        if not self._may_send():
             return
         kind = packet[:1]
         if kind == "3":
@@ -338,6 +311,12 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
         else:
             self.server.ignore()
             self.end(self.server.reason.TRANSPORT_ERROR)
+
+    def _may_send(self) -> bool:
+        """Count one thing from the page; false if it is closed, or is closed for this."""
+        if not self.closed and not self._allowance.take(monotonic()):
+            self.server.flooded(self)
+        return not self.closed
 
     # --- time and the end
 
@@ -363,8 +342,7 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
             return
         self.closing = self.closed = True
         self.closed_s = monotonic()
-        self._changed.set()
-        self._polled.set()
+        self._queue.close()
         self.server.ended(self, reason)
         transport = self._transport
         if transport is None:

@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 import orjson
 import structlog
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +59,9 @@ async def answer_with_problems(
         return problem(
             exc.status, exc.reason, headers={"Allow": allow} if allow else None
         )
+    except ClientConnectionResetError:
+        # Who asked is gone, as at any reload of a page; nobody reads this.
+        return problem(400, "the connection is closed")
     except Exception:
         log.exception("web.request_failed", path=request.path)
         return problem(500, "a fault of the bridge; its log says more")

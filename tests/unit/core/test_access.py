@@ -153,3 +153,14 @@ def test_auth_of_any_shape_is_read_or_refused(data: object) -> None:
     except RefusedError:
         return
     assert isinstance(found, ConnectAuth)
+
+
+@pytest.mark.parametrize(
+    ("offset", "wanted"),
+    [("e-7", Position("e", 7)), ("e-3", Position("e", 5)), ("old-9", Position("e", 5))],
+)
+def test_an_offset_that_is_older_than_its_pid_is_over(
+    offset: str, wanted: Position
+) -> None:
+    """The stock client keeps it until a message comes: it would report each loss again."""
+    assert parse_connect_auth({"pid": "e-5.n", "offset": offset}).wanted == wanted

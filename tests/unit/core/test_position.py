@@ -9,6 +9,7 @@ from bridge.core.position import (
     parse_position,
     parse_recovery_id,
     render_recovery_id,
+    user_epoch,
 )
 
 POSITIONS = st.builds(
@@ -82,3 +83,13 @@ def test_a_recovery_id_of_another_shape_is_refused(text: object) -> None:
     """Other socket.io servers give out other ones; a page may come from there."""
     with pytest.raises(ValueError, match="not a recovery id"):
         parse_recovery_id(text)
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_each_user_has_an_epoch_of_its_own(one: str, other: str) -> None:
+    """A page that logs in as somebody else keeps its position: it must mean nothing."""
+    epoch = user_epoch("store", one)
+
+    assert parse_position(f"{epoch}-1").epoch == epoch
+    assert (user_epoch("store", other) == epoch) == (one == other)
+    assert user_epoch("another store", one) != epoch

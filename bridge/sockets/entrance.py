@@ -1,0 +1,210 @@
+"""
+How a session becomes a window: verify, keep a place, look at the inbox, join, reply.
+
+Joining is the last thing and awaits nothing, so whatever fails before it leaves nothing
+in a room (traps 1.2, row 2), and whatever happens meanwhile is seen.
+"""
+
+import secrets
+from dataclasses import dataclass, replace
+from time import time
+from typing import Final
+
+import structlog
+
+from bridge.core import packets
+from bridge.core.access import ConnectAuth, Identity, parse_connect_auth
+from bridge.core.packets import Packet
+from bridge.core.position import Position, render_recovery_id, user_epoch
+from bridge.core.replay import InboxState, ReplayPlan, plan_replay
+from bridge.errors import KeysUnavailableError, RefusedError, StoreUnavailableError
+from bridge.metrics import Metrics
+from bridge.names import Refusal
+from bridge.sockets.replay import Inboxes
+from bridge.sockets.requests import Verifier
+from bridge.sockets.rooms import Rooms
+from bridge.sockets.transport import Carrier
+from bridge.sockets.window import Window
+
+log = structlog.get_logger(__name__)
+
+_TWICE: Final = "this connection is a window already"
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A window in its room, its gate closed, and what it has yet to get."""
+
+    window: Window
+    plan: ReplayPlan
+
+
+class Entrance:
+    """
+    Where pages come in. `verifier` is `None` in open mode.
+
+    Attributes:
+        windows: Those that are in, by the carrier's sid.
+        entered: The `auth` of all that are in, windows or not: in open mode a page is
+            let in before it says who it is.
+        cookie: Name of the cookie that may hold a token.
+        windows_per_user: At a time.
+        is_closed: Whether nobody is let in any more.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        rooms: Rooms,
+        inbox: Inboxes,
+        verifier: Verifier | None,
+        metrics: Metrics,
+    ) -> None:
+        self._rooms = rooms
+        self._inbox = inbox
+        self._verifier = verifier
+        self._metrics = metrics
+        self.windows: dict[str, Window] = {}
+        self.entered: dict[str, ConnectAuth] = {}
+        self.cookie = ""
+        self.windows_per_user = 0
+        self.is_closed = False
+
+    async def connect(self, carrier: Carrier, packet: Packet) -> Admitted | None:
+        """
+        Answer a CONNECT packet.
+
+        Returns:
+            `None` if the page was refused, is gone, or has yet to join (open mode).
+
+        """
+        try:
+            self._check(carrier, packet)
+            auth = parse_connect_auth(packet.data)
+            if self._verifier is not None:
+                identity = await self._identify(carrier, auth, self._verifier)
+                return await self.admit(carrier, identity, auth)
+            self.entered[carrier.sid] = auth
+            carrier.write_packet("4" + packets.connect_reply(carrier.sid, None))
+        except RefusedError as exc:
+            self._refuse(carrier, packet.namespace, exc.code, str(exc))
+        except KeysUnavailableError as exc:
+            log.warning("window.keys_unavailable", error=str(exc))
+            self._refuse(carrier, packet.namespace, Refusal.KEYS_UNAVAILABLE)
+        except StoreUnavailableError as exc:
+            log.warning("window.store_unavailable", error=str(exc))
+            self._refuse(carrier, packet.namespace, Refusal.NOT_AVAILABLE)
+        return None
+
+    def _check(self, carrier: Carrier, packet: Packet) -> None:
+        if packet.namespace != "/":
+            raise RefusedError(Refusal.BAD_REQUEST, "only the namespace / is served")
+        if not carrier.is_origin_allowed:
+            raise RefusedError(Refusal.ORIGIN_NOT_ALLOWED)
+        if self.is_closed:
+            raise RefusedError(Refusal.DRAINING)
+        if carrier.sid in self.entered:
+            raise RefusedError(Refusal.BAD_REQUEST, _TWICE)
+
+    async def _identify(
+        self, carrier: Carrier, auth: ConnectAuth, verifier: Verifier
+    ) -> Identity:
+        headers = carrier.request.headers
+        scheme, _, bearer = headers.get("Authorization", "").partition(" ")
+        token = (
+            auth.token
+            or (bearer.strip() if scheme.lower() == "bearer" else None)
+            or carrier.request.cookies.get(self.cookie)
+        )
+        if not token:
+            raise RefusedError(Refusal.TOKEN_MISSING)
+        return await verifier.verify(token)
+
+    async def admit(
+        self, carrier: Carrier, identity: Identity, auth: ConnectAuth
+    ) -> Admitted | None:
+        """
+        Let a page into its user's room.
+
+        Returns:
+            `None` if the page is gone.
+
+        Raises:
+            RefusedError: If the user has too many windows, or this is one already.
+            StoreUnavailableError: If the inbox cannot be read now.
+
+        """
+        user = identity.user
+        if not self._rooms.expect(user, at_most=self.windows_per_user):
+            raise RefusedError(Refusal.TOO_MANY_WINDOWS)
+        try:
+            await self._inbox.follow(user)
+            state = await self._inbox.state(user)
+            # Meanwhile the page may have asked twice, or left.
+            if carrier.sid in self.windows:
+                raise RefusedError(Refusal.BAD_REQUEST, _TWICE)
+            if carrier.closed:
+                return None
+            state = replace(state, epoch=user_epoch(state.epoch, user))
+            return self._let_in(carrier, identity, auth, state)
+        finally:
+            if self._rooms.expect_no_more(user):
+                self._inbox.unfollow(user)
+
+    def _let_in(
+        self,
+        carrier: Carrier,
+        identity: Identity,
+        auth: ConnectAuth,
+        state: InboxState,
+    ) -> Admitted:
+        plan = plan_replay(auth.wanted, state)
+        window = Window(
+            secrets.token_urlsafe(15),
+            carrier,
+            identity,
+            epoch=state.epoch,
+            offset=plan.after,
+            has_manual_acks=auth.has_manual_acks,
+            connected_s=time(),
+        )
+        # The same id again says to the stock client: you have missed nothing.
+        is_recovered = auth.recovery_id is not None and plan.is_complete
+        began_at = Position(state.epoch, plan.after)
+        recovery_id = (
+            auth.recovery_id
+            if is_recovered
+            else render_recovery_id(began_at, secrets.token_urlsafe(9))
+        )
+        self._metrics.connects.labels(recovered=str(is_recovered).lower()).inc()
+        # In open mode the page was let in before it said who it is.
+        if carrier.sid not in self.entered:
+            carrier.write_packet("4" + packets.connect_reply(window.sid, recovery_id))
+        self.entered[carrier.sid] = auth
+        self.windows[carrier.sid] = window
+        carrier.on_written = lambda offset: self._was_fetched(window, offset)
+        self._rooms.join(window)
+        return Admitted(window, plan)
+
+    def _was_fetched(self, window: Window, offset: int) -> None:
+        """A polling page took its messages with it."""
+        if not window.has_manual_acks:
+            self._inbox.mark_delivered(window.user, offset)
+
+    def _refuse(
+        self, carrier: Carrier, namespace: str, code: Refusal, text: str = ""
+    ) -> None:
+        self._metrics.refused.labels(code=code).inc()
+        log.debug("window.refused", code=code, address=carrier.address)
+        data: dict[str, object] = {"code": code, "temporary": code.is_temporary}
+        packet = packets.connect_error(namespace, text or code.explanation, data)
+        carrier.write_packet("4" + packet)
+
+    def leave(self, carrier: Carrier) -> Window | None:
+        """Forget a session that ended; returns the window that it was, out of its room."""
+        self.entered.pop(carrier.sid, None)
+        window = self.windows.pop(carrier.sid, None)
+        if window is not None and self._rooms.leave(window):
+            self._inbox.unfollow(window.user)
+        return window

@@ -1,0 +1,158 @@
+"""
+Long polling: what waits for a page, what it posts, and how it goes over to a websocket.
+
+The whole body is read, unlike in engineio (traps 1.2, row 9), within a bound and a
+deadline (aiohttp has none for bodies, traps 1.3).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from aiohttp import ClientPayloadError, WSMessageTypeError, web
+
+# Engine.io joins the packets of one body with this character.
+_SEPARATOR: Final = "\x1e"
+# The Python client gives up on an answer with more (its Payload.max_decode_packets).
+_PACKETS_A_POLL: Final = 16
+# How long the last answer of a session may take to be read.
+_LAST_WORDS_S: Final = 2.0
+
+
+class PollQueue:
+    """Packets that wait for a polling page, in order and counted, each with its offset."""
+
+    def __init__(self) -> None:
+        self._packets: deque[tuple[str, int]] = deque()
+        self._packets_bytes = 0
+        self._changed = asyncio.Event()  # something to fetch, or the end
+        self._emptied = asyncio.Event()  # something was fetched or read, or the end
+        self._is_polled = False
+        self._is_closed = False
+        self._answered: asyncio.Transport | None = None  # where the last answer went
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What the page has not read yet, in the queue or in an answer on its way."""
+        return self._packets_bytes + self._unread_bytes
+
+    @property
+    def _unread_bytes(self) -> int:
+        return 0 if self._answered is None else self._answered.get_write_buffer_size()
+
+    def put(self, packet: str, offset: int) -> None:
+        """Add a packet; after `close` it is dropped."""
+        if not self._is_closed:
+            self._packets.append((packet, offset))
+            self._packets_bytes += len(packet)
+            self._changed.set()
+
+    async def room(self) -> None:
+        """Wait until something was fetched or read, or the end."""
+        self._emptied.clear()
+        await self._emptied.wait()
+
+    def take_all(self) -> list[tuple[str, int]]:
+        """Take what waits out of the queue, for a websocket."""
+        taken = list(self._packets)
+        self._packets.clear()
+        self._packets_bytes = 0
+        self._emptied.set()
+        return taken
+
+    async def fetch(
+        self, request: web.BaseRequest, *, within_s: float
+    ) -> list[tuple[str, int]] | None:
+        """
+        Take what `request` is answered with, at once or as soon as there is something.
+
+        Returns:
+            Nothing if the queue was closed, the page has hung up, or `within_s` is over;
+            `None` if the page polls although it has not read its last answer: two polls
+            at a time would tear messages apart, and unread answers are memory.
+
+        """
+        if self._is_polled or self._unread_bytes:
+            return None
+        self._emptied.set()  # the last answer was read: that makes room as well
+        if not self._packets and not self._is_closed:
+            self._changed.clear()
+            self._is_polled = True
+            try:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(within_s):
+                        await self._changed.wait()
+            finally:
+                self._is_polled = False
+        # What a page that has hung up were given would count as delivered.
+        if request.transport is None:
+            return []
+        self._answered = request.transport
+        if self._is_closed:
+            # The last words come all at once: there is no other poll.
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.cut)
+            return self.take_all()
+        count = min(_PACKETS_A_POLL, len(self._packets))
+        taken = [self._packets.popleft() for _ in range(count)]
+        self._packets_bytes -= sum(len(packet) for packet, _ in taken)
+        self._emptied.set()
+        return taken
+
+    def close(self) -> None:
+        """Take no more, and let nobody wait."""
+        self._is_closed = True
+        self._changed.set()
+        self._emptied.set()
+        if self._unread_bytes:
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.cut)
+
+    def cut(self) -> None:
+        """Cut the connection of an answer that the page does not read."""
+        if self._answered is not None and self._unread_bytes:
+            self._answered.abort()
+
+
+async def read_packets(
+    request: web.BaseRequest, *, max_bytes: int, within_s: float
+) -> list[str] | None:
+    """
+    Return the packets in the body of `request`.
+
+    Returns:
+        `None` if the body is too large, comes too slowly or not at all, or is no text.
+
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(within_s):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > max_bytes:
+                    return None
+        return body.decode().split(_SEPARATOR)
+    except (TimeoutError, UnicodeDecodeError, ConnectionError, ClientPayloadError):
+        return None
+
+
+async def probe(
+    websocket: web.WebSocketResponse,
+    *,
+    end_poll: Callable[[], object],
+    within_s: float,
+) -> bool:
+    """
+    Do engine.io's handshake from polling to `websocket`; false if it fails.
+
+    `end_poll` is called in the middle: the page goes over when its poll has returned.
+    """
+    try:
+        async with asyncio.timeout(within_s):
+            if await websocket.receive_str() != "2probe":
+                return False
+            await websocket.send_str("3probe")
+            end_poll()
+            return await websocket.receive_str() == "5"
+    except (TimeoutError, WSMessageTypeError, RuntimeError, ConnectionError):
+        return False

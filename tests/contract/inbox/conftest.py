@@ -1,0 +1,105 @@
+"""The stores that every test of this folder is run against; a new one is added here."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import pytest_asyncio
+
+from bridge.core.message import Message, Stored
+from bridge.inbox.memory import MemoryInbox, Retention
+from bridge.inbox.sqlite import SqliteInbox
+
+Inbox = MemoryInbox | SqliteInbox
+
+
+class MakeStore(Protocol):
+    """How a test makes a store, not opened yet, which may use `folder` for its files."""
+
+    def __call__(
+        self, retention: Retention, *, now: Callable[[], float], folder: Path
+    ) -> Inbox:
+        """Make one."""
+
+
+def memory(
+    retention: Retention,
+    *,
+    now: Callable[[], float],
+    folder: Path,  # noqa: ARG001 - as the others
+) -> Inbox:
+    """All of it in this process."""
+    return MemoryInbox(retention, now=now)
+
+
+def sqlite(retention: Retention, *, now: Callable[[], float], folder: Path) -> Inbox:
+    """All of it in one file."""
+    return SqliteInbox(str(folder / "inbox.sqlite3"), retention, now=now)
+
+
+STORES: dict[str, MakeStore] = {"memory": memory, "sqlite": sqlite}
+
+
+@dataclass
+class Shelf:
+    """A store with a clock that the test moves, and what its live feed has brought."""
+
+    inbox: Inbox
+    now_s: list[float]
+    fed: list[Stored] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+
+    def later(self, seconds: float) -> None:
+        """Let time go by."""
+        self.now_s[0] += seconds
+
+    def message(
+        self,
+        user: str,
+        data: bytes,
+        *,
+        message_id: str | None = None,
+        deadline_s: float | None = None,
+    ) -> Message:
+        """Return a message that is taken now."""
+        return Message(user, "message", data, self.now_s[0], message_id, deadline_s)
+
+    async def append(self, user: str, *data: bytes) -> list[int | None]:
+        """Append one batch."""
+        return await self.inbox.append([self.message(user, each) for each in data])
+
+    async def read_all(self, user: str, *, after: int = 0) -> list[Stored]:
+        """Read to the end, page by page."""
+        found: list[Stored] = []
+        while True:
+            page = await self.inbox.read(
+                user, after=after, max_messages=7, max_bytes=1 << 20
+            )
+            found += page.messages
+            after = page.next_after
+            if after >= page.last:
+                return found
+
+
+@pytest_asyncio.fixture(params=STORES)
+async def shelf(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[Shelf]:
+    """An empty store: 100 messages a user, 1,000 s a message, 60 s an id."""
+    now_s = [1_000_000.0]
+    retention = Retention(max_messages=100, max_age_s=1000, dedupe_s=60)
+    make = STORES[str(request.param)]
+    inbox = make(retention, now=lambda: now_s[0], folder=tmp_path)
+    shelf = Shelf(inbox, now_s)
+
+    def listen(batch: object) -> None:
+        assert isinstance(batch, list)
+        shelf.fed += batch
+        shelf.batches.append(len(batch))
+
+    inbox.listen(listen)
+    await inbox.open()
+    yield shelf
+    await inbox.close()

@@ -1,0 +1,95 @@
+"""Pages with the official JavaScript client, run by Node (driver.js)."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import eventually
+
+_DRIVER = Path(__file__).with_name("driver.js")
+# Reconnect at once: a test has no network to be kind to.
+FAST = {"reconnectionDelay": 10, "reconnectionDelayMax": 50, "randomizationFactor": 0}
+
+
+class Pages:
+    """All windows of one Node process; each has a name."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.reports: list[list[Any]] = []
+
+    async def read(self) -> None:
+        """Collect what the driver reports until it ends."""
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            self.reports.append(json.loads(line))
+
+    def command(self, *words: object) -> None:
+        """Tell the driver to do something."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(words).encode() + b"\n")
+
+    def open(self, name: str, url: str, **options: object) -> None:
+        """Open a window."""
+        self.command("open", name, url, FAST | options)
+
+    async def connected(self, name: str, url: str, **options: object) -> None:
+        """Open a window and wait until its replay is over."""
+        self.open(name, url, **options)
+        await self.until(name, "event", "bridge:sync")
+
+    def all(self, name: str, *what: object) -> list[list[Any]]:
+        """Return the reports of a window that begin with `what`, without these words."""
+        begin = [name, *what]
+        return [
+            report[len(begin) :]
+            for report in self.reports
+            if report[: len(begin)] == begin
+        ]
+
+    def data(self, name: str, event: str = "message") -> list[Any]:
+        """Return what a window got under an event's name, in order."""
+        return [arguments[0] for arguments in self.all(name, "event", event)]
+
+    def positions(self, name: str, event: str = "message") -> list[str]:
+        """Return the positions of what a window got."""
+        return [arguments[-1] for arguments in self.all(name, "event", event)]
+
+    async def until(self, *what: Any, count: int = 1, within_s: float = 10.0) -> Any:
+        """Wait for the report number `count` that begins with `what`; return its rest."""
+        name, *rest = what
+        try:
+            await eventually(
+                lambda: len(self.all(name, *rest)) >= count, within_s=within_s
+            )
+        except AssertionError:
+            shown = [str(report)[:200] for report in self.reports[-20:]]
+            message = f"no report {what} number {count}; the last were {shown}"
+            raise AssertionError(message) from None
+        return self.all(name, *rest)[count - 1]
+
+
+@asynccontextmanager
+async def open_pages() -> AsyncIterator[Pages]:
+    """Run Node until the block is left."""
+    process = await asyncio.create_subprocess_exec(
+        "node",
+        str(_DRIVER),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=1 << 24,
+    )
+    pages = Pages(process)
+    reading = asyncio.create_task(pages.read(), name="driver.js")
+    try:
+        await pages.until("driver", "ready")
+        yield pages
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        async with asyncio.timeout(10):
+            await process.wait()
+            await reading

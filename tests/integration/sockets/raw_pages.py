@@ -1,0 +1,243 @@
+"""Pages that speak engine.io and socket.io by hand, and need not keep to the rules."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+from tests.conftest import SLOW_FACTOR
+from tests.integration.sockets.doors import Door
+from tests.tokens import token
+
+SEPARATOR = "\x1e"
+LIMIT_S = 10 * SLOW_FACTOR
+
+
+def event_of(packet: str) -> list[Any] | None:
+    """Return name and arguments if `packet` is an event."""
+    return json.loads(packet[2:]) if packet.startswith("42") else None
+
+
+class RawWindow:
+    """A websocket in the hands of a test."""
+
+    def __init__(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
+        self.websocket = websocket
+        self.opening: dict[str, Any] = {}
+
+    async def send(self, packet: str) -> None:
+        """Send one engine.io packet."""
+        await self.websocket.send_str(packet)
+
+    async def emit(self, event: str, *args: object, packet_id: int | str = "") -> None:
+        """Send an event."""
+        await self.send(f"42{packet_id}{json.dumps([event, *args])}")
+
+    async def receive(self) -> str:
+        """Return the next packet; TypeError if the connection was closed instead."""
+        async with asyncio.timeout(LIMIT_S):
+            return await self.websocket.receive_str()
+
+    async def receive_until(self, prefix: str) -> list[str]:
+        """Return all packets up to the first that begins with `prefix`."""
+        packets = [await self.receive()]
+        while not packets[-1].startswith(prefix):
+            packets.append(await self.receive())
+        return packets
+
+    async def connect(self, **auth: object) -> str:
+        """Send CONNECT and return the answer to it."""
+        await self.send("40" + (json.dumps(auth) if auth else ""))
+        return (await self.receive_until("4"))[-1]
+
+    async def join(self, user: str, **auth: object) -> dict[str, Any]:
+        """Become a window of `user`; returns the CONNECT reply. The replay is to come."""
+        answer = await self.connect(token=token(sub=user), **auth)
+        assert answer.startswith("40"), answer
+        reply: dict[str, Any] = json.loads(answer[2:])
+        return reply
+
+    async def synced(self) -> tuple[list[list[Any]], dict[str, Any]]:
+        """Return the events up to `bridge:sync`, and what that said."""
+        packets = await self.receive_until('42["bridge:sync"')
+        events = [event for packet in packets if (event := event_of(packet))]
+        return events[:-1], events[-1][1]
+
+    async def answer(self, packet_id: int) -> dict[str, Any]:
+        """Return the answer to an event."""
+        packet = (await self.receive_until(f"43{packet_id}["))[-1]
+        answer: dict[str, Any] = json.loads(packet[len(f"43{packet_id}") :])[0]
+        return answer
+
+    async def ended(self) -> tuple[list[str], int | None]:
+        """Read to the end; returns the last packets and the websocket's close code."""
+        packets: list[str] = []
+        async with asyncio.timeout(LIMIT_S):
+            packets += [frame.data async for frame in self.websocket]
+        return packets, self.websocket.close_code
+
+
+@asynccontextmanager
+async def raw_window(
+    door: Door, *, headers: dict[str, str] | None = None, **query: str
+) -> AsyncIterator[RawWindow]:
+    """Open a websocket and read what the server says first; no CONNECT is sent."""
+    async with (
+        aiohttp.ClientSession() as http,
+        http.ws_connect(
+            door.socket_url(transport="websocket", **query),
+            headers=headers,
+            max_msg_size=1 << 26,
+            compress=15,
+        ) as websocket,
+    ):
+        window = RawWindow(websocket)
+        if "sid" not in query:
+            opening = await window.receive()
+            assert opening[0] == "0"
+            window.opening = json.loads(opening[1:])
+        yield window
+
+
+class RawPoller:
+    """Long polling in the hands of a test."""
+
+    def __init__(self, door: Door, http: aiohttp.ClientSession) -> None:
+        self._door = door
+        self.http = http
+        self.sid = ""
+
+    @property
+    def url(self) -> str:
+        """Where it polls and posts."""
+        return str(self._door.socket_url(transport="polling", sid=self.sid))
+
+    async def open(self) -> None:
+        """Begin a session."""
+        (opening,) = await self._get(str(self._door.socket_url(transport="polling")))
+        self.sid = json.loads(opening[1:])["sid"]
+
+    async def poll(self) -> list[str]:
+        """Fetch what waits, or the next that comes."""
+        return await self._get(self.url)
+
+    async def _get(self, url: str) -> list[str]:
+        async with asyncio.timeout(LIMIT_S), self.http.get(url) as response:
+            text = await response.text()
+            assert response.status == 200, text
+            return text.split(SEPARATOR)
+
+    async def post(self, *packets: str) -> int:
+        """Send packets in one body; returns the status."""
+        body = SEPARATOR.join(packets).encode()
+        async with self.http.post(self.url, data=body) as response:
+            return response.status
+
+    async def join(self, user: str, **auth: object) -> list[str]:
+        """Become a window of `user`; returns all up to `bridge:sync`."""
+        auth = {"token": token(sub=user), **auth}
+        assert await self.post("40" + json.dumps(auth)) == 200
+        return await self.poll_until('42["bridge:sync"')
+
+    async def poll_until(self, prefix: str) -> list[str]:
+        """Poll until a packet begins with `prefix`."""
+        packets: list[str] = []
+        while not any(packet.startswith(prefix) for packet in packets):
+            packets += await self.poll()
+        return packets
+
+
+@asynccontextmanager
+async def raw_poller(
+    door: Door, *, headers: dict[str, str] | None = None
+) -> AsyncIterator[RawPoller]:
+    """Open a polling session; no CONNECT is sent."""
+    async with aiohttp.ClientSession(headers=headers) as http:
+        poller = RawPoller(door, http)
+        await poller.open()
+        yield poller
+
+
+class RawTcp:
+    """A TCP connection whose owner decides when it reads."""
+
+    def __init__(self, door: Door, *, receive_bytes: int | None = None) -> None:
+        self._door = door
+        self.socket = socket.socket()
+        self.socket.settimeout(0)
+        if receive_bytes:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+
+    async def connect(self) -> None:
+        """Connect to the door."""
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(self.socket, ("127.0.0.1", self._door.port))
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        await asyncio.get_running_loop().sock_sendall(self.socket, data)
+
+    async def receive(self, count: int = 65536) -> bytes:
+        """Return some bytes; none at the end."""
+        async with asyncio.timeout(LIMIT_S):
+            return await asyncio.get_running_loop().sock_recv(self.socket, count)
+
+    async def receive_until(self, mark: bytes) -> bytes:
+        """Return what came up to `mark` and a little more."""
+        data = bytearray()
+        while mark not in data:
+            chunk = await self.receive()
+            assert chunk, bytes(data)
+            data += chunk
+        return bytes(data)
+
+    async def read_to_end(self) -> bytes:
+        """Return everything up to the end of the connection, however it ended."""
+        data = bytearray()
+        try:
+            while chunk := await self.receive():
+                data += chunk
+        except ConnectionError:
+            pass
+        return bytes(data)
+
+    async def open_websocket(self, *, headers: str = "", query: str = "") -> None:
+        """Shake hands for a websocket and read the opening packet."""
+        await self.send(
+            f"GET /socket.io/?EIO=4&transport=websocket{query} HTTP/1.1\r\n"
+            f"Host: 127.0.0.1:{self._door.port}\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n".encode()
+        )
+        await self.receive_until(b"\r\n\r\n" if query else b"maxPayload")
+
+    async def send_frame(
+        self, payload: bytes, *, opcode: int = 1, flags: int = 0x80
+    ) -> None:
+        """Send one masked frame (RFC 6455 section 5.2); the mask is zero."""
+        length = len(payload)
+        size = (
+            bytes((0x80 | length,))
+            if length < 126
+            else b"\xfe" + length.to_bytes(2, "big")
+            if length < 65536
+            else b"\xff" + length.to_bytes(8, "big")
+        )
+        await self.send(bytes((flags | opcode,)) + size + bytes(4) + payload)
+
+
+@asynccontextmanager
+async def raw_tcp(
+    door: Door, *, receive_bytes: int | None = None
+) -> AsyncIterator[RawTcp]:
+    """Open a TCP connection."""
+    connection = RawTcp(door, receive_bytes=receive_bytes)
+    try:
+        await connection.connect()
+        yield connection
+    finally:
+        connection.socket.close()

@@ -1,0 +1,392 @@
+"""A window that comes back: nothing missed, or an honest word about what is."""
+
+import asyncio
+import json
+
+import pytest
+
+from bridge.inbox.memory import Retention
+from tests.conftest import eventually
+from tests.integration.sockets.doors import (
+    Door,
+    Plan,
+    memory_inbox,
+    message,
+    open_door,
+)
+from tests.integration.sockets.js_pages import Pages
+from tests.integration.sockets.raw_pages import raw_poller, raw_window
+from tests.integration.sockets.test_messages import TRANSPORTS, options
+from tests.tokens import token
+
+COMPLETE = {"complete": True, "missed": 0, "reason": None}
+
+
+@TRANSPORTS
+async def test_500_messages_of_an_outage_arrive_once_and_in_order(
+    door: Door, pages: Pages, transport: str
+) -> None:
+    """The stock client says `recovered` by itself; the page need not know of anything."""
+    await pages.connected("page", door.url, **options("alice", transport))
+    await door.store_numbers("alice", start=0, stop=10)
+    await pages.until("page", "event", "message", count=10)
+
+    door.cut("alice")
+    await door.store_numbers("alice", start=10, stop=510)
+
+    again = await pages.until("page", "connect", count=2)
+    await pages.until("page", "event", "message", count=510)
+    await pages.until("page", "event", "bridge:sync", count=2)
+    assert again[0]["recovered"] is True
+    assert pages.data("page") == list(range(510))
+    assert pages.data("page", "bridge:sync")[1] == {"replayed": 500, **COMPLETE}
+
+
+@TRANSPORTS
+async def test_a_window_that_has_received_nothing_yet_recovers_too(
+    door: Door, pages: Pages, transport: str
+) -> None:
+    """Its recovery id holds where it began; the stock client has no offset to send."""
+    other = {"auth": {"token": token(), "position": None}, "transports": ["websocket"]}
+    await door.store("alice", "before")
+    await pages.connected("other", door.url, **other)  # moves the delivered mark
+    await pages.connected("page", door.url, **options("alice", transport))
+    assert pages.data("page") == []
+
+    door.cut("alice")
+    await door.store("alice", "meanwhile")
+    await door.store("alice", "and this")
+
+    again = await pages.until("page", "connect", count=2)
+    await pages.until("page", "event", "message", count=2)
+    assert again[0]["recovered"] is True
+    assert pages.data("page") == ["meanwhile", "and this"]
+
+
+async def test_a_position_of_another_store_is_told_as_reset(pages: Pages) -> None:
+    """The memory inbox was lost: what lay between, nobody can know."""
+    async with open_door() as first:
+        await pages.connected("page", first.url, **options("alice", "websocket"))
+        await first.store("alice", "old")
+        await pages.until("page", "event", "message")
+    async with open_door(Plan(port=first.port)) as second:
+        await second.store("alice", "new")
+
+        again = await pages.until("page", "connect", count=2)
+        sync = await pages.until("page", "event", "bridge:sync", count=2)
+
+    assert again[0]["recovered"] is False
+    assert sync[0]["complete"] is False
+    assert (sync[0]["missed"], sync[0]["reason"]) == (None, "reset")
+    assert pages.data("page") == ["old", "new"]
+
+
+async def test_what_was_told_as_missed_is_not_told_again(pages: Pages) -> None:
+    """
+    The stock client keeps its old offset until a message comes.
+
+    Without a look at the newer recovery id each further reconnect would report the same
+    loss, and the page would reload its state each time.
+    """
+    async with open_door() as first:
+        await pages.connected("page", first.url, **options("alice", "websocket"))
+        await first.store("alice", "old")
+        await pages.until("page", "event", "message")
+    async with open_door(Plan(port=first.port)) as second:
+        await pages.until("page", "event", "bridge:sync", count=2)
+        second.cut("alice")
+        again = await pages.until("page", "connect", count=3)
+        sync = await pages.until("page", "event", "bridge:sync", count=3)
+
+    assert again[0]["recovered"] is True
+    assert sync[0] == {"replayed": 0, **COMPLETE}
+
+
+async def test_what_the_inbox_had_no_room_for_is_counted_exactly(pages: Pages) -> None:
+    """Offsets have no holes, so the page hears how much to fetch elsewhere."""
+    async with open_door(inbox=memory_inbox(max_messages=100)) as door:
+        await pages.connected("page", door.url, **options("alice", "websocket"))
+        await door.store_numbers("alice", start=0, stop=5)
+        await pages.until("page", "event", "message", count=5)
+
+        door.cut("alice")
+        await door.store_numbers("alice", start=5, stop=155)
+
+        again = await pages.until("page", "connect", count=2)
+        sync = await pages.until("page", "event", "bridge:sync", count=2)
+
+    assert again[0]["recovered"] is False
+    assert sync[0] == {
+        "replayed": 100,
+        "complete": False,
+        "missed": 50,
+        "reason": "limit",
+    }
+    assert pages.data("page") == [*range(5), *range(55, 155)]
+
+
+async def test_what_was_kept_too_long_is_told_as_expired(pages: Pages) -> None:
+    """The operator's BRIDGE_INBOX_MAX_AGE."""
+    inbox = memory_inbox()
+    async with open_door(inbox=inbox) as door:
+        await pages.connected("page", door.url, **options("alice", "websocket"))
+        inbox.retention = Retention(1000, max_age_s=-1.0, dedupe_s=1)
+        door.cut("alice")
+        await door.store("alice", "a", "b")
+        sync = await pages.until("page", "event", "bridge:sync", count=2)
+
+    assert sync[0] == {
+        "replayed": 0,
+        "complete": False,
+        "missed": 2,
+        "reason": "expired",
+    }
+
+
+async def test_a_message_past_its_own_deadline_is_left_out_and_told(
+    door: Door,
+) -> None:
+    """The producer's `expiration`; its neighbours come."""
+    await door.inbox.append(
+        [
+            message("alice", "a"),
+            message("alice", "late", deadline_s=1.0),
+            message("alice", "b"),
+        ]
+    )
+    async with raw_window(door) as window:
+        await window.join("alice")
+        events, sync = await window.synced()
+
+    assert [event[1] for event in events] == ["a", "b"]
+    assert sync == {"replayed": 2, "complete": False, "missed": 1, "reason": "expired"}
+    assert door.count("expired_total") == 1
+
+
+async def test_a_message_that_expires_before_the_feed_is_not_emitted(
+    door: Door,
+) -> None:
+    """And what follows it is, without a hole in the order."""
+    async with raw_window(door) as window:
+        await window.join("alice")
+        await window.synced()
+        await door.inbox.append(
+            [message("alice", "late", deadline_s=1.0), message("alice", "b")]
+        )
+        assert '"b"' in await window.receive()
+    assert door.count("expired_total") == 1
+
+
+# --- the delivered mark
+
+
+async def test_a_fresh_page_gets_what_its_user_has_not_had(door: Door) -> None:
+    """Written to one window counts as delivered, so a reload repeats nothing."""
+    await door.store("alice", "waited")
+    async with raw_window(door) as window:
+        await window.join("alice")
+        events, _ = await window.synced()
+        assert [event[1] for event in events] == ["waited"]
+        await door.store("alice", "live")
+        await window.receive_until('42["message","live"')
+    await eventually(lambda: not door.windows("alice"))
+    await door.store("alice", "while away")
+
+    async with raw_window(door) as window:
+        await window.join("alice")
+        events, _ = await window.synced()
+
+    assert [event[1] for event in events] == ["while away"]
+
+
+async def test_with_manual_acks_only_the_ack_counts(door: Door) -> None:
+    """Cumulative: up to the position, and what lies behind it comes again."""
+    await door.store_numbers("alice", start=0, stop=5)
+    async with raw_window(door) as window:
+        await window.join("alice", acks="manual")
+        events, _ = await window.synced()
+        await window.emit("ack", events[2][-1], packet_id=7)
+        assert await window.answer(7) == {"ok": True}
+        await window.emit("ack", events[0][-1], packet_id=8)  # backwards: no effect
+        assert await window.answer(8) == {"ok": True}
+    await eventually(lambda: not door.windows("alice"))
+
+    async with raw_window(door) as window:
+        await window.join("alice", acks="manual")
+        events, _ = await window.synced()
+
+    assert [event[1] for event in events] == [3, 4]
+
+
+async def test_a_manual_window_does_not_hinder_an_automatic_one(door: Door) -> None:
+    """The mark is the user's: written to any automatic window is delivered."""
+    async with raw_window(door) as manual, raw_window(door) as automatic:
+        await manual.join("alice", acks="manual")
+        await manual.synced()
+        await door.store("alice", 1)
+        await manual.receive_until('42["message"')
+        assert (await door.inbox.state("alice")).delivered == 0
+        await automatic.join("alice")
+        await automatic.synced()
+        assert (await door.inbox.state("alice")).delivered == 1
+
+
+@pytest.mark.parametrize(
+    "position",
+    ["", "nonsense", None, 7, [], {}, "a-1", "-", "\x00", "0" * 100, True],
+    ids=ascii,
+)
+async def test_an_ack_of_no_position_is_refused_with_a_code(
+    door: Door, position: object
+) -> None:
+    """Nothing moves, and the page learns why."""
+    await door.store("alice", 1)
+    async with raw_window(door) as window:
+        await window.join("alice", acks="manual")
+        await window.synced()
+        await window.emit("ack", position, packet_id=1)
+        answer = await window.answer(1)
+
+    assert (answer["ok"], answer["code"]) == (False, "bad_position")
+    assert (await door.inbox.state("alice")).delivered == 0
+
+
+async def test_an_ack_of_a_foreign_or_future_position_is_refused(door: Door) -> None:
+    """Another user's, another store's, one that this window has not had."""
+    await door.store("alice", 1)
+    await door.store("bob", 1, 2)
+    async with raw_window(door) as alice, raw_window(door) as bob:
+        await alice.join("alice", acks="manual")
+        mine, _ = await alice.synced()
+        await bob.join("bob", acks="manual")
+        foreign, _ = await bob.synced()
+        epoch, _, offset = mine[0][-1].rpartition("-")
+        bad = [foreign[0][-1], f"{epoch}-{int(offset) + 1}", f"zz{epoch[2:]}-1"]
+        for number, position in enumerate(bad):
+            await alice.emit("ack", position, packet_id=number)
+            assert (await alice.answer(number))["code"] == "bad_position"
+        await alice.emit("ack", packet_id=9)
+        assert (await alice.answer(9))["code"] == "bad_position"
+
+    assert (await door.inbox.state("alice")).delivered == 0
+
+
+async def test_an_ack_without_manual_acks_is_refused(door: Door) -> None:
+    """It would mean nothing, and its author should know."""
+    async with raw_window(door) as window:
+        await window.join("alice")
+        await window.emit("ack", "x-1", packet_id=1)
+        assert (await window.answer(1))["code"] == "not_manual"
+
+
+async def test_a_page_may_ack_while_its_replay_still_runs() -> None:
+    """A long replay takes as long as the page reads; what it has, it has."""
+    async with (
+        open_door(Plan(outbound_bytes=40_000)) as door,
+        raw_poller(door) as page,
+    ):
+        await door.store("alice", *("x" * 100 for _ in range(1000)))
+        await page.post("40" + json.dumps({"acks": "manual", "token": token()}))
+        packets = await page.poll_until("42")
+        position = packets[-1].rpartition('"')[0].rpartition('"')[2]
+        assert await page.post(f'421["ack","{position}"]') == 200
+
+        answers = await page.poll_until("431")
+
+        assert any(packet == '431[{"ok":true}]' for packet in answers)
+        assert (await door.inbox.state("alice")).delivered > 0
+
+
+async def test_a_polled_message_is_delivered_when_it_is_fetched(door: Door) -> None:
+    """Lying in the bridge's queue is not delivered."""
+    async with raw_poller(door) as page:
+        await page.join("alice")
+        await door.store("alice", 1)
+        assert (await door.inbox.state("alice")).delivered == 0
+
+        await page.poll()
+
+        assert (await door.inbox.state("alice")).delivered == 1
+
+
+async def test_what_a_page_that_hung_up_would_have_fetched_is_not_delivered(
+    door: Door,
+) -> None:
+    """A tab was closed in the middle of its poll: the next page gets the message."""
+    async with raw_poller(door) as page:
+        await page.join("alice")
+        poll = asyncio.create_task(page.poll())
+        (window,) = door.windows("alice")
+        await eventually(lambda: window.carrier._queue._is_polled)
+        poll.cancel()
+        await asyncio.wait({poll})
+    await eventually(lambda: door.connection_count == 0)
+
+    await door.store("alice", 1)
+
+    await eventually(lambda: not door.windows("alice"))
+    assert (await door.inbox.state("alice")).delivered == 0
+
+
+# --- somebody else's position
+
+
+async def test_a_page_that_logs_in_as_another_user_misses_nothing(
+    door: Door, pages: Pages
+) -> None:
+    """
+    The stock client keeps position and recovery id when its token changes.
+
+    In the other user's inbox they must not count: the messages below would be skipped,
+    and the page told that it has recovered.
+    """
+    await door.store_numbers("alice", start=0, stop=50)
+    await door.store_numbers("bob", start=100, stop=200)
+    await pages.connected("page", door.url, **options("alice", "websocket"))
+
+    pages.command("close", "page")
+    pages.command("auth", "page", {"token": token(sub="bob")})
+    pages.command("connect", "page")
+
+    again = await pages.until("page", "connect", count=2)
+    sync = await pages.until("page", "event", "bridge:sync", count=2)
+    assert again[0]["recovered"] is False
+    assert sync[0]["complete"] is False
+    assert pages.data("page") == [*range(50), *range(100, 200)]
+
+
+async def test_hostile_recovery_ids_and_offsets_are_no_harm(door: Door) -> None:
+    """Anything that is none counts as another store's: `reset`, never an error."""
+    bad = ["", "x", 7, [], {}, "a-1.", "zz-1.n", "a-99999999999999999999.n", "\x00"]
+    for number, value in enumerate(bad):
+        async with raw_window(door) as window:
+            auth = {"pid": value} if number % 2 else {"pid": "aa-1.n", "offset": value}
+            reply = await window.join("alice", **auth)
+            _, sync = await window.synced()
+            assert reply["pid"] != value
+            assert sync["reason"] == "reset"
+
+
+async def test_a_page_may_keep_its_position_itself(door: Door) -> None:
+    """Over a reload, in `auth.position`."""
+    await door.store_numbers("alice", start=0, stop=5)
+    async with raw_window(door) as window:
+        await window.join("alice")
+        events, _ = await window.synced()
+    async with raw_window(door) as window:
+        await window.join("alice", position=events[1][-1])
+        events, sync = await window.synced()
+
+    assert [event[1] for event in events] == [2, 3, 4]
+    assert sync["complete"]
+
+
+async def test_a_polling_replay_goes_on_behind_an_answer_larger_than_its_bound() -> (
+    None
+):
+    """What is on its way counts as waiting; once it was read the next must come."""
+    async with open_door(Plan(outbound_bytes=40_000)) as door, raw_poller(door) as page:
+        await door.store("alice", *("x" * 30_000 for _ in range(50)))
+        packets = await page.join("alice")
+
+    assert sum(packet.startswith('42["message"') for packet in packets) == 50

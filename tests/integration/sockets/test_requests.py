@@ -1,0 +1,353 @@
+"""The HTTP side of the door: who may knock, from where, how often, and with what."""
+
+import json
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from yarl import URL
+
+from bridge.core.addresses import parse_networks
+from bridge.core.origins import OriginRules
+from tests.conftest import eventually
+from tests.integration.sockets.conftest import Log
+from tests.integration.sockets.doors import Door, Plan, open_door
+from tests.integration.sockets.raw_pages import (
+    raw_poller,
+    raw_tcp,
+    raw_window,
+)
+from tests.tokens import token
+
+LISTED = Plan(origins=OriginRules(allowed=frozenset({"https://app.example"})))
+OPENING = {"EIO": "4", "transport": "polling"}
+
+
+@pytest_asyncio.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    """An HTTP client without any manners of its own."""
+    async with aiohttp.ClientSession() as http:
+        yield http
+
+
+# --- origins
+
+ORIGINS = pytest.mark.parametrize(
+    ("plan", "headers", "is_allowed"),
+    [
+        (Plan(), {}, True),
+        (Plan(), {"Origin": "https://evil.example"}, False),
+        (Plan(), {"Origin": "null"}, False),
+        (Plan(), {"Origin": ""}, False),
+        (Plan(), {"Origin": "http://127.0.0.1"}, False),  # another port
+        (Plan(), {"Origin": "http://{host}"}, True),
+        (Plan(), {"Origin": "https://{host}"}, True),  # TLS ends at a proxy
+        (Plan(), {"Origin": "http://app.example", "Host": "app.example"}, True),
+        (
+            Plan(),
+            {"Origin": "https://evil.example", "X-Forwarded-Host": "evil.example"},
+            False,
+        ),
+        (Plan(), {"Sec-Fetch-Site": "cross-site"}, False),
+        (Plan(), {"Sec-Fetch-Site": "same-origin"}, True),
+        (LISTED, {"Origin": "https://app.example"}, True),
+        (LISTED, {"Origin": "https://evil.example"}, False),
+        (LISTED, {"Origin": "http://{host}"}, False),
+        (LISTED, {"Origin": "null"}, False),
+        (LISTED, {}, True),
+        (LISTED, {"Sec-Fetch-Site": "same-site"}, False),
+        (
+            Plan(origins=OriginRules(allows_any=True)),
+            {"Origin": "https://evil.example"},
+            True,
+        ),
+    ],
+    ids=lambda value: "listed" if value == LISTED else ascii(value)[:60],
+)
+
+
+def filled(headers: dict[str, str], door: Door) -> dict[str, str]:
+    """Put the door's own address where a case says so."""
+    return {
+        name: value.format(host=f"127.0.0.1:{door.port}")
+        for name, value in headers.items()
+    }
+
+
+@ORIGINS
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+async def test_pages_of_other_origins_are_told_and_join_nothing(
+    plan: Plan, headers: dict[str, str], *, is_allowed: bool, transport: str
+) -> None:
+    """A browser sends the user's cookie along for any page: it is for us to look."""
+    packets: list[str] = []
+    async with open_door(plan) as door:
+        headers = filled(headers, door) | {"Cookie": f"bridge_token={token()}"}
+        if transport == "websocket":
+            async with raw_window(door, headers=headers) as window:
+                packets.append(await window.connect())
+                joined = len(door.windows("alice"))
+        else:
+            async with raw_poller(door, headers=headers) as page:
+                await page.post("40")
+                packets += await page.poll()
+                joined = len(door.windows("alice"))
+
+    if is_allowed:
+        assert joined == 1
+        assert packets[0].startswith("40")
+    else:
+        assert joined == 0
+        assert json.loads(packets[0][2:])["data"] == {
+            "code": "origin_not_allowed",
+            "temporary": False,
+        }
+
+
+@ORIGINS
+async def test_only_allowed_origins_may_read_with_credentials(
+    http: aiohttp.ClientSession,
+    plan: Plan,
+    headers: dict[str, str],
+    *,
+    is_allowed: bool,
+) -> None:
+    """Preflights and answers say the same; a refused page reads only that it is refused."""
+    async with open_door(plan) as door:
+        headers = filled(headers, door)
+        origin = headers.get("Origin")
+        for method in ("OPTIONS", "GET"):
+            async with http.request(
+                method, door.socket_url(transport="polling"), headers=headers
+            ) as response:
+                assert response.status == 200
+                allowed = response.headers.get("Access-Control-Allow-Origin")
+                credentials = response.headers.get("Access-Control-Allow-Credentials")
+        assert allowed == (origin or None)
+        assert credentials == ("true" if origin and is_allowed else None)
+        assert allowed != "*"
+
+
+async def test_a_preflight_lets_a_page_send_its_token_in_a_header(
+    http: aiohttp.ClientSession,
+) -> None:
+    """Browsers ask before they send `Authorization`."""
+    async with (
+        open_door(LISTED) as door,
+        http.options(
+            door.socket_url(transport="polling"),
+            headers={
+                "Origin": "https://app.example",
+                "Access-Control-Request-Method": "GET",
+                "Access-Control-Request-Headers": "authorization",
+            },
+        ) as response,
+    ):
+        assert "Authorization" in response.headers["Access-Control-Allow-Headers"]
+        assert response.headers["Vary"] == "Origin"
+        assert not door.carriers()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "EIO=4&transport=polling&j=0",
+        "EIO=4&transport=polling&j",
+        "EIO=4&transport=polling&j=",
+        "EIO=4&transport=polling&%6a=0",
+        "EIO=4&transport=websocket&j=0",
+    ],
+)
+async def test_jsonp_is_not_served(
+    door: Door, http: aiohttp.ClientSession, query: str
+) -> None:
+    """Any page could open a session with a script tag (1.2, row 8)."""
+    url = URL(f"{door.url}/socket.io/?{query}", encoded=True)
+    async with http.get(url) as response:
+        assert response.status == 400
+        assert "___eio" not in await response.text()
+    assert not door.carriers()
+
+
+# --- session ids
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "sid=forged%0Aline",
+        "sid=",
+        "sid",
+        "sid=%00",
+        "sid=<script>alert(1)</script>",
+        "sid=" + "a" * 20,
+        "sid=" + "a" * 5000,
+        "sid=forged%0Aline&sid=x",
+        "sid=%F0%28%8C%28",
+    ],
+    ids=lambda query: query[:30],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_an_unknown_session_is_neither_logged_nor_quoted(
+    door: Door, http: aiohttp.ClientSession, log: Log, query: str, method: str
+) -> None:
+    """The library does both, with its newlines (1.2, row 16)."""
+    url = URL(f"{door.url}/socket.io/?EIO=4&transport=polling&{query}", encoded=True)
+    async with http.request(method, url, data=b"3") as response:
+        text = await response.text()
+        assert response.status == 400
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.content_type == "text/plain"
+    assert text == "unknown session"
+    for part in ("forged", "script", "aaaaaaaaaa"):
+        assert part not in log.text
+
+
+async def test_both_libraries_read_the_same_in_a_query(
+    door: Door, http: aiohttp.ClientSession
+) -> None:
+    """We check what aiohttp reads; engineio reads the text again, by other rules."""
+    async with raw_poller(door) as page:
+        for trick in (f"x=%26sid%3D{page.sid}", f"x=;sid={page.sid}", "x=%26j%3D0"):
+            url = f"{door.url}/socket.io/?EIO=4&transport=polling&{trick}"
+            async with http.get(URL(url, encoded=True)) as response:
+                opening = json.loads((await response.text())[1:])
+                assert opening["sid"] != page.sid
+
+
+@pytest.mark.parametrize(
+    ("method", "query", "status"),
+    [
+        ("GET", "", 400),
+        ("GET", "EIO=3&transport=polling", 400),
+        ("GET", "EIO=4&transport=flashsocket", 400),
+        ("GET", "EIO=4&transport=websocket", 400),
+        ("POST", "EIO=4&transport=polling", 400),
+        ("HEAD", "EIO=4&transport=polling", 405),
+        ("PUT", "EIO=4&transport=polling", 405),
+        ("DELETE", "EIO=4&transport=polling", 405),
+        ("OPTIONS", "EIO=4&transport=polling", 200),
+    ],
+)
+async def test_requests_that_open_nothing_are_answered_and_leave_nothing(
+    door: Door, http: aiohttp.ClientSession, method: str, query: str, status: int
+) -> None:
+    """Scanners, old clients, browsers' preflights."""
+    async with http.request(method, f"{door.url}/socket.io/?{query}") as response:
+        assert response.status == status
+        assert response.headers["Server"] == "bridge"
+    assert not door.carriers()
+
+
+async def test_a_failed_handshake_leaves_no_session(door: Door) -> None:
+    """It asks for a websocket and then does not say the rest."""
+    async with raw_tcp(door) as connection:
+        await connection.send(
+            b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\n"
+            b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+        )
+        assert b" 400 " in await connection.receive_until(b"\r\n\r\n")
+        assert all(carrier.closed for carrier in door.carriers())
+    door.tick(later_s=5)
+    assert not door.carriers()
+
+
+# --- caps
+
+
+async def test_one_address_gets_so_many_sessions_and_no_more(
+    http: aiohttp.ClientSession,
+) -> None:
+    """CONNECTed or not, and a place is free again when one leaves."""
+    async with (
+        open_door(Plan(windows_per_address=3)) as door,
+        raw_window(door) as first,
+        raw_poller(door),
+        raw_window(door),
+    ):
+        async with http.get(door.socket_url(transport="polling")) as response:
+            assert response.status == 429
+            assert response.headers["Retry-After"]
+        await first.websocket.close()
+        await eventually(lambda: len(door.carriers()) == 2)
+        async with raw_window(door) as again:
+            await again.join("alice")
+
+
+async def test_behind_a_trusted_proxy_the_pages_own_address_counts(
+    http: aiohttp.ClientSession,
+) -> None:
+    """Otherwise all users of the world would share one cap."""
+    plan = Plan(windows_per_address=1, trusted_proxies=parse_networks(["127.0.0.1"]))
+
+    async def status(door: Door, *forwarded: str) -> int:
+        headers = [("X-Forwarded-For", each) for each in forwarded]
+        url = door.socket_url(transport="polling")
+        async with http.get(url, headers=headers) as response:
+            return response.status
+
+    async with open_door(plan) as door:
+        assert await status(door, "192.0.2.1") == 200
+        assert await status(door, "192.0.2.1") == 429
+        assert await status(door, "198.51.100.9, 192.0.2.1") == 429  # made up in front
+        assert await status(door, "192.0.2.2") == 200
+        # HAProxy adds a header line of its own behind the one that the page made up.
+        assert await status(door, "198.51.100.9", "192.0.2.2") == 429
+
+
+async def test_without_trusted_proxies_no_header_changes_an_address(
+    http: aiohttp.ClientSession,
+) -> None:
+    """Anybody can send it."""
+    async with open_door(Plan(windows_per_address=1)) as door:
+        url = door.socket_url(transport="polling")
+        for number, status in enumerate([200, 429, 429]):
+            headers = {"X-Forwarded-For": f"192.0.2.{number}", "X-Real-IP": "192.0.2.9"}
+            async with http.get(url, headers=headers) as response:
+                assert response.status == status
+
+
+async def test_a_page_that_is_closed_before_it_is_answered_is_no_fault(
+    door: Door,
+) -> None:
+    """Browsers do it at every reload: the end of the connection at any moment."""
+    handshake = (
+        b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\n"
+        b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    polling = b"GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: x\r\n\r\n"
+    for request in (handshake, polling, polling + handshake, handshake[:60]):
+        for _ in range(5):
+            async with raw_tcp(door) as connection:
+                await connection.send(request)
+    await eventually(lambda: door.connection_count == 0)
+    door.tick(later_s=60)
+    door.tick(later_s=70)
+    assert not door.carriers()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"\x00" * 100,
+        b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\nbad header\r\n\r\n",
+        b"GET /socket.io/ HTTP/9.9\r\n\r\n",
+        b"POST /socket.io/ HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+    ],
+    ids=lambda garbage: ascii(garbage[:24]),
+)
+async def test_what_is_no_http_is_closed_without_a_traceback(
+    door: Door, garbage: bytes
+) -> None:
+    """Scanners send it all day; a log full of tracebacks hides what matters."""
+    async with raw_tcp(door) as connection:
+        await connection.send(garbage)
+        await connection.read_to_end()
+    async with raw_window(door) as window:
+        await window.join("alice")

@@ -1,0 +1,258 @@
+"""Rooms: who is where, and who gets what. Windows are real, their connections are not."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.core.access import Identity
+from bridge.core.message import Message, Stored
+from bridge.metrics import Metrics
+from bridge.sockets.rooms import Rooms
+from bridge.sockets.window import Window
+
+
+class Line:
+    """A connection that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.packets: list[str] = []
+        self.is_full = False
+        self.is_written_at_once = True
+
+    def write(self, payload: bytes, frame: bytes, offset: int) -> bool:
+        """Keep a frame."""
+        assert frame.endswith(payload)
+        assert offset
+        self.frames.append(payload)
+        return not self.is_full
+
+    def write_packet(self, packet: str) -> bool:
+        """Keep a packet."""
+        self.packets.append(packet)
+        return True
+
+
+class House:
+    """Rooms, and what they report."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.delivered: list[tuple[str, int]] = []
+        self.slow: list[Window] = []
+        self.rooms = Rooms(
+            self.metrics,
+            mark_delivered=lambda user, offset: self.delivered.append((user, offset)),
+            close_slow=self.slow.append,
+        )
+        self._sids: Iterator[int] = iter(range(1000))
+
+    def window(
+        self, user: str, *, is_open: bool = True, manual: bool = False
+    ) -> Window:
+        """Let a window into the room of `user`."""
+        window = Window(
+            f"sid{next(self._sids)}",
+            Line(),  # type: ignore[arg-type] # all that rooms use of a carrier
+            Identity(user, None),
+            epoch="e",
+            offset=0,
+            has_manual_acks=manual,
+            connected_s=0,
+        )
+        assert self.rooms.expect(user, at_most=1000)
+        self.rooms.join(window)
+        self.rooms.expect_no_more(user)
+        if is_open:
+            assert self.rooms.open_gate(window)
+        return window
+
+
+@pytest.fixture
+def house() -> House:
+    """Nobody is in."""
+    return House()
+
+
+def stored(user: str, offset: int, deadline_s: float | None = None) -> Stored:
+    """Return a message as the feed brings it."""
+    return Stored(
+        Message(user, "message", b"%d" % offset, 0.0, None, deadline_s), offset
+    )
+
+
+def frames(window: Window) -> list[bytes]:
+    """Return what was written to a window."""
+    line: object = window.carrier
+    assert isinstance(line, Line)
+    return line.frames
+
+
+def test_a_message_is_written_to_the_open_windows_of_its_user(house: House) -> None:
+    """One frame for all of them, with the position as the last argument."""
+    one, two, shut = (
+        house.window("alice"),
+        house.window("alice"),
+        house.window("alice", is_open=False),
+    )
+    other = house.window("bob")
+
+    house.rooms.feed([stored("alice", 1), stored("nobody", 1)])
+
+    assert frames(one) == frames(two) == [b'42["message",1,"e-1"]']
+    assert frames(one)[0] is frames(two)[0]
+    assert frames(shut) == frames(other) == []
+    assert house.delivered == [("alice", 1)]
+
+
+def test_a_gate_stays_shut_while_the_feed_is_ahead(house: House) -> None:
+    """What passed it must be read from the inbox first."""
+    window = house.window("alice", is_open=False)
+    house.rooms.feed([stored("alice", 1)])
+
+    assert not house.rooms.open_gate(window)
+    window.offset = 1
+    assert house.rooms.open_gate(window)
+
+
+def test_what_a_window_has_read_in_its_replay_is_not_written_again(
+    house: House,
+) -> None:
+    """The replay may be ahead of the feed."""
+    window = house.window("alice")
+    window.offset = 2
+
+    house.rooms.feed([stored("alice", offset) for offset in (1, 2, 3)])
+
+    assert frames(window) == [b'42["message",3,"e-3"]']
+
+
+def test_an_expired_message_is_counted_and_not_written(house: House) -> None:
+    """Its deadline may pass between the pump and here."""
+    window = house.window("alice")
+
+    house.rooms.feed([stored("alice", 1, deadline_s=1.0), stored("alice", 2)])
+
+    assert frames(window) == [b'42["message",2,"e-2"]']
+    assert house.metrics.registry.get_sample_value("bridge_expired_total") == 1
+
+
+def test_a_slow_window_is_closed_after_the_others_got_their_message(
+    house: House,
+) -> None:
+    """And what it did not take does not count as delivered."""
+    slow, good = house.window("alice"), house.window("bob")
+    slow.carrier.is_full = True
+
+    house.rooms.feed([stored("alice", 1), stored("bob", 1)])
+
+    assert house.slow == [slow]
+    assert len(frames(good)) == 1
+    assert house.delivered == [("bob", 1)]
+
+
+@pytest.mark.parametrize("reason", ["manual acks", "polling"])
+def test_writing_is_not_delivering_where_something_else_is(
+    house: House, reason: str
+) -> None:
+    """Manual: the page's ack. Polling: that it is fetched."""
+    window = house.window("alice", manual=reason == "manual acks")
+    window.carrier.is_written_at_once = reason != "polling"  # type: ignore[misc] # a Line
+
+    house.rooms.feed([stored("alice", 1)])
+
+    assert len(frames(window)) == 1
+    assert not house.delivered
+
+
+def test_a_room_goes_with_its_last_window(house: House) -> None:
+    """Rooms of users who left would be a leak."""
+    one, two = house.window("alice"), house.window("alice")
+
+    assert not house.rooms.leave(one)
+    assert not house.rooms.leave(one)
+    assert house.rooms.leave(two)
+    assert not house.rooms.leave(two)
+    assert list(house.rooms.users) == []
+    assert len(house.rooms) == 0
+
+
+def test_a_room_is_kept_for_a_window_on_its_way(house: House) -> None:
+    """The page that reloads: its old window must not take the room along."""
+    old = house.window("alice")
+    assert house.rooms.expect("alice", at_most=5)
+
+    assert not house.rooms.leave(old)
+    assert house.rooms.expect_no_more("alice")
+    assert list(house.rooms.users) == []
+
+
+def test_places_that_are_kept_count_for_the_cap(house: House) -> None:
+    """Or any number could slip in while the store takes its time."""
+    house.window("alice")
+    assert house.rooms.expect("alice", at_most=2)
+    assert not house.rooms.expect("alice", at_most=2)
+    house.rooms.expect_no_more("alice")
+    assert house.rooms.expect("alice", at_most=2)
+    assert house.rooms.expect("bob", at_most=1)
+
+
+# --- the library's own interface
+
+
+@given(
+    st.one_of(
+        st.none(),
+        st.just(""),
+        st.just([]),
+        st.just(0),
+        st.just(()),
+        st.lists(st.text()),
+    )
+)
+async def test_emit_to_nobody_in_particular_is_refused(where: object) -> None:
+    """The library broadcasts to everybody (1.2, row 1)."""
+    house = House()
+    window = house.window("alice")
+    for options in ({"room": where}, {"to": where}):
+        with pytest.raises(ValueError, match="must be named"):
+            await house.rooms.emit("event", {}, "/", **options)  # type: ignore[arg-type] # that is the point
+    assert not window.carrier.packets
+
+
+async def test_emit_reaches_one_window_or_one_users_windows(house: House) -> None:
+    """And a room's name is never a prefix or a window's."""
+    one, two, other = house.window("alice"), house.window("alice"), house.window("bob")
+
+    await house.rooms.emit("event", 1, "/", room="user:alice")
+    await house.rooms.emit("event", 2, "/", to=one.sid)
+    for nobody in ("user:", "user:alic", "alice", "user:alicee", "user", ":", "sid"):
+        await house.rooms.emit("event", 3, "/", room=nobody)
+
+    assert one.carrier.packets == ['42["event",1]', '42["event",2]']
+    assert two.carrier.packets == ['42["event",1]']
+    assert not other.carrier.packets
+    with pytest.raises(ValueError, match="must be named"):
+        await house.rooms.emit("event", 1, "/other", room="user:alice")
+
+
+@given(
+    st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=6, unique=True),
+    st.data(),
+)
+def test_a_users_room_holds_that_users_windows_and_no_other(
+    users: list[str], choose: st.DataObject
+) -> None:
+    """Whatever users are called: as a session id, too."""
+    house = House()
+    windows = {user: house.window(user) for user in users}
+    user = choose.draw(st.sampled_from(users))
+
+    found = [window for _, window in house.rooms.get_participants("/", f"user:{user}")]
+
+    assert found == [windows[user]]
+    assert house.rooms.is_connected(windows[user].sid, "/")
+    assert not house.rooms.is_connected(windows[user].sid, "/other")
+    assert set(house.rooms) == set(windows.values())

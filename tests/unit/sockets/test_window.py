@@ -1,0 +1,49 @@
+"""A window: how long it may stay, and when it is told."""
+
+import pytest
+
+from bridge.core.access import Identity
+from bridge.sockets.window import Window
+
+
+@pytest.mark.parametrize(
+    ("expires_s", "warning_s"),
+    [(None, 60), (1000 + 3600, 60), (1000 + 120, 60), (1000 + 20, 10), (990, -5)],
+)
+def test_a_window_is_warned_a_minute_ahead_or_at_half_of_a_short_life(
+    expires_s: float | None, warning_s: float
+) -> None:
+    """Even a page with a life of seconds has time to get a new token."""
+    window = Window(
+        "sid",
+        None,  # type: ignore[arg-type] # not looked at here
+        Identity("alice", expires_s),
+        epoch="e",
+        offset=0,
+        has_manual_acks=False,
+        connected_s=1000,
+    )
+
+    assert window.warning_s == warning_s
+    assert window.user == "alice"
+
+
+def test_a_renewed_window_is_warned_again() -> None:
+    """Before the end of its new life."""
+    window = Window(
+        "sid",
+        None,  # type: ignore[arg-type] # not looked at here
+        Identity("alice", 1060),
+        epoch="e",
+        offset=0,
+        has_manual_acks=True,
+        connected_s=1000,
+    )
+    window.is_warned = True
+
+    window.renew(Identity("alice", 5000), now_s=1050)
+
+    assert not window.is_warned
+    assert window.identity.expires_s == 5000
+    assert window.has_manual_acks
+    assert not window.delivers_by_writing
