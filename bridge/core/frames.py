@@ -26,11 +26,6 @@ def event_packet(event: str, data: bytes, position: str) -> bytes:
     return b'42[%b,%b,"%b"]' % (_event_json(event), data, position.encode())
 
 
-def control_packet(event: str, data: object) -> bytes:
-    """Return `42["event",data]`, for the bridge's own events, which have no position."""
-    return b"42" + orjson.dumps([event, data])
-
-
 def text_frame(payload: bytes) -> bytes:
     """Return `payload` as one unmasked, uncompressed websocket text frame."""
     length = len(payload)

@@ -29,6 +29,7 @@ from bridge.settings.checks import (
     origin_problem,
     problem_text,
 )
+from bridge.settings.contradictions import contradictions
 from bridge.settings.values import (
     Count,
     Duration,
@@ -44,7 +45,6 @@ JWT_ALGORITHMS: Final = (
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512",
     "ES256", "ES384", "ES512", "EdDSA",
 )  # fmt: skip
-_SECRET_MIN_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 
 _NAMESPACE: Final = r"^[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,3}$"
 
@@ -168,7 +168,9 @@ class Settings(BaseSettings):
 
     # --- inbox
     inbox: str = _fixed(
-        "memory:", "The store: `memory:` forgets when the bridge stops."
+        "sqlite:bridge-inbox.sqlite3",
+        "The store: `sqlite:PATH` is a file on a local disk (without a leading `/`, from the "
+        "folder that the bridge is started in), `memory:` forgets when the bridge stops.",
     )
     inbox_max_messages: Count = _reloadable(1000, "Messages kept for each user.")
     inbox_max_age: Duration = _reloadable("7d", "How long a message is kept.")
@@ -306,10 +308,9 @@ class Settings(BaseSettings):
     @field_validator("inbox")
     @classmethod
     def _check_inbox(cls, value: str) -> str:
-        if value != "memory:":
-            message = (
-                f"{value!r} is not a store that this version has, expected memory:"
-            )
+        kind, _, path = value.partition(":")
+        if value != "memory:" and (kind != "sqlite" or path in {"", ":memory:"}):
+            message = f"{value!r} is not a store, expected sqlite:PATH or memory:"
             raise ValueError(message)
         return value
 
@@ -339,54 +340,11 @@ class Settings(BaseSettings):
             wrong = {str(error["loc"][0]) for error in errors}
             # With defaults in place of what is wrong, the rest can be looked at too.
             settings = check_fields({n: v for n, v in values.items() if n not in wrong})
-            together = settings._problems_together()  # noqa: SLF001 - our own
+            together = contradictions(settings)
             named = tuple(environment_name(name) for name in wrong)
             problems += [text for text in together if not text.startswith(named)]
         else:
-            problems = settings._problems_together()  # noqa: SLF001 - our own
+            problems = contradictions(settings)
         if problems:
             raise ValueError("\n".join(problems))
         return settings
-
-    def _problems_together(self) -> list[str]:
-        return [*self._auth_problems(), *self._open_mode_problems()]
-
-    def _auth_problems(self) -> list[str]:
-        if self.auth == "open":
-            return []
-        problems: list[str] = []
-        symmetric = [name for name in self.jwt_algorithms if name.startswith("HS")]
-        asymmetric = [name for name in self.jwt_algorithms if not name.startswith("HS")]
-        if symmetric and not self.jwt_secret:
-            problems.append(
-                f"BRIDGE_JWT_SECRET: {symmetric[0]} needs a secret; make one with "
-                "`openssl rand -base64 48`"
-            )
-        if asymmetric and not (self.jwt_public_key or self.jwks_url):
-            problems.append(
-                f"BRIDGE_JWT_PUBLIC_KEY: {asymmetric[0]} needs a public key or BRIDGE_JWKS_URL"
-            )
-        if self.jwt_public_key and self.jwks_url:
-            problems.append(
-                "BRIDGE_JWT_PUBLIC_KEY: cannot be used together with BRIDGE_JWKS_URL"
-            )
-        for number, secret in enumerate(self.jwt_secret, start=1):
-            length = len(secret.get_secret_value().encode())
-            short = [name for name in symmetric if length < _SECRET_MIN_BYTES[name]]
-            if short:
-                strictest = max(short, key=_SECRET_MIN_BYTES.__getitem__)
-                problems.append(
-                    f"BRIDGE_JWT_SECRET: secret number {number} has {length} bytes, "
-                    f"{strictest} needs {_SECRET_MIN_BYTES[strictest]} (RFC 7518 section 3.2)"
-                )
-        return problems
-
-    def _open_mode_problems(self) -> list[str]:
-        is_exposed = self.auth == "open" and not is_loopback(self.host)
-        if is_exposed and not self.dangerously_open_to_the_network:
-            return [
-                f"BRIDGE_AUTH: open on {self.host} lets anybody read anybody's messages; "
-                "bind to 127.0.0.1, use jwt, or, if that is meant, set "
-                "BRIDGE_DANGEROUSLY_OPEN_TO_THE_NETWORK=true"
-            ]
-        return []

@@ -75,6 +75,7 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
             2 * server.bounds.events_per_second,
             self.opened_s,
         )
+        self._answers = 0  # messages that were written and may be answered
         self._websocket: web.WebSocketResponse | None = None
         self._transport: asyncio.Transport | None = None
         self._queue = PollQueue()
@@ -115,6 +116,8 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
 
         """
         transport = self._transport
+        if offset:
+            self._answers += 1
         if transport is None:
             return self._enqueue(payload.decode(), offset)
         if transport.is_closing():
@@ -137,6 +140,7 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
             False if the page is gone, or read nothing for `limit_s`.
 
         """
+        self._answers += 1
         try:
             async with asyncio.timeout(limit_s):
                 if self._websocket is not None:
@@ -314,7 +318,11 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
 
     def _may_send(self) -> bool:
         """Count one thing from the page; false if it is closed, or is closed for this."""
-        if not self.closed and not self._allowance.take(monotonic()):
+        if self._answers:
+            # A page may answer each message that it is sent, a replay of a thousand
+            # too: nobody is closed for acks that were asked for.
+            self._answers -= 1
+        elif not self.closed and not self._allowance.take(monotonic()):
             self.server.flooded(self)
         return not self.closed
 

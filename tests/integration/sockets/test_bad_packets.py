@@ -287,6 +287,16 @@ async def test_a_window_that_floods_is_told_and_closed(kind: str) -> None:
         assert door.count("windows_closed_total", code=Closing.FLOODING) == 1
 
 
+async def test_a_page_may_answer_every_message_it_is_sent(pages: Pages) -> None:
+    """Hundreds of acks in an instant, after a replay, are no flood: they were asked for."""
+    async with open_door(Plan(events_per_second=10)) as door:
+        await door.store("alice", *range(300))
+        await pages.connected("page", door.url, **options("alice", "websocket"))
+        for number in range(300):
+            pages.command("emit", "page", "ack", f"nowhere-{number}")
+        await pages.until("page", "answer", "ack", count=300, within_s=10)
+
+
 async def test_a_burst_within_the_allowance_passes(pages: Pages) -> None:
     """A page that starts up sends several events at once."""
     async with open_door(Plan(events_per_second=10)) as door:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.core import frames
-from bridge.core.frames import control_packet, event_packet, text_frame
+from bridge.core.frames import event_packet, text_frame
 
 
 def read_frame(frame: bytes) -> bytes:
@@ -49,13 +49,6 @@ def test_a_page_gets_event_data_and_position_as_they_were(
 
     assert packet[:2] == b"42"  # engine.io message, socket.io event
     assert json.loads(packet[2:]) == [event, data, "epoch-7"]
-
-
-def test_a_control_event_has_no_position() -> None:
-    """The stock client would take it for one, and recover from a place that is none."""
-    packet = control_packet("bridge:sync", {"replayed": 3, "complete": True})
-
-    assert packet == b'42["bridge:sync",{"replayed":3,"complete":true}]'
 
 
 def test_event_names_without_end_do_not_fill_the_memory() -> None:

@@ -160,7 +160,7 @@ def test_a_dead_letter_never_expires() -> None:
 
 @pytest.mark.parametrize("is_retry", [True, False])
 def test_a_copy_keeps_all_properties_but_the_three_that_the_broker_acts_on(
-    is_retry: bool,  # noqa: FBT001 - two sorts of copies
+    is_retry: bool,
 ) -> None:
     """Body and properties are the producer's; a redrive must find them as they were."""
     if is_retry:

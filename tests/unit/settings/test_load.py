@@ -73,12 +73,12 @@ def test_lists_are_written_with_commas_or_as_lists(
 def test_units_become_seconds_and_bytes(environment: pytest.MonkeyPatch) -> None:
     """Inside, everything is in one unit."""
     environment.setenv("BRIDGE_DRAIN_TIMEOUT", "2m")
-    environment.setenv("BRIDGE_MAX_MESSAGE_BYTES", "1MiB")
+    environment.setenv("BRIDGE_MAX_MESSAGE_BYTES", "512KiB")
 
     settings = load_settings()
 
     assert settings.drain_timeout == 120
-    assert settings.max_message_bytes == 1 << 20
+    assert settings.max_message_bytes == 1 << 19
 
 
 # --- what is wrong ----------------------------------------------------------------------

@@ -27,6 +27,10 @@ def accepted(**values: object) -> Settings:
         ({"prefetch": 65536}, "BRIDGE_PREFETCH: must be at most 65535"),
         ({"prefetch": 0}, "BRIDGE_PREFETCH: should be greater than or equal to 1"),
         ({"namespace": "a b"}, "BRIDGE_NAMESPACE: "),
+        (
+            {"jwt_secret": "x" * 32, "slow_client_bytes": "511KiB"},
+            "BRIDGE_SLOW_CLIENT_BYTES: must be at least twice BRIDGE_MAX_MESSAGE_BYTES",
+        ),
         ({"namespace": "a..b"}, "BRIDGE_NAMESPACE: "),
         ({"namespace": ""}, "BRIDGE_NAMESPACE: "),
         ({"port": -1}, "BRIDGE_PORT: "),
