@@ -168,6 +168,8 @@ class Bridge:
             reasons.append("nothing is consumed from the broker")
         if self.pump.is_waiting:
             reasons.append("the pump waits for the inbox store or the broker")
+        if self.inbox.problem is not None:
+            reasons.append(f"the inbox store cannot be written: {self.inbox.problem}")
         return reasons
 
     async def run(
@@ -215,6 +217,9 @@ class Bridge:
             failure = first_of(group)
         else:
             return
+        finally:
+            if beside is not None:
+                beside.close()  # if the start failed, nobody has awaited it
         raise failure
 
     def _parts(self) -> dict[str, Coroutine[Any, Any, None]]:

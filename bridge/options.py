@@ -5,6 +5,7 @@ from bridge.broker.connection import BrokerAddress
 from bridge.core.addresses import parse_networks
 from bridge.core.origins import OriginRules
 from bridge.inbox.memory import MemoryInbox, Retention
+from bridge.inbox.sqlite import SqliteInbox
 from bridge.settings.model import Settings
 from bridge.sockets.engine import Admission, Bounds
 from bridge.sockets.server import ServerOptions
@@ -18,8 +19,11 @@ def broker_address(settings: Settings) -> BrokerAddress:
     )
 
 
-def inbox_of(settings: Settings) -> MemoryInbox:
+def inbox_of(settings: Settings) -> MemoryInbox | SqliteInbox:
     """Return the store that the settings name, not opened yet."""
+    kind, _, path = settings.inbox.partition(":")
+    if kind == "sqlite":
+        return SqliteInbox(path, retention(settings))
     return MemoryInbox(retention(settings))
 
 

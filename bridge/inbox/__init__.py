@@ -6,7 +6,8 @@ keeps messages in order, tells who listens what is new, and forgets by rules tha
 are told to the page. It never decides what to emit, and knows neither broker nor
 sockets.
 
-A store offers what pump.py and sockets/windows.py ask for in their protocols, and:
+A store offers what pump.py and sockets/replay.py ask for in their protocols, and:
 ``open`` and ``close``, ``check`` (raises while nothing can be stored) and ``sweep``
-(forgets what is too old; called now and then).
+(forgets what is too old; called now and then), and ``problem`` (why nothing can be
+stored now, as far as is known, or ``None``).
 """

@@ -60,6 +60,7 @@ class MemoryInbox:
     """
 
     description: Final = "memory:"
+    problem: str | None = None  # memory can always be written
 
     def __init__(
         self, retention: Retention, *, now: Callable[[], float] = time

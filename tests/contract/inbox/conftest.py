@@ -1,9 +1,10 @@
 """The stores that every test of this folder is run against; a new one is added here."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import pytest_asyncio
@@ -11,6 +12,7 @@ import pytest_asyncio
 from bridge.core.message import Message, Stored
 from bridge.inbox.memory import MemoryInbox, Retention
 from bridge.inbox.sqlite import SqliteInbox
+from tests.contract.inbox.files import Clock, Opened
 
 Inbox = MemoryInbox | SqliteInbox
 
@@ -39,7 +41,19 @@ def sqlite(retention: Retention, *, now: Callable[[], float], folder: Path) -> I
     return SqliteInbox(str(folder / "inbox.sqlite3"), retention, now=now)
 
 
-STORES: dict[str, MakeStore] = {"memory": memory, "sqlite": sqlite}
+def sqlite_indexed(
+    retention: Retention, *, now: Callable[[], float], folder: Path
+) -> Inbox:
+    """The same, but little waits in memory: what is read comes from the index."""
+    path = str(folder / "inbox.sqlite3")
+    return SqliteInbox(path, retention, now=now, round_entries=3)
+
+
+STORES: dict[str, MakeStore] = {
+    "memory": memory,
+    "sqlite": sqlite,
+    "sqlite indexed": sqlite_indexed,
+}
 
 
 @dataclass
@@ -84,9 +98,7 @@ class Shelf:
 
 
 @pytest_asyncio.fixture(params=STORES)
-async def shelf(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> AsyncIterator[Shelf]:
+async def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Shelf]:
     """An empty store: 100 messages a user, 1,000 s a message, 60 s an id."""
     now_s = [1_000_000.0]
     retention = Retention(max_messages=100, max_age_s=1000, dedupe_s=60)
@@ -103,3 +115,35 @@ async def shelf(
     await inbox.open()
     yield shelf
     await inbox.close()
+
+
+# --- for what is special to files
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Return a clock for all lives of a store."""
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return where the file will be."""
+    return tmp_path / "inbox.sqlite3"
+
+
+@pytest.fixture
+def opened(path: Path, clock: Clock) -> Opened:
+    """Return how to open the store once more, for as long as a block lasts."""
+    retention = Retention(max_messages=100, max_age_s=1000, dedupe_s=60)
+
+    @asynccontextmanager
+    async def open_store(**options: Any) -> AsyncIterator[SqliteInbox]:
+        inbox = SqliteInbox(str(path), retention, now=clock, **options)
+        await inbox.open()
+        try:
+            yield inbox
+        finally:
+            await inbox.close()
+
+    return open_store

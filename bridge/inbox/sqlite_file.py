@@ -1,0 +1,290 @@
+"""
+The file of a SQLite inbox: whose it is, what stands in it, what its faults mean.
+
+Mind: nothing in this process may open and close the file by itself while SQLite has it.
+Closing any descriptor of a file drops all POSIX locks that the process holds on it.
+"""
+
+import fcntl
+import os
+import secrets
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from bridge.errors import StoreUnavailableError
+
+# "brdg": tells our files from other people's.
+APPLICATION_ID: Final = 0x62726467
+
+# From format n to n + 1. Add to the end and never change what was released.
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        "CREATE TABLE bridge (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
+        # `first` is the oldest offset that may be kept: everything before it is gone.
+        "CREATE TABLE users (id INTEGER PRIMARY KEY, user TEXT NOT NULL UNIQUE,"
+        " first INTEGER NOT NULL DEFAULT 1, delivered INTEGER NOT NULL DEFAULT 0,"
+        " trimmed_for TEXT)",
+        # In the order of arrival: a commit writes to the end of the table alone.
+        "CREATE TABLE messages (seq INTEGER PRIMARY KEY, user_id INTEGER NOT NULL,"
+        " offset INTEGER NOT NULL, event TEXT NOT NULL, data BLOB NOT NULL,"
+        " taken_s REAL NOT NULL, deadline_s REAL, message_id TEXT, seen_s REAL)",
+        # Where a user's messages stand, and which ids a user has had. Both are behind
+        # `messages` by what stands after `indexed_seq` (see sqlite_tail).
+        "CREATE TABLE places (user_id INTEGER, offset INTEGER, seq INTEGER NOT NULL,"
+        " PRIMARY KEY (user_id, offset)) WITHOUT ROWID",
+        "CREATE TABLE seen (user_id INTEGER, message_id TEXT, seen_s REAL NOT NULL,"
+        " PRIMARY KEY (user_id, message_id)) WITHOUT ROWID",
+        # Messages that were in hand alone, so that one that kills the process is known.
+        "CREATE TABLE trials (key BLOB PRIMARY KEY, count INTEGER NOT NULL,"
+        " noted_s REAL NOT NULL) WITHOUT ROWID",
+        "INSERT INTO bridge VALUES ('indexed_seq', 0)",
+    ),
+)
+
+_BUSY_TIMEOUT_S: Final = 0.5
+_CACHE_KIB: Final = 32 * 1024
+# Pages of 4 KiB in the write-ahead log before they are moved into the file.
+_CHECKPOINT_PAGES: Final = 4000
+_JOURNAL_BYTES: Final = 64 * 1024 * 1024
+
+_DAMAGED: Final = (
+    "stop the bridge and put back a copy, or move the file away to begin an empty inbox"
+)
+_PROBLEMS: Final = {
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_BUSY: "another process has locked it",
+    sqlite3.SQLITE_LOCKED: "another process has locked it",
+    sqlite3.SQLITE_READONLY: "it or its folder is read-only",
+    sqlite3.SQLITE_PERM: "it may not be opened",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
+    sqlite3.SQLITE_CORRUPT: f"the file is damaged; {_DAMAGED}",
+    sqlite3.SQLITE_NOTADB: f"the file is damaged, or no SQLite file at all; {_DAMAGED}",
+    sqlite3.SQLITE_IOERR: "reading or writing failed",
+}
+
+
+class StoreFile:
+    """
+    One file, held by one bridge at a time.
+
+    Used by the writer's thread, but for `connect_reader`.
+    """
+
+    def __init__(self, path: Path, description: str) -> None:
+        self._path = path.absolute()
+        self._description = description
+        self._lock: int | None = None
+        self._identity: tuple[tuple[int, int] | None, ...] = ()
+
+    @property
+    def _companions(self) -> tuple[Path, ...]:
+        name = self._path.name
+        return (
+            self._path,
+            self._path.with_name(f"{name}-wal"),
+            self._path.with_name(f"{name}-lock"),
+        )
+
+    # --- opening
+
+    def connect_writer(self) -> sqlite3.Connection:
+        """
+        Take the file for this bridge, making it if it is not there.
+
+        Raises:
+            StoreUnavailableError: If it cannot be had, with what to do about it.
+
+        """
+        try:
+            self._take_lock()
+            self._make_private()
+            connection = self._connect()
+        except (OSError, sqlite3.Error) as exc:
+            self.release()
+            raise self.error(exc) from exc
+        try:
+            self._prepare(connection)
+            self._identity = self._look()
+        except BaseException as exc:
+            connection.close()
+            self.release()
+            if isinstance(exc, sqlite3.Error):
+                raise self.error(exc) from exc
+            raise
+        return connection
+
+    def connect_reader(self) -> sqlite3.Connection:
+        """
+        Open the file for reading beside the writer.
+
+        Raises:
+            StoreUnavailableError: If it cannot be opened.
+
+        """
+        try:
+            connection = self._connect()
+            connection.execute("PRAGMA query_only = 1")
+        except sqlite3.Error as exc:
+            raise self.error(exc) from exc
+        return connection
+
+    def release(self) -> None:
+        """Let another bridge have the file. The connections are closed already."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        folder = self._path.parent
+        if not folder.is_dir():
+            raise self._unavailable(f"the folder {folder} does not exist")
+        if self._path.is_dir():
+            raise self._unavailable("it is a folder, expected a file")
+        # A file of its own: see the docstring above for why not the inbox itself. It
+        # stays when the bridge goes, or two bridges could hold two files of that name.
+        lock = os.open(
+            self._companions[2], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
+            os.close(lock)
+            raise self._unavailable(
+                f"another bridge (process {holder or 'unknown'}) has it open; "
+                "give each bridge a file of its own"
+            ) from None
+        self._lock = lock
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _make_private(self) -> None:
+        """Make the file so that other users of the machine cannot read messages."""
+        try:
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            return
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None
+        )
+        try:
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Bring the file into the format of this version; a newer one is refused."""
+        version = _number(connection, "PRAGMA user_version")
+        owner = _number(connection, "PRAGMA application_id")
+        is_new = not _number(connection, "SELECT count(*) FROM sqlite_master")
+        if not is_new and owner != APPLICATION_ID:
+            raise self._unavailable(
+                "the file is a SQLite file of something else; choose another name"
+            )
+        if version > len(MIGRATIONS):
+            raise self._unavailable(
+                f"a newer bridge wrote it (format {version}, this one knows "
+                f"{len(MIGRATIONS)}); start that version, or move the file away"
+            )
+        if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise self._unavailable(
+                "this file system has no shared memory for SQLite's write-ahead log; "
+                "use a local disk"
+            )
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
+        self._migrate(connection, version)
+
+    def _migrate(self, connection: sqlite3.Connection, version: int) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for number, steps in enumerate(MIGRATIONS[version:], start=version + 1):
+                for step in steps:
+                    connection.execute(step)
+                connection.execute(f"PRAGMA user_version = {number}")
+            if version == 0:
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(
+                    "INSERT INTO bridge VALUES ('epoch', ?)", (secrets.token_hex(5),)
+                )
+            # A read-only file gives itself away only when something is written.
+            connection.execute(
+                "INSERT OR REPLACE INTO bridge VALUES ('opened', datetime('now'))"
+            )
+            connection.execute("COMMIT")
+        finally:
+            connection.rollback()  # nothing to do after a commit
+
+    # --- while it is open
+
+    def verify(self) -> None:
+        """
+        See that the name still leads to the file that is open.
+
+        What is written to a file without a name is gone when the bridge stops.
+
+        Raises:
+            StoreUnavailableError: If the file, its write-ahead log or its lock was
+                deleted or replaced.
+
+        """
+        for path, then, now in zip(
+            self._companions, self._identity, self._look(), strict=True
+        ):
+            if then != now:
+                raise self._unavailable(
+                    f"{path.name} was {'replaced' if now else 'deleted'} while the bridge "
+                    "was running; put it back, or restart the bridge to use what is there"
+                )
+
+    def _look(self) -> tuple[tuple[int, int] | None, ...]:
+        return tuple(_identity(path) for path in self._companions)
+
+    # --- faults
+
+    def error(self, exc: Exception) -> Exception:
+        """
+        Say what `exc` means: a store that is away, or itself if it is about one message.
+
+        SQLite's codes decide: what depends on the values that were given (too big, of a
+        wrong type, against a constraint) is not the file's fault.
+        """
+        match exc:
+            case sqlite3.OperationalError():
+                # SQLITE_ERROR too: our statements are fixed, so the tables are wrong.
+                return self._unavailable(_problem(exc))
+            case sqlite3.DatabaseError() if type(exc) is sqlite3.DatabaseError:
+                return self._unavailable(_problem(exc))
+            case OSError():
+                return self._unavailable(f"it cannot be opened: {exc.strerror}")
+            case _:
+                return exc
+
+    def _unavailable(self, problem: str) -> StoreUnavailableError:
+        return StoreUnavailableError(self._description, problem)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - thrice for each commit, and quicker
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _problem(exc: sqlite3.Error) -> str:
+    code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    name = getattr(exc, "sqlite_errorname", "no code")
+    known = _PROBLEMS.get(code & 0xFF)
+    return f"{known} ({name})" if known else f"{exc} ({name})"
+
+
+def _number(connection: sqlite3.Connection, statement: str) -> int:
+    value: int = connection.execute(statement).fetchone()[0]
+    return value

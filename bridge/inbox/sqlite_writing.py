@@ -1,0 +1,325 @@
+"""
+What the writer's thread does: store, index, trim, forget, all in whole transactions.
+
+What waits is done in one transaction, and so paid for with one wait for the disk. If it
+fails because of the store, all of it fails; if it fails because of what one of the jobs
+brought, each is done alone, so that the others do not suffer for it.
+"""
+
+import sqlite3
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from time import time
+from typing import Any, Final
+
+from bridge.core.message import Message
+from bridge.errors import StoreUnavailableError
+from bridge.inbox import sqlite_statements as statements
+from bridge.inbox.memory import Retention
+from bridge.inbox.sqlite_file import StoreFile
+from bridge.inbox.sqlite_tail import Entry, Piece, Tail
+from bridge.inbox.sqlite_worker import Job
+
+# Users whose row is kept in memory, some 20 MB at most.
+_KNOWN_USERS: Final = 100_000
+# For each message that is stored, entries that are indexed: more than one, so that a
+# round comes to its end.
+_INDEX_RATE: Final = 2
+_INDEX_LEAST: Final = 100
+# The most that is deleted of one user in one go.
+_TRIM_ROWS: Final = 500
+
+
+@dataclass(slots=True)
+class _Known:
+    """A user's row, and the newest offset."""
+
+    id: int
+    first: int
+    last: int
+
+
+class Writing:
+    """
+    The writer's desk: all that changes the file goes through here.
+
+    `problem` says why the last transaction failed because of the store; ``None`` if it
+    did not. It may be read in any thread.
+    """
+
+    def __init__(
+        self,
+        file: StoreFile,
+        tail: Tail,
+        *,
+        retention: Callable[[], Retention],
+        now: Callable[[], float] = time,
+    ) -> None:
+        self.problem: str | None = None
+        self.epoch = ""
+        self._file = file
+        self._tail = tail
+        self._retention = retention
+        self._now = now
+        self._known: dict[str, _Known] = {}
+        self._seq = 0
+        self._committed_seq = 0
+        self._owed = 0
+        # Of the transaction that is going on:
+        self._stored: list[tuple[int, Entry]] = []
+        self._seen: dict[tuple[int, str], float] = {}
+        self._piece: Piece | None = None
+
+    # --- the desk
+
+    def enter(self) -> sqlite3.Connection:
+        """Take the file and read back what waits to be indexed."""
+        connection = self._file.connect_writer()
+        try:
+            self.epoch = str(statements.meta(connection, "epoch"))
+            indexed_seq = int(statements.meta(connection, "indexed_seq"))
+            self._seq = self._tail.load(connection, indexed_seq)
+        except BaseException as exc:
+            self.leave(connection)
+            if isinstance(exc, sqlite3.Error):
+                raise self._file.error(exc) from exc
+            raise
+        self._committed_seq = self._seq
+        return connection
+
+    def leave(self, connection: sqlite3.Connection) -> None:
+        """Close the file, which moves the write-ahead log into it, and let go of it."""
+        try:
+            connection.close()
+        finally:
+            self._file.release()
+
+    def run(self, connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> None:
+        """Do `jobs` in one transaction, or each in its own if one of them cannot be."""
+        try:
+            results = self._transact(connection, jobs)
+        except Exception as exc:  # noqa: BLE001 - handed to who waits; the thread lives on
+            error = self._file.error(exc)
+            if isinstance(error, StoreUnavailableError):
+                self.problem = error.problem
+            elif len(jobs) > 1:
+                for job in jobs:
+                    self.run(connection, (job,))
+                return
+            if error is not exc:
+                error.__cause__ = exc
+            for job in jobs:
+                job.fail(error)
+        else:
+            self.problem = None
+            for job, result in zip(jobs, results, strict=True):
+                job.finish(result)
+
+    def _transact(
+        self, connection: sqlite3.Connection, jobs: Sequence[Job[Any]]
+    ) -> list[Any]:
+        is_committed = False
+        if connection.in_transaction:  # the last one could not even be rolled back
+            connection.rollback()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            results = [job.work(connection) for job in jobs]
+            self._index(connection)
+            self._file.verify()
+            connection.execute("COMMIT")
+            is_committed = True
+        finally:
+            if is_committed:
+                self._keep()
+            else:
+                self._forget()
+                connection.rollback()
+        return results
+
+    def _keep(self) -> None:
+        """Let readers see what was committed, before anybody is told of it."""
+        if self._piece is not None:
+            self._tail.drop(self._piece)
+        self._tail.add(self._stored)
+        self._committed_seq = self._seq
+        self._owed += _INDEX_RATE * len(self._stored)
+        self._end()
+        while len(self._known) > _KNOWN_USERS:
+            del self._known[next(iter(self._known))]
+
+    def _forget(self) -> None:
+        """Let memory be as the file is."""
+        self._known.clear()
+        self._seq = self._committed_seq
+        self._end()
+
+    def _end(self) -> None:
+        self._stored.clear()
+        self._seen.clear()
+        self._piece = None
+
+    # --- jobs
+
+    def append(
+        self, connection: sqlite3.Connection, messages: Sequence[Message]
+    ) -> list[int | None]:
+        """Store `messages`; the offset of each, ``None`` for a duplicate."""
+        now_s = self._now()
+        retention = self._retention()
+        limit = retention.max_messages + max(8, retention.max_messages // 8)
+        users = [self._user(connection, message.user) for message in messages]
+        had = self._had(
+            connection, users, messages, oldest_s=now_s - retention.dedupe_s
+        )
+        full: dict[int, _Known] = {}
+        offsets: list[int | None] = []
+        values: list[object] = []
+        for message, user in zip(messages, users, strict=True):
+            seen_s = None
+            if message.id is not None:
+                key = (user.id, message.id)
+                if key in had:
+                    offsets.append(None)
+                    continue
+                had.add(key)
+                self._seen[key] = seen_s = now_s
+            self._seq += 1
+            user.last += 1
+            offsets.append(user.last)
+            values += (
+                self._seq, user.id, user.last, message.event, message.data,
+                message.taken_s, message.deadline_s, message.id, seen_s,
+            )  # fmt: skip
+            entry = (user.last, self._seq, message.id, seen_s)
+            self._stored.append((user.id, entry))
+            if user.last - user.first >= limit:
+                full[user.id] = user
+        statements.insert(connection, "INSERT INTO messages", values, columns=9)
+        for user in full.values():
+            self._trim(connection, user, max_messages=retention.max_messages)
+        return offsets
+
+    def run_errands(
+        self,
+        connection: sqlite3.Connection,
+        marks: Mapping[str, int],
+        forgotten: Collection[bytes],
+    ) -> None:
+        """Move delivered marks forward, where there is a user, and forget trials."""
+        rows = []
+        for name, offset in marks.items():
+            user = self._known.get(name) or self._load(connection, name)
+            if user is not None:
+                rows.append((user.id, min(offset, user.last)))
+        rows.sort()
+        connection.executemany(
+            "UPDATE users SET delivered = ?2 WHERE id = ?1 AND delivered < ?2", rows
+        )
+        connection.executemany(
+            "DELETE FROM trials WHERE key = ?", [(key,) for key in forgotten]
+        )
+
+    def note_trial(
+        self, connection: sqlite3.Connection, key: bytes, *, is_first: bool
+    ) -> int:
+        """Count a trial of this key; all before are forgotten if it `is_first`."""
+        found = connection.execute("SELECT count FROM trials WHERE key = ?", (key,))
+        row = None if is_first else found.fetchone()
+        count = 1 if row is None else int(row[0]) + 1
+        connection.execute(
+            "INSERT OR REPLACE INTO trials VALUES (?, ?, ?)", (key, count, self._now())
+        )
+        return count
+
+    def probe(self, connection: sqlite3.Connection) -> None:
+        """Write something that means nothing, to see whether it can be."""
+        connection.execute(
+            "INSERT OR REPLACE INTO bridge VALUES ('probed_s', ?)", (self._now(),)
+        )
+
+    def sweep_messages(self, connection: sqlite3.Connection) -> bool:
+        """Delete some messages that are over their age; true if there may be more."""
+        oldest_s = self._now() - self._retention().max_age_s
+        connection.execute("DELETE FROM trials WHERE noted_s < ?", (oldest_s,))
+        return statements.delete_older(connection, oldest_s)
+
+    def sweep_ids(
+        self, connection: sqlite3.Connection, after: tuple[int, str]
+    ) -> tuple[int, str] | None:
+        """Forget some ids behind the key `after`; the next key, ``None`` at the end."""
+        oldest_s = self._now() - self._retention().dedupe_s
+        return statements.forget_ids(connection, after, oldest_s)
+
+    # --- users
+
+    def _user(self, connection: sqlite3.Connection, name: str) -> _Known:
+        user = self._known.get(name) or self._load(connection, name)
+        if user is None:
+            user_id = connection.execute(
+                "INSERT INTO users (user) VALUES (?)", (name,)
+            ).lastrowid
+            assert user_id is not None  # noqa: S101 - an INSERT has one
+            user = self._known[name] = _Known(user_id, first=1, last=0)
+        return user
+
+    def _load(self, connection: sqlite3.Connection, name: str) -> _Known | None:
+        row = connection.execute(
+            "SELECT id, first, coalesce((SELECT max(offset) FROM places"
+            " WHERE user_id = users.id), 0) FROM users WHERE user = ?",
+            (name,),
+        ).fetchone()
+        if row is None:
+            return None
+        user_id, first, placed = row
+        waiting = self._tail.of(user_id)
+        last = max(first - 1, placed, waiting[-1][0] if waiting else 0)
+        user = self._known[name] = _Known(user_id, first, last)
+        return user
+
+    # --- ids
+
+    def _had(
+        self,
+        connection: sqlite3.Connection,
+        users: Sequence[_Known],
+        messages: Sequence[Message],
+        *,
+        oldest_s: float,
+    ) -> set[tuple[int, str]]:
+        """Find which of the ids of `messages` their users have had since `oldest_s`."""
+        had: set[tuple[int, str]] = set()
+        unknown: list[tuple[int, str]] = []
+        for user, message in zip(users, messages, strict=True):
+            if message.id is None:
+                continue
+            key = (user.id, message.id)
+            seen_s = self._seen.get(key) or self._tail.seen_s(*key)
+            if seen_s is None:
+                unknown.append(key)
+            elif seen_s >= oldest_s:
+                had.add(key)
+        had.update(statements.find_ids(connection, unknown, oldest_s))
+        return had
+
+    # --- the index
+
+    def _index(self, connection: sqlite3.Connection) -> None:
+        """Index a piece of what waits, in proportion to what is stored."""
+        if self._owed < min(_INDEX_LEAST, self._tail.round_entries):
+            return
+        self._piece = self._tail.next_piece(self._owed)
+        self._owed = 0
+        if self._piece is not None:
+            statements.index(connection, self._piece)
+
+    def _trim(
+        self, connection: sqlite3.Connection, user: _Known, *, max_messages: int
+    ) -> None:
+        """
+        Delete what one user has too much, or some of it.
+
+        Readers count themselves what is over the limit, so this may lag.
+        """
+        upto = min(user.last - max_messages + 1, user.first + _TRIM_ROWS)
+        statements.delete_before(connection, user.id, upto)
+        user.first = upto

@@ -1,0 +1,204 @@
+"""
+What a SQLite inbox costs, empty and full. Runs by hand: python -m tests.bench.inbox
+
+Prints microseconds a message, of all processors together and on the clock, for batches of
+100 as the pump makes them; then how long a replay of 100 messages, a start after an
+orderly end and one after kill -9 take. The least of several rounds stands for what the
+work costs, the mean for what it takes with indexing, checkpoints and other programs.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import resource
+import secrets
+import shutil
+import statistics
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter, process_time, time
+
+from bridge.core.message import Message
+from bridge.inbox.memory import Retention
+from bridge.inbox.sqlite import SqliteInbox
+
+BATCH = 100
+# Together 150,000 messages: three of the store's rounds of indexing.
+ROUNDS = 15
+ROUND_BATCHES = 100
+RETENTION = Retention(max_messages=1000, max_age_s=7 * 86400, dedupe_s=600)
+DATA = b'{"a":"' + b"x" * 192 + b'"}'
+CHANCE = random.Random(1)  # noqa: S311 - the same run each time
+
+
+def batch(users: int, *, size: int = BATCH, has_ids: bool = False) -> list[Message]:
+    """Make messages for users drawn by chance."""
+    now_s = time()
+    return [
+        Message(
+            f"user-{CHANCE.randrange(users)}",
+            "message",
+            DATA,
+            now_s,
+            secrets.token_hex(16) if has_ids else None,
+        )
+        for _ in range(size)
+    ]
+
+
+async def append_cost(
+    inbox: SqliteInbox, name: str, users: int, *, has_ids: bool = False
+) -> None:
+    """Append in rounds and print what a message costs."""
+    cpu: list[float] = []
+    wall: list[float] = []
+    for _ in range(ROUNDS):
+        batches = [batch(users, has_ids=has_ids) for _ in range(ROUND_BATCHES)]
+        began_cpu, began = process_time(), perf_counter()
+        for messages in batches:
+            await inbox.append(messages)
+        count = ROUND_BATCHES * BATCH / 1e6
+        cpu.append((process_time() - began_cpu) / count)
+        wall.append((perf_counter() - began) / count)
+    show(name, *(f(xs) for xs in (cpu, wall) for f in (min, statistics.mean)))
+
+
+async def fill(inbox: SqliteInbox, users: int, messages: int) -> None:
+    """Store `messages`, and for one user 200 that lie scattered among them."""
+    for number in range(messages // 2000):
+        some = batch(users, size=2000)
+        if number % (messages // 2000 // 200 or 1) == 0:
+            some[CHANCE.randrange(2000)].user = "reader"
+        await inbox.append(some)
+
+
+async def replay_cost(inbox: SqliteInbox) -> None:
+    """Read 100 messages, as a window does when it connects."""
+
+    async def read() -> None:
+        await inbox.state("reader")
+        page = await inbox.read(
+            "reader", after=0, max_messages=100, max_bytes=1_000_000
+        )
+        assert len(page.messages) == 100
+
+    await timed("replay of 100 messages, milliseconds", read, times=20, scale=1e3)
+
+
+async def timed(
+    name: str, work: Callable[[], Awaitable[None]], *, times: int, scale: float
+) -> None:
+    """Do `work` some times and print how long it took on the clock."""
+    took: list[float] = []
+    for _ in range(times):
+        began = perf_counter()
+        await work()
+        took.append((perf_counter() - began) * scale)
+    show(name, None, None, min(took), statistics.mean(took))
+
+
+def show(name: str, *figures: float | None) -> None:
+    """Print one line of the table."""
+    cells = ("       -" if f is None else f"{f:8.2f}" for f in figures)
+    print(f"{name:52}", *cells, flush=True)
+
+
+def opened(folder: Path, name: str) -> SqliteInbox:
+    """Return the store of that name."""
+    return SqliteInbox(str(folder / name), RETENTION)
+
+
+async def empty_files(folder: Path) -> None:
+    """Append to files that are new at each line."""
+    lines = (
+        ("empty, 100 users, once they are known", 100, False),
+        ("empty, 1,000 users, once they are known", 1000, False),
+        ("   the same, with message ids", 1000, True),
+    )
+    for number, (name, users, has_ids) in enumerate(lines):
+        inbox = opened(folder, f"empty-{number}")
+        await inbox.open()
+        await inbox.append([Message(f"user-{n}", "m", b"1", 0.0) for n in range(users)])
+        await append_cost(inbox, name, users, has_ids=has_ids)
+        await inbox.close()
+    inbox = opened(folder, "empty-new")
+    await inbox.open()
+    await append_cost(inbox, "empty, 100,000 users, most of them new", 100_000)
+    await inbox.close()
+
+
+async def full_file(folder: Path, users: int, messages: int) -> None:
+    """Append to, read from and open a file that holds `messages`."""
+    text = f"{messages:,} messages, {users:,} users"
+    inbox = opened(folder, "full")
+    await inbox.open()
+    began = perf_counter()
+    await fill(inbox, users, messages)
+    show("filling it, seconds", None, None, perf_counter() - began, None)
+    await append_cost(inbox, text, users)
+    await append_cost(inbox, "   the same, with message ids", users, has_ids=True)
+    await replay_cost(inbox)
+    copy(folder, "full", "killed")  # as kill -9 leaves it
+    await inbox.close()
+    for name in ("full", "killed"):
+        inbox = opened(folder, name)
+        began = perf_counter()
+        await inbox.open()
+        show(
+            f"start, {'after a kill' if name == 'killed' else 'orderly'}, seconds",
+            None,
+            None,
+            perf_counter() - began,
+            None,
+        )
+        if name == "killed":
+            await append_cost(inbox, "   then, users read at first touch", users)
+            await replay_cost(inbox)
+            began = perf_counter()
+            await inbox.check()
+            show(
+                "check of the whole file, seconds",
+                None,
+                None,
+                perf_counter() - began,
+                None,
+            )
+        await inbox.close()
+    size = (folder / "full").stat().st_size / 1e6
+    show("size of the file, MB", size, None, None, None)
+
+
+def copy(folder: Path, name: str, to: str) -> None:
+    """Copy a store's files as they are."""
+    for file in folder.glob(f"{name}*"):
+        shutil.copy(file, folder / file.name.replace(name, to))
+
+
+def arguments() -> Iterator[int]:
+    """Read how much is wanted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--messages", type=int, default=1_000_000)
+    given = parser.parse_args()
+    yield from (given.users, given.messages)
+
+
+def main() -> None:
+    """Measure on the disk that temporary files are on (TMPDIR)."""
+    users, messages = arguments()
+    print(
+        f"Python {sys.version.split()[0]}, {os.cpu_count()} processors; microseconds:"
+    )
+    print(f"{'':52} cpu: least     mean   clock: least  mean")
+    with TemporaryDirectory() as folder:
+        asyncio.run(empty_files(Path(folder)))
+        asyncio.run(full_file(Path(folder), users, messages))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    show("most memory of this process, MB", peak, None, None, None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Any order of anything: each store does what a few lines of Python say it does."""
+
+import asyncio
+import shutil
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from bridge.core.message import Message, Stored
+from bridge.inbox.memory import Retention
+from tests.contract.inbox.conftest import STORES, Inbox
+
+T = TypeVar("T")
+
+RETENTION = Retention(max_messages=12, max_age_s=100, dedupe_s=20)
+USERS = ("alice", "bob", "carol")
+
+
+@dataclass
+class Log:
+    """What the model knows of a user: messages by offset, from 1; how far it is gone."""
+
+    messages: list[Message] = field(default_factory=list)
+    first: int = 1
+    delivered: int = 0
+    seen_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def last(self) -> int:
+        """The newest offset."""
+        return len(self.messages)
+
+    def forget(self, now_s: float) -> None:
+        """Move `first` on: over the limit, or too old."""
+        self.first = max(self.first, self.last - RETENTION.max_messages + 1)
+        oldest_s = now_s - RETENTION.max_age_s
+        while (
+            self.first <= self.last and self.messages[self.first - 1].taken_s < oldest_s
+        ):
+            self.first += 1
+
+
+class Machine(RuleBasedStateMachine):
+    """A store and its model, fed the same."""
+
+    store: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.temporary = TemporaryDirectory()
+        self.folder = Path(self.temporary.name) / "0"
+        self.now_s = 1000.0
+        self.logs = {user: Log() for user in USERS}
+        self.followed: set[str] = set()
+        self.fed: list[Stored] = []
+        self.expected_feed: list[Stored] = []
+        self.lives = 0
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` in this machine's loop."""
+        return self.runner.run(work)
+
+    @initialize()
+    def begin(self) -> None:
+        """Open an empty store."""
+        self.folder.mkdir()
+        self.open()
+        self.epoch = self.run(self.inbox.state("nobody")).epoch
+
+    def open(self) -> None:
+        """Open what is in the folder."""
+        self.inbox: Inbox = STORES[self.store](
+            RETENTION, now=lambda: self.now_s, folder=self.folder
+        )
+        self.inbox.listen(self.fed.extend)
+        self.run(self.inbox.open())
+        for user in self.followed:
+            self.run(self.inbox.follow(user))
+
+    # --- what may happen
+
+    @rule(
+        batch=st.lists(
+            st.tuples(
+                st.sampled_from(USERS),
+                st.sampled_from((None, None, "a", "b", "c")),
+                st.sampled_from((None, None, 5, 50)),
+            ),
+            max_size=8,
+        )
+    )
+    def append(self, batch: list[tuple[str, str | None, int | None]]) -> None:
+        """A batch of the pump, with ids that come again and deadlines."""
+        messages: list[Message] = []
+        expected: list[int | None] = []
+        for user, message_id, ttl_s in batch:
+            log = self.logs[user]
+            data = f"{user}-{self.now_s}-{len(messages)}".encode()
+            deadline_s = None if ttl_s is None else self.now_s + ttl_s
+            message = Message(user, "message", data, self.now_s, message_id, deadline_s)
+            messages.append(message)
+            if message_id is not None:
+                seen_s = log.seen_s.get(message_id)
+                if seen_s is not None and self.now_s - seen_s <= RETENTION.dedupe_s:
+                    expected.append(None)
+                    continue
+                log.seen_s[message_id] = self.now_s
+            log.messages.append(message)
+            expected.append(log.last)
+            if user in self.followed:
+                self.expected_feed.append(Stored(message, log.last))
+        for user, *_ in batch:
+            self.logs[user].forget(self.now_s)
+
+        assert self.run(self.inbox.append(messages)) == expected
+        assert self.fed == self.expected_feed
+
+    @rule(seconds=st.integers(1, 60))
+    def time_goes_by(self, seconds: int) -> None:
+        """Messages and ids grow old."""
+        self.now_s += seconds
+
+    @rule()
+    def sweep(self) -> None:
+        """As the app does now and then."""
+        self.run(self.inbox.sweep())
+
+    @rule(user=st.sampled_from(USERS), share=st.floats(0, 1))
+    def mark(self, user: str, share: float) -> None:
+        """A window has had something."""
+
+        async def mark() -> None:
+            self.inbox.mark_delivered(user, offset)
+
+        log = self.logs[user]
+        offset = round(share * log.last)
+        log.delivered = max(log.delivered, offset)
+        self.run(mark())
+
+    @rule(user=st.sampled_from(USERS))
+    def follow_or_not(self, user: str) -> None:
+        """A first window comes, or the last one goes."""
+        if user in self.followed:
+            self.followed.remove(user)
+            self.inbox.unfollow(user)
+        else:
+            self.followed.add(user)
+            self.run(self.inbox.follow(user))
+
+    @rule(
+        user=st.sampled_from(USERS),
+        share=st.floats(0, 1.2),
+        max_messages=st.integers(1, 10),
+        max_bytes=st.integers(1, 200),
+    )
+    def read(self, user: str, share: float, max_messages: int, max_bytes: int) -> None:
+        """A window reads a page from anywhere."""
+        self.run(self.inbox.state(user))
+        log = self.logs[user]
+        log.forget(self.now_s)
+        after = round(share * log.last)
+        next_after = max(after, log.first - 1)
+        found: list[Stored] = []
+        expired = size = 0
+        for offset in range(next_after + 1, log.last + 1):
+            stored = Stored(log.messages[offset - 1], offset)
+            if stored.is_expired(self.now_s):
+                expired += 1
+            else:
+                size += len(stored.message.data)
+                if found and (len(found) >= max_messages or size > max_bytes):
+                    break
+                found.append(stored)
+            next_after = offset
+
+        page = self.run(
+            self.inbox.read(
+                user, after=after, max_messages=max_messages, max_bytes=max_bytes
+            )
+        )
+
+        assert list(page.messages) == found
+        assert (page.next_after, page.expired, page.last) == (
+            next_after,
+            expired,
+            log.last,
+        )
+        assert page.gone == max(0, log.first - 1 - after)
+
+    @precondition(lambda self: self.store != "memory")
+    @rule()
+    def restart(self) -> None:
+        """An orderly end loses nothing at all."""
+        self.run(self.inbox.close())
+        self.open()
+
+    @precondition(lambda self: self.store != "memory")
+    @rule()
+    def die(self) -> None:
+        """
+        A copy of the files as they are is what a killed process leaves.
+
+        Marks of the last second may be lost, nothing else.
+        """
+        self.lives += 1
+        old, self.folder = self.folder, self.folder.with_name(str(self.lives))
+        shutil.copytree(old, self.folder)
+        self.run(self.inbox.close())
+        self.open()
+        for user, log in self.logs.items():
+            delivered = self.run(self.inbox.state(user)).delivered
+            assert delivered <= log.delivered
+            log.delivered = delivered
+
+    # --- what always holds
+
+    @invariant()
+    def states_are_as_in_the_model(self) -> None:
+        """Where each inbox begins, ends, and is delivered up to."""
+        if not hasattr(self, "inbox"):
+            return
+        for user, log in self.logs.items():
+            log.forget(self.now_s)
+            state = self.run(self.inbox.state(user))
+            assert (state.epoch, state.first, state.last, state.delivered) == (
+                self.epoch,
+                log.first,
+                log.last,
+                log.delivered,
+            )
+            assert (state.trimmed_for is None) == (state.first == 1)
+
+    def teardown(self) -> None:
+        """Leave nothing behind."""
+        if hasattr(self, "inbox"):
+            self.run(self.inbox.close())
+        self.runner.close()
+        self.temporary.cleanup()
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_store_does_what_its_model_does(store: str) -> None:
+    """Append, read, mark, forget, restart and die, in any order."""
+    machine = type("Machine", (Machine,), {"store": store})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,119 @@
+"""The file of a SQLite inbox: formats, whose it is, and what is there before and after."""
+
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from bridge.errors import StoreUnavailableError
+from bridge.inbox import sqlite_file
+from bridge.inbox.memory import Retention
+from bridge.inbox.sqlite import SqliteInbox
+from tests.conftest import eventually
+from tests.contract.inbox.files import (
+    Opened,
+    contents,
+    is_there,
+    message,
+    read_all,
+    rows,
+)
+
+# --- formats
+
+
+async def test_an_older_file_is_brought_into_the_format_of_today(
+    opened: Opened, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing of it is lost; once only."""
+    async with opened() as inbox:
+        epoch = inbox.epoch
+        await inbox.append([message("alice", b"1")])
+    newer = (*sqlite_file.MIGRATIONS, ("ALTER TABLE users ADD COLUMN colour TEXT",))
+    monkeypatch.setattr(sqlite_file, "MIGRATIONS", newer)
+
+    for _ in range(2):
+        async with opened() as inbox:
+            assert inbox.epoch == epoch
+            assert len(await read_all(inbox, "alice")) == 1
+
+    assert rows(path, "SELECT user, colour FROM users") == [("alice", None)]
+    assert rows(path, "PRAGMA user_version") == [(2,)]
+
+
+async def test_a_migration_that_fails_leaves_the_file_as_it_was(
+    opened: Opened, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old version can still be started."""
+    async with opened() as inbox:
+        await inbox.append([message("alice", b"1")])
+    broken = (*sqlite_file.MIGRATIONS, ("DROP TABLE seen", "NO SUCH STATEMENT"))
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite_file, "MIGRATIONS", broken)
+        with pytest.raises(StoreUnavailableError, match="syntax error"):
+            async with opened():
+                pass
+
+    assert rows(path, "PRAGMA user_version") == [(1,)]
+    async with opened() as inbox:
+        assert len(await read_all(inbox, "alice")) == 1
+
+
+async def test_a_file_of_a_newer_bridge_is_refused(opened: Opened, path: Path) -> None:
+    """It may mean things that this version would break."""
+    async with opened():
+        pass
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+    with pytest.raises(StoreUnavailableError, match=r"newer bridge wrote it.*99"):
+        async with opened():
+            pass
+
+
+async def test_a_file_of_something_else_is_refused_and_left_alone(
+    opened: Opened, path: Path
+) -> None:
+    """A path with a slip of the pen must not cost somebody else's data."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    before = contents(path)
+
+    with pytest.raises(StoreUnavailableError, match="something else"):
+        async with opened():
+            pass
+
+    assert contents(path) == before
+
+
+# --- before and after
+
+
+async def test_a_store_that_is_not_open_says_so(path: Path) -> None:
+    """Not with a file that nobody asked for."""
+    inbox = SqliteInbox(str(path), Retention(100, 1000, 60))
+
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError, match="it is not open"):
+            await inbox.append([message("alice", b"1")])
+        with pytest.raises(StoreUnavailableError, match="it is not open"):
+            await inbox.state("alice")
+        inbox.mark_delivered("alice", 1)
+        inbox.forget_trial(b"key")
+        await inbox.close()
+
+    assert not is_there(path)
+
+
+async def test_no_thread_outlives_the_store(opened: Opened) -> None:
+    """Nothing holds up the end of the process."""
+    async with opened():
+        assert len(inbox_threads()) == 2
+    await eventually(lambda: not inbox_threads())
+
+
+def inbox_threads() -> list[str]:
+    """Name the threads of stores that are alive."""
+    return [t.name for t in threading.enumerate() if t.name.startswith("inbox-")]
