@@ -2,9 +2,10 @@
 # Needs GNU make and Python 3.11 or later; see tools/setup for the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types check lock clean
+.PHONY: help demo test faults lint format types check lock clean
 
 PYTEST_ARGS ?=
+FAULTS_ARGS ?=
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -17,6 +18,10 @@ demo: ## RabbitMQ, the bridge and a page with two users; Ctrl-C ends all of it
 test: ## all tests, with a real RabbitMQ and real browsers (PYTEST_ARGS="-k word" for some)
 	@tools/setup tests
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+faults: ## thirty minutes of faults under load (FAULTS_ARGS="--minutes 5 --seed 7")
+	@tools/setup tests
+	@.venv/bin/python -m tests.faults.suite --minutes 30 --report docs/faults.md $(FAULTS_ARGS)
 
 lint: ## format and rules (ruff), changing nothing
 	@tools/setup lint

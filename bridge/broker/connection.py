@@ -217,7 +217,8 @@ async def broker_call(doing: str, *, timeout_s: float) -> AsyncIterator[None]:
         if task is None or task.cancelling():
             raise
         raise BrokerUnavailableError(doing, _LOST) from exc
-    except (AMQPError, OSError, ChannelInvalidStateError) as exc:
+    except (AMQPError, OSError, ChannelInvalidStateError, StopAsyncIteration) as exc:
+        # The last one: aiormq's word for a peer that hung up before its first frame.
         raise BrokerUnavailableError(doing, problem_text(exc)) from exc
     except Exception as exc:
         # When the peer hangs up right behind a frame, aiormq has no error to pass on and
@@ -281,7 +282,7 @@ async def _open_one(
         async with broker_call(doing, timeout_s=address.timeout_s):
             try:
                 await connection.connect()
-            except (AMQPError, OSError) as exc:
+            except (AMQPError, OSError, StopAsyncIteration) as exc:
                 raise BrokerUnavailableError(doing, _advice(exc, url)) from exc
     except BaseException:
         connection.abort()
@@ -326,7 +327,12 @@ def _advice(exc: BaseException, url: URL) -> str:
             f"TLS failed ({text}); does the port speak TLS, are certfile= and keyfile= right?",
         ),
         (
-            (asyncio.IncompleteReadError, ConnectionResetError, AMQPConnectionError),
+            (
+                asyncio.IncompleteReadError,
+                ConnectionResetError,
+                AMQPConnectionError,
+                StopAsyncIteration,
+            ),
             "closed by the other side; " + _CLOSED_ADVICE[url.scheme],
         ),
     ):

@@ -1,0 +1,342 @@
+"""
+The checker: from a history to a verdict, in the manner of Jepsen. Pure.
+
+It takes events in the order of their times, while they happen or from a file, and
+knows at any moment what is missing where. What the promise allows is counted; what it
+does not is a violation.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+from tests.faults.suite.history import (
+    Acked,
+    Alive,
+    Ambiguous,
+    Closed,
+    Confirmed,
+    Connected,
+    Disconnected,
+    Event,
+    FaultBegan,
+    FaultEnded,
+    Invoked,
+    Opened,
+    Received,
+    SetAside,
+    Synced,
+)
+
+_EXAMPLES: Final = 20
+Name = tuple[str, int]  # of a message, within its user: producer and number
+
+
+@dataclass(slots=True)
+class _Message:
+    invoked_t: float
+    has_id: bool
+    is_bad: bool
+    confirmed_t: float | None = None
+
+
+@dataclass(slots=True)
+class _User:
+    messages: dict[Name, _Message] = field(default_factory=dict)
+    confirmed: set[Name] = field(default_factory=set)
+    bad: set[Name] = field(default_factory=set)
+    set_aside: set[Name] = field(default_factory=set)
+    windows: list["_Window"] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Window:
+    """
+    One tab of a user, through all its pages.
+
+    `epoch`, `last` and `seen` belong to a chain of pages, of which each brought the
+    place of the one before. A page that brings none begins a new chain.
+    """
+
+    user: str
+    waiting: set[Name] = field(default_factory=set)  # confirmed and not received
+    received: dict[Name, int] = field(default_factory=dict)
+    newest_t: dict[str, float] = field(default_factory=dict)
+    epoch: str | None = None
+    last: int | None = None
+    seen: set[int] = field(default_factory=set)
+    is_first_chain: bool = True
+    is_open: bool = True
+    is_synced: bool = False
+
+
+class Violation:
+    """The names of what must never be."""
+
+    LOST = "lost"
+    NOT_ACCOUNTED = "bad ones not among the dead letters"
+    ORDER = "out of order"
+    UNEXPECTED = "unexpected"
+    REPEAT_POSITION = "repeats of a position"
+    REPEAT_ID = "repeats of a message_id"
+    HOLE = "positions skipped without a word"
+    GAP = "gaps told by bridge:sync"
+    EPOCH = "changes of the epoch"
+    NOT_RECOVERED = "reconnects that did not recover"
+
+    ALL = (
+        LOST, NOT_ACCOUNTED, ORDER, UNEXPECTED, REPEAT_POSITION,
+        REPEAT_ID, HOLE, GAP, EPOCH, NOT_RECOVERED,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """
+    What a history comes to.
+
+    Attributes:
+        counts: What happened how often, allowed things.
+        violations: How often what must not be was; one entry for each kind, 0 included.
+        examples: Some of each in words.
+
+    """
+
+    counts: dict[str, int]
+    violations: dict[str, int]
+    examples: tuple[str, ...]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing happened that the promise excludes."""
+        return not any(self.violations.values())
+
+
+class Checker:
+    """Feed it events; ask it at any time."""
+
+    def __init__(self) -> None:
+        self._users: dict[str, _User] = {}
+        self._windows: dict[str, _Window] = {}
+        self.counts: Counter[str] = Counter()
+        self._violations: Counter[str] = Counter()
+        self._examples: list[str] = []
+        self._told = 0
+
+    def feed(self, event: Event) -> None:  # noqa: C901, PLR0912 - one line for each kind of event
+        """Take one event in."""
+        match event:
+            case Invoked():
+                self._invoked(event)
+            case Confirmed():
+                self._confirmed(event)
+            case Ambiguous():
+                self.counts["publishes without an answer"] += 1
+            case Opened():
+                self._opened(event)
+            case Connected():
+                self._connected(event)
+            case Received():
+                self._received(event)
+            case Synced():
+                self._synced(event)
+            case Acked():
+                self.counts["acks" if event.is_ok else "acks refused"] += 1
+            case Disconnected():
+                self.counts["disconnects"] += 1
+            case Closed():
+                self._windows[event.window].is_open = False
+            case SetAside():
+                self._set_aside(event)
+            case FaultBegan():
+                pass  # counted when it ends: only then is it known that it was one
+            case FaultEnded():
+                self.counts["faults" if event.happened else "faults missed"] += 1
+            case Alive():
+                self.counts["rounds"] += 1
+            case _:
+                assert_never(event)
+
+    # --- questions
+
+    def has_received(self, window: str, name: Name) -> bool:
+        """Whether `window` has had the message."""
+        return name in self._windows[window].received
+
+    def all_synced(self, windows: int) -> bool:
+        """Whether there are `windows` windows and each was told once that its replay is over."""
+        known = self._windows.values()
+        return len(known) >= windows and all(window.is_synced for window in known)
+
+    def missing(self) -> Iterator[tuple[str, Name]]:
+        """Yield what is confirmed, not set aside, and not yet had by an open window."""
+        for name, window in self._windows.items():
+            if not window.is_open:
+                continue
+            for message in sorted(window.waiting):
+                yield name, message
+
+    def take_news(self) -> list[str]:
+        """Return the examples of violations that were not returned before."""
+        news = self._examples[self._told :]
+        self._told = len(self._examples)
+        return news
+
+    def verdict(self) -> Verdict:
+        """Judge what was fed so far."""
+        violations = Counter(self._violations)
+        examples = list(self._examples)
+        lost: set[tuple[str, Name]] = set()
+        for window, name in self.missing():
+            lost.add((self._windows[window].user, name))
+            if len(lost) <= _EXAMPLES:
+                where = self._users[self._windows[window].user].messages[name]
+                examples.append(
+                    f"lost: {name} of {self._windows[window].user}, confirmed at "
+                    f"{where.confirmed_t}, missing in window {window}"
+                )
+        violations[Violation.LOST] = len(lost)
+        for user_name, user in self._users.items():
+            for name in sorted((user.bad & user.confirmed) - user.set_aside):
+                violations[Violation.NOT_ACCOUNTED] += 1
+                examples.append(f"not accounted for: {name} of {user_name}")
+        counts = Counter(self.counts)
+        counts["users"] = len(self._users)
+        counts["windows"] = len(self._windows)
+        return Verdict(
+            dict(sorted(counts.items())),
+            {kind: violations[kind] for kind in Violation.ALL},
+            tuple(examples),
+        )
+
+    # --- producers
+
+    def _invoked(self, event: Invoked) -> None:
+        user = self._users.setdefault(event.user, _User())
+        name = (event.producer, event.number)
+        user.messages[name] = _Message(event.t, event.has_id, event.is_bad)
+        if event.is_bad:
+            user.bad.add(name)
+        self.counts["messages"] += 1
+
+    def _confirmed(self, event: Confirmed) -> None:
+        user = self._users[event.user]
+        name = (event.producer, event.number)
+        user.messages[name].confirmed_t = event.t
+        user.confirmed.add(name)
+        if name in user.bad or name in user.set_aside:
+            return
+        for window in user.windows:
+            if name not in window.received:
+                window.waiting.add(name)
+        self.counts["messages confirmed"] += 1
+
+    def _set_aside(self, event: SetAside) -> None:
+        name = (event.producer, event.number)
+        user = self._users.get(event.user)
+        if user is None or name not in user.messages:
+            self._violate(Violation.UNEXPECTED, event)
+            return
+        kind = "bad ones set aside" if name in user.bad else "good ones set aside"
+        self.counts[kind] += name not in user.set_aside
+        user.set_aside.add(name)
+        for window in user.windows:
+            window.waiting.discard(name)
+
+    # --- windows
+
+    def _opened(self, event: Opened) -> None:
+        window = self._windows.get(event.window)
+        if window is None:
+            user = self._users.setdefault(event.user, _User())
+            waiting = user.confirmed - user.bad - user.set_aside
+            window = self._windows[event.window] = _Window(event.user, waiting)
+            user.windows.append(window)
+            return
+        self.counts["pages loaded anew"] += 1
+        if not event.keeps_place:
+            window.epoch = window.last = None
+            window.seen = set()
+            window.is_first_chain = False
+
+    def _connected(self, event: Connected) -> None:
+        self.counts["connects"] += 1
+        if event.recovered:
+            self.counts["recovered by the stock client"] += 1
+        elif event.recovered is False:
+            self._violate(Violation.NOT_RECOVERED, event)
+
+    def _synced(self, event: Synced) -> None:
+        self.counts["syncs"] += 1
+        self._windows[event.window].is_synced = True
+        if not event.is_complete:
+            self._violate(Violation.GAP, event)
+
+    def _received(self, event: Received) -> None:
+        window = self._windows[event.window]
+        self.counts["receptions"] += 1
+        name = (event.producer, event.number)
+        message = self._users[window.user].messages.get(name)
+        if event.user != window.user or message is None or message.is_bad:
+            self._violate(Violation.UNEXPECTED, event)
+            return
+        is_new_position = self._take_position(window, event)
+        times = window.received.get(name, 0)
+        window.received[name] = times + 1
+        window.waiting.discard(name)
+        if times == 0:
+            self._check_order(window, message, event)
+        elif is_new_position and window.is_first_chain:
+            if message.has_id:
+                self._violate(Violation.REPEAT_ID, event)
+            else:
+                self.counts["copies of messages without id"] += 1
+        elif not window.is_first_chain:
+            # A page that brought no place gets again what was not acked.
+            self.counts["again, not having been acked"] += 1
+
+    def _take_position(self, window: _Window, event: Received) -> bool:
+        """Follow the positions of one chain; true if this one was not there before."""
+        epoch, _, digits = event.position.rpartition("-")
+        offset = int(digits)
+        if window.epoch is not None and epoch != window.epoch:
+            self._violate(Violation.EPOCH, event)
+            window.last, window.seen = None, set()
+        window.epoch = epoch
+        if offset in window.seen:
+            self._violate(Violation.REPEAT_POSITION, event)
+            return False
+        window.seen.add(offset)
+        if window.last is not None:
+            if offset < window.last:
+                self._violate(Violation.ORDER, event)
+            elif offset > window.last + 1:
+                self._violate(Violation.HOLE, event)
+        window.last = offset
+        return True
+
+    def _check_order(self, window: _Window, message: _Message, event: Received) -> None:
+        """
+        Compare with what the same producer did in what order.
+
+        Only what was confirmed before the next was begun has an order: a publish that
+        ended without an answer may arrive at any later time.
+        """
+        newest_t = window.newest_t.get(event.producer, -1.0)
+        if message.confirmed_t is not None and message.confirmed_t < newest_t:
+            self._violate(Violation.ORDER, event)
+        window.newest_t[event.producer] = max(newest_t, message.invoked_t)
+
+    def _violate(self, kind: str, event: Event) -> None:
+        self._violations[kind] += 1
+        if self._violations[kind] <= _EXAMPLES:
+            self._examples.append(f"{kind}: {event}")
+
+
+def check(events: Iterable[Event]) -> Verdict:
+    """Judge a whole history."""
+    checker = Checker()
+    for event in events:
+        checker.feed(event)
+    return checker.verdict()

@@ -1,0 +1,138 @@
+"""A TCP proxy on a fixed port that cuts, freezes, slows and halves what passes."""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final, Self
+
+_CHUNK_BYTES: Final = 65536
+_SLOW_BYTES: Final = 400
+_SLOW_PAUSE_S: Final = 0.02
+
+
+class Proxy:
+    """Stands between two parties. `connections` counts all that were ever made."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._passing = asyncio.Event()
+        self._passing.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._is_slow = False
+        self._is_halving = False
+        self._is_refusing = False
+        self.connections = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, *, port: int, target_port: int) -> AsyncIterator[Self]:
+        """Listen on loopback until the block is left."""
+        proxy = cls(target_port)
+        server = await asyncio.start_server(proxy._serve, "127.0.0.1", port)
+        try:
+            yield proxy
+        finally:
+            server.close()
+            proxy.mend()
+            proxy.cut()
+            await server.wait_closed()
+
+    def mend(self) -> None:
+        """Behave from now on; what was held goes on."""
+        self._is_slow = self._is_halving = self._is_refusing = False
+        self._passing.set()
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        for writer in tuple(self._writers):
+            writer.transport.abort()
+
+    def refuse(self) -> None:
+        """Reset whoever comes until `mend`."""
+        self._is_refusing = True
+
+    def freeze(self) -> None:
+        """Pass nothing on until `mend`; connections stay open."""
+        self._passing.clear()
+
+    def slow(self) -> None:
+        """Pass on some 20 kB a second and connection until `mend`."""
+        self._is_slow = True
+
+    def halve(self) -> None:
+        """Of the next chunk of each connection pass on one half, then reset it; until `mend`."""
+        self._is_halving = True
+
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if self._is_refusing:
+            writer.transport.abort()
+            return
+        self.connections += 1
+        self._writers.add(writer)
+        back: asyncio.StreamWriter | None = None
+        try:
+            with suppress(OSError):
+                there, back = await asyncio.open_connection(
+                    "127.0.0.1", self._target_port
+                )
+                self._writers.add(back)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._pass(reader, back))
+                    tasks.create_task(self._pass(there, writer))
+        finally:
+            for each in (writer, back):
+                if each is not None:
+                    self._writers.discard(each)
+                    each.transport.abort()
+
+    async def _pass(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter
+    ) -> None:
+        # uvloop's word for writing to what was reset a moment ago is a RuntimeError.
+        with suppress(OSError, RuntimeError):
+            while data := await source.read(_CHUNK_BYTES):
+                await self._passing.wait()
+                if self._is_halving:
+                    target.write(data[: len(data) // 2])
+                    await target.drain()
+                    # Both ends are reset by `_serve` when this half of it is over.
+                    target.close()
+                    return
+                await self._write(target, data)
+        target.close()
+
+    async def _write(self, target: asyncio.StreamWriter, data: bytes) -> None:
+        while data:
+            # What is slow becomes quick at once when it is mended.
+            size = _SLOW_BYTES if self._is_slow else len(data)
+            target.write(data[:size])
+            data = data[size:]
+            await target.drain()
+            if self._is_slow:
+                await asyncio.sleep(_SLOW_PAUSE_S)
+
+
+def free_ports(count: int) -> list[int]:
+    """
+    Choose ports that are free now, outside the range of outgoing connections.
+
+    A client that keeps trying a port of that range is sooner or later connected to itself.
+    """
+    text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
+    end = max(int(text.split()[0]), 12_000)
+    found: list[int] = []
+    while len(found) < count:
+        port = 10_000 + secrets.randbelow(end - 10_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found

@@ -1,0 +1,61 @@
+"""What a run came to, in words for people: on the terminal and in docs/faults.md."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from tests.faults.suite.run import Outcome
+
+_BEGIN: Final = "<!-- made by the run: begin -->"
+_END: Final = "<!-- made by the run: end -->"
+
+
+def report_lines(outcome: Outcome) -> Iterable[str]:
+    """Yield the report as lines of Markdown."""
+    verdict, plan = outcome.verdict, outcome.plan
+    counts = verdict.counts
+    yield (
+        f"Seed {plan.seed}: {counts.get('faults', 0)} faults in {counts.get('rounds', 0)} "
+        f"rounds, {counts.get('messages', 0):,} messages to {plan.scale.users} users, "
+        f"{counts.get('receptions', 0):,} receptions by {counts.get('windows', 0)} windows, "
+        f"{outcome.seconds / 60:.1f} minutes."
+    )
+    yield ""
+    yield "| must not be | times |"
+    yield "|---|---|"
+    for kind, number in verdict.violations.items():
+        yield f"| {kind} | {number} |"
+    yield f"| hangs | {0 if outcome.hang is None else 1} |"
+    yield f"| ends of the bridge that no fault asked for | {len(outcome.surprises)} |"
+    yield ""
+    yield "| fault | times | alive again after (s): median | worst |"
+    yield "|---|---|---|---|"
+    for kind, record in sorted(outcome.records.items()):
+        alive = record.alive_after_s or [0.0]
+        yield f"| {kind} | {record.happened} | {median(alive):.1f} | {max(alive):.1f} |"
+    yield ""
+    yield "| counted | times |"
+    yield "|---|---|"
+    for kind, number in counts.items():
+        yield f"| {kind} | {number:,} |"
+
+
+def trouble_lines(outcome: Outcome) -> Iterable[str]:
+    """Yield what went wrong, in detail."""
+    if outcome.hang is not None:
+        yield f"hang: {outcome.hang}"
+    yield from outcome.surprises
+    yield from outcome.verdict.examples
+
+
+def write_report(outcome: Outcome, path: Path) -> None:
+    """Put the report between its marks in the page at `path`; the rest stays."""
+    page = path.read_text(encoding="utf-8")
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        message = f"{path} has no marks for the report"
+        raise ValueError(message)
+    text = "\n".join(report_lines(outcome))
+    path.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}", encoding="utf-8")

@@ -1,0 +1,122 @@
+// Many windows with the official client, driven by the fault suite: JSON commands in, JSON
+// reports out, a line each, in the order in which things happen.
+"use strict";
+
+const readline = require("node:readline");
+const { io } = require("socket.io-client");
+
+const windows = new Map();
+let lines = [];
+
+function report(...facts) {
+  if (lines.length === 0) setTimeout(flush, 10);
+  lines.push(JSON.stringify(facts));
+}
+
+function flush() {
+  process.stdout.write(lines.join("\n") + "\n");
+  lines = [];
+}
+
+// One page of a window: made by `open`, made anew by `reload`.
+function load(name, window, keepsPlace) {
+  const place = keepsPlace ? window.position : undefined;
+  report("opened", name, Boolean(place));
+  window.page += 1;
+  const page = window.page;
+  const socket = io(window.url, {
+    forceNew: true,
+    reconnectionDelay: 100,
+    reconnectionDelayMax: 1000,
+    timeout: 8000,
+    ...window.options,
+    auth: (give) => give({ ...window.auth, position: place }),
+  });
+  window.socket = socket;
+  let connects = 0;
+  const isCurrent = () => window.page === page;
+  socket.on("connect", () => {
+    connects += 1;
+    report("connected", name, connects > 1 ? socket.recovered : null);
+  });
+  socket.on("disconnect", (reason) => {
+    report("disconnected", name, reason);
+    // Told to go by a packet, the stock client leaves it to the page to come back.
+    if (reason === "io server disconnect") setTimeout(() => isCurrent() && socket.connect(), 200);
+  });
+  socket.on("connect_error", (error) => {
+    // Refused by a packet (draining, store away): the page has to ask again.
+    if (socket.active || !isCurrent()) return;
+    report("refused", name, error.data ?? error.message);
+    setTimeout(() => isCurrent() && !window.sleeping && socket.connect(), 300);
+  });
+  socket.on("message", (data, position) => {
+    if (!isCurrent()) return;
+    window.position = position;
+    report("received", name, data.u, data.p, data.n, position);
+    if (window.auth.acks === "manual") ackSoon(name, window);
+  });
+  socket.on("bridge:sync", (sync) => {
+    if (isCurrent()) report("synced", name, sync.complete, sync.missed, sync.reason);
+  });
+}
+
+// Cumulative, a few times a second at most.
+function ackSoon(name, window) {
+  if (window.acking) return;
+  window.acking = true;
+  setTimeout(() => {
+    window.acking = false;
+    const { socket, position } = window;
+    if (!socket.connected) return;
+    socket.timeout(5000).emit("ack", position, (error, answer) => {
+      if (!error) report("acked", name, position, Boolean(answer && answer.ok));
+    });
+  }, 200);
+}
+
+function transportOf(window) {
+  const engine = window.socket.io.engine;
+  return engine && engine.transport && engine.transport.ws;
+}
+
+const commands = {
+  open(name, url, options, auth) {
+    const window = { url, options, auth, page: 0 };
+    windows.set(name, window);
+    load(name, window, false);
+  },
+  reload(name, keepsPlace) {
+    const window = windows.get(name);
+    window.socket.removeAllListeners();
+    window.socket.close();
+    load(name, window, keepsPlace);
+  },
+  sleep(name) {
+    const window = windows.get(name);
+    window.sleeping = true;
+    window.socket.disconnect();
+  },
+  wake(name) {
+    const window = windows.get(name);
+    window.sleeping = false;
+    window.socket.connect();
+  },
+  pause(name) {
+    const ws = transportOf(windows.get(name));
+    if (ws && ws.readyState === ws.OPEN) ws.pause();
+    windows.get(name).paused = ws;
+  },
+  resume(name) {
+    const ws = windows.get(name).paused;
+    if (ws && ws.isPaused) ws.resume();
+  },
+};
+
+const input = readline.createInterface({ input: process.stdin });
+input.on("line", (line) => {
+  const [command, ...args] = JSON.parse(line);
+  commands[command](...args);
+});
+input.on("close", () => process.exit(0));
+report("ready");

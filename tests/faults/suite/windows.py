@@ -1,0 +1,317 @@
+"""All windows of all users: stock clients in Node and in this process."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import orjson
+import socketio
+
+from tests.faults.suite.history import (
+    Acked,
+    Connected,
+    Disconnected,
+    History,
+    Opened,
+    Received,
+    Synced,
+)
+
+_DRIVER: Final = Path(__file__).with_name("windows.js")
+_CONNECT_WITHIN_S: Final = 10.0
+_AGAIN_AFTER_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """
+    What a window is.
+
+    Attributes:
+        name: Of the window, unlike any other.
+        user: Whose it is.
+        kind: `js`, `js-polling`, `js-acks` (manual acks, place kept over a reload),
+            `js-fresh` (manual acks, reload without a place), `python`.
+
+    """
+
+    name: str
+    user: str
+    kind: str
+
+    @property
+    def is_js(self) -> bool:
+        """Whether it lives in Node."""
+        return self.kind != "python"
+
+
+def plan_windows(users: Sequence[str]) -> list[Plan]:
+    """
+    Return two or three windows for each user, of all kinds.
+
+    A user whose pages bring no place has one window only: the delivered mark is one
+    for each user, so what one window has acked another one would not get again.
+    """
+    plans: list[Plan] = []
+    for number, user in enumerate(users):
+        if number % 10 == 9:
+            plans.append(Plan(f"{user}.fresh", user, "js-fresh"))
+            continue
+        plans.append(Plan(f"{user}.js", user, "js-acks" if number % 5 == 3 else "js"))
+        plans.append(Plan(f"{user}.py", user, "python"))
+        if number % 3 == 0:
+            plans.append(Plan(f"{user}.poll", user, "js-polling"))
+    return plans
+
+
+@dataclass
+class PythonWindow:
+    """python-socketio's client, told its last position at each connect."""
+
+    plan: Plan
+    url: str
+    token: str
+    history: History
+    http: aiohttp.ClientSession
+    position: str | None = None
+    _awake: asyncio.Event = field(default_factory=asyncio.Event)
+    _client: socketio.AsyncClient | None = None
+
+    async def run(self) -> None:
+        """Stay connected whenever awake, until cancelled."""
+        name = self.plan.name
+        self.history.add(
+            Opened(self.history.t, name, self.plan.user, keeps_place=False)
+        )
+        self._awake.set()
+        while True:
+            await self._awake.wait()
+            client = self._client = self._make_client()
+            try:
+                async with asyncio.timeout(_CONNECT_WITHIN_S):
+                    await client.connect(
+                        self.url,
+                        auth=self._auth,
+                        transports=["websocket"],
+                        wait_timeout=5,
+                    )
+            except (socketio.exceptions.ConnectionError, TimeoutError, OSError):
+                await asyncio.sleep(_AGAIN_AFTER_S)
+            else:
+                await client.wait()
+                self.history.add(Disconnected(self.history.t, name, ""))
+            finally:
+                self._client = None
+                await _leave(client)
+
+    async def sleep(self) -> None:
+        """Disconnect, and stay so until `wake`."""
+        self._awake.clear()
+        client = self._client
+        if client is not None:
+            await _leave(client)
+
+    def wake(self) -> None:
+        """Connect again."""
+        self._awake.set()
+
+    async def reload(self) -> None:
+        """Begin a new page with the place of the old one."""
+        await self.sleep()
+        t = self.history.t
+        self.history.add(
+            Opened(t, self.plan.name, self.plan.user, self.position is not None)
+        )
+        self.wake()
+
+    def _auth(self) -> dict[str, str]:
+        place = {"position": self.position} if self.position else {}
+        return {"token": self.token} | place
+
+    def _make_client(self) -> socketio.AsyncClient:
+        client = socketio.AsyncClient(
+            reconnection=False, http_session=self.http, handle_sigint=False
+        )
+        name, history = self.plan.name, self.history
+
+        def is_current() -> bool:
+            return self._client is client
+
+        async def connected() -> None:
+            history.add(Connected(history.t, name, recovered=None))
+
+        async def received(data: dict[str, Any], position: str) -> None:
+            if is_current():
+                self.position = position
+                history.add(
+                    Received(history.t, name, data["u"], data["p"], data["n"], position)
+                )
+
+        async def synced(sync: dict[str, Any]) -> None:
+            if is_current():
+                history.add(
+                    Synced(
+                        history.t,
+                        name,
+                        sync["complete"],
+                        sync["missed"],
+                        sync["reason"],
+                    )
+                )
+
+        client.on("connect", connected)
+        client.on("message", received)
+        client.on("bridge:sync", synced)
+        return client
+
+
+async def _leave(client: socketio.AsyncClient) -> None:
+    with suppress(TimeoutError, OSError, aiohttp.ClientError):
+        async with asyncio.timeout(3):
+            await client.disconnect()
+
+
+class JsWindows:
+    """All windows of one Node process."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        history: History,
+        users: dict[str, str],
+    ) -> None:
+        self._process = process
+        self._history = history
+        self._users = users
+        self.refusals: list[object] = []
+
+    async def read(self) -> None:
+        """Write down what Node reports until it ends."""
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            self._take(orjson.loads(line))
+
+    def _take(self, facts: list[Any]) -> None:
+        t, add = self._history.t, self._history.add
+        match facts:
+            case ["received", name, user, producer, number, position]:
+                add(Received(t, name, user, producer, number, position))
+            case ["acked", name, position, is_ok]:
+                add(Acked(t, name, position, is_ok))
+            case ["opened", name, keeps_place]:
+                add(Opened(t, name, self._users[name], keeps_place))
+            case ["connected", name, recovered]:
+                add(Connected(t, name, recovered))
+            case ["disconnected", name, reason]:
+                add(Disconnected(t, name, reason))
+            case ["synced", name, is_complete, missed, reason]:
+                add(Synced(t, name, is_complete, missed, reason))
+            case ["refused", _, why]:
+                self.refusals.append(why)
+            case ["ready"]:
+                pass
+            case _:
+                raise AssertionError(facts)
+
+    def command(self, *words: object) -> None:
+        """Tell Node to do something."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(orjson.dumps(words) + b"\n")
+
+
+@dataclass
+class Crowd:
+    """Every window there is."""
+
+    plans: list[Plan]
+    js: JsWindows
+    python: dict[str, PythonWindow]
+    asleep: set[str] = field(default_factory=set)
+
+    def named(self, *kinds: str) -> list[Plan]:
+        """Return the windows of some kinds; of all if none is named."""
+        return [plan for plan in self.plans if not kinds or plan.kind in kinds]
+
+    async def reload(self, plan: Plan) -> None:
+        """Load the page anew, with its place or, if that is its kind, without."""
+        if plan.is_js:
+            self.js.command("reload", plan.name, plan.kind != "js-fresh")
+        else:
+            await self.python[plan.name].reload()
+
+    async def sleep(self, plan: Plan) -> None:
+        """Disconnect until `wake`."""
+        self.asleep.add(plan.name)
+        if plan.is_js:
+            self.js.command("sleep", plan.name)
+        else:
+            await self.python[plan.name].sleep()
+
+    def wake(self, plan: Plan) -> None:
+        """Connect again."""
+        self.asleep.discard(plan.name)
+        if plan.is_js:
+            self.js.command("wake", plan.name)
+        else:
+            self.python[plan.name].wake()
+
+
+@asynccontextmanager
+async def open_crowd(
+    plans: list[Plan], url: str, tokens: dict[str, str], history: History
+) -> AsyncIterator[Crowd]:
+    """Open all windows; they close when the block is left."""
+    process = await asyncio.create_subprocess_exec(
+        "node",
+        str(_DRIVER),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=1 << 24,
+    )
+    users = {plan.name: plan.user for plan in plans}
+    js = JsWindows(process, history, users)
+    connector = aiohttp.TCPConnector(limit=0)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=connector) as http,
+            asyncio.TaskGroup() as tasks,
+        ):
+            tasks.create_task(js.read(), name="node")
+            python = {
+                plan.name: PythonWindow(plan, url, tokens[plan.user], history, http)
+                for plan in plans
+                if not plan.is_js
+            }
+            running = [
+                tasks.create_task(each.run(), name=each.plan.name)
+                for each in python.values()
+            ]
+            for plan in plans:
+                if plan.is_js:
+                    js.command("open", plan.name, url, *_js_options(plan, tokens))
+            yield Crowd(plans, js, python)
+            for task in running:
+                task.cancel()
+            process.stdin.close()  # type: ignore[union-attr] # it is a pipe
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def _js_options(
+    plan: Plan, tokens: dict[str, str]
+) -> tuple[dict[str, object], dict[str, object]]:
+    auth: dict[str, object] = {"token": tokens[plan.user]}
+    options: dict[str, object] = {}
+    if plan.kind == "js-polling":
+        options["transports"] = ["polling"]
+    if plan.kind in ("js-acks", "js-fresh"):
+        auth["acks"] = "manual"
+        options["transports"] = ["websocket"]
+    return options, auth
