@@ -94,8 +94,7 @@ async def bridge(
             node,
             NAMESPACE,
             inbox=f"sqlite:{store}",
-            inbox_max_messages="10000",
-            log_level="warning",
+            inbox_max_messages="2000000",
         ) as running,
         open_raw(node.url) as raw,
     ):

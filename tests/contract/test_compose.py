@@ -307,7 +307,7 @@ def health_check(port: int) -> int:
 @pytest.mark.parametrize(("status", "is_healthy"), [(200, True), (503, False)])
 def test_the_health_check_believes_what_the_bridge_answers(
     status: int,
-    is_healthy: bool,  # noqa: FBT001 - pytest passes it by name
+    is_healthy: bool,
 ) -> None:
     """The image has no curl: a line of Python asks."""
     with http_server(status) as port:

@@ -295,7 +295,7 @@ def test_claims_fit_their_schema_when_the_bridge_accepts_them(
 )
 def test_auth_fits_its_schema_when_the_bridge_accepts_it(
     auth: object,
-    is_accepted: bool,  # noqa: FBT001 - pytest passes it by name
+    is_accepted: bool,
 ) -> None:
     """A page that passes something else gets bad_request."""
     try:
