@@ -1,0 +1,47 @@
+"""The official JavaScript client, unchanged, across a kill -9 of the bridge."""
+
+from pathlib import Path
+
+import pytest
+
+from bridge.broker.local_node import LocalNode
+from tests.conftest import eventually
+from tests.integration.running import working
+from tests.integration.sockets.js_pages import open_pages
+from tests.integration.test_commands import (
+    command,
+    program,
+    settings_for_program,
+)
+
+
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+async def test_500_messages_missed_over_a_kill_arrive_once_and_in_order(
+    broker: LocalNode, namespace: str, tmp_path: Path, transport: str
+) -> None:
+    """`recovered` is true: nothing about a window is kept but what the window keeps."""
+    store = f"sqlite:{tmp_path / 'inbox.sqlite3'}"
+    settings = settings_for_program(broker, namespace, inbox=store)
+    token = (await command("token", "ann", **settings)).out.strip()
+    async with open_pages() as pages, working(broker, namespace) as worker:
+        async with program(broker, namespace, inbox=store) as first:
+            port = first.public_url.rpartition(":")[2]
+            await pages.connected(
+                "page",
+                first.public_url,
+                auth={"token": token},
+                transports=[transport],
+            )
+            for number in range(3):
+                await worker.publish("ann", number)
+            await eventually(lambda: len(pages.data("page")) == 3)
+            first.process.kill()
+            await first.ended()
+        await pages.until("page", "disconnect", within_s=60)
+        for number in range(3, 503):
+            await worker.publish("ann", number)
+
+        async with program(broker, namespace, inbox=store, port=port):
+            await eventually(lambda: len(pages.data("page")) >= 503, within_s=30)
+            assert pages.data("page") == list(range(503))
+            assert pages.all("page", "connect")[-1][0]["recovered"] is True
