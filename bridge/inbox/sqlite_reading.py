@@ -177,7 +177,10 @@ def _rows(
     """Yield offset and columns of what is stored behind `after`: indexed, then not."""
     for row in connection.execute(
         f"SELECT places.offset, {_COLUMNS} FROM places CROSS JOIN messages USING (seq)"  # noqa: S608 - no input
-        " WHERE places.user_id = ? AND places.offset > ? ORDER BY places.offset",
+        # The second condition is always true; nobody gets another user's message if the
+        # file was tampered with.
+        " WHERE places.user_id = ? AND messages.user_id = places.user_id"
+        " AND places.offset > ? ORDER BY places.offset",
         (user_id, after),
     ):
         after = row[0]

@@ -19,6 +19,7 @@ from bridge.errors import StoreUnavailableError
 T = TypeVar("T")
 
 _GROUP_JOBS: Final = 64
+_LOOK_EACH_S: Final = 1.0
 
 
 class Job(Generic[T]):
@@ -183,7 +184,11 @@ def _take(
 ) -> tuple[Sequence[Job[Any]], bool]:
     """Wait for a job, take those that wait with it, and say whether more may come."""
     group: list[Job[Any]] = []
-    job = jobs.get()
+    try:
+        job = jobs.get(timeout=_LOOK_EACH_S)
+    except queue.Empty:
+        # A program that ends without closing the store waits for its threads.
+        return (), threading.main_thread().is_alive()
     while job is not None:
         if not job.future.cancelled():
             group.append(job)

@@ -1,6 +1,8 @@
 """The file of a SQLite inbox: formats, whose it is, and what is there before and after."""
 
+import asyncio
 import sqlite3
+import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -112,6 +114,26 @@ async def test_no_thread_outlives_the_store(opened: Opened) -> None:
     async with opened():
         assert len(inbox_threads()) == 2
     await eventually(lambda: not inbox_threads())
+
+
+async def test_a_program_that_forgets_to_close_the_store_ends_all_the_same(
+    opened: Opened, path: Path
+) -> None:
+    """A crash at the start must not leave a process that does nothing."""
+    program = (
+        "import asyncio, sys\n"
+        "from bridge.inbox.memory import Retention\n"
+        "from bridge.inbox.sqlite import SqliteInbox\n"
+        "asyncio.run(SqliteInbox(sys.argv[1], Retention(9, 9, 9)).open())\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, str(path)
+    )
+    async with asyncio.timeout(30):
+        assert await process.wait() == 0
+
+    async with opened() as inbox:
+        assert inbox.problem is None
 
 
 def inbox_threads() -> list[str]:
