@@ -36,18 +36,20 @@ from bridge.options import (
     token_rules,
 )
 from bridge.pump import Pump
+from bridge.settings.contradictions import contradictions
 from bridge.settings.load import changed_fields
 from bridge.settings.model import Settings
 from bridge.sockets.server import BridgeServer
-from bridge.web.access import Handler, Keys, guarded
-from bridge.web.operator import operator_app
+from bridge.web.access import Handler, Keys, guarded, on_loopback_only
+from bridge.web.operator import PublishDoor, operator_app
 from bridge.web.public import LegacyDoor, public_app
 
 log = structlog.get_logger(__name__)
 
 _SWEEP_S: Final = 60.0
 _KEEPALIVE_S: Final = 75.0
-# Of the drain timeout, what windows may take; the rest is for settling and closing.
+_CLOSE_S: Final = 5.0
+# Of the drain timeout, what windows may take; the rest is for settling.
 _WINDOWS_SHARE: Final = 0.5
 
 
@@ -138,18 +140,22 @@ class Bridge:
             legacy = LegacyDoor(self.messages).push
             if settings.auth != "open":
                 legacy = guarded(self._publish_keys, legacy)
+            elif not settings.dangerously_open_to_the_network:
+                legacy = on_loopback_only(legacy)
         self._public = public_app(
             health=self, route_sockets=self.sockets.route, legacy=legacy
         )
         if self._add_public_routes is not None:
             self._add_public_routes(self._public)
+        self._publish_door = PublishDoor(
+            self.messages, self.metrics, max_message_bytes=settings.max_message_bytes
+        )
         self._operator = operator_app(
             health=self,
-            publisher=self.messages,
+            publish=self._publish_door.publish,
             metrics=self.metrics,
             operator_keys=self._operator_keys,
             publish_keys=self._publish_keys,
-            max_message_bytes=settings.max_message_bytes,
         )
 
     def _replace_keys(self, settings: Settings) -> None:
@@ -233,10 +239,17 @@ class Bridge:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         await self.inbox.open()
-        stack.push_async_callback(self.inbox.close)
+        stack.push_async_callback(self._close_inbox)
         if self.verifier is not None:
             await self.verifier.open()
             stack.push_async_callback(self.verifier.close)
+
+    async def _close_inbox(self) -> None:
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self.inbox.close()
+        except TimeoutError:  # a disk that hangs must not keep the process
+            log.warning("inbox.close_cut_short", problem=self.inbox.problem)
 
     async def _listen(self, stack: AsyncExitStack) -> Listening:
         settings = self.settings
@@ -256,17 +269,19 @@ class Bridge:
         self._is_draining = True
         within_s = self.settings.drain_timeout
         log.info("bridge.draining", within_s=within_s, windows=len(self.sockets.rooms))
+        windows_s = within_s * _WINDOWS_SHARE
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(within_s - windows_s):
                 await self.intake.stop_consuming()
                 await self.intake.settled()
-                await self.sockets.drain(within_s=within_s * _WINDOWS_SHARE)
+        except TimeoutError:  # the store is away; the broker keeps what is in flight
+            log.warning("bridge.drain_unsettled", in_flight=self.intake.in_flight)
+        try:
+            async with asyncio.timeout(windows_s):
+                # Paced over half of its time: the rest is for last words.
+                await self.sockets.drain(within_s=windows_s / 2)
         except TimeoutError:
-            log.warning(
-                "bridge.drain_cut_short",
-                in_flight=self.intake.in_flight,
-                windows=len(self.sockets.rooms),
-            )
+            log.warning("bridge.drain_cut_short", windows=len(self.sockets.rooms))
         await self.intake.close()
         log.info("bridge.drained")
 
@@ -275,24 +290,30 @@ class Bridge:
     async def reload(self, new: Settings) -> None:
         """Apply what `new` changes and can be applied while running, and log it all."""
         applied, needs_restart = changed_fields(self.settings, new)
-        if "log_level" in applied:
-            set_log_level(new.log_level)
+        # What needs a restart keeps its old value until then, here and everywhere.
+        new = new.model_copy(
+            update={name: getattr(self.settings, name) for name in needs_restart}
+        )
+        problems = contradictions(new)
+        if problems:
+            log.error("settings.reload_refused", problems=problems)
+            return
         if self.verifier is not None:
             try:
                 self.verifier.replace_rules(token_rules(new))
             except ConfigError as exc:
                 log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
                 return
+        if "log_level" in applied:
+            set_log_level(new.log_level)
         self.inbox.retention = retention(new)
         self.sockets.apply(server_options(new))
         self.pump.limits = MessageLimits(new.max_message_bytes)
+        self._publish_door.max_message_bytes = new.max_message_bytes
         self._replace_keys(new)
         if "prefetch" in applied:
             await self.intake.set_prefetch(new.prefetch)
-        # What needs a restart keeps its old value until then.
-        self.settings = new.model_copy(
-            update={name: getattr(self.settings, name) for name in needs_restart}
-        )
+        self.settings = new
         log.info("settings.reloaded", changed=applied, needs_restart=needs_restart)
 
 

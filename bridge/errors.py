@@ -6,6 +6,7 @@ The tree of errors: the type says what to do, the attributes say what happened.
     ├─ TransientError    may succeed later: wait and try again
     │  ├─ BrokerUnavailableError
     │  ├─ StoreUnavailableError
+    │  │  └─ StoreInUseError
     │  └─ KeysUnavailableError
     ├─ StaleBatchError   the deliveries in hand will come again: drop them
     ├─ TopologyError     the broker has something else under our name; exit code 1
@@ -63,6 +64,10 @@ class StoreUnavailableError(TransientError):
 
     def __str__(self) -> str:
         return f"inbox {self.store}: {self.problem}"
+
+
+class StoreInUseError(StoreUnavailableError):
+    """Another bridge has the inbox store open."""
 
 
 class KeysUnavailableError(TransientError):

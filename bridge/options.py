@@ -62,6 +62,8 @@ def server_options(settings: Settings) -> ServerOptions:
             origins=OriginRules(
                 allowed=frozenset(settings.allowed_origins),
                 allows_any=settings.dangerously_allow_any_origin,
+                loopback_only=settings.auth == "open"
+                and not settings.dangerously_open_to_the_network,
             ),
             trusted_proxies=parse_networks(settings.trusted_proxies),
         ),

@@ -11,6 +11,7 @@ when there is much they are large and cheap. A store that is away makes the pump
 never overtake; prefetch bounds what waits with it and the broker keeps the rest.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from time import time
@@ -148,7 +149,11 @@ class Pump(Generic[B]):
         now_s = self._now()
         good: list[_Parsed] = []
         for delivery in deliveries:
-            parsed = parse_delivery(delivery, limits=self.limits, now_s=now_s)
+            try:
+                parsed = parse_delivery(delivery, limits=self.limits, now_s=now_s)
+            except Exception as exc:  # noqa: BLE001 - a bug must cost one message, not the queue
+                await self._try_again_later(batch, delivery, None, exc)
+                continue
             if isinstance(parsed, Rejection):
                 letter = DeadLetter(parsed, attempt_of(delivery))
                 await self._set_aside(batch, delivery, letter)
@@ -179,8 +184,11 @@ class Pump(Generic[B]):
                 text = f"the process died {trial - 1} times with this message in hand"
                 letter = DeadLetter(Rejection(reason, text), attempt_of(delivery))
                 await self._set_aside(batch, delivery, letter)
-        finally:
+        except (StaleBatchError, asyncio.CancelledError):
             self._inbox.forget_trial(key)
+            raise
+        # Any other error goes up and ends the process: that is a death, the note stays.
+        self._inbox.forget_trial(key)
 
     async def _store(self, batch: B, good: Sequence[_Parsed]) -> None:
         """Append `good`; a batch that fails is split until the culprit stands alone."""
@@ -204,13 +212,17 @@ class Pump(Generic[B]):
         self._count(Outcome.DUPLICATE, duplicates)
 
     async def _try_again_later(
-        self, batch: B, delivery: Delivery, message: Message, cause: Exception
+        self,
+        batch: B,
+        delivery: Delivery,
+        message: Message | None,
+        cause: Exception,
     ) -> None:
         attempt = attempt_of(delivery)
         log.error(
             "delivery.failed",
-            user=user_hash(message.user),
-            message_id=message.id,
+            user=user_hash(delivery.routing_key.decode(errors="replace")),
+            message_id=message.id if message else None,
             attempt=attempt,
             exc_info=cause,
         )
@@ -222,7 +234,7 @@ class Pump(Generic[B]):
         await self._patiently(
             batch,
             lambda: self._publisher.retry(
-                delivery, choice, deadline_s=message.deadline_s
+                delivery, choice, deadline_s=message.deadline_s if message else None
             ),
             doing="retry",
         )

@@ -186,6 +186,8 @@ class Intake:
             return
         try:
             await session.start_consumer(count)
+            if self._stopping.is_set():  # meanwhile
+                await session.stop_consumer()
         except BrokerUnavailableError as exc:
             session.fail(exc.problem)
 

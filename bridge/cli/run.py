@@ -1,5 +1,7 @@
 """`bridge run`: carry messages until told to go."""
 
+import asyncio
+
 import typer
 import uvloop
 
@@ -7,6 +9,7 @@ from bridge import __version__
 from bridge.app import Bridge, Listening, run_until_signalled
 from bridge.cli.options import LoadSettings, with_settings
 from bridge.logs import configure_logs
+from bridge.names import ExitCode
 
 
 @with_settings
@@ -27,7 +30,11 @@ def run(load: LoadSettings) -> None:
     settings = load()
     configure_logs(level=settings.log_level, log_format=settings.log_format)
     bridge = Bridge(settings)
-    uvloop.run(run_until_signalled(bridge, load=load, on_listening=_tell))
+    try:
+        uvloop.run(run_until_signalled(bridge, load=load, on_listening=_tell))
+    except asyncio.CancelledError:  # the second signal
+        typer.echo("bridge: ended at once; what was not acked comes again", err=True)
+        raise typer.Exit(ExitCode.FAILED) from None
 
 
 def _tell(listening: Listening) -> None:

@@ -42,7 +42,7 @@ def tail(
     """
     Connect as a browser of USER would and print what arrives, until Ctrl-C.
 
-    It counts as a window: what it prints has been delivered.
+    It counts as a window but only looks on: what it prints still waits for a page.
 
     Examples:
         bridge tail --user ann
@@ -90,7 +90,8 @@ class _Follower:
         try:
             await self._client.connect(
                 url,
-                auth={"token": token} if token else None,
+                # A pure observer: it acks nothing, so what it prints is not delivered.
+                auth={"token": token, "acks": "manual"},
                 wait_timeout=_CONNECT_WITHIN_S,
             )
         except socketio.exceptions.ConnectionError as exc:

@@ -143,6 +143,11 @@ def parse_delivery(
     data = parse_body(body, content_type=properties.content_type)
     if isinstance(data, Rejection):
         return data
+    if len(data) > limits.body_bytes:  # text whose characters JSON has to escape
+        return Rejection(
+            DeadLetterReason.TOO_LARGE,
+            f"text has {len(data)} bytes as JSON, allowed are {limits.body_bytes}",
+        )
     return Message(
         user=user,
         event=event,
@@ -249,13 +254,23 @@ def _message_id(raw: bytes | None) -> str | None:
     return raw.decode(errors="backslashreplace") if raw else None
 
 
-def _deadline_s(properties: Properties, now_s: float) -> float | None:
-    # A message that went through a retry lost `expiration` on its way (the broker
-    # would have dropped it in the waiting queue) and brings its deadline along.
+def carried_deadline_ms(properties: Properties) -> int | None:
+    """
+    Return the deadline that a message brings along from a retry, in Unix milliseconds.
+
+    It lost `expiration` on its way: the broker would have dropped it in the waiting queue.
+    """
     deadline_ms = header_int(properties.headers, Header.DEADLINE)
     # Anybody can publish the header: out of range it is not ours.
     if deadline_ms is not None and 0 <= deadline_ms < _DEADLINE_MAX_MS:
-        return deadline_ms / 1000
+        return deadline_ms
+    return None
+
+
+def _deadline_s(properties: Properties, now_s: float) -> float | None:
+    carried_ms = carried_deadline_ms(properties)
+    if carried_ms is not None:
+        return carried_ms / 1000
     raw = properties.expiration
     # RabbitMQ refuses a publish whose expiration is not a number, so anything else
     # never gets here; if it does, it is as if it were not set.

@@ -7,6 +7,7 @@ browsers send none; they have to bring a token like everybody.
 """
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
 from yarl import URL
@@ -16,10 +17,16 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class OriginRules:
-    """The operator's choice: origins by name, or all of them."""
+    """
+    The operator's choice: origins by name, or all of them.
+
+    `loopback_only` is for open mode: a name of any site can be made to point to
+    127.0.0.1 (DNS rebinding), and its page would then be of the same host as the bridge.
+    """
 
     allowed: frozenset[str] = frozenset()
     allows_any: bool = False
+    loopback_only: bool = False
 
     def allows(
         self, origin: str | None, *, host: str | None, fetch_site: str | None
@@ -36,6 +43,8 @@ class OriginRules:
                 `Origin` (an image, a script) from a same-origin one.
 
         """
+        if self.loopback_only and not is_loopback_host(host):
+            return False
         if self.allows_any:
             return True
         if origin is None:
@@ -43,6 +52,15 @@ class OriginRules:
         if origin in self.allowed:
             return True
         return not self.allowed and _is_same_host(origin, host)
+
+
+def is_loopback_host(host: str | None) -> bool:
+    """Whether the header `Host` names this machine itself, by address or as localhost."""
+    try:
+        name = URL(f"http://{host}").host if host else None
+        return name == "localhost" or bool(name and ip_address(name).is_loopback)
+    except ValueError:
+        return False
 
 
 def _is_same_host(origin: str, host: str | None) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Final
 
-from bridge.core.message import Delivery, Rejection
+from bridge.core.message import Delivery, Rejection, carried_deadline_ms
 from bridge.core.properties import (
     PERSISTENT,
     Properties,
@@ -170,8 +170,7 @@ def dead_letter_properties(
     }
     if original.expiration is not None:
         added[Header.EXPIRATION] = original.expiration
-    # A message that has been through a retry brings its deadline in a header.
-    deadline_ms = header_int(original.headers, Header.DEADLINE)
+    deadline_ms = carried_deadline_ms(original)
     if deadline_ms is not None:
         added[Header.DEADLINE] = deadline_ms
     return _copy_with(original, added, max_bytes=max_bytes)

@@ -12,7 +12,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from bridge.errors import StoreUnavailableError
+from bridge.errors import StoreInUseError, StoreUnavailableError
 
 # "brdg": tells our files from other people's.
 APPLICATION_ID: Final = 0x62726467
@@ -151,9 +151,10 @@ class StoreFile:
         except BlockingIOError:
             holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
             os.close(lock)
-            raise self._unavailable(
+            raise StoreInUseError(
+                self._description,
                 f"another bridge (process {holder or 'unknown'}) has it open; "
-                "give each bridge a file of its own"
+                "give each bridge a file of its own",
             ) from None
         self._lock = lock
         os.ftruncate(lock, 0)

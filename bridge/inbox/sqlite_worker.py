@@ -117,6 +117,8 @@ class Worker:
             target=self._main,
             args=(self._queue, opened, self._ended),
             name=self._name,
+            # A disk that hangs must not keep the process: the file survives a crash.
+            daemon=True,
         ).start()
         try:
             await opened.future

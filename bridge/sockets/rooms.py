@@ -121,6 +121,7 @@ class Rooms(AsyncManager):  # type: ignore[misc] # socketio has no types
         if room.fed > window.offset:
             return False
         room.open.append(window)
+        window.is_live = True
         return True
 
     def leave(self, window: Window) -> bool:

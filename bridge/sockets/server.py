@@ -166,11 +166,16 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
         for carrier in tuple(self.eio.sockets.values()):
             if carrier.closed:
                 continue
-            if carrier.waiting_bytes > self._options.bounds.outbound_bytes:
+            window = self._entrance.windows.get(carrier.sid)
+            # A replay waits for its window and loses patience by itself.
+            is_replaying = window is not None and not window.is_live
+            if (
+                not is_replaying
+                and carrier.waiting_bytes > self._options.bounds.outbound_bytes
+            ):
                 # It asks and pongs but does not read: answers and pings pile up.
                 self._close_session(carrier, Closing.SLOW)
                 continue
-            window = self._entrance.windows.get(carrier.sid)
             if window is not None:
                 self._check_expiry(window, now_s)
             elif (

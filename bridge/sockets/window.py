@@ -20,6 +20,7 @@ class Window:
         epoch: Of the store that its positions are of.
         offset: Newest message that was written to it, or that it had before.
         has_manual_acks: Whether only its `ack` moves the delivered mark.
+        is_live: Whether its replay is over and it gets what is new.
         is_warned: Whether it was told that its token is about to expire.
         warning_s: How long before the token's end it is told.
         connected_s: Unix time.
@@ -32,6 +33,7 @@ class Window:
         "epoch",
         "has_manual_acks",
         "identity",
+        "is_live",
         "is_warned",
         "offset",
         "sid",
@@ -54,6 +56,7 @@ class Window:
         self.epoch = epoch
         self.offset = offset
         self.has_manual_acks = has_manual_acks
+        self.is_live = False
         self.connected_s = connected_s
         self.renew(identity, now_s=connected_s)
 

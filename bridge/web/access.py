@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
 
+from bridge.core.origins import is_loopback_host
 from bridge.web.problems import problem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -50,6 +51,17 @@ def _given_key(request: web.Request) -> bytes | None:
         return value.strip().encode(errors="replace")
     key = request.headers.get("X-API-Key")
     return key.encode(errors="replace") if key else None
+
+
+def on_loopback_only(handler: Handler) -> Handler:
+    """Return `handler` for requests to this machine by its own name (DNS rebinding)."""
+
+    async def guard(request: web.Request) -> web.StreamResponse:
+        if not is_loopback_host(request.headers.get("Host")):
+            return problem(403, "open mode answers to localhost and 127.0.0.1 alone")
+        return await handler(request)
+
+    return guard
 
 
 def guarded(keys: Keys, handler: Handler) -> Handler:

@@ -1,5 +1,6 @@
 """The operator door: `/api/publish`, `/metrics`, `/health/*`, each but the last behind a key."""
 
+import asyncio
 from typing import Final
 from uuid import uuid4
 
@@ -18,21 +19,21 @@ from bridge.web.publishing import MessagePublisher
 _RETRY_AFTER_S: Final = "2"
 # Around the data stand the other fields, and a character may be written as \u0000.
 _FIELDS_MAX_BYTES: Final = 8192
+_BODY_WITHIN_S: Final = 30.0
 
 
 def operator_app(
     *,
     health: Health,
-    publisher: MessagePublisher,
+    publish: Handler,
     metrics: Metrics,
     operator_keys: Keys,
     publish_keys: Keys,
-    max_message_bytes: int,
 ) -> web.Application:
     """Build the operator door. Keys may change while it is open."""
     app = web.Application(
         middlewares=[answer_with_problems],
-        client_max_size=max_message_bytes + _FIELDS_MAX_BYTES,
+        client_max_size=0,  # the publishing door has its own, which may change
     )
     app.on_response_prepare.append(harden)
     add_health_routes(app, health)
@@ -43,8 +44,6 @@ def operator_app(
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
-    door = PublishDoor(publisher, metrics, max_message_bytes=max_message_bytes)
-    publish: Handler = door.publish
     app.router.add_get("/metrics", guarded(operator_keys, render_metrics))
     app.router.add_post("/api/publish", guarded(publish_keys, publish))
     return app
@@ -66,7 +65,13 @@ class PublishDoor:
 
     async def publish(self, request: web.Request) -> web.Response:
         """Answer 202 once the broker has confirmed the message."""
-        asked = parse_publish_request(await request.read())
+        body = await self._read(request)
+        if body is None:
+            detail = (
+                f"the body is too large: data may have {self.max_message_bytes} bytes"
+            )
+            return problem(413, detail)
+        asked = parse_publish_request(body)
         if isinstance(asked, Problem):
             return problem(asked.status, asked.detail, pointer=asked.pointer)
         data = orjson.dumps(asked.data)
@@ -91,3 +96,16 @@ class PublishDoor:
             body=orjson.dumps({"id": message_id}),
             content_type="application/json",
         )
+
+    async def _read(self, request: web.Request) -> bytes | None:
+        """Read the body; `None` if it is too large. Aiohttp has no deadline for bodies."""
+        body = bytearray()
+        try:
+            async with asyncio.timeout(_BODY_WITHIN_S):
+                async for chunk in request.content.iter_any():
+                    body += chunk
+                    if len(body) > self.max_message_bytes + _FIELDS_MAX_BYTES:
+                        return None
+        except TimeoutError:
+            raise web.HTTPRequestTimeout from None
+        return bytes(body)

@@ -358,6 +358,7 @@ async def test_the_bridge_s_own_user_of_rabbitmq_may_do_what_it_must_and_no_more
                 "operator_host": "127.0.0.1",
                 "port": 0,
                 "operator_port": 0,
+                "inbox": "memory:",  # the volume is the container's
             }
         )
         async with running(here) as (bridge, listening), aiohttp.ClientSession() as web:

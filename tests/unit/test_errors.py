@@ -17,6 +17,7 @@ from bridge.errors import (
     PublishRefusedError,
     RefusedError,
     StaleBatchError,
+    StoreInUseError,
     StoreUnavailableError,
     TopologyError,
     TransientError,
@@ -33,6 +34,10 @@ TEXTS: list[tuple[BridgeError, str]] = [
         "publish: no confirm within 15 s",
     ),
     (StoreUnavailableError("memory:", "full"), "inbox memory:: full"),
+    (
+        StoreInUseError("sqlite:x", "another bridge has it open"),
+        "inbox sqlite:x: another bridge has it open",
+    ),
     (
         KeysUnavailableError("it is not JSON"),
         "the key set at BRIDGE_JWKS_URL cannot be had: it is not JSON",
@@ -95,7 +100,12 @@ def test_the_table_holds_every_error_of_the_house() -> None:
 
 def test_the_type_says_what_to_do() -> None:
     """Wait, or tell one client: callers catch the kind, not each one."""
-    transient = {BrokerUnavailableError, StoreUnavailableError, KeysUnavailableError}
+    transient = {
+        BrokerUnavailableError,
+        StoreUnavailableError,
+        StoreInUseError,
+        KeysUnavailableError,
+    }
 
     for error, _ in TEXTS:
         assert isinstance(error, TransientError) == (type(error) in transient)

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from bridge.core.message import Delivery, Message, MessageLimits
+import bridge.pump
+from bridge.core.message import (
+    Delivery,
+    Message,
+    MessageLimits,
+    Rejection,
+    parse_delivery,
+)
 from bridge.core.properties import Properties, render_properties, render_table
 from bridge.core.settlement import DeadLetter, RetryAfter, trial_key
 from bridge.errors import (
@@ -365,3 +372,44 @@ async def test_cancelling_while_a_store_is_away_acks_nothing(house: House) -> No
             await house.pump.settle(FakeBatch([delivery(1)]))
 
     assert house.journal == []
+
+
+async def test_a_bug_in_reading_one_message_costs_that_message_alone(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again and set aside; the process goes on, and so do its neighbours."""
+    whole = parse_delivery
+
+    def stumble(
+        delivery: Delivery, *, limits: MessageLimits, now_s: float
+    ) -> Message | Rejection:
+        if delivery.body == b"2":
+            problem = "a bug"
+            raise ZeroDivisionError(problem)
+        return whole(delivery, limits=limits, now_s=now_s)
+
+    monkeypatch.setattr(bridge.pump, "parse_delivery", stumble)
+
+    await house.pump.settle(
+        FakeBatch([delivery(1, b"1"), delivery(2, b"2"), delivery(3, b"3")])
+    )
+
+    assert house.journal == ["retry 2", "store 1", "store 3", "ack 3"]
+
+
+async def test_an_error_that_ends_the_process_leaves_the_note_of_the_trial(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A death by exception is a death: forgotten, each trial would be the first."""
+    killer = suspect(1, b"{", 5)
+
+    async def fail(_delivery: Delivery, _letter: DeadLetter) -> None:
+        problem = "out of memory, or a bug"
+        raise MemoryError(problem)
+
+    monkeypatch.setattr(house.publisher, "dead_letter", fail)
+
+    with pytest.raises(MemoryError):
+        await house.pump.settle(FakeBatch([killer]))
+
+    assert house.inbox.trials == {trial_key(killer): 1}

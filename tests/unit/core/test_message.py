@@ -359,3 +359,13 @@ def test_no_property_bytes_take_a_good_message_down(raw_properties: bytes) -> No
     else:
         assert outcome.user == "alice"
         assert json.loads(outcome.data) in ([1], "[1]")
+
+
+def test_text_that_grows_over_the_bound_as_json_is_too_large() -> None:
+    """A control character takes six bytes there; the bound is on what a window gets."""
+    text = Properties(content_type=b"text/plain")
+
+    rejection = reject(delivery(b"\x01" * 20_000, properties=text))
+
+    assert rejection.reason is DeadLetterReason.TOO_LARGE
+    assert "120002 bytes as JSON" in rejection.text

@@ -88,3 +88,24 @@ def test_any_origin_is_let_in_only_by_the_setting_that_says_so() -> None:
 
     assert rules.allows("https://evil.example", host=None, fetch_site="cross-site")
     assert rules.allows("null", host=None, fetch_site=None)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_allowed"),
+    [
+        ("localhost:8080", True),
+        ("127.0.0.1", True),
+        ("[::1]:8080", True),
+        ("evil.example:8080", False),
+        ("127.0.0.1.evil.example", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_open_mode_answers_to_this_machines_own_names_alone(
+    host: str | None, *, is_allowed: bool
+) -> None:
+    """Any site's name can be made to point to 127.0.0.1: DNS rebinding."""
+    rules = OriginRules(loopback_only=True)
+
+    assert rules.allows(f"http://{host}", host=host, fetch_site=None) is is_allowed

@@ -320,3 +320,17 @@ def test_a_suspect_is_tried_twice_and_then_set_aside() -> None:
         DeadLetterReason.CRASHED,
         DeadLetterReason.CRASHED,
     ]
+
+
+def test_a_forged_deadline_beyond_all_times_does_not_keep_a_letter_from_being_written() -> (
+    None
+):
+    """An unsigned 64 bit integer, which anybody can publish, does not fit into ours."""
+    forged = b"\x11x-bridge-deadlineL" + b"\xff" * 8
+    letter = DeadLetter(Rejection(DeadLetterReason.BAD_EVENT, "x"), 1)
+
+    copy = dead_letter_properties(
+        delivery(Properties(headers=forged)), letter, origin_queue="q", now_s=NOW_S
+    )
+
+    assert header_int(copy.headers, Header.DEADLINE) is None

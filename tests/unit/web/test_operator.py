@@ -7,7 +7,7 @@ import pytest
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 from bridge.web.access import Keys
-from bridge.web.operator import operator_app
+from bridge.web.operator import PublishDoor, operator_app
 from tests.unit.web.conftest import Client, Desk, Open, Patient
 
 KEY = {"X-API-Key": "publish"}
@@ -18,11 +18,10 @@ async def door(open_app: Open, health: Patient, desk: Desk) -> Client:
     return await open_app(
         operator_app(
             health=health,
-            publisher=desk,
+            publish=PublishDoor(desk, Metrics(), max_message_bytes=1000).publish,
             metrics=Metrics(),
             operator_keys=Keys(["operate"], setting="BRIDGE_OPERATOR_TOKEN"),
             publish_keys=Keys(["publish"], setting="BRIDGE_API_KEY"),
-            max_message_bytes=1000,
         )
     )
 
