@@ -8,6 +8,7 @@ comes again.
 """
 
 import asyncio
+import errno
 import signal
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
@@ -254,9 +255,15 @@ class Bridge:
     async def _listen(self, stack: AsyncExitStack) -> Listening:
         settings = self.settings
         return Listening(
-            public_url=await _serve(stack, self._public, settings.host, settings.port),
+            public_url=await _serve(
+                stack, self._public, settings.host, settings.port, "BRIDGE_PORT"
+            ),
             operator_url=await _serve(
-                stack, self._operator, settings.operator_host, settings.operator_port
+                stack,
+                self._operator,
+                settings.operator_host,
+                settings.operator_port,
+                "BRIDGE_OPERATOR_PORT",
             ),
         )
 
@@ -354,7 +361,7 @@ async def run_until_signalled(
 
 
 async def _serve(
-    stack: AsyncExitStack, app: web.Application, host: str, port: int
+    stack: AsyncExitStack, app: web.Application, host: str, port: int, setting: str
 ) -> str:
     runner = web.AppRunner(
         app,
@@ -364,7 +371,17 @@ async def _serve(
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    await web.TCPSite(runner, host, port).start()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as exc:
+        problem = f"cannot be had: {exc.strerror}"
+        if exc.errno == errno.EADDRINUSE:
+            problem = (
+                "is taken by another process; "
+                "stop it or choose another port (0 = any free one)"
+            )
+        message = f"{setting}: {host}:{port} {problem}"
+        raise OSError(message) from exc
     address: Sequence[object] = runner.addresses[0]
     shown = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
     return f"http://{shown}:{address[1]}"

@@ -6,6 +6,7 @@ import orjson
 import typer
 from rich.console import Console
 from rich.table import Table
+from yarl import URL
 
 from bridge.cli.options import ConfigFile
 from bridge.settings.checks import environment_name
@@ -45,6 +46,9 @@ def config(
 def shown_value(settings: Settings, name: str) -> object:
     """Return a setting as it may be shown: secrets are stars."""
     value = getattr(settings, name)
+    if name == "amqp_url":
+        urls = (URL(url.get_secret_value()) for url in settings.amqp_url)
+        return [str(url.with_password("***") if url.password else url) for url in urls]
     if isinstance(value, tuple):
         return [_masked(part) for part in value]
     return _masked(value)

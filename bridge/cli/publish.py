@@ -11,6 +11,8 @@ import orjson
 import typer
 from rich.console import Console
 
+from bridge.broker.connection import Purpose, open_connection
+from bridge.broker.frame_reader import FrameReader
 from bridge.broker.messages import MessagePublisher
 from bridge.broker.publisher import Publisher
 from bridge.cli.options import AmqpUrl, ConfigFile
@@ -100,6 +102,8 @@ def _requests(
     user: str, data: str | None, given: Mapping[str, object], *, is_text: bool
 ) -> Iterator[_Line]:
     """Yield what is to be published, each checked as the HTTP door would."""
+    if user == _STDIN and data is not None:
+        raise ConfigError(["DATA: comes with the lines of stdin, leave it out"])
     if user == _STDIN:
         for number, line in _stdin_lines():
             yield _Line(number, _checked(line, number))
@@ -107,7 +111,9 @@ def _requests(
         for number, line in _stdin_lines():
             yield _Line(number, _one(user, line, given, number, is_text=is_text))
     elif data is None:
-        raise ConfigError(["DATA: is missing, expected a JSON value, or - for stdin"])
+        raise ConfigError(
+            ["DATA: is missing, give one JSON value, or - to read them from stdin"]
+        )
     else:
         yield _Line(0, _one(user, data.encode(), given, 0, is_text=is_text))
 
@@ -153,6 +159,12 @@ async def _publish_all(
     messages = MessagePublisher(publisher, BrokerNames(settings.namespace))
     talk = Console(stderr=True, highlight=False)
     count = 0
+    # Once by itself, so that no broker or a wrong password is told at once, with what
+    # to do. The publisher would wait for them.
+    probe = await open_connection(
+        broker_address(settings), purpose=Purpose.CHECK, reader=FrameReader
+    )
+    await probe.leave()
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(publisher.run(), name="publisher")

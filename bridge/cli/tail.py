@@ -95,8 +95,9 @@ class _Follower:
                 wait_timeout=_CONNECT_WITHIN_S,
             )
         except socketio.exceptions.ConnectionError as exc:
-            self._say(f"cannot connect to {url}: {exc}")
-            self.exit_code = self.exit_code or ExitCode.UNREACHABLE
+            if self.exit_code == ExitCode.DONE:  # not refused: that was told
+                self._say(f"cannot connect to {url}: {exc}")
+                self.exit_code = ExitCode.UNREACHABLE
             return
         try:
             await self._client.wait()
