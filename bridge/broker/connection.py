@@ -205,15 +205,21 @@ async def broker_call(doing: str, *, timeout_s: float) -> AsyncIterator[None]:
         aiormq raises it to those who wait when it gives a silent peer up.
 
     """
+    task = asyncio.current_task()
+    asked_before = task.cancelling() if task else 0
     try:
         async with asyncio.timeout(timeout_s):
             yield
+            # aiormq waits with wait_for, which on Python 3.11 loses a cancellation that
+            # comes in the same moment as the answer (python/cpython#86296). Nobody would
+            # ask again, and who asked would wait for ever.
+            if task is not None and task.cancelling() > asked_before:
+                raise asyncio.CancelledError  # noqa: TRY301 - handled as if it had come
     except TimeoutError as exc:
         raise BrokerUnavailableError(
             doing, f"no answer within {timeout_s:g} s"
         ) from exc
     except asyncio.CancelledError as exc:
-        task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
         raise BrokerUnavailableError(doing, _LOST) from exc

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+from contextlib import suppress
 
 import pytest
 from aiormq.exceptions import (
@@ -130,3 +131,25 @@ def test_a_failed_connect_says_what_to_do(raised: Exception, advice: str) -> Non
 def test_the_urls_are_not_in_what_is_printed_of_an_address() -> None:
     """They hold passwords, and dataclasses print themselves in tracebacks and logs."""
     assert "s3cret" not in repr(BrokerAddress((str(URL_WITH_SECRETS),)))
+
+
+async def test_a_cancellation_that_the_library_loses_is_raised_when_its_call_is_over() -> (
+    None
+):
+    """wait_for on Python 3.11 returns an answer that comes in the same moment instead."""
+    reached: list[str] = []
+
+    async def work() -> None:
+        async with broker_call("test", timeout_s=5):
+            # As wait_for does it: the answer counts, the cancellation is forgotten.
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        reached.append("behind the call")
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert reached == []
