@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, MutableMapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
@@ -42,6 +42,7 @@ _HOST: Final = "127.0.0.1"
 _NAMESPACE_ELSEWHERE: Final = "bridge-demo"
 _DRAIN_S: Final = 5.0
 _LOOK_EACH_S: Final = 0.5
+_QUICK_STOP_S: Final = 0.3
 _TOKEN_LIFE_MIN_S: Final = 4.0
 
 _facts = Console(highlight=False)
@@ -252,8 +253,11 @@ class _Demo:
         """Say when the bridge begins to wait for its broker, and when it goes on."""
         told = last = ""
         while True:
-            await asyncio.sleep(_LOOK_EACH_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_EACH_S):
+                    await stop.wait()
             if stop.is_set():
+                await asyncio.sleep(_QUICK_STOP_S)  # most are over by then
                 _say("stopping; Ctrl-C again does not wait")
                 return
             now = ", ".join(self.bridge.unready_reasons())
