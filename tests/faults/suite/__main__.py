@@ -37,6 +37,7 @@ def main() -> int:
         minutes=None if arguments.short else arguments.minutes,
         scale=scale,
         only=tuple(arguments.only),
+        times=arguments.times,
         rounds_max=arguments.rounds,
         settle_s=arguments.settle,
     )
@@ -90,6 +91,7 @@ def _parse() -> argparse.Namespace:
     add(
         "--only", action="append", default=[], help="part of a fault's name; repeatable"
     )
+    add("--times", type=int, default=1, help="how often, with --short")
     add("--rounds", type=int, help="at most so many rounds of faults")
     add(
         "--mutant",

@@ -39,6 +39,7 @@ class Plan:
         seed: Repeats the same faults in the same order, and the same producers.
         minutes: How long faults go on; `None` = one of each kind (`is_short`).
         only: Words of which a fault's kind must hold one; empty = all.
+        times: How often each kind comes in the short form.
         rounds_max: At most so many rounds; `None` = as the time allows.
         settle_s: How long the last messages may take to arrive.
 
@@ -48,6 +49,7 @@ class Plan:
     minutes: float | None
     scale: Scale
     only: tuple[str, ...] = ()
+    times: int = 1
     rounds_max: int | None = None
     settle_s: float = 90.0
 
@@ -151,7 +153,12 @@ class Run:
 
     def _rounds(self) -> Iterator[list[Turn]]:
         plan = self._plan
-        dealt = rounds(plan.faults, seed=plan.seed, is_short=plan.minutes is None)
+        dealt = rounds(
+            plan.faults,
+            seed=plan.seed,
+            is_short=plan.minutes is None,
+            decks=plan.times,
+        )
         for number, turns in enumerate(chain(dealt, self._again())):
             if plan.rounds_max is not None and number >= plan.rounds_max:
                 return

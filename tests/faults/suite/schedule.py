@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from random import Random
 from typing import Final, Protocol
 
@@ -38,25 +39,27 @@ class Turn:
     seed: int
 
 
-def rounds(kinds: Sequence[Kind], *, seed: int, is_short: bool) -> Iterator[list[Turn]]:
+def rounds(
+    kinds: Sequence[Kind], *, seed: int, is_short: bool, decks: int = 1
+) -> Iterator[list[Turn]]:
     """
-    Yield rounds of faults that happen at a time, for ever; one of each if `is_short`.
+    Yield rounds of faults that happen at a time, for ever; each `decks` times if `is_short`.
 
     Faults are dealt from a shuffled deck, so that each kind comes in its turn; those
     that share a subject never meet in a round.
     """
     dice = Random(seed)  # noqa: S311 - chance to be repeated, no secret
-    while True:
+    for number in count():
+        if is_short and number == decks:
+            return
         deck = [
-            number
-            for number, kind in enumerate(kinds)
+            place
+            for place, kind in enumerate(kinds)
             for _ in range(1 if is_short else kind.weight)
         ]
         dice.shuffle(deck)
         while deck:
             yield _deal(kinds, deck, dice, is_short=is_short)
-        if is_short:
-            return
 
 
 def _deal(
