@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
@@ -106,7 +106,11 @@ class _ReaderTransport(TransportFactory):
         return self._reader, writer
 
     def abort(self) -> None:
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        # Before 3.11.5 a TLS transport that was closed twice, as aiormq does, has dropped
+        # what it would abort with (asyncio.sslproto); it is closing by then.
+        with suppress(AttributeError):
             self._writer.transport.abort()
 
 
