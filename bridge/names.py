@@ -68,6 +68,11 @@ class Header(StrEnum):
     HEADERS_DROPPED = "x-bridge-headers-dropped"
 
 
+# Of others: RabbitMQ's message interceptor writes the one, OpenTelemetry's libraries the other.
+HEADER_PUBLISHED_MS: Final = "timestamp_in_ms"
+HEADER_TRACE_PARENT: Final = "traceparent"
+
+
 # --- closed lists ---------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from typing import Final
 import orjson
 
 from bridge.core.properties import Properties, header_int, parse_properties
+from bridge.core.provenance import published_s, trace_parent
 from bridge.names import (
     EVENT_DEFAULT,
     EVENT_MAX_CHARACTERS,
@@ -68,6 +69,9 @@ class Message:
         taken_s: Unix time at which the bridge took it from the broker.
         id: The producer's message id; publishing it again is harmless.
         deadline_s: Unix time after which it is not delivered any more; ``None`` = never.
+        published_s: Unix time at which it was published, by its producer's word;
+            ``None`` = nobody said, or it was read from a store that does not keep it.
+        trace_parent: The producer's W3C trace context; as `published_s`.
 
     """
 
@@ -77,6 +81,8 @@ class Message:
     taken_s: float
     id: str | None = None
     deadline_s: float | None = None
+    published_s: float | None = None
+    trace_parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +161,8 @@ def parse_delivery(
         taken_s=now_s,
         id=_message_id(properties.message_id),
         deadline_s=_deadline_s(properties, now_s),
+        published_s=published_s(properties, now_s),
+        trace_parent=trace_parent(properties),
     )
 
 

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "bridge"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 HOUSE = """
-names < errors < core < settings logs metrics
+names < errors < core < settings logs metrics tracing
 < broker inbox sockets auth < pump < web < options < app < cli < __main__
 """
 FLOOR = {name: n for n, floor in enumerate(HOUSE.split("<")) for name in floor.split()}
@@ -24,6 +24,7 @@ ONLY_IN = {
     "jwt": {"auth"},
     "cryptography": {"auth"},
     "prometheus_client": {"metrics"},
+    "opentelemetry": {"tracing"},
     "pydantic_settings": {"settings"},
     "typer": {"cli"},
     "rich": {"cli"},

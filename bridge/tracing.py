@@ -1,0 +1,137 @@
+"""
+OpenTelemetry spans for messages whose producers trace, if the extra `otel` is installed.
+
+A producer puts W3C `traceparent` into the AMQP headers, as OpenTelemetry's libraries
+for RabbitMQ do. The bridge adds to that trace: `process` from taking the message until
+it is stored or set aside, and `deliver` from taking it until it was written to windows.
+What a window reads from the inbox later has no span: the inbox does not keep the trace.
+
+Where spans go is said by OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`
+and its like); without one of them nothing is spent.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import structlog
+
+from bridge.core.message import Message
+from bridge.core.settlement import DeadLetter
+
+try:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+    from opentelemetry.trace.propagation.tracecontext import (
+        TraceContextTextMapPropagator,
+    )
+except ImportError:
+    _IS_INSTALLED = False
+else:
+    _IS_INSTALLED = True
+
+log = structlog.get_logger(__name__)
+
+_ENDPOINTS: Final = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+)
+_CLOSE_MS: Final = 3000
+
+
+def open_tracing(environment: Mapping[str, str] = os.environ) -> "Tracing | None":
+    """
+    Return where spans go, or `None` if nobody wants any.
+
+    A wish that cannot be met, because the extra is not installed, is logged.
+    """
+    wanted = any(environment.get(name) for name in _ENDPOINTS)
+    if not wanted or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    if not _IS_INSTALLED:
+        log.warning(
+            "tracing.not_installed",
+            mend="install bridge with the extra otel: bridge[otel]",
+        )
+        return None
+    name = environment.get("OTEL_SERVICE_NAME", "bridge")
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": name}), shutdown_on_exit=False
+    )
+    # Bounded, and sent by a thread of its own: a collector that is away costs spans.
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return Tracing(provider)
+
+
+class Tracing:
+    """Adds the bridge's part to the traces of producers."""
+
+    def __init__(self, provider: "TracerProvider") -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("bridge")
+        self._extract = TraceContextTextMapPropagator().extract
+
+    def close(self) -> None:
+        """Send what is left, for some seconds at most. Blocks: call it in a thread."""
+        self._provider.force_flush(_CLOSE_MS)
+        self._provider.shutdown()
+
+    def stored(
+        self,
+        messages: Sequence[Message],
+        offsets: Sequence[int | None],
+        *,
+        now_s: float,
+    ) -> None:
+        """Tell of messages that were appended; an offset of `None` is a duplicate."""
+        for message, offset in zip(messages, offsets, strict=True):
+            if message.trace_parent is None:
+                continue
+            span = self._span("process", message.trace_parent, message.taken_s)
+            span.set_attribute("bridge.outcome", "stored" if offset else "duplicate")
+            self._describe(span, message)
+            if offset:
+                span.set_attribute("bridge.offset", offset)
+            span.end(_ns(now_s))
+
+    def set_aside(
+        self, trace_parent: str | None, letter: DeadLetter, *, now_s: float
+    ) -> None:
+        """Tell of a delivery that became a dead letter."""
+        if trace_parent is None:
+            return
+        span = self._span("process", trace_parent, now_s)
+        span.set_attribute("bridge.outcome", "dead_letter")
+        span.set_attribute("bridge.reason", letter.rejection.reason)
+        span.set_status(Status(StatusCode.ERROR, letter.rejection.text))
+        span.end(_ns(now_s))
+
+    def written(self, message: Message, *, windows: int, now_s: float) -> None:
+        """Tell of a message that was written to so many windows."""
+        if message.trace_parent is None:
+            return
+        span = self._span("deliver", message.trace_parent, message.taken_s)
+        self._describe(span, message)
+        span.set_attribute("bridge.windows", windows)
+        span.end(_ns(now_s))
+
+    def _span(self, name: str, trace_parent: str, start_s: float) -> "Span":
+        return self._tracer.start_span(
+            name,
+            context=self._extract({"traceparent": trace_parent}),
+            kind=SpanKind.CONSUMER,
+            attributes={"messaging.system": "rabbitmq"},
+            start_time=_ns(start_s),
+        )
+
+    def _describe(self, span: "Span", message: Message) -> None:
+        span.set_attribute("bridge.event", message.event)
+        if message.id is not None:
+            span.set_attribute("messaging.message.id", message.id)
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * 1e9)

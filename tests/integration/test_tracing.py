@@ -1,0 +1,141 @@
+"""Spans for messages whose producers trace, sent to a collector that speaks OTLP."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+)
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from bridge.core.message import Message, Rejection
+from bridge.core.settlement import DeadLetter
+from bridge.names import DeadLetterReason
+from bridge.tracing import Tracing, open_tracing
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT_ID = "00f067aa0ba902b7"
+TRACE_PARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
+
+
+class Collector:
+    """An OTLP collector over HTTP that keeps what it gets."""
+
+    def __init__(self) -> None:
+        spans = self.spans = []  # type: list[Span]
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                request = ExportTraceServiceRequest.FromString(body)
+                for resource in request.resource_spans:
+                    for scope in resource.scope_spans:
+                        spans.extend(scope.spans)
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    thread = threading.Thread(target=collector.server.serve_forever)
+    thread.start()
+    yield collector
+    collector.server.shutdown()
+    collector.server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def tracing(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> Tracing:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
+    opened = open_tracing()
+    assert opened is not None
+    return opened
+
+
+def message(trace_parent: str | None = TRACE_PARENT) -> Message:
+    return Message(
+        "alice", "order", b"1", taken_s=100.0, id="m-1", trace_parent=trace_parent
+    )
+
+
+def attributes(span: Span) -> dict[str, str | int]:
+    return {
+        each.key: each.value.string_value or each.value.int_value
+        for each in span.attributes
+    }
+
+
+def test_the_bridge_adds_its_part_to_the_trace_of_the_producer(
+    collector: Collector, tracing: Tracing
+) -> None:
+    """One trace from the worker to the page is what an operator looks at."""
+    tracing.stored([message(), message(None)], [7, 8], now_s=100.25)
+    tracing.written(message(), windows=3, now_s=100.5)
+    tracing.close()
+
+    process, deliver = collector.spans
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE_ID}
+    assert {span.parent_span_id.hex() for span in collector.spans} == {PARENT_ID}
+    assert (process.name, deliver.name) == ("process", "deliver")
+    assert process.end_time_unix_nano - process.start_time_unix_nano == 250_000_000
+    assert attributes(process)["bridge.offset"] == 7
+    assert attributes(deliver)["bridge.windows"] == 3
+    assert attributes(deliver)["messaging.message.id"] == "m-1"
+
+
+def test_neither_users_nor_data_leave_with_a_span(
+    collector: Collector, tracing: Tracing
+) -> None:
+    """Traces are kept by others, and read by many."""
+    tracing.stored([message()], [1], now_s=101.0)
+    tracing.close()
+
+    assert b"alice" not in collector.spans[0].SerializeToString()
+
+
+def test_a_dead_letter_is_an_error_of_its_trace(
+    collector: Collector, tracing: Tracing
+) -> None:
+    """Whoever traces finds the reason where he looks already."""
+    rejection = Rejection(DeadLetterReason.MALFORMED_BODY, "body is not JSON")
+    tracing.set_aside(TRACE_PARENT, DeadLetter(rejection, attempt=1), now_s=100.0)
+    tracing.close()
+
+    (span,) = collector.spans
+    assert span.status.message == "body is not JSON"
+    assert attributes(span)["bridge.reason"] == "malformed_body"
+
+
+def test_a_trace_that_is_not_sampled_stays_so(
+    collector: Collector, tracing: Tracing
+) -> None:
+    """The producer decides how many traces there are."""
+    tracing.stored([message(TRACE_PARENT[:-1] + "0")], [1], now_s=101.0)
+    tracing.close()
+
+    assert collector.spans == []
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
+            "OTEL_SDK_DISABLED": "true",
+        },
+    ],
+)
+def test_nobody_traces_who_was_not_asked(environment: dict[str, str]) -> None:
+    """Spans are for those who have a collector."""
+    assert open_tracing(environment) is None
