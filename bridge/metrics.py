@@ -5,8 +5,17 @@ Labels come from the closed lists in names.py, never from users or producers. Th
 registry is the bridge's own, so two bridges in one process do not mix.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+)
 from prometheus_client.exposition import generate_latest
+
+from bridge import __version__
 
 _AGE_BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
@@ -67,6 +76,34 @@ class Metrics:
             buckets=_AGE_BUCKETS_S,
             registry=registry,
         )
+        self.publish_to_page = Histogram(
+            "bridge_publish_to_page_seconds",
+            "From the publish, by its producer's or broker's word, to writing to windows; the oldest of each batch.",
+            buckets=_AGE_BUCKETS_S,
+            registry=registry,
+        )
+        self.queue_messages = Gauge(
+            "bridge_queue_messages",
+            "Messages that wait in a queue of ours, unacked ones aside.",
+            ("queue", "role"),
+            registry=registry,
+        )
+        self.queue_consumers = Gauge(
+            "bridge_queue_consumers",
+            "Consumers of a queue of ours.",
+            ("queue", "role"),
+            registry=registry,
+        )
+        self.inbox_bytes = Gauge(
+            "bridge_inbox_bytes",
+            "What the inbox store takes on its disk.",
+            registry=registry,
+        )
+        self.inbox_free_bytes = Gauge(
+            "bridge_inbox_free_bytes",
+            "Room that is left on the disk of the inbox store.",
+            registry=registry,
+        )
         self.windows = Gauge("bridge_windows", "Windows connected.", registry=registry)
         self.users = Gauge(
             "bridge_users", "Users with a window connected.", registry=registry
@@ -99,6 +136,9 @@ class Metrics:
             "1 while the bridge is ready for traffic.",
             registry=registry,
         )
+        info = Info("bridge", "Which bridge this is.", registry=registry)
+        info.info({"version": __version__})
+        ProcessCollector(registry=registry)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus's text format."""

@@ -36,7 +36,9 @@ from tests.conftest import eventually
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "compose"
-FILES = sorted(path for path in COMPOSE.iterdir() if path.name != ".env")
+FILES = sorted(
+    path for path in COMPOSE.rglob("*") if path.is_file() and path.name != ".env"
+)
 INTERPOLATION = re.compile(r"\$\{(?P<name>\w+)(?::?(?P<kind>[-?])(?P<rest>[^}]*))?\}")
 
 

@@ -38,7 +38,7 @@ def test_what_was_counted_is_read_back() -> None:
 
 def test_all_metrics_carry_the_prefix_a_help_and_no_label_of_a_user() -> None:
     """A label that users or producers can fill grows without end."""
-    allowed = {"outcome", "reason", "purpose", "recovered", "code"}
+    allowed = {"outcome", "reason", "purpose", "recovered", "code", "queue", "role"}
 
     for name, metric in vars(Metrics()).items():
         if name == "registry":
