@@ -12,8 +12,9 @@ The map of the house, floor by floor; imports only point down:
     sockets          windows, the only room that knows socketio
     auth             tokens and keys
     pump             deliveries -> inbox -> settlement: the heart, read it first
-    web              HTTP doors: public and operator's, the demo page
+    web              HTTP doors: public and operator's with its API, the demo page
     options          what each room is told of the settings
+    operators        what operators see and may do, gathered from the rooms
     app              the one place where concrete classes meet: start, drain, signals
     cli              commands
 """

@@ -8,9 +8,8 @@ comes again.
 """
 
 import asyncio
-import errno
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,6 +28,7 @@ from bridge.errors import BridgeError, ConfigError, first_of
 from bridge.logs import set_log_level
 from bridge.metrics import Metrics
 from bridge.names import BrokerNames
+from bridge.operators import Operators, Parts
 from bridge.options import (
     broker_address,
     inbox_of,
@@ -44,11 +44,11 @@ from bridge.sockets.server import BridgeServer
 from bridge.web.access import Handler, Keys, guarded, on_loopback_only
 from bridge.web.operator import PublishDoor, operator_app
 from bridge.web.public import LegacyDoor, public_app
+from bridge.web.serving import serve
 
 log = structlog.get_logger(__name__)
 
 _SWEEP_S: Final = 60.0
-_KEEPALIVE_S: Final = 75.0
 _CLOSE_S: Final = 5.0
 # Of the drain timeout, what windows may take; the rest is for settling.
 _WINDOWS_SHARE: Final = 0.5
@@ -112,6 +112,7 @@ class Bridge:
         address = broker_address(settings)
         names = BrokerNames(settings.namespace)
         wanted = topology(names, settings.retry_delays)
+        self._address, self._wanted = address, wanted
         self.publisher = Publisher(address, names, metrics=self.metrics, wanted=wanted)
         self.intake = Intake(
             address,
@@ -151,12 +152,25 @@ class Bridge:
         self._publish_door = PublishDoor(
             self.messages, self.metrics, max_message_bytes=settings.max_message_bytes
         )
+        self.operators = Operators(
+            Parts(
+                bridge=self,
+                settings=settings,
+                address=self._address,
+                wanted=self._wanted,
+                metrics=self.metrics,
+                intake=self.intake,
+                inbox=self.inbox,
+                rooms=self.sockets.rooms,
+            )
+        )
         self._operator = operator_app(
             health=self,
             publish=self._publish_door.publish,
             metrics=self.metrics,
             operator_keys=self._operator_keys,
             publish_keys=self._publish_keys,
+            add_api=self.operators.add_api,
         )
 
     def _replace_keys(self, settings: Settings) -> None:
@@ -255,10 +269,10 @@ class Bridge:
     async def _listen(self, stack: AsyncExitStack) -> Listening:
         settings = self.settings
         return Listening(
-            public_url=await _serve(
+            public_url=await serve(
                 stack, self._public, settings.host, settings.port, "BRIDGE_PORT"
             ),
-            operator_url=await _serve(
+            operator_url=await serve(
                 stack,
                 self._operator,
                 settings.operator_host,
@@ -358,33 +372,6 @@ async def run_until_signalled(
         loop.add_signal_handler(number, leave)
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
     await bridge.run(stop, on_listening=on_listening, beside=reload_on_hangup())
-
-
-async def _serve(
-    stack: AsyncExitStack, app: web.Application, host: str, port: int, setting: str
-) -> str:
-    runner = web.AppRunner(
-        app,
-        access_log=None,  # its lines hold the query, and that a session id
-        keepalive_timeout=_KEEPALIVE_S,
-        shutdown_timeout=1.0,  # windows were told to go before
-    )
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError as exc:
-        problem = f"cannot be had: {exc.strerror}"
-        if exc.errno == errno.EADDRINUSE:
-            problem = (
-                "is taken by another process; "
-                "stop it or choose another port (0 = any free one)"
-            )
-        message = f"{setting}: {host}:{port} {problem}"
-        raise OSError(message) from exc
-    address: Sequence[object] = runner.addresses[0]
-    shown = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
-    return f"http://{shown}:{address[1]}"
 
 
 def _secret(value: object) -> str | None:

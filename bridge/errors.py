@@ -7,10 +7,12 @@ The tree of errors: the type says what to do, the attributes say what happened.
     │  ├─ BrokerUnavailableError
     │  ├─ StoreUnavailableError
     │  │  └─ StoreInUseError
-    │  └─ KeysUnavailableError
+    │  ├─ KeysUnavailableError
+    │  └─ OperatorUnreachableError
     ├─ StaleBatchError   the deliveries in hand will come again: drop them
     ├─ TopologyError     the broker has something else under our name; exit code 1
     ├─ PublishRefusedError  the broker will not take this message
+    ├─ OperatorRefusedError the bridge's own API says no to a command
     ├─ LocalNodeError    the private node of demo and tests does not start
     └─ ClientError       told to one client, with a code
 
@@ -79,6 +81,30 @@ class KeysUnavailableError(TransientError):
 
     def __str__(self) -> str:
         return f"the key set at BRIDGE_JWKS_URL cannot be had: {self.problem}"
+
+
+class OperatorUnreachableError(TransientError):
+    """No bridge answers at the operator's address, or it can reach its peers no more."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(url, problem)
+        self.url = url
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"the bridge at {self.url}: {self.problem}"
+
+
+class OperatorRefusedError(BridgeError):
+    """The bridge did not do what a command asked for."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 class StaleBatchError(BridgeError):

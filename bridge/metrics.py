@@ -23,6 +23,9 @@ _AGE_BUCKETS_S = (
 )  # fmt: skip
 
 
+AgeBucket = tuple[float, float]
+
+
 class Metrics:
     """The metrics of one bridge."""
 
@@ -139,6 +142,27 @@ class Metrics:
         info = Info("bridge", "Which bridge this is.", registry=registry)
         info.info({"version": __version__})
         ProcessCollector(registry=registry)
+
+    def total(self, counter: Counter, **labels: str) -> int:
+        """Return what `counter` has counted, over all labels that are not given."""
+        return int(
+            sum(
+                sample.value
+                for metric in counter.collect()
+                for sample in metric.samples
+                if sample.name.endswith("_total")
+                and labels.items() <= sample.labels.items()
+            )
+        )
+
+    def age_buckets(self) -> tuple[AgeBucket, ...]:
+        """Return `age` as pairs of an upper bound in seconds and how many were below."""
+        return tuple(
+            (float(sample.labels["le"]), sample.value)
+            for metric in self.age.collect()
+            for sample in metric.samples
+            if sample.name.endswith("_bucket")
+        )
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus's text format."""

@@ -56,6 +56,7 @@ class Purpose(StrEnum):
     CONSUME = "consume"
     PUBLISH = "publish"
     CHECK = "check"
+    OPERATE = "operate"  # short-lived: looks at queues, works on dead letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,15 @@ class BrokerAddress:
     urls: tuple[str, ...] = field(repr=False)
     timeout_s: float = 15.0
     heartbeat_s: int = _HEARTBEAT_S
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerIdentity:
+    """Which broker let us in: its host, and what it says it is. Nothing secret."""
+
+    host: str
+    product: str
+    version: str
 
 
 class _ReaderTransport(TransportFactory):
@@ -183,6 +193,16 @@ class BrokerConnection(aio_pika.Connection, Generic[ReaderT_co]):
             # A close that was cut short leaves the object open; without a transport
             # the second one only says that it is closed.
             await self.close()
+
+
+def broker_identity(connection: BrokerConnection[FrameReader]) -> BrokerIdentity:
+    """Say which broker `connection` leads to."""
+    told = connection.wire.server_properties
+    return BrokerIdentity(
+        host=f"{connection.url.host}:{connection.url.port}",
+        product=str(told.get("product", "a broker")),
+        version=str(told.get("version", "?")),
+    )
 
 
 # A broker that misses our certificate tells so when it likes: its alert may get lost.

@@ -1,6 +1,8 @@
 """One consumer on one channel: what it brought, what is in flight, whether it still lives."""
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -58,6 +60,8 @@ class ConsumerSession:
         # Tags count from 1 on each channel, so two numbers tell how many are in flight.
         self._last_tag = 0
         self._acked_tag = 0
+        # When each chunk of deliveries came, by its last tag, as long as one is in flight.
+        self._arrivals: deque[tuple[int, float]] = deque()
         channel.closing.add_done_callback(lambda _: self._look.set())
         channel.on_consumer_cancel_callbacks.add(lambda _: self._look.set())
 
@@ -65,6 +69,11 @@ class ConsumerSession:
     def in_flight(self) -> int:
         """Deliveries that came and are not acked."""
         return self._last_tag - self._acked_tag
+
+    @property
+    def oldest_s(self) -> float | None:
+        """Seconds since the oldest delivery in flight came; ``None`` if none is."""
+        return time.monotonic() - self._arrivals[0][1] if self._arrivals else None
 
     @property
     def is_consuming(self) -> bool:
@@ -112,6 +121,7 @@ class ConsumerSession:
         """Keep what the reader found; called by it, never blocks."""
         self._waiting.extend(deliveries)
         self._last_tag = deliveries[-1].tag
+        self._arrivals.append((self._last_tag, time.monotonic()))
         self._metrics.consumed.inc(len(deliveries))
         self._arrived.set()
 
@@ -163,6 +173,8 @@ class ConsumerSession:
             async with broker_call(f"ack to {self._queue}", timeout_s=self._timeout_s):
                 await self._channel.write_queue.put(frame)
         self._acked_tag = tag
+        while self._arrivals and self._arrivals[0][0] <= tag:
+            self._arrivals.popleft()
 
     def fail(self, problem: str) -> None:
         """Let `watch` end the session."""

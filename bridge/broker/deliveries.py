@@ -16,8 +16,10 @@ import structlog
 from bridge.broker.connection import (
     BrokerAddress,
     BrokerConnection,
+    BrokerIdentity,
     Purpose,
     broker_call,
+    broker_identity,
 )
 from bridge.broker.consumer import BatchLimits, ConsumerSession
 from bridge.broker.frame_reader import DeliveryReader
@@ -78,6 +80,7 @@ class Intake:
         self._closing = asyncio.Event()
         self._stopping = asyncio.Event()
         self._was_consuming = False
+        self.broker: BrokerIdentity | None = None  # of the last session
 
     @property
     def is_consuming(self) -> bool:
@@ -88,6 +91,11 @@ class Intake:
     def in_flight(self) -> int:
         """Deliveries that came and are not acked, those that nobody took yet included."""
         return self._session.in_flight if self._session is not None else 0
+
+    @property
+    def oldest_s(self) -> float | None:
+        """Seconds since the oldest delivery in flight came; ``None`` if none is."""
+        return self._session.oldest_s if self._session is not None else None
 
     async def run(self) -> None:
         """
@@ -212,6 +220,7 @@ class Intake:
         )
         connection.reader.on_deliveries = session.take_in
         self._session = session
+        self.broker = broker_identity(connection)
         try:
             await session.start_consumer(self._prefetch_count)
             self._was_consuming = True

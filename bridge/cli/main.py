@@ -9,8 +9,13 @@ import sys
 import typer
 from rich.console import Console
 
-from bridge.cli import check, config, demo, publish, run, schemas, tail, token
-from bridge.errors import BridgeError, BrokerUnavailableError, ConfigError
+from bridge.cli import check, config, demo, publish, queues, run, schemas, tail, token
+from bridge.errors import (
+    BridgeError,
+    BrokerUnavailableError,
+    ConfigError,
+    OperatorUnreachableError,
+)
 from bridge.names import ExitCode
 
 app = typer.Typer(
@@ -28,6 +33,7 @@ app.command("config")(config.config)
 app.command("token")(token.token)
 app.command("publish")(publish.publish)
 app.command("tail")(tail.tail)
+app.command("queues")(queues.queues)
 app.command("schemas")(schemas.schemas)
 
 
@@ -38,7 +44,7 @@ def main() -> None:
     except ConfigError as exc:
         _tell(exc)
         sys.exit(ExitCode.USAGE)
-    except BrokerUnavailableError as exc:
+    except (BrokerUnavailableError, OperatorUnreachableError) as exc:
         _tell(exc)
         sys.exit(ExitCode.UNREACHABLE)
     except (BridgeError, OSError) as exc:

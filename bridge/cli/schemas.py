@@ -17,6 +17,8 @@ from pydantic import BaseModel
 from bridge.core import contracts
 from bridge.core.contracts.asyncapi import asyncapi_document
 from bridge.core.contracts.json_schema import schema_body
+from bridge.core.contracts.operator import OPERATIONS
+from bridge.core.contracts.operator.openapi import openapi_document
 from bridge.names import ExitCode
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -45,7 +47,7 @@ def schemas(
     ),
 ) -> None:
     """
-    Write the JSON Schemas and the AsyncAPI document, made from the models.
+    Write the JSON Schemas, the AsyncAPI and the OpenAPI document, made from the models.
 
     Examples:
         bridge schemas
@@ -87,6 +89,7 @@ def render_schemas() -> dict[str, str]:
         for name, body in bodies.items()
     }
     files["asyncapi.yaml"] = render_yaml(asyncapi_document(bodies))
+    files["operator.openapi.json"] = _render_json(openapi_document(OPERATIONS))
     return files
 
 

@@ -1,6 +1,6 @@
-"""The operator door: `/api/publish`, `/metrics`, `/health/*`, each but the last behind a key."""
+"""The operator door: `/api/*`, `/metrics`, `/health/*`, each but the last behind a key."""
 
-import asyncio
+from collections.abc import Callable
 from typing import Final
 from uuid import uuid4
 
@@ -12,6 +12,8 @@ from bridge.core.contracts.publish_request import parse_publish_request
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.metrics import Metrics
 from bridge.web.access import Handler, Keys, guarded
+from bridge.web.api.frame import Api
+from bridge.web.bodies import read_body
 from bridge.web.health import Health, add_health_routes
 from bridge.web.problems import answer_with_problems, harden, problem
 from bridge.web.publishing import MessagePublisher
@@ -19,7 +21,6 @@ from bridge.web.publishing import MessagePublisher
 _RETRY_AFTER_S: Final = "2"
 # Around the data stand the other fields, and a character may be written as \u0000.
 _FIELDS_MAX_BYTES: Final = 8192
-_BODY_WITHIN_S: Final = 30.0
 
 
 def operator_app(
@@ -29,8 +30,20 @@ def operator_app(
     metrics: Metrics,
     operator_keys: Keys,
     publish_keys: Keys,
+    add_api: Callable[[Api], None] | None = None,
 ) -> web.Application:
-    """Build the operator door. Keys may change while it is open."""
+    """
+    Build the operator door. Keys may change while it is open.
+
+    Args:
+        health: How the bridge is.
+        publish: Answers `POST /api/publish`.
+        metrics: What `/metrics` shows.
+        operator_keys: Open all but publishing.
+        publish_keys: Open publishing.
+        add_api: Adds the groups of the operator's API.
+
+    """
     app = web.Application(
         middlewares=[answer_with_problems],
         client_max_size=0,  # the publishing door has its own, which may change
@@ -46,6 +59,8 @@ def operator_app(
 
     app.router.add_get("/metrics", guarded(operator_keys, render_metrics))
     app.router.add_post("/api/publish", guarded(publish_keys, publish))
+    if add_api is not None:
+        add_api(Api(app, lambda handler: guarded(operator_keys, handler)))
     return app
 
 
@@ -98,16 +113,7 @@ class PublishDoor:
         )
 
     async def _read(self, request: web.Request) -> bytes | None:
-        """Read the body; `None` if it is too large. Aiohttp has no deadline for bodies."""
-        if not request.can_read_body:  # empty, or read by a guard in front of the door
-            return await request.read()
-        body = bytearray()
-        try:
-            async with asyncio.timeout(_BODY_WITHIN_S):
-                async for chunk in request.content.iter_any():
-                    body += chunk
-                    if len(body) > self.max_message_bytes + _FIELDS_MAX_BYTES:
-                        return None
-        except TimeoutError:
-            raise web.HTTPRequestTimeout from None
-        return bytes(body)
+        """Read the body; `None` if it is too large."""
+        return await read_body(
+            request, max_bytes=self.max_message_bytes + _FIELDS_MAX_BYTES
+        )

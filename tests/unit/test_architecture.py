@@ -10,7 +10,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 HOUSE = """
 names < errors < core < settings logs metrics tracing
-< broker inbox sockets auth < pump < web < options < app < cli < __main__
+< broker inbox sockets auth < pump < web < options operators < app < cli < __main__
 """
 FLOOR = {name: n for n, floor in enumerate(HOUSE.split("<")) for name in floor.split()}
 

@@ -14,6 +14,8 @@ from bridge.errors import (
     EventRefusedError,
     KeysUnavailableError,
     LocalNodeError,
+    OperatorRefusedError,
+    OperatorUnreachableError,
     PublishRefusedError,
     RefusedError,
     StaleBatchError,
@@ -41,6 +43,14 @@ TEXTS: list[tuple[BridgeError, str]] = [
     (
         KeysUnavailableError("it is not JSON"),
         "the key set at BRIDGE_JWKS_URL cannot be had: it is not JSON",
+    ),
+    (
+        OperatorUnreachableError("http://127.0.0.1:8081", "connection refused"),
+        "the bridge at http://127.0.0.1:8081: connection refused",
+    ),
+    (
+        OperatorRefusedError(404, "there is no such dead letter"),
+        "there is no such dead letter",
     ),
     (
         StaleBatchError(),
@@ -105,6 +115,7 @@ def test_the_type_says_what_to_do() -> None:
         StoreUnavailableError,
         StoreInUseError,
         KeysUnavailableError,
+        OperatorUnreachableError,
     }
 
     for error, _ in TEXTS:

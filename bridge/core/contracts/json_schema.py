@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -12,20 +12,35 @@ _WRAP: Final = re.compile(r"(?<!\n)\n(?!\n|- )")
 _WORD_START: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
-def schema_body(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the JSON Schema of `model`, complete in itself, without `$schema` and `$id`."""
-    body = model.model_json_schema(by_alias=True, schema_generator=_PlainSchema)
+def schema_body(
+    model: type[BaseModel],
+    *,
+    mode: Literal["validation", "serialization"] = "validation",
+) -> dict[str, Any]:
+    """
+    Return the JSON Schema of `model`, complete in itself, without `$schema` and `$id`.
+
+    Args:
+        model: Has a docstring.
+        mode: As it is read, or as it is written.
+
+    """
+    body = model.model_json_schema(
+        by_alias=True, schema_generator=_PlainSchema, mode=mode
+    )
     definitions = body.pop("$defs", {})
     inlined: dict[str, Any] = _inline(body, definitions)
     return {
-        "title": _title(model),
-        "description": inlined.pop("description"),
+        "title": _WORD_START.sub(" ", schema_name(model)).capitalize(),
+        # A generic model that was given its type has no docstring of its own.
+        "description": inlined.pop("description", None) or "A part of a list.",
         **inlined,
     }
 
 
-def _title(model: type[BaseModel]) -> str:
-    return _WORD_START.sub(" ", model.__name__).capitalize()
+def schema_name(model: type[BaseModel]) -> str:
+    """Return the name of `model`; `Page[Thing]` is called `PageOfThing`."""
+    return model.__name__.replace("[", "Of").replace("]", "")
 
 
 class _PlainSchema(GenerateJsonSchema):

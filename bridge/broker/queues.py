@@ -1,0 +1,149 @@
+"""
+Looking at the queues of this bridge: how much is in them, who consumes them.
+
+By AMQP alone: a passive declare tells how many messages are ready and how many consumers
+there are, and changes nothing. What the broker does not tell that way, the bridge knows of
+its own queue: what is in flight here.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity
+
+from bridge.broker.connection import (
+    BrokerAddress,
+    BrokerConnection,
+    Purpose,
+    broker_call,
+    open_connection,
+    problem_text,
+)
+from bridge.broker.frame_reader import FrameReader
+from bridge.broker.topology import Topology
+from bridge.core.contracts.operator.queues import QueueFacts, QueueRole, QueueSource
+from bridge.names import BrokerNames
+
+# Several consoles that look once a second share one look.
+_KEPT_S: Final = 1.0
+
+
+class InFlight(Protocol):
+    """What the bridge knows of its own queue (broker/deliveries.py)."""
+
+    @property
+    def in_flight(self) -> int:
+        """Deliveries that came and are not acked."""
+
+    @property
+    def oldest_s(self) -> float | None:
+        """Seconds since the oldest of them came."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    ready: int
+    consumers: int
+
+
+class QueueWatch:
+    """
+    Looks at the queues, over a connection of its own that lives as long as a look.
+
+    Args:
+        address: Where the broker is.
+        names: Of the queues.
+        wanted: Which of them there are.
+        intake: Knows what is in flight.
+
+    """
+
+    def __init__(
+        self,
+        address: BrokerAddress,
+        names: BrokerNames,
+        *,
+        wanted: Topology,
+        intake: InFlight,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._address = address
+        self._names = names
+        self._wanted = wanted
+        self._intake = intake
+        self._now = now
+        self._one_at_a_time = asyncio.Lock()
+        self._kept: Sequence[QueueFacts] = ()
+        self._kept_until = float("-inf")
+
+    async def look(self) -> Sequence[QueueFacts]:
+        """
+        Look at each queue; what was seen less than a second ago is told again.
+
+        Raises:
+            BrokerUnavailableError: If the broker is away or too slow.
+
+        Cancellation:
+            Safe; the connection is closed.
+
+        """
+        async with self._one_at_a_time:
+            if self._now() >= self._kept_until:
+                self._kept = await self._look()
+                self._kept_until = self._now() + _KEPT_S
+            return self._kept
+
+    async def _look(self) -> Sequence[QueueFacts]:
+        connection = await open_connection(
+            self._address, purpose=Purpose.OPERATE, reader=FrameReader
+        )
+        try:
+            counts = {
+                queue.name: await self._count(connection, queue.name)
+                for queue in self._wanted.queues
+            }
+        finally:
+            await connection.leave()
+        return [self._facts(name, found) for name, found in counts.items()]
+
+    async def _count(
+        self, connection: BrokerConnection[FrameReader], name: str
+    ) -> _Counts | str:
+        # A refusal closes its channel, so each queue gets one of its own.
+        async with broker_call(f"look at {name}", timeout_s=self._address.timeout_s):
+            channel = await connection.open_channel(confirms=False)
+            try:
+                told = await channel.queue_declare(name, passive=True)
+            except ChannelNotFoundEntity:
+                return "is not there; the bridge declares it when it connects"
+            except AMQPChannelError as exc:
+                return problem_text(exc)
+            await channel.close()
+        return _Counts(told.message_count or 0, told.consumer_count or 0)
+
+    def _facts(self, name: str, found: _Counts | str) -> QueueFacts:
+        is_own = name == self._names.inbound_queue()
+        is_known = isinstance(found, _Counts)
+        return QueueFacts(
+            name=name,
+            role=self._role(name),
+            depth=found.ready if isinstance(found, _Counts) else None,
+            unacked=self._intake.in_flight if is_own and is_known else None,
+            consumers=found.consumers if isinstance(found, _Counts) else None,
+            oldest_s=self._intake.oldest_s if is_own else None,
+            rates=None,
+            source=QueueSource.AMQP,
+            problem=found if isinstance(found, str) else None,
+        )
+
+    def _role(self, name: str) -> QueueRole:
+        if name == self._names.dead:
+            return QueueRole.DEAD
+        return (
+            QueueRole.INBOUND
+            if name == self._names.inbound_queue()
+            else QueueRole.RETRY
+        )

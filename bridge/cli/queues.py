@@ -1,0 +1,74 @@
+"""`bridge queues`: what waits on the broker, and who consumes it."""
+
+from rich.console import Console
+from rich.table import Table
+
+from bridge.cli.operator_client import (
+    AsJson,
+    OperatorToken,
+    OperatorUrl,
+    ask_once,
+    operator_address,
+    print_json,
+)
+from bridge.cli.options import ConfigFile
+from bridge.core.contracts.operator.operation import PAGE_MAX, Page
+from bridge.core.contracts.operator.queues import QueueFacts
+
+
+def queues(
+    json: AsJson = False,
+    url: OperatorUrl = None,
+    token: OperatorToken = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """
+    Show the queues of a running bridge: depth, unacked, consumers, age, rates.
+
+    Rates and what others hold unacked come from RabbitMQ's management API, where
+    BRIDGE_MANAGEMENT_URL names it. Exit status: 0 shown, 3 the bridge or the broker
+    cannot be reached.
+
+    Examples:
+        bridge queues
+
+        bridge queues --json | jq '.items[] | select(.role == "dead").depth'
+
+    """
+    page = ask_once(
+        operator_address(url, token, config_file),
+        "/api/queues",
+        Page[QueueFacts],
+        query={"limit": PAGE_MAX},
+    )
+    if json:
+        print_json(page)
+        return
+    table = Table(box=None, header_style="bold")
+    table.add_column("queue", no_wrap=True)
+    table.add_column("role")
+    for name in ("depth", "unacked", "consumers", "oldest", "in/s", "out/s"):
+        table.add_column(name, justify="right")
+    for queue in page.items:
+        rates = queue.rates
+        table.add_row(
+            queue.name,
+            queue.role,
+            _number(queue.depth),
+            _number(queue.unacked),
+            _number(queue.consumers),
+            "-" if queue.oldest_s is None else f"{queue.oldest_s:.1f} s",
+            _number(rates.in_per_s if rates else None),
+            _number(rates.out_per_s if rates else None),
+        )
+    Console(highlight=False).print(table)
+    talk = Console(stderr=True, highlight=False)
+    for queue in page.items:
+        if queue.problem:
+            talk.print(f"{queue.name}: {queue.problem}", markup=False, soft_wrap=True)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"

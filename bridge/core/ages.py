@@ -1,0 +1,30 @@
+"""Quantiles of a histogram, as Prometheus reckons them."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import isinf
+
+
+def quantile(buckets: Sequence[tuple[float, float]], part: float) -> float | None:
+    """
+    Return below which value `part` of all observations lie, even within a bucket.
+
+    Args:
+        buckets: Upper bound, ascending, the last one infinite, and how many observations
+            were not above it.
+        part: Between 0 and 1.
+
+    Returns:
+        ``None`` if there was no observation. What lies above the last finite bound
+        counts as being there.
+
+    """
+    if not buckets or buckets[-1][1] <= 0:
+        return None
+    wanted = part * buckets[-1][1]
+    for (low, below), (high, count) in pairwise([(0.0, 0.0), *buckets]):
+        if count >= wanted and count > below:
+            if isinf(high):
+                return low
+            return low + (high - low) * (wanted - below) / (count - below)
+    return buckets[-1][0]  # pragma: no cover - the last count is all of them

@@ -1,0 +1,15 @@
+"""
+The operator's API in models: what is asked, what is answered, and each operation of it.
+
+One file for each group; a group ends in its `OPERATIONS`, which are listed here.
+"""
+
+from typing import Final
+
+from bridge.core.contracts.operator import overview, queues
+from bridge.core.contracts.operator.operation import AnyOperation
+
+OPERATIONS: Final[tuple[AnyOperation, ...]] = (
+    *overview.OPERATIONS,
+    *queues.OPERATIONS,
+)

@@ -1,0 +1,140 @@
+"""
+What operators see and may do, gathered from the rooms and mounted on the operator door.
+
+Between the rooms, which know nothing of each other, and the API, which knows no library.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from bridge import __version__
+from bridge.broker.connection import BrokerAddress
+from bridge.broker.deliveries import Intake
+from bridge.broker.queues import QueueWatch
+from bridge.broker.topology import Topology
+from bridge.core.ages import quantile
+from bridge.core.contracts.operator.overview import (
+    Ages,
+    BrokerFacts,
+    InboxFacts,
+    Overview,
+    Totals,
+)
+from bridge.metrics import AgeBucket, Metrics
+from bridge.names import BrokerNames, Outcome
+from bridge.settings.model import Settings
+from bridge.sockets.rooms import Rooms
+from bridge.web.api.frame import Api
+from bridge.web.api.overview import add_overview_routes
+from bridge.web.api.queues import add_queue_routes
+
+# Ages are told of the last one to two of these.
+_AGES_OF_S: Final = 60.0
+
+
+class Inbox(Protocol):
+    """The store, as far as operators ask."""
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps it from being written."""
+
+
+class Ready(Protocol):
+    """The bridge as a whole."""
+
+    def unready_reasons(self) -> list[str]:
+        """Say what keeps it from being ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of one bridge that operators look into."""
+
+    bridge: Ready
+    settings: Settings
+    address: BrokerAddress
+    wanted: Topology
+    metrics: Metrics
+    intake: Intake
+    inbox: Inbox
+    rooms: Rooms
+
+
+class Operators:
+    """The operators' side of one bridge."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._names = BrokerNames(parts.settings.namespace)
+        self._started_s = time.time()
+        self._ages = _RecentAges(parts.metrics)
+        self.queues = QueueWatch(
+            parts.address, self._names, wanted=parts.wanted, intake=parts.intake
+        )
+
+    def add_api(self, api: Api) -> None:
+        """Add every group of the API."""
+        add_overview_routes(api, self)
+        add_queue_routes(api, self.queues)
+
+    def overview(self) -> Overview:
+        """Say how the bridge is now."""
+        parts = self._parts
+        broker = parts.intake.broker
+        reasons = parts.bridge.unready_reasons()
+        return Overview(
+            version=__version__,
+            namespace=self._names.namespace,
+            started_s=self._started_s,
+            ready=not reasons,
+            reasons=reasons,
+            broker=BrokerFacts(
+                connected=parts.intake.is_consuming,
+                version=f"{broker.product} {broker.version}" if broker else None,
+                host=broker.host if broker else None,
+            ),
+            inbox=InboxFacts(store=parts.settings.inbox, problem=parts.inbox.problem),
+            windows=len(parts.rooms),
+            users=len(list(parts.rooms.users)),
+            in_flight=parts.intake.in_flight,
+            totals=_totals(parts.metrics),
+            age_s=self._ages.look(),
+        )
+
+
+def _totals(metrics: Metrics) -> Totals:
+    return Totals(
+        consumed=metrics.total(metrics.consumed),
+        emitted=metrics.total(metrics.emitted),
+        replayed=metrics.total(metrics.replayed),
+        dead=metrics.total(metrics.settled, outcome=Outcome.DEAD_LETTER),
+        retried=metrics.total(metrics.settled, outcome=Outcome.RETRY),
+        expired=metrics.total(metrics.expired),
+        published=metrics.total(metrics.published),
+        reconnects=metrics.total(metrics.reconnects),
+    )
+
+
+class _RecentAges:
+    """Ages since one to two minutes ago, or since the look before if that is longer ago."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        now_s = time.monotonic()
+        start: tuple[AgeBucket, ...] = metrics.age_buckets()
+        self._older = self._newer = (now_s, start)
+
+    def look(self) -> Ages | None:
+        now_s = time.monotonic()
+        buckets = self._metrics.age_buckets()
+        if now_s - self._newer[0] >= _AGES_OF_S:
+            self._older, self._newer = self._newer, (now_s, buckets)
+        before = (count for _, count in self._older[1])
+        recent = [
+            (bound_s, count - old)
+            for (bound_s, count), old in zip(buckets, before, strict=True)
+        ]
+        p50, p99 = quantile(recent, 0.5), quantile(recent, 0.99)
+        return None if p50 is None or p99 is None else Ages(p50=p50, p99=p99)

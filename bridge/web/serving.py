@@ -1,0 +1,44 @@
+"""Opening a door: one application on one address, or a sentence why not."""
+
+import errno
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Final
+
+from aiohttp import web
+
+_KEEPALIVE_S: Final = 75.0
+
+
+async def serve(
+    stack: AsyncExitStack, app: web.Application, host: str, port: int, setting: str
+) -> str:
+    """
+    Serve `app` until `stack` is closed, and return its URL with the real port.
+
+    Raises:
+        OSError: If the address cannot be had; its text names `setting`.
+
+    """
+    runner = web.AppRunner(
+        app,
+        access_log=None,  # its lines hold the query, and that a session id
+        keepalive_timeout=_KEEPALIVE_S,
+        shutdown_timeout=1.0,  # windows were told to go before
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as exc:
+        problem = f"cannot be had: {exc.strerror}"
+        if exc.errno == errno.EADDRINUSE:
+            problem = (
+                "is taken by another process; "
+                "stop it or choose another port (0 = any free one)"
+            )
+        message = f"{setting}: {host}:{port} {problem}"
+        raise OSError(message) from exc
+    address: Sequence[object] = runner.addresses[0]
+    shown = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
+    return f"http://{shown}:{address[1]}"
