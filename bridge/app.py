@@ -250,6 +250,7 @@ class Bridge:
             "pump": self.pump.run(),
             "sockets": self.sockets.run(),
             "sweep": self._sweep(),
+            "operators": self.operators.run(),
         }
 
     async def _open(self, stack: AsyncExitStack) -> None:

@@ -100,11 +100,13 @@ class Metrics:
         self.inbox_bytes = Gauge(
             "bridge_inbox_bytes",
             "What the inbox store takes on its disk.",
+            ("store",),
             registry=registry,
         )
         self.inbox_free_bytes = Gauge(
             "bridge_inbox_free_bytes",
             "Room that is left on the disk of the inbox store.",
+            ("store",),
             registry=registry,
         )
         self.windows = Gauge("bridge_windows", "Windows connected.", registry=registry)

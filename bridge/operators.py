@@ -4,6 +4,7 @@ What operators see and may do, gathered from the rooms and mounted on the operat
 Between the rooms, which know nothing of each other, and the API, which knows no library.
 """
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -21,6 +22,8 @@ from bridge.core.contracts.operator.overview import (
     Overview,
     Totals,
 )
+from bridge.errors import BrokerUnavailableError, StoreUnavailableError
+from bridge.inbox.disk import DiskUsage
 from bridge.metrics import AgeBucket, Metrics
 from bridge.names import BrokerNames, Outcome
 from bridge.settings.model import Settings
@@ -29,6 +32,7 @@ from bridge.web.api.frame import Api
 from bridge.web.api.overview import add_overview_routes
 from bridge.web.api.queues import add_queue_routes
 
+_MEASURE_EVERY_S: Final = 30.0
 # Ages are told of the last one to two of these.
 _AGES_OF_S: Final = 60.0
 
@@ -39,6 +43,9 @@ class Inbox(Protocol):
     @property
     def problem(self) -> str | None:
         """What keeps it from being written."""
+
+    async def usage(self) -> DiskUsage | None:
+        """Return what it takes on its disk, if it has one."""
 
 
 class Ready(Protocol):
@@ -78,6 +85,43 @@ class Operators:
         """Add every group of the API."""
         add_overview_routes(api, self)
         add_queue_routes(api, self.queues)
+
+    async def run(self) -> None:
+        """Measure, every now and then, what is not counted as it happens; for ever."""
+        while True:
+            await self.measure()
+            await asyncio.sleep(_MEASURE_EVERY_S)
+
+    async def measure(self) -> None:
+        """Set the gauges of queues and disk as they are now; what is away has none."""
+        await self._measure_queues()
+        await self._measure_inbox()
+
+    async def _measure_queues(self) -> None:
+        metrics = self._parts.metrics
+        try:
+            queues = await self.queues.look()
+        except BrokerUnavailableError:
+            queues = ()
+        # What is not known is not told: an old number would look like a new one.
+        metrics.queue_messages.clear()
+        metrics.queue_consumers.clear()
+        for queue in queues:
+            if queue.depth is not None and queue.consumers is not None:
+                labels = {"queue": queue.name, "role": queue.role}
+                metrics.queue_messages.labels(**labels).set(queue.depth)
+                metrics.queue_consumers.labels(**labels).set(queue.consumers)
+
+    async def _measure_inbox(self) -> None:
+        metrics = self._parts.metrics
+        try:
+            usage = await self._parts.inbox.usage()
+        except StoreUnavailableError:  # readiness tells of it, and the log
+            return
+        if usage is not None:
+            kind = self._parts.settings.inbox.partition(":")[0]
+            metrics.inbox_bytes.labels(store=kind).set(usage.used_bytes)
+            metrics.inbox_free_bytes.labels(store=kind).set(usage.free_bytes)
 
     def overview(self) -> Overview:
         """Say how the bridge is now."""

@@ -82,6 +82,9 @@ class MemoryInbox:
     async def check(self) -> None:
         """Do nothing: memory can always be written."""
 
+    async def usage(self) -> None:
+        """Return that it takes nothing on any disk."""
+
     def listen(self, listener: Listener) -> None:
         """
         Call `listener` with what was stored for followed users, in order, after it is.

@@ -26,6 +26,7 @@ import structlog
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxState, Page
 from bridge.errors import StoreUnavailableError
+from bridge.inbox.disk import DiskUsage, disk_usage
 from bridge.inbox.memory import Listener, Retention
 from bridge.inbox.sqlite_file import StoreFile
 from bridge.inbox.sqlite_reading import Reading
@@ -68,7 +69,8 @@ class SqliteInbox:
         """
         self.retention = retention  # may be replaced while running
         self.description: Final = f"sqlite:{path}"
-        file = StoreFile(Path(path), self.description)
+        self._path = Path(path)
+        file = StoreFile(self._path, self.description)
         tail = Tail(round_entries=round_entries)
         self._writing = Writing(file, tail, retention=self._current, now=now)
         self._reading = Reading(file, tail, retention=self._current, now=now)
@@ -151,6 +153,19 @@ class SqliteInbox:
         finding = await self._reader.submit(self._reading.quick_check)
         if finding != "ok":
             raise StoreUnavailableError(self.description, f"it is damaged: {finding}")
+
+    async def usage(self) -> DiskUsage:
+        """
+        Return what the store takes on its disk, and what is left there.
+
+        Raises:
+            StoreUnavailableError: If the disk does not say.
+
+        """
+        try:
+            return await self._read(lambda _: disk_usage(self._path))
+        except OSError as exc:
+            raise StoreUnavailableError(self.description, str(exc)) from exc
 
     # --- the live feed
 

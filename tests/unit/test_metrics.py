@@ -38,7 +38,16 @@ def test_what_was_counted_is_read_back() -> None:
 
 def test_all_metrics_carry_the_prefix_a_help_and_no_label_of_a_user() -> None:
     """A label that users or producers can fill grows without end."""
-    allowed = {"outcome", "reason", "purpose", "recovered", "code", "queue", "role"}
+    allowed = {
+        "outcome",
+        "reason",
+        "purpose",
+        "recovered",
+        "code",
+        "queue",
+        "role",
+        "store",
+    }
 
     for name, metric in vars(Metrics()).items():
         if name == "registry":

@@ -1,0 +1,58 @@
+"""Gauges of what nobody counts as it happens: queues, and the disk of the inbox."""
+
+from pathlib import Path
+
+from bridge.broker.local_node import LocalNode
+from bridge.names import BrokerNames
+from tests.conftest import eventually
+from tests.integration.running import running_bridge, settings_for, working
+
+
+async def test_prometheus_hears_of_queues_and_of_the_disk(
+    broker: LocalNode, namespace: str, tmp_path: Path
+) -> None:
+    """Alerts for "nobody consumes" and "the disk fills" stand on these numbers."""
+    names = BrokerNames(namespace)
+    settings = settings_for(
+        broker, namespace, inbox=f"sqlite:{tmp_path / 'inbox.sqlite3'}"
+    )
+    async with (
+        working(broker, namespace) as worker,
+        running_bridge(settings) as running,
+    ):
+        await worker.publish("ann", body=b"no JSON")
+        dead = {"queue": names.dead, "role": "dead"}
+        inbound = {"queue": names.inbound_queue(), "role": "inbound"}
+        await eventually(lambda: running.bridge.intake.is_consuming)
+        await eventually(
+            lambda: (
+                running.sample(
+                    "bridge_deliveries_settled_total",
+                    outcome="dead_letter",
+                    reason="malformed_body",
+                )
+                == 1
+            )
+        )
+
+        async def is_measured() -> bool:
+            # A look that is less than a second old is told again.
+            await running.bridge.operators.measure()
+            return running.sample("bridge_queue_messages", **dead) == 1
+
+        await eventually(is_measured)
+        assert running.sample("bridge_queue_consumers", **inbound) == 1
+        assert running.sample("bridge_inbox_bytes", store="sqlite") > 0
+        assert running.sample("bridge_inbox_free_bytes", store="sqlite") > 0
+
+
+async def test_nothing_is_told_of_what_cannot_be_asked(
+    broker: LocalNode, namespace: str
+) -> None:
+    """An old number would look like a new one; and memory has no disk."""
+    settings = settings_for(broker, namespace, inbox="memory:")
+    async with running_bridge(settings) as running:
+        await running.bridge.operators.measure()
+
+        text = running.bridge.metrics.render().decode()
+        assert "bridge_inbox_free_bytes{" not in text
