@@ -1,10 +1,11 @@
 """
 The one place where the concrete classes meet: build, start, drain, reload.
 
-Start: store, keys, broker, sockets, doors, then ready. Leaving, in the order of design
-3.8: not ready, stop consuming, settle what is in flight, tell windows, close the doors,
-broker, store. A second signal insists, and everything ends at once; what was not acked
-comes again.
+Start: store, keys, broker, sockets, doors, then ready. A store that cannot be used yet is
+waited for with the doors open, and nothing is consumed before it is there. Leaving, in
+the order of design 3.8: not ready, stop consuming, settle what is in flight, tell
+windows, close the doors, broker, store. A second signal insists, and everything ends at
+once; what was not acked comes again.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from bridge.broker.publisher import Publisher
 from bridge.broker.topology import topology
 from bridge.core.message import MessageLimits
 from bridge.errors import BridgeError, ConfigError, first_of
+from bridge.inbox.keeper import StoreKeeper
 from bridge.logs import set_log_level
 from bridge.metrics import Metrics
 from bridge.names import BrokerNames
@@ -48,7 +50,8 @@ from bridge.web.serving import serve
 
 log = structlog.get_logger(__name__)
 
-_SWEEP_S: Final = 60.0
+# The doors are open after that, even if the disk has not answered yet.
+_FIRST_TRY_S: Final = 5.0
 _CLOSE_S: Final = 5.0
 # Of the drain timeout, what windows may take; the rest is for settling.
 _WINDOWS_SHARE: Final = 0.5
@@ -95,6 +98,7 @@ class Bridge:
     def _build_stores(self) -> None:
         settings = self.settings
         self.inbox = inbox_of(settings)
+        self._keeper = StoreKeeper(self.inbox)
         self.verifier = None
         if settings.auth == "jwt":
             key_set = KeySet(settings.jwks_url) if settings.jwks_url else None
@@ -229,6 +233,7 @@ class Bridge:
                         tasks.create_task(work, name=name)
                         for name, work in parts.items()
                     ]
+                    await self._keeper.wait_for_first_try(at_most_s=_FIRST_TRY_S)
                     on_listening(await self._listen(stack))
                     await stop.wait()
                     await self._drain()
@@ -246,15 +251,14 @@ class Bridge:
     def _parts(self) -> dict[str, Coroutine[Any, Any, None]]:
         return {
             "publisher": self.publisher.run(),
-            "intake": self.intake.run(),
+            "intake": self._consume(),
             "pump": self.pump.run(),
             "sockets": self.sockets.run(),
-            "sweep": self._sweep(),
+            "store": self._keeper.run(),
             "operators": self.operators.run(),
         }
 
     async def _open(self, stack: AsyncExitStack) -> None:
-        await self.inbox.open()
         stack.push_async_callback(self._close_inbox)
         if self.verifier is not None:
             await self.verifier.open()
@@ -282,10 +286,10 @@ class Bridge:
             ),
         )
 
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(_SWEEP_S)
-            await self.inbox.sweep()
+    async def _consume(self) -> None:
+        """Take nothing from the broker that could not be stored."""
+        await self._keeper.wait_until_open()
+        await self.intake.run()
 
     async def _drain(self) -> None:
         self._is_draining = True

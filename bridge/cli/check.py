@@ -1,10 +1,8 @@
 """`bridge check`: is everything there that `bridge run` needs, and if not, what to do."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import typer
 from yarl import URL
@@ -20,6 +18,7 @@ from bridge.broker.topology import State, compare, topology
 from bridge.cli.options import LoadSettings, with_settings
 from bridge.errors import (
     BrokerUnavailableError,
+    ConfigError,
     StoreInUseError,
     StoreUnavailableError,
 )
@@ -117,34 +116,20 @@ async def _topology_lines(
 
 
 async def _store_line(settings: Settings) -> CheckLine:
-    new_file = _new_file_line(settings)
-    if new_file is not None:
-        return new_file
     inbox = inbox_of(settings)
     try:
+        if not await inbox.look():  # opening would make it
+            text = f"{settings.inbox} is not there yet; bridge run will make it"
+            return CheckLine("inbox", is_ok=True, text=text)
         await inbox.open()
         await inbox.check()
     except StoreInUseError as exc:
         # What a running bridge has open, it can write: its readiness tells if not.
         return CheckLine("inbox", is_ok=True, text=exc.problem)
+    except ConfigError as exc:
+        return CheckLine("inbox", is_ok=False, text=str(exc), exit_code=ExitCode.USAGE)
     except StoreUnavailableError as exc:
         return CheckLine("inbox", is_ok=False, text=str(exc), exit_code=ExitCode.FAILED)
     finally:
         await inbox.close()
     return CheckLine("inbox", is_ok=True, text=f"{settings.inbox} can be written")
-
-
-def _new_file_line(settings: Settings) -> CheckLine | None:
-    """Look at where a file will be that is not there yet: `check` changes nothing."""
-    kind, _, name = settings.inbox.partition(":")
-    path = Path(name)
-    if kind != "sqlite" or path.exists():
-        return None
-    folder = path.absolute().parent
-    if os.access(folder, os.W_OK | os.X_OK):
-        text = f"{path} is not there yet; bridge run will make it"
-        return CheckLine("inbox", is_ok=True, text=text)
-    text = (
-        f"{folder} is not a folder that can be written; make it, or change BRIDGE_INBOX"
-    )
-    return CheckLine("inbox", is_ok=False, text=text, exit_code=ExitCode.FAILED)

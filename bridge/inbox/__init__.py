@@ -7,7 +7,7 @@ are told to the page. It never decides what to emit, and knows neither broker no
 sockets.
 
 A store offers what pump.py and sockets/replay.py ask for in their protocols, and:
-``open`` and ``close``, ``check`` (raises while nothing can be stored) and ``sweep``
+``look``, ``open`` and ``close``, ``check`` (raises while nothing can be stored) and ``sweep``
 (forgets what is too old; called now and then), and ``problem`` (why nothing can be
 stored now, as far as is known, or ``None``).
 """

@@ -73,6 +73,10 @@ class MemoryInbox:
         self._followed: set[str] = set()
         self._listener: Listener | None = None
 
+    async def look(self) -> bool:
+        """Say that it is there: memory is always."""
+        return True
+
     async def open(self) -> None:
         """Do nothing: memory is always there."""
 

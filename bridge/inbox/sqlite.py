@@ -6,9 +6,10 @@ Three parts: the file (sqlite_file), a thread that writes and one that reads
 and not indexed yet (sqlite_tail). This one is what the rest of the house sees; all of it
 runs in the event loop and never waits for the disk itself.
 
-A file that cannot be used at the start refuses the start. One that cannot be used while
-the bridge runs makes `append` fail with StoreUnavailableError, which the pump waits out;
-`problem` says why, and a probe each second finds out when it is mended.
+A file that cannot be used at the start makes `open` fail with StoreUnavailableError; it
+is called again until it can (see opening.py). One that cannot be used while the bridge
+runs makes `append` fail with it, which the pump waits out, and a probe each second finds
+out when it is mended. `problem` says why, at the start as well.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ import structlog
 
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxState, Page
-from bridge.errors import StoreUnavailableError
+from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.disk import DiskUsage, disk_usage
 from bridge.inbox.memory import Listener, Retention
 from bridge.inbox.sqlite_file import StoreFile
@@ -44,6 +45,7 @@ _PROBE_S: Final = 1.0
 _READ_S: Final = 30.0
 # A thread that has been at one commit for so long is a disk that does not answer.
 _STUCK_S: Final = 5.0
+_NOT_OPEN: Final = "it is not open yet"
 
 
 class SqliteInbox:
@@ -70,7 +72,7 @@ class SqliteInbox:
         self.retention = retention  # may be replaced while running
         self.description: Final = f"sqlite:{path}"
         self._path = Path(path)
-        file = StoreFile(self._path, self.description)
+        self._file = file = StoreFile(self._path, self.description)
         tail = Tail(round_entries=round_entries)
         self._writing = Writing(file, tail, retention=self._current, now=now)
         self._reading = Reading(file, tail, retention=self._current, now=now)
@@ -81,6 +83,7 @@ class SqliteInbox:
             self._reading, name="inbox-reader", store=self.description
         )
         self._is_open = False
+        self._unopened_for: str | None = _NOT_OPEN
         self._followed: set[str] = set()
         self._listener: Listener | None = None
         self._marks: dict[str, int] = {}
@@ -100,6 +103,8 @@ class SqliteInbox:
     @property
     def problem(self) -> str | None:
         """What keeps the store from being written, as far as is known."""
+        if self._unopened_for is not None:
+            return self._unopened_for
         busy_s = self._writer.busy_s
         if busy_s > _STUCK_S:
             return f"the disk has not answered for {busy_s:.0f} s"
@@ -107,21 +112,35 @@ class SqliteInbox:
 
     # --- opening and closing
 
+    async def look(self) -> bool:
+        """Say whether the file is there, and change nothing; errors as `open`."""
+        try:
+            return await asyncio.to_thread(self._file.look)
+        except OSError as exc:
+            raise self._file.error(exc) from exc
+
     async def open(self) -> None:
         """
         Take the file, making it if it is not there.
 
         Raises:
-            StoreUnavailableError: If it cannot be had: another bridge has it, it is
-                damaged, or a newer version wrote it.
+            ConfigError: If the setting is wrong: no such folder, a folder itself, a file
+                of something else or of a newer version.
+            StoreUnavailableError: If it cannot be had now: another bridge has it, it is
+                locked, read-only or damaged, or the disk is full. May be called again.
 
         """
-        await self._writer.start()
         try:
-            await self._reader.start()
-        except BaseException:
-            await self._writer.stop()
+            await self._writer.start()
+            try:
+                await self._reader.start()
+            except BaseException:
+                await self._writer.stop()
+                raise
+        except (StoreUnavailableError, ConfigError) as exc:
+            self._unopened_for = getattr(exc, "problem", str(exc))
             raise
+        self._unopened_for = None
         self._is_open = True
 
     async def close(self) -> None:
@@ -152,7 +171,7 @@ class SqliteInbox:
         await self._write(self._writing.probe)
         finding = await self._reader.submit(self._reading.quick_check)
         if finding != "ok":
-            raise StoreUnavailableError(self.description, f"it is damaged: {finding}")
+            raise self._file.damaged(finding)
 
     async def usage(self) -> DiskUsage:
         """

@@ -5,6 +5,7 @@ Mind: nothing in this process may open and close the file by itself while SQLite
 Closing any descriptor of a file drops all POSIX locks that the process holds on it.
 """
 
+import errno
 import fcntl
 import os
 import secrets
@@ -12,7 +13,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from bridge.errors import StoreInUseError, StoreUnavailableError
+from bridge.errors import ConfigError, StoreInUseError, StoreUnavailableError
 
 # "brdg": tells our files from other people's.
 APPLICATION_ID: Final = 0x62726467
@@ -48,18 +49,18 @@ _CACHE_KIB: Final = 32 * 1024
 _CHECKPOINT_PAGES: Final = 4000
 _JOURNAL_BYTES: Final = 64 * 1024 * 1024
 
-_DAMAGED: Final = (
-    "stop the bridge and put back a copy, or move the file away to begin an empty inbox"
-)
+_FULL: Final = "the disk is full"
+_DAMAGED: Final = "the file is damaged"
+_MEND: Final = "put back a copy, or move it away, and its -wal file with it, to begin an empty inbox"
 _PROBLEMS: Final = {
-    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_FULL: _FULL,
     sqlite3.SQLITE_BUSY: "another process has locked it",
     sqlite3.SQLITE_LOCKED: "another process has locked it",
     sqlite3.SQLITE_READONLY: "it or its folder is read-only",
     sqlite3.SQLITE_PERM: "it may not be opened",
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
-    sqlite3.SQLITE_CORRUPT: f"the file is damaged; {_DAMAGED}",
-    sqlite3.SQLITE_NOTADB: f"the file is damaged, or no SQLite file at all; {_DAMAGED}",
+    sqlite3.SQLITE_CANTOPEN: "it, or its -wal or -shm file, may not be opened",
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: f"{_DAMAGED}, or no SQLite file at all",
     sqlite3.SQLITE_IOERR: "reading or writing failed",
 }
 
@@ -88,15 +89,45 @@ class StoreFile:
 
     # --- opening
 
+    def look(self) -> bool:
+        """
+        Say whether the file is there, and raise why it cannot be; nothing is changed.
+
+        Raises:
+            ConfigError: If there can be no such file: the setting is wrong.
+            StoreUnavailableError: If it cannot be had now.
+
+        """
+        folder = self._path.parent
+        if not folder.is_dir():
+            # Not made: it may be a disk that is not mounted.
+            raise self._wrong_use(f"the folder {folder} does not exist")
+        if self._path.is_dir():
+            raise self._wrong_use("it is a folder, expected a file")
+        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+            raise self._unavailable(f"the folder {folder} is read-only for the bridge")
+        is_there = self._path.exists()
+        log = self._companions[1]
+        if not is_there and log.exists() and log.stat().st_size:
+            # SQLite deletes a log that it finds beside an empty file, and the newest
+            # messages may be nowhere else.
+            raise self._unavailable(
+                f"{log.name} is there and its file is not; "
+                "put the file back, or move the log away as well"
+            )
+        return is_there
+
     def connect_writer(self) -> sqlite3.Connection:
         """
         Take the file for this bridge, making it if it is not there.
 
         Raises:
-            StoreUnavailableError: If it cannot be had, with what to do about it.
+            ConfigError: If it never can be: the setting is wrong.
+            StoreUnavailableError: If it cannot be had now, with what to do about it.
 
         """
         try:
+            self.look()
             self._take_lock()
             self._make_private()
             connection = self._connect()
@@ -105,7 +136,7 @@ class StoreFile:
             raise self.error(exc) from exc
         try:
             self._prepare(connection)
-            self._identity = self._look()
+            self._identify()
         except BaseException as exc:
             connection.close()
             self.release()
@@ -131,16 +162,12 @@ class StoreFile:
 
     def release(self) -> None:
         """Let another bridge have the file. The connections are closed already."""
+        self._identity = ()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def _take_lock(self) -> None:
-        folder = self._path.parent
-        if not folder.is_dir():
-            raise self._unavailable(f"the folder {folder} does not exist")
-        if self._path.is_dir():
-            raise self._unavailable("it is a folder, expected a file")
         # A file of its own: see the docstring above for why not the inbox itself. It
         # stays when the bridge goes, or two bridges could hold two files of that name.
         lock = os.open(
@@ -185,11 +212,11 @@ class StoreFile:
         owner = _number(connection, "PRAGMA application_id")
         is_new = not _number(connection, "SELECT count(*) FROM sqlite_master")
         if not is_new and owner != APPLICATION_ID:
-            raise self._unavailable(
+            raise self._wrong_use(
                 "the file is a SQLite file of something else; choose another name"
             )
         if version > len(MIGRATIONS):
-            raise self._unavailable(
+            raise self._wrong_use(
                 f"a newer bridge wrote it (format {version}, this one knows "
                 f"{len(MIGRATIONS)}); start that version, or move the file away"
             )
@@ -247,6 +274,14 @@ class StoreFile:
     def _look(self) -> tuple[tuple[int, int] | None, ...]:
         return tuple(_identity(path) for path in self._companions)
 
+    def _identify(self) -> None:
+        """Remember which files were opened; fails if they were moved meanwhile."""
+        found = self._look()
+        lock = os.fstat(self._lock) if self._lock is not None else None
+        if lock is None or found[2] != (lock.st_dev, lock.st_ino):
+            raise self._unavailable("it was moved while it was opened")
+        self._identity = found
+
     # --- faults
 
     def error(self, exc: Exception) -> Exception:
@@ -259,16 +294,39 @@ class StoreFile:
         match exc:
             case sqlite3.OperationalError():
                 # SQLITE_ERROR too: our statements are fixed, so the tables are wrong.
-                return self._unavailable(_problem(exc))
+                return self._unavailable(self._problem(exc))
             case sqlite3.DatabaseError() if type(exc) is sqlite3.DatabaseError:
-                return self._unavailable(_problem(exc))
+                return self._unavailable(self._problem(exc))
+            case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+                return self._unavailable(_FULL)
             case OSError():
-                return self._unavailable(f"it cannot be opened: {exc.strerror}")
+                name = Path(str(exc.filename or self._path)).name
+                return self._unavailable(f"{name} cannot be opened: {exc.strerror}")
             case _:
                 return exc
 
+    def damaged(self, finding: str) -> StoreUnavailableError:
+        """Say that a check found the file damaged."""
+        return self._unavailable(f"{_DAMAGED} ({finding}); stop the bridge and {_MEND}")
+
+    def _problem(self, exc: sqlite3.Error) -> str:
+        code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        name = getattr(exc, "sqlite_errorname", "no code")
+        known = _PROBLEMS.get(code & 0xFF)
+        if known is None:
+            return f"{exc} ({name})"
+        if known.startswith(_DAMAGED):
+            # Before it is opened it may be changed under our eyes, not while it is open.
+            known += (
+                f"; stop the bridge and {_MEND}" if self._identity else f"; {_MEND}"
+            )
+        return f"{known} ({name})"
+
     def _unavailable(self, problem: str) -> StoreUnavailableError:
         return StoreUnavailableError(self._description, problem)
+
+    def _wrong_use(self, problem: str) -> ConfigError:
+        return ConfigError((f"BRIDGE_INBOX: {self._description}: {problem}",))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -277,13 +335,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _problem(exc: sqlite3.Error) -> str:
-    code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    name = getattr(exc, "sqlite_errorname", "no code")
-    known = _PROBLEMS.get(code & 0xFF)
-    return f"{known} ({name})" if known else f"{exc} ({name})"
 
 
 def _number(connection: sqlite3.Connection, statement: str) -> int:

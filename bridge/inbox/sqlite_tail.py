@@ -60,6 +60,10 @@ class Tail:
 
     def load(self, connection: sqlite3.Connection, indexed_seq: int) -> int:
         """Read back what the file holds behind `indexed_seq`; return the newest seq."""
+        self._waiting.clear()  # a start that failed later on may have been here
+        self._seen.clear()
+        self._round.clear()
+        self._count = 0
         self._newest_seq = indexed_seq
         rows = connection.execute(
             "SELECT user_id, offset, seq, message_id, seen_s FROM messages"

@@ -93,7 +93,8 @@ class Entrance:
             log.warning("window.keys_unavailable", error=str(exc))
             self._refuse(carrier, packet.namespace, Refusal.KEYS_UNAVAILABLE)
         except StoreUnavailableError as exc:
-            log.warning("window.store_unavailable", error=str(exc))
+            # The store's own line says so once; thousands of windows may come again.
+            log.debug("window.store_unavailable", error=str(exc))
             self._refuse(carrier, packet.namespace, Refusal.NOT_AVAILABLE)
         return None
 

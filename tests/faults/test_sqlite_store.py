@@ -13,17 +13,18 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from bridge.core.message import Message
-from bridge.errors import StoreUnavailableError
+from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox import sqlite as sqlite_inbox
 from bridge.inbox.memory import Retention
 from bridge.inbox.sqlite import SqliteInbox
+from bridge.inbox.sqlite_file import StoreFile
 from tests.conftest import eventually
 
 RETENTION = Retention(max_messages=10_000, max_age_s=1e10, dedupe_s=60)
@@ -217,14 +218,69 @@ async def test_a_file_that_goes_away_stops_appends_until_it_is_back(
 
 async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     """And not made: it may be a disk that is not mounted."""
-    with pytest.raises(StoreUnavailableError, match="nowhere does not exist"):
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
         await store(tmp_path / "nowhere" / "inbox").open()
 
 
 async def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     """A path with a slip of the pen."""
-    with pytest.raises(StoreUnavailableError, match="is a folder"):
+    with pytest.raises(ConfigError, match="is a folder"):
         await store(tmp_path).open()
+
+
+async def test_a_start_that_failed_half_way_can_be_made_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had read back already must not be there twice."""
+    async with opened(path) as inbox:
+        await inbox.append([message(b"first"), message(b"second")])
+    again = store(path)
+    with monkeypatch.context() as patch:
+
+        def fail(_file: StoreFile) -> sqlite3.Connection:
+            raise StoreUnavailableError("sqlite:x", "the disk is full")
+
+        patch.setattr(StoreFile, "connect_reader", fail)
+        with pytest.raises(StoreUnavailableError, match="full"):
+            await again.open()
+    problems = [again.problem]
+
+    async with opened(again):
+        problems.append(again.problem)
+        page = await again.read("alice", after=0, max_messages=9, max_bytes=1 << 20)
+    assert [each.offset for each in page.messages] == [1, 2]
+    assert problems == ["the disk is full", None]
+
+
+async def test_a_file_that_is_moved_while_it_is_opened_is_not_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Locked by one name and written by another, two bridges could share it."""
+    prepare = StoreFile._prepare
+
+    def prepare_and_lose(file: StoreFile, connection: sqlite3.Connection) -> None:
+        prepare(file, connection)
+        lock = path.with_name(f"{path.name}-lock")
+        move(lock, path.with_name("aside"))
+        write(lock, b"")
+
+    inbox = store(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreFile, "_prepare", prepare_and_lose)
+        with pytest.raises(StoreUnavailableError, match="moved while it was opened"):
+            await inbox.open()
+
+    async with opened(inbox):
+        assert await inbox.append([message(b"first")]) == [1]
+
+
+@asynccontextmanager
+async def opened(which: Path | SqliteInbox) -> AsyncIterator[SqliteInbox]:
+    """Open a store for the block."""
+    inbox = store(which) if isinstance(which, Path) else which
+    await inbox.open()
+    yield inbox
+    await inbox.close()
 
 
 @contextmanager
@@ -248,7 +304,7 @@ async def test_a_read_only_folder_is_told_and_nothing_is_left_open() -> None:
         allow(folder, 0o555)
         with (
             an_ordinary_user(),
-            pytest.raises(StoreUnavailableError, match="Permission denied"),
+            pytest.raises(StoreUnavailableError, match="read-only for the bridge"),
         ):
             await inbox.open()
         await inbox.close()

@@ -79,8 +79,13 @@ class RunningProgram:
 
     async def ended(self) -> int:
         """Wait for its end and return its exit code."""
-        async with asyncio.timeout(LIMIT_S):
-            return await self.process.wait()
+        return await ended(self.process)
+
+
+async def ended(process: Process) -> int:
+    """Wait for the end of a process and return its exit code."""
+    async with asyncio.timeout(LIMIT_S):
+        return await process.wait()
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.errors import StoreUnavailableError
+from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox import sqlite_file
 from bridge.inbox.memory import Retention
 from bridge.inbox.sqlite import SqliteInbox
@@ -70,7 +70,7 @@ async def test_a_file_of_a_newer_bridge_is_refused(opened: Opened, path: Path) -
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 99")
 
-    with pytest.raises(StoreUnavailableError, match=r"newer bridge wrote it.*99"):
+    with pytest.raises(ConfigError, match=r"newer bridge wrote it.*99"):
         async with opened():
             pass
 
@@ -83,7 +83,7 @@ async def test_a_file_of_something_else_is_refused_and_left_alone(
         connection.execute("CREATE TABLE theirs (x)")
     before = contents(path)
 
-    with pytest.raises(StoreUnavailableError, match="something else"):
+    with pytest.raises(ConfigError, match="something else"):
         async with opened():
             pass
 

@@ -41,7 +41,6 @@ class BridgeProcess:
     starts: int = 0
     _process: asyncio.subprocess.Process | None = None
     _may_run: asyncio.Event = field(default_factory=asyncio.Event)
-    _is_troubled: bool = False
     _told: int = 0
 
     @property
@@ -68,7 +67,6 @@ class BridgeProcess:
             try:
                 while True:
                     await self._may_run.wait()
-                    was_troubled = self._is_troubled
                     process = self._process = await self._start()
                     self.starts += 1
                     assert process.stdout is not None
@@ -77,7 +75,7 @@ class BridgeProcess:
                         log.write(line)
                         self._note_line(line)
                     code = await process.wait()
-                    self._note_exit(code, is_excused=was_troubled or self._is_troubled)
+                    self._note_exit(code)
                     await asyncio.sleep(_RESTART_PAUSE_S)
             finally:
                 if self.pid and self._process:
@@ -88,13 +86,9 @@ class BridgeProcess:
         if any(words in line for words in _BUGS):
             self.surprises.append(f"the bridge logged: {line.decode()[:_SHOWN]}")
 
-    def _note_exit(self, code: int, *, is_excused: bool) -> None:
-        if code not in (0, -signal.SIGKILL) and not is_excused:
+    def _note_exit(self, code: int) -> None:
+        if code not in (0, -signal.SIGKILL):
             self.surprises.append(f"the bridge ended with status {code}")
-
-    def trouble(self, *, is_there: bool) -> None:
-        """Say that its folder cannot be used now: then it may refuse to start."""
-        self._is_troubled = is_there
 
     def take_news(self) -> list[str]:
         """Return the surprises that were not returned before."""

@@ -266,13 +266,11 @@ async def fill_disk(world: World, dice: Random) -> bool:
     """Not one free byte; without root, no file may grow."""
     if not world.store.is_own_disk:
         return await limit_files(world, dice)
-    world.bridge.trouble(is_there=True)
     try:
         await asyncio.to_thread(world.store.fill)
         await asyncio.sleep(dice.uniform(0.5, 4))
     finally:
         world.store.make_room()
-        world.bridge.trouble(is_there=False)
     return True
 
 
@@ -293,18 +291,13 @@ async def limit_files(world: World, dice: Random) -> bool:
 
 @_fault("store: locked by somebody else", "store", weight=2)
 async def lock(world: World, dice: Random) -> bool:
-    """As by a backup or an operator's tool. A bridge that starts just then may refuse to."""
-    world.bridge.trouble(is_there=True)
-    try:
-        return await world.store.lock(dice.uniform(0.5, 5))
-    finally:
-        world.bridge.trouble(is_there=False)
+    """As by a backup or an operator's tool. A bridge that starts just then waits."""
+    return await world.store.lock(dice.uniform(0.5, 5))
 
 
 @_fault("store: folder cannot be written at the start", "store", "bridge")
 async def take_away(world: World, dice: Random) -> bool:
-    """The bridge may refuse to start, or start and wait; it comes back by itself."""
-    world.bridge.trouble(is_there=True)
+    """It starts, waits, and goes on by itself."""
     await world.bridge.kill(stays_away=True)
     world.store.take_away()
     world.bridge.allow()
@@ -312,5 +305,4 @@ async def take_away(world: World, dice: Random) -> bool:
         await asyncio.sleep(dice.uniform(1, 3))
     finally:
         world.store.give_back()
-        world.bridge.trouble(is_there=False)
     return True

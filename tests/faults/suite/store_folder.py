@@ -10,6 +10,7 @@ import asyncio
 import ctypes
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _CLONE_NEWNS: Final = 0x00020000
 _SIZE: Final = "512m"
 _FILLER: Final = "filler"
 _BLOCK_BYTES: Final = 4096
+_DAMAGED: Final = b"no database at all" * 1000
 _LOCK_WITHIN_S: Final = 5.0
 
 
@@ -93,12 +95,13 @@ class StoreFolder:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
 
     def take_away(self) -> None:
-        """Let nobody write in the folder, or find it. Nobody may have a file open there."""
+        """Let nobody write in the folder, or find the inbox. Nobody may have it open."""
         if self.is_own_disk:
             _run("mount", "-o", "remount,ro", str(self.path))
         elif os.geteuid() == 0:  # permissions do not bind root
             self.path.rename(self._aside)
-            self.path.touch()
+            self.path.mkdir()
+            self.file.write_bytes(_DAMAGED)
         else:
             self.path.chmod(0o500)
 
@@ -107,8 +110,9 @@ class StoreFolder:
         if self.is_own_disk:
             _run("mount", "-o", "remount,rw", str(self.path))
         elif os.geteuid() == 0:
-            self.path.unlink()
+            self.path.rename(self.path.with_suffix(".damaged"))  # whole, in one go
             self._aside.rename(self.path)
+            shutil.rmtree(self.path.with_suffix(".damaged"), ignore_errors=True)
         else:
             self.path.chmod(0o700)
 
