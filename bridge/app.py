@@ -192,7 +192,7 @@ class Bridge:
         if not self.intake.is_consuming:
             reasons.append("nothing is consumed from the broker")
         if self.pump.is_waiting:
-            reasons.append("the pump waits for the inbox store or the broker")
+            reasons.append(f"the pump waits: {self.pump.problem}")
         if self.inbox.problem is not None:
             reasons.append(f"the inbox store cannot be written: {self.inbox.problem}")
         return reasons

@@ -114,13 +114,19 @@ class Pump(Generic[B]):
         now: Callable[[], float] = time,
     ) -> None:
         self.limits = limits  # may be replaced while running
-        self.is_waiting = False  # on a store or broker that is away
+        self.problem: str | None = None  # of a store or broker that it waits for
         self._intake = intake
         self._inbox = inbox
         self._publisher = publisher
         self._retry_delays_s = retry_delays_s
         self._metrics = metrics
         self._now = now
+        self._in_trial: bytes | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a store or broker that is away is waited for."""
+        return self.problem is not None
 
     async def run(self) -> None:
         """
@@ -170,7 +176,8 @@ class Pump(Generic[B]):
         Handle alone what may make the process die: the crash net.
 
         The note is in the store before the message is touched, and goes when it was
-        settled or anything else ended the trial that leaves us alive to say so.
+        settled or anything else ended the trial that leaves us alive to say so. While a
+        store or broker that is away is waited for it goes as well (see `_patiently`).
         """
         key = trial_key(delivery)
         trial = await self._patiently(
@@ -179,6 +186,7 @@ class Pump(Generic[B]):
         try:
             reason = settle_trial(trial)
             if reason is None:
+                self._in_trial = key
                 await self._settle_group(batch, [delivery])
             else:
                 text = f"the process died {trial - 1} times with this message in hand"
@@ -187,6 +195,8 @@ class Pump(Generic[B]):
         except (StaleBatchError, asyncio.CancelledError):
             self._inbox.forget_trial(key)
             raise
+        finally:
+            self._in_trial = None
         # Any other error goes up and ends the process: that is a death, the note stays.
         self._inbox.forget_trial(key)
 
@@ -264,14 +274,19 @@ class Pump(Generic[B]):
         """
         Do `work`, waiting for as long as a peer is away.
 
+        A message in trial is not in hand while that lasts: an operator who ends a process
+        that waits does not make it a culprit. Each try of it is a trial of its own.
+
         Raises:
             StaleBatchError: If the session of `batch` ended while waiting. It will come
                 again, and doing the work now would do it twice.
 
         """
         retrying = AsyncRetrying(
-            # A refusal too: somebody deleted the queue, or it is full. It must be mended,
-            # and until then the original stays where it is.
+            # A refusal too: somebody deleted the queue, it is full, we may not write, or
+            # the body is larger than the broker takes by now. An operator can mend each
+            # (`problem` says what), and until then the original stays where it is: going
+            # on without it would be losing it.
             retry=retry_if_exception_type((TransientError, PublishRefusedError)),
             wait=wait_random_exponential(multiplier=0.1, max=5),
             before_sleep=self._tell_waiting,
@@ -279,20 +294,25 @@ class Pump(Generic[B]):
         try:
             async for attempt in retrying:
                 with attempt:
-                    if self.is_waiting and not self._intake.is_current(batch):
-                        raise StaleBatchError
+                    if self.is_waiting:
+                        if not self._intake.is_current(batch):
+                            raise StaleBatchError
+                        if self._in_trial is not None:
+                            await self._inbox.note_trial(self._in_trial)
                     return await work()
         finally:
             if self.is_waiting:
-                self.is_waiting = False
+                self.problem = None
                 log.info("pump.goes_on", doing=doing)
         raise AssertionError(doing)  # the loop above ends by return or raise alone
 
     def _tell_waiting(self, state: RetryCallState) -> None:
-        if not self.is_waiting:
-            self.is_waiting = True
-            error = state.outcome.exception() if state.outcome else None
-            log.warning("pump.waiting", error=str(error))
+        if self._in_trial is not None:
+            self._inbox.forget_trial(self._in_trial)
+        problem = str(state.outcome.exception() if state.outcome else None)
+        if problem != self.problem:  # told once, not with each try
+            self.problem = problem
+            log.warning("pump.waiting", error=problem)
 
     def _count(self, outcome: Outcome, number: int = 1, *, reason: str = "") -> None:
         if number:

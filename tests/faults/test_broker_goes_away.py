@@ -12,6 +12,7 @@ from bridge.core.properties import PERSISTENT, Properties
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.names import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
+from tests.integration.dead_letters import take_dead_letters
 from tests.integration.running import (
     RawWindow,
     RunningBridge,
@@ -137,3 +138,34 @@ async def test_connections_closed_one_by_one_lose_nothing(
             await eventually(lambda: not running.bridge.unready_reasons(), within_s=20)
 
         await all_arrive(ann, publishing)
+
+
+async def test_what_the_broker_takes_no_more_waits_and_the_reason_is_told(
+    node: LocalNode, namespace: str
+) -> None:
+    """
+    A limit that was lowered, as 4.0 does: the body fits into no queue, dead letters too.
+
+    Set aside without its body it would be lost. An operator can raise the limit, and then
+    all goes on by itself.
+    """
+    limit = "application:set_env(rabbit, max_message_size, {})."
+    settings = settings_for(node, namespace)
+    async with running_bridge(settings):
+        pass  # declares; what is published now waits for the next one
+    async with working(node, namespace) as worker:
+        await worker.publish("ann", body=b"{" + b"x" * 20_000)
+        await worker.publish("ann", "behind it")
+    await node.ctl("eval", limit.format(10_000))
+
+    async with running_bridge(settings, waits=False) as running:
+        reason = "message size 20001 is larger than configured max size 10000"
+        await eventually(lambda: reason in " ".join(running.bridge.unready_reasons()))
+        await node.ctl("eval", limit.format(128 * 1024 * 1024))
+        await eventually(lambda: not running.bridge.unready_reasons(), within_s=20)
+
+        url = running.listening.public_url
+        async with open_windows(url, [running.token("ann")]) as (ann,):
+            await eventually(lambda: ann.data() == ["behind it"])
+        letters = await take_dead_letters(node, BrokerNames(namespace).dead)
+        assert [len(letter.body) for letter in letters] == [20_001]

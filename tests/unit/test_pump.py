@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
+from structlog.testing import capture_logs
 
 import bridge.pump
 from bridge.core.message import (
@@ -361,6 +362,47 @@ async def test_a_trial_that_ends_with_the_session_is_no_death(house: House) -> N
     await house.pump.settle(FakeBatch([suspect(1, b"1", 5)]))
 
     assert house.inbox.trials == {}
+
+
+async def test_a_message_in_trial_is_not_blamed_for_a_store_that_is_away(
+    house: House,
+) -> None:
+    """An operator who ends a process that only waits must not make it a culprit."""
+    house.inbox.failures = [StoreUnavailableError("sqlite:x", "full")] * 1000
+    async with asyncio.TaskGroup() as tasks:
+        settling = tasks.create_task(
+            house.pump.settle(FakeBatch([suspect(1, b"1", 5)]))
+        )
+        await eventually(lambda: house.pump.is_waiting)
+        assert house.inbox.trials == {}
+        house.inbox.failures.clear()
+        await settling
+
+    # Each try is a trial of its own: what kills the process then is known by it.
+    assert set(house.journal[:-2]) == {"trial 1"}
+    assert house.journal[-3:] == ["trial 1", "store 1", "ack 1"]
+    assert house.inbox.trials == {}
+
+
+async def test_what_it_waits_for_is_said_and_logged_once(house: House) -> None:
+    """Readiness shows it to an operator, who can mend it: room, permission, a limit."""
+    full = PublishRefusedError("bridge.dead", "the broker could not take it (nack)")
+    away = BrokerUnavailableError("publish to bridge.dead", "gone")
+    house.publisher.failures = [full, full, away, full]
+    problems = []
+
+    def note(state: object) -> None:
+        Pump._tell_waiting(house.pump, state)  # type: ignore[arg-type] # passed on
+        problems.append(house.pump.problem)
+
+    house.pump._tell_waiting = note  # type: ignore[method-assign] # looks on
+    with capture_logs() as lines:
+        await house.pump.settle(FakeBatch([delivery(1, b"{")]))
+
+    assert problems == [str(full), str(full), str(away), str(full)]
+    told = [line["error"] for line in lines if line["event"] == "pump.waiting"]
+    assert told == [str(full), str(away), str(full)]
+    assert house.pump.problem is None
 
 
 async def test_cancelling_while_a_store_is_away_acks_nothing(house: House) -> None:
