@@ -47,6 +47,9 @@ _BROKER_HEADERS: Final = frozenset(
 # RabbitMQ's frame_max by default; 7 bytes of frame header, 1 of frame end, 12 of
 # content header stand around the properties.
 PROPERTIES_MAX_BYTES: Final = 131072 - 20
+# A broker may be told to take no more than 4096. Then there is room for our headers and
+# some short strings, if the text of the error is short as well.
+_ERROR_CUT_CHARACTERS: Final = 200
 
 
 # Written by quorum queues: how often a message came back because its consumer went away.
@@ -154,8 +157,11 @@ def dead_letter_properties(
         letter: Why it is set aside.
         origin_queue: The queue that it was taken from.
         now_s: Unix time.
-        max_bytes: What fits into one frame; if the producer's headers leave no room for
-            ours, they are dropped and `x-bridge-headers-dropped` says how many bytes.
+        max_bytes: What fits into one frame, at least 4076; if the producer's headers
+            leave no room for ours, they are dropped and `x-bridge-headers-dropped` says
+            how many bytes. If that is not enough, the properties that only the producer
+            understands go as well, and the text of the error is cut: a dead letter that
+            cannot be written would hold up all that is behind it.
 
     """
     original = delivery.properties
@@ -211,9 +217,17 @@ def _copy_with(
     if len(render_properties(complete)) <= max_bytes:
         return complete
     added[Header.HEADERS_DROPPED] = len(original.headers or b"")
-    return replace(copied, headers=None).with_headers(
-        added, dropped_prefix=HEADER_PREFIX
+    bare = replace(copied, headers=None)
+    cut = bare.with_headers(added, dropped_prefix=HEADER_PREFIX)
+    if len(render_properties(cut)) <= max_bytes:
+        return cut
+    # What says what the message is stays; what only its producer understands goes.
+    bare = replace(
+        bare, correlation_id=None, reply_to=None, app_id=None, cluster_id=None
     )
+    if Header.ERROR in added:
+        added[Header.ERROR] = str(added[Header.ERROR])[:_ERROR_CUT_CHARACTERS]
+    return bare.with_headers(added, dropped_prefix=HEADER_PREFIX)
 
 
 def _without_broker_headers(table: bytes) -> bytes:

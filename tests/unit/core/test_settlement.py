@@ -245,6 +245,32 @@ def test_headers_that_leave_no_room_are_dropped_and_counted() -> None:
     assert copy.message_id == b"m"
 
 
+def test_a_dead_letter_fits_into_the_smallest_frame_that_a_broker_may_ask_for() -> None:
+    """One that can never be written would hold up all that is behind it, for ever."""
+    longest = b"x" * 255
+    original = Properties(
+        **dict.fromkeys(
+            (
+                "content_type", "content_encoding", "correlation_id", "reply_to",
+                "expiration", "message_id", "type", "user_id", "app_id", "cluster_id",
+            ),
+            longest,
+        ),
+        headers=render_table({"theirs": b"x" * 5000}),
+    )  # fmt: skip
+    wordy = DeadLetter(Rejection(DeadLetterReason.BAD_USER, "€" * 5000), 1)
+    delivered = replace(delivery(original), routing_key=longest, exchange=longest)
+
+    copy = dead_letter_properties(
+        delivered, wordy, origin_queue="q" * 255, now_s=NOW_S, max_bytes=4096 - 20
+    )
+
+    assert len(render_properties(copy)) <= 4096 - 20
+    assert (copy.message_id, copy.type) == (longest, longest)
+    assert header_bytes(copy.headers, Header.REASON) == b"bad_user"
+    assert header_bytes(copy.headers, Header.ERROR) == "€".encode() * 200
+
+
 def test_an_error_text_without_end_is_cut() -> None:
     """Some libraries quote all that they were given."""
     endless = DeadLetter(Rejection(DeadLetterReason.BAD_USER, "é" * 100_000), 1)
