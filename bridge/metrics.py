@@ -68,9 +68,10 @@ class Metrics:
             "Messages written to windows from the inbox when they connected.",
             registry=registry,
         )
-        self.expired = Counter(
-            "bridge_expired",
-            "Messages not delivered because their time was over.",
+        self.left_out = Counter(
+            "bridge_left_out",
+            "Messages in an inbox that were not written because their time was over; "
+            "each replay that meets one counts it again.",
             registry=registry,
         )
         self.age = Histogram(

@@ -164,7 +164,6 @@ class Pump(Generic[B]):
                 letter = DeadLetter(parsed, attempt_of(delivery))
                 await self._set_aside(batch, delivery, letter)
             elif parsed.deadline_s is not None and parsed.deadline_s <= now_s:
-                self._metrics.expired.inc()
                 self._count(Outcome.EXPIRED)
             else:
                 good.append((delivery, parsed))

@@ -157,7 +157,7 @@ class Rooms(AsyncManager):  # type: ignore[misc] # socketio has no types
             if not room.open:
                 continue
             if stored.is_expired(now_s):
-                self._metrics.expired.inc()
+                self._metrics.left_out.inc()
                 continue
             emitted += self._emit_to(room, stored)
             oldest_s = min(oldest_s, message.taken_s)

@@ -274,7 +274,7 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
                 self.close(window, Closing.SLOW)  # does nothing if it is gone already
                 return
             self._metrics.replayed.inc(sync.replayed)
-            self._metrics.expired.inc(sync.expired)
+            self._metrics.left_out.inc(sync.expired)
             self._tell(window, EVENT_SYNC, sync.wire)
 
     # --- events from pages

@@ -220,7 +220,7 @@ async def test_what_expired_is_not_delivered_but_counted(
             assert ann.data("bridge:sync") == [
                 {"replayed": 1, "complete": False, "missed": 1, "reason": "expired"}
             ]
-        assert running.sample("bridge_expired_total") == 1
+        assert running.sample("bridge_left_out_total") == 1
 
 
 async def test_what_the_store_refuses_is_tried_again_and_then_set_aside(

@@ -160,7 +160,7 @@ async def test_a_message_past_its_own_deadline_is_left_out_and_told(
 
     assert [event[1] for event in events] == ["a", "b"]
     assert sync == {"replayed": 2, "complete": False, "missed": 1, "reason": "expired"}
-    assert door.count("expired_total") == 1
+    assert door.count("left_out_total") == 1
 
 
 async def test_a_message_that_expires_before_the_feed_is_not_emitted(
@@ -174,7 +174,7 @@ async def test_a_message_that_expires_before_the_feed_is_not_emitted(
             [message("alice", "late", deadline_s=1.0), message("alice", "b")]
         )
         assert '"b"' in await window.receive()
-    assert door.count("expired_total") == 1
+    assert door.count("left_out_total") == 1
 
 
 # --- the delivered mark

@@ -136,7 +136,7 @@ def test_an_expired_message_is_counted_and_not_written(house: House) -> None:
     house.rooms.feed([stored("alice", 1, deadline_s=1.0), stored("alice", 2)])
 
     assert frames(window) == [b'42["message",2,"e-2"]']
-    assert house.metrics.registry.get_sample_value("bridge_expired_total") == 1
+    assert house.metrics.registry.get_sample_value("bridge_left_out_total") == 1
 
 
 def test_a_slow_window_is_closed_after_the_others_got_their_message(
