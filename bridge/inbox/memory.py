@@ -185,6 +185,15 @@ class MemoryInbox:
             next_after = stored.offset
         return Page(found, next_after, expired=expired, gone=gone, last=log.last)
 
+    async def count_expired(self, user: str, *, after: int) -> int:
+        """Count what is kept behind the offset `after` and is past its deadline."""
+        log = self._logs.get(user)
+        now_s = self._now()
+        return sum(
+            stored.offset > after and stored.is_expired(now_s)
+            for stored in (log.kept if log is not None else ())
+        )
+
     def mark_delivered(self, user: str, offset: int) -> None:
         """Move the delivered mark of `user` forward to `offset`; backwards is ignored."""
         log = self._logs.get(user)

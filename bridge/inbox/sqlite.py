@@ -174,13 +174,7 @@ class SqliteInbox:
             raise self._file.damaged(finding)
 
     async def usage(self) -> DiskUsage:
-        """
-        Return what the store takes on its disk, and what is left there.
-
-        Raises:
-            StoreUnavailableError: If the disk does not say.
-
-        """
+        """Return what the store takes on its disk and what is left; errors as `read`."""
         try:
             return await self._read(lambda _: disk_usage(self._path))
         except OSError as exc:
@@ -271,13 +265,7 @@ class SqliteInbox:
     # --- reading
 
     async def state(self, user: str) -> InboxState:
-        """
-        Return where the inbox of `user` begins, ends, and is delivered up to.
-
-        Raises:
-            StoreUnavailableError: If the file cannot be read now.
-
-        """
+        """Return where the inbox of `user` begins and ends; errors as `read`."""
         mark = self._mark_of(user)
         state = await self._read(
             lambda c: self._reading.state(c, user, epoch=self.epoch)
@@ -306,6 +294,12 @@ class SqliteInbox:
                 max_messages=max_messages,
                 max_bytes=max_bytes,
             )
+        )
+
+    async def count_expired(self, user: str, *, after: int) -> int:
+        """Count what is past its deadline behind the offset `after`; errors as `read`."""
+        return await self._read(
+            lambda c: self._reading.count_expired(c, user, after=after)
         )
 
     async def _read(self, work: Callable[[Connection], T]) -> T:

@@ -112,6 +112,28 @@ class Reading:
                     now_s=self._now(),
                 )
 
+    def count_expired(
+        self, connection: sqlite3.Connection, user: str, *, after: int
+    ) -> int:
+        """Count what is kept behind the offset `after` and is past its deadline."""
+        now_s = self._now()
+        with self._inbox(connection, user) as (user_id, tail):
+            count, placed = connection.execute(
+                "SELECT count(*) FILTER (WHERE deadline_s <= ?3), max(places.offset)"
+                " FROM places CROSS JOIN messages USING (seq)"
+                " WHERE places.user_id = ?1 AND messages.user_id = places.user_id"
+                " AND places.offset > ?2",
+                (user_id, after, now_s),
+            ).fetchone()
+            after = max(after, placed or 0)
+            for offset, seq, _, _ in tail:
+                if offset > after:
+                    count += connection.execute(
+                        "SELECT count(*) FROM messages WHERE seq = ? AND deadline_s <= ?",
+                        (seq, now_s),
+                    ).fetchone()[0]
+        return int(count)
+
     def quick_check(self, connection: sqlite3.Connection) -> str:
         """Look at every page of the file; return "ok" or the first fault."""
         finding: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]

@@ -16,7 +16,7 @@ from bridge.core import packets
 from bridge.core.access import ConnectAuth, Identity, parse_connect_auth
 from bridge.core.packets import Packet
 from bridge.core.position import Position, render_recovery_id, user_epoch
-from bridge.core.replay import InboxState, ReplayPlan, plan_replay
+from bridge.core.replay import ReplayPlan, plan_replay
 from bridge.errors import KeysUnavailableError, RefusedError, StoreUnavailableError
 from bridge.metrics import Metrics
 from bridge.names import Refusal
@@ -142,43 +142,55 @@ class Entrance:
         try:
             await self._inbox.follow(user)
             state = await self._inbox.state(user)
+            state = replace(state, epoch=user_epoch(state.epoch, user))
+            plan = plan_replay(auth.wanted, state)
+            kept_id = await self._id_to_keep(user, auth, plan)
             # Meanwhile the page may have asked twice, or left.
             if carrier.sid in self.windows:
                 raise RefusedError(Refusal.BAD_REQUEST, _TWICE)
             if carrier.closed:
                 return None
-            state = replace(state, epoch=user_epoch(state.epoch, user))
-            return self._let_in(carrier, identity, auth, state)
+            window = Window(
+                secrets.token_urlsafe(15),
+                carrier,
+                identity,
+                epoch=state.epoch,
+                offset=plan.after,
+                has_manual_acks=auth.has_manual_acks,
+                connected_s=time(),
+            )
+            return self._let_in(window, auth, plan, kept_id=kept_id)
         finally:
             if self._rooms.expect_no_more(user):
                 self._inbox.unfollow(user)
 
+    async def _id_to_keep(
+        self, user: str, auth: ConnectAuth, plan: ReplayPlan
+    ) -> str | None:
+        """
+        Return the recovery id of a page that has missed nothing: the same once more.
+
+        It says so to the stock client. What replay will leave out counts as missed; what
+        expires while it is going on, only `bridge:sync` can tell.
+        """
+        if auth.recovery_id is None or not plan.is_complete:
+            return None
+        if await self._inbox.count_expired(user, after=plan.after):
+            return None
+        return auth.recovery_id
+
     def _let_in(
         self,
-        carrier: Carrier,
-        identity: Identity,
+        window: Window,
         auth: ConnectAuth,
-        state: InboxState,
+        plan: ReplayPlan,
+        *,
+        kept_id: str | None,
     ) -> Admitted:
-        plan = plan_replay(auth.wanted, state)
-        window = Window(
-            secrets.token_urlsafe(15),
-            carrier,
-            identity,
-            epoch=state.epoch,
-            offset=plan.after,
-            has_manual_acks=auth.has_manual_acks,
-            connected_s=time(),
-        )
-        # The same id again says to the stock client: you have missed nothing.
-        is_recovered = auth.recovery_id is not None and plan.is_complete
-        began_at = Position(state.epoch, plan.after)
-        recovery_id = (
-            auth.recovery_id
-            if is_recovered
-            else render_recovery_id(began_at, secrets.token_urlsafe(9))
-        )
-        self._metrics.connects.labels(recovered=str(is_recovered).lower()).inc()
+        carrier = window.carrier
+        began_at = Position(window.epoch, plan.after)
+        recovery_id = kept_id or render_recovery_id(began_at, secrets.token_urlsafe(9))
+        self._metrics.connects.labels(recovered=str(bool(kept_id)).lower()).inc()
         # In open mode the page was let in before it said who it is.
         if carrier.sid not in self.entered:
             carrier.write_packet("4" + packets.connect_reply(window.sid, recovery_id))

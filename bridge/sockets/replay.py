@@ -37,6 +37,9 @@ class Inboxes(Protocol):
     ) -> Page:
         """Read on behind the offset `after`."""
 
+    async def count_expired(self, user: str, *, after: int) -> int:
+        """Count what is kept behind the offset `after` and is past its deadline."""
+
     def mark_delivered(self, user: str, offset: int) -> None:
         """Move the delivered mark forward."""
 

@@ -203,6 +203,32 @@ async def test_a_message_past_its_deadline_is_left_out_and_counted(
     assert (page.expired, page.gone, page.next_after) == (1, 0, 3)
 
 
+async def test_what_a_reader_will_not_get_for_its_deadline_can_be_counted(
+    shelf: Shelf,
+) -> None:
+    """A window that comes back is told at once whether it misses something."""
+    await shelf.inbox.append(
+        [
+            shelf.message(
+                "alice", b"1", deadline_s=shelf.now_s[0] + 5 if number % 2 else None
+            )
+            for number in range(1, 9)
+        ]
+    )
+    counts = []
+    for wait_s in (0, 10):
+        shelf.later(wait_s)
+        counts.append(
+            [
+                await shelf.inbox.count_expired("alice", after=after)
+                for after in (0, 1, 6, 8, 99)
+            ]
+        )
+
+    assert counts == [[0] * 5, [4, 3, 1, 0, 0]]
+    assert await shelf.inbox.count_expired("nobody", after=0) == 0
+
+
 async def test_the_retention_may_change_while_running(shelf: Shelf) -> None:
     """SIGHUP: it counts from the next look on."""
     await shelf.append("alice", *(b"%d" % number for number in range(50)))

@@ -163,6 +163,29 @@ async def test_a_message_past_its_own_deadline_is_left_out_and_told(
     assert door.count("left_out_total") == 1
 
 
+async def test_a_window_that_misses_what_expired_has_not_recovered(
+    door: Door, pages: Pages
+) -> None:
+    """`recovered` means that nothing was missed; what the page has had is not missed."""
+    await pages.connected("page", door.url, **options("alice", "websocket"))
+    await door.store("alice", "had")
+    await pages.until("page", "event", "message")
+
+    door.cut("alice")
+    await door.inbox.append([message("alice", "late", deadline_s=1.0)])
+    await door.store("alice", "good")
+    second = await pages.until("page", "connect", count=2)
+    await pages.until("page", "event", "message", count=2)
+    door.cut("alice")
+    await door.store("alice", "better")
+    third = await pages.until("page", "connect", count=3)
+    await pages.until("page", "event", "bridge:sync", count=3)
+
+    assert (second[0]["recovered"], third[0]["recovered"]) == (False, True)
+    complete = [sync["complete"] for sync in pages.data("page", "bridge:sync")]
+    assert complete == [True, False, True]
+
+
 async def test_a_message_that_expires_before_the_feed_is_not_emitted(
     door: Door,
 ) -> None:
