@@ -308,7 +308,6 @@ class Bridge:
                 await self.sockets.drain(within_s=windows_s / 2)
         except TimeoutError:
             log.warning("bridge.drain_cut_short", windows=len(self.sockets.rooms))
-        await self.intake.close()
         log.info("bridge.drained")
 
     # --- reloading

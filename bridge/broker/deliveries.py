@@ -23,7 +23,7 @@ from bridge.broker.connection import (
 )
 from bridge.broker.consumer import BatchLimits, ConsumerSession
 from bridge.broker.frame_reader import DeliveryReader
-from bridge.broker.supervision import run_until, supervise
+from bridge.broker.supervision import supervise
 from bridge.broker.topology import Topology, declare
 from bridge.core.message import Delivery
 from bridge.errors import BrokerUnavailableError, TopologyError
@@ -77,7 +77,6 @@ class Intake:
         self._session: ConsumerSession | None = None
         self._arrived = asyncio.Event()
         self._settled = asyncio.Event()
-        self._closing = asyncio.Event()
         self._stopping = asyncio.Event()
         self._was_consuming = False
         self.broker: BrokerIdentity | None = None  # of the last session
@@ -99,7 +98,7 @@ class Intake:
 
     async def run(self) -> None:
         """
-        Keep consuming until `close`, whatever happens to the broker.
+        Keep consuming until cancelled, whatever happens to the broker.
 
         Raises:
             TopologyError: If something else has our names on the broker, before the
@@ -110,15 +109,12 @@ class Intake:
             Closes the connection; what is in flight comes again.
 
         """
-        await run_until(
-            self._closing,
-            supervise(
-                self._consume,
-                address=self._address,
-                purpose=Purpose.CONSUME,
-                reader=DeliveryReader,
-                metrics=self._metrics,
-            ),
+        await supervise(
+            self._consume,
+            address=self._address,
+            purpose=Purpose.CONSUME,
+            reader=DeliveryReader,
+            metrics=self._metrics,
         )
 
     async def next_batch(self) -> Batch:
@@ -198,11 +194,6 @@ class Intake:
                 await session.stop_consumer()
         except BrokerUnavailableError as exc:
             session.fail(exc.problem)
-
-    async def close(self) -> None:
-        """Let `run` end: the connection is closed, what is in flight comes again."""
-        self._stopping.set()
-        self._closing.set()
 
     async def _consume(self, connection: BrokerConnection[DeliveryReader]) -> None:
         """Be one session: from declaring to the first thing that goes wrong."""

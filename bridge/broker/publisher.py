@@ -22,7 +22,7 @@ from bridge.broker.connection import (
 )
 from bridge.broker.frame_reader import ReturnReader
 from bridge.broker.publish_channels import CHANNELS_MAX, PublishSession, RawProperties
-from bridge.broker.supervision import run_until, supervise
+from bridge.broker.supervision import supervise
 from bridge.broker.topology import Topology, declare, retry_delay_ms
 from bridge.core.message import Delivery
 from bridge.core.properties import Properties, render_properties
@@ -71,7 +71,6 @@ class Publisher:
         self._session: PublishSession | None = None
         self._connected = asyncio.Event()
         self._places = asyncio.Semaphore(CHANNELS_MAX)
-        self._closing = asyncio.Event()
         self._was_connected = False
 
     @property
@@ -88,7 +87,7 @@ class Publisher:
 
     async def run(self) -> None:
         """
-        Keep a connection until `close`, whatever happens to the broker.
+        Keep a connection until cancelled, whatever happens to the broker.
 
         Raises:
             TopologyError: If something else has our names on the broker, at the first
@@ -98,20 +97,13 @@ class Publisher:
             Closes the connection; publishes in flight fail.
 
         """
-        await run_until(
-            self._closing,
-            supervise(
-                self._serve,
-                address=self._address,
-                purpose=Purpose.PUBLISH,
-                reader=ReturnReader,
-                metrics=self._metrics,
-            ),
+        await supervise(
+            self._serve,
+            address=self._address,
+            purpose=Purpose.PUBLISH,
+            reader=ReturnReader,
+            metrics=self._metrics,
         )
-
-    async def close(self) -> None:
-        """Let `run` end."""
-        self._closing.set()
 
     async def publish(
         self,

@@ -7,8 +7,8 @@ session is either whole or gone, and the next one is made from nothing.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 import structlog
 import tenacity
@@ -89,25 +89,3 @@ async def supervise(
             wait=tenacity.wait_random_exponential(_BACKOFF_FIRST_S, _BACKOFF_MAX_S),
             before_sleep=tell,
         )(once)
-
-
-async def run_until(closing: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """
-    Run `work` until it ends or `closing` is set, which cancels it.
-
-    Raises:
-        BridgeError: Whatever `work` raises, as it is.
-
-    """
-
-    async def wait_for_closing() -> None:
-        await closing.wait()
-        working.cancel()
-
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            working = tasks.create_task(work, name="broker.session")
-            waiting = tasks.create_task(wait_for_closing(), name="broker.closing")
-            working.add_done_callback(lambda _: waiting.cancel())
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from None  # only `work` can fail

@@ -167,7 +167,7 @@ async def _publish_all(
     await probe.leave()
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(publisher.run(), name="publisher")
+            running = tasks.create_task(publisher.run(), name="publisher")
             for batch in _batches(lines):
                 ids = await _publish_batch(messages, batch)
                 if shows_ids:
@@ -176,7 +176,7 @@ async def _publish_all(
                 count += len(ids)
                 if count // _PROGRESS_EACH != (count - len(ids)) // _PROGRESS_EACH:
                     talk.print(f"{count} published …")
-            await publisher.close()
+            running.cancel()
     except* BridgeError as group:
         failure = first_of(group)
         if count:

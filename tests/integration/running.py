@@ -117,10 +117,10 @@ async def working(broker: LocalNode, namespace: str) -> AsyncIterator[Worker]:
     names = BrokerNames(namespace)
     publisher = Publisher(BrokerAddress((broker.url,)), names, metrics=Metrics())
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(publisher.run(), name="worker")
+        running = tasks.create_task(publisher.run(), name="worker")
         await eventually(lambda: publisher.is_connected)
         yield Worker(publisher, names.messages)
-        await publisher.close()
+        running.cancel()
 
 
 @dataclass

@@ -112,23 +112,19 @@ class Runs(Protocol):
     """An intake or a publisher."""
 
     async def run(self) -> None:
-        """Run until closed."""
-
-    async def close(self) -> None:
-        """Let `run` end."""
+        """Run until cancelled."""
 
 
 @asynccontextmanager
 async def running(*workers: Runs) -> AsyncIterator[None]:
-    """Run them, and let them end by themselves within the limit."""
+    """Run them until the block is left, and wait until they have ended."""
     async with asyncio.TaskGroup() as tasks:
-        for worker in workers:
-            tasks.create_task(worker.run())
+        running = [tasks.create_task(worker.run()) for worker in workers]
         try:
             yield
         finally:
-            for worker in workers:
-                await worker.close()
+            for task in running:
+                task.cancel()
 
 
 @dataclass
