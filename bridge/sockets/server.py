@@ -48,7 +48,7 @@ from bridge.sockets.replay import Inboxes, replay
 from bridge.sockets.requests import Verifier, WindowRequests
 from bridge.sockets.rooms import Rooms
 from bridge.sockets.transport import Carrier
-from bridge.sockets.window import Window
+from bridge.sockets.window import Window, WindowReport
 
 log = structlog.get_logger(__name__)
 
@@ -355,6 +355,10 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
             self.close(window, code)
         else:
             carrier.end(self.reason.SERVER_DISCONNECT, abort=True)
+
+    def windows_of(self, user: str) -> list[WindowReport]:
+        """Say which windows `user` has, the oldest first."""
+        return [window.report() for window in self.rooms.windows_of(user)]
 
     def kick(self, user: str) -> int:
         """Close all windows of `user`; returns how many there were."""

@@ -1,5 +1,6 @@
 """One page of a user: who it is, how far it has read, and until when it may stay."""
 
+from dataclasses import dataclass
 from typing import Final
 
 from bridge.core.access import Identity
@@ -7,6 +8,35 @@ from bridge.sockets.transport import Carrier
 
 # How long before its token's end a window is told.
 _WARNING_S: Final = 60.0
+# Enough of a window's id to tell a user's windows apart.
+_ID_CHARACTERS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class WindowReport:
+    """
+    A window at an instant, for operators.
+
+    Attributes:
+        id: The beginning of its `sid`.
+        transport: `websocket` or `polling`.
+        address: Where the page is, as far as it can be believed.
+        connected_s: Unix time.
+        offset: Newest message that was written to it, or that it had before.
+        has_manual_acks: Whether only its `ack` moves the delivered mark.
+        is_live: Whether it is up to date and gets what is new.
+        waiting_bytes: What was sent to it and that it has not read yet.
+
+    """
+
+    id: str
+    transport: str
+    address: str
+    connected_s: float
+    offset: int
+    has_manual_acks: bool
+    is_live: bool
+    waiting_bytes: int
 
 
 class Window:
@@ -73,6 +103,20 @@ class Window:
         it is fetched.
         """
         return not self.has_manual_acks and self.carrier.is_written_at_once
+
+    def report(self) -> WindowReport:
+        """Say how it is now."""
+        carrier = self.carrier
+        return WindowReport(
+            id=self.sid[:_ID_CHARACTERS],
+            transport=carrier.transport_name,
+            address=carrier.address,
+            connected_s=self.connected_s,
+            offset=self.offset,
+            has_manual_acks=self.has_manual_acks,
+            is_live=self.is_live,
+            waiting_bytes=carrier.waiting_bytes,
+        )
 
     def renew(self, identity: Identity, *, now_s: float) -> None:
         """Let the window stay for as long as `identity` says."""

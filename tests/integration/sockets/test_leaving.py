@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import time
 import weakref
 
 import pytest
@@ -225,3 +226,29 @@ async def test_a_reload_of_the_options_counts_from_now_on(door: Door) -> None:
                 await second.join("alice")
         await door.store("alice", 1)
         assert json.loads((await window.receive())[2:])[1] == 1
+
+
+async def test_an_operator_sees_which_windows_a_user_has() -> None:
+    """Before kicking, and when a user says that a page gets nothing."""
+    async with (
+        open_door() as door,
+        raw_window(door) as socket,
+        raw_poller(door) as poller,
+    ):
+        await door.store("alice", 1, 2)
+        reply = await socket.join("alice", acks="manual")
+        await socket.synced()
+        await poller.join("alice")
+
+        first, second = door.server.windows_of("alice")
+
+        assert reply["sid"].startswith(first.id)
+        assert reply["sid"] != first.id
+        assert (first.transport, second.transport) == ("websocket", "polling")
+        assert first.address == second.address == "127.0.0.1"
+        assert first.connected_s <= second.connected_s <= time.time()
+        assert first.offset == second.offset == 2
+        assert (first.has_manual_acks, second.has_manual_acks) == (True, False)
+        assert first.is_live
+        assert first.waiting_bytes == second.waiting_bytes == 0
+        assert door.server.windows_of("nobody") == []
