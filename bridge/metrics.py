@@ -65,7 +65,12 @@ class Metrics:
         )
         self.replayed = Counter(
             "bridge_replayed",
-            "Messages written to windows from the inbox when they connected.",
+            "Messages written to windows from the inbox, when they connected or fell behind.",
+            registry=registry,
+        )
+        self.fell_behind = Counter(
+            "bridge_windows_fell_behind",
+            "Times that a window was sent back to the inbox: more was stored than it reads, or a part of the feed was lost.",
             registry=registry,
         )
         self.left_out = Counter(

@@ -185,7 +185,7 @@ _CLOSINGS_THAT_RECONNECT: Final = frozenset(
 )
 _CLOSING_EXPLANATIONS: Final = {
     Closing.EXPIRED: "the token's life is over: connect again with a new one",
-    Closing.SLOW: "the window read too slowly; it gets what it missed when it is back",
+    Closing.SLOW: "the window read nothing for too long; it gets what it missed when it is back",
     Closing.DRAINING: "this bridge is going down; the window finds its place in the next one",
     Closing.KICKED: "an operator closed the user's windows",
     Closing.FLOODING: "the window sent more events than it may",

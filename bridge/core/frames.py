@@ -2,13 +2,16 @@
 From a stored message to the bytes on the wire, once for all windows of a user.
 
 A frame from server to client is not masked (RFC 6455 section 5.1), so the same bytes
-serve every websocket. The message's data is JSON already and was checked when it came
+serve every websocket, and what is written at one time is joined into one piece. The message's data is JSON already and was checked when it came
 in: it is spliced into the packet, never decoded and encoded again.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import orjson
+
+from bridge.core.message import Stored
 
 _TEXT_FRAME: Final = 0x81  # FIN and opcode 1, RFC 6455 section 5.2
 
@@ -34,6 +37,47 @@ def text_frame(payload: bytes) -> bytes:
     if length < 1 << 16:
         return b"\x81\x7e" + length.to_bytes(2, "big") + payload
     return b"\x81\x7f" + length.to_bytes(8, "big") + payload
+
+
+class Burst:
+    """
+    Messages of one user that are sent together, encoded once for all windows.
+
+    Attributes:
+        packets: Offset and packet of each, in order.
+        frames: All of them as websocket frames, to be written in one piece.
+
+    """
+
+    __slots__ = ("frames", "packets")
+
+    def __init__(self, packets: Sequence[tuple[int, bytes]]) -> None:
+        self.packets = packets
+        if len(packets) == 1:
+            self.frames = text_frame(packets[0][1])
+        else:
+            self.frames = b"".join([text_frame(packet) for _, packet in packets])
+
+    def after(self, offset: int) -> "Burst":
+        """Return what of it lies behind `offset`."""
+        return Burst([each for each in self.packets if each[0] > offset])
+
+
+def burst(messages: Sequence[Stored], *, epoch: str) -> Burst:
+    """Encode `messages`, which are one user's and in order."""
+    return Burst(
+        [
+            (
+                stored.offset,
+                event_packet(
+                    stored.message.event,
+                    stored.message.data,
+                    f"{epoch}-{stored.offset}",
+                ),
+            )
+            for stored in messages
+        ]
+    )
 
 
 # Event names are few and long-lived; their JSON is made once. Bounded, because a

@@ -184,7 +184,7 @@ class Settings(BaseSettings):
     )
     slow_client_bytes: Size = _reloadable(
         "1MiB",
-        "Bytes that may wait for one window; over it, it is closed and recovers.",
+        "Bytes that may wait for one window; over it, the rest is read from the inbox as fast as the window reads.",
     )
     max_windows_per_user: Count = _reloadable(100, "Windows of one user at a time.")
     max_windows_per_address: Count = _reloadable(

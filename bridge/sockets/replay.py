@@ -1,5 +1,5 @@
 """
-What a window gets from the inbox when it connects, until it is up to date.
+What a window gets from the inbox when it connects or falls behind, until it is up to date.
 
 What is stored meanwhile passes the window's closed gate and is read from the inbox as
 well. So there is no queue beside the inbox, and none that could overflow; pages are
@@ -7,15 +7,22 @@ small and each message waits while the page has much to read, so a long inbox co
 memory.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
+
+import structlog
 
 from bridge.core.frames import event_packet
 from bridge.core.position import Position
 from bridge.core.replay import InboxState, Page, ReplayPlan
-from bridge.names import SyncReason
+from bridge.errors import StoreUnavailableError
+from bridge.metrics import Metrics
+from bridge.names import EVENT_SYNC, Closing, SyncReason
 from bridge.sockets.rooms import Rooms
 from bridge.sockets.window import Window
+
+log = structlog.get_logger(__name__)
 
 _PAGE_MESSAGES: Final = 256
 
@@ -73,7 +80,78 @@ class Sync:
         }
 
 
-async def replay(
+class Replays:
+    """
+    Brings windows up to date: new ones, and those that fell behind.
+
+    `close` is called with a window that reads nothing or whose inbox cannot be read.
+
+    Attributes:
+        page_bytes: How much is read from an inbox at a time.
+        patience_s: How long a window may read nothing.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        rooms: Rooms,
+        inbox: Inboxes,
+        metrics: Metrics,
+        close: Callable[[Window, Closing], None],
+    ) -> None:
+        self._rooms = rooms
+        self._inbox = inbox
+        self._metrics = metrics
+        self._close = close
+        self.page_bytes = 0
+        self.patience_s = 0.0
+
+    async def sync(self, window: Window, plan: ReplayPlan) -> None:
+        """Bring a new window up to date, and tell it so. Never raises."""
+        sync = await self._replay(window, plan)
+        if sync is not None:
+            window.tell(EVENT_SYNC, sync.wire)
+
+    async def catch_up(self, window: Window) -> None:
+        """
+        Bring a window up to date that fell behind. Never raises.
+
+        The page notices nothing, unless something was dropped from the inbox or expired
+        before it could be read: then it is told as after a connect.
+        """
+        sync = await self._replay(window, ReplayPlan(after=window.offset))
+        if sync is not None and sync.reason is not None:
+            window.tell(EVENT_SYNC, sync.wire)
+
+    async def _replay(self, window: Window, plan: ReplayPlan) -> Sync | None:
+        """Replay; `None` if the window is gone, or was closed because that failed."""
+        try:
+            sync = await _replay(
+                window,
+                plan,
+                inbox=self._inbox,
+                rooms=self._rooms,
+                page_bytes=self.page_bytes,
+                patience_s=self.patience_s,
+            )
+        except StoreUnavailableError as exc:
+            log.warning("window.replay_failed", error=str(exc))
+            self._close(window, Closing.UNAVAILABLE)
+        except Exception:
+            log.exception("window.replay_failed")
+            self._close(window, Closing.UNAVAILABLE)
+        else:
+            if sync is None:
+                self._close(window, Closing.SLOW)  # nothing if it is gone already
+                return None
+            self._metrics.replayed.inc(sync.replayed)
+            self._metrics.left_out.inc(sync.expired)
+            return sync
+        return None
+
+
+async def _replay(
     window: Window,
     plan: ReplayPlan,
     *,
@@ -94,7 +172,7 @@ async def replay(
         patience_s: How long the window may read nothing.
 
     Returns:
-        What it got; `None` if it is gone, or read too slowly and has to be closed.
+        What it got; `None` if it is gone, or read nothing for too long and has to be closed.
 
     Raises:
         StoreUnavailableError: If the inbox cannot be read now.

@@ -16,9 +16,8 @@ from typing import Any
 from socketio.async_manager import AsyncManager
 
 from bridge.core import packets
-from bridge.core.frames import event_packet, text_frame
+from bridge.core.frames import burst
 from bridge.core.message import Stored
-from bridge.core.position import Position
 from bridge.metrics import Metrics
 from bridge.sockets.window import Window
 
@@ -50,7 +49,9 @@ class Rooms(AsyncManager):  # type: ignore[misc] # socketio has no types
     All rooms of this bridge.
 
     `mark_delivered` is called with a user and an offset when a message has been written
-    to at least one window of the user; `close_slow` with a window that does not read.
+    to at least one window of the user; `catch_up` with a window whose gate was shut,
+    because more waits for it than may, or because a part of the feed was lost: it has to
+    be read from the inbox.
     """
 
     def __init__(
@@ -58,12 +59,12 @@ class Rooms(AsyncManager):  # type: ignore[misc] # socketio has no types
         metrics: Metrics,
         *,
         mark_delivered: Callable[[str, int], None],
-        close_slow: Callable[[Window], None],
+        catch_up: Callable[[Window], None],
     ) -> None:
         super().__init__()
         self._metrics = metrics
         self._mark_delivered = mark_delivered
-        self._close_slow = close_slow
+        self._catch_up = catch_up
         self._rooms: dict[str, Room] = {}
         self._windows: dict[str, Window] = {}
 
@@ -146,49 +147,64 @@ class Rooms(AsyncManager):  # type: ignore[misc] # socketio has no types
     def feed(self, batch: Sequence[Stored]) -> None:
         """Write new messages to every open window of their users, in order."""
         now_s = time()
-        emitted = 0
+        rooms = self._rooms
+        news: dict[str, list[Stored]] = {}
         oldest_s = now_s
         for stored in batch:
             message = stored.message
-            room = self._rooms.get(message.user)
-            if room is None:
-                continue
-            room.fed = stored.offset
-            if not room.open:
-                continue
-            if stored.is_expired(now_s):
-                self._metrics.left_out.inc()
-                continue
-            emitted += self._emit_to(room, stored)
-            oldest_s = min(oldest_s, message.taken_s)
+            if message.user in rooms:
+                news.setdefault(message.user, []).append(stored)
+                oldest_s = min(oldest_s, message.taken_s)
+        emitted = 0
+        for user, messages in news.items():
+            emitted += self._feed_room(rooms[user], messages, now_s)
         if emitted:
             self._metrics.emitted.inc(emitted)
             self._metrics.age.observe(max(0.0, now_s - oldest_s))
 
-    def _emit_to(self, room: Room, stored: Stored) -> int:
-        message = stored.message
-        offset = stored.offset
-        windows = room.open
-        position = str(Position(windows[0].epoch, offset))
-        payload = event_packet(message.event, message.data, position)
-        frame = text_frame(payload)
-        slow: list[Window] = []
+    def _feed_room(self, room: Room, news: Sequence[Stored], now_s: float) -> int:
+        """Write `news` to the open windows of `room`; returns how many were written."""
+        first, last = news[0].offset, news[-1].offset
+        room.fed = last
+        if not room.open:
+            return 0
+        is_whole = last - first + 1 == len(news)
+        fresh = [stored for stored in news if not stored.is_expired(now_s)]
+        if len(fresh) < len(news):
+            self._metrics.left_out.inc(len(news) - len(fresh))
+        everything = burst(fresh, epoch=room.open[0].epoch)
         count = 0
         is_delivered = False
-        for window in windows:
-            if offset <= window.offset:
+        behind: list[Window] = []
+        for window in room.open:
+            at = window.offset
+            if at >= last:
                 continue  # it has read so far in its replay already
-            window.offset = offset
-            if not window.carrier.write(payload, frame, offset):
-                slow.append(window)
-            elif window.delivers_by_writing:
+            part = everything if at < first else everything.after(at)
+            # A hole: some of the feed never arrived. The inbox has it.
+            if (
+                at < first - 1
+                or not is_whole
+                or (part.packets and not window.carrier.write_burst(part))
+            ):
+                behind.append(window)
+                continue
+            window.offset = last
+            count += len(part.packets)
+            if window.delivers_by_writing:
                 is_delivered = True
-            count += 1
-        if is_delivered:
-            self._mark_delivered(room.user, offset)
-        for window in slow:
-            self._close_slow(window)
+        if is_delivered and fresh:
+            self._mark_delivered(room.user, fresh[-1].offset)
+        for window in behind:
+            self._shut_gate(room, window)
         return count
+
+    def _shut_gate(self, room: Room, window: Window) -> None:
+        """Send a window back to the inbox, from where it is read at its own pace."""
+        room.open.remove(window)
+        window.is_live = False
+        self._metrics.fell_behind.inc()
+        self._catch_up(window)
 
     # --- python-socketio's own interface, for whoever holds the server object
 

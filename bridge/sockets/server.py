@@ -23,7 +23,6 @@ from bridge.core import packets
 from bridge.core.access import Identity
 from bridge.core.message import user_problem
 from bridge.core.packets import Packet, PacketType
-from bridge.core.replay import ReplayPlan
 from bridge.errors import (
     ClientError,
     EventRefusedError,
@@ -37,14 +36,13 @@ from bridge.names import (
     EVENT_EXPIRING,
     EVENT_JOIN,
     EVENT_REFRESH,
-    EVENT_SYNC,
     Closing,
     EventError,
     Refusal,
 )
 from bridge.sockets.engine import Admission, Bounds, EngineServer
 from bridge.sockets.entrance import Admitted, Entrance
-from bridge.sockets.replay import Inboxes, replay
+from bridge.sockets.replay import Inboxes, Replays
 from bridge.sockets.requests import Verifier, WindowRequests
 from bridge.sockets.rooms import Rooms
 from bridge.sockets.transport import Carrier
@@ -102,7 +100,7 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
         self.rooms = Rooms(
             metrics,
             mark_delivered=inbox.mark_delivered,
-            close_slow=lambda window: self.close(window, Closing.SLOW),
+            catch_up=self._catch_up,
         )
         super().__init__(
             client_manager=self.rooms,
@@ -127,6 +125,9 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
         self._entrance = Entrance(
             rooms=self.rooms, inbox=inbox, verifier=verifier, metrics=metrics
         )
+        self._replays = Replays(
+            rooms=self.rooms, inbox=inbox, metrics=metrics, close=self.close
+        )
         self._tasks: asyncio.TaskGroup | None = None
         self.is_draining = False
         self.apply(options)
@@ -138,6 +139,8 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
         self.eio.admission = options.admission
         self._entrance.cookie = options.cookie
         self._entrance.windows_per_user = options.bounds.windows_per_user
+        self._replays.page_bytes = options.bounds.outbound_bytes // 4
+        self._replays.patience_s = options.ping_timeout_s
 
     def _engineio_server_class(self) -> type[EngineServer]:
         return EngineServer
@@ -196,7 +199,7 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
             self.close(window, Closing.EXPIRED)
         elif left_s <= window.warning_s and not window.is_warned:
             window.is_warned = True
-            self._tell(window, EVENT_EXPIRING, {"in_s": max(0, int(left_s))})
+            window.tell(EVENT_EXPIRING, {"in_s": max(0, int(left_s))})
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         if self._tasks is None:  # going down: the window is about to end as well
@@ -251,31 +254,12 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
 
     def _start_replay(self, admitted: Admitted | None) -> None:
         if admitted is not None:
-            self._spawn(self._replay(admitted.window, admitted.plan), name="replay")
-
-    async def _replay(self, window: Window, plan: ReplayPlan) -> None:
-        try:
-            sync = await replay(
-                window,
-                plan,
-                inbox=self._inbox,
-                rooms=self.rooms,
-                page_bytes=self._options.bounds.outbound_bytes // 4,
-                patience_s=self._options.ping_timeout_s,
+            self._spawn(
+                self._replays.sync(admitted.window, admitted.plan), name="replay"
             )
-        except StoreUnavailableError as exc:
-            log.warning("window.replay_failed", error=str(exc))
-            self.close(window, Closing.UNAVAILABLE)
-        except Exception:
-            log.exception("window.replay_failed")
-            self.close(window, Closing.UNAVAILABLE)
-        else:
-            if sync is None:
-                self.close(window, Closing.SLOW)  # does nothing if it is gone already
-                return
-            self._metrics.replayed.inc(sync.replayed)
-            self._metrics.left_out.inc(sync.expired)
-            self._tell(window, EVENT_SYNC, sync.wire)
+
+    def _catch_up(self, window: Window) -> None:
+        self._spawn(self._replays.catch_up(window), name="catch up")
 
     # --- events from pages
 
@@ -333,9 +317,6 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
 
     # --- closing
 
-    def _tell(self, window: Window, event: str, data: object) -> None:
-        window.carrier.write_packet("4" + packets.event(event, data))
-
     def close(self, window: Window, code: Closing) -> None:
         """Tell a window why, and close it. It is out of its room when this returns."""
         if window.carrier.closed:
@@ -344,7 +325,7 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
         if code is not Closing.DRAINING:
             log.info("window.closed", user=user_hash(window.user), code=code)
         notice = {"code": code, "reason": code.explanation, "reconnect": code.reconnect}
-        self._tell(window, EVENT_CLOSING, notice)
+        window.tell(EVENT_CLOSING, notice)
         if not code.reconnect:
             window.carrier.write_packet("4" + packets.DISCONNECT_PACKET)
         window.carrier.end(self.reason.SERVER_DISCONNECT)

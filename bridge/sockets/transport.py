@@ -21,7 +21,7 @@ from engineio import packet as engine
 from engineio.async_socket import AsyncSocket
 from engineio.exceptions import QueueEmpty, UnknownPacketError
 
-from bridge.core.frames import text_frame
+from bridge.core.frames import Burst, text_frame
 from bridge.core.rate import Allowance
 from bridge.sockets.polling import PollQueue, probe, read_packets
 
@@ -101,34 +101,32 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
             return self._queue.waiting_bytes
         return self._transport.get_write_buffer_size()
 
-    def write(self, payload: bytes, frame: bytes, offset: int) -> bool:
+    def write_burst(self, burst: Burst) -> bool:
         """
-        Send one engine.io packet at once, whatever transport there is.
-
-        Args:
-            payload: The packet.
-            frame: The same as one websocket frame; both are made once for all windows.
-            offset: Of the message in it, told to `on_written` when it has really gone
-                to the page; 0 if it is not a message of an inbox.
+        Send messages at once, whatever transport there is: all of them or none.
 
         Returns:
-            False if more waits for this page than it may; it should be closed.
+            False if more would wait for this page than it may: nothing was sent.
 
         """
         transport = self._transport
-        if offset:
-            self._answers += 1
+        waiting_bytes = self.waiting_bytes + len(burst.frames)
+        if waiting_bytes > self.server.bounds.outbound_bytes:
+            return False
+        self._answers += len(burst.packets)
         if transport is None:
-            return self._enqueue(payload.decode(), offset)
-        if transport.is_closing():
-            return True  # on its way out already
-        transport.write(frame)
-        return transport.get_write_buffer_size() <= self.server.bounds.outbound_bytes
+            for offset, packet in burst.packets:
+                self._queue.put(packet.decode(), offset)
+        elif not transport.is_closing():  # else it is on its way out already
+            transport.write(burst.frames)
+        return True
 
-    def write_packet(self, packet: str) -> bool:
-        """Send one engine.io packet of the bridge's own; as `write`."""
-        payload = packet.encode()
-        return self.write(payload, text_frame(payload), 0)
+    def write_packet(self, packet: str) -> None:
+        """Send one engine.io packet of the bridge's own, at once."""
+        if self._transport is None:
+            self._queue.put(packet, 0)
+        elif not self._transport.is_closing():
+            self._transport.write(text_frame(packet.encode()))
 
     async def write_patiently(
         self, payload: bytes, offset: int, *, limit_s: float
@@ -155,10 +153,6 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
         """Send a packet that engine.io itself made."""
         self.write_packet(pkt.encode())
 
-    def _enqueue(self, packet: str, offset: int) -> bool:
-        self._queue.put(packet, offset)
-        return self._queue.waiting_bytes <= self.server.bounds.outbound_bytes
-
     async def _enqueue_patiently(self, payload: bytes, offset: int) -> None:
         bound = self.server.bounds.outbound_bytes // 4
         while (
@@ -170,7 +164,7 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
         if self._websocket is not None:  # upgraded meanwhile
             await self._websocket.send_frame(payload, WSMsgType.TEXT)
         else:
-            self._enqueue(payload.decode(), offset)
+            self._queue.put(payload.decode(), offset)
 
     # --- long polling
 
@@ -277,7 +271,7 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
         try:
             is_done = await probe(
                 websocket,
-                end_poll=lambda: self._enqueue("6", 0),
+                end_poll=lambda: self._queue.put("6", 0),
                 within_s=self.server.bounds.connect_s,
             )
         finally:
@@ -291,11 +285,12 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
         self.connected = True
         self.upgraded = True
         self._websocket = websocket
-        self._transport = request.transport
+        self._transport = transport = request.transport
+        if transport is None:
+            return  # it is gone
         for packet, offset in self._queue.take_all():
             if packet != "6":
-                payload = packet.encode()
-                self.write(payload, text_frame(payload), offset)
+                transport.write(text_frame(packet.encode()))
                 if offset and self.on_written:
                     self.on_written(offset)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
+from bridge.core import packets
 from bridge.core.access import Identity
 from bridge.sockets.transport import Carrier
 
@@ -103,6 +104,10 @@ class Window:
         it is fetched.
         """
         return not self.has_manual_acks and self.carrier.is_written_at_once
+
+    def tell(self, event: str, data: object) -> None:
+        """Send one of the bridge's own events."""
+        self.carrier.write_packet("4" + packets.event(event, data))
 
     def report(self) -> WindowReport:
         """Say how it is now."""

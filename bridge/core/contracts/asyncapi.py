@@ -262,7 +262,10 @@ def _window_operations() -> Tree:
             "Each message of the user, in order, to each window of the user.",
         ),
         "emitSync": _operation(
-            "send", "toPage", ["sync"], "Once after each connect, after the replay."
+            "send",
+            "toPage",
+            ["sync"],
+            "Once after each connect, after the replay; again if a slow window missed something.",
         ),
         "emitExpiring": _operation(
             "send", "toPage", ["expiring"], "The token's life is about to end."

@@ -110,7 +110,11 @@ class ConnectAuth(Contract):
 
 
 class Sync(Contract):
-    """`bridge:sync`: once after each connect, when the replay is finished."""
+    """
+    `bridge:sync`: once after each connect, when the replay is finished.
+
+    Again only to a window that fell behind while it was live and missed something.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={

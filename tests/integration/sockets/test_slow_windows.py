@@ -11,11 +11,13 @@ from yarl import URL
 
 from bridge.names import Closing
 from tests.conftest import eventually
-from tests.integration.sockets.doors import Door, Plan, open_door
+from tests.integration.sockets.doors import Door, Plan, memory_inbox, open_door
+from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import RawTcp, raw_poller, raw_tcp, raw_window
 from tests.tokens import token
 
-SMALL = Plan(outbound_bytes=64 * 1024)
+# A page that reads nothing at all is waited for as long as for a pong.
+SMALL = Plan(outbound_bytes=64 * 1024, ping_timeout_s=1)
 
 
 async def connect(connection: RawTcp, user: str) -> None:
@@ -30,9 +32,9 @@ async def fill(door: Door, user: str) -> None:
     for _ in range(3000):
         await door.store(user, "x" * 8000)
         await asyncio.sleep(0)
-        if door.count("windows_closed_total", code=Closing.SLOW):
-            return
-    pytest.fail("nobody was closed")
+        if door.count("windows_fell_behind_total"):
+            break
+    await eventually(lambda: door.count("windows_closed_total", code=Closing.SLOW))
 
 
 async def test_a_window_that_stops_reading_is_closed_and_everything_of_it_freed() -> (
@@ -80,7 +82,8 @@ async def test_the_other_windows_of_the_room_do_not_notice() -> None:
         await good.synced()
         stored = 0
         while not door.count("windows_closed_total", code=Closing.SLOW):
-            await door.store("alice", [stored, "x" * 8000])
+            size = 10 if door.count("windows_fell_behind_total") else 8000
+            await door.store("alice", [stored, "x" * size])
             assert (await good.receive()).startswith(f'42["message",[{stored},')
             stored += 1
         for _ in range(10):
@@ -140,6 +143,76 @@ async def test_a_window_that_reads_too_slowly_in_its_replay_is_told_slow() -> No
 
         await eventually(lambda: door.connection_count == 0)
         assert not len(door.server.rooms)
+
+
+@pytest.mark.parametrize("transports", [["websocket"], ["polling"]])
+async def test_a_flood_for_one_user_closes_no_window_that_reads(
+    pages: Pages, transports: list[str]
+) -> None:
+    """Much more at once than may wait: the window gets it at the pace at which it reads."""
+    async with open_door(SMALL) as door:
+        auth = {"token": token()}
+        pages.open("page", door.url, auth=auth, transports=transports)
+        await pages.until("page", "event", "bridge:sync")
+        (carrier,) = door.carriers()
+        most = 0
+        for start in range(0, 600, 200):
+            numbers = range(start, start + 200)
+            await door.store("alice", *([number, "x" * 5000] for number in numbers))
+            most = max(most, carrier.waiting_bytes)
+
+        await pages.until("page", "event", "message", count=600)
+
+        assert [data[0] for data in pages.data("page")] == list(range(600))
+        await eventually(lambda: door.windows("alice")[0].is_live)
+        assert len(pages.all("page", "connect")) == 1
+        assert len(pages.data("page", "bridge:sync")) == 1
+        assert most <= 64 * 1024
+        assert door.count("windows_fell_behind_total") >= 1
+        assert not door.count("windows_closed_total", code=Closing.SLOW)
+        await door.store("alice", "live again")
+        await pages.until("page", "event", "message", count=601)
+
+
+async def test_a_window_that_falls_behind_and_misses_something_is_told() -> None:
+    """The inbox kept 10 while it read: the page reloads its state, and stays."""
+    inbox = memory_inbox(max_messages=10)
+    async with open_door(SMALL, inbox=inbox) as door, raw_window(door) as window:
+        await window.join("alice")
+        await window.synced()
+
+        await door.store("alice", *("x" * 10_000 for _ in range(50)))
+
+        events, sync = await window.synced()
+        positions = [int(event[2].rpartition("-")[2]) for event in events]
+        assert positions == list(range(41, 51))
+        assert sync == {
+            "replayed": 10,
+            "complete": False,
+            "missed": 40,
+            "reason": "limit",
+        }
+        await door.store("alice", "live")
+        assert (await window.receive()).startswith('42["message","live"')
+
+
+async def test_a_lost_part_of_the_feed_is_read_from_the_inbox() -> None:
+    """As when the listener fails once: a window must not go on with a silent hole."""
+    async with open_door(SMALL) as door, raw_window(door) as window:
+        await window.join("alice")
+        await window.synced()
+        await door.store("alice", 1)
+        door.inbox.listen(lambda _batch: None)
+        await door.store("alice", 2, 3)
+        door.inbox.listen(door.server.rooms.feed)
+
+        await door.store("alice", 4)
+        await door.store("alice", 5)
+
+        got = [json.loads((await window.receive())[2:])[1] for _ in range(5)]
+        assert got == [1, 2, 3, 4, 5]
+        assert door.count("windows_fell_behind_total") == 1
+        assert (await door.inbox.state("alice")).delivered == 5
 
 
 async def test_a_polling_page_that_never_polls_is_bounded_and_closed() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.core.access import Identity
+from bridge.core.frames import Burst, text_frame
 from bridge.core.message import Message, Stored
 from bridge.metrics import Metrics
 from bridge.sockets.rooms import Rooms
@@ -18,15 +19,16 @@ class Line:
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
+        self.bursts: list[Burst] = []
         self.packets: list[str] = []
         self.is_full = False
         self.is_written_at_once = True
 
-    def write(self, payload: bytes, frame: bytes, offset: int) -> bool:
-        """Keep a frame."""
-        assert frame.endswith(payload)
-        assert offset
-        self.frames.append(payload)
+    def write_burst(self, burst: Burst) -> bool:
+        """Keep the packets, unless it is full."""
+        if not self.is_full:
+            self.bursts.append(burst)
+            self.frames += [packet for _, packet in burst.packets]
         return not self.is_full
 
     def write_packet(self, packet: str) -> bool:
@@ -41,11 +43,11 @@ class House:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.delivered: list[tuple[str, int]] = []
-        self.slow: list[Window] = []
+        self.behind: list[Window] = []
         self.rooms = Rooms(
             self.metrics,
             mark_delivered=lambda user, offset: self.delivered.append((user, offset)),
-            close_slow=self.slow.append,
+            catch_up=self.behind.append,
         )
         self._sids: Iterator[int] = iter(range(1000))
 
@@ -83,11 +85,21 @@ def stored(user: str, offset: int, deadline_s: float | None = None) -> Stored:
     )
 
 
-def frames(window: Window) -> list[bytes]:
-    """Return what was written to a window."""
+def line(window: Window) -> Line:
+    """Return the connection of a window."""
     line: object = window.carrier
     assert isinstance(line, Line)
-    return line.frames
+    return line
+
+
+def frames(window: Window) -> list[bytes]:
+    """Return the packets that were written to a window."""
+    return line(window).frames
+
+
+def bursts(window: Window) -> list[Burst]:
+    """Return them as they were written."""
+    return line(window).bursts
 
 
 def test_a_message_is_written_to_the_open_windows_of_its_user(house: House) -> None:
@@ -102,7 +114,7 @@ def test_a_message_is_written_to_the_open_windows_of_its_user(house: House) -> N
     house.rooms.feed([stored("alice", 1), stored("nobody", 1)])
 
     assert frames(one) == frames(two) == [b'42["message",1,"e-1"]']
-    assert frames(one)[0] is frames(two)[0]
+    assert bursts(one)[0] is bursts(two)[0]
     assert frames(shut) == frames(other) == []
     assert house.delivered == [("alice", 1)]
 
@@ -139,18 +151,96 @@ def test_an_expired_message_is_counted_and_not_written(house: House) -> None:
     assert house.metrics.registry.get_sample_value("bridge_left_out_total") == 1
 
 
-def test_a_slow_window_is_closed_after_the_others_got_their_message(
+def test_messages_of_one_batch_are_written_in_one_piece(house: House) -> None:
+    """A write costs a system call, whatever it holds; what expired is not in it."""
+    window, other = house.window("alice"), house.window("bob")
+
+    house.rooms.feed(
+        [
+            stored("alice", 1),
+            stored("bob", 1),
+            stored("alice", 2, deadline_s=1.0),
+            stored("alice", 3),
+        ]
+    )
+
+    (burst,) = bursts(window)
+    assert burst.packets == [(1, b'42["message",1,"e-1"]'), (3, frames(window)[1])]
+    assert burst.frames == b"".join(text_frame(each) for each in frames(window))
+    assert window.offset == 3
+    assert len(bursts(other)) == 1
+    assert house.delivered == [("alice", 3), ("bob", 1)]
+
+
+def test_a_window_that_has_part_of_a_batch_gets_the_rest(house: House) -> None:
+    """Its replay was ahead of the feed, its neighbour's was not."""
+    ahead, level = house.window("alice"), house.window("alice")
+    ahead.offset = 2
+
+    house.rooms.feed([stored("alice", offset) for offset in (1, 2, 3, 4)])
+
+    assert [offset for offset, _ in bursts(ahead)[0].packets] == [3, 4]
+    assert [offset for offset, _ in bursts(level)[0].packets] == [1, 2, 3, 4]
+    assert not house.behind
+
+
+def test_a_window_that_is_full_goes_back_to_the_inbox_and_no_other(
     house: House,
 ) -> None:
-    """And what it did not take does not count as delivered."""
-    slow, good = house.window("alice"), house.window("bob")
-    slow.carrier.is_full = True
+    """It gets nothing more from here, and what it did not take is not delivered."""
+    slow, good = house.window("alice"), house.window("alice")
+    line(slow).is_full = True
+    house.rooms.feed([stored("alice", 1)])
+    line(slow).is_full = False
+    house.rooms.feed([stored("alice", 2)])
 
-    house.rooms.feed([stored("alice", 1), stored("bob", 1)])
+    assert house.behind == [slow]
+    assert not slow.is_live
+    assert (slow.offset, frames(slow)) == (0, [])
+    assert len(frames(good)) == 2
+    assert not house.rooms.open_gate(slow)  # until it has read what passed it
+    slow.offset = 2
+    assert house.rooms.open_gate(slow)
+    house.rooms.feed([stored("alice", 3)])
+    assert len(frames(slow)) == 1
 
-    assert house.slow == [slow]
-    assert len(frames(good)) == 1
-    assert house.delivered == [("bob", 1)]
+
+def test_what_a_full_window_did_not_take_is_not_delivered(house: House) -> None:
+    """The delivered mark stays before it."""
+    line(house.window("alice")).is_full = True
+
+    house.rooms.feed([stored("alice", 1)])
+
+    assert not house.delivered
+
+
+@pytest.mark.parametrize("lost", [[2], [2, 3], [3], [2, 4]])
+def test_a_hole_in_the_feed_sends_the_windows_back_to_the_inbox(
+    house: House, lost: list[int]
+) -> None:
+    """Whatever lost it: a hole that nobody sees is what must not be."""
+    level, ahead = house.window("alice"), house.window("alice")
+    house.rooms.feed([stored("alice", 1)])
+    ahead.offset = 5
+
+    house.rooms.feed([stored("alice", n) for n in (2, 3, 4, 5) if n not in lost])
+
+    assert house.behind == [level]
+    assert frames(level) == [b'42["message",1,"e-1"]']
+    assert level.offset == 1
+    house.rooms.feed([stored("alice", 6)])
+    assert frames(ahead)[-1] == b'42["message",6,"e-6"]'
+
+
+def test_what_expired_in_the_feed_is_no_hole(house: House) -> None:
+    """All of a batch, too."""
+    window = house.window("alice")
+
+    house.rooms.feed([stored("alice", 1, deadline_s=1.0)])
+    house.rooms.feed([stored("alice", 2)])
+
+    assert frames(window) == [b'42["message",2,"e-2"]']
+    assert not house.behind
 
 
 @pytest.mark.parametrize("reason", ["manual acks", "polling"])
