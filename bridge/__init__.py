@@ -9,7 +9,7 @@ The map of the house, floor by floor; imports only point down:
     settings         what an operator can set     logs · metrics  what an operator sees
     broker           RabbitMQ, the only room that knows aio_pika
     inbox            the log of each user's messages
-    sockets          windows, the only room that knows socketio
+    sockets          windows: engine.io and socket.io, over websockets and polling
     auth             tokens and keys
     pump             deliveries -> inbox -> settlement: the heart, read it first
     web              HTTP doors: public and operator's with its API, the demo page

@@ -275,7 +275,12 @@ class Bridge:
         settings = self.settings
         return Listening(
             public_url=await serve(
-                stack, self._public, settings.host, settings.port, "BRIDGE_PORT"
+                stack,
+                self._public,
+                settings.host,
+                settings.port,
+                "BRIDGE_PORT",
+                site=self.sockets.site,
             ),
             operator_url=await serve(
                 stack,

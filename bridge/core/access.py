@@ -128,3 +128,16 @@ def _wanted(data: Mapping[object, object]) -> Position | None:
         return None if position is None else parse_position(position)
     except ValueError:
         return _NOWHERE
+
+
+def cookie_value(header: str, name: str) -> str | None:
+    """
+    Return the value of the cookie `name` in a header `Cookie`; `None` if it has none.
+
+    Of several with that name the first counts: the one with the longest path.
+    """
+    for pair in header.split(";"):
+        key, _, value = pair.partition("=")
+        if key.strip() == name:
+            return value.strip().strip('"')
+    return None

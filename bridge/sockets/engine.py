@@ -1,22 +1,31 @@
 """
-The engine.io server: sessions, their doors and their time.
+Engine.io, protocol version 4: sessions, their doors and their time.
 
-Over python-engineio's server, which keeps the HTTP side of the protocol. What is ours:
-who may open a session, one clock for all sessions instead of a task for each, and no
-line in any log that a stranger wrote.
+Who may open a session, the HTTP side of long polling, the way to a websocket, and one
+clock for all sessions. No line in any log that a stranger wrote, no answer that quotes
+one (traps 1.2, row 16).
 """
 
+import asyncio
 import re
+import secrets
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import orjson
 from aiohttp import web
-from engineio.async_server import AsyncServer
 
 from bridge.core.addresses import Network, client_address
+from bridge.core.frames import text_frame
+from bridge.core.handshake import Handshake
 from bridge.core.origins import OriginRules
-from bridge.sockets.transport import Carrier
+from bridge.core.websocket import switching_protocols, websocket_key
+from bridge.sockets.caller import Caller
+from bridge.sockets.taking_over import take_over
+from bridge.sockets.transport import Carrier, Ending
+from bridge.sockets.window import Window
+from bridge.sockets.wire import Listener, Wire
 
 _SESSION_ID: Final = re.compile(r"[A-Za-z0-9_-]{20}")
 _CLOSED_SESSION_LIFE_S: Final = 2.0
@@ -56,8 +65,11 @@ class SessionOwner(Protocol):
 
     is_draining: bool
 
-    async def take(self, carrier: Carrier, text: str) -> None:
-        """Handle the inside of an engine.io message."""
+    def take(self, carrier: Carrier, text: str) -> Coroutine[Any, Any, None] | None:
+        """Handle the inside of an engine.io message; returns what takes time."""
+
+    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Do what takes time."""
 
     def ignore(self) -> None:
         """Count a packet that means nothing."""
@@ -65,177 +77,286 @@ class SessionOwner(Protocol):
     def flooded(self, carrier: Carrier) -> None:
         """Close a session that sends too much."""
 
+    def fetched(self, window: Window, offset: int) -> None:
+        """Note that a polling page has taken its messages up to `offset`."""
+
     def left(self, carrier: Carrier, reason: str) -> None:
         """Forget the window of a session that ended."""
 
 
-class EngineServer(AsyncServer):  # type: ignore[misc] # engineio has no types
-    """All sessions. `owner`, `bounds` and `admission` are set before the first request."""
+class Engine:
+    """
+    All sessions.
 
-    owner: SessionOwner
-    bounds: Bounds
-    admission: Admission
+    Attributes:
+        carriers: By session id; closed ones that polled stay for their last words.
+        bounds: What each may cost.
+        admission: Who may open one.
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - engineio's options
-        super().__init__(**options)
-        self.sockets: dict[str, Carrier] = {}
-        self._by_address: dict[str, int] = {}
+    """
+
+    def __init__(
+        self,
+        owner: SessionOwner,
+        *,
+        bounds: Bounds,
+        admission: Admission,
+        ping_interval_s: int,
+        ping_timeout_s: int,
+        max_event_bytes: int,
+    ) -> None:
+        self.owner = owner
+        self.bounds = bounds
+        self.admission = admission
+        self.ping_interval_s = ping_interval_s
+        self.ping_timeout_s = ping_timeout_s
+        self.max_event_bytes = max_event_bytes
+        self.carriers: dict[str, Carrier] = {}
+        # The key is kept too: all sessions from one address share one string.
+        self._by_address: dict[str, tuple[str, int]] = {}
+
+    def route(self, app: web.Application, path: str) -> None:
+        """Answer requests to `path` in `app`."""
+        app.router.add_get(path, self.handle_request, allow_head=False)
+        app.router.add_post(path, self.handle_request)
+        app.router.add_options(path, self.handle_request)
+
+    # --- HTTP
 
     async def handle_request(self, request: web.Request) -> web.StreamResponse:
         """Answer one HTTP request to the engine.io path."""
-        refusal = self._refusal(request)
-        response: web.StreamResponse
-        if refusal is not None:
-            response = refusal
-        else:
-            response = await super().handle_request(request)
+        response = self._refusal(request) or await self._answer(request)
         if not response.prepared:
             response.headers["Cache-Control"] = "no-store"
             response.headers["X-Content-Type-Options"] = "nosniff"
+            self._allow_reading(request, response)
         return response
 
     def _refusal(self, request: web.Request) -> web.Response | None:
-        """Turn away what engineio would let through, log, or quote back."""
+        """Turn away whoever may not ask here."""
         query = request.query
         if "j" in query:
             # JSONP: a script tag of any page could open a session (traps 1.2, row 8).
             return _plain(400, "JSONP is not served")
         sid = query.get("sid")
         if sid is not None:
-            known = _SESSION_ID.fullmatch(sid) and sid in self.sockets
+            known = _SESSION_ID.fullmatch(sid) and sid in self.carriers
             return None if known else _plain(400, "unknown session")
         if request.method == "OPTIONS":
             return None
         if self.owner.is_draining:
             return _plain(503, "going down, connect again", {"Retry-After": "1"})
-        address = self._address(request)
-        if self._by_address.get(address, 0) >= self.bounds.windows_per_address:
+        if self._is_crowded(self._address(request.remote, _forwarded_for(request))):
             return _plain(
                 429, "too many windows from this address", {"Retry-After": "10"}
             )
         return None
 
-    async def _handle_connect(
-        self,
-        environ: dict[str, Any],
-        transport: str,
-        jsonp_index: object = None,  # noqa: ARG002 - engineio's
-    ) -> Any:  # noqa: ANN401 - engineio's
-        """Open a session; over a websocket this lasts as long as the session does."""
-        request: web.Request = environ["aiohttp.request"]
-        sid = self.generate_id()
-        carrier = Carrier(
-            self,
-            sid,
-            request=request,
-            address=self._address(request),
-            is_origin_allowed=self._allows(request),
-        )
-        self.sockets[sid] = carrier
-        self._by_address[carrier.address] = self._by_address.get(carrier.address, 0) + 1
-        opening = {
-            "sid": sid,
-            "upgrades": self._upgrades(sid, transport),
-            "pingTimeout": int(self.ping_timeout * 1000),
-            "pingInterval": int(self.ping_interval * 1000),
-            "maxPayload": self.max_http_buffer_size,
-        }
-        carrier.write_packet("0" + orjson.dumps(opening).decode())
+    async def _answer(self, request: web.Request) -> web.Response:
+        sid = request.query.get("sid")
+        transport = request.query.get("transport", "polling")
+        if request.method == "OPTIONS":
+            return _plain(200, "ok")
+        if sid is None:
+            return await self._begin(request, transport)
+        carrier = self.carriers[sid]
+        if request.method == "POST":
+            is_taken = transport == "polling" and await carrier.post(request)
+            return _plain(200, "ok") if is_taken else _plain(400, "not understood")
         if transport == "websocket":
-            try:
-                return await carrier.handle_get_request(environ)
-            finally:
-                carrier.end(self.reason.TRANSPORT_ERROR)  # the handshake failed
-        carrier.connected = True
-        return self._ok(await carrier.poll(request))
+            return self._upgrade(request, carrier)
+        if carrier.transport_name == "websocket":
+            return _plain(400, "this session is a websocket")
+        packets = await carrier.poll(request)
+        if carrier.closed:
+            self.carriers.pop(sid, None)  # these were its last words
+        return _packets(packets) if packets else _plain(400, "the session is over")
 
-    def _get_socket(self, sid: str) -> Carrier:
-        """Return a session, a closed one too: it may have last words."""
-        return self.sockets[sid]
+    async def _begin(self, request: web.Request, transport: str) -> web.Response:
+        """Open a session, in the way that its first request asks for."""
+        if request.method != "GET" or request.query.getall("EIO", []) != ["4"]:
+            return _plain(400, "engine.io version 4 is served, begun with GET")
+        if transport == "websocket":
+            return self._begin_websocket(request)
+        if transport != "polling":
+            return _plain(400, "websocket and polling are served")
+        carrier = self._open(self._caller(request))
+        return _packets(await carrier.poll(request))
 
-    def _ok(self, packets: list[str] | None = None, **_: object) -> dict[str, Any]:
-        body = "ok" if packets is None else "\x1e".join(packets)
-        return {
-            "status": "200 OK",
-            "headers": [("Content-Type", "text/plain; charset=UTF-8")],
-            "response": body.encode(),
-        }
+    def _begin_websocket(self, request: web.Request) -> web.Response:
+        key = websocket_key(request.headers)
+        if key is None:
+            return _plain(400, "not a websocket handshake")
+        caller = self._caller(request)
+        transport, rest = take_over(request)
+        if transport is not None:
+            self._connect(transport, caller, key=key, rest=rest)
+        return web.Response()  # to nobody: the connection is ours
 
-    def _cors_headers(self, environ: dict[str, Any]) -> list[tuple[str, str]]:
+    def _upgrade(self, request: web.Request, carrier: Carrier) -> web.Response:
+        """Let a page that polls go over to a websocket."""
+        key = websocket_key(request.headers)
+        is_free = carrier.transport_name == "polling" and not carrier.is_upgrading
+        if key is None or not is_free or carrier.closed:
+            return _plain(400, "one websocket at a time")
+        transport, rest = take_over(request)
+        if transport is not None:
+            probe = carrier.probe()
+            probe.wire = self._wire(transport, probe)
+            transport.write(switching_protocols(key))
+            if rest:
+                probe.wire.data_received(rest)
+        return web.Response()  # to nobody: the connection is ours
+
+    def _allow_reading(
+        self, request: web.Request, response: web.StreamResponse
+    ) -> None:
         """
         Let a page of another origin read its answers.
 
         One that may not connect reads them too, so that it learns why it is refused, but
         without credentials: it reads nothing that is anybody's.
         """
-        origin = environ.get("HTTP_ORIGIN")
+        origin = request.headers.get("Origin")
         if not origin:
-            return []
-        headers = [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]
-        if self._allows(environ["aiohttp.request"]):
-            headers.append(("Access-Control-Allow-Credentials", "true"))
-        if environ["REQUEST_METHOD"] == "OPTIONS":
-            headers += [
-                ("Access-Control-Allow-Methods", "OPTIONS, GET, POST"),
-                ("Access-Control-Allow-Headers", "Authorization, Content-Type"),
-                ("Access-Control-Max-Age", "600"),
-            ]
-        return headers
+            return
+        headers = response.headers
+        headers["Access-Control-Allow-Origin"] = origin
+        headers["Vary"] = "Origin"
+        if self._allows(request.headers):
+            headers["Access-Control-Allow-Credentials"] = "true"
+        if request.method == "OPTIONS":
+            headers["Access-Control-Allow-Methods"] = "OPTIONS, GET, POST"
+            headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
+            headers["Access-Control-Max-Age"] = "600"
 
-    def _allows(self, request: web.BaseRequest) -> bool:
-        return self.admission.origins.allows(
-            request.headers.get("Origin"),
-            host=request.headers.get("Host"),
-            fetch_site=request.headers.get("Sec-Fetch-Site"),
+    # --- sessions
+
+    def enter(self, transport: asyncio.Transport, handshake: Handshake) -> bool:
+        """
+        Begin a session over the websocket that `handshake` asks for.
+
+        Returns:
+            False if there is something against it; nothing was written.
+
+        """
+        headers = handshake.headers
+        peer = transport.get_extra_info("peername")
+        remote = peer[0] if isinstance(peer, tuple) else peer
+        address = self._address(remote, headers.get("x-forwarded-for", ""))
+        if self.owner.is_draining or self._is_crowded(address):
+            return False
+        caller = Caller(
+            address,
+            self._allows(headers),
+            headers.get("authorization"),
+            headers.get("cookie"),
         )
+        self._connect(transport, caller, key=handshake.key, rest=handshake.rest)
+        return True
 
-    def _address(self, request: web.BaseRequest) -> str:
-        # Not environ["REMOTE_ADDR"], which engineio fills with 127.0.0.1 for everybody.
-        return client_address(
-            request.remote,
-            # Some proxies add a header of their own instead of a word to the last one.
-            ",".join(request.headers.getall("X-Forwarded-For", ())),
-            self.admission.trusted_proxies,
+    def _connect(
+        self, transport: asyncio.Transport, caller: Caller, *, key: str, rest: bytes
+    ) -> None:
+        carrier = self._new_carrier(caller)
+        wire = self._wire(transport, carrier)
+        carrier.open(wire)
+        transport.write(switching_protocols(key) + text_frame(self._opening(carrier)))
+        if rest:
+            wire.data_received(rest)
+
+    def _wire(self, transport: asyncio.Transport, listener: Listener) -> Wire:
+        wire = Wire(transport, listener, max_bytes=self.max_event_bytes)
+        transport.set_protocol(wire)
+        return wire
+
+    def _open(self, caller: Caller) -> Carrier:
+        """Begin a session over long polling."""
+        carrier = self._new_carrier(caller)
+        carrier.write_packet(self._opening(carrier, upgrades=("websocket",)).decode())
+        return carrier
+
+    def _new_carrier(self, caller: Caller) -> Carrier:
+        sid = secrets.token_urlsafe(15)
+        carrier = self.carriers[sid] = Carrier(self, sid, caller)
+        address, count = self._by_address.get(caller.address, (caller.address, 0))
+        carrier.address = address
+        self._by_address[address] = (address, count + 1)
+        return carrier
+
+    def _opening(self, carrier: Carrier, *, upgrades: tuple[str, ...] = ()) -> bytes:
+        """Return the packet that begins a session."""
+        return b"0" + orjson.dumps(
+            {
+                "sid": carrier.sid,
+                "upgrades": upgrades,
+                "pingTimeout": self.ping_timeout_s * 1000,
+                "pingInterval": self.ping_interval_s * 1000,
+                "maxPayload": self.max_event_bytes,
+            }
         )
-
-    # --- what a carrier reports
-
-    async def message(self, carrier: Carrier, text: str) -> None:
-        """Hand the inside of an engine.io message upstairs."""
-        await self.owner.take(carrier, text)
-
-    def ignore(self) -> None:
-        """Count a packet that means nothing."""
-        self.owner.ignore()
-
-    def flooded(self, carrier: Carrier) -> None:
-        """Close a session that sends more than it may."""
-        self.owner.flooded(carrier)
 
     def ended(self, carrier: Carrier, reason: str) -> None:
         """Forget a session. A polling one can still fetch its last words for a moment."""
-        left = self._by_address.get(carrier.address, 1) - 1
-        if left > 0:
-            self._by_address[carrier.address] = left
+        address, count = self._by_address.get(carrier.address, ("", 1))
+        if count > 1:
+            self._by_address[address] = (address, count - 1)
         else:
             self._by_address.pop(carrier.address, None)
         if carrier.transport_name == "websocket":
-            self.sockets.pop(carrier.sid, None)
+            self.carriers.pop(carrier.sid, None)
         self.owner.left(carrier, reason)
 
-    def tick(self, now_s: float) -> None:
+    def tick(self, carrier: Carrier, now_s: float) -> None:
         """
-        Move time on for all sessions; called about once a second.
+        Move time on for one session; called about once a second.
 
         One pass over all of them costs less than a sleeping task for each (some 4 kB of
         memory a window), and a second is exact enough for pings.
         """
-        for carrier in tuple(self.sockets.values()):
-            if carrier.closed:
-                if now_s - carrier.closed_s > _CLOSED_SESSION_LIFE_S:
-                    self.sockets.pop(carrier.sid, None)
-            else:
-                carrier.tick(now_s)
+        if not carrier.closed:
+            carrier.tick(now_s)
+        elif now_s - carrier.closed_s > _CLOSED_SESSION_LIFE_S:
+            self.carriers.pop(carrier.sid, None)
+
+    def shut(self) -> None:
+        """Cut every connection that is still there."""
+        for carrier in tuple(self.carriers.values()):
+            carrier.end(Ending.SERVER_DISCONNECT, abort=True)
+
+    # --- who knocks
+
+    def _caller(self, request: web.BaseRequest) -> Caller:
+        cookies = request.headers.getall("Cookie", ())
+        return Caller(
+            self._address(request.remote, _forwarded_for(request)),
+            self._allows(request.headers),
+            request.headers.get("Authorization"),
+            "; ".join(cookies) or None,
+        )
+
+    def _allows(self, headers: Mapping[str, str]) -> bool:
+        return self.admission.origins.allows(
+            headers.get("origin"),
+            host=headers.get("host"),
+            fetch_site=headers.get("sec-fetch-site"),
+        )
+
+    def _address(self, remote: str | None, forwarded_for: str) -> str:
+        return client_address(remote, forwarded_for, self.admission.trusted_proxies)
+
+    def _is_crowded(self, address: str) -> bool:
+        _, count = self._by_address.get(address, ("", 0))
+        return count >= self.bounds.windows_per_address
+
+
+def _forwarded_for(request: web.BaseRequest) -> str:
+    # Some proxies add a header of their own instead of a word to the last one.
+    return ",".join(request.headers.getall("X-Forwarded-For", ()))
+
+
+def _packets(packets: list[str]) -> web.Response:
+    return _plain(200, "\x1e".join(packets))
 
 
 def _plain(

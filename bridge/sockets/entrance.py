@@ -8,7 +8,7 @@ in a room (traps 1.2, row 2), and whatever happens meanwhile is seen.
 import secrets
 from dataclasses import dataclass, replace
 from time import time
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -21,22 +21,36 @@ from bridge.errors import KeysUnavailableError, RefusedError, StoreUnavailableEr
 from bridge.metrics import Metrics
 from bridge.names import Refusal
 from bridge.sockets.replay import Inboxes
-from bridge.sockets.requests import Verifier
 from bridge.sockets.rooms import Rooms
 from bridge.sockets.transport import Carrier
 from bridge.sockets.window import Window
 
 log = structlog.get_logger(__name__)
 
+_LET_IN: Final = ConnectAuth()
 _TWICE: Final = "this connection is a window already"
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A window in its room, its gate closed, and what it has yet to get."""
+    """
+    A window in its room, its gate closed, and what it has yet to get.
+
+    Attributes:
+        last: The newest offset of its inbox when that was looked at.
+
+    """
 
     window: Window
     plan: ReplayPlan
+    last: int
+
+
+class Verifier(Protocol):
+    """Checks tokens (the room `auth`)."""
+
+    async def verify(self, token: str) -> Identity:
+        """Return whose token it is; RefusedError, KeysUnavailableError otherwise."""
 
 
 class Entrance:
@@ -44,9 +58,6 @@ class Entrance:
     Where pages come in. `verifier` is `None` in open mode.
 
     Attributes:
-        windows: Those that are in, by the carrier's sid.
-        entered: The `auth` of all that are in, windows or not: in open mode a page is
-            let in before it says who it is.
         cookie: Name of the cookie that may hold a token.
         windows_per_user: At a time.
         is_closed: Whether nobody is let in any more.
@@ -65,8 +76,6 @@ class Entrance:
         self._inbox = inbox
         self._verifier = verifier
         self._metrics = metrics
-        self.windows: dict[str, Window] = {}
-        self.entered: dict[str, ConnectAuth] = {}
         self.cookie = ""
         self.windows_per_user = 0
         self.is_closed = False
@@ -85,7 +94,7 @@ class Entrance:
             if self._verifier is not None:
                 identity = await self._identify(carrier, auth, self._verifier)
                 return await self.admit(carrier, identity, auth)
-            self.entered[carrier.sid] = auth
+            carrier.auth = auth
             carrier.write_packet("4" + packets.connect_reply(carrier.sid, None))
         except RefusedError as exc:
             self._refuse(carrier, packet.namespace, exc.code, str(exc))
@@ -101,23 +110,18 @@ class Entrance:
     def _check(self, carrier: Carrier, packet: Packet) -> None:
         if packet.namespace != "/":
             raise RefusedError(Refusal.BAD_REQUEST, "only the namespace / is served")
-        if not carrier.is_origin_allowed:
+        if carrier.caller is not None and not carrier.caller.is_origin_allowed:
             raise RefusedError(Refusal.ORIGIN_NOT_ALLOWED)
         if self.is_closed:
             raise RefusedError(Refusal.DRAINING)
-        if carrier.sid in self.entered:
+        if carrier.auth is not None:
             raise RefusedError(Refusal.BAD_REQUEST, _TWICE)
 
     async def _identify(
         self, carrier: Carrier, auth: ConnectAuth, verifier: Verifier
     ) -> Identity:
-        headers = carrier.request.headers
-        scheme, _, bearer = headers.get("Authorization", "").partition(" ")
-        token = (
-            auth.token
-            or (bearer.strip() if scheme.lower() == "bearer" else None)
-            or carrier.request.cookies.get(self.cookie)
-        )
+        caller = carrier.caller
+        token = auth.token or (caller and caller.token(self.cookie))
         if not token:
             raise RefusedError(Refusal.TOKEN_MISSING)
         return await verifier.verify(token)
@@ -146,7 +150,7 @@ class Entrance:
             plan = plan_replay(auth.wanted, state)
             kept_id = await self._id_to_keep(user, auth, plan)
             # Meanwhile the page may have asked twice, or left.
-            if carrier.sid in self.windows:
+            if carrier.window is not None:
                 raise RefusedError(Refusal.BAD_REQUEST, _TWICE)
             if carrier.closed:
                 return None
@@ -192,18 +196,14 @@ class Entrance:
         recovery_id = kept_id or render_recovery_id(began_at, secrets.token_urlsafe(9))
         self._metrics.connects.labels(recovered=str(bool(kept_id)).lower()).inc()
         # In open mode the page was let in before it said who it is.
-        if carrier.sid not in self.entered:
+        if carrier.auth is None:
             carrier.write_packet("4" + packets.connect_reply(window.sid, recovery_id))
-        self.entered[carrier.sid] = auth
-        self.windows[carrier.sid] = window
-        carrier.on_written = lambda offset: self._was_fetched(window, offset)
+        # The token and what it came with are not needed any more.
+        carrier.auth = _LET_IN
+        carrier.caller = None
+        carrier.window = window
         self._rooms.join(window)
-        return Admitted(window, plan)
-
-    def _was_fetched(self, window: Window, offset: int) -> None:
-        """A polling page took its messages with it."""
-        if not window.has_manual_acks:
-            self._inbox.mark_delivered(window.user, offset)
+        return Admitted(window, plan, state.last)
 
     def _refuse(
         self, carrier: Carrier, namespace: str, code: Refusal, text: str = ""
@@ -216,8 +216,7 @@ class Entrance:
 
     def leave(self, carrier: Carrier) -> Window | None:
         """Forget a session that ended; returns the window that it was, out of its room."""
-        self.entered.pop(carrier.sid, None)
-        window = self.windows.pop(carrier.sid, None)
+        window, carrier.window = carrier.window, None
         if window is not None and self._rooms.leave(window):
             self._inbox.unfollow(window.user)
         return window

@@ -11,14 +11,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from aiohttp import ClientPayloadError, WSMessageTypeError, web
+from aiohttp import ClientPayloadError, web
+
+from bridge.core.frames import text_frame
+from bridge.core.websocket import close_frame
+from bridge.sockets.wire import LAST_WORDS_S, Wire
 
 # Engine.io joins the packets of one body with this character.
 _SEPARATOR: Final = "\x1e"
 # The Python client gives up on an answer with more (its Payload.max_decode_packets).
 _PACKETS_A_POLL: Final = 16
-# How long the last answer of a session may take to be read.
-_LAST_WORDS_S: Final = 2.0
 
 
 class PollQueue:
@@ -92,7 +94,7 @@ class PollQueue:
         self._answered = request.transport
         if self._is_closed:
             # The last words come all at once: there is no other poll.
-            asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.cut)
+            asyncio.get_running_loop().call_later(LAST_WORDS_S, self.cut)
             return self.take_all()
         count = min(_PACKETS_A_POLL, len(self._packets))
         taken = [self._packets.popleft() for _ in range(count)]
@@ -106,7 +108,7 @@ class PollQueue:
         self._changed.set()
         self._emptied.set()
         if self._unread_bytes:
-            asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.cut)
+            asyncio.get_running_loop().call_later(LAST_WORDS_S, self.cut)
 
     def cut(self) -> None:
         """Cut the connection of an answer that the page does not read."""
@@ -136,23 +138,55 @@ async def read_packets(
         return None
 
 
-async def probe(
-    websocket: web.WebSocketResponse,
-    *,
-    end_poll: Callable[[], object],
-    within_s: float,
-) -> bool:
+class Probe:
     """
-    Do engine.io's handshake from polling to `websocket`; false if it fails.
+    Engine.io's handshake from polling to a websocket, as the wire's first listener.
 
     `end_poll` is called in the middle: the page goes over when its poll has returned.
+    `done` is called once, with the wire if it is to be taken over.
     """
-    try:
-        async with asyncio.timeout(within_s):
-            if await websocket.receive_str() != "2probe":
-                return False
-            await websocket.send_str("3probe")
-            end_poll()
-            return await websocket.receive_str() == "5"
-    except (TimeoutError, WSMessageTypeError, RuntimeError, ConnectionError):
+
+    __slots__ = ("_deadline", "_done", "_end_poll", "_is_answered", "wire")
+
+    def __init__(
+        self,
+        *,
+        end_poll: Callable[[], None],
+        done: Callable[[Wire | None], None],
+        within_s: float,
+    ) -> None:
+        self.wire: Wire | None = None
+        self._end_poll = end_poll
+        self._done = done
+        self._is_answered = False
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(within_s, self.hung_up)
+
+    def hear(self, text: str) -> None:
+        """Take the page's two words in turn; any other ends it."""
+        wire = self.wire
+        if text == "2probe" and not self._is_answered and wire is not None:
+            self._is_answered = True
+            wire.transport.write(text_frame(b"3probe"))
+            self._end_poll()
+        elif text == "5" and self._is_answered:
+            self._deadline.cancel()
+            self._done(wire)
+        else:
+            self.hung_up()
+
+    def may_send(self) -> bool:
+        """Take nothing but the two words."""
+        self.hung_up()
         return False
+
+    def ignore(self) -> None:
+        """Never get here: see `may_send`."""
+
+    def hung_up(self) -> None:
+        """Give the websocket up; the page goes on polling."""
+        self._deadline.cancel()
+        if self.wire is not None:
+            self.wire.close(close_frame())
+            self.wire = None
+        self._done(None)

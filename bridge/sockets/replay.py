@@ -107,6 +107,19 @@ class Replays:
         self.page_bytes = 0
         self.patience_s = 0.0
 
+    def sync_at_once(self, window: Window, plan: ReplayPlan, *, last: int) -> bool:
+        """
+        Open the gate of a new window if it has all up to `last`, the end of its inbox.
+
+        Returns:
+            False if there is something to read first.
+
+        """
+        if window.offset < last or not self._rooms.open_gate(window):
+            return False
+        window.tell(EVENT_SYNC, Sync(0, 0, plan.missed, plan.reason).wire)
+        return True
+
     async def sync(self, window: Window, plan: ReplayPlan) -> None:
         """Bring a new window up to date, and tell it so. Never raises."""
         sync = await self._replay(window, plan)

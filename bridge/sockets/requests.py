@@ -1,29 +1,88 @@
-"""What a window may ask for: that messages count as delivered, and a longer life."""
+"""
+What a page may ask for: that messages count as delivered, a longer life, and in open
+mode to be let in under a name.
+"""
 
+from collections.abc import Callable, Coroutine
 from time import time
-from typing import Protocol
+from typing import Any
 
-from bridge.core.access import Identity
+from bridge.core import packets
+from bridge.core.access import ConnectAuth, Identity
+from bridge.core.message import user_problem
+from bridge.core.packets import Packet
 from bridge.core.position import parse_position
-from bridge.errors import EventRefusedError, KeysUnavailableError, RefusedError
-from bridge.names import EventError, Refusal
+from bridge.errors import (
+    ClientError,
+    EventRefusedError,
+    KeysUnavailableError,
+    RefusedError,
+    StoreUnavailableError,
+)
+from bridge.names import EVENT_ACK, EVENT_JOIN, EVENT_REFRESH, EventError, Refusal
+from bridge.sockets.entrance import Admitted, Entrance, Verifier
 from bridge.sockets.replay import Inboxes
+from bridge.sockets.transport import Carrier
 from bridge.sockets.window import Window
 
-
-class Verifier(Protocol):
-    """Checks tokens (the room `auth`)."""
-
-    async def verify(self, token: str) -> Identity:
-        """Return whose token it is; RefusedError, KeysUnavailableError otherwise."""
+Work = Coroutine[Any, Any, None]
 
 
 class WindowRequests:
-    """Answers to windows; `EventRefusedError` is told to the one that asked."""
+    """
+    Answers to pages; `EventRefusedError` is told to the one that asked.
 
-    def __init__(self, inbox: Inboxes, verifier: Verifier | None) -> None:
+    `admitted` is called with a page that was let in, `ignore` for an event that means
+    nothing.
+    """
+
+    def __init__(
+        self,
+        inbox: Inboxes,
+        verifier: Verifier | None,
+        *,
+        entrance: Entrance,
+        admitted: Callable[[Admitted | None], None],
+        ignore: Callable[[], None],
+    ) -> None:
         self._inbox = inbox
         self._verifier = verifier
+        self._entrance = entrance
+        self._admitted = admitted
+        self._ignore = ignore
+
+    def take(self, carrier: Carrier, packet: Packet) -> Work | None:
+        """Do what an event asks for; returns what takes time."""
+        assert isinstance(packet.data, list)  # noqa: S101 - parse_packet promises it
+        name, *arguments = packet.data
+        argument = arguments[0] if arguments else None
+        window = carrier.window
+        if name == EVENT_ACK and window is not None:
+            # Nothing to wait for: a page may send one for each message.
+            try:
+                answer = self.ack(window, argument)
+            except EventRefusedError as exc:
+                answer = _refusal(exc)
+            _reply(carrier, packet, answer)
+        elif name == EVENT_REFRESH and window is not None:
+            return self._answer(carrier, packet, self.refresh(window, argument))
+        elif name == EVENT_JOIN:
+            return self._answer(carrier, packet, self.join(carrier, argument))
+        else:
+            self._ignore()
+        return None
+
+    async def _answer(
+        self,
+        carrier: Carrier,
+        packet: Packet,
+        work: Coroutine[Any, Any, dict[str, object]],
+    ) -> None:
+        try:
+            answer = await work
+        except EventRefusedError as exc:
+            answer = _refusal(exc)
+        _reply(carrier, packet, answer)
 
     def ack(self, window: Window, argument: object) -> dict[str, object]:
         """
@@ -87,3 +146,46 @@ class WindowRequests:
         assert identity.expires_s is not None  # noqa: S101 - a token has an exp
         left_s = max(0, int(identity.expires_s - time()))  # it may live on leeway
         return {"ok": True, "expires_in_s": left_s}
+
+    async def join(self, carrier: Carrier, argument: object) -> dict[str, object]:
+        """
+        Let a page say who it is: the article's way, in open mode alone.
+
+        Raises:
+            EventRefusedError: If it may not, or cannot be let in now.
+
+        """
+        if self._verifier is not None:
+            raise EventRefusedError(
+                EventError.NOT_OPEN, "join works with BRIDGE_AUTH=open alone"
+            )
+        user = argument.get("username") if isinstance(argument, dict) else None
+        problem = user_problem(user) if isinstance(user, str) else "is not a string"
+        if problem or not isinstance(user, str):
+            raise EventRefusedError(EventError.BAD_USER, f"username {problem}")
+        if carrier.window is not None:
+            if carrier.window.user == user:
+                return {"ok": True}
+            raise EventRefusedError(
+                EventError.BAD_USER, "this window has joined as another user"
+            )
+        auth = carrier.auth or ConnectAuth()
+        try:
+            admitted = await self._entrance.admit(carrier, Identity(user, None), auth)
+        except ClientError as exc:
+            raise EventRefusedError(EventError.NOT_AVAILABLE, str(exc)) from exc
+        except StoreUnavailableError as exc:
+            raise EventRefusedError(
+                EventError.NOT_AVAILABLE, Refusal.NOT_AVAILABLE.explanation
+            ) from exc
+        self._admitted(admitted)
+        return {"ok": True}
+
+
+def _refusal(error: EventRefusedError) -> dict[str, object]:
+    return {"ok": False, "code": error.code, "message": str(error)}
+
+
+def _reply(carrier: Carrier, packet: Packet, answer: dict[str, object]) -> None:
+    if packet.id is not None:
+        carrier.write_packet("4" + packets.reply(packet.id, answer))

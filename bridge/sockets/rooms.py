@@ -1,9 +1,8 @@
 """
 Rooms: which windows a user has open, and how a message gets into all of them.
 
-Over python-socketio's manager. The library's keeps several dictionaries for each client
-and starts a task for each window and message; here a room is a list, and a message is
-one frame that is written to every transport in it.
+A room is a list, and a message is one frame that is written to every transport in it: no
+task, no queue, no copy for a window.
 
 A room is fed from the inbox's live feed and from nothing else, so its windows see what
 the inbox holds, in its order.
@@ -11,11 +10,7 @@ the inbox holds, in its order.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import time
-from typing import Any
 
-from socketio.async_manager import AsyncManager
-
-from bridge.core import packets
 from bridge.core.frames import burst
 from bridge.core.message import Stored
 from bridge.metrics import Metrics
@@ -44,7 +39,7 @@ class Room:
         self.fed = 0
 
 
-class Rooms(AsyncManager):  # type: ignore[misc] # socketio has no types
+class Rooms:
     """
     All rooms of this bridge.
 
@@ -61,22 +56,27 @@ class Rooms(AsyncManager):  # type: ignore[misc] # socketio has no types
         mark_delivered: Callable[[str, int], None],
         catch_up: Callable[[Window], None],
     ) -> None:
-        super().__init__()
         self._metrics = metrics
         self._mark_delivered = mark_delivered
         self._catch_up = catch_up
         self._rooms: dict[str, Room] = {}
-        self._windows: dict[str, Window] = {}
+        self._count = 0
 
     # --- who is where
 
     def __len__(self) -> int:
         """Count the windows."""
-        return len(self._windows)
+        return self._count
 
     def __iter__(self) -> Iterator[Window]:
         """Iterate over the windows as they are now."""
-        return iter(tuple(self._windows.values()))
+        rooms = tuple(self._rooms.values())
+        return iter([window for room in rooms for window in room.windows])
+
+    @property
+    def user_count(self) -> int:
+        """How many users have a room."""
+        return len(self._rooms)
 
     @property
     def users(self) -> Iterable[str]:
@@ -107,7 +107,7 @@ class Rooms(AsyncManager):  # type: ignore[misc] # socketio has no types
     def join(self, window: Window) -> None:
         """Let `window` into the room that was kept for it, its gate closed."""
         self._rooms[window.user].windows.append(window)
-        self._windows[window.sid] = window
+        self._count += 1
 
     def open_gate(self, window: Window) -> bool:
         """
@@ -127,11 +127,11 @@ class Rooms(AsyncManager):  # type: ignore[misc] # socketio has no types
 
     def leave(self, window: Window) -> bool:
         """Take `window` out of its room; true if the room is empty and gone."""
-        self._windows.pop(window.sid, None)
         room = self._rooms.get(window.user)
         if room is None or window not in room.windows:
             return False
         room.windows.remove(window)
+        self._count -= 1
         if window in room.open:
             room.open.remove(window)
         return self._drop_if_empty(room)
@@ -205,41 +205,3 @@ class Rooms(AsyncManager):  # type: ignore[misc] # socketio has no types
         window.is_live = False
         self._metrics.fell_behind.inc()
         self._catch_up(window)
-
-    # --- python-socketio's own interface, for whoever holds the server object
-
-    async def emit(
-        self,
-        event: str,
-        data: object,
-        namespace: str,
-        room: str | None = None,
-        **options: Any,  # noqa: ANN401 - socketio's
-    ) -> None:
-        """
-        Emit something that is not from an inbox: to one window or one user's windows.
-
-        Raises:
-            ValueError: If no room is named. The library would broadcast to everybody,
-                for '' and [] too (traps 1.2, row 1).
-
-        """
-        where = options.get("to") or room
-        if namespace != "/" or not isinstance(where, str) or not where:
-            message = "a room or a window must be named"
-            raise ValueError(message)
-        packet = "4" + packets.event(event, data)
-        for _, window in self.get_participants(namespace, where):
-            window.carrier.write_packet(packet)
-
-    def get_participants(self, namespace: str, room: str) -> Iterator[tuple[str, Any]]:  # noqa: ARG002 - socketio's
-        """Yield the windows of the room ``user:<id>``, or the one window of that sid."""
-        kind, _, user = room.partition(":")
-        if kind == "user" and user:
-            yield from ((window.sid, window) for window in self.windows_of(user))
-        elif room in self._windows:
-            yield room, self._windows[room]
-
-    def is_connected(self, sid: str, namespace: str) -> bool:
-        """Whether there is a window with that sid."""
-        return namespace == "/" and sid in self._windows

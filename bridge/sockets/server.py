@@ -1,14 +1,12 @@
 """
 The life of a window: verify, join, reply, replay, live, close.
 
-Over python-socketio's server, which keeps the wiring to engine.io and aiohttp. What is
-ours: a window joins its room only after its token was verified, as the last thing that
-can fail; recovery as the stock client knows it; no handler whose exception leaves a
-half-open client in a room (traps 1.2, row 2).
+Socket.io, protocol version 5. A window joins its room only after its token was verified,
+as the last thing that can fail; recovery is as the stock client knows it; no handler can
+leave a half-open client in a room (traps 1.2, row 2).
 """
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -17,42 +15,29 @@ from typing import Any, Final
 
 import structlog
 from aiohttp import web
-from socketio import AsyncServer
 
 from bridge.core import packets
-from bridge.core.access import Identity
-from bridge.core.message import user_problem
 from bridge.core.packets import Packet, PacketType
-from bridge.errors import (
-    ClientError,
-    EventRefusedError,
-    StoreUnavailableError,
-)
 from bridge.logs import user_hash
 from bridge.metrics import Metrics
 from bridge.names import (
-    EVENT_ACK,
     EVENT_CLOSING,
     EVENT_EXPIRING,
-    EVENT_JOIN,
-    EVENT_REFRESH,
     Closing,
-    EventError,
-    Refusal,
 )
-from bridge.sockets.engine import Admission, Bounds, EngineServer
-from bridge.sockets.entrance import Admitted, Entrance
+from bridge.sockets.engine import Admission, Bounds, Engine
+from bridge.sockets.entrance import Admitted, Entrance, Verifier
+from bridge.sockets.front_door import FrontDoors, FrontSite
 from bridge.sockets.replay import Inboxes, Replays
-from bridge.sockets.requests import Verifier, WindowRequests
+from bridge.sockets.requests import WindowRequests
 from bridge.sockets.rooms import Rooms
-from bridge.sockets.transport import Carrier
+from bridge.sockets.transport import Carrier, Ending
 from bridge.sockets.window import Window, WindowReport
 
 log = structlog.get_logger(__name__)
 
-# Both libraries log payloads and what strangers wrote (traps 1.2, row 16).
-_SILENT: Final = logging.getLogger("socketio")
 _TICK_S: Final = 1.0
+_TICK_STEPS: Final = 10
 _DRAIN_BATCHES: Final = 40
 _DRAIN_BATCH_LEAST: Final = 50
 
@@ -82,7 +67,7 @@ class ServerOptions:
     leeway_s: float
 
 
-class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
+class BridgeServer:
     """
     All windows of this bridge.
 
@@ -102,28 +87,27 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
             mark_delivered=inbox.mark_delivered,
             catch_up=self._catch_up,
         )
-        super().__init__(
-            client_manager=self.rooms,
-            async_mode="aiohttp",
-            async_handlers=False,
-            # The list [] would switch the check off (traps 1.2, row 7); ours is in
-            # EngineServer and knows same-host pages and refused ones.
-            cors_allowed_origins="*",
-            ping_interval=options.ping_interval_s,
-            ping_timeout=options.ping_timeout_s,
-            max_http_buffer_size=options.max_event_bytes,
-            http_compression=False,
-            monitor_clients=False,
-            logger=_SILENT,
-            engineio_logger=_SILENT,
+        self.engine = Engine(
+            self,
+            bounds=options.bounds,
+            admission=options.admission,
+            ping_interval_s=options.ping_interval_s,
+            ping_timeout_s=options.ping_timeout_s,
+            max_event_bytes=options.max_event_bytes,
         )
-        self.eio.owner = self
+        self.doors = FrontDoors(self.engine)
         self._inbox = inbox
         self._verifier = verifier
         self._metrics = metrics
-        self._requests = WindowRequests(inbox, verifier)
         self._entrance = Entrance(
             rooms=self.rooms, inbox=inbox, verifier=verifier, metrics=metrics
+        )
+        self._requests = WindowRequests(
+            inbox,
+            verifier,
+            entrance=self._entrance,
+            admitted=self._start_replay,
+            ignore=self.ignore,
         )
         self._replays = Replays(
             rooms=self.rooms, inbox=inbox, metrics=metrics, close=self.close
@@ -135,15 +119,12 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
     def apply(self, options: ServerOptions) -> None:
         """Use `options` from now on; pings and sizes of open sessions stay."""
         self._options = options
-        self.eio.bounds = options.bounds
-        self.eio.admission = options.admission
+        self.engine.bounds = options.bounds
+        self.engine.admission = options.admission
         self._entrance.cookie = options.cookie
         self._entrance.windows_per_user = options.bounds.windows_per_user
         self._replays.page_bytes = options.bounds.outbound_bytes // 4
         self._replays.patience_s = options.ping_timeout_s
-
-    def _engineio_server_class(self) -> type[EngineServer]:
-        return EngineServer
 
     # --- running
 
@@ -158,37 +139,45 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
             self._tasks = tasks
             try:
                 while True:
-                    await asyncio.sleep(_TICK_S)
-                    self.tick(monotonic_s=monotonic(), now_s=time())
+                    await self._pass()
             finally:
                 self._tasks = None
 
+    async def _pass(self) -> None:
+        """Look at all sessions once in `_TICK_S`, at a few at a time: nobody waits."""
+        carriers = tuple(self.engine.carriers.values())
+        size = -(-len(carriers) // _TICK_STEPS)
+        for step in range(_TICK_STEPS):
+            await asyncio.sleep(_TICK_S / _TICK_STEPS)
+            now_s, monotonic_s = time(), monotonic()
+            for carrier in carriers[step * size : (step + 1) * size]:
+                self._look_at(carrier, monotonic_s=monotonic_s, now_s=now_s)
+        self.doors.tick(monotonic())
+        self._metrics.windows.set(len(self.rooms))
+        self._metrics.users.set(self.rooms.user_count)
+
     def tick(self, *, monotonic_s: float, now_s: float) -> None:
         """Do what is due: pings, unfinished connects, expired tokens."""
-        self.eio.tick(monotonic_s)
-        for carrier in tuple(self.eio.sockets.values()):
-            if carrier.closed:
-                continue
-            window = self._entrance.windows.get(carrier.sid)
-            # A replay waits for its window and loses patience by itself.
-            is_replaying = window is not None and not window.is_live
-            if (
-                not is_replaying
-                and carrier.waiting_bytes > self._options.bounds.outbound_bytes
-            ):
-                # It asks and pongs but does not read: answers and pings pile up.
-                self._close_session(carrier, Closing.SLOW)
-                continue
-            if window is not None:
-                self._check_expiry(window, now_s)
-            elif (
-                carrier.sid not in self._entrance.entered
-                and monotonic_s - carrier.opened_s > self._options.bounds.connect_s
-            ):
-                # A session that never says who it is (traps 1.2, row 6).
-                carrier.end(self.reason.SERVER_DISCONNECT, abort=True)
-        self._metrics.windows.set(len(self.rooms))
-        self._metrics.users.set(len(tuple(self.rooms.users)))
+        for carrier in tuple(self.engine.carriers.values()):
+            self._look_at(carrier, monotonic_s=monotonic_s, now_s=now_s)
+        self.doors.tick(monotonic_s)
+
+    def _look_at(self, carrier: Carrier, *, monotonic_s: float, now_s: float) -> None:
+        self.engine.tick(carrier, monotonic_s)
+        if carrier.closed:
+            return
+        window = carrier.window
+        if carrier.has_too_much:
+            # It asks and pongs but does not read: answers and pings pile up.
+            self._close_session(carrier, Closing.SLOW)
+        elif window is not None:
+            self._check_expiry(window, now_s)
+        elif (
+            carrier.auth is None
+            and monotonic_s - carrier.opened_s > self._options.bounds.connect_s
+        ):
+            # A session that never says who it is (traps 1.2, row 6).
+            carrier.end(Ending.SERVER_DISCONNECT, abort=True)
 
     def _check_expiry(self, window: Window, now_s: float) -> None:
         expires_s = window.identity.expires_s
@@ -201,7 +190,8 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
             window.is_warned = True
             window.tell(EVENT_EXPIRING, {"in_s": max(0, int(left_s))})
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Do `work`, which takes time and never raises, as a task of this server's."""
         if self._tasks is None:  # going down: the window is about to end as well
             work.close()
         else:
@@ -209,32 +199,44 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
 
     # --- packets from pages
 
-    async def take(self, carrier: Carrier, text: str) -> None:
-        """Do what a packet from a page asks for. Never raises."""
+    def take(self, carrier: Carrier, text: str) -> Coroutine[Any, Any, None] | None:
+        """
+        Do what a packet from a page asks for. Never raises.
+
+        Returns:
+            What takes time; the page's next packet has to wait for it.
+
+        """
         try:
             packet = packets.parse_packet(text)
         except ValueError:
             self.ignore()
-            carrier.end(self.reason.TRANSPORT_ERROR)
-            return
-        try:
-            await self._dispatch(carrier, packet)
-        except Exception:
-            log.exception("window.request_failed", kind=packet.type.name)
-            carrier.end(self.reason.TRANSPORT_ERROR, abort=True)
-
-    async def _dispatch(self, carrier: Carrier, packet: Packet) -> None:
-        window = self._entrance.windows.get(carrier.sid)
+            carrier.end(Ending.TRANSPORT_ERROR)
+            return None
         if packet.type is PacketType.CONNECT:
-            self._start_replay(await self._entrance.connect(carrier, packet))
-        elif packet.namespace != "/":
+            return self._guarded(carrier, packet, self._connect(carrier, packet))
+        if packet.namespace != "/":
             self.ignore()
         elif packet.type is PacketType.DISCONNECT:
-            carrier.end(self.reason.CLIENT_DISCONNECT)
-        elif packet.type is PacketType.EVENT and carrier.sid in self._entrance.entered:
-            await self._event(carrier, window, packet)
+            carrier.end(Ending.CLIENT_DISCONNECT)
+        elif packet.type is PacketType.EVENT and carrier.auth is not None:
+            work = self._requests.take(carrier, packet)
+            return work and self._guarded(carrier, packet, work)
         else:
             self.ignore()
+        return None
+
+    async def _guarded(
+        self, carrier: Carrier, packet: Packet, work: Coroutine[Any, Any, None]
+    ) -> None:
+        try:
+            await work
+        except Exception:
+            log.exception("window.request_failed", kind=packet.type.name)
+            carrier.end(Ending.TRANSPORT_ERROR, abort=True)
+
+    async def _connect(self, carrier: Carrier, packet: Packet) -> None:
+        self._start_replay(await self._entrance.connect(carrier, packet))
 
     def ignore(self) -> None:
         """Count something from a page that means nothing to the bridge."""
@@ -243,6 +245,11 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
     def flooded(self, carrier: Carrier) -> None:
         """Close a page that sends more than it may."""
         self._close_session(carrier, Closing.FLOODING)
+
+    def fetched(self, window: Window, offset: int) -> None:
+        """Count messages that a polling page took with it as delivered."""
+        if not window.has_manual_acks:
+            self._inbox.mark_delivered(window.user, offset)
 
     def left(self, carrier: Carrier, reason: str) -> None:
         """Forget the window of a session that ended."""
@@ -253,67 +260,14 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
     # --- replay
 
     def _start_replay(self, admitted: Admitted | None) -> None:
-        if admitted is not None:
-            self._spawn(
-                self._replays.sync(admitted.window, admitted.plan), name="replay"
-            )
+        if admitted is None:
+            return
+        window, plan = admitted.window, admitted.plan
+        if not self._replays.sync_at_once(window, plan, last=admitted.last):
+            self.spawn(self._replays.sync(window, plan), name="replay")
 
     def _catch_up(self, window: Window) -> None:
-        self._spawn(self._replays.catch_up(window), name="catch up")
-
-    # --- events from pages
-
-    async def _event(
-        self, carrier: Carrier, window: Window | None, packet: Packet
-    ) -> None:
-        assert isinstance(packet.data, list)  # noqa: S101 - parse_packet promises it
-        name, *arguments = packet.data
-        argument = arguments[0] if arguments else None
-        answer: dict[str, object]
-        try:
-            if name == EVENT_ACK and window is not None:
-                answer = self._requests.ack(window, argument)
-            elif name == EVENT_REFRESH and window is not None:
-                answer = await self._requests.refresh(window, argument)
-            elif name == EVENT_JOIN:
-                answer = await self._join(carrier, window, argument)
-            else:
-                self.ignore()
-                return
-        except EventRefusedError as exc:
-            answer = {"ok": False, "code": exc.code, "message": str(exc)}
-        if packet.id is not None:
-            carrier.write_packet("4" + packets.reply(packet.id, answer))
-
-    async def _join(
-        self, carrier: Carrier, window: Window | None, argument: object
-    ) -> dict[str, object]:
-        """Let a page say who it is: the article's way, in open mode alone."""
-        if self._verifier is not None:
-            raise EventRefusedError(
-                EventError.NOT_OPEN, "join works with BRIDGE_AUTH=open alone"
-            )
-        user = argument.get("username") if isinstance(argument, dict) else None
-        problem = user_problem(user) if isinstance(user, str) else "is not a string"
-        if problem or not isinstance(user, str):
-            raise EventRefusedError(EventError.BAD_USER, f"username {problem}")
-        if window is not None:
-            if window.user == user:
-                return {"ok": True}
-            raise EventRefusedError(
-                EventError.BAD_USER, "this window has joined as another user"
-            )
-        auth = self._entrance.entered[carrier.sid]
-        try:
-            admitted = await self._entrance.admit(carrier, Identity(user, None), auth)
-        except ClientError as exc:
-            raise EventRefusedError(EventError.NOT_AVAILABLE, str(exc)) from exc
-        except StoreUnavailableError as exc:
-            raise EventRefusedError(
-                EventError.NOT_AVAILABLE, Refusal.NOT_AVAILABLE.explanation
-            ) from exc
-        self._start_replay(admitted)
-        return {"ok": True}
+        self.spawn(self._replays.catch_up(window), name="catch up")
 
     # --- closing
 
@@ -328,14 +282,14 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
         window.tell(EVENT_CLOSING, notice)
         if not code.reconnect:
             window.carrier.write_packet("4" + packets.DISCONNECT_PACKET)
-        window.carrier.end(self.reason.SERVER_DISCONNECT)
+        window.carrier.end(Ending.SERVER_DISCONNECT)
 
     def _close_session(self, carrier: Carrier, code: Closing) -> None:
-        window = self._entrance.windows.get(carrier.sid)
+        window = carrier.window
         if window is not None:
             self.close(window, code)
         else:
-            carrier.end(self.reason.SERVER_DISCONNECT, abort=True)
+            carrier.end(Ending.SERVER_DISCONNECT, abort=True)
 
     def windows_of(self, user: str) -> list[WindowReport]:
         """Say which windows `user` has, the oldest first."""
@@ -364,9 +318,18 @@ class BridgeServer(AsyncServer):  # type: ignore[misc] # socketio has no types
                 await asyncio.sleep(pause_s * (0.5 + secrets.randbelow(500) / 1000))
             for window in windows[start : start + size]:
                 self.close(window, Closing.DRAINING)
-        for carrier in tuple(self.eio.sockets.values()):
-            carrier.end(self.reason.SERVER_DISCONNECT)
+        for carrier in tuple(self.engine.carriers.values()):
+            carrier.end(Ending.SERVER_DISCONNECT)
 
     def route(self, app: web.Application) -> None:
         """Serve `/socket.io/` in `app`."""
-        self.attach(app, socketio_path="socket.io")
+        self.engine.route(app, "/socket.io/")
+        app.on_shutdown.append(self._shut)
+
+    async def _shut(self, _app: web.Application) -> None:
+        self.doors.shut()
+        self.engine.shut()
+
+    def site(self, runner: web.BaseRunner, host: str, port: int) -> web.BaseSite:
+        """Return where connections to the app of `runner` come in, to be started."""
+        return FrontSite(runner, host, port, doors=self.doors)

@@ -1,105 +1,130 @@
 """
 One connection to a page, underneath socket.io: what is written, in what order, how much.
 
-Over python-engineio's socket, because its own keeps an unbounded queue for each client
-and a writer task that hangs for ever when the client stops reading (traps 1.2, row 3).
-Here a websocket has no queue of ours at all: packets are written straight to the TCP
-transport, in the order in which they are sent, and what waits there is counted. Long
+One session of engine.io: packets over long polling, a websocket, or the first becoming
+the second. A websocket has no queue of ours at all: packets are written straight to the
+TCP transport, in the order in which they are sent, and what waits there is counted. Long
 polling has a queue, and the queue is counted.
 
-A `Carrier` is one connection. It does not know users, rooms or inboxes.
+A `Carrier` is one connection. It does not know users, rooms or inboxes. There is one for
+each idle page, so it holds little, and nothing that most pages do not need.
 """
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Coroutine
+from enum import StrEnum
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from aiohttp import ClientConnectionResetError, WSMessage, WSMsgType, web
-from engineio import packet as engine
-from engineio.async_socket import AsyncSocket
-from engineio.exceptions import QueueEmpty, UnknownPacketError
+from aiohttp import web
 
 from bridge.core.frames import Burst, text_frame
 from bridge.core.rate import Allowance
-from bridge.sockets.polling import PollQueue, probe, read_packets
+from bridge.core.websocket import close_frame
+from bridge.sockets.caller import Caller
+from bridge.sockets.polling import PollQueue, Probe, read_packets
+from bridge.sockets.wire import Wire
 
 if TYPE_CHECKING:
-    from bridge.sockets.engine import EngineServer
+    from bridge.core.access import ConnectAuth
+    from bridge.sockets.engine import Engine
+    from bridge.sockets.window import Window
 
-# How long a connection that was told to go may take to read its last bytes.
-_LAST_WORDS_S: Final = 2.0
+
+class Ending(StrEnum):
+    """Why a session ended, for the log."""
+
+    CLIENT_DISCONNECT = "the page left"
+    SERVER_DISCONNECT = "the bridge closed it"
+    PING_TIMEOUT = "the page does not answer"
+    TRANSPORT_CLOSE = "the connection was closed"
+    TRANSPORT_ERROR = "the page sent what makes no sense"
 
 
-class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
+class Carrier:
     """
     One engine.io session: a websocket, long polling, or the second becoming the first.
 
     Attributes:
         sid: Engine.io's session id: whoever knows it can poll the session.
-        address: Where the page is, as far as it can be believed.
-        is_origin_allowed: Whether pages of this origin may connect; if not, the session
-            lives just long enough to be told so.
+        address: Where the page is.
+        caller: Who it says it is, until it was let in.
+        auth: What it passed in CONNECT, when it was let in.
+        window: The window that it became.
+        closed: Whether it has ended. Nothing is written after that.
 
     """
 
-    server: "EngineServer"
+    __slots__ = (
+        "__weakref__",
+        "_allowance",
+        "_answers",
+        "_is_posting",
+        "_outbound_bytes",
+        "_probe",
+        "_queue",
+        "_wire",
+        "address",
+        "auth",
+        "caller",
+        "closed",
+        "closed_s",
+        "engine",
+        "opened_s",
+        "ping_due_s",
+        "pong_due_s",
+        "sid",
+        "window",
+    )
 
-    def __init__(
-        self,
-        server: "EngineServer",
-        sid: str,
-        *,
-        request: web.BaseRequest,
-        address: str,
-        is_origin_allowed: bool,
-    ) -> None:
-        # Not super().__init__: it makes an unbounded asyncio queue for each client.
-        self.server = server
+    def __init__(self, engine: "Engine", sid: str, caller: Caller) -> None:
+        self.engine = engine
         self.sid = sid
-        self.request = request
-        self.address = address
-        self.is_origin_allowed = is_origin_allowed
-        self.connected = False
-        self.upgrading = False
-        self.upgraded = False
-        self.closing = False
+        self.address = caller.address
+        self.caller: Caller | None = caller
+        self.auth: ConnectAuth | None = None
+        self.window: Window | None = None
         self.closed = False
-        self.opened_s = monotonic()
-        self.closed_s = self.opened_s
-        self.ping_due_s = self.opened_s + server.ping_interval
+        self.opened_s = self.closed_s = monotonic()
+        self.ping_due_s = self.opened_s + engine.ping_interval_s
         self.pong_due_s: float | None = None
-        self._allowance = Allowance(
-            server.bounds.events_per_second,
-            2 * server.bounds.events_per_second,
-            self.opened_s,
-        )
+        per_second = engine.bounds.events_per_second
+        self._allowance = Allowance(per_second, 2 * per_second, self.opened_s)
         self._answers = 0  # messages that were written and may be answered
-        self._websocket: web.WebSocketResponse | None = None
-        self._transport: asyncio.Transport | None = None
-        self._queue = PollQueue()
+        self._outbound_bytes = 0  # what may wait, while one message alone is more
+        self._wire: Wire | None = None
+        self._queue: PollQueue | None = None
+        self._probe: Probe | None = None
         self._is_posting = False
-        self.on_written: Callable[[int], None] | None = None
 
     # --- out
 
     @property
     def transport_name(self) -> str:
         """`websocket` or `polling`, as it is now."""
-        return "polling" if self._transport is None else "websocket"
+        return "polling" if self._wire is None else "websocket"
 
     @property
     def is_written_at_once(self) -> bool:
         """Whether what is sent goes straight to the page, not into a queue."""
-        return self._transport is not None and not self._transport.is_closing()
+        return self._wire is not None and not self.closed
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes that were sent to this page and that it has not read yet."""
-        if self._transport is None:
-            return self._queue.waiting_bytes
-        return self._transport.get_write_buffer_size()
+        if self._wire is not None:
+            return self._wire.transport.get_write_buffer_size()
+        return 0 if self._queue is None else self._queue.waiting_bytes
+
+    @property
+    def has_too_much(self) -> bool:
+        """Whether more waits for the page than may, whatever it was sent for."""
+        waiting_bytes = self.waiting_bytes
+        outbound_bytes = self.engine.bounds.outbound_bytes
+        if waiting_bytes <= outbound_bytes:
+            self._outbound_bytes = 0
+            return False
+        return waiting_bytes > max(outbound_bytes, self._outbound_bytes)
 
     def write_burst(self, burst: Burst) -> bool:
         """
@@ -109,62 +134,77 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
             False if more would wait for this page than it may: nothing was sent.
 
         """
-        transport = self._transport
-        waiting_bytes = self.waiting_bytes + len(burst.frames)
-        if waiting_bytes > self.server.bounds.outbound_bytes:
+        frames = burst.frames
+        wire = self._wire
+        if wire is not None:
+            transport = wire.transport
+            waiting_bytes = transport.get_write_buffer_size()
+            if waiting_bytes + len(frames) > self.engine.bounds.outbound_bytes:
+                return False
+            if not self.closed:
+                transport.write(frames)
+        elif self.waiting_bytes + len(frames) > self.engine.bounds.outbound_bytes:
             return False
-        self._answers += len(burst.packets)
-        if transport is None:
+        else:
             for offset, packet in burst.packets:
-                self._queue.put(packet.decode(), offset)
-        elif not transport.is_closing():  # else it is on its way out already
-            transport.write(burst.frames)
+                self._enqueue(packet.decode(), offset)
+        self._answers += len(burst.packets)
         return True
 
     def write_packet(self, packet: str) -> None:
         """Send one engine.io packet of the bridge's own, at once."""
-        if self._transport is None:
-            self._queue.put(packet, 0)
-        elif not self._transport.is_closing():
-            self._transport.write(text_frame(packet.encode()))
+        if self.closed:
+            return
+        if self._wire is not None:
+            self._wire.transport.write(text_frame(packet.encode()))
+        else:
+            self._enqueue(packet, 0)
 
     async def write_patiently(
         self, payload: bytes, offset: int, *, limit_s: float
     ) -> bool:
         """
-        Send one packet and wait while the page has much to read.
+        Send one packet when the page has read most of what was sent before.
 
         Returns:
             False if the page is gone, or read nothing for `limit_s`.
 
         """
-        self._answers += 1
-        try:
-            async with asyncio.timeout(limit_s):
-                if self._websocket is not None:
-                    await self._websocket.send_frame(payload, WSMsgType.TEXT)
-                else:
-                    await self._enqueue_patiently(payload, offset)
-        except (TimeoutError, ClientConnectionResetError, RuntimeError):
+        while self._is_full and not self.closed:
+            waiting_bytes = self.waiting_bytes
+            try:
+                async with asyncio.timeout(limit_s):
+                    await self._room()
+            except TimeoutError:
+                if self.waiting_bytes >= waiting_bytes:
+                    return False
+        if self.closed:
             return False
-        return not self.closed
-
-    async def send(self, pkt: engine.Packet) -> None:
-        """Send a packet that engine.io itself made."""
-        self.write_packet(pkt.encode())
-
-    async def _enqueue_patiently(self, payload: bytes, offset: int) -> None:
-        bound = self.server.bounds.outbound_bytes // 4
-        while (
-            self._websocket is None
-            and not self.closed
-            and self._queue.waiting_bytes > bound
-        ):
-            await self._queue.room()
-        if self._websocket is not None:  # upgraded meanwhile
-            await self._websocket.send_frame(payload, WSMsgType.TEXT)
+        self._answers += 1
+        # One message may be larger than what may wait. It is let through alone.
+        self._outbound_bytes = self.engine.bounds.outbound_bytes + len(payload)
+        if self._wire is not None:
+            self._wire.transport.write(text_frame(payload))
         else:
-            self._queue.put(payload.decode(), offset)
+            self._enqueue(payload.decode(), offset)
+        return True
+
+    @property
+    def _is_full(self) -> bool:
+        if self._wire is not None:
+            return self._wire.is_full
+        return self.waiting_bytes > self.engine.bounds.outbound_bytes // 4
+
+    async def _room(self) -> None:
+        if self._wire is not None:
+            await self._wire.room()
+        elif self._queue is not None:
+            await self._queue.room()
+
+    def _enqueue(self, packet: str, offset: int) -> None:
+        if self._queue is None:
+            self._queue = PollQueue()
+        self._queue.put(packet, offset)
 
     # --- long polling
 
@@ -172,154 +212,148 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
         """
         Return what waits, at once or as soon as something does.
 
-        Raises:
-            QueueEmpty: If the session ended, the page is gone, or nothing came for as
-                long as a page waits: pings come more often than that.
+        Returns:
+            Nothing if the session is over, also because the page is gone, or nothing
+            came for as long as a page waits: pings come more often than that.
 
         """
-        patience_s = self.server.ping_interval + self.server.ping_timeout
+        if self._probe is not None or self._wire is not None:
+            return ["6"]  # what waits now belongs to the websocket
+        if self._queue is None:
+            if self.closed:
+                return []
+            self._queue = PollQueue()
+        patience_s = self.engine.ping_interval_s + self.engine.ping_timeout_s
         fetched = await self._queue.fetch(request, within_s=patience_s)
-        if fetched is None:
-            self.end(self.server.reason.TRANSPORT_ERROR)
-        if not fetched:
-            raise QueueEmpty
-        offset = max(offset for _, offset in fetched)
-        if offset and self.on_written:
-            self.on_written(offset)
+        if not fetched:  # it polls twice, has hung up, or does not answer pings
+            self.end(Ending.TRANSPORT_CLOSE)
+            return []
+        self._was_fetched(max(offset for _, offset in fetched))
         return [packet for packet, _ in fetched]
 
-    async def handle_get_request(self, environ: dict[str, Any]) -> Any:  # noqa: ANN401 - engineio's
-        """Answer a poll, or turn into a websocket if that is what is asked for."""
-        request = environ["aiohttp.request"]
-        if request.headers.get("Upgrade", "").lower() == "websocket":
-            if self.closed or self.upgrading:
-                raise UnknownPacketError  # one websocket at a time, or none is counted
-            return await self._serve_websocket(request)
-        if self.upgrading or self.upgraded:
-            # What waits now belongs to the websocket.
-            return ["6"]
-        return await self.poll(request)
+    def _was_fetched(self, offset: int) -> None:
+        """A polling page took its messages with it."""
+        if offset and self.window is not None:
+            self.engine.owner.fetched(self.window, offset)
 
-    async def handle_post_request(self, environ: dict[str, Any]) -> None:
+    async def post(self, request: web.BaseRequest) -> bool:
         """
         Take the packets of a polling page.
 
-        Raises:
-            UnknownPacketError: If they cannot be read, or came together with others: a
-                page posts once at a time.
+        Returns:
+            False if they cannot be read, or came together with others: a page posts
+            once at a time. The session is over then.
 
         """
-        is_taken = not self._is_posting and await self._take_post(
-            environ["aiohttp.request"]
-        )
+        is_taken = not self._is_posting and await self._take_post(request)
         if not is_taken:
-            self.end(self.server.reason.TRANSPORT_ERROR)
-            # Engineio answers 400, but stumbles if the session is forgotten already.
-            if self.sid in self.server.sockets:
-                raise UnknownPacketError
+            self.end(Ending.TRANSPORT_ERROR)
+        return is_taken
 
     async def _take_post(self, request: web.BaseRequest) -> bool:
         self._is_posting = True
         try:
             packets = await read_packets(
                 request,
-                max_bytes=self.server.max_http_buffer_size,
-                within_s=self.server.bounds.connect_s,
+                max_bytes=self.engine.max_event_bytes,
+                within_s=self.engine.bounds.connect_s,
             )
             for packet in packets or ():
-                await self.take(packet)
+                work = self._take(packet)
+                if work is not None:
+                    await work
         finally:
             self._is_posting = False
         return packets is not None
 
     # --- websocket
 
-    async def _serve_websocket(self, request: web.Request) -> web.StreamResponse:
-        """Live as a websocket until the page or the bridge ends it."""
-        websocket = web.WebSocketResponse(
-            max_msg_size=self.server.max_http_buffer_size,
-            compress=False,  # 115 kB a connection otherwise (traps 1.2, row 17)
-            timeout=_LAST_WORDS_S,
-            autoping=False,  # its pongs would be free of the allowance
+    @property
+    def is_upgrading(self) -> bool:
+        """Whether a page that polls has begun to go over to a websocket."""
+        return self._probe is not None
+
+    def open(self, wire: Wire) -> None:
+        """Live over `wire`, from the first packet on."""
+        self._wire = wire
+        wire.limit(self.engine.bounds.outbound_bytes)
+
+    def probe(self) -> Probe:
+        """Begin to go over from polling to a websocket, by way of what is returned."""
+        self._probe = Probe(
+            end_poll=lambda: self._enqueue("6", 0),
+            done=self._probed,
+            within_s=self.engine.bounds.connect_s,
         )
-        await websocket.prepare(request)
-        if self.connected and not await self._probe(websocket):
-            await websocket.close()
-            return websocket
-        self._take_over(websocket, request)
-        try:
-            with suppress(ClientConnectionResetError):  # by a pong to who is gone
-                async for message in websocket:
-                    await self._take_frame(websocket, message)
-        finally:
-            self.end(self.server.reason.TRANSPORT_CLOSE)
-        return websocket
+        return self._probe
 
-    async def _take_frame(
-        self, websocket: web.WebSocketResponse, message: WSMessage
-    ) -> None:
-        if message.type is WSMsgType.TEXT:
-            await self.take(message.data)
-        elif self._may_send():
-            if message.type is WSMsgType.PING:
-                await websocket.pong(message.data)
-            else:
-                self.server.ignore()
-
-    async def _probe(self, websocket: web.WebSocketResponse) -> bool:
-        self.upgrading = True
-        try:
-            is_done = await probe(
-                websocket,
-                end_poll=lambda: self._queue.put("6", 0),
-                within_s=self.server.bounds.connect_s,
-            )
-        finally:
-            self.upgrading = False
-        return is_done and not self.closed
-
-    def _take_over(
-        self, websocket: web.WebSocketResponse, request: web.Request
-    ) -> None:
-        """From here on everything goes over the websocket; first what waited."""
-        self.connected = True
-        self.upgraded = True
-        self._websocket = websocket
-        self._transport = transport = request.transport
-        if transport is None:
-            return  # it is gone
-        for packet, offset in self._queue.take_all():
+    def _probed(self, wire: Wire | None) -> None:
+        self._probe = None
+        if wire is None:
+            return
+        if self.closed:
+            wire.close(close_frame())
+            return
+        wire.listener = self
+        self.open(wire)
+        queue, self._queue = self._queue, None
+        offset = 0
+        # From here on everything goes over the websocket; first what waited.
+        for packet, at in queue.take_all() if queue else ():
             if packet != "6":
-                transport.write(text_frame(packet.encode()))
-                if offset and self.on_written:
-                    self.on_written(offset)
+                wire.transport.write(text_frame(packet.encode()))
+                offset = max(offset, at)
+        if queue is not None:
+            queue.close()  # nobody waits there any more
+        self._was_fetched(offset)
 
     # --- in
 
-    async def take(self, packet: str) -> None:
-        """Do what a packet from the page asks for; what makes no sense ends the session."""
-        if not self._may_send():
-            return
+    def hear(self, text: str) -> None:
+        """Take a packet that came over the websocket."""
+        work = self._take(text)
+        if work is not None and self._wire is not None:
+            self._wire.hold()
+            self.engine.owner.spawn(self._finish(work), name="request")
+
+    async def _finish(self, work: Coroutine[Any, Any, None]) -> None:
+        await work
+        if self._wire is not None:
+            self._wire.release()
+
+    def _take(self, packet: str) -> Coroutine[Any, Any, None] | None:
+        """Do what a packet asks for; what makes no sense ends the session."""
+        if not self.may_send():
+            return None
         kind = packet[:1]
         if kind == "3":
             self.pong_due_s = None
         elif kind == "4":
-            await self.server.message(self, packet[1:])
+            return self.engine.owner.take(self, packet[1:])
         elif kind == "1":
-            self.end(self.server.reason.CLIENT_DISCONNECT)
+            self.end(Ending.CLIENT_DISCONNECT)
         else:
-            self.server.ignore()
-            self.end(self.server.reason.TRANSPORT_ERROR)
+            self.ignore()
+            self.end(Ending.TRANSPORT_ERROR)
+        return None
 
-    def _may_send(self) -> bool:
+    def may_send(self) -> bool:
         """Count one thing from the page; false if it is closed, or is closed for this."""
         if self._answers:
             # A page may answer each message that it is sent, a replay of a thousand
             # too: nobody is closed for acks that were asked for.
             self._answers -= 1
         elif not self.closed and not self._allowance.take(monotonic()):
-            self.server.flooded(self)
+            self.engine.owner.flooded(self)
         return not self.closed
+
+    def ignore(self) -> None:
+        """Count something that means nothing."""
+        self.engine.owner.ignore()
+
+    def hung_up(self) -> None:
+        """End with the connection."""
+        self.end(Ending.TRANSPORT_CLOSE)
 
     # --- time and the end
 
@@ -327,10 +361,10 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
         """Ping when it is time, and end the session of a page that does not answer."""
         if self.pong_due_s is not None:
             if now_s >= self.pong_due_s:
-                self.end(self.server.reason.PING_TIMEOUT, abort=True)
-        elif now_s >= self.ping_due_s and self.connected:
-            self.ping_due_s = now_s + self.server.ping_interval
-            self.pong_due_s = now_s + self.server.ping_timeout
+                self.end(Ending.PING_TIMEOUT, abort=True)
+        elif now_s >= self.ping_due_s:
+            self.ping_due_s = now_s + self.engine.ping_interval_s
+            self.pong_due_s = now_s + self.engine.ping_timeout_s
             self.write_packet("2")
 
     def end(self, reason: str, *, abort: bool = False) -> None:
@@ -343,26 +377,16 @@ class Carrier(AsyncSocket):  # type: ignore[misc] # engineio has no types
         """
         if self.closed:
             return
-        self.closing = self.closed = True
+        self.closed = True
         self.closed_s = monotonic()
-        self._queue.close()
-        self.server.ended(self, reason)
-        transport = self._transport
-        if transport is None:
-            return  # a poll may still fetch the last words; `tick` drops the rest
-        if abort:
-            transport.abort()
+        self.engine.ended(self, reason)
+        if self._queue is not None:
+            self._queue.close()  # a poll may still fetch the last words
+        if self._probe is not None:
+            self._probe.hung_up()
+        if self._wire is None:
             return
-        if not transport.is_closing():
-            transport.write(
-                b"\x88\x00"
-            )  # websocket close frame, RFC 6455 section 5.5.1
-            transport.close()
-            asyncio.get_running_loop().call_later(_LAST_WORDS_S, transport.abort)
-
-    async def close(self, *_: object, **options: Any) -> None:  # noqa: ANN401 - engineio's
-        """End the session, as engine.io asks for it. It never waits for the page."""
-        self.end(
-            options.get("reason") or self.server.reason.SERVER_DISCONNECT,
-            abort=bool(options.get("abort")),
-        )
+        if abort:
+            self._wire.abort()
+        else:
+            self._wire.close(close_frame())

@@ -1,7 +1,7 @@
 """Opening a door: one application on one address, or a sentence why not."""
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -11,10 +11,18 @@ _KEEPALIVE_S: Final = 75.0
 
 
 async def serve(
-    stack: AsyncExitStack, app: web.Application, host: str, port: int, setting: str
+    stack: AsyncExitStack,
+    app: web.Application,
+    host: str,
+    port: int,
+    setting: str,
+    *,
+    site: Callable[[web.BaseRunner, str, int], web.BaseSite] = web.TCPSite,
 ) -> str:
     """
     Serve `app` until `stack` is closed, and return its URL with the real port.
+
+    `site` makes what listens, from the runner, host and port.
 
     Raises:
         OSError: If the address cannot be had; its text names `setting`.
@@ -29,7 +37,7 @@ async def serve(
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     try:
-        await web.TCPSite(runner, host, port).start()
+        await site(runner, host, port).start()
     except OSError as exc:
         problem = f"cannot be had: {exc.strerror}"
         if exc.errno == errno.EADDRINUSE:

@@ -19,8 +19,8 @@ ONLY_IN = {
     "aio_pika": {"broker"},
     "aiormq": {"broker"},
     "pamqp": {"broker"},
-    "socketio": {"sockets", "cli"},  # `bridge tail` is a client, like a browser
-    "engineio": {"sockets"},
+    "socketio": {"cli"},  # `bridge tail` is a client, like a browser
+    "engineio": set(),
     "jwt": {"auth"},
     "cryptography": {"auth"},
     "prometheus_client": {"metrics"},

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -28,6 +29,8 @@ from tests.tokens import SECRET
 COOKIE = "bridge_token"
 LEEWAY_S = 10.0
 _SAME_HOST = OriginRules()
+# States in /proc/net/tcp: the bridge's end is open.
+_ESTABLISHED, _CLOSE_WAIT = "01", "08"
 
 
 @dataclass(frozen=True)
@@ -100,19 +103,25 @@ class Door:
 
     def carriers(self) -> list[Carrier]:
         """Return all connections, those without a window too."""
-        return list(self.server.eio.sockets.values())
+        return list(self.server.engine.carriers.values())
 
     @property
-    def connections(self) -> list[asyncio.Transport]:
-        """TCP connections that are open."""
+    def http_connections(self) -> list[asyncio.Transport]:
+        """TCP connections that speak HTTP."""
         assert self.runner.server is not None
         transports = [each.transport for each in self.runner.server.connections]
         return [each for each in transports if each is not None]
 
     @property
     def connection_count(self) -> int:
-        """How many TCP connections are open."""
-        return len(self.connections)
+        """How many TCP connections this process has not closed, as the kernel says."""
+        rows = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        fields = [row.split() for row in rows]
+        mine = f":{self.port:04X}"
+        return sum(
+            field[1].endswith(mine) and field[3] in {_ESTABLISHED, _CLOSE_WAIT}
+            for field in fields
+        )
 
     def cut(self, user: str) -> None:
         """Break all connections of `user`, as a bad network does."""
@@ -183,11 +192,11 @@ async def open_door(
     running = asyncio.create_task(server.run(), name=f"door {secrets.token_hex(2)}")
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", plan.port, reuse_address=True).start()
+        await server.site(runner, "127.0.0.1", plan.port).start()
         port = runner.addresses[0][1]
         yield Door(server, inbox, metrics, f"http://127.0.0.1:{port}", port, runner)
     finally:
-        for carrier in tuple(server.eio.sockets.values()):
+        for carrier in tuple(server.engine.carriers.values()):
             carrier.end("the test is over", abort=True)
         running.cancel()
         await asyncio.wait({running})

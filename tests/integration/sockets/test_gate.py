@@ -324,6 +324,7 @@ async def test_a_store_that_goes_away_in_the_replay_closes_the_window_with_a_cod
         open_door(inbox=FailingInbox(["read"])) as door,
         raw_window(door) as page,
     ):
+        await door.store("alice", 1)
         await page.join("alice")
         packets, _ = await page.ended()
 

@@ -199,9 +199,7 @@ async def test_a_thousand_connects_and_closes_leave_nothing_behind(door: Door) -
 
     assert not door.carriers()
     assert not list(door.server.rooms.users)
-    assert not door.server._entrance.entered
-    assert not door.server._entrance.windows
-    assert not door.server.eio._by_address
+    assert not door.server.engine._by_address
     assert not door.inbox._followed
     await eventually(lambda: door.connection_count == 0)
     await eventually(lambda: len(asyncio.all_tasks()) <= tasks_before)

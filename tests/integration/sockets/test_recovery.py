@@ -17,6 +17,7 @@ from tests.integration.sockets.doors import (
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import raw_poller, raw_window
 from tests.integration.sockets.test_messages import TRANSPORTS, options
+from tests.integration.sockets.test_polling import is_polled
 from tests.tokens import token
 
 COMPLETE = {"complete": True, "missed": 0, "reason": None}
@@ -340,7 +341,7 @@ async def test_what_a_page_that_hung_up_would_have_fetched_is_not_delivered(
         await page.join("alice")
         poll = asyncio.create_task(page.poll())
         (window,) = door.windows("alice")
-        await eventually(lambda: window.carrier._queue._is_polled)
+        await eventually(lambda: is_polled(window.carrier))
         poll.cancel()
         await asyncio.wait({poll})
     await eventually(lambda: door.connection_count == 0)

@@ -46,8 +46,8 @@ async def test_a_window_that_stops_reading_is_closed_and_everything_of_it_freed(
         tasks_idle = len(asyncio.all_tasks())
         await connect(stuck, "alice")
         (carrier,) = door.carriers()
-        transport = carrier._transport
-        assert transport is not None
+        assert carrier._wire is not None
+        transport = carrier._wire.transport
         gone = weakref.ref(carrier)
         del carrier
 
@@ -322,7 +322,7 @@ async def test_answers_to_polls_that_nobody_reads_are_bounded_and_cut() -> None:
         assert carrier.closed  # at the second one
 
         def unread_bytes() -> int:
-            return sum(each.get_write_buffer_size() for each in door.connections)
+            return sum(each.get_write_buffer_size() for each in door.http_connections)
 
         assert 0 < unread_bytes() < 20_000_000
         # And what it has not read goes with the session, a moment later.

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.access import ConnectAuth, Identity, identify, parse_connect_auth
+from bridge.core.access import (
+    ConnectAuth,
+    Identity,
+    cookie_value,
+    identify,
+    parse_connect_auth,
+)
 from bridge.core.position import Position
 from bridge.errors import RefusedError
 from bridge.names import Refusal
@@ -164,3 +170,24 @@ def test_an_offset_that_is_older_than_its_pid_is_over(
 ) -> None:
     """The stock client keeps it until a message comes: it would report each loss again."""
     assert parse_connect_auth({"pid": "e-5.n", "offset": offset}).wanted == wanted
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("token=abc", "abc"),
+        ("a=1; token=abc; b=2", "abc"),
+        ("a=1;token=abc", "abc"),
+        ('token="abc"', "abc"),
+        ("token=a.b-c_d==", "a.b-c_d=="),
+        ("token=first; token=second", "first"),
+        ("token", ""),
+        ("token=", ""),
+        ("xtoken=abc; tokenx=abc; Token=abc", None),
+        ("", None),
+        (";;=;=token", None),
+    ],
+)
+def test_a_cookie_is_found_by_its_name(header: str, value: str | None) -> None:
+    """Its value is a token that is checked like any other."""
+    assert cookie_value(header, "token") == value

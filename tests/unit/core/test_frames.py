@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.core import frames
-from bridge.core.frames import event_packet, text_frame
+from bridge.core.frames import burst, event_packet, text_frame
+from bridge.core.message import Message, Stored
 
 
 def read_frame(frame: bytes) -> bytes:
@@ -58,3 +59,21 @@ def test_event_names_without_end_do_not_fill_the_memory() -> None:
         assert packet == b'42["event-%d",null,"e-1"]' % number
 
     assert len(frames._EVENT_JSON) <= 1024
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_messages_that_go_together_are_joined_as_their_frames(count: int) -> None:
+    """One write for all of them; a window that has some of them gets the rest."""
+    messages = [
+        Stored(Message("alice", "message", b"%d" % offset, 0.0), offset)
+        for offset in range(1, count + 1)
+    ]
+
+    joined = burst(messages, epoch="e")
+
+    packets = [b'42["message",%d,"e-%d"]' % (n, n) for n in range(1, count + 1)]
+    assert joined.packets == list(enumerate(packets, start=1))
+    assert joined.frames == b"".join(map(text_frame, packets))
+    rest = joined.after(2)
+    assert [packet for _, packet in rest.packets] == packets[2:]
+    assert rest.frames == b"".join(map(text_frame, packets[2:]))
