@@ -7,6 +7,7 @@ in: it is spliced into the packet, never decoded and encoded again.
 """
 
 from collections.abc import Sequence
+from struct import Struct
 from typing import Final
 
 import orjson
@@ -14,6 +15,9 @@ import orjson
 from bridge.core.message import Stored
 
 _TEXT_FRAME: Final = 0x81  # FIN and opcode 1, RFC 6455 section 5.2
+_HEAD_8: Final = Struct(">BB").pack
+_HEAD_16: Final = Struct(">BBH").pack
+_HEAD_64: Final = Struct(">BBQ").pack
 
 
 def event_packet(event: str, data: bytes, position: str) -> bytes:
@@ -33,10 +37,10 @@ def text_frame(payload: bytes) -> bytes:
     """Return `payload` as one unmasked, uncompressed websocket text frame."""
     length = len(payload)
     if length < 126:
-        return bytes((_TEXT_FRAME, length)) + payload
+        return _HEAD_8(_TEXT_FRAME, length) + payload
     if length < 1 << 16:
-        return b"\x81\x7e" + length.to_bytes(2, "big") + payload
-    return b"\x81\x7f" + length.to_bytes(8, "big") + payload
+        return _HEAD_16(_TEXT_FRAME, 126, length) + payload
+    return _HEAD_64(_TEXT_FRAME, 127, length) + payload
 
 
 class Burst:
@@ -63,21 +67,22 @@ class Burst:
         return Burst([each for each in self.packets if each[0] > offset])
 
 
-def burst(messages: Sequence[Stored], *, epoch: str) -> Burst:
-    """Encode `messages`, which are one user's and in order."""
-    return Burst(
-        [
-            (
-                stored.offset,
-                event_packet(
-                    stored.message.event,
-                    stored.message.data,
-                    f"{epoch}-{stored.offset}",
-                ),
-            )
-            for stored in messages
-        ]
-    )
+def burst(messages: Sequence[Stored], *, epoch: str, now_s: float) -> Burst:
+    """Encode those of `messages`, one user's and in order, that have not expired."""
+    packets: list[tuple[int, bytes]] = []
+    position = epoch.encode()
+    for stored in messages:
+        message = stored.message
+        # Once for each message: calls would cost as much as all the rest of it.
+        deadline_s = message.deadline_s
+        if deadline_s is not None and deadline_s <= now_s:
+            continue
+        offset = stored.offset
+        event = _EVENT_JSON.get(message.event) or _event_json(message.event)
+        packets.append(
+            (offset, b'42[%b,%b,"%b-%d"]' % (event, message.data, position, offset))
+        )
+    return Burst(packets)
 
 
 # Event names are few and long-lived; their JSON is made once. Bounded, because a

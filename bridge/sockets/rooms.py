@@ -26,10 +26,11 @@ class Room:
         open: Those whose gate is open: they are up to date and get what is new.
         expected: How many are about to join: the room is kept for them.
         fed: The newest offset that the live feed has brought, to any gate or none.
+        news: What a batch brings, while it is sorted by user.
 
     """
 
-    __slots__ = ("expected", "fed", "open", "user", "windows")
+    __slots__ = ("expected", "fed", "news", "open", "user", "windows")
 
     def __init__(self, user: str) -> None:
         self.user = user
@@ -37,6 +38,7 @@ class Room:
         self.open: list[Window] = []
         self.expected = 0
         self.fed = 0
+        self.news: list[Stored] | None = None
 
 
 class Rooms:
@@ -148,16 +150,26 @@ class Rooms:
         """Write new messages to every open window of their users, in order."""
         now_s = time()
         rooms = self._rooms
-        news: dict[str, list[Stored]] = {}
+        fed: list[Room] = []
         oldest_s = now_s
         for stored in batch:
             message = stored.message
-            if message.user in rooms:
-                news.setdefault(message.user, []).append(stored)
+            room = rooms.get(message.user)
+            if room is None:
+                continue
+            if room.news is None:
+                room.news = [stored]
+                fed.append(room)
                 oldest_s = min(oldest_s, message.taken_s)
+            else:
+                room.news.append(stored)
         emitted = 0
-        for user, messages in news.items():
-            emitted += self._feed_room(rooms[user], messages, now_s)
+        try:
+            for room in fed:
+                emitted += self._feed_room(room, room.news or (), now_s)
+        finally:  # what a fault leaves out is a hole, and seen at the next message
+            for room in fed:
+                room.news = None
         if emitted:
             self._metrics.emitted.inc(emitted)
             self._metrics.age.observe(max(0.0, now_s - oldest_s))
@@ -168,11 +180,11 @@ class Rooms:
         room.fed = last
         if not room.open:
             return 0
-        is_whole = last - first + 1 == len(news)
-        fresh = [stored for stored in news if not stored.is_expired(now_s)]
-        if len(fresh) < len(news):
-            self._metrics.left_out.inc(len(news) - len(fresh))
-        everything = burst(fresh, epoch=room.open[0].epoch)
+        everything = burst(news, epoch=room.open[0].epoch, now_s=now_s)
+        if len(everything.packets) < len(news):
+            self._metrics.left_out.inc(len(news) - len(everything.packets))
+        # A hole: some of the feed never arrived. The inbox has it.
+        before = first - 1 if last - first + 1 == len(news) else last
         count = 0
         is_delivered = False
         behind: list[Window] = []
@@ -180,21 +192,15 @@ class Rooms:
             at = window.offset
             if at >= last:
                 continue  # it has read so far in its replay already
-            part = everything if at < first else everything.after(at)
-            # A hole: some of the feed never arrived. The inbox has it.
-            if (
-                at < first - 1
-                or not is_whole
-                or (part.packets and not window.carrier.write_burst(part))
-            ):
+            part = everything if at <= before else everything.after(at)
+            if at < before or (part.packets and not window.carrier.write_burst(part)):
                 behind.append(window)
                 continue
             window.offset = last
             count += len(part.packets)
-            if window.delivers_by_writing:
-                is_delivered = True
-        if is_delivered and fresh:
-            self._mark_delivered(room.user, fresh[-1].offset)
+            is_delivered = is_delivered or window.delivers_by_writing
+        if is_delivered and everything.packets:
+            self._mark_delivered(room.user, everything.packets[-1][0])
         for window in behind:
             self._shut_gate(room, window)
         return count

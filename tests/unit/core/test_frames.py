@@ -69,7 +69,7 @@ def test_messages_that_go_together_are_joined_as_their_frames(count: int) -> Non
         for offset in range(1, count + 1)
     ]
 
-    joined = burst(messages, epoch="e")
+    joined = burst(messages, epoch="e", now_s=0)
 
     packets = [b'42["message",%d,"e-%d"]' % (n, n) for n in range(1, count + 1)]
     assert joined.packets == list(enumerate(packets, start=1))

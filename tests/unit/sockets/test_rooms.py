@@ -21,10 +21,13 @@ class Line:
         self.frames: list[bytes] = []
         self.bursts: list[Burst] = []
         self.is_full = False
+        self.is_broken = False
         self.is_written_at_once = True
 
     def write_burst(self, burst: Burst) -> bool:
         """Keep the packets, unless it is full."""
+        if self.is_broken:
+            raise ZeroDivisionError
         if not self.is_full:
             self.bursts.append(burst)
             self.frames += [packet for _, packet in burst.packets]
@@ -224,6 +227,22 @@ def test_a_hole_in_the_feed_sends_the_windows_back_to_the_inbox(
     assert level.offset == 1
     house.rooms.feed([stored("alice", 6)])
     assert frames(ahead)[-1] == b'42["message",6,"e-6"]'
+
+
+def test_a_fault_in_one_room_is_a_hole_in_the_others_and_no_more(
+    house: House,
+) -> None:
+    """They go on with the next message, from the inbox."""
+    faulty, other = house.window("alice"), house.window("bob")
+    line(faulty).is_broken = True
+    with pytest.raises(ZeroDivisionError):
+        house.rooms.feed([stored("alice", 1), stored("bob", 1)])
+    line(faulty).is_broken = False
+
+    house.rooms.feed([stored("alice", 2), stored("bob", 2)])
+
+    assert house.behind == [faulty, other]
+    assert frames(faulty) == frames(other) == []
 
 
 def test_what_expired_in_the_feed_is_no_hole(house: House) -> None:
