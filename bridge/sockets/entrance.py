@@ -163,7 +163,9 @@ class Entrance:
                 has_manual_acks=auth.has_manual_acks,
                 connected_s=time(),
             )
-            return self._let_in(window, auth, plan, kept_id=kept_id)
+            admitted = Admitted(window, plan, state.last)
+            self._let_in(admitted, kept_id=kept_id)
+            return admitted
         finally:
             if self._rooms.expect_no_more(user):
                 self._inbox.unfollow(user)
@@ -183,16 +185,10 @@ class Entrance:
             return None
         return auth.recovery_id
 
-    def _let_in(
-        self,
-        window: Window,
-        auth: ConnectAuth,
-        plan: ReplayPlan,
-        *,
-        kept_id: str | None,
-    ) -> Admitted:
+    def _let_in(self, admitted: Admitted, *, kept_id: str | None) -> None:
+        window = admitted.window
         carrier = window.carrier
-        began_at = Position(window.epoch, plan.after)
+        began_at = Position(window.epoch, admitted.plan.after)
         recovery_id = kept_id or render_recovery_id(began_at, secrets.token_urlsafe(9))
         self._metrics.connects.labels(recovered=str(bool(kept_id)).lower()).inc()
         # In open mode the page was let in before it said who it is.
@@ -203,7 +199,6 @@ class Entrance:
         carrier.caller = None
         carrier.window = window
         self._rooms.join(window)
-        return Admitted(window, plan, state.last)
 
     def _refuse(
         self, carrier: Carrier, namespace: str, code: Refusal, text: str = ""
