@@ -11,6 +11,7 @@ The map of the house, floor by floor; imports only point down:
     inbox            the log of each user's messages
     sockets          windows: engine.io and socket.io, over websockets and polling
     auth             tokens and keys
+    schema_folder    the files that say what the data of events may be
     pump             deliveries -> inbox -> settlement: the heart, read it first
     web              HTTP doors: public and operator's with its API, the demo page
     options          what each room is told of the settings

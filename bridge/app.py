@@ -35,6 +35,7 @@ from bridge.options import (
     broker_address,
     inbox_of,
     retention,
+    schemas_of,
     server_options,
     token_rules,
 )
@@ -75,14 +76,14 @@ class Bridge:
         add_public_routes: Callable[[web.Application], None] | None = None,
     ) -> None:
         """
-        Build everything, touch nothing.
+        Build everything, touch nothing but the folder of schemas, which is read.
 
         Args:
             settings: Checked.
             add_public_routes: Adds routes of its own to the public door (the demo).
 
         Raises:
-            ConfigError: If a key of the settings cannot be used.
+            ConfigError: If a key or a schema of the settings cannot be used.
 
         """
         self.settings = settings
@@ -132,6 +133,7 @@ class Bridge:
             limits=MessageLimits(settings.max_message_bytes),
             retry_delays_s=settings.retry_delays,
             metrics=self.metrics,
+            schemas=schemas_of(settings),
         )
         self.messages = MessagePublisher(self.publisher, names)
         self.metrics.ready.set_function(lambda: not self.unready_reasons())
@@ -154,7 +156,10 @@ class Bridge:
         if self._add_public_routes is not None:
             self._add_public_routes(self._public)
         self._publish_door = PublishDoor(
-            self.messages, self.metrics, max_message_bytes=settings.max_message_bytes
+            self.messages,
+            self.metrics,
+            max_message_bytes=settings.max_message_bytes,
+            schemas=self.pump.schemas,
         )
         self.operators = Operators(
             Parts(
@@ -328,18 +333,20 @@ class Bridge:
         if problems:
             log.error("settings.reload_refused", problems=problems)
             return
-        if self.verifier is not None:
-            try:
+        try:
+            schemas = await asyncio.to_thread(schemas_of, new)
+            if self.verifier is not None:
                 self.verifier.replace_rules(token_rules(new))
-            except ConfigError as exc:
-                log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
-                return
+        except ConfigError as exc:
+            log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
+            return
         if "log_level" in applied:
             set_log_level(new.log_level)
         self.inbox.retention = retention(new)
         self.sockets.apply(server_options(new))
         self.pump.limits = MessageLimits(new.max_message_bytes)
         self._publish_door.max_message_bytes = new.max_message_bytes
+        self.pump.schemas = self._publish_door.schemas = schemas
         self._replace_keys(new)
         if "prefetch" in applied:
             await self.intake.set_prefetch(new.prefetch)

@@ -83,6 +83,7 @@ class DeadLetterReason(StrEnum):
     TOO_LARGE = "too_large"
     BAD_USER = "bad_user"
     BAD_EVENT = "bad_event"
+    SCHEMA = "schema"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     CRASHED = "crashed"
 
@@ -103,6 +104,10 @@ _REASON_EXPLANATIONS: Final = {
     DeadLetterReason.BAD_EVENT: (
         "the property type is not an event name: reserved, over 128 characters, "
         "or not printable UTF-8"
+    ),
+    DeadLetterReason.SCHEMA: (
+        "the data is not what the event's schema in BRIDGE_SCHEMAS allows, or the event "
+        "has none there and BRIDGE_SCHEMAS_UNKNOWN=dead"
     ),
     DeadLetterReason.ATTEMPTS_EXHAUSTED: (
         "storing the message failed in a way the bridge does not know, and went on "

@@ -3,9 +3,11 @@
 from bridge.auth.jwt import TokenRules
 from bridge.broker.connection import BrokerAddress
 from bridge.core.addresses import parse_networks
+from bridge.core.event_schemas import EventSchemas
 from bridge.core.origins import OriginRules
 from bridge.inbox.memory import MemoryInbox, Retention
 from bridge.inbox.sqlite import SqliteInbox
+from bridge.schema_folder import load_schemas
 from bridge.settings.model import Settings
 from bridge.sockets.engine import Admission, Bounds
 from bridge.sockets.server import ServerOptions
@@ -34,6 +36,15 @@ def retention(settings: Settings) -> Retention:
         max_age_s=settings.inbox_max_age,
         dedupe_s=settings.dedupe_window,
     )
+
+
+def schemas_of(settings: Settings) -> EventSchemas | None:
+    """
+    Read what the data of events may be. Blocks; `ConfigError` as `load_schemas`.
+
+    At each reload too: a changed file is no changed setting.
+    """
+    return load_schemas(settings.schemas, unknown=settings.schemas_unknown)
 
 
 def token_rules(settings: Settings) -> TokenRules:

@@ -25,6 +25,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from bridge.core.event_schemas import EventSchemas
 from bridge.core.message import (
     Delivery,
     Message,
@@ -111,9 +112,12 @@ class Pump(Generic[B]):
         limits: MessageLimits,
         retry_delays_s: Sequence[float],
         metrics: Metrics,
+        schemas: EventSchemas | None = None,
         now: Callable[[], float] = time,
     ) -> None:
-        self.limits = limits  # may be replaced while running
+        # Both may be replaced while running.
+        self.limits = limits
+        self.schemas = schemas
         self.problem: str | None = None  # of a store or broker that it waits for
         self._intake = intake
         self._inbox = inbox
@@ -156,7 +160,9 @@ class Pump(Generic[B]):
         good: list[_Parsed] = []
         for delivery in deliveries:
             try:
-                parsed = parse_delivery(delivery, limits=self.limits, now_s=now_s)
+                parsed = parse_delivery(
+                    delivery, limits=self.limits, now_s=now_s, schemas=self.schemas
+                )
             except Exception as exc:  # noqa: BLE001 - a bug must cost one message, not the queue
                 await self._try_again_later(batch, delivery, None, exc)
                 continue

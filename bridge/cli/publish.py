@@ -1,10 +1,13 @@
 """`bridge publish`: messages from a shell, one or many."""
 
 import asyncio
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Final
+from tempfile import SpooledTemporaryFile
+from typing import IO, Annotated, Final
 from uuid import uuid4
 
 import orjson
@@ -18,17 +21,20 @@ from bridge.broker.publisher import Publisher
 from bridge.cli.options import AmqpUrl, ConfigFile
 from bridge.core.contracts.messages import Problem, PublishRequest
 from bridge.core.contracts.publish_request import parse_publish_request
+from bridge.core.event_schemas import EventSchemas
 from bridge.errors import BridgeError, ConfigError, first_of
 from bridge.logs import configure_logs
 from bridge.metrics import Metrics
-from bridge.names import BrokerNames
-from bridge.options import broker_address
+from bridge.names import EVENT_DEFAULT, BrokerNames
+from bridge.options import broker_address, schemas_of
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
 
 _STDIN: Final = "-"
 _AT_ONCE: Final = 32
 _PROGRESS_EACH: Final = 1000
+_PROBLEMS_MAX: Final = 100
+_IN_MEMORY_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,8 @@ def publish(
     Publish to users through RabbitMQ, each message confirmed by the broker.
 
     Messages of one user are published in their order. With stdin it stops at the first
-    line that cannot be published and says which one it was.
+    line that cannot be published and says which one it was. With BRIDGE_SCHEMAS all of
+    stdin is checked first: nothing is published unless every line may be.
 
     Examples:
         bridge publish ann '{"text": "hello"}'
@@ -94,49 +101,114 @@ def publish(
     configure_logs(level="error", log_format=settings.log_format)
     common = {"event": event, "id": message_id, "ttl_s": ttl_s}
     given = {name: value for name, value in common.items() if value is not None}
-    lines = _requests(user, data, given, is_text=text)
-    asyncio.run(_publish_all(settings, lines, shows_ids=json))
+    reader = _Reader(user, data, given, is_text=text, schemas=schemas_of(settings))
+    with _input(reader) as stream:
+        asyncio.run(_publish_all(settings, reader.lines(stream), shows_ids=json))
 
 
-def _requests(
-    user: str, data: str | None, given: Mapping[str, object], *, is_text: bool
-) -> Iterator[_Line]:
-    """Yield what is to be published, each checked as the HTTP door would."""
-    if user == _STDIN and data is not None:
-        raise ConfigError(["DATA: comes with the lines of stdin, leave it out"])
-    if user == _STDIN:
-        for number, line in _stdin_lines():
-            yield _Line(number, _checked(line, number))
-    elif data == _STDIN:
-        for number, line in _stdin_lines():
-            yield _Line(number, _one(user, line, given, number, is_text=is_text))
-    elif data is None:
-        raise ConfigError(
-            ["DATA: is missing, give one JSON value, or - to read them from stdin"]
-        )
-    else:
-        yield _Line(0, _one(user, data.encode(), given, 0, is_text=is_text))
+class _Reader:
+    """From arguments and lines of stdin to requests, each checked as the HTTP door would."""
+
+    def __init__(
+        self,
+        user: str,
+        data: str | None,
+        given: Mapping[str, object],
+        *,
+        is_text: bool,
+        schemas: EventSchemas | None,
+    ) -> None:
+        if user == _STDIN and data is not None:
+            raise ConfigError(["DATA: comes with the lines of stdin, leave it out"])
+        if user != _STDIN and data is None:
+            raise ConfigError(
+                ["DATA: is missing, give one JSON value, or - to read them from stdin"]
+            )
+        self.needs_stdin = _STDIN in {user, data}
+        self.schemas = schemas
+        self._user = user
+        self._data = data or ""
+        self._given = given
+        self._is_text = is_text
+
+    def lines(self, stream: IO[bytes]) -> Iterator[_Line]:
+        """Yield what is to be published; `ConfigError` at the first that cannot be."""
+        for number, line in self._numbered(stream):
+            yield _Line(number, self._read(number, line))
+
+    def check(self, stream: IO[bytes]) -> None:
+        """
+        Read all, and keep nothing.
+
+        Raises:
+            ConfigError: With a line for each that cannot be published.
+
+        """
+        problems: list[str] = []
+        count = 0
+        for number, line in self._numbered(stream):
+            try:
+                self._read(number, line)
+            except ConfigError as exc:
+                count += 1
+                if count <= _PROBLEMS_MAX:
+                    problems += exc.problems
+        if count > _PROBLEMS_MAX:
+            problems.append(f"and {count - _PROBLEMS_MAX} lines more")
+        if problems:
+            raise ConfigError([*problems, "nothing was published"])
+
+    def _numbered(self, stream: IO[bytes]) -> Iterable[tuple[int, bytes]]:
+        if not self.needs_stdin:
+            yield 0, self._data.encode()
+            return
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield number, line.rstrip(b"\r\n")
+
+    def _read(self, number: int, line: bytes) -> PublishRequest:
+        if self._user == _STDIN:
+            request = _checked(line, number)
+        else:
+            request = self._read_data(number, line)
+        schema = self.schemas and self.schemas.find(request.event or EVENT_DEFAULT)
+        violation = schema.violation(request.data) if schema else None
+        if violation is not None:
+            raise ConfigError([f"{_where(number)}{violation.text}"])
+        return request
+
+    def _read_data(self, number: int, line: bytes) -> PublishRequest:
+        try:
+            value: object = line.decode() if self._is_text else orjson.loads(line)
+        except (UnicodeDecodeError, orjson.JSONDecodeError) as exc:
+            hint = "" if self._is_text else "; for plain text add --text"
+            problem = f"{_where(number)}DATA is not JSON: {exc}{hint}"
+            raise ConfigError([problem]) from exc
+        fields = {"user": self._user, "data": value, **self._given}
+        try:
+            return _checked(orjson.dumps(fields), number)
+        except orjson.JSONEncodeError as exc:
+            raise ConfigError([f"{_where(number)}{exc}"]) from exc
 
 
-def _stdin_lines() -> Iterable[tuple[int, bytes]]:
-    for number, line in enumerate(sys.stdin.buffer, start=1):
-        if line.strip():
-            yield number, line.rstrip(b"\r\n")
+@contextmanager
+def _input(reader: _Reader) -> Iterator[IO[bytes]]:
+    """
+    Open stdin; with schemas, a copy of all of it that was found good.
 
-
-def _one(
-    user: str, data: bytes, given: Mapping[str, object], number: int, *, is_text: bool
-) -> PublishRequest:
-    try:
-        value: object = data.decode() if is_text else orjson.loads(data)
-    except (UnicodeDecodeError, orjson.JSONDecodeError) as exc:
-        hint = "" if is_text else "; for plain text add --text"
-        raise ConfigError([f"{_where(number)}DATA is not JSON: {exc}{hint}"]) from exc
-    fields = {"user": user, "data": value, **given}
-    try:
-        return _checked(orjson.dumps(fields), number)
-    except orjson.JSONEncodeError as exc:
-        raise ConfigError([f"{_where(number)}{exc}"]) from exc
+    So nothing is sent unless everything may be. Without schemas lines are sent as they
+    come, which may be never-ending.
+    """
+    if reader.schemas is None:
+        yield sys.stdin.buffer
+        return
+    with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as copy:
+        if reader.needs_stdin:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+            copy.seek(0)
+        reader.check(copy)
+        copy.seek(0)
+        yield copy
 
 
 def _checked(body: bytes, number: int) -> PublishRequest:

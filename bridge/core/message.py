@@ -11,6 +11,7 @@ from typing import Final
 
 import orjson
 
+from bridge.core.event_schemas import EventSchema, EventSchemas
 from bridge.core.properties import Properties, header_int, parse_properties
 from bridge.core.provenance import published_s, trace_parent
 from bridge.names import (
@@ -114,7 +115,11 @@ class Stored:
 
 
 def parse_delivery(
-    delivery: Delivery, *, limits: MessageLimits, now_s: float
+    delivery: Delivery,
+    *,
+    limits: MessageLimits,
+    now_s: float,
+    schemas: EventSchemas | None = None,
 ) -> Message | Rejection:
     """
     Turn `delivery` into the message that its worker meant.
@@ -125,6 +130,7 @@ def parse_delivery(
         now_s: Unix time, from which `expiration` counts. A delivery carries no time
             of its own that could be trusted, so waiting in the queue is not counted
             here; the broker itself drops what expires there.
+        schemas: What the data of events may be; `None` if anything may.
 
     Returns:
         The message, or a rejection with the first fault that was found.
@@ -146,7 +152,8 @@ def parse_delivery(
         if isinstance(named, Rejection):
             return named
         event = named
-    data = parse_body(body, content_type=properties.content_type)
+    schema = None if schemas is None else schemas.find(event)
+    data = parse_body(body, content_type=properties.content_type, schema=schema)
     if isinstance(data, Rejection):
         return data
     if len(data) > limits.body_bytes:  # text whose characters JSON has to escape
@@ -231,25 +238,41 @@ def event_problem(event: str) -> str | None:
     return None
 
 
-def parse_body(body: bytes, *, content_type: bytes | None) -> bytes | Rejection:
-    """Return the JSON that a page will parse: `body` itself, or text as a JSON string."""
+def parse_body(
+    body: bytes, *, content_type: bytes | None, schema: EventSchema | None = None
+) -> bytes | Rejection:
+    """
+    Return the JSON that a page will parse: `body` itself, or text as a JSON string.
+
+    Args:
+        body: As published.
+        content_type: Tells text from JSON.
+        schema: What the data must be; `None` if anything will do.
+
+    """
     if content_type and content_type[:10].lower() == b"text/plain":
         try:
-            return orjson.dumps(body.decode())
+            value = body.decode()
         except UnicodeDecodeError as exc:
             return Rejection(
                 DeadLetterReason.MALFORMED_BODY,
                 f"text/plain body is not UTF-8 at byte {exc.start}",
             )
-    try:
-        # Strict: RFC 8259 in UTF-8, no NaN, no byte order mark, bounded depth.
-        orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        # The library's text names the place; it never quotes the body.
-        return Rejection(
-            DeadLetterReason.MALFORMED_BODY,
-            f"body of {len(body)} bytes is not JSON: {exc.msg} at {exc.pos}",
-        )
+        body = orjson.dumps(value)
+    else:
+        try:
+            # Strict: RFC 8259 in UTF-8, no NaN, no byte order mark, bounded depth.
+            value = orjson.loads(body)
+        except orjson.JSONDecodeError as exc:
+            # The library's text names the place; it never quotes the body.
+            return Rejection(
+                DeadLetterReason.MALFORMED_BODY,
+                f"body of {len(body)} bytes is not JSON: {exc.msg} at {exc.pos}",
+            )
+    if schema is not None:
+        violation = schema.violation(value)
+        if violation is not None:
+            return Rejection(DeadLetterReason.SCHEMA, violation.text)
     return body
 
 

@@ -31,6 +31,10 @@ class _Together(Protocol):
     def slow_client_bytes(self) -> int: ...
     @property
     def max_message_bytes(self) -> int: ...
+    @property
+    def schemas(self) -> str | None: ...
+    @property
+    def schemas_unknown(self) -> str: ...
 
 
 def contradictions(settings: _Together) -> list[str]:
@@ -39,7 +43,15 @@ def contradictions(settings: _Together) -> list[str]:
         *_auth_problems(settings),
         *_open_mode_problems(settings),
         *_size_problems(settings),
+        *_schema_problems(settings),
     ]
+
+
+def _schema_problems(settings: _Together) -> list[str]:
+    # Every message would become a dead letter.
+    if settings.schemas is None and settings.schemas_unknown == "dead":
+        return ["BRIDGE_SCHEMAS_UNKNOWN: dead needs BRIDGE_SCHEMAS, the known ones"]
+    return []
 
 
 def _size_problems(settings: _Together) -> list[str]:

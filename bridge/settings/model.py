@@ -97,6 +97,15 @@ class Settings(BaseSettings):
         "Waits before each new attempt at a message that failed in an unknown way.",
     )
 
+    schemas: str | None = _reloadable(
+        None,
+        "Folder with a JSON Schema (2020-12) for each event, `EVENT.json`: data that it does "
+        "not allow is refused, or set aside with reason `schema`.",
+    )
+    schemas_unknown: Literal["pass", "dead"] = _reloadable(
+        "pass", "What becomes of an event without a file in `BRIDGE_SCHEMAS`."
+    )
+
     # --- doors
     host: str = _fixed("127.0.0.1", "Address of the public port.")
     port: Port = _fixed(

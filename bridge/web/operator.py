@@ -7,10 +7,12 @@ from uuid import uuid4
 import orjson
 from aiohttp import web
 
-from bridge.core.contracts.messages import Problem
+from bridge.core.contracts.messages import Problem, PublishRequest
 from bridge.core.contracts.publish_request import parse_publish_request
+from bridge.core.event_schemas import EventSchemas
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.metrics import Metrics
+from bridge.names import EVENT_DEFAULT
 from bridge.web.access import Handler, Keys, guarded
 from bridge.web.api.frame import Api
 from bridge.web.bodies import read_body
@@ -73,8 +75,11 @@ class PublishDoor:
         metrics: Metrics,
         *,
         max_message_bytes: int,
+        schemas: EventSchemas | None = None,
     ) -> None:
+        # Both may be replaced while the door is open.
         self.max_message_bytes = max_message_bytes
+        self.schemas = schemas
         self._publisher = publisher
         self._metrics = metrics
 
@@ -94,6 +99,9 @@ class PublishDoor:
             # Or it would be confirmed now and become a dead letter later.
             detail = f"data has {len(data)} bytes, allowed are {self.max_message_bytes}"
             return problem(413, detail, pointer="/data")
+        refusal = self._schema_problem(asked)
+        if refusal is not None:
+            return refusal
         message_id = asked.id or str(uuid4())
         try:
             await self._publisher.publish_message(
@@ -111,6 +119,16 @@ class PublishDoor:
             body=orjson.dumps({"id": message_id}),
             content_type="application/json",
         )
+
+    def _schema_problem(self, asked: PublishRequest) -> web.Response | None:
+        """Say what would make it a dead letter with reason `schema`."""
+        if self.schemas is None:
+            return None
+        schema = self.schemas.find(asked.event or EVENT_DEFAULT)
+        violation = schema.violation(asked.data) if schema else None
+        if violation is None:
+            return None
+        return problem(422, violation.text, pointer=f"/data{violation.pointer}")
 
     async def _read(self, request: web.Request) -> bytes | None:
         """Read the body; `None` if it is too large."""

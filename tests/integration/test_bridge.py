@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -366,6 +367,45 @@ async def test_without_a_good_key_nothing_is_published(
         assert status == 401
         assert headers["WWW-Authenticate"] == "Bearer"
         assert running.sample("bridge_published_total") == 0
+
+
+# --- contracts of events ------------------------------------------------------------
+
+
+async def test_data_against_its_schema_becomes_a_dead_letter_and_neighbours_pass(
+    broker: LocalNode, namespace: str, worker: Worker, tmp_path: Path
+) -> None:
+    """With pointer and rule; and a set of schemas is replaced whole, or not at all."""
+    file = tmp_path / "message.json"
+    file.write_text('{"properties": {"n": {"type": "integer"}}}')
+    settings = settings_for(broker, namespace, schemas=str(tmp_path))
+    async with running_bridge(settings) as running:
+        token = running.token("ann")
+        async with open_windows(running.listening.public_url, [token]) as (ann,):
+            for data in ({"n": 1}, {"n": "private"}, {"n": 3}):
+                await worker.publish("ann", data)
+            await eventually(lambda: len(ann.data()) == 2)
+            assert ann.data() == [{"n": 1}, {"n": 3}]
+            (letter,) = await dead_letters(broker, namespace, 1)
+            headers = letter.properties.headers
+            assert header_bytes(headers, Header.REASON) == b"schema"
+            assert header_bytes(headers, Header.ERROR) == (
+                b"data breaks message.json#/properties/n/type at /n: "
+                b'the value is not of type "integer"'
+            )
+            assert letter.body == b'{"n":"private"}'
+
+            file.write_text("{")
+            await running.bridge.reload(running.settings)
+            status, problem, _ = await post(
+                running, b'{"user": "ann", "data": {"n": "4"}}'
+            )
+            assert (status, problem["pointer"]) == (422, "/data/n")
+
+            file.write_text("true")
+            await running.bridge.reload(running.settings)
+            await worker.publish("ann", {"n": "5"})
+            await eventually(lambda: {"n": "5"} in ann.data())
 
 
 # --- open mode: the article's way ------------------------------------------------------

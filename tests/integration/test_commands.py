@@ -302,6 +302,43 @@ async def test_publish_stops_at_a_bad_line_and_says_which(
     assert "line 2: DATA is not JSON" in result.err
 
 
+async def test_publish_with_schemas_tells_every_bad_line_and_sends_nothing(
+    broker: LocalNode, namespace: str, tmp_path: Path
+) -> None:
+    """Half of a file in the queue is worse than none."""
+    (tmp_path / "message.json").write_text('{"type": "integer"}')
+    settings = settings_for_program(broker, namespace, schemas=str(tmp_path))
+    lines = "1\n{\n3\n\n" + '"4"\n' * 150
+    async with program(broker, namespace):
+        bad = await command("publish", "ann", "-", stdin=lines, **settings)
+        good = await command("publish", "ann", "-", stdin="1\n2\n", **settings)
+        one = await command("publish", "ann", '"x"', **settings)
+
+    assert (bad.code, one.code, good.code) == (2, 2, 0)
+    told = bad.err.splitlines()
+    assert "line 2: DATA is not JSON" in told[0]
+    assert told[1].startswith("bridge: line 5: data breaks message.json#/type")
+    assert told[-2:] == ["bridge: and 51 lines more", "bridge: nothing was published"]
+    assert "2 published" in good.err
+
+
+async def test_wrong_schemas_stop_the_start_with_all_their_faults(
+    tmp_path: Path,
+) -> None:
+    """Exit code 2, each with file and place, whoever reads them."""
+    (tmp_path / "note.json").write_text('{"properties": {"a": {"$ref": "no.json"}}}')
+    (tmp_path / "other.json").write_text("{")
+    settings = {"schemas": str(tmp_path), "jwt_secret": SECRET, "inbox": "memory:"}
+
+    for arguments in (["run"], ["publish", "ann", "1"]):
+        result = await command(*arguments, **settings)
+        assert result.code == 2
+        assert result.out == ""
+        first, second = result.err.splitlines()
+        assert "note.json: #/properties/a/$ref: 'no.json' names no file" in first
+        assert "other.json: is not JSON" in second
+
+
 async def test_publish_without_a_broker_exits_with_3() -> None:
     """A script can tell "not now" from "never"."""
     result = await command(

@@ -10,7 +10,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 HOUSE = """
 names < errors < core < settings logs metrics tracing
-< broker inbox sockets auth < pump < web < options operators < app < cli < __main__
+< broker inbox sockets auth schema_folder < pump < web < options operators
+< app doctor < cli < __main__
 """
 FLOOR = {name: n for n, floor in enumerate(HOUSE.split("<")) for name in floor.split()}
 
@@ -23,6 +24,7 @@ ONLY_IN = {
     "engineio": set(),
     "jwt": {"auth"},
     "cryptography": {"auth"},
+    "jsonschema_rs": {"core"},
     "prometheus_client": {"metrics"},
     "opentelemetry": {"tracing"},
     "pydantic_settings": {"settings"},

@@ -423,12 +423,12 @@ async def test_a_bug_in_reading_one_message_costs_that_message_alone(
     whole = parse_delivery
 
     def stumble(
-        delivery: Delivery, *, limits: MessageLimits, now_s: float
+        delivery: Delivery, *, limits: MessageLimits, now_s: float, schemas: None
     ) -> Message | Rejection:
         if delivery.body == b"2":
             problem = "a bug"
             raise ZeroDivisionError(problem)
-        return whole(delivery, limits=limits, now_s=now_s)
+        return whole(delivery, limits=limits, now_s=now_s, schemas=schemas)
 
     monkeypatch.setattr(bridge.pump, "parse_delivery", stumble)
 

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from bridge.core.event_schemas import EventSchemas
+from bridge.core.schema_set import compile_schemas
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 from bridge.web.access import Keys
@@ -13,12 +15,15 @@ from tests.unit.web.conftest import Client, Desk, Open, Patient
 KEY = {"X-API-Key": "publish"}
 
 
-async def door(open_app: Open, health: Patient, desk: Desk) -> Client:
+async def door(
+    open_app: Open, health: Patient, desk: Desk, schemas: EventSchemas | None = None
+) -> Client:
     """Open the door: 1,000 bytes a message."""
+    publishing = PublishDoor(desk, Metrics(), max_message_bytes=1000, schemas=schemas)
     return await open_app(
         operator_app(
             health=health,
-            publish=PublishDoor(desk, Metrics(), max_message_bytes=1000).publish,
+            publish=publishing.publish,
             metrics=Metrics(),
             operator_keys=Keys(["operate"], setting="BRIDGE_OPERATOR_TOKEN"),
             publish_keys=Keys(["publish"], setting="BRIDGE_API_KEY"),
@@ -132,3 +137,29 @@ async def test_health_needs_no_key(open_app: Open, health: Patient, desk: Desk) 
     for path in ("/health/live", "/health/ready"):
         async with client.get(path) as response:
             assert response.status == 200
+
+
+async def test_data_that_its_schema_does_not_allow_is_refused_with_its_place(
+    open_app: Open, health: Patient, desk: Desk
+) -> None:
+    """Accepted now, it would be a dead letter later and its sender would not know."""
+    files = {"note.json": b'{"items": {"type": "integer"}}', "message.json": b"false"}
+    schemas = compile_schemas(files, refuses_unknown=True)
+    assert isinstance(schemas, EventSchemas)
+    client = await door(open_app, health, desk, schemas=schemas)
+
+    for event, data, pointer in (
+        ("note", [1, "2"], "/data/1"),
+        (None, 1, "/data"),
+        ("other", 1, "/data"),
+        ("note", [1, 2], None),
+    ):
+        body = {"user": "tom", "event": event, "data": data}
+        if event is None:
+            del body["event"]
+        async with client.post("/api/publish", json=body, headers=KEY) as response:
+            answer = await response.json()
+            assert response.status == (422 if pointer else 202), answer
+            assert answer.get("pointer") == pointer
+
+    assert [message["data"] for message in desk.published] == [b"[1,2]"]

@@ -1,0 +1,257 @@
+"""
+From the files of a folder to schemas of events, or everything that is wrong with them.
+
+`EVENT.json` is the schema of the event of that name. A file in a sub-folder is no event,
+it is there to be referred to: `{"$ref": "shared/money.json"}`. References reach other
+files of the folder and the meta-schema, by their path or by the `$id` that they declare;
+nothing is ever fetched.
+
+Names: an event may hold any character, a file name may not. So `%` and two hexadecimal
+digits stand for one byte of UTF-8, as in a URL: the event `order/paid` is in
+`order%2Fpaid.json`. `file_name` says which characters must be written that way; any other
+may be (`%4Eote.json` beside `note.json`, where a file system takes both for one).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final, TypeGuard
+from urllib.parse import quote, unquote_to_bytes, urldefrag, urljoin
+
+import jsonschema_rs
+import orjson
+
+from bridge.core.event_schemas import (
+    BASE_URI,
+    CompiledSchema,
+    EventSchema,
+    EventSchemas,
+    render_pointer,
+)
+from bridge.core.message import event_problem
+
+SUFFIX: Final = ".json"
+_DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
+# What no file name can hold on some system. A dot in front hides a file.
+_UNSAFE: Final = re.compile(r'[\x00-\x1f/\\:*?"<>|%]|^\.')
+_BAD_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+# Memory that one pattern may take when it is compiled, and when it is used.
+_PATTERNS: Final = jsonschema_rs.RegexOptions(
+    size_limit=4 << 20, dfa_size_limit=4 << 20
+)
+_META_SCHEMA: Final = jsonschema_rs.Draft202012Validator(
+    {"$ref": _DRAFT}, validate_formats=True, offline=True, mask="it"
+)
+_BAD_PATTERN: Final = (
+    "is not a pattern that can be matched in linear time: no look-around, no "
+    "back-references, no huge repetitions"
+)
+
+_Schema = dict[str, object] | bool
+
+
+def file_name(event: str) -> str:
+    """Return the name of the file that holds the schema of `event`."""
+    return _UNSAFE.sub(_percent, event) + SUFFIX
+
+
+def parse_file_name(name: str) -> str:
+    """
+    Return the event whose schema is in the file `name`.
+
+    Raises:
+        ValueError: If it is the name of none, with the end of a sentence.
+
+    """
+    stem = name.removesuffix(SUFFIX)
+    if _BAD_PERCENT.search(stem):
+        message = "has a % that no two hexadecimal digits follow, write it as %25"
+        raise ValueError(message)
+    try:
+        event = unquote_to_bytes(stem).decode()
+    except UnicodeDecodeError as exc:
+        message = "does not name an event: its %XX are no UTF-8"
+        raise ValueError(message) from exc
+    problem = event_problem(event)
+    if problem:
+        message = f"does not name an event: the name {problem}"
+        raise ValueError(message)
+    return event
+
+
+def compile_schemas(
+    files: Mapping[str, bytes], *, refuses_unknown: bool
+) -> EventSchemas | list[str]:
+    """
+    Compile the files of a folder.
+
+    Args:
+        files: What is in each file, by its path in the folder with `/` between parts.
+        refuses_unknown: Whether an event without a file is a fault of its message.
+
+    Returns:
+        The schemas, or every problem: a line each, that begins with the file.
+
+    """
+    faults: dict[str, list[str]] = {path: [] for path in files}
+    documents: dict[str, _Schema] = {}
+    for path, content in files.items():
+        document = _read(content)
+        if isinstance(document, str):
+            faults[path].append(document)
+            continue
+        faults[path] += _meta_problems(document)
+        if not faults[path]:
+            documents[path] = document
+    compiler = _Compiler(documents, broken=files.keys() - documents.keys())
+    schemas: dict[str, EventSchema] = {}
+    places: dict[str, str] = {}
+    for path, document in documents.items():
+        schema = compiler.compile(path, document)
+        if isinstance(schema, list):
+            faults[path] += schema
+        elif "/" not in path:
+            try:
+                event = parse_file_name(path)
+            except ValueError as exc:
+                faults[path].append(str(exc))
+                continue
+            if event in places:
+                faults[path].append(f"is for the same event as {places[event]}")
+            places[event] = path
+            schemas[event] = schema
+    problems = [f"{path}: {text}" for path, texts in faults.items() for text in texts]
+    return problems or EventSchemas(schemas, refuses_unknown)
+
+
+class _Compiler:
+    """Compiles documents that refer to each other and to nothing else."""
+
+    def __init__(self, documents: Mapping[str, _Schema], *, broken: set[str]) -> None:
+        self._known: dict[str, _Schema] = {}
+        for path, document in documents.items():
+            self._known[_uri(path)] = document
+            if isinstance(document, dict) and isinstance(document.get("$id"), str):
+                own = urljoin(_uri(path), str(document["$id"]))
+                self._known[urldefrag(own).url] = document
+        self._broken = {_uri(path) for path in broken}
+        self._met_broken = False
+
+    def compile(self, path: str, document: _Schema) -> CompiledSchema | list[str]:
+        """
+        Return the schema, or what is wrong with it, each with its place.
+
+        An empty list: it refers to what is wrong, and that is told there.
+        """
+        self._met_broken = False
+        try:
+            validator = jsonschema_rs.Draft202012Validator(
+                document,
+                validate_formats=True,
+                base_uri=_uri(path),
+                retriever=self._find,  # in place of the one that would fetch
+                pattern_options=_PATTERNS,
+                mask="the value",
+            )
+        except (jsonschema_rs.ValidationError, ValueError) as exc:
+            faults = list(self._bad_references(document, _uri(path), []))
+            if self._met_broken:
+                return faults
+            return faults or [_compile_problem(exc)]
+        return CompiledSchema(validator)
+
+    def _find(self, uri: str) -> _Schema:
+        if uri in self._broken:
+            self._met_broken = True
+            return True
+        if uri not in self._known:
+            message = "is not in the folder"
+            raise ValueError(message)
+        return self._known[uri]
+
+    def _bad_references(
+        self, node: object, base: str, path: list[str | int]
+    ) -> Iterator[str]:
+        """Look for what the library does not tell: where a reference stands."""
+        if isinstance(node, list):
+            for number, child in enumerate(node):
+                yield from self._bad_references(child, base, [*path, number])
+        if not isinstance(node, dict):
+            return
+        if isinstance(node.get("$id"), str):
+            base = urljoin(base, node["$id"])
+        reference = node.get("$ref")
+        if isinstance(reference, str):
+            problem = self._reference_problem(urljoin(base, reference))
+            if problem:
+                place = render_pointer([*path, "$ref"])
+                yield f"#{place}: {reference!r} {problem}"
+        for key, child in node.items():
+            yield from self._bad_references(child, base, [*path, key])
+
+    def _reference_problem(self, target: str) -> str | None:
+        uri, fragment = urldefrag(target)
+        if uri in self._broken or uri.startswith(_DRAFT.removesuffix("schema")):
+            return None
+        if uri not in self._known:
+            if uri.startswith(BASE_URI):
+                return "names no file in the folder"
+            return "is outside of the folder, and nothing is fetched"
+        node: object = self._known[uri]
+        if not fragment.startswith("/"):
+            return None  # an anchor, or the whole document
+        for step in unquote_to_bytes(fragment).decode(errors="replace").split("/")[1:]:
+            node = _child(node, step.replace("~1", "/").replace("~0", "~"))
+            if node is None:
+                return "points at nothing"
+        return None
+
+
+def _read(content: bytes) -> _Schema | str:
+    try:
+        document = orjson.loads(content)
+    except orjson.JSONDecodeError as exc:
+        return f"is not JSON: {exc.msg} at line {exc.lineno} column {exc.colno}"
+    if not _is_schema(document):
+        return "is not a schema: expected an object, or true or false"
+    named = document.get("$schema") if isinstance(document, dict) else None
+    if named is not None and str(named).removesuffix("#") != _DRAFT:
+        return f"#/$schema: is for another draft, expected {_DRAFT}"
+    return document
+
+
+def _is_schema(document: object) -> TypeGuard[_Schema]:
+    return isinstance(document, dict | bool)
+
+
+def _meta_problems(document: _Schema) -> Iterator[str]:
+    """Say what the meta-schema finds; it looks at some places several times."""
+    found: dict[str, str] = {}
+    for error in _META_SCHEMA.iter_errors(document):
+        found.setdefault(render_pointer(error.instance_path), error.message)
+    for place, text in found.items():
+        yield f"#{place}: {text}"
+
+
+def _compile_problem(exc: Exception) -> str:
+    text = str(exc).partition("\n")[0]
+    if not isinstance(exc, jsonschema_rs.ValidationError) or not exc.instance_path:
+        return text
+    if exc.kind.name == "format" and exc.kind.value == "regex":
+        text = _BAD_PATTERN
+    return f"#{render_pointer(exc.instance_path)}: {text}"
+
+
+def _child(node: object, step: str) -> object:
+    if isinstance(node, dict):
+        return node.get(step)
+    if isinstance(node, list) and step.isdecimal() and int(step) < len(node):
+        return node[int(step)]
+    return None
+
+
+def _uri(path: str) -> str:
+    return BASE_URI + quote(path)
+
+
+def _percent(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode())

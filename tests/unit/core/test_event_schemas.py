@@ -1,0 +1,185 @@
+"""What the data of an event may be: the verdict on one message."""
+
+import orjson
+import pytest
+
+from bridge.core.event_schemas import EventSchema, EventSchemas, Violation
+from bridge.core.message import (
+    Delivery,
+    Message,
+    MessageLimits,
+    Rejection,
+    parse_delivery,
+)
+from bridge.core.properties import Properties, render_properties
+from bridge.core.schema_set import compile_schemas
+from bridge.names import DeadLetterReason
+
+NOTE = {
+    "type": "object",
+    "properties": {
+        "text": {"type": "string", "maxLength": 10},
+        "at": {"format": "date-time"},
+        "a/b~c": {"type": "array", "items": {"minimum": 0}},
+    },
+    "required": ["text"],
+    "additionalProperties": False,
+}
+
+
+def schemas(*, refuses_unknown: bool = False, **events: object) -> EventSchemas:
+    files = {f"{name}.json": orjson.dumps(schema) for name, schema in events.items()}
+    compiled = compile_schemas(files, refuses_unknown=refuses_unknown)
+    assert isinstance(compiled, EventSchemas)
+    return compiled
+
+
+def judge(schema: object, data: object) -> Violation | None:
+    found = schemas(note=schema).find("note")
+    assert found is not None
+    return found.violation(data)
+
+
+def parse(
+    body: bytes, *, known: EventSchemas, event: str = "note", content_type: bytes = b""
+) -> Message | Rejection:
+    properties = Properties(
+        type=event.encode() or None, content_type=content_type or None
+    )
+    delivery = Delivery(1, False, b"", b"ann", render_properties(properties), body)  # noqa: FBT003 - a flag of the broker
+    return parse_delivery(delivery, limits=MessageLimits(1000), now_s=0, schemas=known)
+
+
+@pytest.mark.parametrize(
+    ("data", "pointer", "text"),
+    [
+        (
+            {"text": "much too long a text"},
+            "/text",
+            "data breaks note.json#/properties/text/maxLength at /text: "
+            "the value is longer than 10 characters",
+        ),
+        (
+            {"text": "a", "a/b~c": [1, -1]},
+            "/a~1b~0c/1",
+            "data breaks note.json#/properties/a~1b~0c/items/minimum at /a~1b~0c/1: "
+            "the value is less than the minimum of 0",
+        ),
+        (
+            {},
+            "",
+            'data breaks note.json#/required at its top: "text" is a required property',
+        ),
+        (
+            {"text": "a", "at": "yesterday"},
+            "/at",
+            'data breaks note.json#/properties/at/format at /at: the value is not a "date-time"',
+        ),
+        (
+            7,
+            "",
+            'data breaks note.json#/type at its top: the value is not of type "object"',
+        ),
+    ],
+)
+def test_a_violation_tells_place_and_rule_and_no_value(
+    data: object, pointer: str, text: str
+) -> None:
+    """Who reads dead letters may not be who may read the data."""
+    assert judge(NOTE, data) == Violation(pointer, text)
+
+
+def test_good_data_passes_and_integers_may_be_written_with_a_dot() -> None:
+    """JSON has one kind of number."""
+    assert judge(NOTE, {"text": "short", "at": "2026-01-02T03:04:05Z"}) is None
+    assert judge({"type": "integer"}, 1.0) is None
+
+
+def test_a_key_cannot_flood_or_forge_a_log_line() -> None:
+    """Keys are the producer's, and stand in pointers and texts."""
+    data = {"text": "a", "x" * 9000: 1}
+    forged = {"a\nlevel=error\x1b[31m": -1}
+
+    long = judge(NOTE, data)
+    lines = judge({"additionalProperties": {"minimum": 0}}, forged)
+
+    assert long is not None
+    assert len(long.text) < 800
+    assert lines is not None
+    assert lines.text.isprintable()
+    assert lines.pointer == "/a\nlevel=error\x1b[31m"
+
+
+def test_no_pattern_runs_away() -> None:
+    """This one takes 2 ** 100000 steps where engines go back."""
+    assert judge({"pattern": "^(a+)+$"}, "a" * 100_000 + "!") is not None
+
+
+def test_deep_data_does_not_end_the_process() -> None:
+    """A thousand lists in lists is what the JSON reader lets through."""
+    deep: object = []
+    for _ in range(1000):
+        deep = [deep]
+
+    assert judge({"items": {"$ref": "#"}, "type": "array"}, deep) is None
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}])
+def test_a_schema_that_refers_to_itself_alone_does_not_end_the_process(
+    schema: object,
+) -> None:
+    """It says nothing, and so everything passes."""
+    assert judge(schema, {"any": "thing"}) is None
+
+
+# --- as a part of parsing ------------------------------------------------------------
+
+
+def test_a_delivery_is_judged_by_the_schema_of_its_event() -> None:
+    """With its own reason, so that a producer's fault is told from a broken one."""
+    known = schemas(note=NOTE, message={"type": "integer"})
+
+    assert isinstance(parse(b'{"text":"a"}', known=known), Message)
+    assert isinstance(parse(b"5", known=known, event=""), Message)
+    rejection = parse(b'"5"', known=known, event="")
+    assert isinstance(rejection, Rejection)
+    assert rejection.reason == DeadLetterReason.SCHEMA
+    assert "message.json#/type" in rejection.text
+
+
+def test_plain_text_is_judged_as_the_string_that_the_page_gets() -> None:
+    """It has no other form there."""
+    known = schemas(note={"type": "string", "maxLength": 3})
+
+    good = parse(b"abc", known=known, content_type=b"text/plain")
+    bad = parse(b"abcd", known=known, content_type=b"text/plain")
+
+    assert isinstance(good, Message)
+    assert good.data == b'"abc"'
+    assert isinstance(bad, Rejection)
+
+
+def test_an_unknown_event_passes_or_not_as_the_operator_says() -> None:
+    """Passing lets contracts be written one by one."""
+    lax, strict = schemas(note=NOTE), schemas(note=NOTE, refuses_unknown=True)
+
+    assert isinstance(parse(b"1", known=lax, event="other"), Message)
+    rejection = parse(b"1", known=strict, event="other")
+    assert isinstance(rejection, Rejection)
+    assert rejection.reason == DeadLetterReason.SCHEMA
+    assert "has no file in BRIDGE_SCHEMAS" in rejection.text
+
+
+def test_what_is_no_json_is_malformed_and_never_reaches_a_schema() -> None:
+    """The first fault is the one that is told."""
+
+    class Untouchable:
+        def violation(self, data: object) -> Violation:
+            """Fail the test."""
+            raise AssertionError(data)
+
+    known: dict[str, EventSchema] = {"note": Untouchable()}
+    rejection = parse(b"{", known=EventSchemas(known, refuses_unknown=True))
+
+    assert isinstance(rejection, Rejection)
+    assert rejection.reason == DeadLetterReason.MALFORMED_BODY

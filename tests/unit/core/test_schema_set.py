@@ -1,0 +1,203 @@
+"""From the files of a folder to schemas, or everything that is wrong with them."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.core.event_schemas import EventSchemas
+from bridge.core.message import event_problem
+from bridge.core.schema_set import compile_schemas, file_name, parse_file_name
+
+
+def compiled(**files: object) -> EventSchemas | list[str]:
+    """Compile files given without `.json`, with `__` for the slash of a sub-folder."""
+    contents = {
+        name.replace("__", "/") + ".json": value
+        if isinstance(value, bytes)
+        else orjson.dumps(value)
+        for name, value in files.items()
+    }
+    return compile_schemas(contents, refuses_unknown=False)
+
+
+def accepts(found: EventSchemas | list[str], event: str, data: object) -> bool:
+    assert isinstance(found, EventSchemas)
+    schema = found.find(event)
+    assert schema is not None
+    return schema.violation(data) is None
+
+
+@given(st.text(min_size=1, max_size=128).filter(lambda text: not event_problem(text)))
+def test_every_event_has_a_file_and_the_file_names_the_event(event: str) -> None:
+    """Whatever characters it holds; the name is one that every system can keep."""
+    name = file_name(event)
+
+    assert parse_file_name(name) == event
+    assert not set(name) & set('/\\:*?"<>|\0')
+    assert not name.startswith(".")
+
+
+@pytest.mark.parametrize(
+    ("event", "name"),
+    [
+        ("note", "note.json"),
+        ("order/paid", "order%2Fpaid.json"),
+        ("..", "%2E..json"),
+        ("50%", "50%25.json"),
+        ("größe", "größe.json"),
+    ],
+)
+def test_only_what_a_file_name_cannot_hold_is_written_otherwise(
+    event: str, name: str
+) -> None:
+    """People should recognise their events."""
+    assert file_name(event) == name
+
+
+def test_all_faults_of_all_files_are_told_at_once_each_with_its_place() -> None:
+    """Nobody wants to find ten faults in ten starts."""
+    problems = compiled(
+        broken=b'{\n  "type": }',
+        list=[1],
+        old={"$schema": "http://json-schema.org/draft-07/schema#"},
+        wrong={"minLength": -1, "properties": {"a": 5}},
+        pattern={"properties": {"p": {"pattern": "("}}},
+        lookaround={"properties": {"p": {"pattern": "(?=a)"}}},
+        refs={
+            "properties": {
+                "far": {"$ref": "https://example.org/x.json"},
+                "gone": {"$ref": "gone.json"},
+                "nowhere": {"$ref": "#/$defs/q"},
+                "deep": {"allOf": [{"$ref": "shared/money.json#/$defs/q/0"}]},
+            }
+        },
+        anchor={"$ref": "#name"},
+        shared__money={"type": "integer"},
+        connect=True,
+        note=True,
+    )
+
+    assert problems == [
+        "broken.json: is not JSON: unexpected character, expected a JSON value "
+        "at line 2 column 11",
+        "list.json: is not a schema: expected an object, or true or false",
+        "old.json: #/$schema: is for another draft, expected "
+        "https://json-schema.org/draft/2020-12/schema",
+        'wrong.json: #/properties/a: it is not of types "boolean", "object"',
+        "wrong.json: #/minLength: it is less than the minimum of 0",
+        'pattern.json: #/properties/p/pattern: it is not a "regex"',
+        "lookaround.json: #/properties/p/pattern: is not a pattern that can be matched "
+        "in linear time: no look-around, no back-references, no huge repetitions",
+        "refs.json: #/properties/far/$ref: 'https://example.org/x.json' is outside of "
+        "the folder, and nothing is fetched",
+        "refs.json: #/properties/gone/$ref: 'gone.json' names no file in the folder",
+        "refs.json: #/properties/nowhere/$ref: '#/$defs/q' points at nothing",
+        "refs.json: #/properties/deep/allOf/0/$ref: 'shared/money.json#/$defs/q/0' "
+        "points at nothing",
+        "anchor.json: Anchor 'name' does not exist",
+        "connect.json: does not name an event: the name is the reserved name 'connect'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a%.json", "write it as %25"),
+        ("a%zz.json", "write it as %25"),
+        ("%ff.json", "no UTF-8"),
+        (".json", "is empty"),
+        ("%0A.json", "control character"),
+        ("x" * 129 + ".json", "129 characters"),
+    ],
+)
+def test_a_file_that_names_no_event_is_a_fault(name: str, words: str) -> None:
+    """It would never be used, and somebody thinks that it is."""
+    problems = compile_schemas({name: b"true"}, refuses_unknown=False)
+
+    assert isinstance(problems, list)
+    (problem,) = problems
+    assert problem.startswith(f"{name}: ")
+    assert words in problem
+
+
+def test_two_files_for_one_event_are_a_fault() -> None:
+    """Which of them counts would be chance."""
+    files = {"a.json": b"true", "%61.json": b"false"}
+
+    assert compile_schemas(files, refuses_unknown=False) == [
+        "%61.json: is for the same event as a.json"
+    ]
+
+
+def test_schemas_refer_to_each_other_by_path_and_by_id() -> None:
+    """What several events share is written once, and is no event itself."""
+    found = compiled(
+        note={"properties": {"sum": {"$ref": "shared/money.json#/$defs/sum"}}},
+        shared__money={"$defs": {"sum": {"$ref": "cents.json"}}},
+        shared__cents={"type": "integer"},
+        by_id={"$id": "https://example.org/a", "$ref": "b"},
+        b={"$id": "https://example.org/b", "$anchor": "here", "type": "null"},
+        meta={"$ref": "https://json-schema.org/draft/2020-12/schema"},
+    )
+
+    assert isinstance(found, EventSchemas)
+    assert set(found.schemas) == {"note", "by_id", "b", "meta"}
+    assert accepts(found, "note", {"sum": 5})
+    assert not accepts(found, "note", {"sum": "5"})
+    assert not accepts(found, "by_id", 1)
+    assert not accepts(found, "meta", {"type": 5})
+
+
+def test_a_fault_in_a_shared_file_is_told_once_there() -> None:
+    """Ten events that use it are not wrong."""
+    problems = compiled(
+        note={"$ref": "shared/money.json"},
+        other={"$ref": "shared/money.json#/$defs/x"},
+        shared__money={"type": "integre"},
+    )
+
+    assert isinstance(problems, list)
+    assert [problem.partition(":")[0] for problem in problems] == ["shared/money.json"]
+
+
+@pytest.fixture
+def web_server() -> Iterator[tuple[str, list[str]]]:
+    """Serve a schema that anybody may have, and remember who asks."""
+    asked: list[str] = []
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"true")
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("keyword", ["$ref", "$dynamicRef", "$schema"])
+def test_nothing_is_ever_fetched(
+    web_server: tuple[str, list[str]], keyword: str
+) -> None:
+    """A schema may come from anybody's repository; the bridge stands inside."""
+    url, asked = web_server
+
+    problems = compiled(note={"properties": {"a": {keyword: f"{url}/x.json"}}})
+    also = compiled(note={"$id": f"{url}/y.json", keyword: "x.json"})
+
+    assert isinstance(problems, list) or keyword == "$schema"
+    assert isinstance(also, list)
+    assert asked == []
