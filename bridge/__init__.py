@@ -17,6 +17,7 @@ The map of the house, floor by floor; imports only point down:
     options          what each room is told of the settings
     operators        what operators see and may do, gathered from the rooms
     app              the one place where concrete classes meet: start, drain, signals
+    doctor           looks at all that a start needs, and says what mends it
     cli              commands
 """
 

@@ -9,7 +9,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -115,6 +115,11 @@ class _ReaderTransport(TransportFactory):
         self._writer = writer
         return self._reader, writer
 
+    def peer_certificate(self) -> Mapping[str, Any]:
+        """Return the broker's certificate as it was verified; empty without TLS."""
+        told = self._writer.get_extra_info("peercert") if self._writer else None
+        return told or {}
+
     def abort(self) -> None:
         if self._writer is None:
             return
@@ -157,6 +162,12 @@ class BrokerConnection(aio_pika.Connection, Generic[ReaderT_co]):
         if self.transport is None:
             raise BrokerUnavailableError("use the connection", _LOST)
         return self.transport.connection
+
+    @property
+    def certificate_end_s(self) -> float | None:
+        """Until when the broker's certificate holds, in Unix time; `None` without TLS."""
+        end = self._cut.peer_certificate().get("notAfter")
+        return None if end is None else ssl.cert_time_to_seconds(end)
 
     async def open_channel(self, *, confirms: bool) -> aiormq.Channel:
         """

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -13,7 +13,7 @@ from bridge.settings.model import Settings
 
 # Secrets are no flags: every user of the machine can read a command line.
 _NOT_AS_FLAGS: Final = frozenset(
-    {"amqp_url", "operator_token", "api_key", "jwt_secret"}
+    {"amqp_url", "management_url", "operator_token", "api_key", "jwt_secret"}
 )
 
 ConfigFile = Annotated[
@@ -39,22 +39,27 @@ LoadSettings = Callable[[], Settings]
 
 
 def with_settings(
-    command: Callable[[LoadSettings], None],
+    command: Callable[..., None],
 ) -> Callable[..., None]:
     """
     Return `command` with a flag for each setting that is no secret.
 
     Values are text here and checked in one place with all other sources, so that all
     problems are told at once. The command gets a function that loads the settings, and
-    may call it again to see what changed.
+    may call it again to see what changed. Options of its own come after that.
     """
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(command).parameters.values()
+    ][1:]
 
-    def run(config: Path | None, **flags: str | None) -> None:
-        command(
-            lambda: load_settings(flags, config_file=str(config) if config else None)
-        )
+    def run(config: Path | None, **given: Any) -> None:  # noqa: ANN401 - as typer gives them
+        options = {parameter.name: given.pop(parameter.name) for parameter in own}
+        config_file = str(config) if config else None
+        command(lambda: load_settings(given, config_file=config_file), **options)
 
     parameters = [
+        *own,
         _parameter("config", ConfigFile),
         _parameter("amqp_url", AmqpUrl),
         *(

@@ -81,6 +81,11 @@ class Settings(BaseSettings):
         "RabbitMQ. Several, comma-separated, are tried in turn. `amqps://` for TLS, with "
         "`?cafile=` and for mutual TLS `&certfile=&keyfile=`.",
     )
+    management_url: SecretStr | None = _fixed(
+        None,
+        "RabbitMQ's management API, as `http://host:15672/`, with a login in it or that of "
+        "`BRIDGE_AMQP_URL`. Optional: AMQP alone does for carrying messages.",
+    )
     namespace: str = _fixed(
         "bridge",
         "First part of the names of all exchanges and queues.",
@@ -247,6 +252,17 @@ class Settings(BaseSettings):
                 message = f"URL number {number} {problem}"
                 raise ValueError(message)
         return urls
+
+    @field_validator("management_url")
+    @classmethod
+    def _check_management_url(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            url = URL(secret.get_secret_value())
+            if url.scheme not in {"http", "https"} or not url.host:
+                # It may hold a password: not quoted.
+                message = "must look like http://user:password@host:15672/"
+                raise ValueError(message)
+        return secret
 
     @field_validator("operator_token", "api_key")
     @classmethod

@@ -232,9 +232,15 @@ async def test_check_says_ok_or_what_to_do(broker: LocalNode, namespace: str) ->
         assert "RabbitMQ 3.10" in result.out
         assert "is not there yet; bridge run will declare it" in result.out
 
-    away = await command("check", **settings | {"amqp_url": "amqp://127.0.0.1:1/"})
+    away = await command(
+        "check", "--json", **settings | {"amqp_url": "amqp://127.0.0.1:1/"}
+    )
     assert away.code == 3
-    assert "is RabbitMQ running at 127.0.0.1:1?" in away.out
+    lines = [orjson.loads(line) for line in away.out.splitlines()]
+    (wrong,) = (line for line in lines if line["verdict"] == "wrong")
+    assert wrong["subject"] == "broker 1 (127.0.0.1:1)"
+    assert "is RabbitMQ running at 127.0.0.1:1?" in wrong["text"]
+    assert max(line["exit_code"] for line in lines) == 3
 
     login = broker.url.replace(broker.password, "wrong-password")
     refused = await command("check", **settings | {"amqp_url": login})

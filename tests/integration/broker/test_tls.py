@@ -16,6 +16,8 @@ from bridge.broker.local_node import LocalNode
 from bridge.broker.publisher import Publisher
 from bridge.broker.topology import topology
 from bridge.core.properties import NO_PROPERTIES
+from bridge.doctor.broker import Patient, broker_findings
+from bridge.doctor.findings import Verdict
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 from bridge.names import BrokerNames
@@ -140,3 +142,30 @@ async def test_without_a_certificate_of_ours_the_broker_refuses(
     address = tls_broker.address(cafile=str(tls_broker.authority.cert))
 
     assert "certfile=" in await problem(address)
+
+
+async def test_the_end_of_the_broker_s_certificate_is_known(
+    tls_broker: TlsBroker, namespace: str
+) -> None:
+    """These hold for a day, and the doctor says so before it is over."""
+    names = BrokerNames(namespace)
+    address = tls_broker.address(
+        cafile=str(tls_broker.authority.cert),
+        certfile=str(tls_broker.ours.cert),
+        keyfile=str(tls_broker.ours.key),
+    )
+    patient = Patient(
+        url=URL(address.urls[0]),
+        subject="broker",
+        names=names,
+        wanted=topology(names, (1.0,)),
+        timeout_s=10 * SLOW_FACTOR,
+    )
+
+    findings = {
+        f.subject: f async for f in broker_findings(patient, looks_closer=False)
+    }
+
+    certificate = findings["certificate of the broker"]
+    assert certificate.verdict is Verdict.WRONG
+    assert certificate.text == "ends in 1.0 days"

@@ -38,6 +38,8 @@ def accepted(**values: object) -> Settings:
         ({"amqp_url": "http://h"}, "BRIDGE_AMQP_URL: URL number 1 must look like"),
         ({"operator_token": ""}, "BRIDGE_OPERATOR_TOKEN: is empty"),
         ({"api_key": ""}, "BRIDGE_API_KEY: is empty"),
+        ({"management_url": "broker:15672"}, "BRIDGE_MANAGEMENT_URL: must look like"),
+        ({"schemas_unknown": "dead"}, "BRIDGE_SCHEMAS_UNKNOWN: dead needs BRIDGE_SCH"),
         ({"auth": "none"}, "BRIDGE_AUTH: should be 'jwt' or 'open'"),
         (
             {"jwt_leeway": "1h"},

@@ -1,0 +1,95 @@
+"""One look after the other, from the settings to the peers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from yarl import URL
+
+from bridge.broker.topology import topology
+from bridge.doctor.broker import Patient, broker_findings
+from bridge.doctor.findings import Finding, ok, wrong
+from bridge.doctor.inbox import disk_findings, inbox_finding
+from bridge.doctor.management import Management
+from bridge.doctor.peers import key_set_finding, running_bridge_findings
+from bridge.doctor.secrets import secret_findings, setting_findings
+from bridge.doctor.vhost import Hold, vhost_findings
+from bridge.errors import ConfigError
+from bridge.names import BrokerNames, ExitCode
+from bridge.options import broker_address, schemas_of
+from bridge.settings.model import Settings
+
+
+async def examine(settings: Settings) -> AsyncIterator[Finding]:
+    """
+    Look at all that `bridge run` needs, and change nothing.
+
+    Cancellation: safe; what was opened is closed.
+    """
+    yield ok("settings", f"auth {settings.auth}, inbox {settings.inbox}")
+    for finding in (*setting_findings(settings), *secret_findings(settings)):
+        yield finding
+    for finding in await asyncio.to_thread(_schema_findings, settings):
+        yield finding
+    async for finding in _broker_findings(settings):
+        yield finding
+    yield await inbox_finding(settings)
+    for finding in await asyncio.to_thread(lambda: list(disk_findings(settings))):
+        yield finding
+    key_set = await key_set_finding(settings)
+    if key_set is not None:
+        yield key_set
+    for finding in await running_bridge_findings(settings):
+        yield finding
+
+
+async def _broker_findings(settings: Settings) -> AsyncIterator[Finding]:
+    names = BrokerNames(settings.namespace)
+    wanted = topology(names, settings.retry_delays)
+    is_reached = False
+    urls = [URL(url) for url in broker_address(settings).urls]
+    for number, url in enumerate(urls, start=1):
+        port = url.port or (5671 if url.scheme == "amqps" else 5672)
+        patient = Patient(
+            url=url,
+            subject=f"broker {number} ({url.host}:{port})",
+            names=names,
+            wanted=wanted,
+            timeout_s=settings.broker_timeout,
+        )
+        was_reached = is_reached
+        async for finding in broker_findings(patient, looks_closer=not was_reached):
+            is_reached = is_reached or finding.exit_code != ExitCode.UNREACHABLE
+            yield finding
+    if is_reached:
+        hold = Hold(settings.prefetch, settings.max_message_bytes)
+        async for finding in vhost_findings(
+            _management(settings, urls[0]),
+            wanted,
+            names,
+            hold=hold,
+            clock_limit_s=settings.jwt_leeway,
+        ):
+            yield finding
+
+
+def _management(settings: Settings, broker: URL) -> Management | None:
+    if settings.management_url is None:
+        return None
+    url = URL(settings.management_url.get_secret_value())
+    if url.user is None:
+        url = url.with_user(broker.user or "guest")
+        url = url.with_password(broker.password or "guest")
+    vhost = broker.path.removeprefix("/") or "/"
+    return Management(url, vhost=vhost, timeout_s=settings.broker_timeout)
+
+
+def _schema_findings(settings: Settings) -> list[Finding]:
+    try:
+        schemas = schemas_of(settings)
+    except ConfigError as exc:
+        return [
+            wrong("schemas", problem, code=ExitCode.USAGE) for problem in exc.problems
+        ]
+    if schemas is None:
+        return []
+    return [ok("schemas", f"{len(schemas.schemas)} events have one")]

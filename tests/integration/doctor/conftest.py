@@ -1,0 +1,61 @@
+"""A node with RabbitMQ's management plugin, and quick ways to set the stage through it."""
+
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import aiohttp
+import pytest_asyncio
+from yarl import URL
+
+from bridge.broker.local_node import LocalNode
+from tests.conftest import SLOW_FACTOR
+
+
+@dataclass(frozen=True, slots=True)
+class ManagedBroker:
+    """A node whose management API answers at `url`, with an administrator's login in it."""
+
+    node: LocalNode
+    url: URL
+
+    async def ask(self, method: str, path: str, body: object = None) -> object:
+        """Ask the management API; rabbitmqctl takes a second for each word."""
+        login = aiohttp.encode_basic_auth(self.url.user or "", self.url.password or "")
+        url = URL(f"{self.url.with_user(None)}api/{path}", encoded=True)
+        async with (
+            aiohttp.ClientSession(headers={"Authorization": login}) as session,
+            session.request(method, url, json=body) as response,
+        ):
+            assert response.status < 300, await response.text()
+            return await response.json() if response.status == 200 else None
+
+    async def set_permissions(self, user: str, *patterns: str) -> None:
+        """Make `user` able to configure, write and read what the three patterns say."""
+        names = ("configure", "write", "read")
+        body = dict(zip(names, patterns, strict=True))
+        await self.ask("PUT", f"permissions/%2F/{user}", body)
+
+    async def add_user(self, user: str, *patterns: str) -> URL:
+        """Make a user with password `pw` and these permissions; return its AMQP URL."""
+        body = {"password": "pw", "tags": "management"}
+        await self.ask("PUT", f"users/{quote(user)}", body)
+        await self.set_permissions(user, *patterns)
+        return URL(self.node.url).with_user(user).with_password("pw")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def managed_broker() -> AsyncIterator[ManagedBroker]:
+    """One for the tests of a file; they keep apart by `namespace`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = ("management.tcp.ip = 127.0.0.1", f"management.tcp.port = {port}")
+    async with LocalNode.start(
+        plugins=("rabbitmq_management",),
+        extra_config=config,
+        ready_within_s=90 * SLOW_FACTOR,
+    ) as node:
+        url = URL(node.url).with_scheme("http").with_port(port).with_path("/")
+        yield ManagedBroker(node, url)
