@@ -13,7 +13,7 @@ may be (`%4Eote.json` beside `note.json`, where a file system takes both for one
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, TypeGuard
 from urllib.parse import quote, unquote_to_bytes, urldefrag, urljoin
 
@@ -135,6 +135,7 @@ class _Compiler:
                 self._known[urldefrag(own).url] = document
         self._broken = {_uri(path) for path in broken}
         self._met_broken = False
+        self._all_branches = sum(map(_branches, documents.values()))
 
     def compile(self, path: str, document: _Schema) -> CompiledSchema | list[str]:
         """
@@ -157,7 +158,16 @@ class _Compiler:
             if self._met_broken:
                 return faults
             return faults or [_compile_problem(exc)]
-        return CompiledSchema(validator)
+        return CompiledSchema(validator, file=path, branches=self._branches(document))
+
+    def _branches(self, document: _Schema) -> int:
+        """Count what `document` may come to: its own, or all if it refers to others."""
+        refers = any(
+            not str(node.get(keyword, "#")).startswith("#")
+            for node in _objects(document)
+            for keyword in ("$ref", "$dynamicRef")
+        )
+        return self._all_branches if refers else _branches(document)
 
     def _find(self, uri: str) -> _Schema:
         if uri in self._broken:
@@ -206,6 +216,26 @@ class _Compiler:
         return None
 
 
+def _objects(node: object) -> Iterator[dict[str, object]]:
+    """Yield every object of a document, whether it is a schema or not."""
+    children: Iterable[object] = node if isinstance(node, list) else ()
+    if isinstance(node, dict):
+        yield node
+        children = node.values()
+    for child in children:
+        yield from _objects(child)
+
+
+def _branches(document: _Schema) -> int:
+    unions = (
+        node[keyword]
+        for node in _objects(document)
+        for keyword in ("anyOf", "oneOf")
+        if keyword in node
+    )
+    return sum(len(union) for union in unions if isinstance(union, list))
+
+
 def _read(content: bytes) -> _Schema | str:
     try:
         document = orjson.loads(content)
@@ -236,8 +266,8 @@ def _compile_problem(exc: Exception) -> str:
     text = str(exc).partition("\n")[0]
     if not isinstance(exc, jsonschema_rs.ValidationError) or not exc.instance_path:
         return text
-    if exc.kind.name == "format" and exc.kind.value == "regex":
-        text = _BAD_PATTERN
+    is_pattern = exc.kind.name == "format" and exc.kind.value == "regex"
+    text = _BAD_PATTERN if is_pattern else text
     return f"#{render_pointer(exc.instance_path)}: {text}"
 
 
@@ -245,7 +275,8 @@ def _child(node: object, step: str) -> object:
     if isinstance(node, dict):
         return node.get(step)
     if isinstance(node, list) and step.isdecimal() and int(step) < len(node):
-        return node[int(step)]
+        child: object = node[int(step)]
+        return child
     return None
 
 

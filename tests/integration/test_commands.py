@@ -184,6 +184,12 @@ async def test_sighup_applies_what_it_can_and_logs_what_changed(
         process.send_signal(signal.SIGHUP)
         line = await running.logged("settings.reload_refused")
         assert "BRIDGE_PREFETCH" in str(line["problems"])
+
+        (tmp_path / "note.json").write_text('{"minimum": "one"}')
+        file.write_text(f'jwt_secret = "{SECRET}"\nschemas = "{tmp_path}"\n')
+        process.send_signal(signal.SIGHUP)
+        line = await running.logged("settings.reload_refused")
+        assert "note.json: #/minimum: it is not of type" in str(line["problems"])
     finally:
         process.kill()
         await process.wait()

@@ -115,6 +115,37 @@ def test_no_pattern_runs_away() -> None:
     assert judge({"pattern": "^(a+)+$"}, "a" * 100_000 + "!") is not None
 
 
+def test_a_body_full_of_faults_costs_no_more_than_its_first() -> None:
+    """One that looks for all of them takes most of a minute here, and everybody waits."""
+    found = judge({"items": {"type": "string"}}, list(range(400_000)))
+
+    assert found is not None
+    assert found.pointer == "/0"
+
+
+def test_a_union_tells_the_place_unless_that_takes_too_long() -> None:
+    """20 branches and 60,000 values are a million faults, and 13 s for all windows."""
+    branch = {"properties": {"list": {"items": {"required": ["x"]}}}}
+    union = {"oneOf": [branch | {"maxProperties": n} for n in range(20)]}
+    by_reference = {"$ref": "union.json"}
+    known = schemas(note={"properties": {"a": union}}, other=by_reference, union=union)
+    note, other = known.find("note"), known.find("other")
+    assert note is not None
+    assert other is not None
+
+    small = note.violation({"a": {"list": [{"y": [1]}]}})
+    large = note.violation({"a": {"list": [{}] * 60_000}})
+    also_large = other.violation({"list": [{}] * 60_000})
+
+    assert small is not None
+    assert small.pointer == "/a"
+    assert large == Violation(
+        "", "data breaks note.json; it is too large to look for the place"
+    )
+    assert also_large is not None
+    assert "too large" in also_large.text
+
+
 def test_deep_data_does_not_end_the_process() -> None:
     """A thousand lists in lists is what the JSON reader lets through."""
     deep: object = []

@@ -153,6 +153,29 @@ def test_schemas_refer_to_each_other_by_path_and_by_id() -> None:
     assert not accepts(found, "meta", {"type": 5})
 
 
+def test_a_reference_is_followed_through_lists_and_odd_names() -> None:
+    """Only what really leads nowhere is told, and among others that lead somewhere."""
+    problems = compiled(
+        note={
+            "$defs": {"a/b": {"allOf": [True, {"type": "integer"}]}},
+            "allOf": [
+                {"$ref": "#/$defs/a~1b/allOf/1"},
+                {"$ref": "#/$defs/a~1b/allOf/2"},
+                {"$ref": "#"},
+                {"$ref": "shared/broken.json"},
+            ],
+            "properties": {"$ref": {"type": "string"}},
+        },
+        shared__broken=b"",
+    )
+
+    assert isinstance(problems, list)
+    assert problems[0] == (
+        "note.json: #/allOf/1/$ref: '#/$defs/a~1b/allOf/2' points at nothing"
+    )
+    assert len(problems) == 2
+
+
 def test_a_fault_in_a_shared_file_is_told_once_there() -> None:
     """Ten events that use it are not wrong."""
     problems = compiled(
