@@ -1,14 +1,13 @@
 """The store of the inbox: whether it can be written, and whether its disk has room."""
 
-import asyncio
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from bridge.doctor.findings import Finding, note, ok, wrong
-from bridge.errors import StoreInUseError, StoreUnavailableError
+from bridge.errors import ConfigError, StoreInUseError, StoreUnavailableError
+from bridge.names import ExitCode
 from bridge.options import inbox_of
 from bridge.settings.model import Settings
 
@@ -24,17 +23,19 @@ _MOUNTS: Final = Path("/proc/self/mountinfo")
 
 async def inbox_finding(settings: Settings) -> Finding:
     """Say whether the store can be written, without making one that is not there."""
-    path = _file(settings)
-    new_file = await asyncio.to_thread(_new_file_finding, path) if path else None
-    if new_file is not None:
-        return new_file
     inbox = inbox_of(settings)
     try:
+        if not await inbox.look():  # opening would make it
+            return ok(
+                "inbox", f"{settings.inbox} is not there yet; bridge run will make it"
+            )
         await inbox.open()
         await inbox.check()
     except StoreInUseError as exc:
         # What a running bridge has open, it can write: its readiness tells if not.
         return ok("inbox", exc.problem)
+    except ConfigError as exc:
+        return wrong("inbox", str(exc), code=ExitCode.USAGE)
     except StoreUnavailableError as exc:
         return wrong("inbox", str(exc))
     finally:
@@ -74,17 +75,6 @@ def room_finding(*, free_bytes: int, used_bytes: int) -> Finding:
 def _file(settings: Settings) -> Path | None:
     kind, _, name = settings.inbox.partition(":")
     return Path(name) if kind == "sqlite" else None
-
-
-def _new_file_finding(path: Path) -> Finding | None:
-    """Look at where a file will be that is not there yet: the doctor changes nothing."""
-    if path.exists():
-        return None
-    folder = path.absolute().parent
-    if not os.access(folder, os.W_OK | os.X_OK):
-        text = f"{folder} is not a folder that can be written; make it, or change BRIDGE_INBOX"
-        return wrong("inbox", text)
-    return ok("inbox", f"{path} is not there yet; bridge run will make it")
 
 
 def _file_system(folder: Path, mounts: Path) -> str | None:
