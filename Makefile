@@ -2,13 +2,14 @@
 # Needs GNU make and Python 3.11 or later; see tools/setup for the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint format types check lock clean
+.PHONY: help demo test faults bench lint format types check lock clean
 
 PYTEST_ARGS ?=
 # Most tests wait for something: three at a time take half as long on two cores. Each file
 # stays with one process, for what its tests share.
 PYTEST_PROCESSES ?= 3
 FAULTS_ARGS ?=
+BENCH_ARGS ?=
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -25,6 +26,10 @@ test: ## all tests, with a real RabbitMQ and real browsers (PYTEST_ARGS="-k word
 faults: ## thirty minutes of faults under load (FAULTS_ARGS="--minutes 5 --seed 7")
 	@tools/setup tests
 	@.venv/bin/python -m tests.faults.suite --minutes 30 --report docs/faults.md $(FAULTS_ARGS)
+
+bench: ## the bridge against Node and plain Python, a quarter of an hour (BENCH_ARGS="--rounds 1")
+	@tools/setup tests
+	@exec .venv/bin/python -m tests.bench --rounds 5 --report docs/benchmarks.md $(BENCH_ARGS)
 
 lint: ## format and rules (ruff), changing nothing
 	@tools/setup lint

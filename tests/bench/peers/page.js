@@ -1,0 +1,58 @@
+// What an able author writes in an afternoon: RabbitMQ to socket.io rooms, tokens checked.
+// Defaults everywhere; acks are gathered, because one by one they cost as much as the rest.
+"use strict";
+
+const http = require("node:http");
+const amqp = require("amqplib");
+const jwt = require("jsonwebtoken");
+const { Server } = require("socket.io");
+
+const { AMQP_URL, EXCHANGE, QUEUE, JWT_SECRET } = process.env;
+const PREFETCH = 500;
+const ACK_EACH = 100;
+const ACK_AFTER_MS = 20;
+
+const server = http.createServer();
+const io = new Server(server);
+
+io.use((socket, next) => {
+  try {
+    const claims = jwt.verify(socket.handshake.auth.token, JWT_SECRET, { algorithms: ["HS256"] });
+    socket.data.user = claims.sub;
+    next();
+  } catch (error) {
+    next(error);
+  }
+});
+io.on("connection", (socket) => socket.join(`user:${socket.data.user}`));
+
+async function main() {
+  const connection = await amqp.connect(AMQP_URL);
+  const channel = await connection.createChannel();
+  await channel.assertExchange(EXCHANGE, "topic", { durable: true });
+  await channel.assertQueue(QUEUE, { durable: true, arguments: { "x-queue-type": "quorum" } });
+  await channel.bindQueue(QUEUE, EXCHANGE, "#");
+  await channel.prefetch(PREFETCH);
+
+  let last = null;
+  let unacked = 0;
+  let timer = null;
+  function ack() {
+    clearTimeout(timer);
+    timer = null;
+    unacked = 0;
+    channel.ack(last, true);
+  }
+  await channel.consume(QUEUE, (message) => {
+    if (message === null) process.exit(1);
+    const data = JSON.parse(message.content.toString());
+    io.to(`user:${message.fields.routingKey}`).emit("message", data);
+    last = message;
+    unacked += 1;
+    if (unacked >= ACK_EACH) ack();
+    else timer ??= setTimeout(ack, ACK_AFTER_MS);
+  });
+  server.listen(0, "127.0.0.1", () => console.log(`listening ${server.address().port}`));
+}
+
+main();

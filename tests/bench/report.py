@@ -1,0 +1,98 @@
+"""A run in words for people: on the terminal and in docs/benchmarks.md."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from tests.bench.results import Results, Spread
+from tests.bench.servers import KINDS
+
+_TITLES: Final = {name: kind.title for name, kind in KINDS.items()} | {
+    "floor": "the floor"
+}
+# Work, figure, what it is, digits.
+_ROWS: Final = (
+    ("saturated", "us", "200 windows, saturated: µs a delivery", 1),
+    ("saturated", "per_s", "— deliveries a second", 0),
+    ("flooded", "us", "200 windows, one worker's full speed: µs a delivery", 1),
+    ("flooded", "per_s", "— deliveries a second", 0),
+    ("steady", "us", "200 windows, 3,000 messages/s: µs a delivery", 1),
+    ("steady", "p50_ms", "— latency p50, ms", 2),
+    ("steady", "p99_ms", "— latency p99, ms", 2),
+    ("fanout", "us", "one message → 1,000 windows: µs a delivery", 2),
+    ("crowd", "connect_us", "connect + auth, µs a window", 0),
+    ("crowd", "window_kib", "memory of an idle window, KiB", 1),
+    ("crowd", "us", "10,000 windows, 2,000 messages/s: µs a delivery", 1),
+    ("crowd", "p50_ms", "— latency p50, ms", 2),
+    ("crowd", "p99_ms", "— latency p99, ms", 2),
+    ("crowd", "saturated_us", "10,000 windows, saturated: µs a delivery", 1),
+    ("few", "us", "100 windows, 2,000 messages/s: µs a delivery", 1),
+    ("few", "saturated_us", "100 windows, saturated: µs a delivery", 1),
+)
+
+
+def report_lines(results: Results) -> Iterable[str]:
+    """Yield the report as lines of Markdown."""
+    yield "| | |"
+    yield "|---|---|"
+    for name, value in results.machine.items():
+        yield f"| {name} | {value} |"
+    yield ""
+    yield from ratio_lines(results)
+    yield ""
+    yield from figure_lines(results)
+
+
+def ratio_lines(results: Results) -> Iterable[str]:
+    """Yield the table of ratios against their targets."""
+    yield "| work | server | against | target | median | least to most | reached |"
+    yield "|---|---|---|---|---|---|---|"
+    for ratio in results.ratios():
+        target, reached = ratio.target, ratio.reached
+        against = "itself at 100" if target.base else _TITLES[target.against]
+        yield (
+            f"| {target.text} | {_TITLES[target.server]} | {against} "
+            f"| ≤ {target.at_most:g} | {reached.median:.2f} "
+            f"| {reached.least:.2f}-{reached.most:.2f} "
+            f"| {'yes' if ratio.is_reached else '**no**'} |"
+        )
+
+
+def figure_lines(results: Results) -> Iterable[str]:
+    """Yield the table of what was measured, medians and spreads."""
+    rounds = len(results.rounds)
+    yield f"Medians of {rounds} round{'s' if rounds > 1 else ''}; least to most in brackets."
+    yield ""
+    yield "| |" + "".join(f" {title} |" for title in _TITLES.values())
+    yield "|---|" + "---|" * len(_TITLES)
+    for work, figure, text, digits in _ROWS:
+        spreads = [results.spread(work, name, figure) for name in _TITLES]
+        if any(spreads):
+            cells = "".join(f" {_cell(spread, digits)} |" for spread in spreads)
+            yield f"| {text} |{cells}"
+
+
+def _cell(spread: Spread | None, digits: int) -> str:
+    if spread is None:
+        return ""
+    shown = f"{spread.median:,.{digits}f}"
+    return f"{shown} ({spread.least:,.{digits}f}-{spread.most:,.{digits}f})"
+
+
+def write_part(path: Path, part: str, lines: Iterable[str]) -> None:
+    """
+    Put `lines` between the marks of `part` in the page at `path`; the rest stays.
+
+    Raises:
+        ValueError: If there are no such marks.
+
+    """
+    begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+    page = path.read_text(encoding="utf-8")
+    before, has_begin, rest = page.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not has_begin or not has_end:
+        message = f"{path} has no marks for {part}"
+        raise ValueError(message)
+    text = "\n".join(lines)
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")

@@ -1,0 +1,162 @@
+"""What a run measured, and what it comes to: medians, ratios, targets."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, Final
+
+Figures = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A median, and the least and the most of what it is the median of."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Sum up `values`, of which there is at least one."""
+        return cls(median(values), min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """
+    A ratio that is to be reached, of two figures of one round.
+
+    Attributes:
+        text: What is compared, for people.
+        server: Whose figure stands above.
+        work: Where it was measured.
+        figure: Which one.
+        at_most: The ratio to reach.
+        against: Whose figure stands below.
+        base: The work and the figure below, if they are others.
+
+    """
+
+    text: str
+    server: str
+    work: str
+    figure: str
+    at_most: float
+    against: str
+    base: tuple[str, str] | None = None
+
+
+def _of_all() -> Iterable[Target]:
+    for server, node in (("memory", 0.45), ("sqlite", 0.60)):
+        yield Target("200 windows, saturated", server, "saturated", "us", node, "node")
+    yield Target("200 windows, saturated", "memory", "saturated", "us", 0.08, "python")
+    for server, node in (("memory", 0.50), ("sqlite", 0.75)):
+        yield Target(
+            "200 windows, 3,000 a second", server, "steady", "us", node, "node"
+        )
+    for server in ("memory", "sqlite"):
+        text = "one message → 1,000 windows"
+        yield Target(text, server, "fanout", "us", 0.65, "node")
+        yield Target(text, server, "fanout", "us", 1.25, "floor")
+    for server, node in (("memory", 0.60), ("sqlite", 0.80)):
+        text = "10,000 windows, 2,000 a second"
+        yield Target(text, server, "crowd", "us", node, "node")
+    yield Target("connect + auth", "memory", "crowd", "connect_us", 0.5, "node")
+    yield Target(
+        "memory of an idle window", "memory", "crowd", "window_kib", 0.5, "node"
+    )
+    for server, node in (("memory", 1.0), ("sqlite", 1.5)):
+        for figure in ("p50_ms", "p99_ms"):
+            text = f"latency at 3,000 a second, {figure[:3]}"
+            yield Target(text, server, "steady", figure, node, "node")
+    for server in ("memory", "sqlite"):
+        for figure, text in (("us", "2,000 a second"), ("saturated_us", "saturated")):
+            yield Target(
+                f"growth: 10,000 windows / 100, {text}",
+                server,
+                "crowd",
+                figure,
+                1.3,
+                server,
+                ("few", figure),
+            )
+
+
+TARGETS: Final = tuple(_of_all())
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A target, and what was reached in the rounds."""
+
+    target: Target
+    reached: Spread
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the median is as low as it is to be."""
+        return self.reached.median <= self.target.at_most
+
+
+@dataclass
+class Results:
+    """
+    All figures of a run.
+
+    Attributes:
+        machine: Where and with what it ran.
+        scale: How much there was to do.
+        rounds: For each round: work → server → figures.
+
+    """
+
+    machine: Mapping[str, str]
+    scale: Mapping[str, float]
+    rounds: list[dict[str, dict[str, Figures]]] = field(default_factory=list)
+
+    def note(self, round_: int, work: str, server: str, figures: Figures) -> None:
+        """Keep what one server did in one work of one round."""
+        while len(self.rounds) <= round_:
+            self.rounds.append({})
+        self.rounds[round_].setdefault(work, {})[server] = figures
+
+    def spread(self, work: str, server: str, figure: str) -> Spread | None:
+        """Sum up one figure over the rounds; ``None`` if it was not measured."""
+        values = [
+            found
+            for each in self.rounds
+            if (found := _figure(each, work, server, figure)) is not None
+        ]
+        return Spread.of(values) if values else None
+
+    def ratios(self) -> Iterable[Ratio]:
+        """Compare with the targets, round by round, as far as both sides were measured."""
+        for target in TARGETS:
+            base_work, base_figure = target.base or (target.work, target.figure)
+            values = []
+            for each in self.rounds:
+                above = _figure(each, target.work, target.server, target.figure)
+                below = _figure(each, base_work, target.against, base_figure)
+                if above is not None and below:
+                    values.append(above / below)
+            if values:
+                yield Ratio(target, Spread.of(values))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it, and the ratios, for machines."""
+        return {
+            "machine": dict(self.machine),
+            "scale": dict(self.scale),
+            "rounds": self.rounds,
+            "ratios": [
+                asdict(ratio) | {"is_reached": ratio.is_reached}
+                for ratio in self.ratios()
+            ],
+        }
+
+
+def _figure(
+    round_: Mapping[str, Mapping[str, Figures]], work: str, server: str, figure: str
+) -> float | None:
+    return round_.get(work, {}).get(server, {}).get(figure)

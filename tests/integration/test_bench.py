@@ -1,0 +1,64 @@
+"""The short form of `make bench`: every server does a little of the works."""
+
+from pathlib import Path
+
+from bridge.broker.local_node import LocalNode
+from tests.bench.plots import draw
+from tests.bench.report import report_lines, write_part
+from tests.bench.run import Plan, World, run
+from tests.bench.servers import Processors
+from tests.bench.works import Scale
+
+TINY = Scale(
+    backlog=300,
+    slow_backlog=300,
+    seconds=0.2,
+    rate=500,
+    windows=5,
+    fanout=20,
+    fanout_messages=5,
+    warm_up=10,
+    afterwards_s=0,
+)
+
+
+async def test_the_bench_compares_all_servers_on_the_same_work(
+    broker: LocalNode, tmp_path: Path
+) -> None:
+    """A bench that breaks between two releases measures nothing when it is wanted."""
+    world = World(broker.url, tmp_path, Processors("any", "any"))
+    every = Plan(("saturated",), ("memory", "sqlite", "node", "python"), 1, TINY)
+    some = Plan(("steady", "fanout"), ("memory",), 1, TINY)
+
+    results = await run(every, world, tell=print)
+    others = await run(some, world, tell=print)
+
+    assert {r.target.text for r in results.ratios()} == {"200 windows, saturated"}
+    assert {"floor", "memory"} == others.rounds[0]["fanout"].keys()
+    assert others.rounds[0]["steady"]["memory"].keys() >= {"us", "p50_ms", "p99_ms"}
+    assert all(
+        figure > 0
+        for each in (results, others)
+        for work in each.rounds[0].values()
+        for figures in work.values()
+        for figure in figures.values()
+    )
+
+
+async def test_a_report_stands_between_its_marks_with_a_plot_beside_it(
+    broker: LocalNode, tmp_path: Path
+) -> None:
+    """The page around the tables is written by people and must stay."""
+    world = World(broker.url, tmp_path, Processors("any", "any"))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- run: begin -->\nold\n<!-- run: end -->\nafter\n")
+
+    results = await run(Plan(("fanout",), (), 1, TINY), world, tell=print)
+    write_part(page, "run", report_lines(results))
+    draw(results, page.with_suffix(".png"))
+
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n")  # noqa: PT018 - one page
+    assert "the floor" in text
+    assert "old" not in text
+    assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
