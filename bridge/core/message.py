@@ -299,9 +299,10 @@ def carried_deadline_ms(properties: Properties) -> int | None:
 
 
 def _deadline_s(properties: Properties, now_s: float) -> float | None:
-    carried_ms = carried_deadline_ms(properties)
-    if carried_ms is not None:
-        return carried_ms / 1000
+    if properties.headers is not None:  # most messages have none
+        carried_ms = carried_deadline_ms(properties)
+        if carried_ms is not None:
+            return carried_ms / 1000
     raw = properties.expiration
     # RabbitMQ refuses a publish whose expiration is not a number, so anything else
     # never gets here; if it does, it is as if it were not set.

@@ -42,15 +42,17 @@ _LAYOUT: Final = (
 )
 # Width in bytes of the values that are not short strings; the table has its own.
 _FIXED_WIDTH: Final = {_DELIVERY_MODE: 1, _PRIORITY: 1, _TIMESTAMP: 8}
+_TABLE: Final = -1
 
 PERSISTENT: Final = b"\x02"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Properties:
     """
     The properties of one message; each value as its bytes, ``None`` where not set.
 
+    Not frozen, because thousands are made a second; nobody changes one all the same.
     Short strings are without their length byte, ``headers`` is the inside of the
     table without its length, ``timestamp`` is 8 bytes, the two octets are one byte.
     """
@@ -112,25 +114,43 @@ def parse_properties(raw: bytes) -> Properties:
             return NO_PROPERTIES
         word = raw[at] << 8 | raw[at + 1]
         at += 2
-    found: dict[str, bytes] = {}
+    found = Properties()
     end = len(raw)
-    for name, bit in _LAYOUT:
-        if not flags & bit:
-            continue
-        if bit == _HEADERS:
+    for name, width in _fields_of(flags):
+        if width == _TABLE:
             start = at + 4
             stop = start + int.from_bytes(raw[at:start], "big")
-        elif bit in _FIXED_WIDTH:
+        elif width:
             start = at
-            stop = start + _FIXED_WIDTH[bit]
+            stop = start + width
         else:
             start = at + 1
             stop = start + (raw[at] if at < end else 0)
         if stop > end or start > end:
             break
-        found[name] = raw[start:stop]
+        setattr(found, name, raw[start:stop])
         at = stop
-    return Properties(**found)
+    return found
+
+
+# Producers set few combinations of properties, again and again. Bounded, because they
+# choose them.
+_FIELDS: dict[int, tuple[tuple[str, int], ...]] = {}
+_FIELDS_MAX: Final = 1024
+
+
+def _fields_of(flags: int) -> tuple[tuple[str, int], ...]:
+    """Return names and widths of the properties that `flags` announce, in their order."""
+    fields = _FIELDS.get(flags)
+    if fields is None:
+        fields = tuple(
+            (name, _TABLE if bit == _HEADERS else _FIXED_WIDTH.get(bit, 0))
+            for name, bit in _LAYOUT
+            if flags & bit
+        )
+        if len(_FIELDS) < _FIELDS_MAX:
+            _FIELDS[flags] = fields
+    return fields
 
 
 def render_properties(properties: Properties) -> bytes:
