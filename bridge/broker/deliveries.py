@@ -141,22 +141,15 @@ class Intake:
         """
         Tell the broker that all of `batch`, and all before it, is safe.
 
+        It hears of it within some milliseconds, of several batches at once.
+
         Returns:
             False if the session that brought it is gone: the broker delivers it again.
-
-        Cancellation:
-            The ack may or may not be on its way.
 
         """
         if not self.is_current(batch):
             return False
-        session = batch.session
-        try:
-            await session.ack(batch.deliveries[-1].tag)
-        except BrokerUnavailableError as exc:
-            session.fail(exc.problem)
-            return False
-        self._settled.set()
+        batch.session.ack(batch.deliveries[-1].tag)
         return True
 
     async def stop_consuming(self) -> None:
@@ -207,6 +200,7 @@ class Intake:
             queue=self._queue,
             timeout_s=self._address.timeout_s,
             arrived=self._arrived,
+            acked=self._settled,
             metrics=self._metrics,
         )
         connection.reader.on_deliveries = session.take_in
@@ -221,6 +215,8 @@ class Intake:
             await session.watch()
         finally:
             self._session = None
+            session.send_acks()  # of no use if the connection is lost, and no harm
+            session.forget_acks()
             self._settled.set()
 
     async def _declare(self, connection: BrokerConnection[DeliveryReader]) -> None:
