@@ -34,6 +34,7 @@ from bridge.operators import Operators, Parts
 from bridge.options import (
     broker_address,
     inbox_of,
+    pace_s,
     retention,
     schemas_of,
     server_options,
@@ -134,6 +135,7 @@ class Bridge:
             retry_delays_s=settings.retry_delays,
             metrics=self.metrics,
             schemas=schemas_of(settings),
+            pace_s=pace_s(settings),
         )
         self.messages = MessagePublisher(self.publisher, names)
         self.metrics.ready.set_function(lambda: not self.unready_reasons())

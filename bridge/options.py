@@ -1,5 +1,7 @@
 """What each room is told of the settings: its own part, in its own words."""
 
+from typing import Final
+
 from bridge.auth.jwt import TokenRules
 from bridge.broker.connection import BrokerAddress
 from bridge.core.addresses import parse_networks
@@ -11,6 +13,10 @@ from bridge.schema_folder import load_schemas
 from bridge.settings.model import Settings
 from bridge.sockets.engine import Admission, Bounds
 from bridge.sockets.server import ServerOptions
+
+# Well below what a commit with its fsync takes on most disks, so that it costs a message
+# little time, and at thousands a second saves every second or third commit.
+_DISK_PACE_S: Final = 0.002
 
 
 def broker_address(settings: Settings) -> BrokerAddress:
@@ -27,6 +33,11 @@ def inbox_of(settings: Settings) -> MemoryInbox | SqliteInbox:
     if kind == "sqlite":
         return SqliteInbox(path, retention(settings))
     return MemoryInbox(retention(settings))
+
+
+def pace_s(settings: Settings) -> float:
+    """Return the least time between two batches: a commit to a disk is worth a wait."""
+    return _DISK_PACE_S if settings.inbox.startswith("sqlite:") else 0.0
 
 
 def retention(settings: Settings) -> Retention:

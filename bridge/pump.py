@@ -14,8 +14,8 @@ never overtake; prefetch bounds what waits with it and the broker keeps the rest
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
-from time import time
-from typing import Generic, Protocol, TypeVar
+from time import monotonic, time
+from typing import Final, Generic, Protocol, TypeVar
 
 import structlog
 from tenacity import (
@@ -52,6 +52,11 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 B = TypeVar("B", bound="Batch")
 _Parsed = tuple[Delivery, Message]
+
+# A refusal too: somebody deleted the queue, it is full, we may not write, or the body is
+# larger than the broker takes by now. An operator can mend each (`problem` says what), and
+# until then the original stays where it is: going on without it would be losing it.
+_AWAY: Final = (TransientError, PublishRefusedError)
 
 
 class Batch(Protocol):
@@ -113,8 +118,26 @@ class Pump(Generic[B]):
         retry_delays_s: Sequence[float],
         metrics: Metrics,
         schemas: EventSchemas | None = None,
+        pace_s: float = 0.0,
         now: Callable[[], float] = time,
     ) -> None:
+        """
+        Wire up, do nothing yet.
+
+        Args:
+            intake: Where deliveries come from.
+            inbox: Where messages are kept.
+            publisher: Sets deliveries aside.
+            limits: The operator's bounds.
+            retry_delays_s: Waits before new attempts at what failed in an unknown way.
+            metrics: Counts outcomes.
+            schemas: What the data of events must be; ``None`` = any JSON.
+            pace_s: The least time from the start of one batch to that of the next. A
+                store whose commits are dear gets fewer and larger ones; what comes
+                after a pause is never held up by it.
+            now: Unix time.
+
+        """
         # Both may be replaced while running.
         self.limits = limits
         self.schemas = schemas
@@ -124,6 +147,7 @@ class Pump(Generic[B]):
         self._publisher = publisher
         self._retry_delays_s = retry_delays_s
         self._metrics = metrics
+        self._pace_s = pace_s
         self._now = now
         self._in_trial: bytes | None = None
 
@@ -138,8 +162,14 @@ class Pump(Generic[B]):
 
         Cancellation: safe anywhere. What is not acked comes again.
         """
+        began_s = 0.0
         while True:
-            await self.settle(await self._intake.next_batch())
+            early_s = began_s + self._pace_s - monotonic()
+            if early_s > 0:
+                await asyncio.sleep(early_s)  # it gathers meanwhile
+            batch = await self._intake.next_batch()
+            began_s = monotonic()
+            await self.settle(batch)
 
     async def settle(self, batch: B) -> None:
         """Store or set aside every delivery of `batch`, in order, then ack them all."""
@@ -287,23 +317,25 @@ class Pump(Generic[B]):
                 again, and doing the work now would do it twice.
 
         """
+        try:
+            return await work()
+        except _AWAY as exc:
+            failure = exc
+        # Only now: what is built here costs more than a small batch does.
         retrying = AsyncRetrying(
-            # A refusal too: somebody deleted the queue, it is full, we may not write, or
-            # the body is larger than the broker takes by now. An operator can mend each
-            # (`problem` says what), and until then the original stays where it is: going
-            # on without it would be losing it.
-            retry=retry_if_exception_type((TransientError, PublishRefusedError)),
+            retry=retry_if_exception_type(_AWAY),
             wait=wait_random_exponential(multiplier=0.1, max=5),
             before_sleep=self._tell_waiting,
         )
         try:
             async for attempt in retrying:
                 with attempt:
-                    if self.is_waiting:
-                        if not self._intake.is_current(batch):
-                            raise StaleBatchError
-                        if self._in_trial is not None:
-                            await self._inbox.note_trial(self._in_trial)
+                    if attempt.retry_state.attempt_number == 1:
+                        raise failure  # it was made above
+                    if not self._intake.is_current(batch):
+                        raise StaleBatchError
+                    if self._in_trial is not None:
+                        await self._inbox.note_trial(self._in_trial)
                     return await work()
         finally:
             if self.is_waiting:
