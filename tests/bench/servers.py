@@ -89,7 +89,15 @@ class Server:
         return self.process.pid
 
     def cpu_us(self) -> float:
-        """Processor time of all threads, user and system, in microseconds."""
+        """
+        Return the processor time of all threads, user and system, in microseconds.
+
+        Raises:
+            RuntimeError: If the server is gone, with the end of its log.
+
+        """
+        if self.process.returncode is not None:
+            raise RuntimeError(_why(self))
         return cpu_us(self.pid)
 
     def rss_kib(self) -> int:
@@ -232,4 +240,6 @@ async def _until_ready(server: Server) -> None:
 
 def _why(server: Server) -> str:
     tail = server.log.read_text(errors="replace")[-2000:]
-    return f"{server.kind.title} does not start: {tail}"
+    status = server.process.returncode
+    how = "does not start" if status is None else f"ended with status {status}"
+    return f"{server.kind.title} {how}: {tail}"
