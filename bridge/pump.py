@@ -147,6 +147,7 @@ class Pump(Generic[B]):
         self._publisher = publisher
         self._retry_delays_s = retry_delays_s
         self._metrics = metrics
+        self._stored = metrics.settled.labels(outcome=Outcome.STORED, reason="")
         self._pace_s = pace_s
         self._now = now
         self._in_trial: bytes | None = None
@@ -252,8 +253,8 @@ class Pump(Generic[B]):
             await self._store(batch, good[:middle])  # the first half first: order
             await self._store(batch, good[middle:])
             return
-        duplicates = sum(offset is None for offset in offsets)
-        self._count(Outcome.STORED, len(good) - duplicates)
+        duplicates = offsets.count(None)
+        self._stored.inc(len(good) - duplicates)
         self._count(Outcome.DUPLICATE, duplicates)
 
     async def _try_again_later(
