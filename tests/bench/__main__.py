@@ -100,7 +100,11 @@ def _parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--rounds", type=int, default=5, help="how often everything is measured")
     add("--seconds", type=float, help="how long a steady stream goes on")
-    add("--only", type=_words(tuple(WORKS)), help="works, with commas between them")
+    add(
+        "--only",
+        type=_words(tuple(WORKS | profile.WORKS)),
+        help="works, with commas between them",
+    )
     add("--servers", type=_words(tuple(KINDS)), help="servers, likewise")
     add(
         "--report",
@@ -113,9 +117,14 @@ def _parse() -> argparse.Namespace:
         "--leak-scale",
         type=float,
         default=1.0,
-        help="how much of the long time, 0 to 1",
+        help="how much of the long time; below 1 inboxes are not full in time, and memory grows",
     )
-    return parser.parse_args()
+    given = parser.parse_args()
+    known = profile.WORKS if given.profile else WORKS
+    unknown = [word for word in given.only or () if word not in known]
+    if unknown:
+        parser.error(f"--only: here there is no {', '.join(unknown)}")
+    return given
 
 
 if __name__ == "__main__":

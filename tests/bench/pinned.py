@@ -26,6 +26,8 @@ def main() -> None:
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # The profiler is no parent of it; kernels with Yama want that allowed.
     prctl(_PR_SET_PTRACER, ctypes.c_long(_ANYBODY))
+    # Ctrl-C is for the bench, which ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.execvp(command[0], command)  # noqa: S606 - that is what it is for

@@ -23,8 +23,7 @@ from tests.bench.works import Scale, Stage, users
 # The first that fits, from the innermost frame outwards. Frames read
 # `function (file:line)`; what fits nothing counts for its caller.
 _STAGES: Final = (
-    ("transport.write", "waiting or writing to windows: socket writes"),
-    ("bridge/sockets/transport.py", "windows: carriers"),
+    ("bridge/sockets/transport.py", "windows: carriers, and what they send at once"),
     ("bridge/sockets/rooms.py", "windows: rooms, one frame for all"),
     ("bridge/core/frames.py", "windows: rooms, one frame for all"),
     ("bridge/core/position.py", "windows: rooms, one frame for all"),
@@ -52,7 +51,6 @@ _STAGES: Final = (
 )
 _ELSE: Final = "else"
 _RATE: Final = 400
-_WORKS: Final = ("saturated", "steady", "fanout", "connect")
 _SETTLE_S: Final = 2.0
 
 
@@ -73,7 +71,7 @@ async def run(
     async with open_world(tell) as world:
         for name in servers or ("memory", "sqlite"):
             columns = {}
-            for work in works or _WORKS:
+            for work in works or WORKS:
                 cost_us, stages = await _profile(world, name, work)
                 columns[work] = {
                     stage: share * cost_us for stage, share in stages.items()
@@ -104,7 +102,7 @@ async def _profile(
 ) -> tuple[float, dict[str, float]]:
     output = world.folder / "stacks.txt"
     async with open_stage(world, name, Scale(), seed=0) as stage:
-        cost_us = await _WORK[work](stage, output)
+        cost_us = await WORKS[work](stage, output)
     counts: Counter[str] = Counter()
     for line in output.read_text(encoding="utf-8").splitlines():
         stack, _, number = line.rpartition(" ")
@@ -184,7 +182,7 @@ async def _connect(stage: Stage, output: Path) -> float:
         return (stage.server.cpu_us() - before_us) / (len(some) - 100)
 
 
-_WORK: Final = {
+WORKS: Final = {
     "saturated": _saturated,
     "steady": _steady,
     "fanout": _fanout,

@@ -5,7 +5,7 @@ Each work gets a server of its own, fresh from its start, and warms it up first.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from statistics import quantiles
 from time import perf_counter
@@ -224,7 +224,7 @@ async def crowd(stage: Stage) -> Figures:
     return figures
 
 
-WORKS: Final[Mapping[str, Callable[[Stage], Awaitable[Figures]]]] = {
+WORKS: Final[dict[str, Callable[[Stage], Awaitable[Figures]]]] = {
     "saturated": saturated,
     "flooded": flooded,
     "steady": steady,
