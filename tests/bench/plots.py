@@ -63,10 +63,10 @@ def _bars(axes: Axes, results: Results, work: str, name: str, title: str) -> Non
         error_kw={"elinewidth": 0.8},
     )
     axes.set_yscale("log")
-    axes.bar_label(bars, fmt="{:,.3g}", fontsize=8, padding=2)
+    axes.bar_label(bars, fmt=_figure, fontsize=8, padding=2)
     axes.set_title(title, fontsize=9)
     axes.tick_params(axis="x", labelsize=7)
-    axes.tick_params(axis="y", labelsize=7)
+    axes.tick_params(axis="y", which="both", labelleft=False, labelsize=7)
     axes.margins(y=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -74,3 +74,7 @@ def _bars(axes: Axes, results: Results, work: str, name: str, title: str) -> Non
 
 def _label(server: str) -> str:
     return {"memory": "bridge\nmemory", "sqlite": "bridge\nsqlite"}.get(server, server)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -2,23 +2,28 @@
 Where the bridge's time goes, per stage, in microseconds.
 
 py-spy looks at the stacks of a running bridge 400 times a second; each sample counts for
-the stage of its innermost frame that belongs to one. The share of a stage times the
-measured cost is what it takes.
+the stage of its innermost frame that belongs to one. Each thread's processor time is
+shared out among its stages.
 """
 
 import asyncio
 import shutil
 import signal
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from tests.bench.run import World, open_stage, open_world
-from tests.bench.servers import KINDS
+from tests.bench.servers import KINDS, cpu_us_of_threads
 from tests.bench.works import Scale, Stage, users
+
+_WAIT_INBOX: Final = "inbox: going to sleep and waking up"
+_WAIT_LOOP: Final = "event loop: going to sleep, waking up, receiving, sending"
+_WAITING: Final = frozenset({_WAIT_INBOX, _WAIT_LOOP})
 
 # The first that fits, from the innermost frame outwards. Frames read
 # `function (file:line)`; what fits nothing counts for its caller.
@@ -35,7 +40,7 @@ _STAGES: Final = (
     ("bridge/core/properties.py", "parse and check"),
     ("tenacity/", "pump"),
     ("bridge/pump.py", "pump"),
-    ("_take (bridge/inbox/sqlite_worker.py", "inbox: waiting for work and for the GIL"),
+    ("_take (bridge/inbox/sqlite_worker.py", _WAIT_INBOX),
     ("Worker.submit", "inbox: hand-over between threads"),
     ("Job.", "inbox: hand-over between threads"),
     ("_transact (bridge/inbox/", "inbox: begin, commit"),
@@ -47,7 +52,7 @@ _STAGES: Final = (
     ("aiohttp/", "aiohttp"),
     ("bridge/metrics.py", "metrics"),
     ("prometheus_client/", "metrics"),
-    ("asyncio/runners.py", "event loop: waiting, receiving, sending"),
+    ("asyncio/runners.py", _WAIT_LOOP),
 )
 _ELSE: Final = "else"
 _RATE: Final = 400
@@ -72,10 +77,7 @@ async def run(
         for name in servers or ("memory", "sqlite"):
             columns = {}
             for work in works or WORKS:
-                cost_us, stages = await _profile(world, name, work)
-                columns[work] = {
-                    stage: share * cost_us for stage, share in stages.items()
-                }
+                cost_us, columns[work] = await _profile(world, name, work)
                 tell(f"{name}, {work}: {cost_us:.1f} µs under the profiler")
             lines += [f"**{KINDS[name].title}**, µs a delivery (a window, at connect):"]
             lines += ["", *_table(columns), ""]
@@ -100,15 +102,60 @@ def _table(columns: dict[str, dict[str, float]]) -> Iterable[str]:
 async def _profile(
     world: World, name: str, work: str
 ) -> tuple[float, dict[str, float]]:
-    output = world.folder / "stacks.txt"
+    """Return the cost of a delivery, and what each stage has of it."""
+    watch = Watch(world.folder / "stacks.txt")
     async with open_stage(world, name, Scale(), seed=0) as stage:
-        cost_us = await WORKS[work](stage, output)
-    counts: Counter[str] = Counter()
-    for line in output.read_text(encoding="utf-8").splitlines():
-        stack, _, number = line.rpartition(" ")
-        counts[stage_of(stack.split(";"))] += int(number)
-    total = counts.total()
-    return cost_us, {stage: count / total for stage, count in counts.items()}
+        cost_us = await WORKS[work](stage, watch)
+    used_us = watch.stages_us()
+    deliveries = sum(used_us.values()) / cost_us
+    return cost_us, {title: us / deliveries for title, us in used_us.items()}
+
+
+@dataclass
+class Watch:
+    """
+    What was seen of a server.
+
+    Attributes:
+        stacks: The file that py-spy writes.
+        cpu_us: What each thread used meanwhile, by its id.
+
+    """
+
+    stacks: Path
+    cpu_us: dict[int, float] = field(default_factory=dict)
+
+    def stages_us(self) -> dict[str, float]:
+        """
+        Share each thread's processor time out among its stages.
+
+        py-spy sees some threads at work that only wait. So a stage in which threads wait
+        gets what the others leave of the time that was really used.
+        """
+        seen: dict[int, Counter[str]] = defaultdict(Counter)
+        for line in self.stacks.read_text(encoding="utf-8").splitlines():
+            stack, _, number = line.rpartition(" ")
+            thread, *frames = stack.split(";")  # thread (ID): NAME
+            seen[int(thread.split("(")[1].split(")")[0], 0)][stage_of(frames)] += int(
+                number
+            )
+        used: dict[str, float] = defaultdict(float)
+        for thread_id, counts in seen.items():
+            cpu_us = self.cpu_us.get(thread_id, 0.0)
+            waits = counts.keys() & _WAITING
+            busy_us = {
+                title: count / _RATE * 1e6
+                for title, count in counts.items()
+                if title not in _WAITING
+            }
+            all_busy_us = sum(busy_us.values())
+            is_over = all_busy_us > cpu_us or not waits
+            factor = cpu_us / all_busy_us if all_busy_us and is_over else 1.0
+            for title, us in busy_us.items():
+                used[title] += us * factor
+            for title in waits:
+                used[title] += max(0.0, cpu_us - all_busy_us * factor) / len(waits)
+        return used
 
 
 def stage_of(stack: Sequence[str]) -> str:
@@ -121,7 +168,7 @@ def stage_of(stack: Sequence[str]) -> str:
 
 
 @asynccontextmanager
-async def _watched(stage: Stage, output: Path) -> AsyncIterator[None]:
+async def _watched(stage: Stage, watch: Watch) -> AsyncIterator[None]:
     """Note the server's stacks until the block is left."""
     program = shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if program is None:
@@ -129,15 +176,20 @@ async def _watched(stage: Stage, output: Path) -> AsyncIterator[None]:
         raise RuntimeError(message)
     process = await asyncio.create_subprocess_exec(
         program,
-        *("record", "--pid", str(stage.server.pid), "--rate", str(_RATE)),
-        *("--duration", "600", "--format", "raw", "--output", str(output)),
+        *("record", "--threads", "--pid", str(stage.server.pid), "--rate", str(_RATE)),
+        *("--duration", "600", "--format", "raw", "--output", str(watch.stacks)),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
     try:
         # It reads the symbols of a process before it looks at it.
         await asyncio.sleep(_SETTLE_S)
+        before = cpu_us_of_threads(stage.server.pid)
         yield
+        after = cpu_us_of_threads(stage.server.pid)
+        watch.cpu_us = {
+            number: us - before.get(number, 0) for number, us in after.items()
+        }
         process.send_signal(signal.SIGINT)
         _, errors = await process.communicate()
         if process.returncode:
@@ -149,34 +201,34 @@ async def _watched(stage: Stage, output: Path) -> AsyncIterator[None]:
             await process.wait()
 
 
-async def _saturated(stage: Stage, output: Path) -> float:
+async def _saturated(stage: Stage, watch: Watch) -> float:
     some = users(stage.scale.windows)
     await stage.open(some)
     await stage.warm_up(some, stage.scale.warm_up)
-    async with _watched(stage, output):
+    async with _watched(stage, watch):
         return (await stage.saturate(some, 2 * stage.backlog))["us"]
 
 
-async def _steady(stage: Stage, output: Path) -> float:
+async def _steady(stage: Stage, watch: Watch) -> float:
     some = users(stage.scale.windows)
     await stage.open(some)
     await stage.warm_up(some, stage.scale.warm_up)
-    async with _watched(stage, output):
+    async with _watched(stage, watch):
         return (await stage.stream(some, stage.scale.rate))["us"]
 
 
-async def _fanout(stage: Stage, output: Path) -> float:
+async def _fanout(stage: Stage, watch: Watch) -> float:
     await stage.open(["ann"] * stage.scale.fanout)
-    async with _watched(stage, output):
+    async with _watched(stage, watch):
         return await stage.fan_out(stage.scale.fanout_messages)
 
 
-async def _connect(stage: Stage, output: Path) -> float:
+async def _connect(stage: Stage, watch: Watch) -> float:
     some = users(stage.scale.crowd // 2)
     await stage.open(some[:100])
     for user in some:
         stage.windows.token(user)
-    async with _watched(stage, output):
+    async with _watched(stage, watch):
         before_us = stage.server.cpu_us()
         await stage.open(some[100:])
         return (stage.server.cpu_us() - before_us) / (len(some) - 100)

@@ -118,13 +118,18 @@ class Server:
 
 def cpu_us(pid: int) -> float:
     """Return the processor time that `pid` has used, with all threads, in microseconds."""
-    total_ns = 0
-    tasks = Path(f"/proc/{pid}/task")
-    for task in tasks.iterdir():
+    return sum(cpu_us_of_threads(pid).values())
+
+
+def cpu_us_of_threads(pid: int) -> dict[int, float]:
+    """Return the same for each thread, by its id."""
+    used: dict[int, float] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
         # Nanoseconds on the processor; `stat` counts in ticks of 10 ms.
         with suppress(FileNotFoundError):
-            total_ns += int((task / "schedstat").read_text().split()[0])
-    return total_ns / 1000
+            used_ns = int((task / "schedstat").read_text().split()[0])
+            used[int(task.name)] = used_ns / 1000
+    return used
 
 
 @asynccontextmanager
