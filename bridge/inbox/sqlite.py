@@ -243,8 +243,9 @@ class SqliteInbox:
         If the store is away now, the next sweep does it.
         """
         with suppress(StoreUnavailableError):
-            while await self._write(self._writing.sweep_messages):
-                pass
+            for sweep in (self._writing.sweep_waiting, self._writing.sweep_messages):
+                while await self._write(sweep):
+                    pass
             key: tuple[int, str] | None = (0, "")
             while key is not None:
                 key = await self._write(partial(self._writing.sweep_ids, after=key))

@@ -82,6 +82,15 @@ def index(connection: sqlite3.Connection, piece: Piece) -> None:
         )
 
 
+def oldest_waiting_s(connection: sqlite3.Connection) -> float | None:
+    """When the oldest message that is not indexed was taken; ``None`` if all are."""
+    row = connection.execute(
+        "SELECT taken_s FROM messages WHERE seq > ? ORDER BY seq LIMIT 1",
+        (meta(connection, "indexed_seq"),),
+    ).fetchone()
+    return None if row is None else row[0]
+
+
 def delete_before(connection: sqlite3.Connection, user_id: int, upto: int) -> None:
     """
     Delete one user's messages before the offset `upto`: they are over the limit.

@@ -98,13 +98,18 @@ class Tail:
         self._count += len(stored)
         self._newest_seq = stored[-1][1][1]
 
+    def begin_round(self) -> None:
+        """Let what waits now be indexed, if there is anything and no round goes on."""
+        if not self._round:
+            self._round = sorted(self._waiting, reverse=True)
+            self._round_seq = self._newest_seq
+
     def next_piece(self, count: int) -> Piece | None:
         """Return `count` entries or a few less to be indexed; ``None`` = not yet."""
         if not self._round:
             if self._count < self.round_entries:
                 return None
-            self._round = sorted(self._waiting, reverse=True)
-            self._round_seq = self._newest_seq
+            self.begin_round()
         entries: list[tuple[int, Sequence[Entry]]] = []
         is_whole = True
         for user_id in reversed(self._round):

@@ -26,8 +26,13 @@ _KNOWN_USERS: Final = 100_000
 # round comes to its end.
 _INDEX_RATE: Final = 2
 _INDEX_LEAST: Final = 100
-# The most that is deleted of one user in one go.
+# The most that is deleted of one user in one go, unless more is added: with every go, more
+# must be able to leave than came, or one busy user would grow without bound.
 _TRIM_ROWS: Final = 500
+_TRIM_RATE: Final = 2
+# A sweep indexes so much in one go, and whatever waits at least so often.
+_SWEEP_ENTRIES: Final = 500
+_ROUND_EACH_S: Final = 3600.0
 
 
 @dataclass(slots=True)
@@ -65,6 +70,7 @@ class Writing:
         self._seq = 0
         self._committed_seq = 0
         self._owed = 0
+        self._rounded_s = now()  # when all that waited had been indexed
         # Of the transaction that is going on:
         self._stored: list[tuple[int, Entry]] = []
         self._seen: dict[tuple[int, str], float] = {}
@@ -140,6 +146,8 @@ class Writing:
         """Let readers see what was committed, before anybody is told of it."""
         if self._piece is not None:
             self._tail.drop(self._piece)
+            if self._piece.indexed_seq is not None:
+                self._rounded_s = self._now()
         self._tail.add(self._stored)
         self._committed_seq = self._seq
         self._owed += _INDEX_RATE * len(self._stored)
@@ -171,7 +179,7 @@ class Writing:
         had = self._had(
             connection, users, messages, oldest_s=now_s - retention.dedupe_s
         )
-        full: dict[int, _Known] = {}
+        over: dict[str, int] = {}  # how many came to a user who has too much
         offsets: list[int | None] = []
         values: list[object] = []
         for message, user in zip(messages, users, strict=True):
@@ -193,10 +201,16 @@ class Writing:
             entry = (user.last, self._seq, message.id, seen_s)
             self._stored.append((user.id, entry))
             if user.last - user.first >= limit:
-                full[user.id] = user
+                over[message.user] = over.get(message.user, 0) + 1
         statements.insert(connection, "INSERT INTO messages", values, columns=9)
-        for user in full.values():
-            self._trim(connection, user, max_messages=retention.max_messages)
+        for name, count in over.items():
+            most = max(_TRIM_ROWS, _TRIM_RATE * count)
+            self._trim(
+                connection,
+                self._known[name],
+                max_messages=retention.max_messages,
+                most=most,
+            )
         return offsets
 
     def run_errands(
@@ -236,6 +250,24 @@ class Writing:
         connection.execute(
             "INSERT OR REPLACE INTO bridge VALUES ('probed_s', ?)", (self._now(),)
         )
+
+    def sweep_waiting(self, connection: sqlite3.Connection) -> bool:
+        """
+        Index some of what waits, if it waited for too long; true if there may be more.
+
+        What is not indexed cannot be deleted, neither for its age nor over the limit.
+        When few messages come, a round would not begin by itself for weeks.
+        """
+        now_s = self._now()
+        taken_s = statements.oldest_waiting_s(connection)
+        if taken_s is None:
+            return False
+        is_old = taken_s < now_s - self._retention().max_age_s
+        if not is_old and now_s - self._rounded_s < _ROUND_EACH_S:
+            return False
+        self._tail.begin_round()
+        self._owed = max(self._owed, _SWEEP_ENTRIES)
+        return True
 
     def sweep_messages(self, connection: sqlite3.Connection) -> bool:
         """Delete some messages that are over their age; true if there may be more."""
@@ -313,13 +345,18 @@ class Writing:
             statements.index(connection, self._piece)
 
     def _trim(
-        self, connection: sqlite3.Connection, user: _Known, *, max_messages: int
+        self,
+        connection: sqlite3.Connection,
+        user: _Known,
+        *,
+        max_messages: int,
+        most: int,
     ) -> None:
         """
-        Delete what one user has too much, or some of it.
+        Delete what one user has too much, or the oldest `most` of it.
 
         Readers count themselves what is over the limit, so this may lag.
         """
-        upto = min(user.last - max_messages + 1, user.first + _TRIM_ROWS)
+        upto = min(user.last - max_messages + 1, user.first + most)
         statements.delete_before(connection, user.id, upto)
         user.first = upto

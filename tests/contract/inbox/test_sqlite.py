@@ -291,3 +291,67 @@ async def test_sweeping_deletes_messages_ids_and_trials_in_pieces(
     assert (kept, placed) == (0, 0)
     assert rows(path, "SELECT count(*) FROM trials") == [(0,)]
     assert rows(path, "SELECT count(*) FROM seen WHERE seen_s < 1000001") == [(0,)]
+
+
+async def test_what_waits_to_be_indexed_is_swept_when_it_is_too_old(
+    opened: Opened, path: Path, clock: Clock
+) -> None:
+    """A quiet bridge would keep it for weeks: no round of indexing begins by itself."""
+    async with opened() as inbox:
+        for number in range(30):
+            await inbox.append([message(f"user-{number}", b"1")] * 50)
+        clock.now_s += 1001
+        await inbox.append([Message("late", "message", b"2", clock.now_s)])
+        await inbox.sweep()
+
+        assert rows(path, "SELECT data FROM messages") == [(b"2",)]
+        state = await inbox.state("user-7")
+        assert (state.first, state.last) == (51, 50)
+    async with opened() as inbox:
+        assert await inbox.append([message("user-7", b"3")]) == [51]
+
+
+async def test_what_waits_to_be_indexed_does_not_wait_for_ever(
+    opened: Opened, path: Path, clock: Clock
+) -> None:
+    """What is over the limit can be deleted when it is indexed, and not before."""
+    indexed = "SELECT value FROM bridge WHERE name = 'indexed_seq'"
+    async with opened() as inbox:
+        clock.now_s += 3000
+        await inbox.append([Message("alice", "message", b"1", clock.now_s)] * 1200)
+        await inbox.sweep()
+        assert rows(path, indexed) == [(0,)]
+        clock.now_s += 700
+        await inbox.sweep()
+        assert rows(path, indexed) == [(1200,)]
+        await inbox.append([Message("alice", "message", b"1", clock.now_s)] * 20)
+        assert rows(path, "SELECT count(*) FROM messages")[0][0] < 150
+
+
+async def test_appends_pass_while_a_sweep_indexes(opened: Opened, clock: Clock) -> None:
+    """It goes in pieces: the pump waits for one of them at most."""
+    async with opened() as inbox:
+        await inbox.append([message(f"user-{n}", b"1") for n in range(5000)])
+        clock.now_s += 1001
+        sweeping = asyncio.ensure_future(inbox.sweep())
+        await asyncio.sleep(0)  # the first piece is on its way
+        assert await inbox.append([message("alice", b"2")]) == [1]
+        assert not sweeping.done()
+        await sweeping
+
+
+@pytest.mark.parametrize("count", [400, 3000])
+async def test_one_busy_user_does_not_grow_beyond_its_limit(
+    opened: Opened, path: Path, count: int
+) -> None:
+    """However large its batches are, more leaves than comes."""
+    async with opened(round_entries=10) as inbox:
+        for _ in range(8):
+            await inbox.append([message("alice", b"1")] * count)
+        await inbox.append([message("alice", b"2")] * 500)
+        state = await inbox.state("alice")
+
+    [(kept,)] = rows(path, "SELECT count(*) FROM messages")
+    assert state.last - state.first + 1 == 100
+    # What came last is indexed after the next batch, and can only then be deleted.
+    assert kept < 2 * count + 1100
