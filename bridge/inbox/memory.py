@@ -56,7 +56,7 @@ class MemoryInbox:
     All users' inboxes in one process.
 
     What a user's counters need stays as long as the process lives, some hundred bytes a
-    user; messages go by `Retention`.
+    user; messages go by `Retention`. Why it must stay: see sqlite_format.
     """
 
     description: Final = "memory:"

@@ -14,34 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from bridge.errors import ConfigError, StoreInUseError, StoreUnavailableError
+from bridge.inbox.sqlite_format import MIGRATIONS
 
 # "brdg": tells our files from other people's.
 APPLICATION_ID: Final = 0x62726467
-
-# From format n to n + 1. Add to the end and never change what was released.
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
-    (
-        "CREATE TABLE bridge (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
-        # `first` is the oldest offset that may be kept: everything before it is gone.
-        "CREATE TABLE users (id INTEGER PRIMARY KEY, user TEXT NOT NULL UNIQUE,"
-        " first INTEGER NOT NULL DEFAULT 1, delivered INTEGER NOT NULL DEFAULT 0,"
-        " trimmed_for TEXT)",
-        # In the order of arrival: a commit writes to the end of the table alone.
-        "CREATE TABLE messages (seq INTEGER PRIMARY KEY, user_id INTEGER NOT NULL,"
-        " offset INTEGER NOT NULL, event TEXT NOT NULL, data BLOB NOT NULL,"
-        " taken_s REAL NOT NULL, deadline_s REAL, message_id TEXT, seen_s REAL)",
-        # Where a user's messages stand, and which ids a user has had. Both are behind
-        # `messages` by what stands after `indexed_seq` (see sqlite_tail).
-        "CREATE TABLE places (user_id INTEGER, offset INTEGER, seq INTEGER NOT NULL,"
-        " PRIMARY KEY (user_id, offset)) WITHOUT ROWID",
-        "CREATE TABLE seen (user_id INTEGER, message_id TEXT, seen_s REAL NOT NULL,"
-        " PRIMARY KEY (user_id, message_id)) WITHOUT ROWID",
-        # Messages that were in hand alone, so that one that kills the process is known.
-        "CREATE TABLE trials (key BLOB PRIMARY KEY, count INTEGER NOT NULL,"
-        " noted_s REAL NOT NULL) WITHOUT ROWID",
-        "INSERT INTO bridge VALUES ('indexed_seq', 0)",
-    ),
-)
 
 _BUSY_TIMEOUT_S: Final = 0.5
 _CACHE_KIB: Final = 32 * 1024
@@ -74,18 +50,15 @@ class StoreFile:
 
     def __init__(self, path: Path, description: str) -> None:
         self._path = path.absolute()
+        # Ready made: they are looked at for each commit.
+        self._companions = tuple(
+            self._path.with_name(self._path.name + suffix)
+            for suffix in ("", "-wal", "-lock")
+        )
+        self._names = tuple(str(each) for each in self._companions)
         self._description = description
         self._lock: int | None = None
         self._identity: tuple[tuple[int, int] | None, ...] = ()
-
-    @property
-    def _companions(self) -> tuple[Path, ...]:
-        name = self._path.name
-        return (
-            self._path,
-            self._path.with_name(f"{name}-wal"),
-            self._path.with_name(f"{name}-lock"),
-        )
 
     # --- opening
 
@@ -262,8 +235,11 @@ class StoreFile:
                 deleted or replaced.
 
         """
+        found = self._look()
+        if found == self._identity:
+            return
         for path, then, now in zip(
-            self._companions, self._identity, self._look(), strict=True
+            self._companions, self._identity, found, strict=True
         ):
             if then != now:
                 raise self._unavailable(
@@ -272,7 +248,7 @@ class StoreFile:
                 )
 
     def _look(self) -> tuple[tuple[int, int] | None, ...]:
-        return tuple(_identity(path) for path in self._companions)
+        return tuple(_identity(name) for name in self._names)
 
     def _identify(self) -> None:
         """Remember which files were opened; fails if they were moved meanwhile."""
@@ -329,9 +305,9 @@ class StoreFile:
         return ConfigError((f"BRIDGE_INBOX: {self._description}: {problem}",))
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(name: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)  # noqa: PTH116 - thrice for each commit, and quicker
+        found = os.stat(name)  # noqa: PTH116 - thrice for each commit, and quicker
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino

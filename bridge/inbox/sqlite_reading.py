@@ -6,7 +6,7 @@ not indexed yet it finds in the tail, which is asked before the snapshot is take
 """
 
 import sqlite3
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from time import time
@@ -15,12 +15,13 @@ from typing import Any, Final
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxState, Page
 from bridge.inbox.memory import Retention
+from bridge.inbox.sqlite_chain import rows
 from bridge.inbox.sqlite_file import StoreFile
-from bridge.inbox.sqlite_tail import Entry, Tail
+from bridge.inbox.sqlite_tail import Tail, Waiting
 from bridge.inbox.sqlite_worker import Job
 from bridge.names import SyncReason
 
-_COLUMNS: Final = "event, data, taken_s, message_id, deadline_s"
+_NOTHING: Final = Waiting(head=(0, 0), blocks=(), delivered=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class _Span:
 
     first: int
     last: int
+    seq: int
     delivered: int
     trimmed_for: SyncReason | None
 
@@ -102,9 +104,11 @@ class Reading:
                 return Page(messages=(), next_after=after, expired=0, gone=0, last=0)
             span = self._span(connection, user_id, tail)
             start = max(after, span.first - 1)
-            with closing(_rows(connection, user_id, start, tail)) as rows:
+            with closing(
+                rows(connection, user_id, span.seq, tail, after=start)
+            ) as found:
                 return _page(
-                    (_stored(user, row) for row in rows),
+                    (_stored(user, row) for row in found),
                     after=after,
                     last=span.last,
                     max_messages=max_messages,
@@ -118,21 +122,24 @@ class Reading:
         """Count what is kept behind the offset `after` and is past its deadline."""
         now_s = self._now()
         with self._inbox(connection, user) as (user_id, tail):
-            count, placed = connection.execute(
-                "SELECT count(*) FILTER (WHERE deadline_s <= ?3), max(places.offset)"
-                " FROM places CROSS JOIN messages USING (seq)"
-                " WHERE places.user_id = ?1 AND messages.user_id = places.user_id"
-                " AND places.offset > ?2",
-                (user_id, after, now_s),
-            ).fetchone()
-            after = max(after, placed or 0)
-            for offset, seq, _, _ in tail:
-                if offset > after:
-                    count += connection.execute(
-                        "SELECT count(*) FROM messages WHERE seq = ? AND deadline_s <= ?",
-                        (seq, now_s),
-                    ).fetchone()[0]
-        return int(count)
+            if user_id is None:
+                return 0
+            span = self._span(connection, user_id, tail)
+            after = max(after, span.first - 1)
+            with closing(
+                rows(
+                    connection,
+                    user_id,
+                    span.seq,
+                    tail,
+                    after=after,
+                    columns="deadline_s",
+                )
+            ) as found:
+                return sum(
+                    deadline_s is not None and deadline_s <= now_s
+                    for _, deadline_s in found
+                )
 
     def quick_check(self, connection: sqlite3.Connection) -> str:
         """Look at every page of the file; return "ok" or the first fault."""
@@ -142,13 +149,13 @@ class Reading:
     @contextmanager
     def _inbox(
         self, connection: sqlite3.Connection, user: str
-    ) -> Iterator[tuple[int | None, Sequence[Entry]]]:
+    ) -> Iterator[tuple[int | None, Waiting]]:
         """Take a snapshot of one inbox: the user's id, if there is one, and the tail."""
         row = connection.execute(
             "SELECT id FROM users WHERE user = ?", (user,)
         ).fetchone()
         if row is None:
-            yield None, ()
+            yield None, _NOTHING
             return
         tail = self._tail.of(row[0])  # before the snapshot
         connection.execute("BEGIN")
@@ -158,63 +165,33 @@ class Reading:
             connection.rollback()
 
     def _span(
-        self, connection: sqlite3.Connection, user_id: int, tail: Sequence[Entry]
+        self, connection: sqlite3.Connection, user_id: int, tail: Waiting
     ) -> _Span:
         retention = self._retention()
-        first, delivered, reason, placed = connection.execute(
-            "SELECT first, delivered, trimmed_for, coalesce((SELECT max(offset)"
-            " FROM places WHERE user_id = users.id), 0) FROM users WHERE id = ?",
+        first, reason, *head, delivered = connection.execute(
+            "SELECT first, trimmed_for, coalesce(last, 0), coalesce(seq, 0),"
+            " coalesce(delivered, 0)"
+            " FROM users LEFT JOIN heads ON user_id = id WHERE id = ?",
             (user_id,),
         ).fetchone()
+        delivered = max(delivered, tail.delivered)
         trimmed_for = SyncReason(reason) if reason else None
-        last = max(first - 1, placed, tail[-1][0] if tail else 0)
+        last, seq = max(tuple(head), tail.head)
         if last - retention.max_messages + 1 > first:
             first = last - retention.max_messages + 1
             trimmed_for = SyncReason.LIMIT
-        young = self._first_young(connection, user_id, first, tail) or last + 1
+        oldest_s = self._now() - retention.max_age_s
+        young = last + 1
+        with closing(rows(connection, user_id, seq, tail, after=first - 1)) as found:
+            for offset, _, _, taken_s, *_ in found:
+                if taken_s >= oldest_s:
+                    young = offset
+                    break
+        # What was swept is not there at all, and is younger than `first` all the same.
         if young > first:
             first = young
             trimmed_for = SyncReason.EXPIRED
-        return _Span(first, last, delivered, trimmed_for)
-
-    def _first_young(
-        self,
-        connection: sqlite3.Connection,
-        user_id: int,
-        first: int,
-        tail: Sequence[Entry],
-    ) -> int | None:
-        """Find the first offset from `first` on that is not over its age."""
-        oldest_s = self._now() - self._retention().max_age_s
-        with closing(_rows(connection, user_id, first - 1, tail)) as rows:
-            for offset, _, _, taken_s, *_ in rows:
-                if taken_s >= oldest_s:
-                    return int(offset)
-        return None
-
-
-def _rows(
-    connection: sqlite3.Connection, user_id: int, after: int, tail: Sequence[Entry]
-) -> Generator[tuple[Any, ...], None, None]:
-    """Yield offset and columns of what is stored behind `after`: indexed, then not."""
-    for row in connection.execute(
-        f"SELECT places.offset, {_COLUMNS} FROM places CROSS JOIN messages USING (seq)"  # noqa: S608 - no input
-        # The second condition is always true; nobody gets another user's message if the
-        # file was tampered with.
-        " WHERE places.user_id = ? AND messages.user_id = places.user_id"
-        " AND places.offset > ? ORDER BY places.offset",
-        (user_id, after),
-    ):
-        after = row[0]
-        yield row
-    for offset, seq, _, _ in tail:
-        if offset > after:
-            row = connection.execute(
-                f"SELECT offset, {_COLUMNS} FROM messages WHERE seq = ?",  # noqa: S608 - no input
-                (seq,),
-            ).fetchone()
-            if row is not None:  # trimmed since the tail was asked
-                yield row
+        return _Span(first, last, seq, delivered, trimmed_for)
 
 
 def _stored(user: str, row: tuple[Any, ...]) -> Stored:

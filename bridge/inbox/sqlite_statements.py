@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from bridge.inbox.sqlite_tail import Piece
+from bridge.inbox.sqlite_tail import BLOCK, Piece
 from bridge.names import SyncReason
 
 _ROWS: Final = 25
@@ -34,17 +34,18 @@ def insert(
     values: Sequence[object],
     *,
     columns: int,
+    tail: str = "",
 ) -> None:
     """Insert rows of `columns` values each, which stand one after the other."""
     row = "(" + ", ".join("?" * columns) + ")"
     width = columns * _ROWS
     whole = len(values) - len(values) % width
-    statement = f"{head} VALUES " + ", ".join([row] * _ROWS)
+    statement = f"{head} VALUES " + ", ".join([row] * _ROWS) + tail
     for start in range(0, whole, width):
         connection.execute(statement, values[start : start + width])
     rest = values[whole:]
     connection.executemany(
-        f"{head} VALUES {row}",
+        f"{head} VALUES {row}{tail}",
         [rest[start : start + columns] for start in range(0, len(rest), columns)],
     )
 
@@ -66,20 +67,23 @@ def find_ids(
 
 def index(connection: sqlite3.Connection, piece: Piece) -> None:
     """Index what waited. After a crash some comes for the second time, to no effect."""
-    places: list[object] = []
-    seen: list[object] = []
-    for user_id, entries in piece.entries:
-        for offset, seq, message_id, seen_s in entries:
-            places += (user_id, offset, seq)
-            if message_id is not None:
-                seen += (user_id, message_id, seen_s)
-    insert(connection, "INSERT OR REPLACE INTO places", places, columns=3)
-    insert(connection, "INSERT OR REPLACE INTO seen", seen, columns=3)
-    if piece.indexed_seq is not None:
+    insert(
+        connection,
+        "INSERT INTO heads",
+        piece.heads,
+        columns=4,
+        # Nothing here ever moves back; 0 stands for what has not changed.
+        tail=" ON CONFLICT (user_id) DO UPDATE SET last = max(last, excluded.last),"
+        " seq = max(seq, excluded.seq), delivered = max(delivered, excluded.delivered)",
+    )
+    insert(connection, "INSERT OR REPLACE INTO places", piece.places, columns=3)
+    insert(connection, "INSERT OR REPLACE INTO seen", piece.seen, columns=3)
+    if piece.upto is not None:
+        seq, marks_id = piece.upto
         connection.execute(
-            "UPDATE bridge SET value = ? WHERE name = 'indexed_seq'",
-            (piece.indexed_seq,),
+            "UPDATE bridge SET value = ? WHERE name = 'indexed_seq'", (seq,)
         )
+        connection.execute("DELETE FROM marks WHERE id <= ?", (marks_id,))
 
 
 def oldest_waiting_s(connection: sqlite3.Connection) -> float | None:
@@ -95,21 +99,37 @@ def delete_before(connection: sqlite3.Connection, user_id: int, upto: int) -> No
     """
     Delete one user's messages before the offset `upto`: they are over the limit.
 
-    What waits to be indexed stays for now: the tail is read back from it.
+    What waits to be indexed stays for now: the tail is read back from it. What stays of a
+    block that is deleted goes with the next one.
     """
-    key = (user_id, upto)
-    seqs = connection.execute(
-        "SELECT seq FROM places WHERE user_id = ? AND offset < ? ORDER BY seq", key
-    ).fetchall()
-    connection.executemany("DELETE FROM messages WHERE seq = ?", seqs)
-    connection.execute("DELETE FROM places WHERE user_id = ? AND offset < ?", key)
-    _move_first(connection, [key], SyncReason.LIMIT)
+    key = (user_id, upto, meta(connection, "indexed_seq"))
+    connection.execute(
+        "WITH RECURSIVE old (seq) AS ("  # noqa: S608 - a number
+        "SELECT seq FROM places WHERE user_id = ?1 AND offset < ?2 AND seq <= ?3"
+        " UNION ALL"
+        " SELECT prev FROM old CROSS JOIN messages USING (seq)"
+        f" WHERE user_id = ?1 AND offset % {BLOCK} <> 1)"
+        " DELETE FROM messages WHERE seq IN old",
+        key,
+    )
+    connection.execute(
+        "DELETE FROM places WHERE user_id = ? AND offset < ? AND seq <= ?", key
+    )
+    connection.execute(
+        "UPDATE users SET first = ?, trimmed_for = ? WHERE id = ? AND first < ?1",
+        (upto, SyncReason.LIMIT, user_id),
+    )
 
 
 def delete_older(connection: sqlite3.Connection, oldest_s: float) -> bool:
-    """Delete some messages that were taken before `oldest_s`; true if there may be more."""
+    """
+    Delete some messages that were taken before `oldest_s`; true if there may be more.
+
+    Nothing is noted with their users: that a message is gone is seen from where a user's
+    chain of messages breaks off.
+    """
     upto_seq = count = 0
-    first: dict[int, int] = {}  # user id -> first offset that is still there
+    ends: list[tuple[int, int]] = []  # of blocks
     for seq, user_id, offset, taken_s in connection.execute(
         "SELECT seq, user_id, offset, taken_s FROM messages WHERE seq <= ?"
         " ORDER BY seq LIMIT ?",
@@ -119,11 +139,12 @@ def delete_older(connection: sqlite3.Connection, oldest_s: float) -> bool:
             break
         upto_seq = seq
         count += 1
-        first[user_id] = offset + 1
-    rows = sorted(first.items())
+        if not offset % BLOCK:
+            ends.append((user_id, offset))
     connection.execute("DELETE FROM messages WHERE seq <= ?", (upto_seq,))
-    connection.executemany("DELETE FROM places WHERE user_id = ? AND offset < ?", rows)
-    _move_first(connection, rows, SyncReason.EXPIRED)
+    connection.executemany(
+        "DELETE FROM places WHERE user_id = ? AND offset = ?", sorted(ends)
+    )
     return count == _SWEEP_ROWS
 
 
@@ -142,12 +163,3 @@ def forget_ids(
         (*after, *(upto or _LAST_KEY), oldest_s),
     )
     return upto
-
-
-def _move_first(
-    connection: sqlite3.Connection, rows: Sequence[tuple[int, int]], reason: SyncReason
-) -> None:
-    connection.executemany(
-        "UPDATE users SET first = ?2, trimmed_for = ?3 WHERE id = ?1 AND first < ?2",
-        [(*row, reason) for row in rows],
-    )

@@ -8,23 +8,24 @@ brought, each is done alone, so that the others do not suffer for it.
 
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from time import time
 from typing import Any, Final
+
+import orjson
 
 from bridge.core.message import Message
 from bridge.errors import StoreUnavailableError
 from bridge.inbox import sqlite_statements as statements
 from bridge.inbox.memory import Retention
 from bridge.inbox.sqlite_file import StoreFile
-from bridge.inbox.sqlite_tail import Entry, Piece, Tail
+from bridge.inbox.sqlite_tail import BLOCK, HEAD, Fresh, Piece, Tail
 from bridge.inbox.sqlite_worker import Job
 
 # Users whose row is kept in memory, some 20 MB at most.
 _KNOWN_USERS: Final = 100_000
-# For each message that is stored, entries that are indexed: more than one, so that a
-# round comes to its end.
-_INDEX_RATE: Final = 2
+# For each message or mark, rows that are indexed: more than the two that it can make, so
+# that a round comes to its end before the next one could begin.
+_INDEX_RATE: Final = 3
 _INDEX_LEAST: Final = 100
 # The most that is deleted of one user in one go, unless more is added: with every go, more
 # must be able to leave than came, or one busy user would grow without bound.
@@ -33,15 +34,6 @@ _TRIM_RATE: Final = 2
 # A sweep indexes so much in one go, and whatever waits at least so often.
 _SWEEP_ENTRIES: Final = 500
 _ROUND_EACH_S: Final = 3600.0
-
-
-@dataclass(slots=True)
-class _Known:
-    """A user's row, and the newest offset."""
-
-    id: int
-    first: int
-    last: int
 
 
 class Writing:
@@ -66,14 +58,14 @@ class Writing:
         self._tail = tail
         self._retention = retention
         self._now = now
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, bytes] = {}  # users, as HEAD has them
         self._seq = 0
         self._committed_seq = 0
         self._owed = 0
         self._rounded_s = now()  # when all that waited had been indexed
         # Of the transaction that is going on:
-        self._stored: list[tuple[int, Entry]] = []
-        self._seen: dict[tuple[int, str], float] = {}
+        self._fresh = Fresh()
+        self._marks_id = 0
         self._piece: Piece | None = None
 
     # --- the desk
@@ -146,11 +138,11 @@ class Writing:
         """Let readers see what was committed, before anybody is told of it."""
         if self._piece is not None:
             self._tail.drop(self._piece)
-            if self._piece.indexed_seq is not None:
+            if self._piece.upto is not None:
                 self._rounded_s = self._now()
-        self._tail.add(self._stored)
+        self._tail.add(self._fresh, seq=self._seq, marks_id=self._marks_id)
         self._committed_seq = self._seq
-        self._owed += _INDEX_RATE * len(self._stored)
+        self._owed += _INDEX_RATE * self._fresh.count
         self._end()
         while len(self._known) > _KNOWN_USERS:
             del self._known[next(iter(self._known))]
@@ -162,8 +154,8 @@ class Writing:
         self._end()
 
     def _end(self) -> None:
-        self._stored.clear()
-        self._seen.clear()
+        self._fresh = Fresh()
+        self._marks_id = 0
         self._piece = None
 
     # --- jobs
@@ -174,43 +166,48 @@ class Writing:
         """Store `messages`; the offset of each, ``None`` for a duplicate."""
         now_s = self._now()
         retention = self._retention()
-        limit = retention.max_messages + max(8, retention.max_messages // 8)
-        users = [self._user(connection, message.user) for message in messages]
-        had = self._had(
-            connection, users, messages, oldest_s=now_s - retention.dedupe_s
-        )
+        # A block more at least, so that there is a whole one to delete.
+        limit = retention.max_messages + max(BLOCK, retention.max_messages // 8)
+        known = self._known
+        for message in messages:
+            if message.user not in known:
+                self._meet(connection, message.user)
+        had = self._had(connection, messages, oldest_s=now_s - retention.dedupe_s)
+        fresh = self._fresh
+        unpack, pack = HEAD.unpack, HEAD.pack
         over: dict[str, int] = {}  # how many came to a user who has too much
         offsets: list[int | None] = []
         values: list[object] = []
-        for message, user in zip(messages, users, strict=True):
+        seq = self._seq
+        for message in messages:
+            user_id, first, last, prev = unpack(known[message.user])
             seen_s = None
             if message.id is not None:
-                key = (user.id, message.id)
+                key = (user_id, message.id)
                 if key in had:
                     offsets.append(None)
                     continue
                 had.add(key)
-                self._seen[key] = seen_s = now_s
-            self._seq += 1
-            user.last += 1
-            offsets.append(user.last)
+                fresh.ids[key] = seen_s = now_s
+            seq += 1
+            offset = last + 1
+            offsets.append(offset)
             values += (
-                self._seq, user.id, user.last, message.event, message.data,
-                message.taken_s, message.deadline_s, message.id, seen_s,
+                seq, user_id, offset, prev or None, message.taken_s,
+                message.deadline_s, seen_s, message.id, message.event, message.data,
             )  # fmt: skip
-            entry = (user.last, self._seq, message.id, seen_s)
-            self._stored.append((user.id, entry))
-            if user.last - user.first >= limit:
+            head = known[message.user] = pack(user_id, first, offset, seq)
+            fresh.heads[user_id] = head
+            if not offset % BLOCK:
+                fresh.blocks.setdefault(user_id, []).append((offset, seq))
+            if offset - first >= limit:
                 over[message.user] = over.get(message.user, 0) + 1
-        statements.insert(connection, "INSERT INTO messages", values, columns=9)
+        fresh.count += seq - self._seq
+        self._seq = seq
+        statements.insert(connection, "INSERT INTO messages", values, columns=10)
         for name, count in over.items():
             most = max(_TRIM_ROWS, _TRIM_RATE * count)
-            self._trim(
-                connection,
-                self._known[name],
-                max_messages=retention.max_messages,
-                most=most,
-            )
+            self._trim(connection, name, max_messages=retention.max_messages, most=most)
         return offsets
 
     def run_errands(
@@ -220,15 +217,20 @@ class Writing:
         forgotten: Collection[bytes],
     ) -> None:
         """Move delivered marks forward, where there is a user, and forget trials."""
-        rows = []
+        pairs: dict[int, int] = {}
         for name, offset in marks.items():
             user = self._known.get(name) or self._load(connection, name)
             if user is not None:
-                rows.append((user.id, min(offset, user.last)))
-        rows.sort()
-        connection.executemany(
-            "UPDATE users SET delivered = ?2 WHERE id = ?1 AND delivered < ?2", rows
-        )
+                user_id, _, last, _ = HEAD.unpack(user)
+                pairs[user_id] = min(offset, last)
+        if pairs:
+            self._marks_id = self._tail.next_marks_id
+            connection.execute(
+                "INSERT INTO marks VALUES (?, ?)",
+                (self._marks_id, orjson.dumps(list(pairs.items()))),
+            )
+            self._fresh.marks.update(pairs)
+            self._fresh.count += len(pairs)
         connection.executemany(
             "DELETE FROM trials WHERE key = ?", [(key,) for key in forgotten]
         )
@@ -259,10 +261,10 @@ class Writing:
         When few messages come, a round would not begin by itself for weeks.
         """
         now_s = self._now()
-        taken_s = statements.oldest_waiting_s(connection)
-        if taken_s is None:
+        if not self._tail.count:
             return False
-        is_old = taken_s < now_s - self._retention().max_age_s
+        taken_s = statements.oldest_waiting_s(connection)
+        is_old = taken_s is not None and (taken_s < now_s - self._retention().max_age_s)
         if not is_old and now_s - self._rounded_s < _ROUND_EACH_S:
             return False
         self._tail.begin_round()
@@ -284,28 +286,26 @@ class Writing:
 
     # --- users
 
-    def _user(self, connection: sqlite3.Connection, name: str) -> _Known:
-        user = self._known.get(name) or self._load(connection, name)
-        if user is None:
+    def _meet(self, connection: sqlite3.Connection, name: str) -> None:
+        """Let a user be known, who may be new."""
+        if self._load(connection, name) is None:
             user_id = connection.execute(
                 "INSERT INTO users (user) VALUES (?)", (name,)
             ).lastrowid
             assert user_id is not None  # noqa: S101 - an INSERT has one
-            user = self._known[name] = _Known(user_id, first=1, last=0)
-        return user
+            self._known[name] = HEAD.pack(user_id, 1, 0, 0)
 
-    def _load(self, connection: sqlite3.Connection, name: str) -> _Known | None:
+    def _load(self, connection: sqlite3.Connection, name: str) -> bytes | None:
         row = connection.execute(
-            "SELECT id, first, coalesce((SELECT max(offset) FROM places"
-            " WHERE user_id = users.id), 0) FROM users WHERE user = ?",
+            "SELECT id, first, coalesce(last, 0), coalesce(seq, 0)"
+            " FROM users LEFT JOIN heads ON user_id = id WHERE user = ?",
             (name,),
         ).fetchone()
         if row is None:
             return None
-        user_id, first, placed = row
-        waiting = self._tail.of(user_id)
-        last = max(first - 1, placed, waiting[-1][0] if waiting else 0)
-        user = self._known[name] = _Known(user_id, first, last)
+        user_id, first, *head = row
+        last, seq = max(self._tail.of(user_id).head, tuple(head))
+        user = self._known[name] = HEAD.pack(user_id, first, last, seq)
         return user
 
     # --- ids
@@ -313,7 +313,6 @@ class Writing:
     def _had(
         self,
         connection: sqlite3.Connection,
-        users: Sequence[_Known],
         messages: Sequence[Message],
         *,
         oldest_s: float,
@@ -321,11 +320,12 @@ class Writing:
         """Find which of the ids of `messages` their users have had since `oldest_s`."""
         had: set[tuple[int, str]] = set()
         unknown: list[tuple[int, str]] = []
-        for user, message in zip(users, messages, strict=True):
+        fresh_ids = self._fresh.ids
+        for message in messages:
             if message.id is None:
                 continue
-            key = (user.id, message.id)
-            seen_s = self._seen.get(key) or self._tail.seen_s(*key)
+            key = (HEAD.unpack(self._known[message.user])[0], message.id)
+            seen_s = fresh_ids.get(key) or self._tail.seen_s(*key)
             if seen_s is None:
                 unknown.append(key)
             elif seen_s >= oldest_s:
@@ -347,7 +347,7 @@ class Writing:
     def _trim(
         self,
         connection: sqlite3.Connection,
-        user: _Known,
+        name: str,
         *,
         max_messages: int,
         most: int,
@@ -357,6 +357,8 @@ class Writing:
 
         Readers count themselves what is over the limit, so this may lag.
         """
-        upto = min(user.last - max_messages + 1, user.first + most)
-        statements.delete_before(connection, user.id, upto)
-        user.first = upto
+        user_id, first, last, seq = HEAD.unpack(self._known[name])
+        upto = min(last - max_messages + 1, first + most)
+        upto -= (upto - 1) % BLOCK  # whole blocks
+        statements.delete_before(connection, user_id, upto)
+        self._known[name] = HEAD.pack(user_id, upto, last, seq)

@@ -31,7 +31,7 @@ from bridge.inbox.sqlite import SqliteInbox
 BATCH = 100
 RATE = 3000
 PACED_S = 4.0
-# Together 150,000 messages: three of the store's rounds of indexing.
+# Together 150,000 messages: one and a half of the store's rounds of indexing.
 ROUNDS = 15
 ROUND_BATCHES = 100
 PACED_ROUNDS = 5
@@ -73,19 +73,32 @@ async def append_cost(
 
 
 async def paced_cost(
-    inbox: SqliteInbox, name: str, users: int, *, with_marks: bool
+    inbox: SqliteInbox,
+    name: str,
+    users: int,
+    *,
+    with_marks: bool,
+    gather_s: float = 0.0,
 ) -> None:
-    """Append messages when they are due and print what one costs, in several rounds."""
+    """
+    Append messages when they are due and print what one costs, in several rounds.
+
+    How many come during a commit depends on the disk, and a commit costs the same with
+    one message as with ten: with `gather_s`, commits begin so long after one another.
+    """
     cpu: list[float] = []
     for _ in range(PACED_ROUNDS):
         messages = batch(users, size=int(RATE * PACED_S))
         began_cpu, began = process_time(), perf_counter()
         sent = commits = 0
+        next_s = 0.0
         while sent < len(messages):
-            due = min(int((perf_counter() - began) * RATE), len(messages))
-            if due == sent:
-                await asyncio.sleep(1 / RATE)
+            passed_s = perf_counter() - began
+            due = min(int(passed_s * RATE), len(messages))
+            if due == sent or passed_s < next_s:
+                await asyncio.sleep(max(1 / RATE, next_s - passed_s))
                 continue
+            next_s = passed_s + gather_s
             some = messages[sent:due]
             offsets = await inbox.append(some)
             sent, commits = due, commits + 1
@@ -94,6 +107,15 @@ async def paced_cost(
                     inbox.mark_delivered(message.user, offset or 0)
         cpu.append((process_time() - began_cpu) * 1e6 / sent)
     show(f"{name}, {sent / commits:.1f} a commit", min(cpu), statistics.mean(cpu))
+
+
+async def in_time(inbox: SqliteInbox, users: int) -> None:
+    """Measure messages as they come, with marks too, and gathered before each commit."""
+    await paced_cost(inbox, "   in time", users, with_marks=False)
+    await paced_cost(inbox, "   with marks", users, with_marks=True)
+    await paced_cost(
+        inbox, "   with marks, 4 ms apart", users, with_marks=True, gather_s=0.004
+    )
 
 
 async def fill(inbox: SqliteInbox, users: int, messages: int) -> None:
@@ -154,11 +176,7 @@ async def empty_files(folder: Path) -> None:
         await inbox.append([Message(f"user-{n}", "m", b"1", 0.0) for n in range(users)])
         await append_cost(inbox, name, users, has_ids=has_ids)
         if not has_ids and users == 1000:
-            for with_marks in (False, True):
-                also = ", with marks" if with_marks else ""
-                await paced_cost(
-                    inbox, f"   in time{also}", users, with_marks=with_marks
-                )
+            await in_time(inbox, users)
         await inbox.close()
     inbox = opened(folder, "empty-new")
     await inbox.open()
@@ -176,8 +194,7 @@ async def full_file(folder: Path, users: int, messages: int) -> None:
     show("filling it, seconds", None, None, perf_counter() - began, None)
     await append_cost(inbox, text, users)
     await append_cost(inbox, "   the same, with message ids", users, has_ids=True)
-    await paced_cost(inbox, "   in time", users, with_marks=False)
-    await paced_cost(inbox, "   in time, with marks", users, with_marks=True)
+    await in_time(inbox, users)
     await replay_cost(inbox)
     copy(folder, "full", "killed")  # as kill -9 leaves it
     await inbox.close()

@@ -122,7 +122,7 @@ async def test_marks_wait_for_room_too(inbox: SqliteInbox, path: Path) -> None:
         other.execute("ROLLBACK")
 
         await eventually(lambda: inbox.problem is None)
-        assert other.execute("SELECT delivered FROM users").fetchall() == [(1,)]
+        assert other.execute("SELECT marks FROM marks").fetchall() == [(b"[[1,1]]",)]
 
 
 # --- others who want it

@@ -70,7 +70,9 @@ async def test_a_mark_is_written_without_waiting_for_the_end(
         await inbox.append([message("alice", b"1")])
         inbox.mark_delivered("alice", 1)
 
-        await eventually(lambda: rows(path, "SELECT delivered FROM users") == [(1,)])
+        await eventually(
+            lambda: rows(path, "SELECT marks FROM marks") == [(b"[[1,1]]",)]
+        )
         assert (await inbox.state("alice")).delivered == 1
 
 

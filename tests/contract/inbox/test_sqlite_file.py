@@ -13,8 +13,11 @@ from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox import sqlite_file
 from bridge.inbox.memory import Retention
 from bridge.inbox.sqlite import SqliteInbox
+from bridge.inbox.sqlite_format import MIGRATIONS
+from bridge.names import SyncReason
 from tests.conftest import eventually
 from tests.contract.inbox.files import (
+    Clock,
     Opened,
     contents,
     is_there,
@@ -33,7 +36,7 @@ async def test_an_older_file_is_brought_into_the_format_of_today(
     async with opened() as inbox:
         epoch = inbox.epoch
         await inbox.append([message("alice", b"1")])
-    newer = (*sqlite_file.MIGRATIONS, ("ALTER TABLE users ADD COLUMN colour TEXT",))
+    newer = (*MIGRATIONS, ("ALTER TABLE users ADD COLUMN colour TEXT",))
     monkeypatch.setattr(sqlite_file, "MIGRATIONS", newer)
 
     for _ in range(2):
@@ -42,7 +45,43 @@ async def test_an_older_file_is_brought_into_the_format_of_today(
             assert len(await read_all(inbox, "alice")) == 1
 
     assert rows(path, "SELECT user, colour FROM users") == [("alice", None)]
-    assert rows(path, "PRAGMA user_version") == [(2,)]
+    assert rows(path, "PRAGMA user_version") == [(len(newer),)]
+
+
+async def test_a_file_of_format_1_is_read_on_as_it_was(
+    opened: Opened, path: Path, clock: Clock
+) -> None:
+    """Each message in its place, marks, ids, trials, and why older ones are gone."""
+    clock.now_s = 1_001_016.0
+    write(path, read_text(Path(__file__).with_name("format_1.sql")))
+
+    for _ in range(2):
+        async with opened(round_entries=5) as inbox:
+            states = [await inbox.state(user) for user in ("old", "alice", "bob")]
+            assert [(s.first, s.last, s.delivered) for s in states] == [
+                (6, 5, 0),
+                (41, 45, 0),
+                (1, 25, 7),
+            ]
+            assert {state.epoch for state in states} == {"a30b92596d"}
+            expired = [state.trimmed_for for state in states]
+            assert expired == [SyncReason.EXPIRED, SyncReason.EXPIRED, None]
+            for user, first, last in (("alice", 41, 45), ("bob", 1, 25)):
+                found = await read_all(inbox, user)
+                assert [(each.offset, each.message.data) for each in found] == [
+                    (offset, f'"{user}-{offset}"'.encode())
+                    for offset in range(first, last + 1)
+                    if offset != 42  # past its deadline
+                ]
+            # Ids of both kinds: indexed in format 1, and not yet.
+            again = [message("bob", b"1", f"b-{n}") for n in (24, 25)]
+            assert await inbox.append(again) == [None, None]
+            assert await inbox.append([message("carol", b"2", "c-1")]) == [None]
+        clock.now_s += 1
+    async with opened() as inbox:
+        assert await inbox.note_trial(b"killer") == 2
+        later = [message("alice", b"46"), message("old", b"6")]
+        assert await inbox.append(later) == [46, 6]
 
 
 async def test_a_migration_that_fails_leaves_the_file_as_it_was(
@@ -51,14 +90,14 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(
     """The old version can still be started."""
     async with opened() as inbox:
         await inbox.append([message("alice", b"1")])
-    broken = (*sqlite_file.MIGRATIONS, ("DROP TABLE seen", "NO SUCH STATEMENT"))
+    broken = (*MIGRATIONS, ("DROP TABLE seen", "NO SUCH STATEMENT"))
     with monkeypatch.context() as patch:
         patch.setattr(sqlite_file, "MIGRATIONS", broken)
         with pytest.raises(StoreUnavailableError, match="syntax error"):
             async with opened():
                 pass
 
-    assert rows(path, "PRAGMA user_version") == [(1,)]
+    assert rows(path, "PRAGMA user_version") == [(len(broken) - 1,)]
     async with opened() as inbox:
         assert len(await read_all(inbox, "alice")) == 1
 
@@ -134,6 +173,17 @@ async def test_a_program_that_forgets_to_close_the_store_ends_all_the_same(
 
     async with opened() as inbox:
         assert inbox.problem is None
+
+
+def write(path: Path, statements: str) -> None:
+    """Make a file of SQL."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(statements)
+
+
+def read_text(path: Path) -> str:
+    """Return what a file says."""
+    return path.read_text()
 
 
 def inbox_threads() -> list[str]:

@@ -1,0 +1,128 @@
+"""How a SQLite inbox finds one user's messages: back along a chain, in blocks."""
+
+import sqlite3
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from bridge.inbox.memory import Retention
+from bridge.inbox.sqlite import SqliteInbox
+from bridge.inbox.sqlite_chain import rows as chain_rows
+from bridge.inbox.sqlite_chain import rows_back
+from tests.contract.inbox.files import Clock, Opened, message, read_all, rows
+
+
+async def offsets(
+    inbox: SqliteInbox, *, first: int, before: int
+) -> tuple[list[int], list[int]]:
+    """Return alice's offsets between two, forwards and backwards."""
+    user_id = 1
+    tail = inbox._reading._tail.of(user_id)
+
+    def read(connection: sqlite3.Connection) -> tuple[list[int], list[int]]:
+        seq = max(
+            tail.head[1],
+            *connection.execute(
+                "SELECT coalesce(max(seq), 0) FROM heads WHERE user_id = ?", (user_id,)
+            ).fetchone(),
+        )
+        there = chain_rows(
+            connection, user_id, seq, tail, after=first - 1, columns="user_id"
+        )
+        back = rows_back(
+            connection, user_id, seq, tail, first=first, before=before, columns="event"
+        )
+        return [row[0] for row in there if row[0] < before], [row[0] for row in back]
+
+    return await inbox._reader.submit(read)
+
+
+@pytest.mark.parametrize("round_entries", [1000, 7])
+async def test_any_stretch_is_found_in_both_directions(
+    opened: Opened, round_entries: int
+) -> None:
+    """From every offset to every other: at the ends of blocks, indexed or not."""
+    async with opened(round_entries=round_entries) as inbox:
+        for _ in range(35):
+            await inbox.append([message("alice", b"1"), message("bob", b"2")])
+        for first in range(1, 37):
+            for before in range(first, 38):
+                expected = list(range(first, min(before, 36)))
+                found, back = await offsets(inbox, first=first, before=before)
+                assert (found, back) == (expected, expected[::-1])
+
+
+async def test_a_replay_in_pages_goes_on_where_older_messages_are_gone(
+    opened: Opened, clock: Clock
+) -> None:
+    """The chain breaks off there, in the middle of a block."""
+    async with opened(round_entries=5) as inbox:
+        await inbox.append([message("alice", b"old")] * 39)
+        clock.now_s += 1001
+        late = message("alice", b"late")
+        late.taken_s = clock.now_s
+        for _ in range(30):
+            await inbox.append([late])
+        await inbox.sweep()
+        found = await read_all(inbox, "alice")
+
+    assert [each.offset for each in found] == list(range(40, 70))
+
+
+async def test_marks_are_kept_in_rows_of_many_until_a_round_comes(
+    opened: Opened, path: Path
+) -> None:
+    """One row for all that came in half a second; after the round there is none."""
+    users = [f"user-{number}" for number in range(300)]
+    async with opened() as inbox:
+        await inbox.append([message(user, b"1") for user in users])
+        for user in users:
+            inbox.mark_delivered(user, 1)
+    assert rows(path, "SELECT count(*) FROM marks") == [(1,)]
+
+    async with opened(round_entries=100) as inbox:
+        for _ in range(3):
+            await inbox.append([message(user, b"2") for user in users])
+        delivered = {(await inbox.state(user)).delivered for user in users}
+
+    assert delivered == {1}
+    assert rows(path, "SELECT count(*) FROM marks") == [(0,)]
+    assert rows(path, "SELECT DISTINCT delivered FROM heads") == [(1,)]
+
+
+async def test_marks_alone_do_not_pile_up(opened: Opened, path: Path) -> None:
+    """Windows that ack what came long ago: no message comes, and a round all the same."""
+    async with opened(round_entries=50) as inbox:
+        await inbox.append([message("alice", b"1")] * 90)
+        for offset in range(1, 91):
+            await inbox._writer.submit(
+                partial(
+                    inbox._writing.run_errands, marks={"alice": offset}, forgotten=()
+                )
+            )
+        assert (await inbox.state("alice")).delivered == 90
+
+    [(count,)] = rows(path, "SELECT count(*) FROM marks")
+    assert count < 60
+
+
+async def test_a_user_whose_messages_are_all_gone_is_numbered_on(
+    path: Path, clock: Clock
+) -> None:
+    """The newest offset outlives the newest message, whatever was trimmed or swept."""
+    retention = Retention(max_messages=3, max_age_s=100, dedupe_s=10)
+    for life in range(4):
+        inbox = SqliteInbox(str(path), retention, now=clock, round_entries=10)
+        await inbox.open()
+        late = message("alice", b"1")
+        late.taken_s = clock.now_s
+        first = life * 40 + 1
+        assert await inbox.append([late] * 40) == list(range(first, first + 40))
+        clock.now_s += 101
+        await inbox.sweep()
+        state = await inbox.state("alice")
+        assert (state.first, state.last) == (first + 40, first + 39)
+        await inbox.close()
+    assert rows(path, "SELECT count(*) FROM messages") == [(0,)]
+    assert rows(path, "SELECT count(*) FROM places") == [(0,)]
