@@ -171,6 +171,7 @@ class Bridge:
                 wanted=self._wanted,
                 metrics=self.metrics,
                 intake=self.intake,
+                publisher=self.publisher,
                 inbox=self.inbox,
                 rooms=self.sockets.rooms,
             )
@@ -263,6 +264,7 @@ class Bridge:
             "sockets": self.sockets.run(),
             "store": self._keeper.run(),
             "operators": self.operators.run(),
+            "jobs": self.operators.jobs.run(),
         }
 
     async def _open(self, stack: AsyncExitStack) -> None:

@@ -66,6 +66,9 @@ class Header(StrEnum):
     EXPIRATION = "x-bridge-expiration"
     USER_ID = "x-bridge-user-id"
     HEADERS_DROPPED = "x-bridge-headers-dropped"
+    LETTER = "x-bridge-letter"
+    REDRIVES = "x-bridge-redrives"
+    REDRIVEN_ID = "x-bridge-redriven-id"
 
 
 # Of others: RabbitMQ's message interceptor writes the one, OpenTelemetry's libraries the other.
@@ -115,6 +118,36 @@ _REASON_EXPLANATIONS: Final = {
     ),
     DeadLetterReason.CRASHED: (
         "bridge died more than once while it handled this message, and nothing else"
+    ),
+}
+
+
+class LetterReason(StrEnum):
+    """Why a letter is in the dead letter queue: the bridge's reasons, and the broker's."""
+
+    MALFORMED_BODY = DeadLetterReason.MALFORMED_BODY.value
+    TOO_LARGE = DeadLetterReason.TOO_LARGE.value
+    BAD_USER = DeadLetterReason.BAD_USER.value
+    BAD_EVENT = DeadLetterReason.BAD_EVENT.value
+    ATTEMPTS_EXHAUSTED = DeadLetterReason.ATTEMPTS_EXHAUSTED.value
+    CRASHED = DeadLetterReason.CRASHED.value
+    EXPIRED = "expired"
+    OTHER = "other"
+
+    @property
+    def explanation(self) -> str:
+        """One sentence for an operator."""
+        if self in _BROKERS_REASONS:
+            return _BROKERS_REASONS[self]
+        return DeadLetterReason(self.value).explanation
+
+
+_BROKERS_REASONS: Final = {
+    LetterReason.EXPIRED: (
+        "its time ran out while it waited in the queue, and RabbitMQ set it aside"
+    ),
+    LetterReason.OTHER: (
+        "neither the bridge nor an expiry put it here; its headers may tell who did"
     ),
 }
 

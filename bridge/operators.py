@@ -11,7 +11,9 @@ from typing import Final, Protocol
 
 from bridge import __version__
 from bridge.broker.connection import BrokerAddress
+from bridge.broker.dead_letters import DeadLetters
 from bridge.broker.deliveries import Intake
+from bridge.broker.publisher import Publisher
 from bridge.broker.queues import QueueWatch
 from bridge.broker.topology import Topology
 from bridge.core.ages import quantile
@@ -28,9 +30,12 @@ from bridge.metrics import AgeBucket, Metrics
 from bridge.names import BrokerNames, Outcome
 from bridge.settings.model import Settings
 from bridge.sockets.rooms import Rooms
+from bridge.web.api.dead import add_dead_routes
 from bridge.web.api.frame import Api
+from bridge.web.api.jobs import add_job_routes
 from bridge.web.api.overview import add_overview_routes
 from bridge.web.api.queues import add_queue_routes
+from bridge.web.job_board import JobBoard
 
 _MEASURE_EVERY_S: Final = 30.0
 # Ages are told of the last one to two of these.
@@ -65,6 +70,7 @@ class Parts:
     wanted: Topology
     metrics: Metrics
     intake: Intake
+    publisher: Publisher
     inbox: Inbox
     rooms: Rooms
 
@@ -80,11 +86,17 @@ class Operators:
         self.queues = QueueWatch(
             parts.address, self._names, wanted=parts.wanted, intake=parts.intake
         )
+        self.dead_letters = DeadLetters(
+            parts.address, self._names, publisher=parts.publisher
+        )
+        self.jobs = JobBoard()
 
     def add_api(self, api: Api) -> None:
         """Add every group of the API."""
         add_overview_routes(api, self)
         add_queue_routes(api, self.queues)
+        add_dead_routes(api, self.dead_letters, self.jobs)
+        add_job_routes(api, self.jobs)
 
     async def run(self) -> None:
         """Measure, every now and then, what is not counted as it happens; for ever."""

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from typing import Final
+from uuid import uuid4
 
 import structlog
 from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity, DeliveryError
@@ -184,6 +185,7 @@ class Publisher:
             letter,
             origin_queue=self._names.inbound_queue(),
             now_s=self._now(),
+            letter_id=uuid4().hex,
             max_bytes=self.max_properties_bytes,
         )
         await self.publish(

@@ -9,7 +9,18 @@ import sys
 import typer
 from rich.console import Console
 
-from bridge.cli import check, config, demo, publish, queues, run, schemas, tail, token
+from bridge.cli import (
+    check,
+    config,
+    dead,
+    demo,
+    publish,
+    queues,
+    run,
+    schemas,
+    tail,
+    token,
+)
 from bridge.errors import (
     BridgeError,
     BrokerUnavailableError,
@@ -34,6 +45,7 @@ app.command("token")(token.token)
 app.command("publish")(publish.publish)
 app.command("tail")(tail.tail)
 app.command("queues")(queues.queues)
+app.add_typer(dead.app, name="dead")
 app.command("schemas")(schemas.schemas)
 
 

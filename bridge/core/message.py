@@ -12,7 +12,12 @@ from typing import Final
 import orjson
 
 from bridge.core.event_schemas import EventSchema, EventSchemas
-from bridge.core.properties import Properties, header_int, parse_properties
+from bridge.core.properties import (
+    Properties,
+    header_bytes,
+    header_int,
+    parse_properties,
+)
 from bridge.core.provenance import published_s, trace_parent
 from bridge.names import (
     EVENT_DEFAULT,
@@ -166,7 +171,7 @@ def parse_delivery(
         event=event,
         data=data,
         taken_s=now_s,
-        id=_message_id(properties.message_id),
+        id=_message_id(properties),
         deadline_s=_deadline_s(properties, now_s),
         published_s=published_s(properties, now_s),
         trace_parent=trace_parent(properties),
@@ -280,9 +285,15 @@ def _is_control(character: str) -> bool:
     return character < " " or "\x7f" <= character <= "\x9f"
 
 
-def _message_id(raw: bytes | None) -> str | None:
+def _message_id(properties: Properties) -> str | None:
     """Bytes that are no UTF-8 still tell one message from another: keep them apart."""
-    return raw.decode(errors="backslashreplace") if raw else None
+    if properties.message_id:
+        return properties.message_id.decode(errors="backslashreplace")
+    # A redrive that was interrupted is repeated: without an id, it is known by this.
+    redriven = header_bytes(properties.headers, Header.REDRIVEN_ID)
+    if redriven and len(redriven) <= MESSAGE_ID_MAX_BYTES:
+        return f"redriven:{redriven.decode(errors='backslashreplace')}"
+    return None
 
 
 def carried_deadline_ms(properties: Properties) -> int | None:

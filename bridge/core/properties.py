@@ -218,6 +218,24 @@ def iter_table(table: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
         yield name, table[name_end:at], table[start:at]
 
 
+def iter_array(array: bytes) -> Iterator[bytes]:
+    """Yield each value of the inside of an array, its type letter in front; as `iter_table`."""
+    at = 0
+    end = len(array)
+    while at < end:
+        start = at
+        letter = array[at : at + 1]
+        if letter in _PREFIXED_BY_LENGTH:
+            at += 5 + int.from_bytes(array[at + 1 : at + 5], "big")
+        elif letter in _VALUE_WIDTH:
+            at += 1 + _VALUE_WIDTH[letter]
+        else:
+            return
+        if at > end:
+            return
+        yield array[start:at]
+
+
 def header_int(table: bytes | None, name: str) -> int | None:
     """Return the whole number that the header `name` holds, else ``None``."""
     for value in _values(table, name):

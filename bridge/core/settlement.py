@@ -22,6 +22,7 @@ from bridge.core.message import Delivery, Rejection, carried_deadline_ms
 from bridge.core.properties import (
     PERSISTENT,
     Properties,
+    header_bytes,
     header_int,
     iter_table,
     render_properties,
@@ -29,6 +30,11 @@ from bridge.core.properties import (
 from bridge.names import HEADER_PREFIX, DeadLetterReason, Header
 
 _ERROR_MAX_CHARACTERS: Final = 1000
+# What stays with a message through retries, dead letters and redrives. Anybody can
+# publish these: they are kept short, and nothing is decided by them but dedupe.
+_CARRIED_INTS: Final = (Header.REDRIVES,)
+_CARRIED_TEXTS: Final = (Header.REDRIVEN_ID, Header.USER_ID)
+_CARRIED_MAX_BYTES: Final = 255
 # Written by the broker on its own dead lettering and delivery counting (traps 2.2).
 _BROKER_HEADERS: Final = frozenset(
     {
@@ -147,6 +153,7 @@ def dead_letter_properties(
     *,
     origin_queue: str,
     now_s: float,
+    letter_id: str | None = None,
     max_bytes: int = PROPERTIES_MAX_BYTES,
 ) -> Properties:
     """
@@ -157,6 +164,8 @@ def dead_letter_properties(
         letter: Why it is set aside.
         origin_queue: The queue that it was taken from.
         now_s: Unix time.
+        letter_id: Tells this letter from all others, also from one that is the same
+            byte by byte.
         max_bytes: What fits into one frame, at least 4076; if the producer's headers
             leave no room for ours, they are dropped and `x-bridge-headers-dropped` says
             how many bytes. If that is not enough, the properties that only the producer
@@ -174,6 +183,8 @@ def dead_letter_properties(
         Header.ORIGIN_QUEUE: origin_queue,
         Header.ROUTING_KEY: delivery.routing_key,
     }
+    if letter_id is not None:
+        added[Header.LETTER] = letter_id
     if original.expiration is not None:
         added[Header.EXPIRATION] = original.expiration
     deadline_ms = carried_deadline_ms(original)
@@ -205,9 +216,42 @@ def retry_properties(
     return _copy_with(delivery.properties, added, max_bytes=max_bytes)
 
 
+def redrive_properties(
+    delivery: Delivery,
+    *,
+    redriven_id: str,
+    expiration: bytes | None,
+    max_bytes: int = PROPERTIES_MAX_BYTES,
+) -> Properties:
+    """
+    Return the properties with which a dead letter goes back to the inbound queue.
+
+    What was written when it was set aside is taken off. Its time to live begins anew: a
+    message that is redriven is meant to arrive. `user_id` stays in its header, because
+    the broker compares the property with our own login.
+
+    Args:
+        delivery: The dead letter.
+        redriven_id: The same each time this letter is redriven; the inbox knows a repeat
+            by it where the message has no id of its own.
+        expiration: The original's, in digits of milliseconds.
+        max_bytes: As for a dead letter.
+
+    """
+    original = delivery.properties
+    redrives = header_int(original.headers, Header.REDRIVES) or 0
+    added: dict[str, str | int | bytes] = {
+        Header.REDRIVES: min(max(redrives, 0), 2**31 - 2) + 1,
+        Header.REDRIVEN_ID: redriven_id,
+    }
+    copied = _copy_with(original, added, max_bytes=max_bytes)
+    return replace(copied, expiration=expiration)
+
+
 def _copy_with(
     original: Properties, added: dict[str, str | int | bytes], *, max_bytes: int
 ) -> Properties:
+    added = _carried(original) | added
     copied = replace(original, expiration=None, user_id=None, delivery_mode=PERSISTENT)
     if original.user_id is not None:
         added[Header.USER_ID] = original.user_id
@@ -228,6 +272,19 @@ def _copy_with(
     if Header.ERROR in added:
         added[Header.ERROR] = str(added[Header.ERROR])[:_ERROR_CUT_CHARACTERS]
     return bare.with_headers(added, dropped_prefix=HEADER_PREFIX)
+
+
+def _carried(original: Properties) -> dict[str, str | int | bytes]:
+    carried: dict[str, str | int | bytes] = {}
+    for name in _CARRIED_INTS:
+        number = header_int(original.headers, name)
+        if number is not None and 0 <= number < 2**31:
+            carried[name] = number
+    for name in _CARRIED_TEXTS:
+        text = header_bytes(original.headers, name)
+        if text is not None and len(text) <= _CARRIED_MAX_BYTES:
+            carried[name] = text
+    return carried
 
 
 def _without_broker_headers(table: bytes) -> bytes:

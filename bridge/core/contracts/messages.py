@@ -249,6 +249,21 @@ class DeadLetterHeaders(Contract):
         description="Its property `user_id`, moved here because the broker would compare "
         "it with the bridge's own login.",
     )
+    letter: str | SkipJsonSchema[None] = Field(
+        None,
+        alias=Header.LETTER.value,
+        description="Tells this dead letter from all others.",
+    )
+    redrives: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(
+        None,
+        alias=Header.REDRIVES.value,
+        description="How often it was redriven before; absent for never.",
+    )
+    redriven_id: str | SkipJsonSchema[None] = Field(
+        None,
+        alias=Header.REDRIVEN_ID.value,
+        description="Of the last redrive: what the inbox knows a repeat of it by.",
+    )
     headers_dropped: Annotated[int, Field(ge=0)] | SkipJsonSchema[None] = Field(
         None,
         alias=Header.HEADERS_DROPPED.value,

@@ -15,6 +15,7 @@ from bridge.names import (
     USER_MAX_BYTES,
     Closing,
     DeadLetterReason,
+    LetterReason,
     Refusal,
     SyncReason,
 )
@@ -121,7 +122,8 @@ def listed(words: type[StrEnum]) -> WithJsonSchema:
 
 
 def explained(
-    words: type[DeadLetterReason | Refusal | Closing | SyncReason], intro: str
+    words: type[DeadLetterReason | LetterReason | Refusal | Closing | SyncReason],
+    intro: str,
 ) -> str:
     """Return a description that ends in what each word means."""
     return "\n".join(

@@ -6,10 +6,12 @@ One file for each group; a group ends in its `OPERATIONS`, which are listed here
 
 from typing import Final
 
-from bridge.core.contracts.operator import overview, queues
+from bridge.core.contracts.operator import dead, jobs, overview, queues
 from bridge.core.contracts.operator.operation import AnyOperation
 
 OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *overview.OPERATIONS,
     *queues.OPERATIONS,
+    *dead.OPERATIONS,
+    *jobs.OPERATIONS,
 )

@@ -1,0 +1,326 @@
+"""
+Dead letters: looked at, sent back, dropped.
+
+Each operation is one visit or several (letter_session.py says what a visit changes, which
+is nothing that counts), one at a time. Bodies are not kept while looking; a redrive
+keeps a bounded number of them, between reading a letter and the broker's confirm.
+
+A redrive publishes to the exchange of the inbound queue, where retries come back too, so
+that nobody else who listens to `<ns>.messages` gets the message a second time. The order of
+effects is publish, confirm, ack: a process that dies in between leaves the letter there, and
+sends it again the next time. That repeat carries the same id, by which the inbox knows it
+within BRIDGE_DEDUPE_WINDOW.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, Protocol
+from uuid import uuid4
+
+import structlog
+
+from bridge.broker.connection import BrokerAddress
+from bridge.broker.letter_batches import (
+    Held,
+    Matches,
+    Pace,
+    Progress,
+    apart,
+    gather,
+)
+from bridge.broker.letter_session import LetterSession, ReturnedLine, visit
+from bridge.core.letters import (
+    Count,
+    Gone,
+    Letter,
+    Letters,
+    note_gone,
+    original_expiration,
+    redriven_id,
+    routing_key_of,
+)
+from bridge.core.message import Delivery
+from bridge.core.properties import Properties, header_int
+from bridge.core.settlement import redrive_properties
+from bridge.errors import BrokerUnavailableError, PublishRefusedError, first_of
+from bridge.names import BrokerNames
+
+log = structlog.get_logger(__name__)
+
+# How long a request waits for a job, or another request, to let go of the queue.
+_TURN_WITHIN_S: Final = 15.0
+# RabbitMQ drops a letter at its limit of 1,000,000 (topology.py).
+_LOOKS_MAX: Final = 900_000
+# What a job holds between two visits, so that others get their turn.
+_BATCH_S: Final = 5.0
+_BATCH_MAX: Final = 2000
+# Twins matter where letters are named one by one, and no more are named than this.
+_GONE_MAX: Final = 10_000
+
+
+class RawPublisher(Protocol):
+    """Publishes bytes with a confirm (publisher.py)."""
+
+    @property
+    def max_properties_bytes(self) -> int:
+        """The largest properties that fit into one frame."""
+
+    async def publish(
+        self, exchange: str, routing_key: bytes, *, body: bytes, properties: Properties
+    ) -> None:
+        """Publish; confirmed when it returns."""
+
+
+class DeadLetters:
+    """The dead letter queue of one bridge."""
+
+    def __init__(
+        self,
+        address: BrokerAddress,
+        names: BrokerNames,
+        *,
+        publisher: RawPublisher,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._address = address
+        self._names = names
+        self._publisher = publisher
+        self._now = now
+        self._line = ReturnedLine()
+        self._turn = asyncio.Lock()
+        self._is_worn_out = False
+
+    # --- looking
+
+    async def scan(self, take: Callable[[Letter, Delivery], bool]) -> Count:
+        """
+        Show every letter to `take`, oldest first, until it has seen enough.
+
+        Args:
+            take: Returns whether it wants another one. It must not keep bodies.
+
+        Returns:
+            How many were shown, and how many there are.
+
+        Raises:
+            BrokerUnavailableError: If the broker is away or too slow, a job holds the
+                queue for too long, or letters were looked at so often that the broker
+                would soon drop them.
+
+        Cancellation:
+            Safe; the letters go back.
+
+        """
+        self._refuse_if_worn_out()
+        letters = Letters()
+
+        def read(delivery: Delivery) -> bool:
+            if not letters.count:  # the oldest was looked at most often
+                self._watch_wear(delivery)
+            return take(letters.read(delivery), delivery)
+
+        async with self._visit() as session:
+            shown = await session.read(read, at_most=session.depth)
+            depth = session.depth
+        return Count(shown, depth)
+
+    async def find(self, letter_id: str) -> tuple[Letter, Delivery] | None:
+        """Return one letter with its body; ``None`` if it is not there. Errors as `scan`."""
+        found: tuple[Letter, Delivery] | None = None
+
+        def take(letter: Letter, delivery: Delivery) -> bool:
+            nonlocal found
+            if letter.id == letter_id:
+                found = letter, delivery
+            return found is None
+
+        await self.scan(take)
+        return found
+
+    async def count(self, matches: Matches, *, at_most: int | None = None) -> Count:
+        """Count the letters that match, up to `at_most`. Errors as `scan`."""
+        matching = 0
+
+        def take(letter: Letter, _delivery: Delivery) -> bool:
+            nonlocal matching
+            matching += matches(letter)
+            return at_most is None or matching < at_most
+
+        seen = await self.scan(take)
+        return Count(matching, seen.depth)
+
+    # --- working
+
+    async def redrive(
+        self, matches: Matches, among: Count, *, rate_per_s: float, progress: Progress
+    ) -> None:
+        """
+        Send the letters that match back to the inbound queue.
+
+        Letters of one user are sent in their order. One that the broker refuses stays
+        where it is and counts as failed.
+
+        Args:
+            matches: Which ones.
+            among: What `count` found. Letters that came later are left alone, also
+                those that come back at once because nothing was mended.
+            rate_per_s: No faster than this.
+            progress: Is told of each step.
+
+        Raises:
+            BrokerUnavailableError: If the broker is away or too slow.
+
+        Cancellation:
+            What was sent is off the queue, but for what was in flight in that moment:
+            it stays, and a later redrive repeats it, which the inbox knows.
+
+        """
+        pace = Pace(rate_per_s, progress, self._now)
+
+        async def work(session: LetterSession, batch: Sequence[Held]) -> int:
+            sent = 0
+            for group in apart(batch, at_most=pace.group_size):
+                await pace.wait(len(group))
+                if progress.is_cancelled:
+                    break
+                sent += await self._send(session, group, progress)
+            return sent
+
+        batch_max = max(1, min(_BATCH_MAX, int(rate_per_s * _BATCH_S)))
+        await self._work(matches, among, work, progress, batch_max=batch_max)
+
+    async def discard(
+        self, matches: Matches, among: Count, *, progress: Progress
+    ) -> None:
+        """Drop the letters that match. Arguments and errors as `redrive`."""
+
+        async def work(session: LetterSession, batch: Sequence[Held]) -> int:
+            await session.ack([held.tag for held in batch])
+            for held in batch:
+                held.is_gone = True
+            progress.advance(done=len(batch))
+            return len(batch)
+
+        await self._work(matches, among, work, progress, batch_max=_BATCH_MAX)
+
+    async def _work(
+        self,
+        matches: Matches,
+        among: Count,
+        work: Callable[[LetterSession, Sequence[Held]], Awaitable[int]],
+        progress: Progress,
+        *,
+        batch_max: int,
+    ) -> None:
+        """Visit by visit, so that others get their turn and memory has a bound."""
+        left, depth = among.matching, among.depth
+        gone: Gone = {}
+        tried: set[str] = set()
+        while left > 0 and depth > 0 and not progress.is_cancelled:
+            batch: list[Held] = []
+            async with self._visit(is_patient=True) as session:
+                take = gather(
+                    batch,
+                    Letters(gone),
+                    lambda letter: letter.id not in tried and matches(letter),
+                    at_most=min(left, batch_max),
+                )
+                await session.read(take, at_most=depth)
+                if not batch:
+                    return
+                # The head of the queue is as it was but for what we took off.
+                depth -= await work(session, batch)
+            left -= len(batch)
+            for held in batch:
+                if held.is_gone and len(gone) < _GONE_MAX:
+                    note_gone(gone, held.letter_id)
+                elif not held.is_gone:
+                    tried.add(held.letter_id)
+
+    async def _send(
+        self, session: LetterSession, group: Sequence[Held], progress: Progress
+    ) -> int:
+        """Publish all of `group` at a time, and ack those that the broker confirmed."""
+        confirmed: list[Held] = []
+        refused: list[str] = []
+
+        async def send_one(held: Held) -> None:
+            try:
+                await self._publish(held.delivery)
+            except PublishRefusedError as exc:
+                refused.append(str(exc))
+            else:
+                confirmed.append(held)
+
+        failure: BaseException | None = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for held in group:
+                    tasks.create_task(send_one(held), name="redrive")
+        except* BrokerUnavailableError as errors:
+            failure = first_of(errors)
+        if confirmed:
+            await session.ack([held.tag for held in confirmed])
+        for held in confirmed:
+            held.is_gone = True
+        progress.advance(
+            done=len(confirmed),
+            failed=len(refused),
+            error=refused[-1] if refused else None,
+        )
+        if failure is not None:
+            raise failure
+        return len(confirmed)
+
+    async def _publish(self, delivery: Delivery) -> None:
+        routing_key = routing_key_of(delivery)
+        exchange = self._names.inbound
+        try:
+            routing_key.decode()
+        except UnicodeDecodeError as exc:
+            # Sent as the publisher would write it, it might reach another user.
+            problem = f"the routing key is not UTF-8 at byte {exc.start}, so it can never be delivered"
+            raise PublishRefusedError(exchange, problem) from exc
+        properties = redrive_properties(
+            delivery,
+            redriven_id=redriven_id(delivery) or uuid4().hex,
+            expiration=original_expiration(delivery.properties),
+            max_bytes=self._publisher.max_properties_bytes,
+        )
+        await self._publisher.publish(
+            exchange, routing_key, body=delivery.body, properties=properties
+        )
+
+    # --- taking turns
+
+    @asynccontextmanager
+    async def _visit(self, *, is_patient: bool = False) -> AsyncIterator[LetterSession]:
+        """Open a visit when nobody else is there."""
+        try:
+            async with asyncio.timeout(None if is_patient else _TURN_WITHIN_S):
+                await self._turn.acquire()
+        except TimeoutError as exc:
+            raise BrokerUnavailableError(
+                f"look at {self._names.dead}", "others work on the dead letters now"
+            ) from exc
+        try:
+            async with visit(self._address, self._names.dead, self._line) as session:
+                yield session
+        finally:
+            self._turn.release()
+
+    def _watch_wear(self, delivery: Delivery) -> None:
+        count = header_int(delivery.properties.headers, "x-delivery-count")
+        if count is not None and count >= _LOOKS_MAX and not self._is_worn_out:
+            self._is_worn_out = True
+            log.error("dead_letters.worn_out", looks=count)
+
+    def _refuse_if_worn_out(self) -> None:
+        if self._is_worn_out:
+            raise BrokerUnavailableError(
+                f"look at {self._names.dead}",
+                f"its oldest letters were looked at {_LOOKS_MAX:,} times, and RabbitMQ "
+                "drops them soon after; redrive or discard all of them",
+            )
