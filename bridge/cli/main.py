@@ -53,15 +53,20 @@ def main() -> None:
     """Run the command that the arguments name, and exit with its status."""
     try:
         app()
-    except ConfigError as exc:
-        _tell(exc)
-        sys.exit(ExitCode.USAGE)
-    except (BrokerUnavailableError, OperatorUnreachableError) as exc:
-        _tell(exc)
-        sys.exit(ExitCode.UNREACHABLE)
     except (BridgeError, OSError) as exc:
         _tell(exc)
-        sys.exit(ExitCode.FAILED)
+        sys.exit(exit_code_of(exc))
+
+
+def exit_code_of(exc: BridgeError | OSError) -> int:
+    """Return the exit status of a command that `exc` ended."""
+    match exc:
+        case ConfigError():
+            return ExitCode.USAGE
+        case BrokerUnavailableError() | OperatorUnreachableError():
+            return ExitCode.UNREACHABLE
+        case _:
+            return ExitCode.FAILED
 
 
 def _tell(problem: Exception) -> None:

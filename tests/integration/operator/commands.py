@@ -1,11 +1,22 @@
-"""Commands as an operator types them, in a process of their own."""
+"""Commands as an operator types them."""
 
 import os
-import subprocess
-import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from tests.conftest import SLOW_FACTOR
+from typer.testing import CliRunner
+
+from bridge.cli.main import app, exit_code_of
+from bridge.errors import BridgeError
 from tests.integration.running import OPERATOR_TOKEN, RunningBridge
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
 
 
 def environment(running: RunningBridge) -> dict[str, str]:
@@ -21,16 +32,25 @@ def environment(running: RunningBridge) -> dict[str, str]:
 
 def run_command(
     running: RunningBridge, *arguments: str, expect: int = 0, stdin: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """Run `bridge ARGUMENTS`, check its exit status, and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bridge", *arguments],
-        env=environment(running),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=30 * SLOW_FACTOR,
-        check=False,
-    )
-    assert done.returncode == expect, done
-    return done
+) -> Done:
+    """
+    Run `bridge ARGUMENTS`, check its exit status, and return what it printed.
+
+    In this process, for a new one takes a second to import all; call it in a thread of its
+    own, one at a time, while the bridge goes on.
+    """
+    return run_with(environment(running), *arguments, expect=expect, stdin=stdin)
+
+
+def run_with(
+    given: Mapping[str, str | None], *arguments: str, expect: int = 0, stdin: str = ""
+) -> Done:
+    """Run `bridge ARGUMENTS` with this environment."""
+    result = CliRunner().invoke(app, list(arguments), env=given, input=stdin)
+    problem, code = "", result.exit_code
+    if isinstance(result.exception, BridgeError):
+        problem, code = str(result.exception), exit_code_of(result.exception)
+    elif result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert code == expect, (code, problem, result.stdout, result.stderr)
+    return Done(result.stdout, result.stderr + problem)

@@ -1,0 +1,153 @@
+"""`bridge dead` as typed: tables, JSON, questions before harm, exit codes, Ctrl-C."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import orjson
+import pytest
+
+from bridge.broker.local_node import LocalNode
+from bridge.names import BrokerNames
+from tests.conftest import SLOW_FACTOR, eventually
+from tests.integration.operator.asking import asking
+from tests.integration.operator.commands import (
+    Done,
+    environment,
+    run_command,
+    run_with,
+)
+from tests.integration.operator.letters import (
+    numbers,
+    publish_letters,
+    ready,
+    take_all,
+)
+from tests.integration.running import RunningBridge, running_bridge, settings_for
+
+
+async def command(
+    running: RunningBridge, *arguments: str, expect: int = 0, stdin: str = ""
+) -> Done:
+    """Run `bridge dead ARGUMENTS` while the bridge goes on."""
+    return await asyncio.to_thread(
+        run_command, running, "dead", *arguments, expect=expect, stdin=stdin
+    )
+
+
+async def test_letters_are_shown_in_a_terminal_and_as_json(
+    broker: LocalNode, namespace: str
+) -> None:
+    """A table for people, the API's answer for programs; hints go to stderr."""
+    names = BrokerNames(namespace)
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        await publish_letters(broker, names, 5, users=("ann", "[red]tom"))
+        table = await command(running, "list", "--limit", "3")
+        listed = await command(running, "list", "--user", "ann", "--json")
+        letters = orjson.loads(listed.stdout)["items"]
+        shown = await command(running, "show", letters[1]["id"], "--body")
+        hidden = await command(running, "show", letters[1]["id"], "--json")
+        missing = await command(running, "show", "f" * 24, expect=1)
+        wrong = await command(running, "list", "--token", "wrong", expect=2)
+
+    assert table.stdout.count("attempts_exhausted") == 3
+    assert "[red]tom" in table.stdout  # a stranger's text is text
+    assert "3 shown, 5 in the queue" in table.stderr
+    assert "--cursor" in table.stderr
+    assert len(letters) == 3
+    assert "header x-bridge-time" in shown.stdout
+    assert "body_text" in shown.stdout
+    assert orjson.loads(hidden.stdout)["body_text"] is None
+    assert "there is no such dead letter" in missing.stderr
+    assert "the key is wrong" in wrong.stderr
+
+
+async def test_redrive_and_discard_say_how_many_and_ask_before_harm(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Nothing is dropped without a yes; a dry run changes nothing."""
+    names = BrokerNames(namespace)
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        await running.bridge.intake.stop_consuming()
+        await publish_letters(broker, names, 9, users=("ann", "tom", "eve"))
+        dry = await command(running, "redrive", "--user", "ann", "--dry-run")
+        dry_json = await command(running, "discard", "--all", "--dry-run", "--json")
+        refused = await command(running, "discard", "--all", expect=1, stdin="n\n")
+        assert await ready(broker, names.dead) == 9
+        discarded = await command(running, "discard", "--user", "tom", stdin="y\n")
+        redriven = await command(
+            running, "redrive", "--user", "ann", "--rate", "1000", "--json"
+        )
+        emptied = await command(running, "discard", "--all", "--yes")
+
+    assert dry.stdout == "3 dead letters would be redriven\n"
+    assert orjson.loads(dry_json.stdout) == {"would": 9}
+    assert "Discard 9 dead letters for good?" in refused.stderr
+    assert discarded.stdout.endswith("3 of 3 dead letters discarded\n")
+    assert orjson.loads(redriven.stdout)["done"] == 3
+    assert emptied.stdout == "3 of 3 dead letters discarded\n"
+    assert numbers(await take_all(broker, names.inbound_queue())) == [0, 3, 6]
+
+
+async def test_ctrl_c_cancels_the_job_and_says_what_was_done(
+    broker: LocalNode, namespace: str
+) -> None:
+    """The job lives in the bridge: without that it would go on unseen."""
+    names = BrokerNames(namespace)
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        asking(running) as api,
+    ):
+        await running.bridge.intake.stop_consuming()
+        await publish_letters(broker, names, 100)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bridge", "dead", "redrive", "--all", "--rate", "20",
+            env=environment(running), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+        async def has_begun() -> bool:
+            jobs = (await api.get("/api/jobs"))["items"]
+            return bool(jobs and jobs[0]["done"] >= 2)
+
+        await eventually(has_begun, within_s=30)
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(30 * SLOW_FACTOR):
+            printed, _ = await process.communicate()
+        job = (await api.get("/api/jobs"))["items"][0]
+
+    assert process.returncode == 1
+    assert job["state"] == "cancelled"
+    assert printed.decode().startswith(
+        f"{job['done']} of 100 dead letters redriven; cancelled"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "status", "text"),
+    [
+        (["list"], {"BRIDGE_OPERATOR_PORT": "1"}, 3, "cannot be reached"),
+        (["list"], {"BRIDGE_OPERATOR_TOKEN": None}, 2, "BRIDGE_OPERATOR_TOKEN"),
+        (["list", "--since", "soon"], {}, 2, "--since"),
+        (["list", "--url", "nowhere"], {}, 2, "--url"),
+        (["redrive"], {}, 2, "--all"),
+        (["redrive", "--all", "--user", "ann"], {}, 2, "one of the three"),
+        (["redrive", "xyz"], {}, 2, "ids"),
+        (["redrive", "--all", "--rate", "0"], {}, 2, "rate_per_s"),
+    ],
+    ids=str,
+)
+def test_what_went_wrong_stands_in_the_exit_code(
+    arguments: list[str], changes: dict[str, str | None], status: int, text: str
+) -> None:
+    """0 done, 1 failed, 2 wrong use or settings, 3 a peer cannot be reached."""
+    given = {"BRIDGE_OPERATOR_TOKEN": "t", "BRIDGE_OPERATOR_PORT": "1", **changes}
+    environment = {
+        **dict.fromkeys(name for name in os.environ if "BRIDGE" in name),
+        **given,
+    }
+
+    done = run_with(environment, "dead", *arguments, expect=status)
+
+    assert text in done.stderr
