@@ -55,7 +55,7 @@ _TURN_WITHIN_S: Final = 15.0
 _LOOKS_MAX: Final = 900_000
 # What a job holds between two visits, so that others get their turn.
 _BATCH_S: Final = 5.0
-_BATCH_MAX: Final = 2000
+_BATCH_MAX: Final = 10_000
 # Twins matter where letters are named one by one, and no more are named than this.
 _GONE_MAX: Final = 10_000
 

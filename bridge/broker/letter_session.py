@@ -33,6 +33,8 @@ from typing import Final
 
 import aiormq
 import structlog
+from aiormq.abc import ChannelFrame
+from pamqp.commands import Basic
 
 from bridge.broker.connection import (
     BrokerAddress,
@@ -52,8 +54,12 @@ _FIRST_STEP: Final = 1000
 _STEP_GROWS: Final = 8
 _CONSUMER_MAX: Final = 65_535  # what basic.qos can say
 _CONSUMERS_MAX: Final = 32  # beyond, they come back in no order
-# Nothing came for so long: is the queue empty?
+# Nothing came for so long: is the queue empty? If so, what it handed out may still be on
+# its way (the broker reads thousands before it sends the first); or somebody else has it.
 _QUIET_S: Final = 0.5
+_QUIETS_MAX: Final = 10
+# A whole scan takes longer than one call; it is given so many times as long.
+_READ_TAKES: Final = 4
 _POLL_S: Final = 0.01
 # More than this on its way to us is cut off instead of being received and dropped.
 _RECEIVED_TO_THE_END: Final = 5_000
@@ -102,8 +108,7 @@ class LetterSession:
         self.queue = queue
         self._line = line
         self._timeout_s = timeout_s
-        self._consumer: str | None = None
-        self._consumers = 0
+        self._consumers: list[str] = []
         self._asked = 0  # letters that the consumers may take, together
         self._came = 0
         self.acked = 0
@@ -151,16 +156,19 @@ class LetterSession:
             return take(delivery) and given < wanted
 
         self._take = count_and_take
-        async with broker_call(f"read {self.queue}", timeout_s=self._timeout_s):
+        timeout_s = self._timeout_s * _READ_TAKES
+        async with broker_call(f"read {self.queue}", timeout_s=timeout_s):
             line = min(self._line.length or 0, self.depth)
             first = max(line, min(wanted, _FIRST_STEP))
-            while first > self._asked and self._consumers < _CONSUMERS_MAX:
-                await self._take_more(first - self._asked)
+            await self._take_more(first)
+            while first > self._asked and len(self._consumers) < _CONSUMERS_MAX:
+                await self._take_more_at_once()
             while not await self._is_done(wanted):
-                if self._consumers == _CONSUMERS_MAX:
+                if len(self._consumers) == _CONSUMERS_MAX:
                     break
                 await self._take_more(self._asked * (_STEP_GROWS - 1))
-            await self._stop()
+            if self.outstanding <= _RECEIVED_TO_THE_END:
+                await self._stop()  # or it would have to be waited for
         return given
 
     async def ack(self, tags: Sequence[int]) -> None:
@@ -172,6 +180,7 @@ class LetterSession:
 
         """
         async with broker_call(f"ack to {self.queue}", timeout_s=self._timeout_s):
+            await self._stop()
             for tag in tags:
                 await self._channel.basic_ack(tag, wait=False)
             # An answer to anything says that all before it was done.
@@ -216,23 +225,43 @@ class LetterSession:
         self._news.set()
 
     async def _take_more(self, count: int) -> None:
+        """Add a consumer; those before have all they may take, so it takes what follows."""
         count = min(count, _CONSUMER_MAX)
-        if self._consumer is not None:
-            await self._channel.basic_cancel(self._consumer)
         await self._channel.basic_qos(prefetch_count=count)
-        tag = f"look.{self._consumers:02}"  # sorts as it counts
+        tag = f"look.{len(self._consumers):02}"  # sorts as it counts
         self._asked += count
         await self._channel.basic_consume(self.queue, _never_called, consumer_tag=tag)
-        self._consumer = tag
-        self._consumers += 1
+        self._consumers.append(tag)
+
+    async def _take_more_at_once(self) -> None:
+        """
+        Add a consumer like the one before, without waiting for an answer.
+
+        The answer would stand behind tens of thousands of letters that nobody may want.
+        """
+        tag = f"look.{len(self._consumers):02}"
+        consume = Basic.Consume(queue=self.queue, consumer_tag=tag, nowait=True)
+        frame = ChannelFrame.marshall(
+            channel_number=self._channel.number, frames=[consume]
+        )
+        await self._channel.write_queue.put(frame)
+        self._asked += _CONSUMER_MAX
+        self._consumers.append(tag)
 
     async def _stop(self) -> None:
-        if self._consumer is not None:
-            tag, self._consumer = self._consumer, None
+        """
+        Take no more, also in place of what will be acked.
+
+        Not before everything that is wanted was read: the broker forgets what is on its
+        way to a cancelled consumer (measured), until the channel gives it back.
+        """
+        consumers, self._consumers = self._consumers, []
+        for tag in consumers:
             await self._channel.basic_cancel(tag)
 
     async def _is_done(self, wanted: int) -> bool:
         """Wait for what was asked for; false if more has to be."""
+        quiets = 0
         while True:
             is_read = self._is_enough or self._came >= wanted
             if is_read and (self._line_ends or self._came >= self.depth):
@@ -247,9 +276,11 @@ class LetterSession:
             try:
                 async with asyncio.timeout(_QUIET_S):
                     await self._news.wait()
+                quiets = 0
             except TimeoutError:
-                # Somebody else took some, or the queue was purged: this is all.
                 if await ready_count(self._channel, self.queue) == 0:
+                    quiets += 1
+                if quiets == _QUIETS_MAX:
                     return True
 
 

@@ -98,7 +98,9 @@ class Api:
             return _render(operation, reply)
 
         self.operations.append(operation)
-        self._app.router.add_route(operation.method, operation.path, self._guard(serve))
+        self._app.router.add_route(
+            operation.method, operation.route, self._guard(serve)
+        )
 
 
 def _render(operation: AnyOperation, reply: Reply) -> web.Response:

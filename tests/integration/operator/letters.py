@@ -31,8 +31,7 @@ def letter_properties(
     names: BrokerNames,
     reason: str = "attempts_exhausted",
     user: str = "ann",
-    letter_id: str | None = None,
-    **more: bytes,
+    message_id: bytes | None = None,
 ) -> bytes:
     """Return what the bridge writes when it sets a message aside."""
     headers: dict[str, str | int | bytes] = {
@@ -44,13 +43,12 @@ def letter_properties(
         Header.ORIGIN_EXCHANGE: names.messages,
         Header.ORIGIN_QUEUE: names.inbound_queue(),
         Header.ROUTING_KEY: user,
-        Header.LETTER: letter_id or uuid4().hex,
+        Header.LETTER: uuid4().hex,
     }
     properties = Properties(
         headers=render_table(headers),
         delivery_mode=PERSISTENT,
-        type=more.get("type"),
-        message_id=more.get("message_id"),
+        message_id=message_id,
     )
     return render_properties(properties)
 

@@ -7,6 +7,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from bridge.core.contracts.operator.jobs import JobFacts
 from bridge.core.contracts.operator.operation import (
+    QUERY_TEXT_MAX,
     Body,
     NoBody,
     NoQuery,
@@ -26,7 +27,7 @@ RATE_MAX_PER_S: Final = 100_000.0
 
 LetterId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{24}(-[0-9]{1,9})?$")]
 Reason = Annotated[LetterReason, listed(LetterReason)]
-_TEXT_MAX: Final = 2000
+Text = Annotated[str, StringConstraints(max_length=QUERY_TEXT_MAX)]
 _SINCE: Final = "Set aside at this Unix time or later."
 _UNTIL: Final = "Set aside before this Unix time."
 
@@ -95,12 +96,8 @@ class DeadQuery(PageQuery):
     """Which dead letters are wanted."""
 
     reason: Reason | SkipJsonSchema[None] = Field(None, description="Of this reason.")
-    user: str | SkipJsonSchema[None] = Field(
-        None, max_length=_TEXT_MAX, description="Of this user."
-    )
-    event: str | SkipJsonSchema[None] = Field(
-        None, max_length=_TEXT_MAX, description="Of this event."
-    )
+    user: Text | SkipJsonSchema[None] = Field(None, description="Of this user.")
+    event: Text | SkipJsonSchema[None] = Field(None, description="Of this event.")
     since: QueryTime | SkipJsonSchema[None] = Field(None, description=_SINCE)
     until: QueryTime | SkipJsonSchema[None] = Field(None, description=_UNTIL)
 
@@ -114,19 +111,15 @@ class LetterQuery(Query):
 class Filter(Body):
     """Which letters are meant: those that fit all that is set."""
 
-    reason: Annotated[str, listed(LetterReason)] | SkipJsonSchema[None] = Field(
+    reason: Annotated[str, listed(LetterReason)] | None = Field(
         None, description="Of this reason."
     )
-    user: str | SkipJsonSchema[None] = Field(
-        None, max_length=_TEXT_MAX, description="Of this user."
-    )
-    event: str | SkipJsonSchema[None] = Field(
-        None, max_length=_TEXT_MAX, description="Of this event."
-    )
-    since: Annotated[float, Field(ge=0, le=1e12)] | SkipJsonSchema[None] = Field(
+    user: Text | None = Field(None, description="Of this user.")
+    event: Text | None = Field(None, description="Of this event.")
+    since: Annotated[float, Field(ge=0, le=1e12)] | None = Field(
         None, description=_SINCE
     )
-    until: Annotated[float, Field(ge=0, le=1e12)] | SkipJsonSchema[None] = Field(
+    until: Annotated[float, Field(ge=0, le=1e12)] | None = Field(
         None, description=_UNTIL
     )
 
@@ -141,11 +134,10 @@ class Filter(Body):
 class Selection(Body):
     """Which letters are meant: by id, by a filter, or all of them; one of the three."""
 
-    ids: (
-        Annotated[list[LetterId], Field(min_length=1, max_length=IDS_MAX)]
-        | SkipJsonSchema[None]
-    ) = Field(None, description="These.")
-    filter: Filter | SkipJsonSchema[None] = Field(
+    ids: Annotated[list[LetterId], Field(min_length=1, max_length=IDS_MAX)] | None = (
+        Field(None, description="These.")
+    )
+    filter: Filter | None = Field(
         None, description="Those that fit; at least one of its fields is set."
     )
     all: bool = Field(default=False, description="All that are there now.")
@@ -159,7 +151,7 @@ class Selection(Body):
         if sum(given) != 1:
             message = "give ids, or filter, or all: true"
             raise ValueError(message)
-        if self.filter is not None and not self.filter.model_fields_set:
+        if self.filter is not None and self.filter == Filter():
             message = "filter is empty; all: true means every letter"
             raise ValueError(message)
         return self
@@ -180,9 +172,8 @@ class Redrive(Selection):
 class Discard(Selection):
     """Drop letters for good."""
 
-    confirm: int | SkipJsonSchema[None] = Field(
+    confirm: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        ge=0,
         description="How many letters a dry run spoke of; anything else is a 409.",
     )
 
@@ -191,6 +182,7 @@ LETTER_ID: Final = {
     "type": "string",
     "minLength": 1,
     "maxLength": 64,
+    "not": {"enum": ["redrive", "discard"]},
     "description": "The letter's id, from a list.",
 }
 
@@ -213,7 +205,7 @@ GET_LETTER: Final = Operation(
     query=LetterQuery,
     body=NoBody,
     path_parameters={"id": LETTER_ID},
-    problems=(404, 503),
+    problems=(404, 405, 503),
 )
 REDRIVE: Final = Operation(
     method="POST",

@@ -5,6 +5,7 @@ The door (web/api/frame.py) reads requests by it and writes answers by it; the d
 `schemas/` is made from it. So they cannot say different things.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
@@ -20,6 +21,9 @@ BodyT = TypeVar("BodyT", bound=BaseModel)
 
 PAGE_DEFAULT: Final = 50
 PAGE_MAX: Final = 200
+# All parameters together must fit into one line of a request, percent-encoded.
+CURSOR_MAX: Final = 500
+QUERY_TEXT_MAX: Final = 255
 
 
 # --- what stands in a query: text, to begin with ----------------------------------------
@@ -84,7 +88,8 @@ class PageQuery(Query):
     )
     cursor: str | SkipJsonSchema[None] = Field(
         None,
-        max_length=2000,
+        max_length=CURSOR_MAX,
+        pattern="^[A-Za-z0-9_-]*$",
         description="`next` of the page before; absent for the first page.",
     )
 
@@ -131,6 +136,19 @@ class Operation(Generic[QueryT, BodyT]):
     body: type[BodyT]
     path_parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     problems: tuple[int, ...] = ()
+
+    @property
+    def route(self) -> str:
+        """The path with what its parameters may not be: words that are other paths."""
+
+        def with_exceptions(found: re.Match[str]) -> str:
+            words = self.path_parameters[found[1]].get("not", {}).get("enum", ())
+            # No braces inside: the router ends a parameter at the first one.
+            return (
+                f"{{{found[1]}:(?!(?:{'|'.join(words)})$)[^/]+}}" if words else found[0]
+            )
+
+        return re.sub(r"\{(\w+)\}", with_exceptions, self.path)
 
     @property
     def group(self) -> str:

@@ -1,0 +1,241 @@
+"""
+100,000 dead letters: looked at, and redriven with a kill -9 in the middle. By hand:
+
+    python -m tests.bench.dead_letters
+
+A private RabbitMQ, a real `bridge run` with `sqlite:` in a process of its own, letters of
+1,000 users, half of them with a message id. Prints a table; `--letters` and `--rate` change
+it. A test runs the same with fewer letters.
+"""
+
+import argparse
+import asyncio
+import sqlite3
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import aiormq
+
+from bridge.broker.local_node import LocalNode
+from bridge.core.message import Delivery
+from bridge.core.properties import header_int
+from bridge.names import BrokerNames, Header
+from tests.conftest import eventually
+from tests.integration.operator.asking import ApiAsker
+from tests.integration.operator.letters import (
+    fill,
+    header,
+    letter_properties,
+    ready,
+    take_all,
+)
+from tests.integration.running import OPERATOR_TOKEN
+from tests.integration.test_commands import RunningProgram, program
+
+USERS = 1000
+_TEXT = "x" * 180
+
+
+@dataclass
+class Figures:
+    """What was measured and what was found."""
+
+    letters: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory_mib: dict[str, float] = field(default_factory=dict)
+    killed_at: int = 0
+    left_after_kill: int = 0
+    order_kept: bool = False
+    lost: int = 0
+    published_twice: int = 0
+    unmarked: int = 0
+    stored_twice: int = 0
+
+    @asynccontextmanager
+    async def measured(self, what: str, running: RunningProgram) -> AsyncIterator[None]:
+        """Note the time that something takes, and the bridge's memory after it."""
+        started_s = time.monotonic()
+        yield
+        self.seconds[what] = time.monotonic() - started_s
+        self.memory_mib[what] = _memory_mib(running, "VmHWM")
+
+
+def _memory_mib(running: RunningProgram, line_name: str) -> float:
+    status = Path(f"/proc/{running.process.pid}/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith(line_name))
+    return int(line.split()[1]) / 1024
+
+
+def _letters(names: BrokerNames, count: int) -> Iterator[tuple[str, bytes, bytes]]:
+    for number in range(count):
+        user = f"user-{number % USERS}"
+        message_id = f"m-{number}".encode() if number % 2 else None
+        yield (
+            user,
+            letter_properties(number, names=names, user=user, message_id=message_id),
+            f'{{"n": {number}, "text": "{_TEXT}"}}'.encode(),
+        )
+
+
+@asynccontextmanager
+async def _bridge(
+    node: LocalNode, namespace: str, store: Path
+) -> AsyncIterator[tuple[RunningProgram, ApiAsker]]:
+    headers = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
+    async with (
+        program(
+            node, namespace, inbox=f"sqlite:{store}", inbox_max_messages="2000000"
+        ) as running,
+        aiohttp.ClientSession(headers=headers) as session,
+    ):
+        yield running, ApiAsker(session, running.operator_url)
+
+
+async def _job(
+    api: ApiAsker, body: dict[str, object], *, until: int | None = None
+) -> Any:
+    """Start a redrive; return it when it has ended, or has done `until`."""
+    answer = await api.ask("POST", "/api/dead/redrive", body)
+    assert answer.status == 202, answer
+    job = answer.body["job"]
+
+    async def is_there() -> bool:
+        nonlocal job
+        job = await api.get(f"/api/jobs/{job['id']}")
+        return job["state"] != "running" or (until is not None and job["done"] >= until)
+
+    await eventually(is_there, within_s=600)
+    return job
+
+
+async def measure(
+    node: LocalNode, namespace: str, *, letters: int, rate_per_s: float
+) -> Figures:
+    """Do all of it once."""
+    figures = Figures(letters)
+    names = BrokerNames(namespace)
+    connection = aiormq.Connection(node.url)
+    await connection.connect()
+    channel = await connection.channel(publisher_confirms=False)
+    assert isinstance(channel, aiormq.Channel)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "inbox.sqlite3"
+        async with _bridge(node, namespace, store) as (running, api):
+            # Sees each redrive as it is published, with its headers.
+            spy = f"{namespace}.spy"
+            await channel.queue_declare(
+                spy, durable=True, arguments={"x-queue-type": "quorum"}
+            )
+            await channel.queue_bind(spy, names.inbound)
+            await fill(channel, names.dead, _letters(names, letters))
+            await eventually(lambda: _has(node, names.dead, letters), within_s=60)
+            figures.memory_mib["before"] = _memory_mib(running, "VmHWM")
+            await _look(figures, running, api)
+            await _kill(figures, running, api, rate_per_s=rate_per_s)
+        await eventually(lambda: _is_back(node, names.dead, figures), within_s=60)
+        async with _bridge(node, namespace, store) as (running, api):
+            first = (await api.get("/api/dead?limit=200"))["items"]
+            times = [letter["dead_s"] for letter in first]
+            figures.order_kept = times == sorted(times)
+            async with figures.measured("redrive of the rest", running):
+                await _job(api, {"all": True, "rate_per_s": rate_per_s})
+            await eventually(lambda: _has(node, names.inbound_queue(), 0), within_s=300)
+            running.process.terminate()
+            await running.ended()
+        _check_redrives(figures, await take_all(node, spy))
+        _check_store(figures, store)
+    await channel.queue_delete(spy)
+    await connection.close()
+    return figures
+
+
+async def _has(node: LocalNode, queue: str, count: int) -> bool:
+    return await ready(node, queue) == count
+
+
+async def _is_back(node: LocalNode, queue: str, figures: Figures) -> bool:
+    """What a killed process held is given back when the broker notices."""
+    before, figures.left_after_kill = figures.left_after_kill, await ready(node, queue)
+    at_most = figures.letters - figures.killed_at
+    return figures.left_after_kill == before and 0 < before <= at_most
+
+
+async def _look(figures: Figures, running: RunningProgram, api: ApiAsker) -> None:
+    async with figures.measured("first page", running):
+        page = await api.get("/api/dead")
+    assert len(page["items"]) == 50
+    async with figures.measured("second page", running):
+        await api.get(f"/api/dead?cursor={page['next']}")
+    async with figures.measured("filter that looks at all", running):
+        none = await api.get("/api/dead?user=nobody")
+    assert none["scanned"] == figures.letters
+    async with figures.measured("first page after that", running):
+        again = await api.get("/api/dead")
+    assert again["items"] == page["items"]
+
+
+async def _kill(
+    figures: Figures, running: RunningProgram, api: ApiAsker, *, rate_per_s: float
+) -> None:
+    async with figures.measured("redrive until the kill -9", running):
+        job = await _job(
+            api, {"all": True, "rate_per_s": rate_per_s}, until=figures.letters // 2
+        )
+    assert job["state"] == "running", job
+    figures.killed_at = job["done"]
+    running.process.kill()
+    await running.process.wait()
+
+
+def _check_redrives(figures: Figures, seen: list[Delivery]) -> None:
+    """Each letter was published, and what was published twice can be told."""
+    marks: dict[int, Counter[bytes | None]] = {}
+    for delivery in seen:
+        number = header_int(delivery.properties.headers, "x-number")
+        assert number is not None
+        if not header_int(delivery.properties.headers, Header.REDRIVES):
+            figures.unmarked += 1
+        mark = header(delivery, Header.REDRIVEN_ID)
+        marks.setdefault(number, Counter())[mark] += 1
+    figures.lost = figures.letters - len(marks)
+    for found in marks.values():
+        figures.published_twice += sum(found.values()) > 1
+        # The same letter under two names could not be known for a repeat.
+        figures.unmarked += len(found) > 1 or None in found
+
+
+def _check_store(figures: Figures, store: Path) -> None:
+    with closing(sqlite3.connect(store)) as connection:
+        stored, different = connection.execute(
+            "SELECT count(*), count(DISTINCT data) FROM messages"
+        ).fetchone()
+    figures.stored_twice = stored - different
+    figures.lost += figures.letters - different
+
+
+async def main(letters: int, rate_per_s: float) -> None:
+    async with LocalNode.start() as node:
+        figures = await measure(node, "letters", letters=letters, rate_per_s=rate_per_s)
+    print(f"{figures.letters:,} letters, redriven at up to {rate_per_s:,.0f}/s")
+    print("| | s | peak MiB of the bridge so far |\n|---|---|---|")
+    print(f"| before | | {figures.memory_mib['before']:.0f} |")
+    for what, seconds in figures.seconds.items():
+        print(f"| {what} | {seconds:.2f} | {figures.memory_mib[what]:.0f} |")
+    print(f"killed after {figures.killed_at:,}; {figures.left_after_kill:,} were left")
+    for name in ("order_kept", "lost", "published_twice", "unmarked", "stored_twice"):
+        print(f"{name}: {getattr(figures, name)}")
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--letters", type=int, default=100_000)
+    arguments.add_argument("--rate", type=float, default=5000)
+    given = arguments.parse_args()
+    asyncio.run(main(given.letters, given.rate))
