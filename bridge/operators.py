@@ -28,6 +28,7 @@ from bridge.errors import BrokerUnavailableError, StoreUnavailableError
 from bridge.inbox.disk import DiskUsage
 from bridge.metrics import AgeBucket, Metrics
 from bridge.names import BrokerNames, Outcome
+from bridge.options import management_of
 from bridge.settings.model import Settings
 from bridge.sockets.rooms import Rooms
 from bridge.web.api.dead import add_dead_routes
@@ -84,7 +85,11 @@ class Operators:
         self._started_s = time.time()
         self._ages = _RecentAges(parts.metrics)
         self.queues = QueueWatch(
-            parts.address, self._names, wanted=parts.wanted, intake=parts.intake
+            parts.address,
+            self._names,
+            wanted=parts.wanted,
+            intake=parts.intake,
+            management=management_of(parts.settings),
         )
         self.dead_letters = DeadLetters(
             parts.address, self._names, publisher=parts.publisher

@@ -1,7 +1,7 @@
 """
 Looking at the queues of this bridge: how much is in them, who consumes them.
 
-By AMQP alone: a passive declare tells how many messages are ready and how many consumers
+By AMQP: a passive declare tells how many messages are ready and how many consumers
 there are, and changes nothing. What the broker does not tell that way, the bridge knows of
 its own queue: what is in flight here.
 """
@@ -23,8 +23,10 @@ from bridge.broker.connection import (
     problem_text,
 )
 from bridge.broker.frame_reader import FrameReader
+from bridge.broker.management import Management
 from bridge.broker.topology import Topology
 from bridge.core.contracts.operator.queues import QueueFacts, QueueRole, QueueSource
+from bridge.errors import BrokerUnavailableError
 from bridge.names import BrokerNames
 
 # Several consoles that look once a second share one look.
@@ -58,6 +60,7 @@ class QueueWatch:
         names: Of the queues.
         wanted: Which of them there are.
         intake: Knows what is in flight.
+        management: Tells more, if there is one.
 
     """
 
@@ -68,12 +71,14 @@ class QueueWatch:
         *,
         wanted: Topology,
         intake: InFlight,
+        management: Management | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address = address
         self._names = names
         self._wanted = wanted
         self._intake = intake
+        self._management = management
         self._now = now
         self._one_at_a_time = asyncio.Lock()
         self._kept: Sequence[QueueFacts] = ()
@@ -107,7 +112,37 @@ class QueueWatch:
             }
         finally:
             await connection.leave()
-        return [self._facts(name, found) for name, found in counts.items()]
+        facts = [self._facts(name, found) for name, found in counts.items()]
+        if self._management is None:
+            return facts
+        return await self._enriched(facts, self._management)
+
+    async def _enriched(
+        self, facts: Sequence[QueueFacts], management: Management
+    ) -> Sequence[QueueFacts]:
+        enriched: list[QueueFacts] = []
+        problem: str | None = None
+        for queue in facts:
+            if problem is None and queue.problem is None:
+                try:
+                    told = await management.queue(queue.name)
+                except BrokerUnavailableError as exc:
+                    # Told once for each queue, and asked once: it would not be there for
+                    # the next one either.
+                    problem = str(exc)
+                else:
+                    more = {
+                        "unacked": told.unacked,
+                        "rates": told.rates,
+                        "source": QueueSource.MANAGEMENT,
+                    }
+                    known = {k: v for k, v in more.items() if v is not None}
+                    enriched.append(queue.model_copy(update=known))
+                    continue
+            enriched.append(
+                queue.model_copy(update={"problem": queue.problem or problem})
+            )
+        return enriched
 
     async def _count(
         self, connection: BrokerConnection[FrameReader], name: str

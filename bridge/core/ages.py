@@ -1,7 +1,6 @@
 """Quantiles of a histogram, as Prometheus reckons them."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from math import isinf
 
 
@@ -22,9 +21,11 @@ def quantile(buckets: Sequence[tuple[float, float]], part: float) -> float | Non
     if not buckets or buckets[-1][1] <= 0:
         return None
     wanted = part * buckets[-1][1]
-    for (low, below), (high, count) in pairwise([(0.0, 0.0), *buckets]):
+    low, below = 0.0, 0.0
+    for high, count in buckets:
         if count >= wanted and count > below:
-            if isinf(high):
-                return low
-            return low + (high - low) * (wanted - below) / (count - below)
-    return buckets[-1][0]  # pragma: no cover - the last count is all of them
+            break
+        low, below = high, count
+    return (
+        low if isinf(high) else low + (high - low) * (wanted - below) / (count - below)
+    )

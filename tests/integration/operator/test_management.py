@@ -1,0 +1,81 @@
+"""Queues with RabbitMQ's management API beside AMQP, and with one that is not there."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import encode_basic_auth, web
+from aiohttp.test_utils import BaseTestServer, TestServer
+
+from bridge.broker.local_node import LocalNode
+from tests.integration.operator.asking import asking
+from tests.integration.running import running_bridge, settings_for
+
+# As RabbitMQ 3.10 answers GET /api/queues/VHOST/NAME?columns=…
+ANSWER = {
+    "consumers": 1,
+    "message_stats": {
+        "deliver_get": 12,
+        "deliver_get_details": {"rate": 2.5},
+        "publish": 12,
+        "publish_details": {"rate": 0.0},
+    },
+    "messages_ready": 3,
+    "messages_unacknowledged": 4,
+}
+
+
+@pytest.fixture
+async def management() -> AsyncIterator[BaseTestServer]:
+    """Stands in for the plugin, which a private node does not load."""
+
+    async def queue(request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != encode_basic_auth("m", "p"):
+            return web.Response(status=401)
+        assert request.match_info["vhost"] == "/"
+        return web.json_response(ANSWER)
+
+    app = web.Application()
+    app.router.add_get("/api/queues/{vhost}/{name}", queue)
+    async with TestServer(app) as server:
+        yield server
+
+
+async def test_the_management_api_adds_rates_and_what_is_unacked(
+    broker: LocalNode, namespace: str, management: BaseTestServer
+) -> None:
+    """Depth and consumers stay those of AMQP, which are never behind."""
+    url = str(management.make_url("")).replace("http://", "http://m:p@")
+    settings = settings_for(broker, namespace, management_url=url)
+    async with running_bridge(settings) as running, asking(running) as api:
+        queues = (await api.get("/api/queues"))["items"]
+
+    for queue in queues:
+        assert (queue["source"], queue["problem"]) == ("management", None)
+        assert queue["unacked"] == 4
+        assert queue["rates"] == {"in_per_s": 0.0, "out_per_s": 2.5}
+        assert queue["depth"] == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [("http://127.0.0.1:1", "Client"), ("http://m:wrong@HOST", "it answers 401")],
+)
+async def test_without_an_answer_amqp_tells_what_it_can(
+    broker: LocalNode,
+    namespace: str,
+    management: BaseTestServer,
+    url: str,
+    problem: str,
+) -> None:
+    """The problem stands beside it, and no password in it."""
+    place = f"{management.host}:{management.port}"
+    settings = settings_for(
+        broker, namespace, management_url=url.replace("HOST", place)
+    )
+    async with running_bridge(settings) as running, asking(running) as api:
+        queues = (await api.get("/api/queues"))["items"]
+
+    for queue in queues:
+        assert (queue["source"], queue["rates"], queue["depth"]) == ("amqp", None, 0)
+        assert problem in queue["problem"]
+        assert "wrong" not in queue["problem"]
