@@ -139,7 +139,7 @@ async def ready(broker: LocalNode, queue: str) -> int:
 
 
 async def take_all(broker: LocalNode, queue: str) -> list[Delivery]:
-    """Take all that is ready in `queue`, in its order, and ack it."""
+    """Take all that is ready in `queue`, in its order."""
     connection = await open_connection(
         BrokerAddress((broker.url,)), purpose=Purpose.CHECK, reader=DeliveryReader
     )
@@ -151,11 +151,8 @@ async def take_all(broker: LocalNode, queue: str) -> list[Delivery]:
 
         async def never_called(_message: object) -> None: ...
 
-        await channel.basic_qos(prefetch_count=65_000)
-        await channel.basic_consume(queue, never_called)
-        await eventually(lambda: len(found) >= count, within_s=30)
-        if found:
-            await channel.basic_ack(found[-1].tag, multiple=True)
+        await channel.basic_consume(queue, never_called, no_ack=True)
+        await eventually(lambda: len(found) >= count, within_s=120)
     finally:
         await connection.leave()
     return found
