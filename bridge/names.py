@@ -129,6 +129,7 @@ class LetterReason(StrEnum):
     TOO_LARGE = DeadLetterReason.TOO_LARGE.value
     BAD_USER = DeadLetterReason.BAD_USER.value
     BAD_EVENT = DeadLetterReason.BAD_EVENT.value
+    SCHEMA = DeadLetterReason.SCHEMA.value
     ATTEMPTS_EXHAUSTED = DeadLetterReason.ATTEMPTS_EXHAUSTED.value
     CRASHED = DeadLetterReason.CRASHED.value
     EXPIRED = "expired"

@@ -21,6 +21,7 @@ from bridge.names import (
     EventError,
     ExitCode,
     Header,
+    LetterReason,
     Outcome,
     Refusal,
     SyncReason,
@@ -112,3 +113,11 @@ def test_exit_codes_are_those_of_the_contract() -> None:
     """Scripts and service managers act on them."""
     assert (ExitCode.DONE, ExitCode.FAILED) == (0, 1)
     assert (ExitCode.USAGE, ExitCode.UNREACHABLE) == (2, 3)
+
+
+def test_every_reason_of_the_bridge_is_one_that_operators_can_ask_for() -> None:
+    """A new reason would be shown as `other`, and could not be filtered by."""
+    assert {reason.value for reason in DeadLetterReason} < {
+        reason.value for reason in LetterReason
+    }
+    assert all(reason.explanation for reason in LetterReason)

@@ -224,6 +224,9 @@ _ADVICE: Final[Mapping[LetterReason, str]] = {
     ),
     LetterReason.BAD_USER: _NEVER,
     LetterReason.BAD_EVENT: _NEVER,
+    LetterReason.SCHEMA: (
+        "Mend the schema in BRIDGE_SCHEMAS and redrive it, or the producer, and discard it."
+    ),
     LetterReason.ATTEMPTS_EXHAUSTED: (
         "The log of that time says what failed: mend it, then redrive it."
     ),
