@@ -15,6 +15,7 @@ from typing import Final
 
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxState, Page
+from bridge.inbox.memory_looking import MemoryLooking
 from bridge.names import SyncReason
 
 Listener = Callable[[Sequence[Stored]], None]
@@ -72,6 +73,8 @@ class MemoryInbox:
         self._seen: dict[tuple[str, str], float] = {}
         self._followed: set[str] = set()
         self._listener: Listener | None = None
+        # What operators see: reads alone, and nothing that the bridge would wait for.
+        self.looking = MemoryLooking(self._logs, self._seen, state=self._state)
 
     async def look(self) -> bool:
         """Say that it is there: memory is always."""
@@ -145,6 +148,9 @@ class MemoryInbox:
 
     async def state(self, user: str) -> InboxState:
         """Return where the inbox of `user` begins, ends, and is delivered up to."""
+        return self._state(user)
+
+    def _state(self, user: str) -> InboxState:
         log = self._logs.get(user)
         if log is None:
             return InboxState(epoch=self.epoch, first=1, last=0, delivered=0)

@@ -30,6 +30,8 @@ from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.disk import DiskUsage, disk_usage
 from bridge.inbox.memory import Listener, Retention
 from bridge.inbox.sqlite_file import StoreFile
+from bridge.inbox.sqlite_looking import SqliteLooking
+from bridge.inbox.sqlite_looking_desk import LookingDesk
 from bridge.inbox.sqlite_reading import Reading
 from bridge.inbox.sqlite_tail import ROUND_ENTRIES, Tail
 from bridge.inbox.sqlite_worker import Worker
@@ -82,7 +84,9 @@ class SqliteInbox:
         self._reader = Worker(
             self._reading, name="inbox-reader", store=self.description
         )
-        self._is_open = False
+        desk = LookingDesk(file, tail, retention=self._current, now=now)
+        self.looking = SqliteLooking(self, desk)  # what operators see
+        self.is_open = False
         self._unopened_for: str | None = _NOT_OPEN
         self._followed: set[str] = set()
         self._listener: Listener | None = None
@@ -141,20 +145,21 @@ class SqliteInbox:
             self._unopened_for = getattr(exc, "problem", str(exc))
             raise
         self._unopened_for = None
-        self._is_open = True
+        self.is_open = True
 
     async def close(self) -> None:
         """Write what is left to write, and let go of the file."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        was_open, self._is_open = self._is_open, False
+        was_open, self.is_open = self.is_open, False
         marks = self._marks_on_their_way | self._marks
         if was_open and (marks or self._forgotten):
             with suppress(StoreUnavailableError):  # then some messages are repeated
                 await self._writer.submit(
                     lambda c: self._writing.run_errands(c, marks, self._forgotten)
                 )
+        await self.looking.close()
         await self._reader.stop()
         await self._writer.stop()
 
@@ -267,12 +272,12 @@ class SqliteInbox:
 
     async def state(self, user: str) -> InboxState:
         """Return where the inbox of `user` begins and ends; errors as `read`."""
-        mark = self._mark_of(user)
+        mark = self.unwritten_mark(user)
         state = await self._read(
             lambda c: self._reading.state(c, user, epoch=self.epoch)
         )
         # The mark as it was or as it is: it may have been written since it was read.
-        mark = min(max(mark, self._mark_of(user), state.delivered), state.last)
+        mark = min(max(mark, self.unwritten_mark(user), state.delivered), state.last)
         return replace(state, delivered=mark)
 
     async def read(
@@ -320,12 +325,12 @@ class SqliteInbox:
         It counts at once and is written a little later: a crash takes up to a second
         of marks back.
         """
-        if offset > self._mark_of(user):
+        if offset > self.unwritten_mark(user):
             self._marks[user] = offset
             self._wake_in(_MARKS_S)
 
-    def _mark_of(self, user: str) -> int:
-        """The mark of `user` as far as it is not in the file yet."""
+    def unwritten_mark(self, user: str) -> int:
+        """Return the mark of `user` as far as it is not in the file yet; else 0."""
         return max(self._marks.get(user, 0), self._marks_on_their_way.get(user, 0))
 
     async def note_trial(self, key: bytes) -> int:
@@ -347,11 +352,11 @@ class SqliteInbox:
         self._forgotten.add(key)
         # At once, not with the next marks: dying before it is written would count as
         # one more death with the message in hand.
-        if self._is_open and not self._is_on_errands:
+        if self.is_open and not self._is_on_errands:
             self._run_errands()
 
     def _wake_in(self, delay_s: float) -> None:
-        if self._timer is None and self._is_open:
+        if self._timer is None and self.is_open:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(delay_s, self._wake)
 
@@ -389,7 +394,7 @@ class SqliteInbox:
             self._wake_in(_PROBE_S)
         elif error is not None:  # a bug; some messages will be repeated for it
             log.error("inbox.errands_failed", exc_info=error)
-        elif self._forgotten and self._is_open:
+        elif self._forgotten and self.is_open:
             self._run_errands()
         elif self._marks:
             self._wake_in(_MARKS_S)
