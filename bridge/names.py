@@ -277,6 +277,53 @@ class Outcome(StrEnum):
     STALE = "stale"
 
 
+class Stage(StrEnum):
+    """A step in the story of a message, as `bridge trace` tells it."""
+
+    PUBLISHED = "published"
+    TAKEN = "taken"
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    WRITTEN = "written"
+    DELIVERED = "delivered"
+    WAITING = "waiting"
+    EXPIRED = "expired"
+    TRIMMED = "trimmed"
+    RETRIED = "retried"
+    DEAD = "dead"
+    REDRIVEN = "redriven"
+
+
+class Fate(StrEnum):
+    """What became of a message, in one word."""
+
+    DELIVERED = "delivered"
+    WAITING = "waiting"
+    EXPIRED = "expired"
+    TRIMMED = "trimmed"
+    DEAD = "dead"
+    RETRYING = "retrying"
+    ON_ITS_WAY = "on_its_way"
+    UNKNOWN = "unknown"
+
+    @property
+    def explanation(self) -> str:
+        """One sentence for an operator."""
+        return _FATE_EXPLANATIONS[self]
+
+
+_FATE_EXPLANATIONS: Final = {
+    Fate.DELIVERED: "the user has had it: the delivered mark is at it or behind it",
+    Fate.WAITING: "it is in the inbox, and the verdict says what it waits for",
+    Fate.EXPIRED: "its time was over before a window had it",
+    Fate.TRIMMED: "it was stored and is not kept any more: over the limit or over its age",
+    Fate.DEAD: "it was set aside as a dead letter",
+    Fate.RETRYING: "storing it failed; it waits in a retry queue for the next attempt",
+    Fate.ON_ITS_WAY: "the broker has confirmed it and the bridge has not taken it yet",
+    Fate.UNKNOWN: "no trace of it is left where one could look",
+}
+
+
 class ExitCode:
     """What a command's exit status means."""
 

@@ -26,11 +26,13 @@ from tenacity import (
 )
 
 from bridge.core.event_schemas import EventSchemas
+from bridge.core.journal import Happening, Journal
 from bridge.core.message import (
     Delivery,
     Message,
     MessageLimits,
     Rejection,
+    message_id_of,
     parse_delivery,
 )
 from bridge.core.settlement import (
@@ -45,7 +47,7 @@ from bridge.core.settlement import (
 from bridge.errors import PublishRefusedError, StaleBatchError, TransientError
 from bridge.logs import user_hash
 from bridge.metrics import Metrics
-from bridge.names import Outcome
+from bridge.names import Outcome, Stage
 
 log = structlog.get_logger(__name__)
 
@@ -119,6 +121,7 @@ class Pump(Generic[B]):
         metrics: Metrics,
         schemas: EventSchemas | None = None,
         pace_s: float = 0.0,
+        journal: Journal | None = None,
         now: Callable[[], float] = time,
     ) -> None:
         """
@@ -135,6 +138,7 @@ class Pump(Generic[B]):
             pace_s: The least time from the start of one batch to that of the next. A
                 store whose commits are dear gets fewer and larger ones; what comes
                 after a pause is never held up by it.
+            journal: Remembers what happened, for operators; ``None`` = one of its own.
             now: Unix time.
 
         """
@@ -149,6 +153,7 @@ class Pump(Generic[B]):
         self._metrics = metrics
         self._stored = metrics.settled.labels(outcome=Outcome.STORED, reason="")
         self._pace_s = pace_s
+        self._journal = journal or Journal()
         self._now = now
         self._in_trial: bytes | None = None
 
@@ -202,6 +207,7 @@ class Pump(Generic[B]):
                 await self._set_aside(batch, delivery, letter)
             elif parsed.deadline_s is not None and parsed.deadline_s <= now_s:
                 self._count(Outcome.EXPIRED)
+                self._note(delivery, Stage.EXPIRED, "before it could be stored")
             else:
                 good.append((delivery, parsed))
         if good:
@@ -253,6 +259,7 @@ class Pump(Generic[B]):
             await self._store(batch, good[:middle])  # the first half first: order
             await self._store(batch, good[middle:])
             return
+        self._journal.stored(messages, offsets, at_s=self._now())
         duplicates = offsets.count(None)
         self._stored.inc(len(good) - duplicates)
         self._count(Outcome.DUPLICATE, duplicates)
@@ -285,6 +292,8 @@ class Pump(Generic[B]):
             doing="retry",
         )
         self._count(Outcome.RETRY)
+        text = f"attempt {attempt} failed, the next is in {choice.delay_s:g} s"
+        self._note(delivery, Stage.RETRIED, text)
 
     async def _set_aside(
         self, batch: B, delivery: Delivery, letter: DeadLetter
@@ -303,6 +312,8 @@ class Pump(Generic[B]):
             attempt=letter.attempt,
         )
         self._count(Outcome.DEAD_LETTER, reason=reason)
+        text = f"attempt {letter.attempt}, {reason}: {letter.rejection.text}"
+        self._note(delivery, Stage.DEAD, text)
 
     async def _patiently(
         self, batch: B, work: Callable[[], Awaitable[T]], *, doing: str
@@ -351,6 +362,11 @@ class Pump(Generic[B]):
         if problem != self.problem:  # told once, not with each try
             self.problem = problem
             log.warning("pump.waiting", error=problem)
+
+    def _note(self, delivery: Delivery, stage: Stage, text: str) -> None:
+        user = delivery.routing_key.decode(errors="backslashreplace")
+        message_id = message_id_of(delivery)
+        self._journal.note(Happening(self._now(), stage, user, message_id, text=text))
 
     def _count(self, outcome: Outcome, number: int = 1, *, reason: str = "") -> None:
         if number:

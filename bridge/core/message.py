@@ -285,6 +285,11 @@ def _is_control(character: str) -> bool:
     return character < " " or "\x7f" <= character <= "\x9f"
 
 
+def message_id_of(delivery: Delivery) -> str | None:
+    """Return the producer's id of a delivery, whether it can become a message or not."""
+    return _message_id(delivery.properties)
+
+
 def _message_id(properties: Properties) -> str | None:
     """Bytes that are no UTF-8 still tell one message from another: keep them apart."""
     if properties.message_id:

@@ -72,6 +72,7 @@ class Entrance:
         verifier: Verifier | None,
         metrics: Metrics,
     ) -> None:
+        self.journal = rooms.journal
         self._rooms = rooms
         self._inbox = inbox
         self._verifier = verifier

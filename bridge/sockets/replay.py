@@ -9,16 +9,18 @@ memory.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import time
 from typing import Final, Protocol
 
 import structlog
 
 from bridge.core.frames import event_packet
+from bridge.core.journal import Happening
 from bridge.core.position import Position
 from bridge.core.replay import InboxState, Page, ReplayPlan
 from bridge.errors import StoreUnavailableError
 from bridge.metrics import Metrics
-from bridge.names import EVENT_SYNC, Closing, SyncReason
+from bridge.names import EVENT_SYNC, Closing, Stage, SyncReason
 from bridge.sockets.rooms import Rooms
 from bridge.sockets.window import Window
 
@@ -201,6 +203,18 @@ async def _replay(
         )
         if not await _write(window, page, patience_s):
             return None
+        if page.messages:
+            rooms.journal.note(
+                Happening(
+                    time(),
+                    Stage.WRITTEN,
+                    window.user,
+                    offset=page.messages[-1].offset,
+                    after=page.messages[0].offset - 1,
+                    windows=1,
+                    text="which read it from the inbox",
+                )
+            )
         if page.messages and window.delivers_by_writing:
             inbox.mark_delivered(window.user, page.messages[-1].offset)
         replayed += len(page.messages)

@@ -48,6 +48,7 @@ class WindowRequests:
         self._inbox = inbox
         self._verifier = verifier
         self._entrance = entrance
+        self._journal = entrance.journal
         self._admitted = admitted
         self._ignore = ignore
 
@@ -108,6 +109,12 @@ class WindowRequests:
                 "this window has had no message at that position",
             )
         self._inbox.mark_delivered(window.user, position.offset)
+        self._journal.delivered(
+            window.user,
+            position.offset,
+            at_s=time(),
+            text="a page acked it, or one behind it",
+        )
         return {"ok": True}
 
     async def refresh(self, window: Window, argument: object) -> dict[str, object]:

@@ -11,9 +11,11 @@ the inbox holds, in its order.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import time
 
-from bridge.core.frames import burst
+from bridge.core.frames import Burst, burst
+from bridge.core.journal import Happening, Journal
 from bridge.core.message import Stored
 from bridge.metrics import Metrics
+from bridge.names import Stage
 from bridge.sockets.window import Window
 
 
@@ -57,10 +59,12 @@ class Rooms:
         *,
         mark_delivered: Callable[[str, int], None],
         catch_up: Callable[[Window], None],
+        journal: Journal | None = None,
     ) -> None:
         self._metrics = metrics
         self._mark_delivered = mark_delivered
         self._catch_up = catch_up
+        self.journal = journal or Journal()
         self._rooms: dict[str, Room] = {}
         self._count = 0
 
@@ -110,6 +114,7 @@ class Rooms:
         """Let `window` into the room that was kept for it, its gate closed."""
         self._rooms[window.user].windows.append(window)
         self._count += 1
+        self.journal.connected(window.user, at_s=window.connected_s)
 
     def open_gate(self, window: Window) -> bool:
         """
@@ -185,7 +190,8 @@ class Rooms:
             self._metrics.left_out.inc(len(news) - len(everything.packets))
         # A hole: some of the feed never arrived. The inbox has it.
         before = first - 1 if last - first + 1 == len(news) else last
-        count = 0
+        count = whole = 0
+        parts: list[Burst] = []
         is_delivered = False
         behind: list[Window] = []
         for window in room.open:
@@ -198,12 +204,39 @@ class Rooms:
                 continue
             window.offset = last
             count += len(part.packets)
+            if part is everything:
+                whole += 1
+            else:
+                parts.append(part)
             is_delivered = is_delivered or window.delivers_by_writing
         if is_delivered and everything.packets:
             self._mark_delivered(room.user, everything.packets[-1][0])
+        self._note(news, everything, (whole, parts), now_s)
         for window in behind:
             self._shut_gate(room, window)
         return count
+
+    def _note(
+        self,
+        news: Sequence[Stored],
+        everything: Burst,
+        taken: tuple[int, Sequence[Burst]],
+        now_s: float,
+    ) -> None:
+        """Let the journal know how many took all of a burst, and which parts others took."""
+        whole, parts = taken
+        if len(everything.packets) < len(news):
+            offsets = {offset for offset, _ in everything.packets}
+            for stored in news:
+                if stored.offset not in offsets:
+                    self.journal.note(_expired(stored, now_s))
+            news = [stored for stored in news if stored.offset in offsets]
+        windows = [whole] * len(news)
+        for part in parts:  # the last ones of the burst, each time
+            for place in range(len(news) - len(part.packets), len(news)):
+                windows[place] += 1
+        if whole or parts:
+            self.journal.written(news, windows, at_s=now_s)
 
     def _shut_gate(self, room: Room, window: Window) -> None:
         """Send a window back to the inbox, from where it is read at its own pace."""
@@ -211,3 +244,11 @@ class Rooms:
         window.is_live = False
         self._metrics.fell_behind.inc()
         self._catch_up(window)
+
+
+def _expired(stored: Stored, now_s: float) -> Happening:
+    message = stored.message
+    text = "before it could be written"
+    return Happening(
+        now_s, Stage.EXPIRED, message.user, message.id, stored.offset, text=text
+    )

@@ -17,6 +17,7 @@ import structlog
 from aiohttp import web
 
 from bridge.core import packets
+from bridge.core.journal import Journal
 from bridge.core.packets import Packet, PacketType
 from bridge.logs import user_hash
 from bridge.metrics import Metrics
@@ -81,9 +82,11 @@ class BridgeServer:
         inbox: Inboxes,
         verifier: Verifier | None,
         metrics: Metrics,
+        journal: Journal | None = None,
     ) -> None:
         self.rooms = Rooms(
             metrics,
+            journal=journal,
             mark_delivered=inbox.mark_delivered,
             catch_up=self._catch_up,
         )
@@ -250,6 +253,12 @@ class BridgeServer:
         """Count messages that a polling page took with it as delivered."""
         if not window.has_manual_acks:
             self._inbox.mark_delivered(window.user, offset)
+            self.rooms.journal.delivered(
+                window.user,
+                offset,
+                at_s=time(),
+                text="a polling page fetched it, or one behind it",
+            )
 
     def left(self, carrier: Carrier, reason: str) -> None:
         """Forget the window of a session that ended."""

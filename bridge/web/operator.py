@@ -1,6 +1,7 @@
 """The operator door: `/api/*`, `/metrics`, `/health/*`, each but the last behind a key."""
 
 from collections.abc import Callable
+from time import time
 from typing import Final
 from uuid import uuid4
 
@@ -10,9 +11,10 @@ from aiohttp import web
 from bridge.core.contracts.messages import Problem, PublishRequest
 from bridge.core.contracts.publish_request import parse_publish_request
 from bridge.core.event_schemas import EventSchemas
+from bridge.core.journal import Happening, Journal
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.metrics import Metrics
-from bridge.names import EVENT_DEFAULT
+from bridge.names import EVENT_DEFAULT, Stage
 from bridge.web.access import Handler, Keys, guarded
 from bridge.web.api.frame import Api
 from bridge.web.bodies import read_body
@@ -76,12 +78,14 @@ class PublishDoor:
         *,
         max_message_bytes: int,
         schemas: EventSchemas | None = None,
+        journal: Journal | None = None,
     ) -> None:
         # Both may be replaced while the door is open.
         self.max_message_bytes = max_message_bytes
         self.schemas = schemas
         self._publisher = publisher
         self._metrics = metrics
+        self._journal = journal or Journal()
 
     async def publish(self, request: web.Request) -> web.Response:
         """Answer 202 once the broker has confirmed the message."""
@@ -103,6 +107,7 @@ class PublishDoor:
         if refusal is not None:
             return refusal
         message_id = asked.id or str(uuid4())
+        began_s = time()
         try:
             await self._publisher.publish_message(
                 user=asked.user,
@@ -114,6 +119,11 @@ class PublishDoor:
         except (BrokerUnavailableError, PublishRefusedError) as exc:
             return problem(503, str(exc), headers={"Retry-After": _RETRY_AFTER_S})
         self._metrics.published.inc()
+        # As of its beginning: the bridge may have taken it before the confirm is here.
+        text = "over HTTP, confirmed by the broker"
+        self._journal.note(
+            Happening(began_s, Stage.PUBLISHED, asked.user, message_id, text=text)
+        )
         return web.Response(
             status=202,
             body=orjson.dumps({"id": message_id}),

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 import bridge.pump
+from bridge.core.journal import Journal
 from bridge.core.message import (
     Delivery,
     Message,
@@ -23,7 +25,7 @@ from bridge.errors import (
     StoreUnavailableError,
 )
 from bridge.metrics import Metrics
-from bridge.names import DeadLetterReason, Header
+from bridge.names import DeadLetterReason, Header, Stage
 from bridge.pump import Pump
 from tests.conftest import eventually
 
@@ -125,6 +127,7 @@ class House:
         self.inbox = FakeInbox(self.journal)
         self.publisher = FakePublisher(self.journal)
         self.metrics = Metrics()
+        self.story = Journal()
         self.pump = Pump(
             intake=self.intake,
             inbox=self.inbox,
@@ -132,6 +135,7 @@ class House:
             limits=MessageLimits(body_bytes=100),
             retry_delays_s=(1.0, 10.0),
             metrics=self.metrics,
+            journal=self.story,
             now=lambda: 1000.0,
         )
 
@@ -286,6 +290,32 @@ async def test_what_comes_back_after_its_deadline_is_counted_and_not_stored(
 
     assert house.journal == ["ack 1"]
     assert house.settled("expired") == 1
+
+
+async def test_the_journal_hears_what_became_of_each_message(house: House) -> None:
+    """For `bridge trace`, by id, also of what never gets to an inbox."""
+
+    def told(message_id: bytes, **more: Any) -> Delivery:
+        return delivery(1, properties=Properties(message_id=message_id, **more))
+
+    late = render_table({Header.DEADLINE: 999_999})
+    await house.pump.settle(
+        FakeBatch([told(b"good"), told(b"late", headers=late), told(b"\xff")])
+    )
+    house.inbox.poison = b"1"
+    await house.pump.settle(FakeBatch([told(b"bad")]))
+
+    (user,) = house.story.users_of("good")
+    found = {
+        message_id: [each.stage for each in house.story.of(user, message_id)]
+        for message_id in ("good", "late", "\\xff", "bad")
+    }
+    assert found == {
+        "good": [Stage.STORED],
+        "late": [Stage.EXPIRED],
+        "\\xff": [Stage.STORED],
+        "bad": [Stage.RETRIED],
+    }
 
 
 async def test_duplicates_are_acked_and_counted(

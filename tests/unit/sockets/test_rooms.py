@@ -10,6 +10,7 @@ from bridge.core.access import Identity
 from bridge.core.frames import Burst, text_frame
 from bridge.core.message import Message, Stored
 from bridge.metrics import Metrics
+from bridge.names import Stage
 from bridge.sockets.rooms import Rooms
 from bridge.sockets.window import Window
 
@@ -317,3 +318,23 @@ def test_a_users_room_holds_that_users_windows_and_no_other(
     assert house.rooms.windows_of(user) == (windows[user],)
     assert set(house.rooms) == set(windows.values())
     assert len(house.rooms) == len(windows)
+
+
+def test_the_journal_hears_to_how_many_windows_a_message_went(house: House) -> None:
+    """For `bridge trace`: those that had it already, or whose gate is shut, not counted."""
+    house.window("alice")
+    house.window("alice").offset = 1
+    house.window("alice", is_open=False)
+
+    house.rooms.feed([stored("alice", 1), stored("alice", 2), stored("nobody", 1)])
+    over = Message("alice", "message", b"3", 0.0, "m", 1.0)
+    house.rooms.feed([Stored(over, 3)])
+
+    told = house.rooms.journal.of("alice", "m", offsets=[1, 2, 3])
+    assert [(each.stage, each.offset, each.windows) for each in told] == [
+        (Stage.WRITTEN, 1, 1),
+        (Stage.WRITTEN, 2, 2),
+        (Stage.EXPIRED, 3, None),
+    ]
+    assert house.rooms.journal.last_connect_s("alice") == 0
+    assert house.rooms.journal.last_connect_s("nobody") is None
