@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from time import time
 from typing import Any, Final
 
 import structlog
@@ -24,6 +25,7 @@ from bridge.broker.deliveries import Intake
 from bridge.broker.messages import MessagePublisher
 from bridge.broker.publisher import Publisher
 from bridge.broker.topology import topology
+from bridge.core.journal import Journal
 from bridge.core.message import MessageLimits
 from bridge.errors import BridgeError, ConfigError, first_of
 from bridge.inbox.keeper import StoreKeeper
@@ -89,6 +91,7 @@ class Bridge:
         """
         self.settings = settings
         self.metrics = Metrics()
+        self.journal = Journal(began_s=time())
         self._add_public_routes = add_public_routes
         self._is_draining = False
         self._build_stores()
@@ -110,6 +113,7 @@ class Bridge:
             inbox=self.inbox,
             verifier=self.verifier,
             metrics=self.metrics,
+            journal=self.journal,
         )
         self.inbox.listen(self.sockets.rooms.feed)
 
@@ -136,6 +140,7 @@ class Bridge:
             metrics=self.metrics,
             schemas=schemas_of(settings),
             pace_s=pace_s(settings),
+            journal=self.journal,
         )
         self.messages = MessagePublisher(self.publisher, names)
         self.metrics.ready.set_function(lambda: not self.unready_reasons())
@@ -162,6 +167,7 @@ class Bridge:
             self.metrics,
             max_message_bytes=settings.max_message_bytes,
             schemas=self.pump.schemas,
+            journal=self.journal,
         )
         self.operators = Operators(
             Parts(
@@ -173,7 +179,8 @@ class Bridge:
                 intake=self.intake,
                 publisher=self.publisher,
                 inbox=self.inbox,
-                rooms=self.sockets.rooms,
+                sockets=self.sockets,
+                journal=self.journal,
             )
         )
         self._operator = operator_app(

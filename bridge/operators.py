@@ -24,6 +24,7 @@ from bridge.core.contracts.operator.overview import (
     Overview,
     Totals,
 )
+from bridge.core.journal import Journal
 from bridge.errors import BrokerUnavailableError, StoreUnavailableError
 from bridge.inbox.disk import DiskUsage
 from bridge.metrics import AgeBucket, Metrics
@@ -31,16 +32,24 @@ from bridge.names import BrokerNames, Outcome
 from bridge.options import management_of
 from bridge.settings.model import Settings
 from bridge.sockets.rooms import Rooms
+from bridge.sockets.server import BridgeServer
 from bridge.web.api.dead import add_dead_routes
 from bridge.web.api.frame import Api
 from bridge.web.api.jobs import add_job_routes
 from bridge.web.api.overview import add_overview_routes
 from bridge.web.api.queues import add_queue_routes
+from bridge.web.api.trace import Searching, Tracer
+from bridge.web.api.users import Looking, add_user_routes
 from bridge.web.job_board import JobBoard
+from bridge.web.online import Online
 
 _MEASURE_EVERY_S: Final = 30.0
 # Ages are told of the last one to two of these.
 _AGES_OF_S: Final = 60.0
+
+
+class InboxView(Looking, Searching, Protocol):
+    """What a store shows."""
 
 
 class Inbox(Protocol):
@@ -52,6 +61,10 @@ class Inbox(Protocol):
 
     async def usage(self) -> DiskUsage | None:
         """Return what it takes on its disk, if it has one."""
+
+    @property
+    def looking(self) -> InboxView:
+        """What it shows."""
 
 
 class Ready(Protocol):
@@ -73,7 +86,13 @@ class Parts:
     intake: Intake
     publisher: Publisher
     inbox: Inbox
-    rooms: Rooms
+    sockets: BridgeServer
+    journal: Journal
+
+    @property
+    def rooms(self) -> Rooms:
+        """Who is where."""
+        return self.sockets.rooms
 
 
 class Operators:
@@ -102,6 +121,15 @@ class Operators:
         add_queue_routes(api, self.queues)
         add_dead_routes(api, self.dead_letters, self.jobs)
         add_job_routes(api, self.jobs)
+        parts = self._parts
+        online = Online(parts.sockets, parts.journal)
+        add_user_routes(api, parts.inbox.looking, online)
+        tracer = Tracer(
+            inboxes=parts.inbox.looking,
+            windows=online,
+            journal=parts.journal,
+        )
+        tracer.add_routes(api)
 
     async def run(self) -> None:
         """Measure, every now and then, what is not counted as it happens; for ever."""

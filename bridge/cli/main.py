@@ -14,12 +14,15 @@ from bridge.cli import (
     config,
     dead,
     demo,
+    inbox,
     publish,
     queues,
     run,
     schemas,
     tail,
     token,
+    trace,
+    users,
 )
 from bridge.errors import (
     BridgeError,
@@ -46,6 +49,10 @@ app.command("publish")(publish.publish)
 app.command("tail")(tail.tail)
 app.command("queues")(queues.queues)
 app.add_typer(dead.app, name="dead")
+app.command("users")(users.users)
+app.command("kick")(users.kick)
+app.command("inbox")(inbox.inbox)
+app.command("trace")(trace.trace)
 app.command("schemas")(schemas.schemas)
 
 

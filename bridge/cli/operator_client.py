@@ -212,6 +212,16 @@ def ask_once(
     return asyncio.run(ask())
 
 
+def post_once(address: OperatorAddress, path: str, answer: type[ModelT]) -> ModelT:
+    """Post nothing to `path` and return the answer. Errors as `OperatorClient.get`."""
+
+    async def ask() -> ModelT:
+        async with operator_client(address) as client:
+            return await client.post(path, answer)
+
+    return asyncio.run(ask())
+
+
 def print_json(model: BaseModel) -> None:
     """Print an answer as the API gave it, on several lines."""
     value = orjson.loads(model.model_dump_json(by_alias=True))

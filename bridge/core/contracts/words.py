@@ -74,7 +74,7 @@ def _length_problem(text: str, max_bytes: int) -> str | None:
 
 # `not` with a search instead of one anchored pattern: `$` also matches before a line
 # feed at the end in some engines, Python's among them.
-_CONTROL_CHARACTER: Final = {"pattern": "[\\u0000-\\u001f\\u007f-\\u009f]"}
+CONTROL_CHARACTER: Final = {"pattern": "[\\u0000-\\u001f\\u007f-\\u009f]"}
 
 User = Annotated[
     str,
@@ -84,7 +84,7 @@ User = Annotated[
             "type": "string",
             "minLength": 1,
             "maxLength": USER_MAX_BYTES,
-            "not": _CONTROL_CHARACTER,
+            "not": CONTROL_CHARACTER,
         }
     ),
 ]
@@ -100,7 +100,7 @@ Event = Annotated[
                 "anyOf": [
                     {"enum": sorted(RESERVED_EVENTS)},
                     {"pattern": f"^{RESERVED_PREFIX}"},
-                    _CONTROL_CHARACTER,
+                    CONTROL_CHARACTER,
                 ]
             },
         }

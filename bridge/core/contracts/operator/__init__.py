@@ -6,7 +6,7 @@ One file for each group; a group ends in its `OPERATIONS`, which are listed here
 
 from typing import Final
 
-from bridge.core.contracts.operator import dead, jobs, overview, queues
+from bridge.core.contracts.operator import dead, jobs, overview, queues, trace, users
 from bridge.core.contracts.operator.operation import AnyOperation
 
 OPERATIONS: Final[tuple[AnyOperation, ...]] = (
@@ -14,4 +14,6 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *queues.OPERATIONS,
     *dead.OPERATIONS,
     *jobs.OPERATIONS,
+    *users.OPERATIONS,
+    *trace.OPERATIONS,
 )

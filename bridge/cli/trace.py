@@ -1,0 +1,78 @@
+"""`bridge trace`: the story of one message."""
+
+from typing import Annotated
+
+import typer
+
+from bridge.cli.operator_client import (
+    AsJson,
+    OperatorToken,
+    OperatorUrl,
+    ask_once,
+    operator_address,
+    print_json,
+    segment,
+)
+from bridge.cli.options import ConfigFile
+from bridge.cli.tables import moment, print_table, say, shown
+from bridge.core.contracts.operator.trace import Trace
+from bridge.names import ExitCode, Fate
+
+
+def trace(
+    message_id: Annotated[
+        str, typer.Argument(help="The id that the message was published with.")
+    ],
+    user: Annotated[
+        str | None,
+        typer.Option("--user", help="Whose; without it all messages are looked at."),
+    ] = None,
+    json: AsJson = False,
+    url: OperatorUrl = None,
+    token: OperatorToken = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """
+    Tell what became of a message: taken, stored, written, delivered, or why not.
+
+    What nobody can know is said on stderr. Exit status: 0 told, 1 no trace of it, 3 the
+    bridge cannot be reached.
+
+    Examples:
+        bridge trace 7f0c9e1e-order-4711
+
+        bridge trace order-4711 --user ann --json
+
+    """
+    told = ask_once(
+        operator_address(url, token, config_file),
+        f"/api/trace/{segment(message_id)}",
+        Trace,
+        query={"user": user},
+    )
+    if json:
+        print_json(told)
+    else:
+        _print_story(told)
+    if told.fate is Fate.UNKNOWN:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _print_story(told: Trace) -> None:
+    if told.user is not None:
+        say(f"{told.message_id} of {told.user}")
+    if told.story:
+        print_table(
+            ("when", "stage", "what"),
+            [
+                (moment(step.at_s, decimals=3), step.stage, step.text)
+                for step in told.story
+            ],
+        )
+    typer.echo(shown(told.verdict))
+    for sentence in told.silent:
+        say(f"not known: {sentence}")
+    say(f"the journal begins at {moment(told.journal_since_s)}")
+    if told.others:
+        names = ", ".join(told.others[:10])
+        say(f"with messages of the same id, see --user: {names}")

@@ -1,0 +1,153 @@
+"""`bridge users`, `bridge kick`: who is online, what waits for whom, closing windows."""
+
+from typing import Annotated
+
+import typer
+
+from bridge.cli.operator_client import (
+    AsJson,
+    OperatorToken,
+    OperatorUrl,
+    ask_once,
+    operator_address,
+    post_once,
+    print_json,
+    segment,
+)
+from bridge.cli.options import ConfigFile
+from bridge.cli.pages import Cursor, Limit, gather
+from bridge.cli.tables import moment, number, print_table, say
+from bridge.core.contracts.operator.operation import Page
+from bridge.core.contracts.operator.users import Kicked, UserDetail, UserFacts
+
+_NUMBERS = frozenset({"windows", "depth", "waiting", "delivered", "offset", "unread"})
+
+
+def users(
+    user: Annotated[
+        str | None, typer.Argument(help="Show this one, with each window.")
+    ] = None,
+    begins: Annotated[
+        str | None, typer.Option("--begins", help="Only names that begin so.")
+    ] = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Only users with a window connected.")
+    ] = False,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    json: AsJson = False,
+    url: OperatorUrl = None,
+    token: OperatorToken = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """
+    Show users: windows, depth of the inbox, what waits, the last connect.
+
+    Exit status: 0 shown, 1 no such user, 3 the bridge cannot be reached.
+
+    Examples:
+        bridge users --online
+
+        bridge users --begins team-a. --limit 1000
+
+        bridge users ann
+
+        bridge users --json | jq -r '.items[] | select(.waiting > 100).user'
+
+    """
+    address = operator_address(url, token, config_file)
+    if user is not None:
+        detail = ask_once(address, f"/api/users/{segment(user)}", UserDetail)
+        if json:
+            print_json(detail)
+        else:
+            _print_detail(detail)
+        return
+    page = gather(
+        address,
+        "/api/users",
+        Page[UserFacts],
+        query={"q": begins, "online": online},
+        limit=limit,
+        cursor=cursor,
+    )
+    if json:
+        print_json(page)
+        return
+    print_table(
+        ("user", "windows", "depth", "waiting", "delivered", "last connect"),
+        [
+            (
+                each.user,
+                str(each.windows),
+                number(each.depth),
+                number(each.waiting),
+                number(each.delivered),
+                moment(each.last_connect_s),
+            )
+            for each in page.items
+        ],
+        right=_NUMBERS,
+    )
+    if page.next is not None:
+        say(f"there are more than these {len(page.items)}: --limit shows more")
+
+
+def _print_detail(detail: UserDetail) -> None:
+    say(
+        f"{detail.user}: {number(detail.depth)} messages kept, "
+        f"{number(detail.waiting)} waiting, delivered up to offset "
+        f"{number(detail.delivered)}, last connect {moment(detail.last_connect_s)}"
+    )
+    print_table(
+        ("window", "transport", "address", "since", "offset", "acks", "unread"),
+        [
+            (
+                window.sid_short,
+                window.transport,
+                window.address,
+                moment(window.connected_s),
+                str(window.offset),
+                window.acks if window.live else f"{window.acks}, catching up",
+                f"{window.waiting_bytes} B",
+            )
+            for window in detail.windows
+        ],
+        right=_NUMBERS,
+    )
+
+
+def kick(
+    user: Annotated[str, typer.Argument(help="Whose windows to close.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Close none, say how many there are.")
+    ] = False,
+    json: AsJson = False,
+    url: OperatorUrl = None,
+    token: OperatorToken = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """
+    Close all windows of a user on this bridge. They are told `kicked`.
+
+    The stock client does not come back by itself after that; a page that is loaded anew
+    does, and its messages wait for it. Exit status: 0 done, 1 refused, 3 the bridge
+    cannot be reached.
+
+    Examples:
+        bridge kick ann --dry-run
+
+        bridge kick ann
+
+    """
+    address = operator_address(url, token, config_file)
+    path = f"/api/users/{segment(user)}"
+    if dry_run:
+        windows = len(ask_once(address, path, UserDetail).windows)
+        done, words = Kicked(kicked=windows), "would be closed"
+    else:
+        done, words = post_once(address, f"{path}/kick", Kicked), "closed"
+    if json:
+        print_json(done)
+    noun = "window" if done.kicked == 1 else "windows"
+    say(f"{done.kicked} {noun} of {user} {words}")

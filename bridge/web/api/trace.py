@@ -1,0 +1,181 @@
+"""`GET /api/trace/{message_id}`: asks every source about one message, and tells its story."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import time
+from typing import Final, Protocol
+
+from bridge.core.contracts.operator.operation import NoBody
+from bridge.core.contracts.operator.trace import (
+    GET_TRACE,
+    Trace,
+    TraceQuery,
+    TraceStep,
+)
+from bridge.core.journal import Journal
+from bridge.core.looking import Search, Sighting, UserInbox
+from bridge.core.message import user_problem
+from bridge.core.story import DeadFact, Facts, Story, WindowFact, tell_story
+from bridge.errors import BrokerUnavailableError
+from bridge.web.api.frame import Api, ApiProblem, Asked
+
+
+class Searching(Protocol):
+    """Where messages are looked for (the room `inbox`)."""
+
+    async def user(self, user: str) -> UserInbox | None:
+        """Return one user's inbox."""
+
+    async def find(self, message_id: str, *, user: str | None = None) -> Search:
+        """Find the messages with this id."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadFound:
+    """
+    What the dead letters hold of an id.
+
+    Attributes:
+        letters: Oldest first.
+        is_complete: Whether all of the queue was looked at.
+
+    """
+
+    letters: Sequence[DeadFact]
+    is_complete: bool
+
+
+_NOTHING_FOUND: Final = DeadFound((), is_complete=False)
+
+
+class DeadSearching(Protocol):
+    """Where dead letters are looked for (the room `broker`)."""
+
+    async def find_dead(self, message_id: str, *, user: str | None) -> DeadFound:
+        """Find the dead letters with this id; BrokerUnavailableError if it is away."""
+
+
+class Windows(Protocol):
+    """Who is connected to this bridge."""
+
+    def windows_now(self, user: str) -> Sequence[WindowFact]:
+        """Return what the windows of `user` have been given."""
+
+
+class Tracer:
+    """Gathers what the sources know of a message."""
+
+    def __init__(
+        self,
+        *,
+        inboxes: Searching,
+        windows: Windows,
+        journal: Journal,
+        dead: DeadSearching | None = None,
+    ) -> None:
+        self._inboxes = inboxes
+        self._dead = dead
+        self._windows = windows
+        self._journal = journal
+
+    def add_routes(self, api: Api) -> None:
+        """Serve traces."""
+        api.add(GET_TRACE, self.trace)
+
+    async def trace(self, asked: Asked[TraceQuery, NoBody]) -> Trace:
+        """Answer one request."""
+        message_id, wanted = asked.path["message_id"], asked.query.user
+        problem = user_problem(wanted) if wanted is not None else None
+        if problem:
+            raise ApiProblem(422, f"user {problem}", pointer="user")
+        search = await self._inboxes.find(message_id, user=wanted)
+        silent = []
+        if not search.is_complete:
+            silent.append(
+                f"only the newest {search.looked_at} messages were looked at: name the "
+                "user to look at all of one inbox"
+            )
+        dead = await self._dead_letters(message_id, wanted, silent)
+        users = self._users(message_id, wanted, search.sightings, dead.letters)
+        user = users[0] if users else wanted or ""
+        story = await self._story(message_id, user, search.sightings, dead, silent)
+        return Trace(
+            message_id=message_id,
+            user=user if users else wanted,
+            others=users[1:],
+            story=[
+                TraceStep(
+                    at_s=step.at_s,
+                    stage=step.stage,
+                    text=step.text,
+                    position=step.position,
+                    windows=step.windows,
+                )
+                for step in story.steps
+            ],
+            fate=story.fate,
+            verdict=story.verdict,
+            journal_since_s=self._journal.begins_s,
+            looked_at=search.looked_at,
+            silent=list(story.silent),
+        )
+
+    async def _dead_letters(
+        self, message_id: str, user: str | None, silent: list[str]
+    ) -> DeadFound:
+        if self._dead is None:
+            silent.append("the dead letters were not looked at")
+            return _NOTHING_FOUND
+        try:
+            found = await self._dead.find_dead(message_id, user=user)
+        except BrokerUnavailableError as exc:
+            silent.append(f"the dead letters cannot be looked at: {exc}")
+            return _NOTHING_FOUND
+        if not found.is_complete:
+            silent.append("not all of the dead letters were looked at")
+        return found
+
+    def _users(
+        self,
+        message_id: str,
+        wanted: str | None,
+        sightings: Sequence[Sighting],
+        dead: Sequence[DeadFact],
+    ) -> list[str]:
+        """Return who has a trace of the id; whose message is still there comes first."""
+        users = {
+            *(sighting.user for sighting in sightings),
+            *(letter.user for letter in dead),
+            *self._journal.users_of(message_id),
+        }
+        if wanted is not None:
+            users &= {wanted}
+        kept = {sighting.user for sighting in sightings if sighting.kept}
+        return sorted(users, key=lambda user: (user not in kept, user))
+
+    async def _story(
+        self,
+        message_id: str,
+        user: str,
+        sightings: Sequence[Sighting],
+        dead: DeadFound,
+        silent: Sequence[str],
+    ) -> Story:
+        sighting = next((each for each in sightings if each.user == user), None)
+        offsets = [message.offset for message in sighting.kept] if sighting else []
+        happenings = self._journal.of(user, message_id, offsets=offsets)
+        return tell_story(
+            Facts(
+                user=user,
+                inbox=await self._inboxes.user(user) if user else None,
+                sighting=sighting,
+                happenings=happenings,
+                dead=[letter for letter in dead.letters if letter.user == user],
+                is_dead_complete=dead.is_complete,
+                windows=self._windows.windows_now(user),
+                last_connect_s=self._journal.last_connect_s(user),
+                journal_begins_s=self._journal.begins_s,
+                now_s=time(),
+                silent=silent,
+            )
+        )

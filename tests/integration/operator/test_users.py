@@ -1,0 +1,306 @@
+"""Who is online, what waits for whom, and kicking: from the API, and from a terminal."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import orjson
+import pytest
+
+from bridge.broker.local_node import LocalNode
+from bridge.core.properties import PERSISTENT, Properties
+from tests.conftest import eventually
+from tests.integration.operator.asking import ApiAsker, asking
+from tests.integration.operator.commands import run_command
+from tests.integration.running import (
+    OPERATOR_TOKEN,
+    RunningBridge,
+    open_windows,
+    running_bridge,
+    settings_for,
+    working,
+)
+
+# All that a user may be called: markup, paths, escapes, wildcards, other directions.
+HOSTILE = [
+    ".",
+    "..",
+    "../../overview",
+    "a/b",
+    "a.b",
+    "%2F",
+    "%",
+    "100%25",
+    "?q=1",
+    "#",
+    "[red]bold[/red]",
+    "[/]",
+    ":boom:",
+    "<img src=x onerror=alert(1)>",
+    "' OR 1=1 --",
+    "\u202egnp.exe",
+    "ä\U0001f600",
+    "a b",
+    "+",
+    "~",
+    "\\",
+]
+
+
+def path_of(user: str) -> str:
+    """Return a user as one segment of a path."""
+    return quote(user, safe="").replace(".", "%2E")
+
+
+async def settled(running: RunningBridge, messages: int) -> None:
+    """Wait until so many messages are stored."""
+    await eventually(
+        lambda: (
+            running.sample(
+                "bridge_deliveries_settled_total", outcome="stored", reason=""
+            )
+            == messages
+        )
+    )
+
+
+async def all_users(api: ApiAsker, query: str = "") -> list[str]:
+    """List users page by page."""
+    names: list[str] = []
+    cursor = ""
+    while True:
+        page = await api.get(f"/api/users?limit=4{query}{cursor}")
+        names += [item["user"] for item in page["items"]]
+        if page["next"] is None:
+            return names
+        cursor = f"&cursor={page['next']}"
+
+
+async def test_who_is_online_and_what_waits(broker: LocalNode, namespace: str) -> None:
+    """With windows and without, with an inbox and without: each is in the list."""
+    began_s = time.time()
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        working(broker, namespace) as worker,
+        asking(running) as api,
+        open_windows(
+            running.listening.public_url,
+            [running.token("ann"), running.token("ann"), running.token("eve")],
+        ),
+    ):
+        for user in ("ann", "ann", "bob"):
+            await worker.publish(user, 1)
+        await settled(running, 3)
+        listed = (await api.get("/api/users"))["items"]
+        online = await all_users(api, "&online=true")
+        named = await all_users(api, "&q=b")
+        detail = await api.get("/api/users/ann")
+
+    facts = {item["user"]: item for item in listed}
+    assert list(facts) == ["ann", "bob", "eve"]
+    ann, bob, eve = facts.values()
+    assert (ann["windows"], ann["depth"], ann["waiting"], ann["delivered"]) == (
+        2,
+        2,
+        0,
+        2,
+    )
+    assert (bob["windows"], bob["depth"], bob["waiting"], bob["delivered"]) == (
+        0,
+        1,
+        1,
+        0,
+    )
+    assert (eve["windows"], eve["depth"], eve["last"]) == (1, 0, 0)
+    assert began_s < ann["last_connect_s"] < time.time()
+    assert bob["last_connect_s"] is None
+    assert online == ["ann", "eve"]
+    assert named == ["bob"]
+    assert detail | {"windows": 2} == ann
+    for window in detail["windows"]:
+        assert window["transport"] == "websocket"
+        assert window["address"] == "127.0.0.1"
+        assert began_s < window["connected_s"] < time.time()
+        assert (window["offset"], window["acks"], window["live"]) == (2, "auto", True)
+
+
+async def test_users_may_be_called_anything(broker: LocalNode, namespace: str) -> None:
+    """Slashes, dots, wildcards and markup are names like any other."""
+    async with (
+        running_bridge(settings_for(broker, namespace, inbox="memory:")) as running,
+        working(broker, namespace) as worker,
+        asking(running) as api,
+    ):
+        for user in HOSTILE:
+            await worker.publish(user, 1)
+        await settled(running, len(HOSTILE))
+
+        assert await all_users(api) == sorted(HOSTILE)
+        for user in HOSTILE:
+            assert await all_users(api, f"&q={quote(user, safe='')}") == sorted(
+                each for each in HOSTILE if each.startswith(user)
+            )
+            detail = await raw_get(running, f"/api/users/{path_of(user)}")
+            assert (detail["user"], detail["depth"]) == (user, 1)
+            page = await raw_get(running, f"/api/users/{path_of(user)}/inbox")
+            assert len(page["items"]) == 1
+        for user in (".", ".."):
+            # As a browser has to write it, which walks folders before it asks.
+            assert (await api.get(f"/api/users/{user}%7F"))["user"] == user
+
+        table = await asyncio.to_thread(run_command, running, "users")
+        one = await asyncio.to_thread(run_command, running, "inbox", "[red]bold[/red]")
+        dots = await asyncio.to_thread(run_command, running, "inbox", "..", "--json")
+
+    for user in HOSTILE:
+        shown = "\\u202egnp.exe" if user.startswith("\u202e") else user
+        assert any(line.startswith(shown) for line in table.stdout.splitlines()), user
+    assert "\u202e" not in table.stdout
+    assert "waiting" in one.stdout
+    assert orjson.loads(dots.stdout)["items"][0]["offset"] == 1
+
+
+async def raw_get(running: RunningBridge, path: str) -> dict[str, Any]:
+    """GET a path as it stands: most clients tidy paths up."""
+    host, _, port = running.listening.operator_url.removeprefix("http://").partition(
+        ":"
+    )
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        f"Authorization: Bearer {OPERATOR_TOKEN}\r\n\r\n".encode()
+    )
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), answer
+    found: dict[str, Any] = orjson.loads(body)
+    return found
+
+
+@pytest.mark.parametrize("inbox", ["memory:", "sqlite:{}/inbox.sqlite3"])
+async def test_an_inbox_is_read_page_by_page(
+    broker: LocalNode,
+    namespace: str,
+    inbox: str,
+    tmp_path: Path,
+) -> None:
+    """Newest first, with state and size, and data only for those who ask."""
+    properties = Properties(
+        delivery_mode=PERSISTENT, message_id=b"m\x1b[31m", type=b"note"
+    )
+    async with (
+        running_bridge(
+            settings_for(broker, namespace, inbox=inbox.format(tmp_path))
+        ) as running,
+        working(broker, namespace) as worker,
+        asking(running) as api,
+    ):
+        async with open_windows(
+            running.listening.public_url, [running.token("ann")]
+        ) as windows:
+            for n in range(3):
+                await worker.publish("ann", {"n": n})
+            await eventually(lambda: len(windows[0].data()) == 3)
+        position = windows[0].events[-1][2]
+        await eventually(lambda: not len(running.bridge.sockets.rooms))
+        await worker.publish("ann", {"n": 3}, properties=properties)
+        await settled(running, 4)
+
+        first = await api.get("/api/users/ann/inbox?limit=2")
+        second = await api.get(f"/api/users/ann/inbox?limit=2&cursor={first['next']}")
+        whole = await api.get("/api/users/ann/inbox?data=true")
+        table = await asyncio.to_thread(run_command, running, "inbox", "ann", "--data")
+        as_json = await asyncio.to_thread(
+            run_command, running, "inbox", "ann", "--json", "--limit", "3"
+        )
+        nobody = await api.ask("GET", "/api/users/nobody/inbox")
+
+    items = [*first["items"], *second["items"]]
+    assert second["next"] is None
+    assert [item["offset"] for item in items] == [4, 3, 2, 1]
+    assert [item["state"] for item in items] == ["waiting", *["delivered"] * 3]
+    assert items[1]["position"] == position
+    newest = items[0]
+    assert (newest["event"], newest["message_id"], newest["bytes"]) == (
+        "note",
+        "m\x1b[31m",
+        7,
+    )
+    assert {item["data"] for item in items} == {None}
+    assert [item["data"] for item in whole["items"]] == [
+        f'{{"n":{n}}}' for n in (3, 2, 1, 0)
+    ]
+    assert "m\\x1b[31m" in table.stdout
+    assert "\x1b[31m" not in table.stdout
+    assert '{"n":3}' in table.stdout
+    printed = orjson.loads(as_json.stdout)
+    assert ([item["offset"] for item in printed["items"]], nobody.status) == (
+        [4, 3, 2],
+        404,
+    )
+
+
+async def test_kicking_closes_all_windows_of_one_user(
+    broker: LocalNode, namespace: str
+) -> None:
+    """They are told why, others are not touched, and a dry run closes none."""
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        asking(running) as api,
+        open_windows(
+            running.listening.public_url,
+            [running.token("a/b"), running.token("a/b"), running.token("bob")],
+        ) as windows,
+    ):
+        dry = await asyncio.to_thread(run_command, running, "kick", "a/b", "--dry-run")
+        assert len(running.bridge.sockets.rooms) == 3
+        kicked = await asyncio.to_thread(run_command, running, "kick", "a/b", "--json")
+        await eventually(lambda: all(w.websocket.closed for w in windows[:2]))
+        again = await api.ask("POST", "/api/users/bob/kick")
+        nobody = await api.ask("POST", "/api/users/nobody/kick")
+
+    assert "2 windows of a/b would be closed" in dry.stderr
+    assert orjson.loads(kicked.stdout) == {"kicked": 2}
+    for window in windows:
+        (notice,) = window.data("bridge:closing")
+        assert isinstance(notice, dict)
+        assert (notice["code"], notice["reconnect"]) == ("kicked", False)
+    assert (again.body, nobody.body) == ({"kicked": 1}, {"kicked": 0})
+
+
+async def test_what_makes_no_sense_is_refused(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Each with the status and the place that a program can act on."""
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        asking(running) as api,
+        aiohttp.ClientSession() as stranger,
+    ):
+        found = [
+            (await api.ask(method, path)).status
+            for method, path in (
+                ("GET", "/api/users?cursor=!"),
+                ("GET", "/api/users?cursor=NQ"),
+                ("GET", "/api/users?limit=0"),
+                ("GET", "/api/users?online=maybe"),
+                ("GET", "/api/users?colour=red"),
+                ("GET", "/api/users/" + "x" * 256),
+                ("GET", "/api/users/a%0Ab"),
+                ("GET", "/api/users/ann%7F"),
+                ("POST", "/api/users/a%0Ab/kick"),
+                ("GET", "/api/users/ann/inbox?cursor=ImEi"),
+                ("GET", "/api/users/nobody"),
+                ("DELETE", "/api/users/ann"),
+            )
+        ]
+        url = running.listening.operator_url
+        async with stranger.post(f"{url}/api/users/ann/kick") as refused:
+            assert refused.status == 401
+
+    assert found == [422, 422, 422, 422, 400, 422, 422, 422, 422, 422, 404, 405]
