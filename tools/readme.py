@@ -16,7 +16,14 @@ from typing import Final
 
 from pydantic_core import PydanticUndefined
 
-from bridge.names import Closing, DeadLetterReason, EventError, Refusal, SyncReason
+from bridge.names import (
+    Closing,
+    DeadLetterReason,
+    EventError,
+    Fate,
+    Refusal,
+    SyncReason,
+)
 from bridge.settings.checks import environment_name
 from bridge.settings.load import is_reloadable
 from bridge.settings.model import Settings
@@ -80,6 +87,13 @@ def sync_table() -> str:
     )
 
 
+def fates_table() -> str:
+    """Return what may have become of a message."""
+    return _markdown(
+        ("`fate`", "meaning"), [(f"`{one}`", one.explanation) for one in Fate]
+    )
+
+
 def events_table() -> str:
     """Return the codes with which a page's own events are answered."""
     return ", ".join(f"`{one}`" for one in _members(EventError))
@@ -100,6 +114,7 @@ TABLES: Final = {
     "refusals": refusals_table,
     "closings": closings_table,
     "sync": sync_table,
+    "fates": fates_table,
     "events": events_table,
 }
 
