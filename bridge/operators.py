@@ -111,7 +111,10 @@ class Operators:
             management=management_of(parts.settings),
         )
         self.dead_letters = DeadLetters(
-            parts.address, self._names, publisher=parts.publisher
+            parts.address,
+            self._names,
+            publisher=parts.publisher,
+            journal=parts.journal,
         )
         self.jobs = JobBoard()
 
@@ -126,6 +129,7 @@ class Operators:
         add_user_routes(api, parts.inbox.looking, online)
         tracer = Tracer(
             inboxes=parts.inbox.looking,
+            dead=self.dead_letters,
             windows=online,
             journal=parts.journal,
         )

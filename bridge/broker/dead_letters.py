@@ -31,6 +31,7 @@ from bridge.broker.letter_batches import (
     gather,
 )
 from bridge.broker.letter_session import LetterSession, ReturnedLine, visit
+from bridge.core.journal import Happening, Journal
 from bridge.core.letters import (
     Count,
     Gone,
@@ -38,14 +39,15 @@ from bridge.core.letters import (
     Letters,
     note_gone,
     original_expiration,
+    readable,
     redriven_id,
     routing_key_of,
 )
-from bridge.core.message import Delivery
+from bridge.core.message import Delivery, message_id_of
 from bridge.core.properties import Properties, header_int
 from bridge.core.settlement import redrive_properties
 from bridge.errors import BrokerUnavailableError, PublishRefusedError, first_of
-from bridge.names import BrokerNames
+from bridge.names import BrokerNames, Stage
 
 log = structlog.get_logger(__name__)
 
@@ -82,11 +84,13 @@ class DeadLetters:
         names: BrokerNames,
         *,
         publisher: RawPublisher,
+        journal: Journal | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address = address
         self._names = names
         self._publisher = publisher
+        self._journal = journal or Journal()
         self._now = now
         self._line = ReturnedLine()
         self._turn = asyncio.Lock()
@@ -255,6 +259,7 @@ class DeadLetters:
                 confirmed.append(held)
 
         failure: BaseException | None = None
+        began_s = time.time()
         try:
             async with asyncio.TaskGroup() as tasks:
                 for held in group:
@@ -265,6 +270,7 @@ class DeadLetters:
             await session.ack([held.tag for held in confirmed])
         for held in confirmed:
             held.is_gone = True
+            self._note(held.delivery, began_s)
         progress.advance(
             done=len(confirmed),
             failed=len(refused),
@@ -292,6 +298,11 @@ class DeadLetters:
         await self._publisher.publish(
             exchange, routing_key, body=delivery.body, properties=properties
         )
+
+    def _note(self, delivery: Delivery, at_s: float) -> None:
+        user = readable(routing_key_of(delivery))
+        message_id = message_id_of(delivery)
+        self._journal.note(Happening(at_s, Stage.REDRIVEN, user, message_id))
 
     # --- taking turns
 

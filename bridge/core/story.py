@@ -141,7 +141,9 @@ def tell_story(facts: Facts) -> Story:
     if not kept:
         endings += _tell_gone(facts, draft)
     for dead in facts.dead:
-        draft.add(Step(dead.at_s, Stage.DEAD, _dead_text(dead)))
+        noted = [each.at_s for each in facts.happenings if _is_of(each, dead)]
+        at_s = noted[0] if noted else dead.at_s
+        draft.add(Step(at_s, Stage.DEAD, _dead_text(dead)))
     fate, verdict = _ending(facts, endings)
     return Story(draft.in_order(), fate, verdict, [*facts.silent, *_silent(facts)])
 
@@ -265,15 +267,21 @@ _TEXTS: Final = {
 
 def _worth_telling(facts: Facts, kept: Sequence[KeptMessage]) -> Iterator[Happening]:
     for happening in facts.happenings:
-        if happening.stage is Stage.DEAD and any(
-            dead.at_s is not None and abs(dead.at_s - happening.at_s) <= _SAME_S
-            for dead in facts.dead
-        ):
+        if any(_is_of(happening, dead) for dead in facts.dead):
             continue  # the letter itself says more
         is_of_several = happening.after is not None
         if is_of_several and not any(_was_written(happening, each) for each in kept):
             continue  # to others, not to this one
         yield happening
+
+
+def _is_of(happening: Happening, dead: DeadFact) -> bool:
+    """Whether it is the setting aside of this letter, to the fraction of a second."""
+    return (
+        happening.stage is Stage.DEAD
+        and dead.at_s is not None
+        and abs(dead.at_s - happening.at_s) <= _SAME_S
+    )
 
 
 def _step_of(facts: Facts, happening: Happening) -> Step:

@@ -6,13 +6,13 @@ is one short snapshot, so that the write-ahead log can be emptied in between.
 """
 
 import sqlite3
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any, Final
 
 from bridge.core.looking import KeptMessage, Search, Sighting, UserInbox
+from bridge.inbox.sqlite_chain import rows_back
 from bridge.inbox.sqlite_reading import Reading
-from bridge.inbox.sqlite_tail import Entry
 
 # Nobody's windows wait for this one: it need not keep much of the file in memory.
 _CACHE_KIB: Final = 4 * 1024
@@ -83,8 +83,14 @@ class LookingDesk(Reading):
             before = span.last + 1 if before is None else before
             columns = f"{_COLUMNS}, data" if max_bytes else f"{_COLUMNS}, NULL"
             with closing(
-                _rows_back(
-                    connection, user_id, span.first, before, tail, columns=columns
+                rows_back(
+                    connection,
+                    user_id,
+                    span.seq,
+                    tail,
+                    first=span.first,
+                    before=before,
+                    columns=columns,
                 )
             ) as rows:
                 for row in rows:
@@ -103,12 +109,13 @@ class LookingDesk(Reading):
                 return Search((), 0, is_complete=True)
             span = self._span(connection, user_id, tail)
             with closing(
-                _rows_back(
+                rows_back(
                     connection,
                     user_id,
-                    span.first,
-                    span.last + 1,
+                    span.seq,
                     tail,
+                    first=span.first,
+                    before=span.last + 1,
                     columns=f"{_COLUMNS}, NULL",
                 )
             ) as rows:
@@ -161,34 +168,6 @@ class LookingDesk(Reading):
             (message_id, after_id, upto_id),
         )
         return [name for (name,) in rows], upto_id if upto_id < last else None
-
-
-def _rows_back(
-    connection: sqlite3.Connection,
-    user_id: int,
-    first: int,
-    before: int,
-    tail: Sequence[Entry],
-    *,
-    columns: str,
-) -> Generator[tuple[Any, ...], None, None]:
-    """Yield offset and columns from `before` back to `first`: not indexed yet, then indexed."""
-    for offset, seq, _, _ in reversed(tail):
-        if first <= offset < before:
-            row = connection.execute(
-                f"SELECT offset, {columns} FROM messages WHERE seq = ?",  # noqa: S608 - no input
-                (seq,),
-            ).fetchone()
-            before = offset
-            if row is not None:  # trimmed since the tail was asked
-                yield row
-    yield from connection.execute(
-        f"SELECT places.offset, {columns} FROM places CROSS JOIN messages USING (seq)"  # noqa: S608 - no input
-        # The second condition is always true, as in sqlite_reading.
-        " WHERE places.user_id = ? AND messages.user_id = places.user_id"
-        " AND places.offset >= ? AND places.offset < ? ORDER BY places.offset DESC",
-        (user_id, first, before),
-    )
 
 
 def _kept(row: tuple[Any, ...]) -> KeptMessage:

@@ -1,6 +1,7 @@
 """`GET /api/trace/{message_id}`: asks every source about one message, and tells its story."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import time
 from typing import Final, Protocol
@@ -13,11 +14,17 @@ from bridge.core.contracts.operator.trace import (
     TraceStep,
 )
 from bridge.core.journal import Journal
+from bridge.core.letters import Count, Letter
 from bridge.core.looking import Search, Sighting, UserInbox
-from bridge.core.message import user_problem
+from bridge.core.message import Delivery
 from bridge.core.story import DeadFact, Facts, Story, WindowFact, tell_story
 from bridge.errors import BrokerUnavailableError
-from bridge.web.api.frame import Api, ApiProblem, Asked
+from bridge.web.api.frame import Api, Asked
+
+# Letters that are looked at for one trace, and how long that may take.
+_LETTERS_MAX: Final = 100_000
+_LETTERS_WITHIN_S: Final = 15.0
+_FOUND_MAX: Final = 100
 
 
 class Searching(Protocol):
@@ -30,29 +37,22 @@ class Searching(Protocol):
         """Find the messages with this id."""
 
 
+class DeadLetters(Protocol):
+    """The dead letters (the room `broker`)."""
+
+    async def scan(self, take: Callable[[Letter, Delivery], bool]) -> Count:
+        """Show letters, oldest first, until `take` has enough; says how many of all."""
+
+
 @dataclass(frozen=True, slots=True)
-class DeadFound:
-    """
-    What the dead letters hold of an id.
-
-    Attributes:
-        letters: Oldest first.
-        is_complete: Whether all of the queue was looked at.
-
-    """
+class _Found:
+    """Dead letters with an id, oldest first, and whether all letters were looked at."""
 
     letters: Sequence[DeadFact]
     is_complete: bool
 
 
-_NOTHING_FOUND: Final = DeadFound((), is_complete=False)
-
-
-class DeadSearching(Protocol):
-    """Where dead letters are looked for (the room `broker`)."""
-
-    async def find_dead(self, message_id: str, *, user: str | None) -> DeadFound:
-        """Find the dead letters with this id; BrokerUnavailableError if it is away."""
+_NOTHING_FOUND: Final = _Found((), is_complete=False)
 
 
 class Windows(Protocol):
@@ -69,9 +69,9 @@ class Tracer:
         self,
         *,
         inboxes: Searching,
+        dead: DeadLetters,
         windows: Windows,
         journal: Journal,
-        dead: DeadSearching | None = None,
     ) -> None:
         self._inboxes = inboxes
         self._dead = dead
@@ -85,9 +85,6 @@ class Tracer:
     async def trace(self, asked: Asked[TraceQuery, NoBody]) -> Trace:
         """Answer one request."""
         message_id, wanted = asked.path["message_id"], asked.query.user
-        problem = user_problem(wanted) if wanted is not None else None
-        if problem:
-            raise ApiProblem(422, f"user {problem}", pointer="user")
         search = await self._inboxes.find(message_id, user=wanted)
         silent = []
         if not search.is_complete:
@@ -122,18 +119,31 @@ class Tracer:
 
     async def _dead_letters(
         self, message_id: str, user: str | None, silent: list[str]
-    ) -> DeadFound:
-        if self._dead is None:
-            silent.append("the dead letters were not looked at")
-            return _NOTHING_FOUND
+    ) -> _Found:
+        found: list[DeadFact] = []
+        shown = 0
+
+        def take(letter: Letter, _delivery: Delivery) -> bool:
+            nonlocal shown
+            shown += 1
+            if letter.message_id == message_id and user in {None, letter.user}:
+                found.append(_dead_fact(letter))
+            return shown < _LETTERS_MAX and len(found) < _FOUND_MAX
+
         try:
-            found = await self._dead.find_dead(message_id, user=user)
+            async with asyncio.timeout(_LETTERS_WITHIN_S):
+                count = await self._dead.scan(take)
         except BrokerUnavailableError as exc:
             silent.append(f"the dead letters cannot be looked at: {exc}")
             return _NOTHING_FOUND
-        if not found.is_complete:
-            silent.append("not all of the dead letters were looked at")
-        return found
+        except TimeoutError:
+            silent.append("looking at the dead letters took too long")
+            return _NOTHING_FOUND
+        if shown < count.depth:
+            silent.append(
+                f"only {shown} of {count.depth} dead letters were looked at, the oldest"
+            )
+        return _Found(found, is_complete=shown >= count.depth)
 
     def _users(
         self,
@@ -158,7 +168,7 @@ class Tracer:
         message_id: str,
         user: str,
         sightings: Sequence[Sighting],
-        dead: DeadFound,
+        dead: _Found,
         silent: Sequence[str],
     ) -> Story:
         sighting = next((each for each in sightings if each.user == user), None)
@@ -179,3 +189,15 @@ class Tracer:
                 silent=silent,
             )
         )
+
+
+def _dead_fact(letter: Letter) -> DeadFact:
+    return DeadFact(
+        at_s=letter.dead_s,
+        user=letter.user,
+        reason=letter.reason,
+        explanation=letter.reason.explanation,
+        error=letter.error,
+        attempts=letter.attempts,
+        redrives=letter.redrives,
+    )

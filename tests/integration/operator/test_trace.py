@@ -11,7 +11,7 @@ import pytest
 import socketio
 
 from bridge.broker.local_node import LocalNode
-from bridge.core.message import Message
+from bridge.core.message import Message, MessageLimits
 from bridge.core.properties import PERSISTENT, Properties
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.operator.asking import ApiAsker, asking
@@ -85,7 +85,7 @@ async def test_a_delivered_message_tells_all_of_its_way(
     assert told["story"][2]["position"] == windows[0].events[-1][2]
     assert told["story"][3]["windows"] == 2
     assert (told["user"], told["others"], told["fate"]) == ("ann", [], "delivered")
-    assert told["silent"] == ["the dead letters were not looked at"]
+    assert told["silent"] == []
     assert "written to 2 windows" in printed.stdout
     assert "order/47 [red] of ann" in printed.stderr
     assert printed.stdout.splitlines()[-1].startswith("delivered: ")
@@ -188,12 +188,35 @@ async def test_a_message_that_fails_tells_each_attempt(
     assert stages(poison) == ["retried", "retried", "dead"]
     texts = [step["text"] for step in poison["story"]]
     assert "attempt 1 failed, the next is in 0.05 s" in texts[0]
-    assert "attempts_exhausted" in texts[2]
+    assert "in the dead letters, attempts_exhausted: " in texts[2]
+    assert "; 3 attempts" in texts[2]
     assert (poison["user"], poison["fate"]) == ("ann", "dead")
     assert stages(malformed) == ["dead"]
-    assert (
-        "malformed_body: body of 1 bytes is not JSON" in malformed["story"][0]["text"]
-    )
+    assert "malformed_body: " in malformed["verdict"]
+    assert "body of 1 bytes is not JSON" in malformed["verdict"]
+
+
+async def test_a_redriven_message_tells_both_of_its_lives(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Set aside for its size; the limit is raised, and it is redriven and stored."""
+    settings = settings_for(broker, namespace, max_message_bytes=100)
+    async with (
+        running_bridge(settings) as running,
+        working(broker, namespace) as worker,
+        asking(running) as api,
+    ):
+        await worker.publish("ann", "x" * 200, properties=properties("m"))
+        await settled(running, 1, "dead_letter")
+        aside = await traced(api, "m")
+        running.bridge.pump.limits = MessageLimits(1000)
+        await api.ask("POST", "/api/dead/redrive", {"all": True})
+        await settled(running, 1)
+        stored = await traced(api, "m")
+
+    assert aside["fate"] == "dead"
+    assert stages(stored) == ["dead", "redriven", "taken", "stored", "waiting"]
+    assert stored["fate"] == "waiting"
 
 
 async def test_a_message_that_is_gone_says_why(

@@ -11,7 +11,7 @@ from bridge.core.story import DeadFact, Facts, Story, WindowFact, tell_story
 from bridge.names import Fate, Stage, SyncReason
 
 KEPT = KeptMessage(5, "message", 100.0, "m", None, 3)
-DEAD = DeadFact(300.4, "ann", "too_large", "the body is too large", "9 bytes", 1, 0)
+DEAD = DeadFact(300.0, "ann", "too_large", "the body is too large", "9 bytes", 1, 0)
 
 
 def happened(stage: Stage, at_s: float, **more: Any) -> Happening:
@@ -214,10 +214,11 @@ def test_a_trimmed_message_says_why_and_whether_it_had_arrived() -> None:
 
 
 def test_a_dead_letter_says_why() -> None:
-    """In the words of the letter; the journal's own line would say it twice."""
+    """In the words of the letter, at the time of the journal, which is finer; once."""
     told = story(happened(Stage.DEAD, 301.0, text="attempt 1"), dead=[DEAD])
 
-    assert stages(told) == [(Stage.DEAD, 300.4)]
+    assert stages(told) == [(Stage.DEAD, 301.0)]
+    assert stages(story(dead=[DEAD])) == [(Stage.DEAD, 300.0)]
     assert told.fate is Fate.DEAD
     assert told.verdict == (
         "dead: in the dead letters, too_large: the body is too large (9 bytes); 1 attempt"

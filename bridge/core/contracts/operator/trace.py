@@ -6,16 +6,15 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from bridge.core.contracts.operator.operation import NoBody, Operation, Query
-from bridge.core.contracts.words import Contract, listed
-from bridge.names import USER_MAX_BYTES, Fate, Stage
+from bridge.core.contracts.words import Contract, User, listed
+from bridge.names import Fate, Stage
 
 
 class TraceQuery(Query):
     """Whose message it is."""
 
-    user: str | SkipJsonSchema[None] = Field(
+    user: User | SkipJsonSchema[None] = Field(
         None,
-        max_length=USER_MAX_BYTES,
         description="Whose. Without it all messages are looked at, for five seconds at "
         "most, the newest first.",
     )

@@ -1,0 +1,133 @@
+"""A trace while sources are away or too large: told from the rest, and what is missing is said."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from aiohttp import web
+
+from bridge.core.journal import Happening, Journal
+from bridge.core.letters import Count, Letter
+from bridge.core.looking import Search, UserInbox
+from bridge.core.message import Delivery
+from bridge.core.story import WindowFact
+from bridge.errors import BrokerUnavailableError
+from bridge.names import LetterReason, Stage
+from bridge.web.api.frame import Api
+from bridge.web.api.trace import Tracer
+from bridge.web.problems import answer_with_problems
+from tests.unit.web.conftest import Client, Open
+
+DELIVERY = Delivery(1, False, b"", b"ann", b"\0\0", b"1")  # noqa: FBT003 - the broker's flag
+
+
+def letter(user: str, message_id: str = "m") -> Letter:
+    """Return a dead letter."""
+    return Letter(
+        id="l", reason=LetterReason.TOO_LARGE, error="", user=user, event="message",
+        message_id=message_id, dead_s=5.0, origin_exchange="", origin_queue="",
+        attempts=1, redrives=0, body_bytes=1,
+    )  # fmt: skip
+
+
+class Sources:
+    """An empty inbox, nobody online, and dead letters that may be away."""
+
+    def __init__(self, *letters: Letter) -> None:
+        self.letters = letters
+        self.failure: Exception | None = None
+        self.is_complete = True
+
+    async def user(self, user: str) -> UserInbox | None:
+        """Return nothing."""
+        assert user
+        return None
+
+    async def find(self, message_id: str, *, user: str | None = None) -> Search:
+        """Find nothing, in all or in some."""
+        assert message_id
+        assert user != ""
+        return Search((), 7, is_complete=self.is_complete)
+
+    async def scan(self, take: Callable[[Letter, Delivery], bool]) -> Count:
+        """Show the letters."""
+        if self.failure is not None:
+            raise self.failure
+        shown = 0
+        for each in self.letters:
+            shown += 1
+            if not take(each, DELIVERY):
+                break
+        return Count(shown, len(self.letters))
+
+    def windows_now(self, user: str) -> Sequence[WindowFact]:
+        """Return none."""
+        assert user is not None
+        return ()
+
+
+async def door(open_app: Open, sources: Sources, journal: Journal) -> Client:
+    """Serve traces without a guard."""
+    app = web.Application(middlewares=[answer_with_problems])
+    tracer = Tracer(inboxes=sources, dead=sources, windows=sources, journal=journal)
+    tracer.add_routes(Api(app, lambda handler: handler))
+    return await open_app(app)
+
+
+async def test_dead_letters_are_told_for_the_user_that_was_asked_for(
+    open_app: Open,
+) -> None:
+    """Several users may have one id; another id is nobody's business here."""
+    sources = Sources(letter("bob"), letter("ann"), letter("eve", "other"))
+    client = await door(open_app, sources, Journal())
+
+    async with client.get("/api/trace/m") as response:
+        of_all = await response.json()
+    async with client.get("/api/trace/m?user=bob") as response:
+        of_bob = await response.json()
+
+    assert (of_all["user"], of_all["others"]) == ("ann", ["bob"])
+    assert (of_bob["user"], of_bob["others"], of_bob["fate"]) == ("bob", [], "dead")
+    assert len(of_bob["story"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "silence"),
+    [
+        (BrokerUnavailableError("look", "no connection"), "look: no connection"),
+        (TimeoutError(), "took too long"),
+    ],
+)
+async def test_a_broker_that_is_away_silences_the_dead_letters_alone(
+    open_app: Open, failure: Exception, silence: str
+) -> None:
+    """What the journal knows is told, and nothing is said to be gone."""
+    sources, journal = Sources(), Journal()
+    sources.failure = failure
+    journal.note(Happening(5.0, Stage.DEAD, "ann", "m", text="too_large"))
+    client = await door(open_app, sources, journal)
+
+    async with client.get("/api/trace/m") as response:
+        told = await response.json()
+
+    assert (told["user"], told["verdict"]) == ("ann", "dead: it was set aside")
+    assert silence in told["silent"][0]
+
+
+async def test_what_was_not_looked_at_is_said(
+    open_app: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An id that was not found in a part may be in the rest."""
+    monkeypatch.setattr("bridge.web.api.trace._LETTERS_MAX", 2)
+    sources = Sources(*[letter("ann", "other")] * 3)
+    sources.is_complete = False
+    client = await door(open_app, sources, Journal())
+
+    async with client.get("/api/trace/m") as response:
+        told = await response.json()
+
+    assert (told["user"], told["fate"], told["looked_at"]) == (None, "unknown", 7)
+    assert told["silent"][:2] == [
+        "only the newest 7 messages were looked at: name the user to look at all of one "
+        "inbox",
+        "only 2 of 3 dead letters were looked at, the oldest",
+    ]
