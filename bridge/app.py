@@ -38,6 +38,7 @@ from bridge.options import (
     inbox_of,
     pace_s,
     retention,
+    revealed,
     schemas_of,
     server_options,
     token_rules,
@@ -193,9 +194,9 @@ class Bridge:
         )
 
     def _replace_keys(self, settings: Settings) -> None:
-        token = _secret(settings.operator_token)
+        token = revealed(settings.operator_token)
         self._operator_keys.replace((token,))
-        self._publish_keys.replace((_secret(settings.api_key), token))
+        self._publish_keys.replace((revealed(settings.api_key), token))
 
     # --- running
 
@@ -399,8 +400,3 @@ async def run_until_signalled(
         loop.add_signal_handler(number, leave)
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
     await bridge.run(stop, on_listening=on_listening, beside=reload_on_hangup())
-
-
-def _secret(value: object) -> str | None:
-    reveal = getattr(value, "get_secret_value", None)
-    return str(reveal()) if reveal else None

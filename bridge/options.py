@@ -106,3 +106,9 @@ def server_options(settings: Settings) -> ServerOptions:
         cookie=settings.jwt_cookie,
         leeway_s=settings.jwt_leeway,
     )
+
+
+def revealed(value: object) -> str | None:
+    """Return a secret setting in plain; ``None`` if it is not set."""
+    reveal = getattr(value, "get_secret_value", None)
+    return str(reveal()) if reveal else None
