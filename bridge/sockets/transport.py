@@ -225,6 +225,8 @@ class Carrier:
             self._queue = PollQueue()
         patience_s = self.engine.ping_interval_s + self.engine.ping_timeout_s
         fetched = await self._queue.fetch(request, within_s=patience_s)
+        if not fetched and self.transport_name == "websocket":
+            return ["6"]  # it went over meanwhile
         if not fetched:  # it polls twice, has hung up, or does not answer pings
             self.end(Ending.TRANSPORT_CLOSE)
             return []
@@ -382,8 +384,8 @@ class Carrier:
         self.engine.ended(self, reason)
         if self._queue is not None:
             self._queue.close()  # a poll may still fetch the last words
-        if self._probe is not None:
-            self._probe.hung_up()
+        # A probe goes on to its end: the stock client, which pauses its polling then,
+        # would not notice that the websocket is closed in the middle of it.
         if self._wire is None:
             return
         if abort:

@@ -225,15 +225,26 @@ async def test_a_probe_that_never_ends_does_not_outlive_its_deadline() -> None:
         assert '42["message",1' in (await page.poll_until('42["message"'))[-1]
 
 
-async def test_a_session_that_ends_takes_its_probe_along(door: Door) -> None:
-    """Or the websocket would stay, of nobody."""
+async def test_a_session_that_ends_in_the_middle_of_a_probe_is_closed_at_its_end(
+    door: Door,
+) -> None:
+    """
+    Not before: the stock client has paused its polling by then and waits for nothing.
+
+    It would not notice until it misses a ping, most of a minute later.
+    """
     async with raw_poller(door) as page:
         await page.join("alice")
         async with raw_window(door, sid=page.sid) as upgrade:
             await upgrade.send("2probe")
             assert await upgrade.receive() == "3probe"
-            door.server.kick("alice")
-            await upgrade.ended()
+            door.cut("alice")
+            assert not door.windows("alice")
+
+            await upgrade.send("5")
+
+            packets, _ = await upgrade.ended()
+            assert packets == []
 
 
 @pytest.mark.parametrize("cap", [0, 1])
