@@ -215,7 +215,9 @@ class Intake:
             await session.watch()
         finally:
             self._session = None
-            session.send_acks()  # of no use if the connection is lost, and no harm
+            if session.problem() is None:
+                session.send_acks()
+                await asyncio.sleep(0)  # the turn in which the library writes them
             session.forget_acks()
             self._settled.set()
 
