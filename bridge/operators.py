@@ -204,7 +204,8 @@ def _totals(metrics: Metrics) -> Totals:
         replayed=metrics.total(metrics.replayed),
         dead=metrics.total(metrics.settled, outcome=Outcome.DEAD_LETTER),
         retried=metrics.total(metrics.settled, outcome=Outcome.RETRY),
-        expired=metrics.total(metrics.left_out),
+        expired=metrics.total(metrics.settled, outcome=Outcome.EXPIRED)
+        + metrics.total(metrics.left_out),
         published=metrics.total(metrics.published),
         reconnects=metrics.total(metrics.reconnects),
     )

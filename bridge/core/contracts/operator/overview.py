@@ -31,7 +31,10 @@ class Totals(Contract):
     replayed: int = Field(description="Messages written from the inbox at a connect.")
     dead: int = Field(description="Dead letters that this bridge made.")
     retried: int = Field(description="Deliveries put into a retry queue.")
-    expired: int = Field(description="Messages whose time was over.")
+    expired: int = Field(
+        description="Messages not delivered because their time was over; each replay "
+        "that meets one counts it again."
+    )
     published: int = Field(description="Messages that came in over HTTP.")
     reconnects: int = Field(description="Connections to the broker that were lost.")
 
