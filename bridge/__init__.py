@@ -6,7 +6,7 @@ The map of the house, floor by floor; imports only point down:
     names            words and closed lists: events, headers, reasons, codes
     errors           the tree of errors
     core             pure decisions: what a delivery means, where a replay starts, frames
-    settings         what an operator can set     logs · metrics  what an operator sees
+    settings         what an operator can set     logs · metrics · tracing  what one sees
     broker           RabbitMQ, the only room that knows aio_pika
     inbox            the log of each user's messages
     sockets          windows: engine.io and socket.io, over websockets and polling
@@ -16,7 +16,8 @@ The map of the house, floor by floor; imports only point down:
     web              HTTP doors: public and operator's with its API, the demo page
     options          what each room is told of the settings
     operators        what operators see and may do, gathered from the rooms
-    app              the one place where concrete classes meet: start, drain, signals
+    app              the one place where concrete classes meet: start, drain, reload
+    signals          SIGTERM drains, SIGHUP reloads
     doctor           looks at all that a start needs, and says what mends it
     cli              commands
 """

@@ -9,7 +9,6 @@ once; what was not acked comes again.
 """
 
 import asyncio
-import signal
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -48,6 +47,7 @@ from bridge.settings.contradictions import contradictions
 from bridge.settings.load import changed_fields
 from bridge.settings.model import Settings
 from bridge.sockets.server import BridgeServer
+from bridge.tracing import open_tracing
 from bridge.web.access import Handler, Keys, guarded, on_loopback_only
 from bridge.web.operator import PublishDoor, operator_app
 from bridge.web.public import LegacyDoor, public_app
@@ -98,6 +98,8 @@ class Bridge:
         self._build_stores()
         self._build_broker()
         self._build_doors()
+        self._tracing = open_tracing()
+        self.pump.tracing = self.sockets.rooms.tracing = self._tracing
 
     # --- building
 
@@ -276,6 +278,8 @@ class Bridge:
         }
 
     async def _open(self, stack: AsyncExitStack) -> None:
+        if self._tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, self._tracing.close)
         stack.push_async_callback(self._close_inbox)
         if self.verifier is not None:
             await self.verifier.open()
@@ -364,39 +368,3 @@ class Bridge:
             await self.intake.set_prefetch(new.prefetch)
         self.settings = new
         log.info("settings.reloaded", changed=applied, needs_restart=needs_restart)
-
-
-async def run_until_signalled(
-    bridge: Bridge,
-    *,
-    load: Callable[[], Settings],
-    on_listening: Callable[[Listening], None],
-) -> None:
-    """
-    Run `bridge` until SIGTERM or SIGINT; the first drains, the second insists.
-
-    SIGHUP calls `load` and applies what changed. Errors as `Bridge.run`.
-    """
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    hangup = asyncio.Event()
-    main = asyncio.current_task()
-
-    def leave() -> None:
-        if stop.is_set() and main is not None:
-            main.cancel()
-        stop.set()
-
-    async def reload_on_hangup() -> None:
-        while True:
-            await hangup.wait()
-            hangup.clear()
-            try:
-                await bridge.reload(load())
-            except ConfigError as exc:
-                log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, leave)
-    loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    await bridge.run(stop, on_listening=on_listening, beside=reload_on_hangup())

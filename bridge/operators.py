@@ -149,7 +149,7 @@ class Operators:
     async def _measure_queues(self) -> None:
         metrics = self._parts.metrics
         try:
-            queues = await self.queues.look()
+            queues = await self.queues.look_anew()
         except BrokerUnavailableError:
             queues = ()
         # What is not known is not told: an old number would look like a new one.

@@ -48,6 +48,7 @@ from bridge.errors import PublishRefusedError, StaleBatchError, TransientError
 from bridge.logs import user_hash
 from bridge.metrics import Metrics
 from bridge.names import Outcome, Stage
+from bridge.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -153,6 +154,7 @@ class Pump(Generic[B]):
         self._metrics = metrics
         self._stored = metrics.settled.labels(outcome=Outcome.STORED, reason="")
         self._pace_s = pace_s
+        self.tracing: Tracing | None = None  # may be set before it runs
         self._journal = journal or Journal()
         self._now = now
         self._in_trial: bytes | None = None
@@ -259,7 +261,10 @@ class Pump(Generic[B]):
             await self._store(batch, good[:middle])  # the first half first: order
             await self._store(batch, good[middle:])
             return
-        self._journal.stored(messages, offsets, at_s=self._now())
+        now_s = self._now()
+        self._journal.stored(messages, offsets, at_s=now_s)
+        if self.tracing is not None:
+            self.tracing.stored(messages, offsets, now_s=now_s)
         duplicates = offsets.count(None)
         self._stored.inc(len(good) - duplicates)
         self._count(Outcome.DUPLICATE, duplicates)
@@ -314,6 +319,8 @@ class Pump(Generic[B]):
         self._count(Outcome.DEAD_LETTER, reason=reason)
         text = f"attempt {letter.attempt}, {reason}: {letter.rejection.text}"
         self._note(delivery, Stage.DEAD, text)
+        if self.tracing is not None:
+            self.tracing.set_aside(delivery, letter, now_s=self._now())
 
     async def _patiently(
         self, batch: B, work: Callable[[], Awaitable[T]], *, doing: str

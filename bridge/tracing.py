@@ -16,7 +16,8 @@ from typing import Final
 
 import structlog
 
-from bridge.core.message import Message
+from bridge.core.message import Delivery, Message, Stored
+from bridge.core.provenance import trace_parent
 from bridge.core.settlement import DeadLetter
 
 try:
@@ -98,25 +99,30 @@ class Tracing:
             span.end(_ns(now_s))
 
     def set_aside(
-        self, trace_parent: str | None, letter: DeadLetter, *, now_s: float
+        self, delivery: Delivery, letter: DeadLetter, *, now_s: float
     ) -> None:
         """Tell of a delivery that became a dead letter."""
-        if trace_parent is None:
+        parent = trace_parent(delivery.properties)
+        if parent is None:
             return
-        span = self._span("process", trace_parent, now_s)
+        span = self._span("process", parent, now_s)
         span.set_attribute("bridge.outcome", "dead_letter")
         span.set_attribute("bridge.reason", letter.rejection.reason)
         span.set_status(Status(StatusCode.ERROR, letter.rejection.text))
         span.end(_ns(now_s))
 
-    def written(self, message: Message, *, windows: int, now_s: float) -> None:
-        """Tell of a message that was written to so many windows."""
-        if message.trace_parent is None:
-            return
-        span = self._span("deliver", message.trace_parent, message.taken_s)
-        self._describe(span, message)
-        span.set_attribute("bridge.windows", windows)
-        span.end(_ns(now_s))
+    def written(
+        self, news: Sequence[Stored], windows: Sequence[int], *, now_s: float
+    ) -> None:
+        """Tell of messages that were written, each to so many windows."""
+        for stored, count in zip(news, windows, strict=True):
+            message = stored.message
+            if message.trace_parent is None:
+                continue
+            span = self._span("deliver", message.trace_parent, message.taken_s)
+            self._describe(span, message)
+            span.set_attribute("bridge.windows", count)
+            span.end(_ns(now_s))
 
     def _span(self, name: str, trace_parent: str, start_s: float) -> "Span":
         return self._tracer.start_span(

@@ -101,6 +101,11 @@ class QueueWatch:
                 self._kept_until = self._now() + _KEPT_S
             return self._kept
 
+    async def look_anew(self) -> Sequence[QueueFacts]:
+        """Look at each queue now, as `look` does; nobody else is told what was seen."""
+        async with self._one_at_a_time:
+            return await self._look()
+
     async def _look(self) -> Sequence[QueueFacts]:
         connection = await open_connection(
             self._address, purpose=Purpose.OPERATE, reader=FrameReader

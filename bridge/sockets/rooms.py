@@ -9,6 +9,7 @@ the inbox holds, in its order.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import inf
 from time import time
 
 from bridge.core.frames import Burst, burst
@@ -17,6 +18,7 @@ from bridge.core.message import Stored
 from bridge.metrics import Metrics
 from bridge.names import Stage
 from bridge.sockets.window import Window
+from bridge.tracing import Tracing
 
 
 class Room:
@@ -64,6 +66,7 @@ class Rooms:
         self._metrics = metrics
         self._mark_delivered = mark_delivered
         self._catch_up = catch_up
+        self.tracing: Tracing | None = None  # may be set before the first message
         self.journal = journal or Journal()
         self._rooms: dict[str, Room] = {}
         self._count = 0
@@ -157,6 +160,7 @@ class Rooms:
         rooms = self._rooms
         fed: list[Room] = []
         oldest_s = now_s
+        published_s = inf  # as far as anybody said so
         for stored in batch:
             message = stored.message
             room = rooms.get(message.user)
@@ -166,6 +170,8 @@ class Rooms:
                 room.news = [stored]
                 fed.append(room)
                 oldest_s = min(oldest_s, message.taken_s)
+                if message.published_s is not None:
+                    published_s = min(published_s, message.published_s)
             else:
                 room.news.append(stored)
         emitted = 0
@@ -178,6 +184,8 @@ class Rooms:
         if emitted:
             self._metrics.emitted.inc(emitted)
             self._metrics.age.observe(max(0.0, now_s - oldest_s))
+            if published_s < inf:
+                self._metrics.publish_to_page.observe(max(0.0, now_s - published_s))
 
     def _feed_room(self, room: Room, news: Sequence[Stored], now_s: float) -> int:
         """Write `news` to the open windows of `room`; returns how many were written."""
@@ -237,6 +245,8 @@ class Rooms:
                 windows[place] += 1
         if whole or parts:
             self.journal.written(news, windows, at_s=now_s)
+            if self.tracing is not None:
+                self.tracing.written(news, windows, now_s=now_s)
 
     def _shut_gate(self, room: Room, window: Window) -> None:
         """Send a window back to the inbox, from where it is read at its own pace."""

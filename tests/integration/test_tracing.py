@@ -10,7 +10,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from bridge.core.message import Message, Rejection
+from bridge.core.message import Delivery, Message, Rejection, Stored
+from bridge.core.properties import Properties, render_properties, render_table
 from bridge.core.settlement import DeadLetter
 from bridge.names import DeadLetterReason
 from bridge.tracing import Tracing, open_tracing
@@ -80,7 +81,7 @@ def test_the_bridge_adds_its_part_to_the_trace_of_the_producer(
 ) -> None:
     """One trace from the worker to the page is what an operator looks at."""
     tracing.stored([message(), message(None)], [7, 8], now_s=100.25)
-    tracing.written(message(), windows=3, now_s=100.5)
+    tracing.written([Stored(message(), 7)], [3], now_s=100.5)
     tracing.close()
 
     process, deliver = collector.spans
@@ -108,7 +109,17 @@ def test_a_dead_letter_is_an_error_of_its_trace(
 ) -> None:
     """Whoever traces finds the reason where he looks already."""
     rejection = Rejection(DeadLetterReason.MALFORMED_BODY, "body is not JSON")
-    tracing.set_aside(TRACE_PARENT, DeadLetter(rejection, attempt=1), now_s=100.0)
+    headers = render_table({"traceparent": TRACE_PARENT})
+    raw = render_properties(Properties(headers=headers))
+    delivery = Delivery(
+        1,
+        redelivered=False,
+        exchange=b"",
+        routing_key=b"alice",
+        raw_properties=raw,
+        body=b"",
+    )
+    tracing.set_aside(delivery, DeadLetter(rejection, attempt=1), now_s=100.0)
     tracing.close()
 
     (span,) = collector.spans

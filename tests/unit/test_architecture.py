@@ -11,7 +11,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 HOUSE = """
 names < errors < core < settings logs metrics tracing
 < broker inbox sockets auth schema_folder < pump < web < options < operators
-< app doctor < cli < __main__
+< app doctor < signals < cli < __main__
 """
 FLOOR = {name: n for n, floor in enumerate(HOUSE.split("<")) for name in floor.split()}
 

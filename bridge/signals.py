@@ -1,0 +1,49 @@
+"""Signals of a running bridge: SIGTERM and SIGINT drain, a second one insists, SIGHUP reloads."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+import structlog
+
+from bridge.app import Bridge, Listening
+from bridge.errors import ConfigError
+from bridge.settings.model import Settings
+
+log = structlog.get_logger(__name__)
+
+
+async def run_until_signalled(
+    bridge: Bridge,
+    *,
+    load: Callable[[], Settings],
+    on_listening: Callable[[Listening], None],
+) -> None:
+    """
+    Run `bridge` until SIGTERM or SIGINT; the first drains, the second insists.
+
+    SIGHUP calls `load` and applies what changed. Errors as `Bridge.run`.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    hangup = asyncio.Event()
+    main = asyncio.current_task()
+
+    def leave() -> None:
+        if stop.is_set() and main is not None:
+            main.cancel()
+        stop.set()
+
+    async def reload_on_hangup() -> None:
+        while True:
+            await hangup.wait()
+            hangup.clear()
+            try:
+                await bridge.reload(load())
+            except ConfigError as exc:
+                log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leave)
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    await bridge.run(stop, on_listening=on_listening, beside=reload_on_hangup())
