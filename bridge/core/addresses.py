@@ -40,6 +40,22 @@ def client_address(
     return address
 
 
+def arrived_by_https(
+    peer: str | None, forwarded_proto: str | None, trusted: Sequence[Network]
+) -> bool:
+    """
+    Whether a trusted proxy says that the browser came by https.
+
+    Args:
+        peer: Who opened the TCP connection.
+        forwarded_proto: The header `X-Forwarded-Proto`.
+        trusted: The operator's proxies.
+
+    """
+    proto = (forwarded_proto or "").strip().lower()
+    return proto == "https" and _is_in(peer or "unknown", trusted)
+
+
 def _is_in(address: str, networks: Sequence[Network]) -> bool:
     if not _is_address(address):
         return False
