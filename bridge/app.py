@@ -35,11 +35,13 @@ from bridge.operators import Operators, Parts
 from bridge.options import (
     broker_address,
     inbox_of,
+    legacy_door,
     pace_s,
     retention,
     revealed,
     schemas_of,
     server_options,
+    sign_in_of,
     token_rules,
 )
 from bridge.pump import Pump
@@ -48,9 +50,9 @@ from bridge.settings.load import changed_fields
 from bridge.settings.model import Settings
 from bridge.sockets.server import BridgeServer
 from bridge.tracing import open_tracing
-from bridge.web.access import Handler, Keys, guarded, on_loopback_only
+from bridge.web.access import Keys
 from bridge.web.operator import PublishDoor, operator_app
-from bridge.web.public import LegacyDoor, public_app
+from bridge.web.public import public_app
 from bridge.web.serving import serve
 
 log = structlog.get_logger(__name__)
@@ -150,18 +152,13 @@ class Bridge:
 
     def _build_doors(self) -> None:
         settings = self.settings
-        self._operator_keys = Keys((), setting="BRIDGE_OPERATOR_TOKEN")
+        self._sign_in = sign_in_of(lambda: self.settings)
         self._publish_keys = Keys((), setting="BRIDGE_API_KEY")
         self._replace_keys(settings)
-        legacy: Handler | None = None
-        if settings.legacy_push:
-            legacy = LegacyDoor(self.messages).push
-            if settings.auth != "open":
-                legacy = guarded(self._publish_keys, legacy)
-            elif not settings.dangerously_open_to_the_network:
-                legacy = on_loopback_only(legacy)
         self._public = public_app(
-            health=self, route_sockets=self.sockets.route, legacy=legacy
+            health=self,
+            route_sockets=self.sockets.route,
+            legacy=legacy_door(settings, self.messages, self._publish_keys),
         )
         if self._add_public_routes is not None:
             self._add_public_routes(self._public)
@@ -190,14 +187,14 @@ class Bridge:
             health=self,
             publish=self._publish_door.publish,
             metrics=self.metrics,
-            operator_keys=self._operator_keys,
+            sign_in=self._sign_in,
             publish_keys=self._publish_keys,
             add_api=self.operators.add_api,
         )
 
     def _replace_keys(self, settings: Settings) -> None:
         token = revealed(settings.operator_token)
-        self._operator_keys.replace((token,))
+        self._sign_in.replace_keys((token,))
         self._publish_keys.replace((revealed(settings.api_key), token))
 
     # --- running

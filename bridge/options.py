@@ -1,5 +1,6 @@
 """What each room is told of the settings: its own part, in its own words."""
 
+from collections.abc import Callable
 from typing import Final
 
 from bridge.auth.jwt import TokenRules
@@ -14,6 +15,10 @@ from bridge.schema_folder import load_schemas
 from bridge.settings.model import Settings
 from bridge.sockets.engine import Admission, Bounds
 from bridge.sockets.server import ServerOptions
+from bridge.web.access import Handler, Keys, guarded, on_loopback_only
+from bridge.web.console import SignIn
+from bridge.web.public import LegacyDoor
+from bridge.web.publishing import MessagePublisher
 
 # Well below what a commit with its fsync takes on most disks, so that it costs a message
 # little time, and at thousands a second saves every second or third commit.
@@ -112,3 +117,25 @@ def revealed(value: object) -> str | None:
     """Return a secret setting in plain; ``None`` if it is not set."""
     reveal = getattr(value, "get_secret_value", None)
     return str(reveal()) if reveal else None
+
+
+def sign_in_of(settings: Callable[[], Settings]) -> SignIn:
+    """Return the console's sign-in, which has no key yet; `settings` tells those of now."""
+    return SignIn(
+        Keys((), setting="BRIDGE_OPERATOR_TOKEN"),
+        lambda: parse_networks(settings().trusted_proxies),
+    )
+
+
+def legacy_door(
+    settings: Settings, publisher: MessagePublisher, keys: Keys
+) -> Handler | None:
+    """Return the article's door with what stands before it; ``None`` if it is off."""
+    if not settings.legacy_push:
+        return None
+    push = LegacyDoor(publisher).push
+    if settings.auth != "open":
+        return guarded(keys, push)
+    if settings.dangerously_open_to_the_network:
+        return push
+    return on_loopback_only(push)

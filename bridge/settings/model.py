@@ -118,7 +118,8 @@ class Settings(BaseSettings):
     )
     operator_host: str = _fixed("127.0.0.1", "Address of the operator port.")
     operator_port: Port = _fixed(
-        8081, "The operator port: `/api/*`, `/metrics`, `/health/*`. 0 = any free one."
+        8081,
+        "The operator port: `/api/*`, `/console`, `/metrics`, `/health/*`. 0 = any free one.",
     )
     operator_token: SecretStr | None = _reloadable(
         None, "Opens the operator port. Without one, only `/health/*` answers there."
@@ -132,7 +133,8 @@ class Settings(BaseSettings):
         "Opens the article's `GET /?name=USER&msg=TEXT` on the public port.",
     )
     trusted_proxies: Words = _reloadable(
-        (), "Addresses or networks whose `X-Forwarded-For` is believed."
+        (),
+        "Addresses or networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.",
     )
 
     # --- who may connect

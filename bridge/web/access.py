@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from aiohttp import web
 
@@ -9,6 +10,13 @@ from bridge.core.origins import is_loopback_host
 from bridge.web.problems import problem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Guard(Protocol):
+    """What stands before a door: keys, or keys and sessions."""
+
+    def refusal(self, request: web.Request) -> web.Response | None:
+        """Return the answer for a request that may not pass, ``None`` for one that may."""
 
 
 class Keys:
@@ -21,16 +29,18 @@ class Keys:
         Keys that are not set (``None``) open nothing.
         """
         self._setting = setting
+        self._keys: list[bytes] = []
         self.replace(keys)
 
-    def replace(self, keys: Sequence[str | None]) -> None:
-        """Open to these keys from now on."""
-        self._keys = [key.encode() for key in keys if key]
+    def replace(self, keys: Sequence[str | None]) -> bool:
+        """Open to these keys from now on; false if they are the same as before."""
+        before, self._keys = self._keys, [key.encode() for key in keys if key]
+        return before != self._keys
 
     def refusal(self, request: web.Request) -> web.Response | None:
         """Return the answer for a request without a good key, ``None`` for one with it."""
-        if not self._keys:
-            return problem(403, f"closed: {self._setting} is not set")
+        if not self.is_set:
+            return self.closed()
         given = _given_key(request)
         if given is None:
             return problem(
@@ -38,11 +48,32 @@ class Keys:
                 "a key is needed, in Authorization: Bearer or X-API-Key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        # All are compared, whichever fits: no key's place tells itself by time.
-        fits = [secrets.compare_digest(given, key) for key in self._keys]
-        if any(fits):
+        if self._fit(given):
             return None
         return problem(401, "the key is wrong", headers={"WWW-Authenticate": "Bearer"})
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is any key at all."""
+        return bool(self._keys)
+
+    def closed(self) -> web.Response:
+        """Return the answer of a door that no key opens."""
+        return problem(403, f"closed: {self._setting} is not set")
+
+    def fit(self, given: str) -> bool:
+        """Whether `given` is one of the keys."""
+        return self._fit(given.encode(errors="replace"))
+
+    def _fit(self, given: bytes) -> bool:
+        # All are compared, whichever fits: no key's place tells itself by time.
+        fits = [secrets.compare_digest(given, key) for key in self._keys]
+        return any(fits)
+
+
+def has_key(request: web.Request) -> bool:
+    """Whether a key, good or not, came with the request."""
+    return _given_key(request) is not None
 
 
 def _given_key(request: web.Request) -> bytes | None:
@@ -64,7 +95,7 @@ def on_loopback_only(handler: Handler) -> Handler:
     return guard
 
 
-def guarded(keys: Keys, handler: Handler) -> Handler:
+def guarded(keys: Guard, handler: Handler) -> Handler:
     """Return `handler` behind `keys`."""
 
     async def guard(request: web.Request) -> web.StreamResponse:

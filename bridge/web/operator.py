@@ -1,4 +1,4 @@
-"""The operator door: `/api/*`, `/metrics`, `/health/*`, each but the last behind a key."""
+"""The operator door: `/api/*`, `/metrics`, `/console`, `/health/*`, the last alone free."""
 
 from collections.abc import Callable
 from time import time
@@ -18,6 +18,7 @@ from bridge.names import EVENT_DEFAULT, Stage
 from bridge.web.access import Handler, Keys, guarded
 from bridge.web.api.frame import Api
 from bridge.web.bodies import read_body
+from bridge.web.console import SignIn, add_console_routes
 from bridge.web.health import Health, add_health_routes
 from bridge.web.problems import answer_with_problems, harden, problem
 from bridge.web.publishing import MessagePublisher
@@ -32,7 +33,7 @@ def operator_app(
     health: Health,
     publish: Handler,
     metrics: Metrics,
-    operator_keys: Keys,
+    sign_in: SignIn,
     publish_keys: Keys,
     add_api: Callable[[Api], None] | None = None,
 ) -> web.Application:
@@ -43,7 +44,7 @@ def operator_app(
         health: How the bridge is.
         publish: Answers `POST /api/publish`.
         metrics: What `/metrics` shows.
-        operator_keys: Open all but publishing.
+        sign_in: Its keys open all but publishing; its sessions the console and the API.
         publish_keys: Open publishing.
         add_api: Adds the groups of the operator's API.
 
@@ -61,10 +62,11 @@ def operator_app(
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
-    app.router.add_get("/metrics", guarded(operator_keys, render_metrics))
+    app.router.add_get("/metrics", guarded(sign_in.keys, render_metrics))
     app.router.add_post("/api/publish", guarded(publish_keys, publish))
+    add_console_routes(app, sign_in)
     if add_api is not None:
-        add_api(Api(app, lambda handler: guarded(operator_keys, handler)))
+        add_api(Api(app, lambda handler: guarded(sign_in, handler)))
     return app
 
 

@@ -9,6 +9,7 @@ from bridge.core.schema_set import compile_schemas
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 from bridge.web.access import Keys
+from bridge.web.console import SignIn
 from bridge.web.operator import PublishDoor, operator_app
 from tests.unit.web.conftest import Client, Desk, Open, Patient
 
@@ -25,7 +26,9 @@ async def door(
             health=health,
             publish=publishing.publish,
             metrics=Metrics(),
-            operator_keys=Keys(["operate"], setting="BRIDGE_OPERATOR_TOKEN"),
+            sign_in=SignIn(
+                Keys(["operate"], setting="BRIDGE_OPERATOR_TOKEN"), lambda: ()
+            ),
             publish_keys=Keys(["publish"], setting="BRIDGE_API_KEY"),
         )
     )

@@ -1,0 +1,131 @@
+// Living charts, drawn by uPlot (a script of its own, so a global) on our colours.
+
+import { h } from "./parts.js";
+
+const HEIGHT = 150;
+const SHORTEST_S = 120;
+const LONGEST_S = 600;
+const WHOLES = [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8].flatMap((ten) => [ten, 2 * ten, 5 * ten]);
+const together = uPlot.sync("overview");
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+
+/**
+ * A chart of some fields of the readings. series: [{label, field, tint}], tint naming a colour
+ * of the style. isCount: there are no halves. Below the pointer the values of that moment are told, else the latest.
+ */
+export function chart({ title, series, format, isCount = false, hint = null }) {
+  const values = series.map(() => h("span", { class: "value" }, "–"));
+  const moment = h("span", { class: "hint moment" });
+  const canvas = h("div", { class: "canvas", "aria-hidden": "true" });
+  const element = h(
+    "figure",
+    { class: "chart sheet" },
+    h(
+      "figcaption",
+      {},
+      h("h3", {}, title, " ", moment),
+      h(
+        "ul",
+        {},
+        series.map(({ label, tint }, n) =>
+          h(
+            "li",
+            { class: tint },
+            h("span", { class: "mark", "aria-hidden": "true" }),
+            label,
+            " ",
+            values[n],
+          ),
+        ),
+      ),
+    ),
+    canvas,
+    hint && h("p", { class: "hint" }, hint),
+  );
+  let columns = [[], ...series.map(() => [])];
+
+  function tell(index) {
+    const at = index ?? columns[0].length - 1;
+    series.forEach((_, n) => (values[n].textContent = format(columns[n + 1][at] ?? null)));
+    moment.textContent =
+      index === null || index === undefined ? "" : new Date(columns[0][at] * 1000).toLocaleTimeString();
+  }
+
+  const line = {
+    stroke: () => colour("soft"),
+    font: "11px system-ui, sans-serif",
+    grid: { stroke: () => colour("line"), width: 1 },
+    ticks: { show: false },
+  };
+  const options = {
+    width: 320,
+    height: HEIGHT,
+    legend: { show: false },
+    cursor: { sync: { key: together.key }, drag: { x: false, y: false }, y: false, points: { size: 6 } },
+    scales: {
+      x: {
+        range: () => {
+          const end = columns[0].at(-1) ?? Date.now() / 1000;
+          const start = columns[0][0] ?? end;
+          return [end - Math.min(LONGEST_S, Math.max(SHORTEST_S, end - start)), end];
+        },
+      },
+      y: { range: (_, __, most) => [0, (most || 0) > 0 ? most * 1.1 : isCount ? 4 : 1] },
+    },
+    axes: [
+      {
+        ...line,
+        size: 22,
+        space: 70,
+        values: (_, ticks) => ticks.map((tick) => clock.format(tick * 1000)),
+        incrs: [60, 120, 300],
+      },
+      {
+        ...line,
+        size: 52,
+        space: 34,
+        incrs: isCount ? WHOLES : undefined,
+        values: (_, ticks) => ticks.map((tick) => format(tick)),
+      },
+    ],
+    series: [
+      {},
+      ...series.map(({ label, tint }, n) => ({
+        label,
+        width: 1.75,
+        stroke: () => colour(tint),
+        fill: n === 0 ? () => `${colour(tint)}1c` : undefined,
+        points: { show: false },
+      })),
+    ],
+    hooks: { setCursor: [(drawn) => tell(drawn.cursor.idx)] },
+  };
+  const drawn = new uPlot(options, columns, canvas);
+  const fit = new ResizeObserver(([entry]) => {
+    const width = Math.floor(entry.contentRect.width);
+    if (width > 0 && width !== drawn.width) drawn.setSize({ width, height: HEIGHT });
+  });
+  fit.observe(canvas);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const repaint = () => drawn.redraw();
+  dark.addEventListener("change", repaint);
+
+  return {
+    element,
+    draw(points) {
+      columns = [
+        points.map(({ at }) => at),
+        ...series.map(({ field }) => points.map((point) => point[field] ?? null)),
+      ];
+      drawn.setData(columns);
+      tell(drawn.cursor.idx);
+    },
+    destroy() {
+      fit.disconnect();
+      dark.removeEventListener("change", repaint);
+      drawn.destroy();
+    },
+  };
+}

@@ -1,0 +1,281 @@
+// What the pages are built of. Every text becomes a text node: nothing is ever parsed as markup.
+
+/** An element with attributes (functions are listeners) and children; null children are left out. */
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (typeof value === "function") element.addEventListener(name, value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+// --- texts
+
+// Controls and what turns the direction of writing: seen, they cannot disguise a name.
+const INVISIBLE =
+  /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/gu;
+
+const escaped = (character) => `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`;
+
+/** A text of others, apart from ours in direction, with what is invisible made visible. */
+export function foreign(text, { isShort = false, kind = "" } = {}) {
+  const shown = String(text).replace(INVISIBLE, escaped);
+  return h(
+    "bdi",
+    { class: `foreign ${kind} ${isShort ? "clamp" : ""}`.trim(), title: isShort ? shown : null },
+    shown,
+  );
+}
+
+/** The same for texts of many lines. */
+export function foreignLines(text) {
+  return String(text).replace(INVISIBLE, (found) =>
+    found === "\n" || found === "\t" ? found : escaped(found),
+  );
+}
+
+/** Where there is nothing to tell. */
+export const NONE = "–";
+const wholes = new Intl.NumberFormat();
+const tenths = new Intl.NumberFormat(undefined, { maximumFractionDigits: 1 });
+
+export const count = (value) => (value === null || value === undefined ? NONE : wholes.format(value));
+
+export const rate = (value) => {
+  if (value === null || value === undefined) return NONE;
+  return `${value < 10 ? tenths.format(value) : wholes.format(Math.round(value))}/s`;
+};
+
+export function size(bytes) {
+  if (bytes === null || bytes === undefined) return NONE;
+  if (bytes < 1024) return `${bytes} B`;
+  const kib = bytes / 1024;
+  return kib < 1024 ? `${tenths.format(kib)} KiB` : `${tenths.format(kib / 1024)} MiB`;
+}
+
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return NONE;
+  if (seconds < 0.0995) return `${tenths.format(seconds * 1000)} ms`;
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 90) return `${tenths.format(seconds)} s`;
+  if (seconds < 90 * 60) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 36 * 3600) return `${Math.round(seconds / 3600)} h`;
+  return `${Math.round(seconds / 86400)} d`;
+}
+
+// --- times: where we are, and how long ago
+
+const sameDay = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+const anyDay = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+
+function ago(at_s) {
+  const seconds = Date.now() / 1000 - at_s;
+  if (Math.abs(seconds) < 2) return "now";
+  return seconds < 0 ? `in ${duration(Math.round(-seconds))}` : `${duration(Math.round(seconds))} ago`;
+}
+
+/** A time as local and relative text; the relative part stays true while it is shown. */
+export function when(at_s) {
+  if (at_s === null || at_s === undefined) return NONE;
+  const moment = new Date(at_s * 1000);
+  if (Number.isNaN(moment.getTime())) return foreign(at_s);
+  const isToday = moment.toDateString() === new Date().toDateString();
+  return h(
+    "time",
+    { datetime: moment.toISOString(), title: anyDay.format(moment) },
+    (isToday ? sameDay : anyDay).format(moment),
+    " ",
+    h("small", { "data-at": at_s }, ago(at_s)),
+  );
+}
+
+setInterval(() => {
+  for (const shown of document.querySelectorAll("small[data-at]")) {
+    const text = ago(Number(shown.dataset.at));
+    if (shown.textContent !== text) shown.textContent = text;
+  }
+}, 5000);
+
+// --- saying something
+
+/** Tell in passing: read aloud by screen readers, gone after a while unless it is bad. */
+export function say(text, kind = "good") {
+  const note = h("p", { class: "say", "data-kind": kind }, text);
+  const close = () => note.remove();
+  note.append(h("button", { type: "button", class: "quiet", "aria-label": "Dismiss", click: close }, "×"));
+  document.getElementById("says").append(note);
+  if (kind !== "bad") setTimeout(close, 8000);
+}
+
+/** What went wrong, with what may help, where the thing should have been. */
+export function fault(problem) {
+  return h(
+    "div",
+    { class: "fault sheet", role: "alert" },
+    h("p", {}, problem.message),
+    problem.advice ? h("p", {}, problem.advice) : null,
+  );
+}
+
+/** Say what went wrong in passing. */
+export const sayFault = (problem) => say(`${problem.message} ${problem.advice ?? ""}`.trim(), "bad");
+
+// --- tables
+
+/**
+ * A table that becomes a list of cards where it is narrow; the roles keep it a table for all.
+ * columns: {label, cell(item) -> node or text, kind: "number" | "head" | ""}
+ */
+export function table(caption, columns) {
+  const body = h("tbody", { role: "rowgroup" });
+  const element = h(
+    "table",
+    { role: "table" },
+    h("caption", {}, caption),
+    h(
+      "thead",
+      { role: "rowgroup" },
+      h(
+        "tr",
+        { role: "row" },
+        columns.map(({ label, kind }) => h("th", { role: "columnheader", scope: "col", class: kind }, label)),
+      ),
+    ),
+    body,
+  );
+  const cells = (item) =>
+    columns.map(({ label, cell, kind = "" }) => {
+      const isHeader = kind === "head";
+      const shown = cell(item);
+      const look = `${kind} ${shown === NONE ? "none" : ""}`.trim() || null;
+      return h(
+        isHeader ? "th" : "td",
+        {
+          role: isHeader ? "rowheader" : "cell",
+          class: look,
+          "data-label": label,
+          scope: isHeader ? "row" : null,
+        },
+        shown,
+      );
+    });
+  return {
+    element,
+    fill(items) {
+      body.replaceChildren(...items.map((item) => h("tr", { role: "row" }, cells(item))));
+    },
+    /** Renew what changed, row by row: focus stays where it is. */
+    update(items, key) {
+      const rows = [...body.rows];
+      if (rows.length !== items.length || rows.some((row, n) => row.dataset.key !== key(items[n]))) {
+        body.replaceChildren(
+          ...items.map((item) => h("tr", { role: "row", "data-key": key(item) }, cells(item))),
+        );
+        return;
+      }
+      items.forEach((item, n) => {
+        cells(item).forEach((cell, column) => {
+          const shown = rows[n].cells[column];
+          if (!shown.isEqualNode(cell)) shown.replaceWith(cell);
+        });
+      });
+    },
+  };
+}
+
+/** Names and values, one below the other. */
+export function facts(pairs) {
+  return h(
+    "dl",
+    { class: "facts" },
+    pairs.filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+  );
+}
+
+/**
+ * A list that the API gives page by page. `load(cursor)` returns {items, next}, `show` gets the
+ * items, `empty` is said when there are none. Pages that were seen can be gone back to.
+ */
+export function paged({ load, show, empty, label }) {
+  const cursors = [null];
+  const place = h("span", { class: "hint" });
+  const earlier = h("button", { type: "button", click: () => go(cursors.length - 2) }, "Previous page");
+  const later = h("button", { type: "button", click: () => go(cursors.length) }, "Next page");
+  const nothing = h("p", { class: "empty", hidden: true }, empty);
+  const trouble = h("div", {});
+  const element = h("nav", { class: "pager", "aria-label": label, hidden: true }, earlier, place, later);
+  let next = null;
+  let running = null;
+
+  async function go(page) {
+    running?.abort();
+    running = new AbortController();
+    const { signal } = running;
+    const known = page < cursors.length ? cursors.slice(0, page + 1) : [...cursors, next];
+    try {
+      const answer = await load(known.at(-1), signal);
+      cursors.splice(0, cursors.length, ...known);
+      next = answer.next;
+      trouble.replaceChildren();
+      show(answer);
+      nothing.hidden = answer.items.length > 0;
+      element.hidden = cursors.length === 1 && next === null;
+      earlier.disabled = cursors.length === 1;
+      later.disabled = next === null;
+      place.textContent = `page ${cursors.length}`;
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error.status !== 401) trouble.replaceChildren(fault(error));
+    }
+  }
+
+  return {
+    parts: [trouble, nothing, element],
+    first: () => go(0),
+    again: () => go(cursors.length - 1),
+    stop: () => running?.abort(),
+  };
+}
+
+// --- dialogs
+
+/**
+ * Ask before something happens. `typed`: what has to be typed first. `extra`: more of the form.
+ * Resolves to the form's data, or null if it was left.
+ */
+export function confirmed({ title, text, action, isDanger = false, typed = null, extra = [] }) {
+  const box =
+    typed === null
+      ? null
+      : h("input", { name: "typed", autocomplete: "off", inputmode: "numeric", required: true });
+  const form = h(
+    "form",
+    { method: "dialog" },
+    h("h2", { id: "dialog-title" }, title),
+    h("div", { id: "dialog-text" }, text),
+    extra,
+    box && h("label", {}, `Type ${typed} to confirm`, box),
+    h(
+      "div",
+      { class: "row end" },
+      h("button", { type: "button", click: () => dialog.close() }, "Cancel"),
+      h("button", { type: "submit", value: "yes", class: isDanger ? "danger" : "main" }, action),
+    ),
+  );
+  const dialog = h("dialog", { "aria-labelledby": "dialog-title", "aria-describedby": "dialog-text" }, form);
+  box?.addEventListener("input", () =>
+    box.setCustomValidity(box.value.trim() === String(typed) ? "" : `Type ${typed}, or leave with Escape`),
+  );
+  document.body.append(dialog);
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      const answer = dialog.returnValue === "yes" ? new FormData(form) : null;
+      dialog.remove();
+      resolve(answer);
+    });
+  });
+}

@@ -1,0 +1,246 @@
+// Users: who is online, what waits in an inbox, and closing somebody's windows.
+
+import { ask, query, segment } from "./api.js";
+import {
+  NONE,
+  confirmed,
+  count,
+  facts,
+  fault,
+  foreign,
+  foreignLines,
+  h,
+  paged,
+  say,
+  sayFault,
+  size,
+  table,
+  when,
+} from "./parts.js";
+
+export const show = (main, [user], search) =>
+  user === undefined ? showList(main, search) : showOne(main, user);
+
+const userPath = (user) => `api/users/${segment(user)}`;
+
+// --- the list
+
+const COLUMNS = [
+  {
+    label: "User",
+    kind: "head",
+    cell: ({ user }) => h("a", { href: `#/users/${encodeURIComponent(user)}` }, foreign(user)),
+  },
+  {
+    label: "Windows",
+    kind: "number",
+    cell: ({ windows }) =>
+      windows ? h("span", { class: "state", "data-state": "good" }, count(windows)) : NONE,
+  },
+  { label: "In the inbox", kind: "number", cell: ({ depth }) => count(depth) },
+  { label: "Not delivered", kind: "number", cell: ({ waiting }) => count(waiting) },
+  { label: "Last connect", cell: ({ last_connect_s }) => when(last_connect_s) },
+];
+
+function showList(main, search) {
+  const filter = { q: search.get("q") ?? "", online: search.get("online") === "true" ? "true" : "" };
+  const list = table("Users", COLUMNS);
+  const sheet = h("div", { class: "sheet", hidden: true }, list.element);
+  const found = paged({
+    label: "Pages of users",
+    empty: filter.q || filter.online ? "No user fits the search." : "No user has an inbox or a window yet.",
+    load: (cursor, signal) => ask(`api/users${query({ ...filter, cursor })}`, { signal }),
+    show({ items }) {
+      list.fill(items);
+      sheet.hidden = !items.length;
+    },
+  });
+  const submit = (submitted) => {
+    submitted.preventDefault();
+    const target = `#/users${query(Object.fromEntries(new FormData(submitted.target)))}`;
+    if (location.hash === target) found.first();
+    else location.hash = target;
+  };
+  const form = h(
+    "form",
+    { class: "filter sheet", role: "search", "aria-label": "Users", submit },
+    h(
+      "label",
+      {},
+      "Name begins with",
+      h("input", { name: "q", value: filter.q, autocomplete: "off", spellcheck: "false" }),
+    ),
+    h(
+      "label",
+      { class: "check" },
+      h("input", { type: "checkbox", name: "online", value: "true", checked: Boolean(filter.online) }),
+      " online only",
+    ),
+    h(
+      "div",
+      { class: "row" },
+      h("button", { type: "submit", class: "main" }, "Search"),
+      h("a", { href: "#/users" }, "Clear"),
+    ),
+  );
+  main.append(h("h1", { tabindex: "-1" }, "Users"), form, sheet, ...found.parts);
+  found.first();
+  return () => found.stop();
+}
+
+// --- one
+
+const WINDOWS = [
+  { label: "Window", kind: "head", cell: ({ sid_short }) => foreign(sid_short) },
+  { label: "Transport", cell: ({ transport }) => foreign(transport) },
+  { label: "Address", cell: ({ address }) => foreign(address ?? NONE) },
+  { label: "Since", cell: ({ connected_s }) => when(connected_s) },
+  { label: "At", kind: "number", cell: ({ offset }) => count(offset) },
+  { label: "Acks", cell: ({ acks, live }) => (live ? foreign(acks) : [foreign(acks), ", catching up"]) },
+  { label: "Waiting to be sent", kind: "number", cell: ({ waiting_bytes }) => size(waiting_bytes) },
+];
+
+function showOne(main, user) {
+  const about = h("div", {}, h("p", { class: "empty" }, "Looking …"));
+  const inbox = inboxOf(user);
+  const title = h("h1", { tabindex: "-1" }, "User ", foreign(user));
+  main.append(title, h("p", {}, h("a", { href: "#/users" }, "All users")), about, inbox.element);
+
+  async function load() {
+    try {
+      const answer = await ask(userPath(user));
+      const windows = table("Windows", WINDOWS);
+      const open = answer.windows;
+      windows.fill(open);
+      about.replaceChildren(
+        h(
+          "section",
+          { class: "sheet padded" },
+          facts([
+            ["Windows", count(open.length)],
+            ["In the inbox", count(answer.depth)],
+            [
+              "Delivered up to",
+              answer.delivered === null ? NONE : `${count(answer.delivered)} of ${count(answer.last)}`,
+            ],
+            ["Not delivered", count(answer.waiting)],
+            ["Last connect", when(answer.last_connect_s)],
+          ]),
+        ),
+        h(
+          "div",
+          { class: "row actions" },
+          h(
+            "button",
+            {
+              type: "button",
+              class: "danger",
+              disabled: !open.length,
+              click: () => kick(user, open.length, load),
+            },
+            "Close all windows …",
+          ),
+          h("a", { href: `#/dead${query({ user })}` }, "Dead letters of this user"),
+        ),
+        ...(open.length ? [h("div", { class: "sheet" }, windows.element)] : []),
+      );
+    } catch (problem) {
+      about.replaceChildren(
+        problem.status === 404 ? h("p", { class: "empty" }, problem.message) : fault(problem),
+      );
+    }
+  }
+
+  load();
+  inbox.load();
+  return () => inbox.stop();
+}
+
+async function kick(user, number, then) {
+  const answer = await confirmed({
+    title: `Close ${number === 1 ? "the window" : `all ${count(number)} windows`} of this user?`,
+    text: h(
+      "p",
+      {},
+      "Each is told that it was closed by an operator. A page that connects again is let in while its token lives. User: ",
+      foreign(user),
+    ),
+    action: "Close them",
+    isDanger: true,
+  });
+  if (answer === null) return;
+  try {
+    const { kicked } = await ask(`${userPath(user)}/kick`, { method: "POST", body: {} });
+    say(kicked === 1 ? "One window was closed." : `${count(kicked)} windows were closed.`);
+  } catch (problem) {
+    sayFault(problem);
+  }
+  then();
+}
+
+const STATES = { delivered: "good", expired: "bad" };
+
+function inboxOf(user) {
+  let withData = false;
+  const columns = [
+    { label: "Position", kind: "head", cell: ({ position }) => foreign(position) },
+    {
+      label: "State",
+      cell: ({ state }) =>
+        h("span", { class: "state", "data-state": STATES[state] ?? "waiting" }, foreign(state)),
+    },
+    { label: "Event", cell: ({ event }) => foreign(event) },
+    {
+      label: "Message id",
+      cell: ({ message_id }) =>
+        message_id
+          ? h(
+              "a",
+              { href: `#/trace/${encodeURIComponent(message_id)}${query({ user })}` },
+              foreign(message_id),
+            )
+          : NONE,
+    },
+    { label: "Taken", cell: ({ taken_s }) => when(taken_s) },
+    { label: "Expires", cell: ({ expires_s }) => when(expires_s) },
+    { label: "Size", kind: "number", cell: ({ bytes }) => size(bytes) },
+  ];
+  const dataColumn = {
+    label: "Data",
+    cell: ({ data }) =>
+      data === null ? NONE : h("pre", { tabindex: "0", "aria-label": "Data" }, foreignLines(data)),
+  };
+  const place = h("div", { class: "sheet", hidden: true });
+  let list = null;
+  const renew = () => {
+    list = table("Messages in the inbox, newest first", withData ? [...columns, dataColumn] : columns);
+    place.replaceChildren(list.element);
+  };
+  renew();
+  const found = paged({
+    label: "Pages of the inbox",
+    empty: "The inbox is empty.",
+    load: (cursor, signal) =>
+      ask(`${userPath(user)}/inbox${query({ cursor, limit: 25, data: withData ? "true" : "" })}`, { signal }),
+    show({ items }) {
+      list.fill(items);
+      place.hidden = !items.length;
+    },
+  });
+  const toggle = h("button", { type: "button", "aria-pressed": "false", click: flip }, "Show the data");
+  function flip() {
+    withData = !withData;
+    toggle.setAttribute("aria-pressed", String(withData));
+    toggle.textContent = withData ? "Hide the data" : "Show the data";
+    renew();
+    found.again();
+  }
+  const element = h(
+    "section",
+    { "aria-labelledby": "inbox-title" },
+    h("div", { class: "row" }, h("h2", { id: "inbox-title" }, "Inbox"), toggle),
+    place,
+    ...found.parts,
+  );
+  return { element, load: () => found.first(), stop: () => found.stop() };
+}
