@@ -3,14 +3,23 @@
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 
 from bridge.broker.local_node import LocalNode
+from tests.browser.console_page import ConsolePage, opened_console
 from tests.browser.demo_process import ANY_PORTS, DemoProcess, running_demo
 from tests.browser.watched_page import WatchedPage, launch_chromium, opened_page
+from tests.integration.running import (
+    RunningBridge,
+    Worker,
+    running_bridge,
+    settings_for,
+    working,
+)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -47,3 +56,34 @@ async def page(browser: Browser, demo: DemoProcess) -> AsyncIterator[WatchedPage
         yield watched
         watched.assert_clean()
     assert "Traceback" not in demo.talk
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def running(broker: LocalNode) -> AsyncIterator[RunningBridge]:
+    """Return a bridge for all tests of a file that leave it as it was."""
+    async with running_bridge(settings_for(broker, f"t{token_hex(4)}")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def worker(broker: LocalNode, running: RunningBridge) -> AsyncIterator[Worker]:
+    """Return a worker of that bridge's exchange."""
+    async with working(broker, running.settings.namespace) as worker:
+        yield worker
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def fragile(broker: LocalNode, namespace: str) -> AsyncIterator[RunningBridge]:
+    """Return a bridge to be hurt."""
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def console(
+    browser: Browser, running: RunningBridge
+) -> AsyncIterator[ConsolePage]:
+    """Return the console, signed in; whatever a test does, nothing may be complained of."""
+    async with opened_console(browser, running.listening.operator_url) as console:
+        yield console
+        console.assert_clean()

@@ -1,0 +1,121 @@
+"""The console in Chromium, watched: what it complains about, and whom it asks."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from playwright.async_api import Browser, ConsoleMessage, Locator, Page, expect
+
+from tests.conftest import SLOW_FACTOR
+from tests.integration.running import OPERATOR_TOKEN
+
+_WITHIN_MS: Final = 15_000 * SLOW_FACTOR
+WIDE: Final = (1280, 860)
+NARROW: Final = (360, 740)
+
+Scheme = Literal["light", "dark"]
+
+
+@dataclass
+class ConsolePage:
+    """
+    The console, opened.
+
+    Attributes:
+        page: Playwright's.
+        url: Of the operator door, without the last slash.
+        complaints: Errors and warnings of the console, scripts and dialogs of their own.
+        addresses: Every address that was asked for.
+
+    """
+
+    page: Page
+    url: str
+    complaints: list[str] = field(default_factory=list)
+    addresses: list[str] = field(default_factory=list)
+
+    def watch(self) -> None:
+        """Take notes from now on."""
+        context = self.page.context
+        context.on("request", lambda request: self.addresses.append(request.url))
+        context.on("console", self._on_console)
+        context.on("weberror", lambda fault: self.complaints.append(str(fault.error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            self.complaints.append(message.text)
+
+    async def sign_in(self, token: str = OPERATOR_TOKEN) -> None:
+        """Type a token and press Enter; the field has the focus."""
+        await expect(self.page.get_by_label("Operator token")).to_be_focused()
+        await self.page.keyboard.type(token)
+        await self.page.keyboard.press("Enter")
+
+    async def go(self, name: str, path: str = "") -> None:
+        """Go to a page by its address, and wait for its title."""
+        await self.page.goto(f"{self.url}/console#/{path}")
+        await expect(self.title).to_have_text(name)
+
+    async def press_until(self, target: Locator, key: str = "Tab") -> None:
+        """Press a key until `target` has the focus: what cannot be reached so, fails."""
+        for _ in range(80):
+            if await target.evaluate("element => element === document.activeElement"):
+                return
+            await self.page.keyboard.press(key)
+        message = f"{key} does not lead to {target}"
+        raise AssertionError(message)
+
+    @property
+    def title(self) -> Locator:
+        """The title of the page that is shown."""
+        return self.page.get_by_role("heading", level=1)
+
+    @property
+    def rows(self) -> Locator:
+        """The rows of the table, without its head."""
+        return self.page.locator("tbody tr")
+
+    def button(self, name: str) -> Locator:
+        """Find a button by its whole name."""
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    async def fits(self) -> bool:
+        """Whether nothing stands out of the window at the right."""
+        wide = "document.documentElement.scrollWidth <= innerWidth"
+        return bool(await self.page.evaluate(wide))
+
+    def assert_clean(self, *, but: str = "") -> None:
+        """Check that nothing was complained of (`but` a pattern), and nobody else asked."""
+        told = [text for text in self.complaints if not (but and re.search(but, text))]
+        assert told == []
+        own = f"{self.url}/"
+        assert [url for url in self.addresses if not url.startswith(own)] == []
+
+
+@asynccontextmanager
+async def opened_console(
+    browser: Browser,
+    url: str,
+    *,
+    scheme: Scheme = "light",
+    size: tuple[int, int] = WIDE,
+    is_signed_in: bool = True,
+) -> AsyncIterator[ConsolePage]:
+    """Open the console as a new visitor, and sign in unless told otherwise."""
+    options: dict[str, Any] = {"color_scheme": scheme, "locale": "en-GB"}
+    viewport: Any = {"width": size[0], "height": size[1]}
+    context = await browser.new_context(viewport=viewport, **options)
+    context.set_default_timeout(_WITHIN_MS)
+    console = ConsolePage(await context.new_page(), url)
+    console.watch()
+    await console.page.goto(f"{url}/console")
+    if is_signed_in:
+        await console.sign_in()
+        await expect(console.title).to_have_text("Overview")
+    try:
+        yield console
+    finally:
+        await context.close()

@@ -1,0 +1,159 @@
+"""Users and single messages in the console, whatever they are called."""
+
+from typing import Final
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from bridge.core.properties import PERSISTENT, Properties
+from tests.browser.console_page import NARROW, ConsolePage, opened_console
+from tests.conftest import eventually
+from tests.integration.running import RunningBridge, Worker, open_windows
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+HOSTILE: Final = (
+    "<img src=x onerror=alert(1)>",
+    "</script><script>alert(2)</script>",
+    "a/b?c#d%2Fe&f=g",
+    "..",
+    "ann\u202egnp.exe\u200b",
+    "\u05e9\u05dc\u05d5\u05dd",
+    "👩‍👩‍👧‍👦" * 10,
+    "u" * 255,
+)
+
+
+def seen(text: str) -> str:
+    """Return what a person sees of a text of others."""
+    return text.replace("\u202e", "\\u202e").replace("\u200b", "\\u200b")
+
+
+async def publish(
+    worker: Worker, user: str, data: object, *, message_id: str, event: str = "message"
+) -> None:
+    """Publish one message that can be traced."""
+    properties = Properties(
+        delivery_mode=PERSISTENT, message_id=message_id.encode(), type=event.encode()
+    )
+    await worker.publish(user, data, properties=properties)
+
+
+async def stored(running: RunningBridge, user: str, *, count: int) -> None:
+    """Wait until the inbox of `user` has got so many."""
+
+    async def is_there() -> bool:
+        return (await running.bridge.inbox.state(user)).last >= count
+
+    await eventually(is_there)
+
+
+async def test_a_user_is_found_with_windows_and_inbox(
+    console: ConsolePage, running: RunningBridge, worker: Worker
+) -> None:
+    """From a few letters to what waits; the data only for who asks for it."""
+    page = console.page
+    token = running.token("anna")
+    async with open_windows(running.listening.public_url, [token, token]):
+        await publish(worker, "anna", {"n": 41}, message_id="m-1", event="order")
+        await publish(worker, "annabel", 1, message_id="m-2")
+        await stored(running, "anna", count=1)
+        await stored(running, "annabel", count=1)
+        await console.go("Users", "users")
+
+        await page.get_by_label("Name begins with").fill("anna")
+        await page.keyboard.press("Enter")
+        await expect(console.rows).to_have_count(2)
+        await page.get_by_label("online only").check()
+        await page.keyboard.press("Enter")
+        await expect(console.rows).to_have_count(1)
+        await page.get_by_role("link", name="anna", exact=True).click()
+
+        windows = page.get_by_role("table", name="Windows")
+        await expect(windows.locator("tbody tr")).to_have_count(2)
+        await expect(windows).to_contain_text("websocket")
+        inbox = page.get_by_role("table", name="Messages in the inbox")
+        await expect(inbox.locator("tbody tr")).to_contain_text(["m-1"])
+        await expect(inbox).to_contain_text("delivered")
+        assert "41" not in await inbox.inner_text()
+        await console.button("Show the data").click()
+        await expect(inbox.locator("pre")).to_have_text('{"n":41}')
+
+
+async def test_windows_are_closed_by_keyboard_once_that_is_confirmed(
+    console: ConsolePage, running: RunningBridge, worker: Worker
+) -> None:
+    """Escape leaves everything as it was."""
+    page = console.page
+    dialog = page.get_by_role("dialog")
+    token = running.token("kim")
+    await publish(worker, "kim", 1, message_id="m-3")
+    await stored(running, "kim", count=1)
+    async with open_windows(running.listening.public_url, [token]) as (window,):
+        await console.go("User kim", "users/kim")
+        for key in ("Escape", "Enter"):
+            await console.press_until(console.button("Close all windows …"))
+            await page.keyboard.press("Enter")
+            await expect(dialog).to_contain_text("Close the window of this user?")
+            if key == "Enter":
+                await console.press_until(dialog.get_by_role("button").last)
+            await page.keyboard.press(key)
+            await expect(dialog).to_have_count(0)
+            assert not window.data("bridge:closing") or key == "Enter"
+
+        await expect(page.locator("#says")).to_contain_text("One window was closed.")
+        await eventually(lambda: window.data("bridge:closing"))
+        assert "'kicked'" in str(window.data("bridge:closing"))
+    await expect(console.button("Close all windows …")).to_be_disabled()
+
+
+async def test_hostile_names_stay_text_on_every_page(
+    browser: Browser, running: RunningBridge, worker: Worker
+) -> None:
+    """Who names users and messages may not be your friend; nor is every screen wide."""
+    for user in HOSTILE:
+        data = {user: user}
+        await publish(worker, user, data, message_id=user[:60], event="<b>x</b>")
+    for user in HOSTILE:
+        await stored(running, user, count=1)
+    url = running.listening.operator_url
+
+    async with opened_console(browser, url, size=NARROW) as console:
+        page = console.page
+        await console.go("Users", "users")
+        for user in HOSTILE:
+            await page.get_by_role("link", name=seen(user), exact=True).click()
+            await expect(console.title).to_have_text(f"User {seen(user)}")
+            await expect(console.rows.first).to_contain_text("<b>x</b>")
+            await console.button("Show the data").click()
+            await expect(page.locator("pre")).to_contain_text(seen(user)[:20])
+            assert await console.fits(), user
+            await page.locator("tbody a").click()
+            await expect(console.title).to_have_text("Trace")
+            if user != "..":  # its message has the same id, which no browser can say
+                await expect(page.locator(".story")).to_contain_text("stored")
+            assert await console.fits(), user
+            await page.go_back()
+            await page.go_back()
+        console.assert_clean()
+        assert await page.locator("img[src=x], b").count() == 0
+
+
+async def test_a_trace_tells_what_became_of_a_message(
+    console: ConsolePage, running: RunningBridge, worker: Worker
+) -> None:
+    """By keyboard alone: an id, and the story; an unknown id is told as such."""
+    page = console.page
+    await publish(worker, "tom", 1, message_id="order-17")
+    await stored(running, "tom", count=1)
+    await console.go("Trace", "trace")
+
+    await page.get_by_label("Message id").fill("order-17")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".lead")).to_contain_text("waiting")
+    await expect(page.locator(".story .stage")).to_contain_text(["taken", "stored"])
+    await expect(page.get_by_role("link", name="tom")).to_be_visible()
+    await page.get_by_label("Message id").fill("never-was")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".lead")).to_be_visible()
+    await expect(page.locator(".story")).to_have_count(0)
