@@ -169,7 +169,7 @@ def redrive(
     everything: All = False,
     dry_run: DryRun = False,
     rate: Annotated[
-        float, typer.Option(help="Letters a second at most.")
+        float, typer.Option(help="Letters a second at most; 1 or more.")
     ] = RATE_DEFAULT_PER_S,
     json: AsJson = False,
     url: OperatorUrl = None,

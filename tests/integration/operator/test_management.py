@@ -1,13 +1,15 @@
 """Queues with RabbitMQ's management API beside AMQP, and with one that is not there."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiohttp import encode_basic_auth, web
 from aiohttp.test_utils import BaseTestServer, TestServer
 
 from bridge.broker.local_node import LocalNode
-from tests.integration.operator.asking import asking
+from tests.conftest import eventually
+from tests.integration.operator.asking import ApiAsker, asking
 from tests.integration.running import running_bridge, settings_for
 
 # As RabbitMQ 3.10 answers GET /api/queues/VHOST/NAME?columns=…
@@ -40,6 +42,18 @@ async def management() -> AsyncIterator[BaseTestServer]:
         yield server
 
 
+async def all_there(api: ApiAsker) -> list[dict[str, Any]]:
+    """Return the queues once a look has found all of them declared."""
+    found: list[dict[str, Any]] = []
+
+    async def look() -> bool:
+        found[:] = (await api.get("/api/queues"))["items"]
+        return all(queue["depth"] is not None for queue in found)
+
+    await eventually(look)
+    return found
+
+
 async def test_the_management_api_adds_rates_and_what_is_unacked(
     broker: LocalNode, namespace: str, management: BaseTestServer
 ) -> None:
@@ -47,7 +61,7 @@ async def test_the_management_api_adds_rates_and_what_is_unacked(
     url = str(management.make_url("")).replace("http://", "http://m:p@")
     settings = settings_for(broker, namespace, management_url=url)
     async with running_bridge(settings) as running, asking(running) as api:
-        queues = (await api.get("/api/queues"))["items"]
+        queues = await all_there(api)
 
     for queue in queues:
         assert (queue["source"], queue["problem"]) == ("management", None)
@@ -73,7 +87,7 @@ async def test_without_an_answer_amqp_tells_what_it_can(
         broker, namespace, management_url=url.replace("HOST", place)
     )
     async with running_bridge(settings) as running, asking(running) as api:
-        queues = (await api.get("/api/queues"))["items"]
+        queues = await all_there(api)
 
     for queue in queues:
         assert (queue["source"], queue["rates"], queue["depth"]) == ("amqp", None, 0)

@@ -23,6 +23,8 @@ from bridge.names import LetterReason
 
 IDS_MAX: Final = 10_000
 RATE_DEFAULT_PER_S: Final = 100.0
+# Slower, and a job would keep others from the letters between one and the next.
+RATE_MIN_PER_S: Final = 1.0
 RATE_MAX_PER_S: Final = 100_000.0
 
 LetterId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{24}(-[0-9]{1,9})?$")]
@@ -162,7 +164,7 @@ class Redrive(Selection):
 
     rate_per_s: float = Field(
         RATE_DEFAULT_PER_S,
-        gt=0,
+        ge=RATE_MIN_PER_S,
         le=RATE_MAX_PER_S,
         allow_inf_nan=False,
         description="Letters a second at most.",
