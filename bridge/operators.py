@@ -190,7 +190,7 @@ class Operators:
             ),
             inbox=InboxFacts(store=parts.settings.inbox, problem=parts.inbox.problem),
             windows=len(parts.rooms),
-            users=len(list(parts.rooms.users)),
+            users=len(parts.rooms.users),
             in_flight=parts.intake.in_flight,
             totals=_totals(parts.metrics),
             age_s=self._ages.look(),

@@ -8,7 +8,7 @@ A room is fed from the inbox's live feed and from nothing else, so its windows s
 the inbox holds, in its order.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from math import inf
 from time import time
 
@@ -88,7 +88,7 @@ class Rooms:
         return len(self._rooms)
 
     @property
-    def users(self) -> Iterable[str]:
+    def users(self) -> Collection[str]:
         """The users that have a room."""
         return self._rooms.keys()
 
