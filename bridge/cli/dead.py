@@ -22,6 +22,7 @@ from bridge.cli.operator_client import (
     segment,
 )
 from bridge.cli.options import ConfigFile
+from bridge.cli.tables import shown
 from bridge.core.contracts.operator.dead import (
     RATE_DEFAULT_PER_S,
     Filter,
@@ -40,7 +41,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-_ID_SHOWN: Final = 26
+# Characters on a terminal: from how many on there is room for more, and what stays whole.
+_WIDE: Final = 100
+_WIDER: Final = 130
+_ID_WIDTH: Final = 24
+_WHEN_WIDTH: Final = 19
+_REASON_WIDTH: Final = max(len(reason) for reason in LetterReason)
 
 Reason = Annotated[LetterReason | None, typer.Option(help="Only those of this reason.")]
 User = Annotated[str | None, typer.Option(help="Only those of this user.")]
@@ -107,7 +113,8 @@ def list_letters(
     if json:
         print_json(page)
         return
-    Console(highlight=False).print(_table(page.items))
+    console = Console(highlight=False)
+    console.print(_table(page.items, width=console.width))
     talk = Console(stderr=True, highlight=False)
     talk.print(f"{len(page.items)} shown, {page.total:,} in the queue")
     if page.next:
@@ -150,11 +157,11 @@ def show_letter(
     facts["dead_s"] = _when(letter.dead_s)
     for name, value in facts.items():
         if value is not None:
-            table.add_row(name, Text(str(value)))
+            table.add_row(name, Text(shown(str(value))))
     for kind, values in (("property", letter.properties), ("header", letter.headers)):
         for name, value in values.items():
-            shown = value if isinstance(value, str) else orjson.dumps(value).decode()
-            table.add_row(Text(f"{kind} {name}"), Text(shown))
+            text = value if isinstance(value, str) else orjson.dumps(value).decode()
+            table.add_row(Text(shown(f"{kind} {name}")), Text(shown(text)))
     Console(highlight=False).print(table)
 
 
@@ -285,27 +292,34 @@ def _time_s(text: str | None, flag: str) -> float | None:
         raise ConfigError([message]) from exc
 
 
-def _table(letters: Sequence[LetterFacts]) -> Table:
-    table = Table(box=None, header_style="bold")
-    table.add_column("id", no_wrap=True, min_width=_ID_SHOWN)
-    table.add_column("set aside", no_wrap=True)
-    table.add_column("reason", no_wrap=True)
-    for name in ("user", "event", "error"):
-        table.add_column(name, overflow="fold")
-    for name in ("redrives", "bytes"):
-        table.add_column(name, justify="right")
+def _table(letters: Sequence[LetterFacts], *, width: int) -> Table:
+    """Return the list: ids whole, numbers and the error where there is room for them."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("id", no_wrap=True, min_width=_ID_WIDTH)
+    table.add_column("set aside", no_wrap=True, min_width=_WHEN_WIDTH)
+    table.add_column("reason", no_wrap=True, min_width=_REASON_WIDTH)
+    for name in ("user", "event"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=5)
+    has_numbers, has_errors = width >= _WIDE, width >= _WIDER
+    if has_numbers:
+        table.add_column("redrives", justify="right", no_wrap=True)
+        table.add_column("bytes", justify="right", no_wrap=True)
+    if has_errors:
+        table.add_column("error", overflow="fold")
     for letter in letters:
-        table.add_row(
+        # Strangers' text is never read as markup, nor sent to the terminal as it is.
+        cells: list[str | Text] = [
             letter.id,
             _when(letter.dead_s),
             letter.reason,
-            # Strangers' text: never read as markup.
-            Text(letter.user),
-            Text(letter.event),
-            Text(letter.error),
-            str(letter.redrives or ""),
-            f"{letter.bytes:,}",
-        )
+            Text(shown(letter.user)),
+            Text(shown(letter.event)),
+        ]
+        if has_numbers:
+            cells += [str(letter.redrives or ""), f"{letter.bytes:,}"]
+        if has_errors:
+            cells.append(Text(shown(letter.error)))
+        table.add_row(*cells)
     return table
 
 
