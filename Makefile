@@ -6,7 +6,7 @@
 
 PYTEST_ARGS ?=
 # Most tests wait for something: three at a time take half as long on two cores. Each file
-# stays with one process, for what its tests share.
+# stays with one process, for what its tests share; the long ones come first, by name.
 PYTEST_PROCESSES ?= 3
 FAULTS_ARGS ?=
 BENCH_ARGS ?=
@@ -21,7 +21,7 @@ demo: ## RabbitMQ, the bridge and a page with two users; Ctrl-C ends all of it
 
 test: ## all tests, with a real RabbitMQ and real browsers (PYTEST_ARGS="-k word" for some)
 	@tools/setup tests
-	@.venv/bin/python -m pytest -n $(PYTEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest -n $(PYTEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 faults: ## thirty minutes of faults under load (FAULTS_ARGS="--minutes 5 --seed 7")
 	@tools/setup tests

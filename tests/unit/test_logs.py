@@ -21,12 +21,18 @@ def logging_as_before() -> Iterator[None]:
     """Logging belongs to the process: put everything back."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
+    configuration = structlog.get_config()
+    levels = {
+        name: logger.level
+        for name, logger in logging.Logger.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger)
+    }
     yield
     root.handlers = handlers
     root.setLevel(level)
     for name in list(logging.Logger.manager.loggerDict):
-        logging.getLogger(name).setLevel(logging.NOTSET)
-    structlog.reset_defaults()
+        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
+    structlog.configure(**configuration)
 
 
 def started(log_format: str, level: str = "debug") -> Lines:
