@@ -19,13 +19,6 @@ from bridge.metrics import Metrics
 
 _LOOK_EACH_S: Final = 1.0
 
-# How long an ack may wait for those behind it. An ack for each message would cost us as
-# much as the message, and the broker more: each is an entry of its own in a quorum
-# queue's log. What a crash repeats is longer by what was settled in this time.
-_ACK_WITHIN_S: Final = 0.01
-# The share of the prefetch that is acked at once, so that the broker never waits for us.
-_ACK_SHARE: Final = 4
-
 # Basic.Ack in its frame: AMQP 0-9-1 sections 4.2.3 and 1.8.3.13.
 _ACK: Final = Struct(">BHIIQBB").pack
 _METHOD: Final = 1
@@ -53,27 +46,22 @@ class ConsumerSession:
         queue: str,
         timeout_s: float,
         arrived: asyncio.Event,
-        acked: asyncio.Event,
         metrics: Metrics,
     ) -> None:
         self._channel = channel
         self._queue = queue
         self._timeout_s = timeout_s
         self._arrived = arrived
-        self._acked = acked
         self._metrics = metrics
-        self._prefetch_count = 1
         self._consumer_tag: str | None = None
         self._look = asyncio.Event()
         self._failure: str | None = None
         self._waiting: list[Delivery] = []
         # Tags count from 1 on each channel, so two numbers tell how many are in flight.
         self._last_tag = 0
-        self._settled_tag = 0
         self._acked_tag = 0
         # When each chunk of deliveries came, by its last tag, as long as one is in flight.
         self._arrivals: deque[tuple[int, float]] = deque()
-        self._ack_timer: asyncio.TimerHandle | None = None
         channel.closing.add_done_callback(lambda _: self._look.set())
         channel.on_consumer_cancel_callbacks.add(lambda _: self._look.set())
 
@@ -157,7 +145,6 @@ class ConsumerSession:
         A new prefetch holds for new consumers only. The channel stays, so what is in
         flight can still be acked; the old consumer leaves when the new one stands.
         """
-        self._prefetch_count = prefetch_count
         async with broker_call(f"consume {self._queue}", timeout_s=self._timeout_s):
             await self._channel.basic_qos(prefetch_count=prefetch_count, global_=False)
             old_tag = self._consumer_tag
@@ -174,43 +161,20 @@ class ConsumerSession:
             async with broker_call(f"cancel {self._queue}", timeout_s=self._timeout_s):
                 await self._channel.basic_cancel(tag)
 
-    def ack(self, tag: int) -> None:
-        """
-        Let the broker know, soon or at once, that all up to `tag` is settled.
-
-        A second time it does nothing, and the broker never hears.
-        """
-        self._settled_tag = max(self._settled_tag, tag)
-        if (self._settled_tag - self._acked_tag) * _ACK_SHARE >= self._prefetch_count:
-            self.send_acks()
-        elif self._ack_timer is None and self._settled_tag > self._acked_tag:
-            loop = asyncio.get_running_loop()
-            self._ack_timer = loop.call_later(_ACK_WITHIN_S, self.send_acks)
-
-    def send_acks(self) -> None:
-        """Let the broker know at once what is settled."""
-        self.forget_acks()
-        tag = self._settled_tag
+    async def ack(self, tag: int) -> None:
+        """Ack all up to `tag`; a second time it does nothing, and the broker never hears."""
         if tag <= self._acked_tag:
             return
         frame = ChannelFrame(_render_ack(self._channel.number, tag), should_close=False)
         try:
             self._channel.write_queue.put_nowait(frame)
         except asyncio.QueueFull:
-            # The broker does not read. It will, or its heartbeats tell that it is gone.
-            loop = asyncio.get_running_loop()
-            self._ack_timer = loop.call_later(_ACK_WITHIN_S, self.send_acks)
-            return
+            # Rare; a deadline each time would cost more than the ack itself.
+            async with broker_call(f"ack to {self._queue}", timeout_s=self._timeout_s):
+                await self._channel.write_queue.put(frame)
         self._acked_tag = tag
         while self._arrivals and self._arrivals[0][0] <= tag:
             self._arrivals.popleft()
-        self._acked.set()
-
-    def forget_acks(self) -> None:
-        """Send no ack that waits; for when the session is over."""
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
-            self._ack_timer = None
 
     def fail(self, problem: str) -> None:
         """Let `watch` end the session."""

@@ -141,15 +141,22 @@ class Intake:
         """
         Tell the broker that all of `batch`, and all before it, is safe.
 
-        It hears of it within some milliseconds, of several batches at once.
-
         Returns:
             False if the session that brought it is gone: the broker delivers it again.
+
+        Cancellation:
+            The ack may or may not be on its way.
 
         """
         if not self.is_current(batch):
             return False
-        batch.session.ack(batch.deliveries[-1].tag)
+        session = batch.session
+        try:
+            await session.ack(batch.deliveries[-1].tag)
+        except BrokerUnavailableError as exc:
+            session.fail(exc.problem)
+            return False
+        self._settled.set()
         return True
 
     async def stop_consuming(self) -> None:
@@ -200,7 +207,6 @@ class Intake:
             queue=self._queue,
             timeout_s=self._address.timeout_s,
             arrived=self._arrived,
-            acked=self._settled,
             metrics=self._metrics,
         )
         connection.reader.on_deliveries = session.take_in
@@ -215,10 +221,6 @@ class Intake:
             await session.watch()
         finally:
             self._session = None
-            if session.problem() is None:
-                session.send_acks()
-                await asyncio.sleep(0)  # the turn in which the library writes them
-            session.forget_acks()
             self._settled.set()
 
     async def _declare(self, connection: BrokerConnection[DeliveryReader]) -> None:
