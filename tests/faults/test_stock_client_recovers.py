@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bridge.broker.local_node import LocalNode
+from bridge.core.properties import PERSISTENT, Properties
 from tests.conftest import eventually
 from tests.integration.running import working
 from tests.integration.sockets.js_pages import open_pages
@@ -13,6 +14,11 @@ from tests.integration.test_commands import (
     program,
     settings_for_program,
 )
+
+
+def with_id(number: int) -> Properties:
+    """Return what makes a message be stored once, even if the kill comes before its ack."""
+    return Properties(delivery_mode=PERSISTENT, message_id=b"%d" % number)
 
 
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
@@ -33,13 +39,13 @@ async def test_500_messages_missed_over_a_kill_arrive_once_and_in_order(
                 transports=[transport],
             )
             for number in range(3):
-                await worker.publish("ann", number)
+                await worker.publish("ann", number, properties=with_id(number))
             await eventually(lambda: len(pages.data("page")) == 3)
             first.process.kill()
             await first.ended()
         await pages.until("page", "disconnect", within_s=60)
         for number in range(3, 503):
-            await worker.publish("ann", number)
+            await worker.publish("ann", number, properties=with_id(number))
 
         async with program(broker, namespace, inbox=store, port=port):
             await eventually(lambda: len(pages.data("page")) >= 503, within_s=30)
