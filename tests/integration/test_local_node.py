@@ -30,8 +30,11 @@ _NOBODY: Final = 65534
 
 # A parent with a node of its own: tells what it started, then waits to be ended.
 _PARENT: Final = """
-import asyncio, json, os, sys
+import asyncio, json, os, signal, sys
 from bridge.broker.local_node import LocalNode
+
+# A shell without job control starts what is in the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def main():
     async with LocalNode.start(ready_within_s=90) as node:
