@@ -169,6 +169,9 @@ async def empty_files(folder: Path) -> None:
         ("empty, 100 users, once they are known", 100, False),
         ("empty, 1,000 users, once they are known", 1000, False),
         ("   the same, with message ids", 1000, True),
+        # The traffic of the full file, to tell what its being full costs by itself.
+        ("empty, 100,000 users, once they are known", 100_000, False),
+        ("   the same, with message ids", 100_000, True),
     )
     for number, (name, users, has_ids) in enumerate(lines):
         inbox = opened(folder, f"empty-{number}")

@@ -56,6 +56,15 @@ class Raw:
         reply = await self.channel.queue_declare(queue, passive=True)
         return reply.message_count or 0
 
+    async def holds(self, queue: str, count: int) -> bool:
+        """Wait until `queue` holds `count` messages: a quorum queue tells a little late."""
+
+        async def is_so() -> bool:
+            return await self.count(queue) == count
+
+        await eventually(is_so)
+        return True
+
 
 @asynccontextmanager
 async def open_raw(url: str) -> AsyncIterator[Raw]:

@@ -177,7 +177,7 @@ async def test_what_is_in_flight_can_still_be_acked_after_consuming_stopped(
         async with asyncio.timeout(5 * SLOW_FACTOR):
             await taker.intake.settled()
     assert taker.bodies == [b"one"]
-    assert await raw.count(names.inbound_queue()) == 1
+    assert await raw.holds(names.inbound_queue(), 1)
 
 
 async def test_a_message_that_expires_in_the_queue_is_among_the_dead_letters(

@@ -84,7 +84,7 @@ async def test_with_the_least_permissions_all_is_well_and_nothing_is_changed(
     assert [await managed_broker.ask("GET", path) for path in paths] == before
     async with open_raw(managed_broker.node.url) as raw:
         for queue in (declared.dead, declared.inbound_queue()):
-            assert await raw.count(queue) == 1
+            assert await raw.holds(queue, 1)
 
 
 @pytest.mark.parametrize("is_new", [True, False])
