@@ -15,19 +15,4 @@ class MessagePublisher(Protocol):
         message_id: str | None,
         ttl_s: float | None,
     ) -> None:
-        """
-        Publish one message; it is safe when this returns.
-
-        Args:
-            user: Who is to get it.
-            event: Under which name; `None` for the default.
-            data: One JSON value in UTF-8.
-            message_id: What makes publishing it again harmless.
-            ttl_s: After which it is not delivered any more.
-
-        Raises:
-            BrokerUnavailableError: If the broker did not confirm it in time. It may
-                have it nevertheless: publish again with the same id.
-            PublishRefusedError: If the broker will not take it.
-
-        """
+        """Publish one message; safe when this returns (broker/messages.py says more)."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.conftest import SLOW_FACTOR, eventually
+from tests.processes import is_alive
 
 _SOURCES: Final = Path(__file__).parents[2]
 _START_WITHIN_S: Final = 60.0
@@ -127,31 +128,6 @@ def _start(
 
 
 ANY_PORTS: Final = ("--port", "0", "--operator-port", "0")
-
-
-def family_of(pid: int) -> list[int]:
-    """Return `pid` and all its descendants."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text(errors="replace")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    family = [pid]
-    for member in family:
-        family += [child for child, parent in parents.items() if parent == member]
-    return family
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
 
 
 def is_free(port: int) -> bool:

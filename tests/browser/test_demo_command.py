@@ -12,12 +12,12 @@ from bridge.broker.local_node import LocalNode
 from tests.browser.demo_process import (
     ANY_PORTS,
     DemoProcess,
-    family_of,
     is_free,
     running_demo,
 )
 from tests.browser.watched_page import opened_page
 from tests.conftest import eventually
+from tests.processes import family_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

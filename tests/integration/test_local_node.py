@@ -25,6 +25,7 @@ from bridge.broker.local_node import LocalNode
 from bridge.broker.node_setup import find_rabbitmq, free_ports
 from bridge.errors import LocalNodeError
 from tests.conftest import SLOW_FACTOR, eventually
+from tests.processes import family_of, is_alive
 
 _NOBODY: Final = 65534
 
@@ -76,7 +77,7 @@ def test_a_node_listens_on_loopback_only(node: LocalNode) -> None:
     """AMQP, distribution and epmd: nobody outside the machine reaches a demo."""
     listening = [
         address
-        for pid in _family(node.pids["keeper"])
+        for pid in family_of(node.pids["keeper"])
         for address in _listening_addresses(pid)
     ]
 
@@ -149,7 +150,7 @@ async def test_a_frozen_node_can_be_killed_and_stopped() -> None:
         await kept.signal("sleeper", signal.SIGSTOP)
         pid = kept.pids["sleeper"]
 
-    assert not _is_alive(pid)
+    assert not is_alive(pid)
 
 
 async def test_processes_that_leave_their_group_are_ended_too() -> None:
@@ -161,10 +162,10 @@ async def test_processes_that_leave_their_group_are_ended_too() -> None:
         await kept.start("daemons", ["sh", "-c", daemons], environment)
         await kept.wait_until_ended("daemons", within_s=10 * SLOW_FACTOR)
         # The keeper and two that have no other parent.
-        await eventually(lambda: len(_family(kept.keeper_pid)) == 3)
-        family = _family(kept.keeper_pid)
+        await eventually(lambda: len(family_of(kept.keeper_pid)) == 3)
+        family = family_of(kept.keeper_pid)
 
-    assert not [pid for pid in family if _is_alive(pid)]
+    assert not [pid for pid in family if is_alive(pid)]
     assert not folder.exists()
 
 
@@ -175,7 +176,7 @@ async def test_what_is_kept_ends_when_the_keeper_is_killed() -> None:
         pid = kept.pids["sleeper"]
         os.kill(kept.keeper_pid, signal.SIGKILL)
 
-        await eventually(lambda: not _is_alive(pid))
+        await eventually(lambda: not is_alive(pid))
         with pytest.raises(LocalNodeError, match="keeper"):
             await kept.signal("sleeper", signal.SIGCONT)
         shutil.rmtree(kept.folder)
@@ -189,7 +190,7 @@ async def test_nothing_is_left_however_the_parent_goes(end: str) -> None:
         {**os.environ, "PYTHONPATH": _source_folder()},
     )
     facts = await _facts_of(parent)
-    family = _family(facts["pids"]["keeper"])
+    family = family_of(facts["pids"]["keeper"])
     assert len(family) >= 4
 
     if end != "exception":
@@ -214,7 +215,7 @@ async def test_an_ordinary_user_can_run_a_node(public_copy: Path) -> None:
     facts = await _facts_of(parent)
     assert facts["uid"] != 0
     assert Path(facts["folder"]).parent == home
-    family = _family(facts["pids"]["keeper"])
+    family = family_of(facts["pids"]["keeper"])
 
     parent.kill()
 
@@ -338,32 +339,8 @@ async def _assert_nothing_left(
     parent: subprocess.Popen[bytes], facts: _Facts, family: list[int]
 ) -> None:
     await asyncio.to_thread(parent.communicate)
-    await eventually(lambda: not [pid for pid in family if _is_alive(pid)])
+    await eventually(lambda: not [pid for pid in family if is_alive(pid)])
     await eventually(lambda: not Path(facts["folder"]).exists())
-
-
-def _family(pid: int) -> list[int]:
-    """Return `pid` and all its descendants."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text(errors="replace")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    family = [pid]
-    for member in family:
-        family += [child for child, parent in parents.items() if parent == member]
-    return family
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
 
 
 def _listening_addresses(pid: int) -> list[str]:
