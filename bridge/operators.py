@@ -43,6 +43,7 @@ from bridge.web.api.users import Looking, add_user_routes
 from bridge.web.job_board import JobBoard
 from bridge.web.online import Online
 
+_MEASURE_FIRST_S: Final = 5.0
 _MEASURE_EVERY_S: Final = 30.0
 # Ages are told of the last one to two of these.
 _AGES_OF_S: Final = 60.0
@@ -137,6 +138,7 @@ class Operators:
 
     async def run(self) -> None:
         """Measure, every now and then, what is not counted as it happens; for ever."""
+        await asyncio.sleep(_MEASURE_FIRST_S)  # a start has more important things to do
         while True:
             await self.measure()
             await asyncio.sleep(_MEASURE_EVERY_S)
