@@ -1,6 +1,7 @@
 """Spans for messages whose producers trace, sent to a collector that speaks OTLP."""
 
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -10,11 +11,19 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from bridge.broker.local_node import LocalNode
 from bridge.core.message import Delivery, Message, Rejection, Stored
 from bridge.core.properties import Properties, render_properties, render_table
 from bridge.core.settlement import DeadLetter
 from bridge.names import DeadLetterReason
 from bridge.tracing import Tracing, open_tracing
+from tests.conftest import eventually
+from tests.integration.running import (
+    open_windows,
+    running_bridge,
+    settings_for,
+    working,
+)
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT_ID = "00f067aa0ba902b7"
@@ -150,3 +159,53 @@ def test_a_trace_that_is_not_sampled_stays_so(
 def test_nobody_traces_who_was_not_asked(environment: dict[str, str]) -> None:
     """Spans are for those who have a collector."""
     assert open_tracing(environment) is None
+
+
+async def test_a_worker_s_trace_goes_through_the_whole_bridge(
+    broker: LocalNode,
+    namespace: str,
+    collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the headers of its message to the windows, and to the dead letters."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
+    traced = Properties(headers=render_table({"traceparent": TRACE_PARENT}))
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        working(broker, namespace) as worker,
+        open_windows(running.listening.public_url, [running.token("ann")]) as windows,
+    ):
+        await worker.publish("ann", {"n": 1}, properties=traced)
+        await worker.publish("ann", body=b"no JSON", properties=traced)
+        await eventually(windows[0].data)
+        await eventually(lambda: running.bridge.intake.in_flight == 0)
+
+    # Leaving sends what waits.
+    await eventually(lambda: len(collector.spans) == 3)
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE_ID}
+    outcomes = {attributes(span).get("bridge.outcome") for span in collector.spans}
+    assert outcomes == {"stored", "dead_letter", None}
+    (deliver,) = [span for span in collector.spans if span.name == "deliver"]
+    assert attributes(deliver)["bridge.windows"] == 1
+
+
+async def test_the_time_since_the_publish_is_measured(
+    broker: LocalNode, namespace: str
+) -> None:
+    """By the word of RabbitMQ or of the worker; without one nothing is counted."""
+    now_ms = int(time.time() * 1000)
+    stamped = Properties(headers=render_table({"timestamp_in_ms": now_ms - 3000}))
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        working(broker, namespace) as worker,
+        open_windows(running.listening.public_url, [running.token("ann")]) as windows,
+    ):
+        await worker.publish("ann", 1)
+        await eventually(lambda: len(windows[0].data()) == 1)
+        count = running.sample("bridge_publish_to_page_seconds_count")
+        await worker.publish("ann", 2, properties=stamped)
+        await eventually(lambda: len(windows[0].data()) == 2)
+
+        assert count == 0
+        assert running.sample("bridge_publish_to_page_seconds_count") == 1
+        assert running.sample("bridge_publish_to_page_seconds_sum") >= 3
