@@ -24,6 +24,7 @@ from bridge.core.contracts.operator.overview import (
     Overview,
     Totals,
 )
+from bridge.core.contracts.operator.queues import QueueRole
 from bridge.core.journal import Journal
 from bridge.errors import BrokerUnavailableError, StoreUnavailableError
 from bridge.inbox.disk import DiskUsage
@@ -150,18 +151,25 @@ class Operators:
 
     async def _measure_queues(self) -> None:
         metrics = self._parts.metrics
+        gauges = (metrics.queue_messages, metrics.queue_consumers)
         try:
             queues = await self.queues.look_anew()
         except BrokerUnavailableError:
-            queues = ()
-        # What is not known is not told: an old number would look like a new one.
-        metrics.queue_messages.clear()
-        metrics.queue_consumers.clear()
+            # What is not known is not told: an old number would look like a new one.
+            for gauge in gauges:
+                gauge.clear()
+            return
         for queue in queues:
-            if queue.depth is not None and queue.consumers is not None:
-                labels = {"queue": queue.name, "role": queue.role}
-                metrics.queue_messages.labels(**labels).set(queue.depth)
-                metrics.queue_consumers.labels(**labels).set(queue.consumers)
+            if queue.role is QueueRole.DEAD and self.dead_letters.is_looking:
+                continue  # they come back: the number of before is the better one
+            labels = {"queue": queue.name, "role": queue.role}
+            for gauge, value in zip(
+                gauges, (queue.depth, queue.consumers), strict=True
+            ):
+                if value is None:
+                    gauge.remove_by_labels(labels)
+                else:
+                    gauge.labels(**labels).set(value)
 
     async def _measure_inbox(self) -> None:
         metrics = self._parts.metrics

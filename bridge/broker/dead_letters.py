@@ -98,6 +98,11 @@ class DeadLetters:
 
     # --- looking
 
+    @property
+    def is_looking(self) -> bool:
+        """Whether letters are out of their queue at the moment, to be looked at."""
+        return self._turn.locked()
+
     async def scan(self, take: Callable[[Letter, Delivery], bool]) -> Count:
         """
         Show every letter to `take`, oldest first, until it has seen enough.
