@@ -39,9 +39,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def main():
     async with LocalNode.start(ready_within_s=90) as node:
+        told = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, told.set)
         facts = {"folder": str(node.folder), "pids": node.pids, "uid": os.getuid()}
         print(json.dumps(facts), flush=True)
         if sys.argv[1] == "exception":
+            await told.wait()
             raise RuntimeError("as a crash would")
         await asyncio.sleep(3600)
 
@@ -193,7 +196,9 @@ async def test_nothing_is_left_however_the_parent_goes(end: str) -> None:
     family = family_of(facts["pids"]["keeper"])
     assert len(family) >= 4
 
-    if end != "exception":
+    if end == "exception":
+        os.kill(parent.pid, signal.SIGUSR1)  # not before its family was looked at
+    else:
         os.killpg(parent.pid, getattr(signal, end))
 
     await _assert_nothing_left(parent, facts, family)
