@@ -24,7 +24,6 @@ from bridge.core.contracts.operator.overview import (
     Overview,
     Totals,
 )
-from bridge.core.contracts.operator.queues import QueueRole
 from bridge.core.journal import Journal
 from bridge.errors import BrokerUnavailableError, StoreUnavailableError
 from bridge.inbox.disk import DiskUsage
@@ -105,18 +104,19 @@ class Operators:
         self._names = BrokerNames(parts.settings.namespace)
         self._started_s = time.time()
         self._ages = _RecentAges(parts.metrics)
-        self.queues = QueueWatch(
-            parts.address,
-            self._names,
-            wanted=parts.wanted,
-            intake=parts.intake,
-            management=management_of(parts.settings),
-        )
         self.dead_letters = DeadLetters(
             parts.address,
             self._names,
             publisher=parts.publisher,
             journal=parts.journal,
+        )
+        self.queues = QueueWatch(
+            parts.address,
+            self._names,
+            wanted=parts.wanted,
+            intake=parts.intake,
+            dead=self.dead_letters,
+            management=management_of(parts.settings),
         )
         self.jobs = JobBoard()
 
@@ -160,8 +160,6 @@ class Operators:
                 gauge.clear()
             return
         for queue in queues:
-            if queue.role is QueueRole.DEAD and self.dead_letters.is_looking:
-                continue  # they come back: the number of before is the better one
             labels = {"queue": queue.name, "role": queue.role}
             for gauge, value in zip(
                 gauges, (queue.depth, queue.consumers), strict=True

@@ -19,8 +19,6 @@ from contextlib import asynccontextmanager
 from typing import Final, Protocol
 from uuid import uuid4
 
-import structlog
-
 from bridge.broker.connection import BrokerAddress
 from bridge.broker.letter_batches import (
     Held,
@@ -30,7 +28,9 @@ from bridge.broker.letter_batches import (
     apart,
     gather,
 )
-from bridge.broker.letter_session import LetterSession, ReturnedLine, visit
+from bridge.broker.letter_index import LetterIndex, Recording
+from bridge.broker.letter_session import LetterSession, ReturnedLine, count_ready, visit
+from bridge.broker.letter_wear import LetterWear
 from bridge.core.journal import Happening, Journal
 from bridge.core.letters import (
     Count,
@@ -44,17 +44,13 @@ from bridge.core.letters import (
     routing_key_of,
 )
 from bridge.core.message import Delivery, message_id_of
-from bridge.core.properties import Properties, header_int
+from bridge.core.properties import Properties
 from bridge.core.settlement import redrive_properties
 from bridge.errors import BrokerUnavailableError, PublishRefusedError, first_of
 from bridge.names import BrokerNames, Stage
 
-log = structlog.get_logger(__name__)
-
 # How long a request waits for a job, or another request, to let go of the queue.
 _TURN_WITHIN_S: Final = 15.0
-# RabbitMQ drops a letter at its limit of 1,000,000 (topology.py).
-_LOOKS_MAX: Final = 900_000
 # What a job holds between two visits, so that others get their turn.
 _BATCH_S: Final = 5.0
 _BATCH_MAX: Final = 10_000
@@ -93,22 +89,32 @@ class DeadLetters:
         self._journal = journal or Journal()
         self._now = now
         self._line = ReturnedLine()
+        self._index = LetterIndex(now)
         self._turn = asyncio.Lock()
-        self._is_worn_out = False
+        self._session: LetterSession | None = None
+        self._wear = LetterWear(names.dead)
 
     # --- looking
 
     @property
-    def is_looking(self) -> bool:
-        """Whether letters are out of their queue at the moment, to be looked at."""
-        return self._turn.locked()
-
-    async def scan(self, take: Callable[[Letter, Delivery], bool]) -> Count:
+    def standing(self) -> int | None:
         """
-        Show every letter to `take`, oldest first, until it has seen enough.
+        How many there are while some of them are out of the queue, to be looked at.
+
+        ``None`` if none is out: then the broker knows. Letters that came since the look
+        began are not in it.
+        """
+        session = self._session
+        return None if session is None else session.depth - session.acked
+
+    async def look(self, begin: Callable[[], Callable[[Letter], bool]]) -> Count:
+        """
+        Show every letter, oldest first, until enough was seen.
 
         Args:
-            take: Returns whether it wants another one. It must not keep bodies.
+            begin: Returns what to show the letters to, and that whether it wants another
+                one. What the last look found is shown first; if that does not suffice,
+                `begin` is called again, and all that is there now is shown.
 
         Returns:
             How many were shown, and how many there are.
@@ -122,12 +128,47 @@ class DeadLetters:
             Safe; the letters go back.
 
         """
-        self._refuse_if_worn_out()
+        async with self._taking_turn():
+            if not self._index.is_empty:
+                depth = await count_ready(self._address, self._names.dead)
+                known = self._index.known(depth)
+                shown = _show(known, begin())
+                if shown is not None or len(known) >= depth:
+                    return Count(len(known) if shown is None else shown, depth)
+            return await self._look_anew(begin())
+
+    async def _look_anew(self, take: Callable[[Letter], bool]) -> Count:
+        """Show letters, and keep what was read. It is our turn."""
+        self._wear.refuse_if_worn_out()
+        letters, recording = Letters(), Recording()
+        shown = 0
+        wants_more = True
+
+        def read(delivery: Delivery) -> bool:
+            nonlocal shown, wants_more
+            if not letters.count:
+                self._wear.watch(delivery)
+            letter = letters.read(delivery)
+            recording.add(letter)
+            if wants_more:
+                shown += 1
+                wants_more = take(letter)
+            return wants_more or not recording.is_round
+
+        async with self._open() as session:
+            await session.read(read, at_most=session.depth)
+            depth = session.depth
+        self._index.keep(recording, depth)
+        return Count(shown, depth)
+
+    async def _scan(self, take: Callable[[Letter, Delivery], bool]) -> Count:
+        """Show what is in the queue now, with bodies, which `take` must not keep."""
+        self._wear.refuse_if_worn_out()
         letters = Letters()
 
         def read(delivery: Delivery) -> bool:
-            if not letters.count:  # the oldest was looked at most often
-                self._watch_wear(delivery)
+            if not letters.count:
+                self._wear.watch(delivery)
             return take(letters.read(delivery), delivery)
 
         async with self._visit() as session:
@@ -136,7 +177,7 @@ class DeadLetters:
         return Count(shown, depth)
 
     async def find(self, letter_id: str) -> tuple[Letter, Delivery] | None:
-        """Return one letter with its body; ``None`` if it is not there. Errors as `scan`."""
+        """Return one letter with its body; ``None`` if it is not there. Errors as `look`."""
         found: tuple[Letter, Delivery] | None = None
 
         def take(letter: Letter, delivery: Delivery) -> bool:
@@ -145,11 +186,17 @@ class DeadLetters:
                 found = letter, delivery
             return found is None
 
-        await self.scan(take)
+        await self._scan(take)
         return found
 
+    async def depth(self) -> int:
+        """Return how many there are. Errors as `look`."""
+        self._wear.refuse_if_worn_out()
+        async with self._taking_turn():
+            return await count_ready(self._address, self._names.dead)
+
     async def count(self, matches: Matches, *, at_most: int | None = None) -> Count:
-        """Count the letters that match, up to `at_most`. Errors as `scan`."""
+        """Count the letters that match, up to `at_most`. Errors as `look`."""
         matching = 0
 
         def take(letter: Letter, _delivery: Delivery) -> bool:
@@ -157,7 +204,7 @@ class DeadLetters:
             matching += matches(letter)
             return at_most is None or matching < at_most
 
-        seen = await self.scan(take)
+        seen = await self._scan(take)
         return Count(matching, seen.depth)
 
     # --- working
@@ -239,6 +286,7 @@ class DeadLetters:
                 await session.read(take, at_most=depth)
                 if not batch:
                     return
+                self._index.forget()  # twins count anew
                 # The head of the queue is as it was but for what we took off.
                 depth -= await work(session, batch)
             left -= len(batch)
@@ -314,6 +362,22 @@ class DeadLetters:
     @asynccontextmanager
     async def _visit(self, *, is_patient: bool = False) -> AsyncIterator[LetterSession]:
         """Open a visit when nobody else is there."""
+        async with self._taking_turn(is_patient=is_patient), self._open() as session:
+            yield session
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[LetterSession]:
+        """Open a visit; it is our turn."""
+        try:
+            async with visit(self._address, self._names.dead, self._line) as session:
+                self._session = session
+                yield session
+        finally:
+            self._session = None
+
+    @asynccontextmanager
+    async def _taking_turn(self, *, is_patient: bool = False) -> AsyncIterator[None]:
+        """Wait until nobody else is there, and keep them away."""
         try:
             async with asyncio.timeout(None if is_patient else _TURN_WITHIN_S):
                 await self._turn.acquire()
@@ -322,21 +386,14 @@ class DeadLetters:
                 f"look at {self._names.dead}", "others work on the dead letters now"
             ) from exc
         try:
-            async with visit(self._address, self._names.dead, self._line) as session:
-                yield session
+            yield
         finally:
             self._turn.release()
 
-    def _watch_wear(self, delivery: Delivery) -> None:
-        count = header_int(delivery.properties.headers, "x-delivery-count")
-        if count is not None and count >= _LOOKS_MAX and not self._is_worn_out:
-            self._is_worn_out = True
-            log.error("dead_letters.worn_out", looks=count)
 
-    def _refuse_if_worn_out(self) -> None:
-        if self._is_worn_out:
-            raise BrokerUnavailableError(
-                f"look at {self._names.dead}",
-                f"its oldest letters were looked at {_LOOKS_MAX:,} times, and RabbitMQ "
-                "drops them soon after; redrive or discard all of them",
-            )
+def _show(letters: Sequence[Letter], take: Callable[[Letter], bool]) -> int | None:
+    """Return how many were shown until `take` had enough; ``None`` if it never had."""
+    for shown, letter in enumerate(letters, start=1):
+        if not take(letter):
+            return shown
+    return None

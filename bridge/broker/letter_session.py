@@ -347,6 +347,25 @@ async def _end(
         await connection.leave()
 
 
+async def count_ready(address: BrokerAddress, queue: str) -> int:
+    """
+    Return how many messages are ready in `queue`, over a connection of its own.
+
+    Raises:
+        BrokerUnavailableError: If the broker is away or too slow.
+
+    """
+    connection = await open_connection(
+        address, purpose=Purpose.OPERATE, reader=DeliveryReader
+    )
+    try:
+        async with broker_call(f"look at {queue}", timeout_s=address.timeout_s):
+            channel = await connection.open_channel(confirms=False)
+            return await ready_count(channel, queue)
+    finally:
+        await connection.leave()
+
+
 async def ready_count(channel: aiormq.Channel, queue: str) -> int:
     """Return how many messages are ready in `queue`. Call it within a `broker_call`."""
     return (await channel.queue_declare(queue, passive=True)).message_count or 0

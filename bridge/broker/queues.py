@@ -45,6 +45,14 @@ class InFlight(Protocol):
         """Seconds since the oldest of them came."""
 
 
+class Standing(Protocol):
+    """What is known of the dead letters while somebody looks (broker/dead_letters.py)."""
+
+    @property
+    def standing(self) -> int | None:
+        """How many there are while some are out of the queue; ``None`` if none is out."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Counts:
     ready: int
@@ -60,6 +68,7 @@ class QueueWatch:
         names: Of the queues.
         wanted: Which of them there are.
         intake: Knows what is in flight.
+        dead: Knows what a look holds: it comes back, so it counts as being there.
         management: Tells more, if there is one.
 
     """
@@ -71,6 +80,7 @@ class QueueWatch:
         *,
         wanted: Topology,
         intake: InFlight,
+        dead: Standing,
         management: Management | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -78,6 +88,7 @@ class QueueWatch:
         self._names = names
         self._wanted = wanted
         self._intake = intake
+        self._dead = dead
         self._management = management
         self._now = now
         self._one_at_a_time = asyncio.Lock()
@@ -152,7 +163,9 @@ class QueueWatch:
     async def _count(
         self, connection: BrokerConnection[FrameReader], name: str
     ) -> _Counts | str:
-        # A refusal closes its channel, so each queue gets one of its own.
+        # A refusal closes its channel, so each queue gets one of its own. A look at dead
+        # letters may begin or end meanwhile.
+        out = self._dead.standing or 0
         async with broker_call(f"look at {name}", timeout_s=self._address.timeout_s):
             channel = await connection.open_channel(confirms=False)
             try:
@@ -162,7 +175,10 @@ class QueueWatch:
             except AMQPChannelError as exc:
                 return problem_text(exc)
             await channel.close()
-        return _Counts(told.message_count or 0, told.consumer_count or 0)
+        ready = told.message_count or 0
+        if name == self._names.dead:
+            ready = max(ready, out, self._dead.standing or 0)
+        return _Counts(ready, told.consumer_count or 0)
 
     def _facts(self, name: str, found: _Counts | str) -> QueueFacts:
         is_own = name == self._names.inbound_queue()

@@ -8,6 +8,7 @@ letter lies there (how often it was looked at) is no part of it.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
@@ -174,10 +175,10 @@ def _letter(letter_id: str, delivery: Delivery, properties: Properties) -> Lette
     return Letter(
         id=letter_id,
         reason=_reason(headers, death),
-        error=readable(error) if error else _death_text(death),
+        error=_text(error) if error else _death_text(death),
         user=readable(routing_key_of(delivery)),
         event=readable(event) if event else EVENT_DEFAULT,
-        message_id=readable(properties.message_id) if properties.message_id else None,
+        message_id=_text(properties.message_id) if properties.message_id else None,
         dead_s=_time_s(dead_s, death),
         origin_exchange=readable(origin_exchange or death.exchange),
         origin_queue=readable(origin_queue or death.queue),
@@ -223,9 +224,14 @@ def redriven_id(delivery: Delivery) -> str | None:
     return None
 
 
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="backslashreplace")
+
+
+@lru_cache(maxsize=2048)  # thousands of letters share their users and their origins
 def readable(raw: bytes) -> str:
     """Return bytes as text that JSON can hold; what is no UTF-8 becomes escapes."""
-    return raw.decode(errors="backslashreplace")
+    return _text(raw)
 
 
 # --- what the broker wrote ---------------------------------------------------------------

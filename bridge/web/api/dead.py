@@ -37,8 +37,11 @@ Matches = Callable[[Letter], bool]
 class DeadLetters(Protocol):
     """The queue (broker/dead_letters.py)."""
 
-    async def scan(self, take: Callable[[Letter, Delivery], bool]) -> Count:
-        """Show letters, oldest first, until `take` has enough."""
+    async def look(self, begin: Callable[[], Callable[[Letter], bool]]) -> Count:
+        """Show letters, oldest first, until what `begin` returned has enough."""
+
+    async def depth(self) -> int:
+        """Return how many there are."""
 
     async def find(self, letter_id: str) -> tuple[Letter, Delivery] | None:
         """Return one letter."""
@@ -71,18 +74,22 @@ class _Desk:
 
     async def list(self, asked: Asked[DeadQuery, NoBody]) -> LetterPage:
         query = asked.query
-        scan = PageScan(
-            wanted=LetterFilter(
-                reason=query.reason,
-                user=query.user,
-                event=query.event,
-                since_s=query.since,
-                until_s=query.until,
-            ),
-            limit=query.limit,
-            after=parse_place(query.cursor) if query.cursor is not None else None,
+        wanted = LetterFilter(
+            reason=query.reason,
+            user=query.user,
+            event=query.event,
+            since_s=query.since,
+            until_s=query.until,
         )
-        seen = await self._letters.scan(lambda letter, _delivery: scan.take(letter))
+        after = parse_place(query.cursor) if query.cursor is not None else None
+        scan = PageScan(wanted, query.limit, after)
+
+        def begin() -> Callable[[Letter], bool]:
+            nonlocal scan
+            scan = PageScan(wanted, query.limit, after)
+            return scan.take
+
+        seen = await self._letters.look(begin)
         return LetterPage(
             items=[LetterFacts(**_facts(letter)) for letter in scan.items],
             next=scan.next,
@@ -133,7 +140,7 @@ class _Desk:
             raise ApiProblem(409, str(BusyError(running.id)))
         matches = _matches(selection)
         if selection.all:
-            depth = (await self._letters.scan(lambda _letter, _delivery: False)).depth
+            depth = await self._letters.depth()
             return matches, Count(depth, depth)
         at_most = len(set(selection.ids)) if selection.ids is not None else None
         return matches, await self._letters.count(matches, at_most=at_most)

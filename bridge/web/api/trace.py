@@ -16,7 +16,6 @@ from bridge.core.contracts.operator.trace import (
 from bridge.core.journal import Journal
 from bridge.core.letters import Count, Letter
 from bridge.core.looking import Search, Sighting, UserInbox
-from bridge.core.message import Delivery
 from bridge.core.story import DeadFact, Facts, Story, WindowFact, tell_story
 from bridge.errors import BrokerUnavailableError
 from bridge.web.api.frame import Api, Asked
@@ -40,8 +39,8 @@ class Searching(Protocol):
 class DeadLetters(Protocol):
     """The dead letters (the room `broker`)."""
 
-    async def scan(self, take: Callable[[Letter, Delivery], bool]) -> Count:
-        """Show letters, oldest first, until `take` has enough; says how many of all."""
+    async def look(self, begin: Callable[[], Callable[[Letter], bool]]) -> Count:
+        """Show letters, oldest first, until one has enough; says how many of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +122,13 @@ class Tracer:
         found: list[DeadFact] = []
         shown = 0
 
-        def take(letter: Letter, _delivery: Delivery) -> bool:
+        def begin() -> Callable[[Letter], bool]:
+            nonlocal shown
+            shown = 0
+            found.clear()
+            return take
+
+        def take(letter: Letter) -> bool:
             nonlocal shown
             shown += 1
             if letter.message_id == message_id and user in {None, letter.user}:
@@ -132,7 +137,7 @@ class Tracer:
 
         try:
             async with asyncio.timeout(_LETTERS_WITHIN_S):
-                count = await self._dead.scan(take)
+                count = await self._dead.look(begin)
         except BrokerUnavailableError as exc:
             silent.append(f"the dead letters cannot be looked at: {exc}")
             return _NOTHING_FOUND

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from bridge.broker.local_node import LocalNode
-from bridge.core.properties import PERSISTENT, Properties, render_table
+from bridge.core.properties import (
+    PERSISTENT,
+    Properties,
+    header_int,
+    render_table,
+)
 from bridge.names import BrokerNames
 from tests.conftest import eventually
 from tests.integration.broker.conftest import open_raw
@@ -335,6 +340,8 @@ async def test_a_job_can_be_cancelled_and_others_look_while_it_runs(
             return bool((await at.api.get(f"/api/jobs/{job['id']}"))["done"] >= 3)
 
         await eventually(has_begun)
+        queues = (await at.api.get("/api/queues"))["items"]
+        [depth] = [queue["depth"] for queue in queues if queue["role"] == "dead"]
         other = await at.api.ask("POST", "/api/dead/redrive", {"all": True})
         cancelled = await at.api.ask("DELETE", f"/api/jobs/{job['id']}")
         again = await at.api.ask("DELETE", f"/api/jobs/{job['id']}")
@@ -345,6 +352,8 @@ async def test_a_job_can_be_cancelled_and_others_look_while_it_runs(
     assert other.status == 409
     assert cancelled.body["state"] == again.body["state"] == "cancelled"
     assert 3 <= done < 200
+    # The job holds a hundred of them, and a look all that looks before gave back.
+    assert 200 - done <= depth <= 197
     assert [one["id"] for one in jobs["items"]] == [job["id"]]
     assert left == list(range(done, 200))
 
@@ -402,3 +411,59 @@ async def test_two_looks_at_a_time_take_turns(
 
     assert all(page == pages[0] for page in pages)
     assert left == list(range(50))
+
+
+async def looks_at(at: Setting, number: int = 0) -> int:
+    """Take all letters; return how often RabbitMQ handed out one of them before."""
+    letters = await take_all(at.broker, at.names.dead)
+    return header_int(letters[number].properties.headers, "x-delivery-count") or 0
+
+
+async def test_pages_are_turned_and_filters_changed_without_another_look(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Each look makes the broker read all that was looked at before, for seconds."""
+    async with setting(broker, namespace) as at:
+        await publish_letters(broker, at.names, 60, users=("ann", "tom"))
+        first = await at.api.get("/api/dead?limit=20")
+        second = await at.api.get(f"/api/dead?limit=20&cursor={first['next']}")
+        nobody = await at.api.get("/api/dead?user=nobody")
+        await publish_letters(broker, at.names, 3, start=60)
+        again = await at.api.get("/api/dead?limit=20")
+        looks = await looks_at(at)
+
+    assert looks == 1
+    assert (nobody["items"], nobody["scanned"], nobody["total"]) == ([], 60, 60)
+    assert again == {**first, "total": 63}
+    assert [letter["dead_s"] - BASE_S for letter in second["items"]] == list(
+        range(20, 40)
+    )
+
+
+async def test_a_filter_sees_what_came_since_the_look_before(
+    broker: LocalNode, namespace: str
+) -> None:
+    """What is remembered is the head of the queue, not its end."""
+    async with setting(broker, namespace) as at:
+        await publish_letters(broker, at.names, 10)
+        before = await at.api.get("/api/dead?user=tom")
+        await publish_letters(broker, at.names, 1, users=("tom",), start=10)
+        after = await at.api.get("/api/dead?user=tom")
+
+    assert before["items"] == []
+    assert [letter["user"] for letter in after["items"]] == ["tom"]
+
+
+async def test_a_list_is_true_after_somebody_else_took_letters(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Another bridge, or RabbitMQ's own page."""
+    async with setting(broker, namespace) as at:
+        await publish_letters(broker, at.names, 10)
+        await at.api.get("/api/dead")
+        async with open_raw(broker.url) as raw:
+            for _ in range(4):
+                await raw.channel.basic_get(at.names.dead, no_ack=True)
+        page = await at.api.get("/api/dead")
+
+    assert [letter["dead_s"] - BASE_S for letter in page["items"]] == list(range(4, 10))

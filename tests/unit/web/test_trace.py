@@ -8,7 +8,6 @@ from aiohttp import web
 from bridge.core.journal import Happening, Journal
 from bridge.core.letters import Count, Letter
 from bridge.core.looking import Search, UserInbox
-from bridge.core.message import Delivery
 from bridge.core.story import WindowFact
 from bridge.errors import BrokerUnavailableError
 from bridge.names import LetterReason, Stage
@@ -16,8 +15,6 @@ from bridge.web.api.frame import Api
 from bridge.web.api.trace import Tracer
 from bridge.web.problems import answer_with_problems
 from tests.unit.web.conftest import Client, Open
-
-DELIVERY = Delivery(1, False, b"", b"ann", b"\0\0", b"1")  # noqa: FBT003 - the broker's flag
 
 
 def letter(user: str, message_id: str = "m") -> Letter:
@@ -48,14 +45,15 @@ class Sources:
         assert user != ""
         return Search((), 7, is_complete=self.is_complete)
 
-    async def scan(self, take: Callable[[Letter, Delivery], bool]) -> Count:
+    async def look(self, begin: Callable[[], Callable[[Letter], bool]]) -> Count:
         """Show the letters."""
         if self.failure is not None:
             raise self.failure
         shown = 0
+        take = begin()
         for each in self.letters:
             shown += 1
-            if not take(each, DELIVERY):
+            if not take(each):
                 break
         return Count(shown, len(self.letters))
 
