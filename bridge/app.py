@@ -53,6 +53,7 @@ from bridge.tracing import open_tracing
 from bridge.web.access import Keys
 from bridge.web.operator import PublishDoor, operator_app
 from bridge.web.public import public_app
+from bridge.web.publishing import EventCheck
 from bridge.web.serving import serve
 
 log = structlog.get_logger(__name__)
@@ -155,10 +156,13 @@ class Bridge:
         self._sign_in = sign_in_of(lambda: self.settings)
         self._publish_keys = Keys((), setting="BRIDGE_API_KEY")
         self._replace_keys(settings)
+        self._check = EventCheck(self.pump.schemas)
         self._public = public_app(
             health=self,
             route_sockets=self.sockets.route,
-            legacy=legacy_door(settings, self.messages, self._publish_keys),
+            legacy=legacy_door(
+                settings, self.messages, self._publish_keys, self._check
+            ),
         )
         if self._add_public_routes is not None:
             self._add_public_routes(self._public)
@@ -166,7 +170,7 @@ class Bridge:
             self.messages,
             self.metrics,
             max_message_bytes=settings.max_message_bytes,
-            schemas=self.pump.schemas,
+            check=self._check,
             journal=self.journal,
         )
         self.operators = Operators(
@@ -359,7 +363,7 @@ class Bridge:
         self.sockets.apply(server_options(new))
         self.pump.limits = MessageLimits(new.max_message_bytes)
         self._publish_door.max_message_bytes = new.max_message_bytes
-        self.pump.schemas = self._publish_door.schemas = schemas
+        self.pump.schemas = self._check.schemas = schemas
         self._replace_keys(new)
         if "prefetch" in applied:
             await self.intake.set_prefetch(new.prefetch)

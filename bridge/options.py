@@ -18,7 +18,7 @@ from bridge.sockets.server import ServerOptions
 from bridge.web.access import Handler, Keys, guarded, on_loopback_only
 from bridge.web.console import SignIn
 from bridge.web.public import LegacyDoor
-from bridge.web.publishing import MessagePublisher
+from bridge.web.publishing import EventCheck, MessagePublisher
 
 # Well below what a commit with its fsync takes on most disks, so that it costs a message
 # little time, and at thousands a second saves every second or third commit.
@@ -128,12 +128,12 @@ def sign_in_of(settings: Callable[[], Settings]) -> SignIn:
 
 
 def legacy_door(
-    settings: Settings, publisher: MessagePublisher, keys: Keys
+    settings: Settings, publisher: MessagePublisher, keys: Keys, check: EventCheck
 ) -> Handler | None:
     """Return the article's door with what stands before it; ``None`` if it is off."""
     if not settings.legacy_push:
         return None
-    push = LegacyDoor(publisher).push
+    push = LegacyDoor(publisher, check).push
     if settings.auth != "open":
         return guarded(keys, push)
     if settings.dangerously_open_to_the_network:

@@ -8,20 +8,19 @@ from uuid import uuid4
 import orjson
 from aiohttp import web
 
-from bridge.core.contracts.messages import Problem, PublishRequest
+from bridge.core.contracts.messages import Problem
 from bridge.core.contracts.publish_request import parse_publish_request
-from bridge.core.event_schemas import EventSchemas
 from bridge.core.journal import Happening, Journal
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.metrics import Metrics
-from bridge.names import EVENT_DEFAULT, Stage
+from bridge.names import Stage
 from bridge.web.access import Handler, Keys, guarded
 from bridge.web.api.frame import Api
 from bridge.web.bodies import read_body
 from bridge.web.console import SignIn, add_console_routes
 from bridge.web.health import Health, add_health_routes
 from bridge.web.problems import answer_with_problems, harden, problem
-from bridge.web.publishing import MessagePublisher
+from bridge.web.publishing import EventCheck, MessagePublisher
 
 _RETRY_AFTER_S: Final = "2"
 # Around the data stand the other fields, and a character may be written as \u0000.
@@ -79,12 +78,11 @@ class PublishDoor:
         metrics: Metrics,
         *,
         max_message_bytes: int,
-        schemas: EventSchemas | None = None,
+        check: EventCheck | None = None,
         journal: Journal | None = None,
     ) -> None:
-        # Both may be replaced while the door is open.
-        self.max_message_bytes = max_message_bytes
-        self.schemas = schemas
+        self.max_message_bytes = max_message_bytes  # may change while the door is open
+        self._check = check or EventCheck()
         self._publisher = publisher
         self._metrics = metrics
         self._journal = journal or Journal()
@@ -105,7 +103,7 @@ class PublishDoor:
             # Or it would be confirmed now and become a dead letter later.
             detail = f"data has {len(data)} bytes, allowed are {self.max_message_bytes}"
             return problem(413, detail, pointer="/data")
-        refusal = self._schema_problem(asked)
+        refusal = self._check.refusal(asked.event, asked.data)
         if refusal is not None:
             return refusal
         message_id = asked.id or str(uuid4())
@@ -131,16 +129,6 @@ class PublishDoor:
             body=orjson.dumps({"id": message_id}),
             content_type="application/json",
         )
-
-    def _schema_problem(self, asked: PublishRequest) -> web.Response | None:
-        """Say what would make it a dead letter with reason `schema`."""
-        if self.schemas is None:
-            return None
-        schema = self.schemas.find(asked.event or EVENT_DEFAULT)
-        violation = schema.violation(asked.data) if schema else None
-        if violation is None:
-            return None
-        return problem(422, violation.text, pointer=f"/data{violation.pointer}")
 
     async def _read(self, request: web.Request) -> bytes | None:
         """Read the body; `None` if it is too large."""

@@ -16,7 +16,7 @@ from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.web.access import Handler
 from bridge.web.health import Health, add_health_routes
 from bridge.web.problems import answer_with_problems, harden, problem
-from bridge.web.publishing import MessagePublisher
+from bridge.web.publishing import EventCheck, MessagePublisher
 
 _SCRIPT: Final = "socket.io.min.js"
 _SCRIPT_AGE_S: Final = 3600
@@ -70,8 +70,11 @@ class LegacyDoor:
     and its text stands in every proxy's log.
     """
 
-    def __init__(self, publisher: MessagePublisher) -> None:
+    def __init__(
+        self, publisher: MessagePublisher, check: EventCheck | None = None
+    ) -> None:
         self._publisher = publisher
+        self._check = check or EventCheck()
 
     async def push(self, request: web.Request) -> web.Response:
         """Publish ``{"code": 0, "data": TEXT}`` as event `message`."""
@@ -82,10 +85,14 @@ class LegacyDoor:
         text = request.query.get("msg")
         if text is None:
             return problem(422, "msg is missing, expected the text", pointer="msg")
+        answer = {"code": 0, "data": text}
         try:
-            data = orjson.dumps({"code": 0, "data": text})
+            data = orjson.dumps(answer)
         except orjson.JSONEncodeError:
             return problem(422, "msg is not valid Unicode", pointer="msg")
+        refusal = self._check.refusal(None, answer, pointer="msg")
+        if refusal is not None:
+            return refusal
         try:
             await self._publisher.publish_message(
                 user=user, event=None, data=data, message_id=None, ttl_s=None

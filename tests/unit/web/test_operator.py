@@ -11,6 +11,7 @@ from bridge.metrics import Metrics
 from bridge.web.access import Keys
 from bridge.web.console import SignIn
 from bridge.web.operator import PublishDoor, operator_app
+from bridge.web.publishing import EventCheck
 from tests.unit.web.conftest import Client, Desk, Open, Patient
 
 KEY = {"X-API-Key": "publish"}
@@ -20,7 +21,9 @@ async def door(
     open_app: Open, health: Patient, desk: Desk, schemas: EventSchemas | None = None
 ) -> Client:
     """Open the door: 1,000 bytes a message."""
-    publishing = PublishDoor(desk, Metrics(), max_message_bytes=1000, schemas=schemas)
+    publishing = PublishDoor(
+        desk, Metrics(), max_message_bytes=1000, check=EventCheck(schemas)
+    )
     return await open_app(
         operator_app(
             health=health,

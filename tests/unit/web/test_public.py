@@ -8,9 +8,12 @@ import orjson
 import pytest
 from aiohttp import web
 
+from bridge.core.event_schemas import EventSchemas
+from bridge.core.schema_set import compile_schemas
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.web.access import Keys, guarded
 from bridge.web.public import LegacyDoor, public_app
+from bridge.web.publishing import EventCheck
 from tests.unit.web.conftest import Client, Desk, Open, Patient
 
 TESTS = Path(__file__).parents[2]
@@ -199,3 +202,25 @@ async def test_behind_a_key_it_publishes_for_those_who_have_it(
         async with client.get("/?name=tom&msg=x", headers=headers) as response:
             assert response.status == status
     assert len(desk.published) == 1
+
+
+async def test_a_text_that_the_schema_of_messages_forbids_is_refused(
+    open_app: Open, health: Patient, desk: Desk
+) -> None:
+    """It would be a dead letter with reason `schema`, and its sender would not know."""
+    schema = b'{"properties": {"data": {"maxLength": 3}}}'
+    schemas = compile_schemas({"message.json": schema}, refuses_unknown=True)
+    assert isinstance(schemas, EventSchemas)
+    door = LegacyDoor(desk, EventCheck(schemas))
+    client = await open_app(
+        public_app(health=health, route_sockets=no_sockets, legacy=door.push)
+    )
+
+    for text, status in (("four", 422), ("two", 200)):
+        async with client.get(f"/?name=tom&msg={text}") as response:
+            answer = await response.json()
+            assert response.status == status, answer
+            assert answer.get("pointer") == ("msg" if status == 422 else None)
+    assert [message["data"] for message in desk.published] == [
+        b'{"code":0,"data":"two"}'
+    ]

@@ -6,7 +6,15 @@ One file for each group; a group ends in its `OPERATIONS`, which are listed here
 
 from typing import Final
 
-from bridge.core.contracts.operator import dead, jobs, overview, queues, trace, users
+from bridge.core.contracts.operator import (
+    dead,
+    doors,
+    jobs,
+    overview,
+    queues,
+    trace,
+    users,
+)
 from bridge.core.contracts.operator.operation import AnyOperation
 
 OPERATIONS: Final[tuple[AnyOperation, ...]] = (
@@ -16,4 +24,5 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *jobs.OPERATIONS,
     *users.OPERATIONS,
     *trace.OPERATIONS,
+    *doors.OPERATIONS,
 )

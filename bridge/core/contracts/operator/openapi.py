@@ -17,7 +17,7 @@ Tree = dict[str, Any]
 _DESCRIPTION: Final = """\
 What an operator's programs ask a running bridge: the console and the commands use this and
 nothing else. Served on the operator port, behind the operator token (BRIDGE_OPERATOR_TOKEN) in
-`Authorization: Bearer` or `X-API-Key`. Times are Unix times in seconds. Refusals are
+`Authorization: Bearer` or `X-API-Key`; `/health` is free. Times are Unix times in seconds. Refusals are
 `application/problem+json` (RFC 9457). Answers may get more fields."""
 _BRACES: Final = re.compile(r"\{(\w+)\}")
 # Any operation may be refused so: a bad parameter, no token, no BRIDGE_OPERATOR_TOKEN, a
@@ -71,17 +71,23 @@ def _operation(operation: AnyOperation, schemas: Tree) -> Tree:
     parameters = [*_path_parameters(operation), *_query_parameters(operation.query)]
     if parameters:
         described["parameters"] = parameters
-    problems = {*_SHARED_PROBLEMS, *operation.problems}
+    if operation.is_free:
+        described["security"] = []
+    shared = () if operation.is_free else _SHARED_PROBLEMS
+    problems = {*shared, *operation.problems}
     if body is not NoBody:
         schemas[schema_name(body)] = schema_body(body)
-        described["requestBody"] = {"required": True, "content": _json(body)}
+        described["requestBody"] = {"required": True, "content": _content(body)}
         problems |= set(_BODY_PROBLEMS)
     answers: Mapping[int, type[BaseModel]] = operation.answers
     for model in answers.values():
         schemas[schema_name(model)] = schema_body(model, mode="serialization")
     described["responses"] = {
         **{
-            str(status): {"description": _phrase(status), "content": _json(model)}
+            str(status): {
+                "description": _phrase(status),
+                "content": _content(model, operation.media_type),
+            }
             for status, model in answers.items()
         },
         **{str(status): _problem(status) for status in sorted(problems)},
@@ -119,9 +125,9 @@ def _query_parameters(query: type[BaseModel]) -> list[Tree]:
     return parameters
 
 
-def _json(model: type[BaseModel]) -> Tree:
+def _content(model: type[BaseModel], media_type: str = "application/json") -> Tree:
     reference = {"$ref": f"#/components/schemas/{schema_name(model)}"}
-    return {"application/json": {"schema": reference}}
+    return {media_type: {"schema": reference}}
 
 
 def _problem(status: int) -> Tree:

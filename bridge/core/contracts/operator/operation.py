@@ -124,6 +124,8 @@ class Operation(Generic[QueryT, BodyT]):
         path_parameters: JSON Schema, with description, of each name in braces.
         problems: Which statuses it answers with problem+json, besides those that all
             operations share.
+        is_free: Whether everybody may ask, without a key.
+        media_type: Of its answers.
 
     """
 
@@ -136,6 +138,8 @@ class Operation(Generic[QueryT, BodyT]):
     body: type[BodyT]
     path_parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     problems: tuple[int, ...] = ()
+    is_free: bool = False
+    media_type: str = "application/json"
 
     @property
     def route(self) -> str:
@@ -152,8 +156,8 @@ class Operation(Generic[QueryT, BodyT]):
 
     @property
     def group(self) -> str:
-        """The part of the path that names what it is about: `dead`, `users`."""
-        return self.path.split("/")[2]
+        """The part of the path that names what it is about: `dead`, `users`, `health`."""
+        return self.path.removeprefix("/api").split("/")[1]
 
 
 class NoQuery(Query):
