@@ -5,7 +5,7 @@ from typing import Final
 
 from bridge.auth.jwt import TokenRules
 from bridge.broker.connection import BrokerAddress
-from bridge.broker.management import Management
+from bridge.broker.management import MANAGEMENT_WITHIN_S, Management
 from bridge.core.addresses import parse_networks
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.origins import OriginRules
@@ -33,13 +33,16 @@ def broker_address(settings: Settings) -> BrokerAddress:
     )
 
 
-def management_of(settings: Settings) -> Management | None:
+def management_of(
+    settings: Settings, *, timeout_s: float = MANAGEMENT_WITHIN_S
+) -> Management | None:
     """Return the management API of the broker, if the settings name one."""
     if settings.management_url is None:
         return None
     return Management(
         settings.management_url.get_secret_value(),
         amqp_url=settings.amqp_url[0].get_secret_value(),
+        timeout_s=timeout_s,
     )
 
 

@@ -14,8 +14,8 @@ within BRIDGE_DEDUPE_WINDOW.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 from uuid import uuid4
 
@@ -29,7 +29,8 @@ from bridge.broker.letter_batches import (
     gather,
 )
 from bridge.broker.letter_index import LetterIndex, Recording
-from bridge.broker.letter_session import LetterSession, ReturnedLine, count_ready, visit
+from bridge.broker.letter_session import LetterSession, count_ready
+from bridge.broker.letter_turns import LetterTurns
 from bridge.broker.letter_wear import LetterWear
 from bridge.core.journal import Happening, Journal
 from bridge.core.letters import (
@@ -49,11 +50,11 @@ from bridge.core.settlement import redrive_properties
 from bridge.errors import BrokerUnavailableError, PublishRefusedError, first_of
 from bridge.names import BrokerNames, Stage
 
-# How long a request waits for a job, or another request, to let go of the queue.
-_TURN_WITHIN_S: Final = 15.0
 # What a job holds between two visits, so that others get their turn.
 _BATCH_S: Final = 5.0
 _BATCH_MAX: Final = 10_000
+# How often the age of the first letter may cost a look.
+_FIRST_EVERY_S: Final = 60.0
 # Twins matter where letters are named one by one, and no more are named than this.
 _GONE_MAX: Final = 10_000
 
@@ -88,10 +89,9 @@ class DeadLetters:
         self._publisher = publisher
         self._journal = journal or Journal()
         self._now = now
-        self._line = ReturnedLine()
         self._index = LetterIndex(now)
-        self._turn = asyncio.Lock()
-        self._session: LetterSession | None = None
+        self._may_look_at_s = float("-inf")
+        self._turns = LetterTurns(address, names.dead)
         self._wear = LetterWear(names.dead)
 
     # --- looking
@@ -104,8 +104,7 @@ class DeadLetters:
         ``None`` if none is out: then the broker knows. Letters that came since the look
         began are not in it.
         """
-        session = self._session
-        return None if session is None else session.depth - session.acked
+        return self._turns.standing
 
     async def look(self, begin: Callable[[], Callable[[Letter], bool]]) -> Count:
         """
@@ -128,7 +127,7 @@ class DeadLetters:
             Safe; the letters go back.
 
         """
-        async with self._taking_turn():
+        async with self._turns.take():
             if not self._index.is_empty:
                 depth = await count_ready(self._address, self._names.dead)
                 known = self._index.known(depth)
@@ -155,7 +154,7 @@ class DeadLetters:
                 wants_more = take(letter)
             return wants_more or not recording.is_round
 
-        async with self._open() as session:
+        async with self._turns.open() as session:
             await session.read(read, at_most=session.depth)
             depth = session.depth
         self._index.keep(recording, depth)
@@ -171,10 +170,33 @@ class DeadLetters:
                 self._wear.watch(delivery)
             return take(letters.read(delivery), delivery)
 
-        async with self._visit() as session:
+        async with self._turns.visit() as session:
             shown = await session.read(read, at_most=session.depth)
             depth = session.depth
         return Count(shown, depth)
+
+    async def oldest_s(self, depth: int) -> float | None:
+        """
+        Return for how many seconds the first of `depth` letters has been there.
+
+        From memory, or by a look at one letter, at most once a minute: every look is
+        counted by the broker. ``None`` if there is none, it does not say since when,
+        others are looking, or the broker is away.
+
+        Cancellation:
+            As `look`.
+
+        """
+        first = self._index.known(depth)[:1]
+        if not first and depth and not self._turns.is_taken:
+            if self._now() < self._may_look_at_s:
+                return None
+            self._may_look_at_s = self._now() + _FIRST_EVERY_S
+            with suppress(BrokerUnavailableError):
+                await self.look(lambda: lambda _letter: False)
+            first = self._index.known(depth)[:1]
+        dead_s = first[0].dead_s if first else None
+        return None if dead_s is None else max(0.0, time.time() - dead_s)
 
     async def find(self, letter_id: str) -> tuple[Letter, Delivery] | None:
         """Return one letter with its body; ``None`` if it is not there. Errors as `look`."""
@@ -192,7 +214,7 @@ class DeadLetters:
     async def depth(self) -> int:
         """Return how many there are. Errors as `look`."""
         self._wear.refuse_if_worn_out()
-        async with self._taking_turn():
+        async with self._turns.take():
             return await count_ready(self._address, self._names.dead)
 
     async def count(self, matches: Matches, *, at_most: int | None = None) -> Count:
@@ -276,7 +298,7 @@ class DeadLetters:
         tried: set[str] = set()
         while left > 0 and depth > 0 and not progress.is_cancelled:
             batch: list[Held] = []
-            async with self._visit(is_patient=True) as session:
+            async with self._turns.visit(is_patient=True) as session:
                 take = gather(
                     batch,
                     Letters(gone),
@@ -356,39 +378,6 @@ class DeadLetters:
         user = readable(routing_key_of(delivery))
         message_id = message_id_of(delivery)
         self._journal.note(Happening(at_s, Stage.REDRIVEN, user, message_id))
-
-    # --- taking turns
-
-    @asynccontextmanager
-    async def _visit(self, *, is_patient: bool = False) -> AsyncIterator[LetterSession]:
-        """Open a visit when nobody else is there."""
-        async with self._taking_turn(is_patient=is_patient), self._open() as session:
-            yield session
-
-    @asynccontextmanager
-    async def _open(self) -> AsyncIterator[LetterSession]:
-        """Open a visit; it is our turn."""
-        try:
-            async with visit(self._address, self._names.dead, self._line) as session:
-                self._session = session
-                yield session
-        finally:
-            self._session = None
-
-    @asynccontextmanager
-    async def _taking_turn(self, *, is_patient: bool = False) -> AsyncIterator[None]:
-        """Wait until nobody else is there, and keep them away."""
-        try:
-            async with asyncio.timeout(None if is_patient else _TURN_WITHIN_S):
-                await self._turn.acquire()
-        except TimeoutError as exc:
-            raise BrokerUnavailableError(
-                f"look at {self._names.dead}", "others work on the dead letters now"
-            ) from exc
-        try:
-            yield
-        finally:
-            self._turn.release()
 
 
 def _show(letters: Sequence[Letter], take: Callable[[Letter], bool]) -> int | None:

@@ -23,10 +23,9 @@ from bridge.broker.connection import (
     problem_text,
 )
 from bridge.broker.frame_reader import FrameReader
-from bridge.broker.management import Management
+from bridge.broker.management import Management, ManagementError
 from bridge.broker.topology import Topology
 from bridge.core.contracts.operator.queues import QueueFacts, QueueRole, QueueSource
-from bridge.errors import BrokerUnavailableError
 from bridge.names import BrokerNames
 
 # Several consoles that look once a second share one look.
@@ -51,6 +50,9 @@ class Standing(Protocol):
     @property
     def standing(self) -> int | None:
         """How many there are while some are out of the queue; ``None`` if none is out."""
+
+    async def oldest_s(self, depth: int) -> float | None:
+        """Since when the first of `depth` has been there, if that can be known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ class QueueWatch:
         """
         async with self._one_at_a_time:
             if self._now() >= self._kept_until:
-                self._kept = await self._look()
+                self._kept = await self._with_ages(await self._look())
                 self._kept_until = self._now() + _KEPT_S
             return self._kept
 
@@ -133,6 +135,17 @@ class QueueWatch:
             return facts
         return await self._enriched(facts, self._management)
 
+    async def _with_ages(self, facts: Sequence[QueueFacts]) -> Sequence[QueueFacts]:
+        """Tell the age of the oldest dead letter, for people: a gauge is not worth a look."""
+        return [
+            queue.model_copy(
+                update={"oldest_s": await self._dead.oldest_s(queue.depth)}
+            )
+            if queue.role is QueueRole.DEAD and queue.depth is not None
+            else queue
+            for queue in facts
+        ]
+
     async def _enriched(
         self, facts: Sequence[QueueFacts], management: Management
     ) -> Sequence[QueueFacts]:
@@ -142,10 +155,10 @@ class QueueWatch:
             if problem is None and queue.problem is None:
                 try:
                     told = await management.queue(queue.name)
-                except BrokerUnavailableError as exc:
+                except ManagementError as exc:
                     # Told once for each queue, and asked once: it would not be there for
                     # the next one either.
-                    problem = str(exc)
+                    problem = f"the management API at {management.place}: {exc}"
                 else:
                     more = {
                         "unacked": told.unacked,
@@ -190,10 +203,19 @@ class QueueWatch:
             unacked=self._intake.in_flight if is_own and is_known else None,
             consumers=found.consumers if isinstance(found, _Counts) else None,
             oldest_s=self._intake.oldest_s if is_own else None,
+            oldest_at_most_s=self._delay_s(name, found),
             rates=None,
             source=QueueSource.AMQP,
             problem=found if isinstance(found, str) else None,
         )
+
+    def _delay_s(self, name: str, found: _Counts | str) -> float | None:
+        """Return how old a message of a retry queue may be: then it has left."""
+        if isinstance(found, str) or not found.ready:
+            return None
+        queue = next(queue for queue in self._wanted.queues if queue.name == name)
+        delay_ms = queue.arguments.get("x-message-ttl")
+        return delay_ms / 1000 if isinstance(delay_ms, int) else None
 
     def _role(self, name: str) -> QueueRole:
         if name == self._names.dead:

@@ -57,7 +57,7 @@ def queues(
             _number(queue.depth),
             _number(queue.unacked),
             _number(queue.consumers),
-            "-" if queue.oldest_s is None else f"{queue.oldest_s:.1f} s",
+            _oldest(queue),
             _number(rates.in_per_s if rates else None),
             _number(rates.out_per_s if rates else None),
         )
@@ -66,6 +66,13 @@ def queues(
     for queue in page.items:
         if queue.problem:
             talk.print(f"{queue.name}: {queue.problem}", markup=False, soft_wrap=True)
+
+
+def _oldest(queue: QueueFacts) -> str:
+    if queue.oldest_s is not None:
+        return f"{queue.oldest_s:,.1f} s"
+    most_s = queue.oldest_at_most_s
+    return "-" if most_s is None else f"≤ {most_s:,.1f} s"
 
 
 def _number(value: float | None) -> str:

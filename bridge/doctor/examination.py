@@ -9,13 +9,12 @@ from bridge.broker.topology import topology
 from bridge.doctor.broker import Patient, broker_findings
 from bridge.doctor.findings import Finding, ok, wrong
 from bridge.doctor.inbox import disk_findings, inbox_finding
-from bridge.doctor.management import Management
 from bridge.doctor.peers import key_set_finding, running_bridge_findings
 from bridge.doctor.secrets import secret_findings, setting_findings
 from bridge.doctor.vhost import Hold, vhost_findings
 from bridge.errors import ConfigError
 from bridge.names import BrokerNames, ExitCode
-from bridge.options import broker_address, schemas_of
+from bridge.options import broker_address, management_of, schemas_of
 from bridge.settings.model import Settings
 
 
@@ -63,24 +62,13 @@ async def _broker_findings(settings: Settings) -> AsyncIterator[Finding]:
     if is_reached:
         hold = Hold(settings.prefetch, settings.max_message_bytes)
         async for finding in vhost_findings(
-            _management(settings, urls[0]),
+            management_of(settings, timeout_s=settings.broker_timeout),
             wanted,
             names,
             hold=hold,
             clock_limit_s=settings.jwt_leeway,
         ):
             yield finding
-
-
-def _management(settings: Settings, broker: URL) -> Management | None:
-    if settings.management_url is None:
-        return None
-    url = URL(settings.management_url.get_secret_value())
-    if url.user is None:
-        url = url.with_user(broker.user or "guest")
-        url = url.with_password(broker.password or "guest")
-    vhost = broker.path.removeprefix("/") or "/"
-    return Management(url, vhost=vhost, timeout_s=settings.broker_timeout)
 
 
 def _schema_findings(settings: Settings) -> list[Finding]:

@@ -7,8 +7,8 @@ import aiohttp
 from yarl import URL
 
 from bridge.auth.key_set import KeySet
+from bridge.broker.management import read_all
 from bridge.doctor.findings import Finding, note, ok, unknown, wrong
-from bridge.doctor.management import read_all
 from bridge.errors import KeysUnavailableError
 from bridge.names import ExitCode, Refusal
 from bridge.settings.model import Settings

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bridge.broker.management import Management, ManagementError
 from bridge.broker.topology import Topology
+from bridge.doctor.clock import clock_finding
 from bridge.doctor.findings import Finding, note, ok, unknown, wrong
-from bridge.doctor.management import Management, ManagementError, clock_finding
 from bridge.doctor.policies import (
     Policy,
     Role,

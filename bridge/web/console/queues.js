@@ -8,6 +8,11 @@ const ROLES = { inbound: "to be consumed", retry: "waiting for another attempt",
 const ORDER = Object.keys(ROLES);
 const byRole = (one, other) => ORDER.indexOf(one.role) - ORDER.indexOf(other.role);
 
+function oldest({ oldest_s, oldest_at_most_s }) {
+  if (oldest_s !== null || oldest_at_most_s === null) return duration(oldest_s);
+  return `≤ ${duration(oldest_at_most_s)}`;
+}
+
 const COLUMNS = [
   {
     label: "Queue",
@@ -23,7 +28,7 @@ const COLUMNS = [
     cell: ({ consumers, role }) =>
       role === "inbound" && consumers === 0 ? h("span", { class: "bad" }, "none") : count(consumers),
   },
-  { label: "Oldest", kind: "number", cell: ({ oldest_s }) => duration(oldest_s) },
+  { label: "Oldest", kind: "number", cell: oldest },
   { label: "In", kind: "number", cell: ({ rates }) => rate(rates?.in_per_s) },
   { label: "Out", kind: "number", cell: ({ rates }) => rate(rates?.out_per_s) },
   { label: "Problem", cell: ({ problem }) => (problem ? foreign(problem, { kind: "bad" }) : NONE) },

@@ -45,9 +45,9 @@ class ManagedBroker:
         return URL(self.node.url).with_user(user).with_password("pw")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def managed_broker() -> AsyncIterator[ManagedBroker]:
-    """One for the tests of a file; they keep apart by `namespace`."""
+    """One for the tests of this folder; they keep apart by `namespace`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

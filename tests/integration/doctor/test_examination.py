@@ -12,10 +12,10 @@ from yarl import URL
 
 from bridge.broker.connection import BrokerAddress, Purpose, open_connection
 from bridge.broker.frame_reader import FrameReader
+from bridge.broker.management import Management, ManagementError
 from bridge.broker.topology import declare, topology
 from bridge.doctor.examination import examine
 from bridge.doctor.findings import Finding, Verdict
-from bridge.doctor.management import Management, ManagementError
 from bridge.doctor.peers import key_set_finding, running_bridge_findings
 from bridge.names import BrokerNames, ExitCode
 from bridge.settings.model import Settings
@@ -250,7 +250,9 @@ async def test_a_large_answer_of_the_management_api_is_read_to_its_end() -> None
     app.router.add_get("/api/bindings/{vhost}", serve)
     async with TestServer(app, host="127.0.0.1") as server:
         url = server.make_url("/").with_user("u").with_password("p")
-        management = Management(url, vhost="my vhost", timeout_s=10 * SLOW_FACTOR)
+        management = Management(
+            str(url), amqp_url="amqp://broker/my%20vhost", timeout_s=10 * SLOW_FACTOR
+        )
         answer = await management.ask(f"bindings/{management.vhost_path}")
         with pytest.raises(ManagementError, match="status 404"):
             await management.ask("nothing")

@@ -1,13 +1,20 @@
 """Is it healthy, and what waits where: from the API, and from a terminal."""
 
 import asyncio
+import time
+from typing import Any
 
 import orjson
+import pytest
 
 from bridge.broker.local_node import LocalNode
+from bridge.core.properties import header_int
+from bridge.names import BrokerNames
 from tests.conftest import eventually
-from tests.integration.operator.asking import asking
+from tests.integration.broker.conftest import open_raw
+from tests.integration.operator.asking import ApiAsker, asking
 from tests.integration.operator.commands import run_command
+from tests.integration.operator.letters import BASE_S, publish_letters, take_all
 from tests.integration.running import (
     open_windows,
     running_bridge,
@@ -85,6 +92,52 @@ async def test_queues_are_counted_by_amqp_alone(
     inbound = queues[f"{namespace}.inbound.0"]
     assert (inbound["depth"], inbound["unacked"], inbound["consumers"]) == (0, 0, 1)
     assert queues[f"{namespace}.retry.50"]["role"] == "retry"
+    for queue in [*first["items"], *second["items"], *page["items"]]:
+        assert (queue.pop("oldest_s") is None) is (queue["role"] != "dead")
+    told = orjson.loads(printed.stdout)["items"]
+    for queue in told:
+        del queue["oldest_s"]
     assert [*first["items"], *second["items"]] == page["items"][:2]
-    assert orjson.loads(printed.stdout)["items"] == page["items"]
+    assert told == page["items"]
     assert f"{namespace}.dead" in table.stdout
+
+
+async def test_the_age_of_the_oldest_is_told_where_it_can_be_known(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Of dead letters by one look, of retries by their delay; nothing is made up."""
+    names = BrokerNames(namespace)
+    settings = settings_for(broker, namespace, retry_delays="50s")
+    async with running_bridge(settings) as running, asking(running) as api:
+        await eventually(lambda: running.bridge.intake.is_consuming)
+        empty = await by_role(api)
+        await publish_letters(broker, names, 3)
+        async with open_raw(broker.url) as raw:
+            await raw.channel.basic_publish(
+                b"1", exchange="", routing_key=names.retry_queue(50_000)
+            )
+
+        async def is_seen() -> bool:
+            full.update(await by_role(api))
+            return full["retry"]["depth"] == 1 and full["dead"]["oldest_s"] is not None
+
+        full: dict[str, Any] = {}
+        await eventually(is_seen)
+        for _ in range(3):
+            await by_role(api)
+        letters = await take_all(broker, names.dead)
+        table = await asyncio.to_thread(run_command, running, "queues")
+
+    for queue in empty.values():
+        assert (queue["oldest_s"], queue["oldest_at_most_s"]) == (None, None)
+    assert full["dead"]["oldest_s"] == pytest.approx(time.time() - BASE_S, abs=120)
+    assert (full["retry"]["oldest_s"], full["retry"]["oldest_at_most_s"]) == (None, 50)
+    assert "≤ 50.0 s" in table.stdout
+    looks = header_int(letters[0].properties.headers, "x-delivery-count")
+    assert looks == 1
+
+
+async def by_role(api: ApiAsker) -> dict[str, Any]:
+    """Return the queues; there is one of each role."""
+    queues = (await api.get("/api/queues"))["items"]
+    return {queue["role"]: queue for queue in queues}

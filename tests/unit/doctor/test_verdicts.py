@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from yarl import URL
 
+from bridge.broker.management import clock_ahead_s
 from bridge.broker.permissions import Lack, Right
 from bridge.broker.topology import topology
 from bridge.doctor.broker import certificate_finding, permission_finding
+from bridge.doctor.clock import clock_finding
 from bridge.doctor.findings import Verdict
 from bridge.doctor.inbox import disk_findings, room_finding
-from bridge.doctor.management import clock_ahead_s, clock_finding
 from bridge.doctor.policies import Role, parse_policies, policy_problems
 from bridge.doctor.secrets import secret_findings, setting_findings, weakness
 from bridge.doctor.versions import version_finding

@@ -49,8 +49,13 @@ class QueueFacts(Contract):
     )
     consumers: int | None = Field(description="How many; null with a problem.")
     oldest_s: float | None = Field(
-        description="Seconds since the oldest message came; null where nobody told. For "
-        "the inbound queue, of the oldest delivery in flight, since it was taken."
+        description="Seconds since the oldest message came. Inbound: the oldest delivery in "
+        "flight, since this bridge took it; null while nothing is in flight here. Dead: since "
+        "the first letter was set aside; null while others look at them. Retry: null, see "
+        "`oldest_at_most_s`."
+    )
+    oldest_at_most_s: float | None = Field(
+        description="Of a retry queue that is not empty, its delay: older ones have left it."
     )
     rates: Rates | None = Field(description="Null without the management API.")
     source: Annotated[QueueSource, listed(QueueSource)] = Field(
