@@ -22,6 +22,7 @@ from bridge.core.contracts.operator.overview import (
     BrokerFacts,
     InboxFacts,
     Overview,
+    RefusedOriginFacts,
     Totals,
 )
 from bridge.core.journal import Journal
@@ -202,6 +203,12 @@ class Operators:
             in_flight=parts.intake.in_flight,
             totals=_totals(parts.metrics),
             age_s=self._ages.look(),
+            refused_origins=[
+                RefusedOriginFacts(
+                    origin=refused.origin, count=refused.count, last_s=refused.last_s
+                )
+                for refused in parts.sockets.refused_origins.newest_first()
+            ],
         )
 
 

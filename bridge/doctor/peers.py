@@ -1,20 +1,25 @@
 """Who else is asked over HTTP: the issuer's key set, and the bridge that runs already."""
 
 import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Final
 
 import aiohttp
+from pydantic import ValidationError
 from yarl import URL
 
 from bridge.auth.key_set import KeySet
 from bridge.broker.management import read_all
-from bridge.doctor.findings import Finding, note, ok, unknown, wrong
+from bridge.core.contracts.operator.overview import Overview
+from bridge.doctor.findings import Finding, Verdict, note, ok, unknown, wrong
 from bridge.errors import KeysUnavailableError
 from bridge.names import ExitCode, Refusal
 from bridge.settings.model import Settings
 
 _WITHIN_S: Final = 5.0
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_NAMED: Final = 5
 _REFUSED: Final = (
     f'bridge_windows_refused_total{{code="{Refusal.ORIGIN_NOT_ALLOWED}"}} '
 )
@@ -66,12 +71,35 @@ async def running_bridge_findings(settings: Settings) -> list[Finding]:
                 findings.append(await _readiness_finding(response))
             async with session.get(root / "metrics", headers=headers) as response:
                 findings.append(await _origins_finding(response))
+            if findings[-1].verdict is Verdict.NOTE:
+                async with session.get(root / "api/overview", headers=headers) as told:
+                    findings[-1] = await _with_names(findings[-1], told)
     except (aiohttp.ClientError, TimeoutError):
         text = (
             f"none answers at {root.host}:{root.port}, which would tell refused origins"
         )
         findings.append(unknown("running bridge", text))
     return findings
+
+
+async def _with_names(finding: Finding, response: aiohttp.ClientResponse) -> Finding:
+    """Name the origins; anybody can write that header, so nothing of it is believed."""
+    try:
+        refused = Overview.model_validate_json(await read_all(response)).refused_origins
+    except ValidationError:  # an older bridge runs there
+        return finding
+    names = [
+        f"{'none told' if origin.origin is None else ascii(origin.origin)} "
+        f"({origin.count}, last {_utc(origin.last_s)})"
+        for origin in refused[:_NAMED]
+    ]
+    if len(refused) > _NAMED:
+        names.append(f"and {len(refused) - _NAMED} more")
+    return replace(finding, text=f"{finding.text}: {', '.join(names)}")
+
+
+def _utc(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 async def _readiness_finding(response: aiohttp.ClientResponse) -> Finding:

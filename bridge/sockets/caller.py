@@ -16,6 +16,7 @@ class Caller:
             lives just long enough to be told so.
         authorization: That header, if there was one.
         cookies: The header `Cookie`, if there was one.
+        origin: The header `Origin`, if there was one.
 
     """
 
@@ -23,6 +24,7 @@ class Caller:
     is_origin_allowed: bool
     authorization: str | None = None
     cookies: str | None = None
+    origin: str | None = None
 
     def token(self, cookie: str) -> str | None:
         """Return the token that came with the request: bearer, or that `cookie`."""

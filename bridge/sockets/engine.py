@@ -251,6 +251,7 @@ class Engine:
             self._allows(headers),
             headers.get("authorization"),
             headers.get("cookie"),
+            headers.get("origin"),
         )
         self._connect(transport, caller, key=handshake.key, rest=handshake.rest)
         return True
@@ -333,6 +334,7 @@ class Engine:
             self._allows(request.headers),
             request.headers.get("Authorization"),
             "; ".join(cookies) or None,
+            request.headers.get("Origin"),
         )
 
     def _allows(self, headers: Mapping[str, str]) -> bool:

@@ -16,6 +16,7 @@ from bridge.core import packets
 from bridge.core.access import ConnectAuth, Identity, parse_connect_auth
 from bridge.core.packets import Packet
 from bridge.core.position import Position, render_recovery_id, user_epoch
+from bridge.core.refused_origins import RefusedOrigins
 from bridge.core.replay import ReplayPlan, plan_replay
 from bridge.errors import KeysUnavailableError, RefusedError, StoreUnavailableError
 from bridge.metrics import Metrics
@@ -61,6 +62,7 @@ class Entrance:
         cookie: Name of the cookie that may hold a token.
         windows_per_user: At a time.
         is_closed: Whether nobody is let in any more.
+        refused_origins: Whose pages were refused lately.
 
     """
 
@@ -73,6 +75,7 @@ class Entrance:
         metrics: Metrics,
     ) -> None:
         self.journal = rooms.journal
+        self.refused_origins = RefusedOrigins()
         self._rooms = rooms
         self._inbox = inbox
         self._verifier = verifier
@@ -112,6 +115,7 @@ class Entrance:
         if packet.namespace != "/":
             raise RefusedError(Refusal.BAD_REQUEST, "only the namespace / is served")
         if carrier.caller is not None and not carrier.caller.is_origin_allowed:
+            self.refused_origins.note(carrier.caller.origin, time())
             raise RefusedError(Refusal.ORIGIN_NOT_ALLOWED)
         if self.is_closed:
             raise RefusedError(Refusal.DRAINING)

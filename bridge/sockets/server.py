@@ -105,6 +105,7 @@ class BridgeServer:
         self._entrance = Entrance(
             rooms=self.rooms, inbox=inbox, verifier=verifier, metrics=metrics
         )
+        self.refused_origins = self._entrance.refused_origins
         self._requests = WindowRequests(
             inbox,
             verifier,

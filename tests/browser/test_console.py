@@ -103,6 +103,21 @@ async def test_the_overview_lives(
     assert await messages.locator("canvas").evaluate(drawn) > 20
 
 
+async def test_pages_that_were_refused_are_named_and_stay_text(
+    console: ConsolePage, running: RunningBridge
+) -> None:
+    """Whoever knocks writes the header; here stands whom BRIDGE_ALLOWED_ORIGINS forgot."""
+    strangers = console.page.get_by_role("region", name="Refused origins")
+    await expect(strangers).to_be_hidden()
+
+    evil = "https://<img src=x onerror=document.title='broken'>"
+    running.bridge.sockets.refused_origins.note(evil, time.time())
+
+    await expect(strangers).to_contain_text(evil)
+    await expect(strangers.locator("img")).to_have_count(0)
+    console.assert_clean()
+
+
 async def test_what_keeps_the_bridge_from_being_ready_is_told(
     browser: Browser, fragile: RunningBridge
 ) -> None:

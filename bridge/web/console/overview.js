@@ -65,6 +65,7 @@ export function show(main) {
   const health = h("section", { class: "health sheet", "aria-label": "Health" });
   const tiles = h("ul", { class: "tiles", "aria-label": "Now" });
   const trouble = h("div", {});
+  const strangers = h("section", { class: "sheet", "aria-label": "Refused origins", hidden: true });
   main.append(
     h("h1", { tabindex: "-1" }, "Overview"),
     health,
@@ -75,11 +76,14 @@ export function show(main) {
       { class: "charts", "aria-label": "The last ten minutes" },
       charts.map(({ element }) => element),
     ),
+    strangers,
   );
   const stop = onReading(({ overview, queues, queuesProblem, points, problem }) => {
     if (!overview) return;
     renew(health, healthOf(overview, Boolean(problem)));
     renew(trouble, queuesProblem ? [fault(queuesProblem)] : []);
+    strangers.hidden = !overview.refused_origins.length;
+    renew(strangers, strangersOf(overview.refused_origins));
     renew(tiles, tilesOf(overview, queues, points.at(-1)));
     if (!problem) charts.forEach((each) => each.draw(points));
   });
@@ -121,6 +125,20 @@ function healthOf(overview, isOld) {
       ["bridge", version],
       ["Namespace", foreign(namespace)],
     ]),
+  ];
+}
+
+function strangersOf(refused) {
+  return [
+    h("h2", {}, "Pages refused for their origin"),
+    h(
+      "ul",
+      {},
+      refused.map(({ origin, count: times, last_s }) =>
+        h("li", {}, origin === null ? "no origin" : foreign(origin), ` · ${count(times)} × · `, when(last_s)),
+      ),
+    ),
+    h("p", { class: "hint" }, "If they are yours, name them in BRIDGE_ALLOWED_ORIGINS."),
   ];
 }
 

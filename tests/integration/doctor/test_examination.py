@@ -207,7 +207,8 @@ async def test_a_running_bridge_tells_whether_it_is_ready_and_what_it_refused(
         port = URL(running.listening.operator_url).port
         here = chosen.model_copy(update={"operator_port": port})
         before = await examined(here)
-        await connect_from(running.listening.public_url, "https://evil.example")
+        evil = "https://evil.example/\u202e"
+        await connect_from(running.listening.public_url, evil)
         await eventually(
             lambda: running.sample(
                 "bridge_windows_refused_total", code="origin_not_allowed"
@@ -220,6 +221,7 @@ async def test_a_running_bridge_tells_whether_it_is_ready_and_what_it_refused(
     assert before["origins"].verdict is Verdict.OK
     assert after["origins"].verdict is Verdict.NOTE
     assert after["origins"].text.startswith("1 windows were refused")
+    assert r"'https://evil.example/\u202e' (1, last 20" in after["origins"].text
     assert gone["running bridge"].verdict is Verdict.UNKNOWN
 
 

@@ -46,6 +46,16 @@ class Ages(Contract):
     p99: float = Field(description="99 of 100 were faster.")
 
 
+class RefusedOriginFacts(Contract):
+    """Pages of one origin that were refused."""
+
+    origin: str | None = Field(
+        description="As the request told it; null if it told none. Anybody can write it."
+    )
+    count: int = Field(description="How often, since it is in the list.")
+    last_s: float = Field(description="Unix time of the last time.")
+
+
 class Overview(Contract):
     """How the bridge is."""
 
@@ -61,6 +71,9 @@ class Overview(Contract):
     in_flight: int = Field(description="Deliveries taken and not yet settled.")
     totals: Totals = Field(description="Counters since the start.")
     age_s: Ages | None = Field(description="Null while nothing was written.")
+    refused_origins: list[RefusedOriginFacts] = Field(
+        description="The last 20 origins whose pages were refused, newest first."
+    )
 
 
 GET_OVERVIEW: Final = Operation(
