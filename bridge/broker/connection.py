@@ -120,6 +120,13 @@ class _ReaderTransport(TransportFactory):
         told = self._writer.get_extra_info("peercert") if self._writer else None
         return told or {}
 
+    def write(self, data: bytes) -> bool:
+        """Write `data` at once; false if the connection is going down, or not there."""
+        if self._writer is None or self._writer.transport.is_closing():
+            return False
+        self._writer.transport.write(data)
+        return True
+
     def abort(self) -> None:
         if self._writer is None:
             return
@@ -162,6 +169,15 @@ class BrokerConnection(aio_pika.Connection, Generic[ReaderT_co]):
         if self.transport is None:
             raise BrokerUnavailableError("use the connection", _LOST)
         return self.transport.connection
+
+    def write(self, frame: bytes) -> bool:
+        """
+        Write a whole frame at once, past the library's queue and the task behind it.
+
+        What it writes must not need an order with the library's own frames, and must be
+        bounded by its writer. False if the connection is gone, or about to be.
+        """
+        return self._cut.write(frame)
 
     @property
     def certificate_end_s(self) -> float | None:

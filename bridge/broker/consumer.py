@@ -3,14 +3,13 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from struct import Struct
 from typing import Final
 
 import aiormq
-from aiormq.abc import ChannelFrame
 
 from bridge.broker.connection import broker_call
 from bridge.core.message import Delivery
@@ -47,8 +46,10 @@ class ConsumerSession:
         timeout_s: float,
         arrived: asyncio.Event,
         metrics: Metrics,
+        write: Callable[[bytes], bool],
     ) -> None:
         self._channel = channel
+        self._write = write
         self._queue = queue
         self._timeout_s = timeout_s
         self._arrived = arrived
@@ -161,20 +162,25 @@ class ConsumerSession:
             async with broker_call(f"cancel {self._queue}", timeout_s=self._timeout_s):
                 await self._channel.basic_cancel(tag)
 
-    async def ack(self, tag: int) -> None:
-        """Ack all up to `tag`; a second time it does nothing, and the broker never hears."""
+    def ack(self, tag: int) -> bool:
+        """
+        Ack all up to `tag`; a second time it does nothing, and the broker never hears.
+
+        What may wait to be sent is bounded by prefetch: the broker brings nothing new
+        before it has read an ack. So nothing is awaited, and no task is woken.
+
+        Returns:
+            False if the connection is gone.
+
+        """
         if tag <= self._acked_tag:
-            return
-        frame = ChannelFrame(_render_ack(self._channel.number, tag), should_close=False)
-        try:
-            self._channel.write_queue.put_nowait(frame)
-        except asyncio.QueueFull:
-            # Rare; a deadline each time would cost more than the ack itself.
-            async with broker_call(f"ack to {self._queue}", timeout_s=self._timeout_s):
-                await self._channel.write_queue.put(frame)
+            return True
+        if not self._write(_render_ack(self._channel.number, tag)):
+            return False
         self._acked_tag = tag
         while self._arrivals and self._arrivals[0][0] <= tag:
             self._arrivals.popleft()
+        return True
 
     def fail(self, problem: str) -> None:
         """Let `watch` end the session."""

@@ -144,17 +144,12 @@ class Intake:
         Returns:
             False if the session that brought it is gone: the broker delivers it again.
 
-        Cancellation:
-            The ack may or may not be on its way.
-
         """
         if not self.is_current(batch):
             return False
         session = batch.session
-        try:
-            await session.ack(batch.deliveries[-1].tag)
-        except BrokerUnavailableError as exc:
-            session.fail(exc.problem)
+        if not session.ack(batch.deliveries[-1].tag):
+            session.fail("the connection was lost")
             return False
         self._settled.set()
         return True
@@ -208,6 +203,7 @@ class Intake:
             timeout_s=self._address.timeout_s,
             arrived=self._arrived,
             metrics=self._metrics,
+            write=connection.write,
         )
         connection.reader.on_deliveries = session.take_in
         self._session = session
