@@ -147,7 +147,7 @@ def parse_delivery(
             DeadLetterReason.TOO_LARGE,
             f"body has {len(body)} bytes, allowed are {limits.body_bytes}",
         )
-    user = parse_user(delivery.routing_key)
+    user = _USERS.get(delivery.routing_key) or _meet(delivery.routing_key)
     if isinstance(user, Rejection):
         return user
     properties = parse_properties(delivery.raw_properties)
@@ -166,16 +166,28 @@ def parse_delivery(
             DeadLetterReason.TOO_LARGE,
             f"text has {len(data)} bytes as JSON, allowed are {limits.body_bytes}",
         )
-    return Message(
-        user=user,
-        event=event,
-        data=data,
-        taken_s=now_s,
-        id=_message_id(properties),
-        deadline_s=_deadline_s(properties, now_s),
-        published_s=published_s(properties, now_s),
-        trace_parent=trace_parent(properties),
-    )
+    message = Message(user, event, data, now_s)
+    if properties.is_particular:
+        message.id = _message_id(properties)
+        message.deadline_s = _deadline_s(properties, now_s)
+        message.published_s = published_s(properties, now_s)
+        message.trace_parent = trace_parent(properties)
+    return message
+
+
+# Users by their routing keys: the same ones come again and again, and all that is kept of
+# their messages then shares one string. Bounded, some 15 MB, because producers choose them.
+_USERS: dict[bytes, str] = {}
+_USERS_MAX: Final = 1 << 16
+
+
+def _meet(routing_key: bytes) -> str | Rejection:
+    user = parse_user(routing_key)
+    if not isinstance(user, Rejection):
+        if len(_USERS) >= _USERS_MAX:
+            _USERS.clear()
+        _USERS[routing_key] = user
+    return user
 
 
 def parse_user(routing_key: bytes) -> str | Rejection:

@@ -20,6 +20,7 @@ _CONTENT_ENCODING: Final = 1 << 14
 _HEADERS: Final = 1 << 13
 _DELIVERY_MODE: Final = 1 << 12
 _PRIORITY: Final = 1 << 11
+_CORRELATION_ID: Final = 1 << 10
 _EXPIRATION: Final = 1 << 8
 _MESSAGE_ID: Final = 1 << 7
 _TIMESTAMP: Final = 1 << 6
@@ -30,7 +31,7 @@ _LAYOUT: Final = (
     ("headers", _HEADERS),
     ("delivery_mode", _DELIVERY_MODE),
     ("priority", _PRIORITY),
-    ("correlation_id", 1 << 10),
+    ("correlation_id", _CORRELATION_ID),
     ("reply_to", 1 << 9),
     ("expiration", _EXPIRATION),
     ("message_id", _MESSAGE_ID),
@@ -39,6 +40,10 @@ _LAYOUT: Final = (
     ("user_id", 1 << 4),
     ("app_id", 1 << 3),
     ("cluster_id", 1 << 2),
+)
+# What differs from one message of a producer to the next, or holds what does.
+_PARTICULAR: Final = (
+    _HEADERS | _CORRELATION_ID | _EXPIRATION | _MESSAGE_ID | _TIMESTAMP
 )
 # Width in bytes of the values that are not short strings; the table has its own.
 _FIXED_WIDTH: Final = {_DELIVERY_MODE: 1, _PRIORITY: 1, _TIMESTAMP: 8}
@@ -72,6 +77,16 @@ class Properties:
     app_id: bytes | None = None
     cluster_id: bytes | None = None
 
+    @property
+    def is_particular(self) -> bool:
+        """Whether anything is set that tells one message of a producer from its next."""
+        return (
+            self.message_id is not None
+            or self.headers is not None
+            or self.timestamp is not None
+            or self.expiration is not None
+        )
+
     def with_headers(
         self, added: Mapping[str, str | int | bytes], *, dropped_prefix: str
     ) -> "Properties":
@@ -104,6 +119,9 @@ def parse_properties(raw: bytes) -> Properties:
         What could be read. Bytes that make no sense end the reading; they never raise.
 
     """
+    known = _KNOWN.get(raw)
+    if known is not None:
+        return known
     if len(raw) < 2:
         return NO_PROPERTIES
     flags = raw[0] << 8 | raw[1]
@@ -130,8 +148,17 @@ def parse_properties(raw: bytes) -> Properties:
             break
         setattr(found, name, raw[start:stop])
         at = stop
+    if not flags & _PARTICULAR:
+        if len(_KNOWN) >= _KNOWN_MAX:
+            _KNOWN.clear()
+        _KNOWN[raw] = found
     return found
 
+
+# A producer that sets nothing particular sends the same bytes with each message. Bounded,
+# because producers choose them; a short string has 255 bytes at most.
+_KNOWN: dict[bytes, Properties] = {}
+_KNOWN_MAX: Final = 256
 
 # Producers set few combinations of properties, again and again. Bounded, because they
 # choose them.
