@@ -55,21 +55,20 @@ class Burst:
 
     __slots__ = ("frames", "packets")
 
-    def __init__(self, packets: Sequence[tuple[int, bytes]]) -> None:
+    def __init__(self, packets: Sequence[tuple[int, bytes]], frames: bytes) -> None:
         self.packets = packets
-        if len(packets) == 1:
-            self.frames = text_frame(packets[0][1])
-        else:
-            self.frames = b"".join([text_frame(packet) for _, packet in packets])
+        self.frames = frames
 
     def after(self, offset: int) -> "Burst":
         """Return what of it lies behind `offset`."""
-        return Burst([each for each in self.packets if each[0] > offset])
+        packets = [each for each in self.packets if each[0] > offset]
+        return Burst(packets, b"".join([text_frame(packet) for _, packet in packets]))
 
 
 def burst(messages: Sequence[Stored], *, epoch: str, now_s: float) -> Burst:
     """Encode those of `messages`, one user's and in order, that have not expired."""
     packets: list[tuple[int, bytes]] = []
+    frames: list[bytes] = []
     position = epoch.encode()
     for stored in messages:
         message = stored.message
@@ -79,10 +78,10 @@ def burst(messages: Sequence[Stored], *, epoch: str, now_s: float) -> Burst:
             continue
         offset = stored.offset
         event = _EVENT_JSON.get(message.event) or _event_json(message.event)
-        packets.append(
-            (offset, b'42[%b,%b,"%b-%d"]' % (event, message.data, position, offset))
-        )
-    return Burst(packets)
+        packet = b'42[%b,%b,"%b-%d"]' % (event, message.data, position, offset)
+        packets.append((offset, packet))
+        frames.append(text_frame(packet))
+    return Burst(packets, frames[0] if len(frames) == 1 else b"".join(frames))
 
 
 # Event names are few and long-lived; their JSON is made once. Bounded, because a

@@ -169,9 +169,11 @@ class Rooms:
             if room.news is None:
                 room.news = [stored]
                 fed.append(room)
-                oldest_s = min(oldest_s, message.taken_s)
-                if message.published_s is not None:
-                    published_s = min(published_s, message.published_s)
+                # Compared by hand: calls of `min` would cost as much as all the rest.
+                if message.taken_s < oldest_s:
+                    oldest_s = message.taken_s
+                if message.published_s is not None and message.published_s < published_s:
+                    published_s = message.published_s
             else:
                 room.news.append(stored)
         emitted = 0
@@ -194,11 +196,12 @@ class Rooms:
         if not room.open:
             return 0
         everything = burst(news, epoch=room.open[0].epoch, now_s=now_s)
-        if len(everything.packets) < len(news):
-            self._metrics.left_out.inc(len(news) - len(everything.packets))
+        left_out = len(news) - len(everything.packets)
+        if left_out:
+            self._metrics.left_out.inc(left_out)
         # A hole: some of the feed never arrived. The inbox has it.
         before = first - 1 if last - first + 1 == len(news) else last
-        count = whole = 0
+        whole = 0
         parts: list[Burst] = []
         is_delivered = False
         behind: list[Window] = []
@@ -211,7 +214,6 @@ class Rooms:
                 behind.append(window)
                 continue
             window.offset = last
-            count += len(part.packets)
             if part is everything:
                 whole += 1
             else:
@@ -219,34 +221,42 @@ class Rooms:
             is_delivered = is_delivered or window.delivers_by_writing
         if is_delivered and everything.packets:
             self._mark_delivered(room.user, everything.packets[-1][0])
-        self._note(news, everything, (whole, parts), now_s)
+        if parts or left_out:
+            self._note_each(news, everything, (whole, parts), now_s)
+        elif whole:
+            self._note(news, [whole] * len(news), now_s)
         for window in behind:
             self._shut_gate(room, window)
-        return count
+        return whole * len(everything.packets) + sum(len(each.packets) for each in parts)
 
-    def _note(
+    def _note_each(
         self,
         news: Sequence[Stored],
         everything: Burst,
         taken: tuple[int, Sequence[Burst]],
         now_s: float,
     ) -> None:
-        """Let the journal know how many took all of a burst, and which parts others took."""
+        """Note how many took all of a burst, and which parts others took."""
         whole, parts = taken
-        if len(everything.packets) < len(news):
-            offsets = {offset for offset, _ in everything.packets}
-            for stored in news:
-                if stored.offset not in offsets:
-                    self.journal.note(_expired(stored, now_s))
-            news = [stored for stored in news if stored.offset in offsets]
+        offsets = {offset for offset, _ in everything.packets}
+        for stored in news:
+            if stored.offset not in offsets:
+                self.journal.note(_expired(stored, now_s))
+        news = [stored for stored in news if stored.offset in offsets]
         windows = [whole] * len(news)
         for part in parts:  # the last ones of the burst, each time
             for place in range(len(news) - len(part.packets), len(news)):
                 windows[place] += 1
         if whole or parts:
-            self.journal.written(news, windows, at_s=now_s)
-            if self.tracing is not None:
-                self.tracing.written(news, windows, now_s=now_s)
+            self._note(news, windows, now_s)
+
+    def _note(
+        self, news: Sequence[Stored], windows: Sequence[int], now_s: float
+    ) -> None:
+        """Let the journal know, and the traces, to how many windows each was written."""
+        self.journal.written(news, windows, at_s=now_s)
+        if self.tracing is not None:
+            self.tracing.written(news, windows, now_s=now_s)
 
     def _shut_gate(self, room: Room, window: Window) -> None:
         """Send a window back to the inbox, from where it is read at its own pace."""
