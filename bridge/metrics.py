@@ -3,17 +3,28 @@ What the bridge counts, declared once: names, labels and help of every metric.
 
 Labels come from the closed lists in names.py, never from users or producers. The
 registry is the bridge's own, so two bridges in one process do not mix.
+
+What is counted with each batch, however small, is counted in plain numbers by the event
+loop's thread (`Tally`, `Spread`): the library's counters take a lock for each thread that
+might come, and those of one small batch took a tenth of its time.
 """
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from time import time
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     Info,
     ProcessCollector,
 )
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+from prometheus_client.utils import INF, floatToGoString
 
 from bridge import __version__
 
@@ -26,12 +37,68 @@ _AGE_BUCKETS_S = (
 AgeBucket = tuple[float, float]
 
 
+class Tally(Collector):
+    """A counter without labels, for one thread; it may be read in any."""
+
+    def __init__(
+        self, name: str, documentation: str, *, registry: CollectorRegistry
+    ) -> None:
+        self._name, self._documentation = name, documentation
+        self._created_s = time()
+        self._count = 0
+        registry.register(self)
+
+    def inc(self, number: int = 1) -> None:
+        """Count `number` more."""
+        self._count += number
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what was counted."""
+        yield CounterMetricFamily(
+            self._name, self._documentation, self._count, created=self._created_s
+        )
+
+
+class Spread(Collector):
+    """A histogram without labels, for one thread; it may be read in any."""
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        *,
+        buckets: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._name, self._documentation = name, documentation
+        self._bounds = (*buckets, INF)
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+        registry.register(self)
+
+    def observe(self, value: float) -> None:
+        """Count `value` in its bucket."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what was observed."""
+        names = map(floatToGoString, self._bounds)
+        counts = accumulate(self._counts)
+        yield HistogramMetricFamily(
+            self._name,
+            self._documentation,
+            buckets=list(zip(names, counts, strict=True)),
+            sum_value=self._sum,
+        )
+
+
 class Metrics:
     """The metrics of one bridge."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.consumed = Counter(
+        self.consumed = Tally(
             "bridge_deliveries_consumed",
             "Deliveries taken from the broker.",
             registry=registry,
@@ -58,7 +125,7 @@ class Metrics:
             "Messages that came in over HTTP and were confirmed by the broker.",
             registry=registry,
         )
-        self.emitted = Counter(
+        self.emitted = Tally(
             "bridge_emitted",
             "Messages written to windows, each window counted.",
             registry=registry,
@@ -79,13 +146,13 @@ class Metrics:
             "each replay that meets one counts it again.",
             registry=registry,
         )
-        self.age = Histogram(
+        self.age = Spread(
             "bridge_message_age_seconds",
             "From taking a message from the broker to writing it to windows; the oldest of each batch.",
             buckets=_AGE_BUCKETS_S,
             registry=registry,
         )
-        self.publish_to_page = Histogram(
+        self.publish_to_page = Spread(
             "bridge_publish_to_page_seconds",
             "From the publish, by its producer's or broker's word, to writing to windows; the oldest of each batch.",
             buckets=_AGE_BUCKETS_S,
@@ -151,7 +218,7 @@ class Metrics:
         info.info({"version": __version__})
         ProcessCollector(registry=registry)
 
-    def total(self, counter: Counter, **labels: str) -> int:
+    def total(self, counter: Counter | Tally, **labels: str) -> int:
         """Return what `counter` has counted, over all labels that are not given."""
         return int(
             sum(

@@ -14,6 +14,7 @@ never overtake; prefetch bounds what waits with it and the broker keeps the rest
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
+from operator import attrgetter
 from time import monotonic, time
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -51,6 +52,8 @@ from bridge.names import Outcome, Stage
 from bridge.tracing import Tracing
 
 log = structlog.get_logger(__name__)
+
+_WAS_REDELIVERED: Final = attrgetter("redelivered")
 
 T = TypeVar("T")
 B = TypeVar("B", bound="Batch")
@@ -170,6 +173,9 @@ class Pump(Generic[B]):
 
         Cancellation: safe anywhere. What is not acked comes again.
         """
+        if not self._pace_s:
+            while True:
+                await self.settle(await self._intake.next_batch())
         began_s = 0.0
         while True:
             early_s = began_s + self._pace_s - monotonic()
@@ -182,16 +188,23 @@ class Pump(Generic[B]):
     async def settle(self, batch: B) -> None:
         """Store or set aside every delivery of `batch`, in order, then ack them all."""
         try:
-            for suspicious, group in groupby(batch.deliveries, key=is_suspect):
-                if suspicious:
-                    for delivery in group:
-                        await self._try_suspect(batch, delivery)
-                else:
-                    await self._settle_group(batch, list(group))
+            if any(map(_WAS_REDELIVERED, batch.deliveries)):
+                await self._settle_redelivered(batch)
+            else:
+                await self._settle_group(batch, batch.deliveries)
             if not await self._intake.ack(batch):
                 raise StaleBatchError  # noqa: TRY301 - one end for all ways to find out
         except StaleBatchError:
             self._count(Outcome.STALE, len(batch.deliveries))
+
+    async def _settle_redelivered(self, batch: B) -> None:
+        """Settle a batch of which some may be suspects: those one by one, in their turn."""
+        for suspicious, group in groupby(batch.deliveries, key=is_suspect):
+            if suspicious:
+                for delivery in group:
+                    await self._try_suspect(batch, delivery)
+            else:
+                await self._settle_group(batch, list(group))
 
     async def _settle_group(self, batch: B, deliveries: Sequence[Delivery]) -> None:
         now_s = self._now()

@@ -196,7 +196,7 @@ class DeliveryReader(FrameReader):
         end = len(data)
         found = self._found.append
         try:
-            while True:
+            while at < end:  # else each chunk would end in an exception
                 kind, channel, size, method = _METHOD_FRAME(data, at)
                 if method != _BASIC_DELIVER or kind != _METHOD:
                     return at
@@ -233,6 +233,7 @@ class DeliveryReader(FrameReader):
                 at = stop
         except struct_error:  # the chunk ends within a head
             return at
+        return at
 
     def _continue(self, data: bytes, kind: int, at: int, stop: int) -> None:
         """Add a header or body frame to the open delivery; close it when complete."""

@@ -42,9 +42,7 @@ _LAYOUT: Final = (
     ("cluster_id", 1 << 2),
 )
 # What differs from one message of a producer to the next, or holds what does.
-_PARTICULAR: Final = (
-    _HEADERS | _CORRELATION_ID | _EXPIRATION | _MESSAGE_ID | _TIMESTAMP
-)
+_PARTICULAR: Final = _HEADERS | _CORRELATION_ID | _EXPIRATION | _MESSAGE_ID | _TIMESTAMP
 # Width in bytes of the values that are not short strings; the table has its own.
 _FIXED_WIDTH: Final = {_DELIVERY_MODE: 1, _PRIORITY: 1, _TIMESTAMP: 8}
 _TABLE: Final = -1
@@ -119,12 +117,26 @@ def parse_properties(raw: bytes) -> Properties:
         What could be read. Bytes that make no sense end the reading; they never raise.
 
     """
-    known = _KNOWN.get(raw)
-    if known is not None:
-        return known
-    if len(raw) < 2:
-        return NO_PROPERTIES
-    flags = raw[0] << 8 | raw[1]
+    found = _KNOWN.get(raw)
+    if found is None:
+        if len(raw) < 2:
+            return NO_PROPERTIES
+        flags = raw[0] << 8 | raw[1]
+        found = _read(raw, flags)
+        if not flags & _PARTICULAR:
+            if len(_KNOWN) >= _KNOWN_MAX:
+                _KNOWN.clear()
+            _KNOWN[raw] = found
+    return found
+
+
+# A producer that sets nothing particular sends the same bytes with each message. Bounded,
+# because producers choose them; a short string has 255 bytes at most.
+_KNOWN: dict[bytes, Properties] = {}
+_KNOWN_MAX: Final = 256
+
+
+def _read(raw: bytes, flags: int) -> Properties:
     at = 2
     word = flags
     while word & 1:  # the continuation bit: more flags, which no property uses
@@ -148,17 +160,8 @@ def parse_properties(raw: bytes) -> Properties:
             break
         setattr(found, name, raw[start:stop])
         at = stop
-    if not flags & _PARTICULAR:
-        if len(_KNOWN) >= _KNOWN_MAX:
-            _KNOWN.clear()
-        _KNOWN[raw] = found
     return found
 
-
-# A producer that sets nothing particular sends the same bytes with each message. Bounded,
-# because producers choose them; a short string has 255 bytes at most.
-_KNOWN: dict[bytes, Properties] = {}
-_KNOWN_MAX: Final = 256
 
 # Producers set few combinations of properties, again and again. Bounded, because they
 # choose them.

@@ -159,7 +159,7 @@ class Rooms:
         now_s = time()
         rooms = self._rooms
         fed: list[Room] = []
-        oldest_s = now_s
+        taken_s = batch[0].message.taken_s
         published_s = inf  # as far as anybody said so
         for stored in batch:
             message = stored.message
@@ -169,11 +169,8 @@ class Rooms:
             if room.news is None:
                 room.news = [stored]
                 fed.append(room)
-                # Compared by hand: calls of `min` would cost as much as all the rest.
-                if message.taken_s < oldest_s:
-                    oldest_s = message.taken_s
-                if message.published_s is not None and message.published_s < published_s:
-                    published_s = message.published_s
+                if message.published_s is not None:
+                    published_s = min(published_s, message.published_s)
             else:
                 room.news.append(stored)
         emitted = 0
@@ -185,7 +182,8 @@ class Rooms:
                 room.news = None
         if emitted:
             self._metrics.emitted.inc(emitted)
-            self._metrics.age.observe(max(0.0, now_s - oldest_s))
+            # A batch is in the order in which it was taken.
+            self._metrics.age.observe(max(0.0, now_s - taken_s))
             if published_s < inf:
                 self._metrics.publish_to_page.observe(max(0.0, now_s - published_s))
 
@@ -196,9 +194,6 @@ class Rooms:
         if not room.open:
             return 0
         everything = burst(news, epoch=room.open[0].epoch, now_s=now_s)
-        left_out = len(news) - len(everything.packets)
-        if left_out:
-            self._metrics.left_out.inc(left_out)
         # A hole: some of the feed never arrived. The inbox has it.
         before = first - 1 if last - first + 1 == len(news) else last
         whole = 0
@@ -221,42 +216,43 @@ class Rooms:
             is_delivered = is_delivered or window.delivers_by_writing
         if is_delivered and everything.packets:
             self._mark_delivered(room.user, everything.packets[-1][0])
-        if parts or left_out:
-            self._note_each(news, everything, (whole, parts), now_s)
-        elif whole:
-            self._note(news, [whole] * len(news), now_s)
+        self._note(news, everything, (whole, parts), now_s)
         for window in behind:
             self._shut_gate(room, window)
-        return whole * len(everything.packets) + sum(len(each.packets) for each in parts)
+        return whole * len(everything.packets) + sum(
+            len(each.packets) for each in parts
+        )
 
-    def _note_each(
+    def _note(
         self,
         news: Sequence[Stored],
         everything: Burst,
         taken: tuple[int, Sequence[Burst]],
         now_s: float,
     ) -> None:
-        """Note how many took all of a burst, and which parts others took."""
+        """Let the journal know how many took all of a burst, and which parts others took."""
         whole, parts = taken
-        offsets = {offset for offset, _ in everything.packets}
-        for stored in news:
-            if stored.offset not in offsets:
-                self.journal.note(_expired(stored, now_s))
-        news = [stored for stored in news if stored.offset in offsets]
+        if len(everything.packets) < len(news):
+            news = self._note_expired(news, everything, now_s)
         windows = [whole] * len(news)
         for part in parts:  # the last ones of the burst, each time
             for place in range(len(news) - len(part.packets), len(news)):
                 windows[place] += 1
         if whole or parts:
-            self._note(news, windows, now_s)
+            self.journal.written(news, windows, at_s=now_s)
+            if self.tracing is not None:
+                self.tracing.written(news, windows, now_s=now_s)
 
-    def _note(
-        self, news: Sequence[Stored], windows: Sequence[int], now_s: float
-    ) -> None:
-        """Let the journal know, and the traces, to how many windows each was written."""
-        self.journal.written(news, windows, at_s=now_s)
-        if self.tracing is not None:
-            self.tracing.written(news, windows, now_s=now_s)
+    def _note_expired(
+        self, news: Sequence[Stored], everything: Burst, now_s: float
+    ) -> Sequence[Stored]:
+        """Count and note those of `news` that are not in `everything`; return the others."""
+        self._metrics.left_out.inc(len(news) - len(everything.packets))
+        offsets = {offset for offset, _ in everything.packets}
+        for stored in news:
+            if stored.offset not in offsets:
+                self.journal.note(_expired(stored, now_s))
+        return [stored for stored in news if stored.offset in offsets]
 
     def _shut_gate(self, room: Room, window: Window) -> None:
         """Send a window back to the inbox, from where it is read at its own pace."""
