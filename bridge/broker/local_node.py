@@ -159,9 +159,11 @@ class LocalNode:
         """Let a frozen node go on (SIGCONT)."""
         await self._kept.signal("node", signal.SIGCONT)
 
-    async def ctl(self, *args: str, within_s: float = 60.0) -> str:
+    async def ctl(
+        self, *args: str, within_s: float = 60.0, program: str = "rabbitmqctl"
+    ) -> str:
         """
-        Run rabbitmqctl against the node. It takes a second or two.
+        Run rabbitmqctl, or another of its programs, against the node: a second or two.
 
         Returns:
             What it printed.
@@ -172,7 +174,7 @@ class LocalNode:
 
         """
         process = await asyncio.create_subprocess_exec(
-            self._rabbitmq / "rabbitmqctl",
+            self._rabbitmq / program,
             "--quiet",
             *args,
             env=self._setup.environment(),
@@ -189,7 +191,7 @@ class LocalNode:
                 process.kill()
                 await process.wait()
         if process.returncode != 0:
-            problem = f"rabbitmqctl {' '.join(args)} failed: {errors.decode().strip()}"
+            problem = f"{program} {' '.join(args)} failed: {errors.decode().strip()}"
             raise LocalNodeError(problem)
         return output.decode()
 
