@@ -13,15 +13,20 @@ from rich.text import Text
 
 from bridge.cli.dead_jobs import discard_letters, redrive_letters
 from bridge.cli.operator_client import (
-    AsJson,
-    OperatorToken,
-    OperatorUrl,
     ask_once,
     operator_address,
     print_json,
     segment,
 )
-from bridge.cli.options import ConfigFile
+from bridge.cli.options import (
+    AsJson,
+    ConfigFile,
+    Cursor,
+    DryRun,
+    OfUser,
+    OperatorToken,
+    OperatorUrl,
+)
 from bridge.cli.tables import shown
 from bridge.core.contracts.operator.dead import (
     RATE_DEFAULT_PER_S,
@@ -49,7 +54,6 @@ _WHEN_WIDTH: Final = 19
 _REASON_WIDTH: Final = max(len(reason) for reason in LetterReason)
 
 Reason = Annotated[LetterReason | None, typer.Option(help="Only those of this reason.")]
-User = Annotated[str | None, typer.Option(help="Only those of this user.")]
 Event = Annotated[str | None, typer.Option(help="Only those of this event.")]
 Since = Annotated[
     str | None,
@@ -62,24 +66,19 @@ Until = Annotated[
 ]
 Ids = Annotated[list[str] | None, typer.Argument(help="Ids, as a list shows them.")]
 All = Annotated[bool, typer.Option("--all", help="All that are there now.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only say how many it would be about.")
-]
 
 
 @app.command("list")
 def list_letters(
     reason: Reason = None,
-    user: User = None,
+    user: OfUser = None,
     event: Event = None,
     since: Since = None,
     until: Until = None,
     limit: Annotated[
         int, typer.Option(min=1, max=PAGE_MAX, help="How many at most.")
     ] = PAGE_DEFAULT,
-    cursor: Annotated[
-        str | None, typer.Option(help="Where the list before ended, as it said.")
-    ] = None,
+    cursor: Cursor = None,
     json: AsJson = False,
     url: OperatorUrl = None,
     token: OperatorToken = None,
@@ -169,7 +168,7 @@ def show_letter(
 def redrive(
     ids: Ids = None,
     reason: Reason = None,
-    user: User = None,
+    user: OfUser = None,
     event: Event = None,
     since: Since = None,
     until: Until = None,
@@ -213,7 +212,7 @@ def redrive(
 def discard(
     ids: Ids = None,
     reason: Reason = None,
-    user: User = None,
+    user: OfUser = None,
     event: Event = None,
     since: Since = None,
     until: Until = None,

@@ -5,15 +5,19 @@ from typing import Annotated
 import typer
 
 from bridge.cli.operator_client import (
-    AsJson,
-    OperatorToken,
-    OperatorUrl,
     operator_address,
     print_json,
     segment,
 )
-from bridge.cli.options import ConfigFile
-from bridge.cli.pages import Cursor, Limit, gather
+from bridge.cli.options import (
+    AsJson,
+    ConfigFile,
+    Cursor,
+    Limit,
+    OperatorToken,
+    OperatorUrl,
+)
+from bridge.cli.pages import gather
 from bridge.cli.tables import moment, print_table, say
 from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.users import InboxMessage

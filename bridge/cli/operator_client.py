@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -30,24 +30,6 @@ _ANSWER_WITHIN_S: Final = 60.0
 _CONNECT_WITHIN_S: Final = 5.0
 
 Query = Mapping[str, str | int | float | bool | None]
-
-OperatorUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--url",
-        help="The operator port of the bridge, as http://127.0.0.1:8081. "
-        "Without it: BRIDGE_OPERATOR_HOST and BRIDGE_OPERATOR_PORT.",
-    ),
-]
-OperatorToken = Annotated[
-    str | None,
-    typer.Option(
-        "--token",
-        help="The operator token. Better in BRIDGE_OPERATOR_TOKEN: others can read a "
-        "command line.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the API's answer as JSON.")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,8 @@
-"""Settings as flags: one for each field, made from the field, so that none is forgotten."""
+"""
+Options that commands share, each declared once.
+
+Settings as flags are made from their fields, so that none is forgotten.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -34,6 +38,39 @@ AmqpUrl = Annotated[
     ),
 ]
 
+# --- of commands that ask a running bridge
+
+OperatorUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        help="The operator port of the bridge, as http://127.0.0.1:8081. "
+        "Without it: BRIDGE_OPERATOR_HOST and BRIDGE_OPERATOR_PORT.",
+    ),
+]
+OperatorToken = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        help="The operator token. Better in BRIDGE_OPERATOR_TOKEN: others can read a "
+        "command line.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the API's answer as JSON.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="How many to show at most.")]
+Cursor = Annotated[
+    str | None,
+    typer.Option("--cursor", help="Go on where a list ended: its `next` in --json."),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Change nothing; only say how many it would be about."
+    ),
+]
+OfUser = Annotated[str | None, typer.Option("--user", help="Only those of this user.")]
+
+# --- settings
 
 LoadSettings = Callable[[], Settings]
 

@@ -1,21 +1,14 @@
 """Lists of the operator's API, gathered from as many pages as were asked for."""
 
 import asyncio
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
-import typer
 from pydantic import BaseModel
 
 from bridge.cli.operator_client import OperatorAddress, Query, operator_client
 from bridge.core.contracts.operator.operation import PAGE_MAX, Page
 
 ItemT = TypeVar("ItemT", bound=BaseModel)
-
-Limit = Annotated[int, typer.Option("--limit", min=1, help="How many to show at most.")]
-Cursor = Annotated[
-    str | None,
-    typer.Option("--cursor", help="Go on where a list ended: its `next` in --json."),
-]
 
 
 def gather(

@@ -4,14 +4,16 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.cli.operator_client import (
-    AsJson,
-    OperatorToken,
-    OperatorUrl,
     ask_once,
     operator_address,
     print_json,
 )
-from bridge.cli.options import ConfigFile
+from bridge.cli.options import (
+    AsJson,
+    ConfigFile,
+    OperatorToken,
+    OperatorUrl,
+)
 from bridge.core.contracts.operator.operation import PAGE_MAX, Page
 from bridge.core.contracts.operator.queues import QueueFacts
 

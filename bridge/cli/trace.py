@@ -5,15 +5,17 @@ from typing import Annotated
 import typer
 
 from bridge.cli.operator_client import (
-    AsJson,
-    OperatorToken,
-    OperatorUrl,
     ask_once,
     operator_address,
     print_json,
     segment,
 )
-from bridge.cli.options import ConfigFile
+from bridge.cli.options import (
+    AsJson,
+    ConfigFile,
+    OperatorToken,
+    OperatorUrl,
+)
 from bridge.cli.tables import moment, print_table, say, shown
 from bridge.core.contracts.operator.trace import Trace
 from bridge.names import ExitCode, Fate

@@ -5,17 +5,22 @@ from typing import Annotated
 import typer
 
 from bridge.cli.operator_client import (
-    AsJson,
-    OperatorToken,
-    OperatorUrl,
     ask_once,
     operator_address,
     post_once,
     print_json,
     segment,
 )
-from bridge.cli.options import ConfigFile
-from bridge.cli.pages import Cursor, Limit, gather
+from bridge.cli.options import (
+    AsJson,
+    ConfigFile,
+    Cursor,
+    DryRun,
+    Limit,
+    OperatorToken,
+    OperatorUrl,
+)
+from bridge.cli.pages import gather
 from bridge.cli.tables import moment, number, print_table, say
 from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.users import Kicked, UserDetail, UserFacts
@@ -119,9 +124,7 @@ def _print_detail(detail: UserDetail) -> None:
 
 def kick(
     user: Annotated[str, typer.Argument(help="Whose windows to close.")],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Close none, say how many there are.")
-    ] = False,
+    dry_run: DryRun = False,
     json: AsJson = False,
     url: OperatorUrl = None,
     token: OperatorToken = None,

@@ -50,7 +50,7 @@ _TYPES: Final = {
     ".svg": "image/svg+xml",
 }
 _PAGE: Final = "index.html"
-_CHARTS: Final = ("uPlot.iife.min.js", "uPlot.min.css")
+_SHARED: Final = ("uPlot.iife.min.js", "uPlot.min.css", "base.css")
 
 _OWN_PAGE: Final = OriginRules()  # that of the same host and port
 _OWN_HEADER: Final = "X-Bridge-Console"
@@ -230,7 +230,7 @@ async def _token_in(request: web.Request) -> str | None:
 def _assets() -> dict[str, Handler]:
     """Return a handler for each file of the page; they are read once."""
     rooms = resources.files("bridge.web")
-    files = [*(rooms / "console").iterdir(), *(rooms / "assets" / n for n in _CHARTS)]
+    files = [*(rooms / "console").iterdir(), *(rooms / "assets" / n for n in _SHARED)]
     return {
         file.name: _asset(file.read_bytes(), _TYPES[suffix])
         for file in files

@@ -90,10 +90,11 @@ def add_demo_routes(app: web.Application, demo: Demo) -> None:
 
 def _assets() -> dict[str, Handler]:
     """Return a handler for each file of the page; they are read once."""
-    folder = resources.files("bridge.web") / "demo"
+    rooms = resources.files("bridge.web")
+    files = [*(rooms / "demo").iterdir(), rooms / "assets" / "base.css"]
     return {
         entry.name: _asset(entry.read_bytes(), _TYPES[suffix])
-        for entry in folder.iterdir()
+        for entry in files
         if (suffix := f".{entry.name.rpartition('.')[2]}") in _TYPES
     }
 

@@ -149,7 +149,7 @@ async def test_everything_that_the_page_refers_to_is_there(client: Client) -> No
     ]
     found = re.findall(r'(?:href|src)="([^"#]+)"', html)
 
-    assert len(found) == 6
+    assert len(found) == 7
     assert len(modules) > 10
     for path in {*found, *modules}:
         assert path.startswith("console/")
