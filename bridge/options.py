@@ -113,6 +113,7 @@ def server_options(settings: Settings) -> ServerOptions:
         max_event_bytes=settings.max_event_bytes,
         cookie=settings.jwt_cookie,
         leeway_s=settings.jwt_leeway,
+        name=settings.name,
     )
 
 

@@ -112,6 +112,12 @@ class Settings(BaseSettings):
     )
 
     # --- doors
+    name: str = _fixed(
+        "",
+        "Name of this bridge among several, as `bridge-1`: session ids begin with it and a dot, "
+        "so that a load balancer brings each poll to the bridge that has its session.",
+        pattern=r"^[A-Za-z0-9_-]{0,32}$",
+    )
     host: str = _fixed("127.0.0.1", "Address of the public port.")
     port: Port = _fixed(
         8080, "The public port: `/socket.io/`, `/health/*`. 0 = any free one."

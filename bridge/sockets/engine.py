@@ -27,7 +27,7 @@ from bridge.sockets.transport import Carrier, Ending
 from bridge.sockets.window import Window
 from bridge.sockets.wire import Listener, Wire
 
-_SESSION_ID: Final = re.compile(r"[A-Za-z0-9_-]{20}")
+_SESSION_ID: Final = re.compile(r"(?:[A-Za-z0-9_-]{1,32}\.)?[A-Za-z0-9_-]{20}")
 _CLOSED_SESSION_LIFE_S: Final = 2.0
 
 
@@ -104,6 +104,7 @@ class Engine:
         ping_interval_s: int,
         ping_timeout_s: int,
         max_event_bytes: int,
+        name: str = "",
     ) -> None:
         self.owner = owner
         self.bounds = bounds
@@ -111,6 +112,8 @@ class Engine:
         self.ping_interval_s = ping_interval_s
         self.ping_timeout_s = ping_timeout_s
         self.max_event_bytes = max_event_bytes
+        # A load balancer finds the way of each poll in it, without a table of its own.
+        self._sid_begins = f"{name}." if name else ""
         self.carriers: dict[str, Carrier] = {}
         # The key is kept too: all sessions from one address share one string.
         self._by_address: dict[str, tuple[str, int]] = {}
@@ -278,7 +281,7 @@ class Engine:
         return carrier
 
     def _new_carrier(self, caller: Caller) -> Carrier:
-        sid = secrets.token_urlsafe(15)
+        sid = self._sid_begins + secrets.token_urlsafe(15)
         carrier = self.carriers[sid] = Carrier(self, sid, caller)
         address, count = self._by_address.get(caller.address, (caller.address, 0))
         carrier.address = address

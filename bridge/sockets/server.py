@@ -56,6 +56,7 @@ class ServerOptions:
         max_event_bytes: Largest frame or body that a page may send.
         cookie: Name of the cookie that may hold a token.
         leeway_s: How far past its `exp` a token's window may stay.
+        name: Of this bridge, told in the ids of its sessions; may be empty.
 
     """
 
@@ -66,6 +67,7 @@ class ServerOptions:
     max_event_bytes: int
     cookie: str
     leeway_s: float
+    name: str = ""
 
 
 class BridgeServer:
@@ -97,6 +99,7 @@ class BridgeServer:
             ping_interval_s=options.ping_interval_s,
             ping_timeout_s=options.ping_timeout_s,
             max_event_bytes=options.max_event_bytes,
+            name=options.name,
         )
         self.doors = FrontDoors(self.engine)
         self._inbox = inbox

@@ -49,6 +49,7 @@ class Plan:
     max_event_bytes: int = 16384
     is_open_mode: bool = False
     port: int = 0
+    name: str = ""
 
     @property
     def options(self) -> ServerOptions:
@@ -67,6 +68,7 @@ class Plan:
             max_event_bytes=self.max_event_bytes,
             cookie=COOKIE,
             leeway_s=LEEWAY_S,
+            name=self.name,
         )
 
 

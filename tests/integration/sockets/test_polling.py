@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -12,12 +13,14 @@ from yarl import URL
 from bridge.sockets.transport import Carrier
 from tests.conftest import eventually
 from tests.integration.sockets.doors import Door, Plan, open_door
+from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import (
     SEPARATOR,
     raw_poller,
     raw_tcp,
     raw_window,
 )
+from tests.integration.sockets.test_messages import options
 from tests.tokens import token
 
 
@@ -258,6 +261,22 @@ async def test_messages_that_wait_at_the_upgrade_come_first_and_in_order(
             got = [json.loads((await window.receive())[2:])[1] for _ in range(50)]
         assert got == list(range(50))
         assert (await door.inbox.state("alice")).delivered == 50
+
+
+@pytest.mark.parametrize("transport", ["polling", "websocket"])
+async def test_a_bridge_with_a_name_tells_it_in_its_sessions_ids(
+    pages: Pages, transport: str
+) -> None:
+    """By that a load balancer brings each poll, and the upgrade, to the right bridge."""
+    async with open_door(Plan(name="bridge-1")) as door:
+        await pages.connected(
+            "page", door.url, **options("alice", transport, "websocket")
+        )
+        await door.store("alice", 1)
+        await pages.until("page", "event", "message")
+
+        (carrier,) = door.carriers()
+        assert re.fullmatch(r"bridge-1\.[\w-]{20}", carrier.sid)
 
 
 def test_the_separator_cannot_stand_in_a_message() -> None:
