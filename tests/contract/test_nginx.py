@@ -1,7 +1,8 @@
 """
-What can be known about `compose/nginx.conf` without an nginx: its structure.
+`compose/nginx.conf`, for one bridge on the same host: what it must say to the bridge.
 
-It was run with nginx by hand (compose/README.md); these tests keep what made it work.
+That of several bridges, whose lines are the same where they matter, runs in
+`tests/integration/balancers`.
 """
 
 import re

@@ -1,0 +1,128 @@
+"""nginx and HAProxy before some bridges, with the configurations that compose/ ships."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import which
+from typing import Final
+
+from bridge.broker.kept_processes import KeptProcesses
+from tests.conftest import eventually
+from tests.faults.suite.proxy import free_ports
+
+BALANCERS: Final = Path(__file__).parents[1] / "compose" / "balancers"
+HAPROXY: Final = BALANCERS / "haproxy.cfg"
+NGINX: Final = BALANCERS / "nginx.conf"
+KINDS: Final = ("nginx", "haproxy")
+_SIZE: Final = 3  # bridges in the configurations that are shipped
+
+
+@dataclass(frozen=True)
+class Balancer:
+    """One that runs, private to a test."""
+
+    kind: str
+    port: int
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        """Where pages come in."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def log(self) -> str:
+        """Return what it has logged of requests."""
+        name = "access.log" if self.kind == "nginx" else "haproxy.out"
+        return (self.folder / name).read_text()
+
+
+def rendered(kind: str, *, port: int, bridge_ports: Sequence[int]) -> str:
+    """
+    Return the configuration that is shipped, with a test's addresses and folders.
+
+    Nothing else is changed, so that what is tested is what is shipped. The lines of
+    bridges that the test does not have are left out.
+    """
+    text = (NGINX if kind == "nginx" else HAPROXY).read_text()
+    for number in range(len(bridge_ports) + 1, _SIZE + 1):
+        text = _replaced(text, rf"(?m)^.*\bbridge-{number}\b.*\n", "")
+    for number, each in enumerate(bridge_ports, start=1):
+        text = _replaced(text, rf"\bbridge-{number}:8080\b", f"127.0.0.1:{each}")
+    if kind == "haproxy":
+        return _replaced(text, r"(?m)^    bind :80$", f"    bind 127.0.0.1:{port}")
+    return for_nginx_here(text, port=port)
+
+
+def for_nginx_here(text: str, *, port: int) -> str:
+    """Return nginx's configuration `text` with a port and files of the current folder."""
+    text = _replaced(text, r"\blisten 80;", f"listen 127.0.0.1:{port};")
+    text = _replaced(text, r"/var/log/nginx/\w+\.log", "access.log")
+    # Debian's are root's; where a configuration's own stand is nothing to be tested.
+    folders = "".join(
+        f"    {each}_temp_path temporary/{each};\n"
+        for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return _replaced(text, r"(?m)^http \{\n", f"http {{\n{folders}")
+
+
+def _replaced(text: str, pattern: str, replacement: str) -> str:
+    changed, count = re.subn(pattern, replacement, text)
+    assert count, f"{pattern} is not there any more"
+    return changed
+
+
+def program(kind: str) -> str:
+    """Return the path of nginx or haproxy, which Debian keeps from ordinary users' path."""
+    found = which(kind) or which(kind, path="/usr/sbin:/usr/local/sbin")
+    assert found, f"no {kind}: install the package of that name"
+    return found
+
+
+def command(kind: str, folder: Path) -> list[str]:
+    """Return how to run it in the foreground, in one process, on `folder`."""
+    if kind == "haproxy":
+        return [program(kind), "-db", "-f", str(folder / "haproxy.cfg")]
+    # One process never changes its user, so that a run as root reads its own folder.
+    globals_ = f"daemon off; master_process off; pid {folder}/nginx.pid;"
+    config = ["-c", str(folder / "nginx.conf"), "-e", "stderr"]
+    return [program(kind), "-p", f"{folder}/", *config, "-g", globals_]
+
+
+def write_config(
+    kind: str, folder: Path, *, port: int, bridge_ports: Sequence[int]
+) -> None:
+    """Write the configuration into `folder`, where `command` looks for it."""
+    (folder / "temporary").mkdir()
+    name = "nginx.conf" if kind == "nginx" else "haproxy.cfg"
+    text = rendered(kind, port=port, bridge_ports=bridge_ports)
+    (folder / name).write_text(text)
+
+
+@asynccontextmanager
+async def open_balancer(
+    kind: str, *, bridge_ports: Sequence[int]
+) -> AsyncIterator[Balancer]:
+    """Run one on a free port until the block is left."""
+    (port,) = free_ports(1)
+    async with KeptProcesses.open() as kept:
+        await asyncio.to_thread(
+            write_config, kind, kept.folder, port=port, bridge_ports=bridge_ports
+        )
+        await kept.start(kind, command(kind, kept.folder), {})
+
+        async def answers() -> bool:
+            kept.take_reports()
+            told = kept.folder / f"{kind}.out"
+            assert kind in kept.pids, await asyncio.to_thread(told.read_text)
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                return False
+            writer.close()
+            return True
+
+        await eventually(answers)
+        yield Balancer(kind, port, kept.folder)
