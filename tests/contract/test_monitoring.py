@@ -71,7 +71,8 @@ def drawn() -> Iterator[str]:
 
 def test_prometheus_accepts_its_configuration() -> None:
     """It would not start otherwise."""
-    promtool("check", "config", "--syntax-only", "prometheus.yml")
+    for name in ("prometheus.yml", "prometheus-fleet.yml"):
+        promtool("check", "config", "--syntax-only", name)
     promtool("check", "rules", "alerts.yml")
 
 
