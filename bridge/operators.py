@@ -42,7 +42,7 @@ from bridge.web.api.queues import add_queue_routes
 from bridge.web.api.trace import Searching, Tracer
 from bridge.web.api.users import Looking, add_user_routes
 from bridge.web.job_board import JobBoard
-from bridge.web.online import Online
+from bridge.web.online import Fleet, Online
 
 _MEASURE_FIRST_S: Final = 5.0
 _MEASURE_EVERY_S: Final = 30.0
@@ -90,6 +90,7 @@ class Parts:
     inbox: Inbox
     sockets: BridgeServer
     journal: Journal
+    fleet: Fleet | None = None
 
     @property
     def rooms(self) -> Rooms:
@@ -128,7 +129,9 @@ class Operators:
         add_dead_routes(api, self.dead_letters, self.jobs)
         add_job_routes(api, self.jobs)
         parts = self._parts
-        online = Online(parts.sockets, parts.journal)
+        online = Online(
+            parts.sockets, parts.journal, name=parts.settings.name, fleet=parts.fleet
+        )
         add_user_routes(api, parts.inbox.looking, online)
         tracer = Tracer(
             inboxes=parts.inbox.looking,

@@ -1,29 +1,27 @@
 """Lists of the operator's API, gathered from as many pages as were asked for."""
 
 import asyncio
-from typing import TypeVar
-
-from pydantic import BaseModel
+from typing import Any, TypeVar
 
 from bridge.cli.operator_client import OperatorAddress, Query, operator_client
 from bridge.core.contracts.operator.operation import PAGE_MAX, Page
 
-ItemT = TypeVar("ItemT", bound=BaseModel)
+PageT = TypeVar("PageT", bound=Page[Any])
 
 
 def gather(
     address: OperatorAddress,
     path: str,
-    page: type[Page[ItemT]],
+    page: type[PageT],
     *,
     query: Query,
     limit: int,
     cursor: str | None,
-) -> Page[ItemT]:
+) -> PageT:
     """Return up to `limit` items from `cursor` on, and where the rest begins."""
 
-    async def ask() -> Page[ItemT]:
-        items: list[ItemT] = []
+    async def ask() -> PageT:
+        items: list[Any] = []
         after = cursor
         async with operator_client(address) as client:
             while True:
@@ -34,6 +32,6 @@ def gather(
                 items += part.items
                 after = part.next
                 if after is None or len(items) >= limit:
-                    return page(items=items, next=after)
+                    return part.model_copy(update={"items": items})
 
     return asyncio.run(ask())

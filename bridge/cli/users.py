@@ -22,8 +22,12 @@ from bridge.cli.options import (
 )
 from bridge.cli.pages import gather
 from bridge.cli.tables import moment, number, print_table, say
-from bridge.core.contracts.operator.operation import Page
-from bridge.core.contracts.operator.users import Kicked, UserDetail, UserFacts
+from bridge.core.contracts.operator.users import (
+    Kicked,
+    Told,
+    UserDetail,
+    UsersPage,
+)
 
 _NUMBERS = frozenset({"windows", "depth", "waiting", "delivered", "offset", "unread"})
 
@@ -71,7 +75,7 @@ def users(
     page = gather(
         address,
         "/api/users",
-        Page[UserFacts],
+        UsersPage,
         query={"q": begins, "online": online},
         limit=limit,
         cursor=cursor,
@@ -94,6 +98,7 @@ def users(
         ],
         right=_NUMBERS,
     )
+    _say_who(page)
     if page.next is not None:
         say(f"there are more than these {len(page.items)}: --limit shows more")
 
@@ -105,10 +110,20 @@ def _print_detail(detail: UserDetail) -> None:
         f"{number(detail.delivered)}, last connect {moment(detail.last_connect_s)}"
     )
     print_table(
-        ("window", "transport", "address", "since", "offset", "acks", "unread"),
+        (
+            "window",
+            "bridge",
+            "transport",
+            "address",
+            "since",
+            "offset",
+            "acks",
+            "unread",
+        ),
         [
             (
                 window.sid_short,
+                window.bridge,
                 window.transport,
                 window.address,
                 moment(window.connected_s),
@@ -120,6 +135,7 @@ def _print_detail(detail: UserDetail) -> None:
         ],
         right=_NUMBERS,
     )
+    _say_who(detail)
 
 
 def kick(
@@ -131,7 +147,7 @@ def kick(
     config_file: ConfigFile = None,
 ) -> None:
     """
-    Close all windows of a user on this bridge. They are told `kicked`.
+    Close all windows of a user, on every bridge that shares its inbox. They are told `kicked`.
 
     The stock client does not come back by itself after that; a page that is loaded anew
     does, and its messages wait for it. Exit status: 0 done, 1 refused, 3 the bridge
@@ -146,11 +162,27 @@ def kick(
     address = operator_address(url, token, config_file)
     path = f"/api/users/{segment(user)}"
     if dry_run:
-        windows = len(ask_once(address, path, UserDetail).windows)
-        done, words = Kicked(kicked=windows), "would be closed"
+        seen = ask_once(address, path, UserDetail)
+        done = Kicked(
+            kicked=len(seen.windows), bridges=seen.bridges, silent=seen.silent
+        )
+        words = "would be closed"
     else:
         done, words = post_once(address, f"{path}/kick", Kicked), "closed"
     if json:
         print_json(done)
     noun = "window" if done.kicked == 1 else "windows"
     say(f"{done.kicked} {noun} of {user} {words}")
+    _say_who(done)
+
+
+def _say_who(told: Told) -> None:
+    """Say whose word it is, if there are more bridges than the one that was asked."""
+    if told.silent is None:
+        say(
+            "the other bridges could not be asked: their store is away. This is one bridge alone"
+        )
+    elif told.silent:
+        say(f"from {told.bridges} bridges; {told.silent} did not answer")
+    elif told.bridges > 1:
+        say(f"from {told.bridges} bridges")

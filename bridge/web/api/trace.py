@@ -13,10 +13,11 @@ from bridge.core.contracts.operator.trace import (
     TraceQuery,
     TraceStep,
 )
+from bridge.core.fleet import ALONE, Reach, Seen
 from bridge.core.journal import Journal
 from bridge.core.letters import Count, Letter
 from bridge.core.looking import Search, Sighting, UserInbox
-from bridge.core.story import DeadFact, Facts, Story, WindowFact, tell_story
+from bridge.core.story import DeadFact, Facts, Story, tell_story
 from bridge.errors import BrokerUnavailableError
 from bridge.web.api.frame import Api, Asked
 
@@ -51,14 +52,15 @@ class _Found:
     is_complete: bool
 
 
+_NOBODY: Final = Seen((), None, ALONE)
 _NOTHING_FOUND: Final = _Found((), is_complete=False)
 
 
 class Windows(Protocol):
-    """Who is connected to this bridge."""
+    """Who is connected, to this bridge and to those that share our inboxes."""
 
-    def windows_now(self, user: str) -> Sequence[WindowFact]:
-        """Return what the windows of `user` have been given."""
+    async def windows_of(self, user: str) -> Seen:
+        """Return the windows of `user`."""
 
 
 class Tracer:
@@ -179,6 +181,7 @@ class Tracer:
         sighting = next((each for each in sightings if each.user == user), None)
         offsets = [message.offset for message in sighting.kept] if sighting else []
         happenings = self._journal.of(user, message_id, offsets=offsets)
+        seen = await self._windows.windows_of(user) if user else _NOBODY
         return tell_story(
             Facts(
                 user=user,
@@ -187,13 +190,21 @@ class Tracer:
                 happenings=happenings,
                 dead=[letter for letter in dead.letters if letter.user == user],
                 is_dead_complete=dead.is_complete,
-                windows=self._windows.windows_now(user),
-                last_connect_s=self._journal.last_connect_s(user),
+                windows=seen.facts,
+                last_connect_s=seen.last_connect_s,
                 journal_begins_s=self._journal.begins_s,
                 now_s=time(),
-                silent=silent,
+                silent=[*silent, *_unheard(seen.reach)],
             )
         )
+
+
+def _unheard(reach: Reach) -> list[str]:
+    if reach.silent == 0:
+        return []
+    who = "the others" if reach.silent is None else str(reach.silent)
+    known = f"windows of {reach.bridges} of the bridges were looked at"
+    return [f"{known}, {who} did not answer"]
 
 
 def _dead_fact(letter: Letter) -> DeadFact:

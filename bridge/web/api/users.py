@@ -1,7 +1,6 @@
 """`/api/users`: who is online, what waits for whom, and closing somebody's windows."""
 
-import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from time import time
 from typing import Final, Protocol
 
@@ -19,9 +18,10 @@ from bridge.core.contracts.operator.users import (
     MessageState,
     UserDetail,
     UserFacts,
+    UsersPage,
     UsersQuery,
-    WindowFacts,
 )
+from bridge.core.fleet import OnlineUser, Reach, Seen
 from bridge.core.looking import KeptMessage, UserInbox
 from bridge.core.message import user_problem
 from bridge.core.position import Position, user_epoch
@@ -55,18 +55,20 @@ class Looking(Protocol):
 
 
 class Online(Protocol):
-    """Who is connected to this bridge."""
+    """Who is connected, to this bridge and to those that share our inboxes."""
 
-    def users_online(self) -> Collection[str]:
-        """Return who has a window, in no order."""
+    async def users_online(
+        self, *, prefix: str, after: str, limit: int
+    ) -> tuple[dict[str, OnlineUser], Reach]:
+        """Return the first `limit` users by name who have a window, and from whom."""
 
-    def windows_of(self, user: str) -> Sequence[WindowFacts]:
-        """Return the windows of `user`, the oldest first."""
+    async def windows_of(self, user: str) -> Seen:
+        """Return the windows of `user`."""
 
     def last_connect_s(self, user: str) -> float | None:
-        """When a window of `user` was let in last."""
+        """When a window of `user` was let in here last."""
 
-    def kick(self, user: str) -> int:
+    async def kick(self, user: str) -> tuple[int, Reach]:
         """Close all windows of `user`; returns how many there were."""
 
 
@@ -84,46 +86,60 @@ class _Desk:
         self._looking = looking
         self._online = online
 
-    async def list_users(self, asked: Asked[UsersQuery, NoBody]) -> Page[UserFacts]:
+    async def list_users(self, asked: Asked[UsersQuery, NoBody]) -> UsersPage:
         query = asked.query
         prefix, after = query.q or "", _after(query.cursor)
         wanted = query.limit + 1  # one more tells whether there is a next page
-        # Copied here, sorted in a thread: there may be very many.
-        names = await asyncio.to_thread(
-            _page_of_names,
-            list(self._online.users_online()),
-            prefix=prefix,
-            after=after,
-            limit=wanted,
+        online, reach = await self._online.users_online(
+            prefix=prefix, after=after, limit=wanted
         )
+        names = list(online)
         inboxes: dict[str, UserInbox] = {}
         if not query.online:
             page = await self._looking.users(prefix=prefix, after=after, limit=wanted)
             inboxes = {inbox.user: inbox for inbox in page}
             names = sorted({*names, *inboxes})[:wanted]
         items = [
-            self._facts(name, inboxes.get(name) or await self._inbox(name))
+            _facts(
+                name,
+                inboxes.get(name) or await self._inbox(name),
+                online.get(name) or OnlineUser(0, self._online.last_connect_s(name)),
+            )
             for name in names[: query.limit]
         ]
         has_more = len(names) > query.limit
-        return Page[UserFacts](
-            items=items, next=render_cursor(items[-1].user) if has_more else None
+        return UsersPage(
+            items=items,
+            next=render_cursor(items[-1].user) if has_more else None,
+            bridges=reach.bridges,
+            silent=reach.silent,
         )
 
     async def get_user(self, asked: Asked[NoQuery, NoBody]) -> UserDetail:
         user = _user_of(asked.path["user"])
         inbox = await self._inbox(user)
-        windows = list(self._online.windows_of(user))
-        if inbox is not None and not inbox.state.last and not windows:
+        seen = await self._online.windows_of(user)
+        if inbox is not None and not inbox.state.last and not seen.windows:
             raise _nobody()
-        facts = self._facts(user, inbox).model_dump() | {"windows": windows}
+        facts = _facts(user, inbox, OnlineUser(0, seen.last_connect_s)).model_dump()
+        facts |= {
+            "windows": list(seen.windows),
+            "bridges": seen.reach.bridges,
+            "silent": seen.reach.silent,
+        }
         return UserDetail(**facts)
 
     async def kick(self, asked: Asked[NoQuery, NoBody]) -> Kicked:
         user = _user_of(asked.path["user"])
-        kicked = self._online.kick(user)
-        log.info("operator.kicked", user=user_hash(user), windows=kicked)
-        return Kicked(kicked=kicked)
+        kicked, reach = await self._online.kick(user)
+        log.info(
+            "operator.kicked",
+            user=user_hash(user),
+            windows=kicked,
+            bridges=reach.bridges,
+            silent=reach.silent,
+        )
+        return Kicked(kicked=kicked, bridges=reach.bridges, silent=reach.silent)
 
     async def get_inbox(self, asked: Asked[InboxQuery, NoBody]) -> Page[InboxMessage]:
         user = _user_of(asked.path["user"])
@@ -131,7 +147,7 @@ class _Desk:
         before = _before(query.cursor)
         inbox = await self._looking.user(user)
         if inbox is None:
-            if self._online.windows_of(user):
+            if (await self._online.windows_of(user)).windows:
                 return Page[InboxMessage](items=[], next=None)
             raise _nobody()
         messages = await self._looking.look(
@@ -154,16 +170,17 @@ class _Desk:
         except StoreUnavailableError:
             return None  # who is online is worth knowing all the same
 
-    def _facts(self, user: str, inbox: UserInbox | None) -> UserFacts:
-        return UserFacts(
-            user=user,
-            windows=len(self._online.windows_of(user)),
-            depth=inbox.depth if inbox else None,
-            waiting=inbox.waiting if inbox else None,
-            delivered=inbox.state.delivered if inbox else None,
-            last=inbox.state.last if inbox else None,
-            last_connect_s=self._online.last_connect_s(user),
-        )
+
+def _facts(user: str, inbox: UserInbox | None, online: OnlineUser) -> UserFacts:
+    return UserFacts(
+        user=user,
+        windows=online.windows,
+        depth=inbox.depth if inbox else None,
+        waiting=inbox.waiting if inbox else None,
+        delivered=inbox.state.delivered if inbox else None,
+        last=inbox.state.last if inbox else None,
+        last_connect_s=online.last_connect_s,
+    )
 
 
 def _user_of(text: str) -> str:
@@ -200,14 +217,6 @@ def _before(cursor: str | None) -> int | None:
     if not isinstance(before, int) or not 0 < before < 1 << 63:
         raise bad_cursor()
     return before
-
-
-def _page_of_names(
-    names: list[str], *, prefix: str, after: str, limit: int
-) -> list[str]:
-    return sorted(name for name in names if name > after and name.startswith(prefix))[
-        :limit
-    ]
 
 
 def _message(inbox: UserInbox, message: KeptMessage, now_s: float) -> InboxMessage:

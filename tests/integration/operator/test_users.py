@@ -119,7 +119,8 @@ async def test_who_is_online_and_what_waits(broker: LocalNode, namespace: str) -
     assert bob["last_connect_s"] is None
     assert online == ["ann", "eve"]
     assert named == ["bob"]
-    assert detail | {"windows": 2} == ann
+    alone = {"bridges": 1, "silent": 0}
+    assert detail | {"windows": 2} == ann | alone
     for window in detail["windows"]:
         assert window["transport"] == "websocket"
         assert window["address"] == "127.0.0.1"
@@ -265,12 +266,14 @@ async def test_kicking_closes_all_windows_of_one_user(
         nobody = await api.ask("POST", "/api/users/nobody/kick")
 
     assert "2 windows of a/b would be closed" in dry.stderr
-    assert orjson.loads(kicked.stdout) == {"kicked": 2}
+    alone = {"bridges": 1, "silent": 0}
+    assert orjson.loads(kicked.stdout) == {"kicked": 2, **alone}
     for window in windows:
         (notice,) = window.data("bridge:closing")
         assert isinstance(notice, dict)
         assert (notice["code"], notice["reconnect"]) == ("kicked", False)
-    assert (again.body, nobody.body) == ({"kicked": 1}, {"kicked": 0})
+    assert again.body == {"kicked": 1, **alone}
+    assert nobody.body == {"kicked": 0, **alone}
 
 
 async def test_what_makes_no_sense_is_refused(

@@ -1,14 +1,14 @@
 """A trace while sources are away or too large: told from the rest, and what is missing is said."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 from aiohttp import web
 
+from bridge.core.fleet import ALONE, Reach, Seen
 from bridge.core.journal import Happening, Journal
 from bridge.core.letters import Count, Letter
 from bridge.core.looking import Search, UserInbox
-from bridge.core.story import WindowFact
 from bridge.errors import BrokerUnavailableError
 from bridge.names import LetterReason, Stage
 from bridge.web.api.frame import Api
@@ -33,6 +33,7 @@ class Sources:
         self.letters = letters
         self.failure: Exception | None = None
         self.is_complete = True
+        self.reach = ALONE
 
     async def user(self, user: str) -> UserInbox | None:
         """Return nothing."""
@@ -57,10 +58,10 @@ class Sources:
                 break
         return Count(shown, len(self.letters))
 
-    def windows_now(self, user: str) -> Sequence[WindowFact]:
-        """Return none."""
-        assert user is not None
-        return ()
+    async def windows_of(self, user: str) -> Seen:
+        """Return none, and say whether all bridges were asked."""
+        assert user
+        return Seen((), None, self.reach)
 
 
 async def door(open_app: Open, sources: Sources, journal: Journal) -> Client:
@@ -129,3 +130,31 @@ async def test_what_was_not_looked_at_is_said(
         "inbox",
         "only 2 of 3 dead letters were looked at, the oldest",
     ]
+
+
+@pytest.mark.parametrize(
+    ("reach", "words"),
+    [
+        (ALONE, []),
+        (
+            Reach(2, 1),
+            ["windows of 2 of the bridges were looked at, 1 did not answer"],
+        ),
+        (
+            Reach(1, None),
+            ["windows of 1 of the bridges were looked at, the others did not answer"],
+        ),
+    ],
+)
+async def test_bridges_that_did_not_answer_are_told(
+    open_app: Open, reach: Reach, words: list[str]
+) -> None:
+    """A window that nobody told of may have had the message."""
+    sources = Sources(letter("ann"))
+    sources.reach = reach
+    client = await door(open_app, sources, Journal(began_s=1.0))
+
+    async with client.get("/api/trace/m?user=ann") as response:
+        trace = await response.json()
+
+    assert [each for each in trace["silent"] if "of the bridges" in each] == words

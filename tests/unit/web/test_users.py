@@ -1,10 +1,11 @@
 """Users for operators while the store is away: who is online is worth knowing all the same."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from aiohttp import web
 
 from bridge.core.contracts.operator.users import WindowFacts
+from bridge.core.fleet import ALONE, OnlineUser, Reach, Seen
 from bridge.core.looking import KeptMessage, UserInbox
 from bridge.core.replay import InboxState
 from bridge.errors import StoreUnavailableError
@@ -14,7 +15,7 @@ from bridge.web.problems import answer_with_problems
 from tests.unit.web.conftest import Client, Open
 
 WINDOW = WindowFacts(
-    sid_short="s", transport="polling", address="::1", connected_s=1.0, offset=3,
+    bridge="", sid_short="s", transport="polling", address="::1", connected_s=1.0, offset=3,
     acks="auto", live=True, waiting_bytes=0,
 )  # fmt: skip
 
@@ -62,22 +63,25 @@ class Lobby:
     def __init__(self, *users: str) -> None:
         self.names = users
 
-    def users_online(self) -> Collection[str]:
+    async def users_online(
+        self, *, prefix: str, after: str, limit: int
+    ) -> tuple[dict[str, OnlineUser], Reach]:
         """Return them."""
-        return self.names
+        names = [n for n in self.names if n > after and n.startswith(prefix)]
+        return {name: OnlineUser(1, None) for name in sorted(names)[:limit]}, ALONE
 
-    def windows_of(self, user: str) -> Sequence[WindowFacts]:
+    async def windows_of(self, user: str) -> Seen:
         """Return the one."""
-        return [WINDOW] if user in self.names else []
+        return Seen([WINDOW] if user in self.names else [], None, ALONE)
 
     def last_connect_s(self, user: str) -> float | None:
         """Nobody remembers."""
         assert user
         return None
 
-    def kick(self, user: str) -> int:
+    async def kick(self, user: str) -> tuple[int, Reach]:
         """Count them."""
-        return len(self.windows_of(user))
+        return int(user in self.names), ALONE
 
 
 async def door(open_app: Open, shelf: Shelf, lobby: Lobby) -> Client:

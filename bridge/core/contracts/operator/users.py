@@ -37,7 +37,21 @@ class UsersQuery(PageQuery):
         description="How their names begin; every character stands for itself.",
     )
     online: QueryFlag = Field(
-        default=False, description="Only those with a window connected to this bridge."
+        default=False,
+        description="Only those with a window connected, to any bridge that shares our "
+        "inboxes.",
+    )
+
+
+class Told(Contract):
+    """Whose word an answer is, where several bridges share their users."""
+
+    bridges: int = Field(
+        description="From how many bridges it comes, this one included."
+    )
+    silent: int | None = Field(
+        description="How many others were asked and did not answer in time; null if it is "
+        "not known how many there are."
     )
 
 
@@ -55,19 +69,26 @@ class UserInboxFacts(Contract):
     )
     last_connect_s: float | None = Field(
         description="When a window of the user was let in last; null if none was since "
-        "this bridge started."
+        "the bridges started. In a list, other bridges tell it of those who are connected."
     )
 
 
 class UserFacts(UserInboxFacts):
     """One user in a list."""
 
-    windows: int = Field(description="How many are connected to this bridge.")
+    windows: int = Field(description="How many are connected, to whichever bridge.")
+
+
+class UsersPage(Page[UserFacts], Told):
+    """A part of the list of users."""
 
 
 class WindowFacts(Contract):
     """One window."""
 
+    bridge: str = Field(
+        description="Its bridge, by `BRIDGE_NAME`; empty if that has no name."
+    )
     sid_short: str = Field(description="The beginning of its socket.io id.")
     transport: Literal["websocket", "polling"] = Field(description="As it is now.")
     address: str = Field(description="Where the page is, as far as it can be believed.")
@@ -86,13 +107,13 @@ class WindowFacts(Contract):
     )
 
 
-class UserDetail(UserInboxFacts):
+class UserDetail(UserInboxFacts, Told):
     """One user with every window."""
 
     windows: list[WindowFacts] = Field(description="Oldest first.")
 
 
-class Kicked(Contract):
+class Kicked(Told):
     """What a kick did."""
 
     kicked: int = Field(description="How many windows were closed.")
@@ -138,7 +159,7 @@ LIST_USERS: Final = Operation(
     path="/api/users",
     name="listUsers",
     summary="Users by name: who is online, what waits for whom.",
-    answers={200: Page[UserFacts]},
+    answers={200: UsersPage},
     query=UsersQuery,
     body=NoBody,
     problems=(503,),
@@ -158,7 +179,7 @@ KICK_USER: Final = Operation(
     method="POST",
     path="/api/users/{user}/kick",
     name="kickUser",
-    summary="Close all windows of a user on this bridge; they are told `kicked`.",
+    summary="Close all windows of a user, on every bridge; they are told `kicked`.",
     answers={200: Kicked},
     query=NoQuery,
     body=NoBody,
