@@ -348,6 +348,9 @@ async def test_the_bridge_s_own_user_of_rabbitmq_may_do_what_it_must_and_no_more
 ) -> None:
     """Least privilege that is too little shows in production, at the first dead letter."""
     lines = (COMPOSE / "rabbitmq.conf").read_text().splitlines()
+    # A fleet's too, but for the other nodes: that each line is understood.
+    cluster = (COMPOSE / "rabbitmq-cluster.conf").read_text().splitlines()
+    lines += [line for line in cluster if ".nodes." not in line]
     async with LocalNode.start(extra_config=lines) as node:
         users = await node.ctl("-q", "list_users", "--no-table-headers")
         permissions = await node.ctl("-q", "list_permissions", "--no-table-headers")

@@ -89,7 +89,9 @@ def test_each_bridge_accepts_its_environment(
     service = fleet()["services"][name]
     image = {"BRIDGE_HOST": "0.0.0.0", "BRIDGE_OPERATOR_HOST": "0.0.0.0"}
     for variable, value in (image | service["environment"]).items():
-        monkeypatch.setenv(variable, value)
+        monkeypatch.setenv(
+            variable, value or ""
+        )  # YAML has null for what is left empty
 
     settings = load_settings()
 
