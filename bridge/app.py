@@ -121,7 +121,7 @@ class Bridge:
             metrics=self.metrics,
             journal=self.journal,
         )
-        self.inbox.listen(self.sockets.rooms.feed)
+        self.inbox.listen(self.sockets.rooms.feed, self.sockets.renew)
 
     def _build_broker(self) -> None:
         settings = self.settings

@@ -58,6 +58,10 @@ class Inbox(Protocol):
     """The store, as far as operators ask."""
 
     @property
+    def description(self) -> str:
+        """What it is, without any secret."""
+
+    @property
     def problem(self) -> str | None:
         """What keeps it from being written."""
 
@@ -200,7 +204,9 @@ class Operators:
                 version=f"{broker.product} {broker.version}" if broker else None,
                 host=broker.host if broker else None,
             ),
-            inbox=InboxFacts(store=parts.settings.inbox, problem=parts.inbox.problem),
+            inbox=InboxFacts(
+                store=parts.inbox.description, problem=parts.inbox.problem
+            ),
             windows=len(parts.rooms),
             users=len(parts.rooms.users),
             in_flight=parts.intake.in_flight,

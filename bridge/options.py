@@ -9,7 +9,9 @@ from bridge.broker.management import MANAGEMENT_WITHIN_S, Management
 from bridge.core.addresses import parse_networks
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.origins import OriginRules
+from bridge.core.redis_address import is_redis, parse_redis
 from bridge.inbox.memory import MemoryInbox, Retention
+from bridge.inbox.redis import RedisInbox
 from bridge.inbox.sqlite import SqliteInbox
 from bridge.schema_folder import load_schemas
 from bridge.settings.model import Settings
@@ -46,8 +48,14 @@ def management_of(
     )
 
 
-def inbox_of(settings: Settings) -> MemoryInbox | SqliteInbox:
+def inbox_of(settings: Settings) -> MemoryInbox | RedisInbox | SqliteInbox:
     """Return the store that the settings name, not opened yet."""
+    if is_redis(settings.inbox):
+        return RedisInbox(
+            parse_redis(settings.inbox),
+            retention(settings),
+            namespace=settings.namespace,
+        )
     kind, _, path = settings.inbox.partition(":")
     if kind == "sqlite":
         return SqliteInbox(path, retention(settings))

@@ -128,7 +128,12 @@ class RedisServer:
             word for name, value in words.items() for word in (f"--{name}", value)
         ]
         self._process = subprocess.Popen(
-            [program, *arguments], stdin=subprocess.DEVNULL, cwd=self.folder
+            [program, *arguments],
+            # Whoever waits for the end of our output must not wait for it.
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.folder,
         )
         self.wait_until_ready()
 

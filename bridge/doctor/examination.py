@@ -14,7 +14,7 @@ from bridge.doctor.secrets import secret_findings, setting_findings
 from bridge.doctor.vhost import Hold, vhost_findings
 from bridge.errors import ConfigError
 from bridge.names import BrokerNames, ExitCode
-from bridge.options import broker_address, management_of, schemas_of
+from bridge.options import broker_address, inbox_of, management_of, schemas_of
 from bridge.settings.model import Settings
 
 
@@ -24,7 +24,9 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
 
     Cancellation: safe; what was opened is closed.
     """
-    yield ok("settings", f"auth {settings.auth}, inbox {settings.inbox}")
+    yield ok(
+        "settings", f"auth {settings.auth}, inbox {inbox_of(settings).description}"
+    )
     for finding in (*setting_findings(settings), *secret_findings(settings)):
         yield finding
     for finding in await asyncio.to_thread(_schema_findings, settings):

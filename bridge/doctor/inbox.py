@@ -27,7 +27,8 @@ async def inbox_finding(settings: Settings) -> Finding:
     try:
         if not await inbox.look():  # opening would make it
             return ok(
-                "inbox", f"{settings.inbox} is not there yet; bridge run will make it"
+                "inbox",
+                f"{inbox.description} is not there yet; bridge run will make it",
             )
         await inbox.open()
         await inbox.check()
@@ -40,7 +41,7 @@ async def inbox_finding(settings: Settings) -> Finding:
         return wrong("inbox", str(exc))
     finally:
         await inbox.close()
-    return ok("inbox", f"{settings.inbox} can be written")
+    return ok("inbox", f"{inbox.description} can be written")
 
 
 def disk_findings(settings: Settings, *, mounts: Path = _MOUNTS) -> Iterator[Finding]:

@@ -19,6 +19,8 @@ from bridge.inbox.memory_looking import MemoryLooking
 from bridge.names import SyncReason
 
 Listener = Callable[[Sequence[Stored]], None]
+# Told of users whose messages may be gone, and whose positions mean nothing any more.
+Renewed = Callable[[Sequence[str]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +94,14 @@ class MemoryInbox:
     async def usage(self) -> None:
         """Return that it takes nothing on any disk."""
 
-    def listen(self, listener: Listener) -> None:
+    def listen(self, listener: Listener, renewed: Renewed | None = None) -> None:
         """
         Call `listener` with what was stored for followed users, in order, after it is.
 
         The call is made in the event loop and must not block; there is one listener.
+        `renewed` is never called: here an epoch lasts as long as the process.
         """
+        del renewed
         self._listener = listener
 
     async def follow(self, user: str) -> None:

@@ -28,7 +28,7 @@ from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxState, Page
 from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.disk import DiskUsage, disk_usage
-from bridge.inbox.memory import Listener, Retention
+from bridge.inbox.memory import Listener, Renewed, Retention
 from bridge.inbox.sqlite_file import StoreFile
 from bridge.inbox.sqlite_looking import SqliteLooking
 from bridge.inbox.sqlite_looking_desk import LookingDesk
@@ -187,12 +187,14 @@ class SqliteInbox:
 
     # --- the live feed
 
-    def listen(self, listener: Listener) -> None:
+    def listen(self, listener: Listener, renewed: Renewed | None = None) -> None:
         """
         Call `listener` with what was stored for followed users, in order, after it is.
 
         The call is made in the event loop and must not block; there is one listener.
+        `renewed` is never called: here an epoch lasts as long as the process.
         """
+        del renewed
         self._listener = listener
 
     async def follow(self, user: str) -> None:

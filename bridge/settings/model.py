@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 from yarl import URL
 
+from bridge.core.redis_address import is_redis, parse_redis
 from bridge.settings.checks import (
     ENVIRONMENT_PREFIX,
     amqp_url_problem,
@@ -192,7 +193,9 @@ class Settings(BaseSettings):
     inbox: str = _fixed(
         "sqlite:bridge-inbox.sqlite3",
         "The store: `sqlite:PATH` is a file on a local disk (without a leading `/`, from the "
-        "folder that the bridge is started in), `memory:` forgets when the bridge stops.",
+        "folder that the bridge is started in), `memory:` forgets when the bridge stops, "
+        "`redis://[USER:PASSWORD@]HOST[:PORT][/DB]` is shared by many bridges; `rediss:` is "
+        "with TLS, `redis+sentinel://HOST,…/SERVICE` and `redis+cluster://HOST,…` are several servers.",
     )
     inbox_max_messages: Count = _reloadable(1000, "Messages kept for each user.")
     inbox_max_age: Duration = _reloadable("7d", "How long a message is kept.")
@@ -341,9 +344,12 @@ class Settings(BaseSettings):
     @field_validator("inbox")
     @classmethod
     def _check_inbox(cls, value: str) -> str:
+        if is_redis(value):
+            parse_redis(value)  # its error says what is wrong
+            return value
         kind, _, path = value.partition(":")
         if value != "memory:" and (kind != "sqlite" or path in {"", ":memory:"}):
-            message = f"{value!r} is not a store, expected sqlite:PATH or memory:"
+            message = f"{value!r} is not a store, expected sqlite:PATH, memory: or redis://HOST"
             raise ValueError(message)
         return value
 

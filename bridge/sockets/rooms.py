@@ -152,6 +152,12 @@ class Rooms:
         del self._rooms[room.user]
         return True
 
+    def renew(self, user: str) -> None:
+        """Know that the offsets of `user` begin anew, those of new windows as well."""
+        room = self._rooms.get(user)
+        if room is not None:
+            room.fed = 0
+
     # --- emit
 
     def feed(self, batch: Sequence[Stored]) -> None:

@@ -8,7 +8,7 @@ leave a half-open client in a room (traps 1.2, row 2).
 
 import asyncio
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from time import monotonic, time
 from typing import Any, Final
@@ -314,6 +314,17 @@ class BridgeServer:
         for window in windows:
             self.close(window, Closing.KICKED)
         return len(windows)
+
+    def renew(self, users: Sequence[str]) -> None:
+        """
+        Close the windows of users whose inboxes are of a new life.
+
+        They come back with positions that mean nothing any more, and are told so.
+        """
+        for user in users:
+            self.rooms.renew(user)
+            for window in self.rooms.windows_of(user):
+                self.close(window, Closing.UNAVAILABLE)
 
     async def drain(self, *, within_s: float) -> None:
         """

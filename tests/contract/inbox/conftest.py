@@ -1,20 +1,24 @@
 """The stores that every test of this folder is run against; a new one is added here."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Protocol
 
 import pytest
 import pytest_asyncio
 
 from bridge.core.message import Message, Stored
+from bridge.core.redis_address import parse_redis
 from bridge.inbox.memory import MemoryInbox, Retention
+from bridge.inbox.redis import RedisInbox
 from bridge.inbox.sqlite import SqliteInbox
 from tests.contract.inbox.files import Clock, Opened
+from tests.redis_server import RedisServer
 
-Inbox = MemoryInbox | SqliteInbox
+Inbox = MemoryInbox | RedisInbox | SqliteInbox
 
 
 class MakeStore(Protocol):
@@ -49,10 +53,50 @@ def sqlite_indexed(
     return SqliteInbox(path, retention, now=now, round_entries=3)
 
 
+class StepByStep(RedisInbox):
+    """A Redis inbox whose live feed has arrived when `append` returns."""
+
+    async def append(self, messages: Sequence[Message]) -> list[int | None]:
+        """Append; what is pushed for it comes before the answer to the next question."""
+        offsets = await super().append(messages)
+        await self.check()
+        return offsets
+
+
+class RedisStores:
+    """One server for the run; the stores on it are told apart by names in their folders."""
+
+    def __init__(self) -> None:
+        self.url = ""
+
+    def __call__(
+        self, retention: Retention, *, now: Callable[[], float], folder: Path
+    ) -> Inbox:
+        """Make a store, or that of a folder which was copied, once more."""
+        note = folder / "namespace"
+        if not note.exists():
+            note.write_text(token_hex(4))
+        address = parse_redis(self.url)
+        return StepByStep(address, retention, namespace=note.read_text(), now=now)
+
+
+redis = RedisStores()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Start the server that the redis stores are on: as it is out of the box."""
+    folder = tmp_path_factory.mktemp("redis")
+    with RedisServer.started(folder, is_durable=False) as server:
+        redis.url = server.url
+        yield server
+
+
 STORES: dict[str, MakeStore] = {
     "memory": memory,
     "sqlite": sqlite,
     "sqlite indexed": sqlite_indexed,
+    "redis": redis,
 }
 
 

@@ -54,7 +54,7 @@ def accepted(**values: object) -> Settings:
             "BRIDGE_ALLOWED_ORIGINS: 'null' is not an origin",
         ),
         ({"trusted_proxies": "10.0.0.0/33"}, "BRIDGE_TRUSTED_PROXIES: '10.0.0.0/33'"),
-        ({"inbox": "redis:/x"}, "BRIDGE_INBOX: 'redis:/x' is not a store, expected"),
+        ({"inbox": "redis:/x"}, "BRIDGE_INBOX: no host; expected redis://"),
         ({"inbox": "memory:x"}, "BRIDGE_INBOX: 'memory:x' is not a store, expected"),
         ({"inbox": "sqlite:"}, "BRIDGE_INBOX: 'sqlite:' is not a store, expected"),
         ({"inbox": "sqlite::memory:"}, "BRIDGE_INBOX: 'sqlite::memory:' is not a"),

@@ -1,0 +1,129 @@
+"""
+One connection to a Redis server: commands and their answers in order, and what is pushed.
+
+Parsing and writing are done by hiredis, in C. Nothing here awaits: an answer is a future,
+and all that one read from the socket has pushed is handed over in one call. Why no client
+library: see redis.py.
+
+It speaks RESP3 (Redis 6 and later, Valkey), so one connection serves commands and the live
+feed, and what the feed brings is in the order of the answers.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias, cast
+
+try:
+    import hiredis
+except ImportError as exc:  # an extra: most bridges have no Redis
+    MISSING: ImportError | None = exc
+else:
+    MISSING = None
+
+Word = bytes | str | int | float
+# What a server answers; only who asked knows its shape.
+Answer: TypeAlias = Any
+Pushed = Callable[[Sequence[Sequence[Any]]], None]
+
+_NOTHING: Final = object()
+
+
+class LinkLostError(Exception):
+    """The connection ended; whether what was asked has been done, nobody knows."""
+
+
+class Link(asyncio.Protocol):
+    """
+    One connection, for as long as it lasts.
+
+    Attributes:
+        lost: Done when it has ended; its result says why.
+
+    """
+
+    def __init__(self, pushed: Pushed | None = None) -> None:
+        """Hand what the server pushes to `pushed`, many at a time, in order."""
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._pushed = pushed
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._answers: deque[asyncio.Future[Any]] = deque()
+        self._transport: asyncio.Transport | None = None
+        self._reason = "it hung up"
+
+    # --- from asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what came."""
+        reader = self._reader
+        pushes: list[Sequence[Any]] = []
+        try:
+            reader.feed(data)
+            while (answer := reader.gets()) is not _NOTHING:
+                if type(answer) is hiredis.PushNotification:
+                    pushes.append(answer)
+                elif self._answers:
+                    future = self._answers.popleft()
+                    if not future.done():  # its asker may have gone away
+                        future.set_result(answer)
+        except hiredis.ProtocolError as exc:
+            self.abort(f"it speaks something else: {exc}")
+        if pushes and self._pushed is not None:
+            self._pushed(pushes)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell all who wait."""
+        reason = str(exc) if exc else self._reason
+        if not self.lost.done():
+            self.lost.set_result(reason)
+        while self._answers:
+            future = self._answers.popleft()
+            if not future.done():
+                future.set_exception(LinkLostError(reason))
+                future.exception()  # nobody may be waiting any more
+
+    # --- for us
+
+    def call(self, *words: Word) -> "asyncio.Future[Any]":
+        """
+        Send one command.
+
+        Returns:
+            Its answer: an error of the server is one too. It fails with LinkLostError if
+            the connection ends before.
+
+        """
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._transport is None or self._transport.is_closing():
+            future.set_exception(LinkLostError(self._reason))
+            future.exception()
+            return future
+        self._answers.append(future)
+        self._transport.write(_packed(words))
+        return future
+
+    def send(self, *words: Word) -> None:
+        """Send a command whose answer is a push, as those for subscriptions are."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(_packed(words))
+
+    def abort(self, reason: str) -> None:
+        """End it at once."""
+        self._reason = reason
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _packed(words: tuple[Word, ...]) -> bytes:
+    # Its type hints speak of a tuple of one.
+    packed: bytes = hiredis.pack_command(cast("tuple[Word]", words))
+    return packed
+
+
+def is_error(answer: object) -> bool:
+    """Say whether the server answered with an error."""
+    return isinstance(answer, hiredis.ReplyError)
