@@ -9,7 +9,8 @@ windows read what they have not had from the inbox; so nothing is filled in here
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import groupby
 from typing import Any, Final
 
 from bridge.core.message import Stored
@@ -88,17 +89,18 @@ class Feed:
         if subscription is not None and link is not None:
             link.send(self._unsubscribe, subscription.channel)
 
-    def lost(self) -> None:
-        """Know that no subscription is confirmed any more."""
+    def lost(self, tags: Collection[int]) -> None:
+        """Know that no subscription of these tags is confirmed any more."""
         for subscription in self._followed.values():
-            subscription.confirmed.clear()
+            if subscription.tag in tags:
+                subscription.confirmed.clear()
 
     def resubscribe(
-        self, link: Link, tags: frozenset[int] | None = None
+        self, link: Link, tags: Collection[int], *, by_tag: bool
     ) -> list[Subscription]:
-        """Subscribe to all that are followed, by a new connection; returns them."""
-        mine = [s for s in self._followed.values() if tags is None or s.tag in tags]
-        for piece in pieces(mine):
+        """Subscribe to all of these tags, by a new connection; returns them."""
+        mine = [s for s in self._followed.values() if s.tag in tags]
+        for piece in pieces(mine, by_tag=by_tag):
             link.send(self._subscribe, *(each.channel for each in piece))
         return mine
 
@@ -160,10 +162,20 @@ class Feed:
             self._listener(fresh)
 
 
-def pieces(subscriptions: Sequence[Subscription]) -> Iterator[Sequence[Subscription]]:
-    """Cut a long list, so that no command is very long."""
-    for start in range(0, len(subscriptions), _PIECE):
-        yield subscriptions[start : start + _PIECE]
+def pieces(
+    subscriptions: Sequence[Subscription], *, by_tag: bool
+) -> Iterator[Sequence[Subscription]]:
+    """Cut a long list, so that no command is very long or, in a cluster, of two slots."""
+    for _, group in groupby(
+        sorted(subscriptions, key=_tag), _tag if by_tag else lambda _: 0
+    ):
+        mine = list(group)
+        for start in range(0, len(mine), _PIECE):
+            yield mine[start : start + _PIECE]
+
+
+def _tag(subscription: Subscription) -> int:
+    return subscription.tag
 
 
 def words_for(

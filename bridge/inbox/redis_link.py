@@ -180,19 +180,24 @@ class KeptLink:
             RefusedByRedisError: If it answers with any other error.
 
         """
-        return await ask(self._address, self._current(), *words, within_s=within_s)
+        return await ask(self._address, self.current(), *words, within_s=within_s)
 
     async def ask_all(self, asked: Sequence[Sequence[Word]]) -> list[Answer]:
         """Send all commands at once and return their answers; errors as `ask`."""
-        link = self._current()
+        link = self.current()
         futures = [link.call(*words) for words in asked]
         return [await answer_of(self._address, link, future) for future in futures]
 
-    def _current(self) -> Link:
+    def current(self) -> Link:
+        """Return the connection; StoreUnavailableError while there is none."""
         if self.link is None:
             problem = self.problem or "it is not connected"
             raise StoreUnavailableError(str(self._address), problem)
         return self.link
+
+    async def answer_to(self, future: "asyncio.Future[Answer]") -> Answer:
+        """Wait for the answer to a command that was sent by the connection; as `ask`."""
+        return await answer_of(self._address, self.current(), future)
 
     async def run_script(
         self, script: Script, *words: Word, key: Word, within_s: float = ANSWER_S

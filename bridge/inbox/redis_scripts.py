@@ -5,6 +5,8 @@ The keys of a user, all behind a prefix that ends in the hash tag of the user:
 
     h            a hash: user -> last offset, delivered mark, why older ones are gone;
                  and under the empty name the epoch. So the epoch is gone when they are.
+                 Under a name with a control character, which no user has, stands whose
+                 data they are: the replication id of the server
     u            a sorted set of the users, all with score 0: the operators' index
     m:USER       a list of the messages that are kept, the oldest first
     i:USER       a sorted set of the ids that the user has had, by when
@@ -298,17 +300,21 @@ return 1
 """
 )
 
-# ARGV: an epoch, and the prefixes that get it if they have none. Returns theirs.
+# ARGV: an epoch, the server's replication id, whether it keeps all that it has answered,
+# and the prefixes of tags. Those without an epoch get this one, and those whose server is
+# not the one of before, unless nothing can be lost. Returns the epoch of each.
 BEGIN: Final = Script(
     """
 local out = {}
-for i = 2, #ARGV do
+for i = 4, #ARGV do
   local key = ARGV[i] .. 'h'
-  local epoch = redis.call('HGET', key, '')
-  if not epoch then
+  local got = redis.call('HMGET', key, '', '\\1line')
+  local epoch, line = got[1], got[2]
+  if not epoch or (line and line ~= ARGV[2] and ARGV[3] ~= '1') then
     epoch = ARGV[1]
     redis.call('HSET', key, '', epoch)
   end
+  if line ~= ARGV[2] then redis.call('HSET', key, '\\1line', ARGV[2]) end
   out[#out + 1] = epoch
 end
 return out

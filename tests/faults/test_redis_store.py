@@ -1,0 +1,292 @@
+"""Redis goes away in every way that it has: what is acked stays, and nothing is twice."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import time
+
+import pytest
+
+from bridge.core.message import Message, Stored
+from bridge.core.redis_address import parse_redis
+from bridge.errors import StoreUnavailableError
+from bridge.inbox.memory import Retention
+from bridge.inbox.redis import RedisInbox
+from tests.conftest import eventually
+from tests.faults.suite.proxy import Proxy
+from tests.redis_server import RedisServer, free_port
+
+RETENTION = Retention(max_messages=1000, max_age_s=1000, dedupe_s=60)
+
+
+@dataclass
+class Bridge:
+    """An inbox as one bridge has it, and what its listener heard."""
+
+    inbox: RedisInbox
+    fed: list[Stored] = field(default_factory=list)
+    renewed: list[str] = field(default_factory=list)
+
+    async def append(self, messages: Sequence[Message]) -> list[int | None]:
+        """Append as the pump does: again and again, the same sequence."""
+        while True:
+            try:
+                return await self.inbox.append(messages)
+            except StoreUnavailableError:
+                await asyncio.sleep(0.02)
+
+    async def texts(self, user: str) -> list[bytes]:
+        """Read all that is kept."""
+        page = await self.inbox.read(user, after=0, max_messages=999, max_bytes=1 << 20)
+        return [stored.message.data for stored in page.messages]
+
+    def heard(self, user: str) -> list[bytes]:
+        """Return what the feed has brought."""
+        return [s.message.data for s in self.fed if s.message.user == user]
+
+    async def until_usable(self) -> None:
+        """Wait until readiness would be true."""
+        await eventually(lambda: self.inbox.problem is None)
+
+
+@asynccontextmanager
+async def bridge_on(url: str) -> AsyncIterator[Bridge]:
+    """Open one more bridge's view of the store."""
+    inbox = RedisInbox(parse_redis(url), RETENTION)
+    bridge = Bridge(inbox)
+    inbox.listen(bridge.fed.extend, bridge.renewed.extend)
+    await inbox.open()
+    try:
+        yield bridge
+    finally:
+        await inbox.close()
+
+
+@asynccontextmanager
+async def cut_off(server: RedisServer) -> AsyncIterator[tuple[Proxy, str]]:
+    """Stand between a bridge and its server."""
+    port = free_port()
+    async with Proxy.open(port=port, target_port=server.port) as proxy:
+        yield proxy, f"redis://127.0.0.1:{port}"
+
+
+def messages(user: str, *data: bytes, message_id: str | None = None) -> list[Message]:
+    """Return a batch for one user."""
+    return [Message(user, "message", each, time(), message_id) for each in data]
+
+
+async def test_what_was_acked_is_there_after_a_kill(tmp_path: Path) -> None:
+    """With appendfsync always; the epoch too, so pages go on without a word."""
+    async with RedisServer.start(tmp_path) as server, bridge_on(server.url) as bridge:
+        await bridge.inbox.follow("ann")
+        await bridge.append(messages("ann", b"1", b"2", message_id="m"))
+        before = await bridge.inbox.state("ann")
+
+        await asyncio.to_thread(server.restart)
+        assert await bridge.append(messages("ann", b"3")) == [2]
+        again = messages("ann", b"1", message_id="m")
+        assert await bridge.append(again) == [None]
+
+        assert await bridge.texts("ann") == [b"1", b"3"]
+        assert (await bridge.inbox.state("ann")).epoch == before.epoch
+        assert bridge.renewed == []
+        await eventually(lambda: bridge.heard("ann") == [b"1", b"3"])
+
+
+@pytest.mark.parametrize("is_durable", [True, False])
+async def test_a_store_that_lost_its_data_has_a_new_epoch(
+    tmp_path: Path, *, is_durable: bool
+) -> None:
+    """Its windows are told, or they would wait for offsets that were given out before."""
+    async with (
+        RedisServer.start(tmp_path, is_durable=is_durable) as server,
+        bridge_on(server.url) as bridge,
+    ):
+        await bridge.inbox.follow("ann")
+        await bridge.append(messages("ann", b"1", b"2"))
+        before = await bridge.inbox.state("ann")
+
+        await asyncio.to_thread(server.restart, is_empty=is_durable)
+        await eventually(lambda: bridge.renewed == ["ann"])
+
+        after = await bridge.inbox.state("ann")
+        assert (after.first, after.last) == (1, 0)
+        assert after.epoch != before.epoch
+        assert await bridge.append(messages("ann", b"3")) == [1]
+
+
+async def test_a_store_that_is_emptied_while_it_runs_has_a_new_epoch(
+    tmp_path: Path,
+) -> None:
+    """FLUSHALL, by whoever: the next append begins anew, and windows are told."""
+    async with RedisServer.start(tmp_path) as server, bridge_on(server.url) as bridge:
+        await bridge.inbox.follow("ann")
+        await bridge.append(messages("ann", b"1"))
+        server.command("FLUSHALL")
+
+        assert await bridge.append(messages("ann", b"2")) == [1]
+
+        await eventually(lambda: bridge.renewed == ["ann"])
+        await eventually(lambda: bridge.heard("ann") == [b"1", b"2"])
+
+
+@pytest.mark.parametrize(
+    ("limit", "mend", "word"),
+    [
+        (("maxmemory", "1mb"), ("maxmemory", "0"), "OOM"),
+        (("min-replicas-to-write", "1"), ("min-replicas-to-write", "0"), "NOREPLICAS"),
+    ],
+)
+async def test_a_server_that_takes_nothing_makes_the_pump_wait(
+    tmp_path: Path, limit: tuple[str, str], mend: tuple[str, str], word: str
+) -> None:
+    """Nothing of the batch is stored, readiness says why, and windows go on reading."""
+    async with RedisServer.start(tmp_path) as server, bridge_on(server.url) as bridge:
+        await bridge.append(messages("ann", b"1"))
+        server.command("CONFIG", "SET", *limit)
+
+        batch = messages("ann", b"2") + messages("bob", b"1")
+        with pytest.raises(StoreUnavailableError, match=word):
+            await bridge.inbox.append(batch)
+        assert word in str(bridge.inbox.problem)
+        assert await bridge.texts("ann") == [b"1"]
+
+        server.command("CONFIG", "SET", *mend)
+        await bridge.until_usable()
+        assert await bridge.append(batch) == [2, 1]
+        assert await bridge.texts("ann") == [b"1", b"2"]
+
+
+async def test_a_replica_is_not_written_to(tmp_path: Path) -> None:
+    """A master that became one: not ready until there is a master again."""
+    async with RedisServer.start(tmp_path) as server, bridge_on(server.url) as bridge:
+        server.command("REPLICAOF", "127.0.0.1", "1")
+
+        with pytest.raises(StoreUnavailableError):
+            await bridge.inbox.append(messages("ann", b"1"))
+        await eventually(lambda: "READONLY" in str(bridge.inbox.problem))
+
+        server.command("REPLICAOF", "NO", "ONE")
+        assert await bridge.append(messages("ann", b"1")) == [1]
+
+
+async def test_a_promoted_replica_begins_a_new_epoch(tmp_path: Path) -> None:
+    """It may lack what pages have seen, and gives those offsets out again."""
+    async with (
+        RedisServer.start(tmp_path / "old") as old,
+        RedisServer.start(tmp_path / "new") as new,
+        cut_off(old) as (proxy, url),
+        bridge_on(url) as bridge,
+    ):
+        new.command("REPLICAOF", old.host, str(old.port))
+        await eventually(lambda: "master_link_status:up" in new.command("INFO"))
+        await bridge.inbox.follow("ann")
+        await bridge.append(messages("ann", b"1"))
+        before = (await bridge.inbox.state("ann")).epoch
+        await eventually(lambda: new.command("DBSIZE") == old.command("DBSIZE"))
+
+        new.command("REPLICAOF", "NO", "ONE")
+        proxy._target_port = new.port
+        proxy.cut()
+        await eventually(lambda: bridge.renewed == ["ann"])
+
+        assert (await bridge.inbox.state("ann")).epoch != before
+        assert await bridge.texts("ann") == [b"1"]
+
+
+async def test_a_batch_without_an_answer_is_stored_once_and_in_order(
+    tmp_path: Path,
+) -> None:
+    """Frozen, the server has it in hand: the answer comes too late, and it is asked again."""
+    async with RedisServer.start(tmp_path) as server, bridge_on(server.url) as bridge:
+        await bridge.append(messages("ann", b"1"))
+        batch = messages("ann", b"2", b"3") + messages("bob", b"1")
+        server.pause()
+        try:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(bridge.inbox.append(batch), 0.2)
+        finally:
+            server.go_on()
+
+        assert await bridge.append(batch) == [2, 3, 1]
+        assert await bridge.append(messages("ann", b"4")) == [4]
+        assert await bridge.texts("ann") == [b"1", b"2", b"3", b"4"]
+        assert await bridge.texts("bob") == [b"1"]
+
+
+async def test_what_a_cut_kept_from_the_feed_is_made_good(tmp_path: Path) -> None:
+    """The newest of what was missed is handed over: rooms see the hole before it."""
+    async with (
+        RedisServer.start(tmp_path) as server,
+        cut_off(server) as (proxy, url),
+        bridge_on(url) as far,
+        bridge_on(server.url) as near,
+    ):
+        await far.inbox.follow("ann")
+        await near.append(messages("ann", b"1"))
+        await eventually(lambda: far.heard("ann") == [b"1"])
+
+        proxy.refuse()
+        proxy.cut()
+        await near.append(messages("ann", b"2"))
+        await near.append(messages("ann", b"3"))
+        proxy.mend()
+
+        await eventually(lambda: far.heard("ann") == [b"1", b"3"])
+        assert far.fed[-1].offset == 3
+
+
+async def test_the_mark_of_all_bridges_is_the_furthest(tmp_path: Path) -> None:
+    """Each reports what its windows had; none takes it back."""
+    async with (
+        RedisServer.start(tmp_path) as server,
+        bridge_on(server.url) as one,
+        bridge_on(server.url) as other,
+    ):
+        await one.append(messages("ann", b"1", b"2", b"3"))
+        one.inbox.mark_delivered("ann", 3)
+
+        async def delivered() -> bool:
+            return (await other.inbox.state("ann")).delivered == 3
+
+        await eventually(delivered)
+        other.inbox.mark_delivered("ann", 1)
+        await other.inbox.close()
+        assert (await one.inbox.state("ann")).delivered == 3
+
+
+async def test_trials_are_counted_by_all_bridges_together(tmp_path: Path) -> None:
+    """The message that kills processes goes from bridge to bridge."""
+    async with (
+        RedisServer.start(tmp_path) as server,
+        bridge_on(server.url) as one,
+        bridge_on(server.url) as other,
+    ):
+        assert await one.inbox.note_trial(b"\x00key") == 1
+        assert await other.inbox.note_trial(b"\x00key") == 2
+        other.inbox.forget_trial(b"\x00key")
+
+        async def is_first() -> bool:
+            count = await one.inbox.note_trial(b"\x00key")
+            one.inbox.forget_trial(b"\x00key")
+            return count == 1
+
+        await eventually(is_first)
+
+
+async def test_a_wrong_password_is_waited_out_and_never_shown(tmp_path: Path) -> None:
+    """The server may be the one that is set up wrong."""
+    options = {"requirepass": "right"}
+    async with RedisServer.start(tmp_path, options=options) as server:
+        inbox = RedisInbox(
+            parse_redis(f"redis://:secret-word@{server.host}:{server.port}"), RETENTION
+        )
+        with pytest.raises(StoreUnavailableError, match="WRONGPASS") as caught:
+            await inbox.open()
+        assert "secret-word" not in f"{caught.value} {inbox.problem}"
+        await inbox.close()
+
+        async with bridge_on(f"redis://:right@{server.host}:{server.port}") as bridge:
+            assert await bridge.append(messages("ann", b"1")) == [1]
