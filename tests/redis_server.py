@@ -203,6 +203,13 @@ class RedisServer:
 
     # --- talking to it, past any client library
 
+    def wait_until(self, answer: str, *words: str) -> None:
+        """Wait until a command is answered with a text that holds `answer`."""
+        until_s = monotonic() + READY_WITHIN_S
+        while answer not in (found := self.command(*words)):
+            assert monotonic() < until_s, found
+            sleep(_PAUSE_S)
+
     def command(self, *words: str) -> str:
         """Send one command and return its answer's raw lines; errors begin with `-`."""
         request = f"*{len(words)}\r\n" + "".join(

@@ -9,6 +9,7 @@ from rich.table import Table
 from yarl import URL
 
 from bridge.cli.options import ConfigFile
+from bridge.core.redis_address import is_redis, parse_redis
 from bridge.settings.checks import environment_name
 from bridge.settings.load import is_reloadable, load_settings
 from bridge.settings.model import Settings
@@ -49,6 +50,8 @@ def shown_value(settings: Settings, name: str) -> object:
     if name == "amqp_url":
         urls = (URL(url.get_secret_value()) for url in settings.amqp_url)
         return [str(url.with_password("***") if url.password else url) for url in urls]
+    if name == "inbox" and is_redis(settings.inbox):
+        return str(parse_redis(settings.inbox))
     if isinstance(value, tuple):
         return [_masked(part) for part in value]
     return _masked(value)

@@ -186,16 +186,13 @@ class RedisInbox:
         """Begin on a new connection: the epochs, and all subscriptions anew."""
         self._feed.lost(tags)
         order = sorted(tags)
-        epochs: dict[int, str] = {}
         # In a cluster each tag is in a slot of its own, and a script must stay in one.
         is_cluster = self._address.kind == "cluster"
-        for group in [[tag] for tag in order] if is_cluster else [order]:
-            found = await begin(
-                self._address, link, [self.prefixes[tag] for tag in group]
-            )
-            epochs.update(zip(group, found, strict=True))
+        prefixes = [self.prefixes[tag] for tag in order]
+        groups = [[prefix] for prefix in prefixes] if is_cluster else [prefixes]
+        epochs = await begin(self._address, link, groups)
         subscriptions = self._feed.resubscribe(link, tags, by_tag=is_cluster)
-        for tag, epoch in epochs.items():
+        for tag, epoch in zip(order, epochs, strict=True):
             self._feed.note_epoch(tag, epoch)
         for piece in pieces(subscriptions, by_tag=is_cluster):
             answer = await ask(

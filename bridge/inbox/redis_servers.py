@@ -21,6 +21,7 @@ from bridge.inbox.redis_link import (
     CONNECT_S,
     KeptLink,
     RefusedByRedisError,
+    answer_of,
     ask,
     open_link,
 )
@@ -262,7 +263,7 @@ def _owners(ranges: Answer, *, asked: Host) -> dict[Host, set[int]]:
 
 
 async def begin(
-    address: RedisAddress, link: Link, prefixes: Sequence[str]
+    address: RedisAddress, link: Link, groups: Sequence[Sequence[str]]
 ) -> Sequence[str]:
     """
     Look at what a server has before it is used: the epochs of its users, new ones if need be.
@@ -274,6 +275,14 @@ async def begin(
     replication id tells: it changes with both, and with nothing else. Who comes first makes
     the new epoch, for all bridges.
 
+    Args:
+        address: How to call it in errors.
+        link: The new connection.
+        groups: The prefixes of its tags; those of a group can be in one script.
+
+    Returns:
+        The epoch of each prefix.
+
     Raises:
         StoreUnavailableError: If it is a replica, or cannot be used now.
 
@@ -284,19 +293,13 @@ async def begin(
         raise StoreUnavailableError(str(address), problem)
     is_promoted = info.get("master_replid2", _NO_LINE) != _NO_LINE
     keeps_all = not is_promoted and await _writes_before_it_answers(address, link)
-    epochs = await ask(
-        address,
-        link,
-        b"EVALSHA",
-        scripts.BEGIN.sha,
-        1,
-        f"{prefixes[0]}h",
-        secrets.token_hex(5),
-        info["master_replid"],
-        int(keeps_all),
-        *prefixes,
-    )
-    return [epoch.decode() for epoch in epochs]
+    words = (secrets.token_hex(5), info["master_replid"], int(keeps_all))
+    sent = [
+        link.call(b"EVALSHA", scripts.BEGIN.sha, 1, f"{group[0]}h", *words, *group)
+        for group in groups
+    ]
+    answers = [await answer_of(address, link, future) for future in sent]
+    return [epoch.decode() for answer in answers for epoch in answer]
 
 
 async def _writes_before_it_answers(address: RedisAddress, link: Link) -> bool:

@@ -66,8 +66,7 @@ class StepByStep(RedisInbox):
 class RedisStores:
     """One server for the run; the stores on it are told apart by names in their folders."""
 
-    def __init__(self) -> None:
-        self.url = ""
+    url = ""
 
     def __call__(
         self, retention: Retention, *, now: Callable[[], float], folder: Path
@@ -81,14 +80,23 @@ class RedisStores:
 
 
 redis = RedisStores()
+redis_cluster = RedisStores()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """Start the server that the redis stores are on: as it is out of the box."""
     folder = tmp_path_factory.mktemp("redis")
-    with RedisServer.started(folder, is_durable=False) as server:
+    with (
+        RedisServer.started(folder / "one", is_durable=False) as server,
+        RedisServer.started(
+            folder / "cluster", is_durable=False, options={"cluster-enabled": "yes"}
+        ) as node,
+    ):
         redis.url = server.url
+        node.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        node.wait_until("cluster_state:ok", "CLUSTER", "INFO")
+        redis_cluster.url = f"redis+cluster://{node.host}:{node.port}"
         yield server
 
 
@@ -97,6 +105,7 @@ STORES: dict[str, MakeStore] = {
     "sqlite": sqlite,
     "sqlite indexed": sqlite_indexed,
     "redis": redis,
+    "redis cluster": redis_cluster,
 }
 
 

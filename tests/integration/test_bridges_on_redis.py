@@ -1,0 +1,75 @@
+"""Two bridges, one queue, one Redis: where a window is does not matter."""
+
+import asyncio
+from pathlib import Path
+
+from bridge.broker.local_node import LocalNode
+from tests.conftest import eventually
+from tests.integration.running import (
+    open_windows,
+    running_bridge,
+    settings_for,
+    working,
+)
+from tests.redis_server import RedisServer
+
+COUNT = 500
+
+
+async def test_windows_on_two_bridges_get_every_message_in_order(
+    broker: LocalNode, namespace: str, tmp_path: Path
+) -> None:
+    """The queue has one consumer at a time: the other bridge hears by Redis alone."""
+    async with RedisServer.start(tmp_path) as server:
+        settings = settings_for(broker, namespace, inbox=server.url)
+        async with (
+            running_bridge(settings) as one,
+            running_bridge(settings) as other,
+            working(broker, namespace) as worker,
+            open_windows(one.listening.public_url, [one.token("ann")]) as near,
+            open_windows(other.listening.public_url, [one.token("ann")]) as far,
+        ):
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(COUNT):
+                    tasks.create_task(worker.publish("ann", number))
+                    await worker.publish("somebody else", number)
+            windows = [*near, *far]
+            await eventually(
+                lambda: all(len(window.data()) == COUNT for window in windows)
+            )
+
+            numbers = list(range(COUNT))
+            assert [sorted(map(int, map(str, w.data()))) for w in windows] == [
+                numbers,
+                numbers,
+            ]
+            assert near[0].data() == far[0].data()
+            positions = [[e[2] for e in w.events if e[0] == "message"] for w in windows]
+            assert positions[0] == positions[1]
+            # Nobody's windows: nothing came for them.
+            counts = [each.sample("bridge_emitted_total") for each in (one, other)]
+            assert counts == [COUNT, COUNT]
+
+
+async def test_both_bridges_close_their_windows_when_redis_lost_its_data(
+    broker: LocalNode, namespace: str, tmp_path: Path
+) -> None:
+    """They come back, and are told that something may be gone."""
+    async with RedisServer.start(tmp_path) as server:
+        settings = settings_for(broker, namespace, inbox=server.url)
+        async with (
+            running_bridge(settings) as one,
+            running_bridge(settings) as other,
+            open_windows(one.listening.public_url, [one.token("ann")]) as near,
+            open_windows(other.listening.public_url, [one.token("bob")]) as far,
+        ):
+            await asyncio.to_thread(server.kill)
+            await eventually(one.bridge.unready_reasons)
+            await eventually(other.bridge.unready_reasons)
+            server.lose_files()
+            await asyncio.to_thread(server.run)
+
+            for window in (*near, *far):
+                await eventually(lambda w=window: w.data("bridge:closing"))
+            for running in (one, other):
+                await eventually(lambda r=running: not r.bridge.unready_reasons())
