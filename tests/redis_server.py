@@ -46,6 +46,7 @@ class RedisServer:
         self.host = "127.0.0.1"
         self.port = port
         self.options = options
+        self.is_sentinel = False
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -67,6 +68,7 @@ class RedisServer:
         *,
         port: int = 0,
         is_durable: bool = True,
+        is_sentinel: bool = False,
         options: dict[str, str] | None = None,
     ) -> Iterator[Self]:
         """
@@ -76,12 +78,14 @@ class RedisServer:
             folder: Where its files are, made if it is not there.
             port: To be reached at; 0 = any that is free.
             is_durable: Every write is on the disk before it is answered.
+            is_sentinel: It is a Sentinel, which keeps its own configuration.
             options: More of redis.conf, by name.
 
         """
         folder.mkdir(parents=True, exist_ok=True)
         kept = {"appendonly": "yes", "appendfsync": "always"} if is_durable else {}
         server = cls(folder, port=port or free_port(), options=kept | (options or {}))
+        server.is_sentinel = is_sentinel
         server.run()
         try:
             yield server
@@ -96,11 +100,16 @@ class RedisServer:
         *,
         port: int = 0,
         is_durable: bool = True,
+        is_sentinel: bool = False,
         options: dict[str, str] | None = None,
     ) -> AsyncIterator[Self]:
         """Do what `started` does, without holding the event loop up."""
         starting = cls.started(
-            folder, port=port, is_durable=is_durable, options=options
+            folder,
+            port=port,
+            is_durable=is_durable,
+            is_sentinel=is_sentinel,
+            options=options,
         )
         server = await asyncio.to_thread(starting.__enter__)
         try:
@@ -120,13 +129,17 @@ class RedisServer:
             "bind": self.host,
             "dir": str(self.folder),
             "daemonize": "no",
-            "save": "",
             "logfile": str(self.folder / "redis.log"),
+            **({} if self.is_sentinel else {"save": ""}),
             **self.options,
         }
         arguments = [
             word for name, value in words.items() for word in (f"--{name}", value)
         ]
+        if self.is_sentinel:
+            own = self.folder / "sentinel.conf"
+            own.touch()
+            arguments = [str(own), "--sentinel", *arguments]
         self._process = subprocess.Popen(
             [program, *arguments],
             # Whoever waits for the end of our output must not wait for it.

@@ -10,6 +10,7 @@ from bridge.doctor.broker import Patient, broker_findings
 from bridge.doctor.findings import Finding, ok, wrong
 from bridge.doctor.inbox import disk_findings, inbox_finding
 from bridge.doctor.peers import key_set_finding, running_bridge_findings
+from bridge.doctor.redis import redis_findings
 from bridge.doctor.secrets import secret_findings, setting_findings
 from bridge.doctor.vhost import Hold, vhost_findings
 from bridge.errors import ConfigError
@@ -34,6 +35,8 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     async for finding in _broker_findings(settings):
         yield finding
     yield await inbox_finding(settings)
+    async for finding in redis_findings(settings):
+        yield finding
     for finding in await asyncio.to_thread(lambda: list(disk_findings(settings))):
         yield finding
     key_set = await key_set_finding(settings)

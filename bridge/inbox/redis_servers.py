@@ -8,7 +8,7 @@ the epochs of its users are looked at before it is used: see `begin`.
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -177,7 +177,7 @@ class Cluster:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 try:
-                    found = await self._look()
+                    found = await _masters(self._address, also=self._nodes)
                 except StoreUnavailableError as exc:
                     self._unknown = exc.problem
                 else:
@@ -193,28 +193,6 @@ class Cluster:
     async def _wait_until_doubtful(self) -> None:
         """Look soon if anything is wrong, else later."""
         await asyncio.sleep(_LOOK_EACH_S / 10 if self.problem else _LOOK_EACH_S)
-
-    async def _look(self) -> dict[Host, set[int]]:
-        """Ask a node who has which tags."""
-        problem = "no node answers"
-        for host in (*self._nodes, *self._address.hosts):
-            try:
-                async with asyncio.timeout(CONNECT_S):
-                    ranges = await _ask_once(
-                        self._address,
-                        host,
-                        (b"CLUSTER", b"SLOTS"),
-                        user=self._address.user,
-                        password=self._address.password,
-                    )
-            except (OSError, TimeoutError, StoreUnavailableError) as exc:
-                problem = f"{host}: {exc or 'no answer'}"
-                continue
-            except RefusedByRedisError as exc:
-                problem = f"{host}: {exc}"
-                continue
-            return _owners(ranges, asked=host)
-        raise StoreUnavailableError(str(self._address), problem)
 
     def _follow(self, found: dict[Host, set[int]], tasks: asyncio.TaskGroup) -> None:
         for host in set(self._nodes) - set(found):
@@ -247,6 +225,37 @@ class Cluster:
             await self._greet(link, self._nodes[host][1])
 
         return KeptLink(self._address, find, pushed=self._pushed, greet=greet)
+
+
+async def find_servers(address: RedisAddress) -> list[Host]:
+    """Return where the masters are now; StoreUnavailableError if nobody knows."""
+    if address.kind == "cluster":
+        return list(await _masters(address))
+    if address.kind == "sentinel":
+        return [await find_master(address)]
+    return [address.hosts[0]]
+
+
+async def _masters(
+    address: RedisAddress, *, also: Iterable[Host] = ()
+) -> dict[Host, set[int]]:
+    """Ask the nodes, one after the other, who has which tags."""
+    problem = "no node answers"
+    for host in (*also, *address.hosts):
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                ranges = await _ask_once(
+                    address,
+                    host,
+                    (b"CLUSTER", b"SLOTS"),
+                    user=address.user,
+                    password=address.password,
+                )
+        except (OSError, TimeoutError, StoreUnavailableError, RefusedByRedisError) as e:
+            problem = f"{host}: {e or 'no answer'}"
+            continue
+        return _owners(ranges, asked=host)
+    raise StoreUnavailableError(str(address), problem)
 
 
 def _owners(ranges: Answer, *, asked: Host) -> dict[Host, set[int]]:

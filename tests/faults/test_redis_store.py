@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import time
@@ -14,7 +14,7 @@ from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.memory import Retention
 from bridge.inbox.redis import RedisInbox
-from tests.conftest import eventually
+from tests.conftest import SLOW_FACTOR, eventually
 from tests.faults.suite.proxy import Proxy
 from tests.redis_server import RedisServer, free_port
 
@@ -57,8 +57,8 @@ async def bridge_on(url: str) -> AsyncIterator[Bridge]:
     inbox = RedisInbox(parse_redis(url), RETENTION)
     bridge = Bridge(inbox)
     inbox.listen(bridge.fed.extend, bridge.renewed.extend)
-    await inbox.open()
     try:
+        await inbox.open()
         yield bridge
     finally:
         await inbox.close()
@@ -110,6 +110,7 @@ async def test_a_store_that_lost_its_data_has_a_new_epoch(
 
         await asyncio.to_thread(server.restart, is_empty=is_durable)
         await eventually(lambda: bridge.renewed == ["ann"])
+        await bridge.until_usable()
 
         after = await bridge.inbox.state("ann")
         assert (after.first, after.last) == (1, 0)
@@ -180,6 +181,8 @@ async def test_a_promoted_replica_begins_a_new_epoch(tmp_path: Path) -> None:
         cut_off(old) as (proxy, url),
         bridge_on(url) as bridge,
     ):
+        # It would wait five seconds for others to come along.
+        old.command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
         new.command("REPLICAOF", old.host, str(old.port))
         await eventually(lambda: "master_link_status:up" in new.command("INFO"))
         await bridge.inbox.follow("ann")
@@ -191,6 +194,7 @@ async def test_a_promoted_replica_begins_a_new_epoch(tmp_path: Path) -> None:
         proxy._target_port = new.port
         proxy.cut()
         await eventually(lambda: bridge.renewed == ["ann"])
+        await bridge.until_usable()
 
         assert (await bridge.inbox.state("ann")).epoch != before
         assert await bridge.texts("ann") == [b"1"]
@@ -290,3 +294,80 @@ async def test_a_wrong_password_is_waited_out_and_never_shown(tmp_path: Path) ->
 
         async with bridge_on(f"redis://:right@{server.host}:{server.port}") as bridge:
             assert await bridge.append(messages("ann", b"1")) == [1]
+
+
+async def test_a_cluster_that_loses_a_master_waits_for_its_replica(
+    tmp_path: Path,
+) -> None:
+    """The others go on; a batch for all of them is completed when it is there."""
+    options = {"cluster-enabled": "yes", "cluster-node-timeout": "1000"}
+    async with AsyncExitStack() as stack:
+        nodes = [
+            await stack.enter_async_context(
+                RedisServer.start(tmp_path / str(number), options=options)
+            )
+            for number in range(4)
+        ]
+        await asyncio.to_thread(join, nodes)
+        bridge = await stack.enter_async_context(
+            bridge_on(f"redis+cluster://127.0.0.1:{nodes[1].port}")
+        )
+        users = [f"user-{number}" for number in range(40)]
+        for user in users:
+            await bridge.inbox.follow(user)
+        assert set(await bridge.append(of_each(users, b"1"))) == {1}
+
+        nodes[0].kill()
+        batch = of_each(users, b"2")
+        async with asyncio.timeout(25 * SLOW_FACTOR):
+            offsets = await bridge.append(batch)
+
+        assert set(offsets) == {2}
+        for user in users:
+            assert await bridge.texts(user) == [b"1", b"2"]
+        await eventually(lambda: all(bridge.heard(u)[-1] == b"2" for u in users))
+        # Those of the lost master are of a new life: its replica may have lacked some.
+        assert 0 < len(bridge.renewed) < len(users)
+
+
+def of_each(users: Sequence[str], data: bytes) -> list[Message]:
+    """Return a batch with a message for each user."""
+    return [message for user in users for message in messages(user, data)]
+
+
+def join(nodes: Sequence[RedisServer]) -> None:
+    """Make a cluster of three masters and, of the first one, a replica."""
+    first, *others, replica = nodes
+    for number, node in enumerate((first, *others)):
+        ends = [str(16384 * each // 3) for each in (number, number + 1)]
+        last = str(int(ends[1]) - 1)
+        node.command("CLUSTER", "ADDSLOTSRANGE", ends[0], last)
+        node.command("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
+    for node in nodes[1:]:
+        node.command("CLUSTER", "MEET", first.host, str(first.port))
+    for node in nodes:
+        node.wait_until("cluster_known_nodes:4", "CLUSTER", "INFO")
+    replica.command("CLUSTER", "REPLICATE", first.command("CLUSTER", "MYID"))
+    replica.wait_until("master_link_status:up", "INFO", "replication")
+    for node in nodes:
+        node.wait_until("cluster_state:ok", "CLUSTER", "INFO")
+
+
+async def test_sentinels_tell_where_the_master_is(tmp_path: Path) -> None:
+    """One that is away is passed over; a service that none knows is told."""
+    async with (
+        RedisServer.start(tmp_path / "master") as master,
+        RedisServer.start(
+            tmp_path / "sentinel", is_durable=False, is_sentinel=True
+        ) as sentinel,
+    ):
+        sentinel.command(
+            "SENTINEL", "MONITOR", "main", master.host, str(master.port), "1"
+        )
+        hosts = f"127.0.0.1:1,127.0.0.1:{sentinel.port}"
+
+        async with bridge_on(f"redis+sentinel://{hosts}/main") as bridge:
+            assert await bridge.append(messages("ann", b"1")) == [1]
+        with pytest.raises(StoreUnavailableError, match="knows no 'other'"):
+            async with bridge_on(f"redis+sentinel://{hosts}/other"):
+                pass

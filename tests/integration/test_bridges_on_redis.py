@@ -69,7 +69,11 @@ async def test_both_bridges_close_their_windows_when_redis_lost_its_data(
             server.lose_files()
             await asyncio.to_thread(server.run)
 
-            for window in (*near, *far):
-                await eventually(lambda w=window: w.data("bridge:closing"))
-            for running in (one, other):
-                await eventually(lambda r=running: not r.bridge.unready_reasons())
+            def are_closed() -> bool:
+                return all(w.data("bridge:closing") for w in (*near, *far))
+
+            def are_ready() -> bool:
+                return not any(r.bridge.unready_reasons() for r in (one, other))
+
+            await eventually(are_closed)
+            await eventually(are_ready)
