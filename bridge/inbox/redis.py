@@ -15,6 +15,12 @@ message of the live feed: redis-py 192 and 7.0 us, coredis 278 and 15.8, valkey-
 4.7, hiredis under a protocol of our own (redis_wire) 69 and 0.4. The hop is paid for each
 message on each bridge with a window of its user, so it decides.
 
+Costs, CPU for a message of 200 bytes with an id, 1,000 users, on a machine that was
+loaded ten times over, so as upper bounds: the bridge that appends 7 us in batches of 100 and
+21 in batches of 10, the server 25 (15 without ids), a bridge that has the user's windows 4,
+up to its listener, one that has not nothing. Memory of the server: 640 bytes for a user with
+one message, some 270 for each further one, and about 110 for an id while it is remembered.
+
 Acked means: written as the server's `appendfsync` says, and had by as many replicas as
 `?replicas=N` asks for. A batch without an answer is tried again under the same number, and a
 server that has stored it says what it said before: nothing is stored twice and nothing

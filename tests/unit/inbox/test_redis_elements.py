@@ -15,7 +15,7 @@ from bridge.inbox.redis_elements import (
     unpack,
 )
 
-_TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
+_TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
 _TIMES = st.floats(0, 1e11)
 
 
