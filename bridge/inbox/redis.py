@@ -47,10 +47,11 @@ from bridge.inbox import redis_scripts as scripts
 from bridge.inbox.disk import DiskUsage
 from bridge.inbox.memory import Listener, Renewed, Retention
 from bridge.inbox.redis_appending import Appending
+from bridge.inbox.redis_asking import Asking
 from bridge.inbox.redis_elements import tag_names, tag_of, unpack
 from bridge.inbox.redis_errands import Errands
 from bridge.inbox.redis_feed import Feed, pieces, words_for
-from bridge.inbox.redis_link import ANSWER_S, CONNECT_S, KeptLink, ask
+from bridge.inbox.redis_link import ANSWER_S, CONNECT_S, ask
 from bridge.inbox.redis_looking import RedisLooking
 from bridge.inbox.redis_servers import (
     Cluster,
@@ -58,7 +59,6 @@ from bridge.inbox.redis_servers import (
     Servers,
     Tags,
     begin,
-    parse_info,
 )
 from bridge.inbox.redis_wire import MISSING, Answer, Link, Word
 from bridge.names import SyncReason
@@ -108,9 +108,10 @@ class RedisInbox:
         self._servers: Servers = kind(
             address, pushed=self._feed.pushed, greet=self._greet
         )
+        self._asking = Asking(self._servers, self.prefixes)
         self._errands = Errands(self._servers, self.prefixes.__getitem__)
         self._appending = Appending(address, self._servers, self.prefixes)
-        self.looking = RedisLooking(self)  # what operators see
+        self.looking = RedisLooking(self, self._asking)  # what operators see
         self._upkeep: asyncio.Task[None] | None = None
 
     def _channel(self, user: str) -> bytes:
@@ -207,7 +208,7 @@ class RedisInbox:
                 b"EVALSHA",
                 scripts.NEWEST.sha,
                 1,
-                self._key(piece[0].tag),
+                self._asking.key(piece[0].tag),
                 *words_for(piece, self.prefixes),
             )
             self._feed.newest(piece, answer)
@@ -220,50 +221,11 @@ class RedisInbox:
             StoreUnavailableError: If nothing can be stored now.
 
         """
-        for tag, _ in self._one_tag_each():
-            await self._servers.of(tag).ask(
-                b"SET", f"{self.prefixes[tag]}probe", b"", b"PX", 1000
-            )
+        await self._asking.check()
 
     async def usage(self) -> DiskUsage | None:
         """Return the memory that the servers take, and what their limits leave."""
-        used = free = 0
-        for _, kept in self._one_tag_each():
-            info = parse_info(await kept.ask(b"INFO", b"memory"))
-            limit = int(info["maxmemory"]) or int(info["total_system_memory"])
-            used += int(info["used_memory"])
-            free += max(0, limit - int(info["used_memory"]))
-        return DiskUsage(used, free)
-
-    def _one_tag_each(self) -> list[tuple[int, KeptLink]]:
-        found: dict[KeptLink, int] = {}
-        for tag in range(len(self.prefixes)):
-            found.setdefault(self._servers.of(tag), tag)
-        return [(tag, kept) for kept, tag in found.items()]
-
-    # --- asking
-
-    async def run(self, script: scripts.Script, tag: int, *words: Word) -> Answer:
-        """Run a script where the keys of this tag are; errors as `read`."""
-        kept = self._servers.of(tag)
-        return await kept.run_script(script, *words, key=self._key(tag))
-
-    async def ask_each(
-        self, asked: Sequence[tuple[int, Sequence[Word]]]
-    ) -> list[Answer]:
-        """Send many commands at once, each to where its tag is; errors as `read`."""
-        by_server: dict[KeptLink, list[int]] = {}
-        for place, (tag, _) in enumerate(asked):
-            by_server.setdefault(self._servers.of(tag), []).append(place)
-        answers: list[Answer] = [None] * len(asked)
-        for kept, places in by_server.items():
-            found = await kept.ask_all([asked[place][1] for place in places])
-            for place, answer in zip(places, found, strict=True):
-                answers[place] = answer
-        return answers
-
-    def _key(self, tag: int) -> str:
-        return f"{self.prefixes[tag]}h"
+        return await self._asking.usage()
 
     # --- the live feed
 
@@ -378,7 +340,7 @@ class RedisInbox:
 
     async def _read(self, script: scripts.Script, user: str, *words: Word) -> Answer:
         tag = tag_of(user)
-        found = await self.run(script, tag, *self.reading_words(user), *words)
+        found = await self._asking.run(script, tag, *self.reading_words(user), *words)
         if script is scripts.READ and not found[0]:
             # Somebody emptied it while it ran: begin as on a new connection.
             problem = "its data are gone"

@@ -21,13 +21,15 @@ from tenacity import (
 
 from bridge.core.redis_address import Host, RedisAddress
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.redis_scripts import ALL, Script
+from bridge.inbox import redis_looking_scripts, redis_scripts
+from bridge.inbox.redis_scripts import Script
 from bridge.inbox.redis_wire import Answer, Link, LinkLostError, Pushed, Word, is_error
 
 log = structlog.get_logger(__name__)
 
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 10.0
+_SCRIPTS: Final = (*redis_scripts.ALL, *redis_looking_scripts.ALL)
 _PING_EACH_S: Final = 2.0
 _PAUSE_FIRST_S: Final = 0.05
 _PAUSE_MAX_S: Final = 2.0
@@ -273,7 +275,7 @@ async def connect(
             hello,
             *([(b"SELECT", address.db)] if address.db else []),
             (b"CLIENT", b"SETNAME", b"bridge"),
-            *((b"SCRIPT", b"LOAD", script.code) for script in ALL),
+            *((b"SCRIPT", b"LOAD", script.code) for script in _SCRIPTS),
         ]
         for future in [link.call(*words) for words in greeting]:
             await answer_of(address, link, future)

@@ -14,9 +14,10 @@ from typing import Any, Final, Protocol
 
 from bridge.core.looking import KeptMessage, Search, Sighting, UserInbox
 from bridge.core.replay import InboxState
-from bridge.inbox import redis_scripts as scripts
+from bridge.inbox import redis_looking_scripts as scripts
+from bridge.inbox.redis_asking import Asking
 from bridge.inbox.redis_elements import TAGS, tag_of, unpack
-from bridge.inbox.redis_wire import Answer, Word
+from bridge.inbox.redis_wire import Word
 
 _SIGHTINGS_MAX: Final = 100
 _PIECE_USERS: Final = 20
@@ -28,16 +29,6 @@ _BEYOND: Final = b"\xff"
 class Inbox(Protocol):
     """The store that is looked at."""
 
-    prefixes: list[str]
-
-    async def run(self, script: scripts.Script, tag: int, *words: Word) -> Answer:
-        """Run a script where the keys of this tag are."""
-
-    async def ask_each(
-        self, asked: Sequence[tuple[int, Sequence[Word]]]
-    ) -> list[Answer]:
-        """Send many commands at once, each to where the keys of its tag are."""
-
     def reading_words(self, user: str) -> tuple[Word, ...]:
         """Return what every script that reads is told first."""
 
@@ -48,9 +39,12 @@ class Inbox(Protocol):
 class RedisLooking:
     """A view of all inboxes, as they are at the moment of each call."""
 
-    def __init__(self, inbox: Inbox, *, search_within_s: float = 5.0) -> None:
+    def __init__(
+        self, inbox: Inbox, asking: Asking, *, search_within_s: float = 5.0
+    ) -> None:
         """Look at `inbox`; a search without a user ends after `search_within_s`."""
         self._inbox = inbox
+        self._asking = asking
         self._search_within_s = search_within_s
 
     async def users(
@@ -61,10 +55,10 @@ class RedisLooking:
         high = b"(" + prefix.encode() + _BEYOND if prefix else b"+"
         if low == b"(":
             low = b"-"
-        answers = await self._inbox.ask_each(
+        answers = await self._asking.each(
             [
                 (tag, (b"ZRANGEBYLEX", f"{p}u", low, high, b"LIMIT", 0, limit))
-                for tag, p in enumerate(self._inbox.prefixes)
+                for tag, p in enumerate(self._asking.prefixes)
             ]
         )
         names = [name.decode() for name in islice(merge(*answers), limit)]
@@ -81,7 +75,7 @@ class RedisLooking:
                 prefix, _, *limits = self._inbox.reading_words(name)[:4]
                 words = words or limits
                 words += (prefix, name)
-            states = await self._inbox.run(scripts.STATES, tag, *words)
+            states = await self._asking.run(scripts.STATES, tag, *words)
             for name, state in zip(group, states, strict=True):
                 found[name] = UserInbox(name, self._inbox.state_of(name, state))
         return [found[name] for name in names]
@@ -97,7 +91,7 @@ class RedisLooking:
         """Return some messages of `user`, newest first, as memory_looking has it."""
         if before is not None and before <= 1:
             return ()
-        found = await self._inbox.run(
+        found = await self._asking.run(
             scripts.LOOK,
             tag_of(user),
             *self._inbox.reading_words(user),
@@ -137,15 +131,15 @@ class RedisLooking:
         return Search(all_found, looked_at, is_complete=True)
 
     async def _names(self, tag: int, after: bytes) -> list[str]:
-        key = f"{self._inbox.prefixes[tag]}u"
+        key = f"{self._asking.prefixes[tag]}u"
         words: Sequence[Word] = (b"ZRANGEBYLEX", key, after, b"+", b"LIMIT", 0, _NAMES)
-        (names,) = await self._inbox.ask_each([(tag, words)])
+        (names,) = await self._asking.each([(tag, words)])
         return [name.decode() for name in names]
 
     async def _find_of(
         self, message_id: str, tag: int, users: Sequence[str]
     ) -> tuple[list[Sighting], int]:
-        looked_at, *found = await self._inbox.run(
+        looked_at, *found = await self._asking.run(
             scripts.FIND,
             tag,
             *self._inbox.reading_words(users[0]),
