@@ -34,6 +34,7 @@ from bridge.names import BrokerNames
 from bridge.operators import Operators, Parts
 from bridge.options import (
     broker_address,
+    fleet_of,
     inbox_of,
     legacy_door,
     pace_s,
@@ -122,6 +123,7 @@ class Bridge:
             journal=self.journal,
         )
         self.inbox.listen(self.sockets.rooms.feed, self.sockets.renew)
+        self.fleet = fleet_of(settings)
 
     def _build_broker(self) -> None:
         settings = self.settings
@@ -185,6 +187,7 @@ class Bridge:
                 inbox=self.inbox,
                 sockets=self.sockets,
                 journal=self.journal,
+                fleet=self.fleet,
             )
         )
         self._operator = operator_app(
@@ -268,7 +271,8 @@ class Bridge:
         raise failure
 
     def _parts(self) -> dict[str, Coroutine[Any, Any, None]]:
-        return {
+        fleet = {"fleet": self.fleet.run()} if self.fleet else {}
+        return fleet | {
             "publisher": self.publisher.run(),
             "intake": self._consume(),
             "pump": self.pump.run(),

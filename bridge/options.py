@@ -12,6 +12,7 @@ from bridge.core.origins import OriginRules
 from bridge.core.redis_address import is_redis, parse_redis
 from bridge.inbox.memory import MemoryInbox, Retention
 from bridge.inbox.redis import RedisInbox
+from bridge.inbox.redis_fleet import RedisFleet
 from bridge.inbox.sqlite import SqliteInbox
 from bridge.schema_folder import load_schemas
 from bridge.settings.model import Settings
@@ -60,6 +61,13 @@ def inbox_of(settings: Settings) -> MemoryInbox | RedisInbox | SqliteInbox:
     if kind == "sqlite":
         return SqliteInbox(path, retention(settings))
     return MemoryInbox(retention(settings))
+
+
+def fleet_of(settings: Settings) -> RedisFleet | None:
+    """Return the way to the other bridges, if the store is one that they share."""
+    if not is_redis(settings.inbox):
+        return None
+    return RedisFleet(parse_redis(settings.inbox), namespace=settings.namespace)
 
 
 def pace_s(settings: Settings) -> float:

@@ -228,9 +228,12 @@ class Cluster:
 
 
 async def find_servers(address: RedisAddress) -> list[Host]:
-    """Return where the masters are now; StoreUnavailableError if nobody knows."""
+    """Return where the masters are now, one at least; StoreUnavailableError if none is."""
     if address.kind == "cluster":
-        return list(await _masters(address))
+        masters = list(await _masters(address))
+        if not masters:
+            raise StoreUnavailableError(str(address), "no node has any slots")
+        return masters
     if address.kind == "sentinel":
         return [await find_master(address)]
     return [address.hosts[0]]

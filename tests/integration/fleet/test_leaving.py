@@ -1,0 +1,59 @@
+"""Two bridges with one Redis behind each load balancer: one leaves under load."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from bridge.broker.local_node import LocalNode
+from tests.balancers import KINDS
+from tests.integration.balancers.conftest import open_house
+from tests.integration.running import working
+from tests.integration.sockets.js_pages import Pages, open_pages
+from tests.redis_server import RedisServer
+
+MESSAGES = 30
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_nobody_misses_anything_while_a_bridge_leaves(
+    kind: str, broker: LocalNode, namespace: str, tmp_path: Path
+) -> None:
+    """A rolling restart, seen from pages: by polling and by websocket, in order, once."""
+    async with (
+        RedisServer.start(tmp_path / "redis", is_durable=False) as redis,
+        open_house(kind, broker, namespace, inbox=redis.url) as house,
+        working(broker, namespace) as worker,
+        open_pages() as pages,
+    ):
+        users = [
+            f"{transport} {number}"
+            for transport in ("polling", "websocket")
+            for number in range(4)
+        ]
+        for user in users:
+            transport = user.split()[0]
+            await pages.connected(user, house.url, **house.options(user, transport))
+        leaving = house.home_of("polling 0")
+        other = house.other_than(leaving)
+        moved = [user for user in users if house.home_of(user) is leaving]
+
+        for number in range(MESSAGES):
+            async with asyncio.TaskGroup() as tasks:
+                for user in users:
+                    tasks.create_task(worker.publish(user, number))
+            if number == MESSAGES // 3:
+                leaving.stop.set()
+
+        for user in users:
+            await pages.until(user, "event", "message", count=MESSAGES)
+        assert_nothing_was_missed(pages, users, moved)
+        assert all(house.home_of(user) is other for user in users)
+
+
+def assert_nothing_was_missed(pages: Pages, users: list[str], moved: list[str]) -> None:
+    """Each message once and in order; those that moved recovered, the others stayed."""
+    for user in users:
+        assert pages.data(user) == list(range(MESSAGES)), user
+        connects = [report[0]["recovered"] for report in pages.all(user, "connect")]
+        assert connects == ([False, True] if user in moved else [False]), user
