@@ -42,6 +42,7 @@ from bridge.options import (
     revealed,
     schemas_of,
     server_options,
+    shard_plan,
     sign_in_of,
     token_rules,
 )
@@ -129,16 +130,21 @@ class Bridge:
         settings = self.settings
         address = broker_address(settings)
         names = BrokerNames(settings.namespace)
-        wanted = topology(names, settings.retry_delays)
-        self._address, self._wanted = address, wanted
-        self.publisher = Publisher(address, names, metrics=self.metrics, wanted=wanted)
+        wanted = topology(names, settings.retry_delays, settings.shards)
+        plan = shard_plan(settings)
+        self._address = address
+        self.publisher = Publisher(
+            address, names, metrics=self.metrics, wanted=wanted, shards=plan
+        )
         self.intake = Intake(
             address,
             wanted,
             queue=names.inbound_queue(),
             prefetch_count=settings.prefetch,
             metrics=self.metrics,
+            shards=plan,
         )
+        self.publisher.queue_of = self.intake.queue_of
         self.pump = Pump(
             intake=self.intake,
             inbox=self.inbox,
@@ -180,7 +186,6 @@ class Bridge:
                 bridge=self,
                 settings=settings,
                 address=self._address,
-                wanted=self._wanted,
                 metrics=self.metrics,
                 intake=self.intake,
                 publisher=self.publisher,

@@ -127,6 +127,10 @@ class TopologyError(BridgeError):
         return f"{self.name}: {self.problem}; {self.way_out}"
 
 
+class ShardsError(BridgeError):
+    """The number of shards cannot be changed to that, or not now; the text says why."""
+
+
 class PublishRefusedError(BridgeError):
     """The broker answered a publish with a return or a nack."""
 

@@ -114,6 +114,11 @@ class Metrics:
             "Deliveries taken and not yet settled.",
             registry=registry,
         )
+        self.shards_active = Gauge(
+            "bridge_shards_active",
+            "Shards whose deliveries come to this bridge, as far as one came.",
+            registry=registry,
+        )
         self.reconnects = Counter(
             "bridge_broker_reconnects",
             "Connections to the broker that were lost and had to be made anew.",

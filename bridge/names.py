@@ -44,6 +44,8 @@ EVENT_MAX_CHARACTERS: Final = 128
 
 # AMQP 0-9-1 section 4.2.5.3: a short string holds at most 255 bytes, and the
 # routing key is one.
+SHARDS_MAX: Final = 64
+MARK_EVENT: Final = "bridge:mark"  # between bridges; see broker/shards.py
 USER_MAX_BYTES: Final = 255
 
 
@@ -352,9 +354,27 @@ class BrokerNames:
         """The exchange in front of the inbound queues; retries come back through it."""
         return f"{self.namespace}.inbound"
 
-    def inbound_queue(self, shard: int = 0) -> str:
-        """The queue that one bridge consumes."""
-        return f"{self.namespace}.inbound.{shard}"
+    def inbound_queue(self, shard: int = 0, *, shards: int = 1) -> str:
+        """The queue of one shard out of so many; one active bridge consumes it.
+
+        The number of shards is part of the name: when it changes, the queues of before
+        are emptied first, so the two must not mix.
+        """
+        of = f"of{shards}" if shards > 1 else ""
+        return f"{self.namespace}.inbound.{shard}{of}"
+
+    def inbound_queues(self, shards: int = 1) -> tuple[str, ...]:
+        """The queues of all shards."""
+        return tuple(self.inbound_queue(n, shards=shards) for n in range(shards))
+
+    def shards_entry(self, shards: int) -> str:
+        """The exchange that spreads users over so many shards."""
+        return f"{self.namespace}.inbound.of{shards}"
+
+    @property
+    def bridges(self) -> str:
+        """A queue that stays empty: its consumers are the bridges that share shards."""
+        return f"{self.namespace}.bridges"
 
     def retry_queue(self, delay_ms: int) -> str:
         """The queue in which a message waits `delay_ms` before it comes back.

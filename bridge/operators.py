@@ -15,7 +15,6 @@ from bridge.broker.dead_letters import DeadLetters
 from bridge.broker.deliveries import Intake
 from bridge.broker.publisher import Publisher
 from bridge.broker.queues import QueueWatch
-from bridge.broker.topology import Topology
 from bridge.core.ages import quantile
 from bridge.core.contracts.operator.overview import (
     Ages,
@@ -87,7 +86,6 @@ class Parts:
     bridge: Ready
     settings: Settings
     address: BrokerAddress
-    wanted: Topology
     metrics: Metrics
     intake: Intake
     publisher: Publisher
@@ -109,6 +107,7 @@ class Operators:
         self._parts = parts
         self._names = BrokerNames(parts.settings.namespace)
         self._started_s = time.time()
+        self._measured: set[tuple[str, str]] = set()
         self._ages = _RecentAges(parts.metrics)
         self.dead_letters = DeadLetters(
             parts.address,
@@ -119,7 +118,6 @@ class Operators:
         self.queues = QueueWatch(
             parts.address,
             self._names,
-            wanted=parts.wanted,
             intake=parts.intake,
             dead=self.dead_letters,
             management=management_of(parts.settings),
@@ -167,6 +165,11 @@ class Operators:
             for gauge in gauges:
                 gauge.clear()
             return
+        named = {(queue.name, str(queue.role)) for queue in queues}
+        for name, role in self._measured - named:  # of an earlier number of shards
+            for gauge in gauges:
+                gauge.remove_by_labels({"queue": name, "role": role})
+        self._measured = named
         for queue in queues:
             labels = {"queue": queue.name, "role": queue.role}
             for gauge, value in zip(

@@ -6,6 +6,7 @@ from typing import Final
 from bridge.auth.jwt import TokenRules
 from bridge.broker.connection import BrokerAddress
 from bridge.broker.management import MANAGEMENT_WITHIN_S, Management
+from bridge.broker.shards import ShardPlan
 from bridge.core.addresses import parse_networks
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.origins import OriginRules
@@ -14,6 +15,7 @@ from bridge.inbox.memory import MemoryInbox, Retention
 from bridge.inbox.redis import RedisInbox
 from bridge.inbox.redis_fleet import RedisFleet
 from bridge.inbox.sqlite import SqliteInbox
+from bridge.names import BrokerNames
 from bridge.schema_folder import load_schemas
 from bridge.settings.model import Settings
 from bridge.sockets.engine import Admission, Bounds
@@ -32,6 +34,16 @@ def broker_address(settings: Settings) -> BrokerAddress:
     """Return where the broker is."""
     return BrokerAddress(
         urls=tuple(url.get_secret_value() for url in settings.amqp_url),
+        timeout_s=settings.broker_timeout,
+    )
+
+
+def shard_plan(settings: Settings) -> ShardPlan:
+    """Return what the broker shall hold for any number of shards."""
+    return ShardPlan(
+        BrokerNames(settings.namespace),
+        settings.retry_delays,
+        shards=settings.shards,
         timeout_s=settings.broker_timeout,
     )
 

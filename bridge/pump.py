@@ -85,6 +85,9 @@ class Intake(Protocol[B]):
     async def ack(self, batch: B) -> bool:
         """Ack all of `batch`; false if its session is gone and it will come again."""
 
+    def is_mark(self, delivery: Delivery) -> bool:
+        """Whether `delivery` is meant for the intake, and only to be acked."""
+
 
 class Publisher(Protocol):
     """Sets deliveries aside, confirmed by the broker when the call returns."""
@@ -218,6 +221,8 @@ class Pump(Generic[B]):
                 await self._try_again_later(batch, delivery, None, exc)
                 continue
             if isinstance(parsed, Rejection):
+                if self._intake.is_mark(delivery):
+                    continue
                 letter = DeadLetter(parsed, attempt_of(delivery))
                 await self._set_aside(batch, delivery, letter)
             elif parsed.deadline_s is not None and parsed.deadline_s <= now_s:

@@ -16,6 +16,7 @@ import pytest_asyncio
 from blockbuster import blockbuster_ctx
 
 from bridge.broker.local_node import LocalNode
+from bridge.broker.topology import HASH_PLUGIN
 
 # Scales every limit of the tests for slow machines. Not BRIDGE_*: those are settings,
 # and the bridge refuses those that it does not know.
@@ -33,7 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def broker() -> AsyncIterator[LocalNode]:
     """One private RabbitMQ node for the whole run; tests keep apart by `namespace`."""
-    async with LocalNode.start(ready_within_s=90 * SLOW_FACTOR) as node:
+    async with LocalNode.start(
+        plugins=(HASH_PLUGIN,), ready_within_s=90 * SLOW_FACTOR
+    ) as node:
         yield node
 
 

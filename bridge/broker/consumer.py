@@ -13,10 +13,7 @@ import aiormq
 
 from bridge.broker.connection import broker_call
 from bridge.core.message import Delivery
-from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
-
-_LOOK_EACH_S: Final = 1.0
 
 # Basic.Ack in its frame: AMQP 0-9-1 sections 4.2.3 and 1.8.3.13.
 _ACK: Final = Struct(">BHIIQBB").pack
@@ -45,18 +42,20 @@ class ConsumerSession:
         queue: str,
         timeout_s: float,
         arrived: asyncio.Event,
+        look: asyncio.Event,
         metrics: Metrics,
         write: Callable[[bytes], bool],
     ) -> None:
+        self.queue = queue
         self._channel = channel
         self._write = write
-        self._queue = queue
         self._timeout_s = timeout_s
         self._arrived = arrived
         self._metrics = metrics
         self._consumer_tag: str | None = None
-        self._look = asyncio.Event()
-        self._failure: str | None = None
+        self._is_leaving = False
+        self._look = look
+        self._settled = asyncio.Event()
         self._waiting: list[Delivery] = []
         # Tags count from 1 on each channel, so two numbers tell how many are in flight.
         self._last_tag = 0
@@ -65,6 +64,11 @@ class ConsumerSession:
         self._arrivals: deque[tuple[int, float]] = deque()
         channel.closing.add_done_callback(lambda _: self._look.set())
         channel.on_consumer_cancel_callbacks.add(lambda _: self._look.set())
+
+    @property
+    def channel_number(self) -> int:
+        """Of its channel; a later consumer has another one."""
+        return self._channel.number
 
     @property
     def in_flight(self) -> int:
@@ -79,47 +83,47 @@ class ConsumerSession:
     @property
     def is_consuming(self) -> bool:
         """Whether the broker has a consumer of ours, as far as can be known."""
-        return self._consumer_tag is not None and self.problem() is None
+        return (
+            self._consumer_tag is not None
+            and not self._is_leaving
+            and self.problem() is None
+        )
 
     @property
-    def has_waiting(self) -> bool:
-        """Whether deliveries wait to be taken out."""
-        return bool(self._waiting)
+    def is_active(self) -> bool:
+        """Whether it is the one of its queue that is delivered to, as far as was seen."""
+        return self._last_tag > 0
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it takes no more."""
+        return self._is_leaving
+
+    @property
+    def waiting(self) -> int:
+        """Deliveries that wait to be taken out."""
+        return len(self._waiting)
 
     def problem(self) -> str | None:
         """Say what is wrong with the session, ``None`` if nothing is."""
-        if self._failure is not None:
-            return self._failure
         if not self._channel.connection.is_opened:
             return "the connection was lost"
         if self._channel.is_closed:
             return "the broker closed the channel"
-        tag = self._consumer_tag
-        if tag is not None and tag not in self._channel.consumers:
-            return f"the broker cancelled the consumer; was queue {self._queue} deleted or its leader lost?"
+        if self.was_cancelled:
+            return f"the broker cancelled the consumer; was queue {self.queue} deleted or its leader lost?"
         return None
 
-    async def watch(self) -> None:
-        """
-        Wait until something is wrong.
-
-        Raises:
-            BrokerUnavailableError: Always, with what it is.
-
-        """
-        while (problem := self.problem()) is None:
-            self._look.clear()
-            try:
-                # The library reports what it notices; the look once a second is for
-                # what it does not.
-                async with asyncio.timeout(_LOOK_EACH_S):
-                    await self._look.wait()
-            except TimeoutError:
-                continue
-        raise BrokerUnavailableError(f"consume {self._queue}", problem)
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether the broker says that its queue is gone, for now or for good."""
+        tag = self._consumer_tag
+        return tag is not None and tag not in self._channel.consumers
 
     def take_in(self, deliveries: Sequence[Delivery]) -> None:
         """Keep what the reader found; called by it, never blocks."""
+        if self._is_leaving:
+            return  # never looked at: it goes back as it came
         self._waiting.extend(deliveries)
         self._last_tag = deliveries[-1].tag
         self._arrivals.append((self._last_tag, time.monotonic()))
@@ -139,28 +143,34 @@ class ConsumerSession:
         del self._waiting[:count]
         return taken
 
-    async def start_consumer(self, prefetch_count: int) -> None:
-        """
-        Consume with this prefetch; a consumer that is there already is replaced.
-
-        A new prefetch holds for new consumers only. The channel stays, so what is in
-        flight can still be acked; the old consumer leaves when the new one stands.
-        """
-        async with broker_call(f"consume {self._queue}", timeout_s=self._timeout_s):
+    async def start(self, prefetch_count: int) -> None:
+        """Consume with this prefetch."""
+        async with broker_call(f"consume {self.queue}", timeout_s=self._timeout_s):
             await self._channel.basic_qos(prefetch_count=prefetch_count, global_=False)
-            old_tag = self._consumer_tag
             # The reader takes all deliveries; the callback is never called.
-            reply = await self._channel.basic_consume(self._queue, _never_called)
+            reply = await self._channel.basic_consume(self.queue, _never_called)
             self._consumer_tag = reply.consumer_tag
-            if old_tag is not None:
-                await self._channel.basic_cancel(old_tag)
 
-    async def stop_consumer(self) -> None:
-        """Take no more; what is in flight can still be acked."""
-        tag, self._consumer_tag = self._consumer_tag, None
-        if tag is not None:
-            async with broker_call(f"cancel {self._queue}", timeout_s=self._timeout_s):
-                await self._channel.basic_cancel(tag)
+    def leave(self) -> None:
+        """
+        Take no more; what is in flight can still be taken out and acked, until `close`.
+
+        The consumer is not cancelled: the broker would make the next one active while
+        older deliveries are in flight here, and order would be lost.
+        """
+        self._is_leaving = True
+
+    async def settled(self) -> None:
+        """Wait until nothing is in flight."""
+        while self.in_flight:
+            self._settled.clear()
+            await self._settled.wait()
+
+    async def close(self) -> None:
+        """End consumer and channel; what is in flight goes back to its place."""
+        self._consumer_tag = None
+        async with broker_call(f"leave {self.queue}", timeout_s=self._timeout_s):
+            await self._channel.close()
 
     def ack(self, tag: int) -> bool:
         """
@@ -180,12 +190,10 @@ class ConsumerSession:
         self._acked_tag = tag
         while self._arrivals and self._arrivals[0][0] <= tag:
             self._arrivals.popleft()
+        if self._is_leaving and not self.in_flight:
+            self._settled.set()
+            self._look.set()
         return True
-
-    def fail(self, problem: str) -> None:
-        """Let `watch` end the session."""
-        self._failure = problem
-        self._look.set()
 
 
 def _render_ack(channel_number: int, tag: int) -> bytes:

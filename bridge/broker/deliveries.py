@@ -1,15 +1,16 @@
 """
-Deliveries: what waits in the inbound queue, in order, in batches, until it is acked.
+Deliveries: what waits in the inbound queues, in order, in batches, until it is acked.
 
-One supervised connection with one channel and one consumer. Prefetch is the bound on
-what waits here; the broker keeps the rest. A session is whole or gone: when anything of
-it fails (connection, channel, consumer, queue) it ends, what it brought is forgotten,
-and the broker delivers that again to the next one.
+One supervised connection with a channel and a consumer for each shard. Prefetch is the
+bound on what waits here; the broker keeps the rest. A session is whole or gone: when
+anything of it fails (connection, channel, consumer, queue) it ends, what it brought is
+forgotten, and the broker delivers that again to the next one.
 """
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -23,8 +24,12 @@ from bridge.broker.connection import (
 )
 from bridge.broker.consumer import BatchLimits, ConsumerSession
 from bridge.broker.frame_reader import DeliveryReader
+from bridge.broker.intake_session import Batch, IntakeSession, Work, first_to_end
+from bridge.broker.marks import keep_marking
+from bridge.broker.shards import Layout, ShardDesk, ShardPlan, mark_name
+from bridge.broker.spreading import Spreading
 from bridge.broker.supervision import supervise
-from bridge.broker.topology import Topology, declare
+from bridge.broker.topology import Topology, declare, inbound_queue
 from bridge.core.message import Delivery
 from bridge.errors import BrokerUnavailableError, TopologyError
 from bridge.metrics import Metrics
@@ -32,26 +37,15 @@ from bridge.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """
-    Deliveries that are settled together, oldest first.
-
-    Its session is known to `Intake` only: tags mean nothing on another one.
-    """
-
-    deliveries: Sequence[Delivery]
-    session: ConsumerSession = field(repr=False, compare=False)
-
-
 class Intake:
     """
-    Takes deliveries in from one queue. One task takes batches; any may ask how it is.
+    Takes deliveries in. One task takes batches; any may ask how it is.
 
     Args:
         address: Where the broker is.
         wanted: Declared at each connect, so that what was deleted comes back.
         queue: The queue to consume.
+        shards: If given, says what is declared and consumed, in place of these two.
         prefetch_count: Deliveries that may be in flight, 1 to 65535.
         limits: How much one batch may hold.
 
@@ -66,30 +60,63 @@ class Intake:
         prefetch_count: int,
         metrics: Metrics,
         limits: BatchLimits | None = None,
+        shards: ShardPlan | None = None,
     ) -> None:
+        self.wanted = wanted  # as of the last session
         self._address = address
-        self._wanted = wanted
         self._queue = queue
+        self._shards = shards
         self._prefetch_count = prefetch_count
         self._limits = limits or BatchLimits()
         self._metrics = metrics
         metrics.in_flight.set_function(lambda: self.in_flight)
-        self._session: ConsumerSession | None = None
+        metrics.shards_active.set_function(lambda: self.shards_active)
+        self._session: IntakeSession | None = None
+        self._handed: Batch | None = None
+        self._seen_marks: list[str] = []
+        self._mark_exchange = (
+            b"" if shards is None else mark_name(shards.names).encode()
+        )
         self._arrived = asyncio.Event()
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()
         self._was_consuming = False
+        self._is_standing = False
         self.broker: BrokerIdentity | None = None  # of the last session
 
     @property
     def is_consuming(self) -> bool:
         """Whether the broker has a consumer of ours right now, as far as can be known."""
-        return self._session is not None and self._session.is_consuming
+        return (
+            self._is_standing
+            and self._session is not None
+            and self._session.problem() is None
+        )
+
+    @property
+    def shards_active(self) -> int:
+        """Shards whose deliveries come to us, as far as was seen."""
+        consumers = self._session.consumers if self._session is not None else ()
+        return sum(consumer.is_active for consumer in consumers)
 
     @property
     def in_flight(self) -> int:
         """Deliveries that came and are not acked, those that nobody took yet included."""
         return self._session.in_flight if self._session is not None else 0
+
+    def in_flight_of(self, queue: str) -> int | None:
+        """As `in_flight`, of one queue; ``None`` if it is not consumed here."""
+        consumer = self._consumer_of(queue)
+        return None if consumer is None else consumer.in_flight
+
+    def oldest_of(self, queue: str) -> float | None:
+        """As `oldest_s`, of one queue."""
+        consumer = self._consumer_of(queue)
+        return None if consumer is None else consumer.oldest_s
+
+    def _consumer_of(self, queue: str) -> ConsumerSession | None:
+        consumers = self._session.consumers if self._session is not None else ()
+        return next((one for one in consumers if one.queue == queue), None)
 
     @property
     def oldest_s(self) -> float | None:
@@ -127,8 +154,11 @@ class Intake:
         """
         while True:
             session = self._session
-            if session is not None and session.has_waiting:
-                return Batch(session.take_out(self._limits), session)
+            if session is not None:
+                batch = session.take_out(self._limits)
+                if batch is not None:
+                    self._handed = batch
+                    return batch
             self._arrived.clear()
             await self._arrived.wait()
 
@@ -148,25 +178,43 @@ class Intake:
         if not self.is_current(batch):
             return False
         session = batch.session
-        if not session.ack(batch.deliveries[-1].tag):
+        if not all(consumer.ack(tag) for consumer, tag in batch.last):
             session.fail("the connection was lost")
             return False
         self._settled.set()
+        if self._seen_marks:
+            session.pass_marks(self._seen_marks)
+            self._seen_marks = []
+        return True
+
+    def queue_of(self, delivery: Delivery) -> str:
+        """Return the queue that `delivery`, of the batch handed out last, came from."""
+        if self._handed is None:
+            return self._queue
+        return self._handed.queue_of(delivery)
+
+    def is_mark(self, delivery: Delivery) -> bool:
+        """
+        Whether `delivery` is for the intake itself and no user's: ack it with its batch.
+
+        It stands behind all that was in a queue before the number of shards changed.
+        """
+        if not self._mark_exchange or delivery.exchange != self._mark_exchange:
+            return False
+        self._seen_marks.append(delivery.routing_key.decode(errors="replace"))
         return True
 
     async def stop_consuming(self) -> None:
         """
         Take no more deliveries; those in flight can still be taken and acked.
 
-        Returns within the broker timeout, also when the broker does not answer.
+        What the broker sends from now on is not looked at and goes back when the
+        connection is closed: only then may another bridge go on with it.
         """
         self._stopping.set()
-        session = self._session
-        if session is not None:
-            try:
-                await session.stop_consumer()
-            except BrokerUnavailableError as exc:
-                session.fail(exc.problem)
+        self._is_standing = False
+        if self._session is not None:
+            self._session.leave()
         log.info("intake.stopped", in_flight=self.in_flight)
 
     async def settled(self) -> None:
@@ -176,52 +224,107 @@ class Intake:
             await self._settled.wait()
 
     async def set_prefetch(self, count: int) -> None:
-        """Let up to `count` deliveries be in flight, from now on and after reconnects."""
-        if count == self._prefetch_count:
-            return
+        """
+        Let up to `count` deliveries be in flight, from now on and after reconnects.
+
+        Each queue is given away and consumed anew, so another bridge may have it then.
+        """
         self._prefetch_count = count
-        session = self._session
-        if session is None or self._stopping.is_set():
-            return
-        try:
-            await session.start_consumer(count)
-            if self._stopping.is_set():  # meanwhile
-                await session.stop_consumer()
-        except BrokerUnavailableError as exc:
-            session.fail(exc.problem)
+        if self._session is not None:
+            self._session.prefetch_count = count
 
     async def _consume(self, connection: BrokerConnection[DeliveryReader]) -> None:
-        """Be one session: from declaring to the first thing that goes wrong."""
-        if self._stopping.is_set():
-            return
-        await self._declare(connection)
-        async with broker_call("open a channel", timeout_s=self._address.timeout_s):
-            channel = await connection.open_channel(confirms=False)
-        session = ConsumerSession(
-            channel,
-            queue=self._queue,
-            timeout_s=self._address.timeout_s,
-            arrived=self._arrived,
-            metrics=self._metrics,
-            write=connection.write,
-        )
-        connection.reader.on_deliveries = session.take_in
-        self._session = session
-        self.broker = broker_identity(connection)
-        try:
-            await session.start_consumer(self._prefetch_count)
-            self._was_consuming = True
-            log.info("intake.consuming", queue=self._queue)
-            if self._stopping.is_set():  # while we were starting
-                await session.stop_consumer()
-            await session.watch()
-        finally:
-            self._session = None
-            self._settled.set()
+        """Be one session after the other, until something goes wrong."""
+        last_queues: Sequence[str] = ()
+        while not self._stopping.is_set():
+            layout, queues = await self._arrange(connection)
+            if queues == last_queues:  # no other number of shards is why it ended
+                problem = "the broker cancelled a consumer; was its queue deleted or its leader lost?"
+                raise BrokerUnavailableError(f"consume {', '.join(queues)}", problem)
+            last_queues = queues
+            session = IntakeSession(
+                connection,
+                queues,
+                prefetch_count=self._prefetch_count,
+                timeout_s=self._address.timeout_s,
+                arrived=self._arrived,
+                metrics=self._metrics,
+                may_vanish=self._shards is not None,
+            )
+            self._session = session
+            self._seen_marks = []
+            self.broker = broker_identity(connection)
+            try:
+                await self._run(session, connection, layout)
+            finally:
+                self._session = None
+                self._is_standing = False
+                self._settled.set()
 
-    async def _declare(self, connection: BrokerConnection[DeliveryReader]) -> None:
+    async def _run(
+        self,
+        session: IntakeSession,
+        connection: BrokerConnection[DeliveryReader],
+        layout: Layout,
+    ) -> None:
+        """Consume until something goes wrong, or the queues of before are all gone."""
+        await session.start()
+        self._was_consuming = True
+        self._is_standing = not self._stopping.is_set()
+        log.info("intake.consuming", queues=list(session.queues))
+        if self._stopping.is_set():  # while we were starting
+            session.leave()
+        works: list[Work] = [session.watch, session.do_chores]
+        if self._shards is not None and layout.is_moving:
+            works.append(partial(keep_marking, self._address, self._shards, layout))
+        elif self._shards is not None and layout.shards > 1:
+            queue = self._shards.names.bridges
+            spreading = await self._spreading(session, connection, layout, queue)
+            works.append(spreading.run)
+        await first_to_end(works)
+
+    async def _spreading(
+        self,
+        session: IntakeSession,
+        connection: BrokerConnection[DeliveryReader],
+        layout: Layout,
+        queue: str,
+    ) -> Spreading:
+        timeout_s = self._address.timeout_s
+        async with broker_call("open a channel", timeout_s=timeout_s):
+            channel = await connection.open_channel(confirms=False)
+        return Spreading(
+            session,
+            channel,
+            queue=queue,
+            shards=layout.shards,
+            timeout_s=timeout_s,
+        )
+
+    async def _arrange(
+        self, connection: BrokerConnection[DeliveryReader]
+    ) -> tuple[Layout, Sequence[str]]:
+        """Declare what has to be, and say what is to be consumed now."""
         try:
-            await declare(connection, self._wanted, timeout_s=self._address.timeout_s)
+            if self._shards is None:
+                await declare(
+                    connection, self.wanted, timeout_s=self._address.timeout_s
+                )
+                return Layout(), (self._queue,)
+            desk = ShardDesk(connection, self._shards)
+            layout = await desk.settle()
+            self.wanted = wanted = self._shards.topology(layout)
+            left = await desk.left_of_before(layout)
+            if left:
+                names = self._shards.names
+                old = [inbound_queue(names, name) for name in left]
+                self.wanted = replace(wanted, queues=[*old, *wanted.queues])
+                return layout, tuple(left)
+            if layout.is_moving:
+                await desk.finish(layout)
+                layout = replace(layout, is_moving=False)
+            self._tell_layout(layout, self._shards)
+            return layout, self._shards.names.inbound_queues(layout.shards)
         except TopologyError as exc:
             if not self._was_consuming:
                 raise
@@ -229,3 +332,12 @@ class Intake:
                 "intake.topology_differs", problem=str(exc)
             )
             raise BrokerUnavailableError(f"declare {exc.name}", exc.problem) from exc
+
+    def _tell_layout(self, layout: Layout, plan: ShardPlan) -> None:
+        if layout.shards != plan.shards:
+            log.warning(
+                "shards.broker_decides",
+                shards=layout.shards,
+                setting=plan.shards,
+                mend=f"BRIDGE_SHARDS={layout.shards}, or: bridge shards set {plan.shards}",
+            )

@@ -18,6 +18,7 @@ section 4.2.6, a method frame, a header frame, and body frames unless the body i
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from struct import Struct
 from struct import error as struct_error
 from typing import Final
@@ -144,61 +145,81 @@ class FrameReader(asyncio.StreamReader):
                 super().feed_data(_HEARTBEAT)
 
 
+@dataclass(slots=True)
+class _Unfinished:
+    """A delivery whose content is not complete yet."""
+
+    delivery: Delivery
+    missing: int | None = None  # bytes of body; None before the header
+    parts: list[bytes] = field(default_factory=list)
+
+
 class DeliveryReader(FrameReader):
     """
-    Takes deliveries out, for a connection with one consuming channel.
+    Takes deliveries out, for a connection that consumes on one channel or on several.
 
-    Other content (of Basic.Get, of returns) is handed on. Deliveries are given to
-    `on_deliveries` by a plain call, once for each chunk of bytes, in order.
+    Other content (of Basic.Get, of returns) is handed on. Deliveries are given by a plain
+    call, in order, once for each chunk of bytes or run of one channel in it: to that of
+    `takers` which has the channel's number, else to `on_deliveries`.
     """
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__(now=now)
         self.on_deliveries: Deliveries | None = None
+        self.takers: dict[int, Deliveries] = {}
         self._found: list[Delivery] = []
-        # The delivery whose content is not complete yet, if there is one.
-        self._open: Delivery | None = None
-        self._open_channel = 0
-        self._missing: int | None = None  # bytes of body; None before the header
-        self._parts: list[bytes] = []
+        self._found_on = 0  # the channel that all of them came on
+        self._unfinished: dict[int, _Unfinished] = {}  # by channel
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override] # asyncio gives bytes
         """Take the deliveries out of `data`, hand them over, pass on the rest."""
         super().feed_data(data)
         if self._found:
-            found, self._found = self._found, []
-            if self.on_deliveries is not None:
-                self.on_deliveries(found)
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        found, self._found = self._found, []
+        take = self.takers.get(self._found_on, self.on_deliveries)
+        if take is not None:
+            take(found)
+
+    def _turn_to(self, channel: int) -> None:
+        """Let what is found from now on be of `channel`."""
+        if self._found:
+            self._hand_over()
+        self._found_on = channel
 
     def _take(self, data: bytes, kind: int, channel: int, at: int, stop: int) -> int:
-        if self._open is not None:
-            if channel == self._open_channel and kind != _METHOD:
-                self._continue(data, kind, at, stop)
-                return stop
-            return at
+        if self._unfinished and kind != _METHOD and channel in self._unfinished:
+            self._continue(data, kind, channel, at, stop)
+            return stop
         if kind != _METHOD or stop - at < _FRAME_HEAD_BYTES + 4 + _AROUND_BYTES:
             return at
-        taken_to = self._take_whole(data, at)
+        if channel != self._found_on:
+            self._turn_to(channel)
+        taken_to = self._take_whole(data, at, channel)
         if taken_to == at and _METHOD_FRAME(data, at)[3] == _BASIC_DELIVER:
-            self._open = _parse_deliver(data, at)
-            self._open_channel = channel
-            self._missing = None
+            self._unfinished[channel] = _Unfinished(_parse_deliver(data, at))
             return stop
         return taken_to
 
-    def _take_whole(self, data: bytes, at: int) -> int:
+    def _take_whole(self, data: bytes, at: int, channel: int) -> int:
         """
-        Take all deliveries from `at` on that are complete, each in three frames at most.
+        Take all deliveries of `channel` from `at` on, each in three frames at most.
 
         The hot path: a few microseconds for each delivery. The first that is not so
-        simple, and anything else, ends it.
+        simple or not complete, and anything else, ends it.
         """
         end = len(data)
         found = self._found.append
         try:
             while at < end:  # else each chunk would end in an exception
-                kind, channel, size, method = _METHOD_FRAME(data, at)
-                if method != _BASIC_DELIVER or kind != _METHOD:
+                kind, method_channel, size, method = _METHOD_FRAME(data, at)
+                if (
+                    method != _BASIC_DELIVER
+                    or kind != _METHOD
+                    or method_channel != channel
+                ):
                     return at
                 header_at = at + size + _AROUND_BYTES
                 kind, header_channel, size, _, body_size = _HEADER_FRAME(
@@ -235,22 +256,26 @@ class DeliveryReader(FrameReader):
             return at
         return at
 
-    def _continue(self, data: bytes, kind: int, at: int, stop: int) -> None:
-        """Add a header or body frame to the open delivery; close it when complete."""
-        if self._open is None:  # the caller has looked
-            return
+    def _continue(
+        self, data: bytes, kind: int, channel: int, at: int, stop: int
+    ) -> None:
+        """Add a header or body frame to what is unfinished; hand it over when complete."""
+        unfinished = self._unfinished[channel]
         if kind == _HEADER:
-            self._missing = _HEADER_FRAME(data, at)[4]
-            self._open.raw_properties = data[at + _HEADER_HEAD_BYTES : stop - 1]
-        elif self._missing is not None:
+            unfinished.missing = _HEADER_FRAME(data, at)[4]
+            unfinished.delivery.raw_properties = data[
+                at + _HEADER_HEAD_BYTES : stop - 1
+            ]
+        elif unfinished.missing is not None:
             part = data[at + _FRAME_HEAD_BYTES : stop - 1]
-            self._parts.append(part)
-            self._missing -= len(part)
-        if self._missing is not None and self._missing <= 0:
-            self._open.body = b"".join(self._parts)
-            self._parts.clear()
-            self._found.append(self._open)
-            self._open = None
+            unfinished.parts.append(part)
+            unfinished.missing -= len(part)
+        if unfinished.missing is not None and unfinished.missing <= 0:
+            del self._unfinished[channel]
+            unfinished.delivery.body = b"".join(unfinished.parts)
+            if channel != self._found_on:
+                self._turn_to(channel)
+            self._found.append(unfinished.delivery)
 
 
 class ReturnReader(FrameReader):

@@ -23,6 +23,7 @@ from bridge.broker.connection import (
 )
 from bridge.broker.frame_reader import ReturnReader
 from bridge.broker.publish_channels import CHANNELS_MAX, PublishSession, RawProperties
+from bridge.broker.shards import ShardDesk, ShardPlan
 from bridge.broker.supervision import supervise
 from bridge.broker.topology import Topology, declare, retry_delay_ms
 from bridge.core.message import Delivery
@@ -52,6 +53,7 @@ class Publisher:
         names: Of dead letters and retries.
         wanted: Declared at each connect, and again when a message could not be routed;
             ``None`` for one who only publishes and may not declare.
+        shards: If given, says what is declared, in place of `wanted`.
 
     """
 
@@ -62,17 +64,21 @@ class Publisher:
         *,
         metrics: Metrics,
         wanted: Topology | None = None,
+        shards: ShardPlan | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._address = address
         self._names = names
         self._wanted = wanted
+        self._shards = shards
         self._metrics = metrics
         self._now = now
         self._session: PublishSession | None = None
         self._connected = asyncio.Event()
         self._places = asyncio.Semaphore(CHANNELS_MAX)
         self._was_connected = False
+        # Tells of a delivery where it was taken from; may be set before it runs.
+        self.queue_of: Callable[[Delivery], str] = lambda _: names.inbound_queue()
 
     @property
     def is_connected(self) -> bool:
@@ -183,7 +189,7 @@ class Publisher:
         properties = dead_letter_properties(
             delivery,
             letter,
-            origin_queue=self._names.inbound_queue(),
+            origin_queue=self.queue_of(delivery),
             now_s=self._now(),
             letter_id=uuid4().hex,
             max_bytes=self.max_properties_bytes,
@@ -261,10 +267,13 @@ class Publisher:
             self._session = None
 
     async def _declare(self, connection: BrokerConnection[ReturnReader]) -> None:
-        if self._wanted is None:
-            return
         try:
-            await declare(connection, self._wanted, timeout_s=self._address.timeout_s)
+            if self._shards is not None:
+                await ShardDesk(connection, self._shards).settle()
+            elif self._wanted is not None:
+                await declare(
+                    connection, self._wanted, timeout_s=self._address.timeout_s
+                )
         except TopologyError as exc:
             if not self._was_connected:
                 raise

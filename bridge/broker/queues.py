@@ -33,14 +33,16 @@ _KEPT_S: Final = 1.0
 
 
 class InFlight(Protocol):
-    """What the bridge knows of its own queue (broker/deliveries.py)."""
+    """What the bridge knows of its own queues (broker/deliveries.py)."""
 
     @property
-    def in_flight(self) -> int:
-        """Deliveries that came and are not acked."""
+    def wanted(self) -> Topology:
+        """Which queues there are, by the last look of the intake."""
 
-    @property
-    def oldest_s(self) -> float | None:
+    def in_flight_of(self, queue: str) -> int | None:
+        """Deliveries of a queue that came and are not acked; `None` if not consumed."""
+
+    def oldest_of(self, queue: str) -> float | None:
         """Seconds since the oldest of them came."""
 
 
@@ -68,8 +70,7 @@ class QueueWatch:
     Args:
         address: Where the broker is.
         names: Of the queues.
-        wanted: Which of them there are.
-        intake: Knows what is in flight.
+        intake: Knows which of them there are, and what is in flight.
         dead: Knows what a look holds: it comes back, so it counts as being there.
         management: Tells more, if there is one.
 
@@ -80,7 +81,6 @@ class QueueWatch:
         address: BrokerAddress,
         names: BrokerNames,
         *,
-        wanted: Topology,
         intake: InFlight,
         dead: Standing,
         management: Management | None = None,
@@ -88,7 +88,6 @@ class QueueWatch:
     ) -> None:
         self._address = address
         self._names = names
-        self._wanted = wanted
         self._intake = intake
         self._dead = dead
         self._management = management
@@ -126,7 +125,8 @@ class QueueWatch:
         try:
             counts = {
                 queue.name: await self._count(connection, queue.name)
-                for queue in self._wanted.queues
+                for queue in self._intake.wanted.queues
+                if queue.name != self._names.bridges  # empty for ever
             }
         finally:
             await connection.leave()
@@ -194,15 +194,16 @@ class QueueWatch:
         return _Counts(ready, told.consumer_count or 0)
 
     def _facts(self, name: str, found: _Counts | str) -> QueueFacts:
-        is_own = name == self._names.inbound_queue()
+        role = self._role(name)
+        is_own = role is QueueRole.INBOUND
         is_known = isinstance(found, _Counts)
         return QueueFacts(
             name=name,
-            role=self._role(name),
+            role=role,
             depth=found.ready if isinstance(found, _Counts) else None,
-            unacked=self._intake.in_flight if is_own and is_known else None,
+            unacked=self._intake.in_flight_of(name) if is_own and is_known else None,
             consumers=found.consumers if isinstance(found, _Counts) else None,
-            oldest_s=self._intake.oldest_s if is_own else None,
+            oldest_s=self._intake.oldest_of(name) if is_own else None,
             oldest_at_most_s=self._delay_s(name, found),
             rates=None,
             source=QueueSource.AMQP,
@@ -213,15 +214,18 @@ class QueueWatch:
         """Return how old a message of a retry queue may be: then it has left."""
         if isinstance(found, str) or not found.ready:
             return None
-        queue = next(queue for queue in self._wanted.queues if queue.name == name)
-        delay_ms = queue.arguments.get("x-message-ttl")
+        delay_ms = next(
+            (
+                queue.arguments.get("x-message-ttl")
+                for queue in self._intake.wanted.queues
+                if queue.name == name
+            ),
+            None,
+        )
         return delay_ms / 1000 if isinstance(delay_ms, int) else None
 
     def _role(self, name: str) -> QueueRole:
         if name == self._names.dead:
             return QueueRole.DEAD
-        return (
-            QueueRole.INBOUND
-            if name == self._names.inbound_queue()
-            else QueueRole.RETRY
-        )
+        is_inbound = name.startswith(f"{self._names.inbound}.")
+        return QueueRole.INBOUND if is_inbound else QueueRole.RETRY

@@ -5,6 +5,9 @@ What the bridge needs on the broker, as data; declared, or compared and explaine
                               ▲                                                │
     <ns>.retry.<ms> ──▶ queue <ns>.retry.<ms>, waits <ms> there       queue <ns>.dead
 
+With more than one shard, or after the number of shards was changed, what stands between
+the exchange <ns>.inbound and the queues is told in shards.py.
+
 Everything is durable and every queue is a quorum queue, so one node may be lost, and no
 version from 3.10 to 4.x refuses it (traps 2.1). A waiting queue hands on what waited
 long enough under its own routing key, so a fanout exchange stands in front of each: a
@@ -23,6 +26,7 @@ from aiormq.exceptions import (
     ChannelAccessRefused,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
+    ConnectionCommandInvalid,
 )
 
 from bridge.broker.connection import BrokerConnection, broker_call, problem_text
@@ -40,7 +44,9 @@ _DELIVERY_LIMIT: Final = 1_000_000
 _QUORUM: Final[Arguments] = MappingProxyType(
     {"x-queue-type": "quorum", "x-delivery-limit": _DELIVERY_LIMIT}
 )
-_INEQUIVALENT: Final = re.compile(
+HASH_EXCHANGE: Final = "x-consistent-hash"
+HASH_PLUGIN: Final = "rabbitmq_consistent_hash_exchange"
+INEQUIVALENT: Final = re.compile(
     r"inequivalent arg '(?P<argument>[^']+)' for .*?: "
     r"received (?P<ours>.*?) but current is (?P<theirs>.*)",
     re.DOTALL,
@@ -54,6 +60,7 @@ class Exchange:
 
     name: str
     type: str
+    arguments: Arguments = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,28 +112,49 @@ def retry_delay_ms(delay_s: float) -> int:
     return max(1, round(delay_s * 1000))
 
 
-def topology(names: BrokerNames, retry_delays_s: Sequence[float]) -> Topology:
-    """Return what a bridge with these names and delays needs."""
+def topology(
+    names: BrokerNames,
+    retry_delays_s: Sequence[float],
+    shards: int = 1,
+    *,
+    was_changed: bool | None = None,
+) -> Topology:
+    """
+    Return what a bridge with these names and delays needs.
+
+    Args:
+        names: Of everything.
+        retry_delays_s: One waiting queue each.
+        shards: How many inbound queues there are.
+        was_changed: Whether the number was another one before: then the queues hang on
+            an exchange of their own even if it is one. `None` = not, if it is one.
+
+    """
     messages = Exchange(names.messages, "topic")
     inbound = Exchange(names.inbound, "fanout")
     dead = Exchange(names.dead, "fanout")
-    inbound_queue = Queue(
-        names.inbound_queue(),
-        {
-            **_QUORUM,
-            "x-single-active-consumer": True,
-            # What expires while it waits is accounted for, too.
-            **_handing_over_to(names.dead),
-        },
-    )
+    inbound_queues = [
+        inbound_queue(names, name) for name in names.inbound_queues(shards)
+    ]
     dead_queue = Queue(names.dead, _QUORUM)
     exchanges = [messages, inbound, dead]
-    queues = [inbound_queue, dead_queue]
-    bindings = [
-        Binding(names.messages, inbound, "#"),
-        Binding(names.inbound, inbound_queue),
-        Binding(names.dead, dead_queue),
-    ]
+    queues = [*inbound_queues, dead_queue]
+    bindings = [Binding(names.messages, inbound, "#")]
+    if shards == 1 and not was_changed:
+        bindings.append(Binding(names.inbound, inbound_queues[0]))
+    else:
+        # Of one shard too the key says nothing: a fanout takes any.
+        kind = HASH_EXCHANGE if shards > 1 else "fanout"
+        entry = Exchange(names.shards_entry(shards), kind)
+        exchanges.append(entry)
+        queues.append(Queue(names.bridges, _QUORUM))
+        # In the order of their names, as the broker binds them anew when it starts; the
+        # order decides which user belongs to which queue. The key is the weight.
+        bindings += [
+            Binding(entry.name, queue, "1")
+            for queue in sorted(inbound_queues, key=lambda queue: queue.name)
+        ]
+    bindings.append(Binding(names.dead, dead_queue))
     for delay_ms in dict.fromkeys(map(retry_delay_ms, retry_delays_s)):
         name = names.retry_queue(delay_ms)
         waiting = Queue(
@@ -141,6 +169,19 @@ def topology(names: BrokerNames, retry_delays_s: Sequence[float]) -> Topology:
         queues.append(waiting)
         bindings.append(Binding(name, waiting))
     return Topology(exchanges, queues, bindings)
+
+
+def inbound_queue(names: BrokerNames, name: str) -> Queue:
+    """Return an inbound queue of this name."""
+    return Queue(
+        name,
+        {
+            **_QUORUM,
+            "x-single-active-consumer": True,
+            # What expires while it waits is accounted for, too.
+            **_handing_over_to(names.dead),
+        },
+    )
 
 
 def _handing_over_to(exchange: str) -> Arguments:
@@ -175,11 +216,11 @@ async def declare(
     async with broker_call("open a channel", timeout_s=timeout_s):
         channel = await connection.open_channel(confirms=False)
     for exchange in wanted.exchanges:
-        await _declare_one(channel, exchange, timeout_s=timeout_s)
+        await declare_one(channel, exchange, timeout_s=timeout_s)
     for queue in wanted.queues:
-        await _declare_one(channel, queue, timeout_s=timeout_s)
+        await declare_one(channel, queue, timeout_s=timeout_s)
     for binding in wanted.bindings:
-        await _bind(channel, binding, timeout_s=timeout_s)
+        await bind(channel, binding, timeout_s=timeout_s)
     async with broker_call("close a channel", timeout_s=timeout_s):
         await channel.close()
 
@@ -233,9 +274,10 @@ def _finding(state: State, error: TopologyError) -> Finding:
     return Finding(error.name, state, f"{error.problem}; {error.way_out}")
 
 
-async def _declare_one(
+async def declare_one(
     channel: aiormq.Channel, thing: Exchange | Queue, *, timeout_s: float
 ) -> None:
+    """Make it if it is not there. Raises as `declare` does."""
     async with broker_call(f"declare {thing.name}", timeout_s=timeout_s):
         try:
             await _send_declare(channel, thing, passive=False)
@@ -243,6 +285,8 @@ async def _declare_one(
             raise _different(thing, exc) from exc
         except ChannelAccessRefused as exc:
             raise _refused(thing, exc) from exc
+        except ConnectionCommandInvalid as exc:
+            raise _unknown_type(thing, exc) from exc
 
 
 async def _send_declare(
@@ -250,7 +294,11 @@ async def _send_declare(
 ) -> None:
     if isinstance(thing, Exchange):
         await channel.exchange_declare(
-            thing.name, exchange_type=thing.type, durable=True, passive=passive
+            thing.name,
+            exchange_type=thing.type,
+            durable=True,
+            passive=passive,
+            arguments=dict(thing.arguments),
         )
     else:
         await channel.queue_declare(
@@ -258,7 +306,8 @@ async def _send_declare(
         )
 
 
-async def _bind(channel: aiormq.Channel, binding: Binding, *, timeout_s: float) -> None:
+async def bind(channel: aiormq.Channel, binding: Binding, *, timeout_s: float) -> None:
+    """Make the binding if it is not there. Raises as `declare` does."""
     target = binding.destination
     async with broker_call(
         f"bind {target.name} to {binding.source}", timeout_s=timeout_s
@@ -288,9 +337,9 @@ def _different(
     kind = "drain and delete the queue" if isinstance(thing, Queue) else "delete it"
     way_out = f"{kind}, or set another BRIDGE_NAMESPACE"
     text = problem_text(exc)
-    found = _INEQUIVALENT.search(text)
+    found = INEQUIVALENT.search(text)
     if found is not None:
-        theirs, ours = _plain(found["theirs"]), _plain(found["ours"])
+        theirs, ours = plain(found["theirs"]), plain(found["ours"])
         text = f"has {found['argument']} = {theirs}, the bridge needs {ours}"
     return TopologyError(_title(thing), text, way_out)
 
@@ -304,7 +353,18 @@ def _refused(thing: Exchange | Queue, exc: ChannelAccessRefused) -> TopologyErro
     )
 
 
-def _plain(value: str) -> str:
+def _unknown_type(
+    thing: Exchange | Queue, exc: ConnectionCommandInvalid
+) -> TopologyError:
+    """What the broker says, which ends the connection, and the command that mends it."""
+    return TopologyError(
+        _title(thing),
+        f"RabbitMQ says {problem_text(exc)}",
+        f"`rabbitmq-plugins enable {HASH_PLUGIN}` on each of its nodes",
+    )
+
+
+def plain(value: str) -> str:
     """'2000', or "the value '2000' of type 'signedint'" -> 2000; none -> none."""
     found = _VALUE.match(value.strip())
     return found[1] if found else value.strip()

@@ -22,6 +22,7 @@ from pydantic_settings import (
 from yarl import URL
 
 from bridge.core.redis_address import is_redis, parse_redis
+from bridge.names import SHARDS_MAX
 from bridge.settings.checks import (
     ENVIRONMENT_PREFIX,
     amqp_url_problem,
@@ -93,7 +94,15 @@ class Settings(BaseSettings):
         pattern=_NAMESPACE,
     )
     prefetch: Count = _reloadable(
-        500, "Messages that the broker hands over before it wants an ack (1 to 65535)."
+        500,
+        "Messages that the broker hands over before it wants an ack (1 to 65535), over all "
+        "shards together.",
+    )
+    shards: Count = _fixed(
+        1,
+        "Inbound queues (1 to 64) that users are spread over; each is consumed by one bridge "
+        "at a time. Counts on an empty broker; later `bridge shards set` changes it. More than "
+        "one needs RabbitMQ's plugin `rabbitmq_consistent_hash_exchange`.",
     )
     broker_timeout: Duration = _fixed(
         "15s", "The longest that one call to the broker may take, connecting included."
@@ -288,6 +297,14 @@ class Settings(BaseSettings):
     def _check_prefetch(cls, count: int) -> int:
         if count > 65535:
             message = "must be at most 65535, the most that AMQP can say"
+            raise ValueError(message)
+        return count
+
+    @field_validator("shards")
+    @classmethod
+    def _check_shards(cls, count: int) -> int:
+        if count > SHARDS_MAX:
+            message = f"must be at most {SHARDS_MAX}"
             raise ValueError(message)
         return count
 

@@ -49,6 +49,10 @@ class FakeIntake:
         await asyncio.Event().wait()
         raise AssertionError
 
+    def is_mark(self, delivery: Delivery) -> bool:
+        """Know marks by their exchange."""
+        return delivery.exchange == b"mark"
+
     def is_current(self, batch: FakeBatch) -> bool:
         """Tell whether the session lives."""
         return self.lives and bool(batch.deliveries)
@@ -179,6 +183,18 @@ async def test_a_dead_letter_is_confirmed_before_its_batch_is_acked(
     assert house.journal == ["dead 2", "store 1", "store 3", "ack 3"]
     assert house.publisher.dead[0].rejection.reason is DeadLetterReason.MALFORMED_BODY
     assert house.settled("dead_letter", "malformed_body") == 1
+
+
+async def test_a_mark_between_bridges_is_acked_and_becomes_no_dead_letter(
+    house: House,
+) -> None:
+    """It tells that a queue is empty; no user is meant, and nobody made a mistake."""
+    mark = delivery(2, b"{}", properties=Properties(type=b"bridge:mark"))
+    mark.exchange = b"mark"
+
+    await house.pump.settle(FakeBatch([delivery(1), mark]))
+
+    assert house.journal == ["store 1", "ack 2"]
 
 
 async def test_a_store_that_is_away_is_waited_for_and_nothing_is_acked(

@@ -37,6 +37,10 @@ class Door:
         taken, self.waiting = self.waiting, []
         return Gathered(taken)
 
+    def is_mark(self, _: Delivery) -> bool:
+        """Never one."""
+        return False
+
     def is_current(self, batch: Gathered) -> bool:
         """It always is."""
         return bool(batch.deliveries)

@@ -11,7 +11,8 @@ import pytest
 from aiormq.abc import ChannelFrame
 
 from bridge.broker.connection import BrokerAddress
-from bridge.broker.deliveries import Batch, Intake
+from bridge.broker.deliveries import Intake
+from bridge.broker.intake_session import Batch
 from bridge.broker.local_node import LocalNode
 from bridge.broker.publisher import Publisher
 from bridge.broker.topology import Topology, topology

@@ -43,7 +43,9 @@ async def test_a_channel_that_the_broker_closed_is_replaced(
     async with consuming() as taker:
         await raw.publish(names.messages, body=b"one")
         batch = await taker.next()
-        await batch.session._channel.basic_ack(4711)  # unknown: closed with 406
+        await batch.session.consumers[0]._channel.basic_ack(
+            4711
+        )  # unknown: closed with 406
 
         await eventually(lambda: not taker.intake.is_consuming)
         assert not await taker.intake.ack(batch)
@@ -60,8 +62,9 @@ async def test_a_consumer_that_is_gone_without_a_word_is_replaced(
     async with consuming() as taker:
         session = taker.intake._session
         assert session is not None
-        assert session._consumer_tag is not None
-        await session._channel.basic_cancel(session._consumer_tag)
+        consumer = session.consumers[0]
+        assert consumer._consumer_tag is not None
+        await consumer._channel.basic_cancel(consumer._consumer_tag)
 
         await raw.publish(names.messages, body=b"after")
         await taker.take(1)

@@ -163,6 +163,38 @@ async def test_a_chunk_is_handed_over_in_one_call() -> None:
     assert calls == [5]
 
 
+@given(
+    bodies=st.lists(
+        st.tuples(st.sampled_from([1, 2, 3]), st.binary(max_size=20)), max_size=12
+    ),
+    data=st.data(),
+    cuts=st.lists(st.integers(0, 10_000), max_size=40),
+)
+async def test_frames_of_several_channels_may_be_mixed_in_any_way(
+    bodies: list[tuple[int, bytes]], data: st.DataObject, cuts: list[int]
+) -> None:
+    """Each shard has a channel; a delivery that went to the library would be lost."""
+    waiting: dict[int, list[bytes]] = {1: [], 2: [], 3: []}
+    for channel, body in bodies:
+        parts = [deliver(channel, 1), *content(channel, b"\x00\x00", body, cuts=[9])]
+        waiting[channel] += parts
+    sent: list[bytes] = []
+    while any(waiting.values()):
+        channel = data.draw(st.sampled_from([n for n in waiting if waiting[n]]))
+        sent.append(waiting[channel].pop(0))
+    reader = DeliveryReader(now=still)
+    found: dict[int, list[Delivery]] = {1: [], 2: [], 3: []}
+    reader.takers = {channel: found[channel].extend for channel in (1, 2)}
+    reader.on_deliveries = found[3].extend
+
+    handed_on = await read_all(reader, chunks(b"".join(sent) or b"\x08", cuts))
+
+    assert handed_on == (b"" if sent else b"\x08")
+    for channel, deliveries in found.items():
+        expected = [body for of, body in bodies if of == channel]
+        assert [delivery.body for delivery in deliveries] == expected
+
+
 async def test_a_heartbeat_is_handed_on_about_once_a_second_while_deliveries_flow() -> (
     None
 ):

@@ -1,0 +1,86 @@
+"""Marks: put behind all that is left in the queues of before, to see it all come out."""
+
+import asyncio
+from typing import Final
+
+import aiormq
+import structlog
+
+from bridge.broker.connection import (
+    BrokerAddress,
+    BrokerConnection,
+    Purpose,
+    broker_call,
+    open_connection,
+)
+from bridge.broker.frame_reader import FrameReader
+from bridge.broker.shards import Layout, ShardDesk, ShardPlan, mark_name
+from bridge.broker.topology import Binding, Exchange, bind, declare_one, inbound_queue
+from bridge.errors import BrokerUnavailableError
+from bridge.names import MARK_EVENT
+
+log = structlog.get_logger(__name__)
+
+# What was on its way to a queue of before when the way was moved has arrived after that.
+ARRIVED_AFTER_S: Final = 3.0
+
+
+async def put_marks(
+    connection: BrokerConnection[FrameReader], plan: ShardPlan, layout: Layout
+) -> int:
+    """
+    Put a mark into each queue of before that is there and has nothing else waiting.
+
+    Returns:
+        How many of the queues are there.
+
+    Raises:
+        BrokerUnavailableError: If the broker is away or too slow.
+
+    """
+    names, timeout_s = plan.names, plan.timeout_s
+    left = await ShardDesk(connection, plan).left_of_before(layout)
+    if not left:
+        return 0
+    async with broker_call("open a channel", timeout_s=timeout_s):
+        channel = await connection.open_channel(confirms=True)
+    exchange = Exchange(mark_name(names), "direct")
+    await declare_one(channel, exchange, timeout_s=timeout_s)
+    for queue in left:
+        async with broker_call(f"mark {queue}", timeout_s=timeout_s):
+            told = await channel.queue_declare(queue, passive=True)
+            if told.message_count:
+                continue  # not yet: it would only be one more to wait for
+            target = inbound_queue(names, queue)
+            await bind(
+                channel, Binding(exchange.name, target, queue), timeout_s=timeout_s
+            )
+            await channel.basic_publish(
+                b"{}",
+                exchange=exchange.name,
+                routing_key=queue,
+                properties=aiormq.spec.Basic.Properties(
+                    delivery_mode=2, message_type=MARK_EVENT
+                ),
+            )
+    return len(left)
+
+
+async def keep_marking(address: BrokerAddress, plan: ShardPlan, layout: Layout) -> None:
+    """
+    Put marks every few seconds, until cancelled; on connections of its own.
+
+    One that is lost, or has something come behind it, is followed by the next.
+    """
+    while True:
+        await asyncio.sleep(ARRIVED_AFTER_S)
+        try:
+            connection = await open_connection(
+                address, purpose=Purpose.OPERATE, reader=FrameReader
+            )
+            try:
+                await put_marks(connection, plan, layout)
+            finally:
+                await connection.leave()
+        except BrokerUnavailableError as exc:
+            log.info("shards.no_mark_yet", problem=str(exc))

@@ -1,0 +1,118 @@
+"""
+Spread the shards over the bridges, without any of them knowing another.
+
+Every bridge consumes every shard's queue, and the broker makes one of them active. Who came
+first is active everywhere. So a bridge that is active on more than its share gives the rest
+away: it closes the channel, the next in the line becomes active, and it goes to the end of
+the line. If that one has enough, it gives it on; a line is as long as there are bridges, so
+what is too much ends after as many steps where there is room. Nobody takes a shard that he
+was not given, so nothing swings.
+
+The share is the number of shards over the number of bridges, rounded up. The broker counts
+the bridges: each consumes an empty queue. Being active is not told by AMQP; being delivered
+to is. An idle shard costs nothing and is not spread.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Final
+
+import aiormq
+import structlog
+
+from bridge.broker.connection import broker_call
+from bridge.broker.consumer import ConsumerSession
+from bridge.broker.intake_session import IntakeSession
+
+log = structlog.get_logger(__name__)
+
+_LOOK_EACH_S: Final = 1.0
+# Before it stands in the line again; the next one is active by then.
+_AWAY_S: Final = 0.2
+
+
+def excess(
+    consumers: Sequence[ConsumerSession], *, shards: int, bridges: int
+) -> list[ConsumerSession]:
+    """Return what a bridge has to give away; the least busy of what it is active on."""
+    share = -(-shards // max(1, bridges))
+    active = [one for one in consumers if one.is_active and not one.is_leaving]
+    active.sort(key=lambda one: one.in_flight)
+    return active[: max(0, len(active) - share)]
+
+
+class Spreading:
+    """
+    Keeps a session at its share.
+
+    Args:
+        session: Consumes all shards.
+        channel: On the same connection, for nothing else.
+        queue: The empty queue that all bridges consume.
+        shards: How many there are.
+        timeout_s: For each single call to the broker.
+
+    """
+
+    def __init__(
+        self,
+        session: IntakeSession,
+        channel: aiormq.Channel,
+        *,
+        queue: str,
+        shards: int,
+        timeout_s: float,
+    ) -> None:
+        self._session = session
+        self._channel = channel
+        self._queue = queue
+        self._shards = shards
+        self._timeout_s = timeout_s
+
+    async def run(self) -> None:
+        """
+        Look, give away, stand in the line again, for ever.
+
+        Raises:
+            BrokerUnavailableError: If the broker is away or too slow.
+
+        Cancellation:
+            Safe; the session is to be ended then.
+
+        """
+        async with broker_call(f"consume {self._queue}", timeout_s=self._timeout_s):
+            await self._channel.basic_consume(self._queue, _never_called)
+        while True:
+            # With jitter, so that bridges do not look all at once and all give to one.
+            await asyncio.sleep(_LOOK_EACH_S * (0.5 + random.random()))  # noqa: S311 - no secret
+            bridges = await self._count_bridges()
+            given = excess(
+                self._session.consumers, shards=self._shards, bridges=bridges
+            )
+            if not given:
+                continue
+            log.info(
+                "shards.giving_away",
+                queues=[consumer.queue for consumer in given],
+                bridges=bridges,
+            )
+            async with asyncio.TaskGroup() as tasks:
+                for consumer in given:
+                    tasks.create_task(
+                        self._pass_on(consumer), name=f"pass on {consumer.queue}"
+                    )
+
+    async def _count_bridges(self) -> int:
+        async with broker_call(f"look at {self._queue}", timeout_s=self._timeout_s):
+            told = await self._channel.queue_declare(self._queue, passive=True)
+        return told.consumer_count or 1
+
+    async def _pass_on(self, consumer: ConsumerSession) -> None:
+        await self._session.give_away(consumer)
+        await asyncio.sleep(_AWAY_S * (0.5 + random.random()))  # noqa: S311 - no secret
+        await self._session.consume(consumer.queue)
+
+
+async def _never_called(_message: object) -> None:
+    """Stand in where the library wants a callback; the queue stays empty."""
