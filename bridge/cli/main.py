@@ -19,6 +19,7 @@ from bridge.cli import (
     queues,
     run,
     schemas,
+    shards,
     tail,
     token,
     trace,
@@ -49,6 +50,7 @@ app.command("publish")(publish.publish)
 app.command("tail")(tail.tail)
 app.command("queues")(queues.queues)
 app.add_typer(dead.app, name="dead")
+app.add_typer(shards.app, name="shards")
 app.command("users")(users.users)
 app.command("kick")(users.kick)
 app.command("inbox")(inbox.inbox)

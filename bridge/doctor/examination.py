@@ -5,17 +5,17 @@ from collections.abc import AsyncIterator
 
 from yarl import URL
 
-from bridge.broker.topology import topology
 from bridge.doctor.broker import Patient, broker_findings
 from bridge.doctor.findings import Finding, ok, wrong
 from bridge.doctor.inbox import disk_findings, inbox_finding
 from bridge.doctor.peers import key_set_finding, running_bridge_findings
 from bridge.doctor.redis import redis_findings
 from bridge.doctor.secrets import secret_findings, setting_findings
+from bridge.doctor.shards import look_at_shards
 from bridge.doctor.vhost import Hold, vhost_findings
 from bridge.errors import ConfigError
 from bridge.names import BrokerNames, ExitCode
-from bridge.options import broker_address, inbox_of, management_of, schemas_of
+from bridge.options import broker_address, inbox_of, management_of, schemas_of, shard_plan
 from bridge.settings.model import Settings
 
 
@@ -48,9 +48,11 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
 
 async def _broker_findings(settings: Settings) -> AsyncIterator[Finding]:
     names = BrokerNames(settings.namespace)
-    wanted = topology(names, settings.retry_delays)
+    address = broker_address(settings)
+    shards = await look_at_shards(address, shard_plan(settings))
+    wanted = shards.wanted
     is_reached = False
-    urls = [URL(url) for url in broker_address(settings).urls]
+    urls = [URL(url) for url in address.urls]
     for number, url in enumerate(urls, start=1):
         port = url.port or (5671 if url.scheme == "amqps" else 5672)
         patient = Patient(
@@ -65,6 +67,8 @@ async def _broker_findings(settings: Settings) -> AsyncIterator[Finding]:
             is_reached = is_reached or finding.exit_code != ExitCode.UNREACHABLE
             yield finding
     if is_reached:
+        for finding in shards.findings:
+            yield finding
         hold = Hold(settings.prefetch, settings.max_message_bytes)
         async for finding in vhost_findings(
             management_of(settings, timeout_s=settings.broker_timeout),

@@ -74,11 +74,16 @@ async def vhost_findings(
                 policies, wanted, names, vhost=management.vhost
             ):
                 yield finding
-            yield await _binding_finding(management, wanted)
+            yield await _binding_finding(management, wanted, names)
         except ManagementError as exc:
             yield unknown(_ASK_ABOUT, f"the management API cannot be asked: {exc}")
     yield prefetch_finding(
-        hold, ack_timeout_s=ack_timeout_s(policies, names.inbound_queue())
+        hold,
+        ack_timeout_s=min(
+            ack_timeout_s(policies, queue.name)
+            for queue in wanted.queues
+            if _role(queue.name, names) is Role.INBOUND
+        ),
     )
 
 
@@ -158,7 +163,9 @@ async def _flag_findings(management: Management) -> AsyncIterator[Finding]:
             )
 
 
-async def _binding_finding(management: Management, wanted: Topology) -> Finding:
+async def _binding_finding(
+    management: Management, wanted: Topology, names: BrokerNames
+) -> Finding:
     answer = await management.ask(f"bindings/{management.vhost_path}")
     there = {
         (one.get("source"), one.get("destination_type"), one.get("destination"))
@@ -177,13 +184,22 @@ async def _binding_finding(management: Management, wanted: Topology) -> Finding:
         text = f"missing: {', '.join(missing)}; what is published there goes nowhere"
         mend = "restart bridge run, which makes them at its start"
         return wrong("bindings", text, mend=mend)
+    meant = {
+        one.destination.name for one in wanted.bindings if one.source == names.inbound
+    }
+    more = {str(to) for source, _, to in there if source == names.inbound} - meant
+    if more:
+        text = f"messages also go from {names.inbound} to {', '.join(sorted(more))}"
+        mend = "restart one bridge run, which takes away what is of an earlier number of shards"
+        return note("bindings", text, mend=mend)
     return ok("bindings", "inbound, retry and dead letter queues are all bound")
 
 
 def _role(queue: str, names: BrokerNames) -> Role:
     if queue == names.dead:
         return Role.DEAD
-    return Role.INBOUND if queue == names.inbound_queue() else Role.RETRY
+    is_inbound = queue.startswith(f"{names.inbound}.")
+    return Role.INBOUND if is_inbound else Role.RETRY
 
 
 def _list(value: object) -> list[dict[str, object]]:

@@ -16,7 +16,13 @@ import pytest
 
 from bridge.broker.local_node import LocalNode
 from tests.conftest import SLOW_FACTOR, eventually
-from tests.integration.running import OPERATOR_TOKEN, SECRET, open_windows
+from tests.integration.running import (
+    OPERATOR_TOKEN,
+    SECRET,
+    open_windows,
+    running_bridge,
+    settings_for,
+)
 
 LIMIT_S = 30 * SLOW_FACTOR
 
@@ -411,3 +417,26 @@ async def test_without_a_broker_the_bridge_lives_is_not_ready_and_refuses_to_pub
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_the_number_of_shards_is_shown_and_changed_while_a_bridge_runs(
+    broker: LocalNode, namespace: str
+) -> None:
+    """The command waits until nothing of before is left, and says so by its exit."""
+    settings = {"amqp_url": broker.url, "namespace": namespace, "jwt_secret": SECRET}
+    async with running_bridge(settings_for(broker, namespace)):
+        would = await command("shards", "set", "2", "--dry-run", **settings)
+        assert (would.code, would.out) == (0, "from 1 to 2 shards\n")
+        changed = await command("shards", "set", "2", **settings)
+        assert (changed.code, changed.out) == (0, "2 shards\n")
+        assert "waiting for the bridges to empty" in changed.err
+
+    shown = await command("shards", "--json", **settings, shards="2")
+
+    assert shown.code == 0
+    assert orjson.loads(shown.out) == {
+        "shards": 2,
+        "setting": 2,
+        "before": 2,
+        "left_of_before": [],
+    }

@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 from yarl import URL
 
+import bridge.broker.shards
+import bridge.broker.topology
 from bridge.broker.connection import BrokerAddress, Purpose, open_connection
 from bridge.broker.frame_reader import FrameReader
 from bridge.broker.management import Management, ManagementError
@@ -85,6 +87,40 @@ async def test_with_the_least_permissions_all_is_well_and_nothing_is_changed(
     async with open_raw(managed_broker.node.url) as raw:
         for queue in (declared.dead, declared.inbound_queue()):
             assert await raw.holds(queue, 1)
+
+
+async def test_shards_are_looked_at_as_the_broker_records_them(
+    managed_broker: ManagedBroker, namespace: str
+) -> None:
+    """A bridge runs on them with the least permissions, and the setting may lag behind."""
+    pattern = rf"^{namespace}\."
+    url = await managed_broker.add_user("sharding", pattern, pattern, pattern)
+    chosen = settings(managed_broker, namespace, url, shards=3)
+    before = (await examined(chosen))["shards"]
+    async with running_bridge(chosen):
+        findings = await examined(chosen)
+        of_another = await examined(settings(managed_broker, namespace, url))
+
+    assert (before.verdict, before.text) == (Verdict.OK, "3")
+    assert wrong(findings) == wrong(of_another) == {}
+    assert findings["permissions of sharding"].verdict is Verdict.OK
+    assert findings["bindings"].verdict is Verdict.OK
+    assert findings[f"queue {namespace}.inbound.2of3"].verdict is Verdict.OK
+    assert of_another["shards"].verdict is Verdict.NOTE
+    assert of_another["shards"].mend == "BRIDGE_SHARDS=3, or: bridge shards set 1"
+
+
+async def test_a_missing_plugin_is_found_and_named(
+    managed_broker: ManagedBroker, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker ends a connection that asks for it, so the rest needs another one."""
+    for module in (bridge.broker.shards, bridge.broker.topology):
+        monkeypatch.setattr(module, "HASH_EXCHANGE", "x-is-not-there")
+
+    findings = await examined(settings(managed_broker, namespace, shards=3))
+
+    assert list(wrong(findings)) == ["shards"]
+    assert "rabbitmq-plugins enable" in findings["shards"].mend
 
 
 @pytest.mark.parametrize("is_new", [True, False])

@@ -1,0 +1,163 @@
+"""`bridge shards`: how many inbound queues there are, and another number of them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+import orjson
+import typer
+from rich.console import Console
+
+from bridge.broker.connection import (
+    BrokerConnection,
+    Purpose,
+    open_connection,
+)
+from bridge.broker.frame_reader import FrameReader
+from bridge.broker.marks import ARRIVED_AFTER_S, put_marks
+from bridge.broker.shards import Layout, ShardDesk, ShardPlan
+from bridge.cli.options import ConfigFile
+from bridge.logs import configure_logs
+from bridge.names import SHARDS_MAX
+from bridge.options import broker_address, shard_plan
+from bridge.settings.load import load_settings
+from bridge.settings.model import Settings
+
+app = typer.Typer(rich_markup_mode="markdown")
+
+AsJson = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the broker holds."""
+
+    layout: Layout
+    left: Sequence[str]
+
+
+@app.callback(invoke_without_command=True)
+def shards(
+    context: typer.Context, json: AsJson = False, config_file: ConfigFile = None
+) -> None:
+    """
+    Show how many shards the broker has, and what is left of an earlier number.
+
+    The number lives on the broker; BRIDGE_SHARDS counts on an empty one. Asks RabbitMQ
+    itself, no bridge has to run. Exit status: 0 shown, 3 the broker cannot be reached.
+
+    Examples:
+        bridge shards
+
+        bridge shards --json | jq .shards
+
+        bridge shards set 8
+
+    """
+    if context.invoked_subcommand is not None:
+        return
+    settings = _settings(config_file)
+    found = asyncio.run(_look(settings))
+    if json:
+        facts = {
+            "shards": found.layout.shards,
+            "setting": settings.shards,
+            "before": found.layout.before,
+            "left_of_before": list(found.left),
+        }
+        typer.echo(orjson.dumps(facts).decode())
+        return
+    typer.echo(f"{found.layout.shards} shards")
+    if found.left:
+        typer.echo(f"not consumed before these are empty: {', '.join(found.left)}")
+    if found.layout.shards != settings.shards:
+        _say(f"BRIDGE_SHARDS is {settings.shards}; the broker decides")
+
+
+@app.command("set")
+def set_shards(
+    number: Annotated[int, typer.Argument(min=1, max=SHARDS_MAX, help="How many.")],
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait/--no-wait", help="Wait until the queues of before are empty."
+        ),
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would do.")
+    ] = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """
+    Change the number of shards while bridges run and workers publish.
+
+    Messages go to the new queues at once, and are consumed when the old ones are empty: late,
+    in order, none lost and none twice. Running bridges follow by themselves; all must know
+    shards (`bridge --help` lists this command) before the first change. It may be broken off
+    and called again at any time. More than one shard needs the plugin
+    rabbitmq_consistent_hash_exchange on each node.
+
+    Exit status: 0 done, 1 refused (an earlier change is not over), 3 the broker cannot be
+    reached.
+
+    Examples:
+        rabbitmq-plugins enable rabbitmq_consistent_hash_exchange
+
+        bridge shards set 8
+
+        bridge shards set 8 --dry-run
+
+    """
+    settings = _settings(config_file)
+    if dry_run:
+        found = asyncio.run(_look(settings))
+        same = found.layout.shards == number
+        change = f"{found.layout.shards} to {number} shards"
+        typer.echo("nothing to do" if same and not found.left else f"from {change}")
+        return
+    asyncio.run(_change(settings, number, waits=wait))
+
+
+def _settings(config_file: ConfigFile) -> Settings:
+    settings = load_settings(config_file=str(config_file) if config_file else None)
+    configure_logs(level="critical", log_format=settings.log_format)
+    return settings
+
+
+@asynccontextmanager
+async def _connected(
+    settings: Settings,
+) -> AsyncIterator[tuple[BrokerConnection[FrameReader], ShardPlan]]:
+    connection = await open_connection(
+        broker_address(settings), purpose=Purpose.OPERATE, reader=FrameReader
+    )
+    try:
+        yield connection, shard_plan(settings)
+    finally:
+        await connection.leave()
+
+
+async def _look(settings: Settings) -> _Found:
+    async with _connected(settings) as (connection, plan):
+        desk = ShardDesk(connection, plan)
+        layout = await desk.read()
+        return _Found(layout, await desk.left_of_before(layout))
+
+
+async def _change(settings: Settings, number: int, *, waits: bool) -> None:
+    async with _connected(settings) as (connection, plan):
+        desk = ShardDesk(connection, plan)
+        layout = await desk.change(number)
+        typer.echo(f"{number} shards")
+        while waits and (left := await desk.left_of_before(layout)):
+            _say(f"waiting for the bridges to empty {', '.join(left)}")
+            await asyncio.sleep(ARRIVED_AFTER_S)
+            await put_marks(connection, plan, layout)
+        if not await desk.left_of_before(layout):
+            await desk.finish(layout)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,83 @@
+"""The shards: what the broker holds, whether it agrees with the setting, what is left."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from bridge.broker.connection import (
+    BrokerAddress,
+    Purpose,
+    open_connection,
+)
+from bridge.broker.frame_reader import FrameReader
+from bridge.broker.shards import Layout, ShardDesk, ShardPlan
+from bridge.broker.topology import (
+    HASH_EXCHANGE,
+    HASH_PLUGIN,
+    Exchange,
+    Topology,
+    topology,
+)
+from bridge.doctor.findings import Finding, note, ok, wrong
+from bridge.errors import BrokerUnavailableError
+
+_SUBJECT: Final = "shards"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardsSeen:
+    """What the broker has to hold by its own records, and what is to be said of them."""
+
+    wanted: Topology
+    findings: Sequence[Finding]
+
+
+async def look_at_shards(address: BrokerAddress, plan: ShardPlan) -> ShardsSeen:
+    """
+    Look at the shards, and change nothing.
+
+    Without a broker, or without the plugin, the rest is to be looked at as if there were
+    one shard: other findings say what is wrong then.
+    """
+    plain = topology(plan.names, plan.retry_delays_s)
+    try:
+        connection = await open_connection(
+            address, purpose=Purpose.CHECK, reader=FrameReader
+        )
+    except BrokerUnavailableError:
+        return ShardsSeen(plain, ())
+    try:
+        desk = ShardDesk(connection, plan)
+        layout = await desk.read()
+        inbound = Exchange(plan.names.inbound, "fanout")
+        if not layout.change and plan.shards > 1 and not await desk.is_there(inbound):
+            layout = Layout(plan.shards, 1)  # as `bridge run` will make it
+        findings = [_agreement(layout, plan)]
+        findings += [
+            note(
+                _SUBJECT,
+                f"queue {queue} is of before and not empty yet; the new ones wait for it",
+                mend=f"bridge shards set {layout.shards}   # if no bridge gets on with it",
+            )
+            for queue in await desk.left_of_before(layout)
+        ]
+        if max(layout.shards, plan.shards) > 1 and not await desk.knows_hash():
+            text = f"the broker does not know exchanges of type {HASH_EXCHANGE}"
+            mend = f"rabbitmq-plugins enable {HASH_PLUGIN}   # on each node"
+            return ShardsSeen(plain, (*findings, wrong(_SUBJECT, text, mend=mend)))
+        return ShardsSeen(plan.topology(layout), findings)
+    except BrokerUnavailableError:
+        return ShardsSeen(plain, ())
+    finally:
+        await connection.leave()
+
+
+def _agreement(layout: Layout, plan: ShardPlan) -> Finding:
+    if layout.shards == plan.shards:
+        return ok(_SUBJECT, f"{layout.shards}")
+    return note(
+        _SUBJECT,
+        f"the broker has {layout.shards}, BRIDGE_SHARDS says {plan.shards}; "
+        "bridges follow the broker",
+        mend=f"BRIDGE_SHARDS={layout.shards}, or: bridge shards set {plan.shards}",
+    )
