@@ -1,0 +1,154 @@
+"""Bridges that share shards are killed: nothing is lost, and each user's order holds."""
+
+import asyncio
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from bridge.broker.connection import BrokerAddress, Purpose, open_connection
+from bridge.broker.frame_reader import FrameReader
+from bridge.broker.local_node import LocalNode
+from bridge.broker.marks import ARRIVED_AFTER_S, put_marks
+from bridge.broker.shards import ShardDesk, ShardPlan
+from bridge.names import BrokerNames
+from tests.conftest import SLOW_FACTOR, eventually
+from tests.integration.running import SECRET, Worker, working
+from tests.integration.test_commands import environment
+
+USERS = [f"user{number}" for number in range(16)]
+
+
+@dataclass
+class Fleet:
+    """Bridge processes, and what they stored."""
+
+    file: Path
+    settings: dict[str, str]
+    running: dict[int, Process] = field(default_factory=dict)
+
+    async def start(self, shards: int) -> None:
+        """Start one more."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.faults.telling_program",
+            "run",
+            env=environment(**self.settings, shards=str(shards))
+            | {"TESTS_STORED": str(self.file)},
+            stdout=DEVNULL,
+            stderr=DEVNULL,
+        )
+        self.running[process.pid] = process
+
+    async def kill(self, pid: int) -> None:
+        """End one as the kernel does when memory is short."""
+        process = self.running.pop(pid)
+        process.kill()
+        await process.wait()
+
+    def stored(self) -> list[tuple[int, str, int]]:
+        """Process, user and number of each message that was stored, in order."""
+        rows = (line.split() for line in self.file.read_text().splitlines())
+        return [(int(pid), user, int(number)) for pid, user, number in rows]
+
+    def busiest(self, *, since: int = 0) -> int:
+        """Of those that run, the process that stored most."""
+        counts = Counter(pid for pid, _, _ in self.stored()[since:])
+        return max(self.running, key=lambda pid: counts[pid])
+
+    def sharing(self, *, since: int) -> int:
+        """How many processes stored something."""
+        return len({pid for pid, _, _ in self.stored()[since:]})
+
+
+@pytest.fixture
+async def fleet(
+    broker: LocalNode, namespace: str, tmp_path: Path
+) -> AsyncIterator[Fleet]:
+    file = tmp_path / "stored"
+    file.touch()
+    settings = {
+        "amqp_url": broker.url,
+        "namespace": namespace,
+        "port": "0",
+        "operator_port": "0",
+        "jwt_secret": SECRET,
+        "inbox": "memory:",
+        "prefetch": "20",
+    }
+    fleet = Fleet(file, settings)
+    try:
+        yield fleet
+    finally:
+        for process in fleet.running.values():
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+
+
+@asynccontextmanager
+async def publishing(worker: Worker, sent: dict[str, int]) -> AsyncIterator[None]:
+    """Publish numbers to all users, confirmed, until the block is left."""
+    is_over = asyncio.Event()
+
+    async def to(user: str) -> None:
+        while not is_over.is_set():
+            await worker.publish(user, sent[user] + 1)
+            sent[user] += 1
+            await asyncio.sleep(0.01)
+
+    async with asyncio.TaskGroup() as tasks:
+        for user in USERS:
+            tasks.create_task(to(user))
+        yield
+        is_over.set()
+
+
+def first_of_each(numbers: Sequence[int]) -> list[int]:
+    return list(dict.fromkeys(numbers))
+
+
+async def test_kills_while_the_number_of_shards_changes_lose_and_reorder_nothing(
+    broker: LocalNode, namespace: str, fleet: Fleet
+) -> None:
+    """What was stored and not acked comes again; nothing overtakes what it came after."""
+    plan = ShardPlan(BrokerNames(namespace), (1.0, 10.0, 60.0))
+    connection = await open_connection(
+        BrokerAddress((broker.url,)), purpose=Purpose.OPERATE, reader=FrameReader
+    )
+    desk = ShardDesk(connection, plan)
+    sent: dict[str, int] = defaultdict(int)
+    await desk.settle()
+    for _ in range(3):
+        await fleet.start(1)
+    async with working(broker, namespace) as worker, publishing(worker, sent):
+        await eventually(lambda: len(fleet.stored()) > 100, within_s=30)
+        layout = await desk.change(4)
+        await fleet.kill(fleet.busiest())
+        await fleet.start(4)
+        async with asyncio.timeout(60 * SLOW_FACTOR):
+            while await desk.left_of_before(layout):
+                await asyncio.sleep(ARRIVED_AFTER_S)
+                await put_marks(connection, plan, layout)
+        moved = len(fleet.stored())
+        await eventually(lambda: fleet.sharing(since=moved) >= 2, within_s=30)
+        await fleet.kill(fleet.busiest(since=moved))
+        killed = len(fleet.stored())
+        await eventually(lambda: len(fleet.stored()) > killed + 200, within_s=30)
+    await connection.leave()
+
+    def is_all_there() -> bool:
+        return len({row[1:] for row in fleet.stored()}) == sum(sent.values())
+
+    await eventually(is_all_there, within_s=30)
+    of: dict[str, list[int]] = defaultdict(list)
+    for _, user, number in fleet.stored():
+        of[user].append(number)
+    for user in USERS:
+        assert first_of_each(of[user]) == list(range(1, sent[user] + 1)), user
