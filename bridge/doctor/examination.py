@@ -15,7 +15,13 @@ from bridge.doctor.shards import look_at_shards
 from bridge.doctor.vhost import Hold, vhost_findings
 from bridge.errors import ConfigError
 from bridge.names import BrokerNames, ExitCode
-from bridge.options import broker_address, inbox_of, management_of, schemas_of, shard_plan
+from bridge.options import (
+    broker_address,
+    inbox_of,
+    management_of,
+    schemas_of,
+    shard_plan,
+)
 from bridge.settings.model import Settings
 
 

@@ -22,7 +22,6 @@ from pydantic_settings import (
 from yarl import URL
 
 from bridge.core.redis_address import is_redis, parse_redis
-from bridge.names import SHARDS_MAX
 from bridge.settings.checks import (
     ENVIRONMENT_PREFIX,
     amqp_url_problem,
@@ -38,6 +37,7 @@ from bridge.settings.values import (
     Durations,
     Port,
     Secrets,
+    ShardCount,
     Size,
     Words,
     parse_duration_s,
@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         "Messages that the broker hands over before it wants an ack (1 to 65535), over all "
         "shards together.",
     )
-    shards: Count = _fixed(
+    shards: ShardCount = _fixed(
         1,
         "Inbound queues (1 to 64) that users are spread over; each is consumed by one bridge "
         "at a time. Counts on an empty broker; later `bridge shards set` changes it. More than "
@@ -297,14 +297,6 @@ class Settings(BaseSettings):
     def _check_prefetch(cls, count: int) -> int:
         if count > 65535:
             message = "must be at most 65535, the most that AMQP can say"
-            raise ValueError(message)
-        return count
-
-    @field_validator("shards")
-    @classmethod
-    def _check_shards(cls, count: int) -> int:
-        if count > SHARDS_MAX:
-            message = f"must be at most {SHARDS_MAX}"
             raise ValueError(message)
         return count
 

@@ -6,6 +6,8 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from bridge.names import SHARDS_MAX
+
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
 _SIZE: Final = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|kB|MB|GB)?", re.IGNORECASE)
@@ -77,4 +79,5 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 Durations = Annotated[tuple[float, ...], BeforeValidator(_durations)]
 Count = Annotated[int, Field(ge=1)]
+ShardCount = Annotated[int, Field(ge=1, le=SHARDS_MAX)]
 Port = Annotated[int, Field(ge=0, le=65535)]
