@@ -25,11 +25,11 @@ def free_port() -> int:
     """
     Return a port that is free now, below the range of outgoing connections.
 
-    Below 50,000 as well, because a server of a cluster takes the one 10,000 above too.
+    So is the one 10,000 above, which a node of a cluster takes as well.
     """
     while True:
         (port,) = free_ports(1)
-        if port < 50_000:
+        if port < 22_000:
             return port
 
 
