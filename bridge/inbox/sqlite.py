@@ -190,11 +190,9 @@ class SqliteInbox:
     def listen(self, listener: Listener, renewed: Renewed | None = None) -> None:
         """
         Call `listener` with what was stored for followed users, in order, after it is.
-
         The call is made in the event loop and must not block; there is one listener.
-        `renewed` is never called: here an epoch lasts as long as the process.
         """
-        del renewed
+        del renewed  # an epoch lasts as long as the file is held
         self._listener = listener
 
     async def follow(self, user: str) -> None:
