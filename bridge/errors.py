@@ -13,6 +13,7 @@ The tree of errors: the type says what to do, the attributes say what happened.
     ├─ TopologyError     the broker has something else under our name; exit code 1
     ├─ PublishRefusedError  the broker will not take this message
     ├─ OperatorRefusedError the bridge's own API says no to a command
+    ├─ CarryRefusedError  an inbox is not carried over into what is there already
     ├─ LocalNodeError    the private node of demo and tests does not start
     └─ ClientError       told to one client, with a code
 
@@ -141,6 +142,18 @@ class PublishRefusedError(BridgeError):
 
     def __str__(self) -> str:
         return f"publish to {self.exchange}: {self.problem}"
+
+
+class CarryRefusedError(BridgeError):
+    """An inbox cannot be carried over as things are; what is there was left alone."""
+
+    def __init__(self, store: str, problem: str) -> None:
+        super().__init__(store, problem)
+        self.store = store
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"inbox {self.store}: {self.problem}"
 
 
 class LocalNodeError(BridgeError):

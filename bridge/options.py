@@ -11,6 +11,8 @@ from bridge.core.addresses import parse_networks
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.origins import OriginRules
 from bridge.core.redis_address import is_redis, parse_redis
+from bridge.errors import ConfigError
+from bridge.inbox.carried import Target
 from bridge.inbox.memory import MemoryInbox, Retention
 from bridge.inbox.redis import RedisInbox
 from bridge.inbox.redis_fleet import RedisFleet
@@ -80,6 +82,19 @@ def fleet_of(settings: Settings) -> RedisFleet | None:
     if not is_redis(settings.inbox):
         return None
     return RedisFleet(parse_redis(settings.inbox), namespace=settings.namespace)
+
+
+def carry_target_of(settings: Settings) -> Target:
+    """
+    Return the shared store that the settings name, to be carried into.
+
+    Raises:
+        ConfigError: If they name one that inboxes cannot be carried into.
+
+    """
+    raise ConfigError(
+        (f"{settings.inbox} is no store of a fleet, expected redis://...",)
+    )
 
 
 def pace_s(settings: Settings) -> float:

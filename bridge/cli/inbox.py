@@ -1,9 +1,25 @@
-"""`bridge inbox`: what is kept for one user, and how far it has come."""
+"""
+Show what is kept for a user, or carry all inboxes into another store.
 
-from typing import Annotated
+`bridge inbox USER` is short for `bridge inbox show USER`, but for users who are called
+`show` or `carry`. Exit status: 0 done, 1 no such user or refused, 2 wrong use, 3 the
+bridge cannot be reached.
+
+Examples:
+    bridge inbox ann
+
+    bridge inbox show --help
+
+    bridge inbox carry --help
+
+"""
+
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
+from bridge.cli.inbox_carry import carry_inboxes
 from bridge.cli.operator_client import (
     operator_address,
     print_json,
@@ -22,7 +38,30 @@ from bridge.cli.tables import moment, print_table, say
 from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.users import InboxMessage
 
+_SHOW: Final = "show"
+_HELP: Final = "--help"
 
+
+class _UserOrCommand(TyperGroup):
+    """Reads `bridge inbox ann` as `bridge inbox show ann`: it was there first."""
+
+    # Which click this is, its own or the one that it brings, depends on typer's version.
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - see above
+        if args and args[0] not in {*self.commands, _HELP}:
+            args = [_SHOW, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_UserOrCommand,
+    help=__doc__,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+app.command("carry")(carry_inboxes)
+
+
+@app.command(_SHOW)
 def inbox(
     user: Annotated[str, typer.Argument(help="Whose inbox.")],
     data: Annotated[

@@ -53,7 +53,7 @@ app.add_typer(dead.app, name="dead")
 app.add_typer(shards.app, name="shards")
 app.command("users")(users.users)
 app.command("kick")(users.kick)
-app.command("inbox")(inbox.inbox)
+app.add_typer(inbox.app, name="inbox")
 app.command("trace")(trace.trace)
 app.command("schemas")(schemas.schemas)
 

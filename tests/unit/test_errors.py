@@ -9,6 +9,7 @@ from bridge import errors
 from bridge.errors import (
     BridgeError,
     BrokerUnavailableError,
+    CarryRefusedError,
     ClientError,
     ConfigError,
     EventRefusedError,
@@ -65,6 +66,10 @@ TEXTS: list[tuple[BridgeError, str]] = [
     (
         PublishRefusedError("bridge.messages", "no queue is bound"),
         "publish to bridge.messages: no queue is bound",
+    ),
+    (
+        CarryRefusedError("redis://x", "it is not empty"),
+        "inbox redis://x: it is not empty",
     ),
     (LocalNodeError("erl is missing"), "erl is missing"),
     (
