@@ -2,7 +2,7 @@
 # Needs GNU make and Python 3.11 or later; see tools/setup for the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults bench lint format types check lock clean
+.PHONY: help demo test faults bench bench-fleet lint format types check lock clean
 
 PYTEST_ARGS ?=
 # Most tests wait for something: three at a time take half as long on two cores. Each file
@@ -12,8 +12,8 @@ FAULTS_ARGS ?=
 BENCH_ARGS ?=
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
-	    || sed -n 's/^\([a-z]*\):[^#]*## /  make \1: /p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+	    || sed -n 's/^\([a-z-]*\):[^#]*## /  make \1: /p' $(MAKEFILE_LIST)
 
 demo: ## RabbitMQ, the bridge and a page with two users; Ctrl-C ends all of it
 	@tools/setup demo
@@ -30,6 +30,11 @@ faults: ## thirty minutes of faults under load (FAULTS_ARGS="--minutes 5 --seed 
 bench: ## the bridge against Node and plain Python, a quarter of an hour (BENCH_ARGS="--rounds 1")
 	@tools/setup tests
 	@exec .venv/bin/python -m tests.bench --rounds 5 --report docs/benchmarks.md $(BENCH_ARGS)
+
+bench-fleet: ## what a fleet costs, some eight minutes (BENCH_ARGS="--rounds 1 --only hop")
+	@tools/setup tests
+	@.venv/bin/python -m tests.bench.fleet --report docs/scale.md $(BENCH_ARGS)
+	@.venv/bin/python -m tests.bench.scale --report docs/scale.md
 
 lint: ## format and rules (ruff), changing nothing
 	@tools/setup lint

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 from urllib.error import URLError
 
@@ -45,17 +46,19 @@ class Kind:
         name: As in options and JSON.
         title: As in tables.
         inbox: The bridge's store; empty for a peer.
+        group: What several share that work together; empty for one alone.
 
     """
 
     name: str
     title: str
     inbox: str = ""
+    group: str = ""
 
     @property
     def names(self) -> BrokerNames:
         """What its exchanges and queues are called."""
-        return BrokerNames(f"bench.{self.name}")
+        return BrokerNames(f"bench.{self.group or self.name}")
 
     @property
     def syncs(self) -> bool:
@@ -134,7 +137,12 @@ def cpu_us_of_threads(pid: int) -> dict[int, float]:
 
 @asynccontextmanager
 async def running(
-    kind: Kind, *, broker_url: str, folder: Path, pin: Processors
+    kind: Kind,
+    *,
+    broker_url: str,
+    folder: Path,
+    pin: Processors,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Server]:
     """
     Start a server and hand it out when it consumes.
@@ -144,6 +152,7 @@ async def running(
         broker_url: With log-in.
         folder: For its log and its store; both are deleted at the end.
         pin: Where it may run.
+        settings: More of a bridge's environment.
 
     Raises:
         RuntimeError: If it does not start; the end of its log is in the text.
@@ -155,7 +164,7 @@ async def running(
             sys.executable,
             *("-m", "tests.bench.pinned", pin.server),
             *_command(kind),
-            env=_environment(kind, broker_url, folder),
+            env={**_environment(kind, broker_url, folder), **settings},
             cwd=ROOT,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

@@ -1,0 +1,208 @@
+"""
+What a fleet costs: bridges on Redis against one bridge with a file, and what each thing costs.
+
+    python -m tests.bench.fleet                      three rounds, some six minutes
+    python -m tests.bench.fleet --rounds 1 --only hop,append
+    python -m tests.bench.fleet --report docs/scale.md       writes scale.json beside it, too
+
+Processor times by the scheduler's own clock, of bridges, RabbitMQ and Redis apart. Progress
+on stderr, tables on stdout. Ctrl-C ends all that was started.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from bridge.broker.local_node import LocalNode
+from tests.bench.fleet_works import WORKS, Work
+from tests.bench.fleet_world import World, open_fleet
+from tests.bench.machine import machine_facts
+from tests.bench.report import write_part
+from tests.bench.results import Figures, Spread
+from tests.bench.servers import ROOT, processors
+from tests.bench.works import Scale
+
+SHORT: Final = Scale(backlog=20_000, seconds=4.0, warm_up=3000)
+Round = dict[str, dict[str, Figures]]
+
+
+@dataclass
+class FleetResults:
+    """All figures: for each round, work → set-up → figures."""
+
+    machine: Mapping[str, str]
+    scale: Mapping[str, float]
+    rounds: list[Round] = field(default_factory=list)
+
+    def spread(self, work: str, set_up: str, figure: str) -> Spread | None:
+        """Sum up one figure over the rounds; ``None`` if it was not measured."""
+        found = [
+            value
+            for each in self.rounds
+            if (value := each.get(work, {}).get(set_up, {}).get(figure)) is not None
+        ]
+        return Spread.of(found) if found else None
+
+    def ratio(
+        self, figure: str, above: tuple[str, str], below: tuple[str, str]
+    ) -> Spread | None:
+        """Compare one figure of two set-ups, each a work and a name, round by round."""
+        values = []
+        for each in self.rounds:
+            high = each.get(above[0], {}).get(above[1], {}).get(figure)
+            low = each.get(below[0], {}).get(below[1], {}).get(figure)
+            if high is not None and low:
+                values.append(high / low)
+        return Spread.of(values) if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A ratio of two set-ups in the work `spread` that is to be reached."""
+
+    text: str
+    figure: str
+    above: str
+    below: str
+    at_most: float
+
+
+GOALS: Final = tuple(
+    Goal(f"{text}, {how}", f"{how}_us", above, below, at_most)
+    for text, above, below, at_most in (
+        ("a delivery, two bridges / one with `sqlite:`", "pair", "alone", 1.6),
+        ("a delivery, four bridges / one with `sqlite:`", "four", "alone", 1.6),
+        ("a delivery, four bridges / two", "four", "pair", 1.15),
+    )
+    for how in ("saturated", "steady")
+)
+
+
+def goal_lines(results: FleetResults) -> Iterable[str]:
+    """Yield the table of goals."""
+    yield "| what | at most | median | least to most | reached |"
+    yield "|---|---|---|---|---|"
+    for goal in GOALS:
+        found = results.ratio(
+            goal.figure, ("spread", goal.above), ("spread", goal.below)
+        )
+        if found is not None:
+            is_reached = "yes" if found.median <= goal.at_most else "**no**"
+            yield (
+                f"| {goal.text} | {goal.at_most:g} | {found.median:.2f} "
+                f"| {found.least:.2f}-{found.most:.2f} | {is_reached} |"
+            )
+
+
+def figure_lines(results: FleetResults) -> Iterable[str]:
+    """Yield the table of all figures, medians with spreads."""
+    yield "| work | set-up | figure | median | least to most |"
+    yield "|---|---|---|---|---|"
+    for work in WORKS.values():
+        for set_up in work.set_ups:
+            names: dict[str, None] = {}
+            for each in results.rounds:
+                names |= dict.fromkeys(each.get(work.name, {}).get(set_up.name, {}))
+            for name in names:
+                found = results.spread(work.name, set_up.name, name)
+                if found is not None:
+                    yield (
+                        f"| {work.name} | {set_up.name} | {name} | {found.median:,.2f} "
+                        f"| {found.least:,.2f}-{found.most:,.2f} |"
+                    )
+
+
+async def measure(
+    world: World, works: Sequence[Work], scale: Scale, *, rounds: int
+) -> FleetResults:
+    """Do all works on all their set-ups, in each round."""
+    facts = await asyncio.to_thread(machine_facts, world.pin)
+    results = FleetResults(facts, asdict(scale))
+    for number in range(rounds):
+        round_: Round = {}
+        results.rounds.append(round_)
+        for work in works:
+            for set_up in work.set_ups:
+                async with open_fleet(world, set_up, scale, seed=number) as fleet:
+                    figures = await work.do(fleet)
+                round_.setdefault(work.name, {})[set_up.name] = figures
+                told = ", ".join(f"{k} {v:,.2f}" for k, v in figures.items())
+                _tell(
+                    f"round {number + 1} of {rounds}, {work.name}, {set_up.name}: {told}"
+                )
+    return results
+
+
+@asynccontextmanager
+async def _open_world() -> AsyncIterator[World]:
+    pin = processors()
+    before = os.sched_getaffinity(0)
+    if pin.others != "any":
+        os.sched_setaffinity(0, {int(number) for number in pin.others.split(",")})
+    build = ROOT / "build"
+    build.mkdir(exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=build, prefix="fleet-") as folder:
+            async with LocalNode.start(progress=_tell) as node:
+                yield World(node, Path(folder), pin)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+async def _run(given: argparse.Namespace) -> FleetResults:
+    names = given.only.split(",") if given.only else list(WORKS)
+    async with _open_world() as world:
+        works = [WORKS[name] for name in names]
+        return await measure(world, works, SHORT, rounds=given.rounds)
+
+
+def main() -> int:
+    """Do what the arguments say; status 130 after Ctrl-C."""
+    given = _parse()
+    try:
+        results = asyncio.run(_run(given))
+    except KeyboardInterrupt:
+        _tell("stopped")
+        return 130
+    parts = {"goals": list(goal_lines(results)), "costs": list(figure_lines(results))}
+    for lines in parts.values():
+        print("\n".join(lines), end="\n\n")
+    if given.report is not None:
+        for part, lines in parts.items():
+            write_part(given.report, part, lines)
+        facts: dict[str, Any] = asdict(results)
+        given.report.with_suffix(".json").write_bytes(
+            orjson.dumps(facts, option=orjson.OPT_INDENT_2) + b"\n"
+        )
+    return 0
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.fleet",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--rounds", type=int, default=3, help="how often everything is measured")
+    add("--only", help=f"works, with commas between them, of {', '.join(WORKS)}")
+    add("--report", type=Path, help="a page with marks to write the tables into")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
