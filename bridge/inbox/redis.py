@@ -48,6 +48,7 @@ from bridge.inbox.disk import DiskUsage
 from bridge.inbox.memory import Listener, Renewed, Retention
 from bridge.inbox.redis_appending import Appending
 from bridge.inbox.redis_asking import Asking
+from bridge.inbox.redis_carry import refuse_while_carried
 from bridge.inbox.redis_elements import tag_names, tag_of, unpack
 from bridge.inbox.redis_errands import Errands
 from bridge.inbox.redis_feed import Feed, pieces, words_for
@@ -191,6 +192,8 @@ class RedisInbox:
 
     async def _greet(self, link: Link, tags: Tags) -> None:
         """Begin on a new connection: the epochs, and all subscriptions anew."""
+        if 0 in tags:
+            await refuse_while_carried(self._address, link, self.prefixes[0])
         self._feed.lost(tags)
         order = sorted(tags)
         # In a cluster each tag is in a slot of its own, and a script must stay in one.
