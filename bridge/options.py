@@ -15,6 +15,7 @@ from bridge.errors import ConfigError
 from bridge.inbox.carried import Target
 from bridge.inbox.memory import MemoryInbox, Retention
 from bridge.inbox.redis import RedisInbox
+from bridge.inbox.redis_carry import redis_target
 from bridge.inbox.redis_fleet import RedisFleet
 from bridge.inbox.sqlite import SqliteInbox
 from bridge.names import BrokerNames
@@ -92,8 +93,13 @@ def carry_target_of(settings: Settings) -> Target:
         ConfigError: If they name one that inboxes cannot be carried into.
 
     """
-    raise ConfigError(
-        (f"{settings.inbox} is no store of a fleet, expected redis://...",)
+    if not is_redis(settings.inbox):
+        problem = f"{settings.inbox} is no store of a fleet, expected redis://..."
+        raise ConfigError((problem,))
+    return redis_target(
+        parse_redis(settings.inbox),
+        namespace=settings.namespace,
+        retention=retention(settings),
     )
 
 

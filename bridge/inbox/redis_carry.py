@@ -14,7 +14,7 @@ from struct import Struct
 from typing import Any, Final
 
 from bridge.core.redis_address import Host, RedisAddress
-from bridge.errors import CarryRefusedError, StoreUnavailableError
+from bridge.errors import CarryRefusedError, ConfigError, StoreUnavailableError
 from bridge.inbox.carried import CarriedInbox, Held, Load, Portion, Waybill
 from bridge.inbox.memory import Retention
 from bridge.inbox.redis_elements import pack, tag_names, tag_of
@@ -278,6 +278,24 @@ async def refuse_while_carried(
         raise StoreUnavailableError(str(address), problem)
 
 
-def prefixes_of(namespace: str, db: int) -> Sequence[str]:
-    """Return what the keys of each tag begin with."""
-    return [f"{namespace}/{db}:{{{name}}}:" for name in tag_names()]
+def redis_target(
+    address: RedisAddress, *, namespace: str, retention: Retention
+) -> RedisTarget:
+    """
+    Return the store at `address`, to be carried into.
+
+    Raises:
+        ConfigError: If it is no single server.
+
+    """
+    if address.kind != "server":
+        problem = (
+            f"{address}: inboxes are carried into one server; name the master itself"
+        )
+        raise ConfigError((problem,))
+
+    async def find() -> Host:
+        return address.hosts[0]
+
+    prefixes = [f"{namespace}/{address.db}:{{{name}}}:" for name in tag_names()]
+    return RedisTarget(address, find, prefixes, retention)

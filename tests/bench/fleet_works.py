@@ -199,7 +199,17 @@ _PINGS: Final = {"BRIDGE_PING_INTERVAL": f"{_PING_S}s"}
 WORKS: Final = {
     work.name: work
     for work in (
-        Work("spread", (_ALONE, SetUp("one", 1), _PAIR, SetUp("four", 4)), spread),
+        Work(
+            "spread",
+            (
+                _ALONE,
+                SetUp("one", 1),
+                _PAIR,
+                SetUp("four", 4),
+                SetUp("relaxed", 2, fsync="everysec"),
+            ),
+            spread,
+        ),
         Work("hop", (_PAIR,), hop),
         Work("append", (_ALONE, _PAIR), append),
         Work("flood", (_PAIR,), flood),

@@ -28,6 +28,8 @@ class SetUp:
         bridges: How many.
         inbox: `sqlite:`, for one bridge alone, or `redis:`.
         shards: Of the way in.
+        fsync: When Redis writes to the disk: `always`, before it answers, as a file's
+            commit does; or `everysec`.
         settings: More of each bridge's environment.
 
     """
@@ -36,6 +38,7 @@ class SetUp:
     bridges: int
     inbox: str = "redis:"
     shards: int = 1
+    fsync: str = "always"
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -144,7 +147,10 @@ async def open_fleet(
         redis = None
         if set_up.inbox == "redis:":
             redis = await stack.enter_async_context(
-                RedisServer.start(world.folder / f"{set_up.name}-redis")
+                RedisServer.start(
+                    world.folder / f"{set_up.name}-redis",
+                    options={"appendfsync": set_up.fsync},
+                )
             )
             stack.callback(_empty, redis.folder)
         members = [

@@ -62,16 +62,16 @@ class Costs:
 
 # Where each cost stands in scale.json: work, set-up, figure, and what it is multiplied by.
 SOURCES: Final[Mapping[str, tuple[str, str, str, float]]] = {
-    "delivery_us": ("spread", "pair", "steady_us", 1),
+    "delivery_us": ("spread", "relaxed", "steady_us", 1),
     "busy_delivery_us": ("spread", "pair", "saturated_us", 1),
     "append_us": ("append", "pair", "us", 1),
     "connect_us": ("idle", "one", "connect_us", 1),
     "ping_us": ("idle", "one", "ping_us", 1),
     "window_bytes": ("idle", "one", "window_kib", 1024),
     "bridge_bytes": ("idle", "one", "bridge_mib", 2**20),
-    "broker_us": ("spread", "pair", "steady_broker_us", 1),
+    "broker_us": ("spread", "relaxed", "steady_broker_us", 1),
     "broker_per_s": ("flood", "pair", "per_s", 1),
-    "store_us": ("spread", "pair", "steady_store_us", 1),
+    "store_us": ("spread", "relaxed", "steady_store_us", 1),
     "connect_store_us": ("idle", "one", "connect_store_us", 1),
     "user_bytes": ("memory", "one", "user_bytes", 1),
     "message_bytes": ("memory", "one", "message_bytes", 1),

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from bridge.core.message import Message
-from bridge.core.redis_address import Host, parse_redis
+from bridge.core.redis_address import parse_redis
 from bridge.errors import CarryRefusedError, StoreUnavailableError
 from bridge.inbox.carried import Amount, Load
 from bridge.inbox.carry import Outcome, carry
 from bridge.inbox.memory import Retention
 from bridge.inbox.redis import RedisInbox
-from bridge.inbox.redis_carry import RedisTarget, prefixes_of
+from bridge.inbox.redis_carry import RedisTarget, redis_target
 from bridge.inbox.sqlite import SqliteInbox
 from bridge.inbox.sqlite_carry import SqliteSource
 from tests.inbox_files import Filling, fill
@@ -40,12 +40,7 @@ class Store:
 
     def target(self) -> RedisTarget:
         """Return it as something to carry into."""
-
-        async def find() -> Host:
-            return self.address.hosts[0]
-
-        prefixes = prefixes_of(self.namespace, self.address.db)
-        return RedisTarget(self.address, find, prefixes, RETENTION)
+        return redis_target(self.address, namespace=self.namespace, retention=RETENTION)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[RedisInbox]:
