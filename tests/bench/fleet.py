@@ -31,7 +31,7 @@ from tests.bench.results import Figures, Spread
 from tests.bench.servers import ROOT, processors
 from tests.bench.works import Scale
 
-SHORT: Final = Scale(backlog=20_000, seconds=4.0, warm_up=3000)
+SHORT: Final = Scale(backlog=15_000, seconds=3.0, rate=2000.0, warm_up=3000)
 Round = dict[str, dict[str, Figures]]
 # Work, set-up, name.
 Figure = tuple[str, str, str]

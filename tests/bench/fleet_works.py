@@ -205,7 +205,6 @@ WORKS: Final = {
             "spread",
             (
                 _ALONE,
-                SetUp("one", 1),
                 _PAIR,
                 SetUp("four", 4),
                 SetUp("relaxed", 2, fsync="everysec"),
@@ -216,13 +215,6 @@ WORKS: Final = {
         Work("append", (_ALONE, _PAIR), append),
         Work("flood", (_PAIR, SetUp("sharded", 2, shards=3)), flood),
         Work("memory", (SetUp("one", 1),), memory),
-        Work(
-            "idle",
-            (
-                SetUp("alone", 1, "sqlite:", settings=_PINGS),
-                SetUp("one", 1, settings=_PINGS),
-            ),
-            idle,
-        ),
+        Work("idle", (SetUp("one", 1, settings=_PINGS),), idle),
     )
 }
