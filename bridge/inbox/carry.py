@@ -119,8 +119,7 @@ async def _opened(source: Source) -> AsyncIterator[tuple[_Hands, Waybill]]:
         try:
             yield hands, waybill
         finally:
-            # Not awaited: the thread does it after what it is at, and leaving waits.
-            thread.submit(source.close)
+            await hands.do(source.close)  # after what the thread is at
 
 
 def _amount(load: Load, before: str | None) -> Amount:
