@@ -6,7 +6,8 @@ What a fleet costs: bridges on Redis against one bridge with a file, and what ea
     python -m tests.bench.fleet --report docs/scale.md       writes scale.json beside it, too
 
 Processor times by the scheduler's own clock, of bridges, RabbitMQ and Redis apart. Progress
-on stderr, tables on stdout. Ctrl-C ends all that was started.
+on stderr, tables on stdout; a report is written after each round. Ctrl-C ends all that was
+started.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -135,14 +136,18 @@ def figure_lines(results: FleetResults) -> Iterable[str]:
 
 
 async def measure(
-    world: World, works: Sequence[Work], scale: Scale, *, rounds: int
+    world: World,
+    works: Sequence[Work],
+    scale: Scale,
+    *,
+    rounds: int,
+    keep: Callable[[FleetResults], None] = lambda _: None,
 ) -> FleetResults:
-    """Do all works on all their set-ups, in each round."""
+    """Do all works on all their set-ups, in each round; `keep` is called after each."""
     facts = await asyncio.to_thread(machine_facts, world.pin)
     results = FleetResults(facts, asdict(scale))
     for number in range(rounds):
         round_: Round = {}
-        results.rounds.append(round_)
         for work in works:
             for set_up in work.set_ups:
                 async with open_fleet(world, set_up, scale, seed=number) as fleet:
@@ -152,6 +157,8 @@ async def measure(
                 _tell(
                     f"round {number + 1} of {rounds}, {work.name}, {set_up.name}: {told}"
                 )
+        results.rounds.append(round_)
+        keep(results)
     return results
 
 
@@ -171,31 +178,36 @@ async def _open_world() -> AsyncIterator[World]:
         os.sched_setaffinity(0, before)
 
 
-async def _run(given: argparse.Namespace) -> FleetResults:
+async def _run(given: argparse.Namespace) -> None:
     names = given.only.split(",") if given.only else list(WORKS)
+
+    def keep(results: FleetResults) -> None:
+        # After each round: what was measured stays, whatever ends the run.
+        if given.report is not None:
+            _write(results, given.report)
+
     async with _open_world() as world:
         works = [WORKS[name] for name in names]
-        return await measure(world, works, SHORT, rounds=given.rounds)
+        results = await measure(world, works, SHORT, rounds=given.rounds, keep=keep)
+    print("\n".join((*goal_lines(results), "", *figure_lines(results))))
+
+
+def _write(results: FleetResults, report: Path) -> None:
+    write_part(report, "goals", goal_lines(results))
+    write_part(report, "costs", figure_lines(results))
+    facts: dict[str, Any] = asdict(results)
+    report.with_suffix(".json").write_bytes(
+        orjson.dumps(facts, option=orjson.OPT_INDENT_2) + b"\n"
+    )
 
 
 def main() -> int:
     """Do what the arguments say; status 130 after Ctrl-C."""
-    given = _parse()
     try:
-        results = asyncio.run(_run(given))
+        asyncio.run(_run(_parse()))
     except KeyboardInterrupt:
         _tell("stopped")
         return 130
-    parts = {"goals": list(goal_lines(results)), "costs": list(figure_lines(results))}
-    for lines in parts.values():
-        print("\n".join(lines), end="\n\n")
-    if given.report is not None:
-        for part, lines in parts.items():
-            write_part(given.report, part, lines)
-        facts: dict[str, Any] = asdict(results)
-        given.report.with_suffix(".json").write_bytes(
-            orjson.dumps(facts, option=orjson.OPT_INDENT_2) + b"\n"
-        )
     return 0
 
 
