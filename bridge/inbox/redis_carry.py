@@ -38,7 +38,7 @@ _ANSWER_S: Final = 60.0
 # ARGV: prefix, user, last, delivered, reason, life of messages and of ids (ms), the place of
 # the first element in the list, how many elements, elements, and each id behind its time.
 _PUT: Final = Script(
-    b"""
+    """
 local call = redis.call
 local p, user = ARGV[1], ARGV[2]
 local list, ids = p .. 'm:' .. user, p .. 'i:' .. user
