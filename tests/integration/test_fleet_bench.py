@@ -1,0 +1,42 @@
+"""The short form of `make bench-fleet`: two bridges on one Redis do a little."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from bridge.broker.local_node import LocalNode
+from tests.bench.fleet import FleetResults, Round, figure_lines, goal_lines, measure
+from tests.bench.fleet_works import WORKS
+from tests.bench.fleet_world import SetUp, World
+from tests.bench.servers import Processors
+from tests.bench.works import Scale
+
+TINY = Scale(backlog=300, seconds=0.2, rate=500, windows=6, warm_up=10, afterwards_s=0)
+
+
+async def test_the_bench_of_a_fleet_measures_each_part_apart(
+    broker: LocalNode, tmp_path: Path
+) -> None:
+    """A bench that breaks between two releases measures nothing when it is wanted."""
+    world = World(broker, tmp_path, Processors("any", "any"))
+    spread = replace(WORKS["spread"], set_ups=(SetUp("pair", 2),))
+
+    results = await measure(world, [spread], TINY, rounds=1)
+
+    figures = results.rounds[0]["spread"]["pair"]
+    assert all(figures[f"saturated_{part}us"] > 0 for part in ("", "broker_", "store_"))
+    assert any(
+        "| spread | pair | steady_us |" in line for line in figure_lines(results)
+    )
+
+
+def test_goals_are_ratios_within_a_round() -> None:
+    """A machine is never the same twice."""
+    rounds: list[Round] = [
+        {"spread": {"pair": {"steady_us": 2.0 * n}, "alone": {"steady_us": 1.0 * n}}}
+        for n in (1, 100)
+    ]
+
+    lines = list(goal_lines(FleetResults({}, {}, rounds)))
+
+    assert len(lines) == 3
+    assert "| 1.6 | 2.00 | 2.00 to 2.00 | **no** |" in lines[-1]
