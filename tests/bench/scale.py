@@ -64,7 +64,7 @@ def _rows(
         "deliveries a second",
         [f"{each.site.deliveries_per_s:,.0f}" for each in fleets],
     )
-    yield "**bridges**, a core each", [_part(each.bridges) for each in fleets]
+    yield "**bridges** (processes)", [_part(each.bridges) for each in fleets]
     yield "cores that they use", [_number(each.bridge_cores) for each in fleets]
     yield "their memory, GiB", [_number(each.bridge_bytes / _GIB) for each in fleets]
     yield (

@@ -9,9 +9,10 @@ limits made it so many.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
+from statistics import median
 from typing import Any, Final
 
-from tests.bench.results import Spread
+from bridge.inbox.redis_elements import TAGS
 
 _US: Final = 1e6
 _GIB: Final = 2**30
@@ -89,7 +90,7 @@ def read_costs(measured: Mapping[str, Any]) -> Costs:
     values: dict[str, float] = {}
     for name, (work, set_up, figure, factor) in SOURCES.items():
         found = [each[work][set_up][figure] for each in measured["rounds"]]
-        values[name] = Spread.of(found).median * factor
+        values[name] = median(found) * factor
     return Costs(**values)
 
 
@@ -153,25 +154,34 @@ class Rules:
     Attributes:
         load: Of a core, so that one part may fail and a minute may be worse.
         ping_s: Between two pings to a window.
-        windows_most: In one bridge; 10,000 were measured.
+        windows_most: In one bridge: what comes back at once when it dies. 10,000 were
+            measured.
         store_bytes_most: In one Redis: what is loaded or copied at a fail-over.
         copies: Of each Redis shard, and nodes that hold each message in RabbitMQ.
         broker_copy_cost: What RabbitMQ costs with three nodes, against one.
         balancer_windows: Connections through one load balancer.
         balancer_gbit: Through one load balancer.
         socket_bytes: Of the kernel, for a window in a bridge.
+        stores_most: Redis shards in one fleet: the hash tags that its users are spread over.
+        broker_cores_most: Of one RabbitMQ cluster: three nodes with 16 each.
 
     """
 
     load: float = 0.5
     ping_s: float = 25.0
-    windows_most: float = 25_000
+    windows_most: float = 50_000
     store_bytes_most: float = 16 * _GIB
     copies: int = 2
     broker_copy_cost: float = 2.5
     balancer_windows: float = 500_000
     balancer_gbit: float = 10.0
     socket_bytes: float = 8 * 1024
+    stores_most: int = TAGS
+    broker_cores_most: float = 48
+
+
+_SPARE: Final = "to have a spare one"
+_ENOUGH: Final = "one is enough"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +206,7 @@ class Part:
         limit = max(needs, key=lambda name: needs[name])
         count = ceil(needs[limit])
         if count <= least:
-            return cls(least, "to have a spare one", needs)
+            return cls(least, _SPARE if least > 1 else _ENOUGH, needs)
         return cls(count, limit, needs)
 
 
@@ -313,8 +323,17 @@ def users_of_one(costs: Costs, rules: Rules) -> Mapping[str, int]:
         "a shard of RabbitMQ": fleet.shards,
         "a load balancer": fleet.balancers,
     }
-    return {
+    limits = {
         f"{name}: {limit}": int(many.online / need)
         for name, part in parts.items()
         for limit, need in part.needs.items()
+    }
+    cores = rules.broker_cores_most * rules.load
+    return limits | {
+        f"a fleet: {rules.stores_most} Redis shards, its hash tags": int(
+            many.online * rules.stores_most / max(fleet.stores.needs.values())
+        ),
+        f"a RabbitMQ cluster: {rules.broker_cores_most:g} cores": int(
+            many.online * cores / fleet.broker_cores
+        ),
     }

@@ -102,6 +102,8 @@ def test_so_many_users_as_one_part_bears_need_exactly_one() -> None:
     limits = users_of_one(COSTS, RULES)
 
     for name, users in limits.items():
+        if name.startswith(("a fleet", "a RabbitMQ cluster")):
+            continue
         part = {
             "a bridge": "bridges",
             "a Redis": "stores",
@@ -111,6 +113,19 @@ def test_so_many_users_as_one_part_bears_need_exactly_one() -> None:
         fleet = plan(Site(users), COSTS, RULES)
         need = getattr(fleet, part).needs[name.partition(": ")[2]]
         assert need == pytest.approx(1, rel=1e-3)
+
+
+def test_a_fleet_is_full_when_its_hash_tags_or_its_brokers_cores_are() -> None:
+    """Beyond that there are several fleets, and the users are shared out among them."""
+    limits = users_of_one(COSTS, RULES)
+
+    by_tags = plan(
+        Site(limits["a fleet: 256 Redis shards, its hash tags"]), COSTS, RULES
+    )
+    by_cores = plan(Site(limits["a RabbitMQ cluster: 48 cores"]), COSTS, RULES)
+
+    assert max(by_tags.stores.needs.values()) == pytest.approx(256)
+    assert by_cores.broker_cores == pytest.approx(24)
 
 
 def test_costs_are_medians_of_what_was_measured() -> None:

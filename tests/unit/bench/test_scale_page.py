@@ -1,0 +1,17 @@
+"""docs/scale.md against the model."""
+
+from tests.bench import scale
+from tests.bench.scale_model import Rules
+
+
+def test_the_page_says_what_the_model_says() -> None:
+    """Tables that nobody makes anew are wrong after the next measurement."""
+    page = scale.MEASURED.with_suffix(".md").read_text(encoding="utf-8")
+    costs, rules = scale.load_costs(), Rules()
+
+    for lines in (
+        scale.cost_lines(costs),
+        scale.table_lines(costs, rules),
+        scale.limit_lines(costs, rules),
+    ):
+        assert "\n".join(lines) in page
