@@ -130,6 +130,8 @@ def cost_lines(costs: Costs) -> Iterable[str]:
         if words.endswith("_per"):
             words, unit = words.removesuffix("_per"), "a second"
         unit = {"us": "µs"}.get(unit, unit)
+        if unit == "bytes" and value > 2**20:
+            value, unit = value / 2**20, "MiB"
         yield (
             f"| {words.replace('_', ' ')} | {value:,.1f} {unit} "
             f"| `{work}`, {set_up}: `{figure}` |"
