@@ -25,6 +25,7 @@ from bridge.inbox.redis_link import (
     failure_of,
 )
 from bridge.inbox.redis_scripts import EXPIRED, LIMIT, Script
+from bridge.inbox.redis_servers import find_servers, parse_info
 from bridge.inbox.redis_wire import Link, LinkLostError, Word, is_error
 from bridge.names import SyncReason
 
@@ -32,6 +33,8 @@ from bridge.names import SyncReason
 _HEAD: Final = Struct("<6s6sB")
 _REASONS: Final = {None: 0, SyncReason.LIMIT: LIMIT, SyncReason.EXPIRED: EXPIRED}
 _WORDS: Final = {number: reason for reason, number in _REASONS.items()}
+# Under this name stands whose data a tag's are; see redis_scripts.BEGIN.
+LINE: Final = b"\x01line"
 _GRACE_MS: Final = 60_000
 _ANSWER_S: Final = 60.0
 
@@ -165,7 +168,17 @@ class RedisTarget:
         ]
 
     async def finish(self, waybill: Waybill) -> None:  # noqa: ARG002 - as the protocol has it
-        """Write down that it is done."""
+        """
+        Write down that it is done.
+
+        And whose data they are: what is lost from here on is noticed by bridges
+        (redis_servers.begin), which give it a new epoch.
+        """
+        info = parse_info(await self._ask(b"INFO", b"replication"))
+        line = info["master_replid"]
+        await self._ask_many(
+            [(b"HSET", f"{prefix}h", LINE, line) for prefix in self._prefixes]
+        )
         await self._ask(b"HSET", self._note_key, b"done", b"1")
 
     # --- words
@@ -191,11 +204,11 @@ class RedisTarget:
         return words
 
     async def _see_that_it_is_empty(self) -> None:
-        lengths = await self._ask_many(
-            [(b"HLEN", f"{prefix}h") for prefix in self._prefixes]
+        # A bridge that was started here and stored nothing has left its epoch, no user.
+        users = await self._ask_many(
+            [(b"ZCARD", f"{prefix}u") for prefix in self._prefixes]
         )
-        # A bridge that was started here and stored nothing has left its epoch.
-        if any(length > 1 for length in lengths):
+        if any(users):
             raise self._refusal(
                 "there are inboxes in it already; carry into an empty one"
             )
@@ -285,17 +298,15 @@ def redis_target(
     Return the store at `address`, to be carried into.
 
     Raises:
-        ConfigError: If it is no single server.
+        ConfigError: If it is a cluster.
 
     """
-    if address.kind != "server":
-        problem = (
-            f"{address}: inboxes are carried into one server; name the master itself"
-        )
+    if address.kind == "cluster":
+        problem = f"{address}: inboxes are carried into one server, not into a cluster"
         raise ConfigError((problem,))
 
     async def find() -> Host:
-        return address.hosts[0]
+        return (await find_servers(address))[0]
 
     prefixes = [f"{namespace}/{address.db}:{{{name}}}:" for name in tag_names()]
     return RedisTarget(address, find, prefixes, retention)
