@@ -100,7 +100,9 @@ def _digest(server: RedisServer) -> Mapping[str, str]:
         " or redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')"
         # The order of a hash is its own.
         " if kind == 'hash' then local pairs_ = {} for i = 1, #value, 2 do"
-        " pairs_[#pairs_ + 1] = value[i] .. '=' .. value[i + 1] end"
+        # Which server it is differs, and is to.
+        " if value[i] ~= '\\1line' then"
+        " pairs_[#pairs_ + 1] = value[i] .. '=' .. value[i + 1] end end"
         " table.sort(pairs_) value = pairs_ end"
         " local sum = '' for i = 1, #value, 500 do sum = redis.sha1hex(sum .."
         " table.concat(value, '|', i, math.min(i + 499, #value))) end"
