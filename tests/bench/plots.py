@@ -15,6 +15,7 @@ _COLOURS: Final = {
     "sqlite": "#5aa9e6",
     "node": "#8a8a8a",
     "python": "#c9b458",
+    "bare": "#4d4d4d",
     "floor": "#333333",
 }
 _COSTS: Final = (

@@ -22,6 +22,8 @@ FLOOR: Final = "floor"
 # The others are for looking closer.
 USUAL_WORKS: Final = ("saturated", "steady", "fanout", "crowd", "few")
 _BRIDGES_ALONE: Final = frozenset({"few"})
+# What has one window for each user.
+_BARE: Final = frozenset({"saturated", "steady"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,10 @@ async def run(plan: Plan, world: World, *, tell: Callable[[str], None]) -> Resul
 
 def _servers(plan: Plan, work: str) -> Sequence[str]:
     servers = [
-        name for name in plan.servers if KINDS[name].inbox or work not in _BRIDGES_ALONE
+        name
+        for name in plan.servers
+        if (KINDS[name].inbox or work not in _BRIDGES_ALONE)
+        and (name != "bare" or work in _BARE)
     ]
     return [*servers, FLOOR] if work == "fanout" else servers
 

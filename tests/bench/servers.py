@@ -73,6 +73,7 @@ KINDS: Final = {
         Kind("sqlite", "bridge, `sqlite:`", "sqlite:"),
         Kind("node", "Node"),
         Kind("python", "plain Python"),
+        Kind("bare", "bare calls"),
     )
 }
 
@@ -192,6 +193,8 @@ def _command(kind: Kind) -> tuple[str, ...]:
             return ("node", str(_PEERS / "page.js"))
         case "python":
             return (sys.executable, str(_PEERS / "page.py"))
+        case "bare":
+            return (sys.executable, "-m", "tests.bench.peers.bare")
         case _:
             return (sys.executable, "-m", "bridge", "run")
 
