@@ -14,6 +14,7 @@ _COLOURS: Final = {
     "memory": "#1b6ca8",
     "sqlite": "#5aa9e6",
     "node": "#8a8a8a",
+    "node-each": "#b5b5b5",
     "python": "#c9b458",
     "bare": "#4d4d4d",
     "floor": "#333333",

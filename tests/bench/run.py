@@ -22,8 +22,9 @@ FLOOR: Final = "floor"
 # The others are for looking closer.
 USUAL_WORKS: Final = ("saturated", "steady", "fanout", "crowd", "few")
 _BRIDGES_ALONE: Final = frozenset({"few"})
-# What has one window for each user.
-_BARE: Final = frozenset({"saturated", "steady"})
+# What the other works would not tell more of.
+_BESIDE: Final = frozenset({"bare", "node-each"})
+_WORKS_BESIDE: Final = frozenset({"saturated", "steady"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def _servers(plan: Plan, work: str) -> Sequence[str]:
         name
         for name in plan.servers
         if (KINDS[name].inbox or work not in _BRIDGES_ALONE)
-        and (name != "bare" or work in _BARE)
+        and (name not in _BESIDE or work in _WORKS_BESIDE)
     ]
     return [*servers, FLOOR] if work == "fanout" else servers
 

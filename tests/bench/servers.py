@@ -72,6 +72,7 @@ KINDS: Final = {
         Kind("memory", "bridge, `memory:`", "memory:"),
         Kind("sqlite", "bridge, `sqlite:`", "sqlite:"),
         Kind("node", "Node"),
+        Kind("node-each", "Node, acking each"),
         Kind("python", "plain Python"),
         Kind("bare", "bare calls"),
     )
@@ -183,13 +184,13 @@ async def running(
 
 
 def _remove(folder: Path, kind: Kind) -> None:
-    for path in folder.glob(f"{kind.name}*"):
+    for path in folder.glob(f"{kind.name}.*"):
         path.unlink()
 
 
 def _command(kind: Kind) -> tuple[str, ...]:
     match kind.name:
-        case "node":
+        case "node" | "node-each":
             return ("node", str(_PEERS / "page.js"))
         case "python":
             return (sys.executable, str(_PEERS / "page.py"))
@@ -208,6 +209,7 @@ def _environment(kind: Kind, broker_url: str, folder: Path) -> Mapping[str, str]
             "QUEUE": kind.names.inbound_queue(),
             "JWT_SECRET": SECRET,
             "NODE_PATH": str(ROOT / "tests" / "node_modules"),
+            "ACK_EACH": "1" if kind.name == "node-each" else "100",
         }
     path = folder / f"{kind.name}.sqlite3" if kind.inbox == "sqlite:" else ""
     return kept | {

@@ -27,7 +27,7 @@ async def test_the_bench_compares_all_servers_on_the_same_work(
 ) -> None:
     """A bench that breaks between two releases measures nothing when it is wanted."""
     world = World(broker.url, tmp_path, Processors("any", "any"))
-    servers = ("memory", "sqlite", "node", "python", "bare")
+    servers = ("memory", "sqlite", "node", "node-each", "python", "bare")
     every = Plan(("saturated",), servers, 1, TINY)
     some = Plan(("steady", "fanout"), ("memory",), 1, TINY)
 
