@@ -127,6 +127,11 @@ class IntakeSession:
         ages = [consumer.oldest_s for consumer in self._consumers]
         return max((age for age in ages if age is not None), default=None)
 
+    @property
+    def waiting(self) -> int:
+        """Deliveries that wait to be taken out."""
+        return sum([consumer.waiting for consumer in self._consumers])
+
     def problem(self) -> str | None:
         """Say what is wrong with the session, ``None`` if nothing is."""
         if self._failure is not None:
