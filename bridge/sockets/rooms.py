@@ -165,7 +165,6 @@ class Rooms:
         now_s = time()
         rooms = self._rooms
         fed: list[Room] = []
-        taken_s = batch[0].message.taken_s
         published_s = inf  # as far as anybody said so
         for stored in batch:
             message = stored.message
@@ -189,7 +188,8 @@ class Rooms:
         if emitted:
             self._metrics.emitted.inc(emitted)
             # A batch is in the order in which it was taken.
-            self._metrics.age.observe(max(0.0, now_s - taken_s))
+            oldest_s = batch[0].message.taken_s
+            self._metrics.age.observe(max(0.0, now_s - oldest_s))
             if published_s < inf:
                 self._metrics.publish_to_page.observe(max(0.0, now_s - published_s))
 
