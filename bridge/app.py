@@ -10,7 +10,7 @@ once; what was not acked comes again.
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from time import time
 from typing import Any, Final
@@ -26,6 +26,7 @@ from bridge.broker.publisher import Publisher
 from bridge.broker.topology import topology
 from bridge.core.journal import Journal
 from bridge.core.message import MessageLimits
+from bridge.core.workplace import Workplace
 from bridge.errors import BridgeError, ConfigError, first_of
 from bridge.inbox.keeper import StoreKeeper
 from bridge.logs import set_log_level
@@ -56,20 +57,25 @@ from bridge.web.access import Keys
 from bridge.web.operator import PublishDoor, operator_app
 from bridge.web.public import public_app
 from bridge.web.publishing import EventCheck
-from bridge.web.serving import serve
+from bridge.web.serving import serve, serve_privately
 
 log = structlog.get_logger(__name__)
 
 # The doors are open after that, even if the disk has not answered yet.
 _FIRST_TRY_S: Final = 5.0
 _CLOSE_S: Final = 5.0
+_LOOK_AGAIN_S: Final = 0.05
 # Of the drain timeout, what windows may take; the rest is for settling.
 _WINDOWS_SHARE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Where a started bridge listens, with the real ports."""
+    """
+    Where a started bridge listens, with the real ports.
+
+    A worker of several has no operator URL: its door is for the supervisor alone.
+    """
 
     public_url: str
     operator_url: str
@@ -83,6 +89,7 @@ class Bridge:
         settings: Settings,
         *,
         add_public_routes: Callable[[web.Application], None] | None = None,
+        place: Workplace | None = None,
     ) -> None:
         """
         Build everything, touch nothing but the folder of schemas, which is read.
@@ -90,6 +97,7 @@ class Bridge:
         Args:
             settings: Checked.
             add_public_routes: Adds routes of its own to the public door (the demo).
+            place: If it is one worker of several, which share the public port.
 
         Raises:
             ConfigError: If a key or a schema of the settings cannot be used.
@@ -99,6 +107,7 @@ class Bridge:
         self.metrics = Metrics()
         self.journal = Journal(began_s=time())
         self._add_public_routes = add_public_routes
+        self._place = place
         self._is_draining = False
         self._build_stores()
         self._build_broker()
@@ -122,6 +131,7 @@ class Bridge:
             verifier=self.verifier,
             metrics=self.metrics,
             journal=self.journal,
+            place=self._place,
         )
         self.inbox.listen(self.sockets.rooms.feed, self.sockets.renew)
         self.fleet = fleet_of(settings)
@@ -261,6 +271,8 @@ class Bridge:
                         for name, work in parts.items()
                     ]
                     await self._keeper.wait_for_first_try(at_most_s=_FIRST_TRY_S)
+                    if self._place is not None:
+                        await self._wait_until_ready(at_most_s=_FIRST_TRY_S)
                     on_listening(await self._listen(stack))
                     await stop.wait()
                     await self._drain()
@@ -302,17 +314,30 @@ class Bridge:
         except TimeoutError:  # a disk that hangs must not keep the process
             log.warning("inbox.close_cut_short", problem=self.inbox.problem)
 
+    async def _wait_until_ready(self, *, at_most_s: float) -> None:
+        """Leave windows to the other workers until there is something to give them."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(at_most_s):
+                while self.unready_reasons():  # noqa: ASYNC110 - parts tell nobody
+                    await asyncio.sleep(_LOOK_AGAIN_S)
+
     async def _listen(self, stack: AsyncExitStack) -> Listening:
         settings = self.settings
+        if self._place is not None:
+            # Before windows come: the supervisor asks who is there.
+            await serve_privately(stack, self._operator, self._place.operator_socket)
+        public_url = await serve(
+            stack,
+            self._public,
+            settings.host,
+            settings.port,
+            "BRIDGE_PORT",
+            site=self.sockets.site,
+        )
+        if self._place is not None:
+            return Listening(public_url, operator_url="")
         return Listening(
-            public_url=await serve(
-                stack,
-                self._public,
-                settings.host,
-                settings.port,
-                "BRIDGE_PORT",
-                site=self.sockets.site,
-            ),
+            public_url,
             operator_url=await serve(
                 stack,
                 self._operator,

@@ -27,7 +27,10 @@ from bridge.sockets.transport import Carrier, Ending
 from bridge.sockets.window import Window
 from bridge.sockets.wire import Listener, Wire
 
-_SESSION_ID: Final = re.compile(r"(?:[A-Za-z0-9_-]{1,32}\.)?[A-Za-z0-9_-]{20}")
+# Before it stands which bridge gave it away, behind it which worker, where there are several.
+_SESSION_ID: Final = re.compile(
+    r"(?:[A-Za-z0-9_-]{1,32}\.)?[A-Za-z0-9_-]{20}(?:\.[0-9]{1,3})?"
+)
 _CLOSED_SESSION_LIFE_S: Final = 2.0
 
 
@@ -84,11 +87,24 @@ class SessionOwner(Protocol):
         """Forget the window of a session that ended."""
 
 
+class Neighbours(Protocol):
+    """The other workers, each with sessions of its own."""
+
+    def mark(self, session_id: str) -> str:
+        """Write into a new session id whose it is."""
+
+    async def answer(
+        self, request: web.Request, *, max_body_bytes: int
+    ) -> web.Response | None:
+        """Let another answer about its session; ``None`` if it is ours, or nobody's."""
+
+
 class Engine:
     """
     All sessions.
 
     Attributes:
+        neighbours: Where there are several workers.
         carriers: By session id; closed ones that polled stay for their last words.
         bounds: What each may cost.
         admission: Who may open one.
@@ -115,6 +131,7 @@ class Engine:
         # A load balancer finds the way of each poll in it, without a table of its own.
         self._sid_begins = f"{name}." if name else ""
         self.carriers: dict[str, Carrier] = {}
+        self.neighbours: Neighbours | None = None
         # The key is kept too: all sessions from one address share one string.
         self._by_address: dict[str, tuple[str, int]] = {}
 
@@ -128,12 +145,23 @@ class Engine:
 
     async def handle_request(self, request: web.Request) -> web.StreamResponse:
         """Answer one HTTP request to the engine.io path."""
-        response = self._refusal(request) or await self._answer(request)
+        response = (
+            await self._answer_of_neighbour(request)
+            or self._refusal(request)
+            or await self._answer(request)
+        )
         if not response.prepared:
             response.headers["Cache-Control"] = "no-store"
             response.headers["X-Content-Type-Options"] = "nosniff"
             self._allow_reading(request, response)
         return response
+
+    async def _answer_of_neighbour(self, request: web.Request) -> web.Response | None:
+        if self.neighbours is None:
+            return None
+        return await self.neighbours.answer(
+            request, max_body_bytes=self.max_event_bytes
+        )
 
     def _refusal(self, request: web.Request) -> web.Response | None:
         """Turn away whoever may not ask here."""
@@ -282,6 +310,8 @@ class Engine:
 
     def _new_carrier(self, caller: Caller) -> Carrier:
         sid = self._sid_begins + secrets.token_urlsafe(15)
+        if self.neighbours is not None:
+            sid = self.neighbours.mark(sid)
         carrier = self.carriers[sid] = Carrier(self, sid, caller)
         address, count = self._by_address.get(caller.address, (caller.address, 0))
         carrier.address = address

@@ -23,11 +23,13 @@ class FrontDoors:
 
     Attributes:
         waiting: Those that have not sent anything yet.
+        http: What takes those that are no websockets; ``None`` before the site is open.
 
     """
 
     def __init__(self, engine: "Engine") -> None:
         self.engine = engine
+        self.http: web.Server | None = None
         self.waiting: set[FrontDoor] = set()
 
     def tick(self, now_s: float) -> None:
@@ -81,9 +83,16 @@ class FrontSite(web.TCPSite):
     __slots__ = ("_doors",)
 
     def __init__(
-        self, runner: web.BaseRunner, host: str, port: int, *, doors: FrontDoors
+        self,
+        runner: web.BaseRunner,
+        host: str,
+        port: int,
+        *,
+        doors: FrontDoors,
+        is_shared: bool = False,
     ) -> None:
-        super().__init__(runner, host, port)
+        """Take a place; `is_shared`: other processes listen there too."""
+        super().__init__(runner, host, port, reuse_port=is_shared)
         self._doors = doors
 
     async def start(self) -> None:
@@ -97,10 +106,12 @@ class FrontSite(web.TCPSite):
         await web.BaseSite.start(self)
         http = self._runner.server
         assert isinstance(http, web.Server)  # noqa: S101 - an application's always is
+        self._doors.http = http
         self._server = await asyncio.get_running_loop().create_server(
             lambda: FrontDoor(self._doors, http),
             self._host,
             self._port,
             backlog=self._backlog,
             reuse_address=True,
+            reuse_port=self._reuse_port or None,
         )

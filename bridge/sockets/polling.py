@@ -126,6 +126,17 @@ async def read_packets(
         `None` if the body is too large, comes too slowly or not at all, or is no text.
 
     """
+    body = await read_body(request, max_bytes=max_bytes, within_s=within_s)
+    try:
+        return None if body is None else body.decode().split(_SEPARATOR)
+    except UnicodeDecodeError:
+        return None
+
+
+async def read_body(
+    request: web.BaseRequest, *, max_bytes: int, within_s: float
+) -> bytes | None:
+    """Return the body; ``None`` if it is too large, comes too slowly or not at all."""
     body = bytearray()
     try:
         async with asyncio.timeout(within_s):
@@ -133,9 +144,9 @@ async def read_packets(
                 body += chunk
                 if len(body) > max_bytes:
                     return None
-        return body.decode().split(_SEPARATOR)
-    except (TimeoutError, UnicodeDecodeError, ConnectionError, ClientPayloadError):
+    except (TimeoutError, ConnectionError, ClientPayloadError):
         return None
+    return bytes(body)
 
 
 class Probe:

@@ -19,6 +19,7 @@ from aiohttp import web
 from bridge.core import packets
 from bridge.core.journal import Journal
 from bridge.core.packets import Packet, PacketType
+from bridge.core.workplace import Workplace
 from bridge.logs import user_hash
 from bridge.metrics import Metrics
 from bridge.names import (
@@ -29,6 +30,7 @@ from bridge.names import (
 from bridge.sockets.engine import Admission, Bounds, Engine
 from bridge.sockets.entrance import Admitted, Entrance, Verifier
 from bridge.sockets.front_door import FrontDoors, FrontSite
+from bridge.sockets.handover import Handover
 from bridge.sockets.replay import Inboxes, Replays
 from bridge.sockets.requests import WindowRequests
 from bridge.sockets.rooms import Rooms
@@ -74,7 +76,8 @@ class BridgeServer:
     """
     All windows of this bridge.
 
-    `verifier` is `None` in open mode, where a page says itself who it is.
+    `verifier` is `None` in open mode, where a page says itself who it is; `place` is
+    `None` where there is one worker alone.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class BridgeServer:
         verifier: Verifier | None,
         metrics: Metrics,
         journal: Journal | None = None,
+        place: Workplace | None = None,
     ) -> None:
         self.rooms = Rooms(
             metrics,
@@ -102,6 +106,8 @@ class BridgeServer:
             name=options.name,
         )
         self.doors = FrontDoors(self.engine)
+        self._handover = Handover(place, self.doors) if place else None
+        self.engine.neighbours = self._handover
         self._inbox = inbox
         self._verifier = verifier
         self._metrics = metrics
@@ -144,6 +150,8 @@ class BridgeServer:
         """
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
+            if self._handover is not None:
+                tasks.create_task(self._handover.run(), name="handovers")
             try:
                 while True:
                     await self._pass()
@@ -356,4 +364,5 @@ class BridgeServer:
 
     def site(self, runner: web.BaseRunner, host: str, port: int) -> web.BaseSite:
         """Return where connections to the app of `runner` come in, to be started."""
-        return FrontSite(runner, host, port, doors=self.doors)
+        is_shared = self._handover is not None
+        return FrontSite(runner, host, port, doors=self.doors, is_shared=is_shared)

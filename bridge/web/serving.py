@@ -28,14 +28,7 @@ async def serve(
         OSError: If the address cannot be had; its text names `setting`.
 
     """
-    runner = web.AppRunner(
-        app,
-        access_log=None,  # its lines hold the query, and that a session id
-        keepalive_timeout=_KEEPALIVE_S,
-        shutdown_timeout=1.0,  # windows were told to go before
-    )
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
+    runner = await _runner(stack, app)
     try:
         await site(runner, host, port).start()
     except OSError as exc:
@@ -50,3 +43,29 @@ async def serve(
     address: Sequence[object] = runner.addresses[0]
     shown = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
     return f"http://{shown}:{address[1]}"
+
+
+async def serve_privately(
+    stack: AsyncExitStack, app: web.Application, path: str
+) -> None:
+    """
+    Serve `app` on a socket in the file system until `stack` is closed.
+
+    Raises:
+        OSError: If there can be no socket at `path`.
+
+    """
+    runner = await _runner(stack, app)
+    await web.UnixSite(runner, path).start()
+
+
+async def _runner(stack: AsyncExitStack, app: web.Application) -> web.AppRunner:
+    runner = web.AppRunner(
+        app,
+        access_log=None,  # its lines hold the query, and that a session id
+        keepalive_timeout=_KEEPALIVE_S,
+        shutdown_timeout=1.0,  # windows were told to go before
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    return runner
