@@ -247,3 +247,25 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
         return generate_latest(self.registry)
+
+
+class SupervisorMetrics:
+    """What the supervisor of several workers counts itself."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.workers = Gauge(
+            "bridge_workers",
+            "Workers that windows can come to.",
+            registry=registry,
+        )
+        self.restarts = Counter(
+            "bridge_worker_restarts",
+            "Workers that were started because the one before had ended.",
+            registry=registry,
+        )
+        ProcessCollector(registry=registry)
+
+    def render(self) -> bytes:
+        """Return them in Prometheus's text format."""
+        return generate_latest(self.registry)
