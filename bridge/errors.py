@@ -14,6 +14,7 @@ The tree of errors: the type says what to do, the attributes say what happened.
     ├─ PublishRefusedError  the broker will not take this message
     ├─ OperatorRefusedError the bridge's own API says no to a command
     ├─ CarryRefusedError  an inbox is not carried over into what is there already
+    ├─ WorkersFailedError  a worker of several cannot be kept running
     ├─ LocalNodeError    the private node of demo and tests does not start
     └─ ClientError       told to one client, with a code
 
@@ -154,6 +155,18 @@ class CarryRefusedError(BridgeError):
 
     def __str__(self) -> str:
         return f"inbox {self.store}: {self.problem}"
+
+
+class WorkersFailedError(BridgeError):
+    """A worker of several cannot be kept running; `code` is the bridge's exit status."""
+
+    def __init__(self, code: int, problem: str) -> None:
+        super().__init__(code, problem)
+        self.code = code
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return self.problem
 
 
 class LocalNodeError(BridgeError):

@@ -45,7 +45,11 @@ _QUIET: Final = {
 
 
 def configure_logs(
-    *, level: str, log_format: str, stream: TextIO | None = None
+    *,
+    level: str,
+    log_format: str,
+    stream: TextIO | None = None,
+    worker: int | None = None,
 ) -> None:
     """
     Send all logs of the process to `stream`, standard error by default.
@@ -54,6 +58,7 @@ def configure_logs(
         level: ``debug``, ``info``, ``warning`` or ``error``.
         log_format: ``pretty``, ``json``, or ``auto``: pretty on a terminal.
         stream: Where to write.
+        worker: Which worker this is, of several; told in each line.
 
     """
     stream = stream or sys.stderr
@@ -68,6 +73,7 @@ def configure_logs(
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.stdlib.PositionalArgumentsFormatter(),
+        *([] if worker is None else [_WhichWorker(worker)]),
         structlog.processors.format_exc_info,
         mask_secrets,
     ]
@@ -97,6 +103,19 @@ def configure_logs(
     for name, least in _QUIET.items():
         logging.getLogger(name).setLevel(least)
     logging.getLogger("aiohttp.server").addFilter(is_about_us)
+
+
+class _WhichWorker:
+    """Writes the worker's number into each line that does not name another."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def __call__(
+        self, _logger: object, _method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        event.setdefault("worker", self._index)
+        return event
 
 
 def is_about_us(record: logging.LogRecord) -> bool:

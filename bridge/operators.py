@@ -108,7 +108,7 @@ class Operators:
         self._names = BrokerNames(parts.settings.namespace)
         self._started_s = time.time()
         self._measured: set[tuple[str, str]] = set()
-        self._ages = _RecentAges(parts.metrics)
+        self._ages = RecentAges(parts.metrics)
         self.dead_letters = DeadLetters(
             parts.address,
             self._names,
@@ -238,21 +238,30 @@ def _totals(metrics: Metrics) -> Totals:
     )
 
 
-class _RecentAges:
+class Aged(Protocol):
+    """What counts the ages of messages."""
+
+    def age_buckets(self) -> tuple[AgeBucket, ...]:
+        """Return pairs of an upper bound in seconds and how many were below."""
+
+
+class RecentAges:
     """Ages since one to two minutes ago, or since the look before if that is longer ago."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Aged) -> None:
         self._metrics = metrics
         now_s = time.monotonic()
         start: tuple[AgeBucket, ...] = metrics.age_buckets()
         self._older = self._newer = (now_s, start)
 
     def look(self) -> Ages | None:
+        """Return them; ``None`` while there is nothing to tell of."""
         now_s = time.monotonic()
         buckets = self._metrics.age_buckets()
         if now_s - self._newer[0] >= _AGES_OF_S:
             self._older, self._newer = self._newer, (now_s, buckets)
-        before = (count for _, count in self._older[1])
+        # Workers tell their ages later than they are asked for the first time.
+        before = [count for _, count in self._older[1]] or [0.0] * len(buckets)
         recent = [
             (bound_s, count - old)
             for (bound_s, count), old in zip(buckets, before, strict=True)

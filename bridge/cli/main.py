@@ -24,12 +24,14 @@ from bridge.cli import (
     token,
     trace,
     users,
+    worker,
 )
 from bridge.errors import (
     BridgeError,
     BrokerUnavailableError,
     ConfigError,
     OperatorUnreachableError,
+    WorkersFailedError,
 )
 from bridge.names import ExitCode
 
@@ -42,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.run)
+app.command("worker", hidden=True)(worker.worker)
 app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("config")(config.config)
@@ -74,6 +77,8 @@ def exit_code_of(exc: BridgeError | OSError) -> int:
             return ExitCode.USAGE
         case BrokerUnavailableError() | OperatorUnreachableError():
             return ExitCode.UNREACHABLE
+        case WorkersFailedError():
+            return exc.code
         case _:
             return ExitCode.FAILED
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 
 import typer
 import uvloop
@@ -12,6 +13,7 @@ from bridge.cli.options import LoadSettings, with_settings
 from bridge.logs import configure_logs
 from bridge.names import ExitCode
 from bridge.signals import run_until_signalled
+from bridge.workers.supervisor import Posting, supervise
 
 
 @with_settings
@@ -23,24 +25,35 @@ def run(load: LoadSettings) -> None:
     settled, windows are told to connect again. The second one insists. SIGHUP reads the
     settings again and applies what can change while running.
 
+    With --workers N, N processes share the public port and the work; one more starts and
+    watches them, and has the operator port. They need an inbox that they share.
+
     Examples:
         BRIDGE_JWT_SECRET=$(openssl rand -base64 48) bridge run
 
         bridge run --config /etc/bridge.toml --port 9000 --log-level debug
 
+        BRIDGE_INBOX=redis://127.0.0.1:6379/ bridge run --workers 4
+
     """
     settings = load()
     configure_logs(level=settings.log_level, log_format=settings.log_format)
+    if settings.workers > 1:
+        tell = _Telling(f" ({settings.workers} workers)")
+        uvloop.run(
+            supervise(settings, load=load, command=_worker_command, on_listening=tell)
+        )
+        return
     bridge = Bridge(settings)
-    _collect_rarely()
+    collect_rarely()
     try:
-        uvloop.run(run_until_signalled(bridge, load=load, on_listening=_tell))
+        uvloop.run(run_until_signalled(bridge, load=load, on_listening=_Telling()))
     except asyncio.CancelledError:  # the second signal
         typer.echo("bridge: ended at once; what was not acked comes again", err=True)
         raise typer.Exit(ExitCode.FAILED) from None
 
 
-def _collect_rarely() -> None:
+def collect_rarely() -> None:
     """
     Look for garbage in cycles less often: a message makes none.
 
@@ -51,8 +64,31 @@ def _collect_rarely() -> None:
     gc.set_threshold(20_000, 10, 10)
 
 
-def _tell(listening: Listening) -> None:
-    typer.echo(
-        f"bridge {__version__} listens: public {listening.public_url}, "
-        f"operator {listening.operator_url}"
-    )
+def _worker_command(posting: Posting) -> list[str]:
+    """Return the command line of a worker: this one, but for its command."""
+    # However the interpreter was started, and by which script or module.
+    before = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+    place = posting.place
+    return [
+        sys.executable,
+        *before,
+        "worker",
+        f"--of={place.folder}",
+        f"--index={place.index}",
+        f"--at={posting.port}",
+        f"--line={posting.line}",
+        *sys.argv[2:],
+    ]
+
+
+class _Telling:
+    """Says on stdout, in one line, where the bridge listens."""
+
+    def __init__(self, more: str = "") -> None:
+        self._more = more
+
+    def __call__(self, listening: Listening) -> None:
+        typer.echo(
+            f"bridge {__version__} listens: public {listening.public_url}, "
+            f"operator {listening.operator_url}{self._more}"
+        )

@@ -35,6 +35,10 @@ class _Together(Protocol):
     def schemas(self) -> str | None: ...
     @property
     def schemas_unknown(self) -> str: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def inbox(self) -> str: ...
 
 
 def contradictions(settings: _Together) -> list[str]:
@@ -44,6 +48,18 @@ def contradictions(settings: _Together) -> list[str]:
         *_open_mode_problems(settings),
         *_size_problems(settings),
         *_schema_problems(settings),
+        *_worker_problems(settings),
+    ]
+
+
+def _worker_problems(settings: _Together) -> list[str]:
+    kind, colon, _ = settings.inbox.partition(":")
+    if settings.workers == 1 or kind not in {"sqlite", "memory"}:
+        return []
+    return [
+        f"BRIDGE_WORKERS: {settings.workers} workers need an inbox that they share, and "
+        f"{kind}{colon} is one process's: set BRIDGE_INBOX=redis://HOST:PORT/, or "
+        "BRIDGE_WORKERS=1"
     ]
 
 

@@ -239,6 +239,11 @@ class Settings(BaseSettings):
     )
 
     # --- running
+    workers: Annotated[int, Field(ge=1, le=128)] = _fixed(
+        1,
+        "Processes that share the work, one for each core (1 to 128). More than one needs an "
+        "inbox that they share, `redis:`.",
+    )
     drain_timeout: Duration = _reloadable("30s", "The longest that leaving may take.")
     log_level: Literal["debug", "info", "warning", "error"] = _reloadable(
         "info", "Least level that is logged."

@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parents[2] / "bridge"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 HOUSE = """
-names < errors < core < settings logs metrics tracing
+names < errors < core < settings logs metrics tracing < merged_metrics
 < broker inbox sockets auth schema_folder < pump < web < options < operators
-< app doctor < signals < cli < __main__
+< app doctor < signals < workers < cli < __main__
 """
 FLOOR = {name: n for n, floor in enumerate(HOUSE.split("<")) for name in floor.split()}
 
@@ -25,7 +25,7 @@ ONLY_IN = {
     "jwt": {"auth"},
     "cryptography": {"auth"},
     "jsonschema_rs": {"core"},
-    "prometheus_client": {"metrics"},
+    "prometheus_client": {"metrics", "merged_metrics"},
     "opentelemetry": {"tracing"},
     "pydantic_settings": {"settings"},
     "typer": {"cli"},

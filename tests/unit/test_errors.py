@@ -24,6 +24,7 @@ from bridge.errors import (
     StoreUnavailableError,
     TopologyError,
     TransientError,
+    WorkersFailedError,
 )
 from bridge.names import EventError, Refusal
 
@@ -71,6 +72,7 @@ TEXTS: list[tuple[BridgeError, str]] = [
         CarryRefusedError("redis://x", "it is not empty"),
         "inbox redis://x: it is not empty",
     ),
+    (WorkersFailedError(1, "worker 0 ended"), "worker 0 ended"),
     (LocalNodeError("erl is missing"), "erl is missing"),
     (
         LocalNodeError("it stopped", "line 1\nline 2"),

@@ -40,6 +40,16 @@ def accepted(**values: object) -> Settings:
         ({"api_key": ""}, "BRIDGE_API_KEY: is empty"),
         ({"management_url": "broker:15672"}, "BRIDGE_MANAGEMENT_URL: must look like"),
         ({"schemas_unknown": "dead"}, "BRIDGE_SCHEMAS_UNKNOWN: dead needs BRIDGE_SCH"),
+        ({"workers": "0"}, "BRIDGE_WORKERS: "),
+        ({"workers": "129"}, "BRIDGE_WORKERS: "),
+        (
+            {"workers": "2"},
+            "BRIDGE_WORKERS: 2 workers need an inbox that they share, and sqlite: is one",
+        ),
+        (
+            {"workers": "2", "inbox": "memory:"},
+            "BRIDGE_WORKERS: 2 workers need an inbox that they share, and memory: is one",
+        ),
         ({"auth": "none"}, "BRIDGE_AUTH: should be 'jwt' or 'open'"),
         (
             {"jwt_leeway": "1h"},

@@ -1,0 +1,224 @@
+"""
+One answer of the operator's API out of those of several workers.
+
+Answers come as the workers gave them, all good, at least one; the models are the API's own.
+"""
+
+from collections.abc import Sequence
+from typing import Final, TypeVar
+
+from pydantic import BaseModel
+from yarl import URL
+
+from bridge.core.contracts.operator.operation import Page
+from bridge.core.contracts.operator.overview import (
+    Ages,
+    BrokerFacts,
+    InboxFacts,
+    Overview,
+    RefusedOriginFacts,
+    Totals,
+)
+from bridge.core.contracts.operator.queues import QueueFacts
+from bridge.core.contracts.operator.trace import Trace, TraceStep
+from bridge.core.contracts.operator.users import (
+    Kicked,
+    UserDetail,
+    UserFacts,
+    UsersQuery,
+)
+from bridge.merged_metrics import MergedMetrics
+from bridge.names import Outcome
+from bridge.web.api.paging import render_cursor
+from bridge.workers.asking import Answer, Question
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+_JSON: Final = {"Content-Type": "application/json; charset=utf-8"}
+
+
+def _read(model: type[ModelT], answers: Sequence[Answer]) -> list[ModelT]:
+    return [model.model_validate_json(answer.body) for answer in answers]
+
+
+def _answer(model: BaseModel) -> Answer:
+    return Answer(200, model.model_dump_json(by_alias=True).encode(), _JSON)
+
+
+def _sum_of_known(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+# --- overview ---------------------------------------------------------------------------
+
+
+def merge_overviews(
+    answers: Sequence[Answer],
+    *,
+    merged: MergedMetrics,
+    reasons: list[str],
+    age_s: Ages | None,
+) -> Answer:
+    """Add up what is counted; `merged` knows of workers that have ended, too."""
+    workers = _read(Overview, answers)
+    first = workers[0]
+    # The one to tell of is the one with a problem.
+    broker = min((w.broker for w in workers), key=lambda facts: facts.connected)
+    problem = next((w.inbox.problem for w in workers if w.inbox.problem), None)
+    return _answer(
+        Overview(
+            version=first.version,
+            namespace=first.namespace,
+            started_s=min(worker.started_s for worker in workers),
+            ready=not reasons,
+            reasons=reasons,
+            broker=BrokerFacts(
+                connected=broker.connected, version=broker.version, host=broker.host
+            ),
+            inbox=InboxFacts(store=first.inbox.store, problem=problem),
+            windows=sum(worker.windows for worker in workers),
+            users=sum(worker.users for worker in workers),
+            in_flight=sum(worker.in_flight for worker in workers),
+            totals=_totals(merged),
+            age_s=age_s,
+            refused_origins=_refused_origins(workers),
+        )
+    )
+
+
+def _refused_origins(workers: Sequence[Overview]) -> list[RefusedOriginFacts]:
+    found: dict[str | None, RefusedOriginFacts] = {}
+    for refused in (each for worker in workers for each in worker.refused_origins):
+        known = found.get(refused.origin, refused)
+        count = refused.count if known is refused else known.count + refused.count
+        last_s = max(known.last_s, refused.last_s)
+        found[refused.origin] = RefusedOriginFacts(
+            origin=refused.origin, count=count, last_s=last_s
+        )
+    return sorted(found.values(), key=lambda refused: -refused.last_s)
+
+
+def _totals(merged: MergedMetrics) -> Totals:
+    settled = "bridge_deliveries_settled"
+    return Totals(
+        consumed=merged.total("bridge_deliveries_consumed"),
+        emitted=merged.total("bridge_emitted"),
+        replayed=merged.total("bridge_replayed"),
+        dead=merged.total(settled, outcome=Outcome.DEAD_LETTER),
+        retried=merged.total(settled, outcome=Outcome.RETRY),
+        expired=merged.total(settled, outcome=Outcome.EXPIRED)
+        + merged.total("bridge_left_out"),
+        published=merged.total("bridge_published"),
+        reconnects=merged.total("bridge_broker_reconnects"),
+    )
+
+
+# --- queues -----------------------------------------------------------------------------
+
+
+def merge_queues(answers: list[Answer], _question: Question) -> Answer:
+    """Tell each queue once; what is in flight is known by whoever took it."""
+    pages = _read(Page[QueueFacts], answers)
+    found = [[page.items[n] for page in pages if n < len(page.items)]
+             for n in range(max(len(page.items) for page in pages))]  # fmt: skip
+    items = []
+    for same in found:
+        best = next((queue for queue in same if queue.problem is None), same[0])
+        is_counted_here = all(queue.source == "amqp" for queue in same)
+        unacked = [queue.unacked for queue in same]
+        items.append(
+            best.model_copy(
+                update={
+                    "unacked": _sum_of_known(unacked)
+                    if is_counted_here
+                    else best.unacked,
+                    "oldest_s": _largest([queue.oldest_s for queue in same]),
+                }
+            )
+        )
+    return _answer(Page[QueueFacts](items=items, next=pages[0].next))
+
+
+# --- users ------------------------------------------------------------------------------
+
+
+def merge_users(answers: list[Answer], question: Question) -> Answer:
+    """Put pages by name together: each holds the first names of its worker."""
+    pages = _read(Page[UserFacts], answers)
+    limit = UsersQuery.model_validate(dict(URL(question.target).query)).limit
+    users: dict[str, UserFacts] = {}
+    for user in (item for page in pages for item in page.items):
+        known = users.get(user.user)
+        users[user.user] = (
+            user
+            if known is None
+            else known.model_copy(
+                update={
+                    "windows": known.windows + user.windows,
+                    "last_connect_s": _largest(
+                        [known.last_connect_s, user.last_connect_s]
+                    ),
+                }
+            )
+        )
+    names = sorted(users)
+    has_more = len(names) > limit or any(page.next is not None for page in pages)
+    items = [users[name] for name in names[:limit]]
+    return _answer(
+        Page[UserFacts](
+            items=items, next=render_cursor(items[-1].user) if has_more else None
+        )
+    )
+
+
+def merge_user(answers: list[Answer], _question: Question) -> Answer:
+    """Show the windows at all workers."""
+    found = _read(UserDetail, answers)
+    windows = sorted(
+        (window for user in found for window in user.windows),
+        key=lambda window: window.connected_s,
+    )
+    changes = {
+        "windows": windows,
+        "last_connect_s": _largest([user.last_connect_s for user in found]),
+    }
+    return _answer(found[0].model_copy(update=changes))
+
+
+def merge_kicks(answers: list[Answer], _question: Question) -> Answer:
+    """Add up who was closed."""
+    return _answer(Kicked(kicked=sum(each.kicked for each in _read(Kicked, answers))))
+
+
+# --- traces -----------------------------------------------------------------------------
+
+
+def merge_traces(answers: list[Answer], _question: Question) -> Answer:
+    """
+    Tell the story with the steps that each worker remembers.
+
+    The verdict is the one of the worker that remembers most: the others know less of the
+    same message, not something else.
+    """
+    found = _read(Trace, answers)
+    best = max(found, key=lambda trace: (trace.user is not None, len(trace.story)))
+    same = [trace for trace in found if trace.user == best.user]
+    steps: dict[tuple[object, ...], TraceStep] = {}
+    for step in (step for trace in [best, *same] for step in trace.story):
+        steps.setdefault((step.stage, step.at_s, step.text), step)
+    story = sorted(
+        steps.values(), key=lambda step: (step.at_s is None, step.at_s or 0.0)
+    )
+    others = {user for trace in found for user in (trace.user, *trace.others) if user}
+    changes = {
+        "story": story,
+        "others": sorted(others - {best.user}),
+        "journal_since_s": max(trace.journal_since_s for trace in same),
+        "silent": list(dict.fromkeys(line for trace in same for line in trace.silent)),
+    }
+    return _answer(best.model_copy(update=changes))

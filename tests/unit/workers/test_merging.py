@@ -1,0 +1,262 @@
+"""One answer out of those of several workers."""
+
+import orjson
+from pydantic import BaseModel
+
+from bridge.core.contracts.operator.operation import Page
+from bridge.core.contracts.operator.overview import (
+    BrokerFacts,
+    InboxFacts,
+    Overview,
+    RefusedOriginFacts,
+    Totals,
+)
+from bridge.core.contracts.operator.queues import QueueFacts, QueueRole, QueueSource
+from bridge.core.contracts.operator.trace import Trace, TraceStep
+from bridge.core.contracts.operator.users import (
+    Kicked,
+    UserDetail,
+    UserFacts,
+    WindowFacts,
+)
+from bridge.merged_metrics import MergedMetrics
+from bridge.metrics import Metrics
+from bridge.names import Fate, Stage
+from bridge.workers.asking import Answer, Question
+from bridge.workers.merging import (
+    merge_kicks,
+    merge_overviews,
+    merge_queues,
+    merge_traces,
+    merge_user,
+    merge_users,
+)
+
+
+def answers(*models: BaseModel) -> list[Answer]:
+    """Return what workers would answer."""
+    return [Answer(200, model.model_dump_json().encode()) for model in models]
+
+
+def question(target: str = "/api/users") -> Question:
+    """Return what was asked."""
+    return Question("GET", target)
+
+
+def user(name: str, *, windows: int, last_connect_s: float | None = None) -> UserFacts:
+    """Return what a worker knows of a user."""
+    return UserFacts(
+        user=name,
+        depth=1,
+        waiting=0,
+        delivered=1,
+        last=1,
+        last_connect_s=last_connect_s,
+        windows=windows,
+    )
+
+
+def users(*facts: UserFacts, following: str | None = None) -> Page[UserFacts]:
+    """Return a worker's page of users."""
+    return Page[UserFacts](items=list(facts), next=following)
+
+
+def window(sid: str, connected_s: float) -> WindowFacts:
+    """Return a window."""
+    return WindowFacts(
+        sid_short=sid,
+        transport="websocket",
+        address="::1",
+        connected_s=connected_s,
+        offset=1,
+        acks="auto",
+        live=True,
+        waiting_bytes=0,
+    )
+
+
+def test_a_user_at_two_workers_is_one_user_with_the_windows_of_both() -> None:
+    """An operator sees the bridge, not its workers."""
+    merged = merge_users(
+        answers(
+            users(user("ann", windows=1, last_connect_s=5.0), user("bob", windows=0)),
+            users(user("ann", windows=2), user("bob", windows=0)),
+        ),
+        question(),
+    )
+
+    page = Page[UserFacts].model_validate_json(merged.body)
+    assert [(each.user, each.windows) for each in page.items] == [
+        ("ann", 3),
+        ("bob", 0),
+    ]
+    assert page.items[0].last_connect_s == 5.0
+    assert page.next is None
+
+
+def test_pages_of_users_miss_nobody_and_repeat_nobody() -> None:
+    """Each worker's page ends elsewhere; the merged one ends at the limit, and goes on there."""
+    merged = merge_users(
+        answers(
+            users(user("a", windows=1), user("d", windows=1), following="more"),
+            users(user("b", windows=1), user("c", windows=1), following="more"),
+        ),
+        question("/api/users?online=true&limit=2"),
+    )
+
+    page = Page[UserFacts].model_validate_json(merged.body)
+    assert [each.user for each in page.items] == ["a", "b"]
+    assert page.next is not None
+
+
+def test_nobody_is_nobody() -> None:
+    """An empty page has no next one."""
+    merged = merge_users(answers(users(), users()), question())
+
+    assert orjson.loads(merged.body) == {"items": [], "next": None}
+
+
+def test_a_users_windows_are_those_at_all_workers_oldest_first() -> None:
+    """In the order that one worker shows them in."""
+    detail = [
+        UserDetail(
+            **user("ann", windows=0).model_dump(exclude={"windows"}), windows=windows
+        )
+        for windows in ([window("b", 2.0)], [window("a", 1.0), window("c", 3.0)])
+    ]
+
+    merged = UserDetail.model_validate_json(
+        merge_user(answers(*detail), question()).body
+    )
+    assert [each.sid_short for each in merged.windows] == ["a", "b", "c"]
+
+
+def test_a_kick_counts_the_windows_at_all_workers() -> None:
+    """Who was kicked is gone everywhere."""
+    merged = merge_kicks(answers(Kicked(kicked=2), Kicked(kicked=3)), question())
+
+    assert orjson.loads(merged.body) == {"kicked": 5}
+
+
+def queue(unacked: int | None, oldest_s: float | None) -> Page[QueueFacts]:
+    """Return a worker's view of the inbound queue."""
+    facts = QueueFacts(
+        name="bridge.inbound.0",
+        role=QueueRole.INBOUND,
+        depth=7,
+        unacked=unacked,
+        consumers=2,
+        oldest_s=oldest_s,
+        oldest_at_most_s=None,
+        rates=None,
+        source=QueueSource.AMQP,
+        problem=None,
+    )
+    return Page[QueueFacts](items=[facts], next=None)
+
+
+def test_a_queue_is_told_once_and_what_is_in_flight_is_added_up() -> None:
+    """Depth is the broker's word and the same for all; who has what in hand is not."""
+    merged = merge_queues(answers(queue(0, None), queue(3, 1.5)), question())
+
+    (only,) = Page[QueueFacts].model_validate_json(merged.body).items
+    assert (only.depth, only.consumers, only.unacked, only.oldest_s) == (7, 2, 3, 1.5)
+
+
+def trace(name: str | None, *steps: TraceStep, fate: Fate) -> Trace:
+    """Return what a worker knows of a message."""
+    return Trace(
+        message_id="m",
+        user=name,
+        others=[],
+        story=list(steps),
+        fate=fate,
+        verdict=f"{fate}: so it is",
+        journal_since_s=1.0,
+        looked_at=0,
+        silent=["something"],
+    )
+
+
+def step(stage: Stage, at_s: float) -> TraceStep:
+    """Return one step of a story."""
+    return TraceStep(at_s=at_s, stage=stage, text=stage, position=None, windows=None)
+
+
+def test_a_story_has_the_steps_that_each_worker_remembers_in_order_of_time() -> None:
+    """One took the message, another wrote it to its windows."""
+    taken, stored = step(Stage.TAKEN, 1.0), step(Stage.STORED, 2.0)
+    merged = merge_traces(
+        answers(
+            trace("ann", stored, step(Stage.WRITTEN, 3.0), fate=Fate.DELIVERED),
+            trace("ann", taken, stored, fate=Fate.DELIVERED),
+            trace(None, fate=Fate.UNKNOWN),
+        ),
+        question(),
+    )
+
+    told = Trace.model_validate_json(merged.body)
+    assert [each.stage for each in told.story] == [
+        Stage.TAKEN,
+        Stage.STORED,
+        Stage.WRITTEN,
+    ]
+    assert told.fate is Fate.DELIVERED
+    assert told.silent == ["something"]
+
+
+def overview(*, windows: int, connected: bool, started_s: float) -> Overview:
+    """Return a worker's overview."""
+    return Overview(
+        version="1",
+        namespace="bridge",
+        started_s=started_s,
+        ready=True,
+        reasons=[],
+        broker=BrokerFacts(connected=connected, version=None, host=None),
+        inbox=InboxFacts(store="redis:", problem=None if connected else "away"),
+        windows=windows,
+        users=windows,
+        in_flight=1,
+        totals=Totals(
+            consumed=0,
+            emitted=0,
+            replayed=0,
+            dead=0,
+            retried=0,
+            expired=0,
+            published=0,
+            reconnects=0,
+        ),
+        age_s=None,
+        refused_origins=[
+            RefusedOriginFacts(origin="https://evil", count=windows, last_s=started_s)
+        ],
+    )
+
+
+def test_the_overview_adds_up_and_shows_the_problem_of_the_one_that_has_one() -> None:
+    """What is wrong at one worker is what somebody looks for."""
+    metrics = Metrics()
+    metrics.emitted.inc(5)
+    merged = MergedMetrics()
+    merged.take(0, metrics.render())
+
+    answer = merge_overviews(
+        answers(
+            overview(windows=2, connected=True, started_s=2.0),
+            overview(windows=3, connected=False, started_s=1.0),
+        ),
+        merged=merged,
+        reasons=["worker 1: away"],
+        age_s=None,
+    )
+
+    told = Overview.model_validate_json(answer.body)
+    assert (told.windows, told.in_flight, told.started_s) == (5, 2, 1.0)
+    assert (told.ready, told.reasons) == (False, ["worker 1: away"])
+    assert not told.broker.connected
+    assert told.inbox.problem == "away"
+    assert told.totals.emitted == 5
+    (refused,) = told.refused_origins
+    assert (refused.count, refused.last_s) == (5, 2.0)
