@@ -1,0 +1,192 @@
+"""`bridge run --workers 2` as a program, and stock clients in front of it."""
+
+import asyncio
+import os
+import re
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import orjson
+import pytest
+
+from bridge.broker.local_node import LocalNode
+from bridge.cli.token import signed_token
+from bridge.settings.load import load_settings
+from tests.conftest import SLOW_FACTOR, eventually
+from tests.integration.running import OPERATOR_TOKEN, SECRET
+from tests.processes import family_of, is_alive
+from tests.redis_server import RedisServer
+
+LIMIT_S = 60 * SLOW_FACTOR
+PAGES = Path(__file__).with_name("windows.js")
+NODE_MODULES = Path(__file__).parents[2] / "node_modules"
+
+
+@pytest.fixture(scope="package")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for these tests, which keep apart by namespace."""
+    folder = tmp_path_factory.mktemp("redis")
+    with RedisServer.started(folder, is_durable=False) as server:
+        yield server
+
+
+def token_for(user: str) -> str:
+    """Sign a token that these bridges accept."""
+    return signed_token(load_settings({"jwt_secret": SECRET}), user, ttl_s=300)
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Return an environment with these BRIDGE_* settings and no others."""
+    kept = {name: v for name, v in os.environ.items() if not name.startswith("BRIDGE_")}
+    given = {f"BRIDGE_{name.upper()}": value for name, value in settings.items()}
+    return kept | given | {"COLUMNS": "200", "NO_COLOR": "1"}
+
+
+@dataclass
+class Program:
+    """A supervisor and its workers, all of which listen."""
+
+    process: Process
+    public_url: str
+    operator_url: str
+    log: list[dict[str, object]] = field(default_factory=list, repr=False)
+
+    async def read_log(self) -> None:
+        """Take its log until it ends."""
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.log.append(
+                orjson.loads(line)
+                if line.startswith(b"{")
+                else {"event": line.decode().rstrip()}
+            )
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the workers."""
+        return [pid for pid in family_of(self.process.pid)[1:] if is_alive(pid)]
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        """Ask its operator door."""
+        return await self.request("GET", path)
+
+    async def request(
+        self, method: str, path: str, body: object = None
+    ) -> tuple[int, bytes]:
+        """Ask its operator door."""
+        headers = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.request(method, self.operator_url + path, json=body) as answer,
+        ):
+            return answer.status, await answer.read()
+
+    async def sample(self, name: str) -> float:
+        """Read one of its metrics."""
+        _, text = await self.get("/metrics")
+        match = re.search(rf"(?m)^{re.escape(name)} (\S+)$", text.decode())
+        return float(match[1]) if match else 0.0
+
+    async def is_ready(self) -> bool:
+        """Ask whether it is ready."""
+        status, _ = await self.get("/health/ready")
+        return status == 200
+
+
+@asynccontextmanager
+async def program(
+    broker: LocalNode, namespace: str, redis: RedisServer, **settings: str
+) -> AsyncIterator[Program]:
+    """Start `bridge run --workers 2` and wait until it is ready."""
+    given = {
+        "amqp_url": broker.url,
+        "namespace": namespace,
+        "port": "0",
+        "operator_port": "0",
+        "operator_token": OPERATOR_TOKEN,
+        "jwt_secret": SECRET,
+        "inbox": redis.url,
+        "drain_timeout": "10s",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bridge", "run", "--workers", "2"),
+        env=environment(**(given | settings)),
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    family: list[int] = []
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = Program(process, "", "")
+            reading = tasks.create_task(running.read_log(), name="log")
+            assert process.stdout is not None
+            async with asyncio.timeout(LIMIT_S):
+                words = (await process.stdout.readline()).decode().split()
+            assert words, running.log
+            running.public_url, running.operator_url = words[4].rstrip(","), words[6]
+            await eventually(running.is_ready, within_s=30)
+            yield running
+            family = family_of(process.pid)
+            if process.returncode is None:
+                process.terminate()
+            await reading
+    finally:
+        if process.returncode is None:
+            family = family or family_of(process.pid)
+            process.kill()
+            await process.wait()
+        await eventually(lambda: not any(map(is_alive, family)), within_s=30)
+
+
+@dataclass
+class Pages:
+    """Windows of the stock client; what happened to them, in order."""
+
+    process: Process
+    happened: list[dict[str, object]] = field(default_factory=list, repr=False)
+
+    async def read(self) -> None:
+        """Take what they tell until they end."""
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            self.happened.append(orjson.loads(line))
+
+    def of(self, what: str) -> list[dict[str, object]]:
+        """Return what happened of one kind."""
+        return [each for each in self.happened if each["what"] == what]
+
+    def data(self, window: int) -> list[object]:
+        """Return the data that one window got, in order."""
+        return [m["data"] for m in self.of("message") if m["window"] == window]
+
+    def owners(self) -> set[str]:
+        """Return which workers have their sessions, by the ids."""
+        return {str(each["session"]).rpartition(".")[2] for each in self.of("sync")}
+
+
+@asynccontextmanager
+async def pages(
+    url: str, user: str, *, count: int, transports: str = "default"
+) -> AsyncIterator[Pages]:
+    """Open stock windows of a user; all are synced when entered."""
+    process = await asyncio.create_subprocess_exec(
+        *("node", str(PAGES), url, token_for(user), transports, str(count)),
+        env=os.environ | {"NODE_PATH": str(NODE_MODULES)},
+        stdout=PIPE,
+    )
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            opened = Pages(process)
+            reading = tasks.create_task(opened.read(), name="pages")
+            await eventually(lambda: len(opened.of("sync")) == count, within_s=30)
+            yield opened
+            process.kill()
+            await reading
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()

@@ -1,0 +1,287 @@
+"""Two workers behind one port, as a program: real broker, real Redis, stock clients."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import aiohttp
+import orjson
+
+from bridge.broker.local_node import LocalNode
+from tests.conftest import eventually
+from tests.integration.running import SECRET, working
+from tests.integration.workers.conftest import (
+    LIMIT_S,
+    Pages,
+    Program,
+    environment,
+    pages,
+    program,
+)
+from tests.processes import is_alive
+from tests.redis_server import RedisServer
+
+# So many that one worker having all of them is a matter of one in 2^15.
+WINDOWS = 16
+
+
+async def all_have(opened: Pages, expected: list[object], *, count: int) -> None:
+    """Wait until every window has got exactly that, in order."""
+    await eventually(
+        lambda: all(opened.data(window) == expected for window in range(count)),
+        within_s=30,
+    )
+
+
+async def test_windows_of_both_workers_get_every_message_whatever_their_transport(
+    broker: LocalNode, namespace: str, redis_server: RedisServer
+) -> None:
+    """
+    The kernel spreads connections, and a user's windows are at several workers.
+
+    A stock page begins with polling: each of its requests may come to the worker that
+    does not have its session, the one for the websocket too.
+    """
+    async with (
+        program(broker, namespace, redis_server) as running,
+        working(broker, namespace) as worker,
+        pages(running.public_url, "ann", count=WINDOWS) as by_default,
+        pages(
+            running.public_url, "ann", count=WINDOWS, transports="websocket"
+        ) as by_websocket,
+        pages(
+            running.public_url, "ann", count=WINDOWS, transports="polling"
+        ) as by_polling,
+    ):
+        expected: list[object] = [{"number": number} for number in range(20)]
+        for data in expected:
+            await worker.publish("ann", data)
+
+        for opened in (by_default, by_websocket, by_polling):
+            await all_have(opened, expected, count=WINDOWS)
+            assert opened.owners() == {"0", "1"}
+            assert opened.of("error") == []
+            assert opened.of("disconnect") == []
+        await eventually(lambda: len(by_default.of("upgrade")) == WINDOWS)
+        # A worker that is not there has no sessions: the page begins anew.
+        for nobodys in ("x" * 20, "x" * 20 + ".0", "x" * 20 + ".1", "x" * 20 + ".7"):
+            assert await answer_to(running, nobodys) == (400, "unknown session")
+
+
+async def answer_to(running: Program, session_id: str) -> tuple[int, str]:
+    """Poll for a session."""
+    url = f"{running.public_url}/socket.io/?EIO=4&transport=polling&sid={session_id}"
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        return answer.status, await answer.text()
+
+
+async def test_the_operator_door_tells_of_all_workers_as_of_one_bridge(
+    broker: LocalNode, namespace: str, redis_server: RedisServer
+) -> None:
+    """Metrics, users, overview, trace, kick: nobody has to know that there are workers."""
+    async with (
+        program(broker, namespace, redis_server) as running,
+        pages(
+            running.public_url, "ann", count=WINDOWS, transports="websocket"
+        ) as opened,
+    ):
+        assert opened.owners() == {"0", "1"}
+        asked = {"user": "ann", "data": 1, "id": "m-1"}
+        assert (await running.request("POST", "/api/publish", asked))[0] == 202
+        await all_have(opened, [1], count=WINDOWS)
+
+        assert await running.sample("bridge_emitted_total") == WINDOWS
+        assert await running.sample("bridge_workers") == 2
+        await eventually(lambda: has_windows(running, WINDOWS))
+        assert await of_ann(running) == WINDOWS
+        overview = orjson.loads((await running.get("/api/overview"))[1])
+        assert overview["windows"] == overview["totals"]["emitted"] == WINDOWS
+        trace = orjson.loads((await running.get("/api/trace/m-1"))[1])
+        stages = [step["stage"] for step in trace["story"]]
+        assert stages[:2] == ["published", "taken"]
+        written = [s["windows"] for s in trace["story"] if s["stage"] == "written"]
+        assert sum(written) == WINDOWS
+        (page,) = orjson.loads((await running.get("/api/users?online=true"))[1])[
+            "items"
+        ]
+        assert (page["user"], page["windows"]) == ("ann", WINDOWS)
+        assert (await running.get("/api/dead"))[0] == 200
+        queues = orjson.loads((await running.get("/api/queues"))[1])["items"]
+        assert len({queue["name"] for queue in queues}) == len(queues)
+
+        status, kicked = await running.request("POST", "/api/users/ann/kick")
+        assert (status, orjson.loads(kicked)) == (200, {"kicked": WINDOWS})
+        await eventually(lambda: len(opened.of("disconnect")) == WINDOWS)
+
+
+async def has_windows(running: Program, count: int) -> bool:
+    """Whether the metrics of both workers add up to that; each counts once a second."""
+    return await running.sample("bridge_windows") == count
+
+
+async def of_ann(running: Program) -> int:
+    """Return how many windows the API shows of ann."""
+    status, body = await running.get("/api/users/ann")
+    assert status == 200, body
+    return len(orjson.loads(body)["windows"])
+
+
+async def test_a_worker_that_is_killed_under_load_loses_nothing(
+    broker: LocalNode, namespace: str, redis_server: RedisServer
+) -> None:
+    """
+    Its windows come back to whichever worker is there and get what they missed.
+
+    Each worker in turn, so that one of the two is the one that consumes.
+    """
+    total = 1500
+    async with (
+        program(broker, namespace, redis_server) as running,
+        working(broker, namespace) as worker,
+        pages(running.public_url, "ann", count=WINDOWS) as opened,
+    ):
+        before = running.workers()
+        assert len(before) == 2
+        for number in range(total):
+            if number in {total // 3, 2 * total // 3}:
+                os.kill(before[number * 3 // total - 1], signal.SIGKILL)
+                await eventually(lambda: has_workers(running, 2), within_s=30)
+            await worker.publish("ann", number)
+
+        await eventually(lambda: has_all(opened, total), within_s=60)
+        for window in range(WINDOWS):
+            # The last page written before a kill may come once more.
+            seen = list(dict.fromkeys(opened.data(window)))
+            assert seen == list(range(total))
+        assert set(running.workers()).isdisjoint(before)
+        assert await running.sample("bridge_worker_restarts_total") == 2
+        assert not [each for each in opened.of("sync") if not each["complete"]]
+
+
+def has_all(opened: Pages, total: int) -> bool:
+    """Whether every window has got every number."""
+    return all(len(set(opened.data(w))) == total for w in range(WINDOWS))
+
+
+async def has_workers(running: Program, count: int) -> bool:
+    """Whether so many workers listen."""
+    return await running.sample("bridge_workers") == count
+
+
+async def test_sigterm_to_every_process_drains_once_and_ends_with_0(
+    broker: LocalNode, namespace: str, redis_server: RedisServer
+) -> None:
+    """A service manager signals all of them; no worker takes that for a second signal."""
+    async with (
+        program(broker, namespace, redis_server) as running,
+        pages(running.public_url, "ann", count=4) as opened,
+    ):
+        for pid in (running.process.pid, *running.workers()):
+            os.kill(pid, signal.SIGTERM)
+        async with asyncio.timeout(LIMIT_S):
+            code = await running.process.wait()
+
+        assert code == 0
+        await eventually(lambda: len(opened.of("disconnect")) == 4)
+        events = [(line["event"], line.get("worker")) for line in running.log]
+        await eventually(lambda: ("workers.drained", None) in events)
+        assert {w for event, w in events if event == "bridge.drained"} == {0, 1}
+
+
+async def test_a_supervisor_that_is_killed_leaves_no_worker_behind(
+    broker: LocalNode, namespace: str, redis_server: RedisServer
+) -> None:
+    """Orphans would hold the port, and windows, for ever."""
+    async with program(broker, namespace, redis_server) as running:
+        workers = running.workers()
+        running.process.kill()
+        await running.process.wait()
+
+        await eventually(lambda: not any(map(is_alive, workers)), within_s=30)
+        gone = {"event": "worker.supervisor_gone"}
+        heard = [line for line in running.log if gone.items() <= line.items()]
+        assert {line["worker"] for line in heard} == {0, 1}
+
+
+async def test_sighup_reloads_every_worker_and_the_operator_door(
+    broker: LocalNode, namespace: str, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """One file, one signal, all processes."""
+    file = tmp_path / "bridge.toml"
+    await asyncio.to_thread(file.write_text, "inbox_max_messages = 500\n")
+    async with program(broker, namespace, redis_server, config=str(file)) as running:
+        await asyncio.to_thread(file.write_text, "inbox_max_messages = 700\n")
+        running.process.send_signal(signal.SIGHUP)
+
+        def reloaded() -> set[object]:
+            return {
+                line["worker"]
+                for line in running.log
+                if line["event"] == "settings.reloaded"
+                and line["changed"] == ["inbox_max_messages"]
+                and line["needs_restart"] == []
+            }
+
+        await eventually(lambda: reloaded() == {0, 1})
+
+
+async def refused(*arguments: str, **settings: str) -> tuple[int, str]:
+    """Run `bridge run` to its end; returns its status and what it says."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bridge", "run", *arguments),
+        env=environment(jwt_secret=SECRET, **settings),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(LIMIT_S):
+        _, text = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, text.decode()
+
+
+async def test_an_inbox_that_workers_cannot_share_refuses_the_start() -> None:
+    """Each would have messages of its own; the error says what to set instead."""
+    code, text = await refused("--workers", "2", inbox="memory:")
+
+    assert code == 2
+    assert "BRIDGE_WORKERS: 2 workers need an inbox that they share" in text
+    assert "BRIDGE_INBOX=redis://" in text
+
+
+async def test_a_public_port_that_is_taken_refuses_the_start_even_if_it_is_shared(
+    redis_server: RedisServer,
+) -> None:
+    """SO_REUSEPORT would let two bridges of one user mix their windows without a word."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        code, text = await refused(
+            "--workers", "2", "--port", port, inbox=redis_server.url, operator_port="0"
+        )
+
+    assert code == 1
+    assert f"BRIDGE_PORT: 127.0.0.1:{port} is taken by another process" in text
+
+
+async def test_what_the_workers_refuse_goes_up_as_it_is(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The first worker's own words and its own exit status, once."""
+    bad = tmp_path / "order.json"
+    await asyncio.to_thread(bad.write_text, '{"type": "no such type"}')
+    code, text = await refused(
+        "--workers",
+        "2",
+        inbox=redis_server.url,
+        schemas=str(tmp_path),
+        port="0",
+        operator_port="0",
+    )
+
+    assert code == 2
+    assert text.count("order.json") == 1
+    assert "worker 0 ended with status 2" in text
