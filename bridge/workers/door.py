@@ -25,12 +25,9 @@ from bridge.workers.asking import Answer, Question, ask, ask_all
 from bridge.workers.crew import Crew
 from bridge.workers.member import Member
 from bridge.workers.merging import (
-    merge_kicks,
     merge_overviews,
     merge_queues,
     merge_traces,
-    merge_user,
-    merge_users,
 )
 
 # Around the data of a publish stand other fields; the worker looks at it more closely.
@@ -47,9 +44,6 @@ Merge = Callable[[list[Answer], Question], Answer]
 # Asked of all workers, and how the answers become one.
 MERGED: Final[Mapping[str, Merge]] = {
     "listQueues": merge_queues,
-    "listUsers": merge_users,
-    "getUser": merge_user,
-    "kickUser": merge_kicks,
     "traceMessage": merge_traces,
 }
 # The board of jobs is the first worker's: letters are redriven once, and asked about there.
@@ -59,8 +53,8 @@ FIRST_WORKERS: Final = frozenset(
         "listJobs", "getJob", "cancelJob",
     }
 )  # fmt: skip
-# Whichever worker knows: what is shared looks the same from everywhere.
-ANY_WORKERS: Final = frozenset({"getInbox"})
+# Whichever worker is there: it asks all bridges on the store itself, or the store.
+ANY_WORKERS: Final = frozenset({"listUsers", "getUser", "kickUser", "getInbox"})
 OWN: Final = frozenset({"getOverview"})
 # Behind other guards than the rest.
 APART: Final = frozenset({"publish", "getLive", "getReady", "getMetrics"})

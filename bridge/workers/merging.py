@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from pydantic import BaseModel
-from yarl import URL
 
 from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.overview import (
@@ -21,15 +20,8 @@ from bridge.core.contracts.operator.overview import (
 )
 from bridge.core.contracts.operator.queues import QueueFacts
 from bridge.core.contracts.operator.trace import Trace, TraceStep
-from bridge.core.contracts.operator.users import (
-    Kicked,
-    UserDetail,
-    UserFacts,
-    UsersQuery,
-)
 from bridge.merged_metrics import MergedMetrics
 from bridge.names import Outcome
-from bridge.web.api.paging import render_cursor
 from bridge.workers.asking import Answer, Question
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -142,57 +134,6 @@ def merge_queues(answers: list[Answer], _question: Question) -> Answer:
             )
         )
     return _answer(Page[QueueFacts](items=items, next=pages[0].next))
-
-
-# --- users ------------------------------------------------------------------------------
-
-
-def merge_users(answers: list[Answer], question: Question) -> Answer:
-    """Put pages by name together: each holds the first names of its worker."""
-    pages = _read(Page[UserFacts], answers)
-    limit = UsersQuery.model_validate(dict(URL(question.target).query)).limit
-    users: dict[str, UserFacts] = {}
-    for user in (item for page in pages for item in page.items):
-        known = users.get(user.user)
-        users[user.user] = (
-            user
-            if known is None
-            else known.model_copy(
-                update={
-                    "windows": known.windows + user.windows,
-                    "last_connect_s": _largest(
-                        [known.last_connect_s, user.last_connect_s]
-                    ),
-                }
-            )
-        )
-    names = sorted(users)
-    has_more = len(names) > limit or any(page.next is not None for page in pages)
-    items = [users[name] for name in names[:limit]]
-    return _answer(
-        Page[UserFacts](
-            items=items, next=render_cursor(items[-1].user) if has_more else None
-        )
-    )
-
-
-def merge_user(answers: list[Answer], _question: Question) -> Answer:
-    """Show the windows at all workers."""
-    found = _read(UserDetail, answers)
-    windows = sorted(
-        (window for user in found for window in user.windows),
-        key=lambda window: window.connected_s,
-    )
-    changes = {
-        "windows": windows,
-        "last_connect_s": _largest([user.last_connect_s for user in found]),
-    }
-    return _answer(found[0].model_copy(update=changes))
-
-
-def merge_kicks(answers: list[Answer], _question: Question) -> Answer:
-    """Add up who was closed."""
-    return _answer(Kicked(kicked=sum(each.kicked for each in _read(Kicked, answers))))
 
 
 # --- traces -----------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """One answer out of those of several workers."""
 
-import orjson
 from pydantic import BaseModel
 
 from bridge.core.contracts.operator.operation import Page
@@ -13,23 +12,14 @@ from bridge.core.contracts.operator.overview import (
 )
 from bridge.core.contracts.operator.queues import QueueFacts, QueueRole, QueueSource
 from bridge.core.contracts.operator.trace import Trace, TraceStep
-from bridge.core.contracts.operator.users import (
-    Kicked,
-    UserDetail,
-    UserFacts,
-    WindowFacts,
-)
 from bridge.merged_metrics import MergedMetrics
 from bridge.metrics import Metrics
 from bridge.names import Fate, Stage
 from bridge.workers.asking import Answer, Question
 from bridge.workers.merging import (
-    merge_kicks,
     merge_overviews,
     merge_queues,
     merge_traces,
-    merge_user,
-    merge_users,
 )
 
 
@@ -38,104 +28,9 @@ def answers(*models: BaseModel) -> list[Answer]:
     return [Answer(200, model.model_dump_json().encode()) for model in models]
 
 
-def question(target: str = "/api/users") -> Question:
+def question(target: str = "/api/queues") -> Question:
     """Return what was asked."""
     return Question("GET", target)
-
-
-def user(name: str, *, windows: int, last_connect_s: float | None = None) -> UserFacts:
-    """Return what a worker knows of a user."""
-    return UserFacts(
-        user=name,
-        depth=1,
-        waiting=0,
-        delivered=1,
-        last=1,
-        last_connect_s=last_connect_s,
-        windows=windows,
-    )
-
-
-def users(*facts: UserFacts, following: str | None = None) -> Page[UserFacts]:
-    """Return a worker's page of users."""
-    return Page[UserFacts](items=list(facts), next=following)
-
-
-def window(sid: str, connected_s: float) -> WindowFacts:
-    """Return a window."""
-    return WindowFacts(
-        sid_short=sid,
-        transport="websocket",
-        address="::1",
-        connected_s=connected_s,
-        offset=1,
-        acks="auto",
-        live=True,
-        waiting_bytes=0,
-    )
-
-
-def test_a_user_at_two_workers_is_one_user_with_the_windows_of_both() -> None:
-    """An operator sees the bridge, not its workers."""
-    merged = merge_users(
-        answers(
-            users(user("ann", windows=1, last_connect_s=5.0), user("bob", windows=0)),
-            users(user("ann", windows=2), user("bob", windows=0)),
-        ),
-        question(),
-    )
-
-    page = Page[UserFacts].model_validate_json(merged.body)
-    assert [(each.user, each.windows) for each in page.items] == [
-        ("ann", 3),
-        ("bob", 0),
-    ]
-    assert page.items[0].last_connect_s == 5.0
-    assert page.next is None
-
-
-def test_pages_of_users_miss_nobody_and_repeat_nobody() -> None:
-    """Each worker's page ends elsewhere; the merged one ends at the limit, and goes on there."""
-    merged = merge_users(
-        answers(
-            users(user("a", windows=1), user("d", windows=1), following="more"),
-            users(user("b", windows=1), user("c", windows=1), following="more"),
-        ),
-        question("/api/users?online=true&limit=2"),
-    )
-
-    page = Page[UserFacts].model_validate_json(merged.body)
-    assert [each.user for each in page.items] == ["a", "b"]
-    assert page.next is not None
-
-
-def test_nobody_is_nobody() -> None:
-    """An empty page has no next one."""
-    merged = merge_users(answers(users(), users()), question())
-
-    assert orjson.loads(merged.body) == {"items": [], "next": None}
-
-
-def test_a_users_windows_are_those_at_all_workers_oldest_first() -> None:
-    """In the order that one worker shows them in."""
-    detail = [
-        UserDetail(
-            **user("ann", windows=0).model_dump(exclude={"windows"}), windows=windows
-        )
-        for windows in ([window("b", 2.0)], [window("a", 1.0), window("c", 3.0)])
-    ]
-
-    merged = UserDetail.model_validate_json(
-        merge_user(answers(*detail), question()).body
-    )
-    assert [each.sid_short for each in merged.windows] == ["a", "b", "c"]
-
-
-def test_a_kick_counts_the_windows_at_all_workers() -> None:
-    """Who was kicked is gone everywhere."""
-    merged = merge_kicks(answers(Kicked(kicked=2), Kicked(kicked=3)), question())
-
-    assert orjson.loads(merged.body) == {"kicked": 5}
 
 
 def queue(unacked: int | None, oldest_s: float | None) -> Page[QueueFacts]:
