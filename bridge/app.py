@@ -11,7 +11,6 @@ once; what was not acked comes again.
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from time import time
 from typing import Any, Final
 
@@ -57,7 +56,7 @@ from bridge.web.access import Keys
 from bridge.web.operator import PublishDoor, operator_app
 from bridge.web.public import public_app
 from bridge.web.publishing import EventCheck
-from bridge.web.serving import serve, serve_privately
+from bridge.web.serving import Listening, serve, serve_privately
 
 log = structlog.get_logger(__name__)
 
@@ -67,18 +66,6 @@ _CLOSE_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 0.05
 # Of the drain timeout, what windows may take; the rest is for settling.
 _WINDOWS_SHARE: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Listening:
-    """
-    Where a started bridge listens, with the real ports.
-
-    A worker of several has no operator URL: its door is for the supervisor alone.
-    """
-
-    public_url: str
-    operator_url: str
 
 
 class Bridge:

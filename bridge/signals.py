@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import structlog
 
-from bridge.app import Bridge, Listening
+from bridge.app import Bridge
 from bridge.errors import ConfigError
 from bridge.settings.model import Settings
+from bridge.web.serving import Listening
 
 log = structlog.get_logger(__name__)
 

@@ -24,7 +24,7 @@ import uvloop
 from aiohttp import web
 from rich.console import Console
 
-from bridge.app import Bridge, Listening
+from bridge.app import Bridge
 from bridge.broker.local_node import LocalNode
 from bridge.cli.token import signed_token
 from bridge.errors import BridgeError, ConfigError, first_of
@@ -36,6 +36,7 @@ from bridge.settings.model import Settings
 from bridge.settings.values import parse_duration_s
 from bridge.web.demo import add_demo_routes
 from bridge.web.operator import PublishDoor
+from bridge.web.serving import Listening
 
 _HOST: Final = "127.0.0.1"
 # On a broker that others use too, the bridge of others must not lose a message to us.

@@ -9,6 +9,8 @@ from typing import Final
 from pydantic_core import ErrorDetails
 from yarl import URL
 
+from bridge.core.redis_address import is_redis, parse_redis
+
 ENVIRONMENT_PREFIX: Final = "BRIDGE_"
 
 
@@ -75,6 +77,29 @@ def origin_problem(text: str) -> str | None:
     if is_origin:
         return None
     return f"{text!r} is not an origin, expected for example https://example.org"
+
+
+def jwks_url_problem(text: str) -> str | None:
+    """Say what keeps `text` from being an address that keys may come from."""
+    url = URL(text)
+    is_near = url.scheme == "http" and is_loopback(url.host or "")
+    if url.scheme == "https" or is_near:
+        return None
+    return "must be https://, or http:// on a loopback address"
+
+
+def inbox_problem(text: str) -> str | None:
+    """Say what keeps `text` from naming a store."""
+    if is_redis(text):
+        try:
+            parse_redis(text)
+        except ValueError as exc:
+            return str(exc)
+        return None
+    kind, _, path = text.partition(":")
+    if text == "memory:" or (kind == "sqlite" and path not in {"", ":memory:"}):
+        return None
+    return f"{text!r} is not a store, expected sqlite:PATH, memory: or redis://HOST"
 
 
 def is_loopback(host: str) -> bool:

@@ -21,12 +21,12 @@ from pydantic_settings import (
 )
 from yarl import URL
 
-from bridge.core.redis_address import is_redis, parse_redis
 from bridge.settings.checks import (
     ENVIRONMENT_PREFIX,
     amqp_url_problem,
     environment_name,
-    is_loopback,
+    inbox_problem,
+    jwks_url_problem,
     origin_problem,
     problem_text,
 )
@@ -328,15 +328,10 @@ class Settings(BaseSettings):
     @field_validator("jwks_url")
     @classmethod
     def _check_jwks_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        url = URL(value)
-        if url.scheme == "https" or (
-            url.scheme == "http" and is_loopback(url.host or "")
-        ):
-            return value
-        message = "must be https://, or http:// on a loopback address"
-        raise ValueError(message)
+        problem = jwks_url_problem(value) if value is not None else None
+        if problem is not None:
+            raise ValueError(problem)
+        return value
 
     @field_validator("allowed_origins")
     @classmethod
@@ -358,13 +353,9 @@ class Settings(BaseSettings):
     @field_validator("inbox")
     @classmethod
     def _check_inbox(cls, value: str) -> str:
-        if is_redis(value):
-            parse_redis(value)  # its error says what is wrong
-            return value
-        kind, _, path = value.partition(":")
-        if value != "memory:" and (kind != "sqlite" or path in {"", ":memory:"}):
-            message = f"{value!r} is not a store, expected sqlite:PATH, memory: or redis://HOST"
-            raise ValueError(message)
+        problem = inbox_problem(value)
+        if problem is not None:
+            raise ValueError(problem)
         return value
 
     @field_validator("retry_delays")

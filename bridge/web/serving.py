@@ -3,11 +3,24 @@
 import errno
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
 
 _KEEPALIVE_S: Final = 75.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """
+    Where a started bridge listens, with the real ports.
+
+    A worker of several has no operator URL: its door is for the supervisor alone.
+    """
+
+    public_url: str
+    operator_url: str
 
 
 async def serve(

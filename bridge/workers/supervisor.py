@@ -16,13 +16,12 @@ from typing import Final
 
 import structlog
 
-from bridge.app import Listening
 from bridge.core.workplace import Workplace
 from bridge.errors import BridgeError, ConfigError, WorkersFailedError, first_of
 from bridge.logs import set_log_level
 from bridge.names import ExitCode
 from bridge.settings.model import Settings
-from bridge.web.serving import serve
+from bridge.web.serving import Listening, serve
 from bridge.workers.crew import Crew
 from bridge.workers.door import Door
 from bridge.workers.line import Word

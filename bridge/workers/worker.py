@@ -9,10 +9,11 @@ from contextlib import suppress
 
 import structlog
 
-from bridge.app import Bridge, Listening
+from bridge.app import Bridge
 from bridge.core.workplace import Workplace
 from bridge.errors import ConfigError
 from bridge.settings.model import Settings
+from bridge.web.serving import Listening
 from bridge.workers.line import Word, word_of
 
 log = structlog.get_logger(__name__)

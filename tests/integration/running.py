@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import orjson
 
-from bridge.app import Bridge, Listening
+from bridge.app import Bridge
 from bridge.broker.connection import BrokerAddress
 from bridge.broker.local_node import LocalNode
 from bridge.broker.publisher import Publisher
@@ -18,6 +18,7 @@ from bridge.metrics import Metrics
 from bridge.names import BrokerNames
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
+from bridge.web.serving import Listening
 from tests.conftest import eventually
 
 SECRET = "integration-secret-of-more-than-32-bytes"
