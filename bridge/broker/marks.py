@@ -5,6 +5,7 @@ from typing import Final
 
 import aiormq
 import structlog
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from bridge.broker.connection import (
     BrokerAddress,
@@ -15,7 +16,7 @@ from bridge.broker.connection import (
 )
 from bridge.broker.frame_reader import FrameReader
 from bridge.broker.shards import Layout, ShardDesk, ShardPlan, mark_name
-from bridge.broker.topology import Binding, Exchange, bind, declare_one, inbound_queue
+from bridge.broker.topology import Exchange, Queue, declare_one, inbound_queue
 from bridge.errors import BrokerUnavailableError
 from bridge.names import MARK_EVENT
 
@@ -42,28 +43,32 @@ async def put_marks(
     left = await ShardDesk(connection, plan).left_of_before(layout)
     if not left:
         return 0
-    async with broker_call("open a channel", timeout_s=timeout_s):
-        channel = await connection.open_channel(confirms=True)
     exchange = Exchange(mark_name(names), "direct")
-    await declare_one(channel, exchange, timeout_s=timeout_s)
     for queue in left:
         async with broker_call(f"mark {queue}", timeout_s=timeout_s):
-            told = await channel.queue_declare(queue, passive=True)
-            if told.message_count:
-                continue  # not yet: it would only be one more to wait for
-            target = inbound_queue(names, queue)
-            await bind(
-                channel, Binding(exchange.name, target, queue), timeout_s=timeout_s
-            )
-            await channel.basic_publish(
-                b"{}",
-                exchange=exchange.name,
-                routing_key=queue,
-                properties=aiormq.spec.Basic.Properties(
-                    delivery_mode=2, message_type=MARK_EVENT
-                ),
-            )
+            channel = await connection.open_channel(confirms=True)
+            await declare_one(channel, exchange, timeout_s=timeout_s)
+            try:
+                await _put_mark(channel, exchange, inbound_queue(names, queue))
+            except ChannelNotFoundEntity:
+                continue  # a bridge has emptied and deleted it in this moment
+            await channel.close()
     return len(left)
+
+
+async def _put_mark(channel: aiormq.Channel, exchange: Exchange, queue: Queue) -> None:
+    told = await channel.queue_declare(queue.name, passive=True)
+    if told.message_count:
+        return  # not yet: it would only be one more to wait for
+    await channel.queue_bind(queue.name, exchange.name, queue.name)
+    await channel.basic_publish(
+        b"{}",
+        exchange=exchange.name,
+        routing_key=queue.name,
+        properties=aiormq.spec.Basic.Properties(
+            delivery_mode=2, message_type=MARK_EVENT
+        ),
+    )
 
 
 async def keep_marking(address: BrokerAddress, plan: ShardPlan, layout: Layout) -> None:
