@@ -19,6 +19,7 @@ from bridge.errors import (
     OperatorUnreachableError,
     PublishRefusedError,
     RefusedError,
+    ShardsError,
     StaleBatchError,
     StoreInUseError,
     StoreUnavailableError,
@@ -73,6 +74,7 @@ TEXTS: list[tuple[BridgeError, str]] = [
         "inbox redis://x: it is not empty",
     ),
     (WorkersFailedError(1, "worker 0 ended"), "worker 0 ended"),
+    (ShardsError("a change goes on"), "a change goes on"),
     (LocalNodeError("erl is missing"), "erl is missing"),
     (
         LocalNodeError("it stopped", "line 1\nline 2"),
