@@ -55,8 +55,9 @@ class LocalNode:
     ) -> None:
         self._kept = kept
         self._rabbitmq = rabbitmq
-        self._setup = setup
+        self.setup = setup
         self._ready_within_s = ready_within_s
+        self._needed = {"node"}
         self.folder = setup.folder
         self.host = setup.host
         self.port = setup.ports.amqp
@@ -67,6 +68,11 @@ class LocalNode:
     def url(self) -> str:
         """Where AMQP answers, log-in included."""
         return f"amqp://{self.user}:{self.password}@{self.host}:{self.port}/"
+
+    @property
+    def name(self) -> str:
+        """What Erlang and the cluster call it."""
+        return self.setup.name
 
     @property
     def pids(self) -> dict[str, int]:
@@ -81,6 +87,7 @@ class LocalNode:
         progress: Progress | None = None,
         extra_config: Sequence[str] = (),
         plugins: Sequence[str] = (),
+        joins: "LocalNode | None" = None,
         ready_within_s: float = 90.0,
     ) -> AsyncIterator[Self]:
         """
@@ -90,6 +97,8 @@ class LocalNode:
             progress: Told in short sentences what is going on; a start takes seconds.
             extra_config: Further lines of rabbitmq.conf, for example a TLS listener.
             plugins: Plugins to enable; none by default, which starts fastest.
+            joins: A node that answers, whose cluster this one becomes a member of. It
+                has to outlive this one, whose log-in and cookie are its own.
             ready_within_s: The longest that one start may take.
 
         Raises:
@@ -106,14 +115,19 @@ class LocalNode:
             say("starting a private RabbitMQ node; this takes some seconds")
             async with KeptProcesses.open() as kept:
                 ports = await asyncio.to_thread(free_ports)
+                setup = NodeSetup(kept.folder, ports)
+                config = list(extra_config)
+                if joins is not None:
+                    setup = joins.setup.beside(kept.folder, ports)
+                    config += setup.joining(joins.setup)
                 node = cls(
                     kept,
                     rabbitmq=rabbitmq,
-                    setup=NodeSetup(kept.folder, ports),
+                    setup=setup,
                     ready_within_s=ready_within_s,
                 )
                 try:
-                    await node._boot(extra_config, plugins)
+                    await node._boot(config, plugins, has_epmd=joins is None)
                 except _PortTakenError:
                     if not attempts_left:
                         raise
@@ -177,7 +191,7 @@ class LocalNode:
             self._rabbitmq / program,
             "--quiet",
             *args,
-            env=self._setup.environment(),
+            env=self.setup.environment(),
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -195,27 +209,32 @@ class LocalNode:
             raise LocalNodeError(problem)
         return output.decode()
 
-    async def _boot(self, extra_config: Sequence[str], plugins: Sequence[str]) -> None:
-        await asyncio.to_thread(self._setup.write_files, extra_config, plugins)
-        # A child of the keeper and no daemon; the VM finds it there and starts none.
-        await self._kept.start(
-            "epmd",
-            ["epmd", "-address", self.host, "-port", str(self._setup.ports.epmd)],
-            self._setup.environment(),
-        )
+    async def _boot(
+        self, config: Sequence[str], plugins: Sequence[str], *, has_epmd: bool
+    ) -> None:
+        await asyncio.to_thread(self.setup.write_files, config, plugins)
+        if has_epmd:
+            # A child of the keeper and no daemon; the VM finds it there and starts none.
+            port = str(self.setup.ports.epmd)
+            await self._kept.start(
+                "epmd",
+                ["epmd", "-address", self.host, "-port", port],
+                self.setup.environment(),
+            )
+        self._needed = {"node", "epmd"} if has_epmd else {"node"}
         await self._run_node()
 
     async def _run_node(self) -> None:
         # With input allowed, the start script becomes the VM (exec) instead of
         # waiting for it, so that signals to the one process are signals to the node.
         program = [str(self._rabbitmq / "rabbitmq-server"), "-noinput"]
-        environment = {**self._setup.environment(), "RABBITMQ_ALLOW_INPUT": "true"}
+        environment = {**self.setup.environment(), "RABBITMQ_ALLOW_INPUT": "true"}
         await self._kept.start("node", program, environment)
         try:
             async with asyncio.timeout(self._ready_within_s):
                 while not await self._answers():
                     self._kept.take_reports()
-                    if {"node", "epmd"} - self._kept.pids.keys():
+                    if self._needed - self._kept.pids.keys():
                         await self._raise_failed_start("ended while it started")
                     await asyncio.sleep(_PROBE_PAUSE_S)
         except TimeoutError:
@@ -254,7 +273,7 @@ class LocalNode:
         await self._kept.wait_until_ended("node", within_s=within_s)
 
     async def _raise_failed_start(self, what: str) -> NoReturn:
-        tail = await asyncio.to_thread(self._setup.log_tail)
+        tail = await asyncio.to_thread(self.setup.log_tail)
         problem = f"the private RabbitMQ node {what}"
         if "eaddrinuse" in tail or "ddress already in use" in tail:
             raise _PortTakenError(problem, tail)

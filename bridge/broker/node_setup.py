@@ -10,7 +10,7 @@ import random
 import secrets
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -68,6 +68,7 @@ class NodeSetup:
     host: str = _HOST
     user: str = "bridge"
     password: str = field(default_factory=lambda: secrets.token_urlsafe(18))
+    cookie: str = field(default_factory=lambda: secrets.token_hex(24))
     name: str = field(
         default_factory=lambda: f"bridge-{secrets.token_hex(4)}@localhost"
     )
@@ -76,7 +77,7 @@ class NodeSetup:
         """Write cookie, list of plugins and rabbitmq.conf with `extra_config` at its end."""
         cookie = self.folder / ".erlang.cookie"
         cookie.touch(mode=0o600)
-        cookie.write_text(secrets.token_hex(24))
+        cookie.write_text(self.cookie)
         cookie.chmod(0o400)  # Erlang refuses one that others may read
         (self.folder / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
         (self.folder / "env.conf").touch()  # in place of the system's
@@ -91,6 +92,28 @@ class NodeSetup:
             *extra_config,
         ]
         (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
+
+    def beside(self, folder: Path, ports: NodePorts) -> "NodeSetup":
+        """Return the setup of one more node of the same cluster: it meets this one's epmd."""
+        return NodeSetup(
+            folder,
+            replace(ports, epmd=self.ports.epmd),
+            user=self.user,
+            password=self.password,
+            cookie=self.cookie,
+        )
+
+    def joining(self, other: "NodeSetup") -> list[str]:
+        """Return the lines of rabbitmq.conf that let this empty node join `other`'s cluster."""
+        backend = "cluster_formation.peer_discovery_backend = classic_config"
+        nodes = (other.name, self.name)
+        return [
+            backend,
+            *(
+                f"cluster_formation.classic_config.nodes.{number} = {name}"
+                for number, name in enumerate(nodes, start=1)
+            ),
+        ]
 
     def log_tail(self) -> str:
         """Return the last lines of what node and epmd logged and printed."""
