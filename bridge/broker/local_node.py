@@ -67,7 +67,11 @@ class LocalNode:
     @property
     def url(self) -> str:
         """Where AMQP answers, log-in included."""
-        return f"amqp://{self.user}:{self.password}@{self.host}:{self.port}/"
+        return self.url_at(self.port)
+
+    def url_at(self, port: int) -> str:
+        """Where AMQP answers for those who go through another port of this machine."""
+        return f"amqp://{self.user}:{self.password}@{self.host}:{port}/"
 
     @property
     def name(self) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SLOW_FACTOR
+from tests.faults.suite.alone_faults import FAULTS
 from tests.faults.suite.checker import Verdict, Violation, check
-from tests.faults.suite.faults import FAULTS
 from tests.faults.suite.history import FaultEnded, read_history
 
 ROOT = Path(__file__).parents[2]

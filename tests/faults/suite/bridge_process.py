@@ -6,6 +6,7 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 import aiohttp
@@ -16,6 +17,7 @@ _RESTART_PAUSE_S: Final = 0.2
 _GONE_WITHIN_S: Final = 15.0
 # Whatever goes wrong around it, a bridge has sentences for it, not tracebacks.
 _BUGS: Final = (b"Traceback", b"was never awaited")
+_LOOK_EACH_S: Final = 0.05
 _SHOWN: Final = 2000
 ROOT: Final = Path(__file__).parents[3]
 
@@ -29,6 +31,7 @@ class BridgeProcess:
         folder: Where its settings and its log are.
         operator_port: Where it is asked how it is.
         mutant: What is wrong with it on purpose; empty = nothing.
+        name: What it is called where it surprises.
         surprises: What no fault asked for: ends with another status, tracebacks.
         starts: How often it was started.
 
@@ -37,6 +40,7 @@ class BridgeProcess:
     folder: Path
     operator_port: int
     mutant: str = ""
+    name: str = "the bridge"
     surprises: list[str] = field(default_factory=list)
     starts: int = 0
     _process: asyncio.subprocess.Process | None = None
@@ -84,11 +88,11 @@ class BridgeProcess:
 
     def _note_line(self, line: bytes) -> None:
         if any(words in line for words in _BUGS):
-            self.surprises.append(f"the bridge logged: {line.decode()[:_SHOWN]}")
+            self.surprises.append(f"{self.name} logged: {line.decode()[:_SHOWN]}")
 
     def _note_exit(self, code: int) -> None:
         if code not in (0, -signal.SIGKILL):
-            self.surprises.append(f"the bridge ended with status {code}")
+            self.surprises.append(f"{self.name} ended with status {code}")
 
     def take_news(self) -> list[str]:
         """Return the surprises that were not returned before."""
@@ -144,7 +148,7 @@ class BridgeProcess:
                 await process.wait()
         except TimeoutError:
             self.surprises.append(
-                f"the bridge was still there {_GONE_WITHIN_S:g} s after {number.name}"
+                f"{self.name} was still there {_GONE_WITHIN_S:g} s after {number.name}"
             )
             process.kill()
             await process.wait()
@@ -162,6 +166,15 @@ class BridgeProcess:
             self.control.unlink(missing_ok=True)
             return False
         return True
+
+    async def gets_ready(self, *, within_s: float) -> bool:
+        """Wait until it is ready; false if it is not in time."""
+        deadline_s = monotonic() + within_s
+        while monotonic() < deadline_s:
+            if not await self.unready_reasons():
+                return True
+            await asyncio.sleep(_LOOK_EACH_S)
+        return False
 
     async def unready_reasons(self) -> str:
         """Return what keeps it from being ready; empty if nothing does."""

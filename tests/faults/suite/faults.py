@@ -3,18 +3,21 @@ Each fault: put in, held for a while, mended. Which ones, when and how is in sch
 
 A fault gets the world and dice of its own, so that the same seed does the same again. It
 returns false if its moment never came (nothing was replayed when it was to die in a
-replay): then it does not count.
+replay): then it does not count. Here are those that hit one bridge as well as a fleet;
+where there are several of a part, the dice choose one.
 """
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from tests.faults.suite import program
+from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.proxy import Proxy
 from tests.faults.suite.world import World
 
@@ -23,7 +26,9 @@ _LOOK_EACH_S: Final = 0.02
 _BURST_MESSAGES: Final = 60
 _BURST_BYTES: Final = 60_000
 
-Work = Callable[[World, Random], Awaitable[bool]]
+# The world is the one of its own scene: what hits a fleet wants a fleet.
+Work = Callable[[Any, Random], Awaitable[bool]]
+Choose = Callable[[Any, Random], Sequence[Proxy]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +50,22 @@ class Fault:
     work: Work
 
 
-FAULTS: list[Fault] = []
+COMMON: Final[list[Fault]] = []
 
 
-def _fault(kind: str, *subjects: str, weight: int = 1) -> Callable[[Work], Work]:
+def adds_to(
+    faults: list[Fault], kind: str, *subjects: str, weight: int = 1
+) -> Callable[[Work], Work]:
+    """Register a function as the work of a kind of fault."""
+
     def register(work: Work) -> Work:
-        FAULTS.append(Fault(kind, frozenset(subjects), weight, work))
+        faults.append(Fault(kind, frozenset(subjects), weight, work))
         return work
 
     return register
+
+
+_fault = partial(adds_to, COMMON)
 
 
 # --- the bridge
@@ -63,24 +75,28 @@ def _fault(kind: str, *subjects: str, weight: int = 1) -> Callable[[Work], Work]
 async def kill(world: World, dice: Random) -> bool:
     """Whatever it is doing."""
     await asyncio.sleep(dice.random())
-    return await world.bridge.kill()
+    return await dice.choice(world.seats).bridge.kill()
 
 
 def _kill_at(place: str) -> Work:
     async def work(world: World, dice: Random) -> bool:
-        starts = world.bridge.starts
+        bridges = [seat.bridge for seat in world.seats]
+        starts = [bridge.starts for bridge in bridges]
         count = (
             dice.randint(1, 40) if place == program.IN_REPLAY else dice.randint(1, 5)
         )
-        await world.bridge.arm(place, count=count)
+        # Of several bridges the first that gets there dies.
+        for bridge in bridges:
+            await bridge.arm(place, count=count)
         if place == program.IN_REPLAY:
             world.to_pages.cut()  # so that there is something to replay
         deadline_s = monotonic() + _PLACE_WITHIN_S
-        while world.bridge.starts == starts:
+        while [bridge.starts for bridge in bridges] == starts:
             if monotonic() > deadline_s:
-                return world.bridge.disarm()
+                break
             await asyncio.sleep(_LOOK_EACH_S)
-        return True
+        reached = [bridge.disarm() for bridge in bridges]
+        return any(reached)
 
     return work
 
@@ -95,29 +111,35 @@ for _place in program.PLACES:
 async def terminate(world: World, dice: Random) -> bool:
     """It drains and comes back, as in a rolling deploy."""
     await asyncio.sleep(dice.random())
-    return await world.bridge.ask_to_go()
+    return await dice.choice(world.seats).bridge.ask_to_go()
 
 
 @_fault("bridge: SIGHUP with changed settings", "bridge", weight=2)
 async def reload(world: World, dice: Random) -> bool:
     """Prefetch changes while messages flow."""
+    seat = dice.choice(world.seats)
     for _ in range(3):
-        world.write_settings(prefetch=dice.choice([1, 7, 50, 500]))
-        world.bridge.send_signal(signal.SIGHUP)
+        seat.write_settings(prefetch=dice.choice([1, 7, 50, 500]))
+        seat.bridge.send_signal(signal.SIGHUP)
         await asyncio.sleep(dice.uniform(0.2, 0.6))
-    world.write_settings()
-    return world.bridge.send_signal(signal.SIGHUP)
+    seat.write_settings()
+    return seat.bridge.send_signal(signal.SIGHUP)
 
 
 @_fault("bridge: frozen", "bridge")
 async def freeze_bridge(world: World, dice: Random) -> bool:
     """As a machine that swaps."""
-    if not world.bridge.send_signal(signal.SIGSTOP):
+    return await freeze_for(dice.choice(world.seats).bridge, dice.uniform(1, 7))
+
+
+async def freeze_for(bridge: BridgeProcess, hold_s: float) -> bool:
+    """Stop its clock; false if it does not run."""
+    if not bridge.send_signal(signal.SIGSTOP):
         return False
     try:
-        await asyncio.sleep(dice.uniform(1, 7))
+        await asyncio.sleep(hold_s)
     finally:
-        world.bridge.send_signal(signal.SIGCONT)
+        bridge.send_signal(signal.SIGCONT)
     return True
 
 
@@ -127,39 +149,43 @@ async def freeze_bridge(world: World, dice: Random) -> bool:
 @_fault("RabbitMQ: stopped and started", "broker")
 async def stop_broker(world: World, dice: Random) -> bool:
     """In an orderly way, as for an upgrade."""
-    await world.node.shut_down()
+    node = dice.choice(world.nodes)
+    await node.shut_down()
     await asyncio.sleep(dice.uniform(0, 2))
-    await world.node.restart()
+    await node.restart()
     return True
 
 
 @_fault("RabbitMQ: killed and started", "broker")
 async def kill_broker(world: World, dice: Random) -> bool:
     """As a power cut."""
+    node = dice.choice(world.nodes)
     await asyncio.sleep(dice.random())
-    await world.node.kill()
+    await node.kill()
     await asyncio.sleep(dice.uniform(0, 2))
-    await world.node.restart()
+    await node.restart()
     return True
 
 
 @_fault("RabbitMQ: frozen", "broker", weight=2)
 async def freeze_broker(world: World, dice: Random) -> bool:
     """Connections stay open, nothing answers; sometimes for longer than a call may take."""
-    await world.node.freeze()
+    node = dice.choice(world.nodes)
+    await node.freeze()
     try:
         await asyncio.sleep(dice.uniform(1, 6))
     finally:
-        await world.node.thaw()
+        await node.thaw()
     return True
 
 
 @_fault("RabbitMQ: connections closed one by one", "broker", weight=2)
 async def close_connections(world: World, dice: Random) -> bool:
     """As an operator may do at any time."""
+    node = dice.choice(world.nodes)
     pause_ms = dice.randint(10, 300)
     each = f'rabbit_networking:close_connection(P, "fault"), timer:sleep({pause_ms})'
-    await world.node.ctl(
+    await node.ctl(
         "eval", f"[begin {each} end || P <- rabbit_networking:connections()], ok."
     )
     return True
@@ -168,49 +194,52 @@ async def close_connections(world: World, dice: Random) -> bool:
 @_fault("RabbitMQ: memory alarm on and off", "broker", weight=2)
 async def memory_alarm(world: World, dice: Random) -> bool:
     """Publishing is blocked, consuming is not."""
-    await world.node.ctl("set_vm_memory_high_watermark", "0.0001")
+    node = dice.choice(world.nodes)
+    await node.ctl("set_vm_memory_high_watermark", "0.0001")
     try:
         await asyncio.sleep(dice.uniform(0.5, 4))
     finally:
-        await world.node.ctl("set_vm_memory_high_watermark", "0.7")
+        await node.ctl("set_vm_memory_high_watermark", "0.7")
     return True
 
 
 # --- the network
 
 
-def _network(act: Callable[[Proxy], None], which: str, longest_s: float) -> Work:
-    async def work(world: World, dice: Random) -> bool:
-        proxy = world.to_pages if which == "pages" else world.to_broker
-        await asyncio.sleep(dice.random())
-        act(proxy)
-        try:
-            await asyncio.sleep(dice.uniform(0.1, longest_s))
-        finally:
-            proxy.mend()
-        return True
-
-    return work
-
-
-def _cut(proxy: Proxy) -> None:
-    proxy.refuse()
-    proxy.cut()
-
-
-for _which, _between in (
-    ("wire", "bridge and RabbitMQ"),
-    ("pages", "pages and bridge"),
-):
-    for _name, _act, _longest_s in (
+def adds_network_to(
+    faults: list[Fault], between: str, subject: str, choose: Choose, *, weight: int = 3
+) -> None:
+    """Register all that can go wrong on the ways that `choose` returns."""
+    for name, act, longest_s in (
         ("cut", _cut, 2.0),
         ("frozen", Proxy.freeze, 9.0),
         ("slow", Proxy.slow, 4.0),
         ("halved and cut", Proxy.halve, 1.0),
     ):
-        _fault(f"network between {_between}: {_name}", _which, weight=3)(
-            _network(_act, _which, _longest_s)
-        )
+        kind = f"network between {between}: {name}"
+        work = _network(act, choose, longest_s)
+        faults.append(Fault(kind, frozenset((subject,)), weight, work))
+
+
+def _network(act: Callable[[Proxy], None], choose: Choose, longest_s: float) -> Work:
+    async def work(world: World, dice: Random) -> bool:
+        ways = choose(world, dice)
+        await asyncio.sleep(dice.random())
+        for way in ways:
+            act(way)
+        try:
+            await asyncio.sleep(dice.uniform(0.1, longest_s))
+        finally:
+            for way in ways:
+                way.mend()
+        return True
+
+    return work
+
+
+def _cut(way: Proxy) -> None:
+    way.refuse()
+    way.cut()
 
 
 # --- windows
@@ -255,54 +284,4 @@ async def stop_reading(world: World, dice: Random) -> bool:
     finally:
         for plan in stuck:
             world.crowd.js.command("resume", plan.name)
-    return True
-
-
-# --- the store
-
-
-@_fault("store: disk full", "store", weight=2)
-async def fill_disk(world: World, dice: Random) -> bool:
-    """Not one free byte; without root, no file may grow."""
-    if not world.store.is_own_disk:
-        return await limit_files(world, dice)
-    try:
-        await asyncio.to_thread(world.store.fill)
-        await asyncio.sleep(dice.uniform(0.5, 4))
-    finally:
-        world.store.make_room()
-    return True
-
-
-@_fault("store: files may not grow", "store", "bridge")
-async def limit_files(world: World, dice: Random) -> bool:
-    """A limit of the process: another error than a full disk."""
-    pid = world.bridge.pid
-    if pid is None or not world.store.file.exists():
-        return False
-    world.store.limit_files(pid)
-    try:
-        await asyncio.sleep(dice.uniform(0.5, 4))
-    finally:
-        if world.bridge.pid == pid:
-            world.store.unlimit_files(pid)
-    return world.bridge.pid == pid
-
-
-@_fault("store: locked by somebody else", "store", weight=2)
-async def lock(world: World, dice: Random) -> bool:
-    """As by a backup or an operator's tool. A bridge that starts just then waits."""
-    return await world.store.lock(dice.uniform(0.5, 5))
-
-
-@_fault("store: folder cannot be written at the start", "store", "bridge")
-async def take_away(world: World, dice: Random) -> bool:
-    """It starts, waits, and goes on by itself."""
-    await world.bridge.kill(stays_away=True)
-    world.store.take_away()
-    world.bridge.allow()
-    try:
-        await asyncio.sleep(dice.uniform(1, 3))
-    finally:
-        world.store.give_back()
     return True

@@ -16,7 +16,8 @@ _SLOW_PAUSE_S: Final = 0.02
 class Proxy:
     """Stands between two parties. `connections` counts all that were ever made."""
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, port: int, target_port: int) -> None:
+        self.port = port
         self._target_port = target_port
         self._passing = asyncio.Event()
         self._passing.set()
@@ -30,7 +31,7 @@ class Proxy:
     @asynccontextmanager
     async def open(cls, *, port: int, target_port: int) -> AsyncIterator[Self]:
         """Listen on loopback until the block is left."""
-        proxy = cls(target_port)
+        proxy = cls(port, target_port)
         server = await asyncio.start_server(proxy._serve, "127.0.0.1", port)
         try:
             yield proxy

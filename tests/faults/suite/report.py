@@ -7,8 +7,8 @@ from typing import Final
 
 from tests.faults.suite.run import Outcome
 
-_BEGIN: Final = "<!-- made by the run: begin -->"
-_END: Final = "<!-- made by the run: end -->"
+_BEGIN: Final = "<!-- made by {}: begin -->"
+_END: Final = "<!-- made by {}: end -->"
 
 
 def report_lines(outcome: Outcome) -> Iterable[str]:
@@ -52,10 +52,11 @@ def trouble_lines(outcome: Outcome) -> Iterable[str]:
 def write_report(outcome: Outcome, path: Path) -> None:
     """Put the report between its marks in the page at `path`; the rest stays."""
     page = path.read_text(encoding="utf-8")
-    before, begin, rest = page.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
+    marks = [mark.format(outcome.plan.scene.name) for mark in (_BEGIN, _END)]
+    before, begin, rest = page.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not begin or not end:
         message = f"{path} has no marks for the report"
         raise ValueError(message)
     text = "\n".join(report_lines(outcome))
-    path.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}", encoding="utf-8")
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")

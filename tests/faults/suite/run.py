@@ -3,21 +3,22 @@
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from random import Random
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol
 
 from bridge.core.properties import header_bytes
 from bridge.names import Header
 from tests.faults.suite.checker import Verdict, Violation
-from tests.faults.suite.faults import FAULTS, Fault
+from tests.faults.suite.faults import Fault
 from tests.faults.suite.history import Alive, FaultBegan, FaultEnded, SetAside
 from tests.faults.suite.schedule import Turn, rounds
-from tests.faults.suite.world import NAMES, HangError, Scale, World, open_world
+from tests.faults.suite.world import NAMES, HangError, Scale, World
 from tests.integration.dead_letters import take_dead_letters
 
 _START_WITHIN_S: Final = 60.0
@@ -30,12 +31,39 @@ _NAME: Final = re.compile(rb'"u":"([^"]+)","p":"([^"]+)","n":(\d+)')
 Tell = Callable[[str], None]
 
 
+class Open(Protocol):
+    """Builds a world; see alone.py and fleet.py."""
+
+    def __call__(
+        self, scale: Scale, *, folder: Path, seed: int, may_mount: bool
+    ) -> AbstractAsyncContextManager[World]:
+        """Hand it out with windows that connect, and take it away at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """
+    Where a run happens.
+
+    Attributes:
+        name: As the report's marks say it.
+        open: Builds the world.
+        faults: What can happen in it.
+
+    """
+
+    name: str
+    open: Open
+    faults: Sequence[Fault]
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """
     What is to be done.
 
     Attributes:
+        scene: Where.
         seed: Repeats the same faults in the same order, and the same producers.
         minutes: How long faults go on; `None` = one of each kind (`is_short`).
         only: Words of which a fault's kind must hold one; empty = all.
@@ -45,6 +73,7 @@ class Plan:
 
     """
 
+    scene: Scene
     seed: int
     minutes: float | None
     scale: Scale
@@ -58,7 +87,7 @@ class Plan:
         """The kinds of faults that take part."""
         return [
             fault
-            for fault in FAULTS
+            for fault in self.scene.faults
             if not self.only or any(word in fault.kind for word in self.only)
         ]
 
@@ -106,7 +135,7 @@ class Run:
         """Run to the end; a world that does not come back to life ends it early."""
         plan = self._plan
         hang: str | None = None
-        async with open_world(
+        async with plan.scene.open(
             plan.scale, folder=self._folder, seed=plan.seed, may_mount=self._may_mount
         ) as world:
             try:
@@ -128,7 +157,7 @@ class Run:
                 world.checker.verdict(),
                 dict(self._records),
                 hang,
-                tuple(world.bridge.surprises),
+                tuple(world.surprises),
             )
 
     async def _under_load(self, world: World) -> None:
@@ -195,7 +224,7 @@ class Run:
             )
         names = " + ".join(self._plan.faults[turn.fault].kind for turn in turns)
         self._tell(f"{self._progress(world)}; alive {alive_s:.1f} s after {names}")
-        for line in (*world.checker.take_news(), *world.bridge.take_news()):
+        for line in world.take_news():
             self._tell(f"  {line}")
         world.history.flush()
 
@@ -224,7 +253,7 @@ class Run:
         )
 
     async def _read_dead_letters(self, world: World) -> None:
-        for letter in await take_dead_letters(world.node, NAMES.dead):
+        for letter in await take_dead_letters(world.nodes[0], NAMES.dead):
             found = _NAME.search(letter.body)
             user, producer, number = found.groups() if found else (b"", b"", b"0")
             reason = header_bytes(letter.properties.headers, Header.REASON) or b""

@@ -308,7 +308,8 @@ def _js_options(
     plan: Plan, tokens: dict[str, str]
 ) -> tuple[dict[str, object], dict[str, object]]:
     auth: dict[str, object] = {"token": tokens[plan.user]}
-    options: dict[str, object] = {}
+    # Keeps the cookie of a load balancer, as browsers do.
+    options: dict[str, object] = {"withCredentials": True}
     if plan.kind == "js-polling":
         options["transports"] = ["polling"]
     if plan.kind in ("js-acks", "js-fresh"):

@@ -1,18 +1,15 @@
 """
-The world that faults happen in: broker, proxies, bridge, windows, producers.
+The world that faults happen in: brokers, bridges, the ways between them, windows, producers.
 
-    producers ─▶ RabbitMQ ─▶ proxy ─▶ bridge ─▶ proxy ─▶ windows
-
+What there is one of and what there are several of is for alone.py and fleet.py to say.
 Everything is private, on loopback, in one temporary folder, and gone at the end.
 """
 
 import asyncio
-import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bridge.auth.jwt import issue_token
@@ -24,13 +21,11 @@ from bridge.names import BrokerNames
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.checker import Checker
 from tests.faults.suite.history import History
-from tests.faults.suite.producers import PROBE, Workers, hire
-from tests.faults.suite.proxy import Proxy, free_ports
-from tests.faults.suite.store_folder import StoreFolder
-from tests.faults.suite.windows import Crowd, open_crowd, plan_windows
+from tests.faults.suite.producers import PROBE, Workers
+from tests.faults.suite.proxy import Proxy
+from tests.faults.suite.windows import Crowd
 
 NAMES: Final = BrokerNames("faults")
-_PUBLISHERS: Final = 2
 _LOOK_EACH_S: Final = 0.1
 
 
@@ -57,36 +52,52 @@ class Scale:
     mutant: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """Fixed, so that a bridge that comes back is where it was."""
-
-    wire: int
-    pages: int
-    public: int
-    operator: int
-
-
 @dataclass
-class World:
-    """All parts, and what faults and the run do with them."""
+class Seat:
+    """
+    One bridge and the ways to and from it.
 
-    users: list[str]
-    node: LocalNode
-    store: StoreFolder
-    to_broker: Proxy
-    to_pages: Proxy
+    Attributes:
+        bridge: The process that is there now, and the next one.
+        to_broker: One proxy for each RabbitMQ node.
+        to_pages: What whoever brings windows goes through.
+        settings: What is usual.
+
+    """
+
     bridge: BridgeProcess
-    crowd: Crowd
-    history: History
-    checker: Checker
-    workers: Workers
+    to_broker: Sequence[Proxy]
+    to_pages: Proxy
     settings: dict[str, object]
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     def write_settings(self, **changes: object) -> None:
         """Write the bridge's settings file, with `changes` to what is usual."""
         self.bridge.write_settings(**(self.settings | changes))
+
+
+@dataclass(kw_only=True)
+class World:
+    """All parts, and what faults and the run do with them."""
+
+    users: list[str]
+    nodes: Sequence[LocalNode]
+    seats: Sequence[Seat]
+    to_pages: Proxy
+    crowd: Crowd
+    history: History
+    checker: Checker
+    workers: Workers
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def surprises(self) -> list[str]:
+        """What bridges did that no fault asked for."""
+        return [each for seat in self.seats for each in seat.bridge.surprises]
+
+    def take_news(self) -> list[str]:
+        """Return the surprises and violations that were not returned before."""
+        of_bridges = [each for seat in self.seats for each in seat.bridge.take_news()]
+        return self.checker.take_news() + of_bridges
 
     async def begin(self, *, within_s: float) -> None:
         """
@@ -152,69 +163,22 @@ class World:
         ]
 
     async def _what_hangs(self, numbers: dict[str, int]) -> str:
-        unready = await self.bridge.unready_reasons()
+        bridges = [await self._how_is(seat.bridge) for seat in self.seats]
         unconfirmed = [user for user in self.users if user not in numbers]
         behind = self._without(numbers)
         return (
             f"probes not confirmed: {unconfirmed}; windows without their probe: {behind}; "
-            f"the bridge: pid {self.bridge.pid}, {unready or 'ready'}; "
-            f"RabbitMQ: {self.node.pids}; refused pages: {self.crowd.js.refusals[-3:]}"
+            f"{'; '.join(bridges)}; RabbitMQ: {[node.pids for node in self.nodes]}; "
+            f"refused pages: {self.crowd.js.refusals[-3:]}"
         )
+
+    async def _how_is(self, bridge: BridgeProcess) -> str:
+        unready = await bridge.unready_reasons()
+        return f"{bridge.name}: pid {bridge.pid}, {unready or 'ready'}"
 
 
 @asynccontextmanager
-async def open_world(
-    scale: Scale, *, folder: Path, seed: int, may_mount: bool
-) -> AsyncIterator[World]:
-    """
-    Build a world and run it, windows connected, nothing published yet.
-
-    Args:
-        scale: How large.
-        folder: An empty one; the history is written to it.
-        seed: Of the producers' dice.
-        may_mount: Whether the store may be put on a disk of its own.
-
-    """
-    checker = Checker()
-    users = [f"u{number}" for number in range(scale.users)]
-    ports = Ports(*free_ports(len(fields(Ports))))
-    secret = secrets.token_urlsafe(48)
-    url = f"http://127.0.0.1:{ports.pages}"
-    tokens = {user: _token(user, secret) for user in users}
-    async with AsyncExitStack() as stack:
-        enter = stack.enter_async_context
-        history = History.at(folder / "history.jsonl", checker.feed)
-        stack.callback(history.close)
-        store = stack.enter_context(
-            StoreFolder.at(folder / "store", may_mount=may_mount)
-        )
-        node = await enter(LocalNode.start())
-        publishers = [_publisher(node) for _ in range(_PUBLISHERS)]
-        bridge = BridgeProcess(folder, ports.operator, scale.mutant)
-        await enter(_running(bridge.run(), *(each.run() for each in publishers)))
-        world = World(
-            users=users,
-            node=node,
-            store=store,
-            to_broker=await enter(Proxy.open(port=ports.wire, target_port=node.port)),
-            to_pages=await enter(
-                Proxy.open(port=ports.pages, target_port=ports.public)
-            ),
-            bridge=bridge,
-            crowd=await enter(open_crowd(plan_windows(users), url, tokens, history)),
-            history=history,
-            checker=checker,
-            workers=hire(users, publishers, NAMES.messages, history=history, seed=seed),
-            settings=_settings(scale, store, node, ports) | {"jwt_secret": secret},
-        )
-        world.write_settings()
-        bridge.allow()
-        yield world
-
-
-@asynccontextmanager
-async def _running(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def running(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Let `works` go on until the block is left."""
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(work) for work in works]
@@ -225,17 +189,13 @@ async def _running(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
                 task.cancel()
 
 
-def _settings(
-    scale: Scale, store: StoreFolder, node: LocalNode, ports: Ports
-) -> dict[str, object]:
+def usual_settings(secret: str) -> dict[str, object]:
+    """Return what every bridge is told: short deadlines, so that faults reach them."""
     return {
-        "amqp_url": node.url.replace(f":{node.port}/", f":{ports.wire}/"),
         "namespace": NAMES.namespace,
         "broker_timeout": "3s",
         "retry_delays": "200ms,1s",
-        "port": ports.public,
-        "operator_port": ports.operator,
-        "inbox": f"sqlite:{store.file}" if scale.inbox == "sqlite" else "memory:",
+        "jwt_secret": secret,
         "inbox_max_messages": 20_000,
         "max_message_bytes": "128KiB",
         "slow_client_bytes": "256KiB",
@@ -246,8 +206,19 @@ def _settings(
     }
 
 
-def _publisher(node: LocalNode) -> Publisher:
-    return Publisher(BrokerAddress((node.url,)), NAMES, metrics=Metrics())
+def user_names(scale: Scale) -> list[str]:
+    """Return the names of all users."""
+    return [f"u{number}" for number in range(scale.users)]
+
+
+def tokens_of(users: Sequence[str], secret: str) -> dict[str, str]:
+    """Return a token for each user that outlives every run."""
+    return {user: _token(user, secret) for user in users}
+
+
+def publisher_at(*urls: str) -> Publisher:
+    """Return a producers' connection to the first of `urls` that answers."""
+    return Publisher(BrokerAddress(urls), NAMES, metrics=Metrics())
 
 
 def _token(user: str, secret: str) -> str:

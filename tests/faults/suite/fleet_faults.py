@@ -1,0 +1,170 @@
+"""What can happen to a fleet: the common faults, each of its ways, Redis, HAProxy, several at once."""
+
+import asyncio
+from functools import partial
+from random import Random
+from typing import Final
+
+from tests.faults.suite.faults import (
+    COMMON,
+    Fault,
+    adds_network_to,
+    adds_to,
+    freeze_for,
+)
+from tests.faults.suite.fleet import FleetWorld
+
+_READY_WITHIN_S: Final = 40.0
+
+FAULTS: Final[list[Fault]] = [*COMMON]
+_fault = partial(adds_to, FAULTS)
+
+for _between, _subject, _choose in (
+    (
+        "a bridge and RabbitMQ",
+        "wire",
+        lambda world, dice: dice.choice(world.seats).to_broker,
+    ),
+    (
+        "a bridge and one node of RabbitMQ",
+        "wire",
+        lambda world, dice: [dice.choice(dice.choice(world.seats).to_broker)],
+    ),
+    (
+        "a bridge and Redis",
+        "store",
+        lambda world, dice: [dice.choice(world.seats).to_store],
+    ),
+    (
+        "all bridges and Redis",
+        "store",
+        lambda world, _: [seat.to_store for seat in world.seats],
+    ),
+    (
+        "HAProxy and a bridge",
+        "pages",
+        lambda world, dice: [dice.choice(world.seats).to_pages],
+    ),
+    ("pages and HAProxy", "pages", lambda world, _: [world.to_pages]),
+):
+    adds_network_to(FAULTS, _between, _subject, _choose, weight=1)
+
+
+# --- bridges
+
+
+@_fault("bridges: two killed at a time", "bridge", weight=2)
+async def kill_two(world: FleetWorld, dice: Random) -> bool:
+    """The third one has everything to do."""
+    seats = dice.sample(list(world.seats), 2)
+    return all([await seat.bridge.kill() for seat in seats])
+
+
+@_fault("bridges: all killed at a time", "bridge")
+async def kill_all(world: FleetWorld, dice: Random) -> bool:
+    """Nobody is there for a moment."""
+    await asyncio.sleep(dice.random())
+    return all([await seat.bridge.kill() for seat in world.seats])
+
+
+@_fault("bridges: restarted one after the other", "bridge")
+async def roll(world: FleetWorld, dice: Random) -> bool:
+    """As a deployment does: the next one goes when the last one is ready again."""
+    for seat in dice.sample(list(world.seats), len(world.seats)):
+        if not await seat.bridge.ask_to_go():
+            return False
+        if not await seat.bridge.gets_ready(within_s=_READY_WITHIN_S):
+            return False
+    return True
+
+
+@_fault("bridge: frozen until RabbitMQ gives it up", "bridge")
+async def freeze_long(world: FleetWorld, dice: Random) -> bool:
+    """Another one goes on with its work; then it wakes up with old deliveries in hand."""
+    return await freeze_for(dice.choice(world.seats).bridge, dice.uniform(20, 35))
+
+
+# --- the cluster
+
+
+@_fault("RabbitMQ: two of three nodes killed", "broker")
+async def kill_majority(world: FleetWorld, dice: Random) -> bool:
+    """No queue has a majority until one of them is back."""
+    nodes = dice.sample(list(world.nodes), 2)
+    for node in nodes:
+        await node.kill()
+    await asyncio.sleep(dice.uniform(0, 3))
+    async with asyncio.TaskGroup() as tasks:
+        for node in nodes:
+            tasks.create_task(node.restart())
+    return True
+
+
+# --- Redis
+
+
+@_fault("Redis: killed and started", "store", weight=3)
+async def kill_redis(world: FleetWorld, dice: Random) -> bool:
+    """With an append-only file that is written before each answer."""
+    await asyncio.to_thread(world.redis.kill)
+    await asyncio.sleep(dice.uniform(0, 3))
+    await asyncio.to_thread(world.redis.run)
+    return True
+
+
+@_fault("Redis: stopped and started", "store", weight=2)
+async def stop_redis(world: FleetWorld, dice: Random) -> bool:
+    """In an orderly way, as for an upgrade."""
+    await asyncio.to_thread(world.redis.stop)
+    await asyncio.sleep(dice.uniform(0, 3))
+    await asyncio.to_thread(world.redis.run)
+    return True
+
+
+@_fault("Redis: frozen", "store", weight=2)
+async def freeze_redis(world: FleetWorld, dice: Random) -> bool:
+    """Connections stay open, nothing answers."""
+    world.redis.pause()
+    try:
+        await asyncio.sleep(dice.uniform(0.5, 8))
+    finally:
+        world.redis.go_on()
+    return True
+
+
+@_fault("Redis: out of memory", "store", weight=2)
+async def fill_redis(world: FleetWorld, dice: Random) -> bool:
+    """It reads and does not write."""
+    await _tell(world, "CONFIG", "SET", "maxmemory", "1")
+    try:
+        await asyncio.sleep(dice.uniform(0.5, 4))
+    finally:
+        await _tell(world, "CONFIG", "SET", "maxmemory", "0")
+    return True
+
+
+@_fault("Redis: connections closed", "store", weight=2)
+async def close_clients(world: FleetWorld, dice: Random) -> bool:
+    """Of one kind or the other, a few times: the feed alone, or all else alone."""
+    for _ in range(3):
+        kind = dice.choice(["normal", "pubsub"])
+        await _tell(world, "CLIENT", "KILL", "TYPE", kind)
+        await asyncio.sleep(dice.uniform(0, 0.5))
+    return True
+
+
+async def _tell(world: FleetWorld, *words: str) -> None:
+    answer = await asyncio.to_thread(world.redis.command, *words)
+    assert not answer.startswith("-"), answer
+
+
+# --- HAProxy
+
+
+@_fault("HAProxy: killed and started", "pages")
+async def kill_balancer(world: FleetWorld, dice: Random) -> bool:
+    """Every window is cut off at once, and comes back at once."""
+    await world.balancer.kill()
+    await asyncio.sleep(dice.uniform(0, 2))
+    await world.balancer.run()
+    return True

@@ -1,0 +1,11 @@
+"""The scenes by name: what a run may be asked for."""
+
+from typing import Final
+
+from tests.faults.suite import alone_faults, fleet_faults
+from tests.faults.suite.alone import open_alone
+from tests.faults.suite.fleet import open_fleet
+from tests.faults.suite.run import Scene
+
+ALONE: Final = Scene("the run", open_alone, alone_faults.FAULTS)
+FLEET: Final = Scene("the fleet's run", open_fleet, fleet_faults.FAULTS)
