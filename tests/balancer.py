@@ -17,7 +17,7 @@ _ENDED_WITHIN_S: Final = 10.0
 # bridges that are ready get anything new; what is connected stays where it is.
 _CONFIG: Final = """
 global
-    maxconn 10000
+    maxconn 4000
 defaults
     mode http
     timeout connect 2s
@@ -79,10 +79,13 @@ class Balancer:
 
     async def _answers(self) -> bool:
         self._kept.take_reports()
-        assert "haproxy" in self._kept.pids, "haproxy did not start"
+        assert "haproxy" in self._kept.pids, await asyncio.to_thread(self._told)
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", self.port)
         except OSError:
             return False
         writer.close()
         return True
+
+    def _told(self) -> str:
+        return (self._kept.folder / "haproxy.out").read_text()
