@@ -14,7 +14,8 @@ from tests.conftest import eventually
 _ENDED_WITHIN_S: Final = 10.0
 
 # Long polling has to come back to the bridge that it began at: a cookie says which. Only
-# bridges that are ready get anything new; what is connected stays where it is.
+# bridges that are ready get anything new; what is connected stays where it is. One that
+# leaves answers 503 before the next look at its health: another one is asked at once.
 _CONFIG: Final = """
 global
     maxconn 4000
@@ -27,7 +28,7 @@ defaults
     timeout check 1s
     retries 3
     option redispatch
-    retry-on conn-failure
+    retry-on conn-failure empty-response 503
 frontend pages
     bind 127.0.0.1:{port}
     default_backend bridges

@@ -19,7 +19,7 @@ from bridge.logs import configure_logs
 from tests.faults.suite.program import MUTANTS
 from tests.faults.suite.report import report_lines, trouble_lines, write_report
 from tests.faults.suite.run import Plan, Run
-from tests.faults.suite.scenes import ALONE, FLEET
+from tests.faults.suite.scenes import SCENES
 from tests.faults.suite.store_folder import leave_mount_namespace
 from tests.faults.suite.world import Scale
 
@@ -32,9 +32,10 @@ def main() -> int:
         messages_per_s=arguments.rate,
         inbox=arguments.inbox,
         mutant=arguments.mutant,
+        drain_s=arguments.drain,
     )
     plan = Plan(
-        scene=FLEET if arguments.fleet else ALONE,
+        scene=SCENES[arguments.scene],
         seed=arguments.seed,
         minutes=None if arguments.short else arguments.minutes,
         scale=scale,
@@ -78,7 +79,8 @@ def _parse() -> argparse.Namespace:
         prog="python -m tests.faults.suite", description=__doc__
     )
     add = parser.add_argument
-    add("--fleet", action="store_true", help="many bridges on one Redis and a cluster")
+    add("--scene", choices=sorted(SCENES), default="alone", help="what there is")
+    add("--drain", type=float, default=5.0, help="how long leaving may take, seconds")
     add("--minutes", type=float, default=30.0, help="how long faults go on")
     add("--short", action="store_true", help="each kind of fault once, instead")
     add(

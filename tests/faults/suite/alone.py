@@ -69,14 +69,14 @@ async def open_alone(
         )
         node = await enter(LocalNode.start())
         publishers = [publisher_at(node.url) for _ in range(_PUBLISHERS)]
-        bridge = BridgeProcess(folder, operator, scale.mutant)
+        bridge = BridgeProcess(folder, operator, secret, scale.mutant)
         await enter(running(bridge.run(), *(each.run() for each in publishers)))
         to_pages = await enter(Proxy.open(port=pages, target_port=public))
         seat = Seat(
             bridge=bridge,
             to_broker=[await enter(Proxy.open(port=wire, target_port=node.port))],
             to_pages=to_pages,
-            settings=usual_settings(secret)
+            settings=usual_settings(scale, secret)
             | {
                 "amqp_url": node.url_at(wire),
                 "port": public,

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ import aiohttp
 from tests.faults.suite.program import CONTROL_VARIABLE, MUTANT_VARIABLE
 
 _RESTART_PAUSE_S: Final = 0.2
-_GONE_WITHIN_S: Final = 15.0
 # Whatever goes wrong around it, a bridge has sentences for it, not tracebacks.
 _BUGS: Final = (b"Traceback", b"was never awaited")
 _LOOK_EACH_S: Final = 0.05
+_ANSWER_WITHIN_S: Final = 2.0
+_WINDOWS: Final = re.compile(r"^bridge_windows (\S+)$", re.MULTILINE)
 _SHOWN: Final = 2000
 ROOT: Final = Path(__file__).parents[3]
 
@@ -30,8 +32,10 @@ class BridgeProcess:
     Attributes:
         folder: Where its settings and its log are.
         operator_port: Where it is asked how it is.
+        operator_token: What opens its operator port.
         mutant: What is wrong with it on purpose; empty = nothing.
         name: What it is called where it surprises.
+        gone_within_s: The longest that it may be there after a signal to go.
         surprises: What no fault asked for: ends with another status, tracebacks.
         starts: How often it was started.
 
@@ -39,8 +43,10 @@ class BridgeProcess:
 
     folder: Path
     operator_port: int
+    operator_token: str
     mutant: str = ""
     name: str = "the bridge"
+    gone_within_s: float = 15.0
     surprises: list[str] = field(default_factory=list)
     starts: int = 0
     _process: asyncio.subprocess.Process | None = None
@@ -144,11 +150,11 @@ class BridgeProcess:
         if process is None or not self.send_signal(number):
             return False
         try:
-            async with asyncio.timeout(_GONE_WITHIN_S):
+            async with asyncio.timeout(self.gone_within_s):
                 await process.wait()
         except TimeoutError:
             self.surprises.append(
-                f"{self.name} was still there {_GONE_WITHIN_S:g} s after {number.name}"
+                f"{self.name} was still there {self.gone_within_s:g} s after {number.name}"
             )
             process.kill()
             await process.wait()
@@ -167,6 +173,21 @@ class BridgeProcess:
             return False
         return True
 
+    async def count_windows(self) -> int:
+        """Ask its metrics how many windows it has; 0 if it does not answer."""
+        url = f"http://127.0.0.1:{self.operator_port}/metrics"
+        headers = {"Authorization": f"Bearer {self.operator_token}"}
+        timeout = aiohttp.ClientTimeout(_ANSWER_WITHIN_S)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
+                session.get(url) as answer,
+            ):
+                found = _WINDOWS.search(await answer.text())
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return 0
+        return int(float(found[1])) if found else 0
+
     async def gets_ready(self, *, within_s: float) -> bool:
         """Wait until it is ready; false if it is not in time."""
         deadline_s = monotonic() + within_s
@@ -180,7 +201,9 @@ class BridgeProcess:
         """Return what keeps it from being ready; empty if nothing does."""
         try:
             async with (
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(2)) as session,
+                aiohttp.ClientSession(
+                    timeout=aiohttp.ClientTimeout(_ANSWER_WITHIN_S)
+                ) as session,
                 session.get(
                     f"http://127.0.0.1:{self.operator_port}/health/ready"
                 ) as answer,

@@ -6,7 +6,7 @@ knows at any moment what is missing where. What the promise allows is counted; w
 does not is a violation.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, assert_never
@@ -26,10 +26,12 @@ from tests.faults.suite.history import (
     Opened,
     Received,
     SetAside,
+    Spread,
     Synced,
 )
 
 _EXAMPLES: Final = 20
+MOST_CONNECTS: Final = "most connects in a second, from the first fault on"
 Name = tuple[str, int]  # of a message, within its user: producer and number
 
 
@@ -123,6 +125,8 @@ class Checker:
         self._violations: Counter[str] = Counter()
         self._examples: list[str] = []
         self._told = 0
+        self._has_faults = False
+        self._connects: deque[float] = deque()  # of the last second
 
     def feed(self, event: Event) -> None:  # noqa: C901, PLR0912 - one line for each kind of event
         """Take one event in."""
@@ -147,10 +151,12 @@ class Checker:
                 self.counts["disconnects"] += 1
             case Closed():
                 self._windows[event.window].is_open = False
+            case Spread():
+                self.counts["bridges with windows"] = sum(map(bool, event.windows))
             case SetAside():
                 self._set_aside(event)
-            case FaultBegan():
-                pass  # counted when it ends: only then is it known that it was one
+            case FaultBegan():  # counted when it ends, if it was one
+                self._has_faults = True
             case FaultEnded():
                 self.counts["faults" if event.happened else "faults missed"] += 1
             case Alive():
@@ -262,6 +268,12 @@ class Checker:
 
     def _connected(self, event: Connected) -> None:
         self.counts["connects"] += 1
+        if self._has_faults:  # the first connects of all are nobody's pace
+            self._connects.append(event.t)
+            while self._connects[0] <= event.t - 1:
+                self._connects.popleft()
+            most = max(self.counts[MOST_CONNECTS], len(self._connects))
+            self.counts[MOST_CONNECTS] = most
         if event.recovered:
             self.counts["recovered by the stock client"] += 1
         elif event.recovered is False:

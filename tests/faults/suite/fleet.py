@@ -12,7 +12,7 @@ cut alone.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests.faults.suite.checker import Checker
 from tests.faults.suite.history import History
 from tests.faults.suite.producers import hire
 from tests.faults.suite.proxy import Proxy, free_ports
-from tests.faults.suite.windows import open_crowd, plan_windows
+from tests.faults.suite.windows import Plan, open_crowd, plan_windows
 from tests.faults.suite.world import (
     NAMES,
     Scale,
@@ -41,6 +41,8 @@ from tests.rabbit_cluster import start_cluster
 from tests.redis_server import RedisServer
 
 BRIDGES: Final = 3
+# A bridge that was told to go may need so much longer than it may take to drain.
+_BEYOND_DRAIN_S: Final = 10.0
 _T = TypeVar("_T")
 
 
@@ -67,6 +69,7 @@ async def open_fleet(
     folder: Path,
     seed: int,
     may_mount: bool,  # noqa: ARG001 - the disk is not this scene's
+    plan: Callable[[Sequence[str]], list[Plan]] = plan_windows,
 ) -> AsyncIterator[FleetWorld]:
     """
     Build a world and run it, windows connected, nothing published yet.
@@ -76,6 +79,7 @@ async def open_fleet(
         folder: An empty one; the history is written to it.
         seed: Of the producers' dice.
         may_mount: Nothing is mounted here.
+        plan: Chooses the windows of the users.
 
     """
     checker = Checker()
@@ -94,8 +98,8 @@ async def open_fleet(
                 folder=folder / f"bridge-{number}",
                 nodes=_beginning_with(number, cluster.nodes),
                 redis=redis,
-                usual=usual_settings(secret),
-                mutant=scale.mutant,
+                scale=scale,
+                secret=secret,
             )
             for number in range(1, BRIDGES + 1)
         ]
@@ -111,7 +115,7 @@ async def open_fleet(
         balancer = await enter(Balancer.start(port=behind, bridge_ports=ports))
         to_pages = await enter(Proxy.open(port=pages, target_port=behind))
         url = f"http://127.0.0.1:{pages}"
-        plans, tokens = plan_windows(users), tokens_of(users, secret)
+        plans, tokens = plan(users), tokens_of(users, secret)
         world = FleetWorld(
             users=users,
             nodes=cluster.nodes,
@@ -136,8 +140,8 @@ async def _take_seat(
     folder: Path,
     nodes: Sequence[LocalNode],
     redis: RedisServer,
-    usual: dict[str, object],
-    mutant: str,
+    scale: Scale,
+    secret: str,
 ) -> FleetSeat:
     """Make the ways of one bridge; it does not run yet."""
     enter = stack.enter_async_context
@@ -149,11 +153,18 @@ async def _take_seat(
     ]
     urls = [node.url_at(port) for port, node in zip(wires, nodes, strict=True)]
     return FleetSeat(
-        bridge=BridgeProcess(folder, operator, mutant, name=folder.name),
+        bridge=BridgeProcess(
+            folder,
+            operator,
+            secret,
+            scale.mutant,
+            name=folder.name,
+            gone_within_s=scale.drain_s + _BEYOND_DRAIN_S,
+        ),
         to_broker=to_broker,
         to_store=await enter(Proxy.open(port=store, target_port=redis.port)),
         to_pages=await enter(Proxy.open(port=shown, target_port=public)),
-        settings=usual
+        settings=usual_settings(scale, secret)
         | {
             "amqp_url": ",".join(urls),
             "port": public,

@@ -13,10 +13,19 @@ from tests.faults.suite.faults import (
     freeze_for,
 )
 from tests.faults.suite.fleet import FleetWorld
+from tests.faults.suite.proxy import Proxy
 
 _READY_WITHIN_S: Final = 40.0
 
 FAULTS: Final[list[Fault]] = [*COMMON]
+
+
+def _in_use(world: FleetWorld) -> list[Proxy]:
+    """Return the ways to nodes that somebody is connected through; all if nobody is."""
+    ways = [way for seat in world.seats for way in seat.to_broker]
+    return [way for way in ways if way.is_in_use] or ways
+
+
 _fault = partial(adds_to, FAULTS)
 
 for _between, _subject, _choose in (
@@ -28,7 +37,7 @@ for _between, _subject, _choose in (
     (
         "a bridge and one node of RabbitMQ",
         "wire",
-        lambda world, dice: [dice.choice(dice.choice(world.seats).to_broker)],
+        lambda world, dice: [dice.choice(_in_use(world))],
     ),
     (
         "a bridge and Redis",
@@ -76,6 +85,9 @@ async def roll(world: FleetWorld, dice: Random) -> bool:
         if not await seat.bridge.gets_ready(within_s=_READY_WITHIN_S):
             return False
     return True
+
+
+ROLLS: Final = [fault for fault in FAULTS if fault.work is roll]
 
 
 @_fault("bridge: frozen until RabbitMQ gives it up", "bridge")

@@ -125,6 +125,14 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """All windows are there: so many at each bridge."""
+
+    t: float
+    windows: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class SetAside:
     """A message was found among the dead letters."""
 
@@ -174,6 +182,7 @@ Event = (
     | Acked
     | Disconnected
     | Closed
+    | Spread
     | SetAside
     | FaultBegan
     | FaultEnded

@@ -41,6 +41,11 @@ class Proxy:
             proxy.cut()
             await server.wait_closed()
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether anybody is connected."""
+        return bool(self._writers)
+
     def mend(self) -> None:
         """Behave from now on; what was held goes on."""
         self._is_slow = self._is_halving = self._is_refusing = False

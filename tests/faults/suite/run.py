@@ -16,7 +16,7 @@ from bridge.core.properties import header_bytes
 from bridge.names import Header
 from tests.faults.suite.checker import Verdict, Violation
 from tests.faults.suite.faults import Fault
-from tests.faults.suite.history import Alive, FaultBegan, FaultEnded, SetAside
+from tests.faults.suite.history import Alive, FaultBegan, FaultEnded, SetAside, Spread
 from tests.faults.suite.schedule import Turn, rounds
 from tests.faults.suite.world import NAMES, HangError, Scale, World
 from tests.integration.dead_letters import take_dead_letters
@@ -140,6 +140,8 @@ class Run:
         ) as world:
             try:
                 await world.begin(within_s=_START_WITHIN_S)
+                spread = await world.windows_of_bridges()
+                world.history.add(Spread(world.history.t, spread))
                 await world.come_alive(within_s=_START_WITHIN_S)
                 self._start_s = monotonic()
                 await self._under_load(world)

@@ -35,7 +35,8 @@ class Plan:
         name: Of the window, unlike any other.
         user: Whose it is.
         kind: `js`, `js-polling`, `js-acks` (manual acks, place kept over a reload),
-            `js-fresh` (manual acks, reload without a place), `python`.
+            `js-fresh` (manual acks, reload without a place), `js-stock` (reconnects as
+            slowly as the client does by itself), `python`.
 
     """
 
@@ -66,6 +67,13 @@ def plan_windows(users: Sequence[str]) -> list[Plan]:
         if number % 3 == 0:
             plans.append(Plan(f"{user}.poll", user, "js-polling"))
     return plans
+
+
+def plan_stock_windows(users: Sequence[str]) -> list[Plan]:
+    """Return two windows for each user, as pages have them that set no option."""
+    return [
+        Plan(f"{user}.{number}", user, "js-stock") for user in users for number in "12"
+    ]
 
 
 @dataclass
@@ -310,6 +318,8 @@ def _js_options(
     auth: dict[str, object] = {"token": tokens[plan.user]}
     # Keeps the cookie of a load balancer, as browsers do.
     options: dict[str, object] = {"withCredentials": True}
+    if plan.kind == "js-stock":
+        options |= {"reconnectionDelay": 1000, "reconnectionDelayMax": 5000}
     if plan.kind == "js-polling":
         options["transports"] = ["polling"]
     if plan.kind in ("js-acks", "js-fresh"):

@@ -43,6 +43,7 @@ class Scale:
         messages_per_s: Of all producers together, on average.
         inbox: `sqlite` or `memory`.
         mutant: What is wrong with the bridge on purpose.
+        drain_s: The longest that leaving may take.
 
     """
 
@@ -50,6 +51,7 @@ class Scale:
     messages_per_s: float = 125.0
     inbox: str = "sqlite"
     mutant: str = ""
+    drain_s: float = 5.0
 
 
 @dataclass
@@ -115,6 +117,10 @@ class World:
             if time.monotonic() > deadline_s:
                 raise HangError(await self._what_hangs({}))
             await asyncio.sleep(_LOOK_EACH_S)
+
+    async def windows_of_bridges(self) -> list[int]:
+        """Return how many windows each bridge has."""
+        return [await seat.bridge.count_windows() for seat in self.seats]
 
     async def come_alive(self, *, within_s: float) -> float:
         """
@@ -189,7 +195,7 @@ async def running(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
                 task.cancel()
 
 
-def usual_settings(secret: str) -> dict[str, object]:
+def usual_settings(scale: Scale, secret: str) -> dict[str, object]:
     """Return what every bridge is told: short deadlines, so that faults reach them."""
     return {
         "namespace": NAMES.namespace,
@@ -201,7 +207,8 @@ def usual_settings(secret: str) -> dict[str, object]:
         "slow_client_bytes": "256KiB",
         "ping_interval": "3s",
         "ping_timeout": "4s",
-        "drain_timeout": "5s",
+        "drain_timeout": f"{scale.drain_s:g}s",
+        "operator_token": secret,
         "log_level": "info",
     }
 
