@@ -64,8 +64,8 @@ log = structlog.get_logger(__name__)
 _FIRST_TRY_S: Final = 5.0
 _CLOSE_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 0.05
-# Of the drain timeout, what windows may take; the rest is for settling.
-_WINDOWS_SHARE: Final = 0.5
+# Of the drain timeout, what settling may take; all that is left of it is for windows.
+_SETTLING_SHARE: Final = 0.5
 
 
 class Bridge:
@@ -342,18 +342,21 @@ class Bridge:
     async def _drain(self) -> None:
         self._is_draining = True
         within_s = self.settings.drain_timeout
+        deadline_s = asyncio.get_running_loop().time() + within_s
         log.info("bridge.draining", within_s=within_s, windows=len(self.sockets.rooms))
-        windows_s = within_s * _WINDOWS_SHARE
         try:
-            async with asyncio.timeout(within_s - windows_s):
+            async with asyncio.timeout(within_s * _SETTLING_SHARE):
                 await self.intake.stop_consuming()
                 await self.intake.settled()
         except TimeoutError:  # the store is away; the broker keeps what is in flight
             log.warning("bridge.drain_unsettled", in_flight=self.intake.in_flight)
+        windows_s = deadline_s - asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(windows_s):
                 # Paced over half of its time: the rest is for last words.
-                await self.sockets.drain(within_s=windows_s / 2)
+                await self.sockets.drain(
+                    within_s=windows_s / 2, per_s=self.settings.drain_windows_per_second
+                )
         except TimeoutError:
             log.warning("bridge.drain_cut_short", windows=len(self.sockets.rooms))
         log.info("bridge.drained")

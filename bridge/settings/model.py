@@ -245,6 +245,11 @@ class Settings(BaseSettings):
         "inbox that they share, `redis:`.",
     )
     drain_timeout: Duration = _reloadable("30s", "The longest that leaving may take.")
+    drain_windows_per_second: Count = _reloadable(
+        200,
+        "Windows told in a second to connect elsewhere, when leaving; more if the half of "
+        "`BRIDGE_DRAIN_TIMEOUT` would not do for all.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = _reloadable(
         "info", "Least level that is logged."
     )

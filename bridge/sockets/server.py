@@ -41,8 +41,7 @@ log = structlog.get_logger(__name__)
 
 _TICK_S: Final = 1.0
 _TICK_STEPS: Final = 10
-_DRAIN_BATCHES: Final = 40
-_DRAIN_BATCH_LEAST: Final = 50
+_DRAIN_STEP_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,20 +333,29 @@ class BridgeServer:
             for window in self.rooms.windows_of(user):
                 self.close(window, Closing.UNAVAILABLE)
 
-    async def drain(self, *, within_s: float) -> None:
+    async def drain(self, *, within_s: float, per_s: float) -> None:
         """
         Tell all windows to connect elsewhere, in paced batches, and let none in.
 
         Paced, so that they do not all arrive at the next bridge in one instant; the
         stock client adds its own jitter to that.
+
+        Args:
+            within_s: The longest that it may take; with many windows it sets the pace.
+            per_s: Windows to be told in a second, if that is enough for `within_s`.
+
         """
         self.is_draining = self._entrance.is_closed = True
         windows = tuple(self.rooms)
-        size = max(_DRAIN_BATCH_LEAST, -(-len(windows) // _DRAIN_BATCHES))
+        pace = max(per_s, len(windows) / within_s)
+        size = max(1, round(pace * _DRAIN_STEP_S))
+        began_s = monotonic()
         for start in range(0, len(windows), size):
             if start:
-                pause_s = within_s / _DRAIN_BATCHES
-                await asyncio.sleep(pause_s * (0.5 + secrets.randbelow(500) / 1000))
+                # In step with the clock whatever a batch costs; some later than others,
+                # so that bridges that leave together do not keep in step.
+                due_s = began_s + (start - size * secrets.randbelow(500) / 1000) / pace
+                await asyncio.sleep(max(0.0, due_s - monotonic()))
             for window in windows[start : start + size]:
                 self.close(window, Closing.DRAINING)
         for carrier in tuple(self.engine.carriers.values()):

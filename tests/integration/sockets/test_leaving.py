@@ -112,7 +112,7 @@ async def test_a_drained_window_finds_its_place_in_the_next_bridge(
         await pages.connected("page", first.url, **options("alice", transport))
         await first.store_numbers("alice", start=0, stop=10)
         await pages.until("page", "event", "message", count=10)
-        await first.server.drain(within_s=1)
+        await first.server.drain(within_s=1, per_s=200)
         closing = await pages.until("page", "event", "bridge:closing")
         assert (closing[0]["code"], closing[0]["reconnect"]) == ("draining", True)
         assert not len(first.server.rooms)
@@ -128,7 +128,7 @@ async def test_a_drained_window_finds_its_place_in_the_next_bridge(
 async def test_a_draining_bridge_lets_nobody_in(door: Door) -> None:
     """Neither a new session nor a session that is there already."""
     async with raw_window(door) as open_before:
-        draining = asyncio.create_task(door.server.drain(within_s=1))
+        draining = asyncio.create_task(door.server.drain(within_s=1, per_s=200))
         await asyncio.sleep(0)
         async with raw_tcp(door) as connection:
             await connection.send(
@@ -142,8 +142,15 @@ async def test_a_draining_bridge_lets_nobody_in(door: Door) -> None:
     assert not door.carriers()
 
 
-async def test_windows_are_drained_in_paced_batches(door: Door) -> None:
-    """So that they do not all arrive at the next bridge in one instant."""
+@pytest.mark.parametrize(("within_s", "per_s", "first"), [(20.0, 100, 10), (2.0, 1, 6)])
+async def test_windows_are_drained_in_paced_batches(
+    door: Door, within_s: float, per_s: int, first: int
+) -> None:
+    """
+    So that they do not all arrive at the next bridge in one instant.
+
+    At the pace that was asked for, or at the slowest that is in time.
+    """
     async with asyncio.timeout(30):
         async with asyncio.TaskGroup() as tasks:
             everybody = asyncio.Event()
@@ -156,12 +163,17 @@ async def test_windows_are_drained_in_paced_batches(door: Door) -> None:
             for _ in range(120):
                 tasks.create_task(stay())
             await eventually(lambda: len(door.windows("alice")) == 120)
-            draining = asyncio.create_task(door.server.drain(within_s=2))
+            draining = asyncio.create_task(
+                door.server.drain(within_s=within_s, per_s=per_s)
+            )
             await asyncio.sleep(0)
             after_first = len(door.windows("alice"))
+            began_s = time.monotonic()
             await draining
+            took_s = time.monotonic() - began_s
             everybody.set()
-    assert after_first == 70
+    assert after_first == 120 - first
+    assert took_s > 0.9
     assert not door.windows("alice")
     assert door.count("windows_closed_total", code=Closing.DRAINING) == 120
 
