@@ -2,7 +2,7 @@
 # Needs GNU make and Python 3.11 or later; see tools/setup for the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults bench bench-fleet lint format types check lock clean
+.PHONY: help demo test faults faults-fleet bench bench-fleet lint format types check lock clean
 
 PYTEST_ARGS ?=
 # Most tests wait for something: three at a time take half as long on two cores. Each file
@@ -26,6 +26,10 @@ test: ## all tests, with a real RabbitMQ and real browsers (PYTEST_ARGS="-k word
 faults: ## thirty minutes of faults under load (FAULTS_ARGS="--minutes 5 --seed 7")
 	@tools/setup tests
 	@.venv/bin/python -m tests.faults.suite --minutes 30 --report docs/faults.md $(FAULTS_ARGS)
+
+faults-fleet: ## thirty minutes of faults on three bridges, three RabbitMQ nodes, Redis, HAProxy
+	@tools/setup tests
+	@.venv/bin/python -m tests.faults.suite --scene fleet --minutes 30 --report docs/faults.md $(FAULTS_ARGS)
 
 bench: ## the bridge against Node and plain Python, a quarter of an hour (BENCH_ARGS="--rounds 1")
 	@tools/setup tests

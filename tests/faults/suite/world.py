@@ -44,6 +44,7 @@ class Scale:
         inbox: `sqlite` or `memory`.
         mutant: What is wrong with the bridge on purpose.
         drain_s: The longest that leaving may take.
+        drain_per_s: Windows that are told in a second to go.
 
     """
 
@@ -52,6 +53,7 @@ class Scale:
     inbox: str = "sqlite"
     mutant: str = ""
     drain_s: float = 5.0
+    drain_per_s: int = 200
 
 
 @dataclass
@@ -208,6 +210,7 @@ def usual_settings(scale: Scale, secret: str) -> dict[str, object]:
         "ping_interval": "3s",
         "ping_timeout": "4s",
         "drain_timeout": f"{scale.drain_s:g}s",
+        "drain_windows_per_second": scale.drain_per_s,
         "operator_token": secret,
         "log_level": "info",
     }
