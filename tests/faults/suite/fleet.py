@@ -43,6 +43,7 @@ from tests.redis_server import RedisServer
 BRIDGES: Final = 3
 # A bridge that was told to go may need so much longer than it may take to drain.
 _BEYOND_DRAIN_S: Final = 10.0
+_START_WITHIN_S: Final = 60.0
 _T = TypeVar("_T")
 
 
@@ -111,12 +112,18 @@ async def open_fleet(
                 *(each.run() for each in publishers),
             )
         )
+        # Before anybody knocks: else all windows would be at the first that is there.
+        for seat in seats:
+            seat.write_settings()
+            seat.bridge.allow()
+        for seat in seats:
+            await seat.bridge.gets_ready(within_s=_START_WITHIN_S)
         ports = [seat.to_pages.port for seat in seats]
         balancer = await enter(Balancer.start(port=behind, bridge_ports=ports))
         to_pages = await enter(Proxy.open(port=pages, target_port=behind))
         url = f"http://127.0.0.1:{pages}"
         plans, tokens = plan(users), tokens_of(users, secret)
-        world = FleetWorld(
+        yield FleetWorld(
             users=users,
             nodes=cluster.nodes,
             seats=seats,
@@ -128,10 +135,6 @@ async def open_fleet(
             checker=checker,
             workers=hire(users, publishers, NAMES.messages, history=history, seed=seed),
         )
-        for seat in seats:
-            seat.write_settings()
-            seat.bridge.allow()
-        yield world
 
 
 async def _take_seat(

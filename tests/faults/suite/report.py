@@ -8,6 +8,7 @@ from typing import Final
 from tests.faults.suite.run import Outcome
 
 _BEGIN: Final = "<!-- made by {}: begin -->"
+_SHOWN: Final = 20
 _END: Final = "<!-- made by {}: end -->"
 
 
@@ -45,7 +46,7 @@ def trouble_lines(outcome: Outcome) -> Iterable[str]:
     """Yield what went wrong, in detail."""
     if outcome.hang is not None:
         yield f"hang: {outcome.hang}"
-    yield from outcome.surprises
+    yield from outcome.surprises[:_SHOWN]
     yield from outcome.verdict.examples
 
 
