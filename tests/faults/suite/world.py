@@ -128,8 +128,10 @@ class World:
         """
         Wait until a new message for each user has reached all of its windows.
 
+        And until all bridges are ready: of a fleet, one alone would do for the messages.
+
         Returns:
-            Seconds that it took.
+            Seconds that the messages took.
 
         Raises:
             HangError: If it takes longer than `within_s`.
@@ -151,7 +153,11 @@ class World:
             if time.monotonic() - start_s > within_s:
                 raise HangError(await self._what_hangs(numbers))
             await asyncio.sleep(_LOOK_EACH_S)
-        return time.monotonic() - start_s
+        alive_s = time.monotonic() - start_s
+        for seat in self.seats:
+            if not await seat.bridge.gets_ready(within_s=within_s - alive_s):
+                raise HangError(await self._what_hangs(numbers))
+        return alive_s
 
     async def settle(self, *, within_s: float) -> bool:
         """Wait until every window has all that is confirmed; false if not in time."""
