@@ -27,6 +27,7 @@ from tests.faults.suite.windows import Crowd
 
 NAMES: Final = BrokerNames("faults")
 _LOOK_EACH_S: Final = 0.1
+_COUNTS_AT_MOST: Final = 50
 
 
 class HangError(Exception):
@@ -121,8 +122,14 @@ class World:
             await asyncio.sleep(_LOOK_EACH_S)
 
     async def windows_of_bridges(self) -> list[int]:
-        """Return how many windows each bridge has."""
-        return [await seat.bridge.count_windows() for seat in self.seats]
+        """Return how many windows each bridge has, when that is all of them."""
+        counts: list[int] = []
+        for _ in range(_COUNTS_AT_MOST):
+            counts = [await seat.bridge.count_windows() for seat in self.seats]
+            if sum(counts) == len(self.crowd.plans):
+                break
+            await asyncio.sleep(_LOOK_EACH_S)  # a bridge counts once a second
+        return counts
 
     async def come_alive(self, *, within_s: float) -> float:
         """
