@@ -41,6 +41,7 @@ from tests.rabbit_cluster import start_cluster
 from tests.redis_server import RedisServer
 
 BRIDGES: Final = 3
+SHARDS: Final = 3
 # A bridge that was told to go may need so much longer than it may take to drain.
 _BEYOND_DRAIN_S: Final = 10.0
 _START_WITHIN_S: Final = 60.0
@@ -172,6 +173,7 @@ async def _take_seat(
             "amqp_url": ",".join(urls),
             "port": public,
             "operator_port": operator,
+            "shards": SHARDS,
             "inbox": f"redis://127.0.0.1:{store}/0",
         },
     )
