@@ -29,7 +29,7 @@ faults: ## thirty minutes of faults under load (FAULTS_ARGS="--minutes 5 --seed 
 
 faults-fleet: ## thirty minutes of faults on three bridges, three RabbitMQ nodes, Redis, HAProxy
 	@tools/setup tests
-	@.venv/bin/python -m tests.faults.suite --scene fleet --minutes 30 --report docs/faults.md $(FAULTS_ARGS)
+	@.venv/bin/python -m tests.faults.suite --scene fleet --minutes 30 --at-least 200 --report docs/faults.md $(FAULTS_ARGS)
 
 bench: ## the bridge against Node and plain Python, a quarter of an hour (BENCH_ARGS="--rounds 1")
 	@tools/setup tests

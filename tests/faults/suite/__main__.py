@@ -42,6 +42,7 @@ def main() -> int:
         scale=scale,
         only=tuple(arguments.only),
         times=arguments.times,
+        faults_least=arguments.at_least,
         rounds_max=arguments.rounds,
         settle_s=arguments.settle,
     )
@@ -99,6 +100,7 @@ def _parse() -> argparse.Namespace:
         "--only", action="append", default=[], help="part of a fault's name; repeatable"
     )
     add("--times", type=int, default=1, help="how often, with --short")
+    add("--at-least", type=int, default=0, help="go on until so many faults happened")
     add("--rounds", type=int, help="at most so many rounds of faults")
     add(
         "--mutant",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from bridge.broker.local_node import LocalNode
-from tests.balancer import Balancer
+from tests.faults.suite.balancer import Haproxy
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.checker import Checker
 from tests.faults.suite.history import History
@@ -61,7 +61,7 @@ class FleetWorld(World):
 
     seats: Sequence[FleetSeat]
     redis: RedisServer
-    balancer: Balancer
+    balancer: Haproxy
 
 
 @asynccontextmanager
@@ -120,7 +120,7 @@ async def open_fleet(
         for seat in seats:
             await seat.bridge.gets_ready(within_s=_START_WITHIN_S)
         ports = [seat.to_pages.port for seat in seats]
-        balancer = await enter(Balancer.start(port=behind, bridge_ports=ports))
+        balancer = await enter(Haproxy.start(port=behind, bridge_ports=ports))
         to_pages = await enter(Proxy.open(port=pages, target_port=behind))
         url = f"http://127.0.0.1:{pages}"
         plans, tokens = plan(users), tokens_of(users, secret)
@@ -173,6 +173,7 @@ async def _take_seat(
             "amqp_url": ",".join(urls),
             "port": public,
             "operator_port": operator,
+            "name": folder.name,
             "shards": SHARDS,
             "inbox": f"redis://127.0.0.1:{store}/0",
         },

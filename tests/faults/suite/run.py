@@ -68,6 +68,7 @@ class Plan:
         minutes: How long faults go on; `None` = one of each kind (`is_short`).
         only: Words of which a fault's kind must hold one; empty = all.
         times: How often each kind comes in the short form.
+        faults_least: Past `minutes`, faults go on until there were so many.
         rounds_max: At most so many rounds; `None` = as the time allows.
         settle_s: How long the last messages may take to arrive.
 
@@ -79,6 +80,7 @@ class Plan:
     scale: Scale
     only: tuple[str, ...] = ()
     times: int = 1
+    faults_least: int = 0
     rounds_max: int | None = None
     settle_s: float = 90.0
 
@@ -193,11 +195,16 @@ class Run:
         for number, turns in enumerate(chain(dealt, self._again())):
             if plan.rounds_max is not None and number >= plan.rounds_max:
                 return
-            if plan.minutes is not None and (
-                monotonic() - self._start_s > plan.minutes * 60
-            ):
+            if plan.minutes is not None and self._is_over(plan.minutes):
                 return
             yield turns
+
+    def _is_over(self, minutes: float) -> bool:
+        happened = sum(record.happened for record in self._records.values())
+        return (
+            monotonic() - self._start_s > minutes * 60
+            and happened >= self._plan.faults_least
+        )
 
     def _again(self) -> Iterator[list[Turn]]:
         """Yield those whose moment has not come, each alone; the short form wants all."""

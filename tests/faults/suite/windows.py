@@ -316,8 +316,7 @@ def _js_options(
     plan: Plan, tokens: dict[str, str]
 ) -> tuple[dict[str, object], dict[str, object]]:
     auth: dict[str, object] = {"token": tokens[plan.user]}
-    # Keeps the cookie of a load balancer, as browsers do.
-    options: dict[str, object] = {"withCredentials": True}
+    options: dict[str, object] = {}
     if plan.kind == "js-stock":
         options |= {"reconnectionDelay": 1000, "reconnectionDelayMax": 5000}
     if plan.kind == "js-polling":
