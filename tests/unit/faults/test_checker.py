@@ -4,7 +4,13 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.faults.suite.checker import Checker, Verdict, Violation, check
+from tests.faults.suite.checker import (
+    MOST_CONNECTS,
+    Checker,
+    Verdict,
+    Violation,
+    check,
+)
 from tests.faults.suite.history import (
     Acked,
     Ambiguous,
@@ -12,10 +18,12 @@ from tests.faults.suite.history import (
     Confirmed,
     Connected,
     Event,
+    FaultBegan,
     Invoked,
     Opened,
     Received,
     SetAside,
+    Spread,
     Synced,
 )
 
@@ -240,3 +248,19 @@ def test_the_verdict_lists_every_kind_of_violation_and_is_good_without_any() -> 
     assert verdict.violations == dict.fromkeys(Violation.ALL, 0)
     assert verdict.is_good
     assert not Verdict({}, {Violation.LOST: 1}, ()).is_good
+
+
+def test_the_pace_of_reconnects_is_counted_from_the_first_fault_on() -> None:
+    """How windows come at first is the test's own doing, and no storm."""
+    came = [Connected(t, A, recovered=None) for t in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    again = [Connected(t, A, recovered=True) for t in (1.0, 1.5, 1.99, 2.1, 4.0)]
+
+    verdict = check([opened(), *came, FaultBegan(0.9, 1, "a fault"), *again])
+
+    assert verdict.counts["connects"] == 10
+    assert verdict.counts[MOST_CONNECTS] == 3
+
+
+def test_bridges_that_have_windows_are_counted() -> None:
+    """A fleet whose windows are all at one bridge shows nothing."""
+    assert check([Spread(1.0, [3, 0, 4])]).counts["bridges with windows"] == 2
