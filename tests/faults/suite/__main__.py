@@ -34,6 +34,7 @@ def main() -> int:
         mutant=arguments.mutant,
         drain_s=arguments.drain,
         drain_per_s=arguments.drain_rate,
+        ping_s=arguments.ping,
     )
     plan = Plan(
         scene=SCENES[arguments.scene],
@@ -83,6 +84,7 @@ def _parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--scene", choices=sorted(SCENES), default="alone", help="what there is")
     add("--drain-rate", type=int, default=200, help="windows told to go in a second")
+    add("--ping", type=int, default=3, help="pause between pings to a window, seconds")
     add("--drain", type=float, default=5.0, help="how long leaving may take, seconds")
     add("--minutes", type=float, default=30.0, help="how long faults go on")
     add("--short", action="store_true", help="each kind of fault once, instead")

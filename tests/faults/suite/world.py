@@ -46,6 +46,7 @@ class Scale:
         mutant: What is wrong with the bridge on purpose.
         drain_s: The longest that leaving may take.
         drain_per_s: Windows that are told in a second to go.
+        ping_s: Pause between two pings to a window.
 
     """
 
@@ -55,6 +56,7 @@ class Scale:
     mutant: str = ""
     drain_s: float = 5.0
     drain_per_s: int = 200
+    ping_s: int = 3
 
 
 @dataclass
@@ -220,8 +222,8 @@ def usual_settings(scale: Scale, secret: str) -> dict[str, object]:
         "inbox_max_messages": 20_000,
         "max_message_bytes": "128KiB",
         "slow_client_bytes": "256KiB",
-        "ping_interval": "3s",
-        "ping_timeout": "4s",
+        "ping_interval": f"{scale.ping_s}s",
+        "ping_timeout": f"{scale.ping_s + 1}s",
         "drain_timeout": f"{scale.drain_s:g}s",
         "drain_windows_per_second": scale.drain_per_s,
         "operator_token": secret,
