@@ -14,7 +14,7 @@ from tests.conftest import SLOW_FACTOR
 from tests.faults.suite.history import Connected, FaultBegan, FaultEnded
 from tests.faults.suite_process import Result, run_suite
 
-WITHIN_S = 100 * SLOW_FACTOR
+WITHIN_S = 150 * SLOW_FACTOR
 ROLLING = "bridges: restarted one after the other"
 KINDS = {
     "bridge: kill -9 at a random moment",

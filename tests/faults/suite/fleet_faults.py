@@ -15,7 +15,7 @@ from tests.faults.suite.faults import (
 from tests.faults.suite.fleet import FleetWorld
 from tests.faults.suite.proxy import Proxy
 
-_READY_WITHIN_S: Final = 40.0
+_READY_WITHIN_S: Final = 70.0
 
 FAULTS: Final[list[Fault]] = [*COMMON]
 
