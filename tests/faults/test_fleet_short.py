@@ -14,7 +14,7 @@ from tests.conftest import SLOW_FACTOR
 from tests.faults.suite.history import Connected, FaultBegan, FaultEnded
 from tests.faults.suite_process import Result, run_suite
 
-WITHIN_S = 150 * SLOW_FACTOR
+WITHIN_S = 240 * SLOW_FACTOR
 ROLLING = "bridges: restarted one after the other"
 KINDS = {
     "bridge: kill -9 at a random moment",
@@ -46,7 +46,7 @@ def connects_while_rolling(result: Result) -> list[float]:
     return [e.t for e in events if isinstance(e, Connected) and began < e.t < ended]
 
 
-@pytest.mark.timeout(WITHIN_S + 20)
+@pytest.mark.timeout(WITHIN_S + 60)
 async def test_a_fleet_loses_parts_and_no_message(tmp_path: Path) -> None:
     """
     Kill -9 of a bridge, of a RabbitMQ node and of Redis; then all bridges restart in turn.
@@ -56,7 +56,7 @@ async def test_a_fleet_loses_parts_and_no_message(tmp_path: Path) -> None:
     """
     only = [word for kind in sorted(KINDS) for word in ("--only", kind)]
     result = await run_suite(
-        "--scene", "fleet", "--users", str(USERS), "--rate", "100",
+        "--scene", "fleet", "--users", str(USERS), "--rate", "40",
         "--drain", "8", "--drain-rate", str(DRAIN_PER_S), *only,
         folder=tmp_path,
         within_s=WITHIN_S,
