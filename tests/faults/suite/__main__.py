@@ -5,6 +5,7 @@ Exit status: 0 if the promise was kept, 1 if not; then the history stays for loo
 """
 
 import argparse
+import asyncio
 import logging
 import secrets
 import shutil
@@ -18,7 +19,7 @@ import uvloop
 from bridge.logs import configure_logs
 from tests.faults.suite.program import MUTANTS
 from tests.faults.suite.report import report_lines, trouble_lines, write_report
-from tests.faults.suite.run import Plan, Run
+from tests.faults.suite.run import Outcome, Plan, Run
 from tests.faults.suite.scenes import SCENES
 from tests.faults.suite.store_folder import leave_mount_namespace
 from tests.faults.suite.world import Scale
@@ -55,21 +56,35 @@ def main() -> int:
     _tell(f"seed {plan.seed}; {len(plan.faults)} kinds of faults; history in {folder}")
     run = Run(plan, folder=folder, may_mount=may_mount, tell=_tell)
     is_good = False
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and clean up
     try:
-        outcome = uvloop.run(run.do())
+        outcome = uvloop.run(_until_told(run))
         is_good = outcome.is_good
         sys.stdout.write("\n".join(report_lines(outcome)) + "\n")
         for line in trouble_lines(outcome):
             _tell(line)
         if arguments.report is not None:
             write_report(outcome, arguments.report)
+    except asyncio.CancelledError:
+        _tell("it was told to end, and has cleaned up")
     finally:
         if is_good and not arguments.keep and arguments.folder is None:
             shutil.rmtree(folder)
         else:
             _tell(f"seed {plan.seed}: history and log are kept in {folder}")
     return 0 if is_good else 1
+
+
+async def _until_told(run: Run) -> Outcome:
+    """
+    Do the run; SIGTERM ends it in order, with everything that it has started.
+
+    By cancelling it: an exception that a signal raises wherever the program is just then
+    may end in a task that nobody looks at, and the run goes on.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await run.do()
 
 
 def _tell(line: str) -> None:
