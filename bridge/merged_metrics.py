@@ -30,6 +30,7 @@ class Rule(Enum):
 # Every gauge there is; a test sees to that.
 RULES: Final[Mapping[str, Rule]] = {
     "bridge_in_flight": Rule.SUM,
+    "bridge_shards_active": Rule.SUM,
     # All look at the same queues and the same store, one after the other.
     "bridge_queue_messages": Rule.MAX,
     "bridge_queue_consumers": Rule.MAX,

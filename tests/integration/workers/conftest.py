@@ -6,7 +6,7 @@ import re
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -184,7 +184,8 @@ async def pages(
             reading = tasks.create_task(opened.read(), name="pages")
             await eventually(lambda: len(opened.of("sync")) == count, within_s=30)
             yield opened
-            process.kill()
+            with suppress(ProcessLookupError):  # without a window it ends by itself
+                process.kill()
             await reading
     finally:
         if process.returncode is None:
