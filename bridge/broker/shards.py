@@ -204,10 +204,12 @@ class ShardDesk:
         The last steps of a change that was broken off behind its record are done.
         """
         layout = await self.read()
-        if not layout.change and self._plan.shards > 1:
-            inbound = Exchange(self._names.inbound, "fanout")
-            if not await self.is_there(inbound):
-                return await self.change(self._plan.shards)
+        if (
+            not layout.change
+            and self._plan.shards > 1
+            and not await self._has_plain_topology()
+        ):
+            return await self.change(self._plan.shards)
         while True:
             await declare(
                 self._connection,
@@ -220,6 +222,18 @@ class ShardDesk:
             if not await self.is_there(Exchange(record, "fanout")):
                 return layout
             layout = await self.read()  # changed meanwhile: what we bound was the old
+
+    async def _has_plain_topology(self) -> bool:
+        """
+        Say whether one shard was ever declared here, now that there is no record.
+
+        Without its queue and with a gate, another bridge is at the beginning of its start.
+        """
+        if not await self.is_there(Exchange(self._names.inbound, "fanout")):
+            return False
+        if not await self.is_there(Exchange(gate_name(self._names, 1), "fanout")):
+            return True
+        return await self.is_there(Queue(self._names.inbound_queue(), {}))
 
     async def change(self, shards: int) -> Layout:
         """

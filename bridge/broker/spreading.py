@@ -24,12 +24,15 @@ import structlog
 from bridge.broker.connection import broker_call
 from bridge.broker.consumer import ConsumerSession
 from bridge.broker.intake_session import IntakeSession
+from bridge.errors import BrokerUnavailableError
 
 log = structlog.get_logger(__name__)
 
 _LOOK_EACH_S: Final = 1.0
 # Before it stands in the line again; the next one is active by then.
 _AWAY_S: Final = 0.2
+# So many looks in a row may fail before the connection is given up for it.
+_MISSED_MAX: Final = 3
 
 
 def excess(
@@ -75,18 +78,27 @@ class Spreading:
         Look, give away, stand in the line again, for ever.
 
         Raises:
-            BrokerUnavailableError: If the broker is away or too slow.
+            BrokerUnavailableError: If the broker is away or too slow, several times over: a
+                look that fails is no reason to leave all shards to others.
 
         Cancellation:
             Safe; the session is to be ended then.
 
         """
+        missed = 0
         async with broker_call(f"consume {self._queue}", timeout_s=self._timeout_s):
             await self._channel.basic_consume(self._queue, _never_called)
         while True:
             # With jitter, so that bridges do not look all at once and all give to one.
             await asyncio.sleep(_LOOK_EACH_S * (0.5 + random.random()))  # noqa: S311 - no secret
-            bridges = await self._count_bridges()
+            try:
+                bridges = await self._count_bridges()
+            except BrokerUnavailableError:
+                missed += 1
+                if missed == _MISSED_MAX:
+                    raise
+                continue
+            missed = 0
             given = excess(
                 self._session.consumers, shards=self._shards, bridges=bridges
             )

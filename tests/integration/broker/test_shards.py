@@ -12,6 +12,7 @@ import pytest
 
 import bridge.broker.intake_session
 import bridge.broker.marks
+import bridge.broker.shards
 import bridge.broker.spreading
 import bridge.broker.topology
 from bridge.broker.connection import (
@@ -264,7 +265,7 @@ class BreaksOffError(Exception):
     """The process dies here."""
 
 
-async def break_off(*_: object) -> Never:
+async def break_off(*_: object, **__: object) -> Never:
     """Be a step that is not reached."""
     raise BreaksOffError
 
@@ -310,6 +311,21 @@ async def test_what_a_dead_command_left_is_ended_by_the_bridges_that_start(
 
     stage.check_each_once_and_in_order()
     assert not (await stage.desk().read()).is_moving
+
+
+async def test_a_first_start_that_is_half_done_is_not_taken_for_one_shard(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bridges that start together on an empty broker each see what the others began."""
+    desk = ShardDesk(stage.connection, stage.plan(3))
+    with monkeypatch.context() as broken:
+        broken.setattr(bridge.broker.shards, "bind", break_off)
+        with pytest.raises(BreaksOffError):
+            await desk.settle()
+    assert await desk.is_there(Exchange(stage.names.inbound, "fanout"))
+
+    assert (await desk.settle()).shards == 3
+    assert not await desk.is_there(Queue(stage.names.inbound_queue(), {}))
 
 
 async def test_a_change_is_refused_while_another_is_not_over(stage: Stage) -> None:
