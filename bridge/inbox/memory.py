@@ -96,7 +96,7 @@ class MemoryInbox:
 
     def listen(self, listener: Listener, renewed: Renewed | None = None) -> None:
         """
-        Call `listener` with what was stored for followed users, in order, after it is.
+        Call `listener` with what was stored for followed users, after it is, each in order.
 
         The call is made in the event loop and must not block; there is one listener.
         `renewed` is never called: here an epoch lasts as long as the process.

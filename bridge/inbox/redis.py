@@ -234,7 +234,7 @@ class RedisInbox:
 
     def listen(self, listener: Listener, renewed: Renewed | None = None) -> None:
         """
-        Call `listener` with what was stored for followed users, in order, after it is.
+        Call `listener` with what was stored for followed users, after it is, each in order.
 
         The call is made in the event loop and must not block; there is one listener.
         `renewed` is called with users whose epoch has changed, before anything of the

@@ -189,7 +189,7 @@ class SqliteInbox:
 
     def listen(self, listener: Listener, renewed: Renewed | None = None) -> None:
         """
-        Call `listener` with what was stored for followed users, in order, after it is.
+        Call `listener` with what was stored for followed users, after it is, each in order.
         The call is made in the event loop and must not block; there is one listener.
         """
         del renewed  # an epoch lasts as long as the file is held
