@@ -45,17 +45,21 @@ async def serve(
     try:
         await site(runner, host, port).start()
     except OSError as exc:
-        problem = f"cannot be had: {exc.strerror}"
-        if exc.errno == errno.EADDRINUSE:
-            problem = (
-                "is taken by another process; "
-                "stop it or choose another port (0 = any free one)"
-            )
-        message = f"{setting}: {host}:{port} {problem}"
-        raise OSError(message) from exc
+        raise address_error(exc, setting, host, port) from exc
     address: Sequence[object] = runner.addresses[0]
     shown = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
     return f"http://{shown}:{address[1]}"
+
+
+def address_error(exc: OSError, setting: str, host: str, port: int) -> OSError:
+    """Return `exc`, that an address cannot be had, in words of the settings."""
+    problem = f"cannot be had: {exc.strerror}"
+    if exc.errno == errno.EADDRINUSE:
+        problem = (
+            "is taken by another process; "
+            "stop it or choose another port (0 = any free one)"
+        )
+    return OSError(f"{setting}: {host}:{port} {problem}")
 
 
 async def serve_privately(

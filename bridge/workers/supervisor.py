@@ -5,7 +5,6 @@ SIGTERM and SIGINT drain all workers, a second one insists, SIGHUP reloads them 
 """
 
 import asyncio
-import errno
 import signal
 import socket
 import tempfile
@@ -21,7 +20,7 @@ from bridge.errors import BridgeError, ConfigError, WorkersFailedError, first_of
 from bridge.logs import set_log_level
 from bridge.names import ExitCode
 from bridge.settings.model import Settings
-from bridge.web.serving import Listening, serve
+from bridge.web.serving import Listening, address_error, serve
 from bridge.workers.crew import Crew
 from bridge.workers.door import Door
 from bridge.workers.line import Word
@@ -185,12 +184,5 @@ def reserve_port(host: str, port: int) -> socket.socket:
         shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         shared.bind(address)
     except OSError as exc:
-        problem = f"cannot be had: {exc.strerror}"
-        if exc.errno == errno.EADDRINUSE:
-            problem = (
-                "is taken by another process; "
-                "stop it or choose another port (0 = any free one)"
-            )
-        message = f"BRIDGE_PORT: {host}:{port} {problem}"
-        raise OSError(message) from exc
+        raise address_error(exc, "BRIDGE_PORT", host, port) from exc
     return shared
