@@ -11,7 +11,7 @@ import typer
 
 from bridge.cli.options import ConfigFile
 from bridge.cli.tables import say
-from bridge.errors import ConfigError
+from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.carried import Amount, Source, Target
 from bridge.inbox.carry import Outcome, carry
 from bridge.inbox.sqlite_carry import SqliteSource
@@ -55,7 +55,8 @@ def carry_inboxes(
     if they are started on the new store too early. What was interrupted, by Ctrl-C or in
     any other way, is finished by the same command. Messages, ids that are younger than
     BRIDGE_DEDUPE_WINDOW, delivered marks and deadlines come along; in the end all inboxes
-    are compared. Exit status: 0 carried, 1 refused or failed, 2 wrong use.
+    are compared. Exit status: 0 carried, 1 refused or failed, 2 wrong use, 3 the new store
+    cannot be reached or used now.
 
     Examples:
         bridge inbox carry --from sqlite:/var/lib/bridge/inbox.sqlite3 --to redis://store:6379/0
@@ -76,6 +77,11 @@ def carry_inboxes(
     except KeyboardInterrupt:
         say("stopped: the same command goes on from here")
         raise typer.Exit(_INTERRUPTED) from None
+    except StoreUnavailableError as exc:
+        if exc.store != target.description:
+            raise
+        say(f"bridge: {exc}; the same command goes on from here")
+        raise typer.Exit(ExitCode.UNREACHABLE) from exc
     _print(outcome, source, target, dry_run=dry_run, as_json=json)
     raise typer.Exit(ExitCode.DONE)
 

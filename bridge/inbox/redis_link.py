@@ -6,6 +6,7 @@ wait for it: the pump has its own patience, and windows are better told at once.
 """
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
@@ -291,14 +292,28 @@ async def connect(
 async def open_link(
     address: RedisAddress, host: Host, *, pushed: Pushed | None = None
 ) -> Link:
-    """Open a connection without a word; OSError if there is nobody."""
+    """Open a connection without a word; OSError, which says why, if there is none."""
     context: ssl.SSLContext | None = None
     if address.has_tls:
         context = await asyncio.to_thread(
             ssl.create_default_context, cafile=address.ca_file
         )
     loop = asyncio.get_running_loop()
-    _, link = await loop.create_connection(
-        lambda: Link(pushed), host.name, host.port, ssl=context
-    )
+    try:
+        _, link = await loop.create_connection(
+            lambda: Link(pushed), host.name, host.port, ssl=context
+        )
+    except ssl.SSLError as exc:
+        raise OSError(f"TLS with {host} failed: {exc.reason or exc}") from exc
+    except socket.gaierror as exc:
+        raise OSError(f"{host.name} is no host that is known here") from exc
+    except OSError as exc:
+        if not _is_refusal(exc):
+            raise
+        raise OSError(f"connection refused; is Redis running at {host}?") from exc
     return link
+
+
+def _is_refusal(exc: OSError) -> bool:
+    # Where a name has several addresses, asyncio tells all that happened in one text.
+    return isinstance(exc, ConnectionRefusedError) or "Connect call failed" in str(exc)

@@ -140,7 +140,7 @@ async def test_what_the_command_says_before_and_after(
 
 
 async def test_wrong_use_is_told(path: Path, redis: RedisServer) -> None:
-    """With status 2 for what was written wrongly, and 1 for what cannot be now."""
+    """With status 2 for what was written wrongly, and 3 for a store that is not there."""
     missing = await carry(path, redis)
     backwards = await command(
         "inbox", "carry", "--from", redis.url, "--to", f"sqlite:{path}"
@@ -152,7 +152,8 @@ async def test_wrong_use_is_told(path: Path, redis: RedisServer) -> None:
 
     assert (missing.code, "there is no such file" in missing.err) == (2, True)
     assert backwards.code == 2
-    assert (nowhere.code, "inbox redis://127.0.0.1:1" in nowhere.err) == (1, True)
+    assert nowhere.code == 3
+    assert "is Redis running at 127.0.0.1:1?" in nowhere.err
 
 
 async def test_a_page_goes_on_in_the_fleet_where_it_was_on_one_bridge(
