@@ -135,7 +135,7 @@ async def test_nothing_that_others_publish_there_disturbs_it(pair: Pair) -> None
     """Neither nonsense nor the words of a later version."""
     fleet = pair.second.bridge.fleet
     assert fleet is not None
-    bodies = ["nonsense", "[]", '{"from": 1}', '{"number": 1, "answer": 2}']
+    bodies = ["nonsense", "[]", '{"from": 1}', '{"number": 99, "answer": 2}']
     for channel in (fleet._all, fleet._mine):
         for body in bodies:
             await asyncio.to_thread(pair.redis.command, "PUBLISH", channel, body)
