@@ -118,7 +118,8 @@ local function publish_news(p, user, epoch, first, fresh)
     parts[#parts + 1] = struct.pack('<I4', #fresh[k])
     parts[#parts + 1] = fresh[k]
   end
-  call(publish, p .. 'c:' .. user, table.concat(parts))
+  -- Whoever may not publish has stored it all the same: failing now would store it twice.
+  redis.pcall(publish, p .. 'c:' .. user, table.concat(parts))
 end
 
 local function trim(p, user, length, reason)

@@ -27,10 +27,20 @@ Answer: TypeAlias = Any
 Pushed = Callable[[Sequence[Sequence[Any]]], None]
 
 _NOTHING: Final = object()
+_MESSAGE: Final = frozenset({b"message", b"smessage"})
 
 
 class LinkLostError(Exception):
     """The connection ended; whether what was asked has been done, nobody knows."""
+
+
+class _Confirmations:
+    """What a subscription is answered with: so many pushes, or one error in their place."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
 
 
 class Link(asyncio.Protocol):
@@ -47,7 +57,7 @@ class Link(asyncio.Protocol):
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._pushed = pushed
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
-        self._answers: deque[asyncio.Future[Any]] = deque()
+        self._answers: deque[asyncio.Future[Any] | _Confirmations] = deque()
         self._transport: asyncio.Transport | None = None
         self._reason = "it hung up"
 
@@ -66,14 +76,34 @@ class Link(asyncio.Protocol):
             while (answer := reader.gets()) is not _NOTHING:
                 if type(answer) is hiredis.PushNotification:
                     pushes.append(answer)
-                elif self._answers:
-                    future = self._answers.popleft()
-                    if not future.done():  # its asker may have gone away
-                        future.set_result(answer)
+                    if answer[0] not in _MESSAGE:
+                        self._confirm()
+                elif self._answers and not self._take(answer):
+                    break
         except hiredis.ProtocolError as exc:
             self.abort(f"it speaks something else: {exc}")
         if pushes and self._pushed is not None:
             self._pushed(pushes)
+
+    def _take(self, answer: object) -> bool:
+        """Hand over the answer that is next; false if the connection is of no use now."""
+        waiting = self._answers.popleft()
+        if isinstance(waiting, _Confirmations):
+            # Not allowed, or another node's: without this word, each answer from here on
+            # would be taken for that of the question before.
+            self.abort(f"it refuses a subscription: {answer}")
+            return False
+        if not waiting.done():  # its asker may have gone away
+            waiting.set_result(answer)
+        return True
+
+    def _confirm(self) -> None:
+        """Count one channel of the subscriptions that are next."""
+        waiting = self._answers[0] if self._answers else None
+        if isinstance(waiting, _Confirmations):
+            waiting.left -= 1
+            if not waiting.left:
+                self._answers.popleft()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell all who wait."""
@@ -81,10 +111,10 @@ class Link(asyncio.Protocol):
         if not self.lost.done():
             self.lost.set_result(reason)
         while self._answers:
-            future = self._answers.popleft()
-            if not future.done():
-                future.set_exception(LinkLostError(reason))
-                future.exception()  # nobody may be waiting any more
+            waiting = self._answers.popleft()
+            if isinstance(waiting, asyncio.Future) and not waiting.done():
+                waiting.set_exception(LinkLostError(reason))
+                waiting.exception()  # nobody may be waiting any more
 
     # --- for us
 
@@ -107,8 +137,9 @@ class Link(asyncio.Protocol):
         return future
 
     def send(self, *words: Word) -> None:
-        """Send a command whose answer is a push, as those for subscriptions are."""
+        """Send a command about channels, which is answered with a push for each."""
         if self._transport is not None and not self._transport.is_closing():
+            self._answers.append(_Confirmations(len(words) - 1))
             self._transport.write(_packed(words))
 
     def abort(self, reason: str) -> None:

@@ -296,6 +296,41 @@ async def test_a_wrong_password_is_waited_out_and_never_shown(tmp_path: Path) ->
             assert await bridge.append(messages("ann", b"1")) == [1]
 
 
+async def test_a_login_that_may_not_use_channels_mixes_nothing_up(
+    tmp_path: Path,
+) -> None:
+    """
+    What it stores is there once, and no answer is taken for that of another question.
+
+    The error for a subscription comes where a push was due.
+    """
+    users = [f"user-{number}" for number in range(20)]
+    with RedisServer.started(tmp_path) as server:
+        server.command(
+            *("ACL", "SETUSER", "deaf", "on", ">secret", "~*", "+@all"),
+            *("resetchannels", "&bridge/0:fleet*"),
+        )
+        url = server.url.replace("redis://", "redis://deaf:secret@")
+        async with bridge_on(url) as bridge:
+            for number, user in enumerate(users):
+                offsets = await bridge.append(messages(user, *[b"1"] * number, b"2"))
+                assert offsets == list(range(1, number + 2))
+            following = asyncio.create_task(bridge.inbox.follow("ann"))
+            await asyncio.sleep(0)  # it asks first
+            answers = await asyncio.gather(
+                *map(bridge.inbox.state, users), return_exceptions=True
+            )
+            with pytest.raises(StoreUnavailableError):
+                await following
+
+    for number, answer in enumerate(answers):
+        if isinstance(answer, BaseException):
+            assert isinstance(answer, StoreUnavailableError)
+        else:
+            assert answer.last == number + 1
+    assert any(isinstance(answer, BaseException) for answer in answers)
+
+
 async def test_a_cluster_that_loses_a_master_waits_for_its_replica(
     tmp_path: Path,
 ) -> None:
