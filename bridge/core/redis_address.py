@@ -12,7 +12,7 @@ what is acked), `ca=FILE` (whose certificates are trusted), `sentinel_user=`,
 
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 SCHEMES: Final = (
     "redis",
@@ -97,11 +97,13 @@ def parse_redis(setting: str) -> RedisAddress:
     """
     scheme, _, kind = setting.partition(":")[0].partition("+")
     kind = kind or "server"
+    # By hand: several hosts are no URL for urlsplit, least of all with an IPv6 address.
+    before, _, query = setting.partition("://")[2].partition("?")
+    place, _, path = before.partition("/")
     try:
-        url = urlsplit(setting)
         options = (
-            dict(parse_qsl(url.query, keep_blank_values=True, strict_parsing=True))
-            if url.query
+            dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True))
+            if query
             else {}
         )
     except ValueError as exc:
@@ -111,13 +113,13 @@ def parse_redis(setting: str) -> RedisAddress:
         raise _wrong(
             kind, f"unknown option {unknown[0]!r}, known are {', '.join(_OPTIONS)}"
         )
-    log_in, _, hosts_text = url.netloc.rpartition("@")
+    log_in, _, hosts_text = place.rpartition("@")
     user, _, password = log_in.partition(":")
     default_port = _SENTINEL_PORT if kind == "sentinel" else _PORT
     hosts = tuple(_host(text, default_port, kind) for text in hosts_text.split(","))
     if kind == "server" and len(hosts) > 1:
         raise _wrong(kind, "several hosts")
-    service, db = _path(url.path, kind)
+    service, db = _path(path, kind)
     return RedisAddress(
         kind=kind,
         hosts=hosts,
@@ -149,9 +151,12 @@ def _host(text: str, default_port: int, kind: str) -> Host:
     name, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
         name, port = text, str(default_port)
-    name = name.removeprefix("[").removesuffix("]")
+    if name.startswith("[") and name.endswith("]"):
+        name = name[1:-1]  # IPv6
     if not name:
         raise _wrong(kind, "no host")
+    if "[" in name or "]" in name:
+        raise _wrong(kind, f"{name!r} is no host")
     number = _number(port, "the port", kind)
     if not 0 < number < 65536:
         raise _wrong(kind, f"{number} is no port")
