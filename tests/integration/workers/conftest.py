@@ -183,7 +183,13 @@ async def pages(
             opened = Pages(process)
             reading = tasks.create_task(opened.read(), name="pages")
             await eventually(lambda: len(opened.of("sync")) == count, within_s=30)
-            yield opened
+            try:
+                yield opened
+            except BaseException:  # a test that fails wants to know what they saw
+                sys.stderr.write(
+                    f"{[each for each in opened.happened if each['what'] != 'message']}\n"
+                )
+                raise
             with suppress(ProcessLookupError):  # without a window it ends by itself
                 process.kill()
             await reading
