@@ -1,8 +1,8 @@
 """
 Rooms: which windows a user has open, and how a message gets into all of them.
 
-A room is a list, and a message is one frame that is written to every transport in it: no
-task, no queue, no copy for a window.
+A message is one frame that is written to every transport in a room: no task, no queue, no
+copy for a window.
 
 A room is fed from the inbox's live feed and from nothing else, so its windows see what
 the inbox holds, in its order.
@@ -17,32 +17,12 @@ from bridge.core.journal import Happening, Journal
 from bridge.core.message import Stored
 from bridge.metrics import Metrics
 from bridge.names import Stage
+from bridge.sockets.room import Room
 from bridge.sockets.window import Window
 from bridge.tracing import Tracing
 
-
-class Room:
-    """
-    One user's windows.
-
-    Attributes:
-        windows: All of them.
-        open: Those whose gate is open: they are up to date and get what is new.
-        expected: How many are about to join: the room is kept for them.
-        fed: The newest offset that the live feed has brought, to any gate or none.
-        news: What a batch brings, while it is sorted by user.
-
-    """
-
-    __slots__ = ("expected", "fed", "news", "open", "user", "windows")
-
-    def __init__(self, user: str) -> None:
-        self.user = user
-        self.windows: list[Window] = []
-        self.open: list[Window] = []
-        self.expected = 0
-        self.fed = 0
-        self.news: list[Stored] | None = None
+# What was written, and to how many windows.
+_Written = tuple[Burst, int]
 
 
 class Rooms:
@@ -53,6 +33,10 @@ class Rooms:
     to at least one window of the user; `catch_up` with a window whose gate was shut,
     because more waits for it than may, or because a part of the feed was lost: it has to
     be read from the inbox.
+
+    Attributes:
+        outbound_bytes: How much may wait for one page.
+
     """
 
     def __init__(
@@ -70,6 +54,7 @@ class Rooms:
         self.journal = journal or Journal()
         self._rooms: dict[str, Room] = {}
         self._count = 0
+        self.outbound_bytes = 0
 
     # --- who is where
 
@@ -128,12 +113,7 @@ class Rooms:
             had: it passed a closed gate, and has to be read from the inbox.
 
         """
-        room = self._rooms[window.user]
-        if room.fed > window.offset:
-            return False
-        room.open.append(window)
-        window.is_live = True
-        return True
+        return self._rooms[window.user].open_gate(window)
 
     def leave(self, window: Window) -> bool:
         """Take `window` out of its room; true if the room is empty and gone."""
@@ -142,12 +122,11 @@ class Rooms:
             return False
         room.windows.remove(window)
         self._count -= 1
-        if window in room.open:
-            room.open.remove(window)
+        room.shut_gate(window)
         return self._drop_if_empty(room)
 
     def _drop_if_empty(self, room: Room) -> bool:
-        if room.windows or room.expected:
+        if not room.is_empty:
             return False
         del self._rooms[room.user]
         return True
@@ -197,54 +176,79 @@ class Rooms:
         """Write `news` to the open windows of `room`; returns how many were written."""
         first, last = news[0].offset, news[-1].offset
         room.fed = last
-        if not room.open:
+        if not (room.level or room.others):
             return 0
-        everything = burst(news, epoch=room.open[0].epoch, now_s=now_s)
+        epoch = (room.level or room.others)[0].epoch
+        everything = burst(news, epoch=epoch, now_s=now_s)
         # A hole: some of the feed never arrived. The inbox has it.
         before = first - 1 if last - first + 1 == len(news) else last
-        whole = 0
-        parts: list[Burst] = []
+        written: list[_Written] = []
         is_delivered = False
-        behind: list[Window] = []
-        for window in room.open:
-            at = window.offset
-            if at >= last:
-                continue  # it has read so far in its replay already
-            part = everything if at <= before else everything.after(at)
-            if at < before or (part.packets and not window.carrier.write_burst(part)):
-                behind.append(window)
-                continue
-            window.offset = last
-            if part is everything:
-                whole += 1
-            else:
-                parts.append(part)
-            is_delivered = is_delivered or window.delivers_by_writing
+        if room.level and room.offset < last:  # else it has read so far already
+            written.append(self._write_level(room, everything, before, last))
+            is_delivered = room.marks_by_writing
+        if room.others:
+            is_delivered |= self._write_others(
+                room, everything, (before, last), written
+            )
         if is_delivered and everything.packets:
             self._mark_delivered(room.user, everything.packets[-1][0])
-        self._note(news, everything, (whole, parts), now_s)
-        for window in behind:
-            self._shut_gate(room, window)
-        return whole * len(everything.packets) + sum(
-            len(each.packets) for each in parts
+        self._note(news, everything, written, now_s)
+        return sum([len(part.packets) * windows for part, windows in written])
+
+    def _write_level(
+        self, room: Room, everything: Burst, before: int, last: int
+    ) -> _Written:
+        """Write to the windows that have had the same; return what, and to how many."""
+        part = everything
+        if room.offset < before:
+            for window in tuple(room.level):
+                self._shut_gate(room, window)
+        elif room.offset > before:
+            part = everything.after(room.offset)
+        return part, room.write(
+            part, last, at_most=self.outbound_bytes, shut=self._shut_gate
         )
+
+    def _write_others(
+        self,
+        room: Room,
+        everything: Burst,
+        about: tuple[int, int],
+        written: list[_Written],
+    ) -> bool:
+        """Write to the windows that are alone, noting what; true if that delivers it."""
+        before, last = about
+        is_delivered = False
+        for window in tuple(room.others):
+            at = window.offset
+            if at >= last:
+                continue
+            part = everything if at <= before else everything.after(at)
+            if at < before or not window.carrier.write_burst(part):
+                self._shut_gate(room, window)
+                continue
+            window.offset = last
+            written.append((part, 1))
+            is_delivered = is_delivered or window.delivers_by_writing
+        room.lift_others()
+        return is_delivered
 
     def _note(
         self,
         news: Sequence[Stored],
         everything: Burst,
-        taken: tuple[int, Sequence[Burst]],
+        written: Sequence[_Written],
         now_s: float,
     ) -> None:
-        """Let the journal know how many took all of a burst, and which parts others took."""
-        whole, parts = taken
+        """Let the journal know to how many windows each of `news` was written."""
         if len(everything.packets) < len(news):
             news = self._note_expired(news, everything, now_s)
-        windows = [whole] * len(news)
-        for part in parts:  # the last ones of the burst, each time
+        windows = [0] * len(news)
+        for part, number in written:  # the last ones of the burst, each time
             for place in range(len(news) - len(part.packets), len(news)):
-                windows[place] += 1
-        if whole or parts:
+                windows[place] += number
+        if any(windows):
             self.journal.written(news, windows, at_s=now_s)
             if self.tracing is not None:
                 self.tracing.written(news, windows, now_s=now_s)
@@ -262,8 +266,7 @@ class Rooms:
 
     def _shut_gate(self, room: Room, window: Window) -> None:
         """Send a window back to the inbox, from where it is read at its own pace."""
-        room.open.remove(window)
-        window.is_live = False
+        room.shut_gate(window)
         self._metrics.fell_behind.inc()
         self._catch_up(window)
 

@@ -135,6 +135,7 @@ class BridgeServer:
         self.engine.admission = options.admission
         self._entrance.cookie = options.cookie
         self._entrance.windows_per_user = options.bounds.windows_per_user
+        self.rooms.outbound_bytes = options.bounds.outbound_bytes
         self._replays.page_bytes = options.bounds.outbound_bytes // 4
         self._replays.patience_s = options.ping_timeout_s
 

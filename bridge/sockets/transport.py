@@ -110,6 +110,11 @@ class Carrier:
         return self._wire is not None and not self.closed
 
     @property
+    def transport(self) -> asyncio.Transport | None:
+        """Where frames may be written at once, past this; ``None`` = nowhere (now)."""
+        return None if self._wire is None or self.closed else self._wire.transport
+
+    @property
     def waiting_bytes(self) -> int:
         """Bytes that were sent to this page and that it has not read yet."""
         if self._wire is not None:
@@ -150,6 +155,10 @@ class Carrier:
                 self._enqueue(packet.decode(), offset)
         self._answers += len(burst.packets)
         return True
+
+    def expect_answers(self, number: int) -> None:
+        """Let the page answer so many messages, that were written past this."""
+        self._answers += number
 
     def write_packet(self, packet: str) -> None:
         """Send one engine.io packet of the bridge's own, at once."""
@@ -341,6 +350,8 @@ class Carrier:
 
     def may_send(self) -> bool:
         """Count one thing from the page; false if it is closed, or is closed for this."""
+        if not self._answers and self.window is not None:
+            self._answers = self.window.take_written()
         if self._answers:
             # A page may answer each message that it is sent, a replay of a thousand
             # too: nobody is closed for acks that were asked for.

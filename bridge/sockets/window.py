@@ -1,7 +1,7 @@
 """One page of a user: who it is, how far it has read, and until when it may stay."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from bridge.core import packets
 from bridge.core.access import Identity
@@ -40,6 +40,18 @@ class WindowReport:
     waiting_bytes: int
 
 
+class Level(Protocol):
+    """What all windows know that are written to together (a room)."""
+
+    @property
+    def offset(self) -> int:
+        """Newest message that was written to all of them."""
+
+    @property
+    def written(self) -> int:
+        """How many messages were written to them, since there are any."""
+
+
 class Window:
     """
     One connected page.
@@ -49,9 +61,9 @@ class Window:
         carrier: The connection that it came over.
         identity: Whose it is and until when.
         epoch: Of the store that its positions are of.
-        offset: Newest message that was written to it, or that it had before.
         has_manual_acks: Whether only its `ack` moves the delivered mark.
         is_live: Whether its replay is over and it gets what is new.
+        level: With whom it is written to; `None` = alone.
         is_warned: Whether it was told that its token is about to expire.
         warning_s: How long before the token's end it is told.
         connected_s: Unix time.
@@ -59,6 +71,8 @@ class Window:
     """
 
     __slots__ = (
+        "_answers_from",
+        "_offset",
         "carrier",
         "connected_s",
         "epoch",
@@ -66,7 +80,7 @@ class Window:
         "identity",
         "is_live",
         "is_warned",
-        "offset",
+        "level",
         "sid",
         "warning_s",
     )
@@ -85,9 +99,11 @@ class Window:
         self.sid = sid
         self.carrier = carrier
         self.epoch = epoch
-        self.offset = offset
+        self._offset = offset
         self.has_manual_acks = has_manual_acks
         self.is_live = False
+        self.level: Level | None = None
+        self._answers_from = 0  # what was written to its level before can be answered
         self.connected_s = connected_s
         self.renew(identity, now_s=connected_s)
 
@@ -95,6 +111,34 @@ class Window:
     def user(self) -> str:
         """Whose window it is."""
         return self.identity.user
+
+    @property
+    def offset(self) -> int:
+        """Newest message that was written to it, or that it had before."""
+        return self._offset if self.level is None else self.level.offset
+
+    @offset.setter
+    def offset(self, offset: int) -> None:
+        """Note what was written to it alone."""
+        self._offset = offset
+
+    def join_level(self, level: Level) -> None:
+        """Be written to together with others, who have had the same."""
+        self.level = level
+        self._answers_from = level.written
+
+    def leave_level(self) -> None:
+        """Be written to alone, from where all of them are."""
+        self.carrier.expect_answers(self.take_written())
+        self._offset = self.offset
+        self.level = None
+
+    def take_written(self) -> int:
+        """Count what was written to it with others since this was asked last."""
+        if self.level is None:
+            return 0
+        before, self._answers_from = self._answers_from, self.level.written
+        return self._answers_from - before
 
     @property
     def delivers_by_writing(self) -> bool:
