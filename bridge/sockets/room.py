@@ -9,9 +9,8 @@ they have read, and how many answers their pages may send, is known by the room.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from bridge.core.frames import Burst
 from bridge.core.message import Stored
 from bridge.sockets.window import Window
 
@@ -116,41 +115,33 @@ class Room:
         window.join_level(self)
         return True
 
-    def write(
-        self,
-        burst: Burst,
-        upto: int,
-        *,
-        at_most: int,
-        shut: Callable[["Room", Window], None],
-    ) -> int:
+    def write(self, frames: bytes, *, at_most: int) -> Sequence[Window]:
         """
-        Write `burst` to every window of `level`, which have then had all up to `upto`.
+        Write `frames` to every window of `level`; `advance` says what was in them.
+
+        A fault half-way is a hole at the next message, and closed from the inbox; what
+        some windows had of it they get again.
 
         Args:
-            burst: May be empty, if all of it has expired.
-            upto: The last offset that it is about.
+            frames: Of websockets.
             at_most: Bytes that may wait for one page.
-            shut: Called with each window that would have more waiting: it got nothing.
 
         Returns:
-            How many windows it was written to.
-
-        A fault half-way leaves `offset` as it was. That is a hole at the next message, and
-        closed from the inbox; what some windows had of it they get again.
+            The windows that would have more waiting, and got nothing: shut their gates.
 
         """
-        frames = burst.frames
         full: list[asyncio.Transport] = []
-        if frames:
-            at_most -= len(frames)
-            for transport in self._transports:
-                if transport.get_write_buffer_size() > at_most:
-                    full.append(transport)
-                else:
-                    transport.write(frames)
-        for window in [self.level[self._transports.index(each)] for each in full]:
-            shut(self, window)
-        self.offset = upto
-        self.written += len(burst.packets)
-        return len(self.level)
+        at_most -= len(frames)
+        for transport in self._transports:
+            if transport.get_write_buffer_size() > at_most:
+                full.append(transport)
+            else:
+                transport.write(frames)
+        if not full:
+            return ()
+        return [self.level[self._transports.index(each)] for each in full]
+
+    def advance(self, offset: int, *, written: int) -> None:
+        """Know that `level` has had everything up to `offset`, so many messages of it now."""
+        self.offset = offset
+        self.written += written

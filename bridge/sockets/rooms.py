@@ -182,33 +182,36 @@ class Rooms:
         everything = burst(news, epoch=epoch, now_s=now_s)
         # A hole: some of the feed never arrived. The inbox has it.
         before = first - 1 if last - first + 1 == len(news) else last
+        if room.offset == before and room.level and not room.others:  # as nearly always
+            windows = self._write_level(room, everything, last)
+            if len(everything.packets) < len(news):
+                news = self._note_expired(news, everything, now_s)
+            self._note(news, [windows] * len(news), now_s)
+            return windows * len(news)
         written: list[_Written] = []
-        is_delivered = False
-        if room.level and room.offset < last:  # else it has read so far already
-            written.append(self._write_level(room, everything, before, last))
-            is_delivered = room.marks_by_writing
-        if room.others:
-            is_delivered |= self._write_others(
-                room, everything, (before, last), written
-            )
-        if is_delivered and everything.packets:
-            self._mark_delivered(room.user, everything.packets[-1][0])
-        self._note(news, everything, written, now_s)
-        return sum([len(part.packets) * windows for part, windows in written])
-
-    def _write_level(
-        self, room: Room, everything: Burst, before: int, last: int
-    ) -> _Written:
-        """Write to the windows that have had the same; return what, and to how many."""
-        part = everything
         if room.offset < before:
             for window in tuple(room.level):
                 self._shut_gate(room, window)
-        elif room.offset > before:
-            part = everything.after(room.offset)
-        return part, room.write(
-            part, last, at_most=self.outbound_bytes, shut=self._shut_gate
-        )
+        if room.level and room.offset < last:  # else it has read so far already
+            at = room.offset
+            part = everything if at == before else everything.after(at)
+            written.append((part, self._write_level(room, part, last)))
+        self._write_others(room, everything, (before, last), written)
+        if len(everything.packets) < len(news):
+            news = self._note_expired(news, everything, now_s)
+        self._note(news, _windows_of_each(news, written), now_s)
+        return sum([len(part.packets) * windows for part, windows in written])
+
+    def _write_level(self, room: Room, part: Burst, last: int) -> int:
+        """Write to the windows that have had the same; returns how many took it."""
+        packets = part.packets
+        if packets:
+            for window in room.write(part.frames, at_most=self.outbound_bytes):
+                self._shut_gate(room, window)
+            if room.marks_by_writing:
+                self._mark_delivered(room.user, packets[-1][0])
+        room.advance(last, written=len(packets))
+        return len(room.level)
 
     def _write_others(
         self,
@@ -216,8 +219,8 @@ class Rooms:
         everything: Burst,
         about: tuple[int, int],
         written: list[_Written],
-    ) -> bool:
-        """Write to the windows that are alone, noting what; true if that delivers it."""
+    ) -> None:
+        """Write to the windows that are alone, noting what."""
         before, last = about
         is_delivered = False
         for window in tuple(room.others):
@@ -225,29 +228,20 @@ class Rooms:
             if at >= last:
                 continue
             part = everything if at <= before else everything.after(at)
-            if at < before or not window.carrier.write_burst(part):
+            if at < before or (part.packets and not window.carrier.write_burst(part)):
                 self._shut_gate(room, window)
                 continue
             window.offset = last
             written.append((part, 1))
             is_delivered = is_delivered or window.delivers_by_writing
+        if is_delivered and everything.packets:
+            self._mark_delivered(room.user, everything.packets[-1][0])
         room.lift_others()
-        return is_delivered
 
     def _note(
-        self,
-        news: Sequence[Stored],
-        everything: Burst,
-        written: Sequence[_Written],
-        now_s: float,
+        self, news: Sequence[Stored], windows: Sequence[int], now_s: float
     ) -> None:
         """Let the journal know to how many windows each of `news` was written."""
-        if len(everything.packets) < len(news):
-            news = self._note_expired(news, everything, now_s)
-        windows = [0] * len(news)
-        for part, number in written:  # the last ones of the burst, each time
-            for place in range(len(news) - len(part.packets), len(news)):
-                windows[place] += number
         if any(windows):
             self.journal.written(news, windows, at_s=now_s)
             if self.tracing is not None:
@@ -269,6 +263,17 @@ class Rooms:
         room.shut_gate(window)
         self._metrics.fell_behind.inc()
         self._catch_up(window)
+
+
+def _windows_of_each(
+    news: Sequence[Stored], written: Sequence[_Written]
+) -> Sequence[int]:
+    """Return to how many windows each of `news` went; parts are its last ones."""
+    windows = [0] * len(news)
+    for part, number in written:
+        for place in range(len(news) - len(part.packets), len(news)):
+            windows[place] += number
+    return windows
 
 
 def _expired(stored: Stored, now_s: float) -> Happening:
