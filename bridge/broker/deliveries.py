@@ -158,8 +158,9 @@ class Intake:
         """
         while True:
             session = self._session
-            if session is not None and session.waiting:
-                await _let_gather(session)
+            if session is not None and (waiting := session.waiting):
+                if waiting > _BACKLOG:
+                    await _let_gather(session)
                 batch = session.take_out(self._limits)
                 if batch is not None:
                     self._handed = batch
@@ -355,6 +356,6 @@ async def _let_gather(session: IntakeSession) -> None:
     Each turn of the loop receives once more, and waits for nothing.
     """
     count = 0
-    while session.waiting > max(count, _BACKLOG):
+    while session.waiting > count:
         count = session.waiting
         await asyncio.sleep(0)

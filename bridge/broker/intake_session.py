@@ -28,12 +28,13 @@ _LOOK_EACH_S: Final = 1.0
 Work = Callable[[], Coroutine[Any, Any, None]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """
     Deliveries that are settled together, those of one queue oldest first.
 
-    Its session is known to `Intake` only: tags mean nothing on another one.
+    Its session is known to `Intake` only: tags mean nothing on another one. Nobody changes
+    one; not frozen all the same, because that would take three times as long to make.
 
     Attributes:
         deliveries: At least one.
