@@ -26,10 +26,20 @@ _END: Final = 0xCE
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """How much one batch may hold; one delivery fits whatever its size."""
+    """
+    How much one batch may hold; one delivery fits whatever its size.
 
-    deliveries: int = 1000
+    Attributes:
+        deliveries: In one batch. What is more has to wait, as long as all that takes.
+        body_bytes: In one batch.
+        waiting_bytes: Of bodies that wait to be taken out of one queue. Prefetch bounds
+            them by number alone, which is not enough where messages are large.
+
+    """
+
+    deliveries: int = 2000
     body_bytes: int = 4 << 20
+    waiting_bytes: int = 64 << 20
 
 
 class ConsumerSession:
@@ -45,8 +55,10 @@ class ConsumerSession:
         look: asyncio.Event,
         metrics: Metrics,
         write: Callable[[bytes], bool],
+        waiting_max_bytes: int,
     ) -> None:
         self.queue = queue
+        self._waiting_max_bytes = waiting_max_bytes
         self._channel = channel
         self._write = write
         self._timeout_s = timeout_s
@@ -57,6 +69,9 @@ class ConsumerSession:
         self._look = look
         self._settled = asyncio.Event()
         self._waiting: list[Delivery] = []
+        self._waiting_bytes = 0
+        # Once too many bytes have come: how many deliveries may be in flight with ease.
+        self.fitting: int | None = None
         # Tags count from 1 on each channel, so two numbers tell how many are in flight.
         self._last_tag = 0
         self._acked_tag = 0
@@ -125,6 +140,11 @@ class ConsumerSession:
         if self._is_leaving:
             return  # never looked at: it goes back as it came
         self._waiting.extend(deliveries)
+        self._waiting_bytes += sum([len(delivery.body) for delivery in deliveries])
+        if self._waiting_bytes > self._waiting_max_bytes and len(self._waiting) > 1:
+            self.fitting = max(1, len(self._waiting) // 2)
+            self.leave()  # what comes on top is not looked at, and goes back
+            self._look.set()
         self._last_tag = deliveries[-1].tag
         self._arrivals.append((self._last_tag, time.monotonic()))
         self._metrics.consumed.inc(len(deliveries))
@@ -141,6 +161,7 @@ class ConsumerSession:
             count += 1
         taken = self._waiting[:count]
         del self._waiting[:count]
+        self._waiting_bytes -= sum([len(delivery.body) for delivery in taken])
         return taken
 
     async def start(self, prefetch_count: int) -> None:

@@ -51,7 +51,7 @@ class Intake:
         queue: The queue to consume.
         shards: If given, says what is declared and consumed, in place of these two.
         prefetch_count: Deliveries that may be in flight, 1 to 65535.
-        limits: How much one batch may hold.
+        limits: How much one batch may hold, and how much may wait.
 
     """
 
@@ -161,7 +161,7 @@ class Intake:
             if session is not None and (waiting := session.waiting):
                 if waiting > _BACKLOG:
                     await _let_gather(session)
-                batch = session.take_out(self._limits)
+                batch = session.take_out()
                 if batch is not None:
                     self._handed = batch
                     return batch
@@ -255,6 +255,7 @@ class Intake:
                 timeout_s=self._address.timeout_s,
                 arrived=self._arrived,
                 metrics=self._metrics,
+                limits=self._limits,
                 may_vanish=self._shards is not None,
             )
             self._session = session

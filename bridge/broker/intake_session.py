@@ -70,6 +70,7 @@ class IntakeSession:
             rounded up to the same number for each.
         timeout_s: For each single call to the broker.
         arrived: Set when there is something to take.
+        limits: How much may wait here.
         may_vanish: Whether a queue that is gone ends the session in order, as `leave`
             does, and not as a failure.
 
@@ -84,9 +85,11 @@ class IntakeSession:
         timeout_s: float,
         arrived: asyncio.Event,
         metrics: Metrics,
+        limits: BatchLimits,
         may_vanish: bool = False,
     ) -> None:
         self.queues = queues
+        self._limits = limits
         self._prefetch_count = prefetch_count
         self._connection = connection
         self._may_vanish = may_vanish
@@ -166,6 +169,7 @@ class IntakeSession:
             look=self._look,
             metrics=self._metrics,
             write=self._connection.write,
+            waiting_max_bytes=self._limits.waiting_bytes,
         )
         self._connection.reader.takers[consumer.channel_number] = consumer.take_in
         self._consumers.append(consumer)
@@ -202,8 +206,9 @@ class IntakeSession:
             consumer.leave()
         self._look.set()
 
-    def take_out(self, limits: BatchLimits) -> Batch | None:
+    def take_out(self) -> Batch | None:
         """Hand over the oldest of what waits in each queue; ``None`` if nothing does."""
+        limits = self._limits
         if len(self._consumers) == 1:
             (consumer,) = self._consumers
             if not consumer.waiting:
@@ -263,6 +268,8 @@ class IntakeSession:
 
         """
         while True:
+            if not self._is_closing:
+                self._allow_for_large()
             if self._has_new_prefetch and not self._is_closing:
                 self._has_new_prefetch = False
                 await self._consume_anew()
@@ -283,9 +290,18 @@ class IntakeSession:
             if not consumer.in_flight:
                 await self.drop(consumer)
 
+    def _allow_for_large(self) -> None:
+        """Lower the prefetch, until the next session, where too many bytes have come."""
+        fitting = [one.fitting for one in self._consumers if one.fitting is not None]
+        if fitting:
+            self.prefetch_count = min(fitting) * len(self.queues)
+            self._has_new_prefetch = True
+            log.warning("intake.large_messages", prefetch=self.prefetch_count)
+
     async def _consume_anew(self) -> None:
         for consumer in list(self._consumers):
-            if not consumer.is_leaving:  # else it is consumed anew, whoever does it
+            # One that is given away is consumed anew by whoever does that.
+            if consumer.fitting is not None or not consumer.is_leaving:
                 await self.give_away(consumer)
                 await self.consume(consumer.queue)
 

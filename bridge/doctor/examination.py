@@ -12,7 +12,7 @@ from bridge.doctor.peers import key_set_finding, running_bridge_findings
 from bridge.doctor.redis import redis_findings
 from bridge.doctor.secrets import secret_findings, setting_findings
 from bridge.doctor.shards import look_at_shards
-from bridge.doctor.vhost import Hold, vhost_findings
+from bridge.doctor.vhost import vhost_findings
 from bridge.errors import ConfigError
 from bridge.names import BrokerNames, ExitCode
 from bridge.options import (
@@ -75,12 +75,11 @@ async def _broker_findings(settings: Settings) -> AsyncIterator[Finding]:
     if is_reached:
         for finding in shards.findings:
             yield finding
-        hold = Hold(settings.prefetch, settings.max_message_bytes)
         async for finding in vhost_findings(
             management_of(settings, timeout_s=settings.broker_timeout),
             wanted,
             names,
-            hold=hold,
+            prefetch_count=settings.prefetch,
             clock_limit_s=settings.jwt_leeway,
         ):
             yield finding

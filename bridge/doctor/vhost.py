@@ -5,7 +5,6 @@ Without the API these lines say that nothing is known, and how it could be.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from bridge.broker.management import Management, ManagementError
@@ -24,18 +23,9 @@ from bridge.names import BrokerNames
 _ACK_TIMEOUT_S: Final = 1800.0  # RabbitMQ's default
 # A store on a slow disk settles so many a second; see docs/measurements.md for fast ones.
 _SLOW_PACE: Final = 100
-_MEMORY_NOTE_BYTES: Final = 1 << 30
 # As rabbitmqctl calls them, and where the API has them.
 _KINDS: Final = {"policy": "policies", "operator_policy": "operator-policies"}
 _ASK_ABOUT: Final = "policies, bindings and clock"
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """What the bridge may hold unacked."""
-
-    prefetch_count: int
-    message_bytes: int
 
 
 async def vhost_findings(
@@ -43,7 +33,7 @@ async def vhost_findings(
     wanted: Topology,
     names: BrokerNames,
     *,
-    hold: Hold,
+    prefetch_count: int,
     clock_limit_s: float,
 ) -> AsyncIterator[Finding]:
     """
@@ -53,7 +43,7 @@ async def vhost_findings(
         management: `None` if no URL is set.
         wanted: What the bridge declares.
         names: Of its queues.
-        hold: What it may hold unacked.
+        prefetch_count: How much it may hold unacked.
         clock_limit_s: Clocks that are further apart are wrong.
 
     """
@@ -78,7 +68,7 @@ async def vhost_findings(
         except ManagementError as exc:
             yield unknown(_ASK_ABOUT, f"the management API cannot be asked: {exc}")
     yield prefetch_finding(
-        hold,
+        prefetch_count,
         ack_timeout_s=min(
             ack_timeout_s(policies, queue.name)
             for queue in wanted.queues
@@ -87,22 +77,16 @@ async def vhost_findings(
     )
 
 
-def prefetch_finding(hold: Hold, *, ack_timeout_s: float) -> Finding:
+def prefetch_finding(prefetch_count: int, *, ack_timeout_s: float) -> Finding:
     """Compare what may be in flight with how long the broker waits for an ack."""
-    count = hold.prefetch_count
-    needed_s = count / _SLOW_PACE
+    needed_s = prefetch_count / _SLOW_PACE
     text = (
-        f"{count} in flight are settled within {needed_s:g} s at a slow "
+        f"{prefetch_count} in flight are settled within {needed_s:g} s at a slow "
         f"{_SLOW_PACE}/s; the broker waits {ack_timeout_s:g} s for an ack"
     )
-    held_bytes = count * hold.message_bytes
     if needed_s >= ack_timeout_s:
         mend = f"BRIDGE_PREFETCH={max(1, int(ack_timeout_s * _SLOW_PACE / 2))}"
         return wrong("prefetch", text, mend=mend)
-    if held_bytes > _MEMORY_NOTE_BYTES:
-        size = f"{held_bytes / (1 << 30):.1f} GiB"
-        text += f"; at BRIDGE_MAX_MESSAGE_BYTES each they would take {size} of memory"
-        return note("prefetch", text, mend="lower BRIDGE_PREFETCH")
     return ok("prefetch", text)
 
 

@@ -94,9 +94,9 @@ class Settings(BaseSettings):
         pattern=_NAMESPACE,
     )
     prefetch: Count = _reloadable(
-        500,
+        4000,
         "Messages that the broker hands over before it wants an ack (1 to 65535), over all "
-        "shards together.",
+        "shards together. Fewer where they are large: at most 64 MiB wait for each shard.",
     )
     shards: ShardCount = _fixed(
         1,

@@ -160,6 +160,45 @@ async def test_a_batch_holds_what_waits_within_its_limits(
     assert sizes == [[10, 10, 10, 10], [10], [150], [60], [60]]
 
 
+async def test_large_messages_are_taken_in_smaller_numbers(
+    address: BrokerAddress,
+    wanted: Topology,
+    names: BrokerNames,
+    metrics: Metrics,
+    raw: Raw,
+) -> None:
+    """A prefetch that is fine for small ones would fill the memory with large ones."""
+    intake = Intake(
+        address,
+        wanted,
+        queue=names.inbound_queue(),
+        prefetch_count=40,
+        metrics=metrics,
+        limits=BatchLimits(body_bytes=1000, waiting_bytes=1000),
+    )
+    bodies = [b"%02d" % number + b"x" * 98 for number in range(40)]
+    taker = Taker(intake)
+    async with running(intake):
+        await taker.consuming()
+        for body in bodies:
+            await raw.publish(names.messages, body=body)
+        await eventually(lambda: intake.in_flight > 10)
+        first = await taker.next()
+        taker.taken += first.deliveries
+        assert await intake.ack(first)
+        await taker.take(40)
+        assert metrics.registry.get_sample_value("bridge_in_flight") == 0
+
+        for body in bodies:  # now there is room for five or so
+            await raw.publish(names.messages, body=body)
+        await eventually(lambda: intake.in_flight > 0)
+        assert intake.in_flight < 10
+        await taker.take(80)
+
+    assert taker.bodies == bodies * 2
+    assert reconnects(metrics, "consume") == 0
+
+
 async def test_what_is_in_flight_can_still_be_acked_after_consuming_stopped(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames
 ) -> None:

@@ -34,7 +34,7 @@ def test_flags_win_then_environment_then_file_then_default(
     toml: Path, environment: pytest.MonkeyPatch
 ) -> None:
     """So a flag at the command line can always try something out."""
-    assert load_settings().prefetch == 500
+    assert load_settings().prefetch == 4000
     assert load_settings(config_file=str(toml)).prefetch == 9
     environment.setenv("BRIDGE_PREFETCH", "7")
     assert load_settings(config_file=str(toml)).prefetch == 7
