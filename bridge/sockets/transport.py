@@ -105,11 +105,6 @@ class Carrier:
         return "polling" if self._wire is None else "websocket"
 
     @property
-    def is_written_at_once(self) -> bool:
-        """Whether what is sent goes straight to the page, not into a queue."""
-        return self._wire is not None and not self.closed
-
-    @property
     def transport(self) -> asyncio.Transport | None:
         """Where frames may be written at once, past this; ``None`` = nowhere (now)."""
         return None if self._wire is None or self.closed else self._wire.transport

@@ -147,7 +147,7 @@ class Window:
         Not with manual acks, and not while it polls: then a message is delivered when
         it is fetched.
         """
-        return not self.has_manual_acks and self.carrier.is_written_at_once
+        return not self.has_manual_acks and self.carrier.transport is not None
 
     def tell(self, event: str, data: object) -> None:
         """Send one of the bridge's own events."""

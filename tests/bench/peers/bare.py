@@ -91,7 +91,7 @@ def main() -> None:
     """Serve until it is ended."""
     consumer = Consumer(os.environ["AMQP_URL"])
     exchange, queue = os.environ["EXCHANGE"].encode(), os.environ["QUEUE"].encode()
-    broker = consumer.consume(exchange, queue, 500)
+    broker = consumer.consume(exchange, queue, 4000)
     windows: dict[bytes, socket.socket] = {}
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     print(f"listening {listener.getsockname()[1]}", flush=True)

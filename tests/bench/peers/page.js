@@ -9,7 +9,7 @@ const jwt = require("jsonwebtoken");
 const { Server } = require("socket.io");
 
 const { AMQP_URL, EXCHANGE, QUEUE, JWT_SECRET } = process.env;
-const PREFETCH = 500;
+const PREFETCH = 4000;
 const ACK_EACH = Number(process.env.ACK_EACH ?? 100);
 const ACK_AFTER_MS = 20;
 

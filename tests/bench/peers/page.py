@@ -15,7 +15,7 @@ import uvloop
 from aiohttp import web
 
 SECRET = os.environ["JWT_SECRET"]
-PREFETCH = 500
+PREFETCH = 4000
 
 sio = socketio.AsyncServer(async_mode="aiohttp")
 
