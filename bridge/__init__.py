@@ -12,6 +12,7 @@ The map of the house, floor by floor; imports only point down:
     sockets          windows: engine.io and socket.io, over websockets and polling
     auth             tokens and keys
     schema_folder    the files that say what the data of events may be
+    fencing          keeps a bridge out that stores after it has lost a queue
     pump             deliveries -> inbox -> settlement: the heart, read it first
     web              HTTP doors: public and operator's with its API, the demo page
     options          what each room is told of the settings

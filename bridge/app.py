@@ -34,6 +34,7 @@ from bridge.names import BrokerNames
 from bridge.operators import Operators, Parts
 from bridge.options import (
     broker_address,
+    fencing_of,
     fleet_of,
     inbox_of,
     legacy_door,
@@ -142,6 +143,7 @@ class Bridge:
             shards=plan,
         )
         self.publisher.queue_of = self.intake.queue_of
+        fencing = fencing_of(self.inbox, self.intake, self.metrics)
         self.pump = Pump(
             intake=self.intake,
             inbox=self.inbox,
@@ -152,6 +154,7 @@ class Bridge:
             schemas=schemas_of(settings),
             pace_s=pace_s(settings),
             journal=self.journal,
+            append=fencing.append if fencing else None,
         )
         self.messages = MessagePublisher(self.publisher, names)
         self.metrics.ready.set_function(lambda: not self.unready_reasons())

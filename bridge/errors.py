@@ -10,6 +10,7 @@ The tree of errors: the type says what to do, the attributes say what happened.
     │  ├─ KeysUnavailableError
     │  └─ OperatorUnreachableError
     ├─ StaleBatchError   the deliveries in hand will come again: drop them
+    │  └─ HandedOverError  to another bridge, which has their queue by now
     ├─ TopologyError     the broker has something else under our name; exit code 1
     ├─ PublishRefusedError  the broker will not take this message
     ├─ OperatorRefusedError the bridge's own API says no to a command
@@ -114,6 +115,17 @@ class StaleBatchError(BridgeError):
 
     def __str__(self) -> str:
         return "the connection that brought these deliveries is gone; they come again"
+
+
+class HandedOverError(StaleBatchError):
+    """Another bridge has the queue that a batch came from; the store took nothing of it."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(queue)
+        self.queue = queue
+
+    def __str__(self) -> str:
+        return f"another bridge has queue {self.queue} by now; what is in hand comes to that one"
 
 
 class TopologyError(BridgeError):

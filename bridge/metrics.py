@@ -114,6 +114,11 @@ class Metrics:
             "Deliveries taken and not yet settled.",
             registry=registry,
         )
+        self.handed_over = Counter(
+            "bridge_handed_over_batches",
+            "Batches that the store refused, because another bridge had the queue by then.",
+            registry=registry,
+        )
         self.shards_active = Gauge(
             "bridge_shards_active",
             "Shards whose deliveries come to this bridge, as far as one came.",

@@ -5,6 +5,8 @@ from typing import Final
 
 from bridge.auth.jwt import TokenRules
 from bridge.broker.connection import BrokerAddress
+from bridge.broker.deliveries import Intake
+from bridge.broker.intake_session import Batch
 from bridge.broker.management import MANAGEMENT_WITHIN_S, Management
 from bridge.broker.shards import ShardPlan
 from bridge.core.addresses import parse_networks
@@ -12,12 +14,14 @@ from bridge.core.event_schemas import EventSchemas
 from bridge.core.origins import OriginRules
 from bridge.core.redis_address import is_redis, parse_redis
 from bridge.errors import ConfigError
+from bridge.fencing import Fencing
 from bridge.inbox.carried import Target
 from bridge.inbox.memory import MemoryInbox, Retention
 from bridge.inbox.redis import RedisInbox
 from bridge.inbox.redis_carry import redis_target
 from bridge.inbox.redis_fleet import RedisFleet
 from bridge.inbox.sqlite import SqliteInbox
+from bridge.metrics import Metrics
 from bridge.names import BrokerNames
 from bridge.schema_folder import load_schemas
 from bridge.settings.model import Settings
@@ -76,6 +80,15 @@ def inbox_of(settings: Settings) -> MemoryInbox | RedisInbox | SqliteInbox:
     if kind == "sqlite":
         return SqliteInbox(path, retention(settings))
     return MemoryInbox(retention(settings))
+
+
+def fencing_of(
+    inbox: MemoryInbox | RedisInbox | SqliteInbox, intake: Intake, metrics: Metrics
+) -> Fencing[Batch] | None:
+    """Return what keeps bridges out that lost their queue, if the store is shared."""
+    if isinstance(inbox, RedisInbox):
+        return Fencing(intake, inbox, metrics=metrics)
+    return None
 
 
 def fleet_of(settings: Settings) -> RedisFleet | None:

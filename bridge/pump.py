@@ -7,8 +7,8 @@ dead letters and not acked is set aside twice.
 
 One batch is settled at a time, so order per user holds. While it is settled the next one
 gathers at the broker room's door: when there is little to do batches are small and quick,
-when there is much they are large and cheap. A store that is away makes the pump wait,
-never overtake; prefetch bounds what waits with it and the broker keeps the rest.
+when there is much they are large and cheap. A store that is away makes the pump wait, never
+overtake; prefetch bounds what waits with it and the broker keeps the rest.
 """
 
 import asyncio
@@ -58,10 +58,10 @@ _WAS_REDELIVERED: Final = attrgetter("redelivered")
 T = TypeVar("T")
 B = TypeVar("B", bound="Batch")
 _Parsed = tuple[Delivery, Message]
+_Append = Callable[[B, Sequence[Message]], Awaitable[Sequence[int | None]]]
 
-# A refusal too: somebody deleted the queue, it is full, we may not write, or the body is
-# larger than the broker takes by now. An operator can mend each (`problem` says what), and
-# until then the original stays where it is: going on without it would be losing it.
+# A refusal too: the queue was deleted or is full, we may not write, or the body is too large
+# by now. An operator can mend each (`problem` says what); going on would be losing it.
 _AWAY: Final = (TransientError, PublishRefusedError)
 
 
@@ -129,6 +129,7 @@ class Pump(Generic[B]):
         schemas: EventSchemas | None = None,
         pace_s: float = 0.0,
         journal: Journal | None = None,
+        append: _Append[B] | None = None,
         now: Callable[[], float] = time,
     ) -> None:
         """
@@ -142,10 +143,10 @@ class Pump(Generic[B]):
             retry_delays_s: Waits before new attempts at what failed in an unknown way.
             metrics: Counts outcomes.
             schemas: What the data of events must be; ``None`` = any JSON.
-            pace_s: The least time from the start of one batch to that of the next. A
-                store whose commits are dear gets fewer and larger ones; what comes
-                after a pause is never held up by it.
+            pace_s: The least time between the starts of two batches: dear commits become
+                fewer and larger. What comes after a pause is never held up by it.
             journal: Remembers what happened, for operators; ``None`` = one of its own.
+            append: How to append to `inbox` what came with a batch, if it is shared.
             now: Unix time.
 
         """
@@ -155,6 +156,7 @@ class Pump(Generic[B]):
         self.problem: str | None = None  # of a store or broker that it waits for
         self._intake = intake
         self._inbox = inbox
+        self._append = append or (lambda _, messages: inbox.append(messages))
         self._publisher = publisher
         self._retry_delays_s = retry_delays_s
         self._metrics = metrics
@@ -267,7 +269,7 @@ class Pump(Generic[B]):
         messages = [message for _, message in good]
         try:
             offsets = await self._patiently(
-                batch, lambda: self._inbox.append(messages), doing="append"
+                batch, lambda: self._append(batch, messages), doing="append"
             )
         except StaleBatchError:
             raise

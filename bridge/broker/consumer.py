@@ -12,7 +12,9 @@ from typing import Final
 import aiormq
 
 from bridge.broker.connection import broker_call
+from bridge.core.fence import Fence
 from bridge.core.message import Delivery
+from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 
 # Basic.Ack in its frame: AMQP 0-9-1 sections 4.2.3 and 1.8.3.13.
@@ -59,6 +61,7 @@ class ConsumerSession:
     ) -> None:
         self.queue = queue
         self._waiting_max_bytes = waiting_max_bytes
+        self.fence: Fence | None = None  # kept here for whoever stores what it brings
         self._channel = channel
         self._write = write
         self._timeout_s = timeout_s
@@ -171,6 +174,22 @@ class ConsumerSession:
             # The reader takes all deliveries; the callback is never called.
             reply = await self._channel.basic_consume(self.queue, _never_called)
             self._consumer_tag = reply.consumer_tag
+
+    async def confirm(self) -> None:
+        """
+        Hear on the channel of the deliveries that the broker has not cut it off.
+
+        Raises:
+            BrokerUnavailableError: If it has, or does not say.
+
+        """
+        doing = f"ask after {self.queue}"
+        async with broker_call(doing, timeout_s=self._timeout_s):
+            told = await self._channel.queue_declare(self.queue, passive=True)
+        if not told.consumer_count:
+            # What a node says that cannot reach the leader of the queue: then that may
+            # have given the queue away, and only this channel does not know of it.
+            raise BrokerUnavailableError(doing, "its leader does not answer")
 
     def leave(self) -> None:
         """

@@ -193,6 +193,10 @@ class Intake:
             self._seen_marks = []
         return True
 
+    def give_up(self, batch: Batch, problem: str) -> None:
+        """End the session that brought `batch`, and begin a new one."""
+        batch.session.fail(problem)
+
     def queue_of(self, delivery: Delivery) -> str:
         """Return the queue that `delivery`, of the batch handed out last, came from."""
         if self._handed is None:

@@ -47,6 +47,11 @@ class Batch:
     session: "IntakeSession" = field(repr=False, compare=False)
     last: Sequence[tuple[ConsumerSession, int]] = field(repr=False, compare=False)
 
+    @property
+    def consumers(self) -> Sequence[ConsumerSession]:
+        """Who brought them, one for each queue."""
+        return [consumer for consumer, _ in self.last]
+
     def queue_of(self, delivery: Delivery) -> str:
         """Return the queue that one of the deliveries came from."""
         parts = iter(self.last)
@@ -207,7 +212,13 @@ class IntakeSession:
         self._look.set()
 
     def take_out(self) -> Batch | None:
-        """Hand over the oldest of what waits in each queue; ``None`` if nothing does."""
+        """
+        Hand over the oldest of what waits in each queue.
+
+        ``None`` if nothing does, or the session has failed: that comes again.
+        """
+        if self._failure is not None:
+            return None
         limits = self._limits
         if len(self._consumers) == 1:
             (consumer,) = self._consumers

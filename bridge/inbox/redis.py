@@ -25,11 +25,8 @@ Acked means: written as the server's `appendfsync` says, and had by as many repl
 `?replicas=N` asks for. A batch without an answer is tried again under the same number, and a
 server that has stored it says what it said before: nothing is stored twice and nothing
 changes places, with ids or without. In a cluster a batch is one step for each hash tag;
-where it fails in between, the same repetition completes it.
-
-Not fenced off is a bridge that is frozen between taking messages and sending them here,
-while its shard goes to another: its append comes late, after the other's of the same
-messages. Those with an id are known and left out; those without are there twice.
+where it fails in between, the same repetition completes it. A bridge that wakes up with
+messages of a queue that another one has by now is fenced off: see redis_appending.
 """
 
 import asyncio
@@ -39,6 +36,7 @@ from typing import Final
 
 import structlog
 
+from bridge.core.fence import Fence
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import RedisAddress
 from bridge.core.replay import InboxState, Page
@@ -62,16 +60,10 @@ from bridge.inbox.redis_servers import (
     begin,
 )
 from bridge.inbox.redis_wire import MISSING, Answer, Link, Word
-from bridge.names import SyncReason
 
 log = structlog.get_logger(__name__)
 
 _PROBE_S: Final = 1.0
-_REASONS: Final = {
-    0: None,
-    scripts.LIMIT: SyncReason.LIMIT,
-    scripts.EXPIRED: SyncReason.EXPIRED,
-}
 
 
 class RedisInbox:
@@ -264,7 +256,13 @@ class RedisInbox:
 
     # --- writing
 
-    async def append(self, messages: Sequence[Message]) -> list[int | None]:
+    async def claim(self, queue: str) -> Fence:
+        """Give out a token for `queue`, larger than all before; errors as `append`."""
+        return await self._appending.claim(queue, now_s=self._now())
+
+    async def append(
+        self, messages: Sequence[Message], *, fences: Sequence[Fence] = ()
+    ) -> list[int | None]:
         """
         Store `messages` in order, all or none; on the server when it returns.
 
@@ -278,6 +276,8 @@ class RedisInbox:
         Raises:
             StoreUnavailableError: If the server is away or cannot store it now.
             RefusedByRedisError: If it refuses this batch.
+            HandedOverError: If something was stored under a larger token than one of
+                `fences`. In a cluster some of the messages may have been stored.
 
         Cancellation: the messages may or may not have been stored.
 
@@ -285,7 +285,7 @@ class RedisInbox:
         if not messages:
             return []
         return await self._appending.append(
-            messages, retention=self.retention, now_s=self._now()
+            messages, fences=fences, retention=self.retention, now_s=self._now()
         )
 
     async def sweep(self) -> None:
@@ -308,7 +308,11 @@ class RedisInbox:
         self._feed.note_epoch(tag_of(user), epoch)
         mark = self._errands.unwritten_mark(user, epoch)
         return InboxState(
-            epoch, first, last, min(max(delivered, mark), last), _REASONS[reason]
+            epoch,
+            first,
+            last,
+            min(max(delivered, mark), last),
+            scripts.REASONS[reason],
         )
 
     async def read(

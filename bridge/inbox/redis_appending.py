@@ -5,6 +5,15 @@ A batch has a number, and keeps it when it is tried again; what came of the last
 bridge stands beside the messages, written in the same step (see APPEND in redis_scripts).
 On one server a batch is one call. In a cluster it is one for each hash tag in it, sent all
 at once; they may fail one by one, and repeating the batch does those that are missing.
+
+Each call brings the tokens of the queues that its batch is from (why: see bridge.fencing).
+Beside the messages stands the largest token that a call has brought, written in one step
+with its messages; a call with a smaller one stores nothing. A server that lost some of the
+last messages when it became the master, or all, has lost their tokens with them, and takes
+the next one that comes: nothing stands there any more that a late call could come behind.
+The last token that was given out may be lost alone, where a cluster has it on another
+server. So tokens are times, in microseconds, or one more than the last if clocks disagree;
+and whoever is refused claims more than what it was refused for: nobody is kept out twice.
 """
 
 import asyncio
@@ -12,9 +21,10 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
+from bridge.core.fence import Fence
 from bridge.core.message import Message
 from bridge.core.redis_address import RedisAddress
-from bridge.errors import StoreUnavailableError
+from bridge.errors import HandedOverError, StoreUnavailableError
 from bridge.inbox import redis_scripts as scripts
 from bridge.inbox.memory import Retention
 from bridge.inbox.redis_elements import pack, tag_of
@@ -24,6 +34,7 @@ from bridge.inbox.redis_wire import Answer, Word
 
 # How long replicas may take to follow.
 _REPLICAS_MS: Final = 1000
+_MICROSECONDS: Final = 1_000_000
 
 
 class Appending:
@@ -46,6 +57,7 @@ class Appending:
         self._session = secrets.token_hex(6)
         self._number = 0
         self._unsettled: Sequence[Message] | None = None
+        self._passed_by = 0  # the largest token that something was refused for
         self.problem: str | None = None
         self.is_refused = asyncio.Event()
 
@@ -54,8 +66,22 @@ class Appending:
         self.problem = None
         self.is_refused.clear()
 
+    async def claim(self, queue: str, *, now_s: float) -> Fence:
+        """Give out a token; see `RedisInbox.claim`."""
+        least = max(int(now_s * _MICROSECONDS), self._passed_by + 1)
+        prefix = self._prefixes[0]
+        token = await self._servers.of(0).run_script(
+            scripts.CLAIM, prefix, queue, least, key=f"{prefix}h"
+        )
+        return Fence(queue, int(token))
+
     async def append(
-        self, messages: Sequence[Message], *, retention: Retention, now_s: float
+        self,
+        messages: Sequence[Message],
+        *,
+        fences: Sequence[Fence],
+        retention: Retention,
+        now_s: float,
     ) -> list[int | None]:
         """Store `messages`; see `RedisInbox.append`."""
         if self._unsettled is not messages:
@@ -76,15 +102,26 @@ class Appending:
             self._number,
             b"SPUBLISH" if self._is_cluster else b"PUBLISH",
         )
+        tokens = [word for fence in fences for word in fence]
         waiting = [
-            (users, self._send(head, messages, users)) for users in groups.values()
+            (
+                users,
+                self._send(
+                    (*head, self._prefixes[tag], len(fences), *tokens), messages, users
+                ),
+            )
+            for tag, users in groups.items()
         ]
         offsets: list[int | None] = [None] * len(messages)
         failure: Exception | None = None
         for users, (kept, link_answers) in waiting:
             try:
                 result = await self._result(kept, link_answers)
-            except (StoreUnavailableError, RefusedByRedisError) as exc:
+            except (
+                HandedOverError,
+                StoreUnavailableError,
+                RefusedByRedisError,
+            ) as exc:
                 failure = failure or exc
                 continue
             order = (place for places in users.values() for place in places)
@@ -128,6 +165,10 @@ class Appending:
             self._note_refusal(kept, exc.problem)
             raise
         result, *failure = answers[0]
+        if len(failure) == 3:
+            _, queue, passed_by = failure
+            self._passed_by = max(self._passed_by, int(passed_by))
+            raise HandedOverError(queue.decode())
         if failure:
             error = failure_of(self._address, failure[0].decode(), kept.link)
             self._note_refusal(kept, str(failure[0].decode()))

@@ -5,8 +5,11 @@ The keys of a user, all behind a prefix that ends in the hash tag of the user:
 
     h            a hash: user -> last offset, delivered mark, why older ones are gone;
                  and under the empty name the epoch. So the epoch is gone when they are.
-                 Under a name with a control character, which no user has, stands whose
-                 data they are: the replication id of the server
+                 Under names with a control character, which no user has, stand whose
+                 data they are (the replication id of the server), and the fences: the
+                 largest token that something of a queue was stored under. On one server
+                 all fences are in the first tag; in a cluster each tag has its own.
+                 There is the last token that was given out, too: in the first tag
     u            a sorted set of the users, all with score 0: the operators' index
     m:USER       a list of the messages that are kept, the oldest first
     i:USER       a sorted set of the ids that the user has had, by when
@@ -24,6 +27,8 @@ gets nothing more expires as a whole.
 from dataclasses import dataclass
 from hashlib import sha1
 from typing import Final
+
+from bridge.names import SyncReason
 
 # What a batch's result is remembered for: longer than any bridge tries again.
 _BATCH_MS: Final = 3_600_000
@@ -46,6 +51,7 @@ class Script:
 # The reasons, as they stand in heads.
 LIMIT: Final = 1
 EXPIRED: Final = 2
+REASONS: Final = {0: None, LIMIT: SyncReason.LIMIT, EXPIRED: SyncReason.EXPIRED}
 
 _HEADS: Final = """
 local call = redis.call
@@ -87,16 +93,19 @@ end
 )
 
 # ARGV: now, most messages, greatest age, dedupe window (s), epoch if there is none,
-# session, number of the batch, publish command; then for each user: prefix, user, how many,
-# and for each message id and element.
+# session, number of the batch, publish command, prefix of the fences, how many of them, for
+# each queue and token; then for each user: prefix, user, how many, and for each message id
+# and element.
 # Returns the offsets in words, 0 = had before, x = not stored; and what kept those from it.
+# If the token of a queue was passed: nothing, FENCED, the queue and the token that did.
 APPEND: Final = Script(
     _HEADS
     + f"local BATCH_MS, GRACE_MS = {_BATCH_MS}, {_GRACE_MS}"
     + """
 local now, most, age = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local dedupe, candidate, publish = tonumber(ARGV[4]), ARGV[5], ARGV[8]
-local batch_key = ARGV[9] .. 'b:' .. ARGV[6]
+local fences_end = 10 + 2 * tonumber(ARGV[10])
+local batch_key = ARGV[fences_end + 1] .. 'b:' .. ARGV[6]
 local oldest, out, had, failure, stored = now - age, {}, nil, nil, false
 
 local before = call('GET', batch_key)
@@ -110,6 +119,15 @@ if before then
     had = {}
     for word in string.gmatch(rest, '%S+') do had[#had + 1] = word end
   end
+end
+
+-- What was stored before is said again above, whoever has the queue by now: it changes nothing.
+for k = 11, fences_end, 2 do
+  local key, field = ARGV[9] .. 'h', '\\1fence ' .. ARGV[k]
+  local token, passed_by = tonumber(ARGV[k + 1]), call('HMGET', key, field)[1]
+  local largest = tonumber(passed_by or 0)
+  if token < largest then return {'', 'FENCED', ARGV[k], passed_by} end
+  if token > largest then call('HSET', key, field, ARGV[k + 1]) end
 end
 
 local function publish_news(p, user, epoch, first, fresh)
@@ -193,7 +211,7 @@ local function store(i, p, user, count)
   return results
 end
 
-local i = 9
+local i = fences_end + 1
 while i <= #ARGV do
   local p, user, count = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   i = i + 3
@@ -222,6 +240,17 @@ end
 local words = table.concat(out, ' ')
 call('SET', batch_key, ARGV[7] .. ' ' .. words, 'PX', BATCH_MS)
 return {words, failure}
+"""
+)
+
+# ARGV: prefix, queue, least token. Returns a token, larger than all that were given out.
+CLAIM: Final = Script(
+    """
+local key, field = ARGV[1] .. 'h', '\\1claim ' .. ARGV[2]
+local last = tonumber(redis.call('HMGET', key, field)[1] or 0)
+local token = string.format('%.0f', math.max(last + 1, tonumber(ARGV[3])))
+redis.call('HSET', key, field, token)
+return token
 """
 )
 
@@ -338,4 +367,4 @@ return out
 )
 
 
-ALL: Final = (APPEND, READ, COUNT_EXPIRED, MARK, BEGIN, NEWEST)
+ALL: Final = (APPEND, CLAIM, READ, COUNT_EXPIRED, MARK, BEGIN, NEWEST)

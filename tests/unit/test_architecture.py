@@ -10,7 +10,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 HOUSE = """
 names < errors < core < settings logs metrics tracing < merged_metrics
-< broker inbox sockets auth schema_folder < pump < web < options < operators
+< broker inbox sockets auth schema_folder < fencing pump < web < options < operators
 < app doctor < signals < workers < cli < __main__
 """
 FLOOR = {name: n for n, floor in enumerate(HOUSE.split("<")) for name in floor.split()}

@@ -13,6 +13,7 @@ from bridge.errors import (
     ClientError,
     ConfigError,
     EventRefusedError,
+    HandedOverError,
     KeysUnavailableError,
     LocalNodeError,
     OperatorRefusedError,
@@ -54,6 +55,10 @@ TEXTS: list[tuple[BridgeError, str]] = [
     (
         OperatorRefusedError(404, "there is no such dead letter"),
         "there is no such dead letter",
+    ),
+    (
+        HandedOverError("bridge.inbound.0"),
+        "another bridge has queue bridge.inbound.0 by now; what is in hand comes to that one",
     ),
     (
         StaleBatchError(),

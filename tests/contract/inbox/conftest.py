@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import pytest
 import pytest_asyncio
 
+from bridge.core.fence import Fence
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import parse_redis
 from bridge.inbox.memory import MemoryInbox, Retention
@@ -56,9 +57,11 @@ def sqlite_indexed(
 class StepByStep(RedisInbox):
     """A Redis inbox whose live feed has arrived when `append` returns."""
 
-    async def append(self, messages: Sequence[Message]) -> list[int | None]:
+    async def append(
+        self, messages: Sequence[Message], *, fences: Sequence[Fence] = ()
+    ) -> list[int | None]:
         """Append; what is pushed for it comes before the answer to the next question."""
-        offsets = await super().append(messages)
+        offsets = await super().append(messages, fences=fences)
         await self.check()
         return offsets
 
