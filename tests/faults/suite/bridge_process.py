@@ -59,6 +59,11 @@ class BridgeProcess:
         return self.folder / "control"
 
     @property
+    def log(self) -> Path:
+        """What all of them have said."""
+        return self.folder / "bridge.log"
+
+    @property
     def pid(self) -> int | None:
         """Of the process that runs now."""
         process = self._process
@@ -73,7 +78,7 @@ class BridgeProcess:
 
     async def run(self) -> None:
         """Start it again whenever it has ended, until cancelled; then kill it."""
-        with (self.folder / "bridge.log").open("ab") as log:
+        with self.log.open("ab", buffering=0) as log:
             try:
                 while True:
                     await self._may_run.wait()
@@ -144,6 +149,10 @@ class BridgeProcess:
             return False
         os.kill(self.pid, number)
         return True
+
+    def wake(self) -> bool:
+        """Let it go on where it was frozen; false if it does not run."""
+        return self.send_signal(signal.SIGCONT)
 
     async def _end(self, number: signal.Signals) -> bool:
         process = self._process

@@ -65,6 +65,9 @@ class _Window:
     waiting: set[Name] = field(default_factory=set)  # confirmed and not received
     received: dict[Name, int] = field(default_factory=dict)
     newest_t: dict[str, float] = field(default_factory=dict)
+    newest: dict[str, int] = field(
+        default_factory=dict
+    )  # at a new position, by producer
     epoch: str | None = None
     last: int | None = None
     seen: set[int] = field(default_factory=set)
@@ -264,6 +267,7 @@ class Checker:
         if not event.keeps_place:
             window.epoch = window.last = None
             window.seen = set()
+            window.newest = {}
             window.is_first_chain = False
 
     def _connected(self, event: Connected) -> None:
@@ -295,6 +299,8 @@ class Checker:
             return
         is_new_position = self._take_position(window, event)
         times = window.received.get(name, 0)
+        if is_new_position:
+            self._check_repeats(window, event)
         window.received[name] = times + 1
         window.waiting.discard(name)
         if times == 0:
@@ -339,6 +345,34 @@ class Checker:
         if message.confirmed_t is not None and message.confirmed_t < newest_t:
             self._violate(Violation.ORDER, event)
         window.newest_t[event.producer] = max(newest_t, message.invoked_t)
+
+    def _check_repeats(self, window: _Window, event: Received) -> None:
+        """
+        Compare with what the same producer's message before it is, in the inbox.
+
+        What is stored again is stored with all that stood behind it in the queue. Where
+        something is left out that was there before, a bridge has stored what it had in
+        hand when others had gone on already.
+        """
+        messages = self._users[window.user].messages
+        producer, number = event.producer, event.number
+        before, invoked_t = (
+            window.newest.get(producer),
+            messages[producer, number].invoked_t,
+        )
+        window.newest[producer] = number
+        if before is None or number <= before + 1:
+            return
+        begun_t = messages[producer, before].confirmed_t
+        for left_out in range(before + 1, number):
+            known = messages.get((producer, left_out))
+            if (producer, left_out) not in window.received or known is None:
+                continue
+            # Without an answer, it may have been published in another order.
+            is_between = begun_t is not None and begun_t < known.invoked_t
+            if is_between and known.confirmed_t and known.confirmed_t < invoked_t:
+                self._violate(Violation.ORDER, event)
+                return
 
     def _violate(self, kind: str, event: Event) -> None:
         self._violations[kind] += 1

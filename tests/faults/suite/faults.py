@@ -21,7 +21,7 @@ from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.proxy import Proxy
 from tests.faults.suite.world import World
 
-_PLACE_WITHIN_S: Final = 8.0
+PLACE_WITHIN_S: Final = 8.0
 _LOOK_EACH_S: Final = 0.02
 _BURST_MESSAGES: Final = 60
 _BURST_BYTES: Final = 60_000
@@ -90,7 +90,7 @@ def _kill_at(place: str) -> Work:
             await bridge.arm(place, count=count)
         if place == program.IN_REPLAY:
             world.to_pages.cut()  # so that there is something to replay
-        deadline_s = monotonic() + _PLACE_WITHIN_S
+        deadline_s = monotonic() + PLACE_WITHIN_S
         while [bridge.starts for bridge in bridges] == starts:
             if monotonic() > deadline_s:
                 break

@@ -3,19 +3,23 @@
 import asyncio
 from functools import partial
 from random import Random
+from time import monotonic
 from typing import Final
 
 from tests.faults.suite.faults import (
     COMMON,
+    PLACE_WITHIN_S,
     Fault,
     adds_network_to,
     adds_to,
     freeze_for,
 )
 from tests.faults.suite.fleet import FleetWorld
+from tests.faults.suite.program import FREEZE_BEFORE_APPEND
 from tests.faults.suite.proxy import Proxy
 
 _READY_WITHIN_S: Final = 70.0
+_LOOK_EACH_S: Final = 0.02
 
 FAULTS: Final[list[Fault]] = [*COMMON]
 
@@ -94,6 +98,35 @@ ROLLS: Final = [fault for fault in FAULTS if fault.work is roll]
 async def freeze_long(world: FleetWorld, dice: Random) -> bool:
     """Another one goes on with its work; then it wakes up with old deliveries in hand."""
     return await freeze_for(dice.choice(world.seats).bridge, dice.uniform(20, 35))
+
+
+@_fault(
+    "bridge: frozen between taking and storing, its queue given away",
+    "bridge",
+    "wire",
+    weight=2,
+)
+async def freeze_in_hand(world: FleetWorld, dice: Random) -> bool:
+    """Others have gone on behind what it has in hand when it wakes up and stores that."""
+    seat = dice.choice(world.seats)
+    await seat.bridge.arm(FREEZE_BEFORE_APPEND, count=dice.randint(1, 5))
+    deadline_s = monotonic() + PLACE_WITHIN_S
+    while (  # noqa: ASYNC110 - a process tells by a file
+        seat.bridge.control.exists() and monotonic() < deadline_s
+    ):
+        await asyncio.sleep(_LOOK_EACH_S)
+    if not seat.bridge.disarm():
+        return False
+    try:
+        for way in seat.to_broker:
+            way.refuse()
+            way.cut()
+        await asyncio.sleep(dice.uniform(1, 4))
+    finally:
+        seat.bridge.wake()
+        for way in seat.to_broker:
+            way.mend()
+    return True
 
 
 # --- the cluster

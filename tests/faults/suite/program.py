@@ -3,7 +3,8 @@ The program `bridge`, with places at which it can be told to die.
 
 Production code has no hooks for tests: here its methods are wrapped before it is run.
 A control file arms one place (`PLACE COUNT`); the process removes the file and kills
-itself with SIGKILL when it gets there for the COUNTth time. It ends with its parent, too:
+itself with SIGKILL when it gets there for the COUNTth time; at one place it stops itself
+with SIGSTOP instead, until somebody wakes it. It ends with its parent, too:
 its standard input is a pipe from there.
 
 Run with the environment FAULTS_CONTROL=FILE, and FAULTS_MUTANT=NAME for a bridge that
@@ -33,6 +34,7 @@ AFTER_APPEND: Final = "after_append"
 BEFORE_ACK: Final = "before_ack"
 AFTER_ACK: Final = "after_ack"
 IN_REPLAY: Final = "in_replay"
+FREEZE_BEFORE_APPEND: Final = "freeze_before_append"
 PLACES: Final = (
     BEFORE_APPEND, IN_APPEND, AFTER_APPEND, BEFORE_ACK, AFTER_ACK, IN_REPLAY,
 )  # fmt: skip
@@ -122,6 +124,8 @@ def _around_append(places: Places) -> Callable[[Method], Method]:
         wrapped = around(method)
 
         async def changed(*args: Any, **kwargs: Any) -> Any:
+            if places.is_armed(FREEZE_BEFORE_APPEND):
+                os.kill(os.getpid(), signal.SIGSTOP)
             if places.is_armed(IN_APPEND):
                 # By a clock, so that it hits whatever the store is doing then.
                 delay_s = random.random() * _APPEND_AT_MOST_S  # noqa: S311 - no secret
@@ -156,8 +160,8 @@ def swap() -> None:
     """Store each batch backwards."""
 
     def change(method: Method) -> Method:
-        async def changed(self: Any, messages: Sequence[Any]) -> Any:
-            offsets = await method(self, messages[::-1])
+        async def changed(self: Any, messages: Sequence[Any], **kwargs: Any) -> Any:
+            offsets = await method(self, messages[::-1], **kwargs)
             return offsets[::-1]
 
         return changed
@@ -170,7 +174,7 @@ def forget_ids() -> None:
     """Store messages as if they had no id: what is published again comes twice."""
 
     def change(method: Method) -> Method:
-        async def changed(self: Any, messages: Sequence[Any]) -> Any:
+        async def changed(self: Any, messages: Sequence[Any], **kwargs: Any) -> Any:
             bare = [
                 type(message)(
                     message.user, message.event, message.data,
@@ -178,7 +182,20 @@ def forget_ids() -> None:
                 )
                 for message in messages
             ]  # fmt: skip
-            return await method(self, bare)
+            return await method(self, bare, **kwargs)
+
+        return changed
+
+    for store in store_classes():
+        _wrap(store, "append", change)
+
+
+def forget_fences() -> None:
+    """Store whatever is in hand, whoever has the queue by now."""
+
+    def change(method: Method) -> Method:
+        async def changed(self: Any, messages: Sequence[Any], **_: Any) -> Any:
+            return await method(self, messages)
 
         return changed
 
@@ -190,6 +207,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "ack_before_append": ack_before_append,
     "swap": swap,
     "forget_ids": forget_ids,
+    "forget_fences": forget_fences,
 }
 
 

@@ -202,6 +202,28 @@ def test_a_message_without_an_id_may_be_stored_twice_and_is_counted() -> None:
     assert verdict.counts["copies of messages without id"] == 1
 
 
+def test_what_is_stored_again_is_stored_with_all_that_stood_behind_it() -> None:
+    """The queue has it all once more: the inbox goes back, and then on, in order."""
+    publishes = [event for number in (1, 2, 3, 4) for event in publish(number, number)]
+    numbers = [1, 2, 3, 2, 3, 4]
+    events = [opened(), *publishes]
+    events += [got(9, number, offset) for offset, number in enumerate(numbers, 1)]
+
+    assert check(events).is_good
+
+
+def test_old_messages_that_are_stored_behind_newer_ones_are_out_of_order() -> None:
+    """A bridge was frozen with 2 in hand, and others had gone on up to 4."""
+    publishes = [
+        event for number in (1, 2, 3, 4, 5) for event in publish(number, number)
+    ]
+    numbers = [1, 2, 3, 4, 2, 5]
+    events = [opened(), *publishes]
+    events += [got(9, number, offset) for offset, number in enumerate(numbers, 1)]
+
+    assert violations(events) == {Violation.ORDER: 1}
+
+
 def test_positions_have_no_holes_and_never_go_back() -> None:
     """A hole is something missed without a word, even if nobody had a confirm for it."""
     base = [opened(), *publish(1, 1), *publish(2, 2)]
