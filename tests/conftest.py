@@ -17,6 +17,7 @@ from blockbuster import blockbuster_ctx
 
 from bridge.broker.local_node import LocalNode
 from bridge.broker.topology import HASH_PLUGIN
+from tests.guard import be_guarded
 
 # Scales every limit of the tests for slow machines. Not BRIDGE_*: those are settings,
 # and the bridge refuses those that it does not know.
@@ -26,7 +27,8 @@ _POLL_S: Final = 0.01
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Scale the limit of each test, as pyproject.toml sets it, like all others."""
+    """Let nothing outlive the run; scale the limit of each test like all others."""
+    be_guarded()
     if config.getoption("timeout") is None:
         config.option.timeout = float(config.getini("timeout")) * SLOW_FACTOR
 
