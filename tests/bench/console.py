@@ -19,8 +19,8 @@ import aiohttp
 from bridge.broker.local_node import LocalNode
 from bridge.cli.token import signed_token
 from bridge.settings.load import load_settings
+from tests.integration.programs import program
 from tests.integration.running import OPERATOR_TOKEN, SECRET, open_windows
-from tests.integration.test_commands import program
 
 _QUESTIONS: Final = ("/api/overview", "/api/queues")
 _EACH_S: Final = 2.0  # the pause of the page (readings.js)

@@ -26,8 +26,8 @@ from bridge.broker.local_node import LocalNode
 from bridge.names import BrokerNames
 from tests.conftest import eventually
 from tests.integration.broker.conftest import Raw, open_raw
+from tests.integration.programs import RunningProgram, command, program
 from tests.integration.running import SECRET, open_windows
-from tests.integration.test_commands import RunningProgram, command, program
 from tests.unit.broker.wire import publish
 
 NAMESPACE = "crowds"

@@ -36,8 +36,8 @@ from tests.integration.operator.letters import (
     ready,
     take_all,
 )
+from tests.integration.programs import RunningProgram, program
 from tests.integration.running import OPERATOR_TOKEN
-from tests.integration.test_commands import RunningProgram, program
 
 USERS = 1000
 _TEXT = "x" * 180

@@ -10,13 +10,13 @@ from bridge.core.properties import Properties, header_bytes
 from bridge.names import BrokerNames, Header
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.dead_letters import DeadLetter, take_dead_letters
+from tests.integration.programs import environment, settings_for_program
 from tests.integration.running import (
     open_windows,
     running_bridge,
     settings_for,
     working,
 )
-from tests.integration.test_commands import environment, settings_for_program
 
 DEATHS_MAX = 8
 

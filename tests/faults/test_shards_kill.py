@@ -19,8 +19,8 @@ from bridge.broker.marks import ARRIVED_AFTER_S, put_marks
 from bridge.broker.shards import ShardDesk, ShardPlan
 from bridge.names import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
+from tests.integration.programs import environment
 from tests.integration.running import SECRET, Worker, working
-from tests.integration.test_commands import environment
 
 USERS = [f"user{number}" for number in range(16)]
 

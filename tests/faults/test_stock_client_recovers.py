@@ -7,13 +7,13 @@ import pytest
 from bridge.broker.local_node import LocalNode
 from bridge.core.properties import PERSISTENT, Properties
 from tests.conftest import eventually
-from tests.integration.running import working
-from tests.integration.sockets.js_pages import open_pages
-from tests.integration.test_commands import (
+from tests.integration.programs import (
     command,
     program,
     settings_for_program,
 )
+from tests.integration.running import working
+from tests.integration.sockets.js_pages import open_pages
 
 
 def with_id(number: int) -> Properties:

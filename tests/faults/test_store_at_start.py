@@ -27,6 +27,7 @@ from bridge.inbox.memory import Retention
 from bridge.inbox.sqlite import SqliteInbox
 from tests.conftest import eventually
 from tests.faults.test_sqlite_store import contents, move, no_file_grows, write
+from tests.integration.programs import command, ended, settings_for_program, start
 from tests.integration.running import (
     RunningBridge,
     open_windows,
@@ -34,7 +35,6 @@ from tests.integration.running import (
     settings_for,
     working,
 )
-from tests.integration.test_commands import command, ended, settings_for_program, start
 
 Trouble = Callable[[Path], AbstractAsyncContextManager[None]]
 GARBAGE = b"no database at all" * 1000

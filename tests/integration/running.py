@@ -87,6 +87,24 @@ async def running_bridge(
             stop.set()
 
 
+async def post(
+    running: RunningBridge, body: bytes, *, token: str | None = OPERATOR_TOKEN
+) -> tuple[int, dict[str, object], dict[str, str]]:
+    """Post to the publishing door; status, decoded body, headers."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            f"{running.listening.operator_url}/api/publish", data=body, headers=headers
+        ) as response,
+    ):
+        return (
+            response.status,
+            await response.json(content_type=None),
+            dict(response.headers),
+        )
+
+
 @dataclass
 class Worker:
     """Publishes as a worker does, with confirms, any bytes it likes."""

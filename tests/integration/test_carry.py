@@ -17,9 +17,7 @@ from bridge.inbox.redis import RedisInbox
 from bridge.inbox.sqlite import SqliteInbox
 from tests.conftest import eventually
 from tests.inbox_files import Filling, fill
-from tests.integration.running import working
-from tests.integration.sockets.js_pages import open_pages
-from tests.integration.test_commands import (
+from tests.integration.programs import (
     LIMIT_S,
     Result,
     command,
@@ -27,6 +25,8 @@ from tests.integration.test_commands import (
     settings_for_program,
     start,
 )
+from tests.integration.running import working
+from tests.integration.sockets.js_pages import open_pages
 from tests.redis_server import RedisServer
 
 RETENTION = Retention(max_messages=1000, max_age_s=7 * 86400, dedupe_s=600)

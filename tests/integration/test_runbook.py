@@ -17,13 +17,13 @@ import pytest
 from bridge.broker.local_node import LocalNode
 from bridge.errors import LocalNodeError
 from tests.conftest import SLOW_FACTOR, eventually
-from tests.integration.running import OPERATOR_TOKEN, Worker, working
-from tests.integration.test_commands import (
+from tests.integration.programs import (
     RunningProgram,
     environment,
     program,
     settings_for_program,
 )
+from tests.integration.running import OPERATOR_TOKEN, Worker, working
 from tests.tokens import SECRET, token
 
 _PAGE: Final = Path(__file__).parents[2] / "docs" / "operations.md"

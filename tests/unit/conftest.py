@@ -1,6 +1,9 @@
-"""How properties are tried out: the same way at each run, within any time."""
+"""How properties are tried out: the same way at each run, within any time; a pump."""
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.unit.pump_house import House
 
 settings.register_profile(
     "unit",
@@ -11,3 +14,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("unit")
+
+
+@pytest.fixture
+def house() -> House:
+    """Return a pump with fakes around it."""
+    return House()

@@ -2,14 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 import bridge.pump
-from bridge.core.journal import Journal
 from bridge.core.message import (
     Delivery,
     Message,
@@ -17,149 +15,17 @@ from bridge.core.message import (
     Rejection,
     parse_delivery,
 )
-from bridge.core.properties import Properties, render_properties, render_table
-from bridge.core.settlement import DeadLetter, RetryAfter, trial_key
+from bridge.core.properties import Properties, render_table
+from bridge.core.settlement import RetryAfter
 from bridge.errors import (
     BrokerUnavailableError,
     PublishRefusedError,
     StoreUnavailableError,
 )
-from bridge.metrics import Metrics
 from bridge.names import DeadLetterReason, Header, Stage
 from bridge.pump import Pump
 from tests.conftest import eventually
-
-
-@dataclass
-class FakeBatch:
-    """Deliveries that came together."""
-
-    deliveries: Sequence[Delivery]
-
-
-@dataclass
-class FakeIntake:
-    """Remembers what was acked; `lives` is whether its session does."""
-
-    journal: list[str] = field(default_factory=list)
-    lives: bool = True
-
-    async def next_batch(self) -> FakeBatch:
-        """Have nothing, for ever."""
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    def is_mark(self, delivery: Delivery) -> bool:
-        """Know marks by their exchange."""
-        return delivery.exchange == b"mark"
-
-    def is_current(self, batch: FakeBatch) -> bool:
-        """Tell whether the session lives."""
-        return self.lives and bool(batch.deliveries)
-
-    async def ack(self, batch: FakeBatch) -> bool:
-        """Write down that the batch was acked."""
-        if self.lives:
-            self.journal.append(f"ack {batch.deliveries[-1].tag}")
-        return self.lives
-
-
-@dataclass
-class FakeInbox:
-    """Stores in a list; raises what `failures` holds first, and always for `poison`."""
-
-    journal: list[str]
-    failures: list[Exception] = field(default_factory=list)
-    poison: bytes | None = None
-    stored: list[Message] = field(default_factory=list)
-    trials: dict[bytes, int] = field(default_factory=dict)
-
-    async def note_trial(self, key: bytes) -> int:
-        """Count a trial."""
-        self.trials[key] = self.trials.get(key, 0) + 1
-        self.journal.append(f"trial {self.trials[key]}")
-        return self.trials[key]
-
-    def forget_trial(self, key: bytes) -> None:
-        """Forget its trials."""
-        self.trials.pop(key, None)
-
-    async def append(self, messages: Sequence[Message]) -> list[int | None]:
-        """Store all or none."""
-        if self.failures:
-            raise self.failures.pop(0)
-        if any(message.data == self.poison for message in messages):
-            problem = "the store does not like it"
-            raise ZeroDivisionError(problem)
-        self.stored += messages
-        self.journal += [f"store {message.data.decode()}" for message in messages]
-        return [1 for _ in messages]
-
-
-@dataclass
-class FakePublisher:
-    """Remembers what was set aside; raises what `failures` holds first."""
-
-    journal: list[str]
-    failures: list[Exception] = field(default_factory=list)
-    dead: list[DeadLetter] = field(default_factory=list)
-    retried: list[tuple[RetryAfter, float | None]] = field(default_factory=list)
-
-    async def dead_letter(self, delivery: Delivery, letter: DeadLetter) -> None:
-        """Set aside."""
-        if self.failures:
-            raise self.failures.pop(0)
-        self.journal.append(f"dead {delivery.tag}")
-        self.dead.append(letter)
-
-    async def retry(
-        self, delivery: Delivery, retry: RetryAfter, *, deadline_s: float | None
-    ) -> None:
-        """Let it come back."""
-        if self.failures:
-            raise self.failures.pop(0)
-        self.journal.append(f"retry {delivery.tag}")
-        self.retried.append((retry, deadline_s))
-
-
-class House:
-    """A pump and the fakes around it, which share one journal of effects."""
-
-    def __init__(self) -> None:
-        self.journal: list[str] = []
-        self.intake = FakeIntake(self.journal)
-        self.inbox = FakeInbox(self.journal)
-        self.publisher = FakePublisher(self.journal)
-        self.metrics = Metrics()
-        self.story = Journal()
-        self.pump = Pump(
-            intake=self.intake,
-            inbox=self.inbox,
-            publisher=self.publisher,
-            limits=MessageLimits(body_bytes=100),
-            retry_delays_s=(1.0, 10.0),
-            metrics=self.metrics,
-            journal=self.story,
-            now=lambda: 1000.0,
-        )
-
-    def settled(self, outcome: str, reason: str = "") -> float:
-        """How many deliveries ended that way."""
-        labels = {"outcome": outcome, "reason": reason}
-        name = "bridge_deliveries_settled_total"
-        return self.metrics.registry.get_sample_value(name, labels) or 0
-
-
-@pytest.fixture
-def house() -> House:
-    return House()
-
-
-def delivery(
-    tag: int, body: bytes = b"1", *, properties: Properties | None = None
-) -> Delivery:
-    raw = render_properties(properties or Properties())
-    return Delivery(tag, False, b"bridge.messages", b"ann", raw, body)  # noqa: FBT003 - a field
+from tests.unit.pump_house import FakeBatch, House, delivery
 
 
 async def test_a_batch_is_acked_once_and_only_after_all_of_it_is_stored(
@@ -350,86 +216,6 @@ async def test_duplicates_are_acked_and_counted(
     assert house.settled("duplicate") == 1
 
 
-def suspect(tag: int, body: bytes, count: int) -> Delivery:
-    """Make a delivery that was in flight when `count` sessions ended."""
-    counted = Properties(headers=render_table({"x-delivery-count": count}))
-    again = delivery(tag, body, properties=counted)
-    again.redelivered = True
-    return again
-
-
-async def test_what_was_in_flight_at_two_deaths_is_handled_alone_with_a_note(
-    house: House,
-) -> None:
-    """Only what was alone in hand when the process died can be blamed for it."""
-    await house.pump.settle(
-        FakeBatch([delivery(1, b"1"), suspect(2, b"2", 2), suspect(3, b"3", 2)])
-    )
-
-    assert house.journal == [
-        "store 1",
-        "trial 1",
-        "store 2",
-        "trial 1",
-        "store 3",
-        "ack 3",
-    ]
-    assert house.inbox.trials == {}
-
-
-async def test_what_was_in_flight_once_is_no_suspect(house: House) -> None:
-    """A broker that was restarted leaves the same trace as a crash of ours."""
-    await house.pump.settle(FakeBatch([suspect(1, b"1", 1), suspect(2, b"2", 1)]))
-
-    assert house.journal == ["store 1", "store 2", "ack 2"]
-
-
-async def test_what_the_process_died_with_twice_alone_is_set_aside_unopened(
-    house: House,
-) -> None:
-    """The third time it is not touched: it becomes a dead letter, its neighbours go on."""
-    killer = suspect(1, b"1", 4)
-    house.inbox.trials[trial_key(killer)] = 2
-
-    await house.pump.settle(FakeBatch([killer, suspect(2, b"2", 4)]))
-
-    (letter,) = house.publisher.dead
-    assert letter.rejection.reason is DeadLetterReason.CRASHED
-    assert letter.rejection.text == "the process died 2 times with this message in hand"
-    assert house.journal == ["trial 3", "dead 1", "trial 1", "store 2", "ack 2"]
-    assert house.inbox.trials == {}
-
-
-async def test_a_trial_that_ends_with_the_session_is_no_death(house: House) -> None:
-    """The process lives to say so: the note goes."""
-    house.inbox.failures = [StoreUnavailableError("memory:", "full")] * 3
-    house.intake.lives = False
-
-    await house.pump.settle(FakeBatch([suspect(1, b"1", 5)]))
-
-    assert house.inbox.trials == {}
-
-
-async def test_a_message_in_trial_is_not_blamed_for_a_store_that_is_away(
-    house: House,
-) -> None:
-    """An operator who ends a process that only waits must not make it a culprit."""
-    house.inbox.failures = [StoreUnavailableError("sqlite:x", "full")] * 1000
-    async with asyncio.TaskGroup() as tasks:
-        settling = tasks.create_task(
-            house.pump.settle(FakeBatch([suspect(1, b"1", 5)]))
-        )
-        await eventually(lambda: house.pump.is_waiting)
-        assert house.inbox.trials == {}
-        house.inbox.failures.clear()
-        await settling
-
-    # Each try is a trial of its own: what kills the process then is known by it.
-    assert set(house.journal[:-2]) == {"trial 1"}
-    assert house.journal[-3:] == ["trial 1", "store 1", "ack 1"]
-    assert house.inbox.trials == {}
-
-
 async def test_what_it_waits_for_is_said_and_logged_once(house: House) -> None:
     """Readiness shows it to an operator, who can mend it: room, permission, a limit."""
     full = PublishRefusedError("bridge.dead", "the broker could not take it (nack)")
@@ -483,21 +269,3 @@ async def test_a_bug_in_reading_one_message_costs_that_message_alone(
     )
 
     assert house.journal == ["retry 2", "store 1", "store 3", "ack 3"]
-
-
-async def test_an_error_that_ends_the_process_leaves_the_note_of_the_trial(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A death by exception is a death: forgotten, each trial would be the first."""
-    killer = suspect(1, b"{", 5)
-
-    async def fail(_delivery: Delivery, _letter: DeadLetter) -> None:
-        problem = "out of memory, or a bug"
-        raise MemoryError(problem)
-
-    monkeypatch.setattr(house.publisher, "dead_letter", fail)
-
-    with pytest.raises(MemoryError):
-        await house.pump.settle(FakeBatch([killer]))
-
-    assert house.inbox.trials == {trial_key(killer): 1}

@@ -1,0 +1,124 @@
+"""`bridge` as its users run it: a process of its own, its output, its exit code."""
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import orjson
+import pytest
+
+from bridge.broker.local_node import LocalNode
+from tests.conftest import SLOW_FACTOR
+from tests.integration.running import (
+    OPERATOR_TOKEN,
+    SECRET,
+)
+
+LIMIT_S = 30 * SLOW_FACTOR
+
+
+@dataclass
+class Result:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Return an environment with these BRIDGE_* settings and no others."""
+    kept = {name: v for name, v in os.environ.items() if not name.startswith("BRIDGE_")}
+    given = {f"BRIDGE_{name.upper()}": value for name, value in settings.items()}
+    return kept | given | {"COLUMNS": "200", "NO_COLOR": "1"}
+
+
+async def start(*arguments: str, **settings: str) -> Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "bridge",
+        *arguments,
+        env=environment(**settings),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+
+
+async def command(*arguments: str, stdin: str = "", **settings: str) -> Result:
+    """Run a command to its end."""
+    process = await start(*arguments, **settings)
+    async with asyncio.timeout(LIMIT_S):
+        out, err = await process.communicate(stdin.encode())
+    assert process.returncode is not None
+    return Result(process.returncode, out.decode(), err.decode())
+
+
+@dataclass
+class RunningProgram:
+    """`bridge run` in a process of its own."""
+
+    process: Process
+    public_url: str
+    operator_url: str
+
+    async def logged(self, event: str) -> dict[str, object]:
+        """Wait for a line of its log and return it."""
+        assert self.process.stderr is not None
+        async with asyncio.timeout(LIMIT_S):
+            while line := await self.process.stderr.readline():
+                fields: dict[str, object] = orjson.loads(line)
+                if fields["event"] == event:
+                    return fields
+        pytest.fail(f"the program ended without {event}")
+
+    async def ended(self) -> int:
+        """Wait for its end and return its exit code."""
+        return await ended(self.process)
+
+
+async def ended(process: Process) -> int:
+    """Wait for the end of a process and return its exit code."""
+    async with asyncio.timeout(LIMIT_S):
+        return await process.wait()
+
+
+@asynccontextmanager
+async def program(
+    broker: LocalNode, namespace: str, *arguments: str, **settings: str
+) -> AsyncIterator[RunningProgram]:
+    """Start `bridge run` and wait until it consumes."""
+    process = await start(
+        "run", *arguments, **settings_for_program(broker, namespace, **settings)
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            words = (await process.stdout.readline()).decode().split()
+        running = RunningProgram(process, words[4].rstrip(","), words[6])
+        await running.logged("intake.consuming")
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def settings_for_program(
+    broker: LocalNode, namespace: str, **settings: str
+) -> dict[str, str]:
+    return {
+        "amqp_url": broker.url,
+        "namespace": namespace,
+        "port": "0",
+        "operator_port": "0",
+        "operator_token": OPERATOR_TOKEN,
+        "jwt_secret": SECRET,
+        "inbox": "memory:",
+        **settings,
+    }
