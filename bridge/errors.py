@@ -21,9 +21,13 @@ The tree of errors: the type says what to do, the attributes say what happened.
 
 Permanent faults of a message are no exceptions: parsing returns a `Rejection`
 (core/message.py), because a bad message is an ordinary outcome.
+
+The fields of an error are given by position: an exception keeps what it is made with, and
+pickle and copy make it from that once more.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from bridge.names import EventError, Refusal
 
@@ -47,25 +51,23 @@ class TransientError(BridgeError):
     """A peer is away for now; the same call may succeed later."""
 
 
+@dataclass(eq=False)
 class BrokerUnavailableError(TransientError):
     """RabbitMQ cannot be reached, or went away in the middle of a call."""
 
-    def __init__(self, doing: str, problem: str) -> None:
-        super().__init__(doing, problem)
-        self.doing = doing
-        self.problem = problem
+    doing: str
+    problem: str
 
     def __str__(self) -> str:
         return f"{self.doing}: {self.problem}"
 
 
+@dataclass(eq=False)
 class StoreUnavailableError(TransientError):
     """The inbox store cannot be read or written now."""
 
-    def __init__(self, store: str, problem: str) -> None:
-        super().__init__(store, problem)
-        self.store = store
-        self.problem = problem
+    store: str
+    problem: str
 
     def __str__(self) -> str:
         return f"inbox {self.store}: {self.problem}"
@@ -75,36 +77,33 @@ class StoreInUseError(StoreUnavailableError):
     """Another bridge has the inbox store open."""
 
 
+@dataclass(eq=False)
 class KeysUnavailableError(TransientError):
     """The key set that tokens are checked with cannot be fetched now."""
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
+    problem: str
 
     def __str__(self) -> str:
         return f"the key set at BRIDGE_JWKS_URL cannot be had: {self.problem}"
 
 
+@dataclass(eq=False)
 class OperatorUnreachableError(TransientError):
     """No bridge answers at the operator's address, or it can reach its peers no more."""
 
-    def __init__(self, url: str, problem: str) -> None:
-        super().__init__(url, problem)
-        self.url = url
-        self.problem = problem
+    url: str
+    problem: str
 
     def __str__(self) -> str:
         return f"the bridge at {self.url}: {self.problem}"
 
 
+@dataclass(eq=False)
 class OperatorRefusedError(BridgeError):
     """The bridge did not do what a command asked for."""
 
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(status, detail)
-        self.status = status
-        self.detail = detail
+    status: int
+    detail: str
 
     def __str__(self) -> str:
         return self.detail
@@ -117,25 +116,23 @@ class StaleBatchError(BridgeError):
         return "the connection that brought these deliveries is gone; they come again"
 
 
+@dataclass(eq=False)
 class HandedOverError(StaleBatchError):
     """Another bridge has the queue that a batch came from; the store took nothing of it."""
 
-    def __init__(self, queue: str) -> None:
-        super().__init__(queue)
-        self.queue = queue
+    queue: str
 
     def __str__(self) -> str:
         return f"another bridge has queue {self.queue} by now; what is in hand comes to that one"
 
 
+@dataclass(eq=False)
 class TopologyError(BridgeError):
     """The broker holds an exchange or queue of our name that is not as it must be."""
 
-    def __init__(self, name: str, problem: str, way_out: str) -> None:
-        super().__init__(name, problem, way_out)
-        self.name = name
-        self.problem = problem
-        self.way_out = way_out
+    name: str
+    problem: str
+    way_out: str
 
     def __str__(self) -> str:
         return f"{self.name}: {self.problem}; {self.way_out}"
@@ -145,49 +142,45 @@ class ShardsError(BridgeError):
     """The number of shards cannot be changed to that, or not now; the text says why."""
 
 
+@dataclass(eq=False)
 class PublishRefusedError(BridgeError):
     """The broker answered a publish with a return or a nack."""
 
-    def __init__(self, exchange: str, problem: str) -> None:
-        super().__init__(exchange, problem)
-        self.exchange = exchange
-        self.problem = problem
+    exchange: str
+    problem: str
 
     def __str__(self) -> str:
         return f"publish to {self.exchange}: {self.problem}"
 
 
+@dataclass(eq=False)
 class CarryRefusedError(BridgeError):
     """An inbox cannot be carried over as things are; what is there was left alone."""
 
-    def __init__(self, store: str, problem: str) -> None:
-        super().__init__(store, problem)
-        self.store = store
-        self.problem = problem
+    store: str
+    problem: str
 
     def __str__(self) -> str:
         return f"inbox {self.store}: {self.problem}"
 
 
+@dataclass(eq=False)
 class WorkersFailedError(BridgeError):
     """A worker of several cannot be kept running; `code` is the bridge's exit status."""
 
-    def __init__(self, code: int, problem: str) -> None:
-        super().__init__(code, problem)
-        self.code = code
-        self.problem = problem
+    code: int
+    problem: str
 
     def __str__(self) -> str:
         return self.problem
 
 
+@dataclass(eq=False)
 class LocalNodeError(BridgeError):
     """The private RabbitMQ node of the demo and the tests is missing or failed."""
 
-    def __init__(self, problem: str, log_tail: str = "") -> None:
-        super().__init__(problem, log_tail)
-        self.problem = problem
-        self.log_tail = log_tail
+    problem: str
+    log_tail: str = ""
 
     def __str__(self) -> str:
         if not self.log_tail:
@@ -199,25 +192,23 @@ class ClientError(BridgeError):
     """One client asked for something it cannot have; only that client is told."""
 
 
+@dataclass(eq=False)
 class RefusedError(ClientError):
     """A window is not let in."""
 
-    def __init__(self, code: Refusal, detail: str = "") -> None:
-        super().__init__(code, detail)
-        self.code = code
-        self.detail = detail
+    code: Refusal
+    detail: str = ""
 
     def __str__(self) -> str:
         return self.detail or self.code.explanation
 
 
+@dataclass(eq=False)
 class EventRefusedError(ClientError):
     """An event of a window is answered with a code instead of being done."""
 
-    def __init__(self, code: EventError, detail: str) -> None:
-        super().__init__(code, detail)
-        self.code = code
-        self.detail = detail
+    code: EventError
+    detail: str
 
     def __str__(self) -> str:
         return self.detail

@@ -28,13 +28,13 @@ from bridge.core.message import Delivery
 from bridge.core.properties import header_int
 from bridge.names import BrokerNames, Header
 from tests.conftest import eventually
+from tests.integration.dead_letters import take_all
 from tests.integration.operator.asking import ApiAsker
 from tests.integration.operator.letters import (
     fill,
     header,
     letter_properties,
     ready,
-    take_all,
 )
 from tests.integration.programs import RunningProgram, program
 from tests.integration.running import OPERATOR_TOKEN

@@ -12,7 +12,7 @@ from bridge.core.properties import PERSISTENT, Properties
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.names import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
-from tests.integration.dead_letters import take_dead_letters
+from tests.integration.dead_letters import take_all
 from tests.integration.running import (
     RawWindow,
     RunningBridge,
@@ -167,5 +167,5 @@ async def test_what_the_broker_takes_no_more_waits_and_the_reason_is_told(
         url = running.listening.public_url
         async with open_windows(url, [running.token("ann")]) as (ann,):
             await eventually(lambda: ann.data() == ["behind it"])
-        letters = await take_dead_letters(node, BrokerNames(namespace).dead)
+        letters = await take_all(node, BrokerNames(namespace).dead)
         assert [len(letter.body) for letter in letters] == [20_001]

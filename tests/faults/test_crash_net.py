@@ -6,10 +6,11 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
 from bridge.broker.local_node import LocalNode
+from bridge.core.message import Delivery
 from bridge.core.properties import Properties, header_bytes
 from bridge.names import BrokerNames, Header
 from tests.conftest import SLOW_FACTOR, eventually
-from tests.integration.dead_letters import DeadLetter, take_dead_letters
+from tests.integration.dead_letters import take_all
 from tests.integration.programs import environment, settings_for_program
 from tests.integration.running import (
     open_windows,
@@ -53,13 +54,13 @@ async def test_what_kills_the_process_is_set_aside_after_a_few_deaths(
             await worker.publish(user, number, properties=once)
 
     deaths = 0
-    letters: list[DeadLetter] = []
+    letters: list[Delivery] = []
     while not letters:
         process = await start_deadly(broker, namespace, store)
         try:
 
             async def died_or_set_aside(process: Process = process) -> bool:
-                letters.extend(await take_dead_letters(broker, names.dead))
+                letters.extend(await take_all(broker, names.dead))
                 return process.returncode is not None or bool(letters)
 
             await eventually(died_or_set_aside, within_s=20 * SLOW_FACTOR)
@@ -90,4 +91,4 @@ async def nobody_else_was_hurt(broker: LocalNode, namespace: str, store: Path) -
             assert ann.data() == list(range(20))
             assert bob.data() == list(range(20, 40))
         names = BrokerNames(namespace)
-        assert await take_dead_letters(broker, names.dead) == []
+        assert await take_all(broker, names.dead) == []

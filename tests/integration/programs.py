@@ -59,6 +59,11 @@ async def command(*arguments: str, stdin: str = "", **settings: str) -> Result:
     return Result(process.returncode, out.decode(), err.decode())
 
 
+async def token_for(user: str, **settings: str) -> str:
+    """Sign a token with the command."""
+    return (await command("token", user, **settings)).out.strip()
+
+
 @dataclass
 class RunningProgram:
     """`bridge run` in a process of its own."""
@@ -66,6 +71,11 @@ class RunningProgram:
     process: Process
     public_url: str
     operator_url: str
+
+    @property
+    def port(self) -> str:
+        """Where windows come in: the next program may be told to be there."""
+        return self.public_url.rpartition(":")[2]
 
     async def logged(self, event: str) -> dict[str, object]:
         """Wait for a line of its log and return it."""

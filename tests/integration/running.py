@@ -62,6 +62,11 @@ class RunningBridge:
         """Read one of its metrics; 0 if it was never touched."""
         return self.bridge.metrics.registry.get_sample_value(name, labels) or 0
 
+    def settled(self, outcome: str, reason: str = "") -> float:
+        """Return how many deliveries ended that way."""
+        name = "bridge_deliveries_settled_total"
+        return self.sample(name, outcome=outcome, reason=reason)
+
 
 @asynccontextmanager
 async def running_bridge(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bridge.broker.local_node import LocalNode
-from bridge.core.message import Message
+from bridge.core.message import Delivery, Message
 from bridge.core.properties import (
     Properties,
     header_bytes,
@@ -18,7 +18,7 @@ from bridge.core.properties import (
 from bridge.names import BrokerNames, Header
 from tests.conftest import eventually
 from tests.integration.broker.conftest import open_raw
-from tests.integration.dead_letters import DeadLetter, take_dead_letters
+from tests.integration.dead_letters import take_all
 from tests.integration.running import (
     Worker,
     open_windows,
@@ -38,12 +38,12 @@ async def worker(broker: LocalNode, namespace: str) -> AsyncIterator[Worker]:
 
 async def dead_letters(
     broker: LocalNode, namespace: str, number: int
-) -> list[DeadLetter]:
+) -> list[Delivery]:
     """Wait for that many dead letters and return them, oldest first."""
-    found: list[DeadLetter] = []
+    found: list[Delivery] = []
 
     async def are_there() -> bool:
-        found.extend(await take_dead_letters(broker, BrokerNames(namespace).dead))
+        found.extend(await take_all(broker, BrokerNames(namespace).dead))
         return len(found) >= number
 
     await eventually(are_there)
@@ -90,9 +90,7 @@ async def test_20_000_messages_for_200_users_arrive_once_each_and_in_order(
             )
 
             assert all(window.data() == list(range(100)) for window in windows)
-            settled = running.sample(
-                "bridge_deliveries_settled_total", outcome="stored", reason=""
-            )
+            settled = running.settled("stored")
             assert settled == 20_000
             await eventually(lambda: running.bridge.intake.in_flight == 0)
 
@@ -204,14 +202,7 @@ async def test_what_expired_is_not_delivered_but_counted(
     async with running_bridge(settings_for(broker, namespace)) as running:
         await worker.publish("ann", "late", properties=Properties(expiration=b"300"))
         await worker.publish("ann", "good")
-        await eventually(
-            lambda: (
-                running.sample(
-                    "bridge_deliveries_settled_total", outcome="stored", reason=""
-                )
-                == 2
-            )
-        )
+        await eventually(lambda: running.settled("stored") == 2)
         await asyncio.sleep(0.35)  # the time that the message is given
         url = running.listening.public_url
         async with open_windows(url, [running.token("ann")]) as (ann,):

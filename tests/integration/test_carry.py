@@ -24,6 +24,7 @@ from tests.integration.programs import (
     program,
     settings_for_program,
     start,
+    token_for,
 )
 from tests.integration.running import working
 from tests.integration.sockets.js_pages import open_pages
@@ -162,10 +163,10 @@ async def test_a_page_goes_on_in_the_fleet_where_it_was_on_one_bridge(
     """Its position stays valid: it recovers, and misses nothing of what came meanwhile."""
     file = f"sqlite:{path}"
     settings = settings_for_program(broker, namespace, inbox=file)
-    token = (await command("token", "ann", **settings)).out.strip()
+    token = await token_for("ann", **settings)
     async with open_pages() as pages, working(broker, namespace) as worker:
         async with program(broker, namespace, inbox=file) as alone:
-            port = alone.public_url.rpartition(":")[2]
+            port = alone.port
             await pages.connected(
                 "page",
                 alone.public_url,
@@ -188,6 +189,4 @@ async def test_a_page_goes_on_in_the_fleet_where_it_was_on_one_bridge(
 
         assert result.code == 0, result.err
         async with program(broker, namespace, inbox=redis.url, port=port):
-            await eventually(lambda: len(pages.data("page")) >= 10, within_s=30)
-            assert pages.data("page") == list(range(10))
-            assert pages.all("page", "connect")[-1][0]["recovered"] is True
+            await pages.recovered("page", range(10))

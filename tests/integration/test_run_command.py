@@ -114,7 +114,7 @@ async def test_wrong_settings_are_told_all_at_once_with_exit_code_2() -> None:
 async def test_a_taken_port_is_a_clear_error(broker: LocalNode, namespace: str) -> None:
     """The commonest fault of a first start."""
     async with program(broker, namespace) as running:
-        port = running.public_url.rpartition(":")[2]
+        port = running.port
         settings = settings_for_program(broker, namespace, port=port)
         result = await command("run", **settings)
 

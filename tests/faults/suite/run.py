@@ -19,7 +19,7 @@ from tests.faults.suite.faults import Fault
 from tests.faults.suite.history import Alive, FaultBegan, FaultEnded, SetAside, Spread
 from tests.faults.suite.schedule import Turn, rounds
 from tests.faults.suite.world import NAMES, HangError, Scale, World
-from tests.integration.dead_letters import take_dead_letters
+from tests.integration.dead_letters import take_all
 
 _START_WITHIN_S: Final = 60.0
 _ALIVE_WITHIN_S: Final = 120.0
@@ -262,7 +262,7 @@ class Run:
         )
 
     async def _read_dead_letters(self, world: World) -> None:
-        for letter in await take_dead_letters(world.nodes[0], NAMES.dead):
+        for letter in await take_all(world.nodes[0], NAMES.dead):
             found = _NAME.search(letter.body)
             user, producer, number = found.groups() if found else (b"", b"", b"0")
             reason = header_bytes(letter.properties.headers, Header.REASON) or b""

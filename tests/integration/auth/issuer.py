@@ -17,17 +17,6 @@ NEW_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
 @dataclass
-class Clock:
-    """Time as the key set sees it; it moves when a test says so."""
-
-    now_s: float = 1000.0
-
-    def __call__(self) -> float:
-        """Return the time that the test has set."""
-        return self.now_s
-
-
-@dataclass
 class Issuer:
     """A server of keys; `answer` can be replaced while it runs."""
 

@@ -12,11 +12,11 @@ from bridge.auth.jwt import TokenRules, TokenVerifier
 from bridge.auth.key_set import KeySet, KeySetTimes
 from bridge.errors import KeysUnavailableError, RefusedError
 from bridge.names import Refusal
+from tests.clock import Clock
 from tests.integration.auth.issuer import (
     NEW_KEY,
     OLD_KEY,
     Answer,
-    Clock,
     Hold,
     Issuer,
     token,

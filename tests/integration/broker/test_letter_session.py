@@ -13,11 +13,11 @@ from bridge.core.message import Delivery
 from bridge.names import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.broker.conftest import Raw
+from tests.integration.dead_letters import take_all
 from tests.integration.operator.letters import (
     numbers,
     publish_letters,
     ready,
-    take_all,
 )
 
 

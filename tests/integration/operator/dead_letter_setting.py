@@ -8,8 +8,9 @@ from typing import Any
 from bridge.broker.local_node import LocalNode
 from bridge.names import BrokerNames
 from tests.conftest import eventually
+from tests.integration.dead_letters import take_all
 from tests.integration.operator.asking import ApiAsker, asking
-from tests.integration.operator.letters import numbers, ready, take_all
+from tests.integration.operator.letters import numbers, ready
 from tests.integration.running import (
     RunningBridge,
     Worker,

@@ -6,8 +6,6 @@ from uuid import uuid4
 import aiormq
 from aiormq.abc import ChannelFrame
 
-from bridge.broker.connection import BrokerAddress, Purpose, open_connection
-from bridge.broker.frame_reader import DeliveryReader
 from bridge.broker.local_node import LocalNode
 from bridge.core.message import Delivery
 from bridge.core.properties import (
@@ -136,26 +134,6 @@ async def ready(broker: LocalNode, queue: str) -> int:
         return (await channel.queue_declare(queue, passive=True)).message_count or 0
     finally:
         await connection.close()
-
-
-async def take_all(broker: LocalNode, queue: str) -> list[Delivery]:
-    """Take all that is ready in `queue`, in its order."""
-    connection = await open_connection(
-        BrokerAddress((broker.url,)), purpose=Purpose.CHECK, reader=DeliveryReader
-    )
-    found: list[Delivery] = []
-    try:
-        connection.reader.on_deliveries = found.extend
-        channel = await connection.open_channel(confirms=False)
-        count = (await channel.queue_declare(queue, passive=True)).message_count or 0
-
-        async def never_called(_message: object) -> None: ...
-
-        await channel.basic_consume(queue, never_called, no_ack=True)
-        await eventually(lambda: len(found) >= count, within_s=120)
-    finally:
-        await connection.leave()
-    return found
 
 
 def numbers(deliveries: Sequence[Delivery]) -> list[int]:

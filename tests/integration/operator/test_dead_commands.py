@@ -12,6 +12,7 @@ import pytest
 from bridge.broker.local_node import LocalNode
 from bridge.names import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
+from tests.integration.dead_letters import take_all
 from tests.integration.operator.asking import asking
 from tests.integration.operator.commands import (
     Done,
@@ -23,7 +24,6 @@ from tests.integration.operator.letters import (
     numbers,
     publish_letters,
     ready,
-    take_all,
 )
 from tests.integration.running import RunningBridge, running_bridge, settings_for
 

@@ -12,10 +12,10 @@ from bridge.core.properties import (
 from bridge.names import BrokerNames
 from tests.conftest import eventually
 from tests.integration.broker.conftest import open_raw
+from tests.integration.dead_letters import take_all
 from tests.integration.operator.dead_letter_setting import Setting, setting
 from tests.integration.operator.letters import (
     publish_letters,
-    take_all,
 )
 from tests.integration.running import (
     open_windows,
@@ -108,14 +108,7 @@ async def test_a_redrive_that_is_repeated_is_known_to_the_inbox(
             assert one is not None
             await letters._publish(one[1])  # confirmed, and then the process is killed
         await at.start("redrive", all=True, rate_per_s=1000)
-        await eventually(
-            lambda: (
-                at.running.sample(
-                    "bridge_deliveries_settled_total", outcome="duplicate", reason=""
-                )
-                == 3
-            )
-        )
+        await eventually(lambda: at.running.settled("duplicate") == 3)
 
     assert windows[0].data() == [0, 1, 2]
 

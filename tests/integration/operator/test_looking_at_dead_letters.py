@@ -11,11 +11,11 @@ from bridge.core.properties import (
 )
 from tests.conftest import eventually
 from tests.integration.broker.conftest import open_raw
+from tests.integration.dead_letters import take_all
 from tests.integration.operator.dead_letter_setting import Setting, setting
 from tests.integration.operator.letters import (
     BASE_S,
     publish_letters,
-    take_all,
 )
 
 

@@ -24,16 +24,7 @@ async def test_prometheus_hears_of_queues_and_of_the_disk(
         dead = {"queue": names.dead, "role": "dead"}
         inbound = {"queue": names.inbound_queue(), "role": "inbound"}
         await eventually(lambda: running.bridge.intake.is_consuming)
-        await eventually(
-            lambda: (
-                running.sample(
-                    "bridge_deliveries_settled_total",
-                    outcome="dead_letter",
-                    reason="malformed_body",
-                )
-                == 1
-            )
-        )
+        await eventually(lambda: running.settled("dead_letter", "malformed_body") == 1)
 
         async def is_measured() -> bool:
             # A look that is less than a second old is told again.

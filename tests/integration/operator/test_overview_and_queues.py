@@ -12,9 +12,10 @@ from bridge.core.properties import header_int
 from bridge.names import BrokerNames
 from tests.conftest import eventually
 from tests.integration.broker.conftest import open_raw
+from tests.integration.dead_letters import take_all
 from tests.integration.operator.asking import ApiAsker, asking
 from tests.integration.operator.commands import run_command
-from tests.integration.operator.letters import BASE_S, publish_letters, take_all
+from tests.integration.operator.letters import BASE_S, publish_letters
 from tests.integration.running import (
     open_windows,
     running_bridge,
@@ -61,16 +62,7 @@ async def test_queues_are_counted_by_amqp_alone(
     ):
         for _ in range(3):
             await worker.publish("ann", body=b"no JSON")
-        await eventually(
-            lambda: (
-                running.sample(
-                    "bridge_deliveries_settled_total",
-                    outcome="dead_letter",
-                    reason="malformed_body",
-                )
-                == 3
-            )
-        )
+        await eventually(lambda: running.settled("dead_letter", "malformed_body") == 3)
 
         async def are_all_seen() -> bool:
             # A look that is less than a second old is told again.

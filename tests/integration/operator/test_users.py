@@ -57,14 +57,7 @@ def path_of(user: str) -> str:
 
 async def settled(running: RunningBridge, messages: int) -> None:
     """Wait until so many messages are stored."""
-    await eventually(
-        lambda: (
-            running.sample(
-                "bridge_deliveries_settled_total", outcome="stored", reason=""
-            )
-            == messages
-        )
-    )
+    await eventually(lambda: running.settled("stored") == messages)
 
 
 async def all_users(api: ApiAsker, query: str = "") -> list[str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,12 @@ class Pages:
     def positions(self, name: str, event: str = "message") -> list[str]:
         """Return the positions of what a window got."""
         return [arguments[-1] for arguments in self.all(name, "event", event)]
+
+    async def recovered(self, name: str, data: Sequence[object]) -> None:
+        """Wait until a window that was away has all of `data`, once each, and knows it."""
+        await eventually(lambda: len(self.data(name)) >= len(data), within_s=30)
+        assert self.data(name) == list(data)
+        assert self.all(name, "connect")[-1][0]["recovered"] is True
 
     async def until(self, *what: Any, count: int = 1, within_s: float = 10.0) -> Any:
         """Wait for the report number `count` that begins with `what`; return its rest."""

@@ -9,23 +9,13 @@ from bridge.core.addresses import parse_networks
 from bridge.web.access import Keys, guarded
 from bridge.web.console import SignIn, add_console_routes
 from bridge.web.problems import answer_with_problems, harden
+from tests.clock import Clock
 from tests.unit.web.conftest import Client
 
 TOKEN = "the-operator-token"
 
 
 OWN = {"X-Bridge-Console": "1"}
-
-
-@dataclass
-class Clock:
-    """A clock that stands still."""
-
-    now_s: float = 1000.0
-
-    def __call__(self) -> float:
-        """Tell the time."""
-        return self.now_s
 
 
 @dataclass

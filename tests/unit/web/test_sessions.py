@@ -1,19 +1,7 @@
 """Sessions of the console end by themselves, at the latest."""
 
-from dataclasses import dataclass
-
 from bridge.web.sessions import Sessions
-
-
-@dataclass
-class Clock:
-    """A clock that stands still."""
-
-    now_s: float = 1000.0
-
-    def __call__(self) -> float:
-        """Tell the time."""
-        return self.now_s
+from tests.clock import Clock
 
 
 def test_a_session_is_open_until_it_is_closed() -> None:
