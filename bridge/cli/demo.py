@@ -220,7 +220,13 @@ class _Demo:
 
     def _listens(self, listening: Listening) -> None:
         self.lines = self._shell_lines(listening.operator_url)
-        _facts.print(f"\nThe page: [bold]{listening.public_url}/[/bold]\n")
+        assert self.settings.operator_token is not None  # noqa: S101 - as the key below
+        token = self.settings.operator_token.get_secret_value()
+        _facts.print(f"\nThe page: [bold]{listening.public_url}/[/bold]")
+        _facts.print(
+            f"The console: {listening.operator_url}/console, signed in to with {token}\n",
+            soft_wrap=True,
+        )
         for line in self.lines:
             _facts.print(f"[dim]{line['title']}:[/dim]")
             # Not wrapped, not coloured, nothing in front: to be copied as it is.

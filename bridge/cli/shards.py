@@ -69,7 +69,7 @@ def shards(
         }
         typer.echo(orjson.dumps(facts).decode())
         return
-    typer.echo(f"{found.layout.shards} shards")
+    typer.echo(_rendered(found.layout.shards))
     if found.left:
         typer.echo(f"not consumed before these are empty: {', '.join(found.left)}")
     if found.layout.shards != settings.shards:
@@ -114,10 +114,14 @@ def set_shards(
     if dry_run:
         found = asyncio.run(_look(settings))
         same = found.layout.shards == number
-        change = f"{found.layout.shards} to {number} shards"
+        change = f"{found.layout.shards} to {_rendered(number)}"
         typer.echo("nothing to do" if same and not found.left else f"from {change}")
         return
     asyncio.run(_change(settings, number, waits=wait))
+
+
+def _rendered(shards: int) -> str:
+    return f"{shards} shards" if shards > 1 else "1 shard"
 
 
 def _settings(config_file: ConfigFile) -> Settings:
@@ -150,7 +154,7 @@ async def _change(settings: Settings, number: int, *, waits: bool) -> None:
     async with _connected(settings) as (connection, plan):
         desk = ShardDesk(connection, plan)
         layout = await desk.change(number)
-        typer.echo(f"{number} shards")
+        typer.echo(_rendered(number))
         while waits and (left := await desk.left_of_before(layout)):
             _say(f"waiting for the bridges to empty {', '.join(left)}")
             await asyncio.sleep(ARRIVED_AFTER_S)

@@ -55,6 +55,13 @@ class DemoProcess:
         return found[1]
 
     @property
+    def console(self) -> tuple[str, str]:
+        """Where the console is, and the token that opens it."""
+        found = re.search(r"The console: (\S+), signed in to with (\S+)", self.facts)
+        assert found, f"no console: {self.facts}"
+        return found[1], found[2]
+
+    @property
     def shell_lines(self) -> dict[str, str]:
         """The lines to copy, by their titles."""
         return dict(re.findall(r"^(over \w+):\n(.+)$", self.facts, re.MULTILINE))

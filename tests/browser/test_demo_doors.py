@@ -94,6 +94,20 @@ async def test_the_page_allows_nothing_inline_and_nothing_from_elsewhere(
     assert "style=" not in text
 
 
+async def test_the_token_that_the_terminal_shows_opens_the_console(
+    demo: DemoProcess,
+) -> None:
+    """It is the operator's view of what the page does, and the token is a new one each time."""
+    url, token = demo.console
+    async with (
+        aiohttp.ClientSession(headers={"X-Bridge-Console": "1"}) as session,
+        session.get(url) as page,
+        session.post(f"{url}/session", json={"token": token}) as signed_in,
+    ):
+        assert page.status == 200
+        assert signed_in.status == 204
+
+
 async def test_a_rebound_name_does_not_even_get_the_page(demo: DemoProcess) -> None:
     """The shell line on it holds a key."""
     headers = {"Host": "evil.example"}
