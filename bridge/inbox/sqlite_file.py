@@ -74,7 +74,9 @@ class StoreFile:
         folder = self._path.parent
         if not folder.is_dir():
             # Not made: it may be a disk that is not mounted.
-            raise self._wrong_use(f"the folder {folder} does not exist")
+            raise self._wrong_use(
+                f"the folder {folder} does not exist; make it, or mount it"
+            )
         if self._path.is_dir():
             raise self._wrong_use("it is a folder, expected a file")
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):

@@ -2,6 +2,7 @@
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,9 @@ from yarl import URL
 from bridge.core.redis_address import is_redis, parse_redis
 
 ENVIRONMENT_PREFIX: Final = "BRIDGE_"
+_AMQP_EXAMPLE: Final = "amqp://user:password@host:5672/vhost"
+_AMQP_ESCAPES: Final = "in a user, a password or a vhost, %40 is for @ and %2F for /"
+_LOOKS_LIKE_HOST: Final = re.compile(r"@[^@]*(:\d|/)")
 
 
 def environment_name(field_name: str) -> str:
@@ -36,6 +40,9 @@ def problem_text(error: ErrorDetails, *, known: Collection[str]) -> str:
     name = environment_name(field_name)
     if error["type"] == "extra_forbidden":
         return f"{field_name}: is not a setting{did_you_mean(name, known)}"
+    if error["type"] == "string_pattern_mismatch":
+        pattern = error["ctx"]["pattern"]
+        return f"{name}: takes letters, digits, _ and - alone; the rule is {pattern}"
     text = error["msg"].removeprefix("Value error, ")
     return f"{name}: {text.removeprefix('Input ')}"
 
@@ -46,9 +53,12 @@ def amqp_url_problem(text: str) -> str | None:
         url = URL(text)
         port = url.port
     except ValueError:
-        return "is not a URL"
+        return f"is not a URL, expected {_AMQP_EXAMPLE}; {_AMQP_ESCAPES}"
     if url.scheme not in {"amqp", "amqps"} or not url.host or port == 0:
-        return "must look like amqp://user:password@host:5672/vhost"
+        return f"must look like {_AMQP_EXAMPLE}"
+    # A password with a slash would be read as a host that it begins with.
+    if _LOOKS_LIKE_HOST.search(url.raw_path):
+        return f"has an @ behind the host, expected {_AMQP_EXAMPLE}; {_AMQP_ESCAPES}"
     if "no_verify_ssl" in url.query:
         return "asks for TLS without verification (no_verify_ssl), which is not allowed"
     for name in ("cafile", "capath", "certfile", "keyfile"):
@@ -99,7 +109,10 @@ def inbox_problem(text: str) -> str | None:
     kind, _, path = text.partition(":")
     if text == "memory:" or (kind == "sqlite" and path not in {"", ":memory:"}):
         return None
-    return f"{text!r} is not a store, expected sqlite:PATH, memory: or redis://HOST"
+    return (
+        f"{text!r} is not a store, expected sqlite:PATH, memory:, redis://HOST, "
+        "redis+sentinel://HOST,…/SERVICE or redis+cluster://HOST,…"
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -18,6 +18,12 @@ class _Together(Protocol):
     @property
     def host(self) -> str: ...
     @property
+    def port(self) -> int: ...
+    @property
+    def operator_host(self) -> str: ...
+    @property
+    def operator_port(self) -> int: ...
+    @property
     def dangerously_open_to_the_network(self) -> bool: ...
     @property
     def jwt_algorithms(self) -> Sequence[str]: ...
@@ -49,6 +55,19 @@ def contradictions(settings: _Together) -> list[str]:
         *_size_problems(settings),
         *_schema_problems(settings),
         *_worker_problems(settings),
+        *_door_problems(settings),
+    ]
+
+
+def _door_problems(settings: _Together) -> list[str]:
+    hosts = {settings.host, settings.operator_host}
+    if settings.port != settings.operator_port or settings.port == 0:
+        return []
+    if len(hosts) > 1 and not hosts & {"0.0.0.0", "::"}:
+        return []
+    return [
+        f"BRIDGE_OPERATOR_PORT: {settings.operator_port} is BRIDGE_PORT too, and they "
+        "are two doors: choose another one"
     ]
 
 

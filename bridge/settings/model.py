@@ -273,7 +273,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_amqp_urls(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if not urls:
-            message = "must name at least one broker"
+            message = "must name at least one broker, as amqp://user:password@host/"
             raise ValueError(message)
         for number, secret in enumerate(urls, start=1):
             problem = amqp_url_problem(secret.get_secret_value())

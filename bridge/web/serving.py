@@ -1,6 +1,7 @@
 """Opening a door: one application on one address, or a sentence why not."""
 
 import errno
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -53,13 +54,26 @@ async def serve(
 
 def address_error(exc: OSError, setting: str, host: str, port: int) -> OSError:
     """Return `exc`, that an address cannot be had, in words of the settings."""
-    problem = f"cannot be had: {exc.strerror}"
-    if exc.errno == errno.EADDRINUSE:
-        problem = (
-            "is taken by another process; "
-            "stop it or choose another port (0 = any free one)"
-        )
+    match exc.errno:
+        case errno.EADDRINUSE:
+            problem = (
+                "is taken by another process; "
+                "stop it or choose another port (0 = any free one)"
+            )
+        case errno.EACCES:
+            problem = "is not for ordinary users; choose a port from 1024 on"
+        case errno.EADDRNOTAVAIL:
+            return _host_error(setting, f"{host} is no address of this machine")
+        case _ if isinstance(exc, socket.gaierror):
+            return _host_error(setting, f"{host} is no name that is known here")
+        case _:
+            problem = f"cannot be had: {exc.strerror}"
     return OSError(f"{setting}: {host}:{port} {problem}")
+
+
+def _host_error(setting: str, problem: str) -> OSError:
+    way_out = "127.0.0.1 is for this machine alone, 0.0.0.0 for all that reach it"
+    return OSError(f"{setting.replace('_PORT', '_HOST')}: {problem}; {way_out}")
 
 
 async def serve_privately(

@@ -171,10 +171,10 @@ def reserve_port(host: str, port: int) -> socket.socket:
         OSError: If it cannot be had; its text names the setting.
 
     """
-    family, kind, _, _, address = socket.getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
     try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         # The kernel lets any process of ours share a shared port, another bridge too.
         with socket.socket(family, kind) as alone:
             alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

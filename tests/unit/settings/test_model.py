@@ -26,7 +26,18 @@ def accepted(**values: object) -> Settings:
     [
         ({"prefetch": 65536}, "BRIDGE_PREFETCH: must be at most 65535"),
         ({"prefetch": 0}, "BRIDGE_PREFETCH: should be greater than or equal to 1"),
-        ({"namespace": "a b"}, "BRIDGE_NAMESPACE: "),
+        (
+            {"namespace": "a b"},
+            "BRIDGE_NAMESPACE: takes letters, digits, _ and - alone; the rule is ^[",
+        ),
+        (
+            {"port": 8080, "operator_port": 8080},
+            "BRIDGE_OPERATOR_PORT: 8080 is BRIDGE_PORT too",
+        ),
+        (
+            {"host": "0.0.0.0", "operator_port": 8080},
+            "BRIDGE_OPERATOR_PORT: 8080 is BRIDGE_PORT too",
+        ),
         (
             {"jwt_secret": "x" * 32, "slow_client_bytes": "511KiB"},
             "BRIDGE_SLOW_CLIENT_BYTES: must be at least twice BRIDGE_MAX_MESSAGE_BYTES",
@@ -201,6 +212,10 @@ def test_a_public_key_may_be_a_file(tmp_path: Path) -> None:
         ("amqp://h:0/", "must look like amqp://"),
         ("amqp:///v", "must look like amqp://"),
         ("h:5672", "must look like amqp://"),
+        ("amqp://u:p@h/v@x", None),
+        ("amqp://u:a@b/c@h/", "has an @ behind the host, expected amqp://"),
+        ("amqp://u:a@b/c@h:5672", "has an @ behind the host, expected amqp://"),
+        ("amqp://u:a/b@h/", "is not a URL, expected amqp://"),
         ("amqp://h:99999", "is not a URL"),
         ("amqp://[::1", "is not a URL"),
     ],
