@@ -26,3 +26,12 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
+
+
+def is_frozen(pid: int) -> bool:
+    """Whether SIGSTOP has reached every thread: those that run may go on for milliseconds."""
+    states = {
+        (task / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        for task in Path(f"/proc/{pid}/task").iterdir()
+    }
+    return states == {"T"}

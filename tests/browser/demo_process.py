@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import aiohttp
+
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.processes import is_alive
 
@@ -80,6 +82,18 @@ class DemoProcess:
             within_s=_START_WITHIN_S,
         )
         assert self.process.poll() is None, f"it ended: {self.facts}{self.talk}"
+
+    async def consumes(self) -> None:
+        """Wait until it is ready: the page is there before RabbitMQ is connected to."""
+
+        async def is_ready() -> bool:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"{self.url}/health/ready") as answer,
+            ):
+                return answer.status == 200
+
+        await eventually(is_ready, within_s=_START_WITHIN_S)
 
     async def end(self, number: signal.Signals) -> int:
         """Signal its whole group, as a terminal does; return its exit code."""

@@ -17,7 +17,7 @@ from tests.browser.demo_process import (
 )
 from tests.browser.watched_page import opened_page
 from tests.conftest import eventually
-from tests.processes import family_of
+from tests.processes import family_of, is_frozen
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -134,11 +134,11 @@ async def test_an_open_page_outlives_a_restart_of_the_demo(
                 await second.end(signal.SIGTERM)
 
 
-def _signal_node(demo: DemoProcess, number: signal.Signals) -> None:
+def _signal_node(demo: DemoProcess, number: signal.Signals) -> int:
     for pid in family_of(demo.process.pid):
         if "beam" in Path(f"/proc/{pid}/comm").read_text():
             os.kill(pid, number)
-            return
+            return pid
     pytest.fail("no node among the processes of the demo")
 
 
@@ -146,8 +146,10 @@ async def test_a_frozen_node_does_not_hold_ctrl_c_up(tmp_path: Path) -> None:
     """It answers nothing, not even a goodbye; a second Ctrl-C does not wait for one."""
     async with running_demo(tmp_path / "demo", *ANY_PORTS) as demo:
         await demo.started()
+        await demo.consumes()  # or there is nobody to say goodbye to
         family = family_of(demo.process.pid)
-        _signal_node(demo, signal.SIGSTOP)
+        node = _signal_node(demo, signal.SIGSTOP)
+        await eventually(lambda: is_frozen(node))  # until then it could say goodbye
 
         os.killpg(demo.process.pid, signal.SIGINT)
         await eventually(lambda: "stopping; Ctrl-C again" in demo.talk)
