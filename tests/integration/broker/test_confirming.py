@@ -52,6 +52,7 @@ async def test_a_queue_that_says_it_has_no_consumer_confirms_none(
         look=asyncio.Event(),
         metrics=metrics,
         write=lambda _: True,
+        waiting_max_bytes=1000,
     )
 
     with pytest.raises(BrokerUnavailableError, match="its leader does not answer"):
