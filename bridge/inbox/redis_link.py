@@ -45,8 +45,11 @@ _AWAY: Final = frozenset(
         *("DENIED", "UNKILLABLE", "NOSCRIPT", "WRONGTYPE", "NOPROTO"),
     }
 )
-# After one of these the server is not who it was, or never will do what we need.
-_LEAVE: Final = frozenset({"READONLY", "MOVED", "MASTERDOWN", "NOAUTH", "LOADING"})
+# After one of these the server is not who it was, or never will do what we need. It has
+# forgotten our scripts where somebody said SCRIPT FLUSH; `connect` sends them.
+_LEAVE: Final = frozenset(
+    {"READONLY", "MOVED", "MASTERDOWN", "NOAUTH", "LOADING", "NOSCRIPT"}
+)
 
 
 class RefusedByRedisError(Exception):
@@ -151,6 +154,10 @@ class KeptLink:
             link.abort("it did not answer")
             problem = f"no answer within {ANSWER_S:.0f} s"
             raise StoreUnavailableError(str(self._address), problem) from exc
+        except RefusedByRedisError as exc:
+            # Nobody would connect again if this went up, also when it is mended.
+            link.abort("it was of no use")
+            raise StoreUnavailableError(str(self._address), str(exc)) from exc
         except BaseException:
             link.abort("it was of no use")
             raise
@@ -263,11 +270,16 @@ async def connect(
     Connect, log in, and send the scripts.
 
     Raises:
-        OSError: If there is nobody.
+        OSError: If there is nobody, or nobody who answers in time.
         StoreUnavailableError: If the server does not let us in, or not now.
 
     """
-    link = await open_link(address, host, pushed=pushed)
+    try:
+        # The system would wait minutes for a host that drops what is sent to it.
+        async with asyncio.timeout(CONNECT_S):
+            link = await open_link(address, host, pushed=pushed)
+    except TimeoutError as exc:
+        raise OSError(str(exc) or f"no connection within {CONNECT_S:.0f} s") from exc
     try:
         hello: list[Word] = [b"HELLO", b"3"]
         if address.password is not None:

@@ -1,0 +1,103 @@
+"""Redis says what it seldom says: the bridge waits, and goes on when that is over."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from time import time
+
+import pytest
+
+from bridge.core.message import Message
+from bridge.core.redis_address import parse_redis
+from bridge.errors import StoreUnavailableError
+from bridge.inbox import redis_link
+from bridge.inbox.memory import Retention
+from bridge.inbox.redis import RedisInbox
+from bridge.inbox.redis_facts import server_facts
+from tests.conftest import SLOW_FACTOR, eventually
+from tests.redis_server import RedisServer
+
+RETENTION = Retention(max_messages=1000, max_age_s=1000, dedupe_s=60)
+
+
+@asynccontextmanager
+async def inbox_on(url: str) -> AsyncIterator[RedisInbox]:
+    """Hand out the store as a bridge has it, open or not."""
+    inbox = RedisInbox(parse_redis(url), RETENTION)
+    try:
+        with suppress(StoreUnavailableError):
+            await inbox.open()
+        yield inbox
+    finally:
+        await inbox.close()
+
+
+def message(user: str, data: bytes) -> Message:
+    """Return one without an id."""
+    return Message(user, "message", data, time())
+
+
+async def test_a_server_that_forgot_the_scripts_is_told_them_again(
+    tmp_path: Path,
+) -> None:
+    """Whoever shares it may say SCRIPT FLUSH; nothing would ever be stored after that."""
+    async with RedisServer.start(tmp_path) as server, inbox_on(server.url) as inbox:
+        assert await inbox.append([message("ann", b"1")]) == [1]
+        server.command("SCRIPT", "FLUSH")
+        batch = [message("ann", b"2")]
+
+        async def is_stored() -> bool:
+            with suppress(StoreUnavailableError):
+                return await inbox.append(batch) == [2]
+            return False
+
+        await eventually(is_stored)
+
+
+async def test_a_server_that_refuses_the_beginning_is_tried_again(
+    tmp_path: Path,
+) -> None:
+    """It may be mended; a bridge that gave up would have to be started again by hand."""
+    more = tmp_path / "more.conf"
+    more.write_text('rename-command INFO ""\n')
+    options = {"include": str(more)}
+    async with (
+        RedisServer.start(tmp_path / "redis", options=options) as server,
+        inbox_on(server.url) as inbox,
+    ):
+        assert "unknown command" in str(inbox.problem)
+
+        more.write_text("")
+        await asyncio.to_thread(server.restart)
+
+        await eventually(lambda: inbox.problem is None)
+        assert await inbox.append([message("ann", b"1")]) == [1]
+
+
+async def test_nobody_waits_long_for_a_host_that_answers_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`bridge check` and `bridge inbox carry` have no other deadline for a connection."""
+    monkeypatch.setattr(redis_link, "CONNECT_S", 0.2)
+    with black_hole() as port:
+        async with asyncio.timeout(20 * SLOW_FACTOR):
+            with pytest.raises(StoreUnavailableError, match="no connection within"):
+                await server_facts(parse_redis(f"redis://127.0.0.1:{port}"))
+
+
+@contextmanager
+def black_hole() -> Iterator[int]:
+    """Hand out a port whose system drops what asks for one more connection."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        port = server.getsockname()[1]
+        waiting = [socket.socket() for _ in range(3)]
+        try:
+            for each in waiting:
+                each.settimeout(0)
+                each.connect_ex(("127.0.0.1", port))
+            yield port
+        finally:
+            for each in waiting:
+                each.close()
