@@ -100,6 +100,11 @@ def parse_redis(setting: str) -> RedisAddress:
     # By hand: several hosts are no URL for urlsplit, least of all with an IPv6 address.
     before, _, query = setting.partition("://")[2].partition("?")
     place, _, path = before.partition("/")
+    is_option = query.partition("=")[0] in _OPTIONS
+    if "@" not in place and ("@" in path or ("@" in query and not is_option)):
+        # What looks like a port or an option is a piece of the password then.
+        problem = "an @ behind a / or ?; in a password they are written %2F and %3F"
+        raise _wrong(kind, problem)
     try:
         options = (
             dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True))
@@ -155,12 +160,24 @@ def _host(text: str, default_port: int, kind: str) -> Host:
         name = name[1:-1]  # IPv6
     if not name:
         raise _wrong(kind, "no host")
-    if "[" in name or "]" in name:
+    if "[" in name or "]" in name or not _can_be_asked_for(name):
         raise _wrong(kind, f"{name!r} is no host")
-    number = _number(port, "the port", kind)
+    if not port.isdecimal() or len(port) > 5:
+        # Not shown: where the host was forgotten it is the password.
+        raise _wrong(kind, "the port is no number")
+    number = int(port)
     if not 0 < number < 65536:
         raise _wrong(kind, f"{number} is no port")
     return Host(name, number)
+
+
+def _can_be_asked_for(name: str) -> bool:
+    """Whether DNS can have it; what it cannot have, Python refuses in a way of its own."""
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _number(text: str, what: str, kind: str) -> int:

@@ -282,8 +282,9 @@ async def connect(
         raise OSError(str(exc) or f"no connection within {CONNECT_S:.0f} s") from exc
     try:
         hello: list[Word] = [b"HELLO", b"3"]
-        if address.password is not None:
-            hello += [b"AUTH", address.user or "default", address.password]
+        if address.user is not None or address.password is not None:
+            # A user may need no password; without its name we would be somebody else.
+            hello += [b"AUTH", address.user or "default", address.password or ""]
         greeting: list[Sequence[Word]] = [
             hello,
             *([(b"SELECT", address.db)] if address.db else []),

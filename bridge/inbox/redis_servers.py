@@ -133,8 +133,8 @@ async def _ask_once(
 ) -> Answer:
     link = await open_link(address, host)
     try:
-        if password is not None:
-            await ask(address, link, b"AUTH", user or "default", password)
+        if user is not None or password is not None:
+            await ask(address, link, b"AUTH", user or "default", password or "")
         return await ask(address, link, *words)
     finally:
         link.abort("it was asked")

@@ -76,6 +76,17 @@ async def test_a_server_that_refuses_the_beginning_is_tried_again(
         assert await inbox.append([message("ann", b"1")]) == [1]
 
 
+async def test_a_user_without_a_password_is_logged_in_as(tmp_path: Path) -> None:
+    """Else the bridge works as another user, who may do more, or nothing."""
+    async with RedisServer.start(tmp_path) as server:
+        server.command("ACL", "SETUSER", "bridge", "on", "nopass", "~*", "&*", "+@all")
+        server.command("ACL", "SETUSER", "default", "off")
+
+        async with inbox_on(server.url.replace("://", "://bridge@")) as inbox:
+            assert inbox.problem is None
+            assert await inbox.append([message("ann", b"1")]) == [1]
+
+
 async def test_nobody_waits_long_for_a_host_that_answers_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -53,7 +53,7 @@ def test_each_form_is_read(setting: str, address: RedisAddress) -> None:
         ("redis://a/x", "the database is 'x'"),
         ("redis://a/1/2", "behind the hosts"),
         ("redis://a:99999", "99999 is no port"),
-        ("redis://a:b", "the port is 'b'"),
+        ("redis://a:b", "the port is no number"),
         ("redis://a?x=1", "unknown option 'x'"),
         ("redis://a?x", "bad query"),
         ("redis://a?replicas=-1", "replicas is '-1'"),
@@ -61,6 +61,8 @@ def test_each_form_is_read(setting: str, address: RedisAddress) -> None:
         ("redis+cluster://a/1", "behind the hosts"),
         ("redis://u:word@", "no host"),
         ("redis://[a", "is no host"),
+        ("redis://a..b", "'a..b' is no host"),
+        (f"redis://{'a' * 64}.b", "is no host"),
     ],
 )
 def test_what_is_none_is_told_with_the_form(setting: str, problem: str) -> None:
@@ -70,6 +72,33 @@ def test_what_is_none_is_told_with_the_form(setting: str, problem: str) -> None:
 
     assert problem in str(caught.value)
     assert "word@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "redis://u:hunter2",
+        "redis://u:hunter2/x@host",
+        "redis://u:1234/hunter2@host",
+        "redis://:hunter2?x@host:6379/0",
+        "redis://:x?hunter2@host",
+        "redis+cluster://u:hunter2/@host",
+        "redis+sentinel://u:1/hunter2@host/main",
+    ],
+)
+def test_a_password_that_is_not_encoded_is_not_told(setting: str) -> None:
+    """The text ends up in logs, and the password in it would still be the right one."""
+    with pytest.raises(ValueError, match=r"; expected redis") as caught:
+        parse_redis(setting)
+
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_password_of_the_sentinels_may_hold_an_at() -> None:
+    """Behind the question mark it is a sign like any other."""
+    address = parse_redis("redis+sentinel://a/main?sentinel_password=p@w")
+
+    assert address.sentinel_password == "p@w"
 
 
 @pytest.mark.parametrize(
