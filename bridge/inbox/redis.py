@@ -157,8 +157,7 @@ class RedisInbox:
         if upkeep is None:
             return
         try:
-            if self._servers.problem is None:
-                await self._errands.finish()
+            await self._errands.finish()
         except StoreUnavailableError as exc:  # then some messages are repeated
             log.warning("inbox.marks_lost", error=str(exc))
         finally:

@@ -36,6 +36,7 @@ class Errands:
         self._forgotten: set[bytes] = set()
         self._are_there = asyncio.Event()
         self._are_urgent = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
 
     def mark(self, user: str, epoch: str, offset: int) -> None:
         """Move the delivered mark of `user` forward, soon; backwards is ignored."""
@@ -86,41 +87,66 @@ class Errands:
 
     async def finish(self) -> None:
         """
-        Run all errands now; what fails stays.
+        Run all errands now, those that are under way included; what fails stays.
 
         Raises:
-            StoreUnavailableError: If a server is away.
+            StoreUnavailableError: If a server is away. What belongs to others is written.
 
         """
+        async with self._one_at_a_time:
+            await self._finish()
+
+    async def _finish(self) -> None:
         self._are_there.clear()
         self._are_urgent.clear()
         marks, self._marks = self._marks, {}
         forgotten, self._forgotten = self._forgotten, set()
         self._on_their_way = marks
+        failure: StoreUnavailableError | None = None
         try:
-            if forgotten:
-                await self._servers.of(0).ask(b"DEL", *map(self._trial, forgotten))
-            await self._write(marks)
-        except BaseException:
-            self._marks = marks | self._marks
-            self._forgotten |= forgotten
-            self._are_there.set()
-            raise
+            failure = await self._forget(forgotten)
+            failure = await self._write(marks) or failure
         finally:
             self._on_their_way = {}
+            if marks or forgotten:  # what is left
+                self._marks = marks | self._marks
+                self._forgotten |= forgotten
+                self._are_there.set()
+        if failure is not None:
+            raise failure
 
-    async def _write(self, marks: dict[Mark, int]) -> None:
+    async def _forget(self, trials: set[bytes]) -> StoreUnavailableError | None:
+        """Forget `trials`, and take those from the set that are forgotten."""
+        if trials:
+            try:
+                await self._servers.of(0).ask(b"DEL", *map(self._trial, trials))
+            except StoreUnavailableError as exc:
+                return exc
+            trials.clear()
+        return None
+
+    async def _write(self, marks: dict[Mark, int]) -> StoreUnavailableError | None:
+        """Write `marks`, and take those from the dict that are written."""
         # One call for a server, or in a cluster for a tag: that has one slot.
         is_one = len(self._servers.all) == 1
-        groups: dict[int, list[Word]] = {}
-        for (user, epoch), offset in marks.items():
-            tag = tag_of(user)
-            words = groups.setdefault(0 if is_one else tag, [])
-            words += (self._prefix(tag), user, epoch, offset)
-        for tag, words in groups.items():
-            for start in range(0, len(words), 4 * _PIECE):
-                await self._servers.of(tag).run_script(
-                    scripts.MARK,
-                    *words[start : start + 4 * _PIECE],
-                    key=f"{self._prefix(tag)}h",
-                )
+        groups: dict[int, list[Mark]] = {}
+        for mark in marks:
+            groups.setdefault(0 if is_one else tag_of(mark[0]), []).append(mark)
+        failure: StoreUnavailableError | None = None
+        for tag, group in groups.items():
+            for start in range(0, len(group), _PIECE):
+                piece = group[start : start + _PIECE]
+                words: list[Word] = []
+                for user, epoch in piece:
+                    prefix = self._prefix(tag_of(user))
+                    words += (prefix, user, epoch, marks[user, epoch])
+                try:
+                    await self._servers.of(tag).run_script(
+                        scripts.MARK, *words, key=f"{self._prefix(tag)}h"
+                    )
+                except StoreUnavailableError as exc:  # another server may be there
+                    failure = failure or exc
+                    break
+                for mark in piece:
+                    del marks[mark]
+        return failure
