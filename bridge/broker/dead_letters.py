@@ -92,7 +92,7 @@ class DeadLetters:
         self._index = LetterIndex(now)
         self._may_look_at_s = float("-inf")
         self._turns = LetterTurns(address, names.dead)
-        self._wear = LetterWear(names.dead)
+        self._wear = LetterWear(names.dead, now)
 
     # --- looking
 
@@ -212,8 +212,7 @@ class DeadLetters:
         return found
 
     async def depth(self) -> int:
-        """Return how many there are. Errors as `look`."""
-        self._wear.refuse_if_worn_out()
+        """Return how many there are, which wears nothing out. Errors as `look`."""
         async with self._turns.take():
             return await count_ready(self._address, self._names.dead)
 
@@ -309,6 +308,7 @@ class DeadLetters:
                 if not batch:
                     return
                 self._index.forget()  # twins count anew
+                self._wear.forget()
                 # The head of the queue is as it was but for what we took off.
                 depth -= await work(session, batch)
             left -= len(batch)
