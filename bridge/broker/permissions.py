@@ -20,11 +20,19 @@ from aiormq.exceptions import (
     ChannelAccessRefused,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
+    ConnectionCommandInvalid,
 )
 
 from bridge.broker.connection import BrokerConnection, broker_call, problem_text
 from bridge.broker.frame_reader import FrameReader
-from bridge.broker.topology import Binding, Exchange, Queue, Topology
+from bridge.broker.topology import (
+    HASH_EXCHANGE,
+    Binding,
+    Exchange,
+    Queue,
+    Topology,
+)
+from bridge.names import BrokerNames
 
 _NOT_A_NUMBER: Final = "bridge check looks whether it may"
 
@@ -95,6 +103,31 @@ async def may_configure_anything(
     """Say whether the user may make things of names that nobody has thought of."""
     stranger = Queue(f"check-{secrets.token_hex(8)}", {})
     return await _Asker(connection, timeout_s=timeout_s).may_configure(stranger)
+
+
+async def knows_hash(
+    connection: BrokerConnection[FrameReader], names: BrokerNames, *, timeout_s: float
+) -> bool:
+    """
+    Say whether the broker has the plugin. If not, the connection is gone after that.
+
+    Asked with a declare that is refused for its argument, behind its type.
+    """
+    async with broker_call(f"ask for {HASH_EXCHANGE}", timeout_s=timeout_s):
+        channel = await connection.open_channel(confirms=False)
+        try:
+            await channel.exchange_declare(
+                f"{names.namespace}.check-{secrets.token_hex(8)}",
+                exchange_type=HASH_EXCHANGE,
+                durable=True,
+                arguments={"alternate-exchange": 1},
+            )
+        except ConnectionCommandInvalid:
+            return False
+        except (ChannelPreconditionFailed, ChannelAccessRefused):
+            return True
+        await channel.close()
+    return True
 
 
 class _Asker:

@@ -36,23 +36,19 @@ A queue with a single active consumer tells only that one when asked for its con
 how many bridges there are is asked of a queue that all of them consume.
 """
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import aiormq
 from aiormq.exceptions import (
-    ChannelAccessRefused,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
-    ConnectionCommandInvalid,
 )
 
 from bridge.broker.connection import BrokerConnection, broker_call, problem_text
 from bridge.broker.frame_reader import FrameReader
 from bridge.broker.topology import (
-    HASH_EXCHANGE,
     INEQUIVALENT,
     Binding,
     Exchange,
@@ -66,7 +62,7 @@ from bridge.broker.topology import (
     topology,
 )
 from bridge.errors import BrokerUnavailableError, ShardsError, TopologyError
-from bridge.names import SHARDS_MAX, BrokerNames
+from bridge.names import BrokerNames
 
 _ALTERNATE: Final = "alternate-exchange"
 
@@ -197,19 +193,30 @@ class ShardDesk:
         before = await self._recorded(changes - 1) if changes > 1 else 1
         return Layout(shards, changes, before, is_moving=True)
 
+    async def expect(self) -> Layout:
+        """Read the records; on an empty broker, say what a bridge of this plan will make."""
+        layout = await self.read()
+        if await self._is_empty(layout) and self._plan.shards > 1:
+            return Layout(self._plan.shards, 1)
+        return layout
+
     async def settle(self) -> Layout:
         """
         Declare what the records say; on an empty broker, what the plan says.
 
-        The last steps of a change that was broken off behind its record are done.
+        The last steps of a change that was broken off behind its record are done. Where
+        somebody has begun with another number, that is a broker which has to be waited
+        for: he may be at it, or his bridge be started again.
         """
         layout = await self.read()
-        if (
-            not layout.change
-            and self._plan.shards > 1
-            and not await self._has_plain_topology()
-        ):
-            return await self.change(self._plan.shards)
+        if self._plan.shards > 1 and await self._is_empty(layout):
+            try:
+                return await self.change(self._plan.shards)
+            except ShardsError as exc:
+                raise BrokerUnavailableError("settle the shards", str(exc)) from exc
+        return await self._settle(layout)
+
+    async def _settle(self, layout: Layout) -> Layout:
         while True:
             await declare(
                 self._connection,
@@ -218,48 +225,51 @@ class ShardDesk:
             )
             if layout.change:
                 await self._unbind_the_old(layout)
+            else:
+                await self._hold_the_gate()
             record = record_name(self._names, layout.change + 1)
             if not await self.is_there(Exchange(record, "fanout")):
                 return layout
             layout = await self.read()  # changed meanwhile: what we bound was the old
 
-    async def _has_plain_topology(self) -> bool:
+    async def _is_empty(self, layout: Layout) -> bool:
         """
-        Say whether one shard was ever declared here, now that there is no record.
+        Say whether there is no record, and one shard was never declared here either.
 
         Without its queue and with a gate, another bridge is at the beginning of its start.
         """
-        if not await self.is_there(Exchange(self._names.inbound, "fanout")):
+        if layout.change:
             return False
-        if not await self.is_there(Exchange(gate_name(self._names, 1), "fanout")):
+        if not await self.is_there(Exchange(self._names.inbound, "fanout")):
             return True
-        return await self.is_there(Queue(self._names.inbound_queue(), {}))
+        if not await self.is_there(Exchange(gate_name(self._names, 1), "fanout")):
+            return False
+        return not await self.is_there(Queue(self._names.inbound_queue(), {}))
 
     async def change(self, shards: int) -> Layout:
         """
         Change the number of shards. The old queues are emptied after that, by the bridges.
 
         Raises:
-            ShardsError: If there are so many already, or an earlier change is not over.
+            ShardsError: If an earlier change is not over; what ends it is told.
 
         """
-        if not 1 <= shards <= SHARDS_MAX:
-            raise ShardsError(f"{shards} shards, expected 1 to {SHARDS_MAX}")
         now = await self.read()
-        if now.is_moving and now.shards != shards:
-            left = ", ".join(await self.left_of_before(now)) or "none"
-            text = (
-                f"the change from {now.before} to {now.shards} is not over; "
-                f"queues of before: {left}"
-            )
-            raise ShardsError(text)
+        await self.refuse_if_not_now(now, shards)
         if now.shards == shards:
-            return await self.settle()
+            return await self._settle(now)
         new = Layout(shards, now.change + 1, now.shards, is_moving=True)
         await self._prepare(new)
         await self._declare(self._plan.record(new))
         await self._unbind_the_old(new)
         return new
+
+    async def refuse_if_not_now(self, now: Layout, shards: int) -> None:
+        """Raise what `change` to this number would, as far as that can be seen."""
+        if now.is_moving and now.shards != shards:
+            left = ", ".join(await self.left_of_before(now)) or "none"
+            text = f"the change from {now.before} to {now.shards} is not over"
+            raise ShardsError(f"{text}; queues of before: {left}")
 
     async def left_of_before(self, layout: Layout) -> Sequence[str]:
         """Return the queues of before that are there yet, in order."""
@@ -287,29 +297,6 @@ class ShardDesk:
             await channel.close()
         return True
 
-    async def knows_hash(self) -> bool:
-        """
-        Say whether the broker has the plugin. If not, the connection is gone after that.
-
-        Asked with a declare that is refused for its argument, behind its type.
-        """
-        doing = f"ask for {HASH_EXCHANGE}"
-        async with broker_call(doing, timeout_s=self._plan.timeout_s):
-            channel = await self._connection.open_channel(confirms=False)
-            try:
-                await channel.exchange_declare(
-                    f"{self._names.namespace}.check-{secrets.token_hex(8)}",
-                    exchange_type=HASH_EXCHANGE,
-                    durable=True,
-                    arguments={_ALTERNATE: 1},
-                )
-            except ConnectionCommandInvalid:
-                return False
-            except (ChannelPreconditionFailed, ChannelAccessRefused):
-                return True
-            await channel.close()
-        return True
-
     async def _recorded(self, change: int) -> int:
         """Return the number of shards that a record, which is there, tells."""
         wish = Layout(self._plan.shards, change)
@@ -325,16 +312,20 @@ class ShardDesk:
                     arguments=dict(record.arguments),
                 )
             except ChannelPreconditionFailed as exc:
-                return self._parse(record.name, problem_text(exc))
+                return self._parse(exc)
             await channel.close()
         return wish.shards
 
-    def _parse(self, name: str, text: str) -> int:
+    def _parse(self, exc: ChannelPreconditionFailed) -> int:
+        """Read how many shards an exchange leads to, if not to those that were asked for."""
+        text = problem_text(exc)
         found = INEQUIVALENT.search(text)
         entry = plain(found["theirs"]) if found else ""
         number = entry.removeprefix(self._names.shards_entry(0).removesuffix("0"))
         if not number.isdecimal():
-            raise BrokerUnavailableError(f"read {name}", f"it says {text!r}")
+            raise BrokerUnavailableError(
+                "read the number of shards", f"it says {text!r}"
+            )
         return int(number)
 
     async def _prepare(self, new: Layout) -> None:
@@ -344,9 +335,13 @@ class ShardDesk:
         inbound_to_gate = plan.bindings[-1]
         try:
             await self._declare(gate)
-        except TopologyError as exc:  # it leads to another entry
-            text = f"a change to another number was begun and not ended: {exc.problem}"
-            raise ShardsError(text) from exc
+        except TopologyError as exc:
+            if not isinstance(exc.__cause__, ChannelPreconditionFailed):
+                raise  # we may not
+            begun = self._parse(exc.__cause__)
+            text = f"a change to {begun} shards was begun and not ended"
+            mend = f"`bridge shards set {begun}` does that, then set {new.shards}"
+            raise ShardsError(f"{text}; {mend}") from exc
         await declare(
             self._connection,
             replace(plan, bindings=plan.bindings[:-1]),
@@ -374,6 +369,15 @@ class ShardDesk:
                     await channel.exchange_unbind(old.name, source, "")
                 else:
                     await channel.queue_unbind(old.name, source, "")
+            await channel.close()
+
+    async def _hold_the_gate(self) -> None:
+        """Let a first change that was begun without a queue of before lead to it, too."""
+        gate = gate_name(self._names, 1)
+        if await self.is_there(Exchange(gate, "fanout")):
+            old = self._plan.way_of_before(Layout())
+            channel = await self._channel()
+            await bind(channel, Binding(gate, old), timeout_s=self._plan.timeout_s)
             await channel.close()
 
     async def _declare(self, exchange: Exchange) -> None:

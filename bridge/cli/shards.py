@@ -112,10 +112,7 @@ def set_shards(
     """
     settings = _settings(config_file)
     if dry_run:
-        found = asyncio.run(_look(settings))
-        same = found.layout.shards == number
-        change = f"{found.layout.shards} to {_rendered(number)}"
-        typer.echo("nothing to do" if same and not found.left else f"from {change}")
+        typer.echo(asyncio.run(_would_change(settings, number)))
         return
     asyncio.run(_change(settings, number, waits=wait))
 
@@ -146,8 +143,20 @@ async def _connected(
 async def _look(settings: Settings) -> _Found:
     async with _connected(settings) as (connection, plan):
         desk = ShardDesk(connection, plan)
-        layout = await desk.read()
+        layout = await desk.expect()
         return _Found(layout, await desk.left_of_before(layout))
+
+
+async def _would_change(settings: Settings, number: int) -> str:
+    """Say what `_change` would do, or raise what it would."""
+    async with _connected(settings) as (connection, plan):
+        desk = ShardDesk(connection, plan)
+        layout = await desk.read()
+        await desk.refuse_if_not_now(layout, number)
+        if layout.shards != number:
+            return f"from {layout.shards} to {_rendered(number)}"
+        left = await desk.left_of_before(layout)
+        return f"wait for {', '.join(left)}" if left else "nothing to do"
 
 
 async def _change(settings: Settings, number: int, *, waits: bool) -> None:
@@ -159,7 +168,7 @@ async def _change(settings: Settings, number: int, *, waits: bool) -> None:
             _say(f"waiting for the bridges to empty {', '.join(left)}")
             await asyncio.sleep(ARRIVED_AFTER_S)
             await put_marks(connection, plan, layout)
-        if not await desk.left_of_before(layout):
+        if layout.is_moving and not await desk.left_of_before(layout):
             await desk.finish(layout)
 
 

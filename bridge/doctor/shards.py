@@ -10,6 +10,7 @@ from bridge.broker.connection import (
     open_connection,
 )
 from bridge.broker.frame_reader import FrameReader
+from bridge.broker.permissions import knows_hash
 from bridge.broker.shards import Layout, ShardDesk, ShardPlan
 from bridge.broker.topology import (
     HASH_EXCHANGE,
@@ -61,7 +62,9 @@ async def look_at_shards(address: BrokerAddress, plan: ShardPlan) -> ShardsSeen:
             )
             for queue in await desk.left_of_before(layout)
         ]
-        if max(layout.shards, plan.shards) > 1 and not await desk.knows_hash():
+        if max(layout.shards, plan.shards) > 1 and not await knows_hash(
+            connection, plan.names, timeout_s=plan.timeout_s
+        ):
             text = f"the broker does not know exchanges of type {HASH_EXCHANGE}"
             mend = f"rabbitmq-plugins enable {HASH_PLUGIN}   # on each node"
             return ShardsSeen(plain, (*findings, wrong(_SUBJECT, text, mend=mend)))
