@@ -28,6 +28,7 @@ Pushed = Callable[[Sequence[Sequence[Any]]], None]
 
 _NOTHING: Final = object()
 _MESSAGE: Final = frozenset({b"message", b"smessage"})
+_ENDED: Final = frozenset({b"unsubscribe", b"sunsubscribe"})
 
 
 class LinkLostError(Exception):
@@ -35,12 +36,13 @@ class LinkLostError(Exception):
 
 
 class _Confirmations:
-    """What a subscription is answered with: so many pushes, or one error in their place."""
+    """What a subscription is answered with: a push for each, or one error in their place."""
 
-    __slots__ = ("left",)
+    __slots__ = ("channels", "kind")
 
-    def __init__(self, left: int) -> None:
-        self.left = left
+    def __init__(self, kind: bytes, channels: set[bytes]) -> None:
+        self.kind = kind
+        self.channels = channels
 
 
 class Link(asyncio.Protocol):
@@ -76,8 +78,8 @@ class Link(asyncio.Protocol):
             while (answer := reader.gets()) is not _NOTHING:
                 if type(answer) is hiredis.PushNotification:
                     pushes.append(answer)
-                    if answer[0] not in _MESSAGE:
-                        self._confirm()
+                    if answer[0] not in _MESSAGE and not self._confirm(answer):
+                        break
                 elif self._answers and not self._take(answer):
                     break
         except hiredis.ProtocolError as exc:
@@ -95,15 +97,35 @@ class Link(asyncio.Protocol):
             return False
         if not waiting.done():  # its asker may have gone away
             waiting.set_result(answer)
+        if is_error(answer) and str(answer).startswith("MOVED"):
+            # The keys are elsewhere. And it may belong to an UNSUBSCRIBE that the node
+            # answered, by itself, in the same moment: then all behind it is out of step.
+            self.abort(str(answer))
+            return False
         return True
 
-    def _confirm(self) -> None:
-        """Count one channel of the subscriptions that are next."""
+    def _confirm(self, push: Sequence[Any]) -> bool:
+        """
+        Count one channel of the subscriptions that are next.
+
+        False if nobody asked for it: a node that gives a slot away ends what is followed
+        there. Whoever hears nothing more on it must ask anew, and ask who has it now.
+        """
+        kind, channel = push[:2]
         waiting = self._answers[0] if self._answers else None
-        if isinstance(waiting, _Confirmations):
-            waiting.left -= 1
-            if not waiting.left:
+        if (
+            isinstance(waiting, _Confirmations)
+            and waiting.kind == kind
+            and channel in waiting.channels
+        ):
+            waiting.channels.remove(channel)
+            if not waiting.channels:
                 self._answers.popleft()
+            return True
+        if kind in _ENDED:
+            self.abort("it has ended a subscription by itself")
+            return False
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell all who wait."""
@@ -136,10 +158,12 @@ class Link(asyncio.Protocol):
         self._transport.write(_packed(words))
         return future
 
-    def send(self, *words: Word) -> None:
+    def send(self, command: bytes, *channels: bytes | str) -> None:
         """Send a command about channels, which is answered with a push for each."""
         if self._transport is not None and not self._transport.is_closing():
-            self._answers.append(_Confirmations(len(words) - 1))
+            words = (command, *channels)
+            names = {c.encode() if isinstance(c, str) else c for c in channels}
+            self._answers.append(_Confirmations(command.lower(), names))
             self._transport.write(_packed(words))
 
     def abort(self, reason: str) -> None:

@@ -15,6 +15,7 @@ from bridge.errors import StoreUnavailableError
 from bridge.inbox import redis_link
 from bridge.inbox.memory import Retention
 from bridge.inbox.redis import RedisInbox
+from bridge.inbox.redis_elements import slot_of_tag, tag_names, tag_of
 from bridge.inbox.redis_facts import server_facts
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.redis_server import RedisServer
@@ -112,3 +113,32 @@ def black_hole() -> Iterator[int]:
         finally:
             for each in waiting:
                 each.close()
+
+
+async def test_a_slot_that_goes_away_and_comes_back_is_heard_of_again(
+    tmp_path: Path,
+) -> None:
+    """The node ends its subscriptions by itself, and the slots look as they did before."""
+    fed: list[bytes] = []
+    options = {"cluster-enabled": "yes"}
+    async with RedisServer.start(tmp_path, options=options) as server:
+        server.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        await asyncio.to_thread(
+            server.wait_until, "cluster_state:ok", "CLUSTER", "INFO"
+        )
+        async with inbox_on(f"redis+cluster://127.0.0.1:{server.port}") as inbox:
+            inbox.listen(lambda found: fed.extend(one.message.data for one in found))
+            await eventually(lambda: inbox.problem is None)
+            await inbox.follow("ann")
+            slot = str(slot_of_tag(tag_names()[tag_of("ann")]))
+            server.command("CLUSTER", "DELSLOTS", slot)
+            server.command("CLUSTER", "ADDSLOTS", slot)
+            batch = [message("ann", b"1")]
+
+            async def is_stored() -> bool:
+                with suppress(StoreUnavailableError):
+                    return await inbox.append(batch) == [1]
+                return False
+
+            await eventually(is_stored)
+            await eventually(lambda: fed[-1:] == [b"1"])
