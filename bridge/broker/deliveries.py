@@ -158,9 +158,15 @@ class Intake:
         """
         while True:
             session = self._session
-            if session is not None and (waiting := session.waiting):
+            if (
+                session is not None
+                and not session.has_failed()
+                and (waiting := session.waiting)
+            ):
                 if waiting > _BACKLOG:
                     await _let_gather(session)
+                    if session.has_failed():
+                        continue  # what it brought comes again: stored now, it is twice
                 batch = session.take_out()
                 if batch is not None:
                     self._handed = batch

@@ -141,6 +141,10 @@ class IntakeSession:
         """Deliveries that wait to be taken out."""
         return sum([consumer.waiting for consumer in self._consumers])
 
+    def has_failed(self) -> bool:
+        """Say whether it is being taken down: all that it has brought comes again."""
+        return self._failure is not None
+
     def problem(self) -> str | None:
         """Say what is wrong with the session, ``None`` if nothing is."""
         if self._failure is not None:
@@ -265,6 +269,7 @@ class IntakeSession:
         """
         while (problem := self.problem()) is None:
             await self._wait_for_news()
+        self._failure = problem
         raise BrokerUnavailableError(f"consume {', '.join(self.queues)}", problem)
 
     async def do_chores(self) -> None:
@@ -357,7 +362,12 @@ async def first_to_end(works: Sequence[Work]) -> None:
     Raises:
         BridgeError: What one of them raised.
 
+    Cancellation:
+        Passed on, also where one of them fails in the same moment.
+
     """
+    task = asyncio.current_task()
+    asked_before = task.cancelling() if task else 0
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work()) for work in works]
@@ -368,4 +378,8 @@ async def first_to_end(works: Sequence[Work]) -> None:
         failure = first_of(failures)
     else:
         return
+    if task is not None and task.cancelling() > asked_before:
+        # A group with a failure forgets that it was cancelled (before Python 3.13), and
+        # who asked for it would wait for ever for a session that is begun anew.
+        raise asyncio.CancelledError
     raise failure

@@ -46,7 +46,7 @@ async def server_facts(address: RedisAddress) -> list[ServerFacts]:
 
     Raises:
         ConfigError: If the extra `redis` is not installed.
-        StoreUnavailableError: If one cannot be asked.
+        StoreUnavailableError: If one cannot be asked, or does not say what it is.
 
     """
     if MISSING is not None:
@@ -59,6 +59,8 @@ async def server_facts(address: RedisAddress) -> list[ServerFacts]:
             raise StoreUnavailableError(str(address), str(exc)) from exc
         try:
             found.append(await _facts(address, host, link))
+        except RefusedByRedisError as exc:
+            raise StoreUnavailableError(str(address), str(exc)) from exc
         finally:
             link.abort("it was asked")
     return found

@@ -69,6 +69,8 @@ async def test_a_server_that_refuses_the_beginning_is_tried_again(
         inbox_on(server.url) as inbox,
     ):
         assert "unknown command" in str(inbox.problem)
+        with pytest.raises(StoreUnavailableError):  # as `bridge check` asks
+            await server_facts(parse_redis(server.url))
 
         more.write_text("")
         await asyncio.to_thread(server.restart)

@@ -199,6 +199,38 @@ async def test_large_messages_are_taken_in_smaller_numbers(
     assert reconnects(metrics, "consume") == 0
 
 
+async def test_what_a_session_that_failed_has_brought_is_not_handed_over(
+    address: BrokerAddress,
+    wanted: Topology,
+    raw: Raw,
+    names: BrokerNames,
+    metrics: Metrics,
+) -> None:
+    """It comes again; what was stored of it until then would be there twice."""
+    intake = Intake(
+        address,
+        wanted,
+        queue=names.inbound_queue(),
+        prefetch_count=100,
+        metrics=metrics,
+        limits=BatchLimits(deliveries=1),
+    )
+    async with running(intake):
+        await eventually(lambda: intake.is_consuming, within_s=30)
+        for number in range(3):
+            await raw.publish(names.messages, body=b"%d" % number)
+        await eventually(lambda: intake.in_flight == 3)
+        first = await intake.next_batch()
+        assert await intake.ack(first)
+
+        first.session.fail("it is over")
+        async with asyncio.timeout(30 * SLOW_FACTOR):
+            second = await intake.next_batch()
+
+        assert await intake.ack(second)
+        assert [one.body for one in second.deliveries] == [b"1"]
+
+
 async def test_what_is_in_flight_can_still_be_acked_after_consuming_stopped(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames
 ) -> None:
