@@ -222,7 +222,11 @@ class Cluster:
             return host
 
         async def greet(link: Link) -> None:
-            await self._greet(link, self._nodes[host][1])
+            tags = self._nodes[host][1]
+            await self._greet(link, tags)
+            if self._nodes[host][1] != tags:
+                problem = "it was given other slots meanwhile"
+                raise StoreUnavailableError(str(self._address), problem)
 
         return KeptLink(self._address, find, pushed=self._pushed, greet=greet)
 

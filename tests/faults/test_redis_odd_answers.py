@@ -17,6 +17,8 @@ from bridge.inbox.memory import Retention
 from bridge.inbox.redis import RedisInbox
 from bridge.inbox.redis_elements import slot_of_tag, tag_names, tag_of
 from bridge.inbox.redis_facts import server_facts
+from bridge.inbox.redis_servers import ALL_TAGS, Cluster, Tags
+from bridge.inbox.redis_wire import Link
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.redis_server import RedisServer
 
@@ -144,3 +146,38 @@ async def test_a_slot_that_goes_away_and_comes_back_is_heard_of_again(
 
             await eventually(is_stored)
             await eventually(lambda: fed[-1:] == [b"1"])
+
+
+async def test_slots_that_come_while_a_node_is_greeted_are_greeted_too(
+    tmp_path: Path,
+) -> None:
+    """Else windows of their users hear nothing: nobody has subscribed to them there."""
+    greeted: list[Tags] = []
+    may_go_on = asyncio.Event()
+    may_go_on.set()
+
+    async def greet(_link: Link, tags: Tags) -> None:
+        greeted.append(tags)
+        await may_go_on.wait()
+
+    half, rest = ("0", "8191"), ("8192", "16383")
+    options = {"cluster-enabled": "yes", "cluster-require-full-coverage": "no"}
+    async with RedisServer.start(tmp_path, options=options) as server:
+        server.command("CLUSTER", "ADDSLOTSRANGE", *half)
+        address = parse_redis(f"redis+cluster://127.0.0.1:{server.port}")
+        cluster = Cluster(address, pushed=lambda _: None, greet=greet)
+        running = asyncio.create_task(cluster.run())
+        try:
+            await eventually(lambda: len(greeted) == 1 and cluster.of(0).link)
+            may_go_on.clear()
+            server.command("CLIENT", "KILL", "TYPE", "normal")
+            await eventually(lambda: len(greeted) == 2)
+            server.command("CLUSTER", "ADDSLOTSRANGE", *rest)
+            await eventually(lambda: "no master" not in str(cluster.problem))
+            may_go_on.set()
+
+            await eventually(lambda: greeted[-1] == ALL_TAGS)
+            await eventually(lambda: cluster.problem is None)
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
