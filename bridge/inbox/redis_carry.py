@@ -76,6 +76,13 @@ return 1
 """
 )
 
+# Of two carries that begin at the same time, the second finds the note of the first.
+_BEGIN: Final = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV))
+return 1
+"""
+
 
 class RedisTarget:
     """One server that is carried into."""
@@ -144,7 +151,8 @@ class RedisTarget:
     async def begin(self, waybill: Waybill) -> None:
         """Write down what is carried, and give each tag the epoch."""
         note = (b"epoch", waybill.epoch, b"contents", waybill.contents)
-        await self._ask(b"HSET", self._note_key, *note)
+        if not await self._ask(b"EVAL", _BEGIN, b"1", self._note_key, *note):
+            await self.look(waybill)  # refuses what is not this carry
         await self._ask_many(
             [(b"HSET", f"{prefix}h", b"", waybill.epoch) for prefix in self._prefixes]
         )

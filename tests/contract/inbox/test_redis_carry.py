@@ -13,7 +13,7 @@ import pytest
 from bridge.core.message import Message
 from bridge.core.redis_address import parse_redis
 from bridge.errors import CarryRefusedError, StoreUnavailableError
-from bridge.inbox.carried import Amount, Load
+from bridge.inbox.carried import Amount, Load, Waybill
 from bridge.inbox.carry import Outcome, carry
 from bridge.inbox.memory import Retention
 from bridge.inbox.redis import RedisInbox
@@ -221,6 +221,26 @@ async def test_a_file_that_was_used_again_since_is_refused(
 
     with pytest.raises(CarryRefusedError, match="the file has changed"):
         await carry_into(store.target(), path)
+
+
+async def test_of_two_carries_that_begin_at_once_one_is_refused(store: Store) -> None:
+    """Both saw an empty store; the inboxes of two files in one would be no one's."""
+    first, second = store.target(), store.target()
+    ours, theirs = Waybill("a" * 10, "1-2"), Waybill("b" * 10, "1-2")
+    try:
+        for target in (first, second):
+            await target.open()
+        assert (await first.look(ours), await second.look(theirs)) == (0, 0)
+
+        await first.begin(ours)
+        with pytest.raises(CarryRefusedError, match="of another file"):
+            await second.begin(theirs)
+
+        await first.begin(ours)  # as one that is resumed
+        assert await first.look(ours) == 0
+    finally:
+        for target in (first, second):
+            await target.close()
 
 
 async def test_a_bridge_that_writes_meanwhile_is_noticed(
