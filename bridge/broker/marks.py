@@ -17,7 +17,7 @@ from bridge.broker.connection import (
 from bridge.broker.frame_reader import FrameReader
 from bridge.broker.shards import Layout, ShardDesk, ShardPlan, mark_name
 from bridge.broker.topology import Exchange, Queue, declare_one, inbound_queue
-from bridge.errors import BrokerUnavailableError
+from bridge.errors import BrokerUnavailableError, TopologyError
 from bridge.names import MARK_EVENT
 
 log = structlog.get_logger(__name__)
@@ -75,7 +75,8 @@ async def keep_marking(address: BrokerAddress, plan: ShardPlan, layout: Layout) 
     """
     Put marks every few seconds, until cancelled; on connections of its own.
 
-    One that is lost, or has something come behind it, is followed by the next.
+    One that is lost, or has something come behind it, is followed by the next. What keeps
+    them from being put, an operator can mend; the messages of before are carried meanwhile.
     """
     while True:
         await asyncio.sleep(ARRIVED_AFTER_S)
@@ -87,5 +88,5 @@ async def keep_marking(address: BrokerAddress, plan: ShardPlan, layout: Layout) 
                 await put_marks(connection, plan, layout)
             finally:
                 await connection.leave()
-        except BrokerUnavailableError as exc:
+        except (BrokerUnavailableError, TopologyError) as exc:
             log.info("shards.no_mark_yet", problem=str(exc))

@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
-from bridge.broker.shards import ShardDesk, gate_name, record_name
+from bridge.broker.shards import ShardDesk, gate_name, mark_name, record_name
 from bridge.broker.topology import Exchange, Queue
 from bridge.errors import BrokerUnavailableError, ShardsError
+from tests.conftest import eventually
 from tests.integration.broker.test_shards import BreaksOffError, Stage, break_off, stage
 from tests.integration.operator.commands import run_with
 
@@ -81,6 +83,30 @@ async def test_one_can_be_set_on_an_empty_broker_whatever_the_setting_is(
     assert (await desk.expect()).shards == 1
     assert await desk.is_there(Queue(stage.names.inbound_queue(), {}))
     assert not await desk.is_there(Exchange(gate_name(stage.names, 1), "fanout"))
+
+
+async def test_a_bridge_that_can_put_no_mark_goes_on_and_tries_again(
+    stage: Stage,
+) -> None:
+    """Something else has the name, or a right is missing: an operator mends it."""
+    await stage.desk().settle()
+    mark = mark_name(stage.names)
+    channel = await stage.connection.open_channel(confirms=False)
+    await channel.exchange_declare(mark, exchange_type="fanout", durable=True)
+    await stage.publish()
+    await stage.desk().change(3)
+
+    with capture_logs() as logs:
+        async with stage.bridge(1):
+            await stage.all_stored()
+            await eventually(
+                lambda: any(one["event"] == "shards.no_mark_yet" for one in logs)
+            )
+            await channel.exchange_delete(mark)
+            await stage.publish()
+            await stage.all_stored()
+    await channel.close()
+    stage.check_each_once_and_in_order()
 
 
 async def test_the_command_says_what_it_would_do_and_makes_nothing_odd(
