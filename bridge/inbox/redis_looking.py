@@ -2,8 +2,8 @@
 What operators see of inboxes in Redis: reads alone, in pieces that let the bridges pass.
 
 The users of each hash tag stand in an index by name, so a page of users is a few names from
-each and their merge. No command here looks at more than some thousand messages: a server
-does one thing at a time.
+each and their merge. No command here looks at more than some thousand messages, or all of
+one user: a server does one thing at a time.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ from bridge.inbox.redis_elements import TAGS, tag_of, unpack
 from bridge.inbox.redis_wire import Word
 
 _SIGHTINGS_MAX: Final = 100
-_PIECE_USERS: Final = 20
+_PIECE_USERS: Final = 200
+_PIECE_MESSAGES: Final = 4000
 _NAMES: Final = 1000
 # Behind all that begins with a prefix: no UTF-8 has this byte.
 _BEYOND: Final = b"\xff"
@@ -108,7 +109,9 @@ class RedisLooking:
         A search of all looks at every message, and ends early when it has taken too long.
         """
         if user is not None:
-            sightings, looked_at = await self._find_of(message_id, tag_of(user), [user])
+            sightings, looked_at, _ = await self._find_of(
+                message_id, tag_of(user), [user]
+            )
             return Search(sightings, looked_at, is_complete=True)
         until_s = monotonic() + self._search_within_s
         all_found: list[Sighting] = []
@@ -117,10 +120,12 @@ class RedisLooking:
             after = b"-"
             while True:
                 names = await self._names(tag, after)
-                for start in range(0, len(names), _PIECE_USERS):
-                    found, looked = await self._find_of(
+                start = 0
+                while start < len(names):
+                    found, looked, count = await self._find_of(
                         message_id, tag, names[start : start + _PIECE_USERS]
                     )
+                    start += count
                     all_found += found
                     looked_at += looked
                     if monotonic() > until_s or len(all_found) >= _SIGHTINGS_MAX:
@@ -138,12 +143,14 @@ class RedisLooking:
 
     async def _find_of(
         self, message_id: str, tag: int, users: Sequence[str]
-    ) -> tuple[list[Sighting], int]:
-        looked_at, *found = await self._asking.run(
+    ) -> tuple[list[Sighting], int, int]:
+        """Look at the first of `users`; returns how many messages and users these were."""
+        looked_at, user_count, *found = await self._asking.run(
             scripts.FIND,
             tag,
             *self._inbox.reading_words(users[0]),
             message_id,
+            _PIECE_MESSAGES,
             *users,
         )
         sightings: list[Sighting] = []
@@ -158,7 +165,7 @@ class RedisLooking:
             kept = _kept(name, found[place + 3 : end], with_data=False)
             sightings.append(Sighting(name, kept, float(seen) if seen else None))
             place = end
-        return sightings, looked_at
+        return sightings, looked_at, user_count
 
 
 def _kept(user: str, found: Sequence[Any], *, with_data: bool) -> list[KeptMessage]:

@@ -34,14 +34,15 @@ return out
 """
 )
 
-# ARGV: prefix, nothing, most messages, oldest time, now, id, users.
-# Returns how many messages were looked at; then for each user who has or had the id: name,
-# when it was stored last, how many elements, and for each offset, its head, bytes of data.
+# ARGV: prefix, nothing, most messages, oldest time, now, id, after how many messages to
+# stop, users. Returns how many messages and how many users, one at least, were looked at;
+# then for each of these who has or had the id: name, when it was stored last, how many
+# elements, and for each offset, its head, bytes of data.
 FIND: Final = Script(
     VIEW
     + """
-local p, id, looked, out = ARGV[1], ARGV[6], 0, {0}
-for i = 7, #ARGV do
+local p, id, enough, looked, out = ARGV[1], ARGV[6], tonumber(ARGV[7]), 0, {0, 0}
+for i = 8, #ARGV do
   local user = ARGV[i]
   local epoch, first, last, delivered, reason, base =
     view(p, user, tonumber(ARGV[3]), tonumber(ARGV[4]))
@@ -67,8 +68,9 @@ for i = 7, #ARGV do
     out[#out + 1] = #found / 3
     for k = 1, #found do out[#out + 1] = found[k] end
   end
+  out[1], out[2] = looked, i - 7
+  if looked >= enough then break end
 end
-out[1] = looked
 return out
 """
 )
