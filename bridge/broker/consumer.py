@@ -99,15 +99,6 @@ class ConsumerSession:
         return time.monotonic() - self._arrivals[0][1] if self._arrivals else None
 
     @property
-    def is_consuming(self) -> bool:
-        """Whether the broker has a consumer of ours, as far as can be known."""
-        return (
-            self._consumer_tag is not None
-            and not self._is_leaving
-            and self.problem() is None
-        )
-
-    @property
     def is_active(self) -> bool:
         """Whether it is the one of its queue that is delivered to, as far as was seen."""
         return self._last_tag > 0

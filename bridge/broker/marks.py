@@ -28,12 +28,9 @@ ARRIVED_AFTER_S: Final = 3.0
 
 async def put_marks(
     connection: BrokerConnection[FrameReader], plan: ShardPlan, layout: Layout
-) -> int:
+) -> None:
     """
     Put a mark into each queue of before that is there and has nothing else waiting.
-
-    Returns:
-        How many of the queues are there.
 
     Raises:
         BrokerUnavailableError: If the broker is away or too slow.
@@ -41,8 +38,6 @@ async def put_marks(
     """
     names, timeout_s = plan.names, plan.timeout_s
     left = await ShardDesk(connection, plan).left_of_before(layout)
-    if not left:
-        return 0
     exchange = Exchange(mark_name(names), "direct")
     for queue in left:
         async with broker_call(f"mark {queue}", timeout_s=timeout_s):
@@ -53,7 +48,6 @@ async def put_marks(
             except ChannelNotFoundEntity:
                 continue  # a bridge has emptied and deleted it in this moment
             await channel.close()
-    return len(left)
 
 
 async def _put_mark(channel: aiormq.Channel, exchange: Exchange, queue: Queue) -> None:

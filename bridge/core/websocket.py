@@ -17,7 +17,6 @@ from typing import Final
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _CONTROL_MAX_BYTES: Final = 125
 _LENGTH_16: Final = 126
-_LENGTH_64: Final = 127
 
 
 class Opcode(IntEnum):
