@@ -95,12 +95,12 @@ class Wire(asyncio.Protocol):
     def release(self) -> None:
         """Go on with what has come meanwhile."""
         self._is_held = False
-        if self.listener is None:
-            return
-        if self._is_paused:
+        self._read()
+        # Not before: a page that asks for one thing after another would have a whole
+        # piece read for each, and what it sends would pile up here.
+        if self._is_paused and not self._is_held and self.listener is not None:
             self._is_paused = False
             self.transport.resume_reading()
-        self._read()
 
     def _read(self) -> None:
         try:

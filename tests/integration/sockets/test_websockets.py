@@ -4,6 +4,7 @@ import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 import pytest_asyncio
@@ -259,3 +260,36 @@ async def test_the_front_door_keeps_to_the_caps_and_leaves_the_answer_to_http(
         await connection.send(ASK)
         answer = await connection.receive_until(b"\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 101 " if cap else b"HTTP/1.1 429 ")
+
+
+async def test_what_a_page_sends_while_it_asks_again_and_again_is_bounded() -> None:
+    """
+    Each CONNECT takes a while, and a page that nobody knows may send a hundred.
+
+    If a piece of its bytes were taken in for each, most of it would pile up unread.
+    """
+    ask = b"40" + json.dumps({"token": "x" * 15_000}).encode()
+    frame = b"\x81\xfe" + len(ask).to_bytes(2, "big") + bytes(4) + ask
+    async with (
+        open_door(Plan(events_per_second=50)) as door,
+        raw_tcp(door) as connection,
+    ):
+        await connection.send(ASK)
+        await connection.receive_until(b"maxPayload")
+        (carrier,) = door.carriers()
+        wire = carrier._wire
+        assert wire is not None
+
+        async def push() -> None:
+            with suppress(ConnectionError):
+                while True:
+                    await connection.send(frame * 64)
+
+        pushing = asyncio.create_task(push())
+        most = 0
+        while not carrier.closed:  # for it floods, in the end
+            most = max(most, len(wire._frames._buffer))
+            await asyncio.sleep(0)
+        await pushing
+
+    assert most < 2_000_000
