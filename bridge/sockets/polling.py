@@ -157,7 +157,7 @@ class Probe:
     `done` is called once, with the wire if it is to be taken over.
     """
 
-    __slots__ = ("_deadline", "_done", "_end_poll", "_is_answered", "wire")
+    __slots__ = ("_deadline", "_done", "_end_poll", "is_answered", "wire")
 
     def __init__(
         self,
@@ -169,18 +169,18 @@ class Probe:
         self.wire: Wire | None = None
         self._end_poll = end_poll
         self._done = done
-        self._is_answered = False
+        self.is_answered = False  # and the page ends its polling
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(within_s, self.hung_up)
 
     def hear(self, text: str) -> None:
         """Take the page's two words in turn; any other ends it."""
         wire = self.wire
-        if text == "2probe" and not self._is_answered and wire is not None:
-            self._is_answered = True
+        if text == "2probe" and not self.is_answered and wire is not None:
+            self.is_answered = True
             wire.transport.write(text_frame(b"3probe"))
             self._end_poll()
-        elif text == "5" and self._is_answered:
+        elif text == "5" and self.is_answered:
             self._deadline.cancel()
             self._done(wire)
         else:

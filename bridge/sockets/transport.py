@@ -221,7 +221,7 @@ class Carrier:
             came for as long as a page waits: pings come more often than that.
 
         """
-        if self._probe is not None or self._wire is not None:
+        if self._wire is not None or (self._probe and self._probe.is_answered):
             return ["6"]  # what waits now belongs to the websocket
         if self._queue is None:
             if self.closed:
@@ -297,11 +297,9 @@ class Carrier:
         self._probe = None
         if wire is None:
             return
-        if self.closed:
-            wire.close(close_frame())
-            return
-        wire.listener = self
-        self.open(wire)
+        if not self.closed:
+            wire.listener = self
+            self.open(wire)
         queue, self._queue = self._queue, None
         offset = 0
         # From here on everything goes over the websocket; first what waited.
@@ -309,6 +307,8 @@ class Carrier:
             if packet != "6":
                 wire.transport.write(text_frame(packet.encode()))
                 offset = max(offset, at)
+        if self.closed:
+            wire.close(close_frame())  # those were its last words
         if queue is not None:
             queue.close()  # nobody waits there any more
         self._was_fetched(offset)
