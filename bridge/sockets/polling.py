@@ -7,9 +7,10 @@ deadline (aiohttp has none for bodies, traps 1.3).
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextlib import suppress
-from typing import Final
+from typing import ClassVar, Final
+from weakref import WeakValueDictionary
 
 from aiohttp import ClientPayloadError, web
 
@@ -25,6 +26,12 @@ _PACKETS_A_POLL: Final = 16
 
 class PollQueue:
     """Packets that wait for a polling page, in order and counted, each with its offset."""
+
+    # Whose answer went last over a connection: a proxy keeps its connections, and sends
+    # over each what any page asks. An entry goes with its queue at the latest.
+    _answers: ClassVar[MutableMapping[asyncio.Transport, "PollQueue"]] = (
+        WeakValueDictionary()
+    )
 
     def __init__(self) -> None:
         self._packets: deque[tuple[str, int]] = deque()
@@ -42,7 +49,10 @@ class PollQueue:
 
     @property
     def _unread_bytes(self) -> int:
-        return 0 if self._answered is None else self._answered.get_write_buffer_size()
+        # Where another page was answered since, this one had read its own before.
+        if self._answered is None or self._answers.get(self._answered) is not self:
+            return 0
+        return self._answered.get_write_buffer_size()
 
     def put(self, packet: str, offset: int) -> None:
         """Add a packet; after `close` it is dropped."""
@@ -91,7 +101,7 @@ class PollQueue:
         # What a page that has hung up were given would count as delivered.
         if request.transport is None:
             return []
-        self._answered = request.transport
+        self._answer_over(request.transport)
         if self._is_closed:
             # The last words come all at once: there is no other poll.
             asyncio.get_running_loop().call_later(LAST_WORDS_S, self.cut)
@@ -101,6 +111,12 @@ class PollQueue:
         self._packets_bytes -= sum(len(packet) for packet, _ in taken)
         self._emptied.set()
         return taken
+
+    def _answer_over(self, connection: asyncio.Transport) -> None:
+        if self._answered is not None and self._answers.get(self._answered) is self:
+            del self._answers[self._answered]
+        self._answered = connection
+        self._answers[connection] = self
 
     def close(self) -> None:
         """Take no more, and let nobody wait."""
