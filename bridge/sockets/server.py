@@ -207,7 +207,7 @@ class BridgeServer:
 
     def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
         """Do `work`, which takes time and never raises, as a task of this server's."""
-        if self._tasks is None:  # going down: the window is about to end as well
+        if self._tasks is None:  # as in `take`
             work.close()
         else:
             self._tasks.create_task(work, name=name)
@@ -222,6 +222,8 @@ class BridgeServer:
             What takes time; the page's next packet has to wait for it.
 
         """
+        if self._tasks is None:  # going down: the session is about to end as well
+            return None
         try:
             packet = packets.parse_packet(text)
         except ValueError:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import time
+import warnings
 import weakref
 
 import pytest
@@ -15,6 +16,7 @@ from tests.integration.sockets.doors import Door, Plan, memory_inbox, open_door
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import raw_poller, raw_tcp, raw_window
 from tests.integration.sockets.test_messages import TRANSPORTS, options
+from tests.tokens import token
 
 
 async def test_a_window_that_does_not_pong_is_ended_and_freed(door: Door) -> None:
@@ -140,6 +142,24 @@ async def test_a_draining_bridge_lets_nobody_in(door: Door) -> None:
         await draining
         await open_before.ended()
     assert not door.carriers()
+
+
+async def test_a_page_that_asks_when_nobody_works_any_more_is_no_fault(
+    door: Door,
+) -> None:
+    """Work that is begun and never done is a warning of Python's, in every log there is."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        async with raw_window(door) as page:
+            door.server._tasks = None  # as it is between the tasks' end and the doors'
+            await page.send("40" + json.dumps({"token": token()}))
+            (carrier,) = door.carriers()
+            await page.websocket.ping()
+            await page.websocket.close()
+            await eventually(lambda: carrier.closed)
+        gc.collect()
+
+    assert [str(each.message) for each in warned] == []
 
 
 @pytest.mark.parametrize(("within_s", "per_s", "first"), [(20.0, 100, 10), (2.0, 1, 6)])
