@@ -28,7 +28,10 @@ _WITHIN_S: Final = 5.0
 _CHUNK_BYTES: Final = 1 << 16
 _BACKLOG: Final = 512
 # What describes a body says something else of one that was read already.
-_OF_THE_BODY: Final = frozenset({b"content-length", b"transfer-encoding", b"expect"})
+_OF_THE_BODY: Final = frozenset(
+    {b"content-length", b"transfer-encoding", b"content-encoding", b"expect"}
+)
+_ACCEPT_AGAIN_S: Final = 1.0
 
 
 class Handover:
@@ -69,14 +72,11 @@ class Handover:
         body = await read_body(request, max_bytes=max_body_bytes, within_s=_WITHIN_S)
         if body is None:
             return None
-        with socket.socket(socket.AF_UNIX) as peer:
-            peer.settimeout(0)
-            path = self._place.neighbour(owner).handover_socket
-            try:
-                async with asyncio.timeout(_WITHIN_S):
-                    await asyncio.get_running_loop().sock_connect(peer, path)
-            except (OSError, TimeoutError):
-                return None
+        try:
+            peer = await _connected(self._place.neighbour(owner).handover_socket)
+        except (OSError, TimeoutError):
+            return None
+        with peer:
             transport = request.transport
             if transport is not None and transport.get_write_buffer_size():
                 return None  # it asks without reading answers, and they would be lost
@@ -105,7 +105,12 @@ class Handover:
             listener.listen(_BACKLOG)
             async with asyncio.TaskGroup() as tasks:
                 while True:
-                    peer, _ = await loop.sock_accept(listener)
+                    try:
+                        peer, _ = await loop.sock_accept(listener)
+                    except OSError as exc:  # most likely, all files are open
+                        log.warning("handover.not_accepted", problem=exc.strerror)
+                        await asyncio.sleep(_ACCEPT_AGAIN_S)
+                        continue
                     tasks.create_task(self._take(peer), name="handover")
 
     async def _take(self, peer: socket.socket) -> None:
@@ -116,9 +121,14 @@ class Handover:
             except (OSError, TimeoutError) as exc:
                 log.warning("handover.failed", problem=type(exc).__name__)
                 return
-        if connection is None or self._doors.http is None:
-            return
         http = self._doors.http
+        if connection is None or http is None:
+            log.warning(
+                "handover.failed", problem="no door" if connection else "no file"
+            )
+            if connection is not None:
+                connection.close()
+            return
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: _Handed(self._doors, http, first), connection
@@ -158,15 +168,33 @@ def _raw(request: web.Request, body: bytes) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
+async def _connected(path: str) -> socket.socket:
+    """Connect to the worker that listens at `path`; OSError, TimeoutError if none does."""
+    peer = socket.socket(socket.AF_UNIX)
+    try:
+        peer.settimeout(0)
+        async with asyncio.timeout(_WITHIN_S):
+            await asyncio.get_running_loop().sock_connect(peer, path)
+    except BaseException:
+        peer.close()
+        raise
+    return peer
+
+
 async def _send(
     peer: socket.socket, transport: asyncio.Transport, first: bytes
 ) -> None:
     """Send a connection and its first bytes; it is closed here, whatever happens."""
-    descriptor = os.dup(transport.get_extra_info("socket").fileno())
     try:
+        descriptor = os.dup(transport.get_extra_info("socket").fileno())
+    except OSError as exc:
+        log.warning("handover.failed", problem=type(exc).__name__)
+        return
+    finally:
         # Ours is closed without a word: the connection lives on in the copy.
         transport.set_protocol(asyncio.Protocol())
         transport.abort()
+    try:
         async with asyncio.timeout(_WITHIN_S):
             # Nothing was sent on this socket yet: there is room for a chunk.
             sent = socket.send_fds(peer, [first[:_CHUNK_BYTES]], [descriptor])

@@ -17,6 +17,7 @@ from bridge.auth.jwt import TokenRules, TokenVerifier
 from bridge.core.addresses import Network
 from bridge.core.message import Message
 from bridge.core.origins import OriginRules
+from bridge.core.workplace import Workplace
 from bridge.inbox.memory import MemoryInbox, Retention
 from bridge.metrics import Metrics
 from bridge.sockets.engine import Admission, Bounds
@@ -173,8 +174,13 @@ async def open_door(
     inbox: MemoryInbox | None = None,
     legacy: Callable[[web.Request], Coroutine[Any, Any, web.StreamResponse]]
     | None = None,
+    place: Workplace | None = None,
 ) -> AsyncIterator[Door]:
-    """Open the public door on a free port of this machine until the block is left."""
+    """
+    Open the public door on a free port of this machine until the block is left.
+
+    With `place` it is the one of a worker of several.
+    """
     inbox = memory_inbox() if inbox is None else inbox
     metrics = Metrics()
     rules = TokenRules(algorithms=("HS256",), secrets=(SECRET,), leeway_s=LEEWAY_S)
@@ -183,6 +189,7 @@ async def open_door(
         inbox=inbox,
         verifier=None if plan.is_open_mode else TokenVerifier(rules),
         metrics=metrics,
+        place=place,
     )
     inbox.listen(server.rooms.feed)
     app = await asyncio.to_thread(  # it reads a file, before a bridge has a loop
