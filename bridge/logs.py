@@ -120,8 +120,11 @@ class _WhichWorker:
 
 def is_about_us(record: logging.LogRecord) -> bool:
     """Tell a fault from what aiohttp says, with traceback, of strangers' bad HTTP."""
-    error = record.exc_info[1] if record.exc_info else None
-    return type(error).__module__ != "aiohttp.http_exceptions"
+    kind = type(record.exc_info[1]) if record.exc_info else None
+    return not kind or (
+        kind.__module__ != "aiohttp.http_exceptions"
+        and kind.__name__ != "RequestPayloadError"  # a body that cannot be unpacked
+    )
 
 
 def set_log_level(level: str) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import ClassVar, Final
 from weakref import WeakValueDictionary
 
-from aiohttp import ClientPayloadError, web
+from aiohttp import web
 
 from bridge.core.frames import text_frame
 from bridge.core.websocket import close_frame
@@ -152,7 +152,7 @@ async def read_packets(
 async def read_body(
     request: web.BaseRequest, *, max_bytes: int, within_s: float
 ) -> bytes | None:
-    """Return the body; ``None`` if it is too large, comes too slowly or not at all."""
+    """Return the body; ``None`` if it is too large, too slow, broken off or badly packed."""
     body = bytearray()
     try:
         async with asyncio.timeout(within_s):
@@ -160,7 +160,7 @@ async def read_body(
                 body += chunk
                 if len(body) > max_bytes:
                     return None
-    except (TimeoutError, ConnectionError, ClientPayloadError):
+    except (TimeoutError, ConnectionError, web.RequestPayloadError):
         return None
     return bytes(body)
 

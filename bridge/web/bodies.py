@@ -14,6 +14,7 @@ async def read_body(request: web.Request, *, max_bytes: int) -> bytes | None:
 
     Raises:
         web.HTTPRequestTimeout: If it did not arrive within half a minute.
+        web.HTTPBadRequest: If it broke off, or cannot be unpacked.
 
     Cancellation:
         Safe; the rest is not read.
@@ -30,4 +31,6 @@ async def read_body(request: web.Request, *, max_bytes: int) -> bytes | None:
                     return None
     except TimeoutError:
         raise web.HTTPRequestTimeout from None
+    except (ConnectionError, web.RequestPayloadError):
+        raise web.HTTPBadRequest(reason="the body cannot be read") from None
     return bytes(body)

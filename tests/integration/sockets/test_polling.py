@@ -143,6 +143,16 @@ async def test_a_body_that_breaks_off_is_no_fault(door: Door) -> None:
         await eventually(lambda: window.carrier.closed)
 
 
+async def test_a_body_that_cannot_be_unpacked_is_no_fault(door: Door) -> None:
+    """Anybody can send one, and a traceback for each would be the log."""
+    async with raw_poller(door) as page:
+        await page.join("alice")
+        packed = {"Content-Encoding": "gzip"}
+        async with page.http.post(page.url, data=b"not so", headers=packed) as response:
+            assert response.status == 400
+        assert not door.windows("alice")
+
+
 @pytest.mark.parametrize("body", [b"\xff\xfe", b"", b"\x1e", b"\x00", b"d=42[]"])
 async def test_a_body_that_is_no_packets_ends_the_session(
     door: Door, body: bytes

@@ -1,12 +1,15 @@
 """Errors over HTTP: one form for all, and no word too many."""
 
+import asyncio
 import io
 
 import pytest
 from aiohttp import ClientConnectionResetError, web
 
 from bridge.logs import configure_logs
+from bridge.web.bodies import read_body
 from bridge.web.problems import answer_with_problems, harden, problem
+from tests.conftest import SLOW_FACTOR
 from tests.unit.web.conftest import Client, Open
 
 
@@ -99,6 +102,45 @@ async def test_a_client_that_is_gone_is_no_fault_of_ours(open_app: Open) -> None
     async with client.get("/") as response:
         assert response.status == 400
     assert "gone" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_answered"),
+    [
+        (b"Content-Length: 9\r\nContent-Encoding: gzip\r\n\r\nnot gzip.", True),
+        (b"Content-Length: 9\r\n\r\nthe rest", False),
+        (b"Transfer-Encoding: chunked\r\n\r\n9\r\nthe rest", False),
+    ],
+)
+async def test_a_body_that_cannot_be_read_is_no_fault_of_ours(
+    open_app: Open, headers: bytes, *, is_answered: bool
+) -> None:
+    """Anybody may send one, to the door where one signs in too, and fill the log."""
+    stream = io.StringIO()
+    configure_logs(level="debug", log_format="json", stream=stream)
+    has_begun, is_over = asyncio.Event(), asyncio.Event()
+
+    async def read(request: web.Request) -> web.Response:
+        has_begun.set()
+        try:
+            await read_body(request, max_bytes=10)
+        finally:
+            is_over.set()
+        return web.Response()
+
+    app = web.Application(middlewares=[answer_with_problems], client_max_size=0)
+    app.router.add_post("/", read)
+    client = await open_app(app)
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    writer.write(b"POST / HTTP/1.1\r\nHost: x\r\n" + headers)
+    if is_answered:
+        assert await reader.readline() == b"HTTP/1.1 400 Bad Request\r\n"
+    await asyncio.wait_for(has_begun.wait(), 10 * SLOW_FACTOR)
+    writer.close()
+    await asyncio.wait_for(is_over.wait(), 10 * SLOW_FACTOR)
+    await client.close()
+
+    assert "exception" not in stream.getvalue()
 
 
 async def test_every_answer_carries_the_headers_that_keep_it_in_its_place(
