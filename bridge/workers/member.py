@@ -13,6 +13,7 @@ import structlog
 
 from bridge.core.restarts import Ended, GiveUp, next_start
 from bridge.core.workplace import Workplace
+from bridge.names import ExitCode
 from bridge.workers.line import Word, word_of
 
 log = structlog.get_logger(__name__)
@@ -98,6 +99,9 @@ class Member:
         """
         Keep a worker in the place until `DRAIN` was told, or it has to be given up.
 
+        Raises:
+            OSError: If the very first worker of all cannot be started.
+
         Cancellation:
             Kills the worker, and waits for that.
 
@@ -111,7 +115,16 @@ class Member:
     async def _keep(self) -> None:
         quick_ends = 0
         while not self._leaving.is_set():
-            ended = await self._work()
+            try:
+                ended = await self._work()
+            except OSError as exc:
+                # No process, no memory, no file is left, or the program is being replaced.
+                if not self._was_any_listening():
+                    raise
+                log.error(  # noqa: TRY400 - no traceback
+                    "worker.not_started", worker=self.place.index, problem=str(exc)
+                )
+                ended = Ended(ExitCode.FAILED, None)
             self._on_ended(self)
             if self._leaving.is_set():
                 return
@@ -145,15 +158,7 @@ class Member:
 
     async def _work(self) -> Ended:
         """Start a worker, and return when it has ended."""
-        ours, its = socket.socketpair()
-        with its:
-            process = await asyncio.create_subprocess_exec(
-                *self._command(self.place, its.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(its.fileno(),),
-                # Ctrl-C is for the supervisor, which tells its workers.
-                start_new_session=True,
-            )
+        ours, process = await self._start()
         self.starts += 1
         self._process = process
         log.info("worker.started", worker=self.place.index, pid=process.pid)
@@ -173,6 +178,23 @@ class Member:
             if self._line is not None:
                 self._line.close()
             self._process = self._line = None
+
+    async def _start(self) -> tuple[socket.socket, asyncio.subprocess.Process]:
+        """Return a new process, and our end of the line to it; OSError if there is none."""
+        ours, its = socket.socketpair()
+        try:
+            with its:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command(self.place, its.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=(its.fileno(),),
+                    # Ctrl-C is for the supervisor, which tells its workers.
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        return ours, process
 
     async def _listens(self, reader: asyncio.StreamReader) -> float | None:
         """Wait until the worker listens; ``None`` if it does not get there."""

@@ -26,6 +26,8 @@ class Orders:
     """What the worker of each place does at its next start."""
 
     folder: Path
+    program: str = sys.executable
+    asked: int = 0  # how often for a command line
 
     def give(self, order: str, *, worker: int) -> None:
         """Say what it does."""
@@ -42,8 +44,9 @@ class Orders:
 
     def command(self, place: Workplace, line: int) -> list[str]:
         """Return the command line of a worker."""
+        self.asked += 1
         file = self.folder / f"{place.index}.order"
-        return [sys.executable, "-S", str(PROGRAM), str(line), str(file)]
+        return [self.program, "-S", str(PROGRAM), str(line), str(file)]
 
 
 @pytest.fixture
@@ -167,6 +170,33 @@ async def test_a_worker_whose_second_start_is_refused_is_tried_again(
         os.kill(running.pids()[0], signal.SIGKILL)
         await eventually(lambda: running.crew.members[0].starts == 3)
         await eventually(lambda: len(running.crew.listening) == COUNT)
+
+
+async def test_a_worker_that_cannot_be_started_is_tried_again(orders: Orders) -> None:
+    """The program is being replaced, or no process is left: the others go on meanwhile."""
+    async with running_crew(orders) as running:
+        first, second = running.crew.members
+        orders.program = str(orders.folder / "being-replaced")
+        assert first.pid is not None
+        os.kill(first.pid, signal.SIGKILL)
+        await eventually(lambda: orders.asked == COUNT + 2)  # once was in vain
+        orders.program = sys.executable
+
+        await eventually(lambda: first.is_listening)
+        assert second.starts == 1
+
+
+async def test_a_program_that_is_not_there_refuses_the_first_start(
+    orders: Orders,
+) -> None:
+    """It is told as it is, not five times."""
+    orders.program = str(orders.folder / "nowhere")
+    crew = Crew(str(orders.folder), count=COUNT, command=orders.command)
+
+    with pytest.raises(ExceptionGroup) as error:
+        await crew.run(asyncio.Event(), on_listening=lambda: None, drain_s=lambda: 5.0)
+
+    assert error.group_contains(FileNotFoundError)
 
 
 async def test_a_worker_that_does_not_go_is_killed_when_its_time_is_over(
