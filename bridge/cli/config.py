@@ -48,13 +48,19 @@ def shown_value(settings: Settings, name: str) -> object:
     """Return a setting as it may be shown: secrets are stars."""
     value = getattr(settings, name)
     if name == "amqp_url":
-        urls = (URL(url.get_secret_value()) for url in settings.amqp_url)
-        return [str(url.with_password("***") if url.password else url) for url in urls]
+        return [_without_password(url.get_secret_value()) for url in settings.amqp_url]
+    if name == "jwks_url" and settings.jwks_url is not None:
+        return _without_password(settings.jwks_url)
     if name == "inbox" and is_redis(settings.inbox):
         return str(parse_redis(settings.inbox))
     if isinstance(value, tuple):
         return [_masked(part) for part in value]
     return _masked(value)
+
+
+def _without_password(text: str) -> str:
+    url = URL(text)
+    return str(url.with_password("***") if url.password else url)
 
 
 def _masked(value: object) -> object:

@@ -44,11 +44,17 @@ async def test_check_says_ok_or_what_to_do(broker: LocalNode, namespace: str) ->
 async def test_config_shows_every_setting_and_no_secret() -> None:
     """What an operator may paste into a ticket."""
     result = await command(
-        "config", "--json", jwt_secret=SECRET, amqp_url="amqp://u:topsecret@h/"
+        "config",
+        "--json",
+        jwt_secret=SECRET,
+        jwt_algorithms="HS256,RS256",
+        jwks_url="https://u:topsecret@keys.example.org/",
+        amqp_url="amqp://u:topsecret@h/",
     )
 
     shown = orjson.loads(result.out)
     assert shown["prefetch"] == 500
+    assert shown["jwks_url"] == "https://u:***@keys.example.org/"
     assert SECRET not in result.out
     assert "topsecret" not in result.out
 
