@@ -68,6 +68,18 @@ def amqp_url_problem(text: str) -> str | None:
     return None
 
 
+def key_problem(text: str) -> str | None:
+    """Say what keeps `text` from being shown in a header, without quoting it."""
+    if not text:
+        return "is empty, expected a secret; leave it out to have none"
+    if text != text.strip() or not text.isprintable():
+        return (
+            "begins or ends with white space, or has a control character in it: no "
+            "header can carry it (is there a line end in the file that it comes from?)"
+        )
+    return None
+
+
 def origin_problem(text: str) -> str | None:
     """Say what keeps `text` from being an origin."""
     if text == "*":
@@ -93,9 +105,9 @@ def jwks_url_problem(text: str) -> str | None:
     """Say what keeps `text` from being an address that keys may come from."""
     url = URL(text)
     is_near = url.scheme == "http" and is_loopback(url.host or "")
-    if url.scheme == "https" or is_near:
+    if (url.scheme == "https" and url.host) or is_near:
         return None
-    return "must be https://, or http:// on a loopback address"
+    return "must be https:// and a host, or http:// on a loopback address"
 
 
 def inbox_problem(text: str) -> str | None:

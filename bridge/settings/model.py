@@ -27,6 +27,7 @@ from bridge.settings.checks import (
     environment_name,
     inbox_problem,
     jwks_url_problem,
+    key_problem,
     origin_problem,
     problem_text,
 )
@@ -296,10 +297,10 @@ class Settings(BaseSettings):
 
     @field_validator("operator_token", "api_key")
     @classmethod
-    def _check_not_empty(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is not None and not secret.get_secret_value():
-            message = "is empty, expected a secret; leave it out to have none"
-            raise ValueError(message)
+    def _check_keys(cls, secret: SecretStr | None) -> SecretStr | None:
+        problem = None if secret is None else key_problem(secret.get_secret_value())
+        if problem is not None:
+            raise ValueError(problem)
         return secret
 
     @field_validator("prefetch")

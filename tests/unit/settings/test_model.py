@@ -49,6 +49,12 @@ def accepted(**values: object) -> Settings:
         ({"amqp_url": "http://h"}, "BRIDGE_AMQP_URL: URL number 1 must look like"),
         ({"operator_token": ""}, "BRIDGE_OPERATOR_TOKEN: is empty"),
         ({"api_key": ""}, "BRIDGE_API_KEY: is empty"),
+        ({"operator_token": "s3cret\n"}, "BRIDGE_OPERATOR_TOKEN: begins or ends with"),
+        ({"api_key": " s3cret"}, "BRIDGE_API_KEY: begins or ends with white space"),
+        (
+            {"api_key": "s3\x00cret"},
+            "BRIDGE_API_KEY: begins or ends with white space, or",
+        ),
         ({"management_url": "broker:15672"}, "BRIDGE_MANAGEMENT_URL: must look like"),
         ({"schemas_unknown": "dead"}, "BRIDGE_SCHEMAS_UNKNOWN: dead needs BRIDGE_SCH"),
         ({"workers": "0"}, "BRIDGE_WORKERS: "),
@@ -70,6 +76,7 @@ def accepted(**values: object) -> Settings:
         ({"jwks_url": "http://example.org/"}, "BRIDGE_JWKS_URL: must be https://"),
         ({"jwks_url": "file:///etc/passwd"}, "BRIDGE_JWKS_URL: must be https://"),
         ({"jwks_url": "https://[::1"}, "BRIDGE_JWKS_URL: "),
+        ({"jwks_url": "https:///keys"}, "BRIDGE_JWKS_URL: must be https://"),
         (
             {"allowed_origins": "null"},
             "BRIDGE_ALLOWED_ORIGINS: 'null' is not an origin",
@@ -121,6 +128,7 @@ def test_a_value_that_it_cannot_be_is_refused_by_its_name(
         {"auth": "open"},
         {"auth": "open", "host": "0.0.0.0", "dangerously_open_to_the_network": True},
         {"operator_token": None},
+        {"operator_token": "a b? \u00e9"},
     ],
     ids=str,
 )
