@@ -3,10 +3,12 @@
 import asyncio
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from queue import Empty, Queue
 from tempfile import SpooledTemporaryFile
+from threading import Thread
 from typing import IO, Annotated, Final
 from uuid import uuid4
 
@@ -32,6 +34,7 @@ from bridge.settings.model import Settings
 
 _STDIN: Final = "-"
 _AT_ONCE: Final = 32
+_READ_AHEAD: Final = 1024
 _PROGRESS_EACH: Final = 1000
 _PROBLEMS_MAX: Final = 100
 _IN_MEMORY_BYTES: Final = 16 << 20
@@ -200,7 +203,9 @@ def _input(reader: _Reader) -> Iterator[IO[bytes]]:
     come, which may be never-ending.
     """
     if reader.schemas is None:
-        yield sys.stdin.buffer
+        # Not sys.stdin, whose lock a thread that waits for a line would keep to the end.
+        # Nor is it closed: that would wait for the line as well.
+        yield open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115
         return
     with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as copy:
         if reader.needs_stdin:
@@ -240,7 +245,7 @@ async def _publish_all(
     try:
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(publisher.run(), name="publisher")
-            for batch in _batches(lines):
+            async for batch in _Feed(lines).batches():
                 ids = await _publish_batch(messages, batch)
                 if shows_ids:
                     for message_id in ids:
@@ -259,26 +264,70 @@ async def _publish_all(
     raise failure
 
 
-def _batches(lines: Iterable[_Line]) -> Iterator[list[_Line]]:
+class _Feed:
     """
-    Join neighbours of different users: they may overtake each other, one user's not.
+    Batches of lines, read by a thread of their own: stdin may be silent for hours.
 
-    What stands before a bad line is handed over before its error is raised.
+    The loop goes on meanwhile, with heartbeats for the broker and an ear for Ctrl-C, which
+    does not wait for the thread.
     """
-    batch: list[_Line] = []
-    try:
-        for line in lines:
-            users = {other.request.user for other in batch}
-            if line.request.user in users or len(batch) == _AT_ONCE:
+
+    def __init__(self, lines: Iterable[_Line]) -> None:
+        self._lines = lines
+        self._loop = asyncio.get_running_loop()
+        # The end comes as what ended it.
+        self._read: Queue[_Line | Exception] = Queue(maxsize=_READ_AHEAD)
+        self._has_come = asyncio.Event()
+        Thread(target=self._read_all, name="lines", daemon=True).start()
+
+    def _read_all(self) -> None:
+        end: Exception = StopAsyncIteration()
+        try:
+            for line in self._lines:
+                self._put(line)
+        except Exception as exc:  # noqa: BLE001 - whoever waits for lines raises it
+            end = exc
+        self._put(end)
+
+    def _put(self, item: _Line | Exception) -> None:
+        self._read.put(item)
+        with suppress(RuntimeError):  # the loop has ended, and nobody wants it
+            self._loop.call_soon_threadsafe(self._has_come.set)
+
+    async def batches(self) -> AsyncIterator[list[_Line]]:
+        """
+        Join neighbours of different users: they may overtake each other, one user's not.
+
+        What has come goes out without waiting for what may come. What stands before a bad
+        line is handed over before its error is raised.
+        """
+        batch: list[_Line] = []
+        while True:
+            try:
+                item = self._read.get_nowait()
+            except Empty:
+                if batch:
+                    yield batch
+                    batch = []
+                else:
+                    await self._has_come.wait()
+                    self._has_come.clear()
+                continue
+            if isinstance(item, _Line) and _joins(item, batch):
+                batch.append(item)
+                continue
+            if batch:
                 yield batch
-                batch = []
-            batch.append(line)
-    except ConfigError:
-        if batch:
-            yield batch
-        raise
-    if batch:
-        yield batch
+            if isinstance(item, StopAsyncIteration):
+                return
+            if isinstance(item, Exception):
+                raise item
+            batch = [item]
+
+
+def _joins(line: _Line, batch: list[_Line]) -> bool:
+    users = {other.request.user for other in batch}
+    return line.request.user not in users and len(batch) < _AT_ONCE
 
 
 async def _publish_batch(messages: MessagePublisher, batch: list[_Line]) -> list[str]:

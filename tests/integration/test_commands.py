@@ -1,12 +1,19 @@
 """The other commands as their users run them: output and exit codes."""
 
+import asyncio
 import signal
 from pathlib import Path
 
 import orjson
 
 from bridge.broker.local_node import LocalNode
-from tests.integration.programs import command, program, settings_for_program, start
+from tests.integration.programs import (
+    LIMIT_S,
+    command,
+    program,
+    settings_for_program,
+    start,
+)
 from tests.integration.running import (
     SECRET,
     running_bridge,
@@ -91,6 +98,30 @@ async def test_publish_and_tail_meet(broker: LocalNode, namespace: str) -> None:
         ("message", "plain"),
     ]
     assert code == 0
+
+
+async def test_publish_sends_each_line_as_it_comes_and_ctrl_c_ends_it(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Behind `tail -f`, the next line may come in an hour, and then for somebody else."""
+    settings = settings_for_program(broker, namespace)
+    async with program(broker, namespace):
+        publishing = await start("publish", "-", "--json", **settings)
+        assert publishing.stdin is not None
+        assert publishing.stdout is not None
+        try:
+            for user in ("ann", "bob"):
+                line = orjson.dumps({"user": user, "id": f"for-{user}", "data": 1})
+                publishing.stdin.write(line + b"\n")
+                async with asyncio.timeout(LIMIT_S):
+                    told = orjson.loads(await publishing.stdout.readline())
+                assert told == {"id": f"for-{user}"}
+        finally:
+            publishing.send_signal(signal.SIGINT)
+            _, err = await publishing.communicate()
+
+    assert b"Traceback" not in err
+    assert b"Fatal" not in err
 
 
 async def test_publish_stops_at_a_bad_line_and_says_which(
