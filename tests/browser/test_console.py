@@ -147,6 +147,24 @@ async def test_queues_are_told_with_what_they_are_for(
     )
 
 
+async def test_what_waits_is_the_sum_over_all_shards(console: ConsolePage) -> None:
+    """One shard that is empty would hide that the others are not."""
+
+    async def shards(route: Route) -> None:
+        answer = await route.fetch()
+        told = await answer.json()
+        inbound = next(each for each in told["items"] if each["role"] == "inbound")
+        told["items"] += [{**inbound, "name": f"x.{n}", "depth": n} for n in (3, 4)]
+        await route.fulfill(response=answer, json=told)
+
+    await console.page.route("**/api/queues?limit=200", shards)  # 64 shards, and more
+
+    waiting = console.page.locator(".tile", has_text="Waiting").locator("strong")
+    await expect(waiting).to_have_text("7")
+    await console.page.unroute_all(behavior="wait")
+    console.assert_clean()
+
+
 async def test_every_page_is_reached_by_keyboard(console: ConsolePage) -> None:
     """The skip link first, then the pages; the title has the focus on each."""
     page = console.page
@@ -244,7 +262,9 @@ async def test_nothing_is_asked_while_nobody_looks(console: ConsolePage) -> None
     page = console.page
 
     def asked_for(name: str) -> int:
-        return sum(url.endswith(f"/api/{name}") for url in console.addresses)
+        return sum(
+            url.partition("?")[0].endswith(f"/api/{name}") for url in console.addresses
+        )
 
     await page.clock.install()
     await page.goto("about:blank")

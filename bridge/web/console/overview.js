@@ -144,7 +144,6 @@ function strangersOf(refused) {
 
 function tilesOf(overview, queues, point) {
   const dead = queues.find(({ role }) => role === "dead");
-  const inbound = queues.find(({ role }) => role === "inbound");
   const tile = (label, value, { href = null, mood = "", more = null } = {}) =>
     h(
       "li",
@@ -157,7 +156,7 @@ function tilesOf(overview, queues, point) {
     tile("Consumed", rate(point?.consumed), { more: `${count(overview.totals.consumed)} since the start` }),
     tile("Written", rate(point?.emitted), { more: `${count(overview.totals.emitted)} since the start` }),
     tile("Age", duration(overview.age_s?.p99), { more: "99 of 100 were faster" }),
-    tile("Waiting", count(inbound?.depth), {
+    tile("Waiting", count(point?.inbound), {
       href: "#/queues",
       more: `${count(overview.in_flight)} in flight`,
     }),

@@ -45,7 +45,7 @@ async function read() {
   try {
     const overview = await ask("api/overview", { signal: mine.signal });
     // The broker may be away; the overview says so, and is worth showing without the queues.
-    const queues = await ask("api/queues", { signal: mine.signal }).catch((problem) => {
+    const queues = await ask("api/queues?limit=200", { signal: mine.signal }).catch((problem) => {
       mine.signal.throwIfAborted();
       return { items: [], problem };
     });
