@@ -3,7 +3,7 @@
 from typing import Final
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from bridge.core.properties import PERSISTENT, Properties
 from tests.browser.console_page import NARROW, ConsolePage, opened_console
@@ -105,6 +105,38 @@ async def test_windows_are_closed_by_keyboard_once_that_is_confirmed(
         await eventually(lambda: window.data("bridge:closing"))
         assert "'kicked'" in str(window.data("bridge:closing"))
     await expect(console.button("Close all windows …")).to_be_disabled()
+
+
+async def test_bridges_that_did_not_answer_are_told(
+    console: ConsolePage, running: RunningBridge, worker: Worker
+) -> None:
+    """Their windows are not in the numbers, and were not closed."""
+    page = console.page
+
+    async def silent(route: Route) -> None:
+        answer = await route.fetch()
+        told = await answer.json()
+        await route.fulfill(response=answer, json={**told, "bridges": 2, "silent": 1})
+
+    await page.route("**/api/users/lee*", silent)
+    await page.route("**/api/users/lee/kick", silent)
+    await page.route("**/api/users?*", silent)
+    await page.route("**/api/users", silent)
+    await publish(worker, "lee", 1, message_id="m-lee")
+    await stored(running, "lee", count=1)
+    told = "Of 2 bridges; 1 more did not answer."
+    async with open_windows(running.listening.public_url, [running.token("lee")]):
+        await console.go("Users", "users")
+        await expect(page.get_by_text(told)).to_be_visible()
+
+        await console.go("User lee", "users/lee")
+        await expect(page.locator("main").get_by_text(told)).to_be_visible()
+        await console.button("Close all windows …").click()
+        await page.get_by_role("dialog").get_by_role("button").last.click()
+        await expect(page.locator("#says")).to_contain_text(
+            f"One window was closed. {told}"
+        )
+    await page.unroute_all(behavior="wait")
 
 
 async def test_hostile_names_stay_text_on_every_page(

@@ -66,6 +66,12 @@ export function duration(seconds) {
   return `${Math.round(seconds / 86400)} d`;
 }
 
+/** Who is not in an answer of several bridges, in a sentence; null if all are. */
+export function unheard({ bridges, silent }) {
+  if (silent === null) return "The other bridges could not be asked: this is of one bridge alone.";
+  return silent ? `Of ${count(bridges)} bridges; ${count(silent)} more did not answer.` : null;
+}
+
 // --- times: where we are, and how long ago
 
 const sameDay = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });

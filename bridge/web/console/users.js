@@ -15,6 +15,7 @@ import {
   sayFault,
   size,
   table,
+  unheard,
   when,
 } from "./parts.js";
 
@@ -46,13 +47,15 @@ function showList(main, search) {
   const filter = { q: search.get("q") ?? "", online: search.get("online") === "true" ? "true" : "" };
   const list = table("Users", COLUMNS);
   const sheet = h("div", { class: "sheet", hidden: true }, list.element);
+  const silence = h("p", { class: "hint", role: "status" });
   const found = paged({
     label: "Pages of users",
     empty: filter.q || filter.online ? "No user fits the search." : "No user has an inbox or a window yet.",
     load: (cursor, signal) => ask(`api/users${query({ ...filter, cursor })}`, { signal }),
-    show({ items }) {
-      list.fill(items);
-      sheet.hidden = !items.length;
+    show(answer) {
+      list.fill(answer.items);
+      sheet.hidden = !answer.items.length;
+      silence.textContent = unheard(answer) ?? "";
     },
   });
   const submit = (submitted) => {
@@ -83,7 +86,7 @@ function showList(main, search) {
       h("a", { href: "#/users" }, "Clear"),
     ),
   );
-  main.append(h("h1", { tabindex: "-1" }, "Users"), form, sheet, ...found.parts);
+  main.append(h("h1", { tabindex: "-1" }, "Users"), form, silence, sheet, ...found.parts);
   found.first();
   return () => found.stop();
 }
@@ -127,6 +130,7 @@ function showOne(main, user) {
             ["Last connect", when(answer.last_connect_s)],
           ]),
         ),
+        h("p", { class: "hint" }, unheard(answer)),
         h(
           "div",
           { class: "row actions" },
@@ -170,8 +174,11 @@ async function kick(user, number, then) {
   });
   if (answer === null) return;
   try {
-    const { kicked } = await ask(`${userPath(user)}/kick`, { method: "POST", body: {} });
-    say(kicked === 1 ? "One window was closed." : `${count(kicked)} windows were closed.`);
+    const answer = await ask(`${userPath(user)}/kick`, { method: "POST", body: {} });
+    const { kicked } = answer;
+    const done = kicked === 1 ? "One window was closed." : `${count(kicked)} windows were closed.`;
+    const silence = unheard(answer);
+    say(`${done} ${silence ?? ""}`.trim(), silence ? "warn" : "good");
   } catch (problem) {
     sayFault(problem);
   }
