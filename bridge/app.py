@@ -294,8 +294,8 @@ class Bridge:
             stack.push_async_callback(asyncio.to_thread, self._tracing.close)
         stack.push_async_callback(self._close_inbox)
         if self.verifier is not None:
-            await self.verifier.open()
             stack.push_async_callback(self.verifier.close)
+            await self.verifier.open()
 
     async def _close_inbox(self) -> None:
         try:

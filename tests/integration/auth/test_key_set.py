@@ -2,17 +2,22 @@
 
 import asyncio
 import contextlib
+import gc
+import warnings
 from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
+from bridge.app import Bridge
 from bridge.auth.jwt import TokenRules, TokenVerifier
 from bridge.auth.key_set import KeySet, KeySetTimes
 from bridge.errors import KeysUnavailableError, RefusedError
 from bridge.names import Refusal
+from bridge.settings.load import load_settings
 from tests.clock import Clock
+from tests.conftest import eventually
 from tests.integration.auth.issuer import (
     NEW_KEY,
     OLD_KEY,
@@ -357,3 +362,37 @@ async def test_a_key_set_that_is_closed_says_so_and_closes_twice(clock: Clock) -
     await verifier.close()
 
     assert "not open" in await unavailable(verifier)
+
+
+async def test_a_start_that_is_broken_off_leaves_no_connection_to_the_issuer(
+    issuer: Issuer,
+) -> None:
+    """The second Ctrl-C, while keys are on their way."""
+
+    async def hang(_request: web.Request) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    issuer.answer = hang
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        settings = await asyncio.to_thread(
+            load_settings,
+            {
+                "amqp_url": "amqp://127.0.0.1:1/",
+                "jwt_algorithms": "ES256",
+                "jwks_url": issuer.url,
+                "inbox": "memory:",
+            },
+        )
+        bridge = await asyncio.to_thread(Bridge, settings)  # it reads files
+        running = asyncio.create_task(
+            bridge.run(asyncio.Event(), on_listening=lambda _: None)
+        )
+        await eventually(lambda: issuer.asked == 1)
+        running.cancel()
+        await asyncio.wait({running})
+        del bridge, running
+        gc.collect()
+
+    assert [str(each.message) for each in warned] == []
