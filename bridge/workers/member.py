@@ -220,7 +220,7 @@ class Member:
                     return await process.wait()
             except TimeoutError:
                 pass
-            if self.session is None or not self.is_listening or await self._is_live():
+            if self.session is None or await self._is_live():
                 answered_s = monotonic()
             elif monotonic() - answered_s > _LIVE_WITHIN_S:
                 log.error("worker.stuck", worker=self.place.index)

@@ -2,7 +2,7 @@
 A worker that does nothing but what a test says: python fake_worker.py LINE FILE.
 
 FILE holds its orders, read at its start: `well`, `deaf` (hears nothing), `exit N` (at once),
-or `once N`: exits so this time, and is well the next.
+`once N`: exits so this time, and is well the next, or `stay`: hangs up and stays this time.
 """
 
 import os
@@ -17,6 +17,10 @@ file = Path(sys.argv[2])
 order, _, code = file.read_text().partition(" ")
 if order == "once":
     file.write_text("well")
+if order == "stay":
+    file.write_text("well")
+    line.close()
+    time.sleep(3600)
 if order in {"exit", "once"}:
     sys.exit(int(code))
 line.send(b"listening\n")

@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from bridge.core.workplace import Workplace
 from bridge.errors import WorkersFailedError
+from bridge.workers import member
 from bridge.workers.crew import Crew
 from bridge.workers.line import Word
 from tests.conftest import eventually
@@ -184,6 +186,25 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(orders: Orders) ->
 
         await eventually(lambda: first.is_listening)
         assert second.starts == 1
+
+
+async def test_a_worker_that_gives_up_its_start_and_does_not_end_is_killed(
+    orders: Orders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of it hangs, for the answer of a name server say. Its place is not lost."""
+    monkeypatch.setattr(member, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(member, "_LIVE_WITHIN_S", 0.1)
+    orders.give("stay", worker=0)
+    place = Workplace(str(orders.folder), 0)
+    first = member.Member(place, orders.command, was_any_listening=lambda: True)
+    connector = aiohttp.UnixConnector(path=place.operator_socket)
+    async with (
+        aiohttp.ClientSession(connector=connector) as first.session,
+        asyncio.TaskGroup() as tasks,
+    ):
+        running = tasks.create_task(first.run(), name="worker")
+        await eventually(first.listened.is_set)
+        running.cancel()
 
 
 async def test_a_program_that_is_not_there_refuses_the_first_start(
