@@ -27,7 +27,7 @@ from bridge.cli.options import (
     OperatorToken,
     OperatorUrl,
 )
-from bridge.cli.tables import shown
+from bridge.cli.tables import moment, shown
 from bridge.core.contracts.operator.dead import (
     RATE_DEFAULT_PER_S,
     Filter,
@@ -153,7 +153,7 @@ def show_letter(
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     facts = letter.model_dump(mode="json", exclude={"properties", "headers"})
-    facts["dead_s"] = _when(letter.dead_s)
+    facts["dead_s"] = moment(letter.dead_s)
     for name, value in facts.items():
         if value is not None:
             table.add_row(name, Text(shown(str(value))))
@@ -309,7 +309,7 @@ def _table(letters: Sequence[LetterFacts], *, width: int) -> Table:
         # Strangers' text is never read as markup, nor sent to the terminal as it is.
         cells: list[str | Text] = [
             letter.id,
-            _when(letter.dead_s),
+            moment(letter.dead_s),
             letter.reason,
             Text(shown(letter.user)),
             Text(shown(letter.event)),
@@ -320,13 +320,3 @@ def _table(letters: Sequence[LetterFacts], *, width: int) -> Table:
             cells.append(Text(shown(letter.error)))
         table.add_row(*cells)
     return table
-
-
-def _when(time_s: float | None) -> str:
-    if time_s is None:
-        return "-"
-    try:
-        when = datetime.fromtimestamp(time_s).astimezone()
-    except (OverflowError, ValueError, OSError):  # a stranger's header
-        return str(time_s)
-    return when.strftime("%Y-%m-%d %H:%M:%S")

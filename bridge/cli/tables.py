@@ -28,7 +28,14 @@ def moment(at_s: float | None, *, decimals: int = 0) -> str:
     """Return a Unix time as a clock here shows it; `-` if nobody knows."""
     if at_s is None:
         return "-"
-    local = dt.datetime.fromtimestamp(at_s, tz=dt.UTC).astimezone()
+    try:
+        local = dt.datetime.fromtimestamp(at_s, tz=dt.UTC).astimezone()
+    except (
+        OverflowError,
+        ValueError,
+        OSError,
+    ):  # a stranger's header, beyond year 9999
+        return f"{at_s:.0f}"
     decimal = local.strftime(".%f")[: decimals + 1] if decimals else ""
     return local.strftime("%Y-%m-%d %H:%M:%S") + decimal
 

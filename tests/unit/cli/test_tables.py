@@ -25,6 +25,12 @@ def test_what_cannot_be_printed_is_shown_by_its_number(
     assert shown(text).isprintable()
 
 
+@pytest.mark.parametrize("at_s", [9e11, 1e20, -1e20])
+def test_a_time_that_no_clock_shows_is_a_number(at_s: float) -> None:
+    """A producer's header may say when its message expires, in the year 30000."""
+    assert moment(at_s) == f"{at_s:.0f}"
+
+
 def test_a_table_shows_markup_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     """A user may be called `[red]`, or like an emoji's short name."""
     print_table(["user", "n"], [["[red]a[/red]", "1"], [":boom: [/]", "\x1b]0;x\x07"]])
