@@ -6,6 +6,7 @@ every process of it, and a worker could not tell the second word from the first.
 line has an end: a worker whose supervisor is gone, however it went, hears that.
 """
 
+import asyncio
 from enum import Enum
 
 
@@ -16,6 +17,14 @@ class Word(Enum):
     DRAIN = b"drain\n"  # the supervisor: go in order
     INSIST = b"insist\n"  # the supervisor: go at once
     RELOAD = b"reload\n"  # the supervisor: read the settings again
+
+
+async def hear(reader: asyncio.StreamReader) -> Word | None:
+    """Wait for the next word; ``None`` at the end. Cancellation: safe."""
+    try:
+        return word_of(await reader.readline())
+    except ConnectionError:  # the other one has ended without hearing all that we said
+        return None
 
 
 def word_of(line: bytes) -> Word | None:

@@ -14,7 +14,7 @@ import structlog
 from bridge.core.restarts import Ended, GiveUp, next_start
 from bridge.core.workplace import Workplace
 from bridge.names import ExitCode
-from bridge.workers.line import Word, word_of
+from bridge.workers.line import Word, hear
 
 log = structlog.get_logger(__name__)
 
@@ -200,7 +200,7 @@ class Member:
         """Wait until the worker listens; ``None`` if it does not get there."""
         try:
             async with asyncio.timeout(START_WITHIN_S):
-                said = word_of(await reader.readline())
+                said = await hear(reader)
         except TimeoutError:
             log.error("worker.start_too_slow", worker=self.place.index)  # noqa: TRY400 - no traceback
             self.kill()

@@ -14,7 +14,7 @@ from bridge.core.workplace import Workplace
 from bridge.errors import ConfigError
 from bridge.settings.model import Settings
 from bridge.web.serving import Listening
-from bridge.workers.line import Word, word_of
+from bridge.workers.line import Word, hear
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +85,7 @@ class _Orders:
         """Do what the supervisor says, and what signals do; for ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._reload(), name="reload")
-            while (word := word_of(await reader.readline())) is not None:
+            while (word := await hear(reader)) is not None:
                 match word:
                     case Word.RELOAD:
                         self.hangup.set()
