@@ -75,7 +75,6 @@ class Api:
     def __init__(self, app: web.Application, guard: Guard) -> None:
         self._app = app
         self._guard = guard
-        self.operations: list[AnyOperation] = []
 
     def add(
         self,
@@ -97,7 +96,6 @@ class Api:
             reply = answer if isinstance(answer, Reply) else Reply(usual_status, answer)
             return _render(operation, reply)
 
-        self.operations.append(operation)
         self._app.router.add_route(
             operation.method, operation.route, self._guard(serve)
         )
