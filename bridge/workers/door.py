@@ -173,7 +173,9 @@ class Door:
         if body is None:
             return None
         headers = {n: request.headers[n] for n in _GIVEN if n in request.headers}
-        return Question(request.method, request.raw_path, headers, body)
+        # Not as it came: it may begin with a host.
+        target = request.rel_url.raw_path_qs
+        return Question(request.method, target, headers, body)
 
     def _with_key(self, question: Question) -> Question:
         """Ask as the operator: who asks has shown the token, or a session, here."""
