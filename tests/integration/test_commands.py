@@ -60,7 +60,7 @@ async def test_config_shows_every_setting_and_no_secret() -> None:
     )
 
     shown = orjson.loads(result.out)
-    assert shown["prefetch"] == 500
+    assert shown["prefetch"] == 4000
     assert shown["jwks_url"] == "https://u:***@keys.example.org/"
     assert SECRET not in result.out
     assert "topsecret" not in result.out
