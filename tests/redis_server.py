@@ -1,6 +1,7 @@
 """A private redis-server, in a folder and on a port of its own, for tests."""
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from typing import Final, Self
 from tests.conftest import SLOW_FACTOR
 from tests.faults.suite.proxy import free_ports
 
+# What the servers of a run are: `TESTS_REDIS_SERVER=valkey-server`, or a path.
+PROGRAM: Final = os.environ.get("TESTS_REDIS_SERVER", "redis-server")
 READY_WITHIN_S: Final = 10.0 * SLOW_FACTOR
 _ENDED_WITHIN_S: Final = 10.0 * SLOW_FACTOR
 _PROBE_WITHIN_S: Final = 1.0
@@ -122,8 +125,8 @@ class RedisServer:
     def run(self) -> None:
         """Start it on its folder and port, and wait until it answers."""
         assert self._process is None, "it runs already"
-        program = which("redis-server")
-        assert program, "no redis-server: install the package of that name"
+        program = which(PROGRAM)
+        assert program, f"no {PROGRAM}: install the package of that name"
         words = {
             "port": str(self.port),
             "bind": self.host,

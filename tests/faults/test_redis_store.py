@@ -136,7 +136,7 @@ async def test_a_store_that_is_emptied_while_it_runs_has_a_new_epoch(
 @pytest.mark.parametrize(
     ("limit", "mend", "word"),
     [
-        (("maxmemory", "1mb"), ("maxmemory", "0"), "OOM"),
+        (("maxmemory", "100kb"), ("maxmemory", "0"), "OOM"),
         (("min-replicas-to-write", "1"), ("min-replicas-to-write", "0"), "NOREPLICAS"),
     ],
 )
