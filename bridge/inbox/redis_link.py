@@ -6,8 +6,6 @@ wait for it: the pump has its own patience, and windows are better told at once.
 """
 
 import asyncio
-import socket
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any, Final
@@ -23,6 +21,7 @@ from tenacity import (
 from bridge.core.redis_address import Host, RedisAddress
 from bridge.errors import StoreUnavailableError
 from bridge.inbox import redis_looking_scripts, redis_scripts
+from bridge.inbox.redis_opening import greeting_lost, open_link
 from bridge.inbox.redis_scripts import Script
 from bridge.inbox.redis_wire import Answer, Link, LinkLostError, Pushed, Word, is_error
 
@@ -272,8 +271,12 @@ async def connect(
         hello: list[Word] = [b"HELLO", b"3"]
         if address.password is not None:
             hello += [b"AUTH", address.user or "default", address.password]
+        try:
+            await ask(address, link, *hello)
+        except StoreUnavailableError as exc:
+            problem = greeting_lost(address, exc.problem)
+            raise StoreUnavailableError(str(address), problem) from exc
         greeting: list[Sequence[Word]] = [
-            hello,
             *([(b"SELECT", address.db)] if address.db else []),
             (b"CLIENT", b"SETNAME", b"bridge"),
             *((b"SCRIPT", b"LOAD", script.code) for script in _SCRIPTS),
@@ -287,33 +290,3 @@ async def connect(
         link.abort("it was of no use")
         raise
     return link
-
-
-async def open_link(
-    address: RedisAddress, host: Host, *, pushed: Pushed | None = None
-) -> Link:
-    """Open a connection without a word; OSError, which says why, if there is none."""
-    context: ssl.SSLContext | None = None
-    if address.has_tls:
-        context = await asyncio.to_thread(
-            ssl.create_default_context, cafile=address.ca_file
-        )
-    loop = asyncio.get_running_loop()
-    try:
-        _, link = await loop.create_connection(
-            lambda: Link(pushed), host.name, host.port, ssl=context
-        )
-    except ssl.SSLError as exc:
-        raise OSError(f"TLS with {host} failed: {exc.reason or exc}") from exc
-    except socket.gaierror as exc:
-        raise OSError(f"{host.name} is no host that is known here") from exc
-    except OSError as exc:
-        if not _is_refusal(exc):
-            raise
-        raise OSError(f"connection refused; is Redis running at {host}?") from exc
-    return link
-
-
-def _is_refusal(exc: OSError) -> bool:
-    # Where a name has several addresses, asyncio tells all that happened in one text.
-    return isinstance(exc, ConnectionRefusedError) or "Connect call failed" in str(exc)

@@ -23,8 +23,8 @@ from bridge.inbox.redis_link import (
     RefusedByRedisError,
     answer_of,
     ask,
-    open_link,
 )
+from bridge.inbox.redis_opening import greeting_lost, open_link
 from bridge.inbox.redis_wire import Answer, Link, Pushed, Word
 
 log = structlog.get_logger(__name__)
@@ -115,12 +115,18 @@ async def find_master(address: RedisAddress) -> Host:
                     password=address.sentinel_password,
                 )
         except (OSError, TimeoutError, StoreUnavailableError, RefusedByRedisError) as e:
-            problem = f"the Sentinel {host}: {e or 'no answer'}"
+            problem = f"the Sentinel {host}: {_why(e)}"
             continue
         if found:
             return Host(found[0].decode(), int(found[1]))
         problem = f"the Sentinel {host} knows no {address.service!r}"
     raise StoreUnavailableError(str(address), problem)
+
+
+def _why(exc: Exception) -> str:
+    if isinstance(exc, StoreUnavailableError):
+        return exc.problem
+    return str(exc) or "no answer"
 
 
 async def _ask_once(
@@ -136,6 +142,9 @@ async def _ask_once(
         if password is not None:
             await ask(address, link, b"AUTH", user or "default", password)
         return await ask(address, link, *words)
+    except StoreUnavailableError as exc:
+        problem = greeting_lost(address, exc.problem)
+        raise StoreUnavailableError(str(address), problem) from exc
     finally:
         link.abort("it was asked")
 
@@ -255,7 +264,7 @@ async def _masters(
                     password=address.password,
                 )
         except (OSError, TimeoutError, StoreUnavailableError, RefusedByRedisError) as e:
-            problem = f"{host}: {e or 'no answer'}"
+            problem = f"{host}: {_why(e)}"
             continue
         return _owners(ranges, asked=host)
     raise StoreUnavailableError(str(address), problem)
