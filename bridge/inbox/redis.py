@@ -52,6 +52,7 @@ from bridge.inbox.redis_errands import Errands
 from bridge.inbox.redis_feed import Feed, pieces, words_for
 from bridge.inbox.redis_link import ANSWER_S, CONNECT_S, ask
 from bridge.inbox.redis_looking import RedisLooking
+from bridge.inbox.redis_rights import see_rights
 from bridge.inbox.redis_servers import (
     Cluster,
     OneServer,
@@ -184,10 +185,11 @@ class RedisInbox:
 
     async def _greet(self, link: Link, tags: Tags) -> None:
         """Begin on a new connection: the epochs, and all subscriptions anew."""
-        if 0 in tags:
-            await refuse_while_carried(self._address, link, self.prefixes[0])
         self._feed.lost(tags)
         order = sorted(tags)
+        await see_rights(self._address, link, self.prefixes[order[0]])
+        if 0 in tags:
+            await refuse_while_carried(self._address, link, self.prefixes[0])
         # In a cluster each tag is in a slot of its own, and a script must stay in one.
         is_cluster = self._address.kind == "cluster"
         prefixes = [self.prefixes[tag] for tag in order]

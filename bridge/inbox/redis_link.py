@@ -44,6 +44,10 @@ _AWAY: Final = frozenset(
         *("DENIED", "UNKILLABLE", "NOSCRIPT", "WRONGTYPE", "NOPROTO"),
     }
 )
+# Those that have no code of their own. A key is of another node while its slot moves.
+_AWAY_TEXTS: Final = ("max number of clients", "AUTH", "a non local key in a cluster")
+# As scripts have it, older servers first.
+_DENIED_TEXTS: Final = ("executing the script can't", "ACL failure in script")
 # After one of these the server is not who it was, or never will do what we need.
 _LEAVE: Final = frozenset({"READONLY", "MOVED", "MASTERDOWN", "NOAUTH", "LOADING"})
 
@@ -241,6 +245,11 @@ async def answer_of(
     return answer
 
 
+def is_missing_right(text: str) -> bool:
+    """Say whether an error of a script is that of a right that our login has not."""
+    return any(words in text for words in _DENIED_TEXTS)
+
+
 def failure_of(address: RedisAddress, text: str, link: Link | None) -> Exception:
     """Return what an error of the server means to us."""
     # "-ERR Error running script: … -OOM command not allowed" is how a script has it.
@@ -248,9 +257,10 @@ def failure_of(address: RedisAddress, text: str, link: Link | None) -> Exception
     code = words[0] if words else ""
     if code not in _AWAY:
         code = next((word for word in words if word in _AWAY), code)
-    if link is not None and code in _LEAVE:
+    is_denied = is_missing_right(text)
+    if link is not None and (code in _LEAVE or is_denied):
         link.abort(text)
-    if code in _AWAY or "max number of clients" in text or "AUTH" in text:
+    if code in _AWAY or is_denied or any(words in text for words in _AWAY_TEXTS):
         return StoreUnavailableError(str(address), text)
     return RefusedByRedisError(text)
 

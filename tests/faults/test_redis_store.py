@@ -8,6 +8,7 @@ import pytest
 
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
+from bridge.inbox import redis_feed
 from bridge.inbox.redis import RedisInbox
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.redis_bridges import RETENTION, bridge_on, cut_off, messages, of_each
@@ -234,25 +235,25 @@ async def test_a_wrong_password_is_waited_out_and_never_shown(tmp_path: Path) ->
             assert await bridge.append(messages("ann", b"1")) == [1]
 
 
-async def test_a_login_that_may_not_use_channels_mixes_nothing_up(
-    tmp_path: Path,
+async def test_a_login_that_may_not_subscribe_any_more_mixes_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
     What it stores is there once, and no answer is taken for that of another question.
 
     The error for a subscription comes where a push was due.
     """
+    monkeypatch.setattr(redis_feed, "CONFIRM_S", 0.5)
     users = [f"user-{number}" for number in range(20)]
     with RedisServer.started(tmp_path) as server:
-        server.command(
-            *("ACL", "SETUSER", "deaf", "on", ">secret", "~*", "+@all"),
-            *("resetchannels", "&bridge/0:fleet*"),
-        )
+        words = ("ACL", "SETUSER", "deaf")
+        server.command(*words, "on", ">secret", "~*", "&*", "+@all")
         url = server.url.replace("redis://", "redis://deaf:secret@")
         async with bridge_on(url) as bridge:
             for number, user in enumerate(users):
                 offsets = await bridge.append(messages(user, *[b"1"] * number, b"2"))
                 assert offsets == list(range(1, number + 2))
+            server.command(*words, "-subscribe")
             following = asyncio.create_task(bridge.inbox.follow("ann"))
             await asyncio.sleep(0)  # it asks first
             answers = await asyncio.gather(

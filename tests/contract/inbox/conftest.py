@@ -17,6 +17,7 @@ from bridge.inbox.memory import MemoryInbox, Retention
 from bridge.inbox.redis import RedisInbox
 from bridge.inbox.sqlite import SqliteInbox
 from tests.contract.inbox.files import Clock, Opened
+from tests.redis_rights import documented_rights
 from tests.redis_server import RedisServer
 
 Inbox = MemoryInbox | RedisInbox | SqliteInbox
@@ -88,7 +89,7 @@ redis_cluster = RedisStores()
 
 @pytest.fixture(scope="session", autouse=True)
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Start the server that the redis stores are on: as it is out of the box."""
+    """Start what the redis stores are on: out of the box, with a user as documented."""
     folder = tmp_path_factory.mktemp("redis")
     with (
         RedisServer.started(folder / "one", is_durable=False) as server,
@@ -96,11 +97,19 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
             folder / "cluster", is_durable=False, options={"cluster-enabled": "yes"}
         ) as node,
     ):
-        redis.url = server.url
+        for each, cluster_rights in (
+            (server, []),
+            (node, documented_rights("In a cluster add ")),
+        ):
+            words = [*documented_rights("user bridge "), "~*", "&*", *cluster_rights]
+            # Stores of tests have namespaces of their own; else it is as documented.
+            answer = each.command("ACL", "SETUSER", "bridge", "on", ">secret", *words)
+            assert answer == "+OK"
+        redis.url = server.url.replace("//", "//bridge:secret@")
         # ADDSLOTSRANGE is of Redis 7, and what is not a cluster here runs on 6.2 too.
         node.command("CLUSTER", "ADDSLOTS", *map(str, range(16384)))
         node.wait_until("cluster_state:ok", "CLUSTER", "INFO")
-        redis_cluster.url = f"redis+cluster://{node.host}:{node.port}"
+        redis_cluster.url = f"redis+cluster://bridge:secret@{node.host}:{node.port}"
         yield server
 
 
