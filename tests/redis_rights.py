@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Final
 
 _PAGE: Final = Path(__file__).parents[1] / "docs" / "operations.md"
-_RIGHTS: Final = ("+", "-", "~", "&")
+_RIGHTS: Final = ("+", "-", "~", "&", "reset")
 
 
 def documented_rights(beginning: str) -> list[str]:

@@ -102,7 +102,7 @@ class RedisInbox:
         self._servers: Servers = kind(
             address, pushed=self._feed.pushed, greet=self._greet
         )
-        self._asking = Asking(self._servers, self.prefixes)
+        self._asking = Asking(address, self._servers, self.prefixes)
         self._errands = Errands(self._servers, self.prefixes.__getitem__)
         self._appending = Appending(address, self._servers, self.prefixes)
         self.looking = RedisLooking(self, self._asking)  # what operators see

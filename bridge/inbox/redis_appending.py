@@ -28,12 +28,16 @@ from bridge.errors import HandedOverError, StoreUnavailableError
 from bridge.inbox import redis_scripts as scripts
 from bridge.inbox.memory import Retention
 from bridge.inbox.redis_elements import pack, tag_of
-from bridge.inbox.redis_link import KeptLink, RefusedByRedisError, failure_of
+from bridge.inbox.redis_link import (
+    KeptLink,
+    RefusedByRedisError,
+    failure_of,
+    see_replicas,
+    waits,
+)
 from bridge.inbox.redis_servers import Servers
 from bridge.inbox.redis_wire import Answer, Word
 
-# How long replicas may take to follow.
-_REPLICAS_MS: Final = 1000
 _MICROSECONDS: Final = 1_000_000
 
 
@@ -152,8 +156,7 @@ class Appending:
         link = kept.current()
         key = f"{self._prefixes[tag]}h"
         sent = [link.call(b"EVALSHA", scripts.APPEND.sha, 1, key, *head, *words)]
-        if self._address.replicas:
-            sent.append(link.call(b"WAIT", self._address.replicas, _REPLICAS_MS))
+        sent += (link.call(*words) for words in waits(self._address))
         return kept, sent
 
     async def _result(
@@ -173,10 +176,11 @@ class Appending:
             error = failure_of(self._address, failure[0].decode(), kept.link)
             self._note_refusal(kept, str(failure[0].decode()))
             raise error
-        if self._address.replicas and answers[1] < self._address.replicas:
-            problem = f"{answers[1]} of {self._address.replicas} replicas have followed"
-            self._note_refusal(kept, problem)
-            raise StoreUnavailableError(str(self._address), problem)
+        try:
+            see_replicas(self._address, answers[1:])
+        except StoreUnavailableError as exc:
+            self._note_refusal(kept, exc.problem)
+            raise
         stored: bytes = result
         return stored
 

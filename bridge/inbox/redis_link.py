@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 10.0
 _SCRIPTS: Final = (*redis_scripts.ALL, *redis_looking_scripts.ALL)
+# How long replicas may take to follow. Questions of windows wait behind it.
+REPLICAS_MS: Final = 1000
 _PING_EACH_S: Final = 2.0
 _PAUSE_FIRST_S: Final = 0.05
 _PAUSE_MAX_S: Final = 2.0
@@ -243,6 +245,27 @@ async def answer_of(
     if is_error(answer):
         raise failure_of(address, str(answer), link)
     return answer
+
+
+def waits(address: RedisAddress) -> Sequence[Sequence[Word]]:
+    """Return what is asked behind a write: how many replicas have it; or nothing."""
+    if not address.replicas:
+        return ()
+    return ((b"WAIT", address.replicas, REPLICAS_MS),)
+
+
+def see_replicas(address: RedisAddress, answers: Sequence[Answer]) -> None:
+    """
+    See that enough of them have it, by the answers to `waits`.
+
+    Raises:
+        StoreUnavailableError: If not.
+
+    """
+    for count in answers:
+        if count < address.replicas:
+            problem = f"{count} of {address.replicas} replicas have followed"
+            raise StoreUnavailableError(str(address), problem)
 
 
 def is_missing_right(text: str) -> bool:
