@@ -49,9 +49,9 @@ class Bridge:
 
 
 @asynccontextmanager
-async def bridge_on(url: str) -> AsyncIterator[Bridge]:
+async def bridge_on(url: str, *, namespace: str = "bridge") -> AsyncIterator[Bridge]:
     """Open one more bridge's view of the store."""
-    inbox = RedisInbox(parse_redis(url), RETENTION)
+    inbox = RedisInbox(parse_redis(url), RETENTION, namespace=namespace)
     bridge = Bridge(inbox)
     inbox.listen(bridge.fed.extend, bridge.renewed.extend)
     try:

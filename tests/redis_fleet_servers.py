@@ -4,8 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 from tests.redis_server import RedisServer
+
+# What Sentinels do every second, or less often.
+_SENTINEL_PERIODS: Final = ("info", "ping", "publish", "ask", "min-link-reconnect")
 
 
 def join_cluster(nodes: Sequence[RedisServer]) -> None:
@@ -46,3 +50,36 @@ async def replicated(
             up = ("master_link_status:up", "INFO", "replication")
             await asyncio.to_thread(each.wait_until, *up)
         yield master, others
+
+
+@asynccontextmanager
+async def watched(
+    folder: Path, master: RedisServer, *, replicas: int = 1
+) -> AsyncIterator[list[RedisServer]]:
+    """Start three Sentinels, which know `master`, each other and the replicas as `main`."""
+    async with AsyncExitStack() as stack:
+        sentinels = [
+            await stack.enter_async_context(
+                RedisServer.start(
+                    folder / f"sentinel-{number}", is_durable=False, is_sentinel=True
+                )
+            )
+            for number in range(3)
+        ]
+        for each in sentinels:
+            # Those older than Redis 7 keep to their seconds.
+            for name in _SENTINEL_PERIODS:
+                each.command("SENTINEL", "DEBUG", f"{name}-period", "100")
+            monitored = ("main", master.host, str(master.port), "2")
+            each.command("SENTINEL", "MONITOR", *monitored)
+            for name, value in (
+                ("down-after-milliseconds", "500"),
+                ("failover-timeout", "2000"),
+            ):
+                each.command("SENTINEL", "SET", "main", name, value)
+        for each in sentinels:
+            for name, value in (("num-other-sentinels", 2), ("num-slaves", replicas)):
+                asked = ("SENTINEL", "MASTER", "main")
+                found = f"{name}\n{value}"
+                await asyncio.to_thread(each.wait_until, found, *asked)
+        yield sentinels

@@ -69,6 +69,7 @@ class OneServer:
             greet=lambda link: greet(link, ALL_TAGS),
         )
         self.was_tried = self._kept.was_tried
+        self._found: Host | None = None
 
     @property
     def problem(self) -> str | None:
@@ -87,12 +88,37 @@ class OneServer:
 
     async def run(self) -> None:
         """Keep the connection, until cancelled."""
-        await self._kept.run()
+        if self._address.kind == "server":
+            await self._kept.run()
+            return
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._kept.run(), name="inbox link")
+            tasks.create_task(self._heed_sentinels(), name="inbox sentinels")
+
+    async def _heed_sentinels(self) -> None:
+        """
+        Leave a master that is one no more, though its connection is well.
+
+        It may be frozen, or cut off from its Sentinels and not from us: what it takes
+        then is lost when it comes back, as a replica.
+        """
+        while True:
+            await asyncio.sleep(_LOOK_EACH_S)
+            link = self._kept.link
+            if link is None:
+                continue  # whoever connects asks them
+            try:
+                host = await find_master(self._address)
+            except StoreUnavailableError:
+                continue
+            if host != self._found and link is self._kept.link:
+                link.abort(f"the master is {host} now")
 
     async def _find(self) -> Host:
         if self._address.kind == "server":
             return self._address.hosts[0]
-        return await find_master(self._address)
+        self._found = await find_master(self._address)
+        return self._found
 
 
 async def find_master(address: RedisAddress) -> Host:

@@ -23,28 +23,30 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_nothing_is_acked_while_too_few_replicas_follow(tmp_path: Path) -> None:
     """Readiness says so until one is back; then it goes on, with everything there once."""
-    async with replicated(tmp_path) as (master, (replica,)):
-        async with bridge_on(f"{master.url}?replicas=1") as bridge:
-            assert await bridge.append(messages("ann", b"1")) == [1]
-            assert "ann" in replica.command("KEYS", "*m:ann")
+    async with (
+        replicated(tmp_path) as (master, (replica,)),
+        bridge_on(f"{master.url}?replicas=1") as bridge,
+    ):
+        assert await bridge.append(messages("ann", b"1")) == [1]
+        assert "ann" in replica.command("KEYS", "*m:ann")
 
-            replica.pause()
-            batch = messages("ann", b"2") + messages("bob", b"1", message_id="m")
-            with pytest.raises(StoreUnavailableError, match="0 of 1 replicas have"):
-                await bridge.inbox.append(batch)
-            # Also after it was looked at again: the master alone takes what is written.
-            probed = bridge.inbox._appending.is_refused.is_set
-            for _ in range(3):
-                with pytest.raises(StoreUnavailableError, match="0 of 1"):
-                    await bridge.inbox.check()
-                assert probed()
-                assert "replicas have followed" in str(bridge.inbox.problem)
+        replica.pause()
+        batch = messages("ann", b"2") + messages("bob", b"1", message_id="m")
+        with pytest.raises(StoreUnavailableError, match="0 of 1 replicas have"):
+            await bridge.inbox.append(batch)
+        # Also after it was looked at again: the master alone takes what is written.
+        probed = bridge.inbox._appending.is_refused.is_set
+        for _ in range(3):
+            with pytest.raises(StoreUnavailableError, match="0 of 1"):
+                await bridge.inbox.check()
+            assert probed()
+            assert "replicas have followed" in str(bridge.inbox.problem)
 
-            replica.go_on()
-            await bridge.until_usable()
-            assert await bridge.append(batch) == [2, 1]
-            assert await bridge.texts("ann") == [b"1", b"2"]
-            assert await bridge.texts("bob") == [b"1"]
+        replica.go_on()
+        await bridge.until_usable()
+        assert await bridge.append(batch) == [2, 1]
+        assert await bridge.texts("ann") == [b"1", b"2"]
+        assert await bridge.texts("bob") == [b"1"]
 
 
 async def test_more_replicas_than_there_are_is_told_at_once(tmp_path: Path) -> None:
