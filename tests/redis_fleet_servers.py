@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from tests.redis_server import RedisServer
 
@@ -12,20 +14,20 @@ from tests.redis_server import RedisServer
 _SENTINEL_PERIODS: Final = ("info", "ping", "publish", "ask", "min-link-reconnect")
 
 
-def join_cluster(nodes: Sequence[RedisServer]) -> None:
-    """Make a cluster of three masters and, of the first one, a replica."""
-    first, *others, replica = nodes
-    for number, node in enumerate((first, *others)):
-        ends = [str(16384 * each // 3) for each in (number, number + 1)]
-        last = str(int(ends[1]) - 1)
-        node.command("CLUSTER", "ADDSLOTSRANGE", ends[0], last)
+def join_cluster(masters: Sequence[RedisServer], *replicas: RedisServer) -> None:
+    """Make a cluster of masters, and replicas of the first of them."""
+    first, nodes = masters[0], [*masters, *replicas]
+    for number, node in enumerate(masters):
+        ends = [16384 * each // len(masters) for each in (number, number + 1)]
+        node.command("CLUSTER", "ADDSLOTSRANGE", str(ends[0]), str(ends[1] - 1))
         node.command("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
     for node in nodes[1:]:
         node.command("CLUSTER", "MEET", first.host, str(first.port))
     for node in nodes:
-        node.wait_until("cluster_known_nodes:4", "CLUSTER", "INFO")
-    replica.command("CLUSTER", "REPLICATE", first.command("CLUSTER", "MYID"))
-    replica.wait_until("master_link_status:up", "INFO", "replication")
+        node.wait_until(f"cluster_known_nodes:{len(nodes)}", "CLUSTER", "INFO")
+    for replica in replicas:
+        replica.command("CLUSTER", "REPLICATE", first.command("CLUSTER", "MYID"))
+        replica.wait_until("master_link_status:up", "INFO", "replication")
     for node in nodes:
         node.wait_until("cluster_state:ok", "CLUSTER", "INFO")
 
@@ -78,8 +80,59 @@ async def watched(
             ):
                 each.command("SENTINEL", "SET", "main", name, value)
         for each in sentinels:
-            for name, value in (("num-other-sentinels", 2), ("num-slaves", replicas)):
+            for name, count in (("num-other-sentinels", 2), ("num-slaves", replicas)):
                 asked = ("SENTINEL", "MASTER", "main")
-                found = f"{name}\n{value}"
+                found = f"{name}\n{count}"
                 await asyncio.to_thread(each.wait_until, found, *asked)
         yield sentinels
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A slot on its way from one master to another, step by step as redis-cli does it."""
+
+    slot: str
+    masters: Sequence[RedisServer]
+    source: RedisServer
+    target: RedisServer
+
+    @classmethod
+    def of_slot(cls, slot: int, masters: Sequence[RedisServer]) -> Self:
+        """Move a slot to the master behind the one that has it."""
+        place = next(
+            number
+            for number in range(len(masters))
+            if slot < 16384 * (number + 1) // len(masters)
+        )
+        target = masters[(place + 1) % len(masters)]
+        return cls(str(slot), masters, masters[place], target)
+
+    def begin(self) -> None:
+        """Tell both: from here on keys that are not there are asked for at the other."""
+        ids = {node: node.command("CLUSTER", "MYID") for node in self.masters}
+        for node, word, other in (
+            (self.target, "IMPORTING", self.source),
+            (self.source, "MIGRATING", self.target),
+        ):
+            words = ("CLUSTER", "SETSLOT", self.slot, word, ids[other])
+            assert node.command(*words) == "+OK"
+
+    def move_keys(self, pattern: str = "*") -> None:
+        """Move the keys that are there and match."""
+        count = self.source.command("CLUSTER", "COUNTKEYSINSLOT", self.slot)[1:]
+        asked = ("CLUSTER", "GETKEYSINSLOT", self.slot, count)
+        keys = self.source.command(*asked).splitlines()
+        target = (self.target.host, str(self.target.port))
+        for key in keys:
+            if fnmatchcase(key, pattern):
+                words = ("MIGRATE", *target, key, "0", "5000")
+                assert self.source.command(*words) in {"+OK", "+NOKEY"}
+
+    def end(self) -> None:
+        """Move the rest, and tell all that it is there."""
+        while self.source.command("CLUSTER", "COUNTKEYSINSLOT", self.slot) != ":0":
+            self.move_keys()
+        owner = self.target.command("CLUSTER", "MYID")
+        for node in (self.target, self.source, *self.masters):
+            words = ("CLUSTER", "SETSLOT", self.slot, "NODE", owner)
+            assert node.command(*words) == "+OK"

@@ -18,7 +18,7 @@ and whoever is refused claims more than what it was refused for: nobody is kept 
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from bridge.core.fence import Fence
@@ -154,10 +154,25 @@ class Appending:
         tag = tag_of(next(iter(users)))
         kept = self._servers.of(tag)
         link = kept.current()
-        key = f"{self._prefixes[tag]}h"
-        sent = [link.call(b"EVALSHA", scripts.APPEND.sha, 1, key, *head, *words)]
+        keys = self._keys(self._prefixes[tag], users)
+        sent = [
+            link.call(b"EVALSHA", scripts.APPEND.sha, len(keys), *keys, *head, *words)
+        ]
         sent += (link.call(*words) for words in waits(self._address))
         return kept, sent
+
+    def _keys(self, prefix: str, users: Iterable[str]) -> list[str]:
+        """
+        Name the keys of a call.
+
+        One server needs none. A node of a cluster needs all: while a slot moves, some are
+        with the one and some with the other, and a script would stop in the middle.
+        """
+        keys = [f"{prefix}h"]
+        if self._is_cluster:
+            keys += (f"{prefix}u", f"{prefix}b:{self._session}")
+            keys += (f"{prefix}{kind}:{user}" for user in users for kind in "mi")
+        return keys
 
     async def _result(
         self, kept: KeptLink, sent: Sequence["asyncio.Future[Answer]"]

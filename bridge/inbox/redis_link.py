@@ -79,6 +79,7 @@ class KeptLink:
         *,
         pushed: Pushed | None = None,
         greet: Greet | None = None,
+        lost: Callable[[], None] | None = None,
     ) -> None:
         """
         Know where to go, and go nowhere yet.
@@ -88,8 +89,10 @@ class KeptLink:
             find: Tells where the server is, each time.
             pushed: Takes what the server pushes.
             greet: Does what has to be done on a new connection before it is used.
+            lost: Called when a connection was lost.
 
         """
+        self._lost = lost
         self._address = address
         self._find = find
         self._pushed = pushed
@@ -113,6 +116,8 @@ class KeptLink:
                 self.problem = await self._watch(link)
                 self.link = None
                 self._tell(self.problem)
+                if self._lost is not None:
+                    self._lost()
                 if monotonic() - since_s < _LASTING_S:
                     await asyncio.sleep(_PAUSE_FIRST_S)
         finally:

@@ -104,6 +104,11 @@ class Link(asyncio.Protocol):
             return False
         if not waiting.done():  # its asker may have gone away
             waiting.set_result(answer)
+        if is_error(answer) and str(answer).startswith("MOVED"):
+            # Channels of a slot that has gone are given up for us, by pushes that may have
+            # been taken for those of a subscription: what comes now may be shifted by one.
+            self.abort(str(answer))
+            return False
         return True
 
     def _confirm(self) -> None:

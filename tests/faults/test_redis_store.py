@@ -282,7 +282,7 @@ async def test_a_cluster_that_loses_a_master_waits_for_its_replica(
             )
             for number in range(4)
         ]
-        await asyncio.to_thread(join_cluster, nodes)
+        await asyncio.to_thread(join_cluster, nodes[:3], nodes[3])
         bridge = await stack.enter_async_context(
             bridge_on(f"redis+cluster://127.0.0.1:{nodes[1].port}")
         )

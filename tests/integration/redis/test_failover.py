@@ -81,7 +81,7 @@ async def test_a_bridge_follows_the_master_and_loses_nothing(
     With replicas=1 nothing is acked meanwhile that one server alone has. Pages are told
     that something may be gone, and have all of it in the end, in order.
     """
-    monkeypatch.setattr(redis_servers, "_LOOK_EACH_S", 0.2)
+    monkeypatch.setattr(redis_servers, "LOOK_EACH_S", 0.2)
     monkeypatch.setattr(redis, "_PROBE_S", 0.1)
     monkeypatch.setattr(redis_link, "_PAUSE_MAX_S", 0.2)
     async with (
