@@ -44,6 +44,8 @@ class RedisServer:
     some milliseconds; where the loop has to go on meanwhile, call them in a thread.
     """
 
+    program = PROGRAM
+
     def __init__(self, folder: Path, *, port: int, options: dict[str, str]) -> None:
         self.folder = folder
         self.host = "127.0.0.1"
@@ -125,8 +127,8 @@ class RedisServer:
     def run(self) -> None:
         """Start it on its folder and port, and wait until it answers."""
         assert self._process is None, "it runs already"
-        program = which(PROGRAM)
-        assert program, f"no {PROGRAM}: install the package of that name"
+        program = which(self.program)
+        assert program, f"no {self.program}: install the package of that name"
         words = {
             "port": str(self.port),
             "bind": self.host,
@@ -237,6 +239,12 @@ class RedisServer:
             peer.sendall(request.encode())
             with peer.makefile("rb") as answer:
                 return "\n".join(_lines_of(answer))
+
+
+class ValkeyServer(RedisServer):
+    """The same of Valkey, where that is installed."""
+
+    program = "valkey-server"
 
 
 def _lines_of(answer: BufferedReader) -> Iterator[str]:

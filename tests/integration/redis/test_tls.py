@@ -1,5 +1,6 @@
 """A Redis that speaks TLS, and every way in which that goes wrong, in words."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,43 @@ async def test_who_is_not_who_it_should_be_gets_no_password(tls: TlsRedis) -> No
     assert f"is ca={tls.stranger.cert} its authority?" in of_stranger
     assert "certificate is not valid for 'localhost'" in of_other_host
     assert "name its authority by ?ca=FILE" in of_nobody
+
+
+async def test_sentinels_and_nodes_of_a_cluster_are_asked_by_tls(
+    tls: TlsRedis, tmp_path: Path
+) -> None:
+    """And what they tell of are ports for TLS."""
+    ca = tls.authority.cert
+    port_of_sentinel, port_of_node = free_port(), free_port()
+    words = {name: v for name, v in tls.server.options.items() if "tls-" in name}
+    sentinel_options = words | {
+        "tls-port": str(port_of_sentinel),
+        "tls-replication": "yes",  # to masters, too
+    }
+    node_options = words | {
+        "tls-port": str(port_of_node),
+        "tls-cluster": "yes",  # else they tell of plain ports, whoever asks
+        "cluster-enabled": "yes",
+    }
+    async with (
+        RedisServer.start(
+            tmp_path / "sentinel",
+            is_durable=False,
+            is_sentinel=True,
+            options=sentinel_options,
+        ) as sentinel,
+        RedisServer.start(tmp_path / "node", options=node_options) as node,
+    ):
+        sentinel.command("SENTINEL", "MONITOR", "main", "127.0.0.1", str(tls.port), "1")
+        node.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        await asyncio.to_thread(node.wait_until, "cluster_state:ok", "CLUSTER", "INFO")
+
+        for url in (
+            f"rediss+sentinel://127.0.0.1:{port_of_sentinel}/main?ca={ca}",
+            f"rediss+cluster://127.0.0.1:{port_of_node}?ca={ca}",
+        ):
+            async with bridge_on(url, namespace="found") as bridge:
+                assert await bridge.append(messages("ann", b"1")) == [1]
 
 
 async def test_files_that_are_missing_or_something_else_are_named(
