@@ -85,7 +85,9 @@ async def see_rights(address: RedisAddress, link: Link, prefix: str) -> None:
     allow = _to_allow(found, prefix)
     if allow:
         user = address.user or "default"
-        problem = f"its user {user!r} may not all: ACL SETUSER {user} {' '.join(allow)}"
+        problem = (
+            f"its user {user!r} lacks rights: ACL SETUSER {user} {' '.join(allow)}"
+        )
         raise StoreUnavailableError(str(address), problem)
     if address.replicas:
         await ask(address, link, b"WAIT", 0, 0)
