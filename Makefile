@@ -2,13 +2,14 @@
 # Needs GNU make and Python 3.11 or later; see tools/setup for the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults faults-fleet bench bench-fleet lint format types check lock clean
+.PHONY: help demo test test-redis faults faults-fleet bench bench-fleet lint format types check lock clean
 
 PYTEST_ARGS ?=
 # Most tests wait for something: three at a time take half as long on two cores. Each file
 # stays with one process, for what its tests share; the long ones come first, by name.
 PYTEST_PROCESSES ?= 3
 FAULTS_ARGS ?=
+REDIS ?= valkey-server
 BENCH_ARGS ?=
 
 help: ## this list
@@ -22,6 +23,11 @@ demo: ## RabbitMQ, the bridge and a page with two users; Ctrl-C ends all of it
 test: ## all tests, with a real RabbitMQ and real browsers (PYTEST_ARGS="-k word" for some)
 	@tools/setup tests
 	@.venv/bin/python -m pytest -n $(PYTEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-redis: ## the tests of the Redis store with another server (REDIS=valkey-server, or a path)
+	@tools/setup tests
+	@TESTS_REDIS_SERVER=$(REDIS) .venv/bin/python -m pytest tests/contract/inbox tests/faults/test_redis_store.py \
+	    tests/faults/test_redis_cluster.py tests/integration/redis tests/integration/doctor/test_redis.py $(PYTEST_ARGS)
 
 faults: ## thirty minutes of faults under load (FAULTS_ARGS="--minutes 5 --seed 7")
 	@tools/setup tests

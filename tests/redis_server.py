@@ -1,6 +1,7 @@
 """A private redis-server, in a folder and on a port of its own, for tests."""
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from typing import Final, Self
 from tests.conftest import SLOW_FACTOR
 from tests.faults.suite.proxy import free_ports
 
+# What the servers of a run are: `TESTS_REDIS_SERVER=valkey-server`, or a path.
+PROGRAM: Final = os.environ.get("TESTS_REDIS_SERVER", "redis-server")
 READY_WITHIN_S: Final = 10.0 * SLOW_FACTOR
 _ENDED_WITHIN_S: Final = 10.0 * SLOW_FACTOR
 _PROBE_WITHIN_S: Final = 1.0
@@ -40,6 +43,8 @@ class RedisServer:
     Nothing in it belongs to an event loop. `command`, `run`, `stop` and `kill` block for
     some milliseconds; where the loop has to go on meanwhile, call them in a thread.
     """
+
+    program = PROGRAM
 
     def __init__(self, folder: Path, *, port: int, options: dict[str, str]) -> None:
         self.folder = folder
@@ -122,8 +127,8 @@ class RedisServer:
     def run(self) -> None:
         """Start it on its folder and port, and wait until it answers."""
         assert self._process is None, "it runs already"
-        program = which("redis-server")
-        assert program, "no redis-server: install the package of that name"
+        program = which(self.program)
+        assert program, f"no {self.program}: install the package of that name"
         words = {
             "port": str(self.port),
             "bind": self.host,
@@ -234,6 +239,12 @@ class RedisServer:
             peer.sendall(request.encode())
             with peer.makefile("rb") as answer:
                 return "\n".join(_lines_of(answer))
+
+
+class ValkeyServer(RedisServer):
+    """The same of Valkey, where that is installed."""
+
+    program = "valkey-server"
 
 
 def _lines_of(answer: BufferedReader) -> Iterator[str]:

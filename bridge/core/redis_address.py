@@ -6,8 +6,8 @@ Where a Redis or Valkey is, as BRIDGE_INBOX names it.
     redis+cluster://HOST[:PORT][,…]                    a cluster, found by any of its nodes
 
 Each with `rediss` for TLS. Options behind a `?`: `replicas=N` (so many replicas must have
-what is acked), `ca=FILE` (whose certificates are trusted), `sentinel_user=`,
-`sentinel_password=`.
+what is acked), `ca=FILE` (whose certificates are trusted), `cert=FILE` and `key=FILE` (ours,
+for a server that asks for one), `sentinel_user=`, `sentinel_password=`.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,15 @@ SCHEMES: Final = (
 )
 _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
-_OPTIONS: Final = ("replicas", "ca", "sentinel_user", "sentinel_password")
+_OPTIONS: Final = (
+    "replicas",
+    "ca",
+    "cert",
+    "key",
+    "sentinel_user",
+    "sentinel_password",
+)
+_TLS_OPTIONS: Final = ("ca", "cert", "key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,8 @@ class RedisAddress:
         service: What the Sentinels call the master; empty without them.
         replicas: How many replicas must have what is acked.
         ca_file: Whose certificates are trusted; ``None`` = the system's.
+        cert_file: The certificate that is shown to servers; ``None`` = none is.
+        key_file: Its key; ``None`` = it is in the same file.
         sentinel_user: To log in to the Sentinels as.
         sentinel_password: ``None`` = no log-in there.
 
@@ -68,6 +78,8 @@ class RedisAddress:
     service: str = ""
     replicas: int = 0
     ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
     sentinel_user: str | None = None
     sentinel_password: str | None = None
 
@@ -118,6 +130,7 @@ def parse_redis(setting: str) -> RedisAddress:
         raise _wrong(
             kind, f"unknown option {unknown[0]!r}, known are {', '.join(_OPTIONS)}"
         )
+    _see_that_they_fit(options, kind, has_tls=scheme == "rediss")
     log_in, _, hosts_text = place.rpartition("@")
     user, _, password = log_in.partition(":")
     default_port = _SENTINEL_PORT if kind == "sentinel" else _PORT
@@ -135,9 +148,20 @@ def parse_redis(setting: str) -> RedisAddress:
         service=service,
         replicas=_number(options.get("replicas", "0"), "replicas", kind),
         ca_file=options.get("ca"),
+        cert_file=options.get("cert"),
+        key_file=options.get("key"),
         sentinel_user=options.get("sentinel_user"),
         sentinel_password=options.get("sentinel_password"),
     )
+
+
+def _see_that_they_fit(options: dict[str, str], kind: str, *, has_tls: bool) -> None:
+    idle = [name for name in _TLS_OPTIONS if name in options and not has_tls]
+    if idle:
+        # Whoever names an authority believes that nobody can listen.
+        raise _wrong(kind, f"{idle[0]}= is for TLS, and that is rediss", tls=True)
+    if "key" in options and "cert" not in options:
+        raise _wrong(kind, "key= without cert=", tls=has_tls)
 
 
 def _path(path: str, kind: str) -> tuple[str, int]:
@@ -193,5 +217,6 @@ _FORMS: Final = {
 }
 
 
-def _wrong(kind: str, problem: str) -> ValueError:
-    return ValueError(f"{problem}; expected {_FORMS[kind]}")
+def _wrong(kind: str, problem: str, *, tls: bool = False) -> ValueError:
+    form = _FORMS[kind].replace("redis", "rediss", 1) if tls else _FORMS[kind]
+    return ValueError(f"{problem}; expected {form}")

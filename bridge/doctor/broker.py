@@ -18,15 +18,14 @@ from bridge.broker.connection import (
 from bridge.broker.frame_reader import FrameReader
 from bridge.broker.permissions import Lack, may_configure_anything, missing_rights
 from bridge.broker.topology import Exchange, Queue, State, Topology, compare
+from bridge.doctor.certificates import certificate_finding
 from bridge.doctor.findings import Finding, note, ok, unknown, wrong
 from bridge.doctor.versions import version_finding
 from bridge.errors import BrokerUnavailableError
 from bridge.names import BrokerNames, ExitCode
 from bridge.settings.checks import is_loopback
 
-_DAY_S: Final = 86400
-_CERTIFICATE_NOTE_DAYS: Final = 30
-_CERTIFICATE_WRONG_DAYS: Final = 7
+_RENEW: Final = "renew it, and `rabbitmqctl eval 'ssl:clear_pem_cache().'`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +100,12 @@ def permission_finding(
     return ok(subject, f"configure, write and read on {names.namespace}.*")
 
 
-def certificate_finding(end_s: float, *, now_s: float) -> Finding:
-    """Say how long the broker's certificate holds."""
-    days = (end_s - now_s) / _DAY_S
-    text = f"ends in {days:.1f} days"
-    mend = "renew it, and `rabbitmqctl eval 'ssl:clear_pem_cache().'`"
-    if days < _CERTIFICATE_WRONG_DAYS:
-        return wrong("certificate of the broker", text, mend=mend)
-    if days < _CERTIFICATE_NOTE_DAYS:
-        return note("certificate of the broker", text, mend=mend)
-    return ok("certificate of the broker", text)
-
-
 def _way_finding(url: URL, certificate_end_s: float | None) -> Finding:
     if certificate_end_s is not None:
-        return certificate_finding(certificate_end_s, now_s=time())
+        subject = "certificate of the broker"
+        return certificate_finding(
+            subject, certificate_end_s, now_s=time(), mend=_RENEW
+        )
     if url.scheme == "amqps":
         return unknown("certificate of the broker", "its end is not told")
     if is_loopback(url.host or ""):

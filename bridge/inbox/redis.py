@@ -47,18 +47,15 @@ from bridge.inbox.memory import Listener, Renewed, Retention
 from bridge.inbox.redis_appending import Appending
 from bridge.inbox.redis_asking import Asking
 from bridge.inbox.redis_carry import refuse_while_carried
+from bridge.inbox.redis_cluster import Cluster
 from bridge.inbox.redis_elements import tag_names, tag_of, unpack
 from bridge.inbox.redis_errands import Errands
-from bridge.inbox.redis_feed import Feed, pieces, words_for
-from bridge.inbox.redis_link import ANSWER_S, CONNECT_S, ask
+from bridge.inbox.redis_feed import Feed
+from bridge.inbox.redis_greeting import greet
+from bridge.inbox.redis_link import ANSWER_S, CONNECT_S
 from bridge.inbox.redis_looking import RedisLooking
-from bridge.inbox.redis_servers import (
-    Cluster,
-    OneServer,
-    Servers,
-    Tags,
-    begin,
-)
+from bridge.inbox.redis_rights import see_rights
+from bridge.inbox.redis_servers import OneServer, Servers, Tags
 from bridge.inbox.redis_wire import MISSING, Answer, Link, Word
 
 log = structlog.get_logger(__name__)
@@ -95,17 +92,27 @@ class RedisInbox:
         self.prefixes = [
             f"{namespace}/{address.db}:{{{name}}}:" for name in tag_names()
         ]
-        is_cluster = address.kind == "cluster"
-        self._feed = Feed(self.description, self._channel, is_sharded=is_cluster)
-        kind = Cluster if is_cluster else OneServer
-        self._servers: Servers = kind(
-            address, pushed=self._feed.pushed, greet=self._greet
+        self._servers: Servers
+        self._feed = Feed(
+            self.description,
+            self._channel,
+            is_sharded=address.kind == "cluster",
+            doubt=self._doubt,
         )
-        self._asking = Asking(self._servers, self.prefixes)
+        pushed, greeted = self._feed.pushed, self._greet
+        self._servers = (
+            Cluster(address, pushed=pushed, greet=greeted, admit=self._admit)
+            if address.kind == "cluster"
+            else OneServer(address, pushed=pushed, greet=greeted)
+        )
+        self._asking = Asking(address, self._servers, self.prefixes)
         self._errands = Errands(self._servers, self.prefixes.__getitem__)
         self._appending = Appending(address, self._servers, self.prefixes)
         self.looking = RedisLooking(self, self._asking)  # what operators see
         self._upkeep: asyncio.Task[None] | None = None
+
+    def _doubt(self) -> None:
+        self._servers.doubt()
 
     def _channel(self, user: str) -> bytes:
         return f"{self.prefixes[tag_of(user)]}c:{user}".encode()
@@ -182,30 +189,16 @@ class RedisInbox:
             self._appending.is_mended()
 
     async def _greet(self, link: Link, tags: Tags) -> None:
-        """Begin on a new connection: the epochs, and all subscriptions anew."""
-        if 0 in tags:
-            await refuse_while_carried(self._address, link, self.prefixes[0])
+        """Begin on a new connection: rights, epochs, and all subscriptions anew."""
         self._feed.lost(tags)
         order = sorted(tags)
-        # In a cluster each tag is in a slot of its own, and a script must stay in one.
-        is_cluster = self._address.kind == "cluster"
-        prefixes = [self.prefixes[tag] for tag in order]
-        groups = [[prefix] for prefix in prefixes] if is_cluster else [prefixes]
-        epochs = await begin(self._address, link, groups)
-        subscriptions = self._feed.resubscribe(link, tags, by_tag=is_cluster)
-        for tag, epoch in zip(order, epochs, strict=True):
-            self._feed.note_epoch(tag, epoch)
-        for piece in pieces(subscriptions, by_tag=is_cluster):
-            answer = await ask(
-                self._address,
-                link,
-                b"EVALSHA",
-                scripts.NEWEST.sha,
-                1,
-                self._asking.key(piece[0].tag),
-                *words_for(piece, self.prefixes),
-            )
-            self._feed.newest(piece, answer)
+        await see_rights(self._address, link, self.prefixes[order[0]])
+        if 0 in tags:
+            await self._admit(link)
+        await greet(self._address, link, order, self.prefixes, self._feed)
+
+    async def _admit(self, link: Link) -> None:
+        await refuse_while_carried(self._address, link, self.prefixes[0])
 
     async def check(self) -> None:
         """

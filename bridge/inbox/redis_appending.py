@@ -18,7 +18,7 @@ and whoever is refused claims more than what it was refused for: nobody is kept 
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from bridge.core.fence import Fence
@@ -28,12 +28,16 @@ from bridge.errors import HandedOverError, StoreUnavailableError
 from bridge.inbox import redis_scripts as scripts
 from bridge.inbox.memory import Retention
 from bridge.inbox.redis_elements import pack, tag_of
-from bridge.inbox.redis_link import KeptLink, RefusedByRedisError, failure_of
+from bridge.inbox.redis_link import (
+    KeptLink,
+    RefusedByRedisError,
+    failure_of,
+    see_replicas,
+    waits,
+)
 from bridge.inbox.redis_servers import Servers
 from bridge.inbox.redis_wire import Answer, Word
 
-# How long replicas may take to follow.
-_REPLICAS_MS: Final = 1000
 _MICROSECONDS: Final = 1_000_000
 
 
@@ -150,11 +154,25 @@ class Appending:
         tag = tag_of(next(iter(users)))
         kept = self._servers.of(tag)
         link = kept.current()
-        key = f"{self._prefixes[tag]}h"
-        sent = [link.call(b"EVALSHA", scripts.APPEND.sha, 1, key, *head, *words)]
-        if self._address.replicas:
-            sent.append(link.call(b"WAIT", self._address.replicas, _REPLICAS_MS))
+        keys = self._keys(self._prefixes[tag], users)
+        sent = [
+            link.call(b"EVALSHA", scripts.APPEND.sha, len(keys), *keys, *head, *words)
+        ]
+        sent += (link.call(*words) for words in waits(self._address))
         return kept, sent
+
+    def _keys(self, prefix: str, users: Iterable[str]) -> list[str]:
+        """
+        Name the keys of a call.
+
+        One server needs none. A node of a cluster needs all: while a slot moves, some are
+        with the one and some with the other, and a script would stop in the middle.
+        """
+        keys = [f"{prefix}h"]
+        if self._is_cluster:
+            keys += (f"{prefix}u", f"{prefix}b:{self._session}")
+            keys += (f"{prefix}{kind}:{user}" for user in users for kind in "mi")
+        return keys
 
     async def _result(
         self, kept: KeptLink, sent: Sequence["asyncio.Future[Answer]"]
@@ -173,10 +191,11 @@ class Appending:
             error = failure_of(self._address, failure[0].decode(), kept.link)
             self._note_refusal(kept, str(failure[0].decode()))
             raise error
-        if self._address.replicas and answers[1] < self._address.replicas:
-            problem = f"{answers[1]} of {self._address.replicas} replicas have followed"
-            self._note_refusal(kept, problem)
-            raise StoreUnavailableError(str(self._address), problem)
+        try:
+            see_replicas(self._address, answers[1:])
+        except StoreUnavailableError as exc:
+            self._note_refusal(kept, exc.problem)
+            raise
         stored: bytes = result
         return stored
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from bridge.core.redis_address import RedisAddress
 from bridge.inbox.disk import DiskUsage
-from bridge.inbox.redis_link import KeptLink
+from bridge.inbox.redis_link import KeptLink, see_replicas, waits
 from bridge.inbox.redis_scripts import Script
 from bridge.inbox.redis_servers import Servers, parse_info
 from bridge.inbox.redis_wire import Answer, Word
@@ -12,8 +13,11 @@ from bridge.inbox.redis_wire import Answer, Word
 class Asking:
     """Questions by tag; all raise StoreUnavailableError while a server is away."""
 
-    def __init__(self, servers: Servers, prefixes: Sequence[str]) -> None:
+    def __init__(
+        self, address: RedisAddress, servers: Servers, prefixes: Sequence[str]
+    ) -> None:
         self.prefixes = prefixes
+        self._address = address
         self._servers = servers
 
     def key(self, tag: int) -> str:
@@ -37,10 +41,11 @@ class Asking:
         return answers
 
     async def check(self) -> None:
-        """Write something on each server."""
+        """Write something on each server, and see that its replicas follow."""
         for tag, kept in self._one_tag_each():
-            probe = f"{self.prefixes[tag]}probe"
-            await kept.ask(b"SET", probe, b"", b"PX", 1000)
+            words = (b"SET", f"{self.prefixes[tag]}probe", b"", b"PX", 1000)
+            _, *waited = await kept.ask_all([words, *waits(self._address)])
+            see_replicas(self._address, waited)
 
     async def usage(self) -> DiskUsage:
         """Return the memory that the servers take, and what their limits leave."""

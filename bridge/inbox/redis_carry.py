@@ -2,19 +2,20 @@
 The writing side of `bridge inbox carry`: whole inboxes into Redis, as its own scripts have them.
 
 Beside the inboxes it keeps one key, `carry`, under the first tag: what is carried, up to
-which user, and whether it is done. While it says that it is not, bridges wait (redis.py).
+which user, and whether it is done. While it says that it is not, bridges wait (redis.py),
+in a cluster with all of its nodes.
 
 A user's part may be put again: what is there already must be the same, message for
 message, and only the rest is added. So nothing comes twice, and a bridge that wrote into the
 store at the same time is noticed.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from struct import Struct
 from typing import Any, Final
 
-from bridge.core.redis_address import Host, RedisAddress
-from bridge.errors import CarryRefusedError, ConfigError, StoreUnavailableError
+from bridge.core.redis_address import RedisAddress
+from bridge.errors import CarryRefusedError, StoreUnavailableError
 from bridge.inbox.carried import CarriedInbox, Held, Load, Portion, Waybill
 from bridge.inbox.memory import Retention
 from bridge.inbox.redis_elements import pack, tag_names, tag_of
@@ -28,6 +29,9 @@ from bridge.inbox.redis_scripts import EXPIRED, LIMIT, Script
 from bridge.inbox.redis_servers import find_servers, parse_info
 from bridge.inbox.redis_wire import Link, LinkLostError, Word, is_error
 from bridge.names import SyncReason
+
+# By tag: who has it, runs it.
+Command = tuple[int, Sequence[Word]]
 
 # As the scripts pack it: last offset, delivered mark, reason; six bytes are no C type.
 _HEAD: Final = Struct("<6s6sB")
@@ -85,52 +89,51 @@ return 1
 
 
 class RedisTarget:
-    """One server that is carried into."""
+    """One server, or the masters of a cluster, that is carried into."""
 
     def __init__(
-        self,
-        address: RedisAddress,
-        find: Callable[[], Awaitable[Host]],
-        prefixes: Sequence[str],
-        retention: Retention,
+        self, address: RedisAddress, prefixes: Sequence[str], retention: Retention
     ) -> None:
         """
         Know where it is, and touch nothing yet.
 
         Args:
-            address: How to log in, and how to call it in errors.
-            find: Tells where the server is.
+            address: How to get there, and how to call it in errors.
             prefixes: Of the keys of each tag.
             retention: How long keys live that nothing is added to.
 
         """
         self.description = str(address)
         self._address = address
-        self._find = find
         self._prefixes = prefixes
         self._retention = retention
-        self._link: Link | None = None
+        self._links: list[Link] = []
+        self._owners: dict[int, Link] = {}
         self._note_key = _note_key(prefixes[0])
 
     async def open(self) -> None:
         """
-        Connect.
+        Connect to all of it.
 
         Raises:
             StoreUnavailableError: If it cannot be had.
 
         """
         try:
-            self._link = await connect(self._address, await self._find())
+            for host, tags in (await find_servers(self._address)).items():
+                link = await connect(self._address, host)
+                self._links.append(link)
+                self._owners |= dict.fromkeys(tags, link)
         except OSError as exc:
             raise StoreUnavailableError(self.description, str(exc)) from exc
-        await self._ask(b"SCRIPT", b"LOAD", _PUT.code)
+        for link in self._links:
+            await self._ask_by(link, b"SCRIPT", b"LOAD", _PUT.code)
 
     async def close(self) -> None:
         """Hang up."""
-        if self._link is not None:
-            self._link.abort("it was closed")
-            self._link = None
+        for link in self._links:
+            link.abort("it was closed")
+        self._links, self._owners = [], {}
 
     async def look(self, waybill: Waybill) -> int | None:
         """Say where to go on; as the protocol has it (carried.py)."""
@@ -154,21 +157,25 @@ class RedisTarget:
         if not await self._ask(b"EVAL", _BEGIN, b"1", self._note_key, *note):
             await self.look(waybill)  # refuses what is not this carry
         await self._ask_many(
-            [(b"HSET", f"{prefix}h", b"", waybill.epoch) for prefix in self._prefixes]
+            [
+                (tag, (b"HSET", f"{prefix}h", b"", waybill.epoch))
+                for tag, prefix in enumerate(self._prefixes)
+            ]
         )
 
     async def put(self, load: Load) -> None:
         """Put a load, then note how far that is."""
-        await self._ask_many([self._put_words(each) for each in load.portions])
+        await self._ask_many(self.commands_of(load))
         await self._ask(b"HSET", self._note_key, b"upto", load.upto)
 
     async def held(self, users: Sequence[str]) -> Sequence[Held]:
         """Say what is there for `users`."""
-        commands: list[Sequence[Word]] = []
+        commands: list[Command] = []
         for user in users:
-            prefix = self._prefix(user)
-            commands.append((b"HGET", f"{prefix}h", user))
-            commands.append((b"LLEN", f"{prefix}m:{user}"))
+            tag = tag_of(user)
+            prefix = self._prefixes[tag]
+            commands.append((tag, (b"HGET", f"{prefix}h", user)))
+            commands.append((tag, (b"LLEN", f"{prefix}m:{user}")))
         answers = await self._ask_many(commands)
         return [
             _held(user, answers[2 * place], answers[2 * place + 1])
@@ -182,21 +189,29 @@ class RedisTarget:
         And whose data they are: what is lost from here on is noticed by bridges
         (redis_servers.begin), which give it a new epoch.
         """
-        info = parse_info(await self._ask(b"INFO", b"replication"))
-        line = info["master_replid"]
+        lines: dict[Link, str] = {}
+        for link in self._links:
+            info = parse_info(await self._ask_by(link, b"INFO", b"replication"))
+            lines[link] = info["master_replid"]
         await self._ask_many(
-            [(b"HSET", f"{prefix}h", LINE, line) for prefix in self._prefixes]
+            [
+                (tag, (b"HSET", f"{prefix}h", LINE, lines[self._owners[tag]]))
+                for tag, prefix in enumerate(self._prefixes)
+            ]
         )
         await self._ask(b"HSET", self._note_key, b"done", b"1")
 
     # --- words
 
-    def _prefix(self, user: str) -> str:
-        return self._prefixes[tag_of(user)]
+    def commands_of(self, load: Load) -> list[Command]:
+        """Return what puts a load, without noting it."""
+        return [
+            (tag_of(each.inbox.user), self._put_words(each)) for each in load.portions
+        ]
 
     def _put_words(self, portion: Portion) -> Sequence[Word]:
         inbox, messages = portion.inbox, portion.messages
-        prefix = self._prefix(inbox.user)
+        prefix = self._prefixes[tag_of(inbox.user)]
         place = messages[0].offset - inbox.first if messages else 0
         words: list[Word] = [b"EVALSHA", _PUT.sha, b"1", f"{prefix}h", prefix]
         words += (inbox.user, inbox.last, inbox.delivered, _REASONS[inbox.trimmed_for])
@@ -214,7 +229,10 @@ class RedisTarget:
     async def _see_that_it_is_empty(self) -> None:
         # A bridge that was started here and stored nothing has left its epoch, no user.
         users = await self._ask_many(
-            [(b"ZCARD", f"{prefix}u") for prefix in self._prefixes]
+            [
+                (tag, (b"ZCARD", f"{prefix}u"))
+                for tag, prefix in enumerate(self._prefixes)
+            ]
         )
         if any(users):
             raise self._refusal(
@@ -224,21 +242,24 @@ class RedisTarget:
     # --- asking
 
     async def _ask(self, *words: Word) -> Any:  # noqa: ANN401 - whatever the command answers
-        assert self._link is not None  # noqa: S101 - it is opened first
+        """Ask who has the first tag, and with it the note."""
+        return await self._ask_by(self._owners[0], *words)
+
+    async def _ask_by(self, link: Link, *words: Word) -> Any:  # noqa: ANN401 - as above
         try:
-            return await ask(self._address, self._link, *words, within_s=_ANSWER_S)
+            return await ask(self._address, link, *words, within_s=_ANSWER_S)
         except RefusedByRedisError as exc:
             raise self._refusal(str(exc)) from exc
 
-    async def _ask_many(self, commands: Sequence[Sequence[Word]]) -> Sequence[Any]:
-        """Send all of `commands` at once; the first that fails is told."""
-        link = self._link
-        assert link is not None  # noqa: S101 - it is opened first
-        coming = [link.call(*words) for words in commands]
-        # Answered behind all of them, within its deadline.
-        await self._ask(b"PING")
+    async def _ask_many(self, commands: Sequence[Command]) -> Sequence[Any]:
+        """Send each command to who has its tag, all at once; the first that fails is told."""
+        coming = [(self._owners[tag], words) for tag, words in commands]
+        sent = [(link, link.call(*words)) for link, words in coming]
+        for link in dict.fromkeys(link for link, _ in coming):
+            # Answered behind all of them, within its deadline.
+            await self._ask_by(link, b"PING")
         answers = []
-        for each in coming:
+        for link, each in sent:
             try:
                 answer = each.result()
             except LinkLostError as exc:
@@ -302,19 +323,6 @@ async def refuse_while_carried(
 def redis_target(
     address: RedisAddress, *, namespace: str, retention: Retention
 ) -> RedisTarget:
-    """
-    Return the store at `address`, to be carried into.
-
-    Raises:
-        ConfigError: If it is a cluster.
-
-    """
-    if address.kind == "cluster":
-        problem = f"{address}: inboxes are carried into one server, not into a cluster"
-        raise ConfigError((problem,))
-
-    async def find() -> Host:
-        return (await find_servers(address))[0]
-
+    """Return the store at `address`, to be carried into."""
     prefixes = [f"{namespace}/{address.db}:{{{name}}}:" for name in tag_names()]
-    return RedisTarget(address, find, prefixes, retention)
+    return RedisTarget(address, prefixes, retention)

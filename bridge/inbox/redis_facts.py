@@ -11,6 +11,8 @@ from bridge.inbox.redis_wire import MISSING, Link
 
 # CONFIG SET of two at once is younger, and only advice.
 VERSION_LEAST: Final = (6, 2)
+# Channels that stay with their slots.
+VERSION_LEAST_OF_CLUSTER: Final = (7, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class ServerFacts:
         append_only: Whether it writes its commands down; ``None`` = it does not tell.
         fsync: When they are on the disk.
         policy: What it does when its memory is full; ``None`` = it does not tell.
+        certificate_end_s: Until when its certificate holds, in Unix time; ``None``
+            without TLS.
 
     """
 
@@ -32,6 +36,7 @@ class ServerFacts:
     append_only: bool | None
     fsync: str | None
     policy: str | None
+    certificate_end_s: float | None = None
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -74,11 +79,12 @@ async def _facts(address: RedisAddress, host: Host, link: Link) -> ServerFacts:
         for pattern in (b"append*", b"maxmemory-policy"):
             settings |= await ask(address, link, b"CONFIG", b"GET", pattern)
     except (RefusedByRedisError, StoreUnavailableError):
-        return ServerFacts(host, version, None, None, None)
+        return ServerFacts(host, version, None, None, None, link.certificate_end_s)
     return ServerFacts(
         host,
         version,
         settings.get(b"appendonly") == b"yes",
         settings.get(b"appendfsync", b"").decode(),
         settings.get(b"maxmemory-policy", b"").decode(),
+        link.certificate_end_s,
     )

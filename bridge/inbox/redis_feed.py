@@ -23,6 +23,7 @@ CONFIRM_S: Final = 5.0
 _PIECE: Final = 500
 _MESSAGES: Final = frozenset({b"message", b"smessage"})
 _SUBSCRIBED: Final = frozenset({b"subscribe", b"ssubscribe"})
+_GIVEN_UP: Final = b"sunsubscribe"
 
 
 class Subscription:
@@ -48,8 +49,24 @@ class Feed:
     """
 
     def __init__(
-        self, description: str, channel: Callable[[str], bytes], *, is_sharded: bool
+        self,
+        description: str,
+        channel: Callable[[str], bytes],
+        *,
+        is_sharded: bool,
+        doubt: Callable[[], None],
     ) -> None:
+        """
+        Know whom to follow by which channels; nobody yet.
+
+        Args:
+            description: How to call the store in errors.
+            channel: Returns a user's.
+            is_sharded: Whether channels belong to slots.
+            doubt: Called when a server has given a subscription up.
+
+        """
+        self._doubt = doubt
         self._description = description
         self._channel = channel
         self._subscribe, self._unsubscribe = (
@@ -125,6 +142,8 @@ class Feed:
                 fresh += news
             elif kind in _SUBSCRIBED:
                 subscription.confirmed.set()
+            elif kind == _GIVEN_UP:
+                self._doubt()  # not by us: its slot has another master now
         self._hand_over(fresh)
 
     def newest(

@@ -123,7 +123,7 @@ class RedisFleet:
 
     async def _find(self) -> Host:
         """Any server of a cluster does: what is published at one is heard at all."""
-        return (await find_servers(self._address))[0]
+        return next(iter(await find_servers(self._address)))
 
     async def _greet(self, link: Link) -> None:
         # What is sent later on this connection comes after it: we always count ourselves.

@@ -6,8 +6,6 @@ wait for it: the pump has its own patience, and windows are better told at once.
 """
 
 import asyncio
-import socket
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any, Final
@@ -23,6 +21,7 @@ from tenacity import (
 from bridge.core.redis_address import Host, RedisAddress
 from bridge.errors import StoreUnavailableError
 from bridge.inbox import redis_looking_scripts, redis_scripts
+from bridge.inbox.redis_opening import greeting_lost, open_link
 from bridge.inbox.redis_scripts import Script
 from bridge.inbox.redis_wire import Answer, Link, LinkLostError, Pushed, Word, is_error
 
@@ -31,6 +30,8 @@ log = structlog.get_logger(__name__)
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 10.0
 _SCRIPTS: Final = (*redis_scripts.ALL, *redis_looking_scripts.ALL)
+# How long replicas may take to follow. Questions of windows wait behind it.
+REPLICAS_MS: Final = 1000
 _PING_EACH_S: Final = 2.0
 _PAUSE_FIRST_S: Final = 0.05
 _PAUSE_MAX_S: Final = 2.0
@@ -45,6 +46,10 @@ _AWAY: Final = frozenset(
         *("DENIED", "UNKILLABLE", "NOSCRIPT", "WRONGTYPE", "NOPROTO"),
     }
 )
+# Those that have no code of their own. A key is of another node while its slot moves.
+_AWAY_TEXTS: Final = ("max number of clients", "AUTH", "a non local key in a cluster")
+# As scripts have it, older servers first.
+_DENIED_TEXTS: Final = ("executing the script can't", "ACL failure in script")
 # After one of these the server is not who it was, or never will do what we need. It has
 # forgotten our scripts where somebody said SCRIPT FLUSH; `connect` sends them.
 _LEAVE: Final = frozenset(
@@ -77,6 +82,7 @@ class KeptLink:
         *,
         pushed: Pushed | None = None,
         greet: Greet | None = None,
+        lost: Callable[[], None] | None = None,
     ) -> None:
         """
         Know where to go, and go nowhere yet.
@@ -86,8 +92,10 @@ class KeptLink:
             find: Tells where the server is, each time.
             pushed: Takes what the server pushes.
             greet: Does what has to be done on a new connection before it is used.
+            lost: Called when a connection was lost.
 
         """
+        self._lost = lost
         self._address = address
         self._find = find
         self._pushed = pushed
@@ -111,6 +119,8 @@ class KeptLink:
                 self.problem = await self._watch(link)
                 self.link = None
                 self._tell(self.problem)
+                if self._lost is not None:
+                    self._lost()
                 if monotonic() - since_s < _LASTING_S:
                     await asyncio.sleep(_PAUSE_FIRST_S)
         finally:
@@ -249,6 +259,32 @@ async def answer_of(
     return answer
 
 
+def waits(address: RedisAddress) -> Sequence[Sequence[Word]]:
+    """Return what is asked behind a write: how many replicas have it; or nothing."""
+    if not address.replicas:
+        return ()
+    return ((b"WAIT", address.replicas, REPLICAS_MS),)
+
+
+def see_replicas(address: RedisAddress, answers: Sequence[Answer]) -> None:
+    """
+    See that enough of them have it, by the answers to `waits`.
+
+    Raises:
+        StoreUnavailableError: If not.
+
+    """
+    for count in answers:
+        if count < address.replicas:
+            problem = f"{count} of {address.replicas} replicas have followed"
+            raise StoreUnavailableError(str(address), problem)
+
+
+def is_missing_right(text: str) -> bool:
+    """Say whether an error of a script is that of a right that our login has not."""
+    return any(words in text for words in _DENIED_TEXTS)
+
+
 def failure_of(address: RedisAddress, text: str, link: Link | None) -> Exception:
     """Return what an error of the server means to us."""
     # "-ERR Error running script: … -OOM command not allowed" is how a script has it.
@@ -256,9 +292,10 @@ def failure_of(address: RedisAddress, text: str, link: Link | None) -> Exception
     code = words[0] if words else ""
     if code not in _AWAY:
         code = next((word for word in words if word in _AWAY), code)
-    if link is not None and code in _LEAVE:
+    is_denied = is_missing_right(text)
+    if link is not None and (code in _LEAVE or is_denied):
         link.abort(text)
-    if code in _AWAY or "max number of clients" in text or "AUTH" in text:
+    if code in _AWAY or is_denied or any(words in text for words in _AWAY_TEXTS):
         return StoreUnavailableError(str(address), text)
     return RefusedByRedisError(text)
 
@@ -285,8 +322,12 @@ async def connect(
         if address.user is not None or address.password is not None:
             # A user may need no password; without its name we would be somebody else.
             hello += [b"AUTH", address.user or "default", address.password or ""]
+        try:
+            await ask(address, link, *hello)
+        except StoreUnavailableError as exc:
+            problem = greeting_lost(address, exc.problem)
+            raise StoreUnavailableError(str(address), problem) from exc
         greeting: list[Sequence[Word]] = [
-            hello,
             *([(b"SELECT", address.db)] if address.db else []),
             (b"CLIENT", b"SETNAME", b"bridge"),
             *((b"SCRIPT", b"LOAD", script.code) for script in _SCRIPTS),
@@ -300,33 +341,3 @@ async def connect(
         link.abort("it was of no use")
         raise
     return link
-
-
-async def open_link(
-    address: RedisAddress, host: Host, *, pushed: Pushed | None = None
-) -> Link:
-    """Open a connection without a word; OSError, which says why, if there is none."""
-    context: ssl.SSLContext | None = None
-    if address.has_tls:
-        context = await asyncio.to_thread(
-            ssl.create_default_context, cafile=address.ca_file
-        )
-    loop = asyncio.get_running_loop()
-    try:
-        _, link = await loop.create_connection(
-            lambda: Link(pushed), host.name, host.port, ssl=context
-        )
-    except ssl.SSLError as exc:
-        raise OSError(f"TLS with {host} failed: {exc.reason or exc}") from exc
-    except socket.gaierror as exc:
-        raise OSError(f"{host.name} is no host that is known here") from exc
-    except OSError as exc:
-        if not _is_refusal(exc):
-            raise
-        raise OSError(f"connection refused; is Redis running at {host}?") from exc
-    return link
-
-
-def _is_refusal(exc: OSError) -> bool:
-    # Where a name has several addresses, asyncio tells all that happened in one text.
-    return isinstance(exc, ConnectionRefusedError) or "Connect call failed" in str(exc)

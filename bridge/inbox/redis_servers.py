@@ -1,5 +1,5 @@
 """
-Which server has which users: one for all, or the masters of a cluster.
+Which server has which users: one for all, or the masters of a cluster (redis_cluster).
 
 A server is found anew each time that a connection is made: Sentinels are asked for the
 master of the moment, nodes of a cluster for who has which slots. On each new connection
@@ -8,7 +8,8 @@ the epochs of its users are looked at before it is used: see `begin`.
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 import structlog
@@ -23,9 +24,9 @@ from bridge.inbox.redis_link import (
     RefusedByRedisError,
     answer_of,
     ask,
-    open_link,
 )
-from bridge.inbox.redis_wire import Answer, Link, Pushed, Word
+from bridge.inbox.redis_opening import greeting_lost, open_link
+from bridge.inbox.redis_wire import Answer, Link, Pushed
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +34,7 @@ Tags = frozenset[int]
 Greet = Callable[[Link, Tags], Awaitable[None]]
 
 ALL_TAGS: Final[Tags] = frozenset(range(TAGS))
-_LOOK_EACH_S: Final = 5.0
+LOOK_EACH_S: Final = 5.0
 _NO_LINE: Final = "0" * 40
 
 
@@ -48,6 +49,9 @@ class Servers(Protocol):
 
     async def run(self) -> None:
         """Keep connections to all of them, until cancelled."""
+
+    def doubt(self) -> None:
+        """Look soon who has what: something speaks for a change."""
 
     def of(self, tag: int) -> KeptLink:
         """Return the connection to who has `tag`; StoreUnavailableError if nobody has."""
@@ -69,6 +73,7 @@ class OneServer:
             greet=lambda link: greet(link, ALL_TAGS),
         )
         self.was_tried = self._kept.was_tried
+        self._found: Host | None = None
 
     @property
     def problem(self) -> str | None:
@@ -80,6 +85,9 @@ class OneServer:
         """Return the one."""
         return (self._kept,)
 
+    def doubt(self) -> None:
+        """Do nothing: there is nobody else."""
+
     def of(self, tag: int) -> KeptLink:
         """Return the one."""
         del tag
@@ -87,12 +95,37 @@ class OneServer:
 
     async def run(self) -> None:
         """Keep the connection, until cancelled."""
-        await self._kept.run()
+        if self._address.kind == "server":
+            await self._kept.run()
+            return
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._kept.run(), name="inbox link")
+            tasks.create_task(self._heed_sentinels(), name="inbox sentinels")
+
+    async def _heed_sentinels(self) -> None:
+        """
+        Leave a master that is one no more, though its connection is well.
+
+        It may be frozen, or cut off from its Sentinels and not from us: what it takes
+        then is lost when it comes back, as a replica.
+        """
+        while True:
+            await asyncio.sleep(LOOK_EACH_S)
+            link = self._kept.link
+            if link is None:
+                continue  # whoever connects asks them
+            try:
+                host = await find_master(self._address)
+            except StoreUnavailableError:
+                continue
+            if host != self._found and link is self._kept.link:
+                link.abort(f"the master is {host} now")
 
     async def _find(self) -> Host:
         if self._address.kind == "server":
             return self._address.hosts[0]
-        return await find_master(self._address)
+        self._found = await find_master(self._address)
+        return self._found
 
 
 async def find_master(address: RedisAddress) -> Host:
@@ -106,16 +139,14 @@ async def find_master(address: RedisAddress) -> Host:
     problem = "no Sentinel answers"
     for host in address.hosts:
         try:
-            async with asyncio.timeout(CONNECT_S / len(address.hosts)):
-                found = await _ask_once(
-                    address,
-                    host,
-                    (b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", address.service),
-                    user=address.sentinel_user,
-                    password=address.sentinel_password,
-                )
+            async with (
+                asyncio.timeout(CONNECT_S / len(address.hosts)),
+                visited(address, host, is_sentinel=True) as link,
+            ):
+                words = (b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", address.service)
+                found = await ask(address, link, *words)
         except (OSError, TimeoutError, StoreUnavailableError, RefusedByRedisError) as e:
-            problem = f"the Sentinel {host}: {e or 'no answer'}"
+            problem = f"the Sentinel {host}: {why(e)}"
             continue
         if found:
             return Host(found[0].decode(), int(found[1]))
@@ -123,143 +154,70 @@ async def find_master(address: RedisAddress) -> Host:
     raise StoreUnavailableError(str(address), problem)
 
 
-async def _ask_once(
-    address: RedisAddress,
-    host: Host,
-    words: Sequence[Word],
-    *,
-    user: str | None,
-    password: str | None,
-) -> Answer:
+def why(exc: Exception) -> str:
+    """Say what went wrong with one of several servers, which is not all that is known."""
+    if isinstance(exc, StoreUnavailableError):
+        return exc.problem
+    return str(exc) or "no answer"
+
+
+@asynccontextmanager
+async def visited(
+    address: RedisAddress, host: Host, *, is_sentinel: bool = False
+) -> AsyncIterator[Link]:
+    """Open a connection for some questions; errors as `ask`, and OSError."""
+    user, password = address.user, address.password
+    if is_sentinel:
+        user, password = address.sentinel_user, address.sentinel_password
     link = await open_link(address, host)
     try:
         if user is not None or password is not None:
             await ask(address, link, b"AUTH", user or "default", password or "")
-        return await ask(address, link, *words)
+        yield link
+    except StoreUnavailableError as exc:
+        problem = greeting_lost(address, exc.problem)
+        raise StoreUnavailableError(str(address), problem) from exc
     finally:
         link.abort("it was asked")
 
 
-class Cluster:
-    """The masters of a cluster, as far as they are known."""
+async def find_servers(address: RedisAddress) -> dict[Host, set[int]]:
+    """
+    Return where the masters are now, and which tags each has.
 
-    def __init__(self, address: RedisAddress, *, pushed: Pushed, greet: Greet) -> None:
-        self._address = address
-        self._pushed = pushed
-        self._greet = greet
-        self._nodes: dict[Host, tuple[KeptLink, Tags]] = {}
-        self._owners: list[KeptLink | None] = [None] * TAGS
-        self._unknown: str | None = "its nodes were not asked yet"
-        self._running: dict[Host, asyncio.Task[None]] = {}
-        self.was_tried = asyncio.Event()
+    Raises:
+        StoreUnavailableError: If one is missing, or nobody tells.
 
-    @property
-    def problem(self) -> str | None:
-        """Why some of it cannot be reached."""
-        problems = (kept.problem for kept, _ in self._nodes.values())
-        return self._unknown or next(filter(None, problems), None)
-
-    @property
-    def all(self) -> Sequence[KeptLink]:
-        """Return the connection to each master."""
-        return [kept for kept, _ in self._nodes.values()]
-
-    def of(self, tag: int) -> KeptLink:
-        """Return the connection to who has `tag`."""
-        kept = self._owners[tag]
-        if kept is None:
-            problem = self._unknown or "a part of its slots has no master"
-            raise StoreUnavailableError(str(self._address), problem)
-        return kept
-
-    async def run(self) -> None:
-        """Look now and then who has what, and keep connections to them."""
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                try:
-                    found = await _masters(self._address, also=self._nodes)
-                except StoreUnavailableError as exc:
-                    self._unknown = exc.problem
-                else:
-                    self._follow(found, tasks)
-                    await self._wait_for_first_tries()
-                self.was_tried.set()
-                await self._wait_until_doubtful()
-
-    async def _wait_for_first_tries(self) -> None:
-        for kept in self.all:
-            await kept.was_tried.wait()
-
-    async def _wait_until_doubtful(self) -> None:
-        """Look soon if anything is wrong, else later."""
-        await asyncio.sleep(_LOOK_EACH_S / 10 if self.problem else _LOOK_EACH_S)
-
-    def _follow(self, found: dict[Host, set[int]], tasks: asyncio.TaskGroup) -> None:
-        for host in set(self._nodes) - set(found):
-            del self._nodes[host]
-            self._running.pop(host).cancel()
-        for host, tags in found.items():
-            before = self._nodes.get(host)
-            if before is None:
-                kept = self._keep(host)
-                self._nodes[host] = kept, frozenset(tags)
-                self._running[host] = tasks.create_task(
-                    kept.run(), name=f"inbox link {host}"
-                )
-            elif before[1] != tags:
-                self._nodes[host] = before[0], frozenset(tags)
-                if before[0].link is not None:  # it greets as if it were new
-                    before[0].link.abort("it has other slots now")
-        self._owners = [None] * TAGS
-        for kept, its_tags in self._nodes.values():
-            for tag in its_tags:
-                self._owners[tag] = kept
-        missing = self._owners.count(None)
-        self._unknown = f"{missing} of {TAGS} tags have no master" if missing else None
-
-    def _keep(self, host: Host) -> KeptLink:
-        async def find() -> Host:
-            return host
-
-        async def greet(link: Link) -> None:
-            tags = self._nodes[host][1]
-            await self._greet(link, tags)
-            if self._nodes[host][1] != tags:
-                problem = "it was given other slots meanwhile"
-                raise StoreUnavailableError(str(self._address), problem)
-
-        return KeptLink(self._address, find, pushed=self._pushed, greet=greet)
-
-
-async def find_servers(address: RedisAddress) -> list[Host]:
-    """Return where the masters are now, one at least; StoreUnavailableError if none is."""
+    """
     if address.kind == "cluster":
-        masters = list(await _masters(address))
-        if not masters:
-            raise StoreUnavailableError(str(address), "no node has any slots")
+        masters = await masters_of(address)
+        missing = TAGS - sum(map(len, masters.values()))
+        if missing:
+            problem = f"{missing} of {TAGS} tags have no master"
+            raise StoreUnavailableError(str(address), problem)
         return masters
-    if address.kind == "sentinel":
-        return [await find_master(address)]
-    return [address.hosts[0]]
+    is_sentinel = address.kind == "sentinel"
+    host = await find_master(address) if is_sentinel else address.hosts[0]
+    return {host: set(ALL_TAGS)}
 
 
-async def _masters(
+async def masters_of(
     address: RedisAddress, *, also: Iterable[Host] = ()
 ) -> dict[Host, set[int]]:
-    """Ask the nodes, one after the other, who has which tags."""
+    """
+    Ask the nodes, one after the other, who has which tags.
+
+    Raises:
+        StoreUnavailableError: If none of them answers.
+
+    """
     problem = "no node answers"
     for host in (*also, *address.hosts):
         try:
-            async with asyncio.timeout(CONNECT_S):
-                ranges = await _ask_once(
-                    address,
-                    host,
-                    (b"CLUSTER", b"SLOTS"),
-                    user=address.user,
-                    password=address.password,
-                )
+            async with asyncio.timeout(CONNECT_S), visited(address, host) as link:
+                ranges = await ask(address, link, b"CLUSTER", b"SLOTS")
         except (OSError, TimeoutError, StoreUnavailableError, RefusedByRedisError) as e:
-            problem = f"{host}: {e or 'no answer'}"
+            problem = f"{host}: {why(e)}"
             continue
         return _owners(ranges, asked=host)
     raise StoreUnavailableError(str(address), problem)

@@ -10,6 +10,7 @@ feed, and what the feed brings is in the order of the answers.
 """
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias, cast
@@ -26,6 +27,8 @@ Word = bytes | str | int | float
 Answer: TypeAlias = Any
 Pushed = Callable[[Sequence[Sequence[Any]]], None]
 
+# Why a connection has ended that the other side ended.
+HUNG_UP: Final = "it hung up"
 _NOTHING: Final = object()
 _MESSAGE: Final = frozenset({b"message", b"smessage"})
 _ENDED: Final = frozenset({b"unsubscribe", b"sunsubscribe"})
@@ -61,7 +64,13 @@ class Link(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._answers: deque[asyncio.Future[Any] | _Confirmations] = deque()
         self._transport: asyncio.Transport | None = None
-        self._reason = "it hung up"
+        self._reason = HUNG_UP
+
+    @property
+    def certificate_end_s(self) -> float | None:
+        """Until when the server's certificate holds, in Unix time; `None` without TLS."""
+        tls = self._transport and self._transport.get_extra_info("ssl_object")
+        return ssl.cert_time_to_seconds(tls.getpeercert()["notAfter"]) if tls else None
 
     # --- from asyncio
 

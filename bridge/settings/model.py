@@ -96,8 +96,7 @@ class Settings(BaseSettings):
     )
     prefetch: Count = _reloadable(
         4000,
-        "Messages that the broker hands over before it wants an ack (1 to 65535), over all "
-        "shards together. Fewer where they are large: at most 64 MiB wait for each shard.",
+        "Messages in flight (1 to 65535), over all shards together; at most 64 MiB wait for each.",
     )
     shards: ShardCount = _fixed(
         1,
@@ -205,7 +204,8 @@ class Settings(BaseSettings):
         "The store: `sqlite:PATH` is a file on a local disk (without a leading `/`, from the "
         "folder that the bridge is started in), `memory:` forgets when the bridge stops, "
         "`redis://[USER:PASSWORD@]HOST[:PORT][/DB]` is shared by many bridges; `rediss:` is "
-        "with TLS, `redis+sentinel://HOST,…/SERVICE` and `redis+cluster://HOST,…` are several servers.",
+        "with TLS, `redis+sentinel://HOST,…/SERVICE` and `redis+cluster://HOST,…` are several. "
+        "Behind a `?`: `replicas=N`, `ca=FILE`, `cert=FILE`, `key=FILE`, `sentinel_user=`, `sentinel_password=`.",
     )
     inbox_max_messages: Count = _reloadable(1000, "Messages kept for each user.")
     inbox_max_age: Duration = _reloadable("7d", "How long a message is kept.")

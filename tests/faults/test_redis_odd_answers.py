@@ -15,9 +15,10 @@ from bridge.errors import StoreUnavailableError
 from bridge.inbox import redis_link
 from bridge.inbox.memory import Retention
 from bridge.inbox.redis import RedisInbox
+from bridge.inbox.redis_cluster import Cluster
 from bridge.inbox.redis_elements import slot_of_tag, tag_names, tag_of
 from bridge.inbox.redis_facts import server_facts
-from bridge.inbox.redis_servers import ALL_TAGS, Cluster, Tags
+from bridge.inbox.redis_servers import ALL_TAGS, Tags
 from bridge.inbox.redis_wire import Link
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.redis_server import RedisServer
@@ -160,12 +161,14 @@ async def test_slots_that_come_while_a_node_is_greeted_are_greeted_too(
         greeted.append(tags)
         await may_go_on.wait()
 
+    async def let_in(_link: Link) -> None: ...
+
     half, rest = ("0", "8191"), ("8192", "16383")
     options = {"cluster-enabled": "yes", "cluster-require-full-coverage": "no"}
     async with RedisServer.start(tmp_path, options=options) as server:
         server.command("CLUSTER", "ADDSLOTSRANGE", *half)
         address = parse_redis(f"redis+cluster://127.0.0.1:{server.port}")
-        cluster = Cluster(address, pushed=lambda _: None, greet=greet)
+        cluster = Cluster(address, pushed=lambda _: None, greet=greet, admit=let_in)
         running = asyncio.create_task(cluster.run())
         try:
             await eventually(lambda: len(greeted) == 1 and cluster.of(0).link)

@@ -1,80 +1,19 @@
 """Redis goes away in every way that it has: what is acked stays, and nothing is twice."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
 from pathlib import Path
-from time import time
 
 import pytest
 
-from bridge.core.message import Message, Stored
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.memory import Retention
+from bridge.inbox import redis_feed
 from bridge.inbox.redis import RedisInbox
 from tests.conftest import SLOW_FACTOR, eventually
-from tests.faults.suite.proxy import Proxy
-from tests.redis_server import RedisServer, free_port
-
-RETENTION = Retention(max_messages=1000, max_age_s=1000, dedupe_s=60)
-
-
-@dataclass
-class Bridge:
-    """An inbox as one bridge has it, and what its listener heard."""
-
-    inbox: RedisInbox
-    fed: list[Stored] = field(default_factory=list)
-    renewed: list[str] = field(default_factory=list)
-
-    async def append(self, messages: Sequence[Message]) -> list[int | None]:
-        """Append as the pump does: again and again, the same sequence."""
-        while True:
-            try:
-                return await self.inbox.append(messages)
-            except StoreUnavailableError:
-                await asyncio.sleep(0.02)
-
-    async def texts(self, user: str) -> list[bytes]:
-        """Read all that is kept."""
-        page = await self.inbox.read(user, after=0, max_messages=999, max_bytes=1 << 20)
-        return [stored.message.data for stored in page.messages]
-
-    def heard(self, user: str) -> list[bytes]:
-        """Return what the feed has brought."""
-        return [s.message.data for s in self.fed if s.message.user == user]
-
-    async def until_usable(self) -> None:
-        """Wait until readiness would be true."""
-        await eventually(lambda: self.inbox.problem is None)
-
-
-@asynccontextmanager
-async def bridge_on(url: str) -> AsyncIterator[Bridge]:
-    """Open one more bridge's view of the store."""
-    inbox = RedisInbox(parse_redis(url), RETENTION)
-    bridge = Bridge(inbox)
-    inbox.listen(bridge.fed.extend, bridge.renewed.extend)
-    try:
-        await inbox.open()
-        yield bridge
-    finally:
-        await inbox.close()
-
-
-@asynccontextmanager
-async def cut_off(server: RedisServer) -> AsyncIterator[tuple[Proxy, str]]:
-    """Stand between a bridge and its server."""
-    port = free_port()
-    async with Proxy.open(port=port, target_port=server.port) as proxy:
-        yield proxy, f"redis://127.0.0.1:{port}"
-
-
-def messages(user: str, *data: bytes, message_id: str | None = None) -> list[Message]:
-    """Return a batch for one user."""
-    return [Message(user, "message", each, time(), message_id) for each in data]
+from tests.redis_bridges import RETENTION, bridge_on, cut_off, messages, of_each
+from tests.redis_fleet_servers import join_cluster
+from tests.redis_server import RedisServer
 
 
 async def test_what_was_acked_is_there_after_a_kill(tmp_path: Path) -> None:
@@ -136,7 +75,7 @@ async def test_a_store_that_is_emptied_while_it_runs_has_a_new_epoch(
 @pytest.mark.parametrize(
     ("limit", "mend", "word"),
     [
-        (("maxmemory", "1mb"), ("maxmemory", "0"), "OOM"),
+        (("maxmemory", "100kb"), ("maxmemory", "0"), "OOM"),
         (("min-replicas-to-write", "1"), ("min-replicas-to-write", "0"), "NOREPLICAS"),
     ],
 )
@@ -296,25 +235,25 @@ async def test_a_wrong_password_is_waited_out_and_never_shown(tmp_path: Path) ->
             assert await bridge.append(messages("ann", b"1")) == [1]
 
 
-async def test_a_login_that_may_not_use_channels_mixes_nothing_up(
-    tmp_path: Path,
+async def test_a_login_that_may_not_subscribe_any_more_mixes_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
     What it stores is there once, and no answer is taken for that of another question.
 
     The error for a subscription comes where a push was due.
     """
+    monkeypatch.setattr(redis_feed, "CONFIRM_S", 0.5)
     users = [f"user-{number}" for number in range(20)]
     with RedisServer.started(tmp_path) as server:
-        server.command(
-            *("ACL", "SETUSER", "deaf", "on", ">secret", "~*", "+@all"),
-            *("resetchannels", "&bridge/0:fleet*"),
-        )
+        words = ("ACL", "SETUSER", "deaf")
+        server.command(*words, "on", ">secret", "~*", "&*", "+@all")
         url = server.url.replace("redis://", "redis://deaf:secret@")
         async with bridge_on(url) as bridge:
             for number, user in enumerate(users):
                 offsets = await bridge.append(messages(user, *[b"1"] * number, b"2"))
                 assert offsets == list(range(1, number + 2))
+            server.command(*words, "-subscribe")
             following = asyncio.create_task(bridge.inbox.follow("ann"))
             await asyncio.sleep(0)  # it asks first
             answers = await asyncio.gather(
@@ -343,7 +282,7 @@ async def test_a_cluster_that_loses_a_master_waits_for_its_replica(
             )
             for number in range(4)
         ]
-        await asyncio.to_thread(join, nodes)
+        await asyncio.to_thread(join_cluster, nodes[:3], nodes[3])
         bridge = await stack.enter_async_context(
             bridge_on(f"redis+cluster://127.0.0.1:{nodes[1].port}")
         )
@@ -363,29 +302,6 @@ async def test_a_cluster_that_loses_a_master_waits_for_its_replica(
         await eventually(lambda: all(bridge.heard(u)[-1] == b"2" for u in users))
         # Those of the lost master are of a new life: its replica may have lacked some.
         assert 0 < len(bridge.renewed) < len(users)
-
-
-def of_each(users: Sequence[str], data: bytes) -> list[Message]:
-    """Return a batch with a message for each user."""
-    return [message for user in users for message in messages(user, data)]
-
-
-def join(nodes: Sequence[RedisServer]) -> None:
-    """Make a cluster of three masters and, of the first one, a replica."""
-    first, *others, replica = nodes
-    for number, node in enumerate((first, *others)):
-        ends = [str(16384 * each // 3) for each in (number, number + 1)]
-        last = str(int(ends[1]) - 1)
-        node.command("CLUSTER", "ADDSLOTSRANGE", ends[0], last)
-        node.command("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
-    for node in nodes[1:]:
-        node.command("CLUSTER", "MEET", first.host, str(first.port))
-    for node in nodes:
-        node.wait_until("cluster_known_nodes:4", "CLUSTER", "INFO")
-    replica.command("CLUSTER", "REPLICATE", first.command("CLUSTER", "MYID"))
-    replica.wait_until("master_link_status:up", "INFO", "replication")
-    for node in nodes:
-        node.wait_until("cluster_state:ok", "CLUSTER", "INFO")
 
 
 async def test_sentinels_tell_where_the_master_is(tmp_path: Path) -> None:

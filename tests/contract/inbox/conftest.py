@@ -1,10 +1,11 @@
 """The stores that every test of this folder is run against; a new one is added here."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
+from shutil import which
 from typing import Any, Protocol
 
 import pytest
@@ -17,7 +18,8 @@ from bridge.inbox.memory import MemoryInbox, Retention
 from bridge.inbox.redis import RedisInbox
 from bridge.inbox.sqlite import SqliteInbox
 from tests.contract.inbox.files import Clock, Opened
-from tests.redis_server import RedisServer
+from tests.redis_rights import documented_rights
+from tests.redis_server import RedisServer, ValkeyServer
 
 Inbox = MemoryInbox | RedisInbox | SqliteInbox
 
@@ -84,23 +86,40 @@ class RedisStores:
 
 redis = RedisStores()
 redis_cluster = RedisStores()
+valkey = RedisStores()
+has_valkey = which(ValkeyServer.program) is not None
 
 
 @pytest.fixture(scope="session", autouse=True)
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Start the server that the redis stores are on: as it is out of the box."""
+    """Start what the redis stores are on: out of the box, with a user as documented."""
     folder = tmp_path_factory.mktemp("redis")
-    with (
-        RedisServer.started(folder / "one", is_durable=False) as server,
-        RedisServer.started(
-            folder / "cluster", is_durable=False, options={"cluster-enabled": "yes"}
-        ) as node,
-    ):
-        redis.url = server.url
-        node.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+    with ExitStack() as stack:
+
+        def start(name: str, kind: type[RedisServer], **options: str) -> RedisServer:
+            starting = kind.started(folder / name, is_durable=False, options=options)
+            return stack.enter_context(starting)
+
+        server = start("one", RedisServer)
+        redis.url = log_in(server)
+        node = start("cluster", RedisServer, **{"cluster-enabled": "yes"})
+        # ADDSLOTSRANGE is of Redis 7, and what is not a cluster here runs on 6.2 too.
+        node.command("CLUSTER", "ADDSLOTS", *map(str, range(16384)))
         node.wait_until("cluster_state:ok", "CLUSTER", "INFO")
-        redis_cluster.url = f"redis+cluster://{node.host}:{node.port}"
+        more = documented_rights("In a cluster add ")
+        redis_cluster.url = log_in(node, *more).replace("redis:", "redis+cluster:")
+        if has_valkey:
+            valkey.url = log_in(start("valkey", ValkeyServer))
         yield server
+
+
+def log_in(server: RedisServer, *more: str) -> str:
+    """Make a user as documented, and return the way in as that one."""
+    # Stores of tests have namespaces of their own.
+    words = ["on", ">secret", *documented_rights("user bridge "), "~*", "&*", *more]
+    for word in words:  # Redis 6.2 does not know those of a cluster
+        server.command("ACL", "SETUSER", "bridge", word)
+    return f"redis://bridge:secret@{server.host}:{server.port}"
 
 
 STORES: dict[str, MakeStore] = {
@@ -110,6 +129,8 @@ STORES: dict[str, MakeStore] = {
     "redis": redis,
     "redis cluster": redis_cluster,
 }
+if has_valkey:
+    STORES["valkey"] = valkey
 
 
 @dataclass

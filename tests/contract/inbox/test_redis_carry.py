@@ -160,7 +160,7 @@ async def test_an_interrupted_carry_goes_on_and_repeats_nothing(
         async def put(self, load: Load) -> None:
             self.loads += 1
             if self.loads == breaks_after:
-                await self._ask_many([self._put_words(p) for p in load.portions])
+                await self._ask_many(self.commands_of(load))
                 raise BrokenError
             await super().put(load)
 

@@ -21,8 +21,8 @@ from bridge.doctor.findings import Verdict
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 from bridge.names import BrokerNames
+from tests.certificates import Authority, Signed
 from tests.conftest import SLOW_FACTOR, eventually
-from tests.integration.broker.certificates import Authority, Signed
 from tests.integration.broker.conftest import Taker, running
 
 

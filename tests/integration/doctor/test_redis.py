@@ -4,7 +4,7 @@ import asyncio
 import shlex
 from pathlib import Path
 
-from bridge.core.redis_address import Host
+from bridge.core.redis_address import Host, parse_redis
 from bridge.doctor.findings import Finding, Verdict
 from bridge.doctor.redis import findings_of, redis_findings
 from bridge.inbox.redis_facts import ServerFacts
@@ -51,4 +51,18 @@ def test_an_old_server_and_one_that_does_not_tell_are_named() -> None:
     """Hosted ones refuse CONFIG."""
     facts = ServerFacts(Host("h", 1), "6.0.16", None, None, None)
 
-    assert [f.verdict for f in findings_of(facts)] == [Verdict.WRONG, Verdict.UNKNOWN]
+    verdicts = [f.verdict for f in findings_of(facts, parse_redis("redis://h"))]
+    assert verdicts == [Verdict.WRONG, Verdict.NOTE, Verdict.UNKNOWN]
+
+
+def test_a_cluster_wants_a_younger_redis() -> None:
+    """In 6.2 channels know nothing of slots."""
+    facts = ServerFacts(Host("h", 1), "6.2.14", True, "always", "noeviction")  # noqa: FBT003 - it writes its commands down
+
+    of_server, of_cluster = (
+        findings_of(facts, parse_redis(url))[0]
+        for url in ("redis://h", "redis+cluster://h")
+    )
+
+    assert of_server.verdict is Verdict.OK
+    assert of_cluster.text == "version 6.2.14, 7.0 is needed"

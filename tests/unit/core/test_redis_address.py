@@ -11,7 +11,7 @@ from bridge.core.redis_address import Host, RedisAddress, is_redis, parse_redis
         ("redis://h", RedisAddress("server", (Host("h", 6379),))),
         ("redis://h:1/2", RedisAddress("server", (Host("h", 1),), db=2)),
         (
-            "rediss://u:p%40@[::1]:2?ca=/ca.pem",
+            "rediss://u:p%40@[::1]:2?ca=/ca.pem&cert=c&key=k",
             RedisAddress(
                 "server",
                 (Host("::1", 2),),
@@ -19,6 +19,8 @@ from bridge.core.redis_address import Host, RedisAddress, is_redis, parse_redis
                 user="u",
                 password="p@",
                 ca_file="/ca.pem",
+                cert_file="c",
+                key_file="k",
             ),
         ),
         (
@@ -63,6 +65,8 @@ def test_each_form_is_read(setting: str, address: RedisAddress) -> None:
         ("redis://[a", "is no host"),
         ("redis://a..b", "'a..b' is no host"),
         (f"redis://{'a' * 64}.b", "is no host"),
+        ("redis://a?ca=x", "ca= is for TLS, and that is rediss; expected rediss://"),
+        ("rediss+cluster://a?key=x", "key= without cert=; expected rediss+cluster:"),
     ],
 )
 def test_what_is_none_is_told_with_the_form(setting: str, problem: str) -> None:

@@ -9,7 +9,8 @@ from yarl import URL
 from bridge.broker.management import clock_ahead_s
 from bridge.broker.permissions import Lack, Right
 from bridge.broker.topology import topology
-from bridge.doctor.broker import certificate_finding, permission_finding
+from bridge.doctor.broker import permission_finding
+from bridge.doctor.certificates import certificate_finding
 from bridge.doctor.clock import clock_finding
 from bridge.doctor.findings import Verdict
 from bridge.doctor.inbox import disk_findings, room_finding
@@ -103,7 +104,8 @@ def test_a_certificate_is_told_before_it_ends(days: int, verdict: Verdict) -> No
     """Nobody can mend it in the minute in which it ends."""
     now_s = 1_700_000_000.0
 
-    assert certificate_finding(now_s + days * 86400, now_s=now_s).verdict is verdict
+    found = certificate_finding("it", now_s + days * 86400, now_s=now_s, mend="")
+    assert found.verdict is verdict
 
 
 @pytest.mark.parametrize(

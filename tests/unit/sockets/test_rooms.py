@@ -1,137 +1,19 @@
 """Rooms: who is where, and who gets what. Windows are real, their connections are not."""
 
-from collections.abc import Iterator
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.access import Identity
-from bridge.core.frames import Burst, text_frame
+from bridge.core.frames import text_frame
 from bridge.core.message import Message, Stored
-from bridge.metrics import Metrics
 from bridge.names import Stage
-from bridge.sockets.rooms import Rooms
-from bridge.sockets.window import Window
-
-OUTBOUND_BYTES = 1000
-
-
-class Line:
-    """A connection that keeps what is written to it, packet by packet and piece by piece."""
-
-    def __init__(self) -> None:
-        self.frames: list[bytes] = []
-        self.pieces: list[bytes] = []
-        self.answers = 0
-        self.is_full = False
-        self.is_broken = False
-        self.is_written_at_once = True
-
-    @property
-    def transport(self) -> "Line | None":
-        """Itself, while it is a websocket."""
-        return self if self.is_written_at_once else None
-
-    def get_write_buffer_size(self) -> int:
-        """Say how much waits."""
-        if self.is_broken:
-            raise ZeroDivisionError
-        return OUTBOUND_BYTES if self.is_full else 0
-
-    def write(self, piece: bytes) -> None:
-        """Keep what is in frames."""
-        self.pieces.append(piece)
-        while piece:
-            end = 2 + piece[1]  # all are short
-            self.frames.append(piece[2:end])
-            piece = piece[end:]
-
-    def write_burst(self, burst: Burst) -> bool:
-        """Do so unless it is full, however it is written."""
-        if self.get_write_buffer_size():
-            return False
-        if burst.frames:
-            self.write(burst.frames)
-        return True
-
-    def expect_answers(self, number: int) -> None:
-        """Count what may be answered."""
-        self.answers += number
-
-
-class House:
-    """Rooms, and what they report."""
-
-    def __init__(self) -> None:
-        self.metrics = Metrics()
-        self.delivered: list[tuple[str, int]] = []
-        self.behind: list[Window] = []
-        self.rooms = Rooms(
-            self.metrics,
-            mark_delivered=lambda user, offset: self.delivered.append((user, offset)),
-            catch_up=self.behind.append,
-        )
-        self.rooms.outbound_bytes = OUTBOUND_BYTES
-        self._sids: Iterator[int] = iter(range(1000))
-
-    def window(
-        self,
-        user: str,
-        *,
-        is_open: bool = True,
-        manual: bool = False,
-        offset: int = 0,
-        polls: bool = False,
-    ) -> Window:
-        """Let a window into the room of `user`."""
-        line = Line()
-        line.is_written_at_once = not polls
-        window = Window(
-            f"sid{next(self._sids)}",
-            line,  # type: ignore[arg-type] # all that rooms use of a carrier
-            Identity(user, None),
-            epoch="e",
-            offset=offset,
-            has_manual_acks=manual,
-            connected_s=0,
-        )
-        assert self.rooms.expect(user, at_most=1000)
-        self.rooms.join(window)
-        self.rooms.expect_no_more(user)
-        if is_open:
-            assert self.rooms.open_gate(window)
-        return window
+from tests.unit.sockets.rooms_house import House, frames, line, pieces, stored
 
 
 @pytest.fixture
 def house() -> House:
     """Nobody is in."""
     return House()
-
-
-def stored(user: str, offset: int, deadline_s: float | None = None) -> Stored:
-    """Return a message as the feed brings it."""
-    return Stored(
-        Message(user, "message", b"%d" % offset, 0.0, None, deadline_s), offset
-    )
-
-
-def line(window: Window) -> Line:
-    """Return the connection of a window."""
-    line: object = window.carrier
-    assert isinstance(line, Line)
-    return line
-
-
-def frames(window: Window) -> list[bytes]:
-    """Return the packets that were written to a window."""
-    return line(window).frames
-
-
-def pieces(window: Window) -> list[bytes]:
-    """Return them as they were written."""
-    return line(window).pieces
 
 
 def test_a_message_is_written_to_the_open_windows_of_its_user(house: House) -> None:
@@ -200,73 +82,6 @@ def test_messages_of_one_batch_are_written_in_one_piece(house: House) -> None:
     assert window.offset == 3
     assert len(pieces(other)) == 1
     assert house.delivered == [("alice", 3), ("bob", 1)]
-
-
-@pytest.mark.parametrize("offsets", [(2, 0), (0, 2)])
-def test_a_window_that_has_part_of_a_batch_gets_the_rest(
-    house: House, offsets: tuple[int, int]
-) -> None:
-    """Its replay was ahead of the feed, its neighbour's was not, whoever came first."""
-    ahead, level = sorted(
-        (house.window("alice", offset=offset) for offset in offsets),
-        key=lambda window: -window.offset,
-    )
-
-    house.rooms.feed([stored("alice", offset) for offset in (1, 2, 3, 4)])
-
-    assert frames(ahead) == [b'42["message",3,"e-3"]', b'42["message",4,"e-4"]']
-    assert len(frames(level)) == 4
-    assert not house.behind
-    house.rooms.feed([stored("alice", 5)])
-    assert pieces(ahead)[-1] is pieces(level)[-1]
-
-
-@pytest.mark.parametrize("offsets", [(0, 3), (3, 0)])
-def test_a_window_that_is_ahead_waits_until_the_others_have_had_the_same(
-    house: House, offsets: tuple[int, int]
-) -> None:
-    """Each gets every message once."""
-    windows = [house.window("alice", offset=offset) for offset in offsets]
-
-    for offset in (1, 2, 3, 4):
-        house.rooms.feed([stored("alice", offset)])
-
-    assert sorted(len(frames(window)) for window in windows) == [1, 4]
-    assert [window.offset for window in windows] == [4, 4]
-
-
-def test_a_page_may_answer_what_was_written_to_it_and_no_more(house: House) -> None:
-    """Answers are counted for all windows of a room together."""
-    first = house.window("alice")
-    house.rooms.feed([stored("alice", 1)])
-    second = house.window("alice", offset=1)
-    house.rooms.feed([stored("alice", 2), stored("alice", 3)])
-
-    assert (first.take_written(), second.take_written()) == (3, 2)
-    assert (first.take_written(), second.take_written()) == (0, 0)
-    house.rooms.feed([stored("alice", 4)])
-    line(second).is_full = True
-    house.rooms.feed([stored("alice", 5)])
-    assert (line(second).answers, second.take_written()) == (1, 0)
-    house.rooms.leave(first)
-    assert (line(first).answers, first.offset) == (2, 5)
-
-
-def test_a_window_that_went_over_to_a_websocket_is_written_to_with_the_others(
-    house: House,
-) -> None:
-    """Until then its messages wait for its polls."""
-    polling, other = house.window("alice", polls=True), house.window("alice")
-    house.rooms.feed([stored("alice", 1)])
-    assert pieces(polling)[0] is not None
-    assert polling.level is None
-    line(polling).is_written_at_once = True
-
-    house.rooms.feed([stored("alice", 2)])
-    house.rooms.feed([stored("alice", 3)])
-
-    assert polling.level is other.level
-    assert len(frames(polling)) == len(frames(other)) == 3
 
 
 def test_a_window_that_is_full_goes_back_to_the_inbox_and_no_other(

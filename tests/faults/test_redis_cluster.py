@@ -1,0 +1,243 @@
+"""A cluster of three masters: carried into, and taken apart and put together under a bridge."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    ExitStack,
+    asynccontextmanager,
+)
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bridge.core.redis_address import parse_redis
+from bridge.errors import StoreUnavailableError
+from bridge.inbox import redis_servers
+from bridge.inbox.carried import Amount, Load
+from bridge.inbox.carry import Outcome, carry
+from bridge.inbox.redis_carry import RedisTarget, redis_target
+from bridge.inbox.redis_elements import slot_of_tag, tag_names, tag_of
+from bridge.inbox.sqlite import SqliteInbox
+from bridge.inbox.sqlite_carry import SqliteSource
+from tests.conftest import eventually
+from tests.inbox_files import Filling, fill
+from tests.redis_bridges import RETENTION, Bridge, bridge_on, of_each
+from tests.redis_fleet_servers import Move, join_cluster
+from tests.redis_server import RedisServer
+
+TAG = 7
+FILLING = Filling(messages=2000, users=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Its masters, and a namespace that nobody has used."""
+
+    masters: Sequence[RedisServer]
+    namespace: str
+
+    @property
+    def url(self) -> str:
+        """Where one of them is: it tells of the others."""
+        return f"redis+cluster://127.0.0.1:{self.masters[1].port}"
+
+    def bridge(self) -> AbstractAsyncContextManager[Bridge]:
+        """Open a bridge on it."""
+        return bridge_on(self.url, namespace=self.namespace)
+
+
+@pytest.fixture(scope="module")
+def masters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisServer]]:
+    options = {"cluster-enabled": "yes", "cluster-node-timeout": "2000"}
+    folder = tmp_path_factory.mktemp("cluster")
+    with ExitStack() as stack:
+        nodes = [
+            stack.enter_context(
+                RedisServer.started(folder / str(number), options=options)
+            )
+            for number in range(3)
+        ]
+        join_cluster(nodes)
+        yield nodes
+
+
+@pytest.fixture
+def cluster(masters: list[RedisServer]) -> Cluster:
+    return Cluster(masters, f"t{secrets.token_hex(4)}")
+
+
+def users_of(tag: int, count: int) -> list[str]:
+    """Return so many users whose keys are under this tag."""
+    names = (f"user-{number}" for number in range(1_000_000))
+    found = (name for name in names if tag_of(name) == tag)
+    return [next(found) for _ in range(count)]
+
+
+@asynccontextmanager
+async def appended_to(bridge: Bridge, users: Sequence[str]) -> AsyncIterator[list[int]]:
+    """Append number after number to all of them; each batch is on its way until it is in."""
+    numbers: list[int] = []
+    is_over = asyncio.Event()
+
+    async def work() -> None:
+        while not is_over.is_set():
+            await bridge.append(of_each(users, b"%d" % len(numbers)))
+            numbers.append(len(numbers))
+            await asyncio.sleep(0.005)  # a load, no flood
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(work(), name="appending")
+        try:
+            yield numbers
+        finally:
+            is_over.set()
+
+
+async def texts_in_the_end(bridge: Bridge, user: str) -> list[bytes]:
+    """Read all that is kept, when the bridge has found out where."""
+    found: list[bytes] = []
+
+    async def is_read() -> bool:
+        try:
+            found[:] = await bridge.texts(user)
+        except StoreUnavailableError:
+            return False
+        return True
+
+    await eventually(is_read)
+    return found
+
+
+async def test_a_slot_may_move_while_a_bridge_works(cluster: Cluster) -> None:
+    """
+    Half of its keys here and half there: what needs both waits, and then all is there once.
+
+    Pages need not know of it: the other master writes each command down as well.
+    """
+    moving, staying = users_of(TAG, 4), users_of(TAG + 100, 2)
+    users = [*moving, *staying]
+    move = Move.of_slot(slot_of_tag(tag_names()[TAG]), cluster.masters)
+    async with cluster.bridge() as bridge, cluster.bridge() as other:
+        for user in users:
+            await other.inbox.follow(user)
+        async with appended_to(bridge, users) as numbers:
+            await eventually(lambda: len(numbers) > 5)
+
+            await asyncio.to_thread(move.begin)
+            await asyncio.to_thread(move.move_keys, "*}:m:*")
+            await eventually(lambda: "TRYAGAIN" in str(bridge.inbox.problem))
+            before = len(numbers)
+            with pytest.raises(StoreUnavailableError):
+                await other.texts(moving[0])
+            assert await other.texts(staying[0])
+
+            await asyncio.to_thread(move.end)
+            await eventually(lambda: len(numbers) > before + 5)
+
+        wanted = [b"%d" % number for number in numbers]
+        for user in users:
+            assert await texts_in_the_end(other, user) == wanted
+            # The feed may have a hole, which rooms see and fill; the newest is there.
+            heard = [each.offset for each in other.fed if each.message.user == user]
+            assert heard == sorted(set(heard))
+        await eventually(
+            lambda: {other.heard(user)[-1] for user in users} == {wanted[-1]}
+        )
+        assert bridge.renewed == other.renewed == []
+
+
+async def test_a_bridge_that_only_listens_hears_of_a_slot_that_moved(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks for nothing, so no MOVED tells it: the old master gives its channels up."""
+    monkeypatch.setattr(redis_servers, "LOOK_EACH_S", 600.0)
+    (user,) = users_of(TAG + 1, 1)
+    move = Move.of_slot(slot_of_tag(tag_names()[TAG + 1]), cluster.masters)
+    async with cluster.bridge() as listening:
+        await listening.inbox.follow(user)
+        await asyncio.to_thread(move.begin)
+        await asyncio.to_thread(move.end)
+
+        async with cluster.bridge() as bridge:
+            await bridge.append(of_each([user], b"1"))
+
+        await eventually(lambda: listening.heard(user) == [b"1"])
+
+
+# --- carried into
+
+
+class BrokenError(Exception):
+    """Stands for an end in the middle."""
+
+
+class Broken(RedisTarget):
+    """Ends when it has put the second load, and not noted it."""
+
+    loads = 0
+
+    async def put(self, load: Load) -> None:
+        """Put it, or half of it."""
+        self.loads += 1
+        if self.loads == 2:
+            await self._ask_many(self.commands_of(load))
+            raise BrokenError
+        await super().put(load)
+
+
+def quiet(doing: str, done: Amount, there: Amount) -> None:
+    """Say nothing."""
+
+
+async def carry_into(target: RedisTarget, path: Path) -> Outcome:
+    try:
+        source = SqliteSource(str(path), dedupe_s=RETENTION.dedupe_s)
+        return await carry(source, target, is_dry_run=False, tell=quiet)
+    finally:
+        await target.close()
+
+
+async def test_a_file_is_carried_into_a_cluster(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Ended in the middle it goes on; no node lets a bridge in before all have all of it."""
+    path = tmp_path / "inbox.sqlite3"
+    await fill(str(path), FILLING, RETENTION)
+
+    def target() -> RedisTarget:
+        address = parse_redis(cluster.url)
+        return redis_target(address, namespace=cluster.namespace, retention=RETENTION)
+
+    broken = target()
+    broken.__class__ = Broken
+    with pytest.raises(BrokenError):
+        await carry_into(broken, path)
+    with pytest.raises(StoreUnavailableError, match="bridge inbox carry"):
+        async with cluster.bridge():
+            pass
+    outcome = await carry_into(target(), path)
+
+    assert outcome.is_done
+    assert outcome.is_resumed
+    assert 0 < outcome.put.messages < outcome.there.messages
+    file = SqliteInbox(str(path), RETENTION)
+    await file.open()
+    try:
+        async with cluster.bridge() as bridge:
+            for user in (f"user-{number}" for number in range(FILLING.users)):
+                assert await bridge.inbox.state(user) == await file.state(user)
+                page = await file.read(
+                    user, after=0, max_messages=999, max_bytes=1 << 20
+                )
+                ours = [stored.message.data for stored in page.messages]
+                assert await bridge.texts(user) == ours
+            state = await file.state("user-0")
+            (offset,) = await bridge.append(of_each(["user-0"], b"next"))
+            assert offset == state.last + 1
+    finally:
+        await file.close()
+    sizes = [await asyncio.to_thread(m.command, "DBSIZE") for m in cluster.masters]
+    assert all(size != ":0" for size in sizes)

@@ -1,0 +1,148 @@
+"""Three Sentinels, a master and its replica, and a bridge that follows them under load."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from bridge.broker.local_node import LocalNode
+from bridge.inbox import redis, redis_link, redis_servers
+from tests.conftest import eventually
+from tests.integration.running import (
+    RunningBridge,
+    Worker,
+    running_bridge,
+    settings_for,
+    working,
+)
+from tests.integration.sockets.js_pages import Pages, open_pages
+from tests.redis_bridges import bridge_on
+from tests.redis_fleet_servers import replicated, watched
+from tests.redis_server import RedisServer
+
+USERS = ("ann", "bob")
+
+
+class Load:
+    """A worker that publishes to all users, one number after the other."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self.confirmed = 0
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        while True:
+            for user in USERS:
+                await self._worker.publish(user, self.confirmed)
+            self.confirmed += 1
+            await asyncio.sleep(0.01)  # a load, no flood
+
+
+@asynccontextmanager
+async def loaded(worker: Worker) -> AsyncIterator[Load]:
+    """Publish while the block lasts."""
+    load = Load(worker)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(load.run(), name="load")
+        yield load
+        running.cancel()
+
+
+async def until_more_arrive(pages: Pages, load: Load) -> None:
+    """Wait until both pages have what is published from now on."""
+    wanted = load.confirmed + 10
+    await eventually(
+        lambda: all(wanted in pages.data(user) for user in USERS), within_s=30
+    )
+
+
+async def until_role(server: RedisServer, role: str) -> None:
+    """Wait until the Sentinels have made it this; an election may have to be repeated."""
+
+    async def has_it() -> bool:
+        info = await asyncio.to_thread(server.command, "INFO", "replication")
+        return f"role:{role}" in info
+
+    await eventually(has_it, within_s=30)
+
+
+async def until_failed_over(running: RunningBridge, new: RedisServer) -> None:
+    """Wait until `new` is the master, the bridge is there, and waits for a replica."""
+    await until_role(new, "master")
+
+    def reasons() -> str:
+        return str(running.bridge.unready_reasons())
+
+    await eventually(lambda: "0 of 1 replicas have followed" in reasons(), within_s=20)
+
+
+async def test_a_bridge_follows_the_master_and_loses_nothing(
+    broker: LocalNode,
+    namespace: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    The master is killed; later the new one freezes. Each comes back as a replica.
+
+    With replicas=1 nothing is acked meanwhile that one server alone has. Pages are told
+    that something may be gone, and have all of it in the end, in order.
+    """
+    monkeypatch.setattr(redis_servers, "LOOK_EACH_S", 0.2)
+    monkeypatch.setattr(redis, "_PROBE_S", 0.1)
+    monkeypatch.setattr(redis_link, "_PAUSE_MAX_S", 0.2)
+    async with (
+        replicated(tmp_path) as (first, (second,)),
+        watched(tmp_path, first) as sentinels,
+        open_pages() as pages,
+        working(broker, namespace) as worker,
+    ):
+        hosts = ",".join(f"{each.host}:{each.port}" for each in sentinels)
+        url = f"redis+sentinel://{hosts}/main?replicas=1"
+        settings = settings_for(broker, namespace, inbox=url)
+        async with running_bridge(settings) as running:
+            for user in USERS:
+                await pages.connected(
+                    user,
+                    running.listening.public_url,
+                    auth={"token": running.token(user)},
+                    transports=["websocket"],
+                )
+            async with loaded(worker) as load:
+                await until_more_arrive(pages, load)
+
+                await asyncio.to_thread(first.kill)
+                await until_failed_over(running, second)
+                await asyncio.to_thread(first.run)  # as a master, of its old data
+                await until_more_arrive(pages, load)
+                await until_role(first, "slave")
+
+                second.pause()
+                await until_failed_over(running, first)
+                second.go_on()
+                await until_more_arrive(pages, load)
+            await until_all_is_there(pages, load)
+            for user in USERS:
+                told = [words[0] for words in pages.all(user, "event", "bridge:sync")]
+                assert [each["complete"] for each in told].count(False) >= 2
+
+        wanted = [str(number).encode() for number in range(load.confirmed)]
+        async with bridge_on(url, namespace=namespace) as bridge:
+            for user in USERS:
+                assert (await bridge.texts(user))[: len(wanted)] == wanted
+
+
+async def until_all_is_there(pages: Pages, load: Load) -> None:
+    """See that pages got each number, and for the first time in order."""
+
+    def firsts(user: str) -> list[int]:
+        return list(dict.fromkeys(pages.data(user)))
+
+    wanted = list(range(load.confirmed))
+    await eventually(
+        lambda: all(firsts(user)[: len(wanted)] == wanted for user in USERS),
+        within_s=30,
+    )

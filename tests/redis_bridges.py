@@ -1,0 +1,79 @@
+"""Inboxes in Redis as bridges have them, for tests: opened, listened to, appended to."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from time import time
+
+from bridge.core.message import Message, Stored
+from bridge.core.redis_address import parse_redis
+from bridge.errors import StoreUnavailableError
+from bridge.inbox.memory import Retention
+from bridge.inbox.redis import RedisInbox
+from tests.conftest import eventually
+from tests.faults.suite.proxy import Proxy
+from tests.redis_server import RedisServer, free_port
+
+RETENTION = Retention(max_messages=1000, max_age_s=1000, dedupe_s=60)
+
+
+@dataclass
+class Bridge:
+    """An inbox as one bridge has it, and what its listener heard."""
+
+    inbox: RedisInbox
+    fed: list[Stored] = field(default_factory=list)
+    renewed: list[str] = field(default_factory=list)
+
+    async def append(self, messages: Sequence[Message]) -> list[int | None]:
+        """Append as the pump does: again and again, the same sequence."""
+        while True:
+            try:
+                return await self.inbox.append(messages)
+            except StoreUnavailableError:
+                await asyncio.sleep(0.02)
+
+    async def texts(self, user: str) -> list[bytes]:
+        """Read all that is kept."""
+        page = await self.inbox.read(user, after=0, max_messages=999, max_bytes=1 << 20)
+        return [stored.message.data for stored in page.messages]
+
+    def heard(self, user: str) -> list[bytes]:
+        """Return what the feed has brought."""
+        return [s.message.data for s in self.fed if s.message.user == user]
+
+    async def until_usable(self) -> None:
+        """Wait until readiness would be true."""
+        await eventually(lambda: self.inbox.problem is None)
+
+
+@asynccontextmanager
+async def bridge_on(url: str, *, namespace: str = "bridge") -> AsyncIterator[Bridge]:
+    """Open one more bridge's view of the store."""
+    inbox = RedisInbox(parse_redis(url), RETENTION, namespace=namespace)
+    bridge = Bridge(inbox)
+    inbox.listen(bridge.fed.extend, bridge.renewed.extend)
+    try:
+        await inbox.open()
+        yield bridge
+    finally:
+        await inbox.close()
+
+
+@asynccontextmanager
+async def cut_off(server: RedisServer) -> AsyncIterator[tuple[Proxy, str]]:
+    """Stand between a bridge and its server."""
+    port = free_port()
+    async with Proxy.open(port=port, target_port=server.port) as proxy:
+        yield proxy, f"redis://127.0.0.1:{port}"
+
+
+def messages(user: str, *data: bytes, message_id: str | None = None) -> list[Message]:
+    """Return a batch for one user."""
+    return [Message(user, "message", each, time(), message_id) for each in data]
+
+
+def of_each(users: Sequence[str], data: bytes) -> list[Message]:
+    """Return a batch with a message for each user."""
+    return [message for user in users for message in messages(user, data)]
