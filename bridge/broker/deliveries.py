@@ -274,6 +274,7 @@ class Intake:
             try:
                 await self._run(session, connection, layout)
             finally:
+                session.tell()
                 self._session = None
                 self._is_standing = False
                 self._settled.set()

@@ -215,6 +215,11 @@ class IntakeSession:
             consumer.leave()
         self._look.set()
 
+    def tell(self) -> None:
+        """Send all acks that wait for others."""
+        for consumer in self._consumers:
+            consumer.tell()
+
     def take_out(self) -> Batch | None:
         """
         Hand over the oldest of what waits in each queue.
