@@ -36,6 +36,7 @@ from bridge.options import (
     broker_address,
     fencing_of,
     fleet_of,
+    has_own_inbox,
     inbox_of,
     legacy_door,
     pace_s,
@@ -141,6 +142,7 @@ class Bridge:
             prefetch_count=settings.prefetch,
             metrics=self.metrics,
             shards=plan,
+            has_own_inbox=has_own_inbox(settings),
         )
         self.publisher.queue_of = self.intake.queue_of
         fencing = fencing_of(self.inbox, self.intake, self.metrics)
@@ -216,7 +218,9 @@ class Bridge:
         reasons = []
         if self._is_draining:
             reasons.append("the bridge is going down")
-        if not self.intake.is_consuming:
+        if self.intake.problem is not None:
+            reasons.append(self.intake.problem)
+        elif not self.intake.is_consuming:
             reasons.append("nothing is consumed from the broker")
         if self.pump.is_waiting:
             reasons.append(f"the pump waits: {self.pump.problem}")

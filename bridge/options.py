@@ -98,6 +98,11 @@ def fleet_of(settings: Settings) -> RedisFleet | None:
     return RedisFleet(parse_redis(settings.inbox), namespace=settings.namespace)
 
 
+def has_own_inbox(settings: Settings) -> bool:
+    """Say whether the store is one that no other bridge can share."""
+    return not is_redis(settings.inbox)
+
+
 def carry_target_of(settings: Settings) -> Target:
     """
     Return the shared store that the settings name, to be carried into.
