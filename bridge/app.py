@@ -11,7 +11,6 @@ once; what was not acked comes again.
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
-from time import time
 from typing import Any, Final
 
 import structlog
@@ -23,7 +22,6 @@ from bridge.broker.deliveries import Intake
 from bridge.broker.messages import MessagePublisher
 from bridge.broker.publisher import Publisher
 from bridge.broker.topology import topology
-from bridge.core.journal import Journal
 from bridge.core.message import MessageLimits
 from bridge.core.workplace import Workplace
 from bridge.errors import BridgeError, ConfigError, first_of
@@ -38,6 +36,7 @@ from bridge.options import (
     fleet_of,
     has_own_inbox,
     inbox_of,
+    journal_of,
     legacy_door,
     pace_s,
     retention,
@@ -94,7 +93,7 @@ class Bridge:
         """
         self.settings = settings
         self.metrics = Metrics()
-        self.journal = Journal(began_s=time())
+        self.journal = journal_of(settings, place)
         self._add_public_routes = add_public_routes
         self._place = place
         self._is_draining = False
