@@ -217,10 +217,8 @@ class Bridge:
         reasons = []
         if self._is_draining:
             reasons.append("the bridge is going down")
-        if self.intake.problem is not None:
-            reasons.append(self.intake.problem)
-        elif not self.intake.is_consuming:
-            reasons.append("nothing is consumed from the broker")
+        if not self.intake.is_consuming:
+            reasons.append(self.intake.problem or "nothing is consumed from the broker")
         if self.pump.is_waiting:
             reasons.append(f"the pump waits: {self.pump.problem}")
         if self.inbox.problem is not None:

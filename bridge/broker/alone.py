@@ -7,13 +7,12 @@ any other bridge does, and bridges that share an inbox take nothing while it doe
 came first stays; the other is not ready, says why, looks again, and takes over when the
 first has gone, as in a restart.
 
-A bridge with an inbox of its own consumes an empty queue, `<ns>.alone`, as long as it has
-its connection; whoever wants to know counts the consumers. Each tells of itself first and
-looks then, so of two that come in one moment at least one sees the other. It is a quorum
-queue and not an exclusive one: the record of that can outlive a node that is lost (4.2 and
-Khepri), and would keep out the very bridge that it was made for.
+There are two tokens (token.py). Who has an inbox of its own holds the one, `<ns>.alone`,
+before it takes messages; those that share one stand in line for the other, `<ns>.shared`.
+Each takes its own first and then looks at the other, so of two that come in one moment at
+least one sees the other.
 
-A bridge older than this, or of another program, is seen by what it consumes, and sees nobody.
+A bridge older than this, or of another program, tells of itself by neither, and looks at none.
 """
 
 import asyncio
@@ -22,19 +21,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-import aiormq
 import structlog
-from aiormq.exceptions import ChannelNotFoundEntity
 
-from bridge.broker.connection import BrokerConnection, broker_call
+from bridge.broker.connection import BrokerAddress, BrokerConnection
 from bridge.broker.frame_reader import FrameReader
-from bridge.broker.shards import ShardDesk, ShardPlan
-from bridge.broker.topology import QUORUM, Queue, declare_one
+from bridge.broker.token import Token
 from bridge.errors import BrokerUnavailableError
+from bridge.names import BrokerNames
 
 log = structlog.get_logger(__name__)
 
+ALONE: Final = "alone"
+SHARED: Final = "shared"
 _LOOK_EACH_S: Final = 0.5
+# Well within the broker's ack timeout, half an hour by default.
+_RENEW_EACH_S: Final = 60.0
 _OWN_INBOX: Final = (
     "another bridge takes the messages of {}, and its inbox is its own: this one takes "
     "none before that has gone"
@@ -54,7 +55,8 @@ class Neighbours:
 
     Args:
         connection: Lives on. What was claimed lasts as long.
-        plan: Whose names they are.
+        names: Of the namespace.
+        address: Where the broker is.
         has_own_inbox: Whether nobody shares the inbox of who looks.
 
     """
@@ -62,16 +64,19 @@ class Neighbours:
     def __init__(
         self,
         connection: BrokerConnection[FrameReader],
-        plan: ShardPlan,
+        names: BrokerNames,
         *,
+        address: BrokerAddress,
         has_own_inbox: bool,
     ) -> None:
-        self._connection = connection
-        self._desk = ShardDesk(connection, plan)
-        self._names = plan.names
-        self._timeout_s = plan.timeout_s
+        self._names = names
         self._has_own_inbox = has_own_inbox
-        self._claimed: tuple[aiormq.Channel, str | None] | None = None
+        self._alone = Token(connection, names.token(ALONE), address=address)
+        self._shared = Token(connection, names.token(SHARED), address=address)
+
+    @property
+    def _ours(self) -> Token:
+        return self._alone if self._has_own_inbox else self._shared
 
     async def wait_until_gone(
         self, *, stopping: asyncio.Event, tell: Callable[[str | None], None]
@@ -84,7 +89,7 @@ class Neighbours:
             tell: Told who is in the way, and ``None`` in the end.
 
         Raises:
-            TopologyError: If something else has the queue's name.
+            TopologyError: If something else has the name of a token's queue.
 
         """
         is_waiting = False
@@ -108,85 +113,55 @@ class Neighbours:
 
     async def in_the_way(self) -> str | None:
         """Say who takes messages that we, who take none yet, must not share."""
-        if await self.count_alone():
+        if await self._alone.is_held():
             return _OWN_INBOX.format(self._names.namespace)
-        if self._has_own_inbox and await self._is_inbound_consumed():
+        if self._has_own_inbox and await self._shared.is_held():
             return _SHARED_INBOX.format(self._names.namespace)
         return None
 
-    async def keep_apart(self) -> None:
-        """
-        Watch, now that we consume, that it holds; for ever.
-
-        Raises:
-            BrokerUnavailableError: If what told of us is gone (its queue was deleted), or if
-                somebody who takes all came in the moment in which we did: what we consume
-                is given up for it, and begun anew.
-
-        """
-        name = self._names.alone
-        if not self._has_own_inbox and await self.count_alone():
-            problem = _OWN_INBOX.format(self._names.namespace)
-            raise BrokerUnavailableError("consume", problem)
-        while self._is_claim_whole():  # noqa: ASYNC110 - the library tells nobody
-            await asyncio.sleep(_LOOK_EACH_S)
-        raise BrokerUnavailableError(f"consume {name}", "is the queue deleted?")
-
-    def _is_claim_whole(self) -> bool:
-        if self._claimed is None:
-            return True
-        channel, tag = self._claimed
-        return not channel.is_closed and tag in channel.consumers
-
-    async def count_alone(self) -> int:
-        """Return how many bridges say that they are alone: one, or none."""
-        return await self._count_consumers(self._names.alone)
+    async def is_one_alone(self) -> bool:
+        """Say whether a bridge takes all messages; it may be ours."""
+        return await self._alone.is_held()
 
     async def _claim(self) -> bool:
         """
-        Tell that we take the messages alone, if that is what we do.
+        Tell of us, and look once more.
 
         Returns:
             False if somebody else came in the same moment; nothing is told then.
 
         """
-        if not self._has_own_inbox:
-            return True
-        channel = await self._channel()
-        queue = Queue(self._names.alone, QUORUM)
-        await declare_one(channel, queue, timeout_s=self._timeout_s)
-        async with broker_call(f"consume {queue.name}", timeout_s=self._timeout_s):
-            told = await channel.basic_consume(queue.name, _never_called)
-        self._claimed = channel, told.consumer_tag
-        if await self.count_alone() == 1 and not await self._is_inbound_consumed():
-            return True
-        async with broker_call(f"leave {queue.name}", timeout_s=self._timeout_s):
-            await channel.close()
-        return False
+        await self._ours.stand_in_line()
+        if self._has_own_inbox:
+            is_told, other = await self._alone.is_given(), self._shared
+        else:
+            # Whoever of us holds it: it tells of all.
+            is_told = await self._shared.is_held() or await self._shared.is_given()
+            other = self._alone
+        is_so = is_told and not await other.is_held()
+        if not is_so:
+            await self._ours.leave()
+        return is_so
 
-    async def _is_inbound_consumed(self) -> bool:
-        layout = await self._desk.read()
-        left = await self._desk.left_of_before(layout)
-        for queue in (*left, *self._names.inbound_queues(layout.shards)):
-            if await self._count_consumers(queue):
-                return True
-        return False
+    async def keep_apart(self) -> None:
+        """
+        Watch that what tells of us holds; for ever.
 
-    async def _count_consumers(self, queue: str) -> int:
-        # A refusal closes its channel, so each question gets one of its own.
-        channel = await self._channel()
-        async with broker_call(f"look at {queue}", timeout_s=self._timeout_s):
+        Raises:
+            BrokerUnavailableError: If it does not (its queue was deleted). What we consume
+                is given up for it, and begun anew.
+
+        """
+        while True:
             try:
-                told = await channel.queue_declare(queue, passive=True)
-            except ChannelNotFoundEntity:
-                return 0
-            await channel.close()
-        return told.consumer_count or 0
+                async with asyncio.timeout(_RENEW_EACH_S):
+                    await self._watch()
+            except TimeoutError:
+                await self._ours.renew()
 
-    async def _channel(self) -> aiormq.Channel:
-        async with broker_call("open a channel", timeout_s=self._timeout_s):
-            return await self._connection.open_channel(confirms=False)
-
-
-async def _never_called(_message: object) -> None:
-    """Stand in where the library wants a callback; the queue stays empty."""
+    async def _watch(self) -> None:
+        while self._ours.is_in_line:  # noqa: ASYNC110 - the library tells nobody
+            await asyncio.sleep(_LOOK_EACH_S)
+        raise BrokerUnavailableError(
+            f"consume {self._ours.queue}", "is the queue deleted?"
+        )

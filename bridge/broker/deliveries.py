@@ -21,7 +21,6 @@ from bridge.broker.connection import (
     BrokerConnection,
     BrokerIdentity,
     Purpose,
-    broker_call,
     broker_identity,
 )
 from bridge.broker.consumer import BatchLimits, ConsumerSession
@@ -77,7 +76,7 @@ class Intake:
         self._address = address
         self._queue = queue
         self._shards = shards
-        self._has_own_inbox = has_own_inbox
+        self._has_company = not has_own_inbox
         self._prefetch_count = prefetch_count
         self._limits = limits or BatchLimits()
         self._metrics = metrics
@@ -295,14 +294,15 @@ class Intake:
         if self._shards is None:
             return None
         neighbours = Neighbours(
-            connection, self._shards, has_own_inbox=self._has_own_inbox
+            connection,
+            self._shards.names,
+            address=self._address,
+            has_own_inbox=not self._has_company,
         )
-
-        def tell(problem: str | None) -> None:
-            self.problem = problem
-
         try:
-            await neighbours.wait_until_gone(stopping=self._stopping, tell=tell)
+            await neighbours.wait_until_gone(
+                stopping=self._stopping, tell=partial(setattr, self, "problem")
+            )
         except TopologyError as exc:
             raise self._refusal(exc) from exc
         return neighbours
@@ -311,7 +311,6 @@ class Intake:
         """Return what becomes of it: the end of a start; later, another try."""
         if not self._was_consuming:
             return exc
-        # Its sentence says all, a traceback nothing.
         log.error("intake.topology_differs", problem=str(exc))
         return BrokerUnavailableError(f"declare {exc.name}", exc.problem)
 
@@ -334,33 +333,16 @@ class Intake:
             works.append(neighbours.keep_apart)
         if self._shards is not None and layout.is_moving:
             works.append(partial(keep_marking, self._address, self._shards, layout))
-        elif (
-            self._shards is not None
-            and layout.shards > 1
-            and not self._has_own_inbox  # who is alone has nobody to share with
-        ):
-            queue = self._shards.names.bridges
-            spreading = await self._spreading(session, connection, layout, queue)
+        elif self._shards is not None and layout.shards > 1 and self._has_company:
+            spreading = await Spreading.open(
+                session,
+                connection,
+                queue=self._shards.names.bridges,
+                shards=layout.shards,
+                timeout_s=self._address.timeout_s,
+            )
             works.append(spreading.run)
         await first_to_end(works)
-
-    async def _spreading(
-        self,
-        session: IntakeSession,
-        connection: BrokerConnection[DeliveryReader],
-        layout: Layout,
-        queue: str,
-    ) -> Spreading:
-        timeout_s = self._address.timeout_s
-        async with broker_call("open a channel", timeout_s=timeout_s):
-            channel = await connection.open_channel(confirms=False)
-        return Spreading(
-            session,
-            channel,
-            queue=queue,
-            shards=layout.shards,
-            timeout_s=timeout_s,
-        )
 
     async def _arrange(
         self, connection: BrokerConnection[DeliveryReader]

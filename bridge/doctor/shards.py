@@ -61,7 +61,9 @@ async def look_at_shards(
         inbound = Exchange(plan.names.inbound, "fanout")
         if not layout.change and plan.shards > 1 and not await desk.is_there(inbound):
             layout = Layout(plan.shards, 1)  # as `bridge run` will make it
-        neighbours = Neighbours(connection, plan, has_own_inbox=has_own_inbox)
+        neighbours = Neighbours(
+            connection, plan.names, address=address, has_own_inbox=has_own_inbox
+        )
         findings = [
             _agreement(layout, plan),
             await _company(neighbours, has_own_inbox=has_own_inbox),
@@ -89,7 +91,7 @@ async def look_at_shards(
 
 async def _company(neighbours: Neighbours, *, has_own_inbox: bool) -> Finding:
     """A bridge that runs with these settings is seen like any other."""
-    if has_own_inbox and await neighbours.count_alone():
+    if has_own_inbox and await neighbours.is_one_alone():
         text = "one with an inbox of its own takes the messages; another would wait"
         return ok(_OTHERS, text)
     problem = await neighbours.in_the_way()

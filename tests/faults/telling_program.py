@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 from bridge.__main__ import main
+from bridge.core.fence import Fence
 from bridge.core.message import Message
 from bridge.inbox.redis import RedisInbox
 
@@ -13,10 +14,10 @@ file = os.open(os.environ["TESTS_STORED"], os.O_WRONLY | os.O_APPEND)
 
 
 async def append_and_tell(
-    self: RedisInbox, messages: Sequence[Message]
+    self: RedisInbox, messages: Sequence[Message], *, fences: Sequence[Fence] = ()
 ) -> list[int | None]:
     """Store as ever, and tell."""
-    offsets = await append(self, messages)
+    offsets = await append(self, messages, fences=fences)
     pid = os.getpid()
     lines = [f"{pid} {m.user} {m.data.decode()}\n" for m in messages]
     os.write(file, "".join(lines).encode())

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge.broker.local_node import LocalNode
-from bridge.names import BrokerNames
 from tests.conftest import eventually
-from tests.integration.broker.conftest import open_raw
 from tests.integration.running import (
     RunningBridge,
     Worker,
@@ -154,23 +152,3 @@ async def test_bridges_that_share_an_inbox_and_one_that_does_not_keep_apart(
         )
         assert stray.bridge.intake.problem is not None
         assert more.bridge.unready_reasons() == []
-
-
-async def test_a_bridge_with_an_inbox_of_its_own_sees_who_does_not_tell_of_himself(
-    broker: LocalNode, namespace: str
-) -> None:
-    """A bridge of an earlier version, or another program, consumes and tells nothing."""
-    settings = settings_for(broker, namespace)
-    async with running_bridge(settings):
-        pass  # it made the queues
-    queue = BrokerNames(namespace).inbound_queue()
-    async with AsyncExitStack() as stack:
-        async with open_raw(broker.url) as other:
-
-            async def never_called(_message: object) -> None:
-                raise AssertionError
-
-            await other.channel.basic_consume(queue, never_called)
-            waiting = await stack.enter_async_context(waiting_bridge(broker, namespace))
-            assert SHARED in problem_of(waiting)
-        await eventually(lambda: not waiting.bridge.unready_reasons(), within_s=20)

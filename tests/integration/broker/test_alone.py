@@ -6,16 +6,14 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from bridge.broker.alone import Neighbours
+import bridge.broker.alone
+from bridge.broker.alone import ALONE, SHARED, Neighbours
 from bridge.broker.connection import BrokerAddress, Purpose, open_connection
 from bridge.broker.frame_reader import FrameReader
-from bridge.broker.shards import ShardPlan
 from bridge.errors import BrokerUnavailableError
 from bridge.names import BrokerNames
-from tests.conftest import SLOW_FACTOR, eventually
+from tests.conftest import eventually
 from tests.integration.broker.conftest import open_raw
-
-PLAN_TIMEOUT_S = 10 * SLOW_FACTOR
 
 
 @pytest.fixture
@@ -36,8 +34,7 @@ async def one(
         address, purpose=Purpose.CONSUME, reader=FrameReader
     )
     stack.push_async_callback(connection.leave)
-    plan = ShardPlan(names, (1.0,), timeout_s=PLAN_TIMEOUT_S)
-    return Neighbours(connection, plan, has_own_inbox=has_own_inbox)
+    return Neighbours(connection, names, address=address, has_own_inbox=has_own_inbox)
 
 
 async def has_turn(neighbours: Neighbours) -> bool:
@@ -54,18 +51,40 @@ async def has_turn(neighbours: Neighbours) -> bool:
     return len(told) == 1
 
 
-async def test_a_bridge_that_shares_its_inbox_steps_back_if_both_looked_too_early(
+async def test_of_two_kinds_that_come_in_one_moment_not_both_take_messages(
     stack: AsyncExitStack, address: BrokerAddress, names: BrokerNames
 ) -> None:
-    """It looks, the other looks and tells of itself, it consumes: so it looks once more."""
+    """Both have looked and seen nobody: each tells of itself and looks once more."""
     sharing = await one(stack, address, names, has_own_inbox=False)
-    assert await has_turn(sharing)
+    own = await one(stack, address, names, has_own_inbox=True)
+    assert await sharing.in_the_way() is await own.in_the_way() is None
+
+    async with asyncio.TaskGroup() as tasks:
+        claims = [tasks.create_task(each._claim()) for each in (sharing, own)]
+    won = [claim.result() for claim in claims]
+    assert sum(won) <= 1
+    if not any(won):  # each has seen the other: the next try is one after the other
+        assert [await has_turn(sharing), await has_turn(own)] == [True, False]
+
+
+async def test_a_token_that_is_renewed_stays_where_it_is(
+    stack: AsyncExitStack,
+    address: BrokerAddress,
+    names: BrokerNames,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The broker closes the channel of who holds a message for half an hour."""
+    monkeypatch.setattr(bridge.broker.alone, "_RENEW_EACH_S", 0.05)
     own = await one(stack, address, names, has_own_inbox=True)
     assert await has_turn(own)
+    keeping = asyncio.create_task(own.keep_apart(), name="keep apart")
+    other = await one(stack, address, names, has_own_inbox=True)
+    for _ in range(20):
+        assert not await has_turn(other)
 
-    with pytest.raises(BrokerUnavailableError, match="its inbox is its own"):
-        await sharing.keep_apart()
-    assert not await has_turn(sharing)
+    assert not keeping.done()
+    keeping.cancel()
+    await asyncio.wait([keeping])
 
 
 async def test_one_with_an_inbox_of_its_own_stays_as_long_as_others_can_see_it(
@@ -79,10 +98,10 @@ async def test_one_with_an_inbox_of_its_own_stays_as_long_as_others_can_see_it(
 
     keeping = asyncio.create_task(own.keep_apart(), name="keep apart")
     assert not await has_turn(other)
-    assert await own.count_alone() == 1
+    assert await own.is_one_alone()
     assert not keeping.done()
     async with open_raw(address.urls[0]) as operator:
-        await operator.channel.queue_delete(names.alone)
+        await operator.channel.queue_delete(names.token(ALONE))
     with pytest.raises(BrokerUnavailableError, match="is the queue deleted"):
         await keeping
 
@@ -92,8 +111,8 @@ async def test_a_claim_ends_with_its_connection_however_that_ends(
 ) -> None:
     """A bridge that is killed says no goodbye, and nobody else must wait for it."""
     gone = await open_connection(address, purpose=Purpose.CONSUME, reader=FrameReader)
-    plan = ShardPlan(names, (1.0,), timeout_s=PLAN_TIMEOUT_S)
-    assert await has_turn(Neighbours(gone, plan, has_own_inbox=True))
+    claimed = Neighbours(gone, names, address=address, has_own_inbox=True)
+    assert await has_turn(claimed)
     gone.abort()
 
     other = await one(stack, address, names, has_own_inbox=True)
@@ -106,4 +125,5 @@ async def tidy(address: BrokerAddress, names: BrokerNames) -> AsyncIterator[None
     """Delete the queue that these tests make."""
     yield
     async with open_raw(address.urls[0]) as cleaner:
-        await cleaner.channel.queue_delete(names.alone)
+        await cleaner.channel.queue_delete(names.token(ALONE))
+        await cleaner.channel.queue_delete(names.token(SHARED))
