@@ -11,7 +11,6 @@ once; what was not acked comes again.
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
-from time import time
 from typing import Any, Final
 
 import structlog
@@ -23,7 +22,6 @@ from bridge.broker.deliveries import Intake
 from bridge.broker.messages import MessagePublisher
 from bridge.broker.publisher import Publisher
 from bridge.broker.topology import topology
-from bridge.core.journal import Journal
 from bridge.core.message import MessageLimits
 from bridge.core.workplace import Workplace
 from bridge.errors import BridgeError, ConfigError, first_of
@@ -36,7 +34,9 @@ from bridge.options import (
     broker_address,
     fencing_of,
     fleet_of,
+    has_own_inbox,
     inbox_of,
+    journal_of,
     legacy_door,
     pace_s,
     retention,
@@ -93,7 +93,7 @@ class Bridge:
         """
         self.settings = settings
         self.metrics = Metrics()
-        self.journal = Journal(began_s=time())
+        self.journal = journal_of(settings, place)
         self._add_public_routes = add_public_routes
         self._place = place
         self._is_draining = False
@@ -141,6 +141,7 @@ class Bridge:
             prefetch_count=settings.prefetch,
             metrics=self.metrics,
             shards=plan,
+            has_own_inbox=has_own_inbox(settings),
         )
         self.publisher.queue_of = self.intake.queue_of
         fencing = fencing_of(self.inbox, self.intake, self.metrics)
@@ -217,7 +218,7 @@ class Bridge:
         if self._is_draining:
             reasons.append("the bridge is going down")
         if not self.intake.is_consuming:
-            reasons.append("nothing is consumed from the broker")
+            reasons.append(self.intake.problem or "nothing is consumed from the broker")
         if self.pump.is_waiting:
             reasons.append(f"the pump waits: {self.pump.problem}")
         if self.inbox.problem is not None:

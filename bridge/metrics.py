@@ -194,7 +194,9 @@ class Metrics:
         )
         self.windows = Gauge("bridge_windows", "Windows connected.", registry=registry)
         self.users = Gauge(
-            "bridge_users", "Users with a window connected.", registry=registry
+            "bridge_users",
+            "Users with a window connected; one with windows at several workers or bridges is counted at each.",
+            registry=registry,
         )
         self.connects = Counter(
             "bridge_windows_connected",

@@ -376,6 +376,10 @@ class BrokerNames:
         """A queue that stays empty: its consumers are the bridges that share shards."""
         return f"{self.namespace}.bridges"
 
+    def token(self, kind: str) -> str:
+        """The queue of a token; see broker/alone.py, which has the kinds."""
+        return f"{self.namespace}.{kind}"
+
     def retry_queue(self, delay_ms: int) -> str:
         """The queue in which a message waits `delay_ms` before it comes back.
 

@@ -41,6 +41,7 @@ from bridge.web.api.queues import add_queue_routes
 from bridge.web.api.trace import Searching, Tracer
 from bridge.web.api.users import Looking, add_user_routes
 from bridge.web.job_board import JobBoard
+from bridge.web.memories import Memories
 from bridge.web.online import Fleet, Online
 
 _MEASURE_FIRST_S: Final = 5.0
@@ -139,7 +140,7 @@ class Operators:
             inboxes=parts.inbox.looking,
             dead=self.dead_letters,
             windows=online,
-            journal=parts.journal,
+            memories=Memories(parts.journal, online),
         )
         tracer.add_routes(api)
 

@@ -1,6 +1,8 @@
 """What each room is told of the settings: its own part, in its own words."""
 
+import socket
 from collections.abc import Callable
+from time import time
 from typing import Final
 
 from bridge.auth.jwt import TokenRules
@@ -11,8 +13,10 @@ from bridge.broker.management import MANAGEMENT_WITHIN_S, Management
 from bridge.broker.shards import ShardPlan
 from bridge.core.addresses import parse_networks
 from bridge.core.event_schemas import EventSchemas
+from bridge.core.journal import Journal
 from bridge.core.origins import OriginRules
 from bridge.core.redis_address import is_redis, parse_redis
+from bridge.core.workplace import Workplace
 from bridge.errors import ConfigError
 from bridge.fencing import Fencing
 from bridge.inbox.carried import Target
@@ -96,6 +100,19 @@ def fleet_of(settings: Settings) -> RedisFleet | None:
     if not is_redis(settings.inbox):
         return None
     return RedisFleet(parse_redis(settings.inbox), namespace=settings.namespace)
+
+
+def journal_of(settings: Settings, place: Workplace | None) -> Journal:
+    """Return an empty journal that begins now, and says whose it is."""
+    bridge = settings.name or socket.gethostname()
+    if place is not None:
+        bridge = f"{bridge} worker {place.index}"
+    return Journal(began_s=time(), bridge=bridge)
+
+
+def has_own_inbox(settings: Settings) -> bool:
+    """Say whether the store is one that no other bridge can share."""
+    return not is_redis(settings.inbox)
 
 
 def carry_target_of(settings: Settings) -> Target:

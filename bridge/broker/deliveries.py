@@ -15,12 +15,12 @@ from typing import Final
 
 import structlog
 
+from bridge.broker.alone import Neighbours
 from bridge.broker.connection import (
     BrokerAddress,
     BrokerConnection,
     BrokerIdentity,
     Purpose,
-    broker_call,
     broker_identity,
 )
 from bridge.broker.consumer import BatchLimits, ConsumerSession
@@ -32,7 +32,7 @@ from bridge.broker.spreading import Spreading
 from bridge.broker.supervision import supervise
 from bridge.broker.topology import Topology, declare, inbound_queue
 from bridge.core.message import Delivery
-from bridge.errors import BrokerUnavailableError, TopologyError
+from bridge.errors import BridgeError, BrokerUnavailableError, TopologyError
 from bridge.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -52,6 +52,11 @@ class Intake:
         shards: If given, says what is declared and consumed, in place of these two.
         prefetch_count: Deliveries that may be in flight, 1 to 65535.
         limits: How much one batch may hold, and how much may wait.
+        has_own_inbox: Whether nobody shares the inbox that what is taken goes into. Needs
+            `shards`.
+
+    Attributes:
+        problem: Who is in our way, if nothing is taken for that; see `alone.py`.
 
     """
 
@@ -65,11 +70,13 @@ class Intake:
         metrics: Metrics,
         limits: BatchLimits | None = None,
         shards: ShardPlan | None = None,
+        has_own_inbox: bool = False,
     ) -> None:
         self.wanted = wanted  # as of the last session
         self._address = address
         self._queue = queue
         self._shards = shards
+        self._has_company = not has_own_inbox
         self._prefetch_count = prefetch_count
         self._limits = limits or BatchLimits()
         self._metrics = metrics
@@ -87,6 +94,7 @@ class Intake:
         self._was_consuming = False
         self._is_standing = False
         self.broker: BrokerIdentity | None = None  # of the last session
+        self.problem: str | None = None
 
     @property
     def is_consuming(self) -> bool:
@@ -251,6 +259,7 @@ class Intake:
 
     async def _consume(self, connection: BrokerConnection[DeliveryReader]) -> None:
         """Be one session after the other, until something goes wrong."""
+        neighbours = await self._have_turn(connection)
         last_queues: Sequence[str] = ()
         while not self._stopping.is_set():
             layout, queues = await self._arrange(connection)
@@ -272,18 +281,46 @@ class Intake:
             self._seen_marks = []
             self.broker = broker_identity(connection)
             try:
-                await self._run(session, connection, layout)
+                await self._run(session, connection, layout, neighbours)
             finally:
                 session.tell()
                 self._session = None
                 self._is_standing = False
                 self._settled.set()
 
+    async def _have_turn(
+        self, connection: BrokerConnection[DeliveryReader]
+    ) -> Neighbours | None:
+        """Wait until nobody is in our way, or until we are to stop."""
+        if self._shards is None:
+            return None
+        neighbours = Neighbours(
+            connection,
+            self._shards.names,
+            address=self._address,
+            has_own_inbox=not self._has_company,
+        )
+        try:
+            await neighbours.wait_until_gone(
+                stopping=self._stopping, tell=partial(setattr, self, "problem")
+            )
+        except TopologyError as exc:
+            raise self._refusal(exc) from exc
+        return neighbours
+
+    def _refusal(self, exc: TopologyError) -> BridgeError:
+        """Return what becomes of it: the end of a start; later, another try."""
+        if not self._was_consuming:
+            return exc
+        log.error("intake.topology_differs", problem=str(exc))
+        return BrokerUnavailableError(f"declare {exc.name}", exc.problem)
+
     async def _run(
         self,
         session: IntakeSession,
         connection: BrokerConnection[DeliveryReader],
         layout: Layout,
+        neighbours: Neighbours | None,
     ) -> None:
         """Consume until something goes wrong, or the queues of before are all gone."""
         await session.start()
@@ -293,31 +330,20 @@ class Intake:
         if self._stopping.is_set():  # while we were starting
             session.leave()
         works: list[Work] = [session.watch, session.do_chores]
+        if neighbours is not None:
+            works.append(neighbours.keep_apart)
         if self._shards is not None and layout.is_moving:
             works.append(partial(keep_marking, self._address, self._shards, layout))
-        elif self._shards is not None and layout.shards > 1:
-            queue = self._shards.names.bridges
-            spreading = await self._spreading(session, connection, layout, queue)
+        elif self._shards is not None and layout.shards > 1 and self._has_company:
+            spreading = await Spreading.open(
+                session,
+                connection,
+                queue=self._shards.names.bridges,
+                shards=layout.shards,
+                timeout_s=self._address.timeout_s,
+            )
             works.append(spreading.run)
         await first_to_end(works)
-
-    async def _spreading(
-        self,
-        session: IntakeSession,
-        connection: BrokerConnection[DeliveryReader],
-        layout: Layout,
-        queue: str,
-    ) -> Spreading:
-        timeout_s = self._address.timeout_s
-        async with broker_call("open a channel", timeout_s=timeout_s):
-            channel = await connection.open_channel(confirms=False)
-        return Spreading(
-            session,
-            channel,
-            queue=queue,
-            shards=layout.shards,
-            timeout_s=timeout_s,
-        )
 
     async def _arrange(
         self, connection: BrokerConnection[DeliveryReader]
@@ -344,12 +370,7 @@ class Intake:
             self._tell_layout(layout, self._shards)
             return layout, self._shards.names.inbound_queues(layout.shards)
         except TopologyError as exc:
-            if not self._was_consuming:
-                raise
-            log.error(  # noqa: TRY400 - its sentence says all, a traceback nothing
-                "intake.topology_differs", problem=str(exc)
-            )
-            raise BrokerUnavailableError(f"declare {exc.name}", exc.problem) from exc
+            raise self._refusal(exc) from exc
 
     def _tell_layout(self, layout: Layout, plan: ShardPlan) -> None:
         if layout.shards != plan.shards:

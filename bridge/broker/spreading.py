@@ -16,13 +16,14 @@ to is. An idle shard costs nothing and is not spread.
 import asyncio
 import random
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Self
 
 import aiormq
 import structlog
 
-from bridge.broker.connection import broker_call
+from bridge.broker.connection import BrokerConnection, broker_call
 from bridge.broker.consumer import ConsumerSession
+from bridge.broker.frame_reader import FrameReader
 from bridge.broker.intake_session import IntakeSession
 from bridge.errors import BrokerUnavailableError
 
@@ -72,6 +73,27 @@ class Spreading:
         self._queue = queue
         self._shards = shards
         self._timeout_s = timeout_s
+
+    @classmethod
+    async def open(
+        cls,
+        session: IntakeSession,
+        connection: BrokerConnection[FrameReader],
+        *,
+        queue: str,
+        shards: int,
+        timeout_s: float,
+    ) -> Self:
+        """
+        Open the channel that it needs; arguments as for the class.
+
+        Raises:
+            BrokerUnavailableError: If the broker is away or too slow.
+
+        """
+        async with broker_call("open a channel", timeout_s=timeout_s):
+            channel = await connection.open_channel(confirms=False)
+        return cls(session, channel, queue=queue, shards=shards, timeout_s=timeout_s)
 
     async def run(self) -> None:
         """

@@ -41,7 +41,7 @@ Arguments = Mapping[str, str | int | bool]
 # only where a limit is set. Attempts are counted by the bridge itself.
 _DELIVERY_LIMIT: Final = 1_000_000
 
-_QUORUM: Final[Arguments] = MappingProxyType(
+QUORUM: Final[Arguments] = MappingProxyType(
     {"x-queue-type": "quorum", "x-delivery-limit": _DELIVERY_LIMIT}
 )
 HASH_EXCHANGE: Final = "x-consistent-hash"
@@ -136,7 +136,7 @@ def topology(
     inbound_queues = [
         inbound_queue(names, name) for name in names.inbound_queues(shards)
     ]
-    dead_queue = Queue(names.dead, _QUORUM)
+    dead_queue = Queue(names.dead, QUORUM)
     exchanges = [messages, inbound, dead]
     queues = [*inbound_queues, dead_queue]
     bindings = [Binding(names.messages, inbound, "#")]
@@ -147,7 +147,7 @@ def topology(
         kind = HASH_EXCHANGE if shards > 1 else "fanout"
         entry = Exchange(names.shards_entry(shards), kind)
         exchanges.append(entry)
-        queues.append(Queue(names.bridges, _QUORUM))
+        queues.append(Queue(names.bridges, QUORUM))
         # In the order of their names, as the broker binds them anew when it starts; the
         # order decides which user belongs to which queue. The key is the weight.
         bindings += [
@@ -160,7 +160,7 @@ def topology(
         waiting = Queue(
             name,
             {
-                **_QUORUM,
+                **QUORUM,
                 "x-message-ttl": delay_ms,
                 **_handing_over_to(names.inbound),
             },
@@ -176,7 +176,7 @@ def inbound_queue(names: BrokerNames, name: str) -> Queue:
     return Queue(
         name,
         {
-            **_QUORUM,
+            **QUORUM,
             "x-single-active-consumer": True,
             # What expires while it waits is accounted for, too.
             **_handing_over_to(names.dead),

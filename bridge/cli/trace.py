@@ -37,7 +37,8 @@ def trace(
     """
     Tell what became of a message: taken, stored, written, delivered, or why not.
 
-    What nobody can know is said on stderr. Exit status: 0 told, 1 no trace of it, 3 the
+    All bridges that share the inboxes are asked what they remember. What nobody can know is
+    said on stderr. Exit status: 0 told, 1 no trace of it, 3 the
     bridge cannot be reached.
 
     Examples:
@@ -64,10 +65,18 @@ def _print_story(told: Trace) -> None:
     if told.user is not None:
         say(f"{told.message_id} of {told.user}")
     if told.story:
+        several = len({step.bridge for step in told.story if step.bridge}) > 1
         print_table(
-            ("when", "stage", "what"),
+            ("when", "stage", "bridge", "what")
+            if several
+            else ("when", "stage", "what"),
             [
-                (moment(step.at_s, decimals=3), step.stage, step.text)
+                (
+                    moment(step.at_s, decimals=3),
+                    step.stage,
+                    *([step.bridge] if several else []),
+                    step.text,
+                )
                 for step in told.story
             ],
         )

@@ -9,7 +9,7 @@ go, and `begins_s` says how far back it knows everything.
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from bridge.core.message import Message, Stored
@@ -37,6 +37,7 @@ class Happening:
         after: If it happened to several at once: to those behind this, up to `offset`.
         windows: How many windows it was written to.
         text: What else there is to say, as the end of a sentence.
+        bridge: Whose journal says so.
 
     """
 
@@ -48,6 +49,7 @@ class Happening:
     after: int | None = None
     windows: int | None = None
     text: str = ""
+    bridge: str = ""
 
 
 class _Columns:
@@ -74,7 +76,11 @@ class Journal:
     """What happened lately. For one thread: the event loop's."""
 
     def __init__(
-        self, *, began_s: float = 0.0, messages: int = JOURNAL_MESSAGES
+        self,
+        *,
+        began_s: float = 0.0,
+        messages: int = JOURNAL_MESSAGES,
+        bridge: str = "",
     ) -> None:
         """
         Begin an empty journal.
@@ -82,8 +88,10 @@ class Journal:
         Args:
             began_s: Unix time; of what was before, nothing is known.
             messages: How many of each kind are remembered.
+            bridge: Who remembers.
 
         """
+        self._bridge = bridge
         self._began_s = began_s
         self._stored = _Columns(messages)
         self._written = _Columns(messages)
@@ -204,7 +212,7 @@ class Journal:
             and (each.message_id == message_id or _covers(each, places))
         )
         found.sort(key=lambda each: each.at_s)
-        return found
+        return [replace(each, bridge=self._bridge) for each in found]
 
     def _storing(self, user: str, message_id: str) -> Iterator[Happening]:
         columns = self._stored

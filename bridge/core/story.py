@@ -97,6 +97,7 @@ class Step:
         text: The same for a person, with the particulars.
         position: The place in the inbox, as pages see it.
         windows: How many windows it was written to.
+        bridge: Who remembers it; empty if it stands in the inbox or with the broker.
 
     """
 
@@ -105,6 +106,7 @@ class Step:
     text: str
     position: str | None = None
     windows: int | None = None
+    bridge: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +300,7 @@ def _step_of(facts: Facts, happening: Happening) -> Step:
             text += f" at offset {happening.offset}"
         text += f": {happening.text}" if happening.text else ""
     at_s = _stored_s(facts, happening) if stage is Stage.STORED else happening.at_s
-    return Step(at_s, stage, text, position, happening.windows)
+    return Step(at_s, stage, text, position, happening.windows, happening.bridge)
 
 
 def _stored_s(facts: Facts, storing: Happening) -> float:

@@ -17,6 +17,7 @@ from bridge.errors import ConfigError
 from bridge.names import BrokerNames, ExitCode
 from bridge.options import (
     broker_address,
+    has_own_inbox,
     inbox_of,
     management_of,
     schemas_of,
@@ -55,7 +56,9 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
 async def _broker_findings(settings: Settings) -> AsyncIterator[Finding]:
     names = BrokerNames(settings.namespace)
     address = broker_address(settings)
-    shards = await look_at_shards(address, shard_plan(settings))
+    shards = await look_at_shards(
+        address, shard_plan(settings), has_own_inbox=has_own_inbox(settings)
+    )
     wanted = shards.wanted
     is_reached = False
     urls = [URL(url) for url in address.urls]

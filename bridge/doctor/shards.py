@@ -1,9 +1,14 @@
-"""The shards: what the broker holds, whether it agrees with the setting, what is left."""
+"""
+The shards: what the broker holds, whether it agrees with the setting, what is left.
+
+And who else takes messages of the namespace, where that keeps a bridge from taking any.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bridge.broker.alone import Neighbours
 from bridge.broker.connection import (
     BrokerAddress,
     Purpose,
@@ -23,6 +28,7 @@ from bridge.doctor.findings import Finding, note, ok, wrong
 from bridge.errors import BrokerUnavailableError
 
 _SUBJECT: Final = "shards"
+_OTHERS: Final = "other bridges"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +39,11 @@ class ShardsSeen:
     findings: Sequence[Finding]
 
 
-async def look_at_shards(address: BrokerAddress, plan: ShardPlan) -> ShardsSeen:
+async def look_at_shards(
+    address: BrokerAddress, plan: ShardPlan, *, has_own_inbox: bool
+) -> ShardsSeen:
     """
-    Look at the shards, and change nothing.
+    Look at the shards and at other bridges, and change nothing.
 
     Without a broker, or without the plugin, the rest is to be looked at as if there were
     one shard: other findings say what is wrong then.
@@ -53,7 +61,13 @@ async def look_at_shards(address: BrokerAddress, plan: ShardPlan) -> ShardsSeen:
         inbound = Exchange(plan.names.inbound, "fanout")
         if not layout.change and plan.shards > 1 and not await desk.is_there(inbound):
             layout = Layout(plan.shards, 1)  # as `bridge run` will make it
-        findings = [_agreement(layout, plan)]
+        neighbours = Neighbours(
+            connection, plan.names, address=address, has_own_inbox=has_own_inbox
+        )
+        findings = [
+            _agreement(layout, plan),
+            await _company(neighbours, has_own_inbox=has_own_inbox),
+        ]
         findings += [
             note(
                 _SUBJECT,
@@ -73,6 +87,17 @@ async def look_at_shards(address: BrokerAddress, plan: ShardPlan) -> ShardsSeen:
         return ShardsSeen(plain, ())
     finally:
         await connection.leave()
+
+
+async def _company(neighbours: Neighbours, *, has_own_inbox: bool) -> Finding:
+    """A bridge that runs with these settings is seen like any other."""
+    if has_own_inbox and await neighbours.is_one_alone():
+        text = "one with an inbox of its own takes the messages; another would wait"
+        return ok(_OTHERS, text)
+    problem = await neighbours.in_the_way()
+    if problem is None:
+        return ok(_OTHERS, "none is in the way")
+    return note(_OTHERS, problem, mend="end them, or set another BRIDGE_NAMESPACE")
 
 
 def _agreement(layout: Layout, plan: ShardPlan) -> Finding:

@@ -204,7 +204,7 @@ class Settings(BaseSettings):
         "The store: `sqlite:PATH` is a file on a local disk (without a leading `/`, from the "
         "folder that the bridge is started in), `memory:` forgets when the bridge stops, "
         "`redis://[USER:PASSWORD@]HOST[:PORT][/DB]` is shared by many bridges; `rediss:` is "
-        "with TLS, `redis+sentinel://HOST,…/SERVICE` and `redis+cluster://HOST,…` are several. "
+        "with TLS, `redis+sentinel://HOST,…/SERVICE` and `redis+cluster://HOST,…` are several. With `sqlite:` and `memory:` one bridge alone takes the messages of a namespace. "
         "Behind a `?`: `replicas=N`, `ca=FILE`, `cert=FILE`, `key=FILE`, `sentinel_user=`, `sentinel_password=`.",
     )
     inbox_max_messages: Count = _reloadable(1000, "Messages kept for each user.")

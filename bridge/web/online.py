@@ -18,6 +18,7 @@ from bridge.core.fleet import ALONE, Heard, OnlineUser, Reach, Seen
 from bridge.core.journal import Journal
 from bridge.logs import user_hash
 from bridge.sockets.server import BridgeServer
+from bridge.web.memories import answer_from
 
 log = structlog.get_logger(__name__)
 
@@ -76,13 +77,13 @@ class Online:
         """Return the first `limit` users by name who have a window, and from whom."""
         asked = {"do": "users", "prefix": prefix, "after": after, "limit": limit}
         own = await self._users(prefix, after, limit)
-        others, reach = await self._ask(asked, _Users)
+        others, reach = await self.ask(asked, _Users)
         return _first([own, *others], limit), reach
 
     async def windows_of(self, user: str) -> Seen:
         """Return the windows of `user` wherever they are."""
         own = self._windows(user)
-        others, reach = await self._ask({"do": "windows", "user": user}, _Windows)
+        others, reach = await self.ask({"do": "windows", "user": user}, _Windows)
         windows = [window for each in (own, *others) for window in each.windows]
         windows.sort(key=lambda window: window.connected_s)
         times = [each.last_connect_s for each in (own, *others)]
@@ -95,14 +96,14 @@ class Online:
     async def kick(self, user: str) -> tuple[int, Reach]:
         """Close all windows of `user` wherever they are; returns how many there were."""
         own = self._sockets.kick(user)
-        others, reach = await self._ask({"do": "kick", "user": user}, _Kicked)
+        others, reach = await self.ask({"do": "kick", "user": user}, _Kicked)
         return own + sum(each.kicked for each in others), reach
 
     # --- for the other bridges
 
     async def answer(self, question: Question) -> object:
         """
-        Answer what another bridge asks, of our own windows alone.
+        Answer what another bridge asks, of our own windows and our own journal alone.
 
         Returns:
             ``None`` for a question that a later version may understand.
@@ -123,7 +124,7 @@ class Online:
                 log.info("fleet.kicked", user=user_hash(user), windows=kicked)
                 return {"kicked": kicked}
             case _:
-                return None
+                return answer_from(self._journal, question)
 
     # --- ours
 
@@ -159,9 +160,10 @@ class Online:
             windows=facts, last_connect_s=self._journal.last_connect_s(user)
         )
 
-    async def _ask(
+    async def ask(
         self, question: Question, model: type[AnswerT]
     ) -> tuple[list[AnswerT], Reach]:
+        """Ask all other bridges; answers that are no `model` count as silence."""
         heard = _NOBODY_ELSE if self._fleet is None else await self._fleet.ask(question)
         answers = []
         for answer in heard.answers:

@@ -27,7 +27,6 @@ from bridge.workers.member import Member
 from bridge.workers.merging import (
     merge_overviews,
     merge_queues,
-    merge_traces,
 )
 
 # Around the data of a publish stand other fields; the worker looks at it more closely.
@@ -44,7 +43,6 @@ Merge = Callable[[list[Answer], Question], Answer]
 # Asked of all workers, and how the answers become one.
 MERGED: Final[Mapping[str, Merge]] = {
     "listQueues": merge_queues,
-    "traceMessage": merge_traces,
 }
 # The board of jobs is the first worker's: letters are redriven once, and asked about there.
 FIRST_WORKERS: Final = frozenset(
@@ -54,7 +52,9 @@ FIRST_WORKERS: Final = frozenset(
     }
 )  # fmt: skip
 # Whichever worker is there: it asks all bridges on the store itself, or the store.
-ANY_WORKERS: Final = frozenset({"listUsers", "getUser", "kickUser", "getInbox"})
+ANY_WORKERS: Final = frozenset(
+    {"listUsers", "getUser", "kickUser", "getInbox", "traceMessage"}
+)
 OWN: Final = frozenset({"getOverview"})
 # Behind other guards than the rest.
 APART: Final = frozenset({"publish", "getLive", "getReady", "getMetrics"})

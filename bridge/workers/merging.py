@@ -19,7 +19,6 @@ from bridge.core.contracts.operator.overview import (
     Totals,
 )
 from bridge.core.contracts.operator.queues import QueueFacts
-from bridge.core.contracts.operator.trace import Trace, TraceStep
 from bridge.merged_metrics import MergedMetrics
 from bridge.names import Outcome
 from bridge.workers.asking import Answer, Question
@@ -134,32 +133,3 @@ def merge_queues(answers: list[Answer], _question: Question) -> Answer:
             )
         )
     return _answer(Page[QueueFacts](items=items, next=pages[0].next))
-
-
-# --- traces -----------------------------------------------------------------------------
-
-
-def merge_traces(answers: list[Answer], _question: Question) -> Answer:
-    """
-    Tell the story with the steps that each worker remembers.
-
-    The verdict is the one of the worker that remembers most: the others know less of the
-    same message, not something else.
-    """
-    found = _read(Trace, answers)
-    best = max(found, key=lambda trace: (trace.user is not None, len(trace.story)))
-    same = [trace for trace in found if trace.user == best.user]
-    steps: dict[tuple[object, ...], TraceStep] = {}
-    for step in (step for trace in [best, *same] for step in trace.story):
-        steps.setdefault((step.stage, step.at_s, step.text), step)
-    story = sorted(
-        steps.values(), key=lambda step: (step.at_s is None, step.at_s or 0.0)
-    )
-    others = {user for trace in found for user in (trace.user, *trace.others) if user}
-    changes = {
-        "story": story,
-        "others": sorted(others - {best.user}),
-        "journal_since_s": max(trace.journal_since_s for trace in same),
-        "silent": list(dict.fromkeys(line for trace in same for line in trace.silent)),
-    }
-    return _answer(best.model_copy(update=changes))

@@ -21,6 +21,7 @@ from bridge.names import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.programs import environment
 from tests.integration.running import SECRET, Worker, working
+from tests.redis_server import RedisServer
 
 USERS = [f"user{number}" for number in range(16)]
 
@@ -72,15 +73,26 @@ class Fleet:
 async def fleet(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> AsyncIterator[Fleet]:
-    file = tmp_path / "stored"
-    file.touch()
+    async with (
+        RedisServer.start(tmp_path / "redis", is_durable=False) as redis,
+        fleet_on(redis, broker, namespace, tmp_path / "stored") as fleet,
+    ):
+        yield fleet
+
+
+@asynccontextmanager
+async def fleet_on(
+    redis: RedisServer, broker: LocalNode, namespace: str, file: Path
+) -> AsyncIterator[Fleet]:
+    """Tell of what these bridges store in `file`; those that run in the end are killed."""
+    await asyncio.to_thread(file.touch)
     settings = {
         "amqp_url": broker.url,
         "namespace": namespace,
         "port": "0",
         "operator_port": "0",
         "jwt_secret": SECRET,
-        "inbox": "memory:",
+        "inbox": redis.url,
         "prefetch": "20",
     }
     fleet = Fleet(file, settings)

@@ -1,7 +1,7 @@
 """`GET /api/trace/{message_id}`: asks every source about one message, and tells its story."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import time
 from typing import Final, Protocol
@@ -14,12 +14,12 @@ from bridge.core.contracts.operator.trace import (
     TraceStep,
 )
 from bridge.core.fleet import ALONE, Reach, Seen
-from bridge.core.journal import Journal
 from bridge.core.letters import Count, Letter
 from bridge.core.looking import Search, Sighting, UserInbox
 from bridge.core.story import DeadFact, Facts, Story, tell_story
 from bridge.errors import BrokerUnavailableError
 from bridge.web.api.frame import Api, Asked
+from bridge.web.memories import Remembered
 
 # Letters that are looked at for one trace, and how long that may take.
 _LETTERS_MAX: Final = 100_000
@@ -52,6 +52,15 @@ class _Found:
     is_complete: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What inbox, windows and journals know of one user's message."""
+
+    sighting: Sighting | None
+    seen: Seen
+    remembered: Remembered
+
+
 _NOBODY: Final = Seen((), None, ALONE)
 _NOTHING_FOUND: Final = _Found((), is_complete=False)
 
@@ -63,6 +72,22 @@ class Windows(Protocol):
         """Return the windows of `user`."""
 
 
+class Remembering(Protocol):
+    """The journals of this bridge and of those that share our inboxes."""
+
+    @property
+    def begins_s(self) -> float:
+        """Since when this bridge remembers everything."""
+
+    async def users_of(self, message_id: str) -> set[str]:
+        """Return whose messages with this id somebody remembers."""
+
+    async def of(
+        self, user: str, message_id: str, *, offsets: Sequence[int]
+    ) -> Remembered:
+        """Return what is remembered of a message."""
+
+
 class Tracer:
     """Gathers what the sources know of a message."""
 
@@ -72,12 +97,12 @@ class Tracer:
         inboxes: Searching,
         dead: DeadLetters,
         windows: Windows,
-        journal: Journal,
+        memories: Remembering,
     ) -> None:
         self._inboxes = inboxes
         self._dead = dead
         self._windows = windows
-        self._journal = journal
+        self._memories = memories
 
     def add_routes(self, api: Api) -> None:
         """Serve traces."""
@@ -94,9 +119,10 @@ class Tracer:
                 "user to look at all of one inbox"
             )
         dead = await self._dead_letters(message_id, wanted, silent)
-        users = self._users(message_id, wanted, search.sightings, dead.letters)
+        users = await self._users(message_id, wanted, search.sightings, dead.letters)
         user = users[0] if users else wanted or ""
-        story = await self._story(message_id, user, search.sightings, dead, silent)
+        known = await self._known(message_id, user, search.sightings)
+        story = await self._story(user, known, dead, silent)
         return Trace(
             message_id=message_id,
             user=user if users else wanted,
@@ -108,12 +134,13 @@ class Tracer:
                     text=step.text,
                     position=step.position,
                     windows=step.windows,
+                    bridge=step.bridge,
                 )
                 for step in story.steps
             ],
             fate=story.fate,
             verdict=story.verdict,
-            journal_since_s=self._journal.begins_s,
+            journal_since_s=known.remembered.begins_s,
             looked_at=search.looked_at,
             silent=list(story.silent),
         )
@@ -152,7 +179,7 @@ class Tracer:
             )
         return _Found(found, is_complete=shown >= count.depth)
 
-    def _users(
+    async def _users(
         self,
         message_id: str,
         wanted: str | None,
@@ -163,48 +190,59 @@ class Tracer:
         users = {
             *(sighting.user for sighting in sightings),
             *(letter.user for letter in dead),
-            *self._journal.users_of(message_id),
+            *await self._memories.users_of(message_id),
         }
         if wanted is not None:
             users &= {wanted}
         kept = {sighting.user for sighting in sightings if sighting.kept}
         return sorted(users, key=lambda user: (user not in kept, user))
 
-    async def _story(
-        self,
-        message_id: str,
-        user: str,
-        sightings: Sequence[Sighting],
-        dead: _Found,
-        silent: Sequence[str],
-    ) -> Story:
+    async def _known(
+        self, message_id: str, user: str, sightings: Sequence[Sighting]
+    ) -> _Known:
+        """Ask all bridges for the user's windows, and for what they remember."""
         sighting = next((each for each in sightings if each.user == user), None)
+        if not user:
+            nothing = Remembered((), self._memories.begins_s, ALONE)
+            return _Known(sighting, _NOBODY, nothing)
         offsets = [message.offset for message in sighting.kept] if sighting else []
-        happenings = self._journal.of(user, message_id, offsets=offsets)
-        seen = await self._windows.windows_of(user) if user else _NOBODY
+        async with asyncio.TaskGroup() as tasks:
+            seen = tasks.create_task(self._windows.windows_of(user), name="windows")
+            remembered = tasks.create_task(
+                self._memories.of(user, message_id, offsets=offsets), name="memories"
+            )
+        return _Known(sighting, seen.result(), remembered.result())
+
+    async def _story(
+        self, user: str, known: _Known, dead: _Found, silent: Sequence[str]
+    ) -> Story:
+        seen, remembered = known.seen, known.remembered
         return tell_story(
             Facts(
                 user=user,
                 inbox=await self._inboxes.user(user) if user else None,
-                sighting=sighting,
-                happenings=happenings,
+                sighting=known.sighting,
+                happenings=remembered.happenings,
                 dead=[letter for letter in dead.letters if letter.user == user],
                 is_dead_complete=dead.is_complete,
                 windows=seen.facts,
                 last_connect_s=seen.last_connect_s,
-                journal_begins_s=self._journal.begins_s,
+                journal_begins_s=remembered.begins_s,
                 now_s=time(),
-                silent=[*silent, *_unheard(seen.reach)],
+                silent=[*silent, *_unheard(seen.reach, remembered.reach)],
             )
         )
 
 
-def _unheard(reach: Reach) -> list[str]:
-    if reach.silent == 0:
-        return []
-    who = "the others" if reach.silent is None else str(reach.silent)
-    known = f"windows of {reach.bridges} of the bridges were looked at"
-    return [f"{known}, {who} did not answer"]
+def _unheard(windows: Reach, journals: Reach) -> Iterator[str]:
+    asked = {"windows and journals": windows}
+    if windows != journals:  # one of a version that does not tell of its journal
+        asked = {"windows": windows, "journals": journals}
+    for what, reach in asked.items():
+        if reach.silent != 0:
+            who = "the others" if reach.silent is None else str(reach.silent)
+            known = f"{what} of {reach.bridges} of the bridges were looked at"
+            yield f"{known}, {who} did not answer"
 
 
 def _dead_fact(letter: Letter) -> DeadFact:

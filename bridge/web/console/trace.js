@@ -78,6 +78,7 @@ export function show(main, [id], search) {
 
 function story({ message_id, user, others, story: steps, fate, verdict, journal_since_s, silent }) {
   const position = steps.find((one) => one.position)?.position;
+  const several = new Set(steps.map((one) => one.bridge).filter(Boolean)).size > 1;
   const to = (one) => `#/trace/${encodeURIComponent(message_id)}${query({ user: one })}`;
   return [
     h(
@@ -101,7 +102,7 @@ function story({ message_id, user, others, story: steps, fate, verdict, journal_
         ],
       ]),
     ),
-    steps.length ? h("ol", { class: "story sheet padded" }, steps.map(step)) : null,
+    steps.length ? h("ol", { class: "story sheet padded" }, steps.map((one) => step(one, several))) : null,
     h(
       "section",
       { class: "hint" },
@@ -115,12 +116,12 @@ function story({ message_id, user, others, story: steps, fate, verdict, journal_
   ].filter(Boolean);
 }
 
-function step({ at_s, stage, text }) {
+function step({ at_s, stage, text, bridge }, several) {
   return h(
     "li",
     { "data-state": MOODS[stage] ?? "waiting" },
     h("span", { class: "stage" }, foreign(stage)),
     h("p", {}, foreign(text)),
-    h("span", { class: "hint" }, when(at_s)),
+    h("span", { class: "hint" }, when(at_s), several && bridge ? [" at ", foreign(bridge)] : null),
   );
 }

@@ -53,13 +53,18 @@ class House:
 async def open_house(
     kind: str, broker: LocalNode, namespace: str, **changes: object
 ) -> AsyncIterator[House]:
-    """Run two bridges behind a load balancer; `changes` are settings of both."""
+    """
+    Run two bridges behind a load balancer; `changes` are settings of both.
+
+    With inboxes of their own they need a namespace each: one would wait for the other.
+    """
+    is_shared = str(changes.get("inbox", "")).startswith("redis:")
     async with AsyncExitStack() as stack:
         bridges = []
         for number in (1, 2):
             settings = settings_for(
                 broker,
-                namespace,
+                namespace if is_shared else f"{namespace}-{number}",
                 name=f"bridge-{number}",
                 trusted_proxies="127.0.0.1",
                 **changes,

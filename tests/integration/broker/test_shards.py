@@ -15,6 +15,7 @@ import bridge.broker.marks
 import bridge.broker.shards
 import bridge.broker.spreading
 import bridge.broker.topology
+from bridge.broker.alone import SHARED
 from bridge.broker.connection import (
     BrokerAddress,
     BrokerConnection,
@@ -175,7 +176,12 @@ async def stage(
         await connection.leave()
         async with open_raw(address.urls[0]) as cleaner:
             queues = [names.inbound_queues(shards) for shards in range(1, 7)]
-            for queue in (*itertools.chain(*queues), names.dead, names.bridges):
+            for queue in (
+                *itertools.chain(*queues),
+                names.dead,
+                names.bridges,
+                names.token(SHARED),
+            ):
                 await cleaner.channel.queue_delete(queue)
             await cleaner.channel.queue_delete(names.retry_queue(1000))
 
@@ -211,7 +217,7 @@ async def test_users_are_spread_over_the_shards_and_each_keeps_its_order(
 async def test_one_shard_is_the_plain_topology_and_needs_nothing_else(
     stage: Stage,
 ) -> None:
-    """Who does not shard has no exchange, queue or plugin more than before."""
+    """Who does not shard has no exchange or plugin more than before, and no queue for it."""
     async with stage.bridge(1):
         await stage.publish()
         await stage.all_stored()

@@ -1,6 +1,7 @@
 """The doctor at a real broker: what is wrong is found, and what it says mends it."""
 
 import shlex
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -25,6 +26,7 @@ from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.broker.conftest import open_raw
 from tests.integration.doctor.conftest import ManagedBroker
 from tests.integration.running import running_bridge, settings_for
+from tests.redis_server import RedisServer
 
 
 def settings(
@@ -87,6 +89,33 @@ async def test_with_the_least_permissions_all_is_well_and_nothing_is_changed(
     async with open_raw(managed_broker.node.url) as raw:
         for queue in (declared.dead, declared.inbound_queue()):
             assert await raw.holds(queue, 1)
+
+
+async def test_who_would_keep_a_bridge_from_taking_messages_is_told_before_it_starts(
+    managed_broker: ManagedBroker, namespace: str, tmp_path: Path
+) -> None:
+    """One with an inbox of its own and any other must not share a user's messages."""
+    subject = "other bridges"
+    own = settings(managed_broker, namespace)
+    shared = settings(managed_broker, namespace, inbox="redis://127.0.0.1:1/")
+    nobody = (await examined(own))[subject]
+    async with running_bridge(own):
+        beside_itself = (await examined(own))[subject]
+        kept_out = (await examined(shared))[subject]
+    async with (
+        RedisServer.start(tmp_path, is_durable=False) as redis,
+        running_bridge(settings(managed_broker, namespace, inbox=redis.url)),
+    ):
+        stray = (await examined(own))[subject]
+        one_more = (await examined(shared))[subject]
+
+    for finding in (nobody, beside_itself, one_more):
+        assert finding.verdict is Verdict.OK, finding
+    assert "another would wait" in beside_itself.text
+    for finding in (kept_out, stray):
+        assert finding.verdict is Verdict.NOTE, finding
+        assert "inbox is its own" in finding.text
+        assert "BRIDGE_NAMESPACE" in finding.mend
 
 
 async def test_shards_are_looked_at_as_the_broker_records_them(

@@ -31,6 +31,7 @@ class Pair:
     second: RunningBridge
     redis: RedisServer
     api: ApiAsker
+    stack: AsyncExitStack
 
 
 @pytest_asyncio.fixture
@@ -56,7 +57,7 @@ async def pair(
             return bool((await api.get("/api/users"))["bridges"] == 2)
 
         await eventually(hear_each_other)
-        yield Pair(first, second, redis, api)
+        yield Pair(first, second, redis, api, stack)
 
 
 async def test_users_of_both_bridges_are_in_one_list(pair: Pair) -> None:
@@ -111,6 +112,64 @@ async def test_a_kick_at_one_bridge_closes_the_windows_at_both(pair: Pair) -> No
         (notice,) = windows[0].data("bridge:closing")
         assert isinstance(notice, dict)
         assert (notice["code"], notice["reconnect"]) == ("kicked", False)
+
+
+async def test_a_trace_tells_what_each_bridge_remembers_and_whose_word_it_is(
+    pair: Pair,
+) -> None:
+    """One of two takes the message, and each writes it to the windows that it has."""
+    first, second = pair.first, pair.second
+    token = first.token("ann")
+    async with (
+        open_windows(first.listening.public_url, [token]) as here,
+        open_windows(second.listening.public_url, [token, token]) as there,
+    ):
+        body = {"user": "ann", "data": 1, "id": "m-1"}
+        published = await pair.api.ask("POST", "/api/publish", body=body)
+        assert published.status == 202
+        for window in (*here, *there):
+            await eventually(lambda window=window: window.data() == [1])  # type: ignore[misc] # mypy does not see through the default
+        other = await pair.stack.enter_async_context(asking(second))
+        of_both = [await api.get("/api/trace/m-1") for api in (pair.api, other)]
+        named = await pair.api.get("/api/trace/m-1?user=ann")
+        shown = await asyncio.to_thread(run_command, first, "trace", "m-1")
+
+    for told in (*of_both, named):
+        written = {
+            step["bridge"]: step["windows"]
+            for step in told["story"]
+            if step["stage"] == "written"
+        }
+        assert written == {"bridge-1": 1, "bridge-2": 2}
+        (publishing,) = [s for s in told["story"] if s["stage"] == "published"]
+        assert publishing["bridge"] == "bridge-1"
+        times = [step["at_s"] for step in told["story"] if step["at_s"] is not None]
+        assert times == sorted(times)
+        assert told["fate"] == "delivered"
+        assert not [line for line in told["silent"] if "bridges" in line]
+    assert "bridge-1" in shown.stdout
+    assert "bridge-2" in shown.stdout
+
+
+async def test_a_trace_says_how_many_bridges_it_did_not_hear(pair: Pair) -> None:
+    """Their windows and their journals are not in the story."""
+
+    async def hang(_question: object) -> object:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    fleet = pair.second.bridge.fleet
+    assert fleet is not None
+    fleet.serve(hang)
+    body = {"user": "ann", "data": 1, "id": "m-2"}
+    assert (await pair.api.ask("POST", "/api/publish", body=body)).status == 202
+
+    told = await pair.api.get("/api/trace/m-2")
+
+    unheard = [line for line in told["silent"] if "of the bridges" in line]
+    assert unheard == [
+        "windows and journals of 1 of the bridges were looked at, 1 did not answer"
+    ]
 
 
 async def test_a_bridge_that_hangs_is_told_apart_from_one_without_windows(

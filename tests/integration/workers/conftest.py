@@ -1,4 +1,4 @@
-"""`bridge run --workers 2` as a program, and stock clients in front of it."""
+"""`bridge run --workers N` as a program, and stock clients in front of it."""
 
 import asyncio
 import os
@@ -16,6 +16,7 @@ import pytest
 
 from bridge.broker.local_node import LocalNode
 from bridge.cli.token import signed_token
+from bridge.core.workplace import Workplace
 from bridge.settings.load import load_settings
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.running import OPERATOR_TOKEN, SECRET
@@ -24,6 +25,7 @@ from tests.redis_server import RedisServer
 
 LIMIT_S = 60 * SLOW_FACTOR
 PAGES = Path(__file__).with_name("windows.js")
+_OPERATOR = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
 NODE_MODULES = Path(__file__).parents[2] / "node_modules"
 
 
@@ -70,17 +72,37 @@ class Program:
         """Return the process ids of the workers."""
         return [pid for pid in family_of(self.process.pid)[1:] if is_alive(pid)]
 
+    def places(self) -> dict[int, Workplace]:
+        """Return the place of each worker, by its process id."""
+        return {
+            pid: place
+            for pid in self.workers()
+            if (place := _place_of(pid)) is not None
+        }
+
     async def get(self, path: str) -> tuple[int, bytes]:
         """Ask its operator door."""
         return await self.request("GET", path)
+
+    async def of_each_worker(self, name: str) -> dict[int, float]:
+        """Read one metric of each worker that answers, by its number."""
+        values = {}
+        for place in self.places().values():
+            connector = aiohttp.UnixConnector(path=place.operator_socket)
+            with suppress(aiohttp.ClientError, OSError):
+                async with (
+                    aiohttp.ClientSession(connector=connector) as session,
+                    session.get("http://worker/metrics", headers=_OPERATOR) as answer,
+                ):
+                    values[place.index] = _sample(await answer.text(), name)
+        return values
 
     async def request(
         self, method: str, path: str, body: object = None
     ) -> tuple[int, bytes]:
         """Ask its operator door."""
-        headers = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
         async with (
-            aiohttp.ClientSession(headers=headers) as session,
+            aiohttp.ClientSession(headers=_OPERATOR) as session,
             session.request(method, self.operator_url + path, json=body) as answer,
         ):
             return answer.status, await answer.read()
@@ -88,8 +110,7 @@ class Program:
     async def sample(self, name: str) -> float:
         """Read one of its metrics."""
         _, text = await self.get("/metrics")
-        match = re.search(rf"(?m)^{re.escape(name)} (\S+)$", text.decode())
-        return float(match[1]) if match else 0.0
+        return _sample(text.decode(), name)
 
     async def is_ready(self) -> bool:
         """Ask whether it is ready."""
@@ -97,11 +118,31 @@ class Program:
         return status == 200
 
 
+def _sample(text: str, name: str) -> float:
+    match = re.search(rf"(?m)^{re.escape(name)} (\S+)$", text)
+    return float(match[1]) if match else 0.0
+
+
+def _place_of(pid: int) -> Workplace | None:
+    """Read it from the worker's command line; ``None`` if it is gone."""
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    given = dict(re.findall(r"--(of|index)=([^\0]+)", line))
+    return Workplace(given["of"], int(given["index"])) if len(given) == 2 else None
+
+
 @asynccontextmanager
 async def program(
-    broker: LocalNode, namespace: str, redis: RedisServer, **settings: str
+    broker: LocalNode,
+    namespace: str,
+    redis: RedisServer,
+    *,
+    workers: int = 2,
+    **settings: str,
 ) -> AsyncIterator[Program]:
-    """Start `bridge run --workers 2` and wait until it is ready."""
+    """Start `bridge run --workers N` and wait until it is ready."""
     given = {
         "amqp_url": broker.url,
         "namespace": namespace,
@@ -113,7 +154,7 @@ async def program(
         "drain_timeout": "10s",
     }
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bridge", "run", "--workers", "2"),
+        *(sys.executable, "-m", "bridge", "run", "--workers", str(workers)),
         env=environment(**(given | settings)),
         stdout=PIPE,
         stderr=PIPE,

@@ -1,9 +1,11 @@
 """A trace while sources are away or too large: told from the rest, and what is missing is said."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import pytest
 from aiohttp import web
+from pydantic import BaseModel
 
 from bridge.core.fleet import ALONE, Reach, Seen
 from bridge.core.journal import Happening, Journal
@@ -13,8 +15,11 @@ from bridge.errors import BrokerUnavailableError
 from bridge.names import LetterReason, Stage
 from bridge.web.api.frame import Api
 from bridge.web.api.trace import Tracer
+from bridge.web.memories import Memories
 from bridge.web.problems import answer_with_problems
 from tests.unit.web.conftest import Client, Open
+
+AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 
 def letter(user: str, message_id: str = "m") -> Letter:
@@ -34,6 +39,7 @@ class Sources:
         self.failure: Exception | None = None
         self.is_complete = True
         self.reach = ALONE
+        self.reach_of_journals: Reach | None = None
 
     async def user(self, user: str) -> UserInbox | None:
         """Return nothing."""
@@ -58,6 +64,14 @@ class Sources:
                 break
         return Count(shown, len(self.letters))
 
+    async def ask(
+        self, question: Mapping[str, Any], model: type[AnswerT]
+    ) -> tuple[list[AnswerT], Reach]:
+        """Remember nothing elsewhere."""
+        assert issubclass(model, BaseModel)
+        assert question["do"]
+        return [], self.reach_of_journals or self.reach
+
     async def windows_of(self, user: str) -> Seen:
         """Return none, and say whether all bridges were asked."""
         assert user
@@ -67,7 +81,8 @@ class Sources:
 async def door(open_app: Open, sources: Sources, journal: Journal) -> Client:
     """Serve traces without a guard."""
     app = web.Application(middlewares=[answer_with_problems])
-    tracer = Tracer(inboxes=sources, dead=sources, windows=sources, journal=journal)
+    memories = Memories(journal, sources)
+    tracer = Tracer(inboxes=sources, dead=sources, windows=sources, memories=memories)
     tracer.add_routes(Api(app, lambda handler: handler))
     return await open_app(app)
 
@@ -138,11 +153,15 @@ async def test_what_was_not_looked_at_is_said(
         (ALONE, []),
         (
             Reach(2, 1),
-            ["windows of 2 of the bridges were looked at, 1 did not answer"],
+            [
+                "windows and journals of 2 of the bridges were looked at, 1 did not answer"
+            ],
         ),
         (
             Reach(1, None),
-            ["windows of 1 of the bridges were looked at, the others did not answer"],
+            [
+                "windows and journals of 1 of the bridges were looked at, the others did not answer"
+            ],
         ),
     ],
 )
@@ -158,3 +177,19 @@ async def test_bridges_that_did_not_answer_are_told(
         trace = await response.json()
 
     assert [each for each in trace["silent"] if "of the bridges" in each] == words
+
+
+async def test_a_bridge_that_knows_nothing_of_journals_is_told_apart(
+    open_app: Open,
+) -> None:
+    """One of an earlier version tells its windows, and not what it remembers."""
+    sources = Sources(letter("ann"))
+    sources.reach, sources.reach_of_journals = Reach(2, 0), Reach(1, 1)
+    client = await door(open_app, sources, Journal(began_s=1.0))
+
+    async with client.get("/api/trace/m?user=ann") as response:
+        trace = await response.json()
+
+    assert [each for each in trace["silent"] if "of the bridges" in each] == [
+        "journals of 1 of the bridges were looked at, 1 did not answer"
+    ]

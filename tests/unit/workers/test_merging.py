@@ -11,15 +11,12 @@ from bridge.core.contracts.operator.overview import (
     Totals,
 )
 from bridge.core.contracts.operator.queues import QueueFacts, QueueRole, QueueSource
-from bridge.core.contracts.operator.trace import Trace, TraceStep
 from bridge.merged_metrics import MergedMetrics
 from bridge.metrics import Metrics
-from bridge.names import Fate, Stage
 from bridge.workers.asking import Answer, Question
 from bridge.workers.merging import (
     merge_overviews,
     merge_queues,
-    merge_traces,
 )
 
 
@@ -56,48 +53,6 @@ def test_a_queue_is_told_once_and_what_is_in_flight_is_added_up() -> None:
 
     (only,) = Page[QueueFacts].model_validate_json(merged.body).items
     assert (only.depth, only.consumers, only.unacked, only.oldest_s) == (7, 2, 3, 1.5)
-
-
-def trace(name: str | None, *steps: TraceStep, fate: Fate) -> Trace:
-    """Return what a worker knows of a message."""
-    return Trace(
-        message_id="m",
-        user=name,
-        others=[],
-        story=list(steps),
-        fate=fate,
-        verdict=f"{fate}: so it is",
-        journal_since_s=1.0,
-        looked_at=0,
-        silent=["something"],
-    )
-
-
-def step(stage: Stage, at_s: float) -> TraceStep:
-    """Return one step of a story."""
-    return TraceStep(at_s=at_s, stage=stage, text=stage, position=None, windows=None)
-
-
-def test_a_story_has_the_steps_that_each_worker_remembers_in_order_of_time() -> None:
-    """One took the message, another wrote it to its windows."""
-    taken, stored = step(Stage.TAKEN, 1.0), step(Stage.STORED, 2.0)
-    merged = merge_traces(
-        answers(
-            trace("ann", stored, step(Stage.WRITTEN, 3.0), fate=Fate.DELIVERED),
-            trace("ann", taken, stored, fate=Fate.DELIVERED),
-            trace(None, fate=Fate.UNKNOWN),
-        ),
-        question(),
-    )
-
-    told = Trace.model_validate_json(merged.body)
-    assert [each.stage for each in told.story] == [
-        Stage.TAKEN,
-        Stage.STORED,
-        Stage.WRITTEN,
-    ]
-    assert told.fate is Fate.DELIVERED
-    assert told.silent == ["something"]
 
 
 def overview(*, windows: int, connected: bool, started_s: float) -> Overview:

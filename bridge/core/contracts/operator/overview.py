@@ -67,7 +67,10 @@ class Overview(Contract):
     broker: BrokerFacts = Field(description="The broker.")
     inbox: InboxFacts = Field(description="The inbox store.")
     windows: int = Field(description="Windows connected.")
-    users: int = Field(description="Users with a window connected.")
+    users: int = Field(
+        description="Users with a window connected; one with windows at several workers "
+        "is counted at each."
+    )
     in_flight: int = Field(description="Deliveries taken and not yet settled.")
     totals: Totals = Field(description="Counters since the start.")
     age_s: Ages | None = Field(description="Null while nothing was written.")

@@ -28,6 +28,11 @@ class TraceStep(Contract):
     text: str = Field(description="The same for a person.")
     position: str | None = Field(description="In the inbox, as pages know it.")
     windows: int | None = Field(description="To how many it was written, if it was.")
+    bridge: str = Field(
+        "",
+        description="Which bridge remembers it, by `BRIDGE_NAME` or its host; empty if it "
+        "stands in the inbox or with the broker.",
+    )
 
 
 class Trace(Contract):
@@ -42,7 +47,8 @@ class Trace(Contract):
     fate: Annotated[Fate, listed(Fate)] = Field(description="How it stands, in a word.")
     verdict: str = Field(description="How it stands, in a sentence.")
     journal_since_s: float = Field(
-        description="Since when retries, duplicates and windows are remembered."
+        description="Since when retries, duplicates and windows are remembered, by all "
+        "bridges that answered."
     )
     looked_at: int = Field(description="How many kept messages were looked at.")
     silent: list[str] = Field(description="What nobody knows, and why.")
