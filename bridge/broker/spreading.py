@@ -9,13 +9,18 @@ what is too much ends after as many steps where there is room. Nobody takes a sh
 was not given, so nothing swings.
 
 The share is the number of shards over the number of bridges, rounded up. The broker counts
-the bridges: each consumes an empty queue. Being active is not told by AMQP; being delivered
+the bridges: each consumes an empty queue. While a node of it is down it goes on counting
+those that were connected to that node (3.10.8), so there may seem to be room where there is
+none, and what is given away comes back: a bridge gives something away a few times a minute
+at most. Being active is not told by AMQP; being delivered
 to is. An idle shard costs nothing and is not spread.
 """
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Sequence
+from time import monotonic
 from typing import Final, Self
 
 import aiormq
@@ -32,6 +37,9 @@ log = structlog.get_logger(__name__)
 _LOOK_EACH_S: Final = 1.0
 # Before it stands in the line again; the next one is active by then.
 _AWAY_S: Final = 0.2
+# Where there is room, no bridge has to give more often.
+_GIVINGS: Final = 5
+_GIVINGS_WITHIN_S: Final = 60.0
 # So many looks in a row may fail before the connection is given up for it.
 _MISSED_MAX: Final = 3
 
@@ -44,6 +52,11 @@ def excess(
     active = [one for one in consumers if one.is_active and not one.is_leaving]
     active.sort(key=lambda one: one.in_flight)
     return active[: max(0, len(active) - share)]
+
+
+def is_restless(gave_s: Sequence[float], *, now_s: float) -> bool:
+    """Whether something was given away so often lately that it is of no use."""
+    return len(gave_s) >= _GIVINGS and now_s - gave_s[-_GIVINGS] < _GIVINGS_WITHIN_S
 
 
 class Spreading:
@@ -108,11 +121,14 @@ class Spreading:
 
         """
         missed = 0
+        gave_s: deque[float] = deque(maxlen=_GIVINGS)
         async with broker_call(f"consume {self._queue}", timeout_s=self._timeout_s):
             await self._channel.basic_consume(self._queue, _never_called)
         while True:
             # With jitter, so that bridges do not look all at once and all give to one.
             await asyncio.sleep(_LOOK_EACH_S * (0.5 + random.random()))  # noqa: S311 - no secret
+            if is_restless(gave_s, now_s=monotonic()):
+                continue
             try:
                 bridges = await self._count_bridges()
             except BrokerUnavailableError:
@@ -126,6 +142,7 @@ class Spreading:
             )
             if not given:
                 continue
+            gave_s.append(monotonic())
             log.info(
                 "shards.giving_away",
                 queues=[consumer.queue for consumer in given],

@@ -1,12 +1,18 @@
 """What a bridge has to give away."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import cast
 
+import aiormq
 import pytest
 
+from bridge.broker import spreading
 from bridge.broker.consumer import ConsumerSession
-from bridge.broker.spreading import excess
+from bridge.broker.intake_session import IntakeSession
+from bridge.broker.spreading import Spreading, excess
+from tests.conftest import eventually
 
 
 @dataclass
@@ -16,6 +22,33 @@ class Consumer:
     is_active: bool = True
     is_leaving: bool = False
     in_flight: int = 0
+    queue: str = "q"
+
+
+@dataclass
+class Session:
+    """A bridge whose shards all come back, because nobody else is there."""
+
+    consumers: list[Consumer] = field(default_factory=lambda: [Consumer(), Consumer()])
+    given: int = 0
+
+    async def give_away(self, _: Consumer) -> None:
+        """Count it."""
+        self.given += 1
+
+    async def consume(self, _: str) -> None:
+        """Get it back."""
+
+
+class Channel:
+    """Of a broker that counts a bridge that is not there."""
+
+    async def basic_consume(self, *_: object) -> None:
+        """Do nothing."""
+
+    async def queue_declare(self, *_: object, **__: object) -> SimpleNamespace:
+        """Say that there are two."""
+        return SimpleNamespace(consumer_count=2)
 
 
 @pytest.mark.parametrize(
@@ -53,3 +86,34 @@ def test_the_least_busy_are_given_away_and_none_twice() -> None:
     away = excess(cast("list[ConsumerSession]", consumers), shards=2, bridges=2)
 
     assert [one.in_flight for one in away] == [1]
+
+
+async def test_what_comes_back_each_time_is_not_given_away_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The broker counts bridges that were connected to a node that is down (3.10.8)."""
+    looks = 0
+
+    def count() -> float:
+        nonlocal looks
+        looks += 1
+        return 0.5
+
+    monkeypatch.setattr(spreading, "_LOOK_EACH_S", 0.0)
+    monkeypatch.setattr(spreading, "_AWAY_S", 0.0)
+    monkeypatch.setattr("bridge.broker.spreading.random.random", count)
+    session = Session()
+    task = asyncio.ensure_future(
+        Spreading(
+            cast("IntakeSession", session),
+            cast("aiormq.Channel", Channel()),
+            queue="q",
+            shards=2,
+            timeout_s=10,
+        ).run()
+    )
+
+    await eventually(lambda: looks > 100)
+    task.cancel()
+
+    assert session.given == 5
