@@ -23,8 +23,10 @@ FLOOR: Final = "floor"
 USUAL_WORKS: Final = ("saturated", "steady", "fanout", "crowd", "few")
 _BRIDGES_ALONE: Final = frozenset({"few"})
 # What the other works would not tell more of.
-_BESIDE: Final = frozenset({"bare", "node-each"})
-_WORKS_BESIDE: Final = frozenset({"saturated", "steady"})
+_WORKS_BESIDE: Final = {
+    "bare": frozenset({"saturated", "steady", "crowd"}),
+    "node-each": frozenset({"saturated", "steady"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ def _servers(plan: Plan, work: str) -> Sequence[str]:
         name
         for name in plan.servers
         if (KINDS[name].inbox or work not in _BRIDGES_ALONE)
-        and (name not in _BESIDE or work in _WORKS_BESIDE)
+        and work in _WORKS_BESIDE.get(name, plan.works)
     ]
     return [*servers, FLOOR] if work == "fanout" else servers
 

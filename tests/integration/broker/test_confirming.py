@@ -8,7 +8,7 @@ from bridge.broker.consumer import ConsumerSession
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 from bridge.names import BrokerNames
-from tests.conftest import SLOW_FACTOR
+from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.broker.conftest import IntakeMaker, Raw
 from tests.integration.broker.proxy import TcpProxy
 
@@ -44,6 +44,12 @@ async def test_a_queue_that_says_it_has_no_consumer_confirms_none(
     queue = names.inbound_queue()
     async with consuming():
         pass  # declares it
+
+    async def has_no_consumer() -> bool:
+        told = await raw.channel.queue_declare(queue, passive=True)
+        return told.consumer_count == 0
+
+    await eventually(has_no_consumer)  # the broker forgets ours a little late
     consumer = ConsumerSession(
         raw.channel,
         queue=queue,
