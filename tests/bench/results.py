@@ -121,6 +121,10 @@ class Results:
             self.rounds.append({})
         self.rounds[round_].setdefault(work, {})[server] = figures
 
+    def forget(self, round_: int) -> None:
+        """Drop a round that is not whole, and what follows."""
+        del self.rounds[round_:]
+
     def spread(self, work: str, server: str, figure: str) -> Spread | None:
         """Sum up one figure over the rounds; ``None`` if it was not measured."""
         values = [

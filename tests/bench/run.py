@@ -79,13 +79,31 @@ async def run(plan: Plan, world: World, *, tell: Callable[[str], None]) -> Resul
     facts = await asyncio.to_thread(machine_facts, world.pin)
     results = Results(facts, asdict(plan.scale))
     for round_ in range(plan.rounds):
-        for work in plan.works:
-            for name in _servers(plan, work):
-                figures = await _measure(world, work, name, plan.scale, round_)
-                results.note(round_, work, name, figures)
-                told = ", ".join(f"{k} {v:,.2f}" for k, v in figures.items())
-                tell(f"round {round_ + 1} of {plan.rounds}, {work}, {name}: {told}")
+        try:
+            await _round(world, plan, round_, results, tell)
+        except RuntimeError as exc:
+            if not round_:
+                raise
+            # A quarter of an hour is not thrown away for the last minutes.
+            results.forget(round_)
+            tell(f"round {round_ + 1} failed, the rounds before it are told: {exc}")
+            break
     return results
+
+
+async def _round(
+    world: World,
+    plan: Plan,
+    round_: int,
+    results: Results,
+    tell: Callable[[str], None],
+) -> None:
+    for work in plan.works:
+        for name in _servers(plan, work):
+            figures = await _measure(world, work, name, plan.scale, round_)
+            results.note(round_, work, name, figures)
+            told = ", ".join(f"{k} {v:,.2f}" for k, v in figures.items())
+            tell(f"round {round_ + 1} of {plan.rounds}, {work}, {name}: {told}")
 
 
 def _servers(plan: Plan, work: str) -> Sequence[str]:

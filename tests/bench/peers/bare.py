@@ -63,9 +63,11 @@ def cut(data: bytes, windows: dict[bytes, socket.socket]) -> tuple[int, int]:
     """Send what came whole; how many messages, and how many bytes they were."""
     at = count = 0
     end = len(data)
-    while end - at >= _HEAD_BYTES:
+    while end - at >= _HEAD_BYTES + len(_DELIVER):
         _, _, size = _FRAME(data, at)
         head = at + size + 8
+        if head > end:
+            break
         if data[at + 7 : at + 11] != _DELIVER:
             at = head
             continue
