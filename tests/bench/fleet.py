@@ -111,6 +111,12 @@ def _goals() -> Iterable[Goal]:
                 at_most,
             )
     yield Goal(
+        "a delivery, four bridges / two with half the traffic, so as much for each, steady",
+        ("spread", "four", "steady_us"),
+        ("spread", "calm", "steady_us"),
+        1.15,
+    )
+    yield Goal(
         "a message, at a bridge without a window of its user / at the one that stores it",
         ("append", "pair", "bystander_us"),
         ("append", "pair", "us"),

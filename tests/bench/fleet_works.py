@@ -52,7 +52,7 @@ async def spread(fleet: Fleet) -> Figures:
         "saturated_store_us": used.store / scale.backlog / _TIMES,
     }
     before = fleet.used()
-    steady = await stage.stream(some, scale.rate)
+    steady = await stage.stream(some, scale.rate * fleet.set_up.traffic)
     used = fleet.used().since(before)
     number = sum(used.bridges) / steady["us"]
     return figures | {
@@ -207,6 +207,8 @@ WORKS: Final = {
                 _ALONE,
                 _PAIR,
                 SetUp("four", 4),
+                # As much for each bridge as with four.
+                SetUp("calm", 2, traffic=0.5),
                 SetUp("relaxed", 2, fsync="everysec"),
             ),
             spread,

@@ -30,6 +30,7 @@ class SetUp:
         shards: Of the way in.
         fsync: When Redis writes to the disk: `always`, before it answers, as a file's
             commit does; or `everysec`.
+        traffic: Of a steady stream, how much of the usual.
         settings: More of each bridge's environment.
 
     """
@@ -39,6 +40,7 @@ class SetUp:
     inbox: str = "redis:"
     shards: int = 1
     fsync: str = "always"
+    traffic: float = 1.0
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -100,6 +102,7 @@ class World:
 class Fleet:
     """A running set-up, and windows, and a worker."""
 
+    set_up: SetUp
     herd: Herd
     stage: Stage
     world: World
@@ -173,7 +176,7 @@ async def open_fleet(
         herd = Herd(members)
         publisher = stack.enter_context(closing(Publisher(world.node.url)))
         stage = Stage(herd, some, publisher, scale, seed)
-        yield Fleet(herd, stage, world, redis)
+        yield Fleet(set_up, herd, stage, world, redis)
 
 
 def _settings(
