@@ -77,6 +77,11 @@ async def store_of(server: RedisServer, namespace: str) -> AsyncIterator[Store]:
         await inbox.close()
 
 
+async def acks_are_told() -> None:
+    """Let more time pass than acks of small batches wait for each other; then ask the bridge."""
+    await asyncio.sleep(0.05 * SLOW_FACTOR)
+
+
 async def publish(worker: Worker, *numbers: int) -> None:
     for number in numbers:
         await worker.publish(USER, number)
@@ -134,6 +139,7 @@ async def test_what_hung_on_its_way_to_the_store_comes_too_late(
     ):
         await publish(worker, 1, 2)
         await store.comes_to(1, 2)
+        await acks_are_told()
         line.to_store.freeze()
         await publish(worker, 3, 4, 5)
         await eventually(lambda: line.first.bridge.intake.in_flight == 3)
@@ -280,6 +286,8 @@ async def test_a_bridge_that_was_frozen_stores_nothing_late(
     ):
         await publish(worker, 1, 2)
         await store.comes_to(1, 2)
+        await acks_are_told()
+        assert await process.gets_ready(within_s=READY_WITHIN_S)
         await process.arm(FREEZE_BEFORE_APPEND, count=1)
         await publish(worker, 3)
         await eventually(lambda: not process.control.exists())
