@@ -25,13 +25,10 @@ def tag_of(frame: bytes) -> int:
     return int.from_bytes(frame[11:19], "big")
 
 
-async def test_acks_of_small_batches_are_told_together(
-    raw: Raw, names: BrokerNames, metrics: Metrics, consuming: IntakeMaker
-) -> None:
-    """Within 10 ms, and at once when there are many, and when the queue is given away."""
-    async with consuming():
-        pass  # declares it
-    frames = Written()
+async def start(
+    raw: Raw, names: BrokerNames, metrics: Metrics, frames: Written
+) -> ConsumerSession:
+    """Consume with a prefetch of 40, and write to `frames` instead of the connection."""
     consumer = ConsumerSession(
         raw.channel,
         queue=names.inbound_queue(),
@@ -43,6 +40,17 @@ async def test_acks_of_small_batches_are_told_together(
         waiting_max_bytes=1000,
     )
     await consumer.start(40)
+    return consumer
+
+
+async def test_acks_of_small_batches_are_told_together(
+    raw: Raw, names: BrokerNames, metrics: Metrics, consuming: IntakeMaker
+) -> None:
+    """Within 10 ms, and at once when there are many, and when the queue is given away."""
+    async with consuming():
+        pass  # declares it
+    frames = Written()
+    consumer = await start(raw, names, metrics, frames)
 
     assert consumer.ack(1)
     assert consumer.ack(2)
@@ -64,17 +72,7 @@ async def test_an_ack_that_waits_is_not_sent_on_a_channel_that_was_closed(
     async with consuming():
         pass
     frames = Written()
-    consumer = ConsumerSession(
-        raw.channel,
-        queue=names.inbound_queue(),
-        timeout_s=10 * SLOW_FACTOR,
-        arrived=asyncio.Event(),
-        look=asyncio.Event(),
-        metrics=metrics,
-        write=frames.write,
-        waiting_max_bytes=1000,
-    )
-    await consumer.start(40)
+    consumer = await start(raw, names, metrics, frames)
     assert consumer.ack(1)
 
     await raw.channel.close()
