@@ -30,6 +30,14 @@ _AMQP_GREETING: Final = b"AMQP\x00\x00\x09\x01"
 _START_OK: Final = b"\x00\x0a\x00\x0b"
 _TUNE: Final = b"\x00\x0a\x00\x1e"
 
+# How a node's log names a taken port: its AMQP listener, and the check of the port for
+# other nodes that RabbitMQ does before it starts (rabbit_prelaunch_dist).
+_PORT_TAKEN_SIGNS: Final = (
+    "eaddrinuse",
+    "ddress already in use",
+    "dist_port_already_used",
+)
+
 Progress = Callable[[str], None]
 
 
@@ -279,7 +287,9 @@ class LocalNode:
     async def _raise_failed_start(self, what: str) -> NoReturn:
         tail = await asyncio.to_thread(self.setup.log_tail)
         problem = f"the private RabbitMQ node {what}"
-        if "eaddrinuse" in tail or "ddress already in use" in tail:
+        # epmd takes a port in use for another epmd at work, and ends without a word.
+        is_epmd_gone = "epmd" in self._needed - self._kept.pids.keys()
+        if is_epmd_gone or any(sign in tail for sign in _PORT_TAKEN_SIGNS):
             raise _PortTakenError(problem, tail)
         raise LocalNodeError(problem, tail)
 

@@ -234,12 +234,13 @@ async def test_a_start_that_fails_shows_why() -> None:
             pass
 
 
+@pytest.mark.parametrize("which", ["amqp", "distribution", "epmd"])
 async def test_a_port_that_was_taken_meanwhile_is_replaced(
-    broker: LocalNode, monkeypatch: pytest.MonkeyPatch
+    which: str, broker: LocalNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between choosing a port and using it, anybody may take it."""
     good = await asyncio.to_thread(free_ports)
-    choices = iter([replace(good, amqp=broker.port), good])
+    choices = iter([replace(good, **{which: broker.port}), good])
     monkeypatch.setattr(local_node, "free_ports", lambda: next(choices))
     said: list[str] = []
 
