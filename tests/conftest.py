@@ -16,12 +16,14 @@ import pytest_asyncio
 from blockbuster import blockbuster_ctx
 
 from bridge.broker.local_node import LocalNode
-from bridge.broker.topology import HASH_PLUGIN
 from tests.guard import be_guarded
 
 # Scales every limit of the tests for slow machines. Not BRIDGE_*: those are settings,
 # and the bridge refuses those that it does not know.
 SLOW_FACTOR: Final = float(os.environ.get("TESTS_SLOW_FACTOR", "1"))
+
+# The second one for shards of earlier versions, and of RabbitMQ 4.0 to 4.2.
+HASH_PLUGINS: Final = ("rabbitmq_sharding", "rabbitmq_consistent_hash_exchange")
 
 _POLL_S: Final = 0.01
 
@@ -37,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 async def broker() -> AsyncIterator[LocalNode]:
     """One private RabbitMQ node for the whole run; tests keep apart by `namespace`."""
     async with LocalNode.start(
-        plugins=(HASH_PLUGIN,), ready_within_s=90 * SLOW_FACTOR
+        plugins=HASH_PLUGINS, ready_within_s=90 * SLOW_FACTOR
     ) as node:
         yield node
 

@@ -15,7 +15,7 @@ from typing import Final
 from bridge.broker.local_node import LocalNode
 
 NODES: Final = 3
-PLUGINS: Final = ("rabbitmq_consistent_hash_exchange",)
+PLUGINS: Final = ("rabbitmq_sharding",)
 # As in production: a node that finds itself without a majority pauses until it has one.
 _CONFIG: Final = ("cluster_partition_handling = pause_minority",)
 

@@ -26,7 +26,6 @@ from aiormq.exceptions import (
 from bridge.broker.connection import BrokerConnection, broker_call, problem_text
 from bridge.broker.frame_reader import FrameReader
 from bridge.broker.topology import (
-    HASH_EXCHANGE,
     Binding,
     Exchange,
     Queue,
@@ -105,20 +104,24 @@ async def may_configure_anything(
     return await _Asker(connection, timeout_s=timeout_s).may_configure(stranger)
 
 
-async def knows_hash(
-    connection: BrokerConnection[FrameReader], names: BrokerNames, *, timeout_s: float
+async def knows_type(
+    connection: BrokerConnection[FrameReader],
+    names: BrokerNames,
+    exchange_type: str,
+    *,
+    timeout_s: float,
 ) -> bool:
     """
-    Say whether the broker has the plugin. If not, the connection is gone after that.
+    Say whether the broker has exchanges of this type. If not, the connection is gone after that.
 
     Asked with a declare that is refused for its argument, behind its type.
     """
-    async with broker_call(f"ask for {HASH_EXCHANGE}", timeout_s=timeout_s):
+    async with broker_call(f"ask for {exchange_type}", timeout_s=timeout_s):
         channel = await connection.open_channel(confirms=False)
         try:
             await channel.exchange_declare(
                 f"{names.namespace}.check-{secrets.token_hex(8)}",
-                exchange_type=HASH_EXCHANGE,
+                exchange_type=exchange_type,
                 durable=True,
                 arguments={"alternate-exchange": 1},
             )

@@ -25,15 +25,10 @@ A change goes like this, and may be broken off anywhere and begun again:
 5. When no old queue is left, `done` is declared and the new queues are consumed. So order
    per user is kept: all of before was stored before the first of after is taken.
 
-Surprises of x-consistent-hash (RabbitMQ 3.10.8, tried out): a user's queue depends on the
-order in which the queues were bound, so each number of shards has an exchange of its own
-which is never changed. With Mnesia, a broker whose nodes were all down binds them anew at
-its start, and not always in one order: then some users belong to another queue than before,
-and what waited for them may be overtaken by what is published before it was consumed.
-Nodes that restart one after the other keep the order; so do brokers with Khepri (4.x).
-The key of a binding is its weight; from 4.3 on there is `x-modulus-hash`, without both.
-A queue with a single active consumer tells only that one when asked for its consumers, so
-how many bridges there are is asked of a queue that all of them consume.
+A user's queue depends on all queues that are bound (hashing.py), so each number of shards
+has an exchange of its own which is never changed. A queue with a single active consumer
+tells only that one when asked for its consumers, so how many bridges there are is asked of
+a queue that all of them consume.
 """
 
 from collections.abc import Sequence
@@ -48,8 +43,9 @@ from aiormq.exceptions import (
 
 from bridge.broker.connection import BrokerConnection, broker_call, problem_text
 from bridge.broker.frame_reader import FrameReader
+from bridge.broker.hashing import MODULUS, hash_of
+from bridge.broker.refusals import INEQUIVALENT, plain
 from bridge.broker.topology import (
-    INEQUIVALENT,
     Binding,
     Exchange,
     Queue,
@@ -58,7 +54,6 @@ from bridge.broker.topology import (
     declare,
     declare_one,
     inbound_queue,
-    plain,
     topology,
 )
 from bridge.errors import BrokerUnavailableError, ShardsError, TopologyError
@@ -96,6 +91,7 @@ class Layout:
         change: How often the number was changed; 0 = never, the plain topology.
         before: How many there were before the last change.
         is_moving: Whether queues of before may be there yet.
+        hash_type: Of the exchange that spreads users over them.
 
     """
 
@@ -103,6 +99,7 @@ class Layout:
     change: int = 0
     before: int = 1
     is_moving: bool = False
+    hash_type: str = MODULUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +127,7 @@ class ShardPlan:
             self.retry_delays_s,
             layout.shards,
             was_changed=layout.change > 0,
+            hash_type=layout.hash_type,
         )
         if not layout.change:
             return plan
@@ -189,16 +187,22 @@ class ShardDesk:
             return Layout()
         shards = await self._recorded(changes)
         if await self.is_there(Exchange(_done_name(self._names, changes), "fanout")):
-            return Layout(shards, changes, shards)
+            return await self._laid_out(Layout(shards, changes, shards))
         before = await self._recorded(changes - 1) if changes > 1 else 1
-        return Layout(shards, changes, before, is_moving=True)
+        return await self._laid_out(Layout(shards, changes, before, is_moving=True))
 
     async def expect(self) -> Layout:
         """Read the records; on an empty broker, say what a bridge of this plan will make."""
         layout = await self.read()
         if await self._is_empty(layout) and self._plan.shards > 1:
-            return Layout(self._plan.shards, 1)
+            return await self._laid_out(Layout(self._plan.shards, 1))
         return layout
+
+    async def _laid_out(self, layout: Layout) -> Layout:
+        """Return it with the type of hash that its entry has, or is to get."""
+        entry = self._names.shards_entry(layout.shards)
+        found = await hash_of(self._connection, entry, timeout_s=self._plan.timeout_s)
+        return replace(layout, hash_type=found)
 
     async def settle(self) -> Layout:
         """
@@ -258,7 +262,9 @@ class ShardDesk:
         await self.refuse_if_not_now(now, shards)
         if now.shards == shards:
             return await self._settle(now)
-        new = Layout(shards, now.change + 1, now.shards, is_moving=True)
+        new = await self._laid_out(
+            Layout(shards, now.change + 1, now.shards, is_moving=True)
+        )
         await self._prepare(new)
         await self._declare(self._plan.record(new))
         await self._unbind_the_old(new)

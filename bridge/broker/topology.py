@@ -14,7 +14,6 @@ long enough under its own routing key, so a fanout exchange stands in front of e
 message can be put in without losing the key, which is the user.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -31,6 +30,8 @@ from aiormq.exceptions import (
 
 from bridge.broker.connection import BrokerConnection, broker_call, problem_text
 from bridge.broker.frame_reader import FrameReader
+from bridge.broker.hashing import MODULUS, plugin_of
+from bridge.broker.refusals import INEQUIVALENT, plain
 from bridge.errors import TopologyError
 from bridge.names import BrokerNames
 
@@ -44,14 +45,6 @@ _DELIVERY_LIMIT: Final = 1_000_000
 QUORUM: Final[Arguments] = MappingProxyType(
     {"x-queue-type": "quorum", "x-delivery-limit": _DELIVERY_LIMIT}
 )
-HASH_EXCHANGE: Final = "x-consistent-hash"
-HASH_PLUGIN: Final = "rabbitmq_consistent_hash_exchange"
-INEQUIVALENT: Final = re.compile(
-    r"inequivalent arg '(?P<argument>[^']+)' for .*?: "
-    r"received (?P<ours>.*?) but current is (?P<theirs>.*)",
-    re.DOTALL,
-)
-_VALUE: Final = re.compile(r"^(?:the value )?'(.*?)'(?: of type '[^']*')?$", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +111,7 @@ def topology(
     shards: int = 1,
     *,
     was_changed: bool | None = None,
+    hash_type: str = MODULUS,
 ) -> Topology:
     """
     Return what a bridge with these names and delays needs.
@@ -128,6 +122,7 @@ def topology(
         shards: How many inbound queues there are.
         was_changed: Whether the number was another one before: then the queues hang on
             an exchange of their own even if it is one. `None` = not, if it is one.
+        hash_type: Of the exchange that spreads users over several shards.
 
     """
     messages = Exchange(names.messages, "topic")
@@ -144,12 +139,12 @@ def topology(
         bindings.append(Binding(names.inbound, inbound_queues[0]))
     else:
         # Of one shard too the key says nothing: a fanout takes any.
-        kind = HASH_EXCHANGE if shards > 1 else "fanout"
+        kind = hash_type if shards > 1 else "fanout"
         entry = Exchange(names.shards_entry(shards), kind)
         exchanges.append(entry)
         queues.append(Queue(names.bridges, QUORUM))
-        # In the order of their names, as the broker binds them anew when it starts; the
-        # order decides which user belongs to which queue. The key is the weight.
+        # In the order of their names, so that bridges that start together bind as one. To a
+        # consistent hash that order says who gets what, and the key is a weight.
         bindings += [
             Binding(entry.name, queue, "1")
             for queue in sorted(inbound_queues, key=lambda queue: queue.name)
@@ -357,14 +352,9 @@ def _unknown_type(
     thing: Exchange | Queue, exc: ConnectionCommandInvalid
 ) -> TopologyError:
     """What the broker says, which ends the connection, and the command that mends it."""
+    plugin = plugin_of(thing.type) if isinstance(thing, Exchange) else "the one for it"
     return TopologyError(
         _title(thing),
         f"RabbitMQ says {problem_text(exc)}",
-        f"`rabbitmq-plugins enable {HASH_PLUGIN}` on each of its nodes",
+        f"`rabbitmq-plugins enable {plugin}` on each of its nodes",
     )
-
-
-def plain(value: str) -> str:
-    """'2000', or "the value '2000' of type 'signedint'" -> 2000; none -> none."""
-    found = _VALUE.match(value.strip())
-    return found[1] if found else value.strip()

@@ -12,15 +12,14 @@ from bridge.broker.alone import Neighbours
 from bridge.broker.connection import (
     BrokerAddress,
     Purpose,
+    broker_identity,
     open_connection,
 )
 from bridge.broker.frame_reader import FrameReader
-from bridge.broker.permissions import knows_hash
+from bridge.broker.hashing import best_hash, plugin_of
+from bridge.broker.permissions import knows_type
 from bridge.broker.shards import Layout, ShardDesk, ShardPlan
 from bridge.broker.topology import (
-    HASH_EXCHANGE,
-    HASH_PLUGIN,
-    Exchange,
     Topology,
     topology,
 )
@@ -57,10 +56,8 @@ async def look_at_shards(
         return ShardsSeen(plain, ())
     try:
         desk = ShardDesk(connection, plan)
-        layout = await desk.read()
-        inbound = Exchange(plan.names.inbound, "fanout")
-        if not layout.change and plan.shards > 1 and not await desk.is_there(inbound):
-            layout = Layout(plan.shards, 1)  # as `bridge run` will make it
+        layout = await desk.expect()
+        best = best_hash(broker_identity(connection).version)
         neighbours = Neighbours(
             connection, plan.names, address=address, has_own_inbox=has_own_inbox
         )
@@ -76,11 +73,14 @@ async def look_at_shards(
             )
             for queue in await desk.left_of_before(layout)
         ]
-        if max(layout.shards, plan.shards) > 1 and not await knows_hash(
-            connection, plan.names, timeout_s=plan.timeout_s
+        hash_type = layout.hash_type if layout.shards > 1 else best
+        if hash_type != best:
+            findings.append(_other_hash(layout, best))
+        if max(layout.shards, plan.shards) > 1 and not await knows_type(
+            connection, plan.names, hash_type, timeout_s=plan.timeout_s
         ):
-            text = f"the broker does not know exchanges of type {HASH_EXCHANGE}"
-            mend = f"rabbitmq-plugins enable {HASH_PLUGIN}   # on each node"
+            text = f"the broker does not know exchanges of type {hash_type}"
+            mend = f"rabbitmq-plugins enable {plugin_of(hash_type)}   # on each node"
             return ShardsSeen(plain, (*findings, wrong(_SUBJECT, text, mend=mend)))
         return ShardsSeen(plan.topology(layout), findings)
     except BrokerUnavailableError:
@@ -98,6 +98,17 @@ async def _company(neighbours: Neighbours, *, has_own_inbox: bool) -> Finding:
     if problem is None:
         return ok(_OTHERS, "none is in the way")
     return note(_OTHERS, problem, mend="end them, or set another BRIDGE_NAMESPACE")
+
+
+def _other_hash(layout: Layout, best: str) -> Finding:
+    """One of an earlier version of the broker, or of the bridge; it works, but for one case."""
+    return note(
+        _SUBJECT,
+        f"users are spread by {layout.hash_type}, on this version of RabbitMQ {best} is "
+        "better: after all nodes were down, users may belong to other queues than before, "
+        "and be overtaken there",
+        mend="bridge shards set N   # with a number that was never set before",
+    )
 
 
 def _agreement(layout: Layout, plan: ShardPlan) -> Finding:

@@ -102,7 +102,7 @@ class Settings(BaseSettings):
         1,
         "Inbound queues (1 to 64) that users are spread over; each is consumed by one bridge "
         "at a time. Counts on an empty broker; later `bridge shards set` changes it. More than "
-        "one needs RabbitMQ's plugin `rabbitmq_consistent_hash_exchange`.",
+        "one needs RabbitMQ's plugin `rabbitmq_sharding` (docs/operations.md; none from 4.3 on).",
     )
     broker_timeout: Duration = _fixed(
         "15s", "The longest that one call to the broker may take, connecting included."

@@ -35,7 +35,7 @@ from tests.bench.works import Scale
 SHORT: Final = Scale(backlog=15_000, seconds=3.0, rate=2000.0, warm_up=3000)
 Round = dict[str, dict[str, Figures]]
 # Shards need it.
-_PLUGINS: Final = ("rabbitmq_consistent_hash_exchange",)
+_PLUGINS: Final = ("rabbitmq_sharding",)
 # The median latency of a stream that the machine kept up with is below.
 _KEPT_UP_MS: Final = 15.0
 # Work, set-up, name.

@@ -10,11 +10,11 @@ from typing import Never
 
 import pytest
 
+import bridge.broker.hashing
 import bridge.broker.intake_session
 import bridge.broker.marks
 import bridge.broker.shards
 import bridge.broker.spreading
-import bridge.broker.topology
 from bridge.broker.alone import SHARED
 from bridge.broker.connection import (
     BrokerAddress,
@@ -232,9 +232,11 @@ async def test_a_broker_without_the_plugin_is_told_by_the_command_that_mends_it(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker ends the connection over it; a loop of reconnects would tell nobody."""
-    monkeypatch.setattr(bridge.broker.topology, "HASH_EXCHANGE", "x-is-not-there")
+    monkeypatch.setattr(bridge.broker.hashing, "best_hash", lambda _: "x-is-not-there")
 
-    with pytest.raises(TopologyError, match="rabbitmq-plugins enable rabbitmq_consis"):
+    with pytest.raises(
+        TopologyError, match="rabbitmq-plugins enable rabbitmq_sharding"
+    ):
         await stage.desk().change(2)
 
 

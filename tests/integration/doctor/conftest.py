@@ -10,8 +10,7 @@ import pytest_asyncio
 from yarl import URL
 
 from bridge.broker.local_node import LocalNode
-from bridge.broker.topology import HASH_PLUGIN
-from tests.conftest import SLOW_FACTOR
+from tests.conftest import HASH_PLUGINS, SLOW_FACTOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ async def managed_broker() -> AsyncIterator[ManagedBroker]:
         port = probe.getsockname()[1]
     config = ("management.tcp.ip = 127.0.0.1", f"management.tcp.port = {port}")
     async with LocalNode.start(
-        plugins=("rabbitmq_management", HASH_PLUGIN),
+        plugins=("rabbitmq_management", *HASH_PLUGINS),
         extra_config=config,
         ready_within_s=90 * SLOW_FACTOR,
     ) as node:

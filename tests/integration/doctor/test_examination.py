@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 from yarl import URL
 
-import bridge.broker.permissions
-import bridge.broker.topology
+import bridge.broker.hashing
+import bridge.doctor.shards
 from bridge.broker.connection import BrokerAddress, Purpose, open_connection
 from bridge.broker.frame_reader import FrameReader
 from bridge.broker.management import Management, ManagementError
@@ -143,8 +143,8 @@ async def test_a_missing_plugin_is_found_and_named(
     managed_broker: ManagedBroker, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker ends a connection that asks for it, so the rest needs another one."""
-    for module in (bridge.broker.permissions, bridge.broker.topology):
-        monkeypatch.setattr(module, "HASH_EXCHANGE", "x-is-not-there")
+    monkeypatch.setattr(bridge.doctor.shards, "best_hash", lambda _: "x-is-not-there")
+    monkeypatch.setattr(bridge.broker.hashing, "best_hash", lambda _: "x-is-not-there")
 
     findings = await examined(settings(managed_broker, namespace, shards=3))
 

@@ -1,0 +1,17 @@
+"""What RabbitMQ says where a name is taken by something different."""
+
+import re
+from typing import Final
+
+INEQUIVALENT: Final = re.compile(
+    r"inequivalent arg '(?P<argument>[^']+)' for .*?: "
+    r"received (?P<ours>.*?) but current is (?P<theirs>.*)",
+    re.DOTALL,
+)
+_VALUE: Final = re.compile(r"^(?:the value )?'(.*?)'(?: of type '[^']*')?$", re.DOTALL)
+
+
+def plain(value: str) -> str:
+    """'2000', or "the value '2000' of type 'signedint'" -> 2000; ''fanout'' -> fanout."""
+    found = _VALUE.match(value.strip())
+    return (found[1] if found else value.strip()).strip("'")
