@@ -39,6 +39,9 @@ from bridge.web.publishing import EventCheck, MessagePublisher
 # Well below what a commit with its fsync takes on most disks, so that it costs a message
 # little time, and at thousands a second saves every second or third commit.
 _STORE_PACE_S: Final = 0.002
+# With a shared store it is also how often each of the other bridges is woken up, and the
+# more of them there are the less each one is woken for.
+_SHARED_PACE_S: Final = 0.004
 
 
 def broker_address(settings: Settings) -> BrokerAddress:
@@ -137,9 +140,13 @@ def pace_s(settings: Settings) -> float:
     """
     Return the least time between two batches: what a store does for each is worth a wait.
 
-    A commit to a disk; with Redis, three processes that wake up.
+    A commit to a disk; with Redis, a process in every bridge that has a window.
     """
-    return 0.0 if settings.inbox.startswith("memory:") else _STORE_PACE_S
+    if settings.inbox.startswith("memory:"):
+        return 0.0
+    if settings.inbox.startswith("sqlite:"):
+        return _STORE_PACE_S
+    return _SHARED_PACE_S
 
 
 def retention(settings: Settings) -> Retention:
