@@ -160,12 +160,11 @@ class DeliveryReader(FrameReader):
 
     Other content (of Basic.Get, of returns) is handed on. Deliveries are given by a plain
     call, in order, once for each chunk of bytes or run of one channel in it: to that of
-    `takers` which has the channel's number, else to `on_deliveries`.
+    `takers` which has the channel's number. Those of other channels are dropped.
     """
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__(now=now)
-        self.on_deliveries: Deliveries | None = None
         self.takers: dict[int, Deliveries] = {}
         self._found: list[Delivery] = []
         self._found_on = 0  # the channel that all of them came on
@@ -179,7 +178,7 @@ class DeliveryReader(FrameReader):
 
     def _hand_over(self) -> None:
         found, self._found = self._found, []
-        take = self.takers.get(self._found_on, self.on_deliveries)
+        take = self.takers.get(self._found_on)
         if take is not None:
             take(found)
 

@@ -15,8 +15,8 @@ async def take_all(broker: LocalNode, queue: str) -> list[Delivery]:
     come: list[Delivery] = []
     found: list[Delivery] = []
     try:
-        connection.reader.on_deliveries = come.extend
         channel = await connection.open_channel(confirms=False)
+        connection.reader.takers[channel.number] = come.extend
         count = (await channel.queue_declare(queue, passive=True)).message_count or 0
 
         async def never_called(_message: object) -> None: ...

@@ -1,11 +1,13 @@
 """What can happen to a fleet: the common faults, each of its ways, Redis, HAProxy, several at once."""
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from random import Random
 from time import monotonic
 from typing import Final
 
+from bridge.broker.local_node import LocalNode
 from tests.faults.suite.faults import (
     COMMON,
     PLACE_WITHIN_S,
@@ -134,8 +136,17 @@ async def freeze_in_hand(world: FleetWorld, dice: Random) -> bool:
 
 @_fault("RabbitMQ: two of three nodes killed", "broker")
 async def kill_majority(world: FleetWorld, dice: Random) -> bool:
-    """No queue has a majority until one of them is back."""
-    nodes = dice.sample(list(world.nodes), 2)
+    """No queue has a majority until one of them is back; the third one pauses."""
+    return await _kill_nodes(dice.sample(list(world.nodes), 2), dice)
+
+
+@_fault("RabbitMQ: all nodes killed", "broker")
+async def kill_cluster(world: FleetWorld, dice: Random) -> bool:
+    """The power goes: what a broker keeps in memory alone is made anew."""
+    return await _kill_nodes(world.nodes, dice)
+
+
+async def _kill_nodes(nodes: Sequence[LocalNode], dice: Random) -> bool:
     for node in nodes:
         await node.kill()
     await asyncio.sleep(dice.uniform(0, 3))

@@ -102,7 +102,7 @@ def delivery_reader(
     now: Callable[[], float] = still,
 ) -> tuple[DeliveryReader, list[Delivery]]:
     reader, found = DeliveryReader(now=now), list[Delivery]()
-    reader.on_deliveries = found.extend
+    reader.takers[1] = found.extend
     return reader, found
 
 
@@ -153,7 +153,7 @@ async def test_a_chunk_is_handed_over_in_one_call() -> None:
     """Waking the pump costs more than a delivery: once for all that came together."""
     calls: list[int] = []
     reader = DeliveryReader(now=still)
-    reader.on_deliveries = lambda deliveries: calls.append(len(deliveries))
+    reader.takers[1] = lambda deliveries: calls.append(len(deliveries))
     one = [
         deliver(1, tag) + b"".join(content(1, b"\x00\x00", b"{}")) for tag in range(5)
     ]
@@ -184,8 +184,7 @@ async def test_frames_of_several_channels_may_be_mixed_in_any_way(
         sent.append(waiting[channel].pop(0))
     reader = DeliveryReader(now=still)
     found: dict[int, list[Delivery]] = {1: [], 2: [], 3: []}
-    reader.takers = {channel: found[channel].extend for channel in (1, 2)}
-    reader.on_deliveries = found[3].extend
+    reader.takers = {channel: found[channel].extend for channel in found}
 
     handed_on = await read_all(reader, chunks(b"".join(sent) or b"\x08", cuts))
 
