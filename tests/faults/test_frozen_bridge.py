@@ -94,6 +94,9 @@ class Line:
     first: RunningBridge
     to_broker: Proxy
     to_store: Proxy
+    server: RedisServer
+    store: Store
+    worker: Worker
 
     def lose_queue(self) -> None:
         """Let the broker cut it off."""
@@ -101,42 +104,50 @@ class Line:
         self.to_broker.cut()
 
 
-@asynccontextmanager
-async def a_bridge_in_front(
-    broker: LocalNode, namespace: str, server: RedisServer
+@pytest.fixture
+async def line(
+    broker: LocalNode, namespace: str, tmp_path: Path
 ) -> AsyncIterator[Line]:
-    """Run a bridge that has the queue, and has ways of its own to everything."""
-    wire, store = free_ports(2)
+    """A bridge that has the queue, and has ways of its own to everything."""
+    wire, port = free_ports(2)
     async with (
+        RedisServer.start(tmp_path, is_durable=False) as server,
+        store_of(server, namespace) as store,
         Proxy.open(port=wire, target_port=broker.port) as to_broker,
-        Proxy.open(port=store, target_port=server.port) as to_store,
+        Proxy.open(port=port, target_port=server.port) as to_store,
         running_bridge(
             settings_for(
                 broker,
                 namespace,
                 amqp_url=broker.url_at(wire),
-                inbox=f"redis://127.0.0.1:{store}/0",
+                inbox=f"redis://127.0.0.1:{port}/0",
             )
         ) as first,
+        working(broker, namespace) as worker,
     ):
-        yield Line(first, to_broker, to_store)
+        yield Line(first, to_broker, to_store, server, store, worker)
+
+
+@asynccontextmanager
+async def a_second_bridge(
+    line: Line, broker: LocalNode, namespace: str
+) -> AsyncIterator[RunningBridge]:
+    """Run another one, next in the line."""
+    settings = settings_for(broker, namespace, inbox=line.server.url)
+    async with running_bridge(settings) as second:
+        yield second
 
 
 async def test_what_hung_on_its_way_to_the_store_comes_too_late(
-    broker: LocalNode, namespace: str, tmp_path: Path
+    line: Line, broker: LocalNode, namespace: str
 ) -> None:
     """
     The network to Redis hangs, the broker gives the queue away, the network goes on.
 
     The script stands there already and runs by itself: only the store can refuse it.
     """
-    async with (
-        RedisServer.start(tmp_path, is_durable=False) as server,
-        store_of(server, namespace) as store,
-        a_bridge_in_front(broker, namespace, server) as line,
-        running_bridge(settings_for(broker, namespace, inbox=server.url)) as second,
-        working(broker, namespace) as worker,
-    ):
+    store, worker = line.store, line.worker
+    async with a_second_bridge(line, broker, namespace) as second:
         await publish(worker, 1, 2)
         await store.comes_to(1, 2)
         await acks_are_told()
@@ -161,20 +172,15 @@ async def test_what_hung_on_its_way_to_the_store_comes_too_late(
 
 
 async def test_a_token_that_is_claimed_too_late_is_never_used(
-    broker: LocalNode, namespace: str, tmp_path: Path
+    line: Line, broker: LocalNode, namespace: str
 ) -> None:
     """
     The first bridge has stored nothing yet when it hangs: its token is the larger one.
 
     That it lost the queue, the broker tells it; and the claim alone keeps nobody out.
     """
-    async with (
-        RedisServer.start(tmp_path, is_durable=False) as server,
-        store_of(server, namespace) as store,
-        a_bridge_in_front(broker, namespace, server) as line,
-        running_bridge(settings_for(broker, namespace, inbox=server.url)) as second,
-        working(broker, namespace) as worker,
-    ):
+    store, worker = line.store, line.worker
+    async with a_second_bridge(line, broker, namespace) as second:
         line.to_store.freeze()
         await publish(worker, 1, 2)
         await eventually(lambda: line.first.bridge.intake.in_flight == 2)
@@ -194,49 +200,33 @@ async def test_a_token_that_is_claimed_too_late_is_never_used(
 
 
 async def test_a_bridge_that_lost_its_queue_gets_it_back_later(
-    broker: LocalNode, namespace: str, tmp_path: Path
+    line: Line, broker: LocalNode, namespace: str
 ) -> None:
     """Queues move back and forth all the time: whoever has one stores, and nobody is shut out."""
-    async with (
-        RedisServer.start(tmp_path, is_durable=False) as server,
-        store_of(server, namespace) as store,
-        a_bridge_in_front(broker, namespace, server) as line,
-        working(broker, namespace) as worker,
-    ):
-        await publish(worker, 1)
-        await store.comes_to(1)
-        async with running_bridge(
-            settings_for(broker, namespace, inbox=server.url)
-        ) as second:
-            line.lose_queue()
-            await publish(worker, 2)
-            await store.comes_to(1, 2)
-            line.to_broker.mend()
-            await eventually(lambda: line.first.bridge.intake.is_consuming, within_s=30)
-            assert second.sample("bridge_handed_over_batches_total") == 0
+    await publish(line.worker, 1)
+    await line.store.comes_to(1)
+    async with a_second_bridge(line, broker, namespace) as second:
+        line.lose_queue()
+        await publish(line.worker, 2)
+        await line.store.comes_to(1, 2)
+        line.to_broker.mend()
+        await eventually(lambda: line.first.bridge.intake.is_consuming, within_s=30)
+        assert second.sample("bridge_handed_over_batches_total") == 0
 
-        await publish(worker, 3)
-        await store.comes_to(1, 2, 3)
-        assert line.first.sample("bridge_handed_over_batches_total") == 0
+    await publish(line.worker, 3)
+    await line.store.comes_to(1, 2, 3)
+    assert line.first.sample("bridge_handed_over_batches_total") == 0
 
 
-async def test_nobody_is_shut_out_of_a_store_that_was_emptied(
-    broker: LocalNode, namespace: str, tmp_path: Path
-) -> None:
+async def test_nobody_is_shut_out_of_a_store_that_was_emptied(line: Line) -> None:
     """FLUSHALL takes the tokens with everything else: what comes next is stored."""
-    async with (
-        RedisServer.start(tmp_path, is_durable=False) as server,
-        store_of(server, namespace) as store,
-        a_bridge_in_front(broker, namespace, server) as line,
-        working(broker, namespace) as worker,
-    ):
-        await publish(worker, 1)
-        await store.comes_to(1)
-        await asyncio.to_thread(server.command, "FLUSHALL")
+    await publish(line.worker, 1)
+    await line.store.comes_to(1)
+    await asyncio.to_thread(line.server.command, "FLUSHALL")
 
-        await publish(worker, 2)
-        await store.comes_to(2)
-        assert line.first.sample("bridge_handed_over_batches_total") == 0
+    await publish(line.worker, 2)
+    await line.store.comes_to(2)
+    assert line.first.sample("bridge_handed_over_batches_total") == 0
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ import pytest
 from aiormq.abc import ChannelFrame
 
 from bridge.broker.connection import BrokerAddress
+from bridge.broker.consumer import BatchLimits
 from bridge.broker.deliveries import Intake
 from bridge.broker.intake_session import Batch
 from bridge.broker.local_node import LocalNode
@@ -178,7 +179,10 @@ def consuming(
 
     @asynccontextmanager
     async def make(
-        at: BrokerAddress | None = None, *, prefetch_count: int = 100
+        at: BrokerAddress | None = None,
+        *,
+        prefetch_count: int = 100,
+        limits: BatchLimits | None = None,
     ) -> AsyncIterator[Taker]:
         intake = Intake(
             at or address,
@@ -186,6 +190,7 @@ def consuming(
             queue=names.inbound_queue(),
             prefetch_count=prefetch_count,
             metrics=metrics,
+            limits=limits,
         )
         taker = Taker(intake)
         async with running(intake):

@@ -15,7 +15,6 @@ from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.broker.conftest import (
     IntakeMaker,
     Raw,
-    Taker,
     reconnects,
     running,
 )
@@ -132,27 +131,14 @@ async def test_a_new_prefetch_holds_at_once_and_keeps_what_is_in_flight(
 
 
 async def test_a_batch_holds_what_waits_within_its_limits(
-    address: BrokerAddress,
-    wanted: Topology,
-    names: BrokerNames,
-    metrics: Metrics,
-    raw: Raw,
+    consuming: IntakeMaker, names: BrokerNames, raw: Raw
 ) -> None:
     """Group commit adapts by itself, but one transaction must not grow without bound."""
-    intake = Intake(
-        address,
-        wanted,
-        queue=names.inbound_queue(),
-        prefetch_count=50,
-        metrics=metrics,
-        limits=BatchLimits(deliveries=4, body_bytes=100),
-    )
-    taker = Taker(intake)
-    async with running(intake):
-        await taker.consuming()
+    limits = BatchLimits(deliveries=4, body_bytes=100)
+    async with consuming(prefetch_count=50, limits=limits) as taker:
         for size in (10, 10, 10, 10, 10, 150, 60, 60):
             await raw.publish(names.messages, body=b"x" * size)
-        await eventually(lambda: intake.in_flight == 8)
+        await eventually(lambda: taker.intake.in_flight == 8)
 
         batches = [await taker.next() for _ in range(5)]
 
@@ -161,38 +147,25 @@ async def test_a_batch_holds_what_waits_within_its_limits(
 
 
 async def test_large_messages_are_taken_in_smaller_numbers(
-    address: BrokerAddress,
-    wanted: Topology,
-    names: BrokerNames,
-    metrics: Metrics,
-    raw: Raw,
+    consuming: IntakeMaker, names: BrokerNames, metrics: Metrics, raw: Raw
 ) -> None:
     """A prefetch that is fine for small ones would fill the memory with large ones."""
-    intake = Intake(
-        address,
-        wanted,
-        queue=names.inbound_queue(),
-        prefetch_count=40,
-        metrics=metrics,
-        limits=BatchLimits(body_bytes=1000, waiting_bytes=1000),
-    )
     bodies = [b"%02d" % number + b"x" * 98 for number in range(40)]
-    taker = Taker(intake)
-    async with running(intake):
-        await taker.consuming()
+    limits = BatchLimits(body_bytes=1000, waiting_bytes=1000)
+    async with consuming(prefetch_count=40, limits=limits) as taker:
         for body in bodies:
             await raw.publish(names.messages, body=body)
-        await eventually(lambda: intake.in_flight > 10)
+        await eventually(lambda: taker.intake.in_flight > 10)
         first = await taker.next()
         taker.taken += first.deliveries
-        assert await intake.ack(first)
+        assert await taker.intake.ack(first)
         await taker.take(40)
         assert metrics.registry.get_sample_value("bridge_in_flight") == 0
 
         for body in bodies:  # now there is room for five or so
             await raw.publish(names.messages, body=body)
-        await eventually(lambda: intake.in_flight > 0)
-        assert intake.in_flight < 10
+        await eventually(lambda: taker.intake.in_flight > 0)
+        assert taker.intake.in_flight < 10
         await taker.take(80)
 
     assert taker.bodies == bodies * 2
