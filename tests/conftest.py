@@ -22,7 +22,7 @@ from tests.guard import be_guarded
 # and the bridge refuses those that it does not know.
 SLOW_FACTOR: Final = float(os.environ.get("TESTS_SLOW_FACTOR", "1"))
 
-# The second one for shards of earlier versions, and of RabbitMQ 4.0 to 4.2.
+# The second one for shards of earlier versions, and of RabbitMQ 4.2.
 HASH_PLUGINS: Final = ("rabbitmq_sharding", "rabbitmq_consistent_hash_exchange")
 
 _POLL_S: Final = 0.01

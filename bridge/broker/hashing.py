@@ -1,18 +1,18 @@
 """
 Which type of exchange gives each user an inbound queue, and always the same one.
 
-`x-modulus-hash` takes the n-th of its queues, in the order of their names, by the hash of
-the routing key. `x-consistent-hash` keeps a table of who was bound in which order; with
-Mnesia that table is gone when all nodes were down, and made anew in any order, because
-RabbitMQ recovers bindings in parallel. Then most users belong to another queue, and what
-waits for them in the old one is overtaken (tried out on 3.10.8; also when two of three
-nodes are killed and the third pauses).
+`x-modulus-hash` takes the n-th of its queues by the hash of the routing key. With Mnesia
+they stand in the order of their keys and names. `x-consistent-hash` keeps a table of who was
+bound in which order; with Mnesia that is gone when all nodes were down, and made anew in any
+order, because RabbitMQ recovers bindings in parallel. Then most users belong to another
+queue, and what waits for them in the old one is overtaken (tried out on 3.10.8; also when
+two of three nodes are killed and the third pauses).
 
 With Khepri it is the other way round: that table is kept, and what a modulus is taken of has
 no certain order before 4.3, which sorts it, and has the type without a plugin
 (rabbitmq-server pull request 15849, rabbitmq.com/docs/modulus-hash-exchange). A broker says
-which version it is, and not which of the two it has: before 4.0 it is Mnesia, from 4.3 on
-Khepri, and in between most new ones have Khepri.
+which version it is, and not which of the two it has: Mnesia before 4.0 and, unless somebody
+enabled the other, before 4.2; Khepri in new ones of 4.2, and in all from 4.3 on.
 
 A broker that has an exchange of either type keeps it: the other one would mean other queues.
 """
@@ -44,7 +44,17 @@ def best_hash(version: str) -> str:
     """Return the type of exchange for a broker of this version, for example `3.10.8`."""
     match = _VERSION.match(version)
     number = (int(match[1]), int(match[2])) if match else (0, 0)
-    return CONSISTENT if (4, 0) <= number < (4, 3) else MODULUS
+    return CONSISTENT if number == (4, 2) else MODULUS
+
+
+def binding_key(hash_type: str, place: int) -> str:
+    """
+    Return the key by which the queue at `place` is bound.
+
+    To a consistent hash it is a weight. A modulus ignores it; keys that differ give the
+    tables of Khepri an order that hangs on what is in them, and not on when that came.
+    """
+    return str(place) if hash_type == MODULUS else "1"
 
 
 def plugin_of(hash_type: str) -> str:

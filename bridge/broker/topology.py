@@ -17,6 +17,7 @@ message can be put in without losing the key, which is the user.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Final
 
@@ -30,7 +31,7 @@ from aiormq.exceptions import (
 
 from bridge.broker.connection import BrokerConnection, broker_call, problem_text
 from bridge.broker.frame_reader import FrameReader
-from bridge.broker.hashing import MODULUS, plugin_of
+from bridge.broker.hashing import MODULUS, binding_key, plugin_of
 from bridge.broker.refusals import INEQUIVALENT, plain
 from bridge.errors import TopologyError
 from bridge.names import BrokerNames
@@ -143,11 +144,13 @@ def topology(
         entry = Exchange(names.shards_entry(shards), kind)
         exchanges.append(entry)
         queues.append(Queue(names.bridges, QUORUM))
-        # In the order of their names, so that bridges that start together bind as one. To a
-        # consistent hash that order says who gets what, and the key is a weight.
+        # In the order of their names, so that bridges that start together bind as one: to a
+        # consistent hash that order says who gets what.
         bindings += [
-            Binding(entry.name, queue, "1")
-            for queue in sorted(inbound_queues, key=lambda queue: queue.name)
+            Binding(entry.name, queue, binding_key(kind, place))
+            for place, queue in enumerate(
+                sorted(inbound_queues, key=attrgetter("name"))
+            )
         ]
     bindings.append(Binding(names.dead, dead_queue))
     for delay_ms in dict.fromkeys(map(retry_delay_ms, retry_delays_s)):

@@ -55,7 +55,7 @@ async def queues_of_users(url: str, names: BrokerNames) -> Mapping[str, str]:
     [
         ("3.10.8", MODULUS),
         ("3.13.7", MODULUS),
-        ("4.0.3", CONSISTENT),
+        ("4.1.3", MODULUS),
         ("4.2.1", CONSISTENT),
         ("4.3.0", MODULUS),
         ("5.0.0-rc.1", MODULUS),
