@@ -156,6 +156,32 @@ async def _kill_nodes(nodes: Sequence[LocalNode], dice: Random) -> bool:
     return True
 
 
+@_fault("RabbitMQ: one node cut off from the others", "broker", weight=2)
+async def cut_node_off(world: FleetWorld, dice: Random) -> bool:
+    """It pauses; what it says until it has noticed may be out of date."""
+    alone, *others = dice.sample(list(world.nodes), len(world.nodes))
+    names = [node.name for node in others]
+    sides = [(alone, names), *((node, [alone.name]) for node in others)]
+    refuse = "erlang:set_cookie(N, cut_off), erlang:disconnect_node(N)"
+    try:
+        await _at_nodes(sides, refuse)
+        await asyncio.sleep(dice.uniform(0, 10))
+    finally:
+        await _at_nodes(sides, "erlang:set_cookie(N, erlang:get_cookie())")
+    return True
+
+
+async def _at_nodes(
+    sides: Sequence[tuple[LocalNode, Sequence[str]]], work: str
+) -> None:
+    """Do at each node, with each N of its list, what `work` says in Erlang."""
+    async with asyncio.TaskGroup() as tasks:
+        for node, names in sides:
+            listed = ", ".join(f"'{name}'" for name in names)
+            text = f"lists:foreach(fun(N) -> {work} end, [{listed}])."
+            tasks.create_task(node.ctl("eval", text))
+
+
 # --- Redis
 
 
