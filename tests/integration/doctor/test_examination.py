@@ -15,6 +15,7 @@ import bridge.broker.hashing
 import bridge.doctor.shards
 from bridge.broker.connection import BrokerAddress, Purpose, open_connection
 from bridge.broker.frame_reader import FrameReader
+from bridge.broker.hashing import CONSISTENT
 from bridge.broker.management import Management, ManagementError
 from bridge.broker.topology import declare, topology
 from bridge.doctor.examination import examine
@@ -137,6 +138,25 @@ async def test_shards_are_looked_at_as_the_broker_records_them(
     assert findings[f"queue {namespace}.inbound.2of3"].verdict is Verdict.OK
     assert of_another["shards"].verdict is Verdict.NOTE
     assert of_another["shards"].mend == "BRIDGE_SHARDS=3, or: bridge shards set 1"
+
+
+async def test_a_way_to_spread_users_that_was_better_once_is_noted(
+    managed_broker: ManagedBroker, namespace: str
+) -> None:
+    """It works, so nothing is changed behind the operator's back."""
+    names = BrokerNames(namespace)
+    async with open_raw(managed_broker.node.url) as raw:
+        await raw.channel.exchange_declare(
+            names.shards_entry(2), exchange_type=CONSISTENT, durable=True
+        )
+    chosen = settings(managed_broker, namespace, shards=2)
+    async with running_bridge(chosen):
+        findings = await examined(chosen)
+
+    assert wrong(findings) == {}
+    assert findings["shards"].verdict is Verdict.NOTE
+    assert "x-modulus-hash is better" in findings["shards"].text
+    assert "never set before" in findings["shards"].mend
 
 
 async def test_a_missing_plugin_is_found_and_named(
