@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from bridge.broker.hashing import MODULUS, best_hash
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
 from bridge.settings.values import parse_duration_s
@@ -148,6 +149,18 @@ def test_rabbitmq_s_nodes_find_each_other() -> None:
     assert len(cookies) == 1
     data = {services[node]["volumes"][0].split(":")[0] for node in NODES}
     assert len(data) == len(NODES)
+
+
+def test_rabbitmq_has_what_spreads_users_without_a_plugin() -> None:
+    """Nobody enables one here; without it no bridge would start."""
+    tree = fleet()
+    assert int(tree["services"]["bridge-1"]["environment"]["BRIDGE_SHARDS"]) > 1
+
+    for node in NODES:
+        image = tree["services"][node]["image"]
+        version = image.removeprefix("rabbitmq:").removesuffix("-management")
+        assert best_hash(version) == MODULUS
+        assert [int(part) for part in version.split(".")] >= [4, 3]
 
 
 def test_prometheus_reads_every_bridge() -> None:
