@@ -140,7 +140,7 @@ def pace_s(settings: Settings) -> float:
     """
     Return the least time between two batches: what a store does for each is worth a wait.
 
-    A commit to a disk; with Redis, a process in every bridge that has a window.
+    A commit to a disk; with Redis, a wake-up of each bridge that has a window for it.
     """
     if settings.inbox.startswith("memory:"):
         return 0.0

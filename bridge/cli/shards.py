@@ -96,9 +96,9 @@ def set_shards(
     Messages go to the new queues at once, and are consumed when the old ones are empty: late,
     in order, none lost and none twice. Running bridges follow by themselves; all must know
     shards (`bridge --help` lists this command) before the first change. It may be broken off
-    and called again at any time. More than one shard needs a plugin on
-    each node: rabbitmq_sharding before RabbitMQ 4.2, rabbitmq_consistent_hash_exchange with 4.2,
-    none from 4.3 on.
+    and called again at any time. More than one shard needs a plugin on each node:
+    rabbitmq_sharding before RabbitMQ 4.2, rabbitmq_consistent_hash_exchange with 4.2, none from
+    4.3 on.
 
     Exit status: 0 done, 1 refused (an earlier change is not over), 3 the broker cannot be
     reached.
