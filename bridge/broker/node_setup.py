@@ -30,14 +30,22 @@ _HOST: Final = "127.0.0.1"
 _LOG_TAIL_LINES: Final = 60
 
 
-def find_rabbitmq(places: Sequence[Path] = USUAL_PLACES) -> Path:
+def find_rabbitmq(places: Sequence[Path] | None = None) -> Path:
     """
     Find the folder of rabbitmq-server and rabbitmqctl.
+
+    Args:
+        places: Where to look; else in the folder `sbin` of RABBITMQ_HOME, which is what
+            RabbitMQ's own scripts call the place that it is installed in, and then in
+            the usual places.
 
     Raises:
         LocalNodeError: If there is none; it says how to get one.
 
     """
+    if places is None:
+        home = os.environ.get("RABBITMQ_HOME")
+        places = [*([Path(home) / "sbin"] if home else []), *USUAL_PLACES]
     for place in places:
         if os.access(place / "rabbitmq-server", os.X_OK):
             return place

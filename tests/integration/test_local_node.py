@@ -274,6 +274,18 @@ def test_a_missing_rabbitmq_is_told_with_the_way_out(tmp_path: Path) -> None:
         find_rabbitmq([tmp_path])
 
 
+def test_another_rabbitmq_can_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To run the tests with a version that the system does not have."""
+    program = tmp_path / "sbin" / "rabbitmq-server"
+    program.parent.mkdir()
+    program.touch(mode=0o700)
+    monkeypatch.setenv("RABBITMQ_HOME", str(tmp_path))
+
+    assert find_rabbitmq() == tmp_path / "sbin"
+
+
 @pytest.fixture
 def public_copy() -> Iterator[Path]:
     """What a node needs of bridge, in a folder that every user can read, with a home."""
