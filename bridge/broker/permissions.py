@@ -25,6 +25,7 @@ from aiormq.exceptions import (
 
 from bridge.broker.connection import BrokerConnection, broker_call, problem_text
 from bridge.broker.frame_reader import FrameReader
+from bridge.broker.refusals import UNKNOWN_TYPE
 from bridge.broker.topology import (
     Binding,
     Exchange,
@@ -112,7 +113,7 @@ async def knows_type(
     timeout_s: float,
 ) -> bool:
     """
-    Say whether the broker has exchanges of this type. If not, the connection is gone after that.
+    Say whether the broker has exchanges of this type. If not, the connection may be gone.
 
     Asked with a declare that is refused for its argument, behind its type.
     """
@@ -127,8 +128,8 @@ async def knows_type(
             )
         except ConnectionCommandInvalid:
             return False
-        except (ChannelPreconditionFailed, ChannelAccessRefused):
-            return True
+        except (ChannelPreconditionFailed, ChannelAccessRefused) as exc:
+            return UNKNOWN_TYPE not in problem_text(exc)
         await channel.close()
     return True
 

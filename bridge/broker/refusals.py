@@ -1,4 +1,4 @@
-"""What RabbitMQ says where a name is taken by something different."""
+"""What RabbitMQ says when it refuses to declare."""
 
 import re
 from typing import Final
@@ -8,6 +8,9 @@ INEQUIVALENT: Final = re.compile(
     r"received (?P<ours>.*?) but current is (?P<theirs>.*)",
     re.DOTALL,
 )
+# Before 4.0 it ends the connection with COMMAND_INVALID, from there on the channel with
+# PRECONDITION_FAILED.
+UNKNOWN_TYPE: Final = "unknown exchange type"
 _VALUE: Final = re.compile(r"^(?:the value )?'(.*?)'(?: of type '[^']*')?$", re.DOTALL)
 
 

@@ -32,7 +32,7 @@ from aiormq.exceptions import (
 from bridge.broker.connection import BrokerConnection, broker_call, problem_text
 from bridge.broker.frame_reader import FrameReader
 from bridge.broker.hashing import MODULUS, binding_key, plugin_of
-from bridge.broker.refusals import INEQUIVALENT, plain
+from bridge.broker.refusals import INEQUIVALENT, UNKNOWN_TYPE, plain
 from bridge.errors import TopologyError
 from bridge.names import BrokerNames
 
@@ -280,6 +280,8 @@ async def declare_one(
         try:
             await _send_declare(channel, thing, passive=False)
         except ChannelPreconditionFailed as exc:
+            if UNKNOWN_TYPE in problem_text(exc):
+                raise _unknown_type(thing, exc) from exc
             raise _different(thing, exc) from exc
         except ChannelAccessRefused as exc:
             raise _refused(thing, exc) from exc
@@ -352,9 +354,10 @@ def _refused(thing: Exchange | Queue, exc: ChannelAccessRefused) -> TopologyErro
 
 
 def _unknown_type(
-    thing: Exchange | Queue, exc: ConnectionCommandInvalid
+    thing: Exchange | Queue,
+    exc: ConnectionCommandInvalid | ChannelPreconditionFailed,
 ) -> TopologyError:
-    """What the broker says, which ends the connection, and the command that mends it."""
+    """What the broker says, and the command that mends it."""
     plugin = plugin_of(thing.type) if isinstance(thing, Exchange) else "the one for it"
     return TopologyError(
         _title(thing),

@@ -29,6 +29,7 @@ _WAITING: Final = frozenset({_WAIT_INBOX, _WAIT_LOOP})
 # `function (file:line)`; what fits nothing counts for its caller.
 _STAGES: Final = (
     ("bridge/sockets/transport.py", "windows: carriers, and what they send at once"),
+    ("bridge/sockets/room.py", "windows: carriers, and what they send at once"),
     ("bridge/sockets/rooms.py", "windows: rooms, one frame for all"),
     ("bridge/core/frames.py", "windows: rooms, one frame for all"),
     ("bridge/core/position.py", "windows: rooms, one frame for all"),

@@ -14,6 +14,7 @@ from bridge.core.properties import (
     PERSISTENT,
     Properties,
     header_bytes,
+    iter_table,
     parse_properties,
     render_table,
 )
@@ -217,7 +218,8 @@ async def test_a_dead_letter_keeps_its_bytes_and_says_why(
     assert found.timestamp == before.timestamp
     assert table is not None
     assert before.headers is not None
-    assert table.startswith(before.headers)
+    # From 4.0 on RabbitMQ sorts them.
+    assert set(iter_table(before.headers)) <= set(iter_table(table))
     assert header_bytes(table, Header.ROUTING_KEY) == b"\xff\xfe"
     assert header_bytes(table, Header.REASON) == b"bad_user"
     assert letter.routing_key == rb"\xff\xfe"
