@@ -28,7 +28,7 @@ async def test_check_says_ok_or_what_to_do(broker: LocalNode, namespace: str) ->
     for _ in range(2):
         result = await command("check", **settings)
         assert result.code == 0
-        assert "RabbitMQ 3.10" in result.out
+        assert ": RabbitMQ " in result.out
         assert "is not there yet; bridge run will declare it" in result.out
 
     away = await command(
