@@ -7,6 +7,10 @@ from bridge.doctor.findings import Finding, note, ok, wrong
 
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)")
 _OLDEST: Final = (3, 10)
+_FOUR: Final = (
+    "a delivery limit of 20 unless the queue sets one, which ours do; a message may "
+    "have 16 MiB; an ack that takes 30 min closes the channel"
+)
 # From here on; each until the next. The topology is made so that none of it does harm.
 _MEANINGS: Final = (
     (
@@ -15,11 +19,8 @@ _MEANINGS: Final = (
         "128 MiB; an ack that takes 30 min closes the channel. Dead lettering with confirms "
         "needs the feature flag stream_queue",
     ),
-    (
-        (4, 0),
-        "a delivery limit of 20 unless the queue sets one, which ours do; a message may "
-        "have 16 MiB; an ack that takes 30 min closes the channel. bridge was not run on it",
-    ),
+    ((4, 0), f"{_FOUR}. bridge was run on 4.0.5"),
+    ((4, 1), f"{_FOUR}. bridge was not run on it"),
     (
         (4, 3),
         "a majority of the nodes is needed to declare and bind (Khepri); a message may "
