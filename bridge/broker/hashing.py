@@ -5,7 +5,7 @@ Which type of exchange gives each user an inbound queue, and always the same one
 they stand in the order of their keys and names. `x-consistent-hash` keeps a table of who was
 bound in which order; with Mnesia that is gone when all nodes were down, and made anew in any
 order, because RabbitMQ recovers bindings in parallel. Then most users belong to another
-queue, and what waits for them in the old one is overtaken (tried out on 3.10.8; also when
+queue, and what waits for them in the old one is overtaken (docs/measurements.md; also when
 two of three nodes are killed and the third pauses).
 
 With Khepri it is the other way round: that table is kept, and what a modulus is taken of has
