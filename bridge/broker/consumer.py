@@ -144,7 +144,9 @@ class ConsumerSession:
         self._waiting.extend(deliveries)
         self._waiting_bytes += sum([len(delivery.body) for delivery in deliveries])
         if self._waiting_bytes > self._waiting_max_bytes and len(self._waiting) > 1:
-            self.fitting = max(1, len(self._waiting) // 2)
+            # Half of what fits, by the mean size: many may have come at once.
+            size_bytes = self._waiting_bytes / len(self._waiting)
+            self.fitting = max(1, int(self._waiting_max_bytes / size_bytes / 2))
             self.leave()  # what comes on top is not looked at, and goes back
             self._look.set()
         self._last_tag = deliveries[-1].tag
