@@ -6,11 +6,13 @@ from contextlib import asynccontextmanager
 import aiormq
 import pytest
 
+import bridge.broker.hashing
 from bridge.broker.connection import BrokerAddress, Purpose, open_connection
 from bridge.broker.frame_reader import FrameReader
 from bridge.broker.hashing import CONSISTENT, MODULUS, best_hash
 from bridge.broker.local_node import LocalNode
 from bridge.broker.shards import ShardDesk, ShardPlan
+from bridge.errors import TopologyError
 from bridge.names import BrokerNames
 from tests.conftest import HASH_PLUGINS, SLOW_FACTOR, eventually
 from tests.integration.broker.conftest import open_raw
@@ -102,3 +104,16 @@ async def test_an_entry_of_the_other_type_is_kept(
         for queue in (*names.inbound_queues(2), names.dead, names.bridges):
             await raw.channel.queue_delete(queue)
         await raw.channel.queue_delete(names.retry_queue(1000))
+
+
+async def test_a_broker_without_the_plugin_is_told_by_the_command_that_mends_it(
+    address: BrokerAddress, names: BrokerNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker may end the connection over it; a loop of reconnects would tell nobody."""
+    monkeypatch.setattr(bridge.broker.hashing, "best_hash", lambda _: "x-is-not-there")
+
+    async with desk_at(address.urls[0], names) as desk:
+        with pytest.raises(
+            TopologyError, match="rabbitmq-plugins enable rabbitmq_sharding"
+        ):
+            await desk.change(2)

@@ -10,7 +10,6 @@ from typing import Never
 
 import pytest
 
-import bridge.broker.hashing
 import bridge.broker.intake_session
 import bridge.broker.marks
 import bridge.broker.shards
@@ -30,7 +29,7 @@ from bridge.broker.shards import Layout, ShardDesk, ShardPlan
 from bridge.broker.topology import Exchange, Queue, topology
 from bridge.core.message import Delivery
 from bridge.core.properties import PERSISTENT, Properties
-from bridge.errors import ShardsError, TopologyError
+from bridge.errors import ShardsError
 from bridge.metrics import Metrics
 from bridge.names import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
@@ -226,18 +225,6 @@ async def test_one_shard_is_the_plain_topology_and_needs_nothing_else(
     assert await desk.read() == Layout()
     assert not await desk.is_there(Queue(stage.names.bridges, {}))
     assert not await desk.is_there(Exchange(stage.names.shards_entry(1), "fanout"))
-
-
-async def test_a_broker_without_the_plugin_is_told_by_the_command_that_mends_it(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The broker ends the connection over it; a loop of reconnects would tell nobody."""
-    monkeypatch.setattr(bridge.broker.hashing, "best_hash", lambda _: "x-is-not-there")
-
-    with pytest.raises(
-        TopologyError, match="rabbitmq-plugins enable rabbitmq_sharding"
-    ):
-        await stage.desk().change(2)
 
 
 async def test_the_number_changes_under_load_without_loss_repeat_or_disorder(
