@@ -8,7 +8,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import Final
 
 import pytest
@@ -33,6 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
     be_guarded()
     if config.getoption("timeout") is None:
         config.option.timeout = float(config.getini("timeout")) * SLOW_FACTOR
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put what the broker logged last beside a failure: its folder goes with the run."""
+    report = yield
+    node = getattr(item, "funcargs", {}).get("broker")
+    if report.failed and isinstance(node, LocalNode):
+        report.sections.append((f"Log of {node.name}", node.setup.log_tail()))
+    return report
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
