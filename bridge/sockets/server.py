@@ -40,7 +40,8 @@ from bridge.sockets.window import Window, WindowReport
 log = structlog.get_logger(__name__)
 
 _TICK_S: Final = 1.0
-_TICK_STEPS: Final = 10
+_TICK_STEPS: Final = 10  # at most: few sessions are no reason to wake up ten times
+_SESSIONS_A_STEP: Final = 100
 _DRAIN_STEP_S: Final = 0.1
 
 
@@ -161,9 +162,10 @@ class BridgeServer:
     async def _pass(self) -> None:
         """Look at all sessions once in `_TICK_S`, at a few at a time: nobody waits."""
         carriers = tuple(self.engine.carriers.values())
-        size = -(-len(carriers) // _TICK_STEPS)
-        for step in range(_TICK_STEPS):
-            await asyncio.sleep(_TICK_S / _TICK_STEPS)
+        steps = min(_TICK_STEPS, len(carriers) // _SESSIONS_A_STEP + 1)
+        size = -(-len(carriers) // steps)
+        for step in range(steps):
+            await asyncio.sleep(_TICK_S / steps)
             now_s, monotonic_s = time(), monotonic()
             for carrier in carriers[step * size : (step + 1) * size]:
                 self._look_at(carrier, monotonic_s=monotonic_s, now_s=now_s)
