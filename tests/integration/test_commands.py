@@ -88,8 +88,10 @@ async def test_publish_and_tail_meet(broker: LocalNode, namespace: str) -> None:
             lines = [orjson.loads(await tail.stdout.readline()) for _ in range(5)]
         finally:
             tail.send_signal(signal.SIGINT)
-            code = await tail.wait()
+            async with asyncio.timeout(LIMIT_S):
+                _, told = await tail.communicate()
 
+    assert told.decode() == "disconnected: client disconnect\n"  # and no traceback
     assert [(line["event"], line["data"]) for line in lines] == [
         ("message", {"text": "hello"}),
         ("message", 1),
@@ -97,7 +99,7 @@ async def test_publish_and_tail_meet(broker: LocalNode, namespace: str) -> None:
         ("note", 3),
         ("message", "plain"),
     ]
-    assert code == 0
+    assert tail.returncode == 0
 
 
 async def test_publish_sends_each_line_as_it_comes_and_ctrl_c_ends_it(
