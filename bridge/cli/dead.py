@@ -53,7 +53,13 @@ _ID_WIDTH: Final = 24
 _WHEN_WIDTH: Final = 19
 _REASON_WIDTH: Final = max(len(reason) for reason in LetterReason)
 
-Reason = Annotated[LetterReason | None, typer.Option(help="Only those of this reason.")]
+Reason = Annotated[
+    LetterReason | None,
+    typer.Option(
+        metavar="REASON",  # the list of them would be broken in the middle of words
+        help=f"Only those of this reason: {', '.join(LetterReason)}.",
+    ),
+]
 Event = Annotated[str | None, typer.Option(help="Only those of this event.")]
 Since = Annotated[
     str | None,
