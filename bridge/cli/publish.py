@@ -24,7 +24,7 @@ from bridge.cli.options import AmqpUrl, ConfigFile, parse_ttl_s
 from bridge.core.contracts.messages import Problem, PublishRequest
 from bridge.core.contracts.publish_request import parse_publish_request
 from bridge.core.event_schemas import EventSchemas
-from bridge.errors import BridgeError, ConfigError, first_of
+from bridge.errors import BridgeError, ConfigError, PublishRefusedError, first_of
 from bridge.logs import configure_logs
 from bridge.metrics import Metrics
 from bridge.names import EVENT_DEFAULT, BrokerNames
@@ -258,13 +258,21 @@ async def _publish_all(
                     talk.print(f"{count} published …")
             running.cancel()
     except* BridgeError as group:
-        failure = first_of(group)
+        failure = _with_way_out(first_of(group))
         if count:
             talk.print(f"{count} published before this:")
     else:
         talk.print(f"{count} published, confirmed by the broker")
         return
     raise failure
+
+
+def _with_way_out(failure: BaseException) -> BaseException:
+    """Say what to do where no bridge has run yet: here nobody declares the exchange."""
+    if isinstance(failure, PublishRefusedError) and "no exchange" in failure.problem:
+        way_out = "bridge run makes it: has one run there, with this BRIDGE_NAMESPACE?"
+        return PublishRefusedError(failure.exchange, f"{failure.problem}; {way_out}")
+    return failure
 
 
 class _Feed:

@@ -102,6 +102,21 @@ async def test_publish_and_tail_meet(broker: LocalNode, namespace: str) -> None:
     assert tail.returncode == 0
 
 
+async def test_publish_where_no_bridge_has_run_says_what_makes_the_exchange(
+    broker: LocalNode, namespace: str
+) -> None:
+    """What a worker's author tries first, and a misspelt namespace, end the same way."""
+    settings = settings_for_program(broker, namespace)
+
+    done = await command("publish", "ann", "1", **settings)
+
+    assert done.code == 1
+    assert f"no exchange '{namespace}.messages'" in done.err
+    assert "bridge run makes it: has one run there, with this BRIDGE_NAMESPACE?" in (
+        done.err
+    )
+
+
 async def test_publish_sends_each_line_as_it_comes_and_ctrl_c_ends_it(
     broker: LocalNode, namespace: str
 ) -> None:
