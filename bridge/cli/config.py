@@ -6,6 +6,7 @@ import orjson
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from yarl import URL
 
 from bridge.cli.options import ConfigFile
@@ -13,6 +14,7 @@ from bridge.core.redis_address import is_redis, parse_redis
 from bridge.settings.checks import environment_name
 from bridge.settings.load import is_reloadable, load_settings
 from bridge.settings.model import Settings
+from bridge.settings.values import render_value
 
 
 def config(
@@ -38,9 +40,10 @@ def config(
     table.add_column("value")
     table.add_column("SIGHUP", justify="center")
     for name, value in shown.items():
-        table.add_row(
-            environment_name(name), str(value), "yes" if is_reloadable(name) else ""
-        )
+        text = render_value(value, Settings.model_fields[name].metadata)
+        # Nothing in it is markup: an IPv6 address has brackets.
+        reload = "yes" if is_reloadable(name) else ""
+        table.add_row(environment_name(name), Text(text), reload)
     Console(highlight=False).print(table)
 
 

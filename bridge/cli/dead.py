@@ -53,7 +53,13 @@ _ID_WIDTH: Final = 24
 _WHEN_WIDTH: Final = 19
 _REASON_WIDTH: Final = max(len(reason) for reason in LetterReason)
 
-Reason = Annotated[LetterReason | None, typer.Option(help="Only those of this reason.")]
+Reason = Annotated[
+    LetterReason | None,
+    typer.Option(
+        metavar="REASON",  # the list of them would be broken in the middle of words
+        help=f"Only those of this reason: {', '.join(LetterReason)}.",
+    ),
+]
 Event = Annotated[str | None, typer.Option(help="Only those of this event.")]
 Since = Annotated[
     str | None,
@@ -152,11 +158,14 @@ def show_letter(
     table = Table(box=None, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    facts = letter.model_dump(mode="json", exclude={"properties", "headers"})
+    # The explanation has the reason's sentence, too.
+    left_out = {"properties", "headers", "reason_text"}
+    facts = letter.model_dump(mode="json", exclude=left_out)
     facts["dead_s"] = moment(letter.dead_s)
     for name, value in facts.items():
         if value is not None:
-            table.add_row(name, Text(shown(str(value))))
+            label = "set aside" if name == "dead_s" else name.replace("_", " ")
+            table.add_row(label, Text(shown(str(value))))
     for kind, values in (("property", letter.properties), ("header", letter.headers)):
         for name, value in values.items():
             text = value if isinstance(value, str) else orjson.dumps(value).decode()
@@ -175,7 +184,7 @@ def redrive(
     everything: All = False,
     dry_run: DryRun = False,
     rate: Annotated[
-        float, typer.Option(help="Letters a second at most; 1 or more.")
+        float, typer.Option(min=1, help="Letters a second at most.")
     ] = RATE_DEFAULT_PER_S,
     json: AsJson = False,
     url: OperatorUrl = None,
@@ -186,7 +195,8 @@ def redrive(
     Send dead letters back to the inbound queue, each confirmed before it leaves this one.
 
     Ctrl-C ends it: what was sent is gone, the rest stays in its order. Exit status: 0 all
-    were sent, 1 some could not be, 3 the bridge or the broker cannot be reached.
+    were sent, 1 some could not be or were not there, 3 the bridge or the broker cannot be
+    reached.
 
     Examples:
         bridge dead redrive 0b7c2a1e3c5f0b7c2a1e3c5f

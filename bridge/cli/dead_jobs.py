@@ -64,7 +64,8 @@ def redrive_letters(
                 return _tell_would(would, "redriven", as_json=as_json)
             body = _checked(Redrive, fields)
             started = await client.post("/api/dead/redrive", JobStarted, body=body)
-            return await _follow(client, started.job, "redriven", as_json=as_json)
+            code = await _follow(client, started.job, "redriven", as_json=as_json)
+            return max(code, _tell_gone(ids, started.job.total))
 
     _exit(asyncio.run(work()))
 
@@ -90,7 +91,8 @@ def discard_letters(
         async with operator_client(address) as client:
             body = _checked(Discard, {**fields, "confirm": confirm})
             started = await client.post("/api/dead/discard", JobStarted, body=body)
-            return await _follow(client, started.job, "discarded", as_json=as_json)
+            code = await _follow(client, started.job, "discarded", as_json=as_json)
+            return max(code, _tell_gone(ids, started.job.total))
 
     would = asyncio.run(count())
     if dry_run:
@@ -116,10 +118,23 @@ def _checked(model: type[SelectionT], fields: dict[str, object]) -> SelectionT:
         return model.model_validate(fields)
     except ValidationError as exc:
         problems = [
-            f"{error['loc'][0] if error['loc'] else ''}: {error['msg']}"
+            f"{error['input']!r} is no id; bridge dead list shows them"
+            if error["loc"][:1] == ("ids",) and len(error["loc"]) > 1
+            else f"{error['loc'][0] if error['loc'] else ''}: {error['msg']}"
             for error in exc.errors(include_url=False, include_context=False)
         ]
         raise ConfigError(problems) from exc
+
+
+def _tell_gone(ids: Sequence[str] | None, found: int) -> int:
+    """Say that letters which were named are not there, and what that is for the status."""
+    gone = len(set(ids or ())) - found
+    if gone <= 0:
+        return ExitCode.DONE
+    which = "id is" if gone == 1 else "ids are"
+    told = f"{gone:,} {which} not there; a letter that comes back has another"
+    typer.echo(told, err=True)
+    return ExitCode.FAILED
 
 
 def _tell_would(would: Would, done: str, *, as_json: bool) -> int:

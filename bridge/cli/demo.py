@@ -25,11 +25,14 @@ from aiohttp import web
 from rich.console import Console
 
 from bridge.app import Bridge
+from bridge.broker.connection import Purpose, open_connection
+from bridge.broker.frame_reader import FrameReader
 from bridge.broker.local_node import LocalNode
 from bridge.cli.token import signed_token
 from bridge.errors import BridgeError, ConfigError, first_of
 from bridge.logs import configure_logs
 from bridge.names import DEFAULT_NAMESPACE, BrokerNames
+from bridge.options import broker_address
 from bridge.settings.checks import ENVIRONMENT_PREFIX
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
@@ -128,6 +131,13 @@ async def _run(options: _Options) -> None:
             url = node.url
         settings = _settings(options, url)
         configure_logs(level=settings.log_level, log_format=settings.log_format)
+        if options.amqp_url is not None:
+            # Once by itself: a wrong password is told at once. The bridge would wait.
+            address = broker_address(settings)
+            probe = await open_connection(
+                address, purpose=Purpose.CHECK, reader=FrameReader
+            )
+            await probe.leave()
         shown = _Demo(settings, options, amqp_url=url)
         leaving.is_starting = False
         await shown.run(leaving.stop)

@@ -5,10 +5,12 @@ Exit codes: 0 done, 1 failed, 2 wrong use or settings, 3 a peer cannot be reache
 """
 
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from bridge import __version__
 from bridge.cli import (
     check,
     config,
@@ -43,6 +45,29 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"bridge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Say which version this is, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Stand before all commands, with what belongs to none of them."""
+
+
 app.command("run")(run.run)
 app.command("worker", hidden=True)(worker.worker)
 app.command("demo")(demo.demo)

@@ -11,9 +11,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from bridge.errors import ConfigError
 from bridge.settings.checks import environment_name
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
+from bridge.settings.values import parse_duration_s
 
 # Secrets are no flags: every user of the machine can read a command line.
 _NOT_AS_FLAGS: Final = frozenset(
@@ -25,7 +27,8 @@ ConfigFile = Annotated[
     typer.Option(
         "--config",
         envvar="BRIDGE_CONFIG",
-        help="TOML file with settings, named as below without BRIDGE_ and in lower case.",
+        help="TOML file with settings, named as in the environment without BRIDGE_ "
+        "and in lower case.",
         show_envvar=False,
     ),
 ]
@@ -69,6 +72,21 @@ DryRun = Annotated[
     ),
 ]
 OfUser = Annotated[str | None, typer.Option("--user", help="Only those of this user.")]
+
+
+def parse_ttl_s(text: str) -> float:
+    """
+    Read what `--ttl` was given: seconds, or a duration with its unit.
+
+    Raises:
+        ConfigError: If it is neither.
+
+    """
+    try:
+        return parse_duration_s(text)
+    except ValueError as exc:
+        raise ConfigError([f"--ttl: {exc}"]) from exc
+
 
 # --- settings
 

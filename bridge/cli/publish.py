@@ -20,11 +20,11 @@ from bridge.broker.connection import Purpose, open_connection
 from bridge.broker.frame_reader import FrameReader
 from bridge.broker.messages import MessagePublisher
 from bridge.broker.publisher import Publisher
-from bridge.cli.options import AmqpUrl, ConfigFile
+from bridge.cli.options import AmqpUrl, ConfigFile, parse_ttl_s
 from bridge.core.contracts.messages import Problem, PublishRequest
 from bridge.core.contracts.publish_request import parse_publish_request
 from bridge.core.event_schemas import EventSchemas
-from bridge.errors import BridgeError, ConfigError, first_of
+from bridge.errors import BridgeError, ConfigError, PublishRefusedError, first_of
 from bridge.logs import configure_logs
 from bridge.metrics import Metrics
 from bridge.names import EVENT_DEFAULT, BrokerNames
@@ -69,9 +69,11 @@ def publish(
         str | None,
         typer.Option("--id", help="Message id: publishing it again is harmless."),
     ] = None,
-    ttl_s: Annotated[
-        float | None,
-        typer.Option("--ttl", help="Seconds after which it is not delivered."),
+    ttl: Annotated[
+        str | None,
+        typer.Option(
+            help="After it the message is not delivered any more, as 90s, 15m or 1h."
+        ),
     ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the ids as JSON, one line a message.")
@@ -89,7 +91,7 @@ def publish(
     Examples:
         bridge publish ann '{"text": "hello"}'
 
-        bridge publish ann --text "hello" --event note --ttl 60
+        bridge publish ann --text "hello" --event note --ttl 15m
 
         seq 1000 | bridge publish ann -
 
@@ -102,6 +104,7 @@ def publish(
         config_file=str(config_file) if config_file else None,
     )
     configure_logs(level="error", log_format=settings.log_format)
+    ttl_s = None if ttl is None else parse_ttl_s(ttl)
     common = {"event": event, "id": message_id, "ttl_s": ttl_s}
     given = {name: value for name, value in common.items() if value is not None}
     reader = _Reader(user, data, given, is_text=text, schemas=schemas_of(settings))
@@ -255,13 +258,21 @@ async def _publish_all(
                     talk.print(f"{count} published …")
             running.cancel()
     except* BridgeError as group:
-        failure = first_of(group)
+        failure = _with_way_out(first_of(group))
         if count:
             talk.print(f"{count} published before this:")
     else:
         talk.print(f"{count} published, confirmed by the broker")
         return
     raise failure
+
+
+def _with_way_out(failure: BaseException) -> BaseException:
+    """Say what to do where no bridge has run yet: here nobody declares the exchange."""
+    if isinstance(failure, PublishRefusedError) and "no exchange" in failure.problem:
+        way_out = "bridge run makes it: has one run there, with this BRIDGE_NAMESPACE?"
+        return PublishRefusedError(failure.exchange, f"{failure.problem}; {way_out}")
+    return failure
 
 
 class _Feed:

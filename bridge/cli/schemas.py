@@ -51,6 +51,7 @@ def schemas(
 
     Examples:
         bridge schemas
+
         bridge schemas --check
 
     """

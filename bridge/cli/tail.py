@@ -3,8 +3,10 @@
 import asyncio
 import datetime as dt
 import sys
+from functools import partial
 from typing import Annotated
 
+import aiohttp
 import orjson
 import socketio
 import typer
@@ -75,20 +77,36 @@ class _Follower:
         self._shows_json = shows_json
         self._joins = joins
         self._talk = Console(stderr=True, highlight=False)
-        self._client = socketio.AsyncClient(
+
+    async def follow(self, url: str, token: str | None) -> None:
+        """
+        Stay connected until the bridge ends it for good.
+
+        Cancellation: safe; what was opened is closed.
+        """
+        # The client leaves a session of its own open, and the interpreter's end would
+        # complain of it with a traceback.
+        async with aiohttp.ClientSession() as session:
+            await self._follow(self._make_client(session), url, token)
+
+    def _make_client(self, session: aiohttp.ClientSession) -> socketio.AsyncClient:
+        client = socketio.AsyncClient(
             logger=False,
             engineio_logger=False,
             handle_sigint=False,  # or Ctrl-C ends in a traceback
+            http_session=session,
         )
-        self._client.on("connect", self._connected)
-        self._client.on("disconnect", self._disconnected)
-        self._client.on("connect_error", self._refused)
-        self._client.on("*", self._received)
+        client.on("disconnect", self._disconnected)
+        client.on("connect_error", self._refused)
+        client.on("*", self._received)
+        return client
 
-    async def follow(self, url: str, token: str | None) -> None:
-        """Stay connected until the bridge ends it for good."""
+    async def _follow(
+        self, client: socketio.AsyncClient, url: str, token: str | None
+    ) -> None:
+        client.on("connect", partial(self._connected, client))
         try:
-            await self._client.connect(
+            await client.connect(
                 url,
                 # A pure observer: it acks nothing, so what it prints is not delivered.
                 auth={"token": token, "acks": "manual"},
@@ -100,14 +118,14 @@ class _Follower:
                 self.exit_code = ExitCode.UNREACHABLE
             return
         try:
-            await self._client.wait()
+            await client.wait()
         finally:
-            await self._client.disconnect()
+            await client.disconnect()
 
-    async def _connected(self) -> None:
+    async def _connected(self, client: socketio.AsyncClient) -> None:
         self._say(f"connected, waiting for messages of {self._user}; Ctrl-C ends")
         if self._joins:
-            await self._client.emit(EVENT_JOIN, {"username": self._user})
+            await client.emit(EVENT_JOIN, {"username": self._user})
 
     async def _disconnected(self, reason: str) -> None:
         self._say(f"disconnected: {reason}")

@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 
 from bridge.auth.jwt import issue_token
-from bridge.cli.options import ConfigFile
+from bridge.cli.options import ConfigFile, parse_ttl_s
 from bridge.errors import ConfigError
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
-from bridge.settings.values import parse_duration_s
 
 
 def token(
@@ -32,7 +31,7 @@ def token(
 
     """
     settings = load_settings(config_file=str(config_file) if config_file else None)
-    typer.echo(signed_token(settings, user, ttl_s=_seconds(ttl)))
+    typer.echo(signed_token(settings, user, ttl_s=parse_ttl_s(ttl)))
 
 
 def signed_token(settings: Settings, user: str, *, ttl_s: float) -> str:
@@ -62,10 +61,3 @@ def signed_token(settings: Settings, user: str, *, ttl_s: float) -> str:
         )
     except ValueError as exc:
         raise ConfigError([str(exc)]) from exc
-
-
-def _seconds(text: str) -> float:
-    try:
-        return parse_duration_s(text)
-    except ValueError as exc:
-        raise ConfigError([f"--ttl: {exc}"]) from exc

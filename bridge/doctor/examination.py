@@ -9,6 +9,7 @@ from bridge.doctor.broker import Patient, broker_findings
 from bridge.doctor.findings import Finding, ok, wrong
 from bridge.doctor.inbox import disk_findings, inbox_finding
 from bridge.doctor.peers import key_set_finding, running_bridge_findings
+from bridge.doctor.ports import port_findings
 from bridge.doctor.redis import redis_findings
 from bridge.doctor.secrets import secret_findings, setting_findings
 from bridge.doctor.shards import look_at_shards
@@ -49,6 +50,8 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     key_set = await key_set_finding(settings)
     if key_set is not None:
         yield key_set
+    async for finding in port_findings(settings):
+        yield finding
     for finding in await running_bridge_findings(settings):
         yield finding
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from bridge.core.redis_address import is_redis
 from bridge.doctor.findings import Finding, note, ok, wrong
 from bridge.errors import ConfigError, StoreInUseError, StoreUnavailableError
 from bridge.names import ExitCode
@@ -38,7 +39,9 @@ async def inbox_finding(settings: Settings) -> Finding:
     except ConfigError as exc:
         return wrong("inbox", str(exc), code=ExitCode.USAGE)
     except StoreUnavailableError as exc:
-        return wrong("inbox", str(exc))
+        is_peer = is_redis(settings.inbox)
+        code = ExitCode.UNREACHABLE if is_peer else ExitCode.FAILED
+        return wrong("inbox", str(exc), code=code)
     finally:
         await inbox.close()
     return ok("inbox", f"{inbox.description} can be written")

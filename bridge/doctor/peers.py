@@ -51,12 +51,17 @@ async def key_set_finding(settings: Settings) -> Finding | None:
     return ok("key set", f"can be fetched; keys: {counts}")
 
 
+def reachable_host(host: str) -> str:
+    """Return where one asks whoever listens on `host`."""
+    return _EVERYWHERE.get(host, host)
+
+
 async def running_bridge_findings(settings: Settings) -> list[Finding]:
     """Ask the bridge that runs with these settings, if one does."""
     if settings.operator_port == 0:
         text = "BRIDGE_OPERATOR_PORT is 0, so it cannot be found"
         return [unknown("running bridge", text)]
-    host = _EVERYWHERE.get(settings.operator_host, settings.operator_host)
+    host = reachable_host(settings.operator_host)
     root = URL.build(scheme="http", host=host, port=settings.operator_port)
     token = settings.operator_token
     headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}

@@ -156,7 +156,7 @@ class StoreFile:
             raise StoreInUseError(
                 self._description,
                 f"another bridge (process {holder or 'unknown'}) has it open; "
-                "give each bridge a file of its own",
+                "stop that one, or give each bridge a file of its own",
             ) from None
         self._lock = lock
         os.ftruncate(lock, 0)

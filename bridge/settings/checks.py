@@ -23,23 +23,32 @@ def environment_name(field_name: str) -> str:
     return ENVIRONMENT_PREFIX + field_name.upper()
 
 
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """Return the end of a sentence that names the nearest known name, if any is near."""
+def did_you_mean(
+    name: str, known: Collection[str], *, prefix: str = ENVIRONMENT_PREFIX
+) -> str:
+    """
+    Return the end of a sentence that names the nearest known name, if any is near.
+
+    Without a `prefix` as a TOML file has it, in lower case.
+    """
     # Without the prefix, which makes any two names look alike.
     near = difflib.get_close_matches(
         name.upper().removeprefix(ENVIRONMENT_PREFIX),
         sorted(other.removeprefix(ENVIRONMENT_PREFIX) for other in known),
         n=1,
     )
-    return f", did you mean {ENVIRONMENT_PREFIX}{near[0]}?" if near else ""
+    if not near:
+        return ""
+    return f", did you mean {prefix + near[0] if prefix else near[0].lower()}?"
 
 
 def problem_text(error: ErrorDetails, *, known: Collection[str]) -> str:
     """Word one of pydantic's errors with the variable that it is about; no values."""
     field_name = str(error["loc"][0])
     name = environment_name(field_name)
-    if error["type"] == "extra_forbidden":
-        return f"{field_name}: is not a setting{did_you_mean(name, known)}"
+    if error["type"] == "extra_forbidden":  # flags and environment have none
+        near = did_you_mean(field_name, known, prefix="")
+        return f"{field_name} in the TOML file: is not a setting{near}"
     if error["type"] == "string_pattern_mismatch":
         pattern = error["ctx"]["pattern"]
         return f"{name}: takes letters, digits, _ and - alone; the rule is {pattern}"

@@ -1,6 +1,7 @@
 """Values with units, as an operator writes them: durations, sizes, lists."""
 
 import re
+from collections.abc import Iterable
 from math import isfinite, nan
 from typing import Annotated, Final
 
@@ -50,6 +51,50 @@ def parse_size_bytes(value: object) -> int:
     return int(match[1]) * _BYTES[(match[2] or "b").lower()]
 
 
+def render_duration(duration_s: float) -> str:
+    """Write a duration as `parse_duration_s` reads it, in the largest unit that fits."""
+    for unit in ("d", "h", "m", "s"):
+        count, rest = divmod(duration_s, _SECONDS[unit])
+        if count and not rest:
+            return f"{count:.0f}{unit}"
+    return f"{duration_s * 1000:g}ms" if duration_s < 1 else f"{duration_s}s"
+
+
+def render_size(size_bytes: int) -> str:
+    """Write a size as `parse_size_bytes` reads it, in the largest unit that fits."""
+    for unit in ("GiB", "MiB", "KiB"):
+        count, rest = divmod(size_bytes, _BYTES[unit.lower()])
+        if count and not rest:
+            return f"{count}{unit}"
+    return str(size_bytes)
+
+
+def render_value(value: object, metadata: Iterable[object]) -> str:
+    """
+    Write a setting's value as an operator would, who may paste it into an environment.
+
+    Args:
+        value: As the settings have it.
+        metadata: Of its field, which tells durations and sizes from other numbers.
+
+    """
+    readers = {note.func for note in metadata if isinstance(note, BeforeValidator)}
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case list() | tuple():
+            plain = metadata if _durations not in readers else [_A_DURATION]
+            return ",".join(render_value(part, plain) for part in value)
+        case int() | float() if parse_duration_s in readers:
+            return render_duration(value)
+        case int() if parse_size_bytes in readers:
+            return render_size(value)
+        case _:
+            return str(value)
+
+
 def _split(value: object) -> object:
     """`a, b` from the environment and `["a", "b"]` from TOML mean the same."""
     if isinstance(value, str):
@@ -71,9 +116,8 @@ def _positive(value: float) -> float:
     return value
 
 
-Duration = Annotated[
-    float, BeforeValidator(parse_duration_s), AfterValidator(_positive)
-]
+_A_DURATION: Final = BeforeValidator(parse_duration_s)
+Duration = Annotated[float, _A_DURATION, AfterValidator(_positive)]
 Size = Annotated[int, BeforeValidator(parse_size_bytes), Field(gt=0)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]

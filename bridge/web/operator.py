@@ -19,7 +19,7 @@ from bridge.web.api.frame import Api
 from bridge.web.bodies import read_body
 from bridge.web.console import SignIn, add_console_routes
 from bridge.web.health import Health, add_health_routes
-from bridge.web.problems import answer_with_problems, harden, problem
+from bridge.web.problems import SERVES, answer_with_problems, harden, problem
 from bridge.web.publishing import EventCheck, MessagePublisher
 
 _RETRY_AFTER_S: Final = "2"
@@ -51,6 +51,10 @@ def operator_app(
     app = web.Application(
         middlewares=[answer_with_problems],
         client_max_size=0,  # the publishing door has its own, which may change
+    )
+    app[SERVES] = (
+        "this is the operator port: /api/*, /console, /metrics and /health/*; "
+        "pages connect to the public port (BRIDGE_PORT)"
     )
     app.on_response_prepare.append(harden)
     add_health_routes(app, health)

@@ -2,12 +2,16 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
+from typing import Final
 
 import orjson
 import structlog
 from aiohttp import ClientConnectionResetError, web
 
 log = structlog.get_logger(__name__)
+
+# What an application serves, for those who come to the wrong one of the two doors.
+SERVES: Final = web.AppKey("serves", str)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -55,6 +59,8 @@ async def answer_with_problems(
     except web.HTTPException as exc:
         if exc.status < 400:
             raise
+        if exc.status == HTTPStatus.NOT_FOUND and SERVES in request.app:
+            return problem(exc.status, f"nothing is here; {request.app[SERVES]}")
         allow = exc.headers.get("Allow")
         return problem(
             exc.status, exc.reason, headers={"Allow": allow} if allow else None

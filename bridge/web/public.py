@@ -15,7 +15,7 @@ from bridge.core.message import user_problem
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.web.access import Handler
 from bridge.web.health import Health, add_health_routes
-from bridge.web.problems import answer_with_problems, harden, problem
+from bridge.web.problems import SERVES, answer_with_problems, harden, problem
 from bridge.web.publishing import EventCheck, MessagePublisher
 
 _SCRIPT: Final = "socket.io.min.js"
@@ -30,6 +30,10 @@ def public_app(
 ) -> web.Application:
     """Build the public door; `legacy` answers `GET /` where it is switched on."""
     app = web.Application(middlewares=[answer_with_problems])
+    app[SERVES] = (
+        "this is the public port, for pages: /socket.io/ and /health/*; "
+        "all else is on the operator port (BRIDGE_OPERATOR_PORT)"
+    )
     app.on_response_prepare.append(harden)
     add_health_routes(app, health)
     _add_script(app)

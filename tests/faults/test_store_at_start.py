@@ -79,7 +79,7 @@ async def without_its_file(file: Path) -> AsyncIterator[None]:
 
 SENTENCES: dict[Trouble, str] = {
     locked: "another process has locked it (SQLITE_BUSY)",
-    held: "has it open; give each bridge a file of its own",
+    held: "has it open; stop that one, or give each bridge a file of its own",
     damaged: (
         "the file is damaged, or no SQLite file at all; put back a copy, or move it "
         "away, and its -wal file with it, to begin an empty inbox (SQLITE_NOTADB)"

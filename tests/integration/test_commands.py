@@ -88,8 +88,10 @@ async def test_publish_and_tail_meet(broker: LocalNode, namespace: str) -> None:
             lines = [orjson.loads(await tail.stdout.readline()) for _ in range(5)]
         finally:
             tail.send_signal(signal.SIGINT)
-            code = await tail.wait()
+            async with asyncio.timeout(LIMIT_S):
+                _, told = await tail.communicate()
 
+    assert told.decode() == "disconnected: client disconnect\n"  # and no traceback
     assert [(line["event"], line["data"]) for line in lines] == [
         ("message", {"text": "hello"}),
         ("message", 1),
@@ -97,7 +99,22 @@ async def test_publish_and_tail_meet(broker: LocalNode, namespace: str) -> None:
         ("note", 3),
         ("message", "plain"),
     ]
-    assert code == 0
+    assert tail.returncode == 0
+
+
+async def test_publish_where_no_bridge_has_run_says_what_makes_the_exchange(
+    broker: LocalNode, namespace: str
+) -> None:
+    """What a worker's author tries first, and a misspelt namespace, end the same way."""
+    settings = settings_for_program(broker, namespace)
+
+    done = await command("publish", "ann", "1", **settings)
+
+    assert done.code == 1
+    assert f"no exchange '{namespace}.messages'" in done.err
+    assert "bridge run makes it: has one run there, with this BRIDGE_NAMESPACE?" in (
+        done.err
+    )
 
 
 async def test_publish_sends_each_line_as_it_comes_and_ctrl_c_ends_it(

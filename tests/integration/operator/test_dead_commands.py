@@ -58,7 +58,7 @@ async def test_letters_are_shown_in_a_terminal_and_as_json(
     assert "--cursor" in table.stderr
     assert len(letters) == 3
     assert "header x-bridge-time" in shown.stdout
-    assert "body_text" in shown.stdout
+    assert "body text" in shown.stdout
     assert orjson.loads(hidden.stdout)["body_text"] is None
     assert "there is no such dead letter" in missing.stderr
     assert "the key is wrong" in wrong.stderr
@@ -81,6 +81,7 @@ async def test_redrive_and_discard_say_how_many_and_ask_before_harm(
             running, "redrive", "--user", "ann", "--rate", "1000", "--json"
         )
         emptied = await command(running, "discard", "--all", "--yes")
+        gone = await command(running, "discard", "--yes", "f" * 24, expect=1)
 
     assert dry.stdout == "3 dead letters would be redriven\n"
     assert orjson.loads(dry_json.stdout) == {"would": 9}
@@ -88,6 +89,9 @@ async def test_redrive_and_discard_say_how_many_and_ask_before_harm(
     assert discarded.stdout.endswith("3 of 3 dead letters discarded\n")
     assert orjson.loads(redriven.stdout)["done"] == 3
     assert emptied.stdout == "3 of 3 dead letters discarded\n"
+    assert (
+        "1 id is not there" in gone.stderr
+    )  # which was to be gone, but by this command
     assert numbers(await take_all(broker, names.inbound_queue())) == [0, 3, 6]
 
 
@@ -133,8 +137,8 @@ async def test_ctrl_c_cancels_the_job_and_says_what_was_done(
         (["list", "--url", "nowhere"], {}, 2, "--url"),
         (["redrive"], {}, 2, "--all"),
         (["redrive", "--all", "--user", "ann"], {}, 2, "one of the three"),
-        (["redrive", "xyz"], {}, 2, "ids"),
-        (["redrive", "--all", "--rate", "0"], {}, 2, "rate_per_s"),
+        (["redrive", "xyz"], {}, 2, "'xyz' is no id; bridge dead list"),
+        (["redrive", "--all", "--rate", "0"], {}, 2, "--rate"),
     ],
     ids=str,
 )

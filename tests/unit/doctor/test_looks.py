@@ -66,3 +66,10 @@ async def test_the_inbox_is_looked_at_and_not_made(tmp_path: Path) -> None:
 
     path.write_bytes(b"something else" * 100)
     assert (await inbox_finding(chosen)).verdict is Verdict.WRONG
+
+
+async def test_a_redis_out_of_reach_is_a_peer_out_of_reach() -> None:
+    """Scripts wait on status 3 for peers; 1 says that somebody has to mend something."""
+    found = await inbox_finding(settings(inbox="redis://127.0.0.1:1/"))
+
+    assert found.exit_code == ExitCode.UNREACHABLE

@@ -105,12 +105,24 @@ def test_all_problems_are_told_at_once(
             "is meant, set BRIDGE_DANGEROUSLY_ALLOW_ANY_ORIGIN=true instead",
             "BRIDGE_AMQP_URL: URL number 2 must look like amqp://user:password@host:5672/vhost",
             "BRIDGE_PING_INTERVAL: should be a valid integer, got a number with a fractional part",
-            "prefetchh: is not a setting, did you mean BRIDGE_PREFETCH?",
+            "prefetchh in the TOML file: is not a setting, did you mean prefetch?",
             "BRIDGE_AUTH: open on 0.0.0.0 lets anybody read anybody's messages; bind to "
             "127.0.0.1, use jwt, or, if that is meant, set "
             "BRIDGE_DANGEROUSLY_OPEN_TO_THE_NETWORK=true",
         ]
     )
+
+
+def test_a_variable_s_name_in_the_file_is_told_as_the_file_has_it(
+    tmp_path: Path,
+) -> None:
+    """That BRIDGE_PORT is not a setting, did you mean BRIDGE_PORT, would help nobody."""
+    path = tmp_path / "bridge.toml"
+    path.write_text("BRIDGE_PORT = 9000\n")
+
+    assert problems_of(path, auth="open") == [
+        "BRIDGE_PORT in the TOML file: is not a setting, did you mean port?"
+    ]
 
 
 def test_an_unknown_name_that_is_near_to_none_gets_no_advice(

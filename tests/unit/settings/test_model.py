@@ -100,7 +100,7 @@ def accepted(**values: object) -> Settings:
             "BRIDGE_MAX_MESSAGE_BYTES: should be greater than 0",
         ),
         ({"log_level": "loud"}, "BRIDGE_LOG_LEVEL: "),
-        ({"made_up": 1}, "made_up: is not a setting"),
+        ({"made_up": 1}, "made_up in the TOML file: is not a setting"),
     ],
     ids=str,
 )

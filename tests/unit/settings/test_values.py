@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.settings.values import parse_duration_s, parse_size_bytes
+from bridge.settings.model import Settings
+from bridge.settings.values import (
+    parse_duration_s,
+    parse_size_bytes,
+    render_duration,
+    render_size,
+    render_value,
+)
 
 
 @pytest.mark.parametrize(
@@ -76,3 +83,39 @@ def test_whatever_is_given_is_read_or_refused_in_words(value: object) -> None:
             assert parse(value) >= 0
         except ValueError:
             continue
+
+
+@given(st.integers(min_value=0, max_value=10**9))
+def test_a_duration_that_is_shown_is_read_as_the_same(milliseconds: int) -> None:
+    """What `bridge config` shows may be pasted into an environment."""
+    duration_s = milliseconds / 1000
+
+    shown = render_duration(duration_s)
+
+    assert parse_duration_s(shown) == pytest.approx(duration_s)
+
+
+@given(st.integers(min_value=0, max_value=1 << 50))
+def test_a_size_that_is_shown_is_read_as_the_same(size_bytes: int) -> None:
+    """As a duration."""
+    assert parse_size_bytes(render_size(size_bytes)) == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("retry_delays", (0.5, 1.5, 60.0), "500ms,1.5s,1m"),
+        ("inbox_max_age", 604800.0, "7d"),
+        ("ping_interval", 25, "25s"),
+        ("max_message_bytes", 1 << 18, "256KiB"),
+        ("prefetch", 3600, "3600"),
+        ("legacy_push", False, "false"),
+        ("schemas", None, ""),
+        ("jwt_algorithms", ("HS256", "ES256"), "HS256,ES256"),
+    ],
+)
+def test_a_setting_is_shown_as_one_writes_it(
+    name: str, value: object, shown: str
+) -> None:
+    """Not as Python does: nobody sets a duration to 604800.0, or a list with brackets."""
+    assert render_value(value, Settings.model_fields[name].metadata) == shown

@@ -186,6 +186,19 @@ async def test_switched_off_there_is_no_such_door(
         assert response.status == 404
 
 
+async def test_who_comes_to_the_wrong_door_is_told_what_this_one_is(
+    open_app: Open, health: Patient
+) -> None:
+    """`Not Found` alone sends people to look for a typing error in their path."""
+    client = await door(open_app, health)
+
+    async with client.post("/api/publish", data="{}") as response:
+        assert response.status == 404
+        told = (await response.json())["detail"]
+    assert told.startswith("nothing is here; this is the public port, for pages: ")
+    assert "BRIDGE_OPERATOR_PORT" in told
+
+
 async def test_behind_a_key_it_publishes_for_those_who_have_it(
     open_app: Open, health: Patient, desk: Desk
 ) -> None:
