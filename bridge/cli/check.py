@@ -40,6 +40,7 @@ def check(
     queue: that is how permissions are asked for.
 
     Examples:
+
         bridge check
 
         bridge check --json | jq -r 'select(.verdict == "wrong") | .mend'

@@ -25,6 +25,7 @@ def config(
     Show every setting with the value that `bridge run` would use, secrets masked.
 
     Examples:
+
         bridge config
 
         BRIDGE_PORT=9000 bridge config --json

@@ -94,6 +94,7 @@ def list_letters(
     List dead letters, oldest first. Looking changes neither their order nor their number.
 
     Examples:
+
         bridge dead list
 
         bridge dead list --reason malformed_body --since 2h
@@ -141,6 +142,7 @@ def show_letter(
     The body is shown only if asked for: it may hold what is nobody's business.
 
     Examples:
+
         bridge dead show 0b7c2a1e3c5f0b7c2a1e3c5f
 
         bridge dead show 0b7c2a1e3c5f0b7c2a1e3c5f --body --json | jq -r .body_text
@@ -199,6 +201,7 @@ def redrive(
     reached.
 
     Examples:
+
         bridge dead redrive 0b7c2a1e3c5f0b7c2a1e3c5f
 
         bridge dead redrive --reason attempts_exhausted --dry-run
@@ -242,6 +245,7 @@ def discard(
     Exit status: 0 done, 1 not done or not all, 3 the bridge or the broker cannot be reached.
 
     Examples:
+
         bridge dead discard 0b7c2a1e3c5f0b7c2a1e3c5f
 
         bridge dead discard --reason malformed_body --until 30d --yes

@@ -94,6 +94,7 @@ def demo(
     Ctrl-C ends everything, and nothing is left behind. BRIDGE_* settings do not count.
 
     Examples:
+
         bridge demo
 
         bridge demo --port 0 --token-life 10s

@@ -6,6 +6,7 @@ Show what is kept for a user, or carry all inboxes into another store.
 bridge cannot be reached.
 
 Examples:
+
     bridge inbox ann
 
     bridge inbox show --help
@@ -81,6 +82,7 @@ def inbox(
     status: 0 shown, 1 no such user, 3 the bridge cannot be reached.
 
     Examples:
+
         bridge inbox ann
 
         bridge inbox ann --data --limit 1

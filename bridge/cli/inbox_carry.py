@@ -59,6 +59,7 @@ def carry_inboxes(
     cannot be reached or used now.
 
     Examples:
+
         bridge inbox carry --from sqlite:/var/lib/bridge/inbox.sqlite3 --to redis://store:6379/0
 
         BRIDGE_INBOX=rediss://:secret@store:6380 bridge inbox carry --from sqlite:inbox.sqlite3 --dry-run

@@ -89,6 +89,7 @@ def publish(
     stdin is checked first: nothing is published unless every line may be.
 
     Examples:
+
         bridge publish ann '{"text": "hello"}'
 
         bridge publish ann --text "hello" --event note --ttl 15m

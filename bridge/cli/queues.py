@@ -32,6 +32,7 @@ def queues(
     cannot be reached.
 
     Examples:
+
         bridge queues
 
         bridge queues --json | jq '.items[] | select(.role == "dead").depth'

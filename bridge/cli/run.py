@@ -30,6 +30,7 @@ def run(load: LoadSettings) -> None:
     watches them, and has the operator port. They need an inbox that they share.
 
     Examples:
+
         BRIDGE_JWT_SECRET=$(openssl rand -base64 48) bridge run
 
         bridge run --config /etc/bridge.toml --port 9000 --log-level debug

@@ -50,6 +50,7 @@ def schemas(
     Write the JSON Schemas, the AsyncAPI and the OpenAPI document, made from the models.
 
     Examples:
+
         bridge schemas
 
         bridge schemas --check

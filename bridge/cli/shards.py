@@ -49,6 +49,7 @@ def shards(
     itself, no bridge has to run. Exit status: 0 shown, 3 the broker cannot be reached.
 
     Examples:
+
         bridge shards
 
         bridge shards --json | jq .shards
@@ -104,6 +105,7 @@ def set_shards(
     reached.
 
     Examples:
+
         rabbitmq-plugins enable rabbitmq_sharding
 
         bridge shards set 8

@@ -47,6 +47,7 @@ def tail(
     It counts as a window but only looks on: what it prints still waits for a page.
 
     Examples:
+
         bridge tail --user ann
 
         bridge tail --user ann --url https://push.example.org --token "$TOKEN" --json

@@ -25,6 +25,7 @@ def token(
     For trying things out: in production the site that knows its users signs tokens.
 
     Examples:
+
         bridge token ann
 
         bridge token ann --ttl 5m

@@ -42,6 +42,7 @@ def trace(
     bridge cannot be reached.
 
     Examples:
+
         bridge trace 7f0c9e1e-order-4711
 
         bridge trace order-4711 --user ann --json

@@ -55,6 +55,7 @@ def users(
     Exit status: 0 shown, 1 no such user, 3 the bridge cannot be reached.
 
     Examples:
+
         bridge users --online
 
         bridge users --begins team-a. --limit 1000
@@ -154,6 +155,7 @@ def kick(
     cannot be reached.
 
     Examples:
+
         bridge kick ann --dry-run
 
         bridge kick ann

@@ -182,6 +182,11 @@ def add_console_routes(app: web.Application, sign_in: SignIn) -> None:
         # Relative, as all addresses in the page: a proxy may have put a path before it.
         return web.Response(status=308, headers={"Location": "../console"})
 
+    async def to_the_console(_request: web.Request) -> web.Response:
+        # For now: browsers keep 308, and a port may become that of another program.
+        return web.Response(status=307, headers={"Location": "console"})
+
+    app.router.add_get("/", to_the_console)
     app.router.add_get("/console/", to_the_page)
     app.router.add_get("/console/session", sign_in.look)
     app.router.add_post("/console/session", sign_in.sign_in)

@@ -80,6 +80,8 @@ async def test_everything_that_the_page_refers_to_is_there(client: Client) -> No
         assert (await client.get(f"/{path}")).status == 200, path
     beside = await client.get("/console/", allow_redirects=False)
     assert (beside.status, beside.headers["Location"]) == (308, "../console")
+    above = await client.get("/", allow_redirects=False)
+    assert (above.status, above.headers["Location"]) == (307, "console")
 
 
 @pytest.mark.parametrize(
