@@ -156,11 +156,12 @@ class Token:
             return
         (channel, _), self._line = self._line, None
         self._given.clear()
-        async with broker_call(f"leave {self.queue}", timeout_s=self._timeout_s):
-            await channel.close()
         reader = self._connection.reader
         if isinstance(reader, DeliveryReader):
+            # Before it is closed: then its number is free, and another may have it at once.
             reader.takers.pop(channel.number, None)
+        async with broker_call(f"leave {self.queue}", timeout_s=self._timeout_s):
+            await channel.close()
 
     def _take(self, tag: int) -> None:
         self._tag = tag
