@@ -6,12 +6,52 @@ import pytest
 
 from bridge.broker.connection import BrokerAddress, Purpose, open_connection
 from bridge.broker.consumer import BatchLimits, ConsumerSession
+from bridge.broker.deliveries import Intake
 from bridge.broker.frame_reader import DeliveryReader
 from bridge.broker.intake_session import IntakeSession
+from bridge.broker.topology import Topology
 from bridge.metrics import Metrics
 from bridge.names import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
-from tests.integration.broker.conftest import open_raw
+from tests.integration.broker.conftest import Raw, open_raw
+
+
+async def test_nothing_is_handed_over_that_a_session_has_brought_which_is_over(
+    address: BrokerAddress,
+    wanted: Topology,
+    raw: Raw,
+    names: BrokerNames,
+    metrics: Metrics,
+) -> None:
+    """
+    In a flood a batch grows for a moment, and the session may end meanwhile.
+
+    All of it comes again: stored now, it would be there twice.
+    """
+    intake = Intake(
+        address,
+        wanted,
+        queue=names.inbound_queue(),
+        prefetch_count=500,
+        metrics=metrics,
+    )
+
+    async def take() -> bool:
+        return intake.is_current(await intake.next_batch())
+
+    running = asyncio.create_task(intake.run(), name="intake")
+    await eventually(lambda: intake.is_consuming, within_s=30)
+    for _ in range(300):
+        await raw.publish(names.messages)
+    await eventually(lambda: intake.in_flight == 300)
+    taking = asyncio.create_task(take(), name="take")
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
+
+    assert not taking.done() or taking.result()
+    taking.cancel()
+    await asyncio.wait([taking])
 
 
 async def test_a_consumer_whose_channel_has_the_number_of_one_just_closed_is_delivered_to(
