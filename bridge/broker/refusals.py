@@ -8,6 +8,8 @@ INEQUIVALENT: Final = re.compile(
     r"received (?P<ours>.*?) but current is (?P<theirs>.*)",
     re.DOTALL,
 )
+# What it says ends so if it was longer than 255 bytes: long names come in it several times.
+CUT: Final = "..."
 # Before 4.0 it ends the connection with COMMAND_INVALID, from there on the channel with
 # PRECONDITION_FAILED.
 UNKNOWN_TYPE: Final = "unknown exchange type"
