@@ -36,6 +36,12 @@ SHARED: Final = "shared"
 _LOOK_EACH_S: Final = 0.5
 # Well within the broker's ack timeout, half an hour by default.
 _RENEW_EACH_S: Final = 60.0
+# Two that come in one moment give way to each other, and try again.
+_IN_VAIN: Final = 4
+_NOT_GIVEN: Final = (
+    "the broker does not give this bridge the message of queue {}: is it overloaded, or "
+    "does a policy take messages out of that queue?"
+)
 _OWN_INBOX: Final = (
     "another bridge takes the messages of {}, and its inbox is its own: this one takes "
     "none before that has gone"
@@ -92,14 +98,18 @@ class Neighbours:
             TopologyError: If something else has the name of a token's queue.
 
         """
-        is_waiting = False
+        told: str | None = None
+        in_vain = 0
         try:
             while not stopping.is_set():
                 problem = await self.in_the_way()
                 if problem is None and await self._claim():
                     break
-                if problem is not None and not is_waiting:
-                    is_waiting = True
+                in_vain += problem is None
+                if in_vain == _IN_VAIN:
+                    problem = _NOT_GIVEN.format(self._ours.queue)
+                if problem not in (None, told):
+                    told = problem
                     tell(problem)
                     log.warning("intake.waits_for_others", problem=problem)
                 with suppress(TimeoutError):
@@ -108,7 +118,7 @@ class Neighbours:
                         await stopping.wait()
         finally:
             tell(None)
-        if is_waiting and not stopping.is_set():
+        if told is not None and not stopping.is_set():
             log.info("intake.others_are_gone")
 
     async def in_the_way(self) -> str | None:

@@ -286,6 +286,7 @@ class Intake:
                 await self._run(session, connection, layout, neighbours)
             finally:
                 session.tell()
+                session.fail("it is over")  # whoever is about to take from it must not
                 self._session = None
                 self._is_standing = False
                 self._settled.set()

@@ -29,7 +29,7 @@ from bridge.broker.connection import (
     problem_text,
 )
 from bridge.broker.frame_reader import FrameReader
-from bridge.broker.refusals import INEQUIVALENT, plain
+from bridge.broker.refusals import CUT, INEQUIVALENT, plain
 
 MODULUS: Final = "x-modulus-hash"
 CONSISTENT: Final = "x-consistent-hash"
@@ -84,7 +84,17 @@ async def hash_of(
             await channel.exchange_declare(name, exchange_type="fanout", durable=True)
         except ChannelPreconditionFailed as exc:
             found = INEQUIVALENT.search(problem_text(exc))
-            theirs = plain(found["theirs"]) if found else best
-            return theirs if theirs in _PLUGINS else best
+            return _known(plain(found["theirs"]) if found else "") or best
         await channel.close()
     return best
+
+
+def _known(told: str) -> str | None:
+    """Return the type that a broker told, in whole or cut."""
+    begin = told.removesuffix(CUT)
+    known = [
+        kind
+        for kind in _PLUGINS
+        if kind == told or (begin != told and kind.startswith(begin))
+    ]
+    return known[0] if len(known) == 1 else None

@@ -201,8 +201,9 @@ class IntakeSession:
         """Close its channel; what is in flight goes back to its place."""
         if consumer in self._consumers:
             self._consumers.remove(consumer)
-            await consumer.close()
+            # Before it is closed: then its number is free, and another may have it at once.
             self._connection.reader.takers.pop(consumer.channel_number, None)
+            await consumer.close()
 
     def leave(self) -> None:
         """

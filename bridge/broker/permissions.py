@@ -25,7 +25,7 @@ from aiormq.exceptions import (
 
 from bridge.broker.connection import BrokerConnection, broker_call, problem_text
 from bridge.broker.frame_reader import FrameReader
-from bridge.broker.refusals import UNKNOWN_TYPE
+from bridge.broker.refusals import is_no_such_type
 from bridge.broker.topology import (
     Binding,
     Exchange,
@@ -129,7 +129,7 @@ async def knows_type(
         except ConnectionCommandInvalid:
             return False
         except (ChannelPreconditionFailed, ChannelAccessRefused) as exc:
-            return UNKNOWN_TYPE not in problem_text(exc)
+            return not is_no_such_type(problem_text(exc))
         await channel.close()
     return True
 

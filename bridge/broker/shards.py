@@ -44,7 +44,7 @@ from aiormq.exceptions import (
 from bridge.broker.connection import BrokerConnection, broker_call, problem_text
 from bridge.broker.frame_reader import FrameReader
 from bridge.broker.hashing import MODULUS, hash_of
-from bridge.broker.refusals import INEQUIVALENT, plain
+from bridge.broker.records import number_led_to
 from bridge.broker.topology import (
     Binding,
     Exchange,
@@ -57,7 +57,7 @@ from bridge.broker.topology import (
     topology,
 )
 from bridge.errors import BrokerUnavailableError, ShardsError, TopologyError
-from bridge.names import BrokerNames
+from bridge.names import SHARDS_MAX, BrokerNames
 
 _ALTERNATE: Final = "alternate-exchange"
 
@@ -141,16 +141,17 @@ class ShardPlan:
     def gate(self, layout: Layout) -> Exchange:
         """Return the gate to the entry of `layout`."""
         return Exchange(
-            gate_name(self.names, layout.change), "fanout", self._leads_to(layout)
+            gate_name(self.names, layout.change), "fanout", self.leads_to(layout)
         )
 
     def record(self, layout: Layout) -> Exchange:
         """Return the record of `layout`; nothing is ever published to it."""
         return Exchange(
-            record_name(self.names, layout.change), "fanout", self._leads_to(layout)
+            record_name(self.names, layout.change), "fanout", self.leads_to(layout)
         )
 
-    def _leads_to(self, layout: Layout) -> dict[str, str | int | bool]:
+    def leads_to(self, layout: Layout) -> dict[str, str | int | bool]:
+        """Return the arguments of both."""
         return {_ALTERNATE: self.names.shards_entry(layout.shards)}
 
     def way_of_before(self, layout: Layout) -> Exchange | Queue:
@@ -318,21 +319,24 @@ class ShardDesk:
                     arguments=dict(record.arguments),
                 )
             except ChannelPreconditionFailed as exc:
-                return self._parse(exc)
-            await channel.close()
-        return wish.shards
+                refusal = exc
+            else:
+                await channel.close()
+                return wish.shards
+        return await self._led_to(record.name, refusal)
 
-    def _parse(self, exc: ChannelPreconditionFailed) -> int:
-        """Read how many shards an exchange leads to, if not to those that were asked for."""
-        text = problem_text(exc)
-        found = INEQUIVALENT.search(text)
-        entry = plain(found["theirs"]) if found else ""
-        number = entry.removeprefix(self._names.shards_entry(0).removesuffix("0"))
-        if not number.isdecimal():
-            raise BrokerUnavailableError(
-                "read the number of shards", f"it says {text!r}"
-            )
-        return int(number)
+    async def _led_to(self, exchange: str, refusal: ChannelPreconditionFailed) -> int:
+        """Return how many shards `exchange` leads to, if not to those in `refusal`."""
+        return await number_led_to(
+            self._connection,
+            exchange,
+            [
+                self._plan.leads_to(Layout(shards))
+                for shards in range(1, SHARDS_MAX + 1)
+            ],
+            refusal=problem_text(refusal),
+            timeout_s=self._plan.timeout_s,
+        )
 
     async def _prepare(self, new: Layout) -> None:
         """Declare all of `new`, and let the gate lead where messages go now."""
@@ -344,7 +348,7 @@ class ShardDesk:
         except TopologyError as exc:
             if not isinstance(exc.__cause__, ChannelPreconditionFailed):
                 raise  # we may not
-            begun = self._parse(exc.__cause__)
+            begun = await self._led_to(gate.name, exc.__cause__)
             text = f"a change to {begun} shards was begun and not ended"
             mend = f"`bridge shards set {begun}` does that, then set {new.shards}"
             raise ShardsError(f"{text}; {mend}") from exc

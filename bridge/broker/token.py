@@ -11,6 +11,7 @@ queue outlive its node (4.2 with Khepri).
 """
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -34,11 +35,14 @@ from bridge.broker.topology import (
     bind,
     declare_one,
 )
+from bridge.core.message import Delivery
 from bridge.errors import BrokerUnavailableError
 
 _ARGUMENTS: Final = {**QUORUM, "x-single-active-consumer": True}
 # The broker gives it as soon as it has heard of the consumer.
 _GIVEN_WITHIN_S: Final = 2.0
+# Later than that it may be gone.
+_GIVEN_BACK_WITHIN_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 0.05
 _LOOKS_MAX: Final = 20
 _LYING: Final = 2
@@ -74,6 +78,7 @@ class Token:
         self._line: tuple[aiormq.Channel, str | None] | None = None
         self._given = asyncio.Event()
         self._tag = 0
+        self._held = 0  # how many were given
 
     @property
     def is_in_line(self) -> bool:
@@ -117,10 +122,11 @@ class Token:
         if told is None or not (told.message_count or told.consumer_count):
             await self._put()
         self._given.clear()
+        self._held = 0
         reader = self._connection.reader
         if isinstance(reader, DeliveryReader):
             assert channel.number is not None  # noqa: S101 - it is open
-            reader.takers[channel.number] = lambda found: self._take(found[-1].tag)
+            reader.takers[channel.number] = self._take_found
         async with broker_call(f"consume {self.queue}", timeout_s=self._timeout_s):
             consumer = await channel.basic_consume(self.queue, self._take_message)
         self._line = channel, consumer.consumer_tag
@@ -144,11 +150,20 @@ class Token:
             return
         channel, _ = self._line
         self._given.clear()
+        last, held, self._held = self._tag, self._held, 0
         async with broker_call(f"renew {self.queue}", timeout_s=self._timeout_s):
+            if held > 1:
+                await channel.basic_ack(last - 1, multiple=True)  # one is enough
             # To nobody else: we are the active one, and stay it.
-            await channel.basic_nack(self._tag, multiple=True, requeue=True)
-        if not await self.is_given(within_s=self._timeout_s):
-            raise BrokerUnavailableError(f"renew {self.queue}", "it was not given back")
+            await channel.basic_nack(last, multiple=True, requeue=True)
+        if await self.is_given(within_s=_GIVEN_BACK_WITHIN_S):
+            return
+        if self.is_in_line:
+            # A policy may have taken it away, by a TTL or a delivery limit.
+            await self._put()
+            if await self.is_given(within_s=self._timeout_s):
+                return
+        raise BrokerUnavailableError(f"renew {self.queue}", "it was not given back")
 
     async def leave(self) -> None:
         """Leave the line; the next one gets it."""
@@ -156,15 +171,21 @@ class Token:
             return
         (channel, _), self._line = self._line, None
         self._given.clear()
-        async with broker_call(f"leave {self.queue}", timeout_s=self._timeout_s):
-            await channel.close()
         reader = self._connection.reader
         if isinstance(reader, DeliveryReader):
+            # Before it is closed: then its number is free, and another may have it at once.
             reader.takers.pop(channel.number, None)
+        async with broker_call(f"leave {self.queue}", timeout_s=self._timeout_s):
+            await channel.close()
 
     def _take(self, tag: int) -> None:
         self._tag = tag
+        self._held += 1
         self._given.set()
+
+    def _take_found(self, found: Sequence[Delivery]) -> None:
+        for delivery in found:
+            self._take(delivery.tag)
 
     async def _take_message(self, message: DeliveredMessage) -> None:
         """As `_take`, where the connection's reader leaves deliveries to the library."""

@@ -32,7 +32,7 @@ from aiormq.exceptions import (
 from bridge.broker.connection import BrokerConnection, broker_call, problem_text
 from bridge.broker.frame_reader import FrameReader
 from bridge.broker.hashing import MODULUS, binding_key, plugin_of
-from bridge.broker.refusals import INEQUIVALENT, UNKNOWN_TYPE, plain
+from bridge.broker.refusals import INEQUIVALENT, is_no_such_type, plain
 from bridge.errors import TopologyError
 from bridge.names import BrokerNames
 
@@ -280,7 +280,7 @@ async def declare_one(
         try:
             await _send_declare(channel, thing, passive=False)
         except ChannelPreconditionFailed as exc:
-            if UNKNOWN_TYPE in problem_text(exc):
+            if is_no_such_type(problem_text(exc)):
                 raise _unknown_type(thing, exc) from exc
             raise _different(thing, exc) from exc
         except ChannelAccessRefused as exc:

@@ -36,6 +36,7 @@ from bridge.settings.values import (
     Count,
     Duration,
     Durations,
+    Namespace,
     Port,
     Secrets,
     ShardCount,
@@ -48,8 +49,6 @@ JWT_ALGORITHMS: Final = (
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512",
     "ES256", "ES384", "ES512", "EdDSA",
 )  # fmt: skip
-
-_NAMESPACE: Final = r"^[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,3}$"
 
 
 def _reloadable(default: Any, help_: str) -> Any:
@@ -89,10 +88,9 @@ class Settings(BaseSettings):
         "RabbitMQ's management API, as `http://host:15672/`, with a login in it or that of "
         "`BRIDGE_AMQP_URL`. Optional: AMQP alone does for carrying messages.",
     )
-    namespace: str = _fixed(
+    namespace: Namespace = _fixed(
         "bridge",
-        "First part of the names of all exchanges and queues.",
-        pattern=_NAMESPACE,
+        "First part of the names of all exchanges and queues; at most 110 bytes.",
     )
     prefetch: Count = _reloadable(
         4000,

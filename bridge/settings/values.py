@@ -124,4 +124,9 @@ Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 Durations = Annotated[tuple[float, ...], BeforeValidator(_durations)]
 Count = Annotated[int, Field(ge=1)]
 ShardCount = Annotated[int, Field(ge=1, le=SHARDS_MAX)]
+# AMQP allows an exchange 127 bytes, and the longest of ours is `<ns>.shards.9999.gate`.
+Namespace = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,3}$", max_length=110),
+]
 Port = Annotated[int, Field(ge=0, le=65535)]

@@ -1,15 +1,19 @@
 """Whoever has an inbox of its own takes messages alone; see test_own_inboxes for bridges."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
 import bridge.broker.alone
+import bridge.broker.token
 from bridge.broker.alone import ALONE, SHARED, Neighbours
 from bridge.broker.connection import BrokerAddress, Purpose, open_connection
 from bridge.broker.frame_reader import FrameReader
+from bridge.broker.local_node import LocalNode
+from bridge.broker.token import Token
 from bridge.errors import BrokerUnavailableError
 from bridge.names import BrokerNames
 from tests.conftest import eventually
@@ -35,6 +39,20 @@ async def one(
     )
     stack.push_async_callback(connection.leave)
     return Neighbours(connection, names, address=address, has_own_inbox=has_own_inbox)
+
+
+@asynccontextmanager
+async def policy(
+    broker: LocalNode, names: BrokerNames, definition: Mapping[str, int]
+) -> AsyncIterator[None]:
+    """Apply a policy to all queues of a namespace."""
+    name = names.namespace
+    text = json.dumps(definition)
+    await broker.ctl("set_policy", name, rf"^{name}\.", text, "--apply-to", "queues")
+    try:
+        yield
+    finally:
+        await broker.ctl("clear_policy", name)
 
 
 async def has_turn(neighbours: Neighbours) -> bool:
@@ -85,6 +103,96 @@ async def test_a_token_that_is_renewed_stays_where_it_is(
     assert not keeping.done()
     keeping.cancel()
     await asyncio.wait([keeping])
+
+
+async def test_a_token_that_a_policy_has_taken_away_is_put_there_again(
+    stack: AsyncExitStack,
+    broker: LocalNode,
+    address: BrokerAddress,
+    names: BrokerNames,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each renewal counts against a delivery limit; the session would end over it."""
+    monkeypatch.setattr(bridge.broker.alone, "_RENEW_EACH_S", 0.05)
+    monkeypatch.setattr(bridge.broker.token, "_GIVEN_BACK_WITHIN_S", 0.5)
+    async with policy(broker, names, {"delivery-limit": 1}):
+        own = await one(stack, address, names, has_own_inbox=True)
+        assert await has_turn(own)
+        put: list[Token] = []
+        put_one = Token._put
+
+        async def note(token: Token) -> None:
+            put.append(token)
+            await put_one(token)
+
+        monkeypatch.setattr(Token, "_put", note)
+        keeping = asyncio.create_task(own.keep_apart(), name="keep apart")
+        await eventually(lambda: len(put) == 2 or keeping.done())
+        other = await one(stack, address, names, has_own_inbox=True)
+        assert not await has_turn(other)
+
+        assert not keeping.done()
+        keeping.cancel()
+        await asyncio.wait([keeping])
+
+
+async def test_of_two_tokens_one_is_kept(
+    stack: AsyncExitStack, address: BrokerAddress, names: BrokerNames
+) -> None:
+    """Two bridges may put one each into a new queue; they would come together with each loss."""
+    own = await one(stack, address, names, has_own_inbox=True)
+    assert await has_turn(own)
+    token = own._ours
+    await token._put()
+    await eventually(lambda: token._held == 2)
+
+    await token.renew()
+
+    await own._ours.leave()
+    async with open_raw(address.urls[0]) as operator:
+        assert await operator.holds(token.queue, 1)
+
+
+async def test_who_is_given_no_token_though_nobody_has_it_says_so(
+    stack: AsyncExitStack,
+    broker: LocalNode,
+    address: BrokerAddress,
+    names: BrokerNames,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A bridge that waits for ever, and nobody knows for what."""
+    monkeypatch.setattr(bridge.broker.alone, "_IN_VAIN", 1)
+    told: list[str | None] = []
+    async with policy(broker, names, {"message-ttl": 0}), asyncio.TaskGroup() as tasks:
+        own = await one(stack, address, names, has_own_inbox=True)
+        stopping = asyncio.Event()
+        tasks.create_task(own.wait_until_gone(stopping=stopping, tell=told.append))
+        await eventually(lambda: told)
+        stopping.set()
+
+    assert "does a policy take messages out of that queue" in str(told[0])
+
+
+async def test_who_waits_tells_of_whoever_is_in_the_way_now(
+    stack: AsyncExitStack,
+    address: BrokerAddress,
+    names: BrokerNames,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Readiness named the first of them for as long as it waited."""
+    monkeypatch.setattr(bridge.broker.alone, "_LOOK_EACH_S", 0.001)
+    own = await one(stack, address, names, has_own_inbox=True)
+    answers = iter(("one", "one", "another", None))
+
+    async def in_the_way() -> str | None:
+        return next(answers)
+
+    monkeypatch.setattr(own, "in_the_way", in_the_way)
+    told: list[str | None] = []
+
+    await own.wait_until_gone(stopping=asyncio.Event(), tell=told.append)
+
+    assert told == ["one", "another", None]
 
 
 async def test_one_with_an_inbox_of_its_own_stays_as_long_as_others_can_see_it(

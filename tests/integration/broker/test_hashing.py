@@ -1,5 +1,6 @@
 """Which queue a user belongs to, after all nodes of the broker were down and before."""
 
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,7 @@ from bridge.broker.frame_reader import FrameReader
 from bridge.broker.hashing import CONSISTENT, MODULUS, best_hash
 from bridge.broker.local_node import LocalNode
 from bridge.broker.shards import ShardDesk, ShardPlan
+from bridge.broker.topology import Queue
 from bridge.errors import TopologyError
 from bridge.names import BrokerNames
 from tests.conftest import HASH_PLUGINS, SLOW_FACTOR, eventually
@@ -104,6 +106,44 @@ async def test_an_entry_of_the_other_type_is_kept(
         for queue in (*names.inbound_queues(2), names.dead, names.bridges):
             await raw.channel.queue_delete(queue)
         await raw.channel.queue_delete(names.retry_queue(1000))
+
+
+async def test_names_may_be_so_long_that_the_broker_cuts_what_it_tells_of_them(
+    address: BrokerAddress,
+) -> None:
+    """It says 255 bytes; where the number of shards was not among them, none was read."""
+    url = address.urls[0]
+    names = BrokerNames(f"{secrets.token_hex(32)}.{'long' * 11}")  # 109 of 110
+    async with desk_at(url, names) as desk, open_raw(url) as raw:
+        await raw.channel.exchange_declare(
+            names.shards_entry(SHARDS), exchange_type=CONSISTENT, durable=True
+        )
+        await desk.settle()
+        changed = await desk.change(SHARDS)
+
+        assert await desk.read() == changed
+        assert changed.hash_type == CONSISTENT
+        topology = ShardPlan(names, (1.0,)).topology(changed)
+        for queue in (*topology.queues, Queue(names.inbound_queue(), {})):
+            await raw.channel.queue_delete(queue.name)
+
+
+@pytest.mark.parametrize(
+    ("told", "meant"),
+    [
+        (CONSISTENT, CONSISTENT),
+        (MODULUS, MODULUS),
+        ("x-modulus...", MODULUS),
+        ("x-...", None),
+        ("x-modulus", None),
+        ("...", None),
+        ("topic", None),
+    ],
+)
+def test_a_type_that_was_cut_is_known_by_its_beginning(
+    told: str, meant: str | None
+) -> None:
+    assert bridge.broker.hashing._known(told) == meant
 
 
 async def test_a_broker_without_the_plugin_is_told_by_the_command_that_mends_it(

@@ -44,6 +44,10 @@ def accepted(**values: object) -> Settings:
         ),
         ({"namespace": "a..b"}, "BRIDGE_NAMESPACE: "),
         ({"namespace": ""}, "BRIDGE_NAMESPACE: "),
+        (
+            {"namespace": f"{'a' * 64}.{'b' * 46}"},
+            "BRIDGE_NAMESPACE: String should have at most 110 characters",
+        ),
         ({"port": -1}, "BRIDGE_PORT: "),
         ({"amqp_url": ""}, "BRIDGE_AMQP_URL: must name at least one broker"),
         ({"amqp_url": "http://h"}, "BRIDGE_AMQP_URL: URL number 1 must look like"),
@@ -116,6 +120,7 @@ def test_a_value_that_it_cannot_be_is_refused_by_its_name(
     [
         {"prefetch": 65535},
         {"namespace": "team-a.bridge"},
+        {"namespace": f"{'a' * 64}.{'b' * 45}"},
         {"amqp_url": "amqps://u:p@a/v?cafile=/,amqp://b"},
         {"jwks_url": "https://example.org/keys"},
         {"jwks_url": "http://localhost:9/keys"},
