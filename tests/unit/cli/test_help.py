@@ -14,7 +14,7 @@ def test_commands_for_users_and_messages_explain_themselves(name: str) -> None:
     result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
 
     assert result.exit_code == 0
-    _, _, examples = result.stdout.partition("Examples:\n")
+    _, _, examples = result.stdout.partition("Examples:")
     assert f" bridge {name} " in examples
     assert "Exit status: 0 " in result.stdout
 
