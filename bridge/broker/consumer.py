@@ -10,8 +10,10 @@ from struct import Struct
 from typing import Final
 
 import aiormq
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from bridge.broker.connection import broker_call
+from bridge.broker.frame_reader import DeliveryReader
 from bridge.core.fence import Fence
 from bridge.core.message import Delivery
 from bridge.errors import BrokerUnavailableError
@@ -21,6 +23,9 @@ from bridge.metrics import Metrics
 # the disks of a majority, before which new messages wait: a bridge that acks each small batch
 # by itself slows itself down. Who kills us repeats what was not told, as ever.
 _TELL_WITHIN_S: Final = 0.01
+
+# How long all that the broker has given is still taken by one that leaves; see `leave`.
+_LEAVE_WITHIN_S: Final = 5.0
 
 # Basic.Ack in its frame: AMQP 0-9-1 sections 4.2.3 and 1.8.3.13.
 _ACK: Final = Struct(">BHIIQBB").pack
@@ -62,18 +67,23 @@ class ConsumerSession:
         look: asyncio.Event,
         metrics: Metrics,
         write: Callable[[bytes], bool],
+        reader: DeliveryReader,
         waiting_max_bytes: int,
     ) -> None:
         self.queue = queue
+        self.parting = asyncio.Lock()  # for whoever closes it
         self._waiting_max_bytes = waiting_max_bytes
         self.fence: Fence | None = None  # kept here for whoever stores what it brings
         self._channel = channel
         self._write = write
+        self._reader = reader
         self._timeout_s = timeout_s
         self._arrived = arrived
         self._metrics = metrics
         self._consumer_tag: str | None = None
         self._is_leaving = False
+        self._is_deaf = False
+        self._deafening: asyncio.TimerHandle | None = None
         self._look = look
         self._settled = asyncio.Event()
         self._waiting: list[Delivery] = []
@@ -84,6 +94,7 @@ class ConsumerSession:
         self._last_tag = 0
         self._acked_tag = 0
         self._told_tag = 0
+        self._prefetch_count = 1
         self._tell_each = 1
         self._telling: asyncio.TimerHandle | None = None
         # When each chunk of deliveries came, by its last tag, as long as one is in flight.
@@ -113,8 +124,13 @@ class ConsumerSession:
 
     @property
     def is_leaving(self) -> bool:
-        """Whether it takes no more."""
+        """Whether it is about to go."""
         return self._is_leaving
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the broker can bring nothing more before it hears of an ack."""
+        return self._last_tag - self._told_tag >= self._prefetch_count
 
     @property
     def waiting(self) -> int:
@@ -139,16 +155,18 @@ class ConsumerSession:
 
     def take_in(self, deliveries: Sequence[Delivery]) -> None:
         """Keep what the reader found; called by it, never blocks."""
-        if self._is_leaving:
+        if self._is_deaf:
             return  # never looked at: it goes back as it came
         self._waiting.extend(deliveries)
         self._waiting_bytes += sum([len(delivery.body) for delivery in deliveries])
         if self._waiting_bytes > self._waiting_max_bytes and len(self._waiting) > 1:
-            # Half of what fits, by the mean size: many may have come at once.
-            size_bytes = self._waiting_bytes / len(self._waiting)
-            self.fitting = max(1, int(self._waiting_max_bytes / size_bytes / 2))
-            self.leave()  # what comes on top is not looked at, and goes back
+            if self.fitting is None:
+                # Half of what fits, by the mean size: many may have come at once.
+                size_bytes = self._waiting_bytes / len(self._waiting)
+                self.fitting = max(1, int(self._waiting_max_bytes / size_bytes / 2))
+            self.leave()  # to come back with that as the prefetch
             self._look.set()
+            self._reader.hold_back(self.channel_number)
         self._last_tag = deliveries[-1].tag
         self._arrivals.append((self._last_tag, time.monotonic()))
         self._metrics.consumed.inc(len(deliveries))
@@ -166,10 +184,13 @@ class ConsumerSession:
         taken = self._waiting[:count]
         del self._waiting[:count]
         self._waiting_bytes -= sum([len(delivery.body) for delivery in taken])
+        if self._is_leaving and self._waiting_bytes <= self._waiting_max_bytes:
+            self._reader.let_come(self.channel_number)
         return taken
 
     async def start(self, prefetch_count: int) -> None:
         """Consume with this prefetch."""
+        self._prefetch_count = prefetch_count
         self._tell_each = prefetch_count // 4
         async with broker_call(f"consume {self.queue}", timeout_s=self._timeout_s):
             await self._channel.basic_qos(prefetch_count=prefetch_count, global_=False)
@@ -195,13 +216,30 @@ class ConsumerSession:
 
     def leave(self) -> None:
         """
-        Take no more; what is in flight can still be taken out and acked, until `close`.
+        Be about to go: settle what the broker has given, then `close`.
 
-        The consumer is not cancelled: the broker would make the next one active while
-        older deliveries are in flight here, and order would be lost.
+        Acks are held from now on, so that comes to an end: nothing can come any more when
+        as much is in flight as may be. Nothing goes back to the queue then, where it would
+        stand behind what went back before (docs/measurements.md). The consumer is not
+        cancelled before that: the broker would make the next one active while older
+        deliveries are in flight here. Whatever comes after five seconds of this is not
+        looked at, and goes back.
         """
+        if self._is_leaving:
+            return
         self._is_leaving = True
-        self.tell()
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        loop = asyncio.get_running_loop()
+        self._deafening = loop.call_later(_LEAVE_WITHIN_S, self._take_no_more)
+
+    def _take_no_more(self) -> None:
+        self._is_deaf = True
+        if self._deafening is not None:
+            self._deafening.cancel()
+            self._deafening = None
+        self._reader.let_come(self.channel_number)
 
     async def settled(self) -> None:
         """Wait until nothing is in flight."""
@@ -209,19 +247,56 @@ class ConsumerSession:
             self._settled.clear()
             await self._settled.wait()
 
+    async def brings_more(self) -> bool:
+        """
+        Wait for what the broker has for us by now, and say whether anything is in flight.
+
+        Raises:
+            BrokerUnavailableError: If the broker is away or too slow.
+
+        """
+        if self.is_active and not self._is_deaf and not self.was_cancelled:
+            doing = f"stand in line for {self.queue}"
+            async with broker_call(doing, timeout_s=self._timeout_s):
+                # A second consumer, who gets nothing, goes through the queue's log behind
+                # our acks, so what these bring is on its way to the channel when it is
+                # answered; and in our hands when its end is.
+                try:
+                    second = await self._channel.basic_consume(
+                        self.queue, _never_called
+                    )
+                    await self._channel.basic_cancel(second.consumer_tag or "")
+                except ChannelNotFoundEntity:
+                    # Deleted this moment; that has closed the channel.
+                    self._take_no_more()
+        return self.in_flight > 0
+
     async def close(self) -> None:
-        """End consumer and channel; what is in flight goes back to its place."""
-        self._consumer_tag = None
+        """
+        Send what was acked, end consumer and channel; what is in flight goes back.
+
+        Raises:
+            BrokerUnavailableError: If the broker is away or too slow.
+
+        """
+        tag, self._consumer_tag = self._consumer_tag, None
         async with broker_call(f"leave {self.queue}", timeout_s=self._timeout_s):
+            if self.is_full and not self.in_flight and tag in self._channel.consumers:
+                # An ack before that would bring more. All is stored, so the next consumer,
+                # who is made active at once, overtakes nothing.
+                await self._channel.basic_cancel(tag)
+            self._take_no_more()
+            self.tell()
             await self._channel.close()
 
     def ack(self, tag: int) -> bool:
         """
         Ack all up to `tag`; a second time it does nothing, and the broker never hears.
 
-        The broker hears at once when a quarter of the prefetch was not told or we leave,
-        else within 10 ms, together with what is acked meanwhile. What may wait to be sent is bounded by prefetch: the broker brings nothing new
-        before it has read an ack. So nothing is awaited, and no task is woken.
+        The broker hears at once when a quarter of the prefetch was not told, else within
+        10 ms, together with what is acked meanwhile; after `leave`, by `close`. What may
+        wait to be sent is bounded by prefetch: the broker brings nothing new before it has
+        read an ack. So nothing is awaited, and no task is woken.
 
         Returns:
             False if the connection is gone.
@@ -230,17 +305,21 @@ class ConsumerSession:
         if tag <= self._acked_tag:
             return True
         self._acked_tag = tag
-        if self._is_leaving or tag - self._told_tag >= self._tell_each:
-            if not self.tell():
-                return False
-        elif self._telling is None:
-            loop = asyncio.get_running_loop()
-            self._telling = loop.call_later(_TELL_WITHIN_S, self.tell)
+        if not self._is_leaving and not self._tell_in_time(tag):
+            return False
         while self._arrivals and self._arrivals[0][0] <= tag:
             self._arrivals.popleft()
         if self._is_leaving and not self.in_flight:
             self._settled.set()
             self._look.set()
+        return True
+
+    def _tell_in_time(self, tag: int) -> bool:
+        if tag - self._told_tag >= self._tell_each:
+            return self.tell()
+        if self._telling is None:
+            loop = asyncio.get_running_loop()
+            self._telling = loop.call_later(_TELL_WITHIN_S, self.tell)
         return True
 
     def tell(self) -> bool:

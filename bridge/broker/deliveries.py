@@ -203,7 +203,6 @@ class Intake:
         if not all(consumer.ack(tag) for consumer, tag in batch.last):
             session.fail("the connection was lost")
             return False
-        self._settled.set()
         if self._seen_marks:
             session.pass_marks(self._seen_marks)
             self._seen_marks = []
@@ -232,10 +231,9 @@ class Intake:
 
     async def stop_consuming(self) -> None:
         """
-        Take no more deliveries; those in flight can still be taken and acked.
+        Settle what the broker has given, and give the queues away; see `settled`.
 
-        What the broker sends from now on is not looked at and goes back when the
-        connection is closed: only then may another bridge go on with it.
+        Only then may another bridge go on with them. Take and ack until that is done.
         """
         self._stopping.set()
         self._is_standing = False
@@ -244,8 +242,8 @@ class Intake:
         log.info("intake.stopped", in_flight=self.in_flight)
 
     async def settled(self) -> None:
-        """Wait until nothing is in flight. Meant for after `stop_consuming`."""
-        while self.in_flight:
+        """Wait until all is given away. Meant for after `stop_consuming`."""
+        while self._session is not None:
             self._settled.clear()
             await self._settled.wait()
 

@@ -169,6 +169,36 @@ class DeliveryReader(FrameReader):
         self._found: list[Delivery] = []
         self._found_on = 0  # the channel that all of them came on
         self._unfinished: dict[int, _Unfinished] = {}  # by channel
+        self._carrier: asyncio.BaseTransport | None = None
+        self._held_back_by: set[int] = set()
+
+    def set_transport(self, transport: asyncio.BaseTransport) -> None:
+        """Know where the bytes come from."""
+        super().set_transport(transport)
+        self._carrier = transport
+
+    def hold_back(self, channel: int) -> None:
+        """
+        Read nothing more until `channel` lets it come: the broker waits.
+
+        For some seconds at most: heartbeats are not read either.
+        """
+        if isinstance(self._carrier, asyncio.ReadTransport):
+            self._held_back_by.add(channel)
+            self._carrier.pause_reading()
+
+    def let_come(self, channel: int) -> None:
+        """Read on, unless another channel holds it back; harmless if nothing is held."""
+        if channel not in self._held_back_by:
+            return
+        self._held_back_by.remove(channel)
+        carrier = self._carrier
+        if (
+            isinstance(carrier, asyncio.ReadTransport)
+            and not self._held_back_by
+            and not carrier.is_closing()
+        ):
+            carrier.resume_reading()
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override] # asyncio gives bytes
         """Take the deliveries out of `data`, hand them over, pass on the rest."""

@@ -2,8 +2,8 @@
 One session of the intake: a consumer for each of its queues, on one connection.
 
 Each consumer has a channel of its own, because a queue is given away by closing the channel:
-what is in flight goes back to its place, in order, and only then is the next consumer made
-active. A cancelled consumer would be followed at once, and a nack brings disorder.
+what may still be in flight goes back in order, and only then is the next consumer made active.
+A consumer is cancelled only where nothing is: it is followed at once. A nack brings disorder.
 """
 
 import asyncio
@@ -150,6 +150,8 @@ class IntakeSession:
         if self._failure is not None:
             return self._failure
         for consumer in self._consumers:
+            if consumer.parting.locked():
+                continue  # whoever parts with it hears of it
             problem = consumer.problem()
             if problem is None or (self._may_vanish and consumer.was_cancelled):
                 continue
@@ -170,6 +172,7 @@ class IntakeSession:
         """Consume one queue; if others do so already, wait at the end of their line."""
         async with broker_call("open a channel", timeout_s=self._timeout_s):
             channel = await self._connection.open_channel(confirms=False)
+        reader = self._connection.reader
         consumer = ConsumerSession(
             channel,
             queue=queue,
@@ -178,9 +181,10 @@ class IntakeSession:
             look=self._look,
             metrics=self._metrics,
             write=self._connection.write,
+            reader=reader,
             waiting_max_bytes=self._limits.waiting_bytes,
         )
-        self._connection.reader.takers[consumer.channel_number] = consumer.take_in
+        reader.takers[consumer.channel_number] = consumer.take_in
         self._consumers.append(consumer)
         await consumer.start(-(-self.prefetch_count // len(self.queues)))
         if self._is_closing:  # while we were starting
@@ -188,18 +192,22 @@ class IntakeSession:
 
     async def give_away(self, consumer: ConsumerSession) -> None:
         """
-        Let the next in the line have its queue, with all that came and is not taken.
+        Let the next in the line have its queue, and leave nothing older behind.
 
-        What is in flight is settled before that, however long it takes; what comes
-        meanwhile is not looked at, and goes back.
+        All that the broker has given is settled before that, however long it takes.
         """
         consumer.leave()
-        await consumer.settled()
-        await self.drop(consumer)
+        while consumer in self._consumers:
+            await consumer.settled()
+            await self._part_with(consumer)
 
-    async def drop(self, consumer: ConsumerSession) -> None:
-        """Close its channel; what is in flight goes back to its place."""
-        if consumer in self._consumers:
+    async def _part_with(self, consumer: ConsumerSession) -> None:
+        """Close its channel, unless something is in flight."""
+        async with consumer.parting:
+            if consumer not in self._consumers or consumer.in_flight:
+                return
+            if not consumer.is_full and await consumer.brings_more():
+                return
             self._consumers.remove(consumer)
             # Before it is closed: then its number is free, and another may have it at once.
             self._connection.reader.takers.pop(consumer.channel_number, None)
@@ -207,7 +215,7 @@ class IntakeSession:
 
     def leave(self) -> None:
         """
-        Take no more from any queue; what is in flight can still be taken and acked.
+        Be about to go from all queues; what is in flight can still be taken and acked.
 
         Each queue is given away when that is done, so that others go on with it.
         """
@@ -301,16 +309,11 @@ class IntakeSession:
             if self._may_vanish and any(one.was_cancelled for one in self._consumers):
                 self.leave()
             if self._is_closing:
-                await self._drop_settled()
+                for consumer in list(self._consumers):
+                    await self._part_with(consumer)
             if not self._consumers:
                 return
             await self._wait_for_news()
-
-    async def _drop_settled(self) -> None:
-        for consumer in list(self._consumers):
-            # An ack on a channel that is closed would end the connection.
-            if not consumer.in_flight:
-                await self.drop(consumer)
 
     def _allow_for_large(self) -> None:
         """Lower the prefetch, until the next session, where too many bytes have come."""

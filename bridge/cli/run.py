@@ -22,8 +22,8 @@ def run(load: LoadSettings) -> None:
     """
     Carry messages from RabbitMQ to browsers until SIGTERM or Ctrl-C.
 
-    The first signal drains: nothing more is taken from the broker, what is in flight is
-    settled, windows are told to connect again. The second one insists. SIGHUP reads the
+    The first signal drains: what the broker has given is settled and its queues are given
+    away, windows are told to connect again. The second one insists. SIGHUP reads the
     settings again and applies what can change while running.
 
     With --workers N, N processes share the public port and the work; one more starts and

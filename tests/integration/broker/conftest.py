@@ -163,6 +163,16 @@ class Taker:
                 self.taken += batch.deliveries
         return self.taken
 
+    async def take_from_one(self) -> Batch:
+        """Take and ack until another consumer brings a batch: that one, not acked."""
+        batch = await self.next()
+        first = batch.consumers
+        while batch.consumers == first:
+            assert await self.intake.ack(batch)
+            self.taken += batch.deliveries
+            batch = await self.next()
+        return batch
+
     async def consuming(self) -> None:
         """Wait until the broker has the consumer."""
         await eventually(lambda: self.intake.is_consuming, within_s=30)

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from bridge.broker.consumer import ConsumerSession
+from bridge.broker.frame_reader import DeliveryReader
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 from bridge.names import BrokerNames
@@ -58,6 +59,7 @@ async def test_a_queue_that_says_it_has_no_consumer_confirms_none(
         look=asyncio.Event(),
         metrics=metrics,
         write=lambda _: True,
+        reader=DeliveryReader(),
         waiting_max_bytes=1000,
     )
 
