@@ -123,6 +123,7 @@ async def test_what_keeps_the_bridge_from_being_ready_is_told(
 ) -> None:
     """The first question of whoever opens this page, answered in words."""
     await fragile.bridge.intake.stop_consuming()
+    await fragile.bridge.intake.settled()
 
     async with opened_console(browser, fragile.listening.operator_url) as console:
         await expect(console.page.locator("#state")).to_have_text("not ready")
