@@ -345,6 +345,7 @@ class Bridge:
 
     async def _drain(self) -> None:
         self._is_draining = True
+        self.sockets.open_no_more()  # who came now would soon have to go once more
         within_s = self.settings.drain_timeout
         deadline_s = asyncio.get_running_loop().time() + within_s
         log.info("bridge.draining", within_s=within_s, windows=len(self.sockets.rooms))

@@ -338,6 +338,10 @@ class BridgeServer:
             for window in self.rooms.windows_of(user):
                 self.close(window, Closing.UNAVAILABLE)
 
+    def open_no_more(self) -> None:
+        """Open no new sessions; those that are there go on, to windows too."""
+        self.is_draining = True
+
     async def drain(self, *, within_s: float, per_s: float) -> None:
         """
         Tell all windows to connect elsewhere, in paced batches, and let none in.

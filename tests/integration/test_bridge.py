@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from bridge.broker.local_node import LocalNode
@@ -317,3 +318,32 @@ async def test_data_against_its_schema_becomes_a_dead_letter_and_neighbours_pass
             await running.bridge.reload(running.settings)
             await worker.publish("ann", {"n": "5"})
             await eventually(lambda: {"n": "5"} in ann.data())
+
+
+async def test_a_bridge_that_leaves_opens_no_session_while_it_settles(
+    broker: LocalNode, namespace: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who came in would have to go once more; who is there is served to the last."""
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        url = running.listening.public_url
+        async with open_windows(url, [running.token("ann")]) as (window,):
+            append = running.bridge.inbox.append
+            goes_on = asyncio.Event()
+
+            async def append_late(messages: Sequence[Message]) -> list[int | None]:
+                await goes_on.wait()
+                return await append(messages)
+
+            monkeypatch.setattr(running.bridge.inbox, "append", append_late)
+            await worker.publish("ann", "late")
+            await eventually(lambda: running.bridge.intake.in_flight)
+
+            running.stop.set()
+            await eventually(running.bridge.unready_reasons)
+            opening = f"{url}/socket.io/?EIO=4&transport=polling"
+            async with aiohttp.ClientSession() as web, web.get(opening) as answer:
+                assert answer.status == 503
+
+            goes_on.set()
+            await eventually(lambda: window.data("bridge:closing"))
+            assert window.data() == ["late"]
