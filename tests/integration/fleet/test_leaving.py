@@ -47,6 +47,8 @@ async def test_nobody_misses_anything_while_a_bridge_leaves(
 
         for user in users:
             await pages.until(user, "event", "message", count=MESSAGES)
+        for user in moved:  # some had all before they were told to go
+            await pages.until(user, "connect", count=2)
         assert_nothing_was_missed(pages, users, moved)
         assert all(house.home_of(user) is other for user in users)
 

@@ -114,6 +114,13 @@ async def test_windows_stay_with_their_workers_and_move_when_a_machine_drains(
         async with asyncio.timeout(LIMIT_S):
             assert await leaving.wait() == 0
 
+        # Some had all of it before they were told to go, and are still on their way.
+
+        async def all_are_back() -> bool:
+            _, body = await site.machines[1].get("/api/users/ann")
+            return len(orjson.loads(body)["windows"]) == len(opened) * WINDOWS
+
+        await eventually(all_are_back, within_s=30)
         for its in opened:
             await has_all(its, expected)
             assert its.of("error") == []
@@ -121,8 +128,6 @@ async def test_windows_stay_with_their_workers_and_move_when_a_machine_drains(
             came_back = its.of("connect")[WINDOWS:]
             assert all(connect["recovered"] for connect in came_back)
             assert all(str(c["session"]).startswith("bridge-2.") for c in came_back)
-        _, body = await site.machines[1].get("/api/users/ann")
-        assert len(orjson.loads(body)["windows"]) == len(opened) * WINDOWS
 
 
 async def has_all(its: Pages, expected: list[object]) -> None:
