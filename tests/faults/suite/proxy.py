@@ -123,11 +123,16 @@ class Proxy:
                 await asyncio.sleep(_SLOW_PAUSE_S)
 
 
+_given: Final[set[int]] = set()
+
+
 def free_ports(count: int) -> list[int]:
     """
     Choose ports that are free now, outside the range of outgoing connections.
 
     A client that keeps trying a port of that range is sooner or later connected to itself.
+    None is given twice: most are opened only seconds later, and windows have met a Redis
+    where their load balancer should have been.
     """
     text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
     end = max(int(text.split()[0]), 12_000)
@@ -139,6 +144,7 @@ def free_ports(count: int) -> list[int]:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        if port not in found:
+        if port not in _given:
+            _given.add(port)
             found.append(port)
     return found
