@@ -41,7 +41,7 @@ bench: ## the bridge against Node and plain Python, a quarter of an hour (BENCH_
 	@tools/setup tests
 	@exec .venv/bin/python -m tests.bench --rounds 5 --report docs/benchmarks.md $(BENCH_ARGS)
 
-bench-fleet: ## what a fleet costs, some eight minutes (BENCH_ARGS="--rounds 1 --only hop")
+bench-fleet: ## what a fleet costs, some twelve minutes (BENCH_ARGS="--rounds 1 --only hop")
 	@tools/setup tests
 	@.venv/bin/python -m tests.bench.fleet --report docs/scale.md $(BENCH_ARGS)
 	@.venv/bin/python -m tests.bench.scale --report docs/scale.md

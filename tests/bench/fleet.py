@@ -1,7 +1,7 @@
 """
 What a fleet costs: bridges on Redis against one bridge with a file, and what each thing costs.
 
-    python -m tests.bench.fleet                      three rounds, some six minutes
+    python -m tests.bench.fleet                      three rounds, some twelve minutes
     python -m tests.bench.fleet --rounds 1 --only hop,append
     python -m tests.bench.fleet --report docs/scale.md       writes scale.json beside it, too
 
@@ -32,7 +32,9 @@ from tests.bench.results import Figures, Spread
 from tests.bench.servers import ROOT, processors
 from tests.bench.works import Scale
 
-SHORT: Final = Scale(backlog=15_000, seconds=3.0, rate=2000.0, warm_up=3000)
+SHORT: Final = Scale(
+    backlog=15_000, seconds=5.0, rate=2000.0, start_s=6.0, warm_up=3000
+)
 Round = dict[str, dict[str, Figures]]
 # Shards need it.
 _PLUGINS: Final = ("rabbitmq_sharding",)

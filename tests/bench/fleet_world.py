@@ -5,6 +5,7 @@ All bridges run on the one processor that the bench gives to servers, the others
 other: processor time is what is measured, and how many of them there are does not matter.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
@@ -173,6 +174,7 @@ async def open_fleet(
             )
             for number in range(set_up.bridges)
         ]
+        await asyncio.sleep(scale.start_s)
         herd = Herd(members)
         publisher = stack.enter_context(closing(Publisher(world.node.url)))
         stage = Stage(herd, some, publisher, scale, seed)

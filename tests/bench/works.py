@@ -35,6 +35,9 @@ class Scale:
         fanout_rate: Of these in a second.
         windows: Of the usual works.
         few: Windows where growth begins.
+        start_s: How long bridges of a fleet are left alone after their start: five seconds
+            after it they measure their queues for the first time, which is some 12 ms of
+            work, and comes again each half minute only.
         warm_up: Messages before anything is measured.
         afterwards_s: What follows a delivery counts, too: the bridge writes delivered
             marks half a second later.
@@ -52,6 +55,7 @@ class Scale:
     fanout: int = 1000
     fanout_messages: int = 120
     fanout_rate: float = 25.0
+    start_s: float = 0.0
     warm_up: int = 4000
     afterwards_s: float = 0.7
 
