@@ -23,7 +23,7 @@ KINDS = {
     ROLLING,
 }
 USERS = 64
-DRAIN_PER_S = 30
+DRAIN_PER_S = 20
 
 
 def most_in_a_second(times: Iterable[float]) -> int:
@@ -57,7 +57,7 @@ async def test_a_fleet_loses_parts_and_no_message(tmp_path: Path) -> None:
     only = [word for kind in sorted(KINDS) for word in ("--only", kind)]
     result = await run_suite(
         "--scene", "fleet", "--users", str(USERS), "--rate", "40",
-        "--drain", "8", "--drain-rate", str(DRAIN_PER_S), *only,
+        "--drain", "16", "--drain-rate", str(DRAIN_PER_S), *only,
         folder=tmp_path,
         within_s=WITHIN_S,
     )  # fmt: skip
@@ -68,5 +68,6 @@ async def test_a_fleet_loses_parts_and_no_message(tmp_path: Path) -> None:
     assert verdict.is_good
     assert verdict.counts["windows"] >= 140
     assert verdict.counts["bridges with windows"] == 3
-    # Unpaced, the second and the third bridge alone would send 75 and more at once.
-    assert most_in_a_second(connects_while_rolling(result)) < 2 * DRAIN_PER_S
+    # Unpaced, the second and the third bridge alone would send 75 and more at once; paced,
+    # a busy machine lets some wait for each other.
+    assert most_in_a_second(connects_while_rolling(result)) < 3 * DRAIN_PER_S

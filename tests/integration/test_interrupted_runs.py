@@ -17,7 +17,7 @@ from tests.integration import guarded_run
 from tests.processes import family_of, is_alive
 
 ROOT = Path(__file__).parents[2]
-WITHIN_S = 40.0
+WITHIN_S = 60.0
 # Those that the run needs; the others take seconds to load, in each process.
 PLUGINS = ("-p", "xdist.plugin", "-p", "pytest_asyncio.plugin", "-p", "pytest_timeout")
 
@@ -39,8 +39,22 @@ class Run:
         """Check that the end that it is put to leaves no process and no file."""
         family = family_of(self.process.pid)
         yield
-        await eventually(lambda: not any(map(is_alive, family)), within_s=WITHIN_S)
+        try:
+            await eventually(lambda: not any(map(is_alive, family)), within_s=WITHIN_S)
+        except AssertionError as exc:
+            exc.add_note(f"left: {[told(pid) for pid in family if is_alive(pid)]}")
+            raise
         await eventually(lambda: not list(self.temporary.iterdir()))
+
+
+def told(pid: int) -> str:
+    """Say what a process is, and where it waits."""
+    folder = Path("/proc", str(pid))
+    try:
+        command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return f"{pid} {command} ({(folder / 'wchan').read_text()})"
+    except OSError:
+        return f"{pid}, gone meanwhile"
 
 
 @asynccontextmanager
