@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from struct import Struct
 from struct import error as struct_error
-from typing import Final
+from typing import Final, cast
 
 from bridge.core.message import Delivery
 
@@ -169,13 +169,13 @@ class DeliveryReader(FrameReader):
         self._found: list[Delivery] = []
         self._found_on = 0  # the channel that all of them came on
         self._unfinished: dict[int, _Unfinished] = {}  # by channel
-        self._carrier: asyncio.BaseTransport | None = None
+        self._carrier: asyncio.Transport | None = None
         self._held_back_by: set[int] = set()
 
     def set_transport(self, transport: asyncio.BaseTransport) -> None:
         """Know where the bytes come from."""
         super().set_transport(transport)
-        self._carrier = transport
+        self._carrier = cast("asyncio.Transport", transport)  # uvloop's is no subclass
 
     def hold_back(self, channel: int) -> None:
         """
@@ -183,7 +183,7 @@ class DeliveryReader(FrameReader):
 
         For some seconds at most: heartbeats are not read either.
         """
-        if isinstance(self._carrier, asyncio.ReadTransport):
+        if self._carrier is not None:
             self._held_back_by.add(channel)
             self._carrier.pause_reading()
 
@@ -193,12 +193,9 @@ class DeliveryReader(FrameReader):
             return
         self._held_back_by.remove(channel)
         carrier = self._carrier
-        if (
-            isinstance(carrier, asyncio.ReadTransport)
-            and not self._held_back_by
-            and not carrier.is_closing()
-        ):
-            carrier.resume_reading()
+        if carrier is None or self._held_back_by or carrier.is_closing():
+            return
+        carrier.resume_reading()
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override] # asyncio gives bytes
         """Take the deliveries out of `data`, hand them over, pass on the rest."""

@@ -1,14 +1,19 @@
 """The fast way in: whatever the chunks are, the deliveries and the other frames are the same."""
 
+import asyncio
+import socket
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
+import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.broker.frame_reader import DeliveryReader, FrameReader, ReturnReader
 from bridge.core.message import Delivery
+from tests.conftest import eventually
 from tests.unit.broker.wire import (
     ACK,
     GET_OK,
@@ -313,3 +318,39 @@ async def test_a_plain_reader_hands_everything_on() -> None:
     data = deliver(1, 1) + b"".join(content(1, b"\x00\x00", short(b"x"))) + HEARTBEAT
 
     assert await read_all(FrameReader(now=still), chunks(data, range(0, 99, 7))) == data
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_nothing_is_read_while_a_channel_holds_it_back(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """On the loop that the bridge runs on, too, whose transports are none of asyncio's."""
+
+    async def pass_on() -> None:
+        ours, theirs = socket.socketpair()
+        reader = DeliveryReader()
+        taken: list[int] = []
+        reader.takers[1] = lambda found: taken.extend(each.tag for each in found)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await asyncio.get_running_loop().create_connection(
+            lambda: protocol, sock=ours
+        )
+        with theirs:
+            reader.hold_back(1)
+            reader.hold_back(2)
+            parts = [deliver(1, 7), *content(1, b"\x00\x00", b"body", cuts=())]
+            theirs.sendall(b"".join(parts))
+            await asyncio.sleep(0.05)
+            reader.let_come(1)
+            reader.let_come(1)
+            await asyncio.sleep(0.05)
+            assert not taken
+            reader.let_come(2)
+            await eventually(lambda: taken)
+            transport.close()
+            reader.hold_back(1)
+            reader.let_come(1)  # too late, and harmless
+        assert taken == [7]
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(pass_on())
