@@ -70,4 +70,4 @@ async def test_a_fleet_loses_parts_and_no_message(tmp_path: Path) -> None:
     assert verdict.counts["bridges with windows"] == 3
     # Unpaced, the second and the third bridge alone would send 75 and more at once; paced,
     # a busy machine lets some wait for each other.
-    assert most_in_a_second(connects_while_rolling(result)) < 3 * DRAIN_PER_S
+    assert most_in_a_second(connects_while_rolling(result)) < 2.5 * DRAIN_PER_S

@@ -17,7 +17,7 @@ from tests.integration import guarded_run
 from tests.processes import family_of, is_alive
 
 ROOT = Path(__file__).parents[2]
-WITHIN_S = 60.0
+WITHIN_S = 40.0
 # Those that the run needs; the others take seconds to load, in each process.
 PLUGINS = ("-p", "xdist.plugin", "-p", "pytest_asyncio.plugin", "-p", "pytest_timeout")
 
