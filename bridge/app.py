@@ -16,21 +16,32 @@ from typing import Any, Final
 import structlog
 from aiohttp import web
 
+from bridge.amqp.consume.intake import Intake
+from bridge.amqp.publish.messages import MessagePublisher
+from bridge.amqp.publish.publisher import Publisher
+from bridge.amqp.topology import topology
 from bridge.auth.jwt import TokenVerifier
 from bridge.auth.key_set import KeySet
-from bridge.broker.deliveries import Intake
-from bridge.broker.messages import MessagePublisher
-from bridge.broker.publisher import Publisher
-from bridge.broker.topology import topology
 from bridge.core.message import MessageLimits
-from bridge.core.workplace import Workplace
+from bridge.core.worker_slot import Workplace
+from bridge.enums import BrokerNames
 from bridge.errors import BridgeError, ConfigError, first_of
-from bridge.inbox.keeper import StoreKeeper
-from bridge.logs import set_log_level
+from bridge.http.authentication import Keys
+from bridge.http.listeners import Listening, serve, serve_privately
+from bridge.http.operator import PublishDoor, operator_app
+from bridge.http.public import public_app
+from bridge.http.publishing import EventCheck
+from bridge.inbox.maintenance import StoreKeeper
+from bridge.logging import set_log_level
 from bridge.metrics import Metrics
-from bridge.names import BrokerNames
 from bridge.operators import Operators, Parts
-from bridge.options import (
+from bridge.pipeline import Pump
+from bridge.settings.contradictions import contradictions
+from bridge.settings.load import changed_fields
+from bridge.settings.model import Settings
+from bridge.sockets.server import BridgeServer
+from bridge.tracing import open_tracing
+from bridge.wiring import (
     broker_address,
     fencing_of,
     fleet_of,
@@ -47,17 +58,6 @@ from bridge.options import (
     sign_in_of,
     token_rules,
 )
-from bridge.pump import Pump
-from bridge.settings.contradictions import contradictions
-from bridge.settings.load import changed_fields
-from bridge.settings.model import Settings
-from bridge.sockets.server import BridgeServer
-from bridge.tracing import open_tracing
-from bridge.web.access import Keys
-from bridge.web.operator import PublishDoor, operator_app
-from bridge.web.public import public_app
-from bridge.web.publishing import EventCheck
-from bridge.web.serving import Listening, serve, serve_privately
 
 log = structlog.get_logger(__name__)
 

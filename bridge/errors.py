@@ -29,7 +29,7 @@ pickle and copy make it from that once more.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bridge.names import EventError, Refusal
+from bridge.enums import EventError, Refusal
 
 
 class BridgeError(Exception):

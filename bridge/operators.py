@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from bridge import __version__
-from bridge.broker.connection import BrokerAddress
-from bridge.broker.dead_letters import DeadLetters
-from bridge.broker.deliveries import Intake
-from bridge.broker.publisher import Publisher
-from bridge.broker.queues import QueueWatch
-from bridge.core.ages import quantile
+from bridge.amqp.connection import BrokerAddress
+from bridge.amqp.consume.intake import Intake
+from bridge.amqp.dead_letters.operations import DeadLetters
+from bridge.amqp.publish.publisher import Publisher
+from bridge.amqp.queues import QueueWatch
 from bridge.core.contracts.operator.overview import (
     Ages,
     BrokerFacts,
@@ -25,24 +24,25 @@ from bridge.core.contracts.operator.overview import (
     Totals,
 )
 from bridge.core.journal import Journal
+from bridge.core.quantiles import quantile
+from bridge.enums import BrokerNames, Outcome
 from bridge.errors import BrokerUnavailableError, StoreUnavailableError
+from bridge.http.api.dead_letters import add_dead_routes
+from bridge.http.api.endpoint import Api
+from bridge.http.api.jobs import add_job_routes
+from bridge.http.api.overview import add_overview_routes
+from bridge.http.api.queues import add_queue_routes
+from bridge.http.api.trace import Searching, Tracer
+from bridge.http.api.users import Looking, add_user_routes
+from bridge.http.jobs import JobBoard
+from bridge.http.journals import Memories
+from bridge.http.online import Fleet, Online
 from bridge.inbox.disk import DiskUsage
 from bridge.metrics import AgeBucket, Metrics
-from bridge.names import BrokerNames, Outcome
-from bridge.options import management_of
 from bridge.settings.model import Settings
 from bridge.sockets.rooms import Rooms
 from bridge.sockets.server import BridgeServer
-from bridge.web.api.dead import add_dead_routes
-from bridge.web.api.frame import Api
-from bridge.web.api.jobs import add_job_routes
-from bridge.web.api.overview import add_overview_routes
-from bridge.web.api.queues import add_queue_routes
-from bridge.web.api.trace import Searching, Tracer
-from bridge.web.api.users import Looking, add_user_routes
-from bridge.web.job_board import JobBoard
-from bridge.web.memories import Memories
-from bridge.web.online import Fleet, Online
+from bridge.wiring import management_of
 
 _MEASURE_FIRST_S: Final = 5.0
 _MEASURE_EVERY_S: Final = 30.0

@@ -8,8 +8,8 @@ import structlog
 
 from bridge.app import Bridge
 from bridge.errors import ConfigError
+from bridge.http.listeners import Listening
 from bridge.settings.model import Settings
-from bridge.web.serving import Listening
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from shutil import which
 from typing import Final
 
-from bridge.broker.kept_processes import KeptProcesses
+from bridge.demo.processes import KeptProcesses
 from tests.conftest import eventually
 from tests.faults.suite.proxy import free_ports
 

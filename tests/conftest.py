@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from blockbuster import blockbuster_ctx
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.guard import be_guarded
 
 # Scales every limit of the tests for slow machines. Not BRIDGE_*: those are settings,

@@ -9,8 +9,8 @@ from time import time
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.memory import Retention
-from bridge.inbox.redis import RedisInbox
+from bridge.inbox.memory.store import Retention
+from bridge.inbox.redis.store import RedisInbox
 from tests.conftest import eventually
 from tests.faults.suite.proxy import Proxy
 from tests.redis_server import RedisServer, free_port

@@ -24,10 +24,10 @@ from bridge.auth.keys import (
     load_public_key,
     secret_problems,
 )
-from bridge.core.access import Identity, identify
+from bridge.core.identity import Identity, identify
 from bridge.core.message import user_problem
+from bridge.enums import Refusal
 from bridge.errors import ConfigError, RefusedError
-from bridge.names import Refusal
 
 _TOKEN_MAX_CHARACTERS: Final = 8192
 

@@ -8,10 +8,10 @@ import orjson
 import typer
 
 from bridge.cli.options import LoadSettings, with_settings
-from bridge.doctor.examination import examine
-from bridge.doctor.findings import Finding, Verdict
-from bridge.logs import configure_logs
-from bridge.names import ExitCode
+from bridge.doctor.checks import examine
+from bridge.doctor.results import Finding, Verdict
+from bridge.enums import ExitCode
+from bridge.logging import configure_logs
 from bridge.settings.model import Settings
 
 _MARKS: Final = {

@@ -24,22 +24,22 @@ import uvloop
 from aiohttp import web
 from rich.console import Console
 
+from bridge.amqp.connection import Purpose, open_connection
+from bridge.amqp.frame_reader import FrameReader
 from bridge.app import Bridge
-from bridge.broker.connection import Purpose, open_connection
-from bridge.broker.frame_reader import FrameReader
-from bridge.broker.local_node import LocalNode
 from bridge.cli.token import signed_token
+from bridge.demo.page import add_demo_routes
+from bridge.demo.private_node import LocalNode
+from bridge.enums import DEFAULT_NAMESPACE, BrokerNames
 from bridge.errors import BridgeError, ConfigError, first_of
-from bridge.logs import configure_logs
-from bridge.names import DEFAULT_NAMESPACE, BrokerNames
-from bridge.options import broker_address
+from bridge.http.listeners import Listening
+from bridge.http.operator import PublishDoor
+from bridge.logging import configure_logs
 from bridge.settings.checks import ENVIRONMENT_PREFIX
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
 from bridge.settings.values import parse_duration_s
-from bridge.web.demo import add_demo_routes
-from bridge.web.operator import PublishDoor
-from bridge.web.serving import Listening
+from bridge.wiring import broker_address
 
 _HOST: Final = "127.0.0.1"
 # On a broker that others use too, the bridge of others must not lose a message to us.

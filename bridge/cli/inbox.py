@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from bridge.cli.inbox_carry import carry_inboxes
+from bridge.cli.inbox_migration import carry_inboxes
 from bridge.cli.operator_client import (
     operator_address,
     print_json,

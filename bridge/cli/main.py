@@ -14,7 +14,6 @@ from bridge import __version__
 from bridge.cli import (
     check,
     config,
-    dead,
     demo,
     inbox,
     publish,
@@ -28,6 +27,8 @@ from bridge.cli import (
     users,
     worker,
 )
+from bridge.cli import dead_letters as dead
+from bridge.enums import ExitCode
 from bridge.errors import (
     BridgeError,
     BrokerUnavailableError,
@@ -35,7 +36,6 @@ from bridge.errors import (
     OperatorUnreachableError,
     WorkersFailedError,
 )
-from bridge.names import ExitCode
 
 app = typer.Typer(
     name="bridge",

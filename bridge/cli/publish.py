@@ -16,21 +16,21 @@ import orjson
 import typer
 from rich.console import Console
 
-from bridge.broker.connection import Purpose, open_connection
-from bridge.broker.frame_reader import FrameReader
-from bridge.broker.messages import MessagePublisher
-from bridge.broker.publisher import Publisher
+from bridge.amqp.connection import Purpose, open_connection
+from bridge.amqp.frame_reader import FrameReader
+from bridge.amqp.publish.messages import MessagePublisher
+from bridge.amqp.publish.publisher import Publisher
 from bridge.cli.options import AmqpUrl, ConfigFile, parse_ttl_s
 from bridge.core.contracts.messages import Problem, PublishRequest
 from bridge.core.contracts.publish_request import parse_publish_request
 from bridge.core.event_schemas import EventSchemas
+from bridge.enums import EVENT_DEFAULT, BrokerNames
 from bridge.errors import BridgeError, ConfigError, PublishRefusedError, first_of
-from bridge.logs import configure_logs
+from bridge.logging import configure_logs
 from bridge.metrics import Metrics
-from bridge.names import EVENT_DEFAULT, BrokerNames
-from bridge.options import broker_address, schemas_of
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
+from bridge.wiring import broker_address, schemas_of
 
 _STDIN: Final = "-"
 _AT_ONCE: Final = 32

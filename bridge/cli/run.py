@@ -10,10 +10,10 @@ import uvloop
 from bridge import __version__
 from bridge.app import Bridge
 from bridge.cli.options import LoadSettings, with_settings
-from bridge.logs import configure_logs
-from bridge.names import ExitCode
+from bridge.enums import ExitCode
+from bridge.http.listeners import Listening
+from bridge.logging import configure_logs
 from bridge.signals import run_until_signalled
-from bridge.web.serving import Listening
 from bridge.workers.supervisor import Posting, supervise
 
 

@@ -19,7 +19,7 @@ from bridge.core.contracts.asyncapi import asyncapi_document
 from bridge.core.contracts.json_schema import schema_body
 from bridge.core.contracts.operator import OPERATIONS
 from bridge.core.contracts.operator.openapi import openapi_document
-from bridge.names import ExitCode
+from bridge.enums import ExitCode
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _FILES: Final[Mapping[str, type[BaseModel]]] = {

@@ -10,20 +10,20 @@ import orjson
 import typer
 from rich.console import Console
 
-from bridge.broker.connection import (
+from bridge.amqp.connection import (
     BrokerConnection,
     Purpose,
     open_connection,
 )
-from bridge.broker.frame_reader import FrameReader
-from bridge.broker.marks import ARRIVED_AFTER_S, put_marks
-from bridge.broker.shards import Layout, ShardDesk, ShardPlan
+from bridge.amqp.frame_reader import FrameReader
+from bridge.amqp.shards.layout import Layout, ShardDesk, ShardPlan
+from bridge.amqp.shards.migration import ARRIVED_AFTER_S, put_marks
 from bridge.cli.options import ConfigFile
-from bridge.logs import configure_logs
-from bridge.names import SHARDS_MAX
-from bridge.options import broker_address, shard_plan
+from bridge.enums import SHARDS_MAX
+from bridge.logging import configure_logs
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
+from bridge.wiring import broker_address, shard_plan
 
 app = typer.Typer(rich_markup_mode="markdown")
 

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from bridge.cli.options import ConfigFile
 from bridge.cli.token import signed_token
-from bridge.logs import configure_logs
-from bridge.names import EVENT_JOIN, EVENT_SYNC, ExitCode
+from bridge.enums import EVENT_JOIN, EVENT_SYNC, ExitCode
+from bridge.logging import configure_logs
 from bridge.settings.load import load_settings
 
 _TOKEN_LIFE_S = 3600.0

@@ -18,7 +18,7 @@ from bridge.cli.options import (
 )
 from bridge.cli.tables import moment, print_table, say, shown
 from bridge.core.contracts.operator.trace import Trace
-from bridge.names import ExitCode, Fate
+from bridge.enums import ExitCode, Fate
 
 
 def trace(

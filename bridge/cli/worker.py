@@ -9,9 +9,9 @@ import uvloop
 from bridge.app import Bridge
 from bridge.cli.options import LoadSettings, with_settings
 from bridge.cli.run import collect_rarely
-from bridge.core.workplace import Workplace
-from bridge.logs import configure_logs
-from bridge.names import ExitCode
+from bridge.core.worker_slot import Workplace
+from bridge.enums import ExitCode
+from bridge.logging import configure_logs
 from bridge.settings.model import Settings
 from bridge.workers.worker import run_worker
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bridge.core.contracts.operator.users import WindowFacts
-from bridge.core.story import WindowFact
+from bridge.core.trace import WindowFact
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from bridge.core.message import Message, Stored
-from bridge.names import Stage
+from bridge.enums import Stage
 
 T = TypeVar("T")
 

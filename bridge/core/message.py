@@ -19,7 +19,7 @@ from bridge.core.properties import (
     parse_properties,
 )
 from bridge.core.provenance import published_s, trace_parent
-from bridge.names import (
+from bridge.enums import (
     EVENT_DEFAULT,
     EVENT_MAX_CHARACTERS,
     RESERVED_EVENTS,

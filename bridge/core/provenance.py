@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 from bridge.core.properties import Properties, header_bytes, header_int
-from bridge.names import HEADER_PUBLISHED_MS, HEADER_TRACE_PARENT
+from bridge.enums import HEADER_PUBLISHED_MS, HEADER_TRACE_PARENT
 
 # W3C Trace Context, section 3.2: version, trace id, parent id, flags.
 _TRACE_PARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")

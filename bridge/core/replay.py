@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bridge.core.message import Stored
 from bridge.core.position import Position
-from bridge.names import SyncReason
+from bridge.enums import SyncReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from bridge.core.properties import (
     iter_table,
     render_properties,
 )
-from bridge.names import HEADER_PREFIX, DeadLetterReason, Header
+from bridge.enums import HEADER_PREFIX, DeadLetterReason, Header
 
 _ERROR_MAX_CHARACTERS: Final = 1000
 # What stays with a message through retries, dead letters and redrives. Anybody can

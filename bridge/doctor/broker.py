@@ -9,20 +9,20 @@ from typing import Final
 
 from yarl import URL
 
-from bridge.broker.connection import (
+from bridge.amqp.connection import (
     BrokerAddress,
     BrokerConnection,
     Purpose,
     open_connection,
 )
-from bridge.broker.frame_reader import FrameReader
-from bridge.broker.permissions import Lack, may_configure_anything, missing_rights
-from bridge.broker.topology import Exchange, Queue, State, Topology, compare
+from bridge.amqp.frame_reader import FrameReader
+from bridge.amqp.permissions import Lack, may_configure_anything, missing_rights
+from bridge.amqp.topology import Exchange, Queue, State, Topology, compare
 from bridge.doctor.certificates import certificate_finding
-from bridge.doctor.findings import Finding, note, ok, unknown, wrong
+from bridge.doctor.results import Finding, note, ok, unknown, wrong
 from bridge.doctor.versions import version_finding
+from bridge.enums import BrokerNames, ExitCode
 from bridge.errors import BrokerUnavailableError
-from bridge.names import BrokerNames, ExitCode
 from bridge.settings.checks import is_loopback
 
 _RENEW: Final = "renew it, and `rabbitmqctl eval 'ssl:clear_pem_cache().'`"

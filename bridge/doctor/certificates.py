@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from bridge.doctor.findings import Finding, note, ok, wrong
+from bridge.doctor.results import Finding, note, ok, wrong
 
 _DAY_S: Final = 86400
 _NOTE_DAYS: Final = 30

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from bridge.doctor.findings import Finding, note, ok, unknown, wrong
+from bridge.doctor.results import Finding, note, ok, unknown, wrong
 
 # A Date header tells whole seconds, and the way takes its time.
 _CLOCK_NOTE_S: Final = 3.0

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Final
 
 from bridge.core.redis_address import is_redis
-from bridge.doctor.findings import Finding, note, ok, wrong
+from bridge.doctor.results import Finding, note, ok, wrong
+from bridge.enums import ExitCode
 from bridge.errors import ConfigError, StoreInUseError, StoreUnavailableError
-from bridge.names import ExitCode
-from bridge.options import inbox_of
 from bridge.settings.model import Settings
+from bridge.wiring import inbox_of
 
 _ROOM_MIN_BYTES: Final = 64 << 20
 # Moving the write-ahead log into the file, and a copy for a backup, want room too.

@@ -9,12 +9,12 @@ import aiohttp
 from pydantic import ValidationError
 from yarl import URL
 
+from bridge.amqp.management import read_all
 from bridge.auth.key_set import KeySet
-from bridge.broker.management import read_all
 from bridge.core.contracts.operator.overview import Overview
-from bridge.doctor.findings import Finding, Verdict, note, ok, unknown, wrong
+from bridge.doctor.results import Finding, Verdict, note, ok, unknown, wrong
+from bridge.enums import ExitCode, Refusal
 from bridge.errors import KeysUnavailableError
-from bridge.names import ExitCode, Refusal
 from bridge.settings.model import Settings
 
 _WITHIN_S: Final = 5.0

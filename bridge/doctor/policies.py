@@ -12,7 +12,7 @@ from enum import StrEnum
 from shlex import quote
 from typing import Final
 
-from bridge.doctor.findings import Verdict
+from bridge.doctor.results import Verdict
 
 # Each lost connection counts for all that was in flight. Below it, a bad day of the
 # network makes dead letters of good messages.

@@ -8,10 +8,10 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from bridge.doctor.findings import Finding, ok, wrong
 from bridge.doctor.peers import reachable_host
+from bridge.doctor.results import Finding, ok, wrong
+from bridge.http.listeners import address_error
 from bridge.settings.model import Settings
-from bridge.web.serving import address_error
 
 _WITHIN_S: Final = 5.0
 

@@ -6,9 +6,9 @@ from time import time
 
 from bridge.core.redis_address import RedisAddress, is_redis, parse_redis
 from bridge.doctor.certificates import certificate_finding
-from bridge.doctor.findings import Finding, note, ok, unknown, wrong
+from bridge.doctor.results import Finding, note, ok, unknown, wrong
 from bridge.errors import ConfigError, StoreUnavailableError
-from bridge.inbox.redis_facts import (
+from bridge.inbox.redis.server_info import (
     VERSION_LEAST,
     VERSION_LEAST_OF_CLUSTER,
     ServerFacts,

@@ -6,7 +6,7 @@ from typing import Final
 from pydantic import SecretStr
 from yarl import URL
 
-from bridge.doctor.findings import Finding, note, ok, wrong
+from bridge.doctor.results import Finding, note, ok, wrong
 from bridge.settings.checks import is_loopback
 from bridge.settings.model import Settings
 

@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bridge.broker.alone import Neighbours
-from bridge.broker.connection import (
+from bridge.amqp.connection import (
     BrokerAddress,
     Purpose,
     broker_identity,
     open_connection,
 )
-from bridge.broker.frame_reader import FrameReader
-from bridge.broker.hashing import best_hash, plugin_of
-from bridge.broker.permissions import knows_type
-from bridge.broker.shards import Layout, ShardDesk, ShardPlan
-from bridge.broker.topology import (
+from bridge.amqp.frame_reader import FrameReader
+from bridge.amqp.ownership import Neighbours
+from bridge.amqp.permissions import knows_type
+from bridge.amqp.shards.hashing import best_hash, plugin_of
+from bridge.amqp.shards.layout import Layout, ShardDesk, ShardPlan
+from bridge.amqp.topology import (
     Topology,
     topology,
 )
-from bridge.doctor.findings import Finding, note, ok, wrong
+from bridge.doctor.results import Finding, note, ok, wrong
 from bridge.errors import BrokerUnavailableError
 
 _SUBJECT: Final = "shards"

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from bridge.doctor.findings import Finding, note, ok, wrong
+from bridge.doctor.results import Finding, note, ok, wrong
 
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)")
 _OLDEST: Final = (3, 10)

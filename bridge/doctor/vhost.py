@@ -7,10 +7,9 @@ Without the API these lines say that nothing is known, and how it could be.
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Final
 
-from bridge.broker.management import Management, ManagementError
-from bridge.broker.topology import Topology
+from bridge.amqp.management import Management, ManagementError
+from bridge.amqp.topology import Topology
 from bridge.doctor.clock import clock_finding
-from bridge.doctor.findings import Finding, note, ok, unknown, wrong
 from bridge.doctor.policies import (
     Policy,
     Role,
@@ -18,7 +17,8 @@ from bridge.doctor.policies import (
     parse_policies,
     policy_problems,
 )
-from bridge.names import BrokerNames
+from bridge.doctor.results import Finding, note, ok, unknown, wrong
+from bridge.enums import BrokerNames
 
 _ACK_TIMEOUT_S: Final = 1800.0  # RabbitMQ's default
 # A store on a slow disk settles so many a second; see docs/measurements.md for fast ones.

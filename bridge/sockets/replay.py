@@ -18,9 +18,9 @@ from bridge.core.frames import event_packet
 from bridge.core.journal import Happening
 from bridge.core.position import Position
 from bridge.core.replay import InboxState, Page, ReplayPlan
+from bridge.enums import EVENT_SYNC, Closing, Stage, SyncReason
 from bridge.errors import StoreUnavailableError
 from bridge.metrics import Metrics
-from bridge.names import EVENT_SYNC, Closing, Stage, SyncReason
 from bridge.sockets.rooms import Rooms
 from bridge.sockets.window import Window
 

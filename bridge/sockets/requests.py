@@ -8,10 +8,11 @@ from time import time
 from typing import Any
 
 from bridge.core import packets
-from bridge.core.access import ConnectAuth, Identity
+from bridge.core.identity import ConnectAuth, Identity
 from bridge.core.message import user_problem
 from bridge.core.packets import Packet
 from bridge.core.position import parse_position
+from bridge.enums import EVENT_ACK, EVENT_JOIN, EVENT_REFRESH, EventError, Refusal
 from bridge.errors import (
     ClientError,
     EventRefusedError,
@@ -19,10 +20,9 @@ from bridge.errors import (
     RefusedError,
     StoreUnavailableError,
 )
-from bridge.names import EVENT_ACK, EVENT_JOIN, EVENT_REFRESH, EventError, Refusal
-from bridge.sockets.entrance import Admitted, Entrance, Verifier
+from bridge.sockets.admission import Admitted, Entrance, Verifier
+from bridge.sockets.engineio.session import Carrier
 from bridge.sockets.replay import Inboxes
-from bridge.sockets.transport import Carrier
 from bridge.sockets.window import Window
 
 Work = Coroutine[Any, Any, None]

@@ -15,8 +15,8 @@ from time import time
 from bridge.core.frames import Burst, burst
 from bridge.core.journal import Happening, Journal
 from bridge.core.message import Stored
+from bridge.enums import Stage
 from bridge.metrics import Metrics
-from bridge.names import Stage
 from bridge.sockets.room import Room
 from bridge.sockets.window import Window
 from bridge.tracing import Tracing

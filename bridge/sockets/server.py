@@ -19,22 +19,22 @@ from aiohttp import web
 from bridge.core import packets
 from bridge.core.journal import Journal
 from bridge.core.packets import Packet, PacketType
-from bridge.core.workplace import Workplace
-from bridge.logs import user_hash
-from bridge.metrics import Metrics
-from bridge.names import (
+from bridge.core.worker_slot import Workplace
+from bridge.enums import (
     EVENT_CLOSING,
     EVENT_EXPIRING,
     Closing,
 )
-from bridge.sockets.engine import Admission, Bounds, Engine
-from bridge.sockets.entrance import Admitted, Entrance, Verifier
-from bridge.sockets.front_door import FrontDoors, FrontSite
-from bridge.sockets.handover import Handover
+from bridge.logging import user_hash
+from bridge.metrics import Metrics
+from bridge.sockets.admission import Admitted, Entrance, Verifier
+from bridge.sockets.engineio.fd_passing import Handover
+from bridge.sockets.engineio.listener import FrontDoors, FrontSite
+from bridge.sockets.engineio.server import Admission, Bounds, Engine
+from bridge.sockets.engineio.session import Carrier, Ending
 from bridge.sockets.replay import Inboxes, Replays
 from bridge.sockets.requests import WindowRequests
 from bridge.sockets.rooms import Rooms
-from bridge.sockets.transport import Carrier, Ending
 from bridge.sockets.window import Window, WindowReport
 
 log = structlog.get_logger(__name__)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from bridge.core import packets
-from bridge.core.access import Identity
-from bridge.sockets.transport import Carrier
+from bridge.core.identity import Identity
+from bridge.sockets.engineio.session import Carrier
 
 # How long before its token's end a window is told.
 _WARNING_S: Final = 60.0

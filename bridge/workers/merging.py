@@ -19,9 +19,9 @@ from bridge.core.contracts.operator.overview import (
     Totals,
 )
 from bridge.core.contracts.operator.queues import QueueFacts
-from bridge.merged_metrics import MergedMetrics
-from bridge.names import Outcome
-from bridge.workers.asking import Answer, Question
+from bridge.enums import Outcome
+from bridge.workers.merged_metrics import MergedMetrics
+from bridge.workers.worker_client import Answer, Question
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 

@@ -15,15 +15,15 @@ from typing import Final
 
 import structlog
 
-from bridge.core.workplace import Workplace
+from bridge.core.worker_slot import Workplace
+from bridge.enums import ExitCode
 from bridge.errors import BridgeError, ConfigError, WorkersFailedError, first_of
-from bridge.logs import set_log_level
-from bridge.names import ExitCode
+from bridge.http.listeners import Listening, address_error, serve
+from bridge.logging import set_log_level
 from bridge.settings.model import Settings
-from bridge.web.serving import Listening, address_error, serve
-from bridge.workers.crew import Crew
-from bridge.workers.door import Door
-from bridge.workers.line import Word
+from bridge.workers.admin_proxy import Door
+from bridge.workers.control_channel import Word
+from bridge.workers.pool import Crew
 
 log = structlog.get_logger(__name__)
 

@@ -10,11 +10,11 @@ from contextlib import suppress
 import structlog
 
 from bridge.app import Bridge
-from bridge.core.workplace import Workplace
+from bridge.core.worker_slot import Workplace
 from bridge.errors import ConfigError
+from bridge.http.listeners import Listening
 from bridge.settings.model import Settings
-from bridge.web.serving import Listening
-from bridge.workers.line import Word, hear
+from bridge.workers.control_channel import Word, hear
 
 log = structlog.get_logger(__name__)
 

@@ -16,8 +16,8 @@ from typing import Final
 
 import aiohttp
 
-from bridge.broker.local_node import LocalNode
 from bridge.cli.token import signed_token
+from bridge.demo.private_node import LocalNode
 from bridge.settings.load import load_settings
 from tests.integration.programs import program
 from tests.integration.running import OPERATOR_TOKEN, SECRET, open_windows

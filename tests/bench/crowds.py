@@ -22,13 +22,13 @@ from pathlib import Path
 
 from aiormq.abc import ChannelFrame
 
-from bridge.broker.local_node import LocalNode
-from bridge.names import BrokerNames
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames
 from tests.conftest import eventually
-from tests.integration.broker.conftest import Raw, open_raw
+from tests.integration.amqp.conftest import Raw, open_raw
 from tests.integration.programs import RunningProgram, command, program
 from tests.integration.running import SECRET, open_windows
-from tests.unit.broker.wire import publish
+from tests.unit.amqp.wire import publish
 
 NAMESPACE = "crowds"
 BODY = b'{"text": "' + b"x" * 180 + b'"}'

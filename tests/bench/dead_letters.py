@@ -23,14 +23,14 @@ from typing import Any
 import aiohttp
 import aiormq
 
-from bridge.broker.local_node import LocalNode
 from bridge.core.message import Delivery
 from bridge.core.properties import header_int
-from bridge.names import BrokerNames, Header
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames, Header
 from tests.conftest import eventually
 from tests.integration.dead_letters import take_all
-from tests.integration.operator.asking import ApiAsker
-from tests.integration.operator.letters import (
+from tests.integration.operator.api_client import ApiAsker
+from tests.integration.operator.dead_letter_fixtures import (
     fill,
     header,
     letter_properties,

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import orjson
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.bench.fleet_works import WORKS, Work
 from tests.bench.fleet_world import World, open_fleet
 from tests.bench.machine import machine_facts

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.bench.page_load import windows
 from tests.bench.publisher import Publisher
 from tests.bench.servers import Kind, Processors, Server, cpu_us, running

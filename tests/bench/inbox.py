@@ -25,8 +25,8 @@ from tempfile import TemporaryDirectory
 from time import perf_counter, process_time, time
 
 from bridge.core.message import Message
-from bridge.inbox.memory import Retention
-from bridge.inbox.sqlite import SqliteInbox
+from bridge.inbox.memory.store import Retention
+from bridge.inbox.sqlite.store import SqliteInbox
 
 BATCH = 100
 RATE = 3000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 
-from bridge.broker.node_setup import find_rabbitmq
+from bridge.demo.node_setup import find_rabbitmq
 from tests.bench.servers import ROOT, Processors
 
 _PYTHON_PACKAGES = (

@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from tests.bench.windows import STAMP_BASE
-from tests.unit.broker import wire
+from tests.unit.amqp import wire
 
 _LIMIT_S: Final = 60.0
 _CHANNEL: Final = 1

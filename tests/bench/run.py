@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.bench.machine import machine_facts
 from tests.bench.page_load import windows
 from tests.bench.publisher import Publisher

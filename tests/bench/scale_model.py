@@ -12,7 +12,7 @@ from math import ceil
 from statistics import median
 from typing import Any, Final
 
-from bridge.inbox.redis_elements import TAGS
+from bridge.inbox.redis.encoding import TAGS
 
 _US: Final = 1e6
 _GIB: Final = 2**30

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.browser.console_page import ConsolePage, opened_console
 from tests.browser.demo_process import ANY_PORTS, DemoProcess, running_demo
 from tests.browser.watched_page import WatchedPage, launch_chromium, opened_page

@@ -15,8 +15,8 @@ from typing import Final
 
 from playwright.async_api import Browser, async_playwright, expect
 
-from bridge.broker.local_node import LocalNode
 from bridge.core.properties import PERSISTENT, Properties
+from bridge.demo.private_node import LocalNode
 from tests.browser.console_page import (
     NARROW,
     WIDE,

@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Browser, Route, expect
 from pydantic import SecretStr
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.browser.console_page import NARROW, ConsolePage, opened_console
 from tests.conftest import eventually
 from tests.integration.running import (

@@ -6,8 +6,8 @@ from urllib.parse import urlencode
 import pytest
 from playwright.async_api import Browser, Locator, expect
 
-from bridge.broker.local_node import LocalNode
 from bridge.core.properties import PERSISTENT, Properties
+from bridge.demo.private_node import LocalNode
 from tests.browser.console_page import NARROW, ConsolePage, opened_console
 from tests.conftest import eventually
 from tests.integration.running import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.browser.demo_process import (
     ANY_PORTS,
     DemoProcess,

@@ -25,14 +25,14 @@ import pytest
 import yaml
 
 from bridge.app import Bridge
-from bridge.broker.local_node import LocalNode
 from bridge.core.properties import NO_PROPERTIES
-from bridge.names import BrokerNames
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames
+from bridge.http.listeners import Listening
 from bridge.settings.checks import environment_name
 from bridge.settings.load import CONFIG_FILE_VARIABLE, load_settings
 from bridge.settings.model import Settings
 from bridge.settings.values import parse_duration_s
-from bridge.web.serving import Listening
 from tests.conftest import eventually
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge.broker.hashing import MODULUS, best_hash
+from bridge.amqp.shards.hashing import MODULUS, best_hash
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
 from bridge.settings.values import parse_duration_s

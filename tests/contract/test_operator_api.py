@@ -12,10 +12,10 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from bridge.broker.local_node import LocalNode
-from bridge.names import BrokerNames
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames
 from tests.conftest import SLOW_FACTOR
-from tests.integration.operator.letters import publish_letters
+from tests.integration.operator.dead_letter_fixtures import publish_letters
 from tests.integration.running import OPERATOR_TOKEN, running_bridge, settings_for
 
 _SCHEMA: Final = Path(__file__).parents[2] / "schemas" / "operator.openapi.json"

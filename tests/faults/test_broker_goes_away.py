@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 import pytest_asyncio
 
-from bridge.broker.local_node import LocalNode
 from bridge.core.properties import PERSISTENT, Properties
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
-from bridge.names import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.dead_letters import take_all
 from tests.integration.running import (

@@ -5,10 +5,10 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
-from bridge.broker.local_node import LocalNode
 from bridge.core.message import Delivery
 from bridge.core.properties import Properties, header_bytes
-from bridge.names import BrokerNames, Header
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames, Header
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.dead_letters import take_all
 from tests.integration.programs import environment, settings_for_program
@@ -27,7 +27,7 @@ async def start_deadly(broker: LocalNode, namespace: str, store: Path) -> Proces
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "tests.faults.deadly_program",
+        "tests.faults.crashing_program",
         "run",
         env=environment(**settings),
         stdout=PIPE,

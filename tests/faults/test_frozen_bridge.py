@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from bridge.broker.local_node import LocalNode
 from bridge.core.redis_address import parse_redis
+from bridge.demo.private_node import LocalNode
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.memory import Retention
-from bridge.inbox.redis import RedisInbox
+from bridge.inbox.memory.store import Retention
+from bridge.inbox.redis.store import RedisInbox
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.program import FREEZE_BEFORE_APPEND

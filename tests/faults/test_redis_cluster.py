@@ -15,13 +15,13 @@ import pytest
 
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
-from bridge.inbox import redis_servers
-from bridge.inbox.carried import Amount, Load
-from bridge.inbox.carry import Outcome, carry
-from bridge.inbox.redis_carry import RedisTarget, redis_target
-from bridge.inbox.redis_elements import slot_of_tag, tag_names, tag_of
-from bridge.inbox.sqlite import SqliteInbox
-from bridge.inbox.sqlite_carry import SqliteSource
+from bridge.inbox.migration.migrate import Outcome, carry
+from bridge.inbox.migration.model import Amount, Load
+from bridge.inbox.redis import servers as redis_servers
+from bridge.inbox.redis.encoding import slot_of_tag, tag_names, tag_of
+from bridge.inbox.redis.migration_target import RedisTarget, redis_target
+from bridge.inbox.sqlite.migration_source import SqliteSource
+from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually
 from tests.inbox_files import Filling, fill
 from tests.redis_bridges import RETENTION, Bridge, bridge_on, of_each

@@ -12,14 +12,14 @@ import pytest
 from bridge.core.message import Message
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
-from bridge.inbox import redis_link
-from bridge.inbox.memory import Retention
-from bridge.inbox.redis import RedisInbox
-from bridge.inbox.redis_cluster import Cluster
-from bridge.inbox.redis_elements import slot_of_tag, tag_names, tag_of
-from bridge.inbox.redis_facts import server_facts
-from bridge.inbox.redis_servers import ALL_TAGS, Tags
-from bridge.inbox.redis_wire import Link
+from bridge.inbox.memory.store import Retention
+from bridge.inbox.redis import connection as redis_link
+from bridge.inbox.redis.cluster import Cluster
+from bridge.inbox.redis.encoding import slot_of_tag, tag_names, tag_of
+from bridge.inbox.redis.protocol import Link
+from bridge.inbox.redis.server_info import server_facts
+from bridge.inbox.redis.servers import ALL_TAGS, Tags
+from bridge.inbox.redis.store import RedisInbox
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.redis_server import RedisServer
 

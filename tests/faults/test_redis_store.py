@@ -8,8 +8,8 @@ import pytest
 
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
-from bridge.inbox import redis_feed
-from bridge.inbox.redis import RedisInbox
+from bridge.inbox.redis import feed as redis_feed
+from bridge.inbox.redis.store import RedisInbox
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.redis_bridges import RETENTION, bridge_on, cut_off, messages, of_each
 from tests.redis_fleet_servers import join_cluster

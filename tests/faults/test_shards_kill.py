@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from bridge.broker.connection import BrokerAddress, Purpose, open_connection
-from bridge.broker.frame_reader import FrameReader
-from bridge.broker.local_node import LocalNode
-from bridge.broker.marks import ARRIVED_AFTER_S, put_marks
-from bridge.broker.shards import ShardDesk, ShardPlan
-from bridge.names import BrokerNames
+from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
+from bridge.amqp.frame_reader import FrameReader
+from bridge.amqp.shards.layout import ShardDesk, ShardPlan
+from bridge.amqp.shards.migration import ARRIVED_AFTER_S, put_marks
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.programs import environment
 from tests.integration.running import SECRET, Worker, working
@@ -39,7 +39,7 @@ class Fleet:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "tests.faults.telling_program",
+            "tests.faults.reporting_program",
             "run",
             env=environment(**self.settings, shards=str(shards))
             | {"TESTS_STORED": str(self.file)},

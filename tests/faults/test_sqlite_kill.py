@@ -5,8 +5,8 @@ import random
 import sys
 from pathlib import Path
 
-from bridge.inbox.memory import Retention
-from bridge.inbox.sqlite import SqliteInbox
+from bridge.inbox.memory.store import Retention
+from bridge.inbox.sqlite.store import SqliteInbox
 
 _LIVES = 6
 _USERS = 20
@@ -16,8 +16,8 @@ _PROGRAM = """
 import asyncio, random, sys
 from time import time
 from bridge.core.message import Message
-from bridge.inbox.memory import Retention
-from bridge.inbox.sqlite import SqliteInbox
+from bridge.inbox.memory.store import Retention
+from bridge.inbox.sqlite.store import SqliteInbox
 
 async def main(path, life, users):
     retention = Retention(max_messages=1_000_000, max_age_s=1e6, dedupe_s=600)

@@ -21,10 +21,10 @@ import pytest_asyncio
 
 from bridge.core.message import Message
 from bridge.errors import ConfigError, StoreUnavailableError
-from bridge.inbox import sqlite as sqlite_inbox
-from bridge.inbox.memory import Retention
-from bridge.inbox.sqlite import SqliteInbox
-from bridge.inbox.sqlite_file import StoreFile
+from bridge.inbox.memory.store import Retention
+from bridge.inbox.sqlite import store as sqlite_inbox
+from bridge.inbox.sqlite.file import StoreFile
+from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually
 
 RETENTION = Retention(max_messages=10_000, max_age_s=1e10, dedupe_s=60)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.broker.local_node import LocalNode
 from bridge.core.properties import PERSISTENT, Properties
+from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.programs import (
     program,

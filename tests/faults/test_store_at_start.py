@@ -22,9 +22,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from bridge.broker.local_node import LocalNode
-from bridge.inbox.memory import Retention
-from bridge.inbox.sqlite import SqliteInbox
+from bridge.demo.private_node import LocalNode
+from bridge.inbox.memory.store import Retention
+from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually
 from tests.faults.test_sqlite_store import contents, move, no_file_grows, write
 from tests.integration.programs import command, ended, settings_for_program, start

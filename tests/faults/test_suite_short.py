@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SLOW_FACTOR
-from tests.faults.suite.alone_faults import FAULTS
 from tests.faults.suite.checker import Violation
+from tests.faults.suite.single_faults import FAULTS
 from tests.faults.suite_process import run_suite
 
 SHORT_WITHIN_S = 200 * SLOW_FACTOR

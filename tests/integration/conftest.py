@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridge.logs import configure_logs
+from bridge.logging import configure_logs
 
 
 @pytest.fixture(autouse=True, scope="session")

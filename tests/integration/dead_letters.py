@@ -1,9 +1,9 @@
 """Reading the dead letter queue byte by byte, as an operator's tool would."""
 
-from bridge.broker.connection import BrokerAddress, Purpose, open_connection
-from bridge.broker.frame_reader import DeliveryReader
-from bridge.broker.local_node import LocalNode
+from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
+from bridge.amqp.frame_reader import DeliveryReader
 from bridge.core.message import Delivery
+from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from playwright.async_api import async_playwright
 
-from bridge.broker.kept_processes import KeptProcesses
+from bridge.demo.processes import KeptProcesses
 from tests.browser.watched_page import launch_chromium
 from tests.integration.sockets.js_pages import open_pages
 from tests.redis_server import RedisServer

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import orjson
 import pytest
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.conftest import SLOW_FACTOR
 from tests.integration.running import (
     OPERATOR_TOKEN,

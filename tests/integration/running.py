@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 import aiohttp
 import orjson
 
+from bridge.amqp.connection import BrokerAddress
+from bridge.amqp.publish.publisher import Publisher
 from bridge.app import Bridge
-from bridge.broker.connection import BrokerAddress
-from bridge.broker.local_node import LocalNode
-from bridge.broker.publisher import Publisher
 from bridge.cli.token import signed_token
 from bridge.core.properties import PERSISTENT, Properties
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames
+from bridge.http.listeners import Listening
 from bridge.metrics import Metrics
-from bridge.names import BrokerNames
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
-from bridge.web.serving import Listening
 from tests.conftest import eventually
 
 SECRET = "integration-secret-of-more-than-32-bytes"

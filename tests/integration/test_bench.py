@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.bench.plots import draw
 from tests.bench.report import report_lines, write_part
 from tests.bench.run import Plan, World, run

@@ -7,7 +7,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from bridge.broker.local_node import LocalNode
 from bridge.core.message import Delivery, Message
 from bridge.core.properties import (
     Properties,
@@ -16,9 +15,10 @@ from bridge.core.properties import (
     render_properties,
     render_table,
 )
-from bridge.names import BrokerNames, Header
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames, Header
 from tests.conftest import eventually
-from tests.integration.broker.conftest import open_raw
+from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all
 from tests.integration.running import (
     Worker,

@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.running import (
     open_windows,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.integration.programs import (
     LIMIT_S,
     command,

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.bench.fleet import FleetResults, Round, figure_lines, goal_lines, measure
 from tests.bench.fleet_works import WORKS
 from tests.bench.fleet_world import SetUp, World

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.running import (
     RunningBridge,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import aiohttp
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.programs import (
     RunningProgram,

@@ -14,7 +14,7 @@ import aiohttp
 import orjson
 import pytest
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from bridge.errors import LocalNodeError
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.programs import (

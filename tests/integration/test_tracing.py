@@ -11,11 +11,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from bridge.broker.local_node import LocalNode
 from bridge.core.message import Delivery, Message, Rejection, Stored
 from bridge.core.properties import Properties, render_properties, render_table
 from bridge.core.settlement import DeadLetter
-from bridge.names import DeadLetterReason
+from bridge.demo.private_node import LocalNode
+from bridge.enums import DeadLetterReason
 from bridge.tracing import Tracing, open_tracing
 from tests.conftest import eventually
 from tests.integration.running import (

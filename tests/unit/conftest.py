@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.unit.pump_house import House
+from tests.unit.pipeline_fakes import House
 
 settings.register_profile(
     "unit",

@@ -1,4 +1,4 @@
-"""The drawing of the house, which is the test."""
+"""The layers of bridge and the packages that may import each library."""
 
 import ast
 from pathlib import Path
@@ -8,24 +8,27 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "bridge"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-HOUSE = """
-names < errors < core < settings logs metrics tracing < merged_metrics
-< broker inbox sockets auth schema_folder < fencing pump < web < options < operators
-< app doctor < signals < workers < cli < __main__
+# From the lowest layer to the highest. A part imports only lower layers and itself.
+LAYERS = """
+enums < errors < core < settings logging metrics tracing
+< amqp inbox sockets auth schema_folder < fencing pipeline < http < wiring < operators
+< app doctor < signals < workers demo < cli < __main__
 """
-FLOOR = {name: n for n, floor in enumerate(HOUSE.split("<")) for name in floor.split()}
+LAYER = {name: n for n, layer in enumerate(LAYERS.split("<")) for name in layer.split()}
 
-# The libraries that one part alone knows; their errors end there.
+# Libraries that only these modules and packages import; their errors do not leave them.
 ONLY_IN = {
-    "aio_pika": {"broker"},
-    "aiormq": {"broker"},
-    "pamqp": {"broker"},
-    "socketio": {"cli"},  # `bridge tail` is a client, like a browser
+    "aio_pika": {"amqp"},
+    "aiormq": {"amqp"},
+    "pamqp": {"amqp"},
+    "sqlite3": {"inbox.sqlite"},
+    "hiredis": {"inbox.redis"},
+    "socketio": {"cli.tail"},  # `bridge tail` is a client, as a browser is
     "engineio": set(),
     "jwt": {"auth"},
     "cryptography": {"auth"},
     "jsonschema_rs": {"core"},
-    "prometheus_client": {"metrics", "merged_metrics"},
+    "prometheus_client": {"metrics", "workers.merged_metrics"},
     "opentelemetry": {"tracing"},
     "pydantic_settings": {"settings"},
     "typer": {"cli"},
@@ -34,8 +37,14 @@ ONLY_IN = {
 
 
 def part_of(path: Path) -> str:
-    """Name the part of bridge that the module at `path` belongs to."""
+    """Return the top-level module or package that contains the module at `path`."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def module_name(path: Path) -> str:
+    """Return the dotted name below ``bridge`` of the module at `path`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
 
 
 def imports_of(path: Path) -> list[tuple[str, tuple[str, ...]]]:
@@ -62,34 +71,37 @@ def parts_imported(path: Path) -> set[str]:
     return parts - {"__version__"}
 
 
-def test_the_drawing_names_every_part_of_the_house() -> None:
-    """A new part finds its floor first, and then its lines."""
+def test_every_part_has_a_layer() -> None:
+    """A new top-level module or package is added to `LAYERS` first."""
     parts = {part_of(path) for path in MODULES} - {"__init__"}
 
-    assert parts <= set(FLOOR)
+    assert parts == set(LAYER)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path) -> None:
-    """A part imports itself and lower floors; never a neighbour, never upstairs."""
+    """A part imports itself and lower layers only."""
     part = part_of(path)
 
     for other in parts_imported(path) - {part}:
-        assert part in FLOOR, f"{path} may import nothing"
-        assert FLOOR[other] < FLOOR[part], f"{path} may not import {other}"
+        assert part in LAYER, f"{path} may import nothing"
+        assert LAYER[other] < LAYER[part], f"{path} may not import {other}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_each_library_lives_where_it_belongs(path: Path) -> None:
-    """So that its faults, and a change of it, stay there too."""
+def test_a_library_is_imported_only_by_its_package(path: Path) -> None:
+    """A change of the library, or another one in its place, changes that package only."""
+    name = module_name(path)
     for module, _ in imports_of(path):
         homes = ONLY_IN.get(module.partition(".")[0])
-        assert homes is None or part_of(path) in homes, f"{path} imports {module}"
+        assert homes is None or any(
+            name == home or name.startswith(home + ".") for home in homes
+        ), f"{path} imports {module}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_stand_at_the_top(path: Path) -> None:
-    """One inside a function hides a cycle, or a cost, from the reader."""
+def test_imports_are_at_the_top_of_the_module(path: Path) -> None:
+    """An import inside a function hides a cycle or a cost from the reader."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for outer in ast.walk(tree):
         if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -104,8 +116,8 @@ def test_imports_stand_at_the_top(path: Path) -> None:
     [path for path in MODULES if part_of(path) == "core"],
     ids=lambda p: str(p.relative_to(PACKAGE)),
 )
-def test_the_core_awaits_nothing_and_asks_nobody(path: Path) -> None:
-    """No await, no I/O, no clock, no chance: they arrive as arguments."""
+def test_core_has_no_await_no_io_and_no_clock(path: Path) -> None:
+    """Time and random numbers arrive as arguments."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     forbidden = {"asyncio", "time", "datetime", "random", "secrets", "os", "socket"}
 
@@ -116,9 +128,6 @@ def test_the_core_awaits_nothing_and_asks_nobody(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_each_module_says_what_it_is_for_and_is_one_idea_long(path: Path) -> None:
-    """Aim below 200 lines, stop at 400 (the guide, 2.5)."""
-    text = path.read_text(encoding="utf-8")
-
-    assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
-    assert text.count("\n") <= 400, f"{path} is too long"
+def test_each_module_has_a_docstring(path: Path) -> None:
+    """The first line of a module says what it is for."""
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path

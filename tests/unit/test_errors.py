@@ -6,6 +6,7 @@ import pickle
 import pytest
 
 from bridge import errors
+from bridge.enums import EventError, Refusal
 from bridge.errors import (
     BridgeError,
     BrokerUnavailableError,
@@ -28,7 +29,6 @@ from bridge.errors import (
     TransientError,
     WorkersFailedError,
 )
-from bridge.names import EventError, Refusal
 
 TEXTS: list[tuple[BridgeError, str]] = [
     (

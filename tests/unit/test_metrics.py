@@ -2,8 +2,8 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from bridge.enums import Closing, DeadLetterReason, Outcome
 from bridge.metrics import Metrics
-from bridge.names import Closing, DeadLetterReason, Outcome
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

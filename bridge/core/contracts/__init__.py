@@ -10,6 +10,7 @@ Only `PublishRequest` and `Problem` are used while the bridge runs, once a reque
 a message is any JSON value: no model looks into it.
 """
 
+from bridge.core.contracts.base import EVENT_MAX_BYTES, TTL_MAX_S
 from bridge.core.contracts.messages import (
     DeadLetterHeaders,
     MessageProperties,
@@ -32,7 +33,6 @@ from bridge.core.contracts.windows import (
     Sync,
     TokenClaims,
 )
-from bridge.core.contracts.words import EVENT_MAX_BYTES, TTL_MAX_S
 
 __all__ = [
     "EVENT_MAX_BYTES",

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from bridge import __version__
 from bridge.core.contracts.asyncapi_messages import Tree, asyncapi_messages, reference
-from bridge.core.contracts.words import USER_TEXT
-from bridge.names import BrokerNames
+from bridge.core.contracts.base import USER_TEXT
+from bridge.enums import BrokerNames
 
 _BROKER: Final = BrokerNames()
 _DESCRIPTION: Final = f"""\

@@ -8,8 +8,8 @@ listener's arguments is an `items` array here.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from bridge.core.contracts.words import EVENT_TEXT, POSITION_TEXT, USER_TEXT
-from bridge.names import (
+from bridge.core.contracts.base import EVENT_TEXT, POSITION_TEXT, USER_TEXT
+from bridge.enums import (
     EVENT_ACK,
     EVENT_CLOSING,
     EVENT_DEFAULT,

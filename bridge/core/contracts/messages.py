@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from bridge.core.contracts.words import (
+from bridge.core.contracts.base import (
     EVENT_TEXT,
     ID_TEXT,
     TTL_MAX_S,
@@ -20,7 +20,7 @@ from bridge.core.contracts.words import (
     listed,
 )
 from bridge.core.message import MESSAGE_ID_MAX_BYTES
-from bridge.names import DeadLetterReason, Header
+from bridge.enums import DeadLetterReason, Header
 
 
 class MessageProperties(Contract):

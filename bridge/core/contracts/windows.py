@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from bridge.core.contracts.words import (
+from bridge.core.contracts.base import (
     POSITION_TEXT,
     USER_TEXT,
     Contract,
@@ -13,7 +13,7 @@ from bridge.core.contracts.words import (
     explained,
     listed,
 )
-from bridge.names import Closing, EventError, Refusal, SyncReason
+from bridge.enums import Closing, EventError, Refusal, SyncReason
 
 
 class TokenClaims(Contract):

@@ -15,7 +15,7 @@ from struct import Struct
 
 from bridge.core.frames import event_packet, text_frame
 from tests.bench.publisher import Publisher
-from tests.unit.broker import wire
+from tests.unit.amqp import wire
 
 _FRAME = Struct(">BHI").unpack_from
 _HEAD_BYTES = 7

@@ -14,9 +14,9 @@ import pytest_asyncio
 from bridge.core.fence import Fence
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import parse_redis
-from bridge.inbox.memory import MemoryInbox, Retention
-from bridge.inbox.redis import RedisInbox
-from bridge.inbox.sqlite import SqliteInbox
+from bridge.inbox.memory.store import MemoryInbox, Retention
+from bridge.inbox.redis.store import RedisInbox
+from bridge.inbox.sqlite.store import SqliteInbox
 from tests.contract.inbox.files import Clock, Opened
 from tests.redis_rights import documented_rights
 from tests.redis_server import RedisServer, ValkeyServer

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.core.message import Message, Stored
-from bridge.inbox.sqlite import SqliteInbox
+from bridge.inbox.sqlite.store import SqliteInbox
 
 # Opens the store once more, for as long as a block lasts.
 Opened = Callable[..., AbstractAsyncContextManager[SqliteInbox]]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridge.inbox.memory import Retention
-from bridge.names import SyncReason
+from bridge.enums import SyncReason
+from bridge.inbox.memory.store import Retention
 from tests.contract.inbox.conftest import STORES, Shelf
 
 # --- forgetting

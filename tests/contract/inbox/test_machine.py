@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from bridge.core.message import Message, Stored
-from bridge.inbox.memory import Retention
+from bridge.inbox.memory.store import Retention
 from tests.contract.inbox.conftest import STORES, Inbox
 
 T = TypeVar("T")

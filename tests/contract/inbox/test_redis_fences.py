@@ -12,8 +12,8 @@ import pytest
 from bridge.core.message import Message
 from bridge.core.redis_address import parse_redis
 from bridge.errors import HandedOverError
-from bridge.inbox.memory import Retention
-from bridge.inbox.redis import RedisInbox
+from bridge.inbox.memory.store import Retention
+from bridge.inbox.redis.store import RedisInbox
 from tests.contract.inbox import conftest
 from tests.redis_server import RedisServer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge.core.message import Message, Stored
-from bridge.inbox.sqlite import SqliteInbox
+from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually
 from tests.contract.inbox.files import Clock, Opened, message, read_all, remove, rows
 

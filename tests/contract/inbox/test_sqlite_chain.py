@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bridge.inbox.memory import Retention
-from bridge.inbox.sqlite import SqliteInbox
-from bridge.inbox.sqlite_chain import rows as chain_rows
-from bridge.inbox.sqlite_chain import rows_back
+from bridge.inbox.memory.store import Retention
+from bridge.inbox.sqlite.chain import rows as chain_rows
+from bridge.inbox.sqlite.chain import rows_back
+from bridge.inbox.sqlite.store import SqliteInbox
 from tests.contract.inbox.files import Clock, Opened, message, read_all, rows
 
 

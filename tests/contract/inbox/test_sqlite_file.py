@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from bridge.enums import SyncReason
 from bridge.errors import ConfigError, StoreUnavailableError
-from bridge.inbox import sqlite_file
-from bridge.inbox.memory import Retention
-from bridge.inbox.sqlite import SqliteInbox
-from bridge.inbox.sqlite_format import MIGRATIONS
-from bridge.names import SyncReason
+from bridge.inbox.memory.store import Retention
+from bridge.inbox.sqlite import file as sqlite_file
+from bridge.inbox.sqlite.schema import MIGRATIONS
+from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually
 from tests.contract.inbox.files import (
     Clock,
@@ -161,8 +161,8 @@ async def test_a_program_that_forgets_to_close_the_store_ends_all_the_same(
     """A crash at the start must not leave a process that does nothing."""
     program = (
         "import asyncio, sys\n"
-        "from bridge.inbox.memory import Retention\n"
-        "from bridge.inbox.sqlite import SqliteInbox\n"
+        "from bridge.inbox.memory.store import Retention\n"
+        "from bridge.inbox.sqlite.store import SqliteInbox\n"
         "asyncio.run(SqliteInbox(sys.argv[1], Retention(9, 9, 9)).open())\n"
     )
     process = await asyncio.create_subprocess_exec(

@@ -13,7 +13,7 @@ from jsonschema import Draft7Validator
 
 from bridge import __version__
 from bridge.cli.schemas import render_yaml
-from bridge.names import (
+from bridge.enums import (
     EVENT_ACK,
     EVENT_CLOSING,
     EVENT_EXPIRING,

@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from bridge.cli.schemas import differing_files, render_schemas, schemas
-from bridge.core.access import identify, parse_connect_auth
 from bridge.core.contracts import PublishRequest, parse_publish_request
+from bridge.core.identity import identify, parse_connect_auth
 from bridge.core.message import (
     Delivery,
     Message,
@@ -28,8 +28,8 @@ from bridge.core.properties import (
     render_table,
 )
 from bridge.core.settlement import DeadLetter, dead_letter_properties
+from bridge.enums import RESERVED_EVENTS, DeadLetterReason, Header
 from bridge.errors import RefusedError
-from bridge.names import RESERVED_EVENTS, DeadLetterReason, Header
 
 SCHEMAS = Path(__file__).parents[3] / "schemas"
 NAMES = sorted(path.name for path in SCHEMAS.glob("*.schema.json"))

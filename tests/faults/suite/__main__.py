@@ -16,7 +16,7 @@ from pathlib import Path
 
 import uvloop
 
-from bridge.logs import configure_logs
+from bridge.logging import configure_logs
 from tests.faults.suite.program import MUTANTS
 from tests.faults.suite.report import report_lines, trouble_lines, write_report
 from tests.faults.suite.run import Outcome, Plan, Run

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Self
 
-from bridge.broker.kept_processes import KeptProcesses
+from bridge.demo.processes import KeptProcesses
 from tests.balancers import command, write_config
 
 _ANSWERS_WITHIN_S: Final = 20.0

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.faults.suite.balancer import Haproxy
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.checker import Checker

@@ -7,7 +7,7 @@ from random import Random
 from time import monotonic
 from typing import Final
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.faults.suite.faults import (
     COMMON,
     PLACE_WITHIN_S,

@@ -9,7 +9,7 @@ from typing import Final
 
 import orjson
 
-from bridge.broker.publisher import Publisher
+from bridge.amqp.publish.publisher import Publisher
 from bridge.core.properties import PERSISTENT, Properties
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from tests.faults.suite.history import Ambiguous, Confirmed, History, Invoked

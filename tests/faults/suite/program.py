@@ -21,12 +21,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bridge import options
-from bridge.broker.deliveries import Intake
+from bridge import wiring as options
+from bridge.amqp.consume.intake import Intake
 from bridge.cli.main import main
-from bridge.inbox.memory import MemoryInbox
-from bridge.pump import Pump
-from bridge.sockets.transport import Carrier
+from bridge.inbox.memory.store import MemoryInbox
+from bridge.pipeline import Pump
+from bridge.sockets.engineio.session import Carrier
 
 BEFORE_APPEND: Final = "before_append"
 IN_APPEND: Final = "in_append"

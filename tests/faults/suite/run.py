@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from bridge.core.properties import header_bytes
-from bridge.names import Header
+from bridge.enums import Header
 from tests.faults.suite.checker import Verdict, Violation
 from tests.faults.suite.faults import Fault
 from tests.faults.suite.history import Alive, FaultBegan, FaultEnded, SetAside, Spread

@@ -3,10 +3,11 @@
 from functools import partial
 from typing import Final
 
-from tests.faults.suite import alone_faults, fleet_faults
-from tests.faults.suite.alone import open_alone
+from tests.faults.suite import fleet_faults
+from tests.faults.suite import single_faults as alone_faults
 from tests.faults.suite.fleet import open_fleet
 from tests.faults.suite.run import Scene
+from tests.faults.suite.single import open_alone
 from tests.faults.suite.windows import plan_stock_windows
 
 ALONE: Final = Scene("the run", open_alone, alone_faults.FAULTS)

@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from bridge.amqp.connection import BrokerAddress
+from bridge.amqp.publish.publisher import Publisher
 from bridge.auth.jwt import issue_token
-from bridge.broker.connection import BrokerAddress
-from bridge.broker.local_node import LocalNode
-from bridge.broker.publisher import Publisher
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames
 from bridge.metrics import Metrics
-from bridge.names import BrokerNames
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.checker import Checker
 from tests.faults.suite.history import History

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from bridge.app import Bridge
 from bridge.auth.jwt import TokenRules, TokenVerifier
 from bridge.auth.key_set import KeySet, KeySetTimes
+from bridge.enums import Refusal
 from bridge.errors import KeysUnavailableError, RefusedError
-from bridge.names import Refusal
 from bridge.settings.load import load_settings
 from tests.clock import Clock
 from tests.conftest import eventually

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.balancers import KINDS, Balancer, open_balancer
 from tests.integration.running import RunningBridge, running_bridge, settings_for
 from tests.integration.sockets.js_pages import Pages, open_pages

@@ -7,12 +7,12 @@ import orjson
 import pytest
 from yarl import URL
 
-from bridge.broker.local_node import LocalNode
-from bridge.sockets.transport import Carrier
+from bridge.demo.private_node import LocalNode
+from bridge.sockets.engineio.session import Carrier
 from tests.conftest import eventually
 from tests.integration.balancers.conftest import House, open_house
-from tests.integration.sockets.doors import message
 from tests.integration.sockets.js_pages import Pages
+from tests.integration.sockets.listeners import message
 
 TRANSPORTS = pytest.mark.parametrize(
     "transports",

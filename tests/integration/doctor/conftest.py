@@ -9,7 +9,7 @@ import aiohttp
 import pytest_asyncio
 from yarl import URL
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.conftest import HASH_PLUGINS, SLOW_FACTOR
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.doctor.conftest import ManagedBroker
-from tests.integration.operator.asking import asking
+from tests.integration.operator.api_client import asking
 from tests.integration.running import running_bridge, settings_for, working
 
 

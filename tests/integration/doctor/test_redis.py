@@ -5,9 +5,9 @@ import shlex
 from pathlib import Path
 
 from bridge.core.redis_address import Host, parse_redis
-from bridge.doctor.findings import Finding, Verdict
 from bridge.doctor.redis import findings_of, redis_findings
-from bridge.inbox.redis_facts import ServerFacts
+from bridge.doctor.results import Finding, Verdict
+from bridge.inbox.redis.server_info import ServerFacts
 from bridge.settings.load import load_settings
 from tests.integration.running import SECRET
 from tests.redis_server import RedisServer

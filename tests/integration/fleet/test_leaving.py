@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.balancers import KINDS
 from tests.integration.balancers.conftest import open_house
 from tests.integration.running import working

@@ -10,9 +10,9 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
-from tests.integration.operator.asking import ApiAsker, asking
+from tests.integration.operator.api_client import ApiAsker, asking
 from tests.integration.operator.commands import run_command
 from tests.integration.running import (
     RunningBridge,

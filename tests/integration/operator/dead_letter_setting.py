@@ -5,12 +5,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bridge.broker.local_node import LocalNode
-from bridge.names import BrokerNames
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames
 from tests.conftest import eventually
 from tests.integration.dead_letters import take_all
-from tests.integration.operator.asking import ApiAsker, asking
-from tests.integration.operator.letters import numbers, ready
+from tests.integration.operator.api_client import ApiAsker, asking
+from tests.integration.operator.dead_letter_fixtures import numbers, ready
 from tests.integration.running import (
     RunningBridge,
     Worker,

@@ -9,18 +9,18 @@ import sys
 import orjson
 import pytest
 
-from bridge.broker.local_node import LocalNode
-from bridge.names import BrokerNames
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.dead_letters import take_all
-from tests.integration.operator.asking import asking
+from tests.integration.operator.api_client import asking
 from tests.integration.operator.commands import (
     Done,
     environment,
     run_command,
     run_with,
 )
-from tests.integration.operator.letters import (
+from tests.integration.operator.dead_letter_fixtures import (
     numbers,
     publish_letters,
     ready,

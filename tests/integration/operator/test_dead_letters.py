@@ -4,19 +4,19 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bridge.broker.local_node import LocalNode
 from bridge.core.properties import (
     PERSISTENT,
     Properties,
 )
-from bridge.names import BrokerNames
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames
 from tests.conftest import eventually
-from tests.integration.broker.conftest import open_raw
+from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all
-from tests.integration.operator.dead_letter_setting import Setting, setting
-from tests.integration.operator.letters import (
+from tests.integration.operator.dead_letter_fixtures import (
     publish_letters,
 )
+from tests.integration.operator.dead_letter_setting import Setting, setting
 from tests.integration.running import (
     open_windows,
 )

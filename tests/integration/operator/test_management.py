@@ -7,9 +7,9 @@ import pytest
 from aiohttp import encode_basic_auth, web
 from aiohttp.test_utils import BaseTestServer, TestServer
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
-from tests.integration.operator.asking import ApiAsker, asking
+from tests.integration.operator.api_client import ApiAsker, asking
 from tests.integration.running import running_bridge, settings_for
 
 # As RabbitMQ 3.10 answers GET /api/queues/VHOST/NAME?columns=…

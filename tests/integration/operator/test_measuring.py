@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from bridge.broker.local_node import LocalNode
-from bridge.names import BrokerNames
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames
 from tests.conftest import eventually
 from tests.integration.running import running_bridge, settings_for, working
 

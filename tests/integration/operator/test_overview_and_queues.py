@@ -7,15 +7,15 @@ from typing import Any
 import orjson
 import pytest
 
-from bridge.broker.local_node import LocalNode
 from bridge.core.properties import header_int
-from bridge.names import BrokerNames
+from bridge.demo.private_node import LocalNode
+from bridge.enums import BrokerNames
 from tests.conftest import eventually
-from tests.integration.broker.conftest import open_raw
+from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all
-from tests.integration.operator.asking import ApiAsker, asking
+from tests.integration.operator.api_client import ApiAsker, asking
 from tests.integration.operator.commands import run_command
-from tests.integration.operator.letters import BASE_S, publish_letters
+from tests.integration.operator.dead_letter_fixtures import BASE_S, publish_letters
 from tests.integration.running import (
     open_windows,
     running_bridge,

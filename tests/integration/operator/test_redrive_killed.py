@@ -1,6 +1,6 @@
 """A redrive that is killed in the middle loses nothing, and repeats nothing unseen."""
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.bench.dead_letters import measure
 
 

@@ -10,11 +10,11 @@ from urllib.parse import quote
 import pytest
 import socketio
 
-from bridge.broker.local_node import LocalNode
 from bridge.core.message import Message, MessageLimits
 from bridge.core.properties import PERSISTENT, Properties
+from bridge.demo.private_node import LocalNode
 from tests.conftest import SLOW_FACTOR, eventually
-from tests.integration.operator.asking import ApiAsker, asking
+from tests.integration.operator.api_client import ApiAsker, asking
 from tests.integration.operator.commands import run_command
 from tests.integration.running import (
     RunningBridge,

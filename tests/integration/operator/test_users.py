@@ -10,10 +10,10 @@ import aiohttp
 import orjson
 import pytest
 
-from bridge.broker.local_node import LocalNode
 from bridge.core.properties import PERSISTENT, Properties
+from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
-from tests.integration.operator.asking import ApiAsker, asking
+from tests.integration.operator.api_client import ApiAsker, asking
 from tests.integration.operator.commands import run_command
 from tests.integration.running import (
     OPERATOR_TOKEN,

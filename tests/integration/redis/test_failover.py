@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bridge.broker.local_node import LocalNode
-from bridge.inbox import redis, redis_link, redis_servers
+from bridge.demo.private_node import LocalNode
+from bridge.inbox.redis import connection as redis_link
+from bridge.inbox.redis import servers as redis_servers
+from bridge.inbox.redis import store as redis
 from tests.conftest import eventually
 from tests.integration.running import (
     RunningBridge,

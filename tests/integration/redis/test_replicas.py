@@ -7,8 +7,9 @@ import pytest
 
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
-from bridge.inbox import redis, redis_link
-from bridge.inbox.redis import RedisInbox
+from bridge.inbox.redis import connection as redis_link
+from bridge.inbox.redis import store as redis
+from bridge.inbox.redis.store import RedisInbox
 from tests.conftest import eventually
 from tests.redis_bridges import RETENTION, bridge_on, messages
 from tests.redis_fleet_servers import replicated

@@ -8,9 +8,11 @@ import pytest
 
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
-from bridge.inbox import redis_carry, redis_looking_scripts, redis_scripts
-from bridge.inbox.redis import RedisInbox
-from bridge.inbox.redis_rights import ON_KEYS
+from bridge.inbox.redis import admin_scripts as redis_looking_scripts
+from bridge.inbox.redis import migration_target as redis_carry
+from bridge.inbox.redis import scripts as redis_scripts
+from bridge.inbox.redis.permissions import ON_KEYS
+from bridge.inbox.redis.store import RedisInbox
 from tests.conftest import eventually
 from tests.redis_bridges import RETENTION, bridge_on, messages
 from tests.redis_rights import documented_rights

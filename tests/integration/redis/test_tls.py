@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from bridge.core.redis_address import parse_redis
-from bridge.doctor.findings import Verdict
 from bridge.doctor.inbox import inbox_finding
 from bridge.doctor.redis import redis_findings
+from bridge.doctor.results import Verdict
 from bridge.errors import StoreUnavailableError
-from bridge.inbox import redis_opening
-from bridge.inbox.redis import RedisInbox
+from bridge.inbox.redis import opening as redis_opening
+from bridge.inbox.redis.store import RedisInbox
 from bridge.settings.load import load_settings
 from tests.certificates import Authority, Signed
 from tests.integration.running import SECRET

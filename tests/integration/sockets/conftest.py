@@ -11,9 +11,9 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from bridge.logs import configure_logs
-from tests.integration.sockets.doors import Door, open_door
+from bridge.logging import configure_logs
 from tests.integration.sockets.js_pages import Pages, open_pages
+from tests.integration.sockets.listeners import Door, open_door
 
 
 def pytest_asyncio_loop_factories() -> Mapping[

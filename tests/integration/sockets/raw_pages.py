@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from tests.conftest import SLOW_FACTOR
-from tests.integration.sockets.doors import Door
+from tests.integration.sockets.listeners import Door
 from tests.tokens import token
 
 SEPARATOR = "\x1e"

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import eventually
-from tests.integration.sockets.doors import Door, Plan, open_door
 from tests.integration.sockets.js_pages import Pages
+from tests.integration.sockets.listeners import Door, Plan, open_door
 from tests.integration.sockets.raw_pages import (
     RawWindow,
     raw_poller,

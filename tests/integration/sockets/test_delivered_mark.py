@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.conftest import eventually
-from tests.integration.sockets.doors import (
+from tests.integration.sockets.listeners import (
     Door,
     Plan,
     open_door,

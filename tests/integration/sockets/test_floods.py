@@ -5,9 +5,9 @@ import json
 import aiohttp
 import pytest
 
-from bridge.names import Closing
-from tests.integration.sockets.doors import Plan, open_door
+from bridge.enums import Closing
 from tests.integration.sockets.js_pages import Pages
+from tests.integration.sockets.listeners import Plan, open_door
 from tests.integration.sockets.raw_pages import (
     raw_poller,
     raw_window,

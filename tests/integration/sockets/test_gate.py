@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from bridge.core.replay import InboxState, Page
+from bridge.enums import Closing
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.memory import MemoryInbox, Retention
-from bridge.names import Closing
+from bridge.inbox.memory.store import MemoryInbox, Retention
 from tests.conftest import eventually
-from tests.integration.sockets.doors import Door, Plan, open_door
 from tests.integration.sockets.js_pages import Pages
+from tests.integration.sockets.listeners import Door, Plan, open_door
 from tests.integration.sockets.raw_pages import RawWindow, raw_poller, raw_window
 from tests.tokens import token
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridge.names import Refusal
+from bridge.enums import Refusal
 from tests.conftest import eventually
-from tests.integration.sockets.doors import COOKIE, LEEWAY_S, Door, open_door
 from tests.integration.sockets.js_pages import Pages
+from tests.integration.sockets.listeners import COOKIE, LEEWAY_S, Door, open_door
 from tests.integration.sockets.raw_pages import RawWindow, raw_poller, raw_window
 from tests.integration.sockets.test_messages import TRANSPORTS
 from tests.tokens import claims, segment, token

@@ -6,8 +6,8 @@ import pytest
 import socketio
 
 from tests.conftest import eventually
-from tests.integration.sockets.doors import Door
 from tests.integration.sockets.js_pages import Pages
+from tests.integration.sockets.listeners import Door
 from tests.tokens import token
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["websocket", "polling"])

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.conftest import eventually
-from tests.integration.sockets.doors import Door, Plan, open_door
 from tests.integration.sockets.js_pages import Pages
+from tests.integration.sockets.listeners import Door, Plan, open_door
 from tests.integration.sockets.raw_pages import raw_window
 from tests.integration.sockets.test_messages import TRANSPORTS, options
 

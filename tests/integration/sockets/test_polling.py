@@ -10,10 +10,10 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
-from bridge.sockets.transport import Carrier
+from bridge.sockets.engineio.session import Carrier
 from tests.conftest import eventually
-from tests.integration.sockets.doors import Door, Plan, open_door
 from tests.integration.sockets.js_pages import Pages
+from tests.integration.sockets.listeners import Door, Plan, open_door
 from tests.integration.sockets.raw_pages import (
     SEPARATOR,
     raw_poller,

@@ -1,14 +1,14 @@
 """A window that comes back: nothing missed, or an honest word about what is."""
 
-from bridge.inbox.memory import Retention
-from tests.integration.sockets.doors import (
+from bridge.inbox.memory.store import Retention
+from tests.integration.sockets.js_pages import Pages
+from tests.integration.sockets.listeners import (
     Door,
     Plan,
     memory_inbox,
     message,
     open_door,
 )
-from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import raw_poller, raw_window
 from tests.integration.sockets.test_messages import TRANSPORTS, options
 from tests.tokens import token

@@ -8,11 +8,11 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
-from bridge.core.addresses import parse_networks
+from bridge.core.client_address import parse_networks
 from bridge.core.origins import OriginRules
 from tests.conftest import eventually
 from tests.integration.sockets.conftest import Log
-from tests.integration.sockets.doors import Door, Plan, open_door
+from tests.integration.sockets.listeners import Door, Plan, open_door
 from tests.integration.sockets.raw_pages import (
     raw_poller,
     raw_tcp,

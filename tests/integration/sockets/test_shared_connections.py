@@ -4,9 +4,9 @@ import gc
 
 from yarl import URL
 
-from bridge.sockets.polling import PollQueue
+from bridge.sockets.engineio.polling import PollQueue
 from tests.conftest import eventually
-from tests.integration.sockets.doors import Plan, open_door
+from tests.integration.sockets.listeners import Plan, open_door
 from tests.integration.sockets.raw_pages import RawPoller, raw_poller, raw_tcp
 
 

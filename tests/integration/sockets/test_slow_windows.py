@@ -9,10 +9,10 @@ from contextlib import AsyncExitStack
 import pytest
 from yarl import URL
 
-from bridge.names import Closing
+from bridge.enums import Closing
 from tests.conftest import eventually
-from tests.integration.sockets.doors import Door, Plan, memory_inbox, open_door
 from tests.integration.sockets.js_pages import Pages
+from tests.integration.sockets.listeners import Door, Plan, memory_inbox, open_door
 from tests.integration.sockets.raw_pages import RawTcp, raw_poller, raw_tcp, raw_window
 from tests.tokens import token
 

@@ -11,7 +11,7 @@ import pytest_asyncio
 from yarl import URL
 
 from tests.conftest import eventually
-from tests.integration.sockets.doors import Door, Plan, open_door
+from tests.integration.sockets.listeners import Door, Plan, open_door
 from tests.integration.sockets.raw_pages import RawTcp, raw_poller, raw_tcp, raw_window
 from tests.tokens import token
 

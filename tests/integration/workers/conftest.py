@@ -14,9 +14,9 @@ import aiohttp
 import orjson
 import pytest
 
-from bridge.broker.local_node import LocalNode
 from bridge.cli.token import signed_token
-from bridge.core.workplace import Workplace
+from bridge.core.worker_slot import Workplace
+from bridge.demo.private_node import LocalNode
 from bridge.settings.load import load_settings
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.running import OPERATOR_TOKEN, SECRET

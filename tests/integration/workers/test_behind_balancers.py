@@ -10,7 +10,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.balancers import KINDS, Balancer, open_balancer
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.running import working

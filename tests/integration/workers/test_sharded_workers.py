@@ -11,7 +11,7 @@ from urllib.parse import quote
 import orjson
 import pytest
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.running import Worker, working
 from tests.integration.workers.conftest import Pages, Program, pages, program

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import orjson
 
-from bridge.broker.local_node import LocalNode
+from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.running import SECRET, working
 from tests.integration.workers.conftest import (

@@ -6,9 +6,9 @@ import jwt
 import pytest
 
 from bridge.auth.jwt import TokenRules, issue_token
-from bridge.core.access import Identity
+from bridge.core.identity import Identity
+from bridge.enums import Refusal
 from bridge.errors import ConfigError, RefusedError
-from bridge.names import Refusal
 from bridge.settings.model import JWT_ALGORITHMS
 from tests.tokens import (
     SECRET,

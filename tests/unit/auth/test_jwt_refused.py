@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from bridge.enums import Refusal
 from bridge.errors import RefusedError
-from bridge.names import Refusal
 from tests.tokens import (
     SECRET,
     PrivateKey,

@@ -13,7 +13,7 @@ from bridge.core.message import (
 )
 from bridge.core.properties import Properties, render_properties
 from bridge.core.schema_set import compile_schemas
-from bridge.names import DeadLetterReason
+from bridge.enums import DeadLetterReason
 
 NOTE = {
     "type": "object",

@@ -4,7 +4,7 @@ import pytest
 
 from bridge.core.journal import Happening, Journal
 from bridge.core.message import Message, Stored
-from bridge.names import Stage
+from bridge.enums import Stage
 
 
 def message(user: str, message_id: str | None = None) -> Message:

@@ -23,7 +23,7 @@ from bridge.core.properties import (
     render_properties,
     render_table,
 )
-from bridge.names import RESERVED_EVENTS, DeadLetterReason
+from bridge.enums import RESERVED_EVENTS, DeadLetterReason
 
 LIMITS = MessageLimits(body_bytes=100_000)
 NOW_S = 1_700_000_000.0

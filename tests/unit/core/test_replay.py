@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bridge.core.position import Position
 from bridge.core.replay import InboxState, ReplayPlan, plan_replay
-from bridge.names import SyncReason
+from bridge.enums import SyncReason
 
 EPOCH = "now"
 

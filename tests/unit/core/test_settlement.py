@@ -35,7 +35,7 @@ from bridge.core.settlement import (
     settle_unexpected,
     trial_key,
 )
-from bridge.names import DeadLetterReason, Header
+from bridge.enums import DeadLetterReason, Header
 
 DELAYS_S = (1.0, 10.0, 60.0)
 NOW_S = 1_700_000_000.5

@@ -7,11 +7,11 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from bridge.doctor.findings import Finding, Verdict
 from bridge.doctor.ports import port_findings
+from bridge.doctor.results import Finding, Verdict
+from bridge.http.listeners import serve
+from bridge.http.problems import harden
 from bridge.settings.load import load_settings
-from bridge.web.problems import harden
-from bridge.web.serving import serve
 
 
 async def looked_at(**settings: object) -> dict[str, Finding]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.sockets.rooms_house import House, frames, line, pieces, stored
+from tests.unit.sockets.rooms_fakes import House, frames, line, pieces, stored
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from bridge.core.frames import text_frame
 from bridge.core.message import Message, Stored
-from bridge.names import Stage
-from tests.unit.sockets.rooms_house import House, frames, line, pieces, stored
+from bridge.enums import Stage
+from tests.unit.sockets.rooms_fakes import House, frames, line, pieces, stored
 
 
 @pytest.fixture

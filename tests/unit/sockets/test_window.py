@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridge.core.access import Identity
+from bridge.core.identity import Identity
 from bridge.sockets.window import Window
 
 

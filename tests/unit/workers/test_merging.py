@@ -11,13 +11,13 @@ from bridge.core.contracts.operator.overview import (
     Totals,
 )
 from bridge.core.contracts.operator.queues import QueueFacts, QueueRole, QueueSource
-from bridge.merged_metrics import MergedMetrics
 from bridge.metrics import Metrics
-from bridge.workers.asking import Answer, Question
+from bridge.workers.merged_metrics import MergedMetrics
 from bridge.workers.merging import (
     merge_overviews,
     merge_queues,
 )
+from bridge.workers.worker_client import Answer, Question
 
 
 def answers(*models: BaseModel) -> list[Answer]:

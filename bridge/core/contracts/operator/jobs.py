@@ -5,6 +5,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from bridge.core.contracts.base import Contract, listed
 from bridge.core.contracts.operator.operation import (
     NoBody,
     NoQuery,
@@ -12,7 +13,6 @@ from bridge.core.contracts.operator.operation import (
     Page,
     PageQuery,
 )
-from bridge.core.contracts.words import Contract, listed
 
 
 class JobKind(StrEnum):

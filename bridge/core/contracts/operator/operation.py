@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
-from bridge.core.contracts.words import Contract
+from bridge.core.contracts.base import Contract
 
 ItemT = TypeVar("ItemT")
 QueryT = TypeVar("QueryT", bound=BaseModel)

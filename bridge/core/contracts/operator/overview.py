@@ -4,8 +4,8 @@ from typing import Final
 
 from pydantic import Field
 
+from bridge.core.contracts.base import Contract
 from bridge.core.contracts.operator.operation import NoBody, NoQuery, Operation
-from bridge.core.contracts.words import Contract
 
 
 class BrokerFacts(Contract):

@@ -5,13 +5,13 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from bridge.core.contracts.base import Contract, listed
 from bridge.core.contracts.operator.operation import (
     NoBody,
     Operation,
     Page,
     PageQuery,
 )
-from bridge.core.contracts.words import Contract, listed
 
 
 class QueueRole(StrEnum):

@@ -5,9 +5,9 @@ from typing import Annotated, Final
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
+from bridge.core.contracts.base import Contract, User, listed
 from bridge.core.contracts.operator.operation import NoBody, Operation, Query
-from bridge.core.contracts.words import Contract, User, listed
-from bridge.names import Fate, Stage
+from bridge.enums import Fate, Stage
 
 
 class TraceQuery(Query):

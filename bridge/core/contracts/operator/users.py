@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
+from bridge.core.contracts.base import CONTROL_CHARACTER, Contract, listed
 from bridge.core.contracts.operator.operation import (
     NoBody,
     NoQuery,
@@ -14,8 +15,7 @@ from bridge.core.contracts.operator.operation import (
     PageQuery,
     QueryFlag,
 )
-from bridge.core.contracts.words import CONTROL_CHARACTER, Contract, listed
-from bridge.names import USER_MAX_BYTES
+from bridge.enums import USER_MAX_BYTES
 
 USER_PARAMETER: Final = {
     "description": "The user, percent-encoded as UTF-8, slashes and dots too. A user that "

@@ -1,0 +1,1 @@
+"""Consuming: consumers, one per queue, and the intake that supervises them."""

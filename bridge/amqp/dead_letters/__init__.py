@@ -1,0 +1,1 @@
+"""The dead-letter queue: browse, redrive and discard."""

@@ -1,0 +1,1 @@
+"""Shards: several inbound queues, the assignment of users to them and of them to bridges."""

@@ -1,0 +1,157 @@
+"""The parts that contracts are made of: words that have a form, lists that are closed."""
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+import orjson
+from pydantic import AfterValidator, BaseModel, ConfigDict, WithJsonSchema
+
+from bridge.core.message import MESSAGE_ID_MAX_BYTES, event_problem, user_problem
+from bridge.enums import (
+    EVENT_DEFAULT,
+    EVENT_MAX_CHARACTERS,
+    RESERVED_EVENTS,
+    RESERVED_PREFIX,
+    USER_MAX_BYTES,
+    Closing,
+    DeadLetterReason,
+    LetterReason,
+    Refusal,
+    SyncReason,
+)
+
+# A short string of AMQP, which the property `type` is, holds at most 255 bytes.
+EVENT_MAX_BYTES: Final = 255
+# Well below the 2^32 ms that RabbitMQ can count in a message's expiration.
+TTL_MAX_S: Final = 30 * 86400
+
+# --- words that have a form ---------------------------------------------------------------
+
+
+def _check_user(user: str) -> str:
+    problem = user_problem(user)
+    if problem:
+        raise ValueError(problem)
+    return user
+
+
+def _check_event(event: str) -> str:
+    problem = event_problem(event) or _length_problem(event, EVENT_MAX_BYTES)
+    if problem:
+        raise ValueError(problem)
+    return event
+
+
+def _check_message_id(message_id: str) -> str:
+    problem = _length_problem(message_id, MESSAGE_ID_MAX_BYTES)
+    if problem:
+        raise ValueError(problem)
+    return message_id
+
+
+def _check_data(data: object) -> object:
+    # What was read from JSON can be written as JSON, with one exception: orjson reads
+    # deeper than it writes.
+    try:
+        orjson.dumps(data)
+    except orjson.JSONEncodeError as exc:
+        message = "is nested too deep"
+        raise ValueError(message) from exc
+    return data
+
+
+def _length_problem(text: str, max_bytes: int) -> str | None:
+    if not text:
+        return "is empty"
+    try:
+        length = len(text.encode())
+    except UnicodeEncodeError:
+        return "is not valid Unicode"
+    return (
+        f"has {length} bytes, allowed are {max_bytes}" if length > max_bytes else None
+    )
+
+
+# `not` with a search instead of one anchored pattern: `$` also matches before a line
+# feed at the end in some engines, Python's among them.
+CONTROL_CHARACTER: Final = {"pattern": "[\\u0000-\\u001f\\u007f-\\u009f]"}
+
+User = Annotated[
+    str,
+    AfterValidator(_check_user),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": USER_MAX_BYTES,
+            "not": CONTROL_CHARACTER,
+        }
+    ),
+]
+Event = Annotated[
+    str,
+    AfterValidator(_check_event),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": EVENT_MAX_CHARACTERS,
+            "not": {
+                "anyOf": [
+                    {"enum": sorted(RESERVED_EVENTS)},
+                    {"pattern": f"^{RESERVED_PREFIX}"},
+                    CONTROL_CHARACTER,
+                ]
+            },
+        }
+    ),
+]
+MessageId = Annotated[
+    str,
+    AfterValidator(_check_message_id),
+    WithJsonSchema(
+        {"type": "string", "minLength": 1, "maxLength": MESSAGE_ID_MAX_BYTES}
+    ),
+]
+AnyJson = Annotated[object, AfterValidator(_check_data), WithJsonSchema({})]
+
+
+def listed(words: type[StrEnum]) -> WithJsonSchema:
+    """Return the schema of a closed list, in place instead of in `$defs`."""
+    return WithJsonSchema({"type": "string", "enum": [word.value for word in words]})
+
+
+def explained(
+    words: type[DeadLetterReason | LetterReason | Refusal | Closing | SyncReason],
+    intro: str,
+) -> str:
+    """Return a description that ends in what each word means."""
+    return "\n".join(
+        [intro, *(f"- `{word.value}`: {word.explanation}" for word in words)]
+    )
+
+
+class Contract(BaseModel):
+    """What all contracts share: frozen, and no value is taken for another type."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+# --- what is said about them in more than one place ------------------------------------
+
+USER_TEXT: Final = (
+    f"Whose windows get it: 1 to {USER_MAX_BYTES} bytes of UTF-8 without control characters. "
+    "Dots, # and * are plain characters here."
+)
+EVENT_TEXT: Final = (
+    f"The event that the page listens to; absent means `{EVENT_DEFAULT}`. At most "
+    f"{EVENT_MAX_CHARACTERS} characters and {EVENT_MAX_BYTES} bytes, no control characters, "
+    f"none of the reserved names, nothing that starts with `{RESERVED_PREFIX}`."
+)
+ID_TEXT: Final = (
+    "Makes publishing again harmless: within BRIDGE_DEDUPE_WINDOW the same id for the same "
+    f"user is stored once. At most {MESSAGE_ID_MAX_BYTES} bytes of UTF-8."
+)
+POSITION_TEXT: Final = (
+    "A position is an opaque string: keep it, compare it for equality, send it back."
+)

@@ -1,0 +1,232 @@
+"""`/api/dead`: dead letters to look at, to redrive, to discard."""
+
+from typing import Annotated, Final, Self
+
+from pydantic import Field, JsonValue, StringConstraints, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from bridge.core.contracts.base import Contract, explained, listed
+from bridge.core.contracts.operator.jobs import JobFacts
+from bridge.core.contracts.operator.operation import (
+    QUERY_TEXT_MAX,
+    Body,
+    NoBody,
+    NoQuery,
+    Operation,
+    Page,
+    PageQuery,
+    Query,
+    QueryFlag,
+    QueryTime,
+)
+from bridge.enums import LetterReason
+
+IDS_MAX: Final = 10_000
+RATE_DEFAULT_PER_S: Final = 100.0
+# Slower, and a job would keep others from the letters between one and the next.
+RATE_MIN_PER_S: Final = 1.0
+RATE_MAX_PER_S: Final = 100_000.0
+
+LetterId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{24}(-[0-9]{1,9})?$")]
+Reason = Annotated[LetterReason, listed(LetterReason)]
+Text = Annotated[str, StringConstraints(max_length=QUERY_TEXT_MAX)]
+_SINCE: Final = "Set aside at this Unix time or later."
+_UNTIL: Final = "Set aside before this Unix time."
+
+
+# --- answers ------------------------------------------------------------------------------
+
+
+class LetterFacts(Contract):
+    """One dead letter in a list."""
+
+    id: str = Field(description="Stable while it lies there; opaque.")
+    reason: Reason = Field(description=explained(LetterReason, "Why it is there:"))
+    reason_text: str = Field(description="The reason in a sentence.")
+    error: str = Field(description="What exactly was wrong; may be empty.")
+    user: str = Field(description="Its routing key; what is no UTF-8 is escaped.")
+    event: str = Field(description="The event that it would have been.")
+    message_id: str | None = Field(description="The producer's.")
+    dead_s: float | None = Field(description="Unix time at which it was set aside.")
+    origin: str = Field(description="The exchange and the queue that it came from.")
+    attempts: int = Field(description="How often the bridge tried to store it.")
+    redrives: int = Field(description="How often it was redriven before.")
+    bytes: int = Field(description="Size of its body.")
+
+
+class LetterPage(Page[LetterFacts]):
+    """Dead letters, oldest first."""
+
+    total: int = Field(description="Letters in the queue, whatever the filter.")
+    scanned: int = Field(description="Letters that were looked at for this page.")
+
+
+class LetterDetail(LetterFacts):
+    """One dead letter with all that is known of it."""
+
+    explanation: str = Field(
+        description="Why it is there, and what can be done, in sentences."
+    )
+    properties: dict[str, JsonValue] = Field(description="AMQP's, as they are set.")
+    headers: dict[str, JsonValue] = Field(
+        description="All headers but the broker's own counts."
+    )
+    body_text: str | None = Field(
+        description="The body, if it was asked for and is UTF-8."
+    )
+    body_base64: str | None = Field(
+        description="The body, if it was asked for and is no UTF-8."
+    )
+
+
+class Would(Contract):
+    """What a dry run found: nothing was changed."""
+
+    would: int = Field(description="Letters that it would be about.")
+
+
+class JobStarted(Contract):
+    """The job that does it."""
+
+    job: JobFacts = Field(description="Ask `/api/jobs/{id}` how far it is.")
+
+
+# --- questions ----------------------------------------------------------------------------
+
+
+class DeadQuery(PageQuery):
+    """Which dead letters are wanted."""
+
+    reason: Reason | SkipJsonSchema[None] = Field(None, description="Of this reason.")
+    user: Text | SkipJsonSchema[None] = Field(None, description="Of this user.")
+    event: Text | SkipJsonSchema[None] = Field(None, description="Of this event.")
+    since: QueryTime | SkipJsonSchema[None] = Field(None, description=_SINCE)
+    until: QueryTime | SkipJsonSchema[None] = Field(None, description=_UNTIL)
+
+
+class LetterQuery(Query):
+    """What of a letter is wanted."""
+
+    body: QueryFlag = Field(default=False, description="Whether its body is.")
+
+
+class Filter(Body):
+    """Which letters are meant: those that fit all that is set."""
+
+    reason: Annotated[str, listed(LetterReason)] | None = Field(
+        None, description="Of this reason."
+    )
+    user: Text | None = Field(None, description="Of this user.")
+    event: Text | None = Field(None, description="Of this event.")
+    since: Annotated[float, Field(ge=0, le=1e12)] | None = Field(
+        None, description=_SINCE
+    )
+    until: Annotated[float, Field(ge=0, le=1e12)] | None = Field(
+        None, description=_UNTIL
+    )
+
+    @model_validator(mode="after")
+    def _check_reason(self) -> Self:
+        if self.reason is not None and self.reason not in set(LetterReason):
+            message = f"reason is not one of {', '.join(LetterReason)}"
+            raise ValueError(message)
+        return self
+
+
+class Selection(Body):
+    """Which letters are meant: by id, by a filter, or all of them; one of the three."""
+
+    ids: Annotated[list[LetterId], Field(min_length=1, max_length=IDS_MAX)] | None = (
+        Field(None, description="These.")
+    )
+    filter: Filter | None = Field(
+        None, description="Those that fit; at least one of its fields is set."
+    )
+    all: bool = Field(default=False, description="All that are there now.")
+    dry_run: bool = Field(
+        default=False, description="Only say how many it would be about."
+    )
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        given = [self.ids is not None, self.filter is not None, self.all]
+        if sum(given) != 1:
+            message = "give ids, or filter, or all: true"
+            raise ValueError(message)
+        if self.filter is not None and self.filter == Filter():
+            message = "filter is empty; all: true means every letter"
+            raise ValueError(message)
+        return self
+
+
+class Redrive(Selection):
+    """Send letters back to the inbound queue, each confirmed before it leaves this one."""
+
+    rate_per_s: float = Field(
+        RATE_DEFAULT_PER_S,
+        ge=RATE_MIN_PER_S,
+        le=RATE_MAX_PER_S,
+        allow_inf_nan=False,
+        description="Letters a second at most.",
+    )
+
+
+class Discard(Selection):
+    """Drop letters for good."""
+
+    confirm: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="How many letters a dry run spoke of; anything else is a 409.",
+    )
+
+
+LETTER_ID: Final = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 64,
+    "not": {"enum": ["redrive", "discard"]},
+    "description": "The letter's id, from a list.",
+}
+
+GET_DEAD: Final = Operation(
+    method="GET",
+    path="/api/dead",
+    name="listDeadLetters",
+    summary="Dead letters, oldest first. Looking changes neither order nor number.",
+    answers={200: LetterPage},
+    query=DeadQuery,
+    body=NoBody,
+    problems=(503,),
+)
+GET_LETTER: Final = Operation(
+    method="GET",
+    path="/api/dead/{id}",
+    name="getDeadLetter",
+    summary="One dead letter: why it is there, its properties, its body if asked for.",
+    answers={200: LetterDetail},
+    query=LetterQuery,
+    body=NoBody,
+    path_parameters={"id": LETTER_ID},
+    problems=(404, 405, 503),
+)
+REDRIVE: Final = Operation(
+    method="POST",
+    path="/api/dead/redrive",
+    name="redriveDeadLetters",
+    summary="Send dead letters back to the inbound queue.",
+    answers={202: JobStarted, 200: Would},
+    query=NoQuery,
+    body=Redrive,
+    problems=(409, 503),
+)
+DISCARD: Final = Operation(
+    method="POST",
+    path="/api/dead/discard",
+    name="discardDeadLetters",
+    summary="Drop dead letters for good.",
+    answers={202: JobStarted, 200: Would},
+    query=NoQuery,
+    body=Discard,
+    problems=(409, 503),
+)
+OPERATIONS: Final = (GET_DEAD, GET_LETTER, REDRIVE, DISCARD)

@@ -1,0 +1,57 @@
+"""`/api/jobs`: what was started, how far it is, and how to end it."""
+
+import asyncio
+from typing import Final
+
+from bridge.core.contracts.operator.jobs import (
+    CANCEL_JOB,
+    GET_JOB,
+    GET_JOBS,
+    JobFacts,
+)
+from bridge.core.contracts.operator.operation import NoBody, NoQuery, Page, PageQuery
+from bridge.http.api.endpoint import Api, ApiProblem, Asked
+from bridge.http.api.paging import page_by_key
+from bridge.http.jobs import Job, JobBoard
+
+# How long a cancelled job may take for what it has in hand, before the answer is sent.
+_ENDS_WITHIN_S: Final = 20.0
+
+
+def add_job_routes(api: Api, board: JobBoard) -> None:
+    """Serve the jobs on `board`."""
+
+    async def list_jobs(asked: Asked[PageQuery, NoBody]) -> Page[JobFacts]:
+        page, following = page_by_key(
+            (job.facts() for job in board.all()),
+            key=lambda job: job.id,
+            after=asked.query.cursor,
+            limit=asked.query.limit,
+        )
+        return Page[JobFacts](items=page, next=following)
+
+    async def get_job(asked: Asked[NoQuery, NoBody]) -> JobFacts:
+        return _job(board, asked.path["id"]).facts()
+
+    async def cancel_job(asked: Asked[NoQuery, NoBody]) -> JobFacts:
+        job = _job(board, asked.path["id"])
+        if not job.ended.is_set():
+            job.cancel()
+        try:
+            async with asyncio.timeout(_ENDS_WITHIN_S):
+                await job.ended.wait()
+        except TimeoutError:
+            return job.facts()  # still running, and says so
+        return job.facts()
+
+    api.add(GET_JOBS, list_jobs)
+    api.add(GET_JOB, get_job)
+    api.add(CANCEL_JOB, cancel_job)
+
+
+def _job(board: JobBoard, job_id: str) -> Job:
+    job = board.get(job_id)
+    if job is None:
+        detail = "there is no such job; a bridge forgets them when it stops"
+        raise ApiProblem(404, detail, pointer="id")
+    return job

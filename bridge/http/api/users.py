@@ -1,0 +1,239 @@
+"""`/api/users`: who is online, what waits for whom, and closing somebody's windows."""
+
+from collections.abc import Sequence
+from time import time
+from typing import Final, Protocol
+
+import structlog
+
+from bridge.core.admin_views import KeptMessage, UserInbox
+from bridge.core.contracts.operator.operation import NoBody, NoQuery, Page
+from bridge.core.contracts.operator.users import (
+    GET_INBOX,
+    GET_USER,
+    KICK_USER,
+    LIST_USERS,
+    InboxMessage,
+    InboxQuery,
+    Kicked,
+    MessageState,
+    UserDetail,
+    UserFacts,
+    UsersPage,
+    UsersQuery,
+)
+from bridge.core.fleet import OnlineUser, Reach, Seen
+from bridge.core.message import user_problem
+from bridge.core.position import Position, user_epoch
+from bridge.errors import StoreUnavailableError
+from bridge.http.api.endpoint import Api, ApiProblem, Asked
+from bridge.http.api.paging import bad_cursor, parse_cursor, render_cursor
+from bridge.logging import user_hash
+
+log = structlog.get_logger(__name__)
+
+_DATA_MAX_BYTES: Final = 1 << 20
+# Behind a user that is `.` or `..`, which programs would take for folders.
+_NOT_A_FOLDER: Final = "\x7f"
+
+
+class Looking(Protocol):
+    """What inboxes show (the room `inbox`)."""
+
+    async def users(
+        self, *, prefix: str = "", after: str = "", limit: int
+    ) -> Sequence[UserInbox]:
+        """Return a page of users by name."""
+
+    async def user(self, user: str) -> UserInbox | None:
+        """Return one user's inbox."""
+
+    async def look(
+        self, user: str, *, before: int | None = None, limit: int, max_bytes: int = 0
+    ) -> Sequence[KeptMessage]:
+        """Return some of a user's messages, newest first."""
+
+
+class Online(Protocol):
+    """Who is connected, to this bridge and to those that share our inboxes."""
+
+    async def users_online(
+        self, *, prefix: str, after: str, limit: int
+    ) -> tuple[dict[str, OnlineUser], Reach]:
+        """Return the first `limit` users by name who have a window, and from whom."""
+
+    async def windows_of(self, user: str) -> Seen:
+        """Return the windows of `user`."""
+
+    def last_connect_s(self, user: str) -> float | None:
+        """When a window of `user` was let in here last."""
+
+    async def kick(self, user: str) -> tuple[int, Reach]:
+        """Close all windows of `user`; returns how many there were."""
+
+
+def add_user_routes(api: Api, looking: Looking, online: Online) -> None:
+    """Serve users and their inboxes."""
+    desk = _Desk(looking, online)
+    api.add(LIST_USERS, desk.list_users)
+    api.add(GET_USER, desk.get_user)
+    api.add(KICK_USER, desk.kick)
+    api.add(GET_INBOX, desk.get_inbox)
+
+
+class _Desk:
+    def __init__(self, looking: Looking, online: Online) -> None:
+        self._looking = looking
+        self._online = online
+
+    async def list_users(self, asked: Asked[UsersQuery, NoBody]) -> UsersPage:
+        query = asked.query
+        prefix, after = query.q or "", _after(query.cursor)
+        wanted = query.limit + 1  # one more tells whether there is a next page
+        online, reach = await self._online.users_online(
+            prefix=prefix, after=after, limit=wanted
+        )
+        names = list(online)
+        inboxes: dict[str, UserInbox] = {}
+        if not query.online:
+            page = await self._looking.users(prefix=prefix, after=after, limit=wanted)
+            inboxes = {inbox.user: inbox for inbox in page}
+            names = sorted({*names, *inboxes})[:wanted]
+        items = [
+            _facts(
+                name,
+                inboxes.get(name) or await self._inbox(name),
+                online.get(name) or OnlineUser(0, self._online.last_connect_s(name)),
+            )
+            for name in names[: query.limit]
+        ]
+        has_more = len(names) > query.limit
+        return UsersPage(
+            items=items,
+            next=render_cursor(items[-1].user) if has_more else None,
+            bridges=reach.bridges,
+            silent=reach.silent,
+        )
+
+    async def get_user(self, asked: Asked[NoQuery, NoBody]) -> UserDetail:
+        user = _user_of(asked.path["user"])
+        inbox = await self._inbox(user)
+        seen = await self._online.windows_of(user)
+        if inbox is not None and not inbox.state.last and not seen.windows:
+            raise _nobody()
+        facts = _facts(user, inbox, OnlineUser(0, seen.last_connect_s)).model_dump()
+        facts |= {
+            "windows": list(seen.windows),
+            "bridges": seen.reach.bridges,
+            "silent": seen.reach.silent,
+        }
+        return UserDetail(**facts)
+
+    async def kick(self, asked: Asked[NoQuery, NoBody]) -> Kicked:
+        user = _user_of(asked.path["user"])
+        kicked, reach = await self._online.kick(user)
+        log.info(
+            "operator.kicked",
+            user=user_hash(user),
+            windows=kicked,
+            bridges=reach.bridges,
+            silent=reach.silent,
+        )
+        return Kicked(kicked=kicked, bridges=reach.bridges, silent=reach.silent)
+
+    async def get_inbox(self, asked: Asked[InboxQuery, NoBody]) -> Page[InboxMessage]:
+        user = _user_of(asked.path["user"])
+        query = asked.query
+        before = _before(query.cursor)
+        inbox = await self._looking.user(user)
+        if inbox is None:
+            if (await self._online.windows_of(user)).windows:
+                return Page[InboxMessage](items=[], next=None)
+            raise _nobody()
+        messages = await self._looking.look(
+            user,
+            before=before,
+            limit=query.limit,
+            max_bytes=_DATA_MAX_BYTES if query.data else 0,
+        )
+        now_s = time()
+        items = [_message(inbox, message, now_s) for message in messages]
+        has_more = bool(items) and items[-1].offset > inbox.state.first
+        return Page[InboxMessage](
+            items=items, next=render_cursor(items[-1].offset) if has_more else None
+        )
+
+    async def _inbox(self, user: str) -> UserInbox | None:
+        """Return an inbox, an empty one for a user without; ``None`` if the store is away."""
+        try:
+            return await self._looking.user(user) or UserInbox.of_nobody(user)
+        except StoreUnavailableError:
+            return None  # who is online is worth knowing all the same
+
+
+def _facts(user: str, inbox: UserInbox | None, online: OnlineUser) -> UserFacts:
+    return UserFacts(
+        user=user,
+        windows=online.windows,
+        depth=inbox.depth if inbox else None,
+        waiting=inbox.waiting if inbox else None,
+        delivered=inbox.state.delivered if inbox else None,
+        last=inbox.state.last if inbox else None,
+        last_connect_s=online.last_connect_s,
+    )
+
+
+def _user_of(text: str) -> str:
+    """Return the user that a path names."""
+    user = (
+        text.removesuffix(_NOT_A_FOLDER) if text.strip(".") == _NOT_A_FOLDER else text
+    )
+    problem = user_problem(user)
+    if problem:
+        raise ApiProblem(422, f"user {problem}", pointer="user")
+    return user
+
+
+def _nobody() -> ApiProblem:
+    return ApiProblem(
+        404, "no window and no inbox: nothing was ever stored for the user"
+    )
+
+
+def _after(cursor: str | None) -> str:
+    if cursor is None:
+        return ""
+    after = parse_cursor(cursor)
+    if not isinstance(after, str):
+        raise bad_cursor()
+    return after
+
+
+def _before(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    before = parse_cursor(cursor)
+    # A database counts to 2^63.
+    if not isinstance(before, int) or not 0 < before < 1 << 63:
+        raise bad_cursor()
+    return before
+
+
+def _message(inbox: UserInbox, message: KeptMessage, now_s: float) -> InboxMessage:
+    state = MessageState.WAITING
+    if message.offset <= inbox.state.delivered:
+        state = MessageState.DELIVERED
+    elif message.deadline_s is not None and message.deadline_s <= now_s:
+        state = MessageState.EXPIRED
+    epoch = user_epoch(inbox.state.epoch, inbox.user)
+    return InboxMessage(
+        position=str(Position(epoch, message.offset)),
+        offset=message.offset,
+        message_id=message.id,
+        event=message.event,
+        taken_s=message.taken_s,
+        expires_s=message.deadline_s,
+        bytes=message.data_bytes,
+        state=state,
+        data=message.data.decode() if message.data is not None else None,
+    )

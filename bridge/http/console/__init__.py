@@ -1,0 +1,1 @@
+"""The operator's console: its page, sign-in and sessions."""

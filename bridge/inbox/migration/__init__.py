@@ -1,0 +1,1 @@
+"""`bridge inbox carry`: copy all inboxes from one store into another."""

@@ -1,0 +1,1 @@
+"""Inboxes in Redis or Valkey. The only package that imports hiredis."""

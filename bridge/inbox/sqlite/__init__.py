@@ -1,0 +1,1 @@
+"""Inboxes in one SQLite file. The only package that imports sqlite3."""

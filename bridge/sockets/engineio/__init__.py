@@ -1,0 +1,1 @@
+"""Engine.IO, protocol version 4: sessions over WebSocket and long polling."""

@@ -1,0 +1,144 @@
+"""
+What looking into a full SQLite inbox takes, and costs. By hand: python -m tests.bench.admin_queries
+
+Fills a file with messages of many users, then prints how long each look takes, how long
+appends take while somebody searches through all of it and while nobody does, and what the
+journal costs for each message.
+"""
+
+import argparse
+import asyncio
+import secrets
+import statistics
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter, time
+
+from bridge.core.journal import Journal
+from bridge.core.message import Message, Stored
+from bridge.inbox.memory.store import Retention
+from bridge.inbox.sqlite.store import SqliteInbox
+
+RETENTION = Retention(max_messages=1000, max_age_s=7 * 86400, dedupe_s=600)
+DATA = b'{"a":"' + b"x" * 192 + b'"}'
+BATCH = 500
+
+
+def batch(start: int, users: int, *, size: int = BATCH) -> list[Message]:
+    """Make messages with ids that can be told again."""
+    now_s = time()
+    return [
+        Message(f"user-{n * 7919 % users}", "message", DATA, now_s, f"message-{n:032}")
+        for n in range(start, start + size)
+    ]
+
+
+async def timed(name: str, look: Callable[[], Awaitable[object]]) -> None:
+    """Print how long a look takes: the first time, and then."""
+    times = []
+    for _ in range(4):
+        began = perf_counter()
+        await look()
+        times.append(perf_counter() - began)
+    print(f"{name:34} first {times[0] * 1e3:8.1f} ms, then {min(times) * 1e3:8.1f} ms")
+
+
+async def append_times(inbox: SqliteInbox, start: int, users: int) -> list[float]:
+    """Append 200 batches of 100 and return how long each took."""
+    times = []
+    for number in range(200):
+        messages = batch(start + number * 100, users, size=100)
+        began = perf_counter()
+        await inbox.append(messages)
+        times.append(perf_counter() - began)
+    return times
+
+
+def show(name: str, times: list[float]) -> None:
+    """Print median and tail."""
+    tail = statistics.quantiles(times, n=100)
+    print(
+        f"append of 100, {name:19} p50 {tail[49] * 1e3:6.2f} ms, p99 {tail[98] * 1e3:6.2f} ms"
+    )
+
+
+async def look(folder: Path, messages: int, users: int) -> None:
+    """Fill a file and look at it."""
+    path = folder / "inbox.sqlite3"
+    inbox = SqliteInbox(str(path), RETENTION)
+    await inbox.open()
+    try:
+        began = perf_counter()
+        for start in range(0, messages, BATCH):
+            await inbox.append(batch(start, users))
+        print(
+            f"{messages} messages of {users} users in {perf_counter() - began:.0f} s, "
+            f"{path.stat().st_size / 1e6:.0f} MB"
+        )
+        looking = inbox.looking
+        newest, oldest = f"message-{messages - 1:032}", f"message-{0:032}"
+        await timed("a page of 50 users", lambda: looking.users(limit=50))
+        await timed("a page of 200 users", lambda: looking.users(limit=200))
+        await timed("a page of 50 messages", lambda: looking.look("user-0", limit=50))
+        await timed("an id, user named", lambda: looking.find(oldest, user="user-0"))
+        await timed("the newest id, user not named", lambda: looking.find(newest))
+        await timed("the oldest id, user not named", lambda: looking.find(oldest))
+        await timed("an id that is nowhere", lambda: looking.find("nowhere"))
+        show("nobody looks", await append_times(inbox, messages, users))
+        async with asyncio.TaskGroup() as tasks:
+            searching = tasks.create_task(search_on(inbox), name="search")
+            times = await append_times(inbox, messages * 2, users)
+            searching.cancel()
+        show("somebody searches", times)
+    finally:
+        await inbox.close()
+
+
+async def search_on(inbox: SqliteInbox) -> None:
+    """Search for what is not there, again and again."""
+    while True:
+        await inbox.looking.find("nowhere")
+
+
+def journal_cost() -> None:
+    """Print what the journal costs, by size of batch."""
+    for size in (1, 10, 100, 500):
+        messages = [
+            Message(f"user-{n}", "message", DATA, 1.0, secrets.token_hex(16))
+            for n in range(size)
+        ]
+        stored = [Stored(message, n + 1) for n, message in enumerate(messages)]
+        offsets, windows = list(range(size)), [1] * size
+        journal = Journal()
+        rounds = 50_000 // size
+        storing, writing = [], []
+        for _ in range(7):
+            began = perf_counter()
+            for _ in range(rounds):
+                journal.stored(messages, offsets, at_s=1.0)
+            storing.append(perf_counter() - began)
+            began = perf_counter()
+            for _ in range(rounds):
+                journal.written(stored, windows, at_s=1.0)
+            writing.append(perf_counter() - began)
+        per_us = 1e6 / rounds / size
+        print(
+            f"journal, batches of {size:3}: stored {min(storing) * per_us:.3f} us, "
+            f"written {min(writing) * per_us:.3f} us a message"
+        )
+
+
+def main() -> None:
+    """Print all of it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--messages", type=int, default=1_000_000)
+    parser.add_argument("--users", type=int, default=100_000)
+    arguments = parser.parse_args()
+    journal_cost()
+    with TemporaryDirectory() as folder:
+        asyncio.run(look(Path(folder), arguments.messages, arguments.users))
+
+
+if __name__ == "__main__":
+    main()

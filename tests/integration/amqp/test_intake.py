@@ -1,0 +1,278 @@
+"""The way in against a real broker: every byte arrives, in batches, within the prefetch."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from bridge.amqp.connection import BrokerAddress
+from bridge.amqp.consume.consumer import BatchLimits
+from bridge.amqp.consume.intake import Intake
+from bridge.amqp.topology import Topology
+from bridge.core.properties import (
+    Properties,
+    header_bytes,
+    iter_table,
+    parse_properties,
+)
+from bridge.enums import BrokerNames
+from bridge.metrics import Metrics
+from tests.conftest import SLOW_FACTOR, eventually
+from tests.integration.amqp.conftest import (
+    IntakeMaker,
+    Raw,
+    reconnects,
+    running,
+)
+from tests.integration.amqp.poison import EXPIRATION, POISON, properties
+from tests.unit.amqp.wire import short
+
+
+def looked_at(raw_properties: bytes) -> tuple[Properties, set[bytes]]:
+    """Tell headers as a set: from 4.0 on RabbitMQ sorts them, and keeps one of a name."""
+    found = parse_properties(raw_properties)
+    entries = {entry for _, _, entry in iter_table(found.headers or b"")}
+    return replace(found, headers=None), entries
+
+
+async def test_poison_properties_among_good_messages_lose_nothing_and_close_nothing(
+    consuming: IntakeMaker, raw: Raw, names: BrokerNames, metrics: Metrics
+) -> None:
+    """With the plain library each of them is a loop of lost connections (traps 1.1 row 1)."""
+    async with consuming() as taker:
+        for number, poison in enumerate(POISON.values()):
+            await raw.publish(names.messages, body=b"good %d" % number)
+            await raw.publish(
+                names.messages, body=b"odd %d" % number, raw_properties=poison
+            )
+
+        taken = await taker.take(2 * len(POISON))
+
+    assert [delivery.body for delivery in taken] == [
+        kind % number
+        for number in range(len(POISON))
+        for kind in (b"good %d", b"odd %d")
+    ]
+    # As they were sent; the broker writes the letter L as l.
+    assert [looked_at(delivery.raw_properties) for delivery in taken[1::2]] == [
+        looked_at(poison.replace(b"\x01hL", b"\x01hl")) for poison in POISON.values()
+    ]
+    assert reconnects(metrics, "consume") == 0
+
+
+async def test_routing_keys_of_any_bytes_come_through(
+    consuming: IntakeMaker, raw: Raw, names: BrokerNames
+) -> None:
+    """The key is a short string like others, and a producer's to choose."""
+    keys = [b"", b"\xff\xfe", b"a.b.#", b"x" * 255, "naïve".encode()]
+    async with consuming() as taker:
+        for key in keys:
+            await raw.publish(names.messages, key)
+
+        taken = await taker.take(len(keys))
+
+    assert [delivery.routing_key for delivery in taken] == keys
+
+
+@pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 3_000_000])
+async def test_bodies_of_any_size_come_through(
+    consuming: IntakeMaker, raw: Raw, names: BrokerNames, size: int
+) -> None:
+    """A body has no frame, one, or many, and chunks end where they like."""
+    body = bytes(byte % 251 for byte in range(1000)) * (size // 1000 + 1)
+    async with consuming() as taker:
+        await raw.publish(names.messages, body=b"before")
+        await raw.publish(names.messages, body=body[:size])
+        await raw.publish(names.messages, body=b"after")
+
+        await taker.take(3)
+
+    assert taker.bodies == [b"before", body[:size], b"after"]
+
+
+async def test_acking_a_batch_twice_does_no_harm(
+    consuming: IntakeMaker, raw: Raw, names: BrokerNames, metrics: Metrics
+) -> None:
+    """The broker would close the channel, and everything in flight would come again."""
+    async with consuming() as taker:
+        await raw.publish(names.messages)
+        batch = await taker.next()
+        assert await taker.intake.ack(batch)
+        assert await taker.intake.ack(batch)
+        await raw.publish(names.messages)
+        await taker.take(1)
+
+    assert reconnects(metrics, "consume") == 0
+
+
+async def test_no_more_than_prefetch_is_in_flight(
+    consuming: IntakeMaker, raw: Raw, names: BrokerNames, metrics: Metrics
+) -> None:
+    """It is the bound on the bridge's memory; the broker keeps the rest."""
+    async with consuming(prefetch_count=3) as taker:
+        for number in range(10):
+            await raw.publish(names.messages, body=b"%d" % number)
+        await eventually(lambda: taker.intake.in_flight == 3)
+        assert metrics.registry.get_sample_value("bridge_in_flight") == 3
+        assert (
+            metrics.registry.get_sample_value("bridge_deliveries_consumed_total") == 3
+        )
+
+        await taker.take(10)
+
+        assert taker.intake.in_flight == 0
+    assert taker.bodies == [b"%d" % number for number in range(10)]
+
+
+async def test_a_new_prefetch_holds_at_once_and_keeps_what_is_in_flight(
+    consuming: IntakeMaker, raw: Raw, names: BrokerNames, metrics: Metrics
+) -> None:
+    """SIGHUP changes it while messages are on their way; none is handed out twice."""
+    async with consuming(prefetch_count=2) as taker:
+        for number in range(40):
+            await raw.publish(names.messages, body=b"%d" % number)
+        await eventually(lambda: taker.intake.in_flight == 2)
+        await taker.intake.set_prefetch(5)
+        batch = await taker.take_from_one()
+        await eventually(lambda: taker.intake.in_flight == 5)
+
+        assert await taker.intake.ack(batch)
+        taker.taken += batch.deliveries
+        await taker.take(40)
+
+    assert taker.bodies == [b"%d" % number for number in range(40)]
+    assert reconnects(metrics, "consume") == 0
+
+
+async def test_a_batch_holds_what_waits_within_its_limits(
+    consuming: IntakeMaker, names: BrokerNames, raw: Raw
+) -> None:
+    """Group commit adapts by itself, but one transaction must not grow without bound."""
+    limits = BatchLimits(deliveries=4, body_bytes=100)
+    async with consuming(prefetch_count=50, limits=limits) as taker:
+        for size in (10, 10, 10, 10, 10, 150, 60, 60):
+            await raw.publish(names.messages, body=b"x" * size)
+        await eventually(lambda: taker.intake.in_flight == 8)
+
+        batches = [await taker.next() for _ in range(5)]
+
+    sizes = [[len(delivery.body) for delivery in batch.deliveries] for batch in batches]
+    assert sizes == [[10, 10, 10, 10], [10], [150], [60], [60]]
+
+
+async def test_large_messages_are_taken_in_smaller_numbers(
+    consuming: IntakeMaker, names: BrokerNames, metrics: Metrics, raw: Raw
+) -> None:
+    """A prefetch that is fine for small ones would fill the memory with large ones."""
+    bodies = [b"%02d" % number + b"x" * 98 for number in range(40)]
+    limits = BatchLimits(body_bytes=1000, waiting_bytes=1000)
+    async with consuming():
+        pass  # it declares
+    for body in bodies:  # what lies there comes at once
+        await raw.publish(names.messages, body=body)
+    async with consuming(prefetch_count=40, limits=limits) as taker:
+        await eventually(lambda: taker.intake.in_flight > 10)
+        first = await taker.next()
+        taker.taken += first.deliveries
+        assert await taker.intake.ack(first)
+        await taker.take(40)
+        assert metrics.registry.get_sample_value("bridge_in_flight") == 0
+
+        for body in bodies:  # now there is room for five
+            await raw.publish(names.messages, body=body)
+        await eventually(lambda: taker.intake.in_flight == 5)
+        await taker.take(80)
+
+    assert taker.bodies == bodies * 2
+    assert not any(delivery.redelivered for delivery in taker.taken)
+    assert reconnects(metrics, "consume") == 0
+
+
+async def test_what_a_session_that_failed_has_brought_is_not_handed_over(
+    address: BrokerAddress,
+    wanted: Topology,
+    raw: Raw,
+    names: BrokerNames,
+    metrics: Metrics,
+) -> None:
+    """It comes again; what was stored of it until then would be there twice."""
+    intake = Intake(
+        address,
+        wanted,
+        queue=names.inbound_queue(),
+        prefetch_count=100,
+        metrics=metrics,
+        limits=BatchLimits(deliveries=1),
+    )
+    async with running(intake):
+        await eventually(lambda: intake.is_consuming, within_s=30)
+        for number in range(3):
+            await raw.publish(names.messages, body=b"%d" % number)
+        await eventually(lambda: intake.in_flight == 3)
+        first = await intake.next_batch()
+        assert await intake.ack(first)
+
+        first.session.fail("it is over")
+        async with asyncio.timeout(30 * SLOW_FACTOR):
+            second = await intake.next_batch()
+
+        assert await intake.ack(second)
+        assert [one.body for one in second.deliveries] == [b"1"]
+
+
+async def test_what_is_in_flight_can_still_be_acked_after_consuming_stopped(
+    consuming: IntakeMaker, raw: Raw, names: BrokerNames
+) -> None:
+    """A drain finishes what the broker has given, and leaves the rest to others."""
+    async with consuming() as taker:
+        await raw.publish(names.messages, body=b"one")
+        await eventually(lambda: taker.intake.in_flight == 1)
+
+        await taker.intake.stop_consuming()
+
+        assert not taker.intake.is_consuming
+        await taker.take(1)
+        async with asyncio.timeout(5 * SLOW_FACTOR):
+            await taker.intake.settled()
+        await raw.publish(names.messages, body=b"two")
+        assert await raw.holds(names.inbound_queue(), 1)
+    assert taker.bodies == [b"one"]
+
+
+async def test_a_message_that_expires_in_the_queue_is_among_the_dead_letters(
+    consuming: IntakeMaker, raw: Raw, names: BrokerNames
+) -> None:
+    """Whatever is not delivered is accounted for, by whom ever."""
+    async with consuming(prefetch_count=1) as taker:
+        await raw.publish(names.messages, body=b"first")  # holds the prefetch
+        batch = await taker.next()
+        await raw.publish(
+            names.messages,
+            body=b"late",
+            raw_properties=properties(EXPIRATION, short(b"50")),
+        )
+
+        async def is_set_aside() -> bool:
+            return await raw.count(names.dead) == 1
+
+        await eventually(is_set_aside)
+        assert await taker.intake.ack(batch)
+        dead = await raw.channel.basic_get(names.dead, no_ack=True)
+
+    assert dead.body == b"late"
+    assert dead.routing_key == "ann"
+    assert dead.header.properties.headers
+    assert dead.header.properties.headers["x-first-death-reason"] == "expired"
+
+
+async def test_a_header_that_the_broker_adds_can_be_read(
+    consuming: IntakeMaker, raw: Raw, names: BrokerNames
+) -> None:
+    """Our own reading of tables against RabbitMQ's own writing."""
+    async with consuming() as taker:
+        await raw.publish(f"{names.retry_queue(200)}", b"ann", body=b"back")
+        taken = await taker.take(1)
+
+    assert taken[0].routing_key == b"ann"
+    table = taken[0].properties.headers
+    assert header_bytes(table, "x-first-death-reason") == b"expired"

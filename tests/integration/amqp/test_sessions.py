@@ -1,0 +1,101 @@
+"""A session that ends, and a queue that is given away: nothing is taken out of the past."""
+
+import asyncio
+
+import pytest
+
+from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
+from bridge.amqp.consume.consumer import BatchLimits, ConsumerSession
+from bridge.amqp.consume.intake import Intake
+from bridge.amqp.consume.session import IntakeSession
+from bridge.amqp.frame_reader import DeliveryReader
+from bridge.amqp.topology import Topology
+from bridge.enums import BrokerNames
+from bridge.metrics import Metrics
+from tests.conftest import SLOW_FACTOR, eventually
+from tests.integration.amqp.conftest import Raw, open_raw
+
+
+async def test_nothing_is_handed_over_that_a_session_has_brought_which_is_over(
+    address: BrokerAddress,
+    wanted: Topology,
+    raw: Raw,
+    names: BrokerNames,
+    metrics: Metrics,
+) -> None:
+    """
+    In a flood a batch grows for a moment, and the session may end meanwhile.
+
+    All of it comes again: stored now, it would be there twice.
+    """
+    intake = Intake(
+        address,
+        wanted,
+        queue=names.inbound_queue(),
+        prefetch_count=500,
+        metrics=metrics,
+    )
+
+    async def take() -> bool:
+        return intake.is_current(await intake.next_batch())
+
+    running = asyncio.create_task(intake.run(), name="intake")
+    await eventually(lambda: intake.is_consuming, within_s=30)
+    for _ in range(300):
+        await raw.publish(names.messages)
+    await eventually(lambda: intake.in_flight == 300)
+    taking = asyncio.create_task(take(), name="take")
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
+
+    assert not taking.done() or taking.result()
+    taking.cancel()
+    await asyncio.wait([taking])
+
+
+async def test_a_consumer_whose_channel_has_the_number_of_one_just_closed_is_delivered_to(
+    address: BrokerAddress,
+    names: BrokerNames,
+    metrics: Metrics,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    A bridge gives several shards away at once, and the library reuses numbers at once.
+
+    What came for the new consumer was dropped, never acked, and its shard stood still.
+    """
+    queues = names.inbound_queues(2)
+    close = ConsumerSession.close
+    async with open_raw(address.urls[0]) as raw:
+        for queue in queues:
+            await raw.channel.queue_declare(queue, durable=True)
+        connection = await open_connection(
+            address, purpose=Purpose.CONSUME, reader=DeliveryReader
+        )
+        session = IntakeSession(
+            connection,
+            queues,
+            prefetch_count=10,
+            timeout_s=10 * SLOW_FACTOR,
+            arrived=asyncio.Event(),
+            metrics=metrics,
+            limits=BatchLimits(),
+        )
+        await session.consume(queues[0])
+        (old,) = session.consumers
+
+        async def close_and_another_comes(consumer: ConsumerSession) -> None:
+            await close(consumer)
+            await session.consume(queues[1])
+
+        monkeypatch.setattr(ConsumerSession, "close", close_and_another_comes)
+        await session.give_away(old)
+        (new,) = session.consumers
+        assert new.channel_number == old.channel_number
+        await raw.publish("", queues[1].encode())
+
+        await eventually(lambda: session.waiting == 1)
+        await connection.leave()
+        for queue in queues:
+            await raw.channel.queue_delete(queue)

@@ -1,0 +1,171 @@
+"""TLS and mutual TLS to a broker of its own, which demands both."""
+
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from yarl import URL
+
+from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
+from bridge.amqp.consume.intake import Intake
+from bridge.amqp.frame_reader import FrameReader
+from bridge.amqp.publish.publisher import Publisher
+from bridge.amqp.topology import topology
+from bridge.core.properties import NO_PROPERTIES
+from bridge.demo.private_node import LocalNode
+from bridge.doctor.broker import Patient, broker_findings
+from bridge.doctor.results import Verdict
+from bridge.enums import BrokerNames
+from bridge.errors import BrokerUnavailableError
+from bridge.metrics import Metrics
+from tests.certificates import Authority, Signed
+from tests.conftest import SLOW_FACTOR, eventually
+from tests.integration.amqp.conftest import Taker, running
+
+
+@dataclass(frozen=True, slots=True)
+class TlsBroker:
+    """A node that talks to those only whose certificate its authority signed."""
+
+    url: URL
+    authority: Authority
+    stranger: Authority
+    ours: Signed
+
+    def address(self, url: URL | None = None, **query: str) -> BrokerAddress:
+        """The way there with what stands in the query of its URL."""
+        return BrokerAddress((str((url or self.url).with_query(query)),))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def tls_broker(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[TlsBroker]:
+    folder: Path = tmp_path_factory.mktemp("certificates")
+    authority = Authority(folder, "authority")
+    server = authority.sign("server", address="127.0.0.1")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = (
+        f"listeners.ssl.default = 127.0.0.1:{port}",
+        f"ssl_options.cacertfile = {authority.cert}",
+        f"ssl_options.certfile = {server.cert}",
+        f"ssl_options.keyfile = {server.key}",
+        "ssl_options.verify = verify_peer",
+        "ssl_options.fail_if_no_peer_cert = true",
+    )
+    async with LocalNode.start(
+        extra_config=config, ready_within_s=90 * SLOW_FACTOR
+    ) as node:
+        yield TlsBroker(
+            url=URL(node.url).with_scheme("amqps").with_port(port),
+            authority=authority,
+            stranger=Authority(folder, "stranger"),
+            ours=authority.sign("bridge"),
+        )
+
+
+async def problem(address: BrokerAddress) -> str:
+    with pytest.raises(BrokerUnavailableError) as caught:
+        await open_connection(address, purpose=Purpose.CHECK, reader=FrameReader)
+    return str(caught.value)
+
+
+async def test_messages_go_out_and_come_in_over_mutual_tls(
+    tls_broker: TlsBroker, namespace: str
+) -> None:
+    """The fast way in sees the bytes after TLS, cut at the borders of its records."""
+    address = tls_broker.address(
+        cafile=str(tls_broker.authority.cert),
+        certfile=str(tls_broker.ours.cert),
+        keyfile=str(tls_broker.ours.key),
+    )
+    names, metrics = BrokerNames(namespace), Metrics()
+    wanted = topology(names, (1.0,))
+    intake = Intake(
+        address, wanted, queue=names.inbound_queue(), prefetch_count=9, metrics=metrics
+    )
+    publisher = Publisher(address, names, wanted=wanted, metrics=metrics)
+    bodies = [b"{}", b"", b"x" * 500_000, b"last"]
+    taker = Taker(intake)
+
+    async with running(intake, publisher):
+        for body in bodies:
+            await publisher.publish(
+                names.messages, b"ann", body=body, properties=NO_PROPERTIES
+            )
+        await eventually(lambda: intake.is_consuming, within_s=30)
+        await taker.take(len(bodies))
+
+    assert taker.bodies == bodies
+
+
+async def test_a_broker_of_another_authority_is_not_trusted(
+    tls_broker: TlsBroker,
+) -> None:
+    """Somebody in the middle must not get the password."""
+    address = tls_broker.address(
+        cafile=str(tls_broker.stranger.cert),
+        certfile=str(tls_broker.ours.cert),
+        keyfile=str(tls_broker.ours.key),
+    )
+
+    assert "certificate is not trusted" in await problem(address)
+
+
+async def test_verification_cannot_be_switched_off(tls_broker: TlsBroker) -> None:
+    """The library would do it for a word in the URL."""
+    assert "certificate is not trusted" in await problem(
+        tls_broker.address(no_verify_ssl="1")
+    )
+
+
+async def test_a_certificate_for_another_host_is_not_trusted(
+    tls_broker: TlsBroker,
+) -> None:
+    """The right authority and the wrong machine."""
+    address = tls_broker.address(
+        tls_broker.url.with_host("localhost"), cafile=str(tls_broker.authority.cert)
+    )
+
+    assert "certificate is not trusted" in await problem(address)
+
+
+async def test_without_a_certificate_of_ours_the_broker_refuses(
+    tls_broker: TlsBroker,
+) -> None:
+    """The line must point at certfile and keyfile."""
+    address = tls_broker.address(cafile=str(tls_broker.authority.cert))
+
+    assert "certfile=" in await problem(address)
+
+
+async def test_the_end_of_the_broker_s_certificate_is_known(
+    tls_broker: TlsBroker, namespace: str
+) -> None:
+    """These hold for a day, and the doctor says so before it is over."""
+    names = BrokerNames(namespace)
+    address = tls_broker.address(
+        cafile=str(tls_broker.authority.cert),
+        certfile=str(tls_broker.ours.cert),
+        keyfile=str(tls_broker.ours.key),
+    )
+    patient = Patient(
+        url=URL(address.urls[0]),
+        subject="broker",
+        names=names,
+        wanted=topology(names, (1.0,)),
+        timeout_s=10 * SLOW_FACTOR,
+    )
+
+    findings = {
+        f.subject: f async for f in broker_findings(patient, looks_closer=False)
+    }
+
+    certificate = findings["certificate of the broker"]
+    assert certificate.verdict is Verdict.WRONG
+    assert certificate.text == "ends in 1.0 days"

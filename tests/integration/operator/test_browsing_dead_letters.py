@@ -1,0 +1,175 @@
+"""Dead letters over the API: listed, filtered and paged, and none of them the worse for it."""
+
+import asyncio
+
+from bridge.core.properties import (
+    PERSISTENT,
+    Properties,
+    header_int,
+    render_table,
+)
+from bridge.demo.private_node import LocalNode
+from tests.conftest import eventually
+from tests.integration.amqp.conftest import open_raw
+from tests.integration.dead_letters import take_all
+from tests.integration.operator.dead_letter_fixtures import (
+    BASE_S,
+    publish_letters,
+)
+from tests.integration.operator.dead_letter_setting import Setting, setting
+
+
+async def test_letters_are_listed_oldest_first_and_say_why_they_are_there(
+    broker: LocalNode, namespace: str
+) -> None:
+    """What the bridge set aside, and what expired in its queue by the broker's hand."""
+    expired = Properties(
+        expiration=b"1", type=b"note", message_id=b"m-1", delivery_mode=PERSISTENT
+    )
+    async with setting(broker, namespace) as at:
+        await at.worker.publish(
+            "ann",
+            body=b"no JSON",
+            properties=Properties(
+                headers=render_table({"x-mine": "kept"}), message_id=b"m-0"
+            ),
+        )
+        await eventually(lambda: at.has_ready(1))
+        await at.running.bridge.intake.stop_consuming()
+        await at.running.bridge.intake.settled()
+        await at.worker.publish("tom", {"n": 1}, properties=expired)
+        await eventually(lambda: at.has_ready(2))
+
+        page = await at.api.get("/api/dead")
+        ids = [letter["id"] for letter in page["items"]]
+        first = await at.api.get(f"/api/dead/{ids[0]}?body=true")
+        second = await at.api.get(f"/api/dead/{ids[1]}")
+        again = await at.api.get("/api/dead")
+
+    assert (page["total"], page["scanned"], page["next"]) == (2, 2, None)
+    assert [letter["reason"] for letter in page["items"]] == [
+        "malformed_body",
+        "expired",
+    ]
+    assert [letter["user"] for letter in page["items"]] == ["ann", "tom"]
+    assert [letter["message_id"] for letter in page["items"]] == ["m-0", "m-1"]
+    assert page["items"][0]["origin"] == f"{namespace}.messages → {namespace}.inbound.0"
+    assert page["items"][0]["attempts"] == 1
+    assert page["items"][1]["event"] == "note"
+    assert page["items"][1]["dead_s"] > BASE_S
+    assert again["items"] == page["items"]  # the same ids, whatever the broker counted
+    assert first["body_text"] == "no JSON"
+    assert first["headers"]["x-mine"] == "kept"
+    assert "x-delivery-count" not in first["headers"]
+    assert "not one JSON value" in first["explanation"]
+    assert second["body_text"] is None
+    assert second["properties"]["type"] == "note"
+    assert "time ran out" in second["explanation"]
+    assert second["headers"]["x-death"][0]["reason"] == "expired"
+
+
+async def test_filters_and_pages_find_each_letter_once(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Also when letters leave and come while somebody turns pages."""
+    async with setting(broker, namespace) as at:
+        await publish_letters(
+            broker, at.names, 100, users=("ann", "tom"),
+            reasons=("crashed", "too_large", "attempts_exhausted"),
+        )  # fmt: skip
+        of_tom = await at.api.get("/api/dead?user=tom&limit=200")
+        crashed = await at.api.get("/api/dead?reason=crashed&user=ann")
+        timed = await at.api.get(
+            f"/api/dead?since={BASE_S + 10}&until={BASE_S + 13}&event=message"
+        )
+        none = await at.api.get("/api/dead?event=other")
+        seen: list[str] = []
+        page = await at.api.get("/api/dead?limit=30")
+        seen += [letter["id"] for letter in page["items"]]
+        job = await at.start("discard", ids=seen[10:25], confirm=15)
+        await publish_letters(broker, at.names, 5, start=100)
+        while page["next"]:
+            page = await at.api.get(f"/api/dead?limit=30&cursor={page['next']}")
+            seen += [letter["id"] for letter in page["items"]]
+        left = await at.order()
+
+    assert len(of_tom["items"]) == 50
+    assert [letter["dead_s"] - BASE_S for letter in crashed["items"]] == list(
+        range(0, 100, 6)
+    )
+    assert [letter["dead_s"] - BASE_S for letter in timed["items"]] == [10, 11, 12]
+    assert (none["items"], none["scanned"], none["total"]) == ([], 100, 100)
+    assert (job["state"], job["done"]) == ("done", 15)
+    assert len(seen) == len(set(seen)) == 105
+    assert left == [*range(10), *range(25, 105)]
+
+
+async def test_two_looks_at_a_time_take_turns(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Two consoles: each sees all of it."""
+    async with setting(broker, namespace) as at:
+        await publish_letters(broker, at.names, 50)
+        pages = await asyncio.gather(
+            *(at.api.get("/api/dead?limit=5") for _ in range(5))
+        )
+        left = await at.order()
+
+    assert all(page == pages[0] for page in pages)
+    assert left == list(range(50))
+
+
+async def looks_at(at: Setting, number: int = 0) -> int:
+    """Take all letters; return how often RabbitMQ handed out one of them before."""
+    letters = await take_all(at.broker, at.names.dead)
+    return header_int(letters[number].properties.headers, "x-delivery-count") or 0
+
+
+async def test_pages_are_turned_and_filters_changed_without_another_look(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Each look makes the broker read all that was looked at before, for seconds."""
+    async with setting(broker, namespace) as at:
+        await publish_letters(broker, at.names, 60, users=("ann", "tom"))
+        first = await at.api.get("/api/dead?limit=20")
+        second = await at.api.get(f"/api/dead?limit=20&cursor={first['next']}")
+        nobody = await at.api.get("/api/dead?user=nobody")
+        await publish_letters(broker, at.names, 3, start=60)
+        again = await at.api.get("/api/dead?limit=20")
+        looks = await looks_at(at)
+
+    assert looks == 1
+    assert (nobody["items"], nobody["scanned"], nobody["total"]) == ([], 60, 60)
+    assert again == {**first, "total": 63}
+    assert [letter["dead_s"] - BASE_S for letter in second["items"]] == list(
+        range(20, 40)
+    )
+
+
+async def test_a_filter_sees_what_came_since_the_look_before(
+    broker: LocalNode, namespace: str
+) -> None:
+    """What is remembered is the head of the queue, not its end."""
+    async with setting(broker, namespace) as at:
+        await publish_letters(broker, at.names, 10)
+        before = await at.api.get("/api/dead?user=tom")
+        await publish_letters(broker, at.names, 1, users=("tom",), start=10)
+        after = await at.api.get("/api/dead?user=tom")
+
+    assert before["items"] == []
+    assert [letter["user"] for letter in after["items"]] == ["tom"]
+
+
+async def test_a_list_is_true_after_somebody_else_took_letters(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Another bridge, or RabbitMQ's own page."""
+    async with setting(broker, namespace) as at:
+        await publish_letters(broker, at.names, 10)
+        await at.api.get("/api/dead")
+        async with open_raw(broker.url) as raw:
+            for _ in range(4):
+                await raw.channel.basic_get(at.names.dead, no_ack=True)
+        page = await at.api.get("/api/dead")
+
+    assert [letter["dead_s"] - BASE_S for letter in page["items"]] == list(range(4, 10))

@@ -1,0 +1,212 @@
+"""The public door of a bridge without a broker: messages come in by `inbox.append`."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from aiohttp import web
+from yarl import URL
+
+from bridge.auth.jwt import TokenRules, TokenVerifier
+from bridge.core.client_address import Network
+from bridge.core.message import Message
+from bridge.core.origins import OriginRules
+from bridge.core.worker_slot import Workplace
+from bridge.http.public import public_app
+from bridge.inbox.memory.store import MemoryInbox, Retention
+from bridge.metrics import Metrics
+from bridge.sockets.engineio.server import Admission, Bounds
+from bridge.sockets.engineio.session import Carrier
+from bridge.sockets.server import BridgeServer, ServerOptions
+from bridge.sockets.window import Window
+from tests.tokens import SECRET
+
+COOKIE = "bridge_token"
+LEEWAY_S = 10.0
+_SAME_HOST = OriginRules()
+# States in /proc/net/tcp: the bridge's end is open.
+_ESTABLISHED, _CLOSE_WAIT = "01", "08"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a test wants its door to be like; the rest is as generous as can be."""
+
+    outbound_bytes: int = 1 << 20
+    events_per_second: int = 10_000
+    windows_per_user: int = 1000
+    windows_per_address: int = 10_000
+    connect_s: float = 10.0
+    origins: OriginRules = _SAME_HOST
+    trusted_proxies: tuple[Network, ...] = ()
+    ping_interval_s: int = 25
+    ping_timeout_s: int = 20
+    max_event_bytes: int = 16384
+    is_open_mode: bool = False
+    port: int = 0
+    name: str = ""
+
+    @property
+    def options(self) -> ServerOptions:
+        """As the server takes it."""
+        return ServerOptions(
+            bounds=Bounds(
+                outbound_bytes=self.outbound_bytes,
+                events_per_second=self.events_per_second,
+                windows_per_user=self.windows_per_user,
+                windows_per_address=self.windows_per_address,
+                connect_s=self.connect_s,
+            ),
+            admission=Admission(self.origins, self.trusted_proxies),
+            ping_interval_s=self.ping_interval_s,
+            ping_timeout_s=self.ping_timeout_s,
+            max_event_bytes=self.max_event_bytes,
+            cookie=COOKIE,
+            leeway_s=LEEWAY_S,
+            name=self.name,
+        )
+
+
+class Healthy:
+    """A bridge that is always ready."""
+
+    def unready_reasons(self) -> list[str]:
+        """Say what keeps it from being ready: nothing."""
+        return []
+
+
+@dataclass(frozen=True)
+class Door:
+    """A door that listens, and what is behind it."""
+
+    server: BridgeServer
+    inbox: MemoryInbox
+    metrics: Metrics
+    url: str
+    port: int
+    runner: web.AppRunner
+
+    async def store(self, user: str, *data: object, event: str = "message") -> None:
+        """Store one message for each of `data`, in one batch."""
+        await self.inbox.append([message(user, each, event=event) for each in data])
+
+    async def store_numbers(self, user: str, *, start: int, stop: int) -> None:
+        """Store the messages `start` to `stop` - 1."""
+        await self.store(user, *range(start, stop))
+
+    def windows(self, user: str) -> list[Window]:
+        """Return the windows of `user`."""
+        return list(self.server.rooms.windows_of(user))
+
+    def carriers(self) -> list[Carrier]:
+        """Return all connections, those without a window too."""
+        return list(self.server.engine.carriers.values())
+
+    @property
+    def http_connections(self) -> list[asyncio.Transport]:
+        """TCP connections that speak HTTP."""
+        assert self.runner.server is not None
+        transports = [each.transport for each in self.runner.server.connections]
+        return [each for each in transports if each is not None]
+
+    @property
+    def connection_count(self) -> int:
+        """How many TCP connections this process has not closed, as the kernel says."""
+        rows = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        fields = [row.split() for row in rows]
+        mine = f":{self.port:04X}"
+        return sum(
+            field[1].endswith(mine) and field[3] in {_ESTABLISHED, _CLOSE_WAIT}
+            for field in fields
+        )
+
+    def cut(self, user: str) -> None:
+        """Break all connections of `user`, as a bad network does."""
+        for window in self.windows(user):
+            window.carrier.end("cut by the test", abort=True)
+
+    def tick(self, *, later_s: float = 0.0, calendar_later_s: float = 0.0) -> None:
+        """Let the server do what is due: pings by the first clock, tokens by the second."""
+        self.server.tick(
+            monotonic_s=time.monotonic() + later_s,
+            now_s=time.time() + calendar_later_s,
+        )
+
+    def count(self, name: str, **labels: str) -> float:
+        """Read one metric."""
+        value = self.metrics.registry.get_sample_value(f"bridge_{name}", labels)
+        return 0.0 if value is None else value
+
+    def socket_url(self, **query: str) -> URL:
+        """Return the address of the engine.io endpoint."""
+        return URL(f"{self.url}/socket.io/").with_query(EIO="4", **query)
+
+
+def message(
+    user: str,
+    data: object,
+    *,
+    event: str = "message",
+    message_id: str | None = None,
+    deadline_s: float | None = None,
+) -> Message:
+    """Return a message that was taken just now."""
+    return Message(user, event, orjson.dumps(data), time.time(), message_id, deadline_s)
+
+
+def memory_inbox(
+    *, max_messages: int = 100_000, max_age_s: float = 3600
+) -> MemoryInbox:
+    """Return an inbox that forgets nothing by itself while a test runs."""
+    return MemoryInbox(Retention(max_messages, max_age_s, dedupe_s=600))
+
+
+@asynccontextmanager
+async def open_door(
+    plan: Plan = Plan(),
+    *,
+    inbox: MemoryInbox | None = None,
+    legacy: Callable[[web.Request], Coroutine[Any, Any, web.StreamResponse]]
+    | None = None,
+    place: Workplace | None = None,
+) -> AsyncIterator[Door]:
+    """
+    Open the public door on a free port of this machine until the block is left.
+
+    With `place` it is the one of a worker of several.
+    """
+    inbox = memory_inbox() if inbox is None else inbox
+    metrics = Metrics()
+    rules = TokenRules(algorithms=("HS256",), secrets=(SECRET,), leeway_s=LEEWAY_S)
+    server = BridgeServer(
+        plan.options,
+        inbox=inbox,
+        verifier=None if plan.is_open_mode else TokenVerifier(rules),
+        metrics=metrics,
+        place=place,
+    )
+    inbox.listen(server.rooms.feed)
+    app = await asyncio.to_thread(  # it reads a file, before a bridge has a loop
+        public_app, health=Healthy(), route_sockets=server.route, legacy=legacy
+    )
+    runner = web.AppRunner(
+        app, access_log=None, keepalive_timeout=15, shutdown_timeout=0.2
+    )
+    running = asyncio.create_task(server.run(), name=f"door {secrets.token_hex(2)}")
+    await runner.setup()
+    try:
+        await server.site(runner, "127.0.0.1", plan.port).start()
+        port = runner.addresses[0][1]
+        yield Door(server, inbox, metrics, f"http://127.0.0.1:{port}", port, runner)
+    finally:
+        for carrier in tuple(server.engine.carriers.values()):
+            carrier.end("the test is over", abort=True)
+        running.cancel()
+        await asyncio.wait({running})
+        await runner.cleanup()

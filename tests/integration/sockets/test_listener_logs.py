@@ -1,0 +1,83 @@
+"""What may never stand in a log, at any level: what messages say, and what opens doors."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+
+from tests.integration.sockets.conftest import Log
+from tests.integration.sockets.js_pages import Pages
+from tests.integration.sockets.listeners import COOKIE, Door
+from tests.integration.sockets.raw_pages import raw_poller, raw_window
+from tests.integration.sockets.test_messages import options
+from tests.tokens import SECRET, token
+
+DATA = "what-the-message-says"
+
+
+@pytest.mark.parametrize("are_libraries_loud", [False, True])
+async def test_no_log_line_holds_data_or_token(
+    door: Door, pages: Pages, log: Log, *, are_libraries_loud: bool
+) -> None:
+    """At level debug, through a day in the life of several windows."""
+    if are_libraries_loud:
+        # As an operator might who wants to know more; payloads are still ours to keep.
+        logging.getLogger("asyncio").setLevel(logging.DEBUG)
+        logging.getLogger("aiohttp").setLevel(logging.DEBUG)
+    used = token()
+    for transport in ("websocket", "polling"):
+        await pages.connected(
+            transport, door.url, auth={"token": used}, transports=[transport]
+        )
+    await door.store("alice", DATA, {"deep": [DATA]})
+    for transport in ("websocket", "polling"):
+        await pages.until(transport, "event", "message", count=2)
+        pages.command("send", transport, "upload", DATA, {"bytes": [1]})
+        pages.command("emit", transport, "ack", DATA)
+        pages.command("emit", transport, "bridge:refresh", used)
+    door.cut("alice")
+    async with raw_window(door, headers={"Cookie": f"{COOKIE}={used}"}) as window:
+        await window.connect()
+        await window.send(f'42["{DATA}"')
+        await window.ended()
+    async with raw_window(door, token=used) as window:
+        await window.connect(token=used + "x")
+        await window.connect(token=[DATA])
+        await window.send(f"40/{DATA},{json.dumps({'token': used})}")
+    async with raw_poller(door) as page:
+        await page.join("alice")
+        async with page.http.post(page.url, data=DATA) as response:
+            await response.read()
+        sid = page.sid
+    door.server.kick("alice")
+    await asyncio.sleep(0)
+
+    for secret in (DATA, SECRET, used, used.rpartition(".")[2], sid, "alice"):
+        assert secret not in log.text
+    assert "window.left" in log.text  # it was listened to
+
+
+async def test_refused_windows_are_logged_with_code_and_address_alone(
+    door: Door, log: Log
+) -> None:
+    """Enough to see an attack, nothing that the attacker wrote."""
+    async with raw_window(door) as window:
+        await window.connect(token="forged\nline")
+
+    (line,) = [line for line in log.lines if line["event"] == "window.refused"]
+    assert line["code"] == "token_invalid"
+    assert line["address"] == "127.0.0.1"
+    assert "forged" not in log.text
+
+
+async def test_a_closed_window_is_one_line_with_the_users_hash(
+    door: Door, pages: Pages, log: Log
+) -> None:
+    """Logs tell users apart without naming them."""
+    await pages.connected("page", door.url, **options("alice", "websocket"))
+    door.server.kick("alice")
+
+    lines = [line for line in log.lines if line["event"] == "window.closed"]
+    assert [line["code"] for line in lines] == ["kicked"]
+    assert len(lines[0]["user"]) == 12

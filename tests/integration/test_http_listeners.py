@@ -1,0 +1,133 @@
+"""Publishing without AMQP: `POST /api/publish`, and the article's own GET."""
+
+import aiohttp
+import pytest
+
+from bridge.demo.private_node import LocalNode
+from tests.conftest import eventually
+from tests.integration.running import (
+    open_windows,
+    post,
+    running_bridge,
+    settings_for,
+)
+
+# --- the HTTP door -------------------------------------------------------------------
+
+
+async def test_publishing_over_http_is_confirmed_and_arrives(
+    broker: LocalNode, namespace: str
+) -> None:
+    """For those without an AMQP client."""
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
+    ):
+        status, body, _ = await post(
+            running, b'{"user": "ann", "event": "note", "data": {"n": 1}, "id": "x"}'
+        )
+        await eventually(lambda: ann.data("note"))
+
+        assert (status, body) == (202, {"id": "x"})
+        assert ann.data("note") == [{"n": 1}]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"{", 400, "not JSON"),
+        (b"[]", 400, "not a JSON object"),
+        (b'{"user": "ann", "data": 1, "colour": 2}', 400, "'colour' is not a field"),
+        (b'{"data": 1}', 422, "user is missing"),
+        (b'{"user": "", "data": 1}', 422, "user"),
+        (b'{"user": "ann"}', 422, "data is missing"),
+        (b'{"user": "ann", "data": 1, "event": "connect"}', 422, "reserved"),
+        (b'{"user": "ann", "data": "' + b"x" * 300_000 + b'"}', 413, ""),
+    ],
+)
+async def test_a_bad_http_body_is_answered_with_a_problem_that_says_what_is_wrong(
+    broker: LocalNode, namespace: str, body: bytes, status: int, words: str
+) -> None:
+    """As RFC 9457 wants it, with a sentence for a person."""
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        answered, problem, headers = await post(running, body)
+
+    assert answered == problem["status"] == status
+    assert headers["Content-Type"] == "application/problem+json"
+    assert words in str(problem["detail"])
+
+
+@pytest.mark.parametrize("token", [None, "wrong"])
+async def test_without_a_good_key_nothing_is_published(
+    broker: LocalNode, namespace: str, token: str | None
+) -> None:
+    """The door is closed by default."""
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        status, _, headers = await post(
+            running, b'{"user": "ann", "data": 1}', token=token
+        )
+
+        assert status == 401
+        assert headers["WWW-Authenticate"] == "Bearer"
+        assert running.sample("bridge_published_total") == 0
+
+
+# --- open mode: the article's way ------------------------------------------------------
+
+
+async def test_the_article_s_get_door_reaches_a_page_that_joined(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Word for word: GET /?name=USER&msg=TEXT, join, and `{"code": 0, "data": TEXT}`."""
+    settings = settings_for(
+        broker, namespace, auth="open", legacy_push="true", jwt_secret=""
+    )
+    async with running_bridge(settings) as running:
+        url = running.listening.public_url
+        async with (
+            open_windows(url, [""], until=lambda _: True) as (page,),
+            aiohttp.ClientSession() as session,
+        ):
+            await page.websocket.send_str('42["join",{"username":"ann"}]')
+            await eventually(lambda: page.is_synced)
+            query = {"name": "ann", "msg": "hello & more"}
+            async with session.get(url, params=query) as response:
+                assert response.status == 200
+                assert await response.json() == {"code": 0}
+            await eventually(page.data)
+
+            assert page.data() == [{"code": 0, "data": "hello & more"}]
+
+
+async def test_the_article_s_get_door_is_closed_unless_it_is_opened(
+    broker: LocalNode, namespace: str
+) -> None:
+    """A GET that does something is nothing to have by accident."""
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        aiohttp.ClientSession() as session,
+        session.get(
+            running.listening.public_url, params={"name": "ann", "msg": "x"}
+        ) as response,
+    ):
+        assert response.status == 404
+
+
+async def test_outside_open_mode_the_get_door_wants_a_key(
+    broker: LocalNode, namespace: str
+) -> None:
+    """As open as the article's is only what is as open as the article's."""
+    settings = settings_for(broker, namespace, legacy_push="true", api_key="k")
+    async with running_bridge(settings) as running, aiohttp.ClientSession() as session:
+        url = running.listening.public_url
+        query = {"name": "ann", "msg": "x"}
+        async with session.get(url, params=query) as response:
+            assert response.status == 401
+        async with session.get(
+            url, params=query, headers={"X-API-Key": "k"}
+        ) as response:
+            assert response.status == 200
+        async with session.head(
+            url, params=query, headers={"X-API-Key": "k"}
+        ) as response:
+            assert response.status == 405

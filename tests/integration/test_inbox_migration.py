@@ -1,0 +1,192 @@
+"""`bridge inbox carry` as its users run it: from one bridge to a fleet."""
+
+import asyncio
+import signal
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import orjson
+import pytest
+import pytest_asyncio
+
+from bridge.core.redis_address import parse_redis
+from bridge.demo.private_node import LocalNode
+from bridge.inbox.memory.store import Retention
+from bridge.inbox.redis.store import RedisInbox
+from bridge.inbox.sqlite.store import SqliteInbox
+from tests.conftest import eventually
+from tests.inbox_files import Filling, fill
+from tests.integration.programs import (
+    LIMIT_S,
+    Result,
+    command,
+    program,
+    settings_for_program,
+    start,
+    token_for,
+)
+from tests.integration.running import working
+from tests.integration.sockets.js_pages import open_pages
+from tests.redis_server import RedisServer
+
+RETENTION = Retention(max_messages=1000, max_age_s=7 * 86400, dedupe_s=600)
+USERS = 50
+
+
+@pytest_asyncio.fixture(loop_scope="function")
+async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    """Return a server of its own for each test."""
+    async with RedisServer.start(tmp_path / "redis", is_durable=False) as server:
+        yield server
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return where the file is."""
+    return tmp_path / "inbox.sqlite3"
+
+
+async def carry(path: Path, redis: RedisServer, *arguments: str) -> Result:
+    """Run the command to its end."""
+    return await command(
+        *("inbox", "carry", "--from", f"sqlite:{path}", "--json"),
+        *arguments,
+        inbox=redis.url,
+    )
+
+
+async def upto(redis: RedisServer) -> int:
+    """Return which user was noted last; 0 if none was."""
+    keys = await asyncio.to_thread(redis.command, "KEYS", "*}:carry")
+    if not keys:
+        return 0
+    noted = await asyncio.to_thread(redis.command, "HGET", keys, "upto")
+    return int(noted) if noted.isdecimal() else 0
+
+
+async def assert_the_same(path: Path, redis: RedisServer) -> None:
+    """See that each user has the same messages, no more and no less."""
+    file = SqliteInbox(str(path), RETENTION)
+    store = RedisInbox(parse_redis(redis.url), RETENTION)
+    await file.open()
+    await store.open()
+    try:
+        for user in (f"user-{number}" for number in range(USERS)):
+            assert await store.state(user) == await file.state(user)
+            for after in (0, 200):
+                limits = {"after": after, "max_messages": 9999, "max_bytes": 1 << 30}
+                ours = await file.read(user, **limits)
+                theirs = await store.read(user, **limits)
+                assert list(theirs.messages) == list(ours.messages)
+    finally:
+        await store.close()
+        await file.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+async def test_a_carry_that_was_ended_is_finished_by_the_same_command(
+    path: Path, redis: RedisServer, number: signal.Signals
+) -> None:
+    """Nothing is there twice, nothing is missing, and Ctrl-C says what to do."""
+    await fill(str(path), Filling(messages=20_000, users=USERS), RETENTION)
+    said = ""
+    while not 0 < await upto(redis) < USERS:
+        # It is quick: it may have been through before the signal came.
+        await asyncio.to_thread(redis.command, "FLUSHALL")
+        process = await start(
+            "inbox", "carry", "--from", f"sqlite:{path}", inbox=redis.url
+        )
+
+        async def has_begun(process: Process = process) -> bool:
+            return process.returncode is not None or bool(await upto(redis))
+
+        await eventually(has_begun, within_s=30)
+        if process.returncode is None:
+            process.send_signal(number)
+        async with asyncio.timeout(LIMIT_S):
+            said = (await process.communicate())[1].decode()
+
+    last = await carry(path, redis)
+
+    if number is signal.SIGINT:
+        assert "the same command goes on" in said
+    assert last.code == 0, last.err
+    outcome = orjson.loads(last.out)
+    assert outcome["is_resumed"]
+    assert outcome["is_done"]
+    assert outcome["put"]["messages"] < outcome["there"]["messages"] == 20_000
+    await assert_the_same(path, redis)
+
+
+async def test_what_the_command_says_before_and_after(
+    path: Path, redis: RedisServer
+) -> None:
+    """A dry run first, then the thing, then once more by a script that does not know."""
+    await fill(str(path), Filling(messages=500, users=USERS), RETENTION)
+    words = ("inbox", "carry", "--from", f"sqlite:{path}", "--to", redis.url)
+
+    dry = await command(*words, "--dry-run")
+    done = await command(*words)
+    again = await command(*words)
+
+    amount = "500 messages and 125 ids of 50 users"
+    way = f"from sqlite:{path} to {redis.url.removesuffix('/0')}"
+    assert (dry.code, dry.out) == (0, f"{amount} would be carried {way}\n")
+    assert (done.code, done.out) == (0, f"{amount} carried {way}, and compared\n")
+    assert (again.code, again.out) == (
+        0,
+        f"{amount} were carried {way} before; nothing was left to do\n",
+    )
+
+
+async def test_wrong_use_is_told(path: Path, redis: RedisServer) -> None:
+    """With status 2 for what was written wrongly, and 3 for a store that is not there."""
+    missing = await carry(path, redis)
+    backwards = await command(
+        "inbox", "carry", "--from", redis.url, "--to", f"sqlite:{path}"
+    )
+    await fill(str(path), Filling(messages=10, users=2), RETENTION)
+    nowhere = await command(
+        *("inbox", "carry", "--from", f"sqlite:{path}"), inbox="redis://127.0.0.1:1"
+    )
+
+    assert (missing.code, "there is no such file" in missing.err) == (2, True)
+    assert backwards.code == 2
+    assert nowhere.code == 3
+    assert "is Redis running at 127.0.0.1:1?" in nowhere.err
+
+
+async def test_a_page_goes_on_in_the_fleet_where_it_was_on_one_bridge(
+    broker: LocalNode, namespace: str, path: Path, redis: RedisServer
+) -> None:
+    """Its position stays valid: it recovers, and misses nothing of what came meanwhile."""
+    file = f"sqlite:{path}"
+    settings = settings_for_program(broker, namespace, inbox=file)
+    token = await token_for("ann", **settings)
+    async with open_pages() as pages, working(broker, namespace) as worker:
+        async with program(broker, namespace, inbox=file) as alone:
+            port = alone.port
+            await pages.connected(
+                "page",
+                alone.public_url,
+                auth={"token": token},
+                transports=["websocket"],
+            )
+            for number in range(5):
+                await worker.publish("ann", number)
+            await eventually(lambda: len(pages.data("page")) == 5)
+            held = await carry(path, redis, "--dry-run")
+            assert (held.code, "another bridge" in held.err) == (1, True)
+            alone.process.send_signal(signal.SIGTERM)
+            assert await alone.ended() == 0
+        for number in range(5, 10):
+            await worker.publish("ann", number)
+
+        result = await command(
+            *("inbox", "carry", "--from", file, "--to", redis.url), namespace=namespace
+        )
+
+        assert result.code == 0, result.err
+        async with program(broker, namespace, inbox=redis.url, port=port):
+            await pages.recovered("page", range(10))

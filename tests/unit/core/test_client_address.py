@@ -1,0 +1,55 @@
+"""Whose windows are counted: the address behind proxies, never one that was made up."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.core.client_address import client_address, parse_networks
+
+TRUSTED = parse_networks(["10.0.0.0/8", "192.168.1.1", "fd00::/8"])
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded_for", "address"),
+    [
+        ("1.1.1.1", None, "1.1.1.1"),
+        ("1.1.1.1", "9.9.9.9", "1.1.1.1"),
+        ("10.0.0.1", None, "10.0.0.1"),
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("10.0.0.1", "9.9.9.9", "9.9.9.9"),
+        ("10.0.0.1", "made-up, 8.8.8.8, 9.9.9.9", "9.9.9.9"),
+        ("10.0.0.1", "8.8.8.8, 9.9.9.9, 192.168.1.1 ,10.7.7.7", "9.9.9.9"),
+        ("10.0.0.1", "10.0.0.2", "10.0.0.2"),
+        ("10.0.0.1", "nonsense", "10.0.0.1"),
+        ("10.0.0.1", "9.9.9.9, nonsense", "10.0.0.1"),
+        ("10.0.0.1", "9.9.9.9:1234", "10.0.0.1"),
+        ("fd00::1", "2001:db8::1", "2001:db8::1"),
+        ("::ffff:10.0.0.1", "9.9.9.9", "9.9.9.9"),
+        ("::ffff:1.1.1.1", "9.9.9.9", "::ffff:1.1.1.1"),
+        (None, "9.9.9.9", "unknown"),
+        ("a socket file", "9.9.9.9", "a socket file"),
+    ],
+)
+def test_the_address_is_the_nearest_that_no_trusted_proxy_stands_behind(
+    peer: str | None, forwarded_for: str | None, address: str
+) -> None:
+    """Anybody can send the header: only what trusted proxies added to it counts."""
+    assert client_address(peer, forwarded_for, TRUSTED) == address
+
+
+@given(st.text(max_size=60))
+def test_without_trusted_proxies_no_header_changes_anything(header: str) -> None:
+    """The default: otherwise each request could be another address, and no cap held."""
+    assert client_address("1.1.1.1", header, ()) == "1.1.1.1"
+
+
+@given(st.text(alphabet="0123456789abcdef.:,% ", max_size=60))
+def test_no_header_makes_the_reading_raise(header: str) -> None:
+    """It comes from strangers, through a proxy that only appends."""
+    assert client_address("10.0.0.1", header, TRUSTED)
+
+
+def test_what_is_no_network_is_refused() -> None:
+    """The settings check it first; here is why they can."""
+    with pytest.raises(ValueError, match=r"10\.0\.0\.0/33"):
+        parse_networks(["10.0.0.0/33"])

@@ -1,0 +1,67 @@
+"""The console in front of an API, and how to sign in there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from aiohttp import ClientResponse, web
+
+from bridge.core.client_address import parse_networks
+from bridge.http.authentication import Keys, guarded
+from bridge.http.console.sign_in import SignIn, add_console_routes
+from bridge.http.problems import answer_with_problems, harden
+from tests.clock import Clock
+from tests.unit.http.conftest import Client
+
+TOKEN = "the-operator-token"
+
+
+OWN = {"X-Bridge-Console": "1"}
+
+
+@dataclass
+class Door:
+    """A console in front of one operation that reads and one that changes."""
+
+    keys: Keys = field(default_factory=lambda: Keys([TOKEN], setting="TOKEN"))
+    clock: Clock = field(default_factory=Clock)
+    trusted: tuple[str, ...] = ()
+    changes: int = 0
+
+    def __post_init__(self) -> None:
+        """Build the part that is looked at."""
+        self.sign_in = SignIn(
+            self.keys, lambda: parse_networks(self.trusted), clock=self.clock
+        )
+
+    def app(self) -> web.Application:
+        """Build it."""
+        sign_in = self.sign_in
+
+        async def change(_request: web.Request) -> web.Response:
+            self.changes += 1
+            return web.Response()
+
+        async def read(_request: web.Request) -> web.Response:
+            return web.Response()
+
+        app = web.Application(middlewares=[answer_with_problems], client_max_size=0)
+        app.on_response_prepare.append(harden)
+        app.router.add_get("/api/thing", guarded(sign_in, read))
+        app.router.add_post("/api/thing", guarded(sign_in, change))
+        add_console_routes(app, sign_in)
+        return app
+
+
+async def try_token(
+    client: Client, token: object = TOKEN, headers: Mapping[str, str] = OWN
+) -> ClientResponse:
+    """Sign in, well or badly."""
+    return await client.post("/console/session", json={"token": token}, headers=headers)
+
+
+async def cookie(client: Client) -> dict[str, str]:
+    """Sign in and return the cookie as a browser sends it."""
+    response = await try_token(client)
+    assert response.status == 204
+    (morsel,) = response.cookies.values()
+    return {"Cookie": f"{morsel.key}={morsel.value}"}

@@ -1,0 +1,171 @@
+"""The operator door: publish with a key, metrics with another, health for all."""
+
+import json
+
+import pytest
+
+from bridge.core.event_schemas import EventSchemas
+from bridge.core.schema_set import compile_schemas
+from bridge.errors import BrokerUnavailableError
+from bridge.http.authentication import Keys
+from bridge.http.console.sign_in import SignIn
+from bridge.http.operator import PublishDoor, operator_app
+from bridge.http.publishing import EventCheck
+from bridge.metrics import Metrics
+from tests.unit.http.conftest import Client, Desk, Open, Patient
+
+KEY = {"X-API-Key": "publish"}
+
+
+async def door(
+    open_app: Open, health: Patient, desk: Desk, schemas: EventSchemas | None = None
+) -> Client:
+    """Open the door: 1,000 bytes a message."""
+    publishing = PublishDoor(
+        desk, Metrics(), max_message_bytes=1000, check=EventCheck(schemas)
+    )
+    return await open_app(
+        operator_app(
+            health=health,
+            publish=publishing.publish,
+            metrics=Metrics(),
+            sign_in=SignIn(
+                Keys(["operate"], setting="BRIDGE_OPERATOR_TOKEN"), lambda: ()
+            ),
+            publish_keys=Keys(["publish"], setting="BRIDGE_API_KEY"),
+        )
+    )
+
+
+async def test_a_message_is_accepted_once_the_broker_has_it(
+    open_app: Open, health: Patient, desk: Desk
+) -> None:
+    """202 with the id; one is made up if there is none."""
+    client = await door(open_app, health, desk)
+
+    body = {"user": "tom", "data": {"a": [1]}, "event": "order", "id": "m", "ttl_s": 5}
+    async with client.post("/api/publish", json=body, headers=KEY) as response:
+        assert (response.status, await response.json()) == (202, {"id": "m"})
+    async with client.post(
+        "/api/publish", json={"user": "tom", "data": None}, headers=KEY
+    ) as response:
+        made_up = (await response.json())["id"]
+
+    first, second = desk.published
+    assert (first["user"], first["event"], first["message_id"], first["ttl_s"]) == (
+        "tom",
+        "order",
+        "m",
+        5,
+    )
+    assert json.loads(first["data"]) == {"a": [1]}
+    assert second["data"] == b"null"
+    assert second["message_id"] == made_up
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b"\xff", 400),
+        (b'{"user":"tom","data":1,"colour":"red"}', 400),
+        (b'{"data":1}', 422),
+        (b'{"user":"","data":1}', 422),
+        (b'{"user":"tom"}', 422),
+        (b'{"user":"tom","data":"' + b"x" * 10_000 + b'"}', 413),
+        (b'{"user":"tom","data":"' + b"x" * 1000 + b'"}', 413),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+async def test_a_bad_body_is_a_problem_and_nothing_is_published(
+    open_app: Open, health: Patient, desk: Desk, body: bytes, status: int
+) -> None:
+    """Each with the status that the table of bad input names."""
+    client = await door(open_app, health, desk)
+
+    async with client.post("/api/publish", data=body, headers=KEY) as response:
+        assert response.status == status
+        assert response.content_type == "application/problem+json"
+        assert (await response.json())["detail"]
+    assert not desk.published
+
+
+async def test_a_broker_that_is_away_is_a_503(
+    open_app: Open, health: Patient, desk: Desk
+) -> None:
+    """With Retry-After: publish again with the same id."""
+    desk.failure = BrokerUnavailableError("publish", "no confirm within 10 s")
+    client = await door(open_app, health, desk)
+
+    body = {"user": "tom", "data": 1}
+    async with client.post("/api/publish", json=body, headers=KEY) as response:
+        assert response.status == 503
+        assert response.headers["Retry-After"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "key"),
+    [("POST", "/api/publish", "publish"), ("GET", "/metrics", "operate")],
+)
+async def test_each_door_has_its_own_key(
+    open_app: Open, health: Patient, desk: Desk, method: str, path: str, key: str
+) -> None:
+    """A worker that may publish may not read the metrics."""
+    client = await door(open_app, health, desk)
+    body = b'{"user":"tom","data":1}' if method == "POST" else None
+
+    for given in ("publish", "operate"):
+        async with client.request(
+            method, path, data=body, headers={"Authorization": f"Bearer {given}"}
+        ) as response:
+            assert (response.status < 300) is (given == key)
+    async with client.request(method, path, data=body) as response:
+        assert response.status == 401
+
+
+async def test_metrics_are_prometheus_text(
+    open_app: Open, health: Patient, desk: Desk
+) -> None:
+    """With the version that scrapers look for."""
+    client = await door(open_app, health, desk)
+
+    async with client.get("/metrics", headers={"X-API-Key": "operate"}) as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        assert "bridge_windows " in await response.text()
+
+
+async def test_health_needs_no_key(open_app: Open, health: Patient, desk: Desk) -> None:
+    """A probe has none."""
+    client = await door(open_app, health, desk)
+
+    for path in ("/health/live", "/health/ready"):
+        async with client.get(path) as response:
+            assert response.status == 200
+
+
+async def test_data_that_its_schema_does_not_allow_is_refused_with_its_place(
+    open_app: Open, health: Patient, desk: Desk
+) -> None:
+    """Accepted now, it would be a dead letter later and its sender would not know."""
+    files = {"note.json": b'{"items": {"type": "integer"}}', "message.json": b"false"}
+    schemas = compile_schemas(files, refuses_unknown=True)
+    assert isinstance(schemas, EventSchemas)
+    client = await door(open_app, health, desk, schemas=schemas)
+
+    for event, data, pointer in (
+        ("note", [1, "2"], "/data/1"),
+        (None, 1, "/data"),
+        ("other", 1, "/data"),
+        ("note", [1, 2], None),
+    ):
+        body = {"user": "tom", "event": event, "data": data}
+        if event is None:
+            del body["event"]
+        async with client.post("/api/publish", json=body, headers=KEY) as response:
+            answer = await response.json()
+            assert response.status == (422 if pointer else 202), answer
+            assert answer.get("pointer") == pointer
+
+    assert [message["data"] for message in desk.published] == [b"[1,2]"]

@@ -1,0 +1,63 @@
+"""How messages stand in Redis, and where the keys of users are."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.core.message import Message
+from bridge.inbox.redis.encoding import (
+    TAGS,
+    pack,
+    slot_of_tag,
+    tag_names,
+    tag_of,
+    unpack,
+)
+
+_TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
+_TIMES = st.floats(0, 1e11)
+
+
+@given(
+    st.builds(
+        Message,
+        user=st.just("ann"),
+        event=_TEXTS.filter(bool),
+        data=st.binary(max_size=300),
+        taken_s=_TIMES,
+        id=st.none() | _TEXTS,
+        deadline_s=st.none() | _TIMES,
+        published_s=st.none() | _TIMES,
+        trace_parent=st.none() | _TEXTS.filter(bool),
+    ),
+    st.binary(max_size=9),
+)
+def test_a_message_comes_back_as_it_was(message: Message, around: bytes) -> None:
+    """Wherever it stands in something larger."""
+    element = pack(message)
+
+    assert unpack("ann", element) == message
+    start = len(around)
+    whole = around + element + around
+    assert unpack("ann", whole, start, start + len(element)) == message
+
+
+def test_nodes_with_equal_ranges_of_slots_have_equal_shares_of_the_tags() -> None:
+    """For as many masters as there are tags, and each count of them below."""
+    slots = sorted(slot_of_tag(name) for name in tag_names())
+
+    assert len(set(slots)) == TAGS
+    for nodes in (1, 3, 16, 100, TAGS):
+        shares = Counter(slot * nodes // 16384 for slot in slots)
+        assert len(shares) == nodes
+        assert max(shares.values()) - min(shares.values()) <= 2
+
+
+def test_users_are_spread_over_the_tags() -> None:
+    """By their names alone: never another place for the same user."""
+    shares = Counter(tag_of(f"user-{number}") for number in range(TAGS * 100))
+
+    assert len(shares) == TAGS
+    assert max(shares.values()) < 160
+    assert tag_of("ann") == 115
