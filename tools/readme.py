@@ -16,7 +16,7 @@ from typing import Final
 
 from pydantic_core import PydanticUndefined
 
-from bridge.names import (
+from bridge.enums import (
     Closing,
     DeadLetterReason,
     EventError,
