@@ -15,7 +15,7 @@ from tests.unit.http.console_fakes import Door
 TESTS = Path(__file__).parents[2]
 
 
-PAGE = resources.files("bridge.web") / "console"
+PAGE = resources.files("bridge.http") / "console" / "assets"
 
 
 @pytest_asyncio.fixture
@@ -110,7 +110,7 @@ def test_the_chart_library_is_npms_byte_for_byte() -> None:
         text=True,
         check=True,
     ).stdout.strip()
-    assets = resources.files("bridge.web") / "assets"
+    assets = resources.files("bridge.http") / "assets"
 
     for name in ("uPlot.iife.min.js", "uPlot.min.css"):
         original = Path(found).parent / "dist" / name
@@ -119,7 +119,7 @@ def test_the_chart_library_is_npms_byte_for_byte() -> None:
 
 def test_the_chart_librarys_licence_comes_along() -> None:
     """MIT asks for it."""
-    assets = resources.files("bridge.web") / "assets"
+    assets = resources.files("bridge.http") / "assets"
     licence = (assets / "uPlot.LICENSE").read_text(encoding="utf-8")
 
     assert "MIT" in licence

@@ -97,7 +97,7 @@ async def test_the_stock_client_is_served_byte_for_byte(
 
 def test_the_scripts_licence_comes_along() -> None:
     """MIT asks for it."""
-    assets = resources.files("bridge.web") / "assets"
+    assets = resources.files("bridge.http") / "assets"
     licence = (assets / "socket.io.min.js.LICENSE").read_text(encoding="utf-8")
 
     assert "MIT" in licence
