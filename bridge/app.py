@@ -121,7 +121,6 @@ class Bridge:
             journal=self.journal,
             place=self._place,
         )
-        self.inbox.listen(self.sockets.rooms.feed, self.sockets.renew)
         self.fleet = fleet_of(settings)
 
     def _build_broker(self) -> None:

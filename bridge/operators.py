@@ -32,12 +32,12 @@ from bridge.http.api.endpoint import Api
 from bridge.http.api.jobs import add_job_routes
 from bridge.http.api.overview import add_overview_routes
 from bridge.http.api.queues import add_queue_routes
-from bridge.http.api.trace import Searching, Tracer
-from bridge.http.api.users import Looking, add_user_routes
+from bridge.http.api.trace import Tracer
+from bridge.http.api.users import add_user_routes
 from bridge.http.jobs import JobBoard
 from bridge.http.journals import Memories
 from bridge.http.online import Fleet, Online
-from bridge.inbox.disk import DiskUsage
+from bridge.inbox.contract import Inbox
 from bridge.metrics import AgeBucket, Metrics
 from bridge.settings.model import Settings
 from bridge.sockets.rooms import Rooms
@@ -48,29 +48,6 @@ _MEASURE_FIRST_S: Final = 5.0
 _MEASURE_EVERY_S: Final = 30.0
 # Ages are told of the last one to two of these.
 _AGES_OF_S: Final = 60.0
-
-
-class InboxView(Looking, Searching, Protocol):
-    """What a store shows."""
-
-
-class Inbox(Protocol):
-    """The store, as far as operators ask."""
-
-    @property
-    def description(self) -> str:
-        """What it is, without any secret."""
-
-    @property
-    def problem(self) -> str | None:
-        """What keeps it from being written."""
-
-    async def usage(self) -> DiskUsage | None:
-        """Return what it takes on its disk, if it has one."""
-
-    @property
-    def looking(self) -> InboxView:
-        """What it shows."""
 
 
 class Ready(Protocol):
@@ -135,9 +112,9 @@ class Operators:
         online = Online(
             parts.sockets, parts.journal, name=parts.settings.name, fleet=parts.fleet
         )
-        add_user_routes(api, parts.inbox.looking, online)
+        add_user_routes(api, parts.inbox.admin, online)
         tracer = Tracer(
-            inboxes=parts.inbox.looking,
+            inboxes=parts.inbox.admin,
             dead=self.dead_letters,
             windows=online,
             memories=Memories(parts.journal, online),

@@ -47,6 +47,7 @@ from bridge.core.settlement import (
 )
 from bridge.enums import Outcome, Stage
 from bridge.errors import PublishRefusedError, StaleBatchError, TransientError
+from bridge.inbox.contract import InboxWriter
 from bridge.logging import user_hash
 from bridge.metrics import Metrics
 from bridge.tracing import Tracing
@@ -101,19 +102,6 @@ class Publisher(Protocol):
         """Publish a copy that comes back later."""
 
 
-class Inbox(Protocol):
-    """Where messages are kept (the room `inbox`)."""
-
-    async def append(self, messages: Sequence[Message]) -> Sequence[int | None]:
-        """Store all or none; an offset each, `None` for a duplicate."""
-
-    async def note_trial(self, key: bytes) -> int:
-        """Note durably that this message is in hand alone; says for which time."""
-
-    def forget_trial(self, key: bytes) -> None:
-        """Forget the note, by and by."""
-
-
 class Pump(Generic[B]):
     """Moves batches from the intake to the inbox until it is cancelled."""
 
@@ -121,7 +109,7 @@ class Pump(Generic[B]):
         self,
         *,
         intake: Intake[B],
-        inbox: Inbox,
+        inbox: InboxWriter,
         publisher: Publisher,
         limits: MessageLimits,
         retry_delays_s: Sequence[float],

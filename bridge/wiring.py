@@ -24,7 +24,8 @@ from bridge.http.authentication import Handler, Keys, guarded, on_loopback_only
 from bridge.http.console.sign_in import SignIn
 from bridge.http.public import LegacyDoor
 from bridge.http.publishing import EventCheck, MessagePublisher
-from bridge.inbox.memory.store import MemoryInbox, Retention
+from bridge.inbox.contract import Retention
+from bridge.inbox.memory.store import MemoryInbox
 from bridge.inbox.migration.model import Target
 from bridge.inbox.redis.fleet import RedisFleet
 from bridge.inbox.redis.migration_target import redis_target

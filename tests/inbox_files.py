@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from time import time
 
 from bridge.core.message import Message
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite.store import SqliteInbox
 
 _BATCH = 5000

@@ -9,7 +9,7 @@ from time import time
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.redis.store import RedisInbox
 from tests.conftest import eventually
 from tests.faults.suite.proxy import Proxy
@@ -53,7 +53,7 @@ async def bridge_on(url: str, *, namespace: str = "bridge") -> AsyncIterator[Bri
     """Open one more bridge's view of the store."""
     inbox = RedisInbox(parse_redis(url), RETENTION, namespace=namespace)
     bridge = Bridge(inbox)
-    inbox.listen(bridge.fed.extend, bridge.renewed.extend)
+    inbox.subscribe(bridge.fed.extend, bridge.renewed.extend)
     try:
         await inbox.open()
         yield bridge

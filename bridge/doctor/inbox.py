@@ -26,7 +26,7 @@ async def inbox_finding(settings: Settings) -> Finding:
     """Say whether the store can be written, without making one that is not there."""
     inbox = inbox_of(settings)
     try:
-        if not await inbox.look():  # opening would make it
+        if not await inbox.exists():  # opening would make it
             return ok(
                 "inbox",
                 f"{inbox.description} is not there yet; bridge run will make it",

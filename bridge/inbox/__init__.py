@@ -1,13 +1,7 @@
 """
-The log of each user's messages: the truth that sockets follow.
+Inboxes: the log of each user's messages, which is the source of truth for the sockets.
 
-One file for each store, one contract suite for all of them (tests/contract). A store
-keeps messages in order, tells who listens what is new, and forgets by rules that
-are told to the page. It never decides what to emit, and knows neither broker nor
-sockets.
-
-A store offers what pump.py and sockets/replay.py ask for in their protocols, and:
-``look``, ``open`` and ``close``, ``check`` (raises while nothing can be stored) and ``sweep``
-(forgets what is too old; called now and then), and ``problem`` (why nothing can be
-stored now, as far as is known, or ``None``).
+`contract` says what every store offers; `memory`, `sqlite` and `redis` implement it.
+`maintenance` opens and sweeps a store; `migration` copies one store into another. A store
+knows neither the broker nor the sockets, and never decides which message to emit.
 """

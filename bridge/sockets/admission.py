@@ -20,9 +20,9 @@ from bridge.core.refused_origins import RefusedOrigins
 from bridge.core.replay import ReplayPlan, plan_replay
 from bridge.enums import Refusal
 from bridge.errors import KeysUnavailableError, RefusedError, StoreUnavailableError
+from bridge.inbox.contract import InboxReader
 from bridge.metrics import Metrics
 from bridge.sockets.engineio.session import Carrier
-from bridge.sockets.replay import Inboxes
 from bridge.sockets.rooms import Rooms
 from bridge.sockets.window import Window
 
@@ -70,7 +70,7 @@ class Entrance:
         self,
         *,
         rooms: Rooms,
-        inbox: Inboxes,
+        inbox: InboxReader,
         verifier: Verifier | None,
         metrics: Metrics,
     ) -> None:

@@ -10,16 +10,17 @@ memory.
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import time
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from bridge.core.frames import event_packet
 from bridge.core.journal import Happening
 from bridge.core.position import Position
-from bridge.core.replay import InboxState, Page, ReplayPlan
+from bridge.core.replay import Page, ReplayPlan
 from bridge.enums import EVENT_SYNC, Closing, Stage, SyncReason
 from bridge.errors import StoreUnavailableError
+from bridge.inbox.contract import InboxReader
 from bridge.metrics import Metrics
 from bridge.sockets.rooms import Rooms
 from bridge.sockets.window import Window
@@ -27,30 +28,6 @@ from bridge.sockets.window import Window
 log = structlog.get_logger(__name__)
 
 _PAGE_MESSAGES: Final = 256
-
-
-class Inboxes(Protocol):
-    """What windows ask of the room `inbox`."""
-
-    async def follow(self, user: str) -> None:
-        """Let the live feed bring what is new for `user`."""
-
-    def unfollow(self, user: str) -> None:
-        """Undo `follow`; a later `follow` counts, however long this takes to work."""
-
-    async def state(self, user: str) -> InboxState:
-        """Return where the inbox of `user` begins and ends."""
-
-    async def read(
-        self, user: str, *, after: int, max_messages: int, max_bytes: int
-    ) -> Page:
-        """Read on behind the offset `after`."""
-
-    async def count_expired(self, user: str, *, after: int) -> int:
-        """Count what is kept behind the offset `after` and is past its deadline."""
-
-    def mark_delivered(self, user: str, offset: int) -> None:
-        """Move the delivered mark forward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +75,7 @@ class Replays:
         self,
         *,
         rooms: Rooms,
-        inbox: Inboxes,
+        inbox: InboxReader,
         metrics: Metrics,
         close: Callable[[Window, Closing], None],
     ) -> None:
@@ -170,7 +147,7 @@ async def _replay(
     window: Window,
     plan: ReplayPlan,
     *,
-    inbox: Inboxes,
+    inbox: InboxReader,
     rooms: Rooms,
     page_bytes: int,
     patience_s: float,

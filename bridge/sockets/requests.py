@@ -20,9 +20,9 @@ from bridge.errors import (
     RefusedError,
     StoreUnavailableError,
 )
+from bridge.inbox.contract import InboxReader
 from bridge.sockets.admission import Admitted, Entrance, Verifier
 from bridge.sockets.engineio.session import Carrier
-from bridge.sockets.replay import Inboxes
 from bridge.sockets.window import Window
 
 Work = Coroutine[Any, Any, None]
@@ -38,7 +38,7 @@ class WindowRequests:
 
     def __init__(
         self,
-        inbox: Inboxes,
+        inbox: InboxReader,
         verifier: Verifier | None,
         *,
         entrance: Entrance,

@@ -25,6 +25,7 @@ from bridge.enums import (
     EVENT_EXPIRING,
     Closing,
 )
+from bridge.inbox.contract import InboxReader
 from bridge.logging import user_hash
 from bridge.metrics import Metrics
 from bridge.sockets.admission import Admitted, Entrance, Verifier
@@ -32,7 +33,7 @@ from bridge.sockets.engineio.fd_passing import Handover
 from bridge.sockets.engineio.listener import FrontDoors, FrontSite
 from bridge.sockets.engineio.server import Admission, Bounds, Engine
 from bridge.sockets.engineio.session import Carrier, Ending
-from bridge.sockets.replay import Inboxes, Replays
+from bridge.sockets.replay import Replays
 from bridge.sockets.requests import WindowRequests
 from bridge.sockets.rooms import Rooms
 from bridge.sockets.window import Window, WindowReport
@@ -84,7 +85,7 @@ class BridgeServer:
         self,
         options: ServerOptions,
         *,
-        inbox: Inboxes,
+        inbox: InboxReader,
         verifier: Verifier | None,
         metrics: Metrics,
         journal: Journal | None = None,
@@ -127,6 +128,7 @@ class BridgeServer:
         )
         self._tasks: asyncio.TaskGroup | None = None
         self.is_draining = False
+        inbox.subscribe(self.rooms.feed, self.renew)
         self.apply(options)
 
     def apply(self, options: ServerOptions) -> None:

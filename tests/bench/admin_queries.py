@@ -17,7 +17,7 @@ from time import perf_counter, time
 
 from bridge.core.journal import Journal
 from bridge.core.message import Message, Stored
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite.store import SqliteInbox
 
 RETENTION = Retention(max_messages=1000, max_age_s=7 * 86400, dedupe_s=600)
@@ -76,15 +76,15 @@ async def look(folder: Path, messages: int, users: int) -> None:
             f"{messages} messages of {users} users in {perf_counter() - began:.0f} s, "
             f"{path.stat().st_size / 1e6:.0f} MB"
         )
-        looking = inbox.looking
+        admin = inbox.admin
         newest, oldest = f"message-{messages - 1:032}", f"message-{0:032}"
-        await timed("a page of 50 users", lambda: looking.users(limit=50))
-        await timed("a page of 200 users", lambda: looking.users(limit=200))
-        await timed("a page of 50 messages", lambda: looking.look("user-0", limit=50))
-        await timed("an id, user named", lambda: looking.find(oldest, user="user-0"))
-        await timed("the newest id, user not named", lambda: looking.find(newest))
-        await timed("the oldest id, user not named", lambda: looking.find(oldest))
-        await timed("an id that is nowhere", lambda: looking.find("nowhere"))
+        await timed("a page of 50 users", lambda: admin.users(limit=50))
+        await timed("a page of 200 users", lambda: admin.users(limit=200))
+        await timed("a page of 50 messages", lambda: admin.messages("user-0", limit=50))
+        await timed("an id, user named", lambda: admin.find(oldest, user="user-0"))
+        await timed("the newest id, user not named", lambda: admin.find(newest))
+        await timed("the oldest id, user not named", lambda: admin.find(oldest))
+        await timed("an id that is nowhere", lambda: admin.find("nowhere"))
         show("nobody looks", await append_times(inbox, messages, users))
         async with asyncio.TaskGroup() as tasks:
             searching = tasks.create_task(search_on(inbox), name="search")
@@ -98,7 +98,7 @@ async def look(folder: Path, messages: int, users: int) -> None:
 async def search_on(inbox: SqliteInbox) -> None:
     """Search for what is not there, again and again."""
     while True:
-        await inbox.looking.find("nowhere")
+        await inbox.admin.find("nowhere")
 
 
 def journal_cost() -> None:

@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter, process_time, time
 
 from bridge.core.message import Message
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite.store import SqliteInbox
 
 BATCH = 100

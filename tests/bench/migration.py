@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import orjson
 
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.redis.encoding import tag_names
 from tests.bench.report import write_part
 from tests.bench.servers import ROOT, cpu_us

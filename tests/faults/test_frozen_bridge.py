@@ -15,7 +15,7 @@ import pytest
 from bridge.core.redis_address import parse_redis
 from bridge.demo.private_node import LocalNode
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.redis.store import RedisInbox
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.faults.suite.bridge_process import BridgeProcess

@@ -12,7 +12,7 @@ import pytest
 from bridge.core.message import Message
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.redis import connection as redis_link
 from bridge.inbox.redis.cluster import Cluster
 from bridge.inbox.redis.encoding import slot_of_tag, tag_names, tag_of
@@ -132,7 +132,7 @@ async def test_a_slot_that_goes_away_and_comes_back_is_heard_of_again(
             server.wait_until, "cluster_state:ok", "CLUSTER", "INFO"
         )
         async with inbox_on(f"redis+cluster://127.0.0.1:{server.port}") as inbox:
-            inbox.listen(lambda found: fed.extend(one.message.data for one in found))
+            inbox.subscribe(lambda found: fed.extend(one.message.data for one in found))
             await eventually(lambda: inbox.problem is None)
             await inbox.follow("ann")
             slot = str(slot_of_tag(tag_names()[tag_of("ann")]))

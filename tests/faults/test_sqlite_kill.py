@@ -5,7 +5,7 @@ import random
 import sys
 from pathlib import Path
 
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite.store import SqliteInbox
 
 _LIVES = 6
@@ -16,7 +16,7 @@ _PROGRAM = """
 import asyncio, random, sys
 from time import time
 from bridge.core.message import Message
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite.store import SqliteInbox
 
 async def main(path, life, users):

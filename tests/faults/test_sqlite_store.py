@@ -21,7 +21,7 @@ import pytest_asyncio
 
 from bridge.core.message import Message
 from bridge.errors import ConfigError, StoreUnavailableError
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite import store as sqlite_inbox
 from bridge.inbox.sqlite.file import StoreFile
 from bridge.inbox.sqlite.store import SqliteInbox

@@ -23,7 +23,7 @@ import aiohttp
 import pytest
 
 from bridge.demo.private_node import LocalNode
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually
 from tests.faults.test_sqlite_store import contents, move, no_file_grows, write

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from bridge.core.redis_address import parse_redis
 from bridge.demo.private_node import LocalNode
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually

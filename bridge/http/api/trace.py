@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from time import time
 from typing import Final, Protocol
 
-from bridge.core.admin_views import Search, Sighting, UserInbox
+from bridge.core.admin_views import Sighting
 from bridge.core.contracts.operator.operation import NoBody
 from bridge.core.contracts.operator.trace import (
     GET_TRACE,
@@ -20,21 +20,12 @@ from bridge.core.trace import DeadFact, Facts, Story, tell_story
 from bridge.errors import BrokerUnavailableError
 from bridge.http.api.endpoint import Api, Asked
 from bridge.http.journals import Remembered
+from bridge.inbox.contract import AdminQueries
 
 # Letters that are looked at for one trace, and how long that may take.
 _LETTERS_MAX: Final = 100_000
 _LETTERS_WITHIN_S: Final = 15.0
 _FOUND_MAX: Final = 100
-
-
-class Searching(Protocol):
-    """Where messages are looked for (the room `inbox`)."""
-
-    async def user(self, user: str) -> UserInbox | None:
-        """Return one user's inbox."""
-
-    async def find(self, message_id: str, *, user: str | None = None) -> Search:
-        """Find the messages with this id."""
 
 
 class DeadLetters(Protocol):
@@ -94,7 +85,7 @@ class Tracer:
     def __init__(
         self,
         *,
-        inboxes: Searching,
+        inboxes: AdminQueries,
         dead: DeadLetters,
         windows: Windows,
         memories: Remembering,

@@ -1,6 +1,5 @@
 """`/api/users`: who is online, what waits for whom, and closing somebody's windows."""
 
-from collections.abc import Sequence
 from time import time
 from typing import Final, Protocol
 
@@ -28,6 +27,7 @@ from bridge.core.position import Position, user_epoch
 from bridge.errors import StoreUnavailableError
 from bridge.http.api.endpoint import Api, ApiProblem, Asked
 from bridge.http.api.paging import bad_cursor, parse_cursor, render_cursor
+from bridge.inbox.contract import AdminQueries
 from bridge.logging import user_hash
 
 log = structlog.get_logger(__name__)
@@ -35,23 +35,6 @@ log = structlog.get_logger(__name__)
 _DATA_MAX_BYTES: Final = 1 << 20
 # Behind a user that is `.` or `..`, which programs would take for folders.
 _NOT_A_FOLDER: Final = "\x7f"
-
-
-class Looking(Protocol):
-    """What inboxes show (the room `inbox`)."""
-
-    async def users(
-        self, *, prefix: str = "", after: str = "", limit: int
-    ) -> Sequence[UserInbox]:
-        """Return a page of users by name."""
-
-    async def user(self, user: str) -> UserInbox | None:
-        """Return one user's inbox."""
-
-    async def look(
-        self, user: str, *, before: int | None = None, limit: int, max_bytes: int = 0
-    ) -> Sequence[KeptMessage]:
-        """Return some of a user's messages, newest first."""
 
 
 class Online(Protocol):
@@ -72,9 +55,9 @@ class Online(Protocol):
         """Close all windows of `user`; returns how many there were."""
 
 
-def add_user_routes(api: Api, looking: Looking, online: Online) -> None:
+def add_user_routes(api: Api, inboxes: AdminQueries, online: Online) -> None:
     """Serve users and their inboxes."""
-    desk = _Desk(looking, online)
+    desk = _Desk(inboxes, online)
     api.add(LIST_USERS, desk.list_users)
     api.add(GET_USER, desk.get_user)
     api.add(KICK_USER, desk.kick)
@@ -82,8 +65,8 @@ def add_user_routes(api: Api, looking: Looking, online: Online) -> None:
 
 
 class _Desk:
-    def __init__(self, looking: Looking, online: Online) -> None:
-        self._looking = looking
+    def __init__(self, inboxes: AdminQueries, online: Online) -> None:
+        self._inboxes = inboxes
         self._online = online
 
     async def list_users(self, asked: Asked[UsersQuery, NoBody]) -> UsersPage:
@@ -96,7 +79,7 @@ class _Desk:
         names = list(online)
         inboxes: dict[str, UserInbox] = {}
         if not query.online:
-            page = await self._looking.users(prefix=prefix, after=after, limit=wanted)
+            page = await self._inboxes.users(prefix=prefix, after=after, limit=wanted)
             inboxes = {inbox.user: inbox for inbox in page}
             names = sorted({*names, *inboxes})[:wanted]
         items = [
@@ -145,12 +128,12 @@ class _Desk:
         user = _user_of(asked.path["user"])
         query = asked.query
         before = _before(query.cursor)
-        inbox = await self._looking.user(user)
+        inbox = await self._inboxes.user(user)
         if inbox is None:
             if (await self._online.windows_of(user)).windows:
                 return Page[InboxMessage](items=[], next=None)
             raise _nobody()
-        messages = await self._looking.look(
+        messages = await self._inboxes.messages(
             user,
             before=before,
             limit=query.limit,
@@ -166,7 +149,7 @@ class _Desk:
     async def _inbox(self, user: str) -> UserInbox | None:
         """Return an inbox, an empty one for a user without; ``None`` if the store is away."""
         try:
-            return await self._looking.user(user) or UserInbox.of_nobody(user)
+            return await self._inboxes.user(user) or UserInbox.of_nobody(user)
         except StoreUnavailableError:
             return None  # who is online is worth knowing all the same
 

@@ -23,7 +23,7 @@ class Log(Protocol):
         """What is kept, oldest first."""
 
 
-class MemoryLooking:
+class MemoryAdminQueries:
     """A view of all inboxes, as they are at the moment of each call."""
 
     def __init__(
@@ -63,7 +63,7 @@ class MemoryLooking:
         """Return the inbox of `user`; ``None`` if there never was a message."""
         return UserInbox(user, self._state(user)) if user in self._logs else None
 
-    async def look(
+    async def messages(
         self, user: str, *, before: int | None = None, limit: int, max_bytes: int = 0
     ) -> Sequence[KeptMessage]:
         """

@@ -16,20 +16,8 @@ from typing import Final
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxState, Page
 from bridge.enums import SyncReason
-from bridge.inbox.memory.admin_queries import MemoryLooking
-
-Listener = Callable[[Sequence[Stored]], None]
-# Told of users whose messages may be gone, and whose positions mean nothing any more.
-Renewed = Callable[[Sequence[str]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """How much is kept: messages for each user, seconds for each message and each id."""
-
-    max_messages: int
-    max_age_s: float
-    dedupe_s: float
+from bridge.inbox.contract import EpochListener, Retention, StoredListener
+from bridge.inbox.memory.admin_queries import MemoryAdminQueries
 
 
 @dataclass(slots=True)
@@ -74,12 +62,13 @@ class MemoryInbox:
         self._logs: dict[str, _Log] = {}
         self._seen: dict[tuple[str, str], float] = {}
         self._followed: set[str] = set()
-        self._listener: Listener | None = None
-        # What operators see: reads alone, and nothing that the bridge would wait for.
-        self.looking = MemoryLooking(self._logs, self._seen, state=self._state)
+        self._on_stored: StoredListener | None = None
+        self.admin: Final = MemoryAdminQueries(
+            self._logs, self._seen, state=self._state
+        )
 
-    async def look(self) -> bool:
-        """Say that it is there: memory is always."""
+    async def exists(self) -> bool:
+        """Return true: memory needs no preparation."""
         return True
 
     async def open(self) -> None:
@@ -94,15 +83,14 @@ class MemoryInbox:
     async def usage(self) -> None:
         """Return that it takes nothing on any disk."""
 
-    def listen(self, listener: Listener, renewed: Renewed | None = None) -> None:
-        """
-        Call `listener` with what was stored for followed users, after it is, each in order.
-
-        The call is made in the event loop and must not block; there is one listener.
-        `renewed` is never called: here an epoch lasts as long as the process.
-        """
-        del renewed
-        self._listener = listener
+    def subscribe(
+        self,
+        on_stored: StoredListener,
+        on_epoch_changed: EpochListener | None = None,
+    ) -> None:
+        """Publish stored messages; the epoch never changes while the process runs."""
+        del on_epoch_changed
+        self._on_stored = on_stored
 
     async def follow(self, user: str) -> None:
         """Let the listener hear of `user`. What is stored after this returns, it hears."""
@@ -146,8 +134,8 @@ class MemoryInbox:
                 fresh.append(stored)
         for user in touched:
             self._logs[user].trim(self.retention, now_s)
-        if fresh and self._listener:
-            self._listener(fresh)
+        if fresh and self._on_stored is not None:
+            self._on_stored(fresh)
         return offsets
 
     async def state(self, user: str) -> InboxState:

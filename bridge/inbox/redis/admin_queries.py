@@ -37,7 +37,7 @@ class Inbox(Protocol):
         """Read a state from what a script has found."""
 
 
-class RedisLooking:
+class RedisAdminQueries:
     """A view of all inboxes, as they are at the moment of each call."""
 
     def __init__(
@@ -86,7 +86,7 @@ class RedisLooking:
         (found,) = await self._with_states([user])
         return found if found.state.last else None
 
-    async def look(
+    async def messages(
         self, user: str, *, before: int | None = None, limit: int, max_bytes: int = 0
     ) -> Sequence[KeptMessage]:
         """Return some messages of `user`, newest first, as memory_looking has it."""

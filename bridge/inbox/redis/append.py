@@ -25,7 +25,7 @@ from bridge.core.fence import Fence
 from bridge.core.message import Message
 from bridge.core.redis_address import RedisAddress
 from bridge.errors import HandedOverError, StoreUnavailableError
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.redis import scripts
 from bridge.inbox.redis.connection import (
     KeptLink,

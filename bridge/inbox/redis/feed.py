@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from bridge.core.message import Stored
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.memory.store import Listener, Renewed
+from bridge.inbox.contract import EpochListener, StoredListener
 from bridge.inbox.redis.encoding import TAGS, tag_of, unpack, unpack_news
 from bridge.inbox.redis.protocol import Link, Word
 
@@ -76,13 +76,15 @@ class Feed:
         )
         self.epochs = [""] * TAGS
         self._followed: dict[bytes, Subscription] = {}
-        self._listener: Listener | None = None
-        self._renewed: Renewed | None = None
+        self._on_stored: StoredListener | None = None
+        self._on_epoch_changed: EpochListener | None = None
 
-    def listen(self, listener: Listener, renewed: Renewed | None) -> None:
-        """Call `listener` with what comes, and `renewed` with users whose epoch changed."""
-        self._listener = listener
-        self._renewed = renewed
+    def subscribe(
+        self, on_stored: StoredListener, on_epoch_changed: EpochListener | None
+    ) -> None:
+        """Call `on_stored` with messages and `on_epoch_changed` with users."""
+        self._on_stored = on_stored
+        self._on_epoch_changed = on_epoch_changed
 
     # --- who is followed
 
@@ -173,12 +175,12 @@ class Feed:
             if subscription.tag == tag:
                 subscription.fed = 0
                 users.append(subscription.user)
-        if users and self._renewed is not None:
-            self._renewed(users)
+        if users and self._on_epoch_changed is not None:
+            self._on_epoch_changed(users)
 
     def _hand_over(self, fresh: list[Stored]) -> None:
-        if fresh and self._listener is not None:
-            self._listener(fresh)
+        if fresh and self._on_stored is not None:
+            self._on_stored(fresh)
 
 
 def pieces(

@@ -17,7 +17,7 @@ from typing import Any, Final
 from bridge.core.redis_address import RedisAddress
 from bridge.enums import SyncReason
 from bridge.errors import CarryRefusedError, StoreUnavailableError
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.migration.model import CarriedInbox, Held, Load, Portion, Waybill
 from bridge.inbox.redis.connection import (
     RefusedByRedisError,

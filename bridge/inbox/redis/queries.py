@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bridge.core.redis_address import RedisAddress
-from bridge.inbox.disk import DiskUsage
+from bridge.inbox.contract import DiskUsage
 from bridge.inbox.redis.connection import KeptLink, see_replicas, waits
 from bridge.inbox.redis.protocol import Answer, Word
 from bridge.inbox.redis.scripts import Script

@@ -41,10 +41,9 @@ from bridge.core.message import Message, Stored
 from bridge.core.redis_address import RedisAddress
 from bridge.core.replay import InboxState, Page
 from bridge.errors import ConfigError, StoreUnavailableError
-from bridge.inbox.disk import DiskUsage
-from bridge.inbox.memory.store import Listener, Renewed, Retention
+from bridge.inbox.contract import DiskUsage, EpochListener, Retention, StoredListener
 from bridge.inbox.redis import scripts
-from bridge.inbox.redis.admin_queries import RedisLooking
+from bridge.inbox.redis.admin_queries import RedisAdminQueries
 from bridge.inbox.redis.append import Appending
 from bridge.inbox.redis.background_writes import Errands
 from bridge.inbox.redis.cluster import Cluster
@@ -108,7 +107,7 @@ class RedisInbox:
         self._asking = Asking(address, self._servers, self.prefixes)
         self._errands = Errands(self._servers, self.prefixes.__getitem__)
         self._appending = Appending(address, self._servers, self.prefixes)
-        self.looking = RedisLooking(self, self._asking)  # what operators see
+        self.admin = RedisAdminQueries(self, self._asking)
         self._upkeep: asyncio.Task[None] | None = None
 
     def _doubt(self) -> None:
@@ -126,8 +125,8 @@ class RedisInbox:
 
     # --- opening and closing
 
-    async def look(self) -> bool:
-        """Say that it is there: a server has nothing that would have to be made first."""
+    async def exists(self) -> bool:
+        """Return true: a server needs no preparation."""
         return True
 
     async def open(self) -> None:
@@ -216,15 +215,13 @@ class RedisInbox:
 
     # --- the live feed
 
-    def listen(self, listener: Listener, renewed: Renewed | None = None) -> None:
-        """
-        Call `listener` with what was stored for followed users, after it is, each in order.
-
-        The call is made in the event loop and must not block; there is one listener.
-        `renewed` is called with users whose epoch has changed, before anything of the
-        new one comes: the windows that they have are of a life that is over.
-        """
-        self._feed.listen(listener, renewed)
+    def subscribe(
+        self,
+        on_stored: StoredListener,
+        on_epoch_changed: EpochListener | None = None,
+    ) -> None:
+        """Publish what is stored for followed users, and changes of their epochs."""
+        self._feed.subscribe(on_stored, on_epoch_changed)
 
     async def follow(self, user: str) -> None:
         """

@@ -63,7 +63,7 @@ class _Hunt:
         return self.is_complete
 
 
-class SqliteLooking:
+class SqliteAdminQueries:
     """A view of all inboxes in the file, as of the last commit."""
 
     def __init__(
@@ -116,7 +116,7 @@ class SqliteLooking:
         )
         return self._marked(found) if found else None
 
-    async def look(
+    async def messages(
         self, user: str, *, before: int | None = None, limit: int, max_bytes: int = 0
     ) -> Sequence[KeptMessage]:
         """Return some messages of `user`, newest first, as memory_looking has it."""

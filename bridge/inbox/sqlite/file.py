@@ -9,11 +9,13 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Final
 
 from bridge.errors import ConfigError, StoreInUseError, StoreUnavailableError
+from bridge.inbox.contract import DiskUsage
 from bridge.inbox.sqlite.schema import MIGRATIONS
 
 # "brdg": tells our files from other people's.
@@ -305,6 +307,20 @@ class StoreFile:
 
     def _wrong_use(self, problem: str) -> ConfigError:
         return ConfigError((f"BRIDGE_INBOX: {self._description}: {problem}",))
+
+
+def disk_usage(path: Path) -> DiskUsage:
+    """
+    Measure the SQLite file at `path` with its companion files. Blocks.
+
+    Raises:
+        OSError: If the folder cannot be read.
+
+    """
+    # SQLite's own suffixes (sqlite.org/tempfiles.html).
+    files = (path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm"))
+    used_bytes = sum(file.stat().st_size for file in files if file.exists())
+    return DiskUsage(used_bytes, shutil.disk_usage(path.parent).free)
 
 
 def _identity(name: str) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxState, Page
 from bridge.enums import SyncReason
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite.chain import rows
 from bridge.inbox.sqlite.file import StoreFile
 from bridge.inbox.sqlite.unindexed import Tail, Waiting

@@ -27,11 +27,10 @@ import structlog
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxState, Page
 from bridge.errors import ConfigError, StoreUnavailableError
-from bridge.inbox.disk import DiskUsage, disk_usage
-from bridge.inbox.memory.store import Listener, Renewed, Retention
-from bridge.inbox.sqlite.admin_queries import SqliteLooking
+from bridge.inbox.contract import DiskUsage, EpochListener, Retention, StoredListener
+from bridge.inbox.sqlite.admin_queries import SqliteAdminQueries
 from bridge.inbox.sqlite.admin_reader import LookingDesk
-from bridge.inbox.sqlite.file import StoreFile
+from bridge.inbox.sqlite.file import StoreFile, disk_usage
 from bridge.inbox.sqlite.reader import Reading
 from bridge.inbox.sqlite.unindexed import ROUND_ENTRIES, Tail
 from bridge.inbox.sqlite.worker_thread import Worker
@@ -85,11 +84,11 @@ class SqliteInbox:
             self._reading, name="inbox-reader", store=self.description
         )
         desk = LookingDesk(file, tail, retention=self._current, now=now)
-        self.looking = SqliteLooking(self, desk)  # what operators see
+        self.admin = SqliteAdminQueries(self, desk)
         self.is_open = False
         self._unopened_for: str | None = _NOT_OPEN
         self._followed: set[str] = set()
-        self._listener: Listener | None = None
+        self._on_stored: StoredListener | None = None
         self._marks: dict[str, int] = {}
         self._marks_on_their_way: dict[str, int] = {}
         self._forgotten: set[bytes] = set()
@@ -116,8 +115,8 @@ class SqliteInbox:
 
     # --- opening and closing
 
-    async def look(self) -> bool:
-        """Say whether the file is there, and change nothing; errors as `open`."""
+    async def exists(self) -> bool:
+        """Return whether the file exists; errors as `open`."""
         try:
             return await asyncio.to_thread(self._file.look)
         except OSError as exc:
@@ -159,7 +158,7 @@ class SqliteInbox:
                 await self._writer.submit(
                     lambda c: self._writing.run_errands(c, marks, self._forgotten)
                 )
-        await self.looking.close()
+        await self.admin.close()
         await self._reader.stop()
         await self._writer.stop()
 
@@ -187,13 +186,14 @@ class SqliteInbox:
 
     # --- the live feed
 
-    def listen(self, listener: Listener, renewed: Renewed | None = None) -> None:
-        """
-        Call `listener` with what was stored for followed users, after it is, each in order.
-        The call is made in the event loop and must not block; there is one listener.
-        """
-        del renewed  # an epoch lasts as long as the file is held
-        self._listener = listener
+    def subscribe(
+        self,
+        on_stored: StoredListener,
+        on_epoch_changed: EpochListener | None = None,
+    ) -> None:
+        """Publish stored messages; the epoch never changes while the file is open."""
+        del on_epoch_changed
+        self._on_stored = on_stored
 
     async def follow(self, user: str) -> None:
         """Let the listener hear of `user`. What is stored after this returns, it hears."""
@@ -205,7 +205,7 @@ class SqliteInbox:
 
     def _feed(self, messages: Sequence[Message], offsets: Sequence[int | None]) -> None:
         followed = self._followed
-        if self._listener is None or not followed:
+        if self._on_stored is None or not followed:
             return
         fresh = [
             Stored(message, offset)
@@ -213,7 +213,7 @@ class SqliteInbox:
             if offset is not None and message.user in followed
         ]
         if fresh:
-            self._listener(fresh)
+            self._on_stored(fresh)
 
     # --- writing
 

@@ -15,7 +15,7 @@ import orjson
 
 from bridge.core.message import Message
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite import statements
 from bridge.inbox.sqlite.file import StoreFile
 from bridge.inbox.sqlite.unindexed import BLOCK, HEAD, Fresh, Piece, Tail

@@ -14,7 +14,8 @@ import pytest_asyncio
 from bridge.core.fence import Fence
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import parse_redis
-from bridge.inbox.memory.store import MemoryInbox, Retention
+from bridge.inbox.contract import Retention
+from bridge.inbox.memory.store import MemoryInbox
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.sqlite.store import SqliteInbox
 from tests.contract.inbox.files import Clock, Opened
@@ -188,7 +189,7 @@ async def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         shelf.fed += batch
         shelf.batches.append(len(batch))
 
-    inbox.listen(listen)
+    inbox.subscribe(listen)
     await inbox.open()
     yield shelf
     await inbox.close()

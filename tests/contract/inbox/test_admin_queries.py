@@ -5,7 +5,7 @@ import pytest
 from bridge.core.admin_views import KeptMessage, Sighting
 from bridge.enums import SyncReason
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from tests.contract.inbox.conftest import Shelf
 from tests.contract.inbox.files import Opened, message, read_all
 
@@ -40,7 +40,7 @@ async def test_users_come_by_name_in_pages(shelf: Shelf) -> None:
     listed: list[str] = []
     while True:
         after = listed[-1] if listed else ""
-        page = await shelf.inbox.looking.users(after=after, limit=5)
+        page = await shelf.inbox.admin.users(after=after, limit=5)
         listed += [each.user for each in page]
         if len(page) < 5:
             break
@@ -54,7 +54,7 @@ async def test_users_can_be_asked_for_by_how_they_begin(shelf: Shelf) -> None:
         await shelf.append(name, b"1")
 
     async def named(prefix: str, after: str = "") -> list[str]:
-        page = await shelf.inbox.looking.users(prefix=prefix, after=after, limit=9)
+        page = await shelf.inbox.admin.users(prefix=prefix, after=after, limit=9)
         return [each.user for each in page]
 
     assert await named("ali") == ["alice", "alina"]
@@ -71,7 +71,7 @@ async def test_a_user_shows_depth_and_what_waits(shelf: Shelf) -> None:
     await shelf.append("alice", *(b"%d" % number for number in range(130)))
     shelf.inbox.mark_delivered("alice", 100)
 
-    alice = await shelf.inbox.looking.user("alice")
+    alice = await shelf.inbox.admin.user("alice")
 
     assert alice is not None
     assert (alice.user, alice.depth, alice.waiting) == ("alice", 100, 30)
@@ -82,7 +82,7 @@ async def test_a_user_shows_depth_and_what_waits(shelf: Shelf) -> None:
     )
     assert alice.state.trimmed_for is SyncReason.LIMIT
     assert alice.state == await shelf.inbox.state("alice")
-    assert list(await shelf.inbox.looking.users(limit=9)) == [alice]
+    assert list(await shelf.inbox.admin.users(limit=9)) == [alice]
 
 
 async def test_what_is_gone_undelivered_does_not_wait(shelf: Shelf) -> None:
@@ -90,7 +90,7 @@ async def test_what_is_gone_undelivered_does_not_wait(shelf: Shelf) -> None:
     await shelf.append("alice", b"1", b"2")
     shelf.later(1001)
 
-    alice = await shelf.inbox.looking.user("alice")
+    alice = await shelf.inbox.admin.user("alice")
 
     assert alice is not None
     assert (alice.depth, alice.waiting, alice.state.last) == (0, 0, 2)
@@ -98,12 +98,12 @@ async def test_what_is_gone_undelivered_does_not_wait(shelf: Shelf) -> None:
 
 async def test_looking_makes_no_user(shelf: Shelf) -> None:
     """An operator mistypes names."""
-    looking = shelf.inbox.looking
+    admin = shelf.inbox.admin
 
-    assert await looking.user("nobody") is None
-    assert list(await looking.look("nobody", limit=5)) == []
-    assert list((await looking.find("m", user="nobody")).sightings) == []
-    assert list(await looking.users(limit=5)) == []
+    assert await admin.user("nobody") is None
+    assert list(await admin.messages("nobody", limit=5)) == []
+    assert list((await admin.find("m", user="nobody")).sightings) == []
+    assert list(await admin.users(limit=5)) == []
 
 
 # --- one user's messages
@@ -113,7 +113,7 @@ async def test_messages_are_shown_newest_first_in_pages(shelf: Shelf) -> None:
     """What an operator looks for is mostly what came last."""
     await shelf.append("alice", *(b"%d" % number for number in range(10)))
     await shelf.append("bob", b"another's")
-    look = shelf.inbox.looking.look
+    look = shelf.inbox.admin.messages
 
     assert offsets(await look("alice", limit=4)) == [10, 9, 8, 7]
     assert offsets(await look("alice", before=7, limit=4)) == [6, 5, 4, 3]
@@ -127,7 +127,7 @@ async def test_a_message_is_shown_as_it_is_kept(shelf: Shelf) -> None:
     await shelf.inbox.append(
         [shelf.message("alice", b'"hello"', message_id="m", deadline_s=2e6)]
     )
-    look = shelf.inbox.looking.look
+    look = shelf.inbox.admin.messages
 
     shown = KeptMessage(1, "message", 1_000_000.0, "m", 2e6, 7)
     assert list(await look("alice", limit=1)) == [shown]
@@ -138,7 +138,7 @@ async def test_a_message_is_shown_as_it_is_kept(shelf: Shelf) -> None:
 async def test_a_page_with_data_is_bounded_in_bytes(shelf: Shelf) -> None:
     """One message at least, however large; without data, size does not matter."""
     await shelf.append("alice", b"x" * 500, b"x" * 50, b"x" * 50)
-    look = shelf.inbox.looking.look
+    look = shelf.inbox.admin.messages
 
     assert offsets(await look("alice", limit=9, max_bytes=100)) == [3, 2]
     assert offsets(await look("alice", limit=9, max_bytes=99)) == [3]
@@ -152,7 +152,7 @@ async def test_a_message_past_its_deadline_is_still_shown(shelf: Shelf) -> None:
     await shelf.inbox.append([shelf.message("alice", b"1", deadline_s=deadline_s)])
     shelf.later(6)
 
-    (shown,) = await shelf.inbox.looking.look("alice", limit=5)
+    (shown,) = await shelf.inbox.admin.messages("alice", limit=5)
 
     assert shown.deadline_s == deadline_s
 
@@ -162,7 +162,7 @@ async def test_what_is_trimmed_is_not_shown(shelf: Shelf) -> None:
     await shelf.append("alice", *(b"%d" % number for number in range(130)))
 
     async def all_of_alice() -> list[int]:
-        return offsets(await shelf.inbox.looking.look("alice", limit=999))
+        return offsets(await shelf.inbox.admin.messages("alice", limit=999))
 
     assert await all_of_alice() == list(range(130, 30, -1))
     shelf.later(1001)
@@ -183,7 +183,7 @@ async def test_a_message_is_found_by_its_id(shelf: Shelf) -> None:
             for user, message_id in zip(users, ids, strict=True)
         ]
     )
-    find = shelf.inbox.looking.find
+    find = shelf.inbox.admin.find
 
     of_alice = await find("m", user="alice")
     of_all = await find("m")
@@ -208,7 +208,7 @@ async def test_an_id_is_remembered_longer_than_its_message(
     for _ in range(2):  # stores may delete later than they forget
         await shelf.append("alice", *(b"%d" % number for number in range(100)))
 
-    found = await shelf.inbox.looking.find("m", user=user)
+    found = await shelf.inbox.admin.find("m", user=user)
 
     assert list(found.sightings) == [Sighting("alice", [], at_s)]
 
@@ -223,7 +223,7 @@ async def test_an_id_that_was_stored_twice_is_found_twice(
     shelf.later(61)
     await shelf.inbox.append([shelf.message("alice", b"2", message_id="m")])
 
-    (sighting,) = (await shelf.inbox.looking.find("m", user=user)).sightings
+    (sighting,) = (await shelf.inbox.admin.find("m", user=user)).sightings
 
     assert offsets(sighting.kept) == [1, 2]
     assert sighting.seen_s == at_s + 61
@@ -238,8 +238,8 @@ async def test_looking_changes_nothing(shelf: Shelf) -> None:
     await shelf.append("alice", b"1", b"2")
     before = await shelf.inbox.state("alice")
 
-    await shelf.inbox.looking.look("alice", limit=5, max_bytes=1000)
-    await shelf.inbox.looking.find("m")
+    await shelf.inbox.admin.messages("alice", limit=5, max_bytes=1000)
+    await shelf.inbox.admin.find("m")
 
     assert await shelf.inbox.state("alice") == before
     assert len(shelf.fed) == 2
@@ -250,10 +250,10 @@ async def test_a_store_that_is_closed_is_not_looked_at(opened: Opened) -> None:
     """The error is the one that every reader of the store knows."""
     async with opened() as inbox:
         await inbox.append([message("alice", b"1")])
-        assert offsets(list(await inbox.looking.look("alice", limit=1))) == [1]
+        assert offsets(list(await inbox.admin.messages("alice", limit=1))) == [1]
 
     with pytest.raises(StoreUnavailableError):
-        await inbox.looking.user("alice")
+        await inbox.admin.user("alice")
 
 
 async def test_a_search_that_takes_too_long_says_so(
@@ -265,10 +265,10 @@ async def test_a_search_that_takes_too_long_says_so(
     async with opened() as inbox:
         batch = [message("alice", b"1", f"m{number}") for number in range(50)]
         await inbox.append(batch)
-        whole = await inbox.looking.find("m3")
+        whole = await inbox.admin.find("m3")
         monkeypatch.setattr("bridge.inbox.sqlite.admin_queries.monotonic", _leaps())
-        cut_short = await inbox.looking.find("m3")
-        recent = await inbox.looking.find("m45")
+        cut_short = await inbox.admin.find("m3")
+        recent = await inbox.admin.find("m45")
 
     assert [len(whole.sightings), whole.looked_at, whole.is_complete] == [1, 50, True]
     assert [len(cut_short.sightings), cut_short.is_complete] == [0, False]
@@ -286,9 +286,9 @@ async def test_a_file_is_looked_at_while_it_is_written(opened: Opened) -> None:
     async with opened(round_entries=3) as inbox:
         for number in range(30):
             await inbox.append([message("alice", b"1", f"m{number}")])
-            shown = list(await inbox.looking.look("alice", limit=100))
+            shown = list(await inbox.admin.messages("alice", limit=100))
             assert offsets(shown) == list(range(number + 1, 0, -1))
-            found = await inbox.looking.find(f"m{number}", user="alice")
+            found = await inbox.admin.find(f"m{number}", user="alice")
             assert len(found.sightings) == 1
         assert len(await read_all(inbox, "alice")) == 30
 
@@ -298,4 +298,4 @@ async def test_the_retention_of_today_counts(shelf: Shelf) -> None:
     await shelf.append("alice", *(b"%d" % number for number in range(50)))
     shelf.inbox.retention = Retention(max_messages=10, max_age_s=1000, dedupe_s=60)
 
-    assert len(await shelf.inbox.looking.look("alice", limit=99)) == 10
+    assert len(await shelf.inbox.admin.messages("alice", limit=99)) == 10

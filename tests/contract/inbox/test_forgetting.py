@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.enums import SyncReason
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from tests.contract.inbox.conftest import STORES, Shelf
 
 # --- forgetting

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from bridge.core.message import Message, Stored
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from tests.contract.inbox.conftest import STORES, Inbox
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class Machine(RuleBasedStateMachine):
         self.inbox: Inbox = STORES[self.store](
             RETENTION, now=lambda: self.now_s, folder=self.folder
         )
-        self.inbox.listen(self.fed.extend)
+        self.inbox.subscribe(self.fed.extend)
         self.run(self.inbox.open())
         for user in self.followed:
             self.run(self.inbox.follow(user))

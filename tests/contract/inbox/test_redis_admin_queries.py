@@ -5,7 +5,7 @@ import time
 
 from bridge.core.message import Message
 from bridge.core.redis_address import parse_redis
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.redis.encoding import tag_of
 from bridge.inbox.redis.store import RedisInbox
 from tests.redis_server import RedisServer
@@ -30,7 +30,7 @@ async def test_a_search_of_all_looks_at_no_more_than_some_thousand_messages_at_a
             batch = [Message(user, "m", b"1", now_s) for _ in range(999)]
             await inbox.append([*batch, Message(user, "m", b"1", now_s, "wanted")])
         before = scripts_run(redis_server)
-        search = await inbox.looking.find("wanted")
+        search = await inbox.admin.find("wanted")
         run = scripts_run(redis_server) - before
     finally:
         await inbox.close()

@@ -12,7 +12,7 @@ import pytest
 from bridge.core.message import Message
 from bridge.core.redis_address import parse_redis
 from bridge.errors import HandedOverError
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.redis.store import RedisInbox
 from tests.contract.inbox import conftest
 from tests.redis_server import RedisServer

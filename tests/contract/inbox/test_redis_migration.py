@@ -13,7 +13,7 @@ import pytest
 from bridge.core.message import Message
 from bridge.core.redis_address import parse_redis
 from bridge.errors import CarryRefusedError, StoreUnavailableError
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.migration.migrate import Outcome, carry
 from bridge.inbox.migration.model import Amount, Load, Waybill
 from bridge.inbox.redis.migration_target import RedisTarget, redis_target

@@ -165,7 +165,7 @@ async def test_the_feed_is_in_order_over_many_appends(opened: Opened) -> None:
     """And comes before the append returns, whoever waits for it."""
     fed: list[int] = []
     async with opened() as inbox:
-        inbox.listen(lambda batch: fed.extend(stored.offset for stored in batch))
+        inbox.subscribe(lambda batch: fed.extend(stored.offset for stored in batch))
         await inbox.follow("alice")
 
         async def append(number: int) -> None:
@@ -185,7 +185,7 @@ async def test_an_append_that_is_cancelled_leaves_the_store_as_good(
     """Before it was begun it is taken back; after that it is stored and fed."""
     fed: list[bytes] = []
     async with opened() as inbox:
-        inbox.listen(lambda batch: fed.extend(each.message.data for each in batch))
+        inbox.subscribe(lambda batch: fed.extend(each.message.data for each in batch))
         await inbox.follow("alice")
         go_on, _ = await block_writer(inbox)
         waiting = asyncio.ensure_future(inbox.append([message("alice", b"waited")]))
@@ -235,7 +235,7 @@ async def test_a_listener_that_fails_stops_nothing(
         raise ValueError(message)
 
     async with opened() as inbox:
-        inbox.listen(fail)
+        inbox.subscribe(fail)
         await inbox.follow("alice")
         assert await inbox.append([message("alice", b"1")]) == [1]
         assert await inbox.append([message("alice", b"2")]) == [2]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite.chain import rows as chain_rows
 from bridge.inbox.sqlite.chain import rows_back
 from bridge.inbox.sqlite.store import SqliteInbox

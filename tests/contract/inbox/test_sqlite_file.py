@@ -11,7 +11,7 @@ import pytest
 
 from bridge.enums import SyncReason
 from bridge.errors import ConfigError, StoreUnavailableError
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite import file as sqlite_file
 from bridge.inbox.sqlite.schema import MIGRATIONS
 from bridge.inbox.sqlite.store import SqliteInbox
@@ -161,7 +161,7 @@ async def test_a_program_that_forgets_to_close_the_store_ends_all_the_same(
     """A crash at the start must not leave a process that does nothing."""
     program = (
         "import asyncio, sys\n"
-        "from bridge.inbox.memory.store import Retention\n"
+        "from bridge.inbox.contract import Retention\n"
         "from bridge.inbox.sqlite.store import SqliteInbox\n"
         "asyncio.run(SqliteInbox(sys.argv[1], Retention(9, 9, 9)).open())\n"
     )

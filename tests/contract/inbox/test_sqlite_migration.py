@@ -11,7 +11,7 @@ import pytest
 from bridge.core.message import Message, Stored
 from bridge.enums import SyncReason
 from bridge.errors import CarryRefusedError, ConfigError, StoreInUseError
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from bridge.inbox.migration.migrate import carry
 from bridge.inbox.migration.model import Amount, CarriedInbox, Held, Load, Waybill
 from bridge.inbox.sqlite.migration_source import SqliteSource

@@ -19,7 +19,8 @@ from bridge.core.message import Message
 from bridge.core.origins import OriginRules
 from bridge.core.worker_slot import Workplace
 from bridge.http.public import public_app
-from bridge.inbox.memory.store import MemoryInbox, Retention
+from bridge.inbox.contract import Retention
+from bridge.inbox.memory.store import MemoryInbox
 from bridge.metrics import Metrics
 from bridge.sockets.engineio.server import Admission, Bounds
 from bridge.sockets.engineio.session import Carrier
@@ -191,7 +192,6 @@ async def open_door(
         metrics=metrics,
         place=place,
     )
-    inbox.listen(server.rooms.feed)
     app = await asyncio.to_thread(  # it reads a file, before a bridge has a loop
         public_app, health=Healthy(), route_sockets=server.route, legacy=legacy
     )

@@ -16,7 +16,8 @@ import pytest
 from bridge.core.replay import InboxState, Page
 from bridge.enums import Closing
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.memory.store import MemoryInbox, Retention
+from bridge.inbox.contract import Retention
+from bridge.inbox.memory.store import MemoryInbox
 from tests.conftest import eventually
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.listeners import Door, Plan, open_door

@@ -1,6 +1,6 @@
 """A window that comes back: nothing missed, or an honest word about what is."""
 
-from bridge.inbox.memory.store import Retention
+from bridge.inbox.contract import Retention
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.listeners import (
     Door,

@@ -202,9 +202,9 @@ async def test_a_lost_part_of_the_feed_is_read_from_the_inbox() -> None:
         await window.join("alice")
         await window.synced()
         await door.store("alice", 1)
-        door.inbox.listen(lambda _batch: None)
+        door.inbox.subscribe(lambda _batch: None)
         await door.store("alice", 2, 3)
-        door.inbox.listen(door.server.rooms.feed)
+        door.inbox.subscribe(door.server.rooms.feed)
 
         await door.store("alice", 4)
         await door.store("alice", 5)

@@ -1,13 +1,13 @@
 """A trace while sources are away or too large: told from the rest, and what is missing is said."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pytest
 from aiohttp import web
 from pydantic import BaseModel
 
-from bridge.core.admin_views import Search, UserInbox
+from bridge.core.admin_views import KeptMessage, Search, UserInbox
 from bridge.core.dead_letter import Count, Letter
 from bridge.core.fleet import ALONE, Reach, Seen
 from bridge.core.journal import Happening, Journal
@@ -40,6 +40,18 @@ class Sources:
         self.is_complete = True
         self.reach = ALONE
         self.reach_of_journals: Reach | None = None
+
+    async def users(
+        self, *, prefix: str = "", after: str = "", limit: int
+    ) -> Sequence[UserInbox]:
+        """Fail: a trace lists no users."""
+        raise NotImplementedError
+
+    async def messages(
+        self, user: str, *, before: int | None = None, limit: int, max_bytes: int = 0
+    ) -> Sequence[KeptMessage]:
+        """Fail: a trace lists no messages."""
+        raise NotImplementedError
 
     async def user(self, user: str) -> UserInbox | None:
         """Return nothing."""

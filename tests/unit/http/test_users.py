@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from bridge.core.admin_views import KeptMessage, UserInbox
+from bridge.core.admin_views import KeptMessage, Search, UserInbox
 from bridge.core.contracts.operator.users import WindowFacts
 from bridge.core.fleet import ALONE, OnlineUser, Reach, Seen
 from bridge.core.replay import InboxState
@@ -42,10 +42,14 @@ class Shelf:
         self._check()
         return await self._inbox(user) if user in self.names else None
 
-    async def look(
+    async def messages(
         self, user: str, *, before: int | None = None, limit: int, max_bytes: int = 0
     ) -> Sequence[KeptMessage]:
-        """Return nothing: not asked for here."""
+        """Fail: these tests list no messages."""
+        raise NotImplementedError
+
+    async def find(self, message_id: str, *, user: str | None = None) -> Search:
+        """Fail: these tests search no message."""
         raise NotImplementedError
 
     async def _inbox(self, user: str) -> UserInbox:

@@ -1,0 +1,250 @@
+"""
+What every store of inboxes offers, as small protocols for the parts that use it.
+
+An inbox is one user's log of messages. A store keeps the inboxes of all users: it numbers
+the messages of each user from 1 without gaps, publishes them to its subscriber, and
+deletes them by the rules of `Retention`. One suite in tests/contract runs against all
+three stores: memory, sqlite and redis.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bridge.core.admin_views import KeptMessage, Search, UserInbox
+from bridge.core.message import Message, Stored
+from bridge.core.replay import InboxState, Page
+
+# Receives the messages that were stored for followed users, those of each user in order.
+StoredListener = Callable[[Sequence[Stored]], None]
+# Receives users whose epoch has changed: their positions no longer mean anything, and
+# some of their messages may be gone.
+EpochListener = Callable[[Sequence[str]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """
+    How much a store keeps.
+
+    Attributes:
+        max_messages: Messages of each user.
+        max_age_s: Age at which a message is deleted.
+        dedupe_s: How long the id of a message is remembered.
+
+    """
+
+    max_messages: int
+    max_age_s: float
+    dedupe_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUsage:
+    """Bytes that a store uses, and bytes that are still free on its disk or server."""
+
+    used_bytes: int
+    free_bytes: int
+
+
+class InboxWriter(Protocol):
+    """The part of a store that the pipeline uses."""
+
+    async def append(self, messages: Sequence[Message]) -> Sequence[int | None]:
+        """
+        Store `messages` in order, all or none; durable when the call returns.
+
+        Returns:
+            The offset of each message; ``None`` for a duplicate: a message whose id its
+            user has received within the dedupe window.
+
+        Raises:
+            StoreUnavailableError: If the store cannot be written now.
+
+        Cancellation: the messages may or may not have been stored.
+
+        """
+
+    async def note_trial(self, key: bytes) -> int:
+        """
+        Record that the message with this key is processed alone; return the trial number.
+
+        The record survives the process, so a message that crashes it is recognized.
+
+        Raises:
+            StoreUnavailableError: If the trial cannot be recorded now.
+
+        """
+
+    def forget_trial(self, key: bytes) -> None:
+        """Delete the record in the background, without waiting for it."""
+
+
+class InboxReader(Protocol):
+    """The part of a store that browser windows use."""
+
+    def subscribe(
+        self,
+        on_stored: StoredListener,
+        on_epoch_changed: EpochListener | None = None,
+    ) -> None:
+        """
+        Call `on_stored` after messages of followed users were stored.
+
+        There is one subscriber: a second call replaces the first. Both functions are
+        called in the event loop and must not block. `on_epoch_changed` is called before
+        the first message of the new epoch.
+        """
+
+    async def follow(self, user: str) -> None:
+        """
+        Include `user` in the feed: messages stored after this returns are published.
+
+        Raises:
+            StoreUnavailableError: If the store does not confirm it.
+
+        """
+
+    def unfollow(self, user: str) -> None:
+        """Undo `follow`. A later `follow` takes effect even if this is still running."""
+
+    async def state(self, user: str) -> InboxState:
+        """
+        Return the first, last and delivered offsets of the inbox of `user`.
+
+        Raises:
+            StoreUnavailableError: If the store cannot be read now.
+
+        """
+
+    async def read(
+        self, user: str, *, after: int, max_messages: int, max_bytes: int
+    ) -> Page:
+        """
+        Read messages with offsets above `after`, oldest first.
+
+        The page holds at least one message if there is any, however large it is.
+
+        Raises:
+            StoreUnavailableError: If the store cannot be read now.
+
+        """
+
+    async def count_expired(self, user: str, *, after: int) -> int:
+        """
+        Count the messages above the offset `after` that are past their deadline.
+
+        Raises:
+            StoreUnavailableError: If the store cannot be read now.
+
+        """
+
+    def mark_delivered(self, user: str, offset: int) -> None:
+        """
+        Move the delivered mark of `user` forward to `offset`; a lower offset is ignored.
+
+        The mark takes effect at once and is written in the background: a crash can
+        revert about a second of marks.
+        """
+
+
+class AdminQueries(Protocol):
+    """
+    Read-only queries for operators; they neither change an inbox nor delay the bridge.
+
+    Every query raises StoreUnavailableError if the store cannot be read now.
+    """
+
+    async def users(
+        self, *, prefix: str = "", after: str = "", limit: int
+    ) -> Sequence[UserInbox]:
+        """Return up to `limit` users with this prefix, by name, from `after` on."""
+
+    async def user(self, user: str) -> UserInbox | None:
+        """Return the inbox of `user`; ``None`` if the user never had a message."""
+
+    async def messages(
+        self, user: str, *, before: int | None = None, limit: int, max_bytes: int = 0
+    ) -> Sequence[KeptMessage]:
+        """
+        Return up to `limit` messages of `user`, newest first.
+
+        Args:
+            user: The user whose messages are listed.
+            before: Exclude this offset and above; ``None`` starts at the newest.
+            limit: The most messages to return.
+            max_bytes: How many bytes of data to return with them, at least the data of
+                one message; 0 returns no data.
+
+        """
+
+    async def find(self, message_id: str, *, user: str | None = None) -> Search:
+        """
+        Find the messages with this id, of one user or of all users.
+
+        A search through all users stops after a time limit and reports that it is
+        incomplete.
+        """
+
+
+class Inbox(InboxWriter, InboxReader, Protocol):
+    """A store, with its lifecycle."""
+
+    retention: Retention  # may be replaced while the store is open
+
+    @property
+    def description(self) -> str:
+        """The store as settings name it, without secrets."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why the store cannot be written now; ``None`` if no problem is known."""
+
+    @property
+    def admin(self) -> AdminQueries:
+        """The queries for operators."""
+
+    async def exists(self) -> bool:
+        """
+        Return whether the store exists already, without creating it.
+
+        Raises:
+            ConfigError: If the setting cannot be right.
+            StoreUnavailableError: If the store cannot be used now.
+
+        """
+
+    async def open(self) -> None:
+        """
+        Open the store, creating it if it does not exist.
+
+        Raises:
+            ConfigError: If the setting is wrong.
+            StoreUnavailableError: If the store cannot be opened now. The call may be
+                repeated.
+
+        """
+
+    async def close(self) -> None:
+        """Finish background writes and close the store, which may never have been open."""
+
+    async def check(self) -> None:
+        """
+        Verify that the store can be written.
+
+        Raises:
+            StoreUnavailableError: If it cannot.
+
+        """
+
+    async def usage(self) -> DiskUsage | None:
+        """
+        Return how much space the store uses; ``None`` if it has no limit of its own.
+
+        Raises:
+            StoreUnavailableError: If that cannot be determined now.
+
+        """
+
+    async def sweep(self) -> None:
+        """Delete messages and ids that are too old; called about once a minute."""
