@@ -22,10 +22,12 @@ from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import topology
 from bridge.auth.jwt import TokenVerifier
 from bridge.auth.key_set import KeySet
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.message import MessageLimits
 from bridge.core.worker_slot import Workplace
-from bridge.enums import BrokerNames
-from bridge.errors import BridgeError, ConfigError, first_of
+from bridge.errors import BridgeError, ConfigError, first_error
 from bridge.http.authentication import Keys
 from bridge.http.listeners import Listening, serve, serve_privately
 from bridge.http.operator import PublishDoor, operator_app
@@ -269,7 +271,7 @@ class Bridge:
                     for task in running:
                         task.cancel()
         except* (BridgeError, OSError) as group:
-            failure = first_of(group)
+            failure = first_error(group)
         else:
             return
         finally:

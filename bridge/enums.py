@@ -1,25 +1,21 @@
 """
-Words that the whole house shares, and every closed list that the outside can see.
+The closed lists that clients of bridge can see: events, headers, reasons, codes.
 
-A name that a worker, a page or an operator can meet is declared here once: event
-names, header names, reasons, codes. README's tables are compared with these lists
-by a test.
+Each name that a worker, a page or an operator can meet is declared here once. A test
+compares the tables in README with these lists.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-DEFAULT_NAMESPACE: Final = "bridge"
-
-# --- events, as a page sees them --------------------------------------------------
+# --- Socket.IO events -----------------------------------------------------------------
 
 EVENT_DEFAULT: Final = "message"
 EVENT_SYNC: Final = "bridge:sync"
 EVENT_EXPIRING: Final = "bridge:expiring"
 EVENT_CLOSING: Final = "bridge:closing"
 
-# What a page may emit to the bridge.
+# Events that a page may emit to the bridge.
 EVENT_ACK: Final = "ack"
 EVENT_JOIN: Final = "join"
 EVENT_REFRESH: Final = "bridge:refresh"
@@ -27,35 +23,28 @@ EVENT_REFRESH: Final = "bridge:refresh"
 RESERVED_PREFIX: Final = "bridge:"
 RESERVED_EVENTS: Final = frozenset(
     {
-        # The stock client raises when a page emits these, and hands them to
-        # listeners as its own life-cycle events.
+        # The socket.io client throws when a page emits these, and uses them for
+        # its own life-cycle events.
         "connect",
         "connect_error",
         "disconnect",
         "disconnecting",
         "newListener",
         "removeListener",
-        # The bridge's own, from page to bridge.
+        # A page sends these to the bridge.
         EVENT_ACK,
         EVENT_JOIN,
     }
 )
-EVENT_MAX_CHARACTERS: Final = 128
-
-# AMQP 0-9-1 section 4.2.5.3: a short string holds at most 255 bytes, and the
-# routing key is one.
-SHARDS_MAX: Final = 64
-MARK_EVENT: Final = "bridge:mark"  # between bridges; see broker/shards.py
-USER_MAX_BYTES: Final = 255
 
 
-# --- headers that the bridge writes to AMQP messages --------------------------------
+# --- headers of AMQP messages ---------------------------------------------------------
 
 HEADER_PREFIX: Final = "x-bridge-"
 
 
 class Header(StrEnum):
-    """A header of a message that the bridge published again."""
+    """A header that the bridge writes when it publishes a message again."""
 
     REASON = "x-bridge-reason"
     ERROR = "x-bridge-error"
@@ -68,21 +57,21 @@ class Header(StrEnum):
     EXPIRATION = "x-bridge-expiration"
     USER_ID = "x-bridge-user-id"
     HEADERS_DROPPED = "x-bridge-headers-dropped"
-    LETTER = "x-bridge-letter"
+    DEAD_LETTER_ID = "x-bridge-letter"
     REDRIVES = "x-bridge-redrives"
     REDRIVEN_ID = "x-bridge-redriven-id"
 
 
-# Of others: RabbitMQ's message interceptor writes the one, OpenTelemetry's libraries the other.
+# Written by RabbitMQ's message interceptor and by OpenTelemetry's libraries.
 HEADER_PUBLISHED_MS: Final = "timestamp_in_ms"
 HEADER_TRACE_PARENT: Final = "traceparent"
 
 
-# --- closed lists ---------------------------------------------------------------------
+# --- reasons and codes ----------------------------------------------------------------
 
 
 class DeadLetterReason(StrEnum):
-    """Why a delivery was set aside in the dead letter queue."""
+    """Why the bridge moved a delivery to the dead letter queue."""
 
     MALFORMED_BODY = "malformed_body"
     TOO_LARGE = "too_large"
@@ -111,21 +100,25 @@ _REASON_EXPLANATIONS: Final = {
         "or not printable UTF-8"
     ),
     DeadLetterReason.SCHEMA: (
-        "the data is not what the event's schema in BRIDGE_SCHEMAS allows, or the event "
-        "has none there and BRIDGE_SCHEMAS_UNKNOWN=dead"
+        "the event's schema in BRIDGE_SCHEMAS does not allow the data, or the event has "
+        "no schema there and BRIDGE_SCHEMAS_UNKNOWN=dead"
     ),
     DeadLetterReason.ATTEMPTS_EXHAUSTED: (
-        "storing the message failed in a way the bridge does not know, and went on "
-        "failing through all of BRIDGE_RETRY_DELAYS"
+        "storing the message failed with an unexpected error, at each attempt of "
+        "BRIDGE_RETRY_DELAYS"
     ),
     DeadLetterReason.CRASHED: (
-        "bridge died more than once while it handled this message, and nothing else"
+        "bridge crashed more than once while it handled only this message"
     ),
 }
 
 
-class LetterReason(StrEnum):
-    """Why a letter is in the dead letter queue: the bridge's reasons, and the broker's."""
+class DeadLetterCause(StrEnum):
+    """
+    Why a message is in the dead letter queue, as operators see it.
+
+    These are the reasons of the bridge and those of RabbitMQ.
+    """
 
     MALFORMED_BODY = DeadLetterReason.MALFORMED_BODY.value
     TOO_LARGE = DeadLetterReason.TOO_LARGE.value
@@ -140,23 +133,23 @@ class LetterReason(StrEnum):
     @property
     def explanation(self) -> str:
         """One sentence for an operator."""
-        if self in _BROKERS_REASONS:
-            return _BROKERS_REASONS[self]
+        if self in _BROKER_CAUSES:
+            return _BROKER_CAUSES[self]
         return DeadLetterReason(self.value).explanation
 
 
-_BROKERS_REASONS: Final = {
-    LetterReason.EXPIRED: (
-        "its time ran out while it waited in the queue, and RabbitMQ set it aside"
+_BROKER_CAUSES: Final = {
+    DeadLetterCause.EXPIRED: (
+        "it expired while it waited in a queue, and RabbitMQ dead-lettered it"
     ),
-    LetterReason.OTHER: (
-        "neither the bridge nor an expiry put it here; its headers may tell who did"
+    DeadLetterCause.OTHER: (
+        "neither the bridge nor an expiry put it here; its headers may name the cause"
     ),
 }
 
 
 class Refusal(StrEnum):
-    """Why a window was not let in: `err.data.code` of the page's `connect_error`."""
+    """Why a window was refused: `err.data.code` of the page's `connect_error`."""
 
     TOKEN_MISSING = "token_missing"
     TOKEN_EXPIRED = "token_expired"
@@ -170,12 +163,12 @@ class Refusal(StrEnum):
 
     @property
     def is_temporary(self) -> bool:
-        """Whether the same page may succeed later without doing anything else."""
+        """Whether the same connect may succeed later."""
         return self in _TEMPORARY_REFUSALS
 
     @property
     def explanation(self) -> str:
-        """What the author of the page should know."""
+        """One sentence for the author of the page."""
         return _REFUSAL_EXPLANATIONS[self]
 
 
@@ -191,12 +184,12 @@ _REFUSAL_EXPLANATIONS: Final = {
     Refusal.TOKEN_MISSING: "no token came with the connection: pass auth: {token}",
     Refusal.TOKEN_EXPIRED: "the token is past its exp: get a new one and connect again",
     Refusal.TOKEN_INVALID: "the token was not accepted: signature, algorithm, claims or user",
-    Refusal.KEYS_UNAVAILABLE: "the keys to check the token with cannot be had now",
+    Refusal.KEYS_UNAVAILABLE: "the keys that check the token cannot be fetched now",
     Refusal.ORIGIN_NOT_ALLOWED: "pages of this origin may not connect: see BRIDGE_ALLOWED_ORIGINS",
     Refusal.TOO_MANY_WINDOWS: "the user or the address has too many windows open",
-    Refusal.BAD_REQUEST: "auth holds something that the bridge cannot read",
+    Refusal.BAD_REQUEST: "the bridge cannot read the value of auth",
     Refusal.NOT_AVAILABLE: "the inbox store cannot be reached now",
-    Refusal.DRAINING: "this bridge is going down: connect again",
+    Refusal.DRAINING: "this bridge is shutting down: connect again",
 }
 
 
@@ -212,12 +205,12 @@ class Closing(StrEnum):
 
     @property
     def reconnect(self) -> bool:
-        """Whether the stock client will and should connect again by itself."""
+        """Whether the page should connect again at once."""
         return self in _CLOSINGS_THAT_RECONNECT
 
     @property
     def explanation(self) -> str:
-        """What the author of the page should know."""
+        """One sentence for the author of the page."""
         return _CLOSING_EXPLANATIONS[self]
 
 
@@ -225,17 +218,17 @@ _CLOSINGS_THAT_RECONNECT: Final = frozenset(
     {Closing.SLOW, Closing.DRAINING, Closing.UNAVAILABLE}
 )
 _CLOSING_EXPLANATIONS: Final = {
-    Closing.EXPIRED: "the token's life is over: connect again with a new one",
-    Closing.SLOW: "the window read nothing for too long; it gets what it missed when it is back",
-    Closing.DRAINING: "this bridge is going down; the window finds its place in the next one",
+    Closing.EXPIRED: "the token expired: connect again with a new one",
+    Closing.SLOW: "the window read too slowly; it receives the missed messages when it reconnects",
+    Closing.DRAINING: "this bridge is shutting down; the window continues at another one",
     Closing.KICKED: "an operator closed the user's windows",
-    Closing.FLOODING: "the window sent more events than it may",
-    Closing.UNAVAILABLE: "the inbox could not be read; the window tries again",
+    Closing.FLOODING: "the window sent too many events",
+    Closing.UNAVAILABLE: "the inbox could not be read; the window reconnects",
 }
 
 
 class SyncReason(StrEnum):
-    """Why something is missing: `reason` of the event `bridge:sync`."""
+    """Why messages are missing: `reason` of the event `bridge:sync`."""
 
     EXPIRED = "expired"
     LIMIT = "limit"
@@ -243,19 +236,19 @@ class SyncReason(StrEnum):
 
     @property
     def explanation(self) -> str:
-        """What the author of the page should know."""
+        """One sentence for the author of the page."""
         return _SYNC_EXPLANATIONS[self]
 
 
 _SYNC_EXPLANATIONS: Final = {
-    SyncReason.EXPIRED: "messages were not delivered before their time was over",
+    SyncReason.EXPIRED: "messages expired before they were delivered",
     SyncReason.LIMIT: "the inbox holds no more than BRIDGE_INBOX_MAX_MESSAGES for a user",
-    SyncReason.RESET: "the position is of another store, or from its future",
+    SyncReason.RESET: "the position belongs to another store, or lies beyond the end of the inbox",
 }
 
 
 class EventError(StrEnum):
-    """What a page's own event is answered with, as `{ok: false, code}`."""
+    """Why an event of a page was refused: `code` of the reply `{ok: false, code}`."""
 
     BAD_POSITION = "bad_position"
     NOT_MANUAL = "not_manual"
@@ -269,7 +262,7 @@ class EventError(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a delivery was settled, or what became of it: a metric's label."""
+    """How a delivery was settled: a label of `bridge_deliveries_settled_total`."""
 
     STORED = "stored"
     DUPLICATE = "duplicate"
@@ -280,7 +273,7 @@ class Outcome(StrEnum):
 
 
 class Stage(StrEnum):
-    """A step in the story of a message, as `bridge trace` tells it."""
+    """A step in the life of a message, as `bridge trace` shows it."""
 
     PUBLISHED = "published"
     TAKEN = "taken"
@@ -297,7 +290,7 @@ class Stage(StrEnum):
 
 
 class Fate(StrEnum):
-    """What became of a message, in one word."""
+    """The state of a message, as `bridge trace` sums it up."""
 
     DELIVERED = "delivered"
     WAITING = "waiting"
@@ -315,81 +308,21 @@ class Fate(StrEnum):
 
 
 _FATE_EXPLANATIONS: Final = {
-    Fate.DELIVERED: "the user has had it: the delivered mark is at it or behind it",
-    Fate.WAITING: "it is in the inbox, and the verdict says what it waits for",
-    Fate.EXPIRED: "its time was over before a window had it",
-    Fate.TRIMMED: "it was stored and is not kept any more: over the limit or over its age",
-    Fate.DEAD: "it was set aside as a dead letter",
+    Fate.DELIVERED: "the user has received it: the delivered mark is at it or after it",
+    Fate.WAITING: "it is in the inbox, and the verdict names the cause of the wait",
+    Fate.EXPIRED: "it expired before a window received it",
+    Fate.TRIMMED: "it was stored and later deleted, because of the limit or its age",
+    Fate.DEAD: "it is a dead letter",
     Fate.RETRYING: "storing it failed; it waits in a retry queue for the next attempt",
-    Fate.ON_ITS_WAY: "the broker has confirmed it and the bridge has not taken it yet",
-    Fate.UNKNOWN: "no trace of it is left where one could look",
+    Fate.ON_ITS_WAY: "the broker confirmed it and the bridge has not consumed it yet",
+    Fate.UNKNOWN: "neither the inbox, the journals nor the dead letters have a trace of it",
 }
 
 
 class ExitCode:
-    """What a command's exit status means."""
+    """The exit statuses of the commands."""
 
     DONE: Final = 0
     FAILED: Final = 1
     USAGE: Final = 2
     UNREACHABLE: Final = 3
-
-
-# --- names on the broker ---------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerNames:
-    """The exchanges and queues of one namespace (design: contracts, worker -> exchange)."""
-
-    namespace: str = DEFAULT_NAMESPACE
-
-    @property
-    def messages(self) -> str:
-        """The topic exchange that workers publish to."""
-        return f"{self.namespace}.messages"
-
-    @property
-    def inbound(self) -> str:
-        """The exchange in front of the inbound queues; retries come back through it."""
-        return f"{self.namespace}.inbound"
-
-    def inbound_queue(self, shard: int = 0, *, shards: int = 1) -> str:
-        """The queue of one shard out of so many; one active bridge consumes it.
-
-        The number of shards is part of the name: when it changes, the queues of before
-        are emptied first, so the two must not mix.
-        """
-        of = f"of{shards}" if shards > 1 else ""
-        return f"{self.namespace}.inbound.{shard}{of}"
-
-    def inbound_queues(self, shards: int = 1) -> tuple[str, ...]:
-        """The queues of all shards."""
-        return tuple(self.inbound_queue(n, shards=shards) for n in range(shards))
-
-    def shards_entry(self, shards: int) -> str:
-        """The exchange that spreads users over so many shards."""
-        return f"{self.namespace}.inbound.of{shards}"
-
-    @property
-    def bridges(self) -> str:
-        """A queue that stays empty: its consumers are the bridges that share shards."""
-        return f"{self.namespace}.bridges"
-
-    def token(self, kind: str) -> str:
-        """The queue of a token; see broker/alone.py, which has the kinds."""
-        return f"{self.namespace}.{kind}"
-
-    def retry_queue(self, delay_ms: int) -> str:
-        """The queue in which a message waits `delay_ms` before it comes back.
-
-        The delay is part of the name, so that a changed BRIDGE_RETRY_DELAYS makes
-        new queues instead of a clash of arguments; the old ones run empty by
-        themselves.
-        """
-        return f"{self.namespace}.retry.{delay_ms}"
-
-    @property
-    def dead(self) -> str:
-        """The exchange and the queue of dead letters."""
-        return f"{self.namespace}.dead"

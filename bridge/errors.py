@@ -1,29 +1,30 @@
 """
-The tree of errors: the type says what to do, the attributes say what happened.
+The exceptions that bridge raises. The type says what to do, the attributes say what happened.
 
     BridgeError
-    ├─ ConfigError       the start is refused; exit code 2
-    ├─ TransientError    may succeed later: wait and try again
+    ├─ ConfigError              the start is refused; exit code 2
+    ├─ TransientError           may succeed later: wait and retry
     │  ├─ BrokerUnavailableError
     │  ├─ StoreUnavailableError
     │  │  └─ StoreInUseError
     │  ├─ KeysUnavailableError
     │  └─ OperatorUnreachableError
-    ├─ StaleBatchError   the deliveries in hand will come again: drop them
-    │  └─ HandedOverError  to another bridge, which has their queue by now
-    ├─ TopologyError     the broker has something else under our name; exit code 1
-    ├─ PublishRefusedError  the broker will not take this message
-    ├─ OperatorRefusedError the bridge's own API says no to a command
-    ├─ CarryRefusedError  an inbox is not carried over into what is there already
-    ├─ WorkersFailedError  a worker of several cannot be kept running
-    ├─ LocalNodeError    the private node of demo and tests does not start
-    └─ ClientError       told to one client, with a code
+    ├─ StaleBatchError          the broker redelivers the batch: drop it
+    │  └─ OwnershipLostError    another bridge consumes the queue now
+    ├─ TopologyError            an exchange or queue of ours has other properties; exit code 1
+    ├─ ShardsError              the number of shards cannot be changed
+    ├─ PublishRefusedError      the broker does not accept the message
+    ├─ OperatorRefusedError     the operator API refused a command
+    ├─ MigrationRefusedError    an inbox cannot be migrated
+    ├─ WorkersFailedError       a worker process cannot be kept running
+    ├─ PrivateNodeError         the RabbitMQ node of the demo and the tests failed
+    └─ ClientError              reported to one client, with a code
 
-Permanent faults of a message are no exceptions: parsing returns a `Rejection`
+A permanent fault of a message is not an exception: parsing returns a `Rejection`
 (core/message.py), because a bad message is an ordinary outcome.
 
-The fields of an error are given by position: an exception keeps what it is made with, and
-pickle and copy make it from that once more.
+The fields of an error are positional arguments, because `pickle` and `copy` recreate an
+exception from the arguments that it was made with.
 """
 
 from collections.abc import Sequence
@@ -33,11 +34,11 @@ from bridge.enums import EventError, Refusal
 
 
 class BridgeError(Exception):
-    """The root: everything that the bridge raises on purpose."""
+    """The base of all errors that bridge raises on purpose."""
 
 
 class ConfigError(BridgeError):
-    """The settings do not allow a start."""
+    """The settings do not allow a start; `problems` has one line for each problem."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__(tuple(problems))
@@ -48,12 +49,12 @@ class ConfigError(BridgeError):
 
 
 class TransientError(BridgeError):
-    """A peer is away for now; the same call may succeed later."""
+    """A peer is unavailable; the same call may succeed later."""
 
 
 @dataclass(eq=False)
 class BrokerUnavailableError(TransientError):
-    """RabbitMQ cannot be reached, or went away in the middle of a call."""
+    """RabbitMQ cannot be reached, or the connection was lost during a call."""
 
     doing: str
     problem: str
@@ -64,7 +65,7 @@ class BrokerUnavailableError(TransientError):
 
 @dataclass(eq=False)
 class StoreUnavailableError(TransientError):
-    """The inbox store cannot be read or written now."""
+    """The inbox store cannot be read or written."""
 
     store: str
     problem: str
@@ -74,22 +75,22 @@ class StoreUnavailableError(TransientError):
 
 
 class StoreInUseError(StoreUnavailableError):
-    """Another bridge has the inbox store open."""
+    """Another bridge has opened the inbox store."""
 
 
 @dataclass(eq=False)
 class KeysUnavailableError(TransientError):
-    """The key set that tokens are checked with cannot be fetched now."""
+    """The key set that checks tokens cannot be fetched."""
 
     problem: str
 
     def __str__(self) -> str:
-        return f"the key set at BRIDGE_JWKS_URL cannot be had: {self.problem}"
+        return f"the key set at BRIDGE_JWKS_URL cannot be fetched: {self.problem}"
 
 
 @dataclass(eq=False)
 class OperatorUnreachableError(TransientError):
-    """No bridge answers at the operator's address, or it can reach its peers no more."""
+    """No bridge answers at the operator URL, or it cannot reach its own peers."""
 
     url: str
     problem: str
@@ -100,7 +101,7 @@ class OperatorUnreachableError(TransientError):
 
 @dataclass(eq=False)
 class OperatorRefusedError(BridgeError):
-    """The bridge did not do what a command asked for."""
+    """The operator API answered with an error status."""
 
     status: int
     detail: str
@@ -110,36 +111,36 @@ class OperatorRefusedError(BridgeError):
 
 
 class StaleBatchError(BridgeError):
-    """The session that brought a batch has ended; the broker delivers it again."""
+    """The channel that delivered a batch is closed; the broker redelivers it."""
 
     def __str__(self) -> str:
-        return "the connection that brought these deliveries is gone; they come again"
+        return "the channel of these deliveries is closed; the broker redelivers them"
 
 
 @dataclass(eq=False)
-class HandedOverError(StaleBatchError):
-    """Another bridge has the queue that a batch came from; the store took nothing of it."""
+class OwnershipLostError(StaleBatchError):
+    """Another bridge consumes the queue of a batch; the store refused the whole batch."""
 
     queue: str
 
     def __str__(self) -> str:
-        return f"another bridge has queue {self.queue} by now; what is in hand comes to that one"
+        return f"another bridge consumes queue {self.queue} now and receives these deliveries"
 
 
 @dataclass(eq=False)
 class TopologyError(BridgeError):
-    """The broker holds an exchange or queue of our name that is not as it must be."""
+    """An exchange or queue exists with other properties than the bridge needs."""
 
     name: str
     problem: str
-    way_out: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.problem}; {self.way_out}"
+        return f"{self.name}: {self.problem}; {self.fix}"
 
 
 class ShardsError(BridgeError):
-    """The number of shards cannot be changed to that, or not now; the text says why."""
+    """The number of shards cannot be changed, or not now; the text says why."""
 
 
 @dataclass(eq=False)
@@ -154,8 +155,8 @@ class PublishRefusedError(BridgeError):
 
 
 @dataclass(eq=False)
-class CarryRefusedError(BridgeError):
-    """An inbox cannot be carried over as things are; what is there was left alone."""
+class MigrationRefusedError(BridgeError):
+    """An inbox cannot be migrated; source and target are unchanged."""
 
     store: str
     problem: str
@@ -166,7 +167,7 @@ class CarryRefusedError(BridgeError):
 
 @dataclass(eq=False)
 class WorkersFailedError(BridgeError):
-    """A worker of several cannot be kept running; `code` is the bridge's exit status."""
+    """A worker process cannot be kept running; `code` is the exit status of the bridge."""
 
     code: int
     problem: str
@@ -176,8 +177,8 @@ class WorkersFailedError(BridgeError):
 
 
 @dataclass(eq=False)
-class LocalNodeError(BridgeError):
-    """The private RabbitMQ node of the demo and the tests is missing or failed."""
+class PrivateNodeError(BridgeError):
+    """The private RabbitMQ node of the demo and the tests is not installed or failed."""
 
     problem: str
     log_tail: str = ""
@@ -189,12 +190,12 @@ class LocalNodeError(BridgeError):
 
 
 class ClientError(BridgeError):
-    """One client asked for something it cannot have; only that client is told."""
+    """A request of one client was refused; only that client is notified."""
 
 
 @dataclass(eq=False)
 class RefusedError(ClientError):
-    """A window is not let in."""
+    """The connect of a window was refused."""
 
     code: Refusal
     detail: str = ""
@@ -205,7 +206,7 @@ class RefusedError(ClientError):
 
 @dataclass(eq=False)
 class EventRefusedError(ClientError):
-    """An event of a window is answered with a code instead of being done."""
+    """An event of a window was refused; the reply has the code."""
 
     code: EventError
     detail: str
@@ -214,11 +215,11 @@ class EventRefusedError(ClientError):
         return self.detail
 
 
-def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """
-    Return the first error inside `group`, however deep.
+    Return the first error inside `group`, at any depth.
 
-    Where one task's failure ends its siblings, it is the one that says what happened.
+    When the failure of one task cancels its siblings, that error is the cause.
     """
     failure: BaseException = group
     while isinstance(failure, BaseExceptionGroup):

@@ -34,7 +34,7 @@ import structlog
 
 from bridge.core.fence import Fence
 from bridge.core.message import Message
-from bridge.errors import HandedOverError
+from bridge.errors import OwnershipLostError
 from bridge.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -77,7 +77,7 @@ class Inbox(Protocol):
     async def append(
         self, messages: Sequence[Message], *, fences: Sequence[Fence]
     ) -> Sequence[int | None]:
-        """Store, or raise HandedOverError if a larger token was here."""
+        """Store, or raise OwnershipLostError if a larger token was here."""
 
 
 class Fencing(Generic[B]):
@@ -95,7 +95,7 @@ class Fencing(Generic[B]):
         Store messages of `batch`; see `append` of the store.
 
         Raises:
-            HandedOverError: If another bridge has stored out of one of its queues. The
+            OwnershipLostError: If another bridge has stored out of one of its queues. The
                 session that brought `batch` ends then, and a new one begins.
             TransientError: If the store or the broker is away. May be called again.
 
@@ -111,7 +111,7 @@ class Fencing(Generic[B]):
             fences.append(consumer.fence)
         try:
             return await self._inbox.append(messages, fences=fences)
-        except HandedOverError as exc:
+        except OwnershipLostError as exc:
             log.warning(
                 "intake.handed_over",
                 queue=exc.queue,

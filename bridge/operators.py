@@ -15,6 +15,9 @@ from bridge.amqp.consume.intake import Intake
 from bridge.amqp.dead_letters.operations import DeadLetters
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.queues import QueueWatch
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.contracts.operator.overview import (
     Ages,
     BrokerFacts,
@@ -25,7 +28,9 @@ from bridge.core.contracts.operator.overview import (
 )
 from bridge.core.journal import Journal
 from bridge.core.quantiles import quantile
-from bridge.enums import BrokerNames, Outcome
+from bridge.enums import (
+    Outcome,
+)
 from bridge.errors import BrokerUnavailableError, StoreUnavailableError
 from bridge.http.api.dead_letters import add_dead_routes
 from bridge.http.api.endpoint import Api

@@ -11,13 +11,15 @@ from bridge.amqp.consume.session import Batch
 from bridge.amqp.management import MANAGEMENT_WITHIN_S, Management
 from bridge.amqp.shards.layout import ShardPlan
 from bridge.auth.jwt import TokenRules
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.client_address import parse_networks
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.journal import Journal
 from bridge.core.origins import OriginRules
 from bridge.core.redis_address import is_redis, parse_redis
 from bridge.core.worker_slot import Workplace
-from bridge.enums import BrokerNames
 from bridge.errors import ConfigError
 from bridge.fencing import Fencing
 from bridge.http.authentication import Handler, Keys, guarded, on_loopback_only

@@ -45,7 +45,7 @@ async def start_cluster(
     Start the nodes and hand them out when all answer; remove them at the end.
 
     Raises:
-        LocalNodeError: If one of them does not start.
+        PrivateNodeError: If one of them does not start.
 
     """
     async with AsyncExitStack() as stack:

@@ -32,7 +32,9 @@ from bridge.amqp.topology import (
     Queue,
     Topology,
 )
-from bridge.enums import BrokerNames
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 
 _NOT_A_NUMBER: Final = "bridge check looks whether it may"
 

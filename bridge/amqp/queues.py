@@ -25,8 +25,10 @@ from bridge.amqp.connection import (
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.management import Management, ManagementError
 from bridge.amqp.topology import Topology
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.contracts.operator.queues import QueueFacts, QueueRole, QueueSource
-from bridge.enums import BrokerNames
 
 # Several consoles that look once a second share one look.
 _KEPT_S: Final = 1.0

@@ -33,7 +33,9 @@ from bridge.amqp.connection import BrokerConnection, broker_call, problem_text
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.refusals import INEQUIVALENT, is_no_such_type, plain
 from bridge.amqp.shards.hashing import MODULUS, binding_key, plugin_of
-from bridge.enums import BrokerNames
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.errors import TopologyError
 
 Arguments = Mapping[str, str | int | bool]
@@ -269,7 +271,7 @@ async def _compare_one(
 
 
 def _finding(state: State, error: TopologyError) -> Finding:
-    return Finding(error.name, state, f"{error.problem}; {error.way_out}")
+    return Finding(error.name, state, f"{error.problem}; {error.fix}")
 
 
 async def declare_one(
@@ -335,13 +337,13 @@ def _different(
 ) -> TopologyError:
     """One sentence: which queue, which argument, both values, the way out."""
     kind = "drain and delete the queue" if isinstance(thing, Queue) else "delete it"
-    way_out = f"{kind}, or set another BRIDGE_NAMESPACE"
+    fix = f"{kind}, or set another BRIDGE_NAMESPACE"
     text = problem_text(exc)
     found = INEQUIVALENT.search(text)
     if found is not None:
         theirs, ours = plain(found["theirs"]), plain(found["ours"])
         text = f"has {found['argument']} = {theirs}, the bridge needs {ours}"
-    return TopologyError(_title(thing), text, way_out)
+    return TopologyError(_title(thing), text, fix)
 
 
 def _refused(thing: Exchange | Queue, exc: ChannelAccessRefused) -> TopologyError:

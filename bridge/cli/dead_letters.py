@@ -36,7 +36,7 @@ from bridge.core.contracts.operator.dead_letters import (
     LetterPage,
 )
 from bridge.core.contracts.operator.operation import PAGE_DEFAULT, PAGE_MAX
-from bridge.enums import LetterReason
+from bridge.enums import DeadLetterCause
 from bridge.errors import ConfigError
 from bridge.settings.values import parse_duration_s
 
@@ -51,13 +51,13 @@ _WIDE: Final = 100
 _WIDER: Final = 130
 _ID_WIDTH: Final = 24
 _WHEN_WIDTH: Final = 19
-_REASON_WIDTH: Final = max(len(reason) for reason in LetterReason)
+_REASON_WIDTH: Final = max(len(reason) for reason in DeadLetterCause)
 
 Reason = Annotated[
-    LetterReason | None,
+    DeadLetterCause | None,
     typer.Option(
         metavar="REASON",  # the list of them would be broken in the middle of words
-        help=f"Only those of this reason: {', '.join(LetterReason)}.",
+        help=f"Only those of this reason: {', '.join(DeadLetterCause)}.",
     ),
 ]
 Event = Annotated[str | None, typer.Option(help="Only those of this event.")]
@@ -264,7 +264,7 @@ def discard(
 
 
 def _filter(
-    reason: LetterReason | None,
+    reason: DeadLetterCause | None,
     user: str | None,
     event: str | None,
     since: str | None,

@@ -28,10 +28,13 @@ from bridge.amqp.connection import Purpose, open_connection
 from bridge.amqp.frame_reader import FrameReader
 from bridge.app import Bridge
 from bridge.cli.token import signed_token
+from bridge.core.broker_names import (
+    DEFAULT_NAMESPACE,
+    BrokerNames,
+)
 from bridge.demo.page import add_demo_routes
 from bridge.demo.private_node import LocalNode
-from bridge.enums import DEFAULT_NAMESPACE, BrokerNames
-from bridge.errors import BridgeError, ConfigError, first_of
+from bridge.errors import BridgeError, ConfigError, first_error
 from bridge.http.listeners import Listening
 from bridge.http.operator import PublishDoor
 from bridge.logging import configure_logs
@@ -191,7 +194,7 @@ class _Demo:
                 await self.bridge.run(stop, on_listening=self._listens)
                 watching.cancel()
         except* (BridgeError, OSError) as group:
-            failure = first_of(group)
+            failure = first_error(group)
         else:
             return
         raise failure

@@ -21,11 +21,16 @@ from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.publish.messages import MessagePublisher
 from bridge.amqp.publish.publisher import Publisher
 from bridge.cli.options import AmqpUrl, ConfigFile, parse_ttl_s
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.contracts.messages import Problem, PublishRequest
 from bridge.core.contracts.publish_request import parse_publish_request
 from bridge.core.event_schemas import EventSchemas
-from bridge.enums import EVENT_DEFAULT, BrokerNames
-from bridge.errors import BridgeError, ConfigError, PublishRefusedError, first_of
+from bridge.enums import (
+    EVENT_DEFAULT,
+)
+from bridge.errors import BridgeError, ConfigError, PublishRefusedError, first_error
 from bridge.logging import configure_logs
 from bridge.metrics import Metrics
 from bridge.settings.load import load_settings
@@ -259,7 +264,7 @@ async def _publish_all(
                     talk.print(f"{count} published …")
             running.cancel()
     except* BridgeError as group:
-        failure = _with_way_out(first_of(group))
+        failure = _with_way_out(first_error(group))
         if count:
             talk.print(f"{count} published before this:")
     else:
@@ -271,8 +276,8 @@ async def _publish_all(
 def _with_way_out(failure: BaseException) -> BaseException:
     """Say what to do where no bridge has run yet: here nobody declares the exchange."""
     if isinstance(failure, PublishRefusedError) and "no exchange" in failure.problem:
-        way_out = "bridge run makes it: has one run there, with this BRIDGE_NAMESPACE?"
-        return PublishRefusedError(failure.exchange, f"{failure.problem}; {way_out}")
+        fix = "bridge run makes it: has one run there, with this BRIDGE_NAMESPACE?"
+        return PublishRefusedError(failure.exchange, f"{failure.problem}; {fix}")
     return failure
 
 

@@ -20,7 +20,7 @@ from bridge.core.properties import (
     iter_array,
     iter_table,
 )
-from bridge.enums import EVENT_DEFAULT, Header, LetterReason
+from bridge.enums import EVENT_DEFAULT, DeadLetterCause, Header
 
 # Counts of the broker, which a look may change.
 COUNTED_BY_BROKER: Final = frozenset({b"x-delivery-count", b"x-acquired-count"})
@@ -50,7 +50,7 @@ class Letter:
     """
 
     id: str
-    reason: LetterReason
+    reason: DeadLetterCause
     error: str
     user: str
     event: str
@@ -75,7 +75,7 @@ class Count:
 class LetterFilter:
     """Which letters are meant; what is ``None`` does not matter."""
 
-    reason: LetterReason | None = None
+    reason: DeadLetterCause | None = None
     user: str | None = None
     event: str | None = None
     since_s: float | None = None
@@ -218,7 +218,7 @@ def redriven_id(delivery: Delivery) -> str | None:
     ``None`` if the letter cannot be told from another that is the same byte by byte: the
     second of them must not be taken for a repeat of the first.
     """
-    written = header_bytes(delivery.properties.headers, Header.LETTER)
+    written = header_bytes(delivery.properties.headers, Header.DEAD_LETTER_ID)
     if written and len(written) <= 64 and written.isalnum():
         return f"{written.decode()}.{redrives_of(delivery.properties) + 1}"
     return None
@@ -279,15 +279,17 @@ def _timestamp(table: bytes) -> int | None:
     return None
 
 
-def _reason(headers: bytes | None, death: _Death) -> LetterReason:
+def _reason(headers: bytes | None, death: _Death) -> DeadLetterCause:
     written = header_bytes(headers, Header.REASON)
     if written is not None:
         text = readable(written)
-        return LetterReason(text) if text in _REASONS else LetterReason.OTHER
-    return LetterReason.EXPIRED if death.reason == b"expired" else LetterReason.OTHER
+        return DeadLetterCause(text) if text in _REASONS else DeadLetterCause.OTHER
+    return (
+        DeadLetterCause.EXPIRED if death.reason == b"expired" else DeadLetterCause.OTHER
+    )
 
 
-_REASONS: Final = frozenset(reason.value for reason in LetterReason)
+_REASONS: Final = frozenset(reason.value for reason in DeadLetterCause)
 
 
 def _death_text(death: _Death) -> str:

@@ -21,14 +21,15 @@ from bridge.core.properties import (
 from bridge.core.provenance import published_s, trace_parent
 from bridge.enums import (
     EVENT_DEFAULT,
-    EVENT_MAX_CHARACTERS,
     RESERVED_EVENTS,
     RESERVED_PREFIX,
-    USER_MAX_BYTES,
     DeadLetterReason,
     Header,
 )
 
+EVENT_MAX_CHARACTERS: Final = 128
+# The routing key is an AMQP short string, which holds at most 255 bytes.
+USER_MAX_BYTES: Final = 255
 # `message_id` longer than this cannot come over AMQP (a short string), only over HTTP.
 MESSAGE_ID_MAX_BYTES: Final = 255
 # Some 30,000 years: beyond it, times no longer fit into a header of 64 bits.

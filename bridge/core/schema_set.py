@@ -8,8 +8,7 @@ nothing is ever fetched.
 
 Names: an event may hold any character, a file name may not. So `%` and two hexadecimal
 digits stand for one byte of UTF-8, as in a URL: the event `order/paid` is in
-`order%2Fpaid.json`. `file_name` says which characters must be written that way; any other
-may be (`%4Eote.json` beside `note.json`, where a file system takes both for one).
+`order%2Fpaid.json`.
 """
 
 import re
@@ -31,8 +30,6 @@ from bridge.core.message import event_problem
 
 SUFFIX: Final = ".json"
 _DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
-# What no file name can hold on some system. A dot in front hides a file.
-_UNSAFE: Final = re.compile(r'[\x00-\x1f/\\:*?"<>|%]|^\.')
 _BAD_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # Memory that one pattern may take when it is compiled, and when it is used.
 _PATTERNS: Final = jsonschema_rs.RegexOptions(
@@ -47,11 +44,6 @@ _BAD_PATTERN: Final = (
 )
 
 _Schema = dict[str, object] | bool
-
-
-def file_name(event: str) -> str:
-    """Return the name of the file that holds the schema of `event`."""
-    return _UNSAFE.sub(_percent, event) + SUFFIX
 
 
 def parse_file_name(name: str) -> str:
@@ -282,7 +274,3 @@ def _child(node: object, step: str) -> object:
 
 def _uri(path: str) -> str:
     return BASE_URI + quote(path)
-
-
-def _percent(match: re.Match[str]) -> str:
-    return "".join(f"%{byte:02X}" for byte in match[0].encode())

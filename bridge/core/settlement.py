@@ -184,7 +184,7 @@ def dead_letter_properties(
         Header.ROUTING_KEY: delivery.routing_key,
     }
     if letter_id is not None:
-        added[Header.LETTER] = letter_id
+        added[Header.DEAD_LETTER_ID] = letter_id
     if original.expiration is not None:
         added[Header.EXPIRATION] = original.expiration
     deadline_ms = carried_deadline_ms(original)

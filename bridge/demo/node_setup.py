@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from bridge.errors import LocalNodeError
+from bridge.errors import PrivateNodeError
 
 # Debian's and Ubuntu's package, the official image, a generic tarball, Homebrew's on
 # Linux. Never /usr/sbin/rabbitmq-server: Debian's wrapper there changes the user.
@@ -40,7 +40,7 @@ def find_rabbitmq(places: Sequence[Path] | None = None) -> Path:
             the usual places.
 
     Raises:
-        LocalNodeError: If there is none; it says how to get one.
+        PrivateNodeError: If there is none; it says how to get one.
 
     """
     if places is None:
@@ -54,7 +54,7 @@ def find_rabbitmq(places: Sequence[Path] | None = None) -> Path:
         "RabbitMQ is not installed: on Debian and Ubuntu, `sudo apt-get install "
         f"rabbitmq-server` brings it (looked in {looked_in})"
     )
-    raise LocalNodeError(problem)
+    raise PrivateNodeError(problem)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Final, NoReturn, Self
 
 from bridge.demo.node_setup import NodeSetup, find_rabbitmq, free_ports
 from bridge.demo.processes import KeptProcesses
-from bridge.errors import LocalNodeError
+from bridge.errors import PrivateNodeError
 
 _PORT_ATTEMPTS: Final = 3
 _KILLED_WITHIN_S: Final = 10.0
@@ -41,7 +41,7 @@ _PORT_TAKEN_SIGNS: Final = (
 Progress = Callable[[str], None]
 
 
-class _PortTakenError(LocalNodeError):
+class _PortTakenError(PrivateNodeError):
     """Somebody else took one of the ports between choosing and using it."""
 
 
@@ -114,7 +114,7 @@ class LocalNode:
             ready_within_s: The longest that one start may take.
 
         Raises:
-            LocalNodeError: If there is no RabbitMQ, or it does not start; the end of
+            PrivateNodeError: If there is no RabbitMQ, or it does not start; the end of
                 its log is in the text.
 
         Cancellation:
@@ -171,7 +171,7 @@ class LocalNode:
         Start the node on the same ports and data; shut it down first if it runs.
 
         Raises:
-            LocalNodeError: If it does not come back.
+            PrivateNodeError: If it does not come back.
 
         """
         await self.shut_down()
@@ -195,7 +195,7 @@ class LocalNode:
             What it printed.
 
         Raises:
-            LocalNodeError: If it fails, with what it said.
+            PrivateNodeError: If it fails, with what it said.
             TimeoutError: If it takes longer than `within_s`; it is killed.
 
         """
@@ -218,7 +218,7 @@ class LocalNode:
                 await process.wait()
         if process.returncode != 0:
             problem = f"{program} {' '.join(args)} failed: {errors.decode().strip()}"
-            raise LocalNodeError(problem)
+            raise PrivateNodeError(problem)
         return output.decode()
 
     async def _boot(
@@ -291,7 +291,7 @@ class LocalNode:
         is_epmd_gone = "epmd" in self._needed - self._kept.pids.keys()
         if is_epmd_gone or any(sign in tail for sign in _PORT_TAKEN_SIGNS):
             raise _PortTakenError(problem, tail)
-        raise LocalNodeError(problem, tail)
+        raise PrivateNodeError(problem, tail)
 
 
 def _sized(data: bytes) -> bytes:

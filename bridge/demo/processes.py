@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from bridge.demo import process_keeper
-from bridge.errors import LocalNodeError
+from bridge.errors import PrivateNodeError
 
 # The keeper itself answers within milliseconds; a start of Python comes before.
 _ANSWER_WITHIN_S: Final = 20.0
@@ -45,7 +45,7 @@ class KeptProcesses:
         Start a keeper with an empty temporary folder; end both at the end.
 
         Raises:
-            LocalNodeError: If the keeper does not start.
+            PrivateNodeError: If the keeper does not start.
 
         """
         kept = cls()
@@ -77,7 +77,7 @@ class KeptProcesses:
         Wait until the process `name` is gone.
 
         Raises:
-            LocalNodeError: If it still runs after `within_s`.
+            PrivateNodeError: If it still runs after `within_s`.
 
         """
         await self._until(lambda: name not in self.pids, within_s=within_s)
@@ -87,7 +87,7 @@ class KeptProcesses:
         Bring `pids` up to date without waiting.
 
         Raises:
-            LocalNodeError: If the keeper is gone, and with it everything it kept.
+            PrivateNodeError: If the keeper is gone, and with it everything it kept.
 
         """
         try:
@@ -97,7 +97,7 @@ class KeptProcesses:
         if not chunk:
             self.pids.clear()
             problem = "the keeper of the private RabbitMQ node is gone"
-            raise LocalNodeError(problem)
+            raise PrivateNodeError(problem)
         *lines, self._unread = (self._unread + chunk).split(b"\n")
         for line in lines:
             self._take_report(json.loads(line))
@@ -161,7 +161,7 @@ class KeptProcesses:
                     self.take_reports()
         except TimeoutError as exc:
             problem = f"a process of the private node did not follow in {within_s:g} s"
-            raise LocalNodeError(problem) from exc
+            raise PrivateNodeError(problem) from exc
         finally:
             loop.remove_reader(self._reports)
 

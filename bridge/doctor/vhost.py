@@ -9,6 +9,9 @@ from typing import Final
 
 from bridge.amqp.management import Management, ManagementError
 from bridge.amqp.topology import Topology
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.doctor.clock import clock_finding
 from bridge.doctor.policies import (
     Policy,
@@ -18,7 +21,6 @@ from bridge.doctor.policies import (
     policy_problems,
 )
 from bridge.doctor.results import Finding, note, ok, unknown, wrong
-from bridge.enums import BrokerNames
 
 _ACK_TIMEOUT_S: Final = 1800.0  # RabbitMQ's default
 # A store on a slow disk settles so many a second; see docs/measurements.md for fast ones.

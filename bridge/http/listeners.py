@@ -72,8 +72,8 @@ def address_error(exc: OSError, setting: str, host: str, port: int) -> OSError:
 
 
 def _host_error(setting: str, problem: str) -> OSError:
-    way_out = "127.0.0.1 is for this machine alone, 0.0.0.0 for all that reach it"
-    return OSError(f"{setting.replace('_PORT', '_HOST')}: {problem}; {way_out}")
+    fix = "127.0.0.1 is for this machine alone, 0.0.0.0 for all that reach it"
+    return OSError(f"{setting.replace('_PORT', '_HOST')}: {problem}; {fix}")
 
 
 async def serve_privately(

@@ -17,7 +17,7 @@ import structlog
 
 from bridge.core.worker_slot import Workplace
 from bridge.enums import ExitCode
-from bridge.errors import BridgeError, ConfigError, WorkersFailedError, first_of
+from bridge.errors import BridgeError, ConfigError, WorkersFailedError, first_error
 from bridge.http.listeners import Listening, address_error, serve
 from bridge.logging import set_log_level
 from bridge.settings.model import Settings
@@ -114,7 +114,7 @@ async def _run(
             for task in beside:
                 task.cancel()
     except* (BridgeError, OSError) as group:
-        failure = first_of(group)
+        failure = first_error(group)
     else:
         if not signals.insisted.is_set():
             return

@@ -22,8 +22,10 @@ from pathlib import Path
 
 from aiormq.abc import ChannelFrame
 
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import Raw, open_raw
 from tests.integration.programs import RunningProgram, command, program

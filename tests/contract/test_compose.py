@@ -25,9 +25,11 @@ import pytest
 import yaml
 
 from bridge.app import Bridge
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.properties import NO_PROPERTIES
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames
 from bridge.http.listeners import Listening
 from bridge.settings.checks import environment_name
 from bridge.settings.load import CONFIG_FILE_VARIABLE, load_settings

@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 import pytest
 import pytest_asyncio
 
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.properties import PERSISTENT, Properties
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.dead_letters import take_all

@@ -12,9 +12,11 @@ from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.publish.publisher import Publisher
 from bridge.app import Bridge
 from bridge.cli.token import signed_token
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.properties import PERSISTENT, Properties
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames
 from bridge.http.listeners import Listening
 from bridge.metrics import Metrics
 from bridge.settings.load import load_settings

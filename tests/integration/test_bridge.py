@@ -7,6 +7,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.message import Delivery, Message
 from bridge.core.properties import (
     Properties,
@@ -16,7 +19,9 @@ from bridge.core.properties import (
     render_table,
 )
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames, Header
+from bridge.enums import (
+    Header,
+)
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all

@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from bridge.demo.private_node import LocalNode
-from bridge.errors import LocalNodeError
+from bridge.errors import PrivateNodeError
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.programs import (
     RunningProgram,
@@ -184,7 +184,7 @@ async def test_what_to_ask_of_a_broker_that_is_down_or_blocked(
 
         await broker.ctl("set_vm_memory_high_watermark", "0.0000001")
         try:
-            with pytest.raises(LocalNodeError, match="alarm"):
+            with pytest.raises(PrivateNodeError, match="alarm"):
                 await machine.type(commands[-1])
         finally:
             await broker.ctl("set_vm_memory_high_watermark", "0.4")

@@ -1,4 +1,4 @@
-"""The closed lists that the outside can see: each entry is explained, none is twice."""
+"""The closed lists that clients can see: each entry has its own explanation."""
 
 from enum import StrEnum
 
@@ -15,13 +15,12 @@ from bridge.enums import (
     HEADER_PREFIX,
     RESERVED_EVENTS,
     RESERVED_PREFIX,
-    BrokerNames,
     Closing,
+    DeadLetterCause,
     DeadLetterReason,
     EventError,
     ExitCode,
     Header,
-    LetterReason,
     Outcome,
     Refusal,
     SyncReason,
@@ -39,7 +38,7 @@ EXPLAINED: list[type[DeadLetterReason | Refusal | Closing | SyncReason]] = [
 def test_each_code_explains_itself(
     closed_list: type[DeadLetterReason | Refusal | Closing | SyncReason],
 ) -> None:
-    """Operators and authors of pages read the sentence, not our source."""
+    """Operators and authors of pages read the sentences instead of the source."""
     sentences = [entry.explanation for entry in closed_list]
 
     assert all(len(sentence) > 20 for sentence in sentences)
@@ -51,15 +50,15 @@ def test_each_code_explains_itself(
     "closed_list", [DeadLetterReason, Refusal, Closing, SyncReason, EventError, Outcome]
 )
 def test_codes_are_plain_words(closed_list: type[StrEnum]) -> None:
-    """They are labels of metrics, values of headers, and compared in JavaScript."""
+    """The codes are metric labels and header values, and pages compare them."""
     for entry in closed_list:
         assert entry.value.isascii()
         assert entry.value.replace("_", "").isalpha()
         assert entry.value == entry.name.lower()
 
 
-def test_what_may_come_right_by_itself_is_marked_temporary() -> None:
-    """A page that retries the others would only hammer at the door."""
+def test_only_refusals_that_may_pass_are_temporary() -> None:
+    """Retrying after any other refusal would only load the bridge."""
     assert {code for code in Refusal if code.is_temporary} == {
         Refusal.KEYS_UNAVAILABLE,
         Refusal.TOO_MANY_WINDOWS,
@@ -68,8 +67,8 @@ def test_what_may_come_right_by_itself_is_marked_temporary() -> None:
     }
 
 
-def test_a_window_that_is_closed_knows_whether_to_come_back() -> None:
-    """Reconnecting with a token whose life is over, or into a ban, helps nobody."""
+def test_each_closing_code_says_whether_to_reconnect() -> None:
+    """A reconnect with an expired token, or after a kick, would be refused or unwanted."""
     assert {code for code in Closing if code.reconnect} == {
         Closing.SLOW,
         Closing.DRAINING,
@@ -77,8 +76,8 @@ def test_a_window_that_is_closed_knows_whether_to_come_back() -> None:
     }
 
 
-def test_no_worker_can_send_an_event_that_is_the_bridges_or_the_clients_own() -> None:
-    """The reserved names of design 2.1."""
+def test_events_of_the_bridge_and_of_the_client_are_reserved() -> None:
+    """A message of a worker with such an event would be taken for one of theirs."""
     own = {EVENT_SYNC, EVENT_EXPIRING, EVENT_CLOSING, EVENT_REFRESH}
 
     assert all(event.startswith(RESERVED_PREFIX) for event in own)
@@ -90,34 +89,21 @@ def test_no_worker_can_send_an_event_that_is_the_bridges_or_the_clients_own() ->
     assert EVENT_DEFAULT not in RESERVED_EVENTS
 
 
-def test_all_headers_stand_under_the_prefix_that_is_ours() -> None:
-    """It is what keeps a producer from writing them: see `with_headers`."""
+def test_all_headers_of_the_bridge_have_its_prefix() -> None:
+    """`with_headers` removes headers with this prefix that a producer wrote."""
     assert all(header.startswith(HEADER_PREFIX) for header in Header)
     assert len({header.value for header in Header}) == len(Header)
 
 
-def test_names_on_the_broker_start_with_the_namespace() -> None:
-    """Others bind to them, and rights are given by that prefix."""
-    names = BrokerNames("team.a")
-
-    assert names.messages == "team.a.messages"
-    assert names.inbound == "team.a.inbound"
-    assert names.inbound_queue() == "team.a.inbound.0"
-    assert names.inbound_queue(3) == "team.a.inbound.3"
-    assert names.retry_queue(1000) == "team.a.retry.1000"
-    assert names.dead == "team.a.dead"
-    assert BrokerNames().messages == "bridge.messages"
-
-
 def test_exit_codes_are_those_of_the_contract() -> None:
-    """Scripts and service managers act on them."""
+    """Scripts and service managers evaluate them."""
     assert (ExitCode.DONE, ExitCode.FAILED) == (0, 1)
     assert (ExitCode.USAGE, ExitCode.UNREACHABLE) == (2, 3)
 
 
-def test_every_reason_of_the_bridge_is_one_that_operators_can_ask_for() -> None:
-    """A new reason would be shown as `other`, and could not be filtered by."""
+def test_every_reason_of_the_bridge_is_a_cause_that_operators_can_filter_by() -> None:
+    """A reason that is missing there would be shown as `other`."""
     assert {reason.value for reason in DeadLetterReason} < {
-        reason.value for reason in LetterReason
+        reason.value for reason in DeadLetterCause
     }
-    assert all(reason.explanation for reason in LetterReason)
+    assert all(reason.explanation for reason in DeadLetterCause)

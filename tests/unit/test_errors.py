@@ -1,4 +1,4 @@
-"""One table of all errors and what they say."""
+"""A table of all errors and their texts."""
 
 import copy
 import pickle
@@ -10,15 +10,15 @@ from bridge.enums import EventError, Refusal
 from bridge.errors import (
     BridgeError,
     BrokerUnavailableError,
-    CarryRefusedError,
     ClientError,
     ConfigError,
     EventRefusedError,
-    HandedOverError,
     KeysUnavailableError,
-    LocalNodeError,
+    MigrationRefusedError,
     OperatorRefusedError,
     OperatorUnreachableError,
+    OwnershipLostError,
+    PrivateNodeError,
     PublishRefusedError,
     RefusedError,
     ShardsError,
@@ -46,7 +46,7 @@ TEXTS: list[tuple[BridgeError, str]] = [
     ),
     (
         KeysUnavailableError("it is not JSON"),
-        "the key set at BRIDGE_JWKS_URL cannot be had: it is not JSON",
+        "the key set at BRIDGE_JWKS_URL cannot be fetched: it is not JSON",
     ),
     (
         OperatorUnreachableError("http://127.0.0.1:8081", "connection refused"),
@@ -57,12 +57,12 @@ TEXTS: list[tuple[BridgeError, str]] = [
         "there is no such dead letter",
     ),
     (
-        HandedOverError("bridge.inbound.0"),
-        "another bridge has queue bridge.inbound.0 by now; what is in hand comes to that one",
+        OwnershipLostError("bridge.inbound.0"),
+        "another bridge consumes queue bridge.inbound.0 now and receives these deliveries",
     ),
     (
         StaleBatchError(),
-        "the connection that brought these deliveries is gone; they come again",
+        "the channel of these deliveries is closed; the broker redelivers them",
     ),
     (
         TopologyError(
@@ -75,14 +75,14 @@ TEXTS: list[tuple[BridgeError, str]] = [
         "publish to bridge.messages: no queue is bound",
     ),
     (
-        CarryRefusedError("redis://x", "it is not empty"),
+        MigrationRefusedError("redis://x", "it is not empty"),
         "inbox redis://x: it is not empty",
     ),
     (WorkersFailedError(1, "worker 0 ended"), "worker 0 ended"),
-    (ShardsError("a change goes on"), "a change goes on"),
-    (LocalNodeError("erl is missing"), "erl is missing"),
+    (ShardsError("a change is running"), "a change is running"),
+    (PrivateNodeError("erl is missing"), "erl is missing"),
     (
-        LocalNodeError("it stopped", "line 1\nline 2"),
+        PrivateNodeError("it stopped", "line 1\nline 2"),
         "it stopped; the end of its log:\nline 1\nline 2",
     ),
     (RefusedError(Refusal.TOKEN_EXPIRED), Refusal.TOKEN_EXPIRED.explanation),
@@ -92,38 +92,38 @@ TEXTS: list[tuple[BridgeError, str]] = [
         "join needs open mode",
     ),
 ]
-# What other errors share; nobody raises these themselves.
-KINDS = {BridgeError, TransientError, ClientError}
+# Base classes, which are never raised themselves.
+BASES = {BridgeError, TransientError, ClientError}
 
 
 @pytest.mark.parametrize(("error", "text"), TEXTS, ids=lambda v: type(v).__name__)
 def test_each_error_says_what_happened(error: BridgeError, text: str) -> None:
-    """It is what an operator or the author of a page gets to see."""
+    """Operators and the authors of pages read these texts."""
     assert str(error) == text
 
 
 @pytest.mark.parametrize("error", [e for e, _ in TEXTS], ids=lambda e: type(e).__name__)
 def test_each_error_survives_being_copied_and_pickled(error: BridgeError) -> None:
-    """Groups are split and tracebacks moved between processes that way."""
-    for twin in (copy.copy(error), pickle.loads(pickle.dumps(error))):  # noqa: S301 - our own
-        assert type(twin) is type(error)
-        assert str(twin) == str(error)
-        assert vars(twin) == vars(error)
+    """Exception groups copy their errors; process pools pickle them."""
+    for duplicate in (copy.copy(error), pickle.loads(pickle.dumps(error))):  # noqa: S301 - our own
+        assert type(duplicate) is type(error)
+        assert str(duplicate) == str(error)
+        assert vars(duplicate) == vars(error)
 
 
-def test_the_table_holds_every_error_of_the_house() -> None:
-    """A new one needs its sentence."""
+def test_the_table_contains_every_error() -> None:
+    """A new error needs a text."""
     declared = {
         value
         for value in vars(errors).values()
         if isinstance(value, type) and issubclass(value, BridgeError)
     }
 
-    assert declared - KINDS == {type(error) for error, _ in TEXTS}
+    assert declared - BASES == {type(error) for error, _ in TEXTS}
 
 
-def test_the_type_says_what_to_do() -> None:
-    """Wait, or tell one client: callers catch the kind, not each one."""
+def test_the_base_class_says_what_to_do() -> None:
+    """Callers catch the base class in order to wait, or to notify one client."""
     transient = {
         BrokerUnavailableError,
         StoreUnavailableError,

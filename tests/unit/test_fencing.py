@@ -9,7 +9,7 @@ from bridge.core.fence import Fence
 from bridge.core.message import Message
 from bridge.errors import (
     BrokerUnavailableError,
-    HandedOverError,
+    OwnershipLostError,
     StoreUnavailableError,
 )
 from bridge.fencing import Fencing
@@ -146,13 +146,13 @@ async def test_a_token_that_the_broker_did_not_confirm_is_never_used(
 
 async def test_a_batch_that_came_too_late_ends_its_session(house: House) -> None:
     """All else that the session has in hand is too late as well; and it is counted."""
-    house.inbox.failures.append(HandedOverError("q"))
+    house.inbox.failures.append(OwnershipLostError("q"))
     batch = FakeBatch([house.consumer("q")])
 
-    with pytest.raises(HandedOverError):
+    with pytest.raises(OwnershipLostError):
         await house.fencing.append(batch, MESSAGES)
 
-    assert house.intake.given_up == [str(HandedOverError("q"))]
+    assert house.intake.given_up == [str(OwnershipLostError("q"))]
     name = "bridge_handed_over_batches_total"
     assert house.metrics.registry.get_sample_value(name) == 1
 

@@ -18,7 +18,7 @@ from bridge.amqp.connection import BrokerConnection, broker_call
 from bridge.amqp.consume.consumer import BatchLimits, ConsumerSession
 from bridge.amqp.frame_reader import DeliveryReader
 from bridge.core.message import Delivery
-from bridge.errors import BridgeError, BrokerUnavailableError, first_of
+from bridge.errors import BridgeError, BrokerUnavailableError, first_error
 from bridge.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -384,7 +384,7 @@ async def first_to_end(works: Sequence[Work]) -> None:
             for task in tasks:
                 task.cancel()
     except* BridgeError as failures:
-        failure = first_of(failures)
+        failure = first_error(failures)
     else:
         return
     if task is not None and task.cancelling() > asked_before:

@@ -32,6 +32,9 @@ from bridge.amqp.dead_letters.browser import LetterSession, count_ready
 from bridge.amqp.dead_letters.cache import LetterIndex, Recording
 from bridge.amqp.dead_letters.delivery_limit import LetterWear
 from bridge.amqp.dead_letters.lock import LetterTurns
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.dead_letter import (
     Count,
     Gone,
@@ -47,8 +50,10 @@ from bridge.core.journal import Happening, Journal
 from bridge.core.message import Delivery, message_id_of
 from bridge.core.properties import Properties
 from bridge.core.settlement import redrive_properties
-from bridge.enums import BrokerNames, Stage
-from bridge.errors import BrokerUnavailableError, PublishRefusedError, first_of
+from bridge.enums import (
+    Stage,
+)
+from bridge.errors import BrokerUnavailableError, PublishRefusedError, first_error
 
 # What a job holds between two visits, so that others get their turn.
 _BATCH_S: Final = 5.0
@@ -340,7 +345,7 @@ class DeadLetters:
                 for held in group:
                     tasks.create_task(send_one(held), name="redrive")
         except* BrokerUnavailableError as errors:
-            failure = first_of(errors)
+            failure = first_error(errors)
         if confirmed:
             await session.ack([held.tag for held in confirmed])
         for held in confirmed:

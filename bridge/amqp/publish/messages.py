@@ -2,8 +2,10 @@
 
 from typing import Protocol
 
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.properties import PERSISTENT, Properties
-from bridge.enums import BrokerNames
 
 
 class RawPublisher(Protocol):

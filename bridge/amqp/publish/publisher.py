@@ -26,7 +26,13 @@ from bridge.amqp.publish.channels import CHANNELS_MAX, PublishSession, RawProper
 from bridge.amqp.shards.layout import ShardDesk, ShardPlan
 from bridge.amqp.supervision import supervise
 from bridge.amqp.topology import Topology, declare, retry_delay_ms
-from bridge.core.message import Delivery
+from bridge.core.broker_names import (
+    BrokerNames,
+)
+from bridge.core.message import (
+    USER_MAX_BYTES,
+    Delivery,
+)
 from bridge.core.properties import Properties, render_properties
 from bridge.core.settlement import (
     PROPERTIES_MAX_BYTES,
@@ -35,7 +41,6 @@ from bridge.core.settlement import (
     dead_letter_properties,
     retry_properties,
 )
-from bridge.enums import USER_MAX_BYTES, BrokerNames
 from bridge.errors import BrokerUnavailableError, PublishRefusedError, TopologyError
 from bridge.metrics import Metrics
 

@@ -56,7 +56,10 @@ from bridge.amqp.topology import (
     inbound_queue,
     topology,
 )
-from bridge.enums import SHARDS_MAX, BrokerNames
+from bridge.core.broker_names import (
+    SHARDS_MAX,
+    BrokerNames,
+)
 from bridge.errors import BrokerUnavailableError, ShardsError, TopologyError
 
 _ALTERNATE: Final = "alternate-exchange"

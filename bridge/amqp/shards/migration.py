@@ -17,10 +17,11 @@ from bridge.amqp.connection import (
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.shards.layout import Layout, ShardDesk, ShardPlan, mark_name
 from bridge.amqp.topology import Exchange, Queue, declare_one, inbound_queue
-from bridge.enums import MARK_EVENT
 from bridge.errors import BrokerUnavailableError, TopologyError
 
 log = structlog.get_logger(__name__)
+
+_MARK_EVENT: Final = "bridge:mark"
 
 # What was on its way to a queue of before when the way was moved has arrived after that.
 ARRIVED_AFTER_S: Final = 3.0
@@ -60,7 +61,7 @@ async def _put_mark(channel: aiormq.Channel, exchange: Exchange, queue: Queue) -
         exchange=exchange.name,
         routing_key=queue.name,
         properties=aiormq.spec.Basic.Properties(
-            delivery_mode=2, message_type=MARK_EVENT
+            delivery_mode=2, message_type=_MARK_EVENT
         ),
     )
 

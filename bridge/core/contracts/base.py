@@ -6,16 +6,20 @@ from typing import Annotated, Final
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, WithJsonSchema
 
-from bridge.core.message import MESSAGE_ID_MAX_BYTES, event_problem, user_problem
+from bridge.core.message import (
+    EVENT_MAX_CHARACTERS,
+    MESSAGE_ID_MAX_BYTES,
+    USER_MAX_BYTES,
+    event_problem,
+    user_problem,
+)
 from bridge.enums import (
     EVENT_DEFAULT,
-    EVENT_MAX_CHARACTERS,
     RESERVED_EVENTS,
     RESERVED_PREFIX,
-    USER_MAX_BYTES,
     Closing,
+    DeadLetterCause,
     DeadLetterReason,
-    LetterReason,
     Refusal,
     SyncReason,
 )
@@ -122,7 +126,7 @@ def listed(words: type[StrEnum]) -> WithJsonSchema:
 
 
 def explained(
-    words: type[DeadLetterReason | LetterReason | Refusal | Closing | SyncReason],
+    words: type[DeadLetterReason | DeadLetterCause | Refusal | Closing | SyncReason],
     intro: str,
 ) -> str:
     """Return a description that ends in what each word means."""

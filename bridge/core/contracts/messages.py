@@ -251,7 +251,7 @@ class DeadLetterHeaders(Contract):
     )
     letter: str | SkipJsonSchema[None] = Field(
         None,
-        alias=Header.LETTER.value,
+        alias=Header.DEAD_LETTER_ID.value,
         description="Tells this dead letter from all others.",
     )
     redrives: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(

@@ -26,7 +26,7 @@ from bridge.core.contracts.operator.operation import NoBody, NoQuery
 from bridge.core.dead_letter import COUNTED_BY_BROKER, Count, Letter, LetterFilter
 from bridge.core.message import Delivery
 from bridge.core.readable_headers import readable_properties, readable_table
-from bridge.enums import LetterReason
+from bridge.enums import DeadLetterCause
 from bridge.http.api.dead_letter_pages import PageScan, parse_place
 from bridge.http.api.endpoint import Api, ApiProblem, Asked, Reply
 from bridge.http.jobs import BusyError, Job, JobBoard
@@ -166,7 +166,7 @@ def _matches(selection: Selection) -> Matches:
 
 def _filter(given: Filter) -> LetterFilter:
     return LetterFilter(
-        reason=None if given.reason is None else LetterReason(given.reason),
+        reason=None if given.reason is None else DeadLetterCause(given.reason),
         user=given.user,
         event=given.event,
         since_s=given.since,
@@ -224,24 +224,24 @@ def _explanation(letter: Letter) -> str:
 
 
 _NEVER: Final = "A redrive will bring it back here: mend the producer, and discard it."
-_ADVICE: Final[Mapping[LetterReason, str]] = {
-    LetterReason.MALFORMED_BODY: _NEVER,
-    LetterReason.TOO_LARGE: (
+_ADVICE: Final[Mapping[DeadLetterCause, str]] = {
+    DeadLetterCause.MALFORMED_BODY: _NEVER,
+    DeadLetterCause.TOO_LARGE: (
         "Raise BRIDGE_MAX_MESSAGE_BYTES and redrive it, or discard it."
     ),
-    LetterReason.BAD_USER: _NEVER,
-    LetterReason.BAD_EVENT: _NEVER,
-    LetterReason.SCHEMA: (
+    DeadLetterCause.BAD_USER: _NEVER,
+    DeadLetterCause.BAD_EVENT: _NEVER,
+    DeadLetterCause.SCHEMA: (
         "Mend the schema in BRIDGE_SCHEMAS and redrive it, or the producer, and discard it."
     ),
-    LetterReason.ATTEMPTS_EXHAUSTED: (
+    DeadLetterCause.ATTEMPTS_EXHAUSTED: (
         "The log of that time says what failed: mend it, then redrive it."
     ),
-    LetterReason.CRASHED: (
+    DeadLetterCause.CRASHED: (
         "Keep its body for whoever mends the bridge; do not redrive it before that."
     ),
-    LetterReason.EXPIRED: (
+    DeadLetterCause.EXPIRED: (
         "A redrive gives it its time to live anew; discard it if it is of no use now."
     ),
-    LetterReason.OTHER: "Look at its headers before a redrive.",
+    DeadLetterCause.OTHER: "Look at its headers before a redrive.",
 }

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Final, TypeVar
 
-from bridge.errors import CarryRefusedError
+from bridge.errors import MigrationRefusedError
 from bridge.inbox.migration.model import Amount, Held, Load, Source, Target, Waybill
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ async def carry(
             how much there is.
 
     Raises:
-        CarryRefusedError: If there is something else in `target`, or it does not hold
+        MigrationRefusedError: If there is something else in `target`, or it does not hold
             the same in the end.
         StoreUnavailableError: If one of them cannot be had.
 
@@ -145,7 +145,7 @@ async def _compare(
     See that the target holds each inbox as the source does.
 
     Raises:
-        CarryRefusedError: If one is not as it must be.
+        MigrationRefusedError: If one is not as it must be.
 
     """
     seen = Amount()
@@ -159,7 +159,7 @@ async def _compare(
 
 def _see(target: Target, ours: Held, theirs: Held) -> None:
     if ours != theirs:
-        raise CarryRefusedError(
+        raise MigrationRefusedError(
             target.description,
             f"it does not hold what was put into it: {theirs} instead of {ours}; "
             "empty it and begin again",

@@ -145,7 +145,7 @@ class Target(Protocol):
         Say where to go on, 0 for the beginning; ``None`` if this very carry is done.
 
         Raises:
-            CarryRefusedError: If anything else is there already.
+            MigrationRefusedError: If anything else is there already.
 
         """
 

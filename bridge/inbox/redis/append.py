@@ -24,7 +24,7 @@ from typing import Final
 from bridge.core.fence import Fence
 from bridge.core.message import Message
 from bridge.core.redis_address import RedisAddress
-from bridge.errors import HandedOverError, StoreUnavailableError
+from bridge.errors import OwnershipLostError, StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.redis import scripts
 from bridge.inbox.redis.connection import (
@@ -122,7 +122,7 @@ class Appending:
             try:
                 result = await self._result(kept, link_answers)
             except (
-                HandedOverError,
+                OwnershipLostError,
                 StoreUnavailableError,
                 RefusedByRedisError,
             ) as exc:
@@ -186,7 +186,7 @@ class Appending:
         if len(failure) == 3:
             _, queue, passed_by = failure
             self._passed_by = max(self._passed_by, int(passed_by))
-            raise HandedOverError(queue.decode())
+            raise OwnershipLostError(queue.decode())
         if failure:
             error = failure_of(self._address, failure[0].decode(), kept.link)
             self._note_refusal(kept, str(failure[0].decode()))

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from bridge.core.redis_address import RedisAddress
 from bridge.enums import SyncReason
-from bridge.errors import CarryRefusedError, StoreUnavailableError
+from bridge.errors import MigrationRefusedError, StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.migration.model import CarriedInbox, Held, Load, Portion, Waybill
 from bridge.inbox.redis.connection import (
@@ -272,13 +272,13 @@ class RedisTarget:
             answers.append(answer)
         return answers
 
-    def _refusal(self, problem: str) -> CarryRefusedError:
+    def _refusal(self, problem: str) -> MigrationRefusedError:
         if problem.startswith("CARRY "):
             problem = (
                 f"{problem.removeprefix('CARRY ')}: a bridge wrote into it meanwhile, or "
                 "part of it was lost; stop the bridges, empty it, and begin again"
             )
-        return CarryRefusedError(self.description, problem)
+        return MigrationRefusedError(self.description, problem)
 
 
 def _held(user: str, head: bytes | None, length: int) -> Held:

@@ -265,7 +265,7 @@ class RedisInbox:
         Raises:
             StoreUnavailableError: If the server is away or cannot store it now.
             RefusedByRedisError: If it refuses this batch.
-            HandedOverError: If something was stored under a larger token than one of
+            OwnershipLostError: If something was stored under a larger token than one of
                 `fences`. In a cluster some of the messages may have been stored.
 
         Cancellation: the messages may or may not have been stored.

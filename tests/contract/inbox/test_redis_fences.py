@@ -11,7 +11,7 @@ import pytest
 
 from bridge.core.message import Message
 from bridge.core.redis_address import parse_redis
-from bridge.errors import HandedOverError
+from bridge.errors import OwnershipLostError
 from bridge.inbox.contract import Retention
 from bridge.inbox.redis.store import RedisInbox
 from tests.contract.inbox import conftest
@@ -85,7 +85,7 @@ async def test_an_append_under_a_smaller_token_stores_nothing(shared: Shared) ->
         new = await other.claim(QUEUE)
         assert await other.append(batch(ANN, BOB), fences=[new]) == [2, 2]
 
-        with pytest.raises(HandedOverError) as refusal:
+        with pytest.raises(OwnershipLostError) as refusal:
             await one.append(batch(ANN, BOB), fences=[old])
 
         assert refusal.value.queue == QUEUE
@@ -99,7 +99,7 @@ async def test_who_was_refused_goes_on_with_a_new_token(shared: Shared) -> None:
     async with shared.bridge() as one, shared.bridge() as other:
         old = await one.claim(QUEUE)
         await other.append(batch(ANN), fences=[await other.claim(QUEUE)])
-        with pytest.raises(HandedOverError):
+        with pytest.raises(OwnershipLostError):
             await one.append(batch(ANN), fences=[old])
 
         assert await one.append(batch(ANN), fences=[await one.claim(QUEUE)]) == [2]
@@ -123,7 +123,7 @@ async def test_queues_are_fenced_apart(shared: Shared) -> None:
         await other.append(batch(ANN), fences=[await other.claim(QUEUE)])
 
         assert await one.append(batch(ANN), fences=[mine]) == [2]
-        with pytest.raises(HandedOverError):
+        with pytest.raises(OwnershipLostError):
             await one.append(batch(ANN), fences=[mine, lost])
         assert await count(one, ANN) == 2
 
@@ -157,7 +157,7 @@ async def test_a_store_that_lost_the_last_claim_shuts_nobody_out_for_long(
         await shared.forget_claims(one)
 
         too_small = await other.claim(QUEUE)
-        with pytest.raises(HandedOverError):
+        with pytest.raises(OwnershipLostError):
             await other.append(batch(ANN), fences=[too_small])
 
         again = await other.claim(QUEUE)

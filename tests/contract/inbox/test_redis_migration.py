@@ -12,7 +12,7 @@ import pytest
 
 from bridge.core.message import Message
 from bridge.core.redis_address import parse_redis
-from bridge.errors import CarryRefusedError, StoreUnavailableError
+from bridge.errors import MigrationRefusedError, StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.migration.migrate import Outcome, carry
 from bridge.inbox.migration.model import Amount, Load, Waybill
@@ -206,7 +206,7 @@ async def test_a_store_with_inboxes_in_it_is_refused(path: Path, store: Store) -
     async with store.opened() as inbox:
         await inbox.append([Message("bob", "m", b"1", time.time())])
 
-    with pytest.raises(CarryRefusedError, match="there are inboxes in it already"):
+    with pytest.raises(MigrationRefusedError, match="there are inboxes in it already"):
         await carry_into(store.target(), path)
 
 
@@ -219,7 +219,7 @@ async def test_a_file_that_was_used_again_since_is_refused(
     async with file_opened(path) as inbox:
         await inbox.append([Message("user-1", "m", b"1", time.time())])
 
-    with pytest.raises(CarryRefusedError, match="the file has changed"):
+    with pytest.raises(MigrationRefusedError, match="the file has changed"):
         await carry_into(store.target(), path)
 
 
@@ -233,7 +233,7 @@ async def test_of_two_carries_that_begin_at_once_one_is_refused(store: Store) ->
         assert (await first.look(ours), await second.look(theirs)) == (0, 0)
 
         await first.begin(ours)
-        with pytest.raises(CarryRefusedError, match="of another file"):
+        with pytest.raises(MigrationRefusedError, match="of another file"):
             await second.begin(theirs)
 
         await first.begin(ours)  # as one that is resumed
@@ -258,7 +258,7 @@ async def test_a_bridge_that_writes_meanwhile_is_noticed(
             await put(load)
 
         target.put = put_late  # type: ignore[method-assign] # a bridge at the worst moment
-        with pytest.raises(CarryRefusedError, match="a bridge wrote into it"):
+        with pytest.raises(MigrationRefusedError, match="a bridge wrote into it"):
             await carry_into(target, path)
 
 

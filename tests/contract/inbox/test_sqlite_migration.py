@@ -10,7 +10,7 @@ import pytest
 
 from bridge.core.message import Message, Stored
 from bridge.enums import SyncReason
-from bridge.errors import CarryRefusedError, ConfigError, StoreInUseError
+from bridge.errors import ConfigError, MigrationRefusedError, StoreInUseError
 from bridge.inbox.contract import Retention
 from bridge.inbox.migration.migrate import carry
 from bridge.inbox.migration.model import Amount, CarriedInbox, Held, Load, Waybill
@@ -49,7 +49,7 @@ class Shelf:
     async def look(self, waybill: Waybill) -> int | None:
         """Go on where it was."""
         if self.waybill not in {None, waybill}:
-            raise CarryRefusedError(self.description, "something else is there")
+            raise MigrationRefusedError(self.description, "something else is there")
         return None if self.is_done else self.upto
 
     async def begin(self, waybill: Waybill) -> None:
@@ -278,6 +278,6 @@ async def test_a_store_that_does_not_hold_what_was_put_is_told(path: Path) -> No
             return [replace(each, messages=each.messages - 1) for each in found]
 
     forgetful = Forgetful(inboxes=shelf.inboxes, messages=shelf.messages)
-    with pytest.raises(CarryRefusedError, match="does not hold what was put"):
+    with pytest.raises(MigrationRefusedError, match="does not hold what was put"):
         await carry(source(path), forgetful, is_dry_run=False, tell=quiet)
     assert not forgetful.is_done

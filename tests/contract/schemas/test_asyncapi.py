@@ -13,6 +13,9 @@ from jsonschema import Draft7Validator
 
 from bridge import __version__
 from bridge.cli.schemas import render_yaml
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.enums import (
     EVENT_ACK,
     EVENT_CLOSING,
@@ -20,7 +23,6 @@ from bridge.enums import (
     EVENT_JOIN,
     EVENT_REFRESH,
     EVENT_SYNC,
-    BrokerNames,
 )
 
 ROOT = Path(__file__).parents[3]

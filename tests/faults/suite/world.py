@@ -15,8 +15,10 @@ from typing import Any, Final
 from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.publish.publisher import Publisher
 from bridge.auth.jwt import issue_token
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames
 from bridge.metrics import Metrics
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.checker import Checker

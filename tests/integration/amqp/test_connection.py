@@ -19,8 +19,10 @@ from bridge.amqp.connection import (
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.topology import Topology
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 from tests.conftest import SLOW_FACTOR, eventually

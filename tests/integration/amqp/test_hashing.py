@@ -13,8 +13,10 @@ from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.shards.hashing import CONSISTENT, MODULUS, best_hash
 from bridge.amqp.shards.layout import ShardDesk, ShardPlan
 from bridge.amqp.topology import Queue
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames
 from bridge.errors import TopologyError
 from tests.conftest import HASH_PLUGINS, SLOW_FACTOR, eventually
 from tests.integration.amqp.conftest import open_raw

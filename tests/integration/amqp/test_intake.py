@@ -9,13 +9,15 @@ from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.consume.consumer import BatchLimits
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.topology import Topology
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.properties import (
     Properties,
     header_bytes,
     iter_table,
     parse_properties,
 )
-from bridge.enums import BrokerNames
 from bridge.metrics import Metrics
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.amqp.conftest import (

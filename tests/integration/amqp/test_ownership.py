@@ -14,8 +14,10 @@ from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.lock_message import Token
 from bridge.amqp.ownership import ALONE, SHARED, Neighbours
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames
 from bridge.errors import BrokerUnavailableError
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import open_raw

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from bridge.amqp.publish.publisher import Publisher
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.message import Delivery, Rejection
 from bridge.core.properties import (
     NO_PROPERTIES,
@@ -19,7 +22,10 @@ from bridge.core.properties import (
 )
 from bridge.core.settlement import DeadLetter, RetryAfter, attempt_of
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames, DeadLetterReason, Header
+from bridge.enums import (
+    DeadLetterReason,
+    Header,
+)
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.metrics import Metrics
 from tests.conftest import SLOW_FACTOR, eventually

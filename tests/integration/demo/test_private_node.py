@@ -23,7 +23,7 @@ from bridge.demo import private_node as local_node
 from bridge.demo.node_setup import find_rabbitmq, free_ports
 from bridge.demo.private_node import LocalNode
 from bridge.demo.processes import KeptProcesses
-from bridge.errors import LocalNodeError
+from bridge.errors import PrivateNodeError
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.processes import family_of, is_alive
 
@@ -180,7 +180,7 @@ async def test_what_is_kept_ends_when_the_keeper_is_killed() -> None:
         os.kill(kept.keeper_pid, signal.SIGKILL)
 
         await eventually(lambda: not is_alive(pid))
-        with pytest.raises(LocalNodeError, match="keeper"):
+        with pytest.raises(PrivateNodeError, match="keeper"):
             await kept.signal("sleeper", signal.SIGCONT)
         shutil.rmtree(kept.folder)
 
@@ -229,7 +229,7 @@ async def test_an_ordinary_user_can_run_a_node(public_copy: Path) -> None:
 
 async def test_a_start_that_fails_shows_why() -> None:
     """The log is removed with the folder, so its end must be in the error."""
-    with pytest.raises(LocalNodeError, match="no_such_setting"):
+    with pytest.raises(PrivateNodeError, match="no_such_setting"):
         async with LocalNode.start(extra_config=["no_such_setting = 1"]):
             pass
 
@@ -270,7 +270,7 @@ async def test_a_cancelled_start_leaves_nothing(
 
 def test_a_missing_rabbitmq_is_told_with_the_way_out(tmp_path: Path) -> None:
     """The first thing that a new user may meet."""
-    with pytest.raises(LocalNodeError, match="apt-get install rabbitmq-server"):
+    with pytest.raises(PrivateNodeError, match="apt-get install rabbitmq-server"):
         find_rabbitmq([tmp_path])
 
 

@@ -5,8 +5,10 @@ import pytest
 import bridge.amqp.shards.hashing
 import bridge.doctor.shards
 from bridge.amqp.shards.hashing import CONSISTENT
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.doctor.results import Verdict
-from bridge.enums import BrokerNames
 from tests.integration.amqp.conftest import open_raw
 from tests.integration.doctor.conftest import ManagedBroker
 from tests.integration.doctor.test_checks import examined, settings, wrong

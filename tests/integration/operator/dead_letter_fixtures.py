@@ -6,6 +6,9 @@ from uuid import uuid4
 import aiormq
 from aiormq.abc import ChannelFrame
 
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.message import Delivery
 from bridge.core.properties import (
     PERSISTENT,
@@ -15,7 +18,9 @@ from bridge.core.properties import (
     render_table,
 )
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames, Header
+from bridge.enums import (
+    Header,
+)
 from tests.conftest import eventually
 from tests.unit.amqp.wire import publish
 
@@ -41,7 +46,7 @@ def letter_properties(
         Header.ORIGIN_EXCHANGE: names.messages,
         Header.ORIGIN_QUEUE: names.inbound_queue(),
         Header.ROUTING_KEY: user,
-        Header.LETTER: uuid4().hex,
+        Header.DEAD_LETTER_ID: uuid4().hex,
     }
     properties = Properties(
         headers=render_table(headers),

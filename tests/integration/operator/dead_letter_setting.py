@@ -5,8 +5,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames
 from tests.conftest import eventually
 from tests.integration.dead_letters import take_all
 from tests.integration.operator.api_client import ApiAsker, asking

@@ -9,8 +9,10 @@ import sys
 import orjson
 import pytest
 
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.dead_letters import take_all
 from tests.integration.operator.api_client import asking

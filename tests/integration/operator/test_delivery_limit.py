@@ -5,6 +5,9 @@ import pytest
 
 from bridge.amqp.dead_letters import delivery_limit as letter_wear
 from bridge.amqp.dead_letters.delivery_limit import LOOK_AGAIN_S, LetterWear
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.message import Delivery
 from bridge.core.properties import (
     PERSISTENT,
@@ -13,7 +16,6 @@ from bridge.core.properties import (
     render_table,
 )
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames
 from bridge.errors import BrokerUnavailableError
 from tests.conftest import eventually
 from tests.integration.operator.api_client import ApiAsker, asking

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames
 from tests.conftest import eventually
 from tests.integration.running import running_bridge, settings_for, working
 

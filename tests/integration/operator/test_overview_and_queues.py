@@ -7,9 +7,11 @@ from typing import Any
 import orjson
 import pytest
 
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.core.properties import header_int
 from bridge.demo.private_node import LocalNode
-from bridge.enums import BrokerNames
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all

@@ -32,7 +32,7 @@ from bridge.core.settlement import (
     redrive_properties,
     retry_properties,
 )
-from bridge.enums import DeadLetterReason, Header, LetterReason
+from bridge.enums import DeadLetterCause, DeadLetterReason, Header
 
 
 def delivery(
@@ -78,7 +78,7 @@ def test_a_letter_of_the_bridge_tells_why_and_whence() -> None:
     """Its own headers say all."""
     letter = Letters().read(bridges_letter(Properties(message_id=b"m-1")))
 
-    assert (letter.reason, letter.error) == (LetterReason.CRASHED, "died twice")
+    assert (letter.reason, letter.error) == (DeadLetterCause.CRASHED, "died twice")
     assert (letter.user, letter.event, letter.message_id) == ("ann", "message", "m-1")
     assert (letter.origin_exchange, letter.origin_queue) == ("x.dead", "x.inbound.0")
     assert (letter.dead_s, letter.attempts, letter.redrives) == (1700.0, 3, 0)
@@ -88,7 +88,7 @@ def test_a_letter_of_the_broker_is_explained_as_expired() -> None:
     """It has x-death in place of ours."""
     letter = Letters().read(brokers_letter())
 
-    assert letter.reason is LetterReason.EXPIRED
+    assert letter.reason is DeadLetterCause.EXPIRED
     assert letter.error == "RabbitMQ: expired in queue x.inbound.0"
     assert (letter.event, letter.dead_s, letter.attempts) == ("note", 1700.0, 0)
     assert (letter.origin_exchange, letter.origin_queue) == (
@@ -116,7 +116,7 @@ def test_whatever_else_lies_there_is_other(strange: Delivery) -> None:
     """Anybody can publish to the exchange of dead letters."""
     letter = Letters().read(strange)
 
-    assert letter.reason is LetterReason.OTHER
+    assert letter.reason is DeadLetterCause.OTHER
     assert letter.reason.explanation
     assert (letter.dead_s, letter.attempts, letter.redrives) == (None, 0, 0)
 
@@ -157,12 +157,12 @@ def test_a_filter_wants_all_that_it_names() -> None:
 
     for wanted in (
         LetterFilter(),
-        LetterFilter(reason=LetterReason.CRASHED, user="ann", event="message"),
+        LetterFilter(reason=DeadLetterCause.CRASHED, user="ann", event="message"),
         LetterFilter(since_s=1700, until_s=1701),
     ):
         assert wanted.matches(letter)
     for unwanted in (
-        LetterFilter(reason=LetterReason.EXPIRED),
+        LetterFilter(reason=DeadLetterCause.EXPIRED),
         LetterFilter(user="tom"),
         LetterFilter(event="note"),
         LetterFilter(since_s=1701),

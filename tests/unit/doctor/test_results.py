@@ -9,6 +9,9 @@ from yarl import URL
 from bridge.amqp.management import clock_ahead_s
 from bridge.amqp.permissions import Lack, Right
 from bridge.amqp.topology import topology
+from bridge.core.broker_names import (
+    BrokerNames,
+)
 from bridge.doctor.broker import permission_finding
 from bridge.doctor.certificates import certificate_finding
 from bridge.doctor.clock import clock_finding
@@ -22,7 +25,6 @@ from bridge.doctor.vhost import (
     policy_findings,
     prefetch_finding,
 )
-from bridge.enums import BrokerNames
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
 

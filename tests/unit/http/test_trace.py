@@ -11,7 +11,7 @@ from bridge.core.admin_views import KeptMessage, Search, UserInbox
 from bridge.core.dead_letter import Count, Letter
 from bridge.core.fleet import ALONE, Reach, Seen
 from bridge.core.journal import Happening, Journal
-from bridge.enums import LetterReason, Stage
+from bridge.enums import DeadLetterCause, Stage
 from bridge.errors import BrokerUnavailableError
 from bridge.http.api.endpoint import Api
 from bridge.http.api.trace import Tracer
@@ -25,7 +25,7 @@ AnswerT = TypeVar("AnswerT", bound=BaseModel)
 def letter(user: str, message_id: str = "m") -> Letter:
     """Return a dead letter."""
     return Letter(
-        id="l", reason=LetterReason.TOO_LARGE, error="", user=user, event="message",
+        id="l", reason=DeadLetterCause.TOO_LARGE, error="", user=user, event="message",
         message_id=message_id, dead_s=5.0, origin_exchange="", origin_queue="",
         attempts=1, redrives=0, body_bytes=1,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from bridge.core.contracts.operator.operation import (
     QueryFlag,
     QueryTime,
 )
-from bridge.enums import LetterReason
+from bridge.enums import DeadLetterCause
 
 IDS_MAX: Final = 10_000
 RATE_DEFAULT_PER_S: Final = 100.0
@@ -28,7 +28,7 @@ RATE_MIN_PER_S: Final = 1.0
 RATE_MAX_PER_S: Final = 100_000.0
 
 LetterId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{24}(-[0-9]{1,9})?$")]
-Reason = Annotated[LetterReason, listed(LetterReason)]
+Reason = Annotated[DeadLetterCause, listed(DeadLetterCause)]
 Text = Annotated[str, StringConstraints(max_length=QUERY_TEXT_MAX)]
 _SINCE: Final = "Set aside at this Unix time or later."
 _UNTIL: Final = "Set aside before this Unix time."
@@ -41,7 +41,7 @@ class LetterFacts(Contract):
     """One dead letter in a list."""
 
     id: str = Field(description="Stable while it lies there; opaque.")
-    reason: Reason = Field(description=explained(LetterReason, "Why it is there:"))
+    reason: Reason = Field(description=explained(DeadLetterCause, "Why it is there:"))
     reason_text: str = Field(description="The reason in a sentence.")
     error: str = Field(description="What exactly was wrong; may be empty.")
     user: str = Field(description="Its routing key; what is no UTF-8 is escaped.")
@@ -113,7 +113,7 @@ class LetterQuery(Query):
 class Filter(Body):
     """Which letters are meant: those that fit all that is set."""
 
-    reason: Annotated[str, listed(LetterReason)] | None = Field(
+    reason: Annotated[str, listed(DeadLetterCause)] | None = Field(
         None, description="Of this reason."
     )
     user: Text | None = Field(None, description="Of this user.")
@@ -127,8 +127,8 @@ class Filter(Body):
 
     @model_validator(mode="after")
     def _check_reason(self) -> Self:
-        if self.reason is not None and self.reason not in set(LetterReason):
-            message = f"reason is not one of {', '.join(LetterReason)}"
+        if self.reason is not None and self.reason not in set(DeadLetterCause):
+            message = f"reason is not one of {', '.join(DeadLetterCause)}"
             raise ValueError(message)
         return self
 

@@ -2,13 +2,13 @@
 
 from bridge.amqp.dead_letters.cache import KEPT_S, LetterIndex, Recording
 from bridge.core.dead_letter import Letter
-from bridge.enums import LetterReason
+from bridge.enums import DeadLetterCause
 
 
 def letter(number: int, *, error: str = "") -> Letter:
     return Letter(
         id=f"{number:024x}",
-        reason=LetterReason.OTHER,
+        reason=DeadLetterCause.OTHER,
         error=error,
         user="ann",
         event="message",
