@@ -144,7 +144,6 @@ class Bridge:
             shards=plan,
             has_own_inbox=has_own_inbox(settings),
         )
-        self.publisher.queue_of = self.intake.queue_of
         fencing = fencing_of(self.inbox, self.intake, self.metrics)
         self.pump = Pump(
             intake=self.intake,

@@ -1,18 +1,18 @@
 """
-The fast way in: AMQP content frames taken straight out of the bytes from the broker.
+Stream readers that take AMQP content frames straight out of the bytes from the broker.
 
-aiormq reads frame by frame, with three awaits and a task for each message; almost all
-of its cost is there. It lets a transport bring its own stream reader, though, and a
-reader sees each chunk of bytes first. Those here take out what they know and hand every
-other frame on, whole and in order, so connection, channels, heartbeats, TLS and errors
-stay with the library.
+aiormq reads frame by frame, with three awaits and one task per message; almost all of
+its cost lies there. It accepts a stream reader from its transport, and that reader sees
+each chunk of bytes first. The readers here remove the content frames they handle and
+pass every other frame on, whole and in order. Connection, channels, heartbeats, TLS and
+errors remain the library's job.
 
-What is taken out is never decoded by the library either. That closes its worst fault:
-it raises on properties that RabbitMQ accepts, the connection dies, the broker delivers
-the same message again, and so on without end (traps 1.1 row 1).
+The library never decodes the removed content. This avoids its worst fault: it raises on
+properties that RabbitMQ accepts, the connection dies, the broker redelivers the same
+message, and the loop never ends.
 
-Frames: AMQP 0-9-1 section 4.2.3, type, channel and size, payload, end octet. Content:
-section 4.2.6, a method frame, a header frame, and body frames unless the body is empty.
+A frame is type, channel, size, payload and end octet (AMQP 0-9-1 section 4.2.3). Content
+is a method frame, a header frame and, unless the body is empty, body frames (4.2.6).
 """
 
 import asyncio
@@ -36,78 +36,80 @@ _METHOD_FRAME: Final = Struct(">BHII").unpack_from  # and class and method
 _HEADER_FRAME: Final = Struct(">BHIIQ").unpack_from  # and class and weight, body size
 _ENVELOPE: Final = Struct(">QBB").unpack_from  # tag, redelivered, length of exchange
 _FRAME_HEAD_BYTES: Final = 7
-_AROUND_BYTES: Final = 8  # head and end octet
+_FRAME_OVERHEAD_BYTES: Final = 8  # head and end octet
 _HEADER_HEAD_BYTES: Final = 19
 
 _BASIC_DELIVER: Final = 60 << 16 | 60
 _BASIC_RETURN: Final = 60 << 16 | 50
 
 _HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
-_HEARTBEAT_EACH_S: Final = 1.0
+_HEARTBEAT_INTERVAL_S: Final = 1.0
 
-Deliveries = Callable[[Sequence[Delivery]], None]
-Returned = Callable[[int, int, str], None]
+OnDeliveries = Callable[[Sequence[Delivery]], None]
+OnReturn = Callable[[int, int, str], None]
 
 
 class FrameReader(asyncio.StreamReader):
     """
-    A stream reader that hands on all frames but those that a subclass takes out.
+    A stream reader that passes on all frames except those a subclass removes.
 
-    Bytes that are no AMQP frames, such as the broker's refusal of our protocol version,
-    go on untouched, and so does everything after them.
+    Bytes that are not AMQP frames, such as the broker's refusal of our protocol version,
+    are passed on unchanged, and so is everything after them.
     """
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._now = now
         self._is_raw = False
-        self._held = bytearray()  # the beginning of a frame
-        self._needed = 0  # bytes of that frame, as far as known
-        self._has_taken = False
+        self._incomplete = bytearray()  # the beginning of an incomplete frame
+        self._frame_bytes = 0  # size of that frame, as far as known
+        self._has_removed = False
         self._heartbeat_s = 0.0
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override] # asyncio gives bytes
-        """Take what is ours out of `data`, and pass on the rest."""
+        """Remove this reader's frames from `data` and pass on the rest."""
         if self._is_raw:
             super().feed_data(data)
             return
-        if self._held:
-            if len(self._held) + len(data) < self._needed:
-                # Gathered without looking again, so a huge frame costs its size once.
-                self._held += data
-                self._show_life()
+        if self._incomplete:
+            if len(self._incomplete) + len(data) < self._frame_bytes:
+                # Append without parsing again, so that a huge frame is copied once.
+                self._incomplete += data
+                self._pass_heartbeat()
                 return
-            data = b"".join((self._held, data))
-            self._held.clear()
+            data = b"".join((self._incomplete, data))
+            self._incomplete.clear()
         self._read_frames(data)
-        self._show_life()
+        self._pass_heartbeat()
 
     def feed_eof(self) -> None:
-        """Pass on what is left: the library's error says how much that was."""
-        if self._held:
-            super().feed_data(bytes(self._held))
-            self._held.clear()
+        """Pass on the incomplete rest: the library's error says how many bytes it was."""
+        if self._incomplete:
+            super().feed_data(bytes(self._incomplete))
+            self._incomplete.clear()
         super().feed_eof()
 
     def _read_frames(self, data: bytes) -> None:
-        at = passed = 0  # up to where it was looked at; up to where it is dealt with
+        at = passed = (
+            0  # `data` is parsed up to `at`, passed on or removed up to `passed`
+        )
         end = len(data)
         needed = _FRAME_HEAD_BYTES
         while end - at >= _FRAME_HEAD_BYTES:
             kind, channel, size = _FRAME(data, at)
-            stop = at + size + _AROUND_BYTES
+            stop = at + size + _FRAME_OVERHEAD_BYTES
             if kind not in _KINDS or (stop <= end and data[stop - 1] != _END):
                 self._is_raw = True
                 break
             if stop > end:
                 needed = stop - at
                 break
-            taken_to = self._take(data, kind, channel, at, stop)
-            if taken_to > at:
+            removed_to = self._remove(data, kind, channel, at, stop)
+            if removed_to > at:
                 if passed < at:
                     super().feed_data(data[passed:at])
-                at = passed = taken_to
-                self._has_taken = True
+                at = passed = removed_to
+                self._has_removed = True
             else:
                 at = stop
         if self._is_raw:
@@ -115,38 +117,47 @@ class FrameReader(asyncio.StreamReader):
         if passed < at:
             super().feed_data(data[passed:at])
         if at < end:
-            self._held += data[at:]
-            self._needed = needed
+            self._incomplete += data[at:]
+            self._frame_bytes = needed
 
-    def _take(
+    def _remove(
         self,
-        data: bytes,  # noqa: ARG002 - for subclasses, as all of them
+        data: bytes,  # noqa: ARG002 - subclasses need all of these
         kind: int,  # noqa: ARG002
         channel: int,  # noqa: ARG002
         at: int,
         stop: int,  # noqa: ARG002
     ) -> int:
         """
-        Take the frame that stands in `data` from `at` to `stop`, and more if it suits.
+        Remove the frame in `data` from `at` to `stop`, and frames after it at will.
 
         Returns:
-            Up to where it was taken; `at`, as here always, hands the frame on.
+            Where the removed bytes end. `at` passes the frame on, as the base class
+            always does.
 
         """
         return at
 
-    def _show_life(self) -> None:
+    def _pass_heartbeat(self) -> None:
         # The library counts only frames that it sees as signs of life, and the broker
         # sends no heartbeats while it is busy sending deliveries.
-        if self._has_taken and not self._is_raw:
+        if self._has_removed and not self._is_raw:
             now_s = self._now()
-            if now_s - self._heartbeat_s >= _HEARTBEAT_EACH_S:
+            if now_s - self._heartbeat_s >= _HEARTBEAT_INTERVAL_S:
                 self._heartbeat_s = now_s
                 super().feed_data(_HEARTBEAT)
 
 
+@dataclass(frozen=True, slots=True)
+class _Subscription:
+    """The queue consumed on a channel, and the callback for its deliveries."""
+
+    queue: str
+    on_deliveries: OnDeliveries
+
+
 @dataclass(slots=True)
-class _Unfinished:
+class _PartialDelivery:
     """A delivery whose content is not complete yet."""
 
     delivery: Delivery
@@ -156,90 +167,115 @@ class _Unfinished:
 
 class DeliveryReader(FrameReader):
     """
-    Takes deliveries out, for a connection that consumes on one channel or on several.
+    Removes deliveries, for a connection that consumes on one or several channels.
 
-    Other content (of Basic.Get, of returns) is handed on. Deliveries are given by a plain
-    call, in order, once for each chunk of bytes or run of one channel in it: to that of
-    `takers` which has the channel's number. Those of other channels are dropped.
+    Other content (of Basic.Get and of returns) is passed on. The callback of a channel's
+    subscription receives its deliveries in order: one plain call per chunk of bytes, or
+    per run of frames of that channel within a chunk. Deliveries on channels without a
+    subscription are dropped: the broker redelivers them after the channel is closed.
     """
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__(now=now)
-        self.takers: dict[int, Deliveries] = {}
+        self._subscriptions: dict[int, _Subscription] = {}  # by channel
         self._found: list[Delivery] = []
-        self._found_on = 0  # the channel that all of them came on
-        self._unfinished: dict[int, _Unfinished] = {}  # by channel
-        self._carrier: asyncio.Transport | None = None
-        self._held_back_by: set[int] = set()
+        self._found_on = 0  # the channel of all deliveries in `_found`
+        self._partials: dict[int, _PartialDelivery] = {}  # by channel
+        self._source: asyncio.Transport | None = None
+        self._paused_by: set[int] = set()  # channels
 
     def set_transport(self, transport: asyncio.BaseTransport) -> None:
-        """Know where the bytes come from."""
+        """Remember the transport, so that reading can be paused."""
         super().set_transport(transport)
-        self._carrier = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        # uvloop's transports do not inherit from asyncio.Transport.
+        self._source = cast("asyncio.Transport", transport)
 
-    def hold_back(self, channel: int) -> None:
+    def subscribe(self, channel: int, queue: str, on_deliveries: OnDeliveries) -> None:
         """
-        Read nothing more until `channel` lets it come: the broker waits.
+        Hand deliveries of `channel` to `on_deliveries`, each marked as coming from `queue`.
 
-        For some seconds at most: heartbeats are not read either.
+        `on_deliveries` runs inside the reading of bytes and must not block.
         """
-        if self._carrier is not None:
-            self._held_back_by.add(channel)
-            self._carrier.pause_reading()
+        self._subscriptions[channel] = _Subscription(queue, on_deliveries)
 
-    def let_come(self, channel: int) -> None:
-        """Read on, unless another channel holds it back; harmless if nothing is held."""
-        if channel not in self._held_back_by:
+    def unsubscribe(self, channel: int) -> None:
+        """
+        Drop deliveries of `channel` from now on; harmless without a subscription.
+
+        Call it before the channel is closed: the library may give the same number to a
+        new channel at once, whose subscription this call would remove.
+        """
+        self._subscriptions.pop(channel, None)
+
+    def pause(self, channel: int) -> None:
+        """
+        Read nothing more from the broker until `channel` calls `resume`.
+
+        A few seconds at most: heartbeats are not read either.
+        """
+        if self._source is not None:
+            self._paused_by.add(channel)
+            self._source.pause_reading()
+
+    def resume(self, channel: int) -> None:
+        """Continue reading unless another channel has paused it; may be repeated."""
+        if channel not in self._paused_by:
             return
-        self._held_back_by.remove(channel)
-        carrier = self._carrier
-        if carrier is None or self._held_back_by or carrier.is_closing():
+        self._paused_by.remove(channel)
+        transport = self._source
+        if transport is None or self._paused_by or transport.is_closing():
             return
-        carrier.resume_reading()
+        transport.resume_reading()
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override] # asyncio gives bytes
-        """Take the deliveries out of `data`, hand them over, pass on the rest."""
+        """Remove the deliveries from `data`, hand them over, pass on the rest."""
         super().feed_data(data)
         if self._found:
             self._hand_over()
 
     def _hand_over(self) -> None:
         found, self._found = self._found, []
-        take = self.takers.get(self._found_on)
-        if take is not None:
-            take(found)
+        subscription = self._subscriptions.get(self._found_on)
+        if subscription is not None:
+            subscription.on_deliveries(found)
 
-    def _turn_to(self, channel: int) -> None:
-        """Let what is found from now on be of `channel`."""
+    def _switch_to(self, channel: int) -> None:
+        """Hand over the deliveries of the channel before, and collect those of `channel`."""
         if self._found:
             self._hand_over()
         self._found_on = channel
 
-    def _take(self, data: bytes, kind: int, channel: int, at: int, stop: int) -> int:
-        if self._unfinished and kind != _METHOD and channel in self._unfinished:
+    def _queue_of(self, channel: int) -> str:
+        subscription = self._subscriptions.get(channel)
+        return "" if subscription is None else subscription.queue
+
+    def _remove(self, data: bytes, kind: int, channel: int, at: int, stop: int) -> int:
+        if self._partials and kind != _METHOD and channel in self._partials:
             self._continue(data, kind, channel, at, stop)
             return stop
-        if kind != _METHOD or stop - at < _FRAME_HEAD_BYTES + 4 + _AROUND_BYTES:
+        if kind != _METHOD or stop - at < _FRAME_HEAD_BYTES + 4 + _FRAME_OVERHEAD_BYTES:
             return at
         if channel != self._found_on:
-            self._turn_to(channel)
-        taken_to = self._take_whole(data, at, channel)
-        if taken_to == at and _METHOD_FRAME(data, at)[3] == _BASIC_DELIVER:
-            self._unfinished[channel] = _Unfinished(_parse_deliver(data, at))
+            self._switch_to(channel)
+        removed_to = self._remove_complete(data, at, channel)
+        if removed_to == at and _METHOD_FRAME(data, at)[3] == _BASIC_DELIVER:
+            delivery = _parse_deliver(data, at, self._queue_of(channel))
+            self._partials[channel] = _PartialDelivery(delivery)
             return stop
-        return taken_to
+        return removed_to
 
-    def _take_whole(self, data: bytes, at: int, channel: int) -> int:
+    def _remove_complete(self, data: bytes, at: int, channel: int) -> int:
         """
-        Take all deliveries of `channel` from `at` on, each in three frames at most.
+        Remove the deliveries of `channel` from `at` on that have at most three frames.
 
-        The hot path: a few microseconds for each delivery. The first that is not so
-        simple or not complete, and anything else, ends it.
+        This is the hot path: a few microseconds per delivery. It stops at the first
+        delivery that is incomplete or has more frames, and at any other frame.
         """
         end = len(data)
         found = self._found.append
+        queue = self._queue_of(channel)
         try:
-            while at < end:  # else each chunk would end in an exception
+            while at < end:  # without this test, every chunk would end in an exception
                 kind, method_channel, size, method = _METHOD_FRAME(data, at)
                 if (
                     method != _BASIC_DELIVER
@@ -247,16 +283,16 @@ class DeliveryReader(FrameReader):
                     or method_channel != channel
                 ):
                     return at
-                header_at = at + size + _AROUND_BYTES
+                header_at = at + size + _FRAME_OVERHEAD_BYTES
                 kind, header_channel, size, _, body_size = _HEADER_FRAME(
                     data, header_at
                 )
-                stop = body_at = header_at + size + _AROUND_BYTES
+                stop = body_at = header_at + size + _FRAME_OVERHEAD_BYTES
                 if kind != _HEADER or header_channel != channel:
                     return at
                 if body_size:
                     kind, body_channel, size = _FRAME(data, body_at)
-                    stop = body_at + size + _AROUND_BYTES
+                    stop = body_at + size + _FRAME_OVERHEAD_BYTES
                     if size != body_size or kind != _BODY or body_channel != channel:
                         return at
                 if stop > end or data[stop - 1] != _END:
@@ -275,65 +311,68 @@ class DeliveryReader(FrameReader):
                         data[body_at + _FRAME_HEAD_BYTES : stop - 1]
                         if body_size
                         else b"",
+                        queue,
                     )
                 )
                 at = stop
-        except struct_error:  # the chunk ends within a head
+        except struct_error:  # the chunk ends within a frame head
             return at
         return at
 
     def _continue(
         self, data: bytes, kind: int, channel: int, at: int, stop: int
     ) -> None:
-        """Add a header or body frame to what is unfinished; hand it over when complete."""
-        unfinished = self._unfinished[channel]
+        """Add a header or body frame to an incomplete delivery; collect it when complete."""
+        partial = self._partials[channel]
         if kind == _HEADER:
-            unfinished.missing = _HEADER_FRAME(data, at)[4]
-            unfinished.delivery.raw_properties = data[
-                at + _HEADER_HEAD_BYTES : stop - 1
-            ]
-        elif unfinished.missing is not None:
+            partial.missing = _HEADER_FRAME(data, at)[4]
+            partial.delivery.raw_properties = data[at + _HEADER_HEAD_BYTES : stop - 1]
+        elif partial.missing is not None:
             part = data[at + _FRAME_HEAD_BYTES : stop - 1]
-            unfinished.parts.append(part)
-            unfinished.missing -= len(part)
-        if unfinished.missing is not None and unfinished.missing <= 0:
-            del self._unfinished[channel]
-            unfinished.delivery.body = b"".join(unfinished.parts)
+            partial.parts.append(part)
+            partial.missing -= len(part)
+        if partial.missing is not None and partial.missing <= 0:
+            del self._partials[channel]
+            partial.delivery.body = b"".join(partial.parts)
             if channel != self._found_on:
-                self._turn_to(channel)
-            self._found.append(unfinished.delivery)
+                self._switch_to(channel)
+            self._found.append(partial.delivery)
 
 
 class ReturnReader(FrameReader):
     """
-    Takes returns out, for a connection that publishes and never consumes or gets.
+    Removes returns, for a connection that publishes and never consumes or gets.
 
-    A return brings the properties back that were sent. Those of a dead letter are a
-    stranger's, and decoding them may kill the connection, so all content is dropped
-    here, where nothing is decoded. `on_return` is given channel, code and text.
+    A return carries the properties that were sent. Those of a dead letter come from an
+    unknown producer, and decoding them may end the connection, so this reader drops all
+    content without decoding it.
     """
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__(now=now)
-        self.on_return: Returned | None = None
+        self._on_return: OnReturn | None = None
 
-    def _take(self, data: bytes, kind: int, channel: int, at: int, stop: int) -> int:
+    def subscribe(self, on_return: OnReturn) -> None:
+        """Call `on_return` with channel, reply code and reply text of each return."""
+        self._on_return = on_return
+
+    def _remove(self, data: bytes, kind: int, channel: int, at: int, stop: int) -> int:
         if kind in (_HEADER, _BODY):
             return stop
         if kind != _METHOD or data[at + 7 : at + 11] != _RETURN_BYTES:
             return at
         code = int.from_bytes(data[at + 11 : at + 13], "big")
         text = data[at + 14 : at + 14 + data[at + 13]].decode(errors="replace")
-        if self.on_return is not None:
-            self.on_return(channel, code, text)
+        if self._on_return is not None:
+            self._on_return(channel, code, text)
         return stop
 
 
 _RETURN_BYTES: Final = _BASIC_RETURN.to_bytes(4, "big")
 
 
-def _parse_deliver(data: bytes, at: int) -> Delivery:
-    """Read the method frame at `at`, all of which is there; the content is to come."""
+def _parse_deliver(data: bytes, at: int, queue: str) -> Delivery:
+    """Read the complete method frame at `at`; the content frames follow later."""
     envelope_at = at + 12 + data[at + 11]
     tag, redelivered, length = _ENVELOPE(data, envelope_at)
     exchange_at = envelope_at + 10
@@ -345,4 +384,5 @@ def _parse_deliver(data: bytes, at: int) -> Delivery:
         routing_key=data[key_at : key_at + data[key_at - 1]],
         raw_properties=b"",
         body=b"",
+        queue=queue,
     )

@@ -126,7 +126,7 @@ class Token:
         reader = self._connection.reader
         if isinstance(reader, DeliveryReader):
             assert channel.number is not None  # noqa: S101 - it is open
-            reader.takers[channel.number] = self._take_found
+            reader.subscribe(channel.number, self.queue, self._take_found)
         async with broker_call(f"consume {self.queue}", timeout_s=self._timeout_s):
             consumer = await channel.basic_consume(self.queue, self._take_message)
         self._line = channel, consumer.consumer_tag
@@ -174,7 +174,7 @@ class Token:
         reader = self._connection.reader
         if isinstance(reader, DeliveryReader):
             # Before it is closed: then its number is free, and another may have it at once.
-            reader.takers.pop(channel.number, None)
+            reader.unsubscribe(channel.number)
         async with broker_call(f"leave {self.queue}", timeout_s=self._timeout_s):
             await channel.close()
 

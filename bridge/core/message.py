@@ -39,15 +39,16 @@ _DEADLINE_MAX_MS: Final = 10**15
 @dataclass(slots=True)
 class Delivery:
     """
-    One hand-over by RabbitMQ. Not frozen, because thousands are made a second.
+    One hand-over by RabbitMQ. Not frozen, because thousands are created per second.
 
     Attributes:
         tag: The delivery tag; counts from 1 on each channel.
-        redelivered: The broker's flag: somebody had it before and did not ack.
-        exchange: Where it was published to, or came back through.
-        routing_key: As on the wire; it names the user if it is any good.
+        redelivered: The broker's flag: an earlier consumer did not ack it.
+        exchange: The exchange it was published to, or returned through.
+        routing_key: As on the wire; names the user if it is valid.
         raw_properties: The content header from its flags on.
         body: The whole body.
+        queue: The queue it was consumed from.
 
     """
 
@@ -57,10 +58,11 @@ class Delivery:
     routing_key: bytes
     raw_properties: bytes
     body: bytes
+    queue: str
 
     @property
     def properties(self) -> Properties:
-        """The properties, read anew at each call."""
+        """The properties, parsed at each call."""
         return parse_properties(self.raw_properties)
 
 

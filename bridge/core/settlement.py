@@ -151,7 +151,6 @@ def dead_letter_properties(
     delivery: Delivery,
     letter: DeadLetter,
     *,
-    origin_queue: str,
     now_s: float,
     letter_id: str | None = None,
     max_bytes: int = PROPERTIES_MAX_BYTES,
@@ -162,7 +161,6 @@ def dead_letter_properties(
     Args:
         delivery: The original.
         letter: Why it is set aside.
-        origin_queue: The queue that it was taken from.
         now_s: Unix time.
         letter_id: Tells this letter from all others, also from one that is the same
             byte by byte.
@@ -180,7 +178,7 @@ def dead_letter_properties(
         Header.TIME: int(now_s),
         Header.ATTEMPT: letter.attempt,
         Header.ORIGIN_EXCHANGE: delivery.exchange,
-        Header.ORIGIN_QUEUE: origin_queue,
+        Header.ORIGIN_QUEUE: delivery.queue,
         Header.ROUTING_KEY: delivery.routing_key,
     }
     if letter_id is not None:

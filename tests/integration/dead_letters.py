@@ -16,7 +16,7 @@ async def take_all(broker: LocalNode, queue: str) -> list[Delivery]:
     found: list[Delivery] = []
     try:
         channel = await connection.open_channel(confirms=False)
-        connection.reader.takers[channel.number] = come.extend
+        connection.reader.subscribe(channel.number, queue, come.extend)
         count = (await channel.queue_declare(queue, passive=True)).message_count or 0
 
         async def never_called(_message: object) -> None: ...

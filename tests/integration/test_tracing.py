@@ -127,6 +127,7 @@ def test_a_dead_letter_is_an_error_of_its_trace(
         routing_key=b"alice",
         raw_properties=raw,
         body=b"",
+        queue="q",
     )
     tracing.set_aside(delivery, DeadLetter(rejection, attempt=1), now_s=100.0)
     tracing.close()

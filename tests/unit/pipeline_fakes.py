@@ -140,4 +140,4 @@ def delivery(
     tag: int, body: bytes = b"1", *, properties: Properties | None = None
 ) -> Delivery:
     raw = render_properties(properties or Properties())
-    return Delivery(tag, False, b"bridge.messages", b"ann", raw, body)  # noqa: FBT003 - a field
+    return Delivery(tag, False, b"bridge.messages", b"ann", raw, body, "q")  # noqa: FBT003 - a field

@@ -29,7 +29,7 @@ class Door:
     def put(self, tag: int) -> None:
         """Let one arrive."""
         raw = b"\x00\x00"
-        self.waiting.append(Delivery(tag, False, b"x", b"ann", raw, b"1"))  # noqa: FBT003 - a field
+        self.waiting.append(Delivery(tag, False, b"x", b"ann", raw, b"1", "q"))  # noqa: FBT003 - a field
 
     async def next_batch(self) -> Gathered:
         """Hand over all that waits."""

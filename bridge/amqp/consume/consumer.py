@@ -166,7 +166,7 @@ class ConsumerSession:
                 self.fitting = max(1, int(self._waiting_max_bytes / size_bytes / 2))
             self.leave()  # to come back with that as the prefetch
             self._look.set()
-            self._reader.hold_back(self.channel_number)
+            self._reader.pause(self.channel_number)
         self._last_tag = deliveries[-1].tag
         self._arrivals.append((self._last_tag, time.monotonic()))
         self._metrics.consumed.inc(len(deliveries))
@@ -185,7 +185,7 @@ class ConsumerSession:
         del self._waiting[:count]
         self._waiting_bytes -= sum([len(delivery.body) for delivery in taken])
         if self._is_leaving and self._waiting_bytes <= self._waiting_max_bytes:
-            self._reader.let_come(self.channel_number)
+            self._reader.resume(self.channel_number)
         return taken
 
     async def start(self, prefetch_count: int) -> None:
@@ -239,7 +239,7 @@ class ConsumerSession:
         if self._deafening is not None:
             self._deafening.cancel()
             self._deafening = None
-        self._reader.let_come(self.channel_number)
+        self._reader.resume(self.channel_number)
 
     async def settled(self) -> None:
         """Wait until nothing is in flight."""

@@ -85,7 +85,6 @@ class Intake:
         metrics.in_flight.set_function(lambda: self.in_flight)
         metrics.shards_active.set_function(lambda: self.shards_active)
         self._session: IntakeSession | None = None
-        self._handed: Batch | None = None
         self._seen_marks: list[str] = []
         self._mark_exchange = (
             b"" if shards is None else mark_name(shards.names).encode()
@@ -179,7 +178,6 @@ class Intake:
                         continue  # what it brought comes again: stored now, it is twice
                 batch = session.take_out()
                 if batch is not None:
-                    self._handed = batch
                     return batch
             self._arrived.clear()
             await self._arrived.wait()
@@ -211,12 +209,6 @@ class Intake:
     def give_up(self, batch: Batch, problem: str) -> None:
         """End the session that brought `batch`, and begin a new one."""
         batch.session.fail(problem)
-
-    def queue_of(self, delivery: Delivery) -> str:
-        """Return the queue that `delivery`, of the batch handed out last, came from."""
-        if self._handed is None:
-            return self._queue
-        return self._handed.queue_of(delivery)
 
     def is_mark(self, delivery: Delivery) -> bool:
         """

@@ -52,17 +52,6 @@ class Batch:
         """Who brought them, one for each queue."""
         return [consumer for consumer, _ in self.last]
 
-    def queue_of(self, delivery: Delivery) -> str:
-        """Return the queue that one of the deliveries came from."""
-        parts = iter(self.last)
-        consumer, tag = next(parts)
-        for each in self.deliveries:
-            if each is delivery:
-                break
-            if each.tag == tag:  # its last one
-                consumer, tag = next(parts, (consumer, 0))
-        return consumer.queue
-
 
 class IntakeSession:
     """
@@ -184,7 +173,7 @@ class IntakeSession:
             reader=reader,
             waiting_max_bytes=self._limits.waiting_bytes,
         )
-        reader.takers[consumer.channel_number] = consumer.take_in
+        reader.subscribe(consumer.channel_number, queue, consumer.take_in)
         self._consumers.append(consumer)
         await consumer.start(-(-self.prefetch_count // len(self.queues)))
         if self._is_closing:  # while we were starting
@@ -210,7 +199,7 @@ class IntakeSession:
                 return
             self._consumers.remove(consumer)
             # Before it is closed: then its number is free, and another may have it at once.
-            self._connection.reader.takers.pop(consumer.channel_number, None)
+            self._connection.reader.unsubscribe(consumer.channel_number)
             await consumer.close()
 
     def leave(self) -> None:

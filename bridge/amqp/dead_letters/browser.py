@@ -116,7 +116,7 @@ class LetterSession:
         self._take: Callable[[Delivery], bool] | None = None
         self._is_enough = False
         self._news = asyncio.Event()
-        connection.reader.takers[channel.number] = self._on_deliveries
+        connection.reader.subscribe(channel.number, queue, self._on_deliveries)
         channel.closing.add_done_callback(lambda _: self._news.set())
 
     @property

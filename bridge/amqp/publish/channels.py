@@ -76,7 +76,7 @@ class PublishSession:
         self._given_up: list[Slot] = []
         self.look = asyncio.Event()
         self.needs_repair = False
-        connection.reader.on_return = self._on_return
+        connection.reader.subscribe(self._on_return)
         self._wire.closing.add_done_callback(lambda _: self.look.set())
 
     @property

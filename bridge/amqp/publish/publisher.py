@@ -82,8 +82,6 @@ class Publisher:
         self._connected = asyncio.Event()
         self._places = asyncio.Semaphore(CHANNELS_MAX)
         self._was_connected = False
-        # Tells of a delivery where it was taken from; may be set before it runs.
-        self.queue_of: Callable[[Delivery], str] = lambda _: names.inbound_queue()
 
     @property
     def is_connected(self) -> bool:
@@ -194,7 +192,6 @@ class Publisher:
         properties = dead_letter_properties(
             delivery,
             letter,
-            origin_queue=self.queue_of(delivery),
             now_s=self._now(),
             letter_id=uuid4().hex,
             max_bytes=self.max_properties_bytes,

@@ -160,6 +160,7 @@ def test_a_message_is_accepted_by_its_schema_when_the_bridge_accepts_it(
             Properties(**{name: text.encode() for name, text in properties.items()})
         ),
         body=orjson.dumps(data),
+        queue="bridge.inbound.0",
     )
 
     result = parse_delivery(delivery, limits=MessageLimits(1 << 20), now_s=0.0)
@@ -213,12 +214,12 @@ def test_the_headers_of_a_dead_letter_fit_their_schema(
         routing_key=b"alice",
         raw_properties=render_properties(properties),
         body=b"{",
+        queue="bridge.inbound.0",
     )
 
     written = dead_letter_properties(
         delivery,
         DeadLetter(Rejection(reason, "a text"), attempt=1),
-        origin_queue="bridge.inbound.0",
         now_s=1767225600.5,
     )
 

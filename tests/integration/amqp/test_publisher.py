@@ -50,6 +50,7 @@ def delivery_of(raw_properties: bytes, *, routing_key: bytes = b"ann") -> Delive
         routing_key=routing_key,
         raw_properties=raw_properties,
         body=b"\xff not touched",
+        queue="q.inbound.0",
     )
 
 

@@ -77,7 +77,7 @@ class Carrier:
     def _keep(self, delivery: Delivery) -> None:
         user = delivery.routing_key.decode()
         self.store.stored.append((user, int(delivery.body)))
-        self.store.queues[user].add(self.intake.queue_of(delivery))
+        self.store.queues[user].add(delivery.queue)
 
     @property
     def active(self) -> int:

@@ -29,7 +29,9 @@ _OF_TOM = {"filter": {"user": "tom"}, "dry_run": True}
 def letter_with(count: int, *, redelivered: bool) -> Delivery:
     """Return one that says how often it was looked at."""
     properties = Properties(headers=render_table({"x-delivery-count": count}))
-    return Delivery(1, redelivered, b"", b"ann", render_properties(properties), b"1")
+    return Delivery(
+        1, redelivered, b"", b"ann", render_properties(properties), b"1", "q"
+    )
 
 
 async def look_until_refused(api: ApiAsker) -> str:

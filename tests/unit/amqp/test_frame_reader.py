@@ -69,6 +69,7 @@ def streams(draw: st.DrawFn) -> Stream:
             routing_key=draw(st.binary(max_size=255)),
             raw_properties=draw(st.binary(min_size=2, max_size=60)),
             body=draw(st.binary(max_size=60)),
+            queue="q1",
         )
         deliveries.append(delivery)
         cuts = draw(st.lists(st.integers(1, 59), max_size=3))
@@ -107,7 +108,7 @@ def delivery_reader(
     now: Callable[[], float] = still,
 ) -> tuple[DeliveryReader, list[Delivery]]:
     reader, found = DeliveryReader(now=now), list[Delivery]()
-    reader.takers[1] = found.extend
+    reader.subscribe(1, "q1", found.extend)
     return reader, found
 
 
@@ -158,7 +159,7 @@ async def test_a_chunk_is_handed_over_in_one_call() -> None:
     """Waking the pump costs more than a delivery: once for all that came together."""
     calls: list[int] = []
     reader = DeliveryReader(now=still)
-    reader.takers[1] = lambda deliveries: calls.append(len(deliveries))
+    reader.subscribe(1, "q1", lambda deliveries: calls.append(len(deliveries)))
     one = [
         deliver(1, tag) + b"".join(content(1, b"\x00\x00", b"{}")) for tag in range(5)
     ]
@@ -189,7 +190,8 @@ async def test_frames_of_several_channels_may_be_mixed_in_any_way(
         sent.append(waiting[channel].pop(0))
     reader = DeliveryReader(now=still)
     found: dict[int, list[Delivery]] = {1: [], 2: [], 3: []}
-    reader.takers = {channel: found[channel].extend for channel in found}
+    for channel, deliveries in found.items():
+        reader.subscribe(channel, f"q{channel}", deliveries.extend)
 
     handed_on = await read_all(reader, chunks(b"".join(sent) or b"\x08", cuts))
 
@@ -197,6 +199,7 @@ async def test_frames_of_several_channels_may_be_mixed_in_any_way(
     for channel, deliveries in found.items():
         expected = [body for of, body in bodies if of == channel]
         assert [delivery.body for delivery in deliveries] == expected
+        assert {delivery.queue for delivery in deliveries} <= {f"q{channel}"}
 
 
 async def test_a_heartbeat_is_handed_on_about_once_a_second_while_deliveries_flow() -> (
@@ -293,7 +296,7 @@ async def test_a_return_is_told_by_its_channel_and_its_content_is_dropped(
     """Its properties are a stranger's: decoding them can kill the connection."""
     told: list[tuple[int, int, str]] = []
     reader = ReturnReader(now=still)
-    reader.on_return = lambda *facts: told.append(facts)
+    reader.subscribe(lambda *facts: told.append(facts))
     ack = method(9, ACK, b"\x00" * 9)
     data = returned(9, text=b"NO_ROUTE\xff") + b"".join(
         content(9, raw_properties, body)
@@ -330,26 +333,28 @@ def test_nothing_is_read_while_a_channel_holds_it_back(
         ours, theirs = socket.socketpair()
         reader = DeliveryReader()
         taken: list[int] = []
-        reader.takers[1] = lambda found: taken.extend(each.tag for each in found)
+        reader.subscribe(
+            1, "q1", lambda found: taken.extend(each.tag for each in found)
+        )
         protocol = asyncio.StreamReaderProtocol(reader)
         transport, _ = await asyncio.get_running_loop().create_connection(
             lambda: protocol, sock=ours
         )
         with theirs:
-            reader.hold_back(1)
-            reader.hold_back(2)
+            reader.pause(1)
+            reader.pause(2)
             parts = [deliver(1, 7), *content(1, b"\x00\x00", b"body", cuts=())]
             theirs.sendall(b"".join(parts))
             await asyncio.sleep(0.05)
-            reader.let_come(1)
-            reader.let_come(1)
+            reader.resume(1)
+            reader.resume(1)
             await asyncio.sleep(0.05)
             assert not taken
-            reader.let_come(2)
+            reader.resume(2)
             await eventually(lambda: taken)
             transport.close()
-            reader.hold_back(1)
-            reader.let_come(1)  # too late, and harmless
+            reader.pause(1)
+            reader.resume(1)  # too late, and harmless
         assert taken == [7]
 
     with asyncio.Runner(loop_factory=loop) as runner:

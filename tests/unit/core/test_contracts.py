@@ -196,6 +196,7 @@ def test_what_http_takes_is_never_rejected_on_its_way(
             Properties(type=request.event.encode(), message_id=message_id.encode())
         ),
         body=orjson.dumps(request.data),
+        queue="q",
     )
     message = parse_delivery(delivery, limits=MessageLimits(1 << 20), now_s=0.0)
 

@@ -46,6 +46,7 @@ def delivery(
         routing_key=key,
         raw_properties=raw,
         body=body,
+        queue="x.inbound.0",
     )
 
 
@@ -54,7 +55,7 @@ def bridges_letter(original: Properties, *, letter_id: str | None = "a1") -> Del
     rejection = Rejection(DeadLetterReason.CRASHED, "died twice")
     written = dead_letter_properties(
         delivery(original), DeadLetter(rejection, 3),
-        origin_queue="x.inbound.0", now_s=1700.5, letter_id=letter_id,
+        now_s=1700.5, letter_id=letter_id,
     )  # fmt: skip
     return delivery(written)
 

@@ -46,7 +46,7 @@ def parse(
     properties = Properties(
         type=event.encode() or None, content_type=content_type or None
     )
-    delivery = Delivery(1, False, b"", b"ann", render_properties(properties), body)  # noqa: FBT003 - a flag of the broker
+    delivery = Delivery(1, False, b"", b"ann", render_properties(properties), body, "q")  # noqa: FBT003 - a flag of the broker
     return parse_delivery(delivery, limits=MessageLimits(1000), now_s=0, schemas=known)
 
 

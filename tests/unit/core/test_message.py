@@ -42,6 +42,7 @@ def delivery(
         routing_key=user,
         raw_properties=render_properties(properties),
         body=body,
+        queue="q",
     )
 
 
@@ -338,7 +339,7 @@ def test_any_bytes_at_all_are_a_message_or_a_rejection(
     body: bytes, user: bytes, raw_properties: bytes
 ) -> None:
     """One bad delivery must never stop the others."""
-    found = Delivery(1, False, b"x", user, raw_properties, body)  # noqa: FBT003 - as the wire has it
+    found = Delivery(1, False, b"x", user, raw_properties, body, "q")  # noqa: FBT003 - as the wire has it
 
     outcome = parse_delivery(found, limits=LIMITS, now_s=NOW_S)
 
@@ -350,7 +351,7 @@ def test_any_bytes_at_all_are_a_message_or_a_rejection(
 @given(raw_properties=st.binary(max_size=100))
 def test_no_property_bytes_take_a_good_message_down(raw_properties: bytes) -> None:
     """Only a bad event name may: everything else in them is harmless."""
-    found = Delivery(1, False, b"x", b"alice", raw_properties, b"[1]")  # noqa: FBT003 - as the wire has it
+    found = Delivery(1, False, b"x", b"alice", raw_properties, b"[1]", "q")  # noqa: FBT003 - as the wire has it
 
     outcome = parse_delivery(found, limits=LIMITS, now_s=NOW_S)
 

@@ -66,6 +66,7 @@ def delivery(properties: Properties = NO_PROPERTIES) -> Delivery:
         routing_key=b"\xffalice",
         raw_properties=render_properties(properties),
         body=b"{}",
+        queue="bridge.inbound.0",
     )
 
 
@@ -78,7 +79,6 @@ def dead(
     return dead_letter_properties(
         delivery(properties),
         letter,
-        origin_queue="bridge.inbound.0",
         now_s=NOW_S,
         max_bytes=max_bytes,
     )
@@ -259,11 +259,11 @@ def test_a_dead_letter_fits_into_the_smallest_frame_that_a_broker_may_ask_for() 
         headers=render_table({"theirs": b"x" * 5000}),
     )  # fmt: skip
     wordy = DeadLetter(Rejection(DeadLetterReason.BAD_USER, "€" * 5000), 1)
-    delivered = replace(delivery(original), routing_key=longest, exchange=longest)
-
-    copy = dead_letter_properties(
-        delivered, wordy, origin_queue="q" * 255, now_s=NOW_S, max_bytes=4096 - 20
+    delivered = replace(
+        delivery(original), routing_key=longest, exchange=longest, queue="q" * 255
     )
+
+    copy = dead_letter_properties(delivered, wordy, now_s=NOW_S, max_bytes=4096 - 20)
 
     assert len(render_properties(copy)) <= 4096 - 20
     assert (copy.message_id, copy.type) == (longest, longest)
@@ -294,7 +294,7 @@ def test_a_copy_of_any_bytes_can_be_written_and_read(
     letter = DeadLetter(Rejection(DeadLetterReason.BAD_EVENT, text), attempt)
 
     copies = [
-        dead_letter_properties(found, letter, origin_queue="q", now_s=NOW_S),
+        dead_letter_properties(found, letter, now_s=NOW_S),
         retry_properties(found, RetryAfter(attempt, 1.0), deadline_s=deadline_s),
     ]
 
@@ -356,7 +356,7 @@ def test_a_forged_deadline_beyond_all_times_does_not_keep_a_letter_from_being_wr
     letter = DeadLetter(Rejection(DeadLetterReason.BAD_EVENT, "x"), 1)
 
     copy = dead_letter_properties(
-        delivery(Properties(headers=forged)), letter, origin_queue="q", now_s=NOW_S
+        delivery(Properties(headers=forged)), letter, now_s=NOW_S
     )
 
     assert header_int(copy.headers, Header.DEADLINE) is None
