@@ -32,7 +32,7 @@ from bridge.enums import (
     Outcome,
 )
 from bridge.errors import BrokerUnavailableError, StoreUnavailableError
-from bridge.http.api.dead_letters import add_dead_routes
+from bridge.http.api.dead_letters import add_dead_letter_routes
 from bridge.http.api.endpoint import Api
 from bridge.http.api.jobs import add_job_routes
 from bridge.http.api.overview import add_overview_routes
@@ -111,7 +111,7 @@ class Operators:
         """Add every group of the API."""
         add_overview_routes(api, self)
         add_queue_routes(api, self.queues)
-        add_dead_routes(api, self.dead_letters, self.jobs)
+        add_dead_letter_routes(api, self.dead_letters, self.jobs)
         add_job_routes(api, self.jobs)
         parts = self._parts
         online = Online(

@@ -1,11 +1,10 @@
-"""Redrive and discard from a terminal: ask, start the job, follow it, cancel it on Ctrl-C."""
+"""Run redrives and discards from a terminal: start the job, follow it, cancel it on Ctrl-C."""
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -16,143 +15,114 @@ from bridge.cli.operator_client import (
     print_json,
 )
 from bridge.core.contracts.operator.dead_letters import (
+    DeadLetterSelection,
     Discard,
-    Filter,
     JobStarted,
     Redrive,
-    Selection,
     Would,
 )
 from bridge.core.contracts.operator.jobs import JobFacts, JobState
 from bridge.enums import ExitCode
-from bridge.errors import ConfigError
 
-SelectionT = TypeVar("SelectionT", bound=Selection)
-
-_FIRST_LOOK_S: Final = 0.05
-_LOOK_EACH_S: Final = 1.0
+_REDRIVE: Final = "/api/dead/redrive"
+_DISCARD: Final = "/api/dead/discard"
+_FIRST_POLL_S: Final = 0.05
+_POLL_MAX_S: Final = 1.0
 
 
 def redrive_letters(
-    address: OperatorAddress,
-    *,
-    ids: Sequence[str] | None,
-    wanted: Filter | None,
-    rate_per_s: float,
-    dry_run: bool,
-    as_json: bool,
+    address: OperatorAddress, request: Redrive, *, as_json: bool
 ) -> None:
     """
-    Redrive what is selected, and exit with 1 if not all of it could be.
+    Redrive the selected dead letters, or count them if `request` is a dry run.
 
-    Args:
-        address: Of the bridge.
-        ids: These; or
-        wanted: those that fit. Neither: all.
-        rate_per_s: No faster.
-        dry_run: Only count.
-        as_json: Print the answer as JSON.
+    Raises:
+        typer.Exit: With status 1 if any of them was not redriven.
 
     """
-    fields = {**_selection(ids, wanted), "rate_per_s": rate_per_s}
-
-    async def work() -> int:
-        async with operator_client(address) as client:
-            if dry_run:
-                body = _checked(Redrive, {**fields, "dry_run": True})
-                would = await client.post("/api/dead/redrive", Would, body=body)
-                return _tell_would(would, "redriven", as_json=as_json)
-            body = _checked(Redrive, fields)
-            started = await client.post("/api/dead/redrive", JobStarted, body=body)
-            code = await _follow(client, started.job, "redriven", as_json=as_json)
-            return max(code, _tell_gone(ids, started.job.total))
-
-    _exit(asyncio.run(work()))
+    if request.dry_run:
+        would = asyncio.run(_count(address, _REDRIVE, request))
+        _print_would(would, "redriven", as_json=as_json)
+        return
+    _exit(asyncio.run(_run(address, _REDRIVE, request, "redriven", as_json=as_json)))
 
 
 def discard_letters(
-    address: OperatorAddress,
-    *,
-    ids: Sequence[str] | None,
-    wanted: Filter | None,
-    dry_run: bool,
-    is_confirmed: bool,
-    as_json: bool,
+    address: OperatorAddress, request: Discard, *, is_confirmed: bool, as_json: bool
 ) -> None:
-    """Discard what is selected once somebody said yes. Arguments as `redrive_letters`."""
-    fields = _selection(ids, wanted)
+    """
+    Discard the selected dead letters, or count them if `request` is a dry run.
 
-    async def count() -> Would:
-        async with operator_client(address) as client:
-            body = _checked(Discard, {**fields, "dry_run": True})
-            return await client.post("/api/dead/discard", Would, body=body)
+    Raises:
+        typer.Abort: If the person at the terminal does not confirm the number.
+        typer.Exit: With status 1 if any of them was not discarded.
 
-    async def work(confirm: int) -> int:
-        async with operator_client(address) as client:
-            body = _checked(Discard, {**fields, "confirm": confirm})
-            started = await client.post("/api/dead/discard", JobStarted, body=body)
-            code = await _follow(client, started.job, "discarded", as_json=as_json)
-            return max(code, _tell_gone(ids, started.job.total))
-
-    would = asyncio.run(count())
-    if dry_run:
-        _exit(_tell_would(would, "discarded", as_json=as_json))
+    """
+    would = asyncio.run(_count(address, _DISCARD, request))
+    if request.dry_run:
+        _print_would(would, "discarded", as_json=as_json)
         return
     if not is_confirmed and would.would:
         typer.confirm(
-            f"Discard {would.would:,} dead letters for good?", abort=True, err=True
+            f"Discard {would.would:,} dead letters permanently?", abort=True, err=True
         )
-    _exit(asyncio.run(work(would.would)))
+    request = request.model_copy(update={"confirm": would.would})
+    _exit(asyncio.run(_run(address, _DISCARD, request, "discarded", as_json=as_json)))
 
 
-def _selection(ids: Sequence[str] | None, wanted: Filter | None) -> dict[str, object]:
-    if ids:
-        return {"ids": list(ids)}
-    if wanted is not None:
-        return {"filter": wanted.model_dump(exclude_unset=True)}
-    return {"all": True}
+async def _count(
+    address: OperatorAddress, path: str, request: DeadLetterSelection
+) -> Would:
+    async with operator_client(address) as client:
+        dry_run = request.model_copy(update={"dry_run": True})
+        return await client.post(path, Would, body=dry_run)
 
 
-def _checked(model: type[SelectionT], fields: dict[str, object]) -> SelectionT:
-    try:
-        return model.model_validate(fields)
-    except ValidationError as exc:
-        problems = [
-            f"{error['input']!r} is no id; bridge dead list shows them"
-            if error["loc"][:1] == ("ids",) and len(error["loc"]) > 1
-            else f"{error['loc'][0] if error['loc'] else ''}: {error['msg']}"
-            for error in exc.errors(include_url=False, include_context=False)
-        ]
-        raise ConfigError(problems) from exc
+async def _run(
+    address: OperatorAddress,
+    path: str,
+    request: DeadLetterSelection,
+    done: str,
+    *,
+    as_json: bool,
+) -> int:
+    """Start the job, follow it to its end, and return the exit status."""
+    async with operator_client(address) as client:
+        started = await client.post(path, JobStarted, body=request)
+        code = await _follow(client, started.job, done, as_json=as_json)
+        return max(code, _report_missing(request.ids, started.job.total))
 
 
-def _tell_gone(ids: Sequence[str] | None, found: int) -> int:
-    """Say that letters which were named are not there, and what that is for the status."""
-    gone = len(set(ids or ())) - found
-    if gone <= 0:
+def _report_missing(ids: Sequence[str] | None, found: int) -> int:
+    """Report named dead letters that are not in the queue, and return the exit status."""
+    missing = len(set(ids or ())) - found
+    if missing <= 0:
         return ExitCode.DONE
-    which = "id is" if gone == 1 else "ids are"
-    told = f"{gone:,} {which} not there; a letter that comes back has another"
-    typer.echo(told, err=True)
+    which = "id is" if missing == 1 else "ids are"
+    typer.echo(
+        f"{missing:,} {which} not in the queue; a message that is set aside again gets a "
+        "new id",
+        err=True,
+    )
     return ExitCode.FAILED
 
 
-def _tell_would(would: Would, done: str, *, as_json: bool) -> int:
+def _print_would(would: Would, done: str, *, as_json: bool) -> None:
     if as_json:
         print_json(would)
     else:
         typer.echo(f"{would.would:,} dead letters would be {done}")
-    return ExitCode.DONE
 
 
 async def _follow(
     client: OperatorClient, job: JobFacts, done: str, *, as_json: bool
 ) -> int:
-    """Show how far the job is until it has ended; Ctrl-C cancels it and waits for that."""
+    """Show the job's progress until it ends. Ctrl-C cancels the job and waits for its end."""
     try:
         job = await _watch(client, job, done)
     except asyncio.CancelledError:
-        # asyncio.run turns Ctrl-C into this; what was done must still be told.
+        # asyncio.run turns Ctrl-C into a cancellation. The job lives in the bridge, so it
+        # has to be canceled there, and its result is still to be reported.
         task = asyncio.current_task()
         if task is not None:
             task.uncancel()
@@ -167,14 +137,14 @@ async def _follow(
 
 
 async def _watch(client: OperatorClient, job: JobFacts, done: str) -> JobFacts:
-    talk = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False)
     columns = (TextColumn(done), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=talk, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task(done, total=job.total)
-        pause_s = _FIRST_LOOK_S
+        pause_s = _FIRST_POLL_S
         while job.state is JobState.RUNNING:
             await asyncio.sleep(pause_s)
-            pause_s = min(_LOOK_EACH_S, pause_s * 2)
+            pause_s = min(_POLL_MAX_S, pause_s * 2)
             job = await client.get(f"/api/jobs/{job.id}", JobFacts)
             progress.update(bar, completed=job.done + job.failed)
     return job
@@ -183,12 +153,12 @@ async def _watch(client: OperatorClient, job: JobFacts, done: str) -> JobFacts:
 def _sentence(job: JobFacts, done: str) -> str:
     text = f"{job.done:,} of {job.total:,} dead letters {done}"
     if job.failed:
-        text += f", {job.failed:,} could not be and stay"
+        text += f", {job.failed:,} failed and stay in the queue"
     match job.state:
         case JobState.CANCELLED:
-            text += "; cancelled, the rest stays in its order"
+            text += "; cancelled, the rest stays in order"
         case JobState.FAILED:
-            text += "; it ended early, the rest stays in its order"
+            text += "; it ended early, the rest stays in order"
         case JobState.RUNNING:
             text += "; it is being cancelled"
         case JobState.DONE:

@@ -1,12 +1,14 @@
-"""`bridge dead`: dead letters, from a terminal."""
+"""`bridge dead`: list, show, redrive and discard dead letters from a terminal."""
 
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import orjson
 import typer
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,23 +32,28 @@ from bridge.cli.options import (
 from bridge.cli.tables import moment, shown
 from bridge.core.contracts.operator.dead_letters import (
     RATE_DEFAULT_PER_S,
-    Filter,
+    DeadLetterSelection,
+    Discard,
     LetterDetail,
     LetterFacts,
     LetterPage,
+    Redrive,
 )
 from bridge.core.contracts.operator.operation import PAGE_DEFAULT, PAGE_MAX
 from bridge.enums import DeadLetterCause
 from bridge.errors import ConfigError
 from bridge.settings.values import parse_duration_s
 
+SelectionT = TypeVar("SelectionT", bound=DeadLetterSelection)
+
 app = typer.Typer(
-    help="Look at dead letters, redrive them, discard them.",
+    help="List dead letters, redrive them, discard them.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 
-# Characters on a terminal: from how many on there is room for more, and what stays whole.
+# Widths in characters: of a terminal that has room for more columns, and of columns that
+# are never shortened.
 _WIDE: Final = 100
 _WIDER: Final = 130
 _ID_WIDTH: Final = 24
@@ -56,22 +63,26 @@ _REASON_WIDTH: Final = max(len(reason) for reason in DeadLetterCause)
 Reason = Annotated[
     DeadLetterCause | None,
     typer.Option(
-        metavar="REASON",  # the list of them would be broken in the middle of words
-        help=f"Only those of this reason: {', '.join(DeadLetterCause)}.",
+        metavar="REASON",  # rich would break the list of all reasons within words
+        help=f"Only those with this reason: {', '.join(DeadLetterCause)}.",
     ),
 ]
 Event = Annotated[str | None, typer.Option(help="Only those of this event.")]
 Since = Annotated[
     str | None,
     typer.Option(
-        help="Only those set aside since: a time (2026-01-31T12:00) or how long ago (2h)."
+        help="Only those set aside since a time (2026-01-31T12:00) or a duration ago (2h)."
     ),
 ]
 Until = Annotated[
-    str | None, typer.Option(help="Only those set aside before: as --since.")
+    str | None, typer.Option(help="Only those set aside before; a time as for --since.")
 ]
-Ids = Annotated[list[str] | None, typer.Argument(help="Ids, as a list shows them.")]
-All = Annotated[bool, typer.Option("--all", help="All that are there now.")]
+Ids = Annotated[
+    list[str] | None, typer.Argument(help="Ids, as `bridge dead list` shows them.")
+]
+All = Annotated[
+    bool, typer.Option("--all", help="All dead letters that are in the queue now.")
+]
 
 
 @app.command("list")
@@ -91,7 +102,7 @@ def list_letters(
     config_file: ConfigFile = None,
 ) -> None:
     """
-    List dead letters, oldest first. Looking changes neither their order nor their number.
+    List dead letters, oldest first. This changes neither their order nor their number.
 
     Examples:
 
@@ -121,15 +132,15 @@ def list_letters(
         return
     console = Console(highlight=False)
     console.print(_table(page.items, width=console.width))
-    talk = Console(stderr=True, highlight=False)
-    talk.print(f"{len(page.items)} shown, {page.total:,} in the queue")
+    hints = Console(stderr=True, highlight=False)
+    hints.print(f"{len(page.items)} shown, {page.total:,} in the queue")
     if page.next:
-        talk.print(f"more with --cursor {page.next}", soft_wrap=True, markup=False)
+        hints.print(f"more with --cursor {page.next}", soft_wrap=True, markup=False)
 
 
 @app.command("show")
 def show_letter(
-    letter_id: Annotated[str, typer.Argument(metavar="ID", help="As a list shows it.")],
+    letter_id: Annotated[str, typer.Argument(metavar="ID", help="Its id.")],
     body: Annotated[bool, typer.Option("--body", help="Show the body too.")] = False,
     json: AsJson = False,
     url: OperatorUrl = None,
@@ -137,9 +148,9 @@ def show_letter(
     config_file: ConfigFile = None,
 ) -> None:
     """
-    Show one dead letter: why it is there, where from, its properties and headers.
+    Show one dead letter: its reason, origin, properties and headers.
 
-    The body is shown only if asked for: it may hold what is nobody's business.
+    The body is shown only with --body, because it may hold private data.
 
     Examples:
 
@@ -160,7 +171,7 @@ def show_letter(
     table = Table(box=None, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    # The explanation has the reason's sentence, too.
+    # The explanation includes the reason's sentence.
     left_out = {"properties", "headers", "reason_text"}
     facts = letter.model_dump(mode="json", exclude=left_out)
     facts["dead_s"] = moment(letter.dead_s)
@@ -186,7 +197,7 @@ def redrive(
     everything: All = False,
     dry_run: DryRun = False,
     rate: Annotated[
-        float, typer.Option(min=1, help="Letters a second at most.")
+        float, typer.Option(min=1, help="Dead letters per second at most.")
     ] = RATE_DEFAULT_PER_S,
     json: AsJson = False,
     url: OperatorUrl = None,
@@ -196,9 +207,8 @@ def redrive(
     """
     Send dead letters back to the inbound queue, each confirmed before it leaves this one.
 
-    Ctrl-C ends it: what was sent is gone, the rest stays in its order. Exit status: 0 all
-    were sent, 1 some could not be or were not there, 3 the bridge or the broker cannot be
-    reached.
+    Ctrl-C cancels the rest, which stays in order. Exit status: 0 all were sent, 1 some
+    could not be sent or were not found, 3 the bridge or the broker cannot be reached.
 
     Examples:
 
@@ -209,16 +219,12 @@ def redrive(
         bridge dead redrive --all --rate 500
 
     """
-    wanted = _filter(reason, user, event, since, until)
-    _check_selection(ids, wanted, everything=everything)
-    redrive_letters(
-        operator_address(url, token, config_file),
-        ids=ids,
-        wanted=wanted,
-        rate_per_s=rate,
-        dry_run=dry_run,
-        as_json=json,
+    request = _request(
+        Redrive,
+        {"ids": ids or None, "all": everything, "dry_run": dry_run, "rate_per_s": rate},
+        _conditions(reason, user, event, since, until),
     )
+    redrive_letters(operator_address(url, token, config_file), request, as_json=json)
 
 
 @app.command("discard")
@@ -240,9 +246,10 @@ def discard(
     config_file: ConfigFile = None,
 ) -> None:
     """
-    Drop dead letters for good. Says how many they are and asks, unless --yes.
+    Delete dead letters permanently. Shows their number and asks for confirmation first.
 
-    Exit status: 0 done, 1 not done or not all, 3 the bridge or the broker cannot be reached.
+    Exit status: 0 all were discarded, 1 some or all were not, 3 the bridge or the broker
+    cannot be reached.
 
     Examples:
 
@@ -251,25 +258,26 @@ def discard(
         bridge dead discard --reason malformed_body --until 30d --yes
 
     """
-    wanted = _filter(reason, user, event, since, until)
-    _check_selection(ids, wanted, everything=everything)
+    request = _request(
+        Discard,
+        {"ids": ids or None, "all": everything, "dry_run": dry_run},
+        _conditions(reason, user, event, since, until),
+    )
     discard_letters(
         operator_address(url, token, config_file),
-        ids=ids,
-        wanted=wanted,
-        dry_run=dry_run,
+        request,
         is_confirmed=yes,
         as_json=json,
     )
 
 
-def _filter(
+def _conditions(
     reason: DeadLetterCause | None,
     user: str | None,
     event: str | None,
     since: str | None,
     until: str | None,
-) -> Filter | None:
+) -> dict[str, object]:
     given = {
         "reason": None if reason is None else reason.value,
         "user": user,
@@ -277,27 +285,43 @@ def _filter(
         "since": _time_s(since, "--since"),
         "until": _time_s(until, "--until"),
     }
-    wanted = {name: value for name, value in given.items() if value is not None}
-    return Filter.model_validate(wanted) if wanted else None
+    return {name: value for name, value in given.items() if value is not None}
 
 
-def _check_selection(
-    ids: list[str] | None, wanted: Filter | None, *, everything: bool
-) -> None:
-    if sum([bool(ids), wanted is not None, everything]) != 1:
-        raise ConfigError(
-            ["give ids, or a filter such as --reason, or --all; one of the three"]
-        )
+def _request(
+    model: type[SelectionT], fields: dict[str, object], conditions: dict[str, object]
+) -> SelectionT:
+    """
+    Return the body of the request, checked by the API's own model.
+
+    Raises:
+        ConfigError: If the selection is empty, ambiguous, or holds an invalid value.
+
+    """
+    try:
+        return model.model_validate({**fields, "filter": conditions or None})
+    except ValidationError as exc:
+        errors = exc.errors(include_url=False, include_context=False)
+        raise ConfigError([_problem(error) for error in errors]) from exc
+
+
+def _problem(error: ErrorDetails) -> str:
+    location = error["loc"]
+    if not location:
+        return "give ids, or a filter such as --reason, or --all; one of the three"
+    if location[0] == "ids" and len(location) > 1:
+        return f"{error['input']!r} is not an id; bridge dead list shows them"
+    return f"{location[-1]}: {error['msg']}"
 
 
 def _time_s(text: str | None, flag: str) -> float | None:
-    """Return the Unix time that is meant: an instant, or a duration before now."""
+    """Return the Unix time of `text`: an instant, or a duration before now."""
     if text is None:
         return None
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
-        pass  # then it is a duration, or nothing
+        pass  # not an instant; a duration is tried next
     try:
         return max(0.0, time.time() - parse_duration_s(text))
     except ValueError as exc:
@@ -306,7 +330,7 @@ def _time_s(text: str | None, flag: str) -> float | None:
 
 
 def _table(letters: Sequence[LetterFacts], *, width: int) -> Table:
-    """Return the list: ids whole, numbers and the error where there is room for them."""
+    """Return a table with whole ids; numbers and errors appear if `width` has room."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("id", no_wrap=True, min_width=_ID_WIDTH)
     table.add_column("set aside", no_wrap=True, min_width=_WHEN_WIDTH)
@@ -320,7 +344,8 @@ def _table(letters: Sequence[LetterFacts], *, width: int) -> Table:
     if has_errors:
         table.add_column("error", overflow="fold")
     for letter in letters:
-        # Strangers' text is never read as markup, nor sent to the terminal as it is.
+        # Anyone may have published this text: it must reach the terminal neither as
+        # markup nor with its control characters.
         cells: list[str | Text] = [
             letter.id,
             moment(letter.dead_s),

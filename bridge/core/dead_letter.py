@@ -71,34 +71,6 @@ class Count:
     depth: int
 
 
-@dataclass(frozen=True, slots=True)
-class LetterFilter:
-    """Which letters are meant; what is ``None`` does not matter."""
-
-    reason: DeadLetterCause | None = None
-    user: str | None = None
-    event: str | None = None
-    since_s: float | None = None
-    until_s: float | None = None
-
-    def matches(self, letter: Letter) -> bool:
-        """Whether `letter` is meant; one without a time is outside of all times."""
-        return (
-            (self.reason is None or letter.reason is self.reason)
-            and (self.user is None or letter.user == self.user)
-            and (self.event is None or letter.event == self.event)
-            and self._is_in_time(letter.dead_s)
-        )
-
-    def _is_in_time(self, dead_s: float | None) -> bool:
-        if self.since_s is None and self.until_s is None:
-            return True
-        if dead_s is None:
-            return False
-        after = self.since_s is None or dead_s >= self.since_s
-        return after and (self.until_s is None or dead_s < self.until_s)
-
-
 # Letters that are off the queue, by digest: which of several twins.
 Gone = dict[str, set[int]]
 

@@ -1,8 +1,8 @@
 """
 Jobs: work that an operator started and that takes longer than a request.
 
-Kept in memory alone: a bridge that stops forgets them, and what they had not done is not
-done. One at a time; the last hundred are remembered.
+Jobs live in memory only. A bridge that stops forgets them, and the rest of their work is not
+done. One job runs at a time, and the last hundred are remembered.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ _REMEMBERED: Final = 100
 
 
 @dataclass
-class Job:
-    """One job, and what its work tells of itself."""
+class OperatorJob:
+    """One job, and the progress that its work reports."""
 
     id: str
     kind: JobKind
@@ -41,29 +41,29 @@ class Job:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether nothing new should be begun."""
+        """Whether the work should start nothing new."""
         return self._cancel.is_set()
 
     def cancel(self) -> None:
-        """Let the work end after what it has in hand."""
+        """Ask the work to end after the items that are in flight."""
         self._cancel.set()
 
     def advance(
         self, *, done: int = 0, failed: int = 0, error: str | None = None
     ) -> None:
-        """So many more are done, or have failed."""
+        """Add to the number of items that are done or have failed."""
         self.done += done
         self.failed += failed
         self.error = error or self.error
 
     async def pause(self, seconds: float) -> None:
-        """Wait, unless the job is cancelled."""
+        """Wait for `seconds`, or until the job is canceled."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._cancel.wait()
 
     def facts(self) -> JobFacts:
-        """Say how far it is."""
+        """Return the job as the API shows it."""
         return JobFacts(
             id=self.id,
             kind=self.kind,
@@ -77,7 +77,7 @@ class Job:
         )
 
 
-Work = Callable[[Job], Awaitable[None]]
+Work = Callable[[OperatorJob], Awaitable[None]]
 
 
 class BusyError(BridgeError):
@@ -92,63 +92,63 @@ class BusyError(BridgeError):
 
 
 class JobBoard:
-    """Starts jobs, and remembers them. `run` must be running."""
+    """Starts jobs and remembers them, while `run` is running."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, OperatorJob] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._number = 0
 
     async def run(self) -> None:
         """
-        Be the parent of all jobs until cancelled.
+        Be the parent task of all jobs until canceled.
 
         Cancellation:
-            Cancels the job that runs.
+            Cancels the running job.
 
         """
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             await asyncio.Event().wait()
 
-    def running(self) -> Job | None:
-        """Return the job that runs, if one does."""
+    def running(self) -> OperatorJob | None:
+        """Return the running job; ``None`` if there is none."""
         for job in self._jobs.values():
             if job.state is JobState.RUNNING:
                 return job
         return None
 
-    def start(self, kind: JobKind, *, total: int, work: Work) -> Job:
+    def start(self, kind: JobKind, *, total: int, work: Work) -> OperatorJob:
         """
         Start `work` as a job.
 
         Raises:
-            BusyError: If another one is running.
+            BusyError: If another job is running.
 
         """
         other = self.running()
         if other is not None:
             raise BusyError(other.id)
-        assert self._tasks is not None, "run() comes first"  # noqa: S101 - the app sees to it
+        assert self._tasks is not None, "run() was not called"  # noqa: S101 - Bridge starts it first
         while len(self._jobs) >= _REMEMBERED:
             del self._jobs[next(iter(self._jobs))]
         self._number += 1
-        # Sorts as they were started; the rest keeps the ids of two runs apart.
+        # The number sorts ids by start; the random part keeps ids unique across restarts.
         job_id = f"{self._number:06}-{uuid4().hex[:8]}"
-        job = self._jobs[job_id] = Job(job_id, kind, total, time.time())
+        job = self._jobs[job_id] = OperatorJob(job_id, kind, total, time.time())
         self._tasks.create_task(self._do(job, work), name=f"job.{kind}")
         log.info("job.started", job=job_id, kind=kind, total=total)
         return job
 
-    def get(self, job_id: str) -> Job | None:
-        """Return one job, if it is remembered."""
+    def get(self, job_id: str) -> OperatorJob | None:
+        """Return one job; ``None`` if it is not remembered."""
         return self._jobs.get(job_id)
 
-    def all(self) -> list[Job]:
-        """Return all that are remembered, oldest first."""
+    def all(self) -> list[OperatorJob]:
+        """Return the remembered jobs, oldest first."""
         return list(self._jobs.values())
 
-    async def _do(self, job: Job, work: Work) -> None:
+    async def _do(self, job: OperatorJob, work: Work) -> None:
         try:
             await work(job)
         except BridgeError as exc:
@@ -157,7 +157,7 @@ class JobBoard:
             job.state = JobState.CANCELLED
             raise
         except Exception as exc:
-            # A bug in a job must not take the bridge down with it.
+            # A bug in a job must not end the bridge, which shares its task group.
             log.exception("job.failed", job=job.id, kind=job.kind)
             job.state, job.error = JobState.FAILED, f"{type(exc).__name__}: {exc}"
         else:

@@ -22,7 +22,6 @@ from uuid import uuid4
 from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.dead_letters.batches import (
     Held,
-    Matches,
     Pace,
     Progress,
     apart,
@@ -32,9 +31,8 @@ from bridge.amqp.dead_letters.browser import LetterSession, count_ready
 from bridge.amqp.dead_letters.cache import LetterIndex, Recording
 from bridge.amqp.dead_letters.delivery_limit import LetterWear
 from bridge.amqp.dead_letters.lock import LetterTurns
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
+from bridge.core.contracts.operator.dead_letters import DeadLetterSelection, Redrive
 from bridge.core.dead_letter import (
     Count,
     Gone,
@@ -216,13 +214,18 @@ class DeadLetters:
         await self._scan(take)
         return found
 
-    async def depth(self) -> int:
-        """Return how many there are, which wears nothing out. Errors as `look`."""
-        async with self._turns.take():
-            return await count_ready(self._address, self._names.dead)
+    async def count(self, selection: DeadLetterSelection) -> Count:
+        """
+        Count the selected letters. Errors as `look`.
 
-    async def count(self, matches: Matches, *, at_most: int | None = None) -> Count:
-        """Count the letters that match, up to `at_most`. Errors as `look`."""
+        If all are selected, the broker's own count answers, and no letter is read.
+        """
+        if selection.all:
+            async with self._turns.take():
+                depth = await count_ready(self._address, self._names.dead)
+            return Count(depth, depth)
+        matches = selection.matcher()
+        at_most = None if selection.ids is None else len(set(selection.ids))
         matching = 0
 
         def take(letter: Letter, _delivery: Delivery) -> bool:
@@ -236,19 +239,18 @@ class DeadLetters:
     # --- working
 
     async def redrive(
-        self, matches: Matches, among: Count, *, rate_per_s: float, progress: Progress
+        self, request: Redrive, among: Count, *, progress: Progress
     ) -> None:
         """
-        Send the letters that match back to the inbound queue.
+        Send the selected letters back to the inbound queue.
 
         Letters of one user are sent in their order. One that the broker refuses stays
         where it is and counts as failed.
 
         Args:
-            matches: Which ones.
+            request: Selects the letters and limits the rate.
             among: What `count` found. Letters that came later are left alone, also
                 those that come back at once because nothing was mended.
-            rate_per_s: No faster than this.
             progress: Is told of each step.
 
         Raises:
@@ -259,7 +261,7 @@ class DeadLetters:
             it stays, and a later redrive repeats it, which the inbox knows.
 
         """
-        pace = Pace(rate_per_s, progress, self._now)
+        pace = Pace(request.rate_per_s, progress, self._now)
 
         async def work(session: LetterSession, batch: Sequence[Held]) -> int:
             sent = 0
@@ -270,13 +272,13 @@ class DeadLetters:
                 sent += await self._send(session, group, progress)
             return sent
 
-        batch_max = max(1, min(_BATCH_MAX, int(rate_per_s * _BATCH_S)))
-        await self._work(matches, among, work, progress, batch_max=batch_max)
+        batch_max = max(1, min(_BATCH_MAX, int(request.rate_per_s * _BATCH_S)))
+        await self._work(request, among, work, progress, batch_max=batch_max)
 
     async def discard(
-        self, matches: Matches, among: Count, *, progress: Progress
+        self, request: DeadLetterSelection, among: Count, *, progress: Progress
     ) -> None:
-        """Drop the letters that match. Arguments and errors as `redrive`."""
+        """Drop the selected letters. Arguments and errors as `redrive`."""
 
         async def work(session: LetterSession, batch: Sequence[Held]) -> int:
             await session.ack([held.tag for held in batch])
@@ -285,11 +287,11 @@ class DeadLetters:
             progress.advance(done=len(batch))
             return len(batch)
 
-        await self._work(matches, among, work, progress, batch_max=_BATCH_MAX)
+        await self._work(request, among, work, progress, batch_max=_BATCH_MAX)
 
     async def _work(
         self,
-        matches: Matches,
+        selection: DeadLetterSelection,
         among: Count,
         work: Callable[[LetterSession, Sequence[Held]], Awaitable[int]],
         progress: Progress,
@@ -297,6 +299,7 @@ class DeadLetters:
         batch_max: int,
     ) -> None:
         """Visit by visit, so that others get their turn and memory has a bound."""
+        matches = selection.matcher()
         left, depth = among.matching, among.depth
         gone: Gone = {}
         tried: set[str] = set()

@@ -33,7 +33,7 @@ _MALFORMED_SUFFIXES: Final = ("extra_forbidden", "_type", "_unicode")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked(Generic[QueryT, BodyT]):
+class ApiRequest(Generic[QueryT, BodyT]):
     """
     One request, checked.
 
@@ -79,7 +79,7 @@ class Api:
     def add(
         self,
         operation: Operation[QueryT, BodyT],
-        handler: Callable[[Asked[QueryT, BodyT]], Awaitable[BaseModel | Reply]],
+        handler: Callable[[ApiRequest[QueryT, BodyT]], Awaitable[BaseModel | Reply]],
     ) -> None:
         """Serve `operation` by `handler`; its answer has the first status by default."""
         usual_status = next(iter(operation.answers))
@@ -113,7 +113,7 @@ def _render(operation: AnyOperation, reply: Reply) -> web.Response:
 
 async def _read(
     operation: Operation[QueryT, BodyT], request: web.Request
-) -> Asked[QueryT, BodyT]:
+) -> ApiRequest[QueryT, BodyT]:
     query = _checked(operation.query, _query_fields(request), where="parameter")
     if operation.body is NoBody:
         body = operation.body()
@@ -122,7 +122,7 @@ async def _read(
     path = dict(request.match_info)
     for name, text in path.items():
         _check_text(text, pointer=name)
-    return Asked(query, body, path, request)
+    return ApiRequest(query, body, path, request)
 
 
 def _query_fields(request: web.Request) -> dict[str, object]:

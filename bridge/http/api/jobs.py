@@ -10,9 +10,9 @@ from bridge.core.contracts.operator.jobs import (
     JobFacts,
 )
 from bridge.core.contracts.operator.operation import NoBody, NoQuery, Page, PageQuery
-from bridge.http.api.endpoint import Api, ApiProblem, Asked
+from bridge.http.api.endpoint import Api, ApiProblem, ApiRequest
 from bridge.http.api.paging import page_by_key
-from bridge.http.jobs import Job, JobBoard
+from bridge.http.jobs import JobBoard, OperatorJob
 
 # How long a cancelled job may take for what it has in hand, before the answer is sent.
 _ENDS_WITHIN_S: Final = 20.0
@@ -21,20 +21,20 @@ _ENDS_WITHIN_S: Final = 20.0
 def add_job_routes(api: Api, board: JobBoard) -> None:
     """Serve the jobs on `board`."""
 
-    async def list_jobs(asked: Asked[PageQuery, NoBody]) -> Page[JobFacts]:
+    async def list_jobs(request: ApiRequest[PageQuery, NoBody]) -> Page[JobFacts]:
         page, following = page_by_key(
             (job.facts() for job in board.all()),
             key=lambda job: job.id,
-            after=asked.query.cursor,
-            limit=asked.query.limit,
+            after=request.query.cursor,
+            limit=request.query.limit,
         )
         return Page[JobFacts](items=page, next=following)
 
-    async def get_job(asked: Asked[NoQuery, NoBody]) -> JobFacts:
-        return _job(board, asked.path["id"]).facts()
+    async def get_job(request: ApiRequest[NoQuery, NoBody]) -> JobFacts:
+        return _job(board, request.path["id"]).facts()
 
-    async def cancel_job(asked: Asked[NoQuery, NoBody]) -> JobFacts:
-        job = _job(board, asked.path["id"])
+    async def cancel_job(request: ApiRequest[NoQuery, NoBody]) -> JobFacts:
+        job = _job(board, request.path["id"])
         if not job.ended.is_set():
             job.cancel()
         try:
@@ -49,7 +49,7 @@ def add_job_routes(api: Api, board: JobBoard) -> None:
     api.add(CANCEL_JOB, cancel_job)
 
 
-def _job(board: JobBoard, job_id: str) -> Job:
+def _job(board: JobBoard, job_id: str) -> OperatorJob:
     job = board.get(job_id)
     if job is None:
         detail = "there is no such job; a bridge forgets them when it stops"

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from bridge.core.contracts.operator.operation import NoBody, NoQuery
 from bridge.core.contracts.operator.overview import GET_OVERVIEW, Overview
-from bridge.http.api.endpoint import Api, Asked
+from bridge.http.api.endpoint import Api, ApiRequest
 
 
 class Overlooked(Protocol):
@@ -17,7 +17,7 @@ class Overlooked(Protocol):
 def add_overview_routes(api: Api, bridge: Overlooked) -> None:
     """Serve the overview."""
 
-    async def overview(_asked: Asked[NoQuery, NoBody]) -> Overview:
+    async def overview(_request: ApiRequest[NoQuery, NoBody]) -> Overview:
         return bridge.overview()
 
     api.add(GET_OVERVIEW, overview)

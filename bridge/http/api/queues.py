@@ -5,7 +5,7 @@ from typing import Protocol
 
 from bridge.core.contracts.operator.operation import NoBody, Page, PageQuery
 from bridge.core.contracts.operator.queues import GET_QUEUES, QueueFacts
-from bridge.http.api.endpoint import Api, Asked
+from bridge.http.api.endpoint import Api, ApiRequest
 from bridge.http.api.paging import page_by_key
 
 
@@ -19,13 +19,13 @@ class Queues(Protocol):
 def add_queue_routes(api: Api, queues: Queues) -> None:
     """Serve the list of queues."""
 
-    async def list_queues(asked: Asked[PageQuery, NoBody]) -> Page[QueueFacts]:
+    async def list_queues(request: ApiRequest[PageQuery, NoBody]) -> Page[QueueFacts]:
         found = sorted(await queues.look(), key=lambda queue: queue.name)
         items, following = page_by_key(
             found,
             key=lambda queue: queue.name,
-            after=asked.query.cursor,
-            limit=asked.query.limit,
+            after=request.query.cursor,
+            limit=request.query.limit,
         )
         return Page[QueueFacts](items=items, next=following)
 

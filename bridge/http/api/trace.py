@@ -18,7 +18,7 @@ from bridge.core.dead_letter import Count, Letter
 from bridge.core.fleet import ALONE, Reach, Seen
 from bridge.core.trace import DeadFact, Facts, Story, tell_story
 from bridge.errors import BrokerUnavailableError
-from bridge.http.api.endpoint import Api, Asked
+from bridge.http.api.endpoint import Api, ApiRequest
 from bridge.http.journals import Remembered
 from bridge.inbox.contract import AdminQueries
 
@@ -99,9 +99,9 @@ class Tracer:
         """Serve traces."""
         api.add(GET_TRACE, self.trace)
 
-    async def trace(self, asked: Asked[TraceQuery, NoBody]) -> Trace:
+    async def trace(self, request: ApiRequest[TraceQuery, NoBody]) -> Trace:
         """Answer one request."""
-        message_id, wanted = asked.path["message_id"], asked.query.user
+        message_id, wanted = request.path["message_id"], request.query.user
         search = await self._inboxes.find(message_id, user=wanted)
         silent = []
         if not search.is_complete:

@@ -25,7 +25,7 @@ from bridge.core.fleet import OnlineUser, Reach, Seen
 from bridge.core.message import user_problem
 from bridge.core.position import Position, user_epoch
 from bridge.errors import StoreUnavailableError
-from bridge.http.api.endpoint import Api, ApiProblem, Asked
+from bridge.http.api.endpoint import Api, ApiProblem, ApiRequest
 from bridge.http.api.paging import bad_cursor, parse_cursor, render_cursor
 from bridge.inbox.contract import AdminQueries
 from bridge.logging import user_hash
@@ -69,8 +69,8 @@ class _Desk:
         self._inboxes = inboxes
         self._online = online
 
-    async def list_users(self, asked: Asked[UsersQuery, NoBody]) -> UsersPage:
-        query = asked.query
+    async def list_users(self, request: ApiRequest[UsersQuery, NoBody]) -> UsersPage:
+        query = request.query
         prefix, after = query.q or "", _after(query.cursor)
         wanted = query.limit + 1  # one more tells whether there is a next page
         online, reach = await self._online.users_online(
@@ -98,8 +98,8 @@ class _Desk:
             silent=reach.silent,
         )
 
-    async def get_user(self, asked: Asked[NoQuery, NoBody]) -> UserDetail:
-        user = _user_of(asked.path["user"])
+    async def get_user(self, request: ApiRequest[NoQuery, NoBody]) -> UserDetail:
+        user = _user_of(request.path["user"])
         inbox = await self._inbox(user)
         seen = await self._online.windows_of(user)
         if inbox is not None and not inbox.state.last and not seen.windows:
@@ -112,8 +112,8 @@ class _Desk:
         }
         return UserDetail(**facts)
 
-    async def kick(self, asked: Asked[NoQuery, NoBody]) -> Kicked:
-        user = _user_of(asked.path["user"])
+    async def kick(self, request: ApiRequest[NoQuery, NoBody]) -> Kicked:
+        user = _user_of(request.path["user"])
         kicked, reach = await self._online.kick(user)
         log.info(
             "operator.kicked",
@@ -124,9 +124,11 @@ class _Desk:
         )
         return Kicked(kicked=kicked, bridges=reach.bridges, silent=reach.silent)
 
-    async def get_inbox(self, asked: Asked[InboxQuery, NoBody]) -> Page[InboxMessage]:
-        user = _user_of(asked.path["user"])
-        query = asked.query
+    async def get_inbox(
+        self, request: ApiRequest[InboxQuery, NoBody]
+    ) -> Page[InboxMessage]:
+        user = _user_of(request.path["user"])
+        query = request.query
         before = _before(query.cursor)
         inbox = await self._inboxes.user(user)
         if inbox is None:

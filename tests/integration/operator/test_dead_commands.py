@@ -88,12 +88,12 @@ async def test_redrive_and_discard_say_how_many_and_ask_before_harm(
 
     assert dry.stdout == "3 dead letters would be redriven\n"
     assert orjson.loads(dry_json.stdout) == {"would": 9}
-    assert "Discard 9 dead letters for good?" in refused.stderr
+    assert "Discard 9 dead letters permanently?" in refused.stderr
     assert discarded.stdout.endswith("3 of 3 dead letters discarded\n")
     assert orjson.loads(redriven.stdout)["done"] == 3
     assert emptied.stdout == "3 of 3 dead letters discarded\n"
     assert (
-        "1 id is not there" in gone.stderr
+        "1 id is not in the queue" in gone.stderr
     )  # which was to be gone, but by this command
     assert numbers(await take_all(broker, names.inbound_queue())) == [0, 3, 6]
 
@@ -141,7 +141,7 @@ async def test_ctrl_c_cancels_the_job_and_says_what_was_done(
         (["list", "--url", "nowhere"], {}, 2, "--url"),
         (["redrive"], {}, 2, "--all"),
         (["redrive", "--all", "--user", "ann"], {}, 2, "one of the three"),
-        (["redrive", "xyz"], {}, 2, "'xyz' is no id; bridge dead list"),
+        (["redrive", "xyz"], {}, 2, "'xyz' is not an id; bridge dead list"),
         (["redrive", "--all", "--rate", "0"], {}, 2, "--rate"),
     ],
     ids=str,

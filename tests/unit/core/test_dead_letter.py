@@ -2,8 +2,8 @@
 
 import pytest
 
+from bridge.core.contracts.operator.dead_letters import DeadLetterFilter
 from bridge.core.dead_letter import (
-    LetterFilter,
     Letters,
     note_gone,
     original_expiration,
@@ -157,20 +157,20 @@ def test_a_filter_wants_all_that_it_names() -> None:
     timeless = Letters().read(delivery(Properties()))
 
     for wanted in (
-        LetterFilter(),
-        LetterFilter(reason=DeadLetterCause.CRASHED, user="ann", event="message"),
-        LetterFilter(since_s=1700, until_s=1701),
+        DeadLetterFilter(),
+        DeadLetterFilter(reason=DeadLetterCause.CRASHED, user="ann", event="message"),
+        DeadLetterFilter(since=1700, until=1701),
     ):
         assert wanted.matches(letter)
     for unwanted in (
-        LetterFilter(reason=DeadLetterCause.EXPIRED),
-        LetterFilter(user="tom"),
-        LetterFilter(event="note"),
-        LetterFilter(since_s=1701),
-        LetterFilter(until_s=1700),
+        DeadLetterFilter(reason=DeadLetterCause.EXPIRED),
+        DeadLetterFilter(user="tom"),
+        DeadLetterFilter(event="note"),
+        DeadLetterFilter(since=1701),
+        DeadLetterFilter(until=1700),
     ):
         assert not unwanted.matches(letter)
-    assert not LetterFilter(since_s=0).matches(timeless)
+    assert not DeadLetterFilter(since=0).matches(timeless)
 
 
 def test_a_redrive_takes_off_what_was_written_and_counts() -> None:

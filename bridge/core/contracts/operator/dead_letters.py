@@ -1,5 +1,6 @@
-"""`/api/dead`: dead letters to look at, to redrive, to discard."""
+"""`/api/dead`: list, redrive and discard dead letters."""
 
+from collections.abc import Callable
 from typing import Annotated, Final, Self
 
 from pydantic import Field, JsonValue, StringConstraints, model_validator
@@ -19,6 +20,7 @@ from bridge.core.contracts.operator.operation import (
     QueryFlag,
     QueryTime,
 )
+from bridge.core.dead_letter import Letter
 from bridge.enums import DeadLetterCause
 
 IDS_MAX: Final = 10_000
@@ -94,24 +96,8 @@ class JobStarted(Contract):
 # --- questions ----------------------------------------------------------------------------
 
 
-class DeadQuery(PageQuery):
-    """Which dead letters are wanted."""
-
-    reason: Reason | SkipJsonSchema[None] = Field(None, description="Of this reason.")
-    user: Text | SkipJsonSchema[None] = Field(None, description="Of this user.")
-    event: Text | SkipJsonSchema[None] = Field(None, description="Of this event.")
-    since: QueryTime | SkipJsonSchema[None] = Field(None, description=_SINCE)
-    until: QueryTime | SkipJsonSchema[None] = Field(None, description=_UNTIL)
-
-
-class LetterQuery(Query):
-    """What of a letter is wanted."""
-
-    body: QueryFlag = Field(default=False, description="Whether its body is.")
-
-
-class Filter(Body):
-    """Which letters are meant: those that fit all that is set."""
+class DeadLetterFilter(Body):
+    """Selects the dead letters that meet every condition that is set."""
 
     reason: Annotated[str, listed(DeadLetterCause)] | None = Field(
         None, description="Of this reason."
@@ -132,14 +118,50 @@ class Filter(Body):
             raise ValueError(message)
         return self
 
+    def matches(self, letter: Letter) -> bool:
+        """Return whether `letter` meets every condition; one without a time meets no time."""
+        return (
+            (self.reason is None or letter.reason == self.reason)
+            and (self.user is None or letter.user == self.user)
+            and (self.event is None or letter.event == self.event)
+            and self._is_in_time(letter.dead_s)
+        )
 
-class Selection(Body):
-    """Which letters are meant: by id, by a filter, or all of them; one of the three."""
+    def _is_in_time(self, dead_s: float | None) -> bool:
+        if dead_s is None:
+            return self.since is None and self.until is None
+        after = self.since is None or dead_s >= self.since
+        return after and (self.until is None or dead_s < self.until)
+
+
+class DeadQuery(PageQuery):
+    """Which dead letters are wanted."""
+
+    reason: Reason | SkipJsonSchema[None] = Field(None, description="Of this reason.")
+    user: Text | SkipJsonSchema[None] = Field(None, description="Of this user.")
+    event: Text | SkipJsonSchema[None] = Field(None, description="Of this event.")
+    since: QueryTime | SkipJsonSchema[None] = Field(None, description=_SINCE)
+    until: QueryTime | SkipJsonSchema[None] = Field(None, description=_UNTIL)
+
+    @property
+    def filter(self) -> DeadLetterFilter:
+        """The same conditions as the body of a redrive or discard expresses them."""
+        return DeadLetterFilter(**self.model_dump(exclude={"limit", "cursor"}))
+
+
+class LetterQuery(Query):
+    """What of a letter is wanted."""
+
+    body: QueryFlag = Field(default=False, description="Whether its body is.")
+
+
+class DeadLetterSelection(Body):
+    """Selects dead letters by id, by a filter, or all of them; exactly one of the three."""
 
     ids: Annotated[list[LetterId], Field(min_length=1, max_length=IDS_MAX)] | None = (
         Field(None, description="These.")
     )
-    filter: Filter | None = Field(
+    filter: DeadLetterFilter | None = Field(
         None, description="Those that fit; at least one of its fields is set."
     )
     all: bool = Field(default=False, description="All that are there now.")
@@ -153,13 +175,20 @@ class Selection(Body):
         if sum(given) != 1:
             message = "give ids, or filter, or all: true"
             raise ValueError(message)
-        if self.filter is not None and self.filter == Filter():
+        if self.filter is not None and self.filter == DeadLetterFilter():
             message = "filter is empty; all: true means every letter"
             raise ValueError(message)
         return self
 
+    def matcher(self) -> Callable[[Letter], bool]:
+        """Return a predicate that is true for the selected letters."""
+        if self.ids is not None:
+            ids = frozenset(self.ids)
+            return lambda letter: letter.id in ids
+        return self.filter.matches if self.filter is not None else lambda _letter: True
 
-class Redrive(Selection):
+
+class Redrive(DeadLetterSelection):
     """Send letters back to the inbound queue, each confirmed before it leaves this one."""
 
     rate_per_s: float = Field(
@@ -171,7 +200,7 @@ class Redrive(Selection):
     )
 
 
-class Discard(Selection):
+class Discard(DeadLetterSelection):
     """Drop letters for good."""
 
     confirm: Annotated[int, Field(ge=0)] | None = Field(
