@@ -1,4 +1,4 @@
-"""The address that a request really comes from, behind proxies that may be believed."""
+"""The address and scheme of a client behind trusted proxies."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
     """
-    Read addresses and networks.
+    Parse addresses and networks.
 
     Raises:
-        ValueError: If one is neither.
+        ValueError: If a text is neither an address nor a network.
 
     """
     return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
@@ -21,12 +21,12 @@ def client_address(
     peer: str | None, forwarded_for: str | None, trusted: Sequence[Network]
 ) -> str:
     """
-    Return the nearest address that no trusted proxy stands behind.
+    Return the address of the client: the nearest one that is not a trusted proxy.
 
     Args:
-        peer: Who opened the TCP connection.
-        forwarded_for: The header `X-Forwarded-For`, of which each proxy appends to the
-            end; what stands before the first untrusted address anybody may have made up.
+        peer: The other end of the TCP connection.
+        forwarded_for: The header `X-Forwarded-For`. Each proxy appends the address of its
+            peer, so entries before the last untrusted address may be forged.
         trusted: The operator's proxies.
 
     """
@@ -44,10 +44,10 @@ def arrived_by_https(
     peer: str | None, forwarded_proto: str | None, trusted: Sequence[Network]
 ) -> bool:
     """
-    Whether a trusted proxy says that the browser came by https.
+    Return whether a trusted proxy reports that the browser used https.
 
     Args:
-        peer: Who opened the TCP connection.
+        peer: The other end of the TCP connection.
         forwarded_proto: The header `X-Forwarded-Proto`.
         trusted: The operator's proxies.
 
@@ -61,7 +61,7 @@ def _is_in(address: str, networks: Sequence[Network]) -> bool:
         return False
     parsed = ipaddress.ip_address(address)
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
-        parsed = parsed.ipv4_mapped  # how a socket on :: sees an IPv4 peer
+        parsed = parsed.ipv4_mapped  # a socket that listens on :: reports IPv4 peers so
     return any(parsed in network for network in networks)
 
 

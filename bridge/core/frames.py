@@ -1,9 +1,10 @@
 """
-From a stored message to the bytes on the wire, once for all windows of a user.
+Encoding of stored messages: packets and WebSocket frames, once for all windows of a user.
 
-A frame from server to client is not masked (RFC 6455 section 5.1), so the same bytes
-serve every websocket, and what is written at one time is joined into one piece. The message's data is JSON already and was checked when it came
-in: it is spliced into the packet, never decoded and encoded again.
+Frames from a server are not masked (RFC 6455 section 5.1), so the same bytes serve every
+WebSocket, and messages that are sent together are joined into one write. The data of a
+message is JSON that was validated when the message was parsed: it is copied into the
+packet without being decoded.
 """
 
 from collections.abc import Sequence
@@ -22,19 +23,19 @@ _HEAD_64: Final = Struct(">BBQ").pack
 
 def event_packet(event: str, data: bytes, position: str) -> bytes:
     """
-    Return `42["event",data,"position"]`: engine.io message, socket.io event.
+    Return `42["event",data,"position"]`: Engine.IO message, Socket.IO event.
 
     Args:
         event: The event name.
-        data: One JSON value in UTF-8, taken as it is.
-        position: An opaque string without characters that JSON would escape.
+        data: One JSON value in UTF-8, copied as it is.
+        position: A string without characters that JSON would escape.
 
     """
     return b'42[%b,%b,"%b"]' % (_event_json(event), data, position.encode())
 
 
 def text_frame(payload: bytes) -> bytes:
-    """Return `payload` as one unmasked, uncompressed websocket text frame."""
+    """Return `payload` as one unmasked, uncompressed WebSocket text frame."""
     length = len(payload)
     if length < 126:
         return _HEAD_8(_TEXT_FRAME, length) + payload
@@ -43,13 +44,13 @@ def text_frame(payload: bytes) -> bytes:
     return _HEAD_64(_TEXT_FRAME, 127, length) + payload
 
 
-class Burst:
+class EncodedMessages:
     """
     Messages of one user that are sent together, encoded once for all windows.
 
     Attributes:
-        packets: Offset and packet of each, in order.
-        frames: All of them as websocket frames, to be written in one piece.
+        packets: Offset and packet of each message, in order.
+        frames: All packets as WebSocket frames, for one write.
 
     """
 
@@ -59,33 +60,38 @@ class Burst:
         self.packets = packets
         self.frames = frames
 
-    def after(self, offset: int) -> "Burst":
-        """Return what of it lies behind `offset`."""
+    def after(self, offset: int) -> "EncodedMessages":
+        """Return the messages after `offset`."""
         packets = [each for each in self.packets if each[0] > offset]
-        return Burst(packets, b"".join([text_frame(packet) for _, packet in packets]))
+        return EncodedMessages(
+            packets, b"".join([text_frame(packet) for _, packet in packets])
+        )
 
 
-def burst(messages: Sequence[Stored], *, epoch: str, now_s: float) -> Burst:
-    """Encode those of `messages`, one user's and in order, that have not expired."""
+def encode_messages(
+    messages: Sequence[Stored], *, epoch: str, now_s: float
+) -> EncodedMessages:
+    """Encode the messages of one user, in order, without those that have expired."""
     packets: list[tuple[int, bytes]] = []
     frames: list[bytes] = []
-    position = epoch.encode()
+    epoch_bytes = epoch.encode()
     for stored in messages:
         message = stored.message
-        # Once for each message: calls would cost as much as all the rest of it.
+        # Inlined: this runs for every message, and each call would cost as much as the
+        # formatting itself.
         deadline_s = message.deadline_s
         if deadline_s is not None and deadline_s <= now_s:
             continue
         offset = stored.offset
         event = _EVENT_JSON.get(message.event) or _event_json(message.event)
-        packet = b'42[%b,%b,"%b-%d"]' % (event, message.data, position, offset)
+        packet = b'42[%b,%b,"%b-%d"]' % (event, message.data, epoch_bytes, offset)
         packets.append((offset, packet))
         frames.append(text_frame(packet))
-    return Burst(packets, frames[0] if len(frames) == 1 else b"".join(frames))
+    return EncodedMessages(packets, frames[0] if len(frames) == 1 else b"".join(frames))
 
 
-# Event names are few and long-lived; their JSON is made once. Bounded, because a
-# producer chooses them.
+# A cache of event names as JSON: there are few of them. It is bounded because producers
+# choose the names.
 _EVENT_JSON: dict[str, bytes] = {}
 _EVENT_JSON_MAX: Final = 1024
 

@@ -1,4 +1,4 @@
-"""Who a window belongs to and where it is, from its token's claims and its `auth`."""
+"""The identity in a token's claims, and the options that a client passes in `auth`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from bridge.core.position import Position, parse_position, parse_recovery_id
 from bridge.enums import Refusal
 from bridge.errors import RefusedError
 
-# The year 10000. Beyond it lie milliseconds taken for seconds, Infinity, and whole
-# numbers that no timer and no float can hold.
+# The year 10000. Larger values are milliseconds mistaken for seconds, Infinity, or integers
+# that do not fit into a float or a timer.
 _EXPIRES_BEFORE_S: Final = 253402300800
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """
-    Whose windows these are.
+    The authenticated user of a window.
 
     Attributes:
-        user: The room's user.
-        expires_s: Unix time at which the token's life ends; ``None`` in open mode.
+        user: The user.
+        expires_s: Unix time at which the token expires; ``None`` in open mode.
 
     """
 
@@ -31,13 +31,13 @@ class Identity:
 
 def identify(claims: Mapping[str, object]) -> Identity:
     """
-    Turn verified claims into an identity.
+    Return the identity in verified claims.
 
     Args:
-        claims: Of a token whose signature, `exp`, `aud` and `iss` were checked.
+        claims: Of a token whose signature, `exp`, `aud` and `iss` are verified.
 
     Raises:
-        RefusedError: If `sub` is not a user or `exp` is not a time.
+        RefusedError: If `sub` is not a valid user or `exp` is not a Unix time.
 
     """
     user = claims.get("sub")
@@ -61,37 +61,37 @@ def identify(claims: Mapping[str, object]) -> Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectAuth:
+class ConnectOptions:
     """
-    What a page passed in `auth`, and what the stock client put with it.
+    What a client passed in `auth` and what the stock client added to it.
 
     Attributes:
-        token: The page's token.
-        has_manual_acks: Whether only the page's `ack` counts as delivered.
-        recovery_id: `pid`, from the stock client when it reconnects.
-        wanted: Where the page says it is; `None` if it says nothing.
+        token: The JWT; `None` if it comes in a header or a cookie.
+        has_manual_acks: Whether only the window's `ack` moves the delivered mark.
+        recovery_id: `pid`, added by the stock client when it reconnects.
+        position: The last position that the client has; `None` if it named none.
 
     """
 
     token: str | None = None
     has_manual_acks: bool = False
     recovery_id: str | None = None
-    wanted: Position | None = None
+    position: Position | None = None
 
 
-def parse_connect_auth(data: object) -> ConnectAuth:
+def parse_connect_auth(data: object) -> ConnectOptions:
     """
-    Read `auth`; fields that the bridge does not know are the page's own business.
+    Parse `auth`; unknown fields are ignored.
 
-    A position that is none counts as one of another store: the page is told that
-    something may be missing, which is true, instead of being turned away.
+    An invalid position is treated as one of another store: the client is notified that
+    messages may be missing, which is true, instead of being refused.
 
     Raises:
-        RefusedError: If a field has a type that it cannot have.
+        RefusedError: If a field has the wrong type.
 
     """
     if data is None:
-        return ConnectAuth()
+        return ConnectOptions()
     if not isinstance(data, Mapping):
         raise RefusedError(Refusal.BAD_REQUEST, "auth is not an object")
     token = data.get("token")
@@ -101,40 +101,59 @@ def parse_connect_auth(data: object) -> ConnectAuth:
     if acks not in ("auto", "manual"):
         raise RefusedError(Refusal.BAD_REQUEST, "auth.acks is neither auto nor manual")
     recovery_id = data.get("pid")
-    return ConnectAuth(
+    return ConnectOptions(
         token=token or None,
         has_manual_acks=acks == "manual",
         recovery_id=recovery_id if isinstance(recovery_id, str) else None,
-        wanted=_wanted(data),
+        position=_position(data),
     )
 
 
-_NOWHERE = Position(epoch="", offset=0)  # of no store
+_INVALID_POSITION: Final = Position(epoch="", offset=0)  # its epoch matches no store
 
 
-def _wanted(data: Mapping[object, object]) -> Position | None:
-    """`offset` is where the stock client is, `pid` where it began, `position` the page's."""
+def _position(data: Mapping[object, object]) -> Position | None:
     try:
         if data.get("pid") is not None:
-            began_at = parse_recovery_id(data["pid"])
+            connected_at = parse_recovery_id(data["pid"])
             if data.get("offset") is None:
-                return began_at
-            # The client keeps the offset of its last message for ever, the pid only
-            # until it gets a new one: what is older than the pid is over.
-            had = parse_position(data["offset"])
-            is_newer = had.epoch == began_at.epoch and had.offset > began_at.offset
-            return had if is_newer else began_at
+                return connected_at
+            # The stock client never forgets the offset of its last message, but replaces
+            # the pid with each connect: an offset older than the pid is obsolete.
+            last = parse_position(data["offset"])
+            is_newer = (
+                last.epoch == connected_at.epoch and last.offset > connected_at.offset
+            )
+            return last if is_newer else connected_at
         position = data.get("position")
         return None if position is None else parse_position(position)
     except ValueError:
-        return _NOWHERE
+        return _INVALID_POSITION
+
+
+def request_token(
+    authorization: str | None, cookies: str | None, cookie: str
+) -> str | None:
+    """
+    Return the token in the headers of a request; `None` if there is none.
+
+    Args:
+        authorization: The header `Authorization`; a bearer token in it comes first.
+        cookies: The header `Cookie`.
+        cookie: The name of the cookie that may hold a token.
+
+    """
+    scheme, _, bearer = (authorization or "").partition(" ")
+    if scheme.lower() == "bearer" and bearer.strip():
+        return bearer.strip()
+    return cookie_value(cookies, cookie) if cookies else None
 
 
 def cookie_value(header: str, name: str) -> str | None:
     """
-    Return the value of the cookie `name` in a header `Cookie`; `None` if it has none.
+    Return the value of the cookie `name` in the header `Cookie`; `None` if it is missing.
 
-    Of several with that name the first counts: the one with the longest path.
+    Of several cookies with that name the first is used: it has the longest path.
     """
     for pair in header.split(";"):
         key, _, value = pair.partition("=")

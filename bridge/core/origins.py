@@ -1,9 +1,9 @@
 """
-Which pages may connect.
+The origins that may connect.
 
-A browser lets any page open a websocket to any host and sends the cookies along, so it
-is the server that must look at `Origin` (OWASP ASVS 5.0, 4.4.2). Programs that are no
-browsers send none; they have to bring a token like everybody.
+A browser lets any page open a WebSocket to any host and sends that host's cookies, so the
+server must check `Origin` (OWASP ASVS 5.0, 4.4.2). Clients that are not browsers send no
+`Origin`; they need a token like all others.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,15 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 @dataclass(frozen=True, slots=True)
 class OriginRules:
     """
-    The operator's choice: origins by name, or all of them.
+    The operator's choice of origins.
 
-    `loopback_only` is for open mode: a name of any site can be made to point to
-    127.0.0.1 (DNS rebinding), and its page would then be of the same host as the bridge.
+    Attributes:
+        allowed: Origins by name; if empty, pages of the bridge's own host may connect.
+        allows_any: Whether every origin may connect.
+        loopback_only: Whether `Host` must name this machine. For open mode: an attacker's
+            domain can resolve to 127.0.0.1 (DNS rebinding), and its pages would then have
+            the same host as the bridge.
+
     """
 
     allowed: frozenset[str] = frozenset()
@@ -32,15 +37,15 @@ class OriginRules:
         self, origin: str | None, *, host: str | None, fetch_site: str | None
     ) -> bool:
         """
-        Decide whether a request comes from a page that may connect.
+        Return whether the origin of a request may connect.
 
         Args:
-            origin: The header `Origin`; browsers leave it out of same-origin GETs.
-            host: The header `Host`. Without a list of origins, pages from the same host
-                and port may connect. The scheme is not compared: behind a proxy that
-                ends TLS the bridge cannot know it.
-            fetch_site: The header `Sec-Fetch-Site`, which tells a cross-site GET without
-                `Origin` (an image, a script) from a same-origin one.
+            origin: The header `Origin`; browsers omit it in same-origin GET requests.
+            host: The header `Host`. Without a list of origins, pages of the same host and
+                port may connect. The scheme is not compared: behind a proxy that
+                terminates TLS the bridge does not know it.
+            fetch_site: The header `Sec-Fetch-Site`, which distinguishes a cross-site GET
+                without `Origin` (an image, a script) from a same-origin one.
 
         """
         if self.loopback_only and not is_loopback_host(host):
@@ -55,7 +60,7 @@ class OriginRules:
 
 
 def is_loopback_host(host: str | None) -> bool:
-    """Whether the header `Host` names this machine itself, by address or as localhost."""
+    """Return whether the header `Host` is a loopback address or localhost."""
     try:
         name = URL(f"http://{host}").host if host else None
         return name == "localhost" or bool(name and ip_address(name).is_loopback)

@@ -1,10 +1,10 @@
 """
-Socket.io packets from a page, read strictly, and the bridge's answers.
+Socket.IO packets: strict parsing of those from clients, rendering of the bridge's own.
 
-Protocol: socket.io protocol version 5. The bridge takes CONNECT, DISCONNECT and EVENT.
-It asks pages for no acknowledgements and wants no binary: a packet that announces
-attachments makes a server collect them without bound (traps 1.2, row 4), so it is
-refused before a single one is read.
+Socket.IO protocol version 5. The bridge accepts CONNECT, DISCONNECT and EVENT. It never
+requests acknowledgements from clients and accepts no binary data: a packet that announces
+attachments would make the server buffer them without a limit, so it is refused before the
+first attachment.
 """
 
 import re
@@ -18,7 +18,7 @@ _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 
 
 class PacketType(IntEnum):
-    """The packets that a page may send."""
+    """The packet types that a client may send."""
 
     CONNECT = 0
     DISCONNECT = 1
@@ -29,13 +29,13 @@ class PacketType(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Packet:
     """
-    One packet from a page.
+    One packet from a client.
 
     Attributes:
-        type: What it is.
-        namespace: `/` unless the page said otherwise.
-        id: Set if the page wants an answer.
-        data: Decoded JSON; `None` if there was none.
+        type: The packet type.
+        namespace: `/` unless the packet names another one.
+        id: Set if the client expects a reply.
+        data: Decoded JSON; `None` if the packet has no data.
 
     """
 
@@ -47,16 +47,16 @@ class Packet:
 
 def parse_packet(text: str) -> Packet:
     """
-    Read `text`, the inside of an engine.io message.
+    Parse `text`, the content of an Engine.IO message.
 
     Raises:
-        ValueError: If it is no packet that a page may send.
+        ValueError: If a client may not send this packet.
 
     """
     try:
-        kind = PacketType(int(text[:1]))
+        packet_type = PacketType(int(text[:1]))
     except ValueError:
-        message = f"packet type {text[:1]!r} is not for the bridge"
+        message = f"packet type {text[:1]!r} is not accepted"
         raise ValueError(message) from None
     rest = text[1:]
     namespace = "/"
@@ -68,35 +68,35 @@ def parse_packet(text: str) -> Packet:
     if match:
         rest = rest[match.end() :]
     data: object = orjson.loads(rest) if rest else None
-    if kind is PacketType.EVENT and not (
+    if packet_type is PacketType.EVENT and not (
         isinstance(data, list) and data and isinstance(data[0], str)
     ):
-        message = "an event is a list that begins with its name"
+        message = "the data of an event is not a list that starts with its name"
         raise ValueError(message)
-    return Packet(kind, namespace, packet_id, data)
+    return Packet(packet_type, namespace, packet_id, data)
 
 
 def connect_reply(sid: str, recovery_id: str | None) -> str:
-    """Return the packet that lets a window in; `pid` switches recovery on."""
+    """Return the packet that accepts a CONNECT; `pid` enables the client's recovery."""
     data = {"sid": sid} if recovery_id is None else {"sid": sid, "pid": recovery_id}
     return "0" + orjson.dumps(data).decode()
 
 
 def connect_error(namespace: str, message: str, data: dict[str, object]) -> str:
-    """Return the packet that refuses a window; a page sees `err.message`, `err.data`."""
-    where = "" if namespace == "/" else f"{namespace},"
-    return f"4{where}" + orjson.dumps({"message": message, "data": data}).decode()
+    """Return the packet that refuses a CONNECT: `err.message` and `err.data`."""
+    prefix = "" if namespace == "/" else f"{namespace},"
+    return f"4{prefix}" + orjson.dumps({"message": message, "data": data}).decode()
 
 
 def event(name: str, data: object) -> str:
-    """Return the packet of one of the bridge's own events."""
+    """Return an event packet with one argument."""
     return "2" + orjson.dumps([name, data]).decode()
 
 
 def reply(packet_id: int, data: object) -> str:
-    """Return the answer to the page's event with that id."""
+    """Return the reply to the client's event with that id."""
     return f"3{packet_id}" + orjson.dumps([data]).decode()
 
 
-# Told this, the stock client does not come back by itself.
+# The stock client does not reconnect automatically after this packet.
 DISCONNECT_PACKET: Final = "1"

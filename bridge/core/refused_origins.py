@@ -1,4 +1,4 @@
-"""Which pages were refused for their origin lately: a few names, for people."""
+"""The origins that were refused lately, for operators."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ _NAME_MAX_CHARACTERS: Final = 200
 @dataclass(frozen=True, slots=True)
 class RefusedOrigin:
     """
-    One origin.
+    A refused origin.
 
     Attributes:
-        origin: As the browser, or whoever wrote the header, told it; ``None`` without one.
-        count: How often its pages were refused, since it is known.
-        last_s: Unix time of the last time.
+        origin: The header `Origin`; ``None`` if the request had none.
+        count: Refusals since the origin was added.
+        last_s: Unix time of the last refusal.
 
     """
 
@@ -26,13 +26,13 @@ class RefusedOrigin:
 
 
 class RefusedOrigins:
-    """The last distinct origins. Who writes the header may invent them, so they are few."""
+    """The last distinct origins; at most `KEPT`, because clients can forge the header."""
 
     def __init__(self) -> None:
         self._by_name: OrderedDict[str | None, RefusedOrigin] = OrderedDict()
 
     def note(self, origin: str | None, at_s: float) -> None:
-        """A page of `origin` was refused."""
+        """Count a refusal of `origin`."""
         name = None if origin is None else _readable(origin)
         before = self._by_name.pop(name, None)
         count = before.count + 1 if before else 1
@@ -41,11 +41,11 @@ class RefusedOrigins:
             self._by_name.popitem(last=False)
 
     def newest_first(self) -> list[RefusedOrigin]:
-        """Return them, the one that was refused last first."""
+        """Return the origins, the one refused last first."""
         return list(reversed(self._by_name.values()))
 
 
 def _readable(origin: str) -> str:
-    """Return what JSON can hold: a header's bytes may be anything."""
+    """Return valid Unicode: the bytes of a header may be arbitrary."""
     raw = origin.encode(errors="surrogateescape")
     return raw.decode(errors="backslashreplace")[:_NAME_MAX_CHARACTERS]

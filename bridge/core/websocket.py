@@ -1,26 +1,20 @@
 """
-What a page sends over a websocket, read strictly, and the bridge's control frames.
+WebSocket frames from clients, parsed strictly, and the control frames of the server.
 
-RFC 6455 without extensions: frames from a page are masked, control frames are short and
-whole, lengths are written in their shortest form, text is UTF-8. What is longer than a
-page may send is refused as soon as its length is known, before it is kept.
+RFC 6455 without extensions: client frames are masked, control frames are short and not
+fragmented, lengths use their shortest form, and text is UTF-8. A message over the limit
+is refused as soon as its length is known, before its payload is buffered.
 """
 
-from base64 import b64encode
-from binascii import Error as Base64Error
-from binascii import a2b_base64
-from collections.abc import Mapping
 from enum import IntEnum
-from hashlib import sha1
 from typing import Final
 
-_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _CONTROL_MAX_BYTES: Final = 125
 _LENGTH_16: Final = 126
 
 
 class Opcode(IntEnum):
-    """Kinds of frames (RFC 6455 section 5.2)."""
+    """Frame types (RFC 6455 section 5.2)."""
 
     CONTINUATION = 0
     TEXT = 1
@@ -31,7 +25,7 @@ class Opcode(IntEnum):
 
 
 class CloseCode(IntEnum):
-    """Why a websocket is closed (RFC 6455 section 7.4.1)."""
+    """Status codes of a close frame (RFC 6455 section 7.4.1)."""
 
     NORMAL = 1000
     PROTOCOL_ERROR = 1002
@@ -39,8 +33,8 @@ class CloseCode(IntEnum):
     TOO_BIG = 1009
 
 
-class WebsocketError(ValueError):
-    """What a page sent breaks the protocol; it is closed with `code`."""
+class WebSocketError(ValueError):
+    """The client broke the protocol; the connection is closed with `code`."""
 
     def __init__(self, code: CloseCode, problem: str) -> None:
         super().__init__(code, problem)
@@ -54,44 +48,45 @@ class WebsocketError(ValueError):
 Frame = tuple[int, bytes]
 
 
-class FrameReader:
+class WebSocketFrameReader:
     """
-    Takes bytes in pieces of any size; gives out messages and control frames.
+    Turns received bytes, in pieces of any size, into messages and control frames.
 
-    Holds at most what was fed, plus one message of `max_bytes` that is not whole yet.
+    Buffers at most one `feed` and one incomplete message of `max_bytes`.
     """
 
-    __slots__ = ("_at", "_buffer", "_max_bytes", "_opcode", "_parts")
+    __slots__ = ("_buffer", "_max_bytes", "_opcode", "_parts", "_start")
 
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._buffer: bytes | bytearray = b""
-        self._at = 0
-        self._opcode = 0  # of a message whose first frames have come
+        self._start = 0  # of the next frame in the buffer
+        self._opcode = 0  # of the fragmented message that `_parts` belongs to
         self._parts: bytearray | None = None
 
     def feed(self, data: bytes) -> None:
-        """Add what has come; take out with `next` whatever is whole."""
-        if self._at == len(self._buffer):
+        """Add received bytes; `next` returns the frames that are complete."""
+        if self._start == len(self._buffer):
             self._buffer = data
         elif isinstance(self._buffer, bytearray):
-            # The front of a bytearray is dropped without copying what is behind it.
-            del self._buffer[: self._at]
+            # Deleting the front of a bytearray does not copy the remaining bytes.
+            del self._buffer[: self._start]
             self._buffer += data
         else:
-            self._buffer = bytearray(memoryview(self._buffer)[self._at :])
+            self._buffer = bytearray(memoryview(self._buffer)[self._start :])
             self._buffer += data
-        self._at = 0
+        self._start = 0
 
     def next(self) -> Frame | None:
         """
         Return opcode and payload of the next message or control frame.
 
         Returns:
-            `None` if none is whole yet. Text is valid UTF-8.
+            `None` if no frame is complete yet. Text payloads are valid UTF-8.
 
         Raises:
-            WebsocketError: If what came is no websocket; nothing can be read after it.
+            WebSocketError: If the client broke the protocol. The reader cannot be used
+                after that.
 
         """
         while (frame := self._next_frame()) is not None:
@@ -106,132 +101,95 @@ class FrameReader:
                 opcode, payload = self._opcode, bytes(self._parts)
                 self._parts = None
             if opcode == Opcode.TEXT and not _is_utf8(payload):
-                raise WebsocketError(CloseCode.INVALID_TEXT, "the text is not UTF-8")
+                raise WebSocketError(CloseCode.INVALID_TEXT, "the text is not UTF-8")
             return opcode, payload
         return None
 
     def _next_frame(self) -> tuple[bool, int, bytes] | None:
-        """Take out one frame, unmasked; `None` if it is not whole yet."""
-        buffer, at = self._buffer, self._at
-        have = len(buffer) - at
-        if have < 2:
+        """Return FIN, opcode and unmasked payload; `None` if the frame is incomplete."""
+        buffer, start = self._buffer, self._start
+        available = len(buffer) - start
+        if available < 2:
             return None
-        first, second = buffer[at], buffer[at + 1]
-        self._check_head(first, second)
+        first, second = buffer[start], buffer[start + 1]
+        self._check_header(first, second)
         length = second & 0x7F
-        start = at + 2
+        mask_start = start + 2
         if length >= _LENGTH_16:
             size = 2 if length == _LENGTH_16 else 8
-            if have < 2 + size:
+            if available < 2 + size:
                 return None
-            length = int.from_bytes(buffer[start : start + size], "big")
-            start += size
+            length = int.from_bytes(buffer[mask_start : mask_start + size], "big")
+            mask_start += size
             if length < (_LENGTH_16 if size == 2 else 1 << 16) or length >> 63:
                 raise _protocol_error("a length is not in its shortest form")
         kept = len(self._parts) if self._parts and not first & 8 else 0
         if length + kept > self._max_bytes and not first & 8:
-            raise WebsocketError(
+            raise WebSocketError(
                 CloseCode.TOO_BIG, f"a message is longer than {self._max_bytes} bytes"
             )
-        end = start + 4 + length
+        payload_start = mask_start + 4
+        end = payload_start + length
         if len(buffer) < end:
             return None
-        payload = _unmask(buffer[start + 4 : end], buffer[start : start + 4])
+        payload = _unmask(buffer[payload_start:end], buffer[mask_start:payload_start])
         if end == len(buffer):
-            self._buffer, self._at = b"", 0
+            self._buffer, self._start = b"", 0
         else:
-            self._at = end
+            self._start = end
         return bool(first & 0x80), first & 0x0F, payload
 
-    def _check_head(self, first: int, second: int) -> None:
+    def _check_header(self, first: int, second: int) -> None:
         opcode = first & 0x0F
         if first & 0x70:
-            raise _protocol_error("a frame uses an extension that was not agreed on")
+            raise _protocol_error("a frame uses an extension that was not negotiated")
         if not second & 0x80:
             raise _protocol_error("a frame is not masked")
         if opcode >= Opcode.CLOSE:
             if opcode > Opcode.PONG:
                 raise _protocol_error(f"opcode {opcode} does not exist")
             if not first & 0x80 or second & 0x7F > _CONTROL_MAX_BYTES:
-                raise _protocol_error("a control frame is long or in pieces")
+                raise _protocol_error("a control frame is too long or fragmented")
         elif opcode > Opcode.BINARY:
             raise _protocol_error(f"opcode {opcode} does not exist")
         elif opcode and self._parts is not None:
-            raise _protocol_error("a message begins inside another")
+            raise _protocol_error("a message starts inside a fragmented message")
         elif not opcode and self._parts is None:
-            raise _protocol_error("a message goes on that has not begun")
+            raise _protocol_error("a continuation frame has no first frame")
 
 
 def close_frame(code: int | None = None) -> bytes:
-    """Return the frame that ends a websocket."""
+    """Return a close frame; `None` = without a status code."""
     return b"\x88\x00" if code is None else b"\x88\x02" + code.to_bytes(2, "big")
 
 
 def pong_frame(payload: bytes) -> bytes:
-    """Return the answer to a ping with `payload`, of 125 bytes at most."""
+    """Return the reply to a ping; `payload` has at most 125 bytes."""
     return bytes((0x8A, len(payload))) + payload
 
 
 def close_reply(payload: bytes) -> bytes:
     """
-    Return the answer to a page's close frame with `payload`.
+    Return the reply to a client's close frame with `payload`.
 
     Raises:
-        WebsocketError: If it holds a code that may not be sent, or no UTF-8.
+        WebSocketError: If the status code is reserved or the reason is not UTF-8.
 
     """
     if not payload:
         return close_frame()
     code = int.from_bytes(payload[:2], "big")
-    # RFC 6455 section 7.4: 1004 to 1006 and 1015 never stand on the wire.
+    # RFC 6455 section 7.4: 1004 to 1006 and 1015 are never sent.
     is_known = 1000 <= code <= 1014 and code not in {1004, 1005, 1006}
     if len(payload) < 2 or not (is_known or 3000 <= code <= 4999):
-        raise _protocol_error("a close code that may not be sent")
+        raise _protocol_error("the close code is reserved")
     if not _is_utf8(payload[2:]):
-        raise WebsocketError(CloseCode.INVALID_TEXT, "the reason is not UTF-8")
+        raise WebSocketError(CloseCode.INVALID_TEXT, "the reason is not UTF-8")
     return close_frame(code)
 
 
-# --- the handshake ----------------------------------------------------------------------
-
-
-def websocket_key(headers: Mapping[str, str]) -> str | None:
-    """
-    Return the key of a request that asks for a websocket; `None` if it is no such.
-
-    Args:
-        headers: Looked up in lower case.
-
-    """
-    if headers.get("upgrade", "").strip().lower() != "websocket":
-        return None
-    tokens = headers.get("connection", "").lower().split(",")
-    if "upgrade" not in {token.strip() for token in tokens}:
-        return None
-    if headers.get("sec-websocket-version") != "13":
-        return None
-    key = headers.get("sec-websocket-key", "")
-    try:
-        is_good = len(a2b_base64(key, strict_mode=True)) == 16
-    except (Base64Error, ValueError):
-        return None
-    return key if is_good else None
-
-
-def switching_protocols(key: str) -> bytes:
-    """Return the HTTP answer that begins a websocket; no extension is agreed on."""
-    accept = b64encode(sha1(key.encode() + _GUID, usedforsecurity=False).digest())
-    return (
-        b"HTTP/1.1 101 Switching Protocols\r\n"
-        b"Upgrade: websocket\r\n"
-        b"Connection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: %b\r\n"
-        b"Server: bridge\r\n\r\n" % accept
-    )
-
-
 def _unmask(payload: bytes | bytearray, mask: bytes | bytearray) -> bytes:
-    """XOR with the mask, repeated: as one large number, which is C's work."""
+    """XOR with the repeated mask, as one large integer: the loop runs in C."""
     length = len(payload)
     if not any(mask):
         return bytes(payload)
@@ -250,5 +208,5 @@ def _is_utf8(payload: bytes) -> bool:
     return True
 
 
-def _protocol_error(problem: str) -> WebsocketError:
-    return WebsocketError(CloseCode.PROTOCOL_ERROR, problem)
+def _protocol_error(problem: str) -> WebSocketError:
+    return WebSocketError(CloseCode.PROTOCOL_ERROR, problem)

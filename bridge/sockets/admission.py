@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import structlog
 
 from bridge.core import packets
-from bridge.core.identity import ConnectAuth, Identity, parse_connect_auth
+from bridge.core.identity import ConnectOptions, Identity, parse_connect_auth
 from bridge.core.packets import Packet
 from bridge.core.position import Position, render_recovery_id, user_epoch
 from bridge.core.refused_origins import RefusedOrigins
@@ -28,7 +28,7 @@ from bridge.sockets.window import Window
 
 log = structlog.get_logger(__name__)
 
-_LET_IN: Final = ConnectAuth()
+_LET_IN: Final = ConnectOptions()
 _TWICE: Final = "this connection is a window already"
 
 
@@ -123,7 +123,7 @@ class Entrance:
             raise RefusedError(Refusal.BAD_REQUEST, _TWICE)
 
     async def _identify(
-        self, carrier: Carrier, auth: ConnectAuth, verifier: Verifier
+        self, carrier: Carrier, auth: ConnectOptions, verifier: Verifier
     ) -> Identity:
         caller = carrier.caller
         token = auth.token or (caller and caller.token(self.cookie))
@@ -132,7 +132,7 @@ class Entrance:
         return await verifier.verify(token)
 
     async def admit(
-        self, carrier: Carrier, identity: Identity, auth: ConnectAuth
+        self, carrier: Carrier, identity: Identity, auth: ConnectOptions
     ) -> Admitted | None:
         """
         Let a page into its user's room.
@@ -152,7 +152,7 @@ class Entrance:
             await self._inbox.follow(user)
             state = await self._inbox.state(user)
             state = replace(state, epoch=user_epoch(state.epoch, user))
-            plan = plan_replay(auth.wanted, state)
+            plan = plan_replay(auth.position, state)
             kept_id = await self._id_to_keep(user, auth, plan)
             # Meanwhile the page may have asked twice, or left.
             if carrier.window is not None:
@@ -176,7 +176,7 @@ class Entrance:
                 self._inbox.unfollow(user)
 
     async def _id_to_keep(
-        self, user: str, auth: ConnectAuth, plan: ReplayPlan
+        self, user: str, auth: ConnectOptions, plan: ReplayPlan
     ) -> str | None:
         """
         Return the recovery id of a page that has missed nothing: the same once more.

@@ -8,7 +8,7 @@ from time import time
 from typing import Any
 
 from bridge.core import packets
-from bridge.core.identity import ConnectAuth, Identity
+from bridge.core.identity import ConnectOptions, Identity
 from bridge.core.message import user_problem
 from bridge.core.packets import Packet
 from bridge.core.position import parse_position
@@ -176,7 +176,7 @@ class WindowRequests:
             raise EventRefusedError(
                 EventError.BAD_USER, "this window has joined as another user"
             )
-        auth = carrier.auth or ConnectAuth()
+        auth = carrier.auth or ConnectOptions()
         try:
             admitted = await self._entrance.admit(carrier, Identity(user, None), auth)
         except ClientError as exc:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from math import inf
 from time import time
 
-from bridge.core.frames import Burst, burst
+from bridge.core.frames import EncodedMessages, encode_messages
 from bridge.core.journal import Happening, Journal
 from bridge.core.message import Stored
 from bridge.enums import Stage
@@ -22,7 +22,7 @@ from bridge.sockets.window import Window
 from bridge.tracing import Tracing
 
 # What was written, and to how many windows.
-_Written = tuple[Burst, int]
+_Written = tuple[EncodedMessages, int]
 
 
 class Rooms:
@@ -179,7 +179,7 @@ class Rooms:
         if not (room.level or room.others):
             return 0
         epoch = (room.level or room.others)[0].epoch
-        everything = burst(news, epoch=epoch, now_s=now_s)
+        everything = encode_messages(news, epoch=epoch, now_s=now_s)
         # A hole: some of the feed never arrived. The inbox has it.
         before = first - 1 if last - first + 1 == len(news) else last
         if room.offset == before and room.level and not room.others:  # as nearly always
@@ -202,7 +202,7 @@ class Rooms:
         self._note(news, _windows_of_each(news, written), now_s)
         return sum([len(part.packets) * windows for part, windows in written])
 
-    def _write_level(self, room: Room, part: Burst, last: int) -> int:
+    def _write_level(self, room: Room, part: EncodedMessages, last: int) -> int:
         """Write to the windows that have had the same; returns how many took it."""
         packets = part.packets
         if packets:
@@ -216,7 +216,7 @@ class Rooms:
     def _write_others(
         self,
         room: Room,
-        everything: Burst,
+        everything: EncodedMessages,
         about: tuple[int, int],
         written: list[_Written],
     ) -> None:
@@ -248,7 +248,7 @@ class Rooms:
                 self.tracing.written(news, windows, now_s=now_s)
 
     def _note_expired(
-        self, news: Sequence[Stored], everything: Burst, now_s: float
+        self, news: Sequence[Stored], everything: EncodedMessages, now_s: float
     ) -> Sequence[Stored]:
         """Count and note those of `news` that are not in `everything`; return the others."""
         self._metrics.left_out.inc(len(news) - len(everything.packets))

@@ -19,8 +19,11 @@ from aiohttp import web
 from bridge.core.client_address import Network, client_address
 from bridge.core.frames import text_frame
 from bridge.core.origins import OriginRules
-from bridge.core.websocket import switching_protocols, websocket_key
-from bridge.core.websocket_handshake import Handshake
+from bridge.core.websocket_handshake import (
+    Handshake,
+    switching_protocols,
+    websocket_key,
+)
 from bridge.sockets.engineio.caller import Caller
 from bridge.sockets.engineio.session import Carrier, Ending
 from bridge.sockets.engineio.upgrade import take_over

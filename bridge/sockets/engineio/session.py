@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from bridge.core.frames import Burst, text_frame
-from bridge.core.rate_limit import Allowance
+from bridge.core.frames import EncodedMessages, text_frame
+from bridge.core.rate_limit import TokenBucket
 from bridge.core.websocket import close_frame
 from bridge.sockets.engineio.caller import Caller
 from bridge.sockets.engineio.polling import PollQueue, Probe, read_packets
 from bridge.sockets.engineio.websocket import Wire
 
 if TYPE_CHECKING:
-    from bridge.core.identity import ConnectAuth
+    from bridge.core.identity import ConnectOptions
     from bridge.sockets.engineio.server import Engine
     from bridge.sockets.window import Window
 
@@ -82,14 +82,14 @@ class Carrier:
         self.sid = sid
         self.address = caller.address
         self.caller: Caller | None = caller
-        self.auth: ConnectAuth | None = None
+        self.auth: ConnectOptions | None = None
         self.window: Window | None = None
         self.closed = False
         self.opened_s = self.closed_s = monotonic()
         self.ping_due_s = self.opened_s + engine.ping_interval_s
         self.pong_due_s: float | None = None
         per_second = engine.bounds.events_per_second
-        self._allowance = Allowance(per_second, 2 * per_second, self.opened_s)
+        self._allowance = TokenBucket(per_second, 2 * per_second, self.opened_s)
         self._answers = 0  # messages that were written and may be answered
         self._outbound_bytes = 0  # what may wait, while one message alone is more
         self._wire: Wire | None = None
@@ -126,7 +126,7 @@ class Carrier:
             return False
         return waiting_bytes > max(outbound_bytes, self._outbound_bytes)
 
-    def write_burst(self, burst: Burst) -> bool:
+    def write_burst(self, burst: EncodedMessages) -> bool:
         """
         Send messages at once, whatever transport there is: all of them or none.
 

@@ -2,7 +2,7 @@
 A websocket after its handshake: the transport, and what comes over it.
 
 A protocol of asyncio's and nothing else: no task, no stream, no queue. What is written
-goes to the transport as it is; what comes in is read by `FrameReader` and handed on at
+goes to the transport as it is; what comes in is read by `WebSocketFrameReader` and handed on at
 once, unless the one who gets it has asked to wait.
 """
 
@@ -10,9 +10,9 @@ import asyncio
 from typing import Final, Protocol
 
 from bridge.core.websocket import (
-    FrameReader,
     Opcode,
-    WebsocketError,
+    WebSocketError,
+    WebSocketFrameReader,
     close_frame,
     close_reply,
     pong_frame,
@@ -67,7 +67,7 @@ class Wire(asyncio.Protocol):
         self.transport = transport
         self.listener: Listener | None = listener
         self.is_full = False
-        self._frames = FrameReader(max_bytes=max_bytes)
+        self._frames = WebSocketFrameReader(max_bytes=max_bytes)
         self._has_room: asyncio.Future[None] | None = None
         self._is_held = False
         self._is_paused = False
@@ -109,7 +109,7 @@ class Wire(asyncio.Protocol):
                 if frame is None:
                     return
                 self._take(self.listener, *frame)
-        except WebsocketError as exc:
+        except WebSocketError as exc:
             self._end(close_frame(exc.code))
 
     def _take(self, listener: Listener, opcode: int, payload: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Whose windows are counted: the address behind proxies, never one that was made up."""
+"""The client address behind trusted proxies, which a client cannot forge."""
 
 import pytest
 from hypothesis import given
@@ -30,26 +30,26 @@ TRUSTED = parse_networks(["10.0.0.0/8", "192.168.1.1", "fd00::/8"])
         ("a socket file", "9.9.9.9", "a socket file"),
     ],
 )
-def test_the_address_is_the_nearest_that_no_trusted_proxy_stands_behind(
+def test_the_address_is_the_nearest_one_that_is_not_a_trusted_proxy(
     peer: str | None, forwarded_for: str | None, address: str
 ) -> None:
-    """Anybody can send the header: only what trusted proxies added to it counts."""
+    """Clients can send the header too: only entries added by trusted proxies count."""
     assert client_address(peer, forwarded_for, TRUSTED) == address
 
 
 @given(st.text(max_size=60))
-def test_without_trusted_proxies_no_header_changes_anything(header: str) -> None:
-    """The default: otherwise each request could be another address, and no cap held."""
+def test_without_trusted_proxies_the_header_is_ignored(header: str) -> None:
+    """The default. Otherwise a client could evade every limit per address."""
     assert client_address("1.1.1.1", header, ()) == "1.1.1.1"
 
 
 @given(st.text(alphabet="0123456789abcdef.:,% ", max_size=60))
-def test_no_header_makes_the_reading_raise(header: str) -> None:
-    """It comes from strangers, through a proxy that only appends."""
+def test_no_header_value_raises(header: str) -> None:
+    """Clients control the header; a proxy only appends to it."""
     assert client_address("10.0.0.1", header, TRUSTED)
 
 
-def test_what_is_no_network_is_refused() -> None:
-    """The settings check it first; here is why they can."""
+def test_an_invalid_network_is_refused() -> None:
+    """The validation of the settings relies on this."""
     with pytest.raises(ValueError, match=r"10\.0\.0\.0/33"):
         parse_networks(["10.0.0.0/33"])

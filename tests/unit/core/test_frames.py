@@ -1,4 +1,4 @@
-"""Frames, read back by a parser of the test's own, written from RFC 6455."""
+"""Server frames, parsed by the test itself according to RFC 6455."""
 
 import json
 
@@ -7,28 +7,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.core import frames
-from bridge.core.frames import burst, event_packet, text_frame
+from bridge.core.frames import encode_messages, event_packet, text_frame
 from bridge.core.message import Message, Stored
 
 
 def read_frame(frame: bytes) -> bytes:
-    """Return the payload of one whole text frame from a server (RFC 6455 section 5.2)."""
+    """Return the payload of one complete text frame of a server (RFC 6455 section 5.2)."""
     assert frame[0] == 0b1000_0001, "FIN, no extension, opcode text"
     assert not frame[1] & 0x80, "a server does not mask"
     length, at = frame[1] & 0x7F, 2
     if length == 126:
         length, at = int.from_bytes(frame[2:4], "big"), 4
-        assert length > 125, "the shortest form is demanded"
+        assert length > 125, "the shortest form is required"
     elif length == 127:
         length, at = int.from_bytes(frame[2:10], "big"), 10
-        assert length > 65535, "the shortest form is demanded"
+        assert length > 65535, "the shortest form is required"
     assert len(frame) == at + length
     return frame[at:]
 
 
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 65535, 65536, 70000])
-def test_each_length_is_written_in_its_shortest_form(length: int) -> None:
-    """Browsers close the connection over any other (close code 1002)."""
+def test_each_length_is_encoded_in_its_shortest_form(length: int) -> None:
+    """Browsers close the connection for any other form (close code 1002)."""
     payload = b"x" * length
 
     assert read_frame(text_frame(payload)) == payload
@@ -42,18 +42,18 @@ def test_each_length_is_written_in_its_shortest_form(length: int) -> None:
         max_leaves=10,
     ),
 )
-def test_a_page_gets_event_data_and_position_as_they_were(
+def test_a_packet_holds_event_data_and_position_unchanged(
     event: str, data: object
 ) -> None:
-    """The data is spliced in unread: it must arrive as the producer wrote it."""
+    """The data is copied without decoding: it must arrive as the producer wrote it."""
     packet = event_packet(event, json.dumps(data).encode(), "epoch-7")
 
-    assert packet[:2] == b"42"  # engine.io message, socket.io event
+    assert packet[:2] == b"42"  # Engine.IO message, Socket.IO event
     assert json.loads(packet[2:]) == [event, data, "epoch-7"]
 
 
-def test_event_names_without_end_do_not_fill_the_memory() -> None:
-    """Producers choose them: the table of known ones is bounded, and they all work."""
+def test_the_cache_of_event_names_is_bounded() -> None:
+    """Producers choose the names; names beyond the limit work without the cache."""
     for number in range(2000):
         packet = event_packet(f"event-{number}", b"null", "e-1")
         assert packet == b'42["event-%d",null,"e-1"]' % number
@@ -62,14 +62,14 @@ def test_event_names_without_end_do_not_fill_the_memory() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_messages_that_go_together_are_joined_as_their_frames(count: int) -> None:
-    """One write for all of them; a window that has some of them gets the rest."""
+def test_messages_sent_together_are_joined_into_one_write(count: int) -> None:
+    """A window that already has some of the messages gets the others."""
     messages = [
         Stored(Message("alice", "message", b"%d" % offset, 0.0), offset)
         for offset in range(1, count + 1)
     ]
 
-    joined = burst(messages, epoch="e", now_s=0)
+    joined = encode_messages(messages, epoch="e", now_s=0)
 
     packets = [b'42["message",%d,"e-%d"]' % (n, n) for n in range(1, count + 1)]
     assert joined.packets == list(enumerate(packets, start=1))

@@ -1,15 +1,16 @@
-"""Claims and `auth`: what a stranger sent becomes typed values or a refusal with a code."""
+"""Claims and `auth` become typed values, or a refusal with a code."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.core.identity import (
-    ConnectAuth,
+    ConnectOptions,
     Identity,
     cookie_value,
     identify,
     parse_connect_auth,
+    request_token,
 )
 from bridge.core.position import Position
 from bridge.enums import Refusal
@@ -34,8 +35,8 @@ ANYTHING = st.recursive(
 
 
 @pytest.mark.parametrize("expires", [0, 1.5, 1_900_000_000, 253402300799])
-def test_claims_name_the_user_and_the_end(expires: float) -> None:
-    """Both are what rooms and timers are made of."""
+def test_claims_name_the_user_and_the_expiry(expires: float) -> None:
+    """The user selects the room; the expiry ends the window."""
     identity = identify({"sub": "zoë", "exp": expires})
 
     assert identity == Identity(user="zoë", expires_s=float(expires))
@@ -59,10 +60,10 @@ def test_claims_name_the_user_and_the_end(expires: float) -> None:
         ({"sub": "a", "exp": float("inf")}, "claim exp is not a Unix time in seconds"),
     ],
 )
-def test_claims_that_name_nobody_or_no_end_are_refused(
+def test_claims_without_a_valid_user_or_expiry_are_refused(
     claims: dict[str, object], problem: str
 ) -> None:
-    """A signature does not make them good: issuers have bugs too."""
+    """A valid signature is not enough: issuers have bugs too."""
     with pytest.raises(RefusedError) as caught:
         identify(claims)
 
@@ -74,7 +75,7 @@ def test_claims_that_name_nobody_or_no_end_are_refused(
 def test_claims_of_any_shape_give_an_identity_or_a_refusal(
     claims: dict[str, object],
 ) -> None:
-    """Anything else would be an error of ours, in the log, by the hand of a stranger."""
+    """Any other exception would let a client write tracebacks into the log."""
     try:
         identity = identify(claims)
     except RefusedError:
@@ -88,22 +89,27 @@ def test_claims_of_any_shape_give_an_identity_or_a_refusal(
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (None, ConnectAuth()),
-        ({}, ConnectAuth()),
-        ({"token": ""}, ConnectAuth()),
-        ({"token": "t", "theirs": 7}, ConnectAuth(token="t")),
-        ({"acks": "auto"}, ConnectAuth()),
-        ({"acks": "manual"}, ConnectAuth(has_manual_acks=True)),
-        ({"position": "e-7"}, ConnectAuth(wanted=Position("e", 7))),
+        (None, ConnectOptions()),
+        ({}, ConnectOptions()),
+        ({"token": ""}, ConnectOptions()),
+        ({"token": "t", "theirs": 7}, ConnectOptions(token="t")),
+        ({"acks": "auto"}, ConnectOptions()),
+        ({"acks": "manual"}, ConnectOptions(has_manual_acks=True)),
+        ({"position": "e-7"}, ConnectOptions(position=Position("e", 7))),
         (
             {"pid": "e-5.n", "offset": "e-7", "position": "e-1"},
-            ConnectAuth(recovery_id="e-5.n", wanted=Position("e", 7)),
+            ConnectOptions(recovery_id="e-5.n", position=Position("e", 7)),
         ),
-        ({"pid": "e-5.n"}, ConnectAuth(recovery_id="e-5.n", wanted=Position("e", 5))),
+        (
+            {"pid": "e-5.n"},
+            ConnectOptions(recovery_id="e-5.n", position=Position("e", 5)),
+        ),
     ],
 )
-def test_auth_says_who_how_and_from_where(data: object, expected: ConnectAuth) -> None:
-    """The stock client's own place counts before the page's: it is the newer one."""
+def test_auth_holds_token_ack_mode_and_position(
+    data: object, expected: ConnectOptions
+) -> None:
+    """The position of the stock client takes precedence over the page's: it is newer."""
     assert parse_connect_auth(data) == expected
 
 
@@ -117,12 +123,12 @@ def test_auth_says_who_how_and_from_where(data: object, expected: ConnectAuth) -
         {"pid": "e-5.n", "offset": "nonsense"},
     ],
 )
-def test_a_place_that_is_none_counts_as_one_of_another_store(data: object) -> None:
-    """The page is told that something may be missing, instead of being turned away."""
-    wanted = parse_connect_auth(data).wanted
+def test_an_invalid_position_counts_as_one_of_another_store(data: object) -> None:
+    """The client is notified that messages may be missing, instead of being refused."""
+    position = parse_connect_auth(data).position
 
-    assert wanted is not None
-    assert wanted.epoch == ""
+    assert position is not None
+    assert position.epoch == ""
 
 
 @pytest.mark.parametrize(
@@ -135,10 +141,10 @@ def test_a_place_that_is_none_counts_as_one_of_another_store(data: object) -> No
         ({"acks": []}, "auth.acks is neither auto nor manual"),
     ],
 )
-def test_auth_of_a_wrong_type_is_refused_with_a_reason(
+def test_auth_with_a_wrong_type_is_refused_with_a_reason(
     data: object, problem: str
 ) -> None:
-    """The author of the page sees it at the first try."""
+    """The author of the page sees the reason at the first attempt."""
     with pytest.raises(RefusedError) as caught:
         parse_connect_auth(data)
 
@@ -152,24 +158,24 @@ def test_auth_of_a_wrong_type_is_refused_with_a_reason(
         st.sampled_from(["token", "acks", "pid", "offset", "position"]), ANYTHING
     )
 )
-def test_auth_of_any_shape_is_read_or_refused(data: object) -> None:
-    """It arrives before anything was verified."""
+def test_auth_of_any_shape_is_parsed_or_refused(data: object) -> None:
+    """`auth` arrives before the client is authenticated."""
     try:
         found = parse_connect_auth(data)
     except RefusedError:
         return
-    assert isinstance(found, ConnectAuth)
+    assert isinstance(found, ConnectOptions)
 
 
 @pytest.mark.parametrize(
-    ("offset", "wanted"),
+    ("offset", "position"),
     [("e-7", Position("e", 7)), ("e-3", Position("e", 5)), ("old-9", Position("e", 5))],
 )
-def test_an_offset_that_is_older_than_its_pid_is_over(
-    offset: str, wanted: Position
+def test_an_offset_older_than_its_pid_is_ignored(
+    offset: str, position: Position
 ) -> None:
-    """The stock client keeps it until a message comes: it would report each loss again."""
-    assert parse_connect_auth({"pid": "e-5.n", "offset": offset}).wanted == wanted
+    """The stock client keeps it until the next message and would report each loss again."""
+    assert parse_connect_auth({"pid": "e-5.n", "offset": offset}).position == position
 
 
 @pytest.mark.parametrize(
@@ -189,5 +195,24 @@ def test_an_offset_that_is_older_than_its_pid_is_over(
     ],
 )
 def test_a_cookie_is_found_by_its_name(header: str, value: str | None) -> None:
-    """Its value is a token that is checked like any other."""
+    """Its value is a token that is verified like any other."""
     assert cookie_value(header, "token") == value
+
+
+@pytest.mark.parametrize(
+    ("authorization", "cookies", "token"),
+    [
+        ("Bearer abc", "token=def", "abc"),
+        ("bearer  abc ", None, "abc"),
+        ("Bearer ", "token=def", "def"),
+        ("Basic abc", "token=def", "def"),
+        (None, "token=def", "def"),
+        ("Basic abc", None, None),
+        (None, None, None),
+    ],
+)
+def test_a_bearer_token_takes_precedence_over_the_cookie(
+    authorization: str | None, cookies: str | None, token: str | None
+) -> None:
+    """Other schemes are ignored."""
+    assert request_token(authorization, cookies, "token") == token

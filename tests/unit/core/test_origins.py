@@ -1,4 +1,4 @@
-"""Which pages may connect."""
+"""The origins that may connect."""
 
 import pytest
 
@@ -22,10 +22,8 @@ SAME_HOST = OriginRules()
         ("*", False),
     ],
 )
-def test_a_list_of_origins_means_these_and_no_others(
-    origin: str, *, is_allowed: bool
-) -> None:
-    """Not even the bridge's own host, if it is not on the list."""
+def test_a_list_of_origins_allows_only_these(origin: str, *, is_allowed: bool) -> None:
+    """The bridge's own host is refused too, unless it is on the list."""
     found = LISTED.allows(origin, host="evil.example", fetch_site=None)
 
     assert found is is_allowed
@@ -55,10 +53,10 @@ def test_a_list_of_origins_means_these_and_no_others(
         ("http://app.example:99999", "app.example", False),
     ],
 )
-def test_without_a_list_a_page_comes_from_the_same_host(
+def test_without_a_list_only_pages_of_the_same_host_are_allowed(
     origin: str, host: str | None, *, is_allowed: bool
 ) -> None:
-    """The safe default; engineio takes an empty list for "everybody" (traps 1.2, row 7)."""
+    """The safe default; python-engineio treats an empty list as "all origins"."""
     assert SAME_HOST.allows(origin, host=host, fetch_site=None) is is_allowed
 
 
@@ -73,17 +71,17 @@ def test_without_a_list_a_page_comes_from_the_same_host(
         ("cross-site", False),
     ],
 )
-def test_a_request_without_origin_is_let_in_unless_the_browser_says_it_is_foreign(
+def test_a_request_without_origin_is_allowed_unless_the_browser_marks_it_cross_site(
     rules: OriginRules, fetch_site: str | None, *, is_allowed: bool
 ) -> None:
-    """Programs send neither header; an image on another site sends the second."""
+    """Other clients send neither header; an image on another site sends `Sec-Fetch-Site`."""
     found = rules.allows(None, host="app.example", fetch_site=fetch_site)
 
     assert found is is_allowed
 
 
-def test_any_origin_is_let_in_only_by_the_setting_that_says_so() -> None:
-    """It is named loudly for a reason."""
+def test_any_origin_is_allowed_only_by_its_own_setting() -> None:
+    """The setting is named `dangerously_...` because of this."""
     rules = OriginRules(allows_any=True)
 
     assert rules.allows("https://evil.example", host=None, fetch_site="cross-site")
@@ -102,10 +100,10 @@ def test_any_origin_is_let_in_only_by_the_setting_that_says_so() -> None:
         (None, False),
     ],
 )
-def test_open_mode_answers_to_this_machines_own_names_alone(
+def test_open_mode_accepts_loopback_host_names_only(
     host: str | None, *, is_allowed: bool
 ) -> None:
-    """Any site's name can be made to point to 127.0.0.1: DNS rebinding."""
+    """Any domain can resolve to 127.0.0.1 (DNS rebinding)."""
     rules = OriginRules(loopback_only=True)
 
     assert rules.allows(f"http://{host}", host=host, fetch_site=None) is is_allowed

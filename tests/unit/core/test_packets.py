@@ -1,4 +1,4 @@
-"""Packets from pages, read strictly: what is not understood is refused, never guessed."""
+"""Socket.IO packets from clients are parsed strictly: invalid ones are refused."""
 
 import json
 
@@ -25,10 +25,8 @@ from bridge.core.packets import Packet, PacketType, parse_packet
         ("37[]", Packet(PacketType.ACK, "/", 7, [])),
     ],
 )
-def test_packets_are_read_as_the_protocol_writes_them(
-    text: str, packet: Packet
-) -> None:
-    """The stock client's own (socket.io protocol, version 5)."""
+def test_valid_packets_are_parsed(text: str, packet: Packet) -> None:
+    """The packets of the stock client (Socket.IO protocol, version 5)."""
     assert parse_packet(text) == packet
 
 
@@ -57,15 +55,15 @@ def test_packets_are_read_as_the_protocol_writes_them(
     ],
     ids=lambda text: ascii(text[:12]),
 )
-def test_what_a_page_may_not_send_is_refused(text: str) -> None:
-    """Binary ones above all: their attachments have no bound (traps 1.2, row 4)."""
+def test_packets_that_a_client_may_not_send_are_refused(text: str) -> None:
+    """Binary packets above all: the number of their attachments is not limited."""
     with pytest.raises(ValueError):  # noqa: PT011 - the texts are many, the type is the point
         parse_packet(text)
 
 
 @given(st.text(max_size=60) | st.text(alphabet='0123456789/,?-[]{}"a:', max_size=30))
 def test_any_text_is_a_packet_or_a_value_error(text: str) -> None:
-    """Anything else would be an exception in the log, by the hand of a stranger."""
+    """Any other exception would let a client write tracebacks into the log."""
     try:
         packet = parse_packet(text)
     except ValueError:
@@ -78,10 +76,10 @@ def test_any_text_is_a_packet_or_a_value_error(text: str) -> None:
     st.lists(st.integers(-(2**53), 2**53) | st.text(), max_size=3),
     st.none() | st.integers(0, 10**16 - 1),
 )
-def test_what_a_client_writes_is_read_back(
+def test_any_event_name_and_arguments_are_parsed(
     name: str, arguments: list[object], packet_id: int | None
 ) -> None:
-    """Whatever a page calls its events."""
+    """Applications choose the names of their events."""
     number = "" if packet_id is None else str(packet_id)
 
     packet = parse_packet(f"2{number}{json.dumps([name, *arguments])}")
@@ -89,8 +87,8 @@ def test_what_a_client_writes_is_read_back(
     assert packet == Packet(PacketType.EVENT, "/", packet_id, [name, *arguments])
 
 
-def test_answers_are_written_as_the_protocol_reads_them() -> None:
-    """Byte for byte what the stock client expects."""
+def test_rendered_packets_match_the_protocol() -> None:
+    """Byte for byte as the stock client expects them."""
     refused: dict[str, object] = {"code": "draining"}
 
     assert packets.connect_reply("s", None) == '0{"sid":"s"}'

@@ -1,4 +1,4 @@
-"""Origins that were refused are told by name, and nobody can fill memory with them."""
+"""Refused origins are listed by name, in bounded memory."""
 
 import orjson
 from hypothesis import given
@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from bridge.core.refused_origins import KEPT, RefusedOrigin, RefusedOrigins
 
 
-def test_each_origin_is_told_once_with_its_count_and_last_time() -> None:
-    """The one that was refused last stands first."""
+def test_each_origin_is_listed_once_with_its_count_and_last_time() -> None:
+    """The origin that was refused last comes first."""
     refused = RefusedOrigins()
     for at_s, origin in enumerate(("https://a.example", None, "https://a.example")):
         refused.note(origin, at_s)
@@ -19,8 +19,8 @@ def test_each_origin_is_told_once_with_its_count_and_last_time() -> None:
     ]
 
 
-def test_invented_origins_push_out_the_oldest_alone() -> None:
-    """A page that knocks on and on stays in the list."""
+def test_forged_origins_replace_only_the_oldest_ones() -> None:
+    """An origin that is refused repeatedly stays in the list."""
     refused = RefusedOrigins()
     for number in range(1000):
         refused.note(f"https://{number}.example", number)
@@ -32,8 +32,8 @@ def test_invented_origins_push_out_the_oldest_alone() -> None:
 
 
 @given(st.binary())
-def test_whatever_bytes_the_header_holds_become_short_text_for_json(raw: bytes) -> None:
-    """As the HTTP parser hands them on: what is no UTF-8 as surrogates."""
+def test_arbitrary_header_bytes_become_short_text_for_json(raw: bytes) -> None:
+    """The HTTP parser passes bytes that are not UTF-8 as surrogates."""
     refused = RefusedOrigins()
     refused.note(raw.decode(errors="surrogateescape") * 50, 0)
 

@@ -1,4 +1,4 @@
-"""Frames from pages: read in any pieces, by the rules of RFC 6455 and no other."""
+"""Client frames, received in any pieces, are parsed strictly by RFC 6455."""
 
 from itertools import pairwise
 
@@ -19,14 +19,12 @@ from wsproto.utilities import RemoteProtocolError
 
 from bridge.core.websocket import (
     CloseCode,
-    FrameReader,
     Opcode,
-    WebsocketError,
+    WebSocketError,
+    WebSocketFrameReader,
     close_frame,
     close_reply,
     pong_frame,
-    switching_protocols,
-    websocket_key,
 )
 
 MAX_BYTES = 70_000
@@ -39,7 +37,7 @@ def frame(
     head: int = 0x80,
     mask: bytes = b"\x01\x02\x03\x04",
 ) -> bytes:
-    """Return one frame as a page sends it (RFC 6455 section 5.2)."""
+    """Return one frame as a client sends it (RFC 6455 section 5.2)."""
     length = len(payload)
     size = (
         bytes((0x80 | length,))
@@ -53,8 +51,8 @@ def frame(
 
 
 def read(data: bytes, cuts: tuple[int, ...] = ()) -> list[tuple[int, bytes]]:
-    """Return what is in `data` if it arrives in pieces that end at `cuts`."""
-    reader = FrameReader(max_bytes=MAX_BYTES)
+    """Return the frames in `data` when it arrives in pieces that end at `cuts`."""
+    reader = WebSocketFrameReader(max_bytes=MAX_BYTES)
     found: list[tuple[int, bytes]] = []
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     for start, end in pairwise(edges):
@@ -73,20 +71,20 @@ MESSAGES = st.tuples(
 
 
 @given(st.lists(st.tuples(MESSAGES, MASKS), max_size=8), CUTS)
-def test_what_a_page_sends_arrives_whole_however_it_is_cut(
+def test_frames_are_complete_however_the_bytes_are_split(
     sent: list[tuple[tuple[int, bytes], bytes]], cuts: tuple[int, ...]
 ) -> None:
-    """TCP cuts where it likes, and browsers choose a mask for each frame."""
+    """TCP splits the stream anywhere, and browsers choose a mask for each frame."""
     data = b"".join(frame(*message, mask=mask) for message, mask in sent)
 
     assert read(data, cuts) == [message for message, _ in sent]
 
 
 @given(st.lists(st.binary(max_size=50), min_size=2, max_size=6), st.binary(), CUTS)
-def test_a_message_in_pieces_comes_out_as_one_with_pings_in_between(
+def test_a_fragmented_message_is_joined_and_pings_inside_it_are_returned(
     parts: list[bytes], ping: bytes, cuts: tuple[int, ...]
 ) -> None:
-    """A ping must not wait for the end of a long message (section 5.4)."""
+    """A ping must not wait for the end of a long message (RFC 6455 section 5.4)."""
     ping = ping[:125]
     first, *middle, last = parts
     data = frame(2, first, head=0)
@@ -107,7 +105,7 @@ def test_a_message_in_pieces_comes_out_as_one_with_pings_in_between(
         (b"\x81\x01x", CloseCode.PROTOCOL_ERROR),  # not masked
         (frame(3), CloseCode.PROTOCOL_ERROR),
         (frame(11), CloseCode.PROTOCOL_ERROR),
-        (frame(0, b"x"), CloseCode.PROTOCOL_ERROR),  # goes on with nothing
+        (frame(0, b"x"), CloseCode.PROTOCOL_ERROR),  # continues no message
         (frame(1, b"x", head=0) + frame(1), CloseCode.PROTOCOL_ERROR),
         (frame(1, head=0) + frame(2), CloseCode.PROTOCOL_ERROR),
         (frame(9, head=0), CloseCode.PROTOCOL_ERROR),
@@ -125,25 +123,25 @@ def test_a_message_in_pieces_comes_out_as_one_with_pings_in_between(
         (frame(1, b"\xc3", head=0) + frame(0, b""), CloseCode.INVALID_TEXT),
     ],
 )
-def test_what_breaks_the_protocol_is_refused_with_its_code(
+def test_a_protocol_violation_is_refused_with_its_code(
     data: bytes, code: CloseCode
 ) -> None:
-    """At once, byte by byte too: a length is refused before its bytes are kept."""
+    """Byte by byte too: an excessive length is refused before its payload is buffered."""
     for cuts in ((), tuple(range(min(len(data), 40)))):
-        with pytest.raises(WebsocketError) as refused:
+        with pytest.raises(WebSocketError) as refused:
             read(data, cuts)
         assert refused.value.code is code
         assert str(refused.value)
 
 
-def test_a_character_may_be_cut_between_two_frames() -> None:
-    """Text is checked when it is whole."""
+def test_a_character_may_be_split_between_two_frames() -> None:
+    """Text is validated when the message is complete."""
     assert read(frame(1, b"\xc3", head=0) + frame(0, b"\xa9")) == [(1, "é".encode())]
 
 
-def test_a_reader_keeps_nothing_of_what_was_read() -> None:
-    """There is one for each idle window."""
-    reader = FrameReader(max_bytes=MAX_BYTES)
+def test_a_reader_keeps_no_consumed_bytes() -> None:
+    """There is one reader for each idle window."""
+    reader = WebSocketFrameReader(max_bytes=MAX_BYTES)
     reader.feed(frame(1, b"x" * 1000) + frame(1, b"y" * 1000)[:500])
     assert reader.next() == (1, b"x" * 1000)
     assert reader.next() is None
@@ -154,14 +152,14 @@ def test_a_reader_keeps_nothing_of_what_was_read() -> None:
     assert reader._parts is None
 
 
-# --- the same bytes, read by another library
+# --- the same bytes, parsed by another library
 
 
 KINDS: dict[type[Event], int] = {TextMessage: 1, BytesMessage: 2, Ping: 9, Pong: 10}
 
 
 def reference(data: bytes) -> tuple[list[tuple[int, bytes]], int | None]:
-    """Return the messages that wsproto finds in `data`, and the code if it ends there."""
+    """Return the messages that wsproto finds in `data`, and its close code if it closes."""
     connection = Connection(ConnectionType.SERVER)
     found: list[tuple[int, bytes]] = []
     parts = b""
@@ -198,44 +196,44 @@ PIECES = st.one_of(
 
 
 @given(st.lists(PIECES, max_size=6).map(b"".join), CUTS)
-def test_a_reader_agrees_with_wsproto_about_any_bytes(
+def test_a_reader_agrees_with_wsproto_on_arbitrary_bytes(
     data: bytes, cuts: tuple[int, ...]
 ) -> None:
     """
-    The same messages before the first fault, and a fault where it sees one.
+    The same messages before the first error, and an error where wsproto finds one.
 
-    Only the moment differs in two cases: it waits for a whole head before it looks for the
-    mask, and looks at text before that is whole.
+    Only the moment differs, in two cases: wsproto waits for a complete header before it
+    checks the mask, and it validates text before the message is complete.
     """
-    reader = FrameReader(max_bytes=1 << 20)
+    reader = WebSocketFrameReader(max_bytes=1 << 20)
     ours: list[tuple[int, bytes]] = []
-    goes_on = True
+    is_open = True
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     try:
         for start, end in pairwise(edges):
             reader.feed(data[start:end])
-            while goes_on and (each := reader.next()) is not None:
-                goes_on = each[0] != Opcode.CLOSE
-                ours += [each] if goes_on else []
-    except WebsocketError:
-        goes_on = False
+            while is_open and (each := reader.next()) is not None:
+                is_open = each[0] != Opcode.CLOSE
+                ours += [each] if is_open else []
+    except WebSocketError:
+        is_open = False
 
     theirs, code = reference(data)
 
     assert ours[: len(theirs)] == theirs
-    if goes_on:
+    if is_open:
         assert ours == theirs if code is None else code == CloseCode.INVALID_TEXT
     elif code is None:
-        head = bytes(12)  # more than any head lacks
-        assert reference(data + head)[1] is not None
+        header = bytes(12)  # completes any header
+        assert reference(data + header)[1] is not None
 
 
-# --- answers
+# --- replies
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1003, 1007, 1011, 3000, 4999])
 def test_a_close_is_answered_with_its_own_code(code: int) -> None:
-    """Section 5.5.1; the reason is not repeated."""
+    """RFC 6455 section 5.5.1; the reason is not repeated."""
     payload = code.to_bytes(2, "big") + "bye é".encode()
     assert close_reply(payload) == close_frame(code)
     assert close_frame(code) == b"\x88\x02" + code.to_bytes(2, "big")
@@ -253,54 +251,12 @@ def test_a_close_is_answered_with_its_own_code(code: int) -> None:
         b"\x03\xe8\xff",
     ],
 )
-def test_a_close_that_may_not_be_sent_is_a_fault(payload: bytes) -> None:
-    """Section 7.4: some codes never stand on the wire, and the reason is text."""
-    with pytest.raises(WebsocketError):
+def test_an_invalid_close_frame_is_a_protocol_error(payload: bytes) -> None:
+    """RFC 6455 section 7.4: some codes are reserved, and the reason is UTF-8."""
+    with pytest.raises(WebSocketError):
         close_reply(payload)
 
 
-def test_a_ping_is_answered_with_what_it_said() -> None:
-    """Section 5.5.3."""
+def test_a_pong_repeats_the_payload_of_its_ping() -> None:
+    """RFC 6455 section 5.5.3."""
     assert pong_frame(b"abc") == b"\x8a\x03abc"
-
-
-# --- the handshake
-
-ASKS = {
-    "upgrade": "websocket",
-    "connection": "Upgrade",
-    "sec-websocket-version": "13",
-    "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
-}
-
-
-def test_the_handshake_is_answered_as_in_the_rfc() -> None:
-    """Section 1.3 has the example."""
-    key = websocket_key(ASKS)
-    assert key == ASKS["sec-websocket-key"]
-    answer = switching_protocols(key).split(b"\r\n")
-    assert answer[0] == b"HTTP/1.1 101 Switching Protocols"
-    assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in answer
-    assert answer[-2:] == [b"", b""]
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "is_good"),
-    [
-        ("upgrade", "WebSocket", True),
-        ("upgrade", "h2c", False),
-        ("connection", "keep-alive, Upgrade", True),
-        ("connection", "keep-alive", False),
-        ("sec-websocket-version", "8", False),
-        ("sec-websocket-key", "", False),
-        ("sec-websocket-key", "dGhlIHNhbXBsZQ==", False),
-        ("sec-websocket-key", "not base64 at all, no", False),
-        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25j\u00e9==", False),
-    ],
-)
-def test_only_a_whole_handshake_has_a_key(
-    name: str, value: str, *, is_good: bool
-) -> None:
-    """Section 4.2.1."""
-    assert bool(websocket_key(ASKS | {name: value})) is is_good
-    assert websocket_key({k: v for k, v in ASKS.items() if k != name}) is None

@@ -1,10 +1,14 @@
-"""The one request that is read without the HTTP library: taken only if it is plain."""
+"""The WebSocket handshake; only the common request is parsed without the HTTP library."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.websocket_handshake import parse_handshake
+from bridge.core.websocket_handshake import (
+    parse_handshake,
+    switching_protocols,
+    websocket_key,
+)
 
 HEAD = (
     b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\n"
@@ -18,8 +22,8 @@ HEAD = (
 )
 
 
-def test_a_browsers_handshake_is_read_with_what_came_behind_it() -> None:
-    """A client need not wait for the answer before it sends its first frame."""
+def test_a_browsers_handshake_is_parsed_with_the_bytes_after_it() -> None:
+    """A client may send its first frame before it receives the response."""
     handshake = parse_handshake(HEAD + b"\r\n\x81\x80abcd")
 
     assert handshake is not None
@@ -30,8 +34,8 @@ def test_a_browsers_handshake_is_read_with_what_came_behind_it() -> None:
     assert handshake.rest == b"\x81\x80abcd"
 
 
-def test_the_stock_clients_mark_against_caches_is_no_obstacle() -> None:
-    """It adds `t`."""
+def test_the_cache_busting_parameter_of_the_stock_client_is_accepted() -> None:
+    """The parameter is `t`."""
     data = HEAD.replace(b"=websocket ", b"=websocket&t=Pa3_x.1-0 ") + b"\r\n"
     assert parse_handshake(data) is not None
 
@@ -41,7 +45,7 @@ def test_the_stock_clients_mark_against_caches_is_no_obstacle() -> None:
     [
         b"",
         b"GET",
-        HEAD,  # its end has not come yet
+        HEAD,  # incomplete
         HEAD[:40] + b"\r\n\r\n",
         b"P" + HEAD[1:] + b"\r\n",
         HEAD.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n",
@@ -70,13 +74,57 @@ def test_the_stock_clients_mark_against_caches_is_no_obstacle() -> None:
     ],
     ids=lambda data: ascii(data[-30:]),
 )
-def test_everything_else_is_left_to_the_http_library(data: bytes) -> None:
-    """It knows how to refuse, and how to understand what is unusual."""
+def test_any_other_request_is_left_to_the_http_library(data: bytes) -> None:
+    """The library refuses invalid requests and understands unusual ones."""
     assert parse_handshake(data) is None
 
 
 @given(st.binary() | st.binary().map(lambda junk: HEAD + junk + b"\r\n\r\n"))
-def test_no_bytes_make_it_raise(data: bytes) -> None:
-    """It sees what strangers send first."""
+def test_arbitrary_bytes_never_raise(data: bytes) -> None:
+    """The parser sees the first bytes of every connection."""
     handshake = parse_handshake(data)
     assert handshake is None or handshake.headers["host"] == "example.com"
+
+
+# --- the headers
+
+REQUEST_HEADERS = {
+    "upgrade": "websocket",
+    "connection": "Upgrade",
+    "sec-websocket-version": "13",
+    "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
+def test_the_response_matches_the_example_of_the_rfc() -> None:
+    """RFC 6455 section 1.3."""
+    key = websocket_key(REQUEST_HEADERS)
+    assert key == REQUEST_HEADERS["sec-websocket-key"]
+    response = switching_protocols(key).split(b"\r\n")
+    assert response[0] == b"HTTP/1.1 101 Switching Protocols"
+    assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in response
+    assert response[-2:] == [b"", b""]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_valid"),
+    [
+        ("upgrade", "WebSocket", True),
+        ("upgrade", "h2c", False),
+        ("connection", "keep-alive, Upgrade", True),
+        ("connection", "keep-alive", False),
+        ("sec-websocket-version", "8", False),
+        ("sec-websocket-key", "", False),
+        ("sec-websocket-key", "dGhlIHNhbXBsZQ==", False),
+        ("sec-websocket-key", "not base64 at all, no", False),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25j\u00e9==", False),
+    ],
+)
+def test_only_a_complete_handshake_has_a_key(
+    name: str, value: str, *, is_valid: bool
+) -> None:
+    """RFC 6455 section 4.2.1."""
+    assert bool(websocket_key(REQUEST_HEADERS | {name: value})) is is_valid
+    assert (
+        websocket_key({k: v for k, v in REQUEST_HEADERS.items() if k != name}) is None
+    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from bridge.core.frames import Burst
+from bridge.core.frames import EncodedMessages
 from bridge.core.identity import Identity
 from bridge.core.message import Message, Stored
 from bridge.metrics import Metrics
@@ -42,7 +42,7 @@ class Line:
             self.frames.append(piece[2:end])
             piece = piece[end:]
 
-    def write_burst(self, burst: Burst) -> bool:
+    def write_burst(self, burst: EncodedMessages) -> bool:
         """Do so unless it is full, however it is written."""
         if self.get_write_buffer_size():
             return False
