@@ -27,7 +27,7 @@ from tenacity import (
 )
 
 from bridge.core.event_schemas import EventSchemas
-from bridge.core.journal import Happening, Journal
+from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import (
     Delivery,
     Message,
@@ -381,7 +381,9 @@ class Pump(Generic[B]):
     def _note(self, delivery: Delivery, stage: Stage, text: str) -> None:
         user = delivery.routing_key.decode(errors="backslashreplace")
         message_id = message_id_of(delivery)
-        self._journal.note(Happening(self._now(), stage, user, message_id, text=text))
+        self._journal.note(
+            JournalEntry(self._now(), stage, user, message_id, text=text)
+        )
 
     def _count(self, outcome: Outcome, number: int = 1, *, reason: str = "") -> None:
         if number:

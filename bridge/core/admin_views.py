@@ -1,8 +1,7 @@
 """
-What operators see of inboxes: facts that are read without any effect on them.
+Results of the queries that operators run on inboxes.
 
-Every list comes in pages, and a search has an end, found or not: what was not looked at
-is said, never passed over.
+Lists come in pages. A search may stop early, and then reports that it is incomplete.
 """
 
 from collections.abc import Sequence
@@ -12,41 +11,41 @@ from bridge.core.replay import InboxState
 
 
 @dataclass(frozen=True, slots=True)
-class UserInbox:
-    """One user's inbox as a line in a list."""
+class InboxSummary:
+    """One user's inbox in a list."""
 
     user: str
     state: InboxState
 
     @classmethod
-    def of_nobody(cls, user: str) -> "UserInbox":
-        """Return the inbox of a user that never had a message."""
+    def empty(cls, user: str) -> "InboxSummary":
+        """Return the inbox of a user who never had a message."""
         return cls(user, InboxState(epoch="", first=1, last=0, delivered=0))
 
     @property
     def depth(self) -> int:
-        """How many messages are kept, delivered or not."""
+        """Number of kept messages, delivered or not."""
         return self.state.last - self.state.first + 1
 
     @property
     def waiting(self) -> int:
-        """How many of them the user has not had."""
+        """Number of kept messages that the user has not received."""
         return self.state.last - max(self.state.delivered, self.state.first - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class KeptMessage:
     """
-    A message in an inbox, without its data unless that was asked for.
+    A message in an inbox, with or without its data.
 
     Attributes:
-        offset: Its place in the user's inbox.
-        event: The name under which a page receives it.
-        taken_s: Unix time at which the bridge took it from the broker.
+        offset: Its offset in the user's inbox.
+        event: The event name under which clients receive it.
+        taken_s: Unix time at which the bridge received it from the broker.
         id: The producer's message id.
-        deadline_s: Unix time after which it is not delivered any more.
-        data_bytes: How large the data is.
-        data: One JSON value in UTF-8; ``None`` if it was not asked for.
+        deadline_s: Unix time after which it is no longer delivered.
+        data_bytes: The size of the data.
+        data: One JSON value in UTF-8; ``None`` if the query did not include data.
 
     """
 
@@ -60,16 +59,16 @@ class KeptMessage:
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class InboxMatch:
     """
-    What an inbox knows of a message id.
+    A trace of a message id in one inbox.
 
     Attributes:
-        user: Whose inbox it is.
-        kept: The messages with that id, oldest first: more than one if it was published
-            again after its window.
-        seen_s: When the id was last stored, as far as that is remembered: publishing it
-            again within the dedupe window stores nothing.
+        user: The user whose inbox it is.
+        kept: The kept messages with that id, oldest first. There can be several if the
+            id was published again after the dedupe window.
+        seen_s: Unix time at which the id was last stored; ``None`` if the store does not
+            remember the id any more.
 
     """
 
@@ -79,17 +78,17 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class SearchResult:
     """
-    Where a message id was found.
+    The inboxes in which a message id was found.
 
     Attributes:
-        sightings: By user; a user without any trace of the id is not in it.
-        looked_at: How many messages were looked at.
-        is_complete: Whether that was all of them; if not, the newest were looked at.
+        matches: One entry for each user with a trace of the id.
+        scanned: How many messages were examined.
+        is_complete: Whether all messages were examined; if not, only the newest were.
 
     """
 
-    sightings: Sequence[Sighting]
-    looked_at: int
+    matches: Sequence[InboxMatch]
+    scanned: int
     is_complete: bool

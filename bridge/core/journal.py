@@ -1,10 +1,10 @@
 """
-What happened lately to which message, in memory and within bounds: for `bridge trace`.
+A bounded record in memory of recent events of each message, for `bridge trace`.
 
-It is written on the path of every message, so it takes whole batches and keeps a column
-for each fact, not an object for each message: some 0.1 microseconds a message. It is
-read only when an operator asks. It holds no data of messages; when it is full the oldest
-go, and `begins_s` says how far back it knows everything.
+The journal is written for every message, so it takes whole batches and stores one column
+per fact instead of one object per message, at about 0.1 microseconds a message. It is
+read only when an operator asks. It holds no message data. When it is full, the oldest
+entries are dropped, and `begins_s` is the time since when it is complete.
 """
 
 from collections import deque
@@ -17,27 +17,28 @@ from bridge.enums import Stage
 
 T = TypeVar("T")
 
-# Messages in each of the three records: of storing, of writing, of all that is rare.
-JOURNAL_MESSAGES: Final = 50_000
-# Users of whom it is known when they connected last.
-_CONNECTS_MAX: Final = 100_000
+# Entries in each of the four records: stored, written, delivered and other.
+_ENTRIES_MAX: Final = 50_000
+# Users whose last connect time is remembered.
+_USERS_MAX: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class JournalEntry:
     """
-    Something that happened to one message.
+    One event in the life of a message, or of a range of messages.
 
     Attributes:
         at_s: Unix time.
-        stage: What it was.
-        user: Whose message it is.
-        message_id: The producer's id, where that is known.
-        offset: Its place in the inbox, where it has one.
-        after: If it happened to several at once: to those behind this, up to `offset`.
-        windows: How many windows it was written to.
-        text: What else there is to say, as the end of a sentence.
-        bridge: Whose journal says so.
+        stage: The kind of event.
+        user: The user whose message it is.
+        message_id: The producer's id, if it is known.
+        offset: The offset in the inbox, if the message has one.
+        after: If the entry is about a range of messages: those above this offset, up to
+            and including `offset`.
+        windows: How many windows the message was written to.
+        text: Details, worded as the end of a sentence.
+        bridge: The bridge that recorded the entry.
 
     """
 
@@ -53,7 +54,7 @@ class Happening:
 
 
 class _Columns:
-    """Messages in order, a column for each fact; all are of one length."""
+    """Entries in order, one column per fact; the columns in use have the same length."""
 
     __slots__ = ("at_s", "ids", "offsets", "published_s", "texts", "users", "windows")
 
@@ -68,38 +69,41 @@ class _Columns:
 
     @property
     def begins_s(self) -> float | None:
-        """Since when it is whole; ``None`` if nothing had to go yet."""
+        """Time of the oldest entry; ``None`` if no entry was dropped yet."""
         return self.at_s[0] if len(self.at_s) == self.at_s.maxlen else None
 
 
 class Journal:
-    """What happened lately. For one thread: the event loop's."""
+    """Recent events of messages. Not thread-safe: used in the event loop only."""
 
     def __init__(
         self,
         *,
         began_s: float = 0.0,
-        messages: int = JOURNAL_MESSAGES,
+        messages: int = _ENTRIES_MAX,
+        max_users: int = _USERS_MAX,
         bridge: str = "",
     ) -> None:
         """
-        Begin an empty journal.
+        Create an empty journal.
 
         Args:
-            began_s: Unix time; of what was before, nothing is known.
-            messages: How many of each kind are remembered.
-            bridge: Who remembers.
+            began_s: Unix time at which recording starts.
+            messages: How many entries of each record are kept.
+            max_users: How many users' last connect times are kept.
+            bridge: The name of this bridge, for the entries.
 
         """
         self._bridge = bridge
+        self._max_users = max_users
         self._began_s = began_s
         self._stored = _Columns(messages)
         self._written = _Columns(messages)
         self._delivered = _Columns(messages)
-        self._rare: deque[Happening] = deque(maxlen=messages)
+        self._others: deque[JournalEntry] = deque(maxlen=messages)
         self._connects: dict[str, float] = {}
 
-    # --- writing, on the path of messages
+    # --- writing: on the hot path
 
     def stored(
         self,
@@ -108,9 +112,9 @@ class Journal:
         *,
         at_s: float,
     ) -> None:
-        """Note what was appended; an offset is ``None`` for what was there already."""
+        """Record an append; the offset of a duplicate is ``None``."""
         columns = self._stored
-        if len(messages) == 1:  # as most are with little traffic; lists cost more
+        if len(messages) == 1:  # the usual case at low rates, and cheaper without lists
             (message,) = messages
             columns.at_s.append(at_s)
             columns.users.append(message.user)
@@ -127,7 +131,7 @@ class Journal:
     def written(
         self, batch: Sequence[Stored], windows: Sequence[int], *, at_s: float
     ) -> None:
-        """Note to how many windows each of `batch` was written as it was stored."""
+        """Record how many windows each message of `batch` was written to."""
         columns = self._written
         if len(batch) == 1:
             (stored,) = batch
@@ -142,125 +146,125 @@ class Journal:
         columns.windows.extend(windows)
 
     def delivered(self, user: str, offset: int, *, at_s: float, text: str) -> None:
-        """Note that a page said, or showed, that it has everything up to `offset`."""
+        """Record that a window has received everything up to `offset`."""
         columns = self._delivered
         columns.at_s.append(at_s)
         columns.users.append(user)
         columns.offsets.append(offset)
         columns.texts.append(text)
 
-    def note(self, happening: Happening) -> None:
-        """Note something that is rare, or that costs more than this anyway."""
-        self._rare.append(happening)
+    def note(self, entry: JournalEntry) -> None:
+        """Record any other event."""
+        self._others.append(entry)
 
     def connected(self, user: str, *, at_s: float) -> None:
-        """Note that a window of `user` was let in."""
+        """Record that a window of `user` was admitted."""
         connects = self._connects
-        connects.pop(user, None)  # to the end: the oldest stand first
+        connects.pop(user, None)  # reinsert at the end: the dict is ordered by time
         connects[user] = at_s
-        if len(connects) > _CONNECTS_MAX:
+        if len(connects) > self._max_users:
             del connects[next(iter(connects))]
 
     # --- reading
 
     @property
     def begins_s(self) -> float:
-        """Since when everything is known."""
-        is_full = len(self._rare) == self._rare.maxlen
+        """Unix time since when the journal is complete."""
+        is_full = len(self._others) == self._others.maxlen
         begins = (
             self._began_s,
             self._stored.begins_s,
             self._written.begins_s,
             self._delivered.begins_s,
-            self._rare[0].at_s if is_full else None,
+            self._others[0].at_s if is_full else None,
         )
         return max(each for each in begins if each is not None)
 
     def last_connect_s(self, user: str) -> float | None:
-        """When a window of `user` was let in last; ``None`` if not since the start."""
+        """Return when a window of `user` was last admitted; ``None`` if never."""
         return self._connects.get(user)
 
     def users_of(self, message_id: str) -> set[str]:
-        """Whose messages with this id are in here."""
+        """Return the users with entries about a message with this id."""
         all_users = list(self._stored.users)
-        users = {all_users[place] for place in _places(self._stored.ids, message_id)}
+        users = {all_users[index] for index in _indexes(self._stored.ids, message_id)}
         return users | {
-            each.user for each in self._rare if each.message_id == message_id
+            each.user for each in self._others if each.message_id == message_id
         }
 
     def of(
         self, user: str, message_id: str, *, offsets: Sequence[int] = ()
-    ) -> list[Happening]:
+    ) -> list[JournalEntry]:
         """
-        Return what happened to a message of `user`, in order.
+        Return the entries about a message of `user`, in order of time.
 
         Args:
-            user: Whose.
+            user: The user whose message it is.
             message_id: The producer's id.
-            offsets: Where messages with that id stand in the inbox; those that are in
-                the journal's own record of storing are added.
+            offsets: Offsets of messages with that id in the inbox; the journal adds
+                those that it recorded itself.
 
         """
-        found = [*self._storing(user, message_id)]
-        places = {*offsets, *(each.offset for each in found if each.offset)}
-        found += self._writing(user, places)
-        found += self._delivering(user, places)
+        found = [*self._find_stored(user, message_id)]
+        all_offsets = {*offsets, *(each.offset for each in found if each.offset)}
+        found += self._find_written(user, all_offsets)
+        found += self._find_delivered(user, all_offsets)
         found += (
             each
-            for each in self._rare
+            for each in self._others
             if each.user == user
-            and (each.message_id == message_id or _covers(each, places))
+            and (each.message_id == message_id or _covers(each, all_offsets))
         )
         found.sort(key=lambda each: each.at_s)
         return [replace(each, bridge=self._bridge) for each in found]
 
-    def _storing(self, user: str, message_id: str) -> Iterator[Happening]:
+    def _find_stored(self, user: str, message_id: str) -> Iterator[JournalEntry]:
         columns = self._stored
         users = list(columns.users)
-        for place in _places(columns.ids, message_id):
-            if users[place] == user:
-                published_s = columns.published_s[place]
+        for index in _indexes(columns.ids, message_id):
+            if users[index] == user:
+                published_s = columns.published_s[index]
                 if published_s is not None:
                     text = "by its timestamp"
-                    yield Happening(
+                    yield JournalEntry(
                         published_s, Stage.PUBLISHED, user, message_id, text=text
                     )
-                offset = columns.offsets[place]
+                offset = columns.offsets[index]
                 stage = Stage.DUPLICATE if offset is None else Stage.STORED
-                yield Happening(columns.at_s[place], stage, user, message_id, offset)
+                yield JournalEntry(columns.at_s[index], stage, user, message_id, offset)
 
-    def _writing(self, user: str, offsets: set[int]) -> Iterator[Happening]:
+    def _find_written(self, user: str, offsets: set[int]) -> Iterator[JournalEntry]:
         columns = self._written
         for offset in offsets:
-            for place in _places(columns.offsets, offset):
-                if columns.users[place] == user:
-                    yield Happening(
-                        columns.at_s[place],
+            for index in _indexes(columns.offsets, offset):
+                if columns.users[index] == user:
+                    yield JournalEntry(
+                        columns.at_s[index],
                         Stage.WRITTEN,
                         user,
                         offset=offset,
-                        windows=columns.windows[place],
+                        windows=columns.windows[index],
                     )
 
-    def _delivering(self, user: str, offsets: set[int]) -> Iterator[Happening]:
+    def _find_delivered(self, user: str, offsets: set[int]) -> Iterator[JournalEntry]:
         columns = self._delivered
         upto = list(columns.offsets)
         for offset in offsets:
-            for place in _places(columns.users, user):
-                mark = upto[place]
+            for index in _indexes(columns.users, user):
+                mark = upto[index]
                 if mark is not None and mark >= offset:
-                    yield Happening(
-                        columns.at_s[place],
+                    yield JournalEntry(
+                        columns.at_s[index],
                         Stage.DELIVERED,
                         user,
                         offset=offset,
-                        text=columns.texts[place],
+                        text=columns.texts[index],
                     )
-                    break  # later marks say the same again
+                    break  # later marks cover the message as well
 
 
-def _places(column: Iterable[T], wanted: T) -> Iterator[int]:
-    """Yield where `wanted` stands in `column`; quick where it does not."""
+def _indexes(column: Iterable[T], wanted: T) -> Iterator[int]:
+    """Yield the indexes of `wanted` in `column`, searching in C."""
     values = list(column)
     start = 0
     while True:
@@ -272,9 +276,9 @@ def _places(column: Iterable[T], wanted: T) -> Iterator[int]:
         start += 1
 
 
-def _covers(happening: Happening, offsets: set[int]) -> bool:
-    """Whether something that happened to several happened to one of `offsets`."""
-    after, upto = happening.after, happening.offset
+def _covers(entry: JournalEntry, offsets: set[int]) -> bool:
+    """Return whether a range entry is about one of `offsets`."""
+    after, upto = entry.after, entry.offset
     if after is None or upto is None:
         return False
     return any(after < offset <= upto for offset in offsets)

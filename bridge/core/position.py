@@ -1,11 +1,11 @@
 """
-A place in a user's inbox, and how it is written.
+A position in a user's inbox, and its form on the wire.
 
-A position is an epoch and an offset, `EPOCH-OFFSET` on the wire, opaque to pages. The
-epoch names the store's life: it changes when the store was lost or made anew, so that
-a position from before is recognised instead of pointing at some other message.
-Offsets count from 1 for each user, without holes: what lies between two of them and
-is not there any more is exactly what was missed.
+A position is an epoch and an offset, `EPOCH-OFFSET` on the wire, opaque to clients. The
+epoch changes when the store is lost or created again, so a position from before is
+recognized as such instead of pointing to an unrelated message. Offsets count from 1 for
+each user, without gaps: the messages missing between two offsets are exactly those that
+were deleted.
 """
 
 import re
@@ -18,7 +18,7 @@ _POSITION: Final = re.compile(r"([a-z0-9]{1,16})-(0|[1-9][0-9]{0,17})")
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place between two messages: everything up to `offset` lies behind it."""
+    """A place between two messages: after `offset` and before the next one."""
 
     epoch: str
     offset: int
@@ -29,10 +29,10 @@ class Position:
 
 def parse_position(text: object) -> Position:
     """
-    Read a position that a page sent.
+    Parse a position that a client sent.
 
     Raises:
-        ValueError: If it is not one that any bridge has given out.
+        ValueError: If `text` does not have the form of a position.
 
     """
     match = _POSITION.fullmatch(text) if isinstance(text, str) else None
@@ -46,34 +46,34 @@ def user_epoch(store_epoch: str, user: str) -> str:
     """
     Return the epoch of one user's positions.
 
-    Each user has one of its own, because the stock client keeps its position when the
-    page logs in as somebody else: in another user's inbox it must mean nothing.
+    It differs between users because the Socket.IO client keeps its position when the
+    page logs in as another user. In that user's inbox the position must be invalid.
     """
     return blake2b(f"{store_epoch} {user}".encode(), digest_size=8).hexdigest()
 
 
-# --- the stock client's recovery id -----------------------------------------------------
+# --- the recovery id of the Socket.IO client -----------------------------------------------------
 
 _RECOVERY_ID: Final = re.compile(rf"({_POSITION.pattern})\.[A-Za-z0-9_-]{{1,32}}")
 
 
 def render_recovery_id(began_at: Position, nonce: str) -> str:
     """
-    Make the `pid` of a new window.
+    Return the `pid` of a new window.
 
-    The stock client sends it back when it reconnects. It holds where the window began,
-    so that one that has received nothing yet can recover too, and the server needs to
-    remember nothing.
+    The Socket.IO client sends it back when it reconnects. It contains the position at
+    which the window started, so a window that has received nothing yet can recover too,
+    and the server keeps no state for it.
     """
     return f"{began_at}.{nonce}"
 
 
 def parse_recovery_id(text: object) -> Position:
     """
-    Read where the window with this `pid` began.
+    Return the position at which the window with this `pid` started.
 
     Raises:
-        ValueError: If it is not a recovery id of any bridge.
+        ValueError: If `text` does not have the form of a recovery id.
 
     """
     match = _RECOVERY_ID.fullmatch(text) if isinstance(text, str) else None

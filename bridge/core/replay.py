@@ -1,8 +1,8 @@
 """
-What a window that has just connected gets from its user's inbox, and what it misses.
+Where the replay for a connecting window starts, and which messages it has missed.
 
-Offsets have no holes, so what lies between a window's place and the oldest message that
-is still kept is exactly what is gone.
+The offsets of an inbox have no gaps. So the messages between a window's position and the
+oldest message that is still kept are exactly those that are gone.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ class InboxState:
     One user's inbox at an instant.
 
     Attributes:
-        epoch: The store's.
-        first: Offset of the oldest message that is kept; `last` + 1 if none is.
+        epoch: The epoch of the store.
+        first: Offset of the oldest kept message; `last` + 1 if none is kept.
         last: Offset of the newest message ever stored; 0 if there was none.
-        delivered: The delivered mark: everything up to it has reached the user.
-        trimmed_for: Why the messages before `first` are gone; ``None`` if none are.
+        delivered: The delivered mark: the user has received everything up to it.
+        trimmed_for: Why messages before `first` were deleted; ``None`` if none were.
 
     """
 
@@ -37,12 +37,12 @@ class InboxState:
 @dataclass(frozen=True, slots=True)
 class ReplayPlan:
     """
-    What a window that has just connected will get.
+    The replay that a connecting window will receive.
 
     Attributes:
-        after: Replay starts behind this offset.
-        missed: How many messages are gone; ``None`` if nobody can know.
-        reason: Why something is gone; ``None`` if nothing is.
+        after: Replay starts above this offset.
+        missed: How many messages the window has missed; ``None`` if that is unknown.
+        reason: Why messages are gone; ``None`` if none are.
 
     """
 
@@ -52,25 +52,25 @@ class ReplayPlan:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the window misses nothing."""
+        """Whether the window has missed nothing."""
         return self.reason is None
 
 
 def plan_replay(wanted: Position | None, state: InboxState) -> ReplayPlan:
     """
-    Decide where the replay for a window starts, and what it misses.
+    Decide where the replay for a window starts, and how much the window has missed.
 
     Args:
-        wanted: Where the window says it is; ``None`` for a fresh page, which gets
-            what its user has not had.
-        state: The user's inbox now.
+        wanted: The position that the window sent; ``None`` for a new window, which
+            receives the messages that its user has not received yet.
+        state: The state of the user's inbox.
 
     """
     if wanted is None:
         after = state.delivered
     elif wanted.epoch != state.epoch or wanted.offset > state.last:
-        # Another store's position, or one from the future of this one (the store was
-        # put back to an older state): nothing can be said about what lies between.
+        # A position of another store, or one above the newest offset because the store
+        # was restored from a backup: the number of missed messages is unknown.
         return ReplayPlan(
             after=max(state.delivered, state.first - 1),
             missed=None,
@@ -91,13 +91,13 @@ def plan_replay(wanted: Position | None, state: InboxState) -> ReplayPlan:
 @dataclass(frozen=True, slots=True)
 class Page:
     """
-    A piece of an inbox, in order.
+    Consecutive messages of an inbox.
 
     Attributes:
-        messages: What is to be delivered.
-        next_after: Where the next page starts; everything up to it was looked at.
-        expired: How many on the way were past their deadline and left out.
-        gone: How many on the way are not kept any more.
+        messages: The messages to deliver, oldest first.
+        next_after: The offset after which the next page starts.
+        expired: How many messages up to `next_after` were skipped as past their deadline.
+        gone: How many messages up to `next_after` are no longer kept.
         last: The newest offset of the inbox when the page was read.
 
     """

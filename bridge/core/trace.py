@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from bridge.core.admin_views import KeptMessage, Sighting, UserInbox
-from bridge.core.journal import Happening
+from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage
+from bridge.core.journal import JournalEntry
 from bridge.core.position import Position, user_epoch
 from bridge.enums import Fate, Stage, SyncReason
 
@@ -74,9 +74,9 @@ class Facts:
     """
 
     user: str
-    inbox: UserInbox | None
-    sighting: Sighting | None
-    happenings: Sequence[Happening]
+    inbox: InboxSummary | None
+    sighting: InboxMatch | None
+    happenings: Sequence[JournalEntry]
     dead: Sequence[DeadFact]
     is_dead_complete: bool
     windows: Sequence[WindowFact]
@@ -171,7 +171,7 @@ def _tell_kept(facts: Facts, message: KeptMessage, draft: _Draft) -> tuple[Fate,
     return fate, verdict
 
 
-def _was_written(happening: Happening, message: KeptMessage) -> bool:
+def _was_written(happening: JournalEntry, message: KeptMessage) -> bool:
     """Whether what happened to several at once happened to `message` too."""
     if happening.after is None:
         return False
@@ -267,7 +267,7 @@ _TEXTS: Final = {
 }
 
 
-def _worth_telling(facts: Facts, kept: Sequence[KeptMessage]) -> Iterator[Happening]:
+def _worth_telling(facts: Facts, kept: Sequence[KeptMessage]) -> Iterator[JournalEntry]:
     for happening in facts.happenings:
         if any(_is_of(happening, dead) for dead in facts.dead):
             continue  # the letter itself says more
@@ -277,7 +277,7 @@ def _worth_telling(facts: Facts, kept: Sequence[KeptMessage]) -> Iterator[Happen
         yield happening
 
 
-def _is_of(happening: Happening, dead: DeadFact) -> bool:
+def _is_of(happening: JournalEntry, dead: DeadFact) -> bool:
     """Whether it is the setting aside of this letter, to the fraction of a second."""
     return (
         happening.stage is Stage.DEAD
@@ -286,7 +286,7 @@ def _is_of(happening: Happening, dead: DeadFact) -> bool:
     )
 
 
-def _step_of(facts: Facts, happening: Happening) -> Step:
+def _step_of(facts: Facts, happening: JournalEntry) -> Step:
     stage = happening.stage
     position = None
     if happening.after is None and happening.offset is not None:
@@ -303,7 +303,7 @@ def _step_of(facts: Facts, happening: Happening) -> Step:
     return Step(at_s, stage, text, position, happening.windows, happening.bridge)
 
 
-def _stored_s(facts: Facts, storing: Happening) -> float:
+def _stored_s(facts: Facts, storing: JournalEntry) -> float:
     """
     Return when a message was stored: at the latest when a window had it.
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel
 
 from bridge.core.fleet import Reach
-from bridge.core.journal import Happening, Journal
+from bridge.core.journal import Journal, JournalEntry
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 Question = Mapping[str, Any]
@@ -33,7 +33,7 @@ class _Users(BaseModel):
 
 class _Memory(BaseModel):
     begins_s: float
-    happenings: list[Happening]
+    happenings: list[JournalEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Remembered:
 
     """
 
-    happenings: Sequence[Happening]
+    happenings: Sequence[JournalEntry]
     begins_s: float
     reach: Reach
 

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from bridge.core.contracts.messages import Problem
 from bridge.core.contracts.publish_request import parse_publish_request
-from bridge.core.journal import Happening, Journal
+from bridge.core.journal import Journal, JournalEntry
 from bridge.enums import Stage
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.http.api.endpoint import Api
@@ -126,7 +126,7 @@ class PublishDoor:
         # As of its beginning: the bridge may have taken it before the confirm is here.
         text = "over HTTP, confirmed by the broker"
         self._journal.note(
-            Happening(began_s, Stage.PUBLISHED, asked.user, message_id, text=text)
+            JournalEntry(began_s, Stage.PUBLISHED, asked.user, message_id, text=text)
         )
         return web.Response(
             status=202,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from bridge.core.admin_views import KeptMessage, Search, UserInbox
+from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxState, Page
 
@@ -157,10 +157,10 @@ class AdminQueries(Protocol):
 
     async def users(
         self, *, prefix: str = "", after: str = "", limit: int
-    ) -> Sequence[UserInbox]:
+    ) -> Sequence[InboxSummary]:
         """Return up to `limit` users with this prefix, by name, from `after` on."""
 
-    async def user(self, user: str) -> UserInbox | None:
+    async def user(self, user: str) -> InboxSummary | None:
         """Return the inbox of `user`; ``None`` if the user never had a message."""
 
     async def messages(
@@ -178,7 +178,7 @@ class AdminQueries(Protocol):
 
         """
 
-    async def find(self, message_id: str, *, user: str | None = None) -> Search:
+    async def find(self, message_id: str, *, user: str | None = None) -> SearchResult:
         """
         Find the messages with this id, of one user or of all users.
 

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from bridge.core.frames import event_packet
-from bridge.core.journal import Happening
+from bridge.core.journal import JournalEntry
 from bridge.core.position import Position
 from bridge.core.replay import Page, ReplayPlan
 from bridge.enums import EVENT_SYNC, Closing, Stage, SyncReason
@@ -182,7 +182,7 @@ async def _replay(
             return None
         if page.messages:
             rooms.journal.note(
-                Happening(
+                JournalEntry(
                     time(),
                     Stage.WRITTEN,
                     window.user,

@@ -13,7 +13,7 @@ from math import inf
 from time import time
 
 from bridge.core.frames import EncodedMessages, encode_messages
-from bridge.core.journal import Happening, Journal
+from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import Stored
 from bridge.enums import Stage
 from bridge.metrics import Metrics
@@ -276,9 +276,9 @@ def _windows_of_each(
     return windows
 
 
-def _expired(stored: Stored, now_s: float) -> Happening:
+def _expired(stored: Stored, now_s: float) -> JournalEntry:
     message = stored.message
     text = "before it could be written"
-    return Happening(
+    return JournalEntry(
         now_s, Stage.EXPIRED, message.user, message.id, stored.offset, text=text
     )

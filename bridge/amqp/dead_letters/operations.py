@@ -44,7 +44,7 @@ from bridge.core.dead_letter import (
     redriven_id,
     routing_key_of,
 )
-from bridge.core.journal import Happening, Journal
+from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import Delivery, message_id_of
 from bridge.core.properties import Properties
 from bridge.core.settlement import redrive_properties
@@ -385,7 +385,7 @@ class DeadLetters:
     def _note(self, delivery: Delivery, at_s: float) -> None:
         user = readable(routing_key_of(delivery))
         message_id = message_id_of(delivery)
-        self._journal.note(Happening(at_s, Stage.REDRIVEN, user, message_id))
+        self._journal.note(JournalEntry(at_s, Stage.REDRIVEN, user, message_id))
 
 
 def _show(letters: Sequence[Letter], take: Callable[[Letter], bool]) -> int | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from time import time
 from typing import Final, Protocol
 
-from bridge.core.admin_views import Sighting
+from bridge.core.admin_views import InboxMatch
 from bridge.core.contracts.operator.operation import NoBody
 from bridge.core.contracts.operator.trace import (
     GET_TRACE,
@@ -47,7 +47,7 @@ class _Found:
 class _Known:
     """What inbox, windows and journals know of one user's message."""
 
-    sighting: Sighting | None
+    sighting: InboxMatch | None
     seen: Seen
     remembered: Remembered
 
@@ -106,13 +106,13 @@ class Tracer:
         silent = []
         if not search.is_complete:
             silent.append(
-                f"only the newest {search.looked_at} messages were looked at: name the "
+                f"only the newest {search.scanned} messages were looked at: name the "
                 "user to look at all of one inbox"
             )
         dead = await self._dead_letters(message_id, wanted, silent)
-        users = await self._users(message_id, wanted, search.sightings, dead.letters)
+        users = await self._users(message_id, wanted, search.matches, dead.letters)
         user = users[0] if users else wanted or ""
-        known = await self._known(message_id, user, search.sightings)
+        known = await self._known(message_id, user, search.matches)
         story = await self._story(user, known, dead, silent)
         return Trace(
             message_id=message_id,
@@ -132,7 +132,7 @@ class Tracer:
             fate=story.fate,
             verdict=story.verdict,
             journal_since_s=known.remembered.begins_s,
-            looked_at=search.looked_at,
+            looked_at=search.scanned,
             silent=list(story.silent),
         )
 
@@ -174,7 +174,7 @@ class Tracer:
         self,
         message_id: str,
         wanted: str | None,
-        sightings: Sequence[Sighting],
+        sightings: Sequence[InboxMatch],
         dead: Sequence[DeadFact],
     ) -> list[str]:
         """Return who has a trace of the id; whose message is still there comes first."""
@@ -189,7 +189,7 @@ class Tracer:
         return sorted(users, key=lambda user: (user not in kept, user))
 
     async def _known(
-        self, message_id: str, user: str, sightings: Sequence[Sighting]
+        self, message_id: str, user: str, sightings: Sequence[InboxMatch]
     ) -> _Known:
         """Ask all bridges for the user's windows, and for what they remember."""
         sighting = next((each for each in sightings if each.user == user), None)

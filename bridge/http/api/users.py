@@ -5,7 +5,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from bridge.core.admin_views import KeptMessage, UserInbox
+from bridge.core.admin_views import InboxSummary, KeptMessage
 from bridge.core.contracts.operator.operation import NoBody, NoQuery, Page
 from bridge.core.contracts.operator.users import (
     GET_INBOX,
@@ -77,7 +77,7 @@ class _Desk:
             prefix=prefix, after=after, limit=wanted
         )
         names = list(online)
-        inboxes: dict[str, UserInbox] = {}
+        inboxes: dict[str, InboxSummary] = {}
         if not query.online:
             page = await self._inboxes.users(prefix=prefix, after=after, limit=wanted)
             inboxes = {inbox.user: inbox for inbox in page}
@@ -148,15 +148,15 @@ class _Desk:
             items=items, next=render_cursor(items[-1].offset) if has_more else None
         )
 
-    async def _inbox(self, user: str) -> UserInbox | None:
+    async def _inbox(self, user: str) -> InboxSummary | None:
         """Return an inbox, an empty one for a user without; ``None`` if the store is away."""
         try:
-            return await self._inboxes.user(user) or UserInbox.of_nobody(user)
+            return await self._inboxes.user(user) or InboxSummary.empty(user)
         except StoreUnavailableError:
             return None  # who is online is worth knowing all the same
 
 
-def _facts(user: str, inbox: UserInbox | None, online: OnlineUser) -> UserFacts:
+def _facts(user: str, inbox: InboxSummary | None, online: OnlineUser) -> UserFacts:
     return UserFacts(
         user=user,
         windows=online.windows,
@@ -204,7 +204,7 @@ def _before(cursor: str | None) -> int | None:
     return before
 
 
-def _message(inbox: UserInbox, message: KeptMessage, now_s: float) -> InboxMessage:
+def _message(inbox: InboxSummary, message: KeptMessage, now_s: float) -> InboxMessage:
     state = MessageState.WAITING
     if message.offset <= inbox.state.delivered:
         state = MessageState.DELIVERED

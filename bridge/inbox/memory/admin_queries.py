@@ -6,7 +6,7 @@ from itertools import islice
 from time import monotonic
 from typing import Final, Protocol
 
-from bridge.core.admin_views import KeptMessage, Search, Sighting, UserInbox
+from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
 from bridge.core.message import Stored
 from bridge.core.replay import InboxState
 
@@ -51,17 +51,17 @@ class MemoryAdminQueries:
 
     async def users(
         self, *, prefix: str = "", after: str = "", limit: int
-    ) -> Sequence[UserInbox]:
+    ) -> Sequence[InboxSummary]:
         """Return up to `limit` users behind `after`, by name; all begin with `prefix`."""
         # The names are copied in one step; sorting many takes long enough for a thread.
         names = await asyncio.to_thread(
             _page_of_names, list(self._logs), prefix=prefix, after=after, limit=limit
         )
-        return [UserInbox(name, self._state(name)) for name in names]
+        return [InboxSummary(name, self._state(name)) for name in names]
 
-    async def user(self, user: str) -> UserInbox | None:
+    async def user(self, user: str) -> InboxSummary | None:
         """Return the inbox of `user`; ``None`` if there never was a message."""
-        return UserInbox(user, self._state(user)) if user in self._logs else None
+        return InboxSummary(user, self._state(user)) if user in self._logs else None
 
     async def messages(
         self, user: str, *, before: int | None = None, limit: int, max_bytes: int = 0
@@ -91,7 +91,7 @@ class MemoryAdminQueries:
             found.append(_kept(stored, with_data=max_bytes > 0))
         return found
 
-    async def find(self, message_id: str, *, user: str | None = None) -> Search:
+    async def find(self, message_id: str, *, user: str | None = None) -> SearchResult:
         """
         Find the messages with this id, of one user or of all.
 
@@ -102,7 +102,7 @@ class MemoryAdminQueries:
         else:
             names = list(self._logs)
         until_s = monotonic() + self._search_within_s
-        sightings: list[Sighting] = []
+        sightings: list[InboxMatch] = []
         looked_at = since_pause = 0
         for name in names:
             self._state(name)  # trims
@@ -112,13 +112,13 @@ class MemoryAdminQueries:
             found = list(_with_id(kept, message_id))
             seen_s = self._seen.get((name, message_id))
             if found or seen_s is not None:
-                sightings.append(Sighting(name, found, seen_s))
+                sightings.append(InboxMatch(name, found, seen_s))
             if since_pause >= _PIECE:
                 since_pause = 0
                 if monotonic() > until_s or len(sightings) >= _SIGHTINGS_MAX:
-                    return Search(sightings, looked_at, is_complete=False)
+                    return SearchResult(sightings, looked_at, is_complete=False)
                 await asyncio.sleep(0)
-        return Search(sightings, looked_at, is_complete=True)
+        return SearchResult(sightings, looked_at, is_complete=True)
 
 
 def _page_of_names(

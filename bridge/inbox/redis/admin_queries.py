@@ -12,7 +12,7 @@ from itertools import islice
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from bridge.core.admin_views import KeptMessage, Search, Sighting, UserInbox
+from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
 from bridge.core.replay import InboxState
 from bridge.inbox.redis import admin_scripts as scripts
 from bridge.inbox.redis.encoding import TAGS, tag_of, unpack
@@ -50,7 +50,7 @@ class RedisAdminQueries:
 
     async def users(
         self, *, prefix: str = "", after: str = "", limit: int
-    ) -> Sequence[UserInbox]:
+    ) -> Sequence[InboxSummary]:
         """Return up to `limit` users behind `after`, by name; all begin with `prefix`."""
         low = b"[" + prefix.encode() if prefix > after else b"(" + after.encode()
         high = b"(" + prefix.encode() + _BEYOND if prefix else b"+"
@@ -65,11 +65,11 @@ class RedisAdminQueries:
         names = [name.decode() for name in islice(merge(*answers), limit)]
         return await self._with_states(names)
 
-    async def _with_states(self, names: Sequence[str]) -> list[UserInbox]:
+    async def _with_states(self, names: Sequence[str]) -> list[InboxSummary]:
         by_tag: dict[int, list[str]] = {}
         for name in names:
             by_tag.setdefault(tag_of(name), []).append(name)
-        found: dict[str, UserInbox] = {}
+        found: dict[str, InboxSummary] = {}
         for tag, group in by_tag.items():
             words: list[Word] = []
             for name in group:
@@ -78,10 +78,10 @@ class RedisAdminQueries:
                 words += (prefix, name)
             states = await self._asking.run(scripts.STATES, tag, *words)
             for name, state in zip(group, states, strict=True):
-                found[name] = UserInbox(name, self._inbox.state_of(name, state))
+                found[name] = InboxSummary(name, self._inbox.state_of(name, state))
         return [found[name] for name in names]
 
-    async def user(self, user: str) -> UserInbox | None:
+    async def user(self, user: str) -> InboxSummary | None:
         """Return the inbox of `user`; ``None`` if there never was a message."""
         (found,) = await self._with_states([user])
         return found if found.state.last else None
@@ -102,7 +102,7 @@ class RedisAdminQueries:
         )
         return _kept(user, found, with_data=max_bytes > 0)
 
-    async def find(self, message_id: str, *, user: str | None = None) -> Search:
+    async def find(self, message_id: str, *, user: str | None = None) -> SearchResult:
         """
         Find the messages with this id, of one user or of all.
 
@@ -112,9 +112,9 @@ class RedisAdminQueries:
             sightings, looked_at, _ = await self._find_of(
                 message_id, tag_of(user), [user]
             )
-            return Search(sightings, looked_at, is_complete=True)
+            return SearchResult(sightings, looked_at, is_complete=True)
         until_s = monotonic() + self._search_within_s
-        all_found: list[Sighting] = []
+        all_found: list[InboxMatch] = []
         looked_at = 0
         for tag in range(TAGS):
             after = b"-"
@@ -129,11 +129,11 @@ class RedisAdminQueries:
                     all_found += found
                     looked_at += looked
                     if monotonic() > until_s or len(all_found) >= _SIGHTINGS_MAX:
-                        return Search(all_found, looked_at, is_complete=False)
+                        return SearchResult(all_found, looked_at, is_complete=False)
                 if len(names) < _NAMES:
                     break
                 after = b"(" + names[-1].encode()
-        return Search(all_found, looked_at, is_complete=True)
+        return SearchResult(all_found, looked_at, is_complete=True)
 
     async def _names(self, tag: int, after: bytes) -> list[str]:
         key = f"{self._asking.prefixes[tag]}u"
@@ -143,7 +143,7 @@ class RedisAdminQueries:
 
     async def _find_of(
         self, message_id: str, tag: int, users: Sequence[str]
-    ) -> tuple[list[Sighting], int, int]:
+    ) -> tuple[list[InboxMatch], int, int]:
         """Look at the first of `users`; returns how many messages and users these were."""
         looked_at, user_count, *found = await self._asking.run(
             scripts.FIND,
@@ -153,7 +153,7 @@ class RedisAdminQueries:
             _PIECE_MESSAGES,
             *users,
         )
-        sightings: list[Sighting] = []
+        sightings: list[InboxMatch] = []
         place = 0
         while place < len(found):
             name, seen, count = (
@@ -163,7 +163,7 @@ class RedisAdminQueries:
             )
             end = place + 3 + 3 * count
             kept = _kept(name, found[place + 3 : end], with_data=False)
-            sightings.append(Sighting(name, kept, float(seen) if seen else None))
+            sightings.append(InboxMatch(name, kept, float(seen) if seen else None))
             place = end
         return sightings, looked_at, user_count
 

@@ -13,7 +13,7 @@ from functools import partial
 from time import monotonic
 from typing import Final, Protocol, TypeVar
 
-from bridge.core.admin_views import KeptMessage, Search, Sighting, UserInbox
+from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.sqlite.admin_reader import LookingDesk
 from bridge.inbox.sqlite.worker_thread import Worker
@@ -94,7 +94,7 @@ class SqliteAdminQueries:
 
     async def users(
         self, *, prefix: str = "", after: str = "", limit: int
-    ) -> Sequence[UserInbox]:
+    ) -> Sequence[InboxSummary]:
         """
         Return up to `limit` users behind `after`, by name; all begin with `prefix`.
 
@@ -109,7 +109,7 @@ class SqliteAdminQueries:
         )
         return [self._marked(each) for each in found]
 
-    async def user(self, user: str) -> UserInbox | None:
+    async def user(self, user: str) -> InboxSummary | None:
         """Return the inbox of `user`; ``None`` if there never was a message."""
         found = await self._look(
             lambda c: self._desk.user(c, user, epoch=self._inbox.epoch)
@@ -126,7 +126,7 @@ class SqliteAdminQueries:
             )
         )
 
-    async def find(self, message_id: str, *, user: str | None = None) -> Search:
+    async def find(self, message_id: str, *, user: str | None = None) -> SearchResult:
         """
         Find the messages with this id, of one user or of all.
 
@@ -140,11 +140,11 @@ class SqliteAdminQueries:
         hunt = _Hunt(message_id, until_s=monotonic() + self._search_within_s)
         await self._search_messages(hunt)
         await self._search_ids(hunt)
-        sightings: list[Sighting] = []
+        sightings: list[InboxMatch] = []
         for name in hunt.names:
             found = await self.find(message_id, user=name)
-            sightings += found.sightings
-        return Search(sightings, hunt.looked_at, is_complete=hunt.is_complete)
+            sightings += found.matches
+        return SearchResult(sightings, hunt.looked_at, is_complete=hunt.is_complete)
 
     async def _search_messages(self, hunt: "_Hunt") -> None:
         """Look at every message, the newest first."""
@@ -183,7 +183,7 @@ class SqliteAdminQueries:
             )
             hunt.names |= dict.fromkeys(found)
 
-    def _marked(self, found: UserInbox) -> UserInbox:
+    def _marked(self, found: InboxSummary) -> InboxSummary:
         state = found.state
         mark = min(
             max(self._inbox.unwritten_mark(found.user), state.delivered), state.last

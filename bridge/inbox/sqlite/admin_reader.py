@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any, Final
 
-from bridge.core.admin_views import KeptMessage, Search, Sighting, UserInbox
+from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
 from bridge.inbox.sqlite.chain import rows_back
 from bridge.inbox.sqlite.reader import Reading
 
@@ -39,7 +39,7 @@ class LookingDesk(Reading):
         after: str,
         limit: int,
         epoch: str,
-    ) -> Sequence[UserInbox]:
+    ) -> Sequence[InboxSummary]:
         """Return a page of users by name; SQLite sorts UTF-8 as Python sorts text."""
         names: list[str] = []
         with closing(
@@ -54,15 +54,16 @@ class LookingDesk(Reading):
                     break  # all that do stand together
                 names.append(name)
         return [
-            UserInbox(name, self.state(connection, name, epoch=epoch)) for name in names
+            InboxSummary(name, self.state(connection, name, epoch=epoch))
+            for name in names
         ]
 
     def user(
         self, connection: sqlite3.Connection, name: str, *, epoch: str
-    ) -> UserInbox | None:
+    ) -> InboxSummary | None:
         """Return one user's inbox; ``None`` if there never was a message."""
         state = self.state(connection, name, epoch=epoch)
-        return UserInbox(name, state) if state.last else None
+        return InboxSummary(name, state) if state.last else None
 
     def look(
         self,
@@ -102,11 +103,11 @@ class LookingDesk(Reading):
 
     def find_of(
         self, connection: sqlite3.Connection, *, message_id: str, user: str
-    ) -> Search:
+    ) -> SearchResult:
         """Find an id in one user's inbox."""
         with self._inbox(connection, user) as (user_id, tail):
             if user_id is None:
-                return Search((), 0, is_complete=True)
+                return SearchResult((), 0, is_complete=True)
             span = self._span(connection, user_id, tail)
             with closing(
                 rows_back(
@@ -129,8 +130,10 @@ class LookingDesk(Reading):
                 seen_s = row[0] if row else None
         sightings = []
         if kept or seen_s is not None:
-            sightings.append(Sighting(user, kept[::-1], seen_s))
-        return Search(sightings, max(0, span.last + 1 - span.first), is_complete=True)
+            sightings.append(InboxMatch(user, kept[::-1], seen_s))
+        return SearchResult(
+            sightings, max(0, span.last + 1 - span.first), is_complete=True
+        )
 
     def span_of_seqs(self, connection: sqlite3.Connection) -> tuple[int, int]:
         """Return the lowest and the highest number that a message has in the file."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridge.core.admin_views import KeptMessage, Sighting
+from bridge.core.admin_views import InboxMatch, KeptMessage
 from bridge.enums import SyncReason
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
@@ -102,7 +102,7 @@ async def test_looking_makes_no_user(shelf: Shelf) -> None:
 
     assert await admin.user("nobody") is None
     assert list(await admin.messages("nobody", limit=5)) == []
-    assert list((await admin.find("m", user="nobody")).sightings) == []
+    assert list((await admin.find("m", user="nobody")).matches) == []
     assert list(await admin.users(limit=5)) == []
 
 
@@ -189,13 +189,13 @@ async def test_a_message_is_found_by_its_id(shelf: Shelf) -> None:
     of_all = await find("m")
 
     kept = KeptMessage(1, "message", shelf.now_s[0], "m", None, 1)
-    alices = Sighting("alice", [kept], shelf.now_s[0])
-    bobs = Sighting("bob", [kept], shelf.now_s[0])
-    assert (list(of_alice.sightings), of_alice.looked_at) == ([alices], 2)
-    assert sorted(of_all.sightings, key=lambda s: s.user) == [alices, bobs]
-    assert (of_all.looked_at, of_all.is_complete) == (4, True)
-    assert list((await find("n", user="bob")).sightings) == []
-    assert list((await find("nothing")).sightings) == []
+    alices = InboxMatch("alice", [kept], shelf.now_s[0])
+    bobs = InboxMatch("bob", [kept], shelf.now_s[0])
+    assert (list(of_alice.matches), of_alice.scanned) == ([alices], 2)
+    assert sorted(of_all.matches, key=lambda s: s.user) == [alices, bobs]
+    assert (of_all.scanned, of_all.is_complete) == (4, True)
+    assert list((await find("n", user="bob")).matches) == []
+    assert list((await find("nothing")).matches) == []
 
 
 @pytest.mark.parametrize("user", ["alice", None])
@@ -210,7 +210,7 @@ async def test_an_id_is_remembered_longer_than_its_message(
 
     found = await shelf.inbox.admin.find("m", user=user)
 
-    assert list(found.sightings) == [Sighting("alice", [], at_s)]
+    assert list(found.matches) == [InboxMatch("alice", [], at_s)]
 
 
 @pytest.mark.parametrize("user", ["alice", None])
@@ -223,10 +223,10 @@ async def test_an_id_that_was_stored_twice_is_found_twice(
     shelf.later(61)
     await shelf.inbox.append([shelf.message("alice", b"2", message_id="m")])
 
-    (sighting,) = (await shelf.inbox.admin.find("m", user=user)).sightings
+    (match,) = (await shelf.inbox.admin.find("m", user=user)).matches
 
-    assert offsets(sighting.kept) == [1, 2]
-    assert sighting.seen_s == at_s + 61
+    assert offsets(match.kept) == [1, 2]
+    assert match.seen_s == at_s + 61
 
 
 # --- no effect
@@ -270,10 +270,10 @@ async def test_a_search_that_takes_too_long_says_so(
         cut_short = await inbox.admin.find("m3")
         recent = await inbox.admin.find("m45")
 
-    assert [len(whole.sightings), whole.looked_at, whole.is_complete] == [1, 50, True]
-    assert [len(cut_short.sightings), cut_short.is_complete] == [0, False]
-    assert cut_short.looked_at == 10
-    assert offsets(list(recent.sightings[0].kept)) == [46]
+    assert [len(whole.matches), whole.scanned, whole.is_complete] == [1, 50, True]
+    assert [len(cut_short.matches), cut_short.is_complete] == [0, False]
+    assert cut_short.scanned == 10
+    assert offsets(list(recent.matches[0].kept)) == [46]
 
 
 def _leaps() -> object:
@@ -289,7 +289,7 @@ async def test_a_file_is_looked_at_while_it_is_written(opened: Opened) -> None:
             shown = list(await inbox.admin.messages("alice", limit=100))
             assert offsets(shown) == list(range(number + 1, 0, -1))
             found = await inbox.admin.find(f"m{number}", user="alice")
-            assert len(found.sightings) == 1
+            assert len(found.matches) == 1
         assert len(await read_all(inbox, "alice")) == 30
 
 

@@ -35,8 +35,8 @@ async def test_a_search_of_all_looks_at_no_more_than_some_thousand_messages_at_a
     finally:
         await inbox.close()
 
-    assert [sighting.user for sighting in search.sightings] == users
-    assert (search.looked_at, search.is_complete) == (_USERS * 1000, True)
+    assert [match.user for match in search.matches] == users
+    assert (search.scanned, search.is_complete) == (_USERS * 1000, True)
     assert run == _USERS // 4
 
 

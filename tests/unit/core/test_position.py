@@ -1,4 +1,4 @@
-"""Positions: opaque to pages, exact to us."""
+"""Positions and recovery ids: rendering and parsing."""
 
 import pytest
 from hypothesis import given
@@ -21,22 +21,24 @@ NONCES = st.from_regex(r"[A-Za-z0-9_-]{1,32}", fullmatch=True)
 
 
 @given(POSITIONS)
-def test_a_position_is_read_back_as_it_was_given_out(position: Position) -> None:
-    """The page hands it back after days: it must mean the same place."""
+def test_parsing_a_rendered_position_returns_the_same_position(
+    position: Position,
+) -> None:
+    """A client may send it back days later."""
     assert parse_position(str(position)) == position
 
 
 @given(POSITIONS, NONCES)
-def test_a_recovery_id_tells_where_its_window_began(
+def test_a_recovery_id_contains_the_position_where_its_window_started(
     position: Position, nonce: str
 ) -> None:
-    """A window that has received nothing yet recovers by it."""
+    """A window that has received no message yet recovers from there."""
     assert parse_recovery_id(render_recovery_id(position, nonce)) == position
 
 
 @given(st.text(max_size=40) | st.none() | st.integers() | st.lists(st.text()))
-def test_whatever_a_page_sends_is_a_position_or_a_value_error(text: object) -> None:
-    """It comes from a stranger; and one place has one name."""
+def test_any_input_is_parsed_or_raises_a_value_error(text: object) -> None:
+    """The input is untrusted; and a position has only one spelling."""
     for parse in (parse_position, parse_recovery_id):
         try:
             position = parse(text)
@@ -60,7 +62,7 @@ def test_whatever_a_page_sends_is_a_position_or_a_value_error(text: object) -> N
         "a-1\n",
         "A-1",
         "é-1",
-        "a-\u0661",  # a digit, of another script
+        "a-\u0661",  # a digit in another script
         "a-1e3",
         "a-1.0",
         "a" * 17 + "-1",
@@ -70,8 +72,8 @@ def test_whatever_a_page_sends_is_a_position_or_a_value_error(text: object) -> N
         None,
     ],
 )
-def test_what_no_bridge_gave_out_is_refused(text: object) -> None:
-    """Two spellings of one place would make a gap where none is."""
+def test_an_invalid_position_is_rejected(text: object) -> None:
+    """A second spelling of a position would look like a gap."""
     with pytest.raises(ValueError, match="not a position"):
         parse_position(text)
 
@@ -79,15 +81,15 @@ def test_what_no_bridge_gave_out_is_refused(text: object) -> None:
 @pytest.mark.parametrize(
     "text", ["a-1", "a-1.", "a-1." + "x" * 33, "a-1.é", "a-1.x\n", 7]
 )
-def test_a_recovery_id_of_another_shape_is_refused(text: object) -> None:
-    """Other socket.io servers give out other ones; a page may come from there."""
+def test_an_invalid_recovery_id_is_rejected(text: object) -> None:
+    """Other Socket.IO servers use other formats, and a page may come from one of them."""
     with pytest.raises(ValueError, match="not a recovery id"):
         parse_recovery_id(text)
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
-def test_each_user_has_an_epoch_of_its_own(one: str, other: str) -> None:
-    """A page that logs in as somebody else keeps its position: it must mean nothing."""
+def test_each_user_has_a_different_epoch(one: str, other: str) -> None:
+    """A page that logs in as another user keeps its position, which must be invalid."""
     epoch = user_epoch("store", one)
 
     assert parse_position(f"{epoch}-1").epoch == epoch

@@ -1,4 +1,4 @@
-"""Where a replay starts: without a hole, without a repeat, and honest about what is gone."""
+"""Replay plans: no gap, no repetition, and an exact count of missed messages."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ EPOCH = "now"
 
 @st.composite
 def states(draw: st.DrawFn) -> InboxState:
-    """Draw any inbox that a store can be in."""
+    """Draw any possible state of an inbox."""
     last = draw(st.integers(0, 50))
     first = draw(st.integers(1, last + 1))
     return InboxState(
@@ -28,10 +28,10 @@ def states(draw: st.DrawFn) -> InboxState:
 
 
 @given(states(), st.data())
-def test_a_known_window_gets_what_is_kept_and_hears_of_what_is_gone(
+def test_a_window_receives_what_is_kept_and_the_count_of_what_is_gone(
     state: InboxState, data: st.DataObject
 ) -> None:
-    """Got + told as missed = everything behind its place: no hole and no repeat."""
+    """Replayed and missed messages together are all messages above its position."""
     offset = data.draw(st.integers(0, state.last))
 
     plan = plan_replay(Position(EPOCH, offset), state)
@@ -46,37 +46,37 @@ def test_a_known_window_gets_what_is_kept_and_hears_of_what_is_gone(
 
 
 @given(states())
-def test_a_fresh_page_starts_at_the_delivered_mark(state: InboxState) -> None:
-    """It gets what its user has not had on any window."""
+def test_a_new_window_starts_at_the_delivered_mark(state: InboxState) -> None:
+    """It receives what its user has not received in any window."""
     plan = plan_replay(None, state)
 
     assert plan == plan_replay(Position(EPOCH, state.delivered), state)
 
 
 @given(states(), st.integers(1, 100))
-def test_a_position_that_cannot_be_ours_starts_over_and_says_reset(
+def test_a_position_of_another_epoch_or_above_the_newest_offset_is_a_reset(
     state: InboxState, ahead: int
 ) -> None:
-    """The store was lost or put back: what lies between, nobody knows."""
-    elsewhere = plan_replay(Position("then", state.delivered), state)
-    from_the_future = plan_replay(Position(EPOCH, state.last + ahead), state)
+    """The store was lost or restored: the number of missed messages is unknown."""
+    other_epoch = plan_replay(Position("then", state.delivered), state)
+    above_the_newest = plan_replay(Position(EPOCH, state.last + ahead), state)
 
-    assert elsewhere == from_the_future
-    assert elsewhere.missed is None
-    assert elsewhere.reason is SyncReason.RESET
-    assert not elsewhere.is_complete
-    assert elsewhere.after >= state.first - 1
-    assert elsewhere.after >= state.delivered
+    assert other_epoch == above_the_newest
+    assert other_epoch.missed is None
+    assert other_epoch.reason is SyncReason.RESET
+    assert not other_epoch.is_complete
+    assert other_epoch.after >= state.first - 1
+    assert other_epoch.after >= state.delivered
 
 
 @pytest.mark.parametrize(
     ("trimmed_for", "reason"),
     [(SyncReason.EXPIRED, SyncReason.EXPIRED), (None, SyncReason.LIMIT)],
 )
-def test_the_reason_is_the_stores_own_if_it_has_one(
+def test_the_reason_is_that_of_the_store_if_it_has_one(
     trimmed_for: SyncReason | None, reason: SyncReason
 ) -> None:
-    """The page's author decides by it whether a larger inbox would help."""
+    """Developers decide by the reason whether a larger inbox would help."""
     state = InboxState(EPOCH, first=5, last=9, delivered=0, trimmed_for=trimmed_for)
 
     plan = plan_replay(Position(EPOCH, 2), state)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bridge.core.admin_views import KeptMessage, Sighting, UserInbox
-from bridge.core.journal import Happening
+from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage
+from bridge.core.journal import JournalEntry
 from bridge.core.position import Position, user_epoch
 from bridge.core.replay import InboxState
 from bridge.core.trace import DeadFact, Facts, Story, WindowFact, tell_story
@@ -14,13 +14,13 @@ KEPT = KeptMessage(5, "message", 100.0, "m", None, 3)
 DEAD = DeadFact(300.0, "ann", "too_large", "the body is too large", "9 bytes", 1, 0)
 
 
-def happened(stage: Stage, at_s: float, **more: Any) -> Happening:
+def happened(stage: Stage, at_s: float, **more: Any) -> JournalEntry:
     """Return an entry of the journal."""
-    return Happening(at_s, stage, "ann", "m", **more)
+    return JournalEntry(at_s, stage, "ann", "m", **more)
 
 
 def story(
-    *happenings: Happening,
+    *happenings: JournalEntry,
     kept: Sequence[KeptMessage] = (),
     seen_s: float | None = None,
     delivered: int = 0,
@@ -32,8 +32,8 @@ def story(
     state = InboxState("e", 1, 9, delivered, trimmed_for)
     facts: dict[str, Any] = {
         "user": "ann",
-        "inbox": UserInbox("ann", state) if has_inbox else None,
-        "sighting": Sighting("ann", kept, seen_s) if kept or seen_s else None,
+        "inbox": InboxSummary("ann", state) if has_inbox else None,
+        "sighting": InboxMatch("ann", kept, seen_s) if kept or seen_s else None,
         "happenings": happenings,
         "dead": (),
         "is_dead_complete": True,
@@ -111,7 +111,7 @@ def test_an_ack_is_the_delivery() -> None:
     """With its time, once."""
     told = story(
         happened(Stage.STORED, 101.0, offset=5),
-        Happening(110.0, Stage.DELIVERED, "ann", offset=5, text="acked"),
+        JournalEntry(110.0, Stage.DELIVERED, "ann", offset=5, text="acked"),
         kept=[KEPT],
         delivered=6,
     )
@@ -161,7 +161,7 @@ def test_a_mark_behind_an_expired_message_proves_nothing() -> None:
     kept = [KeptMessage(5, "message", 100.0, "m", 200.0, 3)]
 
     def replayed(at_s: float) -> Story:
-        several = Happening(at_s, Stage.WRITTEN, "ann", offset=9, after=1, windows=1)
+        several = JournalEntry(at_s, Stage.WRITTEN, "ann", offset=9, after=1, windows=1)
         return story(several, kept=kept, delivered=9)
 
     in_time, too_late = replayed(199.0), replayed(201.0)
@@ -192,7 +192,7 @@ def test_a_trimmed_message_says_why_and_whether_it_had_arrived() -> None:
     """As far as is known: the id alone does not tell where it stood."""
     stored = happened(Stage.STORED, 101.0, offset=5)
 
-    def verdict(*happenings: Happening, **more: Any) -> str:
+    def verdict(*happenings: JournalEntry, **more: Any) -> str:
         told = story(*happenings, **more)
         assert told.fate is Fate.TRIMMED
         assert told.steps[-1].text == told.verdict

@@ -7,7 +7,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from bridge.core.fleet import Reach
-from bridge.core.journal import Happening, Journal
+from bridge.core.journal import Journal, JournalEntry
 from bridge.enums import Stage
 from bridge.http.journals import Memories, answer_from
 
@@ -38,7 +38,7 @@ class Others:
 
 
 def journal(
-    bridge: str, *happenings: Happening, began_s: float = 0.0, connected: str = ""
+    bridge: str, *happenings: JournalEntry, began_s: float = 0.0, connected: str = ""
 ) -> Journal:
     """Return a journal that knows of these."""
     kept = Journal(bridge=bridge, began_s=began_s)
@@ -53,14 +53,14 @@ async def test_the_journals_of_all_bridges_are_one_story_in_order() -> None:
     """Who stored it knows its place; who wrote it to windows knows that alone."""
     stored = journal(
         "one",
-        Happening(1.0, Stage.STORED, "ann", "m", 7),
-        Happening(4.0, Stage.RETRIED, "ann", "m"),
+        JournalEntry(1.0, Stage.STORED, "ann", "m", 7),
+        JournalEntry(4.0, Stage.RETRIED, "ann", "m"),
         began_s=0.5,
     )
     written = journal(
         "two",
-        Happening(3.0, Stage.WRITTEN, "ann", offset=9, after=5, windows=2),
-        Happening(3.0, Stage.WRITTEN, "bob", offset=9, after=5, windows=2),
+        JournalEntry(3.0, Stage.WRITTEN, "ann", offset=9, after=5, windows=2),
+        JournalEntry(3.0, Stage.WRITTEN, "bob", offset=9, after=5, windows=2),
         began_s=0.7,
     )
     nothing = journal("three", began_s=0.1)

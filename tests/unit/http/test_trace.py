@@ -7,10 +7,10 @@ import pytest
 from aiohttp import web
 from pydantic import BaseModel
 
-from bridge.core.admin_views import KeptMessage, Search, UserInbox
+from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
 from bridge.core.dead_letter import Count, Letter
 from bridge.core.fleet import ALONE, Reach, Seen
-from bridge.core.journal import Happening, Journal
+from bridge.core.journal import Journal, JournalEntry
 from bridge.enums import DeadLetterCause, Stage
 from bridge.errors import BrokerUnavailableError
 from bridge.http.api.endpoint import Api
@@ -43,7 +43,7 @@ class Sources:
 
     async def users(
         self, *, prefix: str = "", after: str = "", limit: int
-    ) -> Sequence[UserInbox]:
+    ) -> Sequence[InboxSummary]:
         """Fail: a trace lists no users."""
         raise NotImplementedError
 
@@ -53,16 +53,16 @@ class Sources:
         """Fail: a trace lists no messages."""
         raise NotImplementedError
 
-    async def user(self, user: str) -> UserInbox | None:
+    async def user(self, user: str) -> InboxSummary | None:
         """Return nothing."""
         assert user
         return None
 
-    async def find(self, message_id: str, *, user: str | None = None) -> Search:
+    async def find(self, message_id: str, *, user: str | None = None) -> SearchResult:
         """Find nothing, in all or in some."""
         assert message_id
         assert user != ""
-        return Search((), 7, is_complete=self.is_complete)
+        return SearchResult((), 7, is_complete=self.is_complete)
 
     async def look(self, begin: Callable[[], Callable[[Letter], bool]]) -> Count:
         """Show the letters."""
@@ -129,7 +129,7 @@ async def test_a_broker_that_is_away_silences_the_dead_letters_alone(
     """What the journal knows is told, and nothing is said to be gone."""
     sources, journal = Sources(), Journal()
     sources.failure = failure
-    journal.note(Happening(5.0, Stage.DEAD, "ann", "m", text="too_large"))
+    journal.note(JournalEntry(5.0, Stage.DEAD, "ann", "m", text="too_large"))
     client = await door(open_app, sources, journal)
 
     async with client.get("/api/trace/m") as response:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from bridge.core.admin_views import KeptMessage, Search, UserInbox
+from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
 from bridge.core.contracts.operator.users import WindowFacts
 from bridge.core.fleet import ALONE, OnlineUser, Reach, Seen
 from bridge.core.replay import InboxState
@@ -29,7 +29,7 @@ class Shelf:
 
     async def users(
         self, *, prefix: str = "", after: str = "", limit: int
-    ) -> Sequence[UserInbox]:
+    ) -> Sequence[InboxSummary]:
         """Return users by name."""
         return [
             await self._inbox(name)
@@ -37,7 +37,7 @@ class Shelf:
             if name > after and name.startswith(prefix)
         ][:limit]
 
-    async def user(self, user: str) -> UserInbox | None:
+    async def user(self, user: str) -> InboxSummary | None:
         """Return one."""
         self._check()
         return await self._inbox(user) if user in self.names else None
@@ -48,13 +48,13 @@ class Shelf:
         """Fail: these tests list no messages."""
         raise NotImplementedError
 
-    async def find(self, message_id: str, *, user: str | None = None) -> Search:
+    async def find(self, message_id: str, *, user: str | None = None) -> SearchResult:
         """Fail: these tests search no message."""
         raise NotImplementedError
 
-    async def _inbox(self, user: str) -> UserInbox:
+    async def _inbox(self, user: str) -> InboxSummary:
         self._check()
-        return UserInbox(user, InboxState("e", first=2, last=5, delivered=4))
+        return InboxSummary(user, InboxState("e", first=2, last=5, delivered=4))
 
     def _check(self) -> None:
         if self.is_away:
