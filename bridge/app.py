@@ -22,9 +22,7 @@ from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import topology
 from bridge.auth.jwt import TokenVerifier
 from bridge.auth.key_set import KeySet
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.message import MessageLimits
 from bridge.core.worker_slot import Workplace
 from bridge.errors import BridgeError, ConfigError, first_error

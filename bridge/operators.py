@@ -15,9 +15,7 @@ from bridge.amqp.consume.intake import Intake
 from bridge.amqp.dead_letters.operations import DeadLetters
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.queues import QueueWatch
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.contracts.operator.overview import (
     Ages,
     BrokerFacts,
@@ -28,9 +26,7 @@ from bridge.core.contracts.operator.overview import (
 )
 from bridge.core.journal import Journal
 from bridge.core.quantiles import quantile
-from bridge.enums import (
-    Outcome,
-)
+from bridge.enums import Outcome
 from bridge.errors import BrokerUnavailableError, StoreUnavailableError
 from bridge.http.api.dead_letters import add_dead_letter_routes
 from bridge.http.api.endpoint import Api

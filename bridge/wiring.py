@@ -11,9 +11,7 @@ from bridge.amqp.consume.session import Batch
 from bridge.amqp.management import MANAGEMENT_WITHIN_S, Management
 from bridge.amqp.shards.layout import ShardPlan
 from bridge.auth.jwt import TokenRules
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.client_address import parse_networks
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.journal import Journal

@@ -26,9 +26,7 @@ import structlog
 from bridge.amqp.connection import BrokerAddress, BrokerConnection
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.lock_message import Token
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.errors import BrokerUnavailableError
 
 log = structlog.get_logger(__name__)

@@ -32,9 +32,7 @@ from bridge.amqp.topology import (
     Queue,
     Topology,
 )
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 
 _NOT_A_NUMBER: Final = "bridge check looks whether it may"
 

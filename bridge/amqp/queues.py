@@ -25,9 +25,7 @@ from bridge.amqp.connection import (
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.management import Management, ManagementError
 from bridge.amqp.topology import Topology
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.contracts.operator.queues import QueueFacts, QueueRole, QueueSource
 
 # Several consoles that look once a second share one look.

@@ -33,9 +33,7 @@ from bridge.amqp.connection import BrokerConnection, broker_call, problem_text
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.refusals import INEQUIVALENT, is_no_such_type, plain
 from bridge.amqp.shards.hashing import MODULUS, binding_key, plugin_of
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.errors import TopologyError
 
 Arguments = Mapping[str, str | int | bool]

@@ -19,9 +19,7 @@ from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.shards.layout import Layout, ShardDesk, ShardPlan
 from bridge.amqp.shards.migration import ARRIVED_AFTER_S, put_marks
 from bridge.cli.options import ConfigFile
-from bridge.core.broker_names import (
-    SHARDS_MAX,
-)
+from bridge.core.broker_names import SHARDS_MAX
 from bridge.logging import configure_logs
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings

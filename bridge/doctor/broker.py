@@ -18,15 +18,11 @@ from bridge.amqp.connection import (
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.permissions import Lack, may_configure_anything, missing_rights
 from bridge.amqp.topology import Exchange, Queue, State, Topology, compare
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.doctor.certificates import certificate_finding
 from bridge.doctor.results import Finding, note, ok, unknown, wrong
 from bridge.doctor.versions import version_finding
-from bridge.enums import (
-    ExitCode,
-)
+from bridge.enums import ExitCode
 from bridge.errors import BrokerUnavailableError
 from bridge.settings.checks import is_loopback
 

@@ -5,9 +5,7 @@ from collections.abc import AsyncIterator
 
 from yarl import URL
 
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.doctor.broker import Patient, broker_findings
 from bridge.doctor.inbox import disk_findings, inbox_finding
 from bridge.doctor.peers import key_set_finding, running_bridge_findings
@@ -17,9 +15,7 @@ from bridge.doctor.results import Finding, ok, wrong
 from bridge.doctor.secrets import secret_findings, setting_findings
 from bridge.doctor.shards import look_at_shards
 from bridge.doctor.vhost import vhost_findings
-from bridge.enums import (
-    ExitCode,
-)
+from bridge.enums import ExitCode
 from bridge.errors import ConfigError
 from bridge.settings.model import Settings
 from bridge.wiring import (

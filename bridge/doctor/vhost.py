@@ -9,9 +9,7 @@ from typing import Final
 
 from bridge.amqp.management import Management, ManagementError
 from bridge.amqp.topology import Topology
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.doctor.clock import clock_finding
 from bridge.doctor.policies import (
     Policy,

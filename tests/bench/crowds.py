@@ -22,9 +22,7 @@ from pathlib import Path
 
 from aiormq.abc import ChannelFrame
 
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import Raw, open_raw

@@ -23,15 +23,11 @@ from typing import Any
 import aiohttp
 import aiormq
 
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
 from bridge.core.properties import header_int
 from bridge.demo.private_node import LocalNode
-from bridge.enums import (
-    Header,
-)
+from bridge.enums import Header
 from tests.conftest import eventually
 from tests.integration.dead_letters import take_all
 from tests.integration.operator.api_client import ApiAsker

@@ -13,9 +13,7 @@ from types import MappingProxyType
 from typing import Final
 from urllib.error import URLError
 
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 
 ROOT: Final = Path(__file__).parents[2]
 SECRET: Final = "a-secret-of-the-bench-that-is-long-enough"

@@ -25,9 +25,7 @@ import pytest
 import yaml
 
 from bridge.app import Bridge
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import NO_PROPERTIES
 from bridge.demo.private_node import LocalNode
 from bridge.http.listeners import Listening

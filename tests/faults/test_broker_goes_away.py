@@ -7,9 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 import pytest_asyncio
 
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import PERSISTENT, Properties
 from bridge.demo.private_node import LocalNode
 from bridge.errors import BrokerUnavailableError, PublishRefusedError

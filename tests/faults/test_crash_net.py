@@ -5,15 +5,11 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
 from bridge.core.properties import Properties, header_bytes
 from bridge.demo.private_node import LocalNode
-from bridge.enums import (
-    Header,
-)
+from bridge.enums import Header
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.dead_letters import take_all
 from tests.integration.programs import environment, settings_for_program

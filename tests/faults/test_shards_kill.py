@@ -16,9 +16,7 @@ from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.shards.layout import ShardDesk, ShardPlan
 from bridge.amqp.shards.migration import ARRIVED_AFTER_S, put_marks
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.programs import environment

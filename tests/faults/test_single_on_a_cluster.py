@@ -6,9 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from bridge.amqp.connection import BrokerAddress
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.amqp.test_ownership import has_turn, one
 from tests.rabbit_cluster import RabbitCluster, start_cluster

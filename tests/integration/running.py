@@ -12,9 +12,7 @@ from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.publish.publisher import Publisher
 from bridge.app import Bridge
 from bridge.cli.token import signed_token
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import PERSISTENT, Properties
 from bridge.demo.private_node import LocalNode
 from bridge.http.listeners import Listening

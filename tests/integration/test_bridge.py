@@ -7,9 +7,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery, Message
 from bridge.core.properties import (
     Properties,
@@ -19,9 +17,7 @@ from bridge.core.properties import (
     render_table,
 )
 from bridge.demo.private_node import LocalNode
-from bridge.enums import (
-    Header,
-)
+from bridge.enums import Header
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all

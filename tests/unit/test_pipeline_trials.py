@@ -4,15 +4,11 @@ import asyncio
 
 import pytest
 
-from bridge.core.message import (
-    Delivery,
-)
+from bridge.core.message import Delivery
 from bridge.core.properties import Properties, render_table
 from bridge.core.settlement import DeadLetter, trial_key
 from bridge.enums import DeadLetterReason
-from bridge.errors import (
-    StoreUnavailableError,
-)
+from bridge.errors import StoreUnavailableError
 from tests.conftest import eventually
 from tests.unit.pipeline_fakes import FakeBatch, House, delivery
 

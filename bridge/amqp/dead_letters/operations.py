@@ -48,9 +48,7 @@ from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import Delivery, message_id_of
 from bridge.core.properties import Properties
 from bridge.core.settlement import redrive_properties
-from bridge.enums import (
-    Stage,
-)
+from bridge.enums import Stage
 from bridge.errors import BrokerUnavailableError, PublishRefusedError, first_error
 
 # What a job holds between two visits, so that others get their turn.

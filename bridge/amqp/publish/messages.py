@@ -2,9 +2,7 @@
 
 from typing import Protocol
 
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import PERSISTENT, Properties
 
 

@@ -26,9 +26,7 @@ from bridge.amqp.publish.channels import CHANNELS_MAX, PublishSession, RawProper
 from bridge.amqp.shards.layout import ShardDesk, ShardPlan
 from bridge.amqp.supervision import supervise
 from bridge.amqp.topology import Topology, declare, retry_delay_ms
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.message import (
     USER_MAX_BYTES,
     Delivery,

@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from bridge import __version__
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.contracts.asyncapi_messages import Tree, asyncapi_messages, reference
 from bridge.core.contracts.base import USER_TEXT
 

@@ -13,9 +13,7 @@ from jsonschema import Draft7Validator
 
 from bridge import __version__
 from bridge.cli.schemas import render_yaml
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.enums import (
     EVENT_ACK,
     EVENT_CLOSING,

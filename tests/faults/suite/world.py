@@ -15,9 +15,7 @@ from typing import Any, Final
 from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.publish.publisher import Publisher
 from bridge.auth.jwt import issue_token
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from bridge.metrics import Metrics
 from tests.faults.suite.bridge_process import BridgeProcess

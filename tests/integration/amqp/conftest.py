@@ -16,9 +16,7 @@ from bridge.amqp.consume.intake import Intake
 from bridge.amqp.consume.session import Batch
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import Topology, topology
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
 from bridge.demo.private_node import LocalNode
 from bridge.metrics import Metrics

@@ -4,9 +4,7 @@ import asyncio
 
 from bridge.amqp.consume.consumer import ConsumerSession
 from bridge.amqp.frame_reader import DeliveryReader
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.metrics import Metrics
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.amqp.conftest import IntakeMaker, Raw

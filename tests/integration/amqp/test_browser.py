@@ -8,9 +8,7 @@ import pytest
 from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.dead_letters.browser import ReturnedLine, visit
 from bridge.amqp.topology import Topology
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
 from bridge.demo.private_node import LocalNode
 from tests.conftest import SLOW_FACTOR, eventually

@@ -6,9 +6,7 @@ import pytest
 
 from bridge.amqp.consume.consumer import ConsumerSession
 from bridge.amqp.frame_reader import DeliveryReader
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 from tests.conftest import SLOW_FACTOR, eventually

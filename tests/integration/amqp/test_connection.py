@@ -19,9 +19,7 @@ from bridge.amqp.connection import (
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.topology import Topology
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics

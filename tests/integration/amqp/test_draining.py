@@ -11,9 +11,7 @@ import pytest
 
 import bridge.amqp.consume.consumer
 from bridge.amqp.consume.consumer import BatchLimits
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.amqp.conftest import IntakeMaker, Raw, Taker
 from tests.integration.amqp.proxy import TcpProxy

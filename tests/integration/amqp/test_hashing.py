@@ -13,9 +13,7 @@ from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.shards.hashing import CONSISTENT, MODULUS, best_hash
 from bridge.amqp.shards.layout import ShardDesk, ShardPlan
 from bridge.amqp.topology import Queue
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from bridge.errors import TopologyError
 from tests.conftest import HASH_PLUGINS, SLOW_FACTOR, eventually

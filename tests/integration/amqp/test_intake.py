@@ -9,9 +9,7 @@ from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.consume.consumer import BatchLimits
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.topology import Topology
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import (
     Properties,
     header_bytes,

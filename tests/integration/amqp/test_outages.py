@@ -7,9 +7,7 @@ import pytest
 from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.topology import Topology
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from bridge.errors import TopologyError
 from bridge.metrics import Metrics

@@ -14,9 +14,7 @@ from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.lock_message import Token
 from bridge.amqp.ownership import ALONE, SHARED, Neighbours
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from bridge.errors import BrokerUnavailableError
 from tests.conftest import eventually

@@ -7,9 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from bridge.amqp.publish.publisher import Publisher
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery, Rejection
 from bridge.core.properties import (
     NO_PROPERTIES,

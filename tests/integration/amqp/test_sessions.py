@@ -10,9 +10,7 @@ from bridge.amqp.consume.intake import Intake
 from bridge.amqp.consume.session import IntakeSession
 from bridge.amqp.frame_reader import DeliveryReader
 from bridge.amqp.topology import Topology
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.metrics import Metrics
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.amqp.conftest import Raw, open_raw

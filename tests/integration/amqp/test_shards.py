@@ -27,9 +27,7 @@ from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.shards.layout import Layout, ShardDesk, ShardPlan
 from bridge.amqp.shards.migration import put_marks
 from bridge.amqp.topology import Exchange, Queue, topology
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
 from bridge.core.properties import PERSISTENT, Properties
 from bridge.errors import ShardsError

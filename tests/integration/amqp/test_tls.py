@@ -14,9 +14,7 @@ from bridge.amqp.consume.intake import Intake
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import topology
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import NO_PROPERTIES
 from bridge.demo.private_node import LocalNode
 from bridge.doctor.broker import Patient, broker_findings

@@ -13,9 +13,7 @@ from bridge.amqp.connection import (
 )
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.topology import State, Topology, compare, declare
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from bridge.errors import TopologyError
 from tests.integration.amqp.conftest import Raw

@@ -15,15 +15,11 @@ from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.management import Management, ManagementError
 from bridge.amqp.topology import declare, topology
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.doctor.checks import examine
 from bridge.doctor.peers import key_set_finding, running_bridge_findings
 from bridge.doctor.results import Finding, Verdict
-from bridge.enums import (
-    ExitCode,
-)
+from bridge.enums import ExitCode
 from bridge.settings.model import Settings
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.amqp.conftest import open_raw

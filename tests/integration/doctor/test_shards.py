@@ -5,9 +5,7 @@ import pytest
 import bridge.amqp.shards.hashing
 import bridge.doctor.shards
 from bridge.amqp.shards.hashing import CONSISTENT
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.doctor.results import Verdict
 from tests.integration.amqp.conftest import open_raw
 from tests.integration.doctor.conftest import ManagedBroker

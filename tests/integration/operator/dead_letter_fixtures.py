@@ -6,9 +6,7 @@ from uuid import uuid4
 import aiormq
 from aiormq.abc import ChannelFrame
 
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
 from bridge.core.properties import (
     PERSISTENT,
@@ -18,9 +16,7 @@ from bridge.core.properties import (
     render_table,
 )
 from bridge.demo.private_node import LocalNode
-from bridge.enums import (
-    Header,
-)
+from bridge.enums import Header
 from tests.conftest import eventually
 from tests.unit.amqp.wire import publish
 

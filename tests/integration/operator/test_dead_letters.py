@@ -4,9 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import (
     PERSISTENT,
     Properties,
@@ -15,13 +13,9 @@ from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all
-from tests.integration.operator.dead_letter_fixtures import (
-    publish_letters,
-)
+from tests.integration.operator.dead_letter_fixtures import publish_letters
 from tests.integration.operator.dead_letter_setting import Setting, setting
-from tests.integration.running import (
-    open_windows,
-)
+from tests.integration.running import open_windows
 
 
 async def test_a_redrive_reaches_the_user_and_nobody_else_twice(

@@ -5,9 +5,7 @@ import pytest
 
 from bridge.amqp.dead_letters import delivery_limit as letter_wear
 from bridge.amqp.dead_letters.delivery_limit import LOOK_AGAIN_S, LetterWear
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
 from bridge.core.properties import (
     PERSISTENT,

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.running import running_bridge, settings_for, working

@@ -7,9 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import header_int
 from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually

@@ -4,9 +4,7 @@ import pytest
 from aiormq.exceptions import ChannelPreconditionFailed
 
 from bridge.amqp.topology import Exchange, Queue, _different, topology
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 
 NAMES = BrokerNames("shop.test")
 WANTED = topology(NAMES, (0.05, 1.0, 1.0, 60.0))

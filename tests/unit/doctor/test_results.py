@@ -9,9 +9,7 @@ from yarl import URL
 from bridge.amqp.management import clock_ahead_s
 from bridge.amqp.permissions import Lack, Right
 from bridge.amqp.topology import topology
-from bridge.core.broker_names import (
-    BrokerNames,
-)
+from bridge.core.broker_names import BrokerNames
 from bridge.doctor.broker import permission_finding
 from bridge.doctor.certificates import certificate_finding
 from bridge.doctor.clock import clock_finding

@@ -15,9 +15,7 @@ from bridge.core.contracts.operator.operation import (
     PageQuery,
     QueryFlag,
 )
-from bridge.core.message import (
-    USER_MAX_BYTES,
-)
+from bridge.core.message import USER_MAX_BYTES
 
 USER_PARAMETER: Final = {
     "description": "The user, percent-encoded as UTF-8, slashes and dots too. A user that "
