@@ -117,6 +117,7 @@ class Pump(Generic[B]):
         schemas: EventSchemas | None = None,
         pace_s: float = 0.0,
         journal: Journal | None = None,
+        tracing: Tracing | None = None,
         append: _Append[B] | None = None,
         now: Callable[[], float] = time,
     ) -> None:
@@ -134,6 +135,7 @@ class Pump(Generic[B]):
             pace_s: The least time between the starts of two batches: dear commits become
                 fewer and larger. What comes after a pause is never held up by it.
             journal: Remembers what happened, for operators; ``None`` = one of its own.
+            tracing: Adds spans to the traces of producers; ``None`` = no spans.
             append: How to append to `inbox` what came with a batch, if it is shared.
             now: Unix time.
 
@@ -150,7 +152,7 @@ class Pump(Generic[B]):
         self._metrics = metrics
         self._stored = metrics.settled.labels(outcome=Outcome.STORED, reason="")
         self._pace_s = pace_s
-        self.tracing: Tracing | None = None  # may be set before it runs
+        self._tracing = tracing
         self._journal = journal or Journal()
         self._now = now
         self._in_trial: bytes | None = None
@@ -271,8 +273,8 @@ class Pump(Generic[B]):
             return
         now_s = self._now()
         self._journal.stored(messages, offsets, at_s=now_s)
-        if self.tracing is not None:
-            self.tracing.stored(messages, offsets, now_s=now_s)
+        if self._tracing is not None:
+            self._tracing.stored(messages, offsets, now_s=now_s)
         duplicates = offsets.count(None)
         self._stored.inc(len(good) - duplicates)
         self._count(Outcome.DUPLICATE, duplicates)
@@ -327,8 +329,8 @@ class Pump(Generic[B]):
         self._count(Outcome.DEAD_LETTER, reason=reason)
         text = f"attempt {letter.attempt}, {reason}: {letter.rejection.text}"
         self._note(delivery, Stage.DEAD, text)
-        if self.tracing is not None:
-            self.tracing.set_aside(delivery, letter, now_s=self._now())
+        if self._tracing is not None:
+            self._tracing.set_aside(delivery, letter, now_s=self._now())
 
     async def _patiently(
         self, batch: B, work: Callable[[], Awaitable[T]], *, doing: str

@@ -1,30 +1,59 @@
-"""What each room is told of the settings: its own part, in its own words."""
+"""
+The composition root: builds every object of a bridge from its settings.
+
+`build` returns the components of one bridge, connected but not started; `app` starts and
+stops them. The other functions translate settings into what one component needs. Commands
+and checks that need only that component use them too.
+"""
 
 import socket
-from collections.abc import Callable
+from dataclasses import dataclass
 from time import time
 from typing import Final
+
+from aiohttp import web
+from pydantic import SecretStr
 
 from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.consume.session import Batch
+from bridge.amqp.dead_letters.operations import DeadLetters
 from bridge.amqp.management import MANAGEMENT_WITHIN_S, Management
+from bridge.amqp.publish.messages import MessagePublisher
+from bridge.amqp.publish.publisher import Publisher
+from bridge.amqp.queues import QueueWatch
 from bridge.amqp.shards.layout import ShardPlan
-from bridge.auth.jwt import TokenRules
+from bridge.amqp.topology import topology
+from bridge.auth.jwt import TokenRules, TokenVerifier
+from bridge.auth.key_set import KeySet
 from bridge.core.broker_names import BrokerNames
 from bridge.core.client_address import parse_networks
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.journal import Journal
+from bridge.core.message import MessageLimits
 from bridge.core.origins import OriginRules
 from bridge.core.redis_address import is_redis, parse_redis
 from bridge.core.worker_slot import Workplace
 from bridge.errors import ConfigError
 from bridge.fencing import Fencing
+from bridge.gauges import GaugeSampler
+from bridge.http.api.dead_letters import add_dead_letter_routes
+from bridge.http.api.endpoint import Api
+from bridge.http.api.jobs import add_job_routes
+from bridge.http.api.overview import OverviewEndpoint
+from bridge.http.api.queues import add_queue_routes
+from bridge.http.api.trace import Tracer
+from bridge.http.api.users import add_user_routes
 from bridge.http.authentication import Handler, Keys, guarded, on_loopback_only
 from bridge.http.console.sign_in import SignIn
-from bridge.http.public import LegacyDoor
-from bridge.http.publishing import EventCheck, MessagePublisher
+from bridge.http.jobs import JobBoard
+from bridge.http.journals import Memories
+from bridge.http.online import Online
+from bridge.http.operator import PublishDoor, operator_app
+from bridge.http.public import LegacyDoor, public_app
+from bridge.http.publishing import EventCheck
 from bridge.inbox.contract import Retention
+from bridge.inbox.maintenance import StoreKeeper
 from bridge.inbox.memory.store import MemoryInbox
 from bridge.inbox.migration.model import Target
 from bridge.inbox.redis.fleet import RedisFleet
@@ -32,21 +61,211 @@ from bridge.inbox.redis.migration_target import redis_target
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.sqlite.store import SqliteInbox
 from bridge.metrics import Metrics
+from bridge.pipeline import Pump
+from bridge.readiness import Readiness
 from bridge.schema_folder import load_schemas
 from bridge.settings.model import Settings
 from bridge.sockets.engineio.server import Admission, Bounds
-from bridge.sockets.server import ServerOptions
+from bridge.sockets.server import BridgeServer, ServerOptions
+from bridge.tracing import Tracing, open_tracing
 
-# Well below what a commit with its fsync takes on most disks, so that it costs a message
-# little time, and at thousands a second saves every second or third commit.
-_STORE_PACE_S: Final = 0.002
-# With a shared store it is also how often each of the other bridges is woken up, and the
-# more of them there are the less each one is woken for.
-_SHARED_PACE_S: Final = 0.004
+# A batch of SQLite costs a commit with its fsync. This wait is shorter than that on most
+# disks, and at thousands of messages per second it saves every second or third commit.
+_SQLITE_PACE_S: Final = 0.002
+# A batch of Redis also wakes up each bridge that has a window for one of its messages.
+_REDIS_PACE_S: Final = 0.004
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """
+    The objects of one bridge, connected to each other and not started.
+
+    Attributes:
+        verifier: ``None`` in open mode.
+        fleet: Asks the other bridges; ``None`` unless the store is shared.
+        tracing: ``None`` if no endpoint for spans is configured.
+
+    """
+
+    metrics: Metrics
+    journal: Journal
+    tracing: Tracing | None
+    inbox: MemoryInbox | RedisInbox | SqliteInbox
+    store_keeper: StoreKeeper
+    fleet: RedisFleet | None
+    verifier: TokenVerifier | None
+    sockets: BridgeServer
+    publisher: Publisher
+    messages: MessagePublisher
+    intake: Intake
+    pipeline: Pump[Batch]
+    readiness: Readiness
+    dead_letters: DeadLetters
+    jobs: JobBoard
+    gauges: GaugeSampler
+    sign_in: SignIn
+    publish_keys: Keys
+    event_check: EventCheck
+    publish_endpoint: PublishDoor
+    public_app: web.Application
+    operator_app: web.Application
+
+
+def build(settings: Settings, place: Workplace | None = None) -> Components:
+    """
+    Build a bridge. Reads the folder of schemas and opens nothing else.
+
+    Args:
+        settings: Checked settings.
+        place: The slot of this process if it is one of several workers.
+
+    Raises:
+        ConfigError: If a key or a schema of the settings is invalid.
+
+    """
+    metrics = Metrics()
+    journal = journal_of(settings, place)
+    tracing = open_tracing()
+    names = BrokerNames(settings.namespace)
+    address = broker_address(settings)
+    schemas = schemas_of(settings)
+    fleet = fleet_of(settings)
+
+    inbox = inbox_of(settings)
+    verifier = verifier_of(settings)
+    sockets = BridgeServer(
+        server_options(settings),
+        inbox=inbox,
+        verifier=verifier,
+        metrics=metrics,
+        journal=journal,
+        tracing=tracing,
+        place=place,
+    )
+
+    wanted = topology(names, settings.retry_delays, settings.shards)
+    plan = shard_plan(settings)
+    publisher = Publisher(address, names, metrics=metrics, wanted=wanted, shards=plan)
+    intake = Intake(
+        address,
+        wanted,
+        queue=names.inbound_queue(),
+        prefetch_count=settings.prefetch,
+        metrics=metrics,
+        shards=plan,
+        has_own_inbox=has_own_inbox(settings),
+    )
+    fencing = fencing_of(inbox, intake, metrics)
+    pipeline = Pump(
+        intake=intake,
+        inbox=inbox,
+        publisher=publisher,
+        limits=MessageLimits(settings.max_message_bytes),
+        retry_delays_s=settings.retry_delays,
+        metrics=metrics,
+        schemas=schemas,
+        pace_s=pace_s(settings),
+        journal=journal,
+        tracing=tracing,
+        append=fencing.append if fencing else None,
+    )
+    readiness = Readiness(intake=intake, pipeline=pipeline, inbox=inbox)
+    metrics.ready.set_function(lambda: not readiness.unready_reasons())
+
+    messages = MessagePublisher(publisher, names)
+    event_check = EventCheck(schemas)
+    publish_keys = Keys(publish_keys_of(settings), setting="BRIDGE_API_KEY")
+    public = public_app(
+        health=readiness,
+        route_sockets=sockets.route,
+        legacy=legacy_endpoint(settings, messages, publish_keys, event_check),
+    )
+
+    dead_letters = DeadLetters(address, names, publisher=publisher, journal=journal)
+    queues = QueueWatch(
+        address,
+        names,
+        intake=intake,
+        dead=dead_letters,
+        management=management_of(settings),
+    )
+    jobs = JobBoard()
+    sign_in = sign_in_of(settings)
+    publish_endpoint = PublishDoor(
+        messages,
+        metrics,
+        max_message_bytes=settings.max_message_bytes,
+        check=event_check,
+        journal=journal,
+    )
+    overview = OverviewEndpoint(
+        namespace=settings.namespace,
+        readiness=readiness,
+        intake=intake,
+        inbox=inbox,
+        sockets=sockets,
+        metrics=metrics,
+    )
+    online = Online(sockets, journal, name=settings.name, fleet=fleet)
+    tracer = Tracer(
+        inboxes=inbox.admin,
+        dead=dead_letters,
+        windows=online,
+        memories=Memories(journal, online),
+    )
+
+    def add_api(api: Api) -> None:
+        overview.add_routes(api)
+        add_queue_routes(api, queues)
+        add_dead_letter_routes(api, dead_letters, jobs)
+        add_job_routes(api, jobs)
+        add_user_routes(api, inbox.admin, online)
+        tracer.add_routes(api)
+
+    return Components(
+        metrics=metrics,
+        journal=journal,
+        tracing=tracing,
+        inbox=inbox,
+        store_keeper=StoreKeeper(inbox),
+        fleet=fleet,
+        verifier=verifier,
+        sockets=sockets,
+        publisher=publisher,
+        messages=messages,
+        intake=intake,
+        pipeline=pipeline,
+        readiness=readiness,
+        dead_letters=dead_letters,
+        jobs=jobs,
+        gauges=GaugeSampler(
+            metrics,
+            queues=queues,
+            inbox=inbox,
+            store=settings.inbox.partition(":")[0],
+        ),
+        sign_in=sign_in,
+        publish_keys=publish_keys,
+        event_check=event_check,
+        publish_endpoint=publish_endpoint,
+        public_app=public,
+        operator_app=operator_app(
+            health=readiness,
+            publish=publish_endpoint.publish,
+            metrics=metrics,
+            sign_in=sign_in,
+            publish_keys=publish_keys,
+            add_api=add_api,
+        ),
+    )
+
+
+# --- broker
 
 
 def broker_address(settings: Settings) -> BrokerAddress:
-    """Return where the broker is."""
+    """Return the addresses of the broker and the timeout of its calls."""
     return BrokerAddress(
         urls=tuple(url.get_secret_value() for url in settings.amqp_url),
         timeout_s=settings.broker_timeout,
@@ -54,7 +273,7 @@ def broker_address(settings: Settings) -> BrokerAddress:
 
 
 def shard_plan(settings: Settings) -> ShardPlan:
-    """Return what the broker shall hold for any number of shards."""
+    """Return the exchanges and queues of any number of shards."""
     return ShardPlan(
         BrokerNames(settings.namespace),
         settings.retry_delays,
@@ -66,7 +285,7 @@ def shard_plan(settings: Settings) -> ShardPlan:
 def management_of(
     settings: Settings, *, timeout_s: float = MANAGEMENT_WITHIN_S
 ) -> Management | None:
-    """Return the management API of the broker, if the settings name one."""
+    """Return the client of the management API; ``None`` if it is not configured."""
     if settings.management_url is None:
         return None
     return Management(
@@ -76,8 +295,11 @@ def management_of(
     )
 
 
+# --- inbox
+
+
 def inbox_of(settings: Settings) -> MemoryInbox | RedisInbox | SqliteInbox:
-    """Return the store that the settings name, not opened yet."""
+    """Return the store that the settings name; it is not open yet."""
     if is_redis(settings.inbox):
         return RedisInbox(
             parse_redis(settings.inbox),
@@ -93,21 +315,21 @@ def inbox_of(settings: Settings) -> MemoryInbox | RedisInbox | SqliteInbox:
 def fencing_of(
     inbox: MemoryInbox | RedisInbox | SqliteInbox, intake: Intake, metrics: Metrics
 ) -> Fencing[Batch] | None:
-    """Return what keeps bridges out that lost their queue, if the store is shared."""
+    """Return the fencing of a shared store; ``None`` if the store has one bridge."""
     if isinstance(inbox, RedisInbox):
         return Fencing(intake, inbox, metrics=metrics)
     return None
 
 
 def fleet_of(settings: Settings) -> RedisFleet | None:
-    """Return the way to the other bridges, if the store is one that they share."""
+    """Return the channel to the other bridges; ``None`` unless the store is shared."""
     if not is_redis(settings.inbox):
         return None
     return RedisFleet(parse_redis(settings.inbox), namespace=settings.namespace)
 
 
 def journal_of(settings: Settings, place: Workplace | None) -> Journal:
-    """Return an empty journal that begins now, and says whose it is."""
+    """Return an empty journal that begins now and names this process."""
     bridge = settings.name or socket.gethostname()
     if place is not None:
         bridge = f"{bridge} worker {place.index}"
@@ -115,20 +337,20 @@ def journal_of(settings: Settings, place: Workplace | None) -> Journal:
 
 
 def has_own_inbox(settings: Settings) -> bool:
-    """Say whether the store is one that no other bridge can share."""
+    """Return whether no other bridge can share the store."""
     return not is_redis(settings.inbox)
 
 
-def carry_target_of(settings: Settings) -> Target:
+def migration_target_of(settings: Settings) -> Target:
     """
-    Return the shared store that the settings name, to be carried into.
+    Return the shared store that inboxes are migrated to.
 
     Raises:
-        ConfigError: If they name one that inboxes cannot be carried into.
+        ConfigError: If the settings name a store of another kind.
 
     """
     if not is_redis(settings.inbox):
-        problem = f"{settings.inbox} is no store of a fleet, expected redis://..."
+        problem = f"{settings.inbox} cannot be shared by several bridges, expected redis://..."
         raise ConfigError((problem,))
     return redis_target(
         parse_redis(settings.inbox),
@@ -139,19 +361,19 @@ def carry_target_of(settings: Settings) -> Target:
 
 def pace_s(settings: Settings) -> float:
     """
-    Return the least time between two batches: what a store does for each is worth a wait.
+    Return the shortest time between two batches, in seconds.
 
-    A commit to a disk; with Redis, a wake-up of each bridge that has a window for it.
+    A short wait collects more messages into each batch, whose cost the store has once.
     """
     if settings.inbox.startswith("memory:"):
         return 0.0
     if settings.inbox.startswith("sqlite:"):
-        return _STORE_PACE_S
-    return _SHARED_PACE_S
+        return _SQLITE_PACE_S
+    return _REDIS_PACE_S
 
 
 def retention(settings: Settings) -> Retention:
-    """Return how much an inbox keeps."""
+    """Return how many messages an inbox keeps, and how long."""
     return Retention(
         max_messages=settings.inbox_max_messages,
         max_age_s=settings.inbox_max_age,
@@ -159,17 +381,30 @@ def retention(settings: Settings) -> Retention:
     )
 
 
+# --- messages and tokens
+
+
 def schemas_of(settings: Settings) -> EventSchemas | None:
     """
-    Read what the data of events may be. Blocks; `ConfigError` as `load_schemas`.
+    Read the schemas of events; ``None`` if no folder is configured. Blocks on the disk.
 
-    At each reload too: a changed file is no changed setting.
+    Raises:
+        ConfigError: If the folder or one of its files is invalid.
+
     """
     return load_schemas(settings.schemas, unknown=settings.schemas_unknown)
 
 
+def verifier_of(settings: Settings) -> TokenVerifier | None:
+    """Return the verifier of tokens; ``None`` in open mode. May raise `ConfigError`."""
+    if settings.auth == "open":
+        return None
+    key_set = KeySet(settings.jwks_url) if settings.jwks_url else None
+    return TokenVerifier(token_rules(settings), key_set)
+
+
 def token_rules(settings: Settings) -> TokenRules:
-    """Return what a token must be."""
+    """Return the conditions that a token must meet."""
     return TokenRules(
         algorithms=settings.jwt_algorithms,
         secrets=tuple(secret.get_secret_value() for secret in settings.jwt_secret),
@@ -180,8 +415,11 @@ def token_rules(settings: Settings) -> TokenRules:
     )
 
 
+# --- HTTP and sockets
+
+
 def server_options(settings: Settings) -> ServerOptions:
-    """Return what windows may cost, and whose pages may connect."""
+    """Return the limits of windows and the rules of admission."""
     return ServerOptions(
         bounds=Bounds(
             outbound_bytes=settings.slow_client_bytes,
@@ -208,24 +446,32 @@ def server_options(settings: Settings) -> ServerOptions:
     )
 
 
-def revealed(value: object) -> str | None:
-    """Return a secret setting in plain; ``None`` if it is not set."""
-    reveal = getattr(value, "get_secret_value", None)
-    return str(reveal()) if reveal else None
-
-
-def sign_in_of(settings: Callable[[], Settings]) -> SignIn:
-    """Return the console's sign-in, which has no key yet; `settings` tells those of now."""
+def sign_in_of(settings: Settings) -> SignIn:
+    """Return the sign-in of the console."""
     return SignIn(
-        Keys((), setting="BRIDGE_OPERATOR_TOKEN"),
-        lambda: parse_networks(settings().trusted_proxies),
+        Keys((operator_key_of(settings),), setting="BRIDGE_OPERATOR_TOKEN"),
+        parse_networks(settings.trusted_proxies),
     )
 
 
-def legacy_door(
+def operator_key_of(settings: Settings) -> str | None:
+    """Return the operator token in plain text; ``None`` if it is not set."""
+    return _plain(settings.operator_token)
+
+
+def publish_keys_of(settings: Settings) -> tuple[str | None, str | None]:
+    """Return the keys that may publish over HTTP; those that are not set are ``None``."""
+    return _plain(settings.api_key), _plain(settings.operator_token)
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def legacy_endpoint(
     settings: Settings, publisher: MessagePublisher, keys: Keys, check: EventCheck
 ) -> Handler | None:
-    """Return the article's door with what stands before it; ``None`` if it is off."""
+    """Return the guarded handler of `GET /?name=&msg=`; ``None`` if it is disabled."""
     if not settings.legacy_push:
         return None
     push = LegacyDoor(publisher, check).push

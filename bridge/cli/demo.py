@@ -177,12 +177,12 @@ class _Demo:
     lines: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.bridge = Bridge(
-            self.settings, add_public_routes=lambda app: add_demo_routes(app, self)
-        )
+        self.bridge = Bridge(self.settings)
+        parts = self.bridge.components
+        add_demo_routes(parts.public_app, self)
         self.door = PublishDoor(
-            self.bridge.messages,
-            self.bridge.metrics,
+            parts.messages,
+            parts.metrics,
             max_message_bytes=self.settings.max_message_bytes,
         )
 
@@ -220,7 +220,7 @@ class _Demo:
 
     def cut(self, sid: str) -> bool:
         """Cut a window's connection without a word, as a bad network would."""
-        for window in self.bridge.sockets.rooms:
+        for window in self.bridge.components.sockets.rooms:
             if window.sid == sid:
                 window.carrier.end("cut by the demo", abort=True)
                 return True

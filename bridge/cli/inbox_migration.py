@@ -19,7 +19,7 @@ from bridge.inbox.sqlite.migration_source import SqliteSource
 from bridge.logging import configure_logs
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
-from bridge.wiring import carry_target_of, retention
+from bridge.wiring import migration_target_of, retention
 
 _INTERRUPTED: Final = 130  # as a shell has it: 128 and the number of SIGINT
 _TELL_EACH_S: Final = 2.0
@@ -72,7 +72,7 @@ def carry_inboxes(
     )
     configure_logs(level="error", log_format=settings.log_format)
     source = _source(origin, settings)
-    target = carry_target_of(settings)
+    target = migration_target_of(settings)
     try:
         outcome = asyncio.run(_carry(source, target, is_dry_run=dry_run))
     except KeyboardInterrupt:

@@ -46,11 +46,12 @@ class Rooms:
         mark_delivered: Callable[[str, int], None],
         catch_up: Callable[[Window], None],
         journal: Journal | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._metrics = metrics
         self._mark_delivered = mark_delivered
         self._catch_up = catch_up
-        self.tracing: Tracing | None = None  # may be set before the first message
+        self._tracing = tracing
         self.journal = journal or Journal()
         self._rooms: dict[str, Room] = {}
         self._count = 0
@@ -244,8 +245,8 @@ class Rooms:
         """Let the journal know to how many windows each of `news` was written."""
         if any(windows):
             self.journal.written(news, windows, at_s=now_s)
-            if self.tracing is not None:
-                self.tracing.written(news, windows, now_s=now_s)
+            if self._tracing is not None:
+                self._tracing.written(news, windows, now_s=now_s)
 
     def _note_expired(
         self, news: Sequence[Stored], everything: EncodedMessages, now_s: float

@@ -37,6 +37,7 @@ from bridge.sockets.replay import Replays
 from bridge.sockets.requests import WindowRequests
 from bridge.sockets.rooms import Rooms
 from bridge.sockets.window import Window, WindowReport
+from bridge.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -89,11 +90,13 @@ class BridgeServer:
         verifier: Verifier | None,
         metrics: Metrics,
         journal: Journal | None = None,
+        tracing: Tracing | None = None,
         place: Workplace | None = None,
     ) -> None:
         self.rooms = Rooms(
             metrics,
             journal=journal,
+            tracing=tracing,
             mark_delivered=inbox.mark_delivered,
             catch_up=self._catch_up,
         )

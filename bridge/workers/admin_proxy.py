@@ -13,14 +13,15 @@ from typing import Final
 import orjson
 from aiohttp import web
 
+from bridge.core.client_address import parse_networks
 from bridge.core.contracts.operator import OPERATIONS
+from bridge.http.api.overview import RecentAges
 from bridge.http.authentication import guarded
 from bridge.http.console.sign_in import add_console_routes
 from bridge.http.problems import answer_with_problems, harden, problem
 from bridge.http.request_body import read_body
-from bridge.operators import RecentAges
 from bridge.settings.model import Settings
-from bridge.wiring import revealed, sign_in_of
+from bridge.wiring import operator_key_of, sign_in_of
 from bridge.workers.merging import (
     merge_overviews,
     merge_queues,
@@ -73,10 +74,9 @@ class Door:
     def __init__(self, settings: Settings, crew: Crew) -> None:
         self.settings = settings
         self._crew = crew
-        self._sign_in = sign_in_of(lambda: self.settings)
-        self._ages = RecentAges(crew.merged)
+        self._sign_in = sign_in_of(settings)
+        self._ages = RecentAges(crew.merged.age_buckets)
         self._next = cycle(crew.members)
-        self.apply(settings)
         self.app = app = web.Application(
             middlewares=[answer_with_problems], client_max_size=0
         )
@@ -92,7 +92,9 @@ class Door:
     def apply(self, settings: Settings) -> None:
         """Open to the keys of `settings` from now on."""
         self.settings = settings
-        self._sign_in.replace_keys((revealed(settings.operator_token),))
+        self._sign_in.apply(
+            operator_key_of(settings), parse_networks(settings.trusted_proxies)
+        )
 
     def _add_api(self) -> None:
         for operation in OPERATIONS:
@@ -179,7 +181,7 @@ class Door:
 
     def _with_key(self, question: Question) -> Question:
         """Ask as the operator: who asks has shown the token, or a session, here."""
-        token = revealed(self.settings.operator_token) or ""
+        token = operator_key_of(self.settings) or ""
         headers = {n: v for n, v in question.headers.items() if n == "Content-Type"}
         headers["Authorization"] = f"Bearer {token}"
         return Question(
@@ -242,7 +244,7 @@ class Door:
             good,
             merged=self._crew.merged,
             reasons=await self._crew.unready_reasons(),
-            age_s=self._ages.look(),
+            age_s=self._ages.quantiles(),
         )
         return _response(overview)
 

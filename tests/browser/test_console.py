@@ -31,7 +31,7 @@ async def test_a_wrong_token_is_told_and_guessing_has_to_wait(
     browser: Browser, fragile: RunningBridge
 ) -> None:
     """The right one after a wrong one works; after many, it has to wait as well."""
-    throttle = fragile.bridge._sign_in.throttle
+    throttle = fragile.bridge.components.sign_in.throttle
     url = fragile.listening.operator_url
     async with opened_console(browser, url, is_signed_in=False) as console:
         fault = console.page.locator("#token-fault")
@@ -111,7 +111,7 @@ async def test_pages_that_were_refused_are_named_and_stay_text(
     await expect(strangers).to_be_hidden()
 
     evil = "https://<img src=x onerror=document.title='broken'>"
-    running.bridge.sockets.refused_origins.note(evil, time.time())
+    running.bridge.components.sockets.refused_origins.note(evil, time.time())
 
     await expect(strangers).to_contain_text(evil)
     await expect(strangers.locator("img")).to_have_count(0)
@@ -122,8 +122,8 @@ async def test_what_keeps_the_bridge_from_being_ready_is_told(
     browser: Browser, fragile: RunningBridge
 ) -> None:
     """The first question of whoever opens this page, answered in words."""
-    await fragile.bridge.intake.stop_consuming()
-    await fragile.bridge.intake.settled()
+    await fragile.bridge.components.intake.stop_consuming()
+    await fragile.bridge.components.intake.settled()
 
     async with opened_console(browser, fragile.listening.operator_url) as console:
         await expect(console.page.locator("#state")).to_have_text("not ready")

@@ -43,7 +43,7 @@ async def stored(running: RunningBridge, user: str, *, count: int) -> None:
     """Wait until the inbox of `user` has got so many."""
 
     async def is_there() -> bool:
-        return (await running.bridge.inbox.state(user)).last >= count
+        return (await running.bridge.components.inbox.state(user)).last >= count
 
     await eventually(is_there)
 

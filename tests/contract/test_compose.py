@@ -380,7 +380,7 @@ async def test_the_bridge_s_own_user_of_rabbitmq_may_do_what_it_must_and_no_more
             # One is set aside at once, the other comes back from its waiting queue first.
             names = BrokerNames()
             for exchange in (names.messages, names.retry_queue(1000)):
-                await bridge.publisher.publish(
+                await bridge.components.publisher.publish(
                     exchange, b"alice", body=b"{", properties=NO_PROPERTIES
                 )
             await eventually(

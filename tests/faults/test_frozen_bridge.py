@@ -153,7 +153,7 @@ async def test_what_hung_on_its_way_to_the_store_comes_too_late(
         await acks_are_told()
         line.to_store.freeze()
         await publish(worker, 3, 4, 5)
-        await eventually(lambda: line.first.bridge.intake.in_flight == 3)
+        await eventually(lambda: line.first.bridge.components.intake.in_flight == 3)
 
         line.lose_queue()
         await publish(worker, 6)
@@ -183,7 +183,7 @@ async def test_a_token_that_is_claimed_too_late_is_never_used(
     async with a_second_bridge(line, broker, namespace) as second:
         line.to_store.freeze()
         await publish(worker, 1, 2)
-        await eventually(lambda: line.first.bridge.intake.in_flight == 2)
+        await eventually(lambda: line.first.bridge.components.intake.in_flight == 2)
         line.lose_queue()
         await publish(worker, 3)
         await store.comes_to(1, 2, 3)
@@ -210,7 +210,9 @@ async def test_a_bridge_that_lost_its_queue_gets_it_back_later(
         await publish(line.worker, 2)
         await line.store.comes_to(1, 2)
         line.to_broker.mend()
-        await eventually(lambda: line.first.bridge.intake.is_consuming, within_s=30)
+        await eventually(
+            lambda: line.first.bridge.components.intake.is_consuming, within_s=30
+        )
         assert second.sample("bridge_handed_over_batches_total") == 0
 
     await publish(line.worker, 3)

@@ -106,7 +106,7 @@ async def test_it_waits_unready_takes_nothing_and_goes_on_by_itself(
         await troubles.enter_async_context(trouble(file))
         async with running_bridge(settings, waits=False) as running:
             assert sentence in await unready(running.listening.operator_url)
-            assert not running.bridge.intake.is_consuming
+            assert not running.bridge.components.intake.is_consuming
             await a_window_is_told_to_come_again(running)
 
             await troubles.aclose()

@@ -60,7 +60,9 @@ class RunningBridge:
 
     def sample(self, name: str, **labels: str) -> float:
         """Read one of its metrics; 0 if it was never touched."""
-        return self.bridge.metrics.registry.get_sample_value(name, labels) or 0
+        return (
+            self.bridge.components.metrics.registry.get_sample_value(name, labels) or 0
+        )
 
     def settled(self, outcome: str, reason: str = "") -> float:
         """Return how many deliveries ended that way."""

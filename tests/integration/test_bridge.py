@@ -94,7 +94,7 @@ async def test_20_000_messages_for_200_users_arrive_once_each_and_in_order(
             assert all(window.data() == list(range(100)) for window in windows)
             settled = running.settled("stored")
             assert settled == 20_000
-            await eventually(lambda: running.bridge.intake.in_flight == 0)
+            await eventually(lambda: running.bridge.components.intake.in_flight == 0)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ async def test_what_the_store_refuses_is_tried_again_and_then_set_aside(
         running_bridge(settings_for(broker, namespace)) as running,
         open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
     ):
-        append = running.bridge.inbox.append
+        append = running.bridge.components.inbox.append
 
         async def refuse_poison(messages: Sequence[Message]) -> list[int | None]:
             if any(message.data == b'"poison"' for message in messages):
@@ -234,7 +234,7 @@ async def test_what_the_store_refuses_is_tried_again_and_then_set_aside(
                 raise ZeroDivisionError(problem)
             return await append(messages)
 
-        monkeypatch.setattr(running.bridge.inbox, "append", refuse_poison)
+        monkeypatch.setattr(running.bridge.components.inbox, "append", refuse_poison)
         for data in ("one", "poison", "two"):
             await worker.publish("ann", data)
         (letter,) = await dead_letters(broker, namespace, 1)
@@ -328,16 +328,16 @@ async def test_a_bridge_that_leaves_opens_no_session_while_it_settles(
     async with running_bridge(settings_for(broker, namespace)) as running:
         url = running.listening.public_url
         async with open_windows(url, [running.token("ann")]) as (window,):
-            append = running.bridge.inbox.append
+            append = running.bridge.components.inbox.append
             goes_on = asyncio.Event()
 
             async def append_late(messages: Sequence[Message]) -> list[int | None]:
                 await goes_on.wait()
                 return await append(messages)
 
-            monkeypatch.setattr(running.bridge.inbox, "append", append_late)
+            monkeypatch.setattr(running.bridge.components.inbox, "append", append_late)
             await worker.publish("ann", "late")
-            await eventually(lambda: running.bridge.intake.in_flight)
+            await eventually(lambda: running.bridge.components.intake.in_flight)
 
             running.stop.set()
             await eventually(running.bridge.unready_reasons)

@@ -43,7 +43,7 @@ async def waiting_bridge(
     """Run a bridge that somebody is in the way of; entered when it says so."""
     settings = settings_for(broker, namespace, **changes)
     async with running_bridge(settings, waits=False) as running:
-        await eventually(lambda: running.bridge.intake.problem, within_s=20)
+        await eventually(lambda: running.bridge.components.intake.problem, within_s=20)
         yield running
 
 
@@ -97,7 +97,9 @@ async def test_of_two_that_come_in_one_moment_one_takes_the_messages(
             return [not each.bridge.unready_reasons() for each in bridges]
 
         def waiting() -> list[bool]:
-            return [each.bridge.intake.problem is not None for each in bridges]
+            return [
+                each.bridge.components.intake.problem is not None for each in bridges
+            ]
 
         await eventually(lambda: any(ready()) and sum(waiting()) == 2, within_s=20)
         assert sum(ready()) == 1
@@ -112,7 +114,7 @@ async def test_the_bridge_that_goes_on_with_a_file_waits_for_nobody_else(
     async with AsyncExitStack() as stack:
         worker = await stack.enter_async_context(working(broker, namespace))
         old = await stack.enter_async_context(running_bridge(settings))
-        await eventually(lambda: old.bridge.intake.is_consuming)
+        await eventually(lambda: old.bridge.components.intake.is_consuming)
         await publish_to_all(worker, 1)
         new = await stack.enter_async_context(running_bridge(settings, waits=False))
         await publish_to_all(worker, 2)
@@ -124,7 +126,7 @@ async def test_the_bridge_that_goes_on_with_a_file_waits_for_nobody_else(
         async with open_windows(new.listening.public_url, tokens) as windows:
             await eventually(lambda: all(w.data() == [1, 2, 3, 4] for w in windows))
         # Alone, it keeps every shard, whoever else might count as a bridge.
-        assert new.bridge.intake.shards_active > 1
+        assert new.bridge.components.intake.shards_active > 1
 
 
 async def test_bridges_that_share_an_inbox_and_one_that_does_not_keep_apart(
@@ -150,5 +152,5 @@ async def test_bridges_that_share_an_inbox_and_one_that_does_not_keep_apart(
         more = await stack.enter_async_context(
             running_bridge(settings_for(broker, namespace, inbox=redis.url))
         )
-        assert stray.bridge.intake.problem is not None
+        assert stray.bridge.components.intake.problem is not None
         assert more.bridge.unready_reasons() == []

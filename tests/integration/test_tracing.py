@@ -179,7 +179,7 @@ async def test_a_worker_s_trace_goes_through_the_whole_bridge(
         await worker.publish("ann", {"n": 1}, properties=traced)
         await worker.publish("ann", body=b"no JSON", properties=traced)
         await eventually(windows[0].data)
-        await eventually(lambda: running.bridge.intake.in_flight == 0)
+        await eventually(lambda: running.bridge.components.intake.in_flight == 0)
 
     # Leaving sends what waits.
     await eventually(lambda: len(collector.spans) == 3)

@@ -58,14 +58,14 @@ _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 _BODY_MAX_BYTES: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SignIn:
     """
     Sign-in with the operator token, and the guard that takes the token or a session.
 
     Attributes:
         keys: What opens a session.
-        trusted_proxies: Tells those in front of the door, as they are now.
+        trusted_proxies: Networks whose `X-Forwarded-*` headers are believed.
         sessions: The open ones.
         throttle: Who has tried wrong tokens.
         clock: For the throttle, in seconds.
@@ -73,14 +73,15 @@ class SignIn:
     """
 
     keys: Keys
-    trusted_proxies: Callable[[], Sequence[Network]]
+    trusted_proxies: Sequence[Network]
     sessions: Sessions = field(default_factory=Sessions)
     throttle: Throttle = field(default_factory=Throttle)
     clock: Callable[[], float] = time.monotonic
 
-    def replace_keys(self, keys: Sequence[str | None]) -> None:
-        """Open to these keys from now on; other keys than before end all sessions."""
-        if self.keys.replace(keys):
+    def apply(self, key: str | None, trusted_proxies: Sequence[Network]) -> None:
+        """Use this key and these proxies from now on; a changed key ends all sessions."""
+        self.trusted_proxies = trusted_proxies
+        if self.keys.replace((key,)):
             self.sessions.close_all()
 
     # --- the guard
@@ -107,7 +108,7 @@ class SignIn:
         address = client_address(
             request.remote,
             request.headers.get("X-Forwarded-For"),
-            self.trusted_proxies(),
+            self.trusted_proxies,
         )
         refusal = _refusal_of_strangers(request) or self._refusal_of_haste(address)
         if refusal is not None:
@@ -166,7 +167,7 @@ class SignIn:
             secure=arrived_by_https(
                 request.remote,
                 request.headers.get("X-Forwarded-Proto"),
-                self.trusted_proxies(),
+                self.trusted_proxies,
             ),
         )
         return response

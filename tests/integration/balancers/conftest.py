@@ -35,7 +35,7 @@ class House:
         return [
             each
             for each in self.bridges
-            for _ in each.bridge.sockets.rooms.windows_of(user)
+            for _ in each.bridge.components.sockets.rooms.windows_of(user)
         ]
 
     def home_of(self, user: str) -> RunningBridge:

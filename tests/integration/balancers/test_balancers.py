@@ -23,7 +23,7 @@ TRANSPORTS = pytest.mark.parametrize(
 
 async def store(house: House, user: str, *data: object) -> None:
     """Store messages in the inbox of the bridge where the one window of `user` is."""
-    inbox = house.home_of(user).bridge.inbox
+    inbox = house.home_of(user).bridge.components.inbox
     await inbox.append([message(user, each) for each in data])
 
 
@@ -76,7 +76,7 @@ async def test_a_bridge_that_sends_its_windows_on_gets_no_new_ones(
     draining = house.home_of("before")
     other = house.other_than(draining)
 
-    draining.bridge.sockets.is_draining = True
+    draining.bridge.components.sockets.is_draining = True
     users = [f"after-{number}" for number in range(3)]
     for user in users:
         await pages.connected(user, house.url, **house.options(user, transport))
@@ -130,9 +130,9 @@ async def test_haproxy_asks_each_bridge_whether_it_is_ready(
             await pages.connected(user, house.url, **house.options(user, user))
         ready = house.home_of("websocket")
         for each in house.bridges:
-            each.bridge._is_draining = True
+            each.bridge.components.readiness.is_draining = True
         await eventually(takes_none)
-        ready.bridge._is_draining = False
+        ready.bridge.components.readiness.is_draining = False
         await eventually(takes_windows)
 
         for number in range(2):
@@ -244,5 +244,5 @@ def sessions(house: House) -> dict[str, Carrier]:
     return {
         sid: carrier
         for each in house.bridges
-        for sid, carrier in each.bridge.sockets.engine.carriers.items()
+        for sid, carrier in each.bridge.components.sockets.engine.carriers.items()
     }

@@ -158,7 +158,7 @@ async def test_a_trace_says_how_many_bridges_it_did_not_hear(pair: Pair) -> None
         await asyncio.Event().wait()
         raise AssertionError
 
-    fleet = pair.second.bridge.fleet
+    fleet = pair.second.bridge.components.fleet
     assert fleet is not None
     fleet.serve(hang)
     body = {"user": "ann", "data": 1, "id": "m-2"}
@@ -181,7 +181,7 @@ async def test_a_bridge_that_hangs_is_told_apart_from_one_without_windows(
         await asyncio.Event().wait()
         raise AssertionError
 
-    fleet = pair.second.bridge.fleet
+    fleet = pair.second.bridge.components.fleet
     assert fleet is not None
     fleet.serve(hang)
 
@@ -192,7 +192,7 @@ async def test_a_bridge_that_hangs_is_told_apart_from_one_without_windows(
 
 async def test_nothing_that_others_publish_there_disturbs_it(pair: Pair) -> None:
     """Neither nonsense nor the words of a later version."""
-    fleet = pair.second.bridge.fleet
+    fleet = pair.second.bridge.components.fleet
     assert fleet is not None
     bodies = ["nonsense", "[]", '{"from": 1}', '{"number": 99, "answer": 2}']
     for channel in (fleet._all, fleet._mine):

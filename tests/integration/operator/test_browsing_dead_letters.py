@@ -35,8 +35,8 @@ async def test_letters_are_listed_oldest_first_and_say_why_they_are_there(
             ),
         )
         await eventually(lambda: at.has_ready(1))
-        await at.running.bridge.intake.stop_consuming()
-        await at.running.bridge.intake.settled()
+        await at.running.bridge.components.intake.stop_consuming()
+        await at.running.bridge.components.intake.settled()
         await at.worker.publish("tom", {"n": 1}, properties=expired)
         await eventually(lambda: at.has_ready(2))
 

@@ -70,8 +70,8 @@ async def test_redrive_and_discard_say_how_many_and_ask_before_harm(
     """Nothing is dropped without a yes; a dry run changes nothing."""
     names = BrokerNames(namespace)
     async with running_bridge(settings_for(broker, namespace)) as running:
-        await running.bridge.intake.stop_consuming()
-        await running.bridge.intake.settled()
+        await running.bridge.components.intake.stop_consuming()
+        await running.bridge.components.intake.settled()
         await publish_letters(broker, names, 9, users=("ann", "tom", "eve"))
         dry = await command(running, "redrive", "--user", "ann", "--dry-run")
         dry_json = await command(running, "discard", "--all", "--dry-run", "--json")
@@ -105,8 +105,8 @@ async def test_ctrl_c_cancels_the_job_and_says_what_was_done(
         running_bridge(settings_for(broker, namespace)) as running,
         asking(running) as api,
     ):
-        await running.bridge.intake.stop_consuming()
-        await running.bridge.intake.settled()
+        await running.bridge.components.intake.stop_consuming()
+        await running.bridge.components.intake.settled()
         await publish_letters(broker, names, 100)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "bridge", "dead", "redrive", "--all", "--rate", "20",

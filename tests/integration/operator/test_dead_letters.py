@@ -73,8 +73,8 @@ async def test_an_expired_letter_gets_its_time_to_live_anew(
     """It was set aside because nobody was there; now somebody is."""
     properties = Properties(expiration=b"100", delivery_mode=PERSISTENT)
     async with setting(broker, namespace) as at:
-        await at.running.bridge.intake.stop_consuming()
-        await at.running.bridge.intake.settled()
+        await at.running.bridge.components.intake.stop_consuming()
+        await at.running.bridge.components.intake.settled()
         await at.worker.publish("ann", "late", properties=properties)
         await eventually(lambda: at.has_ready(1))
         await at.start("redrive", all=True)
@@ -96,7 +96,7 @@ async def test_a_redrive_that_is_repeated_is_known_to_the_inbox(
         ) as windows,
     ):
         await publish_letters(broker, at.names, 3)
-        letters = at.running.bridge.operators.dead_letters
+        letters = at.running.bridge.components.dead_letters
         found = [
             await letters.find(i["id"])
             for i in (await at.api.get("/api/dead"))["items"]
@@ -119,8 +119,8 @@ async def test_what_cannot_be_redriven_stays_and_the_rest_goes(
         async with open_raw(broker.url) as raw:
             await raw.publish(at.names.messages, b"\xff\xfe")
         await eventually(lambda: at.has_ready(2))
-        await at.running.bridge.intake.stop_consuming()
-        await at.running.bridge.intake.settled()
+        await at.running.bridge.components.intake.stop_consuming()
+        await at.running.bridge.components.intake.settled()
         job = await at.start("redrive", all=True)
         page = await at.api.get("/api/dead")
 
@@ -156,8 +156,8 @@ async def test_a_discard_needs_the_number_and_drops_only_what_was_meant(
 async def test_twins_are_told_apart(broker: LocalNode, namespace: str) -> None:
     """The same message twice, expired in the same second: one is meant, one goes."""
     async with setting(broker, namespace) as at:
-        await at.running.bridge.intake.stop_consuming()
-        await at.running.bridge.intake.settled()
+        await at.running.bridge.components.intake.stop_consuming()
+        await at.running.bridge.components.intake.settled()
         for _ in range(3):
             await at.worker.publish(
                 "ann",
@@ -178,8 +178,8 @@ async def test_a_job_can_be_cancelled_and_others_look_while_it_runs(
 ) -> None:
     """What it had not done stays in its order; a second job waits its turn."""
     async with setting(broker, namespace) as at:
-        await at.running.bridge.intake.stop_consuming()
-        await at.running.bridge.intake.settled()
+        await at.running.bridge.components.intake.stop_consuming()
+        await at.running.bridge.components.intake.settled()
         await publish_letters(broker, at.names, 200)
         started = await at.api.ask(
             "POST", "/api/dead/redrive", {"all": True, "rate_per_s": 20}

@@ -23,12 +23,12 @@ async def test_prometheus_hears_of_queues_and_of_the_disk(
         await worker.publish("ann", body=b"no JSON")
         dead = {"queue": names.dead, "role": "dead"}
         inbound = {"queue": names.inbound_queue(), "role": "inbound"}
-        await eventually(lambda: running.bridge.intake.is_consuming)
+        await eventually(lambda: running.bridge.components.intake.is_consuming)
         await eventually(lambda: running.settled("dead_letter", "malformed_body") == 1)
 
         async def is_measured() -> bool:
             # A look that is less than a second old is told again.
-            await running.bridge.operators.measure()
+            await running.bridge.components.gauges.measure()
             return running.sample("bridge_queue_messages", **dead) == 1
 
         await eventually(is_measured)
@@ -43,7 +43,7 @@ async def test_nothing_is_told_of_what_cannot_be_asked(
     """An old number would look like a new one; and memory has no disk."""
     settings = settings_for(broker, namespace, inbox="memory:")
     async with running_bridge(settings) as running:
-        await running.bridge.operators.measure()
+        await running.bridge.components.gauges.measure()
 
-        text = running.bridge.metrics.render().decode()
+        text = running.bridge.components.metrics.render().decode()
         assert "bridge_inbox_free_bytes{" not in text

@@ -37,7 +37,7 @@ async def test_the_overview_tells_how_the_bridge_is(
         await worker.publish("ann", {"n": 1})
         await worker.publish("ann", body=b"no JSON")
         await eventually(windows[0].data)
-        await eventually(lambda: running.bridge.intake.in_flight == 0)
+        await eventually(lambda: running.bridge.components.intake.in_flight == 0)
         told = await api.get("/api/overview")
 
     assert told["ready"] is True
@@ -101,7 +101,7 @@ async def test_the_age_of_the_oldest_is_told_where_it_can_be_known(
     names = BrokerNames(namespace)
     settings = settings_for(broker, namespace, retry_delays="50s")
     async with running_bridge(settings) as running, asking(running) as api:
-        await eventually(lambda: running.bridge.intake.is_consuming)
+        await eventually(lambda: running.bridge.components.intake.is_consuming)
         empty = await by_role(api)
         await publish_letters(broker, names, 3)
         async with open_raw(broker.url) as raw:

@@ -45,7 +45,7 @@ async def settled(running: RunningBridge, messages: int, *outcomes: str) -> None
     """Wait until so many deliveries came to their end."""
 
     def count() -> float:
-        metric = running.bridge.metrics.settled
+        metric = running.bridge.components.metrics.settled
         return sum(
             sample.value
             for family in metric.collect()
@@ -171,14 +171,14 @@ async def test_a_message_that_fails_tells_each_attempt(
         working(broker, namespace) as worker,
         asking(running) as api,
     ):
-        store = running.bridge.inbox.append
+        store = running.bridge.components.inbox.append
 
         async def fail(messages: Sequence[Message]) -> list[int | None]:
             if any(message.id == "poison" for message in messages):
                 raise ZeroDivisionError
             return await store(messages)
 
-        monkeypatch.setattr(running.bridge.inbox, "append", fail)
+        monkeypatch.setattr(running.bridge.components.inbox, "append", fail)
         await worker.publish("ann", 1, properties=properties("poison"))
         await worker.publish("ann", body=b"{", properties=properties("malformed"))
         await settled(running, 2, "dead_letter")
@@ -209,7 +209,7 @@ async def test_a_redriven_message_tells_both_of_its_lives(
         await worker.publish("ann", "x" * 200, properties=properties("m"))
         await settled(running, 1, "dead_letter")
         aside = await traced(api, "m")
-        running.bridge.pump.limits = MessageLimits(1000)
+        running.bridge.components.pipeline.limits = MessageLimits(1000)
         await api.ask("POST", "/api/dead/redrive", {"all": True})
         await settled(running, 1)
         stored = await traced(api, "m")

@@ -201,7 +201,7 @@ async def test_an_inbox_is_read_page_by_page(
                 await worker.publish("ann", {"n": n})
             await eventually(lambda: len(windows[0].data()) == 3)
         position = windows[0].events[-1][2]
-        await eventually(lambda: not len(running.bridge.sockets.rooms))
+        await eventually(lambda: not len(running.bridge.components.sockets.rooms))
         await worker.publish("ann", {"n": 3}, properties=properties)
         await settled(running, 4)
 
@@ -252,7 +252,7 @@ async def test_kicking_closes_all_windows_of_one_user(
         ) as windows,
     ):
         dry = await asyncio.to_thread(run_command, running, "kick", "a/b", "--dry-run")
-        assert len(running.bridge.sockets.rooms) == 3
+        assert len(running.bridge.components.sockets.rooms) == 3
         kicked = await asyncio.to_thread(run_command, running, "kick", "a/b", "--json")
         await eventually(lambda: all(w.websocket.closed for w in windows[:2]))
         again = await api.ask("POST", "/api/users/bob/kick")

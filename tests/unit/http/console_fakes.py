@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from aiohttp import ClientResponse, web
 
-from bridge.core.client_address import parse_networks
 from bridge.http.authentication import Keys, guarded
 from bridge.http.console.sign_in import SignIn, add_console_routes
 from bridge.http.problems import answer_with_problems, harden
@@ -24,14 +23,11 @@ class Door:
 
     keys: Keys = field(default_factory=lambda: Keys([TOKEN], setting="TOKEN"))
     clock: Clock = field(default_factory=Clock)
-    trusted: tuple[str, ...] = ()
     changes: int = 0
 
     def __post_init__(self) -> None:
         """Build the part that is looked at."""
-        self.sign_in = SignIn(
-            self.keys, lambda: parse_networks(self.trusted), clock=self.clock
-        )
+        self.sign_in = SignIn(self.keys, (), clock=self.clock)
 
     def app(self) -> web.Application:
         """Build it."""

@@ -7,6 +7,7 @@ import pytest_asyncio
 from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
 
+from bridge.core.client_address import parse_networks
 from tests.unit.http.conftest import Client
 from tests.unit.http.console_fakes import OWN, TOKEN, Door, cookie, try_token
 
@@ -72,7 +73,7 @@ async def test_behind_a_trusted_proxy_with_tls_the_cookie_is_for_tls_alone(
     is_secure: bool,
 ) -> None:
     """Anybody can write that header; and a Secure cookie over http is lost."""
-    door.trusted = trusted
+    door.sign_in.trusted_proxies = parse_networks(trusted)
     headers = OWN | ({"X-Forwarded-Proto": proto} if proto else {})
 
     response = await try_token(client, headers=headers)
@@ -120,7 +121,7 @@ async def test_without_a_token_in_the_settings_nothing_opens(door: Door) -> None
 
 async def test_guessing_is_slowed_down_by_address(client: Client, door: Door) -> None:
     """The good token has to wait as well, or the answer would tell that it was good."""
-    door.trusted = ("127.0.0.1",)
+    door.sign_in.trusted_proxies = parse_networks(["127.0.0.1"])
     guesser = {**OWN, "X-Forwarded-For": "198.51.100.7"}
     for _ in range(5):
         assert (await try_token(client, "guess", guesser)).status == 401
@@ -163,9 +164,9 @@ async def test_other_keys_end_all_sessions_and_the_same_keys_none(
     """A reload that changes something else throws nobody out."""
     sent = await cookie(client)
 
-    door.sign_in.replace_keys([TOKEN])
+    door.sign_in.apply(TOKEN, ())
     kept = await client.get("/api/thing", headers=sent)
-    door.sign_in.replace_keys(["another"])
+    door.sign_in.apply("another", ())
     ended = await client.get("/api/thing", headers=sent)
 
     assert (kept.status, ended.status) == (200, 401)

@@ -29,9 +29,7 @@ async def door(
             health=health,
             publish=publishing.publish,
             metrics=Metrics(),
-            sign_in=SignIn(
-                Keys(["operate"], setting="BRIDGE_OPERATOR_TOKEN"), lambda: ()
-            ),
+            sign_in=SignIn(Keys(["operate"], setting="BRIDGE_OPERATOR_TOKEN"), ()),
             publish_keys=Keys(["publish"], setting="BRIDGE_API_KEY"),
         )
     )

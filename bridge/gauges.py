@@ -1,0 +1,74 @@
+"""The gauges that are measured at intervals: queues, and the disk of the inbox store."""
+
+import asyncio
+from typing import Final
+
+from bridge.amqp.queues import QueueWatch
+from bridge.errors import BrokerUnavailableError, StoreUnavailableError
+from bridge.inbox.contract import Inbox
+from bridge.metrics import Metrics
+
+_FIRST_AFTER_S: Final = 5.0
+_INTERVAL_S: Final = 30.0
+
+
+class GaugeSampler:
+    """Sets the gauges of queues and of the inbox store."""
+
+    def __init__(
+        self, metrics: Metrics, *, queues: QueueWatch, inbox: Inbox, store: str
+    ) -> None:
+        """Take what is measured; `store` is the label of the inbox gauges."""
+        self._metrics = metrics
+        self._queues = queues
+        self._inbox = inbox
+        self._store = store
+        self._measured: set[tuple[str, str]] = set()
+
+    async def run(self) -> None:
+        """Measure at intervals until cancelled."""
+        await asyncio.sleep(_FIRST_AFTER_S)  # do not compete with the start
+        while True:
+            await self.measure()
+            await asyncio.sleep(_INTERVAL_S)
+
+    async def measure(self) -> None:
+        """Measure once; a queue or a store that does not answer has no gauge."""
+        await self._measure_queues()
+        await self._measure_inbox()
+
+    async def _measure_queues(self) -> None:
+        metrics = self._metrics
+        gauges = (metrics.queue_messages, metrics.queue_consumers)
+        try:
+            queues = await self._queues.look_anew()
+        except BrokerUnavailableError:
+            # Remove the values: an old number would look like a current one.
+            for gauge in gauges:
+                gauge.clear()
+            return
+        named = {(queue.name, str(queue.role)) for queue in queues}
+        # Queues disappear when the number of shards changes.
+        for name, role in self._measured - named:
+            for gauge in gauges:
+                gauge.remove_by_labels({"queue": name, "role": role})
+        self._measured = named
+        for queue in queues:
+            labels = {"queue": queue.name, "role": queue.role}
+            for gauge, value in zip(
+                gauges, (queue.depth, queue.consumers), strict=True
+            ):
+                if value is None:
+                    gauge.remove_by_labels(labels)
+                else:
+                    gauge.labels(**labels).set(value)
+
+    async def _measure_inbox(self) -> None:
+        try:
+            usage = await self._inbox.usage()
+        except StoreUnavailableError:  # readiness and the log report it
+            return
+        if usage is not None:
+            metrics = self._metrics
+            metrics.inbox_bytes.labels(store=self._store).set(usage.used_bytes)
+            metrics.inbox_free_bytes.labels(store=self._store).set(usage.free_bytes)

@@ -1,0 +1,35 @@
+"""Whether the bridge is ready for traffic, and the reasons if it is not."""
+
+from bridge.amqp.consume.intake import Intake
+from bridge.amqp.consume.session import Batch
+from bridge.inbox.contract import Inbox
+from bridge.pipeline import Pump
+
+
+class Readiness:
+    """The state behind `/health/ready`, the gauge `bridge_ready` and the overview."""
+
+    def __init__(self, *, intake: Intake, pipeline: Pump[Batch], inbox: Inbox) -> None:
+        self._intake = intake
+        self._pipeline = pipeline
+        self._inbox = inbox
+        self.is_draining = False
+
+    def start_draining(self) -> None:
+        """Report from now on that the bridge shuts down."""
+        self.is_draining = True
+
+    def unready_reasons(self) -> list[str]:
+        """Return the reasons why the bridge is not ready; empty if it is."""
+        reasons = []
+        if self.is_draining:
+            reasons.append("the bridge is shutting down")
+        if not self._intake.is_consuming:
+            reasons.append(
+                self._intake.problem or "nothing is consumed from the broker"
+            )
+        if self._pipeline.is_waiting:
+            reasons.append(f"the pipeline waits: {self._pipeline.problem}")
+        if self._inbox.problem is not None:
+            reasons.append(f"the inbox store cannot be written: {self._inbox.problem}")
+        return reasons
