@@ -3,7 +3,7 @@
 import asyncio
 from typing import Final
 
-from bridge.amqp.queues import QueueWatch
+from bridge.amqp.queues import QueueInspector
 from bridge.errors import BrokerUnavailableError, StoreUnavailableError
 from bridge.inbox.contract import Inbox
 from bridge.metrics import Metrics
@@ -16,7 +16,7 @@ class GaugeSampler:
     """Sets the gauges of queues and of the inbox store."""
 
     def __init__(
-        self, metrics: Metrics, *, queues: QueueWatch, inbox: Inbox, store: str
+        self, metrics: Metrics, *, queues: QueueInspector, inbox: Inbox, store: str
     ) -> None:
         """Take what is measured; `store` is the label of the inbox gauges."""
         self._metrics = metrics
@@ -41,7 +41,7 @@ class GaugeSampler:
         metrics = self._metrics
         gauges = (metrics.queue_messages, metrics.queue_consumers)
         try:
-            queues = await self._queues.look_anew()
+            queues = await self._queues.inspect_without_ages()
         except BrokerUnavailableError:
             # Remove the values: an old number would look like a current one.
             for gauge in gauges:

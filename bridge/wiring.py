@@ -17,11 +17,11 @@ from pydantic import SecretStr
 from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.consume.session import Batch
-from bridge.amqp.dead_letters.operations import DeadLetters
-from bridge.amqp.management import MANAGEMENT_WITHIN_S, Management
+from bridge.amqp.dead_letters.operations import DeadLetterQueue
+from bridge.amqp.management import MANAGEMENT_WITHIN_S, ManagementApi
 from bridge.amqp.publish.messages import MessagePublisher
 from bridge.amqp.publish.publisher import Publisher
-from bridge.amqp.queues import QueueWatch
+from bridge.amqp.queues import QueueInspector
 from bridge.amqp.shards.layout import ShardPlan
 from bridge.amqp.topology import topology
 from bridge.auth.jwt import TokenRules, TokenVerifier
@@ -101,7 +101,7 @@ class Components:
     intake: Intake
     pipeline: Pump[Batch]
     readiness: Readiness
-    dead_letters: DeadLetters
+    dead_letters: DeadLetterQueue
     jobs: JobBoard
     gauges: GaugeSampler
     sign_in: SignIn
@@ -182,12 +182,12 @@ def build(settings: Settings, place: Workplace | None = None) -> Components:
         legacy=legacy_endpoint(settings, messages, publish_keys, event_check),
     )
 
-    dead_letters = DeadLetters(address, names, publisher=publisher, journal=journal)
-    queues = QueueWatch(
+    dead_letters = DeadLetterQueue(address, names, publisher=publisher, journal=journal)
+    queues = QueueInspector(
         address,
         names,
         intake=intake,
-        dead=dead_letters,
+        dead_letters=dead_letters,
         management=management_of(settings),
     )
     jobs = JobBoard()
@@ -284,11 +284,11 @@ def shard_plan(settings: Settings) -> ShardPlan:
 
 def management_of(
     settings: Settings, *, timeout_s: float = MANAGEMENT_WITHIN_S
-) -> Management | None:
+) -> ManagementApi | None:
     """Return the client of the management API; ``None`` if it is not configured."""
     if settings.management_url is None:
         return None
-    return Management(
+    return ManagementApi(
         settings.management_url.get_secret_value(),
         amqp_url=settings.amqp_url[0].get_secret_value(),
         timeout_s=timeout_s,

@@ -1,9 +1,9 @@
 """
-RabbitMQ's management API, where BRIDGE_MANAGEMENT_URL names it: what AMQP does not tell.
+A client of RabbitMQ's management API, for facts that AMQP does not provide.
 
-It is optional, and never waited for long. The queues' rates come from it, and the doctor asks
-it for policies, bindings, flags and its clock. A login of its own may stand in the setting;
-without one, that of BRIDGE_AMQP_URL is used. The user needs the tag `management`.
+The API is optional (BRIDGE_MANAGEMENT_URL) and gets a short timeout. It provides the rates of
+queues; `bridge check` reads policies, bindings, feature flags and the clock. The URL may hold
+a login; without one, the login of BRIDGE_AMQP_URL is used. The user needs the tag `management`.
 """
 
 import asyncio
@@ -22,39 +22,39 @@ from bridge.core.contracts.operator.queues import Rates
 
 MANAGEMENT_WITHIN_S: Final = 3.0
 _BODY_MAX_BYTES: Final = 16 << 20
-# The age of the oldest message is not among them: RabbitMQ knows `head_message_timestamp` of
-# classic queues alone, and the bridge's are quorum queues.
+# The age of the oldest message is missing: RabbitMQ provides `head_message_timestamp` for
+# classic queues only, and the bridge declares quorum queues.
 _COLUMNS: Final = "messages_unacknowledged,message_stats"
 
 
 class ManagementError(Exception):
-    """The management API did not answer as it should; the text says what to do."""
+    """The management API did not return a usable response; the text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer: the JSON, and by how much the broker's clock is ahead of ours."""
+class ManagementResponse:
+    """The JSON of a response, and how far the broker's clock is ahead of ours."""
 
     value: object
     clock_ahead_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class ManagedQueue:
-    """What the management API says of one queue; ``None`` where it says nothing."""
+class QueueStatistics:
+    """The statistics of one queue; ``None`` where the management API has none."""
 
     unacked: int | None
     rates: Rates | None
 
 
-class Management:
+class ManagementApi:
     """
-    Asks the management API of one broker.
+    The management API of one broker.
 
     Args:
-        url: Where it is, with a user and a password or without.
+        url: Where it is, with or without a login.
         amqp_url: Of the same broker: its vhost, and its login if `url` has none.
-        timeout_s: For each question.
+        timeout_s: For each request.
 
     """
 
@@ -72,24 +72,24 @@ class Management:
         self.vhost_path = quote(self.vhost, safe="")
         self._timeout_s = timeout_s
 
-    async def queue(self, name: str) -> ManagedQueue:
+    async def queue(self, name: str) -> QueueStatistics:
         """
-        Ask for one queue.
+        Return the statistics of one queue.
 
         Raises:
-            ManagementError: If there is no good answer.
+            ManagementError: If there is no usable response.
 
         """
         path = f"queues/{self.vhost_path}/{quote(name, safe='')}?columns={_COLUMNS}"
-        told = (await self.ask(path)).value
-        return _managed(told if isinstance(told, dict) else {})
+        value = (await self.get(path)).value
+        return _statistics(value if isinstance(value, dict) else {})
 
-    async def ask(self, path: str) -> Answer:
+    async def get(self, path: str) -> ManagementResponse:
         """
-        Ask for `path` below `/api/`.
+        Request `path` below `/api/`.
 
         Raises:
-            ManagementError: If there is no good answer; its text holds no password.
+            ManagementError: If there is no usable response; its text holds no password.
 
         """
         url = URL(f"{str(self._root).rstrip('/')}/api/{path}", encoded=True)
@@ -105,63 +105,65 @@ class Management:
                 if response.status in {401, 403}:
                     raise ManagementError(_REFUSED)
                 if response.status != 200:
-                    text = f"{path} is answered with status {response.status}"
+                    text = f"{path} returned status {response.status}"
                     raise ManagementError(text)
                 date = response.headers.get("Date")
         except TimeoutError as exc:
             text = f"no answer within {self._timeout_s:g} s"
             raise ManagementError(text) from exc
         except aiohttp.ClientError as exc:
-            raise ManagementError(f"it is not reached ({type(exc).__name__})") from exc
+            raise ManagementError(
+                f"it cannot be reached ({type(exc).__name__})"
+            ) from exc
         try:
-            return Answer(orjson.loads(body), clock_ahead_s(date))
+            return ManagementResponse(orjson.loads(body), clock_ahead_s(date))
         except orjson.JSONDecodeError as exc:
-            text = "what answers there does not speak JSON"
+            text = "the response is not JSON"
             raise ManagementError(text) from exc
 
 
 _REFUSED: Final = (
-    "it refuses the login: the user needs the tag management "
+    "it rejects the login: the user needs the tag management "
     "(rabbitmqctl set_user_tags USER management)"
 )
 
 
 def clock_ahead_s(date: str | None) -> float | None:
-    """Return how far a `Date` header is ahead of our clock; `None` if it tells nothing."""
+    """Return how far a `Date` header is ahead of our clock; ``None`` if it is invalid."""
     try:
-        told_s = parsedate_to_datetime(date or "").timestamp()
+        date_s = parsedate_to_datetime(date or "").timestamp()
     except ValueError:
         return None
-    return told_s + 0.5 - time()  # it is cut to whole seconds
+    return date_s + 0.5 - time()  # the header has whole seconds
 
 
 async def read_all(response: aiohttp.ClientResponse) -> bytes:
     """
-    Read an answer to its end; one read of aiohttp's gives what happens to be there.
+    Read a response body to its end, up to 16 MiB.
 
     Raises:
-        aiohttp.ClientPayloadError: If it breaks off, or is too large to be meant.
+        aiohttp.ClientPayloadError: If the body is incomplete or too large.
 
     """
     body = bytearray()
     async for piece in response.content.iter_any():
         body += piece
         if len(body) > _BODY_MAX_BYTES:
-            message = "the answer is too large"
+            message = "the response is too large"
             raise aiohttp.ClientPayloadError(message)
     return bytes(body)
 
 
-def _managed(told: Mapping[str, Any]) -> ManagedQueue:
-    unacked = told.get("messages_unacknowledged")
-    stats = told.get("message_stats")
+def _statistics(value: Mapping[str, Any]) -> QueueStatistics:
+    unacked = value.get("messages_unacknowledged")
+    stats = value.get("message_stats")
     rates = None
     if isinstance(stats, dict):
         rates = Rates(
             in_per_s=_rate(stats, "publish_details"),
             out_per_s=_rate(stats, "deliver_get_details"),
         )
-    return ManagedQueue(unacked if isinstance(unacked, int) else None, rates)
+    return QueueStatistics(unacked if isinstance(unacked, int) else None, rates)
 
 
 def _rate(stats: Mapping[str, Any], name: str) -> float:

@@ -1,12 +1,12 @@
 """
-What the broker's user may do with what the bridge declares, found out without doing it.
+Find out which permissions the broker's user lacks, without changing anything.
 
-AMQP has no question for it, so each right is asked for with a call that the broker checks
-for permission first and that can have no effect after that: taking away a binding that
-nobody has made, consuming or declaring with an argument of a type that is refused,
-publishing with an expiration that is no number. RabbitMQ 3.10 looks at permission first in
-each of them (rabbit_channel.erl; tried out there). Some calls end their channel, which the
-broker's log tells as an error: one such line for each queue.
+AMQP has no call that returns permissions. So each one is probed with a call for which the
+broker checks the permission first and that cannot succeed after that: removing a binding that
+does not exist, consuming or declaring with an argument of a wrong type, publishing with an
+expiration that is not a number. RabbitMQ 3.10 checks the permission first in each of them
+(rabbit_channel.erl, and measured). Some calls close their channel, which RabbitMQ logs as an
+error: one line per queue.
 """
 
 import secrets
@@ -34,13 +34,13 @@ from bridge.amqp.topology import (
 )
 from bridge.core.broker_names import BrokerNames
 
-_NOT_A_NUMBER: Final = "bridge check looks whether it may"
+_NOT_A_NUMBER: Final = "bridge check probes permissions"
 
-_Question = Callable[[aiormq.Channel], Awaitable[None]]
+_Call = Callable[[aiormq.Channel], Awaitable[None]]
 
 
-class Right(StrEnum):
-    """What RabbitMQ grants by a pattern of names each."""
+class Permission(StrEnum):
+    """The three permissions of RabbitMQ; each is granted for a pattern of names."""
 
     CONFIGURE = "configure"
     WRITE = "write"
@@ -48,61 +48,63 @@ class Right(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Lack:
-    """One right on one exchange or queue that the user needs and has not."""
+class MissingPermission:
+    """A permission on an exchange or queue that the user needs and lacks."""
 
-    right: Right
+    permission: Permission
     name: str
 
 
-async def missing_rights(
+async def missing_permissions(
     connection: BrokerConnection[FrameReader],
     wanted: Topology,
     *,
     undeclared: Sequence[Exchange | Queue],
     timeout_s: float,
-) -> list[Lack]:
+) -> list[MissingPermission]:
     """
-    Say which rights are missing to declare `wanted`, consume, publish and redrive.
+    Return the permissions that declaring `wanted`, consuming and publishing need.
 
     Args:
-        connection: Of the user; a channel of its own is used for each question.
-        wanted: What has to be there; it need not be there yet.
-        undeclared: What of it could not be declared in earnest: only then is the right to
-            do so in question.
-        timeout_s: For each single question.
+        connection: Of the user; each probe opens a channel of its own.
+        wanted: What the bridge needs; it need not exist yet.
+        undeclared: The part of it that could not be declared for a comparison. Only for
+            these is the permission to configure unknown.
+        timeout_s: For each probe.
 
     Raises:
-        BrokerUnavailableError: If the broker is away or too slow.
+        BrokerUnavailableError: If the broker is unreachable or too slow.
 
     """
-    asker = _Asker(connection, timeout_s=timeout_s)
-    lacks = [
-        Lack(Right.CONFIGURE, thing.name)
+    probe = _PermissionProbe(connection, timeout_s=timeout_s)
+    missing = [
+        MissingPermission(Permission.CONFIGURE, thing.name)
         for thing in undeclared
-        if not await asker.may_configure(thing)
+        if not await probe.may_configure(thing)
     ]
-    lacks += [
-        Lack(Right.WRITE, exchange.name)
+    missing += [
+        MissingPermission(Permission.WRITE, exchange.name)
         for exchange in wanted.exchanges
-        if not await asker.may_write(exchange)
+        if not await probe.may_write(exchange)
     ]
     for binding in wanted.bindings:
-        lacks += await asker.lacks_to_bind(binding)
-    lacks += [
-        Lack(Right.READ, queue.name)
+        missing += await probe.missing_to_bind(binding)
+    missing += [
+        MissingPermission(Permission.READ, queue.name)
         for queue in wanted.queues
-        if not await asker.may_read(queue)
+        if not await probe.may_read(queue)
     ]
-    return list(dict.fromkeys(lacks))
+    return list(dict.fromkeys(missing))
 
 
 async def may_configure_anything(
     connection: BrokerConnection[FrameReader], *, timeout_s: float
 ) -> bool:
-    """Say whether the user may make things of names that nobody has thought of."""
-    stranger = Queue(f"check-{secrets.token_hex(8)}", {})
-    return await _Asker(connection, timeout_s=timeout_s).may_configure(stranger)
+    """Return whether the user may declare any name, by the example of a random one."""
+    random_queue = Queue(f"check-{secrets.token_hex(8)}", {})
+    return await _PermissionProbe(connection, timeout_s=timeout_s).may_configure(
+        random_queue
+    )
 
 
 async def knows_type(
@@ -113,11 +115,12 @@ async def knows_type(
     timeout_s: float,
 ) -> bool:
     """
-    Say whether the broker has exchanges of this type. If not, the connection may be gone.
+    Return whether the broker supports this type of exchange.
 
-    Asked with a declare that is refused for its argument, behind its type.
+    The probe is a declare that RabbitMQ refuses for its argument if it knows the type. If it
+    does not, RabbitMQ before 4.0 closes the connection.
     """
-    async with broker_call(f"ask for {exchange_type}", timeout_s=timeout_s):
+    async with broker_call(f"probe {exchange_type}", timeout_s=timeout_s):
         channel = await connection.open_channel(confirms=False)
         try:
             await channel.exchange_declare(
@@ -134,8 +137,8 @@ async def knows_type(
     return True
 
 
-class _Asker:
-    """Asks for one right after the other."""
+class _PermissionProbe:
+    """Probes permissions over one connection."""
 
     def __init__(
         self, connection: BrokerConnection[FrameReader], *, timeout_s: float
@@ -145,8 +148,8 @@ class _Asker:
 
     async def may_configure(self, thing: Exchange | Queue) -> bool:
         async def declare(channel: aiormq.Channel) -> None:
-            # The argument would have to be a name: what is not there is refused for it,
-            # what is there for being different.
+            # The argument must be a string. RabbitMQ refuses it for a new name, and for an
+            # existing one because the arguments differ.
             if isinstance(thing, Exchange):
                 await channel.exchange_declare(
                     thing.name,
@@ -159,11 +162,12 @@ class _Asker:
                     thing.name, durable=True, arguments={"x-dead-letter-exchange": 1}
                 )
 
-        return await self._refusal(declare, f"look at {thing.name}") is None
+        return await self._refusal(declare, f"probe {thing.name}") is None
 
     async def may_write(self, exchange: Exchange) -> bool:
-        # Wants write and read, and leaves no trace; only if it is refused, the other way.
-        if not await self.lacks_to_bind(Binding(exchange.name, exchange)):
+        # This probe needs write and read, and RabbitMQ logs nothing. The other one, which
+        # closes the channel, is needed only if it fails.
+        if not await self.missing_to_bind(Binding(exchange.name, exchange)):
             return True
 
         async def publish(channel: aiormq.Channel) -> None:
@@ -173,9 +177,9 @@ class _Asker:
             await channel.basic_publish(
                 b"", exchange=exchange.name, properties=properties
             )
-            await channel.basic_qos(prefetch_count=0)  # waits for the verdict
+            await channel.basic_qos(prefetch_count=0)  # its reply follows the refusal
 
-        return await self._refusal(publish, f"look at {exchange.name}") is None
+        return await self._refusal(publish, f"probe {exchange.name}") is None
 
     async def may_read(self, queue: Queue) -> bool:
         async def consume(channel: aiormq.Channel) -> None:
@@ -185,10 +189,10 @@ class _Asker:
                 queue.name, never_called, arguments={"x-priority": _NOT_A_NUMBER}
             )
 
-        return await self._refusal(consume, f"look at {queue.name}") is None
+        return await self._refusal(consume, f"probe {queue.name}") is None
 
-    async def lacks_to_bind(self, binding: Binding) -> Sequence[Lack]:
-        """Write on where it leads, read on where it comes from; the first that lacks."""
+    async def missing_to_bind(self, binding: Binding) -> Sequence[MissingPermission]:
+        """Binding needs write on the destination and read on the source: the first one missing."""
         target, key = binding.destination, secrets.token_hex(8)
 
         async def unbind(channel: aiormq.Channel) -> None:
@@ -197,23 +201,23 @@ class _Asker:
             else:
                 await channel.queue_unbind(target.name, binding.source, key)
 
-        refusal = await self._refusal(unbind, f"look at the binding of {target.name}")
+        refusal = await self._refusal(unbind, f"probe the binding of {target.name}")
         if refusal is None:
             return ()
         is_target = f"{type(target).__name__.lower()} '{target.name}'" in refusal
         if is_target:
-            return (Lack(Right.WRITE, target.name),)
-        return (Lack(Right.READ, binding.source),)
+            return (MissingPermission(Permission.WRITE, target.name),)
+        return (MissingPermission(Permission.READ, binding.source),)
 
-    async def _refusal(self, ask: _Question, doing: str) -> str | None:
-        """Return what the broker says if the right is missing; `None` if it is there."""
+    async def _refusal(self, call: _Call, doing: str) -> str | None:
+        """Return the broker's refusal if the permission is missing, else ``None``."""
         async with broker_call(doing, timeout_s=self._timeout_s):
             channel = await self._connection.open_channel(confirms=False)
             try:
-                await ask(channel)
+                await call(channel)
             except ChannelAccessRefused as exc:
                 return problem_text(exc)
             except (ChannelPreconditionFailed, ChannelNotFoundEntity):
-                return None  # permission was looked at first
+                return None  # the permission check comes first
             await channel.close()
         return None

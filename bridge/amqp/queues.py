@@ -1,16 +1,16 @@
 """
-Looking at the queues of this bridge: how much is in them, who consumes them.
+Inspect the queues of one namespace: how many messages and consumers they have.
 
-By AMQP: a passive declare tells how many messages are ready and how many consumers
-there are, and changes nothing. What the broker does not tell that way, the bridge knows of
-its own queue: what is in flight here.
+A passive declare tells how many messages are ready and how many consumers there are, and
+changes nothing. AMQP does not tell how many are unacked; for the queues that this bridge
+consumes, its intake knows.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity
 
@@ -22,39 +22,15 @@ from bridge.amqp.connection import (
     open_connection,
     problem_text,
 )
+from bridge.amqp.consume.intake import Intake
+from bridge.amqp.dead_letters.operations import DeadLetterQueue
 from bridge.amqp.frame_reader import FrameReader
-from bridge.amqp.management import Management, ManagementError
-from bridge.amqp.topology import Topology
+from bridge.amqp.management import ManagementApi, ManagementError
 from bridge.core.broker_names import BrokerNames
 from bridge.core.contracts.operator.queues import QueueFacts, QueueRole, QueueSource
 
-# Several consoles that look once a second share one look.
+# Several consoles that ask once a second share one inspection.
 _KEPT_S: Final = 1.0
-
-
-class InFlight(Protocol):
-    """What the bridge knows of its own queues (broker/deliveries.py)."""
-
-    @property
-    def wanted(self) -> Topology:
-        """Which queues there are, by the last look of the intake."""
-
-    def in_flight_of(self, queue: str) -> int | None:
-        """Deliveries of a queue that came and are not acked; `None` if not consumed."""
-
-    def oldest_of(self, queue: str) -> float | None:
-        """Seconds since the oldest of them came."""
-
-
-class Standing(Protocol):
-    """What is known of the dead letters while somebody looks (broker/dead_letters.py)."""
-
-    @property
-    def standing(self) -> int | None:
-        """How many there are while some are out of the queue; ``None`` if none is out."""
-
-    async def oldest_s(self, depth: int) -> float | None:
-        """Since when the first of `depth` has been there, if that can be known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +39,16 @@ class _Counts:
     consumers: int
 
 
-class QueueWatch:
+class QueueInspector:
     """
-    Looks at the queues, over a connection of its own that lives as long as a look.
+    Inspects the queues, over a connection that it opens for each inspection.
 
     Args:
         address: Where the broker is.
         names: Of the queues.
-        intake: Knows which of them there are, and what is in flight.
-        dead: Knows what a look holds: it comes back, so it counts as being there.
-        management: Tells more, if there is one.
+        intake: Knows which queues there are, and what is in flight.
+        dead_letters: Knows what a browse session has taken: it returns, so it counts.
+        management: Adds unacked messages and rates, if given.
 
     """
 
@@ -81,44 +57,44 @@ class QueueWatch:
         address: BrokerAddress,
         names: BrokerNames,
         *,
-        intake: InFlight,
-        dead: Standing,
-        management: Management | None = None,
+        intake: Intake,
+        dead_letters: DeadLetterQueue,
+        management: ManagementApi | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address = address
         self._names = names
         self._intake = intake
-        self._dead = dead
+        self._dead_letters = dead_letters
         self._management = management
         self._now = now
-        self._one_at_a_time = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._kept: Sequence[QueueFacts] = ()
         self._kept_until = float("-inf")
 
-    async def look(self) -> Sequence[QueueFacts]:
+    async def inspect(self) -> Sequence[QueueFacts]:
         """
-        Look at each queue; what was seen less than a second ago is told again.
+        Return the state of each queue; a result younger than a second is reused.
 
         Raises:
-            BrokerUnavailableError: If the broker is away or too slow.
+            BrokerUnavailableError: If the broker is unreachable or too slow.
 
         Cancellation:
             Safe; the connection is closed.
 
         """
-        async with self._one_at_a_time:
+        async with self._lock:
             if self._now() >= self._kept_until:
-                self._kept = await self._with_ages(await self._look())
+                self._kept = await self._with_ages(await self._inspect())
                 self._kept_until = self._now() + _KEPT_S
             return self._kept
 
-    async def look_anew(self) -> Sequence[QueueFacts]:
-        """Look at each queue now, as `look` does; nobody else is told what was seen."""
-        async with self._one_at_a_time:
-            return await self._look()
+    async def inspect_without_ages(self) -> Sequence[QueueFacts]:
+        """Return the state of each queue as of now; errors as `inspect`."""
+        async with self._lock:
+            return await self._inspect()
 
-    async def _look(self) -> Sequence[QueueFacts]:
+    async def _inspect(self) -> Sequence[QueueFacts]:
         connection = await open_connection(
             self._address, purpose=Purpose.OPERATE, reader=FrameReader
         )
@@ -126,20 +102,20 @@ class QueueWatch:
             counts = {
                 queue.name: await self._count(connection, queue.name)
                 for queue in self._intake.wanted.queues
-                if queue.name != self._names.bridges  # empty for ever
+                if queue.name != self._names.bridges  # always empty
             }
         finally:
             await connection.leave()
-        facts = [self._facts(name, found) for name, found in counts.items()]
+        facts = [self._facts(name, counted) for name, counted in counts.items()]
         if self._management is None:
             return facts
         return await self._enriched(facts, self._management)
 
     async def _with_ages(self, facts: Sequence[QueueFacts]) -> Sequence[QueueFacts]:
-        """Tell the age of the oldest dead letter, for people: a gauge is not worth a look."""
+        """Add the age of the oldest dead letter; it may cost a browse session."""
         return [
             queue.model_copy(
-                update={"oldest_s": await self._dead.oldest_s(queue.depth)}
+                update={"oldest_s": await self._dead_letters.oldest_s(queue.depth)}
             )
             if queue.role is QueueRole.DEAD and queue.depth is not None
             else queue
@@ -147,22 +123,22 @@ class QueueWatch:
         ]
 
     async def _enriched(
-        self, facts: Sequence[QueueFacts], management: Management
+        self, facts: Sequence[QueueFacts], management: ManagementApi
     ) -> Sequence[QueueFacts]:
         enriched: list[QueueFacts] = []
         problem: str | None = None
         for queue in facts:
             if problem is None and queue.problem is None:
                 try:
-                    told = await management.queue(queue.name)
+                    statistics = await management.queue(queue.name)
                 except ManagementError as exc:
-                    # Told once for each queue, and asked once: it would not be there for
-                    # the next one either.
+                    # The API would fail for the next queue too: it is not asked again, and
+                    # every remaining queue reports the problem.
                     problem = f"the management API at {management.place}: {exc}"
                 else:
                     more = {
-                        "unacked": told.unacked,
-                        "rates": told.rates,
+                        "unacked": statistics.unacked,
+                        "rates": statistics.rates,
                         "source": QueueSource.MANAGEMENT,
                     }
                     known = {k: v for k, v in more.items() if v is not None}
@@ -176,44 +152,42 @@ class QueueWatch:
     async def _count(
         self, connection: BrokerConnection[FrameReader], name: str
     ) -> _Counts | str:
-        # A refusal closes its channel, so each queue gets one of its own. A look at dead
-        # letters may begin or end meanwhile.
-        out = self._dead.standing or 0
-        async with broker_call(f"look at {name}", timeout_s=self._address.timeout_s):
+        # A refusal closes the channel, so each queue gets a channel of its own. A session on
+        # the dead letters may begin or end during the call: the larger number is right.
+        browsed = self._dead_letters.browsed_depth or 0
+        async with broker_call(f"count {name}", timeout_s=self._address.timeout_s):
             channel = await connection.open_channel(confirms=False)
             try:
-                told = await channel.queue_declare(name, passive=True)
+                reply = await channel.queue_declare(name, passive=True)
             except ChannelNotFoundEntity:
-                return "is not there; the bridge declares it when it connects"
+                return "does not exist; the bridge declares it when it connects"
             except AMQPChannelError as exc:
                 return problem_text(exc)
             await channel.close()
-        ready = told.message_count or 0
+        ready = reply.message_count or 0
         if name == self._names.dead:
-            ready = max(ready, out, self._dead.standing or 0)
-        return _Counts(ready, told.consumer_count or 0)
+            ready = max(ready, browsed, self._dead_letters.browsed_depth or 0)
+        return _Counts(ready, reply.consumer_count or 0)
 
-    def _facts(self, name: str, found: _Counts | str) -> QueueFacts:
+    def _facts(self, name: str, counted: _Counts | str) -> QueueFacts:
         role = self._role(name)
-        is_own = role is QueueRole.INBOUND
-        is_known = isinstance(found, _Counts)
+        counts = counted if isinstance(counted, _Counts) else None
+        is_inbound = role is QueueRole.INBOUND
         return QueueFacts(
             name=name,
             role=role,
-            depth=found.ready if isinstance(found, _Counts) else None,
-            unacked=self._intake.in_flight_of(name) if is_own and is_known else None,
-            consumers=found.consumers if isinstance(found, _Counts) else None,
-            oldest_s=self._intake.oldest_of(name) if is_own else None,
-            oldest_at_most_s=self._delay_s(name, found),
+            depth=counts.ready if counts else None,
+            unacked=self._intake.in_flight_of(name) if is_inbound and counts else None,
+            consumers=counts.consumers if counts else None,
+            oldest_s=self._intake.oldest_of(name) if is_inbound else None,
+            oldest_at_most_s=self._delay_s(name) if counts and counts.ready else None,
             rates=None,
             source=QueueSource.AMQP,
-            problem=found if isinstance(found, str) else None,
+            problem=counted if isinstance(counted, str) else None,
         )
 
-    def _delay_s(self, name: str, found: _Counts | str) -> float | None:
-        """Return how old a message of a retry queue may be: then it has left."""
-        if isinstance(found, str) or not found.ready:
-            return None
+    def _delay_s(self, name: str) -> float | None:
+        """Return the delay of a retry queue: none of its messages is older."""
         delay_ms = next(
             (
                 queue.arguments.get("x-message-ttl")

@@ -1,4 +1,4 @@
-"""What RabbitMQ says when it refuses to declare."""
+"""Parse the texts with which RabbitMQ refuses a declare."""
 
 import re
 from typing import Final
@@ -8,11 +8,12 @@ INEQUIVALENT: Final = re.compile(
     r"received (?P<ours>.*?) but current is (?P<theirs>.*)",
     re.DOTALL,
 )
-# What it says ends so if it was longer than 255 bytes: long names come in it several times.
+# RabbitMQ cuts a text at 255 bytes and ends it with this. Such a text holds long names several
+# times.
 CUT: Final = "..."
-# Before 4.0 it ends the connection with COMMAND_INVALID, from there on the channel with
-# PRECONDITION_FAILED. "Invalid" is one whose name it has heard of: its plugin was enabled
-# once, or an exchange of before an upgrade has it.
+# RabbitMQ before 4.0 closes the connection with COMMAND_INVALID, later versions close the
+# channel with PRECONDITION_FAILED. The type is "invalid" instead of "unknown" if RabbitMQ has
+# seen its name before: its plugin was enabled once, or an exchange from before an upgrade has it.
 _NO_SUCH_TYPE: Final = re.compile(r"(unknown|invalid) exchange type")
 _VALUE: Final = re.compile(r"^(?:the value )?'(.*?)'(?: of type '[^']*')?$", re.DOTALL)
 
@@ -24,5 +25,5 @@ def plain(value: str) -> str:
 
 
 def is_no_such_type(text: str) -> bool:
-    """Whether a refusal says that there are no exchanges of the type, now at least."""
+    """Whether a refusal means that the broker does not support the type of exchange now."""
     return _NO_SUCH_TYPE.search(text) is not None

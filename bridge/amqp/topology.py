@@ -1,17 +1,17 @@
 """
-What the bridge needs on the broker, as data; declared, or compared and explained.
+The exchanges, queues and bindings that bridge needs, and how to declare or compare them.
 
     <ns>.messages ──#──▶ <ns>.inbound ──▶ queue <ns>.inbound.0 ──expired──▶ <ns>.dead
                               ▲                                                │
     <ns>.retry.<ms> ──▶ queue <ns>.retry.<ms>, waits <ms> there       queue <ns>.dead
 
-With more than one shard, or after the number of shards was changed, what stands between
-the exchange <ns>.inbound and the queues is told in shards.py.
+With more than one shard, or after the number of shards was changed, shards/layout.py says
+what stands between the exchange <ns>.inbound and the queues.
 
-Everything is durable and every queue is a quorum queue, so one node may be lost, and no
-version from 3.10 to 4.x refuses it (traps 2.1). A waiting queue hands on what waited
-long enough under its own routing key, so a fanout exchange stands in front of each: a
-message can be put in without losing the key, which is the user.
+Everything is durable and every queue is a quorum queue: no message is lost with one node, and
+every version from 3.10 to 4.x accepts these arguments. A retry queue dead-letters messages
+with the routing key that they were published with. A fanout exchange in front of each retry
+queue keeps that key, which is the user.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,9 +38,9 @@ from bridge.errors import TopologyError
 
 Arguments = Mapping[str, str | int | bool]
 
-# RabbitMQ 4 drops a message after 20 returns if nobody says otherwise, and every lost
-# connection counts for all that was in flight; 3.10 keeps the place of what is returned
-# only where a limit is set. Attempts are counted by the bridge itself.
+# RabbitMQ 4 drops a message after 20 redeliveries by default, and a lost connection counts
+# for every message that was in flight. RabbitMQ 3.10 returns messages to their place in the
+# queue only if a limit is set. The bridge counts attempts itself.
 _DELIVERY_LIMIT: Final = 1_000_000
 
 QUORUM: Final[Arguments] = MappingProxyType(
@@ -67,7 +67,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """From an exchange to a queue, or to another exchange."""
+    """A binding from an exchange to a queue or to another exchange."""
 
     source: str
     destination: Exchange | Queue
@@ -76,15 +76,15 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """All that is declared, in an order in which it can be."""
+    """Exchanges, queues and bindings, in the order in which they are declared."""
 
     exchanges: Sequence[Exchange]
     queues: Sequence[Queue]
     bindings: Sequence[Binding]
 
 
-class State(StrEnum):
-    """What `compare` found out about one exchange or queue."""
+class ComparisonState(StrEnum):
+    """Whether an exchange or queue of the broker is as the bridge needs it."""
 
     OK = "ok"
     MISSING = "missing"
@@ -93,16 +93,16 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One exchange or queue by kind and name; `text` says what to do if it is not ok."""
+class Comparison:
+    """One exchange or queue by kind and name; `text` holds the problem and the fix, if any."""
 
     name: str
-    state: State
-    text: str = field(default="")
+    state: ComparisonState
+    text: str = ""
 
 
 def retry_delay_ms(delay_s: float) -> int:
-    """Return the delay as it stands in the name of its exchange and queue."""
+    """Return the delay as it appears in the names of its exchange and queue."""
     return max(1, round(delay_s * 1000))
 
 
@@ -111,19 +111,19 @@ def topology(
     retry_delays_s: Sequence[float],
     shards: int = 1,
     *,
-    was_changed: bool | None = None,
+    was_changed: bool = False,
     hash_type: str = MODULUS,
 ) -> Topology:
     """
-    Return what a bridge with these names and delays needs.
+    Return the topology of a bridge with these names and delays.
 
     Args:
         names: Of everything.
-        retry_delays_s: One waiting queue each.
+        retry_delays_s: Each gets a retry queue.
         shards: How many inbound queues there are.
-        was_changed: Whether the number was another one before: then the queues hang on
-            an exchange of their own even if it is one. `None` = not, if it is one.
-        hash_type: Of the exchange that spreads users over several shards.
+        was_changed: Whether the number of shards was changed before: then the queues are
+            bound to an exchange of their own, even a single one.
+        hash_type: The type of the exchange that distributes users over several shards.
 
     """
     messages = Exchange(names.messages, "topic")
@@ -139,13 +139,13 @@ def topology(
     if shards == 1 and not was_changed:
         bindings.append(Binding(names.inbound, inbound_queues[0]))
     else:
-        # Of one shard too the key says nothing: a fanout takes any.
+        # A single shard needs no hash: a fanout accepts every routing key.
         kind = hash_type if shards > 1 else "fanout"
         entry = Exchange(names.shards_entry(shards), kind)
         exchanges.append(entry)
         queues.append(Queue(names.bridges, QUORUM))
-        # In the order of their names, so that bridges that start together bind as one: to a
-        # consistent hash that order says who gets what.
+        # In the order of names, so that bridges that start together bind in the same order:
+        # a consistent hash assigns users by the order of bindings.
         bindings += [
             Binding(entry.name, queue, binding_key(kind, place))
             for place, queue in enumerate(
@@ -160,7 +160,7 @@ def topology(
             {
                 **QUORUM,
                 "x-message-ttl": delay_ms,
-                **_handing_over_to(names.inbound),
+                **_dead_letter_to(names.inbound),
             },
         )
         exchanges.append(Exchange(name, "fanout"))
@@ -170,20 +170,20 @@ def topology(
 
 
 def inbound_queue(names: BrokerNames, name: str) -> Queue:
-    """Return an inbound queue of this name."""
+    """Return the inbound queue with this name."""
     return Queue(
         name,
         {
             **QUORUM,
             "x-single-active-consumer": True,
-            # What expires while it waits is accounted for, too.
-            **_handing_over_to(names.dead),
+            # Messages that expire here become dead letters.
+            **_dead_letter_to(names.dead),
         },
     )
 
 
-def _handing_over_to(exchange: str) -> Arguments:
-    """Dead-letter with confirms; without reject-publish the broker would quietly not."""
+def _dead_letter_to(exchange: str) -> Arguments:
+    """Dead-letter with confirms; RabbitMQ ignores the strategy without reject-publish."""
     return {
         "x-dead-letter-exchange": exchange,
         "x-dead-letter-strategy": "at-least-once",
@@ -195,20 +195,20 @@ async def declare(
     connection: BrokerConnection[FrameReader], wanted: Topology, *, timeout_s: float
 ) -> None:
     """
-    Make what is not there; leave what is there already.
+    Declare what does not exist; leave what exists unchanged.
 
     Args:
-        connection: Lives on whatever happens; a channel of its own is used.
+        connection: Stays open in every case; the call opens a channel of its own.
         wanted: What to declare.
-        timeout_s: For each single thing.
+        timeout_s: For each exchange, queue and binding.
 
     Raises:
-        TopologyError: If something of the name is there with other arguments, or we
-            may not declare it.
-        BrokerUnavailableError: If the broker is away or too slow.
+        TopologyError: If an exchange or queue exists with other arguments, or the user may
+            not declare it.
+        BrokerUnavailableError: If the broker is unreachable or too slow.
 
     Cancellation:
-        Safe; what was declared stays, and declaring again does no harm.
+        Safe; what was declared stays, and declaring it again has no effect.
 
     """
     async with broker_call("open a channel", timeout_s=timeout_s):
@@ -225,14 +225,14 @@ async def declare(
 
 async def compare(
     connection: BrokerConnection[FrameReader], wanted: Topology, *, timeout_s: float
-) -> list[Finding]:
+) -> list[Comparison]:
     """
-    Say what of `wanted` is there and as it must be. Changes nothing.
+    Compare the exchanges and queues of the broker with `wanted`, without changing anything.
 
-    Bindings are not looked at: AMQP has no way to ask for one.
+    AMQP has no call that reads a binding, so bindings are not compared.
 
     Raises:
-        BrokerUnavailableError: If the broker is away or too slow.
+        BrokerUnavailableError: If the broker is unreachable or too slow.
 
     """
     things: list[Exchange | Queue] = [*wanted.exchanges, *wanted.queues]
@@ -246,36 +246,36 @@ async def _compare_one(
     thing: Exchange | Queue,
     *,
     timeout_s: float,
-) -> Finding:
-    # Every refusal closes its channel, so each thing gets one of its own.
-    async with broker_call(f"look at {thing.name}", timeout_s=timeout_s):
+) -> Comparison:
+    # A refusal closes its channel, so each object gets a channel of its own.
+    async with broker_call(f"compare {thing.name}", timeout_s=timeout_s):
         channel = await connection.open_channel(confirms=False)
         try:
             await _send_declare(channel, thing, passive=True)
         except ChannelNotFoundEntity:
-            text = "is not there yet; bridge run will declare it"
-            return Finding(_title(thing), State.MISSING, text)
+            text = "does not exist yet; bridge run will declare it"
+            return Comparison(_title(thing), ComparisonState.MISSING, text)
         except ChannelAccessRefused as exc:
-            return _finding(State.REFUSED, _refused(thing, exc))
-        # It is there: declaring it in earnest either agrees or tells the difference.
+            return _failed(ComparisonState.REFUSED, _refused(thing, exc))
+        # It exists, so a real declare changes nothing: it succeeds or names the difference.
         try:
             await _send_declare(channel, thing, passive=False)
         except ChannelPreconditionFailed as exc:
-            return _finding(State.DIFFERENT, _different(thing, exc))
+            return _failed(ComparisonState.DIFFERENT, _different(thing, exc))
         except ChannelAccessRefused as exc:
-            return _finding(State.REFUSED, _refused(thing, exc))
+            return _failed(ComparisonState.REFUSED, _refused(thing, exc))
         await channel.close()
-    return Finding(_title(thing), State.OK)
+    return Comparison(_title(thing), ComparisonState.OK)
 
 
-def _finding(state: State, error: TopologyError) -> Finding:
-    return Finding(error.name, state, f"{error.problem}; {error.fix}")
+def _failed(state: ComparisonState, error: TopologyError) -> Comparison:
+    return Comparison(error.name, state, f"{error.problem}; {error.fix}")
 
 
 async def declare_one(
     channel: aiormq.Channel, thing: Exchange | Queue, *, timeout_s: float
 ) -> None:
-    """Make it if it is not there. Raises as `declare` does."""
+    """Declare one exchange or queue. Raises as `declare`."""
     async with broker_call(f"declare {thing.name}", timeout_s=timeout_s):
         try:
             await _send_declare(channel, thing, passive=False)
@@ -307,7 +307,7 @@ async def _send_declare(
 
 
 async def bind(channel: aiormq.Channel, binding: Binding, *, timeout_s: float) -> None:
-    """Make the binding if it is not there. Raises as `declare` does."""
+    """Declare one binding. Raises as `declare`."""
     target = binding.destination
     async with broker_call(
         f"bind {target.name} to {binding.source}", timeout_s=timeout_s
@@ -326,14 +326,14 @@ async def bind(channel: aiormq.Channel, binding: Binding, *, timeout_s: float) -
 
 
 def _title(thing: Exchange | Queue) -> str:
-    """An exchange and a queue may have one name."""
+    """Name the kind too: an exchange and a queue may have the same name."""
     return f"{type(thing).__name__.lower()} {thing.name}"
 
 
 def _different(
     thing: Exchange | Queue, exc: ChannelPreconditionFailed
 ) -> TopologyError:
-    """One sentence: which queue, which argument, both values, the way out."""
+    """Return an error with the argument, both values and the fix."""
     kind = "drain and delete the queue" if isinstance(thing, Queue) else "delete it"
     fix = f"{kind}, or set another BRIDGE_NAMESPACE"
     text = problem_text(exc)
@@ -357,8 +357,8 @@ def _unknown_type(
     thing: Exchange | Queue,
     exc: ConnectionCommandInvalid | ChannelPreconditionFailed,
 ) -> TopologyError:
-    """What the broker says, and the command that mends it."""
-    plugin = plugin_of(thing.type) if isinstance(thing, Exchange) else "the one for it"
+    """Return an error with the broker's text and the command that fixes it."""
+    plugin = plugin_of(thing.type) if isinstance(thing, Exchange) else "its plugin"
     return TopologyError(
         _title(thing),
         f"RabbitMQ says {problem_text(exc)}",

@@ -1,12 +1,12 @@
 """
-What a dead letter says of itself: why it is there, whose it is, which one it is.
+The description of a dead letter: why it was dead-lettered, for which user, and its id.
 
-Letters come from the bridge, with its own headers, or from RabbitMQ, which sets aside
-what expired in the inbound queue and tells so in `x-death`. What the broker adds while a
-letter lies there (how often it was looked at) is no part of it.
+Dead letters are written by the bridge, with headers of its own, or by RabbitMQ, which
+dead-letters messages that expire in an inbound queue and describes that in `x-death`. The
+counters that RabbitMQ adds while a message waits in the queue are not part of the description.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -22,28 +22,28 @@ from bridge.core.properties import (
 )
 from bridge.enums import EVENT_DEFAULT, DeadLetterCause, Header
 
-# Counts of the broker, which a look may change.
+# RabbitMQ's delivery counters. Browsing the queue changes them.
 COUNTED_BY_BROKER: Final = frozenset({b"x-delivery-count", b"x-acquired-count"})
 _X_DEATH: Final = b"x-death"
 _ID_BYTES: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class StoredDeadLetter:
     """
-    One dead letter, without its body.
+    One message of the dead-letter queue, without its body.
 
     Attributes:
-        id: Stable, and opaque to clients.
-        reason: Why it is there.
-        error: What exactly was wrong; empty if nobody said.
+        id: Stable while the message is in the queue; opaque to clients.
+        reason: Why it was dead-lettered.
+        error: The exact problem; empty if unknown.
         user: The routing key, readable.
-        event: The event that it would have been.
-        message_id: The producer's, readable.
-        dead_s: Unix time at which it was set aside; ``None`` if nobody said.
-        origin_exchange: Where it was published to, or came back through.
-        origin_queue: Where it was taken from, or expired.
-        attempts: How often the bridge tried.
+        event: The name of its event.
+        message_id: The producer's id, readable.
+        dead_s: Unix time at which it was dead-lettered; ``None`` if unknown.
+        origin_exchange: The exchange that it was last published to.
+        origin_queue: The queue that it was consumed from or expired in.
+        attempts: How often the bridge tried to store it.
         redrives: How often it was redriven before.
         body_bytes: Size of the body.
 
@@ -64,55 +64,50 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
-    """How many letters were found, and how many there were to look among."""
+class DeadLetterCount:
+    """How many dead letters matched, and how many were in the queue."""
 
     matching: int
     depth: int
 
 
-# Letters that are off the queue, by digest: which of several twins.
-Gone = dict[str, set[int]]
-
-
-class Letters:
+class DeadLetterReader:
     """
-    Reads letters in the order of the queue, from its head: twins are told by number.
+    Describes dead letters in the order of the queue, from its head.
+
+    Messages that are identical byte by byte differ in the number at the end of their ids, so
+    each reader must see the queue from its head.
 
     Args:
-        gone: Twins that were there when ids were given out, and are not any more.
+        removed: Ids of dead letters that have left the queue since ids were handed out. The
+            remaining identical messages keep their ids.
 
     """
 
-    def __init__(self, gone: Gone | None = None) -> None:
+    def __init__(self, removed: Collection[str] = ()) -> None:
         self.count = 0
-        self._seen: dict[bytes, int] = {}
-        self._gone = gone or {}
+        self._numbers: dict[bytes, int] = {}
+        self._removed = removed
 
-    def read(self, delivery: Delivery) -> Letter:
-        """Return what `delivery` says of itself, with its id."""
+    def read(self, delivery: Delivery) -> StoredDeadLetter:
+        """Return the description of the next dead letter, with its id."""
         properties = delivery.properties
         digest = _digest(delivery, properties)
-        number = self._seen.get(digest, 0) + 1
-        if self._gone:
-            gone = self._gone.get(digest.hex(), ())
-            while number in gone:
-                number += 1
-        self._seen[digest] = number
+        number = self._numbers.get(digest, 0) + 1
+        while (dead_letter_id := _id(digest, number)) in self._removed:
+            number += 1
+        self._numbers[digest] = number
         self.count += 1
-        letter_id = digest.hex() + (f"-{number}" if number > 1 else "")
-        return _letter(letter_id, delivery, properties)
+        return _describe(dead_letter_id, delivery, properties)
 
 
-def note_gone(gone: Gone, letter_id: str) -> None:
-    """Note in `gone` that this letter is off the queue."""
-    digest, _, number = letter_id.partition("-")
-    gone.setdefault(digest, set()).add(int(number or 1))
+def _id(digest: bytes, number: int) -> str:
+    return digest.hex() + (f"-{number}" if number > 1 else "")
 
 
 def _digest(delivery: Delivery, properties: Properties) -> bytes:
     digest = blake2b(digest_size=_ID_BYTES)
-    # When the broker writes its count it sorts the whole table by name.
+    # RabbitMQ sorts the whole header table by name when it writes its counters.
     headers = b"".join(
         sorted(
             entry
@@ -135,7 +130,9 @@ def _digest(delivery: Delivery, properties: Properties) -> bytes:
     return digest.digest()
 
 
-def _letter(letter_id: str, delivery: Delivery, properties: Properties) -> Letter:
+def _describe(
+    dead_letter_id: str, delivery: Delivery, properties: Properties
+) -> StoredDeadLetter:
     headers = properties.headers
     death = _death(headers)
     dead_s = header_int(headers, Header.TIME)
@@ -144,8 +141,8 @@ def _letter(letter_id: str, delivery: Delivery, properties: Properties) -> Lette
     origin_queue = header_bytes(headers, Header.ORIGIN_QUEUE)
     error = header_bytes(headers, Header.ERROR)
     event = properties.type
-    return Letter(
-        id=letter_id,
+    return StoredDeadLetter(
+        id=dead_letter_id,
         reason=_reason(headers, death),
         error=_text(error) if error else _death_text(death),
         user=readable(routing_key_of(delivery)),
@@ -167,13 +164,14 @@ def routing_key_of(delivery: Delivery) -> bytes:
 
 
 def redrives_of(properties: Properties) -> int:
-    """Return how often the message was redriven; anybody can publish the header."""
+    """Return how often the message was redriven; 0 if the header is out of range."""
+    # Any producer can publish the header.
     redrives = header_int(properties.headers, Header.REDRIVES) or 0
     return redrives if 0 <= redrives < 2**31 else 0
 
 
 def original_expiration(properties: Properties) -> bytes | None:
-    """Return the `expiration` that it was published with, if that can be known."""
+    """Return the `expiration` with which it was published; ``None`` if unknown."""
     expiration = (
         header_bytes(properties.headers, Header.EXPIRATION)
         or _death(properties.headers).expiration
@@ -185,10 +183,10 @@ def original_expiration(properties: Properties) -> bytes | None:
 
 def redriven_id(delivery: Delivery) -> str | None:
     """
-    Return what a repeat of this letter's redrive is known by.
+    Return the id that every repetition of this dead letter's redrive carries.
 
-    ``None`` if the letter cannot be told from another that is the same byte by byte: the
-    second of them must not be taken for a repeat of the first.
+    ``None`` if the dead letter has no id of its own. Two identical messages must not get the
+    same id: the inbox would drop the second one as a duplicate.
     """
     written = header_bytes(delivery.properties.headers, Header.DEAD_LETTER_ID)
     if written and len(written) <= 64 and written.isalnum():
@@ -200,18 +198,18 @@ def _text(raw: bytes) -> str:
     return raw.decode(errors="backslashreplace")
 
 
-@lru_cache(maxsize=2048)  # thousands of letters share their users and their origins
+@lru_cache(maxsize=2048)  # thousands of dead letters share users and origins
 def readable(raw: bytes) -> str:
-    """Return bytes as text that JSON can hold; what is no UTF-8 becomes escapes."""
+    """Return bytes as text for JSON; invalid UTF-8 becomes backslash escapes."""
     return _text(raw)
 
 
-# --- what the broker wrote ---------------------------------------------------------------
+# --- x-death, written by RabbitMQ ----------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Death:
-    """The newest entry of `x-death`; empty where there is none."""
+    """The newest entry of `x-death`; empty if there is none."""
 
     reason: bytes = b""
     queue: bytes = b""
@@ -236,7 +234,7 @@ def _death(headers: bytes | None) -> _Death:
 
 
 def _deaths(headers: bytes | None) -> Iterator[bytes]:
-    if headers and _X_DEATH in headers:  # a search in C first: most letters have none
+    if headers and _X_DEATH in headers:  # a fast search first: most messages have none
         for name, value, _ in iter_table(headers):
             if name == _X_DEATH and value[:1] == b"A":
                 for item in iter_array(value[5:]):
@@ -272,5 +270,5 @@ def _death_text(death: _Death) -> str:
 
 def _time_s(written: int | None, death: _Death) -> float | None:
     time_s = death.time_s if written is None else written
-    # Some write milliseconds; out of range it is not ours and says nothing.
+    # Other programs may write milliseconds. Such a value is out of range and ignored.
     return float(time_s) if time_s is not None and 0 <= time_s < 10**11 else None

@@ -16,8 +16,12 @@ from bridge.amqp.connection import (
     open_connection,
 )
 from bridge.amqp.frame_reader import FrameReader
-from bridge.amqp.permissions import Lack, may_configure_anything, missing_rights
-from bridge.amqp.topology import Exchange, Queue, State, Topology, compare
+from bridge.amqp.permissions import (
+    MissingPermission,
+    may_configure_anything,
+    missing_permissions,
+)
+from bridge.amqp.topology import ComparisonState, Exchange, Queue, Topology, compare
 from bridge.core.broker_names import BrokerNames
 from bridge.doctor.certificates import certificate_finding
 from bridge.doctor.results import Finding, note, ok, unknown, wrong
@@ -76,7 +80,11 @@ async def broker_findings(
 
 
 def permission_finding(
-    lacks: Sequence[Lack], names: BrokerNames, *, url: URL, may_do_anything: bool
+    lacks: Sequence[MissingPermission],
+    names: BrokerNames,
+    *,
+    url: URL,
+    may_do_anything: bool,
 ) -> Finding:
     """Say what the broker's user lacks, and the command that gives it, and no more."""
     vhost = url.path.removeprefix("/") or "/"
@@ -90,7 +98,7 @@ def permission_finding(
     if lacks:
         by_right: dict[str, list[str]] = {}
         for lack in lacks:
-            by_right.setdefault(lack.right, []).append(lack.name)
+            by_right.setdefault(lack.permission, []).append(lack.name)
         text = "; ".join(
             f"no {right} on {', '.join(by_right[right])}" for right in by_right
         )
@@ -121,9 +129,9 @@ async def _closer(
     timeout_s, wanted = patient.timeout_s, patient.wanted
     findings = await compare(connection, wanted, timeout_s=timeout_s)
     for found in findings:
-        if found.state in (State.OK, State.MISSING):
+        if found.state in (ComparisonState.OK, ComparisonState.MISSING):
             yield ok(found.name, found.text or "as it must be")
-        elif found.state is State.DIFFERENT:
+        elif found.state is ComparisonState.DIFFERENT:
             yield wrong(found.name, found.text, mend=_mend(found.name, patient.url))
         else:
             text = "cannot be looked at: see the permissions below"
@@ -133,9 +141,9 @@ async def _closer(
     undeclared = [
         thing
         for thing, found in zip(things, findings, strict=True)
-        if found.state in (State.MISSING, State.REFUSED)
+        if found.state in (ComparisonState.MISSING, ComparisonState.REFUSED)
     ]
-    lacks = await missing_rights(
+    lacks = await missing_permissions(
         connection, wanted, undeclared=undeclared, timeout_s=timeout_s
     )
     may_do_anything = await may_configure_anything(connection, timeout_s=timeout_s)

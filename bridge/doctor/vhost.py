@@ -7,7 +7,7 @@ Without the API these lines say that nothing is known, and how it could be.
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Final
 
-from bridge.amqp.management import Management, ManagementError
+from bridge.amqp.management import ManagementApi, ManagementError
 from bridge.amqp.topology import Topology
 from bridge.core.broker_names import BrokerNames
 from bridge.doctor.clock import clock_finding
@@ -29,7 +29,7 @@ _ASK_ABOUT: Final = "policies, bindings and clock"
 
 
 async def vhost_findings(
-    management: Management | None,
+    management: ManagementApi | None,
     wanted: Topology,
     names: BrokerNames,
     *,
@@ -53,7 +53,7 @@ async def vhost_findings(
         yield unknown(_ASK_ABOUT, "AMQP does not tell them", mend=mend)
     else:
         try:
-            overview = await management.ask("overview")
+            overview = await management.get("overview")
             yield clock_finding(
                 "clock of the broker", overview.clock_ahead_s, limit_s=clock_limit_s
             )
@@ -125,17 +125,17 @@ def ack_timeout_s(policies: Sequence[Policy], queue: str) -> float:
     )
 
 
-async def _policies(management: Management) -> list[Policy]:
+async def _policies(management: ManagementApi) -> list[Policy]:
     policies: list[Policy] = []
     for kind, path in _KINDS.items():
-        answer = await management.ask(f"{path}/{management.vhost_path}")
+        answer = await management.get(f"{path}/{management.vhost_path}")
         policies += parse_policies(kind, answer.value)
     return policies
 
 
-async def _flag_findings(management: Management) -> AsyncIterator[Finding]:
+async def _flag_findings(management: ManagementApi) -> AsyncIterator[Finding]:
     try:
-        flags = _list((await management.ask("feature-flags")).value)
+        flags = _list((await management.get("feature-flags")).value)
     except ManagementError:
         return  # administrators alone may ask
     for flag in flags:
@@ -148,9 +148,9 @@ async def _flag_findings(management: Management) -> AsyncIterator[Finding]:
 
 
 async def _binding_finding(
-    management: Management, wanted: Topology, names: BrokerNames
+    management: ManagementApi, wanted: Topology, names: BrokerNames
 ) -> Finding:
-    answer = await management.ask(f"bindings/{management.vhost_path}")
+    answer = await management.get(f"bindings/{management.vhost_path}")
     there = {
         (one.get("source"), one.get("destination_type"), one.get("destination"))
         for one in _list(answer.value)

@@ -29,7 +29,7 @@ async def test_check_says_ok_or_what_to_do(broker: LocalNode, namespace: str) ->
         result = await command("check", **settings)
         assert result.code == 0
         assert ": RabbitMQ " in result.out
-        assert "is not there yet; bridge run will declare it" in result.out
+        assert "does not exist yet; bridge run will declare it" in result.out
 
     away = await command(
         "check", "--json", **settings | {"amqp_url": "amqp://127.0.0.1:1/"}

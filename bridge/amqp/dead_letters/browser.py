@@ -1,29 +1,30 @@
 """
-One visit to the dead letter queue: letters come in order from its head, and go back.
+Browse the dead-letter queue: take messages in order from its head and return them.
 
-AMQP has no way to look without taking. So a visit takes letters without acking them, as a
-consumer on a channel of its own, and gives all of them back at its end that were not
-acked. What that changes, measured on RabbitMQ 3.10.8 and read in the sources of 4.x:
+AMQP cannot read a queue without consuming it. So a session consumes without acking, on a
+channel of its own, and returns every message that was not acked when it ends. The effects,
+measured on RabbitMQ 3.10.8 and read in the sources of 4.x:
 
-- **Number and content: nothing**, also when the process is killed: what was not acked comes
-  back with the channel, or with the connection.
-- **Order: nothing, if a visit takes at least as many letters as any visit before has given
-  back.** A quorum queue keeps what was given back in a line of its own, in front of the rest,
-  and what is given back again joins the *end of that line*. So a visit always takes the whole
-  line, however little of it is wanted. How long it is, the bridge remembers; after a
-  restart it sees it: what was given back before says `redelivered`. The one gap: a
-  process that is killed within the first milliseconds of its first visit, when earlier
-  visits went deeper than `_FIRST_STEP`, leaves the letters it had at the end of the line.
-- **How they are given back matters.** Up to 3.x `basic.nack(multiple)` of more than 32
-  letters gives them back in no order at all (measured; an Erlang map), closing the channel
-  gives them back in order. From 4.3 on a closed channel counts as a failed delivery and a
-  nack does not, and a nack keeps the order (read, not run). So it depends on the version.
-- **The broker's own count** (`x-delivery-count`) grows by one at each visit before 4.3, and
-  nothing avoids that; it is hidden from operators. At the queue's limit of a million the
-  broker would drop the letter, so looking is refused long before (dead_letters.py).
+- **Number and content do not change**, even if the process is killed: RabbitMQ returns
+  unacked messages when the channel or the connection closes.
+- **The order does not change if a session takes at least as many messages as any earlier
+  session has returned.** A quorum queue keeps returned messages in a list of their own, in
+  front of all others, and appends messages that are returned again to the *end of that
+  list*. So a session always takes the whole list, however few messages are wanted. The bridge
+  remembers its length; after a restart it recognizes the list by the flag `redelivered`. One
+  gap remains: if the process is killed within the first milliseconds of its first session,
+  and earlier sessions went deeper than `_FIRST_STEP`, the messages that it held move to the
+  end of the list.
+- **The way of returning matters.** Up to 3.x, `basic.nack(multiple)` of more than 32
+  messages returns them in no order at all (measured; an Erlang map), and closing the channel
+  returns them in order. From 4.3 on, a closed channel counts as a failed delivery and a nack
+  does not, and a nack keeps the order (read, not run). So the way depends on the version.
+- **RabbitMQ's own count** (`x-delivery-count`) grows by one with each session before 4.3.
+  Nothing avoids that; the count is hidden from operators. RabbitMQ would drop a message at the
+  delivery limit of a million, so browsing is refused long before (delivery_limit.py).
 
-Several consumers on one channel take one after the other, because one consumer takes 65,535
-letters at most. They come back in the order of their tags, up to 32 of them.
+Several consumers on one channel take messages one after the other, because one consumer
+takes 65,535 messages at most. Up to 32 consumers return theirs in the order of their tags.
 """
 
 import asyncio
@@ -51,44 +52,46 @@ from bridge.errors import BrokerUnavailableError
 log = structlog.get_logger(__name__)
 
 _FIRST_STEP: Final = 1000
-_STEP_GROWS: Final = 8
-_CONSUMER_MAX: Final = 65_535  # what basic.qos can say
-_CONSUMERS_MAX: Final = 32  # beyond, they come back in no order
-# Nothing came for so long: is the queue empty? If so, what it handed out may still be on
-# its way (the broker reads thousands before it sends the first); or somebody else has it.
+_STEP_FACTOR: Final = 8
+_PREFETCH_MAX: Final = 65_535  # the largest value of basic.qos
+_CONSUMERS_MAX: Final = 32  # more of them return their messages in no order
+# If no message arrives for this long, the queue may be empty. What RabbitMQ has handed out may
+# still be on its way, because it reads thousands before it sends the first; or another client
+# has taken it.
 _QUIET_S: Final = 0.5
 _QUIETS_MAX: Final = 10
-# A whole scan takes longer than one call; it is given so many times as long.
-_READ_TAKES: Final = 4
+# Reading the whole queue takes longer than one call; its timeout is this many times as long.
+_READ_CALLS: Final = 4
 _POLL_S: Final = 0.01
-# More than this on its way to us is cut off instead of being received and dropped.
-_RECEIVED_TO_THE_END: Final = 5_000
+# If more messages than this are on their way to us, cutting the connection is cheaper than
+# receiving and dropping them.
+_DRAIN_MAX: Final = 5_000
 
 
-class ReturnedLine:
-    """How many letters at the head of the queue were given back before, as far as known."""
+class ReturnedHead:
+    """The messages at the head of the queue that earlier sessions have returned."""
 
     def __init__(self) -> None:
-        self.length: int | None = None  # nobody has looked since the bridge started
+        self.count: int | None = None  # unknown until the first session of this process
 
-    def grew_to(self, length: int) -> None:
-        """So many were taken in one visit and will be given back."""
-        self.length = max(self.length or 0, length)
+    def record_returned(self, count: int) -> None:
+        """Note that one session took `count` messages and will return them."""
+        self.count = max(self.count or 0, count)
 
-    def lost(self, count: int) -> None:
-        """So many of them were acked."""
-        if self.length is not None:
-            self.length = max(0, self.length - count)
+    def record_acked(self, count: int) -> None:
+        """Note that `count` of them were acked."""
+        if self.count is not None:
+            self.count = max(0, self.count - count)
 
 
-class LetterSession:
+class BrowseSession:
     """
-    One visit. Open it with `visit`; its letters go back when that ends.
+    One session on the queue; `open_session` opens it and returns its messages at the end.
 
     Attributes:
-        queue: Where the letters are.
-        depth: How many were ready when the visit began.
-        acked: How many were taken off for good.
+        queue: The dead-letter queue.
+        depth: How many messages were ready when the session began.
+        acked: How many messages it has removed from the queue.
 
     """
 
@@ -98,184 +101,196 @@ class LetterSession:
         channel: aiormq.Channel,
         *,
         queue: str,
-        line: ReturnedLine,
+        returned: ReturnedHead,
         depth: int,
         timeout_s: float,
     ) -> None:
+        self.queue = queue
         self.depth = depth
+        self.acked = 0
         self._connection = connection
         self._channel = channel
-        self.queue = queue
-        self._line = line
+        self._returned = returned
         self._timeout_s = timeout_s
         self._consumers: list[str] = []
-        self._asked = 0  # letters that the consumers may take, together
-        self._came = 0
-        self.acked = 0
-        self._line_ends = line.length is not None
+        self._requested = 0  # messages that all consumers together may take
+        self._received = 0
+        # Whether the end of the list of returned messages is known to be taken.
+        self._has_whole_head = returned.count is not None
         self._take: Callable[[Delivery], bool] | None = None
         self._is_enough = False
-        self._news = asyncio.Event()
+        self._has_news = asyncio.Event()
         connection.reader.subscribe(channel.number, queue, self._on_deliveries)
-        channel.closing.add_done_callback(lambda _: self._news.set())
+        channel.closing.add_done_callback(lambda _: self._has_news.set())
 
     @property
     def outstanding(self) -> int:
-        """Letters that the broker has handed to us and we have not read."""
-        return max(0, min(self._asked, self.depth) - self._came)
+        """Messages that the broker has delivered and the bridge has not read."""
+        return max(0, min(self._requested, self.depth) - self._received)
 
     async def read(self, take: Callable[[Delivery], bool], *, at_most: int) -> int:
         """
-        Hand letters to `take`, from the head of the queue, until it has enough.
+        Pass messages to `take`, from the head of the queue, until it has enough.
+
+        Call it once per session.
 
         Args:
-            take: Called with each letter in order, within the reading of bytes; returns
-                whether it wants another one. It must not keep bodies without a bound.
-            at_most: No more than so many are handed over. Once for each session.
+            take: Called with each message in order, while bytes are being parsed; returns
+                whether it wants another one. It must not keep an unbounded number of bodies.
+            at_most: The highest number of messages to pass.
 
         Returns:
-            How many were handed over.
+            How many were passed.
 
         Raises:
-            BrokerUnavailableError: If the broker is away or too slow.
+            BrokerUnavailableError: If the broker is unreachable or too slow.
 
         Cancellation:
-            Safe; the letters go back when the visit ends.
+            Safe; the messages return to the queue when the session ends.
 
         """
         wanted = min(at_most, self.depth)
         if wanted <= 0:
             return 0
-        given = 0
+        passed = 0
 
         def count_and_take(delivery: Delivery) -> bool:
-            nonlocal given
-            if given >= wanted:
+            nonlocal passed
+            if passed >= wanted:
                 return False
-            given += 1
-            return take(delivery) and given < wanted
+            passed += 1
+            return take(delivery) and passed < wanted
 
         self._take = count_and_take
-        timeout_s = self._timeout_s * _READ_TAKES
+        timeout_s = self._timeout_s * _READ_CALLS
         async with broker_call(f"read {self.queue}", timeout_s=timeout_s):
-            line = min(self._line.length or 0, self.depth)
-            first = max(line, min(wanted, _FIRST_STEP))
-            await self._take_more(first)
-            while first > self._asked and len(self._consumers) < _CONSUMERS_MAX:
-                await self._take_more_at_once()
+            head = min(self._returned.count or 0, self.depth)
+            first = max(head, min(wanted, _FIRST_STEP))
+            await self._add_consumer(first)
+            while first > self._requested and len(self._consumers) < _CONSUMERS_MAX:
+                await self._add_consumer_without_reply()
             while not await self._is_done(wanted):
                 if len(self._consumers) == _CONSUMERS_MAX:
                     break
-                await self._take_more(self._asked * (_STEP_GROWS - 1))
-            if self.outstanding <= _RECEIVED_TO_THE_END:
-                await self._stop()  # or it would have to be waited for
-        return given
+                await self._add_consumer(self._requested * (_STEP_FACTOR - 1))
+            if self.outstanding <= _DRAIN_MAX:
+                # With more outstanding, the reply to basic.cancel would arrive after them.
+                await self._cancel_consumers()
+        return passed
 
     async def ack(self, tags: Sequence[int]) -> None:
         """
-        Take letters off the queue for good; the broker has them off when it returns.
+        Remove messages from the queue; the broker has removed them when this returns.
 
         Raises:
-            BrokerUnavailableError: If the broker is away; some may be off, or none.
+            BrokerUnavailableError: If the broker is unreachable; it may have removed all
+                of them, some, or none.
 
         """
         async with broker_call(f"ack to {self.queue}", timeout_s=self._timeout_s):
-            await self._stop()
+            await self._cancel_consumers()
             for tag in tags:
                 await self._channel.basic_ack(tag, wait=False)
-            # An answer to anything says that all before it was done.
-            await self._channel.basic_qos(prefetch_count=1)
+            await self._round_trip()
         self.acked += len(tags)
 
-    async def give_back(self) -> bool:
+    async def return_messages(self) -> bool:
         """
-        Give back what was not acked. False if the connection had to be cut for that.
+        Return what was not acked; false if that took cutting the connection.
 
         Raises:
-            BrokerUnavailableError: If the broker is away; it gives back by itself.
+            BrokerUnavailableError: If the broker is unreachable; it returns them itself.
 
         """
         self._take = None
-        if not self._asked:
+        if not self._requested:
             return True
-        # As many as were asked for, not as came: new letters may have been taken too.
-        self._line.grew_to(self._asked)
-        self._line.lost(self.acked)
-        if self.outstanding > _RECEIVED_TO_THE_END:
+        # The requested number, not the received one: messages that arrived since the session
+        # began may have been taken too.
+        self._returned.record_returned(self._requested)
+        self._returned.record_acked(self.acked)
+        if self.outstanding > _DRAIN_MAX:
             self._connection.abort()
             return False
-        async with broker_call(f"give back to {self.queue}", timeout_s=self._timeout_s):
-            if _counts_closing(broker_identity(self._connection).version):
-                await self._stop()
-                if self._came > self.acked:
+        async with broker_call(
+            f"return messages to {self.queue}", timeout_s=self._timeout_s
+        ):
+            if _counts_closed_channels(broker_identity(self._connection).version):
+                await self._cancel_consumers()
+                if self._received > self.acked:
                     await self._channel.basic_nack(0, multiple=True, requeue=True)
-                await self._channel.basic_qos(prefetch_count=1)
+                await self._round_trip()
             await self._channel.close()
         return True
 
-    # --- taking
-
     def _on_deliveries(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
-            self._came += 1
+            self._received += 1
             if not delivery.redelivered:
-                self._line_ends = True
+                self._has_whole_head = True
             if self._take is not None and not self._is_enough:
                 self._is_enough = not self._take(delivery)
-        self._news.set()
+        self._has_news.set()
 
-    async def _take_more(self, count: int) -> None:
-        """Add a consumer; those before have all they may take, so it takes what follows."""
-        count = min(count, _CONSUMER_MAX)
+    async def _add_consumer(self, count: int) -> None:
+        """Consume `count` more; earlier consumers are full, so these are the next ones."""
+        count = min(count, _PREFETCH_MAX)
         await self._channel.basic_qos(prefetch_count=count)
-        tag = f"look.{len(self._consumers):02}"  # sorts as it counts
-        self._asked += count
+        self._requested += count
+        tag = self._next_tag()
         await self._channel.basic_consume(self.queue, _never_called, consumer_tag=tag)
         self._consumers.append(tag)
 
-    async def _take_more_at_once(self) -> None:
+    async def _add_consumer_without_reply(self) -> None:
         """
-        Add a consumer like the one before, without waiting for an answer.
+        Add a consumer with the same prefetch as the last one.
 
-        The answer would stand behind tens of thousands of letters that nobody may want.
+        A reply would arrive after tens of thousands of messages that may not be wanted.
         """
-        tag = f"look.{len(self._consumers):02}"
+        tag = self._next_tag()
         consume = Basic.Consume(queue=self.queue, consumer_tag=tag, nowait=True)
         frame = ChannelFrame.marshall(
             channel_number=self._channel.number, frames=[consume]
         )
         await self._channel.write_queue.put(frame)
-        self._asked += _CONSUMER_MAX
+        self._requested += _PREFETCH_MAX
         self._consumers.append(tag)
 
-    async def _stop(self) -> None:
-        """
-        Take no more, also in place of what will be acked.
+    def _next_tag(self) -> str:
+        return f"browse.{len(self._consumers):02}"  # sorts in the order of creation
 
-        Not before everything that is wanted was read: the broker forgets what is on its
-        way to a cancelled consumer (measured), until the channel gives it back.
+    async def _cancel_consumers(self) -> None:
+        """
+        Stop consuming, so that an ack does not bring further messages.
+
+        Call it only after everything wanted was read: RabbitMQ drops what is on its way to a
+        cancelled consumer (measured) until the channel returns it.
         """
         consumers, self._consumers = self._consumers, []
         for tag in consumers:
             await self._channel.basic_cancel(tag)
 
+    async def _round_trip(self) -> None:
+        """Wait for any reply: RabbitMQ has then processed all earlier frames of the channel."""
+        await self._channel.basic_qos(prefetch_count=1)
+
     async def _is_done(self, wanted: int) -> bool:
-        """Wait for what was asked for; false if more has to be."""
+        """Wait for what was requested; false if more must be requested."""
         quiets = 0
         while True:
-            is_read = self._is_enough or self._came >= wanted
-            if is_read and (self._line_ends or self._came >= self.depth):
+            is_read = self._is_enough or self._received >= wanted
+            if is_read and (self._has_whole_head or self._received >= self.depth):
                 return True
-            if self._came >= min(self._asked, self.depth):
-                return self._came >= self.depth
+            if self._received >= min(self._requested, self.depth):
+                return self._received >= self.depth
             if self._channel.is_closed:
                 raise BrokerUnavailableError(
                     f"read {self.queue}", "the broker closed the channel"
                 )
-            self._news.clear()
+            self._has_news.clear()
             try:
                 async with asyncio.timeout(_QUIET_S):
-                    await self._news.wait()
+                    await self._has_news.wait()
                 quiets = 0
             except TimeoutError:
                 if await ready_count(self._channel, self.queue) == 0:
@@ -285,64 +300,64 @@ class LetterSession:
 
 
 @asynccontextmanager
-async def visit(
-    address: BrokerAddress, queue: str, line: ReturnedLine
-) -> AsyncIterator[LetterSession]:
+async def open_session(
+    address: BrokerAddress, queue: str, returned: ReturnedHead
+) -> AsyncIterator[BrowseSession]:
     """
-    Open a session on a connection of its own; its letters go back at the end.
+    Open a session on a connection of its own and return its messages at the end.
 
-    One at a time for each queue: the caller sees to that. When it ends, what was given
-    back is in the queue again, or the broker did not say so within its timeout.
+    The caller opens one session per queue at a time. At the end the returned messages are
+    ready in the queue again, unless the broker did not confirm that within its timeout.
 
     Raises:
-        BrokerUnavailableError: If the broker is away or too slow.
+        BrokerUnavailableError: If the broker is unreachable or too slow.
 
     Cancellation:
-        Safe; the connection is closed, and with it the letters go back.
+        Safe; the connection closes, which returns the messages.
 
     """
     connection = await open_connection(
         address, purpose=Purpose.OPERATE, reader=DeliveryReader
     )
     try:
-        async with broker_call(f"look at {queue}", timeout_s=address.timeout_s):
+        async with broker_call(f"browse {queue}", timeout_s=address.timeout_s):
             channel = await connection.open_channel(confirms=False)
             depth = await ready_count(channel, queue)
-        session = LetterSession(
+        session = BrowseSession(
             connection,
             channel,
             queue=queue,
-            line=line,
+            returned=returned,
             depth=depth,
             timeout_s=address.timeout_s,
         )
         try:
             yield session
         finally:
-            await _end(session, connection, address)
+            await _close(session, connection, address)
     finally:
         await connection.leave()
 
 
-async def _end(
-    session: LetterSession,
+async def _close(
+    session: BrowseSession,
     connection: BrokerConnection[DeliveryReader],
     address: BrokerAddress,
 ) -> None:
-    """Give back, and wait until all of it is ready: the next visit must find it."""
+    """Return the messages and wait until all are ready: the next session must find them."""
     try:
-        if not await session.give_back():
+        if not await session.return_messages():
             connection = await open_connection(
                 address, purpose=Purpose.OPERATE, reader=DeliveryReader
             )
         queue, count = session.queue, session.depth - session.acked
         async with broker_call(f"wait for {queue}", timeout_s=address.timeout_s):
             channel = await connection.open_channel(confirms=False)
-            while await ready_count(channel, queue) < count:  # noqa: ASYNC110 - AMQP tells nobody
+            while await ready_count(channel, queue) < count:  # noqa: ASYNC110 - AMQP has no event for it
                 await asyncio.sleep(_POLL_S)
     except BrokerUnavailableError as exc:
-        # The broker went away, or somebody else takes letters: they are not lost.
-        log.warning("dead_letters.not_seen_back", problem=str(exc))
+        # The broker is unreachable or another client takes messages: none are lost.
+        log.warning("dead_letters.return_unconfirmed", problem=str(exc))
     finally:
         await connection.leave()
 
@@ -352,14 +367,14 @@ async def count_ready(address: BrokerAddress, queue: str) -> int:
     Return how many messages are ready in `queue`, over a connection of its own.
 
     Raises:
-        BrokerUnavailableError: If the broker is away or too slow.
+        BrokerUnavailableError: If the broker is unreachable or too slow.
 
     """
     connection = await open_connection(
         address, purpose=Purpose.OPERATE, reader=DeliveryReader
     )
     try:
-        async with broker_call(f"look at {queue}", timeout_s=address.timeout_s):
+        async with broker_call(f"count {queue}", timeout_s=address.timeout_s):
             channel = await connection.open_channel(confirms=False)
             return await ready_count(channel, queue)
     finally:
@@ -371,8 +386,8 @@ async def ready_count(channel: aiormq.Channel, queue: str) -> int:
     return (await channel.queue_declare(queue, passive=True)).message_count or 0
 
 
-def _counts_closing(version: str) -> bool:
-    """Whether this RabbitMQ counts a closed channel as a failure, and a nack not (4.3)."""
+def _counts_closed_channels(version: str) -> bool:
+    """Whether RabbitMQ counts a closed channel as a failed delivery, but no nack (4.3)."""
     parts = version.split(".")
     try:
         return (int(parts[0]), int(parts[1])) >= (4, 3)
@@ -381,4 +396,4 @@ def _counts_closing(version: str) -> bool:
 
 
 async def _never_called(_message: object) -> None:
-    """Stand in where the library wants a callback."""
+    """Satisfy the library: the reader takes the deliveries before its callbacks."""

@@ -1,15 +1,15 @@
 """
-What the last look found at the head of the dead letter queue, kept for the next page.
+Cache the descriptions at the head of the dead-letter queue, for the next page.
 
-A look has to take everything that looks before it gave back (letter_session.py), and the
-broker reads each of those bodies from its log: 3 s of its CPU for 100,000 letters, however
-few are wanted. So pages are answered from here while the head of the queue is as it was.
+Browsing has to take every message that an earlier session has returned (browser.py), and
+RabbitMQ reads each of their bodies from its log: 3 s of its CPU for 100,000 messages, however
+few are wanted. So pages are answered from the cache while the head of the queue is unchanged.
 
-That is known by counting. Letters come at the end and leave by an ack: while the queue is
-no shorter than it ever was since the look, and this bridge acked none, the head is
-the same. The one thing that does not show: somebody else takes some, and at least as many
-come, between two questions; a page may then show, until `KEPT_S` is over, letters that are
-gone. Only lists are answered from here; what is done is done to what is there.
+The depth of the queue shows that. Messages arrive at the end and leave by an ack: while the
+queue is never shorter than before and this bridge acked nothing, its head is unchanged. The
+depth does not reveal one case: another client takes some and at least as many arrive between
+two requests. A page may then show removed messages until `KEPT_S` is over. Only lists use
+the cache; a redrive or discard reads the queue itself.
 """
 
 import time
@@ -17,78 +17,79 @@ from collections.abc import Callable, Sequence
 from sys import getsizeof
 from typing import Final
 
-from bridge.core.dead_letter import Letter
+from bridge.core.dead_letter import StoredDeadLetter
 
 KEPT_S: Final = 600.0
-# About 100,000 letters of 1,000 users; of those behind it nothing is kept.
+# About 100,000 messages of 1,000 users. Messages beyond that are not cached.
 _MAX_BYTES: Final = 32 << 20
-# A look reads on to the next multiple: these were taken anyway, and are the next pages.
-_ROUND: Final = 1000
-_LETTER_BYTES: Final = 160  # the object, its numbers, its place in the list
+# A session reads on to the next multiple: RabbitMQ has delivered these messages anyway, and
+# they are the next pages.
+_BLOCK: Final = 1000
+_ENTRY_BYTES: Final = 160  # the object, its numbers and its place in the list
 
 
-class Recording:
-    """Letters as they are read, oldest first, up to a number of bytes."""
+class CacheRecording:
+    """Descriptions in the order of the queue, limited by their size in bytes."""
 
     def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
-        self.letters: list[Letter] = []
-        self._left_bytes = max_bytes
-        self._shared: set[int] = set()  # texts that many letters share, counted once
+        self.entries: list[StoredDeadLetter] = []
+        self._free_bytes = max_bytes
+        self._shared: set[int] = set()  # strings that many entries share, counted once
 
-    def add(self, letter: Letter) -> None:
-        """Keep `letter`, or nothing from here on if there is no room."""
-        if self._left_bytes <= 0:
+    def add(self, stored: StoredDeadLetter) -> None:
+        """Keep `stored`; once the limit is reached, ignore it and all later ones."""
+        if self._free_bytes <= 0:
             return
-        size_bytes = _LETTER_BYTES + getsizeof(letter.id) + getsizeof(letter.message_id)
+        size_bytes = _ENTRY_BYTES + getsizeof(stored.id) + getsizeof(stored.message_id)
         for text in (
-            letter.user,
-            letter.event,
-            letter.error,
-            letter.origin_exchange,
-            letter.origin_queue,
+            stored.user,
+            stored.event,
+            stored.error,
+            stored.origin_exchange,
+            stored.origin_queue,
         ):
             if id(text) not in self._shared:
                 self._shared.add(id(text))
                 size_bytes += getsizeof(text)
-        self._left_bytes -= size_bytes
-        if self._left_bytes > 0:
-            self.letters.append(letter)
+        self._free_bytes -= size_bytes
+        if self._free_bytes > 0:
+            self.entries.append(stored)
 
     @property
-    def is_round(self) -> bool:
-        """Whether this is a good place to end."""
-        return self._left_bytes <= 0 or len(self.letters) % _ROUND == 0
+    def is_block_complete(self) -> bool:
+        """Whether reading may stop here without leaving a partial block."""
+        return self._free_bytes <= 0 or len(self.entries) % _BLOCK == 0
 
 
-class LetterIndex:
-    """The letters at the head of the queue, as far as they are known."""
+class DeadLetterCache:
+    """The descriptions at the head of the queue, as far as they are known."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._letters: Sequence[Letter] = ()
+        self._entries: Sequence[StoredDeadLetter] = ()
         self._depth = 0
         self._until_s = float("-inf")
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to answer from; then it takes no memory either."""
+        """Whether there is no valid entry; expired entries are dropped."""
         if self._now() >= self._until_s:
-            self.forget()
-        return not self._letters
+            self.clear()
+        return not self._entries
 
-    def keep(self, recording: Recording, depth: int) -> None:
-        """Keep what a look found when `depth` letters were there."""
-        self._letters = recording.letters
+    def fill(self, recording: CacheRecording, depth: int) -> None:
+        """Keep what a session read while `depth` messages were in the queue."""
+        self._entries = recording.entries
         self._depth = depth
         self._until_s = self._now() + KEPT_S
 
-    def forget(self) -> None:
-        """Letters were acked, or the queue is another one."""
-        self._letters = ()
+    def clear(self) -> None:
+        """Drop all entries, because messages were acked or the queue has changed."""
+        self._entries = ()
 
-    def known(self, depth: int) -> Sequence[Letter]:
-        """Return the letters at the head, now that `depth` are there; all, or the first."""
+    def head(self, depth: int) -> Sequence[StoredDeadLetter]:
+        """Return the known head of the queue, now that it holds `depth` messages."""
         if self.is_empty or depth < self._depth:
-            self.forget()
+            self.clear()
         self._depth = depth
-        return self._letters
+        return self._entries

@@ -1,4 +1,9 @@
-"""How often letters were looked at: RabbitMQ counts it, and drops them at its limit."""
+"""
+Stop browsing before RabbitMQ drops dead letters at the queue's delivery limit.
+
+Browsing returns messages to the queue, and before 4.3 RabbitMQ counts each return in
+`x-delivery-count`. At the delivery limit of the queue (topology.py) it drops the message.
+"""
 
 from collections.abc import Callable
 from typing import Final
@@ -11,44 +16,47 @@ from bridge.errors import BrokerUnavailableError
 
 log = structlog.get_logger(__name__)
 
-# RabbitMQ drops a letter at its limit of 1,000,000 (topology.py).
-_LOOKS_MAX: Final = 900_000
-# Somebody may have emptied the queue by other means: one look in so long finds out.
-LOOK_AGAIN_S: Final = 3600.0
+# Well below the delivery limit of 1,000,000.
+DELIVERIES_MAX: Final = 900_000
+# Another client may have emptied the queue meanwhile: one browse per hour checks that.
+CHECK_AGAIN_S: Final = 3600.0
 
 
-class LetterWear:
-    """Watches the count of one queue's letters."""
+class DeliveryLimitGuard:
+    """Tracks the delivery count at the head of one queue."""
 
-    def __init__(self, queue: str, now: Callable[[], float]) -> None:
+    def __init__(
+        self, queue: str, now: Callable[[], float], *, limit: int = DELIVERIES_MAX
+    ) -> None:
         self._queue = queue
         self._now = now
+        self._limit = limit
         self._refused_until_s = float("-inf")
 
-    def watch(self, oldest: Delivery) -> None:
-        """Note what the broker counted for the letter at the head: it has the most."""
+    def inspect(self, oldest: Delivery) -> None:
+        """Read the delivery count of the message at the head, which has the highest one."""
         if not oldest.redelivered:
-            return  # the broker has counted nothing yet, and anybody can publish the header
+            return  # RabbitMQ has not counted yet, and any producer can set the header
         count = header_int(oldest.properties.headers, "x-delivery-count")
-        if count is not None and count >= _LOOKS_MAX:
-            self._refused_until_s = self._now() + LOOK_AGAIN_S
-            log.error("dead_letters.worn_out", looks=count)
+        if count is not None and count >= self._limit:
+            self._refused_until_s = self._now() + CHECK_AGAIN_S
+            log.error("dead_letters.delivery_limit_near", deliveries=count)
 
-    def forget(self) -> None:
-        """Letters were taken off: the next look tells how it is now."""
+    def reset(self) -> None:
+        """Allow browsing again, because dead letters were removed."""
         self._refused_until_s = float("-inf")
 
-    def refuse_if_worn_out(self) -> None:
+    def refuse_near_limit(self) -> None:
         """
-        Let nobody look when the broker would soon drop letters for it.
+        Refuse to browse the queue if that could make RabbitMQ drop messages.
 
         Raises:
-            BrokerUnavailableError: If it is so.
+            BrokerUnavailableError: If the delivery limit is near.
 
         """
         if self._now() < self._refused_until_s:
             raise BrokerUnavailableError(
-                f"look at {self._queue}",
-                f"its oldest letters were looked at {_LOOKS_MAX:,} times, and RabbitMQ "
-                "drops them soon after; redrive or discard all of them",
+                f"browse {self._queue}",
+                f"its oldest messages were browsed {self._limit:,} times and RabbitMQ "
+                "drops them soon after that; redrive or discard all of them",
             )

@@ -1,4 +1,4 @@
-"""One visit to the dead letter queue at a time, and what it holds meanwhile."""
+"""The lock on the dead-letter queue: one browse session at a time."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,79 +6,85 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from bridge.amqp.connection import BrokerAddress
-from bridge.amqp.dead_letters.browser import LetterSession, ReturnedLine, visit
+from bridge.amqp.dead_letters.browser import BrowseSession, ReturnedHead, open_session
 from bridge.errors import BrokerUnavailableError
 
-# How long a request waits for a job, or another request, to let go of the queue.
-_TURN_WITHIN_S: Final = 15.0
+# How long a request waits for a job or another request to release the queue.
+_LOCK_WITHIN_S: Final = 15.0
 
 
-class LetterTurns:
-    """Who may visit the queue now."""
+class DeadLetterLock:
+    """Serializes access to the queue; two sessions at once would mix up its order."""
 
     def __init__(self, address: BrokerAddress, queue: str) -> None:
         self._address = address
         self._queue = queue
-        self._line = ReturnedLine()
-        self._turn = asyncio.Lock()
-        self._session: LetterSession | None = None
+        self._returned = ReturnedHead()
+        self._lock = asyncio.Lock()
+        self._session: BrowseSession | None = None
 
     @property
-    def is_taken(self) -> bool:
-        """Whether somebody has the turn."""
-        return self._turn.locked()
+    def is_held(self) -> bool:
+        """Whether an operation is using the queue."""
+        return self._lock.locked()
 
     @property
-    def standing(self) -> int | None:
-        """How many letters there are while a visit is open; ``None`` if none is."""
+    def depth(self) -> int | None:
+        """How many dead letters there are while a session is open; ``None`` otherwise."""
         session = self._session
         return None if session is None else session.depth - session.acked
 
     @asynccontextmanager
-    async def visit(self, *, is_patient: bool = False) -> AsyncIterator[LetterSession]:
-        """Take the turn and open a visit. Errors as `take` and `open`."""
-        async with self.take(is_patient=is_patient), self.open() as session:
+    async def session(
+        self, *, within_s: float | None = _LOCK_WITHIN_S
+    ) -> AsyncIterator[BrowseSession]:
+        """Hold the lock and open a session. Errors as `hold` and `open`."""
+        async with self.hold(within_s=within_s), self.open() as session:
             yield session
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[LetterSession]:
+    async def open(self) -> AsyncIterator[BrowseSession]:
         """
-        Open a visit; the caller has the turn.
+        Open a session; the caller holds the lock.
 
         Raises:
-            BrokerUnavailableError: If the broker is away or too slow.
+            BrokerUnavailableError: If the broker is unreachable or too slow.
 
         Cancellation:
-            Safe; the letters go back.
+            Safe; the messages return to the queue.
 
         """
         try:
-            async with visit(self._address, self._queue, self._line) as session:
+            async with open_session(
+                self._address, self._queue, self._returned
+            ) as session:
                 self._session = session
                 yield session
         finally:
             self._session = None
 
     @asynccontextmanager
-    async def take(self, *, is_patient: bool = False) -> AsyncIterator[None]:
+    async def hold(
+        self, *, within_s: float | None = _LOCK_WITHIN_S
+    ) -> AsyncIterator[None]:
         """
-        Wait until nobody else is there, and keep them away.
+        Wait for the lock and hold it.
 
         Args:
-            is_patient: Wait for as long as it takes.
+            within_s: The longest wait; ``None`` = without a limit.
 
         Raises:
-            BrokerUnavailableError: If others stay for too long.
+            BrokerUnavailableError: If the lock was not released in time.
 
         """
         try:
-            async with asyncio.timeout(None if is_patient else _TURN_WITHIN_S):
-                await self._turn.acquire()
+            async with asyncio.timeout(within_s):
+                await self._lock.acquire()
         except TimeoutError as exc:
             raise BrokerUnavailableError(
-                f"look at {self._queue}", "others work on the dead letters now"
+                f"browse {self._queue}", "another operation is using the dead letters"
             ) from exc
         try:
             yield
         finally:
-            self._turn.release()
+            self._lock.release()

@@ -1,44 +1,43 @@
 """
-Dead letters: looked at, sent back, dropped.
+The operations on dead letters: browse, count, redrive and discard.
 
-Each operation is one visit or several (letter_session.py says what a visit changes, which
-is nothing that counts), one at a time. Bodies are not kept while looking; a redrive
-keeps a bounded number of them, between reading a letter and the broker's confirm.
+Each operation runs one session on the queue or several (browser.py), one at a time. Browsing
+keeps no bodies; a redrive keeps a bounded number of them between reading a message and its
+confirm.
 
-A redrive publishes to the exchange of the inbound queue, where retries come back too, so
-that nobody else who listens to `<ns>.messages` gets the message a second time. The order of
-effects is publish, confirm, ack: a process that dies in between leaves the letter there, and
-sends it again the next time. That repeat carries the same id, by which the inbox knows it
-within BRIDGE_DEDUPE_WINDOW.
+A redrive publishes to the exchange of the inbound queue, as a retry does, so other consumers
+of `<ns>.messages` do not receive the message a second time. The order is publish, confirm,
+ack: a process that dies in between leaves the dead letter in the queue, and the next redrive
+publishes it again with the same id, by which the inbox recognizes the duplicate within
+BRIDGE_DEDUPE_WINDOW.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 from uuid import uuid4
 
 from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.dead_letters.batches import (
-    Held,
-    Pace,
-    Progress,
-    apart,
-    gather,
+    JobProgress,
+    PendingDeadLetter,
+    RedrivePace,
+    collect,
+    concurrent_groups,
 )
-from bridge.amqp.dead_letters.browser import LetterSession, count_ready
-from bridge.amqp.dead_letters.cache import LetterIndex, Recording
-from bridge.amqp.dead_letters.delivery_limit import LetterWear
-from bridge.amqp.dead_letters.lock import LetterTurns
+from bridge.amqp.dead_letters.browser import BrowseSession, count_ready
+from bridge.amqp.dead_letters.cache import CacheRecording, DeadLetterCache
+from bridge.amqp.dead_letters.delivery_limit import DELIVERIES_MAX, DeliveryLimitGuard
+from bridge.amqp.dead_letters.lock import DeadLetterLock
+from bridge.amqp.publish.publisher import Publisher
 from bridge.core.broker_names import BrokerNames
 from bridge.core.contracts.operator.dead_letters import DeadLetterSelection, Redrive
 from bridge.core.dead_letter import (
-    Count,
-    Gone,
-    Letter,
-    Letters,
-    note_gone,
+    DeadLetterCount,
+    DeadLetterReader,
+    StoredDeadLetter,
     original_expiration,
     readable,
     redriven_id,
@@ -46,43 +45,33 @@ from bridge.core.dead_letter import (
 )
 from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import Delivery, message_id_of
-from bridge.core.properties import Properties
 from bridge.core.settlement import redrive_properties
 from bridge.enums import Stage
 from bridge.errors import BrokerUnavailableError, PublishRefusedError, first_error
 
-# What a job holds between two visits, so that others get their turn.
+# How much a job does before it releases the lock, so that other operations get a turn.
 _BATCH_S: Final = 5.0
 _BATCH_MAX: Final = 10_000
-# How often the age of the first letter may cost a look.
-_FIRST_EVERY_S: Final = 60.0
-# Twins matter where letters are named one by one, and no more are named than this.
-_GONE_MAX: Final = 10_000
+# The age of the oldest dead letter costs at most one session per this time.
+_AGE_EVERY_S: Final = 60.0
+# Ids of identical messages matter where ids are named, and a request names no more than this.
+_REMOVED_MAX: Final = 10_000
+
+Take = Callable[[StoredDeadLetter], bool]
+Work = Callable[[BrowseSession, Sequence[PendingDeadLetter]], Awaitable[int]]
 
 
-class RawPublisher(Protocol):
-    """Publishes bytes with a confirm (publisher.py)."""
-
-    @property
-    def max_properties_bytes(self) -> int:
-        """The largest properties that fit into one frame."""
-
-    async def publish(
-        self, exchange: str, routing_key: bytes, *, body: bytes, properties: Properties
-    ) -> None:
-        """Publish; confirmed when it returns."""
-
-
-class DeadLetters:
-    """The dead letter queue of one bridge."""
+class DeadLetterQueue:
+    """The dead-letter queue of one namespace."""
 
     def __init__(
         self,
         address: BrokerAddress,
         names: BrokerNames,
         *,
-        publisher: RawPublisher,
+        publisher: Publisher,
         journal: Journal | None = None,
+        deliveries_max: int = DELIVERIES_MAX,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address = address
@@ -90,180 +79,180 @@ class DeadLetters:
         self._publisher = publisher
         self._journal = journal or Journal()
         self._now = now
-        self._index = LetterIndex(now)
-        self._may_look_at_s = float("-inf")
-        self._turns = LetterTurns(address, names.dead)
-        self._wear = LetterWear(names.dead, now)
+        self._cache = DeadLetterCache(now)
+        self._age_at_s = float("-inf")
+        self._lock = DeadLetterLock(address, names.dead)
+        self._limit = DeliveryLimitGuard(names.dead, now, limit=deliveries_max)
 
-    # --- looking
+    # --- browse
 
     @property
-    def standing(self) -> int | None:
+    def browsed_depth(self) -> int | None:
         """
-        How many there are while some of them are out of the queue, to be looked at.
+        How many dead letters there are while a session has taken some of them.
 
-        ``None`` if none is out: then the broker knows. Letters that came since the look
-        began are not in it.
+        ``None`` without a session: then the broker's own count is right. Dead letters that
+        arrived since the session began are not included.
         """
-        return self._turns.standing
+        return self._lock.depth
 
-    async def look(self, begin: Callable[[], Callable[[Letter], bool]]) -> Count:
+    async def browse(self, begin: Callable[[], Take]) -> DeadLetterCount:
         """
-        Show every letter, oldest first, until enough was seen.
+        Pass every dead letter, oldest first, to a function until it has enough.
 
         Args:
-            begin: Returns what to show the letters to, and that whether it wants another
-                one. What the last look found is shown first; if that does not suffice,
-                `begin` is called again, and all that is there now is shown.
+            begin: Returns that function, which returns whether it wants another one. The
+                cached head of the queue is passed first; if it does not suffice, `begin` is
+                called again and all of the queue is passed.
 
         Returns:
-            How many were shown, and how many there are.
+            How many were passed, and how many there are.
 
         Raises:
-            BrokerUnavailableError: If the broker is away or too slow, a job holds the
-                queue for too long, or letters were looked at so often that the broker
-                would soon drop them.
+            BrokerUnavailableError: If the broker is unreachable or too slow, a job holds the
+                queue for too long, or the queue was browsed so often that RabbitMQ would
+                soon drop messages.
 
         Cancellation:
-            Safe; the letters go back.
+            Safe; the messages return to the queue.
 
         """
-        async with self._turns.take():
-            if not self._index.is_empty:
+        async with self._lock.hold():
+            if not self._cache.is_empty:
                 depth = await count_ready(self._address, self._names.dead)
-                known = self._index.known(depth)
-                shown = _show(known, begin())
-                if shown is not None or len(known) >= depth:
-                    return Count(len(known) if shown is None else shown, depth)
-            return await self._look_anew(begin())
+                head = self._cache.head(depth)
+                passed = _pass(head, begin())
+                if passed is not None or len(head) >= depth:
+                    return DeadLetterCount(
+                        len(head) if passed is None else passed, depth
+                    )
+            return await self._browse_queue(begin())
 
-    async def _look_anew(self, take: Callable[[Letter], bool]) -> Count:
-        """Show letters, and keep what was read. It is our turn."""
-        self._wear.refuse_if_worn_out()
-        letters, recording = Letters(), Recording()
-        shown = 0
+    async def _browse_queue(self, take: Take) -> DeadLetterCount:
+        """Browse without the cache, and fill it. The caller holds the lock."""
+        recording = CacheRecording()
+        passed = 0
         wants_more = True
 
-        def read(delivery: Delivery) -> bool:
-            nonlocal shown, wants_more
-            if not letters.count:
-                self._wear.watch(delivery)
-            letter = letters.read(delivery)
-            recording.add(letter)
+        def record(stored: StoredDeadLetter, _delivery: Delivery) -> bool:
+            nonlocal passed, wants_more
+            recording.add(stored)
             if wants_more:
-                shown += 1
-                wants_more = take(letter)
-            return wants_more or not recording.is_round
+                passed += 1
+                wants_more = take(stored)
+            return wants_more or not recording.is_block_complete
 
-        async with self._turns.open() as session:
-            await session.read(read, at_most=session.depth)
-            depth = session.depth
-        self._index.keep(recording, depth)
-        return Count(shown, depth)
+        depth = await self._read(record)
+        self._cache.fill(recording, depth)
+        return DeadLetterCount(passed, depth)
 
-    async def _scan(self, take: Callable[[Letter, Delivery], bool]) -> Count:
-        """Show what is in the queue now, with bodies, which `take` must not keep."""
-        self._wear.refuse_if_worn_out()
-        letters = Letters()
+    async def _read(self, take: Callable[[StoredDeadLetter, Delivery], bool]) -> int:
+        """
+        Read the queue from its head until `take` has enough. The caller holds the lock.
+
+        `take` must not keep the deliveries. Returns the depth of the queue.
+        """
+        self._limit.refuse_near_limit()
+        reader = DeadLetterReader()
 
         def read(delivery: Delivery) -> bool:
-            if not letters.count:
-                self._wear.watch(delivery)
-            return take(letters.read(delivery), delivery)
+            if not reader.count:
+                self._limit.inspect(delivery)
+            return take(reader.read(delivery), delivery)
 
-        async with self._turns.visit() as session:
-            shown = await session.read(read, at_most=session.depth)
-            depth = session.depth
-        return Count(shown, depth)
+        async with self._lock.open() as session:
+            await session.read(read, at_most=session.depth)
+            return session.depth
 
     async def oldest_s(self, depth: int) -> float | None:
         """
-        Return for how many seconds the first of `depth` letters has been there.
+        Return the age in seconds of the oldest of `depth` dead letters.
 
-        From memory, or by a look at one letter, at most once a minute: every look is
-        counted by the broker. ``None`` if there is none, it does not say since when,
-        others are looking, or the broker is away.
+        It comes from the cache or from a session that takes one message, at most once a
+        minute, because RabbitMQ counts every session. ``None`` if there is no dead letter, it
+        has no time, another operation holds the queue, or the broker is unreachable.
 
         Cancellation:
-            As `look`.
+            As `browse`.
 
         """
-        first = self._index.known(depth)[:1]
-        if not first and depth and not self._turns.is_taken:
-            if self._now() < self._may_look_at_s:
+        head = self._cache.head(depth)
+        if not head and depth and not self._lock.is_held:
+            if self._now() < self._age_at_s:
                 return None
-            self._may_look_at_s = self._now() + _FIRST_EVERY_S
+            self._age_at_s = self._now() + _AGE_EVERY_S
             with suppress(BrokerUnavailableError):
-                await self.look(lambda: lambda _letter: False)
-            first = self._index.known(depth)[:1]
-        dead_s = first[0].dead_s if first else None
+                await self.browse(lambda: lambda _stored: False)
+            head = self._cache.head(depth)
+        dead_s = head[0].dead_s if head else None
         return None if dead_s is None else max(0.0, time.time() - dead_s)
 
-    async def find(self, letter_id: str) -> tuple[Letter, Delivery] | None:
-        """Return one letter with its body; ``None`` if it is not there. Errors as `look`."""
-        found: tuple[Letter, Delivery] | None = None
+    async def find(
+        self, dead_letter_id: str
+    ) -> tuple[StoredDeadLetter, Delivery] | None:
+        """Return one dead letter with its body; ``None`` if absent. Errors as `browse`."""
+        found: tuple[StoredDeadLetter, Delivery] | None = None
 
-        def take(letter: Letter, delivery: Delivery) -> bool:
+        def take(stored: StoredDeadLetter, delivery: Delivery) -> bool:
             nonlocal found
-            if letter.id == letter_id:
-                found = letter, delivery
+            if stored.id == dead_letter_id:
+                found = stored, delivery
             return found is None
 
-        await self._scan(take)
+        async with self._lock.hold():
+            await self._read(take)
         return found
 
-    async def count(self, selection: DeadLetterSelection) -> Count:
-        """
-        Count the selected letters. Errors as `look`.
-
-        If all are selected, the broker's own count answers, and no letter is read.
-        """
-        if selection.all:
-            async with self._turns.take():
-                depth = await count_ready(self._address, self._names.dead)
-            return Count(depth, depth)
+    async def count(self, selection: DeadLetterSelection) -> DeadLetterCount:
+        """Count the dead letters that `selection` selects. Errors as `browse`."""
         matches = selection.matcher()
         at_most = None if selection.ids is None else len(set(selection.ids))
         matching = 0
 
-        def take(letter: Letter, _delivery: Delivery) -> bool:
+        def take(stored: StoredDeadLetter, _delivery: Delivery) -> bool:
             nonlocal matching
-            matching += matches(letter)
+            matching += matches(stored)
             return at_most is None or matching < at_most
 
-        seen = await self._scan(take)
-        return Count(matching, seen.depth)
+        async with self._lock.hold():
+            if selection.all:  # without a session, which RabbitMQ would count
+                depth = await count_ready(self._address, self._names.dead)
+                return DeadLetterCount(depth, depth)
+            depth = await self._read(take)
+        return DeadLetterCount(matching, depth)
 
-    # --- working
+    # --- redrive and discard
 
     async def redrive(
-        self, request: Redrive, among: Count, *, progress: Progress
+        self, request: Redrive, counted: DeadLetterCount, *, progress: JobProgress
     ) -> None:
         """
-        Send the selected letters back to the inbound queue.
+        Publish the selected dead letters to the inbound queue again.
 
-        Letters of one user are sent in their order. One that the broker refuses stays
-        where it is and counts as failed.
+        Messages of one user are published in their order. A message that the broker refuses
+        stays in the dead-letter queue and counts as failed.
 
         Args:
-            request: Selects the letters and limits the rate.
-            among: What `count` found. Letters that came later are left alone, also
-                those that come back at once because nothing was mended.
-            progress: Is told of each step.
+            request: Which ones, and the highest rate.
+            counted: The result of `count`. Dead letters that arrived later are not touched,
+                also those that come back at once because their cause still exists.
+            progress: Records each step.
 
         Raises:
-            BrokerUnavailableError: If the broker is away or too slow.
+            BrokerUnavailableError: If the broker is unreachable or too slow.
 
         Cancellation:
-            What was sent is off the queue, but for what was in flight in that moment:
-            it stays, and a later redrive repeats it, which the inbox knows.
+            Messages that were confirmed have left the queue, except those in flight at
+            that moment: a later redrive repeats them, and the inbox recognizes the repetition.
 
         """
-        pace = Pace(request.rate_per_s, progress, self._now)
+        pace = RedrivePace(request.rate_per_s, progress, self._now)
 
-        async def work(session: LetterSession, batch: Sequence[Held]) -> int:
+        async def work(
+            session: BrowseSession, batch: Sequence[PendingDeadLetter]
+        ) -> int:
             sent = 0
-            for group in apart(batch, at_most=pace.group_size):
+            for group in concurrent_groups(batch, at_most=pace.group_size):
                 await pace.wait(len(group))
                 if progress.is_cancelled:
                     break
@@ -271,87 +260,101 @@ class DeadLetters:
             return sent
 
         batch_max = max(1, min(_BATCH_MAX, int(request.rate_per_s * _BATCH_S)))
-        await self._work(request, among, work, progress, batch_max=batch_max)
+        await self._work(request, counted, work, progress, batch_max=batch_max)
 
     async def discard(
-        self, request: DeadLetterSelection, among: Count, *, progress: Progress
+        self,
+        request: DeadLetterSelection,
+        counted: DeadLetterCount,
+        *,
+        progress: JobProgress,
     ) -> None:
-        """Drop the selected letters. Arguments and errors as `redrive`."""
+        """Remove the selected dead letters. Arguments and errors as `redrive`."""
 
-        async def work(session: LetterSession, batch: Sequence[Held]) -> int:
-            await session.ack([held.tag for held in batch])
-            for held in batch:
-                held.is_gone = True
+        async def work(
+            session: BrowseSession, batch: Sequence[PendingDeadLetter]
+        ) -> int:
+            await self._remove(session, batch)
             progress.advance(done=len(batch))
             return len(batch)
 
-        await self._work(request, among, work, progress, batch_max=_BATCH_MAX)
+        await self._work(request, counted, work, progress, batch_max=_BATCH_MAX)
 
     async def _work(
         self,
         selection: DeadLetterSelection,
-        among: Count,
-        work: Callable[[LetterSession, Sequence[Held]], Awaitable[int]],
-        progress: Progress,
+        counted: DeadLetterCount,
+        work: Work,
+        progress: JobProgress,
         *,
         batch_max: int,
     ) -> None:
-        """Visit by visit, so that others get their turn and memory has a bound."""
+        """Run one session per batch: memory is bounded and other operations get a turn."""
         matches = selection.matcher()
-        left, depth = among.matching, among.depth
-        gone: Gone = {}
-        tried: set[str] = set()
+        left, depth = counted.matching, counted.depth
+        removed: set[str] = set()
+        failed: set[str] = set()
         while left > 0 and depth > 0 and not progress.is_cancelled:
-            batch: list[Held] = []
-            async with self._turns.visit(is_patient=True) as session:
-                take = gather(
+            batch: list[PendingDeadLetter] = []
+            async with self._lock.session(within_s=None) as session:
+                take = collect(
                     batch,
-                    Letters(gone),
-                    lambda letter: letter.id not in tried and matches(letter),
+                    DeadLetterReader(removed),
+                    lambda stored: stored.id not in failed and matches(stored),
                     at_most=min(left, batch_max),
                 )
                 await session.read(take, at_most=depth)
                 if not batch:
                     return
-                self._index.forget()  # twins count anew
-                self._wear.forget()
-                # The head of the queue is as it was but for what we took off.
+                # Removing one of several identical messages changes the ids of the others.
+                self._cache.clear()
+                self._limit.reset()
+                # The head of the queue only loses what this job removes.
                 depth -= await work(session, batch)
             left -= len(batch)
-            for held in batch:
-                if held.is_gone and len(gone) < _GONE_MAX:
-                    note_gone(gone, held.letter_id)
-                elif not held.is_gone:
-                    tried.add(held.letter_id)
+            for pending in batch:
+                if not pending.is_removed:
+                    failed.add(pending.id)
+                elif len(removed) < _REMOVED_MAX:
+                    removed.add(pending.id)
+
+    async def _remove(
+        self, session: BrowseSession, batch: Sequence[PendingDeadLetter]
+    ) -> None:
+        await session.ack([pending.delivery.tag for pending in batch])
+        for pending in batch:
+            pending.is_removed = True
 
     async def _send(
-        self, session: LetterSession, group: Sequence[Held], progress: Progress
+        self,
+        session: BrowseSession,
+        group: Sequence[PendingDeadLetter],
+        progress: JobProgress,
     ) -> int:
-        """Publish all of `group` at a time, and ack those that the broker confirmed."""
-        confirmed: list[Held] = []
+        """Publish all of `group` concurrently, and ack those that the broker confirmed."""
+        confirmed: list[PendingDeadLetter] = []
         refused: list[str] = []
 
-        async def send_one(held: Held) -> None:
+        async def send_one(pending: PendingDeadLetter) -> None:
             try:
-                await self._publish(held.delivery)
+                await self._publish(pending.delivery)
             except PublishRefusedError as exc:
                 refused.append(str(exc))
             else:
-                confirmed.append(held)
+                confirmed.append(pending)
 
         failure: BaseException | None = None
         began_s = time.time()
         try:
             async with asyncio.TaskGroup() as tasks:
-                for held in group:
-                    tasks.create_task(send_one(held), name="redrive")
+                for pending in group:
+                    tasks.create_task(send_one(pending), name="redrive")
         except* BrokerUnavailableError as errors:
             failure = first_error(errors)
         if confirmed:
-            await session.ack([held.tag for held in confirmed])
-        for held in confirmed:
-            held.is_gone = True
-            self._note(held.delivery, began_s)
+            await self._remove(session, confirmed)
+        for pending in confirmed:
+            self._note(pending.delivery, began_s)
         progress.advance(
             done=len(confirmed),
             failed=len(refused),
@@ -367,7 +370,7 @@ class DeadLetters:
         try:
             routing_key.decode()
         except UnicodeDecodeError as exc:
-            # Sent as the publisher would write it, it might reach another user.
+            # The publisher would escape it, and the result may be the key of another user.
             problem = f"the routing key is not UTF-8 at byte {exc.start}, so it can never be delivered"
             raise PublishRefusedError(exchange, problem) from exc
         properties = redrive_properties(
@@ -386,9 +389,9 @@ class DeadLetters:
         self._journal.note(JournalEntry(at_s, Stage.REDRIVEN, user, message_id))
 
 
-def _show(letters: Sequence[Letter], take: Callable[[Letter], bool]) -> int | None:
-    """Return how many were shown until `take` had enough; ``None`` if it never had."""
-    for shown, letter in enumerate(letters, start=1):
-        if not take(letter):
-            return shown
+def _pass(head: Sequence[StoredDeadLetter], take: Take) -> int | None:
+    """Return how many were passed until `take` had enough; ``None`` if it wants more."""
+    for passed, stored in enumerate(head, start=1):
+        if not take(stored):
+            return passed
     return None

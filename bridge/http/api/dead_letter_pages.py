@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from bridge.core.contracts.operator.dead_letters import DeadLetterFilter
-from bridge.core.dead_letter import Letter
+from bridge.core.dead_letter import StoredDeadLetter
 from bridge.http.api.paging import bad_cursor, parse_cursor, render_cursor
 
 _ANCHORS: Final = 8
@@ -38,7 +38,7 @@ class PageEnd:
         """Return this place as a cursor."""
         return render_cursor([self.depth, self.dead_s, list(self.anchors)])
 
-    def is_before(self, letter: Letter) -> bool:
+    def is_before(self, letter: StoredDeadLetter) -> bool:
         """Return whether `letter` was set aside no earlier than the end of the page."""
         if self.dead_s is None or letter.dead_s is None:
             return self.dead_s is None
@@ -68,13 +68,13 @@ class PageScan:
     wanted: DeadLetterFilter
     limit: int
     after: PageEnd | None = None
-    items: list[Letter] = field(default_factory=list)
+    items: list[StoredDeadLetter] = field(default_factory=list)
     scanned: int = 0
     _depths: list[int] = field(default_factory=list)
     _has_more: bool = False
     _is_after_start: bool = False
 
-    def take(self, letter: Letter) -> bool:
+    def take(self, letter: StoredDeadLetter) -> bool:
         """Consider one dead letter; return false once the page is complete."""
         self.scanned += 1
         if self.after is not None and self.scanned <= self.after.depth:

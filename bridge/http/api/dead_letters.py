@@ -4,7 +4,7 @@ import base64
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from bridge.amqp.dead_letters.operations import DeadLetters
+from bridge.amqp.dead_letters.operations import DeadLetterQueue
 from bridge.core.contracts.operator.dead_letters import (
     DISCARD,
     GET_DEAD,
@@ -23,7 +23,7 @@ from bridge.core.contracts.operator.dead_letters import (
 )
 from bridge.core.contracts.operator.jobs import JobKind
 from bridge.core.contracts.operator.operation import NoBody, NoQuery
-from bridge.core.dead_letter import COUNTED_BY_BROKER, Count, Letter
+from bridge.core.dead_letter import COUNTED_BY_BROKER, DeadLetterCount, StoredDeadLetter
 from bridge.core.message import Delivery
 from bridge.core.readable_headers import readable_properties, readable_table
 from bridge.enums import DeadLetterCause
@@ -32,7 +32,7 @@ from bridge.http.api.endpoint import Api, ApiProblem, ApiRequest, Reply
 from bridge.http.jobs import BusyError, JobBoard, OperatorJob
 
 
-def add_dead_letter_routes(api: Api, letters: DeadLetters, board: JobBoard) -> None:
+def add_dead_letter_routes(api: Api, letters: DeadLetterQueue, board: JobBoard) -> None:
     """Serve the dead letters; redrives and discards run as jobs on `board`."""
     handlers = _DeadLetterHandlers(letters, board)
     api.add(GET_DEAD, handlers.list)
@@ -42,7 +42,7 @@ def add_dead_letter_routes(api: Api, letters: DeadLetters, board: JobBoard) -> N
 
 
 class _DeadLetterHandlers:
-    def __init__(self, letters: DeadLetters, board: JobBoard) -> None:
+    def __init__(self, letters: DeadLetterQueue, board: JobBoard) -> None:
         self._letters = letters
         self._board = board
 
@@ -52,13 +52,13 @@ class _DeadLetterHandlers:
         after = parse_page_end(query.cursor) if query.cursor is not None else None
         scan = PageScan(wanted, query.limit, after)
 
-        def begin() -> Callable[[Letter], bool]:
+        def begin() -> Callable[[StoredDeadLetter], bool]:
             # Called a second time if the cached head of the queue was not enough.
             nonlocal scan
             scan = PageScan(wanted, query.limit, after)
             return scan.take
 
-        seen = await self._letters.look(begin)
+        seen = await self._letters.browse(begin)
         return LetterPage(
             items=[LetterFacts(**_facts(letter)) for letter in scan.items],
             next=scan.next,
@@ -100,7 +100,7 @@ class _DeadLetterHandlers:
 
         return self._start(JobKind.DISCARD, among, work)
 
-    async def _count(self, selection: DeadLetterSelection) -> Count:
+    async def _count(self, selection: DeadLetterSelection) -> DeadLetterCount:
         # Refused before counting: the count would wait for the running job.
         running = self._board.running()
         if running is not None and not selection.dry_run:
@@ -110,7 +110,7 @@ class _DeadLetterHandlers:
     def _start(
         self,
         kind: JobKind,
-        among: Count,
+        among: DeadLetterCount,
         work: Callable[[OperatorJob], Awaitable[None]],
     ) -> Reply:
         try:
@@ -120,7 +120,7 @@ class _DeadLetterHandlers:
         return Reply(202, JobStarted(job=job.facts()))
 
 
-def _facts(letter: Letter) -> dict[str, Any]:
+def _facts(letter: StoredDeadLetter) -> dict[str, Any]:
     return {
         "id": letter.id,
         "reason": letter.reason,
@@ -139,7 +139,9 @@ def _facts(letter: Letter) -> dict[str, Any]:
     }
 
 
-def _detail(letter: Letter, delivery: Delivery, *, with_body: bool) -> LetterDetail:
+def _detail(
+    letter: StoredDeadLetter, delivery: Delivery, *, with_body: bool
+) -> LetterDetail:
     properties = delivery.properties
     text: str | None = None
     encoded: str | None = None
@@ -158,7 +160,7 @@ def _detail(letter: Letter, delivery: Delivery, *, with_body: bool) -> LetterDet
     )
 
 
-def _explanation(letter: Letter) -> str:
+def _explanation(letter: StoredDeadLetter) -> str:
     sentences = [f"It is here because {letter.reason.explanation}."]
     if letter.error:
         sentences.append(f"In detail: {letter.error}.")

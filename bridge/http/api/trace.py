@@ -14,7 +14,7 @@ from bridge.core.contracts.operator.trace import (
     TraceQuery,
     TraceStep,
 )
-from bridge.core.dead_letter import Count, Letter
+from bridge.core.dead_letter import DeadLetterCount, StoredDeadLetter
 from bridge.core.fleet import ALONE, Reach, Seen
 from bridge.core.trace import DeadFact, Facts, Story, tell_story
 from bridge.errors import BrokerUnavailableError
@@ -31,7 +31,9 @@ _FOUND_MAX: Final = 100
 class DeadLetters(Protocol):
     """The dead letters (the room `broker`)."""
 
-    async def look(self, begin: Callable[[], Callable[[Letter], bool]]) -> Count:
+    async def browse(
+        self, begin: Callable[[], Callable[[StoredDeadLetter], bool]]
+    ) -> DeadLetterCount:
         """Show letters, oldest first, until one has enough; says how many of all."""
 
 
@@ -142,13 +144,13 @@ class Tracer:
         found: list[DeadFact] = []
         shown = 0
 
-        def begin() -> Callable[[Letter], bool]:
+        def begin() -> Callable[[StoredDeadLetter], bool]:
             nonlocal shown
             shown = 0
             found.clear()
             return take
 
-        def take(letter: Letter) -> bool:
+        def take(letter: StoredDeadLetter) -> bool:
             nonlocal shown
             shown += 1
             if letter.message_id == message_id and user in {None, letter.user}:
@@ -157,7 +159,7 @@ class Tracer:
 
         try:
             async with asyncio.timeout(_LETTERS_WITHIN_S):
-                count = await self._dead.look(begin)
+                count = await self._dead.browse(begin)
         except BrokerUnavailableError as exc:
             silent.append(f"the dead letters cannot be looked at: {exc}")
             return _NOTHING_FOUND
@@ -236,7 +238,7 @@ def _unheard(windows: Reach, journals: Reach) -> Iterator[str]:
             yield f"{known}, {who} did not answer"
 
 
-def _dead_fact(letter: Letter) -> DeadFact:
+def _dead_fact(letter: StoredDeadLetter) -> DeadFact:
     return DeadFact(
         at_s=letter.dead_s,
         user=letter.user,

@@ -12,7 +12,7 @@ from bridge.amqp.connection import (
     open_connection,
 )
 from bridge.amqp.frame_reader import FrameReader
-from bridge.amqp.topology import State, Topology, compare, declare
+from bridge.amqp.topology import ComparisonState, Topology, compare, declare
 from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from bridge.errors import TopologyError
@@ -56,7 +56,7 @@ async def test_declaring_twice_changes_nothing(
 
     findings = await compare(connection, wanted, timeout_s=TIMEOUT_S)
 
-    assert {finding.state for finding in findings} == {State.OK}
+    assert {finding.state for finding in findings} == {ComparisonState.OK}
     assert len(findings) == len(wanted.exchanges) + len(wanted.queues)
 
 
@@ -67,7 +67,7 @@ async def test_comparing_declares_nothing(
     for _ in range(2):
         findings = await compare(connection, wanted, timeout_s=TIMEOUT_S)
 
-        assert {finding.state for finding in findings} == {State.MISSING}
+        assert {finding.state for finding in findings} == {ComparisonState.MISSING}
         assert all("bridge run will declare it" in finding.text for finding in findings)
 
 
@@ -88,7 +88,7 @@ async def test_each_difference_is_found(
     different = {
         finding.name: finding.text
         for finding in findings
-        if finding.state is State.DIFFERENT
+        if finding.state is ComparisonState.DIFFERENT
     }
     assert different == {
         f"exchange {names.messages}": (
@@ -105,7 +105,10 @@ async def test_a_poor_login_is_told_what_it_needs(
 ) -> None:
     """Least privilege is encouraged, so it must be easy to get right."""
     findings = await compare(poor, wanted, timeout_s=TIMEOUT_S)
-    assert {finding.state for finding in findings} <= {State.REFUSED, State.MISSING}
+    assert {finding.state for finding in findings} <= {
+        ComparisonState.REFUSED,
+        ComparisonState.MISSING,
+    }
 
     with pytest.raises(TopologyError, match="configure, write and read permission"):
         await declare(poor, wanted, timeout_s=TIMEOUT_S)

@@ -13,7 +13,7 @@ from yarl import URL
 
 from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
 from bridge.amqp.frame_reader import FrameReader
-from bridge.amqp.management import Management, ManagementError
+from bridge.amqp.management import ManagementApi, ManagementError
 from bridge.amqp.topology import declare, topology
 from bridge.core.broker_names import BrokerNames
 from bridge.doctor.checks import examine
@@ -217,8 +217,11 @@ async def test_without_the_management_api_it_is_said_what_is_not_known(
     for chosen, words in (
         (plain, "AMQP does not tell"),
         (settings(managed_broker, namespace, management_url=refused), "tag management"),
-        (settings(managed_broker, namespace, management_url=away), "not reached"),
-        (settings(managed_broker, namespace, management_url=no_api), "not reached"),
+        (settings(managed_broker, namespace, management_url=away), "cannot be reached"),
+        (
+            settings(managed_broker, namespace, management_url=no_api),
+            "cannot be reached",
+        ),
     ):
         findings = await examined(chosen)
         finding = findings["policies, bindings and clock"]
@@ -282,12 +285,12 @@ async def test_a_large_answer_of_the_management_api_is_read_to_its_end() -> None
     app.router.add_get("/api/bindings/{vhost}", serve)
     async with TestServer(app, host="127.0.0.1") as server:
         url = server.make_url("/").with_user("u").with_password("p")
-        management = Management(
+        management = ManagementApi(
             str(url), amqp_url="amqp://broker/my%20vhost", timeout_s=10 * SLOW_FACTOR
         )
-        answer = await management.ask(f"bindings/{management.vhost_path}")
+        answer = await management.get(f"bindings/{management.vhost_path}")
         with pytest.raises(ManagementError, match="status 404"):
-            await management.ask("nothing")
+            await management.get("nothing")
 
     assert answer.value == entries
 

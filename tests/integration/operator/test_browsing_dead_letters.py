@@ -64,7 +64,7 @@ async def test_letters_are_listed_oldest_first_and_say_why_they_are_there(
     assert "not one JSON value" in first["explanation"]
     assert second["body_text"] is None
     assert second["properties"]["type"] == "note"
-    assert "time ran out" in second["explanation"]
+    assert "expired while it waited" in second["explanation"]
     assert second["headers"]["x-death"][0]["reason"] == "expired"
 
 

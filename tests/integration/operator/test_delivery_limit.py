@@ -1,11 +1,18 @@
-"""Dead letters that were looked at very often: RabbitMQ would drop them for it."""
+"""Browsing stops before RabbitMQ drops dead letters at the delivery limit."""
 
 import aiormq
 import pytest
 
-from bridge.amqp.dead_letters import delivery_limit as letter_wear
-from bridge.amqp.dead_letters.delivery_limit import LOOK_AGAIN_S, LetterWear
+from bridge.amqp.connection import BrokerAddress
+from bridge.amqp.dead_letters.delivery_limit import CHECK_AGAIN_S, DeliveryLimitGuard
+from bridge.amqp.dead_letters.operations import DeadLetterQueue
+from bridge.amqp.publish.publisher import Publisher
 from bridge.core.broker_names import BrokerNames
+from bridge.core.contracts.operator.dead_letters import (
+    DeadLetterFilter,
+    DeadLetterSelection,
+)
+from bridge.core.contracts.operator.jobs import JobKind
 from bridge.core.message import Delivery
 from bridge.core.properties import (
     PERSISTENT,
@@ -15,68 +22,58 @@ from bridge.core.properties import (
 )
 from bridge.demo.private_node import LocalNode
 from bridge.errors import BrokerUnavailableError
-from tests.conftest import eventually
-from tests.integration.operator.api_client import ApiAsker, asking
+from bridge.http.jobs import OperatorJob
+from bridge.metrics import Metrics
+from tests.integration.operator.api_client import asking
 from tests.integration.operator.dead_letter_fixtures import fill, publish_letters, ready
 from tests.integration.running import running_bridge, settings_for
 
-_LOOKS_MAX = 3
 _OF_TOM = {"filter": {"user": "tom"}, "dry_run": True}
 
 
-def letter_with(count: int, *, redelivered: bool) -> Delivery:
-    """Return one that says how often it was looked at."""
+def delivery_with(count: int, *, redelivered: bool) -> Delivery:
+    """Return a delivery with this delivery count."""
     properties = Properties(headers=render_table({"x-delivery-count": count}))
     return Delivery(
-        1, redelivered, b"", b"ann", render_properties(properties), b"1", "q"
+        1, redelivered, b"", b"ann", render_properties(properties), b"1", "dead"
     )
 
 
-async def look_until_refused(api: ApiAsker) -> str:
-    """Look past what is remembered until that is not done any more; returns why."""
-    detail = ""
-
-    async def is_refused() -> bool:
-        nonlocal detail
-        answer = await api.ask("POST", "/api/dead/discard", _OF_TOM)
-        detail = str(answer.body.get("detail"))
-        return answer.status == 503
-
-    await eventually(is_refused)
-    return detail
-
-
-async def test_letters_that_are_worn_out_can_still_be_taken_off(
-    broker: LocalNode, namespace: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is the advice that is given; after that they are looked at as before."""
-    monkeypatch.setattr(letter_wear, "_LOOKS_MAX", _LOOKS_MAX)
-    names = BrokerNames(namespace)
-    async with (
-        running_bridge(settings_for(broker, namespace)) as running,
-        asking(running) as api,
-    ):
-        await publish_letters(broker, names, 5)
-        assert "discard all of them" in await look_until_refused(api)
-
-        everything = {"all": True, "confirm": 5}
-        answer = await api.ask("POST", "/api/dead/discard", everything)
-        assert answer.status == 202, answer
-
-        async def is_empty() -> bool:
-            return await ready(broker, names.dead) == 0
-
-        await eventually(is_empty)
-        await publish_letters(broker, names, 1)
-        page = await api.get("/api/dead")
-
-    assert len(page["items"]) == 1
-
-
-async def test_a_count_that_a_producer_wrote_is_not_believed(
+async def test_dead_letters_near_the_limit_can_still_be_discarded(
     broker: LocalNode, namespace: str
 ) -> None:
-    """What expires in the inbound queue is set aside by RabbitMQ with all its headers."""
+    """The error text advises that; browsing is allowed again afterwards."""
+    names = BrokerNames(namespace)
+    address = BrokerAddress((broker.url,))
+    async with running_bridge(settings_for(broker, namespace)):
+        await publish_letters(broker, names, 5)
+    queue = DeadLetterQueue(
+        address,
+        names,
+        publisher=Publisher(address, names, metrics=Metrics()),
+        deliveries_max=3,
+    )
+    of_tom = DeadLetterSelection(filter=DeadLetterFilter(user="tom"))
+    everything = DeadLetterSelection(all=True)
+
+    with pytest.raises(BrokerUnavailableError, match="discard all of them"):  # noqa: PT012 - the number of sessions depends on the broker
+        for _ in range(10):
+            await queue.count(of_tom)
+    counted = await queue.count(everything)
+    await queue.discard(
+        everything, counted, progress=OperatorJob("1", JobKind.DISCARD, 5, 0.0)
+    )
+
+    assert counted.matching == 5
+    assert await ready(broker, names.dead) == 0
+    await publish_letters(broker, names, 1)
+    assert (await queue.browse(lambda: lambda _: True)).matching == 1
+
+
+async def test_a_delivery_count_of_a_producer_is_ignored(
+    broker: LocalNode, namespace: str
+) -> None:
+    """RabbitMQ dead-letters an expired message with all its headers."""
     names = BrokerNames(namespace)
     properties = Properties(
         headers=render_table({"x-delivery-count": 1_000_000}), delivery_mode=PERSISTENT
@@ -100,16 +97,16 @@ async def test_a_count_that_a_producer_wrote_is_not_believed(
     assert [answer.status for answer in answers] == [200, 200, 200]
 
 
-def test_what_is_worn_out_is_looked_at_again_after_a_while() -> None:
-    """Somebody may have emptied the queue by other means than the bridge."""
+def test_browsing_is_tried_again_after_an_hour() -> None:
+    """Another client than the bridge may have emptied the queue."""
     now_s = 0.0
-    wear = LetterWear("dead", lambda: now_s)
-    wear.watch(letter_with(900_000, redelivered=False))
-    wear.refuse_if_worn_out()
+    guard = DeliveryLimitGuard("dead", lambda: now_s)
+    guard.inspect(delivery_with(900_000, redelivered=False))
+    guard.refuse_near_limit()
 
-    wear.watch(letter_with(900_000, redelivered=True))
+    guard.inspect(delivery_with(900_000, redelivered=True))
     with pytest.raises(BrokerUnavailableError, match="redrive or discard all"):
-        wear.refuse_if_worn_out()
+        guard.refuse_near_limit()
 
-    now_s = LOOK_AGAIN_S
-    wear.refuse_if_worn_out()
+    now_s = CHECK_AGAIN_S
+    guard.refuse_near_limit()

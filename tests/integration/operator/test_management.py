@@ -73,8 +73,8 @@ async def test_the_management_api_adds_rates_and_what_is_unacked(
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("http://127.0.0.1:1", "127.0.0.1:1: it is not reached"),
-        ("http://m:wrong@HOST", "it refuses the login"),
+        ("http://127.0.0.1:1", "127.0.0.1:1: it cannot be reached"),
+        ("http://m:wrong@HOST", "it rejects the login"),
     ],
 )
 async def test_without_an_answer_amqp_tells_what_it_can(

@@ -1,11 +1,13 @@
-"""What a dead letter says of itself, and which one it is."""
+"""The description of a dead letter, its id, and what a redrive publishes."""
 
 import pytest
 
-from bridge.core.contracts.operator.dead_letters import DeadLetterFilter
+from bridge.core.contracts.operator.dead_letters import (
+    DeadLetterFilter,
+    DeadLetterSelection,
+)
 from bridge.core.dead_letter import (
-    Letters,
-    note_gone,
+    DeadLetterReader,
     original_expiration,
     redriven_id,
     routing_key_of,
@@ -50,8 +52,10 @@ def delivery(
     )
 
 
-def bridges_letter(original: Properties, *, letter_id: str | None = "a1") -> Delivery:
-    """A message as the bridge sets it aside."""
+def bridge_dead_letter(
+    original: Properties, *, letter_id: str | None = "a1"
+) -> Delivery:
+    """Return a message that the bridge has dead-lettered."""
     rejection = Rejection(DeadLetterReason.CRASHED, "died twice")
     written = dead_letter_properties(
         delivery(original), DeadLetter(rejection, 3),
@@ -60,8 +64,8 @@ def bridges_letter(original: Properties, *, letter_id: str | None = "a1") -> Del
     return delivery(written)
 
 
-def brokers_letter(reason: bytes = b"expired", *, time: bytes = b"") -> Delivery:
-    """A message as RabbitMQ sets it aside."""
+def broker_dead_letter(reason: bytes = b"expired", *, time: bytes = b"") -> Delivery:
+    """Return a message that RabbitMQ has dead-lettered."""
     death = render_table(
         {
             "reason": reason,
@@ -75,31 +79,49 @@ def brokers_letter(reason: bytes = b"expired", *, time: bytes = b"") -> Delivery
     return delivery(Properties(headers=b"\x07x-death" + array, type=b"note"))
 
 
-def test_a_letter_of_the_bridge_tells_why_and_whence() -> None:
-    """Its own headers say all."""
-    letter = Letters().read(bridges_letter(Properties(message_id=b"m-1")))
+def test_a_dead_letter_of_the_bridge_is_described_by_its_headers() -> None:
+    """The bridge writes reason, error, time, attempts and origin."""
+    stored = DeadLetterReader().read(bridge_dead_letter(Properties(message_id=b"m-1")))
 
-    assert (letter.reason, letter.error) == (DeadLetterCause.CRASHED, "died twice")
-    assert (letter.user, letter.event, letter.message_id) == ("ann", "message", "m-1")
-    assert (letter.origin_exchange, letter.origin_queue) == ("x.dead", "x.inbound.0")
-    assert (letter.dead_s, letter.attempts, letter.redrives) == (1700.0, 3, 0)
+    assert (stored.reason, stored.error) == (
+        DeadLetterCause.CRASHED,
+        "died twice",
+    )
+    assert (stored.user, stored.event, stored.message_id) == (
+        "ann",
+        "message",
+        "m-1",
+    )
+    assert (stored.origin_exchange, stored.origin_queue) == (
+        "x.dead",
+        "x.inbound.0",
+    )
+    assert (stored.dead_s, stored.attempts, stored.redrives) == (
+        1700.0,
+        3,
+        0,
+    )
 
 
-def test_a_letter_of_the_broker_is_explained_as_expired() -> None:
-    """It has x-death in place of ours."""
-    letter = Letters().read(brokers_letter())
+def test_a_dead_letter_of_rabbitmq_has_the_reason_expired() -> None:
+    """RabbitMQ writes x-death instead of the bridge's headers."""
+    stored = DeadLetterReader().read(broker_dead_letter())
 
-    assert letter.reason is DeadLetterCause.EXPIRED
-    assert letter.error == "RabbitMQ: expired in queue x.inbound.0"
-    assert (letter.event, letter.dead_s, letter.attempts) == ("note", 1700.0, 0)
-    assert (letter.origin_exchange, letter.origin_queue) == (
+    assert stored.reason is DeadLetterCause.EXPIRED
+    assert stored.error == "RabbitMQ: expired in queue x.inbound.0"
+    assert (stored.event, stored.dead_s, stored.attempts) == (
+        "note",
+        1700.0,
+        0,
+    )
+    assert (stored.origin_exchange, stored.origin_queue) == (
         "x.messages",
         "x.inbound.0",
     )
 
 
 @pytest.mark.parametrize(
-    "strange",
+    "unknown",
     [
         delivery(Properties()),
         delivery(Properties(headers=render_table({Header.REASON: "rain"}))),
@@ -110,20 +132,24 @@ def test_a_letter_of_the_broker_is_explained_as_expired() -> None:
         delivery(Properties(headers=render_table({Header.REDRIVES: -7}))),
         delivery(Properties(headers=b"\x07x-deathA\x00\x00\x00\x02t\x01")),
         delivery(Properties(headers=b"\x07x-deatht\x01")),
-        brokers_letter(b"maxlen", time=b"t\x01"),
+        broker_dead_letter(b"maxlen", time=b"t\x01"),
     ],
 )
-def test_whatever_else_lies_there_is_other(strange: Delivery) -> None:
-    """Anybody can publish to the exchange of dead letters."""
-    letter = Letters().read(strange)
+def test_any_other_message_has_the_reason_other(unknown: Delivery) -> None:
+    """Any producer can publish to the exchange of dead letters."""
+    stored = DeadLetterReader().read(unknown)
 
-    assert letter.reason is DeadLetterCause.OTHER
-    assert letter.reason.explanation
-    assert (letter.dead_s, letter.attempts, letter.redrives) == (None, 0, 0)
+    assert stored.reason is DeadLetterCause.OTHER
+    assert stored.reason.explanation
+    assert (stored.dead_s, stored.attempts, stored.redrives) == (
+        None,
+        0,
+        0,
+    )
 
 
-def test_the_id_is_the_same_however_often_the_broker_counted() -> None:
-    """RabbitMQ adds its count, and sorts the table when it does."""
+def test_delivery_counts_do_not_change_the_id() -> None:
+    """RabbitMQ adds its counter and sorts the header table when it does."""
     headers = {"b": "1", "a": "2"}
     first = delivery(Properties(headers=render_table(headers)))
     again = delivery(
@@ -131,64 +157,76 @@ def test_the_id_is_the_same_however_often_the_broker_counted() -> None:
     )
     other = delivery(Properties(headers=render_table({"a": "2", "b": "2"})))
 
-    ids = [Letters().read(one).id for one in (first, again, other)]
+    ids = [DeadLetterReader().read(one).id for one in (first, again, other)]
 
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_twins_have_numbers_and_keep_them_when_one_is_gone() -> None:
-    """Ids were given out before; what is left must still be what was meant."""
-    letters = Letters()
-    ids = [letters.read(delivery(Properties())).id for _ in range(4)]
-    gone: dict[str, set[int]] = {}
-    note_gone(gone, ids[0])
-    note_gone(gone, ids[2])
+def test_identical_messages_keep_their_ids_when_one_is_removed() -> None:
+    """An id that was handed out before must still select the same message."""
+    reader = DeadLetterReader()
+    ids = [reader.read(delivery(Properties())).id for _ in range(4)]
 
-    left = Letters(gone)
+    left = DeadLetterReader({ids[0], ids[2]})
 
     assert ids[1:] == [f"{ids[0]}-{number}" for number in (2, 3, 4)]
     assert [left.read(delivery(Properties())).id for _ in range(2)] == [ids[1], ids[3]]
     assert left.count == 2
 
 
-def test_a_filter_wants_all_that_it_names() -> None:
-    """A letter without a time is in no time at all."""
-    letter = Letters().read(bridges_letter(Properties()))
-    timeless = Letters().read(delivery(Properties()))
+def test_a_filter_matches_only_if_all_its_fields_do() -> None:
+    """A dead letter without a time is outside of every interval."""
+    stored = DeadLetterReader().read(bridge_dead_letter(Properties()))
+    timeless = DeadLetterReader().read(delivery(Properties()))
 
     for wanted in (
         DeadLetterFilter(),
-        DeadLetterFilter(reason=DeadLetterCause.CRASHED, user="ann", event="message"),
+        DeadLetterFilter(reason="crashed", user="ann", event="message"),
         DeadLetterFilter(since=1700, until=1701),
     ):
-        assert wanted.matches(letter)
+        assert wanted.matches(stored)
     for unwanted in (
-        DeadLetterFilter(reason=DeadLetterCause.EXPIRED),
+        DeadLetterFilter(reason="expired"),
         DeadLetterFilter(user="tom"),
         DeadLetterFilter(event="note"),
         DeadLetterFilter(since=1701),
         DeadLetterFilter(until=1700),
     ):
-        assert not unwanted.matches(letter)
+        assert not unwanted.matches(stored)
     assert not DeadLetterFilter(since=0).matches(timeless)
 
 
-def test_a_redrive_takes_off_what_was_written_and_counts() -> None:
-    """The message goes back as it was published, and carries what it went through."""
+def test_a_selection_names_ids_a_filter_or_all() -> None:
+    """Operators select dead letters in one of three ways."""
+    stored = DeadLetterReader().read(bridge_dead_letter(Properties()))
+
+    assert DeadLetterSelection(ids=[stored.id]).matcher()(stored)
+    assert not DeadLetterSelection(ids=["0" * 24]).matcher()(stored)
+    assert DeadLetterSelection(filter=DeadLetterFilter(user="ann")).matcher()(stored)
+    assert not DeadLetterSelection(filter=DeadLetterFilter(user="tom")).matcher()(
+        stored
+    )
+    assert DeadLetterSelection(all=True).matcher()(stored)
+
+
+def test_a_redrive_restores_the_properties_and_counts() -> None:
+    """The message is published as the producer wrote it, plus the bridge's own counters."""
     original = Properties(
         message_id=b"m", expiration=b"60000", user_id=b"shop",
         headers=render_table({"x-mine": "kept"}),
     )  # fmt: skip
-    letter = bridges_letter(original)
-    mark = redriven_id(letter)
-    assert mark is not None
+    dead_letter = bridge_dead_letter(original)
+    repeat_id = redriven_id(dead_letter)
+    assert repeat_id is not None
 
     sent = redrive_properties(
-        letter, redriven_id=mark, expiration=original_expiration(letter.properties)
+        dead_letter,
+        redriven_id=repeat_id,
+        expiration=original_expiration(dead_letter.properties),
     )
 
     assert (sent.message_id, sent.expiration, sent.user_id) == (b"m", b"60000", None)
-    assert routing_key_of(letter) == b"ann"
+    assert routing_key_of(dead_letter) == b"ann"
     assert header_bytes(sent.headers, "x-mine") == b"kept"
     assert header_bytes(sent.headers, Header.USER_ID) == b"shop"
     assert header_bytes(sent.headers, Header.REDRIVEN_ID) == b"a1.1"
@@ -197,25 +235,27 @@ def test_a_redrive_takes_off_what_was_written_and_counts() -> None:
     assert header_int(sent.headers, Header.DEADLINE) is None
 
 
-def test_the_count_of_redrives_goes_along_through_retries_and_dead_letters() -> None:
-    """Or nobody would see that a message goes round in circles."""
-    letter = bridges_letter(Properties())
-    sent = delivery(redrive_properties(letter, redriven_id="a1.1", expiration=None))
+def test_retries_and_dead_letters_keep_the_count_of_redrives() -> None:
+    """Operators recognize a message that fails after every redrive."""
+    dead_letter = bridge_dead_letter(Properties())
+    sent = delivery(
+        redrive_properties(dead_letter, redriven_id="a1.1", expiration=None)
+    )
     retried = delivery(retry_properties(sent, RetryAfter(2, 1.0), deadline_s=None))
 
-    again = bridges_letter(parse_properties(retried.raw_properties), letter_id="b2")
+    again = bridge_dead_letter(parse_properties(retried.raw_properties), letter_id="b2")
 
-    assert Letters().read(again).redrives == 1
+    assert DeadLetterReader().read(again).redrives == 1
     assert redriven_id(again) == "b2.2"
 
 
-def test_a_message_without_an_id_is_known_by_its_redrive() -> None:
-    """A redrive that is repeated after a crash is a duplicate for the inbox."""
-    letter = bridges_letter(Properties(), letter_id="c3")
+def test_a_message_without_an_id_gets_the_id_of_its_redrive() -> None:
+    """The inbox recognizes a redrive that is repeated after a crash as a duplicate."""
+    dead_letter = bridge_dead_letter(Properties(), letter_id="c3")
     limits = MessageLimits(100)
     ids = []
     for original in (None, b"m"):
-        sent = redrive_properties(letter, redriven_id="c3.1", expiration=None)
+        sent = redrive_properties(dead_letter, redriven_id="c3.1", expiration=None)
         if original:
             sent = Properties(headers=sent.headers, message_id=original)
         message = parse_delivery(delivery(sent), limits=limits, now_s=0)
@@ -226,16 +266,16 @@ def test_a_message_without_an_id_is_known_by_its_redrive() -> None:
 
 
 @pytest.mark.parametrize("letter_id", [None, "", "x" * 65, "a b"])
-def test_a_letter_without_a_name_of_its_own_is_no_repeat_of_another(
+def test_a_dead_letter_without_an_id_of_its_own_has_no_redrive_id(
     letter_id: str | None,
 ) -> None:
-    """Twins of the broker: the second one is a message of its own."""
-    assert redriven_id(bridges_letter(Properties(), letter_id=letter_id)) is None
+    """Identical messages that RabbitMQ dead-lettered are separate messages."""
+    assert redriven_id(bridge_dead_letter(Properties(), letter_id=letter_id)) is None
 
 
-def test_the_time_to_live_of_a_letter_of_the_broker_is_known_too() -> None:
-    """It has taken the property off, and wrote down what it was."""
-    assert original_expiration(brokers_letter().properties) == b"60000"
+def test_the_original_expiration_is_read_from_x_death() -> None:
+    """RabbitMQ removes the property and records it in x-death."""
+    assert original_expiration(broker_dead_letter().properties) == b"60000"
     assert original_expiration(Properties()) is None
-    strange = Properties(headers=render_table({Header.EXPIRATION: "soon"}))
-    assert original_expiration(strange) is None
+    invalid = Properties(headers=render_table({Header.EXPIRATION: "soon"}))
+    assert original_expiration(invalid) is None

@@ -7,7 +7,7 @@ import pytest
 from yarl import URL
 
 from bridge.amqp.management import clock_ahead_s
-from bridge.amqp.permissions import Lack, Right
+from bridge.amqp.permissions import MissingPermission, Permission
 from bridge.amqp.topology import topology
 from bridge.core.broker_names import BrokerNames
 from bridge.doctor.broker import permission_finding
@@ -70,9 +70,9 @@ def test_missing_permissions_come_with_the_command_that_gives_them_and_no_more()
 ):
     """To be pasted: names with blanks are quoted, dots are no patterns."""
     lacks = [
-        Lack(Right.WRITE, "app.bridge.dead"),
-        Lack(Right.READ, "app.bridge.dead"),
-        Lack(Right.WRITE, "app.bridge.messages"),
+        MissingPermission(Permission.WRITE, "app.bridge.dead"),
+        MissingPermission(Permission.READ, "app.bridge.dead"),
+        MissingPermission(Permission.WRITE, "app.bridge.messages"),
     ]
     finding = permission_finding(lacks, NAMES, url=URL_OF_APP, may_do_anything=False)
 

@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
-from bridge.core.dead_letter import Count, Letter
+from bridge.core.dead_letter import DeadLetterCount, StoredDeadLetter
 from bridge.core.fleet import ALONE, Reach, Seen
 from bridge.core.journal import Journal, JournalEntry
 from bridge.enums import DeadLetterCause, Stage
@@ -22,9 +22,9 @@ from tests.unit.http.conftest import Client, Open
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 
-def letter(user: str, message_id: str = "m") -> Letter:
+def letter(user: str, message_id: str = "m") -> StoredDeadLetter:
     """Return a dead letter."""
-    return Letter(
+    return StoredDeadLetter(
         id="l", reason=DeadLetterCause.TOO_LARGE, error="", user=user, event="message",
         message_id=message_id, dead_s=5.0, origin_exchange="", origin_queue="",
         attempts=1, redrives=0, body_bytes=1,
@@ -34,7 +34,7 @@ def letter(user: str, message_id: str = "m") -> Letter:
 class Sources:
     """An empty inbox, nobody online, and dead letters that may be away."""
 
-    def __init__(self, *letters: Letter) -> None:
+    def __init__(self, *letters: StoredDeadLetter) -> None:
         self.letters = letters
         self.failure: Exception | None = None
         self.is_complete = True
@@ -64,7 +64,9 @@ class Sources:
         assert user != ""
         return SearchResult((), 7, is_complete=self.is_complete)
 
-    async def look(self, begin: Callable[[], Callable[[Letter], bool]]) -> Count:
+    async def browse(
+        self, begin: Callable[[], Callable[[StoredDeadLetter], bool]]
+    ) -> DeadLetterCount:
         """Show the letters."""
         if self.failure is not None:
             raise self.failure
@@ -74,7 +76,7 @@ class Sources:
             shown += 1
             if not take(each):
                 break
-        return Count(shown, len(self.letters))
+        return DeadLetterCount(shown, len(self.letters))
 
     async def ask(
         self, question: Mapping[str, Any], model: type[AnswerT]

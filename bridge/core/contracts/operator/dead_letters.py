@@ -20,7 +20,7 @@ from bridge.core.contracts.operator.operation import (
     QueryFlag,
     QueryTime,
 )
-from bridge.core.dead_letter import Letter
+from bridge.core.dead_letter import StoredDeadLetter
 from bridge.enums import DeadLetterCause
 
 IDS_MAX: Final = 10_000
@@ -118,7 +118,7 @@ class DeadLetterFilter(Body):
             raise ValueError(message)
         return self
 
-    def matches(self, letter: Letter) -> bool:
+    def matches(self, letter: StoredDeadLetter) -> bool:
         """Return whether `letter` meets every condition; one without a time meets no time."""
         return (
             (self.reason is None or letter.reason == self.reason)
@@ -180,7 +180,7 @@ class DeadLetterSelection(Body):
             raise ValueError(message)
         return self
 
-    def matcher(self) -> Callable[[Letter], bool]:
+    def matcher(self) -> Callable[[StoredDeadLetter], bool]:
         """Return a predicate that is true for the selected letters."""
         if self.ids is not None:
             ids = frozenset(self.ids)

@@ -1,12 +1,12 @@
-"""The memory of the last look answers while the head of the queue is as it was."""
+"""The cache answers while the head of the dead-letter queue is unchanged."""
 
-from bridge.amqp.dead_letters.cache import KEPT_S, LetterIndex, Recording
-from bridge.core.dead_letter import Letter
+from bridge.amqp.dead_letters.cache import KEPT_S, CacheRecording, DeadLetterCache
+from bridge.core.dead_letter import StoredDeadLetter
 from bridge.enums import DeadLetterCause
 
 
-def letter(number: int, *, error: str = "") -> Letter:
-    return Letter(
+def stored(number: int, *, error: str = "") -> StoredDeadLetter:
+    return StoredDeadLetter(
         id=f"{number:024x}",
         reason=DeadLetterCause.OTHER,
         error=error,
@@ -22,62 +22,62 @@ def letter(number: int, *, error: str = "") -> Letter:
     )
 
 
-def recorded(count: int) -> Recording:
-    recording = Recording()
+def recorded(count: int) -> CacheRecording:
+    recording = CacheRecording()
     for number in range(count):
-        recording.add(letter(number))
+        recording.add(stored(number))
     return recording
 
 
-def test_letters_that_come_later_leave_the_head_as_it_was() -> None:
-    """They stand behind; what is known stays true."""
-    index = LetterIndex(lambda: 0.0)
-    index.keep(recorded(3), depth=3)
+def test_the_head_stays_cached_while_the_queue_grows() -> None:
+    """New dead letters arrive at the end of the queue."""
+    cache = DeadLetterCache(lambda: 0.0)
+    cache.fill(recorded(3), depth=3)
 
-    assert len(index.known(depth=3)) == 3
-    assert len(index.known(depth=5)) == 3
-    assert not index.is_empty
-
-
-def test_a_queue_that_was_longer_is_another_one() -> None:
-    """Also one that only grew since and shrank again: somebody took letters."""
-    index = LetterIndex(lambda: 0.0)
-    index.keep(recorded(3), depth=3)
-    index.known(depth=5)
-
-    assert not index.known(depth=4)
-    assert index.is_empty
+    assert len(cache.head(depth=3)) == 3
+    assert len(cache.head(depth=5)) == 3
+    assert not cache.is_empty
 
 
-def test_what_is_known_is_forgotten_after_a_while() -> None:
-    """Others may have taken as many as came, which counting does not show."""
+def test_the_cache_is_cleared_when_the_queue_shrinks() -> None:
+    """Another client took messages, even if the queue is longer than when it was read."""
+    cache = DeadLetterCache(lambda: 0.0)
+    cache.fill(recorded(3), depth=3)
+    cache.head(depth=5)
+
+    assert not cache.head(depth=4)
+    assert cache.is_empty
+
+
+def test_the_cache_expires() -> None:
+    """The depth does not show that another client took as many as arrived."""
     now_s = 0.0
-    index = LetterIndex(lambda: now_s)
-    index.keep(recorded(3), depth=3)
+    cache = DeadLetterCache(lambda: now_s)
+    cache.fill(recorded(3), depth=3)
 
     now_s = KEPT_S
-    assert index.is_empty
-    assert not index.known(depth=3)
+    assert cache.is_empty
+    assert not cache.head(depth=3)
 
 
-def test_memory_is_bounded_by_bytes_and_holds_the_first() -> None:
-    """Texts are the sender's; the letters behind them are read from the queue again."""
-    recording = Recording(max_bytes=10_000)
+def test_a_recording_keeps_the_first_entries_up_to_its_limit() -> None:
+    """Producers choose the texts; later messages are read from the queue again."""
+    recording = CacheRecording(max_bytes=10_000)
     for number in range(50):
-        recording.add(letter(number, error=f"{number}" + "x" * 1000))
+        recording.add(stored(number, error=f"{number}" + "x" * 1000))
 
-    assert 5 <= len(recording.letters) <= 9
-    assert [int(one.id, 16) for one in recording.letters] == list(
-        range(len(recording.letters))
+    assert 5 <= len(recording.entries) <= 9
+    assert [int(entry.id, 16) for entry in recording.entries] == list(
+        range(len(recording.entries))
     )
-    assert recording.is_round
+    assert recording.is_block_complete
 
 
-def test_a_text_that_many_share_is_counted_once() -> None:
-    """A queue full of one fault must not count it for each letter."""
+def test_a_text_shared_by_many_entries_is_counted_once() -> None:
+    """A queue full of the same error must not count its text for each entry."""
     shared = "x" * 5_000
-    recording = Recording(max_bytes=10_000)
+    recording = CacheRecording(max_bytes=10_000)
     for number in range(10):
-        recording.add(letter(number, error=shared))
+        recording.add(stored(number, error=shared))
 
-    assert len(recording.letters) == 10
+    assert len(recording.entries) == 10
