@@ -109,7 +109,7 @@ class Bridge:
                         tasks.create_task(work, name=name)
                         for name, work in works.items()
                     ]
-                    await self.components.store_keeper.wait_for_first_try(
+                    await self.components.inbox_maintenance.wait_for_first_try(
                         at_most_s=_FIRST_TRY_S
                     )
                     if self._place is not None:
@@ -136,7 +136,7 @@ class Bridge:
             "intake": self._consume(),
             "pipeline": parts.pipeline.run(),
             "sockets": parts.sockets.run(),
-            "store": parts.store_keeper.run(),
+            "store": parts.inbox_maintenance.run(),
             "gauges": parts.gauges.run(),
             "jobs": parts.jobs.run(),
         }
@@ -197,7 +197,7 @@ class Bridge:
 
     async def _consume(self) -> None:
         # Deliveries that cannot be stored yet stay on the broker.
-        await self.components.store_keeper.wait_until_open()
+        await self.components.inbox_maintenance.wait_until_open()
         await self.components.intake.run()
 
     async def _drain(self) -> None:

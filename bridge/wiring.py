@@ -53,7 +53,7 @@ from bridge.http.operator import PublishDoor, operator_app
 from bridge.http.public import LegacyDoor, public_app
 from bridge.http.publishing import EventCheck
 from bridge.inbox.contract import Retention
-from bridge.inbox.maintenance import StoreKeeper
+from bridge.inbox.maintenance import InboxMaintenance
 from bridge.inbox.memory.store import MemoryInbox
 from bridge.inbox.migration.model import Target
 from bridge.inbox.redis.fleet import RedisFleet
@@ -92,7 +92,7 @@ class Components:
     journal: Journal
     tracing: Tracing | None
     inbox: MemoryInbox | RedisInbox | SqliteInbox
-    store_keeper: StoreKeeper
+    inbox_maintenance: InboxMaintenance
     fleet: RedisFleet | None
     verifier: TokenVerifier | None
     sockets: BridgeServer
@@ -228,7 +228,7 @@ def build(settings: Settings, place: Workplace | None = None) -> Components:
         journal=journal,
         tracing=tracing,
         inbox=inbox,
-        store_keeper=StoreKeeper(inbox),
+        inbox_maintenance=InboxMaintenance(inbox),
         fleet=fleet,
         verifier=verifier,
         sockets=sockets,

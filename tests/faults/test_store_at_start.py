@@ -166,7 +166,7 @@ async def test_without_room_the_program_waits_and_sigterm_ends_it(
         assert process.stderr is not None
         log = await process.stderr.read()
     assert b"Traceback" not in log
-    assert log.count(b"inbox.waiting") == 1
+    assert log.count(b"inbox.unavailable") == 1
 
 
 async def test_when_there_is_room_again_the_program_goes_on(

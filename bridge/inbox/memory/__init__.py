@@ -1,1 +1,1 @@
-"""Inboxes in the memory of the process."""
+"""The store of inboxes in the memory of the process."""

@@ -1,53 +1,29 @@
 """
-Inboxes in the memory of the process: fast, and gone when it stops.
+Inboxes in the memory of the process: fast, and lost when the process ends.
 
-Its epoch is new at each start, so a page's position from before is recognised, and the
-page is told that something may be missing.
+The epoch is new at each start. So positions from before a restart are recognized, and
+clients learn that messages may be missing.
 """
 
 import secrets
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from time import time
 from typing import Final
 
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxState, Page
-from bridge.enums import SyncReason
 from bridge.inbox.contract import EpochListener, Retention, StoredListener
 from bridge.inbox.memory.admin_queries import MemoryAdminQueries
-
-
-@dataclass(slots=True)
-class _Log:
-    kept: deque[Stored] = field(default_factory=deque)
-    last: int = 0
-    delivered: int = 0
-    trimmed_for: SyncReason | None = None
-
-    @property
-    def first(self) -> int:
-        return self.last - len(self.kept) + 1
-
-    def trim(self, retention: Retention, now_s: float) -> None:
-        kept = self.kept
-        while len(kept) > retention.max_messages:
-            kept.popleft()
-            self.trimmed_for = SyncReason.LIMIT
-        oldest_s = now_s - retention.max_age_s
-        while kept and kept[0].message.taken_s < oldest_s:
-            kept.popleft()
-            self.trimmed_for = SyncReason.EXPIRED
+from bridge.inbox.memory.user_log import UserLog
 
 
 class MemoryInbox:
     """
-    All users' inboxes in one process.
+    The inboxes of all users in one process.
 
-    What a user's counters need stays as long as the process lives, some hundred bytes a
-    user; messages go by `Retention`. Why it must stay: see sqlite_format.
+    Messages are deleted by `Retention`. The counters of a user stay as long as the
+    process runs, some hundred bytes a user; inbox/sqlite/schema.py says why.
     """
 
     description: Final = "memory:"
@@ -56,32 +32,31 @@ class MemoryInbox:
     def __init__(
         self, retention: Retention, *, now: Callable[[], float] = time
     ) -> None:
-        self.retention = retention  # may be replaced while running
+        self.retention = retention
         self.epoch = secrets.token_hex(5)
         self._now = now
-        self._logs: dict[str, _Log] = {}
+        self._logs: dict[str, UserLog] = {}
+        # When an id of a user was last stored, oldest first.
         self._seen: dict[tuple[str, str], float] = {}
         self._followed: set[str] = set()
         self._on_stored: StoredListener | None = None
-        self.admin: Final = MemoryAdminQueries(
-            self._logs, self._seen, state=self._state
-        )
+        self.admin: Final = MemoryAdminQueries(self._logs, self._seen, self._state)
 
     async def exists(self) -> bool:
         """Return true: memory needs no preparation."""
         return True
 
     async def open(self) -> None:
-        """Do nothing: memory is always there."""
+        """Do nothing: memory needs no opening."""
 
     async def close(self) -> None:
-        """Do nothing: what is here goes with the process."""
+        """Do nothing: the messages are lost when the process ends."""
 
     async def check(self) -> None:
         """Do nothing: memory can always be written."""
 
     async def usage(self) -> None:
-        """Return that it takes nothing on any disk."""
+        """Return ``None``: memory has no limit of its own."""
 
     def subscribe(
         self,
@@ -93,44 +68,33 @@ class MemoryInbox:
         self._on_stored = on_stored
 
     async def follow(self, user: str) -> None:
-        """Let the listener hear of `user`. What is stored after this returns, it hears."""
+        """Include `user` in the feed."""
         self._followed.add(user)
 
     def unfollow(self, user: str) -> None:
-        """Let the listener hear of `user` no more."""
+        """Exclude `user` from the feed."""
         self._followed.discard(user)
 
     async def append(self, messages: Sequence[Message]) -> list[int | None]:
-        """
-        Store `messages` in order, all or none.
-
-        Returns:
-            The offset of each; ``None`` for one whose id its user has had within the
-            dedupe window.
-
-        Raises:
-            StoreUnavailableError: Never here; a store that can be away raises it.
-
-        """
+        """Store `messages`; return the offset of each, ``None`` for a duplicate."""
         now_s = self._now()
         fresh: list[Stored] = []
         offsets: list[int | None] = []
         touched: set[str] = set()
         for message in messages:
-            if message.id is not None and self._was_seen(
-                message.user, message.id, now_s
-            ):
+            user = message.user
+            if message.id is not None and self._was_seen(user, message.id, now_s):
                 offsets.append(None)
                 continue
-            log = self._logs.get(message.user)
+            log = self._logs.get(user)
             if log is None:
-                log = self._logs[message.user] = _Log()
+                log = self._logs[user] = UserLog()
             log.last += 1
             stored = Stored(message, log.last)
             log.kept.append(stored)
-            touched.add(message.user)
+            touched.add(user)
             offsets.append(log.last)
-            if message.user in self._followed:
+            if user in self._followed:
                 fresh.append(stored)
         for user in touched:
             self._logs[user].trim(self.retention, now_s)
@@ -139,7 +103,7 @@ class MemoryInbox:
         return offsets
 
     async def state(self, user: str) -> InboxState:
-        """Return where the inbox of `user` begins, ends, and is delivered up to."""
+        """Return the first, last and delivered offsets of the inbox of `user`."""
         return self._state(user)
 
     def _state(self, user: str) -> InboxState:
@@ -158,11 +122,7 @@ class MemoryInbox:
     async def read(
         self, user: str, *, after: int, max_messages: int, max_bytes: int
     ) -> Page:
-        """
-        Read on behind the offset `after`.
-
-        At least one message comes if there is any, however large it is.
-        """
+        """Read messages with offsets above `after`, oldest first."""
         log = self._logs.get(user)
         if log is None:
             return Page(messages=(), next_after=after, expired=0, gone=0, last=0)
@@ -184,7 +144,7 @@ class MemoryInbox:
         return Page(found, next_after, expired=expired, gone=gone, last=log.last)
 
     async def count_expired(self, user: str, *, after: int) -> int:
-        """Count what is kept behind the offset `after` and is past its deadline."""
+        """Count the messages above the offset `after` that are past their deadline."""
         log = self._logs.get(user)
         now_s = self._now()
         return sum(
@@ -193,44 +153,41 @@ class MemoryInbox:
         )
 
     def mark_delivered(self, user: str, offset: int) -> None:
-        """Move the delivered mark of `user` forward to `offset`; backwards is ignored."""
+        """Move the delivered mark of `user` forward to `offset`."""
         log = self._logs.get(user)
         if log is not None and offset > log.delivered:
             log.delivered = min(offset, log.last)
 
     async def note_trial(self, key: bytes) -> int:
         """
-        Note that the message with this key is in hand alone; returns which trial this is.
+        Return 1: memory does not survive a crash, so it cannot count crashes.
 
-        A memory that dies with the process cannot remember what killed it: always 1. With
-        this store a message that makes the process die is not set aside.
+        With this store, a message that crashes the process is never dead-lettered for it.
         """
         del key
         return 1
 
     def forget_trial(self, key: bytes) -> None:
-        """Forget it: the message was settled, or the process lives."""
+        """Do nothing: no trial was recorded."""
 
     async def sweep(self) -> None:
-        """Forget what is over its age, also for users that nobody asks about."""
+        """Delete messages and ids that are too old."""
         now_s = self._now()
         for log in self._logs.values():
             log.trim(self.retention, now_s)
-        self._forget_ids(now_s)
-
-    def _was_seen(self, user: str, message_id: str, now_s: float) -> bool:
-        key = (user, message_id)
-        seen_s = self._seen.get(key)
-        if seen_s is not None and now_s - seen_s <= self.retention.dedupe_s:
-            return True
-        self._seen.pop(key, None)  # to the end: the oldest stand first
-        self._seen[key] = now_s
-        return False
-
-    def _forget_ids(self, now_s: float) -> None:
         oldest_s = now_s - self.retention.dedupe_s
         while self._seen:
             key = next(iter(self._seen))
             if self._seen[key] >= oldest_s:
                 return
             del self._seen[key]
+
+    def _was_seen(self, user: str, message_id: str, now_s: float) -> bool:
+        """Return whether the id is a duplicate; if not, remember it."""
+        key = (user, message_id)
+        seen_s = self._seen.get(key)
+        if seen_s is not None and now_s - seen_s <= self.retention.dedupe_s:
+            return True
+        self._seen.pop(key, None)  # reinsert at the end: the dict is ordered by time
+        self._seen[key] = now_s
+        return False
