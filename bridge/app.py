@@ -22,9 +22,8 @@ from bridge.core.worker_slot import Workplace
 from bridge.errors import BridgeError, ConfigError, first_error
 from bridge.http.listeners import Listening, serve, serve_privately
 from bridge.logging import set_log_level
-from bridge.settings.contradictions import contradictions
 from bridge.settings.load import changed_fields
-from bridge.settings.model import Settings
+from bridge.settings.model import Settings, contradictions
 from bridge.wiring import (
     build,
     operator_key_of,

@@ -24,9 +24,9 @@ from bridge.enums import (
     Refusal,
     SyncReason,
 )
-from bridge.settings.checks import environment_name
 from bridge.settings.load import is_reloadable
 from bridge.settings.model import Settings
+from bridge.settings.names import environment_name
 
 README: Final = Path(__file__).parents[1] / "README.md"
 _TABLE: Final = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -11,9 +11,9 @@ from yarl import URL
 
 from bridge.cli.options import ConfigFile
 from bridge.core.redis_address import is_redis, parse_redis
-from bridge.settings.checks import environment_name
 from bridge.settings.load import is_reloadable, load_settings
 from bridge.settings.model import Settings
+from bridge.settings.names import environment_name
 from bridge.settings.values import render_value
 
 

@@ -38,9 +38,9 @@ from bridge.errors import BridgeError, ConfigError, first_error
 from bridge.http.listeners import Listening
 from bridge.http.operator import PublishDoor
 from bridge.logging import configure_logs
-from bridge.settings.checks import ENVIRONMENT_PREFIX
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
+from bridge.settings.names import ENVIRONMENT_PREFIX
 from bridge.settings.values import parse_duration_s
 from bridge.wiring import broker_address
 

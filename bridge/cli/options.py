@@ -12,9 +12,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from bridge.errors import ConfigError
-from bridge.settings.checks import environment_name
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
+from bridge.settings.names import environment_name
 from bridge.settings.values import parse_duration_s
 
 # Secrets are no flags: every user of the machine can read a command line.

@@ -1,7 +1,7 @@
 """
-Everything that an operator can set: `model` declares it, `load` gathers it.
+Everything that an operator can set: `model` declares it, `load` reads and checks it.
 
-Sources, the stronger first: flags of the command, environment `BRIDGE_*`, a TOML file
-(`--config` or `BRIDGE_CONFIG`), defaults. Unknown names are errors, and all problems
-are told at once. README's table and `bridge config` are made from these fields.
+Sources, the strongest first: flags of the command, the environment (`BRIDGE_*`), a TOML
+file (`--config` or `BRIDGE_CONFIG`), defaults. Unknown names are errors, and all problems
+are reported together. README's table and `bridge config` are made from the same fields.
 """

@@ -1,63 +1,46 @@
-"""What makes a value acceptable: URLs, networks, and how a problem is worded."""
+"""
+Checks of single settings, besides their type.
 
-import difflib
+A `check_` function returns the value or raises `ValueError` with the rest of a sentence
+that begins with the name of the setting. No text quotes a value that may be secret.
+"""
+
 import ipaddress
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from pydantic_core import ErrorDetails
+from pydantic import SecretStr
 from yarl import URL
 
 from bridge.core.redis_address import is_redis, parse_redis
 
-ENVIRONMENT_PREFIX: Final = "BRIDGE_"
+JWT_ALGORITHMS: Final = (
+    "HS256", "HS384", "HS512", "RS256", "RS384", "RS512",
+    "ES256", "ES384", "ES512", "EdDSA",
+)  # fmt: skip
+
 _AMQP_EXAMPLE: Final = "amqp://user:password@host:5672/vhost"
 _AMQP_ESCAPES: Final = "in a user, a password or a vhost, %40 is for @ and %2F for /"
 _LOOKS_LIKE_HOST: Final = re.compile(r"@[^@]*(:\d|/)")
 
 
-def environment_name(field_name: str) -> str:
-    """Return the variable that sets `field_name`."""
-    return ENVIRONMENT_PREFIX + field_name.upper()
-
-
-def did_you_mean(
-    name: str, known: Collection[str], *, prefix: str = ENVIRONMENT_PREFIX
-) -> str:
-    """
-    Return the end of a sentence that names the nearest known name, if any is near.
-
-    Without a `prefix` as a TOML file has it, in lower case.
-    """
-    # Without the prefix, which makes any two names look alike.
-    near = difflib.get_close_matches(
-        name.upper().removeprefix(ENVIRONMENT_PREFIX),
-        sorted(other.removeprefix(ENVIRONMENT_PREFIX) for other in known),
-        n=1,
-    )
-    if not near:
-        return ""
-    return f", did you mean {prefix + near[0] if prefix else near[0].lower()}?"
-
-
-def problem_text(error: ErrorDetails, *, known: Collection[str]) -> str:
-    """Word one of pydantic's errors with the variable that it is about; no values."""
-    field_name = str(error["loc"][0])
-    name = environment_name(field_name)
-    if error["type"] == "extra_forbidden":  # flags and environment have none
-        near = did_you_mean(field_name, known, prefix="")
-        return f"{field_name} in the TOML file: is not a setting{near}"
-    if error["type"] == "string_pattern_mismatch":
-        pattern = error["ctx"]["pattern"]
-        return f"{name}: takes letters, digits, _ and - alone; the rule is {pattern}"
-    text = error["msg"].removeprefix("Value error, ")
-    return f"{name}: {text.removeprefix('Input ')}"
+def check_broker_urls(urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    """Check that each URL names a broker."""
+    if not urls:
+        message = "must name at least one broker, as amqp://user:password@host/"
+        raise ValueError(message)
+    for number, secret in enumerate(urls, start=1):
+        problem = amqp_url_problem(secret.get_secret_value())
+        if problem:
+            # The URL contains a password, so the text has its number only.
+            message = f"URL number {number} {problem}"
+            raise ValueError(message)
+    return urls
 
 
 def amqp_url_problem(text: str) -> str | None:
-    """Say what is wrong with a broker's URL, without quoting it."""
+    """Return the problem of a broker's URL, without quoting it; ``None`` if it is valid."""
     try:
         url = URL(text)
         port = url.port
@@ -65,11 +48,11 @@ def amqp_url_problem(text: str) -> str | None:
         return f"is not a URL, expected {_AMQP_EXAMPLE}; {_AMQP_ESCAPES}"
     if url.scheme not in {"amqp", "amqps"} or not url.host or port == 0:
         return f"must look like {_AMQP_EXAMPLE}"
-    # A password with a slash would be read as a host that it begins with.
+    # A slash in a password ends the host, and the real host becomes part of the vhost.
     if _LOOKS_LIKE_HOST.search(url.raw_path):
-        return f"has an @ behind the host, expected {_AMQP_EXAMPLE}; {_AMQP_ESCAPES}"
+        return f"has an @ after the host, expected {_AMQP_EXAMPLE}; {_AMQP_ESCAPES}"
     if "no_verify_ssl" in url.query:
-        return "asks for TLS without verification (no_verify_ssl), which is not allowed"
+        return "disables the verification of TLS (no_verify_ssl), which is not allowed"
     for name in ("cafile", "capath", "certfile", "keyfile"):
         path = url.query.get(name)
         if path and not Path(path).exists():
@@ -77,31 +60,51 @@ def amqp_url_problem(text: str) -> str | None:
     return None
 
 
-def key_problem(text: str) -> str | None:
-    """Say what keeps `text` from being shown in a header, without quoting it."""
+def check_management_url(secret: SecretStr) -> SecretStr:
+    """Check that the URL of the management API has a scheme and a host."""
+    url = URL(secret.get_secret_value())
+    if url.scheme not in {"http", "https"} or not url.host:
+        message = "must look like http://user:password@host:15672/"
+        raise ValueError(message)
+    return secret
+
+
+def check_key(secret: SecretStr) -> SecretStr:
+    """Check that a client can send the key in a header."""
+    text = secret.get_secret_value()
     if not text:
-        return "is empty, expected a secret; leave it out to have none"
+        message = "is empty, expected a secret; omit it to have none"
+        raise ValueError(message)
     if text != text.strip() or not text.isprintable():
-        return (
-            "begins or ends with white space, or has a control character in it: no "
-            "header can carry it (is there a line end in the file that it comes from?)"
+        message = (
+            "begins or ends with white space, or contains a control character: no header "
+            "can have it (does the file that it comes from end in a line break?)"
         )
-    return None
+        raise ValueError(message)
+    return secret
+
+
+def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that each entry is an origin; return them without a trailing slash."""
+    problems = [problem for origin in origins if (problem := origin_problem(origin))]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return tuple(origin.rstrip("/") for origin in origins)
 
 
 def origin_problem(text: str) -> str | None:
-    """Say what keeps `text` from being an origin."""
+    """Return the reason why `text` is not an origin; ``None`` if it is one."""
     if text == "*":
         return (
             "* would let every site use your users' tokens; "
-            "if that is meant, set BRIDGE_DANGEROUSLY_ALLOW_ANY_ORIGIN=true instead"
+            "if you want that, set BRIDGE_DANGEROUSLY_ALLOW_ANY_ORIGIN=true instead"
         )
     try:
         url = URL(text)
         is_origin = (
             url.scheme in {"http", "https"}
             and str(url.origin()) == text.rstrip("/")
-            and "*" not in text  # no pattern: it would match nothing
+            and "*" not in text  # a pattern would match nothing
         )
     except ValueError:
         is_origin = False
@@ -110,34 +113,73 @@ def origin_problem(text: str) -> str | None:
     return f"{text!r} is not an origin, expected for example https://example.org"
 
 
-def jwks_url_problem(text: str) -> str | None:
-    """Say what keeps `text` from being an address that keys may come from."""
+def check_jwks_url(text: str) -> str:
+    """Check that the keys come over TLS or from this machine."""
     url = URL(text)
-    is_near = url.scheme == "http" and is_loopback(url.host or "")
-    if (url.scheme == "https" and url.host) or is_near:
-        return None
-    return "must be https:// and a host, or http:// on a loopback address"
+    is_local = url.scheme == "http" and is_loopback(url.host or "")
+    if not (url.scheme == "https" and url.host) and not is_local:
+        message = "must be https:// and a host, or http:// on a loopback address"
+        raise ValueError(message)
+    return text
 
 
-def inbox_problem(text: str) -> str | None:
-    """Say what keeps `text` from naming a store."""
+def load_public_key_text(value: str) -> str:
+    """Return `value` if it is PEM text, else the content of the file that it names."""
+    if "-----BEGIN" in value:
+        return value
+    try:
+        return Path(value).read_text(encoding="ascii")
+    except (OSError, ValueError) as exc:
+        message = f"is neither a PEM text nor a readable file: {type(exc).__name__}"
+        raise ValueError(message) from exc
+
+
+def check_algorithms(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that each algorithm of tokens is supported."""
+    unknown = [name for name in names if name not in JWT_ALGORITHMS]
+    if unknown or not names:
+        message = (
+            f"{', '.join(unknown) or 'nothing'} given, "
+            f"supported are {', '.join(JWT_ALGORITHMS)}"
+        )
+        raise ValueError(message)
+    return names
+
+
+def check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that each entry is an address or a network."""
+    for network in networks:
+        ipaddress.ip_network(
+            network, strict=False
+        )  # raises ValueError with a good text
+    return networks
+
+
+def check_retry_delays(delays_s: tuple[float, ...]) -> tuple[float, ...]:
+    """Check the number of delays and their range."""
+    if not 1 <= len(delays_s) <= 10 or any(not 0.001 <= d <= 86400 for d in delays_s):
+        message = "expected 1 to 10 delays between 1ms and 1d"
+        raise ValueError(message)
+    return delays_s
+
+
+def check_inbox(text: str) -> str:
+    """Check that the value names a store."""
     if is_redis(text):
-        try:
-            parse_redis(text)
-        except ValueError as exc:
-            return str(exc)
-        return None
+        parse_redis(text)  # raises ValueError with a good text
+        return text
     kind, _, path = text.partition(":")
     if text == "memory:" or (kind == "sqlite" and path not in {"", ":memory:"}):
-        return None
-    return (
+        return text
+    message = (
         f"{text!r} is not a store, expected sqlite:PATH, memory:, redis://HOST, "
         "redis+sentinel://HOST,…/SERVICE or redis+cluster://HOST,…"
     )
+    raise ValueError(message)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` can be reached from this machine alone."""
+    """Return whether only this machine can reach `host`."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""From flags, environment and file to one checked `Settings`."""
+"""Loads flags, environment and file into one checked `Settings`."""
 
 import os
 import tomllib
@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from bridge.errors import ConfigError
-from bridge.settings.checks import ENVIRONMENT_PREFIX, did_you_mean, environment_name
 from bridge.settings.model import Settings
+from bridge.settings.names import ENVIRONMENT_PREFIX, did_you_mean, environment_name
 
 CONFIG_FILE_VARIABLE: Final = "BRIDGE_CONFIG"
 
@@ -20,21 +20,21 @@ def load_settings(
     flags: Mapping[str, object] | None = None, *, config_file: str | None = None
 ) -> Settings:
     """
-    Gather all sources and check them.
+    Load all sources and check them.
 
     Args:
-        flags: Field names and values from the command line; ``None`` values are not set.
-        config_file: A TOML file; ``None`` means the one that BRIDGE_CONFIG names, if any.
+        flags: Field names and values of the command line; ``None`` means not set.
+        config_file: A TOML file; ``None`` uses the file of BRIDGE_CONFIG, if any.
 
     Raises:
-        ConfigError: With every problem that was found.
+        ConfigError: With all problems.
 
     """
     path = config_file or os.environ.get(CONFIG_FILE_VARIABLE)
     file_problem = _file_problem(Path(path)) if path else None
     problems = [file_problem] if file_problem else []
     problems += _unknown_variables(os.environ)
-    # The file's name is part of the class for pydantic-settings: one class a load.
+    # In pydantic-settings the file belongs to the class, so each load has its own class.
     configured = type(
         "Settings",
         (Settings,),
@@ -59,11 +59,11 @@ def load_settings(
 
 def changed_fields(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
     """
-    Compare two loads.
+    Compare two settings.
 
     Returns:
-        Names of the changed fields that can take effect while running, and of those
-        that need a restart.
+        Names of the changed fields that a reload can apply, and names of the changed
+        fields that need a restart.
 
     """
     changed = [
@@ -78,13 +78,13 @@ def changed_fields(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
 
 
 def is_reloadable(field_name: str) -> bool:
-    """Whether SIGHUP applies a change of this field to the running bridge."""
+    """Return whether SIGHUP applies a change of this field to the running bridge."""
     extra = Settings.model_fields[field_name].json_schema_extra
     return isinstance(extra, dict) and extra.get("reload") is True
 
 
 def _file_problem(path: Path) -> str | None:
-    """TOML errors name their line; a missing file is an error, not an empty one."""
+    """Return the problem of the TOML file; a missing file is an error."""
     try:
         with path.open("rb") as file:
             tomllib.load(file)

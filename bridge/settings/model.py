@@ -1,16 +1,14 @@
-"""Every setting, declared once: name, type, default, unit, help, and what it may be."""
+"""Every setting, declared once: name, type, default, unit, help and valid values."""
 
-import ipaddress
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     ModelWrapValidatorHandler,
     SecretStr,
     ValidationError,
-    field_validator,
     model_validator,
 )
 from pydantic_settings import (
@@ -19,19 +17,21 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
-from yarl import URL
 
 from bridge.settings.checks import (
-    ENVIRONMENT_PREFIX,
-    amqp_url_problem,
-    environment_name,
-    inbox_problem,
-    jwks_url_problem,
-    key_problem,
-    origin_problem,
-    problem_text,
+    check_algorithms,
+    check_broker_urls,
+    check_inbox,
+    check_jwks_url,
+    check_key,
+    check_management_url,
+    check_networks,
+    check_origins,
+    check_retry_delays,
+    is_loopback,
+    load_public_key_text,
 )
-from bridge.settings.contradictions import contradictions
+from bridge.settings.names import ENVIRONMENT_PREFIX, environment_name, problem_text
 from bridge.settings.values import (
     Count,
     Duration,
@@ -41,14 +41,15 @@ from bridge.settings.values import (
     Secrets,
     ShardCount,
     Size,
+    WholeSeconds,
     Words,
     parse_duration_s,
 )
 
-JWT_ALGORITHMS: Final = (
-    "HS256", "HS384", "HS512", "RS256", "RS384", "RS512",
-    "ES256", "ES384", "ES512", "EdDSA",
-)  # fmt: skip
+# RFC 7518 section 3.2: a key is at least as long as the hash.
+_SECRET_MIN_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
+
+_Key = Annotated[SecretStr, AfterValidator(check_key)]
 
 
 def _reloadable(default: Any, help_: str) -> Any:
@@ -65,7 +66,7 @@ class Settings(BaseSettings):
     """
     The settings of one bridge, checked and frozen.
 
-    Construct it with `load_settings`, which gathers the sources and reports problems.
+    Use `load_settings` to construct it from all sources.
     """
 
     model_config = SettingsConfigDict(
@@ -78,179 +79,192 @@ class Settings(BaseSettings):
     )
 
     # --- broker
-    amqp_url: Secrets = _fixed(
+    amqp_url: Annotated[Secrets, AfterValidator(check_broker_urls)] = _fixed(
         "amqp://guest:guest@127.0.0.1:5672/",
-        "RabbitMQ. Several, comma-separated, are tried in turn. `amqps://` for TLS, with "
-        "`?cafile=` and for mutual TLS `&certfile=&keyfile=`.",
+        "URL of RabbitMQ. Several, separated by commas, are tried in order. `amqps://` for TLS, "
+        "with `?cafile=` and, for mutual TLS, `&certfile=&keyfile=`.",
     )
-    management_url: SecretStr | None = _fixed(
+    management_url: (
+        Annotated[SecretStr, AfterValidator(check_management_url)] | None
+    ) = _fixed(
         None,
-        "RabbitMQ's management API, as `http://host:15672/`, with a login in it or that of "
-        "`BRIDGE_AMQP_URL`. Optional: AMQP alone does for carrying messages.",
+        "RabbitMQ's management API, such as `http://host:15672/`, with a login or with the "
+        "login of `BRIDGE_AMQP_URL`. Optional: delivering messages needs AMQP only.",
     )
     namespace: Namespace = _fixed(
         "bridge",
         "First part of the names of all exchanges and queues; at most 110 bytes.",
     )
-    prefetch: Count = _reloadable(
+    prefetch: Annotated[int, Field(ge=1, le=65535)] = _reloadable(
         4000,
-        "Messages in flight (1 to 65535), over all shards together; at most 64 MiB wait for each.",
+        "Messages in flight (1 to 65535), over all shards together; each shard buffers at most "
+        "64 MiB.",
     )
     shards: ShardCount = _fixed(
         1,
-        "Inbound queues (1 to 64) that users are spread over; each is consumed by one bridge "
-        "at a time. Counts on an empty broker; later `bridge shards set` changes it. More than "
-        "one needs RabbitMQ's plugin `rabbitmq_sharding` (docs/operations.md; none from 4.3 on).",
+        "Inbound queues (1 to 64) that users are distributed over; one bridge consumes each. "
+        "Used on an empty broker; later `bridge shards set` changes the number. More than one "
+        "needs RabbitMQ's plugin `rabbitmq_sharding` (docs/operations.md; none from 4.3 on).",
     )
     broker_timeout: Duration = _fixed(
-        "15s", "The longest that one call to the broker may take, connecting included."
+        "15s", "Timeout of one call to the broker, including a connect."
     )
-    retry_delays: Durations = _fixed(
+    retry_delays: Annotated[Durations, AfterValidator(check_retry_delays)] = _fixed(
         "1s,10s,60s",
-        "Waits before each new attempt at a message that failed in an unknown way.",
+        "Delays before each new attempt at a message that failed with an unexpected error.",
     )
 
     schemas: str | None = _reloadable(
         None,
-        "Folder with a JSON Schema (2020-12) for each event, `EVENT.json`: data that it does "
-        "not allow is refused, or set aside with reason `schema`.",
+        "Folder with a JSON Schema (2020-12) for each event, `EVENT.json`. Data that it does not "
+        "allow is refused by HTTP, or dead-lettered with reason `schema`.",
     )
     schemas_unknown: Literal["pass", "dead"] = _reloadable(
-        "pass", "What becomes of an event without a file in `BRIDGE_SCHEMAS`."
+        "pass",
+        "How to treat an event without a file in `BRIDGE_SCHEMAS`: deliver or dead-letter it.",
     )
 
-    # --- doors
+    # --- ports
     name: str = _fixed(
         "",
-        "Name of this bridge among several, as `bridge-1`: session ids begin with it and a dot, "
-        "so that a load balancer brings each poll to the bridge that has its session.",
+        "Name of this bridge if there are several, such as `bridge-1`. Session ids begin with it "
+        "and a dot, so that a load balancer can route each poll to the bridge of its session.",
         pattern=r"^[A-Za-z0-9_-]{0,32}$",
     )
     host: str = _fixed("127.0.0.1", "Address of the public port.")
     port: Port = _fixed(
-        8080, "The public port: `/socket.io/`, `/health/*`. 0 = any free one."
+        8080, "The public port: `/socket.io/`, `/health/*`. 0 = any free port."
     )
     operator_host: str = _fixed("127.0.0.1", "Address of the operator port.")
     operator_port: Port = _fixed(
         8081,
-        "The operator port: `/api/*`, `/console`, `/metrics`, `/health/*`. 0 = any free one.",
+        "The operator port: `/api/*`, `/console`, `/metrics`, `/health/*`. 0 = any free port.",
     )
-    operator_token: SecretStr | None = _reloadable(
-        None, "Opens the operator port. Without one, only `/health/*` answers there."
+    operator_token: _Key | None = _reloadable(
+        None, "Key of the operator port. Without one, only `/health/*` answers there."
     )
-    api_key: SecretStr | None = _reloadable(
+    api_key: _Key | None = _reloadable(
         None,
-        "Opens `POST /api/publish` and the legacy door, besides the operator token.",
+        "Key of `POST /api/publish` and of the legacy endpoint; the operator token is valid there, too.",
     )
     legacy_push: bool = _fixed(
         False,
-        "Opens the article's `GET /?name=USER&msg=TEXT` on the public port.",
+        "Enables the legacy endpoint `GET /?name=USER&msg=TEXT` on the public port.",
     )
-    trusted_proxies: Words = _reloadable(
+    trusted_proxies: Annotated[Words, AfterValidator(check_networks)] = _reloadable(
         (),
-        "Addresses or networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.",
+        "Addresses or networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are trusted.",
     )
 
-    # --- who may connect
+    # --- authentication
     auth: Literal["jwt", "open"] = _fixed(
-        "jwt", "`jwt`: a token names the user. `open`: anybody may `join` as anybody."
+        "jwt", "`jwt`: a token names the user. `open`: a page may `join` as any user."
     )
     dangerously_open_to_the_network: bool = _fixed(
         False,
-        "Allows `auth=open` on an address that others can reach.",
+        "Allows `auth=open` on an address that other machines can reach.",
     )
     jwt_secret: Secrets = _reloadable(
         (),
-        "Secret for HS256, HS384, HS512. Two, comma-separated, while one is being rotated.",
+        "Secret for HS256, HS384, HS512. Two, separated by a comma, during a rotation.",
     )
-    jwt_public_key: str | None = _reloadable(
-        None, "Public key in PEM, or the path of a file with one, for RS*, ES*, EdDSA."
+    jwt_public_key: Annotated[str, AfterValidator(load_public_key_text)] | None = (
+        _reloadable(
+            None,
+            "Public key in PEM for RS*, ES*, EdDSA, or the path of a file with it.",
+        )
     )
-    jwks_url: str | None = _fixed(
-        None, "Where the key set is fetched (https, or http on loopback)."
+    jwks_url: Annotated[str, AfterValidator(check_jwks_url)] | None = _fixed(
+        None, "URL of the key set (https, or http on loopback)."
     )
-    jwt_algorithms: Words = _reloadable(
-        "HS256", "Algorithms that are accepted, whatever a token says of itself."
+    jwt_algorithms: Annotated[Words, AfterValidator(check_algorithms)] = _reloadable(
+        "HS256", "Accepted algorithms; a token cannot choose another one."
     )
     jwt_audience: Words = _reloadable(
-        (), "If set, a token's `aud` must hold one of these."
+        (), "If set, the `aud` of a token must contain one of these."
     )
-    jwt_issuer: str | None = _reloadable(None, "If set, a token's `iss` must be this.")
+    jwt_issuer: str | None = _reloadable(
+        None, "If set, the `iss` of a token must be this."
+    )
     jwt_leeway: Annotated[
         float, BeforeValidator(parse_duration_s), Field(ge=0, le=300)
     ] = _reloadable(
-        "10s", "How far clocks may differ when `exp` and `nbf` are checked."
+        "10s", "Tolerance for clock differences in the checks of `exp` and `nbf`."
     )
     jwt_cookie: str = _fixed(
         "bridge_token",
-        "Cookie that may hold the token.",
+        "Name of the cookie that may contain the token.",
         pattern=r"^[A-Za-z0-9_-]{1,64}$",
     )
-    allowed_origins: Words = _reloadable(
+    allowed_origins: Annotated[Words, AfterValidator(check_origins)] = _reloadable(
         (),
-        "Origins whose pages may connect, as `https://example.org`. "
-        "Empty: only pages from the host that the bridge is reached by.",
+        "Origins whose pages may connect, such as `https://example.org`. "
+        "Empty: only pages of the host by which they reach the bridge.",
     )
     dangerously_allow_any_origin: bool = _reloadable(
         False,
-        "Lets pages of any origin connect.",
+        "Allows pages of any origin to connect.",
     )
 
     # --- inbox
-    inbox: str = _fixed(
+    inbox: Annotated[str, AfterValidator(check_inbox)] = _fixed(
         "sqlite:bridge-inbox.sqlite3",
-        "The store: `sqlite:PATH` is a file on a local disk (without a leading `/`, from the "
-        "folder that the bridge is started in), `memory:` forgets when the bridge stops, "
-        "`redis://[USER:PASSWORD@]HOST[:PORT][/DB]` is shared by many bridges; `rediss:` is "
-        "with TLS, `redis+sentinel://HOST,…/SERVICE` and `redis+cluster://HOST,…` are several. With `sqlite:` and `memory:` one bridge alone takes the messages of a namespace. "
-        "Behind a `?`: `replicas=N`, `ca=FILE`, `cert=FILE`, `key=FILE`, `sentinel_user=`, `sentinel_password=`.",
+        "The store. `sqlite:PATH` is a file on a local disk; a path without a leading `/` is "
+        "relative to the working directory. `memory:` loses all messages when the bridge "
+        "stops. `redis://[USER:PASSWORD@]HOST[:PORT][/DB]` is shared by many bridges; "
+        "`rediss:` uses TLS, `redis+sentinel://HOST,…/SERVICE` and `redis+cluster://HOST,…` "
+        "are several servers. With `sqlite:` and `memory:` only one bridge can consume a "
+        "namespace. Options after a `?`: `replicas=N`, `ca=FILE`, `cert=FILE`, `key=FILE`, "
+        "`sentinel_user=`, `sentinel_password=`.",
     )
     inbox_max_messages: Count = _reloadable(1000, "Messages kept for each user.")
-    inbox_max_age: Duration = _reloadable("7d", "How long a message is kept.")
+    inbox_max_age: Duration = _reloadable("7d", "Age at which a message is deleted.")
     dedupe_window: Duration = _reloadable(
-        "10m", "Within it, the same `message_id` for the same user is stored once."
+        "10m",
+        "Period in which a repeated `message_id` of the same user is not stored again.",
     )
 
-    # --- bounds
+    # --- limits
     max_message_bytes: Size = _reloadable(
-        "256KiB", "Largest body; larger ones become dead letters."
+        "256KiB", "Size limit of a body; a larger one becomes a dead letter."
     )
     slow_client_bytes: Size = _reloadable(
         "1MiB",
-        "Bytes that may wait for one window; over it, the rest is read from the inbox as fast as the window reads.",
+        "Bytes that are buffered for one window; above it, the window gets the rest from the "
+        "inbox at its own pace.",
     )
-    max_windows_per_user: Count = _reloadable(100, "Windows of one user at a time.")
+    max_windows_per_user: Count = _reloadable(100, "Concurrent windows of one user.")
     max_windows_per_address: Count = _reloadable(
-        1000, "Windows from one address at a time."
+        1000, "Concurrent windows from one address."
     )
-    max_event_bytes: Size = _fixed("16KiB", "Largest frame that a window may send.")
+    max_event_bytes: Size = _fixed("16KiB", "Size limit of a frame from a window.")
     max_events_per_second: Count = _reloadable(
-        50, "Events that a window may send, averaged; bursts of twice that pass."
+        50, "Average rate of events from a window; bursts of twice as many are allowed."
     )
     connect_timeout: Duration = _fixed(
-        "10s", "Within it, a connection must have said who it is."
+        "10s", "Time in which a new connection must authenticate."
     )
-    ping_interval: Annotated[int, BeforeValidator(parse_duration_s), Field(ge=1)] = (
-        _fixed("25s", "Pause between two pings to a window, in whole seconds.")
+    ping_interval: WholeSeconds = _fixed(
+        "25s", "Interval of pings to a window, in whole seconds."
     )
-    ping_timeout: Annotated[int, BeforeValidator(parse_duration_s), Field(ge=1)] = (
-        _fixed("20s", "How long a window may take to answer a ping, in whole seconds.")
+    ping_timeout: WholeSeconds = _fixed(
+        "20s", "Time in which a window must answer a ping, in whole seconds."
     )
 
     # --- running
     workers: Annotated[int, Field(ge=1, le=128)] = _fixed(
         1,
-        "Processes that share the work, one for each core (1 to 128). More than one needs an "
-        "inbox that they share, `redis:`.",
+        "Worker processes (1 to 128), about one for each core. More than one needs a shared "
+        "inbox, `redis:`.",
     )
-    drain_timeout: Duration = _reloadable("30s", "The longest that leaving may take.")
+    drain_timeout: Duration = _reloadable("30s", "Time limit of a drain at shutdown.")
     drain_windows_per_second: Count = _reloadable(
         200,
-        "Windows told in a second to connect elsewhere, when leaving; more if the half of "
-        "`BRIDGE_DRAIN_TIMEOUT` would not do for all.",
+        "Windows that are asked to reconnect per second of a drain; more if they would "
+        "take longer than half of `BRIDGE_DRAIN_TIMEOUT`.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = _reloadable(
-        "info", "Least level that is logged."
+        "info", "Lowest level that is logged."
     )
     log_format: Literal["auto", "pretty", "json"] = _fixed(
         "auto", "`auto`: pretty on a terminal, JSON elsewhere."
@@ -268,116 +282,12 @@ class Settings(BaseSettings):
         """Flags, then environment, then the TOML file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
-    @field_validator("amqp_url")
-    @classmethod
-    def _check_amqp_urls(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if not urls:
-            message = "must name at least one broker, as amqp://user:password@host/"
-            raise ValueError(message)
-        for number, secret in enumerate(urls, start=1):
-            problem = amqp_url_problem(secret.get_secret_value())
-            if problem:
-                # The URL holds a password: say which one it is, not what it is.
-                message = f"URL number {number} {problem}"
-                raise ValueError(message)
-        return urls
-
-    @field_validator("management_url")
-    @classmethod
-    def _check_management_url(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is not None:
-            url = URL(secret.get_secret_value())
-            if url.scheme not in {"http", "https"} or not url.host:
-                # It may hold a password: not quoted.
-                message = "must look like http://user:password@host:15672/"
-                raise ValueError(message)
-        return secret
-
-    @field_validator("operator_token", "api_key")
-    @classmethod
-    def _check_keys(cls, secret: SecretStr | None) -> SecretStr | None:
-        problem = None if secret is None else key_problem(secret.get_secret_value())
-        if problem is not None:
-            raise ValueError(problem)
-        return secret
-
-    @field_validator("prefetch")
-    @classmethod
-    def _check_prefetch(cls, count: int) -> int:
-        if count > 65535:
-            message = "must be at most 65535, the most that AMQP can say"
-            raise ValueError(message)
-        return count
-
-    @field_validator("jwt_algorithms")
-    @classmethod
-    def _check_algorithms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in names if name not in JWT_ALGORITHMS]
-        if unknown or not names:
-            message = f"{', '.join(unknown) or 'nothing'} given, known are {', '.join(JWT_ALGORITHMS)}"
-            raise ValueError(message)
-        return names
-
-    @field_validator("jwt_public_key")
-    @classmethod
-    def _load_public_key(cls, value: str | None) -> str | None:
-        if value is None or "-----BEGIN" in value:
-            return value
-        try:
-            return Path(value).read_text(encoding="ascii")
-        except (OSError, ValueError) as exc:
-            message = f"is neither a PEM text nor a file that can be read: {type(exc).__name__}"
-            raise ValueError(message) from exc
-
-    @field_validator("jwks_url")
-    @classmethod
-    def _check_jwks_url(cls, value: str | None) -> str | None:
-        problem = jwks_url_problem(value) if value is not None else None
-        if problem is not None:
-            raise ValueError(problem)
-        return value
-
-    @field_validator("allowed_origins")
-    @classmethod
-    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        problems = [
-            problem for origin in origins if (problem := origin_problem(origin))
-        ]
-        if problems:
-            raise ValueError("; ".join(problems))
-        return tuple(origin.rstrip("/") for origin in origins)
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _check_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
-        for network in networks:
-            ipaddress.ip_network(network, strict=False)  # its error says what is wrong
-        return networks
-
-    @field_validator("inbox")
-    @classmethod
-    def _check_inbox(cls, value: str) -> str:
-        problem = inbox_problem(value)
-        if problem is not None:
-            raise ValueError(problem)
-        return value
-
-    @field_validator("retry_delays")
-    @classmethod
-    def _check_retry_delays(cls, delays_s: tuple[float, ...]) -> tuple[float, ...]:
-        if not 1 <= len(delays_s) <= 10 or any(
-            not 0.001 <= d <= 86400 for d in delays_s
-        ):
-            message = "expected 1 to 10 delays between 1ms and 1d"
-            raise ValueError(message)
-        return delays_s
-
     @model_validator(mode="wrap")
     @classmethod
     def _check_together(
         cls, values: Any, check_fields: ModelWrapValidatorHandler[Self]
     ) -> Self:
-        """Check each field, then what they mean together, and tell it all at once."""
+        """Check each field, then the fields together, and report all problems at once."""
         problems: list[str] = []
         try:
             settings = check_fields(values)
@@ -386,7 +296,8 @@ class Settings(BaseSettings):
             errors = exc.errors(include_input=False, include_url=False)
             problems = [problem_text(error, known=known) for error in errors]
             wrong = {str(error["loc"][0]) for error in errors}
-            # With defaults in place of what is wrong, the rest can be looked at too.
+            # Replace invalid fields by their defaults, so that the others can be checked
+            # together. Problems of the replaced fields would be wrong.
             settings = check_fields({n: v for n, v in values.items() if n not in wrong})
             together = contradictions(settings)
             named = tuple(environment_name(name) for name in wrong)
@@ -396,3 +307,98 @@ class Settings(BaseSettings):
         if problems:
             raise ValueError("\n".join(problems))
         return settings
+
+
+def contradictions(settings: Settings) -> list[str]:
+    """Return the problems of settings that are valid alone but not together."""
+    return [
+        *_auth_problems(settings),
+        *_open_mode_problems(settings),
+        *_size_problems(settings),
+        *_schema_problems(settings),
+        *_worker_problems(settings),
+        *_port_problems(settings),
+    ]
+
+
+def _port_problems(settings: Settings) -> list[str]:
+    hosts = {settings.host, settings.operator_host}
+    if settings.port != settings.operator_port or settings.port == 0:
+        return []
+    if len(hosts) > 1 and not hosts & {"0.0.0.0", "::"}:
+        return []
+    return [
+        f"BRIDGE_OPERATOR_PORT: {settings.operator_port} is also BRIDGE_PORT; choose "
+        "another port"
+    ]
+
+
+def _worker_problems(settings: Settings) -> list[str]:
+    kind, colon, _ = settings.inbox.partition(":")
+    if settings.workers == 1 or kind not in {"sqlite", "memory"}:
+        return []
+    return [
+        f"BRIDGE_WORKERS: {settings.workers} workers need an inbox that they share, and "
+        f"{kind}{colon} belongs to one process: set BRIDGE_INBOX=redis://HOST:PORT/, or "
+        "BRIDGE_WORKERS=1"
+    ]
+
+
+def _schema_problems(settings: Settings) -> list[str]:
+    # Without a folder, every message would become a dead letter.
+    if settings.schemas is None and settings.schemas_unknown == "dead":
+        return ["BRIDGE_SCHEMAS_UNKNOWN: dead needs BRIDGE_SCHEMAS, the known events"]
+    return []
+
+
+def _size_problems(settings: Settings) -> list[str]:
+    # A message above the limit closes the window. The window would reconnect, receive
+    # the message again and be closed again, forever.
+    if settings.slow_client_bytes >= 2 * settings.max_message_bytes:
+        return []
+    return [
+        "BRIDGE_SLOW_CLIENT_BYTES: must be at least twice BRIDGE_MAX_MESSAGE_BYTES, "
+        "or a large message closes every window of its user"
+    ]
+
+
+def _auth_problems(settings: Settings) -> list[str]:
+    if settings.auth == "open":
+        return []
+    problems: list[str] = []
+    symmetric = [name for name in settings.jwt_algorithms if name.startswith("HS")]
+    asymmetric = [name for name in settings.jwt_algorithms if not name.startswith("HS")]
+    if symmetric and not settings.jwt_secret:
+        problems.append(
+            f"BRIDGE_JWT_SECRET: {symmetric[0]} needs a secret; make one with "
+            "`openssl rand -base64 48`"
+        )
+    if asymmetric and not (settings.jwt_public_key or settings.jwks_url):
+        problems.append(
+            f"BRIDGE_JWT_PUBLIC_KEY: {asymmetric[0]} needs a public key or BRIDGE_JWKS_URL"
+        )
+    if settings.jwt_public_key and settings.jwks_url:
+        problems.append(
+            "BRIDGE_JWT_PUBLIC_KEY: cannot be used together with BRIDGE_JWKS_URL"
+        )
+    for number, secret in enumerate(settings.jwt_secret, start=1):
+        length = len(secret.get_secret_value().encode())
+        short = [name for name in symmetric if length < _SECRET_MIN_BYTES[name]]
+        if short:
+            strictest = max(short, key=_SECRET_MIN_BYTES.__getitem__)
+            problems.append(
+                f"BRIDGE_JWT_SECRET: secret number {number} has {length} bytes, "
+                f"{strictest} needs {_SECRET_MIN_BYTES[strictest]} (RFC 7518 section 3.2)"
+            )
+    return problems
+
+
+def _open_mode_problems(settings: Settings) -> list[str]:
+    is_exposed = settings.auth == "open" and not is_loopback(settings.host)
+    if is_exposed and not settings.dangerously_open_to_the_network:
+        return [
+            f"BRIDGE_AUTH: open on {settings.host} lets everyone read all messages; "
+            "bind to 127.0.0.1, use jwt, or, if you want that, set "
+            "BRIDGE_DANGEROUSLY_OPEN_TO_THE_NETWORK=true"
+        ]
+    return []

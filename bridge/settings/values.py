@@ -1,4 +1,4 @@
-"""Values with units, as an operator writes them: durations, sizes, lists."""
+"""Types of values, as an operator writes them: durations, sizes, lists."""
 
 import re
 from collections.abc import Iterable
@@ -20,15 +20,15 @@ _BYTES: Final = {
 
 def parse_duration_s(value: object) -> float:
     """
-    Read a duration: a number of seconds, or one with a unit: ``500ms 30s 5m 2h 7d``.
+    Parse a duration: a number of seconds, or a number with a unit: ``500ms 30s 5m 2h 7d``.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If `value` is neither.
 
     """
     match = _DURATION.fullmatch(str(value).strip())
     duration_s = float(match[1]) * _SECONDS[match[2]] if match else nan
-    if not isfinite(duration_s):  # many digits make infinity
+    if not isfinite(duration_s):  # enough digits make infinity
         message = (
             f"{value!r} is not a duration, expected for example 500ms, 30s, 5m or 7d"
         )
@@ -38,10 +38,10 @@ def parse_duration_s(value: object) -> float:
 
 def parse_size_bytes(value: object) -> int:
     """
-    Read a size: a number of bytes, or one with a unit: ``64KiB 1MiB``.
+    Parse a size: a number of bytes, or a number with a unit: ``64KiB 1MiB``.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If `value` is neither.
 
     """
     match = _SIZE.fullmatch(str(value).strip())
@@ -52,7 +52,7 @@ def parse_size_bytes(value: object) -> int:
 
 
 def render_duration(duration_s: float) -> str:
-    """Write a duration as `parse_duration_s` reads it, in the largest unit that fits."""
+    """Render a duration for `parse_duration_s`, in the largest unit without a fraction."""
     for unit in ("d", "h", "m", "s"):
         count, rest = divmod(duration_s, _SECONDS[unit])
         if count and not rest:
@@ -61,7 +61,7 @@ def render_duration(duration_s: float) -> str:
 
 
 def render_size(size_bytes: int) -> str:
-    """Write a size as `parse_size_bytes` reads it, in the largest unit that fits."""
+    """Render a size for `parse_size_bytes`, in the largest unit without a fraction."""
     for unit in ("GiB", "MiB", "KiB"):
         count, rest = divmod(size_bytes, _BYTES[unit.lower()])
         if count and not rest:
@@ -71,11 +71,11 @@ def render_size(size_bytes: int) -> str:
 
 def render_value(value: object, metadata: Iterable[object]) -> str:
     """
-    Write a setting's value as an operator would, who may paste it into an environment.
+    Render the value of a setting as an operator can put it into the environment.
 
     Args:
-        value: As the settings have it.
-        metadata: Of its field, which tells durations and sizes from other numbers.
+        value: The value in the settings.
+        metadata: The metadata of its field, which marks durations and sizes.
 
     """
     readers = {note.func for note in metadata if isinstance(note, BeforeValidator)}
@@ -96,7 +96,7 @@ def render_value(value: object, metadata: Iterable[object]) -> str:
 
 
 def _split(value: object) -> object:
-    """`a, b` from the environment and `["a", "b"]` from TOML mean the same."""
+    """Accept `a, b` of the environment and `["a", "b"]` of TOML."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
@@ -111,7 +111,7 @@ def _durations(value: object) -> object:
 
 def _positive(value: float) -> float:
     if value <= 0:
-        message = "must be more than 0"
+        message = "must be greater than 0"
         raise ValueError(message)
     return value
 
@@ -120,11 +120,13 @@ _A_DURATION: Final = BeforeValidator(parse_duration_s)
 Duration = Annotated[float, _A_DURATION, AfterValidator(_positive)]
 Size = Annotated[int, BeforeValidator(parse_size_bytes), Field(gt=0)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+WholeSeconds = Annotated[int, BeforeValidator(parse_duration_s), Field(ge=1)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 Durations = Annotated[tuple[float, ...], BeforeValidator(_durations)]
 Count = Annotated[int, Field(ge=1)]
 ShardCount = Annotated[int, Field(ge=1, le=SHARDS_MAX)]
-# AMQP allows an exchange 127 bytes, and the longest of ours is `<ns>.shards.9999.gate`.
+# The name of an exchange has at most 127 bytes; the longest one of bridge is
+# `<namespace>.shards.9999.gate`.
 Namespace = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,3}$", max_length=110),

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge.settings.checks import environment_name
 from bridge.settings.model import Settings
+from bridge.settings.names import environment_name
 from bridge.settings.values import parse_duration_s
 from tests.balancers import (
     BALANCERS,

@@ -29,9 +29,9 @@ from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import NO_PROPERTIES
 from bridge.demo.private_node import LocalNode
 from bridge.http.listeners import Listening
-from bridge.settings.checks import environment_name
 from bridge.settings.load import CONFIG_FILE_VARIABLE, load_settings
 from bridge.settings.model import Settings
+from bridge.settings.names import environment_name
 from bridge.settings.values import parse_duration_s
 from tests.conftest import eventually
 

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from bridge.settings.checks import environment_name
 from bridge.settings.model import Settings
+from bridge.settings.names import environment_name
 from tools.readme import README, TABLES, render_readme
 
 

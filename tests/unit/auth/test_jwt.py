@@ -9,7 +9,7 @@ from bridge.auth.jwt import TokenRules, issue_token
 from bridge.core.identity import Identity
 from bridge.enums import Refusal
 from bridge.errors import ConfigError, RefusedError
-from bridge.settings.model import JWT_ALGORITHMS
+from bridge.settings.checks import JWT_ALGORITHMS
 from tests.tokens import (
     SECRET,
     PrivateKey,

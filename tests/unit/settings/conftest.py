@@ -1,4 +1,4 @@
-"""An environment without settings, so that a developer's own do not play along."""
+"""An environment without settings, so that those of a developer have no effect."""
 
 import os
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Set nothing but what a bridge cannot start without."""
+    """Remove all settings and set the one that every start needs."""
     for name in list(os.environ):
         if name.upper().startswith("BRIDGE_"):
             monkeypatch.delenv(name)

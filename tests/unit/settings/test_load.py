@@ -1,4 +1,4 @@
-"""From three sources to one set of settings, and every problem told at once."""
+"""Loading three sources into one `Settings`, and reporting all problems together."""
 
 from pathlib import Path
 
@@ -27,13 +27,13 @@ def toml(tmp_path: Path) -> Path:
     return path
 
 
-# --- where values come from -------------------------------------------------------------
+# --- sources ------------------------------------------------------------------------------
 
 
-def test_flags_win_then_environment_then_file_then_default(
+def test_flags_override_the_environment_the_file_and_the_default(
     toml: Path, environment: pytest.MonkeyPatch
 ) -> None:
-    """So a flag at the command line can always try something out."""
+    """A flag always has an effect, whatever the deployment sets."""
     assert load_settings().prefetch == 4000
     assert load_settings(config_file=str(toml)).prefetch == 9
     environment.setenv("BRIDGE_PREFETCH", "7")
@@ -42,10 +42,10 @@ def test_flags_win_then_environment_then_file_then_default(
     assert load_settings({"prefetch": None}, config_file=str(toml)).prefetch == 7
 
 
-def test_the_file_may_be_named_by_the_environment(
+def test_the_environment_can_name_the_file(
     toml: Path, environment: pytest.MonkeyPatch
 ) -> None:
-    """A container has no command line to speak of; the flag wins all the same."""
+    """A container is configured by its environment; the flag still overrides it."""
     environment.setenv("BRIDGE_CONFIG", str(toml))
     other = toml.with_name("other.toml")
     other.write_text("prefetch = 10\n")
@@ -54,10 +54,10 @@ def test_the_file_may_be_named_by_the_environment(
     assert load_settings(config_file=str(other)).prefetch == 10
 
 
-def test_lists_are_written_with_commas_or_as_lists(
+def test_lists_are_comma_separated_or_toml_lists(
     toml: Path, environment: pytest.MonkeyPatch
 ) -> None:
-    """The first in an environment, the second in TOML."""
+    """The environment has text only."""
     assert load_settings(config_file=str(toml)).retry_delays == (1.0, 2.0)
     environment.setenv("BRIDGE_RETRY_DELAYS", "500ms, 3s")
     environment.setenv(
@@ -71,7 +71,7 @@ def test_lists_are_written_with_commas_or_as_lists(
 
 
 def test_units_become_seconds_and_bytes(environment: pytest.MonkeyPatch) -> None:
-    """Inside, everything is in one unit."""
+    """The code uses one unit for each kind of value."""
     environment.setenv("BRIDGE_DRAIN_TIMEOUT", "2m")
     environment.setenv("BRIDGE_MAX_MESSAGE_BYTES", "512KiB")
 
@@ -81,13 +81,13 @@ def test_units_become_seconds_and_bytes(environment: pytest.MonkeyPatch) -> None
     assert settings.max_message_bytes == 1 << 19
 
 
-# --- what is wrong ----------------------------------------------------------------------
+# --- problems -----------------------------------------------------------------------------
 
 
-def test_all_problems_are_told_at_once(
+def test_all_problems_are_reported_together(
     tmp_path: Path, environment: pytest.MonkeyPatch
 ) -> None:
-    """One start, one list: not a fault an attempt."""
+    """An operator fixes them in one round."""
     path = tmp_path / "bridge.toml"
     path.write_text('prefetchh = 1\nping_interval = "2.5s"\n')
     environment.setenv("BRIDGE_JWT_SECRT", "x")
@@ -95,28 +95,28 @@ def test_all_problems_are_told_at_once(
     environment.setenv("BRIDGE_ALLOWED_ORIGINS", "*")
     environment.setenv("BRIDGE_AMQP_URL", "amqp://h,http://u:p@h")
 
-    told = problems_of(path, auth="open", host="0.0.0.0")
+    problems = problems_of(path, auth="open", host="0.0.0.0")
 
-    assert sorted(told) == sorted(
+    assert sorted(problems) == sorted(
         [
             "BRIDGE_JWT_SECRT: is not a setting, did you mean BRIDGE_JWT_SECRET?",
             "BRIDGE_PREFETCH: should be a valid integer, unable to parse string as an integer",
-            "BRIDGE_ALLOWED_ORIGINS: * would let every site use your users' tokens; if that "
-            "is meant, set BRIDGE_DANGEROUSLY_ALLOW_ANY_ORIGIN=true instead",
+            "BRIDGE_ALLOWED_ORIGINS: * would let every site use your users' tokens; if you "
+            "want that, set BRIDGE_DANGEROUSLY_ALLOW_ANY_ORIGIN=true instead",
             "BRIDGE_AMQP_URL: URL number 2 must look like amqp://user:password@host:5672/vhost",
             "BRIDGE_PING_INTERVAL: should be a valid integer, got a number with a fractional part",
             "prefetchh in the TOML file: is not a setting, did you mean prefetch?",
-            "BRIDGE_AUTH: open on 0.0.0.0 lets anybody read anybody's messages; bind to "
-            "127.0.0.1, use jwt, or, if that is meant, set "
+            "BRIDGE_AUTH: open on 0.0.0.0 lets everyone read all messages; bind to "
+            "127.0.0.1, use jwt, or, if you want that, set "
             "BRIDGE_DANGEROUSLY_OPEN_TO_THE_NETWORK=true",
         ]
     )
 
 
-def test_a_variable_s_name_in_the_file_is_told_as_the_file_has_it(
+def test_a_variable_name_in_the_file_suggests_the_name_that_files_use(
     tmp_path: Path,
 ) -> None:
-    """That BRIDGE_PORT is not a setting, did you mean BRIDGE_PORT, would help nobody."""
+    """The suggestion `BRIDGE_PORT` for `BRIDGE_PORT` would be useless."""
     path = tmp_path / "bridge.toml"
     path.write_text("BRIDGE_PORT = 9000\n")
 
@@ -125,10 +125,10 @@ def test_a_variable_s_name_in_the_file_is_told_as_the_file_has_it(
     ]
 
 
-def test_an_unknown_name_that_is_near_to_none_gets_no_advice(
+def test_an_unknown_name_without_a_near_one_gets_no_suggestion(
     environment: pytest.MonkeyPatch,
 ) -> None:
-    """A wrong hint is worse than none."""
+    """A wrong suggestion is worse than none."""
     environment.setenv("BRIDGE_XYZZY", "1")
 
     assert problems_of() == ["BRIDGE_XYZZY: is not a setting"]
@@ -142,29 +142,29 @@ def test_an_unknown_name_that_is_near_to_none_gets_no_advice(
         (None, "cannot be read: No such file or directory"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_a_problem_among_the_others(
+def test_an_unreadable_file_is_reported_with_the_other_problems(
     tmp_path: Path,
     environment: pytest.MonkeyPatch,
     content: bytes | None,
     problem: str,
 ) -> None:
-    """A missing file is an error: who names one means it."""
+    """A missing file is an error, because the operator named it on purpose."""
     path = tmp_path / "bridge.toml"
     if content is not None:
         path.write_bytes(content)
     environment.setenv("BRIDGE_PORT", "99999")
 
-    told = problems_of(path)
+    problems = problems_of(path)
 
-    assert len(told) == 2
-    assert told[0].startswith(f"{path}: {problem}")
-    assert told[1].startswith("BRIDGE_PORT: should be less than or equal to 65535")
+    assert len(problems) == 2
+    assert problems[0].startswith(f"{path}: {problem}")
+    assert problems[1].startswith("BRIDGE_PORT: should be less than or equal to 65535")
 
 
-def test_no_secret_is_told_in_problems_or_when_printed(
+def test_problems_contain_no_secrets(
     environment: pytest.MonkeyPatch,
 ) -> None:
-    """Both land in logs and tickets."""
+    """Problems end up in logs and tickets."""
     environment.setenv("BRIDGE_JWT_SECRET", "hunter2")
     environment.setenv(
         "BRIDGE_AMQP_URL", "amqp://u:hunter2@h:0/, amqp://u:hunter2@h:x/"
@@ -173,14 +173,14 @@ def test_no_secret_is_told_in_problems_or_when_printed(
     environment.setenv("BRIDGE_JWT_PUBLIC_KEY", "hunter2")
     environment.setenv("BRIDGE_JWKS_URL", "http://u:hunter2@example.org/")
 
-    told = problems_of()
+    problems = problems_of()
 
-    assert len(told) == 5
-    assert "hunter2" not in "\n".join(told)
+    assert len(problems) == 5
+    assert "hunter2" not in "\n".join(problems)
 
 
-def test_settings_show_no_secret_when_printed(environment: pytest.MonkeyPatch) -> None:
-    """A debugger, a traceback, a log line: they all print."""
+def test_printed_settings_contain_no_secrets(environment: pytest.MonkeyPatch) -> None:
+    """Debuggers, tracebacks and log lines print them."""
     environment.setenv("BRIDGE_AMQP_URL", "amqp://u:hunter2@h/")
     environment.setenv("BRIDGE_OPERATOR_TOKEN", "hunter2")
     environment.setenv("BRIDGE_API_KEY", "hunter2")
@@ -195,10 +195,10 @@ def test_settings_show_no_secret_when_printed(environment: pytest.MonkeyPatch) -
 # --- reload -----------------------------------------------------------------------------
 
 
-def test_a_reload_tells_what_takes_effect_and_what_needs_a_restart(
+def test_changed_fields_are_split_into_reloadable_and_restart(
     environment: pytest.MonkeyPatch,
 ) -> None:
-    """A change that is silently ignored is found out at the worst moment."""
+    """The reload logs both lists, so no change is ignored silently."""
     old = load_settings()
     environment.setenv("BRIDGE_PREFETCH", "7")
     environment.setenv("BRIDGE_PORT", "8888")
@@ -209,8 +209,8 @@ def test_a_reload_tells_what_takes_effect_and_what_needs_a_restart(
     assert changed_fields(old, new) == (["prefetch", "jwt_secret"], ["port"])
 
 
-def test_each_setting_says_what_it_is_and_whether_it_can_be_reloaded() -> None:
-    """README's table and SIGHUP are made of that."""
+def test_each_setting_has_a_description_and_a_reload_flag() -> None:
+    """README's table and SIGHUP use them."""
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert field.description.endswith((".", "`", ")")), name
@@ -218,8 +218,8 @@ def test_each_setting_says_what_it_is_and_whether_it_can_be_reloaded() -> None:
         assert is_reloadable(name) == field.json_schema_extra["reload"]
 
 
-def test_the_names_that_others_rely_on_are_there() -> None:
-    """The list of design 2.3: renaming one of them breaks somebody's deployment."""
+def test_published_settings_keep_their_names() -> None:
+    """Renaming one of these breaks existing deployments."""
     names = """
     amqp_url namespace prefetch host port operator_host operator_port operator_token
     api_key auth jwt_secret jwt_public_key jwks_url jwt_algorithms jwt_audience

@@ -1,4 +1,4 @@
-"""What each setting may be, and what settings may not be together."""
+"""Valid values of each setting, and settings that contradict each other."""
 
 from pathlib import Path
 
@@ -10,33 +10,33 @@ from bridge.settings.model import Settings
 
 
 def problem_of(**values: object) -> str:
-    """Return the only problem of these values."""
+    """Return the problem of these values; there must be one."""
     with pytest.raises(ValidationError) as caught:
-        Settings(**values)  # type: ignore[arg-type]  # what operators write is text
+        Settings(**values)  # type: ignore[arg-type]  # operators write text
     [error] = caught.value.errors(include_url=False)
     return str(error["msg"]).removeprefix("Value error, ")
 
 
 def accepted(**values: object) -> Settings:
-    return Settings(**values)  # type: ignore[arg-type]  # what operators write is text
+    return Settings(**values)  # type: ignore[arg-type]  # operators write text
 
 
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"prefetch": 65536}, "BRIDGE_PREFETCH: must be at most 65535"),
+        ({"prefetch": 65536}, "BRIDGE_PREFETCH: should be less than or equal to 65535"),
         ({"prefetch": 0}, "BRIDGE_PREFETCH: should be greater than or equal to 1"),
         (
             {"namespace": "a b"},
-            "BRIDGE_NAMESPACE: takes letters, digits, _ and - alone; the rule is ^[",
+            "BRIDGE_NAMESPACE: may contain letters, digits, _ and - only; the rule is ^[",
         ),
         (
             {"port": 8080, "operator_port": 8080},
-            "BRIDGE_OPERATOR_PORT: 8080 is BRIDGE_PORT too",
+            "BRIDGE_OPERATOR_PORT: 8080 is also BRIDGE_PORT",
         ),
         (
             {"host": "0.0.0.0", "operator_port": 8080},
-            "BRIDGE_OPERATOR_PORT: 8080 is BRIDGE_PORT too",
+            "BRIDGE_OPERATOR_PORT: 8080 is also BRIDGE_PORT",
         ),
         (
             {"jwt_secret": "x" * 32, "slow_client_bytes": "511KiB"},
@@ -65,11 +65,11 @@ def accepted(**values: object) -> Settings:
         ({"workers": "129"}, "BRIDGE_WORKERS: "),
         (
             {"workers": "2"},
-            "BRIDGE_WORKERS: 2 workers need an inbox that they share, and sqlite: is one",
+            "BRIDGE_WORKERS: 2 workers need an inbox that they share, and sqlite: belongs",
         ),
         (
             {"workers": "2", "inbox": "memory:"},
-            "BRIDGE_WORKERS: 2 workers need an inbox that they share, and memory: is one",
+            "BRIDGE_WORKERS: 2 workers need an inbox that they share, and memory: belongs",
         ),
         ({"auth": "none"}, "BRIDGE_AUTH: should be 'jwt' or 'open'"),
         (
@@ -94,7 +94,7 @@ def accepted(**values: object) -> Settings:
         ({"retry_delays": "1s," * 11}, "BRIDGE_RETRY_DELAYS: expected 1 to 10 delays"),
         ({"retry_delays": "0s"}, "BRIDGE_RETRY_DELAYS: expected 1 to 10 delays"),
         ({"retry_delays": "2d"}, "BRIDGE_RETRY_DELAYS: expected 1 to 10 delays"),
-        ({"drain_timeout": 0}, "BRIDGE_DRAIN_TIMEOUT: must be more than 0"),
+        ({"drain_timeout": 0}, "BRIDGE_DRAIN_TIMEOUT: must be greater than 0"),
         (
             {"drain_timeout": float("nan")},
             "BRIDGE_DRAIN_TIMEOUT: nan is not a duration",
@@ -108,10 +108,10 @@ def accepted(**values: object) -> Settings:
     ],
     ids=str,
 )
-def test_a_value_that_it_cannot_be_is_refused_by_its_name(
+def test_an_invalid_value_is_reported_by_its_variable(
     values: dict[str, object], problem: str
 ) -> None:
-    """The operator sees the variable, not a path in a model."""
+    """An operator knows the variable, not the field of a model."""
     assert problem_of(**values).startswith(problem)
 
 
@@ -137,15 +137,15 @@ def test_a_value_that_it_cannot_be_is_refused_by_its_name(
     ],
     ids=str,
 )
-def test_what_is_meant_to_work_works(values: dict[str, object]) -> None:
-    """The other side of each line."""
+def test_valid_values_at_the_limits_are_accepted(values: dict[str, object]) -> None:
+    """Each is the counterpart of a refused value."""
     assert accepted(**values)
 
 
-def test_settings_cannot_be_changed_after_the_check() -> None:
-    """What was checked together stays together."""
+def test_settings_are_frozen() -> None:
+    """A later change could contradict another setting."""
     with pytest.raises(ValidationError):
-        accepted().port = 1  # type: ignore[misc]  # mypy knows it too
+        accepted().port = 1  # type: ignore[misc]  # mypy rejects it as well
 
 
 # --- together ---------------------------------------------------------------------------
@@ -177,12 +177,12 @@ def test_settings_cannot_be_changed_after_the_check() -> None:
         ),
         (
             {"jwt_algorithms": "HS256,none"},
-            "BRIDGE_JWT_ALGORITHMS: none given, known are",
+            "BRIDGE_JWT_ALGORITHMS: none given, supported are",
         ),
-        ({"jwt_algorithms": ""}, "BRIDGE_JWT_ALGORITHMS: nothing given, known are"),
+        ({"jwt_algorithms": ""}, "BRIDGE_JWT_ALGORITHMS: nothing given, supported are"),
         (
             {"auth": "open", "host": "0.0.0.0"},
-            "BRIDGE_AUTH: open on 0.0.0.0 lets anybody",
+            "BRIDGE_AUTH: open on 0.0.0.0 lets everyone",
         ),
         ({"auth": "open", "host": "example.org"}, "BRIDGE_AUTH: open on example.org"),
     ],
@@ -191,17 +191,17 @@ def test_settings_cannot_be_changed_after_the_check() -> None:
 def test_settings_that_contradict_each_other_are_refused(
     values: dict[str, object], problem: str
 ) -> None:
-    """Such a bridge would let nobody in, or everybody."""
+    """Such a bridge would refuse every page, or admit every page."""
     assert problem_of(**values).startswith(problem)
 
 
 def test_open_mode_needs_no_keys() -> None:
-    """There is nothing to check."""
+    """There are no tokens to verify."""
     assert accepted(auth="open", jwt_secret="").jwt_secret == ()
 
 
 def test_a_public_key_may_be_a_file(tmp_path: Path) -> None:
-    """Keys with line breaks are a nuisance in environments."""
+    """Environment variables with line breaks are hard to write."""
     path = tmp_path / "key.pem"
     path.write_text("-----BEGIN PUBLIC KEY-----\n")
 
@@ -209,7 +209,7 @@ def test_a_public_key_may_be_a_file(tmp_path: Path) -> None:
     missing = problem_of(jwt_algorithms="RS256", jwt_public_key="/nowhere")
 
     assert settings.jwt_public_key == "-----BEGIN PUBLIC KEY-----\n"
-    assert "is neither a PEM text nor a file that can be read" in missing
+    assert "is neither a PEM text nor a readable file" in missing
 
 
 # --- checks -----------------------------------------------------------------------------
@@ -220,23 +220,23 @@ def test_a_public_key_may_be_a_file(tmp_path: Path) -> None:
     [
         ("amqp://u:p@h:5672/v", None),
         ("amqps://h", None),
-        ("amqp://h?no_verify_ssl=1", "asks for TLS without verification"),
+        ("amqp://h?no_verify_ssl=1", "disables the verification of TLS"),
         ("amqps://h?cafile=/no/such", "names cafile=/no/such, which does not exist"),
         ("amqp://h:0/", "must look like amqp://"),
         ("amqp:///v", "must look like amqp://"),
         ("h:5672", "must look like amqp://"),
         ("amqp://u:p@h/v@x", None),
-        ("amqp://u:a@b/c@h/", "has an @ behind the host, expected amqp://"),
-        ("amqp://u:a@b/c@h:5672", "has an @ behind the host, expected amqp://"),
+        ("amqp://u:a@b/c@h/", "has an @ after the host, expected amqp://"),
+        ("amqp://u:a@b/c@h:5672", "has an @ after the host, expected amqp://"),
         ("amqp://u:a/b@h/", "is not a URL, expected amqp://"),
         ("amqp://h:99999", "is not a URL"),
         ("amqp://[::1", "is not a URL"),
     ],
 )
-def test_a_broker_url_is_checked_without_being_quoted(
+def test_the_problem_of_a_broker_url_does_not_quote_it(
     url: str, problem: str | None
 ) -> None:
-    """It holds a password."""
+    """The URL contains a password."""
     found = amqp_url_problem(url)
 
     assert (found is None) == (problem is None)
@@ -244,7 +244,7 @@ def test_a_broker_url_is_checked_without_being_quoted(
 
 
 @pytest.mark.parametrize(
-    ("origin", "is_one"),
+    ("origin", "is_valid"),
     [
         ("https://example.org", True),
         ("https://example.org/", True),
@@ -262,13 +262,13 @@ def test_a_broker_url_is_checked_without_being_quoted(
         ("https://[::1", False),
     ],
 )
-def test_an_origin_is_scheme_host_and_port(origin: str, *, is_one: bool) -> None:
-    """Anything more would never be equal to what a browser sends."""
-    assert (origin_problem(origin) is None) == is_one
+def test_an_origin_is_scheme_host_and_port(origin: str, *, is_valid: bool) -> None:
+    """A browser sends these three; a longer value would never be equal."""
+    assert (origin_problem(origin) is None) == is_valid
 
 
 @pytest.mark.parametrize(
-    ("host", "is_one"),
+    ("host", "is_valid"),
     [
         ("127.0.0.1", True),
         ("127.8.8.8", True),
@@ -281,8 +281,6 @@ def test_an_origin_is_scheme_host_and_port(origin: str, *, is_one: bool) -> None
         ("", False),
     ],
 )
-def test_loopback_is_what_this_machine_alone_can_reach(
-    host: str, *, is_one: bool
-) -> None:
-    """Open mode stands on it."""
-    assert is_loopback(host) == is_one
+def test_a_loopback_host_is_recognized(host: str, *, is_valid: bool) -> None:
+    """Open mode is allowed on loopback without a further setting."""
+    assert is_loopback(host) == is_valid

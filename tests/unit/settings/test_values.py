@@ -1,4 +1,4 @@
-"""Durations, sizes and lists, as operators write them."""
+"""Parsing and rendering of durations, sizes and lists."""
 
 import pytest
 from hypothesis import given
@@ -31,7 +31,7 @@ from bridge.settings.values import (
     ],
 )
 def test_a_duration_is_a_number_and_a_unit(text: object, seconds: float) -> None:
-    """A plain number means seconds, in TOML too."""
+    """A number without a unit means seconds, in TOML, too."""
     assert parse_duration_s(text) == seconds
 
 
@@ -43,8 +43,8 @@ def test_a_duration_is_a_number_and_a_unit(text: object, seconds: float) -> None
     ],
     ids=lambda value: str(value)[:10],
 )
-def test_what_is_no_duration_says_what_one_looks_like(text: object) -> None:
-    """A timeout that is infinite or no number would never, or always, be over."""
+def test_an_invalid_duration_is_refused_with_an_example(text: object) -> None:
+    """An infinite timeout would never end, and NaN compares with nothing."""
     with pytest.raises(ValueError, match="expected for example 500ms, 30s, 5m or 7d"):
         parse_duration_s(text)
 
@@ -64,20 +64,20 @@ def test_what_is_no_duration_says_what_one_looks_like(text: object) -> None:
     ],
 )
 def test_a_size_is_a_number_and_a_unit(text: object, count: int) -> None:
-    """KiB counts in 1024s and kB in 1000s, as everywhere else."""
+    """KiB is 1024 bytes and kB is 1000 bytes."""
     assert parse_size_bytes(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "MiB", "-1", "1.5MiB", "1TiB", "1k", None, True])
-def test_what_is_no_size_says_what_one_looks_like(text: object) -> None:
-    """Guessing could open a bound a thousandfold."""
+def test_an_invalid_size_is_refused_with_an_example(text: object) -> None:
+    """A guess could be wrong by a factor of a thousand."""
     with pytest.raises(ValueError, match="expected for example 65536, 64KiB or 1MiB"):
         parse_size_bytes(text)
 
 
 @given(st.text(max_size=20) | st.integers() | st.floats() | st.none() | st.booleans())
-def test_whatever_is_given_is_read_or_refused_in_words(value: object) -> None:
-    """Anything but ValueError would reach the operator as a traceback."""
+def test_any_value_is_parsed_or_refused_with_value_error(value: object) -> None:
+    """Any other exception would show the operator a traceback."""
     for parse in (parse_duration_s, parse_size_bytes):
         try:
             assert parse(value) >= 0
@@ -86,8 +86,8 @@ def test_whatever_is_given_is_read_or_refused_in_words(value: object) -> None:
 
 
 @given(st.integers(min_value=0, max_value=10**9))
-def test_a_duration_that_is_shown_is_read_as_the_same(milliseconds: int) -> None:
-    """What `bridge config` shows may be pasted into an environment."""
+def test_a_rendered_duration_parses_to_the_same_value(milliseconds: int) -> None:
+    """Operators copy the output of `bridge config` into an environment."""
     duration_s = milliseconds / 1000
 
     shown = render_duration(duration_s)
@@ -96,8 +96,8 @@ def test_a_duration_that_is_shown_is_read_as_the_same(milliseconds: int) -> None
 
 
 @given(st.integers(min_value=0, max_value=1 << 50))
-def test_a_size_that_is_shown_is_read_as_the_same(size_bytes: int) -> None:
-    """As a duration."""
+def test_a_rendered_size_parses_to_the_same_value(size_bytes: int) -> None:
+    """Operators copy the output of `bridge config` into an environment."""
     assert parse_size_bytes(render_size(size_bytes)) == size_bytes
 
 
@@ -114,8 +114,8 @@ def test_a_size_that_is_shown_is_read_as_the_same(size_bytes: int) -> None:
         ("jwt_algorithms", ("HS256", "ES256"), "HS256,ES256"),
     ],
 )
-def test_a_setting_is_shown_as_one_writes_it(
+def test_a_value_is_rendered_in_the_form_that_settings_accept(
     name: str, value: object, shown: str
 ) -> None:
-    """Not as Python does: nobody sets a duration to 604800.0, or a list with brackets."""
+    """Python would render a duration as 604800.0 and a list with brackets."""
     assert render_value(value, Settings.model_fields[name].metadata) == shown
