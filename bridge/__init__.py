@@ -19,7 +19,7 @@ The map of the house, floor by floor; imports only point down:
     operators        what operators see and may do, gathered from the rooms
     app              the one place where concrete classes meet: start, drain, reload
     signals          SIGTERM drains, SIGHUP reloads
-    doctor           looks at all that a start needs, and says what mends it
+    doctor           checks everything that a start needs, and suggests fixes
     cli              commands
 """
 

@@ -55,7 +55,7 @@ def open_tracing(environment: Mapping[str, str] = os.environ) -> "Tracing | None
     if not _IS_INSTALLED:
         log.warning(
             "tracing.not_installed",
-            mend="install bridge with the extra otel: bridge[otel]",
+            fix="install bridge with the extra otel: bridge[otel]",
         )
         return None
     name = environment.get("OTEL_SERVICE_NAME", "bridge")

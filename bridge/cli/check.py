@@ -1,25 +1,18 @@
-"""`bridge check`: is everything there that `bridge run` needs, and if not, what to do."""
+"""`bridge check`: check everything that `bridge run` needs."""
 
 import asyncio
 from collections.abc import Callable
-from typing import Annotated, Final
+from typing import Annotated
 
 import orjson
 import typer
 
 from bridge.cli.options import LoadSettings, with_settings
-from bridge.doctor.checks import examine
-from bridge.doctor.results import Finding, Verdict
+from bridge.doctor.results import CheckResult
+from bridge.doctor.run import run_checks
 from bridge.enums import ExitCode
 from bridge.logging import configure_logs
 from bridge.settings.model import Settings
-
-_MARKS: Final = {
-    Verdict.OK: "ok ",
-    Verdict.NOTE: "!! ",
-    Verdict.UNKNOWN: "?? ",
-    Verdict.WRONG: "NO ",
-}
 
 
 @with_settings
@@ -27,23 +20,23 @@ def check(
     load: LoadSettings,
     *,
     json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line of the examination.")
+        bool, typer.Option("--json", help="Print one JSON object per result.")
     ] = False,
 ) -> None:
     """
-    Look at all that `bridge run` needs and change nothing.
+    Check everything that `bridge run` needs, and change nothing.
 
-    Each line says ok, or what is wrong and the command that mends it. `!!` works and is
-    worth knowing, `??` could not be looked at; neither changes the exit status, which is:
-    0 all is well, 1 something is not as it must be, 2 the settings or schemas are wrong,
-    3 a peer cannot be reached. The broker's log gets a line about a channel for each
-    queue: that is how permissions are asked for.
+    Each line is ok, warn, fail or skip; `fix:` below it names the command or setting that
+    resolves the problem. `warn` works but deserves attention, `skip` could not be checked;
+    neither changes the exit status, which is: 0 no check failed, 1 a check failed, 2 the
+    settings or schemas are wrong, 3 a peer cannot be reached. The broker logs a channel
+    error for each queue, because permissions are tested by operations it refuses.
 
     Examples:
 
         bridge check
 
-        bridge check --json | jq -r 'select(.verdict == "wrong") | .mend'
+        bridge check --json | jq -r 'select(.status == "fail") | .fix'
 
         bridge check --config /etc/bridge.toml
 
@@ -53,26 +46,26 @@ def check(
     raise typer.Exit(asyncio.run(_check(settings, _show_json if json else _show)))
 
 
-async def _check(settings: Settings, show: Callable[[Finding], None]) -> int:
+async def _check(settings: Settings, show: Callable[[CheckResult], None]) -> int:
     code = ExitCode.DONE
-    async for finding in examine(settings):
-        show(finding)
-        code = max(code, finding.exit_code)
+    async for result in run_checks(settings):
+        show(result)
+        code = max(code, result.exit_code)
     return code
 
 
-def _show(finding: Finding) -> None:
-    typer.echo(f"{_MARKS[finding.verdict]} {finding.subject}: {finding.text}")
-    if finding.mend:
-        typer.echo(f"    mend: {finding.mend}")
+def _show(result: CheckResult) -> None:
+    typer.echo(f"{result.status:<4} {result.subject}: {result.text}")
+    if result.fix:
+        typer.echo(f"     fix: {result.fix}")
 
 
-def _show_json(finding: Finding) -> None:
+def _show_json(result: CheckResult) -> None:
     line = {
-        "subject": finding.subject,
-        "verdict": finding.verdict,
-        "text": finding.text,
-        "mend": finding.mend or None,
-        "exit_code": finding.exit_code,
+        "subject": result.subject,
+        "status": result.status,
+        "text": result.text,
+        "fix": result.fix or None,
+        "exit_code": result.exit_code,
     }
     typer.echo(orjson.dumps(line).decode())

@@ -1,16 +1,17 @@
 """
-The doctor: looks at all that `bridge run` needs, changes nothing, and says what mends it.
+The checks of `bridge check`: everything `bridge run` needs, examined read-only.
 
-    findings         what one look found out
-    examination      one look after the other; start here
+    run              runs all checks in order; start here
+    results          the result of one check: ok, warn, fail or skip
     broker           connection, version, topology, permissions, certificate
-    versions         what a version of RabbitMQ means for the bridge
-    vhost            what the management API tells: policies, bindings, flags, the ack timeout
-    policies         which policies contradict the topology
+    shards           the recorded number of shards, other bridges in the namespace
+    vhost            the management API: bindings, feature flags, clock, ack timeout
+    policies         policies that contradict the topology
     inbox            the store and its disk
-    secrets          secrets and settings that are too weak
-    clock            whether a clock and ours agree
-    peers            the key set, and the bridge that runs already
+    redis            persistence, memory and TLS of each Redis server
+    secrets          weak secrets and settings that expose more than they seem to
+    key_set          the issuer's key set
+    listeners        the two listening addresses, and a bridge that already runs there
 
-What cannot be known is said to be unknown, and is no fault.
+A check that cannot run is skipped. A skipped check does not change the exit status.
 """

@@ -1,4 +1,4 @@
-"""One broker: whether it lets us in, what it is, what is on it, what we may do there."""
+"""Check one broker: connection, version, certificate, topology and permissions."""
 
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -23,19 +23,43 @@ from bridge.amqp.permissions import (
 )
 from bridge.amqp.topology import ComparisonState, Exchange, Queue, Topology, compare
 from bridge.core.broker_names import BrokerNames
-from bridge.doctor.certificates import certificate_finding
-from bridge.doctor.results import Finding, note, ok, unknown, wrong
-from bridge.doctor.versions import version_finding
+from bridge.doctor.certificates import check_certificate
+from bridge.doctor.results import CheckResult, fail, ok, skip, warn
 from bridge.enums import ExitCode
 from bridge.errors import BrokerUnavailableError
 from bridge.settings.checks import is_loopback
 
+# RabbitMQ caches certificate files: a renewed file is read after the cache is cleared.
 _RENEW: Final = "renew it, and `rabbitmqctl eval 'ssl:clear_pem_cache().'`"
+_VERSION: Final = re.compile(r"(\d+)\.(\d+)")
+_OLDEST: Final = (3, 10)
+_NEWEST_KNOWN: Final = (4, 3)
+_DEFAULTS_OF_4: Final = (
+    "delivery limit of 20 unless the queue sets one, and bridge's queues do; messages of "
+    "up to 16 MiB; an ack that takes 30 min closes the channel"
+)
+# The oldest version to which each text applies; it applies until the next one.
+_DEFAULTS: Final = (
+    (
+        (3, 10),
+        "no delivery limit unless the queue sets one, and bridge's queues do; messages of "
+        "up to 128 MiB; an ack that takes 30 min closes the channel. Dead-lettering with "
+        "confirms needs the feature flag stream_queue",
+    ),
+    ((4, 0), f"{_DEFAULTS_OF_4}. bridge was tested on 4.0.5"),
+    ((4, 1), f"{_DEFAULTS_OF_4}. bridge was not tested on it"),
+    (
+        (4, 3),
+        "declaring and binding need a majority of the nodes (Khepri); messages of up to "
+        "16 MiB; a delivery not acked within 30 min returns to the queue. bridge was not "
+        "tested on it",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
-    """What is looked at: one URL of the broker, and what the bridge needs there."""
+class BrokerTarget:
+    """One URL of the broker, with what the bridge needs there."""
 
     url: URL
     subject: str
@@ -44,49 +68,67 @@ class Patient:
     timeout_s: float
 
 
-async def broker_findings(
-    patient: Patient, *, looks_closer: bool
-) -> AsyncIterator[Finding]:
+async def check_broker(
+    target: BrokerTarget, *, with_topology: bool
+) -> AsyncIterator[CheckResult]:
     """
-    Look at one broker.
+    Connect to one broker and check it.
 
     Args:
-        patient: Which one.
-        looks_closer: Whether to look at topology and permissions too, which are the same
-            on all nodes of a cluster.
+        target: The URL, and what the bridge needs there.
+        with_topology: Whether to check topology and permissions too.
 
     """
-    address = BrokerAddress(urls=(str(patient.url),), timeout_s=patient.timeout_s)
+    address = BrokerAddress(urls=(str(target.url),), timeout_s=target.timeout_s)
     try:
         connection = await open_connection(
             address, purpose=Purpose.CHECK, reader=FrameReader
         )
     except BrokerUnavailableError as exc:
-        yield wrong(patient.subject, str(exc), code=ExitCode.UNREACHABLE)
+        yield fail(target.subject, str(exc), exit_code=ExitCode.UNREACHABLE)
         return
     try:
-        told = connection.wire.server_properties
-        yield version_finding(
-            patient.subject, str(told.get("product")), str(told.get("version"))
+        properties = connection.wire.server_properties
+        yield check_version(
+            target.subject,
+            str(properties.get("product")),
+            str(properties.get("version")),
         )
-        yield _way_finding(patient.url, connection.certificate_end_s)
-        if looks_closer:
-            async for finding in _closer(connection, patient):
-                yield finding
+        yield _check_tls(target.url, connection.certificate_end_s)
+        if with_topology:
+            async for result in _check_topology(connection, target):
+                yield result
     except BrokerUnavailableError as exc:
-        yield wrong(patient.subject, str(exc), code=ExitCode.UNREACHABLE)
+        yield fail(target.subject, str(exc), exit_code=ExitCode.UNREACHABLE)
     finally:
         await connection.leave()
 
 
-def permission_finding(
+def check_version(subject: str, product: str, version: str) -> CheckResult:
+    """Name the broker's defaults that matter to the bridge; `version` is like `3.10.8`."""
+    shown = f"{product} {version}"
+    match = _VERSION.match(version)
+    if product != "RabbitMQ" or match is None:
+        return warn(subject, f"{shown}: bridge supports RabbitMQ only")
+    number = (int(match[1]), int(match[2]))
+    if number < _OLDEST:
+        text = f"{shown} is too old: quorum queues have no message TTL before 3.10"
+        return fail(subject, text, fix="upgrade RabbitMQ to 3.10 or later")
+    defaults = [text for since, text in _DEFAULTS if number >= since][-1]
+    if number > _NEWEST_KNOWN:
+        text = f"{shown} is newer than the newest known version (4.3): {defaults}"
+        return warn(subject, text)
+    return ok(subject, f"{shown}: {defaults}")
+
+
+def check_permissions(
     lacks: Sequence[MissingPermission],
     names: BrokerNames,
     *,
     url: URL,
     may_do_anything: bool,
-) -> Finding:
-    """Say what the broker's user lacks, and the command that gives it, and no more."""
+) -> CheckResult:
+    """Name the rights the user lacks, with the command that grants exactly those."""
     vhost = url.path.removeprefix("/") or "/"
     user = url.user or "guest"
     pattern = quote(f"^{re.escape(names.namespace)}\\.")
@@ -102,61 +144,59 @@ def permission_finding(
         text = "; ".join(
             f"no {right} on {', '.join(by_right[right])}" for right in by_right
         )
-        return wrong(subject, text, mend=command)
+        return fail(subject, text, fix=command)
     if may_do_anything:
-        text = "configure, write and read, and on more than the bridge's own names"
-        return note(subject, text, mend=f"{command}   # the least it needs")
+        text = "configure, write and read, also outside the bridge's namespace"
+        return warn(subject, text, fix=f"{command}   # the least it needs")
     return ok(subject, f"configure, write and read on {names.namespace}.*")
 
 
-def _way_finding(url: URL, certificate_end_s: float | None) -> Finding:
+def _check_tls(url: URL, certificate_end_s: float | None) -> CheckResult:
     if certificate_end_s is not None:
         subject = "certificate of the broker"
-        return certificate_finding(
-            subject, certificate_end_s, now_s=time(), mend=_RENEW
-        )
+        return check_certificate(subject, certificate_end_s, now_s=time(), fix=_RENEW)
     if url.scheme == "amqps":
-        return unknown("certificate of the broker", "its end is not told")
+        return skip("certificate of the broker", "its end date is not known")
     if is_loopback(url.host or ""):
-        return ok("way to the broker", "without TLS, on this machine")
-    text = "without TLS: who listens has the password and every message"
-    return note("way to the broker", text, mend="use amqps:// in BRIDGE_AMQP_URL")
+        return ok("connection to the broker", "without TLS, on this machine")
+    text = "without TLS: the password and every message cross the network in clear text"
+    return warn("connection to the broker", text, fix="use amqps:// in BRIDGE_AMQP_URL")
 
 
-async def _closer(
-    connection: BrokerConnection[FrameReader], patient: Patient
-) -> AsyncIterator[Finding]:
-    timeout_s, wanted = patient.timeout_s, patient.wanted
-    findings = await compare(connection, wanted, timeout_s=timeout_s)
-    for found in findings:
+async def _check_topology(
+    connection: BrokerConnection[FrameReader], target: BrokerTarget
+) -> AsyncIterator[CheckResult]:
+    timeout_s, wanted = target.timeout_s, target.wanted
+    compared = await compare(connection, wanted, timeout_s=timeout_s)
+    for found in compared:
         if found.state in (ComparisonState.OK, ComparisonState.MISSING):
-            yield ok(found.name, found.text or "as it must be")
+            yield ok(found.name, found.text or "as declared by the bridge")
         elif found.state is ComparisonState.DIFFERENT:
-            yield wrong(found.name, found.text, mend=_mend(found.name, patient.url))
+            fix = _delete_command(found.name, target.url)
+            yield fail(found.name, found.text, fix=fix)
         else:
-            text = "cannot be looked at: see the permissions below"
-            yield unknown(found.name, text)
-    # In the order in which `compare` looks at them.
-    things: list[Exchange | Queue] = [*wanted.exchanges, *wanted.queues]
+            yield skip(found.name, "access refused: see the permissions below")
+    # `compare` answers in this order.
+    declared: list[Exchange | Queue] = [*wanted.exchanges, *wanted.queues]
     undeclared = [
-        thing
-        for thing, found in zip(things, findings, strict=True)
+        entity
+        for entity, found in zip(declared, compared, strict=True)
         if found.state in (ComparisonState.MISSING, ComparisonState.REFUSED)
     ]
     lacks = await missing_permissions(
         connection, wanted, undeclared=undeclared, timeout_s=timeout_s
     )
     may_do_anything = await may_configure_anything(connection, timeout_s=timeout_s)
-    yield permission_finding(
-        lacks, patient.names, url=patient.url, may_do_anything=may_do_anything
+    yield check_permissions(
+        lacks, target.names, url=target.url, may_do_anything=may_do_anything
     )
 
 
-def _mend(title: str, url: URL) -> str:
-    """Return what takes a wrong thing away; `bridge run` makes it anew."""
+def _delete_command(title: str, url: URL) -> str:
+    """Return the command that deletes an exchange or queue; `bridge run` declares it again."""
     kind, _, name = title.partition(" ")
     vhost = quote(url.path.removeprefix("/") or "/")
     if kind == "queue":
-        # Refuses while there is anything in it.
+        # --if-empty: the broker refuses to delete a queue that holds messages.
         return f"rabbitmqctl delete_queue --vhost {vhost} --if-empty {quote(name)}"
     return f"rabbitmqadmin --vhost {vhost} delete exchange name={quote(name)}"

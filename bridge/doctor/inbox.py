@@ -1,4 +1,4 @@
-"""The store of the inbox: whether it can be written, and whether its disk has room."""
+"""Check the inbox: whether its store is writable, and whether its disk has space."""
 
 import shutil
 from collections.abc import Iterator
@@ -6,84 +6,78 @@ from pathlib import Path
 from typing import Final
 
 from bridge.core.redis_address import is_redis
-from bridge.doctor.results import Finding, note, ok, wrong
+from bridge.doctor.results import CheckResult, fail, ok, warn
 from bridge.enums import ExitCode
 from bridge.errors import ConfigError, StoreInUseError, StoreUnavailableError
 from bridge.settings.model import Settings
 from bridge.wiring import inbox_of
 
-_ROOM_MIN_BYTES: Final = 64 << 20
-# Moving the write-ahead log into the file, and a copy for a backup, want room too.
-_ROOM_SHARE: Final = 0.1
-# SQLite's locks and its shared memory do not hold there.
+_FREE_MIN_BYTES: Final = 64 << 20
+# Checkpoints of the write-ahead log and copies for backups need space too.
+_FREE_MIN_SHARE: Final = 0.1
+# SQLite's file locks and shared memory are not reliable on these.
 _NETWORK: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "afs", "lustre"}
 )
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 
 
-async def inbox_finding(settings: Settings) -> Finding:
-    """Say whether the store can be written, without making one that is not there."""
+async def check_inbox(settings: Settings) -> CheckResult:
+    """Check that the store is writable, without creating a missing one."""
     inbox = inbox_of(settings)
     try:
-        if not await inbox.exists():  # opening would make it
-            return ok(
-                "inbox",
-                f"{inbox.description} is not there yet; bridge run will make it",
-            )
+        if not await inbox.exists():  # opening would create it
+            text = f"{inbox.description} does not exist yet; bridge run will create it"
+            return ok("inbox", text)
         await inbox.open()
         await inbox.check()
     except StoreInUseError as exc:
-        # What a running bridge has open, it can write: its readiness tells if not.
+        # A running bridge has the file open. Its readiness reports store problems.
         return ok("inbox", exc.problem)
     except ConfigError as exc:
-        return wrong("inbox", str(exc), code=ExitCode.USAGE)
+        return fail("inbox", str(exc), exit_code=ExitCode.USAGE)
     except StoreUnavailableError as exc:
         is_peer = is_redis(settings.inbox)
-        code = ExitCode.UNREACHABLE if is_peer else ExitCode.FAILED
-        return wrong("inbox", str(exc), code=code)
+        exit_code = ExitCode.UNREACHABLE if is_peer else ExitCode.FAILED
+        return fail("inbox", str(exc), exit_code=exit_code)
     finally:
         await inbox.close()
-    return ok("inbox", f"{inbox.description} can be written")
+    return ok("inbox", f"{inbox.description} is writable")
 
 
-def disk_findings(settings: Settings, *, mounts: Path = _MOUNTS) -> Iterator[Finding]:
-    """Look at the disk that the file is on, or will be. Blocks on it."""
-    path = _file(settings)
-    if path is None:
-        return
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        return  # told with the inbox
+def check_disk(settings: Settings, *, mounts: Path = _MOUNTS) -> Iterator[CheckResult]:
+    """Check the disk of the SQLite file, if the inbox is one. Blocks on disk I/O."""
+    kind, _, name = settings.inbox.partition(":")
+    folder = Path(name).absolute().parent
+    if kind != "sqlite" or not folder.is_dir():
+        return  # `check_inbox` reports the missing folder
     used = sum(
         file.stat().st_size
-        for file in (path, path.with_name(f"{path.name}-wal"))
+        for file in (Path(name), Path(f"{name}-wal"))
         if file.exists()
     )
-    yield room_finding(free_bytes=shutil.disk_usage(folder).free, used_bytes=used)
-    kind = _file_system(folder.resolve(), mounts)
-    if kind is not None and (kind in _NETWORK or kind.startswith("fuse.")):
-        text = f"{folder} is on {kind}, where SQLite's locks may not hold"
-        yield note("disk of the inbox", text, mend="BRIDGE_INBOX=sqlite:/a/local/path")
+    yield check_disk_space(free_bytes=shutil.disk_usage(folder).free, used_bytes=used)
+    file_system = _file_system(folder.resolve(), mounts)
+    if file_system in _NETWORK or (file_system or "").startswith("fuse."):
+        text = f"{folder} is on {file_system}, where SQLite's locks may not work"
+        yield warn("disk of the inbox", text, fix="BRIDGE_INBOX=sqlite:/a/local/path")
 
 
-def room_finding(*, free_bytes: int, used_bytes: int) -> Finding:
-    """Compare what is free with what is used."""
+def check_disk_space(*, free_bytes: int, used_bytes: int) -> CheckResult:
+    """Compare the free space with the size of the inbox."""
     text = f"{free_bytes >> 20} MiB free, the file has {used_bytes >> 20} MiB"
-    if free_bytes < max(_ROOM_MIN_BYTES, used_bytes * _ROOM_SHARE):
-        mend = "make room, or lower BRIDGE_INBOX_MAX_MESSAGES and BRIDGE_INBOX_MAX_AGE"
-        return wrong("room for the inbox", text, mend=mend)
-    return ok("room for the inbox", text)
-
-
-def _file(settings: Settings) -> Path | None:
-    kind, _, name = settings.inbox.partition(":")
-    return Path(name) if kind == "sqlite" else None
+    if free_bytes < max(_FREE_MIN_BYTES, used_bytes * _FREE_MIN_SHARE):
+        fix = (
+            "free some space, or lower BRIDGE_INBOX_MAX_MESSAGES and "
+            "BRIDGE_INBOX_MAX_AGE"
+        )
+        return fail("disk space of the inbox", text, fix=fix)
+    return ok("disk space of the inbox", text)
 
 
 def _file_system(folder: Path, mounts: Path) -> str | None:
-    """Return the kind of the file system that `folder` is on; `None` if nothing tells."""
-    best, kind = "", None
+    """Return the type of the file system of `folder`; `None` if it is not known."""
+    best, file_system = "", None
     try:
         lines = mounts.read_text(errors="replace").splitlines()
     except OSError:
@@ -95,7 +89,7 @@ def _file_system(folder: Path, mounts: Path) -> str | None:
         if len(fields) < 5 or not right:
             continue
         point = fields[4].replace("\\040", " ")
-        is_above = folder.is_relative_to(point)
-        if is_above and len(point) >= len(best):  # the last mount on a place wins
-            best, kind = point, right.split()[0]
-    return kind
+        # A later mount on the same point hides the earlier one.
+        if folder.is_relative_to(point) and len(point) >= len(best):
+            best, file_system = point, right.split()[0]
+    return file_system

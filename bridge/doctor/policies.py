@@ -1,27 +1,32 @@
 """
-Which policies contradict the topology.
+Check for policies that contradict the topology.
 
-An argument of a queue wins over a policy, but for limits, where the lower one counts; so a
-policy can take away what the bridge promises without anybody touching the queue.
+An argument of a queue overrides a policy, except for limits, where the lower value counts.
+A policy can therefore break a guarantee of the bridge without any change of the queue.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from shlex import quote
 from typing import Final
 
-from bridge.doctor.results import Verdict
+from bridge.amqp.topology import Topology
+from bridge.core.broker_names import BrokerNames
+from bridge.doctor.results import CheckResult, CheckStatus, fail, ok, warn
 
-# Each lost connection counts for all that was in flight. Below it, a bad day of the
-# network makes dead letters of good messages.
+# rabbitmqctl's word for each kind of policy, and the path of the management API.
+POLICY_PATHS: Final = {"policy": "policies", "operator_policy": "operator-policies"}
+# A lost connection adds one to the delivery count of each message that was in flight.
+# With a lower limit, an unstable network would dead-letter good messages.
 _DELIVERY_LIMIT_MIN: Final = 1000
-_FOR_OUR_QUEUES: Final = frozenset({"all", "queues", "quorum_queues"})
+_ACK_TIMEOUT_S: Final = 1800.0  # RabbitMQ's default
+_FOR_QUORUM_QUEUES: Final = frozenset({"all", "queues", "quorum_queues"})
 
 
-class Role(StrEnum):
-    """What a queue is for."""
+class QueueRole(StrEnum):
+    """The purpose of a queue."""
 
     INBOUND = "inbound"
     RETRY = "retry"
@@ -30,7 +35,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy as the management API tells it; `kind` is as rabbitmqctl calls it."""
+    """A policy of the management API; `kind` is a key of `POLICY_PATHS`."""
 
     kind: str
     name: str
@@ -40,23 +45,23 @@ class Policy:
     definition: Mapping[str, object]
 
     def covers(self, queue: str) -> bool:
-        """Whether it is for this quorum queue; true if its pattern cannot be read."""
-        if self.applies_to not in _FOR_OUR_QUEUES:
+        """Whether it matches this quorum queue; true if its pattern cannot be parsed."""
+        if self.applies_to not in _FOR_QUORUM_QUEUES:
             return False
         try:
             return re.search(self.pattern, queue) is not None
-        except re.error:  # Erlang's patterns know some things that ours do not
+        except re.error:  # Erlang's regular expressions have more syntax than Python's
             return True
 
     def clear_command(self, vhost: str) -> str:
-        """Return the command that takes it away."""
+        """Return the command that removes it."""
         return (
             f"rabbitmqctl clear_{self.kind} --vhost {quote(vhost)} {quote(self.name)}"
         )
 
 
 def parse_policies(kind: str, value: object) -> list[Policy]:
-    """Read an answer of the management API; what is none of a policy's is left out."""
+    """Parse an answer of the management API; other entries are left out."""
     entries = value if isinstance(value, list) else []
     return [
         Policy(
@@ -72,69 +77,96 @@ def parse_policies(kind: str, value: object) -> list[Policy]:
     ]
 
 
-def applying(policies: Iterable[Policy], queue: str) -> Policy | None:
-    """Return the one that the broker applies: of those that fit, the highest priority."""
-    fitting = [policy for policy in policies if policy.covers(queue)]
-    return max(fitting, key=lambda policy: policy.priority, default=None)
+def check_policies(
+    policies: Sequence[Policy], wanted: Topology, names: BrokerNames, *, vhost: str
+) -> Iterator[CheckResult]:
+    """Report the policies that break a guarantee of the bridge."""
+    found = False
+    for queue in wanted.queues:
+        for policy in _applied(policies, queue.name):
+            for status, text in policy_effects(
+                queue_role(queue.name, names), policy.definition
+            ):
+                found = True
+                subject = f"{policy.kind} {policy.name} on queue {queue.name}"
+                report = fail if status is CheckStatus.FAIL else warn
+                yield report(subject, text, fix=policy.clear_command(vhost))
+    if not found:
+        yield ok("policies", "none contradicts the topology")
 
 
-def policy_problems(
-    role: Role, definition: Mapping[str, object]
-) -> Iterator[tuple[Verdict, str]]:
-    """
-    Say what a policy does to a queue of ours.
+def ack_timeout_s(policies: Sequence[Policy], queue: str) -> float:
+    """Return how long the broker waits for an ack on `queue`: by policy, or its default."""
+    timeouts_ms = [
+        policy.definition.get("consumer-timeout")
+        for policy in _applied(policies, queue)
+    ]
+    return min(
+        (ms / 1000 for ms in timeouts_ms if isinstance(ms, int)), default=_ACK_TIMEOUT_S
+    )
 
-    Args:
-        role: Which queue it is.
-        definition: Keys and values.
 
-    """
+def queue_role(queue: str, names: BrokerNames) -> QueueRole:
+    """Return the purpose of a queue of the topology."""
+    if queue == names.dead:
+        return QueueRole.DEAD
+    is_inbound = queue.startswith(f"{names.inbound}.")
+    return QueueRole.INBOUND if is_inbound else QueueRole.RETRY
+
+
+def policy_effects(
+    role: QueueRole, definition: Mapping[str, object]
+) -> Iterator[tuple[CheckStatus, str]]:
+    """Yield the harmful effects of a policy's definition on a queue with this role."""
     for key, value in definition.items():
         shown = f"{key} = {value}"
         match key:
             case "expires":
-                text = f"{shown} deletes the queue, with all in it, when nobody uses it"
-                yield Verdict.WRONG, text
+                text = f"{shown} deletes the queue and its messages when it is unused"
+                yield CheckStatus.FAIL, text
             case "message-ttl":
-                yield _ttl(role, shown)
+                yield _ttl_effect(role, shown)
             case "max-length" | "max-length-bytes":
-                yield _length(role, shown, overflow=definition.get("overflow"))
+                yield _length_effect(role, shown, overflow=definition.get("overflow"))
             case "delivery-limit":
                 if isinstance(value, int) and 0 <= value < _DELIVERY_LIMIT_MIN:
-                    text = (
-                        f"{shown} takes good messages away after some lost connections"
-                    )
-                    yield Verdict.WRONG, text
-            case "dead-letter-exchange" if role is Role.DEAD:
-                text = f"{shown} moves dead letters on, and `bridge dead` will not see them"
-                yield Verdict.NOTE, text
+                    text = f"{shown} removes good messages after some lost connections"
+                    yield CheckStatus.FAIL, text
+            case "dead-letter-exchange" if role is QueueRole.DEAD:
+                text = f"{shown} moves dead letters out of reach of `bridge dead`"
+                yield CheckStatus.WARN, text
             case _:
-                pass  # arguments of ours win, or it is about where a queue lives
+                pass  # bridge's own arguments win, or the key is harmless
 
 
-def _ttl(role: Role, shown: str) -> tuple[Verdict, str]:
+def _applied(policies: Sequence[Policy], queue: str) -> Iterator[Policy]:
+    """Yield the policies in effect: of each kind, the match with the highest priority."""
+    for kind in POLICY_PATHS:
+        matching = [p for p in policies if p.kind == kind and p.covers(queue)]
+        if matching:
+            yield max(matching, key=lambda policy: policy.priority)
+
+
+def _ttl_effect(role: QueueRole, shown: str) -> tuple[CheckStatus, str]:
     match role:
-        case Role.INBOUND:
-            text = (
-                f"{shown} makes dead letters of messages that wait longer for a bridge"
-            )
-            return Verdict.WRONG, text
-        case Role.RETRY:
-            return Verdict.NOTE, f"{shown} ends waits that are longer"
-        case Role.DEAD:
-            return Verdict.NOTE, f"{shown} drops dead letters that are older"
+        case QueueRole.INBOUND:
+            text = f"{shown} dead-letters messages that wait longer for a bridge"
+            return CheckStatus.FAIL, text
+        case QueueRole.RETRY:
+            return CheckStatus.WARN, f"{shown} shortens longer retry delays"
+        case QueueRole.DEAD:
+            return CheckStatus.WARN, f"{shown} drops older dead letters"
 
 
-def _length(role: Role, shown: str, *, overflow: object) -> tuple[Verdict, str]:
+def _length_effect(
+    role: QueueRole, shown: str, *, overflow: object
+) -> tuple[CheckStatus, str]:
     match role:
-        case Role.INBOUND:
-            return Verdict.NOTE, f"{shown} refuses publishes when it is full"
-        case Role.RETRY:
-            return Verdict.NOTE, f"{shown} makes the bridge wait when it is full"
-        case Role.DEAD if overflow in {"reject-publish", "reject-publish-dlx"}:
-            return Verdict.NOTE, f"{shown} makes the bridge wait when it is full"
-        case Role.DEAD:
-            return (
-                Verdict.WRONG,
-                f"{shown} drops the oldest dead letters when it is full",
-            )
+        case QueueRole.INBOUND:
+            return CheckStatus.WARN, f"{shown} refuses publishes when the queue is full"
+        case QueueRole.DEAD if overflow not in {"reject-publish", "reject-publish-dlx"}:
+            text = f"{shown} drops the oldest dead letters when the queue is full"
+            return CheckStatus.FAIL, text
+        case _:
+            text = f"{shown} makes the bridge wait when the queue is full"
+            return CheckStatus.WARN, text

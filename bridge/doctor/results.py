@@ -1,4 +1,4 @@
-"""What one look found out."""
+"""The result of one check."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,58 +6,53 @@ from enum import StrEnum
 from bridge.enums import ExitCode
 
 
-class Verdict(StrEnum):
-    """How a thing is. Only `WRONG` changes the exit code."""
+class CheckStatus(StrEnum):
+    """The outcome of a check. Only `FAIL` changes the exit status of the command."""
 
     OK = "ok"
-    NOTE = "note"
-    UNKNOWN = "unknown"
-    WRONG = "wrong"
+    WARN = "warn"
+    FAIL = "fail"
+    SKIP = "skip"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """
-    One line of the doctor.
+    One line of `bridge check`.
 
     Attributes:
-        subject: What was looked at.
-        verdict: How it is.
-        text: Why, in words.
-        mend: The command or the setting that mends it; empty if there is nothing to mend.
-        code: What a wrong one means for the exit status.
+        subject: The thing that was checked.
+        status: The outcome.
+        text: The reason, in words. It holds no secret.
+        fix: The command or setting that resolves the problem; empty without a problem.
+        exit_code: The exit status that this result alone would give the command.
 
     """
 
     subject: str
-    verdict: Verdict
+    status: CheckStatus
     text: str
-    mend: str = ""
-    code: int = ExitCode.FAILED
-
-    @property
-    def exit_code(self) -> int:
-        """What it means for the exit status of the command."""
-        return self.code if self.verdict is Verdict.WRONG else ExitCode.DONE
+    fix: str = ""
+    exit_code: int = ExitCode.DONE
 
 
-def ok(subject: str, text: str) -> Finding:
-    """All is well."""
-    return Finding(subject, Verdict.OK, text)
+def ok(subject: str, text: str) -> CheckResult:
+    """Report a check that passed."""
+    return CheckResult(subject, CheckStatus.OK, text)
 
 
-def note(subject: str, text: str, *, mend: str = "") -> Finding:
-    """It works, and somebody should know something."""
-    return Finding(subject, Verdict.NOTE, text, mend)
+def warn(subject: str, text: str, *, fix: str = "") -> CheckResult:
+    """Report something that works, but that an operator should know."""
+    return CheckResult(subject, CheckStatus.WARN, text, fix)
 
 
-def unknown(subject: str, text: str, *, mend: str = "") -> Finding:
-    """It could not be looked at; `mend` says how it could."""
-    return Finding(subject, Verdict.UNKNOWN, text, mend)
+def skip(subject: str, text: str, *, fix: str = "") -> CheckResult:
+    """Report a check that could not run; `fix` says what would make it possible."""
+    return CheckResult(subject, CheckStatus.SKIP, text, fix)
 
 
-def wrong(
-    subject: str, text: str, *, mend: str = "", code: int = ExitCode.FAILED
-) -> Finding:
-    """It does not work, or will not."""
-    return Finding(subject, Verdict.WRONG, text, mend, code)
+def fail(
+    subject: str, text: str, *, fix: str = "", exit_code: int = ExitCode.FAILED
+) -> CheckResult:
+    """Report something that does not work now, or will stop working."""
+    return CheckResult(subject, CheckStatus.FAIL, text, fix, exit_code)

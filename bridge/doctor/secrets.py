@@ -1,4 +1,4 @@
-"""Secrets that can be guessed, and settings that open more than one may think."""
+"""Check for secrets that can be guessed, and for settings that expose the bridge."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -6,68 +6,66 @@ from typing import Final
 from pydantic import SecretStr
 from yarl import URL
 
-from bridge.doctor.results import Finding, note, ok, wrong
+from bridge.doctor.results import CheckResult, fail, ok, warn
 from bridge.settings.checks import is_loopback
 from bridge.settings.model import Settings
 
 _SECRET_MIN_BYTES: Final = 16
-# `openssl rand -hex 16` has 16 kinds of characters; "secretsecretsecret" has 5.
-_KINDS_MIN: Final = 8
+# `openssl rand -hex 16` uses about 16 different characters; "secretsecretsecret" uses 5.
+_DISTINCT_MIN: Final = 8
 
 
-def secret_findings(settings: Settings) -> Iterator[Finding]:
-    """Look at what is meant to be unguessable; no value is told."""
-    named: list[tuple[str, SecretStr | None, str]] = [
+def check_secrets(settings: Settings) -> Iterator[CheckResult]:
+    """Report weak secrets, without their values."""
+    secrets: list[tuple[str, SecretStr | None, str]] = [
         ("BRIDGE_OPERATOR_TOKEN", settings.operator_token, "openssl rand -hex 16"),
         ("BRIDGE_API_KEY", settings.api_key, "openssl rand -hex 16"),
     ]
-    named += [
+    secrets += [
         ("BRIDGE_JWT_SECRET", secret, "openssl rand -base64 48")
         for secret in settings.jwt_secret
     ]
     found = False
-    for name, secret, maker in named:
+    for name, secret, generate in secrets:
         problem = weakness(secret.get_secret_value()) if secret else None
         if problem:
             found = True
-            yield wrong(name, problem, mend=f"{name}=$({maker})")
+            yield fail(name, problem, fix=f"{name}=$({generate})")
     for url in (URL(url.get_secret_value()) for url in settings.amqp_url):
         is_default = (url.user or "guest", url.password or "guest") == ("guest",) * 2
         if is_default and not is_loopback(url.host or ""):
             found = True
-            text = f"logs in to {url.host} as guest with the password that all know"
-            mend = "rabbitmqctl add_user bridge; rabbitmqctl delete_user guest"
-            yield wrong("BRIDGE_AMQP_URL", text, mend=mend)
+            text = f"logs in to {url.host} as guest with the default password"
+            fix = "rabbitmqctl add_user bridge; rabbitmqctl delete_user guest"
+            yield fail("BRIDGE_AMQP_URL", text, fix=fix)
     if not found:
-        yield ok("secrets", "none is short or made of few characters")
+        yield ok("secrets", "none is short or repetitive")
 
 
 def weakness(secret: str) -> str | None:
-    """Say why a secret can be guessed; `None` if nothing speaks for it."""
-    length, kinds = len(secret.encode()), len(set(secret))
+    """Say why a secret can be guessed; `None` if no weakness was found."""
+    length, distinct = len(secret.encode()), len(set(secret))
     if length < _SECRET_MIN_BYTES:
         return f"has {length} bytes, expected at least {_SECRET_MIN_BYTES}"
-    if kinds < _KINDS_MIN:
-        return (
-            f"is made of {kinds} different characters, expected at least {_KINDS_MIN}"
-        )
+    if distinct < _DISTINCT_MIN:
+        return f"has {distinct} different characters, expected at least {_DISTINCT_MIN}"
     return None
 
 
-def setting_findings(settings: Settings) -> Iterator[Finding]:
-    """Look at what opens doors."""
+def check_exposure(settings: Settings) -> Iterator[CheckResult]:
+    """Warn of settings that give access to more people than intended."""
     found = False
-    for is_set, name, text, mend in (
+    for is_exposed, name, text, fix in (
         (
             settings.dangerously_open_to_the_network,
             "BRIDGE_DANGEROUSLY_OPEN_TO_THE_NETWORK",
-            "anybody who reaches the port reads anybody's messages",
+            "anyone who reaches the port can read the messages of all users",
             "BRIDGE_AUTH=jwt",
         ),
         (
             settings.dangerously_allow_any_origin,
             "BRIDGE_DANGEROUSLY_ALLOW_ANY_ORIGIN",
-            "every site can use the cookies of your users",
+            "any website can use the cookies of your users",
             "BRIDGE_ALLOWED_ORIGINS=https://your.site",
         ),
         (
@@ -79,18 +77,18 @@ def setting_findings(settings: Settings) -> Iterator[Finding]:
         (
             settings.legacy_push and settings.auth == "open",
             "BRIDGE_LEGACY_PUSH",
-            "whoever reaches the public port may push to anybody",
+            "anyone who reaches the public port can push to any user",
             "BRIDGE_LEGACY_PUSH=false",
         ),
         (
             settings.operator_token is None,
             "BRIDGE_OPERATOR_TOKEN",
-            "is not set, so nobody can read /metrics or use the operator's API",
+            "is not set, so /metrics and the operator API refuse every request",
             "BRIDGE_OPERATOR_TOKEN=$(openssl rand -hex 16)",
         ),
     ):
-        if is_set:
+        if is_exposed:
             found = True
-            yield note(name, text, mend=mend)
+            yield warn(name, text, fix=fix)
     if not found:
-        yield ok("doors", "none is open to those whom it is not for")
+        yield ok("exposure", "no setting opens the bridge more than necessary")

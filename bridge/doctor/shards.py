@@ -1,8 +1,4 @@
-"""
-The shards: what the broker holds, whether it agrees with the setting, what is left.
-
-And who else takes messages of the namespace, where that keeps a bridge from taking any.
-"""
+"""Check the shards, and whether other bridges keep this one from consuming."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +19,7 @@ from bridge.amqp.topology import (
     Topology,
     topology,
 )
-from bridge.doctor.results import Finding, note, ok, wrong
+from bridge.doctor.results import CheckResult, fail, ok, warn
 from bridge.errors import BrokerUnavailableError
 
 _SUBJECT: Final = "shards"
@@ -31,21 +27,21 @@ _OTHERS: Final = "other bridges"
 
 
 @dataclass(frozen=True, slots=True)
-class ShardsSeen:
-    """What the broker has to hold by its own records, and what is to be said of them."""
+class ShardCheck:
+    """The topology that the broker's own records ask for, and the results."""
 
     wanted: Topology
-    findings: Sequence[Finding]
+    results: Sequence[CheckResult]
 
 
-async def look_at_shards(
+async def check_shards(
     address: BrokerAddress, plan: ShardPlan, *, has_own_inbox: bool
-) -> ShardsSeen:
+) -> ShardCheck:
     """
-    Look at the shards and at other bridges, and change nothing.
+    Check shards and other bridges, and change nothing.
 
-    Without a broker, or without the plugin, the rest is to be looked at as if there were
-    one shard: other findings say what is wrong then.
+    Without a broker or its hash plugin, the returned topology is that of a single shard,
+    so that the remaining checks can run. Other results then report the cause.
     """
     plain = topology(plan.names, plan.retry_delays_s)
     try:
@@ -53,7 +49,7 @@ async def look_at_shards(
             address, purpose=Purpose.CHECK, reader=FrameReader
         )
     except BrokerUnavailableError:
-        return ShardsSeen(plain, ())
+        return ShardCheck(plain, ())
     try:
         desk = ShardDesk(connection, plan)
         layout = await desk.expect()
@@ -61,62 +57,64 @@ async def look_at_shards(
         neighbours = Neighbours(
             connection, plan.names, address=address, has_own_inbox=has_own_inbox
         )
-        findings = [
-            _agreement(layout, plan),
-            await _company(neighbours, has_own_inbox=has_own_inbox),
+        results = [
+            _check_setting(layout, plan),
+            await _check_other_bridges(neighbours, has_own_inbox=has_own_inbox),
         ]
-        findings += [
-            note(
+        results += [
+            warn(
                 _SUBJECT,
-                f"queue {queue} is of before and not empty yet; the new ones wait for it",
-                mend=f"bridge shards set {layout.shards}   # if no bridge gets on with it",
+                f"queue {queue} belongs to an earlier number of shards and is not empty "
+                "yet; the new queues wait for it",
+                fix=f"bridge shards set {layout.shards}   # if no bridge is emptying it",
             )
             for queue in await desk.left_of_before(layout)
         ]
         hash_type = layout.hash_type if layout.shards > 1 else best
         if hash_type != best:
-            findings.append(_other_hash(layout, best))
+            results.append(_warn_of_hash(layout, best))
         if max(layout.shards, plan.shards) > 1 and not await knows_type(
             connection, plan.names, hash_type, timeout_s=plan.timeout_s
         ):
-            text = f"the broker does not know exchanges of type {hash_type}"
-            mend = f"rabbitmq-plugins enable {plugin_of(hash_type)}   # on each node"
-            return ShardsSeen(plain, (*findings, wrong(_SUBJECT, text, mend=mend)))
-        return ShardsSeen(plan.topology(layout), findings)
+            text = f"the broker does not support exchanges of type {hash_type}"
+            fix = f"rabbitmq-plugins enable {plugin_of(hash_type)}   # on each node"
+            return ShardCheck(plain, (*results, fail(_SUBJECT, text, fix=fix)))
+        return ShardCheck(plan.topology(layout), results)
     except BrokerUnavailableError:
-        return ShardsSeen(plain, ())
+        return ShardCheck(plain, ())
     finally:
         await connection.leave()
 
 
-async def _company(neighbours: Neighbours, *, has_own_inbox: bool) -> Finding:
-    """A bridge that runs with these settings is seen like any other."""
+async def _check_other_bridges(
+    neighbours: Neighbours, *, has_own_inbox: bool
+) -> CheckResult:
+    """Check for bridges in the way; one that runs with these settings counts as another."""
     if has_own_inbox and await neighbours.is_one_alone():
-        text = "one with an inbox of its own takes the messages; another would wait"
+        text = "a bridge with its own inbox consumes the messages; a second would wait"
         return ok(_OTHERS, text)
     problem = await neighbours.in_the_way()
     if problem is None:
-        return ok(_OTHERS, "none is in the way")
-    return note(_OTHERS, problem, mend="end them, or set another BRIDGE_NAMESPACE")
+        return ok(_OTHERS, "none keeps this bridge from consuming")
+    return warn(_OTHERS, problem, fix="stop them, or set another BRIDGE_NAMESPACE")
 
 
-def _other_hash(layout: Layout, best: str) -> Finding:
-    """One of an earlier version of the broker, or of the bridge; it works, but for one case."""
-    return note(
+def _warn_of_hash(layout: Layout, best: str) -> CheckResult:
+    return warn(
         _SUBJECT,
-        f"users are spread by {layout.hash_type}, on this version of RabbitMQ {best} is "
-        "better: after all nodes were down, users may belong to other queues than before, "
-        "and be overtaken there",
-        mend="bridge shards set N   # with a number that was never set before",
+        f"users are distributed by {layout.hash_type}, on this version of RabbitMQ {best} "
+        "is better: after all nodes were down, users may map to other queues than before, "
+        "and newer messages can overtake older ones there",
+        fix="bridge shards set N   # with a number that was never set before",
     )
 
 
-def _agreement(layout: Layout, plan: ShardPlan) -> Finding:
+def _check_setting(layout: Layout, plan: ShardPlan) -> CheckResult:
     if layout.shards == plan.shards:
         return ok(_SUBJECT, f"{layout.shards}")
-    return note(
+    return warn(
         _SUBJECT,
-        f"the broker has {layout.shards}, BRIDGE_SHARDS says {plan.shards}; "
+        f"the broker records {layout.shards}, BRIDGE_SHARDS is {plan.shards}; "
         "bridges follow the broker",
-        mend=f"BRIDGE_SHARDS={layout.shards}, or: bridge shards set {plan.shards}",
+        fix=f"BRIDGE_SHARDS={layout.shards}, or: bridge shards set {plan.shards}",
     )

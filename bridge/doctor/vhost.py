@@ -1,189 +1,156 @@
 """
-The vhost, seen through the management API: policies, bindings, flags, the ack timeout.
+Check the vhost through the management API: clock, flags, policies, bindings, ack timeout.
 
-Without the API these lines say that nothing is known, and how it could be.
+Without the API these checks are skipped, and the result says how to enable them.
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Final
 
 from bridge.amqp.management import ManagementApi, ManagementError
 from bridge.amqp.topology import Topology
 from bridge.core.broker_names import BrokerNames
-from bridge.doctor.clock import clock_finding
 from bridge.doctor.policies import (
+    POLICY_PATHS,
     Policy,
-    Role,
-    applying,
+    QueueRole,
+    ack_timeout_s,
+    check_policies,
     parse_policies,
-    policy_problems,
+    queue_role,
 )
-from bridge.doctor.results import Finding, note, ok, unknown, wrong
+from bridge.doctor.results import CheckResult, fail, ok, skip, warn
 
-_ACK_TIMEOUT_S: Final = 1800.0  # RabbitMQ's default
-# A store on a slow disk settles so many a second; see docs/measurements.md for fast ones.
-_SLOW_PACE: Final = 100
-# As rabbitmqctl calls them, and where the API has them.
-_KINDS: Final = {"policy": "policies", "operator_policy": "operator-policies"}
-_ASK_ABOUT: Final = "policies, bindings and clock"
+# Settlements per second of a store on a slow disk; see docs/measurements.md for fast ones.
+_SLOW_PER_S: Final = 100
+# A Date header has whole seconds, and the answer takes time to arrive.
+_CLOCK_OK_S: Final = 3.0
+_SUBJECT: Final = "policies, bindings and clock"
 
 
-async def vhost_findings(
+async def check_vhost(
     management: ManagementApi | None,
     wanted: Topology,
     names: BrokerNames,
     *,
     prefetch_count: int,
     clock_limit_s: float,
-) -> AsyncIterator[Finding]:
+) -> AsyncIterator[CheckResult]:
     """
-    Look at what AMQP does not tell.
+    Check everything that AMQP itself cannot answer.
 
     Args:
         management: `None` if no URL is set.
-        wanted: What the bridge declares.
-        names: Of its queues.
-        prefetch_count: How much it may hold unacked.
-        clock_limit_s: Clocks that are further apart are wrong.
+        wanted: The topology that the bridge declares.
+        names: The names of its queues.
+        prefetch_count: How many deliveries the bridge may hold unacked.
+        clock_limit_s: A larger difference between the clocks is a failure.
 
     """
     policies: list[Policy] = []
     if management is None:
-        mend = "set BRIDGE_MANAGEMENT_URL=http://HOST:15672/"
-        yield unknown(_ASK_ABOUT, "AMQP does not tell them", mend=mend)
+        fix = "set BRIDGE_MANAGEMENT_URL=http://HOST:15672/"
+        yield skip(_SUBJECT, "need the management API", fix=fix)
     else:
         try:
             overview = await management.get("overview")
-            yield clock_finding(
+            yield check_clock(
                 "clock of the broker", overview.clock_ahead_s, limit_s=clock_limit_s
             )
-            async for finding in _flag_findings(management):
-                yield finding
-            policies = await _policies(management)
-            for finding in policy_findings(
+            async for result in _check_flags(management):
+                yield result
+            for kind, path in POLICY_PATHS.items():
+                answer = await management.get(f"{path}/{management.vhost_path}")
+                policies += parse_policies(kind, answer.value)
+            for result in check_policies(
                 policies, wanted, names, vhost=management.vhost
             ):
-                yield finding
-            yield await _binding_finding(management, wanted, names)
+                yield result
+            yield await _check_bindings(management, wanted, names)
         except ManagementError as exc:
-            yield unknown(_ASK_ABOUT, f"the management API cannot be asked: {exc}")
-    yield prefetch_finding(
+            yield skip(_SUBJECT, f"the management API does not answer: {exc}")
+    yield check_prefetch(
         prefetch_count,
         ack_timeout_s=min(
             ack_timeout_s(policies, queue.name)
             for queue in wanted.queues
-            if _role(queue.name, names) is Role.INBOUND
+            if queue_role(queue.name, names) is QueueRole.INBOUND
         ),
     )
 
 
-def prefetch_finding(prefetch_count: int, *, ack_timeout_s: float) -> Finding:
-    """Compare what may be in flight with how long the broker waits for an ack."""
-    needed_s = prefetch_count / _SLOW_PACE
+def check_prefetch(prefetch_count: int, *, ack_timeout_s: float) -> CheckResult:
+    """Check that a slow store settles a full prefetch before the broker's ack timeout."""
+    needed_s = prefetch_count / _SLOW_PER_S
     text = (
         f"{prefetch_count} in flight are settled within {needed_s:g} s at a slow "
-        f"{_SLOW_PACE}/s; the broker waits {ack_timeout_s:g} s for an ack"
+        f"{_SLOW_PER_S}/s; the broker waits {ack_timeout_s:g} s for an ack"
     )
     if needed_s >= ack_timeout_s:
-        mend = f"BRIDGE_PREFETCH={max(1, int(ack_timeout_s * _SLOW_PACE / 2))}"
-        return wrong("prefetch", text, mend=mend)
+        fix = f"BRIDGE_PREFETCH={max(1, int(ack_timeout_s * _SLOW_PER_S / 2))}"
+        return fail("prefetch", text, fix=fix)
     return ok("prefetch", text)
 
 
-def policy_findings(
-    policies: Sequence[Policy], wanted: Topology, names: BrokerNames, *, vhost: str
-) -> Iterator[Finding]:
-    """Say which policies take away what the bridge promises."""
-    found = False
-    for queue in wanted.queues:
-        for policy in _on(queue.name, policies):
-            for verdict, text in policy_problems(
-                _role(queue.name, names), policy.definition
-            ):
-                found = True
-                subject = f"{policy.kind} {policy.name} on queue {queue.name}"
-                yield Finding(subject, verdict, text, policy.clear_command(vhost))
-    if not found:
-        yield ok("policies", "none contradicts the topology")
+def check_clock(subject: str, ahead_s: float | None, *, limit_s: float) -> CheckResult:
+    """Compare a clock with that of this machine; `None` if the difference is not known."""
+    if ahead_s is None:
+        return skip(subject, "its time is not known")
+    if abs(ahead_s) < _CLOCK_OK_S:
+        return ok(subject, "agrees with the clock of this machine")
+    text = f"differs by {abs(ahead_s):.1f} s from the clock of this machine"
+    fix = "timedatectl set-ntp true   # on the machine whose clock is wrong"
+    report = warn if abs(ahead_s) <= limit_s else fail
+    return report(subject, text, fix=fix)
 
 
-def _on(queue: str, policies: Sequence[Policy]) -> Iterator[Policy]:
-    """Yield what the broker applies to a queue: at most one of each kind."""
-    for kind in _KINDS:
-        one = applying((policy for policy in policies if policy.kind == kind), queue)
-        if one is not None:
-            yield one
-
-
-def ack_timeout_s(policies: Sequence[Policy], queue: str) -> float:
-    """Return how long the broker waits for an ack on `queue`: by policy, or its default."""
-    told_ms = [
-        policy.definition.get("consumer-timeout") for policy in _on(queue, policies)
-    ]
-    return min(
-        (ms / 1000 for ms in told_ms if isinstance(ms, int)), default=_ACK_TIMEOUT_S
-    )
-
-
-async def _policies(management: ManagementApi) -> list[Policy]:
-    policies: list[Policy] = []
-    for kind, path in _KINDS.items():
-        answer = await management.get(f"{path}/{management.vhost_path}")
-        policies += parse_policies(kind, answer.value)
-    return policies
-
-
-async def _flag_findings(management: ManagementApi) -> AsyncIterator[Finding]:
+async def _check_flags(management: ManagementApi) -> AsyncIterator[CheckResult]:
     try:
         flags = _list((await management.get("feature-flags")).value)
     except ManagementError:
-        return  # administrators alone may ask
+        return  # only administrators may ask
     for flag in flags:
         if flag.get("name") == "stream_queue" and flag.get("state") == "disabled":
-            yield wrong(
+            yield fail(
                 "feature flag stream_queue",
-                "is disabled, so dead lettering is without confirms and may lose",
-                mend="rabbitmqctl enable_feature_flag stream_queue",
+                "is disabled, so dead-lettering is not confirmed and may lose messages",
+                fix="rabbitmqctl enable_feature_flag stream_queue",
             )
 
 
-async def _binding_finding(
+async def _check_bindings(
     management: ManagementApi, wanted: Topology, names: BrokerNames
-) -> Finding:
+) -> CheckResult:
     answer = await management.get(f"bindings/{management.vhost_path}")
-    there = {
+    found = {
         (one.get("source"), one.get("destination_type"), one.get("destination"))
         for one in _list(answer.value)
     }
-    # Every queue has a binding to the exchange without a name.
-    if not any(("", "queue", queue.name) in there for queue in wanted.queues):
-        return ok("bindings", "are not there yet; bridge run will make them")
+    # Every queue is bound to the default exchange, whose name is empty.
+    if not any(("", "queue", queue.name) in found for queue in wanted.queues):
+        return ok("bindings", "do not exist yet; bridge run will declare them")
     missing = [
         f"{binding.source} to {kind} {binding.destination.name}"
         for binding in wanted.bindings
         for kind in (type(binding.destination).__name__.lower(),)
-        if (binding.source, kind, binding.destination.name) not in there
+        if (binding.source, kind, binding.destination.name) not in found
     ]
     if missing:
-        text = f"missing: {', '.join(missing)}; what is published there goes nowhere"
-        mend = "restart bridge run, which makes them at its start"
-        return wrong("bindings", text, mend=mend)
-    meant = {
+        text = f"missing: {', '.join(missing)}; messages published there are dropped"
+        fix = "restart bridge run, which declares them at its start"
+        return fail("bindings", text, fix=fix)
+    expected = {
         one.destination.name for one in wanted.bindings if one.source == names.inbound
     }
-    more = {str(to) for source, _, to in there if source == names.inbound} - meant
-    if more:
-        text = f"messages also go from {names.inbound} to {', '.join(sorted(more))}"
-        mend = "restart one bridge run, which takes away what is of an earlier number of shards"
-        return note("bindings", text, mend=mend)
+    extra = {str(to) for source, _, to in found if source == names.inbound} - expected
+    if extra:
+        text = f"messages also go from {names.inbound} to {', '.join(sorted(extra))}"
+        fix = (
+            "restart one bridge run, which removes bindings of an earlier number of "
+            "shards"
+        )
+        return warn("bindings", text, fix=fix)
     return ok("bindings", "inbound, retry and dead letter queues are all bound")
-
-
-def _role(queue: str, names: BrokerNames) -> Role:
-    if queue == names.dead:
-        return Role.DEAD
-    is_inbound = queue.startswith(f"{names.inbound}.")
-    return Role.INBOUND if is_inbound else Role.RETRY
 
 
 def _list(value: object) -> list[dict[str, object]]:

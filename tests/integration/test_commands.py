@@ -21,8 +21,8 @@ from tests.integration.running import (
 )
 
 
-async def test_check_says_ok_or_what_to_do(broker: LocalNode, namespace: str) -> None:
-    """And changes nothing: a second look finds the same."""
+async def test_check_reports_ok_or_a_fix(broker: LocalNode, namespace: str) -> None:
+    """It changes nothing: a second run reports the same."""
     settings = settings_for_program(broker, namespace)
 
     for _ in range(2):
@@ -36,9 +36,9 @@ async def test_check_says_ok_or_what_to_do(broker: LocalNode, namespace: str) ->
     )
     assert away.code == 3
     lines = [orjson.loads(line) for line in away.out.splitlines()]
-    (wrong,) = (line for line in lines if line["verdict"] == "wrong")
-    assert wrong["subject"] == "broker 1 (127.0.0.1:1)"
-    assert "is RabbitMQ running at 127.0.0.1:1?" in wrong["text"]
+    (failed,) = (line for line in lines if line["status"] == "fail")
+    assert failed["subject"] == "broker 1 (127.0.0.1:1)"
+    assert "is RabbitMQ running at 127.0.0.1:1?" in failed["text"]
     assert max(line["exit_code"] for line in lines) == 3
 
     login = broker.url.replace(broker.password, "wrong-password")

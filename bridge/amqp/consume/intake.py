@@ -371,7 +371,7 @@ class Intake:
                 "shards.broker_decides",
                 shards=layout.shards,
                 setting=plan.shards,
-                mend=f"BRIDGE_SHARDS={layout.shards}, or: bridge shards set {plan.shards}",
+                fix=f"BRIDGE_SHARDS={layout.shards}, or: bridge shards set {plan.shards}",
             )
 
 

@@ -17,8 +17,8 @@ from bridge.amqp.topology import topology
 from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import NO_PROPERTIES
 from bridge.demo.private_node import LocalNode
-from bridge.doctor.broker import Patient, broker_findings
-from bridge.doctor.results import Verdict
+from bridge.doctor.broker import BrokerTarget, check_broker
+from bridge.doctor.results import CheckStatus
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 from tests.certificates import Authority, Signed
@@ -147,14 +147,14 @@ async def test_without_a_certificate_of_ours_the_broker_refuses(
 async def test_the_end_of_the_broker_s_certificate_is_known(
     tls_broker: TlsBroker, namespace: str
 ) -> None:
-    """These hold for a day, and the doctor says so before it is over."""
+    """The test certificates last one day, so the check fails."""
     names = BrokerNames(namespace)
     address = tls_broker.address(
         cafile=str(tls_broker.authority.cert),
         certfile=str(tls_broker.ours.cert),
         keyfile=str(tls_broker.ours.key),
     )
-    patient = Patient(
+    target = BrokerTarget(
         url=URL(address.urls[0]),
         subject="broker",
         names=names,
@@ -162,10 +162,8 @@ async def test_the_end_of_the_broker_s_certificate_is_known(
         timeout_s=10 * SLOW_FACTOR,
     )
 
-    findings = {
-        f.subject: f async for f in broker_findings(patient, looks_closer=False)
-    }
+    findings = {f.subject: f async for f in check_broker(target, with_topology=False)}
 
     certificate = findings["certificate of the broker"]
-    assert certificate.verdict is Verdict.WRONG
+    assert certificate.status is CheckStatus.FAIL
     assert certificate.text == "ends in 1.0 days"

@@ -1,4 +1,4 @@
-"""A node with RabbitMQ's management plugin, and quick ways to set the stage through it."""
+"""A node with RabbitMQ's management plugin, and helpers that change it over the API."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ class ManagedBroker:
     url: URL
 
     async def ask(self, method: str, path: str, body: object = None) -> object:
-        """Ask the management API; rabbitmqctl takes a second for each word."""
+        """Call the management API; rabbitmqctl would take a second for each call."""
         login = aiohttp.encode_basic_auth(self.url.user or "", self.url.password or "")
         url = URL(f"{self.url.with_user(None)}api/{path}", encoded=True)
         async with (
@@ -32,13 +32,13 @@ class ManagedBroker:
             return await response.json() if response.status == 200 else None
 
     async def set_permissions(self, user: str, *patterns: str) -> None:
-        """Make `user` able to configure, write and read what the three patterns say."""
+        """Set the three patterns of `user`: configure, write and read."""
         names = ("configure", "write", "read")
         body = dict(zip(names, patterns, strict=True))
         await self.ask("PUT", f"permissions/%2F/{user}", body)
 
     async def add_user(self, user: str, *patterns: str) -> URL:
-        """Make a user with password `pw` and these permissions; return its AMQP URL."""
+        """Create a user with password `pw` and these permissions; return its AMQP URL."""
         body = {"password": "pw", "tags": "management"}
         await self.ask("PUT", f"users/{quote(user)}", body)
         await self.set_permissions(user, *patterns)
@@ -47,7 +47,7 @@ class ManagedBroker:
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def managed_broker() -> AsyncIterator[ManagedBroker]:
-    """One for the tests of this folder; they keep apart by `namespace`."""
+    """One node for all tests of this folder; each test has a `namespace` of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The doctor at a real broker: what is wrong is found, and what it says mends it."""
+"""Checks against a real broker: problems are found, and the suggested fixes work."""
 
 import shlex
 from pathlib import Path
@@ -16,9 +16,10 @@ from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.management import ManagementApi, ManagementError
 from bridge.amqp.topology import declare, topology
 from bridge.core.broker_names import BrokerNames
-from bridge.doctor.checks import examine
-from bridge.doctor.peers import key_set_finding, running_bridge_findings
-from bridge.doctor.results import Finding, Verdict
+from bridge.doctor.key_set import check_key_set
+from bridge.doctor.listeners import check_running_bridge
+from bridge.doctor.results import CheckResult, CheckStatus
+from bridge.doctor.run import run_checks
 from bridge.enums import ExitCode
 from bridge.settings.model import Settings
 from tests.conftest import SLOW_FACTOR, eventually
@@ -37,17 +38,17 @@ def settings(
     return settings_for(broker.node, namespace, **(given | changes))
 
 
-async def examined(chosen: Settings) -> dict[str, Finding]:
-    """Return what the doctor says, by subject; in order."""
-    return {finding.subject: finding async for finding in examine(chosen)}
+async def check_results(chosen: Settings) -> dict[str, CheckResult]:
+    """Return the results by subject, in order."""
+    return {result.subject: result async for result in run_checks(chosen)}
 
 
-def wrong(findings: dict[str, Finding]) -> dict[str, Finding]:
-    return {s: f for s, f in findings.items() if f.verdict is Verdict.WRONG}
+def failed(results: dict[str, CheckResult]) -> dict[str, CheckResult]:
+    return {s: f for s, f in results.items() if f.status is CheckStatus.FAIL}
 
 
 async def declare_all(broker: ManagedBroker, namespace: str) -> None:
-    """Leave what a bridge that ran before leaves."""
+    """Declare the topology that an earlier bridge leaves behind."""
     connection = await open_connection(
         BrokerAddress((broker.node.url,)), purpose=Purpose.CHECK, reader=FrameReader
     )
@@ -60,15 +61,15 @@ async def declare_all(broker: ManagedBroker, namespace: str) -> None:
 
 @pytest.fixture
 async def declared(managed_broker: ManagedBroker, namespace: str) -> BrokerNames:
-    """The names of a bridge that ran before."""
+    """The names of a topology that an earlier bridge declared."""
     await declare_all(managed_broker, namespace)
     return BrokerNames(namespace)
 
 
-async def test_with_the_least_permissions_all_is_well_and_nothing_is_changed(
+async def test_with_the_least_permissions_no_check_fails_and_nothing_changes(
     managed_broker: ManagedBroker, declared: BrokerNames
 ) -> None:
-    """Looking must not make, take or move a thing."""
+    """Checks declare, consume and move nothing."""
     pattern = rf"^{declared.namespace}\."
     url = await managed_broker.add_user("least", pattern, pattern, pattern)
     async with open_raw(managed_broker.node.url) as raw:
@@ -77,51 +78,51 @@ async def test_with_the_least_permissions_all_is_well_and_nothing_is_changed(
     paths = ("exchanges", "bindings", "policies")
     before = [await managed_broker.ask("GET", path) for path in paths]
 
-    findings = await examined(settings(managed_broker, declared.namespace, url))
+    results = await check_results(settings(managed_broker, declared.namespace, url))
 
-    assert wrong(findings) == {}
-    assert findings["permissions of least"].verdict is Verdict.OK
-    assert findings["bindings"].verdict is Verdict.OK
-    assert findings["policies"].verdict is Verdict.OK
-    assert findings["clock of the broker"].verdict is Verdict.OK
+    assert failed(results) == {}
+    assert results["permissions of least"].status is CheckStatus.OK
+    assert results["bindings"].status is CheckStatus.OK
+    assert results["policies"].status is CheckStatus.OK
+    assert results["clock of the broker"].status is CheckStatus.OK
     assert [await managed_broker.ask("GET", path) for path in paths] == before
     async with open_raw(managed_broker.node.url) as raw:
         for queue in (declared.dead, declared.inbound_queue()):
             assert await raw.holds(queue, 1)
 
 
-async def test_who_would_keep_a_bridge_from_taking_messages_is_told_before_it_starts(
+async def test_bridges_that_would_keep_this_one_from_consuming_are_a_warning(
     managed_broker: ManagedBroker, namespace: str, tmp_path: Path
 ) -> None:
-    """One with an inbox of its own and any other must not share a user's messages."""
+    """A bridge with its own inbox and any other must not share a user's messages."""
     subject = "other bridges"
     own = settings(managed_broker, namespace)
     shared = settings(managed_broker, namespace, inbox="redis://127.0.0.1:1/")
-    nobody = (await examined(own))[subject]
+    without_others = (await check_results(own))[subject]
     async with running_bridge(own):
-        beside_itself = (await examined(own))[subject]
-        kept_out = (await examined(shared))[subject]
+        beside_itself = (await check_results(own))[subject]
+        kept_out = (await check_results(shared))[subject]
     async with (
         RedisServer.start(tmp_path, is_durable=False) as redis,
         running_bridge(settings(managed_broker, namespace, inbox=redis.url)),
     ):
-        stray = (await examined(own))[subject]
-        one_more = (await examined(shared))[subject]
+        stray = (await check_results(own))[subject]
+        one_more = (await check_results(shared))[subject]
 
-    for finding in (nobody, beside_itself, one_more):
-        assert finding.verdict is Verdict.OK, finding
-    assert "another would wait" in beside_itself.text
-    for finding in (kept_out, stray):
-        assert finding.verdict is Verdict.NOTE, finding
-        assert "inbox is its own" in finding.text
-        assert "BRIDGE_NAMESPACE" in finding.mend
+    for result in (without_others, beside_itself, one_more):
+        assert result.status is CheckStatus.OK, result
+    assert "a second would wait" in beside_itself.text
+    for result in (kept_out, stray):
+        assert result.status is CheckStatus.WARN, result
+        assert "inbox is its own" in result.text
+        assert "BRIDGE_NAMESPACE" in result.fix
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-async def test_missing_permissions_are_found_and_the_command_gives_them(
+async def test_missing_permissions_are_found_and_the_suggested_command_grants_them(
     managed_broker: ManagedBroker, namespace: str, is_new: bool
 ) -> None:
-    """Before the first start, when a probe may make nothing, and after it."""
+    """Before the first start the probes must not create a queue; later the queues exist."""
     if not is_new:
         await declare_all(managed_broker, namespace)
     url = await managed_broker.add_user(
@@ -129,26 +130,26 @@ async def test_missing_permissions_are_found_and_the_command_gives_them(
     )
     chosen = settings(managed_broker, namespace, url)
 
-    lacking = wrong(await examined(chosen))["permissions of poor"]
+    lacking = failed(await check_results(chosen))["permissions of poor"]
     assert f"no write on {namespace}.messages, {namespace}.dead;" in lacking.text
     assert f"{namespace}.inbound.0" in lacking.text.partition("no read on")[2]
 
     # rabbitmqctl set_permissions --vhost / poor CONFIGURE WRITE READ
-    *command, user, configure, write, read = shlex.split(lacking.mend)
+    *command, user, configure, write, read = shlex.split(lacking.fix)
     assert command == ["rabbitmqctl", "set_permissions", "--vhost", "/"]
     await managed_broker.set_permissions(user, configure, write, read)
-    assert wrong(await examined(chosen)) == {}
+    assert failed(await check_results(chosen)) == {}
 
 
-async def test_a_user_without_any_permission_is_told_all_of_them(
+async def test_a_user_without_any_permission_is_shown_all_of_them(
     managed_broker: ManagedBroker, declared: BrokerNames
 ) -> None:
-    """One round, not one right after the other."""
-    url = await managed_broker.add_user("nobody", "^$", "^$", "^$")
+    """One check lists every missing right."""
+    url = await managed_broker.add_user("powerless", "^$", "^$", "^$")
 
-    findings = await examined(settings(managed_broker, declared.namespace, url))
+    results = await check_results(settings(managed_broker, declared.namespace, url))
 
-    text = findings["permissions of nobody"].text
+    text = results["permissions of powerless"].text
     for right in ("configure", "write", "read"):
         assert f"no {right} on " in text
         assert declared.dead in text.partition(f"no {right} on ")[2].partition(";")[0]
@@ -157,7 +158,7 @@ async def test_a_user_without_any_permission_is_told_all_of_them(
 async def test_a_changed_queue_argument_and_a_lost_binding_are_found(
     managed_broker: ManagedBroker, declared: BrokerNames
 ) -> None:
-    """Somebody mended something by hand."""
+    """Both happen when an operator changes queues by hand."""
     retry = declared.retry_queue(1000)
     async with open_raw(managed_broker.node.url) as raw:
         await raw.channel.queue_delete(retry)
@@ -168,11 +169,11 @@ async def test_a_changed_queue_argument_and_a_lost_binding_are_found(
         )
         await raw.channel.queue_unbind(declared.dead, declared.dead)
 
-    found = wrong(await examined(settings(managed_broker, declared.namespace)))
+    found = failed(await check_results(settings(managed_broker, declared.namespace)))
 
     assert set(found) == {f"queue {retry}", "bindings"}
     assert "has x-" in found[f"queue {retry}"].text
-    assert found[f"queue {retry}"].mend == (
+    assert found[f"queue {retry}"].fix == (
         f"rabbitmqctl delete_queue --vhost / --if-empty {retry}"
     )
     assert found["bindings"].text.startswith(
@@ -180,10 +181,10 @@ async def test_a_changed_queue_argument_and_a_lost_binding_are_found(
     )
 
 
-async def test_a_policy_against_the_topology_is_found_with_its_name(
+async def test_a_policy_that_contradicts_the_topology_is_named(
     managed_broker: ManagedBroker, declared: BrokerNames
 ) -> None:
-    """It changes queues that nobody touched."""
+    """A policy changes queues without any change of the queues."""
     policy = {
         "pattern": rf"^{declared.namespace}\.inbound",
         "apply-to": "queues",
@@ -192,21 +193,23 @@ async def test_a_policy_against_the_topology_is_found_with_its_name(
     path = f"policies/%2F/{declared.namespace}"
     await managed_broker.ask("PUT", path, policy)
     try:
-        found = wrong(await examined(settings(managed_broker, declared.namespace)))
+        found = failed(
+            await check_results(settings(managed_broker, declared.namespace))
+        )
     finally:
         await managed_broker.ask("DELETE", path)
 
     subject = f"policy {declared.namespace} on queue {declared.inbound_queue()}"
     assert set(found) == {subject}
-    assert found[subject].mend == (
+    assert found[subject].fix == (
         f"rabbitmqctl clear_policy --vhost / {declared.namespace}"
     )
 
 
-async def test_without_the_management_api_it_is_said_what_is_not_known(
+async def test_without_the_management_api_its_checks_are_skipped(
     managed_broker: ManagedBroker, namespace: str
 ) -> None:
-    """Not knowing is no fault, and no reason to say that all is well."""
+    """A skipped check is neither a failure nor a success."""
     plain = settings(managed_broker, namespace).model_copy(
         update={"management_url": None}
     )
@@ -215,7 +218,7 @@ async def test_without_the_management_api_it_is_said_what_is_not_known(
     no_api = str(managed_broker.url.with_port(URL(managed_broker.node.url).port or 0))
 
     for chosen, words in (
-        (plain, "AMQP does not tell"),
+        (plain, "need the management API"),
         (settings(managed_broker, namespace, management_url=refused), "tag management"),
         (settings(managed_broker, namespace, management_url=away), "cannot be reached"),
         (
@@ -223,23 +226,23 @@ async def test_without_the_management_api_it_is_said_what_is_not_known(
             "cannot be reached",
         ),
     ):
-        findings = await examined(chosen)
-        finding = findings["policies, bindings and clock"]
-        assert finding.verdict is Verdict.UNKNOWN
-        assert words in finding.text
-        assert "wrong:" not in finding.text
-        assert wrong(findings) == {}
+        results = await check_results(chosen)
+        result = results["policies, bindings and clock"]
+        assert result.status is CheckStatus.SKIP
+        assert words in result.text
+        assert "wrong:" not in result.text
+        assert failed(results) == {}
 
 
-async def test_a_running_bridge_tells_whether_it_is_ready_and_what_it_refused(
+async def test_a_running_bridge_reports_readiness_and_refused_origins(
     managed_broker: ManagedBroker, namespace: str
 ) -> None:
-    """A page of a forgotten origin looks like silence from outside."""
+    """A page of a missing origin just shows nothing; the cause is visible here only."""
     chosen = settings(managed_broker, namespace)
     async with running_bridge(chosen) as running:
         port = URL(running.listening.operator_url).port
         here = chosen.model_copy(update={"operator_port": port})
-        before = await examined(here)
+        before = await check_results(here)
         evil = "https://evil.example/\u202e"
         await connect_from(running.listening.public_url, evil)
         await eventually(
@@ -247,21 +250,21 @@ async def test_a_running_bridge_tells_whether_it_is_ready_and_what_it_refused(
                 "bridge_windows_refused_total", code="origin_not_allowed"
             )
         )
-        after = await examined(here)
-    gone = await examined(here)
+        after = await check_results(here)
+    gone = await check_results(here)
 
     assert before["running bridge"].text == "is ready"
-    assert before["origins"].verdict is Verdict.OK
-    assert after["origins"].verdict is Verdict.NOTE
+    assert before["origins"].status is CheckStatus.OK
+    assert after["origins"].status is CheckStatus.WARN
     assert after["origins"].text.startswith("1 windows were refused")
     assert r"'https://evil.example/\u202e' (1, last 20" in after["origins"].text
-    assert gone["running bridge"].verdict is Verdict.UNKNOWN
+    assert gone["running bridge"].status is CheckStatus.SKIP
 
 
-async def test_a_key_set_that_cannot_be_had_is_a_peer_that_cannot_be_reached(
+async def test_an_unreachable_key_set_counts_as_an_unreachable_peer(
     managed_broker: ManagedBroker, namespace: str
 ) -> None:
-    """Without it nobody can connect."""
+    """Without the key set no window can connect."""
     chosen = settings(
         managed_broker,
         namespace,
@@ -269,13 +272,13 @@ async def test_a_key_set_that_cannot_be_had_is_a_peer_that_cannot_be_reached(
         jwks_url="http://127.0.0.1:1/keys",
     )
 
-    finding = (await examined(chosen))["key set"]
+    result = (await check_results(chosen))["key set"]
 
-    assert finding.exit_code == ExitCode.UNREACHABLE
+    assert result.exit_code == ExitCode.UNREACHABLE
 
 
-async def test_a_large_answer_of_the_management_api_is_read_to_its_end() -> None:
-    """A vhost may have thousands of bindings, and they come in pieces."""
+async def test_a_large_answer_of_the_management_api_is_read_completely() -> None:
+    """A vhost may have thousands of bindings, which arrive in several chunks."""
     entries = [{"source": f"exchange-{number}"} for number in range(20_000)]
 
     async def serve(_request: web.Request) -> web.Response:
@@ -295,10 +298,10 @@ async def test_a_large_answer_of_the_management_api_is_read_to_its_end() -> None
     assert answer.value == entries
 
 
-async def test_a_key_set_is_judged_by_the_algorithms_that_tokens_may_have(
+async def test_a_key_set_needs_a_key_for_each_accepted_algorithm(
     managed_broker: ManagedBroker, namespace: str
 ) -> None:
-    """It can be fetched, and still no token could be checked with it."""
+    """A key set can be reachable and still fit no token."""
     public = ec.generate_private_key(ec.SECP256R1()).public_key()
     keys = {"keys": [ECAlgorithm.to_jwk(public, as_dict=True) | {"kid": "1"}]}
 
@@ -308,9 +311,9 @@ async def test_a_key_set_is_judged_by_the_algorithms_that_tokens_may_have(
     app = web.Application()
     app.router.add_get("/keys", serve)
     async with TestServer(app, host="127.0.0.1") as server:
-        for algorithms, verdict, words in (
-            ("ES256", Verdict.OK, "1 for ES256"),
-            ("ES256,RS256", Verdict.WRONG, "no key for RS256"),
+        for algorithms, status, words in (
+            ("ES256", CheckStatus.OK, "1 for ES256"),
+            ("ES256,RS256", CheckStatus.FAIL, "no key for RS256"),
         ):
             chosen = settings(
                 managed_broker,
@@ -318,32 +321,32 @@ async def test_a_key_set_is_judged_by_the_algorithms_that_tokens_may_have(
                 jwt_algorithms=algorithms,
                 jwks_url=str(server.make_url("/keys")),
             )
-            finding = await key_set_finding(chosen)
-            assert finding is not None
-            assert finding.verdict is verdict
-            assert words in finding.text
+            result = await check_key_set(chosen)
+            assert result is not None
+            assert result.status is status
+            assert words in result.text
 
 
-async def test_a_bridge_that_is_not_ready_is_told_from_something_else(
+async def test_an_unready_bridge_is_distinguished_from_another_program(
     managed_broker: ManagedBroker, namespace: str
 ) -> None:
-    """The operator's token is for our own alone."""
+    """The operator token is sent to a bridge only."""
     away = settings(managed_broker, namespace, URL("amqp://127.0.0.1:1/"))
     async with running_bridge(away, waits=False) as running:
         port = URL(running.listening.operator_url).port
         here = away.model_copy(update={"operator_port": port})
-        ours = await running_bridge_findings(here)
+        ours = await check_running_bridge(here)
     elsewhere = away.model_copy(update={"operator_port": managed_broker.url.port})
-    (other,) = await running_bridge_findings(elsewhere)
+    (other,) = await check_running_bridge(elsewhere)
 
-    assert ours[0].verdict is Verdict.WRONG
+    assert ours[0].status is CheckStatus.FAIL
     assert ours[0].text == "is not ready: nothing is consumed from the broker"
-    assert (other.subject, other.verdict) == ("running bridge", Verdict.UNKNOWN)
-    assert "something else listens" in other.text
+    assert (other.subject, other.status) == ("running bridge", CheckStatus.SKIP)
+    assert "another program listens" in other.text
 
 
 async def connect_from(url: str, origin: str) -> None:
-    """Open a websocket as a page of another site does, and see it refused."""
+    """Connect as a page of another site does, and read the refusal."""
     async with (
         aiohttp.ClientSession() as session,
         session.ws_connect(

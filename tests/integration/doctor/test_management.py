@@ -1,4 +1,4 @@
-"""What the bridge's queues tell with RabbitMQ's own management plugin beside AMQP."""
+"""`/api/queues` with RabbitMQ's own management plugin."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from tests.integration.operator.api_client import asking
 from tests.integration.running import running_bridge, settings_for, working
 
 
-async def test_the_real_plugin_tells_rates_and_what_is_unacked(
+async def test_the_real_plugin_reports_rates_and_unacked_messages(
     managed_broker: ManagedBroker, namespace: str
 ) -> None:
-    """The stand-in of the other tests answers as this one does, so they cannot lie."""
+    """The fake API of the other tests must answer like the real one."""
     node = managed_broker.node
     settings = settings_for(node, namespace, management_url=str(managed_broker.url))
     async with (
@@ -38,5 +38,5 @@ async def test_the_real_plugin_tells_rates_and_what_is_unacked(
         assert queue["unacked"] is not None
     assert found["inbound"]["consumers"] == 1
     assert isinstance(told, dict)
-    # Why the age of the oldest message does not come from here.
+    # The API has no age of the oldest message, so the bridge measures it itself.
     assert "head_message_timestamp" not in told

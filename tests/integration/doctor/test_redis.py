@@ -1,34 +1,34 @@
-"""The doctor at a real Redis: what is wrong is found, and what it says mends it."""
+"""Checks against a real Redis: problems are found, and the suggested fixes work."""
 
 import asyncio
 import shlex
 from pathlib import Path
 
 from bridge.core.redis_address import Host, parse_redis
-from bridge.doctor.redis import findings_of, redis_findings
-from bridge.doctor.results import Finding, Verdict
+from bridge.doctor.redis import check_redis, check_redis_server
+from bridge.doctor.results import CheckResult, CheckStatus
 from bridge.inbox.redis.server_info import ServerFacts
 from bridge.settings.load import load_settings
 from tests.integration.running import SECRET
 from tests.redis_server import RedisServer
 
 
-async def found(url: str) -> list[Finding]:
-    """Look at the server."""
+async def found(url: str) -> list[CheckResult]:
+    """Return the results of all checks of the server."""
     settings = load_settings({"inbox": url, "jwt_secret": SECRET})
-    return [finding async for finding in redis_findings(settings)]
+    return [result async for result in check_redis(settings)]
 
 
-async def test_a_server_that_loses_inboxes_is_mended_by_what_the_doctor_says(
+async def test_the_suggested_commands_make_a_volatile_server_durable(
     tmp_path: Path,
 ) -> None:
-    """Out of the box Redis keeps nothing, and may be told to throw keys away."""
+    """By default Redis has no append-only file, and a policy may evict keys."""
     options = {"maxmemory-policy": "allkeys-lru"}
     async with RedisServer.start(tmp_path, is_durable=False, options=options) as server:
         for _ in range(3):  # appendfsync is only seen once appendonly is on
-            for finding in await found(server.url):
-                if finding.mend:
-                    words = shlex.split(finding.mend)
+            for result in await found(server.url):
+                if result.fix:
+                    words = shlex.split(result.fix)
                     assert words[:5] == [
                         "redis-cli",
                         "-h",
@@ -38,31 +38,31 @@ async def test_a_server_that_loses_inboxes_is_mended_by_what_the_doctor_says(
                     ]
                     await asyncio.to_thread(server.command, *words[5:])
 
-        assert {f.verdict for f in await found(server.url)} == {Verdict.OK}
+        assert {f.status for f in await found(server.url)} == {CheckStatus.OK}
 
 
-async def test_a_server_that_cannot_be_reached_is_told_with_the_inbox() -> None:
-    """One line for one thing."""
+async def test_an_unreachable_server_is_reported_by_the_inbox_check_only() -> None:
+    """One problem is reported once."""
     assert await found("redis://127.0.0.1:1") == []
     assert await found("memory:") == []
 
 
-def test_an_old_server_and_one_that_does_not_tell_are_named() -> None:
-    """Hosted ones refuse CONFIG."""
+def test_an_old_server_that_refuses_config_get_is_reported() -> None:
+    """Hosted servers often refuse CONFIG."""
     facts = ServerFacts(Host("h", 1), "6.0.16", None, None, None)
 
-    verdicts = [f.verdict for f in findings_of(facts, parse_redis("redis://h"))]
-    assert verdicts == [Verdict.WRONG, Verdict.NOTE, Verdict.UNKNOWN]
+    statuses = [f.status for f in check_redis_server(facts, parse_redis("redis://h"))]
+    assert statuses == [CheckStatus.FAIL, CheckStatus.WARN, CheckStatus.SKIP]
 
 
-def test_a_cluster_wants_a_younger_redis() -> None:
-    """In 6.2 channels know nothing of slots."""
+def test_a_cluster_needs_a_newer_redis() -> None:
+    """Redis 6.2 has no sharded channels."""
     facts = ServerFacts(Host("h", 1), "6.2.14", True, "always", "noeviction")  # noqa: FBT003 - it writes its commands down
 
     of_server, of_cluster = (
-        findings_of(facts, parse_redis(url))[0]
+        check_redis_server(facts, parse_redis(url))[0]
         for url in ("redis://h", "redis+cluster://h")
     )
 
-    assert of_server.verdict is Verdict.OK
+    assert of_server.status is CheckStatus.OK
     assert of_cluster.text == "version 6.2.14, 7.0 is needed"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bridge.core.redis_address import parse_redis
-from bridge.doctor.inbox import inbox_finding
-from bridge.doctor.redis import redis_findings
-from bridge.doctor.results import Verdict
+from bridge.doctor.inbox import check_inbox
+from bridge.doctor.redis import check_redis
+from bridge.doctor.results import CheckStatus
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.redis import opening as redis_opening
 from bridge.inbox.redis.store import RedisInbox
@@ -189,11 +189,11 @@ async def test_the_doctor_looks_at_the_certificate(tls: TlsRedis) -> None:
         {"inbox": tls.url(ca=tls.authority.cert), "jwt_secret": SECRET}
     )
     bad = load_settings({"inbox": tls.url(ca=tls.stranger.cert), "jwt_secret": SECRET})
-    found = {f.subject: f async for f in redis_findings(good)}
-    refused = await inbox_finding(bad)
+    found = {f.subject: f async for f in check_redis(good)}
+    refused = await check_inbox(bad)
 
     certificate = found[f"certificate of redis 127.0.0.1:{tls.port}"]
-    assert certificate.verdict is Verdict.WRONG  # those of tests hold for a day
+    assert certificate.status is CheckStatus.FAIL  # those of tests hold for a day
     assert certificate.text == "ends in 1.0 days"
-    assert refused.verdict is Verdict.WRONG
+    assert refused.status is CheckStatus.FAIL
     assert "is not trusted" in refused.text

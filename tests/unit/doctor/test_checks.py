@@ -1,11 +1,11 @@
-"""Looks of the doctor that need a disk and no broker."""
+"""Checks that need a disk and no broker."""
 
 import asyncio
 from pathlib import Path
 
-from bridge.doctor.checks import examine
-from bridge.doctor.inbox import inbox_finding
-from bridge.doctor.results import Finding, Verdict
+from bridge.doctor.inbox import check_inbox
+from bridge.doctor.results import CheckResult, CheckStatus
+from bridge.doctor.run import run_checks
 from bridge.enums import ExitCode
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
@@ -22,54 +22,54 @@ def settings(**changes: object) -> Settings:
     return load_settings(given | changes)
 
 
-async def examined(chosen: Settings) -> dict[str, Finding]:
-    return {finding.subject: finding async for finding in examine(chosen)}
+async def check_results(chosen: Settings) -> dict[str, CheckResult]:
+    return {result.subject: result async for result in run_checks(chosen)}
 
 
-async def test_wrong_schemas_are_told_with_all_the_rest(tmp_path: Path) -> None:
-    """The doctor does not stop at the first illness, and the highest status counts."""
+async def test_an_invalid_schema_does_not_stop_the_other_checks(tmp_path: Path) -> None:
+    """All problems are reported at once."""
     (tmp_path / "note.json").write_text("{")
-    wrong = await examined(settings(schemas=str(tmp_path)))
+    invalid = await check_results(settings(schemas=str(tmp_path)))
     (tmp_path / "note.json").write_text("true")
-    right = await examined(settings(schemas=str(tmp_path)))
+    valid = await check_results(settings(schemas=str(tmp_path)))
 
-    assert wrong["schemas"].exit_code == ExitCode.USAGE
-    assert "note.json: is not JSON" in wrong["schemas"].text
-    assert wrong["broker 1 (127.0.0.1:1)"].exit_code == ExitCode.UNREACHABLE
-    assert wrong["inbox"].verdict is Verdict.OK
-    assert right["schemas"].text == "1 events have one"
-    assert "schemas" not in await examined(settings())
+    assert invalid["schemas"].exit_code == ExitCode.USAGE
+    assert "note.json: is not JSON" in invalid["schemas"].text
+    assert invalid["broker 1 (127.0.0.1:1)"].exit_code == ExitCode.UNREACHABLE
+    assert invalid["inbox"].status is CheckStatus.OK
+    assert valid["schemas"].text == "1 events have a schema"
+    assert "schemas" not in await check_results(settings())
 
 
-async def test_the_inbox_is_looked_at_and_not_made(tmp_path: Path) -> None:
-    """A file that the doctor made would belong to whoever called it."""
+async def test_checking_a_missing_inbox_does_not_create_it(tmp_path: Path) -> None:
+    """A file created here would belong to the user who ran the check."""
     path = tmp_path / "inbox.sqlite3"
     chosen = settings(inbox=f"sqlite:{path}")
 
-    new = await inbox_finding(chosen)
-    assert new.verdict is Verdict.OK
-    assert "bridge run will make it" in new.text
+    new = await check_inbox(chosen)
+    assert new.status is CheckStatus.OK
+    assert "bridge run will create it" in new.text
     assert not await asyncio.to_thread(lambda: list(tmp_path.iterdir()))
 
     nowhere = settings(inbox=f"sqlite:{tmp_path}/gone/inbox.sqlite3")
-    assert (await inbox_finding(nowhere)).verdict is Verdict.WRONG
+    assert (await check_inbox(nowhere)).status is CheckStatus.FAIL
 
     inbox = inbox_of(chosen)
     await inbox.open()
     try:
-        used = await inbox_finding(chosen)
+        used = await check_inbox(chosen)
     finally:
         await inbox.close()
-    assert used.verdict is Verdict.OK
+    assert used.status is CheckStatus.OK
     assert used.text != new.text
-    assert (await inbox_finding(chosen)).text.endswith("can be written")
+    assert (await check_inbox(chosen)).text.endswith("is writable")
 
     path.write_bytes(b"something else" * 100)
-    assert (await inbox_finding(chosen)).verdict is Verdict.WRONG
+    assert (await check_inbox(chosen)).status is CheckStatus.FAIL
 
 
-async def test_a_redis_out_of_reach_is_a_peer_out_of_reach() -> None:
-    """Scripts wait on status 3 for peers; 1 says that somebody has to mend something."""
-    found = await inbox_finding(settings(inbox="redis://127.0.0.1:1/"))
+async def test_an_unreachable_redis_counts_as_an_unreachable_peer() -> None:
+    """Scripts wait on exit status 3 for peers; 1 asks for an operator."""
+    result = await check_inbox(settings(inbox="redis://127.0.0.1:1/"))
 
-    assert found.exit_code == ExitCode.UNREACHABLE
+    assert result.exit_code == ExitCode.UNREACHABLE

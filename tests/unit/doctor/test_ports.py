@@ -1,4 +1,4 @@
-"""The doctor and the addresses of the two doors."""
+"""The check of the two listening addresses."""
 
 import socket
 from contextlib import AsyncExitStack
@@ -7,46 +7,45 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from bridge.doctor.ports import port_findings
-from bridge.doctor.results import Finding, Verdict
+from bridge.doctor.listeners import check_ports
+from bridge.doctor.results import CheckResult, CheckStatus
 from bridge.http.listeners import serve
 from bridge.http.problems import harden
 from bridge.settings.load import load_settings
 
 
-async def looked_at(**settings: object) -> dict[str, Finding]:
+async def port_results(**settings: object) -> dict[str, CheckResult]:
     given = {"auth": "open", "port": 0, "operator_port": 0} | settings
     return {
-        finding.subject: finding
-        async for finding in port_findings(load_settings(given))
+        result.subject: result async for result in check_ports(load_settings(given))
     }
 
 
-async def test_a_port_that_another_program_has_is_told_before_the_start() -> None:
-    """Else `bridge check` is content with all, and `bridge run` ends at once."""
+async def test_a_port_of_another_program_fails_the_check() -> None:
+    """Without this check, `bridge check` would pass and `bridge run` would exit at once."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        taken = await looked_at(port=port)
-    free = await looked_at(port=port)
+        taken = await port_results(port=port)
+    free = await port_results(port=port)
 
-    assert taken["BRIDGE_PORT"].verdict is Verdict.WRONG
+    assert taken["BRIDGE_PORT"].status is CheckStatus.FAIL
     assert "is taken by another process; stop it or choose" in taken["BRIDGE_PORT"].text
-    assert free["BRIDGE_PORT"] == Finding(
-        "BRIDGE_PORT", Verdict.OK, f"127.0.0.1:{port} is free"
+    assert free["BRIDGE_PORT"] == CheckResult(
+        "BRIDGE_PORT", CheckStatus.OK, f"127.0.0.1:{port} is free"
     )
-    assert "BRIDGE_OPERATOR_PORT" not in free  # 0 is any free one
+    assert "BRIDGE_OPERATOR_PORT" not in free  # 0 means any free port
 
 
-async def test_a_port_that_a_bridge_has_already_is_well() -> None:
-    """`bridge check` is called beside a running bridge more often than before one."""
+async def test_a_port_of_a_running_bridge_passes_the_check() -> None:
+    """`bridge check` usually runs beside a running bridge."""
     app = web.Application()
     app.on_response_prepare.append(harden)
     async with AsyncExitStack() as stack:
         url = URL(await serve(stack, app, "127.0.0.1", 0, "BRIDGE_PORT"))
-        found = await looked_at(port=url.port)
+        results = await port_results(port=url.port)
 
-    assert found["BRIDGE_PORT"].verdict is Verdict.OK
-    assert found["BRIDGE_PORT"].text.startswith("a bridge listens on ")
+    assert results["BRIDGE_PORT"].status is CheckStatus.OK
+    assert results["BRIDGE_PORT"].text.startswith("a bridge already listens on ")
 
 
 @pytest.mark.parametrize(
@@ -56,9 +55,11 @@ async def test_a_port_that_a_bridge_has_already_is_well() -> None:
         ("no.such.invalid", "no.such.invalid is no name that is known here"),
     ],
 )
-async def test_an_address_that_cannot_be_had_is_told(host: str, problem: str) -> None:
-    """With the sentence that the start would end with."""
-    found = await looked_at(operator_host=host, operator_port=9)
+async def test_an_address_that_cannot_be_bound_fails_the_check(
+    host: str, problem: str
+) -> None:
+    """The text is the error with which `bridge run` would exit."""
+    results = await port_results(operator_host=host, operator_port=9)
 
-    assert found["BRIDGE_OPERATOR_HOST"].verdict is Verdict.WRONG
-    assert found["BRIDGE_OPERATOR_HOST"].text.startswith(problem)
+    assert results["BRIDGE_OPERATOR_HOST"].status is CheckStatus.FAIL
+    assert results["BRIDGE_OPERATOR_HOST"].text.startswith(problem)

@@ -1,4 +1,4 @@
-"""What the doctor makes of what it sees, case by case."""
+"""The results of single checks, case by case."""
 
 from email.utils import formatdate
 from pathlib import Path
@@ -10,19 +10,19 @@ from bridge.amqp.management import clock_ahead_s
 from bridge.amqp.permissions import MissingPermission, Permission
 from bridge.amqp.topology import topology
 from bridge.core.broker_names import BrokerNames
-from bridge.doctor.broker import permission_finding
-from bridge.doctor.certificates import certificate_finding
-from bridge.doctor.clock import clock_finding
-from bridge.doctor.inbox import disk_findings, room_finding
-from bridge.doctor.policies import Role, parse_policies, policy_problems
-from bridge.doctor.results import Verdict
-from bridge.doctor.secrets import secret_findings, setting_findings, weakness
-from bridge.doctor.versions import version_finding
-from bridge.doctor.vhost import (
+from bridge.doctor.broker import check_permissions, check_version
+from bridge.doctor.certificates import check_certificate
+from bridge.doctor.inbox import check_disk, check_disk_space
+from bridge.doctor.policies import (
+    QueueRole,
     ack_timeout_s,
-    policy_findings,
-    prefetch_finding,
+    check_policies,
+    parse_policies,
+    policy_effects,
 )
+from bridge.doctor.results import CheckStatus
+from bridge.doctor.secrets import check_exposure, check_secrets, weakness
+from bridge.doctor.vhost import check_clock, check_prefetch
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
 
@@ -37,103 +37,112 @@ def settings(**changes: object) -> Settings:
 
 
 @pytest.mark.parametrize(
-    ("version", "verdict", "words"),
+    ("version", "status", "words"),
     [
-        ("3.9.29", Verdict.WRONG, "too old"),
-        ("3.10.8", Verdict.OK, "stream_queue"),
-        ("3.13.7", Verdict.OK, "128 MiB"),
-        ("4.0.2", Verdict.OK, "delivery limit of 20"),
-        ("4.2.1", Verdict.OK, "16 MiB"),
-        ("4.3.0-rc.1", Verdict.OK, "Khepri"),
-        ("5.0.0", Verdict.NOTE, "newer than"),
-        ("what", Verdict.NOTE, "made for RabbitMQ"),
+        ("3.9.29", CheckStatus.FAIL, "too old"),
+        ("3.10.8", CheckStatus.OK, "stream_queue"),
+        ("3.13.7", CheckStatus.OK, "128 MiB"),
+        ("4.0.2", CheckStatus.OK, "delivery limit of 20"),
+        ("4.2.1", CheckStatus.OK, "16 MiB"),
+        ("4.3.0-rc.1", CheckStatus.OK, "Khepri"),
+        ("5.0.0", CheckStatus.WARN, "newer than the newest known"),
+        ("unknown", CheckStatus.WARN, "supports RabbitMQ only"),
     ],
 )
-def test_each_version_is_told_with_what_it_means_here(
-    version: str, verdict: Verdict, words: str
+def test_each_version_is_reported_with_its_defaults(
+    version: str, status: CheckStatus, words: str
 ) -> None:
-    """An upgrade should surprise nobody."""
-    finding = version_finding("broker 1", "RabbitMQ", version)
+    """The defaults of RabbitMQ change between versions."""
+    result = check_version("broker 1", "RabbitMQ", version)
 
-    assert finding.verdict is verdict
-    assert version in finding.text
-    assert words in finding.text
+    assert result.status is status
+    assert version in result.text
+    assert words in result.text
 
 
-def test_another_product_is_told_from_rabbitmq() -> None:
+def test_another_broker_product_is_a_warning() -> None:
     """LavinMQ and Qpid speak AMQP 0-9-1 too."""
-    assert version_finding("b", "LavinMQ", "3.10.0").verdict is Verdict.NOTE
+    assert check_version("b", "LavinMQ", "3.10.0").status is CheckStatus.WARN
 
 
-def test_missing_permissions_come_with_the_command_that_gives_them_and_no_more() -> (
-    None
-):
-    """To be pasted: names with blanks are quoted, dots are no patterns."""
+def test_missing_permissions_come_with_the_command_that_grants_exactly_them() -> None:
+    """The command can be pasted: spaces are quoted, dots are escaped."""
     lacks = [
         MissingPermission(Permission.WRITE, "app.bridge.dead"),
         MissingPermission(Permission.READ, "app.bridge.dead"),
         MissingPermission(Permission.WRITE, "app.bridge.messages"),
     ]
-    finding = permission_finding(lacks, NAMES, url=URL_OF_APP, may_do_anything=False)
+    result = check_permissions(lacks, NAMES, url=URL_OF_APP, may_do_anything=False)
 
-    assert finding.verdict is Verdict.WRONG
-    assert finding.text == (
+    assert result.status is CheckStatus.FAIL
+    assert result.text == (
         "no write on app.bridge.dead, app.bridge.messages; no read on app.bridge.dead"
     )
-    assert finding.mend == (
+    assert result.fix == (
         "rabbitmqctl set_permissions --vhost 'my vhost' 'app user' "
         r"'^app\.bridge\.' '^app\.bridge\.' '^app\.bridge\.'"
     )
 
 
-def test_more_permissions_than_needed_are_worth_a_note() -> None:
-    """The bridge's log-in should open nothing else."""
-    broad = permission_finding([], NAMES, url=URL_OF_APP, may_do_anything=True)
-    least = permission_finding([], NAMES, url=URL_OF_APP, may_do_anything=False)
+def test_more_permissions_than_needed_are_a_warning() -> None:
+    """The bridge's user should have access to nothing else."""
+    broad = check_permissions([], NAMES, url=URL_OF_APP, may_do_anything=True)
+    least = check_permissions([], NAMES, url=URL_OF_APP, may_do_anything=False)
 
-    assert (broad.verdict, least.verdict) == (Verdict.NOTE, Verdict.OK)
+    assert (broad.status, least.status) == (CheckStatus.WARN, CheckStatus.OK)
     assert broad.exit_code == 0
-    assert "secret" not in broad.text + broad.mend
+    assert "secret" not in broad.text + broad.fix
 
 
 @pytest.mark.parametrize(
-    ("days", "verdict"),
-    [(-1, Verdict.WRONG), (6, Verdict.WRONG), (20, Verdict.NOTE), (90, Verdict.OK)],
-)
-def test_a_certificate_is_told_before_it_ends(days: int, verdict: Verdict) -> None:
-    """Nobody can mend it in the minute in which it ends."""
-    now_s = 1_700_000_000.0
-
-    found = certificate_finding("it", now_s + days * 86400, now_s=now_s, mend="")
-    assert found.verdict is verdict
-
-
-@pytest.mark.parametrize(
-    ("role", "definition", "verdicts"),
+    ("days", "status"),
     [
-        (Role.INBOUND, {"message-ttl": 1000}, [Verdict.WRONG]),
-        (Role.RETRY, {"message-ttl": 1000}, [Verdict.NOTE]),
-        (Role.DEAD, {"message-ttl": 1000}, [Verdict.NOTE]),
-        (Role.RETRY, {"expires": 1000}, [Verdict.WRONG]),
-        (Role.INBOUND, {"max-length": 9}, [Verdict.NOTE]),
-        (Role.RETRY, {"max-length-bytes": 9}, [Verdict.NOTE]),
-        (Role.DEAD, {"max-length": 9}, [Verdict.WRONG]),
-        (Role.DEAD, {"max-length": 9, "overflow": "reject-publish"}, [Verdict.NOTE]),
-        (Role.INBOUND, {"delivery-limit": 20}, [Verdict.WRONG]),
-        (Role.INBOUND, {"delivery-limit": -1}, []),
-        (Role.INBOUND, {"dead-letter-exchange": "x", "ha-mode": "all"}, []),
-        (Role.DEAD, {"dead-letter-exchange": "x"}, [Verdict.NOTE]),
+        (-1, CheckStatus.FAIL),
+        (6, CheckStatus.FAIL),
+        (20, CheckStatus.WARN),
+        (90, CheckStatus.OK),
     ],
 )
-def test_a_policy_is_judged_by_what_the_queue_is_for(
-    role: Role, definition: dict[str, object], verdicts: list[Verdict]
+def test_a_certificate_is_reported_before_it_ends(
+    days: int, status: CheckStatus
 ) -> None:
-    """The same limit saves one queue and empties another."""
-    assert [verdict for verdict, _ in policy_problems(role, definition)] == verdicts
+    """An operator needs days, not minutes, to renew it."""
+    now_s = 1_700_000_000.0
+
+    result = check_certificate("it", now_s + days * 86400, now_s=now_s, fix="")
+    assert result.status is status
 
 
-def test_the_policy_that_the_broker_applies_is_the_one_that_is_told() -> None:
-    """Of each kind the highest priority, for our kind of queue."""
+@pytest.mark.parametrize(
+    ("role", "definition", "statuses"),
+    [
+        (QueueRole.INBOUND, {"message-ttl": 1000}, [CheckStatus.FAIL]),
+        (QueueRole.RETRY, {"message-ttl": 1000}, [CheckStatus.WARN]),
+        (QueueRole.DEAD, {"message-ttl": 1000}, [CheckStatus.WARN]),
+        (QueueRole.RETRY, {"expires": 1000}, [CheckStatus.FAIL]),
+        (QueueRole.INBOUND, {"max-length": 9}, [CheckStatus.WARN]),
+        (QueueRole.RETRY, {"max-length-bytes": 9}, [CheckStatus.WARN]),
+        (QueueRole.DEAD, {"max-length": 9}, [CheckStatus.FAIL]),
+        (
+            QueueRole.DEAD,
+            {"max-length": 9, "overflow": "reject-publish"},
+            [CheckStatus.WARN],
+        ),
+        (QueueRole.INBOUND, {"delivery-limit": 20}, [CheckStatus.FAIL]),
+        (QueueRole.INBOUND, {"delivery-limit": -1}, []),
+        (QueueRole.INBOUND, {"dead-letter-exchange": "x", "ha-mode": "all"}, []),
+        (QueueRole.DEAD, {"dead-letter-exchange": "x"}, [CheckStatus.WARN]),
+    ],
+)
+def test_the_effect_of_a_policy_depends_on_the_role_of_the_queue(
+    role: QueueRole, definition: dict[str, object], statuses: list[CheckStatus]
+) -> None:
+    """The same limit protects one queue and empties another."""
+    assert [status for status, _ in policy_effects(role, definition)] == statuses
+
+
+def test_only_policies_that_the_broker_applies_are_reported() -> None:
+    """Of each kind, the broker applies the match with the highest priority."""
     entries = [
         {"name": "low", "pattern": ".*", "priority": 0, "definition": {"expires": 1}},
         {"name": "high", "pattern": "dead$", "priority": 5, "definition": {}},
@@ -147,12 +156,10 @@ def test_the_policy_that_the_broker_applies_is_the_one_that_is_told() -> None:
     policies += parse_policies("operator_policy", [limit | {"apply-to": "queues"}])
     wanted = topology(NAMES, (1.0,))
 
-    found = list(policy_findings(policies, wanted, NAMES, vhost="v 1"))
+    found = list(check_policies(policies, wanted, NAMES, vhost="v 1"))
 
     assert [
-        (finding.subject, finding.mend)
-        for finding in found
-        if "dead" in finding.subject
+        (result.subject, result.fix) for result in found if "dead" in result.subject
     ] == [
         (
             "operator_policy a b on queue app.bridge.dead",
@@ -162,17 +169,17 @@ def test_the_policy_that_the_broker_applies_is_the_one_that_is_told() -> None:
     assert "policy low on queue app.bridge.inbound.0" in {f.subject for f in found}
 
 
-def test_prefetch_must_fit_into_the_ack_timeout() -> None:
-    """Over the timeout the broker closes the channel, again and again."""
-    usual = prefetch_finding(4000, ack_timeout_s=1800)
-    slow = prefetch_finding(2000, ack_timeout_s=10)
+def test_a_full_prefetch_must_be_settled_within_the_ack_timeout() -> None:
+    """After the timeout the broker closes the channel, and the next one too."""
+    usual = check_prefetch(4000, ack_timeout_s=1800)
+    slow = check_prefetch(2000, ack_timeout_s=10)
 
-    assert usual.verdict is Verdict.OK
-    assert (slow.verdict, slow.mend) == (Verdict.WRONG, "BRIDGE_PREFETCH=500")
+    assert usual.status is CheckStatus.OK
+    assert (slow.status, slow.fix) == (CheckStatus.FAIL, "BRIDGE_PREFETCH=500")
 
 
 def test_the_ack_timeout_is_the_lowest_that_a_policy_sets() -> None:
-    """From 3.12 on policies may; an operator's comes on top."""
+    """RabbitMQ 3.12 and later take it from policies and operator policies."""
     entry = {"pattern": "^q$", "apply-to": "queues", "name": "p"}
     policies = [
         *parse_policies("policy", [entry | {"definition": {"consumer-timeout": 9000}}]),
@@ -186,36 +193,36 @@ def test_the_ack_timeout_is_the_lowest_that_a_policy_sets() -> None:
     assert ack_timeout_s(policies, "other") == 1800
 
 
-def test_clocks_are_compared_where_a_date_is_told() -> None:
-    """Tokens and deadlines are counted by one and written by the other."""
+def test_clocks_are_compared_if_the_answer_has_a_date() -> None:
+    """One machine writes deadlines and tokens, another compares them with its clock."""
     ahead = clock_ahead_s(formatdate(2**31 - 1, usegmt=True))
 
     assert ahead is not None
     assert clock_ahead_s(None) is None
     assert clock_ahead_s("yesterday") is None
-    assert clock_finding("c", ahead, limit_s=10).verdict is Verdict.WRONG
-    assert clock_finding("c", -5.0, limit_s=10).verdict is Verdict.NOTE
-    assert clock_finding("c", 1.0, limit_s=10).verdict is Verdict.OK
-    assert clock_finding("c", None, limit_s=10).verdict is Verdict.UNKNOWN
+    assert check_clock("c", ahead, limit_s=10).status is CheckStatus.FAIL
+    assert check_clock("c", -5.0, limit_s=10).status is CheckStatus.WARN
+    assert check_clock("c", 1.0, limit_s=10).status is CheckStatus.OK
+    assert check_clock("c", None, limit_s=10).status is CheckStatus.SKIP
 
 
 @pytest.mark.parametrize(
-    ("free", "used", "verdict"),
+    ("free", "used", "status"),
     [
-        (1 << 20, 0, Verdict.WRONG),
-        (1 << 30, 20 << 30, Verdict.WRONG),
-        (3 << 30, 20 << 30, Verdict.OK),
+        (1 << 20, 0, CheckStatus.FAIL),
+        (1 << 30, 20 << 30, CheckStatus.FAIL),
+        (3 << 30, 20 << 30, CheckStatus.OK),
     ],
 )
-def test_the_disk_needs_room_for_what_the_file_may_grow_by(
-    free: int, used: int, verdict: Verdict
+def test_the_disk_needs_free_space_in_proportion_to_the_file(
+    free: int, used: int, status: CheckStatus
 ) -> None:
-    """A full disk makes the bridge wait."""
-    assert room_finding(free_bytes=free, used_bytes=used).verdict is verdict
+    """On a full disk the bridge stores nothing and waits."""
+    assert check_disk_space(free_bytes=free, used_bytes=used).status is status
 
 
-def test_a_file_on_a_network_is_worth_a_warning(tmp_path: Path) -> None:
-    """The nearest mount above the file counts, the last one if there are two."""
+def test_a_file_on_a_network_file_system_is_a_warning(tmp_path: Path) -> None:
+    """The nearest mount above the file counts, of two on one point the later one."""
     mounts = tmp_path / "mountinfo"
     mounts.write_text(
         "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
@@ -225,36 +232,36 @@ def test_a_file_on_a_network_is_worth_a_warning(tmp_path: Path) -> None:
     )
     chosen = settings(inbox=f"sqlite:{tmp_path}/inbox.sqlite3")
 
-    room, network = disk_findings(chosen, mounts=mounts)
-    (local,) = disk_findings(chosen, mounts=tmp_path / "gone")
+    space, network = check_disk(chosen, mounts=mounts)
+    (local,) = check_disk(chosen, mounts=tmp_path / "gone")
 
-    assert room.subject == local.subject == "room for the inbox"
-    assert network.verdict is Verdict.NOTE
+    assert space.subject == local.subject == "disk space of the inbox"
+    assert network.status is CheckStatus.WARN
     assert "nfs4" in network.text
-    assert list(disk_findings(settings())) == []
+    assert list(check_disk(settings())) == []
 
 
 @pytest.mark.parametrize("secret", ["short", "a" * 40, "secretsecretsecretsecret"])
-def test_a_secret_that_can_be_guessed_is_told_without_its_value(secret: str) -> None:
-    """Nothing that the doctor says may not go into a ticket."""
-    found = list(secret_findings(settings(api_key=secret, operator_token=STRONG)))
+def test_a_weak_secret_is_reported_without_its_value(secret: str) -> None:
+    """The output of `bridge check` may be pasted into a ticket."""
+    found = list(check_secrets(settings(api_key=secret, operator_token=STRONG)))
 
-    assert [finding.subject for finding in found] == ["BRIDGE_API_KEY"]
-    assert found[0].verdict is Verdict.WRONG
+    assert [result.subject for result in found] == ["BRIDGE_API_KEY"]
+    assert found[0].status is CheckStatus.FAIL
     assert secret not in found[0].text
     assert weakness(STRONG) is None
 
 
-def test_the_password_that_everybody_knows_is_no_secret_on_another_machine() -> None:
-    """RabbitMQ itself refuses guest from elsewhere, until somebody allows it."""
+def test_the_default_password_on_another_machine_is_a_failure() -> None:
+    """RabbitMQ refuses guest from other machines unless configured to allow it."""
     away = settings(amqp_url="amqp://guest:guest@broker.example/")
 
-    assert [f.subject for f in secret_findings(away)] == ["BRIDGE_AMQP_URL"]
-    assert [f.verdict for f in secret_findings(settings())] == [Verdict.OK]
+    assert [f.subject for f in check_secrets(away)] == ["BRIDGE_AMQP_URL"]
+    assert [f.status for f in check_secrets(settings())] == [CheckStatus.OK]
 
 
-def test_settings_that_open_doors_are_noted() -> None:
-    """They were set in a hurry once, and nobody looks again."""
+def test_settings_that_expose_the_bridge_are_warnings() -> None:
+    """Such settings are easily forgotten after an experiment."""
     open_ones = settings(
         dangerously_open_to_the_network="true",
         dangerously_allow_any_origin="true",
@@ -264,8 +271,8 @@ def test_settings_that_open_doors_are_noted() -> None:
         legacy_push="true",
     ).model_copy(update={"operator_token": None})
 
-    found = list(setting_findings(open_ones))
+    found = list(check_exposure(open_ones))
 
     assert len(found) == 5
-    assert {finding.verdict for finding in found} == {Verdict.NOTE}
-    assert [f.verdict for f in setting_findings(settings())] == [Verdict.OK]
+    assert {result.status for result in found} == {CheckStatus.WARN}
+    assert [f.status for f in check_exposure(settings())] == [CheckStatus.OK]

@@ -1,0 +1,158 @@
+"""Check the two listening addresses, and the bridge that already runs there."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+import aiohttp
+from pydantic import ValidationError
+from yarl import URL
+
+from bridge.amqp.management import read_all
+from bridge.core.contracts.operator.overview import Overview
+from bridge.doctor.results import CheckResult, CheckStatus, fail, ok, skip, warn
+from bridge.enums import Refusal
+from bridge.http.listeners import address_error
+from bridge.settings.model import Settings
+
+_TIMEOUT_S: Final = 5.0
+_LOOPBACK_OF_WILDCARD: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_ORIGINS_SHOWN: Final = 5
+_REFUSED_METRIC: Final = (
+    f'bridge_windows_refused_total{{code="{Refusal.ORIGIN_NOT_ALLOWED}"}} '
+)
+
+
+async def check_ports(settings: Settings) -> AsyncIterator[CheckResult]:
+    """Check that both addresses are free, or that a bridge listens there. Opens no port."""
+    addresses = (
+        ("BRIDGE_PORT", settings.host, settings.port),
+        ("BRIDGE_OPERATOR_PORT", settings.operator_host, settings.operator_port),
+    )
+    for setting, host, port in addresses:
+        if port:  # 0 means any free port
+            yield await _check_port(setting, host, port)
+
+
+async def check_running_bridge(settings: Settings) -> list[CheckResult]:
+    """Ask the bridge that runs with these settings for readiness and refused origins."""
+    if settings.operator_port == 0:
+        text = "BRIDGE_OPERATOR_PORT is 0, so its address is not known"
+        return [skip("running bridge", text)]
+    root = _url(settings.operator_host, settings.operator_port)
+    token = settings.operator_token
+    headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+    results: list[CheckResult] = []
+    try:
+        async with asyncio.timeout(_TIMEOUT_S), aiohttp.ClientSession() as session:
+            # Another program may listen on this port. It must not receive the token, so
+            # the first request goes without.
+            async with session.get(root / "health/ready") as response:
+                if response.headers.get("Server") != "bridge":
+                    text = f"another program listens on {root.host}:{root.port}"
+                    return [skip("running bridge", text)]
+                results.append(await _check_readiness(response))
+            async with session.get(root / "metrics", headers=headers) as response:
+                origins = await _check_origins(response)
+            results.append(origins)
+            if origins.status is CheckStatus.WARN:
+                async with session.get(root / "api/overview", headers=headers) as reply:
+                    results[-1] = await _with_origins(origins, reply)
+    except (aiohttp.ClientError, TimeoutError):
+        text = (
+            f"no bridge answers at {root.host}:{root.port}; refused origins are unknown"
+        )
+        results.append(skip("running bridge", text))
+    return results
+
+
+def _url(host: str, port: int) -> URL:
+    host = _LOOPBACK_OF_WILDCARD.get(host, host)
+    return URL.build(scheme="http", host=host, port=port)
+
+
+async def _check_port(setting: str, host: str, port: int) -> CheckResult:
+    try:
+        await asyncio.to_thread(_try_bind, host, port)
+    except OSError as exc:
+        if await _is_bridge(host, port):
+            return ok(setting, f"a bridge already listens on {host}:{port}")
+        # The error names the setting of the host instead, if the host is the problem.
+        subject, _, text = str(address_error(exc, setting, host, port)).partition(": ")
+        return fail(subject, text)
+    return ok(setting, f"{host}:{port} is free")
+
+
+def _try_bind(host: str, port: int) -> None:
+    """Bind the address with the options of the server, without listening, and release it."""
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        with socket.socket(family, kind, protocol) as probe:
+            # Without it, a port in TIME_WAIT would look taken.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(address)
+
+
+async def _is_bridge(host: str, port: int) -> bool:
+    try:
+        async with (
+            asyncio.timeout(_TIMEOUT_S),
+            aiohttp.ClientSession() as session,
+            session.get(_url(host, port) / "health/live") as response,
+        ):
+            return response.headers.get("Server") == "bridge"
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+
+
+async def _check_readiness(response: aiohttp.ClientResponse) -> CheckResult:
+    if response.status == 200:
+        return ok("running bridge", "is ready")
+    reasons: list[str] = (await response.json())["reasons"]
+    return fail("running bridge", f"is not ready: {', '.join(reasons)}")
+
+
+async def _check_origins(response: aiohttp.ClientResponse) -> CheckResult:
+    if response.status != 200:
+        text = f"/metrics answered with status {response.status}"
+        fix = "set BRIDGE_OPERATOR_TOKEN to the token of the running bridge"
+        return skip("origins", text, fix=fix)
+    metrics = (await read_all(response)).decode(errors="replace")
+    counts = [
+        line.removeprefix(_REFUSED_METRIC)
+        for line in metrics.splitlines()
+        if line.startswith(_REFUSED_METRIC)
+    ]
+    refused = int(float(counts[0])) if counts else 0
+    if refused:
+        text = (
+            f"{refused} windows were refused for their origin since the bridge started"
+        )
+        fix = "BRIDGE_ALLOWED_ORIGINS=…, if these origins are yours"
+        return warn("origins", text, fix=fix)
+    return ok("origins", "none was refused since the bridge started")
+
+
+async def _with_origins(
+    result: CheckResult, response: aiohttp.ClientResponse
+) -> CheckResult:
+    """Add the refused origins. Clients choose that header, so it is printed as ASCII."""
+    try:
+        refused = Overview.model_validate_json(await read_all(response)).refused_origins
+    except ValidationError:  # an older bridge
+        return result
+    names = [
+        f"{'no origin' if origin.origin is None else ascii(origin.origin)} "
+        f"({origin.count}, last "
+        f"{datetime.fromtimestamp(origin.last_s, tz=UTC):%Y-%m-%d %H:%M:%S UTC})"
+        for origin in refused[:_ORIGINS_SHOWN]
+    ]
+    if len(refused) > _ORIGINS_SHOWN:
+        names.append(f"and {len(refused) - _ORIGINS_SHOWN} more")
+    return replace(result, text=f"{result.text}: {', '.join(names)}")

@@ -1,0 +1,106 @@
+"""Run all checks, from the settings to the bridge that already runs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from yarl import URL
+
+from bridge.core.broker_names import BrokerNames
+from bridge.doctor.broker import BrokerTarget, check_broker
+from bridge.doctor.inbox import check_disk, check_inbox
+from bridge.doctor.key_set import check_key_set
+from bridge.doctor.listeners import check_ports, check_running_bridge
+from bridge.doctor.redis import check_redis
+from bridge.doctor.results import CheckResult, fail, ok
+from bridge.doctor.secrets import check_exposure, check_secrets
+from bridge.doctor.shards import check_shards
+from bridge.doctor.vhost import check_vhost
+from bridge.enums import ExitCode
+from bridge.errors import ConfigError
+from bridge.settings.model import Settings
+from bridge.wiring import (
+    broker_address,
+    has_own_inbox,
+    inbox_of,
+    management_of,
+    schemas_of,
+    shard_plan,
+)
+
+
+async def run_checks(settings: Settings) -> AsyncIterator[CheckResult]:
+    """
+    Check everything that `bridge run` needs, and change nothing.
+
+    Cancellation: safe; connections and files opened here are closed.
+    """
+    yield ok(
+        "settings", f"auth {settings.auth}, inbox {inbox_of(settings).description}"
+    )
+    for result in (*check_exposure(settings), *check_secrets(settings)):
+        yield result
+    for result in await asyncio.to_thread(_check_schemas, settings):
+        yield result
+    async for result in _check_brokers(settings):
+        yield result
+    yield await check_inbox(settings)
+    async for result in check_redis(settings):
+        yield result
+    for result in await asyncio.to_thread(lambda: list(check_disk(settings))):
+        yield result
+    key_set = await check_key_set(settings)
+    if key_set is not None:
+        yield key_set
+    async for result in check_ports(settings):
+        yield result
+    for result in await check_running_bridge(settings):
+        yield result
+
+
+async def _check_brokers(settings: Settings) -> AsyncIterator[CheckResult]:
+    names = BrokerNames(settings.namespace)
+    address = broker_address(settings)
+    shards = await check_shards(
+        address, shard_plan(settings), has_own_inbox=has_own_inbox(settings)
+    )
+    is_reached = False
+    for number, url in enumerate(map(URL, address.urls), start=1):
+        port = url.port or (5671 if url.scheme == "amqps" else 5672)
+        target = BrokerTarget(
+            url=url,
+            subject=f"broker {number} ({url.host}:{port})",
+            names=names,
+            wanted=shards.wanted,
+            timeout_s=settings.broker_timeout,
+        )
+        # All nodes of a cluster hold the same topology and permissions: the first node
+        # that answers is asked for them.
+        async for result in check_broker(target, with_topology=not is_reached):
+            is_unreachable = result.exit_code == ExitCode.UNREACHABLE
+            is_reached = is_reached or not is_unreachable
+            yield result
+    if not is_reached:
+        return
+    for result in shards.results:
+        yield result
+    async for result in check_vhost(
+        management_of(settings, timeout_s=settings.broker_timeout),
+        shards.wanted,
+        names,
+        prefetch_count=settings.prefetch,
+        clock_limit_s=settings.jwt_leeway,
+    ):
+        yield result
+
+
+def _check_schemas(settings: Settings) -> list[CheckResult]:
+    try:
+        schemas = schemas_of(settings)
+    except ConfigError as exc:
+        return [
+            fail("schemas", problem, exit_code=ExitCode.USAGE)
+            for problem in exc.problems
+        ]
+    if schemas is None:
+        return []
+    return [ok("schemas", f"{len(schemas.schemas)} events have a schema")]
