@@ -20,7 +20,7 @@ from bridge.core.client_address import parse_networks
 from bridge.core.message import MessageLimits
 from bridge.core.worker_slot import Workplace
 from bridge.errors import BridgeError, ConfigError, first_error
-from bridge.http.listeners import Listening, serve, serve_privately
+from bridge.http.listeners import Listening, serve, serve_on_unix_socket
 from bridge.logging import set_log_level
 from bridge.settings.load import changed_fields
 from bridge.settings.model import Settings, contradictions
@@ -170,7 +170,7 @@ class Bridge:
         parts = self.components
         if self._place is not None:
             # Before the public port: the supervisor queries a worker that has windows.
-            await serve_privately(
+            await serve_on_unix_socket(
                 stack, parts.operator_app, self._place.operator_socket
             )
         public_url = await serve(
@@ -258,8 +258,9 @@ class Bridge:
         parts.inbox.retention = retention(new)
         parts.sockets.apply(server_options(new))
         parts.pipeline.limits = MessageLimits(new.max_message_bytes)
-        parts.pipeline.schemas = parts.event_check.schemas = schemas
-        parts.publish_endpoint.max_message_bytes = new.max_message_bytes
+        parts.pipeline.schemas = schemas
+        parts.event_check.replace(schemas)
+        parts.publish_endpoint.replace_limit(new.max_message_bytes)
         parts.sign_in.apply(operator_key_of(new), parse_networks(new.trusted_proxies))
         parts.publish_keys.replace(publish_keys_of(new))
         if "prefetch" in applied:

@@ -42,16 +42,15 @@ from bridge.http.api.endpoint import Api
 from bridge.http.api.jobs import add_job_routes
 from bridge.http.api.overview import OverviewEndpoint
 from bridge.http.api.queues import add_queue_routes
-from bridge.http.api.trace import Tracer
+from bridge.http.api.trace import add_trace_routes
 from bridge.http.api.users import add_user_routes
 from bridge.http.authentication import Handler, Keys, guarded, on_loopback_only
 from bridge.http.console.sign_in import SignIn
+from bridge.http.fleet import FleetView
 from bridge.http.jobs import JobBoard
-from bridge.http.journals import Memories
-from bridge.http.online import Online
-from bridge.http.operator import PublishDoor, operator_app
-from bridge.http.public import LegacyDoor, public_app
-from bridge.http.publishing import EventCheck
+from bridge.http.operator import operator_app
+from bridge.http.public import public_app
+from bridge.http.publish import EventCheck, LegacyPushEndpoint, PublishEndpoint
 from bridge.inbox.contract import Retention
 from bridge.inbox.maintenance import InboxMaintenance
 from bridge.inbox.memory.store import MemoryInbox
@@ -107,7 +106,7 @@ class Components:
     sign_in: SignIn
     publish_keys: Keys
     event_check: EventCheck
-    publish_endpoint: PublishDoor
+    publish_endpoint: PublishEndpoint
     public_app: web.Application
     operator_app: web.Application
 
@@ -177,7 +176,7 @@ def build(settings: Settings, place: Workplace | None = None) -> Components:
     event_check = EventCheck(schemas)
     publish_keys = Keys(publish_keys_of(settings), setting="BRIDGE_API_KEY")
     public = public_app(
-        health=readiness,
+        unready_reasons=readiness.unready_reasons,
         route_sockets=sockets.route,
         legacy=legacy_endpoint(settings, messages, publish_keys, event_check),
     )
@@ -192,7 +191,7 @@ def build(settings: Settings, place: Workplace | None = None) -> Components:
     )
     jobs = JobBoard()
     sign_in = sign_in_of(settings)
-    publish_endpoint = PublishDoor(
+    publish_endpoint = PublishEndpoint(
         messages,
         metrics,
         max_message_bytes=settings.max_message_bytes,
@@ -207,21 +206,17 @@ def build(settings: Settings, place: Workplace | None = None) -> Components:
         sockets=sockets,
         metrics=metrics,
     )
-    online = Online(sockets, journal, name=settings.name, fleet=fleet)
-    tracer = Tracer(
-        inboxes=inbox.admin,
-        dead=dead_letters,
-        windows=online,
-        memories=Memories(journal, online),
-    )
+    fleet_view = FleetView(sockets, journal, name=settings.name, fleet=fleet)
 
     def add_api(api: Api) -> None:
         overview.add_routes(api)
         add_queue_routes(api, queues)
         add_dead_letter_routes(api, dead_letters, jobs)
         add_job_routes(api, jobs)
-        add_user_routes(api, inbox.admin, online)
-        tracer.add_routes(api)
+        add_user_routes(api, inbox.admin, fleet_view)
+        add_trace_routes(
+            api, inboxes=inbox.admin, dead_letters=dead_letters, fleet=fleet_view
+        )
 
     return Components(
         metrics=metrics,
@@ -251,7 +246,7 @@ def build(settings: Settings, place: Workplace | None = None) -> Components:
         publish_endpoint=publish_endpoint,
         public_app=public,
         operator_app=operator_app(
-            health=readiness,
+            unready_reasons=readiness.unready_reasons,
             publish=publish_endpoint.publish,
             metrics=metrics,
             sign_in=sign_in,
@@ -474,7 +469,7 @@ def legacy_endpoint(
     """Return the guarded handler of `GET /?name=&msg=`; ``None`` if it is disabled."""
     if not settings.legacy_push:
         return None
-    push = LegacyDoor(publisher, check).push
+    push = LegacyPushEndpoint(publisher, check).push
     if settings.auth != "open":
         return guarded(keys, push)
     if settings.dangerously_open_to_the_network:

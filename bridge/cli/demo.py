@@ -36,7 +36,7 @@ from bridge.demo.page import add_demo_routes
 from bridge.demo.private_node import LocalNode
 from bridge.errors import BridgeError, ConfigError, first_error
 from bridge.http.listeners import Listening
-from bridge.http.operator import PublishDoor
+from bridge.http.publish import PublishEndpoint
 from bridge.logging import configure_logs
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
@@ -173,14 +173,14 @@ class _Demo:
     options: _Options
     amqp_url: str
     bridge: Bridge = field(init=False)
-    door: PublishDoor = field(init=False)
+    door: PublishEndpoint = field(init=False)
     lines: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.bridge = Bridge(self.settings)
         parts = self.bridge.components
         add_demo_routes(parts.public_app, self)
-        self.door = PublishDoor(
+        self.door = PublishEndpoint(
             parts.messages,
             parts.metrics,
             max_message_bytes=self.settings.max_message_bytes,

@@ -23,7 +23,7 @@ from bridge.amqp.publish.publisher import Publisher
 from bridge.cli.options import AmqpUrl, ConfigFile, parse_ttl_s
 from bridge.core.broker_names import BrokerNames
 from bridge.core.contracts.messages import Problem, PublishRequest
-from bridge.core.contracts.publish_request import parse_publish_request
+from bridge.core.contracts.validation import parse_publish_request
 from bridge.core.event_schemas import EventSchemas
 from bridge.enums import EVENT_DEFAULT
 from bridge.errors import BridgeError, ConfigError, PublishRefusedError, first_error

@@ -1,45 +1,44 @@
-"""What several bridges tell together: whose word an answer is, and whose is missing."""
+"""Answers that several bridges give together, and how many bridges are missing from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from bridge.core.contracts.operator.users import WindowFacts
-from bridge.core.trace import WindowFact
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class Coverage:
     """
-    From how many bridges an answer comes.
+    The bridges that an answer covers.
 
     Attributes:
-        bridges: Those that answered, this one included.
-        silent: Others that were asked and did not answer in time; ``None`` = how many
-            there are is not known.
+        bridges: Bridges that answered, this one included.
+        silent: Other bridges that were asked and did not answer in time; ``None`` if it
+            is not known how many there are.
 
     """
 
     bridges: int
     silent: int | None
 
-    def without(self, count: int) -> "Reach":
-        """Return the same with `count` answers that were of no use."""
+    def without(self, count: int) -> "Coverage":
+        """Return the coverage if `count` of the answers turn out to be unusable."""
         silent = None if self.silent is None else self.silent + count
-        return Reach(self.bridges - count, silent)
+        return Coverage(self.bridges - count, silent)
 
 
-ALONE: Final = Reach(bridges=1, silent=0)
+THIS_BRIDGE: Final = Coverage(bridges=1, silent=0)
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class FleetAnswers:
     """
-    What the other bridges said.
+    The answers of the other bridges to one question.
 
     Attributes:
-        answers: In the order in which they came, decoded, from any version of a bridge.
-        silent: As in `Reach`.
+        answers: Decoded JSON in order of arrival, from bridges of any version.
+        silent: As in `Coverage`.
 
     """
 
@@ -47,28 +46,23 @@ class Heard:
     silent: int | None
 
     @property
-    def reach(self) -> Reach:
-        """Whose word it is, ours included."""
-        return Reach(1 + len(self.answers), self.silent)
+    def coverage(self) -> Coverage:
+        """The bridges that answered, and this one."""
+        return Coverage(1 + len(self.answers), self.silent)
 
 
 @dataclass(frozen=True, slots=True)
 class OnlineUser:
-    """Somebody who has windows, and when the last of them was let in."""
+    """How many windows a user has, and the Unix time at which the last one connected."""
 
     windows: int
     last_connect_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """The windows of one user, the oldest first, and when the last was let in."""
+class UserWindows:
+    """The windows of one user, oldest first, and when the last one connected."""
 
     windows: Sequence[WindowFacts]
     last_connect_s: float | None
-    reach: Reach
-
-    @property
-    def facts(self) -> list[WindowFact]:
-        """What they have been given."""
-        return [WindowFact(each.offset, each.acks == "manual") for each in self.windows]
+    coverage: Coverage

@@ -1,4 +1,4 @@
-"""Keys that open doors: in `Authorization: Bearer` or `X-API-Key`, compared in constant time."""
+"""API keys in `Authorization: Bearer` or `X-API-Key`, compared in constant time."""
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,32 +13,36 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Guard(Protocol):
-    """What stands before a door: keys, or keys and sessions."""
+    """Authenticates requests: by keys, or by keys and sessions."""
 
     def refusal(self, request: web.Request) -> web.Response | None:
-        """Return the answer for a request that may not pass, ``None`` for one that may."""
+        """Return the answer to a request that is not allowed; ``None`` for one that is."""
 
 
 class Keys:
-    """The keys of one door; any of them opens it."""
+    """A set of keys, each of which is sufficient."""
 
     def __init__(self, keys: Sequence[str | None], *, setting: str) -> None:
         """
-        Take the keys and the name of the setting to tell about when there are none.
+        Accept `keys`.
 
-        Keys that are not set (``None``) open nothing.
+        Args:
+            keys: A key that is ``None`` or empty is ignored. Without any key, every
+                request is refused.
+            setting: The setting that holds the keys, for error texts.
+
         """
         self._setting = setting
         self._keys: list[bytes] = []
         self.replace(keys)
 
     def replace(self, keys: Sequence[str | None]) -> bool:
-        """Open to these keys from now on; false if they are the same as before."""
+        """Accept only these keys from now on; return whether they differ from before."""
         before, self._keys = self._keys, [key.encode() for key in keys if key]
         return before != self._keys
 
     def refusal(self, request: web.Request) -> web.Response | None:
-        """Return the answer for a request without a good key, ``None`` for one with it."""
+        """Return the answer to a request without a valid key; ``None`` if it has one."""
         if not self.is_set:
             return self.closed()
         given = _given_key(request)
@@ -48,7 +52,7 @@ class Keys:
                 "a key is needed, in Authorization: Bearer or X-API-Key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        if self._fit(given):
+        if self._accepts(given):
             return None
         return problem(401, "the key is wrong", headers={"WWW-Authenticate": "Bearer"})
 
@@ -58,21 +62,21 @@ class Keys:
         return bool(self._keys)
 
     def closed(self) -> web.Response:
-        """Return the answer of a door that no key opens."""
+        """Return the answer to any request while no key is set."""
         return problem(403, f"closed: {self._setting} is not set")
 
-    def fit(self, given: str) -> bool:
-        """Whether `given` is one of the keys."""
-        return self._fit(given.encode(errors="replace"))
+    def accepts(self, given: str) -> bool:
+        """Return whether `given` is one of the keys."""
+        return self._accepts(given.encode(errors="replace"))
 
-    def _fit(self, given: bytes) -> bool:
-        # All are compared, whichever fits: no key's place tells itself by time.
-        fits = [secrets.compare_digest(given, key) for key in self._keys]
-        return any(fits)
+    def _accepts(self, given: bytes) -> bool:
+        # All keys are compared, so that the time does not reveal which one matched.
+        matches = [secrets.compare_digest(given, key) for key in self._keys]
+        return any(matches)
 
 
 def has_key(request: web.Request) -> bool:
-    """Whether a key, good or not, came with the request."""
+    """Return whether the request contains a key, valid or not."""
     return _given_key(request) is not None
 
 
@@ -85,7 +89,7 @@ def _given_key(request: web.Request) -> bytes | None:
 
 
 def on_loopback_only(handler: Handler) -> Handler:
-    """Return `handler` for requests to this machine by its own name (DNS rebinding)."""
+    """Wrap `handler` to refuse other host names than this machine's (DNS rebinding)."""
 
     async def guard(request: web.Request) -> web.StreamResponse:
         if not is_loopback_host(request.headers.get("Host")):
@@ -95,11 +99,11 @@ def on_loopback_only(handler: Handler) -> Handler:
     return guard
 
 
-def guarded(keys: Guard, handler: Handler) -> Handler:
-    """Return `handler` behind `keys`."""
+def guarded(guard: Guard, handler: Handler) -> Handler:
+    """Wrap `handler` to answer only requests that `guard` allows."""
 
-    async def guard(request: web.Request) -> web.StreamResponse:
-        refusal = keys.refusal(request)
+    async def serve(request: web.Request) -> web.StreamResponse:
+        refusal = guard.refusal(request)
         return await handler(request) if refusal is None else refusal
 
-    return guard
+    return serve

@@ -1,34 +1,32 @@
-"""`/health/live` and `/health/ready`, on both doors."""
+"""`/health/live` and `/health/ready`, on both ports."""
 
-from typing import Protocol
+from collections.abc import Callable
 
 import orjson
 from aiohttp import web
 
 
-class Health(Protocol):
-    """What the app can say of itself."""
-
-    def unready_reasons(self) -> list[str]:
-        """Say what keeps the bridge from being ready; empty if nothing does."""
-
-
-def add_health_routes(app: web.Application, health: Health) -> None:
-    """Answer probes: restart me if not live, send me no traffic if not ready."""
+def add_health_routes(
+    app: web.Application, unready_reasons: Callable[[], list[str]]
+) -> None:
+    """Serve both probes; the bridge is ready if `unready_reasons` returns nothing."""
 
     async def live(_request: web.Request) -> web.Response:
-        # Answering is the proof: the loop turns. A task that dies takes the process
-        # with it, so there is no half-dead state that only this could tell of, and a
-        # broker or store that is away is no reason to be restarted.
+        # An answer proves that the event loop runs. If a task fails, the process ends, so
+        # there is no state in which the loop runs and the bridge is dead. An unavailable
+        # broker or store is no reason for a restart.
         return _json(200, {"live": True})
 
     async def ready(_request: web.Request) -> web.Response:
-        reasons = health.unready_reasons()
-        body = {"ready": not reasons, "reasons": reasons}
-        return _json(503 if reasons else 200, body)
+        return render_readiness(unready_reasons())
 
     app.router.add_get("/health/live", live)
     app.router.add_get("/health/ready", ready)
+
+
+def render_readiness(reasons: list[str]) -> web.Response:
+    """Return the answer of `/health/ready`: 503 if there is a reason, else 200."""
+    return _json(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
 
 
 def _json(status: int, body: object) -> web.Response:

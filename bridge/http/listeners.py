@@ -1,4 +1,4 @@
-"""Opening a door: one application on one address, or a sentence why not."""
+"""Listeners: serve an application on a TCP address or a Unix socket."""
 
 import errno
 import socket
@@ -15,9 +15,10 @@ _KEEPALIVE_S: Final = 75.0
 @dataclass(frozen=True, slots=True)
 class Listening:
     """
-    Where a started bridge listens, with the real ports.
+    The URLs of a started bridge, with the real ports.
 
-    A worker of several has no operator URL: its door is for the supervisor alone.
+    The operator URL of a worker process is empty: only the supervisor can reach its
+    operator API, over a Unix socket.
     """
 
     public_url: str
@@ -36,10 +37,16 @@ async def serve(
     """
     Serve `app` until `stack` is closed, and return its URL with the real port.
 
-    `site` makes what listens, from the runner, host and port.
+    Args:
+        stack: Stops the listener when it is closed.
+        app: The application.
+        host: The host name or address to listen on.
+        port: The port; 0 for any free one.
+        setting: The setting of the port, for error texts.
+        site: Creates the listening site from the runner, host and port.
 
     Raises:
-        OSError: If the address cannot be had; its text names `setting`.
+        OSError: If the address cannot be used; the text names `setting`.
 
     """
     runner = await _runner(stack, app)
@@ -48,12 +55,16 @@ async def serve(
     except OSError as exc:
         raise address_error(exc, setting, host, port) from exc
     address: Sequence[object] = runner.addresses[0]
-    shown = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
-    return f"http://{shown}:{address[1]}"
+    return http_url(str(address[0]), address[1])
+
+
+def http_url(host: str, port: object) -> str:
+    """Return the URL of a host and port; an IPv6 address gets its brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def address_error(exc: OSError, setting: str, host: str, port: int) -> OSError:
-    """Return `exc`, that an address cannot be had, in words of the settings."""
+    """Return an error that explains `exc` in terms of the setting of the address."""
     match exc.errno:
         case errno.EADDRINUSE:
             problem = (
@@ -61,29 +72,31 @@ def address_error(exc: OSError, setting: str, host: str, port: int) -> OSError:
                 "stop it or choose another port (0 = any free one)"
             )
         case errno.EACCES:
-            problem = "is not for ordinary users; choose a port from 1024 on"
+            problem = "needs root privileges; choose a port from 1024 on"
         case errno.EADDRNOTAVAIL:
-            return _host_error(setting, f"{host} is no address of this machine")
+            return _host_error(setting, f"{host} is not an address of this machine")
         case _ if isinstance(exc, socket.gaierror):
-            return _host_error(setting, f"{host} is no name that is known here")
+            return _host_error(setting, f"the name {host} cannot be resolved")
         case _:
-            problem = f"cannot be had: {exc.strerror}"
+            problem = f"cannot be used: {exc.strerror}"
     return OSError(f"{setting}: {host}:{port} {problem}")
 
 
 def _host_error(setting: str, problem: str) -> OSError:
-    fix = "127.0.0.1 is for this machine alone, 0.0.0.0 for all that reach it"
+    fix = (
+        "127.0.0.1 accepts connections from this machine only, 0.0.0.0 from everywhere"
+    )
     return OSError(f"{setting.replace('_PORT', '_HOST')}: {problem}; {fix}")
 
 
-async def serve_privately(
+async def serve_on_unix_socket(
     stack: AsyncExitStack, app: web.Application, path: str
 ) -> None:
     """
-    Serve `app` on a socket in the file system until `stack` is closed.
+    Serve `app` on a Unix socket at `path` until `stack` is closed.
 
     Raises:
-        OSError: If there can be no socket at `path`.
+        OSError: If the socket cannot be created.
 
     """
     runner = await _runner(stack, app)
@@ -93,9 +106,9 @@ async def serve_privately(
 async def _runner(stack: AsyncExitStack, app: web.Application) -> web.AppRunner:
     runner = web.AppRunner(
         app,
-        access_log=None,  # its lines hold the query, and that a session id
+        access_log=None,  # it would log the query, which contains session ids
         keepalive_timeout=_KEEPALIVE_S,
-        shutdown_timeout=1.0,  # windows were told to go before
+        shutdown_timeout=1.0,  # windows are closed before the listener
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)

@@ -1,13 +1,13 @@
 """
-What crosses the borders of the bridge, as models: the source of everything in `schemas/`.
+Models of everything that crosses the bridge's boundaries; `schemas/` is generated from them.
 
-What the outside sends is strict where a slip would be swallowed otherwise (the body of
-`POST /api/publish`), and open where others may add things of their own: a token's claims,
-a message's properties, what a client library puts into `auth`. What the bridge sends may
-grow; a reader ignores what it does not know. So only the first kind forbids extra fields.
+Input is strict where a typing error would otherwise be ignored silently (the body of
+`POST /api/publish`), and open where other parties add fields of their own: the claims of a
+token, the properties of a message, the `auth` of a client library. Output may gain fields,
+and readers ignore fields that they do not know. So only strict input forbids extra fields.
 
-Only `PublishRequest` and `Problem` are used while the bridge runs, once a request. The data of
-a message is any JSON value: no model looks into it.
+Of the models here, only `PublishRequest` and `Problem` are used while the bridge runs, once
+per request. The data of a message is any JSON value, which no model inspects.
 """
 
 from bridge.core.contracts.base import EVENT_MAX_BYTES, TTL_MAX_S
@@ -19,11 +19,7 @@ from bridge.core.contracts.messages import (
     PublishedMessage,
     PublishRequest,
 )
-from bridge.core.contracts.publish_request import (
-    first_problem,
-    parse_publish_request,
-    problem_status,
-)
+from bridge.core.contracts.validation import parse_publish_request, validation_problem
 from bridge.core.contracts.windows import (
     ClosingNotice,
     ConnectAuth,
@@ -50,7 +46,6 @@ __all__ = [
     "PublishedMessage",
     "Sync",
     "TokenClaims",
-    "first_problem",
     "parse_publish_request",
-    "problem_status",
+    "validation_problem",
 ]

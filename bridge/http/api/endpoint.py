@@ -1,65 +1,60 @@
 """
-The frame of the operator's API: from a request to checked models, from a model to JSON.
+The frame of the operator's API: from a request to validated models, from a model to JSON.
 
-Every operation goes through here, so all of them are behind the guard, check what they
-are asked in the same way, and refuse in one form. A group adds its handlers with
-`Api.add`; what they may raise to refuse is `ApiProblem`.
+Every operation goes through `Api.add`, so all of them are behind the guard, validate their
+input in the same way, and refuse requests in one form. A handler refuses by raising
+`ApiProblem`.
 """
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import orjson
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from bridge.core.contracts.operator.operation import AnyOperation, NoBody, Operation
+from bridge.core.contracts.validation import json_safe, validation_problem
 from bridge.errors import PublishRefusedError, TransientError
-from bridge.http.authentication import Handler
+from bridge.http.authentication import Guard, guarded
 from bridge.http.problems import problem
 from bridge.http.request_body import read_body
 
 QueryT = TypeVar("QueryT", bound=BaseModel)
 BodyT = TypeVar("BodyT", bound=BaseModel)
-
-Guard = Callable[[Handler], Handler]
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _BODY_MAX_BYTES: Final = 1 << 20
 _RETRY_AFTER_S: Final = "2"
-# What a program would have to be changed for; the rest is about values (RFC 9110 15.5.21).
-_MALFORMED_SUFFIXES: Final = ("extra_forbidden", "_type", "_unicode")
 
 
 @dataclass(frozen=True, slots=True)
 class ApiRequest(Generic[QueryT, BodyT]):
     """
-    One request, checked.
+    One validated request.
 
     Attributes:
-        query: The parameters behind the `?`.
+        query: The parameters after the `?`.
         body: The JSON body; an empty model if the operation has none.
-        path: The parameters of the path, decoded.
-        request: What aiohttp knows of it.
+        path: The decoded parameters of the path.
 
     """
 
     query: QueryT
     body: BodyT
     path: dict[str, str]
-    request: web.Request
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A model with a status other than the operation's first."""
+    """An answer whose status is not the operation's first one."""
 
     status: int
     model: BaseModel
 
 
-class ApiProblem(Exception):  # noqa: N818 - it is an answer, not a fault of ours
+class ApiProblem(Exception):  # noqa: N818 - an answer to the client, not a fault of the bridge
     """Ends a handler with an `application/problem+json`."""
 
     def __init__(self, status: int, detail: str, *, pointer: str | None = None) -> None:
@@ -81,24 +76,22 @@ class Api:
         operation: Operation[QueryT, BodyT],
         handler: Callable[[ApiRequest[QueryT, BodyT]], Awaitable[BaseModel | Reply]],
     ) -> None:
-        """Serve `operation` by `handler`; its answer has the first status by default."""
+        """Serve `operation` with `handler`; a bare model is sent with the first status."""
         usual_status = next(iter(operation.answers))
 
         async def serve(request: web.Request) -> web.StreamResponse:
             try:
-                asked = await _read(operation, request)
-                answer = await handler(asked)
+                answer = await handler(await _read(operation, request))
             except ApiProblem as exc:
                 return problem(exc.status, exc.detail, pointer=exc.pointer)
             except (TransientError, PublishRefusedError) as exc:
-                # Broker or store are away, or will not take it now.
+                # The broker or the store is unavailable, or refuses the change for now.
                 return problem(503, str(exc), headers={"Retry-After": _RETRY_AFTER_S})
             reply = answer if isinstance(answer, Reply) else Reply(usual_status, answer)
             return _render(operation, reply)
 
-        self._app.router.add_route(
-            operation.method, operation.route, self._guard(serve)
-        )
+        handle = guarded(self._guard, serve)
+        self._app.router.add_route(operation.method, operation.route, handle)
 
 
 def _render(operation: AnyOperation, reply: Reply) -> web.Response:
@@ -114,42 +107,39 @@ def _render(operation: AnyOperation, reply: Reply) -> web.Response:
 async def _read(
     operation: Operation[QueryT, BodyT], request: web.Request
 ) -> ApiRequest[QueryT, BodyT]:
-    query = _checked(operation.query, _query_fields(request), where="parameter")
+    query = _validated(operation.query, _query_fields(request), in_query=True)
     if operation.body is NoBody:
         body = operation.body()
     else:
-        body = _checked(operation.body, await _body_fields(request), where="body")
+        body = _validated(operation.body, await _body_fields(request), in_query=False)
     path = dict(request.match_info)
     for name, text in path.items():
         _check_text(text, pointer=name)
-    return ApiRequest(query, body, path, request)
+    return ApiRequest(query, body, path)
 
 
 def _query_fields(request: web.Request) -> dict[str, object]:
     fields: dict[str, object] = {}
     for name, text in request.query.items():
+        shown = json_safe(name[:100])
         if name in fields:
-            detail = f"parameter {name[:100]!r} is there more than once"
-            raise ApiProblem(400, _shown(detail), pointer=_shown(name[:100]))
-        _check_text(text, pointer=_shown(name[:100]))
+            detail = f"parameter {shown!r} is given more than once"
+            raise ApiProblem(400, detail, pointer=shown)
+        _check_text(text, pointer=shown)
         fields[name] = text
     return fields
 
 
 def _check_text(text: str, *, pointer: str) -> None:
-    # What was not UTF-8 once decoded: it names nothing, and JSON cannot say it.
-    if not text.isascii() and _shown(text) != text:
+    # Bytes that are not UTF-8 were decoded to lone surrogates. No name contains them, and
+    # JSON cannot hold them in an answer.
+    if not text.isascii() and json_safe(text) != text:
         raise ApiProblem(400, f"{pointer} is not UTF-8", pointer=pointer)
 
 
-def _shown(text: str) -> str:
-    """Make any text one that JSON can hold."""
-    return text.encode(errors="backslashreplace").decode()
-
-
 async def _body_fields(request: web.Request) -> object:
+    # aiohttp reports application/octet-stream if there is no Content-Type.
     if request.content_type not in {"application/json", "application/octet-stream"}:
-        # The second is aiohttp's word for none.
         raise ApiProblem(415, "the body must be application/json")
     body = await read_body(request, max_bytes=_BODY_MAX_BYTES)
     if body is None:
@@ -160,43 +150,9 @@ async def _body_fields(request: web.Request) -> object:
         raise ApiProblem(400, f"the body is not JSON: {exc.msg} at {exc.pos}") from exc
 
 
-ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-def _checked(model: type[ModelT], fields: object, *, where: str) -> ModelT:
+def _validated(model: type[ModelT], fields: object, *, in_query: bool) -> ModelT:
     try:
         return model.model_validate(fields)
     except ValidationError as exc:
-        errors = exc.errors(
-            include_url=False, include_input=False, include_context=False
-        )
-    details = min(errors, key=lambda one: not _is_malformed(one))
-    status = 400 if _is_malformed(details) else 422
-    if where == "parameter":
-        pointer = str(details["loc"][0])[:100] if details["loc"] else ""
-    else:
-        parts = (str(part)[:100] for part in details["loc"])
-        pointer = "".join(
-            f"/{part.replace('~', '~0').replace('/', '~1')}" for part in parts
-        )
-    sentence = _sentence(details, where, known=model.model_fields)
-    raise ApiProblem(status, sentence, pointer=_shown(pointer))
-
-
-def _sentence(details: ErrorDetails, where: str, *, known: Any) -> str:  # noqa: ANN401 - names of any fields
-    name = _shown(".".join(str(part)[:100] for part in details["loc"]))
-    match details["type"]:
-        case "missing":
-            return f"{name} is missing"
-        case "extra_forbidden":
-            some = ", ".join(known) or "none"
-            return f"{name!r} is not a {where if where == 'parameter' else 'field'}, known are {some}"
-        case "value_error":
-            text = details["msg"].removeprefix("Value error, ")
-            return f"{name} {text}" if name else text
-        case _:
-            return f"{name or 'the body'} {details['msg'].removeprefix('Input ')}"
-
-
-def _is_malformed(details: ErrorDetails) -> bool:
-    return details["type"].endswith(_MALFORMED_SUFFIXES)
+        found = validation_problem(exc, known=model.model_fields, in_query=in_query)
+        raise ApiProblem(found.status, found.detail, pointer=found.pointer) from exc

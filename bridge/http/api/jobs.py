@@ -1,6 +1,7 @@
-"""`/api/jobs`: what was started, how far it is, and how to end it."""
+"""`/api/jobs`: list jobs, show their progress, cancel them."""
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 from bridge.core.contracts.operator.jobs import (
@@ -14,7 +15,7 @@ from bridge.http.api.endpoint import Api, ApiProblem, ApiRequest
 from bridge.http.api.paging import page_by_key
 from bridge.http.jobs import JobBoard, OperatorJob
 
-# How long a cancelled job may take for what it has in hand, before the answer is sent.
+# How long the answer to a cancellation waits for the job's work in flight.
 _ENDS_WITHIN_S: Final = 20.0
 
 
@@ -37,11 +38,9 @@ def add_job_routes(api: Api, board: JobBoard) -> None:
         job = _job(board, request.path["id"])
         if not job.ended.is_set():
             job.cancel()
-        try:
+        with suppress(TimeoutError):  # then the answer shows that it is still running
             async with asyncio.timeout(_ENDS_WITHIN_S):
                 await job.ended.wait()
-        except TimeoutError:
-            return job.facts()  # still running, and says so
         return job.facts()
 
     api.add(GET_JOBS, list_jobs)

@@ -1,4 +1,4 @@
-"""Lists in parts: a cursor is opaque to clients, and text that we check when it comes back."""
+"""Lists in pages: a cursor is opaque to clients, and is validated when it comes back."""
 
 import base64
 import binascii
@@ -13,16 +13,16 @@ ItemT = TypeVar("ItemT")
 
 
 def render_cursor(value: object) -> str:
-    """Return `value`, any JSON, as a cursor."""
+    """Return `value`, which is any JSON, as a cursor."""
     return base64.urlsafe_b64encode(orjson.dumps(value)).decode().rstrip("=")
 
 
 def parse_cursor(text: str) -> object:
     """
-    Return what `render_cursor` was given. The caller checks its form: anybody can make one.
+    Return the value of a cursor. The caller checks its type, since anyone can make one.
 
     Raises:
-        ApiProblem: 422, if it is no cursor.
+        ApiProblem: 422, if `text` is not a cursor.
 
     """
     try:
@@ -35,8 +35,22 @@ def parse_cursor(text: str) -> object:
     return value
 
 
+def parse_text_cursor(cursor: str | None) -> str | None:
+    """
+    Return the text of a cursor; ``None`` if there is no cursor.
+
+    Raises:
+        ApiProblem: 422, if `cursor` is not a cursor with a text.
+
+    """
+    value = None if cursor is None else parse_cursor(cursor)
+    if cursor is not None and not isinstance(value, str):
+        raise bad_cursor()
+    return value if isinstance(value, str) else None
+
+
 def bad_cursor() -> ApiProblem:
-    """Return the refusal of a cursor that is none of ours."""
+    """Return the refusal of a cursor that no page of this list has given."""
     return ApiProblem(
         422, "cursor is not one that a page gave as next", pointer="cursor"
     )
@@ -50,22 +64,18 @@ def page_by_key(
     limit: int,
 ) -> tuple[list[ItemT], str | None]:
     """
-    Return one page of `items`, which are sorted by `key`, and the cursor of the next.
+    Return one page of `items`, which are sorted by `key`, and the cursor of the next page.
 
-    The cursor is the last key, so it holds when items come and go meanwhile.
+    The cursor is the last key, so it stays valid when items are added or removed.
 
     Raises:
-        ApiProblem: 422, if `after` is no cursor of such a list.
+        ApiProblem: 422, if `after` is not a cursor of such a list.
 
     """
-    last: object = None
-    if after is not None:
-        last = parse_cursor(after)
-        if not isinstance(last, str):
-            raise bad_cursor()
+    last = parse_text_cursor(after)
     page: list[ItemT] = []
     for item in items:
-        if isinstance(last, str) and key(item) <= last:
+        if last is not None and key(item) <= last:
             continue
         if len(page) == limit:
             return page, render_cursor(key(page[-1]))

@@ -1,7 +1,7 @@
-"""`/api/users`: who is online, what waits for whom, and closing somebody's windows."""
+"""`/api/users`: list users, show their windows and inboxes, close a user's windows."""
 
 from time import time
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -21,59 +21,47 @@ from bridge.core.contracts.operator.users import (
     UsersPage,
     UsersQuery,
 )
-from bridge.core.fleet import OnlineUser, Reach, Seen
+from bridge.core.fleet import OnlineUser
 from bridge.core.message import user_problem
 from bridge.core.position import Position, user_epoch
 from bridge.errors import StoreUnavailableError
 from bridge.http.api.endpoint import Api, ApiProblem, ApiRequest
-from bridge.http.api.paging import bad_cursor, parse_cursor, render_cursor
+from bridge.http.api.paging import (
+    bad_cursor,
+    parse_cursor,
+    parse_text_cursor,
+    render_cursor,
+)
+from bridge.http.fleet import FleetView
 from bridge.inbox.contract import AdminQueries
 from bridge.logging import user_hash
 
 log = structlog.get_logger(__name__)
 
 _DATA_MAX_BYTES: Final = 1 << 20
-# Behind a user that is `.` or `..`, which programs would take for folders.
-_NOT_A_FOLDER: Final = "\x7f"
+# A suffix for the users `.` and `..`, which HTTP clients would resolve as path segments.
+_DOTS_SUFFIX: Final = "\x7f"
 
 
-class Online(Protocol):
-    """Who is connected, to this bridge and to those that share our inboxes."""
-
-    async def users_online(
-        self, *, prefix: str, after: str, limit: int
-    ) -> tuple[dict[str, OnlineUser], Reach]:
-        """Return the first `limit` users by name who have a window, and from whom."""
-
-    async def windows_of(self, user: str) -> Seen:
-        """Return the windows of `user`."""
-
-    def last_connect_s(self, user: str) -> float | None:
-        """When a window of `user` was let in here last."""
-
-    async def kick(self, user: str) -> tuple[int, Reach]:
-        """Close all windows of `user`; returns how many there were."""
+def add_user_routes(api: Api, inboxes: AdminQueries, fleet: FleetView) -> None:
+    """Serve users, their windows and their inboxes."""
+    handlers = _UserHandlers(inboxes, fleet)
+    api.add(LIST_USERS, handlers.list_users)
+    api.add(GET_USER, handlers.get_user)
+    api.add(KICK_USER, handlers.kick)
+    api.add(GET_INBOX, handlers.get_inbox)
 
 
-def add_user_routes(api: Api, inboxes: AdminQueries, online: Online) -> None:
-    """Serve users and their inboxes."""
-    desk = _Desk(inboxes, online)
-    api.add(LIST_USERS, desk.list_users)
-    api.add(GET_USER, desk.get_user)
-    api.add(KICK_USER, desk.kick)
-    api.add(GET_INBOX, desk.get_inbox)
-
-
-class _Desk:
-    def __init__(self, inboxes: AdminQueries, online: Online) -> None:
+class _UserHandlers:
+    def __init__(self, inboxes: AdminQueries, fleet: FleetView) -> None:
         self._inboxes = inboxes
-        self._online = online
+        self._fleet = fleet
 
     async def list_users(self, request: ApiRequest[UsersQuery, NoBody]) -> UsersPage:
         query = request.query
-        prefix, after = query.q or "", _after(query.cursor)
-        wanted = query.limit + 1  # one more tells whether there is a next page
-        online, reach = await self._online.users_online(
+        prefix, after = query.q or "", parse_text_cursor(query.cursor) or ""
+        wanted = query.limit + 1  # one more shows whether there is a next page
+        online, coverage = await self._fleet.users_online(
             prefix=prefix, after=after, limit=wanted
         )
         names = list(online)
@@ -86,7 +74,7 @@ class _Desk:
             _facts(
                 name,
                 inboxes.get(name) or await self._inbox(name),
-                online.get(name) or OnlineUser(0, self._online.last_connect_s(name)),
+                online.get(name) or OnlineUser(0, self._fleet.last_connect_s(name)),
             )
             for name in names[: query.limit]
         ]
@@ -94,35 +82,35 @@ class _Desk:
         return UsersPage(
             items=items,
             next=render_cursor(items[-1].user) if has_more else None,
-            bridges=reach.bridges,
-            silent=reach.silent,
+            bridges=coverage.bridges,
+            silent=coverage.silent,
         )
 
     async def get_user(self, request: ApiRequest[NoQuery, NoBody]) -> UserDetail:
         user = _user_of(request.path["user"])
         inbox = await self._inbox(user)
-        seen = await self._online.windows_of(user)
-        if inbox is not None and not inbox.state.last and not seen.windows:
-            raise _nobody()
-        facts = _facts(user, inbox, OnlineUser(0, seen.last_connect_s)).model_dump()
+        found = await self._fleet.windows_of(user)
+        if inbox is not None and not inbox.state.last and not found.windows:
+            raise _unknown_user()
+        facts = _facts(user, inbox, OnlineUser(0, found.last_connect_s)).model_dump()
         facts |= {
-            "windows": list(seen.windows),
-            "bridges": seen.reach.bridges,
-            "silent": seen.reach.silent,
+            "windows": list(found.windows),
+            "bridges": found.coverage.bridges,
+            "silent": found.coverage.silent,
         }
         return UserDetail(**facts)
 
     async def kick(self, request: ApiRequest[NoQuery, NoBody]) -> Kicked:
         user = _user_of(request.path["user"])
-        kicked, reach = await self._online.kick(user)
+        kicked, coverage = await self._fleet.kick(user)
         log.info(
             "operator.kicked",
             user=user_hash(user),
             windows=kicked,
-            bridges=reach.bridges,
-            silent=reach.silent,
+            bridges=coverage.bridges,
+            silent=coverage.silent,
         )
-        return Kicked(kicked=kicked, bridges=reach.bridges, silent=reach.silent)
+        return Kicked(kicked=kicked, bridges=coverage.bridges, silent=coverage.silent)
 
     async def get_inbox(
         self, request: ApiRequest[InboxQuery, NoBody]
@@ -132,9 +120,9 @@ class _Desk:
         before = _before(query.cursor)
         inbox = await self._inboxes.user(user)
         if inbox is None:
-            if (await self._online.windows_of(user)).windows:
+            if (await self._fleet.windows_of(user)).windows:
                 return Page[InboxMessage](items=[], next=None)
-            raise _nobody()
+            raise _unknown_user()
         messages = await self._inboxes.messages(
             user,
             before=before,
@@ -149,11 +137,11 @@ class _Desk:
         )
 
     async def _inbox(self, user: str) -> InboxSummary | None:
-        """Return an inbox, an empty one for a user without; ``None`` if the store is away."""
+        """Return an inbox, an empty one by default; ``None`` if the store is unavailable."""
         try:
             return await self._inboxes.user(user) or InboxSummary.empty(user)
         except StoreUnavailableError:
-            return None  # who is online is worth knowing all the same
+            return None  # the user's windows can be shown without it
 
 
 def _facts(user: str, inbox: InboxSummary | None, online: OnlineUser) -> UserFacts:
@@ -169,36 +157,25 @@ def _facts(user: str, inbox: InboxSummary | None, online: OnlineUser) -> UserFac
 
 
 def _user_of(text: str) -> str:
-    """Return the user that a path names."""
-    user = (
-        text.removesuffix(_NOT_A_FOLDER) if text.strip(".") == _NOT_A_FOLDER else text
-    )
+    """Return the user that a path parameter names."""
+    user = text.removesuffix(_DOTS_SUFFIX) if text.strip(".") == _DOTS_SUFFIX else text
     problem = user_problem(user)
     if problem:
         raise ApiProblem(422, f"user {problem}", pointer="user")
     return user
 
 
-def _nobody() -> ApiProblem:
+def _unknown_user() -> ApiProblem:
     return ApiProblem(
         404, "no window and no inbox: nothing was ever stored for the user"
     )
-
-
-def _after(cursor: str | None) -> str:
-    if cursor is None:
-        return ""
-    after = parse_cursor(cursor)
-    if not isinstance(after, str):
-        raise bad_cursor()
-    return after
 
 
 def _before(cursor: str | None) -> int | None:
     if cursor is None:
         return None
     before = parse_cursor(cursor)
-    # A database counts to 2^63.
+    # A larger number would not fit into the databases' 64-bit integers.
     if not isinstance(before, int) or not 0 < before < 1 << 63:
         raise bad_cursor()
     return before

@@ -149,7 +149,7 @@ class SignIn:
         if token is None:
             detail = "token is missing, expected the operator token in JSON"
             return problem(422, detail, pointer="/token")
-        if self.keys.fit(token):
+        if self.keys.accepts(token):
             return None
         self.throttle.note_failure(address, self.clock())
         log.warning("console.token_refused", address=address)

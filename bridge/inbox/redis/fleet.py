@@ -18,7 +18,7 @@ from typing import Any, Final
 import orjson
 import structlog
 
-from bridge.core.fleet import Heard
+from bridge.core.fleet import FleetAnswers
 from bridge.core.redis_address import Host, RedisAddress
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.redis.connection import KeptLink, RefusedByRedisError
@@ -89,7 +89,7 @@ class RedisFleet:
 
     # --- asking
 
-    async def ask(self, question: Question) -> Heard:
+    async def ask(self, question: Question) -> FleetAnswers:
         """
         Ask all others, and wait for as many answers as there were listeners.
 
@@ -112,8 +112,8 @@ class RedisFleet:
         finally:
             del self._asked[number]
         if others is None or not self._is_counted:
-            return Heard(asked.answers, None)
-        return Heard(asked.answers, max(0, others - len(asked.answers)))
+            return FleetAnswers(asked.answers, None)
+        return FleetAnswers(asked.answers, max(0, others - len(asked.answers)))
 
     async def _publish(self, channel: str, words: Question) -> int:
         body = orjson.dumps(words)

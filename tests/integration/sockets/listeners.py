@@ -74,14 +74,6 @@ class Plan:
         )
 
 
-class Healthy:
-    """A bridge that is always ready."""
-
-    def unready_reasons(self) -> list[str]:
-        """Say what keeps it from being ready: nothing."""
-        return []
-
-
 @dataclass(frozen=True)
 class Door:
     """A door that listens, and what is behind it."""
@@ -193,7 +185,7 @@ async def open_door(
         place=place,
     )
     app = await asyncio.to_thread(  # it reads a file, before a bridge has a loop
-        public_app, health=Healthy(), route_sockets=server.route, legacy=legacy
+        public_app, unready_reasons=list, route_sockets=server.route, legacy=legacy
     )
     runner = web.AppRunner(
         app, access_log=None, keepalive_timeout=15, shutdown_timeout=0.2

@@ -7,7 +7,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from bridge.http.listeners import serve, serve_privately
+from bridge.http.listeners import serve, serve_on_unix_socket
 from bridge.settings.load import load_settings
 from bridge.workers.admin_proxy import Door
 from bridge.workers.pool import Crew
@@ -30,7 +30,7 @@ async def test_an_address_with_its_host_is_asked_for_as_one_without(
     door = await asyncio.to_thread(Door, settings, crew)
     async with AsyncExitStack() as stack:
         path = member.place.operator_socket
-        await serve_privately(stack, worker, path)
+        await serve_on_unix_socket(stack, worker, path)
         member.session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=path))
         )

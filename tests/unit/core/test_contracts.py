@@ -11,9 +11,8 @@ from bridge.core.contracts import (
     TTL_MAX_S,
     Problem,
     PublishRequest,
-    first_problem,
     parse_publish_request,
-    problem_status,
+    validation_problem,
 )
 from bridge.core.message import Delivery, Message, MessageLimits, parse_delivery
 from bridge.core.properties import Properties, render_properties
@@ -123,8 +122,8 @@ def test_an_unknown_field_is_told_before_a_bad_value() -> None:
     with pytest.raises(ValidationError) as caught:
         PublishRequest.model_validate({"user": "", "data": 1, "events": "x"})
 
-    assert problem_status(caught.value) == 400
-    assert first_problem(caught.value)[0] == "/events"
+    found = validation_problem(caught.value, known=())
+    assert (found.status, found.pointer) == (400, "/events")
 
 
 def test_data_that_is_read_but_cannot_be_written_is_refused() -> None:
@@ -144,7 +143,11 @@ def test_text_that_is_no_unicode_is_refused_and_never_raises(field: str) -> None
             {"user": "alice", "data": 1} | {field: "a\udc80b"}
         )
 
-    assert first_problem(caught.value) == (f"/{field}", f"{field} is not valid Unicode")
+    found = validation_problem(caught.value, known=())
+    assert (found.pointer, found.detail) == (
+        f"/{field}",
+        f"{field} is not valid Unicode",
+    )
 
 
 def test_a_refusal_never_quotes_a_value() -> None:

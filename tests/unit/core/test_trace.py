@@ -1,40 +1,68 @@
-"""The story of a message, whatever of it is left: true, in order, plain about what is not known."""
+"""The story of a message: its steps in order, its fate, and everything that is not known."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage
+from bridge.core.contracts.operator.users import WindowFacts
+from bridge.core.dead_letter import StoredDeadLetter
 from bridge.core.journal import JournalEntry
 from bridge.core.position import Position, user_epoch
 from bridge.core.replay import InboxState
-from bridge.core.trace import DeadFact, Facts, Story, WindowFact, tell_story
-from bridge.enums import Fate, Stage, SyncReason
+from bridge.core.trace import Story, TraceFacts, build_story
+from bridge.enums import DeadLetterCause, Fate, Stage, SyncReason
 
 KEPT = KeptMessage(5, "message", 100.0, "m", None, 3)
-DEAD = DeadFact(300.0, "ann", "too_large", "the body is too large", "9 bytes", 1, 0)
+
+
+def letter(**changes: Any) -> StoredDeadLetter:
+    """Return a dead letter of ann."""
+    facts: dict[str, Any] = {
+        "id": "l",
+        "reason": DeadLetterCause.TOO_LARGE,
+        "error": "9 bytes",
+        "user": "ann",
+        "event": "message",
+        "message_id": "m",
+        "dead_s": 300.0,
+        "origin_exchange": "",
+        "origin_queue": "",
+        "attempts": 1,
+        "redrives": 0,
+        "body_bytes": 9,
+    }
+    return StoredDeadLetter(**(facts | changes))
+
+
+def window(offset: int, acks: Literal["auto", "manual"] = "auto") -> WindowFacts:
+    """Return a window of ann that has received everything up to `offset`."""
+    return WindowFacts(
+        bridge="", sid_short="s", transport="polling", address="::1", connected_s=1.0,
+        offset=offset, acks=acks, live=True, waiting_bytes=0,
+    )  # fmt: skip
 
 
 def happened(stage: Stage, at_s: float, **more: Any) -> JournalEntry:
-    """Return an entry of the journal."""
+    """Return a journal entry."""
     return JournalEntry(at_s, stage, "ann", "m", **more)
 
 
 def story(
-    *happenings: JournalEntry,
+    *entries: JournalEntry,
     kept: Sequence[KeptMessage] = (),
     seen_s: float | None = None,
     delivered: int = 0,
     trimmed_for: SyncReason | None = None,
     **more: Any,
 ) -> Story:
-    """Tell the story of message m of ann."""
+    """Build the story of the message m of ann."""
     has_inbox = kept or seen_s is not None or delivered
     state = InboxState("e", 1, 9, delivered, trimmed_for)
     facts: dict[str, Any] = {
         "user": "ann",
         "inbox": InboxSummary("ann", state) if has_inbox else None,
-        "sighting": InboxMatch("ann", kept, seen_s) if kept or seen_s else None,
-        "happenings": happenings,
+        "inbox_match": InboxMatch("ann", kept, seen_s) if kept or seen_s else None,
+        "entries": entries,
         "dead": (),
         "is_dead_complete": True,
         "windows": (),
@@ -42,20 +70,20 @@ def story(
         "journal_begins_s": 50.0,
         "now_s": 1000.0,
     }
-    return tell_story(Facts(**(facts | more)))
+    return build_story(TraceFacts(**(facts | more)))
 
 
-def stages(told: Story) -> list[tuple[Stage, float | None]]:
-    """Return what happened when."""
-    return [(step.stage, step.at_s) for step in told.steps]
+def stages(found: Story) -> list[tuple[Stage, float | None]]:
+    """Return the stage and time of each step."""
+    return [(step.stage, step.at_s) for step in found.steps]
 
 
 # --- kept
 
 
-def test_a_delivered_message_is_told_from_publishing_to_delivery() -> None:
-    """The whole story, when every source has its part."""
-    told = story(
+def test_a_delivered_message_has_steps_from_publishing_to_delivery() -> None:
+    """Every source contributes its part."""
+    found = story(
         happened(Stage.PUBLISHED, 99.0, text="over HTTP"),
         happened(Stage.STORED, 101.0, offset=5),
         happened(Stage.WRITTEN, 101.0, offset=5, windows=2),
@@ -64,7 +92,7 @@ def test_a_delivered_message_is_told_from_publishing_to_delivery() -> None:
         delivered=7,
     )
 
-    assert stages(told) == [
+    assert stages(found) == [
         (Stage.PUBLISHED, 99.0),
         (Stage.TAKEN, 100.0),
         (Stage.STORED, 101.0),
@@ -72,80 +100,77 @@ def test_a_delivered_message_is_told_from_publishing_to_delivery() -> None:
         (Stage.DUPLICATE, 150.0),
         (Stage.DELIVERED, None),
     ]
-    texts = [step.text for step in told.steps]
+    texts = [step.text for step in found.steps]
     assert texts[0] == "published: over HTTP"
     assert texts[2:4] == ["stored at offset 5", "written to 2 windows"]
-    assert told.steps[3].windows == 2
-    assert told.steps[1].position == str(Position(user_epoch("e", "ann"), 5))
-    assert told.fate is Fate.DELIVERED
-    assert told.verdict == "delivered: the user has had everything up to offset 7"
-    assert list(told.silent) == []
+    assert found.steps[3].windows == 2
+    assert found.steps[1].position == str(Position(user_epoch("e", "ann"), 5))
+    assert found.fate is Fate.DELIVERED
+    assert found.verdict == "delivered: the user has received everything up to offset 7"
+    assert list(found.gaps) == []
 
 
-def test_without_the_journal_the_inbox_tells_and_the_silence_is_named() -> None:
-    """After a restart: when it was stored and written, nobody knows."""
-    told = story(kept=[KEPT], delivered=5, journal_begins_s=500.0)
+def test_without_the_journal_the_inbox_is_used_and_the_gaps_are_named() -> None:
+    """After a restart the times of storing and writing are unknown."""
+    found = story(kept=[KEPT], delivered=5, journal_begins_s=500.0)
 
-    assert stages(told) == [
+    assert stages(found) == [
         (Stage.TAKEN, 100.0),
         (Stage.STORED, None),
         (Stage.DELIVERED, None),
     ]
-    assert "the journal is in memory" in told.silent[0]
-    assert "over AMQP the bridge sees a message only when" in told.silent[1]
+    assert "the journal is in memory" in found.gaps[0]
+    assert "over AMQP the bridge sees a message only when" in found.gaps[1]
 
 
-def test_what_was_written_was_stored_before() -> None:
-    """The journal hears of windows first: they are fed in the moment of the commit."""
-    told = story(
+def test_a_message_is_stored_before_it_is_written() -> None:
+    """Windows are fed within the commit, so the journal records their writes first."""
+    found = story(
         happened(Stage.WRITTEN, 101.0, offset=5, windows=1),
         happened(Stage.STORED, 101.001, offset=5),
         kept=[KEPT],
         delivered=5,
     )
 
-    assert stages(told)[1:3] == [(Stage.STORED, 101.0), (Stage.WRITTEN, 101.0)]
+    assert stages(found)[1:3] == [(Stage.STORED, 101.0), (Stage.WRITTEN, 101.0)]
 
 
-def test_an_ack_is_the_delivery() -> None:
-    """With its time, once."""
-    told = story(
+def test_an_ack_counts_as_the_delivery() -> None:
+    """The step has the time of the ack and appears once."""
+    found = story(
         happened(Stage.STORED, 101.0, offset=5),
         JournalEntry(110.0, Stage.DELIVERED, "ann", offset=5, text="acked"),
         kept=[KEPT],
         delivered=6,
     )
 
-    assert stages(told)[2:] == [(Stage.DELIVERED, 110.0)]
-    assert told.steps[-1].text == "delivered: acked"
+    assert stages(found)[2:] == [(Stage.DELIVERED, 110.0)]
+    assert found.steps[-1].text == "delivered: acked"
 
 
-def test_a_waiting_message_says_what_it_waits_for() -> None:
-    """The question that operators ask most."""
-    manual, polling = (
-        WindowFact(5, has_manual_acks=True),
-        WindowFact(9, has_manual_acks=False),
-    )
+def test_a_waiting_message_has_a_reason() -> None:
+    """Operators ask this question most."""
+    manual, polling = window(5, "manual"), window(9)
 
-    def why(*windows: WindowFact, last_connect_s: float | None = None) -> str:
-        told = story(
+    def why(*windows: WindowFacts, last_connect_s: float | None = None) -> str:
+        found = story(
             kept=[KEPT], delivered=4, windows=windows, last_connect_s=last_connect_s
         )
-        assert told.fate is Fate.WAITING
-        assert told.steps[-1].text == told.verdict
-        return told.verdict.removeprefix("waiting: ")
+        assert found.fate is Fate.WAITING
+        assert found.steps[-1].text == found.verdict
+        return found.verdict.removeprefix("waiting: ")
 
     assert why() == "no window of the user has connected since the journal begins"
     assert why(last_connect_s=60.0) == "no window of the user is connected"
-    assert why(
-        WindowFact(2, has_manual_acks=False), WindowFact(3, has_manual_acks=False)
-    ) == ("2 windows connected, still reading what was before it (at offset 3)")
+    assert why(window(2), window(3)) == (
+        "2 windows connected, still reading earlier messages (at offset 3)"
+    )
     assert why(manual) == "written to 1 window, none has acked it yet"
     assert why(polling) == "1 window polls for it and has yet to fetch it"
 
 
 def test_a_message_past_its_deadline_is_expired() -> None:
-    """At its deadline, or when it was found to be over."""
+    """The step has the deadline, or the time at which the bridge noticed it."""
     kept = [KeptMessage(5, "message", 100.0, "m", 200.0, 3)]
 
     by_deadline = story(kept=kept)
@@ -156,8 +181,8 @@ def test_a_message_past_its_deadline_is_expired() -> None:
     assert by_deadline.fate is found_out.fate is Fate.EXPIRED
 
 
-def test_a_mark_behind_an_expired_message_proves_nothing() -> None:
-    """A replay leaves it out, and the mark passes it: only the journal can tell."""
+def test_a_mark_after_an_expired_message_does_not_prove_its_delivery() -> None:
+    """A replay leaves it out and the mark passes it: only the journal shows which."""
     kept = [KeptMessage(5, "message", 100.0, "m", 200.0, 3)]
 
     def replayed(at_s: float) -> Story:
@@ -168,35 +193,35 @@ def test_a_mark_behind_an_expired_message_proves_nothing() -> None:
 
     assert in_time.verdict.startswith("delivered: ")
     assert Stage.WRITTEN in dict(stages(in_time))
-    assert "which came first nobody knows" in too_late.verdict
+    assert "it is not known which happened first" in too_late.verdict
     assert Stage.WRITTEN not in dict(stages(too_late))
 
 
-def test_of_two_messages_with_one_id_the_newest_decides() -> None:
-    """Published again after its window; both are told."""
+def test_the_newest_of_two_messages_with_one_id_decides_the_fate() -> None:
+    """It was published again after the dedupe window; both have steps."""
     again = KeptMessage(8, "message", 500.0, "m", None, 3)
 
-    told = story(kept=[KEPT, again], delivered=5)
+    found = story(kept=[KEPT, again], delivered=5)
 
-    assert [stage for stage, _ in stages(told)] == [
+    assert [stage for stage, _ in stages(found)] == [
         *(Stage.TAKEN, Stage.STORED) * 2,
         *(Stage.DELIVERED, Stage.WAITING),
     ]
-    assert told.fate is Fate.WAITING
+    assert found.fate is Fate.WAITING
 
 
 # --- not kept
 
 
-def test_a_trimmed_message_says_why_and_whether_it_had_arrived() -> None:
-    """As far as is known: the id alone does not tell where it stood."""
+def test_a_trimmed_message_has_a_reason_and_a_delivery_state() -> None:
+    """As far as is known: the id alone does not reveal the offset."""
     stored = happened(Stage.STORED, 101.0, offset=5)
 
-    def verdict(*happenings: JournalEntry, **more: Any) -> str:
-        told = story(*happenings, **more)
-        assert told.fate is Fate.TRIMMED
-        assert told.steps[-1].text == told.verdict
-        return told.verdict
+    def verdict(*entries: JournalEntry, **more: Any) -> str:
+        found = story(*entries, **more)
+        assert found.fate is Fate.TRIMMED
+        assert found.steps[-1].text == found.verdict
+        return found.verdict
 
     assert verdict(stored, delivered=6, trimmed_for=SyncReason.LIMIT) == (
         "trimmed: the inbox holds no more than BRIDGE_INBOX_MAX_MESSAGES; it was "
@@ -206,41 +231,44 @@ def test_a_trimmed_message_says_why_and_whether_it_had_arrived() -> None:
         "trimmed: it was over BRIDGE_INBOX_MAX_AGE; it was never delivered"
     )
     assert verdict(seen_s=101.0) == (
-        "trimmed: the store has forgotten it; whether it was delivered first, nobody knows"
+        "trimmed: the store has forgotten it; it is not known whether it was delivered first"
     )
     assert verdict(stored) == (
-        "trimmed: the store has forgotten it; whether it was delivered first, nobody knows"
+        "trimmed: the store has forgotten it; it is not known whether it was delivered first"
     )
 
 
-def test_a_dead_letter_says_why() -> None:
-    """In the words of the letter, at the time of the journal, which is finer; once."""
-    told = story(happened(Stage.DEAD, 301.0, text="attempt 1"), dead=[DEAD])
+def test_a_dead_letter_is_a_step_with_its_reason() -> None:
+    """The step appears once, with the time of the journal, which is more precise."""
+    found = story(happened(Stage.DEAD, 301.0, text="attempt 1"), dead=[letter()])
 
-    assert stages(told) == [(Stage.DEAD, 301.0)]
-    assert stages(story(dead=[DEAD])) == [(Stage.DEAD, 300.0)]
-    assert told.fate is Fate.DEAD
-    assert told.verdict == (
-        "dead: in the dead letters, too_large: the body is too large (9 bytes); 1 attempt"
+    assert stages(found) == [(Stage.DEAD, 301.0)]
+    assert stages(story(dead=[letter()])) == [(Stage.DEAD, 300.0)]
+    assert found.fate is Fate.DEAD
+    assert found.verdict == (
+        "dead: in the dead letters, too_large: "
+        f"{DeadLetterCause.TOO_LARGE.explanation} (9 bytes); 1 attempt"
     )
-    again = DeadFact(None, "ann", "other", "who knows", "", 0, 2)
-    assert story(dead=[again]).verdict.endswith("other: who knows; 2 redrives before")
+    again = letter(
+        dead_s=None, reason=DeadLetterCause.OTHER, error="", attempts=0, redrives=2
+    )
+    assert story(dead=[again]).verdict.endswith("; 2 redrives before")
 
 
 def test_a_message_that_was_redriven_and_stored_is_not_dead() -> None:
-    """What became of it in the end counts; a copy in the queue is told beside it."""
-    told = story(kept=[KEPT], delivered=5, dead=[DEAD])
+    """The latest state decides; a copy among the dead letters is still a step."""
+    found = story(kept=[KEPT], delivered=5, dead=[letter()])
 
-    assert told.fate is Fate.DELIVERED
-    assert Stage.DEAD in dict(stages(told))
+    assert found.fate is Fate.DELIVERED
+    assert Stage.DEAD in dict(stages(found))
 
 
-def test_the_last_thing_that_happened_is_how_it_stands() -> None:
-    """For a message that is in no inbox."""
+def test_the_last_event_decides_the_fate() -> None:
+    """This holds for a message that is in no inbox."""
 
     def end(stage: Stage, **more: Any) -> tuple[Fate, str]:
-        told = story(happened(Stage.RETRIED, 70.0), happened(stage, 80.0), **more)
-        return told.fate, told.verdict
+        found = story(happened(Stage.RETRIED, 70.0), happened(stage, 80.0), **more)
+        return found.fate, found.verdict
 
     assert end(Stage.RETRIED)[0] is Fate.RETRYING
     assert end(Stage.PUBLISHED)[0] is Fate.ON_ITS_WAY
@@ -253,10 +281,10 @@ def test_the_last_thing_that_happened_is_how_it_stands() -> None:
     assert end(Stage.DEAD, is_dead_complete=False)[1] == "dead: it was set aside"
 
 
-def test_where_nothing_is_left_that_is_the_answer() -> None:
-    """With every place that could not be looked at."""
-    told = story(happened(Stage.DUPLICATE, 60.0), silent=["the broker is away"])
+def test_without_a_trace_the_fate_is_unknown() -> None:
+    """The gaps name every source that was not available."""
+    found = story(happened(Stage.DUPLICATE, 60.0), gaps=["the broker is away"])
 
-    assert told.fate is Fate.UNKNOWN
-    assert told.silent[0] == "the broker is away"
-    assert "inbound or a retry queue" in told.silent[-1]
+    assert found.fate is Fate.UNKNOWN
+    assert found.gaps[0] == "the broker is away"
+    assert "inbound or a retry queue" in found.gaps[-1]

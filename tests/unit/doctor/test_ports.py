@@ -51,8 +51,8 @@ async def test_a_port_of_a_running_bridge_passes_the_check() -> None:
 @pytest.mark.parametrize(
     ("host", "problem"),
     [
-        ("192.0.2.1", "192.0.2.1 is no address of this machine"),
-        ("no.such.invalid", "no.such.invalid is no name that is known here"),
+        ("192.0.2.1", "192.0.2.1 is not an address of this machine"),
+        ("no.such.invalid", "the name no.such.invalid cannot be resolved"),
     ],
 )
 async def test_an_address_that_cannot_be_bound_fails_the_check(

@@ -1,4 +1,4 @@
-"""Doors on a free port, and a publisher that keeps what it is given."""
+"""Applications on a free port, and fakes that they need."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -10,45 +10,39 @@ import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from bridge.amqp.publish.messages import MessagePublisher
+
 Client = TestClient[web.Request, web.Application]
 Open = Callable[[web.Application], Awaitable[Client]]
 
 
 @dataclass
-class Desk:
-    """A publisher that takes everything, or fails as it is told."""
+class FakePublisher(MessagePublisher):
+    """Records every message, or fails."""
 
     published: list[dict[str, Any]] = field(default_factory=list)
     failure: Exception | None = None
 
     async def publish_message(self, **message: Any) -> None:
-        """Keep the message."""
+        """Record the message, or raise `failure`."""
         if self.failure is not None:
             raise self.failure
         self.published.append(message)
 
 
-@dataclass
-class Patient:
-    """A bridge that says how it is."""
+class OpenGuard:
+    """Lets every request pass."""
 
-    reasons: list[str] = field(default_factory=list)
-
-    def unready_reasons(self) -> list[str]:
-        """Say what keeps it from being ready."""
-        return self.reasons
+    def refusal(self, request: web.Request) -> web.Response | None:
+        """Refuse nothing."""
+        assert request
+        return None
 
 
 @pytest.fixture
-def desk() -> Desk:
-    """The broker's side."""
-    return Desk()
-
-
-@pytest.fixture
-def health() -> Patient:
-    """A healthy bridge."""
-    return Patient()
+def publisher() -> FakePublisher:
+    """A publisher whose broker confirms everything."""
+    return FakePublisher()
 
 
 @pytest_asyncio.fixture

@@ -1,4 +1,4 @@
-"""The operator door: publish with a key, metrics with another, health for all."""
+"""The operator port: publish with one key, metrics with another, health without a key."""
 
 import json
 
@@ -9,25 +9,25 @@ from bridge.core.schema_set import compile_schemas
 from bridge.errors import BrokerUnavailableError
 from bridge.http.authentication import Keys
 from bridge.http.console.sign_in import SignIn
-from bridge.http.operator import PublishDoor, operator_app
-from bridge.http.publishing import EventCheck
+from bridge.http.operator import operator_app
+from bridge.http.publish import EventCheck, PublishEndpoint
 from bridge.metrics import Metrics
-from tests.unit.http.conftest import Client, Desk, Open, Patient
+from tests.unit.http.conftest import Client, FakePublisher, Open
 
 KEY = {"X-API-Key": "publish"}
 
 
-async def door(
-    open_app: Open, health: Patient, desk: Desk, schemas: EventSchemas | None = None
+async def open_operator(
+    open_app: Open, publisher: FakePublisher, schemas: EventSchemas | None = None
 ) -> Client:
-    """Open the door: 1,000 bytes a message."""
-    publishing = PublishDoor(
-        desk, Metrics(), max_message_bytes=1000, check=EventCheck(schemas)
+    """Serve the operator port; data may have 1,000 bytes."""
+    endpoint = PublishEndpoint(
+        publisher, Metrics(), max_message_bytes=1000, check=EventCheck(schemas)
     )
     return await open_app(
         operator_app(
-            health=health,
-            publish=publishing.publish,
+            unready_reasons=list,
+            publish=endpoint.publish,
             metrics=Metrics(),
             sign_in=SignIn(Keys(["operate"], setting="BRIDGE_OPERATOR_TOKEN"), ()),
             publish_keys=Keys(["publish"], setting="BRIDGE_API_KEY"),
@@ -36,10 +36,10 @@ async def door(
 
 
 async def test_a_message_is_accepted_once_the_broker_has_it(
-    open_app: Open, health: Patient, desk: Desk
+    open_app: Open, publisher: FakePublisher
 ) -> None:
-    """202 with the id; one is made up if there is none."""
-    client = await door(open_app, health, desk)
+    """202 with the id; the bridge makes one if there is none."""
+    client = await open_operator(open_app, publisher)
 
     body = {"user": "tom", "data": {"a": [1]}, "event": "order", "id": "m", "ttl_s": 5}
     async with client.post("/api/publish", json=body, headers=KEY) as response:
@@ -47,9 +47,9 @@ async def test_a_message_is_accepted_once_the_broker_has_it(
     async with client.post(
         "/api/publish", json={"user": "tom", "data": None}, headers=KEY
     ) as response:
-        made_up = (await response.json())["id"]
+        generated = (await response.json())["id"]
 
-    first, second = desk.published
+    first, second = publisher.published
     assert (first["user"], first["event"], first["message_id"], first["ttl_s"]) == (
         "tom",
         "order",
@@ -58,7 +58,7 @@ async def test_a_message_is_accepted_once_the_broker_has_it(
     )
     assert json.loads(first["data"]) == {"a": [1]}
     assert second["data"] == b"null"
-    assert second["message_id"] == made_up
+    assert second["message_id"] == generated
 
 
 @pytest.mark.parametrize(
@@ -78,24 +78,24 @@ async def test_a_message_is_accepted_once_the_broker_has_it(
     ids=lambda value: ascii(value)[:30],
 )
 async def test_a_bad_body_is_a_problem_and_nothing_is_published(
-    open_app: Open, health: Patient, desk: Desk, body: bytes, status: int
+    open_app: Open, publisher: FakePublisher, body: bytes, status: int
 ) -> None:
-    """Each with the status that the table of bad input names."""
-    client = await door(open_app, health, desk)
+    """400 for a wrong form, 422 for a wrong value, 413 for too much data."""
+    client = await open_operator(open_app, publisher)
 
     async with client.post("/api/publish", data=body, headers=KEY) as response:
         assert response.status == status
         assert response.content_type == "application/problem+json"
         assert (await response.json())["detail"]
-    assert not desk.published
+    assert not publisher.published
 
 
-async def test_a_broker_that_is_away_is_a_503(
-    open_app: Open, health: Patient, desk: Desk
+async def test_an_unavailable_broker_is_a_503(
+    open_app: Open, publisher: FakePublisher
 ) -> None:
     """With Retry-After: publish again with the same id."""
-    desk.failure = BrokerUnavailableError("publish", "no confirm within 10 s")
-    client = await door(open_app, health, desk)
+    publisher.failure = BrokerUnavailableError("publish", "no confirm within 10 s")
+    client = await open_operator(open_app, publisher)
 
     body = {"user": "tom", "data": 1}
     async with client.post("/api/publish", json=body, headers=KEY) as response:
@@ -107,11 +107,11 @@ async def test_a_broker_that_is_away_is_a_503(
     ("method", "path", "key"),
     [("POST", "/api/publish", "publish"), ("GET", "/metrics", "operate")],
 )
-async def test_each_door_has_its_own_key(
-    open_app: Open, health: Patient, desk: Desk, method: str, path: str, key: str
+async def test_publishing_and_metrics_have_different_keys(
+    open_app: Open, publisher: FakePublisher, method: str, path: str, key: str
 ) -> None:
     """A worker that may publish may not read the metrics."""
-    client = await door(open_app, health, desk)
+    client = await open_operator(open_app, publisher)
     body = b'{"user":"tom","data":1}' if method == "POST" else None
 
     for given in ("publish", "operate"):
@@ -124,33 +124,33 @@ async def test_each_door_has_its_own_key(
 
 
 async def test_metrics_are_prometheus_text(
-    open_app: Open, health: Patient, desk: Desk
+    open_app: Open, publisher: FakePublisher
 ) -> None:
     """With the version that scrapers look for."""
-    client = await door(open_app, health, desk)
+    client = await open_operator(open_app, publisher)
 
     async with client.get("/metrics", headers={"X-API-Key": "operate"}) as response:
         assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         assert "bridge_windows " in await response.text()
 
 
-async def test_health_needs_no_key(open_app: Open, health: Patient, desk: Desk) -> None:
+async def test_health_needs_no_key(open_app: Open, publisher: FakePublisher) -> None:
     """A probe has none."""
-    client = await door(open_app, health, desk)
+    client = await open_operator(open_app, publisher)
 
     for path in ("/health/live", "/health/ready"):
         async with client.get(path) as response:
             assert response.status == 200
 
 
-async def test_data_that_its_schema_does_not_allow_is_refused_with_its_place(
-    open_app: Open, health: Patient, desk: Desk
+async def test_data_that_its_schema_forbids_is_refused_with_a_pointer(
+    open_app: Open, publisher: FakePublisher
 ) -> None:
-    """Accepted now, it would be a dead letter later and its sender would not know."""
+    """If it were accepted, it would silently become a dead letter."""
     files = {"note.json": b'{"items": {"type": "integer"}}', "message.json": b"false"}
     schemas = compile_schemas(files, refuses_unknown=True)
     assert isinstance(schemas, EventSchemas)
-    client = await door(open_app, health, desk, schemas=schemas)
+    client = await open_operator(open_app, publisher, schemas=schemas)
 
     for event, data, pointer in (
         ("note", [1, "2"], "/data/1"),
@@ -166,4 +166,4 @@ async def test_data_that_its_schema_does_not_allow_is_refused_with_its_place(
             assert response.status == (422 if pointer else 202), answer
             assert answer.get("pointer") == pointer
 
-    assert [message["data"] for message in desk.published] == [b"[1,2]"]
+    assert [message["data"] for message in publisher.published] == [b"[1,2]"]

@@ -1,6 +1,7 @@
-"""The public door: health, the stock client's script, the article's GET."""
+"""The public port: health, the stock client's script, the legacy GET."""
 
 import subprocess
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from bridge.core.event_schemas import EventSchemas
 from bridge.core.schema_set import compile_schemas
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.http.authentication import Keys, guarded
-from bridge.http.public import LegacyDoor, public_app
-from bridge.http.publishing import EventCheck
-from tests.unit.http.conftest import Client, Desk, Open, Patient
+from bridge.http.public import public_app
+from bridge.http.publish import EventCheck, LegacyPushEndpoint
+from tests.unit.http.conftest import Client, FakePublisher, Open
 
 TESTS = Path(__file__).parents[2]
 
@@ -23,11 +24,20 @@ def no_sockets(app: web.Application) -> None:
     """Serve no windows."""
 
 
-async def door(open_app: Open, health: Patient, *, desk: Desk | None = None) -> Client:
-    """Open the door, with the article's GET if there is a desk to publish to."""
-    legacy = None if desk is None else LegacyDoor(desk).push
+async def open_public(
+    open_app: Open,
+    publisher: FakePublisher | None = None,
+    *,
+    reasons: Sequence[str] = (),
+) -> Client:
+    """Serve the public port, with the legacy GET if there is a publisher."""
+    legacy = None if publisher is None else LegacyPushEndpoint(publisher).push
     return await open_app(
-        public_app(health=health, route_sockets=no_sockets, legacy=legacy)
+        public_app(
+            unready_reasons=lambda: list(reasons),
+            route_sockets=no_sockets,
+            legacy=legacy,
+        )
     )
 
 
@@ -46,29 +56,28 @@ def npm_script() -> bytes:
 # --- health
 
 
-async def test_health_tells_live_from_ready(open_app: Open, health: Patient) -> None:
-    """A broker that is away is a reason to send no traffic, none to be restarted."""
-    client = await door(open_app, health)
+async def test_a_bridge_that_is_not_ready_is_still_live(open_app: Open) -> None:
+    """An unavailable broker is a reason to send no traffic, but none for a restart."""
+    reasons: list[str] = []
+    client = await open_public(open_app, reasons=reasons)
 
     async with client.get("/health/ready") as response:
         assert (response.status, await response.json()) == (
             200,
             {"ready": True, "reasons": []},
         )
-    health.reasons = ["nothing is consumed from the broker"]
+    reasons.append("nothing is consumed from the broker")
     async with client.get("/health/ready") as response:
         assert response.status == 503
-        assert (await response.json())["reasons"] == health.reasons
+        assert (await response.json())["reasons"] == reasons
     async with client.get("/health/live") as response:
         assert (response.status, await response.json()) == (200, {"live": True})
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
-async def test_probes_may_ask_with_head(
-    open_app: Open, health: Patient, path: str
-) -> None:
+async def test_probes_may_use_head(open_app: Open, path: str) -> None:
     """Some load balancers do."""
-    client = await door(open_app, health)
+    client = await open_public(open_app)
 
     async with client.head(path) as response:
         assert response.status == 200
@@ -81,10 +90,10 @@ async def test_probes_may_ask_with_head(
     "path", ["/socket.io/socket.io.js", "/socket.io/socket.io.min.js"]
 )
 async def test_the_stock_client_is_served_byte_for_byte(
-    open_app: Open, health: Patient, path: str
+    open_app: Open, path: str
 ) -> None:
-    """The same as npm's, so that a page needs nothing from any other host."""
-    client = await door(open_app, health)
+    """It equals npm's file, so a page depends on no other host."""
+    client = await open_public(open_app)
 
     async with client.get(path) as response:
         script = await response.read()
@@ -95,8 +104,8 @@ async def test_the_stock_client_is_served_byte_for_byte(
     assert script == npm_script()
 
 
-def test_the_scripts_licence_comes_along() -> None:
-    """MIT asks for it."""
+def test_the_license_of_the_script_is_included() -> None:
+    """The MIT license requires it."""
     assets = resources.files("bridge.http") / "assets"
     licence = (assets / "socket.io.min.js.LICENSE").read_text(encoding="utf-8")
 
@@ -104,19 +113,19 @@ def test_the_scripts_licence_comes_along() -> None:
     assert "Permission is hereby granted" in licence
 
 
-# --- the article's GET
+# --- the legacy GET
 
 
-async def test_the_articles_get_publishes_what_the_article_says(
-    open_app: Open, health: Patient, desk: Desk
+async def test_the_legacy_get_publishes_its_text(
+    open_app: Open, publisher: FakePublisher
 ) -> None:
     """`GET /?name=USER&msg=TEXT` becomes `{"code": 0, "data": TEXT}`."""
-    client = await door(open_app, health, desk=desk)
+    client = await open_public(open_app, publisher)
 
     async with client.get("/", params={"name": "tom", "msg": 'hi "tom" é'}) as response:
         assert (response.status, await response.json()) == (200, {"code": 0})
 
-    (message,) = desk.published
+    (message,) = publisher.published
     assert message["user"] == "tom"
     assert message["event"] is None
     assert orjson.loads(message["data"]) == {"code": 0, "data": 'hi "tom" é'}
@@ -134,27 +143,27 @@ async def test_the_articles_get_publishes_what_the_article_says(
     ],
 )
 async def test_a_get_without_user_or_text_publishes_nothing(
-    open_app: Open, health: Patient, desk: Desk, query: str, pointer: str
+    open_app: Open, publisher: FakePublisher, query: str, pointer: str
 ) -> None:
-    """422, and which of the two it is about."""
-    client = await door(open_app, health, desk=desk)
+    """422, with the parameter that is missing or invalid."""
+    client = await open_public(open_app, publisher)
 
     async with client.get(f"/?{query}") as response:
         assert response.status == 422
         assert (await response.json())["pointer"] == pointer
-    assert not desk.published
+    assert not publisher.published
 
 
 @pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
 async def test_only_get_publishes(
-    open_app: Open, health: Patient, desk: Desk, method: str
+    open_app: Open, publisher: FakePublisher, method: str
 ) -> None:
-    """Link checkers send HEAD and mean no harm."""
-    client = await door(open_app, health, desk=desk)
+    """Link checkers send HEAD, which must have no effect."""
+    client = await open_public(open_app, publisher)
 
     async with client.request(method, "/?name=tom&msg=x") as response:
         assert response.status == 405
-    assert not desk.published
+    assert not publisher.published
 
 
 @pytest.mark.parametrize(
@@ -164,69 +173,67 @@ async def test_only_get_publishes(
         PublishRefusedError("bridge.messages", "returned"),
     ],
 )
-async def test_a_broker_that_is_away_is_a_503_that_says_when_to_come_back(
-    open_app: Open, health: Patient, desk: Desk, failure: Exception
+async def test_an_unavailable_broker_is_a_503_with_retry_after(
+    open_app: Open, publisher: FakePublisher, failure: Exception
 ) -> None:
-    """Nothing was promised."""
-    desk.failure = failure
-    client = await door(open_app, health, desk=desk)
+    """The message was not accepted, so the client may repeat the request."""
+    publisher.failure = failure
+    client = await open_public(open_app, publisher)
 
     async with client.get("/?name=tom&msg=x") as response:
         assert response.status == 503
         assert response.headers["Retry-After"] == "2"
 
 
-async def test_switched_off_there_is_no_such_door(
-    open_app: Open, health: Patient
-) -> None:
-    """The default."""
-    client = await door(open_app, health)
+async def test_the_legacy_get_is_off_by_default(open_app: Open) -> None:
+    """It answers 404 like any unknown path."""
+    client = await open_public(open_app)
 
     async with client.get("/?name=tom&msg=x") as response:
         assert response.status == 404
 
 
-async def test_who_comes_to_the_wrong_door_is_told_what_this_one_is(
-    open_app: Open, health: Patient
+async def test_a_request_to_the_wrong_port_learns_what_this_port_serves(
+    open_app: Open,
 ) -> None:
-    """`Not Found` alone sends people to look for a typing error in their path."""
-    client = await door(open_app, health)
+    """`Not Found` alone makes people look for a typing error in their path."""
+    client = await open_public(open_app)
 
     async with client.post("/api/publish", data="{}") as response:
         assert response.status == 404
-        told = (await response.json())["detail"]
-    assert told.startswith("nothing is here; this is the public port, for pages: ")
-    assert "BRIDGE_OPERATOR_PORT" in told
+        detail = (await response.json())["detail"]
+    assert detail.startswith("nothing is here; this is the public port, for pages: ")
+    assert "BRIDGE_OPERATOR_PORT" in detail
 
 
-async def test_behind_a_key_it_publishes_for_those_who_have_it(
-    open_app: Open, health: Patient, desk: Desk
+async def test_the_legacy_get_may_require_a_key(
+    open_app: Open, publisher: FakePublisher
 ) -> None:
-    """Outside of open mode."""
+    """It does in every mode but open mode."""
     keys = Keys(["secret"], setting="BRIDGE_API_KEY")
     client = await open_app(
         public_app(
-            health=health,
+            unready_reasons=list,
             route_sockets=no_sockets,
-            legacy=guarded(keys, LegacyDoor(desk).push),
+            legacy=guarded(keys, LegacyPushEndpoint(publisher).push),
         )
     )
     for headers, status in (({}, 401), ({"X-API-Key": "secret"}, 200)):
         async with client.get("/?name=tom&msg=x", headers=headers) as response:
             assert response.status == status
-    assert len(desk.published) == 1
+    assert len(publisher.published) == 1
 
 
 async def test_a_text_that_the_schema_of_messages_forbids_is_refused(
-    open_app: Open, health: Patient, desk: Desk
+    open_app: Open, publisher: FakePublisher
 ) -> None:
-    """It would be a dead letter with reason `schema`, and its sender would not know."""
+    """It would silently become a dead letter with reason `schema`."""
     schema = b'{"properties": {"data": {"maxLength": 3}}}'
     schemas = compile_schemas({"message.json": schema}, refuses_unknown=True)
     assert isinstance(schemas, EventSchemas)
-    door = LegacyDoor(desk, EventCheck(schemas))
+    endpoint = LegacyPushEndpoint(publisher, EventCheck(schemas))
     client = await open_app(
-        public_app(health=health, route_sockets=no_sockets, legacy=door.push)
+        public_app(unready_reasons=list, route_sockets=no_sockets, legacy=endpoint.push)
     )
 
     for text, status in (("four", 422), ("two", 200)):
@@ -234,6 +241,6 @@ async def test_a_text_that_the_schema_of_messages_forbids_is_refused(
             answer = await response.json()
             assert response.status == status, answer
             assert answer.get("pointer") == ("msg" if status == 422 else None)
-    assert [message["data"] for message in desk.published] == [
+    assert [message["data"] for message in publisher.published] == [
         b'{"code":0,"data":"two"}'
     ]

@@ -1,25 +1,22 @@
-"""A trace while sources are away or too large: told from the rest, and what is missing is said."""
+"""Traces while a source is unavailable or too large: the answer names what is missing."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from aiohttp import web
-from pydantic import BaseModel
 
-from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
+from bridge.core.admin_views import InboxSummary, SearchResult
 from bridge.core.dead_letter import DeadLetterCount, StoredDeadLetter
-from bridge.core.fleet import ALONE, Reach, Seen
+from bridge.core.fleet import THIS_BRIDGE, Coverage, UserWindows
 from bridge.core.journal import Journal, JournalEntry
 from bridge.enums import DeadLetterCause, Stage
 from bridge.errors import BrokerUnavailableError
 from bridge.http.api.endpoint import Api
-from bridge.http.api.trace import Tracer
-from bridge.http.journals import Memories
+from bridge.http.api.trace import add_trace_routes
+from bridge.http.fleet import MessageJournal
 from bridge.http.problems import answer_with_problems
-from tests.unit.http.conftest import Client, Open
-
-AnswerT = TypeVar("AnswerT", bound=BaseModel)
+from tests.unit.http.conftest import Client, Open, OpenGuard
 
 
 def letter(user: str, message_id: str = "m") -> StoredDeadLetter:
@@ -32,42 +29,37 @@ def letter(user: str, message_id: str = "m") -> StoredDeadLetter:
 
 
 class Sources:
-    """An empty inbox, nobody online, and dead letters that may be away."""
+    """An empty inbox, no window, a journal, and dead letters that may be unavailable."""
 
-    def __init__(self, *letters: StoredDeadLetter) -> None:
+    def __init__(
+        self, *letters: StoredDeadLetter, journal: Journal | None = None
+    ) -> None:
         self.letters = letters
+        self.journal = journal or Journal()
         self.failure: Exception | None = None
         self.is_complete = True
-        self.reach = ALONE
-        self.reach_of_journals: Reach | None = None
+        self.coverage = THIS_BRIDGE
+        self.journal_coverage: Coverage | None = None
 
-    async def users(
-        self, *, prefix: str = "", after: str = "", limit: int
-    ) -> Sequence[InboxSummary]:
-        """Fail: a trace lists no users."""
-        raise NotImplementedError
-
-    async def messages(
-        self, user: str, *, before: int | None = None, limit: int, max_bytes: int = 0
-    ) -> Sequence[KeptMessage]:
-        """Fail: a trace lists no messages."""
-        raise NotImplementedError
+    # The inboxes
 
     async def user(self, user: str) -> InboxSummary | None:
-        """Return nothing."""
+        """Return no inbox."""
         assert user
         return None
 
     async def find(self, message_id: str, *, user: str | None = None) -> SearchResult:
-        """Find nothing, in all or in some."""
+        """Find nothing, in all messages or in some."""
         assert message_id
         assert user != ""
         return SearchResult((), 7, is_complete=self.is_complete)
 
+    # The dead letters
+
     async def browse(
         self, begin: Callable[[], Callable[[StoredDeadLetter], bool]]
     ) -> DeadLetterCount:
-        """Show the letters."""
+        """Show the dead letters."""
         if self.failure is not None:
             raise self.failure
         shown = 0
@@ -78,35 +70,47 @@ class Sources:
                 break
         return DeadLetterCount(shown, len(self.letters))
 
-    async def ask(
-        self, question: Mapping[str, Any], model: type[AnswerT]
-    ) -> tuple[list[AnswerT], Reach]:
-        """Remember nothing elsewhere."""
-        assert issubclass(model, BaseModel)
-        assert question["do"]
-        return [], self.reach_of_journals or self.reach
+    # The fleet
 
-    async def windows_of(self, user: str) -> Seen:
-        """Return none, and say whether all bridges were asked."""
+    @property
+    def journal_begins_s(self) -> float:
+        """Return when the journal begins."""
+        return self.journal.begins_s
+
+    async def message_users(self, message_id: str) -> set[str]:
+        """Return the users of this bridge's journal."""
+        return self.journal.users_of(message_id)
+
+    async def message_journal(
+        self, user: str, message_id: str, *, offsets: Sequence[int]
+    ) -> MessageJournal:
+        """Return this bridge's entries, as if the others had none."""
+        entries = self.journal.of(user, message_id, offsets=offsets)
+        coverage = self.journal_coverage or self.coverage
+        return MessageJournal(entries, self.journal.begins_s, coverage)
+
+    async def windows_of(self, user: str) -> UserWindows:
+        """Return no window."""
         assert user
-        return Seen((), None, self.reach)
+        return UserWindows((), None, self.coverage)
 
 
-async def door(open_app: Open, sources: Sources, journal: Journal) -> Client:
-    """Serve traces without a guard."""
+async def open_trace(open_app: Open, sources: Sources, **options: int) -> Client:
+    """Serve traces without authentication."""
     app = web.Application(middlewares=[answer_with_problems])
-    memories = Memories(journal, sources)
-    tracer = Tracer(inboxes=sources, dead=sources, windows=sources, memories=memories)
-    tracer.add_routes(Api(app, lambda handler: handler))
+    fake: Any = sources
+    add_trace_routes(
+        Api(app, OpenGuard()), inboxes=fake, dead_letters=fake, fleet=fake, **options
+    )
     return await open_app(app)
 
 
-async def test_dead_letters_are_told_for_the_user_that_was_asked_for(
+async def test_a_trace_shows_the_dead_letters_of_its_user(
     open_app: Open,
 ) -> None:
-    """Several users may have one id; another id is nobody's business here."""
+    """Several users may have messages with one id; other ids are left out."""
     sources = Sources(letter("bob"), letter("ann"), letter("eve", "other"))
-    client = await door(open_app, sources, Journal())
+    client = await open_trace(open_app, sources)
 
     async with client.get("/api/trace/m") as response:
         of_all = await response.json()
@@ -125,85 +129,80 @@ async def test_dead_letters_are_told_for_the_user_that_was_asked_for(
         (TimeoutError(), "took too long"),
     ],
 )
-async def test_a_broker_that_is_away_silences_the_dead_letters_alone(
+async def test_an_unavailable_broker_hides_only_the_dead_letters(
     open_app: Open, failure: Exception, silence: str
 ) -> None:
-    """What the journal knows is told, and nothing is said to be gone."""
-    sources, journal = Sources(), Journal()
+    """The journal is still used, and no dead letter is reported as gone."""
+    journal = Journal()
+    sources = Sources(journal=journal)
     sources.failure = failure
     journal.note(JournalEntry(5.0, Stage.DEAD, "ann", "m", text="too_large"))
-    client = await door(open_app, sources, journal)
+    client = await open_trace(open_app, sources)
 
     async with client.get("/api/trace/m") as response:
-        told = await response.json()
+        trace = await response.json()
 
-    assert (told["user"], told["verdict"]) == ("ann", "dead: it was set aside")
-    assert silence in told["silent"][0]
+    assert (trace["user"], trace["verdict"]) == ("ann", "dead: it was set aside")
+    assert silence in trace["silent"][0]
 
 
-async def test_what_was_not_looked_at_is_said(
-    open_app: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_incomplete_searches_are_reported(open_app: Open) -> None:
     """An id that was not found in a part may be in the rest."""
-    monkeypatch.setattr("bridge.http.api.trace._LETTERS_MAX", 2)
     sources = Sources(*[letter("ann", "other")] * 3)
     sources.is_complete = False
-    client = await door(open_app, sources, Journal())
+    client = await open_trace(open_app, sources, letters_max=2)
 
     async with client.get("/api/trace/m") as response:
-        told = await response.json()
+        trace = await response.json()
 
-    assert (told["user"], told["fate"], told["looked_at"]) == (None, "unknown", 7)
-    assert told["silent"][:2] == [
-        "only the newest 7 messages were looked at: name the user to look at all of one "
-        "inbox",
-        "only 2 of 3 dead letters were looked at, the oldest",
+    assert (trace["user"], trace["fate"], trace["looked_at"]) == (None, "unknown", 7)
+    assert trace["silent"][:2] == [
+        "only the newest 7 messages were searched: name the user to search all of one inbox",
+        "only the oldest 2 of 3 dead letters were read",
     ]
 
 
 @pytest.mark.parametrize(
-    ("reach", "words"),
+    ("coverage", "sentences"),
     [
-        (ALONE, []),
+        (THIS_BRIDGE, []),
         (
-            Reach(2, 1),
-            [
-                "windows and journals of 2 of the bridges were looked at, 1 did not answer"
-            ],
+            Coverage(2, 1),
+            ["windows and journals of 2 of the bridges are known, 1 did not answer"],
         ),
         (
-            Reach(1, None),
+            Coverage(1, None),
             [
-                "windows and journals of 1 of the bridges were looked at, the others did not answer"
+                "windows and journals of 1 of the bridges are known, the others did not answer"
             ],
         ),
     ],
 )
-async def test_bridges_that_did_not_answer_are_told(
-    open_app: Open, reach: Reach, words: list[str]
+async def test_bridges_that_did_not_answer_are_reported(
+    open_app: Open, coverage: Coverage, sentences: list[str]
 ) -> None:
-    """A window that nobody told of may have had the message."""
-    sources = Sources(letter("ann"))
-    sources.reach = reach
-    client = await door(open_app, sources, Journal(began_s=1.0))
+    """An unknown window may have received the message."""
+    sources = Sources(letter("ann"), journal=Journal(began_s=1.0))
+    sources.coverage = coverage
+    client = await open_trace(open_app, sources)
 
     async with client.get("/api/trace/m?user=ann") as response:
         trace = await response.json()
 
-    assert [each for each in trace["silent"] if "of the bridges" in each] == words
+    assert [each for each in trace["silent"] if "of the bridges" in each] == sentences
 
 
-async def test_a_bridge_that_knows_nothing_of_journals_is_told_apart(
+async def test_windows_and_journals_are_reported_separately_if_they_differ(
     open_app: Open,
 ) -> None:
-    """One of an earlier version tells its windows, and not what it remembers."""
-    sources = Sources(letter("ann"))
-    sources.reach, sources.reach_of_journals = Reach(2, 0), Reach(1, 1)
-    client = await door(open_app, sources, Journal(began_s=1.0))
+    """A bridge of an earlier version answers about windows, not about its journal."""
+    sources = Sources(letter("ann"), journal=Journal(began_s=1.0))
+    sources.coverage, sources.journal_coverage = Coverage(2, 0), Coverage(1, 1)
+    client = await open_trace(open_app, sources)
 
     async with client.get("/api/trace/m?user=ann") as response:
         trace = await response.json()
 
     assert [each for each in trace["silent"] if "of the bridges" in each] == [
-        "journals of 1 of the bridges were looked at, 1 did not answer"
+        "journals of 1 of the bridges are known, 1 did not answer"
     ]

@@ -1,18 +1,19 @@
-"""Users for operators while the store is away: who is online is worth knowing all the same."""
+"""The users of the operator's API, also while the store is unavailable."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from aiohttp import web
 
 from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
 from bridge.core.contracts.operator.users import WindowFacts
-from bridge.core.fleet import ALONE, OnlineUser, Reach, Seen
+from bridge.core.fleet import THIS_BRIDGE, Coverage, OnlineUser, UserWindows
 from bridge.core.replay import InboxState
 from bridge.errors import StoreUnavailableError
 from bridge.http.api.endpoint import Api
 from bridge.http.api.users import add_user_routes
 from bridge.http.problems import answer_with_problems
-from tests.unit.http.conftest import Client, Open
+from tests.unit.http.conftest import Client, Open, OpenGuard
 
 WINDOW = WindowFacts(
     bridge="", sid_short="s", transport="polling", address="::1", connected_s=1.0, offset=3,
@@ -20,17 +21,17 @@ WINDOW = WindowFacts(
 )  # fmt: skip
 
 
-class Shelf:
-    """Inboxes, or none because the store is away."""
+class FakeInboxes:
+    """Inboxes of some users, in a store that can be made unavailable."""
 
     def __init__(self, *users: str) -> None:
         self.names = users
-        self.is_away = False
+        self.is_unavailable = False
 
     async def users(
         self, *, prefix: str = "", after: str = "", limit: int
     ) -> Sequence[InboxSummary]:
-        """Return users by name."""
+        """Return a page of inboxes by user."""
         return [
             await self._inbox(name)
             for name in sorted(self.names)
@@ -38,7 +39,7 @@ class Shelf:
         ][:limit]
 
     async def user(self, user: str) -> InboxSummary | None:
-        """Return one."""
+        """Return one inbox, if there is one."""
         self._check()
         return await self._inbox(user) if user in self.names else None
 
@@ -57,49 +58,54 @@ class Shelf:
         return InboxSummary(user, InboxState("e", first=2, last=5, delivered=4))
 
     def _check(self) -> None:
-        if self.is_away:
+        if self.is_unavailable:
             raise StoreUnavailableError("sqlite:x", "the disk is full")
 
 
-class Lobby:
-    """Users with one window each."""
+class FakeFleet:
+    """Users with one window each, on this bridge alone."""
 
     def __init__(self, *users: str) -> None:
         self.names = users
 
     async def users_online(
         self, *, prefix: str, after: str, limit: int
-    ) -> tuple[dict[str, OnlineUser], Reach]:
-        """Return them."""
+    ) -> tuple[dict[str, OnlineUser], Coverage]:
+        """Return a page of users by name."""
         names = [n for n in self.names if n > after and n.startswith(prefix)]
-        return {name: OnlineUser(1, None) for name in sorted(names)[:limit]}, ALONE
+        return {
+            name: OnlineUser(1, None) for name in sorted(names)[:limit]
+        }, THIS_BRIDGE
 
-    async def windows_of(self, user: str) -> Seen:
-        """Return the one."""
-        return Seen([WINDOW] if user in self.names else [], None, ALONE)
+    async def windows_of(self, user: str) -> UserWindows:
+        """Return the one window, if there is one."""
+        return UserWindows([WINDOW] if user in self.names else [], None, THIS_BRIDGE)
 
     def last_connect_s(self, user: str) -> float | None:
-        """Nobody remembers."""
+        """Return nothing: the journal is empty."""
         assert user
         return None
 
-    async def kick(self, user: str) -> tuple[int, Reach]:
-        """Count them."""
-        return int(user in self.names), ALONE
+    async def kick(self, user: str) -> tuple[int, Coverage]:
+        """Return the number of windows."""
+        return int(user in self.names), THIS_BRIDGE
 
 
-async def door(open_app: Open, shelf: Shelf, lobby: Lobby) -> Client:
-    """Serve them without a guard."""
+async def open_users(open_app: Open, inboxes: FakeInboxes, fleet: FakeFleet) -> Client:
+    """Serve users without authentication."""
     app = web.Application(middlewares=[answer_with_problems])
-    add_user_routes(Api(app, lambda handler: handler), shelf, lobby)
+    fake_fleet: Any = fleet
+    add_user_routes(Api(app, OpenGuard()), inboxes, fake_fleet)
     return await open_app(app)
 
 
-async def test_pages_join_those_who_are_online_and_those_who_have_an_inbox(
+async def test_a_list_contains_users_with_a_window_or_an_inbox(
     open_app: Open,
 ) -> None:
-    """By name, each once, whichever way they are known."""
-    client = await door(open_app, Shelf("a", "c", "e"), Lobby("b", "c", "f"))
+    """Sorted by name, each once, also across pages."""
+    client = await open_users(
+        open_app, FakeInboxes("a", "c", "e"), FakeFleet("b", "c", "f")
+    )
 
     pages: list[str] = []
     cursor = ""
@@ -114,13 +120,15 @@ async def test_pages_join_those_who_are_online_and_those_who_have_an_inbox(
     assert pages == ["ab", "ce", "f"]
 
 
-async def test_a_store_that_is_away_hides_what_is_in_it_alone(open_app: Open) -> None:
-    """Null for what it would say; a list that needs it is a 503."""
-    shelf = Shelf("ann", "bob")
-    client = await door(open_app, shelf, Lobby("ann"))
+async def test_a_store_that_is_unavailable_hides_what_is_in_it_alone(
+    open_app: Open,
+) -> None:
+    """The inbox's fields are null; a list that needs the store is a 503."""
+    inboxes = FakeInboxes("ann", "bob")
+    client = await open_users(open_app, inboxes, FakeFleet("ann"))
     async with client.get("/api/users/ann") as response:
         before = await response.json()
-    shelf.is_away = True
+    inboxes.is_unavailable = True
 
     async with client.get("/api/users?online=true") as response:
         (ann,) = (await response.json())["items"]

@@ -1,0 +1,180 @@
+"""Publishing over HTTP: `POST /api/publish`, and the legacy `GET /?name=USER&msg=TEXT`."""
+
+from time import time
+from typing import Final
+from uuid import uuid4
+
+import orjson
+from aiohttp import web
+
+from bridge.amqp.publish.messages import MessagePublisher
+from bridge.core.contracts.messages import Problem
+from bridge.core.contracts.validation import parse_publish_request
+from bridge.core.event_schemas import EventSchemas
+from bridge.core.journal import Journal, JournalEntry
+from bridge.core.message import user_problem
+from bridge.enums import EVENT_DEFAULT, Stage
+from bridge.errors import BrokerUnavailableError, PublishRefusedError
+from bridge.http.problems import problem
+from bridge.http.request_body import read_body
+from bridge.metrics import Metrics
+
+_RETRY_AFTER_S: Final = "2"
+# The body holds other fields besides the data, and a character of the data may be written
+# as an escape (\u0000).
+FIELDS_MAX_BYTES: Final = 8192
+
+
+class EventCheck:
+    """
+    Checks data against the schemas of events (BRIDGE_SCHEMAS) before it is published.
+
+    Otherwise data that its schema does not allow would be confirmed to the client now and
+    become a dead letter later.
+    """
+
+    def __init__(self, schemas: EventSchemas | None = None) -> None:
+        self._schemas = schemas
+
+    def replace(self, schemas: EventSchemas | None) -> None:
+        """Check against `schemas` from now on; ``None`` allows all data."""
+        self._schemas = schemas
+
+    def refusal(
+        self, event: str | None, data: object, *, pointer: str | None = None
+    ) -> web.Response | None:
+        """
+        Return the answer to data that its event does not allow; ``None`` for valid data.
+
+        Args:
+            event: The event's name; ``None`` for the default one.
+            data: The JSON value that clients would receive.
+            pointer: The parameter that holds the data; ``None`` if it is the body's
+                field `data`.
+
+        """
+        if self._schemas is None:
+            return None
+        schema = self._schemas.find(event or EVENT_DEFAULT)
+        violation = schema.violation(data) if schema else None
+        if violation is None:
+            return None
+        place = f"/data{violation.pointer}" if pointer is None else pointer
+        return problem(422, violation.text, pointer=place)
+
+
+class PublishEndpoint:
+    """`POST /api/publish`, for workers without an AMQP client."""
+
+    def __init__(
+        self,
+        publisher: MessagePublisher,
+        metrics: Metrics,
+        *,
+        max_message_bytes: int,
+        check: EventCheck | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._check = check or EventCheck()
+        self._publisher = publisher
+        self._metrics = metrics
+        self._journal = journal or Journal()
+
+    def replace_limit(self, max_message_bytes: int) -> None:
+        """Accept data of up to `max_message_bytes` from now on."""
+        self._max_message_bytes = max_message_bytes
+
+    async def publish(self, request: web.Request) -> web.Response:
+        """Answer 202 once the broker has confirmed the message."""
+        max_bytes = self._max_message_bytes
+        body = await read_body(request, max_bytes=max_bytes + FIELDS_MAX_BYTES)
+        if body is None:
+            return body_too_large(max_bytes)
+        message = parse_publish_request(body)
+        if isinstance(message, Problem):
+            return problem(message.status, message.detail, pointer=message.pointer)
+        data = orjson.dumps(message.data)
+        if len(data) > max_bytes:
+            # Refused here because the pipeline would turn it into a dead letter.
+            detail = f"data has {len(data)} bytes, allowed are {max_bytes}"
+            return problem(413, detail, pointer="/data")
+        refusal = self._check.refusal(message.event, message.data)
+        if refusal is not None:
+            return refusal
+        message_id = message.id or str(uuid4())
+        began_s = time()
+        try:
+            await self._publisher.publish_message(
+                user=message.user,
+                event=message.event,
+                data=data,
+                message_id=message_id,
+                ttl_s=message.ttl_s,
+            )
+        except (BrokerUnavailableError, PublishRefusedError) as exc:
+            return _unavailable(exc)
+        self._metrics.published.inc()
+        # The entry has the time before publishing: the bridge may consume the message
+        # before the confirm arrives here.
+        text = "over HTTP, confirmed by the broker"
+        self._journal.note(
+            JournalEntry(began_s, Stage.PUBLISHED, message.user, message_id, text=text)
+        )
+        return _json({"id": message_id}, status=202)
+
+
+class LegacyPushEndpoint:
+    """
+    `GET /?name=USER&msg=TEXT` on the public port, for old clients.
+
+    It is off by default: any page or prefetch can trigger a GET that has an effect, and
+    every proxy logs its text.
+    """
+
+    def __init__(
+        self, publisher: MessagePublisher, check: EventCheck | None = None
+    ) -> None:
+        self._publisher = publisher
+        self._check = check or EventCheck()
+
+    async def push(self, request: web.Request) -> web.Response:
+        """Publish ``{"code": 0, "data": TEXT}`` as event `message`."""
+        user = request.query.get("name", "")
+        fault = user_problem(user)
+        if fault:
+            return problem(422, f"name {fault}", pointer="name")
+        text = request.query.get("msg")
+        if text is None:
+            return problem(422, "msg is missing, expected the text", pointer="msg")
+        message = {"code": 0, "data": text}
+        try:
+            data = orjson.dumps(message)
+        except orjson.JSONEncodeError:
+            return problem(422, "msg is not valid Unicode", pointer="msg")
+        refusal = self._check.refusal(None, message, pointer="msg")
+        if refusal is not None:
+            return refusal
+        try:
+            await self._publisher.publish_message(
+                user=user, event=None, data=data, message_id=None, ttl_s=None
+            )
+        except (BrokerUnavailableError, PublishRefusedError) as exc:
+            return _unavailable(exc)
+        return _json({"code": 0})
+
+
+def body_too_large(max_message_bytes: int) -> web.Response:
+    """Return the answer to a body that cannot hold data of an allowed size."""
+    detail = f"the body is too large: data may have {max_message_bytes} bytes"
+    return problem(413, detail)
+
+
+def _unavailable(exc: Exception) -> web.Response:
+    return problem(503, str(exc), headers={"Retry-After": _RETRY_AFTER_S})
+
+
+def _json(body: object, *, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status, body=orjson.dumps(body), content_type="application/json"
+    )
