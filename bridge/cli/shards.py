@@ -16,8 +16,8 @@ from bridge.amqp.connection import (
     open_connection,
 )
 from bridge.amqp.frame_reader import FrameReader
-from bridge.amqp.shards.layout import Layout, ShardDesk, ShardPlan
-from bridge.amqp.shards.migration import ARRIVED_AFTER_S, put_marks
+from bridge.amqp.shards.layout import ShardLayout, ShardPlan
+from bridge.amqp.shards.migration import ShardMigration, publish_end_markers
 from bridge.cli.options import ConfigFile
 from bridge.core.broker_names import SHARDS_MAX
 from bridge.logging import configure_logs
@@ -34,7 +34,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
 class _Found:
     """What the broker holds."""
 
-    layout: Layout
+    layout: ShardLayout
     left: Sequence[str]
 
 
@@ -65,7 +65,7 @@ def shards(
         facts = {
             "shards": found.layout.shards,
             "setting": settings.shards,
-            "before": found.layout.before,
+            "before": found.layout.previous_shards,
             "left_of_before": list(found.left),
         }
         typer.echo(orjson.dumps(facts).decode())
@@ -145,34 +145,34 @@ async def _connected(
 
 async def _look(settings: Settings) -> _Found:
     async with _connected(settings) as (connection, plan):
-        desk = ShardDesk(connection, plan)
-        layout = await desk.expect()
-        return _Found(layout, await desk.left_of_before(layout))
+        migration = ShardMigration(connection, plan)
+        layout = await migration.records.expect()
+        return _Found(layout, await migration.records.previous_queues(layout))
 
 
 async def _would_change(settings: Settings, number: int) -> str:
     """Say what `_change` would do, or raise what it would."""
     async with _connected(settings) as (connection, plan):
-        desk = ShardDesk(connection, plan)
-        layout = await desk.read()
-        await desk.refuse_if_not_now(layout, number)
+        migration = ShardMigration(connection, plan)
+        layout = await migration.records.read()
+        await migration.check_change(layout, number)
         if layout.shards != number:
             return f"from {layout.shards} to {_rendered(number)}"
-        left = await desk.left_of_before(layout)
+        left = await migration.records.previous_queues(layout)
         return f"wait for {', '.join(left)}" if left else "nothing to do"
 
 
 async def _change(settings: Settings, number: int, *, waits: bool) -> None:
     async with _connected(settings) as (connection, plan):
-        desk = ShardDesk(connection, plan)
-        layout = await desk.change(number)
+        migration = ShardMigration(connection, plan)
+        layout = await migration.change(number)
         typer.echo(_rendered(number))
-        while waits and (left := await desk.left_of_before(layout)):
+        while waits and (left := await migration.records.previous_queues(layout)):
             _say(f"waiting for the bridges to empty {', '.join(left)}")
-            await asyncio.sleep(ARRIVED_AFTER_S)
-            await put_marks(connection, plan, layout)
-        if layout.is_moving and not await desk.left_of_before(layout):
-            await desk.finish(layout)
+            await asyncio.sleep(plan.marker_interval_s)
+            await publish_end_markers(connection, plan, layout)
+        if layout.is_migrating and not await migration.records.previous_queues(layout):
+            await migration.complete(layout)
 
 
 def _say(text: str) -> None:

@@ -13,8 +13,8 @@ from bridge.amqp.connection import (
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.ownership import Neighbours
 from bridge.amqp.permissions import knows_type
-from bridge.amqp.shards.hashing import best_hash, plugin_of
-from bridge.amqp.shards.layout import Layout, ShardDesk, ShardPlan
+from bridge.amqp.shards.hashing import plugin_of, preferred_hash_type
+from bridge.amqp.shards.layout import ShardLayout, ShardPlan, ShardRecords
 from bridge.amqp.topology import (
     Topology,
     topology,
@@ -51,9 +51,9 @@ async def check_shards(
     except BrokerUnavailableError:
         return ShardCheck(plain, ())
     try:
-        desk = ShardDesk(connection, plan)
-        layout = await desk.expect()
-        best = best_hash(broker_identity(connection).version)
+        records = ShardRecords(connection, plan)
+        layout = await records.expect()
+        best = preferred_hash_type(broker_identity(connection).version)
         neighbours = Neighbours(
             connection, plan.names, address=address, has_own_inbox=has_own_inbox
         )
@@ -68,7 +68,7 @@ async def check_shards(
                 "yet; the new queues wait for it",
                 fix=f"bridge shards set {layout.shards}   # if no bridge is emptying it",
             )
-            for queue in await desk.left_of_before(layout)
+            for queue in await records.previous_queues(layout)
         ]
         hash_type = layout.hash_type if layout.shards > 1 else best
         if hash_type != best:
@@ -99,7 +99,7 @@ async def _check_other_bridges(
     return warn(_OTHERS, problem, fix="stop them, or set another BRIDGE_NAMESPACE")
 
 
-def _warn_of_hash(layout: Layout, best: str) -> CheckResult:
+def _warn_of_hash(layout: ShardLayout, best: str) -> CheckResult:
     return warn(
         _SUBJECT,
         f"users are distributed by {layout.hash_type}, on this version of RabbitMQ {best} "
@@ -109,7 +109,7 @@ def _warn_of_hash(layout: Layout, best: str) -> CheckResult:
     )
 
 
-def _check_setting(layout: Layout, plan: ShardPlan) -> CheckResult:
+def _check_setting(layout: ShardLayout, plan: ShardPlan) -> CheckResult:
     if layout.shards == plan.shards:
         return ok(_SUBJECT, f"{layout.shards}")
     return warn(

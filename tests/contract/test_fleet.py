@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge.amqp.shards.hashing import MODULUS, best_hash
+from bridge.amqp.shards.hashing import MODULUS, preferred_hash_type
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
 from bridge.settings.values import parse_duration_s
@@ -159,7 +159,7 @@ def test_rabbitmq_has_what_spreads_users_without_a_plugin() -> None:
     for node in NODES:
         image = tree["services"][node]["image"]
         version = image.removeprefix("rabbitmq:").removesuffix("-management")
-        assert best_hash(version) == MODULUS
+        assert preferred_hash_type(version) == MODULUS
         assert [int(part) for part in version.split(".")] >= [4, 3]
 
 

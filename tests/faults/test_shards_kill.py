@@ -14,8 +14,8 @@ import pytest
 
 from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
 from bridge.amqp.frame_reader import FrameReader
-from bridge.amqp.shards.layout import ShardDesk, ShardPlan
-from bridge.amqp.shards.migration import ARRIVED_AFTER_S, put_marks
+from bridge.amqp.shards.layout import ShardPlan
+from bridge.amqp.shards.migration import ShardMigration, publish_end_markers
 from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from tests.conftest import SLOW_FACTOR, eventually
@@ -134,20 +134,20 @@ async def test_kills_while_the_number_of_shards_changes_lose_and_reorder_nothing
     connection = await open_connection(
         BrokerAddress((broker.url,)), purpose=Purpose.OPERATE, reader=FrameReader
     )
-    desk = ShardDesk(connection, plan)
+    migration = ShardMigration(connection, plan)
     sent: dict[str, int] = defaultdict(int)
-    await desk.settle()
+    await migration.ensure()
     for _ in range(3):
         await fleet.start(1)
     async with working(broker, namespace) as worker, publishing(worker, sent):
         await eventually(lambda: len(fleet.stored()) > 100, within_s=30)
-        layout = await desk.change(4)
+        layout = await migration.change(4)
         await fleet.kill(fleet.busiest())
         await fleet.start(4)
         async with asyncio.timeout(60 * SLOW_FACTOR):
-            while await desk.left_of_before(layout):
-                await asyncio.sleep(ARRIVED_AFTER_S)
-                await put_marks(connection, plan, layout)
+            while await migration.records.previous_queues(layout):
+                await asyncio.sleep(plan.marker_interval_s)
+                await publish_end_markers(connection, plan, layout)
         moved = len(fleet.stored())
         await eventually(lambda: fleet.sharing(since=moved) >= 2, within_s=30)
         await fleet.kill(fleet.busiest(since=moved))

@@ -26,9 +26,9 @@ from bridge.amqp.consume.consumer import BatchLimits, ConsumerSession
 from bridge.amqp.consume.session import Batch, IntakeSession, Work, first_to_end
 from bridge.amqp.frame_reader import DeliveryReader
 from bridge.amqp.ownership import Neighbours
-from bridge.amqp.shards.assignment import Spreading
-from bridge.amqp.shards.layout import Layout, ShardDesk, ShardPlan, mark_name
-from bridge.amqp.shards.migration import keep_marking
+from bridge.amqp.shards.assignment import ShardAssignment
+from bridge.amqp.shards.layout import ShardLayout, ShardPlan, marker_exchange_name
+from bridge.amqp.shards.migration import ShardMigration, keep_publishing_end_markers
 from bridge.amqp.supervision import supervise
 from bridge.amqp.topology import Topology, declare, inbound_queue
 from bridge.core.message import Delivery
@@ -87,7 +87,7 @@ class Intake:
         self._session: IntakeSession | None = None
         self._seen_marks: list[str] = []
         self._mark_exchange = (
-            b"" if shards is None else mark_name(shards.names).encode()
+            b"" if shards is None else marker_exchange_name(shards.names).encode()
         )
         self._arrived = asyncio.Event()
         self._settled = asyncio.Event()
@@ -312,7 +312,7 @@ class Intake:
         self,
         session: IntakeSession,
         connection: BrokerConnection[DeliveryReader],
-        layout: Layout,
+        layout: ShardLayout,
         neighbours: Neighbours | None,
     ) -> None:
         """Consume until something goes wrong, or the queues of before are all gone."""
@@ -325,47 +325,47 @@ class Intake:
         works: list[Work] = [session.watch, session.do_chores]
         if neighbours is not None:
             works.append(neighbours.keep_apart)
-        if self._shards is not None and layout.is_moving:
-            works.append(partial(keep_marking, self._address, self._shards, layout))
-        elif self._shards is not None and layout.shards > 1 and self._has_company:
-            spreading = await Spreading.open(
-                session,
-                connection,
-                queue=self._shards.names.bridges,
-                shards=layout.shards,
-                timeout_s=self._address.timeout_s,
+        if self._shards is not None and layout.is_migrating:
+            works.append(
+                partial(
+                    keep_publishing_end_markers, self._address, self._shards, layout
+                )
             )
-            works.append(spreading.run)
+        elif self._shards is not None and layout.shards > 1 and self._has_company:
+            assignment = await ShardAssignment.open(
+                session, connection, self._shards, shards=layout.shards
+            )
+            works.append(assignment.run)
         await first_to_end(works)
 
     async def _arrange(
         self, connection: BrokerConnection[DeliveryReader]
-    ) -> tuple[Layout, Sequence[str]]:
+    ) -> tuple[ShardLayout, Sequence[str]]:
         """Declare what has to be, and say what is to be consumed now."""
         try:
             if self._shards is None:
                 await declare(
                     connection, self.wanted, timeout_s=self._address.timeout_s
                 )
-                return Layout(), (self._queue,)
-            desk = ShardDesk(connection, self._shards)
-            layout = await desk.settle()
+                return ShardLayout(), (self._queue,)
+            migration = ShardMigration(connection, self._shards)
+            layout = await migration.ensure()
             self.wanted = wanted = self._shards.topology(layout)
-            left = await desk.left_of_before(layout)
+            left = await migration.records.previous_queues(layout)
             if left:
                 names = self._shards.names
                 old = [inbound_queue(names, name) for name in left]
                 self.wanted = replace(wanted, queues=[*old, *wanted.queues])
                 return layout, tuple(left)
-            if layout.is_moving:
-                await desk.finish(layout)
-                layout = replace(layout, is_moving=False)
+            if layout.is_migrating:
+                await migration.complete(layout)
+                layout = replace(layout, is_migrating=False)
             self._tell_layout(layout, self._shards)
             return layout, self._shards.names.inbound_queues(layout.shards)
         except TopologyError as exc:
             raise self._refusal(exc) from exc
 
-    def _tell_layout(self, layout: Layout, plan: ShardPlan) -> None:
+    def _tell_layout(self, layout: ShardLayout, plan: ShardPlan) -> None:
         if layout.shards != plan.shards:
             log.warning(
                 "shards.broker_decides",

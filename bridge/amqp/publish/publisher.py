@@ -23,7 +23,8 @@ from bridge.amqp.connection import (
 )
 from bridge.amqp.frame_reader import ReturnReader
 from bridge.amqp.publish.channels import CHANNELS_MAX, PublishSession, RawProperties
-from bridge.amqp.shards.layout import ShardDesk, ShardPlan
+from bridge.amqp.shards.layout import ShardPlan
+from bridge.amqp.shards.migration import ShardMigration
 from bridge.amqp.supervision import supervise
 from bridge.amqp.topology import Topology, declare, retry_delay_ms
 from bridge.core.broker_names import BrokerNames
@@ -269,7 +270,7 @@ class Publisher:
     async def _declare(self, connection: BrokerConnection[ReturnReader]) -> None:
         try:
             if self._shards is not None:
-                await ShardDesk(connection, self._shards).settle()
+                await ShardMigration(connection, self._shards).ensure()
             elif self._wanted is not None:
                 await declare(
                     connection, self._wanted, timeout_s=self._address.timeout_s

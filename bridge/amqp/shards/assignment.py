@@ -1,19 +1,19 @@
 """
-Spread the shards over the bridges, without any of them knowing another.
+Assign the shards to the bridges, without any bridge knowing the others.
 
-Every bridge consumes every shard's queue, and the broker makes one of them active. Who came
-first is active everywhere. So a bridge that is active on more than its share gives the rest
-away: it closes the channel, the next in the line becomes active, and it goes to the end of
-the line. If that one has enough, it gives it on; a line is as long as there are bridges, so
-what is too much ends after as many steps where there is room. Nobody takes a shard that he
-was not given, so nothing swings.
+Every bridge consumes the queue of every shard, and RabbitMQ makes one consumer of each queue
+active: the first one, so the first bridge is active everywhere. A bridge that is active on more
+than its share releases the rest: it closes the channel, the next consumer of the queue becomes
+active, and the bridge consumes again as the last one. If the next bridge has its share, it
+releases the queue in turn; a queue has as many consumers as there are bridges, so that ends
+after as many steps if any bridge has room. No bridge takes a shard actively, so the
+assignment does not oscillate.
 
-The share is the number of shards over the number of bridges, rounded up. The broker counts
-the bridges: each consumes an empty queue. While a node of it is down it goes on counting
-those that were connected to that node (3.10.8), so there may seem to be room where there is
-none, and what is given away comes back: a bridge gives something away a few times a minute
-at most. Being active is not told by AMQP; being delivered
-to is. An idle shard costs nothing and is not spread.
+The share is the number of shards divided by the number of bridges, rounded up. RabbitMQ counts
+the bridges: each consumes an empty queue. While a node is down, RabbitMQ 3.10.8 keeps counting
+the consumers that were connected to it. Then a bridge may see room where there is none, and
+gets back what it releases: it releases only a few times a minute. AMQP does not report whether
+a consumer is active; only deliveries show it. An idle shard costs nothing and is not moved.
 """
 
 import asyncio
@@ -30,45 +30,48 @@ from bridge.amqp.connection import BrokerConnection, broker_call
 from bridge.amqp.consume.consumer import ConsumerSession
 from bridge.amqp.consume.session import IntakeSession
 from bridge.amqp.frame_reader import FrameReader
+from bridge.amqp.shards.layout import ShardPlan
 from bridge.errors import BrokerUnavailableError
 
 log = structlog.get_logger(__name__)
 
-_LOOK_EACH_S: Final = 1.0
-# Before it stands in the line again; the next one is active by then.
-_AWAY_S: Final = 0.2
-# Where there is room, no bridge has to give more often.
-_GIVINGS: Final = 5
-_GIVINGS_WITHIN_S: Final = 60.0
-# So many looks in a row may fail before the connection is given up for it.
-_MISSED_MAX: Final = 3
+# The pause before a released queue is consumed again; the next consumer is active by then.
+_PAUSE_S: Final = 0.2
+# A bridge with room for its shards never has to release more often.
+_RELEASES_MAX: Final = 5
+_RELEASES_WITHIN_S: Final = 60.0
+# After this many failed counts in a row the connection is replaced.
+_FAILURES_MAX: Final = 3
 
 
 def excess(
     consumers: Sequence[ConsumerSession], *, shards: int, bridges: int
 ) -> list[ConsumerSession]:
-    """Return what a bridge has to give away; the least busy of what it is active on."""
+    """Return the consumers that a bridge must release: its least busy ones above the share."""
     share = -(-shards // max(1, bridges))
     active = [one for one in consumers if one.is_active and not one.is_leaving]
     active.sort(key=lambda one: one.in_flight)
     return active[: max(0, len(active) - share)]
 
 
-def is_restless(gave_s: Sequence[float], *, now_s: float) -> bool:
-    """Whether something was given away so often lately that it is of no use."""
-    return len(gave_s) >= _GIVINGS and now_s - gave_s[-_GIVINGS] < _GIVINGS_WITHIN_S
+def is_rate_limited(released_s: Sequence[float], *, now_s: float) -> bool:
+    """Whether so much was released lately that another release would be useless."""
+    return (
+        len(released_s) >= _RELEASES_MAX
+        and now_s - released_s[-_RELEASES_MAX] < _RELEASES_WITHIN_S
+    )
 
 
-class Spreading:
+class ShardAssignment:
     """
-    Keeps a session at its share.
+    Keeps the consumers of one session at their share.
 
     Args:
         session: Consumes all shards.
-        channel: On the same connection, for nothing else.
-        queue: The empty queue that all bridges consume.
-        shards: How many there are.
-        timeout_s: For each single call to the broker.
+        channel: Of the same connection; used for counting only.
+        plan: Names the queue that all bridges consume.
+        shards: The number of shards.
+        pause_s: The pause before a released queue is consumed again.
 
     """
 
@@ -76,94 +79,100 @@ class Spreading:
         self,
         session: IntakeSession,
         channel: aiormq.Channel,
+        plan: ShardPlan,
         *,
-        queue: str,
         shards: int,
-        timeout_s: float,
+        pause_s: float = _PAUSE_S,
     ) -> None:
         self._session = session
         self._channel = channel
-        self._queue = queue
+        self._plan = plan
+        self._queue = plan.names.bridges
         self._shards = shards
-        self._timeout_s = timeout_s
+        self._pause_s = pause_s
 
     @classmethod
     async def open(
         cls,
         session: IntakeSession,
         connection: BrokerConnection[FrameReader],
+        plan: ShardPlan,
         *,
-        queue: str,
         shards: int,
-        timeout_s: float,
     ) -> Self:
         """
-        Open the channel that it needs; arguments as for the class.
+        Open the channel for counting; arguments as for the class.
 
         Raises:
-            BrokerUnavailableError: If the broker is away or too slow.
+            BrokerUnavailableError: If the broker is unreachable or too slow.
 
         """
-        async with broker_call("open a channel", timeout_s=timeout_s):
+        async with broker_call("open a channel", timeout_s=plan.timeout_s):
             channel = await connection.open_channel(confirms=False)
-        return cls(session, channel, queue=queue, shards=shards, timeout_s=timeout_s)
+        return cls(session, channel, plan, shards=shards)
 
     async def run(self) -> None:
         """
-        Look, give away, stand in the line again, for ever.
+        Count the bridges and release the excess, until cancelled.
 
         Raises:
-            BrokerUnavailableError: If the broker is away or too slow, several times over: a
-                look that fails is no reason to leave all shards to others.
+            BrokerUnavailableError: If the broker is unreachable or too slow several times in a
+                row; a single failure is no reason to lose all shards.
 
         Cancellation:
-            Safe; the session is to be ended then.
+            Safe; the caller must close the session then.
 
         """
-        missed = 0
-        gave_s: deque[float] = deque(maxlen=_GIVINGS)
-        async with broker_call(f"consume {self._queue}", timeout_s=self._timeout_s):
+        failures = 0
+        released_s: deque[float] = deque(maxlen=_RELEASES_MAX)
+        async with broker_call(
+            f"consume {self._queue}", timeout_s=self._plan.timeout_s
+        ):
             await self._channel.basic_consume(self._queue, _never_called)
         while True:
-            # With jitter, so that bridges do not look all at once and all give to one.
-            await asyncio.sleep(_LOOK_EACH_S * (0.5 + random.random()))  # noqa: S311 - no secret
-            if is_restless(gave_s, now_s=monotonic()):
+            # With jitter: bridges that count at the same moment would all release to one.
+            await asyncio.sleep(_jittered(self._plan.assignment_interval_s))
+            if is_rate_limited(released_s, now_s=monotonic()):
                 continue
             try:
                 bridges = await self._count_bridges()
             except BrokerUnavailableError:
-                missed += 1
-                if missed == _MISSED_MAX:
+                failures += 1
+                if failures == _FAILURES_MAX:
                     raise
                 continue
-            missed = 0
-            given = excess(
+            failures = 0
+            released = excess(
                 self._session.consumers, shards=self._shards, bridges=bridges
             )
-            if not given:
+            if not released:
                 continue
-            gave_s.append(monotonic())
+            released_s.append(monotonic())
             log.info(
-                "shards.giving_away",
-                queues=[consumer.queue for consumer in given],
+                "shards.releasing",
+                queues=[consumer.queue for consumer in released],
                 bridges=bridges,
             )
             async with asyncio.TaskGroup() as tasks:
-                for consumer in given:
+                for consumer in released:
                     tasks.create_task(
-                        self._pass_on(consumer), name=f"pass on {consumer.queue}"
+                        self._release(consumer), name=f"release {consumer.queue}"
                     )
 
     async def _count_bridges(self) -> int:
-        async with broker_call(f"look at {self._queue}", timeout_s=self._timeout_s):
-            told = await self._channel.queue_declare(self._queue, passive=True)
-        return told.consumer_count or 1
+        async with broker_call(f"count {self._queue}", timeout_s=self._plan.timeout_s):
+            reply = await self._channel.queue_declare(self._queue, passive=True)
+        return reply.consumer_count or 1
 
-    async def _pass_on(self, consumer: ConsumerSession) -> None:
+    async def _release(self, consumer: ConsumerSession) -> None:
         await self._session.give_away(consumer)
-        await asyncio.sleep(_AWAY_S * (0.5 + random.random()))  # noqa: S311 - no secret
+        await asyncio.sleep(_jittered(self._pause_s))
         await self._session.consume(consumer.queue)
 
 
+def _jittered(seconds: float) -> float:
+    return seconds * (0.5 + random.random())  # noqa: S311 - no secret
+
+
 async def _never_called(_message: object) -> None:
-    """Stand in where the library wants a callback; the queue stays empty."""
+    """Satisfy the library; the queue is always empty."""

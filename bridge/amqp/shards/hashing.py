@@ -1,20 +1,20 @@
 """
-Which type of exchange gives each user an inbound queue, and always the same one.
+The type of exchange that distributes users over shards, and always in the same way.
 
-`x-modulus-hash` takes the n-th of its queues by the hash of the routing key. With Mnesia
-they stand in the order of their keys and names. `x-consistent-hash` keeps a table of who was
-bound in which order; with Mnesia that is gone when all nodes were down, and made anew in any
-order, because RabbitMQ recovers bindings in parallel. Then most users belong to another
-queue, and what waits for them in the old one is overtaken (docs/measurements.md; also when
-two of three nodes are killed and the third pauses).
+`x-modulus-hash` picks a queue by the hash of the routing key, modulo the number of queues.
+With Mnesia the queues are in the order of their keys and names. `x-consistent-hash` keeps a
+table in the order of bindings; with Mnesia RabbitMQ loses it when all nodes were down and
+rebuilds it in any order, because it recovers bindings in parallel. Then most users move to
+another queue, and new messages overtake those that wait in the old one (docs/measurements.md;
+also if two of three nodes are killed and the third pauses).
 
-With Khepri it is the other way round: that table is kept, and what a modulus is taken of has
-no certain order before 4.3, which sorts it, and has the type without a plugin
-(rabbitmq-server pull request 15849, rabbitmq.com/docs/modulus-hash-exchange). A broker says
-which version it is, and not which of the two it has: Mnesia before 4.0 and, unless somebody
-enabled the other, before 4.2; Khepri in new ones of 4.2, and in all from 4.3 on.
+With Khepri it is the other way round: the table is kept, and the queues of a modulus have no
+certain order before 4.3, which sorts them and has the type without a plugin (rabbitmq-server
+pull request 15849, rabbitmq.com/docs/modulus-hash-exchange). A broker reports its version, but
+not which of the two it runs: Mnesia before 4.0 and, unless Khepri was enabled, before 4.2;
+Khepri on new nodes of 4.2, and always from 4.3 on.
 
-A broker that has an exchange of either type keeps it: the other one would mean other queues.
+An existing exchange of either type is kept: the other type would move users to other queues.
 """
 
 import re
@@ -40,7 +40,7 @@ _PLUGINS: Final = {
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)")
 
 
-def best_hash(version: str) -> str:
+def preferred_hash_type(version: str) -> str:
     """Return the type of exchange for a broker of this version, for example `3.10.8`."""
     match = _VERSION.match(version)
     number = (int(match[1]), int(match[2])) if match else (0, 0)
@@ -51,50 +51,50 @@ def binding_key(hash_type: str, place: int) -> str:
     """
     Return the key by which the queue at `place` is bound.
 
-    To a consistent hash it is a weight. A modulus ignores it; keys that differ give the
-    tables of Khepri an order that hangs on what is in them, and not on when that came.
+    A consistent hash uses it as a weight. A modulus ignores it; distinct keys make the order in
+    Khepri's tables depend on their content and not on the time of binding.
     """
     return str(place) if hash_type == MODULUS else "1"
 
 
 def plugin_of(hash_type: str) -> str:
-    """Return the plugin that an exchange of this type needs, where it is not built in."""
+    """Return the plugin for exchanges of this type, on brokers that do not include it."""
     return _PLUGINS.get(hash_type, _PLUGINS[MODULUS])
 
 
-async def hash_of(
+async def exchange_hash_type(
     connection: BrokerConnection[FrameReader], name: str, *, timeout_s: float
 ) -> str:
     """
-    Return the type that the exchange `name` has, or the best one if it is not there.
+    Return the type of the exchange `name`, or the preferred type if it does not exist.
 
     Raises:
-        BrokerUnavailableError: If the broker is away or too slow.
+        BrokerUnavailableError: If the broker is unreachable or too slow.
 
     """
-    best = best_hash(broker_identity(connection).version)
-    async with broker_call(f"look at {name}", timeout_s=timeout_s):
+    preferred = preferred_hash_type(broker_identity(connection).version)
+    async with broker_call(f"look up {name}", timeout_s=timeout_s):
         channel = await connection.open_channel(confirms=False)
         try:
             await channel.exchange_declare(name, passive=True)
         except ChannelNotFoundEntity:
-            return best
+            return preferred
         try:
-            # AMQP has no way to ask for a type; the refusal of another one tells it.
+            # AMQP cannot read the type, but the refusal of another type names it.
             await channel.exchange_declare(name, exchange_type="fanout", durable=True)
         except ChannelPreconditionFailed as exc:
             found = INEQUIVALENT.search(problem_text(exc))
-            return _known(plain(found["theirs"]) if found else "") or best
+            return _parse_type(plain(found["theirs"]) if found else "") or preferred
         await channel.close()
-    return best
+    return preferred
 
 
-def _known(told: str) -> str | None:
-    """Return the type that a broker told, in whole or cut."""
-    begin = told.removesuffix(CUT)
-    known = [
-        kind
-        for kind in _PLUGINS
-        if kind == told or (begin != told and kind.startswith(begin))
+def _parse_type(text: str) -> str | None:
+    """Return the type in a refusal, which RabbitMQ may have cut."""
+    prefix = text.removesuffix(CUT)
+    fitting = [
+        hash_type
+        for hash_type in _PLUGINS
+        if hash_type == text or (prefix != text and hash_type.startswith(prefix))
     ]
-    return known[0] if len(known) == 1 else None
+    return fitting[0] if len(fitting) == 1 else None

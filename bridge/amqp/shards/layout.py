@@ -1,34 +1,19 @@
 """
-The shards: how many inbound queues there are, and the way from one number to another.
+The number of shards and the names of their exchanges and queues, as the broker records them.
 
     <ns>.inbound ──▶ <ns>.shards.1.gate ─┄▶ <ns>.inbound.of4 ──hash of the user──▶ queue
                       (┄ its alternate)                          <ns>.inbound.0of4 … 3of4
 
-One shard is the plain topology of topology.py, without any of this. The broker itself
-knows the number: AMQP cannot list bindings, but it tells whether an exchange is there, and
-what it has for an alternate exchange. A *record* is such an exchange, one for each change
-so far, never changed after; so all bridges agree whatever their BRIDGE_SHARDS says, which
-counts on an empty broker only.
+One shard is the plain topology of topology.py, without any of this. The broker itself stores
+the number: AMQP cannot list bindings, but it tells whether an exchange exists and which
+alternate exchange it has. A *record* is such an exchange, one for each change of the number so
+far, and never changes. So all bridges agree, whatever their BRIDGE_SHARDS is: the setting
+counts on an empty broker only. migration.py changes the number.
 
-A change goes like this, and may be broken off anywhere and begun again:
-
-1. The new queues and their entry are declared. A gate is declared, whose alternate is the
-   new entry, and bound to what messages go to now; then the exchange `inbound` is bound to
-   the gate. The broker gives a message to a queue once, however many ways lead there.
-2. The record is declared: from now on nothing is bound to the old queues again.
-3. The old way is unbound from `inbound`, then from the gate. A gate without bindings gives
-   all to its alternate: one unbinding moves the stream, no message is lost or comes twice.
-4. The new queues fill; nobody consumes them yet. When what was on its way has had time to
-   arrive, a *mark* is put into each old queue. It comes out behind all the rest, to the
-   one bridge whose consumer is active, so when its batch is acked nothing of the queue is
-   in anybody's hand. That bridge deletes the queue if nothing came behind the mark.
-5. When no old queue is left, `done` is declared and the new queues are consumed. So order
-   per user is kept: all of before was stored before the first of after is taken.
-
-A user's queue depends on all queues that are bound (hashing.py), so each number of shards
-has an exchange of its own which is never changed. A queue with a single active consumer
-tells only that one when asked for its consumers, so how many bridges there are is asked of
-a queue that all of them consume.
+Which queue a user gets depends on all queues that are bound (hashing.py), so each number of
+shards has an exchange of its own, which is never changed. A queue with a single active
+consumer reports only that one as its consumer, so the bridges are counted on a queue that all
+of them consume (assignment.py).
 """
 
 from collections.abc import Sequence
@@ -43,78 +28,76 @@ from aiormq.exceptions import (
 
 from bridge.amqp.connection import BrokerConnection, broker_call, problem_text
 from bridge.amqp.frame_reader import FrameReader
-from bridge.amqp.shards.hashing import MODULUS, hash_of
-from bridge.amqp.shards.records import number_led_to
+from bridge.amqp.refusals import CUT, INEQUIVALENT, plain
+from bridge.amqp.shards.hashing import MODULUS, exchange_hash_type
 from bridge.amqp.topology import (
     Binding,
     Exchange,
     Queue,
     Topology,
-    bind,
-    declare,
-    declare_one,
     inbound_queue,
     topology,
 )
-from bridge.core.broker_names import (
-    SHARDS_MAX,
-    BrokerNames,
-)
-from bridge.errors import BrokerUnavailableError, ShardsError, TopologyError
+from bridge.core.broker_names import SHARDS_MAX, BrokerNames
+from bridge.errors import BrokerUnavailableError
 
 _ALTERNATE: Final = "alternate-exchange"
 
 
-def record_name(names: BrokerNames, change: int) -> str:
-    """Return the name of the exchange that says that a change was decided."""
-    return f"{names.namespace}.shards.{change}"
+def record_name(names: BrokerNames, revision: int) -> str:
+    """Return the name of the exchange that records a revision."""
+    return f"{names.namespace}.shards.{revision}"
 
 
-def gate_name(names: BrokerNames, change: int) -> str:
-    """Return the name of the exchange that messages go through since a change."""
-    return f"{record_name(names, change)}.gate"
+def done_name(names: BrokerNames, revision: int) -> str:
+    """Return the name of the exchange that records that a migration is complete."""
+    return f"{record_name(names, revision)}.done"
 
 
-def mark_name(names: BrokerNames) -> str:
-    """Return the name of the exchange that puts a mark into a queue of before."""
+def gate_name(names: BrokerNames, revision: int) -> str:
+    """Return the name of the exchange that messages pass since a revision."""
+    return f"{record_name(names, revision)}.gate"
+
+
+def marker_exchange_name(names: BrokerNames) -> str:
+    """Return the name of the exchange that delivers end markers to the previous queues."""
     return f"{names.namespace}.shards.mark"
 
 
-def _done_name(names: BrokerNames, change: int) -> str:
-    return f"{record_name(names, change)}.done"
-
-
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ShardLayout:
     """
-    What the broker's records say.
+    A number of shards, as the broker records it.
 
     Attributes:
-        shards: How many there are.
-        change: How often the number was changed; 0 = never, the plain topology.
-        before: How many there were before the last change.
-        is_moving: Whether queues of before may be there yet.
-        hash_type: Of the exchange that spreads users over them.
+        shards: The number of shards.
+        revision: How often the number was changed; 0 = never, the plain topology.
+        previous_shards: The number before the last change.
+        is_migrating: Whether queues of the previous number may still exist.
+        hash_type: The type of the exchange that distributes users over the shards.
 
     """
 
     shards: int = 1
-    change: int = 0
-    before: int = 1
-    is_moving: bool = False
+    revision: int = 0
+    previous_shards: int = 1
+    is_migrating: bool = False
     hash_type: str = MODULUS
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
     """
-    What is declared for any number of shards.
+    The settings from which the topology of any number of shards follows.
 
     Attributes:
-        names: Of everything.
-        retry_delays_s: One waiting queue each.
-        shards: How many there shall be on a broker that has none yet.
-        timeout_s: For each single call to the broker.
+        names: Of exchanges and queues.
+        retry_delays_s: Each gets a retry queue.
+        shards: The number of shards on an empty broker.
+        timeout_s: For each call to the broker.
+        marker_interval_s: The time between end markers. It must suffice for messages that are
+            on their way to a previous queue to arrive there.
+        assignment_interval_s: The mean time between two counts of the bridges.
 
     """
 
@@ -122,17 +105,19 @@ class ShardPlan:
     retry_delays_s: Sequence[float]
     shards: int = 1
     timeout_s: float = 15.0
+    marker_interval_s: float = 3.0
+    assignment_interval_s: float = 1.0
 
-    def topology(self, layout: Layout) -> Topology:
-        """Return what `layout` consists of, its gate included."""
+    def topology(self, layout: ShardLayout) -> Topology:
+        """Return the topology of `layout`, including its gate as the last binding."""
         plan = topology(
             self.names,
             self.retry_delays_s,
             layout.shards,
-            was_changed=layout.change > 0,
+            was_changed=layout.revision > 0,
             hash_type=layout.hash_type,
         )
-        if not layout.change:
+        if not layout.revision:
             return plan
         gate = self.gate(layout)
         return replace(
@@ -141,36 +126,39 @@ class ShardPlan:
             bindings=[*plan.bindings, Binding(self.names.inbound, gate)],
         )
 
-    def gate(self, layout: Layout) -> Exchange:
-        """Return the gate to the entry of `layout`."""
+    def gate(self, layout: ShardLayout) -> Exchange:
+        """Return the gate in front of the exchange that distributes users."""
         return Exchange(
-            gate_name(self.names, layout.change), "fanout", self.leads_to(layout)
+            gate_name(self.names, layout.revision),
+            "fanout",
+            self.entry_arguments(layout.shards),
         )
 
-    def record(self, layout: Layout) -> Exchange:
-        """Return the record of `layout`; nothing is ever published to it."""
+    def record(self, layout: ShardLayout) -> Exchange:
+        """Return the record of `layout`; no message is ever published to it."""
         return Exchange(
-            record_name(self.names, layout.change), "fanout", self.leads_to(layout)
+            record_name(self.names, layout.revision),
+            "fanout",
+            self.entry_arguments(layout.shards),
         )
 
-    def leads_to(self, layout: Layout) -> dict[str, str | int | bool]:
-        """Return the arguments of both."""
-        return {_ALTERNATE: self.names.shards_entry(layout.shards)}
+    def entry_arguments(self, shards: int) -> dict[str, str | int | bool]:
+        """Return the arguments of a gate or record: they name the number of shards."""
+        return {_ALTERNATE: self.names.shards_entry(shards)}
 
-    def way_of_before(self, layout: Layout) -> Exchange | Queue:
-        """Return what messages went to before the last change."""
-        if layout.change > 1:
-            return Exchange(gate_name(self.names, layout.change - 1), "fanout")
+    def previous_destination(self, layout: ShardLayout) -> Exchange | Queue:
+        """Return what received the messages before the last change."""
+        if layout.revision > 1:
+            return Exchange(gate_name(self.names, layout.revision - 1), "fanout")
         return inbound_queue(self.names, self.names.inbound_queue())
 
 
-class ShardDesk:
+class ShardRecords:
     """
-    Reads and changes the layout over one connection, which it does not close.
+    Reads the layout from the broker over one connection, which it does not close.
 
-    All its methods raise `BrokerUnavailableError` if the broker is away or too slow, and
-    `TopologyError` if something has our names and is not as it must be. Cancelling is
-    safe: each step can be done again.
+    All its methods raise `BrokerUnavailableError` if the broker is unreachable or too slow.
+    Cancelling is safe.
     """
 
     def __init__(
@@ -180,123 +168,66 @@ class ShardDesk:
         self._plan = plan
         self._names = plan.names
 
-    async def read(self) -> Layout:
-        """Read the records."""
-        changes = 0
-        while await self.is_there(
-            Exchange(record_name(self._names, changes + 1), "fanout")
-        ):
-            changes += 1
-        if not changes:
-            return Layout()
-        shards = await self._recorded(changes)
-        if await self.is_there(Exchange(_done_name(self._names, changes), "fanout")):
-            return await self._laid_out(Layout(shards, changes, shards))
-        before = await self._recorded(changes - 1) if changes > 1 else 1
-        return await self._laid_out(Layout(shards, changes, before, is_moving=True))
+    async def read(self) -> ShardLayout:
+        """Return the layout that the broker records."""
+        revision = 0
+        while await self._has_record(revision + 1):
+            revision += 1
+        if not revision:
+            return ShardLayout()
+        shards = await self._recorded(revision)
+        if await self.exists(Exchange(done_name(self._names, revision), "fanout")):
+            return await self.with_hash_type(ShardLayout(shards, revision, shards))
+        previous = await self._recorded(revision - 1) if revision > 1 else 1
+        return await self.with_hash_type(
+            ShardLayout(shards, revision, previous, is_migrating=True)
+        )
 
-    async def expect(self) -> Layout:
-        """Read the records; on an empty broker, say what a bridge of this plan will make."""
+    async def expect(self) -> ShardLayout:
+        """Return the recorded layout; on an empty broker, the one that the plan leads to."""
         layout = await self.read()
-        if await self._is_empty(layout) and self._plan.shards > 1:
-            return await self._laid_out(Layout(self._plan.shards, 1))
+        if self._plan.shards > 1 and await self.is_empty(layout):
+            return await self.with_hash_type(ShardLayout(self._plan.shards, 1))
         return layout
 
-    async def _laid_out(self, layout: Layout) -> Layout:
-        """Return it with the type of hash that its entry has, or is to get."""
+    async def with_hash_type(self, layout: ShardLayout) -> ShardLayout:
+        """Return `layout` with the hash type that its exchange has, or will get."""
         entry = self._names.shards_entry(layout.shards)
-        found = await hash_of(self._connection, entry, timeout_s=self._plan.timeout_s)
-        return replace(layout, hash_type=found)
-
-    async def settle(self) -> Layout:
-        """
-        Declare what the records say; on an empty broker, what the plan says.
-
-        The last steps of a change that was broken off behind its record are done. Where
-        somebody has begun with another number, that is a broker which has to be waited
-        for: he may be at it, or his bridge be started again.
-        """
-        layout = await self.read()
-        if self._plan.shards > 1 and await self._is_empty(layout):
-            try:
-                return await self.change(self._plan.shards)
-            except ShardsError as exc:
-                raise BrokerUnavailableError("settle the shards", str(exc)) from exc
-        return await self._settle(layout)
-
-    async def _settle(self, layout: Layout) -> Layout:
-        while True:
-            await declare(
-                self._connection,
-                self._plan.topology(layout),
-                timeout_s=self._plan.timeout_s,
-            )
-            if layout.change:
-                await self._unbind_the_old(layout)
-            else:
-                await self._hold_the_gate()
-            record = record_name(self._names, layout.change + 1)
-            if not await self.is_there(Exchange(record, "fanout")):
-                return layout
-            layout = await self.read()  # changed meanwhile: what we bound was the old
-
-    async def _is_empty(self, layout: Layout) -> bool:
-        """
-        Say whether there is no record, and one shard was never declared here either.
-
-        Without its queue and with a gate, another bridge is at the beginning of its start.
-        """
-        if layout.change:
-            return False
-        if not await self.is_there(Exchange(self._names.inbound, "fanout")):
-            return True
-        if not await self.is_there(Exchange(gate_name(self._names, 1), "fanout")):
-            return False
-        return not await self.is_there(Queue(self._names.inbound_queue(), {}))
-
-    async def change(self, shards: int) -> Layout:
-        """
-        Change the number of shards. The old queues are emptied after that, by the bridges.
-
-        Raises:
-            ShardsError: If an earlier change is not over; what ends it is told.
-
-        """
-        now = await self.read()
-        await self.refuse_if_not_now(now, shards)
-        if now.shards == shards:
-            return await self._settle(now)
-        new = await self._laid_out(
-            Layout(shards, now.change + 1, now.shards, is_moving=True)
+        hash_type = await exchange_hash_type(
+            self._connection, entry, timeout_s=self._plan.timeout_s
         )
-        await self._prepare(new)
-        await self._declare(self._plan.record(new))
-        await self._unbind_the_old(new)
-        return new
+        return replace(layout, hash_type=hash_type)
 
-    async def refuse_if_not_now(self, now: Layout, shards: int) -> None:
-        """Raise what `change` to this number would, as far as that can be seen."""
-        if now.is_moving and now.shards != shards:
-            left = ", ".join(await self.left_of_before(now)) or "none"
-            text = f"the change from {now.before} to {now.shards} is not over"
-            raise ShardsError(f"{text}; queues of before: {left}")
+    async def is_empty(self, layout: ShardLayout) -> bool:
+        """
+        Return whether no layout was recorded and no plain topology declared.
 
-    async def left_of_before(self, layout: Layout) -> Sequence[str]:
-        """Return the queues of before that are there yet, in order."""
-        if not layout.is_moving:
+        A gate without the plain queue shows that another bridge has begun its first start.
+        """
+        if layout.revision:
+            return False
+        if not await self.exists(Exchange(self._names.inbound, "fanout")):
+            return True
+        if not await self.exists(Exchange(gate_name(self._names, 1), "fanout")):
+            return False
+        return not await self.exists(Queue(self._names.inbound_queue(), {}))
+
+    async def has_newer(self, layout: ShardLayout) -> bool:
+        """Return whether the layout was changed since it was read."""
+        return await self._has_record(layout.revision + 1)
+
+    async def previous_queues(self, layout: ShardLayout) -> Sequence[str]:
+        """Return the queues of the previous number of shards that still exist, in order."""
+        if not layout.is_migrating:
             return ()
-        names = self._names.inbound_queues(layout.before)
-        return [name for name in names if await self.is_there(Queue(name, {}))]
+        names = self._names.inbound_queues(layout.previous_shards)
+        return [name for name in names if await self.exists(Queue(name, {}))]
 
-    async def finish(self, layout: Layout) -> None:
-        """Record that nothing of before is left."""
-        await self._declare(Exchange(_done_name(self._names, layout.change), "fanout"))
-
-    async def is_there(self, thing: Exchange | Queue) -> bool:
-        """Say whether it is there, whatever its arguments."""
-        async with broker_call(f"look at {thing.name}", timeout_s=self._plan.timeout_s):
-            # A refusal closes its channel, so each question gets one of its own.
-            channel = await self._connection.open_channel(confirms=False)
+    async def exists(self, thing: Exchange | Queue) -> bool:
+        """Return whether an exchange or queue with this name exists."""
+        async with broker_call(f"look up {thing.name}", timeout_s=self._plan.timeout_s):
+            # A refusal closes its channel, so each lookup opens a channel of its own.
+            channel = await self.open_channel()
             try:
                 if isinstance(thing, Exchange):
                     await channel.exchange_declare(thing.name, passive=True)
@@ -307,97 +238,69 @@ class ShardDesk:
             await channel.close()
         return True
 
-    async def _recorded(self, change: int) -> int:
-        """Return the number of shards that a record, which is there, tells."""
-        wish = Layout(self._plan.shards, change)
-        record = self._plan.record(wish)
-        doing = f"look at {record.name}"
-        async with broker_call(doing, timeout_s=self._plan.timeout_s):
-            channel = await self._connection.open_channel(confirms=False)
-            try:
-                await channel.exchange_declare(
-                    record.name,
-                    exchange_type=record.type,
-                    durable=True,
-                    arguments=dict(record.arguments),
-                )
-            except ChannelPreconditionFailed as exc:
-                refusal = exc
-            else:
-                await channel.close()
-                return wish.shards
-        return await self._led_to(record.name, refusal)
-
-    async def _led_to(self, exchange: str, refusal: ChannelPreconditionFailed) -> int:
-        """Return how many shards `exchange` leads to, if not to those in `refusal`."""
-        return await number_led_to(
-            self._connection,
-            exchange,
-            [
-                self._plan.leads_to(Layout(shards))
-                for shards in range(1, SHARDS_MAX + 1)
-            ],
-            refusal=problem_text(refusal),
-            timeout_s=self._plan.timeout_s,
-        )
-
-    async def _prepare(self, new: Layout) -> None:
-        """Declare all of `new`, and let the gate lead where messages go now."""
-        plan = self._plan.topology(new)
-        gate = self._plan.gate(new)
-        inbound_to_gate = plan.bindings[-1]
-        try:
-            await self._declare(gate)
-        except TopologyError as exc:
-            if not isinstance(exc.__cause__, ChannelPreconditionFailed):
-                raise  # we may not
-            begun = await self._led_to(gate.name, exc.__cause__)
-            text = f"a change to {begun} shards was begun and not ended"
-            mend = f"`bridge shards set {begun}` does that, then set {new.shards}"
-            raise ShardsError(f"{text}; {mend}") from exc
-        await declare(
-            self._connection,
-            replace(plan, bindings=plan.bindings[:-1]),
-            timeout_s=self._plan.timeout_s,
-        )
-        old = self._plan.way_of_before(new)
-        channel = await self._channel()
-        if new.change > 1 or await self.is_there(old):
-            await bind(
-                channel,
-                Binding(gate.name, old),
-                timeout_s=self._plan.timeout_s,
-            )
-        await bind(channel, inbound_to_gate, timeout_s=self._plan.timeout_s)
-        await channel.close()
-
-    async def _unbind_the_old(self, layout: Layout) -> None:
-        old = self._plan.way_of_before(layout)
-        gate = self._plan.gate(layout)
-        channel = await self._channel()
-        async with broker_call(f"unbind {old.name}", timeout_s=self._plan.timeout_s):
-            # In this order: as long as the gate has a binding, both ways end in one queue.
-            for source in (self._names.inbound, gate.name):
-                if isinstance(old, Exchange):
-                    await channel.exchange_unbind(old.name, source, "")
-                else:
-                    await channel.queue_unbind(old.name, source, "")
-            await channel.close()
-
-    async def _hold_the_gate(self) -> None:
-        """Let a first change that was begun without a queue of before lead to it, too."""
-        gate = gate_name(self._names, 1)
-        if await self.is_there(Exchange(gate, "fanout")):
-            old = self._plan.way_of_before(Layout())
-            channel = await self._channel()
-            await bind(channel, Binding(gate, old), timeout_s=self._plan.timeout_s)
-            await channel.close()
-
-    async def _declare(self, exchange: Exchange) -> None:
-        channel = await self._channel()
-        await declare_one(channel, exchange, timeout_s=self._plan.timeout_s)
-        await channel.close()
-
-    async def _channel(self) -> aiormq.Channel:
+    async def open_channel(self) -> aiormq.Channel:
+        """Open a channel on the connection."""
         async with broker_call("open a channel", timeout_s=self._plan.timeout_s):
             return await self._connection.open_channel(confirms=False)
+
+    async def _has_record(self, revision: int) -> bool:
+        return await self.exists(Exchange(record_name(self._names, revision), "fanout"))
+
+    async def _recorded(self, revision: int) -> int:
+        """Return the number of shards in an existing record."""
+        record = self._plan.record(ShardLayout(self._plan.shards, revision))
+        refusal = await self._refusal(record)
+        if refusal is None:
+            return self._plan.shards
+        return await self.shards_behind(record, refusal)
+
+    async def shards_behind(self, exchange: Exchange, refusal: str) -> int:
+        """
+        Return the number of shards in the arguments of an existing record or gate.
+
+        AMQP cannot read an argument, but RabbitMQ names it when it refuses a declare with
+        another value. It cuts the text at 255 bytes, which holds the namespace three times and
+        the vhost once. If the number was cut off, every number is tried: RabbitMQ accepts the
+        right one. Each refusal writes a line to RabbitMQ's log.
+
+        Args:
+            exchange: A fanout exchange that exists.
+            refusal: The text with which RabbitMQ refused another number.
+
+        Raises:
+            BrokerUnavailableError: If no number fits, or the broker is unreachable.
+
+        """
+        found = INEQUIVALENT.search(refusal)
+        theirs = plain(found["theirs"]) if found else ""
+        choices = [
+            replace(exchange, arguments=self._plan.entry_arguments(shards))
+            for shards in range(1, SHARDS_MAX + 1)
+        ]
+        for shards, choice in enumerate(choices, 1):
+            if theirs in choice.arguments.values():
+                return shards
+        if refusal.endswith(CUT):
+            for shards, choice in enumerate(choices, 1):
+                if await self._refusal(choice) is None:
+                    return shards
+        problem = f"RabbitMQ says {refusal!r}"
+        raise BrokerUnavailableError("read the number of shards", problem)
+
+    async def _refusal(self, exchange: Exchange) -> str | None:
+        """Return RabbitMQ's refusal to declare `exchange`; ``None`` if it is as given."""
+        async with broker_call(
+            f"look up {exchange.name}", timeout_s=self._plan.timeout_s
+        ):
+            channel = await self.open_channel()
+            try:
+                await channel.exchange_declare(
+                    exchange.name,
+                    exchange_type=exchange.type,
+                    durable=True,
+                    arguments=dict(exchange.arguments),
+                )
+            except ChannelPreconditionFailed as exc:
+                return problem_text(exc)
+            await channel.close()
+        return None

@@ -1,4 +1,4 @@
-"""Which queue a user belongs to, after all nodes of the broker were down and before."""
+"""A user keeps its queue when all nodes of the broker were down."""
 
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -10,8 +10,9 @@ import pytest
 import bridge.amqp.shards.hashing
 from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
 from bridge.amqp.frame_reader import FrameReader
-from bridge.amqp.shards.hashing import CONSISTENT, MODULUS, best_hash
-from bridge.amqp.shards.layout import ShardDesk, ShardPlan
+from bridge.amqp.shards.hashing import CONSISTENT, MODULUS, preferred_hash_type
+from bridge.amqp.shards.layout import ShardPlan
+from bridge.amqp.shards.migration import ShardMigration
 from bridge.amqp.topology import Queue
 from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
@@ -24,20 +25,20 @@ USERS = [f"user{number}" for number in range(64)]
 
 
 @asynccontextmanager
-async def desk_at(url: str, names: BrokerNames) -> AsyncIterator[ShardDesk]:
-    """An operator's desk; no bridge runs."""
+async def migration_at(url: str, names: BrokerNames) -> AsyncIterator[ShardMigration]:
+    """Connect as `bridge shards` does, without a running bridge."""
     address = BrokerAddress((url,), timeout_s=10 * SLOW_FACTOR)
     connection = await open_connection(
         address, purpose=Purpose.OPERATE, reader=FrameReader
     )
     try:
-        yield ShardDesk(connection, ShardPlan(names, (1.0,)))
+        yield ShardMigration(connection, ShardPlan(names, (1.0,)))
     finally:
         await connection.leave()
 
 
 async def queues_of_users(url: str, names: BrokerNames) -> Mapping[str, str]:
-    """Publish to each user, and see which queue that comes out of."""
+    """Publish a message to each user and return the queue that receives it."""
     found: dict[str, str] = {}
     async with open_raw(url) as raw:
         for queue in names.inbound_queues(SHARDS):
@@ -55,7 +56,7 @@ async def queues_of_users(url: str, names: BrokerNames) -> Mapping[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("version", "best"),
+    ("version", "preferred"),
     [
         ("3.10.8", MODULUS),
         ("3.13.7", MODULUS),
@@ -63,23 +64,23 @@ async def queues_of_users(url: str, names: BrokerNames) -> Mapping[str, str]:
         ("4.2.1", CONSISTENT),
         ("4.3.0", MODULUS),
         ("5.0.0-rc.1", MODULUS),
-        ("of nobody", MODULUS),
+        ("unknown", MODULUS),
     ],
 )
-def test_the_type_that_keeps_its_mind_depends_on_the_version(
-    version: str, best: str
+def test_the_preferred_type_depends_on_the_version(
+    version: str, preferred: str
 ) -> None:
-    assert best_hash(version) == best
+    assert preferred_hash_type(version) == preferred
 
 
-async def test_a_user_belongs_to_the_same_queue_after_all_nodes_were_down() -> None:
-    """Another one would let what is new overtake what waits in the old one."""
+async def test_a_user_keeps_its_queue_after_all_nodes_were_down() -> None:
+    """In another queue, new messages would overtake those that wait in the old one."""
     names = BrokerNames("kept")
     async with LocalNode.start(
         plugins=HASH_PLUGINS, ready_within_s=90 * SLOW_FACTOR
     ) as node:
-        async with desk_at(node.url, names) as desk:
-            await desk.change(SHARDS)
+        async with migration_at(node.url, names) as migration:
+            await migration.change(SHARDS)
         before = await queues_of_users(node.url, names)
         await node.restart()
         after = await queues_of_users(node.url, names)
@@ -88,40 +89,40 @@ async def test_a_user_belongs_to_the_same_queue_after_all_nodes_were_down() -> N
     assert after == before
 
 
-async def test_an_entry_of_the_other_type_is_kept(
+async def test_an_existing_exchange_of_the_other_type_is_kept(
     address: BrokerAddress, names: BrokerNames
 ) -> None:
-    """It was made by an earlier version, of the bridge or of RabbitMQ."""
+    """An earlier version of bridge or RabbitMQ declared it."""
     url = address.urls[0]
-    async with desk_at(url, names) as desk, open_raw(url) as raw:
+    async with migration_at(url, names) as migration, open_raw(url) as raw:
         await raw.channel.exchange_declare(
             names.shards_entry(2), exchange_type=CONSISTENT, durable=True
         )
 
-        changed = await desk.change(2)
-        read = await desk.read()
+        changed = await migration.change(2)
+        read = await migration.records.read()
 
         assert changed.hash_type == read.hash_type == CONSISTENT
-        assert await desk.settle() == read
+        assert await migration.ensure() == read
         for queue in (*names.inbound_queues(2), names.dead, names.bridges):
             await raw.channel.queue_delete(queue)
         await raw.channel.queue_delete(names.retry_queue(1000))
 
 
-async def test_names_may_be_so_long_that_the_broker_cuts_what_it_tells_of_them(
+async def test_the_number_of_shards_is_read_if_rabbitmq_cuts_its_text(
     address: BrokerAddress,
 ) -> None:
-    """It says 255 bytes; where the number of shards was not among them, none was read."""
+    """With long names, the 255 bytes of the text do not contain the number."""
     url = address.urls[0]
     names = BrokerNames(f"{secrets.token_hex(32)}.{'long' * 11}")  # 109 of 110
-    async with desk_at(url, names) as desk, open_raw(url) as raw:
+    async with migration_at(url, names) as migration, open_raw(url) as raw:
         await raw.channel.exchange_declare(
             names.shards_entry(SHARDS), exchange_type=CONSISTENT, durable=True
         )
-        await desk.settle()
-        changed = await desk.change(SHARDS)
+        await migration.ensure()
+        changed = await migration.change(SHARDS)
 
-        assert await desk.read() == changed
+        assert await migration.records.read() == changed
         assert changed.hash_type == CONSISTENT
         topology = ShardPlan(names, (1.0,)).topology(changed)
         for queue in (*topology.queues, Queue(names.inbound_queue(), {})):
@@ -129,7 +130,7 @@ async def test_names_may_be_so_long_that_the_broker_cuts_what_it_tells_of_them(
 
 
 @pytest.mark.parametrize(
-    ("told", "meant"),
+    ("text", "hash_type"),
     [
         (CONSISTENT, CONSISTENT),
         (MODULUS, MODULUS),
@@ -140,22 +141,22 @@ async def test_names_may_be_so_long_that_the_broker_cuts_what_it_tells_of_them(
         ("topic", None),
     ],
 )
-def test_a_type_that_was_cut_is_known_by_its_beginning(
-    told: str, meant: str | None
+def test_a_cut_type_is_recognized_by_its_prefix(
+    text: str, hash_type: str | None
 ) -> None:
-    assert bridge.amqp.shards.hashing._known(told) == meant
+    assert bridge.amqp.shards.hashing._parse_type(text) == hash_type
 
 
-async def test_a_broker_without_the_plugin_is_told_by_the_command_that_mends_it(
+async def test_a_missing_plugin_is_reported_with_the_command_that_enables_it(
     address: BrokerAddress, names: BrokerNames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker may end the connection over it; a loop of reconnects would tell nobody."""
+    """RabbitMQ may close the connection; reconnecting forever would hide the problem."""
     monkeypatch.setattr(
-        bridge.amqp.shards.hashing, "best_hash", lambda _: "x-is-not-there"
+        bridge.amqp.shards.hashing, "preferred_hash_type", lambda _: "x-is-not-there"
     )
 
-    async with desk_at(address.urls[0], names) as desk:
+    async with migration_at(address.urls[0], names) as migration:
         with pytest.raises(
             TopologyError, match="rabbitmq-plugins enable rabbitmq_sharding"
         ):
-            await desk.change(2)
+            await migration.change(2)

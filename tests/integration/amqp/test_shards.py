@@ -1,4 +1,4 @@
-"""Shards against a real broker: spread over queues and bridges, and another number of them."""
+"""Shards on a real broker: users over queues, queues over bridges, and changes of the number."""
 
 import asyncio
 import itertools
@@ -11,8 +11,6 @@ from typing import Never
 import pytest
 
 import bridge.amqp.consume.session
-import bridge.amqp.shards.assignment
-import bridge.amqp.shards.layout
 import bridge.amqp.shards.migration
 from bridge.amqp.connection import (
     BrokerAddress,
@@ -24,8 +22,8 @@ from bridge.amqp.consume.intake import Intake
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.ownership import SHARED
 from bridge.amqp.publish.publisher import Publisher
-from bridge.amqp.shards.layout import Layout, ShardDesk, ShardPlan
-from bridge.amqp.shards.migration import put_marks
+from bridge.amqp.shards.layout import ShardLayout, ShardPlan
+from bridge.amqp.shards.migration import ShardMigration, publish_end_markers
 from bridge.amqp.topology import Exchange, Queue, topology
 from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
@@ -42,20 +40,20 @@ USERS = [
 
 @dataclass
 class Store:
-    """What all bridges of a test stored, in the order in which they did."""
+    """The messages that all bridges of a test stored, in order."""
 
     stored: list[tuple[str, int]] = field(default_factory=list)
     goal: int = 0
     queues: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def of(self, user: str) -> list[int]:
-        """The numbers of one user."""
+        """Return the numbers of one user's messages."""
         return [number for name, number in self.stored if name == user]
 
 
 @dataclass
-class Carrier:
-    """Takes, stores and acks, as the pump does."""
+class StoringBridge:
+    """Consumes, stores and acks, as the pipeline does."""
 
     intake: Intake
     metrics: Metrics
@@ -63,7 +61,7 @@ class Carrier:
     pause_s: float = 0.0
 
     async def run(self) -> None:
-        """Carry, for ever."""
+        """Store messages until cancelled."""
         while True:
             batch = await self.intake.next_batch()
             for delivery in batch.deliveries:
@@ -79,13 +77,13 @@ class Carrier:
 
     @property
     def active(self) -> int:
-        """Shards that it is active on."""
+        """The number of shards on which it is active."""
         return int(self.metrics.registry.get_sample_value("bridge_shards_active") or 0)
 
 
 @dataclass
-class Stage:
-    """A broker, bridges, a worker."""
+class ShardedSetup:
+    """A namespace on a broker, with bridges and a producer."""
 
     address: BrokerAddress
     names: BrokerNames
@@ -95,19 +93,25 @@ class Stage:
     sent: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def plan(self, shards: int) -> ShardPlan:
-        """Return the plan of a bridge with this setting."""
-        timeout_s = 10 * SLOW_FACTOR
-        return ShardPlan(self.names, (1.0,), shards=shards, timeout_s=timeout_s)
+        """Return the plan of a bridge with this setting, with short intervals."""
+        return ShardPlan(
+            self.names,
+            (1.0,),
+            shards=shards,
+            timeout_s=10 * SLOW_FACTOR,
+            marker_interval_s=0.3,
+            assignment_interval_s=0.1,
+        )
 
-    def desk(self) -> ShardDesk:
-        """Return an operator's desk."""
-        return ShardDesk(self.connection, self.plan(1))
+    def migration(self) -> ShardMigration:
+        """Return what `bridge shards` uses."""
+        return ShardMigration(self.connection, self.plan(1))
 
     @asynccontextmanager
     async def bridge(
         self, shards: int, *, pause_s: float = 0.0, prefetch_count: int = 50
-    ) -> AsyncIterator[Carrier]:
-        """Run a bridge with this setting, ready when entered."""
+    ) -> AsyncIterator[StoringBridge]:
+        """Run a bridge with this setting; it is consuming when the block starts."""
         metrics = Metrics()
         intake = Intake(
             self.address,
@@ -117,16 +121,16 @@ class Stage:
             metrics=metrics,
             shards=self.plan(shards),
         )
-        carrier = Carrier(intake, metrics, self.store, pause_s)
-        async with running(intake, carrier):
+        storing = StoringBridge(intake, metrics, self.store, pause_s)
+        async with running(intake, storing):
             await eventually(lambda: intake.is_consuming, within_s=30)
-            yield carrier
+            yield storing
             await intake.stop_consuming()
             async with asyncio.timeout(10 * SLOW_FACTOR):
                 await intake.settled()
 
     async def publish(self, rounds: int = 1) -> None:
-        """Publish the next number to each user, so many times, confirmed one by one."""
+        """Publish the next `rounds` numbers to each user, each after the confirm of the last."""
         async with asyncio.TaskGroup() as tasks:
             for user in USERS:
                 tasks.create_task(self._publish_to(user, rounds))
@@ -143,34 +147,32 @@ class Stage:
 
     @property
     def backlog(self) -> int:
-        """How much was published and is not stored."""
+        """The number of messages that were published and are not stored yet."""
         return sum(self.sent.values()) - len(self.store.stored)
 
     async def all_stored(self) -> None:
-        """Wait until there is as much in the store as was sent."""
+        """Wait until as many messages are stored as were published."""
         await eventually(lambda: self.backlog <= 0, within_s=30)
 
     def check_each_once_and_in_order(self) -> None:
-        """No loss, no repeat, no disorder."""
+        """Check that no message is lost, duplicated or out of order."""
         for user in USERS:
             assert self.store.of(user) == list(range(1, self.sent[user] + 1)), user
 
 
 @pytest.fixture
-async def stage(
+async def sharded(
     address: BrokerAddress, names: BrokerNames, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Stage]:
-    """A stage on which a second is a tenth of one."""
-    monkeypatch.setattr(bridge.amqp.shards.migration, "ARRIVED_AFTER_S", 0.3)
+) -> AsyncIterator[ShardedSetup]:
+    """Yield a namespace whose intervals are short; its queues are deleted at the end."""
     monkeypatch.setattr(bridge.amqp.consume.session, "_LOOK_EACH_S", 0.1)
-    monkeypatch.setattr(bridge.amqp.shards.assignment, "_LOOK_EACH_S", 0.1)
     worker = Publisher(address, names, metrics=Metrics())
     connection = await open_connection(
         address, purpose=Purpose.OPERATE, reader=FrameReader
     )
     try:
         async with running(worker):
-            yield Stage(address, names, worker, connection)
+            yield ShardedSetup(address, names, worker, connection)
     finally:
         await connection.leave()
         async with open_raw(address.urls[0]) as cleaner:
@@ -185,206 +187,210 @@ async def stage(
             await cleaner.channel.queue_delete(names.retry_queue(1000))
 
 
-async def changed(stage: Stage, shards: int) -> None:
-    """Change the number as the command does, and wait until it is over."""
-    desk = stage.desk()
-    layout = await desk.change(shards)
+async def changed(sharded: ShardedSetup, shards: int) -> None:
+    """Change the number as the command does, and wait until the migration is complete."""
+    migration = sharded.migration()
+    layout = await migration.change(shards)
     async with asyncio.timeout(30 * SLOW_FACTOR):
-        while await desk.left_of_before(layout):
-            await asyncio.sleep(bridge.amqp.shards.migration.ARRIVED_AFTER_S)
-            await put_marks(stage.connection, stage.plan(1), layout)
-    await desk.finish(layout)
+        while await migration.records.previous_queues(layout):
+            await asyncio.sleep(sharded.plan(1).marker_interval_s)
+            await publish_end_markers(sharded.connection, sharded.plan(1), layout)
+    await migration.complete(layout)
 
 
-async def test_users_are_spread_over_the_shards_and_each_keeps_its_order(
-    stage: Stage,
+async def test_users_are_distributed_over_the_shards_and_each_keeps_its_order(
+    sharded: ShardedSetup,
 ) -> None:
-    """One bridge consumes them all, and a user has one queue."""
-    async with stage.bridge(4) as carrier:
-        await stage.publish(5)
-        await stage.all_stored()
+    """One bridge consumes all shards, and each user has one queue."""
+    async with sharded.bridge(4) as storing:
+        await sharded.publish(5)
+        await sharded.all_stored()
 
-        assert carrier.active > 1
+        assert storing.active > 1
 
-    stage.check_each_once_and_in_order()
-    assert all(len(queues) == 1 for queues in stage.store.queues.values())
-    used = set.union(*stage.store.queues.values())
-    assert used <= set(stage.names.inbound_queues(4))
+    sharded.check_each_once_and_in_order()
+    assert all(len(queues) == 1 for queues in sharded.store.queues.values())
+    used = set.union(*sharded.store.queues.values())
+    assert used <= set(sharded.names.inbound_queues(4))
     assert len(used) > 1
 
 
-async def test_one_shard_is_the_plain_topology_and_needs_nothing_else(
-    stage: Stage,
+async def test_one_shard_is_the_plain_topology(
+    sharded: ShardedSetup,
 ) -> None:
-    """Who does not shard has no exchange or plugin more than before, and no queue for it."""
-    async with stage.bridge(1):
-        await stage.publish()
-        await stage.all_stored()
+    """Without shards there is no further exchange, queue or plugin."""
+    async with sharded.bridge(1):
+        await sharded.publish()
+        await sharded.all_stored()
 
-    desk = stage.desk()
-    assert await desk.read() == Layout()
-    assert not await desk.is_there(Queue(stage.names.bridges, {}))
-    assert not await desk.is_there(Exchange(stage.names.shards_entry(1), "fanout"))
+    migration = sharded.migration()
+    assert await migration.records.read() == ShardLayout()
+    assert not await migration.records.exists(Queue(sharded.names.bridges, {}))
+    assert not await migration.records.exists(
+        Exchange(sharded.names.shards_entry(1), "fanout")
+    )
 
 
-async def test_the_number_changes_under_load_without_loss_repeat_or_disorder(
-    stage: Stage,
+async def test_a_change_under_load_loses_duplicates_and_reorders_nothing(
+    sharded: ShardedSetup,
 ) -> None:
-    """Up, down and back to one, while a worker publishes and a backlog waits."""
+    """Up, down and back to one, while a producer publishes and a backlog waits."""
     is_over = asyncio.Event()
 
     async def keep_publishing() -> None:
         while not is_over.is_set():
-            await stage.publish()
-            await eventually(lambda: stage.backlog < 100, within_s=60)
+            await sharded.publish()
+            await eventually(lambda: sharded.backlog < 100, within_s=60)
 
     async with (
-        stage.bridge(1, pause_s=0.02, prefetch_count=5),
-        stage.bridge(1, pause_s=0.02, prefetch_count=5),
+        sharded.bridge(1, pause_s=0.02, prefetch_count=5),
+        sharded.bridge(1, pause_s=0.02, prefetch_count=5),
         asyncio.TaskGroup() as tasks,
     ):
         tasks.create_task(keep_publishing())
-        await eventually(lambda: len(stage.store.stored) > 20)
+        await eventually(lambda: len(sharded.store.stored) > 20)
         for shards in (3, 2, 1):
-            await changed(stage, shards)
-            assert (await stage.desk().read()).shards == shards
-            stage.store.goal = len(stage.store.stored) + 20
-            await eventually(lambda: len(stage.store.stored) > stage.store.goal)
+            await changed(sharded, shards)
+            assert (await sharded.migration().records.read()).shards == shards
+            sharded.store.goal = len(sharded.store.stored) + 20
+            await eventually(lambda: len(sharded.store.stored) > sharded.store.goal)
         is_over.set()
-        await stage.all_stored()
+        await sharded.all_stored()
 
-    stage.check_each_once_and_in_order()
+    sharded.check_each_once_and_in_order()
 
 
-class BreaksOffError(Exception):
+class CrashError(Exception):
     """The process dies here."""
 
 
-async def break_off(*_: object, **__: object) -> Never:
-    """Be a step that is not reached."""
-    raise BreaksOffError
+async def crash(*_: object, **__: object) -> Never:
+    """Stand in for a step that the process does not reach."""
+    raise CrashError
 
 
-async def test_a_change_that_breaks_off_anywhere_is_ended_by_calling_it_again(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+async def test_a_change_that_crashed_at_any_step_is_completed_by_repeating_it(
+    sharded: ShardedSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever was done by then, nothing is lost, and doing it again does no harm."""
-    async with stage.bridge(1):
-        for step in ("_declare", "_prepare", "_unbind_the_old"):
+    """Every step can be repeated, and no message is lost in between."""
+    async with sharded.bridge(1):
+        for step in ("_declare", "_prepare", "_unbind_previous"):
             with monkeypatch.context() as broken:
-                broken.setattr(ShardDesk, step, break_off)
-                with pytest.raises(BreaksOffError):
-                    await stage.desk().change(3)
-            await stage.publish(2)
-        if not (await stage.desk().read()).change:
+                broken.setattr(ShardMigration, step, crash)
+                with pytest.raises(CrashError):
+                    await sharded.migration().change(3)
+            await sharded.publish(2)
+        if not (await sharded.migration().records.read()).revision:
             with monkeypatch.context() as broken:
-                broken.setattr(ShardDesk, "_unbind_the_old", break_off)
-                with pytest.raises(BreaksOffError):
-                    await stage.desk().change(3)
-        await stage.publish(2)
-        await stage.all_stored()
+                broken.setattr(ShardMigration, "_unbind_previous", crash)
+                with pytest.raises(CrashError):
+                    await sharded.migration().change(3)
+        await sharded.publish(2)
+        await sharded.all_stored()
 
-        await changed(stage, 3)
-        await stage.publish(2)
-        await stage.all_stored()
+        await changed(sharded, 3)
+        await sharded.publish(2)
+        await sharded.all_stored()
 
-    stage.check_each_once_and_in_order()
+    sharded.check_each_once_and_in_order()
 
 
-async def test_what_a_dead_command_left_is_ended_by_the_bridges_that_start(
-    stage: Stage,
+async def test_a_change_whose_command_died_is_completed_by_bridges(
+    sharded: ShardedSetup,
 ) -> None:
-    """Behind its record a change needs nobody who waits for it."""
-    async with stage.bridge(1):
-        await stage.publish(2)
-    await stage.desk().change(3)  # and its process dies
-    await stage.publish(2)
+    """Once its record exists, a change does not need the command any more."""
+    async with sharded.bridge(1):
+        await sharded.publish(2)
+    await sharded.migration().change(3)  # the command exits without waiting
+    await sharded.publish(2)
 
-    async with stage.bridge(1), stage.bridge(3):
-        await stage.publish(2)
-        await stage.all_stored()
+    async with sharded.bridge(1), sharded.bridge(3):
+        await sharded.publish(2)
+        await sharded.all_stored()
 
-    stage.check_each_once_and_in_order()
-    assert not (await stage.desk().read()).is_moving
+    sharded.check_each_once_and_in_order()
+    assert not (await sharded.migration().records.read()).is_migrating
 
 
-async def test_a_first_start_that_is_half_done_is_not_taken_for_one_shard(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+async def test_an_incomplete_first_start_is_not_mistaken_for_one_shard(
+    sharded: ShardedSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bridges that start together on an empty broker each see what the others began."""
-    desk = ShardDesk(stage.connection, stage.plan(3))
+    """Bridges that start together on an empty broker see the others' first steps."""
+    migration = ShardMigration(sharded.connection, sharded.plan(3))
     with monkeypatch.context() as broken:
-        broken.setattr(bridge.amqp.shards.layout, "bind", break_off)
-        with pytest.raises(BreaksOffError):
-            await desk.settle()
-    assert await desk.is_there(Exchange(stage.names.inbound, "fanout"))
+        broken.setattr(bridge.amqp.shards.migration, "bind", crash)
+        with pytest.raises(CrashError):
+            await migration.ensure()
+    assert await migration.records.exists(Exchange(sharded.names.inbound, "fanout"))
 
-    assert (await desk.settle()).shards == 3
-    assert not await desk.is_there(Queue(stage.names.inbound_queue(), {}))
-
-
-async def test_a_change_is_refused_while_another_is_not_over(stage: Stage) -> None:
-    """With nobody to empty the old queues, the third kind would overtake the first."""
-    await stage.desk().settle()
-    await stage.publish()
-    await stage.desk().change(3)
-
-    with pytest.raises(ShardsError, match=r"from 1 to 3 is not over.*inbound\.0"):
-        await stage.desk().change(2)
+    assert (await migration.ensure()).shards == 3
+    assert not await migration.records.exists(Queue(sharded.names.inbound_queue(), {}))
 
 
-async def test_a_bridge_with_another_setting_follows_the_broker(stage: Stage) -> None:
-    """In a rolling restart old and new settings run side by side."""
-    async with stage.bridge(3), stage.bridge(1), stage.bridge(2):
-        await stage.publish(3)
-        await stage.all_stored()
+async def test_a_change_is_refused_during_another_one(sharded: ShardedSetup) -> None:
+    """Messages in the third set of queues would overtake those in the first."""
+    await sharded.migration().ensure()
+    await sharded.publish()
+    await sharded.migration().change(3)
 
-    stage.check_each_once_and_in_order()
-    assert (await stage.desk().read()).shards == 3
+    with pytest.raises(ShardsError, match=r"from 1 to 3 is not complete.*inbound\.0"):
+        await sharded.migration().change(2)
 
 
-async def test_bridges_share_the_shards_and_others_go_on_with_those_of_one_that_leaves(
-    stage: Stage,
+async def test_a_bridge_with_another_setting_follows_the_broker(
+    sharded: ShardedSetup,
 ) -> None:
-    """Who came first has all of them, until others are there; it stays as it is then."""
+    """During a rolling restart, bridges with old and new settings run side by side."""
+    async with sharded.bridge(3), sharded.bridge(1), sharded.bridge(2):
+        await sharded.publish(3)
+        await sharded.all_stored()
 
-    async def are_shared(*carriers: Carrier, share: int) -> bool:
-        await stage.publish()
-        return all(carrier.active == share for carrier in carriers)
+    sharded.check_each_once_and_in_order()
+    assert (await sharded.migration().records.read()).shards == 3
 
-    async with stage.bridge(6) as first:
-        await stage.publish(2)
-        async with stage.bridge(6) as second:
-            async with stage.bridge(6) as third:
-                everybody = (first, second, third)
-                await eventually(lambda: are_shared(*everybody, share=2), within_s=30)
-                held = [queues_of(carrier) for carrier in everybody]
+
+async def test_bridges_share_the_shards_and_take_over_those_of_a_bridge_that_stops(
+    sharded: ShardedSetup,
+) -> None:
+    """The first bridge has all shards until others start; then the assignment is stable."""
+
+    async def are_shared(*bridges: StoringBridge, share: int) -> bool:
+        await sharded.publish()
+        return all(storing.active == share for storing in bridges)
+
+    async with sharded.bridge(6) as first:
+        await sharded.publish(2)
+        async with sharded.bridge(6) as second:
+            async with sharded.bridge(6) as third:
+                everyone = (first, second, third)
+                await eventually(lambda: are_shared(*everyone, share=2), within_s=30)
+                held = [queues_of(storing) for storing in everyone]
                 for _ in range(20):
-                    await stage.publish()
-                assert [queues_of(carrier) for carrier in everybody] == held
+                    await sharded.publish()
+                assert [queues_of(storing) for storing in everyone] == held
             await eventually(lambda: are_shared(first, second, share=3), within_s=30)
-        await stage.all_stored()
+        await sharded.all_stored()
 
-    stage.check_each_once_and_in_order()
+    sharded.check_each_once_and_in_order()
 
 
-def queues_of(carrier: Carrier) -> Sequence[str]:
-    session = carrier.intake._session
+def queues_of(storing: StoringBridge) -> Sequence[str]:
+    session = storing.intake._session
     assert session is not None
     return sorted(one.queue for one in session.consumers if one.is_active)
 
 
-async def test_the_prefetch_is_that_of_all_shards_together_and_can_be_changed(
-    stage: Stage,
+async def test_the_prefetch_limits_all_shards_together_and_can_be_changed(
+    sharded: ShardedSetup,
 ) -> None:
-    """It is the bound on the bridge's memory, however many queues there are."""
-    async with stage.bridge(3, pause_s=0.5, prefetch_count=9) as carrier:
-        await stage.publish(5)
-        await eventually(lambda: carrier.intake.in_flight == 9)
-        await carrier.intake.set_prefetch(60)
-        await eventually(lambda: carrier.intake.in_flight > 9)
-        assert carrier.intake.in_flight <= 60
-        carrier.pause_s = 0.0
-        await stage.all_stored()
+    """It limits the memory of a bridge, whatever the number of queues."""
+    async with sharded.bridge(3, pause_s=0.5, prefetch_count=9) as storing:
+        await sharded.publish(5)
+        await eventually(lambda: storing.intake.in_flight == 9)
+        await storing.intake.set_prefetch(60)
+        await eventually(lambda: storing.intake.in_flight > 9)
+        assert storing.intake.in_flight <= 60
+        storing.pause_s = 0.0
+        await sharded.all_stored()
 
-    stage.check_each_once_and_in_order()
+    sharded.check_each_once_and_in_order()

@@ -57,9 +57,14 @@ async def test_a_missing_plugin_is_found_and_named(
     managed_broker: ManagedBroker, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker closes a connection that uses an unknown type; later checks need another."""
-    monkeypatch.setattr(bridge.doctor.shards, "best_hash", lambda _: "x-is-not-there")
     monkeypatch.setattr(
-        bridge.amqp.shards.hashing, "best_hash", lambda _: "x-is-not-there"
+        bridge.doctor.shards, "preferred_hash_type", lambda _: "x-is-not-there"
+    )
+    monkeypatch.setattr(
+        bridge.doctor.shards, "preferred_hash_type", lambda _: "x-is-not-there"
+    )
+    monkeypatch.setattr(
+        bridge.amqp.shards.hashing, "preferred_hash_type", lambda _: "x-is-not-there"
     )
 
     results = await check_results(settings(managed_broker, namespace, shards=3))

@@ -1,4 +1,4 @@
-"""What a bridge has to give away."""
+"""The number of shards that a bridge releases."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ import pytest
 
 from bridge.amqp.consume.consumer import ConsumerSession
 from bridge.amqp.consume.session import IntakeSession
-from bridge.amqp.shards import assignment as spreading
-from bridge.amqp.shards.assignment import Spreading, excess
-from tests.conftest import eventually
+from bridge.amqp.shards.assignment import ShardAssignment, excess
+from bridge.amqp.shards.layout import ShardPlan
+from bridge.core.broker_names import BrokerNames
 
 
 @dataclass
-class Consumer:
-    """As far as it is looked at."""
+class StubConsumer:
+    """The state of a consumer that the assignment reads."""
 
     is_active: bool = True
     is_leaving: bool = False
@@ -26,94 +26,84 @@ class Consumer:
 
 
 @dataclass
-class Session:
-    """A bridge whose shards all come back, because nobody else is there."""
+class StubSession:
+    """A session that gets back every shard that it releases."""
 
-    consumers: list[Consumer] = field(default_factory=lambda: [Consumer(), Consumer()])
-    given: int = 0
+    consumers: list[StubConsumer] = field(
+        default_factory=lambda: [StubConsumer(), StubConsumer()]
+    )
+    released: int = 0
 
-    async def give_away(self, _: Consumer) -> None:
-        """Count it."""
-        self.given += 1
+    async def give_away(self, _: StubConsumer) -> None:
+        """Count the release."""
+        self.released += 1
 
     async def consume(self, _: str) -> None:
-        """Get it back."""
+        """Become active again."""
 
 
-class Channel:
-    """Of a broker that counts a bridge that is not there."""
+class StubChannel:
+    """A channel of a broker that counts a second bridge, which is unreachable."""
 
     async def basic_consume(self, *_: object) -> None:
         """Do nothing."""
 
     async def queue_declare(self, *_: object, **__: object) -> SimpleNamespace:
-        """Say that there are two."""
+        """Report two consumers."""
         return SimpleNamespace(consumer_count=2)
 
 
 @pytest.mark.parametrize(
-    ("active", "shards", "bridges", "given"),
+    ("active", "shards", "bridges", "released"),
     [
         (8, 8, 1, 0),
         (8, 8, 2, 4),
         (8, 8, 3, 5),  # the share is 3
         (3, 8, 3, 0),
         (2, 2, 5, 1),
-        (8, 8, 0, 0),  # the broker has not counted us yet
+        (8, 8, 0, 0),  # the broker has not counted this bridge yet
     ],
 )
-def test_what_is_over_the_share_is_given_away(
-    active: int, shards: int, bridges: int, given: int
+def test_shards_above_the_share_are_released(
+    active: int, shards: int, bridges: int, released: int
 ) -> None:
-    """Rounded up, so that all shares together always hold all shards."""
-    consumers = [Consumer(is_active=number < active) for number in range(shards)]
+    """The share is rounded up, so that all shares together cover all shards."""
+    consumers = [StubConsumer(is_active=number < active) for number in range(shards)]
 
-    away = excess(
+    above = excess(
         cast("list[ConsumerSession]", consumers), shards=shards, bridges=bridges
     )
 
-    assert len(away) == given
+    assert len(above) == released
 
 
-def test_the_least_busy_are_given_away_and_none_twice() -> None:
-    """What is in flight has to be settled first; one that leaves is given already."""
+def test_the_least_busy_consumers_are_released_once() -> None:
+    """A release has to wait for deliveries in flight, and one that leaves is released."""
     consumers = [
-        Consumer(in_flight=9),
-        Consumer(in_flight=1),
-        Consumer(is_leaving=True),
+        StubConsumer(in_flight=9),
+        StubConsumer(in_flight=1),
+        StubConsumer(is_leaving=True),
     ]
 
-    away = excess(cast("list[ConsumerSession]", consumers), shards=2, bridges=2)
+    above = excess(cast("list[ConsumerSession]", consumers), shards=2, bridges=2)
 
-    assert [one.in_flight for one in away] == [1]
+    assert [one.in_flight for one in above] == [1]
 
 
-async def test_what_comes_back_each_time_is_not_given_away_without_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The broker counts bridges that were connected to a node that is down (3.10.8)."""
-    looks = 0
-
-    def count() -> float:
-        nonlocal looks
-        looks += 1
-        return 0.5
-
-    monkeypatch.setattr(spreading, "_LOOK_EACH_S", 0.0)
-    monkeypatch.setattr(spreading, "_AWAY_S", 0.0)
-    monkeypatch.setattr("bridge.amqp.shards.assignment.random.random", count)
-    session = Session()
-    task = asyncio.ensure_future(
-        Spreading(
-            cast("IntakeSession", session),
-            cast("aiormq.Channel", Channel()),
-            queue="q",
-            shards=2,
-            timeout_s=10,
-        ).run()
+async def test_releases_stop_if_the_shards_always_come_back() -> None:
+    """RabbitMQ 3.10.8 counts bridges that were connected to a node that is down."""
+    session = StubSession()
+    assignment = ShardAssignment(
+        cast("IntakeSession", session),
+        cast("aiormq.Channel", StubChannel()),
+        ShardPlan(BrokerNames("x"), (), assignment_interval_s=0.0),
+        shards=2,
+        pause_s=0.0,
     )
+    running = asyncio.ensure_future(assignment.run())
 
-    await eventually(lambda: looks > 100)
-    task.cancel()
+    for _ in range(1000):  # many more turns of the loop than five releases take
+        await asyncio.sleep(0)
+    running.cancel()
 
-    assert session.given == 5
+    assert session.released == 5
