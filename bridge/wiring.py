@@ -56,7 +56,7 @@ from bridge.inbox.maintenance import InboxMaintenance
 from bridge.inbox.memory.store import MemoryInbox
 from bridge.inbox.migration.model import Target
 from bridge.inbox.redis.fleet import RedisFleet
-from bridge.inbox.redis.migration_target import redis_target
+from bridge.inbox.redis.migration_target import RedisTarget
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.sqlite.store import SqliteInbox
 from bridge.metrics import Metrics
@@ -347,10 +347,10 @@ def migration_target_of(settings: Settings) -> Target:
     if not is_redis(settings.inbox):
         problem = f"{settings.inbox} cannot be shared by several bridges, expected redis://..."
         raise ConfigError((problem,))
-    return redis_target(
+    return RedisTarget(
         parse_redis(settings.inbox),
+        retention(settings),
         namespace=settings.namespace,
-        retention=retention(settings),
     )
 
 

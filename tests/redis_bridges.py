@@ -11,6 +11,7 @@ from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.redis.store import RedisInbox
+from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
 from tests.conftest import eventually
 from tests.faults.suite.proxy import Proxy
 from tests.redis_server import RedisServer, free_port
@@ -49,9 +50,11 @@ class Bridge:
 
 
 @asynccontextmanager
-async def bridge_on(url: str, *, namespace: str = "bridge") -> AsyncIterator[Bridge]:
+async def bridge_on(
+    url: str, *, namespace: str = "bridge", timing: RedisTiming = DEFAULT_TIMING
+) -> AsyncIterator[Bridge]:
     """Open one more bridge's view of the store."""
-    inbox = RedisInbox(parse_redis(url), RETENTION, namespace=namespace)
+    inbox = RedisInbox(parse_redis(url), RETENTION, namespace=namespace, timing=timing)
     bridge = Bridge(inbox)
     inbox.subscribe(bridge.fed.extend, bridge.renewed.extend)
     try:

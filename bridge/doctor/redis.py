@@ -1,4 +1,4 @@
-"""A Redis of the inbox: whether it keeps what it has taken, and who can listen."""
+"""Checks of the Redis servers that hold the inboxes: durability, version and TLS."""
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -9,8 +9,8 @@ from bridge.doctor.certificates import check_certificate
 from bridge.doctor.results import CheckResult, fail, ok, skip, warn
 from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.redis.server_info import (
-    VERSION_LEAST,
-    VERSION_LEAST_OF_CLUSTER,
+    MINIMUM_CLUSTER_VERSION,
+    MINIMUM_VERSION,
     ServerFacts,
     server_facts,
 )
@@ -19,10 +19,10 @@ from bridge.settings.model import Settings
 
 
 async def check_redis(settings: Settings) -> AsyncIterator[CheckResult]:
-    """Look at each server; nothing if there is none, or none can be reached."""
+    """Check each server; yield nothing without Redis, or if it cannot be reached."""
     if not is_redis(settings.inbox):
         return
-    # Why it cannot be reached is told with the inbox.
+    # The check of the inbox reports why the servers cannot be reached.
     with suppress(StoreUnavailableError, ConfigError):
         address = parse_redis(settings.inbox)
         for facts in await server_facts(address):
@@ -31,10 +31,10 @@ async def check_redis(settings: Settings) -> AsyncIterator[CheckResult]:
 
 
 def check_redis_server(facts: ServerFacts, address: RedisAddress) -> list[CheckResult]:
-    """Say what the facts about one server mean."""
-    found = [_version(facts, address), _way(facts)]
+    """Return what follows from the facts about one server."""
+    found = [_version(facts, address), _encryption(facts)]
     if facts.append_only is None or facts.policy is None:
-        text = "CONFIG GET is not allowed, so its settings are not known"
+        text = "CONFIG GET is not allowed, so its settings are unknown"
         fix = "allow its user +config|get"
         found.append(skip(f"persistence of redis {facts.host}", text, fix=fix))
         return found
@@ -44,36 +44,36 @@ def check_redis_server(facts: ServerFacts, address: RedisAddress) -> list[CheckR
 def _version(facts: ServerFacts, address: RedisAddress) -> CheckResult:
     subject = f"redis {facts.host}"
     is_cluster = address.kind == "cluster"
-    needed = VERSION_LEAST_OF_CLUSTER if is_cluster else VERSION_LEAST
+    needed = MINIMUM_CLUSTER_VERSION if is_cluster else MINIMUM_VERSION
     if facts.version < needed:
         least = ".".join(map(str, needed))
-        return fail(subject, f"version {facts.version_text}, {least} is needed")
+        return fail(subject, f"version {facts.version_text}, {least} is required")
     return ok(subject, f"version {facts.version_text}")
 
 
-def _way(facts: ServerFacts) -> CheckResult:
+def _encryption(facts: ServerFacts) -> CheckResult:
     if facts.certificate_end_s is not None:
         subject = f"certificate of redis {facts.host}"
-        fix = "renew it, then CONFIG SET tls-cert-file FILE, which reads it anew"
+        fix = "renew it, then CONFIG SET tls-cert-file FILE, which reloads it"
         return check_certificate(
             subject, facts.certificate_end_s, now_s=time(), fix=fix
         )
     subject = f"way to redis {facts.host}"
     if is_loopback(facts.host.name):
         return ok(subject, "without TLS, on this machine")
-    text = "without TLS: who listens has the password and every message"
+    text = "without TLS: anyone on the network path can read the password and every message"
     return warn(subject, text, fix="use rediss in BRIDGE_INBOX")
 
 
 def _persistence(facts: ServerFacts) -> CheckResult:
     subject = f"persistence of redis {facts.host}"
     if not facts.append_only:
-        text = "appendonly no: what was acked to the broker is gone after a restart"
+        text = "appendonly no: messages that were acked to the broker are lost at a restart"
         return fail(subject, text, fix=_setting(facts, "appendonly yes"))
     if facts.fsync != "always":
         text = (
-            f"appendfsync {facts.fsync}: a power cut takes up to a second of what was "
-            "acked, and after each restart pages are told to reload"
+            f"appendfsync {facts.fsync}: a power failure loses up to a second of acked "
+            "messages, and after each restart clients are told to reload"
         )
         return warn(subject, text, fix=_setting(facts, "appendfsync always"))
     return ok(subject, "appendonly yes, appendfsync always")
@@ -83,7 +83,7 @@ def _memory(facts: ServerFacts) -> CheckResult:
     subject = f"memory of redis {facts.host}"
     if facts.policy == "noeviction":
         return ok(subject, "maxmemory-policy noeviction")
-    text = f"maxmemory-policy {facts.policy} throws inboxes away when memory is short"
+    text = f"maxmemory-policy {facts.policy} deletes inboxes when memory is short"
     return fail(subject, text, fix=_setting(facts, "maxmemory-policy noeviction"))
 
 

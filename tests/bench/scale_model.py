@@ -12,7 +12,7 @@ from math import ceil
 from statistics import median
 from typing import Any, Final
 
-from bridge.inbox.redis.encoding import TAGS
+from bridge.inbox.redis.encoding import TAG_COUNT
 
 _US: Final = 1e6
 _GIB: Final = 2**30
@@ -176,7 +176,7 @@ class Rules:
     balancer_windows: float = 500_000
     balancer_gbit: float = 10.0
     socket_bytes: float = 8 * 1024
-    stores_most: int = TAGS
+    stores_most: int = TAG_COUNT
     broker_cores_most: float = 48
 
 

@@ -17,9 +17,9 @@ from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.migration.migrate import Outcome, carry
 from bridge.inbox.migration.model import Amount, Load
-from bridge.inbox.redis import servers as redis_servers
 from bridge.inbox.redis.encoding import slot_of_tag, tag_names, tag_of
-from bridge.inbox.redis.migration_target import RedisTarget, redis_target
+from bridge.inbox.redis.migration_target import RedisTarget
+from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
 from bridge.inbox.sqlite.migration_source import SqliteSource
 from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually
@@ -44,9 +44,11 @@ class Cluster:
         """Where one of them is: it tells of the others."""
         return f"redis+cluster://127.0.0.1:{self.masters[1].port}"
 
-    def bridge(self) -> AbstractAsyncContextManager[Bridge]:
+    def bridge(
+        self, timing: RedisTiming = DEFAULT_TIMING
+    ) -> AbstractAsyncContextManager[Bridge]:
         """Open a bridge on it."""
-        return bridge_on(self.url, namespace=self.namespace)
+        return bridge_on(self.url, namespace=self.namespace, timing=timing)
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +152,13 @@ async def test_a_slot_may_move_while_a_bridge_works(cluster: Cluster) -> None:
 
 
 async def test_a_bridge_that_only_listens_hears_of_a_slot_that_moved(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster,
 ) -> None:
-    """It asks for nothing, so no MOVED tells it: the old master gives its channels up."""
-    monkeypatch.setattr(redis_servers, "LOOK_EACH_S", 600.0)
+    """It sends no commands that could get MOVED; the old master ends its subscriptions."""
+    timing = RedisTiming(discovery_interval_s=600.0)
     (user,) = users_of(TAG + 1, 1)
     move = Move.of_slot(slot_of_tag(tag_names()[TAG + 1]), cluster.masters)
-    async with cluster.bridge() as listening:
+    async with cluster.bridge(timing) as listening:
         await listening.inbox.follow(user)
         await asyncio.to_thread(move.begin)
         await asyncio.to_thread(move.end)
@@ -209,7 +211,7 @@ async def test_a_file_is_carried_into_a_cluster(
 
     def target() -> RedisTarget:
         address = parse_redis(cluster.url)
-        return redis_target(address, namespace=cluster.namespace, retention=RETENTION)
+        return RedisTarget(address, RETENTION, namespace=cluster.namespace)
 
     broken = target()
     broken.__class__ = Broken

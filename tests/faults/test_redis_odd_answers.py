@@ -1,4 +1,4 @@
-"""Redis says what it seldom says: the bridge waits, and goes on when that is over."""
+"""Rare replies of Redis: the bridge waits, and resumes when the cause is gone."""
 
 import asyncio
 import socket
@@ -13,13 +13,21 @@ from bridge.core.message import Message
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
-from bridge.inbox.redis import connection as redis_link
-from bridge.inbox.redis.cluster import Cluster
-from bridge.inbox.redis.encoding import slot_of_tag, tag_names, tag_of
-from bridge.inbox.redis.protocol import Link
+from bridge.inbox.redis.cluster import RedisCluster
+from bridge.inbox.redis.connection_setup import ConnectionSetup
+from bridge.inbox.redis.encoding import (
+    ALL_TAGS,
+    Tags,
+    key_prefixes,
+    slot_of_tag,
+    tag_names,
+    tag_of,
+)
+from bridge.inbox.redis.feed import Feed
+from bridge.inbox.redis.protocol import RedisConnection
 from bridge.inbox.redis.server_info import server_facts
-from bridge.inbox.redis.servers import ALL_TAGS, Tags
 from bridge.inbox.redis.store import RedisInbox
+from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.redis_server import RedisServer
 
@@ -28,7 +36,7 @@ RETENTION = Retention(max_messages=1000, max_age_s=1000, dedupe_s=60)
 
 @asynccontextmanager
 async def inbox_on(url: str) -> AsyncIterator[RedisInbox]:
-    """Hand out the store as a bridge has it, open or not."""
+    """Open the store as a bridge does, whether that succeeds or not."""
     inbox = RedisInbox(parse_redis(url), RETENTION)
     try:
         with suppress(StoreUnavailableError):
@@ -39,14 +47,14 @@ async def inbox_on(url: str) -> AsyncIterator[RedisInbox]:
 
 
 def message(user: str, data: bytes) -> Message:
-    """Return one without an id."""
+    """Return a message without an id."""
     return Message(user, "message", data, time())
 
 
-async def test_a_server_that_forgot_the_scripts_is_told_them_again(
+async def test_the_scripts_are_loaded_again_after_script_flush(
     tmp_path: Path,
 ) -> None:
-    """Whoever shares it may say SCRIPT FLUSH; nothing would ever be stored after that."""
+    """Another client of the server may run it; every append would fail from then on."""
     async with RedisServer.start(tmp_path) as server, inbox_on(server.url) as inbox:
         assert await inbox.append([message("ann", b"1")]) == [1]
         server.command("SCRIPT", "FLUSH")
@@ -60,10 +68,10 @@ async def test_a_server_that_forgot_the_scripts_is_told_them_again(
         await eventually(is_stored)
 
 
-async def test_a_server_that_refuses_the_beginning_is_tried_again(
+async def test_the_bridge_keeps_trying_a_server_that_refuses_the_setup_of_a_connection(
     tmp_path: Path,
 ) -> None:
-    """It may be mended; a bridge that gave up would have to be started again by hand."""
+    """An administrator can resolve it; the bridge must not need a restart then."""
     more = tmp_path / "more.conf"
     more.write_text('rename-command INFO ""\n')
     options = {"include": str(more)}
@@ -82,8 +90,8 @@ async def test_a_server_that_refuses_the_beginning_is_tried_again(
         assert await inbox.append([message("ann", b"1")]) == [1]
 
 
-async def test_a_user_without_a_password_is_logged_in_as(tmp_path: Path) -> None:
-    """Else the bridge works as another user, who may do more, or nothing."""
+async def test_a_user_without_a_password_logs_in(tmp_path: Path) -> None:
+    """Without AUTH the bridge would be the default user, with other permissions."""
     async with RedisServer.start(tmp_path) as server:
         server.command("ACL", "SETUSER", "bridge", "on", "nopass", "~*", "&*", "+@all")
         server.command("ACL", "SETUSER", "default", "off")
@@ -93,20 +101,20 @@ async def test_a_user_without_a_password_is_logged_in_as(tmp_path: Path) -> None
             assert await inbox.append([message("ann", b"1")]) == [1]
 
 
-async def test_nobody_waits_long_for_a_host_that_answers_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """`bridge check` and `bridge inbox carry` have no other deadline for a connection."""
-    monkeypatch.setattr(redis_link, "CONNECT_S", 0.2)
+async def test_a_connection_to_a_host_that_drops_packets_times_out() -> None:
+    """`bridge check` and `bridge inbox carry` have no other timeout for a connection."""
+    timing = RedisTiming(connect_s=0.2)
     with black_hole() as port:
         async with asyncio.timeout(20 * SLOW_FACTOR):
             with pytest.raises(StoreUnavailableError, match="no connection within"):
-                await server_facts(parse_redis(f"redis://127.0.0.1:{port}"))
+                await server_facts(
+                    parse_redis(f"redis://127.0.0.1:{port}"), timing=timing
+                )
 
 
 @contextmanager
 def black_hole() -> Iterator[int]:
-    """Hand out a port whose system drops what asks for one more connection."""
+    """Yield a port whose backlog is full, so that the kernel drops new connections."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
         port = server.getsockname()[1]
         waiting = [socket.socket() for _ in range(3)]
@@ -120,10 +128,10 @@ def black_hole() -> Iterator[int]:
                 each.close()
 
 
-async def test_a_slot_that_goes_away_and_comes_back_is_heard_of_again(
+async def test_a_slot_that_leaves_and_returns_is_subscribed_to_again(
     tmp_path: Path,
 ) -> None:
-    """The node ends its subscriptions by itself, and the slots look as they did before."""
+    """The node ends its subscriptions, and then reports the same slots as before."""
     fed: list[bytes] = []
     options = {"cluster-enabled": "yes"}
     async with RedisServer.start(tmp_path, options=options) as server:
@@ -149,37 +157,45 @@ async def test_a_slot_that_goes_away_and_comes_back_is_heard_of_again(
             await eventually(lambda: fed[-1:] == [b"1"])
 
 
-async def test_slots_that_come_while_a_node_is_greeted_are_greeted_too(
+async def test_slots_that_arrive_during_the_setup_of_a_connection_are_set_up_too(
     tmp_path: Path,
 ) -> None:
-    """Else windows of their users hear nothing: nobody has subscribed to them there."""
-    greeted: list[Tags] = []
-    may_go_on = asyncio.Event()
-    may_go_on.set()
+    """Without a subscription the windows of their users would receive nothing."""
+    prepared: list[Tags] = []
+    may_proceed = asyncio.Event()
+    may_proceed.set()
 
-    async def greet(_link: Link, tags: Tags) -> None:
-        greeted.append(tags)
-        await may_go_on.wait()
+    class SlowSetup(ConnectionSetup):
+        async def prepare(self, connection: RedisConnection, tags: Tags) -> None:
+            del connection
+            prepared.append(tags)
+            await may_proceed.wait()
 
-    async def let_in(_link: Link) -> None: ...
+        async def admit(self, connection: RedisConnection) -> None:
+            """Admit every bridge."""
 
     half, rest = ("0", "8191"), ("8192", "16383")
     options = {"cluster-enabled": "yes", "cluster-require-full-coverage": "no"}
     async with RedisServer.start(tmp_path, options=options) as server:
         server.command("CLUSTER", "ADDSLOTSRANGE", *half)
         address = parse_redis(f"redis+cluster://127.0.0.1:{server.port}")
-        cluster = Cluster(address, pushed=lambda _: None, greet=greet, admit=let_in)
+        prefixes = key_prefixes("bridge", 0)
+        feed = Feed("redis", prefixes, is_cluster=True, subscribe_s=1)
+        setup = SlowSetup(address, prefixes, feed)
+        cluster = RedisCluster(address, setup, DEFAULT_TIMING)
         running = asyncio.create_task(cluster.run())
         try:
-            await eventually(lambda: len(greeted) == 1 and cluster.of(0).link)
-            may_go_on.clear()
+            await eventually(
+                lambda: len(prepared) == 1 and cluster.for_tag(0).connection
+            )
+            may_proceed.clear()
             server.command("CLIENT", "KILL", "TYPE", "normal")
-            await eventually(lambda: len(greeted) == 2)
+            await eventually(lambda: len(prepared) == 2)
             server.command("CLUSTER", "ADDSLOTSRANGE", *rest)
             await eventually(lambda: "no master" not in str(cluster.problem))
-            may_go_on.set()
+            may_proceed.set()
 
-            await eventually(lambda: greeted[-1] == ALL_TAGS)
+            await eventually(lambda: prepared[-1] == ALL_TAGS)
             await eventually(lambda: cluster.problem is None)
         finally:
             running.cancel()

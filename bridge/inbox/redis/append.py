@@ -1,19 +1,19 @@
 """
-Appending to inboxes in Redis: batches that may be repeated without being stored twice.
+Appending batches, so that a repeated batch is not stored twice.
 
-A batch has a number, and keeps it when it is tried again; what came of the last one of this
-bridge stands beside the messages, written in the same step (see APPEND in redis_scripts).
-On one server a batch is one call. In a cluster it is one for each hash tag in it, sent all
-at once; they may fail one by one, and repeating the batch does those that are missing.
+A batch has a number, and keeps it when it is retried. The result of a bridge's last batch is
+stored beside the messages, in the same step (see APPEND in scripts.py). On a single server a
+batch is one call. In a cluster it is one call for each hash tag, all sent at once. Calls may
+fail separately; repeating the batch completes the missing ones.
 
-Each call brings the tokens of the queues that its batch is from (why: see bridge.fencing).
-Beside the messages stands the largest token that a call has brought, written in one step
-with its messages; a call with a smaller one stores nothing. A server that lost some of the
-last messages when it became the master, or all, has lost their tokens with them, and takes
-the next one that comes: nothing stands there any more that a late call could come behind.
-The last token that was given out may be lost alone, where a cluster has it on another
-server. So tokens are times, in microseconds, or one more than the last if clocks disagree;
-and whoever is refused claims more than what it was refused for: nobody is kept out twice.
+Each call carries the fencing tokens of the queues that its batch is from (fencing.py says
+why). In one step with its messages, a call stores the largest token seen so far; a call with
+a smaller token stores nothing. If a failover loses the last messages, it loses their tokens
+with them and accepts the next token that comes: no stored message is left that a late call
+could follow. In a cluster the token given out last can be lost alone, because another server
+may hold it. Therefore tokens are times in microseconds, or one more than the last token if
+clocks disagree; and a bridge that was refused claims a token above the one that refused it,
+so it is never refused twice for the same reason.
 """
 
 import asyncio
@@ -23,59 +23,49 @@ from typing import Final
 
 from bridge.core.fence import Fence
 from bridge.core.message import Message
-from bridge.core.redis_address import RedisAddress
 from bridge.errors import OwnershipLostError, StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.redis import scripts
-from bridge.inbox.redis.connection import (
-    KeptLink,
-    RefusedByRedisError,
-    failure_of,
-    see_replicas,
-    waits,
-)
+from bridge.inbox.redis.connection import PersistentConnection
 from bridge.inbox.redis.encoding import pack, tag_of
-from bridge.inbox.redis.protocol import Answer, Word
-from bridge.inbox.redis.servers import Servers
+from bridge.inbox.redis.errors import RefusedByRedisError
+from bridge.inbox.redis.protocol import Argument, RedisConnection, Reply
+from bridge.inbox.redis.servers import RedisServers
 
 _MICROSECONDS: Final = 1_000_000
 
 
-class Appending:
+class BatchAppender:
     """
-    One bridge's batches, one at a time.
+    The batches of one bridge, one after the other.
 
     Attributes:
-        problem: Why a server that can be reached stores nothing.
-        is_refused: Whether there is such a problem.
+        problem: Why a reachable server refuses to store; ``None`` if it does not.
+        was_refused: Set while there is such a problem.
 
     """
 
-    def __init__(
-        self, address: RedisAddress, servers: Servers, prefixes: Sequence[str]
-    ) -> None:
-        self._address = address
+    def __init__(self, servers: RedisServers, *, is_cluster: bool) -> None:
         self._servers = servers
-        self._prefixes = prefixes
-        self._is_cluster = address.kind == "cluster"
+        self._prefixes = servers.prefixes
+        self._is_cluster = is_cluster
         self._session = secrets.token_hex(6)
         self._number = 0
         self._unsettled: Sequence[Message] | None = None
-        self._passed_by = 0  # the largest token that something was refused for
+        self._largest_refusal = 0  # the largest token that refused one of ours
         self.problem: str | None = None
-        self.is_refused = asyncio.Event()
+        self.was_refused = asyncio.Event()
 
-    def is_mended(self) -> None:
-        """Know that the problem is over."""
+    def clear_problem(self) -> None:
+        """Note that the servers store messages again."""
         self.problem = None
-        self.is_refused.clear()
+        self.was_refused.clear()
 
     async def claim(self, queue: str, *, now_s: float) -> Fence:
         """Give out a token; see `RedisInbox.claim`."""
-        least = max(int(now_s * _MICROSECONDS), self._passed_by + 1)
-        prefix = self._prefixes[0]
-        token = await self._servers.of(0).run_script(
-            scripts.CLAIM, prefix, queue, least, key=f"{prefix}h"
+        least = max(int(now_s * _MICROSECONDS), self._largest_refusal + 1)
+        token = await self._servers.run_script(
+            scripts.CLAIM, 0, self._prefixes[0], queue, least
         )
         return Fence(queue, int(token))
 
@@ -88,15 +78,16 @@ class Appending:
         now_s: float,
     ) -> list[int | None]:
         """Store `messages`; see `RedisInbox.append`."""
+        # A retry is recognized by the identity of the sequence.
         if self._unsettled is not messages:
             self._unsettled = messages
             self._number += 1
         groups: dict[int, dict[str, list[int]]] = {}
-        for place, message in enumerate(messages):
+        for index, message in enumerate(messages):
             tag = tag_of(message.user)
             users = groups.setdefault(tag if self._is_cluster else 0, {})
-            users.setdefault(message.user, []).append(place)
-        head: tuple[Word, ...] = (
+            users.setdefault(message.user, []).append(index)
+        head: tuple[Argument, ...] = (
             repr(now_s),
             retention.max_messages,
             repr(retention.max_age_s),
@@ -106,21 +97,20 @@ class Appending:
             self._number,
             b"SPUBLISH" if self._is_cluster else b"PUBLISH",
         )
-        tokens = [word for fence in fences for word in fence]
-        waiting = [
-            (
-                users,
-                self._send(
-                    (*head, self._prefixes[tag], len(fences), *tokens), messages, users
-                ),
+        tokens = [argument for fence in fences for argument in fence]
+        calls = [
+            self._send(
+                (*head, self._prefixes[tag], len(fences), *tokens), messages, users
             )
             for tag, users in groups.items()
         ]
         offsets: list[int | None] = [None] * len(messages)
         failure: Exception | None = None
-        for users, (kept, link_answers) in waiting:
+        # Every call is awaited, failed or not: none may still be running when the caller
+        # retries.
+        for users, call in zip(groups.values(), calls, strict=True):
             try:
-                result = await self._result(kept, link_answers)
+                result = await self._result(*call)
             except (
                 OwnershipLostError,
                 StoreUnavailableError,
@@ -128,45 +118,46 @@ class Appending:
             ) as exc:
                 failure = failure or exc
                 continue
-            order = (place for places in users.values() for place in places)
-            for place, word in zip(order, result.split(), strict=True):
-                offsets[place] = int(word) or None
+            order = (index for indexes in users.values() for index in indexes)
+            for index, word in zip(order, result.split(), strict=True):
+                offsets[index] = int(word) or None
         if failure is not None:
             raise failure
         if self.problem is not None:
-            self.is_mended()
+            self.clear_problem()
         self._unsettled = None
         return offsets
 
     def _send(
         self,
-        head: Sequence[Word],
+        head: Sequence[Argument],
         messages: Sequence[Message],
         users: dict[str, list[int]],
-    ) -> tuple[KeptLink, list["asyncio.Future[Answer]"]]:
-        """Send one call, and behind it the question how many replicas have it."""
-        words: list[Word] = []
-        for user, places in users.items():
-            words += (self._prefixes[tag_of(user)], user, len(places))
-            for place in places:
-                message = messages[place]
-                words += (message.id or b"", pack(message))
+    ) -> tuple[PersistentConnection, RedisConnection, list["asyncio.Future[Reply]"]]:
+        """Send one call, followed by the command that counts its replicas."""
+        arguments: list[Argument] = []
+        for user, indexes in users.items():
+            arguments += (self._prefixes[tag_of(user)], user, len(indexes))
+            for index in indexes:
+                message = messages[index]
+                arguments += (message.id or b"", pack(message))
         tag = tag_of(next(iter(users)))
-        kept = self._servers.of(tag)
-        link = kept.current()
+        server = self._servers.for_tag(tag)
+        connection = server.current()
         keys = self._keys(self._prefixes[tag], users)
-        sent = [
-            link.call(b"EVALSHA", scripts.APPEND.sha, len(keys), *keys, *head, *words)
+        sha = scripts.APPEND.sha
+        pending = [
+            connection.call(b"EVALSHA", sha, len(keys), *keys, *head, *arguments)
         ]
-        sent += (link.call(*words) for words in waits(self._address))
-        return kept, sent
+        pending += (connection.call(*command) for command in server.replica_commands())
+        return server, connection, pending
 
     def _keys(self, prefix: str, users: Iterable[str]) -> list[str]:
         """
-        Name the keys of a call.
+        Return the keys that a call names.
 
-        One server needs none. A node of a cluster needs all: while a slot moves, some are
-        with the one and some with the other, and a script would stop in the middle.
+        A single server needs none. A node of a cluster needs all: while a slot moves, some
+        keys are already on the other node, and the script would stop halfway.
         """
         keys = [f"{prefix}h"]
         if self._is_cluster:
@@ -175,32 +166,31 @@ class Appending:
         return keys
 
     async def _result(
-        self, kept: KeptLink, sent: Sequence["asyncio.Future[Answer]"]
+        self,
+        server: PersistentConnection,
+        connection: RedisConnection,
+        pending: Sequence["asyncio.Future[Reply]"],
     ) -> bytes:
         try:
-            answers = [await kept.answer_to(future) for future in sent]
+            replies = [await connection.result_of(future) for future in pending]
+            result, *failure = replies[0]
+            if len(failure) == 3:
+                _, queue, token = failure
+                self._largest_refusal = max(self._largest_refusal, int(token))
+                raise OwnershipLostError(queue.decode())
+            if failure:
+                problem = failure[0].decode()
+                self._note_refusal(server, problem)
+                raise connection.error_of(problem)
+            server.check_replicas(replies[1:])
         except StoreUnavailableError as exc:
-            self._note_refusal(kept, exc.problem)
-            raise
-        result, *failure = answers[0]
-        if len(failure) == 3:
-            _, queue, passed_by = failure
-            self._passed_by = max(self._passed_by, int(passed_by))
-            raise OwnershipLostError(queue.decode())
-        if failure:
-            error = failure_of(self._address, failure[0].decode(), kept.link)
-            self._note_refusal(kept, str(failure[0].decode()))
-            raise error
-        try:
-            see_replicas(self._address, answers[1:])
-        except StoreUnavailableError as exc:
-            self._note_refusal(kept, exc.problem)
+            self._note_refusal(server, exc.problem)
             raise
         stored: bytes = result
         return stored
 
-    def _note_refusal(self, kept: KeptLink, problem: str) -> None:
-        """Remember why nothing was stored, unless it is the connection that tells."""
-        if kept.problem is None:
+    def _note_refusal(self, server: PersistentConnection, problem: str) -> None:
+        # Without a connection, the problem of the servers already says why.
+        if server.problem is None:
             self.problem = problem
-            self.is_refused.set()
+            self.was_refused.set()

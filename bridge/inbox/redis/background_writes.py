@@ -1,152 +1,153 @@
-"""What is written to Redis without anybody waiting for it: delivered marks, ends of trials."""
+"""Writes to Redis that no caller waits for: delivered marks, and resets of trial counts."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Final
 
 import structlog
 
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.redis import scripts
-from bridge.inbox.redis.connection import RefusedByRedisError
 from bridge.inbox.redis.encoding import tag_of
-from bridge.inbox.redis.protocol import Word
-from bridge.inbox.redis.servers import Servers
+from bridge.inbox.redis.errors import RefusedByRedisError
+from bridge.inbox.redis.protocol import Argument
+from bridge.inbox.redis.servers import RedisServers
 
 log = structlog.get_logger(__name__)
 
-# Marks are written so long after the first of them, all that came meanwhile together.
-_MARKS_S: Final = 0.5
-_AGAIN_S: Final = 1.0
-_PIECE: Final = 500
+# Marks are collected for so long, and written together.
+_COLLECT_S: Final = 0.5
+_RETRY_S: Final = 1.0
+# Marks in one call.
+_PART: Final = 500
 _TRIAL_MS: Final = 7 * 86_400_000
 
-# Whose, and of which epoch.
-Mark = tuple[str, str]
+# The user, and the epoch that the mark belongs to.
+MarkKey = tuple[str, str]
 
 
-class Errands:
-    """Marks and trials on their way."""
+class BackgroundWrites:
+    """Delivered marks and trial counts that are not in Redis yet."""
 
-    def __init__(self, servers: Servers, prefix: Callable[[int], str]) -> None:
+    def __init__(self, servers: RedisServers) -> None:
         self._servers = servers
-        self._prefix = prefix
-        self._marks: dict[Mark, int] = {}
-        self._on_their_way: dict[Mark, int] = {}
-        self._forgotten: set[bytes] = set()
-        self._are_there = asyncio.Event()
-        self._are_urgent = asyncio.Event()
-        self._one_at_a_time = asyncio.Lock()
+        self._marks: dict[MarkKey, int] = {}
+        self._marks_in_flight: dict[MarkKey, int] = {}
+        self._trials_to_reset: set[bytes] = set()
+        self._has_work = asyncio.Event()
+        self._is_urgent = asyncio.Event()
+        self._flushing = asyncio.Lock()
 
     def mark(self, user: str, epoch: str, offset: int) -> None:
-        """Move the delivered mark of `user` forward, soon; backwards is ignored."""
+        """Move the delivered mark of `user` forward soon; a smaller offset is ignored."""
         if offset > self.unwritten_mark(user, epoch):
             self._marks[user, epoch] = offset
-            self._are_there.set()
+            self._has_work.set()
 
     def unwritten_mark(self, user: str, epoch: str) -> int:
-        """Return the mark of `user` as far as it is not in the store yet; else 0."""
+        """Return the mark of `user` that is not in Redis yet; 0 if there is none."""
         key = (user, epoch)
-        return max(self._marks.get(key, 0), self._on_their_way.get(key, 0))
+        return max(self._marks.get(key, 0), self._marks_in_flight.get(key, 0))
 
     async def note_trial(self, key: bytes) -> int:
-        """Count a trial, now; StoreUnavailableError if that cannot be."""
-        kept, name = self._servers.of(0), self._trial(key)
-        if key in self._forgotten:
-            await kept.ask(b"DEL", name)
-            self._forgotten.discard(key)
-        count = int(await kept.ask(b"INCR", name))
-        await kept.ask(b"PEXPIRE", name, _TRIAL_MS)
+        """Increment a trial count at once; StoreUnavailableError if that fails."""
+        server, name = self._servers.for_tag(0), self._trial_key(key)
+        if key in self._trials_to_reset:
+            await server.ask(b"DEL", name)
+            self._trials_to_reset.discard(key)
+        count = int(await server.ask(b"INCR", name))
+        await server.ask(b"PEXPIRE", name, _TRIAL_MS)
         return count
 
     def forget_trial(self, key: bytes) -> None:
-        """Forget a trial, at once."""
-        self._forgotten.add(key)
-        self._are_urgent.set()
-        self._are_there.set()
+        """Reset a trial count, without the delay that marks have."""
+        self._trials_to_reset.add(key)
+        self._is_urgent.set()
+        self._has_work.set()
 
-    def _trial(self, key: bytes) -> bytes:
-        return f"{self._prefix(0)}t:".encode() + key
+    def _trial_key(self, key: bytes) -> bytes:
+        return f"{self._servers.prefixes[0]}t:".encode() + key
 
     async def run(self) -> None:
-        """Run errands as they come, until cancelled."""
+        """Flush whenever there is something to write, until cancelled."""
         while True:
-            await self._are_there.wait()
+            await self._has_work.wait()
             try:
-                async with asyncio.timeout(_MARKS_S):
-                    await self._are_urgent.wait()
+                async with asyncio.timeout(_COLLECT_S):
+                    await self._is_urgent.wait()
             except TimeoutError:
-                pass  # marks may wait, so that more of them go together
+                pass  # nothing urgent came while marks were collected
             try:
-                await self.finish()
+                await self.flush()
             except StoreUnavailableError:
-                await asyncio.sleep(_AGAIN_S)
-            except RefusedByRedisError:  # some messages will be repeated for it
-                log.exception("inbox.errands_failed")
-                await asyncio.sleep(_AGAIN_S)
+                await asyncio.sleep(_RETRY_S)
+            except RefusedByRedisError:
+                # The cost is that clients receive some messages again.
+                log.exception("inbox.background_write_failed")
+                await asyncio.sleep(_RETRY_S)
 
-    async def finish(self) -> None:
+    async def flush(self) -> None:
         """
-        Run all errands now, those that are under way included; what fails stays.
+        Write everything now, after a flush that is already running; failed writes stay.
 
         Raises:
-            StoreUnavailableError: If a server is away. What belongs to others is written.
+            StoreUnavailableError: If a server is away. Writes to other servers are done.
 
         """
-        async with self._one_at_a_time:
-            await self._finish()
+        async with self._flushing:
+            await self._flush()
 
-    async def _finish(self) -> None:
-        self._are_there.clear()
-        self._are_urgent.clear()
+    async def _flush(self) -> None:
+        self._has_work.clear()
+        self._is_urgent.clear()
         marks, self._marks = self._marks, {}
-        forgotten, self._forgotten = self._forgotten, set()
-        self._on_their_way = marks
+        trials, self._trials_to_reset = self._trials_to_reset, set()
+        self._marks_in_flight = marks
         failure: StoreUnavailableError | None = None
         try:
-            failure = await self._forget(forgotten)
-            failure = await self._write(marks) or failure
+            failure = await self._reset_trials(trials)
+            failure = await self._write_marks(marks) or failure
         finally:
-            self._on_their_way = {}
-            if marks or forgotten:  # what is left
+            self._marks_in_flight = {}
+            if marks or trials:  # these are the failed ones
                 self._marks = marks | self._marks
-                self._forgotten |= forgotten
-                self._are_there.set()
+                self._trials_to_reset |= trials
+                self._has_work.set()
         if failure is not None:
             raise failure
 
-    async def _forget(self, trials: set[bytes]) -> StoreUnavailableError | None:
-        """Forget `trials`, and take those from the set that are forgotten."""
+    async def _reset_trials(self, trials: set[bytes]) -> StoreUnavailableError | None:
+        """Delete the counts of `trials`, and empty the set when that is done."""
         if trials:
+            names = map(self._trial_key, trials)
             try:
-                await self._servers.of(0).ask(b"DEL", *map(self._trial, trials))
+                await self._servers.for_tag(0).ask(b"DEL", *names)
             except StoreUnavailableError as exc:
                 return exc
             trials.clear()
         return None
 
-    async def _write(self, marks: dict[Mark, int]) -> StoreUnavailableError | None:
-        """Write `marks`, and take those from the dict that are written."""
-        # One call for a server, or in a cluster for a tag: that has one slot.
-        is_one = len(self._servers.all) == 1
-        groups: dict[int, list[Mark]] = {}
-        for mark in marks:
-            groups.setdefault(0 if is_one else tag_of(mark[0]), []).append(mark)
+    async def _write_marks(
+        self, marks: dict[MarkKey, int]
+    ) -> StoreUnavailableError | None:
+        """Write `marks`, and remove the written ones from the dictionary."""
+        # A call may cover all tags of a single server, but only one slot of a cluster.
+        is_single = len(self._servers.connections) == 1
+        groups: dict[int, list[MarkKey]] = {}
+        for key in marks:
+            groups.setdefault(0 if is_single else tag_of(key[0]), []).append(key)
         failure: StoreUnavailableError | None = None
         for tag, group in groups.items():
-            for start in range(0, len(group), _PIECE):
-                piece = group[start : start + _PIECE]
-                words: list[Word] = []
-                for user, epoch in piece:
-                    prefix = self._prefix(tag_of(user))
-                    words += (prefix, user, epoch, marks[user, epoch])
+            for start in range(0, len(group), _PART):
+                part = group[start : start + _PART]
+                arguments: list[Argument] = []
+                for user, epoch in part:
+                    prefix = self._servers.prefixes[tag_of(user)]
+                    arguments += (prefix, user, epoch, marks[user, epoch])
                 try:
-                    await self._servers.of(tag).run_script(
-                        scripts.MARK, *words, key=f"{self._prefix(tag)}h"
-                    )
-                except StoreUnavailableError as exc:  # another server may be there
+                    await self._servers.run_script(scripts.MARK, tag, *arguments)
+                except StoreUnavailableError as exc:
                     failure = failure or exc
-                    break
-                for mark in piece:
-                    del marks[mark]
+                    break  # the next tag may be on another server
+                for key in part:
+                    del marks[key]
         return failure

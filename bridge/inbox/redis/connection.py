@@ -1,12 +1,18 @@
 """
-A connection that is kept: made, watched, and made again after it was lost.
+Opening a connection to a Redis server, and keeping one open.
 
-It is there (`link`) or there is a reason why not (`problem`). Who needs it now does not
-wait for it: the pump has its own patience, and windows are better told at once.
+`connect` opens TCP or TLS, logs in and loads the scripts. `PersistentConnection` reconnects
+with backoff. It does not make callers wait for a lost connection: they get an error at once,
+because the pipeline has its own retries and clients are better off with a quick answer.
+
+Certificates are read for every connection, so renewed files need no restart.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Any, Final
 
@@ -20,127 +26,296 @@ from tenacity import (
 
 from bridge.core.redis_address import Host, RedisAddress
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.redis import admin_scripts as redis_looking_scripts
-from bridge.inbox.redis import scripts as redis_scripts
-from bridge.inbox.redis.opening import greeting_lost, open_link
+from bridge.inbox.redis import scripts
+from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.protocol import (
-    Answer,
-    Link,
-    LinkLostError,
-    Pushed,
-    Word,
-    is_error,
+    CLOSED_BY_SERVER,
+    Argument,
+    PushHandler,
+    RedisConnection,
+    Reply,
 )
-from bridge.inbox.redis.scripts import Script
+from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
 
 log = structlog.get_logger(__name__)
 
-CONNECT_S: Final = 5.0
-ANSWER_S: Final = 10.0
-_SCRIPTS: Final = (*redis_scripts.ALL, *redis_looking_scripts.ALL)
-# How long replicas may take to follow. Questions of windows wait behind it.
-REPLICAS_MS: Final = 1000
-_PING_EACH_S: Final = 2.0
-_PAUSE_FIRST_S: Final = 0.05
-_PAUSE_MAX_S: Final = 2.0
-# A connection that ends sooner was none: it is not made again at once.
-_LASTING_S: Final = 1.0
+# A connection that ends sooner than this is followed by a pause, not by a reconnect at once.
+_SHORT_LIVED_S: Final = 1.0
+_CLOSED_TEXTS: Final = (CLOSED_BY_SERVER, "reset by peer", "Broken pipe", "_ALERT_")
 
-# Answers that say that the server cannot do it now, and that none of it was done.
-_AWAY: Final = frozenset(
-    {
-        *("LOADING", "BUSY", "READONLY", "NOREPLICAS", "OOM", "MISCONF", "MASTERDOWN"),
-        *("CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "NOAUTH", "WRONGPASS", "NOPERM"),
-        *("DENIED", "UNKILLABLE", "NOSCRIPT", "WRONGTYPE", "NOPROTO"),
-    }
-)
-# Those that have no code of their own. A key is of another node while its slot moves.
-_AWAY_TEXTS: Final = ("max number of clients", "AUTH", "a non local key in a cluster")
-# As scripts have it, older servers first.
-_DENIED_TEXTS: Final = ("executing the script can't", "ACL failure in script")
-# After one of these the server is not who it was, or never will do what we need. It has
-# forgotten our scripts where somebody said SCRIPT FLUSH; `connect` sends them.
-_LEAVE: Final = frozenset(
-    {"READONLY", "MOVED", "MASTERDOWN", "NOAUTH", "LOADING", "NOSCRIPT"}
-)
+FindHost = Callable[[], Awaitable[Host]]
+Prepare = Callable[[RedisConnection], Awaitable[None]]
 
 
-class RefusedByRedisError(Exception):
-    """The server answered with an error that no waiting mends: a bug, or its limits."""
+# --- opening one connection
 
 
-Find = Callable[[], Awaitable[Host]]
-Greet = Callable[[Link], Awaitable[None]]
-
-
-class KeptLink:
+async def connect(
+    address: RedisAddress,
+    host: Host,
+    *,
+    on_push: PushHandler | None = None,
+    timing: RedisTiming = DEFAULT_TIMING,
+) -> RedisConnection:
     """
-    One kept connection. `run` keeps it; the rest is for users of the connection.
+    Open a connection, log in, and load the scripts.
+
+    Raises:
+        StoreUnavailableError: If the host cannot be reached in time, refuses the login,
+            or is not ready.
+
+    """
+    connection = await _open(address, host, timing, on_push=on_push)
+    async with _setup_of(connection):
+        hello: list[Argument] = [b"HELLO", b"3"]
+        if address.user is not None or address.password is not None:
+            # A user may have no password. Without AUTH the server would take us for the
+            # default user.
+            hello += [b"AUTH", address.user or "default", address.password or ""]
+        try:
+            await connection.ask(*hello)
+        except StoreUnavailableError as exc:
+            raise _with_cause(address, exc) from exc
+        setup: list[Sequence[Argument]] = [
+            *([(b"SELECT", address.db)] if address.db else []),
+            (b"CLIENT", b"SETNAME", b"bridge"),
+            *((b"SCRIPT", b"LOAD", script.code) for script in scripts.ALL),
+        ]
+        for future in [connection.call(*command) for command in setup]:
+            await connection.result_of(future)
+    return connection
+
+
+@asynccontextmanager
+async def temporary_connection(
+    address: RedisAddress,
+    host: Host,
+    timing: RedisTiming,
+    *,
+    is_sentinel: bool = False,
+) -> AsyncIterator[RedisConnection]:
+    """
+    Open a connection for a few commands, without RESP3 and scripts.
+
+    Raises:
+        StoreUnavailableError: If opening it or a command in the block fails, or all of it
+            takes longer than `timing.connect_s`.
+
+    """
+    user, password = address.user, address.password
+    if is_sentinel:
+        user, password = address.sentinel_user, address.sentinel_password
+    connection = await _open(address, host, timing)
+    try:
+        async with _setup_of(connection, within_s=timing.connect_s):
+            if user is not None or password is not None:
+                await connection.ask(b"AUTH", user or "default", password or "")
+            yield connection
+    except StoreUnavailableError as exc:
+        raise _with_cause(address, exc) from exc
+    finally:
+        connection.abort("no longer needed")
+
+
+@asynccontextmanager
+async def _setup_of(
+    connection: RedisConnection, *, within_s: float | None = None
+) -> AsyncIterator[None]:
+    """Abort the connection if the block fails, with StoreUnavailableError as the error."""
+    try:
+        async with asyncio.timeout(within_s):
+            yield
+    except (RefusedByRedisError, TimeoutError) as exc:
+        # An administrator can resolve even what retries do not, so callers keep trying.
+        problem = str(exc) or f"no reply within {within_s:g} s"
+        connection.abort(problem)
+        raise StoreUnavailableError(connection.store, problem) from exc
+    except BaseException:
+        connection.abort("its setup failed")
+        raise
+
+
+async def _open(
+    address: RedisAddress,
+    host: Host,
+    timing: RedisTiming,
+    *,
+    on_push: PushHandler | None = None,
+) -> RedisConnection:
+    """Open TCP or TLS and send nothing; StoreUnavailableError names the likely cause."""
+    handshake_s = timing.tls_handshake_s
+    loop = asyncio.get_running_loop()
+    try:
+        # Without a timeout the system waits minutes for a host that drops our packets.
+        async with asyncio.timeout(timing.connect_s):
+            context = None
+            if address.has_tls:
+                context = await asyncio.to_thread(_tls_context, address)
+            _, connection = await loop.create_connection(
+                lambda: RedisConnection(
+                    str(address), on_push=on_push, reply_s=timing.reply_s
+                ),
+                host.name,
+                host.port,
+                ssl=context,
+                ssl_handshake_timeout=handshake_s if context else None,
+            )
+    except OSError as exc:
+        match exc:
+            case TimeoutError():
+                problem = str(exc) or f"no connection within {timing.connect_s:g} s"
+            case ssl.SSLCertVerificationError():
+                problem = _untrusted(address, host, exc)
+            case ssl.SSLError():
+                problem = f"TLS with {host} failed: {exc.reason or exc}"
+            case socket.gaierror():
+                problem = f"unknown host {host.name}"
+            case ConnectionAbortedError():
+                problem = (
+                    f"no TLS handshake with {host} within {handshake_s:g} s; "
+                    "is it a TLS port?"
+                )
+            case ConnectionRefusedError():
+                problem = f"connection refused; is Redis running at {host}?"
+            case _ if "Connect call failed" in str(exc):
+                # For a name with several addresses asyncio joins all failures in one text.
+                problem = f"connection refused; is Redis running at {host}?"
+            case _:
+                problem = str(exc)
+        raise StoreUnavailableError(str(address), problem) from exc
+    return connection
+
+
+def _tls_context(address: RedisAddress) -> ssl.SSLContext:
+    """Read the certificates. Blocks."""
+    try:
+        context = ssl.create_default_context(cafile=address.ca_file)
+    except OSError as exc:  # ssl.SSLError is an OSError
+        raise OSError(_unreadable("ca", address.ca_file, exc)) from exc
+    if address.cert_file is not None:
+        try:
+            # Without a password here OpenSSL would prompt for one on the terminal.
+            context.load_cert_chain(address.cert_file, address.key_file, password="")
+        except OSError as exc:
+            raise OSError(_unreadable("cert", address.cert_file, exc)) from exc
+    return context
+
+
+def _unreadable(option: str, path: str | None, exc: OSError) -> str:
+    if isinstance(exc, ssl.SSLError):
+        return f"{option}={path}: no matching certificate and key in PEM format"
+    return f"{option}={path}: {exc.strerror or exc}"
+
+
+def _untrusted(
+    address: RedisAddress, host: Host, exc: ssl.SSLCertVerificationError
+) -> str:
+    text = (
+        f"the certificate of {host} is not trusted ({exc.verify_message.rstrip('.')})"
+    )
+    if "mismatch" in exc.verify_message or "expired" in exc.verify_message:
+        return text
+    if address.ca_file is None:
+        return f"{text}; name its authority by ?ca=FILE"
+    return f"{text}; is ca={address.ca_file} its authority?"
+
+
+def _with_cause(
+    address: RedisAddress, error: StoreUnavailableError
+) -> StoreUnavailableError:
+    """
+    Add the likely cause if the connection was closed before the first reply.
+
+    With TLS 1.3 a server rejects our certificate after the handshake, by an alert. If it
+    closes the socket with unread bytes of ours, the kernel may drop that alert, so a plain
+    close can mean the same.
+    """
+    if not any(text in error.problem for text in _CLOSED_TEXTS):
+        return error
+    cause = "does it expect TLS (rediss://)?"
+    if address.has_tls and address.cert_file is None:
+        cause = "does it require a client certificate (cert=FILE)?"
+    elif address.has_tls:
+        cause = f"does it trust our certificate, cert={address.cert_file}?"
+    return StoreUnavailableError(str(address), f"{CLOSED_BY_SERVER}; {cause}")
+
+
+# --- keeping a connection open
+
+
+class PersistentConnection:
+    """
+    A connection that `run` opens, checks, and reopens after it was lost.
 
     Attributes:
-        link: The connection, ready for use; ``None`` while there is none.
-        problem: Why there is none, or why it is of no use.
+        connection: Ready for use; ``None`` while there is none.
+        problem: Why there is no connection; ``None`` while there is one.
+        was_attempted: Set after each attempt to connect, successful or not.
 
     """
 
     def __init__(
         self,
         address: RedisAddress,
-        find: Find,
+        find_host: FindHost,
         *,
-        pushed: Pushed | None = None,
-        greet: Greet | None = None,
-        lost: Callable[[], None] | None = None,
+        on_push: PushHandler,
+        prepare: Prepare,
+        timing: RedisTiming = DEFAULT_TIMING,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         """
-        Know where to go, and go nowhere yet.
+        Create it without connecting.
 
         Args:
-            address: How to log in, and how to call it in errors.
-            find: Tells where the server is, each time.
-            pushed: Takes what the server pushes.
-            greet: Does what has to be done on a new connection before it is used.
-            lost: Called when a connection was lost.
+            address: The login, and the name for errors.
+            find_host: Returns the host for each attempt.
+            on_push: Receives pushes of the server.
+            prepare: Makes a new connection ready before anything else uses it.
+            timing: Timeouts and intervals.
+            on_lost: Called after a connection was lost.
 
         """
-        self._lost = lost
         self._address = address
-        self._find = find
-        self._pushed = pushed
-        self._greet = greet
-        self.link: Link | None = None
-        self.problem: str | None = "it is not connected yet"
-        self.was_tried = asyncio.Event()
-        self._told: str | None = None
+        self._find_host = find_host
+        self._timing = timing
+        self._on_push = on_push
+        self._prepare = prepare
+        self._on_lost = on_lost
+        self.connection: RedisConnection | None = None
+        self.problem: str | None = "not connected yet"
+        self.was_attempted = asyncio.Event()
+        self._logged_problem: str | None = None
 
     async def run(self) -> None:
-        """Keep the connection until cancelled; never raises anything else."""
+        """Keep the connection open until cancelled; raises nothing else."""
+        pause_s = self._timing.backoff_first_s
         try:
             while True:
-                link = await self._connect_patiently()
+                connection = await self._connect_with_retries()
                 since_s = monotonic()
-                self.link, self.problem = link, None
-                self.was_tried.set()
-                if self._told is not None:
-                    self._told = None
-                    log.info("inbox.connected_again", store=str(self._address))
-                self.problem = await self._watch(link)
-                self.link = None
-                self._tell(self.problem)
-                if self._lost is not None:
-                    self._lost()
-                if monotonic() - since_s < _LASTING_S:
-                    await asyncio.sleep(_PAUSE_FIRST_S)
+                self.connection, self.problem = connection, None
+                self.was_attempted.set()
+                if self._logged_problem is not None:
+                    self._logged_problem = None
+                    log.info("inbox.reconnected", store=str(self._address))
+                self.problem = await self._watch(connection)
+                self.connection = None
+                self._log_problem(self.problem)
+                self._on_lost()
+                if monotonic() - since_s < _SHORT_LIVED_S:
+                    await asyncio.sleep(pause_s)
         finally:
-            if self.link is not None:
-                self.link.abort("it was closed")
-                self.link = None
-            self.problem = "it is closed"
+            if self.connection is not None:
+                self.connection.abort("the store was closed")
+                self.connection = None
+            self.problem = "closed"
 
-    async def _connect_patiently(self) -> Link:
+    async def _connect_with_retries(self) -> RedisConnection:
+        timing = self._timing
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailableError),
-            wait=wait_random_exponential(_PAUSE_FIRST_S, _PAUSE_MAX_S),
+            wait=wait_random_exponential(timing.backoff_first_s, timing.backoff_max_s),
             before_sleep=self._note_failure,
         )
         return await retrying(self._connect)
@@ -148,204 +323,78 @@ class KeptLink:
     def _note_failure(self, state: RetryCallState) -> None:
         failure = state.outcome.exception() if state.outcome else None
         self.problem = getattr(failure, "problem", str(failure))
-        self.was_tried.set()
-        self._tell(self.problem)
+        self.was_attempted.set()
+        self._log_problem(self.problem)
 
-    def _tell(self, problem: str | None) -> None:
-        if problem != self._told:
-            self._told = problem
+    def _log_problem(self, problem: str | None) -> None:
+        if problem != self._logged_problem:  # once, not for every attempt
+            self._logged_problem = problem
             log.warning("inbox.disconnected", store=str(self._address), error=problem)
 
-    async def _connect(self) -> Link:
+    async def _connect(self) -> RedisConnection:
+        timing = self._timing
         try:
-            async with asyncio.timeout(CONNECT_S):
-                host = await self._find()
-                link = await connect(self._address, host, pushed=self._pushed)
-        except (OSError, TimeoutError) as exc:
-            problem = str(exc) or f"no connection within {CONNECT_S:.0f} s"
-            raise StoreUnavailableError(str(self._address), problem) from exc
-        try:
-            if self._greet is not None:
-                async with asyncio.timeout(ANSWER_S):
-                    await self._greet(link)
+            async with asyncio.timeout(timing.connect_s):
+                host = await self._find_host()
+                connection = await connect(
+                    self._address, host, on_push=self._on_push, timing=timing
+                )
         except TimeoutError as exc:
-            link.abort("it did not answer")
-            problem = f"no answer within {ANSWER_S:.0f} s"
+            problem = f"no connection within {timing.connect_s:g} s"
             raise StoreUnavailableError(str(self._address), problem) from exc
-        except RefusedByRedisError as exc:
-            # Nobody would connect again if this went up, also when it is mended.
-            link.abort("it was of no use")
-            raise StoreUnavailableError(str(self._address), str(exc)) from exc
-        except BaseException:
-            link.abort("it was of no use")
-            raise
-        return link
+        async with _setup_of(connection, within_s=timing.reply_s):
+            await self._prepare(connection)
+        return connection
 
-    async def _watch(self, link: Link) -> str:
-        """Wait until the connection is lost, asking now and then; returns why."""
+    async def _watch(self, connection: RedisConnection) -> str:
+        """Ping the server until the connection is lost; return the reason."""
         while True:
             try:
-                async with asyncio.timeout(_PING_EACH_S):
-                    return await asyncio.shield(link.lost)
+                async with asyncio.timeout(self._timing.ping_interval_s):
+                    return await asyncio.shield(connection.lost)
             except TimeoutError:
-                try:
-                    async with asyncio.timeout(ANSWER_S):
-                        await link.call(b"PING")
-                except TimeoutError:
-                    link.abort(f"no answer within {ANSWER_S:.0f} s")
-                except LinkLostError:
-                    pass
+                # Without a reply this aborts the connection, which resolves `lost`.
+                with suppress(StoreUnavailableError, RefusedByRedisError):
+                    await connection.ask(b"PING")
 
-    # --- for its users
+    # --- sending commands
 
-    async def ask(self, *words: Word, within_s: float = ANSWER_S) -> Answer:
-        """
-        Send a command and return its answer.
-
-        Raises:
-            StoreUnavailableError: If there is no connection or no answer in time (then it
-                may have been done or not), or the server cannot do it now.
-            RefusedByRedisError: If it answers with any other error.
-
-        """
-        return await ask(self._address, self.current(), *words, within_s=within_s)
-
-    async def ask_all(self, asked: Sequence[Sequence[Word]]) -> list[Answer]:
-        """Send all commands at once and return their answers; errors as `ask`."""
-        link = self.current()
-        futures = [link.call(*words) for words in asked]
-        return [await answer_of(self._address, link, future) for future in futures]
-
-    def current(self) -> Link:
-        """Return the connection; StoreUnavailableError while there is none."""
-        if self.link is None:
-            problem = self.problem or "it is not connected"
+    def current(self) -> RedisConnection:
+        """Return the connection; raise StoreUnavailableError while there is none."""
+        if self.connection is None:
+            problem = self.problem or "not connected"
             raise StoreUnavailableError(str(self._address), problem)
-        return self.link
+        return self.connection
 
-    async def answer_to(self, future: "asyncio.Future[Answer]") -> Answer:
-        """Wait for the answer to a command that was sent by the connection; as `ask`."""
-        return await answer_of(self._address, self.current(), future)
+    async def ask(self, *arguments: Argument) -> Reply:
+        """Send a command and return its reply; errors as `RedisConnection.ask`."""
+        return await self.current().ask(*arguments)
+
+    async def ask_all(self, commands: Sequence[Sequence[Argument]]) -> list[Reply]:
+        """Send all commands at once and return their replies; errors as `ask`."""
+        connection = self.current()
+        futures = [connection.call(*command) for command in commands]
+        return [await connection.result_of(future) for future in futures]
 
     async def run_script(
-        self, script: Script, *words: Word, key: Word, within_s: float = ANSWER_S
-    ) -> Answer:
-        """Run `script`, which the server knows since `connect`; errors as `ask`."""
-        return await self.ask(
-            b"EVALSHA", script.sha, b"1", key, *words, within_s=within_s
-        )
+        self, script: scripts.Script, *arguments: Argument, key: str
+    ) -> Reply:
+        """Run a script that `connect` has loaded; errors as `ask`."""
+        return await self.ask(b"EVALSHA", script.sha, b"1", key, *arguments)
 
+    # --- replicas
 
-async def ask(
-    address: RedisAddress, link: Link, *words: Word, within_s: float = ANSWER_S
-) -> Answer:
-    """Send a command by `link` and return its answer; errors as `KeptLink.ask`."""
-    return await answer_of(address, link, link.call(*words), within_s=within_s)
+    def replica_commands(self) -> Sequence[Sequence[Any]]:
+        """Return the command that counts replicas after a write; none if none are needed."""
+        if not self._address.replicas:
+            return ()
+        return ((b"WAIT", self._address.replicas, self._timing.replicas_ms),)
 
-
-async def answer_of(
-    address: RedisAddress,
-    link: Link,
-    future: "asyncio.Future[Any]",
-    *,
-    within_s: float = ANSWER_S,
-) -> Answer:
-    """Wait for the answer to a command that was sent by `link`; errors as `ask`."""
-    store = str(address)
-    try:
-        async with asyncio.timeout(within_s):
-            answer = await future
-    except TimeoutError as exc:
-        # What comes now would be taken for the answer to something else.
-        problem = f"no answer within {within_s:g} s"
-        link.abort(problem)
-        raise StoreUnavailableError(store, problem) from exc
-    except LinkLostError as exc:
-        raise StoreUnavailableError(store, str(exc)) from exc
-    if is_error(answer):
-        raise failure_of(address, str(answer), link)
-    return answer
-
-
-def waits(address: RedisAddress) -> Sequence[Sequence[Word]]:
-    """Return what is asked behind a write: how many replicas have it; or nothing."""
-    if not address.replicas:
-        return ()
-    return ((b"WAIT", address.replicas, REPLICAS_MS),)
-
-
-def see_replicas(address: RedisAddress, answers: Sequence[Answer]) -> None:
-    """
-    See that enough of them have it, by the answers to `waits`.
-
-    Raises:
-        StoreUnavailableError: If not.
-
-    """
-    for count in answers:
-        if count < address.replicas:
-            problem = f"{count} of {address.replicas} replicas have followed"
-            raise StoreUnavailableError(str(address), problem)
-
-
-def is_missing_right(text: str) -> bool:
-    """Say whether an error of a script is that of a right that our login has not."""
-    return any(words in text for words in _DENIED_TEXTS)
-
-
-def failure_of(address: RedisAddress, text: str, link: Link | None) -> Exception:
-    """Return what an error of the server means to us."""
-    # "-ERR Error running script: … -OOM command not allowed" is how a script has it.
-    words = text.replace("-", " ").split()
-    code = words[0] if words else ""
-    if code not in _AWAY:
-        code = next((word for word in words if word in _AWAY), code)
-    is_denied = is_missing_right(text)
-    if link is not None and (code in _LEAVE or is_denied):
-        link.abort(text)
-    if code in _AWAY or is_denied or any(words in text for words in _AWAY_TEXTS):
-        return StoreUnavailableError(str(address), text)
-    return RefusedByRedisError(text)
-
-
-async def connect(
-    address: RedisAddress, host: Host, *, pushed: Pushed | None = None
-) -> Link:
-    """
-    Connect, log in, and send the scripts.
-
-    Raises:
-        OSError: If there is nobody, or nobody who answers in time.
-        StoreUnavailableError: If the server does not let us in, or not now.
-
-    """
-    try:
-        # The system would wait minutes for a host that drops what is sent to it.
-        async with asyncio.timeout(CONNECT_S):
-            link = await open_link(address, host, pushed=pushed)
-    except TimeoutError as exc:
-        raise OSError(str(exc) or f"no connection within {CONNECT_S:.0f} s") from exc
-    try:
-        hello: list[Word] = [b"HELLO", b"3"]
-        if address.user is not None or address.password is not None:
-            # A user may need no password; without its name we would be somebody else.
-            hello += [b"AUTH", address.user or "default", address.password or ""]
-        try:
-            await ask(address, link, *hello)
-        except StoreUnavailableError as exc:
-            problem = greeting_lost(address, exc.problem)
-            raise StoreUnavailableError(str(address), problem) from exc
-        greeting: list[Sequence[Word]] = [
-            *([(b"SELECT", address.db)] if address.db else []),
-            (b"CLIENT", b"SETNAME", b"bridge"),
-            *((b"SCRIPT", b"LOAD", script.code) for script in _SCRIPTS),
-        ]
-        for future in [link.call(*words) for words in greeting]:
-            await answer_of(address, link, future)
-    except RefusedByRedisError as exc:
-        link.abort("it was of no use")
-        raise StoreUnavailableError(str(address), str(exc)) from exc
-    except BaseException:
-        link.abort("it was of no use")
-        raise
-    return link
+    def check_replicas(self, replies: Sequence[Reply]) -> None:
+        """Raise StoreUnavailableError if the replies to `replica_commands` are too low."""
+        for count in replies:
+            if count < self._address.replicas:
+                problem = (
+                    f"{count} of {self._address.replicas} replicas have acknowledged"
+                )
+                raise StoreUnavailableError(str(self._address), problem)

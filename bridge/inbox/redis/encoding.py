@@ -1,12 +1,13 @@
 """
-How a message stands in a user's list, and in the live feed; and where a user's keys are.
+How a message is encoded in a user's list and in the live feed, and which keys a user has.
 
-An element is one string: when it was taken, its deadline, the length of what follows, then
-id, event, what its producer said of its origin, and at the end the data. The scripts
-(redis_scripts) read the first 22 bytes, nobody but this file the rest.
+A list element is one string: when the message was taken, its deadline, the length of the
+following header, then id, event, the producer's metadata, and last the data. The Lua scripts
+read the first 22 bytes of it; only this module reads the rest.
 """
 
 from binascii import crc_hqx
+from collections.abc import Sequence
 from functools import cache
 from math import inf, isnan, nan
 from struct import Struct
@@ -16,48 +17,69 @@ from zlib import crc32
 from bridge.core.message import Message, Stored
 from bridge.enums import EVENT_DEFAULT
 
-# Taken, deadline (inf = none), bytes between this and the data, bytes of the id.
+# Taken, deadline (inf = none), bytes between this header's 20 bytes and the data, bytes of
+# the id.
 _HEAD: Final = Struct("<ddHH")
 _EVENT: Final = Struct("<H")
 _PUBLISHED: Final = Struct("<d")
-_FEED: Final = Struct("<Q10s")
+_PUBLICATION: Final = Struct("<Q10s")
 _LENGTH: Final = Struct("<I")
 _NO_ID: Final = 0xFFFF
 
-# The users are spread over so many hash tags, whatever BRIDGE_SHARDS is: it is the largest
-# number of masters that a cluster can make use of, and never changes for a store.
-TAGS: Final = 256
+# A set of hash tags, by number.
+Tags = frozenset[int]
+
+# The number of hash tags that users are spread over, independent of BRIDGE_SHARDS. It is
+# the largest number of masters that a cluster can make use of, and must never change: it
+# decides which keys a user has.
+TAG_COUNT: Final = 256
+ALL_TAGS: Final[Tags] = frozenset(range(TAG_COUNT))
 _SLOTS: Final = 16384
 
 
 def tag_of(user: str) -> int:
-    """Return the number of the tag that all keys of `user` stand under."""
-    return crc32(user.encode()) % TAGS
+    """Return the number of the hash tag of all keys of `user`."""
+    return crc32(user.encode()) % TAG_COUNT
 
 
 @cache
 def tag_names() -> tuple[str, ...]:
     """
-    Return the names of all tags: numbers whose slots lie evenly apart in a cluster.
+    Return the names of all tags: numbers whose slots are evenly spaced.
 
-    Nodes hold ranges of slots, so each gets its share of the tags, and not by chance.
+    Masters own ranges of slots, so each gets an equal share of the tags.
     """
-    width = _SLOTS // TAGS
+    width = _SLOTS // TAG_COUNT
     names: dict[int, str] = {}
     number = 0
-    while len(names) < TAGS:
+    while len(names) < TAG_COUNT:
         names.setdefault(slot_of_tag(str(number)) // width, str(number))
         number += 1
-    return tuple(names[place] for place in range(TAGS))
+    return tuple(names[index] for index in range(TAG_COUNT))
 
 
 def slot_of_tag(name: str) -> int:
-    """Return the slot of a cluster that keys with `{name}` are in."""
+    """Return the cluster slot of keys with `{name}`."""
     return crc_hqx(name.encode(), 0) % _SLOTS
 
 
+def key_prefixes(namespace: str, db: int) -> list[str]:
+    """
+    Return what the keys and channels of each tag begin with.
+
+    The number of the database is part of it, because databases separate keys but not
+    channels.
+    """
+    return [f"{namespace}/{db}:{{{name}}}:" for name in tag_names()]
+
+
+def migration_key(prefixes: Sequence[str]) -> str:
+    """Return the key that records the progress of a migration into the store."""
+    return f"{prefixes[0]}carry"
+
+
 def pack(message: Message) -> bytes:
-    """Write `message` as an element."""
+    """Encode `message` as a list element."""
     message_id = b"" if message.id is None else message.id.encode()
     event = b"" if message.event == EVENT_DEFAULT else message.event.encode()
     origin = b""
@@ -85,7 +107,7 @@ def pack(message: Message) -> bytes:
 def unpack(
     user: str, element: bytes, start: int = 0, end: int | None = None
 ) -> Message:
-    """Read a message of `user` from `element`, which may be a part of something larger."""
+    """Decode the message of `user` that `element` holds from `start` to `end`."""
     taken_s, deadline_s, between, id_length = _HEAD.unpack_from(element, start)
     data_at = start + 20 + between
     (event_length,) = _EVENT.unpack_from(element, start + 20)
@@ -115,15 +137,15 @@ def unpack(
     )
 
 
-def unpack_news(user: str, news: bytes) -> tuple[str, list[Stored]]:
-    """Read what one append stored for `user`, as it is published: epoch and messages."""
-    offset, epoch = _FEED.unpack_from(news)
+def unpack_publication(user: str, published: bytes) -> tuple[str, list[Stored]]:
+    """Decode what one append published for `user`: the epoch and the messages."""
+    offset, epoch = _PUBLICATION.unpack_from(published)
     at = 18
-    found: list[Stored] = []
-    while at < len(news):
-        (length,) = _LENGTH.unpack_from(news, at)
+    messages: list[Stored] = []
+    while at < len(published):
+        (length,) = _LENGTH.unpack_from(published, at)
         at += 4
-        found.append(Stored(unpack(user, news, at, at + length), offset))
+        messages.append(Stored(unpack(user, published, at, at + length), offset))
         at += length
         offset += 1
-    return epoch.decode(), found
+    return epoch.decode(), messages

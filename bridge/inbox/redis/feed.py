@@ -1,80 +1,87 @@
 """
-The live feed of inboxes in Redis: for each user who has windows here, one subscription.
+The live feed of inboxes in Redis: one subscription for each user who has windows here.
 
-What one append stored for a user comes as one push, with the epoch and the offset of its
-first message. All pushes of one read from the socket go to the listener in one call. A
-lost connection is a hole in the feed: when it is back, the newest message of each
-followed user is handed over. If it is not the next one, the rooms see the hole, and the
-windows read what they have not had from the inbox; so nothing is filled in here.
+One append stores all messages of a user and publishes them as one push, with the epoch and
+the offset of the first one. All pushes of one read from the socket go to the subscriber in one
+call. A lost connection leaves a gap in the feed. After the reconnect the feed hands over the
+newest message of each followed user. If that is not the next offset, the room notices the
+gap, and its windows read what they missed from the inbox; the feed itself fills no gaps.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final
 
 from bridge.core.message import Stored
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import EpochListener, StoredListener
-from bridge.inbox.redis.encoding import TAGS, tag_of, unpack, unpack_news
-from bridge.inbox.redis.protocol import Link, Word
+from bridge.inbox.redis import scripts
+from bridge.inbox.redis.encoding import (
+    TAG_COUNT,
+    Tags,
+    tag_of,
+    unpack,
+    unpack_publication,
+)
+from bridge.inbox.redis.protocol import Argument, RedisConnection
 
-CONFIRM_S: Final = 5.0
-_PIECE: Final = 500
+# Channels or users in one command.
+_PART: Final = 500
 _MESSAGES: Final = frozenset({b"message", b"smessage"})
 _SUBSCRIBED: Final = frozenset({b"subscribe", b"ssubscribe"})
-_GIVEN_UP: Final = b"sunsubscribe"
 
 
 class Subscription:
-    """One followed user: the newest offset that came, and whether the server knows."""
+    """One followed user: the newest offset received, and whether Redis has confirmed."""
 
-    __slots__ = ("channel", "confirmed", "fed", "tag", "user")
+    __slots__ = ("channel", "confirmed", "newest", "tag", "user")
 
-    def __init__(self, user: str, channel: bytes) -> None:
+    def __init__(self, user: str, tag: int, channel: bytes) -> None:
         self.user = user
-        self.tag = tag_of(user)
+        self.tag = tag
         self.channel = channel
-        self.fed = 0
+        self.newest = 0
         self.confirmed = asyncio.Event()
 
 
 class Feed:
     """
-    Who is followed, and what comes for them.
+    The followed users, and the messages published for them.
 
     Attributes:
-        epochs: Of each tag, as far as it is known; empty = not yet.
+        epochs: Of each tag; empty while it is unknown.
 
     """
 
     def __init__(
         self,
-        description: str,
-        channel: Callable[[str], bytes],
+        store: str,
+        prefixes: Sequence[str],
         *,
-        is_sharded: bool,
-        doubt: Callable[[], None],
+        is_cluster: bool,
+        subscribe_s: float,
     ) -> None:
         """
-        Know whom to follow by which channels; nobody yet.
+        Create a feed that follows no user yet.
 
         Args:
-            description: How to call the store in errors.
-            channel: Returns a user's.
-            is_sharded: Whether channels belong to slots.
-            doubt: Called when a server has given a subscription up.
+            store: How errors name the store.
+            prefixes: What the channels of each tag begin with.
+            is_cluster: Whether channels belong to slots, as keys do.
+            subscribe_s: How long to wait for the confirmation of a subscription.
 
         """
-        self._doubt = doubt
-        self._description = description
-        self._channel = channel
+        self.epochs = [""] * TAG_COUNT
+        self._store = store
+        self._prefixes = prefixes
+        self._is_cluster = is_cluster
+        self._subscribe_s = subscribe_s
         self._subscribe, self._unsubscribe = (
             (b"SSUBSCRIBE", b"SUNSUBSCRIBE")
-            if is_sharded
+            if is_cluster
             else (b"SUBSCRIBE", b"UNSUBSCRIBE")
         )
-        self.epochs = [""] * TAGS
         self._followed: dict[bytes, Subscription] = {}
         self._on_stored: StoredListener | None = None
         self._on_epoch_changed: EpochListener | None = None
@@ -82,88 +89,122 @@ class Feed:
     def subscribe(
         self, on_stored: StoredListener, on_epoch_changed: EpochListener | None
     ) -> None:
-        """Call `on_stored` with messages and `on_epoch_changed` with users."""
+        """Call `on_stored` with messages, `on_epoch_changed` with users of a new epoch."""
         self._on_stored = on_stored
         self._on_epoch_changed = on_epoch_changed
 
-    # --- who is followed
+    # --- subscriptions
 
-    async def follow(self, user: str, link: Link) -> None:
-        """Subscribe, and wait until the server has confirmed it; errors as `read`."""
+    async def follow(self, user: str, connection: RedisConnection) -> None:
+        """
+        Subscribe to `user`, and wait until Redis has confirmed it.
+
+        Raises:
+            StoreUnavailableError: If Redis does not confirm in time. The subscription
+                stays, and is repeated on the next connection.
+
+        """
         channel = self._channel(user)
         subscription = self._followed.get(channel)
         if subscription is None:
-            subscription = self._followed[channel] = Subscription(user, channel)
-            link.send(self._subscribe, channel)
+            subscription = Subscription(user, tag_of(user), channel)
+            self._followed[channel] = subscription
+            connection.send(self._subscribe, channel)
         try:
-            async with asyncio.timeout(CONFIRM_S):
+            async with asyncio.timeout(self._subscribe_s):
                 await subscription.confirmed.wait()
         except TimeoutError as exc:
-            problem = f"a subscription was not confirmed within {CONFIRM_S:.0f} s"
-            raise StoreUnavailableError(self._description, problem) from exc
+            problem = f"a subscription was not confirmed within {self._subscribe_s:g} s"
+            raise StoreUnavailableError(self._store, problem) from exc
 
-    def unfollow(self, user: str, link: Link | None) -> None:
-        """Give a subscription up."""
+    def unfollow(self, user: str, connection: RedisConnection | None) -> None:
+        """Unsubscribe from `user`; `connection` is ``None`` while there is none."""
         subscription = self._followed.pop(self._channel(user), None)
-        if subscription is not None and link is not None:
-            link.send(self._unsubscribe, subscription.channel)
+        if subscription is not None and connection is not None:
+            connection.send(self._unsubscribe, subscription.channel)
 
-    def lost(self, tags: Collection[int]) -> None:
-        """Know that no subscription of these tags is confirmed any more."""
+    def mark_unconfirmed(self, tags: Tags) -> None:
+        """Note that the connection that had the subscriptions of `tags` is lost."""
         for subscription in self._followed.values():
             if subscription.tag in tags:
                 subscription.confirmed.clear()
 
     def resubscribe(
-        self, link: Link, tags: Collection[int], *, by_tag: bool
+        self, connection: RedisConnection, tags: Tags
     ) -> list[Subscription]:
-        """Subscribe to all of these tags, by a new connection; returns them."""
-        mine = [s for s in self._followed.values() if s.tag in tags]
-        for piece in pieces(mine, by_tag=by_tag):
-            link.send(self._subscribe, *(each.channel for each in piece))
-        return mine
+        """Subscribe to all followed users of `tags` on a new connection; return them."""
+        found = [s for s in self._followed.values() if s.tag in tags]
+        for part in self._split(found):
+            connection.send(self._subscribe, *(each.channel for each in part))
+        return found
 
-    # --- what comes
+    def newest_queries(
+        self, subscriptions: Sequence[Subscription]
+    ) -> Iterator[tuple[Sequence[Subscription], Sequence[Argument]]]:
+        """Yield commands that read the newest message of each user, and for which users."""
+        for part in self._split(subscriptions):
+            key = f"{self._prefixes[part[0].tag]}h"
+            command: list[Argument] = [b"EVALSHA", scripts.NEWEST.sha, 1, key]
+            for each in part:
+                command += (self._prefixes[each.tag], each.user)
+            yield part, command
 
-    def pushed(self, pushes: Sequence[Sequence[Any]]) -> None:
-        """Take in what a server has pushed, in order."""
+    def _split(
+        self, subscriptions: Sequence[Subscription]
+    ) -> Iterator[Sequence[Subscription]]:
+        """Split a long list, because of the server's time and, in a cluster, its slots."""
+
+        def tag(subscription: Subscription) -> int:
+            return subscription.tag if self._is_cluster else 0
+
+        for _, group in groupby(sorted(subscriptions, key=tag), tag):
+            same_slot = list(group)
+            for start in range(0, len(same_slot), _PART):
+                yield same_slot[start : start + _PART]
+
+    def _channel(self, user: str) -> bytes:
+        return f"{self._prefixes[tag_of(user)]}c:{user}".encode()
+
+    # --- messages
+
+    def on_push(self, pushes: Sequence[Sequence[Any]]) -> None:
+        """Handle the pushes of one read from a socket, in order."""
         fresh: list[Stored] = []
         followed = self._followed
         for push in pushes:
-            kind = push[0]
             subscription = followed.get(push[1])
             if subscription is None:
-                continue  # given up meanwhile
-            if kind in _MESSAGES:
-                epoch, news = unpack_news(subscription.user, push[2])
+                continue  # unfollowed meanwhile
+            if push[0] in _MESSAGES:
+                epoch, messages = unpack_publication(subscription.user, push[2])
                 if epoch != self.epochs[subscription.tag]:
+                    # Messages of the old epoch must be handed over before the
+                    # new one is reported.
                     self._hand_over(fresh)
                     fresh = []
                     self.note_epoch(subscription.tag, epoch)
-                subscription.fed = news[-1].offset
-                fresh += news
-            elif kind in _SUBSCRIBED:
+                subscription.newest = messages[-1].offset
+                fresh += messages
+            elif push[0] in _SUBSCRIBED:
                 subscription.confirmed.set()
-            elif kind == _GIVEN_UP:
-                self._doubt()  # not by us: its slot has another master now
         self._hand_over(fresh)
 
-    def newest(
-        self, subscriptions: Sequence[Subscription], answer: Sequence[Any]
+    def take_newest(
+        self, subscriptions: Sequence[Subscription], reply: Sequence[Any]
     ) -> None:
-        """Hand over what is newest of those who were followed across a lost connection."""
+        """Hand over the newest messages, as far as the feed has not received them."""
         fresh: list[Stored] = []
-        for place, subscription in enumerate(subscriptions):
-            epoch, last, element = answer[3 * place : 3 * place + 3]
+        for index, subscription in enumerate(subscriptions):
+            epoch, last, element = reply[3 * index : 3 * index + 3]
             if epoch:
                 self.note_epoch(subscription.tag, epoch.decode())
-            if last > subscription.fed and element:
-                subscription.fed = last
+            if last > subscription.newest and element:
+                subscription.newest = last
                 fresh.append(Stored(unpack(subscription.user, element), last))
         self._hand_over(fresh)
 
     def note_epoch(self, tag: int, epoch: str) -> None:
-        """Know the epoch of a tag; if it was another, tell whose messages may be gone."""
+        """Remember the epoch of a tag; if it changed, report its followed users."""
         before = self.epochs[tag]
         if epoch == before:
             return
@@ -173,7 +214,7 @@ class Feed:
         users = []
         for subscription in self._followed.values():
             if subscription.tag == tag:
-                subscription.fed = 0
+                subscription.newest = 0
                 users.append(subscription.user)
         if users and self._on_epoch_changed is not None:
             self._on_epoch_changed(users)
@@ -181,26 +222,3 @@ class Feed:
     def _hand_over(self, fresh: list[Stored]) -> None:
         if fresh and self._on_stored is not None:
             self._on_stored(fresh)
-
-
-def pieces(
-    subscriptions: Sequence[Subscription], *, by_tag: bool
-) -> Iterator[Sequence[Subscription]]:
-    """Cut a long list, so that no command is very long or, in a cluster, of two slots."""
-    for _, group in groupby(
-        sorted(subscriptions, key=_tag), _tag if by_tag else lambda _: 0
-    ):
-        mine = list(group)
-        for start in range(0, len(mine), _PIECE):
-            yield mine[start : start + _PIECE]
-
-
-def _tag(subscription: Subscription) -> int:
-    return subscription.tag
-
-
-def words_for(
-    subscriptions: Sequence[Subscription], prefixes: Sequence[str]
-) -> list[Word]:
-    """Return what the script NEWEST is told of them."""
-    return [word for each in subscriptions for word in (prefixes[each.tag], each.user)]

@@ -1,12 +1,12 @@
 """
-How bridges that share a Redis ask each other something, and answer.
+Questions between bridges that share a Redis, over its publish/subscribe channels.
 
-One channel that all of them hear, and one for each that hears answers. There is no list
-of members: Redis says how many heard a question, and so many answers are waited for, for a
-moment. What is asked and what it means is none of this module's business.
+All bridges listen to one channel for questions, and each to one of its own for answers.
+There is no list of members: PUBLISH returns how many bridges received a question, and the
+sender waits a moment for that many answers. This module does not know what is asked.
 
-Nothing here is needed for carrying messages. When Redis is away, or a bridge hangs,
-operators see a part, and are told that it is one.
+Delivering messages does not depend on it. If Redis is away, or a bridge hangs, operators
+get a partial answer that is marked as such.
 """
 
 import asyncio
@@ -21,162 +21,161 @@ import structlog
 from bridge.core.fleet import FleetAnswers
 from bridge.core.redis_address import Host, RedisAddress
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.redis.connection import KeptLink, RefusedByRedisError
-from bridge.inbox.redis.protocol import MISSING, Link
-from bridge.inbox.redis.servers import find_servers
+from bridge.inbox.redis.connection import PersistentConnection
+from bridge.inbox.redis.errors import RefusedByRedisError
+from bridge.inbox.redis.protocol import MISSING, RedisConnection
+from bridge.inbox.redis.topology import find_servers
 
 log = structlog.get_logger(__name__)
 
 Question = Mapping[str, Any]
-Answer = Callable[[Question], Awaitable[object]]
+Responder = Callable[[Question], Awaitable[object]]
 
-WITHIN_S: Final = 1.0
-# Operators ask by hand; more at a time come from something that is broken.
+# Questions that wait for an answer of ours. Operators ask by hand, so more of them come
+# from a fault.
 _QUESTIONS_MAX: Final = 64
 
 
 class RedisFleet:
-    """The other bridges, as far as they hear the same Redis."""
+    """The other bridges, as far as they listen to the same Redis."""
 
     def __init__(
-        self,
-        address: RedisAddress,
-        *,
-        namespace: str,
-        within_s: float = WITHIN_S,
+        self, address: RedisAddress, *, namespace: str, within_s: float = 1.0
     ) -> None:
         """
-        Know where Redis is, and go nowhere yet.
+        Create it without connecting.
 
         Args:
-            address: Of the server.
-            namespace: What the channels' names begin with; databases do not keep them apart.
-            within_s: How long answers are waited for.
+            address: The server, Sentinels or cluster.
+            namespace: What the names of the channels begin with.
+            within_s: How long to wait for answers.
 
         """
+        # The number of the database is in the name, because databases do not separate
+        # channels.
         self._all = f"{namespace}/{address.db}:fleet"
-        self._mine = f"{self._all}:{secrets.token_hex(8)}"
-        # A node of a cluster knows only its own listeners.
+        self._own = f"{self._all}:{secrets.token_hex(8)}"
+        # In a cluster PUBLISH counts only the listeners of one node.
         self._is_counted = address.kind != "cluster"
         self._within_s = within_s
         self._address = address
-        self._kept = KeptLink(
-            address, self._find, pushed=self._pushed, greet=self._greet
+        self._connection = PersistentConnection(
+            address, self._find_host, on_push=self._on_push, prepare=self._prepare
         )
-        self._answer: Answer | None = None
+        self._responder: Responder | None = None
         self._questions: asyncio.Queue[bytes] = asyncio.Queue(_QUESTIONS_MAX)
         self._numbers = count(1)
-        self._asked: dict[int, _Asked] = {}
+        self._pending: dict[int, _PendingQuestion] = {}
 
-    def serve(self, answer: Answer) -> None:
-        """Answer the others' questions by `answer`, one after the other."""
-        self._answer = answer
+    def serve(self, responder: Responder) -> None:
+        """Answer the others' questions by `responder`, one after the other."""
+        self._responder = responder
 
     async def run(self) -> None:
         """
         Listen and answer until cancelled.
 
         Cancellation:
-            Safe at any time: a question without an answer counts as silence.
+            Safe at any time: a question without an answer counts as unanswered.
 
         """
         if MISSING is not None:
-            return  # the inbox ends the start, and says so better
+            return  # opening the inbox fails with a better error
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._kept.run(), name="fleet connection")
+            tasks.create_task(self._connection.run(), name="fleet connection")
             while True:
-                await self._reply(await self._questions.get())
+                await self._answer(await self._questions.get())
 
     # --- asking
 
     async def ask(self, question: Question) -> FleetAnswers:
         """
-        Ask all others, and wait for as many answers as there were listeners.
+        Ask all other bridges, and wait until all have answered or the time is over.
 
         Returns:
-            What came within the time that there is; nothing if Redis is away. Never raises.
+            The answers in time; none if Redis is away. Never raises.
 
         """
         number = next(self._numbers)
-        asked = self._asked[number] = _Asked()
-        words = {"from": self._mine, "number": number, "question": question}
+        pending = self._pending[number] = _PendingQuestion()
+        body = {"from": self._own, "number": number, "question": question}
         others: int | None = None
         try:
             async with asyncio.timeout(self._within_s):
-                others = await self._publish(self._all, words) - 1
-                await asked.until(others if self._is_counted else None)
+                # We listen to the channel, too.
+                others = await self._publish(self._all, body) - 1
+                await pending.wait_for(others if self._is_counted else None)
         except TimeoutError:
             pass
         except (StoreUnavailableError, RefusedByRedisError) as exc:
-            log.warning("fleet.not_asked", error=str(exc))
+            log.warning("fleet.question_failed", error=str(exc))
         finally:
-            del self._asked[number]
+            del self._pending[number]
         if others is None or not self._is_counted:
-            return FleetAnswers(asked.answers, None)
-        return FleetAnswers(asked.answers, max(0, others - len(asked.answers)))
+            return FleetAnswers(pending.answers, None)
+        return FleetAnswers(pending.answers, max(0, others - len(pending.answers)))
 
-    async def _publish(self, channel: str, words: Question) -> int:
-        body = orjson.dumps(words)
-        return int(await self._kept.ask(b"PUBLISH", channel, body))
+    async def _publish(self, channel: str, body: Question) -> int:
+        return int(await self._connection.ask(b"PUBLISH", channel, orjson.dumps(body)))
 
-    # --- hearing
+    # --- listening
 
-    async def _find(self) -> Host:
-        """Any server of a cluster does: what is published at one is heard at all."""
+    async def _find_host(self) -> Host:
+        """Return any server: all nodes of a cluster forward what one of them publishes."""
         return next(iter(await find_servers(self._address)))
 
-    async def _greet(self, link: Link) -> None:
-        # What is sent later on this connection comes after it: we always count ourselves.
-        link.send(b"SUBSCRIBE", self._all, self._mine)
+    async def _prepare(self, connection: RedisConnection) -> None:
+        # A later PUBLISH on this connection comes after it, so its count includes us.
+        connection.send(b"SUBSCRIBE", self._all, self._own)
 
-    def _pushed(self, pushes: Sequence[Sequence[Any]]) -> None:
-        mine = self._mine.encode()
+    def _on_push(self, pushes: Sequence[Sequence[Any]]) -> None:
+        own = self._own.encode()
         for push in pushes:
             match push:
-                case [b"message", channel, body] if channel == mine:
-                    self._take(body)
+                case [b"message", channel, body] if channel == own:
+                    self._take_answer(body)
                 case [b"message", _, body] if not self._questions.full():
                     self._questions.put_nowait(body)
 
-    def _take(self, body: bytes) -> None:
+    def _take_answer(self, body: bytes) -> None:
         match _parsed(body):
-            case {"number": int(number), "answer": answer} if number in self._asked:
-                self._asked[number].take(answer)
+            case {"number": int(number), "answer": answer} if number in self._pending:
+                self._pending[number].add(answer)
 
-    async def _reply(self, body: bytes) -> None:
+    async def _answer(self, body: bytes) -> None:
         match _parsed(body):
             case {
                 "from": str(sender),
                 "number": int(number),
                 "question": dict(question),
             }:
-                if sender == self._mine or self._answer is None:
+                if sender == self._own or self._responder is None:
                     return
-                words = {"number": number, "answer": await self._answer(question)}
+                reply = {"number": number, "answer": await self._responder(question)}
             case _:
                 return
         try:
-            await self._publish(sender, words)
+            await self._publish(sender, reply)
         except (StoreUnavailableError, RefusedByRedisError) as exc:
-            log.debug("fleet.not_answered", error=str(exc))
+            log.debug("fleet.answer_failed", error=str(exc))
 
 
-class _Asked:
-    """A question under way: what came, and whether that is all."""
+class _PendingQuestion:
+    """A question that waits for answers."""
 
     def __init__(self) -> None:
         self.answers: list[Any] = []
-        self._came = asyncio.Event()
+        self._has_new = asyncio.Event()
 
-    def take(self, answer: object) -> None:
+    def add(self, answer: object) -> None:
         self.answers.append(answer)
-        self._came.set()
+        self._has_new.set()
 
-    async def until(self, wanted: int | None) -> None:
-        """Wait for so many answers; for ever if it is not known how many there will be."""
-        while wanted is None or len(self.answers) < wanted:
-            self._came.clear()
-            await self._came.wait()
+    async def wait_for(self, number: int | None) -> None:
+        """Wait for this number of answers; forever if it is ``None``, for unknown."""
+        while number is None or len(self.answers) < number:
+            self._has_new.clear()
+            await self._has_new.wait()
 
 
 def _parsed(body: bytes) -> object:

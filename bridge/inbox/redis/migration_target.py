@@ -1,50 +1,52 @@
 """
-The writing side of `bridge inbox carry`: whole inboxes into Redis, as its own scripts have them.
+The writing side of `bridge inbox carry`: whole inboxes, written as the store's scripts do.
 
-Beside the inboxes it keeps one key, `carry`, under the first tag: what is carried, up to
-which user, and whether it is done. While it says that it is not, bridges wait (redis.py),
-in a cluster with all of its nodes.
+Beside the inboxes it keeps one key, `carry`, under the first tag: which migration it is, up
+to which user it is complete, and whether it is done. Until it is done, bridges wait
+(connection_setup.py), in a cluster on all nodes.
 
-A user's part may be put again: what is there already must be the same, message for
-message, and only the rest is added. So nothing comes twice, and a bridge that wrote into the
-store at the same time is noticed.
+A part of a user's inbox may be written again. Messages that exist already must then be the
+same, and only the rest is added. So a retry adds nothing twice, and a bridge that writes into
+the store at the same time is noticed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
-from typing import Any, Final
+from typing import Final
 
 from bridge.core.redis_address import RedisAddress
-from bridge.enums import SyncReason
 from bridge.errors import MigrationRefusedError, StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.migration.model import CarriedInbox, Held, Load, Portion, Waybill
-from bridge.inbox.redis.connection import (
-    RefusedByRedisError,
-    ask,
-    connect,
-    failure_of,
+from bridge.inbox.redis.connection import connect
+from bridge.inbox.redis.encoding import key_prefixes, migration_key, pack, tag_of
+from bridge.inbox.redis.errors import RefusedByRedisError
+from bridge.inbox.redis.protocol import (
+    Argument,
+    RedisConnection,
+    RedisConnectionLostError,
+    Reply,
+    is_error,
+    parse_info,
 )
-from bridge.inbox.redis.encoding import pack, tag_names, tag_of
-from bridge.inbox.redis.protocol import Link, LinkLostError, Word, is_error
-from bridge.inbox.redis.scripts import EXPIRED, LIMIT, Script
-from bridge.inbox.redis.servers import find_servers, parse_info
+from bridge.inbox.redis.scripts import GRACE_MS, REASONS, Script
+from bridge.inbox.redis.topology import find_servers
 
-# By tag: who has it, runs it.
-Command = tuple[int, Sequence[Word]]
+# A command for the server of a tag.
+Command = tuple[int, Sequence[Argument]]
 
-# As the scripts pack it: last offset, delivered mark, reason; six bytes are no C type.
+# As the scripts pack it: last offset, delivered mark, reason. Six bytes are no C type.
 _HEAD: Final = Struct("<6s6sB")
-_REASONS: Final = {None: 0, SyncReason.LIMIT: LIMIT, SyncReason.EXPIRED: EXPIRED}
-_WORDS: Final = {number: reason for reason, number in _REASONS.items()}
-# Under this name stands whose data a tag's are; see redis_scripts.BEGIN.
-LINE: Final = b"\x01line"
-_GRACE_MS: Final = 60_000
-_ANSWER_S: Final = 60.0
+_NUMBERS: Final = {reason: number for number, reason in REASONS.items()}
+# The field for the replication id of the server that a tag's data are from; see BEGIN in
+# scripts.py.
+_REPLICATION_ID: Final = b"\x01line"
+_REPLY_S: Final = 60.0
 
-# ARGV: prefix, user, last, delivered, reason, life of messages and of ids (ms), the place of
-# the first element in the list, how many elements, elements, and each id behind its time.
-_PUT: Final = Script(
+# ARGV: prefix, user, last offset, delivered mark, reason, time to live of messages and of ids
+# (ms), index of the first element in the list, number of elements, the elements, then for
+# each id its time and the id.
+PUT: Final = Script(
     """
 local call = redis.call
 local p, user = ARGV[1], ARGV[2]
@@ -80,7 +82,7 @@ return 1
 """
 )
 
-# Of two carries that begin at the same time, the second finds the note of the first.
+# Of two migrations that begin at the same time, the second one finds the key of the first.
 _BEGIN: Final = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('HSET', KEYS[1], unpack(ARGV))
@@ -89,194 +91,194 @@ return 1
 
 
 class RedisTarget:
-    """One server, or the masters of a cluster, that is carried into."""
+    """An empty store that inboxes are migrated into: one server, or a cluster."""
 
     def __init__(
-        self, address: RedisAddress, prefixes: Sequence[str], retention: Retention
+        self, address: RedisAddress, retention: Retention, *, namespace: str
     ) -> None:
         """
-        Know where it is, and touch nothing yet.
+        Create it without connecting.
 
         Args:
-            address: How to get there, and how to call it in errors.
-            prefixes: Of the keys of each tag.
+            address: The server, Sentinels or cluster.
             retention: How long keys live that nothing is added to.
+            namespace: What all keys begin with.
 
         """
         self.description = str(address)
         self._address = address
-        self._prefixes = prefixes
+        self._prefixes = key_prefixes(namespace, address.db)
         self._retention = retention
-        self._links: list[Link] = []
-        self._owners: dict[int, Link] = {}
-        self._note_key = _note_key(prefixes[0])
+        self._connections: list[RedisConnection] = []
+        self._owners: dict[int, RedisConnection] = {}
+        self._key = migration_key(self._prefixes)
 
     async def open(self) -> None:
         """
-        Connect to all of it.
+        Connect to all servers.
 
         Raises:
-            StoreUnavailableError: If it cannot be had.
+            StoreUnavailableError: If one of them cannot be reached.
 
         """
-        try:
-            for host, tags in (await find_servers(self._address)).items():
-                link = await connect(self._address, host)
-                self._links.append(link)
-                self._owners |= dict.fromkeys(tags, link)
-        except OSError as exc:
-            raise StoreUnavailableError(self.description, str(exc)) from exc
-        for link in self._links:
-            await self._ask_by(link, b"SCRIPT", b"LOAD", _PUT.code)
+        for host, tags in (await find_servers(self._address)).items():
+            connection = await connect(self._address, host)
+            self._connections.append(connection)
+            self._owners |= dict.fromkeys(tags, connection)
+        for connection in self._connections:
+            await self._ask(connection, b"SCRIPT", b"LOAD", PUT.code)
 
     async def close(self) -> None:
-        """Hang up."""
-        for link in self._links:
-            link.abort("it was closed")
-        self._links, self._owners = [], {}
+        """Close all connections."""
+        for connection in self._connections:
+            connection.abort("the migration closed it")
+        self._connections, self._owners = [], {}
 
     async def look(self, waybill: Waybill) -> int | None:
-        """Say where to go on; as the protocol has it (carried.py)."""
+        """Return where to resume; see `Target`."""
         note = await self._ask(
-            b"HMGET", self._note_key, b"epoch", b"contents", b"upto", b"done"
+            self._owners[0],
+            *(b"HMGET", self._key, b"epoch", b"contents", b"upto", b"done"),
         )
-        epoch, contents, upto, done = (_text(each) for each in note)
+        epoch, contents, upto, done = (each and each.decode() for each in note)
         if epoch is None:
-            await self._see_that_it_is_empty()
+            await self._check_empty()
             return 0
         if (epoch, contents) != (waybill.epoch, waybill.contents):
             raise self._refusal(
-                "inboxes of another file were carried into it, or the file has changed "
-                "since; empty it to begin anew"
+                "inboxes of another file were migrated into it, or the file has changed "
+                "since; empty it to start again"
             )
         return None if done else int(upto or 0)
 
     async def begin(self, waybill: Waybill) -> None:
-        """Write down what is carried, and give each tag the epoch."""
-        note = (b"epoch", waybill.epoch, b"contents", waybill.contents)
-        if not await self._ask(b"EVAL", _BEGIN, b"1", self._note_key, *note):
-            await self.look(waybill)  # refuses what is not this carry
-        await self._ask_many(
-            [
-                (tag, (b"HSET", f"{prefix}h", b"", waybill.epoch))
-                for tag, prefix in enumerate(self._prefixes)
-            ]
-        )
+        """Record which migration this is, and give each tag the epoch of the source."""
+        fields = (b"epoch", waybill.epoch, b"contents", waybill.contents)
+        owner = self._owners[0]
+        if not await self._ask(owner, b"EVAL", _BEGIN, b"1", self._key, *fields):
+            await self.look(waybill)  # refuses any other migration than this one
+        await self._ask_each_tag(lambda _, prefix: (f"{prefix}h", b"", waybill.epoch))
 
     async def put(self, load: Load) -> None:
-        """Put a load, then note how far that is."""
+        """Write a load, then record how far the migration is."""
         await self._ask_many(self.commands_of(load))
-        await self._ask(b"HSET", self._note_key, b"upto", load.upto)
+        await self._ask(self._owners[0], b"HSET", self._key, b"upto", load.upto)
 
     async def held(self, users: Sequence[str]) -> Sequence[Held]:
-        """Say what is there for `users`."""
+        """Return the inboxes of `users` as they are in the store, in order."""
         commands: list[Command] = []
         for user in users:
             tag = tag_of(user)
             prefix = self._prefixes[tag]
             commands.append((tag, (b"HGET", f"{prefix}h", user)))
             commands.append((tag, (b"LLEN", f"{prefix}m:{user}")))
-        answers = await self._ask_many(commands)
+        replies = await self._ask_many(commands)
         return [
-            _held(user, answers[2 * place], answers[2 * place + 1])
-            for place, user in enumerate(users)
+            _held(user, head, length)
+            for user, head, length in zip(
+                users, replies[::2], replies[1::2], strict=True
+            )
         ]
 
     async def finish(self, waybill: Waybill) -> None:  # noqa: ARG002 - as the protocol has it
         """
-        Write down that it is done.
+        Record that the migration is done, and the replication id of each server.
 
-        And whose data they are: what is lost from here on is noticed by bridges
-        (redis_servers.begin), which give it a new epoch.
+        If a server loses data from now on, its replication id changes, and the bridges
+        start a new epoch (connection_setup.py).
         """
-        lines: dict[Link, str] = {}
-        for link in self._links:
-            info = parse_info(await self._ask_by(link, b"INFO", b"replication"))
-            lines[link] = info["master_replid"]
-        await self._ask_many(
-            [
-                (tag, (b"HSET", f"{prefix}h", LINE, lines[self._owners[tag]]))
-                for tag, prefix in enumerate(self._prefixes)
-            ]
+        ids: dict[RedisConnection, str] = {}
+        for connection in self._connections:
+            info = await self._ask(connection, b"INFO", b"replication")
+            ids[connection] = parse_info(info)["master_replid"]
+        await self._ask_each_tag(
+            lambda tag, prefix: (f"{prefix}h", _REPLICATION_ID, ids[self._owners[tag]])
         )
-        await self._ask(b"HSET", self._note_key, b"done", b"1")
+        await self._ask(self._owners[0], b"HSET", self._key, b"done", b"1")
 
-    # --- words
+    # --- commands
 
     def commands_of(self, load: Load) -> list[Command]:
-        """Return what puts a load, without noting it."""
+        """Return the commands that write a load, without the progress of the migration."""
         return [
-            (tag_of(each.inbox.user), self._put_words(each)) for each in load.portions
+            (tag_of(each.inbox.user), self._put_command(each)) for each in load.portions
         ]
 
-    def _put_words(self, portion: Portion) -> Sequence[Word]:
+    def _put_command(self, portion: Portion) -> Sequence[Argument]:
         inbox, messages = portion.inbox, portion.messages
         prefix = self._prefixes[tag_of(inbox.user)]
-        place = messages[0].offset - inbox.first if messages else 0
-        words: list[Word] = [b"EVALSHA", _PUT.sha, b"1", f"{prefix}h", prefix]
-        words += (inbox.user, inbox.last, inbox.delivered, _REASONS[inbox.trimmed_for])
-        words += (
-            int(self._retention.max_age_s * 1000) + _GRACE_MS,
-            int(self._retention.dedupe_s * 1000) + _GRACE_MS,
-            place,
+        command: list[Argument] = [b"EVALSHA", PUT.sha, b"1", f"{prefix}h", prefix]
+        command += (inbox.user, inbox.last, inbox.delivered)
+        command += (
+            _NUMBERS[inbox.trimmed_for],
+            int(self._retention.max_age_s * 1000) + GRACE_MS,
+            int(self._retention.dedupe_s * 1000) + GRACE_MS,
+            messages[0].offset - inbox.first if messages else 0,
             len(messages),
         )
-        words += (pack(each.message) for each in messages)
+        command += (pack(each.message) for each in messages)
         for message_id, seen_s in portion.ids:
-            words += (repr(seen_s), message_id)
-        return words
+            command += (repr(seen_s), message_id)
+        return command
 
-    async def _see_that_it_is_empty(self) -> None:
-        # A bridge that was started here and stored nothing has left its epoch, no user.
-        users = await self._ask_many(
+    async def _check_empty(self) -> None:
+        # A bridge that was started here, but stored nothing, leaves an epoch and no user.
+        counts = await self._ask_many(
             [
                 (tag, (b"ZCARD", f"{prefix}u"))
                 for tag, prefix in enumerate(self._prefixes)
             ]
         )
-        if any(users):
+        if any(counts):
             raise self._refusal(
-                "there are inboxes in it already; carry into an empty one"
+                "there are inboxes in it already; migrate into an empty one"
             )
 
-    # --- asking
+    async def _ask_each_tag(
+        self, fields: Callable[[int, str], Sequence[Argument]]
+    ) -> None:
+        """Set a field of a hash in each tag; `fields` returns its key, name and value."""
+        await self._ask_many(
+            [
+                (tag, (b"HSET", *fields(tag, prefix)))
+                for tag, prefix in enumerate(self._prefixes)
+            ]
+        )
 
-    async def _ask(self, *words: Word) -> Any:  # noqa: ANN401 - whatever the command answers
-        """Ask who has the first tag, and with it the note."""
-        return await self._ask_by(self._owners[0], *words)
-
-    async def _ask_by(self, link: Link, *words: Word) -> Any:  # noqa: ANN401 - as above
+    async def _ask(self, connection: RedisConnection, *arguments: Argument) -> Reply:
         try:
-            return await ask(self._address, link, *words, within_s=_ANSWER_S)
+            return await connection.ask(*arguments, within_s=_REPLY_S)
         except RefusedByRedisError as exc:
             raise self._refusal(str(exc)) from exc
 
-    async def _ask_many(self, commands: Sequence[Command]) -> Sequence[Any]:
-        """Send each command to who has its tag, all at once; the first that fails is told."""
-        coming = [(self._owners[tag], words) for tag, words in commands]
-        sent = [(link, link.call(*words)) for link, words in coming]
-        for link in dict.fromkeys(link for link, _ in coming):
-            # Answered behind all of them, within its deadline.
-            await self._ask_by(link, b"PING")
-        answers = []
-        for link, each in sent:
+    async def _ask_many(self, commands: Sequence[Command]) -> Sequence[Reply]:
+        """Send each command to the server of its tag, all at once; raise the first error."""
+        pending = [
+            (owner, owner.call(*command))
+            for owner, command in ((self._owners[tag], c) for tag, c in commands)
+        ]
+        for connection in dict.fromkeys(owner for owner, _ in pending):
+            # The reply to PING comes after all others, so one timeout covers them.
+            await self._ask(connection, b"PING")
+        replies = []
+        for connection, future in pending:
             try:
-                answer = each.result()
-            except LinkLostError as exc:
+                reply = future.result()
+            except RedisConnectionLostError as exc:
                 raise StoreUnavailableError(self.description, str(exc)) from exc
-            if is_error(answer):
-                failure = failure_of(self._address, str(answer), link)
-                if isinstance(failure, StoreUnavailableError):
-                    raise failure
-                raise self._refusal(str(answer))
-            answers.append(answer)
-        return answers
+            if is_error(reply):
+                error = connection.error_of(str(reply))
+                if isinstance(error, StoreUnavailableError):
+                    raise error
+                raise self._refusal(str(reply))
+            replies.append(reply)
+        return replies
 
     def _refusal(self, problem: str) -> MigrationRefusedError:
         if problem.startswith("CARRY "):
             problem = (
                 f"{problem.removeprefix('CARRY ')}: a bridge wrote into it meanwhile, or "
-                "part of it was lost; stop the bridges, empty it, and begin again"
+                "part of it was lost; stop the bridges, empty it, and start again"
             )
         return MigrationRefusedError(self.description, problem)
 
@@ -287,42 +289,5 @@ def _held(user: str, head: bytes | None, length: int) -> Held:
     last_bytes, delivered_bytes, number = _HEAD.unpack(head)
     last = int.from_bytes(last_bytes, "little")
     delivered = int.from_bytes(delivered_bytes, "little")
-    inbox = CarriedInbox(user, last - length + 1, last, delivered, _WORDS[number])
+    inbox = CarriedInbox(user, last - length + 1, last, delivered, REASONS[number])
     return Held(inbox, length)
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
-
-
-def _note_key(first_prefix: str) -> str:
-    return f"{first_prefix}carry"
-
-
-async def refuse_while_carried(
-    address: RedisAddress, link: Link, first_prefix: str
-) -> None:
-    """
-    Let no bridge in before everything is there.
-
-    Raises:
-        StoreUnavailableError: If inboxes are being carried into the store, or were begun
-            to be. Asked again it may be done.
-
-    """
-    note = await ask(
-        address, link, b"HMGET", _note_key(first_prefix), b"epoch", b"done"
-    )
-    if note[0] is not None and note[1] is None:
-        problem = (
-            "inboxes are being carried into it; `bridge inbox carry` must end first"
-        )
-        raise StoreUnavailableError(str(address), problem)
-
-
-def redis_target(
-    address: RedisAddress, *, namespace: str, retention: Retention
-) -> RedisTarget:
-    """Return the store at `address`, to be carried into."""
-    prefixes = [f"{namespace}/{address.db}:{{{name}}}:" for name in tag_names()]
-    return RedisTarget(address, prefixes, retention)

@@ -1,24 +1,24 @@
 """
-Whether our login may do all that a bridge does: asked once on each new connection.
+Whether our Redis user may run every command that a bridge needs: tried on each connection.
 
-Redis tells of a missing right when it is needed, and before Redis 7.2 and Valkey not of
-which, if it is a script that needs it. The live feed would not tell at all: what is
-stored and cannot be published is stored all the same. So the rights are tried here, on
-a key and a channel that nobody has, before the connection is used; a bridge that lacks one
-is not ready, and says what to allow.
+Redis reports a missing permission only when a command is run, and before Redis 7.2 and
+Valkey it does not say which one a script lacked. The live feed would not report it at all: a
+message that cannot be published is stored all the same. So all commands are tried on an
+unused key and channel before the connection is used. A bridge that lacks one is not ready,
+and says what to allow.
 """
 
 from typing import Final
 
 from bridge.core.redis_address import RedisAddress
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.redis.connection import ask, is_missing_right
-from bridge.inbox.redis.protocol import Answer, Link, Word
+from bridge.inbox.redis.errors import is_missing_permission
+from bridge.inbox.redis.protocol import Argument, RedisConnection, Reply
 from bridge.inbox.redis.scripts import Script
 
-# What is run on keys, in scripts and out of them, and words that do no harm to a key that
-# is not there, or will not be there after the last of them.
-ON_KEYS: Final[dict[str, str]] = {
+# All commands that the store runs on keys, with harmless arguments for a key that does not
+# exist. Some of them create the key; the last one deletes it.
+KEY_COMMANDS: Final[dict[str, str]] = {
     "GET": "",
     "HGET": "x",
     "HMGET": "x",
@@ -40,9 +40,9 @@ ON_KEYS: Final[dict[str, str]] = {
     "DEL": "",
 }
 
-# ARGV: a key that nobody has, a channel that nobody hears, how to publish, then for each
-# command its name and its words in one. Returns what was refused, and how.
-RIGHTS: Final = Script(
+# ARGV: an unused key, an unused channel, the publish command, then for each key command its
+# name and its arguments in one string. Returns each refused command with its error.
+TRY_COMMANDS: Final = Script(
     """
 local out = {}
 local function try(command, ...)
@@ -63,46 +63,49 @@ return out
 )
 
 
-async def see_rights(address: RedisAddress, link: Link, prefix: str) -> None:
+async def check_permissions(
+    address: RedisAddress, connection: RedisConnection, prefix: str
+) -> None:
     """
-    Try all that is done to keys that begin with `prefix`, and the channels beside them.
+    Try every command on a key that begins with `prefix`, and the channel beside it.
 
     Raises:
-        StoreUnavailableError: If something is not allowed. It says what to allow.
+        StoreUnavailableError: If something is not allowed. Its text says what to allow.
 
     Cancellation: safe.
     """
-    is_sharded = address.kind == "cluster"
+    is_cluster = address.kind == "cluster"
     channel = f"{prefix}c:"
-    await ask(address, link, b"SCRIPT", b"LOAD", RIGHTS.code)
-    words: list[Word] = [f"{prefix}rights", channel]
-    words.append(b"SPUBLISH" if is_sharded else b"PUBLISH")
-    for command, rest in ON_KEYS.items():
-        words += (command, rest)
-    # A key says where a cluster runs it; if keys are not allowed it says that by itself.
-    keys: tuple[Word, ...] = (1, f"{prefix}h") if is_sharded else (0,)
-    found = await ask(address, link, b"EVALSHA", RIGHTS.sha, *keys, *words)
-    allow = _to_allow(found, prefix)
+    await connection.ask(b"SCRIPT", b"LOAD", TRY_COMMANDS.code)
+    arguments: list[Argument] = [f"{prefix}rights", channel]
+    arguments.append(b"SPUBLISH" if is_cluster else b"PUBLISH")
+    for item in KEY_COMMANDS.items():
+        arguments += item
+    # A cluster routes a script by a key. On one server no key is passed, because the
+    # server would check the permission for it before our script can report it.
+    keys: tuple[Argument, ...] = (1, f"{prefix}h") if is_cluster else (0,)
+    refused = await connection.ask(b"EVALSHA", TRY_COMMANDS.sha, *keys, *arguments)
+    allow = _permissions_to_add(refused, prefix)
     if allow:
         user = address.user or "default"
         problem = (
-            f"its user {user!r} lacks rights: ACL SETUSER {user} {' '.join(allow)}"
+            f"its user {user!r} lacks permissions: ACL SETUSER {user} {' '.join(allow)}"
         )
         raise StoreUnavailableError(str(address), problem)
     if address.replicas:
-        await ask(address, link, b"WAIT", 0, 0)
-    # A refusal ends the connection, and whoever asks next is told of it.
-    link.send(b"SSUBSCRIBE" if is_sharded else b"SUBSCRIBE", channel)
-    link.send(b"SUNSUBSCRIBE" if is_sharded else b"UNSUBSCRIBE", channel)
+        await connection.ask(b"WAIT", 0, 0)
+    # If the subscription is refused the connection ends, and the next command reports it.
+    connection.send(b"SSUBSCRIBE" if is_cluster else b"SUBSCRIBE", channel)
+    connection.send(b"SUNSUBSCRIBE" if is_cluster else b"UNSUBSCRIBE", channel)
 
 
-def _to_allow(found: Answer, prefix: str) -> list[str]:
+def _permissions_to_add(refused: Reply, prefix: str) -> list[str]:
     namespace = prefix.partition("/")[0]
     allow: dict[str, None] = {}
-    for place in range(0, len(found), 2):
-        command, text = found[place].decode().lower(), found[place + 1].decode()
-        if not is_missing_right(text):
-            continue  # full, or a replica: told when it is needed, in its own words
+    for index in range(0, len(refused), 2):
+        command, text = refused[index].decode().lower(), refused[index + 1].decode()
+        if not is_missing_permission(text):
+            continue  # out of memory, or a replica: the failing command will report it
         if "channel" in text:
             allow[f"&{namespace}/*"] = None
         elif "access" in text:

@@ -1,27 +1,28 @@
 """
-What Redis does in one step: Lua scripts, each sent once to a server and called by its hash.
+The Lua scripts: what Redis does in one step. A connection loads them and calls them by hash.
 
-The keys of a user, all behind a prefix that ends in the hash tag of the user:
+The keys of a user; each begins with a prefix that ends in the hash tag of the user:
 
-    h            a hash: user -> last offset, delivered mark, why older ones are gone;
-                 and under the empty name the epoch. So the epoch is gone when they are.
-                 Under names with a control character, which no user has, stand whose
-                 data they are (the replication id of the server), and the fences: the
-                 largest token that something of a queue was stored under. On one server
-                 all fences are in the first tag; in a cluster each tag has its own.
-                 There is the last token that was given out, too: in the first tag
-    u            a sorted set of the users, all with score 0: the operators' index
-    m:USER       a list of the messages that are kept, the oldest first
-    i:USER       a sorted set of the ids that the user has had, by when
-    b:SESSION    the last batch of a bridge, and what came of it
+    h            a hash: user -> last offset, delivered mark, why older messages are gone;
+                 and under the empty name the epoch, so it is lost together with them.
+                 Fields that begin with a control character belong to no user:
+                 - the replication id of the server that the data are from
+                 - the fences: for each queue the largest token that messages were stored
+                   under. A single server has all fences in the first tag; in a cluster
+                   each tag has its own.
+                 - the claims: for each queue the token given out last, in the first tag
+    u            a sorted set of the users, all with score 0: the index for operators
+    m:USER       a list of the kept messages, oldest first
+    i:USER       a sorted set of the message ids of the user, by time
+    b:SESSION    the last batch of a bridge, and its result
     t:KEY        a trial: a count
 
-Offsets have no holes, so the offset of an element is known by its place in the list:
-the last one has the last offset.
+Offsets have no gaps, so the position in the list determines the offset: the last element
+has the last offset.
 
-Readers forget in the eye alone: what is over the limit or too old is not shown, and goes
-with the next append. So they never write, and work in a server that is full. A list that
-gets nothing more expires as a whole.
+Reads never write, so they work on a server without free memory. They skip messages beyond
+the limit or the age, which the next append removes. The list of a user without new messages
+expires as a whole.
 """
 
 from dataclasses import dataclass
@@ -30,28 +31,26 @@ from typing import Final
 
 from bridge.enums import SyncReason
 
-# What a batch's result is remembered for: longer than any bridge tries again.
+# How long the result of a batch is kept: longer than any bridge retries it.
 _BATCH_MS: Final = 3_600_000
-# Keys live so much longer than what is in them counts: clocks differ.
-_GRACE_MS: Final = 60_000
+# Keys expire this much later than their contents, because clocks differ.
+GRACE_MS: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """Lua code and the name that the server knows it by."""
+    """Lua code, and the hash that the server knows it by."""
 
     code: str
 
     @property
     def sha(self) -> bytes:
-        """Return the name: what the protocol wants, no secret."""
+        """The hash, as Redis defines it. It protects nothing."""
         return sha1(self.code.encode(), usedforsecurity=False).hexdigest().encode()
 
 
-# The reasons, as they stand in heads.
-LIMIT: Final = 1
-EXPIRED: Final = 2
-REASONS: Final = {0: None, LIMIT: SyncReason.LIMIT, EXPIRED: SyncReason.EXPIRED}
+# Why older messages are gone, as stored in the hash.
+REASONS: Final = {0: None, 1: SyncReason.LIMIT, 2: SyncReason.EXPIRED}
 
 _HEADS: Final = """
 local call = redis.call
@@ -70,9 +69,9 @@ local function taken_at(p, user, place)
 end
 """
 
-# What is kept by today's rules: `first` is its oldest offset, `base` the offset before the
-# first element of the list.
-VIEW: Final = (
+# The messages kept under the current retention: `first` is the oldest offset, `base` the
+# offset before the first element of the list.
+_VIEW: Final = (
     _HEADS
     + """
 local function view(p, user, most, oldest)
@@ -92,15 +91,16 @@ end
 """
 )
 
-# ARGV: now, most messages, greatest age, dedupe window (s), epoch if there is none,
-# session, number of the batch, publish command, prefix of the fences, how many of them, for
-# each queue and token; then for each user: prefix, user, how many, and for each message id
-# and element.
-# Returns the offsets in words, 0 = had before, x = not stored; and what kept those from it.
-# If the token of a queue was passed: nothing, FENCED, the queue and the token that did.
+# ARGV: now, message limit, age limit, dedupe window (s), epoch to use if there is none,
+# session, number of the batch, publish command, prefix of the fences, number of fences, for
+# each its queue and token; then for each user: prefix, user, number of messages, and for each
+# message its id and element.
+# Returns the offsets separated by spaces (0 = duplicate, x = not stored), and the error that
+# kept messages from being stored. If a queue has a larger token: nothing, FENCED, the queue
+# and that token.
 APPEND: Final = Script(
     _HEADS
-    + f"local BATCH_MS, GRACE_MS = {_BATCH_MS}, {_GRACE_MS}"
+    + f"local BATCH_MS, GRACE_MS = {_BATCH_MS}, {GRACE_MS}"
     + """
 local now, most, age = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local dedupe, candidate, publish = tonumber(ARGV[4]), ARGV[5], ARGV[8]
@@ -121,7 +121,8 @@ if before then
   end
 end
 
--- What was stored before is said again above, whoever has the queue by now: it changes nothing.
+-- The result of a stored batch is repeated above, even if another bridge has the queue by
+-- now, because that stores nothing. Everything below needs a token that is large enough.
 for k = 11, fences_end, 2 do
   local key, field = ARGV[9] .. 'h', '\\1fence ' .. ARGV[k]
   local token, passed_by = tonumber(ARGV[k + 1]), call('HMGET', key, field)[1]
@@ -136,7 +137,8 @@ local function publish_news(p, user, epoch, first, fresh)
     parts[#parts + 1] = struct.pack('<I4', #fresh[k])
     parts[#parts + 1] = fresh[k]
   end
-  -- Whoever may not publish has stored it all the same: failing now would store it twice.
+  -- Without the permission to publish the messages are stored all the same: an error here
+  -- would make the bridge store them again.
   redis.pcall(publish, p .. 'c:' .. user, table.concat(parts))
 end
 
@@ -155,7 +157,8 @@ local function trim(p, user, length, reason)
   return reason
 end
 
--- Reads first, then the one write that may fail: a user's part is stored or not.
+-- All reads come first, then RPUSH, the only write that may fail (out of memory). So all
+-- messages of a user are stored, or none.
 local function store(i, p, user, count)
   local epoch, last, delivered, reason = head_of(p, user)
   local is_new = last == 0
@@ -243,7 +246,7 @@ return {words, failure}
 """
 )
 
-# ARGV: prefix, queue, least token. Returns a token, larger than all that were given out.
+# ARGV: prefix, queue, least token. Returns a token that is larger than all before.
 CLAIM: Final = Script(
     """
 local key, field = ARGV[1] .. 'h', '\\1claim ' .. ARGV[2]
@@ -254,11 +257,12 @@ return token
 """
 )
 
-# ARGV: prefix, user, most messages, oldest time, now, after, messages, bytes.
-# Returns epoch, first, last, delivered, reason, where the next page begins, how many are
-# past their deadline, and elements, each behind its offset.
+# ARGV: prefix, user, message limit, oldest time, now, offset to read after, maximum of
+# messages and of bytes. Returns epoch, first, last, delivered, reason, the offset after which
+# the next page begins, the number of messages past their deadline, then for each message its
+# offset and element.
 READ: Final = Script(
-    VIEW
+    _VIEW
     + """
 local p, user, now = ARGV[1], ARGV[2], tonumber(ARGV[5])
 local after, most, bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -293,10 +297,10 @@ return out
 """
 )
 
-# ARGV: prefix, user, most messages, oldest time, now, after.
-# Returns how many are past their deadline.
+# ARGV: prefix, user, message limit, oldest time, now, offset to count after.
+# Returns the number of messages past their deadline.
 COUNT_EXPIRED: Final = Script(
-    VIEW
+    _VIEW
     + """
 local p, user, now, after = ARGV[1], ARGV[2], tonumber(ARGV[5]), tonumber(ARGV[6])
 local epoch, first, last, delivered, reason, base =
@@ -314,7 +318,8 @@ return expired
 """
 )
 
-# ARGV: for each user prefix, user, epoch that the mark is of, offset.
+# ARGV: for each user prefix, user, epoch of the mark, offset. A mark of another epoch is
+# ignored.
 MARK: Final = Script(
     _HEADS
     + """
@@ -330,28 +335,29 @@ return 1
 """
 )
 
-# ARGV: an epoch, the server's replication id, whether it keeps all that it has answered,
-# and the prefixes of tags. Those without an epoch get this one, and those whose server is
-# not the one of before, unless nothing can be lost. Returns the epoch of each.
+# ARGV: a new epoch, the server's replication id, 1 if the server loses nothing that it has
+# replied to, and the prefixes of tags. A tag gets the new epoch if it has none, or if its
+# replication id has changed and the server may have lost something. Returns the epoch of each.
 BEGIN: Final = Script(
     """
 local out = {}
 for i = 4, #ARGV do
   local key = ARGV[i] .. 'h'
   local got = redis.call('HMGET', key, '', '\\1line')
-  local epoch, line = got[1], got[2]
-  if not epoch or (line and line ~= ARGV[2] and ARGV[3] ~= '1') then
+  local epoch, replid = got[1], got[2]
+  if not epoch or (replid and replid ~= ARGV[2] and ARGV[3] ~= '1') then
     epoch = ARGV[1]
     redis.call('HSET', key, '', epoch)
   end
-  if line ~= ARGV[2] then redis.call('HSET', key, '\\1line', ARGV[2]) end
+  if replid ~= ARGV[2] then redis.call('HSET', key, '\\1line', ARGV[2]) end
   out[#out + 1] = epoch
 end
 return out
 """
 )
 
-# ARGV: for each user prefix and user. Returns for each epoch, last offset, newest element.
+# ARGV: for each user prefix and user. Returns for each user epoch, last offset and newest
+# element.
 NEWEST: Final = Script(
     _HEADS
     + """
@@ -367,4 +373,97 @@ return out
 )
 
 
-ALL: Final = (APPEND, CLAIM, READ, COUNT_EXPIRED, MARK, BEGIN, NEWEST)
+# --- read-only scripts for operators (admin_queries.py)
+
+# ARGV: prefix, user, message limit, oldest time, now, offset to read before (0 = from the
+# end), maximum of messages and of bytes of data (0 = no data). Returns for each message,
+# newest first: offset, element, bytes of data.
+BROWSE: Final = Script(
+    _VIEW
+    + """
+local p, user = ARGV[1], ARGV[2]
+local before, most, bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local epoch, first, last, delivered, reason, base =
+  view(p, user, tonumber(ARGV[3]), tonumber(ARGV[4]))
+local at, out, found, size = last, {}, 0, 0
+if before > 0 then at = math.min(last, before - 1) end
+while at >= first and found < most do
+  local low = math.max(first, at - math.min(63, most - 1))
+  local piece = call('LRANGE', p .. 'm:' .. user, low - base - 1, at - base - 1)
+  for k = #piece, 1, -1 do
+    local element = piece[k]
+    local _, _, between = struct.unpack('<ddH', element)
+    size = size + #element - 20 - between
+    if found >= most or (found > 0 and bytes > 0 and size > bytes) then return out end
+    found = found + 1
+    out[#out + 1] = at
+    out[#out + 1] = bytes > 0 and element or string.sub(element, 1, 20 + between)
+    out[#out + 1] = #element - 20 - between
+    at = at - 1
+  end
+end
+return out
+"""
+)
+
+# ARGV: prefix, unused, message limit, oldest time, now, id, number of messages after which to
+# stop, users. Returns the numbers of messages and of users searched (at least one), then for
+# each of these users who has or had the id: name, when it was stored last, number of
+# elements, and for each element its offset, header and bytes of data.
+FIND: Final = Script(
+    _VIEW
+    + """
+local p, id, enough, searched, out = ARGV[1], ARGV[6], tonumber(ARGV[7]), 0, {0, 0}
+for i = 8, #ARGV do
+  local user = ARGV[i]
+  local epoch, first, last, delivered, reason, base =
+    view(p, user, tonumber(ARGV[3]), tonumber(ARGV[4]))
+  local found = {}
+  for at = first, last, 64 do
+    local piece = call('LRANGE', p .. 'm:' .. user, at - base - 1,
+      math.min(at + 63, last) - base - 1)
+    for k = 1, #piece do
+      local element = piece[k]
+      local _, _, between, length = struct.unpack('<ddHH', element)
+      if length == #id and string.sub(element, 23, 22 + length) == id then
+        found[#found + 1] = at + k - 1
+        found[#found + 1] = string.sub(element, 1, 20 + between)
+        found[#found + 1] = #element - 20 - between
+      end
+    end
+  end
+  searched = searched + math.max(0, last - first + 1)
+  local seen = call('ZSCORE', p .. 'i:' .. user, id)
+  if seen or #found > 0 then
+    out[#out + 1] = user
+    out[#out + 1] = seen or ''
+    out[#out + 1] = #found / 3
+    for k = 1, #found do out[#out + 1] = found[k] end
+  end
+  out[1], out[2] = searched, i - 7
+  if searched >= enough then break end
+end
+return out
+"""
+)
+
+# ARGV: message limit, oldest time, then for each user prefix and user.
+# Returns for each user what READ returns first: epoch, first, last, delivered, reason.
+STATES: Final = Script(
+    _VIEW
+    + """
+local out = {}
+for i = 3, #ARGV, 2 do
+  local epoch, first, last, delivered, reason =
+    view(ARGV[i], ARGV[i + 1], tonumber(ARGV[1]), tonumber(ARGV[2]))
+  out[#out + 1] = {epoch, first, last, delivered, reason}
+end
+return out
+"""
+)
+
+# Loaded on each new connection.
+ALL: Final = (
+    *(APPEND, CLAIM, READ, COUNT_EXPIRED, MARK, BEGIN, NEWEST),
+    *(BROWSE, FIND, STATES),
+)

@@ -1,33 +1,34 @@
-"""What a Redis says of itself, for `bridge check`."""
+"""Version and settings of Redis servers, for `bridge check`."""
 
 from dataclasses import dataclass
 from typing import Final
 
 from bridge.core.redis_address import Host, RedisAddress
 from bridge.errors import ConfigError, StoreUnavailableError
-from bridge.inbox.redis.connection import RefusedByRedisError, ask, connect
-from bridge.inbox.redis.protocol import MISSING, Link
-from bridge.inbox.redis.servers import find_servers, parse_info
+from bridge.inbox.redis.connection import connect
+from bridge.inbox.redis.errors import RefusedByRedisError
+from bridge.inbox.redis.protocol import MISSING, RedisConnection
+from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
+from bridge.inbox.redis.topology import find_servers
 
-# CONFIG SET of two at once is younger, and only advice.
-VERSION_LEAST: Final = (6, 2)
-# Channels that stay with their slots.
-VERSION_LEAST_OF_CLUSTER: Final = (7, 0)
+MINIMUM_VERSION: Final = (6, 2)
+# Sharded channels, which belong to slots.
+MINIMUM_CLUSTER_VERSION: Final = (7, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
     """
-    One server.
+    What is known of one server.
 
     Attributes:
-        host: Where it is.
-        version_text: As it calls it.
-        append_only: Whether it writes its commands down; ``None`` = it does not tell.
-        fsync: When they are on the disk.
-        policy: What it does when its memory is full; ``None`` = it does not tell.
-        certificate_end_s: Until when its certificate holds, in Unix time; ``None``
-            without TLS.
+        host: Its address.
+        version_text: Its version, as it reports it.
+        append_only: Whether it keeps an append-only file; ``None`` = unknown.
+        fsync: When that file is flushed to disk (appendfsync); ``None`` = unknown.
+        policy: What it evicts when its memory is full; ``None`` = unknown.
+        certificate_end_s: When its certificate expires, in Unix time; ``None`` without
+            TLS.
 
     """
 
@@ -40,51 +41,51 @@ class ServerFacts:
 
     @property
     def version(self) -> tuple[int, ...]:
-        """As numbers."""
+        """The version as numbers."""
         parts = self.version_text.split(".")
         return tuple(int(part) for part in parts if part.isdecimal())
 
 
-async def server_facts(address: RedisAddress) -> list[ServerFacts]:
+async def server_facts(
+    address: RedisAddress, *, timing: RedisTiming = DEFAULT_TIMING
+) -> list[ServerFacts]:
     """
     Ask each master.
 
     Raises:
         ConfigError: If the extra `redis` is not installed.
-        StoreUnavailableError: If one cannot be asked, or does not say what it is.
+        StoreUnavailableError: If one cannot be reached, or refuses INFO.
 
     """
     if MISSING is not None:
         raise ConfigError((f"{address} needs pip install 'bridge[redis]'",))
     found = []
-    for host in await find_servers(address):
+    for host in await find_servers(address, timing):
+        connection = await connect(address, host, timing=timing)
         try:
-            link = await connect(address, host)
-        except OSError as exc:
-            raise StoreUnavailableError(str(address), str(exc)) from exc
-        try:
-            found.append(await _facts(address, host, link))
+            found.append(await _facts(host, connection))
         except RefusedByRedisError as exc:
             raise StoreUnavailableError(str(address), str(exc)) from exc
         finally:
-            link.abort("it was asked")
+            connection.abort("no longer needed")
     return found
 
 
-async def _facts(address: RedisAddress, host: Host, link: Link) -> ServerFacts:
-    info = parse_info(await ask(address, link, b"INFO", b"server"))
+async def _facts(host: Host, connection: RedisConnection) -> ServerFacts:
+    info = await connection.info(b"server")
     version = info.get("valkey_version") or info["redis_version"]
+    certificate_end_s = connection.certificate_end_s
     settings: dict[bytes, bytes] = {}
     try:
         for pattern in (b"append*", b"maxmemory-policy"):
-            settings |= await ask(address, link, b"CONFIG", b"GET", pattern)
+            settings |= await connection.ask(b"CONFIG", b"GET", pattern)
     except (RefusedByRedisError, StoreUnavailableError):
-        return ServerFacts(host, version, None, None, None, link.certificate_end_s)
+        return ServerFacts(host, version, None, None, None, certificate_end_s)
     return ServerFacts(
         host,
         version,
         settings.get(b"appendonly") == b"yes",
         settings.get(b"appendfsync", b"").decode(),
         settings.get(b"maxmemory-policy", b"").decode(),
-        link.certificate_end_s,
+        certificate_end_s,
     )

@@ -1,36 +1,36 @@
 """
 Inboxes in Redis or Valkey, shared by many bridges.
 
-What stands where, and what happens in one step, is told in redis_scripts; how a message is
-written, in redis_elements; the live feed is redis_feed, connections are redis_link and
-redis_servers.
+scripts.py describes the keys and what happens in one step, encoding.py how a message is
+encoded, feed.py the live feed, and servers.py the connections.
 
-Layout. A list of packed messages for each user; offsets are known by place. Measured with
-200 bytes of data and ids of 36, list against stream: 641 and 4,480 bytes for a user with one
-message, 341 and 450 a message with ten, 271 and 281 with a thousand; CPU of the server for
-an append with its publication 5 and 6-10 us.
+Layout: one list of packed messages for each user; an offset is a position in the list.
+Measured with 200 bytes of data and ids of 36 bytes, list against stream: 641 and 4,480 bytes
+for a user with one message, 341 and 450 bytes a message with ten, 271 and 281 with a
+thousand. An append with its publication costs the server 5 and 6-10 us of CPU.
 
-Client. CPU of the bridge on uvloop for a script with 100 messages of 250 bytes, and for one
+Client: CPU of the bridge on uvloop for a script with 100 messages of 250 bytes, and for one
 message of the live feed: redis-py 192 and 7.0 us, coredis 278 and 15.8, valkey-glide 316 and
-4.7, hiredis under a protocol of our own (redis_wire) 69 and 0.4. The hop is paid for each
-message on each bridge with a window of its user, so it decides.
+4.7, hiredis under a protocol of our own (protocol.py) 69 and 0.4. The second figure is paid
+for each message on each bridge with a window of its user, so it decides.
 
-Costs, CPU for a message of 200 bytes with an id, 1,000 users, on a machine that was
-loaded ten times over, so as upper bounds: the bridge that appends 7 us in batches of 100 and
-21 in batches of 10, the server 25 (15 without ids), a bridge that has the user's windows 4,
-up to its listener, one that has not nothing. Memory of the server: 640 bytes for a user with
-one message, some 270 for each further one, and about 110 for an id while it is remembered.
+Costs: CPU for a message of 200 bytes with an id and 1,000 users, measured on an overloaded
+machine, so these are upper bounds. The bridge that appends needs 7 us in batches of 100 and
+21 in batches of 10, the server 25 (15 without ids), and a bridge that has the user's windows
+4 up to its listener. Memory of the server: 640 bytes for a user with one message, about 270
+for each further one, and about 110 for each remembered id.
 
-Acked means: written as the server's `appendfsync` says, and had by as many replicas as
-`?replicas=N` asks for. A batch without an answer is tried again under the same number, and a
-server that has stored it says what it said before: nothing is stored twice and nothing
-changes places, with ids or without. In a cluster a batch is one step for each hash tag;
-where it fails in between, the same repetition completes it. A bridge that wakes up with
-messages of a queue that another one has by now is fenced off: see redis_appending.
+An append that returns is written as the server's `appendfsync` says, and acknowledged by as
+many replicas as `?replicas=N` demands. A batch without a reply is retried under the same
+number, and a server that has stored it repeats the earlier result: no message is stored twice
+or out of order, with or without ids. In a cluster a batch is one step for each hash tag, and
+a retry completes the steps that failed. A bridge that resumes with messages of a queue that
+another bridge consumes by now is fenced off (append.py).
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import time
 from typing import Final
 
@@ -44,22 +44,16 @@ from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.contract import DiskUsage, EpochListener, Retention, StoredListener
 from bridge.inbox.redis import scripts
 from bridge.inbox.redis.admin_queries import RedisAdminQueries
-from bridge.inbox.redis.append import Appending
-from bridge.inbox.redis.background_writes import Errands
-from bridge.inbox.redis.cluster import Cluster
-from bridge.inbox.redis.connection import ANSWER_S, CONNECT_S
-from bridge.inbox.redis.encoding import tag_names, tag_of, unpack
+from bridge.inbox.redis.append import BatchAppender
+from bridge.inbox.redis.background_writes import BackgroundWrites
+from bridge.inbox.redis.connection_setup import ConnectionSetup
+from bridge.inbox.redis.encoding import key_prefixes, tag_of, unpack
 from bridge.inbox.redis.feed import Feed
-from bridge.inbox.redis.greeting import greet
-from bridge.inbox.redis.migration_target import refuse_while_carried
-from bridge.inbox.redis.permissions import see_rights
-from bridge.inbox.redis.protocol import MISSING, Answer, Link, Word
-from bridge.inbox.redis.queries import Asking
-from bridge.inbox.redis.servers import OneServer, Servers, Tags
+from bridge.inbox.redis.protocol import MISSING, Argument, RedisConnection, Reply
+from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
+from bridge.inbox.redis.topology import create_servers
 
 log = structlog.get_logger(__name__)
-
-_PROBE_S: Final = 1.0
 
 
 class RedisInbox:
@@ -72,146 +66,127 @@ class RedisInbox:
         *,
         namespace: str = "bridge",
         now: Callable[[], float] = time,
+        timing: RedisTiming = DEFAULT_TIMING,
     ) -> None:
         """
-        Know where the server is, and touch nothing yet.
+        Create the store without connecting.
 
         Args:
-            address: Of the server.
-            retention: How much is kept.
-            namespace: What all keys begin with.
-            now: Unix time.
+            address: The server, Sentinels or cluster.
+            retention: How many messages are kept, and for how long.
+            namespace: What all keys and channels begin with.
+            now: Returns the Unix time.
+            timing: Timeouts and intervals.
 
         """
-        self.retention = retention  # may be replaced while running
+        self.retention = retention  # a reload of the settings replaces it
         self.description: Final = str(address)
-        self._address = address
+        self.prefixes = key_prefixes(namespace, address.db)
         self._now = now
-        # Databases keep keys apart, but not channels.
-        self.prefixes = [
-            f"{namespace}/{address.db}:{{{name}}}:" for name in tag_names()
-        ]
-        self._servers: Servers
+        self._timing = timing
+        is_cluster = address.kind == "cluster"
         self._feed = Feed(
             self.description,
-            self._channel,
-            is_sharded=address.kind == "cluster",
-            doubt=self._doubt,
+            self.prefixes,
+            is_cluster=is_cluster,
+            subscribe_s=timing.subscribe_s,
         )
-        pushed, greeted = self._feed.pushed, self._greet
-        self._servers = (
-            Cluster(address, pushed=pushed, greet=greeted, admit=self._admit)
-            if address.kind == "cluster"
-            else OneServer(address, pushed=pushed, greet=greeted)
+        setup = ConnectionSetup(address, self.prefixes, self._feed)
+        self._servers = create_servers(address, setup, timing)
+        self._background = BackgroundWrites(self._servers)
+        self._appender = BatchAppender(self._servers, is_cluster=is_cluster)
+        self.admin = RedisAdminQueries(
+            self._servers, arguments=self._read_arguments, state_of=self._state_of
         )
-        self._asking = Asking(address, self._servers, self.prefixes)
-        self._errands = Errands(self._servers, self.prefixes.__getitem__)
-        self._appending = Appending(address, self._servers, self.prefixes)
-        self.admin = RedisAdminQueries(self, self._asking)
-        self._upkeep: asyncio.Task[None] | None = None
-
-    def _doubt(self) -> None:
-        self._servers.doubt()
-
-    def _channel(self, user: str) -> bytes:
-        return f"{self.prefixes[tag_of(user)]}c:{user}".encode()
+        self._task: asyncio.Task[None] | None = None
 
     @property
     def problem(self) -> str | None:
-        """What keeps the store from being written, as far as is known."""
-        if self._upkeep is not None and self._upkeep.done():
-            return "its connections are not kept any more"  # a bug, and logged
-        return self._servers.problem or self._appending.problem
+        """Why messages cannot be stored, as far as is known; ``None`` if they can."""
+        if self._task is not None and self._task.done():
+            return "its connections are no longer maintained"  # a bug, and logged
+        return self._servers.problem or self._appender.problem
 
     # --- opening and closing
 
     async def exists(self) -> bool:
-        """Return true: a server needs no preparation."""
+        """Return true: the first write creates all keys."""
         return True
 
     async def open(self) -> None:
         """
-        Connect, and stay connected until `close`.
+        Connect, and reconnect until `close`.
 
         Raises:
             ConfigError: If the extra `redis` is not installed.
-            StoreUnavailableError: If the server cannot be had now. May be called again.
+            StoreUnavailableError: If the servers cannot be used now. May be called again.
 
         """
         if MISSING is not None:
             text = f"BRIDGE_INBOX: {self.description} needs pip install 'bridge[redis]'"
             raise ConfigError((text,)) from MISSING
-        tried = self._servers.was_tried
-        tried.clear()
-        if self._upkeep is None:
+        attempted = self._servers.was_attempted
+        attempted.clear()
+        if self._task is None:
             loop = asyncio.get_running_loop()
-            self._upkeep = loop.create_task(self._keep_up(), name="inbox upkeep")
-            self._upkeep.add_done_callback(_tell_end)
+            self._task = loop.create_task(self._run(), name="inbox redis")
+            self._task.add_done_callback(_log_failure)
         if self._servers.problem is not None:
             try:
-                async with asyncio.timeout(CONNECT_S + ANSWER_S):
-                    await tried.wait()
+                async with asyncio.timeout(
+                    self._timing.connect_s + self._timing.reply_s
+                ):
+                    await attempted.wait()
             except TimeoutError as exc:
-                problem = "it did not answer"
+                problem = "no reply in time"
                 raise StoreUnavailableError(self.description, problem) from exc
         if self._servers.problem is not None:
             raise StoreUnavailableError(self.description, self._servers.problem)
 
     async def close(self) -> None:
-        """Write what is left to write, and hang up."""
-        upkeep, self._upkeep = self._upkeep, None
-        if upkeep is None:
+        """Write the delivered marks that are left, and close all connections."""
+        task, self._task = self._task, None
+        if task is None:
             return
         try:
-            await self._errands.finish()
-        except StoreUnavailableError as exc:  # then some messages are repeated
+            await self._background.flush()
+        except StoreUnavailableError as exc:
+            # The cost is that clients receive some messages again.
             log.warning("inbox.marks_lost", error=str(exc))
         finally:
-            upkeep.cancel()
-            await asyncio.wait({upkeep})
+            task.cancel()
+            await asyncio.wait({task})
 
-    async def _keep_up(self) -> None:
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._servers.run(), name="inbox servers")
-            tasks.create_task(self._errands.run(), name="inbox errands")
+            tasks.create_task(self._background.run(), name="inbox background writes")
             tasks.create_task(self._probe_while_refused(), name="inbox probe")
 
     async def _probe_while_refused(self) -> None:
-        """Find out when a server that stores nothing does it again."""
+        """Write to servers that refused a batch until they store again."""
         while True:
-            await self._appending.is_refused.wait()
-            await asyncio.sleep(_PROBE_S)
+            await self._appender.was_refused.wait()
+            await asyncio.sleep(self._timing.probe_interval_s)
             try:
                 await self.check()
             except StoreUnavailableError:
                 continue
-            self._appending.is_mended()
-
-    async def _greet(self, link: Link, tags: Tags) -> None:
-        """Begin on a new connection: rights, epochs, and all subscriptions anew."""
-        self._feed.lost(tags)
-        order = sorted(tags)
-        await see_rights(self._address, link, self.prefixes[order[0]])
-        if 0 in tags:
-            await self._admit(link)
-        await greet(self._address, link, order, self.prefixes, self._feed)
-
-    async def _admit(self, link: Link) -> None:
-        await refuse_while_carried(self._address, link, self.prefixes[0])
+            self._appender.clear_problem()
 
     async def check(self) -> None:
         """
         Write something on each server.
 
         Raises:
-            StoreUnavailableError: If nothing can be stored now.
+            StoreUnavailableError: If messages cannot be stored now.
 
         """
-        await self._asking.check()
+        await self._servers.check()
 
     async def usage(self) -> DiskUsage | None:
-        """Return the memory that the servers take, and what their limits leave."""
-        return await self._asking.usage()
+        """Return the memory that the servers use, and the rest up to their limits."""
+        return await self._servers.memory_usage()
 
     # --- the live feed
 
@@ -225,42 +200,40 @@ class RedisInbox:
 
     async def follow(self, user: str) -> None:
         """
-        Let the listener hear of `user`. What is stored after this returns, it hears.
+        Include `user` in the feed: messages stored after this returns are published.
 
         Raises:
             StoreUnavailableError: If the server is away, or does not confirm it.
 
         """
-        await self._feed.follow(user, self._servers.of(tag_of(user)).current())
+        await self._feed.follow(user, self._servers.for_tag(tag_of(user)).current())
 
     def unfollow(self, user: str) -> None:
-        """Let the listener hear of `user` no more."""
-        self._feed.unfollow(user, self._link_of(user))
-
-    def _link_of(self, user: str) -> Link | None:
-        try:
-            return self._servers.of(tag_of(user)).link
-        except StoreUnavailableError:
-            return None
+        """Undo `follow`."""
+        connection: RedisConnection | None = None
+        with suppress(StoreUnavailableError):  # the tag may have no master now
+            connection = self._servers.for_tag(tag_of(user)).connection
+        self._feed.unfollow(user, connection)
 
     # --- writing
 
     async def claim(self, queue: str) -> Fence:
         """Give out a token for `queue`, larger than all before; errors as `append`."""
-        return await self._appending.claim(queue, now_s=self._now())
+        return await self._appender.claim(queue, now_s=self._now())
 
     async def append(
         self, messages: Sequence[Message], *, fences: Sequence[Fence] = ()
     ) -> list[int | None]:
         """
-        Store `messages` in order, all or none; on the server when it returns.
+        Store `messages` in order, all or none; they are on the server when it returns.
 
-        Whether a batch that got no answer was stored, nobody knows. Called again with the
-        same sequence it has the same number, and the server stores it only if it has not.
+        Without a reply it is unknown whether a batch was stored. A retry must pass the
+        same sequence object: it then has the same number, and the server stores it only
+        if it has not done so before.
 
         Returns:
-            The offset of each; ``None`` for one whose id its user has had within the
-            dedupe window.
+            The offset of each message; ``None`` for a duplicate, whose id its user has
+            had within the dedupe window.
 
         Raises:
             StoreUnavailableError: If the server is away or cannot store it now.
@@ -273,29 +246,29 @@ class RedisInbox:
         """
         if not messages:
             return []
-        return await self._appending.append(
+        return await self._appender.append(
             messages, fences=fences, retention=self.retention, now_s=self._now()
         )
 
     async def sweep(self) -> None:
         """
-        Do nothing: what is too old goes with the next append, or its key expires.
+        Do nothing: the next append removes old messages, or their keys expire.
 
-        Readers go by the rules of the moment, whatever is still there.
+        Reads apply the retention themselves, so they never return older messages.
         """
 
     # --- reading
 
     async def state(self, user: str) -> InboxState:
         """Return where the inbox of `user` begins and ends; errors as `read`."""
-        return self.state_of(user, await self._read(scripts.READ, user, 0, 0, 0))
+        return self._state_of(user, await self._read(scripts.READ, user, 0, 0, 0))
 
-    def state_of(self, user: str, found: Sequence[Answer]) -> InboxState:
-        """Read the state from the beginning of what the script READ has found."""
-        epoch, first, last, delivered, reason = found[:5]
+    def _state_of(self, user: str, reply: Sequence[Reply]) -> InboxState:
+        """Read the state that a reply to the script READ begins with."""
+        epoch, first, last, delivered, reason = reply[:5]
         epoch = epoch.decode()
         self._feed.note_epoch(tag_of(user), epoch)
-        mark = self._errands.unwritten_mark(user, epoch)
+        mark = self._background.unwritten_mark(user, epoch)
         return InboxState(
             epoch,
             first,
@@ -308,19 +281,19 @@ class RedisInbox:
         self, user: str, *, after: int, max_messages: int, max_bytes: int
     ) -> Page:
         """
-        Read on behind the offset `after`.
+        Read messages after the offset `after`.
 
-        At least one message comes if there is any, however large it is.
+        The page has at least one message if there is any, whatever its size.
 
         Raises:
             StoreUnavailableError: If the server is away.
 
         """
-        found = await self._read(scripts.READ, user, after, max_messages, max_bytes)
-        _, first, last, _, _, next_after, expired, *rest = found
+        reply = await self._read(scripts.READ, user, after, max_messages, max_bytes)
+        _, first, last, _, _, next_after, expired, *rest = reply
         messages = [
-            Stored(unpack(user, rest[place + 1]), rest[place])
-            for place in range(0, len(rest), 2)
+            Stored(unpack(user, rest[index + 1]), rest[index])
+            for index in range(0, len(rest), 2)
         ]
         return Page(
             messages,
@@ -331,21 +304,26 @@ class RedisInbox:
         )
 
     async def count_expired(self, user: str, *, after: int) -> int:
-        """Count what is past its deadline behind the offset `after`; errors as `read`."""
+        """Count messages after `after` that are past their deadline; errors as `read`."""
         return int(await self._read(scripts.COUNT_EXPIRED, user, after))
 
-    async def _read(self, script: scripts.Script, user: str, *words: Word) -> Answer:
+    async def _read(
+        self, script: scripts.Script, user: str, *arguments: Argument
+    ) -> Reply:
         tag = tag_of(user)
-        found = await self._asking.run(script, tag, *self.reading_words(user), *words)
-        if script is scripts.READ and not found[0]:
-            # Somebody emptied it while it ran: begin as on a new connection.
+        reply = await self._servers.run_script(
+            script, tag, *self._read_arguments(user), *arguments
+        )
+        if script is scripts.READ and not reply[0]:
+            # There is no epoch: the server was emptied while it ran. Reconnecting
+            # establishes a new one.
             problem = "its data are gone"
-            self._servers.of(tag).current().abort(problem)
+            self._servers.for_tag(tag).current().abort(problem)
             raise StoreUnavailableError(self.description, problem)
-        return found
+        return reply
 
-    def reading_words(self, user: str) -> tuple[Word, ...]:
-        """Return what every script that reads is told first."""
+    def _read_arguments(self, user: str) -> tuple[Argument, ...]:
+        """Return the first arguments of every script that reads."""
         now_s = self._now()
         return (
             self.prefixes[tag_of(user)],
@@ -355,34 +333,34 @@ class RedisInbox:
             repr(now_s),
         )
 
-    # --- errands
+    # --- background writes
 
     def mark_delivered(self, user: str, offset: int) -> None:
         """
-        Move the delivered mark of `user` forward to `offset`; backwards is ignored.
+        Move the delivered mark of `user` forward to `offset`; a smaller one is ignored.
 
-        It counts here at once and is written a little later: a crash takes up to a
-        second of marks back.
+        This bridge uses it at once and writes it within a second: a crash loses the marks
+        of up to a second.
         """
-        self._errands.mark(user, self._feed.epochs[tag_of(user)], offset)
+        self._background.mark(user, self._feed.epochs[tag_of(user)], offset)
 
     async def note_trial(self, key: bytes) -> int:
         """
-        Note that the message with this key is in hand alone; returns which trial this is.
+        Count a trial of the message with this key; return the number of trials so far.
 
-        Any bridge that gets the message counts on.
+        All bridges that try the message share the count.
 
         Raises:
-            StoreUnavailableError: If it cannot be noted now.
+            StoreUnavailableError: If it cannot be counted now.
 
         """
-        return await self._errands.note_trial(key)
+        return await self._background.note_trial(key)
 
     def forget_trial(self, key: bytes) -> None:
-        """Forget it: the message was settled, or the process lives."""
-        self._errands.forget_trial(key)
+        """Reset the count: the message was settled, or the process survived it."""
+        self._background.forget_trial(key)
 
 
-def _tell_end(upkeep: asyncio.Task[None]) -> None:
-    if not upkeep.cancelled() and upkeep.exception() is not None:
-        log.error("inbox.upkeep_failed", exc_info=upkeep.exception())
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("inbox.redis_task_failed", exc_info=task.exception())

@@ -16,7 +16,7 @@ from bridge.errors import MigrationRefusedError, StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.migration.migrate import Outcome, carry
 from bridge.inbox.migration.model import Amount, Load, Waybill
-from bridge.inbox.redis.migration_target import RedisTarget, redis_target
+from bridge.inbox.redis.migration_target import RedisTarget
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.sqlite.migration_source import SqliteSource
 from bridge.inbox.sqlite.store import SqliteInbox
@@ -40,7 +40,7 @@ class Store:
 
     def target(self) -> RedisTarget:
         """Return it as something to carry into."""
-        return redis_target(self.address, namespace=self.namespace, retention=RETENTION)
+        return RedisTarget(self.address, RETENTION, namespace=self.namespace)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[RedisInbox]:

@@ -65,4 +65,4 @@ def test_a_cluster_needs_a_newer_redis() -> None:
     )
 
     assert of_server.status is CheckStatus.OK
-    assert of_cluster.text == "version 6.2.14, 7.0 is needed"
+    assert of_cluster.text == "version 6.2.14, 7.0 is required"

@@ -195,7 +195,7 @@ async def test_nothing_that_others_publish_there_disturbs_it(pair: Pair) -> None
     fleet = pair.second.bridge.components.fleet
     assert fleet is not None
     bodies = ["nonsense", "[]", '{"from": 1}', '{"number": 99, "answer": 2}']
-    for channel in (fleet._all, fleet._mine):
+    for channel in (fleet._all, fleet._own):
         for body in bodies:
             await asyncio.to_thread(pair.redis.command, "PUBLISH", channel, body)
     heard = await fleet.ask({"do": "something new"})

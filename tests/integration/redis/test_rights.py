@@ -1,4 +1,4 @@
-"""A login with the rights that the documentation names: it is enough, and no more than that."""
+"""The documented permissions of the Redis user: they suffice, and each one is needed."""
 
 import asyncio
 import re
@@ -8,10 +8,8 @@ import pytest
 
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.redis import admin_scripts as redis_looking_scripts
-from bridge.inbox.redis import migration_target as redis_carry
-from bridge.inbox.redis import scripts as redis_scripts
-from bridge.inbox.redis.permissions import ON_KEYS
+from bridge.inbox.redis import migration_target, scripts
+from bridge.inbox.redis.permissions import KEY_COMMANDS
 from bridge.inbox.redis.store import RedisInbox
 from tests.conftest import eventually
 from tests.redis_bridges import RETENTION, bridge_on, messages
@@ -19,8 +17,8 @@ from tests.redis_rights import documented_rights
 from tests.redis_server import RedisServer
 
 RIGHTS = documented_rights("user bridge ")
-# What a bridge does without, or needs when somebody asks for it.
-SPARED = {"+config|get", "+ping"}
+# A bridge is ready without these; `bridge check` and pings use them.
+OPTIONAL = {"+config|get", "+ping"}
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +28,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 def allow(server: RedisServer, rights: list[str]) -> None:
-    """Let the user do this and nothing else."""
+    """Give the user these permissions and no others."""
     words = ("reset", "on", ">secret", *rights)
     assert server.command("ACL", "SETUSER", "bridge", *words) == "+OK"
 
 
 @pytest.fixture
 def url(server: RedisServer) -> str:
-    """Return the way in as a user with the rights of the documentation."""
+    """Return the URL of a user with the documented permissions."""
     allow(server, RIGHTS)
     return f"redis://bridge:secret@{server.host}:{server.port}/1"
 
 
 async def problem(url: str) -> str | None:
-    """Return why a bridge is not ready with this store; None if it is."""
+    """Return why a bridge is not ready with this store; ``None`` if it is."""
     inbox = RedisInbox(parse_redis(url), RETENTION)
     try:
         await inbox.open()
@@ -55,10 +53,10 @@ async def problem(url: str) -> str | None:
     return None
 
 
-async def test_each_right_of_the_documentation_is_needed_and_named_when_it_lacks(
+async def test_each_documented_permission_is_needed_and_named_when_missing(
     server: RedisServer, url: str
 ) -> None:
-    """Before anything is consumed: readiness says the very word that is missing."""
+    """Before anything is consumed, readiness names the missing permission."""
     assert await problem(url) is None
     url += "?replicas=1"
     words = [word for word in RIGHTS if word.startswith("+")]
@@ -69,7 +67,7 @@ async def test_each_right_of_the_documentation_is_needed_and_named_when_it_lacks
 
         found = await problem(url)
 
-        if word not in SPARED:
+        if word not in OPTIONAL:
             assert found is not None, word
             assert word[1:].partition("|")[0] in found, (word, found)
 
@@ -78,16 +76,16 @@ async def test_each_right_of_the_documentation_is_needed_and_named_when_it_lacks
 async def test_keys_and_channels_that_are_not_allowed_are_named(
     server: RedisServer, url: str, word: str
 ) -> None:
-    """Another namespace than the one that the rights were made for."""
+    """The permissions may have been granted for another namespace."""
     allow(server, [each for each in RIGHTS if each != word])
 
     assert word in str(await problem(url))
 
 
-async def test_a_right_that_is_taken_away_while_it_runs_is_waited_for(
+async def test_the_bridge_waits_for_a_permission_that_is_revoked_while_it_runs(
     server: RedisServer, url: str
 ) -> None:
-    """A slip of an administrator must not make dead letters of what comes meanwhile."""
+    """A mistake of an administrator must not dead-letter the messages that arrive meanwhile."""
     async with bridge_on(url) as bridge:
         await bridge.append(messages("ann", b"1", message_id="m"))
         server.command("ACL", "SETUSER", "bridge", "-rpush")
@@ -100,10 +98,9 @@ async def test_a_right_that_is_taken_away_while_it_runs_is_waited_for(
         assert await bridge.texts("ann") == [b"1", b"2"]
 
 
-def test_what_the_scripts_run_is_tried_at_the_start() -> None:
-    """Whoever adds a command to one finds here where else it has to stand."""
-    code = [script.code for script in (*redis_scripts.ALL, *redis_looking_scripts.ALL)]
-    code.append(redis_carry._PUT.code)
+def test_all_commands_of_the_scripts_are_tried_on_a_new_connection() -> None:
+    """A new command in a script belongs into `KEY_COMMANDS`, too."""
+    code = [script.code for script in (*scripts.ALL, migration_target.PUT)]
     used = set(re.findall(r"call\('([A-Z]+)'", " ".join(code)))
 
-    assert used <= set(ON_KEYS)
+    assert used <= set(KEY_COMMANDS)

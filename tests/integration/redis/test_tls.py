@@ -1,4 +1,4 @@
-"""A Redis that speaks TLS, and every way in which that goes wrong, in words."""
+"""Redis with TLS, and the explanation of every way in which TLS fails."""
 
 import asyncio
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from bridge.doctor.inbox import check_inbox
 from bridge.doctor.redis import check_redis
 from bridge.doctor.results import CheckStatus
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.redis import opening as redis_opening
 from bridge.inbox.redis.store import RedisInbox
+from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
 from bridge.settings.load import load_settings
 from tests.certificates import Authority, Signed
 from tests.integration.running import SECRET
@@ -23,7 +23,7 @@ from tests.redis_server import RedisServer, free_port
 
 @dataclass(frozen=True, slots=True)
 class TlsRedis:
-    """A server with a plain port and one for TLS, and who signed its certificate."""
+    """A server with a plain port and a TLS port, and the authority of its certificate."""
 
     server: RedisServer
     port: int
@@ -32,7 +32,7 @@ class TlsRedis:
     ours: Signed
 
     def url(self, host: str = "127.0.0.1", **options: object) -> str:
-        """The way there by TLS."""
+        """The URL of the TLS port."""
         query = "&".join(f"{name}={value}" for name, value in options.items())
         return f"rediss://{host}:{self.port}?{query}"
 
@@ -56,16 +56,16 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsRedis]:
 
 
 @pytest.fixture
-def demanding(tls: TlsRedis) -> Iterator[TlsRedis]:
-    """Return the same server, which lets those in only who show a certificate."""
+def with_client_certs(tls: TlsRedis) -> Iterator[TlsRedis]:
+    """Return the same server, which now requires client certificates."""
     tls.server.command("CONFIG", "SET", "tls-auth-clients", "yes")
     yield tls
     tls.server.command("CONFIG", "SET", "tls-auth-clients", "no")
 
 
-async def problem(url: str) -> str:
-    """Return why a bridge is not ready with this store: what readiness tells."""
-    inbox = RedisInbox(parse_redis(url), RETENTION)
+async def problem(url: str, timing: RedisTiming = DEFAULT_TIMING) -> str:
+    """Return why a bridge is not ready with this store, as readiness reports it."""
+    inbox = RedisInbox(parse_redis(url), RETENTION, timing=timing)
     try:
         with pytest.raises(StoreUnavailableError):
             await inbox.open()
@@ -76,7 +76,7 @@ async def problem(url: str) -> str:
 
 
 async def test_messages_and_the_live_feed_go_through_tls(tls: TlsRedis) -> None:
-    """Commands, scripts and pushes, and more than one record of TLS holds."""
+    """Commands, scripts and pushes, and data larger than one TLS record."""
     data = [b"1", b"x" * 200_000, b"last"]
     async with bridge_on(tls.url(ca=tls.authority.cert)) as bridge:
         await bridge.inbox.follow("ann")
@@ -86,40 +86,44 @@ async def test_messages_and_the_live_feed_go_through_tls(tls: TlsRedis) -> None:
         assert bridge.heard("ann") == data
 
 
-async def test_a_certificate_of_ours_is_shown_to_a_server_that_wants_one(
-    demanding: TlsRedis,
+async def test_the_client_certificate_is_presented(
+    with_client_certs: TlsRedis,
 ) -> None:
-    """Which is how Redis is out of the box, once it speaks TLS."""
-    ca, ours, stranger = demanding.authority, demanding.ours, demanding.stranger
-    url = demanding.url(ca=ca.cert, cert=ours.cert, key=ours.key)
+    """Redis requires one by default as soon as TLS is on."""
+    ca, ours, stranger = (
+        with_client_certs.authority,
+        with_client_certs.ours,
+        with_client_certs.stranger,
+    )
+    url = with_client_certs.url(ca=ca.cert, cert=ours.cert, key=ours.key)
     async with bridge_on(url) as bridge:
         await bridge.append(messages("bob", b"1"))
 
     theirs = stranger.sign("impostor")
-    assert "does it want a certificate of ours" in await problem(
-        demanding.url(ca=ca.cert)
+    assert "does it require a client certificate" in await problem(
+        with_client_certs.url(ca=ca.cert)
     )
     assert "does it trust our certificate" in await problem(
-        demanding.url(ca=ca.cert, cert=theirs.cert, key=theirs.key)
+        with_client_certs.url(ca=ca.cert, cert=theirs.cert, key=theirs.key)
     )
 
 
-async def test_who_is_not_who_it_should_be_gets_no_password(tls: TlsRedis) -> None:
-    """Neither one of another authority, nor another machine, nor one that nobody vouches for."""
-    of_stranger = await problem(tls.url(ca=tls.stranger.cert))
-    of_other_host = await problem(tls.url("localhost", ca=tls.authority.cert))
-    of_nobody = await problem(tls.url())
+async def test_an_untrusted_server_gets_no_password(tls: TlsRedis) -> None:
+    """Signed by another authority, for another host, or by no known authority."""
+    other_authority = await problem(tls.url(ca=tls.stranger.cert))
+    other_host = await problem(tls.url("localhost", ca=tls.authority.cert))
+    unknown_authority = await problem(tls.url())
 
-    assert f"the certificate of 127.0.0.1:{tls.port} is not trusted" in of_stranger
-    assert f"is ca={tls.stranger.cert} its authority?" in of_stranger
-    assert "certificate is not valid for 'localhost'" in of_other_host
-    assert "name its authority by ?ca=FILE" in of_nobody
+    assert f"the certificate of 127.0.0.1:{tls.port} is not trusted" in other_authority
+    assert f"is ca={tls.stranger.cert} its authority?" in other_authority
+    assert "certificate is not valid for 'localhost'" in other_host
+    assert "name its authority by ?ca=FILE" in unknown_authority
 
 
-async def test_sentinels_and_nodes_of_a_cluster_are_asked_by_tls(
+async def test_sentinels_and_cluster_nodes_are_asked_by_tls(
     tls: TlsRedis, tmp_path: Path
 ) -> None:
-    """And what they tell of are ports for TLS."""
+    """The ports that they report are TLS ports, too."""
     ca = tls.authority.cert
     port_of_sentinel, port_of_node = free_port(), free_port()
     words = {name: v for name, v in tls.server.options.items() if "tls-" in name}
@@ -129,7 +133,7 @@ async def test_sentinels_and_nodes_of_a_cluster_are_asked_by_tls(
     }
     node_options = words | {
         "tls-port": str(port_of_node),
-        "tls-cluster": "yes",  # else they tell of plain ports, whoever asks
+        "tls-cluster": "yes",  # without it they report plain ports to all clients
         "cluster-enabled": "yes",
     }
     async with (
@@ -153,10 +157,10 @@ async def test_sentinels_and_nodes_of_a_cluster_are_asked_by_tls(
                 assert await bridge.append(messages("ann", b"1")) == [1]
 
 
-async def test_files_that_are_missing_or_something_else_are_named(
+async def test_missing_and_wrong_certificate_files_are_named(
     tls: TlsRedis, tmp_path: Path
 ) -> None:
-    """A mounted secret that is not there yet is waited for; the text says which."""
+    """A mounted secret may appear later: the bridge waits, and names the file."""
     nothing = tmp_path / "none.pem"
     ca = tls.authority.cert
 
@@ -164,27 +168,27 @@ async def test_files_that_are_missing_or_something_else_are_named(
         f"ca={nothing}: No such file or directory"
     )
     assert "cert=" in await problem(tls.url(ca=ca, cert=nothing, key=tls.ours.key))
-    assert "no certificate and key in PEM that fit" in await problem(
+    assert "no matching certificate and key in PEM format" in await problem(
         tls.url(ca=ca, cert=tls.ours.cert, key=tls.stranger.sign("other").key)
     )
 
 
-async def test_tls_at_a_plain_port_and_the_other_way_round_are_told(
-    tls: TlsRedis, monkeypatch: pytest.MonkeyPatch
+async def test_tls_on_a_plain_port_and_plain_text_on_a_tls_port_are_explained(
+    tls: TlsRedis,
 ) -> None:
-    """One letter in a URL: each side waits for, or breaks off, what it does not know."""
-    monkeypatch.setattr(redis_opening, "_HANDSHAKE_S", 0.3)
+    """One missing letter in a URL: each side waits for the other, or hangs up."""
+    timing = RedisTiming(tls_handshake_s=0.3)
     plain = f"{tls.server.host}:{tls.server.port}"
 
-    at_plain = await problem(f"rediss://{plain}?ca={tls.authority.cert}")
+    at_plain = await problem(f"rediss://{plain}?ca={tls.authority.cert}", timing)
     at_tls = await problem(f"redis://127.0.0.1:{tls.port}")
 
     assert "TLS" in at_plain
-    assert at_tls == "it hung up; does it want TLS, rediss://?"
+    assert at_tls == "the server closed the connection; does it expect TLS (rediss://)?"
 
 
-async def test_the_doctor_looks_at_the_certificate(tls: TlsRedis) -> None:
-    """Its end, and in the inbox's own line why it is not trusted."""
+async def test_bridge_check_reports_the_certificate(tls: TlsRedis) -> None:
+    """When it expires, and, with the inbox, why it is not trusted."""
     good = load_settings(
         {"inbox": tls.url(ca=tls.authority.cert), "jwt_secret": SECRET}
     )
@@ -193,7 +197,9 @@ async def test_the_doctor_looks_at_the_certificate(tls: TlsRedis) -> None:
     refused = await check_inbox(bad)
 
     certificate = found[f"certificate of redis 127.0.0.1:{tls.port}"]
-    assert certificate.status is CheckStatus.FAIL  # those of tests hold for a day
+    assert (
+        certificate.status is CheckStatus.FAIL
+    )  # test certificates are valid for one day
     assert certificate.text == "ends in 1.0 days"
     assert refused.status is CheckStatus.FAIL
     assert "is not trusted" in refused.text

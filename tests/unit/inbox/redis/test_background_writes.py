@@ -1,4 +1,4 @@
-"""Errands at a store in Redis: what is under way is waited for, what fails alone waits."""
+"""Background writes to Redis: `flush` waits for running writes, and failed ones are kept."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -8,108 +8,110 @@ from typing import Any, cast
 import pytest
 
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.redis.background_writes import Errands
-from bridge.inbox.redis.encoding import TAGS, tag_of
-from bridge.inbox.redis.servers import Servers
+from bridge.inbox.redis.background_writes import BackgroundWrites
+from bridge.inbox.redis.encoding import key_prefixes, tag_of
+from bridge.inbox.redis.servers import RedisServers
 from tests.conftest import eventually
 
 USERS = [f"user-{number}" for number in range(1200)]
 
 
-class Kept:
-    """A connection that notes which marks were written, when it may."""
+class FakeServer:
+    """A server that records the written marks while it is available."""
 
     def __init__(self) -> None:
         self.written: dict[str, int] = {}
-        self.forgotten: list[bytes] = []
+        self.deleted: list[bytes] = []
         self.is_away = False
-        self.is_asked = asyncio.Event()
-        self.may_answer = asyncio.Event()
-        self.may_answer.set()
+        self.was_asked = asyncio.Event()
+        self.may_reply = asyncio.Event()
+        self.may_reply.set()
 
-    async def run_script(self, _script: object, *words: Any, key: object) -> None:
+    async def write_marks(self, *arguments: Any) -> None:
         """Answer the script MARK."""
-        del key
-        await self._answer()
-        for place in range(0, len(words), 4):
-            _, user, _, offset = words[place : place + 4]
+        await self._reply()
+        for start in range(0, len(arguments), 4):
+            _, user, _, offset = arguments[start : start + 4]
             self.written[user] = offset
 
-    async def ask(self, *words: Any) -> None:
+    async def ask(self, *arguments: Any) -> None:
         """Answer DEL."""
-        await self._answer()
-        self.forgotten += words[1:]
+        await self._reply()
+        self.deleted += arguments[1:]
 
-    async def _answer(self) -> None:
-        self.is_asked.set()
-        await self.may_answer.wait()
+    async def _reply(self) -> None:
+        self.was_asked.set()
+        await self.may_reply.wait()
         if self.is_away:
             raise StoreUnavailableError("redis", "it is away")
 
 
-class Several:
-    """Servers that have the tags in turn."""
+class FakeServers:
+    """Several servers; the tags are assigned round-robin."""
 
-    def __init__(self, *all_kept: Kept) -> None:
-        self.all: Sequence[Kept] = all_kept
+    def __init__(self, *servers: FakeServer) -> None:
+        self.connections: Sequence[FakeServer] = servers
+        self.prefixes = key_prefixes("bridge", 0)
 
-    def of(self, tag: int) -> Kept:
-        """Return whose tag it is."""
-        return self.all[tag % len(self.all)]
+    def for_tag(self, tag: int) -> FakeServer:
+        """Return the server of the tag."""
+        return self.connections[tag % len(self.connections)]
+
+    async def run_script(self, _script: object, tag: int, *arguments: Any) -> None:
+        """Run the script MARK."""
+        await self.for_tag(tag).write_marks(*arguments)
 
 
 @asynccontextmanager
-async def running(servers: Several) -> AsyncIterator[Errands]:
-    """Run errands as a bridge does."""
-    errands = Errands(
-        cast("Servers", servers), [str(n) for n in range(TAGS)].__getitem__
-    )
-    task = asyncio.create_task(errands.run())
+async def running(servers: FakeServers) -> AsyncIterator[BackgroundWrites]:
+    """Run the background writes as a store does."""
+    writes = BackgroundWrites(cast("RedisServers", servers))
+    task = asyncio.create_task(writes.run())
     try:
-        yield errands
+        yield writes
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
 
 
-async def test_the_last_marks_wait_for_those_that_are_under_way() -> None:
-    """A bridge that leaves cuts its connections then; pages would get it all again."""
-    kept = Kept()
-    kept.may_answer.clear()
-    async with running(Several(kept)) as errands:
+async def test_flush_waits_for_marks_in_flight() -> None:
+    """The connections close right after it; lost marks mean repeated messages."""
+    server = FakeServer()
+    server.may_reply.clear()
+    async with running(FakeServers(server)) as writes:
         for user in USERS:
-            errands.mark(user, "epoch", 1)
-        await kept.is_asked.wait()
+            writes.mark(user, "epoch", 1)
+        await server.was_asked.wait()
 
-        finishing = asyncio.create_task(errands.finish())
+        flushing = asyncio.create_task(writes.flush())
         for _ in range(10):
             await asyncio.sleep(0)
-        assert not finishing.done()
-        kept.may_answer.set()
-        await finishing
+        assert not flushing.done()
+        server.may_reply.set()
+        await flushing
 
-        assert set(kept.written) == set(USERS)
+        assert set(server.written) == set(USERS)
 
 
-async def test_marks_on_other_servers_do_not_wait_for_one_that_is_away() -> None:
-    """Each master of a cluster can be away alone; what others have is theirs to keep."""
-    away, there = Kept(), Kept()
+async def test_an_unavailable_server_does_not_hold_up_marks_on_the_others() -> None:
+    """Each master of a cluster can fail alone."""
+    away, available = FakeServer(), FakeServer()
     away.is_away = True
-    async with running(Several(away, there)) as errands:
+    async with running(FakeServers(away, available)) as writes:
         for user in USERS:
-            errands.mark(user, "epoch", 1)
-        errands.forget_trial(b"key")
+            writes.mark(user, "epoch", 1)
+        writes.forget_trial(b"key")
         with pytest.raises(StoreUnavailableError):
-            await errands.finish()
+            await writes.flush()
 
-        mine = {user for user in USERS if tag_of(user) % 2}
-        assert set(there.written) == mine
+        on_available = {user for user in USERS if tag_of(user) % 2}
+        assert set(available.written) == on_available
         assert all(
-            (errands.unwritten_mark(user, "epoch") == 1) is (user not in mine)
+            (writes.unwritten_mark(user, "epoch") == 1) is (user not in on_available)
             for user in USERS
         )
 
         away.is_away = False
-        await eventually(lambda: set(away.written) == set(USERS) - mine)
-        assert len(away.forgotten) == 1
+        await eventually(lambda: set(away.written) == set(USERS) - on_available)
+        assert len(away.deleted) == 1

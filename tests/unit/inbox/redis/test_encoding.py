@@ -1,4 +1,4 @@
-"""How messages stand in Redis, and where the keys of users are."""
+"""The encoding of messages in Redis, and the hash tags of users."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bridge.core.message import Message
 from bridge.inbox.redis.encoding import (
-    TAGS,
+    TAG_COUNT,
     pack,
     slot_of_tag,
     tag_names,
@@ -33,8 +33,8 @@ _TIMES = st.floats(0, 1e11)
     ),
     st.binary(max_size=9),
 )
-def test_a_message_comes_back_as_it_was(message: Message, around: bytes) -> None:
-    """Wherever it stands in something larger."""
+def test_unpack_reverses_pack(message: Message, around: bytes) -> None:
+    """Also in the middle of a larger string, as in a publication."""
     element = pack(message)
 
     assert unpack("ann", element) == message
@@ -43,21 +43,21 @@ def test_a_message_comes_back_as_it_was(message: Message, around: bytes) -> None
     assert unpack("ann", whole, start, start + len(element)) == message
 
 
-def test_nodes_with_equal_ranges_of_slots_have_equal_shares_of_the_tags() -> None:
-    """For as many masters as there are tags, and each count of them below."""
+def test_nodes_with_equal_slot_ranges_get_equal_shares_of_the_tags() -> None:
+    """For one master, some, and as many as there are tags."""
     slots = sorted(slot_of_tag(name) for name in tag_names())
 
-    assert len(set(slots)) == TAGS
-    for nodes in (1, 3, 16, 100, TAGS):
+    assert len(set(slots)) == TAG_COUNT
+    for nodes in (1, 3, 16, 100, TAG_COUNT):
         shares = Counter(slot * nodes // 16384 for slot in slots)
         assert len(shares) == nodes
         assert max(shares.values()) - min(shares.values()) <= 2
 
 
 def test_users_are_spread_over_the_tags() -> None:
-    """By their names alone: never another place for the same user."""
-    shares = Counter(tag_of(f"user-{number}") for number in range(TAGS * 100))
+    """The tag depends on the name only: a change would lose the keys of a user."""
+    shares = Counter(tag_of(f"user-{number}") for number in range(TAG_COUNT * 100))
 
-    assert len(shares) == TAGS
+    assert len(shares) == TAG_COUNT
     assert max(shares.values()) < 160
     assert tag_of("ann") == 115

@@ -1,0 +1,39 @@
+"""How long the Redis store waits, and how often it checks."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RedisTiming:
+    """
+    Timeouts and intervals of one store.
+
+    Attributes:
+        connect_s: For a connection to be established, its TLS handshake included.
+        tls_handshake_s: For the handshake alone. A server without TLS waits for more of
+            what it takes for a command, so this must end before `connect_s`.
+        reply_s: For the reply to a command.
+        subscribe_s: For the confirmation of a subscription.
+        replicas_ms: For replicas to acknowledge a write. Reads wait behind it, because
+            they share the connection.
+        ping_interval_s: Between two checks of a connection.
+        discovery_interval_s: Between two questions where the masters are.
+        probe_interval_s: Between two test writes while the server refuses writes.
+        backoff_first_s: The first pause before a reconnect.
+        backoff_max_s: The longest pause before a reconnect.
+
+    """
+
+    connect_s: float = 5.0
+    tls_handshake_s: float = 4.0
+    reply_s: float = 10.0
+    subscribe_s: float = 5.0
+    replicas_ms: int = 1000
+    ping_interval_s: float = 2.0
+    discovery_interval_s: float = 5.0
+    probe_interval_s: float = 1.0
+    backoff_first_s: float = 0.05
+    backoff_max_s: float = 2.0
+
+
+DEFAULT_TIMING = RedisTiming()
