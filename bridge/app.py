@@ -257,8 +257,7 @@ class Bridge:
             set_log_level(new.log_level)
         parts.inbox.retention = retention(new)
         parts.sockets.apply(server_options(new))
-        parts.pipeline.limits = MessageLimits(new.max_message_bytes)
-        parts.pipeline.schemas = schemas
+        parts.pipeline.replace_rules(MessageLimits(new.max_message_bytes), schemas)
         parts.event_check.replace(schemas)
         parts.publish_endpoint.replace_limit(new.max_message_bytes)
         parts.sign_in.apply(operator_key_of(new), parse_networks(new.trusted_proxies))

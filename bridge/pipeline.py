@@ -1,14 +1,14 @@
 """
-The heart: deliveries in, inboxes filled, deliveries settled. Read this first.
+The pipeline takes deliveries, stores their messages and settles the deliveries.
 
-The order of effects is append, then ack. A crash between any two lines repeats work and
-never loses it: what was appended and not acked comes again, what was published to the
-dead letters and not acked is set aside twice.
+Effects happen in the order append, then ack. A crash between any two lines repeats work
+and never loses it: messages that were appended and not acked are redelivered, and a
+delivery that was published to the dead letters and not acked is dead-lettered twice.
 
-One batch is settled at a time, so order per user holds. While it is settled the next one
-gathers at the broker room's door: when there is little to do batches are small and quick,
-when there is much they are large and cheap. A store that is away makes the pump wait, never
-overtake; prefetch bounds what waits with it and the broker keeps the rest.
+One batch is settled at a time, which keeps the order per user. The next batch collects in
+the intake meanwhile: batches are small and quick under little load, large and cheap under
+much. While the store or the broker is away, the pipeline waits and nothing overtakes;
+prefetch bounds what waits in the process, and the broker keeps the rest.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
 from time import monotonic, time
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 from tenacity import (
@@ -26,6 +26,9 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from bridge.amqp.consume.intake import Intake
+from bridge.amqp.consume.session import Batch
+from bridge.amqp.publish.publisher import Publisher
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import (
@@ -38,7 +41,6 @@ from bridge.core.message import (
 )
 from bridge.core.settlement import (
     DeadLetter,
-    RetryAfter,
     attempt_of,
     is_suspect,
     settle_trial,
@@ -47,6 +49,7 @@ from bridge.core.settlement import (
 )
 from bridge.enums import Outcome, Stage
 from bridge.errors import PublishRefusedError, StaleBatchError, TransientError
+from bridge.fencing import Fencing
 from bridge.inbox.contract import InboxWriter
 from bridge.logging import user_hash
 from bridge.metrics import Metrics
@@ -57,58 +60,39 @@ log = structlog.get_logger(__name__)
 _WAS_REDELIVERED: Final = attrgetter("redelivered")
 
 T = TypeVar("T")
-B = TypeVar("B", bound="Batch")
 _Parsed = tuple[Delivery, Message]
-_Append = Callable[[B, Sequence[Message]], Awaitable[Sequence[int | None]]]
 
-# A refusal too: the queue was deleted or is full, we may not write, or the body is too large
-# by now. An operator can mend each (`problem` says what); going on would be losing it.
-_AWAY: Final = (TransientError, PublishRefusedError)
-
-
-class Batch(Protocol):
-    """Deliveries of one consuming session, in order."""
-
-    @property
-    def deliveries(self) -> Sequence[Delivery]:
-        """At least one."""
+# A refused publish is waited out, too: its queue was deleted or is full, the permission is
+# missing, or the body is too large now. An operator can fix each of these (`problem` says
+# which it is), and to continue without the publish would lose the message.
+_RETRIED: Final = (TransientError, PublishRefusedError)
 
 
-class Intake(Protocol[B]):
-    """Where deliveries come from (the room `broker`)."""
+class Pipeline:
+    """
+    Moves batches from the intake to the inbox until it is cancelled.
 
-    async def next_batch(self) -> B:
-        """Wait for deliveries and return all that wait, within bounds."""
+    Args:
+        intake: Hands out batches of deliveries.
+        inbox: Stores messages.
+        publisher: Publishes retries and dead letters.
+        limits: The operator's bounds.
+        retry_delays_s: The waits before new attempts after unexpected failures.
+        metrics: Counts outcomes.
+        schemas: What the data of events must be; ``None`` allows any JSON.
+        pace_s: The least time between the starts of two batches, which makes expensive
+            commits fewer and larger. A delivery after a pause is never delayed by it.
+        journal: Records what happened, for operators; ``None`` for a private one.
+        tracing: Records spans; ``None`` for no tracing.
+        fencing: Appends instead of `inbox` if other bridges share the store.
+        now: Returns Unix time.
 
-    def is_current(self, batch: B) -> bool:
-        """Whether the session that brought `batch` lives, so that it can be acked."""
-
-    async def ack(self, batch: B) -> bool:
-        """Ack all of `batch`; false if its session is gone and it will come again."""
-
-    def is_mark(self, delivery: Delivery) -> bool:
-        """Whether `delivery` is meant for the intake, and only to be acked."""
-
-
-class Publisher(Protocol):
-    """Sets deliveries aside, confirmed by the broker when the call returns."""
-
-    async def dead_letter(self, delivery: Delivery, letter: DeadLetter) -> None:
-        """Publish a copy to the dead letters."""
-
-    async def retry(
-        self, delivery: Delivery, retry: RetryAfter, *, deadline_s: float | None
-    ) -> None:
-        """Publish a copy that comes back later."""
-
-
-class Pump(Generic[B]):
-    """Moves batches from the intake to the inbox until it is cancelled."""
+    """
 
     def __init__(
         self,
         *,
-        intake: Intake[B],
+        intake: Intake,
         inbox: InboxWriter,
         publisher: Publisher,
         limits: MessageLimits,
@@ -118,55 +102,42 @@ class Pump(Generic[B]):
         pace_s: float = 0.0,
         journal: Journal | None = None,
         tracing: Tracing | None = None,
-        append: _Append[B] | None = None,
+        fencing: Fencing | None = None,
         now: Callable[[], float] = time,
     ) -> None:
-        """
-        Wire up, do nothing yet.
-
-        Args:
-            intake: Where deliveries come from.
-            inbox: Where messages are kept.
-            publisher: Sets deliveries aside.
-            limits: The operator's bounds.
-            retry_delays_s: Waits before new attempts at what failed in an unknown way.
-            metrics: Counts outcomes.
-            schemas: What the data of events must be; ``None`` = any JSON.
-            pace_s: The least time between the starts of two batches: dear commits become
-                fewer and larger. What comes after a pause is never held up by it.
-            journal: Remembers what happened, for operators; ``None`` = one of its own.
-            tracing: Adds spans to the traces of producers; ``None`` = no spans.
-            append: How to append to `inbox` what came with a batch, if it is shared.
-            now: Unix time.
-
-        """
-        # Both may be replaced while running.
-        self.limits = limits
-        self.schemas = schemas
-        self.problem: str | None = None  # of a store or broker that it waits for
+        self.problem: str | None = None  # of the store or broker that is waited for
         self._intake = intake
         self._inbox = inbox
-        self._append = append or (lambda _, messages: inbox.append(messages))
         self._publisher = publisher
+        self._limits = limits
         self._retry_delays_s = retry_delays_s
         self._metrics = metrics
         self._stored = metrics.settled.labels(outcome=Outcome.STORED, reason="")
+        self._schemas = schemas
         self._pace_s = pace_s
-        self._tracing = tracing
         self._journal = journal or Journal()
+        self._tracing = tracing
+        self._fencing = fencing
         self._now = now
-        self._in_trial: bytes | None = None
+        self._trial_key: bytes | None = None  # of the message that is on trial now
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a store or broker that is away is waited for."""
+        """Whether the pipeline waits for a store or broker that is away."""
         return self.problem is not None
+
+    def replace_rules(
+        self, limits: MessageLimits, schemas: EventSchemas | None
+    ) -> None:
+        """Apply other limits and schemas to the deliveries parsed from now on."""
+        self._limits = limits
+        self._schemas = schemas
 
     async def run(self) -> None:
         """
-        Settle batch after batch, for ever.
+        Settle one batch after another, forever.
 
-        Cancellation: safe anywhere. What is not acked comes again.
+        Cancellation: safe at any point; unacked deliveries are redelivered.
         """
         if not self._pace_s:
             while True:
@@ -175,25 +146,25 @@ class Pump(Generic[B]):
         while True:
             early_s = began_s + self._pace_s - monotonic()
             if early_s > 0:
-                await asyncio.sleep(early_s)  # it gathers meanwhile
+                await asyncio.sleep(early_s)  # the next batch grows meanwhile
             batch = await self._intake.next_batch()
             began_s = monotonic()
             await self.settle(batch)
 
-    async def settle(self, batch: B) -> None:
-        """Store or set aside every delivery of `batch`, in order, then ack them all."""
+    async def settle(self, batch: Batch) -> None:
+        """Store, retry or dead-letter every delivery of `batch` in order, then ack them all."""
         try:
             if any(map(_WAS_REDELIVERED, batch.deliveries)):
                 await self._settle_redelivered(batch)
             else:
                 await self._settle_group(batch, batch.deliveries)
             if not await self._intake.ack(batch):
-                raise StaleBatchError  # noqa: TRY301 - one end for all ways to find out
+                raise StaleBatchError  # noqa: TRY301 - handled like one raised below
         except StaleBatchError:
             self._count(Outcome.STALE, len(batch.deliveries))
 
-    async def _settle_redelivered(self, batch: B) -> None:
-        """Settle a batch of which some may be suspects: those one by one, in their turn."""
+    async def _settle_redelivered(self, batch: Batch) -> None:
+        """Settle a batch that may contain suspects: suspects one by one, in their order."""
         for suspicious, group in groupby(batch.deliveries, key=is_suspect):
             if suspicious:
                 for delivery in group:
@@ -201,22 +172,23 @@ class Pump(Generic[B]):
             else:
                 await self._settle_group(batch, list(group))
 
-    async def _settle_group(self, batch: B, deliveries: Sequence[Delivery]) -> None:
+    async def _settle_group(self, batch: Batch, deliveries: Sequence[Delivery]) -> None:
         now_s = self._now()
         good: list[_Parsed] = []
         for delivery in deliveries:
             try:
                 parsed = parse_delivery(
-                    delivery, limits=self.limits, now_s=now_s, schemas=self.schemas
+                    delivery, limits=self._limits, now_s=now_s, schemas=self._schemas
                 )
             except Exception as exc:  # noqa: BLE001 - a bug must cost one message, not the queue
-                await self._try_again_later(batch, delivery, None, exc)
+                await self._retry_or_dead_letter(batch, delivery, None, exc)
                 continue
             if isinstance(parsed, Rejection):
-                if self._intake.is_mark(delivery):
+                if self._intake.is_end_marker(delivery):
+                    batch.ended_queues.append(delivery.queue)
                     continue
                 letter = DeadLetter(parsed, attempt_of(delivery))
-                await self._set_aside(batch, delivery, letter)
+                await self._dead_letter(batch, delivery, letter)
             elif parsed.deadline_s is not None and parsed.deadline_s <= now_s:
                 self._count(Outcome.EXPIRED)
                 self._note(delivery, Stage.EXPIRED, "before it could be stored")
@@ -225,50 +197,52 @@ class Pump(Generic[B]):
         if good:
             await self._store(batch, good)
 
-    async def _try_suspect(self, batch: B, delivery: Delivery) -> None:
+    async def _try_suspect(self, batch: Batch, delivery: Delivery) -> None:
         """
-        Handle alone what may make the process die: the crash net.
+        Settle a message alone that may crash the process.
 
-        The note is in the store before the message is touched, and goes when it was
-        settled or anything else ended the trial that leaves us alive to say so. While a
-        store or broker that is away is waited for it goes as well (see `_patiently`).
+        A trial is recorded in the store before the message is parsed, and deleted when
+        the trial has ended in any way that the process survives. It is also deleted while
+        the pipeline waits for a store or broker that is away (see `_with_retries`).
         """
         key = trial_key(delivery)
-        trial = await self._patiently(
+        trial = await self._with_retries(
             batch, lambda: self._inbox.note_trial(key), doing="note_trial"
         )
         try:
             reason = settle_trial(trial)
             if reason is None:
-                self._in_trial = key
+                self._trial_key = key
                 await self._settle_group(batch, [delivery])
             else:
-                text = f"the process died {trial - 1} times with this message in hand"
+                text = (
+                    f"the process died {trial - 1} times while it settled this message"
+                )
                 letter = DeadLetter(Rejection(reason, text), attempt_of(delivery))
-                await self._set_aside(batch, delivery, letter)
+                await self._dead_letter(batch, delivery, letter)
         except (StaleBatchError, asyncio.CancelledError):
             self._inbox.forget_trial(key)
             raise
         finally:
-            self._in_trial = None
-        # Any other error goes up and ends the process: that is a death, the note stays.
+            self._trial_key = None
+        # Any other error ends the process and counts as a crash: the record stays.
         self._inbox.forget_trial(key)
 
-    async def _store(self, batch: B, good: Sequence[_Parsed]) -> None:
-        """Append `good`; a batch that fails is split until the culprit stands alone."""
+    async def _store(self, batch: Batch, good: Sequence[_Parsed]) -> None:
+        """Append `good`; if that fails, split it until the message at fault is alone."""
         messages = [message for _, message in good]
         try:
-            offsets = await self._patiently(
+            offsets = await self._with_retries(
                 batch, lambda: self._append(batch, messages), doing="append"
             )
         except StaleBatchError:
             raise
         except Exception as exc:  # noqa: BLE001 - a bug must cost one message, not the queue
             if len(good) == 1:
-                await self._try_again_later(batch, *good[0], exc)
+                await self._retry_or_dead_letter(batch, *good[0], exc)
                 return
             middle = len(good) // 2
-            await self._store(batch, good[:middle])  # the first half first: order
+            await self._store(batch, good[:middle])  # first, to keep the order
             await self._store(batch, good[middle:])
             return
         now_s = self._now()
@@ -279,9 +253,16 @@ class Pump(Generic[B]):
         self._stored.inc(len(good) - duplicates)
         self._count(Outcome.DUPLICATE, duplicates)
 
-    async def _try_again_later(
+    def _append(
+        self, batch: Batch, messages: Sequence[Message]
+    ) -> Awaitable[Sequence[int | None]]:
+        if self._fencing is not None:
+            return self._fencing.append(batch, messages)
+        return self._inbox.append(messages)
+
+    async def _retry_or_dead_letter(
         self,
-        batch: B,
+        batch: Batch,
         delivery: Delivery,
         message: Message | None,
         cause: Exception,
@@ -297,9 +278,9 @@ class Pump(Generic[B]):
         problem = f"{type(cause).__name__}: {cause}"
         choice = settle_unexpected(attempt, problem, delays_s=self._retry_delays_s)
         if isinstance(choice, DeadLetter):
-            await self._set_aside(batch, delivery, choice)
+            await self._dead_letter(batch, delivery, choice)
             return
-        await self._patiently(
+        await self._with_retries(
             batch,
             lambda: self._publisher.retry(
                 delivery, choice, deadline_s=message.deadline_s if message else None
@@ -310,11 +291,11 @@ class Pump(Generic[B]):
         text = f"attempt {attempt} failed, the next is in {choice.delay_s:g} s"
         self._note(delivery, Stage.RETRIED, text)
 
-    async def _set_aside(
-        self, batch: B, delivery: Delivery, letter: DeadLetter
+    async def _dead_letter(
+        self, batch: Batch, delivery: Delivery, letter: DeadLetter
     ) -> None:
         """Publish a dead letter and wait for the broker's confirm."""
-        await self._patiently(
+        await self._with_retries(
             batch,
             lambda: self._publisher.dead_letter(delivery, letter),
             doing="dead_letter",
@@ -332,53 +313,54 @@ class Pump(Generic[B]):
         if self._tracing is not None:
             self._tracing.set_aside(delivery, letter, now_s=self._now())
 
-    async def _patiently(
-        self, batch: B, work: Callable[[], Awaitable[T]], *, doing: str
+    async def _with_retries(
+        self, batch: Batch, work: Callable[[], Awaitable[T]], *, doing: str
     ) -> T:
         """
-        Do `work`, waiting for as long as a peer is away.
+        Do `work`, again and again while the store or the broker is away.
 
-        A message in trial is not in hand while that lasts: an operator who ends a process
-        that waits does not make it a culprit. Each try of it is a trial of its own.
+        During the pauses no trial is recorded for the message on trial: an operator who
+        kills a waiting process must not make that message look guilty. Each attempt
+        counts as a trial of its own.
 
         Raises:
-            StaleBatchError: If the session of `batch` ended while waiting. It will come
-                again, and doing the work now would do it twice.
+            StaleBatchError: If the session of `batch` ended meanwhile. The batch is
+                redelivered, and doing the work now would do it twice.
 
         """
         try:
             return await work()
-        except _AWAY as exc:
+        except _RETRIED as exc:
             failure = exc
-        # Only now: what is built here costs more than a small batch does.
+        # Built only after a failure: it costs more than settling a small batch.
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_AWAY),
+            retry=retry_if_exception_type(_RETRIED),
             wait=wait_random_exponential(multiplier=0.1, max=5),
-            before_sleep=self._tell_waiting,
+            before_sleep=self._note_waiting,
         )
         try:
             async for attempt in retrying:
                 with attempt:
                     if attempt.retry_state.attempt_number == 1:
-                        raise failure  # it was made above
+                        raise failure  # the first attempt was made above
                     if not self._intake.is_current(batch):
                         raise StaleBatchError
-                    if self._in_trial is not None:
-                        await self._inbox.note_trial(self._in_trial)
+                    if self._trial_key is not None:
+                        await self._inbox.note_trial(self._trial_key)
                     return await work()
         finally:
             if self.is_waiting:
                 self.problem = None
-                log.info("pump.goes_on", doing=doing)
-        raise AssertionError(doing)  # the loop above ends by return or raise alone
+                log.info("pipeline.resumed", doing=doing)
+        raise AssertionError(doing)  # the loop above only returns or raises
 
-    def _tell_waiting(self, state: RetryCallState) -> None:
-        if self._in_trial is not None:
-            self._inbox.forget_trial(self._in_trial)
+    def _note_waiting(self, state: RetryCallState) -> None:
+        if self._trial_key is not None:
+            self._inbox.forget_trial(self._trial_key)
         problem = str(state.outcome.exception() if state.outcome else None)
-        if problem != self.problem:  # told once, not with each try
+        if problem != self.problem:  # log it once, not at each attempt
             self.problem = problem
-            log.warning("pump.waiting", error=problem)
+            log.warning("pipeline.waiting", error=problem)
 
     def _note(self, delivery: Delivery, stage: Stage, text: str) -> None:
         user = delivery.routing_key.decode(errors="backslashreplace")

@@ -1,15 +1,14 @@
 """Whether the bridge is ready for traffic, and the reasons if it is not."""
 
 from bridge.amqp.consume.intake import Intake
-from bridge.amqp.consume.session import Batch
 from bridge.inbox.contract import Inbox
-from bridge.pipeline import Pump
+from bridge.pipeline import Pipeline
 
 
 class Readiness:
     """The state behind `/health/ready`, the gauge `bridge_ready` and the overview."""
 
-    def __init__(self, *, intake: Intake, pipeline: Pump[Batch], inbox: Inbox) -> None:
+    def __init__(self, *, intake: Intake, pipeline: Pipeline, inbox: Inbox) -> None:
         self._intake = intake
         self._pipeline = pipeline
         self._inbox = inbox

@@ -16,7 +16,6 @@ from pydantic import SecretStr
 
 from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.consume.intake import Intake
-from bridge.amqp.consume.session import Batch
 from bridge.amqp.dead_letters.operations import DeadLetterQueue
 from bridge.amqp.management import MANAGEMENT_WITHIN_S, ManagementApi
 from bridge.amqp.publish.messages import MessagePublisher
@@ -60,7 +59,7 @@ from bridge.inbox.redis.migration_target import RedisTarget
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.sqlite.store import SqliteInbox
 from bridge.metrics import Metrics
-from bridge.pipeline import Pump
+from bridge.pipeline import Pipeline
 from bridge.readiness import Readiness
 from bridge.schema_folder import load_schemas
 from bridge.settings.model import Settings
@@ -98,7 +97,7 @@ class Components:
     publisher: Publisher
     messages: MessagePublisher
     intake: Intake
-    pipeline: Pump[Batch]
+    pipeline: Pipeline
     readiness: Readiness
     dead_letters: DeadLetterQueue
     jobs: JobBoard
@@ -155,8 +154,7 @@ def build(settings: Settings, place: Workplace | None = None) -> Components:
         shards=plan,
         has_own_inbox=has_own_inbox(settings),
     )
-    fencing = fencing_of(inbox, intake, metrics)
-    pipeline = Pump(
+    pipeline = Pipeline(
         intake=intake,
         inbox=inbox,
         publisher=publisher,
@@ -167,7 +165,7 @@ def build(settings: Settings, place: Workplace | None = None) -> Components:
         pace_s=pace_s(settings),
         journal=journal,
         tracing=tracing,
-        append=fencing.append if fencing else None,
+        fencing=fencing_of(inbox, metrics),
     )
     readiness = Readiness(intake=intake, pipeline=pipeline, inbox=inbox)
     metrics.ready.set_function(lambda: not readiness.unready_reasons())
@@ -308,11 +306,11 @@ def inbox_of(settings: Settings) -> MemoryInbox | RedisInbox | SqliteInbox:
 
 
 def fencing_of(
-    inbox: MemoryInbox | RedisInbox | SqliteInbox, intake: Intake, metrics: Metrics
-) -> Fencing[Batch] | None:
+    inbox: MemoryInbox | RedisInbox | SqliteInbox, metrics: Metrics
+) -> Fencing | None:
     """Return the fencing of a shared store; ``None`` if the store has one bridge."""
     if isinstance(inbox, RedisInbox):
-        return Fencing(intake, inbox, metrics=metrics)
+        return Fencing(inbox, metrics=metrics)
     return None
 
 

@@ -43,7 +43,7 @@ _HEARTBEAT_S: Final = 10
 _CLOSE_WITHIN_S: Final = 2.0
 # How long the library may take to notice that we cut the connection.
 _CUT_WITHIN_S: Final = 0.5
-_LOST: Final = "the connection was lost"
+CONNECTION_LOST: Final = "the connection was lost"
 
 
 ReaderT_co = TypeVar("ReaderT_co", bound=FrameReader, covariant=True)
@@ -167,7 +167,7 @@ class BrokerConnection(aio_pika.Connection, Generic[ReaderT_co]):
 
         """
         if self.transport is None:
-            raise BrokerUnavailableError("use the connection", _LOST)
+            raise BrokerUnavailableError("use the connection", CONNECTION_LOST)
         return self.transport.connection
 
     def write(self, frame: bytes) -> bool:
@@ -195,7 +195,7 @@ class BrokerConnection(aio_pika.Connection, Generic[ReaderT_co]):
         """
         wire = self.wire
         if not wire.is_opened:
-            raise BrokerUnavailableError("open a channel", _LOST)
+            raise BrokerUnavailableError("open a channel", CONNECTION_LOST)
         channel = await wire.channel(publisher_confirms=confirms)
         assert isinstance(channel, aiormq.Channel)  # noqa: S101 - for mypy: it always is
         return channel
@@ -273,7 +273,7 @@ async def broker_call(doing: str, *, timeout_s: float) -> AsyncIterator[None]:
     except asyncio.CancelledError as exc:
         if task is None or task.cancelling():
             raise
-        raise BrokerUnavailableError(doing, _LOST) from exc
+        raise BrokerUnavailableError(doing, CONNECTION_LOST) from exc
     except (AMQPError, OSError, ChannelInvalidStateError, StopAsyncIteration) as exc:
         # The last one: aiormq's word for a peer that hung up before its first frame.
         raise BrokerUnavailableError(doing, problem_text(exc)) from exc
@@ -282,13 +282,13 @@ async def broker_call(doing: str, *, timeout_s: float) -> AsyncIterator[None]:
         # gives those who wait a bare Exception.
         if type(exc) is not Exception:
             raise
-        raise BrokerUnavailableError(doing, _LOST) from exc
+        raise BrokerUnavailableError(doing, CONNECTION_LOST) from exc
 
 
 def problem_text(exc: BaseException) -> str:
     """Return what the broker or the library said, without addresses or secrets."""
     words = [arg for arg in exc.args if isinstance(arg, str) and arg]
-    return " ".join(words) or _LOST
+    return " ".join(words) or CONNECTION_LOST
 
 
 async def open_connection(

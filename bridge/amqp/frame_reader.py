@@ -198,14 +198,16 @@ class DeliveryReader(FrameReader):
         """
         self._subscriptions[channel] = _Subscription(queue, on_deliveries)
 
-    def unsubscribe(self, channel: int) -> None:
+    def unsubscribe(self, channel: int, on_deliveries: OnDeliveries) -> None:
         """
-        Drop deliveries of `channel` from now on; harmless without a subscription.
+        Drop deliveries of `channel` from now on.
 
-        Call it before the channel is closed: the library may give the same number to a
-        new channel at once, whose subscription this call would remove.
+        A subscription with another callback is kept: after a channel has closed, the
+        library gives its number to a new channel, whose consumer may have subscribed.
         """
-        self._subscriptions.pop(channel, None)
+        subscription = self._subscriptions.get(channel)
+        if subscription is not None and subscription.on_deliveries == on_deliveries:
+            del self._subscriptions[channel]
 
     def pause(self, channel: int) -> None:
         """

@@ -174,7 +174,7 @@ class Token:
         reader = self._connection.reader
         if isinstance(reader, DeliveryReader):
             # Before it is closed: then its number is free, and another may have it at once.
-            reader.unsubscribe(channel.number)
+            reader.unsubscribe(channel.number, self._take_found)
         async with broker_call(f"leave {self.queue}", timeout_s=self._timeout_s):
             await channel.close()
 

@@ -1,14 +1,14 @@
 """
-Keep a session with the broker: connect, run it, and begin anew when it is lost.
+Keep a session with the broker: connect, run it, and reconnect when it is lost.
 
-`aio_pika.connect_robust` is not used: it waits a fixed time without jitter, knows one
-URL, and keeps a dead channel under a living connection (traps 1.1 rows 2, 2b, 13). Here a
-session is either whole or gone, and the next one is made from nothing.
+`aio_pika.connect_robust` is not used. It waits a fixed time without jitter, supports one
+URL, and keeps a dead channel on a living connection. Here a session is either whole or
+over, and each session starts on a new connection.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final
 
 import structlog
 import tenacity
@@ -20,15 +20,17 @@ from bridge.amqp.connection import (
     ReaderT,
     open_connection,
 )
-from bridge.errors import BrokerUnavailableError
+from bridge.errors import BridgeError, BrokerUnavailableError, first_error
 from bridge.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-# A session that lived this long was a good one: the next one is tried at once.
+# After a session that lasted this long, the first attempt to reconnect is immediate.
 _STABLE_AFTER_S: Final = 10.0
 _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_MAX_S: Final = 15.0
+
+Work = Callable[[], Coroutine[Any, Any, None]]
 
 
 async def supervise(
@@ -40,38 +42,39 @@ async def supervise(
     metrics: Metrics,
 ) -> None:
     """
-    Keep a session with the broker: connect, run `session`, and again when it is lost.
+    Connect and run `session`, again after each loss, until `session` returns.
 
-    Pauses grow from half a second to 15, the whole of them random, so that many bridges
-    do not come back in one instant; they start anew after a session that lived. Returns
-    when `session` returns.
+    Pauses are random, up to a bound that grows from half a second to 15 seconds, so that
+    many bridges do not reconnect at the same moment. A session that lasted ten seconds
+    resets the bound.
 
     Raises:
-        TopologyError: Or whatever else `session` raises that waiting does not mend.
+        TopologyError: Or any other error of `session` that waiting does not fix.
 
     Cancellation:
         Safe; the connection is closed.
 
     """
 
-    async def once() -> bool:
+    async def connect_and_run() -> bool:
+        """Return whether the session is over; False reconnects without a pause."""
         connection = await open_connection(address, purpose=purpose, reader=reader)
         started_s = asyncio.get_running_loop().time()
         log.info("broker.connected", purpose=purpose, host=connection.url.host)
         try:
             await session(connection)
         except BrokerUnavailableError as exc:
-            lived_s = asyncio.get_running_loop().time() - started_s
+            lasted_s = asyncio.get_running_loop().time() - started_s
             metrics.reconnects.labels(purpose).inc()
             log.warning("broker.lost", purpose=purpose, problem=str(exc))
-            if lived_s < _STABLE_AFTER_S:
+            if lasted_s < _STABLE_AFTER_S:
                 raise
             return False
         finally:
             await connection.leave()
         return True
 
-    def tell(state: tenacity.RetryCallState) -> None:
+    def log_pause(state: tenacity.RetryCallState) -> None:
         problem = state.outcome.exception() if state.outcome else None
         log.warning(
             "broker.waiting",
@@ -83,9 +86,40 @@ async def supervise(
 
     is_over = False
     while not is_over:
-        # Full jitter: it survives the cap, where a term added to it would not.
+        # Full jitter: the whole pause is random, also when the bound has been reached.
         is_over = await tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(BrokerUnavailableError),
             wait=tenacity.wait_random_exponential(_BACKOFF_FIRST_S, _BACKOFF_MAX_S),
-            before_sleep=tell,
-        )(once)
+            before_sleep=log_pause,
+        )(connect_and_run)
+
+
+async def first_to_end(works: Sequence[Work]) -> None:
+    """
+    Run all `works` until one of them ends, and cancel the others.
+
+    Raises:
+        BridgeError: The error of the first that failed.
+
+    Cancellation:
+        Passed on, even if a work fails at the same moment.
+
+    """
+    failures: list[BaseException] = []
+
+    async def run(work: Work) -> None:
+        # A failure must not reach the group. The group would cancel this task, and before
+        # Python 3.13 it mixes that up with a cancellation by the caller: either the
+        # caller's is lost, or this function is cancelled although nobody asked for it.
+        try:
+            await work()
+        except* BridgeError as group:
+            failures.append(first_error(group))
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(run(work)) for work in works]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+    if failures:
+        raise failures[0]

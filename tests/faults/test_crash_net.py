@@ -77,7 +77,7 @@ async def test_what_kills_the_process_is_set_aside_after_a_few_deaths(
     table = letter.properties.headers
     assert header_bytes(table, Header.REASON) == b"crashed"
     assert header_bytes(table, Header.ERROR) == (
-        b"the process died 2 times with this message in hand"
+        b"the process died 2 times while it settled this message"
     )
     await nobody_else_was_hurt(broker, namespace, store)
 

@@ -1,9 +1,13 @@
-"""A pump, and fakes around it that write down in which order things happen."""
+"""A pipeline, and fakes around it that record the order of effects."""
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
+from bridge.amqp.consume.intake import Intake
+from bridge.amqp.consume.session import Batch, IntakeSession
+from bridge.amqp.publish.publisher import Publisher
 from bridge.core.journal import Journal
 from bridge.core.message import (
     Delivery,
@@ -13,61 +17,59 @@ from bridge.core.message import (
 from bridge.core.properties import Properties, render_properties
 from bridge.core.settlement import DeadLetter, RetryAfter
 from bridge.metrics import Metrics
-from bridge.pipeline import Pump
+from bridge.pipeline import Pipeline
 
 
-@dataclass
-class FakeBatch:
-    """Deliveries that came together."""
-
-    deliveries: Sequence[Delivery]
+def batch_of(deliveries: Sequence[Delivery]) -> Batch:
+    """Return a batch of a session that no fake looks at."""
+    return Batch(deliveries, cast("IntakeSession", None), ())
 
 
 @dataclass
 class FakeIntake:
-    """Remembers what was acked; `lives` is whether its session does."""
+    """Records acks, and hands out no batches of its own."""
 
-    journal: list[str] = field(default_factory=list)
-    lives: bool = True
+    effects: list[str] = field(default_factory=list)
+    is_alive: bool = True  # whether the session of all batches is
 
-    async def next_batch(self) -> FakeBatch:
-        """Have nothing, for ever."""
+    async def next_batch(self) -> Batch:
+        """Wait forever."""
         await asyncio.Event().wait()
         raise AssertionError
 
-    def is_mark(self, delivery: Delivery) -> bool:
-        """Know marks by their exchange."""
-        return delivery.exchange == b"mark"
+    def is_end_marker(self, delivery: Delivery) -> bool:
+        """Recognize markers by their exchange."""
+        return delivery.exchange == b"marker"
 
-    def is_current(self, batch: FakeBatch) -> bool:
-        """Tell whether the session lives."""
-        return self.lives and bool(batch.deliveries)
+    def is_current(self, _: Batch) -> bool:
+        """Return whether the session is alive."""
+        return self.is_alive
 
-    async def ack(self, batch: FakeBatch) -> bool:
-        """Write down that the batch was acked."""
-        if self.lives:
-            self.journal.append(f"ack {batch.deliveries[-1].tag}")
-        return self.lives
+    async def ack(self, batch: Batch) -> bool:
+        """Record the ack."""
+        if self.is_alive:
+            self.effects.append(f"ack {batch.deliveries[-1].tag}")
+        return self.is_alive
 
 
 @dataclass
 class FakeInbox:
-    """Stores in a list; raises what `failures` holds first, and always for `poison`."""
+    """Stores in a list; raises `failures` one by one, and always fails for `poison`."""
 
-    journal: list[str]
+    effects: list[str]
     failures: list[Exception] = field(default_factory=list)
     poison: bytes | None = None
     stored: list[Message] = field(default_factory=list)
     trials: dict[bytes, int] = field(default_factory=dict)
 
     async def note_trial(self, key: bytes) -> int:
-        """Count a trial."""
+        """Count a trial of the message."""
         self.trials[key] = self.trials.get(key, 0) + 1
-        self.journal.append(f"trial {self.trials[key]}")
+        self.effects.append(f"trial {self.trials[key]}")
         return self.trials[key]
 
     def forget_trial(self, key: bytes) -> None:
-        """Forget its trials."""
+        """Forget the trials of the message."""
         self.trials.pop(key, None)
 
     async def append(self, messages: Sequence[Message]) -> list[int | None]:
@@ -78,59 +80,59 @@ class FakeInbox:
             problem = "the store does not like it"
             raise ZeroDivisionError(problem)
         self.stored += messages
-        self.journal += [f"store {message.data.decode()}" for message in messages]
+        self.effects += [f"store {message.data.decode()}" for message in messages]
         return [1 for _ in messages]
 
 
 @dataclass
 class FakePublisher:
-    """Remembers what was set aside; raises what `failures` holds first."""
+    """Records retries and dead letters; raises `failures` one by one."""
 
-    journal: list[str]
+    effects: list[str]
     failures: list[Exception] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     retried: list[tuple[RetryAfter, float | None]] = field(default_factory=list)
 
     async def dead_letter(self, delivery: Delivery, letter: DeadLetter) -> None:
-        """Set aside."""
+        """Record a dead letter."""
         if self.failures:
             raise self.failures.pop(0)
-        self.journal.append(f"dead {delivery.tag}")
+        self.effects.append(f"dead {delivery.tag}")
         self.dead.append(letter)
 
     async def retry(
         self, delivery: Delivery, retry: RetryAfter, *, deadline_s: float | None
     ) -> None:
-        """Let it come back."""
+        """Record a retry."""
         if self.failures:
             raise self.failures.pop(0)
-        self.journal.append(f"retry {delivery.tag}")
+        self.effects.append(f"retry {delivery.tag}")
         self.retried.append((retry, deadline_s))
 
 
-class House:
-    """A pump and the fakes around it, which share one journal of effects."""
+class Harness:
+    """A pipeline and the fakes around it, which share one record of effects."""
 
     def __init__(self) -> None:
-        self.journal: list[str] = []
-        self.intake = FakeIntake(self.journal)
-        self.inbox = FakeInbox(self.journal)
-        self.publisher = FakePublisher(self.journal)
+        self.effects: list[str] = []
+        self.intake = FakeIntake(self.effects)
+        self.inbox = FakeInbox(self.effects)
+        self.publisher = FakePublisher(self.effects)
         self.metrics = Metrics()
-        self.story = Journal()
-        self.pump = Pump(
-            intake=self.intake,
+        self.journal = Journal()
+        self.pipeline = Pipeline(
+            intake=cast("Intake", self.intake),
             inbox=self.inbox,
-            publisher=self.publisher,
+            publisher=cast("Publisher", self.publisher),
             limits=MessageLimits(body_bytes=100),
             retry_delays_s=(1.0, 10.0),
             metrics=self.metrics,
-            journal=self.story,
+            journal=self.journal,
             now=lambda: 1000.0,
         )
 
     def settled(self, outcome: str, reason: str = "") -> float:
-        """How many deliveries ended that way."""
+        """Return how many deliveries were settled that way."""
         labels = {"outcome": outcome, "reason": reason}
         name = "bridge_deliveries_settled_total"
         return self.metrics.registry.get_sample_value(name, labels) or 0

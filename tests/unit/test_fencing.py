@@ -1,10 +1,13 @@
-"""Fencing, with fakes: what is asked of whom, in which order, and how often."""
+"""Fencing, with fakes: which calls it makes, in which order, and how often."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytest
 
+from bridge.amqp.consume.consumer import Consumer
+from bridge.amqp.consume.session import Batch, IntakeSession
 from bridge.core.fence import Fence
 from bridge.core.message import Message
 from bridge.errors import (
@@ -13,100 +16,98 @@ from bridge.errors import (
     StoreUnavailableError,
 )
 from bridge.fencing import Fencing
+from bridge.inbox.redis.store import RedisInbox
 from bridge.metrics import Metrics
 
 MESSAGES = [Message("ann", "message", b"1", 1000.0)]
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeConsumer:
-    """Answers, or raises what `failures` holds first."""
+    """Records confirmations; raises `failures` one by one."""
 
     queue: str
-    journal: list[str]
-    failures: list[Exception] = field(default_factory=list)
-    fence: Fence | None = None
+    calls: list[str]
+    failures: list[Exception]
 
     async def confirm(self) -> None:
-        """Write down that it was asked."""
-        self.journal.append(f"confirm {self.queue}")
+        """Record the call."""
+        self.calls.append(f"confirm {self.queue}")
         if self.failures:
             raise self.failures.pop(0)
 
 
 @dataclass
-class FakeBatch:
-    """Nothing but where it is from."""
+class FakeSession:
+    """Records why it was ended."""
 
-    consumers: Sequence[FakeConsumer]
+    problems: list[str] = field(default_factory=list)
 
-
-@dataclass
-class FakeIntake:
-    """Remembers what was given up."""
-
-    given_up: list[str] = field(default_factory=list)
-
-    def give_up(self, batch: FakeBatch, problem: str) -> None:
-        """Remember it."""
-        del batch
-        self.given_up.append(problem)
+    def fail(self, problem: str) -> None:
+        """Record the problem."""
+        self.problems.append(problem)
 
 
 @dataclass
 class FakeInbox:
-    """Gives out 1, 2, 3; raises what `failures` holds first."""
+    """Issues the tokens 1, 2, 3; `append` raises `failures` one by one."""
 
-    journal: list[str]
+    calls: list[str]
     failures: list[Exception] = field(default_factory=list)
     token: int = 0
 
     async def claim(self, queue: str) -> Fence:
-        """Count on."""
-        self.journal.append(f"claim {queue}")
+        """Issue the next token."""
+        self.calls.append(f"claim {queue}")
         self.token += 1
         return Fence(queue, self.token)
 
     async def append(
         self, messages: Sequence[Message], *, fences: Sequence[Fence]
     ) -> list[int | None]:
-        """Store nothing."""
-        self.journal.append(f"append {[tuple(fence) for fence in fences]}")
+        """Record the tokens."""
+        self.calls.append(f"append {[tuple(fence) for fence in fences]}")
         if self.failures:
             raise self.failures.pop(0)
         return [1 for _ in messages]
 
 
-class House:
-    """Fencing and the fakes around it."""
+class FencingHarness:
+    """Fencing and the fakes around it, which share one record of calls."""
 
     def __init__(self) -> None:
-        self.journal: list[str] = []
-        self.intake = FakeIntake()
-        self.inbox = FakeInbox(self.journal)
+        self.calls: list[str] = []
+        self.session = FakeSession()
+        self.inbox = FakeInbox(self.calls)
         self.metrics = Metrics()
-        self.fencing = Fencing(self.intake, self.inbox, metrics=self.metrics)
+        self.fencing = Fencing(cast("RedisInbox", self.inbox), metrics=self.metrics)
 
-    def consumer(self, queue: str, *failures: Exception) -> FakeConsumer:
-        """Begin to consume."""
-        return FakeConsumer(queue, self.journal, list(failures))
+    def consumer(self, queue: str, *failures: Exception) -> Consumer:
+        """Return a consumer whose confirmations raise `failures` first."""
+        return cast("Consumer", FakeConsumer(queue, self.calls, list(failures)))
+
+    async def append(self, *consumers: Consumer) -> Sequence[int | None]:
+        """Append a batch that these consumers received."""
+        last_tags = [(consumer, 1) for consumer in consumers]
+        batch = Batch((), cast("IntakeSession", self.session), last_tags)
+        return await self.fencing.append(batch, MESSAGES)
 
 
 @pytest.fixture
-def house() -> House:
-    return House()
+def harness() -> FencingHarness:
+    return FencingHarness()
 
 
 async def test_a_consumer_claims_and_is_confirmed_once_before_its_first_append(
-    house: House,
+    harness: FencingHarness,
 ) -> None:
-    """In this order, or a claim could be late; once, or each batch would pay for it."""
-    batch = FakeBatch([house.consumer("q")])
+    """In this order, because a claim may be late; once, to keep batches cheap."""
+    consumer = harness.consumer("q")
 
-    assert await house.fencing.append(batch, MESSAGES) == [1]
-    assert await house.fencing.append(batch, MESSAGES) == [1]
+    assert await harness.append(consumer) == [1]
+    assert await harness.append(consumer) == [1]
 
-    assert house.journal == [
+    assert harness.calls == [
         "claim q",
         "confirm q",
         "append [('q', 1)]",
@@ -114,15 +115,15 @@ async def test_a_consumer_claims_and_is_confirmed_once_before_its_first_append(
     ]
 
 
-async def test_a_batch_of_several_queues_comes_under_the_token_of_each(
-    house: House,
+async def test_a_batch_of_several_queues_is_appended_under_the_token_of_each(
+    harness: FencingHarness,
 ) -> None:
-    """It is one step in the store, whoever it is from."""
-    first, second = house.consumer("q"), house.consumer("r")
-    await house.fencing.append(FakeBatch([first]), MESSAGES)
-    await house.fencing.append(FakeBatch([second, first]), MESSAGES)
+    """The store checks all tokens in one step."""
+    first, second = harness.consumer("q"), harness.consumer("r")
+    await harness.append(first)
+    await harness.append(second, first)
 
-    assert house.journal[3:] == [
+    assert harness.calls[3:] == [
         "claim r",
         "confirm r",
         "append [('r', 2), ('q', 1)]",
@@ -130,43 +131,43 @@ async def test_a_batch_of_several_queues_comes_under_the_token_of_each(
 
 
 async def test_a_token_that_the_broker_did_not_confirm_is_never_used(
-    house: House,
+    harness: FencingHarness,
 ) -> None:
-    """It may have been given out after that of whoever has the queue now."""
-    consumer = house.consumer("q", BrokerUnavailableError("ask", "it is gone"))
-    batch = FakeBatch([consumer])
+    """It may have been issued after the token of the bridge that consumes the queue now."""
+    consumer = harness.consumer("q", BrokerUnavailableError("ask", "it is gone"))
 
     with pytest.raises(BrokerUnavailableError):
-        await house.fencing.append(batch, MESSAGES)
-    assert house.journal == ["claim q", "confirm q"]
-    await house.fencing.append(batch, MESSAGES)
+        await harness.append(consumer)
+    assert harness.calls == ["claim q", "confirm q"]
+    await harness.append(consumer)
 
-    assert house.journal[2:] == ["claim q", "confirm q", "append [('q', 2)]"]
+    assert harness.calls[2:] == ["claim q", "confirm q", "append [('q', 2)]"]
 
 
-async def test_a_batch_that_came_too_late_ends_its_session(house: House) -> None:
-    """All else that the session has in hand is too late as well; and it is counted."""
-    house.inbox.failures.append(OwnershipLostError("q"))
-    batch = FakeBatch([house.consumer("q")])
+async def test_a_batch_that_is_too_late_ends_its_session(
+    harness: FencingHarness,
+) -> None:
+    """Everything else that the session has in flight is too late as well."""
+    harness.inbox.failures.append(OwnershipLostError("q"))
 
     with pytest.raises(OwnershipLostError):
-        await house.fencing.append(batch, MESSAGES)
+        await harness.append(harness.consumer("q"))
 
-    assert house.intake.given_up == [str(OwnershipLostError("q"))]
+    assert harness.session.problems == [str(OwnershipLostError("q"))]
     name = "bridge_handed_over_batches_total"
-    assert house.metrics.registry.get_sample_value(name) == 1
+    assert harness.metrics.registry.get_sample_value(name) == 1
 
 
 async def test_a_store_that_is_away_costs_neither_token_nor_session(
-    house: House,
+    harness: FencingHarness,
 ) -> None:
-    """The pump tries again, under the same token."""
-    house.inbox.failures.append(StoreUnavailableError("redis:", "away"))
-    batch = FakeBatch([house.consumer("q")])
+    """The pipeline tries again, under the same token."""
+    harness.inbox.failures.append(StoreUnavailableError("redis:", "away"))
+    consumer = harness.consumer("q")
 
     with pytest.raises(StoreUnavailableError):
-        await house.fencing.append(batch, MESSAGES)
-    await house.fencing.append(batch, MESSAGES)
+        await harness.append(consumer)
+    await harness.append(consumer)
 
-    assert house.journal[2:] == ["append [('q', 1)]"] * 2
-    assert house.intake.given_up == []
+    assert harness.calls[2:] == ["append [('q', 1)]"] * 2
+    assert harness.session.problems == []

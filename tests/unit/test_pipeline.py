@@ -1,4 +1,4 @@
-"""The heart, with fakes: what is stored, set aside, tried again, and when it is acked."""
+"""The pipeline, with fakes: what is stored, dead-lettered, retried, and when it is acked."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from tenacity import RetryCallState
 
 import bridge.pipeline
 from bridge.core.message import (
@@ -23,68 +24,71 @@ from bridge.errors import (
     PublishRefusedError,
     StoreUnavailableError,
 )
-from bridge.pipeline import Pump
+from bridge.pipeline import Pipeline
 from tests.conftest import eventually
-from tests.unit.pipeline_fakes import FakeBatch, House, delivery
+from tests.unit.pipeline_fakes import Harness, batch_of, delivery
 
 
 async def test_a_batch_is_acked_once_and_only_after_all_of_it_is_stored(
-    house: House,
+    harness: Harness,
 ) -> None:
-    """Append, then ack: a crash in between repeats and never loses."""
-    await house.pump.settle(FakeBatch([delivery(1, b"1"), delivery(2, b"2")]))
+    """Append, then ack: a crash in between repeats work and loses nothing."""
+    await harness.pipeline.settle(batch_of([delivery(1, b"1"), delivery(2, b"2")]))
 
-    assert house.journal == ["store 1", "store 2", "ack 2"]
-    assert house.settled("stored") == 2
+    assert harness.effects == ["store 1", "store 2", "ack 2"]
+    assert harness.settled("stored") == 2
 
 
 async def test_a_dead_letter_is_confirmed_before_its_batch_is_acked(
-    house: House,
+    harness: Harness,
 ) -> None:
-    """Acked first, a crash would lose it; and its neighbours must not wait for ever."""
-    await house.pump.settle(
-        FakeBatch([delivery(1, b"1"), delivery(2, b"{"), delivery(3, b"3")])
+    """If it was acked first, a crash would lose it."""
+    await harness.pipeline.settle(
+        batch_of([delivery(1, b"1"), delivery(2, b"{"), delivery(3, b"3")])
     )
 
-    assert house.journal == ["dead 2", "store 1", "store 3", "ack 3"]
-    assert house.publisher.dead[0].rejection.reason is DeadLetterReason.MALFORMED_BODY
-    assert house.settled("dead_letter", "malformed_body") == 1
+    assert harness.effects == ["dead 2", "store 1", "store 3", "ack 3"]
+    assert harness.publisher.dead[0].rejection.reason is DeadLetterReason.MALFORMED_BODY
+    assert harness.settled("dead_letter", "malformed_body") == 1
 
 
-async def test_a_mark_between_bridges_is_acked_and_becomes_no_dead_letter(
-    house: House,
+async def test_an_end_marker_is_acked_with_its_batch_and_not_dead_lettered(
+    harness: Harness,
 ) -> None:
-    """It tells that a queue is empty; no user is meant, and nobody made a mistake."""
-    mark = delivery(2, b"{}", properties=Properties(type=b"bridge:mark"))
-    mark.exchange = b"mark"
+    """It tells the session that nothing older is left in the queue."""
+    marker = delivery(2, b"{}", properties=Properties(type=b"bridge:mark"))
+    marker.exchange = b"marker"
 
-    await house.pump.settle(FakeBatch([delivery(1), mark]))
+    batch = batch_of([delivery(1), marker])
 
-    assert house.journal == ["store 1", "ack 2"]
+    await harness.pipeline.settle(batch)
+
+    assert batch.ended_queues == ["q"]
+    assert harness.effects == ["store 1", "ack 2"]
 
 
-async def test_a_store_that_is_away_is_waited_for_and_nothing_is_acked(
-    house: House,
+async def test_the_pipeline_waits_for_a_store_that_is_away_and_acks_nothing(
+    harness: Harness,
 ) -> None:
-    """Transient faults never cost a message and never let another overtake."""
-    house.inbox.failures = [StoreUnavailableError("memory:", "full")] * 2
+    """A transient fault never loses a message and lets no other overtake it."""
+    harness.inbox.failures = [StoreUnavailableError("memory:", "full")] * 2
 
-    await house.pump.settle(FakeBatch([delivery(1)]))
+    await harness.pipeline.settle(batch_of([delivery(1)]))
 
-    assert house.journal == ["store 1", "ack 1"]
-    assert not house.pump.is_waiting
+    assert harness.effects == ["store 1", "ack 1"]
+    assert not harness.pipeline.is_waiting
 
 
-async def test_while_it_waits_the_pump_says_so(house: House) -> None:
+async def test_while_it_waits_the_pipeline_reports_it(harness: Harness) -> None:
     """Readiness depends on it."""
-    house.inbox.failures = [StoreUnavailableError("memory:", "full")] * 1000
+    harness.inbox.failures = [StoreUnavailableError("memory:", "full")] * 1000
     async with asyncio.TaskGroup() as tasks:
-        settling = tasks.create_task(house.pump.settle(FakeBatch([delivery(1)])))
-        await eventually(lambda: house.pump.is_waiting)
-        house.inbox.failures.clear()
+        settling = tasks.create_task(harness.pipeline.settle(batch_of([delivery(1)])))
+        await eventually(lambda: harness.pipeline.is_waiting)
+        harness.inbox.failures.clear()
         await settling
 
-    assert house.journal == ["store 1", "ack 1"]
+    assert harness.effects == ["store 1", "ack 1"]
 
 
 @pytest.mark.parametrize(
@@ -94,102 +98,110 @@ async def test_while_it_waits_the_pump_says_so(house: House) -> None:
         PublishRefusedError("bridge.dead", "returned by the broker (312 NO_ROUTE)"),
     ],
 )
-async def test_a_dead_letter_that_cannot_be_published_now_is_published_later(
-    house: House, failure: Exception
+async def test_a_dead_letter_that_cannot_be_published_is_published_later(
+    harness: Harness, failure: Exception
 ) -> None:
-    """A deleted dead letter queue must not turn into lost dead letters."""
-    house.publisher.failures = [failure]
+    """While the dead-letter queue is deleted, no dead letter is lost."""
+    harness.publisher.failures = [failure]
 
-    await house.pump.settle(FakeBatch([delivery(1, b"{")]))
+    await harness.pipeline.settle(batch_of([delivery(1, b"{")]))
 
-    assert house.journal == ["dead 1", "ack 1"]
+    assert harness.effects == ["dead 1", "ack 1"]
 
 
-async def test_when_the_session_ends_while_waiting_the_batch_is_left_to_the_broker(
-    house: House,
+async def test_a_batch_whose_session_ends_while_waiting_is_dropped(
+    harness: Harness,
 ) -> None:
-    """It comes again; storing it now would store it twice."""
-    house.inbox.failures = [StoreUnavailableError("memory:", "full")] * 3
-    house.intake.lives = False
+    """The broker redelivers it; stored now, it would be stored twice."""
+    harness.inbox.failures = [StoreUnavailableError("memory:", "full")] * 3
+    harness.intake.is_alive = False
 
-    await house.pump.settle(FakeBatch([delivery(1)]))
+    await harness.pipeline.settle(batch_of([delivery(1)]))
 
-    assert house.journal == []
-    assert house.settled("stale") == 1
+    assert harness.effects == []
+    assert harness.settled("stale") == 1
 
 
-async def test_a_batch_that_the_store_refuses_is_split_down_to_the_culprit(
-    house: House,
+async def test_a_batch_that_the_store_refuses_is_split_down_to_the_message_at_fault(
+    harness: Harness,
 ) -> None:
-    """One bad message never drags its neighbours along, and their order stays."""
-    house.inbox.poison = b"5"
+    """One bad message does not affect its neighbors, whose order is kept."""
+    harness.inbox.poison = b"5"
 
-    await house.pump.settle(
-        FakeBatch([delivery(tag, str(tag).encode()) for tag in range(1, 10)])
+    await harness.pipeline.settle(
+        batch_of([delivery(tag, str(tag).encode()) for tag in range(1, 10)])
     )
 
-    stored = [message.data for message in house.inbox.stored]
+    stored = [message.data for message in harness.inbox.stored]
     assert stored == [b"1", b"2", b"3", b"4", b"6", b"7", b"8", b"9"]
-    assert house.publisher.retried == [(RetryAfter(attempt=2, delay_s=1.0), None)]
-    assert house.journal[-1] == "ack 9"
+    assert harness.publisher.retried == [(RetryAfter(attempt=2, delay_s=1.0), None)]
+    assert harness.effects[-1] == "ack 9"
 
 
-async def test_the_last_attempt_ends_as_a_dead_letter_with_the_last_error(
-    house: House,
+async def test_a_failed_last_attempt_becomes_a_dead_letter_with_its_error(
+    harness: Harness,
 ) -> None:
-    """What goes on failing is set aside with what an operator needs to know."""
-    house.inbox.poison = b"1"
+    """The dead letter tells an operator why the message failed."""
+    harness.inbox.poison = b"1"
     attempted = Properties(headers=render_table({Header.ATTEMPT: 3}))
 
-    await house.pump.settle(FakeBatch([delivery(1, properties=attempted)]))
+    await harness.pipeline.settle(batch_of([delivery(1, properties=attempted)]))
 
-    (letter,) = house.publisher.dead
+    (letter,) = harness.publisher.dead
     assert letter.rejection.reason is DeadLetterReason.ATTEMPTS_EXHAUSTED
     assert letter.rejection.text == (
         "attempt 3: ZeroDivisionError: the store does not like it"
     )
-    assert house.journal == ["dead 1", "ack 1"]
+    assert harness.effects == ["dead 1", "ack 1"]
 
 
-async def test_a_retry_takes_the_deadline_of_its_message_along(house: House) -> None:
-    """`expiration` cannot: the broker would drop the copy in the waiting queue."""
-    house.inbox.poison = b"1"
+async def test_a_retry_carries_the_deadline_of_its_message(harness: Harness) -> None:
+    """With `expiration` the broker would drop the copy in the retry queue."""
+    harness.inbox.poison = b"1"
 
-    await house.pump.settle(
-        FakeBatch([delivery(1, properties=Properties(expiration=b"60000"))])
+    await harness.pipeline.settle(
+        batch_of([delivery(1, properties=Properties(expiration=b"60000"))])
     )
 
-    assert house.publisher.retried == [(RetryAfter(attempt=2, delay_s=1.0), 1060.0)]
+    assert harness.publisher.retried == [(RetryAfter(attempt=2, delay_s=1.0), 1060.0)]
 
 
-async def test_what_comes_back_after_its_deadline_is_counted_and_not_stored(
-    house: House,
+async def test_a_retry_past_its_deadline_is_counted_and_not_stored(
+    harness: Harness,
 ) -> None:
-    """Expired is accounted for, never silent."""
+    """An expired message is accounted for."""
     late = Properties(headers=render_table({Header.DEADLINE: 999_999}))
 
-    await house.pump.settle(FakeBatch([delivery(1, properties=late)]))
+    await harness.pipeline.settle(batch_of([delivery(1, properties=late)]))
 
-    assert house.journal == ["ack 1"]
-    assert house.settled("expired") == 1
+    assert harness.effects == ["ack 1"]
+    assert harness.settled("expired") == 1
 
 
-async def test_the_journal_hears_what_became_of_each_message(house: House) -> None:
-    """For `bridge trace`, by id, also of what never gets to an inbox."""
+async def test_the_journal_records_the_outcome_of_each_message(
+    harness: Harness,
+) -> None:
+    """`bridge trace` finds them by id, including messages that reach no inbox."""
 
-    def told(message_id: bytes, **more: Any) -> Delivery:
+    def identified(message_id: bytes, **more: Any) -> Delivery:
         return delivery(1, properties=Properties(message_id=message_id, **more))
 
     late = render_table({Header.DEADLINE: 999_999})
-    await house.pump.settle(
-        FakeBatch([told(b"good"), told(b"late", headers=late), told(b"\xff")])
+    await harness.pipeline.settle(
+        batch_of(
+            [
+                identified(b"good"),
+                identified(b"late", headers=late),
+                identified(b"\xff"),
+            ]
+        )
     )
-    house.inbox.poison = b"1"
-    await house.pump.settle(FakeBatch([told(b"bad")]))
+    harness.inbox.poison = b"1"
+    await harness.pipeline.settle(batch_of([identified(b"bad")]))
 
-    (user,) = house.story.users_of("good")
+    (user,) = harness.journal.users_of("good")
     found = {
-        message_id: [each.stage for each in house.story.of(user, message_id)]
+        message_id: [each.stage for each in harness.journal.of(user, message_id)]
         for message_id in ("good", "late", "\\xff", "bad")
     }
     assert found == {
@@ -201,57 +213,59 @@ async def test_the_journal_hears_what_became_of_each_message(house: House) -> No
 
 
 async def test_duplicates_are_acked_and_counted(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Publishing again with the same message id is harmless."""
+    """Publishing a message again with the same id is harmless."""
 
     async def append(messages: Sequence[Message]) -> list[int | None]:
         return [None for _ in messages]
 
-    monkeypatch.setattr(house.inbox, "append", append)
+    monkeypatch.setattr(harness.inbox, "append", append)
 
-    await house.pump.settle(FakeBatch([delivery(1)]))
+    await harness.pipeline.settle(batch_of([delivery(1)]))
 
-    assert house.journal == ["ack 1"]
-    assert house.settled("duplicate") == 1
+    assert harness.effects == ["ack 1"]
+    assert harness.settled("duplicate") == 1
 
 
-async def test_what_it_waits_for_is_said_and_logged_once(house: House) -> None:
-    """Readiness shows it to an operator, who can mend it: room, permission, a limit."""
+async def test_the_problem_it_waits_for_is_reported_and_logged_once(
+    harness: Harness,
+) -> None:
+    """Readiness shows it to an operator, who can fix it: space, a permission, a limit."""
     full = PublishRefusedError("bridge.dead", "the broker could not take it (nack)")
     away = BrokerUnavailableError("publish to bridge.dead", "gone")
-    house.publisher.failures = [full, full, away, full]
+    harness.publisher.failures = [full, full, away, full]
     problems = []
 
-    def note(state: object) -> None:
-        Pump._tell_waiting(house.pump, state)  # type: ignore[arg-type] # passed on
-        problems.append(house.pump.problem)
+    def note(state: RetryCallState) -> None:
+        Pipeline._note_waiting(harness.pipeline, state)
+        problems.append(harness.pipeline.problem)
 
-    house.pump._tell_waiting = note  # type: ignore[method-assign] # looks on
+    harness.pipeline._note_waiting = note  # type: ignore[method-assign] # observes it
     with capture_logs() as lines:
-        await house.pump.settle(FakeBatch([delivery(1, b"{")]))
+        await harness.pipeline.settle(batch_of([delivery(1, b"{")]))
 
     assert problems == [str(full), str(full), str(away), str(full)]
-    told = [line["error"] for line in lines if line["event"] == "pump.waiting"]
-    assert told == [str(full), str(away), str(full)]
-    assert house.pump.problem is None
+    logged = [line["error"] for line in lines if line["event"] == "pipeline.waiting"]
+    assert logged == [str(full), str(away), str(full)]
+    assert harness.pipeline.problem is None
 
 
-async def test_cancelling_while_a_store_is_away_acks_nothing(house: House) -> None:
-    """What was not acked comes again."""
-    house.inbox.failures = [StoreUnavailableError("memory:", "full")] * 1000
+async def test_cancelling_while_a_store_is_away_acks_nothing(harness: Harness) -> None:
+    """Unacked deliveries are redelivered."""
+    harness.inbox.failures = [StoreUnavailableError("memory:", "full")] * 1000
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await house.pump.settle(FakeBatch([delivery(1)]))
+            await harness.pipeline.settle(batch_of([delivery(1)]))
 
-    assert house.journal == []
+    assert harness.effects == []
 
 
-async def test_a_bug_in_reading_one_message_costs_that_message_alone(
-    house: House, monkeypatch: pytest.MonkeyPatch
+async def test_a_bug_in_parsing_affects_one_message_alone(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is tried again and set aside; the process goes on, and so do its neighbours."""
+    """It is retried and finally dead-lettered; process and neighbors are not affected."""
     whole = parse_delivery
 
     def stumble(
@@ -264,8 +278,8 @@ async def test_a_bug_in_reading_one_message_costs_that_message_alone(
 
     monkeypatch.setattr(bridge.pipeline, "parse_delivery", stumble)
 
-    await house.pump.settle(
-        FakeBatch([delivery(1, b"1"), delivery(2, b"2"), delivery(3, b"3")])
+    await harness.pipeline.settle(
+        batch_of([delivery(1, b"1"), delivery(2, b"2"), delivery(3, b"3")])
     )
 
-    assert house.journal == ["retry 2", "store 1", "store 3", "ack 3"]
+    assert harness.effects == ["retry 2", "store 1", "store 3", "ack 3"]

@@ -1,4 +1,4 @@
-"""What was in flight when the process died: handled alone, and set aside before it kills again."""
+"""Messages in flight at crashes are settled alone, and dead-lettered before they crash again."""
 
 import asyncio
 
@@ -10,26 +10,26 @@ from bridge.core.settlement import DeadLetter, trial_key
 from bridge.enums import DeadLetterReason
 from bridge.errors import StoreUnavailableError
 from tests.conftest import eventually
-from tests.unit.pipeline_fakes import FakeBatch, House, delivery
+from tests.unit.pipeline_fakes import Harness, batch_of, delivery
 
 
 def suspect(tag: int, body: bytes, count: int) -> Delivery:
-    """Make a delivery that was in flight when `count` sessions ended."""
+    """Return a delivery that was in flight when `count` sessions ended."""
     counted = Properties(headers=render_table({"x-delivery-count": count}))
     again = delivery(tag, body, properties=counted)
     again.redelivered = True
     return again
 
 
-async def test_what_was_in_flight_at_two_deaths_is_handled_alone_with_a_note(
-    house: House,
+async def test_a_message_in_flight_at_two_crashes_is_settled_alone_in_a_recorded_trial(
+    harness: Harness,
 ) -> None:
-    """Only what was alone in hand when the process died can be blamed for it."""
-    await house.pump.settle(
-        FakeBatch([delivery(1, b"1"), suspect(2, b"2", 2), suspect(3, b"3", 2)])
+    """Only a message that was settled alone can be blamed for a crash."""
+    await harness.pipeline.settle(
+        batch_of([delivery(1, b"1"), suspect(2, b"2", 2), suspect(3, b"3", 2)])
     )
 
-    assert house.journal == [
+    assert harness.effects == [
         "store 1",
         "trial 1",
         "store 2",
@@ -37,75 +37,78 @@ async def test_what_was_in_flight_at_two_deaths_is_handled_alone_with_a_note(
         "store 3",
         "ack 3",
     ]
-    assert house.inbox.trials == {}
+    assert harness.inbox.trials == {}
 
 
-async def test_what_was_in_flight_once_is_no_suspect(house: House) -> None:
-    """A broker that was restarted leaves the same trace as a crash of ours."""
-    await house.pump.settle(FakeBatch([suspect(1, b"1", 1), suspect(2, b"2", 1)]))
+async def test_a_message_in_flight_once_is_no_suspect(harness: Harness) -> None:
+    """A restart of the broker leaves the same trace as a crash of the bridge."""
+    await harness.pipeline.settle(batch_of([suspect(1, b"1", 1), suspect(2, b"2", 1)]))
 
-    assert house.journal == ["store 1", "store 2", "ack 2"]
+    assert harness.effects == ["store 1", "store 2", "ack 2"]
 
 
-async def test_what_the_process_died_with_twice_alone_is_set_aside_unopened(
-    house: House,
+async def test_a_message_that_crashed_two_trials_is_dead_lettered_unparsed(
+    harness: Harness,
 ) -> None:
-    """The third time it is not touched: it becomes a dead letter, its neighbours go on."""
+    """The third time it becomes a dead letter, and its neighbors are stored."""
     killer = suspect(1, b"1", 4)
-    house.inbox.trials[trial_key(killer)] = 2
+    harness.inbox.trials[trial_key(killer)] = 2
 
-    await house.pump.settle(FakeBatch([killer, suspect(2, b"2", 4)]))
+    await harness.pipeline.settle(batch_of([killer, suspect(2, b"2", 4)]))
 
-    (letter,) = house.publisher.dead
+    (letter,) = harness.publisher.dead
     assert letter.rejection.reason is DeadLetterReason.CRASHED
-    assert letter.rejection.text == "the process died 2 times with this message in hand"
-    assert house.journal == ["trial 3", "dead 1", "trial 1", "store 2", "ack 2"]
-    assert house.inbox.trials == {}
+    assert (
+        letter.rejection.text
+        == "the process died 2 times while it settled this message"
+    )
+    assert harness.effects == ["trial 3", "dead 1", "trial 1", "store 2", "ack 2"]
+    assert harness.inbox.trials == {}
 
 
-async def test_a_trial_that_ends_with_the_session_is_no_death(house: House) -> None:
-    """The process lives to say so: the note goes."""
-    house.inbox.failures = [StoreUnavailableError("memory:", "full")] * 3
-    house.intake.lives = False
+async def test_a_trial_that_ends_with_the_session_is_no_crash(harness: Harness) -> None:
+    """The process survives and deletes the record of the trial."""
+    harness.inbox.failures = [StoreUnavailableError("memory:", "full")] * 3
+    harness.intake.is_alive = False
 
-    await house.pump.settle(FakeBatch([suspect(1, b"1", 5)]))
+    await harness.pipeline.settle(batch_of([suspect(1, b"1", 5)]))
 
-    assert house.inbox.trials == {}
+    assert harness.inbox.trials == {}
 
 
-async def test_a_message_in_trial_is_not_blamed_for_a_store_that_is_away(
-    house: House,
+async def test_a_message_on_trial_is_not_blamed_while_the_store_is_away(
+    harness: Harness,
 ) -> None:
-    """An operator who ends a process that only waits must not make it a culprit."""
-    house.inbox.failures = [StoreUnavailableError("sqlite:x", "full")] * 1000
+    """An operator may kill a process that only waits for the store."""
+    harness.inbox.failures = [StoreUnavailableError("sqlite:x", "full")] * 1000
     async with asyncio.TaskGroup() as tasks:
         settling = tasks.create_task(
-            house.pump.settle(FakeBatch([suspect(1, b"1", 5)]))
+            harness.pipeline.settle(batch_of([suspect(1, b"1", 5)]))
         )
-        await eventually(lambda: house.pump.is_waiting)
-        assert house.inbox.trials == {}
-        house.inbox.failures.clear()
+        await eventually(lambda: harness.pipeline.is_waiting)
+        assert harness.inbox.trials == {}
+        harness.inbox.failures.clear()
         await settling
 
-    # Each try is a trial of its own: what kills the process then is known by it.
-    assert set(house.journal[:-2]) == {"trial 1"}
-    assert house.journal[-3:] == ["trial 1", "store 1", "ack 1"]
-    assert house.inbox.trials == {}
+    # Each attempt is a trial of its own, so that a crash in it is recognized.
+    assert set(harness.effects[:-2]) == {"trial 1"}
+    assert harness.effects[-3:] == ["trial 1", "store 1", "ack 1"]
+    assert harness.inbox.trials == {}
 
 
-async def test_an_error_that_ends_the_process_leaves_the_note_of_the_trial(
-    house: House, monkeypatch: pytest.MonkeyPatch
+async def test_an_error_that_ends_the_process_keeps_the_record_of_the_trial(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A death by exception is a death: forgotten, each trial would be the first."""
+    """It is a crash: if the record was deleted, each trial would be the first."""
     killer = suspect(1, b"{", 5)
 
     async def fail(_delivery: Delivery, _letter: DeadLetter) -> None:
         problem = "out of memory, or a bug"
         raise MemoryError(problem)
 
-    monkeypatch.setattr(house.publisher, "dead_letter", fail)
+    monkeypatch.setattr(harness.publisher, "dead_letter", fail)
 
     with pytest.raises(MemoryError):
-        await house.pump.settle(FakeBatch([killer]))
+        await harness.pipeline.settle(batch_of([killer]))
 
-    assert house.inbox.trials == {trial_key(killer): 1}
+    assert harness.inbox.trials == {trial_key(killer): 1}

@@ -1,10 +1,21 @@
-"""One consumer on one channel: what it brought, what is in flight, whether it still lives."""
+"""
+One consumer of one queue, on a channel of its own, as a state machine.
+
+    STARTING ─▶ ACTIVE ─▶ DRAINING ─▶ DISCARDING ─▶ CLOSED
+
+A consumer only moves forward, and may skip states. A queue is handed over to the next
+consumer by closing the channel after everything in flight has been acked. Two other ways
+of leaving a queue lose the order of messages: basic.cancel makes the broker activate the
+next single active consumer while older deliveries are still in flight here, and a nack
+returns deliveries behind others that were returned before (docs/measurements.md).
+"""
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from itertools import islice
 from struct import Struct
 from typing import Final
@@ -12,20 +23,17 @@ from typing import Final
 import aiormq
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from bridge.amqp.connection import broker_call
+from bridge.amqp.connection import CONNECTION_LOST, BrokerConnection, broker_call
 from bridge.amqp.frame_reader import DeliveryReader
-from bridge.core.fence import Fence
 from bridge.core.message import Delivery
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 
-# How long an ack may wait for the next one. Each is an entry in the log of a quorum queue, on
-# the disks of a majority, before which new messages wait: a bridge that acks each small batch
-# by itself slows itself down. Who kills us repeats what was not told, as ever.
-_TELL_WITHIN_S: Final = 0.01
-
-# How long all that the broker has given is still taken by one that leaves; see `leave`.
-_LEAVE_WITHIN_S: Final = 5.0
+# How long an ack may wait to be sent together with the next one. Each ack is an entry in
+# the log of a quorum queue, on the disks of a majority of nodes, and new messages wait
+# behind it: a bridge that acks every small batch separately slows itself down. If the
+# process is killed meanwhile, the deliveries are repeated, as after any crash.
+_ACK_DELAY_S: Final = 0.01
 
 # Basic.Ack in its frame: AMQP 0-9-1 sections 4.2.3 and 1.8.3.13.
 _ACK: Final = Struct(">BHIIQBB").pack
@@ -37,266 +45,353 @@ _END: Final = 0xCE
 
 
 @dataclass(frozen=True, slots=True)
-class BatchLimits:
+class IntakeLimits:
     """
-    How much one batch may hold; one delivery fits whatever its size.
+    Bounds on batches and on waiting deliveries. A batch may hold one delivery of any size.
 
     Attributes:
-        deliveries: In one batch. What is more has to wait, as long as all that takes.
-        body_bytes: In one batch.
-        waiting_bytes: Of bodies that wait to be taken out of one queue. Prefetch bounds
-            them by number alone, which is not enough where messages are large.
+        batch_deliveries: The most deliveries in one batch; newer ones wait until the
+            whole batch is settled.
+        batch_bytes: The most bytes of bodies in one batch.
+        waiting_bytes: The most bytes of bodies that wait here for one queue. Prefetch
+            bounds their number alone, which is not enough if messages are large.
+        drain_s: How long a draining consumer still accepts deliveries.
+        poll_s: How long a change that the library does not report may go unnoticed.
 
     """
 
-    deliveries: int = 2000
-    body_bytes: int = 4 << 20
+    batch_deliveries: int = 2000
+    batch_bytes: int = 4 << 20
     waiting_bytes: int = 64 << 20
+    drain_s: float = 5.0
+    poll_s: float = 1.0
 
 
-class ConsumerSession:
-    """One consumer on one channel, and what it brought and nobody took yet."""
+class ConsumerState(IntEnum):
+    """
+    The states of a consumer, in their only order.
+
+    Attributes:
+        STARTING: The broker has not confirmed basic.consume; deliveries may arrive.
+        ACTIVE: Deliveries are handed out, and acks are sent.
+        DRAINING: Deliveries are handed out, but acks are withheld: the broker stops
+            delivering once `prefetch_count` deliveries are in flight.
+        DISCARDING: New deliveries are dropped unread; they return to the queue when the
+            channel closes. Older ones are still handed out.
+        CLOSED: Nothing is in flight; the channel is closed or being closed.
+
+    """
+
+    STARTING = 0
+    ACTIVE = 1
+    DRAINING = 2
+    DISCARDING = 3
+    CLOSED = 4
+
+
+class Consumer:
+    """
+    Consumes one queue and keeps its deliveries until they are taken and acked.
+
+    Args:
+        connection: The connection of `channel`.
+        channel: Used by this consumer alone; closed by `close_if_settled`.
+        queue: The queue to consume.
+        prefetch_count: How many deliveries may be in flight.
+        limits: How much may wait here, and how long a drain accepts deliveries.
+        timeout_s: The limit of each call to the broker.
+        arrived: Set when deliveries arrive.
+        changed: Set when the state, the channel or the settlement of deliveries changes.
+        metrics: Counts deliveries.
+
+    """
 
     def __init__(
         self,
+        connection: BrokerConnection[DeliveryReader],
         channel: aiormq.Channel,
         *,
         queue: str,
+        prefetch_count: int,
+        limits: IntakeLimits,
         timeout_s: float,
         arrived: asyncio.Event,
-        look: asyncio.Event,
+        changed: asyncio.Event,
         metrics: Metrics,
-        write: Callable[[bytes], bool],
-        reader: DeliveryReader,
-        waiting_max_bytes: int,
     ) -> None:
         self.queue = queue
-        self.parting = asyncio.Lock()  # for whoever closes it
-        self._waiting_max_bytes = waiting_max_bytes
-        self.fence: Fence | None = None  # kept here for whoever stores what it brings
+        self.prefetch_count = prefetch_count
+        # The prefetch at which waiting deliveries stay within their limit of bytes; set
+        # when they have exceeded it. The consumer drains and has to be replaced then.
+        self.fitting_prefetch: int | None = None
+        self._reader = connection.reader
+        self._write = connection.write
         self._channel = channel
-        self._write = write
-        self._reader = reader
+        self._limits = limits
         self._timeout_s = timeout_s
         self._arrived = arrived
+        self._changed = changed
         self._metrics = metrics
+        self._state = ConsumerState.STARTING
+        # Held by `start` and `close_if_settled`: two tasks may close a consumer, the one
+        # that hands it over and the one that drains the session.
+        self._transition = asyncio.Lock()
         self._consumer_tag: str | None = None
-        self._is_leaving = False
-        self._is_deaf = False
-        self._deafening: asyncio.TimerHandle | None = None
-        self._look = look
+        self._drain_timer: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
         self._waiting: list[Delivery] = []
         self._waiting_bytes = 0
-        # Once too many bytes have come: how many deliveries may be in flight with ease.
-        self.fitting: int | None = None
         # Tags count from 1 on each channel, so two numbers tell how many are in flight.
         self._last_tag = 0
         self._acked_tag = 0
-        self._told_tag = 0
-        self._prefetch_count = 1
-        self._tell_each = 1
-        self._telling: asyncio.TimerHandle | None = None
-        # When each chunk of deliveries came, by its last tag, as long as one is in flight.
+        self._sent_ack_tag = 0
+        self._ack_timer: asyncio.TimerHandle | None = None
+        # The last tag and the arrival time of each chunk of which a delivery is in flight.
         self._arrivals: deque[tuple[int, float]] = deque()
-        channel.closing.add_done_callback(lambda _: self._look.set())
-        channel.on_consumer_cancel_callbacks.add(lambda _: self._look.set())
+        channel.closing.add_done_callback(lambda _: changed.set())
+        channel.on_consumer_cancel_callbacks.add(lambda _: changed.set())
+
+    # --- state
+
+    @property
+    def state(self) -> ConsumerState:
+        """The current state."""
+        return self._state
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the consumer drains or has finished draining."""
+        return self._state >= ConsumerState.DRAINING
+
+    def _enter(self, state: ConsumerState) -> None:
+        """Move forward to `state`; do nothing if it has been reached before."""
+        if state <= self._state:
+            return
+        self._state = state
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+            self._drain_timer = None
+        if state >= ConsumerState.DRAINING:
+            self._stop_ack_timer()
+        if state is ConsumerState.DRAINING:
+            loop = asyncio.get_running_loop()
+            self._drain_timer = loop.call_later(
+                self._limits.drain_s, self._enter, ConsumerState.DISCARDING
+            )
+        if state >= ConsumerState.DISCARDING:
+            self._reader.resume(self._channel.number)
+        if state is ConsumerState.CLOSED:
+            # Before the channel closes: the library may then give its number to a new
+            # channel at once, and that one's deliveries must not be dropped.
+            self._reader.unsubscribe(self._channel.number, self._on_deliveries)
+        self._changed.set()
+
+    async def start(self) -> None:
+        """
+        Consume the queue. Deliveries may arrive before this returns.
+
+        Raises:
+            BrokerUnavailableError: If the broker is away or too slow.
+
+        """
+        number = self._channel.number
+        self._reader.subscribe(number, self.queue, self._on_deliveries)
+        doing = f"consume {self.queue}"
+        async with self._transition, broker_call(doing, timeout_s=self._timeout_s):
+            await self._channel.basic_qos(
+                prefetch_count=self.prefetch_count, global_=False
+            )
+            # The reader removes all deliveries, so the library never calls this callback.
+            reply = await self._channel.basic_consume(self.queue, never_called)
+            self._consumer_tag = reply.consumer_tag
+        self._enter(ConsumerState.ACTIVE)  # unless it has begun to drain
+
+    def drain(self) -> None:
+        """
+        Begin to leave the queue: withhold acks until everything in flight is settled.
+
+        The broker stops delivering once the prefetch is used up, so draining ends, and
+        everything it has delivered is settled here in order. After `drain_s` seconds,
+        further deliveries are dropped unread and return to the queue.
+        """
+        self._enter(ConsumerState.DRAINING)
+
+    async def close_if_settled(self) -> bool:
+        """
+        Close the channel unless a delivery is in flight or on its way.
+
+        Returns:
+            Whether the consumer is closed. If not, wait for `settled` and try again.
+
+        Raises:
+            BrokerUnavailableError: If the broker is away or too slow.
+
+        """
+        async with self._transition:
+            if self._state is ConsumerState.CLOSED:
+                return True
+            if self.in_flight or (not self._is_full and await self._receives_more()):
+                return False
+            self._enter(ConsumerState.CLOSED)
+            await self._close()
+        return True
+
+    async def _receives_more(self) -> bool:
+        """Wait for deliveries that the broker has sent already; return whether any came."""
+        can_receive = self.is_single_active and self._state < ConsumerState.DISCARDING
+        if can_receive and not self.was_cancelled:
+            doing = f"drain {self.queue}"
+            async with broker_call(doing, timeout_s=self._timeout_s):
+                # A second consumer, which receives nothing, passes through the queue's
+                # log behind our acks. When the broker answers it, the deliveries that
+                # those acks allowed are on their way to the channel. When the broker
+                # answers its cancellation, they have arrived.
+                try:
+                    second = await self._channel.basic_consume(self.queue, never_called)
+                    await self._channel.basic_cancel(second.consumer_tag or "")
+                except ChannelNotFoundEntity:
+                    # The queue was deleted just now, and this has closed the channel.
+                    self._enter(ConsumerState.DISCARDING)
+        return self.in_flight > 0
+
+    async def _close(self) -> None:
+        tag = self._consumer_tag
+        async with broker_call(f"leave {self.queue}", timeout_s=self._timeout_s):
+            if self._is_full and tag in self._channel.consumers:
+                # Cancel first, because the withheld acks would bring new deliveries. The
+                # broker activates the next consumer at once, which cannot overtake
+                # anything: every delivery of this one is stored.
+                await self._channel.basic_cancel(tag)
+            self.flush_acks()
+            await self._channel.close()
+
+    # --- facts
 
     @property
     def channel_number(self) -> int:
-        """Of its channel; a later consumer has another one."""
+        """The number of the channel, which a later channel may have again."""
         return self._channel.number
 
     @property
     def in_flight(self) -> int:
-        """Deliveries that came and are not acked."""
+        """Deliveries that arrived and are not acked."""
         return self._last_tag - self._acked_tag
 
     @property
+    def waiting(self) -> int:
+        """Deliveries that wait to be taken."""
+        return len(self._waiting)
+
+    @property
     def oldest_s(self) -> float | None:
-        """Seconds since the oldest delivery in flight came; ``None`` if none is."""
+        """Seconds since the oldest delivery in flight arrived; ``None`` if none is."""
         return time.monotonic() - self._arrivals[0][1] if self._arrivals else None
 
     @property
-    def is_active(self) -> bool:
-        """Whether it is the one of its queue that is delivered to, as far as was seen."""
-        return self._last_tag > 0
+    def is_single_active(self) -> bool:
+        """Whether the broker has made it its queue's active consumer, as far as is known."""
+        return self._last_tag > 0 and self._state is not ConsumerState.CLOSED
 
     @property
-    def is_leaving(self) -> bool:
-        """Whether it is about to go."""
-        return self._is_leaving
+    def was_cancelled(self) -> bool:
+        """Whether the broker has cancelled it, because the queue or its leader is gone."""
+        if self._state is ConsumerState.CLOSED or self._consumer_tag is None:
+            return False
+        return self._consumer_tag not in self._channel.consumers
 
     @property
-    def is_full(self) -> bool:
-        """Whether the broker can bring nothing more before it hears of an ack."""
-        return self._last_tag - self._told_tag >= self._prefetch_count
-
-    @property
-    def waiting(self) -> int:
-        """Deliveries that wait to be taken out."""
-        return len(self._waiting)
+    def _is_full(self) -> bool:
+        """Whether the broker cannot deliver more before it receives an ack."""
+        return self._last_tag - self._sent_ack_tag >= self.prefetch_count
 
     def problem(self) -> str | None:
-        """Say what is wrong with the session, ``None`` if nothing is."""
+        """Return what is wrong with the consumer, ``None`` if nothing is."""
+        # The task that starts or closes the consumer receives the error itself.
+        if self._state is ConsumerState.CLOSED or self._transition.locked():
+            return None
         if not self._channel.connection.is_opened:
-            return "the connection was lost"
+            return CONNECTION_LOST
         if self._channel.is_closed:
             return "the broker closed the channel"
         if self.was_cancelled:
             return f"the broker cancelled the consumer; was queue {self.queue} deleted or its leader lost?"
         return None
 
-    @property
-    def was_cancelled(self) -> bool:
-        """Whether the broker says that its queue is gone, for now or for good."""
-        tag = self._consumer_tag
-        return tag is not None and tag not in self._channel.consumers
+    # --- deliveries
 
-    def take_in(self, deliveries: Sequence[Delivery]) -> None:
-        """Keep what the reader found; called by it, never blocks."""
-        if self._is_deaf:
-            return  # never looked at: it goes back as it came
+    def _on_deliveries(self, deliveries: Sequence[Delivery]) -> None:
+        """Keep new deliveries. The reader calls this while it reads bytes."""
+        if self._state >= ConsumerState.DISCARDING:
+            return
         self._waiting.extend(deliveries)
         self._waiting_bytes += sum([len(delivery.body) for delivery in deliveries])
-        if self._waiting_bytes > self._waiting_max_bytes and len(self._waiting) > 1:
-            if self.fitting is None:
-                # Half of what fits, by the mean size: many may have come at once.
-                size_bytes = self._waiting_bytes / len(self._waiting)
-                self.fitting = max(1, int(self._waiting_max_bytes / size_bytes / 2))
-            self.leave()  # to come back with that as the prefetch
-            self._look.set()
-            self._reader.pause(self.channel_number)
+        if self._waiting_bytes > self._limits.waiting_bytes and len(self._waiting) > 1:
+            self._limit_waiting()
         self._last_tag = deliveries[-1].tag
         self._arrivals.append((self._last_tag, time.monotonic()))
         self._metrics.consumed.inc(len(deliveries))
         self._arrived.set()
 
-    def take_out(self, limits: BatchLimits) -> Sequence[Delivery]:
-        """Hand over the oldest of what waits, within `limits`."""
+    def _limit_waiting(self) -> None:
+        """Pause reading, and drain, to be replaced by a consumer with a lower prefetch."""
+        # A consumer that is draining already is being replaced by the task that drains
+        # it; its successor finds out for itself that messages are large.
+        if self._state < ConsumerState.DRAINING:
+            # Half of what fits at the mean size: many large ones may arrive at once.
+            mean_bytes = self._waiting_bytes / len(self._waiting)
+            fitting = int(self._limits.waiting_bytes / mean_bytes / 2)
+            self.fitting_prefetch = max(1, fitting)
+            self.drain()
+        self._reader.pause(self._channel.number)
+
+    def take(self, *, max_deliveries: int, max_bytes: int) -> Sequence[Delivery]:
+        """Remove and return the oldest waiting deliveries: one, or more within the limits."""
         size_bytes = 0
         count = 0
-        for delivery in islice(self._waiting, limits.deliveries):
+        for delivery in islice(self._waiting, max_deliveries):
             size_bytes += len(delivery.body)
-            if size_bytes > limits.body_bytes and count:
+            if size_bytes > max_bytes and count:
                 break
             count += 1
         taken = self._waiting[:count]
         del self._waiting[:count]
         self._waiting_bytes -= sum([len(delivery.body) for delivery in taken])
-        if self._is_leaving and self._waiting_bytes <= self._waiting_max_bytes:
-            self._reader.resume(self.channel_number)
+        if self.is_draining and self._waiting_bytes <= self._limits.waiting_bytes:
+            self._reader.resume(self._channel.number)
         return taken
 
-    async def start(self, prefetch_count: int) -> None:
-        """Consume with this prefetch."""
-        self._prefetch_count = prefetch_count
-        self._tell_each = prefetch_count // 4
-        async with broker_call(f"consume {self.queue}", timeout_s=self._timeout_s):
-            await self._channel.basic_qos(prefetch_count=prefetch_count, global_=False)
-            # The reader takes all deliveries; the callback is never called.
-            reply = await self._channel.basic_consume(self.queue, _never_called)
-            self._consumer_tag = reply.consumer_tag
-
-    async def confirm(self) -> None:
-        """
-        Hear on the channel of the deliveries that the broker has not cut it off.
-
-        Raises:
-            BrokerUnavailableError: If it has, or does not say.
-
-        """
-        doing = f"ask after {self.queue}"
-        async with broker_call(doing, timeout_s=self._timeout_s):
-            told = await self._channel.queue_declare(self.queue, passive=True)
-        if not told.consumer_count:
-            # What a node says that cannot reach the leader of the queue: then that may
-            # have given the queue away, and only this channel does not know of it.
-            raise BrokerUnavailableError(doing, "its leader does not answer")
-
-    def leave(self) -> None:
-        """
-        Be about to go: settle what the broker has given, then `close`.
-
-        Acks are held from now on, so that comes to an end: nothing can come any more when
-        as much is in flight as may be. Nothing goes back to the queue then, where it would
-        stand behind what went back before (docs/measurements.md). The consumer is not
-        cancelled before that: the broker would make the next one active while older
-        deliveries are in flight here. Whatever comes after five seconds of this is not
-        looked at, and goes back.
-        """
-        if self._is_leaving:
-            return
-        self._is_leaving = True
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
-        loop = asyncio.get_running_loop()
-        self._deafening = loop.call_later(_LEAVE_WITHIN_S, self._take_no_more)
-
-    def _take_no_more(self) -> None:
-        self._is_deaf = True
-        if self._deafening is not None:
-            self._deafening.cancel()
-            self._deafening = None
-        self._reader.resume(self.channel_number)
-
     async def settled(self) -> None:
-        """Wait until nothing is in flight."""
+        """Wait until nothing is in flight. Meant for after `drain`."""
         while self.in_flight:
             self._settled.clear()
             await self._settled.wait()
 
-    async def brings_more(self) -> bool:
+    async def confirm(self) -> None:
         """
-        Wait for what the broker has for us by now, and say whether anything is in flight.
+        Verify, on the channel of the deliveries, that the broker still has this consumer.
 
         Raises:
-            BrokerUnavailableError: If the broker is away or too slow.
+            BrokerUnavailableError: If it does not, or does not answer.
 
         """
-        if self.is_active and not self._is_deaf and not self.was_cancelled:
-            doing = f"stand in line for {self.queue}"
-            async with broker_call(doing, timeout_s=self._timeout_s):
-                # A second consumer, who gets nothing, goes through the queue's log behind
-                # our acks, so what these bring is on its way to the channel when it is
-                # answered; and in our hands when its end is.
-                try:
-                    second = await self._channel.basic_consume(
-                        self.queue, _never_called
-                    )
-                    await self._channel.basic_cancel(second.consumer_tag or "")
-                except ChannelNotFoundEntity:
-                    # Deleted this moment; that has closed the channel.
-                    self._take_no_more()
-        return self.in_flight > 0
+        doing = f"confirm the consumer of {self.queue}"
+        async with broker_call(doing, timeout_s=self._timeout_s):
+            reply = await self._channel.queue_declare(self.queue, passive=True)
+        if not reply.consumer_count:
+            # A node that cannot reach the queue's leader answers this. The leader may
+            # have given the queue to another consumer, unknown to this channel.
+            raise BrokerUnavailableError(doing, "its leader does not answer")
 
-    async def close(self) -> None:
-        """
-        Send what was acked, end consumer and channel; what is in flight goes back.
-
-        Raises:
-            BrokerUnavailableError: If the broker is away or too slow.
-
-        """
-        tag, self._consumer_tag = self._consumer_tag, None
-        async with broker_call(f"leave {self.queue}", timeout_s=self._timeout_s):
-            if self.is_full and not self.in_flight and tag in self._channel.consumers:
-                # An ack before that would bring more. All is stored, so the next consumer,
-                # who is made active at once, overtakes nothing.
-                await self._channel.basic_cancel(tag)
-            self._take_no_more()
-            self.tell()
-            await self._channel.close()
+    # --- acks
 
     def ack(self, tag: int) -> bool:
         """
-        Ack all up to `tag`; a second time it does nothing, and the broker never hears.
+        Ack all deliveries up to `tag`; repeating it does nothing.
 
-        The broker hears at once when a quarter of the prefetch was not told, else within
-        10 ms, together with what is acked meanwhile; after `leave`, by `close`. What may
-        wait to be sent is bounded by prefetch: the broker brings nothing new before it has
-        read an ack. So nothing is awaited, and no task is woken.
+        The ack is sent at once if a quarter of the prefetch is acked and not sent, else
+        within 10 ms; a draining consumer sends it when it closes. Nothing is awaited: the
+        number of unsent acks is bounded by the prefetch, because the broker delivers
+        nothing new before it has read an ack.
 
         Returns:
             False if the connection is gone.
@@ -305,41 +400,44 @@ class ConsumerSession:
         if tag <= self._acked_tag:
             return True
         self._acked_tag = tag
-        if not self._is_leaving and not self._tell_in_time(tag):
+        if not self.is_draining and not self._send_ack_soon(tag):
             return False
         while self._arrivals and self._arrivals[0][0] <= tag:
             self._arrivals.popleft()
-        if self._is_leaving and not self.in_flight:
+        if self.is_draining and not self.in_flight:
             self._settled.set()
-            self._look.set()
+            self._changed.set()
         return True
 
-    def _tell_in_time(self, tag: int) -> bool:
-        if tag - self._told_tag >= self._tell_each:
-            return self.tell()
-        if self._telling is None:
+    def _send_ack_soon(self, tag: int) -> bool:
+        if tag - self._sent_ack_tag >= self.prefetch_count // 4:
+            return self.flush_acks()
+        if self._ack_timer is None:
             loop = asyncio.get_running_loop()
-            self._telling = loop.call_later(_TELL_WITHIN_S, self.tell)
+            self._ack_timer = loop.call_later(_ACK_DELAY_S, self.flush_acks)
         return True
 
-    def tell(self) -> bool:
-        """Send at once what was acked and not sent yet; false if the channel is gone."""
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
-        if self._told_tag == self._acked_tag:
+    def flush_acks(self) -> bool:
+        """Send the acks that wait; return False if the channel or connection is gone."""
+        self._stop_ack_timer()
+        if self._sent_ack_tag == self._acked_tag:
             return True
-        # An ack on a channel that is closed would end the connection.
+        # The broker closes the connection when it receives an ack on a closed channel.
         if self._channel.is_closed or not self._channel.connection.is_opened:
             return False
-        self._told_tag = self._acked_tag
+        self._sent_ack_tag = self._acked_tag
         return self._write(_render_ack(self._channel.number, self._acked_tag))
+
+    def _stop_ack_timer(self) -> None:
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
 
 
 def _render_ack(channel_number: int, tag: int) -> bytes:
-    """Basic.Ack with multiple; by hand, because the library's way costs more than a delivery."""
+    """Render Basic.Ack with `multiple`; the library's way costs more than a delivery."""
     return _ACK(_METHOD, channel_number, _ACK_BYTES, _BASIC_ACK, tag, _MULTIPLE, _END)
 
 
-async def _never_called(_message: object) -> None:
-    """Stand in where the library wants a callback."""
+async def never_called(_message: object) -> None:
+    """Serve as callback where the library requires one and no delivery reaches it."""

@@ -1,10 +1,10 @@
 """
-Deliveries: what waits in the inbound queues, in order, in batches, until it is acked.
+The intake: keeps consuming the inbound queues, and hands out their deliveries in batches.
 
-One supervised connection with a channel and a consumer for each shard. Prefetch is the
-bound on what waits here; the broker keeps the rest. A session is whole or gone: when
-anything of it fails (connection, channel, consumer, queue) it ends, what it brought is
-forgotten, and the broker delivers that again to the next one.
+One supervised connection has a channel and a consumer for each shard. Prefetch bounds the
+deliveries that wait here; the broker keeps the rest. When anything fails (connection,
+channel, consumer, queue), the session ends, its deliveries are dropped, and the broker
+redelivers them to the next session.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ from bridge.amqp.connection import (
     Purpose,
     broker_identity,
 )
-from bridge.amqp.consume.consumer import BatchLimits, ConsumerSession
-from bridge.amqp.consume.session import Batch, IntakeSession, Work, first_to_end
+from bridge.amqp.consume.consumer import Consumer, IntakeLimits
+from bridge.amqp.consume.session import Batch, IntakeSession, SessionState
 from bridge.amqp.frame_reader import DeliveryReader
 from bridge.amqp.ownership import Neighbours
 from bridge.amqp.shards.assignment import ShardAssignment
 from bridge.amqp.shards.layout import ShardLayout, ShardPlan, marker_exchange_name
 from bridge.amqp.shards.migration import ShardMigration, keep_publishing_end_markers
-from bridge.amqp.supervision import supervise
+from bridge.amqp.supervision import Work, first_to_end, supervise
 from bridge.amqp.topology import Topology, declare, inbound_queue
 from bridge.core.message import Delivery
 from bridge.errors import BridgeError, BrokerUnavailableError, TopologyError
@@ -37,7 +37,7 @@ from bridge.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-# So many at once come from a backlog, and more of it waits in the socket.
+# More waiting deliveries than this come from a backlog, and more are in the socket.
 _BACKLOG: Final = 50
 _FLOOD: Final = 200
 _ENOUGH: Final = 1000
@@ -45,20 +45,17 @@ _ENOUGH: Final = 1000
 
 class Intake:
     """
-    Takes deliveries in. One task takes batches; any may ask how it is.
+    Supervises the consuming session. One task takes batches; any task may read the facts.
 
     Args:
-        address: Where the broker is.
-        wanted: Declared at each connect, so that what was deleted comes back.
+        address: The broker.
+        wanted: Declared at each connect, so that deleted queues are restored.
         queue: The queue to consume.
-        shards: If given, says what is declared and consumed, in place of these two.
+        shards: If given, decides what is declared and consumed, instead of these two.
         prefetch_count: Deliveries that may be in flight, 1 to 65535.
-        limits: How much one batch may hold, and how much may wait.
-        has_own_inbox: Whether nobody shares the inbox that what is taken goes into. Needs
-            `shards`.
-
-    Attributes:
-        problem: Who is in our way, if nothing is taken for that; see `alone.py`.
+        limits: How large batches are, and how much may wait.
+        has_own_inbox: Whether the inbox that takes the deliveries is not shared with other
+            bridges. Needs `shards`.
 
     """
 
@@ -70,83 +67,136 @@ class Intake:
         queue: str,
         prefetch_count: int,
         metrics: Metrics,
-        limits: BatchLimits | None = None,
+        limits: IntakeLimits | None = None,
         shards: ShardPlan | None = None,
         has_own_inbox: bool = False,
     ) -> None:
         self.wanted = wanted  # as of the last session
+        self.broker: BrokerIdentity | None = None  # of the last session
+        self.problem: str | None = None  # which other bridge keeps this one waiting
         self._address = address
         self._queue = queue
         self._shards = shards
-        self._has_company = not has_own_inbox
+        self._has_own_inbox = has_own_inbox
         self._prefetch_count = prefetch_count
-        self._limits = limits or BatchLimits()
+        self._limits = limits or IntakeLimits()
         self._metrics = metrics
-        metrics.in_flight.set_function(lambda: self.in_flight)
-        metrics.shards_active.set_function(lambda: self.shards_active)
-        self._session: IntakeSession | None = None
-        self._seen_marks: list[str] = []
-        self._mark_exchange = (
+        self._marker_exchange = (
             b"" if shards is None else marker_exchange_name(shards.names).encode()
         )
+        self._session: IntakeSession | None = None
+        self._session_ended = asyncio.Event()
         self._arrived = asyncio.Event()
-        self._settled = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._was_consuming = False
-        self._is_standing = False
-        self.broker: BrokerIdentity | None = None  # of the last session
-        self.problem: str | None = None
+        self._has_consumed = False
+        metrics.in_flight.set_function(lambda: self.in_flight)
+        metrics.shards_active.set_function(lambda: self.shards_active)
+
+    # --- facts
 
     @property
     def is_consuming(self) -> bool:
-        """Whether the broker has a consumer of ours right now, as far as can be known."""
+        """Whether the broker has a consumer of ours for each queue, as far as is known."""
+        session = self._session
         return (
-            self._is_standing
-            and self._session is not None
-            and self._session.problem() is None
+            session is not None
+            and session.state is SessionState.ACTIVE
+            and session.problem() is None
         )
 
     @property
     def shards_active(self) -> int:
-        """Shards whose deliveries come to us, as far as was seen."""
-        consumers = self._session.consumers if self._session is not None else ()
-        return sum(consumer.is_active for consumer in consumers)
+        """Shards that the broker delivers to this bridge, as far as is known."""
+        return sum(consumer.is_single_active for consumer in self._consumers)
 
     @property
     def in_flight(self) -> int:
-        """Deliveries that came and are not acked, those that nobody took yet included."""
+        """Deliveries that arrived and are not acked, including those that still wait."""
         return self._session.in_flight if self._session is not None else 0
 
     def in_flight_of(self, queue: str) -> int | None:
-        """As `in_flight`, of one queue; ``None`` if it is not consumed here."""
+        """Return `in_flight` of one queue; ``None`` if it is not consumed here."""
         consumer = self._consumer_of(queue)
         return None if consumer is None else consumer.in_flight
 
     def oldest_of(self, queue: str) -> float | None:
-        """As `oldest_s`, of one queue."""
+        """Return `oldest_s` of one queue."""
         consumer = self._consumer_of(queue)
         return None if consumer is None else consumer.oldest_s
 
-    def _consumer_of(self, queue: str) -> ConsumerSession | None:
-        consumers = self._session.consumers if self._session is not None else ()
-        return next((one for one in consumers if one.queue == queue), None)
-
     @property
     def oldest_s(self) -> float | None:
-        """Seconds since the oldest delivery in flight came; ``None`` if none is."""
+        """Seconds since the oldest delivery in flight arrived; ``None`` if none is."""
         return self._session.oldest_s if self._session is not None else None
+
+    @property
+    def _consumers(self) -> Sequence[Consumer]:
+        return self._session.consumers if self._session is not None else ()
+
+    def _consumer_of(self, queue: str) -> Consumer | None:
+        return next((one for one in self._consumers if one.queue == queue), None)
+
+    # --- deliveries
+
+    async def next_batch(self) -> Batch:
+        """
+        Wait for deliveries and return the oldest, in order.
+
+        Cancellation:
+            Safe; nothing is taken.
+
+        """
+        while True:
+            session = self._session
+            if session is not None and (waiting := session.waiting):
+                if waiting > _BACKLOG:
+                    await _let_batch_grow(session)
+                # None if the session has ended, also while the batch was growing: its
+                # deliveries would be stored now and again when they are redelivered.
+                batch = session.take_batch()
+                if batch is not None:
+                    return batch
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def is_current(self, batch: Batch) -> bool:
+        """Whether `batch` can still be acked; if not, the broker redelivers it."""
+        return batch.session.is_alive()
+
+    async def ack(self, batch: Batch) -> bool:
+        """
+        Tell the broker that `batch` and everything before it is settled.
+
+        Returns:
+            False if its session has ended: the broker redelivers the batch.
+
+        """
+        return batch.session.ack(batch)
+
+    def is_end_marker(self, delivery: Delivery) -> bool:
+        """
+        Whether `delivery` marks the end of a queue of the old layout, and is for no user.
+
+        It comes after everything else in that queue. Its queue belongs into
+        `ended_queues` of its batch: the session deletes it after the batch is acked.
+        """
+        return (
+            bool(self._marker_exchange) and delivery.exchange == self._marker_exchange
+        )
+
+    # --- supervision
 
     async def run(self) -> None:
         """
         Keep consuming until cancelled, whatever happens to the broker.
 
         Raises:
-            TopologyError: If something else has our names on the broker, before the
-                first consumer stood. Later it is logged and tried again: windows are
-                being served, and an operator may be at it.
+            TopologyError: If the broker holds something else under our names, before the
+                first session has consumed. Later it is logged and tried again, because
+                windows are connected and an operator may be working on the broker.
 
         Cancellation:
-            Closes the connection; what is in flight comes again.
+            Closes the connection; the broker redelivers what is in flight.
 
         """
         await supervise(
@@ -157,109 +207,45 @@ class Intake:
             metrics=self._metrics,
         )
 
-    async def next_batch(self) -> Batch:
-        """
-        Wait for deliveries, and hand over what waits, in order.
-
-        Cancellation:
-            Safe; nothing is taken.
-
-        """
-        while True:
-            session = self._session
-            if (
-                session is not None
-                and not session.has_failed()
-                and (waiting := session.waiting)
-            ):
-                if waiting > _BACKLOG:
-                    await _let_gather(session)
-                    if session.has_failed():
-                        continue  # what it brought comes again: stored now, it is twice
-                batch = session.take_out()
-                if batch is not None:
-                    return batch
-            self._arrived.clear()
-            await self._arrived.wait()
-
-    def is_current(self, batch: Batch) -> bool:
-        """Whether `batch` can still be acked; if not, it is delivered again."""
-        session = batch.session
-        return session is self._session and session.problem() is None
-
-    async def ack(self, batch: Batch) -> bool:
-        """
-        Tell the broker that all of `batch`, and all before it, is safe.
-
-        Returns:
-            False if the session that brought it is gone: the broker delivers it again.
-
-        """
-        if not self.is_current(batch):
-            return False
-        session = batch.session
-        if not all(consumer.ack(tag) for consumer, tag in batch.last):
-            session.fail("the connection was lost")
-            return False
-        if self._seen_marks:
-            session.pass_marks(self._seen_marks)
-            self._seen_marks = []
-        return True
-
-    def give_up(self, batch: Batch, problem: str) -> None:
-        """End the session that brought `batch`, and begin a new one."""
-        batch.session.fail(problem)
-
-    def is_mark(self, delivery: Delivery) -> bool:
-        """
-        Whether `delivery` is for the intake itself and no user's: ack it with its batch.
-
-        It stands behind all that was in a queue before the number of shards changed.
-        """
-        if not self._mark_exchange or delivery.exchange != self._mark_exchange:
-            return False
-        self._seen_marks.append(delivery.routing_key.decode(errors="replace"))
-        return True
-
     async def stop_consuming(self) -> None:
         """
-        Settle what the broker has given, and give the queues away; see `settled`.
+        Begin to hand all queues over to other bridges, in order; see `settled`.
 
-        Only then may another bridge go on with them. Take and ack until that is done.
+        Batches have to be taken and acked until that is done.
         """
         self._stopping.set()
-        self._is_standing = False
         if self._session is not None:
-            self._session.leave()
+            self._session.drain()
         log.info("intake.stopped", in_flight=self.in_flight)
 
     async def settled(self) -> None:
-        """Wait until all is given away. Meant for after `stop_consuming`."""
+        """Wait until no session is left. Meant for after `stop_consuming`."""
         while self._session is not None:
-            self._settled.clear()
-            await self._settled.wait()
+            self._session_ended.clear()
+            await self._session_ended.wait()
 
     async def set_prefetch(self, count: int) -> None:
         """
-        Let up to `count` deliveries be in flight, from now on and after reconnects.
+        Let up to `count` deliveries be in flight, now and after reconnects.
 
-        Each queue is given away and consumed anew, so another bridge may have it then.
+        Each queue is released and consumed again, so another bridge may receive it.
         """
         self._prefetch_count = count
         if self._session is not None:
-            self._session.prefetch_count = count
+            self._session.set_prefetch(count)
 
     async def _consume(self, connection: BrokerConnection[DeliveryReader]) -> None:
-        """Be one session after the other, until something goes wrong."""
-        neighbours = await self._have_turn(connection)
+        """Run one session after another on this connection, until something fails."""
+        neighbours = await self._acquire_ownership(connection)
         last_queues: Sequence[str] = ()
         while not self._stopping.is_set():
-            layout, queues = await self._arrange(connection)
-            if queues == last_queues:  # no other number of shards is why it ended
+            layout, queues = await self._declare(connection)
+            if queues == last_queues:  # the session did not end for another layout
                 problem = "the broker cancelled a consumer; was its queue deleted or its leader lost?"
                 raise BrokerUnavailableError(f"consume {', '.join(queues)}", problem)
             last_queues = queues
-            session = IntakeSession(
+            self.broker = broker_identity(connection)
+            session = self._session = IntakeSession(
                 connection,
                 queues,
                 prefetch_count=self._prefetch_count,
@@ -267,31 +253,56 @@ class Intake:
                 arrived=self._arrived,
                 metrics=self._metrics,
                 limits=self._limits,
-                may_vanish=self._shards is not None,
+                queues_may_vanish=self._shards is not None,
             )
-            self._session = session
-            self._seen_marks = []
-            self.broker = broker_identity(connection)
             try:
                 await self._run(session, connection, layout, neighbours)
             finally:
-                session.tell()
-                session.fail("it is over")  # whoever is about to take from it must not
+                session.flush_acks()
+                session.fail("the session is over")
                 self._session = None
-                self._is_standing = False
-                self._settled.set()
+                self._session_ended.set()
 
-    async def _have_turn(
+    async def _run(
+        self,
+        session: IntakeSession,
+        connection: BrokerConnection[DeliveryReader],
+        layout: ShardLayout,
+        neighbours: Neighbours | None,
+    ) -> None:
+        """Consume until something fails, or the queues of the old layout are gone."""
+        if self._stopping.is_set():  # while the topology was declared
+            session.drain()
+        await session.start()
+        self._has_consumed = True
+        log.info("intake.consuming", queues=list(session.queues))
+        works: list[Work] = [session.watch, session.maintain]
+        if neighbours is not None:
+            works.append(neighbours.keep_apart)
+        if self._shards is not None and layout.is_migrating:
+            works.append(
+                partial(
+                    keep_publishing_end_markers, self._address, self._shards, layout
+                )
+            )
+        elif self._shards is not None and layout.shards > 1 and not self._has_own_inbox:
+            assignment = await ShardAssignment.open(
+                session, connection, self._shards, shards=layout.shards
+            )
+            works.append(assignment.run)
+        await first_to_end(works)
+
+    async def _acquire_ownership(
         self, connection: BrokerConnection[DeliveryReader]
     ) -> Neighbours | None:
-        """Wait until nobody is in our way, or until we are to stop."""
+        """Wait until no other bridge is in the way, or until consuming is stopped."""
         if self._shards is None:
             return None
         neighbours = Neighbours(
             connection,
             self._shards.names,
             address=self._address,
-            has_own_inbox=not self._has_company,
+            has_own_inbox=self._has_own_inbox,
         )
         try:
             await neighbours.wait_until_gone(
@@ -301,47 +312,10 @@ class Intake:
             raise self._refusal(exc) from exc
         return neighbours
 
-    def _refusal(self, exc: TopologyError) -> BridgeError:
-        """Return what becomes of it: the end of a start; later, another try."""
-        if not self._was_consuming:
-            return exc
-        log.error("intake.topology_differs", problem=str(exc))
-        return BrokerUnavailableError(f"declare {exc.name}", exc.problem)
-
-    async def _run(
-        self,
-        session: IntakeSession,
-        connection: BrokerConnection[DeliveryReader],
-        layout: ShardLayout,
-        neighbours: Neighbours | None,
-    ) -> None:
-        """Consume until something goes wrong, or the queues of before are all gone."""
-        await session.start()
-        self._was_consuming = True
-        self._is_standing = not self._stopping.is_set()
-        log.info("intake.consuming", queues=list(session.queues))
-        if self._stopping.is_set():  # while we were starting
-            session.leave()
-        works: list[Work] = [session.watch, session.do_chores]
-        if neighbours is not None:
-            works.append(neighbours.keep_apart)
-        if self._shards is not None and layout.is_migrating:
-            works.append(
-                partial(
-                    keep_publishing_end_markers, self._address, self._shards, layout
-                )
-            )
-        elif self._shards is not None and layout.shards > 1 and self._has_company:
-            assignment = await ShardAssignment.open(
-                session, connection, self._shards, shards=layout.shards
-            )
-            works.append(assignment.run)
-        await first_to_end(works)
-
-    async def _arrange(
+    async def _declare(
         self, connection: BrokerConnection[DeliveryReader]
     ) -> tuple[ShardLayout, Sequence[str]]:
-        """Declare what has to be, and say what is to be consumed now."""
+        """Declare the topology; return the layout and the queues to consume now."""
         try:
             if self._shards is None:
                 await declare(
@@ -360,12 +334,19 @@ class Intake:
             if layout.is_migrating:
                 await migration.complete(layout)
                 layout = replace(layout, is_migrating=False)
-            self._tell_layout(layout, self._shards)
+            self._log_layout(layout, self._shards)
             return layout, self._shards.names.inbound_queues(layout.shards)
         except TopologyError as exc:
             raise self._refusal(exc) from exc
 
-    def _tell_layout(self, layout: ShardLayout, plan: ShardPlan) -> None:
+    def _refusal(self, exc: TopologyError) -> BridgeError:
+        """Return the error to raise: `exc` ends a start; later, consuming is retried."""
+        if not self._has_consumed:
+            return exc
+        log.error("intake.topology_differs", problem=str(exc))
+        return BrokerUnavailableError(f"declare {exc.name}", exc.problem)
+
+    def _log_layout(self, layout: ShardLayout, plan: ShardPlan) -> None:
         if layout.shards != plan.shards:
             log.warning(
                 "shards.broker_decides",
@@ -375,12 +356,12 @@ class Intake:
             )
 
 
-async def _let_gather(session: IntakeSession) -> None:
+async def _let_batch_grow(session: IntakeSession) -> None:
     """
-    Let a large batch grow: what one user gets leaves in one send, and one commit is for all.
+    Wait while more deliveries arrive: one commit and one send then serve more messages.
 
-    By what is there already, which takes a turn of the loop to receive. And in a flood, by
-    what a millisecond brings: nothing waits longer for it than behind so much else.
+    Deliveries that are in the socket already need one turn of the loop. In a flood, wait
+    a millisecond for more: that is short compared to the wait behind so many others.
     """
     count = 0
     while session.waiting > count:

@@ -27,7 +27,7 @@ import aiormq
 import structlog
 
 from bridge.amqp.connection import BrokerConnection, broker_call
-from bridge.amqp.consume.consumer import ConsumerSession
+from bridge.amqp.consume.consumer import Consumer, never_called
 from bridge.amqp.consume.session import IntakeSession
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.shards.layout import ShardPlan
@@ -45,11 +45,11 @@ _FAILURES_MAX: Final = 3
 
 
 def excess(
-    consumers: Sequence[ConsumerSession], *, shards: int, bridges: int
-) -> list[ConsumerSession]:
+    consumers: Sequence[Consumer], *, shards: int, bridges: int
+) -> list[Consumer]:
     """Return the consumers that a bridge must release: its least busy ones above the share."""
     share = -(-shards // max(1, bridges))
-    active = [one for one in consumers if one.is_active and not one.is_leaving]
+    active = [one for one in consumers if one.is_single_active and not one.is_draining]
     active.sort(key=lambda one: one.in_flight)
     return active[: max(0, len(active) - share)]
 
@@ -128,7 +128,7 @@ class ShardAssignment:
         async with broker_call(
             f"consume {self._queue}", timeout_s=self._plan.timeout_s
         ):
-            await self._channel.basic_consume(self._queue, _never_called)
+            await self._channel.basic_consume(self._queue, never_called)
         while True:
             # With jitter: bridges that count at the same moment would all release to one.
             await asyncio.sleep(_jittered(self._plan.assignment_interval_s))
@@ -164,15 +164,11 @@ class ShardAssignment:
             reply = await self._channel.queue_declare(self._queue, passive=True)
         return reply.consumer_count or 1
 
-    async def _release(self, consumer: ConsumerSession) -> None:
-        await self._session.give_away(consumer)
+    async def _release(self, consumer: Consumer) -> None:
+        await self._session.release(consumer)
         await asyncio.sleep(_jittered(self._pause_s))
         await self._session.consume(consumer.queue)
 
 
 def _jittered(seconds: float) -> float:
     return seconds * (0.5 + random.random())  # noqa: S311 - no secret
-
-
-async def _never_called(_message: object) -> None:
-    """Satisfy the library; the queue is always empty."""

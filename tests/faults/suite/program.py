@@ -25,7 +25,7 @@ from bridge import wiring as options
 from bridge.amqp.consume.intake import Intake
 from bridge.cli.main import main
 from bridge.inbox.memory.store import MemoryInbox
-from bridge.pipeline import Pump
+from bridge.pipeline import Pipeline
 from bridge.sockets.engineio.session import Carrier
 
 BEFORE_APPEND: Final = "before_append"
@@ -153,7 +153,7 @@ def ack_before_append() -> None:
 
         return changed
 
-    _wrap(Pump, "_store", change)
+    _wrap(Pipeline, "_store", change)
 
 
 def swap() -> None:

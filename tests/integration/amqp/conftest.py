@@ -4,16 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import aiormq
 import pytest
 from aiormq.abc import ChannelFrame
 
-from bridge.amqp.connection import BrokerAddress
-from bridge.amqp.consume.consumer import BatchLimits
+from bridge.amqp.connection import BrokerAddress, BrokerConnection
+from bridge.amqp.consume.consumer import Consumer, IntakeLimits
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.consume.session import Batch
+from bridge.amqp.frame_reader import DeliveryReader
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import Topology, topology
 from bridge.core.broker_names import BrokerNames
@@ -140,7 +141,7 @@ async def running(*workers: Runs) -> AsyncIterator[None]:
 
 @dataclass
 class Taker:
-    """Takes and acks what an intake brings, as the pump does."""
+    """Takes and acks the batches of an intake, as the pipeline does."""
 
     intake: Intake
     taken: list[Delivery] = field(default_factory=list)
@@ -178,6 +179,36 @@ class Taker:
         await eventually(lambda: self.intake.is_consuming, within_s=30)
 
 
+@dataclass
+class RecordingConnection:
+    """Stands in for a connection and records the frames that are written to it."""
+
+    reader: DeliveryReader = field(default_factory=DeliveryReader)
+    frames: list[bytes] = field(default_factory=list)
+
+    def write(self, frame: bytes) -> bool:
+        """Record `frame`."""
+        self.frames.append(frame)
+        return True
+
+
+def consumer_on(
+    raw: Raw, queue: str, connection: RecordingConnection | None = None
+) -> Consumer:
+    """Return a consumer on the channel of `raw`, with a prefetch of 40, not started."""
+    return Consumer(
+        cast("BrokerConnection[DeliveryReader]", connection or RecordingConnection()),
+        raw.channel,
+        queue=queue,
+        prefetch_count=40,
+        limits=IntakeLimits(),
+        timeout_s=10 * SLOW_FACTOR,
+        arrived=asyncio.Event(),
+        changed=asyncio.Event(),
+        metrics=Metrics(),
+    )
+
+
 IntakeMaker = Callable[..., AbstractAsyncContextManager[Taker]]
 
 
@@ -192,7 +223,7 @@ def consuming(
         at: BrokerAddress | None = None,
         *,
         prefetch_count: int = 100,
-        limits: BatchLimits | None = None,
+        limits: IntakeLimits | None = None,
     ) -> AsyncIterator[Taker]:
         intake = Intake(
             at or address,

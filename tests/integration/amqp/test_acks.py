@@ -1,97 +1,82 @@
-"""Acks: told together where that saves the broker work, and never late where it matters."""
+"""Acks are sent together where that saves work for the broker, and never too late."""
 
-import asyncio
-
-from bridge.amqp.consume.consumer import ConsumerSession
-from bridge.amqp.frame_reader import DeliveryReader
+from bridge.amqp.consume.consumer import ConsumerState
 from bridge.core.broker_names import BrokerNames
-from bridge.metrics import Metrics
-from tests.conftest import SLOW_FACTOR, eventually
-from tests.integration.amqp.conftest import IntakeMaker, Raw
-
-
-class Written(list[bytes]):
-    """What was written to a connection."""
-
-    def write(self, frame: bytes) -> bool:
-        """Keep `frame`."""
-        self.append(frame)
-        return True
+from bridge.core.message import Delivery
+from tests.conftest import eventually
+from tests.integration.amqp.conftest import (
+    IntakeMaker,
+    Raw,
+    RecordingConnection,
+    consumer_on,
+)
+from tests.unit.amqp.wire import content, deliver
 
 
 def tag_of(frame: bytes) -> int:
-    """Return the delivery tag that a frame of Basic.Ack is about."""
+    """Return the delivery tag in a frame of Basic.Ack."""
     assert frame[7:11] == b"\x00\x3c\x00\x50"
-    assert frame[19] == 1  # and all before it
+    assert frame[19] == 1  # multiple
     return int.from_bytes(frame[11:19], "big")
 
 
-async def start(
-    raw: Raw, names: BrokerNames, metrics: Metrics, frames: Written
-) -> ConsumerSession:
-    """Consume with a prefetch of 40, and write to `frames` instead of the connection."""
-    consumer = ConsumerSession(
-        raw.channel,
-        queue=names.inbound_queue(),
-        timeout_s=10 * SLOW_FACTOR,
-        arrived=asyncio.Event(),
-        look=asyncio.Event(),
-        metrics=metrics,
-        write=frames.write,
-        reader=DeliveryReader(),
-        waiting_max_bytes=1000,
-    )
-    await consumer.start(40)
-    return consumer
-
-
-async def test_acks_of_small_batches_are_told_together(
-    raw: Raw, names: BrokerNames, metrics: Metrics, consuming: IntakeMaker
+async def test_acks_of_small_batches_are_sent_together(
+    raw: Raw, names: BrokerNames, consuming: IntakeMaker
 ) -> None:
-    """Within 10 ms, and at once when there are many; the last when the queue is given away."""
+    """Within 10 ms, at once if there are many, and the last when the queue is released."""
     async with consuming():
-        pass  # declares it
-    frames = Written()
-    consumer = await start(raw, names, metrics, frames)
+        pass  # it declares the queue
+    connection = RecordingConnection()
+    consumer = consumer_on(raw, names.inbound_queue(), connection)
+    await consumer.start()
+    for tag in range(1, 15):
+        chunk = deliver(raw.channel.number, tag) + b"".join(
+            content(raw.channel.number, b"\x00\x00", b"{}")
+        )
+        connection.reader.feed_data(chunk)
 
     assert consumer.ack(1)
     assert consumer.ack(2)
-    assert not frames
-    await eventually(lambda: len(frames) == 1)
+    assert not connection.frames
+    await eventually(lambda: len(connection.frames) == 1)
     assert consumer.ack(11)
     assert consumer.ack(12)
     assert consumer.ack(13)
-    consumer.leave()
+    consumer.drain()
+    assert not await consumer.close_if_settled()
     assert consumer.ack(14)
-    await consumer.close()
+    assert await consumer.close_if_settled()
 
-    assert [tag_of(frame) for frame in frames] == [2, 12, 14]
+    assert consumer.state is ConsumerState.CLOSED
+    assert [tag_of(frame) for frame in connection.frames] == [2, 12, 14]
 
 
-async def test_an_ack_that_waits_is_not_sent_on_a_channel_that_was_closed(
-    raw: Raw, names: BrokerNames, metrics: Metrics, consuming: IntakeMaker
+async def test_a_waiting_ack_is_not_sent_on_a_closed_channel(
+    raw: Raw, names: BrokerNames, consuming: IntakeMaker
 ) -> None:
-    """The broker would end the connection, and with it every other shard's consumer."""
+    """The broker would close the connection, and with it the consumers of all shards."""
     async with consuming():
         pass
-    frames = Written()
-    consumer = await start(raw, names, metrics, frames)
+    connection = RecordingConnection()
+    consumer = consumer_on(raw, names.inbound_queue(), connection)
+    await consumer.start()
+    consumer._on_deliveries([Delivery(1, False, b"", b"ann", b"", b"{}", "q")])  # noqa: FBT003 - a field
     assert consumer.ack(1)
 
     await raw.channel.close()
 
-    assert not consumer.tell()
-    assert not frames
+    assert not consumer.flush_acks()
+    assert not connection.frames
 
 
-async def test_nothing_that_was_acked_comes_again_after_an_orderly_end(
+async def test_nothing_that_was_acked_is_redelivered_after_an_orderly_end(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """What waits to be told is told before the connection is closed."""
+    """Waiting acks are sent before the connection is closed."""
     async with consuming() as taker:
         for number in range(5):
             await raw.publish(names.messages, body=b"%d" % number)
-        await taker.take(5)  # acks them
+        await taker.take(5)
     async with consuming() as taker:
         await raw.publish(names.messages, body=b"new")
         await taker.take(1)

@@ -1,16 +1,11 @@
-"""What a consumer hears when it asks whether the broker has cut it off."""
-
-import asyncio
+"""A consumer verifies that the broker has not cut it off."""
 
 import pytest
 
-from bridge.amqp.consume.consumer import ConsumerSession
-from bridge.amqp.frame_reader import DeliveryReader
 from bridge.core.broker_names import BrokerNames
 from bridge.errors import BrokerUnavailableError
-from bridge.metrics import Metrics
-from tests.conftest import SLOW_FACTOR, eventually
-from tests.integration.amqp.conftest import IntakeMaker, Raw
+from tests.conftest import eventually
+from tests.integration.amqp.conftest import IntakeMaker, Raw, consumer_on
 from tests.integration.amqp.proxy import TcpProxy
 
 
@@ -20,7 +15,7 @@ async def test_the_active_consumer_is_confirmed_until_it_is_cut_off(
     names: BrokerNames,
     proxy: TcpProxy,
 ) -> None:
-    """With others in its line, and many deliveries under way on its channel."""
+    """Other consumers wait for the queue, and many deliveries are on their way."""
     async with consuming(proxy.address) as taker, consuming():
         for number in range(200):
             await raw.publish(names.messages, body=b"%d" % number)
@@ -35,33 +30,22 @@ async def test_the_active_consumer_is_confirmed_until_it_is_cut_off(
             await consumer.confirm()
 
 
-async def test_a_queue_that_says_it_has_no_consumer_confirms_none(
+async def test_a_queue_that_reports_no_consumer_confirms_none(
     raw: Raw,
     names: BrokerNames,
-    metrics: Metrics,
     consuming: IntakeMaker,
 ) -> None:
-    """So says a node that cannot reach the leader of the queue, which may have given it away."""
+    """A node answers this if it cannot reach the leader, which may have replaced the consumer."""
     queue = names.inbound_queue()
     async with consuming():
-        pass  # declares it
+        pass  # it declares the queue
 
     async def has_no_consumer() -> bool:
-        told = await raw.channel.queue_declare(queue, passive=True)
-        return told.consumer_count == 0
+        reply = await raw.channel.queue_declare(queue, passive=True)
+        return reply.consumer_count == 0
 
-    await eventually(has_no_consumer)  # the broker forgets ours a little late
-    consumer = ConsumerSession(
-        raw.channel,
-        queue=queue,
-        timeout_s=10 * SLOW_FACTOR,
-        arrived=asyncio.Event(),
-        look=asyncio.Event(),
-        metrics=metrics,
-        write=lambda _: True,
-        reader=DeliveryReader(),
-        waiting_max_bytes=1000,
-    )
+    await eventually(has_no_consumer)  # the broker removes the consumer a little later
+    consumer = consumer_on(raw, queue)
 
     with pytest.raises(BrokerUnavailableError, match="its leader does not answer"):
         await consumer.confirm()

@@ -1,4 +1,4 @@
-"""The way in against a real broker: every byte arrives, in batches, within the prefetch."""
+"""Consuming from a real broker: every byte arrives, in batches, within the prefetch."""
 
 import asyncio
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from bridge.amqp.connection import BrokerAddress
-from bridge.amqp.consume.consumer import BatchLimits
+from bridge.amqp.consume.consumer import IntakeLimits
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.topology import Topology
 from bridge.core.broker_names import BrokerNames
@@ -28,8 +28,8 @@ from tests.integration.amqp.poison import EXPIRATION, POISON, properties
 from tests.unit.amqp.wire import short
 
 
-def looked_at(raw_properties: bytes) -> tuple[Properties, set[bytes]]:
-    """Tell headers as a set: from 4.0 on RabbitMQ sorts them, and keeps one of a name."""
+def comparable(raw_properties: bytes) -> tuple[Properties, set[bytes]]:
+    """Return headers as a set: RabbitMQ 4.0 sorts them and keeps one of each name."""
     found = parse_properties(raw_properties)
     entries = {entry for _, _, entry in iter_table(found.headers or b"")}
     return replace(found, headers=None), entries
@@ -38,7 +38,7 @@ def looked_at(raw_properties: bytes) -> tuple[Properties, set[bytes]]:
 async def test_poison_properties_among_good_messages_lose_nothing_and_close_nothing(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames, metrics: Metrics
 ) -> None:
-    """With the plain library each of them is a loop of lost connections (traps 1.1 row 1)."""
+    """The plain library would lose its connection over each of them, again and again."""
     async with consuming() as taker:
         for number, poison in enumerate(POISON.values()):
             await raw.publish(names.messages, body=b"good %d" % number)
@@ -53,17 +53,17 @@ async def test_poison_properties_among_good_messages_lose_nothing_and_close_noth
         for number in range(len(POISON))
         for kind in (b"good %d", b"odd %d")
     ]
-    # As they were sent; the broker writes the letter L as l.
-    assert [looked_at(delivery.raw_properties) for delivery in taken[1::2]] == [
-        looked_at(poison.replace(b"\x01hL", b"\x01hl")) for poison in POISON.values()
+    # As they were sent, except that the broker writes the letter L as l.
+    assert [comparable(delivery.raw_properties) for delivery in taken[1::2]] == [
+        comparable(poison.replace(b"\x01hL", b"\x01hl")) for poison in POISON.values()
     ]
     assert reconnects(metrics, "consume") == 0
 
 
-async def test_routing_keys_of_any_bytes_come_through(
+async def test_routing_keys_of_any_bytes_arrive(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """The key is a short string like others, and a producer's to choose."""
+    """Producers choose the key, which need not be UTF-8."""
     keys = [b"", b"\xff\xfe", b"a.b.#", b"x" * 255, "naïve".encode()]
     async with consuming() as taker:
         for key in keys:
@@ -75,10 +75,10 @@ async def test_routing_keys_of_any_bytes_come_through(
 
 
 @pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 3_000_000])
-async def test_bodies_of_any_size_come_through(
+async def test_bodies_of_any_size_arrive(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames, size: int
 ) -> None:
-    """A body has no frame, one, or many, and chunks end where they like."""
+    """A body has no frame, one, or many, and chunks end anywhere."""
     body = bytes(byte % 251 for byte in range(1000)) * (size // 1000 + 1)
     async with consuming() as taker:
         await raw.publish(names.messages, body=b"before")
@@ -90,10 +90,10 @@ async def test_bodies_of_any_size_come_through(
     assert taker.bodies == [b"before", body[:size], b"after"]
 
 
-async def test_acking_a_batch_twice_does_no_harm(
+async def test_acking_a_batch_twice_is_harmless(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames, metrics: Metrics
 ) -> None:
-    """The broker would close the channel, and everything in flight would come again."""
+    """The broker would close the channel and redeliver everything in flight."""
     async with consuming() as taker:
         await raw.publish(names.messages)
         batch = await taker.next()
@@ -108,7 +108,7 @@ async def test_acking_a_batch_twice_does_no_harm(
 async def test_no_more_than_prefetch_is_in_flight(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames, metrics: Metrics
 ) -> None:
-    """It is the bound on the bridge's memory; the broker keeps the rest."""
+    """It bounds the memory of the bridge; the broker keeps the rest."""
     async with consuming(prefetch_count=3) as taker:
         for number in range(10):
             await raw.publish(names.messages, body=b"%d" % number)
@@ -124,10 +124,10 @@ async def test_no_more_than_prefetch_is_in_flight(
     assert taker.bodies == [b"%d" % number for number in range(10)]
 
 
-async def test_a_new_prefetch_holds_at_once_and_keeps_what_is_in_flight(
+async def test_a_new_prefetch_applies_at_once_and_keeps_deliveries_in_flight(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames, metrics: Metrics
 ) -> None:
-    """SIGHUP changes it while messages are on their way; none is handed out twice."""
+    """SIGHUP changes it while messages arrive; none is handed out twice."""
     async with consuming(prefetch_count=2) as taker:
         for number in range(40):
             await raw.publish(names.messages, body=b"%d" % number)
@@ -144,11 +144,11 @@ async def test_a_new_prefetch_holds_at_once_and_keeps_what_is_in_flight(
     assert reconnects(metrics, "consume") == 0
 
 
-async def test_a_batch_holds_what_waits_within_its_limits(
+async def test_a_batch_holds_waiting_deliveries_within_its_limits(
     consuming: IntakeMaker, names: BrokerNames, raw: Raw
 ) -> None:
-    """Group commit adapts by itself, but one transaction must not grow without bound."""
-    limits = BatchLimits(deliveries=4, body_bytes=100)
+    """Batches adapt to the load, but a transaction must not grow without bound."""
+    limits = IntakeLimits(batch_deliveries=4, batch_bytes=100)
     async with consuming(prefetch_count=50, limits=limits) as taker:
         for size in (10, 10, 10, 10, 10, 150, 60, 60):
             await raw.publish(names.messages, body=b"x" * size)
@@ -160,15 +160,15 @@ async def test_a_batch_holds_what_waits_within_its_limits(
     assert sizes == [[10, 10, 10, 10], [10], [150], [60], [60]]
 
 
-async def test_large_messages_are_taken_in_smaller_numbers(
+async def test_large_messages_lower_the_prefetch(
     consuming: IntakeMaker, names: BrokerNames, metrics: Metrics, raw: Raw
 ) -> None:
-    """A prefetch that is fine for small ones would fill the memory with large ones."""
+    """A prefetch that suits small messages would fill the memory with large ones."""
     bodies = [b"%02d" % number + b"x" * 98 for number in range(40)]
-    limits = BatchLimits(body_bytes=1000, waiting_bytes=1000)
+    limits = IntakeLimits(batch_bytes=1000, waiting_bytes=1000)
     async with consuming():
-        pass  # it declares
-    for body in bodies:  # what lies there comes at once
+        pass  # it declares the queue
+    for body in bodies:  # a backlog is delivered at once
         await raw.publish(names.messages, body=body)
     async with consuming(prefetch_count=40, limits=limits) as taker:
         await eventually(lambda: taker.intake.in_flight > 10)
@@ -178,7 +178,7 @@ async def test_large_messages_are_taken_in_smaller_numbers(
         await taker.take(40)
         assert metrics.registry.get_sample_value("bridge_in_flight") == 0
 
-        for body in bodies:  # now there is room for five
+        for body in bodies:  # the prefetch is five now
             await raw.publish(names.messages, body=body)
         await eventually(lambda: taker.intake.in_flight == 5)
         await taker.take(80)
@@ -188,21 +188,21 @@ async def test_large_messages_are_taken_in_smaller_numbers(
     assert reconnects(metrics, "consume") == 0
 
 
-async def test_what_a_session_that_failed_has_brought_is_not_handed_over(
+async def test_deliveries_of_a_failed_session_are_not_handed_out(
     address: BrokerAddress,
     wanted: Topology,
     raw: Raw,
     names: BrokerNames,
     metrics: Metrics,
 ) -> None:
-    """It comes again; what was stored of it until then would be there twice."""
+    """The broker redelivers them; stored now, they would be stored twice."""
     intake = Intake(
         address,
         wanted,
         queue=names.inbound_queue(),
         prefetch_count=100,
         metrics=metrics,
-        limits=BatchLimits(deliveries=1),
+        limits=IntakeLimits(batch_deliveries=1),
     )
     async with running(intake):
         await eventually(lambda: intake.is_consuming, within_s=30)
@@ -212,7 +212,7 @@ async def test_what_a_session_that_failed_has_brought_is_not_handed_over(
         first = await intake.next_batch()
         assert await intake.ack(first)
 
-        first.session.fail("it is over")
+        first.session.fail("a test")
         async with asyncio.timeout(30 * SLOW_FACTOR):
             second = await intake.next_batch()
 
@@ -220,10 +220,10 @@ async def test_what_a_session_that_failed_has_brought_is_not_handed_over(
         assert [one.body for one in second.deliveries] == [b"1"]
 
 
-async def test_what_is_in_flight_can_still_be_acked_after_consuming_stopped(
+async def test_deliveries_in_flight_can_be_acked_after_consuming_stopped(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """A drain finishes what the broker has given, and leaves the rest to others."""
+    """A drain settles what the broker has delivered, and leaves the rest to other bridges."""
     async with consuming() as taker:
         await raw.publish(names.messages, body=b"one")
         await eventually(lambda: taker.intake.in_flight == 1)
@@ -239,12 +239,12 @@ async def test_what_is_in_flight_can_still_be_acked_after_consuming_stopped(
     assert taker.bodies == [b"one"]
 
 
-async def test_a_message_that_expires_in_the_queue_is_among_the_dead_letters(
+async def test_a_message_that_expires_in_the_queue_becomes_a_dead_letter(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """Whatever is not delivered is accounted for, by whom ever."""
+    """Every undelivered message is accounted for, here by the broker."""
     async with consuming(prefetch_count=1) as taker:
-        await raw.publish(names.messages, body=b"first")  # holds the prefetch
+        await raw.publish(names.messages, body=b"first")  # uses up the prefetch
         batch = await taker.next()
         await raw.publish(
             names.messages,
@@ -252,10 +252,10 @@ async def test_a_message_that_expires_in_the_queue_is_among_the_dead_letters(
             raw_properties=properties(EXPIRATION, short(b"50")),
         )
 
-        async def is_set_aside() -> bool:
+        async def is_dead_lettered() -> bool:
             return await raw.count(names.dead) == 1
 
-        await eventually(is_set_aside)
+        await eventually(is_dead_lettered)
         assert await taker.intake.ack(batch)
         dead = await raw.channel.basic_get(names.dead, no_ack=True)
 
@@ -265,10 +265,10 @@ async def test_a_message_that_expires_in_the_queue_is_among_the_dead_letters(
     assert dead.header.properties.headers["x-first-death-reason"] == "expired"
 
 
-async def test_a_header_that_the_broker_adds_can_be_read(
+async def test_headers_that_the_broker_adds_can_be_parsed(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """Our own reading of tables against RabbitMQ's own writing."""
+    """The bridge has a parser of its own for header tables."""
     async with consuming() as taker:
         await raw.publish(f"{names.retry_queue(200)}", b"ann", body=b"back")
         taken = await taker.take(1)

@@ -1,11 +1,11 @@
-"""A session that ends, and a queue that is given away: nothing is taken out of the past."""
+"""Sessions that end and queues that are released: no outdated delivery is handed out."""
 
 import asyncio
 
 import pytest
 
 from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
-from bridge.amqp.consume.consumer import BatchLimits, ConsumerSession
+from bridge.amqp.consume.consumer import Consumer, IntakeLimits
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.consume.session import IntakeSession
 from bridge.amqp.frame_reader import DeliveryReader
@@ -16,7 +16,7 @@ from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.amqp.conftest import Raw, open_raw
 
 
-async def test_nothing_is_handed_over_that_a_session_has_brought_which_is_over(
+async def test_a_session_that_ends_while_a_batch_grows_hands_out_nothing(
     address: BrokerAddress,
     wanted: Topology,
     raw: Raw,
@@ -26,7 +26,7 @@ async def test_nothing_is_handed_over_that_a_session_has_brought_which_is_over(
     """
     In a flood a batch grows for a moment, and the session may end meanwhile.
 
-    All of it comes again: stored now, it would be there twice.
+    The broker redelivers all of it; stored now, it would be stored twice.
     """
     intake = Intake(
         address,
@@ -54,19 +54,19 @@ async def test_nothing_is_handed_over_that_a_session_has_brought_which_is_over(
     await asyncio.wait([taking])
 
 
-async def test_a_consumer_whose_channel_has_the_number_of_one_just_closed_is_delivered_to(
+async def test_a_consumer_on_a_reused_channel_number_receives_deliveries(
     address: BrokerAddress,
     names: BrokerNames,
     metrics: Metrics,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """
-    A bridge gives several shards away at once, and the library reuses numbers at once.
+    A bridge releases several shards at once, and the library reuses numbers at once.
 
-    What came for the new consumer was dropped, never acked, and its shard stood still.
+    The deliveries of the new consumer were dropped, never acked, and its shard stood still.
     """
     queues = names.inbound_queues(2)
-    close = ConsumerSession.close
+    close = Consumer._close
     async with open_raw(address.urls[0]) as raw:
         for queue in queues:
             await raw.channel.queue_declare(queue, durable=True)
@@ -80,17 +80,17 @@ async def test_a_consumer_whose_channel_has_the_number_of_one_just_closed_is_del
             timeout_s=10 * SLOW_FACTOR,
             arrived=asyncio.Event(),
             metrics=metrics,
-            limits=BatchLimits(),
+            limits=IntakeLimits(),
         )
         await session.consume(queues[0])
         (old,) = session.consumers
 
-        async def close_and_another_comes(consumer: ConsumerSession) -> None:
+        async def close_while_another_starts(consumer: Consumer) -> None:
             await close(consumer)
             await session.consume(queues[1])
 
-        monkeypatch.setattr(ConsumerSession, "close", close_and_another_comes)
-        await session.give_away(old)
+        monkeypatch.setattr(Consumer, "_close", close_while_another_starts)
+        await session.release(old)
         (new,) = session.consumers
         assert new.channel_number == old.channel_number
         await raw.publish("", queues[1].encode())

@@ -10,7 +10,6 @@ from typing import Never
 
 import pytest
 
-import bridge.amqp.consume.session
 import bridge.amqp.shards.migration
 from bridge.amqp.connection import (
     BrokerAddress,
@@ -18,6 +17,7 @@ from bridge.amqp.connection import (
     Purpose,
     open_connection,
 )
+from bridge.amqp.consume.consumer import IntakeLimits
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.ownership import SHARED
@@ -65,7 +65,9 @@ class StoringBridge:
         while True:
             batch = await self.intake.next_batch()
             for delivery in batch.deliveries:
-                if not self.intake.is_mark(delivery):
+                if self.intake.is_end_marker(delivery):
+                    batch.ended_queues.append(delivery.queue)
+                else:
                     self._keep(delivery)
             await asyncio.sleep(self.pause_s)
             await self.intake.ack(batch)
@@ -119,6 +121,7 @@ class ShardedSetup:
             queue=self.names.inbound_queue(),
             prefetch_count=prefetch_count,
             metrics=metrics,
+            limits=IntakeLimits(poll_s=0.1),
             shards=self.plan(shards),
         )
         storing = StoringBridge(intake, metrics, self.store, pause_s)
@@ -162,10 +165,9 @@ class ShardedSetup:
 
 @pytest.fixture
 async def sharded(
-    address: BrokerAddress, names: BrokerNames, monkeypatch: pytest.MonkeyPatch
+    address: BrokerAddress, names: BrokerNames
 ) -> AsyncIterator[ShardedSetup]:
     """Yield a namespace whose intervals are short; its queues are deleted at the end."""
-    monkeypatch.setattr(bridge.amqp.consume.session, "_LOOK_EACH_S", 0.1)
     worker = Publisher(address, names, metrics=Metrics())
     connection = await open_connection(
         address, purpose=Purpose.OPERATE, reader=FrameReader
@@ -377,7 +379,7 @@ async def test_bridges_share_the_shards_and_take_over_those_of_a_bridge_that_sto
 def queues_of(storing: StoringBridge) -> Sequence[str]:
     session = storing.intake._session
     assert session is not None
-    return sorted(one.queue for one in session.consumers if one.is_active)
+    return sorted(one.queue for one in session.consumers if one.is_single_active)
 
 
 async def test_the_prefetch_limits_all_shards_together_and_can_be_changed(

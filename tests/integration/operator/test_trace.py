@@ -209,7 +209,7 @@ async def test_a_redriven_message_tells_both_of_its_lives(
         await worker.publish("ann", "x" * 200, properties=properties("m"))
         await settled(running, 1, "dead_letter")
         aside = await traced(api, "m")
-        running.bridge.components.pipeline.limits = MessageLimits(1000)
+        running.bridge.components.pipeline.replace_rules(MessageLimits(1000), None)
         await api.ask("POST", "/api/dead/redrive", {"all": True})
         await settled(running, 1)
         stored = await traced(api, "m")

@@ -8,7 +8,7 @@ from typing import cast
 import aiormq
 import pytest
 
-from bridge.amqp.consume.consumer import ConsumerSession
+from bridge.amqp.consume.consumer import Consumer
 from bridge.amqp.consume.session import IntakeSession
 from bridge.amqp.shards.assignment import ShardAssignment, excess
 from bridge.amqp.shards.layout import ShardPlan
@@ -19,8 +19,8 @@ from bridge.core.broker_names import BrokerNames
 class StubConsumer:
     """The state of a consumer that the assignment reads."""
 
-    is_active: bool = True
-    is_leaving: bool = False
+    is_single_active: bool = True
+    is_draining: bool = False
     in_flight: int = 0
     queue: str = "q"
 
@@ -34,7 +34,7 @@ class StubSession:
     )
     released: int = 0
 
-    async def give_away(self, _: StubConsumer) -> None:
+    async def release(self, _: StubConsumer) -> None:
         """Count the release."""
         self.released += 1
 
@@ -68,11 +68,11 @@ def test_shards_above_the_share_are_released(
     active: int, shards: int, bridges: int, released: int
 ) -> None:
     """The share is rounded up, so that all shares together cover all shards."""
-    consumers = [StubConsumer(is_active=number < active) for number in range(shards)]
+    consumers = [
+        StubConsumer(is_single_active=number < active) for number in range(shards)
+    ]
 
-    above = excess(
-        cast("list[ConsumerSession]", consumers), shards=shards, bridges=bridges
-    )
+    above = excess(cast("list[Consumer]", consumers), shards=shards, bridges=bridges)
 
     assert len(above) == released
 
@@ -82,10 +82,10 @@ def test_the_least_busy_consumers_are_released_once() -> None:
     consumers = [
         StubConsumer(in_flight=9),
         StubConsumer(in_flight=1),
-        StubConsumer(is_leaving=True),
+        StubConsumer(is_draining=True),
     ]
 
-    above = excess(cast("list[ConsumerSession]", consumers), shards=2, bridges=2)
+    above = excess(cast("list[Consumer]", consumers), shards=2, bridges=2)
 
     assert [one.in_flight for one in above] == [1]
 
