@@ -1,15 +1,15 @@
 """
 The program `bridge`, also as `python -m bridge`.
 
-Its imports take half a second, in which Ctrl-C would end in a traceback out of the middle
-of some library. So until the commands are there, Ctrl-C just ends the process.
+The imports take half a second, in which Ctrl-C would show a traceback from the middle of a
+library. Until they are done, Ctrl-C ends the process without one.
 """
 
 import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from bridge.cli.main import main as run_command  # noqa: E402 - after that, on purpose
+from bridge.cli.main import main as run_command  # noqa: E402 - imports after the signal handler
 
 
 def main() -> None:

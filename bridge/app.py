@@ -25,7 +25,7 @@ from bridge.logging import set_log_level
 from bridge.settings.load import changed_fields
 from bridge.settings.model import Settings, contradictions
 from bridge.wiring import (
-    build,
+    Components,
     operator_key_of,
     publish_keys_of,
     retention,
@@ -63,7 +63,7 @@ class Bridge:
 
         """
         self.settings = settings
-        self.components = build(settings, place)
+        self.components = Components(settings, place)
         self._place = place
 
     def unready_reasons(self) -> list[str]:

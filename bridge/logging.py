@@ -1,9 +1,9 @@
 """
 Structured logs: an event name and facts, pretty on a terminal, JSON elsewhere.
 
-Everything that logs, libraries included, leaves through the handler that is set up
-here, so there is one place that masks secrets and shortens what strangers wrote. No
-line ever holds the data of a message, a token or a key.
+All loggers, including those of libraries, use the handler that is configured here. So one
+place masks secrets and shortens values that clients chose. No line contains the data of a
+message, a token or a key.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ _VALUE_MAX_CHARACTERS: Final = 500
 _TRACEBACK_MAX_CHARACTERS: Final = 10_000
 _ITEMS_MAX: Final = 100
 
-# What starts a new line, or commands a terminal.
+# Characters that start a new line or control a terminal.
 _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
-# What must never be read in a log, wherever a library puts it: passwords in URLs,
-# tokens in headers and query strings, and anything that looks like a JWT.
+# Secrets that a library may put into any text: passwords in URLs, tokens in headers and
+# query strings, and everything that looks like a JWT.
 _SECRETS: Final = (
     (re.compile(r"(\w+://[^\s:/@]*:)[^\s@]+@"), r"\1***@"),
     (re.compile(r"(?i)(bearer\s+)[A-Za-z0-9._~+/=-]+"), r"\1***"),
@@ -32,9 +32,9 @@ _SECRETS: Final = (
     (re.compile(r"eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), "***"),
 )
 
-# Libraries whose own lines say less than ours, or hold what must not be logged
-# (engineio logs every payload at INFO).
-_QUIET: Final = {
+# Loggers of libraries that are disabled: bridge logs the same with more facts, and some
+# log what must stay secret (engineio logs every payload at INFO).
+_LIBRARY_LEVELS: Final = {
     "aio_pika": logging.CRITICAL,
     "aiormq": logging.CRITICAL,
     "engineio": logging.CRITICAL,
@@ -55,10 +55,11 @@ def configure_logs(
     Send all logs of the process to `stream`, standard error by default.
 
     Args:
-        level: ``debug``, ``info``, ``warning`` or ``error``.
+        level: The lowest level to log: ``debug``, ``info``, ``warning`` or ``error``.
         log_format: ``pretty``, ``json``, or ``auto``: pretty on a terminal.
-        stream: Where to write.
-        worker: Which worker this is, of several; told in each line.
+        stream: The target; ``None`` means standard error.
+        worker: The number of this worker, added to each line; ``None`` if there is one
+            process.
 
     """
     stream = stream or sys.stderr
@@ -66,14 +67,14 @@ def configure_logs(
     renderers: list[structlog.typing.Processor] = (
         [escape_controls, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
         if is_pretty
-        else [structlog.processors.JSONRenderer()]  # which escapes by itself
+        else [structlog.processors.JSONRenderer()]  # JSON escapes controls
     )
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.stdlib.PositionalArgumentsFormatter(),
-        *([] if worker is None else [_WhichWorker(worker)]),
+        *([] if worker is None else [_WorkerNumber(worker)]),
         structlog.processors.format_exc_info,
         mask_secrets,
     ]
@@ -100,13 +101,13 @@ def configure_logs(
     root = logging.getLogger()
     root.handlers = [handler]
     set_log_level(level)
-    for name, least in _QUIET.items():
-        logging.getLogger(name).setLevel(least)
-    logging.getLogger("aiohttp.server").addFilter(is_about_us)
+    for name, minimum in _LIBRARY_LEVELS.items():
+        logging.getLogger(name).setLevel(minimum)
+    logging.getLogger("aiohttp.server").addFilter(_is_not_a_client_error)
 
 
-class _WhichWorker:
-    """Writes the worker's number into each line that does not name another."""
+class _WorkerNumber:
+    """Adds the number of this worker to each line that names no worker."""
 
     def __init__(self, index: int) -> None:
         self._index = index
@@ -118,28 +119,28 @@ class _WhichWorker:
         return event
 
 
-def is_about_us(record: logging.LogRecord) -> bool:
-    """Tell a fault from what aiohttp says, with traceback, of strangers' bad HTTP."""
+def _is_not_a_client_error(record: logging.LogRecord) -> bool:
+    """Drop what aiohttp logs, with a traceback, about the bad HTTP of clients."""
     kind = type(record.exc_info[1]) if record.exc_info else None
     return not kind or (
         kind.__module__ != "aiohttp.http_exceptions"
-        and kind.__name__ != "RequestPayloadError"  # a body that cannot be unpacked
+        and kind.__name__ != "RequestPayloadError"  # a body that cannot be decompressed
     )
 
 
 def set_log_level(level: str) -> None:
-    """Change the least level that is logged, while running."""
+    """Change the lowest level that is logged."""
     logging.getLogger().setLevel(level.upper())
 
 
 def mask_secrets(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Take secrets out of every value, and bound its length."""
+    """Mask the secrets of all values and limit their length."""
     for name, value in event.items():
         if name == "exception":
             event[name] = _clean_text(str(value), _TRACEBACK_MAX_CHARACTERS)
-        elif not name.startswith("_"):  # those are structlog's own, and not printed
+        elif not name.startswith("_"):  # internal to structlog, not printed
             event[name] = _clean(value)
     return event
 
@@ -152,7 +153,7 @@ def _clean(value: object) -> object:
     if isinstance(value, Mapping):
         items = islice(value.items(), _ITEMS_MAX)
         return {_clean_text(str(key)): _clean(item) for key, item in items}
-    return _clean_text(str(value))  # errors and enums too: they may quote anything
+    return _clean_text(str(value))  # also errors and enums: they may quote any text
 
 
 def _clean_text(text: str, limit: int = _VALUE_MAX_CHARACTERS) -> str:
@@ -165,9 +166,9 @@ def escape_controls(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> Mapping[str, Any]:
     """
-    Keep what strangers wrote from starting a line of its own, or colouring one.
+    Escape control characters, so that a value cannot forge a line or color the terminal.
 
-    Lines of a traceback stay lines, set in, so that none looks like an entry.
+    The lines of a traceback are kept and indented, so that none looks like an entry.
     """
     for name, value in event.items():
         if not isinstance(value, str):
@@ -182,5 +183,5 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def user_hash(user: str) -> str:
-    """Return a short stand-in for `user`, so that logs tell users apart without naming them."""
+    """Return a short hash of `user`, which distinguishes users in logs without naming them."""
     return hashlib.blake2b(user.encode(errors="replace"), digest_size=6).hexdigest()

@@ -1,16 +1,17 @@
 """
-What the bridge counts, declared once: names, labels and help of every metric.
+The metrics of bridge: name, labels and help of each, declared once.
 
-Labels come from the closed lists in names.py, never from users or producers. The
-registry is the bridge's own, so two bridges in one process do not mix.
+The values of labels come from closed lists, never from users or producers. Each bridge has
+its own registry, so that two bridges in one process count separately.
 
-What is counted with each batch, however small, is counted in plain numbers by the event
-loop's thread (`Tally`, `Spread`): the library's counters take a lock for each thread that
-might come, and those of one small batch took a tenth of its time.
+Metrics that every batch updates are plain numbers (`FastCounter`, `FastHistogram`), which
+only the thread of the event loop changes. The counters of prometheus_client take a lock at
+each update, which cost a tenth of the time of a small batch.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from time import time
 
@@ -37,8 +38,8 @@ _AGE_BUCKETS_S = (
 AgeBucket = tuple[float, float]
 
 
-class Tally(Collector):
-    """A counter without labels, for one thread; it may be read in any."""
+class FastCounter(Collector):
+    """A counter without labels and locks. One thread counts, any thread may read."""
 
     def __init__(
         self, name: str, documentation: str, *, registry: CollectorRegistry
@@ -49,18 +50,18 @@ class Tally(Collector):
         registry.register(self)
 
     def inc(self, number: int = 1) -> None:
-        """Count `number` more."""
+        """Add `number`."""
         self._count += number
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what was counted."""
+        """Yield the current count for the registry."""
         yield CounterMetricFamily(
             self._name, self._documentation, self._count, created=self._created_s
         )
 
 
-class Spread(Collector):
-    """A histogram without labels, for one thread; it may be read in any."""
+class FastHistogram(Collector):
+    """A histogram without labels and locks. One thread counts, any thread may read."""
 
     def __init__(
         self,
@@ -77,12 +78,12 @@ class Spread(Collector):
         registry.register(self)
 
     def observe(self, value: float) -> None:
-        """Count `value` in its bucket."""
+        """Add `value` to its bucket."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what was observed."""
+        """Yield the current buckets for the registry."""
         names = map(floatToGoString, self._bounds)
         counts = accumulate(self._counts)
         yield HistogramMetricFamily(
@@ -98,140 +99,110 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.consumed = Tally(
-            "bridge_deliveries_consumed",
-            "Deliveries taken from the broker.",
-            registry=registry,
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        fast_counter = partial(FastCounter, registry=registry)
+        ages = partial(FastHistogram, buckets=_AGE_BUCKETS_S, registry=registry)
+        self.consumed = fast_counter(
+            "bridge_deliveries_consumed", "Deliveries consumed from the broker."
         )
-        self.settled = Counter(
+        self.settled = counter(
             "bridge_deliveries_settled",
-            "Deliveries settled, by outcome; reason is set for dead letters.",
+            "Deliveries settled, by outcome; dead letters have a reason.",
             ("outcome", "reason"),
-            registry=registry,
         )
-        self.in_flight = Gauge(
-            "bridge_in_flight",
-            "Deliveries taken and not yet settled.",
-            registry=registry,
+        self.in_flight = gauge(
+            "bridge_in_flight", "Deliveries consumed and not yet settled."
         )
-        self.handed_over = Counter(
+        self.handed_over = counter(
             "bridge_handed_over_batches",
-            "Batches that the store refused, because another bridge had the queue by then.",
-            registry=registry,
+            "Batches that the store refused, because another bridge consumes the queue now.",
         )
-        self.shards_active = Gauge(
+        self.shards_active = gauge(
             "bridge_shards_active",
-            "Shards whose deliveries come to this bridge, as far as one came.",
-            registry=registry,
+            "Shards that this bridge consumes, of those that have delivered a message.",
         )
-        self.reconnects = Counter(
+        self.reconnects = counter(
             "bridge_broker_reconnects",
-            "Connections to the broker that were lost and had to be made anew.",
+            "Connections to the broker that were lost and opened again.",
             ("purpose",),
-            registry=registry,
         )
-        self.published = Counter(
+        self.published = counter(
             "bridge_published",
-            "Messages that came in over HTTP and were confirmed by the broker.",
-            registry=registry,
+            "Messages that were published over HTTP and confirmed by the broker.",
         )
-        self.emitted = Tally(
-            "bridge_emitted",
-            "Messages written to windows, each window counted.",
-            registry=registry,
+        self.emitted = fast_counter(
+            "bridge_emitted", "Messages written to windows; each window counts."
         )
-        self.replayed = Counter(
+        self.replayed = counter(
             "bridge_replayed",
-            "Messages written to windows from the inbox, when they connected or fell behind.",
-            registry=registry,
+            "Messages written to windows from the inbox, after a connect or when a window fell behind.",
         )
-        self.fell_behind = Counter(
+        self.fell_behind = counter(
             "bridge_windows_fell_behind",
-            "Times that a window was sent back to the inbox: more was stored than it reads, or a part of the feed was lost.",
-            registry=registry,
+            "Times that a window fell back to reading from the inbox: it reads too slowly, or a part of the feed was lost.",
         )
-        self.left_out = Counter(
+        self.left_out = counter(
             "bridge_left_out",
-            "Messages in an inbox that were not written because their time was over; "
-            "each replay that meets one counts it again.",
-            registry=registry,
+            "Messages in an inbox that were not written because they had expired; each replay counts them again.",
         )
-        self.age = Spread(
+        self.age = ages(
             "bridge_message_age_seconds",
-            "From taking a message from the broker to writing it to windows; the oldest of each batch.",
-            buckets=_AGE_BUCKETS_S,
-            registry=registry,
+            "Time from consuming a message to writing it to windows; the oldest message of each batch.",
         )
-        self.publish_to_page = Spread(
+        self.publish_to_page = ages(
             "bridge_publish_to_page_seconds",
-            "From the publish, by its producer's or broker's word, to writing to windows; the oldest of each batch.",
-            buckets=_AGE_BUCKETS_S,
-            registry=registry,
+            "Time from the publish, as its producer or the broker reports it, to writing to windows; the oldest message of each batch.",
         )
-        self.queue_messages = Gauge(
+        self.queue_messages = gauge(
             "bridge_queue_messages",
-            "Messages that wait in a queue of ours, unacked ones aside.",
+            "Messages that are ready in a queue of the bridge, without unacked ones.",
             ("queue", "role"),
-            registry=registry,
         )
-        self.queue_consumers = Gauge(
+        self.queue_consumers = gauge(
             "bridge_queue_consumers",
-            "Consumers of a queue of ours.",
+            "Consumers of a queue of the bridge.",
             ("queue", "role"),
-            registry=registry,
         )
-        self.inbox_bytes = Gauge(
+        self.inbox_bytes = gauge(
             "bridge_inbox_bytes",
-            "What the inbox store takes on its disk.",
+            "Bytes that the inbox store uses on its disk.",
             ("store",),
-            registry=registry,
         )
-        self.inbox_free_bytes = Gauge(
+        self.inbox_free_bytes = gauge(
             "bridge_inbox_free_bytes",
-            "Room that is left on the disk of the inbox store.",
+            "Bytes that are free on the disk of the inbox store.",
             ("store",),
-            registry=registry,
         )
-        self.windows = Gauge("bridge_windows", "Windows connected.", registry=registry)
-        self.users = Gauge(
+        self.windows = gauge("bridge_windows", "Windows connected.")
+        self.users = gauge(
             "bridge_users",
-            "Users with a window connected; one with windows at several workers or bridges is counted at each.",
-            registry=registry,
+            "Users with a connected window; a user with windows at several workers or bridges counts at each.",
         )
-        self.connects = Counter(
+        self.connects = counter(
             "bridge_windows_connected",
-            "Windows that were let in; recovered=true missed nothing.",
+            "Windows that were admitted; recovered=true missed no message.",
             ("recovered",),
-            registry=registry,
         )
-        self.refused = Counter(
-            "bridge_windows_refused",
-            "Windows that were not let in, by code.",
-            ("code",),
-            registry=registry,
+        self.refused = counter(
+            "bridge_windows_refused", "Windows that were refused, by code.", ("code",)
         )
-        self.closed = Counter(
+        self.closed = counter(
             "bridge_windows_closed",
             "Windows that the bridge closed, by code.",
             ("code",),
-            registry=registry,
         )
-        self.ignored = Counter(
+        self.ignored = counter(
             "bridge_events_ignored",
-            "Events and packets from windows that mean nothing to the bridge.",
-            registry=registry,
+            "Events and packets from windows that the bridge does not know.",
         )
-        self.ready = Gauge(
-            "bridge_ready",
-            "1 while the bridge is ready for traffic.",
-            registry=registry,
-        )
-        info = Info("bridge", "Which bridge this is.", registry=registry)
+        self.ready = gauge("bridge_ready", "1 while the bridge is ready for traffic.")
+        info = Info("bridge", "Version of the bridge.", registry=registry)
         info.info({"version": __version__})
         ProcessCollector(registry=registry)
 
-    def total(self, counter: Counter | Tally, **labels: str) -> int:
-        """Return what `counter` has counted, over all labels that are not given."""
+    def total(self, counter: Counter | FastCounter, **labels: str) -> int:
+        """Return the count of `counter`, summed over all labels that are not given."""
         return int(
             sum(
                 sample.value
@@ -243,7 +214,7 @@ class Metrics:
         )
 
     def age_buckets(self) -> tuple[AgeBucket, ...]:
-        """Return `age` as pairs of an upper bound in seconds and how many were below."""
+        """Return the cumulative buckets of `age`: upper bounds in seconds, and counts."""
         return tuple(
             (float(sample.labels["le"]), sample.value)
             for metric in self.age.collect()
@@ -257,22 +228,22 @@ class Metrics:
 
 
 class SupervisorMetrics:
-    """What the supervisor of several workers counts itself."""
+    """The metrics of the supervisor of several workers."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.workers = Gauge(
             "bridge_workers",
-            "Workers that windows can come to.",
+            "Workers that accept windows.",
             registry=registry,
         )
         self.restarts = Counter(
             "bridge_worker_restarts",
-            "Workers that were started because the one before had ended.",
+            "Workers that were started to replace one that ended.",
             registry=registry,
         )
         ProcessCollector(registry=registry)
 
     def render(self) -> bytes:
-        """Return them in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self.registry)

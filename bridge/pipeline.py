@@ -311,7 +311,7 @@ class Pipeline:
         text = f"attempt {letter.attempt}, {reason}: {letter.rejection.text}"
         self._note(delivery, Stage.DEAD, text)
         if self._tracing is not None:
-            self._tracing.set_aside(delivery, letter, now_s=self._now())
+            self._tracing.dead_lettered(delivery, letter, now_s=self._now())
 
     async def _with_retries(
         self, batch: Batch, work: Callable[[], Awaitable[T]], *, doing: str

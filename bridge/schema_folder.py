@@ -1,8 +1,8 @@
 """
-The folder BRIDGE_SCHEMAS: its files are read here, what they mean is told in the core.
+Reads the folder BRIDGE_SCHEMAS; `core/schema_compiler.py` interprets its files.
 
-Names that begin with a dot are left alone, and with them what editors leave and how
-Kubernetes mounts a ConfigMap; so is all that does not end in `.json`.
+Names that begin with a dot are skipped: editors leave such files behind, and Kubernetes
+mounts a ConfigMap with them. Files that do not end in `.json` are skipped, too.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from bridge.core.event_schemas import EventSchemas
-from bridge.core.schema_set import SUFFIX, compile_schemas
+from bridge.core.schema_compiler import SUFFIX, compile_schemas
 from bridge.errors import ConfigError
 
 log = structlog.get_logger(__name__)
@@ -23,16 +23,17 @@ _FILE_MAX_BYTES: Final = 1 << 20
 
 def load_schemas(folder: str | None, *, unknown: str) -> EventSchemas | None:
     """
-    Read the folder and compile what is in it.
-
-    Blocks on the disk: not for the loop.
+    Read the folder and compile its schemas. Blocks on the disk: do not call in the loop.
 
     Args:
-        folder: As in BRIDGE_SCHEMAS; `None` gives `None`, and nothing is checked.
-        unknown: As in BRIDGE_SCHEMAS_UNKNOWN: `pass` or `dead`.
+        folder: The value of BRIDGE_SCHEMAS.
+        unknown: The value of BRIDGE_SCHEMAS_UNKNOWN: `pass` or `dead`.
+
+    Returns:
+        ``None`` if `folder` is ``None``: no data is checked.
 
     Raises:
-        ConfigError: With every problem of every file.
+        ConfigError: With all problems of all files.
 
     """
     if folder is None:
@@ -60,7 +61,7 @@ def load_schemas(folder: str | None, *, unknown: str) -> EventSchemas | None:
 
 
 def _schema_files(folder: Path) -> Iterator[Path]:
-    # Folders first, links not followed: one to a parent would never end.
+    # Links to folders are not followed: a link to a parent would never end.
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
             continue
@@ -71,9 +72,9 @@ def _schema_files(folder: Path) -> Iterator[Path]:
 
 
 def _read(path: Path) -> bytes | str:
-    """Return what is in the file, or what is wrong with it."""
+    """Return the content of the file, or its problem as text."""
     try:
-        if not path.is_file():  # a pipe would keep us waiting
+        if not path.is_file():  # reading a pipe could block forever
             return "is not a file"
         if path.stat().st_size > _FILE_MAX_BYTES:
             return f"is larger than {_FILE_MAX_BYTES} bytes"

@@ -1,4 +1,4 @@
-"""Signals of a running bridge: SIGTERM and SIGINT drain, a second one insists, SIGHUP reloads."""
+"""Signals of a running bridge: SIGTERM and SIGINT drain, a second one cancels, SIGHUP reloads."""
 
 import asyncio
 import signal
@@ -21,16 +21,16 @@ async def run_until_signalled(
     on_listening: Callable[[Listening], None],
 ) -> None:
     """
-    Run `bridge` until SIGTERM or SIGINT; the first drains, the second insists.
+    Run `bridge` until SIGTERM or SIGINT: the first one drains, the second one cancels.
 
-    SIGHUP calls `load` and applies what changed. Errors as `Bridge.run`.
+    SIGHUP calls `load` and reloads the bridge. The errors are those of `Bridge.run`.
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     hangup = asyncio.Event()
     main = asyncio.current_task()
 
-    def leave() -> None:
+    def drain_or_cancel() -> None:
         if stop.is_set() and main is not None:
             main.cancel()
         stop.set()
@@ -45,6 +45,6 @@ async def run_until_signalled(
                 log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, leave)
+        loop.add_signal_handler(number, drain_or_cancel)
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
     await bridge.run(stop, on_listening=on_listening, beside=reload_on_hangup())

@@ -1,13 +1,13 @@
 """
 OpenTelemetry spans for messages whose producers trace, if the extra `otel` is installed.
 
-A producer puts W3C `traceparent` into the AMQP headers, as OpenTelemetry's libraries
-for RabbitMQ do. The bridge adds to that trace: `process` from taking the message until
-it is stored or set aside, and `deliver` from taking it until it was written to windows.
-What a window reads from the inbox later has no span: the inbox does not keep the trace.
+A producer writes the W3C `traceparent` into the AMQP headers, as OpenTelemetry's libraries
+for RabbitMQ do. The bridge adds two spans to that trace: `process`, from consuming the
+message until it is stored or dead-lettered, and `deliver`, from consuming it until it is
+written to windows. A replay has no span, because the inbox does not keep the trace.
 
-Where spans go is said by OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`
-and its like); without one of them nothing is spent.
+OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT` and others) configure the
+export. Without an endpoint, tracing costs nothing.
 """
 
 import os
@@ -45,12 +45,12 @@ _CLOSE_MS: Final = 3000
 
 def open_tracing(environment: Mapping[str, str] = os.environ) -> "Tracing | None":
     """
-    Return where spans go, or `None` if nobody wants any.
+    Return the tracing that the environment configures; ``None`` if there is none.
 
-    A wish that cannot be met, because the extra is not installed, is logged.
+    If tracing is configured but the extra is not installed, log a warning.
     """
-    wanted = any(environment.get(name) for name in _ENDPOINTS)
-    if not wanted or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    is_configured = any(environment.get(name) for name in _ENDPOINTS)
+    if not is_configured or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     if not _IS_INSTALLED:
         log.warning(
@@ -62,13 +62,14 @@ def open_tracing(environment: Mapping[str, str] = os.environ) -> "Tracing | None
     provider = TracerProvider(
         resource=Resource.create({"service.name": name}), shutdown_on_exit=False
     )
-    # Bounded, and sent by a thread of its own: a collector that is away costs spans.
+    # The processor has a bounded queue and a thread of its own. If the collector is down,
+    # spans are lost and the bridge does not wait.
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Tracing(provider)
 
 
 class Tracing:
-    """Adds the bridge's part to the traces of producers."""
+    """Adds the spans of the bridge to the traces of producers."""
 
     def __init__(self, provider: "TracerProvider") -> None:
         self._provider = provider
@@ -76,7 +77,7 @@ class Tracing:
         self._extract = TraceContextTextMapPropagator().extract
 
     def close(self) -> None:
-        """Send what is left, for some seconds at most. Blocks: call it in a thread."""
+        """Send the remaining spans. Blocks for up to 3 s: call it in a thread."""
         self._provider.force_flush(_CLOSE_MS)
         self._provider.shutdown()
 
@@ -87,7 +88,7 @@ class Tracing:
         *,
         now_s: float,
     ) -> None:
-        """Tell of messages that were appended; an offset of `None` is a duplicate."""
+        """Add spans of appended messages; an offset of ``None`` is a duplicate."""
         for message, offset in zip(messages, offsets, strict=True):
             if message.trace_parent is None:
                 continue
@@ -98,10 +99,10 @@ class Tracing:
                 span.set_attribute("bridge.offset", offset)
             span.end(_ns(now_s))
 
-    def set_aside(
+    def dead_lettered(
         self, delivery: Delivery, letter: DeadLetter, *, now_s: float
     ) -> None:
-        """Tell of a delivery that became a dead letter."""
+        """Add the span of a delivery that became a dead letter."""
         parent = trace_parent(delivery.properties)
         if parent is None:
             return
@@ -114,7 +115,7 @@ class Tracing:
     def written(
         self, news: Sequence[Stored], windows: Sequence[int], *, now_s: float
     ) -> None:
-        """Tell of messages that were written, each to so many windows."""
+        """Add spans of messages, each of which was written to `windows` windows."""
         for stored, count in zip(news, windows, strict=True):
             message = stored.message
             if message.trace_parent is None:

@@ -1,17 +1,15 @@
 """
 The composition root: builds every object of a bridge from its settings.
 
-`build` returns the components of one bridge, connected but not started; `app` starts and
-stops them. The other functions translate settings into what one component needs. Commands
-and checks that need only that component use them too.
+`Components` holds the objects of one bridge; `app` starts and stops them. Each function
+translates the settings for one component. Commands that need only one component use them,
+too.
 """
 
 import socket
-from dataclasses import dataclass
 from time import time
 from typing import Final
 
-from aiohttp import web
 from pydantic import SecretStr
 
 from bridge.amqp.connection import BrokerAddress
@@ -65,7 +63,7 @@ from bridge.schema_folder import load_schemas
 from bridge.settings.model import Settings
 from bridge.sockets.engineio.server import Admission, Bounds
 from bridge.sockets.server import BridgeServer, ServerOptions
-from bridge.tracing import Tracing, open_tracing
+from bridge.tracing import open_tracing
 
 # A batch of SQLite costs a commit with its fsync. This wait is shorter than that on most
 # disks, and at thousands of messages per second it saves every second or third commit.
@@ -74,184 +72,151 @@ _SQLITE_PACE_S: Final = 0.002
 _REDIS_PACE_S: Final = 0.004
 
 
-@dataclass(frozen=True, slots=True)
 class Components:
     """
     The objects of one bridge, connected to each other and not started.
 
     Attributes:
-        verifier: ``None`` in open mode.
-        fleet: Asks the other bridges; ``None`` unless the store is shared.
         tracing: ``None`` if no endpoint for spans is configured.
+        fleet: Asks the other bridges; ``None`` unless the store is shared.
+        verifier: ``None`` in open mode.
 
     """
 
-    metrics: Metrics
-    journal: Journal
-    tracing: Tracing | None
-    inbox: MemoryInbox | RedisInbox | SqliteInbox
-    inbox_maintenance: InboxMaintenance
-    fleet: RedisFleet | None
-    verifier: TokenVerifier | None
-    sockets: BridgeServer
-    publisher: Publisher
-    messages: MessagePublisher
-    intake: Intake
-    pipeline: Pipeline
-    readiness: Readiness
-    dead_letters: DeadLetterQueue
-    jobs: JobBoard
-    gauges: GaugeSampler
-    sign_in: SignIn
-    publish_keys: Keys
-    event_check: EventCheck
-    publish_endpoint: PublishEndpoint
-    public_app: web.Application
-    operator_app: web.Application
+    def __init__(self, settings: Settings, place: Workplace | None = None) -> None:
+        """
+        Build a bridge. Reads the folder of schemas and opens nothing else.
 
+        Args:
+            settings: Checked settings.
+            place: The slot of this process if it is one of several workers.
 
-def build(settings: Settings, place: Workplace | None = None) -> Components:
-    """
-    Build a bridge. Reads the folder of schemas and opens nothing else.
+        Raises:
+            ConfigError: If a key or a schema of the settings is invalid.
 
-    Args:
-        settings: Checked settings.
-        place: The slot of this process if it is one of several workers.
+        """
+        self.metrics = metrics = Metrics()
+        self.tracing = open_tracing()
+        self.fleet = fleet_of(settings)
+        self.verifier = verifier_of(settings)
+        journal = journal_of(settings, place)
+        schemas = schemas_of(settings)
 
-    Raises:
-        ConfigError: If a key or a schema of the settings is invalid.
-
-    """
-    metrics = Metrics()
-    journal = journal_of(settings, place)
-    tracing = open_tracing()
-    names = BrokerNames(settings.namespace)
-    address = broker_address(settings)
-    schemas = schemas_of(settings)
-    fleet = fleet_of(settings)
-
-    inbox = inbox_of(settings)
-    verifier = verifier_of(settings)
-    sockets = BridgeServer(
-        server_options(settings),
-        inbox=inbox,
-        verifier=verifier,
-        metrics=metrics,
-        journal=journal,
-        tracing=tracing,
-        place=place,
-    )
-
-    wanted = topology(names, settings.retry_delays, settings.shards)
-    plan = shard_plan(settings)
-    publisher = Publisher(address, names, metrics=metrics, wanted=wanted, shards=plan)
-    intake = Intake(
-        address,
-        wanted,
-        queue=names.inbound_queue(),
-        prefetch_count=settings.prefetch,
-        metrics=metrics,
-        shards=plan,
-        has_own_inbox=has_own_inbox(settings),
-    )
-    pipeline = Pipeline(
-        intake=intake,
-        inbox=inbox,
-        publisher=publisher,
-        limits=MessageLimits(settings.max_message_bytes),
-        retry_delays_s=settings.retry_delays,
-        metrics=metrics,
-        schemas=schemas,
-        pace_s=pace_s(settings),
-        journal=journal,
-        tracing=tracing,
-        fencing=fencing_of(inbox, metrics),
-    )
-    readiness = Readiness(intake=intake, pipeline=pipeline, inbox=inbox)
-    metrics.ready.set_function(lambda: not readiness.unready_reasons())
-
-    messages = MessagePublisher(publisher, names)
-    event_check = EventCheck(schemas)
-    publish_keys = Keys(publish_keys_of(settings), setting="BRIDGE_API_KEY")
-    public = public_app(
-        unready_reasons=readiness.unready_reasons,
-        route_sockets=sockets.route,
-        legacy=legacy_endpoint(settings, messages, publish_keys, event_check),
-    )
-
-    dead_letters = DeadLetterQueue(address, names, publisher=publisher, journal=journal)
-    queues = QueueInspector(
-        address,
-        names,
-        intake=intake,
-        dead_letters=dead_letters,
-        management=management_of(settings),
-    )
-    jobs = JobBoard()
-    sign_in = sign_in_of(settings)
-    publish_endpoint = PublishEndpoint(
-        messages,
-        metrics,
-        max_message_bytes=settings.max_message_bytes,
-        check=event_check,
-        journal=journal,
-    )
-    overview = OverviewEndpoint(
-        namespace=settings.namespace,
-        readiness=readiness,
-        intake=intake,
-        inbox=inbox,
-        sockets=sockets,
-        metrics=metrics,
-    )
-    fleet_view = FleetView(sockets, journal, name=settings.name, fleet=fleet)
-
-    def add_api(api: Api) -> None:
-        overview.add_routes(api)
-        add_queue_routes(api, queues)
-        add_dead_letter_routes(api, dead_letters, jobs)
-        add_job_routes(api, jobs)
-        add_user_routes(api, inbox.admin, fleet_view)
-        add_trace_routes(
-            api, inboxes=inbox.admin, dead_letters=dead_letters, fleet=fleet_view
+        self.inbox = inbox = inbox_of(settings)
+        self.inbox_maintenance = InboxMaintenance(inbox)
+        self.sockets = BridgeServer(
+            server_options(settings),
+            inbox=inbox,
+            verifier=self.verifier,
+            metrics=metrics,
+            journal=journal,
+            tracing=self.tracing,
+            place=place,
         )
 
-    return Components(
-        metrics=metrics,
-        journal=journal,
-        tracing=tracing,
-        inbox=inbox,
-        inbox_maintenance=InboxMaintenance(inbox),
-        fleet=fleet,
-        verifier=verifier,
-        sockets=sockets,
-        publisher=publisher,
-        messages=messages,
-        intake=intake,
-        pipeline=pipeline,
-        readiness=readiness,
-        dead_letters=dead_letters,
-        jobs=jobs,
-        gauges=GaugeSampler(
+        names = BrokerNames(settings.namespace)
+        address = broker_address(settings)
+        wanted = topology(names, settings.retry_delays, settings.shards)
+        plan = shard_plan(settings)
+        self.publisher = Publisher(
+            address, names, metrics=metrics, wanted=wanted, shards=plan
+        )
+        self.messages = MessagePublisher(self.publisher, names)
+        self.intake = Intake(
+            address,
+            wanted,
+            queue=names.inbound_queue(),
+            prefetch_count=settings.prefetch,
+            metrics=metrics,
+            shards=plan,
+            has_own_inbox=not is_redis(settings.inbox),
+        )
+        self.pipeline = Pipeline(
+            intake=self.intake,
+            inbox=inbox,
+            publisher=self.publisher,
+            limits=MessageLimits(settings.max_message_bytes),
+            retry_delays_s=settings.retry_delays,
+            metrics=metrics,
+            schemas=schemas,
+            pace_s=pace_s(settings),
+            journal=journal,
+            tracing=self.tracing,
+            # Only bridges that share a store can append after they lost a queue.
+            fencing=Fencing(inbox, metrics=metrics)
+            if isinstance(inbox, RedisInbox)
+            else None,
+        )
+        self.readiness = readiness = Readiness(
+            intake=self.intake, pipeline=self.pipeline, inbox=inbox
+        )
+        metrics.ready.set_function(lambda: not readiness.unready_reasons())
+
+        self.event_check = EventCheck(schemas)
+        self.publish_keys = Keys(publish_keys_of(settings), setting="BRIDGE_API_KEY")
+        self.public_app = public_app(
+            unready_reasons=readiness.unready_reasons,
+            route_sockets=self.sockets.route,
+            legacy=legacy_endpoint(
+                settings, self.messages, self.publish_keys, self.event_check
+            ),
+        )
+
+        self.dead_letters = dead_letters = DeadLetterQueue(
+            address, names, publisher=self.publisher, journal=journal
+        )
+        queues = QueueInspector(
+            address,
+            names,
+            intake=self.intake,
+            dead_letters=dead_letters,
+            management=management_of(settings),
+        )
+        self.gauges = GaugeSampler(
             metrics,
             queues=queues,
             inbox=inbox,
             store=settings.inbox.partition(":")[0],
-        ),
-        sign_in=sign_in,
-        publish_keys=publish_keys,
-        event_check=event_check,
-        publish_endpoint=publish_endpoint,
-        public_app=public,
-        operator_app=operator_app(
-            unready_reasons=readiness.unready_reasons,
-            publish=publish_endpoint.publish,
+        )
+        overview = OverviewEndpoint(
+            namespace=settings.namespace,
+            readiness=readiness,
+            intake=self.intake,
+            inbox=inbox,
+            sockets=self.sockets,
             metrics=metrics,
-            sign_in=sign_in,
-            publish_keys=publish_keys,
+        )
+        fleet_view = FleetView(
+            self.sockets, journal, name=settings.name, fleet=self.fleet
+        )
+        self.jobs = jobs = JobBoard()
+
+        def add_api(api: Api) -> None:
+            overview.add_routes(api)
+            add_queue_routes(api, queues)
+            add_dead_letter_routes(api, dead_letters, jobs)
+            add_job_routes(api, jobs)
+            add_user_routes(api, inbox.admin, fleet_view)
+            add_trace_routes(
+                api, inboxes=inbox.admin, dead_letters=dead_letters, fleet=fleet_view
+            )
+
+        self.publish_endpoint = PublishEndpoint(
+            self.messages,
+            metrics,
+            max_message_bytes=settings.max_message_bytes,
+            check=self.event_check,
+            journal=journal,
+        )
+        self.sign_in = sign_in_of(settings)
+        self.operator_app = operator_app(
+            unready_reasons=readiness.unready_reasons,
+            publish=self.publish_endpoint.publish,
+            metrics=metrics,
+            sign_in=self.sign_in,
+            publish_keys=self.publish_keys,
             add_api=add_api,
-        ),
-    )
+        )
 
 
 # --- broker
@@ -305,15 +270,6 @@ def inbox_of(settings: Settings) -> MemoryInbox | RedisInbox | SqliteInbox:
     return MemoryInbox(retention(settings))
 
 
-def fencing_of(
-    inbox: MemoryInbox | RedisInbox | SqliteInbox, metrics: Metrics
-) -> Fencing | None:
-    """Return the fencing of a shared store; ``None`` if the store has one bridge."""
-    if isinstance(inbox, RedisInbox):
-        return Fencing(inbox, metrics=metrics)
-    return None
-
-
 def fleet_of(settings: Settings) -> RedisFleet | None:
     """Return the channel to the other bridges; ``None`` unless the store is shared."""
     if not is_redis(settings.inbox):
@@ -327,11 +283,6 @@ def journal_of(settings: Settings, place: Workplace | None) -> Journal:
     if place is not None:
         bridge = f"{bridge} worker {place.index}"
     return Journal(began_s=time(), bridge=bridge)
-
-
-def has_own_inbox(settings: Settings) -> bool:
-    """Return whether no other bridge can share the store."""
-    return not is_redis(settings.inbox)
 
 
 def migration_target_of(settings: Settings) -> Target:

@@ -1,8 +1,8 @@
 """
-Tokens and the keys that they are checked with.
+Verification of tokens (JWT), and the keys that verify them.
 
-PyJWT does the checking; this package decides with what. Three rules hold everywhere: the
-operator's settings choose the algorithms, never the token; a key serves the algorithms of
-its own kind alone; no address that a token holds is ever looked at. No text that leaves
-here, error or log, holds a token, a claim or a key.
+PyJWT verifies the signature; this package chooses the algorithm and the keys. Three rules
+hold everywhere: the settings choose the accepted algorithms, never the token; a key
+verifies only algorithms of its own kind; the bridge never follows an address in a token.
+Errors and logs of this package contain no token, no claim and no key.
 """

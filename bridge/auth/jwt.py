@@ -1,8 +1,8 @@
 """
-From a token to an identity, or the refusal that a page can act on.
+Verifies a token and returns the identity of its user.
 
-The order matters: size, then header, then keys by the operator's rules, then signature,
-and only then claims. What fails at one step never reaches the next.
+The order is fixed: size, header, choice of the keys, signature, claims. A token that fails
+one step never reaches the next one, so nothing unverified is interpreted.
 """
 
 import binascii
@@ -31,15 +31,15 @@ from bridge.errors import ConfigError, RefusedError
 
 _TOKEN_MAX_CHARACTERS: Final = 8192
 
-# The library's texts may quote what the token says; these never do. The first fits.
+# Texts of the library may quote the token; these do not. The first match applies.
 _PROBLEMS: Final = (
     (jwt.ImmatureSignatureError, "it is not valid yet (nbf or iat)"),
     (
         jwt.MissingRequiredClaimError,
-        "a claim that is demanded is missing: exp, aud or iss",
+        "a required claim is missing: exp, aud or iss",
     ),
-    (jwt.InvalidAudienceError, "claim aud is not one that is accepted here"),
-    (jwt.InvalidIssuerError, "claim iss is not the one that is accepted here"),
+    (jwt.InvalidAudienceError, "claim aud is not accepted here"),
+    (jwt.InvalidIssuerError, "claim iss is not accepted here"),
     (jwt.InvalidAlgorithmError, "its algorithm is not accepted here"),
     (InvalidSubjectError, "claim sub is not a string"),
 )
@@ -48,15 +48,15 @@ _PROBLEMS: Final = (
 @dataclass(frozen=True, slots=True)
 class TokenRules:
     """
-    What a token must be, as the operator set it.
+    The conditions that a token must meet, from the settings.
 
     Attributes:
-        algorithms: The only ones accepted, whatever a token says of itself.
-        secrets: For HS*; several while one is being rotated. The first one signs.
+        algorithms: The accepted algorithms; the header of a token cannot add one.
+        secrets: For HS*; several during a rotation. The first one signs.
         public_key: PEM, for RS*, ES* and EdDSA.
-        audience: If any, `aud` must hold one of them.
-        issuer: If set, `iss` must be it.
-        leeway_s: How far clocks may differ when `exp` and `nbf` are checked.
+        audience: If not empty, `aud` must contain one of these.
+        issuer: If not ``None``, `iss` must be equal.
+        leeway_s: Tolerance for clock differences in the checks of `exp` and `nbf`.
 
     """
 
@@ -69,14 +69,14 @@ class TokenRules:
 
 
 class TokenVerifier:
-    """Checks tokens by rules that can be replaced while running."""
+    """Verifies tokens by rules that can be replaced while the bridge runs."""
 
     def __init__(self, rules: TokenRules, key_set: KeySet | None = None) -> None:
         """
-        Take the rules; `key_set` serves the asymmetric algorithms if given.
+        Use `rules`; `key_set` provides keys for the asymmetric algorithms.
 
         Raises:
-            ConfigError: If a key of the rules cannot be used.
+            ConfigError: If a key of the rules is invalid.
 
         """
         self._key_set = key_set
@@ -84,21 +84,21 @@ class TokenVerifier:
         self.replace_rules(rules)
 
     async def open(self) -> None:
-        """Fetch the key set, if there is one; that it cannot be had is no error yet."""
+        """Fetch the key set, if there is one. A failed fetch is logged, not raised."""
         if self._key_set:
             await self._key_set.open()
 
     async def close(self) -> None:
-        """Let go of the key set's connections."""
+        """Close the connections of the key set."""
         if self._key_set:
             await self._key_set.close()
 
     def replace_rules(self, rules: TokenRules) -> None:
         """
-        Check all tokens from now on by `rules`.
+        Verify later tokens by `rules`.
 
         Raises:
-            ConfigError: If a key of `rules` cannot be used; the old rules stay.
+            ConfigError: If a key of `rules` is invalid. The old rules stay in force.
 
         """
         problems = secret_problems(rules.secrets, algorithms=rules.algorithms)
@@ -117,14 +117,14 @@ class TokenVerifier:
 
     async def verify(self, token: object) -> Identity:
         """
-        Return who `token` says it is, if that is true.
+        Return the identity of a valid token.
 
         Args:
-            token: As a stranger sent it: anything at all.
+            token: Any value that a client sent, of any type.
 
         Raises:
-            RefusedError: With the code that the page is told.
-            KeysUnavailableError: If the key set is needed and cannot be had.
+            RefusedError: If the token is missing or invalid, with the code for the page.
+            KeysUnavailableError: If the key set is needed and cannot be fetched.
 
         Cancellation: safe.
 
@@ -136,7 +136,8 @@ class TokenVerifier:
         if len(token) > _TOKEN_MAX_CHARACTERS:
             raise _invalid(f"it is longer than {_TOKEN_MAX_CHARACTERS} characters")
         algorithm, kid = _parse_header(token)
-        rules = self._rules  # one set of rules for the whole check, whatever is awaited
+        # A reload may replace the rules during the await below: use one set for all checks.
+        rules = self._rules
         if algorithm not in rules.algorithms:
             raise _invalid("its algorithm is not accepted here")
         return _check(token, algorithm, await self._keys_for(algorithm, kid), rules)
@@ -166,7 +167,7 @@ def issue_token(
     Sign a token for `user` that is valid for `ttl_s` seconds from the Unix time `now_s`.
 
     Raises:
-        ValueError: If `user` cannot be one or `algorithm` does not sign with a secret.
+        ValueError: If `user` is not a valid user, or `algorithm` needs a private key.
 
     """
     problem = user_problem(user)
@@ -196,21 +197,21 @@ def _invalid(problem: str) -> RefusedError:
 
 def _parse_header(token: str) -> tuple[str, str | None]:
     """
-    Return `alg` and `kid`, which only choose among keys that are ours.
+    Return `alg` and `kid`, which only select one of the configured keys.
 
-    Everything else a header can hold (`jku`, `x5u`, `x5c`, `jwk`) is not read.
+    Headers that name other keys (`jku`, `x5u`, `x5c`, `jwk`) are ignored.
     """
     segment = token.partition(".")[0]
     try:
         header = orjson.loads(urlsafe_b64decode(segment + "=" * (-len(segment) % 4)))
     except (binascii.Error, orjson.JSONDecodeError) as exc:
-        raise _invalid("it has no header that can be read") from exc
+        raise _invalid("its header cannot be read") from exc
     algorithm = header.get("alg") if isinstance(header, dict) else None
     if not isinstance(algorithm, str):
         raise _invalid("its header names no algorithm")
     if "crit" in header or "b64" in header:
-        # RFC 7515 section 4.1.11: who does not understand an extension must refuse.
-        raise _invalid("its header demands an extension")
+        # RFC 7515 section 4.1.11: a critical extension that is not supported must be refused.
+        raise _invalid("its header requires an extension")
     kid = header.get("kid")
     if kid is not None and not isinstance(kid, str):
         raise _invalid("its header has a kid that is not a string")
@@ -237,13 +238,13 @@ def _check(
                 leeway=rules.leeway_s,
             )
         except jwt.InvalidSignatureError:
-            continue  # the next secret, while one is being rotated
+            continue  # try the next secret: one may be in rotation
         except jwt.ExpiredSignatureError as exc:
             raise RefusedError(Refusal.TOKEN_EXPIRED) from exc
         except jwt.PyJWTError as exc:
             raise _invalid(_problem_of(exc)) from exc
         return identify(claims)
-    raise _invalid("no key of ours made its signature")
+    raise _invalid("its signature matches none of the keys")
 
 
 def _problem_of(error: jwt.PyJWTError) -> str:

@@ -1,8 +1,8 @@
 """
-The key set at BRIDGE_JWKS_URL: fetched, kept, and fetched again when keys rotate.
+The key set at BRIDGE_JWKS_URL: fetched, cached, and fetched again when keys rotate.
 
-Nothing that a token says chooses where keys come from. Its `kid` can only make the bridge
-ask the one configured address once more, and that at most every ten seconds.
+A token cannot choose the address of its key. An unknown `kid` makes the bridge fetch the
+configured URL again, at most every ten seconds.
 """
 
 import asyncio
@@ -21,20 +21,20 @@ from bridge.errors import KeysUnavailableError
 log = structlog.get_logger(__name__)
 
 _BODY_MAX_BYTES: Final = 1 << 20
-# A token without `kid` is tried with every key of its algorithm. This bounds what one
-# such token can cost.
+# A token without `kid` is tried with every key of its algorithm. This limits the cost of
+# such a token.
 _CANDIDATES_MAX: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class KeySetTimes:
     """
-    How long what holds.
+    The times of the cache, in seconds.
 
     Attributes:
-        fetch_s: The longest that one fetch may take.
-        fresh_s: Within it, the set is used without asking again.
-        usable_s: Within it, the set still serves while it cannot be fetched.
+        fetch_s: Timeout of one fetch.
+        fresh_s: Age up to which the set is used without a fetch.
+        usable_s: Age up to which the set is used while it cannot be fetched.
         pause_s: The shortest time between two fetches.
 
     """
@@ -46,7 +46,7 @@ class KeySetTimes:
 
 
 class KeySet:
-    """The public keys of one issuer. Call `open` first and `close` last."""
+    """The public keys of one issuer. Call `open` before use and `close` at the end."""
 
     def __init__(
         self,
@@ -60,18 +60,20 @@ class KeySet:
         self._now = now
         self._session: aiohttp.ClientSession | None = None
         self._keys: list[VerifyingKey] = []
-        self._fetched_s = -inf  # the last success
-        self._tried_s = -inf  # the end of the last try, good or bad
-        self._problem: str | None = "it was not fetched yet"
-        # One fetch serves all who wait. A lock round a network call is bounded here: by
-        # the deadline, and by `_tried_s`, which lets those who queued go on at once. If
-        # the one who fetches is cancelled, the next in the queue takes over.
+        self._fetched_s = -inf  # end of the last successful fetch
+        self._tried_s = -inf  # end of the last fetch, successful or not
+        self._problem: str | None = "it has not been fetched yet"
+        # One fetch serves all tokens that wait for it. The wait for this lock is bounded,
+        # although it is held during a network call: the fetch has a timeout, and after it
+        # `_tried_s` lets every other waiter return without a fetch. If the task that
+        # fetches is cancelled, the next waiter fetches.
         self._fetching = asyncio.Lock()
 
     async def open(self) -> None:
-        """Fetch the set. If that fails it is only logged: the first token tries again."""
+        """Fetch the set. A failure is only logged: the next token tries again."""
         self._session = aiohttp.ClientSession(
-            auto_decompress=False,  # the bound on bytes is then one on memory too
+            # A small compressed body could expand beyond the limit of `_download`.
+            auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         await self._fetch_unless_tried()
@@ -88,16 +90,16 @@ class KeySet:
 
         Args:
             algorithm: One that the settings accept.
-            kid: The key that the token names; ``None`` if it names none, and then all
-                that fit come, at most 8.
+            kid: The key that the token names; ``None`` selects all keys of the algorithm,
+                at most 8.
 
         Returns:
-            None, if the set is up to date and has no such key.
+            An empty list if the set is up to date and has no such key.
 
         Raises:
-            KeysUnavailableError: If the key is not known and the set cannot be had.
+            KeysUnavailableError: If the key is unknown and the set cannot be fetched.
 
-        Cancellation: safe; others who wait for the same fetch start it anew.
+        Cancellation: safe; another task that waits for the same fetch restarts it.
 
         """
         await self._keep_fresh()
@@ -122,7 +124,7 @@ class KeySet:
         if age_s > self._times.usable_s:
             self._keys = []
         elif age_s > self._times.fresh_s and not self._fetching.locked():
-            # One token waits for the new set; the others go on with the old one.
+            # One token waits for the new set; the others use the old one meanwhile.
             await self._fetch_unless_tried()
 
     async def _fetch_unless_tried(self) -> None:
@@ -135,7 +137,7 @@ class KeySet:
             except TimeoutError:
                 self._note_failure(f"no answer within {self._times.fetch_s:g} s")
             except aiohttp.ClientError as exc:
-                # Its text may hold the URL, and that a password.
+                # The text of the error may contain the URL, and the URL a password.
                 self._note_failure(type(exc).__name__)
             except ValueError as exc:
                 self._note_failure(str(exc))

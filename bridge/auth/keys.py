@@ -1,8 +1,8 @@
 """
-Which key may check which token.
+Which key may verify which algorithm.
 
-A key is bound to algorithms by what it is: a secret to HS*, an RSA key to RS*, a curve to
-its ES*, an Edwards key to EdDSA. So a public key can never be taken for a secret, which
+The kind of a key determines its algorithms: a secret verifies HS*, an RSA key RS*, a curve
+its ES*, an Edwards key EdDSA. A public key can therefore never be used as a secret, which
 is the classic way to forge a token (RFC 8725 section 2.1).
 """
 
@@ -39,11 +39,11 @@ _KEY_SET_MAX_KEYS: Final = 100
 @dataclass(frozen=True, slots=True)
 class VerifyingKey:
     """
-    A public key and what it may be used for.
+    A public key and its algorithms.
 
     Attributes:
-        key: The key itself.
-        algorithms: The only algorithms whose signatures it may check.
+        key: The key.
+        algorithms: The only algorithms whose signatures it may verify.
         kid: Its name in a key set; ``None`` if it has none.
 
     """
@@ -54,12 +54,12 @@ class VerifyingKey:
 
 
 def is_symmetric(algorithm: str) -> bool:
-    """Whether signing and checking take the same secret."""
+    """Return whether `algorithm` signs and verifies with the same secret."""
     return algorithm.startswith("HS")
 
 
 def algorithms_of(key: object) -> frozenset[str]:
-    """Return the algorithms that `key` may serve by its kind; none if it is no public key."""
+    """Return the algorithms of this kind of key; empty if it is not a public key."""
     match key:
         case rsa.RSAPublicKey():
             return _RSA_ALGORITHMS
@@ -73,28 +73,27 @@ def algorithms_of(key: object) -> frozenset[str]:
 
 def load_public_key(pem: str, *, algorithms: Sequence[str]) -> VerifyingKey:
     """
-    Read BRIDGE_JWT_PUBLIC_KEY.
+    Load the key of BRIDGE_JWT_PUBLIC_KEY.
 
     Args:
-        pem: The text of the setting; never quoted in an error.
-        algorithms: What the settings accept; the key must fit one of them.
+        pem: The text of the setting; errors never quote it.
+        algorithms: The accepted algorithms; the key must fit one of them.
 
     Raises:
-        ConfigError: If it is not a public key, too weak, or fits none of `algorithms`.
+        ConfigError: If `pem` is not a public key, is too weak, or fits none of
+            `algorithms`.
 
     """
     if "PRIVATE KEY-----" in pem:
-        problem = (
-            "is a private key, which does not belong here; expected the public one"
-        )
+        problem = "is a private key; expected the public key"
     elif "-----BEGIN CERTIFICATE" in pem:
         problem = "is a certificate, expected a public key: openssl x509 -pubkey -noout -in FILE"
     else:
         try:
             key = load_pem_public_key(pem.encode())
         except (ValueError, UnsupportedAlgorithm) as exc:
-            # The library's text may hold bytes of the file.
-            message = "is not a public key in PEM that can be read"
+            # The text of the library may quote bytes of the file.
+            message = "is not a readable public key in PEM"
             raise ConfigError([f"BRIDGE_JWT_PUBLIC_KEY: {message}"]) from exc
         return _checked(key, algorithms)
     raise ConfigError([f"BRIDGE_JWT_PUBLIC_KEY: {problem}"])
@@ -102,7 +101,7 @@ def load_public_key(pem: str, *, algorithms: Sequence[str]) -> VerifyingKey:
 
 def _checked(key: object, algorithms: Sequence[str]) -> VerifyingKey:
     if not isinstance(key, PublicKey) or not algorithms_of(key):
-        problem = "is of a kind that no algorithm of BRIDGE_JWT_ALGORITHMS uses"
+        problem = "is a kind of key that no algorithm of BRIDGE_JWT_ALGORITHMS uses"
     elif weakness := _weakness(key):
         problem = weakness
     elif algorithms_of(key).isdisjoint(algorithms):
@@ -122,7 +121,7 @@ def _weakness(key: PublicKey) -> str | None:
 
 
 def secret_problems(secrets: Sequence[str], *, algorithms: Sequence[str]) -> list[str]:
-    """Say which of `secrets` cannot serve the HS* among `algorithms`, without quoting them."""
+    """Return a problem for each secret that does not suit an HS* of `algorithms`."""
     problems: list[str] = []
     for number, secret in enumerate(secrets, start=1):
         for algorithm in filter(is_symmetric, algorithms):
@@ -132,7 +131,7 @@ def secret_problems(secrets: Sequence[str], *, algorithms: Sequence[str]) -> lis
                     checker.prepare_key(secret.encode())
                 )
             except InvalidKeyError:
-                problem = "is empty, or a public key or JWK, which everybody may know"
+                problem = "is empty, or a public key or JWK, which is not secret"
             else:
                 if not is_short:
                     continue
@@ -144,14 +143,14 @@ def secret_problems(secrets: Sequence[str], *, algorithms: Sequence[str]) -> lis
 
 def parse_key_set(body: bytes) -> list[VerifyingKey]:
     """
-    Read a JWK set (RFC 7517 section 5).
+    Parse a JWK set (RFC 7517 section 5).
 
     Returns:
-        The keys that may check signatures. What is meant for something else, weak,
-        secret or unreadable is left out: one odd key must not take the others along.
+        The keys that may verify signatures. Keys for another purpose and keys that are
+        weak, secret or unreadable are skipped, so that they do not disable the others.
 
     Raises:
-        ValueError: If it is not a key set, holds too many keys or none that can be used.
+        ValueError: If `body` is not a key set, has too many keys or no usable one.
 
     """
     try:
@@ -162,19 +161,19 @@ def parse_key_set(body: bytes) -> list[VerifyingKey]:
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         message = "it is not a key set: no list named keys"
-        raise ValueError(message)  # noqa: TRY004 - the document is wrong, not a type
+        raise ValueError(message)  # noqa: TRY004 - the document is invalid, not a type
     if len(entries) > _KEY_SET_MAX_KEYS:
-        message = f"it has {len(entries)} keys, allowed are {_KEY_SET_MAX_KEYS}"
+        message = f"it has {len(entries)} keys, the limit is {_KEY_SET_MAX_KEYS}"
         raise ValueError(message)
     keys = [key for entry in entries if (key := _parse_key(entry))]
     if not keys:
-        message = f"none of its {len(entries)} keys can check a signature"
+        message = f"none of its {len(entries)} keys can verify a signature"
         raise ValueError(message)
     return keys
 
 
 def _parse_key(entry: object) -> VerifyingKey | None:
-    # "d" is the private part: a set that publishes it has lost that key.
+    # "d" is the private part: a key that was published with it is compromised.
     if not isinstance(entry, Mapping) or "d" in entry:
         return None
     if entry.get("use", "sig") != "sig":
@@ -183,8 +182,8 @@ def _parse_key(entry: object) -> VerifyingKey | None:
     if isinstance(operations, list) and "verify" not in operations:
         return None
     try:
-        # Without `alg`: what a key may serve follows from its kind, and PyJWT would
-        # tie an RSA key to one algorithm, or trip over one it does not know.
+        # Without `alg`, because the kind of the key determines its algorithms. PyJWT would
+        # bind an RSA key to one algorithm, and fail at an `alg` that it does not know.
         key = PyJWK({k: v for k, v in entry.items() if k != "alg"}).key
     except (PyJWTError, UnsupportedAlgorithm):
         return None

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from yarl import URL
 
 from bridge.core.broker_names import BrokerNames
+from bridge.core.redis_address import is_redis
 from bridge.doctor.broker import BrokerTarget, check_broker
 from bridge.doctor.inbox import check_disk, check_inbox
 from bridge.doctor.key_set import check_key_set
@@ -20,7 +21,6 @@ from bridge.errors import ConfigError
 from bridge.settings.model import Settings
 from bridge.wiring import (
     broker_address,
-    has_own_inbox,
     inbox_of,
     management_of,
     schemas_of,
@@ -61,7 +61,7 @@ async def _check_brokers(settings: Settings) -> AsyncIterator[CheckResult]:
     names = BrokerNames(settings.namespace)
     address = broker_address(settings)
     shards = await check_shards(
-        address, shard_plan(settings), has_own_inbox=has_own_inbox(settings)
+        address, shard_plan(settings), has_own_inbox=not is_redis(settings.inbox)
     )
     is_reached = False
     for number, url in enumerate(map(URL, address.urls), start=1):

@@ -129,7 +129,7 @@ def test_a_dead_letter_is_an_error_of_its_trace(
         body=b"",
         queue="q",
     )
-    tracing.set_aside(delivery, DeadLetter(rejection, attempt=1), now_s=100.0)
+    tracing.dead_lettered(delivery, DeadLetter(rejection, attempt=1), now_s=100.0)
     tracing.close()
 
     (span,) = collector.spans

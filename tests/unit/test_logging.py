@@ -1,4 +1,4 @@
-"""Logs: readable by people and machines, and closed to secrets and forgers."""
+"""Formats of logs, masking of secrets and protection against forged lines."""
 
 import io
 import json
@@ -17,8 +17,8 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """Logging belongs to the process: put everything back."""
+def restore_logging() -> Iterator[None]:
+    """Restore the logging configuration, which is global to the process."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     configuration = structlog.get_config()
@@ -35,17 +35,17 @@ def logging_as_before() -> Iterator[None]:
     structlog.configure(**configuration)
 
 
-def started(log_format: str, level: str = "debug") -> Lines:
-    """Configure logs into memory; return what gives the lines so far."""
+def configured(log_format: str, level: str = "debug") -> Lines:
+    """Send logs to memory; return a function that returns the lines so far."""
     stream = io.StringIO()
     configure_logs(level=level, log_format=log_format, stream=stream)
     return lambda: stream.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("log_format", ["json", "auto"])
-def test_a_line_is_one_json_object_away_from_a_terminal(log_format: str) -> None:
-    """A log store reads them without a rule of its own."""
-    lines = started(log_format)
+def test_a_line_is_one_json_object_if_there_is_no_terminal(log_format: str) -> None:
+    """A log store can parse it without further rules."""
+    lines = configured(log_format)
 
     structlog.get_logger("bridge.pipeline").info(
         "delivery.settled", attempt=2, reason=None
@@ -62,9 +62,9 @@ def test_a_line_is_one_json_object_away_from_a_terminal(log_format: str) -> None
     }
 
 
-def test_pretty_lines_hold_the_same() -> None:
-    """For the person in front of the terminal."""
-    lines = started("pretty")
+def test_pretty_lines_have_the_same_facts() -> None:
+    """They are meant for a person at a terminal."""
+    lines = configured("pretty")
 
     structlog.get_logger("bridge.pipeline").info("delivery.settled", attempt=2)
 
@@ -73,8 +73,8 @@ def test_pretty_lines_hold_the_same() -> None:
         assert part in line
 
 
-def test_a_terminal_gets_pretty_lines_by_itself() -> None:
-    """`auto` looks at where the lines go."""
+def test_auto_selects_pretty_lines_on_a_terminal() -> None:
+    """The stream says whether it is a terminal."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -88,10 +88,10 @@ def test_a_terminal_gets_pretty_lines_by_itself() -> None:
     assert "\x1b[" in stream.getvalue()
 
 
-def test_logs_go_to_standard_error_unless_told_otherwise(
+def test_logs_go_to_standard_error_by_default(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Standard output is for results."""
+    """Standard output is reserved for results of commands."""
     configure_logs(level="info", log_format="json")
 
     structlog.get_logger().info("it.happened")
@@ -101,9 +101,9 @@ def test_logs_go_to_standard_error_unless_told_otherwise(
     assert json.loads(captured.err)["event"] == "it.happened"
 
 
-def test_libraries_leave_through_the_same_door() -> None:
-    """One place masks and shortens, whoever writes."""
-    lines = started("json")
+def test_logs_of_libraries_use_the_same_handler() -> None:
+    """Secrets are masked and values shortened in one place."""
+    lines = configured("json")
 
     logging.getLogger("some.library").warning("cannot reach %s", "amqp://u:hunter2@h/")
 
@@ -113,26 +113,26 @@ def test_libraries_leave_through_the_same_door() -> None:
     assert line["level"] == "warning"
 
 
-def test_the_level_holds_and_can_change_while_running() -> None:
-    """SIGHUP turns debugging on and off."""
-    lines = started("json", level="warning")
+def test_the_level_can_be_changed() -> None:
+    """A reload switches debug logs on and off."""
+    lines = configured("json", level="warning")
     log = structlog.get_logger()
 
-    log.info("unheard")
+    log.info("dropped")
     set_log_level("debug")
-    log.debug("heard")
+    log.debug("logged")
     set_log_level("error")
-    log.warning("unheard")
+    log.warning("dropped")
 
-    assert [json.loads(line)["event"] for line in lines()] == ["heard"]
+    assert [json.loads(line)["event"] for line in lines()] == ["logged"]
 
 
 @pytest.mark.parametrize(
     "name", ["engineio.server", "socketio", "aiormq", "aiohttp.access"]
 )
-def test_libraries_that_log_payloads_are_quiet(name: str) -> None:
-    """The one logs every message at INFO, the other every query (the guide, 1.3)."""
-    lines = started("json")
+def test_libraries_that_log_payloads_are_disabled(name: str) -> None:
+    """Engineio logs every message at INFO, and aiohttp.access every query string."""
+    lines = configured("json")
 
     logging.getLogger(name).error("a message of alice")
 
@@ -151,15 +151,15 @@ def test_libraries_that_log_payloads_are_quiet(name: str) -> None:
         ("password=hunter2 user=a", "password=*** user=a"),
         (f"the token {JWT} is bad", "the token *** is bad"),
         ("amqp://a:hunter2@x, amqp://b:hunter2@y", "amqp://a:***@x, amqp://b:***@y"),
-        ("nothing to hide", "nothing to hide"),
+        ("no secret", "no secret"),
     ],
 )
 @pytest.mark.parametrize("log_format", ["json", "pretty"])
-def test_secrets_are_masked_wherever_a_library_puts_them(
+def test_secrets_are_masked_in_every_part_of_a_line(
     text: str, masked: str, log_format: str
 ) -> None:
-    """In the event, in a value, and in the text of an error."""
-    lines = started(log_format)
+    """They may be in the event, in a value and in the text of an error."""
+    lines = configured(log_format)
     log = structlog.get_logger()
 
     log.info(text)
@@ -178,12 +178,12 @@ def test_secrets_are_masked_wherever_a_library_puts_them(
 
 @pytest.mark.parametrize("log_format", ["json", "pretty"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r", "\x0b", "\x85", "\u2028"])
-def test_nobody_can_forge_a_line(log_format: str, newline: str) -> None:
-    """User names and headers come from strangers; engineio logs them raw (traps 1.2)."""
+def test_a_value_cannot_forge_a_line(log_format: str, newline: str) -> None:
+    """Clients choose user names and headers, and libraries log them unescaped."""
     stream = io.StringIO()
     configure_logs(level="info", log_format=log_format, stream=stream)
     evil = f"a{newline}2026-01-01 [error] forged \x1b[31m"
-    unquoted = f"a{newline}forged"  # the renderer quotes only what holds a space
+    unquoted = f"a{newline}forged"  # the renderer quotes only values with a space
 
     structlog.get_logger().info("it.happened", user=evil, id=unquoted, others=[evil])
     logging.getLogger("library").info("it said %s", evil)
@@ -193,8 +193,8 @@ def test_nobody_can_forge_a_line(log_format: str, newline: str) -> None:
 
 
 def test_no_line_of_a_traceback_looks_like_an_entry() -> None:
-    """An error quotes what a stranger sent, new lines included."""
-    lines = started("pretty")
+    """The text of an error may quote what a client sent, including line breaks."""
+    lines = configured("pretty")
     try:
         json.loads("{")
     except ValueError as exc:
@@ -207,9 +207,9 @@ def test_no_line_of_a_traceback_looks_like_an_entry() -> None:
     assert "\x1b[31m" not in "".join(traceback)
 
 
-def test_what_strangers_wrote_is_cut() -> None:
-    """A line must not grow with what somebody sends."""
-    lines = started("json")
+def test_long_values_are_shortened() -> None:
+    """A client must not be able to fill the disk with one value."""
+    lines = configured("json")
 
     structlog.get_logger().info(
         "it.happened", value="x" * 10_000, inside=["y" * 10_000]
@@ -220,9 +220,9 @@ def test_what_strangers_wrote_is_cut() -> None:
     assert line["inside"] == ["y" * 500 + "…"]
 
 
-def test_a_traceback_is_told_almost_whole() -> None:
-    """It is long, and all that there is when something unforeseen happens."""
-    lines = started("json")
+def test_a_traceback_is_almost_never_shortened() -> None:
+    """It is long, and the only information about an unexpected error."""
+    lines = configured("json")
 
     def fail(depth: int) -> None:
         if depth == 0:
@@ -256,18 +256,18 @@ def test_a_traceback_is_told_almost_whole() -> None:
         fullmatch=True,
     ),
 )
-def test_masking_never_raises_and_lets_no_token_through(
+def test_masking_never_raises_and_masks_every_token(
     event: dict[str, object], secret: str
 ) -> None:
-    """A log line that raises takes down what it should have told about."""
+    """A log call that raises would break the operation that it reports."""
     masked = mask_secrets(None, "info", {**event, "value": f"see {secret} there"})
 
     assert secret not in str(masked)
     assert set(masked) == {*event, "value"}
 
 
-def test_users_are_told_apart_without_being_named() -> None:
-    """Logs travel further than messages may."""
+def test_a_hash_distinguishes_users_without_naming_them() -> None:
+    """More people read logs than may know the users."""
     assert user_hash("alice") == user_hash("alice") != user_hash("bob")
     assert "alice" not in user_hash("alice")
     assert len(user_hash("\ud800")) == 12

@@ -1,4 +1,4 @@
-"""Metrics, as Prometheus reads them."""
+"""The metrics in Prometheus's text format."""
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -15,8 +15,8 @@ def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], fl
     }
 
 
-def test_what_was_counted_is_read_back() -> None:
-    """Names and labels are a contract with dashboards."""
+def test_metrics_have_the_published_names_and_labels() -> None:
+    """Dashboards and alerts depend on them."""
     metrics = Metrics()
     metrics.consumed.inc(3)
     metrics.settled.labels(Outcome.DEAD_LETTER, DeadLetterReason.BAD_USER).inc()
@@ -36,8 +36,8 @@ def test_what_was_counted_is_read_back() -> None:
     assert found["bridge_ready", frozenset()] == 1
 
 
-def test_all_metrics_carry_the_prefix_a_help_and_no_label_of_a_user() -> None:
-    """A label that users or producers can fill grows without end."""
+def test_all_metrics_have_the_prefix_a_help_text_and_bounded_labels() -> None:
+    """A label with values of users or producers would grow without limit."""
     allowed = {
         "outcome",
         "reason",
@@ -58,8 +58,8 @@ def test_all_metrics_carry_the_prefix_a_help_and_no_label_of_a_user() -> None:
         assert set(getattr(metric, "_labelnames", ())) <= allowed, name
 
 
-def test_two_bridges_in_one_process_count_apart() -> None:
-    """Tests and the demo run more than one."""
+def test_two_bridges_in_one_process_count_separately() -> None:
+    """Tests run more than one."""
     one, other = Metrics(), Metrics()
     one.consumed.inc()
 

@@ -1,4 +1,4 @@
-"""The folder of schemas: what of it is read."""
+"""Reading the folder of schemas."""
 
 import os
 from pathlib import Path
@@ -15,13 +15,13 @@ def problems_of(folder: Path) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def test_without_a_folder_there_is_nothing_to_check() -> None:
-    """The default costs nothing."""
+def test_without_a_folder_no_data_is_checked() -> None:
+    """This is the default, which costs nothing."""
     assert load_schemas(None, unknown="pass") is None
 
 
-def test_events_are_files_and_what_is_no_schema_is_left_alone(tmp_path: Path) -> None:
-    """A folder under version control, or a ConfigMap with its hidden links."""
+def test_files_are_events_and_other_files_are_skipped(tmp_path: Path) -> None:
+    """The folder may be a repository, or a ConfigMap with its hidden links."""
     hidden = tmp_path / "..2026_01_01"
     hidden.mkdir()
     (hidden / "note.json").write_text("true")
@@ -40,8 +40,8 @@ def test_events_are_files_and_what_is_no_schema_is_left_alone(tmp_path: Path) ->
     assert schemas.refuses_unknown
 
 
-def test_what_cannot_be_read_is_told_with_the_rest(tmp_path: Path) -> None:
-    """All at once, and nothing waits for a pipe."""
+def test_unreadable_files_are_reported_with_the_other_problems(tmp_path: Path) -> None:
+    """All problems are reported together, and a pipe does not block."""
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "dangling.json").symlink_to(tmp_path / "nothing")
     (tmp_path / "large.json").write_bytes(b" " * (1 << 20) + b"{}")
@@ -56,8 +56,8 @@ def test_what_cannot_be_read_is_told_with_the_rest(tmp_path: Path) -> None:
     )
 
 
-def test_a_folder_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
-    """An empty one is none: the first contract may come tomorrow."""
+def test_a_missing_folder_is_a_problem(tmp_path: Path) -> None:
+    """An empty folder is valid: schemas may be added later."""
     (problem,) = problems_of(tmp_path / "gone")
     assert problem.endswith("gone: cannot be read: No such file or directory")
 

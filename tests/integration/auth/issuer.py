@@ -1,4 +1,4 @@
-"""A real server of keys, which rotates, redirects, hangs and dies when a test says so."""
+"""An HTTP server of a key set, which tests can rotate, redirect, block and stop."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -18,17 +18,17 @@ NEW_KEY = ec.generate_private_key(ec.SECP256R1())
 
 @dataclass
 class Issuer:
-    """A server of keys; `answer` can be replaced while it runs."""
+    """A server of a key set; `answer` can be replaced while it runs."""
 
     keys: dict[str, ec.EllipticCurvePrivateKey] = field(default_factory=dict)
     answer: Answer | None = None
-    asked: int = 0
+    requests: int = 0
     url: str = ""
     _runner: web.AppRunner | None = None
     _port: int = 0
 
     async def start(self) -> None:
-        """Serve; on the same port as before, if there was one."""
+        """Start the server; after a `stop`, on the same port."""
         app = web.Application()
         app.router.add_get("/keys", self._handle)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -39,17 +39,17 @@ class Issuer:
         self.url = f"http://127.0.0.1:{self._port}/keys"
 
     async def stop(self) -> None:
-        """Serve no more: connections are refused from now on."""
+        """Stop the server: connections are refused."""
         if self._runner:
             await self._runner.cleanup()
             self._runner = None
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        self.asked += 1
+        self.requests += 1
         return await (self.answer or self.serve)(request)
 
     async def serve(self, _: web.Request) -> web.StreamResponse:
-        """Answer with the public halves of `keys`."""
+        """Answer with the public parts of `keys`."""
         entries = [
             ECAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": kid}
             for kid, key in self.keys.items()
@@ -57,8 +57,8 @@ class Issuer:
         return web.json_response({"keys": entries})
 
 
-class Hold:
-    """An answer that comes when the test says so, and is an error unless it says how."""
+class BlockedAnswer:
+    """An answer that waits until the test releases it; status 500 unless `then` is given."""
 
     def __init__(self, then: Answer | None = None) -> None:
         self.asked = asyncio.Event()
@@ -66,7 +66,7 @@ class Hold:
         self._then = then
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
-        """Wait for `released`."""
+        """Wait for `released`, then answer."""
         self.asked.set()
         await self.released.wait()
         return await self._then(request) if self._then else web.Response(status=500)

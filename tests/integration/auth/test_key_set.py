@@ -1,4 +1,4 @@
-"""A key set served by a real server, which rotates, redirects, floods, hangs and dies."""
+"""A key set on a real server that rotates, redirects, floods, hangs and stops."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from tests.integration.auth.issuer import (
     NEW_KEY,
     OLD_KEY,
     Answer,
-    Hold,
+    BlockedAnswer,
     Issuer,
     token,
 )
@@ -32,7 +32,7 @@ RULES = TokenRules(algorithms=("ES256",))
 
 @pytest.fixture
 async def issuer() -> AsyncIterator[Issuer]:
-    """Serve the old key under the name `old`."""
+    """Serve the old key with the kid `old`."""
     server = Issuer(keys={"old": OLD_KEY})
     await server.start()
     yield server
@@ -41,7 +41,7 @@ async def issuer() -> AsyncIterator[Issuer]:
 
 @pytest.fixture
 def clock() -> Clock:
-    """Start anywhere: only differences count."""
+    """Return a clock that the test moves."""
     return Clock()
 
 
@@ -59,40 +59,38 @@ async def opened(
 
 
 async def unavailable(verifier: TokenVerifier) -> str:
-    """Verify a good token, which must fail for want of keys; return the text."""
+    """Verify a valid token without a usable key set; return the text of the error."""
     with pytest.raises(KeysUnavailableError) as caught:
         await verifier.verify(token(OLD_KEY, "old"))
     return str(caught.value)
 
 
-# --- keys that are there ----------------------------------------------------------------
+# --- available keys ---------------------------------------------------------------------
 
 
-async def test_tokens_are_checked_with_one_fetch_for_all(
-    issuer: Issuer, clock: Clock
-) -> None:
-    """A storm of connections must not become a storm on the issuer."""
+async def test_many_tokens_need_one_fetch(issuer: Issuer, clock: Clock) -> None:
+    """Many connects must not become many requests to the issuer."""
     async with opened(issuer, clock) as verifier:
         for _ in range(20):
             assert (await verifier.verify(token(OLD_KEY, "old"))).user == "alice"
 
-    assert issuer.asked == 1
+    assert issuer.requests == 1
 
 
-async def test_a_token_without_kid_is_tried_with_the_keys_that_fit(
+async def test_a_token_without_kid_is_tried_with_all_keys_of_its_algorithm(
     issuer: Issuer, clock: Clock
 ) -> None:
-    """Small issuers name neither key nor token."""
+    """Small issuers use no kid."""
     issuer.keys = {"new": NEW_KEY, "old": OLD_KEY}
 
     async with opened(issuer, clock) as verifier:
         assert (await verifier.verify(token(OLD_KEY, None))).user == "alice"
 
 
-async def test_a_kid_selects_the_key_and_no_other_is_tried(
+async def test_a_token_with_kid_is_tried_with_that_key_only(
     issuer: Issuer, clock: Clock
 ) -> None:
-    """A signature by another key of the set is not what the token claims."""
+    """A signature by another key of the set contradicts the header."""
     issuer.keys = {"new": NEW_KEY, "old": OLD_KEY}
 
     async with opened(issuer, clock) as verifier:
@@ -102,10 +100,10 @@ async def test_a_kid_selects_the_key_and_no_other_is_tried(
     assert caught.value.code is Refusal.TOKEN_INVALID
 
 
-async def test_a_rotated_key_is_found_by_asking_once_more(
+async def test_a_rotated_key_is_found_by_another_fetch(
     issuer: Issuer, clock: Clock
 ) -> None:
-    """Issuers rotate without notice; users must not wait for a cache to run out."""
+    """Issuers rotate without notice; users must not wait until the cache expires."""
     async with opened(issuer, clock) as verifier:
         issuer.keys = {"new": NEW_KEY}
         clock.now_s += 11
@@ -114,27 +112,27 @@ async def test_a_rotated_key_is_found_by_asking_once_more(
         with pytest.raises(RefusedError):
             await verifier.verify(token(OLD_KEY, "old"))
 
-    assert issuer.asked == 2
+    assert issuer.requests == 2
 
 
-async def test_unknown_kids_make_at_most_one_fetch_in_ten_seconds(
+async def test_unknown_kids_cause_at_most_one_fetch_in_ten_seconds(
     issuer: Issuer, clock: Clock
 ) -> None:
-    """Anybody can make up kids: they must not turn the bridge against its issuer."""
+    """Any client can invent kids, which must not make the bridge flood its issuer."""
     async with opened(issuer, clock) as verifier:
-        for made_up in range(50):
+        for number in range(50):
             clock.now_s += 0.5
             with pytest.raises(RefusedError) as caught:
-                await verifier.verify(token(NEW_KEY, f"kid-{made_up}"))
+                await verifier.verify(token(NEW_KEY, f"kid-{number}"))
             assert caught.value.code is Refusal.TOKEN_INVALID
 
-    assert issuer.asked == 1 + 2
+    assert issuer.requests == 1 + 2
 
 
-async def test_a_withdrawn_key_stops_serving_when_the_set_is_old(
+async def test_a_withdrawn_key_is_refused_once_the_set_is_stale(
     issuer: Issuer, clock: Clock
 ) -> None:
-    """This is how an issuer takes back a key that was stolen."""
+    """An issuer withdraws a stolen key this way."""
     async with opened(issuer, clock) as verifier:
         await verifier.verify(token(OLD_KEY, "old"))
         issuer.keys = {"new": NEW_KEY}
@@ -145,87 +143,87 @@ async def test_a_withdrawn_key_stops_serving_when_the_set_is_old(
 
 
 async def test_verifications_share_one_fetch(issuer: Issuer, clock: Clock) -> None:
-    """After an outage all windows come back in the same second."""
-    hold = Hold(then=issuer.serve)
+    """After an outage, all windows reconnect in the same second."""
+    blocked = BlockedAnswer(then=issuer.serve)
 
     async with opened(issuer, clock) as verifier:
         issuer.keys = {"new": NEW_KEY}
-        issuer.answer = hold
+        issuer.answer = blocked
         clock.now_s += 3601
         async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
             waiting = [
                 tasks.create_task(verifier.verify(token(NEW_KEY, "new")))
                 for _ in range(30)
             ]
-            await hold.asked.wait()
-            hold.released.set()
+            await blocked.asked.wait()
+            blocked.released.set()
 
     assert [task.result().user for task in waiting] == ["alice"] * 30
-    assert issuer.asked == 2  # when it was opened, and once for the thirty
+    assert issuer.requests == 2  # at open, and one for the thirty tokens
 
 
-async def test_others_go_on_with_the_old_set_while_one_fetches_the_new(
+async def test_other_tokens_use_the_old_set_while_one_fetches(
     issuer: Issuer, clock: Clock
 ) -> None:
-    """A slow issuer delays one window at most, not every one."""
-    hold = Hold()
+    """A slow issuer delays at most one window."""
+    blocked = BlockedAnswer()
 
     async with opened(issuer, clock) as verifier:
-        issuer.answer = hold
+        issuer.answer = blocked
         clock.now_s += 301
         async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
             first = tasks.create_task(verifier.verify(token(OLD_KEY, "old")))
-            await hold.asked.wait()
+            await blocked.asked.wait()
 
             assert (await verifier.verify(token(OLD_KEY, "old"))).user == "alice"
             assert not first.done()
-            hold.released.set()
+            blocked.released.set()
 
         assert first.result().user == "alice"
 
 
-async def test_a_window_that_gives_up_does_not_take_the_fetch_from_others(
+async def test_a_cancelled_fetch_is_repeated_for_the_other_tokens(
     issuer: Issuer, clock: Clock
 ) -> None:
-    """The one that happens to fetch may be closed at any moment."""
-    hold = Hold()
+    """The window whose token started the fetch may be closed at any moment."""
+    blocked = BlockedAnswer()
 
     async with opened(issuer, clock) as verifier:
-        issuer.answer = hold
+        issuer.answer = blocked
         clock.now_s += 3601
         async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
             first = tasks.create_task(verifier.verify(token(OLD_KEY, "old")))
-            await hold.asked.wait()
+            await blocked.asked.wait()
             second = tasks.create_task(verifier.verify(token(OLD_KEY, "old")))
             issuer.answer = None
             first.cancel()
-            hold.released.set()
+            blocked.released.set()
 
     assert first.cancelled()
     assert second.result().user == "alice"
 
 
-# --- keys that cannot be had ------------------------------------------------------------
+# --- unavailable keys -------------------------------------------------------------------
 
 
-async def test_a_server_that_is_down_at_the_start_is_asked_again_later(
+async def test_a_server_that_is_down_at_the_start_is_tried_again(
     issuer: Issuer, clock: Clock
 ) -> None:
-    """The bridge starts anyway: whoever comes later must get in."""
+    """The bridge starts anyway, and accepts tokens once the server is up."""
     await issuer.stop()
 
     async with opened(issuer, clock) as verifier:
-        assert "cannot be had: ClientConnectorError" in await unavailable(verifier)
+        assert "cannot be fetched: ClientConnectorError" in await unavailable(verifier)
         await issuer.start()
-        assert await unavailable(verifier)  # not asked again yet
+        assert await unavailable(verifier)  # no second fetch yet
         clock.now_s += 11
         assert (await verifier.verify(token(OLD_KEY, "old"))).user == "alice"
 
 
-async def test_known_keys_serve_for_an_hour_while_the_server_is_down(
+async def test_known_keys_are_used_for_an_hour_while_the_server_is_down(
     issuer: Issuer, clock: Clock
 ) -> None:
-    """An outage of the issuer must not become one of ours at once, nor last for ever."""
+    """A short outage of the issuer has no effect, and stolen keys still expire."""
     async with opened(issuer, clock) as verifier:
         await issuer.stop()
 
@@ -239,10 +237,10 @@ async def test_known_keys_serve_for_an_hour_while_the_server_is_down(
         assert (await verifier.verify(token(OLD_KEY, "old"))).user == "alice"
 
 
-async def test_an_unknown_kid_while_the_server_is_down_may_come_again(
+async def test_an_unknown_kid_is_not_invalid_while_the_server_is_down(
     issuer: Issuer, clock: Clock
 ) -> None:
-    """Nobody can say that the token is bad: its key may be new."""
+    """The key may be new, so the page should try again."""
     async with opened(issuer, clock) as verifier:
         await issuer.stop()
         clock.now_s += 11
@@ -258,7 +256,7 @@ async def redirect(request: web.Request) -> web.StreamResponse:
 async def flood(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse()
     await response.prepare(request)
-    with contextlib.suppress(ConnectionResetError):  # the bridge hangs up
+    with contextlib.suppress(ConnectionResetError):  # the bridge closes the connection
         for _ in range(10_000):
             await response.write(b" " * 65536)
     return response
@@ -303,10 +301,10 @@ async def cut(request: web.Request) -> web.StreamResponse:
         (cut, "ClientPayloadError"),
     ],
 )
-async def test_a_bad_answer_is_told_and_gone_when_the_next_is_good(
+async def test_a_bad_answer_is_logged_and_a_later_one_is_used(
     issuer: Issuer, clock: Clock, answer: Answer, problem: str
 ) -> None:
-    """No redirect is followed: it could lead to any address that the bridge can reach."""
+    """A redirect is not followed: it could lead to any address that the bridge can reach."""
     issuer.answer = answer
     with capture_logs() as logs:
         async with opened(issuer, clock) as verifier:
@@ -323,7 +321,7 @@ async def test_a_bad_answer_is_told_and_gone_when_the_next_is_good(
 async def test_a_bad_answer_leaves_the_known_keys_in_force(
     issuer: Issuer, clock: Clock
 ) -> None:
-    """An issuer that answers nonsense is as good as one that is down."""
+    """A server that answers with an error page counts as unavailable."""
     async with opened(issuer, clock) as verifier:
         issuer.answer = html
         clock.now_s += 301
@@ -331,32 +329,34 @@ async def test_a_bad_answer_leaves_the_known_keys_in_force(
         assert (await verifier.verify(token(OLD_KEY, "old"))).user == "alice"
 
 
-async def test_a_server_that_hangs_is_given_up_at_the_deadline(
+async def test_a_fetch_that_hangs_ends_at_its_timeout(
     issuer: Issuer, clock: Clock
 ) -> None:
-    """A window must not wait for ever because the issuer does."""
-    hold = Hold()
-    issuer.answer = hold
+    """A window must not wait forever for a slow issuer."""
+    blocked = BlockedAnswer()
+    issuer.answer = blocked
 
     async with opened(issuer, clock, fetch_s=0.05) as verifier:
         assert "no answer within 0.05 s" in await unavailable(verifier)
-        hold.released.set()
+        blocked.released.set()
 
 
-async def test_no_password_of_the_url_is_told(clock: Clock) -> None:
-    """The URL may hold one, and both log and error travel far."""
+async def test_a_password_in_the_url_is_never_quoted(clock: Clock) -> None:
+    """Logs and errors are seen by many people."""
     server = Issuer(url="http://user:hunter2@127.0.0.1:1/keys")
 
     with capture_logs() as logs:
         async with opened(server, clock) as verifier:
-            told = await unavailable(verifier)
+            text = await unavailable(verifier)
 
-    assert "hunter2" not in told
+    assert "hunter2" not in text
     assert "hunter2" not in str(logs)
 
 
-async def test_a_key_set_that_is_closed_says_so_and_closes_twice(clock: Clock) -> None:
-    """A window may still be connecting while the bridge goes down."""
+async def test_a_closed_key_set_is_unavailable_and_close_is_idempotent(
+    clock: Clock,
+) -> None:
+    """A window may still be connecting while the bridge shuts down."""
     verifier = TokenVerifier(RULES, KeySet("http://127.0.0.1:1/keys", now=clock))
     await verifier.close()
     await verifier.close()
@@ -364,10 +364,10 @@ async def test_a_key_set_that_is_closed_says_so_and_closes_twice(clock: Clock) -
     assert "not open" in await unavailable(verifier)
 
 
-async def test_a_start_that_is_broken_off_leaves_no_connection_to_the_issuer(
+async def test_a_cancelled_start_closes_the_connection_to_the_issuer(
     issuer: Issuer,
 ) -> None:
-    """The second Ctrl-C, while keys are on their way."""
+    """A second Ctrl-C can interrupt the fetch of the keys."""
 
     async def hang(_request: web.Request) -> web.StreamResponse:
         await asyncio.Event().wait()
@@ -385,11 +385,11 @@ async def test_a_start_that_is_broken_off_leaves_no_connection_to_the_issuer(
                 "inbox": "memory:",
             },
         )
-        bridge = await asyncio.to_thread(Bridge, settings)  # it reads files
+        bridge = await asyncio.to_thread(Bridge, settings)  # reads files
         running = asyncio.create_task(
             bridge.run(asyncio.Event(), on_listening=lambda _: None)
         )
-        await eventually(lambda: issuer.asked == 1)
+        await eventually(lambda: issuer.requests == 1)
         running.cancel()
         await asyncio.wait({running})
         del bridge, running

@@ -1,4 +1,4 @@
-"""Keys for the tests of auth, made once: RSA takes its time."""
+"""Keys for the tests of auth, generated once because RSA keys take long."""
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -8,13 +8,13 @@ from tests.tokens import PrivateKey
 
 @pytest.fixture(scope="session")
 def rsa_key() -> rsa.RSAPrivateKey:
-    """An RSA key of the least size that is allowed."""
+    """Return an RSA key of the smallest allowed size."""
     return rsa.generate_private_key(65537, 2048)
 
 
 @pytest.fixture(scope="session")
 def private_keys(rsa_key: rsa.RSAPrivateKey) -> dict[str, PrivateKey]:
-    """One key for each asymmetric algorithm that the settings know."""
+    """Return a key for each asymmetric algorithm that the settings support."""
     return {
         "RS256": rsa_key,
         "RS384": rsa_key,

@@ -1,4 +1,4 @@
-"""Which tokens open the door, and that what is issued does."""
+"""Tokens that are accepted, and tokens that the bridge issues."""
 
 import time
 
@@ -19,11 +19,11 @@ from tests.tokens import (
 )
 from tests.unit.auth.verifiers import OTHER_SECRET, refusal, verifier
 
-# --- what is accepted -------------------------------------------------------------------
+# --- accepted tokens --------------------------------------------------------------------
 
 
-async def test_a_good_token_tells_the_user_and_until_when() -> None:
-    """These two facts are all that the rest of the house gets from a token."""
+async def test_a_valid_token_gives_the_user_and_the_expiry() -> None:
+    """Other packages use only these two facts of a token."""
     expires = int(time.time()) + 600
 
     identity = await verifier().verify(token(exp=expires))
@@ -35,7 +35,7 @@ async def test_a_good_token_tells_the_user_and_until_when() -> None:
 async def test_each_algorithm_of_the_settings_signs_and_verifies(
     algorithm: str, private_keys: dict[str, PrivateKey]
 ) -> None:
-    """An algorithm that the settings offer must not turn out to be missing."""
+    """The settings must not offer an algorithm that PyJWT lacks here."""
     if algorithm.startswith("HS"):
         signed = jwt.encode(claims(), SECRET, algorithm=algorithm)
         checker = verifier(algorithms=(algorithm,))
@@ -49,8 +49,8 @@ async def test_each_algorithm_of_the_settings_signs_and_verifies(
     assert (await checker.verify(signed)).user == "alice"
 
 
-async def test_both_secrets_serve_while_one_is_being_rotated() -> None:
-    """Otherwise changing the secret would throw out every user at once."""
+async def test_both_secrets_verify_during_a_rotation() -> None:
+    """With only the new secret, all users would be refused at once."""
     both = (OTHER_SECRET, SECRET)
     old = token()
     new = jwt.encode(claims(), OTHER_SECRET, algorithm="HS256")
@@ -60,8 +60,8 @@ async def test_both_secrets_serve_while_one_is_being_rotated() -> None:
     assert (await refusal(old, secrets=(OTHER_SECRET,))).code is Refusal.TOKEN_INVALID
 
 
-async def test_replaced_rules_hold_from_the_next_token_on() -> None:
-    """SIGHUP must end an old secret without a restart."""
+async def test_replaced_rules_apply_to_the_next_token() -> None:
+    """A reload can withdraw an old secret without a restart."""
     checker = verifier()
     await checker.verify(token())
 
@@ -71,8 +71,8 @@ async def test_replaced_rules_hold_from_the_next_token_on() -> None:
         await checker.verify(token())
 
 
-async def test_rules_that_cannot_be_used_leave_the_old_ones_in_force() -> None:
-    """A slip in a reload must not close the door."""
+async def test_invalid_rules_leave_the_old_ones_in_force() -> None:
+    """A mistake in a reload must not refuse all users."""
     checker = verifier()
 
     with pytest.raises(ConfigError):
@@ -91,21 +91,21 @@ async def test_one_accepted_audience_is_enough(audience: object) -> None:
     assert identity.user == "alice"
 
 
-async def test_audience_and_issuer_are_not_looked_at_unless_set() -> None:
-    """Tokens of most issuers carry both; the operator decides whether they count."""
+async def test_audience_and_issuer_are_ignored_unless_configured() -> None:
+    """Most issuers set both; the operator decides whether they matter."""
     assert (await verifier().verify(token(aud="x", iss="y"))).user == "alice"
 
 
-async def test_the_leeway_covers_clocks_that_differ() -> None:
-    """A clock that is seconds off must not lock users out."""
+async def test_the_leeway_tolerates_clock_differences() -> None:
+    """A clock that is wrong by seconds must not refuse users."""
     now = int(time.time())
 
     assert await verifier(leeway_s=60).verify(token(exp=now - 5))
     assert await verifier(leeway_s=60).verify(token(nbf=now + 5))
 
 
-async def test_a_kid_means_nothing_to_a_secret() -> None:
-    """Issuers name their keys; with secrets there is nothing to look up."""
+async def test_a_kid_is_ignored_for_secrets() -> None:
+    """Issuers name their keys; a secret needs no lookup."""
     named = jwt.encode(claims(), SECRET, algorithm="HS256", headers={"kid": "k1"})
 
     assert (await verifier().verify(named)).user == "alice"
@@ -115,10 +115,10 @@ async def test_a_kid_means_nothing_to_a_secret() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
-async def test_an_issued_token_is_one_that_the_same_rules_accept(
+async def test_an_issued_token_is_accepted_by_the_same_rules(
     algorithm: str,
 ) -> None:
-    """`bridge token` is how an operator tries the door."""
+    """Operators test a bridge with the tokens of `bridge token`."""
     now_s = time.time()
     issued = issue_token(
         "zoë",
@@ -148,10 +148,10 @@ async def test_an_issued_token_is_one_that_the_same_rules_accept(
 
 
 @pytest.mark.parametrize(("user", "algorithm"), [("", "HS256"), ("alice", "RS256")])
-def test_no_token_is_issued_that_could_not_be_verified(
+def test_a_token_that_could_not_be_verified_is_not_issued(
     user: str, algorithm: str
 ) -> None:
-    """Better a clear word now than a refusal later."""
+    """An error of the command is easier to understand than a refused connect."""
     with pytest.raises(ValueError, match=r"the user is empty|does not sign"):
         issue_token(
             user,
@@ -164,8 +164,8 @@ def test_no_token_is_issued_that_could_not_be_verified(
         )
 
 
-async def test_a_verifier_without_a_key_set_has_nothing_to_open_or_close() -> None:
-    """The app opens and closes it all the same."""
+async def test_a_verifier_without_a_key_set_can_be_opened_and_closed() -> None:
+    """The app does so in every mode."""
     checker = verifier()
 
     await checker.open()
@@ -174,8 +174,8 @@ async def test_a_verifier_without_a_key_set_has_nothing_to_open_or_close() -> No
     assert (await checker.verify(token())).user == "alice"
 
 
-def test_rules_show_no_secret_when_printed() -> None:
-    """Values end up in tracebacks and debuggers."""
+def test_printed_rules_contain_no_secret() -> None:
+    """Tracebacks and debuggers print them."""
     rules = TokenRules(algorithms=("HS256",), secrets=(SECRET,), public_key="PEM")
 
     assert SECRET not in repr(rules)

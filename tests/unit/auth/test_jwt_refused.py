@@ -1,4 +1,4 @@
-"""Which tokens do not open the door, and what a page is told of them."""
+"""Tokens that are refused, and the code that the page receives."""
 
 import time
 
@@ -29,24 +29,24 @@ from tests.unit.auth.verifiers import (
 
 @pytest.mark.parametrize("nothing", [None, ""])
 async def test_a_missing_token_has_its_own_code(nothing: object) -> None:
-    """The page forgot it: another message than for a bad one."""
+    """The page forgot the token, which needs another fix than an invalid one."""
     assert (await refusal(nothing)).code is Refusal.TOKEN_MISSING
 
 
 async def test_an_expired_token_has_its_own_code() -> None:
-    """The page can act on it: get a new one."""
+    """The page can react to it: get a new token."""
     expired = token(exp=int(time.time()) - 60)
 
     assert (await refusal(expired)).code is Refusal.TOKEN_EXPIRED
 
 
-async def test_an_expired_token_that_is_not_ours_is_just_invalid() -> None:
-    """Nothing is said about the claims of a token that nobody signed."""
+async def test_an_expired_token_with_a_bad_signature_is_invalid() -> None:
+    """The claims of an unverified token are not interpreted."""
     expired = token(exp=int(time.time()) - 60)
 
-    found = await refusal(expired, secrets=(OTHER_SECRET,))
+    refused = await refusal(expired, secrets=(OTHER_SECRET,))
 
-    assert found.code is Refusal.TOKEN_INVALID
+    assert refused.code is Refusal.TOKEN_INVALID
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ async def test_an_expired_token_that_is_not_ours_is_just_invalid() -> None:
         f"{segment({'alg': 'HS256', 'kid': 7})}.e30.e30",
     ],
 )
-async def test_garbage_is_invalid_and_never_an_error_of_ours(garbage: object) -> None:
-    """`auth` of a connection holds whatever a stranger put there."""
+async def test_garbage_is_an_invalid_token(garbage: object) -> None:
+    """A client can put any value into `auth`; none of them may raise another error."""
     assert (await refusal(garbage)).code is Refusal.TOKEN_INVALID
 
 
-async def test_a_token_of_more_than_8_kib_is_refused_however_well_signed() -> None:
-    """Checking costs time by the byte, and the sender none."""
+async def test_a_token_above_8_kib_is_refused_despite_a_valid_signature() -> None:
+    """The cost of verification grows with the size, and the sender pays nothing."""
     fits = token(filler="x" * 6000)
     too_long = token(filler="x" * 6100)
 
@@ -91,7 +91,7 @@ async def test_a_token_of_more_than_8_kib_is_refused_however_well_signed() -> No
 
 @pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "nOnE", ""])
 async def test_alg_none_is_refused_with_and_without_a_signature(algorithm: str) -> None:
-    """The oldest forgery of all (RFC 8725 section 3.2)."""
+    """The oldest attack on JWT (RFC 8725 section 3.2)."""
     header = {"alg": algorithm, "typ": "JWT"}
 
     assert (await refusal(forge(header, claims()))).code is Refusal.TOKEN_INVALID
@@ -99,10 +99,10 @@ async def test_alg_none_is_refused_with_and_without_a_signature(algorithm: str) 
 
 
 @pytest.mark.parametrize("algorithms", [("RS256",), ("RS256", "HS256")])
-async def test_a_public_key_is_never_taken_for_a_secret(
+async def test_a_public_key_is_never_used_as_a_secret(
     algorithms: tuple[str, ...], rsa_key: PrivateKey
 ) -> None:
-    """Everybody knows the public key: signing with it must prove nothing."""
+    """Everyone knows the public key, so an HMAC with it proves nothing."""
     pem = public_pem(rsa_key)
     rules = {"algorithms": algorithms, "public_key": pem}
 
@@ -111,16 +111,16 @@ async def test_a_public_key_is_never_taken_for_a_secret(
         assert (await refusal(forged, **rules)).code is Refusal.TOKEN_INVALID
 
 
-async def test_a_secret_is_never_taken_for_a_public_key(rsa_key: PrivateKey) -> None:
-    """The confusion the other way round."""
+async def test_a_secret_is_never_used_as_a_public_key(rsa_key: PrivateKey) -> None:
+    """The reverse of the confusion above."""
     forged = sign_anything({"alg": "RS256"}, claims(), SECRET)
     rules = {"algorithms": ("RS256", "HS256"), "public_key": public_pem(rsa_key)}
 
     assert (await refusal(forged, **rules)).code is Refusal.TOKEN_INVALID
 
 
-async def test_an_algorithm_that_the_settings_lack_is_refused() -> None:
-    """A good signature by our own secret does not help: the settings decide."""
+async def test_an_algorithm_that_is_not_configured_is_refused() -> None:
+    """A valid signature does not matter: the settings choose the algorithms."""
     signed = jwt.encode(claims(), SECRET, algorithm="HS512")
 
     assert (await refusal(signed)).code is Refusal.TOKEN_INVALID
@@ -129,7 +129,7 @@ async def test_an_algorithm_that_the_settings_lack_is_refused() -> None:
 async def test_an_algorithm_without_a_key_for_it_is_refused(
     private_keys: dict[str, PrivateKey],
 ) -> None:
-    """One public key serves its own kind alone, whatever else is accepted."""
+    """A public key verifies only algorithms of its own kind."""
     signed = jwt.encode(claims(), private_keys["ES256"], algorithm="ES256")
     pem = public_pem(private_keys["RS256"])
     both = ("RS256", "ES256")
@@ -152,7 +152,7 @@ async def test_an_algorithm_without_a_key_for_it_is_refused(
 async def test_keys_and_addresses_in_a_token_are_never_used(
     header: dict[str, object],
 ) -> None:
-    """Who could name the key could sign as anybody, or make the bridge call out."""
+    """A client that chose the key could sign as any user, or make the bridge send requests."""
     forged = jwt.encode(claims(), OTHER_SECRET, algorithm="HS256", headers=header)
     honest = jwt.encode(claims(), SECRET, algorithm="HS256", headers=header)
 
@@ -171,8 +171,8 @@ async def test_keys_and_addresses_in_a_token_are_never_used(
         "a" * 4000,
     ],
 )
-async def test_a_kid_opens_no_file_and_no_door(kid: str) -> None:
-    """A kid is a name to look up; an empty file as key was a way in elsewhere."""
+async def test_a_kid_is_never_a_path_or_an_address(kid: str) -> None:
+    """Other implementations read the key from a path, and an empty file was a valid key."""
     forged = sign_anything({"alg": "HS256", "kid": kid}, claims(), "")
 
     assert (await refusal(forged)).code is Refusal.TOKEN_INVALID
@@ -188,13 +188,13 @@ async def test_a_kid_opens_no_file_and_no_door(kid: str) -> None:
         {"b64": False},
     ],
 )
-async def test_a_token_that_demands_an_extension_is_refused(
+async def test_a_token_that_requires_an_extension_is_refused(
     header: dict[str, object],
 ) -> None:
-    """RFC 7515 section 4.1.11: what is critical and not understood must be refused."""
-    demanding = sign_anything({"alg": "HS256"} | header, claims(), SECRET)
+    """RFC 7515 section 4.1.11: unsupported critical extensions must be refused."""
+    extended = sign_anything({"alg": "HS256"} | header, claims(), SECRET)
 
-    assert (await refusal(demanding)).code is Refusal.TOKEN_INVALID
+    assert (await refusal(extended)).code is Refusal.TOKEN_INVALID
 
 
 @pytest.mark.parametrize(
@@ -214,10 +214,10 @@ async def test_a_token_that_demands_an_extension_is_refused(
     ],
     ids=str,
 )
-async def test_claims_that_do_not_fit_are_refused(
+async def test_claims_that_break_the_rules_are_refused(
     changes: dict[str, object], rules: dict[str, object]
 ) -> None:
-    """A token for another service, or one without an end, opens nothing here."""
+    """A token for another service, or one without an expiry, is not valid here."""
     assert (await refusal(token(**changes), **rules)).code is Refusal.TOKEN_INVALID
 
 
@@ -238,8 +238,8 @@ async def test_claims_that_do_not_fit_are_refused(
     ],
     ids=ascii,
 )
-async def test_a_sub_that_is_no_user_is_refused(sub: object) -> None:
-    """The user names a room: what could name another one, or all, must not get in."""
+async def test_a_sub_that_is_not_a_valid_user_is_refused(sub: object) -> None:
+    """The user selects an inbox and a room, so the value must be unambiguous."""
     signed = sign_anything({"alg": "HS256"}, claims(sub=sub), SECRET)
 
     assert (await refusal(signed)).code is Refusal.TOKEN_INVALID
@@ -267,20 +267,20 @@ async def test_a_sub_that_is_no_user_is_refused(sub: object) -> None:
     ],
     ids=lambda text: text[:20],
 )
-async def test_an_exp_that_is_no_time_is_refused(exp: str) -> None:
-    """A timer is set by it: what is no time, or no time a timer can hold, ends here."""
+async def test_an_invalid_exp_is_refused(exp: str) -> None:
+    """A timer is set to this time, so it must be a number within the range of a timer."""
     signed = sign_anything(
         {"alg": "HS256"}, f'{{"sub": "alice", "exp": {exp}}}', SECRET
     )
 
-    found = await refusal(signed)
+    refused = await refusal(signed)
 
-    assert found.code in {Refusal.TOKEN_INVALID, Refusal.TOKEN_EXPIRED}
+    assert refused.code in {Refusal.TOKEN_INVALID, Refusal.TOKEN_EXPIRED}
 
 
 @pytest.mark.parametrize("body", ["[]", "7", "", "{", "nul", "[" * 3000, '"text"'])
-async def test_claims_that_are_no_object_are_refused(body: str) -> None:
-    """Even a signed token may hold anything: issuers have bugs too."""
+async def test_claims_that_are_not_an_object_are_refused(body: str) -> None:
+    """A signed token can still be malformed: issuers have bugs, too."""
     signed = sign_anything({"alg": "HS256"}, body, SECRET)
 
     assert (await refusal(signed)).code is Refusal.TOKEN_INVALID
@@ -291,11 +291,11 @@ GOOD = token(exp=int(time.time()) + 86400)
 
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 127))
 @example(len(GOOD) - 1, ord("A"))
-async def test_no_token_with_one_character_changed_verifies(
-    place: int, character: int
+async def test_a_token_with_one_changed_character_is_refused(
+    position: int, character: int
 ) -> None:
-    """Not even the loose bits at the end of base64, or two tokens would be one."""
-    changed = GOOD[:place] + chr(character) + GOOD[place + 1 :]
+    """This includes the unused bits at the end of base64."""
+    changed = GOOD[:position] + chr(character) + GOOD[position + 1 :]
     if changed == GOOD:
         return
 
@@ -321,7 +321,7 @@ JSON_VALUES = st.recursive(
 async def test_signed_claims_of_any_shape_give_an_identity_or_a_refusal(
     changes: dict[str, object], rules: dict[str, object]
 ) -> None:
-    """No claim may raise anything else: it would be an error of ours, in the log."""
+    """Any other exception would be a bug, and any client could fill the log with it."""
     signed = sign_anything({"alg": "HS256"}, claims() | changes, SECRET)
 
     try:
@@ -337,7 +337,7 @@ async def test_signed_claims_of_any_shape_give_an_identity_or_a_refusal(
 async def test_headers_of_any_shape_give_an_identity_or_a_refusal(
     changes: dict[str, object],
 ) -> None:
-    """The header is read before anything is verified: by far the easiest to attack."""
+    """The header is parsed before anything is verified, so it is the easiest to attack."""
     signed = sign_anything({"alg": "HS256"} | changes, claims(), SECRET)
 
     try:

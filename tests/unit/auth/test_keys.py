@@ -1,4 +1,4 @@
-"""Which keys may check what, and which are turned away at the start."""
+"""Algorithms of each kind of key, and keys that are refused at the start."""
 
 import json
 
@@ -52,13 +52,13 @@ def pem_problem(pem: str, *algorithms: str) -> str:
     return text
 
 
-# --- the operator's keys ----------------------------------------------------------------
+# --- keys of the settings ---------------------------------------------------------------
 
 
-def test_each_kind_of_key_serves_its_own_algorithms(
+def test_each_kind_of_key_verifies_its_own_algorithms(
     private_keys: dict[str, PrivateKey],
 ) -> None:
-    """The binding that makes a confusion of algorithms impossible."""
+    """This binding makes a confusion of algorithms impossible."""
     for algorithm, key in private_keys.items():
         bound = load_public_key(public_pem(key), algorithms=[algorithm]).algorithms
         assert algorithm in bound
@@ -66,14 +66,14 @@ def test_each_kind_of_key_serves_its_own_algorithms(
 
 
 def test_a_weak_rsa_key_is_refused_at_the_start() -> None:
-    """RFC 7518 section 3.3 asks for 2048 bits; finding out later helps nobody."""
+    """RFC 7518 section 3.3 requires 2048 bits."""
     weak = public_pem(rsa.generate_private_key(65537, 1024))  # noqa: S505 - weak on purpose
 
     assert "has 1024 bits, RSA needs 2048" in pem_problem(weak)
 
 
-def test_a_private_key_is_refused_by_its_name(rsa_key: PrivateKey) -> None:
-    """It would work, and lie about where it need not be."""
+def test_a_private_key_is_refused(rsa_key: PrivateKey) -> None:
+    """It would work, but the bridge must not have it."""
     pem = rsa_key.private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
     ).decode()
@@ -81,8 +81,8 @@ def test_a_private_key_is_refused_by_its_name(rsa_key: PrivateKey) -> None:
     assert "is a private key" in pem_problem(pem)
 
 
-def test_a_certificate_is_refused_with_the_way_out() -> None:
-    """People have certificates; one command makes a key of them."""
+def test_a_certificate_is_refused_with_a_fix() -> None:
+    """One command extracts the public key of a certificate."""
     pem = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 
     assert "openssl x509 -pubkey" in pem_problem(pem)
@@ -97,15 +97,15 @@ def test_a_certificate_is_refused_with_the_way_out() -> None:
         "-----BEGIN PUBLIC KEY-----",
     ],
 )
-def test_what_is_no_key_is_refused(pem: str) -> None:
-    """A truncated paste is the usual case."""
-    assert "not a public key in PEM" in pem_problem(pem)
+def test_an_unreadable_key_is_refused(pem: str) -> None:
+    """A truncated copy is the usual cause."""
+    assert "not a readable public key in PEM" in pem_problem(pem)
 
 
 def test_a_key_that_fits_no_accepted_algorithm_is_refused(
     private_keys: dict[str, PrivateKey],
 ) -> None:
-    """Such settings could let nobody in: they contradict themselves."""
+    """With such settings, no token could be valid."""
     pem = public_pem(private_keys["ES384"])
 
     assert "fits ES384, but BRIDGE_JWT_ALGORITHMS has RS256" in pem_problem(
@@ -117,67 +117,67 @@ def test_a_key_that_fits_no_accepted_algorithm_is_refused(
     "key",
     [
         ec.generate_private_key(ec.SECP256K1()),
-        dsa.generate_private_key(1024),  # noqa: S505 - made to be refused, and quickly
+        dsa.generate_private_key(1024),  # noqa: S505 - weak keys are generated faster
     ],
     ids=["a curve without algorithm", "a kind without algorithm"],
 )
-def test_a_key_of_a_foreign_kind_is_refused(
+def test_a_key_of_an_unsupported_kind_is_refused(
     key: ec.EllipticCurvePrivateKey | dsa.DSAPrivateKey,
 ) -> None:
-    """It is a key, just not for tokens."""
+    """No JWT algorithm uses such a key."""
     pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
-    assert "of a kind that no algorithm" in pem_problem(pem.decode())
+    assert "a kind of key that no algorithm" in pem_problem(pem.decode())
 
 
-def test_both_edwards_curves_serve_eddsa() -> None:
-    """EdDSA names them both (RFC 8037)."""
+def test_both_edwards_curves_verify_eddsa() -> None:
+    """EdDSA is the algorithm of both (RFC 8037)."""
     assert algorithms_of(ed448.Ed448PrivateKey.generate().public_key()) == {"EdDSA"}
     assert algorithms_of("no key at all") == frozenset()
 
 
-def test_a_public_key_is_not_looked_at_when_only_secrets_are_accepted() -> None:
-    """It plays no part then; settings may be prepared ahead of a change."""
+def test_a_public_key_is_ignored_if_only_secrets_are_accepted() -> None:
+    """It is not used, so its content does not matter."""
     TokenVerifier(
         TokenRules(algorithms=("HS256",), secrets=(SECRET,), public_key="rubbish")
     )
 
 
-def test_secrets_that_everybody_may_know_are_refused(rsa_key: PrivateKey) -> None:
-    """A public key as secret is the forgery of all forgeries, made by the operator."""
+def test_secrets_that_are_not_secret_are_refused(rsa_key: PrivateKey) -> None:
+    """With a public key as secret, everyone could sign tokens."""
     pem = public_pem(rsa_key)
     document = json.dumps({"kty": "oct", "k": base64url(SECRET.encode())})
 
     for secret in (pem, document, ""):
-        told = problems_of(secrets=(SECRET, secret))
-        assert told == (
+        problems = problems_of(secrets=(SECRET, secret))
+        assert problems == (
             "BRIDGE_JWT_SECRET: secret number 2 is empty, or a public key or JWK, "
-            "which everybody may know"
+            "which is not secret"
         )
 
 
-def test_a_short_secret_is_refused_without_being_told() -> None:
-    """RFC 7518 section 3.2; and all problems come at once."""
-    told = problems_of(
+def test_a_short_secret_is_refused_without_being_quoted() -> None:
+    """RFC 7518 section 3.2 requires a length; all problems are reported together."""
+    problems = problems_of(
         algorithms=("HS256", "HS512", "RS256"),
         secrets=("x" * 40, "y" * 20),
         public_key="rubbish",
     )
 
-    assert told.splitlines() == [
+    assert problems.splitlines() == [
         "BRIDGE_JWT_SECRET: secret number 1 is too short for HS512 (RFC 7518 section 3.2)",
         "BRIDGE_JWT_SECRET: secret number 2 is too short for HS256 (RFC 7518 section 3.2)",
-        "BRIDGE_JWT_PUBLIC_KEY: is not a public key in PEM that can be read",
+        "BRIDGE_JWT_PUBLIC_KEY: is not a readable public key in PEM",
     ]
 
 
 # --- key sets ---------------------------------------------------------------------------
 
 
-def test_a_key_set_gives_keys_bound_to_what_they_may_serve(
+def test_keys_of_a_key_set_are_bound_to_their_algorithms(
     private_keys: dict[str, PrivateKey],
 ) -> None:
-    """An RSA key without `alg` serves all of RS*; with it, that one alone."""
+    """An RSA key without `alg` verifies all of RS*; with `alg`, only that one."""
     found = parse_key_set(
         key_set(
             jwk(private_keys["RS256"], kid="any"),
@@ -195,10 +195,10 @@ def test_a_key_set_gives_keys_bound_to_what_they_may_serve(
     ]
 
 
-def test_odd_keys_are_left_out_and_take_no_other_along(
+def test_unusable_keys_are_skipped_and_the_others_kept(
     private_keys: dict[str, PrivateKey],
 ) -> None:
-    """Issuers publish keys for many purposes, and new kinds before we know them."""
+    """Issuers publish keys for many purposes, and new kinds before libraries support them."""
     good = jwk(private_keys["ES256"], kid="good")
     weak = jwk(rsa.generate_private_key(65537, 1024))  # noqa: S505 - weak on purpose
     odd: list[object] = [
@@ -239,27 +239,29 @@ def test_odd_keys_are_left_out_and_take_no_other_along(
         (b'{"keys": {}}', "not a key set"),
         (b'{"keys": []}', "none of its 0 keys"),
         (b'{"keys": [{"kty": "oct", "k": "AA"}]}', "none of its 1 keys"),
-        (json.dumps({"keys": [1] * 101}).encode(), "101 keys, allowed are 100"),
+        (json.dumps({"keys": [1] * 101}).encode(), "101 keys, the limit is 100"),
     ],
 )
-def test_what_is_no_usable_key_set_says_so(body: bytes, problem: str) -> None:
-    """The text is what the operator reads in the log."""
+def test_an_unusable_key_set_is_refused_with_its_problem(
+    body: bytes, problem: str
+) -> None:
+    """An operator reads the text in the log."""
     with pytest.raises(ValueError, match=problem):
         parse_key_set(body)
 
 
-def test_a_kid_that_is_no_string_names_nothing(
+def test_a_kid_that_is_not_a_string_is_ignored(
     private_keys: dict[str, PrivateKey],
 ) -> None:
-    """The key still serves tokens that name none."""
+    """The key still verifies tokens without a kid."""
     [found] = parse_key_set(key_set(jwk(private_keys["ES256"], kid=7)))
 
     assert found.kid is None
 
 
 @given(st.binary(max_size=200))
-def test_no_answer_whatsoever_raises_anything_but_value_error(body: bytes) -> None:
-    """The fetch turns that, and nothing else, into "unavailable"."""
+def test_any_other_body_raises_value_error(body: bytes) -> None:
+    """The fetch handles ValueError only."""
     with pytest.raises(ValueError, match=r"it is|keys"):
         parse_key_set(body)
 
@@ -284,8 +286,8 @@ JWK_VALUES = (
         | st.binary(max_size=64).map(base64url),
     )
 )
-def test_no_entry_of_a_key_set_takes_the_others_along(entry: dict[str, object]) -> None:
-    """Whatever an issuer publishes beside it, a good key stays good."""
+def test_no_entry_of_a_key_set_disables_the_others(entry: dict[str, object]) -> None:
+    """A valid key stays usable next to any other entry."""
     good = {
         "kty": "OKP",
         "crv": "Ed25519",

@@ -1,4 +1,4 @@
-"""Verifiers to test, and tokens that no library would sign."""
+"""Verifiers under test, and tokens that no library would sign."""
 
 import hmac
 import json
@@ -24,13 +24,13 @@ def verifier(**rules: object) -> TokenVerifier:
 
 
 async def refusal(text: object, **rules: object) -> RefusedError:
-    """Return the refusal of `text`; that it names neither token nor secret is checked too."""
+    """Return the refusal of `text`, and check that it quotes neither token nor secret."""
     with pytest.raises(RefusedError) as caught:
         await verifier(**rules).verify(text)
-    told = "".join(traceback.format_exception(caught.value))
-    assert SECRET not in told
+    quoted = "".join(traceback.format_exception(caught.value))
+    assert SECRET not in quoted
     for part in str(text).split("."):
-        assert len(part) < 12 or part not in told
+        assert len(part) < 12 or part not in quoted
     return caught.value
 
 
@@ -39,7 +39,7 @@ def forge(header: object, body: object, signature: bytes = b"") -> str:
 
 
 def sign_anything(header: object, body: str | dict[str, object], secret: str) -> str:
-    """Sign what PyJWT would refuse to sign."""
+    """Sign a token that PyJWT would refuse to sign."""
     raw = body if isinstance(body, str) else json.dumps(body)
     signed = f"{segment(header)}.{base64url(raw.encode())}"
     signature = hmac.digest(secret.encode(), signed.encode(), sha256)

@@ -1,4 +1,4 @@
-"""What the data of an event may be: the verdict on one message."""
+"""Checking the data of messages by the schemas of their events."""
 
 import orjson
 import pytest
@@ -12,7 +12,7 @@ from bridge.core.message import (
     parse_delivery,
 )
 from bridge.core.properties import Properties, render_properties
-from bridge.core.schema_set import compile_schemas
+from bridge.core.schema_compiler import compile_schemas
 from bridge.enums import DeadLetterReason
 
 NOTE = {
@@ -34,7 +34,7 @@ def schemas(*, refuses_unknown: bool = False, **events: object) -> EventSchemas:
     return compiled
 
 
-def judge(schema: object, data: object) -> Violation | None:
+def violation_of(schema: object, data: object) -> Violation | None:
     found = schemas(note=schema).find("note")
     assert found is not None
     return found.violation(data)
@@ -82,26 +82,26 @@ def parse(
         ),
     ],
 )
-def test_a_violation_tells_place_and_rule_and_no_value(
+def test_a_violation_names_place_and_rule_but_no_value(
     data: object, pointer: str, text: str
 ) -> None:
-    """Who reads dead letters may not be who may read the data."""
-    assert judge(NOTE, data) == Violation(pointer, text)
+    """A reader of dead letters may not have the right to read the data."""
+    assert violation_of(NOTE, data) == Violation(pointer, text)
 
 
-def test_good_data_passes_and_integers_may_be_written_with_a_dot() -> None:
-    """JSON has one kind of number."""
-    assert judge(NOTE, {"text": "short", "at": "2026-01-02T03:04:05Z"}) is None
-    assert judge({"type": "integer"}, 1.0) is None
+def test_valid_data_passes_and_1_0_is_an_integer() -> None:
+    """JSON has only one type of number."""
+    assert violation_of(NOTE, {"text": "short", "at": "2026-01-02T03:04:05Z"}) is None
+    assert violation_of({"type": "integer"}, 1.0) is None
 
 
 def test_a_key_cannot_flood_or_forge_a_log_line() -> None:
-    """Keys are the producer's, and stand in pointers and texts."""
+    """Producers choose the keys, which appear in pointers and texts."""
     data = {"text": "a", "x" * 9000: 1}
     forged = {"a\nlevel=error\x1b[31m": -1}
 
-    long = judge(NOTE, data)
-    lines = judge({"additionalProperties": {"minimum": 0}}, forged)
+    long = violation_of(NOTE, data)
+    lines = violation_of({"additionalProperties": {"minimum": 0}}, forged)
 
     assert long is not None
     assert len(long.text) < 800
@@ -110,21 +110,21 @@ def test_a_key_cannot_flood_or_forge_a_log_line() -> None:
     assert lines.pointer == "/a\nlevel=error\x1b[31m"
 
 
-def test_no_pattern_runs_away() -> None:
-    """This one takes 2 ** 100000 steps where engines go back."""
-    assert judge({"pattern": "^(a+)+$"}, "a" * 100_000 + "!") is not None
+def test_a_pattern_runs_in_linear_time() -> None:
+    """This one takes 2 ** 100000 steps in an engine that backtracks."""
+    assert violation_of({"pattern": "^(a+)+$"}, "a" * 100_000 + "!") is not None
 
 
-def test_a_body_full_of_faults_costs_no_more_than_its_first() -> None:
-    """One that looks for all of them takes most of a minute here, and everybody waits."""
-    found = judge({"items": {"type": "string"}}, list(range(400_000)))
+def test_the_check_stops_at_the_first_violation() -> None:
+    """Collecting all of them would block the event loop for most of a minute here."""
+    found = violation_of({"items": {"type": "string"}}, list(range(400_000)))
 
     assert found is not None
     assert found.pointer == "/0"
 
 
-def test_a_union_tells_the_place_unless_that_takes_too_long() -> None:
-    """20 branches and 60,000 values are a million faults, and 13 s for all windows."""
+def test_a_union_reports_the_place_unless_that_takes_too_long() -> None:
+    """20 branches and 60,000 values are a million errors, and 13 s in the event loop."""
     branch = {"properties": {"list": {"items": {"required": ["x"]}}}}
     union = {"oneOf": [branch | {"maxProperties": n} for n in range(20)]}
     by_reference = {"$ref": "union.json"}
@@ -140,34 +140,34 @@ def test_a_union_tells_the_place_unless_that_takes_too_long() -> None:
     assert small is not None
     assert small.pointer == "/a"
     assert large == Violation(
-        "", "data breaks note.json; it is too large to look for the place"
+        "", "data breaks note.json; it is too large to find the place"
     )
     assert also_large is not None
     assert "too large" in also_large.text
 
 
-def test_deep_data_does_not_end_the_process() -> None:
-    """A thousand lists in lists is what the JSON reader lets through."""
+def test_deep_data_does_not_crash_the_process() -> None:
+    """The JSON parser accepts a thousand nested lists."""
     deep: object = []
     for _ in range(1000):
         deep = [deep]
 
-    assert judge({"items": {"$ref": "#"}, "type": "array"}, deep) is None
+    assert violation_of({"items": {"$ref": "#"}, "type": "array"}, deep) is None
 
 
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}])
-def test_a_schema_that_refers_to_itself_alone_does_not_end_the_process(
+def test_a_schema_that_only_refers_to_itself_does_not_crash_the_process(
     schema: object,
 ) -> None:
-    """It says nothing, and so everything passes."""
-    assert judge(schema, {"any": "thing"}) is None
+    """It has no rule, so all data is valid."""
+    assert violation_of(schema, {"any": "thing"}) is None
 
 
 # --- as a part of parsing ------------------------------------------------------------
 
 
-def test_a_delivery_is_judged_by_the_schema_of_its_event() -> None:
-    """With its own reason, so that a producer's fault is told from a broken one."""
+def test_a_delivery_is_checked_by_the_schema_of_its_event() -> None:
+    """The reason distinguishes invalid data from a malformed body."""
     known = schemas(note=NOTE, message={"type": "integer"})
 
     assert isinstance(parse(b'{"text":"a"}', known=known), Message)
@@ -178,8 +178,8 @@ def test_a_delivery_is_judged_by_the_schema_of_its_event() -> None:
     assert "message.json#/type" in rejection.text
 
 
-def test_plain_text_is_judged_as_the_string_that_the_page_gets() -> None:
-    """It has no other form there."""
+def test_plain_text_is_checked_as_a_json_string() -> None:
+    """The page receives it in that form."""
     known = schemas(note={"type": "string", "maxLength": 3})
 
     good = parse(b"abc", known=known, content_type=b"text/plain")
@@ -190,19 +190,19 @@ def test_plain_text_is_judged_as_the_string_that_the_page_gets() -> None:
     assert isinstance(bad, Rejection)
 
 
-def test_an_unknown_event_passes_or_not_as_the_operator_says() -> None:
-    """Passing lets contracts be written one by one."""
-    lax, strict = schemas(note=NOTE), schemas(note=NOTE, refuses_unknown=True)
+def test_an_event_without_a_schema_passes_unless_the_settings_refuse_it() -> None:
+    """Teams can add schemas one by one."""
+    tolerant, strict = schemas(note=NOTE), schemas(note=NOTE, refuses_unknown=True)
 
-    assert isinstance(parse(b"1", known=lax, event="other"), Message)
+    assert isinstance(parse(b"1", known=tolerant, event="other"), Message)
     rejection = parse(b"1", known=strict, event="other")
     assert isinstance(rejection, Rejection)
     assert rejection.reason == DeadLetterReason.SCHEMA
     assert "has no file in BRIDGE_SCHEMAS" in rejection.text
 
 
-def test_what_is_no_json_is_malformed_and_never_reaches_a_schema() -> None:
-    """The first fault is the one that is told."""
+def test_a_malformed_body_never_reaches_a_schema() -> None:
+    """The reason is then the malformed body."""
 
     class Untouchable:
         def violation(self, data: object) -> Violation:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bridge.core.event_schemas import EventSchemas
-from bridge.core.schema_set import compile_schemas
+from bridge.core.schema_compiler import compile_schemas
 from bridge.errors import BrokerUnavailableError
 from bridge.http.authentication import Keys
 from bridge.http.console.sign_in import SignIn

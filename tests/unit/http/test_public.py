@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from bridge.core.event_schemas import EventSchemas
-from bridge.core.schema_set import compile_schemas
+from bridge.core.schema_compiler import compile_schemas
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.http.authentication import Keys, guarded
 from bridge.http.public import public_app

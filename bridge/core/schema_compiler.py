@@ -1,14 +1,13 @@
 """
-From the files of a folder to schemas of events, or everything that is wrong with them.
+Compiles the files of a folder to schemas of events, or reports all their problems.
 
-`EVENT.json` is the schema of the event of that name. A file in a sub-folder is no event,
-it is there to be referred to: `{"$ref": "shared/money.json"}`. References reach other
-files of the folder and the meta-schema, by their path or by the `$id` that they declare;
-nothing is ever fetched.
+`EVENT.json` is the schema of the event `EVENT`. A file in a subfolder is not the schema of
+an event; other files refer to it: `{"$ref": "shared/money.json"}`. References reach other
+files of the folder and the meta-schema, by path or by the `$id` of a file. Nothing is ever
+fetched.
 
-Names: an event may hold any character, a file name may not. So `%` and two hexadecimal
-digits stand for one byte of UTF-8, as in a URL: the event `order/paid` is in
-`order%2Fpaid.json`.
+An event may contain characters that a file name cannot have. A file name is therefore
+percent-encoded like a URL: the event `order/paid` is in `order%2Fpaid.json`.
 """
 
 import re
@@ -31,7 +30,7 @@ from bridge.core.message import event_problem
 SUFFIX: Final = ".json"
 _DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
 _BAD_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
-# Memory that one pattern may take when it is compiled, and when it is used.
+# Memory limits of one pattern: compiled, and while it matches.
 _PATTERNS: Final = jsonschema_rs.RegexOptions(
     size_limit=4 << 20, dfa_size_limit=4 << 20
 )
@@ -39,8 +38,8 @@ _META_SCHEMA: Final = jsonschema_rs.Draft202012Validator(
     {"$ref": _DRAFT}, validate_formats=True, offline=True, mask="it"
 )
 _BAD_PATTERN: Final = (
-    "is not a pattern that can be matched in linear time: no look-around, no "
-    "back-references, no huge repetitions"
+    "is not a pattern that matches in linear time: it must have no look-around, no "
+    "back-references and no huge repetitions"
 )
 
 _Schema = dict[str, object] | bool
@@ -51,17 +50,17 @@ def parse_file_name(name: str) -> str:
     Return the event whose schema is in the file `name`.
 
     Raises:
-        ValueError: If it is the name of none, with the end of a sentence.
+        ValueError: If the name is invalid; the text is the rest of a sentence about it.
 
     """
     stem = name.removesuffix(SUFFIX)
     if _BAD_PERCENT.search(stem):
-        message = "has a % that no two hexadecimal digits follow, write it as %25"
+        message = "has a % without two hexadecimal digits, write it as %25"
         raise ValueError(message)
     try:
         event = unquote_to_bytes(stem).decode()
     except UnicodeDecodeError as exc:
-        message = "does not name an event: its %XX are no UTF-8"
+        message = "does not name an event: its %XX are not UTF-8"
         raise ValueError(message) from exc
     problem = event_problem(event)
     if problem:
@@ -77,46 +76,46 @@ def compile_schemas(
     Compile the files of a folder.
 
     Args:
-        files: What is in each file, by its path in the folder with `/` between parts.
-        refuses_unknown: Whether an event without a file is a fault of its message.
+        files: The content of each file, by its path in the folder, separated by `/`.
+        refuses_unknown: Whether a message is refused if its event has no file.
 
     Returns:
-        The schemas, or every problem: a line each, that begins with the file.
+        The schemas, or one line for each problem, which begins with the file.
 
     """
-    faults: dict[str, list[str]] = {path: [] for path in files}
+    problems: dict[str, list[str]] = {path: [] for path in files}
     documents: dict[str, _Schema] = {}
     for path, content in files.items():
         document = _read(content)
         if isinstance(document, str):
-            faults[path].append(document)
+            problems[path].append(document)
             continue
-        faults[path] += _meta_problems(document)
-        if not faults[path]:
+        problems[path] += _meta_problems(document)
+        if not problems[path]:
             documents[path] = document
     compiler = _Compiler(documents, broken=files.keys() - documents.keys())
     schemas: dict[str, EventSchema] = {}
-    places: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for path, document in documents.items():
         schema = compiler.compile(path, document)
         if isinstance(schema, list):
-            faults[path] += schema
+            problems[path] += schema
         elif "/" not in path:
             try:
                 event = parse_file_name(path)
             except ValueError as exc:
-                faults[path].append(str(exc))
+                problems[path].append(str(exc))
                 continue
-            if event in places:
-                faults[path].append(f"is for the same event as {places[event]}")
-            places[event] = path
+            if event in paths:
+                problems[path].append(f"is for the same event as {paths[event]}")
+            paths[event] = path
             schemas[event] = schema
-    problems = [f"{path}: {text}" for path, texts in faults.items() for text in texts]
-    return problems or EventSchemas(schemas, refuses_unknown)
+    lines = [f"{path}: {text}" for path, texts in problems.items() for text in texts]
+    return lines or EventSchemas(schemas, refuses_unknown)
 
 
 class _Compiler:
-    """Compiles documents that refer to each other and to nothing else."""
+    """Compiles documents that refer only to each other."""
 
     def __init__(self, documents: Mapping[str, _Schema], *, broken: set[str]) -> None:
         self._known: dict[str, _Schema] = {}
@@ -126,34 +125,34 @@ class _Compiler:
                 own = urljoin(_uri(path), str(document["$id"]))
                 self._known[urldefrag(own).url] = document
         self._broken = {_uri(path) for path in broken}
-        self._met_broken = False
+        self._found_broken = False
         self._all_branches = sum(map(_branches, documents.values()))
 
     def compile(self, path: str, document: _Schema) -> CompiledSchema | list[str]:
         """
-        Return the schema, or what is wrong with it, each with its place.
+        Return the schema, or its problems with their places.
 
-        An empty list: it refers to what is wrong, and that is told there.
+        An empty list means that it refers to an invalid file, which has its own problem.
         """
-        self._met_broken = False
+        self._found_broken = False
         try:
             validator = jsonschema_rs.Draft202012Validator(
                 document,
                 validate_formats=True,
                 base_uri=_uri(path),
-                retriever=self._find,  # in place of the one that would fetch
+                retriever=self._find,  # the default one would fetch
                 pattern_options=_PATTERNS,
                 mask="the value",
             )
         except (jsonschema_rs.ValidationError, ValueError) as exc:
-            faults = list(self._bad_references(document, _uri(path), []))
-            if self._met_broken:
-                return faults
-            return faults or [_compile_problem(exc)]
+            problems = list(self._bad_references(document, _uri(path), []))
+            if self._found_broken:
+                return problems
+            return problems or [_compile_problem(exc)]
         return CompiledSchema(validator, file=path, branches=self._branches(document))
 
     def _branches(self, document: _Schema) -> int:
-        """Count what `document` may come to: its own, or all if it refers to others."""
+        """Count the branches of `document`, or of all files if it refers to other files."""
         refers = any(
             not str(node.get(keyword, "#")).startswith("#")
             for node in _objects(document)
@@ -163,7 +162,7 @@ class _Compiler:
 
     def _find(self, uri: str) -> _Schema:
         if uri in self._broken:
-            self._met_broken = True
+            self._found_broken = True
             return True
         if uri not in self._known:
             message = "is not in the folder"
@@ -173,7 +172,7 @@ class _Compiler:
     def _bad_references(
         self, node: object, base: str, path: list[str | int]
     ) -> Iterator[str]:
-        """Look for what the library does not tell: where a reference stands."""
+        """Find the places of bad references, which the errors of the library omit."""
         if isinstance(node, list):
             for number, child in enumerate(node):
                 yield from self._bad_references(child, base, [*path, number])
@@ -197,7 +196,7 @@ class _Compiler:
         if uri not in self._known:
             if uri.startswith(BASE_URI):
                 return "names no file in the folder"
-            return "is outside of the folder, and nothing is fetched"
+            return "is outside the folder, and nothing is fetched"
         node: object = self._known[uri]
         if not fragment.startswith("/"):
             return None  # an anchor, or the whole document
@@ -209,7 +208,7 @@ class _Compiler:
 
 
 def _objects(node: object) -> Iterator[dict[str, object]]:
-    """Yield every object of a document, whether it is a schema or not."""
+    """Yield every JSON object of a document, including those that are not schemas."""
     children: Iterable[object] = node if isinstance(node, list) else ()
     if isinstance(node, dict):
         yield node
@@ -234,7 +233,7 @@ def _read(content: bytes) -> _Schema | str:
     except orjson.JSONDecodeError as exc:
         return f"is not JSON: {exc.msg} at line {exc.lineno} column {exc.colno}"
     if not _is_schema(document):
-        return "is not a schema: expected an object, or true or false"
+        return "is not a schema: expected an object, true or false"
     named = document.get("$schema") if isinstance(document, dict) else None
     if named is not None and str(named).removesuffix("#") != _DRAFT:
         return f"#/$schema: is for another draft, expected {_DRAFT}"
@@ -246,7 +245,7 @@ def _is_schema(document: object) -> TypeGuard[_Schema]:
 
 
 def _meta_problems(document: _Schema) -> Iterator[str]:
-    """Say what the meta-schema finds; it looks at some places several times."""
+    """Return the first error of the meta-schema at each place; it reports some twice."""
     found: dict[str, str] = {}
     for error in _META_SCHEMA.iter_errors(document):
         found.setdefault(render_pointer(error.instance_path), error.message)

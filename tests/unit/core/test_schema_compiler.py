@@ -1,4 +1,4 @@
-"""From the files of a folder to schemas, or everything that is wrong with them."""
+"""Compiling the files of a folder to schemas, and all problems of bad files."""
 
 import http.server
 import threading
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.message import event_problem
-from bridge.core.schema_set import compile_schemas, parse_file_name
+from bridge.core.schema_compiler import compile_schemas, parse_file_name
 
 
 def compiled(**files: object) -> EventSchemas | list[str]:
-    """Compile files given without `.json`, with `__` for the slash of a sub-folder."""
+    """Compile files named without `.json`; `__` stands for the slash of a subfolder."""
     contents = {
         name.replace("__", "/") + ".json": value
         if isinstance(value, bytes)
@@ -55,8 +55,8 @@ def test_every_event_can_have_a_file(event: str) -> None:
     assert parse_file_name(quote(event, safe="") + ".json") == event
 
 
-def test_all_faults_of_all_files_are_told_at_once_each_with_its_place() -> None:
-    """Nobody wants to find ten faults in ten starts."""
+def test_all_problems_of_all_files_are_reported_with_their_places() -> None:
+    """An operator fixes them in one round."""
     problems = compiled(
         broken=b'{\n  "type": }',
         list=[1],
@@ -81,15 +81,15 @@ def test_all_faults_of_all_files_are_told_at_once_each_with_its_place() -> None:
     assert problems == [
         "broken.json: is not JSON: unexpected character, expected a JSON value "
         "at line 2 column 11",
-        "list.json: is not a schema: expected an object, or true or false",
+        "list.json: is not a schema: expected an object, true or false",
         "old.json: #/$schema: is for another draft, expected "
         "https://json-schema.org/draft/2020-12/schema",
         'wrong.json: #/properties/a: it is not of types "boolean", "object"',
         "wrong.json: #/minLength: it is less than the minimum of 0",
         'pattern.json: #/properties/p/pattern: it is not a "regex"',
-        "lookaround.json: #/properties/p/pattern: is not a pattern that can be matched "
-        "in linear time: no look-around, no back-references, no huge repetitions",
-        "refs.json: #/properties/far/$ref: 'https://example.org/x.json' is outside of "
+        "lookaround.json: #/properties/p/pattern: is not a pattern that matches in "
+        "linear time: it must have no look-around, no back-references and no huge repetitions",
+        "refs.json: #/properties/far/$ref: 'https://example.org/x.json' is outside "
         "the folder, and nothing is fetched",
         "refs.json: #/properties/gone/$ref: 'gone.json' names no file in the folder",
         "refs.json: #/properties/nowhere/$ref: '#/$defs/q' points at nothing",
@@ -105,14 +105,14 @@ def test_all_faults_of_all_files_are_told_at_once_each_with_its_place() -> None:
     [
         ("a%.json", "write it as %25"),
         ("a%zz.json", "write it as %25"),
-        ("%ff.json", "no UTF-8"),
+        ("%ff.json", "not UTF-8"),
         (".json", "is empty"),
         ("%0A.json", "control character"),
         ("x" * 129 + ".json", "129 characters"),
     ],
 )
-def test_a_file_that_names_no_event_is_a_fault(name: str, words: str) -> None:
-    """It would never be used, and somebody thinks that it is."""
+def test_a_file_that_names_no_event_is_a_problem(name: str, words: str) -> None:
+    """The schema would never be used, and its author would not notice."""
     problems = compile_schemas({name: b"true"}, refuses_unknown=False)
 
     assert isinstance(problems, list)
@@ -121,8 +121,8 @@ def test_a_file_that_names_no_event_is_a_fault(name: str, words: str) -> None:
     assert words in problem
 
 
-def test_two_files_for_one_event_are_a_fault() -> None:
-    """Which of them counts would be chance."""
+def test_two_files_for_one_event_are_a_problem() -> None:
+    """Their order would decide which one is used."""
     files = {"a.json": b"true", "%61.json": b"false"}
 
     assert compile_schemas(files, refuses_unknown=False) == [
@@ -131,7 +131,7 @@ def test_two_files_for_one_event_are_a_fault() -> None:
 
 
 def test_schemas_refer_to_each_other_by_path_and_by_id() -> None:
-    """What several events share is written once, and is no event itself."""
+    """A definition that several events share is written once."""
     found = compiled(
         note={"properties": {"sum": {"$ref": "shared/money.json#/$defs/sum"}}},
         shared__money={"$defs": {"sum": {"$ref": "cents.json"}}},
@@ -149,8 +149,8 @@ def test_schemas_refer_to_each_other_by_path_and_by_id() -> None:
     assert not accepts(found, "meta", {"type": 5})
 
 
-def test_a_reference_is_followed_through_lists_and_odd_names() -> None:
-    """Only what really leads nowhere is told, and among others that lead somewhere."""
+def test_only_bad_references_are_reported_among_good_ones() -> None:
+    """Valid references go through lists and escaped names."""
     problems = compiled(
         note={
             "$defs": {"a/b": {"allOf": [True, {"type": "integer"}]}},
@@ -172,8 +172,8 @@ def test_a_reference_is_followed_through_lists_and_odd_names() -> None:
     assert len(problems) == 2
 
 
-def test_a_fault_in_a_shared_file_is_told_once_there() -> None:
-    """Ten events that use it are not wrong."""
+def test_a_problem_of_a_shared_file_is_reported_once() -> None:
+    """The files that refer to it are correct."""
     problems = compiled(
         note={"$ref": "shared/money.json"},
         other={"$ref": "shared/money.json#/$defs/x"},
@@ -186,12 +186,12 @@ def test_a_fault_in_a_shared_file_is_told_once_there() -> None:
 
 @pytest.fixture
 def web_server() -> Iterator[tuple[str, list[str]]]:
-    """Serve a schema that anybody may have, and remember who asks."""
-    asked: list[str] = []
+    """Serve a schema, and record the requests."""
+    requested: list[str] = []
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b"true")
@@ -201,7 +201,7 @@ def web_server() -> Iterator[tuple[str, list[str]]]:
     server = http.server.HTTPServer(("127.0.0.1", 0), Answer)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
+    yield f"http://127.0.0.1:{server.server_port}", requested
     server.shutdown()
     thread.join()
     server.server_close()
@@ -211,12 +211,12 @@ def web_server() -> Iterator[tuple[str, list[str]]]:
 def test_nothing_is_ever_fetched(
     web_server: tuple[str, list[str]], keyword: str
 ) -> None:
-    """A schema may come from anybody's repository; the bridge stands inside."""
-    url, asked = web_server
+    """A schema may come from a foreign repository, and the bridge has access to the network."""
+    url, requested = web_server
 
     problems = compiled(note={"properties": {"a": {keyword: f"{url}/x.json"}}})
     also = compiled(note={"$id": f"{url}/y.json", keyword: "x.json"})
 
     assert isinstance(problems, list) or keyword == "$schema"
     assert isinstance(also, list)
-    assert asked == []
+    assert requested == []
