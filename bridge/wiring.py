@@ -51,7 +51,7 @@ from bridge.http.publish import EventCheck, LegacyPushEndpoint, PublishEndpoint
 from bridge.inbox.contract import Retention
 from bridge.inbox.maintenance import InboxMaintenance
 from bridge.inbox.memory.store import MemoryInbox
-from bridge.inbox.migration.model import Target
+from bridge.inbox.migration.model import MigrationTarget
 from bridge.inbox.redis.fleet import RedisFleet
 from bridge.inbox.redis.migration_target import RedisTarget
 from bridge.inbox.redis.store import RedisInbox
@@ -285,7 +285,7 @@ def journal_of(settings: Settings, place: Workplace | None) -> Journal:
     return Journal(began_s=time(), bridge=bridge)
 
 
-def migration_target_of(settings: Settings) -> Target:
+def migration_target_of(settings: Settings) -> MigrationTarget:
     """
     Return the shared store that inboxes are migrated to.
 

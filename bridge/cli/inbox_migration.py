@@ -1,8 +1,7 @@
-"""`bridge inbox carry`: from a single bridge with a file to a fleet with one shared store."""
+"""`bridge inbox carry`: migrate from one bridge with a file to a fleet with a shared store."""
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Final
 
@@ -13,50 +12,55 @@ from bridge.cli.options import ConfigFile
 from bridge.cli.tables import say
 from bridge.enums import ExitCode
 from bridge.errors import ConfigError, StoreUnavailableError
-from bridge.inbox.migration.migrate import Outcome, carry
-from bridge.inbox.migration.model import Amount, Source, Target
+from bridge.inbox.migration.migrate import MigrationResult, OnProgress, migrate
+from bridge.inbox.migration.model import (
+    MigrationSource,
+    MigrationTarget,
+    MigrationTotals,
+)
 from bridge.inbox.sqlite.migration_source import SqliteSource
 from bridge.logging import configure_logs
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
 from bridge.wiring import migration_target_of, retention
 
-_INTERRUPTED: Final = 130  # as a shell has it: 128 and the number of SIGINT
-_TELL_EACH_S: Final = 2.0
+_INTERRUPTED: Final = 130  # the shell's convention: 128 plus the number of SIGINT
+_PROGRESS_INTERVAL_S: Final = 2.0
 
 
 def carry_inboxes(
     origin: Annotated[
         str,
-        typer.Option("--from", help="The store to carry, as sqlite:PATH."),
+        typer.Option("--from", help="The store to copy from, as sqlite:PATH."),
     ],
     to: Annotated[
         str | None,
         typer.Option(
             "--to",
-            help="Where to, as BRIDGE_INBOX names it. Without it: BRIDGE_INBOX, which is "
-            "better where the address holds a password: others can read a command line.",
+            help="The store to copy into, in the format of BRIDGE_INBOX. The default is "
+            "BRIDGE_INBOX itself; prefer it if the address holds a password, because "
+            "other users can read a command line.",
         ),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Carry nothing, say whether it could be done."),
+        typer.Option("--dry-run", help="Copy nothing; report whether it is possible."),
     ] = False,
     json: Annotated[
-        bool, typer.Option("--json", help="One JSON object instead of a sentence.")
+        bool, typer.Option("--json", help="Print one JSON object, not a sentence.")
     ] = False,
     config_file: ConfigFile = None,
 ) -> None:
     """
-    Carry all inboxes from a file into the store of a fleet, with marks and ids.
+    Copy all inboxes from a file into the store of a fleet, with marks and ids.
 
-    Stop the bridge that has the file first; the broker keeps what is published meanwhile.
-    Positions that pages hold stay valid. The file stays as it is. Bridges wait for the end
-    if they are started on the new store too early. What was interrupted, by Ctrl-C or in
-    any other way, is finished by the same command. Messages, ids that are younger than
-    BRIDGE_DEDUPE_WINDOW, delivered marks and deadlines come along; in the end all inboxes
-    are compared. Exit status: 0 carried, 1 refused or failed, 2 wrong use, 3 the new store
-    cannot be reached or used now.
+    Stop the bridge that uses the file first; RabbitMQ keeps what is published meanwhile.
+    Positions that clients hold stay valid, and the file is not changed. Bridges that are
+    started on the new store too early wait until the copy is complete. If the command is
+    interrupted, by Ctrl-C or otherwise, run it again to continue. It copies messages,
+    deadlines, delivered marks and the ids within BRIDGE_DEDUPE_WINDOW, and compares all
+    inboxes at the end. Exit status: 0 copied, 1 refused or failed, 2 wrong use, 3 the new
+    store cannot be reached or used now.
 
     Examples:
 
@@ -74,22 +78,29 @@ def carry_inboxes(
     source = _source(origin, settings)
     target = migration_target_of(settings)
     try:
-        outcome = asyncio.run(_carry(source, target, is_dry_run=dry_run))
+        result = asyncio.run(_migrate(source, target, is_dry_run=dry_run))
     except KeyboardInterrupt:
-        say("stopped: the same command goes on from here")
+        say("stopped: run the same command to continue")
         raise typer.Exit(_INTERRUPTED) from None
     except StoreUnavailableError as exc:
         if exc.store != target.description:
             raise
-        say(f"bridge: {exc}; the same command goes on from here")
+        say(f"bridge: {exc}; run the same command to continue")
         raise typer.Exit(ExitCode.UNREACHABLE) from exc
-    _print(outcome, source, target, dry_run=dry_run, as_json=json)
+    if json:
+        typer.echo(orjson.dumps(_facts(result, source, target, is_dry_run=dry_run)))
+    else:
+        typer.echo(_summary(result, source, target, is_dry_run=dry_run))
     raise typer.Exit(ExitCode.DONE)
 
 
-async def _carry(source: Source, target: Target, *, is_dry_run: bool) -> Outcome:
+async def _migrate(
+    source: MigrationSource, target: MigrationTarget, *, is_dry_run: bool
+) -> MigrationResult:
     try:
-        return await carry(source, target, is_dry_run=is_dry_run, tell=_progress())
+        return await migrate(
+            source, target, is_dry_run=is_dry_run, on_progress=_progress_printer()
+        )
     finally:
         await target.close()
 
@@ -97,47 +108,70 @@ async def _carry(source: Source, target: Target, *, is_dry_run: bool) -> Outcome
 def _source(name: str, settings: Settings) -> SqliteSource:
     kind, _, path = name.partition(":")
     if kind != "sqlite" or not path:
-        raise ConfigError((f"--from: {name!r} is no file, expected sqlite:PATH",))
+        raise ConfigError((f"--from: {name!r} is not a file, expected sqlite:PATH",))
     return SqliteSource(path, dedupe_s=retention(settings).dedupe_s)
 
 
-def _progress() -> Callable[[str, Amount, Amount], None]:
-    """Return what says how far it is, every other second."""
-    said_s = time.monotonic()
+def _progress_printer() -> OnProgress:
+    """Return a function that prints the progress, at most every other second."""
+    printed_s = time.monotonic()
 
-    def tell(doing: str, done: Amount, there: Amount) -> None:
-        nonlocal said_s
+    def print_progress(
+        activity: str, done: MigrationTotals, totals: MigrationTotals
+    ) -> None:
+        nonlocal printed_s
         now_s = time.monotonic()
-        if now_s - said_s >= _TELL_EACH_S:
-            said_s = now_s
+        if now_s - printed_s >= _PROGRESS_INTERVAL_S:
+            printed_s = now_s
             say(
-                f"{doing}: {done.messages:,} of {there.messages:,} messages, "
-                f"{done.users:,} of {there.users:,} inboxes"
+                f"{activity}: {done.messages:,} of {totals.messages:,} messages, "
+                f"{done.users:,} of {totals.users:,} inboxes"
             )
 
-    return tell
+    return print_progress
 
 
-def _print(
-    outcome: Outcome, source: Source, target: Target, *, dry_run: bool, as_json: bool
-) -> None:
-    if as_json:
-        facts = asdict(outcome) | {
-            "from": source.description,
-            "to": target.description,
-            "dry_run": dry_run,
-        }
-        typer.echo(orjson.dumps(facts).decode())
-        return
-    there = outcome.there
+def _facts(
+    result: MigrationResult,
+    source: MigrationSource,
+    target: MigrationTarget,
+    *,
+    is_dry_run: bool,
+) -> dict[str, object]:
+    return {
+        "epoch": result.epoch,
+        "there": _totals_facts(result.source),
+        "put": _totals_facts(result.copied),
+        "is_resumed": result.is_resumed,
+        "is_done": result.is_done,
+        "from": source.description,
+        "to": target.description,
+        "dry_run": is_dry_run,
+    }
+
+
+def _totals_facts(totals: MigrationTotals) -> dict[str, int]:
+    facts: dict[str, int] = asdict(totals)
+    facts["bytes"] = facts.pop("data_bytes")
+    return facts
+
+
+def _summary(
+    result: MigrationResult,
+    source: MigrationSource,
+    target: MigrationTarget,
+    *,
+    is_dry_run: bool,
+) -> str:
+    totals = result.source
     amount = (
-        f"{there.messages:,} messages and {there.ids:,} ids of {there.users:,} users"
+        f"{totals.messages:,} messages and {totals.ids:,} ids of {totals.users:,} users"
     )
-    way = f"from {source.description} to {target.description}"
-    if outcome.is_done and not outcome.put.users:
-        typer.echo(f"{amount} were carried {way} before; nothing was left to do")
-    elif dry_run:
-        how = "would be carried on" if outcome.is_resumed else "would be carried"
-        typer.echo(f"{amount} {how} {way}")
-    else:
-        typer.echo(f"{amount} carried {way}, and compared")
+    route = f"from {source.description} to {target.description}"
+    if result.is_done and not result.copied.users:
+        return f"{amount} had already been copied {route}; nothing was left to do"
+    if is_dry_run:
+        if result.is_resumed:
+            return f"the copy of {amount} {route} would be resumed"
+        return f"{amount} would be copied {route}"
+    return f"{amount} copied {route}, and compared"

@@ -15,8 +15,8 @@ import pytest
 
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.migration.migrate import Outcome, carry
-from bridge.inbox.migration.model import Amount, Load
+from bridge.inbox.migration.migrate import MigrationResult, migrate
+from bridge.inbox.migration.model import MigrationBatch, MigrationTotals
 from bridge.inbox.redis.encoding import slot_of_tag, tag_names, tag_of
 from bridge.inbox.redis.migration_target import RedisTarget
 from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
@@ -88,7 +88,7 @@ async def appended_to(bridge: Bridge, users: Sequence[str]) -> AsyncIterator[lis
         while not is_over.is_set():
             await bridge.append(of_each(users, b"%d" % len(numbers)))
             numbers.append(len(numbers))
-            await asyncio.sleep(0.005)  # a load, no flood
+            await asyncio.sleep(0.005)  # a batch, no flood
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(work(), name="appending")
@@ -177,27 +177,27 @@ class BrokenError(Exception):
 
 
 class Broken(RedisTarget):
-    """Ends when it has put the second load, and not noted it."""
+    """Ends when it has put the second batch, and not noted it."""
 
-    loads = 0
+    batch_count = 0
 
-    async def put(self, load: Load) -> None:
+    async def write(self, batch: MigrationBatch) -> None:
         """Put it, or half of it."""
-        self.loads += 1
-        if self.loads == 2:
-            await self._ask_many(self.commands_of(load))
+        self.batch_count += 1
+        if self.batch_count == 2:
+            await self._ask_many(self.commands_of(batch))
             raise BrokenError
-        await super().put(load)
+        await super().write(batch)
 
 
-def quiet(doing: str, done: Amount, there: Amount) -> None:
+def quiet(activity: str, done: MigrationTotals, totals: MigrationTotals) -> None:
     """Say nothing."""
 
 
-async def carry_into(target: RedisTarget, path: Path) -> Outcome:
+async def carry_into(target: RedisTarget, path: Path) -> MigrationResult:
     try:
         source = SqliteSource(str(path), dedupe_s=RETENTION.dedupe_s)
-        return await carry(source, target, is_dry_run=False, tell=quiet)
+        return await migrate(source, target, is_dry_run=False, on_progress=quiet)
     finally:
         await target.close()
 
@@ -220,11 +220,11 @@ async def test_a_file_is_carried_into_a_cluster(
     with pytest.raises(StoreUnavailableError, match="bridge inbox carry"):
         async with cluster.bridge():
             pass
-    outcome = await carry_into(target(), path)
+    result = await carry_into(target(), path)
 
-    assert outcome.is_done
-    assert outcome.is_resumed
-    assert 0 < outcome.put.messages < outcome.there.messages
+    assert result.is_done
+    assert result.is_resumed
+    assert 0 < result.copied.messages < result.source.messages
     file = SqliteInbox(str(path), RETENTION)
     await file.open()
     try:

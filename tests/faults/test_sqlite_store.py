@@ -22,7 +22,6 @@ import pytest_asyncio
 from bridge.core.message import Message
 from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.contract import Retention
-from bridge.inbox.sqlite import store as sqlite_inbox
 from bridge.inbox.sqlite.file import StoreFile
 from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually
@@ -102,13 +101,13 @@ async def test_a_full_disk_is_called_by_its_name(inbox: SqliteInbox) -> None:
             f"PRAGMA max_page_count = {pages}"
         ).fetchone()
 
-    await inbox._writer.submit(limit(1))
+    await inbox._writer_thread.submit(limit(1))
     with pytest.raises(StoreUnavailableError, match="the disk is full"):
         await inbox.append([message(b"x" * 10_000) for _ in range(20)])
     assert inbox.problem == "the disk is full (SQLITE_FULL)"
     assert (await inbox.state("alice")).last == 1
 
-    await inbox._writer.submit(limit(1_000_000))
+    await inbox._writer_thread.submit(limit(1_000_000))
     await assert_it_goes_on(inbox)
 
 
@@ -267,7 +266,9 @@ async def test_a_file_that_is_moved_while_it_is_opened_is_not_used(
     inbox = store(path)
     with monkeypatch.context() as patch:
         patch.setattr(StoreFile, "_prepare", prepare_and_lose)
-        with pytest.raises(StoreUnavailableError, match="moved while it was opened"):
+        with pytest.raises(
+            StoreUnavailableError, match="moved while it was being opened"
+        ):
             await inbox.open()
 
     async with opened(inbox):
@@ -336,15 +337,14 @@ async def test_a_read_only_file_is_told() -> None:
 # --- a disk that does not answer
 
 
-async def test_a_disk_that_does_not_answer_is_told(
-    inbox: SqliteInbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """There is no error to wait for: readiness must end without one."""
-    monkeypatch.setattr(sqlite_inbox, "_STUCK_S", 0.05)
-    monkeypatch.setattr(sqlite_inbox, "_READ_S", 0.05)
+async def test_a_disk_that_does_not_answer_is_reported(path: Path) -> None:
+    """There is no error to wait for, so readiness must end without one."""
+    inbox = SqliteInbox(str(path), RETENTION, read_timeout_s=0.05, stuck_s=0.05)
+    await inbox.open()
+    await inbox.append([message(b"first")])
     answer = threading.Event()
-    for worker in (inbox._writer, inbox._reader):
-        worker.submit(lambda _: answer.wait(10))
+    for thread in (inbox._writer_thread, inbox._reader_thread):
+        thread.submit(lambda _: answer.wait(10))
     appending = asyncio.ensure_future(inbox.append([message(b"second")]))
 
     await eventually(lambda: inbox.problem)
@@ -356,6 +356,7 @@ async def test_a_disk_that_does_not_answer_is_told(
 
     assert await appending == [2]
     await eventually(lambda: inbox.problem is None)
+    await inbox.close()
 
 
 # --- small helpers, so that tests read as prose

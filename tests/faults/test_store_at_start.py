@@ -79,14 +79,14 @@ async def without_its_file(file: Path) -> AsyncIterator[None]:
 
 SENTENCES: dict[Trouble, str] = {
     locked: "another process has locked it (SQLITE_BUSY)",
-    held: "has it open; stop that one, or give each bridge a file of its own",
+    held: "has it open; stop that bridge, or give each bridge its own file",
     damaged: (
-        "the file is damaged, or no SQLite file at all; put back a copy, or move it "
-        "away, and its -wal file with it, to begin an empty inbox (SQLITE_NOTADB)"
+        "the file is damaged, or no SQLite file at all; restore a copy, or move it "
+        "and its -wal file away to start with an empty inbox (SQLITE_NOTADB)"
     ),
     without_its_file: (
-        "inbox.sqlite3-wal is there and its file is not; "
-        "put the file back, or move the log away as well"
+        "inbox.sqlite3-wal exists and its file does not; "
+        "restore the file, or move the log away as well"
     ),
 }
 

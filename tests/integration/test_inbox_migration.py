@@ -110,7 +110,7 @@ async def test_a_carry_that_was_ended_is_finished_by_the_same_command(
     last = await carry(path, redis)
 
     if number is signal.SIGINT:
-        assert "the same command goes on" in said
+        assert "run the same command to continue" in said
     assert last.code == 0, last.err
     outcome = orjson.loads(last.out)
     assert outcome["is_resumed"]
@@ -132,11 +132,11 @@ async def test_what_the_command_says_before_and_after(
 
     amount = "500 messages and 125 ids of 50 users"
     way = f"from sqlite:{path} to {redis.url.removesuffix('/0')}"
-    assert (dry.code, dry.out) == (0, f"{amount} would be carried {way}\n")
-    assert (done.code, done.out) == (0, f"{amount} carried {way}, and compared\n")
+    assert (dry.code, dry.out) == (0, f"{amount} would be copied {way}\n")
+    assert (done.code, done.out) == (0, f"{amount} copied {way}, and compared\n")
     assert (again.code, again.out) == (
         0,
-        f"{amount} were carried {way} before; nothing was left to do\n",
+        f"{amount} had already been copied {way}; nothing was left to do\n",
     )
 
 
@@ -151,7 +151,7 @@ async def test_wrong_use_is_told(path: Path, redis: RedisServer) -> None:
         *("inbox", "carry", "--from", f"sqlite:{path}"), inbox="redis://127.0.0.1:1"
     )
 
-    assert (missing.code, "there is no such file" in missing.err) == (2, True)
+    assert (missing.code, "does not exist" in missing.err) == (2, True)
     assert backwards.code == 2
     assert nowhere.code == 3
     assert "is Redis running at 127.0.0.1:1?" in nowhere.err

@@ -1,8 +1,8 @@
 """
-Carry all inboxes from one store into another: read, put, note, compare.
+Copy all inboxes from one store into another: read, write, record progress, compare.
 
-What is put is noted with it, so that a carry that was killed goes on where it was. The
-next load is read while one is being put; no more than these two are in memory.
+Progress is recorded with each batch, so a migration that was killed continues where it
+was. The next batch is read while one is written; memory holds at most these two.
 """
 
 import asyncio
@@ -15,152 +15,165 @@ from itertools import pairwise
 from typing import Final, TypeVar
 
 from bridge.errors import MigrationRefusedError
-from bridge.inbox.migration.model import Amount, Held, Load, Source, Target, Waybill
+from bridge.inbox.migration.model import (
+    InboxCount,
+    MigrationBatch,
+    MigrationSource,
+    MigrationTarget,
+    MigrationTotals,
+    SourceIdentity,
+)
 
 T = TypeVar("T")
-Tell = Callable[[str, Amount, Amount], None]
+# Receives the activity, how much of it is done, and how much there is to do.
+OnProgress = Callable[[str, MigrationTotals, MigrationTotals], None]
 
-_PUTTING: Final = "carried"
+_COPYING: Final = "copied"
 _COMPARING: Final = "compared"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class MigrationResult:
     """
-    What a carry came to.
+    The result of a migration.
 
     Attributes:
-        epoch: The life that positions name, before and after.
-        there: What the source holds.
-        put: What was put now; less than `there` if an earlier carry had put the rest.
-        is_resumed: Whether an interrupted carry went on.
-        is_done: Whether the target holds all of it now, compared inbox by inbox.
+        epoch: The epoch of positions, the same before and after.
+        source: What the source holds.
+        copied: What this run has copied; less than `source` if an earlier run has copied
+            the rest.
+        is_resumed: Whether this run has continued an interrupted one.
+        is_done: Whether the target holds all inboxes now, compared one by one.
 
     """
 
     epoch: str
-    there: Amount
-    put: Amount
+    source: MigrationTotals
+    copied: MigrationTotals
     is_resumed: bool
     is_done: bool
 
 
-async def carry(
-    source: Source, target: Target, *, is_dry_run: bool, tell: Tell
-) -> Outcome:
+async def migrate(
+    source: MigrationSource,
+    target: MigrationTarget,
+    *,
+    is_dry_run: bool,
+    on_progress: OnProgress,
+) -> MigrationResult:
     """
-    Carry all of `source` into `target`, or go on with it.
+    Copy `source` into `target`, or continue an interrupted copy.
 
     Args:
-        source: Held until this returns.
-        target: Empty, or with an interrupted carry of this very source in it.
-        is_dry_run: Only look whether it could be done, and count.
-        tell: Called after each load with what is being done, how much of it is done and
-            how much there is.
+        source: Stays locked until this returns.
+        target: Empty, or holding an interrupted copy of the same source.
+        is_dry_run: Only check whether a migration is possible, and count.
+        on_progress: Called after each batch.
 
     Raises:
-        MigrationRefusedError: If there is something else in `target`, or it does not hold
-            the same in the end.
-        StoreUnavailableError: If one of them cannot be had.
+        MigrationRefusedError: If `target` holds anything else, or the comparison fails.
+        StoreUnavailableError: If one of the stores cannot be used.
 
-    Cancellation: what was put stays; doing it again goes on from there.
+    Cancellation: batches that were written stay; another run continues after them.
 
     """
-    async with _opened(source) as (hands, waybill):
-        there = await hands.do(source.amount)
+    async with _opened(source) as (thread, identity):
+        totals = await thread.run(source.totals)
         await target.open()
-        after = await target.look(waybill)
+        after = await target.progress(identity)
         if after is None or is_dry_run:
-            return Outcome(
-                waybill.epoch, there, Amount(), bool(after), is_done=after is None
+            return MigrationResult(
+                identity.epoch,
+                totals,
+                MigrationTotals(),
+                is_resumed=bool(after),
+                is_done=after is None,
             )
-        await target.begin(waybill)
-        put = Amount()
-        newest: str | None = None
-        async for load in hands.each(partial(source.loads, after=after)):
-            await target.put(load)
-            put += _amount(load, newest)
-            newest = load.portions[-1].inbox.user
-            tell(_PUTTING, put, there)
-        await _compare(hands, source, target, tell=partial(tell, _COMPARING))
-        await target.finish(waybill)
-        return Outcome(waybill.epoch, there, put, bool(after), is_done=True)
+        await target.begin(identity)
+        copied = MigrationTotals()
+        last_user: str | None = None
+        async for batch in thread.iterate(partial(source.batches, after=after)):
+            await target.write(batch)
+            copied += _totals(batch, last_user)
+            last_user = batch.parts[-1].inbox.user
+            on_progress(_COPYING, copied, totals)
+        await _compare(thread, source, target, partial(on_progress, _COMPARING))
+        await target.finish(identity)
+        return MigrationResult(
+            identity.epoch, totals, copied, is_resumed=bool(after), is_done=True
+        )
 
 
-class _Hands:
-    """One thread that does all that blocks, because a connection stays with its thread."""
+class _SourceThread:
+    """The one thread that calls the source: a SQLite connection belongs to a thread."""
 
-    def __init__(self, thread: ThreadPoolExecutor) -> None:
-        self._thread = thread
+    def __init__(self, executor: ThreadPoolExecutor) -> None:
+        self._executor = executor
 
-    async def do(self, work: Callable[[], T]) -> T:
-        """Do one thing."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
-    async def each(self, begin: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
-        """Yield what an iterator yields; the next one is fetched meanwhile."""
+    async def iterate(self, begin: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+        """Yield the items of an iterator, fetching the next one meanwhile."""
         loop = asyncio.get_running_loop()
-        some = await self.do(begin)
+        items = await self.run(begin)
 
         def fetch() -> "asyncio.Future[T | None]":
-            return loop.run_in_executor(self._thread, lambda: next(some, None))
+            return loop.run_in_executor(self._executor, lambda: next(items, None))
 
-        coming = fetch()
-        while (found := await coming) is not None:
-            coming = fetch()
-            yield found
+        following = fetch()
+        while (item := await following) is not None:
+            following = fetch()
+            yield item
 
 
 @asynccontextmanager
-async def _opened(source: Source) -> AsyncIterator[tuple[_Hands, Waybill]]:
-    with ThreadPoolExecutor(1, thread_name_prefix="carry") as thread:
-        hands = _Hands(thread)
-        waybill = await hands.do(source.open)
+async def _opened(
+    source: MigrationSource,
+) -> AsyncIterator[tuple[_SourceThread, SourceIdentity]]:
+    with ThreadPoolExecutor(1, thread_name_prefix="migration") as executor:
+        thread = _SourceThread(executor)
+        identity = await thread.run(source.open)
         try:
-            yield hands, waybill
+            yield thread, identity
         finally:
-            await hands.do(source.close)  # after what the thread is at
+            await thread.run(source.close)  # after a fetch that is still running
 
 
-def _amount(load: Load, before: str | None) -> Amount:
-    """Count a load; an inbox that `before` it has begun is counted already."""
-    users = [before, *(portion.inbox.user for portion in load.portions)]
-    messages = [each.message for portion in load.portions for each in portion.messages]
-    return Amount(
-        users=sum(user != last for last, user in pairwise(users)),
+def _totals(batch: MigrationBatch, last_user: str | None) -> MigrationTotals:
+    """Count a batch; an inbox that the previous batch began is already counted."""
+    users = [last_user, *(part.inbox.user for part in batch.parts)]
+    messages = [each.message for part in batch.parts for each in part.messages]
+    return MigrationTotals(
+        users=sum(user != previous for previous, user in pairwise(users)),
         messages=len(messages),
-        ids=sum(len(portion.ids) for portion in load.portions),
-        bytes=sum(len(message.data) for message in messages),
+        ids=sum(len(part.ids) for part in batch.parts),
+        data_bytes=sum(len(message.data) for message in messages),
     )
 
 
 async def _compare(
-    hands: _Hands,
-    source: Source,
-    target: Target,
-    *,
-    tell: Callable[[Amount, Amount], None],
+    thread: _SourceThread,
+    source: MigrationSource,
+    target: MigrationTarget,
+    on_progress: Callable[[MigrationTotals, MigrationTotals], None],
 ) -> None:
-    """
-    See that the target holds each inbox as the source does.
-
-    Raises:
-        MigrationRefusedError: If one is not as it must be.
-
-    """
-    seen = Amount()
-    async for some in hands.each(source.held):
-        users = [each.inbox.user for each in some]
-        for ours, theirs in zip(some, await target.held(users), strict=True):
-            _see(target, ours, theirs)
-        seen += Amount(len(some), sum(each.messages for each in some))
-        tell(seen, seen)
+    """Raise MigrationRefusedError unless both stores hold the same inboxes."""
+    compared = MigrationTotals()
+    async for group in thread.iterate(source.counts):
+        users = [each.inbox.user for each in group]
+        for expected, found in zip(group, await target.counts(users), strict=True):
+            _compare_inbox(target, expected, found)
+        compared += MigrationTotals(len(group), sum(each.messages for each in group))
+        on_progress(compared, compared)
 
 
-def _see(target: Target, ours: Held, theirs: Held) -> None:
-    if ours != theirs:
+def _compare_inbox(
+    target: MigrationTarget, expected: InboxCount, found: InboxCount
+) -> None:
+    if expected != found:
         raise MigrationRefusedError(
             target.description,
-            f"it does not hold what was put into it: {theirs} instead of {ours}; "
-            "empty it and begin again",
+            f"it does not hold what was copied into it: {found} instead of {expected}; "
+            "empty it and start again",
         )

@@ -1,9 +1,9 @@
 """
-What is carried from one store into another: words for both sides, of no store's own.
+The values that are copied between stores, and the protocols of source and target.
 
-An inbox travels in portions, each of which says all that is known of its user beside some
-of the messages or ids. A portion may be put twice, to the same effect: what was
-interrupted is begun again where it was last noted, and repeats a little.
+An inbox is copied in parts. Each part repeats the numbers of its inbox and adds some of its
+messages or ids. Writing a part twice has the same effect as once, because an interrupted
+migration continues at the last recorded progress and repeats a little.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,16 +15,16 @@ from bridge.enums import SyncReason
 
 
 @dataclass(frozen=True, slots=True)
-class CarriedInbox:
+class InboxNumbers:
     """
     One user's inbox without its messages.
 
     Attributes:
-        user: Whose.
-        first: The oldest offset that is kept; `last` + 1 if none is.
+        user: The user.
+        first: The oldest kept offset; `last` + 1 if no message is kept.
         last: The newest offset ever given; 0 if there was none.
         delivered: The delivered mark.
-        trimmed_for: Why what stood before `first` is gone; ``None`` if nothing is.
+        trimmed_for: Why messages before `first` were deleted; ``None`` if none were.
 
     """
 
@@ -36,45 +36,45 @@ class CarriedInbox:
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
+class InboxPart:
     """
-    A part of one inbox, in order.
+    A part of one inbox.
 
     Attributes:
-        inbox: Whose, and all its numbers; the same in each portion of it.
+        inbox: The numbers of the inbox, the same in each of its parts.
         messages: Some of its messages, oldest first.
-        ids: Some of the message ids it has had, and when.
+        ids: Some of the message ids it remembers, and when each was stored.
 
     """
 
-    inbox: CarriedInbox
+    inbox: InboxNumbers
     messages: Sequence[Stored] = ()
     ids: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class MigrationBatch:
     """
-    Portions that are put together.
+    Parts that are written together.
 
     Attributes:
-        portions: What to put.
-        upto: The source's number of the last user who is complete with it.
+        parts: The parts.
+        upto: The source's number of the last user whose inbox is complete with them.
 
     """
 
-    portions: Sequence[Portion]
+    parts: Sequence[InboxPart]
     upto: int
 
 
 @dataclass(frozen=True, slots=True)
-class Waybill:
+class SourceIdentity:
     """
-    What tells one carry from another.
+    What distinguishes one migration from another.
 
     Attributes:
-        epoch: The life of the store that is carried; the target takes it over.
-        contents: Changes with anything that is stored, marked or deleted there.
+        epoch: The epoch of the source, which the target takes over.
+        contents: A fingerprint that changes with each message, mark and deletion.
 
     """
 
@@ -83,80 +83,80 @@ class Waybill:
 
 
 @dataclass(frozen=True, slots=True)
-class Amount:
-    """How much something is. `bytes` are those of the messages' data."""
+class MigrationTotals:
+    """An amount of data; `data_bytes` counts the data of messages only."""
 
     users: int = 0
     messages: int = 0
     ids: int = 0
-    bytes: int = 0
+    data_bytes: int = 0
 
-    def __add__(self, other: "Amount") -> "Amount":
-        return Amount(
+    def __add__(self, other: "MigrationTotals") -> "MigrationTotals":
+        return MigrationTotals(
             self.users + other.users,
             self.messages + other.messages,
             self.ids + other.ids,
-            self.bytes + other.bytes,
+            self.data_bytes + other.data_bytes,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """An inbox as a store has it, to be compared: its numbers, and how many messages."""
+class InboxCount:
+    """An inbox for the final comparison: its numbers and how many messages it holds."""
 
-    inbox: CarriedInbox
+    inbox: InboxNumbers
     messages: int
 
 
-class Source(Protocol):
-    """A store that is carried. All calls block, and are made in one and the same thread."""
+class MigrationSource(Protocol):
+    """A store to copy from. All calls block, and are made in one thread."""
 
     description: str
 
-    def open(self) -> Waybill:
-        """Take the store, so that no bridge has it meanwhile."""
+    def open(self) -> SourceIdentity:
+        """Lock and open the store, so no bridge can open it meanwhile."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the store."""
 
-    def amount(self) -> Amount:
-        """Count what is there; takes as long as reading an index does."""
+    def totals(self) -> MigrationTotals:
+        """Count what will be copied; takes as long as reading an index."""
 
-    def loads(self, *, after: int) -> Iterator[Load]:
-        """Yield what is to be put, for all users behind the number `after`."""
+    def batches(self, *, after: int) -> Iterator[MigrationBatch]:
+        """Yield the inboxes of all users with numbers above `after`."""
 
-    def held(self) -> Iterator[Sequence[Held]]:
-        """Yield all inboxes again, some at a time, to be compared."""
+    def counts(self) -> Iterator[Sequence[InboxCount]]:
+        """Yield all inboxes in groups, for the comparison."""
 
 
-class Target(Protocol):
-    """A store that is carried into. Each call has a deadline of its own."""
+class MigrationTarget(Protocol):
+    """A store to copy into. Each call has its own timeout."""
 
     description: str
 
     async def open(self) -> None:
-        """Reach the store; nothing is written yet."""
+        """Connect to the store without writing."""
 
     async def close(self) -> None:
-        """Let go of it."""
+        """Close the connections."""
 
-    async def look(self, waybill: Waybill) -> int | None:
+    async def progress(self, source: SourceIdentity) -> int | None:
         """
-        Say where to go on, 0 for the beginning; ``None`` if this very carry is done.
+        Return the `upto` to continue after, 0 at the start; ``None`` if all is copied.
 
         Raises:
-            MigrationRefusedError: If anything else is there already.
+            MigrationRefusedError: If the store holds anything else.
 
         """
 
-    async def begin(self, waybill: Waybill) -> None:
-        """Write down that `waybill` is being carried, which keeps bridges out."""
+    async def begin(self, source: SourceIdentity) -> None:
+        """Record that `source` is being copied; bridges wait from now on."""
 
-    async def put(self, load: Load) -> None:
-        """Put a load and note how far that is. Doing it again changes nothing."""
+    async def write(self, batch: MigrationBatch) -> None:
+        """Write a batch and record the progress. Writing it again changes nothing."""
 
-    async def held(self, users: Sequence[str]) -> Sequence[Held]:
-        """Say what is there for `users`, in their order."""
+    async def counts(self, users: Sequence[str]) -> Sequence[InboxCount]:
+        """Return the inboxes of `users` as the store holds them, in the same order."""
 
-    async def finish(self, waybill: Waybill) -> None:
-        """Write down that it is done, which lets bridges in."""
+    async def finish(self, source: SourceIdentity) -> None:
+        """Record that all is copied; bridges may use the store from now on."""

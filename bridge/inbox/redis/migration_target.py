@@ -17,7 +17,13 @@ from typing import Final
 from bridge.core.redis_address import RedisAddress
 from bridge.errors import MigrationRefusedError, StoreUnavailableError
 from bridge.inbox.contract import Retention
-from bridge.inbox.migration.model import CarriedInbox, Held, Load, Portion, Waybill
+from bridge.inbox.migration.model import (
+    InboxCount,
+    InboxNumbers,
+    InboxPart,
+    MigrationBatch,
+    SourceIdentity,
+)
 from bridge.inbox.redis.connection import connect
 from bridge.inbox.redis.encoding import key_prefixes, migration_key, pack, tag_of
 from bridge.inbox.redis.errors import RefusedByRedisError
@@ -134,8 +140,8 @@ class RedisTarget:
             connection.abort("the migration closed it")
         self._connections, self._owners = [], {}
 
-    async def look(self, waybill: Waybill) -> int | None:
-        """Return where to resume; see `Target`."""
+    async def progress(self, source: SourceIdentity) -> int | None:
+        """Return where to resume; see `MigrationTarget`."""
         note = await self._ask(
             self._owners[0],
             *(b"HMGET", self._key, b"epoch", b"contents", b"upto", b"done"),
@@ -144,27 +150,27 @@ class RedisTarget:
         if epoch is None:
             await self._check_empty()
             return 0
-        if (epoch, contents) != (waybill.epoch, waybill.contents):
+        if (epoch, contents) != (source.epoch, source.contents):
             raise self._refusal(
                 "inboxes of another file were migrated into it, or the file has changed "
                 "since; empty it to start again"
             )
         return None if done else int(upto or 0)
 
-    async def begin(self, waybill: Waybill) -> None:
+    async def begin(self, source: SourceIdentity) -> None:
         """Record which migration this is, and give each tag the epoch of the source."""
-        fields = (b"epoch", waybill.epoch, b"contents", waybill.contents)
+        fields = (b"epoch", source.epoch, b"contents", source.contents)
         owner = self._owners[0]
         if not await self._ask(owner, b"EVAL", _BEGIN, b"1", self._key, *fields):
-            await self.look(waybill)  # refuses any other migration than this one
-        await self._ask_each_tag(lambda _, prefix: (f"{prefix}h", b"", waybill.epoch))
+            await self.progress(source)  # refuses any other migration than this one
+        await self._ask_each_tag(lambda _, prefix: (f"{prefix}h", b"", source.epoch))
 
-    async def put(self, load: Load) -> None:
-        """Write a load, then record how far the migration is."""
-        await self._ask_many(self.commands_of(load))
-        await self._ask(self._owners[0], b"HSET", self._key, b"upto", load.upto)
+    async def write(self, batch: MigrationBatch) -> None:
+        """Write a batch, then record how far the migration is."""
+        await self._ask_many(self.commands_of(batch))
+        await self._ask(self._owners[0], b"HSET", self._key, b"upto", batch.upto)
 
-    async def held(self, users: Sequence[str]) -> Sequence[Held]:
+    async def counts(self, users: Sequence[str]) -> Sequence[InboxCount]:
         """Return the inboxes of `users` as they are in the store, in order."""
         commands: list[Command] = []
         for user in users:
@@ -174,13 +180,13 @@ class RedisTarget:
             commands.append((tag, (b"LLEN", f"{prefix}m:{user}")))
         replies = await self._ask_many(commands)
         return [
-            _held(user, head, length)
+            _inbox_count(user, head, length)
             for user, head, length in zip(
                 users, replies[::2], replies[1::2], strict=True
             )
         ]
 
-    async def finish(self, waybill: Waybill) -> None:  # noqa: ARG002 - as the protocol has it
+    async def finish(self, source: SourceIdentity) -> None:  # noqa: ARG002 - as the protocol has it
         """
         Record that the migration is done, and the replication id of each server.
 
@@ -198,14 +204,14 @@ class RedisTarget:
 
     # --- commands
 
-    def commands_of(self, load: Load) -> list[Command]:
-        """Return the commands that write a load, without the progress of the migration."""
+    def commands_of(self, batch: MigrationBatch) -> list[Command]:
+        """Return the commands that write a batch, without the progress of the migration."""
         return [
-            (tag_of(each.inbox.user), self._put_command(each)) for each in load.portions
+            (tag_of(each.inbox.user), self._write_command(each)) for each in batch.parts
         ]
 
-    def _put_command(self, portion: Portion) -> Sequence[Argument]:
-        inbox, messages = portion.inbox, portion.messages
+    def _write_command(self, part: InboxPart) -> Sequence[Argument]:
+        inbox, messages = part.inbox, part.messages
         prefix = self._prefixes[tag_of(inbox.user)]
         command: list[Argument] = [b"EVALSHA", PUT.sha, b"1", f"{prefix}h", prefix]
         command += (inbox.user, inbox.last, inbox.delivered)
@@ -217,7 +223,7 @@ class RedisTarget:
             len(messages),
         )
         command += (pack(each.message) for each in messages)
-        for message_id, seen_s in portion.ids:
+        for message_id, seen_s in part.ids:
             command += (repr(seen_s), message_id)
         return command
 
@@ -283,11 +289,11 @@ class RedisTarget:
         return MigrationRefusedError(self.description, problem)
 
 
-def _held(user: str, head: bytes | None, length: int) -> Held:
+def _inbox_count(user: str, head: bytes | None, length: int) -> InboxCount:
     if head is None:
-        return Held(CarriedInbox(user, 1, 0, 0, None), length)
+        return InboxCount(InboxNumbers(user, 1, 0, 0, None), length)
     last_bytes, delivered_bytes, number = _HEAD.unpack(head)
     last = int.from_bytes(last_bytes, "little")
     delivered = int.from_bytes(delivered_bytes, "little")
-    inbox = CarriedInbox(user, last - length + 1, last, delivered, REASONS[number])
-    return Held(inbox, length)
+    inbox = InboxNumbers(user, last - length + 1, last, delivered, REASONS[number])
+    return InboxCount(inbox, length)

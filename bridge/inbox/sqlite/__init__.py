@@ -1,1 +1,1 @@
-"""Inboxes in one SQLite file. The only package that imports sqlite3."""
+"""The store of inboxes in one SQLite file. The only package that imports sqlite3."""

@@ -1,208 +1,336 @@
 """
-What operators see of inboxes in a SQLite file, read beside the bridge's own reading.
+Queries of operators on inboxes in a SQLite file.
 
-A thread and a connection of its own, made when somebody looks for the first time: a
-search through a million messages holds up neither the replay of a window nor an append.
+They have a thread and a connection of their own, created at the first query: a search
+through a million messages delays neither the replay of a window nor an append. Each call
+in the thread takes one short snapshot, so the write-ahead log can be checkpointed between
+two of them.
 """
 
 import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.sqlite.admin_reader import LookingDesk
-from bridge.inbox.sqlite.worker_thread import Worker
+from bridge.inbox.sqlite.chain import rows_before
+from bridge.inbox.sqlite.database_thread import DatabaseThread
+from bridge.inbox.sqlite.reader import SqliteReader
+from bridge.inbox.sqlite.write_scheduler import WriteScheduler
 
 T = TypeVar("T")
 
-_WITHIN_S: Final = 30.0
-_SIGHTINGS_MAX: Final = 100
-# Messages that are looked at in one snapshot: so many that it takes a moment, no longer.
-_PIECE_FIRST: Final = 1000
-_PIECE_LEAST: Final = 50
-_PIECE_MOST: Final = 20_000
-_PIECE_S: Final = 0.05
+_TIMEOUT_S: Final = 30.0
+_MATCHES_MAX: Final = 100
+# Messages that a search examines in one snapshot. The number adapts to the size of the
+# messages, so that a step takes about _STEP_S.
+_STEP_ROWS_FIRST: Final = 1000
+_STEP_ROWS_MIN: Final = 50
+_STEP_ROWS_MAX: Final = 20_000
+_STEP_S: Final = 0.05
+# Smaller than the cache of the reader: no window waits for these queries.
+_CACHE_KIB: Final = 4 * 1024
+_COLUMNS: Final = "event, taken_s, message_id, deadline_s, length(data)"
 
 
-class Inbox(Protocol):
-    """The store whose file is looked at."""
+class AdminReader(SqliteReader):
+    """The runner of the thread: a reader with the queries of operators."""
 
-    is_open: bool
+    def open_connection(self) -> sqlite3.Connection:
+        """Open the file, with a small cache."""
+        connection = super().open_connection()
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        return connection
 
-    @property
-    def description(self) -> str:
-        """As BRIDGE_INBOX names it."""
+    def users(
+        self, connection: sqlite3.Connection, *, prefix: str, after: str, limit: int
+    ) -> Sequence[InboxSummary]:
+        """Return a page of users by name; SQLite sorts UTF-8 as Python sorts text."""
+        names: list[str] = []
+        with closing(
+            connection.execute(
+                "SELECT user FROM users WHERE user > ? AND user >= ?"
+                " ORDER BY user LIMIT ?",
+                (after, prefix, limit),
+            )
+        ) as rows:
+            for (name,) in rows:
+                if not name.startswith(prefix):
+                    break  # names with the prefix are adjacent
+                names.append(name)
+        return [InboxSummary(name, self.state(connection, name)) for name in names]
 
-    @property
-    def epoch(self) -> str:
-        """The life of the file."""
+    def user(self, connection: sqlite3.Connection, user: str) -> InboxSummary | None:
+        """Return one user's inbox; ``None`` if the user never had a message."""
+        state = self.state(connection, user)
+        return InboxSummary(user, state) if state.last else None
 
-    def unwritten_mark(self, user: str) -> int:
-        """Return a delivered mark that is not in the file yet."""
+    def messages(
+        self,
+        connection: sqlite3.Connection,
+        user: str,
+        *,
+        before: int | None,
+        limit: int,
+        max_bytes: int,
+    ) -> Sequence[KeptMessage]:
+        """Return messages of one user, newest first."""
+        found: list[KeptMessage] = []
+        size_bytes = 0
+        with self._snapshot(connection, user) as (user_id, tail):
+            if user_id is None:
+                return found
+            bounds = self._bounds(connection, user_id, tail)
+            columns = f"{_COLUMNS}, data" if max_bytes else f"{_COLUMNS}, NULL"
+            with closing(
+                rows_before(
+                    connection,
+                    user_id,
+                    bounds.last_seq,
+                    tail,
+                    first=bounds.first,
+                    before=bounds.last + 1 if before is None else before,
+                    columns=columns,
+                )
+            ) as rows:
+                for row in rows:
+                    size_bytes += row[5]
+                    if len(found) >= limit or (found and 0 < max_bytes < size_bytes):
+                        break
+                    found.append(_kept_message(row))
+        return found
+
+    def find_in_inbox(
+        self, connection: sqlite3.Connection, *, message_id: str, user: str
+    ) -> SearchResult:
+        """Find an id in one user's inbox."""
+        with self._snapshot(connection, user) as (user_id, tail):
+            if user_id is None:
+                return SearchResult((), 0, is_complete=True)
+            bounds = self._bounds(connection, user_id, tail)
+            with closing(
+                rows_before(
+                    connection,
+                    user_id,
+                    bounds.last_seq,
+                    tail,
+                    first=bounds.first,
+                    before=bounds.last + 1,
+                    columns=f"{_COLUMNS}, NULL",
+                )
+            ) as rows:
+                kept = [_kept_message(row) for row in rows if row[3] == message_id]
+            seen_s = self._tail.seen_s(user_id, message_id)
+            if seen_s is None:
+                row = connection.execute(
+                    "SELECT seen_s FROM seen WHERE user_id = ? AND message_id = ?",
+                    (user_id, message_id),
+                ).fetchone()
+                seen_s = row[0] if row else None
+        matches = []
+        if kept or seen_s is not None:
+            matches.append(InboxMatch(user, kept[::-1], seen_s))
+        scanned = max(0, bounds.last + 1 - bounds.first)
+        return SearchResult(matches, scanned, is_complete=True)
+
+    def seq_range(self, connection: sqlite3.Connection) -> tuple[int, int]:
+        """Return the lowest and the highest seq of all messages; 0 if there is none."""
+        low, high = connection.execute(
+            "SELECT (SELECT min(seq) FROM messages), (SELECT max(seq) FROM messages)"
+        ).fetchone()
+        return low or 0, high or 0
+
+    def users_with_message(
+        self, connection: sqlite3.Connection, *, message_id: str, after: int, upto: int
+    ) -> Sequence[str]:
+        """Return the users of messages with this id and a seq in (`after`, `upto`]."""
+        # A single statement, which runs mostly without Python's global lock.
+        rows = connection.execute(
+            "SELECT DISTINCT user FROM messages JOIN users ON users.id = user_id"
+            " WHERE seq > ? AND seq <= ? AND message_id = ?",
+            (after, upto, message_id),
+        )
+        return [name for (name,) in rows]
+
+    def users_with_seen_id(
+        self, connection: sqlite3.Connection, *, message_id: str, after: int, limit: int
+    ) -> tuple[Sequence[str], int | None]:
+        """
+        Return those of the next `limit` users whose remembered ids include this one.
+
+        The second value is the `after` of the next call; ``None`` at the end.
+        """
+        last = connection.execute("SELECT max(id) FROM users").fetchone()[0] or 0
+        upto = after + limit
+        rows = connection.execute(
+            "SELECT user FROM users CROSS JOIN seen ON seen.user_id = users.id"
+            " AND seen.message_id = ? WHERE users.id > ? AND users.id <= ?",
+            (message_id, after, upto),
+        )
+        return [name for (name,) in rows], upto if upto < last else None
 
 
 @dataclass(slots=True)
-class _Hunt:
-    """A search for one id among all users, which ends when it takes too long."""
+class _Search:
+    """A search for one id in all inboxes."""
 
     message_id: str
     until_s: float
-    names: dict[str, None] = field(default_factory=dict)
-    looked_at: int = 0
+    users: dict[str, None] = field(default_factory=dict)  # an ordered set
+    scanned: int = 0
+    steps: int = 0
     is_complete: bool = True
 
-    def goes_on(self) -> bool:
-        """Whether there is time for another piece; if not, the search is incomplete."""
-        if monotonic() > self.until_s or len(self.names) >= _SIGHTINGS_MAX:
+    def may_continue(self) -> bool:
+        """Return whether to take another step; if not, the search is incomplete."""
+        is_over = monotonic() > self.until_s or len(self.users) >= _MATCHES_MAX
+        if is_over and self.steps:  # at least one step, however short the limit is
             self.is_complete = False
+        self.steps += 1
         return self.is_complete
 
 
 class SqliteAdminQueries:
-    """A view of all inboxes in the file, as of the last commit."""
+    """Queries on all inboxes in the file as of the last commit."""
 
     def __init__(
-        self, inbox: Inbox, desk: LookingDesk, *, search_within_s: float = 5.0
+        self,
+        reader: AdminReader,
+        writes: WriteScheduler,
+        *,
+        store: str,
+        search_s: float,
     ) -> None:
         """
-        Look through `desk`, in a thread that begins with the first look.
+        Prepare queries; the thread starts with the first one.
 
         Args:
-            inbox: Whose file it is.
-            desk: Reads the file.
-            search_within_s: How long a search without a user may take.
+            reader: Reads the file.
+            writes: Holds the delivered marks that are not in the file yet.
+            store: The description of the store, for errors.
+            search_s: After this time a search through all users stops.
 
         """
-        self._inbox = inbox
-        self._desk = desk
-        self._search_within_s = search_within_s
-        self._worker = Worker(desk, name="inbox-looker", store=inbox.description)
+        self._reader = reader
+        self._writes = writes
+        self._store = store
+        self._search_s = search_s
+        self._thread = DatabaseThread(reader, name="inbox-admin", store=store)
         self._starting = asyncio.Lock()
-        self._is_started = False
+        self._is_open = False
+
+    def open(self) -> None:
+        """Allow queries: the file is open."""
+        self._is_open = True
 
     async def close(self) -> None:
-        """End the thread, if there is one."""
+        """Refuse further queries, and end the thread."""
         async with self._starting:
-            was_started, self._is_started = self._is_started, False
-            if was_started:
-                await self._worker.stop()
+            self._is_open = False
+            await self._thread.stop()
 
     async def users(
         self, *, prefix: str = "", after: str = "", limit: int
     ) -> Sequence[InboxSummary]:
-        """
-        Return up to `limit` users behind `after`, by name; all begin with `prefix`.
-
-        Raises:
-            StoreUnavailableError: If the file cannot be read now, here and below.
-
-        """
-        found = await self._look(
-            lambda c: self._desk.users(
-                c, prefix=prefix, after=after, limit=limit, epoch=self._inbox.epoch
-            )
+        """Return up to `limit` users with this prefix, by name, from `after` on."""
+        found = await self._run(
+            partial(self._reader.users, prefix=prefix, after=after, limit=limit)
         )
-        return [self._marked(each) for each in found]
+        return [self._with_unwritten_mark(each) for each in found]
 
     async def user(self, user: str) -> InboxSummary | None:
-        """Return the inbox of `user`; ``None`` if there never was a message."""
-        found = await self._look(
-            lambda c: self._desk.user(c, user, epoch=self._inbox.epoch)
-        )
-        return self._marked(found) if found else None
+        """Return the inbox of `user`; ``None`` if the user never had a message."""
+        found = await self._run(partial(self._reader.user, user=user))
+        return self._with_unwritten_mark(found) if found else None
 
     async def messages(
         self, user: str, *, before: int | None = None, limit: int, max_bytes: int = 0
     ) -> Sequence[KeptMessage]:
-        """Return some messages of `user`, newest first, as memory_looking has it."""
-        return await self._look(
-            lambda c: self._desk.look(
-                c, user, before=before, limit=limit, max_bytes=max_bytes
+        """Return up to `limit` messages of `user`, newest first."""
+        return await self._run(
+            partial(
+                self._reader.messages,
+                user=user,
+                before=before,
+                limit=limit,
+                max_bytes=max_bytes,
             )
         )
 
     async def find(self, message_id: str, *, user: str | None = None) -> SearchResult:
-        """
-        Find the messages with this id, of one user or of all.
-
-        A search of all looks at every message, the newest first, and ends early when it
-        has taken too long.
-        """
+        """Find the messages with this id, of one user or of all, the newest first."""
         if user is not None:
-            return await self._look(
-                partial(self._desk.find_of, message_id=message_id, user=user)
+            return await self._run(
+                partial(self._reader.find_in_inbox, message_id=message_id, user=user)
             )
-        hunt = _Hunt(message_id, until_s=monotonic() + self._search_within_s)
-        await self._search_messages(hunt)
-        await self._search_ids(hunt)
-        sightings: list[InboxMatch] = []
-        for name in hunt.names:
-            found = await self.find(message_id, user=name)
-            sightings += found.matches
-        return SearchResult(sightings, hunt.looked_at, is_complete=hunt.is_complete)
+        search = _Search(message_id, until_s=monotonic() + self._search_s)
+        await self._search_messages(search)
+        await self._search_seen_ids(search)
+        matches: list[InboxMatch] = []
+        for name in search.users:
+            matches += (await self.find(message_id, user=name)).matches
+        return SearchResult(matches, search.scanned, is_complete=search.is_complete)
 
-    async def _search_messages(self, hunt: "_Hunt") -> None:
-        """Look at every message, the newest first."""
-        low, upto = await self._look(self._desk.span_of_seqs)
-        rows = _PIECE_FIRST
-        while upto >= low and upto > 0 and hunt.goes_on():
+    async def _search_messages(self, search: _Search) -> None:
+        low, upto = await self._run(self._reader.seq_range)
+        step_rows = _STEP_ROWS_FIRST
+        while upto >= low and upto > 0 and search.may_continue():
             began_s = monotonic()
-            after = max(low - 1, upto - rows)
-            found = await self._look(
+            after = max(low - 1, upto - step_rows)
+            users = await self._run(
                 partial(
-                    self._desk.users_with,
-                    message_id=hunt.message_id,
-                    seqs=(after, upto),
+                    self._reader.users_with_message,
+                    message_id=search.message_id,
+                    after=after,
+                    upto=upto,
                 )
             )
-            hunt.names |= dict.fromkeys(found)
-            hunt.looked_at += upto - after
+            search.users |= dict.fromkeys(users)
+            search.scanned += upto - after
             upto = after
-            # Large messages take longer to walk over: fewer of them then.
-            if monotonic() - began_s > _PIECE_S:
-                rows = max(_PIECE_LEAST, rows // 2)
+            if monotonic() - began_s > _STEP_S:
+                step_rows = max(_STEP_ROWS_MIN, step_rows // 2)
             else:
-                rows = min(_PIECE_MOST, rows * 2)
+                step_rows = min(_STEP_ROWS_MAX, step_rows * 2)
 
-    async def _search_ids(self, hunt: "_Hunt") -> None:
-        """Look at the ids that are remembered, for longer than messages may be kept."""
+    async def _search_seen_ids(self, search: _Search) -> None:
+        """Search the remembered ids, which can outlive their messages."""
         after: int | None = 0
-        while after is not None and hunt.goes_on():
-            found, after = await self._look(
+        while after is not None and search.may_continue():
+            users, after = await self._run(
                 partial(
-                    self._desk.users_that_had,
-                    message_id=hunt.message_id,
-                    after_id=after,
-                    count=_PIECE_MOST,
+                    self._reader.users_with_seen_id,
+                    message_id=search.message_id,
+                    after=after,
+                    limit=_STEP_ROWS_MAX,
                 )
             )
-            hunt.names |= dict.fromkeys(found)
+            search.users |= dict.fromkeys(users)
 
-    def _marked(self, found: InboxSummary) -> InboxSummary:
-        state = found.state
-        mark = min(
-            max(self._inbox.unwritten_mark(found.user), state.delivered), state.last
-        )
-        return replace(found, state=replace(state, delivered=mark))
+    def _with_unwritten_mark(self, inbox: InboxSummary) -> InboxSummary:
+        state = inbox.state
+        mark = max(self._writes.unwritten_mark(inbox.user), state.delivered)
+        return replace(inbox, state=replace(state, delivered=min(mark, state.last)))
 
-    async def _look(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(self, query: Callable[[sqlite3.Connection], T]) -> T:
         try:
-            async with asyncio.timeout(_WITHIN_S):
-                await self._start()
-                return await self._worker.submit(work)
+            async with asyncio.timeout(_TIMEOUT_S):
+                async with self._starting:
+                    if not self._is_open:
+                        raise StoreUnavailableError(self._store, "it is not open")
+                    if not self._thread.is_running:
+                        await self._thread.start()
+                return await self._thread.submit(query)
         except TimeoutError as exc:
-            problem = f"it was not read within {_WITHIN_S:.0f} s"
-            raise StoreUnavailableError(self._inbox.description, problem) from exc
+            problem = f"it was not read within {_TIMEOUT_S:.0f} s"
+            raise StoreUnavailableError(self._store, problem) from exc
 
-    async def _start(self) -> None:
-        async with self._starting:
-            if not self._inbox.is_open:
-                raise StoreUnavailableError(self._inbox.description, "it is not open")
-            if not self._is_started:
-                await self._worker.start()
-                self._is_started = True
+
+def _kept_message(row: tuple[Any, ...]) -> KeptMessage:
+    offset, event, taken_s, message_id, deadline_s, data_bytes, data = row
+    return KeptMessage(offset, event, taken_s, message_id, deadline_s, data_bytes, data)

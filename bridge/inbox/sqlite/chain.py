@@ -1,9 +1,9 @@
 """
-One user's messages in the file, found by going from each to the one before it.
+Queries for one user's messages, which form a chain from each message to the previous one.
 
-A chain begins at the newest message, or at the end of a block of 16, of which the table
-`places` knows the place, and the tail where that is not written yet. It breaks off where
-older messages are gone. Used within a snapshot, with a tail asked before it.
+A chain is entered at the newest message or at the end of a block of 16 messages; the table
+`places` and the unindexed tail hold the ends of blocks. It breaks off where older messages
+were deleted. The queries run in a read transaction, with a tail that was taken before it.
 """
 
 import sqlite3
@@ -11,16 +11,18 @@ from collections.abc import Generator
 from itertools import chain
 from typing import Any, Final
 
-from bridge.inbox.sqlite.unindexed import Waiting
+from bridge.core.message import Message, Stored
+from bridge.inbox.sqlite.unindexed import UserTail
 
-COLUMNS: Final = "event, data, taken_s, message_id, deadline_s"
+# The columns that `to_stored` needs.
+STORED_COLUMNS: Final = "event, data, taken_s, message_id, deadline_s"
 
 
-def _back(columns: str) -> str:
-    """From the message with seq ?1 back, as long as the offset is at least ?3."""
+def _chain_query(columns: str) -> str:
+    """Follow the chain from the message with seq ?1 while the offset is at least ?3."""
     return (
-        # That it is the same user is always so; nobody gets another one's message if the
-        # file was tampered with.
+        # A chain always stays with one user. The condition on ?2 keeps that true for a
+        # file that was modified by hand.
         "WITH RECURSIVE back (seq, prev) AS (SELECT seq, prev FROM messages"  # noqa: S608 - no input
         " WHERE seq = ?1 AND user_id = ?2 AND offset >= ?3 UNION ALL"
         " SELECT messages.seq, messages.prev FROM back CROSS JOIN messages"
@@ -29,28 +31,28 @@ def _back(columns: str) -> str:
     )
 
 
-def rows(
+def rows_after(
     connection: sqlite3.Connection,
     user_id: int,
     seq: int,
-    tail: Waiting,
+    tail: UserTail,
     *,
     after: int,
-    columns: str = COLUMNS,
+    columns: str = STORED_COLUMNS,
 ) -> Generator[tuple[Any, ...], None, None]:
     """
-    Yield offset and columns of what is stored behind `after`, oldest first.
+    Yield the offset and `columns` of the messages above the offset `after`, oldest first.
 
     Args:
-        connection: Within a transaction.
-        user_id: Whose.
-        seq: Of the user's newest message.
-        tail: What waits for that user.
+        connection: In a transaction.
+        user_id: The user.
+        seq: The seq of the user's newest message.
+        tail: The unindexed entries of the user.
         after: An offset.
-        columns: What is wanted of `messages`.
+        columns: Columns of the table `messages`.
 
     """
-    statement = f"{_back(columns)} ORDER BY offset"
+    statement = f"{_chain_query(columns)} ORDER BY offset"
     places = connection.execute(
         "SELECT offset, seq FROM places WHERE user_id = ? AND offset > ?"
         " ORDER BY offset",
@@ -63,24 +65,31 @@ def rows(
     yield from connection.execute(statement, (seq, user_id, after + 1))
 
 
-def rows_back(
+def rows_before(
     connection: sqlite3.Connection,
     user_id: int,
     seq: int,
-    tail: Waiting,
+    tail: UserTail,
     *,
     first: int,
     before: int,
-    columns: str = COLUMNS,
+    columns: str = STORED_COLUMNS,
 ) -> Generator[tuple[Any, ...], None, None]:
-    """Yield the same from the offset `before`, which is left out, back to `first`."""
+    """Yield the same for the messages below the offset `before` down to `first`."""
     place = connection.execute(
         "SELECT seq FROM places WHERE user_id = ? AND offset >= ?"
         " ORDER BY offset LIMIT 1",
         (user_id, before - 1),
     ).fetchone()
-    waiting = (place_seq for end, place_seq in tail.blocks if end >= before - 1)
-    begin = place[0] if place else next(waiting, seq)
+    unindexed = (place_seq for end, place_seq in tail.blocks if end >= before - 1)
+    start_seq = place[0] if place else next(unindexed, seq)
     yield from connection.execute(
-        f"{_back(columns)} WHERE offset < ?4", (begin, user_id, first, before)
+        f"{_chain_query(columns)} WHERE offset < ?4",
+        (start_seq, user_id, first, before),
     )
+
+
+def to_stored(user: str, row: tuple[Any, ...]) -> Stored:
+    """Return the message of a row with the default columns."""
+    offset, event, data, taken_s, message_id, deadline_s = row
+    return Stored(Message(user, event, data, taken_s, message_id, deadline_s), offset)

@@ -1,8 +1,8 @@
 """
-The file of a SQLite inbox: whose it is, what stands in it, what its faults mean.
+The file of a SQLite inbox: lock, format, identity, and the meaning of SQLite's errors.
 
-Mind: nothing in this process may open and close the file by itself while SQLite has it.
-Closing any descriptor of a file drops all POSIX locks that the process holds on it.
+No code in this process may open and close the file while SQLite has it open: closing any
+descriptor of a file drops all POSIX locks that the process holds on it.
 """
 
 import errno
@@ -18,25 +18,27 @@ from bridge.errors import ConfigError, StoreInUseError, StoreUnavailableError
 from bridge.inbox.contract import DiskUsage
 from bridge.inbox.sqlite.schema import MIGRATIONS
 
-# "brdg": tells our files from other people's.
+# "brdg": identifies files of bridge.
 APPLICATION_ID: Final = 0x62726467
 
 _BUSY_TIMEOUT_S: Final = 0.5
 _CACHE_KIB: Final = 32 * 1024
-# Pages of 4 KiB in the write-ahead log before they are moved into the file.
+# Pages of 4 KiB in the write-ahead log before a checkpoint moves them into the file.
 _CHECKPOINT_PAGES: Final = 4000
 _JOURNAL_BYTES: Final = 64 * 1024 * 1024
 
 _FULL: Final = "the disk is full"
 _DAMAGED: Final = "the file is damaged"
-_MEND: Final = "put back a copy, or move it away, and its -wal file with it, to begin an empty inbox"
+_FIX: Final = (
+    "restore a copy, or move it and its -wal file away to start with an empty inbox"
+)
 _PROBLEMS: Final = {
     sqlite3.SQLITE_FULL: _FULL,
     sqlite3.SQLITE_BUSY: "another process has locked it",
     sqlite3.SQLITE_LOCKED: "another process has locked it",
     sqlite3.SQLITE_READONLY: "it or its folder is read-only",
-    sqlite3.SQLITE_PERM: "it may not be opened",
-    sqlite3.SQLITE_CANTOPEN: "it, or its -wal or -shm file, may not be opened",
+    sqlite3.SQLITE_PERM: "permission to open it is denied",
+    sqlite3.SQLITE_CANTOPEN: "it, or its -wal or -shm file, cannot be opened",
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_NOTADB: f"{_DAMAGED}, or no SQLite file at all",
     sqlite3.SQLITE_IOERR: "reading or writing failed",
@@ -45,14 +47,18 @@ _PROBLEMS: Final = {
 
 class StoreFile:
     """
-    One file, held by one bridge at a time.
+    One file, which one bridge can open at a time.
 
-    Used by the writer's thread, but for `connect_reader`.
+    Used in the writer's thread, except `exists` and `connect_reader`.
+
+    Attributes:
+        epoch: The epoch of the file; empty before it was opened.
     """
 
     def __init__(self, path: Path, description: str) -> None:
+        self.epoch = ""
         self._path = path.absolute()
-        # Ready made: they are looked at for each commit.
+        # Computed once, because they are checked at each commit.
         self._companions = tuple(
             self._path.with_name(self._path.name + suffix)
             for suffix in ("", "-wal", "-lock")
@@ -64,53 +70,53 @@ class StoreFile:
 
     # --- opening
 
-    def look(self) -> bool:
+    def exists(self) -> bool:
         """
-        Say whether the file is there, and raise why it cannot be; nothing is changed.
+        Return whether the file exists, without changing anything.
 
         Raises:
-            ConfigError: If there can be no such file: the setting is wrong.
-            StoreUnavailableError: If it cannot be had now.
+            ConfigError: If the setting is wrong, so the file can never be opened.
+            StoreUnavailableError: If the file cannot be opened now.
 
         """
         folder = self._path.parent
         if not folder.is_dir():
-            # Not made: it may be a disk that is not mounted.
-            raise self._wrong_use(
-                f"the folder {folder} does not exist; make it, or mount it"
+            # Not created: it may be the mount point of a disk that is not mounted.
+            raise self._config_error(
+                f"the folder {folder} does not exist; create it, or mount it"
             )
         if self._path.is_dir():
-            raise self._wrong_use("it is a folder, expected a file")
+            raise self._config_error("it is a folder, expected a file")
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
             raise self._unavailable(f"the folder {folder} is read-only for the bridge")
-        is_there = self._path.exists()
+        exists = self._path.exists()
         log = self._companions[1]
-        if not is_there and log.exists() and log.stat().st_size:
-            # SQLite deletes a log that it finds beside an empty file, and the newest
-            # messages may be nowhere else.
+        if not exists and log.exists() and log.stat().st_size:
+            # SQLite deletes a log that it finds next to an empty file, and the log may
+            # hold the only copy of the newest messages.
             raise self._unavailable(
-                f"{log.name} is there and its file is not; "
-                "put the file back, or move the log away as well"
+                f"{log.name} exists and its file does not; "
+                "restore the file, or move the log away as well"
             )
-        return is_there
+        return exists
 
     def connect_writer(self) -> sqlite3.Connection:
         """
-        Take the file for this bridge, making it if it is not there.
+        Lock and open the file, creating it if it does not exist.
 
         Raises:
-            ConfigError: If it never can be: the setting is wrong.
-            StoreUnavailableError: If it cannot be had now, with what to do about it.
+            ConfigError: If the setting is wrong, so the file can never be opened.
+            StoreUnavailableError: If the file cannot be opened now.
 
         """
         try:
-            self.look()
-            self._take_lock()
-            self._make_private()
+            self.exists()
+            self._lock_file()
+            self._create()
             connection = self._connect()
         except (OSError, sqlite3.Error) as exc:
             self.release()
-            raise self.error(exc) from exc
+            raise self.translate(exc) from exc
         try:
             self._prepare(connection)
             self._identify()
@@ -118,35 +124,36 @@ class StoreFile:
             connection.close()
             self.release()
             if isinstance(exc, sqlite3.Error):
-                raise self.error(exc) from exc
+                raise self.translate(exc) from exc
             raise
         return connection
 
     def connect_reader(self) -> sqlite3.Connection:
         """
-        Open the file for reading beside the writer.
+        Open the file for reading, which the writer has opened before.
 
         Raises:
-            StoreUnavailableError: If it cannot be opened.
+            StoreUnavailableError: If the file cannot be opened.
 
         """
         try:
             connection = self._connect()
             connection.execute("PRAGMA query_only = 1")
         except sqlite3.Error as exc:
-            raise self.error(exc) from exc
+            raise self.translate(exc) from exc
         return connection
 
     def release(self) -> None:
-        """Let another bridge have the file. The connections are closed already."""
+        """Unlock the file; its connections must be closed already."""
         self._identity = ()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
-    def _take_lock(self) -> None:
-        # A file of its own: see the docstring above for why not the inbox itself. It
-        # stays when the bridge goes, or two bridges could hold two files of that name.
+    def _lock_file(self) -> None:
+        # A separate file, because opening and closing the inbox itself would drop
+        # SQLite's locks (see the module docstring). It is never deleted, or two bridges
+        # could lock two different files of that name.
         lock = os.open(
             self._companions[2], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
@@ -158,14 +165,14 @@ class StoreFile:
             raise StoreInUseError(
                 self._description,
                 f"another bridge (process {holder or 'unknown'}) has it open; "
-                "stop that one, or give each bridge a file of its own",
+                "stop that bridge, or give each bridge its own file",
             ) from None
         self._lock = lock
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
-    def _make_private(self) -> None:
-        """Make the file so that other users of the machine cannot read messages."""
+    def _create(self) -> None:
+        """Create the file, unreadable for other users of the machine."""
         try:
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except FileExistsError:
@@ -184,17 +191,17 @@ class StoreFile:
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Bring the file into the format of this version; a newer one is refused."""
+        """Migrate the file to the format of this version; reject a newer format."""
         version = _number(connection, "PRAGMA user_version")
         owner = _number(connection, "PRAGMA application_id")
         is_new = not _number(connection, "SELECT count(*) FROM sqlite_master")
         if not is_new and owner != APPLICATION_ID:
-            raise self._wrong_use(
-                "the file is a SQLite file of something else; choose another name"
+            raise self._config_error(
+                "the file is a SQLite file of another program; choose another name"
             )
         if version > len(MIGRATIONS):
-            raise self._wrong_use(
-                f"a newer bridge wrote it (format {version}, this one knows "
+            raise self._config_error(
+                f"a newer bridge wrote it (format {version}, this version supports "
                 f"{len(MIGRATIONS)}); start that version, or move the file away"
             )
         if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
@@ -205,6 +212,9 @@ class StoreFile:
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
         self._migrate(connection, version)
+        self.epoch = connection.execute(
+            "SELECT value FROM bridge WHERE name = 'epoch'"
+        ).fetchone()[0]
 
     def _migrate(self, connection: sqlite3.Connection, version: int) -> None:
         connection.execute("BEGIN IMMEDIATE")
@@ -218,28 +228,28 @@ class StoreFile:
                 connection.execute(
                     "INSERT INTO bridge VALUES ('epoch', ?)", (secrets.token_hex(5),)
                 )
-            # A read-only file gives itself away only when something is written.
+            # SQLite reports a read-only file only when it writes.
             connection.execute(
                 "INSERT OR REPLACE INTO bridge VALUES ('opened', datetime('now'))"
             )
             connection.execute("COMMIT")
         finally:
-            connection.rollback()  # nothing to do after a commit
+            connection.rollback()  # without effect after the commit
 
     # --- while it is open
 
     def verify(self) -> None:
         """
-        See that the name still leads to the file that is open.
+        Check that the path still leads to the open file.
 
-        What is written to a file without a name is gone when the bridge stops.
+        Messages written to a deleted file are lost when the bridge stops.
 
         Raises:
             StoreUnavailableError: If the file, its write-ahead log or its lock was
                 deleted or replaced.
 
         """
-        found = self._look()
+        found = self._identities()
         if found == self._identity:
             return
         for path, then, now in zip(
@@ -248,32 +258,32 @@ class StoreFile:
             if then != now:
                 raise self._unavailable(
                     f"{path.name} was {'replaced' if now else 'deleted'} while the bridge "
-                    "was running; put it back, or restart the bridge to use what is there"
+                    "was running; restore it, or restart the bridge to use the present file"
                 )
 
-    def _look(self) -> tuple[tuple[int, int] | None, ...]:
+    def _identities(self) -> tuple[tuple[int, int] | None, ...]:
         return tuple(_identity(name) for name in self._names)
 
     def _identify(self) -> None:
-        """Remember which files were opened; fails if they were moved meanwhile."""
-        found = self._look()
+        """Remember which files were opened; fail if they were moved since."""
+        found = self._identities()
         lock = os.fstat(self._lock) if self._lock is not None else None
         if lock is None or found[2] != (lock.st_dev, lock.st_ino):
-            raise self._unavailable("it was moved while it was opened")
+            raise self._unavailable("it was moved while it was being opened")
         self._identity = found
 
-    # --- faults
+    # --- errors
 
-    def error(self, exc: Exception) -> Exception:
+    def translate(self, exc: Exception) -> Exception:
         """
-        Say what `exc` means: a store that is away, or itself if it is about one message.
+        Return `exc` as StoreUnavailableError, or unchanged if one message caused it.
 
-        SQLite's codes decide: what depends on the values that were given (too big, of a
-        wrong type, against a constraint) is not the file's fault.
+        SQLite's error class decides: errors about the given values (too big, of a wrong
+        type, against a constraint) are not errors of the file.
         """
         match exc:
             case sqlite3.OperationalError():
-                # SQLITE_ERROR too: our statements are fixed, so the tables are wrong.
+                # SQLITE_ERROR too: the statements are constant, so the tables are wrong.
                 return self._unavailable(self._problem(exc))
             case sqlite3.DatabaseError() if type(exc) is sqlite3.DatabaseError:
                 return self._unavailable(self._problem(exc))
@@ -286,8 +296,8 @@ class StoreFile:
                 return exc
 
     def damaged(self, finding: str) -> StoreUnavailableError:
-        """Say that a check found the file damaged."""
-        return self._unavailable(f"{_DAMAGED} ({finding}); stop the bridge and {_MEND}")
+        """Return the error for a failed check of the file."""
+        return self._unavailable(f"{_DAMAGED} ({finding}); stop the bridge and {_FIX}")
 
     def _problem(self, exc: sqlite3.Error) -> str:
         code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
@@ -296,16 +306,14 @@ class StoreFile:
         if known is None:
             return f"{exc} ({name})"
         if known.startswith(_DAMAGED):
-            # Before it is opened it may be changed under our eyes, not while it is open.
-            known += (
-                f"; stop the bridge and {_MEND}" if self._identity else f"; {_MEND}"
-            )
+            # The file must not be replaced while the bridge has it open.
+            known += f"; stop the bridge and {_FIX}" if self._identity else f"; {_FIX}"
         return f"{known} ({name})"
 
     def _unavailable(self, problem: str) -> StoreUnavailableError:
         return StoreUnavailableError(self._description, problem)
 
-    def _wrong_use(self, problem: str) -> ConfigError:
+    def _config_error(self, problem: str) -> ConfigError:
         return ConfigError((f"BRIDGE_INBOX: {self._description}: {problem}",))
 
 
@@ -325,7 +333,7 @@ def disk_usage(path: Path) -> DiskUsage:
 
 def _identity(name: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(name)  # noqa: PTH116 - thrice for each commit, and quicker
+        found = os.stat(name)  # noqa: PTH116 - faster than Path, three times per commit
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino

@@ -1,43 +1,43 @@
 """
-A SQLite inbox as something to be carried away: user by user, in portions of bounded size.
+A SQLite inbox as the source of a migration: user by user, in parts of bounded size.
 
-The file is held as by a bridge, so none has it meanwhile. It is left as it was, but for
-two things that a start of a bridge does as well: it is brought into the format of this
-version, and what waited to be indexed is indexed.
+The file is locked as a bridge locks it, so no bridge can use it meanwhile. It stays as it
+is except for two changes that the start of a bridge makes as well: it is migrated to the
+format of this version, and unindexed entries are indexed.
 """
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from time import time
 from typing import Any, Final
 
-from bridge.core.message import Message, Stored
+from bridge.core.message import Stored
 from bridge.enums import SyncReason
 from bridge.errors import ConfigError
 from bridge.inbox.migration.model import (
-    Amount,
-    CarriedInbox,
-    Held,
-    Load,
-    Portion,
-    Waybill,
+    InboxCount,
+    InboxNumbers,
+    InboxPart,
+    MigrationBatch,
+    MigrationTotals,
+    SourceIdentity,
 )
 from bridge.inbox.sqlite import statements
-from bridge.inbox.sqlite.chain import rows
+from bridge.inbox.sqlite.chain import STORED_COLUMNS, rows_after, to_stored
 from bridge.inbox.sqlite.file import StoreFile
-from bridge.inbox.sqlite.unindexed import ROUND_ENTRIES, Tail, Waiting
+from bridge.inbox.sqlite.unindexed import ROUND_ENTRIES, UnindexedTail, UserTail
 
-# The most that one load holds: of messages and ids together, and of bytes unless a single
-# message has more.
-_LOAD_ENTRIES: Final = 1000
-_LOAD_BYTES: Final = 1 << 20
-# Users who have nothing but their numbers.
-_LOAD_USERS: Final = 500
-_PIECE_ROWS: Final = 5000
+# Limits of a batch: messages and ids together; bytes, unless a single message has more;
+# and parts, for users without messages.
+_BATCH_ENTRIES: Final = 1000
+_BATCH_BYTES: Final = 1 << 20
+_BATCH_PARTS: Final = 500
+_INDEX_ROWS: Final = 5000
 
-_NOTHING_WAITS: Final = Waiting(head=(0, 0), blocks=(), delivered=0)
+_NO_TAIL: Final = UserTail()
 _USERS: Final = (
     "SELECT id, user, first, trimmed_for, coalesce(last, 0), coalesce(seq, 0),"
     " coalesce(delivered, 0) FROM users LEFT JOIN heads ON user_id = id"
@@ -46,17 +46,17 @@ _USERS: Final = (
 
 
 class SqliteSource:
-    """The file, in the hands of who carries it. All calls block, in one thread."""
+    """The file to copy from. All calls block, and are made in one thread."""
 
     def __init__(
         self, path: str, *, dedupe_s: float, now: Callable[[], float] = time
     ) -> None:
         """
-        Know where the file is, and touch nothing yet.
+        Prepare a source without touching the file.
 
         Args:
             path: Of the file.
-            dedupe_s: Ids that were seen longer ago are left behind.
+            dedupe_s: Ids that were stored longer ago are not copied.
             now: Unix time.
 
         """
@@ -66,148 +66,147 @@ class SqliteSource:
         self._now = now
         self._connection: sqlite3.Connection | None = None
 
-    def open(self) -> Waybill:
+    def open(self) -> SourceIdentity:
         """
-        Take the file.
+        Lock and open the file.
 
         Raises:
-            ConfigError: If there is none, or it is no inbox.
-            StoreInUseError: If a bridge has it.
-            StoreUnavailableError: If it cannot be had for another reason.
+            ConfigError: If it does not exist, or is not an inbox.
+            StoreInUseError: If a bridge has it open.
+            StoreUnavailableError: If it cannot be opened for another reason.
 
         """
-        if not self._file.look():
-            problem = "there is no such file, and nothing to carry"
+        if not self._file.exists():
+            problem = "the file does not exist, so there is nothing to copy"
             raise ConfigError((f"{self.description}: {problem}",))
         connection = self._file.connect_writer()
         self._connection = connection
         try:
-            with self._faults_told():
+            with self._translated_errors():
                 _index_all(connection)
-                return _waybill(connection)
+                return _identity(connection)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close and unlock the file."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
             self._file.release()
 
-    def amount(self) -> Amount:
-        """Count what will be carried, all but the bytes."""
-        with self._faults_told():
+    def totals(self) -> MigrationTotals:
+        """Count what will be copied, except the bytes."""
+        with self._translated_errors():
             users, messages, ids = self._connected.execute(
                 "SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM messages"
                 " CROSS JOIN users ON id = user_id WHERE offset >= first),"
                 " (SELECT count(*) FROM seen WHERE seen_s >= ?)",
                 (self._oldest_s,),
             ).fetchone()
-        return Amount(users, messages, ids)
+        return MigrationTotals(users, messages, ids)
 
-    def loads(self, *, after: int) -> Iterator[Load]:
-        """Yield what is to be put, for all users behind the number `after`."""
-        with self._faults_told():
-            yield from self._loads(after)
+    def batches(self, *, after: int) -> Iterator[MigrationBatch]:
+        """Yield the inboxes of all users with numbers above `after`."""
+        with self._translated_errors():
+            yield from self._batches(after)
 
-    def held(self) -> Iterator[Sequence[Held]]:
-        """Yield all inboxes, some at a time."""
-        with self._faults_told():
-            yield from self._held()
+    def counts(self) -> Iterator[Sequence[InboxCount]]:
+        """Yield all inboxes in groups, for the comparison."""
+        with self._translated_errors():
+            yield from self._counts()
 
     # --- reading
 
-    def _loads(self, after: int) -> Iterator[Load]:
-        portions: list[Portion] = []
+    def _batches(self, after: int) -> Iterator[MigrationBatch]:
+        parts: list[InboxPart] = []
         entries = size_bytes = 0
         upto = after
-        for user_id, portion in self._portions(after):
-            more = len(portion.messages) + len(portion.ids)
-            more_bytes = sum(len(each.message.data) for each in portion.messages)
+        for user_id, part in self._parts(after):
+            more = len(part.messages) + len(part.ids)
+            more_bytes = sum(len(each.message.data) for each in part.messages)
             is_full = (
-                entries + more > _LOAD_ENTRIES
-                or size_bytes + more_bytes > _LOAD_BYTES
-                or len(portions) >= _LOAD_USERS
+                entries + more > _BATCH_ENTRIES
+                or size_bytes + more_bytes > _BATCH_BYTES
+                or len(parts) >= _BATCH_PARTS
             )
-            # Complete is who stands before the one that is being read.
+            # Only the users before this one are complete: it may have more parts.
             upto = max(upto, user_id - 1)
-            if portions and is_full:
-                yield Load(portions, upto)
-                portions, entries, size_bytes = [], 0, 0
-            portions.append(portion)
+            if parts and is_full:
+                yield MigrationBatch(parts, upto)
+                parts, entries, size_bytes = [], 0, 0
+            parts.append(part)
             entries += more
             size_bytes += more_bytes
-        if portions:
-            yield Load(portions, user_id)
+        if parts:
+            yield MigrationBatch(parts, user_id)
 
-    def _held(self) -> Iterator[Sequence[Held]]:
-        held: list[Held] = []
+    def _counts(self) -> Iterator[Sequence[InboxCount]]:
+        counts: list[InboxCount] = []
         for row in self._connected.execute(_USERS, (0,)):
             inbox, found = self._inbox(row, columns="1")
-            held.append(Held(inbox, sum(1 for _ in found)))
-            if len(held) == _LOAD_USERS:
-                yield held
-                held = []
-        yield held
+            counts.append(InboxCount(inbox, sum(1 for _ in found)))
+            if len(counts) == _BATCH_PARTS:
+                yield counts
+                counts = []
+        yield counts
 
-    def _portions(self, after: int) -> Iterator[tuple[int, Portion]]:
+    def _parts(self, after: int) -> Iterator[tuple[int, InboxPart]]:
         for row in self._connected.execute(_USERS, (after,)):
             user_id, user = row[:2]
             inbox, found = self._inbox(row)
             messages: list[Stored] = []
             size_bytes = 0
-            is_told = False
+            has_part = False
             for each in found:
-                stored = _stored(user, each)
+                stored = to_stored(user, each)
                 size_bytes += len(stored.message.data)
                 if messages and (
-                    len(messages) >= _LOAD_ENTRIES or size_bytes > _LOAD_BYTES
+                    len(messages) >= _BATCH_ENTRIES or size_bytes > _BATCH_BYTES
                 ):
-                    yield user_id, Portion(inbox, messages)
-                    is_told = True
+                    yield user_id, InboxPart(inbox, messages)
+                    has_part = True
                     messages, size_bytes = [], len(stored.message.data)
                 messages.append(stored)
-            if messages or not is_told:
-                yield user_id, Portion(inbox, messages)
+            if messages or not has_part:
+                yield user_id, InboxPart(inbox, messages)
             for ids in self._ids(user_id):
-                yield user_id, Portion(inbox, ids=ids)
+                yield user_id, InboxPart(inbox, ids=ids)
 
     def _inbox(
-        self, row: tuple[Any, ...], *, columns: str | None = None
-    ) -> tuple[CarriedInbox, Iterator[tuple[Any, ...]]]:
-        """Return what is known of a user, and what is kept, oldest first."""
+        self, row: tuple[Any, ...], *, columns: str = STORED_COLUMNS
+    ) -> tuple[InboxNumbers, Iterator[tuple[Any, ...]]]:
+        """Return the numbers of a user's inbox, and the rows of its messages, oldest first."""
         user_id, user, first, reason, last, seq, delivered = row
-        wanted = {} if columns is None else {"columns": columns}
-        found: Iterator[tuple[Any, ...]] = rows(
-            self._connected, user_id, seq, _NOTHING_WAITS, after=first - 1, **wanted
+        found: Iterator[tuple[Any, ...]] = rows_after(
+            self._connected, user_id, seq, _NO_TAIL, after=first - 1, columns=columns
         )
         oldest = next(found, None)
         trimmed_for = SyncReason(reason) if reason else None
-        # That messages were deleted for their age is written down nowhere else than
-        # where the chain breaks off.
-        young = last + 1 if oldest is None else oldest[0]
-        if young > first:
-            first, trimmed_for = young, SyncReason.EXPIRED
-        inbox = CarriedInbox(user, first, last, min(delivered, last), trimmed_for)
-        return inbox, _with(oldest, found)
+        # Messages that a sweep deleted are missing from the chain, and `users.first` does
+        # not tell: the first message that is found does.
+        oldest_offset = last + 1 if oldest is None else oldest[0]
+        if oldest_offset > first:
+            first, trimmed_for = oldest_offset, SyncReason.EXPIRED
+        inbox = InboxNumbers(user, first, last, min(delivered, last), trimmed_for)
+        return inbox, chain(() if oldest is None else (oldest,), found)
 
     def _ids(self, user_id: int) -> Iterator[Sequence[tuple[str, float]]]:
         found = self._connected.execute(
             "SELECT message_id, seen_s FROM seen WHERE user_id = ? AND seen_s >= ?",
             (user_id, self._oldest_s),
         )
-        while ids := found.fetchmany(_LOAD_ENTRIES):
+        while ids := found.fetchmany(_BATCH_ENTRIES):
             yield ids
 
     @contextmanager
-    def _faults_told(self) -> Iterator[None]:
-        """Let SQLite's faults be told as those of the store."""
+    def _translated_errors(self) -> Iterator[None]:
+        """Raise errors of SQLite as those of the store."""
         try:
             yield
         except sqlite3.Error as exc:
-            raise self._file.error(exc) from exc
+            raise self._file.translate(exc) from exc
 
     @property
     def _oldest_s(self) -> float:
@@ -220,45 +219,32 @@ class SqliteSource:
 
 
 def _index_all(connection: sqlite3.Connection) -> None:
-    """Index what waits, so that all there is to know stands in the tables."""
-    tail = Tail(round_entries=ROUND_ENTRIES)
+    """Index all unindexed entries, so that the tables hold everything."""
+    tail = UnindexedTail(round_entries=ROUND_ENTRIES)
     tail.load(connection, int(statements.meta(connection, "indexed_seq")))
     tail.begin_round()
     is_done = not tail.count
     while not is_done:
-        piece = tail.next_piece(_PIECE_ROWS)
-        assert piece is not None  # noqa: S101 - the round goes on
+        batch = tail.next_batch(_INDEX_ROWS)
+        assert batch is not None  # noqa: S101 - the round has not ended
         connection.execute("BEGIN IMMEDIATE")
         try:
-            statements.index(connection, piece)
+            statements.index(connection, batch)
             connection.execute("COMMIT")
         finally:
-            connection.rollback()  # nothing to do after a commit
-        tail.drop(piece)
-        is_done = piece.upto is not None
+            connection.rollback()  # without effect after the commit
+        tail.remove(batch)
+        is_done = batch.upto is not None
 
 
-def _waybill(connection: sqlite3.Connection) -> Waybill:
-    """Say what is in the file: a bridge that had it meanwhile changed one of these."""
+def _identity(connection: sqlite3.Connection) -> SourceIdentity:
+    """Fingerprint the file: a bridge that used it meanwhile has changed one of these."""
     facts = connection.execute(
         "SELECT (SELECT coalesce(min(seq), 0) || '-' || coalesce(max(seq), 0)"
         " FROM messages), (SELECT count(*) || '/' || coalesce(sum(first), 0) FROM users),"
         " (SELECT coalesce(sum(delivered), 0) FROM heads)"
     ).fetchone()
-    return Waybill(
+    return SourceIdentity(
         epoch=str(statements.meta(connection, "epoch")),
         contents=" ".join(map(str, facts)),
     )
-
-
-def _with(
-    first: tuple[Any, ...] | None, rest: Iterator[tuple[Any, ...]]
-) -> Iterator[tuple[Any, ...]]:
-    if first is not None:
-        yield first
-        yield from rest
-
-
-def _stored(user: str, row: tuple[Any, ...]) -> Stored:
-    offset, event, data, taken_s, message_id, deadline_s = row
-    return Stored(Message(user, event, data, taken_s, message_id, deadline_s), offset)

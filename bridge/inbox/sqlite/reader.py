@@ -1,8 +1,9 @@
 """
-What the reader's thread does: say where an inbox begins and ends, and read pages of it.
+Read queries, run in the reader's thread.
 
-Writers never hold it up, nor it them: it sees the file as of the last commit. What is
-not indexed yet it finds in the tail, which is asked before the snapshot is taken.
+The reader never waits for the writer, nor the writer for the reader: each query sees the
+file as of the last commit. Entries that are not indexed yet come from the unindexed tail,
+which is asked before the snapshot is taken.
 """
 
 import sqlite3
@@ -10,38 +11,36 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from time import time
-from typing import Any, Final
+from typing import Any
 
-from bridge.core.message import Message, Stored
+from bridge.core.message import Stored
 from bridge.core.replay import InboxState, Page
 from bridge.enums import SyncReason
 from bridge.inbox.contract import Retention
-from bridge.inbox.sqlite.chain import rows
+from bridge.inbox.sqlite.chain import rows_after, to_stored
+from bridge.inbox.sqlite.database_thread import DatabaseCall
 from bridge.inbox.sqlite.file import StoreFile
-from bridge.inbox.sqlite.unindexed import Tail, Waiting
-from bridge.inbox.sqlite.worker_thread import Job
-
-_NOTHING: Final = Waiting(head=(0, 0), blocks=(), delivered=0)
+from bridge.inbox.sqlite.unindexed import UnindexedTail, UserTail
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
-    """What is kept of an inbox, by today's rules, whatever the file still holds."""
+class InboxBounds:
+    """The range of an inbox that counts as kept, even if the file still holds more."""
 
     first: int
     last: int
-    seq: int
+    last_seq: int
     delivered: int
     trimmed_for: SyncReason | None
 
 
-class Reading:
-    """The reader's desk."""
+class SqliteReader:
+    """The runner of the reader's thread."""
 
     def __init__(
         self,
         file: StoreFile,
-        tail: Tail,
+        tail: UnindexedTail,
         *,
         retention: Callable[[], Retention],
         now: Callable[[], float] = time,
@@ -51,42 +50,39 @@ class Reading:
         self._retention = retention
         self._now = now
 
-    # --- the desk
+    # --- as a runner of calls
 
-    def enter(self) -> sqlite3.Connection:
-        """Open the file beside the writer."""
+    def open_connection(self) -> sqlite3.Connection:
+        """Open the file, which the writer has opened before."""
         return self._file.connect_reader()
 
-    def leave(self, connection: sqlite3.Connection) -> None:
-        """Close it."""
+    def close_connection(self, connection: sqlite3.Connection) -> None:
+        """Close the connection."""
         connection.close()
 
-    def run(self, connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> None:
-        """Do `jobs`, each for itself."""
-        for job in jobs:
+    def run(
+        self, connection: sqlite3.Connection, calls: Sequence[DatabaseCall[Any]]
+    ) -> None:
+        """Run each of `calls`; one that fails does not affect the others."""
+        for call in calls:
             try:
-                result = job.work(connection)
-            except Exception as exc:  # noqa: BLE001 - handed to who waits; the thread lives on
-                job.fail(self._file.error(exc))
+                result = call.work(connection)
+            except Exception as exc:  # noqa: BLE001 - raised to the caller; the thread continues
+                call.fail(self._file.translate(exc))
             else:
-                job.finish(result)
+                call.finish(result)
 
-    # --- jobs
+    # --- queries
 
-    def state(
-        self, connection: sqlite3.Connection, user: str, *, epoch: str
-    ) -> InboxState:
-        """Return where the inbox of `user` begins, ends, and is delivered up to."""
-        with self._inbox(connection, user) as (user_id, tail):
+    def state(self, connection: sqlite3.Connection, user: str) -> InboxState:
+        """Return the first, last and delivered offsets of the inbox of `user`."""
+        epoch = self._file.epoch
+        with self._snapshot(connection, user) as (user_id, tail):
             if user_id is None:
                 return InboxState(epoch=epoch, first=1, last=0, delivered=0)
-            span = self._span(connection, user_id, tail)
+            bounds = self._bounds(connection, user_id, tail)
         return InboxState(
-            epoch=epoch,
-            first=span.first,
-            last=span.last,
-            delivered=span.delivered,
-            trimmed_for=span.trimmed_for,
+            epoch, bounds.first, bounds.last, bounds.delivered, bounds.trimmed_for
         )
 
     def read(
@@ -98,19 +94,19 @@ class Reading:
         max_messages: int,
         max_bytes: int,
     ) -> Page:
-        """Read on behind the offset `after`, as the contract has it (memory.py)."""
-        with self._inbox(connection, user) as (user_id, tail):
+        """Read messages with offsets above `after`, oldest first."""
+        with self._snapshot(connection, user) as (user_id, tail):
             if user_id is None:
                 return Page(messages=(), next_after=after, expired=0, gone=0, last=0)
-            span = self._span(connection, user_id, tail)
-            start = max(after, span.first - 1)
+            bounds = self._bounds(connection, user_id, tail)
+            start = max(after, bounds.first - 1)
             with closing(
-                rows(connection, user_id, span.seq, tail, after=start)
-            ) as found:
+                rows_after(connection, user_id, bounds.last_seq, tail, after=start)
+            ) as rows:
                 return _page(
-                    (_stored(user, row) for row in found),
+                    (to_stored(user, row) for row in rows),
                     after=after,
-                    last=span.last,
+                    last=bounds.last,
                     max_messages=max_messages,
                     max_bytes=max_bytes,
                     now_s=self._now(),
@@ -119,54 +115,49 @@ class Reading:
     def count_expired(
         self, connection: sqlite3.Connection, user: str, *, after: int
     ) -> int:
-        """Count what is kept behind the offset `after` and is past its deadline."""
+        """Count the messages above the offset `after` that are past their deadline."""
         now_s = self._now()
-        with self._inbox(connection, user) as (user_id, tail):
+        with self._snapshot(connection, user) as (user_id, tail):
             if user_id is None:
                 return 0
-            span = self._span(connection, user_id, tail)
-            after = max(after, span.first - 1)
+            bounds = self._bounds(connection, user_id, tail)
+            after = max(after, bounds.first - 1)
+            seq, columns = bounds.last_seq, "deadline_s"
             with closing(
-                rows(
-                    connection,
-                    user_id,
-                    span.seq,
-                    tail,
-                    after=after,
-                    columns="deadline_s",
-                )
-            ) as found:
+                rows_after(connection, user_id, seq, tail, after=after, columns=columns)
+            ) as rows:
                 return sum(
                     deadline_s is not None and deadline_s <= now_s
-                    for _, deadline_s in found
+                    for _, deadline_s in rows
                 )
 
     def quick_check(self, connection: sqlite3.Connection) -> str:
-        """Look at every page of the file; return "ok" or the first fault."""
+        """Check every page of the file; return "ok" or the first fault."""
         finding: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         return finding
 
     @contextmanager
-    def _inbox(
+    def _snapshot(
         self, connection: sqlite3.Connection, user: str
-    ) -> Iterator[tuple[int | None, Waiting]]:
-        """Take a snapshot of one inbox: the user's id, if there is one, and the tail."""
+    ) -> Iterator[tuple[int | None, UserTail]]:
+        """Begin a read transaction; yield the id of `user`, if it exists, and the tail."""
         row = connection.execute(
             "SELECT id FROM users WHERE user = ?", (user,)
         ).fetchone()
         if row is None:
-            yield None, _NOTHING
+            yield None, UserTail()
             return
-        tail = self._tail.of(row[0])  # before the snapshot
+        # Before the snapshot: entries indexed in between are then found in the file.
+        tail = self._tail.of(row[0])
         connection.execute("BEGIN")
         try:
             yield row[0], tail
         finally:
             connection.rollback()
 
-    def _span(
-        self, connection: sqlite3.Connection, user_id: int, tail: Waiting
-    ) -> _Span:
+    def _bounds(
+        self, connection: sqlite3.Connection, user_id: int, tail: UserTail
+    ) -> InboxBounds:
         retention = self._retention()
         first, reason, *head, delivered = connection.execute(
             "SELECT first, trimmed_for, coalesce(last, 0), coalesce(seq, 0),"
@@ -174,29 +165,30 @@ class Reading:
             " FROM users LEFT JOIN heads ON user_id = id WHERE id = ?",
             (user_id,),
         ).fetchone()
-        delivered = max(delivered, tail.delivered)
         trimmed_for = SyncReason(reason) if reason else None
         last, seq = max(tuple(head), tail.head)
         if last - retention.max_messages + 1 > first:
             first = last - retention.max_messages + 1
             trimmed_for = SyncReason.LIMIT
         oldest_s = self._now() - retention.max_age_s
-        young = last + 1
-        with closing(rows(connection, user_id, seq, tail, after=first - 1)) as found:
-            for offset, _, _, taken_s, *_ in found:
+        first_young = last + 1
+        with closing(
+            rows_after(
+                connection, user_id, seq, tail, after=first - 1, columns="taken_s"
+            )
+        ) as rows:
+            for offset, taken_s in rows:
                 if taken_s >= oldest_s:
-                    young = offset
+                    first_young = offset
                     break
-        # What was swept is not there at all, and is younger than `first` all the same.
-        if young > first:
-            first = young
+        # Messages that a sweep deleted are missing from the chain, and `users.first` does
+        # not tell: the first message that is found does.
+        if first_young > first:
+            first = first_young
             trimmed_for = SyncReason.EXPIRED
-        return _Span(first, last, seq, delivered, trimmed_for)
-
-
-def _stored(user: str, row: tuple[Any, ...]) -> Stored:
-    offset, event, data, taken_s, message_id, deadline_s = row
-    return Stored(Message(user, event, data, taken_s, message_id, deadline_s), offset)
+        return InboxBounds(
+            first, last, seq, max(delivered, tail.delivered), trimmed_for
+        )
 
 
 def _page(
@@ -208,7 +200,7 @@ def _page(
     max_bytes: int,
     now_s: float,
 ) -> Page:
-    """Gather a page: what was not found between two offsets, and up to `last`, is gone."""
+    """Collect a page; offsets that `stored` skips, up to `last`, count as gone."""
     found: list[Stored] = []
     expired = gone = size_bytes = 0
     next_after = after

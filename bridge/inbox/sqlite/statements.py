@@ -1,9 +1,9 @@
 """
-Statements that change or look up many rows at once, inside a writer's transaction.
+Statements that read or change many rows at once, in a transaction of the writer.
 
-A statement for many rows is one step for SQLite. With a step for each row, the thread
-would give Python's lock away and ask for it back a hundred times a batch, and with a
-busy event loop wait up to 5 ms for it each time.
+A statement for many rows is one call of SQLite. With a call per row, the thread would
+release and acquire Python's global lock a hundred times per batch, and with a busy event
+loop it would wait up to 5 ms for the lock each time.
 """
 
 import sqlite3
@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from bridge.enums import SyncReason
-from bridge.inbox.sqlite.unindexed import BLOCK, Piece
+from bridge.inbox.sqlite.unindexed import BLOCK, IndexBatch
 
 _ROWS: Final = 25
-# The most that is deleted in one go.
+# The most rows that one step of a sweep deletes.
 _SWEEP_ROWS: Final = 500
 _SWEEP_IDS: Final = 2000
 _LAST_KEY: Final = (2**63 - 1, "")
 
 
 def meta(connection: sqlite3.Connection, name: str) -> str | int:
-    """Return what the table `bridge` holds under `name`."""
+    """Return the value of `name` in the table `bridge`."""
     value: str | int = connection.execute(
         "SELECT value FROM bridge WHERE name = ?", (name,)
     ).fetchone()[0]
@@ -36,7 +36,7 @@ def insert(
     columns: int,
     tail: str = "",
 ) -> None:
-    """Insert rows of `columns` values each, which stand one after the other."""
+    """Insert rows of `columns` values each, given as one flat sequence."""
     row = "(" + ", ".join("?" * columns) + ")"
     width = columns * _ROWS
     whole = len(values) - len(values) % width
@@ -53,7 +53,7 @@ def insert(
 def find_ids(
     connection: sqlite3.Connection, keys: Sequence[tuple[int, str]], oldest_s: float
 ) -> Iterator[tuple[int, str]]:
-    """Yield those of `keys`, user and message id, that were seen since `oldest_s`."""
+    """Yield the `keys` (user id, message id) that were stored since `oldest_s`."""
     for start in range(0, len(keys), _ROWS):
         asked = keys[start : start + _ROWS]
         rows = ", ".join(["(?, ?)"] * len(asked))
@@ -65,29 +65,29 @@ def find_ids(
         )
 
 
-def index(connection: sqlite3.Connection, piece: Piece) -> None:
-    """Index what waited. After a crash some comes for the second time, to no effect."""
+def index(connection: sqlite3.Connection, batch: IndexBatch) -> None:
+    """Write index rows. After a crash some are written a second time, without effect."""
     insert(
         connection,
         "INSERT INTO heads",
-        piece.heads,
+        batch.heads,
         columns=4,
-        # Nothing here ever moves back; 0 stands for what has not changed.
+        # The values only grow; 0 means unchanged.
         tail=" ON CONFLICT (user_id) DO UPDATE SET last = max(last, excluded.last),"
         " seq = max(seq, excluded.seq), delivered = max(delivered, excluded.delivered)",
     )
-    insert(connection, "INSERT OR REPLACE INTO places", piece.places, columns=3)
-    insert(connection, "INSERT OR REPLACE INTO seen", piece.seen, columns=3)
-    if piece.upto is not None:
-        seq, marks_id = piece.upto
+    insert(connection, "INSERT OR REPLACE INTO places", batch.places, columns=3)
+    insert(connection, "INSERT OR REPLACE INTO seen", batch.seen, columns=3)
+    if batch.upto is not None:
+        seq, marks_id = batch.upto
         connection.execute(
             "UPDATE bridge SET value = ? WHERE name = 'indexed_seq'", (seq,)
         )
         connection.execute("DELETE FROM marks WHERE id <= ?", (marks_id,))
 
 
-def oldest_waiting_s(connection: sqlite3.Connection) -> float | None:
-    """When the oldest message that is not indexed was taken; ``None`` if all are."""
+def oldest_unindexed_s(connection: sqlite3.Connection) -> float | None:
+    """Return when the oldest unindexed message was received; ``None`` if all are indexed."""
     row = connection.execute(
         "SELECT taken_s FROM messages WHERE seq > ? ORDER BY seq LIMIT 1",
         (meta(connection, "indexed_seq"),),
@@ -97,10 +97,10 @@ def oldest_waiting_s(connection: sqlite3.Connection) -> float | None:
 
 def delete_before(connection: sqlite3.Connection, user_id: int, upto: int) -> None:
     """
-    Delete one user's messages before the offset `upto`: they are over the limit.
+    Delete one user's messages below the offset `upto`, which are over the limit.
 
-    What waits to be indexed stays for now: the tail is read back from it. What stays of a
-    block that is deleted goes with the next one.
+    Unindexed messages stay, because the tail is read back from them. The rest of a block
+    is deleted with the next block.
     """
     key = (user_id, upto, meta(connection, "indexed_seq"))
     connection.execute(
@@ -123,13 +123,13 @@ def delete_before(connection: sqlite3.Connection, user_id: int, upto: int) -> No
 
 def delete_older(connection: sqlite3.Connection, oldest_s: float) -> bool:
     """
-    Delete some messages that were taken before `oldest_s`; true if there may be more.
+    Delete some messages received before `oldest_s`; return whether there may be more.
 
-    Nothing is noted with their users: that a message is gone is seen from where a user's
-    chain of messages breaks off.
+    The rows of their users are not updated: readers recognize deleted messages by the
+    place where a user's chain breaks off.
     """
     upto_seq = count = 0
-    ends: list[tuple[int, int]] = []  # of blocks
+    block_ends: list[tuple[int, int]] = []
     for seq, user_id, offset, taken_s in connection.execute(
         "SELECT seq, user_id, offset, taken_s FROM messages WHERE seq <= ?"
         " ORDER BY seq LIMIT ?",
@@ -140,18 +140,18 @@ def delete_older(connection: sqlite3.Connection, oldest_s: float) -> bool:
         upto_seq = seq
         count += 1
         if not offset % BLOCK:
-            ends.append((user_id, offset))
+            block_ends.append((user_id, offset))
     connection.execute("DELETE FROM messages WHERE seq <= ?", (upto_seq,))
     connection.executemany(
-        "DELETE FROM places WHERE user_id = ? AND offset = ?", sorted(ends)
+        "DELETE FROM places WHERE user_id = ? AND offset = ?", sorted(block_ends)
     )
     return count == _SWEEP_ROWS
 
 
-def forget_ids(
+def delete_old_ids(
     connection: sqlite3.Connection, after: tuple[int, str], oldest_s: float
 ) -> tuple[int, str] | None:
-    """Forget some ids that were seen before `oldest_s`; return the key to go on behind."""
+    """Delete some ids stored before `oldest_s`; return the `after` of the next call."""
     upto: tuple[int, str] | None = connection.execute(
         "SELECT user_id, message_id FROM seen WHERE (user_id, message_id) > (?, ?)"
         " ORDER BY user_id, message_id LIMIT 1 OFFSET ?",

@@ -1,16 +1,17 @@
 """
-What is stored and not indexed yet, in memory.
+The messages, ids and delivered marks that are stored but not indexed yet, in memory.
 
-Messages are stored in the order in which they arrive, whoever they are for, and each names
-the one before it of the same user, so that a commit writes a few pages at the end of one
-table. What leads to a user's messages is a row for each user with the newest one, and one
-for each block of messages. Each of those rows stands on another page, and to write them at
-once would cost more than the messages. So they wait here, as delivered marks and message
-ids do, and are written in the order of users, a few with each commit, when a whole round
-of them has gathered: many then share a page, and a user who got many has one row.
+Messages are stored in the order in which they arrive, for all users, and each names the
+previous message of its user. So a commit writes a few pages at the end of one table. A
+user's messages are found through a row per user for the newest message and a row per
+block of messages. Each of these rows is on a different page, and writing them with every
+commit would cost more than the messages. So they are collected here, as delivered marks
+and message ids are. When enough have been collected, an indexing round writes them in the
+order of users, a few with each commit: then many rows share a page, and a user who
+received many messages has one row.
 
-What waits is known from the file as well: it is what stands behind `indexed_seq`, and in
-the table `marks`. So nothing is lost with the memory, and opening reads it back.
+Nothing is lost with the memory, because the file holds the same: the messages above
+`indexed_seq` and the table `marks`. Opening the file reads them back.
 """
 
 import sqlite3
@@ -21,32 +22,32 @@ from typing import Any, Final
 
 import orjson
 
-# So many messages and marks wait before a round begins: some 20 MB, more with ids. More
-# would share pages better, and take longer to read back.
+# Messages and marks that are collected before a round starts: some 20 MB, more with ids.
+# With more of them, more rows would share a page, but reading them back would take longer.
 ROUND_ENTRIES: Final = 100_000
-# Every so many messages of a user, one can be found without going through the newer ones.
+# A user's messages are indexed in blocks of this many.
 BLOCK: Final = 16
 
-# What is known of a user: id, `first`, and the offset and seq of the newest message, 0 if
-# there is none. As bytes: there are a hundred thousand of them, and as tuples each change
-# made the garbage collector go through them all, one microsecond for each message.
+# One user: id, `first`, and the offset and seq of the newest message (0 if there is none).
+# Packed into bytes because there are a hundred thousand of them: as tuples, each change
+# made the garbage collector traverse them all, at one microsecond per message.
 HEAD: Final = Struct("<4q")
 # An offset and its seq.
 Place = tuple[int, int]
-_NOWHERE: Final = HEAD.pack(0, 0, 0, 0)
+_NO_HEAD: Final = HEAD.pack(0, 0, 0, 0)
 
 
 @dataclass(slots=True)
-class Fresh:
+class UnindexedEntries:
     """
-    What one transaction has stored.
+    Entries that are not indexed, those of one transaction or of many.
 
     Attributes:
-        heads: The user as `HEAD` has it, by user id.
+        heads: The user packed as `HEAD`, by user id.
         blocks: The messages that end a block, by user id.
-        ids: When an id was seen, by user id and id.
-        marks: Up to where it was delivered, by user id.
-        count: How many messages and marks it is.
+        ids: When an id was stored, by user id and message id.
+        marks: Delivered marks, by user id.
+        count: The number of messages and marks.
 
     """
 
@@ -56,38 +57,38 @@ class Fresh:
     marks: dict[int, int] = field(default_factory=dict)
     count: int = 0
 
-    def update(self, other: "Fresh") -> None:
-        """Take in what another has, which is newer."""
-        self.heads.update(other.heads)
-        self.ids.update(other.ids)
-        for user_id, places in other.blocks.items():
+    def update(self, newer: "UnindexedEntries") -> None:
+        """Add the entries of `newer`."""
+        self.heads.update(newer.heads)
+        self.ids.update(newer.ids)
+        for user_id, places in newer.blocks.items():
             self.blocks.setdefault(user_id, []).extend(places)
-        for user_id, offset in other.marks.items():
+        for user_id, offset in newer.marks.items():
             self.marks[user_id] = max(offset, self.marks.get(user_id, 0))
-        self.count += other.count
+        self.count += newer.count
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """What waits for one user: the newest message, the ends of blocks, the mark."""
+class UserTail:
+    """One user's unindexed entries: newest message, ends of blocks, delivered mark."""
 
-    head: Place
-    blocks: Sequence[Place]
-    delivered: int
+    head: Place = (0, 0)
+    blocks: Sequence[Place] = ()
+    delivered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class IndexBatch:
     """
-    Rows to be written together: values that stand one after the other.
+    Index rows that one transaction writes; the values of all rows in one flat sequence.
 
     Attributes:
         heads: User id, offset and seq of the newest message, delivered mark.
         places: User id, offset, seq.
-        seen: User id, message id, when.
-        counts: How many rows that is.
-        upto: If this ends a round: all messages up to this seq are indexed then, and
-            all marks up to this row.
+        seen: User id, message id, time.
+        counts: The number of rows of each kind.
+        upto: Set on the last batch of a round: all messages up to this seq are indexed,
+            and all marks up to this row.
 
     """
 
@@ -98,81 +99,82 @@ class Piece:
     upto: tuple[int, int] | None
 
 
-class Tail:
+class UnindexedTail:
     """
-    What waits. Changed by the writer's thread, after commits only.
+    All unindexed entries. Modified in the writer's thread, after commits only.
 
-    `of` may be called in any thread, and must be called before the snapshot is taken
-    that it is used with: what has gone from here meanwhile is in the snapshot.
+    `of` may be called in any thread. It must be called before the snapshot of the file is
+    taken that it is combined with: entries that are removed in between are in the snapshot.
     """
 
     def __init__(self, *, round_entries: int) -> None:
         self.round_entries = round_entries
-        self._new = Fresh()
-        self._old = Fresh()  # what the round is about that goes on
+        self._new = UnindexedEntries()
+        self._old = UnindexedEntries()  # the entries of the current round
         self._newest = (0, 0)  # seq and row of `marks`
         self._upto = (0, 0)
-        # Of the round, what is not indexed yet, the lowest user last:
+        # The rows of the current round that are not written yet, the lowest user last:
         self._heads: list[int] = []
         self._blocks: list[tuple[int, Place]] = []
         self._ids: list[tuple[int, str]] = []
 
     def load(self, connection: sqlite3.Connection, indexed_seq: int) -> int:
-        """Read back what the file holds behind `indexed_seq`; return the newest seq."""
-        # A start that failed later on may have been here.
-        self._new, self._old = Fresh(), Fresh()
+        """Read back the entries above `indexed_seq`; return the newest seq."""
+        # A previous attempt to open the file may have loaded entries and failed later.
+        self._new, self._old = UnindexedEntries(), UnindexedEntries()
         self._newest = (indexed_seq, 0)
-        for waiting in (self._heads, self._blocks, self._ids):
-            waiting.clear()
+        for rows in (self._heads, self._blocks, self._ids):
+            rows.clear()
         seq = indexed_seq
-        fresh = Fresh()
+        entries = UnindexedEntries()
         for user_id, offset, seq, message_id, seen_s in connection.execute(
             "SELECT user_id, offset, seq, message_id, seen_s FROM messages"
             " WHERE seq > ? ORDER BY seq",
             (indexed_seq,),
         ):
-            fresh.heads[user_id] = HEAD.pack(user_id, 0, offset, seq)
+            entries.heads[user_id] = HEAD.pack(user_id, 0, offset, seq)
             if not offset % BLOCK:
-                fresh.blocks.setdefault(user_id, []).append((offset, seq))
-            fresh.count += 1
+                entries.blocks.setdefault(user_id, []).append((offset, seq))
+            entries.count += 1
             if message_id is not None:
-                fresh.ids[user_id, message_id] = seen_s
-        self.add(fresh, seq=seq)
+                entries.ids[user_id, message_id] = seen_s
+        self.add(entries, seq=seq)
         for marks_id, text in connection.execute("SELECT id, marks FROM marks"):
-            fresh = Fresh(marks=dict(orjson.loads(text)))
-            fresh.count = len(fresh.marks)
-            self.add(fresh, seq=seq, marks_id=marks_id)
+            entries = UnindexedEntries(marks=dict(orjson.loads(text)))
+            entries.count = len(entries.marks)
+            self.add(entries, seq=seq, marks_id=marks_id)
         return seq
 
-    def of(self, user_id: int) -> Waiting:
-        """Return what waits for one user."""
-        # The newer first: what moves from there to the older in between is seen twice.
+    def of(self, user_id: int) -> UserTail:
+        """Return the entries of one user."""
+        # Read the newer entries first: entries that move from `_new` to `_old` in between
+        # are then seen twice instead of not at all.
         new, old = self._new, self._old
-        head = new.heads.get(user_id) or old.heads.get(user_id) or _NOWHERE
-        return Waiting(
+        head = new.heads.get(user_id) or old.heads.get(user_id) or _NO_HEAD
+        return UserTail(
             HEAD.unpack(head)[2:],
             (*old.blocks.get(user_id, ()), *new.blocks.get(user_id, ())),
             max(new.marks.get(user_id, 0), old.marks.get(user_id, 0)),
         )
 
     def seen_s(self, user_id: int, message_id: str) -> float | None:
-        """When this id of this user was seen, as far as it is known here."""
+        """Return when this id was last stored; ``None`` if the entries do not hold it."""
         key = (user_id, message_id)
         return self._new.ids.get(key) or self._old.ids.get(key)
 
-    def add(self, fresh: Fresh, *, seq: int, marks_id: int = 0) -> None:
-        """Take in what was committed, up to `seq` and the row `marks_id` of marks."""
-        self._new.update(fresh)
+    def add(self, entries: UnindexedEntries, *, seq: int, marks_id: int = 0) -> None:
+        """Add what was committed, up to `seq` and the row `marks_id` of marks."""
+        self._new.update(entries)
         self._newest = (seq, max(marks_id, self._newest[1]))
 
     @property
     def count(self) -> int:
-        """How many messages and marks wait."""
+        """The number of unindexed messages and marks."""
         return self._new.count + self._old.count
 
     @property
     def next_marks_id(self) -> int:
-        """The number of the next row of marks."""
+        """The id of the next row of marks."""
         return self._newest[1] + 1
 
     @property
@@ -180,12 +182,12 @@ class Tail:
         return bool(self._heads or self._blocks or self._ids)
 
     def begin_round(self) -> None:
-        """Let what waits now be indexed, if there is anything and no round goes on."""
+        """Start a round with all current entries, unless one is running."""
         if self._is_in_round or not self._new.count:
             return
-        # In this order: a reader finds it in at least one of them.
+        # In this order, so that a reader finds each entry in at least one of the two.
         old = self._old = self._new
-        self._new = Fresh()
+        self._new = UnindexedEntries()
         self._upto = self._newest
         self._heads = sorted(old.heads.keys() | old.marks.keys(), reverse=True)
         self._blocks = [
@@ -195,8 +197,8 @@ class Tail:
         ]
         self._ids = sorted(old.ids, key=_user_id, reverse=True)
 
-    def next_piece(self, count: int) -> Piece | None:
-        """Return at most `count` rows to be indexed; ``None`` = not yet."""
+    def next_batch(self, count: int) -> IndexBatch | None:
+        """Return at most `count` rows to write; ``None`` if no round is due."""
         if not self._is_in_round:
             if self._new.count < self.round_entries:
                 return None
@@ -207,7 +209,7 @@ class Tail:
         ids = _last(self._ids, count - len(heads) - len(blocks))
         counts = (len(heads), len(blocks), len(ids))
         left = len(self._heads) + len(self._blocks) + len(self._ids) - sum(counts)
-        return Piece(
+        return IndexBatch(
             heads=_head_rows(heads, old.heads, old.marks),
             places=[value for user_id, place in blocks for value in (user_id, *place)],
             seen=[value for key in ids for value in (*key, old.ids[key])],
@@ -215,28 +217,27 @@ class Tail:
             upto=None if left else self._upto,
         )
 
-    def drop(self, piece: Piece) -> None:
-        """Forget the rows of `piece`, which are indexed and committed."""
-        waiting: tuple[list[Any], ...] = (self._heads, self._blocks, self._ids)
-        for rows, count in zip(waiting, piece.counts, strict=True):
+    def remove(self, batch: IndexBatch) -> None:
+        """Remove the rows of `batch`, which were committed."""
+        all_rows: tuple[list[Any], ...] = (self._heads, self._blocks, self._ids)
+        for rows, count in zip(all_rows, batch.counts, strict=True):
             del rows[len(rows) - count :]
-        if piece.upto is not None:
-            self._old = Fresh()
+        if batch.upto is not None:
+            self._old = UnindexedEntries()
 
 
 def _head_rows(
     user_ids: Sequence[int], heads: Mapping[int, bytes], marks: Mapping[int, int]
 ) -> list[object]:
     rows: list[object] = []
-    unpack = HEAD.unpack
     for user_id in user_ids:
-        _, _, last, seq = unpack(heads.get(user_id, _NOWHERE))
+        _, _, last, seq = HEAD.unpack(heads.get(user_id, _NO_HEAD))
         rows += (user_id, last, seq, marks.get(user_id, 0))
     return rows
 
 
 def _last(rows: list[Any], count: int) -> list[Any]:
-    """Return the last `count` of `rows`, the last one first."""
+    """Return the last `count` of `rows` in reverse order."""
     return rows[: -count - 1 : -1] if count > 0 else []
 
 

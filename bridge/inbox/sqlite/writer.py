@@ -1,9 +1,9 @@
 """
-What the writer's thread does: store, index, trim, forget, all in whole transactions.
+Write transactions, run in the writer's thread: append, index, trim, delete.
 
-What waits is done in one transaction, and so paid for with one wait for the disk. If it
-fails because of the store, all of it fails; if it fails because of what one of the jobs
-brought, each is done alone, so that the others do not suffer for it.
+Calls that are queued together share one transaction, and so one wait for the disk. If it
+fails because of the store, all of them fail. If it fails because of the arguments of one
+call, each call is run alone, so the others succeed.
 """
 
 import sqlite3
@@ -17,28 +17,35 @@ from bridge.core.message import Message
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite import statements
+from bridge.inbox.sqlite.database_thread import DatabaseCall
 from bridge.inbox.sqlite.file import StoreFile
-from bridge.inbox.sqlite.unindexed import BLOCK, HEAD, Fresh, Piece, Tail
-from bridge.inbox.sqlite.worker_thread import Job
+from bridge.inbox.sqlite.unindexed import (
+    BLOCK,
+    HEAD,
+    IndexBatch,
+    UnindexedEntries,
+    UnindexedTail,
+)
 
-# Users whose row is kept in memory, some 20 MB at most.
-_KNOWN_USERS: Final = 100_000
-# For each message or mark, rows that are indexed: more than the two that it can make, so
-# that a round comes to its end before the next one could begin.
+# Users whose row is cached in memory, some 20 MB at most.
+_USERS_MAX: Final = 100_000
+# Rows to index for each message or mark that is stored. A message or mark makes at most
+# two rows, so with three a round ends before the next one is due.
 _INDEX_RATE: Final = 3
-_INDEX_LEAST: Final = 100
-# The most that is deleted of one user in one go, unless more is added: with every go, more
-# must be able to leave than came, or one busy user would grow without bound.
+_INDEX_MIN: Final = 100
+# The most that one append deletes of one user: this many rows, or this many times the
+# messages added. An append must be able to delete more than it adds, or the messages of
+# one busy user would grow without bound.
 _TRIM_ROWS: Final = 500
 _TRIM_RATE: Final = 2
-# A sweep indexes so much in one go, and whatever waits at least so often.
+# A sweep indexes this many rows at a time, and starts a round at least this often.
 _SWEEP_ENTRIES: Final = 500
-_ROUND_EACH_S: Final = 3600.0
+_ROUND_INTERVAL_S: Final = 3600.0
 
 
-class Writing:
+class SqliteWriter:
     """
-    The writer's desk: all that changes the file goes through here.
+    The runner of the writer's thread; every change of the file is made here.
 
     `problem` says why the last transaction failed because of the store; ``None`` if it
     did not. It may be read in any thread.
@@ -47,148 +54,148 @@ class Writing:
     def __init__(
         self,
         file: StoreFile,
-        tail: Tail,
+        tail: UnindexedTail,
         *,
         retention: Callable[[], Retention],
         now: Callable[[], float] = time,
     ) -> None:
         self.problem: str | None = None
-        self.epoch = ""
         self._file = file
         self._tail = tail
         self._retention = retention
         self._now = now
-        self._known: dict[str, bytes] = {}  # users, as HEAD has them
+        self._users: dict[str, bytes] = {}  # packed as HEAD, by name
         self._seq = 0
         self._committed_seq = 0
-        self._owed = 0
-        self._rounded_s = now()  # when all that waited had been indexed
-        # Of the transaction that is going on:
-        self._fresh = Fresh()
+        self._index_budget = 0  # rows
+        self._last_round_s = now()
+        # Of the current transaction:
+        self._added = UnindexedEntries()
         self._marks_id = 0
-        self._piece: Piece | None = None
+        self._index_batch: IndexBatch | None = None
 
-    # --- the desk
+    # --- as a runner of calls
 
-    def enter(self) -> sqlite3.Connection:
-        """Take the file and read back what waits to be indexed."""
+    def open_connection(self) -> sqlite3.Connection:
+        """Lock and open the file, and read back its unindexed entries."""
         connection = self._file.connect_writer()
         try:
-            self.epoch = str(statements.meta(connection, "epoch"))
             indexed_seq = int(statements.meta(connection, "indexed_seq"))
             self._seq = self._tail.load(connection, indexed_seq)
         except BaseException as exc:
-            self.leave(connection)
+            self.close_connection(connection)
             if isinstance(exc, sqlite3.Error):
-                raise self._file.error(exc) from exc
+                raise self._file.translate(exc) from exc
             raise
         self._committed_seq = self._seq
         return connection
 
-    def leave(self, connection: sqlite3.Connection) -> None:
-        """Close the file, which moves the write-ahead log into it, and let go of it."""
+    def close_connection(self, connection: sqlite3.Connection) -> None:
+        """Close the connection, which checkpoints the write-ahead log, and unlock."""
         try:
             connection.close()
         finally:
             self._file.release()
 
-    def run(self, connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> None:
-        """Do `jobs` in one transaction, or each in its own if one of them cannot be."""
+    def run(
+        self, connection: sqlite3.Connection, calls: Sequence[DatabaseCall[Any]]
+    ) -> None:
+        """Run `calls` in one transaction, or each in its own if one of them fails."""
         try:
-            results = self._transact(connection, jobs)
-        except Exception as exc:  # noqa: BLE001 - handed to who waits; the thread lives on
-            error = self._file.error(exc)
+            results = self._transact(connection, calls)
+        except Exception as exc:  # noqa: BLE001 - raised to the caller; the thread continues
+            error = self._file.translate(exc)
             if isinstance(error, StoreUnavailableError):
                 self.problem = error.problem
-            elif len(jobs) > 1:
-                for job in jobs:
-                    self.run(connection, (job,))
+            elif len(calls) > 1:
+                for call in calls:
+                    self.run(connection, (call,))
                 return
             if error is not exc:
                 error.__cause__ = exc
-            for job in jobs:
-                job.fail(error)
+            for call in calls:
+                call.fail(error)
         else:
             self.problem = None
-            for job, result in zip(jobs, results, strict=True):
-                job.finish(result)
+            for call, result in zip(calls, results, strict=True):
+                call.finish(result)
 
     def _transact(
-        self, connection: sqlite3.Connection, jobs: Sequence[Job[Any]]
+        self, connection: sqlite3.Connection, calls: Sequence[DatabaseCall[Any]]
     ) -> list[Any]:
         is_committed = False
-        if connection.in_transaction:  # the last one could not even be rolled back
+        if connection.in_transaction:  # the rollback of the last one failed
             connection.rollback()
         try:
             connection.execute("BEGIN IMMEDIATE")
-            results = [job.work(connection) for job in jobs]
+            results = [call.work(connection) for call in calls]
             self._index(connection)
+            # A file that was deleted or replaced accepts commits, and they are lost.
             self._file.verify()
             connection.execute("COMMIT")
             is_committed = True
         finally:
             if is_committed:
-                self._keep()
+                self._after_commit()
             else:
-                self._forget()
+                self._after_rollback()
                 connection.rollback()
         return results
 
-    def _keep(self) -> None:
-        """Let readers see what was committed, before anybody is told of it."""
-        if self._piece is not None:
-            self._tail.drop(self._piece)
-            if self._piece.upto is not None:
-                self._rounded_s = self._now()
-        self._tail.add(self._fresh, seq=self._seq, marks_id=self._marks_id)
+    def _after_commit(self) -> None:
+        """Show the commit to readers, before any caller receives its result."""
+        if self._index_batch is not None:
+            self._tail.remove(self._index_batch)
+            if self._index_batch.upto is not None:
+                self._last_round_s = self._now()
+        self._tail.add(self._added, seq=self._seq, marks_id=self._marks_id)
         self._committed_seq = self._seq
-        self._owed += _INDEX_RATE * self._fresh.count
-        self._end()
-        while len(self._known) > _KNOWN_USERS:
-            del self._known[next(iter(self._known))]
+        self._index_budget += _INDEX_RATE * self._added.count
+        self._reset_transaction()
+        while len(self._users) > _USERS_MAX:
+            del self._users[next(iter(self._users))]
 
-    def _forget(self) -> None:
-        """Let memory be as the file is."""
-        self._known.clear()
+    def _after_rollback(self) -> None:
+        self._users.clear()
         self._seq = self._committed_seq
-        self._end()
+        self._reset_transaction()
 
-    def _end(self) -> None:
-        self._fresh = Fresh()
+    def _reset_transaction(self) -> None:
+        self._added = UnindexedEntries()
         self._marks_id = 0
-        self._piece = None
+        self._index_batch = None
 
-    # --- jobs
+    # --- writes
 
     def append(
         self, connection: sqlite3.Connection, messages: Sequence[Message]
     ) -> list[int | None]:
-        """Store `messages`; the offset of each, ``None`` for a duplicate."""
+        """Store `messages`; return the offset of each, ``None`` for a duplicate."""
         now_s = self._now()
         retention = self._retention()
-        # A block more at least, so that there is a whole one to delete.
+        # At least one block above the limit, so that there is a whole block to delete.
         limit = retention.max_messages + max(BLOCK, retention.max_messages // 8)
-        known = self._known
+        users = self._users
         for message in messages:
-            if message.user not in known:
-                self._meet(connection, message.user)
-        had = self._had(connection, messages, oldest_s=now_s - retention.dedupe_s)
-        fresh = self._fresh
+            if message.user not in users:
+                self._load_or_add_user(connection, message.user)
+        seen = self._seen_ids(connection, messages, now_s - retention.dedupe_s)
+        added = self._added
         unpack, pack = HEAD.unpack, HEAD.pack
-        over: dict[str, int] = {}  # how many came to a user who has too much
+        over_limit: dict[str, int] = {}  # messages added, by user
         offsets: list[int | None] = []
         values: list[object] = []
         seq = self._seq
         for message in messages:
-            user_id, first, last, prev = unpack(known[message.user])
+            user_id, first, last, prev = unpack(users[message.user])
             seen_s = None
             if message.id is not None:
                 key = (user_id, message.id)
-                if key in had:
+                if key in seen:
                     offsets.append(None)
                     continue
-                had.add(key)
-                fresh.ids[key] = seen_s = now_s
+                seen.add(key)
+                added.ids[key] = seen_s = now_s
             seq += 1
             offset = last + 1
             offsets.append(offset)
@@ -196,32 +203,36 @@ class Writing:
                 seq, user_id, offset, prev or None, message.taken_s,
                 message.deadline_s, seen_s, message.id, message.event, message.data,
             )  # fmt: skip
-            head = known[message.user] = pack(user_id, first, offset, seq)
-            fresh.heads[user_id] = head
+            head = users[message.user] = pack(user_id, first, offset, seq)
+            added.heads[user_id] = head
             if not offset % BLOCK:
-                fresh.blocks.setdefault(user_id, []).append((offset, seq))
+                added.blocks.setdefault(user_id, []).append((offset, seq))
             if offset - first >= limit:
-                over[message.user] = over.get(message.user, 0) + 1
-        fresh.count += seq - self._seq
+                over_limit[message.user] = over_limit.get(message.user, 0) + 1
+        added.count += seq - self._seq
         self._seq = seq
         statements.insert(connection, "INSERT INTO messages", values, columns=10)
-        for name, count in over.items():
-            most = max(_TRIM_ROWS, _TRIM_RATE * count)
-            self._trim(connection, name, max_messages=retention.max_messages, most=most)
+        for user, count in over_limit.items():
+            self._trim(
+                connection,
+                user,
+                max_messages=retention.max_messages,
+                delete_max=max(_TRIM_ROWS, _TRIM_RATE * count),
+            )
         return offsets
 
-    def run_errands(
+    def write_background(
         self,
         connection: sqlite3.Connection,
         marks: Mapping[str, int],
-        forgotten: Collection[bytes],
+        ended_trials: Collection[bytes],
     ) -> None:
-        """Move delivered marks forward, where there is a user, and forget trials."""
+        """Move the delivered marks of existing users forward, and delete trials."""
         pairs: dict[int, int] = {}
-        for name, offset in marks.items():
-            user = self._known.get(name) or self._load(connection, name)
-            if user is not None:
-                user_id, _, last, _ = HEAD.unpack(user)
+        for user, offset in marks.items():
+            head = self._users.get(user) or self._load_user(connection, user)
+            if head is not None:
+                user_id, _, last, _ = HEAD.unpack(head)
                 pairs[user_id] = min(offset, last)
         if pairs:
             self._marks_id = self._tail.next_marks_id
@@ -229,16 +240,16 @@ class Writing:
                 "INSERT INTO marks VALUES (?, ?)",
                 (self._marks_id, orjson.dumps(list(pairs.items()))),
             )
-            self._fresh.marks.update(pairs)
-            self._fresh.count += len(pairs)
+            self._added.marks.update(pairs)
+            self._added.count += len(pairs)
         connection.executemany(
-            "DELETE FROM trials WHERE key = ?", [(key,) for key in forgotten]
+            "DELETE FROM trials WHERE key = ?", [(key,) for key in ended_trials]
         )
 
     def note_trial(
         self, connection: sqlite3.Connection, key: bytes, *, is_first: bool
     ) -> int:
-        """Count a trial of this key; all before are forgotten if it `is_first`."""
+        """Count a trial of this key; `is_first` discards the trials before it."""
         found = connection.execute("SELECT count FROM trials WHERE key = ?", (key,))
         row = None if is_first else found.fetchone()
         count = 1 if row is None else int(row[0]) + 1
@@ -248,31 +259,31 @@ class Writing:
         return count
 
     def probe(self, connection: sqlite3.Connection) -> None:
-        """Write something that means nothing, to see whether it can be."""
+        """Write a value without meaning, to find out whether the file can be written."""
         connection.execute(
             "INSERT OR REPLACE INTO bridge VALUES ('probed_s', ?)", (self._now(),)
         )
 
-    def sweep_waiting(self, connection: sqlite3.Connection) -> bool:
+    def sweep_unindexed(self, connection: sqlite3.Connection) -> bool:
         """
-        Index some of what waits, if it waited for too long; true if there may be more.
+        Index some of the tail if a round is overdue; return whether there may be more.
 
-        What is not indexed cannot be deleted, neither for its age nor over the limit.
-        When few messages come, a round would not begin by itself for weeks.
+        Unindexed messages cannot be deleted, neither for their age nor over the limit. At
+        a low message rate it would take weeks until a round starts by size.
         """
         now_s = self._now()
         if not self._tail.count:
             return False
-        taken_s = statements.oldest_waiting_s(connection)
-        is_old = taken_s is not None and (taken_s < now_s - self._retention().max_age_s)
-        if not is_old and now_s - self._rounded_s < _ROUND_EACH_S:
+        taken_s = statements.oldest_unindexed_s(connection)
+        is_old = taken_s is not None and taken_s < now_s - self._retention().max_age_s
+        if not is_old and now_s - self._last_round_s < _ROUND_INTERVAL_S:
             return False
         self._tail.begin_round()
-        self._owed = max(self._owed, _SWEEP_ENTRIES)
+        self._index_budget = max(self._index_budget, _SWEEP_ENTRIES)
         return True
 
     def sweep_messages(self, connection: sqlite3.Connection) -> bool:
-        """Delete some messages that are over their age; true if there may be more."""
+        """Delete some messages and trials that are too old; return whether more may be."""
         oldest_s = self._now() - self._retention().max_age_s
         connection.execute("DELETE FROM trials WHERE noted_s < ?", (oldest_s,))
         return statements.delete_older(connection, oldest_s)
@@ -280,85 +291,83 @@ class Writing:
     def sweep_ids(
         self, connection: sqlite3.Connection, after: tuple[int, str]
     ) -> tuple[int, str] | None:
-        """Forget some ids behind the key `after`; the next key, ``None`` at the end."""
+        """Delete old ids above the key `after`; return the next key, ``None`` at the end."""
         oldest_s = self._now() - self._retention().dedupe_s
-        return statements.forget_ids(connection, after, oldest_s)
+        return statements.delete_old_ids(connection, after, oldest_s)
 
     # --- users
 
-    def _meet(self, connection: sqlite3.Connection, name: str) -> None:
-        """Let a user be known, who may be new."""
-        if self._load(connection, name) is None:
+    def _load_or_add_user(self, connection: sqlite3.Connection, user: str) -> None:
+        if self._load_user(connection, user) is None:
             user_id = connection.execute(
-                "INSERT INTO users (user) VALUES (?)", (name,)
+                "INSERT INTO users (user) VALUES (?)", (user,)
             ).lastrowid
             assert user_id is not None  # noqa: S101 - an INSERT has one
-            self._known[name] = HEAD.pack(user_id, 1, 0, 0)
+            self._users[user] = HEAD.pack(user_id, 1, 0, 0)
 
-    def _load(self, connection: sqlite3.Connection, name: str) -> bytes | None:
+    def _load_user(self, connection: sqlite3.Connection, user: str) -> bytes | None:
         row = connection.execute(
             "SELECT id, first, coalesce(last, 0), coalesce(seq, 0)"
             " FROM users LEFT JOIN heads ON user_id = id WHERE user = ?",
-            (name,),
+            (user,),
         ).fetchone()
         if row is None:
             return None
         user_id, first, *head = row
         last, seq = max(self._tail.of(user_id).head, tuple(head))
-        user = self._known[name] = HEAD.pack(user_id, first, last, seq)
-        return user
+        packed = self._users[user] = HEAD.pack(user_id, first, last, seq)
+        return packed
 
     # --- ids
 
-    def _had(
+    def _seen_ids(
         self,
         connection: sqlite3.Connection,
         messages: Sequence[Message],
-        *,
         oldest_s: float,
     ) -> set[tuple[int, str]]:
-        """Find which of the ids of `messages` their users have had since `oldest_s`."""
-        had: set[tuple[int, str]] = set()
+        """Return the ids of `messages` that were stored since `oldest_s`."""
+        seen: set[tuple[int, str]] = set()
         unknown: list[tuple[int, str]] = []
-        fresh_ids = self._fresh.ids
+        added_ids = self._added.ids
         for message in messages:
             if message.id is None:
                 continue
-            key = (HEAD.unpack(self._known[message.user])[0], message.id)
-            seen_s = fresh_ids.get(key) or self._tail.seen_s(*key)
+            key = (HEAD.unpack(self._users[message.user])[0], message.id)
+            seen_s = added_ids.get(key) or self._tail.seen_s(*key)
             if seen_s is None:
                 unknown.append(key)
             elif seen_s >= oldest_s:
-                had.add(key)
-        had.update(statements.find_ids(connection, unknown, oldest_s))
-        return had
+                seen.add(key)
+        seen.update(statements.find_ids(connection, unknown, oldest_s))
+        return seen
 
     # --- the index
 
     def _index(self, connection: sqlite3.Connection) -> None:
-        """Index a piece of what waits, in proportion to what is stored."""
-        if self._owed < min(_INDEX_LEAST, self._tail.round_entries):
+        """Index a part of the tail, in proportion to the messages stored."""
+        if self._index_budget < min(_INDEX_MIN, self._tail.round_entries):
             return
-        self._piece = self._tail.next_piece(self._owed)
-        self._owed = 0
-        if self._piece is not None:
-            statements.index(connection, self._piece)
+        self._index_batch = self._tail.next_batch(self._index_budget)
+        self._index_budget = 0
+        if self._index_batch is not None:
+            statements.index(connection, self._index_batch)
 
     def _trim(
         self,
         connection: sqlite3.Connection,
-        name: str,
+        user: str,
         *,
         max_messages: int,
-        most: int,
+        delete_max: int,
     ) -> None:
         """
-        Delete what one user has too much, or the oldest `most` of it.
+        Delete the oldest messages of `user` above the limit, at most `delete_max`.
 
-        Readers count themselves what is over the limit, so this may lag.
+        Readers apply the limit themselves, so the deletion may lag behind.
         """
-        user_id, first, last, seq = HEAD.unpack(self._known[name])
-        upto = min(last - max_messages + 1, first + most)
-        upto -= (upto - 1) % BLOCK  # whole blocks
-        statements.delete_before(connection, user_id, upto)
-        self._known[name] = HEAD.pack(user_id, upto, last, seq)
+        user_id, first, last, seq = HEAD.unpack(self._users[user])
+        before = min(last - max_messages + 1, first + delete_max)
+        before -= (before - 1) % BLOCK  # whole blocks
+        statements.delete_before(connection, user_id, before)
+        self._users[user] = HEAD.pack(user_id, before, last, seq)

@@ -14,8 +14,8 @@ from bridge.core.message import Message
 from bridge.core.redis_address import parse_redis
 from bridge.errors import MigrationRefusedError, StoreUnavailableError
 from bridge.inbox.contract import Retention
-from bridge.inbox.migration.migrate import Outcome, carry
-from bridge.inbox.migration.model import Amount, Load, Waybill
+from bridge.inbox.migration.migrate import MigrationResult, migrate
+from bridge.inbox.migration.model import MigrationBatch, MigrationTotals, SourceIdentity
 from bridge.inbox.redis.migration_target import RedisTarget
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.sqlite.migration_source import SqliteSource
@@ -66,16 +66,16 @@ def store(redis_server: RedisServer) -> Store:
     return Store(redis_server)
 
 
-def quiet(doing: str, done: Amount, there: Amount) -> None:
+def quiet(activity: str, done: MigrationTotals, totals: MigrationTotals) -> None:
     """Say nothing."""
 
 
 async def carry_into(
     target: RedisTarget, path: Path, *, is_dry_run: bool = False
-) -> Outcome:
+) -> MigrationResult:
     try:
         source = SqliteSource(str(path), dedupe_s=RETENTION.dedupe_s)
-        return await carry(source, target, is_dry_run=is_dry_run, tell=quiet)
+        return await migrate(source, target, is_dry_run=is_dry_run, on_progress=quiet)
     finally:
         await target.close()
 
@@ -114,10 +114,10 @@ async def test_twenty_thousand_messages_arrive_and_positions_stay_valid(
     """Epoch, offsets, marks, deadlines, data: all that a page's position is made of."""
     await fill(str(path), Filling(messages=20_000, users=200), RETENTION)
 
-    outcome = await carry_into(store.target(), path)
+    result = await carry_into(store.target(), path)
 
-    assert outcome.is_done
-    assert (outcome.put.users, outcome.put.messages) == (200, 20_000)
+    assert result.is_done
+    assert (result.copied.users, result.copied.messages) == (200, 20_000)
     await assert_the_same(path, store, users=200)
 
 
@@ -151,27 +151,27 @@ async def file_opened(path: Path) -> AsyncIterator[SqliteInbox]:
 async def test_an_interrupted_carry_goes_on_and_repeats_nothing(
     path: Path, store: Store, breaks_after: int
 ) -> None:
-    """A load may be there and not noted: that is what a kill -9 between the two leaves."""
+    """A batch may be there and not noted: that is what a kill -9 between the two leaves."""
     await fill(str(path), Filling(messages=5000, users=50), RETENTION)
 
     class Broken(RedisTarget):
-        loads = 0
+        batch_count = 0
 
-        async def put(self, load: Load) -> None:
-            self.loads += 1
-            if self.loads == breaks_after:
-                await self._ask_many(self.commands_of(load))
+        async def write(self, batch: MigrationBatch) -> None:
+            self.batch_count += 1
+            if self.batch_count == breaks_after:
+                await self._ask_many(self.commands_of(batch))
                 raise BrokenError
-            await super().put(load)
+            await super().write(batch)
 
     broken = store.target()
     broken.__class__ = Broken
     with pytest.raises(BrokenError):
         await carry_into(broken, path)
-    outcome = await carry_into(store.target(), path)
+    result = await carry_into(store.target(), path)
 
-    assert outcome.is_done
-    assert outcome.is_resumed == (breaks_after > 1)
+    assert result.is_done
+    assert result.is_resumed == (breaks_after > 1)
     await assert_the_same(path, store, users=50)
 
 
@@ -179,11 +179,11 @@ async def test_bridges_wait_until_all_is_there(path: Path, store: Store) -> None
     """One that began too early would give out offsets that are taken."""
     await fill(str(path), Filling(messages=100, users=3), RETENTION)
     source = SqliteSource(str(path), dedupe_s=600)
-    waybill = source.open()
+    identity = source.open()
     source.close()
     target = store.target()
     await target.open()
-    await target.begin(waybill)
+    await target.begin(identity)
     try:
         with pytest.raises(StoreUnavailableError, match="bridge inbox carry"):
             async with store.opened():
@@ -226,18 +226,18 @@ async def test_a_file_that_was_used_again_since_is_refused(
 async def test_of_two_carries_that_begin_at_once_one_is_refused(store: Store) -> None:
     """Both saw an empty store; the inboxes of two files in one would be no one's."""
     first, second = store.target(), store.target()
-    ours, theirs = Waybill("a" * 10, "1-2"), Waybill("b" * 10, "1-2")
+    ours, theirs = SourceIdentity("a" * 10, "1-2"), SourceIdentity("b" * 10, "1-2")
     try:
         for target in (first, second):
             await target.open()
-        assert (await first.look(ours), await second.look(theirs)) == (0, 0)
+        assert (await first.progress(ours), await second.progress(theirs)) == (0, 0)
 
         await first.begin(ours)
         with pytest.raises(MigrationRefusedError, match="of another file"):
             await second.begin(theirs)
 
         await first.begin(ours)  # as one that is resumed
-        assert await first.look(ours) == 0
+        assert await first.progress(ours) == 0
     finally:
         for target in (first, second):
             await target.close()
@@ -249,15 +249,15 @@ async def test_a_bridge_that_writes_meanwhile_is_noticed(
     """It was connected before the carry began; nothing else would tell."""
     await fill(str(path), Filling(messages=100, users=3), RETENTION)
     target = store.target()
-    put = target.put
+    write = target.write
 
     async with store.opened() as inbox:
 
-        async def put_late(load: Load) -> None:
+        async def write_late(batch: MigrationBatch) -> None:
             await inbox.append([Message("user-1", "m", b"mine", time.time())])
-            await put(load)
+            await write(batch)
 
-        target.put = put_late  # type: ignore[method-assign] # a bridge at the worst moment
+        target.write = write_late  # type: ignore[method-assign] # a bridge at the worst moment
         with pytest.raises(MigrationRefusedError, match="a bridge wrote into it"):
             await carry_into(target, path)
 
@@ -266,7 +266,7 @@ async def test_a_dry_run_leaves_no_key(path: Path, store: Store) -> None:
     """It is asked before anything is decided."""
     await fill(str(path), Filling(messages=100, users=3), RETENTION)
 
-    outcome = await carry_into(store.target(), path, is_dry_run=True)
+    result = await carry_into(store.target(), path, is_dry_run=True)
 
-    assert outcome.there.messages == 100
+    assert result.source.messages == 100
     assert await store.keys() == []

@@ -25,7 +25,7 @@ async def block_writer(inbox: SqliteInbox) -> tuple[threading.Event, list[str]]:
         go_on.wait(10)
         connection.set_trace_callback(statements.append)
 
-    inbox._writer.submit(wait)
+    inbox._writer_thread.submit(wait)
     await eventually(stopped.is_set)
     return go_on, statements
 
@@ -133,7 +133,7 @@ async def test_appends_that_wait_together_are_one_commit(opened: Opened) -> None
                 tasks.create_task(inbox.append([message("alice", b"%d" % number)]))
                 for number in range(10)
             ]
-            waiting = inbox._writer._queue
+            waiting = inbox._writer_thread._queue
             assert waiting is not None
             await eventually(lambda: waiting.qsize() == 10)
             go_on.set()
@@ -195,7 +195,7 @@ async def test_an_append_that_is_cancelled_leaves_the_store_as_good(
         [first] = await inbox.append([message("alice", b"stored")])
         begun = asyncio.ensure_future(inbox.append([message("alice", b"begun")]))
         await asyncio.sleep(0)
-        await eventually(lambda: inbox._writer.busy_s or begun.done())
+        await eventually(lambda: inbox._writer_thread.busy_s or begun.done())
         begun.cancel()
         await inbox.append([message("alice", b"last")])
         found = [each.message.data for each in await read_all(inbox, "alice")]

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from bridge.inbox.contract import Retention
-from bridge.inbox.sqlite.chain import rows as chain_rows
-from bridge.inbox.sqlite.chain import rows_back
+from bridge.inbox.sqlite.chain import rows_after, rows_before
 from bridge.inbox.sqlite.store import SqliteInbox
 from tests.contract.inbox.files import Clock, Opened, message, read_all, rows
 
@@ -18,7 +17,7 @@ async def offsets(
 ) -> tuple[list[int], list[int]]:
     """Return alice's offsets between two, forwards and backwards."""
     user_id = 1
-    tail = inbox._reading._tail.of(user_id)
+    tail = inbox._reader._tail.of(user_id)
 
     def read(connection: sqlite3.Connection) -> tuple[list[int], list[int]]:
         seq = max(
@@ -27,15 +26,15 @@ async def offsets(
                 "SELECT coalesce(max(seq), 0) FROM heads WHERE user_id = ?", (user_id,)
             ).fetchone(),
         )
-        there = chain_rows(
+        there = rows_after(
             connection, user_id, seq, tail, after=first - 1, columns="user_id"
         )
-        back = rows_back(
+        back = rows_before(
             connection, user_id, seq, tail, first=first, before=before, columns="event"
         )
         return [row[0] for row in there if row[0] < before], [row[0] for row in back]
 
-    return await inbox._reader.submit(read)
+    return await inbox._reader_thread.submit(read)
 
 
 @pytest.mark.parametrize("round_entries", [1000, 7])
@@ -96,9 +95,11 @@ async def test_marks_alone_do_not_pile_up(opened: Opened, path: Path) -> None:
     async with opened(round_entries=50) as inbox:
         await inbox.append([message("alice", b"1")] * 90)
         for offset in range(1, 91):
-            await inbox._writer.submit(
+            await inbox._writer_thread.submit(
                 partial(
-                    inbox._writing.run_errands, marks={"alice": offset}, forgotten=()
+                    inbox._writer.write_background,
+                    marks={"alice": offset},
+                    ended_trials=(),
                 )
             )
         assert (await inbox.state("alice")).delivered == 90

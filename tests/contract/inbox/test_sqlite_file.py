@@ -122,7 +122,7 @@ async def test_a_file_of_something_else_is_refused_and_left_alone(
         connection.execute("CREATE TABLE theirs (x)")
     before = contents(path)
 
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="another program"):
         async with opened():
             pass
 

@@ -12,8 +12,14 @@ from bridge.core.message import Message, Stored
 from bridge.enums import SyncReason
 from bridge.errors import ConfigError, MigrationRefusedError, StoreInUseError
 from bridge.inbox.contract import Retention
-from bridge.inbox.migration.migrate import carry
-from bridge.inbox.migration.model import Amount, CarriedInbox, Held, Load, Waybill
+from bridge.inbox.migration.migrate import migrate
+from bridge.inbox.migration.model import (
+    InboxCount,
+    InboxNumbers,
+    MigrationBatch,
+    MigrationTotals,
+    SourceIdentity,
+)
 from bridge.inbox.sqlite.migration_source import SqliteSource
 from bridge.inbox.sqlite.store import SqliteInbox
 from tests.contract.inbox.files import Clock, Opened
@@ -31,13 +37,13 @@ class Shelf:
     """A target in memory that holds what was put, as the protocol has it."""
 
     description: str = "shelf:"
-    inboxes: dict[str, CarriedInbox] = field(default_factory=dict)
+    inboxes: dict[str, InboxNumbers] = field(default_factory=dict)
     messages: dict[str, dict[int, Stored]] = field(default_factory=dict)
     ids: dict[str, dict[str, float]] = field(default_factory=dict)
-    waybill: Waybill | None = None
+    identity: SourceIdentity | None = None
     upto: int = 0
     is_done: bool = False
-    loads: int = 0
+    batch_count: int = 0
     breaks_after: int | None = None
 
     async def open(self) -> None:
@@ -46,42 +52,44 @@ class Shelf:
     async def close(self) -> None:
         """Nothing to do."""
 
-    async def look(self, waybill: Waybill) -> int | None:
+    async def progress(self, identity: SourceIdentity) -> int | None:
         """Go on where it was."""
-        if self.waybill not in {None, waybill}:
+        if self.identity not in {None, identity}:
             raise MigrationRefusedError(self.description, "something else is there")
         return None if self.is_done else self.upto
 
-    async def begin(self, waybill: Waybill) -> None:
+    async def begin(self, identity: SourceIdentity) -> None:
         """Note it."""
-        self.waybill = waybill
+        self.identity = identity
 
-    async def put(self, load: Load) -> None:
+    async def write(self, batch: MigrationBatch) -> None:
         """Keep it, and note how far it is only where it does not break."""
-        self.loads += 1
-        for portion in load.portions:
-            user = portion.inbox.user
-            self.inboxes[user] = portion.inbox
+        self.batch_count += 1
+        for part in batch.parts:
+            user = part.inbox.user
+            self.inboxes[user] = part.inbox
             kept = self.messages.setdefault(user, {})
-            for stored in portion.messages:
+            for stored in part.messages:
                 assert kept.get(stored.offset, stored) == stored
                 kept[stored.offset] = stored
-            self.ids.setdefault(user, {}).update(portion.ids)
-        if self.loads == self.breaks_after:
+            self.ids.setdefault(user, {}).update(part.ids)
+        if self.batch_count == self.breaks_after:
             raise BrokenError
-        self.upto = load.upto
+        self.upto = batch.upto
 
-    async def held(self, users: Sequence[str]) -> Sequence[Held]:
+    async def counts(self, users: Sequence[str]) -> Sequence[InboxCount]:
         """Say what is there."""
-        return [Held(self.inboxes[user], len(self.messages[user])) for user in users]
+        return [
+            InboxCount(self.inboxes[user], len(self.messages[user])) for user in users
+        ]
 
-    async def finish(self, waybill: Waybill) -> None:
+    async def finish(self, identity: SourceIdentity) -> None:
         """Note that it is done."""
-        assert waybill == self.waybill
+        assert identity == self.identity
         self.is_done = True
 
 
-def quiet(doing: str, done: Amount, there: Amount) -> None:
+def quiet(activity: str, done: MigrationTotals, totals: MigrationTotals) -> None:
     """Say nothing."""
 
 
@@ -97,15 +105,15 @@ async def test_all_that_a_file_holds_arrives_as_a_bridge_would_read_it(
     await fill(str(path), Filling(messages=5000, users=40), RETENTION)
     shelf = Shelf()
 
-    outcome = await carry(source(path), shelf, is_dry_run=False, tell=quiet)
+    result = await migrate(source(path), shelf, is_dry_run=False, on_progress=quiet)
 
-    assert outcome.is_done
-    assert outcome.there == Amount(users=40, messages=5000, ids=1250)
-    assert replace(outcome.put, bytes=0) == outcome.there
+    assert result.is_done
+    assert result.source == MigrationTotals(users=40, messages=5000, ids=1250)
+    assert replace(result.copied, data_bytes=0) == result.source
     inbox = SqliteInbox(str(path), RETENTION)
     await inbox.open()
     try:
-        assert outcome.epoch == inbox.epoch
+        assert result.epoch == inbox.epoch
         for user, carried in shelf.inboxes.items():
             state = await inbox.state(user)
             assert (carried.first, carried.last) == (state.first, state.last)
@@ -134,7 +142,7 @@ async def test_what_is_gone_from_an_inbox_is_told_with_its_reason(
         await inbox.sweep()  # what is over its age goes
     shelf = Shelf()
 
-    await carry(source(path, clock), shelf, is_dry_run=False, tell=quiet)
+    await migrate(source(path, clock), shelf, is_dry_run=False, on_progress=quiet)
 
     for user, offset in (("limit", 301), ("age", 31)):
         inbox_ = shelf.inboxes[user]
@@ -157,7 +165,7 @@ async def test_what_was_over_the_limit_is_not_carried(
             )
     shelf = Shelf()
 
-    await carry(source(path, clock), shelf, is_dry_run=False, tell=quiet)
+    await migrate(source(path, clock), shelf, is_dry_run=False, on_progress=quiet)
 
     ann = shelf.inboxes["ann"]
     assert 100 <= ann.last - ann.first + 1 == len(shelf.messages["ann"]) <= 150
@@ -174,7 +182,7 @@ async def test_only_ids_within_the_window_are_carried(
         await inbox.append([Message("ann", "m", b"2", clock(), "new")])
     shelf = Shelf()
 
-    await carry(source(path, clock), shelf, is_dry_run=False, tell=quiet)
+    await migrate(source(path, clock), shelf, is_dry_run=False, on_progress=quiet)
 
     assert shelf.ids["ann"] == {"new": clock()}
 
@@ -183,38 +191,38 @@ async def test_only_ids_within_the_window_are_carried(
 async def test_a_carry_that_was_interrupted_goes_on_and_ends_in_the_same(
     path: Path, breaks_after: int
 ) -> None:
-    """It repeats at most one load, and what it repeats changes nothing."""
+    """It repeats at most one batch, and what it repeats changes nothing."""
     await fill(str(path), Filling(messages=5000, users=40), RETENTION)
     whole, broken = Shelf(), Shelf(breaks_after=breaks_after)
-    await carry(source(path), whole, is_dry_run=False, tell=quiet)
+    await migrate(source(path), whole, is_dry_run=False, on_progress=quiet)
 
     with pytest.raises(BrokenError):
-        await carry(source(path), broken, is_dry_run=False, tell=quiet)
-    outcome = await carry(source(path), broken, is_dry_run=False, tell=quiet)
+        await migrate(source(path), broken, is_dry_run=False, on_progress=quiet)
+    result = await migrate(source(path), broken, is_dry_run=False, on_progress=quiet)
 
-    assert outcome.is_done
-    assert broken.loads <= whole.loads + 2
+    assert result.is_done
+    assert broken.batch_count <= whole.batch_count + 2
     assert broken.messages == whole.messages
     assert broken.inboxes == whole.inboxes
     assert broken.ids == whole.ids
 
 
 async def test_one_large_inbox_travels_in_loads_of_bounded_size(path: Path) -> None:
-    """Memory is bounded by the load, not by the user who has most."""
+    """Memory is bounded by the batch, not by the user who has most."""
     filling = Filling(messages=3000, users=1, data_bytes=2000, with_ids=1)
     await fill(str(path), filling, replace(RETENTION, max_messages=5000))
     reading = source(path)
     reading.open()
     try:
-        loads = list(reading.loads(after=0))
+        batches = list(reading.batches(after=0))
     finally:
         reading.close()
 
-    for load in loads:
-        messages = [m for portion in load.portions for m in portion.messages]
+    for batch in batches:
+        messages = [m for part in batch.parts for m in part.messages]
         assert sum(len(each.message.data) for each in messages) <= 1 << 20
-        assert sum(len(portion.ids) for portion in load.portions) <= 1000
-    assert [load.upto for load in loads] == [0] * (len(loads) - 1) + [1]
+        assert sum(len(part.ids) for part in batch.parts) <= 1000
+    assert [batch.upto for batch in batches] == [0] * (len(batches) - 1) + [1]
 
 
 async def test_a_dry_run_puts_nothing_and_a_finished_carry_is_not_repeated(
@@ -224,14 +232,14 @@ async def test_a_dry_run_puts_nothing_and_a_finished_carry_is_not_repeated(
     await fill(str(path), Filling(messages=100, users=3), RETENTION)
     shelf = Shelf()
 
-    dry = await carry(source(path), shelf, is_dry_run=True, tell=quiet)
-    assert (dry.there.messages, shelf.waybill) == (100, None)
-    await carry(source(path), shelf, is_dry_run=False, tell=quiet)
-    loads = shelf.loads
-    again = await carry(source(path), shelf, is_dry_run=False, tell=quiet)
+    dry = await migrate(source(path), shelf, is_dry_run=True, on_progress=quiet)
+    assert (dry.source.messages, shelf.identity) == (100, None)
+    await migrate(source(path), shelf, is_dry_run=False, on_progress=quiet)
+    batches = shelf.batch_count
+    again = await migrate(source(path), shelf, is_dry_run=False, on_progress=quiet)
 
     assert again.is_done
-    assert shelf.loads == loads
+    assert shelf.batch_count == batches
 
 
 async def test_a_file_that_a_bridge_holds_is_refused(
@@ -240,7 +248,7 @@ async def test_a_file_that_a_bridge_holds_is_refused(
     """It would go on storing in the file what the fleet never sees."""
     async with opened():
         with pytest.raises(StoreInUseError, match=str(os.getpid())):
-            await carry(source(path), Shelf(), is_dry_run=True, tell=quiet)
+            await migrate(source(path), Shelf(), is_dry_run=True, on_progress=quiet)
 
 
 async def test_a_bridge_is_refused_while_its_file_is_carried(
@@ -261,8 +269,8 @@ async def test_a_bridge_is_refused_while_its_file_is_carried(
 
 async def test_a_file_that_is_not_there_is_not_made(path: Path) -> None:
     """A mistyped path must not end in an empty fleet."""
-    with pytest.raises(ConfigError, match="no such file"):
-        await carry(source(path), Shelf(), is_dry_run=False, tell=quiet)
+    with pytest.raises(ConfigError, match="does not exist"):
+        await migrate(source(path), Shelf(), is_dry_run=False, on_progress=quiet)
 
     assert not await asyncio.to_thread(path.exists)
 
@@ -273,11 +281,11 @@ async def test_a_store_that_does_not_hold_what_was_put_is_told(path: Path) -> No
     shelf = Shelf()
 
     class Forgetful(Shelf):
-        async def held(self, users: Sequence[str]) -> Sequence[Held]:
-            found = await shelf.held(users)
+        async def counts(self, users: Sequence[str]) -> Sequence[InboxCount]:
+            found = await shelf.counts(users)
             return [replace(each, messages=each.messages - 1) for each in found]
 
     forgetful = Forgetful(inboxes=shelf.inboxes, messages=shelf.messages)
-    with pytest.raises(MigrationRefusedError, match="does not hold what was put"):
-        await carry(source(path), forgetful, is_dry_run=False, tell=quiet)
+    with pytest.raises(MigrationRefusedError, match="does not hold what was copied"):
+        await migrate(source(path), forgetful, is_dry_run=False, on_progress=quiet)
     assert not forgetful.is_done
