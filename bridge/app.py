@@ -30,7 +30,7 @@ from bridge.wiring import (
     publish_keys_of,
     retention,
     schemas_of,
-    server_options,
+    socket_options,
     token_rules,
 )
 
@@ -134,7 +134,7 @@ class Bridge:
             "publisher": parts.publisher.run(),
             "intake": self._consume(),
             "pipeline": parts.pipeline.run(),
-            "sockets": parts.sockets.run(),
+            "sockets": parts.sockets.engine.run(),
             "store": parts.inbox_maintenance.run(),
             "gauges": parts.gauges.run(),
             "jobs": parts.jobs.run(),
@@ -179,7 +179,7 @@ class Bridge:
             settings.host,
             settings.port,
             "BRIDGE_PORT",
-            site=parts.sockets.site,
+            site=parts.sockets.engine.site,
         )
         if self._place is not None:
             return Listening(public_url, operator_url="")
@@ -203,7 +203,7 @@ class Bridge:
         parts = self.components
         parts.readiness.start_draining()
         # A window that connected now would have to reconnect in a moment.
-        parts.sockets.open_no_more()
+        parts.sockets.engine.stop_accepting()
         within_s = self.settings.drain_timeout
         deadline_s = asyncio.get_running_loop().time() + within_s
         log.info("bridge.draining", within_s=within_s, windows=len(parts.sockets.rooms))
@@ -256,7 +256,7 @@ class Bridge:
         if "log_level" in applied:
             set_log_level(new.log_level)
         parts.inbox.retention = retention(new)
-        parts.sockets.apply(server_options(new))
+        parts.sockets.apply(socket_options(new))
         parts.pipeline.replace_rules(MessageLimits(new.max_message_bytes), schemas)
         parts.event_check.replace(schemas)
         parts.publish_endpoint.replace_limit(new.max_message_bytes)

@@ -61,8 +61,10 @@ from bridge.pipeline import Pipeline
 from bridge.readiness import Readiness
 from bridge.schema_folder import load_schemas
 from bridge.settings.model import Settings
-from bridge.sockets.engineio.server import Admission, Bounds
-from bridge.sockets.server import BridgeServer, ServerOptions
+from bridge.sockets.engineio.handshake import HandshakePolicy
+from bridge.sockets.engineio.session import SessionLimits
+from bridge.sockets.options import SocketOptions
+from bridge.sockets.server import SocketIOServer
 from bridge.tracing import open_tracing
 
 # A batch of SQLite costs a commit with its fsync. This wait is shorter than that on most
@@ -104,8 +106,8 @@ class Components:
 
         self.inbox = inbox = inbox_of(settings)
         self.inbox_maintenance = InboxMaintenance(inbox)
-        self.sockets = BridgeServer(
-            server_options(settings),
+        self.sockets = SocketIOServer(
+            socket_options(settings),
             inbox=inbox,
             verifier=self.verifier,
             metrics=metrics,
@@ -156,7 +158,7 @@ class Components:
         self.publish_keys = Keys(publish_keys_of(settings), setting="BRIDGE_API_KEY")
         self.public_app = public_app(
             unready_reasons=readiness.unready_reasons,
-            route_sockets=self.sockets.route,
+            route_sockets=self.sockets.engine.route,
             legacy=legacy_endpoint(
                 settings, self.messages, self.publish_keys, self.event_check
             ),
@@ -362,17 +364,19 @@ def token_rules(settings: Settings) -> TokenRules:
 # --- HTTP and sockets
 
 
-def server_options(settings: Settings) -> ServerOptions:
+def socket_options(settings: Settings) -> SocketOptions:
     """Return the limits of windows and the rules of admission."""
-    return ServerOptions(
-        bounds=Bounds(
+    return SocketOptions(
+        limits=SessionLimits(
             outbound_bytes=settings.slow_client_bytes,
             events_per_second=settings.max_events_per_second,
-            windows_per_user=settings.max_windows_per_user,
-            windows_per_address=settings.max_windows_per_address,
+            sessions_per_address=settings.max_windows_per_address,
             connect_s=settings.connect_timeout,
+            ping_interval_s=settings.ping_interval,
+            ping_timeout_s=settings.ping_timeout,
+            max_packet_bytes=settings.max_event_bytes,
         ),
-        admission=Admission(
+        policy=HandshakePolicy(
             origins=OriginRules(
                 allowed=frozenset(settings.allowed_origins),
                 allows_any=settings.dangerously_allow_any_origin,
@@ -381,9 +385,7 @@ def server_options(settings: Settings) -> ServerOptions:
             ),
             trusted_proxies=parse_networks(settings.trusted_proxies),
         ),
-        ping_interval_s=settings.ping_interval,
-        ping_timeout_s=settings.ping_timeout,
-        max_event_bytes=settings.max_event_bytes,
+        windows_per_user=settings.max_windows_per_user,
         cookie=settings.jwt_cookie,
         leeway_s=settings.jwt_leeway,
         name=settings.name,

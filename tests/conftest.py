@@ -67,7 +67,7 @@ def blocking_calls_fail(request: pytest.FixtureRequest) -> Iterator[None]:
         for call in ("io.BufferedReader.read", "os.listdir"):
             blocking.functions[call].can_block_in("process_collector.py", "collect")
         # Once, before the first window.
-        blocking.functions["os.unlink"].can_block_in("handover.py", "run")
+        blocking.functions["os.unlink"].can_block_in("fd_passing.py", "run")
         yield
 
 

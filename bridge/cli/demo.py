@@ -222,7 +222,7 @@ class _Demo:
         """Cut a window's connection without a word, as a bad network would."""
         for window in self.bridge.components.sockets.rooms:
             if window.sid == sid:
-                window.carrier.end("cut by the demo", abort=True)
+                window.session.close("cut by the demo", abort=True)
                 return True
         return False
 

@@ -24,7 +24,7 @@ from bridge.core.fleet import (
 )
 from bridge.core.journal import Journal, JournalEntry
 from bridge.logging import user_hash
-from bridge.sockets.server import BridgeServer
+from bridge.sockets.server import SocketIOServer
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +91,7 @@ class FleetView:
 
     def __init__(
         self,
-        sockets: BridgeServer,
+        sockets: SocketIOServer,
         journal: Journal,
         *,
         name: str = "",
@@ -261,7 +261,7 @@ class FleetView:
                 live=window.is_live,
                 waiting_bytes=window.waiting_bytes,
             )
-            for window in self._sockets.windows_of(user)
+            for window in self._sockets.report_windows(user)
         ]
         return _WindowsAnswer(windows=facts, last_connect_s=self.last_connect_s(user))
 

@@ -1,19 +1,25 @@
 """
-How a session becomes a window: verify, keep a place, look at the inbox, join, reply.
+Admission: authenticate and limit a connecting client, then join it to its user's room.
 
-Joining is the last thing and awaits nothing, so whatever fails before it leaves nothing
-in a room (traps 1.2, row 2), and whatever happens meanwhile is seen.
+Joining comes last and awaits nothing. So a failure before it leaves nothing in a room, and
+the state of the session is checked in the same step as it changes.
 """
 
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import time
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
+from bridge.auth.jwt import TokenVerifier
 from bridge.core import packets
-from bridge.core.identity import ConnectOptions, Identity, parse_connect_auth
+from bridge.core.identity import (
+    ConnectOptions,
+    Identity,
+    parse_connect_auth,
+    request_token,
+)
 from bridge.core.packets import Packet
 from bridge.core.position import Position, render_recovery_id, user_epoch
 from bridge.core.refused_origins import RefusedOrigins
@@ -22,201 +28,183 @@ from bridge.enums import Refusal
 from bridge.errors import KeysUnavailableError, RefusedError, StoreUnavailableError
 from bridge.inbox.contract import InboxReader
 from bridge.metrics import Metrics
-from bridge.sockets.engineio.session import Carrier
+from bridge.sockets.engineio.session import EngineSession
+from bridge.sockets.options import SocketOptions
+from bridge.sockets.replay import Replayer
 from bridge.sockets.rooms import Rooms
-from bridge.sockets.window import Window
+from bridge.sockets.window import Window, window_of
 
 log = structlog.get_logger(__name__)
 
-_LET_IN: Final = ConnectOptions()
-_TWICE: Final = "this connection is a window already"
+_ALREADY_CONNECTED: Final = "this session is connected already"
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admission:
     """
-    A window in its room, its gate closed, and what it has yet to get.
+    Turns sessions into windows. `verifier` is `None` in open mode.
+
+    In open mode a session is connected without a user at first; the event `join` names
+    the user.
 
     Attributes:
-        last: The newest offset of its inbox when that was looked at.
-
-    """
-
-    window: Window
-    plan: ReplayPlan
-    last: int
-
-
-class Verifier(Protocol):
-    """Checks tokens (the room `auth`)."""
-
-    async def verify(self, token: str) -> Identity:
-        """Return whose token it is; RefusedError, KeysUnavailableError otherwise."""
-
-
-class Entrance:
-    """
-    Where pages come in. `verifier` is `None` in open mode.
-
-    Attributes:
-        cookie: Name of the cookie that may hold a token.
-        windows_per_user: At a time.
-        is_closed: Whether nobody is let in any more.
-        refused_origins: Whose pages were refused lately.
+        refused_origins: The origins that were refused lately.
 
     """
 
     def __init__(
         self,
+        options: SocketOptions,
         *,
         rooms: Rooms,
+        replayer: Replayer,
         inbox: InboxReader,
-        verifier: Verifier | None,
+        verifier: TokenVerifier | None,
         metrics: Metrics,
     ) -> None:
-        self.journal = rooms.journal
         self.refused_origins = RefusedOrigins()
+        self._options = options
         self._rooms = rooms
+        self._replayer = replayer
         self._inbox = inbox
         self._verifier = verifier
         self._metrics = metrics
-        self.cookie = ""
-        self.windows_per_user = 0
-        self.is_closed = False
+        self._is_open = True
 
-    async def connect(self, carrier: Carrier, packet: Packet) -> Admitted | None:
-        """
-        Answer a CONNECT packet.
+    def apply(self, options: SocketOptions) -> None:
+        """Use reloaded options for new windows."""
+        self._options = options
 
-        Returns:
-            `None` if the page was refused, is gone, or has yet to join (open mode).
+    def close(self) -> None:
+        """Refuse all clients from now on."""
+        self._is_open = False
 
-        """
+    async def connect(self, session: EngineSession, packet: Packet) -> None:
+        """Process a CONNECT packet: reply to it and admit the client, or refuse it."""
         try:
-            self._check(carrier, packet)
-            auth = parse_connect_auth(packet.data)
-            if self._verifier is not None:
-                identity = await self._identify(carrier, auth, self._verifier)
-                return await self.admit(carrier, identity, auth)
-            carrier.auth = auth
-            carrier.write_packet("4" + packets.connect_reply(carrier.sid, None))
+            self._check(session, packet)
+            options = parse_connect_auth(packet.data)
+            if self._verifier is None:
+                session.attach(options)
+                session.send(packets.connect_reply(session.sid, None))
+                return
+            identity = await self._authenticate(session, options, self._verifier)
+            await self.admit(session, identity, options)
         except RefusedError as exc:
-            self._refuse(carrier, packet.namespace, exc.code, str(exc))
+            self._refuse(session, packet.namespace, exc.code, str(exc))
         except KeysUnavailableError as exc:
             log.warning("window.keys_unavailable", error=str(exc))
-            self._refuse(carrier, packet.namespace, Refusal.KEYS_UNAVAILABLE)
+            self._refuse(session, packet.namespace, Refusal.KEYS_UNAVAILABLE)
         except StoreUnavailableError as exc:
-            # The store's own line says so once; thousands of windows may come again.
+            # The store logs an outage once; thousands of windows may reconnect during it.
             log.debug("window.store_unavailable", error=str(exc))
-            self._refuse(carrier, packet.namespace, Refusal.NOT_AVAILABLE)
-        return None
+            self._refuse(session, packet.namespace, Refusal.NOT_AVAILABLE)
 
-    def _check(self, carrier: Carrier, packet: Packet) -> None:
+    def _check(self, session: EngineSession, packet: Packet) -> None:
         if packet.namespace != "/":
             raise RefusedError(Refusal.BAD_REQUEST, "only the namespace / is served")
-        if carrier.caller is not None and not carrier.caller.is_origin_allowed:
-            self.refused_origins.note(carrier.caller.origin, time())
+        request = session.request
+        if request is not None and not request.is_origin_allowed:
+            self.refused_origins.note(request.origin, time())
             raise RefusedError(Refusal.ORIGIN_NOT_ALLOWED)
-        if self.is_closed:
+        if not self._is_open:
             raise RefusedError(Refusal.DRAINING)
-        if carrier.auth is not None:
-            raise RefusedError(Refusal.BAD_REQUEST, _TWICE)
+        if session.client is not None:
+            raise RefusedError(Refusal.BAD_REQUEST, _ALREADY_CONNECTED)
 
-    async def _identify(
-        self, carrier: Carrier, auth: ConnectOptions, verifier: Verifier
+    async def _authenticate(
+        self, session: EngineSession, options: ConnectOptions, verifier: TokenVerifier
     ) -> Identity:
-        caller = carrier.caller
-        token = auth.token or (caller and caller.token(self.cookie))
+        token, request = options.token, session.request
+        if token is None and request is not None:
+            token = request_token(
+                request.authorization, request.cookies, self._options.cookie
+            )
         if not token:
             raise RefusedError(Refusal.TOKEN_MISSING)
         return await verifier.verify(token)
 
     async def admit(
-        self, carrier: Carrier, identity: Identity, auth: ConnectOptions
-    ) -> Admitted | None:
+        self, session: EngineSession, identity: Identity, options: ConnectOptions
+    ) -> None:
         """
-        Let a page into its user's room.
+        Join a client to its user's room and start its replay.
 
-        Returns:
-            `None` if the page is gone.
+        Does nothing if the session has been closed meanwhile.
 
         Raises:
-            RefusedError: If the user has too many windows, or this is one already.
+            RefusedError: If the user has too many windows, or the session is one already.
             StoreUnavailableError: If the inbox cannot be read now.
 
         """
         user = identity.user
-        if not self._rooms.expect(user, at_most=self.windows_per_user):
+        if not self._rooms.reserve(user, at_most=self._options.windows_per_user):
             raise RefusedError(Refusal.TOO_MANY_WINDOWS)
         try:
             await self._inbox.follow(user)
             state = await self._inbox.state(user)
             state = replace(state, epoch=user_epoch(state.epoch, user))
-            plan = plan_replay(auth.position, state)
-            kept_id = await self._id_to_keep(user, auth, plan)
-            # Meanwhile the page may have asked twice, or left.
-            if carrier.window is not None:
-                raise RefusedError(Refusal.BAD_REQUEST, _TWICE)
-            if carrier.closed:
-                return None
+            plan = plan_replay(options.position, state)
+            kept_id = await self._kept_recovery_id(user, options, plan)
+            # During these awaits the client may have connected a second time or left.
+            if window_of(session) is not None:
+                raise RefusedError(Refusal.BAD_REQUEST, _ALREADY_CONNECTED)
+            if session.is_closed:
+                return
             window = Window(
                 secrets.token_urlsafe(15),
-                carrier,
+                session,
                 identity,
                 epoch=state.epoch,
                 offset=plan.after,
-                has_manual_acks=auth.has_manual_acks,
+                has_manual_acks=options.has_manual_acks,
                 connected_s=time(),
             )
-            admitted = Admitted(window, plan, state.last)
-            self._let_in(admitted, kept_id=kept_id)
-            return admitted
+            self._join(window, kept_id=kept_id)
         finally:
-            if self._rooms.expect_no_more(user):
+            if self._rooms.release(user):
                 self._inbox.unfollow(user)
+        self._replayer.start(window, plan, last=state.last)
 
-    async def _id_to_keep(
-        self, user: str, auth: ConnectOptions, plan: ReplayPlan
+    async def _kept_recovery_id(
+        self, user: str, options: ConnectOptions, plan: ReplayPlan
     ) -> str | None:
         """
-        Return the recovery id of a page that has missed nothing: the same once more.
+        Return the recovery id of a client that has missed nothing, otherwise `None`.
 
-        It says so to the stock client. What replay will leave out counts as missed; what
-        expires while it is going on, only `bridge:sync` can tell.
+        The same id in the reply means "recovered" to the stock client. Messages that the
+        replay will skip count as missed. Messages that expire during the replay cannot be
+        foreseen; `bridge:sync` reports them.
         """
-        if auth.recovery_id is None or not plan.is_complete:
+        if options.recovery_id is None or not plan.is_complete:
             return None
         if await self._inbox.count_expired(user, after=plan.after):
             return None
-        return auth.recovery_id
+        return options.recovery_id
 
-    def _let_in(self, admitted: Admitted, *, kept_id: str | None) -> None:
-        window = admitted.window
-        carrier = window.carrier
-        began_at = Position(window.epoch, admitted.plan.after)
-        recovery_id = kept_id or render_recovery_id(began_at, secrets.token_urlsafe(9))
+    def _join(self, window: Window, *, kept_id: str | None) -> None:
+        session = window.session
+        start = Position(window.epoch, window.offset)
+        recovery_id = kept_id or render_recovery_id(start, secrets.token_urlsafe(9))
         self._metrics.connects.labels(recovered=str(bool(kept_id)).lower()).inc()
-        # In open mode the page was let in before it said who it is.
-        if carrier.auth is None:
-            carrier.write_packet("4" + packets.connect_reply(window.sid, recovery_id))
-        # The token and what it came with are not needed any more.
-        carrier.auth = _LET_IN
-        carrier.caller = None
-        carrier.window = window
+        # In open mode the session is connected and the CONNECT is answered already.
+        if session.client is None:
+            session.send(packets.connect_reply(window.sid, recovery_id))
+        session.attach(window)
         self._rooms.join(window)
 
     def _refuse(
-        self, carrier: Carrier, namespace: str, code: Refusal, text: str = ""
+        self, session: EngineSession, namespace: str, code: Refusal, text: str = ""
     ) -> None:
         self._metrics.refused.labels(code=code).inc()
-        log.debug("window.refused", code=code, address=carrier.address)
+        log.debug("window.refused", code=code, address=session.address)
         data: dict[str, object] = {"code": code, "temporary": code.is_temporary}
-        packet = packets.connect_error(namespace, text or code.explanation, data)
-        carrier.write_packet("4" + packet)
+        session.send(packets.connect_error(namespace, text or code.explanation, data))
 
-    def leave(self, carrier: Carrier) -> Window | None:
-        """Forget a session that ended; returns the window that it was, out of its room."""
-        window, carrier.window = carrier.window, None
-        if window is not None and self._rooms.leave(window):
+    def leave(self, session: EngineSession) -> Window | None:
+        """Remove the window over a closed session from its room, and return it."""
+        window = session.detach()
+        if not isinstance(window, Window):
+            return None
+        if self._rooms.leave(window):
             self._inbox.unfollow(window.user)
         return window

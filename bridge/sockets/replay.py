@@ -1,10 +1,10 @@
 """
-What a window gets from the inbox when it connects or falls behind, until it is up to date.
+Replay: a window reads its inbox when it connects or falls behind, until it is up to date.
 
-What is stored meanwhile passes the window's closed gate and is read from the inbox as
-well. So there is no queue beside the inbox, and none that could overflow; pages are
-small and each message waits while the page has much to read, so a long inbox costs no
-memory.
+Messages that are stored during a replay pass the window's closed gate and are read from
+the inbox too. So there is no queue besides the inbox and none that could overflow. Pages
+are small, and a message is written when the client has read most of the previous ones, so
+a long inbox costs no memory.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,8 @@ from bridge.enums import EVENT_SYNC, Closing, Stage, SyncReason
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import InboxReader
 from bridge.metrics import Metrics
+from bridge.sockets.engineio.server import EngineServer
+from bridge.sockets.options import SocketOptions
 from bridge.sockets.rooms import Rooms
 from bridge.sockets.window import Window
 
@@ -31,102 +33,106 @@ _PAGE_MESSAGES: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Sync:
+class ReplayResult:
     """
-    What a replay brought, as `bridge:sync` tells it.
+    The result of a replay, as `bridge:sync` reports it.
 
     Attributes:
         replayed: Messages that were written.
-        expired: Messages that were left out, their time being over.
-        missed: Messages that are gone, expired ones included; `None` = nobody knows.
-        reason: Why something is gone; `None` if nothing is.
+        missed: Messages that are gone or expired; `None` if their number is unknown.
+        reason: Why messages are missing; `None` if none are.
+        expired: Messages that were skipped as past their deadline.
 
     """
 
     replayed: int
-    expired: int
     missed: int | None
     reason: SyncReason | None
+    expired: int = 0
 
-    @property
-    def wire(self) -> dict[str, object]:
-        """As a page gets it."""
-        return {
-            "replayed": self.replayed,
-            "complete": self.reason is None,
-            "missed": self.missed,
-            "reason": self.reason,
-        }
+    def send_to(self, window: Window) -> None:
+        """Send it as `bridge:sync`."""
+        window.send_event(
+            EVENT_SYNC,
+            {
+                "replayed": self.replayed,
+                "complete": self.reason is None,
+                "missed": self.missed,
+                "reason": self.reason,
+            },
+        )
 
 
-class Replays:
+class Replayer:
     """
-    Brings windows up to date: new ones, and those that fell behind.
+    Brings windows up to date.
 
-    `close` is called with a window that reads nothing or whose inbox cannot be read.
-
-    Attributes:
-        page_bytes: How much is read from an inbox at a time.
-        patience_s: How long a window may read nothing.
-
+    `engine` runs the tasks. `close` is called with a window that reads nothing or whose
+    inbox cannot be read.
     """
 
     def __init__(
         self,
+        options: SocketOptions,
         *,
         rooms: Rooms,
         inbox: InboxReader,
         metrics: Metrics,
+        engine: EngineServer,
         close: Callable[[Window, Closing], None],
     ) -> None:
+        self._options = options
         self._rooms = rooms
         self._inbox = inbox
         self._metrics = metrics
+        self._engine = engine
         self._close = close
-        self.page_bytes = 0
-        self.patience_s = 0.0
 
-    def sync_at_once(self, window: Window, plan: ReplayPlan, *, last: int) -> bool:
+    def apply(self, options: SocketOptions) -> None:
+        """Use reloaded options from the next page on."""
+        self._options = options
+
+    def start(self, window: Window, plan: ReplayPlan, *, last: int) -> None:
         """
-        Open the gate of a new window if it has all up to `last`, the end of its inbox.
+        Bring a new window up to date and send `bridge:sync`.
 
-        Returns:
-            False if there is something to read first.
+        Args:
+            window: In its room, with its gate closed.
+            plan: Where the replay starts and what is missing already.
+            last: The newest offset of the inbox. If the window has it, its gate opens at
+                once, without a task.
 
         """
-        if window.offset < last or not self._rooms.open_gate(window):
-            return False
-        window.tell(EVENT_SYNC, Sync(0, 0, plan.missed, plan.reason).wire)
-        return True
+        if window.offset >= last and self._rooms.open_gate(window):
+            ReplayResult(0, plan.missed, plan.reason).send_to(window)
+        else:
+            self._engine.spawn(self._sync(window, plan), name="replay")
 
-    async def sync(self, window: Window, plan: ReplayPlan) -> None:
-        """Bring a new window up to date, and tell it so. Never raises."""
-        sync = await self._replay(window, plan)
-        if sync is not None:
-            window.tell(EVENT_SYNC, sync.wire)
-
-    async def catch_up(self, window: Window) -> None:
+    def catch_up(self, window: Window) -> None:
         """
-        Bring a window up to date that fell behind. Never raises.
+        Bring a window up to date that fell behind.
 
-        The page notices nothing, unless something was dropped from the inbox or expired
-        before it could be read: then it is told as after a connect.
+        The client notices it only if messages were deleted or expired before they could
+        be read: then it gets `bridge:sync` as after a connect.
         """
-        sync = await self._replay(window, ReplayPlan(after=window.offset))
-        if sync is not None and sync.reason is not None:
-            window.tell(EVENT_SYNC, sync.wire)
+        self._engine.spawn(self._catch_up(window), name="catch up")
 
-    async def _replay(self, window: Window, plan: ReplayPlan) -> Sync | None:
-        """Replay; `None` if the window is gone, or was closed because that failed."""
+    async def _sync(self, window: Window, plan: ReplayPlan) -> None:
+        result = await self._try_replay(window, plan)
+        if result is not None:
+            result.send_to(window)
+
+    async def _catch_up(self, window: Window) -> None:
+        result = await self._try_replay(window, ReplayPlan(after=window.offset))
+        if result is not None and result.reason is not None:
+            result.send_to(window)
+
+    async def _try_replay(
+        self, window: Window, plan: ReplayPlan
+    ) -> ReplayResult | None:
+        """Replay; `None` if the window is closed, here or elsewhere. Never raises."""
         try:
-            sync = await _replay(
-                window,
-                plan,
-                inbox=self._inbox,
-                rooms=self._rooms,
-                page_bytes=self.page_bytes,
-                patience_s=self.patience_s,
-            )
+            result = await self._replay(window, plan)
         except StoreUnavailableError as exc:
             log.warning("window.replay_failed", error=str(exc))
             self._close(window, Closing.UNAVAILABLE)
@@ -134,94 +140,80 @@ class Replays:
             log.exception("window.replay_failed")
             self._close(window, Closing.UNAVAILABLE)
         else:
-            if sync is None:
-                self._close(window, Closing.SLOW)  # nothing if it is gone already
+            if result is None:
+                self._close(
+                    window, Closing.SLOW
+                )  # does nothing if it is closed already
                 return None
-            self._metrics.replayed.inc(sync.replayed)
-            self._metrics.left_out.inc(sync.expired)
-            return sync
+            self._metrics.replayed.inc(result.replayed)
+            self._metrics.left_out.inc(result.expired)
+            return result
         return None
 
+    async def _replay(self, window: Window, plan: ReplayPlan) -> ReplayResult | None:
+        """
+        Write the messages that `window` has not received, and open its gate.
 
-async def _replay(
-    window: Window,
-    plan: ReplayPlan,
-    *,
-    inbox: InboxReader,
-    rooms: Rooms,
-    page_bytes: int,
-    patience_s: float,
-) -> Sync | None:
-    """
-    Write what `window` has not had and open its gate.
+        Returns:
+            `None` if the window is closed or its client read nothing for too long.
 
-    Args:
-        window: In its room, its gate closed.
-        plan: What it misses already.
-        inbox: Where its messages are.
-        rooms: Where its gate is.
-        page_bytes: How much is read at a time.
-        patience_s: How long the window may read nothing.
+        Raises:
+            StoreUnavailableError: If the inbox cannot be read.
 
-    Returns:
-        What it got; `None` if it is gone, or read nothing for too long and has to be closed.
-
-    Raises:
-        StoreUnavailableError: If the inbox cannot be read now.
-
-    """
-    replayed = expired = gone = 0
-    while True:
-        page = await inbox.read(
-            window.user,
-            after=window.offset,
-            max_messages=_PAGE_MESSAGES,
-            max_bytes=page_bytes,
-        )
-        if not await _write(window, page, patience_s):
-            return None
-        if page.messages:
-            rooms.journal.note(
-                JournalEntry(
-                    time(),
-                    Stage.WRITTEN,
-                    window.user,
-                    offset=page.messages[-1].offset,
-                    after=page.messages[0].offset - 1,
-                    windows=1,
-                    text="which read it from the inbox",
-                )
+        """
+        replayed = expired = gone = 0
+        while True:
+            page = await self._inbox.read(
+                window.user,
+                after=window.offset,
+                max_messages=_PAGE_MESSAGES,
+                max_bytes=self._options.limits.outbound_bytes // 4,
             )
-        if page.messages and window.delivers_by_writing:
-            inbox.mark_delivered(window.user, page.messages[-1].offset)
-        replayed += len(page.messages)
-        expired += page.expired
-        gone += page.gone
-        window.offset = page.next_after
-        # No await between this and the open gate, or something could slip through.
-        if page.next_after >= page.last and rooms.open_gate(window):
-            break
-    missed = None if plan.missed is None else plan.missed + gone + expired
-    return Sync(replayed, expired, missed, _reason(plan, gone=gone, expired=expired))
+            if not await self._write(window, page):
+                return None
+            if page.messages:
+                self._note_written(window, page)
+            replayed += len(page.messages)
+            expired += page.expired
+            gone += page.gone
+            window.advance(page.next_after)
+            # No await between this check and the open gate, or a message could be missed.
+            if page.next_after >= page.last and self._rooms.open_gate(window):
+                break
+        missed = None if plan.missed is None else plan.missed + gone + expired
+        reason = plan.reason
+        if reason is None and gone:  # the inbox was trimmed faster than it was read
+            reason = SyncReason.LIMIT
+        elif reason is None and expired:
+            reason = SyncReason.EXPIRED
+        return ReplayResult(replayed, missed, reason, expired)
 
+    async def _write(self, window: Window, page: Page) -> bool:
+        for stored in page.messages:
+            message = stored.message
+            position = str(Position(window.epoch, stored.offset))
+            is_written = await window.session.send_when_writable(
+                event_packet(message.event, message.data, position),
+                stored.offset,
+                timeout_s=self._options.limits.ping_timeout_s,
+            )
+            if not is_written:
+                return False
+            window.advance(stored.offset)  # the client may ack it from now on
+        return not window.session.is_closed
 
-async def _write(window: Window, page: Page, patience_s: float) -> bool:
-    for stored in page.messages:
-        message = stored.message
-        position = str(Position(window.epoch, stored.offset))
-        payload = event_packet(message.event, message.data, position)
-        is_written = await window.carrier.write_patiently(
-            payload, stored.offset, limit_s=patience_s
+    def _note_written(self, window: Window, page: Page) -> None:
+        first, last = page.messages[0].offset, page.messages[-1].offset
+        self._rooms.journal.note(
+            JournalEntry(
+                time(),
+                Stage.WRITTEN,
+                window.user,
+                offset=last,
+                after=first - 1,
+                windows=1,
+                text="which read it from the inbox",
+            )
         )
-        if not is_written:
-            return False
-        window.offset = stored.offset  # from now on the page may ack it
-    return not window.carrier.closed
-
-
-def _reason(plan: ReplayPlan, *, gone: int, expired: int) -> SyncReason | None:
-    if plan.reason is not None:
-        return plan.reason
-    if gone:  # the inbox was trimmed faster than the window could read
-        return SyncReason.LIMIT
-    return SyncReason.EXPIRED if expired else None
+        if window.is_delivered_by_write:
+            self._inbox.mark_delivered(window.user, last)

@@ -1,14 +1,13 @@
-"""
-What a page may ask for: that messages count as delivered, a longer life, and in open
-mode to be let in under a name.
-"""
+"""The events that a window may send: `ack`, `bridge:refresh`, and `join` in open mode."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from time import time
 from typing import Any
 
+from bridge.auth.jwt import TokenVerifier
 from bridge.core import packets
 from bridge.core.identity import ConnectOptions, Identity
+from bridge.core.journal import Journal
 from bridge.core.message import user_problem
 from bridge.core.packets import Packet
 from bridge.core.position import parse_position
@@ -21,76 +20,71 @@ from bridge.errors import (
     StoreUnavailableError,
 )
 from bridge.inbox.contract import InboxReader
-from bridge.sockets.admission import Admitted, Entrance, Verifier
-from bridge.sockets.engineio.session import Carrier
-from bridge.sockets.window import Window
-
-Work = Coroutine[Any, Any, None]
+from bridge.metrics import Metrics
+from bridge.sockets.admission import Admission
+from bridge.sockets.engineio.session import EngineSession
+from bridge.sockets.window import Window, window_of
 
 
 class WindowRequests:
-    """
-    Answers to pages; `EventRefusedError` is told to the one that asked.
-
-    `admitted` is called with a page that was let in, `ignore` for an event that means
-    nothing.
-    """
+    """Processes events of windows; the reply holds an `EventRefusedError`."""
 
     def __init__(
         self,
         inbox: InboxReader,
-        verifier: Verifier | None,
+        verifier: TokenVerifier | None,
         *,
-        entrance: Entrance,
-        admitted: Callable[[Admitted | None], None],
-        ignore: Callable[[], None],
+        admission: Admission,
+        journal: Journal,
+        metrics: Metrics,
     ) -> None:
         self._inbox = inbox
         self._verifier = verifier
-        self._entrance = entrance
-        self._journal = entrance.journal
-        self._admitted = admitted
-        self._ignore = ignore
+        self._admission = admission
+        self._journal = journal
+        self._metrics = metrics
 
-    def take(self, carrier: Carrier, packet: Packet) -> Work | None:
-        """Do what an event asks for; returns what takes time."""
-        assert isinstance(packet.data, list)  # noqa: S101 - parse_packet promises it
+    def process(
+        self, session: EngineSession, packet: Packet
+    ) -> Coroutine[Any, Any, None] | None:
+        """Process an event; a returned coroutine does the rest and sends the reply."""
+        assert isinstance(packet.data, list)  # noqa: S101 - guaranteed by parse_packet
         name, *arguments = packet.data
         argument = arguments[0] if arguments else None
-        window = carrier.window
+        window = window_of(session)
         if name == EVENT_ACK and window is not None:
-            # Nothing to wait for: a page may send one for each message.
+            # Without a coroutine: a client may send an ack for each message.
             try:
-                answer = self.ack(window, argument)
+                reply = self.ack(window, argument)
             except EventRefusedError as exc:
-                answer = _refusal(exc)
-            _reply(carrier, packet, answer)
+                reply = _refusal(exc)
+            _send_reply(session, packet, reply)
         elif name == EVENT_REFRESH and window is not None:
-            return self._answer(carrier, packet, self.refresh(window, argument))
+            return self._reply(session, packet, self.refresh(window, argument))
         elif name == EVENT_JOIN:
-            return self._answer(carrier, packet, self.join(carrier, argument))
+            return self._reply(session, packet, self.join(session, argument))
         else:
-            self._ignore()
+            self._metrics.ignored.inc()
         return None
 
-    async def _answer(
+    async def _reply(
         self,
-        carrier: Carrier,
+        session: EngineSession,
         packet: Packet,
         work: Coroutine[Any, Any, dict[str, object]],
     ) -> None:
         try:
-            answer = await work
+            reply = await work
         except EventRefusedError as exc:
-            answer = _refusal(exc)
-        _reply(carrier, packet, answer)
+            reply = _refusal(exc)
+        _send_reply(session, packet, reply)
 
     def ack(self, window: Window, argument: object) -> dict[str, object]:
         """
-        Count everything up to a position as delivered.
+        Mark everything up to a position as delivered.
 
         Raises:
-            EventRefusedError: If it is no position that this window has been given.
+            EventRefusedError: If the window has received no message at that position.
 
         """
         if not window.has_manual_acks:
@@ -119,11 +113,11 @@ class WindowRequests:
 
     async def refresh(self, window: Window, argument: object) -> dict[str, object]:
         """
-        Let the window stay for as long as a new token of the same user says.
+        Replace the token of a window by a newer one of the same user.
 
         Raises:
-            EventRefusedError: If the token is not good, or another user's. The old one
-                goes on to count.
+            EventRefusedError: If the token is invalid or of another user. The old token
+                stays in effect.
 
         """
         if self._verifier is None:
@@ -150,16 +144,17 @@ class WindowRequests:
                 EventError.OTHER_USER, "the new token is another user's"
             )
         window.renew(identity, now_s=time())
-        assert identity.expires_s is not None  # noqa: S101 - a token has an exp
-        left_s = max(0, int(identity.expires_s - time()))  # it may live on leeway
+        assert identity.expires_s is not None  # noqa: S101 - a verified token has an exp
+        # It may have expired already and be accepted only within the leeway.
+        left_s = max(0, int(identity.expires_s - time()))
         return {"ok": True, "expires_in_s": left_s}
 
-    async def join(self, carrier: Carrier, argument: object) -> dict[str, object]:
+    async def join(self, session: EngineSession, argument: object) -> dict[str, object]:
         """
-        Let a page say who it is: the article's way, in open mode alone.
+        Admit a client as the user that it names, in open mode only.
 
         Raises:
-            EventRefusedError: If it may not, or cannot be let in now.
+            EventRefusedError: If that is not allowed, or the client cannot be admitted.
 
         """
         if self._verifier is not None:
@@ -170,22 +165,22 @@ class WindowRequests:
         problem = user_problem(user) if isinstance(user, str) else "is not a string"
         if problem or not isinstance(user, str):
             raise EventRefusedError(EventError.BAD_USER, f"username {problem}")
-        if carrier.window is not None:
-            if carrier.window.user == user:
+        client = session.client
+        if isinstance(client, Window):
+            if client.user == user:
                 return {"ok": True}
             raise EventRefusedError(
                 EventError.BAD_USER, "this window has joined as another user"
             )
-        auth = carrier.auth or ConnectOptions()
+        options = client if isinstance(client, ConnectOptions) else ConnectOptions()
         try:
-            admitted = await self._entrance.admit(carrier, Identity(user, None), auth)
+            await self._admission.admit(session, Identity(user, None), options)
         except ClientError as exc:
             raise EventRefusedError(EventError.NOT_AVAILABLE, str(exc)) from exc
         except StoreUnavailableError as exc:
             raise EventRefusedError(
                 EventError.NOT_AVAILABLE, Refusal.NOT_AVAILABLE.explanation
             ) from exc
-        self._admitted(admitted)
         return {"ok": True}
 
 
@@ -193,6 +188,8 @@ def _refusal(error: EventRefusedError) -> dict[str, object]:
     return {"ok": False, "code": error.code, "message": str(error)}
 
 
-def _reply(carrier: Carrier, packet: Packet, answer: dict[str, object]) -> None:
+def _send_reply(
+    session: EngineSession, packet: Packet, reply: dict[str, object]
+) -> None:
     if packet.id is not None:
-        carrier.write_packet("4" + packets.reply(packet.id, answer))
+        session.send(packets.reply(packet.id, reply))

@@ -1,11 +1,9 @@
 """
-Rooms: which windows a user has open, and how a message gets into all of them.
+Rooms: the windows of each user, and the writing of new messages to all of them.
 
-A message is one frame that is written to every transport in a room: no task, no queue, no
-copy for a window.
-
-A room is fed from the inbox's live feed and from nothing else, so its windows see what
-the inbox holds, in its order.
+A message is one frame that is written to every transport of a room: there is no task,
+queue or copy per window. Rooms are fed only by the live feed of the inbox, so windows see
+what the inbox holds, in its order.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,54 +15,114 @@ from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import Stored
 from bridge.enums import Stage
 from bridge.metrics import Metrics
-from bridge.sockets.room import Room
-from bridge.sockets.window import Window
+from bridge.sockets.window import BroadcastGroup, Window
 from bridge.tracing import Tracing
 
-# What was written, and to how many windows.
+# Messages, and the number of windows that they were written to.
 _Written = tuple[EncodedMessages, int]
+
+
+class Room:
+    """
+    The windows of one user.
+
+    Attributes:
+        user: The user.
+        windows: All windows, also those whose gate is closed.
+        group: Windows with an open gate that are written to together.
+        individual: The other windows with an open gate: they poll, or their replay has
+            read ahead of the group.
+        reserved: Windows that are about to join; they keep the room.
+        fed_offset: The newest offset that the live feed has brought.
+        pending: The user's messages while a batch is sorted by user.
+
+    """
+
+    __slots__ = (
+        "fed_offset",
+        "group",
+        "individual",
+        "pending",
+        "reserved",
+        "user",
+        "windows",
+    )
+
+    def __init__(self, user: str) -> None:
+        self.user = user
+        self.windows: list[Window] = []
+        self.group = BroadcastGroup()
+        self.individual: list[Window] = []
+        self.reserved = 0
+        self.fed_offset = 0
+        self.pending: list[Stored] | None = None
+
+    def open_gate(self, window: Window) -> bool:
+        """Open the gate of `window`; false if it has not received what was fed."""
+        if self.fed_offset > window.offset:
+            return False
+        window.is_live = True
+        if not self.group.add(window):
+            self.individual.append(window)
+        return True
+
+    def close_gate(self, window: Window) -> None:
+        """Write nothing more to `window`; closing a closed gate does nothing."""
+        if not window.is_live:
+            return
+        window.is_live = False
+        if window.is_in_group:
+            self.group.remove(window)
+        else:
+            self.individual.remove(window)
+
+    def regroup(self) -> None:
+        """Move individual windows that have received the same messages to the group."""
+        for window in [each for each in self.individual if self.group.add(each)]:
+            self.individual.remove(window)
 
 
 class Rooms:
     """
     All rooms of this bridge.
 
-    `mark_delivered` is called with a user and an offset when a message has been written
-    to at least one window of the user; `catch_up` with a window whose gate was shut,
-    because more waits for it than may, or because a part of the feed was lost: it has to
-    be read from the inbox.
-
-    Attributes:
-        outbound_bytes: How much may wait for one page.
-
+    `mark_delivered` is called with a user and an offset when a message was written to at
+    least one window of the user. `catch_up` is called with a window whose gate was closed,
+    because too many bytes wait for its client or the feed has a gap: it must read the
+    inbox.
     """
 
     def __init__(
         self,
         metrics: Metrics,
         *,
+        outbound_bytes: int,
         mark_delivered: Callable[[str, int], None],
         catch_up: Callable[[Window], None],
         journal: Journal | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         self._metrics = metrics
+        self._outbound_bytes = outbound_bytes
         self._mark_delivered = mark_delivered
         self._catch_up = catch_up
         self._tracing = tracing
         self.journal = journal or Journal()
         self._rooms: dict[str, Room] = {}
         self._count = 0
-        self.outbound_bytes = 0
 
-    # --- who is where
+    def limit_outbound(self, outbound_bytes: int) -> None:
+        """Let at most `outbound_bytes` wait for one client from now on."""
+        self._outbound_bytes = outbound_bytes
+
+    # --- windows
 
     def __len__(self) -> int:
-        """Count the windows."""
+        """Return the number of windows."""
         return self._count
 
     def __iter__(self) -> Iterator[Window]:
-        """Iterate over the windows as they are now."""
+        """Iterate over a snapshot of all windows."""
         rooms = tuple(self._rooms.values())
         return iter([window for room in rooms for window in room.windows])
 
@@ -79,207 +137,215 @@ class Rooms:
         return self._rooms.keys()
 
     def windows_of(self, user: str) -> Sequence[Window]:
-        """Return the windows of `user` as they are now."""
+        """Return a snapshot of the windows of `user`."""
         room = self._rooms.get(user)
         return tuple(room.windows) if room else ()
 
-    def expect(self, user: str, *, at_most: int) -> bool:
-        """Keep a place in the room of `user`; false if `at_most` are taken already."""
+    def reserve(self, user: str, *, at_most: int) -> bool:
+        """Reserve a place for a window of `user`; false if `at_most` are taken."""
         room = self._rooms.get(user)
         if room is None:
             room = self._rooms[user] = Room(user)
-        if len(room.windows) + room.expected >= at_most:
+        if len(room.windows) + room.reserved >= at_most:
             return False
-        room.expected += 1
+        room.reserved += 1
         return True
 
-    def expect_no_more(self, user: str) -> bool:
-        """Give up the place that `expect` kept; true if the room is empty and gone."""
+    def release(self, user: str) -> bool:
+        """Give up a reserved place; true if the room was empty and is deleted."""
         room = self._rooms[user]
-        room.expected -= 1
-        return self._drop_if_empty(room)
+        room.reserved -= 1
+        return self._delete_if_empty(room)
 
     def join(self, window: Window) -> None:
-        """Let `window` into the room that was kept for it, its gate closed."""
+        """Add `window`, with its gate closed, to the room that was reserved for it."""
         self._rooms[window.user].windows.append(window)
         self._count += 1
         self.journal.connected(window.user, at_s=window.connected_s)
 
     def open_gate(self, window: Window) -> bool:
         """
-        Let `window` get what is new from now on, if its replay has caught up.
+        Let `window` receive new messages if its replay has caught up.
 
         Returns:
-            False if the feed has brought something meanwhile that the window has not
-            had: it passed a closed gate, and has to be read from the inbox.
+            False if the feed has brought messages that the window has not received: they
+            passed its closed gate and must be read from the inbox.
 
         """
         return self._rooms[window.user].open_gate(window)
 
     def leave(self, window: Window) -> bool:
-        """Take `window` out of its room; true if the room is empty and gone."""
+        """Remove `window` from its room; true if the room was empty and is deleted."""
         room = self._rooms.get(window.user)
         if room is None or window not in room.windows:
             return False
         room.windows.remove(window)
         self._count -= 1
-        room.shut_gate(window)
-        return self._drop_if_empty(room)
+        room.close_gate(window)
+        return self._delete_if_empty(room)
 
-    def _drop_if_empty(self, room: Room) -> bool:
-        if not room.is_empty:
+    def _delete_if_empty(self, room: Room) -> bool:
+        if room.windows or room.reserved:
             return False
         del self._rooms[room.user]
         return True
 
-    def renew(self, user: str) -> None:
-        """Know that the offsets of `user` begin anew, those of new windows as well."""
+    def reset(self, user: str) -> None:
+        """Expect offsets of a new epoch, which start at 1, also for new windows."""
         room = self._rooms.get(user)
         if room is not None:
-            room.fed = 0
+            room.fed_offset = 0
 
-    # --- emit
+    # --- messages
 
-    def feed(self, batch: Sequence[Stored]) -> None:
-        """Write new messages to every open window of their users, in order."""
+    def emit(self, batch: Sequence[Stored]) -> None:
+        """Write new messages to every window of their users with an open gate, in order."""
         now_s = time()
         rooms = self._rooms
         fed: list[Room] = []
-        published_s = inf  # as far as anybody said so
+        published_s = inf  # the oldest known one
         for stored in batch:
             message = stored.message
             room = rooms.get(message.user)
             if room is None:
                 continue
-            if room.news is None:
-                room.news = [stored]
+            if room.pending is None:
+                room.pending = [stored]
                 fed.append(room)
                 if message.published_s is not None:
                     published_s = min(published_s, message.published_s)
             else:
-                room.news.append(stored)
+                room.pending.append(stored)
         emitted = 0
         try:
             for room in fed:
-                emitted += self._feed_room(room, room.news or (), now_s)
-        finally:  # what a fault leaves out is a hole, and seen at the next message
+                emitted += self._emit_to_room(room, room.pending or (), now_s)
+        finally:
+            # If a room raised, the rooms after it find a gap at their next message and
+            # read these from the inbox.
             for room in fed:
-                room.news = None
+                room.pending = None
         if emitted:
             self._metrics.emitted.inc(emitted)
-            # A batch is in the order in which it was taken.
+            # A batch is in the order of consumption: its first message is the oldest.
             oldest_s = batch[0].message.taken_s
             self._metrics.age.observe(max(0.0, now_s - oldest_s))
             if published_s < inf:
                 self._metrics.publish_to_page.observe(max(0.0, now_s - published_s))
 
-    def _feed_room(self, room: Room, news: Sequence[Stored], now_s: float) -> int:
-        """Write `news` to the open windows of `room`; returns how many were written."""
-        first, last = news[0].offset, news[-1].offset
-        room.fed = last
-        if not (room.level or room.others):
+    def _emit_to_room(
+        self, room: Room, messages: Sequence[Stored], now_s: float
+    ) -> int:
+        """Return how many messages were written, counted once for each window."""
+        first, last = messages[0].offset, messages[-1].offset
+        room.fed_offset = last
+        group, individual = room.group, room.individual
+        if not (group.windows or individual):
             return 0
-        epoch = (room.level or room.others)[0].epoch
-        everything = encode_messages(news, epoch=epoch, now_s=now_s)
-        # A hole: some of the feed never arrived. The inbox has it.
-        before = first - 1 if last - first + 1 == len(news) else last
-        if room.offset == before and room.level and not room.others:  # as nearly always
-            windows = self._write_level(room, everything, last)
-            if len(everything.packets) < len(news):
-                news = self._note_expired(news, everything, now_s)
-            self._note(news, [windows] * len(news), now_s)
-            return windows * len(news)
+        epoch = (group.windows or individual)[0].epoch
+        encoded = encode_messages(messages, epoch=epoch, now_s=now_s)
+        # A gap inside the batch: windows must have received all of it already, or read
+        # the inbox.
+        before = first - 1 if last - first + 1 == len(messages) else last
+        if group.offset == before and group.windows and not individual:  # nearly always
+            windows = self._write_to_group(room, encoded, last)
+            if len(encoded.packets) < len(messages):
+                messages = self._note_expired(messages, encoded, now_s)
+            self._note_written(messages, [windows] * len(messages), now_s)
+            return windows * len(messages)
         written: list[_Written] = []
-        if room.offset < before:
-            for window in tuple(room.level):
-                self._shut_gate(room, window)
-        if room.level and room.offset < last:  # else it has read so far already
-            at = room.offset
-            part = everything if at == before else everything.after(at)
-            written.append((part, self._write_level(room, part, last)))
-        self._write_others(room, everything, (before, last), written)
-        if len(everything.packets) < len(news):
-            news = self._note_expired(news, everything, now_s)
-        self._note(news, _windows_of_each(news, written), now_s)
+        if group.offset < before:
+            for window in tuple(group.windows):
+                self._fall_behind(room, window)
+        if group.windows and group.offset < last:  # else its replay has read all of it
+            at = group.offset
+            part = encoded if at == before else encoded.after(at)
+            written.append((part, self._write_to_group(room, part, last)))
+        self._write_to_individuals(room, encoded, (before, last), written)
+        if len(encoded.packets) < len(messages):
+            messages = self._note_expired(messages, encoded, now_s)
+        self._note_written(messages, _windows_per_message(messages, written), now_s)
         return sum([len(part.packets) * windows for part, windows in written])
 
-    def _write_level(self, room: Room, part: EncodedMessages, last: int) -> int:
-        """Write to the windows that have had the same; returns how many took it."""
-        packets = part.packets
+    def _write_to_group(self, room: Room, part: EncodedMessages, last: int) -> int:
+        """Write to the group; return how many windows it holds after that."""
+        group, packets = room.group, part.packets
         if packets:
-            for window in room.write(part.frames, at_most=self.outbound_bytes):
-                self._shut_gate(room, window)
-            if room.marks_by_writing:
+            for window in group.write(part.frames, outbound_bytes=self._outbound_bytes):
+                self._fall_behind(room, window)
+            if group.is_delivered_by_write:
                 self._mark_delivered(room.user, packets[-1][0])
-        room.advance(last, written=len(packets))
-        return len(room.level)
+        group.advance(last, written=len(packets))
+        return len(group.windows)
 
-    def _write_others(
+    def _write_to_individuals(
         self,
         room: Room,
-        everything: EncodedMessages,
-        about: tuple[int, int],
+        encoded: EncodedMessages,
+        span: tuple[int, int],
         written: list[_Written],
     ) -> None:
-        """Write to the windows that are alone, noting what."""
-        before, last = about
+        """Write to the windows outside the group, and add to `written`."""
+        before, last = span
         is_delivered = False
-        for window in tuple(room.others):
+        for window in tuple(room.individual):
             at = window.offset
             if at >= last:
                 continue
-            part = everything if at <= before else everything.after(at)
-            if at < before or (part.packets and not window.carrier.write_burst(part)):
-                self._shut_gate(room, window)
+            part = encoded if at <= before else encoded.after(at)
+            if at < before or (part.packets and not window.session.send_encoded(part)):
+                self._fall_behind(room, window)
                 continue
-            window.offset = last
+            window.advance(last)
             written.append((part, 1))
-            is_delivered = is_delivered or window.delivers_by_writing
-        if is_delivered and everything.packets:
-            self._mark_delivered(room.user, everything.packets[-1][0])
-        room.lift_others()
+            is_delivered = is_delivered or window.is_delivered_by_write
+        if is_delivered and encoded.packets:
+            self._mark_delivered(room.user, encoded.packets[-1][0])
+        room.regroup()
 
-    def _note(
-        self, news: Sequence[Stored], windows: Sequence[int], now_s: float
-    ) -> None:
-        """Let the journal know to how many windows each of `news` was written."""
-        if any(windows):
-            self.journal.written(news, windows, at_s=now_s)
-            if self._tracing is not None:
-                self._tracing.written(news, windows, now_s=now_s)
-
-    def _note_expired(
-        self, news: Sequence[Stored], everything: EncodedMessages, now_s: float
-    ) -> Sequence[Stored]:
-        """Count and note those of `news` that are not in `everything`; return the others."""
-        self._metrics.left_out.inc(len(news) - len(everything.packets))
-        offsets = {offset for offset, _ in everything.packets}
-        for stored in news:
-            if stored.offset not in offsets:
-                self.journal.note(_expired(stored, now_s))
-        return [stored for stored in news if stored.offset in offsets]
-
-    def _shut_gate(self, room: Room, window: Window) -> None:
-        """Send a window back to the inbox, from where it is read at its own pace."""
-        room.shut_gate(window)
+    def _fall_behind(self, room: Room, window: Window) -> None:
+        """Close the gate of a window, which then reads the inbox at its own pace."""
+        room.close_gate(window)
         self._metrics.fell_behind.inc()
         self._catch_up(window)
 
+    def _note_written(
+        self, messages: Sequence[Stored], windows: Sequence[int], now_s: float
+    ) -> None:
+        """Record how many windows each message was written to."""
+        if any(windows):
+            self.journal.written(messages, windows, at_s=now_s)
+            if self._tracing is not None:
+                self._tracing.written(messages, windows, now_s=now_s)
 
-def _windows_of_each(
-    news: Sequence[Stored], written: Sequence[_Written]
+    def _note_expired(
+        self, messages: Sequence[Stored], encoded: EncodedMessages, now_s: float
+    ) -> Sequence[Stored]:
+        """Count and record the expired messages; return the others."""
+        self._metrics.left_out.inc(len(messages) - len(encoded.packets))
+        offsets = {offset for offset, _ in encoded.packets}
+        for stored in messages:
+            if stored.offset not in offsets:
+                message = stored.message
+                self.journal.note(
+                    JournalEntry(
+                        now_s,
+                        Stage.EXPIRED,
+                        message.user,
+                        message.id,
+                        stored.offset,
+                        text="before it could be written",
+                    )
+                )
+        return [stored for stored in messages if stored.offset in offsets]
+
+
+def _windows_per_message(
+    messages: Sequence[Stored], written: Sequence[_Written]
 ) -> Sequence[int]:
-    """Return to how many windows each of `news` went; parts are its last ones."""
-    windows = [0] * len(news)
-    for part, number in written:
-        for place in range(len(news) - len(part.packets), len(news)):
-            windows[place] += number
+    """Return how many windows received each message; a part holds the last messages."""
+    windows = [0] * len(messages)
+    for part, count in written:
+        for index in range(len(messages) - len(part.packets), len(messages)):
+            windows[index] += count
     return windows
-
-
-def _expired(stored: Stored, now_s: float) -> JournalEntry:
-    message = stored.message
-    text = "before it could be written"
-    return JournalEntry(
-        now_s, Stage.EXPIRED, message.user, message.id, stored.offset, text=text
-    )

@@ -1,16 +1,26 @@
-"""One page of a user: who it is, how far it has read, and until when it may stay."""
+"""
+A window, one Socket.IO connection of a user, and the group of windows written together.
 
+Most windows of a room use WebSockets and have received the same messages: all of the
+room. A message is written to their TCP transports directly, and nothing else is touched
+for each window: with a thousand windows in a room the memory is cold, and each object on
+the way to a transport costs about a tenth of the write. So the group tracks how far its
+windows have received the inbox, and how many replies their clients may send.
+"""
+
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from bridge.core import packets
 from bridge.core.identity import Identity
-from bridge.sockets.engineio.session import Carrier
+from bridge.sockets.engineio.session import EngineSession
 
-# How long before its token's end a window is told.
+# How long before its token expires a window is warned.
 _WARNING_S: Final = 60.0
-# Enough of a window's id to tell a user's windows apart.
-_ID_CHARACTERS: Final = 8
+# Enough characters of a window's id to distinguish the windows of a user.
+_SHORT_ID_CHARACTERS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +29,14 @@ class WindowReport:
     A window at an instant, for operators.
 
     Attributes:
-        id: The beginning of its `sid`.
+        id: The start of its `sid`.
         transport: `websocket` or `polling`.
-        address: Where the page is, as far as it can be believed.
+        address: The client's address behind trusted proxies.
         connected_s: Unix time.
-        offset: Newest message that was written to it, or that it had before.
+        offset: The newest message that it has received.
         has_manual_acks: Whether only its `ack` moves the delivered mark.
-        is_live: Whether it is up to date and gets what is new.
-        waiting_bytes: What was sent to it and that it has not read yet.
+        is_live: Whether its replay is finished and it receives new messages.
+        waiting_bytes: Bytes that were sent and that the client has not read.
 
     """
 
@@ -40,47 +50,34 @@ class WindowReport:
     waiting_bytes: int
 
 
-class Level(Protocol):
-    """What all windows know that are written to together (a room)."""
-
-    @property
-    def offset(self) -> int:
-        """Newest message that was written to all of them."""
-
-    @property
-    def written(self) -> int:
-        """How many messages were written to them, since there are any."""
-
-
 class Window:
     """
-    One connected page.
+    One connected window.
 
     Attributes:
-        sid: The socket.io id.
-        carrier: The connection that it came over.
-        identity: Whose it is and until when.
-        epoch: Of the store that its positions are of.
+        sid: The Socket.IO id.
+        session: The Engine.IO session under it.
+        identity: Its user, and until when it may stay.
+        epoch: The epoch of its positions.
         has_manual_acks: Whether only its `ack` moves the delivered mark.
-        is_live: Whether its replay is over and it gets what is new.
-        level: With whom it is written to; `None` = alone.
-        is_warned: Whether it was told that its token is about to expire.
-        warning_s: How long before the token's end it is told.
+        is_live: Whether its gate is open: it receives new messages.
+        is_warned: Whether it was warned that its token expires soon.
+        warning_s: How long before the expiry it is warned.
         connected_s: Unix time.
 
     """
 
     __slots__ = (
-        "_answers_from",
+        "_counted",
+        "_group",
         "_offset",
-        "carrier",
         "connected_s",
         "epoch",
         "has_manual_acks",
         "identity",
         "is_live",
         "is_warned",
-        "level",
+        "session",
         "sid",
         "warning_s",
     )
@@ -88,7 +85,7 @@ class Window:
     def __init__(
         self,
         sid: str,
-        carrier: Carrier,
+        session: EngineSession,
         identity: Identity,
         *,
         epoch: str,
@@ -97,81 +94,169 @@ class Window:
         connected_s: float,
     ) -> None:
         self.sid = sid
-        self.carrier = carrier
+        self.session = session
         self.epoch = epoch
-        self._offset = offset
         self.has_manual_acks = has_manual_acks
         self.is_live = False
-        self.level: Level | None = None
-        self._answers_from = 0  # what was written to its level before can be answered
         self.connected_s = connected_s
+        self._offset = offset
+        self._group: BroadcastGroup | None = None
+        self._counted = 0  # messages of the group that may no longer be replied to
         self.renew(identity, now_s=connected_s)
 
     @property
     def user(self) -> str:
-        """Whose window it is."""
+        """The user of the window."""
         return self.identity.user
 
     @property
     def offset(self) -> int:
-        """Newest message that was written to it, or that it had before."""
-        return self._offset if self.level is None else self.level.offset
-
-    @offset.setter
-    def offset(self, offset: int) -> None:
-        """Note what was written to it alone."""
-        self._offset = offset
-
-    def join_level(self, level: Level) -> None:
-        """Be written to together with others, who have had the same."""
-        self.level = level
-        self._answers_from = level.written
-
-    def leave_level(self) -> None:
-        """Be written to alone, from where all of them are."""
-        self.carrier.expect_answers(self.take_written())
-        self._offset = self.offset
-        self.level = None
-
-    def take_written(self) -> int:
-        """Count what was written to it with others since this was asked last."""
-        if self.level is None:
-            return 0
-        before, self._answers_from = self._answers_from, self.level.written
-        return self._answers_from - before
+        """The newest message that was written to the window, or that it had before."""
+        return self._offset if self._group is None else self._group.offset
 
     @property
-    def delivers_by_writing(self) -> bool:
-        """Whether writing to it counts as delivered.
+    def is_in_group(self) -> bool:
+        """Whether messages are written to it together with other windows."""
+        return self._group is not None
 
-        Not with manual acks, and not while it polls: then a message is delivered when
-        it is fetched.
+    def advance(self, offset: int) -> None:
+        """Record that everything up to `offset` was written to this window alone."""
+        self._offset = offset
+
+    def join_group(self, group: "BroadcastGroup") -> None:
+        """Become a member of `group`, which has received the same messages."""
+        self._group = group
+        self._counted = group.written
+
+    def leave_group(self) -> None:
+        """Keep the group's offset, and the replies that the client may still send."""
+        self.session.expect_replies(self.take_expected_replies())
+        self._offset = self.offset
+        self._group = None
+
+    def take_expected_replies(self) -> int:
+        """Return how many messages were written to its group since the last call."""
+        if self._group is None:
+            return 0
+        before, self._counted = self._counted, self._group.written
+        return self._counted - before
+
+    @property
+    def is_delivered_by_write(self) -> bool:
         """
-        return not self.has_manual_acks and self.carrier.transport is not None
+        Whether writing a message counts as delivery.
 
-    def tell(self, event: str, data: object) -> None:
+        Not with manual acks, and not with long polling: there a message is delivered when
+        a poll fetches it.
+        """
+        return not self.has_manual_acks and self.session.transport is not None
+
+    def send_event(self, event: str, data: object) -> None:
         """Send one of the bridge's own events."""
-        self.carrier.write_packet("4" + packets.event(event, data))
+        self.session.send(packets.event(event, data))
 
     def report(self) -> WindowReport:
-        """Say how it is now."""
-        carrier = self.carrier
+        """Return its state for operators."""
+        session = self.session
         return WindowReport(
-            id=self.sid[:_ID_CHARACTERS],
-            transport=carrier.transport_name,
-            address=carrier.address,
+            id=self.sid[:_SHORT_ID_CHARACTERS],
+            transport=session.transport_name,
+            address=session.address,
             connected_s=self.connected_s,
             offset=self.offset,
             has_manual_acks=self.has_manual_acks,
             is_live=self.is_live,
-            waiting_bytes=carrier.waiting_bytes,
+            waiting_bytes=session.waiting_bytes,
         )
 
     def renew(self, identity: Identity, *, now_s: float) -> None:
-        """Let the window stay for as long as `identity` says."""
+        """Replace the identity, and with it the time until which the window may stay."""
         self.identity = identity
         self.is_warned = False
         self.warning_s = _WARNING_S
         if identity.expires_s is not None:
-            # Half of a short life, so that even such a page has time to get a new token.
+            # At most half of a short life, so that there is time to get a new token.
             self.warning_s = min(_WARNING_S, (identity.expires_s - now_s) / 2)
+
+
+def window_of(session: EngineSession) -> Window | None:
+    """Return the window over `session`; ``None`` before it is admitted or after it left."""
+    client = session.client
+    return client if isinstance(client, Window) else None
+
+
+class BroadcastGroup:
+    """
+    The windows of a room that have received the same messages over WebSockets.
+
+    Attributes:
+        windows: The members.
+        offset: All members have received everything up to it; undefined without members.
+        written: Messages that were written to the group so far.
+
+    """
+
+    __slots__ = ("_auto_acks", "_transports", "offset", "windows", "written")
+
+    def __init__(self) -> None:
+        self.windows: list[Window] = []
+        self.offset = 0
+        self.written = 0
+        self._transports: list[asyncio.Transport] = []  # of `windows`, in their order
+        self._auto_acks = 0  # windows without manual acks
+
+    @property
+    def is_delivered_by_write(self) -> bool:
+        """Whether writing a message to the group counts as delivery."""
+        return self._auto_acks > 0
+
+    def add(self, window: Window) -> bool:
+        """Add `window`; false if it polls or has not received the same messages."""
+        transport = window.session.transport
+        if transport is None or (self.windows and window.offset != self.offset):
+            return False
+        self.offset = window.offset
+        self.windows.append(window)
+        self._transports.append(transport)
+        self._auto_acks += not window.has_manual_acks
+        window.join_group(self)
+        return True
+
+    def remove(self, window: Window) -> None:
+        """Remove a member, which keeps the offset of the group."""
+        index = self.windows.index(window)
+        del self.windows[index], self._transports[index]
+        self._auto_acks -= not window.has_manual_acks
+        window.leave_group()
+
+    def write(self, frames: bytes, *, outbound_bytes: int) -> Sequence[Window]:
+        """
+        Write `frames` to every member; `advance` must follow.
+
+        If this raises half-way, the next message finds a gap and the members read it from
+        the inbox; some receive messages twice.
+
+        Args:
+            frames: WebSocket frames.
+            outbound_bytes: Bytes that may wait for one client.
+
+        Returns:
+            The members that would exceed the limit. Nothing was written to them, and
+            their gates must be closed.
+
+        """
+        full: list[asyncio.Transport] = []
+        limit_bytes = outbound_bytes - len(frames)
+        for transport in self._transports:
+            if transport.get_write_buffer_size() > limit_bytes:
+                full.append(transport)
+            else:
+                transport.write(frames)
+        if not full:
+            return ()
+        return [self.windows[self._transports.index(each)] for each in full]
+
+    def advance(self, offset: int, *, written: int) -> None:
+        """Record that `written` messages up to `offset` were written to all members."""
+        self.offset = offset
+        self.written += written

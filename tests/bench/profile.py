@@ -30,13 +30,13 @@ _WAITING: Final = frozenset({_WAIT_INBOX, _WAIT_LOOP})
 _STAGES: Final = (
     (
         "bridge/sockets/engineio/session.py",
-        "windows: carriers, and what they send at once",
+        "windows: sessions, and direct writes to transports",
     ),
-    ("bridge/sockets/room.py", "windows: carriers, and what they send at once"),
+    ("bridge/sockets/window.py", "windows: sessions, and direct writes to transports"),
     ("bridge/sockets/rooms.py", "windows: rooms, one frame for all"),
     ("bridge/core/frames.py", "windows: rooms, one frame for all"),
     ("bridge/core/position.py", "windows: rooms, one frame for all"),
-    ("bridge/sockets/", "windows: entrance, replay, ticks"),
+    ("bridge/sockets/", "windows: admission, replay, time"),
     ("bridge/amqp/frame_reader.py", "in: frames to deliveries"),
     ("bridge/amqp/", "in: batches and acks"),
     ("aiormq/", "in: batches and acks"),

@@ -22,7 +22,7 @@ from bridge.http.api.endpoint import Api, ApiRequest
 from bridge.inbox.contract import Inbox
 from bridge.metrics import AgeBucket, Metrics
 from bridge.readiness import Readiness
-from bridge.sockets.server import BridgeServer
+from bridge.sockets.server import SocketIOServer
 
 _AGES_WINDOW_S: Final = 60.0
 
@@ -62,7 +62,7 @@ class OverviewEndpoint:
         readiness: Readiness,
         intake: Intake,
         inbox: Inbox,
-        sockets: BridgeServer,
+        sockets: SocketIOServer,
         metrics: Metrics,
     ) -> None:
         self._namespace = namespace

@@ -1,86 +1,110 @@
 """
-The first bytes of a connection: a page that opens a websocket, or HTTP.
+The public port: each connection opens a WebSocket session or goes to aiohttp.
 
-A page that opens a websocket in the usual way is let in here. Every other connection is
-handed to aiohttp together with what it has sent, and nobody notices.
+The common WebSocket handshake is recognized in the first bytes of a connection and never
+reaches aiohttp, which costs more per connection than the session. Any other connection is
+passed to aiohttp together with its first bytes.
 """
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from aiohttp import web
 
-from bridge.core.websocket_handshake import parse_handshake
-
-if TYPE_CHECKING:
-    from bridge.sockets.engineio.server import Engine
+from bridge.core.websocket_handshake import Handshake, parse_handshake
 
 
-class FrontDoors:
+class Listener:
     """
-    Makes a protocol for each connection.
+    Decides which protocol serves a new connection.
 
-    Attributes:
-        waiting: Those that have not sent anything yet.
-        http: What takes those that are no websockets; ``None`` before the site is open.
-
+    `open_websocket` opens a session for a handshake; it returns false, with nothing
+    written, to let aiohttp refuse the request.
     """
 
-    def __init__(self, engine: "Engine") -> None:
-        self.engine = engine
-        self.http: web.Server | None = None
-        self.waiting: set[FrontDoor] = set()
+    def __init__(
+        self, open_websocket: Callable[[asyncio.Transport, Handshake], bool]
+    ) -> None:
+        self._open_websocket = open_websocket
+        self._http: web.Server | None = None
+        self._silent: set[NewConnection] = set()
 
-    def tick(self, now_s: float) -> None:
-        """Cut those that have sent nothing for as long as a page has to connect."""
-        oldest_s = now_s - self.engine.bounds.connect_s
-        for door in tuple(self.waiting):
-            if door.opened_s < oldest_s:
-                door.transport.abort()
+    @property
+    def is_open(self) -> bool:
+        """Whether connections can be served."""
+        return self._http is not None
 
-    def shut(self) -> None:
-        """Cut all."""
-        for door in tuple(self.waiting):
-            door.transport.abort()
+    def open(self, http: web.Server) -> None:
+        """Serve connections, those without a WebSocket handshake by `http`."""
+        self._http = http
+
+    def connection_made(self, connection: "NewConnection") -> None:
+        """Wait for the first bytes of `connection`."""
+        self._silent.add(connection)
+
+    def connection_lost(self, connection: "NewConnection") -> None:
+        """Forget `connection`."""
+        self._silent.discard(connection)
+
+    def serve(self, connection: "NewConnection", data: bytes) -> None:
+        """Replace the protocol of `connection`, whose first bytes are `data`."""
+        self._silent.discard(connection)
+        transport = connection.transport
+        handshake = parse_handshake(data)
+        if handshake is not None and self._open_websocket(transport, handshake):
+            return
+        assert self._http is not None  # noqa: S101 - connections are accepted after `open`
+        http = self._http()
+        transport.set_protocol(http)
+        http.connection_made(transport)
+        http.data_received(data)
+
+    def abort_silent(self, *, opened_before_s: float) -> None:
+        """Abort connections that have sent nothing since before that monotonic time."""
+        for connection in tuple(self._silent):
+            if connection.opened_s < opened_before_s:
+                connection.transport.abort()
 
 
-class FrontDoor(asyncio.Protocol):
-    """One connection, until it has sent its first bytes."""
+class NewConnection(asyncio.Protocol):
+    """
+    The protocol of a connection until its first bytes arrive.
 
-    __slots__ = ("_doors", "_http", "opened_s", "transport")
+    `received` are bytes that another worker has read from the connection already.
+    """
+
+    __slots__ = ("_listener", "_received", "opened_s", "transport")
 
     transport: asyncio.Transport
 
-    def __init__(self, doors: FrontDoors, http: web.Server) -> None:
-        self._doors = doors
-        self._http = http
+    def __init__(self, listener: Listener, *, received: bytes = b"") -> None:
+        self._listener = listener
+        self._received = received
         self.opened_s = monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for its first bytes."""
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
-        self._doors.waiting.add(self)
+        """Wait for the first bytes, unless they are known."""
+        # The transports of uvloop are not subclasses of asyncio's.
+        self.transport = cast("asyncio.Transport", transport)
+        self._listener.connection_made(self)
+        if self._received:
+            self.data_received(self._received)
 
     def data_received(self, data: bytes) -> None:
-        """Let the page in, or hand the connection to aiohttp."""
-        self._doors.waiting.discard(self)
-        handshake = parse_handshake(data)
-        if handshake is None or not self._doors.engine.enter(self.transport, handshake):
-            http = self._http()
-            self.transport.set_protocol(http)
-            http.connection_made(self.transport)
-            http.data_received(data)
+        """Hand the connection over to its real protocol."""
+        self._listener.serve(self, data)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
-        """Forget it."""
-        self._doors.waiting.discard(self)
+        """Forget the connection."""
+        self._listener.connection_lost(self)
 
 
-class FrontSite(web.TCPSite):
-    """A site of aiohttp's whose connections begin at a front door."""
+class ListenerSite(web.TCPSite):
+    """An aiohttp site whose connections start as `NewConnection`."""
 
-    __slots__ = ("_doors",)
+    __slots__ = ("_listener",)
 
     def __init__(
         self,
@@ -88,27 +112,27 @@ class FrontSite(web.TCPSite):
         host: str,
         port: int,
         *,
-        doors: FrontDoors,
-        is_shared: bool = False,
+        listener: Listener,
+        is_shared: bool,
     ) -> None:
-        """Take a place; `is_shared`: other processes listen there too."""
+        """Prepare a site; with `is_shared` other processes listen on the same port."""
         super().__init__(runner, host, port, reuse_port=is_shared)
-        self._doors = doors
+        self._listener = listener
 
     async def start(self) -> None:
         """
-        Listen.
+        Start to listen.
 
         Raises:
-            OSError: If the port cannot be had.
+            OSError: If the port cannot be bound.
 
         """
         await web.BaseSite.start(self)
         http = self._runner.server
-        assert isinstance(http, web.Server)  # noqa: S101 - an application's always is
-        self._doors.http = http
+        assert isinstance(http, web.Server)  # noqa: S101 - the server of an AppRunner
+        self._listener.open(http)
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: FrontDoor(self._doors, http),
+            lambda: NewConnection(self._listener),
             self._host,
             self._port,
             backlog=self._backlog,

@@ -1,161 +1,160 @@
 """
-Long polling: what waits for a page, what it posts, and how it goes over to a websocket.
+Long polling: the queue of packets for a client, and the bodies that it posts.
 
-The whole body is read, unlike in engineio (traps 1.2, row 9), within a bound and a
-deadline (aiohttp has none for bodies, traps 1.3).
+A body is read completely, within a size limit and a deadline: aiohttp has no deadline for
+bodies, and python-engineio reads only the first chunk of one.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import ClassVar, Final
 from weakref import WeakValueDictionary
 
 from aiohttp import web
 
-from bridge.core.frames import text_frame
-from bridge.core.websocket import close_frame
-from bridge.sockets.engineio.websocket import LAST_WORDS_S, Wire
+from bridge.sockets.engineio.websocket import CLOSE_TIMEOUT_S
 
-# Engine.io joins the packets of one body with this character.
-_SEPARATOR: Final = "\x1e"
-# The Python client gives up on an answer with more (its Payload.max_decode_packets).
-_PACKETS_A_POLL: Final = 16
+# Engine.IO joins the packets of one body with this character.
+SEPARATOR: Final = "\x1e"
+# The Python client rejects a response with more (its Payload.max_decode_packets).
+_PACKETS_PER_POLL: Final = 16
 
 
 class PollQueue:
-    """Packets that wait for a polling page, in order and counted, each with its offset."""
+    """Packets for a polling client, in order and counted in bytes, with their offsets."""
 
-    # Whose answer went last over a connection: a proxy keeps its connections, and sends
-    # over each what any page asks. An entry goes with its queue at the latest.
-    _answers: ClassVar[MutableMapping[asyncio.Transport, "PollQueue"]] = (
+    # The queue whose response was written last to a connection: a proxy reuses its
+    # connections for the requests of any client. Entries live no longer than their queue.
+    _last_responses: ClassVar[MutableMapping[asyncio.Transport, "PollQueue"]] = (
         WeakValueDictionary()
     )
 
     def __init__(self) -> None:
         self._packets: deque[tuple[str, int]] = deque()
         self._packets_bytes = 0
-        self._changed = asyncio.Event()  # something to fetch, or the end
-        self._emptied = asyncio.Event()  # something was fetched or read, or the end
-        self._is_polled = False
+        self._filled = asyncio.Event()  # a packet was added, or the queue closed
+        self._drained = asyncio.Event()  # packets were taken or read, or it closed
+        self._connection: asyncio.Transport | None = None  # of the last response
         self._is_closed = False
-        self._answered: asyncio.Transport | None = None  # where the last answer went
+        self.is_polled = False
 
     @property
     def waiting_bytes(self) -> int:
-        """What the page has not read yet, in the queue or in an answer on its way."""
+        """Bytes that the client has not read, in the queue and in the last response."""
         return self._packets_bytes + self._unread_bytes
 
     @property
     def _unread_bytes(self) -> int:
-        # Where another page was answered since, this one had read its own before.
-        if self._answered is None or self._answers.get(self._answered) is not self:
+        # A later response to another client on this connection means that this client
+        # had read its own: responses on a connection are in order.
+        if (
+            self._connection is None
+            or self._last_responses.get(self._connection) is not self
+        ):
             return 0
-        return self._answered.get_write_buffer_size()
+        return self._connection.get_write_buffer_size()
 
     def put(self, packet: str, offset: int) -> None:
-        """Add a packet; after `close` it is dropped."""
+        """Add a packet; a closed queue drops it."""
         if not self._is_closed:
             self._packets.append((packet, offset))
             self._packets_bytes += len(packet)
-            self._changed.set()
+            self._filled.set()
 
-    async def room(self) -> None:
-        """Wait until something was fetched or read, or the end."""
-        self._emptied.clear()
-        await self._emptied.wait()
+    async def wait_until_drained(self) -> None:
+        """Wait until the client has taken or read packets, or the queue is closed."""
+        self._drained.clear()
+        await self._drained.wait()
 
     def take_all(self) -> list[tuple[str, int]]:
-        """Take what waits out of the queue, for a websocket."""
-        taken = list(self._packets)
+        """Remove and return all packets."""
+        packets = list(self._packets)
         self._packets.clear()
         self._packets_bytes = 0
-        self._emptied.set()
-        return taken
+        self._drained.set()
+        return packets
 
-    async def fetch(
-        self, request: web.BaseRequest, *, within_s: float
+    async def poll(
+        self, request: web.BaseRequest, *, timeout_s: float
     ) -> list[tuple[str, int]] | None:
         """
-        Take what `request` is answered with, at once or as soon as there is something.
+        Remove and return the packets for the response, as soon as there are some.
 
         Returns:
-            Nothing if the queue was closed, the page has hung up, or `within_s` is over;
-            `None` if the page polls although it has not read its last answer: two polls
-            at a time would tear messages apart, and unread answers are memory.
+            Nothing if the queue is closed, the client has disconnected, or `timeout_s`
+            is over. ``None`` if another poll is pending, which would split the messages
+            between the two, or if the client has not read its last response: unread
+            responses are memory.
 
         """
-        if self._is_polled or self._unread_bytes:
+        if self.is_polled or self._unread_bytes:
             return None
-        self._emptied.set()  # the last answer was read: that makes room as well
+        self._drained.set()  # the client has read its last response
         if not self._packets and not self._is_closed:
-            self._changed.clear()
-            self._is_polled = True
+            self._filled.clear()
+            self.is_polled = True
             try:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(within_s):
-                        await self._changed.wait()
+                    async with asyncio.timeout(timeout_s):
+                        await self._filled.wait()
             finally:
-                self._is_polled = False
-        # What a page that has hung up were given would count as delivered.
+                self.is_polled = False
+        # Packets in a response to a client that has disconnected would count as delivered.
         if request.transport is None:
             return []
-        self._answer_over(request.transport)
+        self._respond_on(request.transport)
         if self._is_closed:
-            # The last words come all at once: there is no other poll.
-            asyncio.get_running_loop().call_later(LAST_WORDS_S, self.cut)
+            # All remaining packets: there will be no other poll.
+            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self.abort_unread)
             return self.take_all()
-        count = min(_PACKETS_A_POLL, len(self._packets))
-        taken = [self._packets.popleft() for _ in range(count)]
-        self._packets_bytes -= sum(len(packet) for packet, _ in taken)
-        self._emptied.set()
-        return taken
+        count = min(_PACKETS_PER_POLL, len(self._packets))
+        packets = [self._packets.popleft() for _ in range(count)]
+        self._packets_bytes -= sum(len(packet) for packet, _ in packets)
+        self._drained.set()
+        return packets
 
-    def _answer_over(self, connection: asyncio.Transport) -> None:
-        if self._answered is not None and self._answers.get(self._answered) is self:
-            del self._answers[self._answered]
-        self._answered = connection
-        self._answers[connection] = self
+    def _respond_on(self, connection: asyncio.Transport) -> None:
+        previous = self._connection
+        if previous is not None and self._last_responses.get(previous) is self:
+            del self._last_responses[previous]
+        self._connection = connection
+        self._last_responses[connection] = self
 
     def close(self) -> None:
-        """Take no more, and let nobody wait."""
+        """Accept no more packets and end every wait."""
         self._is_closed = True
-        self._changed.set()
-        self._emptied.set()
+        self._filled.set()
+        self._drained.set()
         if self._unread_bytes:
-            asyncio.get_running_loop().call_later(LAST_WORDS_S, self.cut)
+            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self.abort_unread)
 
-    def cut(self) -> None:
-        """Cut the connection of an answer that the page does not read."""
-        if self._answered is not None and self._unread_bytes:
-            self._answered.abort()
+    def abort_unread(self) -> None:
+        """Abort the connection of a response that the client does not read."""
+        if self._connection is not None and self._unread_bytes:
+            self._connection.abort()
 
 
 async def read_packets(
-    request: web.BaseRequest, *, max_bytes: int, within_s: float
+    request: web.BaseRequest, *, max_bytes: int, timeout_s: float
 ) -> list[str] | None:
-    """
-    Return the packets in the body of `request`.
-
-    Returns:
-        `None` if the body is too large, comes too slowly or not at all, or is no text.
-
-    """
-    body = await read_body(request, max_bytes=max_bytes, within_s=within_s)
+    """Return the packets in the body; ``None`` if it cannot be read or is not UTF-8."""
+    body = await read_body(request, max_bytes=max_bytes, timeout_s=timeout_s)
     try:
-        return None if body is None else body.decode().split(_SEPARATOR)
+        return None if body is None else body.decode().split(SEPARATOR)
     except UnicodeDecodeError:
         return None
 
 
 async def read_body(
-    request: web.BaseRequest, *, max_bytes: int, within_s: float
+    request: web.BaseRequest, *, max_bytes: int, timeout_s: float
 ) -> bytes | None:
-    """Return the body; ``None`` if it is too large, too slow, broken off or badly packed."""
+    """Return the body; ``None`` if it is too large, too slow, truncated or corrupt."""
     body = bytearray()
     try:
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(timeout_s):
+            # The chunks are decompressed: the limit applies to the decompressed size.
             async for chunk in request.content.iter_any():
                 body += chunk
                 if len(body) > max_bytes:
@@ -163,57 +162,3 @@ async def read_body(
     except (TimeoutError, ConnectionError, web.RequestPayloadError):
         return None
     return bytes(body)
-
-
-class Probe:
-    """
-    Engine.io's handshake from polling to a websocket, as the wire's first listener.
-
-    `end_poll` is called in the middle: the page goes over when its poll has returned.
-    `done` is called once, with the wire if it is to be taken over.
-    """
-
-    __slots__ = ("_deadline", "_done", "_end_poll", "is_answered", "wire")
-
-    def __init__(
-        self,
-        *,
-        end_poll: Callable[[], None],
-        done: Callable[[Wire | None], None],
-        within_s: float,
-    ) -> None:
-        self.wire: Wire | None = None
-        self._end_poll = end_poll
-        self._done = done
-        self.is_answered = False  # and the page ends its polling
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.call_later(within_s, self.hung_up)
-
-    def hear(self, text: str) -> None:
-        """Take the page's two words in turn; any other ends it."""
-        wire = self.wire
-        if text == "2probe" and not self.is_answered and wire is not None:
-            self.is_answered = True
-            wire.transport.write(text_frame(b"3probe"))
-            self._end_poll()
-        elif text == "5" and self.is_answered:
-            self._deadline.cancel()
-            self._done(wire)
-        else:
-            self.hung_up()
-
-    def may_send(self) -> bool:
-        """Take nothing but the two words."""
-        self.hung_up()
-        return False
-
-    def ignore(self) -> None:
-        """Never get here: see `may_send`."""
-
-    def hung_up(self) -> None:
-        """Give the websocket up; the page goes on polling."""
-        self._deadline.cancel()
-        if self.wire is not None:
-            self.wire.close(close_frame())
-            self.wire = None
-        self._done(None)

@@ -1,255 +1,279 @@
 """
-Engine.io, protocol version 4: sessions, their doors and their time.
+The Engine.IO server (protocol version 4): its HTTP endpoint and its sessions.
 
-Who may open a session, the HTTP side of long polling, the way to a websocket, and one
-clock for all sessions. No line in any log that a stranger wrote, no answer that quotes
-one (traps 1.2, row 16).
+It opens sessions, serves long polling and upgrades, and checks the time and the limits of
+all sessions. Responses and log lines never quote what a client sent.
 """
 
 import asyncio
-import re
 import secrets
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from time import monotonic, time
+from typing import Any, Final
 
-import orjson
 from aiohttp import web
 
-from bridge.core.client_address import Network, client_address
-from bridge.core.frames import text_frame
-from bridge.core.origins import OriginRules
 from bridge.core.websocket_handshake import (
     Handshake,
     switching_protocols,
     websocket_key,
 )
-from bridge.sockets.engineio.caller import Caller
-from bridge.sockets.engineio.session import Carrier, Ending
-from bridge.sockets.engineio.upgrade import take_over
-from bridge.sockets.engineio.websocket import Listener, Wire
-from bridge.sockets.window import Window
-
-# Before it stands which bridge gave it away, behind it which worker, where there are several.
-_SESSION_ID: Final = re.compile(
-    r"(?:[A-Za-z0-9_-]{1,32}\.)?[A-Za-z0-9_-]{20}(?:\.[0-9]{1,3})?"
+from bridge.core.worker_slot import Workplace
+from bridge.enums import Closing
+from bridge.metrics import Metrics
+from bridge.sockets.engineio.detach import detach_transport
+from bridge.sockets.engineio.fd_passing import ConnectionHandover
+from bridge.sockets.engineio.handshake import HandshakePolicy, OpeningRequest
+from bridge.sockets.engineio.listener import Listener, ListenerSite
+from bridge.sockets.engineio.polling import SEPARATOR
+from bridge.sockets.engineio.session import (
+    CloseReason,
+    EngineSession,
+    SessionHandler,
+    SessionLimits,
 )
-_CLOSED_SESSION_LIFE_S: Final = 2.0
+
+_PATH: Final = "/socket.io/"
+# How long a closed polling session stays, for the poll that fetches its last packets.
+_CLOSED_SESSION_S: Final = 2.0
+_CHECK_INTERVAL_S: Final = 1.0
+# A pass over the sessions is divided, so that it does not delay messages; but the process
+# of a bridge with few sessions should not wake up ten times a second.
+_STEPS_MAX: Final = 10
+_SESSIONS_PER_STEP: Final = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class EngineServer:
     """
-    What connections may cost.
+    All Engine.IO sessions.
+
+    `place` is the worker's place if several workers share the port. `name` starts each
+    session id: a load balancer routes polls by it without a table of its own.
 
     Attributes:
-        outbound_bytes: What may wait for one window.
-        events_per_second: What one window may send on average.
-        windows_per_user: At a time.
-        windows_per_address: At a time.
-        connect_s: From the first byte to a CONNECT packet.
-
-    """
-
-    outbound_bytes: int
-    events_per_second: int
-    windows_per_user: int
-    windows_per_address: int
-    connect_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """Who may knock: origins, and the proxies whose word on addresses is taken."""
-
-    origins: OriginRules
-    trusted_proxies: tuple[Network, ...] = ()
-
-
-class SessionOwner(Protocol):
-    """What the engine asks of the socket.io layer above it."""
-
-    is_draining: bool
-
-    def take(self, carrier: Carrier, text: str) -> Coroutine[Any, Any, None] | None:
-        """Handle the inside of an engine.io message; returns what takes time."""
-
-    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
-        """Do what takes time."""
-
-    def ignore(self) -> None:
-        """Count a packet that means nothing."""
-
-    def flooded(self, carrier: Carrier) -> None:
-        """Close a session that sends too much."""
-
-    def fetched(self, window: Window, offset: int) -> None:
-        """Note that a polling page has taken its messages up to `offset`."""
-
-    def left(self, carrier: Carrier, reason: str) -> None:
-        """Forget the window of a session that ended."""
-
-
-class Neighbours(Protocol):
-    """The other workers, each with sessions of its own."""
-
-    def mark(self, session_id: str) -> str:
-        """Write into a new session id whose it is."""
-
-    async def answer(
-        self, request: web.Request, *, max_body_bytes: int
-    ) -> web.Response | None:
-        """Let another answer about its session; ``None`` if it is ours, or nobody's."""
-
-
-class Engine:
-    """
-    All sessions.
-
-    Attributes:
-        neighbours: Where there are several workers.
-        carriers: By session id; closed ones that polled stay for their last words.
-        bounds: What each may cost.
-        admission: Who may open one.
+        limits: The limits of each session.
+        handler: The layer above.
+        metrics: Counts ignored packets.
+        sessions: By session id. A closed polling session stays for its last poll.
 
     """
 
     def __init__(
         self,
-        owner: SessionOwner,
+        handler: SessionHandler,
         *,
-        bounds: Bounds,
-        admission: Admission,
-        ping_interval_s: int,
-        ping_timeout_s: int,
-        max_event_bytes: int,
+        limits: SessionLimits,
+        policy: HandshakePolicy,
+        metrics: Metrics,
         name: str = "",
+        place: Workplace | None = None,
     ) -> None:
-        self.owner = owner
-        self.bounds = bounds
-        self.admission = admission
-        self.ping_interval_s = ping_interval_s
-        self.ping_timeout_s = ping_timeout_s
-        self.max_event_bytes = max_event_bytes
-        # A load balancer finds the way of each poll in it, without a table of its own.
-        self._sid_begins = f"{name}." if name else ""
-        self.carriers: dict[str, Carrier] = {}
-        self.neighbours: Neighbours | None = None
-        # The key is kept too: all sessions from one address share one string.
+        self.handler = handler
+        self.limits = limits
+        self.metrics = metrics
+        self.sessions: dict[str, EngineSession] = {}
+        self._policy = policy
+        self._sid_prefix = f"{name}." if name else ""
+        self._place = place
+        self._listener = Listener(self._open_websocket)
+        self._handover = ConnectionHandover(place, self._listener) if place else None
+        self._is_accepting = True
+        self._tasks: asyncio.TaskGroup | None = None
+        # Sessions per address. The key is stored with the count, so that all sessions of
+        # an address share one string.
         self._by_address: dict[str, tuple[str, int]] = {}
 
-    def route(self, app: web.Application, path: str) -> None:
-        """Answer requests to `path` in `app`."""
-        app.router.add_get(path, self.handle_request, allow_head=False)
-        app.router.add_post(path, self.handle_request)
-        app.router.add_options(path, self.handle_request)
+    def apply(self, limits: SessionLimits, policy: HandshakePolicy) -> None:
+        """Use reloaded limits for all sessions, and the policy for new ones."""
+        self.limits = limits
+        self._policy = policy
+
+    def route(self, app: web.Application) -> None:
+        """Serve the Engine.IO path in `app`; its shutdown closes all connections."""
+        app.router.add_get(_PATH, self._handle, allow_head=False)
+        app.router.add_post(_PATH, self._handle)
+        app.router.add_options(_PATH, self._handle)
+        app.on_shutdown.append(self._close_connections)
+
+    def site(self, runner: web.BaseRunner, host: str, port: int) -> web.BaseSite:
+        """Return the site that accepts connections to the app of `runner`."""
+        is_shared = self._handover is not None
+        return ListenerSite(
+            runner, host, port, listener=self._listener, is_shared=is_shared
+        )
+
+    def stop_accepting(self) -> None:
+        """Open no new sessions."""
+        self._is_accepting = False
+
+    # --- tasks and time
+
+    @property
+    def is_running(self) -> bool:
+        """Whether received messages are processed."""
+        return self._tasks is not None
+
+    async def run(self) -> None:
+        """
+        Check the sessions and run their tasks, until cancelled.
+
+        Cancellation: ends the tasks; the sessions stay open until they are closed.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            if self._handover is not None:
+                tasks.create_task(self._handover.run(), name="handovers")
+            try:
+                while True:
+                    await self._check_sessions()
+            finally:
+                self._tasks = None
+
+    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Run `work`, which never raises, as a task; during shutdown it is dropped."""
+        if self._tasks is None:
+            work.close()  # or Python warns that it was never awaited
+        else:
+            self._tasks.create_task(work, name=name)
+
+    async def _check_sessions(self) -> None:
+        """
+        Check all sessions once, within about a second.
+
+        One pass costs less than a sleeping task per session (about 4 kB each), and a
+        second is exact enough for pings.
+        """
+        sessions = tuple(self.sessions.values())
+        steps = min(_STEPS_MAX, len(sessions) // _SESSIONS_PER_STEP + 1)
+        size = -(-len(sessions) // steps)
+        for step in range(steps):
+            await asyncio.sleep(_CHECK_INTERVAL_S / steps)
+            monotonic_s, now_s = monotonic(), time()
+            for session in sessions[step * size : (step + 1) * size]:
+                self.check_session(session, monotonic_s=monotonic_s, now_s=now_s)
+        self.abort_silent_connections(monotonic_s=monotonic())
+
+    def check_session(
+        self, session: EngineSession, *, monotonic_s: float, now_s: float
+    ) -> None:
+        """Send a due ping; close the session if it is late or over a limit."""
+        if session.is_closed:
+            if monotonic_s - session.closed_s > _CLOSED_SESSION_S:
+                self.sessions.pop(session.sid, None)
+            return
+        if not session.tick(monotonic_s):
+            return
+        if session.is_over_limit:
+            # A client that sends requests and pongs but does not read the replies.
+            self.handler.limit_exceeded(session, Closing.SLOW)
+        elif session.client is not None:
+            self.handler.session_checked(session, now_s)
+        elif monotonic_s - session.opened_s > self.limits.connect_s:
+            # The client never sent CONNECT, or was refused and stays.
+            session.close(CloseReason.SERVER_DISCONNECT, abort=True)
+
+    def abort_silent_connections(self, *, monotonic_s: float) -> None:
+        """Abort connections that have sent nothing within the connect timeout."""
+        self._listener.abort_silent(opened_before_s=monotonic_s - self.limits.connect_s)
 
     # --- HTTP
 
-    async def handle_request(self, request: web.Request) -> web.StreamResponse:
-        """Answer one HTTP request to the engine.io path."""
-        response = (
-            await self._answer_of_neighbour(request)
-            or self._refusal(request)
-            or await self._answer(request)
-        )
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if self._handover is not None and await self._handover.pass_on(
+            request, max_body_bytes=self.limits.max_packet_bytes
+        ):
+            return _not_sent()
+        response = await self._respond(request)
         if not response.prepared:
             response.headers["Cache-Control"] = "no-store"
             response.headers["X-Content-Type-Options"] = "nosniff"
-            self._allow_reading(request, response)
+            self._add_cors_headers(request, response)
         return response
 
-    async def _answer_of_neighbour(self, request: web.Request) -> web.Response | None:
-        if self.neighbours is None:
-            return None
-        return await self.neighbours.answer(
-            request, max_body_bytes=self.max_event_bytes
-        )
-
-    def _refusal(self, request: web.Request) -> web.Response | None:
-        """Turn away whoever may not ask here."""
+    async def _respond(self, request: web.Request) -> web.Response:
         query = request.query
         if "j" in query:
-            # JSONP: a script tag of any page could open a session (traps 1.2, row 8).
+            # JSONP: a script element in any page could open a session.
             return _plain(400, "JSONP is not served")
-        sid = query.get("sid")
-        if sid is not None:
-            known = _SESSION_ID.fullmatch(sid) and sid in self.carriers
-            return None if known else _plain(400, "unknown session")
+        session = self.sessions.get(query["sid"]) if "sid" in query else None
+        if session is None and "sid" in query:
+            return _plain(400, "unknown session")
         if request.method == "OPTIONS":
-            return None
-        if self.owner.is_draining:
-            return _plain(503, "going down, connect again", {"Retry-After": "1"})
-        if self._is_crowded(self._address(request.remote, _forwarded_for(request))):
+            return _plain(200, "ok")
+        transport_name = query.get("transport", "polling")
+        if session is None:
+            opening = self._policy.examine(request.remote, request.headers)
+            return self._refusal(request, opening) or await self._open_session(
+                request, opening, transport_name
+            )
+        return await self._serve_session(request, session, transport_name)
+
+    async def _serve_session(
+        self, request: web.Request, session: EngineSession, transport_name: str
+    ) -> web.Response:
+        if request.method == "POST":
+            is_accepted = transport_name == "polling" and await session.post(request)
+            return _plain(200, "ok") if is_accepted else _plain(400, "invalid packets")
+        if transport_name == "websocket":
+            return self._upgrade(request, session)
+        if session.transport_name == "websocket":
+            return _plain(400, "this session uses a WebSocket")
+        packets = await session.poll(request)
+        if session.is_closed:
+            self.sessions.pop(session.sid, None)  # this was its last poll
+        return _packets(packets) if packets else _plain(400, "the session is closed")
+
+    def _refusal(
+        self, request: web.Request, opening: OpeningRequest
+    ) -> web.Response | None:
+        if not self._is_accepting:
+            return _plain(503, "shutting down, connect again", {"Retry-After": "1"})
+        if self._is_at_limit(opening.address):
             return _plain(
                 429, "too many windows from this address", {"Retry-After": "10"}
             )
+        if request.method != "GET" or request.query.getall("EIO", []) != ["4"]:
+            return _plain(400, "only Engine.IO 4 is served, and GET opens a session")
         return None
 
-    async def _answer(self, request: web.Request) -> web.Response:
-        sid = request.query.get("sid")
-        transport = request.query.get("transport", "polling")
-        if request.method == "OPTIONS":
-            return _plain(200, "ok")
-        if sid is None:
-            return await self._begin(request, transport)
-        carrier = self.carriers[sid]
-        if request.method == "POST":
-            is_taken = transport == "polling" and await carrier.post(request)
-            return _plain(200, "ok") if is_taken else _plain(400, "not understood")
-        if transport == "websocket":
-            return self._upgrade(request, carrier)
-        if carrier.transport_name == "websocket":
-            return _plain(400, "this session is a websocket")
-        packets = await carrier.poll(request)
-        if carrier.closed:
-            self.carriers.pop(sid, None)  # these were its last words
-        return _packets(packets) if packets else _plain(400, "the session is over")
+    async def _open_session(
+        self, request: web.Request, opening: OpeningRequest, transport_name: str
+    ) -> web.Response:
+        if transport_name == "websocket":
+            key = websocket_key(request.headers)
+            if key is None:
+                return _plain(400, "not a WebSocket handshake")
+            transport, received = detach_transport(request)
+            if transport is not None:
+                self._new_session(opening).open_websocket(
+                    transport, response=switching_protocols(key), received=received
+                )
+            return _not_sent()
+        if transport_name != "polling":
+            return _plain(400, "only websocket and polling are served")
+        session = self._new_session(opening)
+        session.open_polling()
+        return _packets(await session.poll(request))
 
-    async def _begin(self, request: web.Request, transport: str) -> web.Response:
-        """Open a session, in the way that its first request asks for."""
-        if request.method != "GET" or request.query.getall("EIO", []) != ["4"]:
-            return _plain(400, "engine.io version 4 is served, begun with GET")
-        if transport == "websocket":
-            return self._begin_websocket(request)
-        if transport != "polling":
-            return _plain(400, "websocket and polling are served")
-        carrier = self._open(self._caller(request))
-        return _packets(await carrier.poll(request))
-
-    def _begin_websocket(self, request: web.Request) -> web.Response:
+    def _upgrade(self, request: web.Request, session: EngineSession) -> web.Response:
         key = websocket_key(request.headers)
-        if key is None:
-            return _plain(400, "not a websocket handshake")
-        caller = self._caller(request)
-        transport, rest = take_over(request)
+        if key is None or not session.can_upgrade:
+            return _plain(400, "this session cannot be upgraded")
+        transport, received = detach_transport(request)
         if transport is not None:
-            self._connect(transport, caller, key=key, rest=rest)
-        return web.Response()  # to nobody: the connection is ours
+            session.start_upgrade(
+                transport, response=switching_protocols(key), received=received
+            )
+        return _not_sent()
 
-    def _upgrade(self, request: web.Request, carrier: Carrier) -> web.Response:
-        """Let a page that polls go over to a websocket."""
-        key = websocket_key(request.headers)
-        is_free = carrier.transport_name == "polling" and not carrier.is_upgrading
-        if key is None or not is_free or carrier.closed:
-            return _plain(400, "one websocket at a time")
-        transport, rest = take_over(request)
-        if transport is not None:
-            probe = carrier.probe()
-            probe.wire = self._wire(transport, probe)
-            transport.write(switching_protocols(key))
-            if rest:
-                probe.wire.data_received(rest)
-        return web.Response()  # to nobody: the connection is ours
-
-    def _allow_reading(
+    def _add_cors_headers(
         self, request: web.Request, response: web.StreamResponse
     ) -> None:
         """
-        Let a page of another origin read its answers.
+        Let pages of other origins read the response.
 
-        One that may not connect reads them too, so that it learns why it is refused, but
-        without credentials: it reads nothing that is anybody's.
+        Pages of a refused origin may read it too, to learn the reason, but only without
+        credentials: such a response contains nothing that belongs to a user.
         """
         origin = request.headers.get("Origin")
         if not origin:
@@ -257,7 +281,7 @@ class Engine:
         headers = response.headers
         headers["Access-Control-Allow-Origin"] = origin
         headers["Vary"] = "Origin"
-        if self._allows(request.headers):
+        if self._policy.allows_origin(request.headers):
             headers["Access-Control-Allow-Credentials"] = "true"
         if request.method == "OPTIONS":
             headers["Access-Control-Allow-Methods"] = "OPTIONS, GET, POST"
@@ -266,138 +290,63 @@ class Engine:
 
     # --- sessions
 
-    def enter(self, transport: asyncio.Transport, handshake: Handshake) -> bool:
-        """
-        Begin a session over the websocket that `handshake` asks for.
-
-        Returns:
-            False if there is something against it; nothing was written.
-
-        """
-        headers = handshake.headers
+    def _open_websocket(
+        self, transport: asyncio.Transport, handshake: Handshake
+    ) -> bool:
+        """Open a session; false, with nothing written, if aiohttp should refuse it."""
         peer = transport.get_extra_info("peername")
         remote = peer[0] if isinstance(peer, tuple) else peer
-        address = self._address(remote, headers.get("x-forwarded-for", ""))
-        if self.owner.is_draining or self._is_crowded(address):
+        opening = self._policy.examine(remote, handshake.headers)
+        if not self._is_accepting or self._is_at_limit(opening.address):
             return False
-        caller = Caller(
-            address,
-            self._allows(headers),
-            headers.get("authorization"),
-            headers.get("cookie"),
-            headers.get("origin"),
+        self._new_session(opening).open_websocket(
+            transport,
+            response=switching_protocols(handshake.key),
+            received=handshake.rest,
         )
-        self._connect(transport, caller, key=handshake.key, rest=handshake.rest)
         return True
 
-    def _connect(
-        self, transport: asyncio.Transport, caller: Caller, *, key: str, rest: bytes
-    ) -> None:
-        carrier = self._new_carrier(caller)
-        wire = self._wire(transport, carrier)
-        carrier.open(wire)
-        transport.write(switching_protocols(key) + text_frame(self._opening(carrier)))
-        if rest:
-            wire.data_received(rest)
-
-    def _wire(self, transport: asyncio.Transport, listener: Listener) -> Wire:
-        wire = Wire(transport, listener, max_bytes=self.max_event_bytes)
-        transport.set_protocol(wire)
-        return wire
-
-    def _open(self, caller: Caller) -> Carrier:
-        """Begin a session over long polling."""
-        carrier = self._new_carrier(caller)
-        carrier.write_packet(self._opening(carrier, upgrades=("websocket",)).decode())
-        return carrier
-
-    def _new_carrier(self, caller: Caller) -> Carrier:
-        sid = self._sid_begins + secrets.token_urlsafe(15)
-        if self.neighbours is not None:
-            sid = self.neighbours.mark(sid)
-        carrier = self.carriers[sid] = Carrier(self, sid, caller)
-        address, count = self._by_address.get(caller.address, (caller.address, 0))
-        carrier.address = address
+    def _new_session(self, opening: OpeningRequest) -> EngineSession:
+        sid = self._sid_prefix + secrets.token_urlsafe(15)
+        if self._place is not None:
+            sid = self._place.mark(sid)
+        address, count = self._by_address.get(opening.address, (opening.address, 0))
         self._by_address[address] = (address, count + 1)
-        return carrier
+        session = EngineSession(self, sid, opening, address=address)
+        self.sessions[sid] = session
+        return session
 
-    def _opening(self, carrier: Carrier, *, upgrades: tuple[str, ...] = ()) -> bytes:
-        """Return the packet that begins a session."""
-        return b"0" + orjson.dumps(
-            {
-                "sid": carrier.sid,
-                "upgrades": upgrades,
-                "pingTimeout": self.ping_timeout_s * 1000,
-                "pingInterval": self.ping_interval_s * 1000,
-                "maxPayload": self.max_event_bytes,
-            }
-        )
-
-    def ended(self, carrier: Carrier, reason: str) -> None:
-        """Forget a session. A polling one can still fetch its last words for a moment."""
-        address, count = self._by_address.get(carrier.address, ("", 1))
+    def session_closed(self, session: EngineSession, reason: str) -> None:
+        """Forget a session, except a polling one that may fetch its last packets."""
+        address, count = self._by_address.get(session.address, ("", 1))
         if count > 1:
             self._by_address[address] = (address, count - 1)
         else:
-            self._by_address.pop(carrier.address, None)
-        if carrier.transport_name == "websocket":
-            self.carriers.pop(carrier.sid, None)
-        self.owner.left(carrier, reason)
+            self._by_address.pop(session.address, None)
+        if session.transport_name == "websocket":
+            self.sessions.pop(session.sid, None)
+        self.handler.session_closed(session, reason)
 
-    def tick(self, carrier: Carrier, now_s: float) -> None:
-        """
-        Move time on for one session; called about once a second.
-
-        One pass over all of them costs less than a sleeping task for each (some 4 kB of
-        memory a window), and a second is exact enough for pings.
-        """
-        if not carrier.closed:
-            carrier.tick(now_s)
-        elif now_s - carrier.closed_s > _CLOSED_SESSION_LIFE_S:
-            self.carriers.pop(carrier.sid, None)
-
-    def shut(self) -> None:
-        """Cut every connection that is still there."""
-        for carrier in tuple(self.carriers.values()):
-            carrier.end(Ending.SERVER_DISCONNECT, abort=True)
-
-    # --- who knocks
-
-    def _caller(self, request: web.BaseRequest) -> Caller:
-        cookies = request.headers.getall("Cookie", ())
-        return Caller(
-            self._address(request.remote, _forwarded_for(request)),
-            self._allows(request.headers),
-            request.headers.get("Authorization"),
-            "; ".join(cookies) or None,
-            request.headers.get("Origin"),
-        )
-
-    def _allows(self, headers: Mapping[str, str]) -> bool:
-        return self.admission.origins.allows(
-            headers.get("origin"),
-            host=headers.get("host"),
-            fetch_site=headers.get("sec-fetch-site"),
-        )
-
-    def _address(self, remote: str | None, forwarded_for: str) -> str:
-        return client_address(remote, forwarded_for, self.admission.trusted_proxies)
-
-    def _is_crowded(self, address: str) -> bool:
+    def _is_at_limit(self, address: str) -> bool:
         _, count = self._by_address.get(address, ("", 0))
-        return count >= self.bounds.windows_per_address
+        return count >= self.limits.sessions_per_address
+
+    async def _close_connections(self, _app: web.Application) -> None:
+        self._listener.abort_silent(opened_before_s=float("inf"))
+        for session in tuple(self.sessions.values()):
+            session.close(CloseReason.SERVER_DISCONNECT, abort=True)
 
 
-def _forwarded_for(request: web.BaseRequest) -> str:
-    # Some proxies add a header of their own instead of a word to the last one.
-    return ",".join(request.headers.getall("X-Forwarded-For", ()))
+def _not_sent() -> web.Response:
+    """Return a response for a connection that was detached from aiohttp."""
+    return web.Response()
 
 
 def _packets(packets: list[str]) -> web.Response:
-    return _plain(200, "\x1e".join(packets))
+    return _plain(200, SEPARATOR.join(packets))
 
 
 def _plain(
-    status: int, text: str, headers: dict[str, str] | None = None
+    status: int, text: str, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     return web.Response(status=status, text=text, headers=headers)

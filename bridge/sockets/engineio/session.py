@@ -1,400 +1,536 @@
 """
-One connection to a page, underneath socket.io: what is written, in what order, how much.
+An Engine.IO session: the connection of one client over long polling or a WebSocket.
 
-One session of engine.io: packets over long polling, a websocket, or the first becoming
-the second. A websocket has no queue of ours at all: packets are written straight to the
-TCP transport, in the order in which they are sent, and what waits there is counted. Long
-polling has a queue, and the queue is counted.
+A session over a WebSocket has no queue: packets are written straight to the TCP transport
+in the order in which they are sent, and the bytes buffered there are counted. Long polling
+has a queue whose bytes are counted. An upgrade replaces the one by the other.
 
-A `Carrier` is one connection. It does not know users, rooms or inboxes. There is one for
-each idle page, so it holds little, and nothing that most pages do not need.
+A session knows bytes, limits and time. It knows no users, tokens or inboxes: these belong
+to the layer above, which attaches its own state to the session. There is one session for
+each idle window, so it holds as little as possible.
 """
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from enum import StrEnum
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import orjson
 from aiohttp import web
 
 from bridge.core.frames import EncodedMessages, text_frame
 from bridge.core.rate_limit import TokenBucket
 from bridge.core.websocket import close_frame
-from bridge.sockets.engineio.caller import Caller
-from bridge.sockets.engineio.polling import PollQueue, Probe, read_packets
-from bridge.sockets.engineio.websocket import Wire
-
-if TYPE_CHECKING:
-    from bridge.core.identity import ConnectOptions
-    from bridge.sockets.engineio.server import Engine
-    from bridge.sockets.window import Window
+from bridge.enums import Closing
+from bridge.metrics import Metrics
+from bridge.sockets.engineio.handshake import OpeningRequest
+from bridge.sockets.engineio.polling import PollQueue, read_packets
+from bridge.sockets.engineio.upgrade import UpgradeHandshake
+from bridge.sockets.engineio.websocket import WebSocketTransport
 
 
-class Ending(StrEnum):
-    """Why a session ended, for the log."""
+class CloseReason(StrEnum):
+    """Why a session was closed, for the log."""
 
-    CLIENT_DISCONNECT = "the page left"
+    CLIENT_DISCONNECT = "the client disconnected"
     SERVER_DISCONNECT = "the bridge closed it"
-    PING_TIMEOUT = "the page does not answer"
+    PING_TIMEOUT = "the client did not answer a ping"
     TRANSPORT_CLOSE = "the connection was closed"
-    TRANSPORT_ERROR = "the page sent what makes no sense"
+    TRANSPORT_ERROR = "the client sent an invalid packet"
 
 
-class Carrier:
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
     """
-    One engine.io session: a websocket, long polling, or the second becoming the first.
+    What sessions may cost, and their timing.
 
     Attributes:
-        sid: Engine.io's session id: whoever knows it can poll the session.
-        address: Where the page is.
-        caller: Who it says it is, until it was let in.
-        auth: What it passed in CONNECT, when it was let in.
-        window: The window that it became.
-        closed: Whether it has ended. Nothing is written after that.
+        outbound_bytes: Bytes that may wait for one client.
+        events_per_second: Packets that one client may send on average.
+        sessions_per_address: Concurrent sessions of one client address.
+        connect_s: Time from the first byte of a client to its CONNECT packet.
+        ping_interval_s: Time between two pings.
+        ping_timeout_s: Time for the pong.
+        max_packet_bytes: Largest WebSocket message or polling body of a client.
+
+    """
+
+    outbound_bytes: int
+    events_per_second: int
+    sessions_per_address: int
+    connect_s: float
+    ping_interval_s: int
+    ping_timeout_s: int
+    max_packet_bytes: int
+
+
+class SessionHandler(Protocol):
+    """The layer above Engine.IO. No method raises."""
+
+    def message_received(
+        self, session: "EngineSession", text: str
+    ) -> Coroutine[Any, Any, None] | None:
+        """Process a message; a returned coroutine delays the client's next packet."""
+
+    def take_expected_replies(self, session: "EngineSession") -> int:
+        """Return how many messages that bypassed the session were written since asked."""
+
+    def messages_fetched(self, session: "EngineSession", offset: int) -> None:
+        """Process that a poll has taken the messages up to `offset`."""
+
+    def limit_exceeded(self, session: "EngineSession", code: Closing) -> None:
+        """Close a session that exceeds a limit."""
+
+    def session_checked(self, session: "EngineSession", now_s: float) -> None:
+        """Check an open session at a Unix time; called about once a second."""
+
+    def session_closed(self, session: "EngineSession", reason: str) -> None:
+        """Process the end of a session."""
+
+
+class SessionOwner(Protocol):
+    """
+    The server that a session belongs to.
+
+    Attributes:
+        limits: Replaced when the settings are reloaded; open sessions follow.
+        is_running: Whether received messages are processed.
+
+    """
+
+    limits: SessionLimits
+    handler: SessionHandler
+    metrics: Metrics
+
+    @property
+    def is_running(self) -> bool:
+        """Return false before the start and during shutdown."""
+
+    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Run `work`, which never raises, as a task."""
+
+    def session_closed(self, session: "EngineSession", reason: str) -> None:
+        """Forget a closed session."""
+
+
+class EngineSession:
+    """
+    One Engine.IO session.
+
+    Attributes:
+        sid: The session id. It is a secret: it is all that a poll needs.
+        address: The client's address.
+        request: The request that opened the session, until `attach`.
+        client: The state of the layer above; ``None`` before `attach` and after `detach`.
+        is_closed: Whether the session is closed; nothing is written after that.
+        opened_s: Monotonic time.
+        closed_s: Monotonic time.
 
     """
 
     __slots__ = (
         "__weakref__",
-        "_allowance",
-        "_answers",
+        "_bucket",
+        "_expected_replies",
         "_is_posting",
-        "_outbound_bytes",
-        "_probe",
+        "_oversize_bytes",
+        "_owner",
         "_queue",
-        "_wire",
+        "_upgrade",
+        "_websocket",
         "address",
-        "auth",
-        "caller",
-        "closed",
+        "client",
         "closed_s",
-        "engine",
+        "is_closed",
         "opened_s",
         "ping_due_s",
         "pong_due_s",
+        "request",
         "sid",
-        "window",
     )
 
-    def __init__(self, engine: "Engine", sid: str, caller: Caller) -> None:
-        self.engine = engine
+    def __init__(
+        self, owner: SessionOwner, sid: str, request: OpeningRequest, *, address: str
+    ) -> None:
+        limits = owner.limits
+        self._owner = owner
         self.sid = sid
-        self.address = caller.address
-        self.caller: Caller | None = caller
-        self.auth: ConnectOptions | None = None
-        self.window: Window | None = None
-        self.closed = False
+        self.address = address
+        self.request: OpeningRequest | None = request
+        self.client: object | None = None
+        self.is_closed = False
         self.opened_s = self.closed_s = monotonic()
-        self.ping_due_s = self.opened_s + engine.ping_interval_s
-        self.pong_due_s: float | None = None
-        per_second = engine.bounds.events_per_second
-        self._allowance = TokenBucket(per_second, 2 * per_second, self.opened_s)
-        self._answers = 0  # messages that were written and may be answered
-        self._outbound_bytes = 0  # what may wait, while one message alone is more
-        self._wire: Wire | None = None
+        self.ping_due_s = self.opened_s + limits.ping_interval_s
+        self.pong_due_s: float | None = None  # ``None`` = no ping is unanswered
+        per_second = limits.events_per_second
+        self._bucket = TokenBucket(per_second, 2 * per_second, self.opened_s)
+        self._expected_replies = 0  # packets that the rate limit does not count
+        self._oversize_bytes = 0  # the limit while one message alone exceeds it
+        self._websocket: WebSocketTransport | None = None  # ``None`` = long polling
         self._queue: PollQueue | None = None
-        self._probe: Probe | None = None
+        self._upgrade: UpgradeHandshake | None = None
         self._is_posting = False
 
-    # --- out
+    def attach(self, client: object) -> None:
+        """Set the state of the layer above and release the opening request."""
+        self.client = client
+        self.request = None
+
+    def detach(self) -> object | None:
+        """Remove and return the state of the layer above."""
+        client, self.client = self.client, None
+        return client
+
+    # --- sending
 
     @property
     def transport_name(self) -> str:
-        """`websocket` or `polling`, as it is now."""
-        return "polling" if self._wire is None else "websocket"
+        """`websocket` or `polling`."""
+        return "polling" if self._websocket is None else "websocket"
 
     @property
     def transport(self) -> asyncio.Transport | None:
-        """Where frames may be written at once, past this; ``None`` = nowhere (now)."""
-        return None if self._wire is None or self.closed else self._wire.transport
+        """The TCP transport for direct writes of frames; ``None`` = polling or closed."""
+        if self._websocket is None or self.is_closed:
+            return None
+        return self._websocket.transport
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes that were sent to this page and that it has not read yet."""
-        if self._wire is not None:
-            return self._wire.transport.get_write_buffer_size()
+        """Bytes that were sent and that the client has not read."""
+        if self._websocket is not None:
+            return self._websocket.transport.get_write_buffer_size()
         return 0 if self._queue is None else self._queue.waiting_bytes
 
     @property
-    def has_too_much(self) -> bool:
-        """Whether more waits for the page than may, whatever it was sent for."""
+    def is_over_limit(self) -> bool:
+        """Whether more bytes wait for the client than allowed."""
         waiting_bytes = self.waiting_bytes
-        outbound_bytes = self.engine.bounds.outbound_bytes
+        outbound_bytes = self._owner.limits.outbound_bytes
         if waiting_bytes <= outbound_bytes:
-            self._outbound_bytes = 0
+            self._oversize_bytes = 0
             return False
-        return waiting_bytes > max(outbound_bytes, self._outbound_bytes)
+        return waiting_bytes > max(outbound_bytes, self._oversize_bytes)
 
-    def write_burst(self, burst: EncodedMessages) -> bool:
+    def send(self, text: str) -> None:
+        """Send a message at once; a closed session drops it."""
+        self._send_packet("4" + text)
+
+    def send_encoded(self, messages: EncodedMessages) -> bool:
         """
-        Send messages at once, whatever transport there is: all of them or none.
+        Send messages at once, all of them or none.
 
         Returns:
-            False if more would wait for this page than it may: nothing was sent.
+            False if more bytes would wait for the client than allowed.
 
         """
-        frames = burst.frames
-        wire = self._wire
-        if wire is not None:
-            transport = wire.transport
+        frames = messages.frames
+        websocket = self._websocket
+        if websocket is not None:
+            transport = websocket.transport
             waiting_bytes = transport.get_write_buffer_size()
-            if waiting_bytes + len(frames) > self.engine.bounds.outbound_bytes:
+            if waiting_bytes + len(frames) > self._owner.limits.outbound_bytes:
                 return False
-            if not self.closed:
+            if not self.is_closed:
                 transport.write(frames)
-        elif self.waiting_bytes + len(frames) > self.engine.bounds.outbound_bytes:
+        elif self.waiting_bytes + len(frames) > self._owner.limits.outbound_bytes:
             return False
         else:
-            for offset, packet in burst.packets:
+            for offset, packet in messages.packets:
                 self._enqueue(packet.decode(), offset)
-        self._answers += len(burst.packets)
+        self._expected_replies += len(messages.packets)
         return True
 
-    def expect_answers(self, number: int) -> None:
-        """Let the page answer so many messages, that were written past this."""
-        self._answers += number
-
-    def write_packet(self, packet: str) -> None:
-        """Send one engine.io packet of the bridge's own, at once."""
-        if self.closed:
-            return
-        if self._wire is not None:
-            self._wire.transport.write(text_frame(packet.encode()))
-        else:
-            self._enqueue(packet, 0)
-
-    async def write_patiently(
-        self, payload: bytes, offset: int, *, limit_s: float
+    async def send_when_writable(
+        self, payload: bytes, offset: int, *, timeout_s: float
     ) -> bool:
         """
-        Send one packet when the page has read most of what was sent before.
+        Send one packet as soon as the client has read most of what was sent before.
 
         Returns:
-            False if the page is gone, or read nothing for `limit_s`.
+            False if the session is closed or the client read nothing for `timeout_s`.
 
         """
-        while self._is_full and not self.closed:
+        while self._is_congested and not self.is_closed:
             waiting_bytes = self.waiting_bytes
             try:
-                async with asyncio.timeout(limit_s):
-                    await self._room()
+                async with asyncio.timeout(timeout_s):
+                    await self._wait_until_writable()
             except TimeoutError:
                 if self.waiting_bytes >= waiting_bytes:
                     return False
-        if self.closed:
+        if self.is_closed:
             return False
-        self._answers += 1
-        # One message may be larger than what may wait. It is let through alone.
-        self._outbound_bytes = self.engine.bounds.outbound_bytes + len(payload)
-        if self._wire is not None:
-            self._wire.transport.write(text_frame(payload))
+        self._expected_replies += 1
+        # A message larger than the limit is sent while nothing else waits.
+        self._oversize_bytes = self._owner.limits.outbound_bytes + len(payload)
+        if self._websocket is not None:
+            self._websocket.transport.write(text_frame(payload))
         else:
             self._enqueue(payload.decode(), offset)
         return True
 
-    @property
-    def _is_full(self) -> bool:
-        if self._wire is not None:
-            return self._wire.is_full
-        return self.waiting_bytes > self.engine.bounds.outbound_bytes // 4
+    def expect_replies(self, count: int) -> None:
+        """Allow `count` more packets, for messages that were written to `transport`."""
+        self._expected_replies += count
 
-    async def _room(self) -> None:
-        if self._wire is not None:
-            await self._wire.room()
+    @property
+    def _is_congested(self) -> bool:
+        if self._websocket is not None:
+            return self._websocket.is_congested
+        return self.waiting_bytes > self._owner.limits.outbound_bytes // 4
+
+    async def _wait_until_writable(self) -> None:
+        if self._websocket is not None:
+            await self._websocket.wait_until_writable()
         elif self._queue is not None:
-            await self._queue.room()
+            await self._queue.wait_until_drained()
+
+    def _send_packet(self, packet: str) -> None:
+        if self.is_closed:
+            return
+        if self._websocket is not None:
+            self._websocket.transport.write(text_frame(packet.encode()))
+        else:
+            self._enqueue(packet, 0)
 
     def _enqueue(self, packet: str, offset: int) -> None:
         if self._queue is None:
             self._queue = PollQueue()
         self._queue.put(packet, offset)
 
+    # --- opening
+
+    def open_polling(self) -> None:
+        """Queue the first packet for long polling."""
+        self._enqueue(self._open_packet(upgrades=("websocket",)).decode(), 0)
+
+    def open_websocket(
+        self, transport: asyncio.Transport, *, response: bytes, received: bytes
+    ) -> None:
+        """
+        Use a WebSocket from the start.
+
+        Args:
+            transport: The TCP connection.
+            response: The response to the handshake, not yet written.
+            received: Frames that the client has sent already.
+
+        """
+        websocket = WebSocketTransport(
+            transport, self, max_bytes=self._owner.limits.max_packet_bytes
+        )
+        self._use(websocket)
+        transport.write(response + text_frame(self._open_packet()))
+        if received:
+            websocket.data_received(received)
+
+    def _use(self, websocket: WebSocketTransport) -> None:
+        self._websocket = websocket
+        websocket.limit_buffer(self._owner.limits.outbound_bytes)
+
+    def _open_packet(self, *, upgrades: tuple[str, ...] = ()) -> bytes:
+        limits = self._owner.limits
+        return b"0" + orjson.dumps(
+            {
+                "sid": self.sid,
+                "upgrades": upgrades,
+                "pingTimeout": limits.ping_timeout_s * 1000,
+                "pingInterval": limits.ping_interval_s * 1000,
+                "maxPayload": limits.max_packet_bytes,
+            }
+        )
+
     # --- long polling
 
     async def poll(self, request: web.BaseRequest) -> list[str]:
         """
-        Return what waits, at once or as soon as something does.
+        Return the packets for a poll, as soon as there are some.
 
         Returns:
-            Nothing if the session is over, also because the page is gone, or nothing
-            came for as long as a page waits: pings come more often than that.
+            Nothing if the session is closed, also because the client has disconnected or
+            no packet came in the time within which a ping must come.
 
         """
-        if self._wire is not None or (self._probe and self._probe.is_answered):
-            return ["6"]  # what waits now belongs to the websocket
+        if self._websocket is not None or (self._upgrade and self._upgrade.is_probed):
+            return ["6"]  # queued packets go to the WebSocket now
         if self._queue is None:
-            if self.closed:
+            if self.is_closed:
                 return []
             self._queue = PollQueue()
-        patience_s = self.engine.ping_interval_s + self.engine.ping_timeout_s
-        fetched = await self._queue.fetch(request, within_s=patience_s)
-        if not fetched and self.transport_name == "websocket":
-            return ["6"]  # it went over meanwhile
-        if not fetched:  # it polls twice, has hung up, or does not answer pings
-            self.end(Ending.TRANSPORT_CLOSE)
+        limits = self._owner.limits
+        packets = await self._queue.poll(
+            request, timeout_s=limits.ping_interval_s + limits.ping_timeout_s
+        )
+        if not packets and self.transport_name == "websocket":
+            return ["6"]  # the upgrade finished during this poll
+        if not packets:  # a second poll, a lost client, or no answer to pings
+            self.close(CloseReason.TRANSPORT_CLOSE)
             return []
-        self._was_fetched(max(offset for _, offset in fetched))
-        return [packet for packet, _ in fetched]
+        self._report_fetched(max(offset for _, offset in packets))
+        return [packet for packet, _ in packets]
 
-    def _was_fetched(self, offset: int) -> None:
-        """A polling page took its messages with it."""
-        if offset and self.window is not None:
-            self.engine.owner.fetched(self.window, offset)
+    def _report_fetched(self, offset: int) -> None:
+        if offset:
+            self._owner.handler.messages_fetched(self, offset)
 
     async def post(self, request: web.BaseRequest) -> bool:
         """
-        Take the packets of a polling page.
+        Process the packets in a posted body.
 
         Returns:
-            False if they cannot be read, or came together with others: a page posts
-            once at a time. The session is over then.
+            False if they are invalid or another POST is in progress, which no client
+            does. The session is closed then.
 
         """
-        is_taken = not self._is_posting and await self._take_post(request)
-        if not is_taken:
-            self.end(Ending.TRANSPORT_ERROR)
-        return is_taken
+        is_accepted = not self._is_posting and await self._process_post(request)
+        if not is_accepted:
+            self.close(CloseReason.TRANSPORT_ERROR)
+        return is_accepted
 
-    async def _take_post(self, request: web.BaseRequest) -> bool:
+    async def _process_post(self, request: web.BaseRequest) -> bool:
+        limits = self._owner.limits
         self._is_posting = True
         try:
             packets = await read_packets(
-                request,
-                max_bytes=self.engine.max_event_bytes,
-                within_s=self.engine.bounds.connect_s,
+                request, max_bytes=limits.max_packet_bytes, timeout_s=limits.connect_s
             )
             for packet in packets or ():
-                work = self._take(packet)
+                work = self._process_packet(packet)
                 if work is not None:
                     await work
         finally:
             self._is_posting = False
         return packets is not None
 
-    # --- websocket
+    # --- upgrade
 
     @property
-    def is_upgrading(self) -> bool:
-        """Whether a page that polls has begun to go over to a websocket."""
-        return self._probe is not None
+    def can_upgrade(self) -> bool:
+        """Whether an upgrade to a WebSocket may start."""
+        return not self.is_closed and self._websocket is None and self._upgrade is None
 
-    def open(self, wire: Wire) -> None:
-        """Live over `wire`, from the first packet on."""
-        self._wire = wire
-        wire.limit(self.engine.bounds.outbound_bytes)
-
-    def probe(self) -> Probe:
-        """Begin to go over from polling to a websocket, by way of what is returned."""
-        self._probe = Probe(
-            end_poll=lambda: self._enqueue("6", 0),
-            done=self._probed,
-            within_s=self.engine.bounds.connect_s,
+    def start_upgrade(
+        self, transport: asyncio.Transport, *, response: bytes, received: bytes
+    ) -> None:
+        """Start the upgrade to a WebSocket; the arguments are as in `open_websocket`."""
+        limits = self._owner.limits
+        upgrade = self._upgrade = UpgradeHandshake(
+            transport,
+            max_bytes=limits.max_packet_bytes,
+            timeout_s=limits.connect_s,
+            on_probe=lambda: self._enqueue("6", 0),
+            on_done=self._finish_upgrade,
         )
-        return self._probe
+        transport.write(response)
+        if received:
+            upgrade.websocket.data_received(received)
 
-    def _probed(self, wire: Wire | None) -> None:
-        self._probe = None
-        if wire is None:
+    def _finish_upgrade(self, websocket: WebSocketTransport | None) -> None:
+        self._upgrade = None
+        if websocket is None:
             return
-        if not self.closed:
-            wire.listener = self
-            self.open(wire)
+        if not self.is_closed:
+            websocket.hand_over(self)
+            self._use(websocket)
         queue, self._queue = self._queue, None
-        offset = 0
-        # From here on everything goes over the websocket; first what waited.
-        for packet, at in queue.take_all() if queue else ():
+        fetched = 0
+        # Queued packets come first: from here on all packets go to the WebSocket.
+        for packet, offset in queue.take_all() if queue else ():
             if packet != "6":
-                wire.transport.write(text_frame(packet.encode()))
-                offset = max(offset, at)
-        if self.closed:
-            wire.close(close_frame())  # those were its last words
+                websocket.transport.write(text_frame(packet.encode()))
+                fetched = max(fetched, offset)
+        if self.is_closed:
+            websocket.close(close_frame())  # after the last packets of the session
         if queue is not None:
-            queue.close()  # nobody waits there any more
-        self._was_fetched(offset)
+            queue.close()  # ends a poll that is still pending
+        self._report_fetched(fetched)
 
-    # --- in
+    # --- receiving
 
-    def hear(self, text: str) -> None:
-        """Take a packet that came over the websocket."""
-        work = self._take(text)
-        if work is not None and self._wire is not None:
-            self._wire.hold()
-            self.engine.owner.spawn(self._finish(work), name="request")
+    def text_received(self, text: str) -> None:
+        """Process a packet that was received over the WebSocket."""
+        work = self._process_packet(text)
+        if work is not None and self._websocket is not None:
+            self._websocket.hold_messages()
+            self._owner.spawn(self._finish_request(work), name="request")
 
-    async def _finish(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _finish_request(self, work: Coroutine[Any, Any, None]) -> None:
         await work
-        if self._wire is not None:
-            self._wire.release()
+        if self._websocket is not None:
+            self._websocket.release_messages()
 
-    def _take(self, packet: str) -> Coroutine[Any, Any, None] | None:
-        """Do what a packet asks for; what makes no sense ends the session."""
-        if not self.may_send():
+    def _process_packet(self, packet: str) -> Coroutine[Any, Any, None] | None:
+        if not self.admit_frame():
             return None
-        kind = packet[:1]
-        if kind == "3":
+        packet_type = packet[:1]
+        if packet_type == "3":
             self.pong_due_s = None
-        elif kind == "4":
-            return self.engine.owner.take(self, packet[1:])
-        elif kind == "1":
-            self.end(Ending.CLIENT_DISCONNECT)
+        elif packet_type == "4":
+            if self._owner.is_running:
+                return self._owner.handler.message_received(self, packet[1:])
+        elif packet_type == "1":
+            self.close(CloseReason.CLIENT_DISCONNECT)
         else:
-            self.ignore()
-            self.end(Ending.TRANSPORT_ERROR)
+            self.frame_ignored()
+            self.close(CloseReason.TRANSPORT_ERROR)
         return None
 
-    def may_send(self) -> bool:
-        """Count one thing from the page; false if it is closed, or is closed for this."""
-        if not self._answers and self.window is not None:
-            self._answers = self.window.take_written()
-        if self._answers:
-            # A page may answer each message that it is sent, a replay of a thousand
-            # too: nobody is closed for acks that were asked for.
-            self._answers -= 1
-        elif not self.closed and not self._allowance.take(monotonic()):
-            self.engine.owner.flooded(self)
-        return not self.closed
+    def admit_frame(self) -> bool:
+        """Count a frame or packet against the rate limit; false if the session is closed."""
+        if not self._expected_replies:
+            self._expected_replies = self._owner.handler.take_expected_replies(self)
+        if self._expected_replies:
+            # A client may ack each message, also those of a long replay. These acks are
+            # not counted, or a fast replay would close its client for flooding.
+            self._expected_replies -= 1
+        elif not self.is_closed and not self._bucket.take(monotonic()):
+            self._owner.handler.limit_exceeded(self, Closing.FLOODING)
+        return not self.is_closed
 
-    def ignore(self) -> None:
-        """Count something that means nothing."""
-        self.engine.owner.ignore()
+    def frame_ignored(self) -> None:
+        """Count a frame or packet without meaning."""
+        self._owner.metrics.ignored.inc()
 
-    def hung_up(self) -> None:
-        """End with the connection."""
-        self.end(Ending.TRANSPORT_CLOSE)
+    def connection_closed(self) -> None:
+        """Close the session: its WebSocket is gone."""
+        self.close(CloseReason.TRANSPORT_CLOSE)
 
-    # --- time and the end
+    # --- time and closing
 
-    def tick(self, now_s: float) -> None:
-        """Ping when it is time, and end the session of a page that does not answer."""
+    def tick(self, now_s: float) -> bool:
+        """Send a ping if it is due; false if a pong is overdue and closed the session."""
         if self.pong_due_s is not None:
             if now_s >= self.pong_due_s:
-                self.end(Ending.PING_TIMEOUT, abort=True)
+                self.close(CloseReason.PING_TIMEOUT, abort=True)
         elif now_s >= self.ping_due_s:
-            self.ping_due_s = now_s + self.engine.ping_interval_s
-            self.pong_due_s = now_s + self.engine.ping_timeout_s
-            self.write_packet("2")
+            self.ping_due_s = now_s + self._owner.limits.ping_interval_s
+            self.pong_due_s = now_s + self._owner.limits.ping_timeout_s
+            self._send_packet("2")
+        return not self.is_closed
 
-    def end(self, reason: str, *, abort: bool = False) -> None:
+    def close(self, reason: str, *, abort: bool = False) -> None:
         """
-        End the session; nothing is written after this. May be called again.
+        Close the session; closing it again does nothing.
 
-        What was written before still goes out, for a moment, unless `abort`: then the
-        connection is cut at once, because a page that does not read would keep it and
-        what waits in it for ever.
+        Packets that were sent before still go out for a moment, unless `abort`: then the
+        connection is aborted at once. A client that does not read would otherwise keep the
+        connection and its buffer forever.
         """
-        if self.closed:
+        if self.is_closed:
             return
-        self.closed = True
+        self.is_closed = True
         self.closed_s = monotonic()
-        self.engine.ended(self, reason)
+        self._owner.session_closed(self, reason)
         if self._queue is not None:
-            self._queue.close()  # a poll may still fetch the last words
-        # A probe goes on to its end: the stock client, which pauses its polling then,
-        # would not notice that the websocket is closed in the middle of it.
-        if self._wire is None:
+            self._queue.close()  # a poll may still fetch the last packets
+        # An upgrade continues to its end: the stock client has paused its polling then and
+        # would not notice that the new WebSocket is closed in the middle.
+        if self._websocket is None:
             return
         if abort:
-            self._wire.abort()
+            self._websocket.abort()
         else:
-            self._wire.close(close_frame())
+            self._websocket.close(close_frame())

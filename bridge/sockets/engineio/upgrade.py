@@ -1,50 +1,68 @@
-"""
-How a TCP connection leaves aiohttp's hands and becomes ours.
-
-Aiohttp keeps a request, a task, a parser, a timer and two readers for as long as a
-websocket lives, some 20 kB. None of that is needed once the handshake is over, so the
-transport gets a protocol of our own and aiohttp believes that the page has hung up.
-"""
+"""The upgrade of a session from long polling to a WebSocket (Engine.IO protocol 4)."""
 
 import asyncio
+from collections.abc import Callable
 
-from aiohttp import web
-
-
-class _Rest:
-    """Gets what came behind the request, by aiohttp's own way for protocols above it."""
-
-    __slots__ = ("data",)
-
-    def __init__(self) -> None:
-        self.data = b""
-
-    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Keep it."""
-        self.data += data
-        return False, b""
-
-    def feed_eof(self) -> None:
-        """Do nothing: it is over as soon as it has begun."""
+from bridge.core.frames import text_frame
+from bridge.core.websocket import close_frame
+from bridge.sockets.engineio.websocket import WebSocketTransport
 
 
-def take_over(request: web.BaseRequest) -> tuple[asyncio.Transport | None, bytes]:
+class UpgradeHandshake:
     """
-    Take the connection of `request` out of aiohttp.
+    Engine.IO's probe, as the first handler of the new WebSocket.
 
-    Returns:
-        The transport, still without a protocol that listens, and what has come behind
-        the request. `None` if the page is gone. Whatever the handler answers after this
-        goes nowhere.
+    The client sends `2probe`, gets `3probe`, ends its polling and sends `5`. Anything else
+    fails the upgrade, and the client continues to poll. `on_probe` is called when the
+    pending poll must return; `on_done` exactly once, with the WebSocket or with `None` if
+    the upgrade failed.
+
+    Attributes:
+        websocket: The new WebSocket.
+        is_probed: Whether the client ends its polling.
 
     """
-    protocol = request.protocol
-    transport = protocol.transport
-    if transport is None or transport.is_closing():
-        return None, b""
-    rest = _Rest()
-    # It hands on what came too early, and lets the transport read again.
-    protocol.set_parser(rest)  # type: ignore[arg-type] # all that is used of a parser
-    protocol.transport = None  # or the next line would close it
-    protocol.connection_lost(None)
-    return transport, rest.data
+
+    __slots__ = ("_deadline", "_on_done", "_on_probe", "is_probed", "websocket")
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        *,
+        max_bytes: int,
+        timeout_s: float,
+        on_probe: Callable[[], None],
+        on_done: Callable[[WebSocketTransport | None], None],
+    ) -> None:
+        self.websocket = WebSocketTransport(transport, self, max_bytes=max_bytes)
+        self.is_probed = False
+        self._on_probe = on_probe
+        self._on_done = on_done
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(timeout_s, self.connection_closed)
+
+    def text_received(self, text: str) -> None:
+        """Process `2probe`, then `5`."""
+        if text == "2probe" and not self.is_probed:
+            self.is_probed = True
+            self.websocket.transport.write(text_frame(b"3probe"))
+            self._on_probe()
+        elif text == "5" and self.is_probed:
+            self._deadline.cancel()
+            self._on_done(self.websocket)
+        else:
+            self.connection_closed()
+
+    def admit_frame(self) -> bool:
+        """Fail the upgrade: it consists of text messages only."""
+        self.connection_closed()
+        return False
+
+    def frame_ignored(self) -> None:
+        """Do nothing; never called, because `admit_frame` admits no frame."""
+
+    def connection_closed(self) -> None:
+        """Fail the upgrade; the client continues to poll."""
+        self._deadline.cancel()
+        self.websocket.close(close_frame())
+        self._on_done(None)

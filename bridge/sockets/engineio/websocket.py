@@ -1,9 +1,8 @@
 """
-A websocket after its handshake: the transport, and what comes over it.
+A WebSocket after its handshake, as an asyncio protocol.
 
-A protocol of asyncio's and nothing else: no task, no stream, no queue. What is written
-goes to the transport as it is; what comes in is read by `WebSocketFrameReader` and handed on at
-once, unless the one who gets it has asked to wait.
+There is no task, stream or queue: frames are written straight to the TCP transport, and
+received frames are passed to the handler as they arrive, unless it holds them back.
 """
 
 import asyncio
@@ -18,163 +17,175 @@ from bridge.core.websocket import (
     pong_frame,
 )
 
-# How long a connection that was told to go may take to read its last bytes.
-LAST_WORDS_S: Final = 2.0
-# How much may wait before `is_full`; the transport's own default is the upper end.
-_FULL_BYTES: Final = 64 * 1024
+# How long a client may take to read the last bytes of a closing connection.
+CLOSE_TIMEOUT_S: Final = 2.0
+# The high-water mark of asyncio transports by default.
+_HIGH_WATER_BYTES: Final = 64 * 1024
 
 
-class Listener(Protocol):
-    """Who gets what comes over a wire."""
+class WebSocketHandler(Protocol):
+    """Receives what a client sends over a WebSocket: a session, or an upgrade to one."""
 
-    def hear(self, text: str) -> None:
-        """Take a text message."""
+    def text_received(self, text: str) -> None:
+        """Process a text message."""
 
-    def may_send(self) -> bool:
-        """Count one thing from the page; false if it is closed, or is closed for this."""
+    def admit_frame(self) -> bool:
+        """Count a frame against the rate limit; false if the WebSocket was closed."""
 
-    def ignore(self) -> None:
-        """Count a thing that means nothing."""
+    def frame_ignored(self) -> None:
+        """Count a frame without meaning, such as a pong or a binary message."""
 
-    def hung_up(self) -> None:
-        """Learn that the connection is over, or cannot be understood any more."""
+    def connection_closed(self) -> None:
+        """Process the end of the connection, or a protocol error."""
 
 
-class Wire(asyncio.Protocol):
+class WebSocketTransport(asyncio.Protocol):
     """
-    One websocket.
+    One WebSocket. Constructing it replaces the protocol of `transport`.
 
     Attributes:
-        transport: Where frames are written.
-        listener: Who gets what comes in; `None` when the connection is over.
-        is_full: Whether so much waits to be read that patient writers should wait.
+        transport: The TCP transport, to which frames are written directly.
+        is_congested: Whether so much is buffered that replays should pause.
 
     """
 
     __slots__ = (
         "_frames",
-        "_has_room",
-        "_is_held",
-        "_is_paused",
-        "is_full",
-        "listener",
+        "_handler",
+        "_is_holding",
+        "_is_reading_paused",
+        "_writable",
+        "is_congested",
         "transport",
     )
 
     def __init__(
-        self, transport: asyncio.Transport, listener: Listener, *, max_bytes: int
+        self,
+        transport: asyncio.Transport,
+        handler: WebSocketHandler,
+        *,
+        max_bytes: int,
     ) -> None:
         self.transport = transport
-        self.listener: Listener | None = listener
-        self.is_full = False
+        self.is_congested = False
+        self._handler: WebSocketHandler | None = handler  # `None` = closed
         self._frames = WebSocketFrameReader(max_bytes=max_bytes)
-        self._has_room: asyncio.Future[None] | None = None
-        self._is_held = False
-        self._is_paused = False
+        self._writable: asyncio.Future[None] | None = None
+        self._is_holding = False
+        self._is_reading_paused = False
+        transport.set_protocol(self)
 
-    def limit(self, outbound_bytes: int) -> None:
-        """Let `is_full` become true at a quarter of what may wait for this page."""
-        if outbound_bytes // 4 < _FULL_BYTES:
+    def hand_over(self, handler: WebSocketHandler) -> None:
+        """Pass received frames to another handler from now on."""
+        self._handler = handler
+
+    def limit_buffer(self, outbound_bytes: int) -> None:
+        """Become congested at a quarter of `outbound_bytes` if that is the lower limit."""
+        if outbound_bytes // 4 < _HIGH_WATER_BYTES:
             self.transport.set_write_buffer_limits(high=outbound_bytes // 4)
 
-    # --- in
+    # --- receiving
 
     def data_received(self, data: bytes) -> None:
-        """Read what came."""
+        """Process received bytes, or buffer them while messages are held back."""
         self._frames.feed(data)
-        if self._is_held:
-            self._is_paused = True
-            self.transport.pause_reading()  # so at most one piece more waits here
+        if self._is_holding:
+            # From now on at most one more read arrives, so the buffer is bounded.
+            self._is_reading_paused = True
+            self.transport.pause_reading()
         else:
-            self._read()
+            self._process_frames()
 
-    def hold(self) -> None:
-        """Keep what comes until `release`."""
-        self._is_held = True
+    def hold_messages(self) -> None:
+        """Process no more frames until `release_messages`."""
+        self._is_holding = True
 
-    def release(self) -> None:
-        """Go on with what has come meanwhile."""
-        self._is_held = False
-        self._read()
-        # Not before: a page that asks for one thing after another would have a whole
-        # piece read for each, and what it sends would pile up here.
-        if self._is_paused and not self._is_held and self.listener is not None:
-            self._is_paused = False
+    def release_messages(self) -> None:
+        """Process the frames that were held back."""
+        self._is_holding = False
+        self._process_frames()
+        # Reading resumes only now. A client that sends one request after another would
+        # otherwise get a read for each of them, and its bytes would pile up here.
+        if self._is_reading_paused and not self._is_holding and self._handler:
+            self._is_reading_paused = False
             self.transport.resume_reading()
 
-    def _read(self) -> None:
+    def _process_frames(self) -> None:
         try:
-            while self.listener is not None and not self._is_held:
+            while self._handler is not None and not self._is_holding:
                 frame = self._frames.next()
                 if frame is None:
                     return
-                self._take(self.listener, *frame)
+                self._process_frame(self._handler, *frame)
         except WebSocketError as exc:
-            self._end(close_frame(exc.code))
+            self._close_and_report(close_frame(exc.code))
 
-    def _take(self, listener: Listener, opcode: int, payload: bytes) -> None:
+    def _process_frame(
+        self, handler: WebSocketHandler, opcode: int, payload: bytes
+    ) -> None:
         if opcode == Opcode.TEXT:
-            listener.hear(payload.decode())
+            handler.text_received(payload.decode())
         elif opcode == Opcode.CLOSE:
-            self._end(close_reply(payload))
-        elif listener.may_send():
+            self._close_and_report(close_reply(payload))
+        elif handler.admit_frame():
             if opcode == Opcode.PING:
                 self.transport.write(pong_frame(payload))
             else:
-                listener.ignore()
+                handler.frame_ignored()
 
-    def _end(self, last: bytes) -> None:
-        listener = self.listener
-        self.close(last)
-        if listener is not None:
-            listener.hung_up()
+    # --- flow control
 
-    # --- out
-
-    async def room(self) -> None:
-        """Wait until it is not full any more, or over."""
-        if self.is_full and self.listener is not None:
-            if self._has_room is None or self._has_room.done():
-                self._has_room = asyncio.get_running_loop().create_future()
-            await self._has_room
+    async def wait_until_writable(self) -> None:
+        """Wait until the client has read most of the buffered bytes, or is gone."""
+        if self.is_congested and self._handler is not None:
+            if self._writable is None or self._writable.done():
+                self._writable = asyncio.get_running_loop().create_future()
+            await self._writable
 
     def pause_writing(self) -> None:
-        """Note that the page does not read as fast as is written."""
-        self.is_full = True
+        """Note that the client reads more slowly than the bridge writes."""
+        self.is_congested = True
 
     def resume_writing(self) -> None:
-        """Note that it has read most of it."""
-        self.is_full = False
-        self._wake()
+        """Note that the client has read most of the buffered bytes."""
+        self.is_congested = False
+        self._wake_writers()
 
-    def _wake(self) -> None:
-        if self._has_room is not None and not self._has_room.done():
-            self._has_room.set_result(None)
-        self._has_room = None
+    def _wake_writers(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
 
-    # --- the end
+    # --- closing
 
-    def close(self, last: bytes) -> None:
-        """Write `last`, and cut the connection if that is not read within a moment."""
-        self._forget()
+    def close(self, last_frame: bytes) -> None:
+        """Write `last_frame` and close; abort if the client does not read it in time."""
+        self._release_handler()
         transport = self.transport
         if not transport.is_closing():
-            transport.write(last)
+            transport.write(last_frame)
             transport.close()
-            asyncio.get_running_loop().call_later(LAST_WORDS_S, transport.abort)
+            # A client that does not read would keep the closing connection open forever.
+            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, transport.abort)
 
     def abort(self) -> None:
-        """Cut the connection; what waits in it is dropped."""
-        self._forget()
+        """Close the connection at once; buffered bytes are discarded."""
+        self._release_handler()
         self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
-        """Tell the listener."""
-        listener = self.listener
-        self._forget()
-        if listener is not None:
-            listener.hung_up()
+        """Report the end to the handler."""
+        handler = self._release_handler()
+        if handler is not None:
+            handler.connection_closed()
 
-    def _forget(self) -> None:
-        self.listener = None
-        self._wake()
+    def _close_and_report(self, last_frame: bytes) -> None:
+        handler = self._handler
+        self.close(last_frame)
+        if handler is not None:
+            handler.connection_closed()
+
+    def _release_handler(self) -> WebSocketHandler | None:
+        handler, self._handler = self._handler, None
+        self._wake_writers()
+        return handler

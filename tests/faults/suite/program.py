@@ -26,7 +26,7 @@ from bridge.amqp.consume.intake import Intake
 from bridge.cli.main import main
 from bridge.inbox.memory.store import MemoryInbox
 from bridge.pipeline import Pipeline
-from bridge.sockets.engineio.session import Carrier
+from bridge.sockets.engineio.session import EngineSession
 
 BEFORE_APPEND: Final = "before_append"
 IN_APPEND: Final = "in_append"
@@ -87,7 +87,7 @@ def wrap_places(places: Places) -> None:
     for store in store_classes():
         _wrap(store, "append", _around_append(places))
     _wrap(Intake, "ack", _around(places, BEFORE_ACK, AFTER_ACK))
-    _wrap(Carrier, "write_patiently", _around(places, IN_REPLAY, None))
+    _wrap(EngineSession, "send_when_writable", _around(places, IN_REPLAY, None))
 
 
 def store_classes() -> list[type]:

@@ -8,7 +8,7 @@ import pytest
 from yarl import URL
 
 from bridge.demo.private_node import LocalNode
-from bridge.sockets.engineio.session import Carrier
+from bridge.sockets.engineio.session import EngineSession
 from tests.conftest import eventually
 from tests.integration.balancers.conftest import House, open_house
 from tests.integration.sockets.js_pages import Pages
@@ -76,7 +76,7 @@ async def test_a_bridge_that_sends_its_windows_on_gets_no_new_ones(
     draining = house.home_of("before")
     other = house.other_than(draining)
 
-    draining.bridge.components.sockets.is_draining = True
+    draining.bridge.components.sockets.engine.stop_accepting()
     users = [f"after-{number}" for number in range(3)]
     for user in users:
         await pages.connected(user, house.url, **house.options(user, transport))
@@ -161,7 +161,7 @@ async def test_the_address_of_a_page_reaches_its_bridge(
         else:
             opening = await session.get(target)
             assert opening.status == 200
-        addresses = [carrier.address for carrier in sessions(house).values()]
+        addresses = [session.address for session in sessions(house).values()]
         assert addresses == ["127.0.0.2"]
 
 
@@ -239,10 +239,10 @@ async def open_session(web: aiohttp.ClientSession, house: House) -> str:
         return str(orjson.loads((await answer.read())[1:])["sid"])
 
 
-def sessions(house: House) -> dict[str, Carrier]:
+def sessions(house: House) -> dict[str, EngineSession]:
     """Return the sessions of all bridges."""
     return {
-        sid: carrier
+        sid: session
         for each in house.bridges
-        for sid, carrier in each.bridge.components.sockets.engine.carriers.items()
+        for sid, session in each.bridge.components.sockets.engine.sessions.items()
     }

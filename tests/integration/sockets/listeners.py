@@ -22,9 +22,10 @@ from bridge.http.public import public_app
 from bridge.inbox.contract import Retention
 from bridge.inbox.memory.store import MemoryInbox
 from bridge.metrics import Metrics
-from bridge.sockets.engineio.server import Admission, Bounds
-from bridge.sockets.engineio.session import Carrier
-from bridge.sockets.server import BridgeServer, ServerOptions
+from bridge.sockets.engineio.handshake import HandshakePolicy
+from bridge.sockets.engineio.session import EngineSession, SessionLimits
+from bridge.sockets.options import SocketOptions
+from bridge.sockets.server import SocketIOServer
 from bridge.sockets.window import Window
 from tests.tokens import SECRET
 
@@ -54,20 +55,20 @@ class Plan:
     name: str = ""
 
     @property
-    def options(self) -> ServerOptions:
+    def options(self) -> SocketOptions:
         """As the server takes it."""
-        return ServerOptions(
-            bounds=Bounds(
+        return SocketOptions(
+            limits=SessionLimits(
                 outbound_bytes=self.outbound_bytes,
                 events_per_second=self.events_per_second,
-                windows_per_user=self.windows_per_user,
-                windows_per_address=self.windows_per_address,
+                sessions_per_address=self.windows_per_address,
                 connect_s=self.connect_s,
+                ping_interval_s=self.ping_interval_s,
+                ping_timeout_s=self.ping_timeout_s,
+                max_packet_bytes=self.max_event_bytes,
             ),
-            admission=Admission(self.origins, self.trusted_proxies),
-            ping_interval_s=self.ping_interval_s,
-            ping_timeout_s=self.ping_timeout_s,
-            max_event_bytes=self.max_event_bytes,
+            policy=HandshakePolicy(self.origins, self.trusted_proxies),
+            windows_per_user=self.windows_per_user,
             cookie=COOKIE,
             leeway_s=LEEWAY_S,
             name=self.name,
@@ -78,7 +79,7 @@ class Plan:
 class Door:
     """A door that listens, and what is behind it."""
 
-    server: BridgeServer
+    server: SocketIOServer
     inbox: MemoryInbox
     metrics: Metrics
     url: str
@@ -97,9 +98,9 @@ class Door:
         """Return the windows of `user`."""
         return list(self.server.rooms.windows_of(user))
 
-    def carriers(self) -> list[Carrier]:
+    def sessions(self) -> list[EngineSession]:
         """Return all connections, those without a window too."""
-        return list(self.server.engine.carriers.values())
+        return list(self.server.engine.sessions.values())
 
     @property
     def http_connections(self) -> list[asyncio.Transport]:
@@ -107,6 +108,11 @@ class Door:
         assert self.runner.server is not None
         transports = [each.transport for each in self.runner.server.connections]
         return [each for each in transports if each is not None]
+
+    @property
+    def silent_connections(self) -> int:
+        """How many TCP connections have sent nothing yet."""
+        return len(self.server.engine._listener._silent)
 
     @property
     def connection_count(self) -> int:
@@ -122,14 +128,16 @@ class Door:
     def cut(self, user: str) -> None:
         """Break all connections of `user`, as a bad network does."""
         for window in self.windows(user):
-            window.carrier.end("cut by the test", abort=True)
+            window.session.close("cut by the test", abort=True)
 
     def tick(self, *, later_s: float = 0.0, calendar_later_s: float = 0.0) -> None:
         """Let the server do what is due: pings by the first clock, tokens by the second."""
-        self.server.tick(
-            monotonic_s=time.monotonic() + later_s,
-            now_s=time.time() + calendar_later_s,
-        )
+        engine = self.server.engine
+        monotonic_s = time.monotonic() + later_s
+        now_s = time.time() + calendar_later_s
+        for session in tuple(engine.sessions.values()):
+            engine.check_session(session, monotonic_s=monotonic_s, now_s=now_s)
+        engine.abort_silent_connections(monotonic_s=monotonic_s)
 
     def count(self, name: str, **labels: str) -> float:
         """Read one metric."""
@@ -168,6 +176,7 @@ async def open_door(
     legacy: Callable[[web.Request], Coroutine[Any, Any, web.StreamResponse]]
     | None = None,
     place: Workplace | None = None,
+    verifier: TokenVerifier | None = None,
 ) -> AsyncIterator[Door]:
     """
     Open the public door on a free port of this machine until the block is left.
@@ -177,28 +186,33 @@ async def open_door(
     inbox = memory_inbox() if inbox is None else inbox
     metrics = Metrics()
     rules = TokenRules(algorithms=("HS256",), secrets=(SECRET,), leeway_s=LEEWAY_S)
-    server = BridgeServer(
+    server = SocketIOServer(
         plan.options,
         inbox=inbox,
-        verifier=None if plan.is_open_mode else TokenVerifier(rules),
+        verifier=None if plan.is_open_mode else verifier or TokenVerifier(rules),
         metrics=metrics,
         place=place,
     )
     app = await asyncio.to_thread(  # it reads a file, before a bridge has a loop
-        public_app, unready_reasons=list, route_sockets=server.route, legacy=legacy
+        public_app,
+        unready_reasons=list,
+        route_sockets=server.engine.route,
+        legacy=legacy,
     )
     runner = web.AppRunner(
         app, access_log=None, keepalive_timeout=15, shutdown_timeout=0.2
     )
-    running = asyncio.create_task(server.run(), name=f"door {secrets.token_hex(2)}")
+    running = asyncio.create_task(
+        server.engine.run(), name=f"door {secrets.token_hex(2)}"
+    )
     await runner.setup()
     try:
-        await server.site(runner, "127.0.0.1", plan.port).start()
+        await server.engine.site(runner, "127.0.0.1", plan.port).start()
         port = runner.addresses[0][1]
         yield Door(server, inbox, metrics, f"http://127.0.0.1:{port}", port, runner)
     finally:
-        for carrier in tuple(server.engine.carriers.values()):
-            carrier.end("the test is over", abort=True)
+        for session in tuple(server.engine.sessions.values()):
+            session.close("the test is over", abort=True)
         running.cancel()
         await asyncio.wait({running})
         await runner.cleanup()

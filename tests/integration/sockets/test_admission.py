@@ -1,4 +1,4 @@
-"""On the way in: what comes first on the wire, and what happens when something fails."""
+"""Admission: the order of the first packets, and failures while a client connects."""
 
 import asyncio
 import gzip
@@ -8,39 +8,35 @@ import resource
 import aiohttp
 import pytest
 
+from bridge.auth.jwt import TokenRules, TokenVerifier
 from bridge.core.identity import Identity
 from bridge.errors import KeysUnavailableError
 from tests.conftest import eventually
 from tests.integration.sockets.conftest import Log
 from tests.integration.sockets.listeners import Door, Plan, open_door
 from tests.integration.sockets.raw_pages import raw_poller, raw_window
-from tests.tokens import token
+from tests.tokens import SECRET, token
 
 
-class Desk:
-    """A verifier that does as it is told."""
+class FakeVerifier(TokenVerifier):
+    """Accepts any token as its own user, or fails, when it may answer."""
 
     def __init__(self, failure: Exception | None = None) -> None:
+        super().__init__(TokenRules(algorithms=("HS256",), secrets=(SECRET,)))
         self.failure = failure
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
-    async def verify(self, token: str) -> Identity:
-        """Say that the token is its own user, when it may."""
+    async def verify(self, token: object) -> Identity:
+        """Wait until it may answer; return the token as the user or raise `failure`."""
         await self.may_answer.wait()
         if self.failure is not None:
             raise self.failure
-        return Identity(token, 10**10)
-
-
-def put(door: Door, desk: Desk) -> None:
-    """Let `desk` check the tokens of `door`."""
-    door.server._entrance._verifier = desk
-    door.server._requests._verifier = desk
+        return Identity(str(token), 10**10)
 
 
 async def test_the_connect_reply_comes_before_any_event(door: Door) -> None:
-    """The stock client drops events that come before it (1.2, row 19)."""
+    """The stock client drops events that arrive before the reply."""
     await door.store("alice", 1, 2)
     async with raw_window(door) as window:
         await window.send("40" + json.dumps({"token": token()}))
@@ -56,10 +52,10 @@ async def test_the_connect_reply_comes_before_any_event(door: Door) -> None:
     assert set(reply) == {"sid", "pid"}
 
 
-async def test_messages_answers_and_pings_stay_in_the_order_they_were_sent(
+async def test_messages_replies_and_pings_arrive_in_the_order_they_were_sent(
     door: Door,
 ) -> None:
-    """Frames that are written directly and packets of the protocol share one line."""
+    """Frames that rooms write directly and packets of the session share one connection."""
     async with raw_window(door) as window:
         await window.join("alice", acks="manual")
         await window.synced()
@@ -74,9 +70,9 @@ async def test_messages_answers_and_pings_stay_in_the_order_they_were_sent(
                 lambda count=count: door.count("events_ignored_total") > count  # type: ignore[misc] # mypy does not see through the default
             )
             expected.append(f"43{number}[")
-            (carrier,) = door.carriers()
-            carrier.pong_due_s = None
-            carrier.ping_due_s = 0
+            (session,) = door.sessions()
+            session.pong_due_s = None
+            session.ping_due_s = 0
             door.tick()
             expected.append("2")
         got = [await window.receive() for _ in expected]
@@ -86,32 +82,35 @@ async def test_messages_answers_and_pings_stay_in_the_order_they_were_sent(
     )
 
 
-async def test_an_unexpected_failure_on_the_way_in_leaves_nothing_in_a_room(
-    door: Door, log: Log
+async def test_an_unexpected_failure_while_connecting_leaves_nothing_in_a_room(
+    log: Log,
 ) -> None:
-    """With the library alone the page stays, half open, in its rooms (1.2, row 2)."""
-    log.may_hold_faults = True  # a bug has a traceback, once
-    put(door, Desk(ValueError("a bug")))
-    async with raw_window(door) as window:
-        await window.send("40" + json.dumps({"token": "alice"}))
-        with pytest.raises((TypeError, aiohttp.WSMessageTypeError)):
-            await window.receive()
+    """With python-socketio the client would stay in its rooms, half open."""
+    log.may_hold_faults = True  # a bug is logged once, with a traceback
+    async with open_door(verifier=FakeVerifier(ValueError("a bug"))) as door:
+        async with raw_window(door) as window:
+            await window.send("40" + json.dumps({"token": "alice"}))
+            with pytest.raises((TypeError, aiohttp.WSMessageTypeError)):
+                await window.receive()
 
-    assert not len(door.server.rooms)
-    assert not list(door.server.rooms.users)
-    await eventually(lambda: not door.carriers())
+        assert not len(door.server.rooms)
+        assert not list(door.server.rooms.users)
+        await eventually(lambda: not door.sessions())
     faults = [line for line in log.lines if "exception" in line]
     assert [line["event"] for line in faults] == ["window.request_failed"]
 
 
-async def test_keys_that_cannot_be_had_are_a_temporary_refusal(door: Door) -> None:
-    """At the door and at a refresh, whose window stays."""
-    desk = Desk()
-    put(door, desk)
-    async with raw_window(door) as refused, raw_window(door) as window:
+async def test_unavailable_keys_are_a_temporary_refusal() -> None:
+    """At a connect, and at a refresh, whose window stays connected."""
+    verifier = FakeVerifier()
+    async with (
+        open_door(verifier=verifier) as door,
+        raw_window(door) as refused,
+        raw_window(door) as window,
+    ):
         assert (await window.connect(token="alice")).startswith("40")
         await window.synced()
-        desk.failure = KeysUnavailableError("no route")
+        verifier.failure = KeysUnavailableError("no route")
         answer = await refused.connect(token="alice")
         await window.emit("bridge:refresh", "alice", packet_id=1)
 
@@ -122,68 +121,66 @@ async def test_keys_that_cannot_be_had_are_a_temporary_refusal(door: Door) -> No
 
 
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
-async def test_a_page_that_leaves_while_its_token_is_checked_joins_nothing(
-    door: Door, transport: str
+async def test_a_client_that_leaves_while_its_token_is_verified_joins_no_room(
+    transport: str,
 ) -> None:
-    """The keys may take seconds to come; the page need not wait."""
-    desk = Desk()
-    desk.may_answer.clear()
-    put(door, desk)
+    """Fetching the keys may take seconds; the client need not wait."""
+    verifier = FakeVerifier()
+    verifier.may_answer.clear()
     connect = "40" + json.dumps({"token": "alice"})
-    if transport == "websocket":
-        async with raw_window(door) as window:
-            await window.send(connect)
-            await asyncio.sleep(0)
-            (carrier,) = door.carriers()
-            carrier.end("gone", abort=True)
-    else:
+    async with open_door(verifier=verifier) as door:
+        if transport == "websocket":
+            async with raw_window(door) as window:
+                await window.send(connect)
+                await asyncio.sleep(0)
+                (session,) = door.sessions()
+                session.close("gone", abort=True)
+        else:
+            async with raw_poller(door) as page:
+                posting = asyncio.create_task(page.post(connect))
+                (session,) = door.sessions()
+                await eventually(lambda: session._is_posting)
+                session.close("gone")
+                verifier.may_answer.set()
+                assert await posting in {200, 400}
+        verifier.may_answer.set()
+        await eventually(lambda: door.connection_count == 0)
+
+        assert not len(door.server.rooms)
+        assert not list(door.server.rooms.users)
+        assert all(session.is_closed for session in door.sessions())
+        assert not door.inbox._followed
+
+
+async def test_a_session_that_connects_on_both_transports_is_one_window() -> None:
+    """CONNECT by a POST that is not finished yet, and again by the WebSocket."""
+    verifier = FakeVerifier()
+    verifier.may_answer.clear()
+    connect = "40" + json.dumps({"token": "alice"})
+    async with open_door(verifier=verifier) as door:
         async with raw_poller(door) as page:
             posting = asyncio.create_task(page.post(connect))
-            (carrier,) = door.carriers()
-            await eventually(lambda: carrier._is_posting)
-            carrier.end("gone")
-            desk.may_answer.set()
-            assert await posting in {200, 400}
-    desk.may_answer.set()
-    await eventually(lambda: door.connection_count == 0)
-
-    assert not len(door.server.rooms)
-    assert not list(door.server.rooms.users)
-    assert all(carrier.closed for carrier in door.carriers())
-    assert not door.inbox._followed
-
-
-async def test_a_session_that_connects_on_both_transports_is_one_window(
-    door: Door,
-) -> None:
-    """CONNECT by a POST that takes its time, and again by the websocket."""
-    desk = Desk()
-    desk.may_answer.clear()
-    put(door, desk)
-    connect = "40" + json.dumps({"token": "alice"})
-    async with raw_poller(door) as page:
-        posting = asyncio.create_task(page.post(connect))
-        (carrier,) = door.carriers()
-        await eventually(lambda: carrier._is_posting)
-        async with raw_window(door, sid=page.sid) as window:
-            await window.send("2probe")
-            await window.receive()
-            await window.send("5")
-            await window.send(connect)
-            await eventually(lambda: carrier.transport_name == "websocket")
-            desk.may_answer.set()
-            await posting
-            packets = await window.receive_until("44")
-            assert any(packet.startswith("40") for packet in packets)
-            assert '"bad_request"' in packets[-1]
-            assert len(door.windows("alice")) == 1
-    await eventually(lambda: not len(door.server.rooms))
-    assert not list(door.server.rooms.users)
+            (session,) = door.sessions()
+            await eventually(lambda: session._is_posting)
+            async with raw_window(door, sid=page.sid) as window:
+                await window.send("2probe")
+                await window.receive()
+                await window.send("5")
+                await window.send(connect)
+                await eventually(lambda: session.transport_name == "websocket")
+                verifier.may_answer.set()
+                await posting
+                packets = await window.receive_until("44")
+                assert any(packet.startswith("40") for packet in packets)
+                assert '"bad_request"' in packets[-1]
+                assert len(door.windows("alice")) == 1
+        await eventually(lambda: not len(door.server.rooms))
+        assert not list(door.server.rooms.users)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-async def test_a_compressed_body_is_no_bomb(encoding: str) -> None:
-    """Aiohttp unpacks request bodies by itself; the bound is for what comes out."""
+async def test_the_limit_of_a_body_applies_after_decompression(encoding: str) -> None:
+    """Aiohttp decompresses request bodies automatically."""
     bomb = gzip.compress(bytes(200_000_000), 9)
     if encoding == "deflate":
         bomb = bomb[10:-8]
@@ -224,10 +221,10 @@ ODD_HEADERS = [
 
 @pytest.mark.parametrize("headers", ODD_HEADERS, ids=ascii)
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
-async def test_odd_headers_are_answered_or_refused_and_never_a_fault(
+async def test_odd_headers_are_accepted_or_refused_without_an_error(
     door: Door, headers: dict[str, str], transport: str
 ) -> None:
-    """Old browsers, broken proxies, and people who try things out."""
+    """Old browsers, broken proxies and attackers send such headers."""
     async with aiohttp.ClientSession() as http:
         url = door.socket_url(transport=transport)
         if transport == "websocket":

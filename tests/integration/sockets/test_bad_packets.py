@@ -158,7 +158,7 @@ async def test_a_frame_over_the_bound_is_refused_with_the_websockets_own_code() 
             await connection.send_frame(b'42["' + b"x" * 600, flags=0)
             await connection.send_frame(b"x" * 600, opcode=0, flags=0)
             assert b"\x03\xf1" in await connection.read_to_end()  # 1009
-        await eventually(lambda: not door.carriers())
+        await eventually(lambda: not door.sessions())
 
 
 async def test_compression_is_offered_in_vain(door: Door) -> None:
@@ -223,11 +223,11 @@ async def test_a_session_that_never_connects_is_cut_at_its_deadline(
             await window.join(user)
             await poller.join(user)
         door.tick(later_s=9)
-        assert len(door.carriers()) == 2
+        assert len(door.sessions()) == 2
 
         door.tick(later_s=11)
 
-        assert sum(not carrier.closed for carrier in door.carriers()) == (
+        assert sum(not session.is_closed for session in door.sessions()) == (
             2 if user else 0
         )
         if not user:

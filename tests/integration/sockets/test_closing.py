@@ -10,7 +10,7 @@ import weakref
 import pytest
 
 from bridge.enums import Closing
-from bridge.sockets.engineio.session import Carrier
+from bridge.sockets.engineio.session import EngineSession
 from tests.conftest import eventually
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.listeners import Door, Plan, memory_inbox, open_door
@@ -32,10 +32,10 @@ async def test_a_window_that_does_not_pong_is_ended_and_freed(door: Door) -> Non
         assert await good.receive() == "2"
         await good.send("3")
         first, second = door.windows("alice")
-        await eventually(lambda: second.carrier.pong_due_s is None)
+        await eventually(lambda: second.session.pong_due_s is None)
         door.tick(later_s=47)
 
-        assert first.carrier.closed
+        assert first.session.is_closed
         assert door.windows("alice") == [second]
         await silent.ended()
 
@@ -48,7 +48,7 @@ async def test_a_polling_page_that_does_not_pong_is_ended_too(door: Door) -> Non
         door.tick(later_s=47)
         assert not door.windows("alice")
         door.tick(later_s=50)
-        assert not door.carriers()
+        assert not door.sessions()
 
 
 @TRANSPORTS
@@ -59,9 +59,9 @@ async def test_the_stock_client_answers_pings_and_stays(
     async with open_door(Plan(ping_interval_s=1, ping_timeout_s=1)) as door:
         await pages.connected("page", door.url, **options("alice", transport))
         (window,) = door.windows("alice")
-        first_ping_s = window.carrier.ping_due_s
+        first_ping_s = window.session.ping_due_s
         # The third one goes out only if the second one was answered.
-        await eventually(lambda: window.carrier.ping_due_s > first_ping_s + 2)
+        await eventually(lambda: window.session.ping_due_s > first_ping_s + 2)
         assert door.windows("alice") == [window]
 
 
@@ -141,7 +141,7 @@ async def test_a_draining_bridge_lets_nobody_in(door: Door) -> None:
             assert b"Retry-After" in answer
         await draining
         await open_before.ended()
-    assert not door.carriers()
+    assert not door.sessions()
 
 
 async def test_a_page_that_asks_when_nobody_works_any_more_is_no_fault(
@@ -151,12 +151,14 @@ async def test_a_page_that_asks_when_nobody_works_any_more_is_no_fault(
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         async with raw_window(door) as page:
-            door.server._tasks = None  # as it is between the tasks' end and the doors'
+            door.server.engine._tasks = (
+                None  # as it is between the tasks' end and the doors'
+            )
             await page.send("40" + json.dumps({"token": token()}))
-            (carrier,) = door.carriers()
+            (session,) = door.sessions()
             await page.websocket.ping()
             await page.websocket.close()
-            await eventually(lambda: carrier.closed)
+            await eventually(lambda: session.is_closed)
         gc.collect()
 
     assert [str(each.message) for each in warned] == []
@@ -203,7 +205,7 @@ async def test_windows_are_drained_in_paced_batches(
 
 async def test_a_thousand_connects_and_closes_leave_nothing_behind(door: Door) -> None:
     """No window, no connection, no task, no count of an address."""
-    carriers: weakref.WeakSet[Carrier] = weakref.WeakSet()
+    sessions: weakref.WeakSet[EngineSession] = weakref.WeakSet()
     tasks_before = len(asyncio.all_tasks())
 
     async def come_and_go(number: int) -> None:
@@ -211,13 +213,13 @@ async def test_a_thousand_connects_and_closes_leave_nothing_behind(door: Door) -
         if number % 10 == 0:
             async with raw_poller(door) as page:
                 await page.join(user)
-                carriers.update(door.carriers())
+                sessions.update(door.sessions())
                 await page.post("1")
         else:
             async with raw_window(door) as window:
                 if number % 10 != 1:
                     await window.join(user)
-                carriers.update(door.carriers())
+                sessions.update(door.sessions())
                 if number % 10 == 2:
                     await window.send("nonsense")
 
@@ -229,7 +231,7 @@ async def test_a_thousand_connects_and_closes_leave_nothing_behind(door: Door) -
     door.tick(later_s=60)  # those that never connected
     door.tick(later_s=70)
 
-    assert not door.carriers()
+    assert not door.sessions()
     assert not list(door.server.rooms.users)
     assert not door.server.engine._by_address
     assert not door.inbox._followed
@@ -238,7 +240,7 @@ async def test_a_thousand_connects_and_closes_leave_nothing_behind(door: Door) -
 
     def are_freed() -> bool:
         gc.collect()
-        return not carriers
+        return not sessions
 
     await eventually(are_freed)
 
@@ -270,7 +272,7 @@ async def test_an_operator_sees_which_windows_a_user_has() -> None:
         await socket.synced()
         await poller.join("alice")
 
-        first, second = door.server.windows_of("alice")
+        first, second = door.server.report_windows("alice")
 
         assert reply["sid"].startswith(first.id)
         assert reply["sid"] != first.id
@@ -281,4 +283,4 @@ async def test_an_operator_sees_which_windows_a_user_has() -> None:
         assert (first.has_manual_acks, second.has_manual_acks) == (True, False)
         assert first.is_live
         assert first.waiting_bytes == second.waiting_bytes == 0
-        assert door.server.windows_of("nobody") == []
+        assert door.server.report_windows("nobody") == []

@@ -155,7 +155,7 @@ async def test_what_a_page_that_hung_up_would_have_fetched_is_not_delivered(
         await page.join("alice")
         poll = asyncio.create_task(page.poll())
         (window,) = door.windows("alice")
-        await eventually(lambda: is_polled(window.carrier))
+        await eventually(lambda: is_polled(window.session))
         poll.cancel()
         await asyncio.wait({poll})
     await eventually(lambda: door.connection_count == 0)

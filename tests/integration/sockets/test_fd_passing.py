@@ -72,7 +72,7 @@ async def test_a_worker_without_files_takes_connections_again_when_it_has_some(
             giver.settimeout(0)
             path = str(tmp_path / "handover-0")
             await asyncio.get_running_loop().sock_connect(giver, path)
-            await eventually(lambda: "handover.not_accepted" in log.text)
+            await eventually(lambda: "handover.accept_failed" in log.text)
         await owner.store("alice", 1)
         async with raw_tcp(other) as connection:
             await connection.send(poll_of(page))
@@ -96,8 +96,8 @@ async def test_a_connection_that_comes_before_the_door_is_open_is_closed(
 ) -> None:
     """To a worker that is being started again, about a session of the one before it."""
     async with two_workers(tmp_path) as (owner, other), raw_poller(owner) as page:
-        owner.server.doors.http = None
+        owner.server.engine._listener._http = None
         async with raw_tcp(other) as connection:
             await connection.send(poll_of(page))
             assert await connection.read_to_end() == b""
-        assert "no door" in log.text
+        assert "the listener is not open" in log.text

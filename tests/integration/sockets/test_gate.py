@@ -136,7 +136,7 @@ async def test_a_page_that_reloads_is_fed_by_the_time_it_is_back(seed: int) -> N
                 await new.send(connect_packet())
                 for _ in range(chance.randint(0, 4)):
                     await asyncio.sleep(0)
-                door.windows("alice")[0].carrier.end("reloaded", abort=True)
+                door.windows("alice")[0].session.close("reloaded", abort=True)
                 await new.receive_until('42["bridge:sync"')
                 await door.store("alice", number)
                 assert (await new.receive()).startswith(f'42["message",{number},')
@@ -173,11 +173,11 @@ async def test_a_long_inbox_read_slowly_costs_no_memory() -> None:
         await door.store("alice", *("x" * 200 for _ in range(20_000)))
         async with raw_window(door) as window:
             await window.join("alice")
-            (carrier,) = door.carriers()
+            (session,) = door.sessions()
             for _ in range(20_000):
                 packet = await window.receive()
                 assert packet.startswith('42["message"')
-                most = max(most, carrier.waiting_bytes)
+                most = max(most, session.waiting_bytes)
             _, sync = await window.synced()
 
     assert sync["replayed"] == 20_000
@@ -191,12 +191,12 @@ async def test_a_long_inbox_is_polled_in_small_pieces() -> None:
     async with open_door(Plan(outbound_bytes=bound)) as door, raw_poller(door) as page:
         await door.store("alice", *("x" * 200 for _ in range(3000)))
         await page.post(connect_packet())
-        (carrier,) = door.carriers()
+        (session,) = door.sessions()
         packets: list[str] = []
         while not packets or not packets[-1].startswith('42["bridge:sync"'):
             got = await page.poll()
             assert len(got) <= 16  # what the Python client takes
-            assert carrier.waiting_bytes < bound
+            assert session.waiting_bytes < bound
             packets += got
 
     assert sum(packet.startswith('42["message"') for packet in packets) == 3000
@@ -221,8 +221,8 @@ async def test_one_connection_becomes_one_window_however_often_it_asks() -> None
                 for _ in range(3):
                     await window.send(connect)
                 await window.synced()
-            for carrier in door.carriers():
-                carrier.end("over")
+            for session in door.sessions():
+                session.close("over")
             await eventually(lambda door=door: not len(door.server.rooms))  # type: ignore[misc] # mypy does not see through the default
             assert not list(door.server.rooms.users)
             assert not inbox._followed
@@ -236,8 +236,8 @@ async def test_a_page_in_open_mode_joins_once_however_often_it_asks() -> None:
             await page.post("40")
             join = '42["join",{"username":"alice"}]'
             await asyncio.gather(*(page.post(join, join) for _ in range(4)))
-        for carrier in door.carriers():
-            carrier.end("over")
+        for session in door.sessions():
+            session.close("over")
         await eventually(lambda: not len(door.server.rooms))
         assert not list(door.server.rooms.users)
 
@@ -354,7 +354,7 @@ async def test_stock_clients_that_are_cut_again_and_again_miss_and_repeat_nothin
                 windows = door.windows("alice")
                 count = len(windows) if number == 10 else min(2, len(windows))
                 for window in chance.sample(windows, count):
-                    window.carrier.end("cut by the test", abort=chance.random() < 0.5)
+                    window.session.close("cut by the test", abort=chance.random() < 0.5)
         for name in names:
             await pages.until(name, "event", "message", count=400, within_s=20)
             assert pages.data(name) == list(range(400))

@@ -55,7 +55,7 @@ async def test_no_log_line_holds_data_or_token(
 
     for secret in (DATA, SECRET, used, used.rpartition(".")[2], sid, "alice"):
         assert secret not in log.text
-    assert "window.left" in log.text  # it was listened to
+    assert "window.disconnected" in log.text  # it was listened to
 
 
 async def test_refused_windows_are_logged_with_code_and_address_alone(

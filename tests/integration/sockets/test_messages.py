@@ -61,7 +61,7 @@ async def test_nothing_is_lost_or_repeated_while_polling_becomes_a_websocket(
         got = pages.data(name)
         assert got == list(range(got[0], stored))
     assert all(
-        window.carrier.transport_name == "websocket" for window in door.windows("alice")
+        window.session.transport_name == "websocket" for window in door.windows("alice")
     )
     # The first window found the inbox empty, so nothing at all may be missing there.
     assert min(pages.data(name)[0] for name in names) == 0

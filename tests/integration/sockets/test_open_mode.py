@@ -119,7 +119,7 @@ async def test_a_page_that_has_not_joined_may_wait() -> None:
         assert await window.answer(1) == {"ok": True}
         await window.websocket.close()
         await eventually(lambda: not len(door.server.rooms))
-        assert not door.carriers()
+        assert not door.sessions()
 
 
 async def test_caps_hold_in_open_mode_too() -> None:

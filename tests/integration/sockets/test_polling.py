@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
-from bridge.sockets.engineio.session import Carrier
+from bridge.sockets.engineio.session import EngineSession
 from tests.conftest import eventually
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.listeners import Door, Plan, open_door
@@ -31,9 +31,9 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
         yield http
 
 
-def is_polled(carrier: Carrier) -> bool:
+def is_polled(session: EngineSession) -> bool:
     """Whether a poll waits for something to be sent."""
-    return carrier._queue is not None and carrier._queue._is_polled
+    return session._queue is not None and session._queue.is_polled
 
 
 # --- polling bodies
@@ -119,10 +119,10 @@ async def test_a_body_whose_session_is_gone_meanwhile_is_no_fault(door: Door) ->
             "Content-Length: 100000\r\n\r\nabc".encode()
         )
         (window,) = door.windows("alice")
-        await eventually(lambda: window.carrier._is_posting)
+        await eventually(lambda: window.session._is_posting)
         door.cut("alice")
         door.tick(later_s=5)
-        assert not door.carriers()
+        assert not door.sessions()
 
         await connection.send(b"x" * 99_997)
 
@@ -139,8 +139,8 @@ async def test_a_body_that_breaks_off_is_no_fault(door: Door) -> None:
                 "Content-Length: 1000\r\n\r\nabc".encode()
             )
             (window,) = door.windows("alice")
-            await eventually(lambda: window.carrier._is_posting)
-        await eventually(lambda: window.carrier.closed)
+            await eventually(lambda: window.session._is_posting)
+        await eventually(lambda: window.session.is_closed)
 
 
 async def test_a_body_that_cannot_be_unpacked_is_no_fault(door: Door) -> None:
@@ -191,7 +191,7 @@ async def test_two_polls_at_a_time_end_the_session(
         await page.join("alice")
         first = asyncio.create_task(page.poll())
         (window,) = door.windows("alice")
-        await eventually(lambda: is_polled(window.carrier))
+        await eventually(lambda: is_polled(window.session))
 
         async with http.get(page.url) as response:
             assert response.status == 400
@@ -210,7 +210,7 @@ async def test_two_posts_at_a_time_end_the_session(door: Door) -> None:
             "Content-Length: 1000\r\n\r\nabc".encode()
         )
         (window,) = door.windows("alice")
-        await eventually(lambda: window.carrier._is_posting)
+        await eventually(lambda: window.session._is_posting)
 
         assert await page.post("3") == 400
 
@@ -265,8 +265,8 @@ async def test_messages_that_wait_at_the_upgrade_come_first_and_in_order(
             assert await window.receive() == "3probe"
             await door.store_numbers("alice", start=30, stop=40)
             await window.send("5")
-            (carrier,) = door.carriers()
-            await eventually(lambda: carrier.transport_name == "websocket")
+            (session,) = door.sessions()
+            await eventually(lambda: session.transport_name == "websocket")
             await door.store_numbers("alice", start=40, stop=50)
             got = [json.loads((await window.receive())[2:])[1] for _ in range(50)]
         assert got == list(range(50))
@@ -285,8 +285,8 @@ async def test_a_bridge_with_a_name_tells_it_in_its_sessions_ids(
         await door.store("alice", 1)
         await pages.until("page", "event", "message")
 
-        (carrier,) = door.carriers()
-        assert re.fullmatch(r"bridge-1\.[\w-]{20}", carrier.sid)
+        (session,) = door.sessions()
+        assert re.fullmatch(r"bridge-1\.[\w-]{20}", session.sid)
 
 
 def test_the_separator_cannot_stand_in_a_message() -> None:

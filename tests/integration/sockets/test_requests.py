@@ -146,7 +146,7 @@ async def test_a_preflight_lets_a_page_send_its_token_in_a_header(
     ):
         assert "Authorization" in response.headers["Access-Control-Allow-Headers"]
         assert response.headers["Vary"] == "Origin"
-        assert not door.carriers()
+        assert not door.sessions()
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ async def test_jsonp_is_not_served(
     async with http.get(url) as response:
         assert response.status == 400
         assert "___eio" not in await response.text()
-    assert not door.carriers()
+    assert not door.sessions()
 
 
 # --- session ids
@@ -237,7 +237,7 @@ async def test_requests_that_open_nothing_are_answered_and_leave_nothing(
     async with http.request(method, f"{door.url}/socket.io/?{query}") as response:
         assert response.status == status
         assert response.headers["Server"] == "bridge"
-    assert not door.carriers()
+    assert not door.sessions()
 
 
 async def test_a_failed_handshake_leaves_no_session(door: Door) -> None:
@@ -248,9 +248,9 @@ async def test_a_failed_handshake_leaves_no_session(door: Door) -> None:
             b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
         )
         assert b" 400 " in await connection.receive_until(b"\r\n\r\n")
-        assert all(carrier.closed for carrier in door.carriers())
+        assert all(session.is_closed for session in door.sessions())
     door.tick(later_s=5)
-    assert not door.carriers()
+    assert not door.sessions()
 
 
 # --- caps
@@ -270,7 +270,7 @@ async def test_one_address_gets_so_many_sessions_and_no_more(
             assert response.status == 429
             assert response.headers["Retry-After"]
         await first.websocket.close()
-        await eventually(lambda: len(door.carriers()) == 2)
+        await eventually(lambda: len(door.sessions()) == 2)
         async with raw_window(door) as again:
             await again.join("alice")
 
@@ -325,7 +325,7 @@ async def test_a_page_that_is_closed_before_it_is_answered_is_no_fault(
     await eventually(lambda: door.connection_count == 0)
     door.tick(later_s=60)
     door.tick(later_s=70)
-    assert not door.carriers()
+    assert not door.sessions()
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,10 @@ async def test_a_page_that_reads_slowly_is_no_others_fault() -> None:
         await door.store("bob", *("x" * 1_000_000 for _ in range(10)))
         await proxy.send(request_of(slow))
         (of_bob,) = door.windows("bob")
-        await eventually(lambda: of_bob.carrier.waiting_bytes > 0)
+        await eventually(lambda: of_bob.session.waiting_bytes > 0)
 
         (of_alice,) = door.windows("alice")
-        assert of_alice.carrier.waiting_bytes == 0
+        assert of_alice.session.waiting_bytes == 0
         await door.store("alice", "second")
         assert '42["message","second"' in (await page.poll())[0]
 
@@ -47,7 +47,7 @@ async def test_a_page_that_reads_slowly_is_no_others_fault() -> None:
 async def test_nothing_is_remembered_of_connections_and_sessions_that_ended() -> None:
     """A page polls for days, each time over another connection."""
     gc.collect()
-    before = len(PollQueue._answers)
+    before = len(PollQueue._last_responses)
     async with open_door() as door, raw_poller(door) as page:
         await page.join("alice")
         for number in range(5):
@@ -55,9 +55,9 @@ async def test_nothing_is_remembered_of_connections_and_sessions_that_ended() ->
             async with raw_tcp(door) as connection:
                 await connection.send(request_of(page))
                 await connection.receive_until(b"message")
-        assert len(PollQueue._answers) <= before + 1
+        assert len(PollQueue._last_responses) <= before + 1
         door.cut("alice")
         door.tick(later_s=5)
     del door, page
     gc.collect()
-    assert len(PollQueue._answers) <= before
+    assert len(PollQueue._last_responses) <= before

@@ -45,16 +45,16 @@ async def test_a_window_that_stops_reading_is_closed_and_everything_of_it_freed(
     async with open_door(SMALL) as door, raw_tcp(door, receive_bytes=4096) as stuck:
         tasks_idle = len(asyncio.all_tasks())
         await connect(stuck, "alice")
-        (carrier,) = door.carriers()
-        assert carrier._wire is not None
-        transport = carrier._wire.transport
-        gone = weakref.ref(carrier)
-        del carrier
+        (session,) = door.sessions()
+        assert session._websocket is not None
+        transport = session._websocket.transport
+        gone = weakref.ref(session)
+        del session
 
         await fill(door, "alice")
 
         assert not len(door.server.rooms)
-        assert not door.carriers()
+        assert not door.sessions()
         # A moment for its last words, then the connection is cut.
         await eventually(transport.is_closing)
         await eventually(lambda: door.connection_count == 0)
@@ -154,12 +154,12 @@ async def test_a_flood_for_one_user_closes_no_window_that_reads(
         auth = {"token": token()}
         pages.open("page", door.url, auth=auth, transports=transports)
         await pages.until("page", "event", "bridge:sync")
-        (carrier,) = door.carriers()
+        (session,) = door.sessions()
         most = 0
         for start in range(0, 600, 200):
             numbers = range(start, start + 200)
             await door.store("alice", *([number, "x" * 5000] for number in numbers))
-            most = max(most, carrier.waiting_bytes)
+            most = max(most, session.waiting_bytes)
 
         await pages.until("page", "event", "message", count=600)
 
@@ -204,7 +204,7 @@ async def test_a_lost_part_of_the_feed_is_read_from_the_inbox() -> None:
         await door.store("alice", 1)
         door.inbox.subscribe(lambda _batch: None)
         await door.store("alice", 2, 3)
-        door.inbox.subscribe(door.server.rooms.feed)
+        door.inbox.subscribe(door.server.rooms.emit)
 
         await door.store("alice", 4)
         await door.store("alice", 5)
@@ -219,16 +219,16 @@ async def test_a_polling_page_that_never_polls_is_bounded_and_closed() -> None:
     """Its queue is the bridge's own memory."""
     async with open_door(SMALL) as door, raw_poller(door) as page:
         await page.join("alice")
-        (carrier,) = door.carriers()
+        (session,) = door.sessions()
 
         await fill(door, "alice")
 
-        assert carrier.closed
-        assert carrier.waiting_bytes < 2 * 64 * 1024
+        assert session.is_closed
+        assert session.waiting_bytes < 2 * 64 * 1024
         assert not len(door.server.rooms)
         assert any('"slow"' in packet for packet in await page.poll())
         door.tick(later_s=5)
-        assert not door.carriers()
+        assert not door.sessions()
 
 
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
@@ -240,17 +240,17 @@ async def test_answers_that_nobody_fetches_are_bounded_too(transport: str) -> No
         if transport == "polling":
             async with raw_poller(door) as page:
                 await page.join("alice")
-                (carrier,) = door.carriers()
+                (session,) = door.sessions()
                 for _ in range(50):
                     if await page.post("3", *[ask] * 20) != 200:
                         break
                     door.tick()
-                assert carrier.closed
-                assert carrier.waiting_bytes < 3 * 20_000
+                assert session.is_closed
+                assert session.waiting_bytes < 3 * 20_000
         else:
             async with raw_tcp(door, receive_bytes=4096) as stuck:
                 await connect(stuck, "alice")
-                (carrier,) = door.carriers()
+                (session,) = door.sessions()
 
                 async def ask_for_ever() -> None:
                     try:
@@ -261,7 +261,7 @@ async def test_answers_that_nobody_fetches_are_bounded_too(transport: str) -> No
 
                 asking = asyncio.create_task(ask_for_ever())
                 async with asyncio.timeout(30):
-                    while not carrier.closed:
+                    while not session.is_closed:
                         door.tick()
                         await asyncio.sleep(0.01)
                 asking.cancel()
@@ -272,7 +272,7 @@ async def test_pings_of_the_websocket_are_answered_within_the_bound() -> None:
     """Their pongs are written by another hand than messages; they must not pile up."""
     async with open_door(SMALL) as door, raw_tcp(door, receive_bytes=4096) as stuck:
         await connect(stuck, "alice")
-        (carrier,) = door.carriers()
+        (session,) = door.sessions()
 
         async def ping_for_ever() -> None:
             try:
@@ -285,8 +285,8 @@ async def test_pings_of_the_websocket_are_answered_within_the_bound() -> None:
         most = 0
         for _ in range(200):
             await asyncio.sleep(0.005)
-            most = max(most, carrier.waiting_bytes)
-        carrier.end("enough", abort=True)
+            most = max(most, session.waiting_bytes)
+        session.close("enough", abort=True)
         await asyncio.wait({pinging}, timeout=5)
         pinging.cancel()
         await eventually(lambda: door.connection_count == 0)
@@ -309,7 +309,7 @@ async def test_answers_to_polls_that_nobody_reads_are_bounded_and_cut() -> None:
         await door.store("alice", *("x" * 1_000_000 for _ in range(60)))
         async with raw_poller(door) as page:
             await page.post("40" + json.dumps({"token": token()}))
-            (carrier,) = door.carriers()
+            (session,) = door.sessions()
             request = (
                 f"GET {URL(page.url).raw_path_qs} HTTP/1.1\r\nHost: x\r\n\r\n"
             ).encode()
@@ -319,7 +319,7 @@ async def test_answers_to_polls_that_nobody_reads_are_bounded_and_cut() -> None:
                 )
                 await stuck.send(request)
                 await asyncio.sleep(0.01)
-        assert carrier.closed  # at the second one
+        assert session.is_closed  # at the second one
 
         def unread_bytes() -> int:
             return sum(each.get_write_buffer_size() for each in door.http_connections)

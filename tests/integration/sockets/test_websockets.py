@@ -42,7 +42,7 @@ async def becomes_a_window(door: Door, connection: RawTcp) -> None:
     await connection.receive_until(b"bridge:sync")
     await door.store("alice", "hello")
     assert b'["message","hello"' in await connection.receive_until(b"hello")
-    (report,) = door.server.windows_of("alice")
+    (report,) = door.server.report_windows("alice")
     assert report.transport == "websocket"
 
 
@@ -103,14 +103,14 @@ async def test_a_connection_that_says_nothing_is_cut_at_its_deadline(
     door: Door, connection: RawTcp
 ) -> None:
     """It is memory, and a file descriptor."""
-    await eventually(lambda: len(door.server.doors.waiting) == 1)
+    await eventually(lambda: door.silent_connections == 1)
     door.tick(later_s=9)
-    assert len(door.server.doors.waiting) == 1
+    assert door.silent_connections == 1
 
     door.tick(later_s=11)
 
     assert await connection.read_to_end() == b""
-    await eventually(lambda: not door.server.doors.waiting)
+    await eventually(lambda: not door.silent_connections)
     assert door.connection_count == 0
 
 
@@ -152,9 +152,9 @@ async def test_what_a_page_sends_while_it_waits_is_bounded() -> None:
                     sent += len(pong)
         except TimeoutError:
             pass
-        (carrier,) = door.carriers()
-        assert carrier._wire is not None
-        kept = len(carrier._wire._frames._buffer)
+        (session,) = door.sessions()
+        assert session._websocket is not None
+        kept = len(session._websocket._frames._buffer)
         release.set()
 
     assert sent < 50_000_000  # the rest was never taken from the kernel
@@ -186,7 +186,7 @@ async def test_control_frames_and_faults_are_answered_as_the_rfc_says(
         assert len(door.windows("alice")) == 1
     else:
         assert await connection.read_to_end() == answer
-        assert not door.carriers()
+        assert not door.sessions()
         await eventually(lambda: door.connection_count == 0)
 
 
@@ -197,8 +197,8 @@ async def test_a_page_that_does_not_leave_is_cut_after_its_last_words(
     async with raw_tcp(door, receive_bytes=4096) as stuck:
         await stuck.send(ASK + connect_frame())
         await stuck.receive_until(b"bridge:sync")
-        (carrier,) = door.carriers()
-        while not carrier.waiting_bytes:  # the kernel takes much out of our sight
+        (session,) = door.sessions()
+        while not session.waiting_bytes:  # the kernel takes much out of our sight
             await door.store("alice", "x" * 500_000)
             await asyncio.sleep(0.01)
 
@@ -219,9 +219,9 @@ async def test_a_probe_that_never_ends_does_not_outlive_its_deadline() -> None:
                 + HEADERS
             )
             await connection.receive_until(b"\r\n\r\n")
-            assert door.carriers()[0].is_upgrading
+            assert not door.sessions()[0].can_upgrade
             assert await connection.read_to_end() == b"\x88\x00"
-        assert not door.carriers()[0].is_upgrading
+        assert door.sessions()[0].can_upgrade
         await door.store("alice", 1)
         assert '42["message",1' in (await page.poll_until('42["message"'))[-1]
 
@@ -276,9 +276,9 @@ async def test_what_a_page_sends_while_it_asks_again_and_again_is_bounded() -> N
     ):
         await connection.send(ASK)
         await connection.receive_until(b"maxPayload")
-        (carrier,) = door.carriers()
-        wire = carrier._wire
-        assert wire is not None
+        (session,) = door.sessions()
+        websocket = session._websocket
+        assert websocket is not None
 
         async def push() -> None:
             with suppress(ConnectionError):
@@ -287,8 +287,8 @@ async def test_what_a_page_sends_while_it_asks_again_and_again_is_bounded() -> N
 
         pushing = asyncio.create_task(push())
         most = 0
-        while not carrier.closed:  # for it floods, in the end
-            most = max(most, len(wire._frames._buffer))
+        while not session.is_closed:  # for it floods, in the end
+            most = max(most, len(websocket._frames._buffer))
             await asyncio.sleep(0)
         await pushing
 

@@ -1,4 +1,4 @@
-"""Rooms with windows in them, whose connections keep what is written to them."""
+"""Rooms with real windows, whose sessions record what is written to them."""
 
 from collections.abc import Iterator
 
@@ -12,50 +12,50 @@ from bridge.sockets.window import Window
 OUTBOUND_BYTES = 1000
 
 
-class Line:
-    """A connection that keeps what is written to it, packet by packet and piece by piece."""
+class FakeSession:
+    """A session, and its own transport, that records writes and the frames in them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_polling: bool) -> None:
         self.frames: list[bytes] = []
-        self.pieces: list[bytes] = []
-        self.answers = 0
+        self.writes: list[bytes] = []
+        self.expected_replies = 0
         self.is_full = False
         self.is_broken = False
-        self.is_written_at_once = True
+        self.is_polling = is_polling
 
     @property
-    def transport(self) -> "Line | None":
-        """Itself, while it is a websocket."""
-        return self if self.is_written_at_once else None
+    def transport(self) -> "FakeSession | None":
+        """Itself, unless it polls."""
+        return None if self.is_polling else self
 
     def get_write_buffer_size(self) -> int:
-        """Say how much waits."""
+        """Return the limit if it is full; raises if it is broken."""
         if self.is_broken:
             raise ZeroDivisionError
         return OUTBOUND_BYTES if self.is_full else 0
 
-    def write(self, piece: bytes) -> None:
-        """Keep what is in frames."""
-        self.pieces.append(piece)
-        while piece:
-            end = 2 + piece[1]  # all are short
-            self.frames.append(piece[2:end])
-            piece = piece[end:]
+    def write(self, data: bytes) -> None:
+        """Record a write and the payloads of its frames."""
+        self.writes.append(data)
+        while data:
+            end = 2 + data[1]  # all frames here are short
+            self.frames.append(data[2:end])
+            data = data[end:]
 
-    def write_burst(self, burst: EncodedMessages) -> bool:
-        """Do so unless it is full, however it is written."""
+    def send_encoded(self, messages: EncodedMessages) -> bool:
+        """Record a write unless it is full."""
         if self.get_write_buffer_size():
             return False
-        if burst.frames:
-            self.write(burst.frames)
+        if messages.frames:
+            self.write(messages.frames)
         return True
 
-    def expect_answers(self, number: int) -> None:
-        """Count what may be answered."""
-        self.answers += number
+    def expect_replies(self, count: int) -> None:
+        """Add to the expected replies."""
+        self.expected_replies += count
 
 
-class House:
+class RoomsFixture:
     """Rooms, and what they report."""
 
     def __init__(self) -> None:
@@ -64,10 +64,10 @@ class House:
         self.behind: list[Window] = []
         self.rooms = Rooms(
             self.metrics,
+            outbound_bytes=OUTBOUND_BYTES,
             mark_delivered=lambda user, offset: self.delivered.append((user, offset)),
             catch_up=self.behind.append,
         )
-        self.rooms.outbound_bytes = OUTBOUND_BYTES
         self._sids: Iterator[int] = iter(range(1000))
 
     def window(
@@ -79,45 +79,43 @@ class House:
         offset: int = 0,
         polls: bool = False,
     ) -> Window:
-        """Let a window into the room of `user`."""
-        line = Line()
-        line.is_written_at_once = not polls
+        """Join a window to the room of `user`; with `is_open` its gate is open."""
         window = Window(
             f"sid{next(self._sids)}",
-            line,  # type: ignore[arg-type] # all that rooms use of a carrier
+            FakeSession(is_polling=polls),  # type: ignore[arg-type] # what rooms use of it
             Identity(user, None),
             epoch="e",
             offset=offset,
             has_manual_acks=manual,
             connected_s=0,
         )
-        assert self.rooms.expect(user, at_most=1000)
+        assert self.rooms.reserve(user, at_most=1000)
         self.rooms.join(window)
-        self.rooms.expect_no_more(user)
+        self.rooms.release(user)
         if is_open:
             assert self.rooms.open_gate(window)
         return window
 
 
 def stored(user: str, offset: int, deadline_s: float | None = None) -> Stored:
-    """Return a message as the feed brings it."""
+    """Return a message as the live feed brings it."""
     return Stored(
         Message(user, "message", b"%d" % offset, 0.0, None, deadline_s), offset
     )
 
 
-def line(window: Window) -> Line:
-    """Return the connection of a window."""
-    line: object = window.carrier
-    assert isinstance(line, Line)
-    return line
+def session_of(window: Window) -> FakeSession:
+    """Return the session of a window."""
+    session: object = window.session
+    assert isinstance(session, FakeSession)
+    return session
 
 
 def frames(window: Window) -> list[bytes]:
     """Return the packets that were written to a window."""
-    return line(window).frames
+    return session_of(window).frames
 
 
-def pieces(window: Window) -> list[bytes]:
-    """Return them as they were written."""
-    return line(window).pieces
+def writes(window: Window) -> list[bytes]:
+    """Return the writes to a window."""
+    return session_of(window).writes

@@ -1,4 +1,4 @@
-"""Rooms: who is where, and who gets what. Windows are real, their connections are not."""
+"""Rooms: which windows a user has, and which messages each of them gets."""
 
 import pytest
 from hypothesis import given
@@ -7,68 +7,76 @@ from hypothesis import strategies as st
 from bridge.core.frames import text_frame
 from bridge.core.message import Message, Stored
 from bridge.enums import Stage
-from tests.unit.sockets.rooms_fakes import House, frames, line, pieces, stored
+from tests.unit.sockets.rooms_fakes import (
+    RoomsFixture,
+    frames,
+    session_of,
+    stored,
+    writes,
+)
 
 
 @pytest.fixture
-def house() -> House:
-    """Nobody is in."""
-    return House()
+def fixture() -> RoomsFixture:
+    """Rooms without windows."""
+    return RoomsFixture()
 
 
-def test_a_message_is_written_to_the_open_windows_of_its_user(house: House) -> None:
-    """One frame for all of them, with the position as the last argument."""
-    one, two, shut = (
-        house.window("alice"),
-        house.window("alice"),
-        house.window("alice", is_open=False),
+def test_a_message_is_written_to_the_windows_of_its_user_with_an_open_gate(
+    fixture: RoomsFixture,
+) -> None:
+    """All of them get the same frame, with the position as the last argument."""
+    one, two, closed = (
+        fixture.window("alice"),
+        fixture.window("alice"),
+        fixture.window("alice", is_open=False),
     )
-    other = house.window("bob")
+    other = fixture.window("bob")
 
-    house.rooms.feed([stored("alice", 1), stored("nobody", 1)])
+    fixture.rooms.emit([stored("alice", 1), stored("nobody", 1)])
 
     assert frames(one) == frames(two) == [b'42["message",1,"e-1"]']
-    assert pieces(one)[0] is pieces(two)[0]
-    assert frames(shut) == frames(other) == []
-    assert house.delivered == [("alice", 1)]
+    assert writes(one)[0] is writes(two)[0]
+    assert frames(closed) == frames(other) == []
+    assert fixture.delivered == [("alice", 1)]
 
 
-def test_a_gate_stays_shut_while_the_feed_is_ahead(house: House) -> None:
-    """What passed it must be read from the inbox first."""
-    window = house.window("alice", is_open=False)
-    house.rooms.feed([stored("alice", 1)])
+def test_a_gate_stays_closed_while_the_feed_is_ahead(fixture: RoomsFixture) -> None:
+    """The messages that passed the gate must be read from the inbox first."""
+    window = fixture.window("alice", is_open=False)
+    fixture.rooms.emit([stored("alice", 1)])
 
-    assert not house.rooms.open_gate(window)
-    window.offset = 1
-    assert house.rooms.open_gate(window)
+    assert not fixture.rooms.open_gate(window)
+    window.advance(1)
+    assert fixture.rooms.open_gate(window)
 
 
-def test_what_a_window_has_read_in_its_replay_is_not_written_again(
-    house: House,
+def test_messages_that_a_replay_has_read_are_not_written_again(
+    fixture: RoomsFixture,
 ) -> None:
     """The replay may be ahead of the feed."""
-    window = house.window("alice", offset=2)
+    window = fixture.window("alice", offset=2)
 
-    house.rooms.feed([stored("alice", offset) for offset in (1, 2, 3)])
+    fixture.rooms.emit([stored("alice", offset) for offset in (1, 2, 3)])
 
     assert frames(window) == [b'42["message",3,"e-3"]']
 
 
-def test_an_expired_message_is_counted_and_not_written(house: House) -> None:
-    """Its deadline may pass between the pump and here."""
-    window = house.window("alice")
+def test_an_expired_message_is_counted_and_not_written(fixture: RoomsFixture) -> None:
+    """Its deadline may pass between the pipeline and the rooms."""
+    window = fixture.window("alice")
 
-    house.rooms.feed([stored("alice", 1, deadline_s=1.0), stored("alice", 2)])
+    fixture.rooms.emit([stored("alice", 1, deadline_s=1.0), stored("alice", 2)])
 
     assert frames(window) == [b'42["message",2,"e-2"]']
-    assert house.metrics.registry.get_sample_value("bridge_left_out_total") == 1
+    assert fixture.metrics.registry.get_sample_value("bridge_left_out_total") == 1
 
 
-def test_messages_of_one_batch_are_written_in_one_piece(house: House) -> None:
-    """A write costs a system call, whatever it holds; what expired is not in it."""
-    window, other = house.window("alice"), house.window("bob")
+def test_messages_of_one_batch_are_joined_into_one_write(fixture: RoomsFixture) -> None:
+    """Each write costs a system call. Expired messages are left out."""
+    window, other = fixture.window("alice"), fixture.window("bob")
 
-    house.rooms.feed(
+    fixture.rooms.emit(
         [
             stored("alice", 1),
             stored("bob", 1),
@@ -78,167 +86,169 @@ def test_messages_of_one_batch_are_written_in_one_piece(house: House) -> None:
     )
 
     assert frames(window) == [b'42["message",1,"e-1"]', b'42["message",3,"e-3"]']
-    assert pieces(window) == [b"".join(text_frame(each) for each in frames(window))]
+    assert writes(window) == [b"".join(text_frame(each) for each in frames(window))]
     assert window.offset == 3
-    assert len(pieces(other)) == 1
-    assert house.delivered == [("alice", 3), ("bob", 1)]
+    assert len(writes(other)) == 1
+    assert fixture.delivered == [("alice", 3), ("bob", 1)]
 
 
-def test_a_window_that_is_full_goes_back_to_the_inbox_and_no_other(
-    house: House,
+def test_only_the_window_over_its_limit_falls_behind(
+    fixture: RoomsFixture,
 ) -> None:
-    """It gets nothing more from here, and what it did not take is not delivered."""
-    slow, good = house.window("alice"), house.window("alice")
-    line(slow).is_full = True
-    house.rooms.feed([stored("alice", 1)])
-    line(slow).is_full = False
-    house.rooms.feed([stored("alice", 2)])
+    """Its gate closes until it has read the missing messages from the inbox."""
+    slow, good = fixture.window("alice"), fixture.window("alice")
+    session_of(slow).is_full = True
+    fixture.rooms.emit([stored("alice", 1)])
+    session_of(slow).is_full = False
+    fixture.rooms.emit([stored("alice", 2)])
 
-    assert house.behind == [slow]
+    assert fixture.behind == [slow]
     assert not slow.is_live
     assert (slow.offset, frames(slow)) == (0, [])
     assert len(frames(good)) == 2
-    assert not house.rooms.open_gate(slow)  # until it has read what passed it
-    slow.offset = 2
-    assert house.rooms.open_gate(slow)
-    house.rooms.feed([stored("alice", 3)])
+    assert not fixture.rooms.open_gate(slow)  # until it has read what it missed
+    slow.advance(2)
+    assert fixture.rooms.open_gate(slow)
+    fixture.rooms.emit([stored("alice", 3)])
     assert len(frames(slow)) == 1
 
 
-def test_what_a_full_window_did_not_take_is_not_delivered(house: House) -> None:
-    """The delivered mark stays before it."""
-    line(house.window("alice")).is_full = True
+def test_a_message_that_no_window_took_is_not_delivered(fixture: RoomsFixture) -> None:
+    """The delivered mark does not move."""
+    session_of(fixture.window("alice")).is_full = True
 
-    house.rooms.feed([stored("alice", 1)])
+    fixture.rooms.emit([stored("alice", 1)])
 
-    assert not house.delivered
+    assert not fixture.delivered
 
 
 @pytest.mark.parametrize("lost", [[2], [2, 3], [3], [2, 4]])
-def test_a_hole_in_the_feed_sends_the_windows_back_to_the_inbox(
-    house: House, lost: list[int]
+def test_after_a_gap_in_the_feed_windows_read_the_inbox(
+    fixture: RoomsFixture, lost: list[int]
 ) -> None:
-    """Whatever lost it: a hole that nobody sees is what must not be."""
-    level, ahead = house.window("alice"), house.window("alice", is_open=False)
-    house.rooms.feed([stored("alice", 1)])
-    ahead.offset = 5
-    assert house.rooms.open_gate(ahead)
+    """Without this check a window would miss messages silently."""
+    grouped, ahead = fixture.window("alice"), fixture.window("alice", is_open=False)
+    fixture.rooms.emit([stored("alice", 1)])
+    ahead.advance(5)
+    assert fixture.rooms.open_gate(ahead)
 
-    house.rooms.feed([stored("alice", n) for n in (2, 3, 4, 5) if n not in lost])
+    fixture.rooms.emit([stored("alice", n) for n in (2, 3, 4, 5) if n not in lost])
 
-    assert house.behind == [level]
-    assert frames(level) == [b'42["message",1,"e-1"]']
-    assert level.offset == 1
-    house.rooms.feed([stored("alice", 6)])
+    assert fixture.behind == [grouped]
+    assert frames(grouped) == [b'42["message",1,"e-1"]']
+    assert grouped.offset == 1
+    fixture.rooms.emit([stored("alice", 6)])
     assert frames(ahead)[-1] == b'42["message",6,"e-6"]'
 
 
-def test_a_fault_in_one_room_is_a_hole_in_the_others_and_no_more(
-    house: House,
+def test_an_exception_in_one_room_is_a_gap_in_the_others(
+    fixture: RoomsFixture,
 ) -> None:
-    """They go on with the next message, from the inbox."""
-    faulty, other = house.window("alice"), house.window("bob")
-    line(faulty).is_broken = True
+    """At the next message their windows read the inbox."""
+    faulty, other = fixture.window("alice"), fixture.window("bob")
+    session_of(faulty).is_broken = True
     with pytest.raises(ZeroDivisionError):
-        house.rooms.feed([stored("alice", 1), stored("bob", 1)])
-    line(faulty).is_broken = False
+        fixture.rooms.emit([stored("alice", 1), stored("bob", 1)])
+    session_of(faulty).is_broken = False
 
-    house.rooms.feed([stored("alice", 2), stored("bob", 2)])
+    fixture.rooms.emit([stored("alice", 2), stored("bob", 2)])
 
-    assert house.behind == [faulty, other]
+    assert fixture.behind == [faulty, other]
     assert frames(faulty) == frames(other) == []
 
 
-def test_what_expired_in_the_feed_is_no_hole(house: House) -> None:
-    """All of a batch, too."""
-    window = house.window("alice")
+def test_expired_messages_are_not_a_gap(fixture: RoomsFixture) -> None:
+    """Also if a whole batch has expired."""
+    window = fixture.window("alice")
 
-    house.rooms.feed([stored("alice", 1, deadline_s=1.0)])
-    house.rooms.feed([stored("alice", 2)])
+    fixture.rooms.emit([stored("alice", 1, deadline_s=1.0)])
+    fixture.rooms.emit([stored("alice", 2)])
 
     assert frames(window) == [b'42["message",2,"e-2"]']
-    assert not house.behind
+    assert not fixture.behind
 
 
 @pytest.mark.parametrize("reason", ["manual acks", "polling"])
-def test_writing_is_not_delivering_where_something_else_is(
-    house: House, reason: str
+def test_writing_does_not_deliver_with_manual_acks_or_polling(
+    fixture: RoomsFixture, reason: str
 ) -> None:
-    """Manual: the page's ack. Polling: that it is fetched."""
-    window = house.window(
+    """With manual acks the client's ack delivers, with polling the poll that fetches."""
+    window = fixture.window(
         "alice", manual=reason == "manual acks", polls=reason == "polling"
     )
 
-    house.rooms.feed([stored("alice", 1)])
+    fixture.rooms.emit([stored("alice", 1)])
 
     assert len(frames(window)) == 1
-    assert not house.delivered
+    assert not fixture.delivered
 
 
-def test_a_room_goes_with_its_last_window(house: House) -> None:
-    """Rooms of users who left would be a leak."""
-    one, two = house.window("alice"), house.window("alice")
+def test_a_room_is_deleted_with_its_last_window(fixture: RoomsFixture) -> None:
+    """Rooms of users without windows would be a memory leak."""
+    one, two = fixture.window("alice"), fixture.window("alice")
 
-    assert not house.rooms.leave(one)
-    assert not house.rooms.leave(one)
-    assert house.rooms.leave(two)
-    assert not house.rooms.leave(two)
-    assert list(house.rooms.users) == []
-    assert len(house.rooms) == 0
-
-
-def test_a_room_is_kept_for_a_window_on_its_way(house: House) -> None:
-    """The page that reloads: its old window must not take the room along."""
-    old = house.window("alice")
-    assert house.rooms.expect("alice", at_most=5)
-
-    assert not house.rooms.leave(old)
-    assert house.rooms.expect_no_more("alice")
-    assert list(house.rooms.users) == []
+    assert not fixture.rooms.leave(one)
+    assert not fixture.rooms.leave(one)
+    assert fixture.rooms.leave(two)
+    assert not fixture.rooms.leave(two)
+    assert list(fixture.rooms.users) == []
+    assert len(fixture.rooms) == 0
 
 
-def test_places_that_are_kept_count_for_the_cap(house: House) -> None:
-    """Or any number could slip in while the store takes its time."""
-    house.window("alice")
-    assert house.rooms.expect("alice", at_most=2)
-    assert not house.rooms.expect("alice", at_most=2)
-    house.rooms.expect_no_more("alice")
-    assert house.rooms.expect("alice", at_most=2)
-    assert house.rooms.expect("bob", at_most=1)
+def test_a_reserved_room_outlives_its_last_window(fixture: RoomsFixture) -> None:
+    """When a page reloads, its old window leaves while the new one is being admitted."""
+    old = fixture.window("alice")
+    assert fixture.rooms.reserve("alice", at_most=5)
+
+    assert not fixture.rooms.leave(old)
+    assert fixture.rooms.release("alice")
+    assert list(fixture.rooms.users) == []
+
+
+def test_reserved_places_count_towards_the_limit(fixture: RoomsFixture) -> None:
+    """Otherwise any number of windows could be admitted while the store is slow."""
+    fixture.window("alice")
+    assert fixture.rooms.reserve("alice", at_most=2)
+    assert not fixture.rooms.reserve("alice", at_most=2)
+    fixture.rooms.release("alice")
+    assert fixture.rooms.reserve("alice", at_most=2)
+    assert fixture.rooms.reserve("bob", at_most=1)
 
 
 @given(
     st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=6, unique=True),
     st.data(),
 )
-def test_a_users_room_holds_that_users_windows_and_no_other(
+def test_a_room_holds_the_windows_of_its_user_only(
     users: list[str], choose: st.DataObject
 ) -> None:
-    """Whatever users are called: as a session id, too."""
-    house = House()
-    windows = {user: house.window(user) for user in users}
+    """For any user names."""
+    fixture = RoomsFixture()
+    windows = {user: fixture.window(user) for user in users}
     user = choose.draw(st.sampled_from(users))
 
-    assert house.rooms.windows_of(user) == (windows[user],)
-    assert set(house.rooms) == set(windows.values())
-    assert len(house.rooms) == len(windows)
+    assert fixture.rooms.windows_of(user) == (windows[user],)
+    assert set(fixture.rooms) == set(windows.values())
+    assert len(fixture.rooms) == len(windows)
 
 
-def test_the_journal_hears_to_how_many_windows_a_message_went(house: House) -> None:
-    """For `bridge trace`: those that had it already, or whose gate is shut, not counted."""
-    house.window("alice")
-    house.window("alice", offset=1)
-    house.window("alice", is_open=False)
+def test_the_journal_records_how_many_windows_a_message_was_written_to(
+    fixture: RoomsFixture,
+) -> None:
+    """For `bridge trace`. Windows that had it already or whose gate is closed do not count."""
+    fixture.window("alice")
+    fixture.window("alice", offset=1)
+    fixture.window("alice", is_open=False)
 
-    house.rooms.feed([stored("alice", 1), stored("alice", 2), stored("nobody", 1)])
+    fixture.rooms.emit([stored("alice", 1), stored("alice", 2), stored("nobody", 1)])
     over = Message("alice", "message", b"3", 0.0, "m", 1.0)
-    house.rooms.feed([Stored(over, 3)])
+    fixture.rooms.emit([Stored(over, 3)])
 
-    told = house.rooms.journal.of("alice", "m", offsets=[1, 2, 3])
-    assert [(each.stage, each.offset, each.windows) for each in told] == [
+    entries = fixture.rooms.journal.of("alice", "m", offsets=[1, 2, 3])
+    assert [(each.stage, each.offset, each.windows) for each in entries] == [
         (Stage.WRITTEN, 1, 1),
         (Stage.WRITTEN, 2, 2),
         (Stage.EXPIRED, 3, None),
     ]
-    assert house.rooms.journal.last_connect_s("alice") == 0
-    assert house.rooms.journal.last_connect_s("nobody") is None
+    assert fixture.rooms.journal.last_connect_s("alice") == 0
+    assert fixture.rooms.journal.last_connect_s("nobody") is None

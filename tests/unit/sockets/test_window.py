@@ -1,4 +1,4 @@
-"""A window: how long it may stay, and when it is told."""
+"""A window: until when it may stay, and when it is warned."""
 
 import pytest
 
@@ -10,13 +10,13 @@ from bridge.sockets.window import Window
     ("expires_s", "warning_s"),
     [(None, 60), (1000 + 3600, 60), (1000 + 120, 60), (1000 + 20, 10), (990, -5)],
 )
-def test_a_window_is_warned_a_minute_ahead_or_at_half_of_a_short_life(
+def test_a_window_is_warned_a_minute_before_expiry_or_at_half_of_a_short_life(
     expires_s: float | None, warning_s: float
 ) -> None:
-    """Even a page with a life of seconds has time to get a new token."""
+    """Even with a token that lives for seconds there is time to get a new one."""
     window = Window(
         "sid",
-        None,  # type: ignore[arg-type] # not looked at here
+        None,  # type: ignore[arg-type] # not used here
         Identity("alice", expires_s),
         epoch="e",
         offset=0,
@@ -29,10 +29,10 @@ def test_a_window_is_warned_a_minute_ahead_or_at_half_of_a_short_life(
 
 
 def test_a_renewed_window_is_warned_again() -> None:
-    """Before the end of its new life."""
+    """Before the new token expires."""
     window = Window(
         "sid",
-        None,  # type: ignore[arg-type] # not looked at here
+        None,  # type: ignore[arg-type] # not used here
         Identity("alice", 1060),
         epoch="e",
         offset=0,
@@ -46,4 +46,4 @@ def test_a_renewed_window_is_warned_again() -> None:
     assert not window.is_warned
     assert window.identity.expires_s == 5000
     assert window.has_manual_acks
-    assert not window.delivers_by_writing
+    assert not window.is_delivered_by_write

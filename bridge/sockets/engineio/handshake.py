@@ -1,0 +1,72 @@
+"""The HTTP request that opens a session: the policy for it and the headers kept of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from multidict import CIMultiDictProxy
+
+from bridge.core.client_address import Network, client_address
+from bridge.core.origins import OriginRules
+
+
+@dataclass(frozen=True, slots=True)
+class OpeningRequest:
+    """
+    The request that opened a session, for the layer above that authenticates it.
+
+    Attributes:
+        address: The client's address behind trusted proxies.
+        is_origin_allowed: Whether the origin may connect. A session of another origin
+            lives just long enough to be refused with a reason.
+        authorization: The header `Authorization`.
+        cookies: The header `Cookie`.
+        origin: The header `Origin`.
+
+    """
+
+    address: str
+    is_origin_allowed: bool
+    authorization: str | None
+    cookies: str | None
+    origin: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakePolicy:
+    """Which origins may open a session, and which proxies may name a client's address."""
+
+    origins: OriginRules
+    trusted_proxies: tuple[Network, ...] = ()
+
+    def examine(self, remote: str | None, headers: Mapping[str, str]) -> OpeningRequest:
+        """
+        Return the facts of a request.
+
+        Args:
+            remote: The address of the other end of the TCP connection.
+            headers: Looked up by lower-case name.
+
+        """
+        # Some proxies add a header of their own instead of appending to the last one.
+        forwarded_for = _all_values(headers, "x-forwarded-for", separator=",")
+        return OpeningRequest(
+            client_address(remote, forwarded_for, self.trusted_proxies),
+            self.allows_origin(headers),
+            headers.get("authorization"),
+            _all_values(headers, "cookie", separator="; "),
+            headers.get("origin"),
+        )
+
+    def allows_origin(self, headers: Mapping[str, str]) -> bool:
+        """Return whether a request with these headers comes from an allowed origin."""
+        return self.origins.allows(
+            headers.get("origin"),
+            host=headers.get("host"),
+            fetch_site=headers.get("sec-fetch-site"),
+        )
+
+
+def _all_values(headers: Mapping[str, str], name: str, *, separator: str) -> str | None:
+    if isinstance(headers, CIMultiDictProxy):  # of aiohttp: a name may occur repeatedly
+        return separator.join(headers.getall(name, ())) or None
+    return headers.get(name)
