@@ -1,69 +1,295 @@
 """
-A bridge whose inbox nobody shares takes the messages of its namespace alone, or waits.
+Which bridges may consume a namespace.
 
-Two inboxes on one namespace would split each user's messages: what one bridge stored, no
-window at the other ever sees. So a bridge with `sqlite:` or `memory:` takes nothing while
-any other bridge does, and bridges that share an inbox take nothing while it does. Whoever
-came first stays; the other is not ready, says why, looks again, and takes over when the
-first has gone, as in a restart.
+Two inboxes on one namespace would split each user's messages: a window at one bridge would
+never see what the other one stored. So a bridge with an inbox of its own (`sqlite:`,
+`memory:`) consumes only while no other bridge does, and bridges that share an inbox
+consume only while none with its own inbox does. The bridge that came first continues. The
+others are not ready, report why, and take over when it has gone, as during a restart.
 
-There are two tokens (token.py). Who has an inbox of its own holds the one, `<ns>.alone`,
-before it takes messages; those that share one stand in line for the other, `<ns>.shared`.
-Each takes its own first and then looks at the other, so of two that come in one moment at
-least one sees the other.
+There are two lock messages. A bridge with its own inbox holds the one in `<ns>.alone`
+while it consumes. Of the bridges that share an inbox, one holds the one in `<ns>.shared`,
+and the others wait for it. Each bridge requests its own lock message first and then looks
+at the other one. So of two that start at the same moment, at least one sees the other.
 
-A bridge older than this, or of another program, tells of itself by neither, and looks at none.
+Bridges of versions before this lock hold no lock message and look at none.
 """
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
+import aiormq
 import structlog
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelNotFoundEntity
 
-from bridge.amqp.connection import BrokerAddress, BrokerConnection
-from bridge.amqp.frame_reader import FrameReader
-from bridge.amqp.lock_message import Token
+from bridge.amqp.connection import (
+    BrokerAddress,
+    BrokerConnection,
+    Purpose,
+    broker_call,
+    open_connection,
+)
+from bridge.amqp.frame_reader import DeliveryReader, FrameReader
+from bridge.amqp.topology import QUORUM, Binding, Exchange, Queue, bind, declare_one
 from bridge.core.broker_names import BrokerNames
+from bridge.core.message import Delivery
 from bridge.errors import BrokerUnavailableError
 
 log = structlog.get_logger(__name__)
 
 ALONE: Final = "alone"
 SHARED: Final = "shared"
-_LOOK_EACH_S: Final = 0.5
-# Well within the broker's ack timeout, half an hour by default.
-_RENEW_EACH_S: Final = 60.0
-# Two that come in one moment give way to each other, and try again.
-_IN_VAIN: Final = 4
-_NOT_GIVEN: Final = (
-    "the broker does not give this bridge the message of queue {}: is it overloaded, or "
-    "does a policy take messages out of that queue?"
+_LOCK_ARGUMENTS: Final = {**QUORUM, "x-single-active-consumer": True}
+_PERSISTENT: Final = 2
+_PROBE_PAUSE_S: Final = 0.05
+_PROBES_MAX: Final = 20
+_READY_PROBES: Final = 2
+_NOT_DELIVERED: Final = (
+    "the broker does not deliver the message of queue {} to this bridge: is it overloaded, "
+    "or does a policy remove messages from that queue?"
 )
 _OWN_INBOX: Final = (
-    "another bridge takes the messages of {}, and its inbox is its own: this one takes "
-    "none before that has gone"
+    "another bridge with an inbox of its own consumes the messages of {}; this bridge waits "
+    "until it has stopped"
 )
 _SHARED_INBOX: Final = (
-    "others take the messages of {}, and this bridge's inbox is its own: it takes none "
-    "before they have gone; BRIDGE_INBOX=redis://... is shared"
+    "bridges with a shared inbox consume the messages of {}, and this bridge has an inbox of "
+    "its own: it waits until they have stopped; BRIDGE_INBOX=redis://... is shared"
 )
 
 
-class Neighbours:
+@dataclass(frozen=True, slots=True)
+class OwnershipTiming:
     """
-    The other bridges of a namespace, seen over one connection.
+    Intervals and limits of the lock messages.
 
-    All methods raise `BrokerUnavailableError` if the broker is away or too slow. Cancelling
+    Attributes:
+        poll_s: The mean time between two looks at the other bridges.
+        renew_s: How often a lock message is returned and received again. It must be well
+            below the broker's ack timeout, half an hour by default.
+        deliver_s: How long the broker may take to deliver a lock message that is ready.
+        redeliver_s: How long it may take to redeliver one; later it may be gone.
+        failed_claims: After how many failed claims in a row the problem is reported. Two
+            bridges that start at the same moment give way to each other and try again.
+
+    """
+
+    poll_s: float = 0.5
+    renew_s: float = 60.0
+    deliver_s: float = 2.0
+    redeliver_s: float = 5.0
+    failed_claims: int = 4
+
+
+class LockMessage:
+    """
+    The one message of a queue with a single active consumer, which holds it unacked.
+
+    One bridge at most holds it. When that bridge or the node of its connection dies, the
+    broker delivers it to the next consumer. Other bridges see that it is held because it
+    is not ready in the queue.
+
+    Two simpler ways do not work. The number of consumers includes those of a node that is
+    down, until it is up again (RabbitMQ 3.10.8). The record of an exclusive queue also
+    outlives its node (RabbitMQ 4.2 with Khepri).
+
+    All methods raise BrokerUnavailableError if the broker is away or too slow. Cancelling
+    is safe: incomplete steps end with the connection.
+
+    Args:
+        connection: Stays open; the message is held no longer than it lives.
+        queue: The queue of the message.
+        address: The broker. The message is published on a connection of its own, because
+            a broker that runs short of memory or disk stops reading from connections that
+            ever published.
+        timing: Intervals and limits.
+
+    """
+
+    def __init__(
+        self,
+        connection: BrokerConnection[FrameReader],
+        queue: str,
+        *,
+        address: BrokerAddress,
+        timing: OwnershipTiming,
+    ) -> None:
+        self.queue = queue
+        self._connection = connection
+        self._address = address
+        self._timeout_s = address.timeout_s
+        self._timing = timing
+        self._consumer: tuple[aiormq.Channel, str | None] | None = None
+        self._delivered = asyncio.Event()
+        self._last_tag = 0
+        self._count = 0  # of lock messages held
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether this bridge holds it, or waits for the bridges that requested it before."""
+        if self._consumer is None:
+            return False
+        channel, consumer_tag = self._consumer
+        return not channel.is_closed and consumer_tag in channel.consumers
+
+    async def is_held(self) -> bool:
+        """Return whether a bridge holds it, this one included."""
+        ready_probes = 0
+        for _ in range(_PROBES_MAX):
+            reply = await self._probe()
+            if reply is None:
+                return False
+            if reply.message_count:
+                # Consumers may be counted whose node is down. But a bridge that renews
+                # the message returns it for a moment, so one probe is not enough.
+                ready_probes += 1
+                if ready_probes == _READY_PROBES:
+                    return False
+            elif reply.consumer_count:
+                return True
+            # Otherwise the queue is new, or has no leader and reports nothing.
+            await asyncio.sleep(_PROBE_PAUSE_S)
+        return False
+
+    async def request(self) -> None:
+        """
+        Consume the queue until `release`, or until the connection ends.
+
+        Raises:
+            TopologyError: If a queue of that name exists with other properties.
+
+        """
+        channel = await self._open_channel()
+        queue = Queue(self.queue, _LOCK_ARGUMENTS)
+        await declare_one(channel, queue, timeout_s=self._timeout_s)
+        reply = await self._probe()
+        if reply is None or not (reply.message_count or reply.consumer_count):
+            await self._publish()
+        self._delivered.clear()
+        self._count = 0
+        reader = self._connection.reader
+        if isinstance(reader, DeliveryReader):
+            reader.subscribe(channel.number, self.queue, self._on_deliveries)
+        async with broker_call(f"consume {self.queue}", timeout_s=self._timeout_s):
+            consumer = await channel.basic_consume(self.queue, self._on_message)
+        self._consumer = channel, consumer.consumer_tag
+
+    async def wait_until_delivered(self, *, within_s: float) -> bool:
+        """Return whether this bridge holds it within that time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._delivered.wait()
+        return self._delivered.is_set()
+
+    async def renew(self) -> None:
+        """
+        Return the message and receive it again, if this bridge holds it.
+
+        The broker closes the channel of a delivery that is not acked for half an hour.
+
+        Raises:
+            BrokerUnavailableError: Also if the message is not redelivered.
+
+        """
+        if self._consumer is None or not self._delivered.is_set():
+            return
+        channel, _ = self._consumer
+        self._delivered.clear()
+        last_tag, count, self._count = self._last_tag, self._count, 0
+        async with broker_call(f"renew {self.queue}", timeout_s=self._timeout_s):
+            if count > 1:  # two bridges may have published one each
+                await channel.basic_ack(last_tag - 1, multiple=True)
+            # The message returns to this bridge, which remains the active consumer.
+            await channel.basic_nack(last_tag, multiple=True, requeue=True)
+        if await self.wait_until_delivered(within_s=self._timing.redeliver_s):
+            return
+        if self.is_requested:
+            # A policy may have removed it, by a TTL or a delivery limit.
+            await self._publish()
+            if await self.wait_until_delivered(within_s=self._timeout_s):
+                return
+        raise BrokerUnavailableError(f"renew {self.queue}", "it was not redelivered")
+
+    async def release(self) -> None:
+        """Stop consuming the queue; the next bridge receives the message."""
+        if self._consumer is None:
+            return
+        (channel, _), self._consumer = self._consumer, None
+        self._delivered.clear()
+        reader = self._connection.reader
+        if isinstance(reader, DeliveryReader):
+            reader.unsubscribe(channel.number, self._on_deliveries)
+        async with broker_call(f"release {self.queue}", timeout_s=self._timeout_s):
+            await channel.close()
+
+    def _on_deliveries(self, deliveries: Sequence[Delivery]) -> None:
+        self._last_tag = deliveries[-1].tag
+        self._count += len(deliveries)
+        self._delivered.set()
+
+    async def _on_message(self, message: DeliveredMessage) -> None:
+        """Receive it from the library, if the reader of the connection passes it on."""
+        self._last_tag = message.delivery_tag or 0
+        self._count += 1
+        self._delivered.set()
+
+    async def _probe(self) -> aiormq.spec.Queue.DeclareOk | None:
+        # A refusal closes its channel, so each probe uses a channel of its own.
+        channel = await self._open_channel()
+        async with broker_call(f"look up {self.queue}", timeout_s=self._timeout_s):
+            try:
+                reply = await channel.queue_declare(self.queue, passive=True)
+            except ChannelNotFoundEntity:
+                return None
+            await channel.close()
+        return reply
+
+    async def _publish(self) -> None:
+        """Publish the lock message; a second one in the queue is harmless."""
+        connection = await open_connection(
+            self._address, purpose=Purpose.OPERATE, reader=FrameReader
+        )
+        try:
+            async with broker_call("open a channel", timeout_s=self._timeout_s):
+                channel = await connection.open_channel(confirms=True)
+            # The user may lack the permission to write to the broker's default exchange.
+            exchange = Exchange(self.queue, "fanout")
+            binding = Binding(exchange.name, Queue(self.queue, _LOCK_ARGUMENTS))
+            await declare_one(channel, exchange, timeout_s=self._timeout_s)
+            await bind(channel, binding, timeout_s=self._timeout_s)
+            doing = f"publish to {self.queue}"
+            async with broker_call(doing, timeout_s=self._timeout_s):
+                await channel.basic_publish(
+                    b"{}",
+                    exchange=exchange.name,
+                    properties=aiormq.spec.Basic.Properties(delivery_mode=_PERSISTENT),
+                )
+        finally:
+            await connection.leave()
+
+    async def _open_channel(self) -> aiormq.Channel:
+        async with broker_call("open a channel", timeout_s=self._timeout_s):
+            return await self._connection.open_channel(confirms=False)
+
+
+class NamespaceOwnership:
+    """
+    The right of a bridge to consume its namespace, bound to one connection.
+
+    All methods raise BrokerUnavailableError if the broker is away or too slow. Cancelling
     is safe.
 
     Args:
-        connection: Lives on. What was claimed lasts as long.
-        names: Of the namespace.
-        address: Where the broker is.
-        has_own_inbox: Whether nobody shares the inbox of who looks.
+        connection: Stays open; an acquired right ends with it.
+        names: The names of the namespace.
+        address: The broker.
+        has_own_inbox: Whether the inbox of the bridge is not shared.
+        timing: Intervals and limits.
 
     """
 
@@ -74,104 +300,105 @@ class Neighbours:
         *,
         address: BrokerAddress,
         has_own_inbox: bool,
+        timing: OwnershipTiming | None = None,
     ) -> None:
+        self.problem: str | None = None  # what keeps `acquire` waiting
         self._names = names
         self._has_own_inbox = has_own_inbox
-        self._alone = Token(connection, names.token(ALONE), address=address)
-        self._shared = Token(connection, names.token(SHARED), address=address)
+        self._timing = timing = timing or OwnershipTiming()
+        self._alone, self._shared = (
+            LockMessage(connection, names.token(kind), address=address, timing=timing)
+            for kind in (ALONE, SHARED)
+        )
 
     @property
-    def _ours(self) -> Token:
+    def _lock(self) -> LockMessage:
         return self._alone if self._has_own_inbox else self._shared
 
-    async def wait_until_gone(
-        self, *, stopping: asyncio.Event, tell: Callable[[str | None], None]
-    ) -> None:
+    async def acquire(self, *, stopping: asyncio.Event) -> None:
         """
-        Wait until nobody takes messages that we must not share, or until `stopping`.
-
-        Args:
-            stopping: Ends the wait, whoever is there.
-            tell: Told who is in the way, and ``None`` in the end.
+        Wait until this bridge may consume, or until `stopping` is set.
 
         Raises:
-            TopologyError: If something else has the name of a token's queue.
+            TopologyError: If the queue of a lock message exists with other properties.
 
         """
-        told: str | None = None
-        in_vain = 0
+        has_waited = False
+        failed_claims = 0
         try:
             while not stopping.is_set():
-                problem = await self.in_the_way()
+                problem = await self.find_conflict()
                 if problem is None and await self._claim():
                     break
-                in_vain += problem is None
-                if in_vain == _IN_VAIN:
-                    problem = _NOT_GIVEN.format(self._ours.queue)
-                if problem not in (None, told):
-                    told = problem
-                    tell(problem)
-                    log.warning("intake.waits_for_others", problem=problem)
+                failed_claims += problem is None
+                if failed_claims == self._timing.failed_claims:
+                    problem = _NOT_DELIVERED.format(self._lock.queue)
+                if problem not in (None, self.problem):
+                    self.problem = problem
+                    has_waited = True
+                    log.warning("ownership.waiting", problem=problem)
+                # With jitter, or two bridges that saw each other would do so again.
+                pause_s = self._timing.poll_s * (0.5 + random.random())  # noqa: S311 - no secret
                 with suppress(TimeoutError):
-                    # With jitter, or two that see each other would do so again.
-                    async with asyncio.timeout(_LOOK_EACH_S * (0.5 + random.random())):  # noqa: S311 - no secret
+                    async with asyncio.timeout(pause_s):
                         await stopping.wait()
         finally:
-            tell(None)
-        if told is not None and not stopping.is_set():
-            log.info("intake.others_are_gone")
+            self.problem = None
+        if has_waited and not stopping.is_set():
+            log.info("ownership.acquired")
 
-    async def in_the_way(self) -> str | None:
-        """Say who takes messages that we, who take none yet, must not share."""
+    async def find_conflict(self) -> str | None:
+        """Return which other bridges keep this one, which does not consume, from consuming."""
         if await self._alone.is_held():
             return _OWN_INBOX.format(self._names.namespace)
         if self._has_own_inbox and await self._shared.is_held():
             return _SHARED_INBOX.format(self._names.namespace)
         return None
 
-    async def is_one_alone(self) -> bool:
-        """Say whether a bridge takes all messages; it may be ours."""
+    async def is_exclusive(self) -> bool:
+        """Return whether a bridge with its own inbox consumes; it may be this one."""
         return await self._alone.is_held()
 
     async def _claim(self) -> bool:
-        """
-        Tell of us, and look once more.
-
-        Returns:
-            False if somebody else came in the same moment; nothing is told then.
-
-        """
-        await self._ours.stand_in_line()
+        """Request the lock message; withdraw and return False if there is a conflict."""
+        await self._lock.request()
+        deliver_s = self._timing.deliver_s
         if self._has_own_inbox:
-            is_told, other = await self._alone.is_given(), self._shared
+            is_visible = await self._alone.wait_until_delivered(within_s=deliver_s)
+            other = self._shared
         else:
-            # Whoever of us holds it: it tells of all.
-            is_told = await self._shared.is_held() or await self._shared.is_given()
+            # It does not matter which of the bridges that share an inbox holds it.
+            is_visible = (
+                await self._shared.is_held()
+                or await self._shared.wait_until_delivered(within_s=deliver_s)
+            )
             other = self._alone
-        is_so = is_told and not await other.is_held()
-        if not is_so:
-            await self._ours.leave()
-        return is_so
+        # Only after this bridge is visible: of two that claim at the same moment, at
+        # least one sees the other here.
+        if is_visible and not await other.is_held():
+            return True
+        await self._lock.release()
+        return False
 
-    async def keep_apart(self) -> None:
+    async def keep(self) -> None:
         """
-        Watch that what tells of us holds; for ever.
+        Renew the lock message, forever.
 
         Raises:
-            BrokerUnavailableError: If it does not (its queue was deleted). What we consume
-                is given up for it, and begun anew.
+            BrokerUnavailableError: If it is lost, for example because its queue was
+                deleted. The session must end then, and acquire it again.
 
         """
         while True:
             try:
-                async with asyncio.timeout(_RENEW_EACH_S):
+                async with asyncio.timeout(self._timing.renew_s):
                     await self._watch()
             except TimeoutError:
-                await self._ours.renew()
+                await self._lock.renew()
 
     async def _watch(self) -> None:
-        while self._ours.is_in_line:  # noqa: ASYNC110 - the library tells nobody
-            await asyncio.sleep(_LOOK_EACH_S)
+        while self._lock.is_requested:  # noqa: ASYNC110 - the library reports no change
+            await asyncio.sleep(self._timing.poll_s)
         raise BrokerUnavailableError(
-            f"consume {self._ours.queue}", "is the queue deleted?"
+            f"consume {self._lock.queue}", "is the queue deleted?"
         )

@@ -11,7 +11,7 @@ from bridge.amqp.connection import (
     open_connection,
 )
 from bridge.amqp.frame_reader import FrameReader
-from bridge.amqp.ownership import Neighbours
+from bridge.amqp.ownership import NamespaceOwnership
 from bridge.amqp.permissions import knows_type
 from bridge.amqp.shards.hashing import plugin_of, preferred_hash_type
 from bridge.amqp.shards.layout import ShardLayout, ShardPlan, ShardRecords
@@ -54,12 +54,12 @@ async def check_shards(
         records = ShardRecords(connection, plan)
         layout = await records.expect()
         best = preferred_hash_type(broker_identity(connection).version)
-        neighbours = Neighbours(
+        ownership = NamespaceOwnership(
             connection, plan.names, address=address, has_own_inbox=has_own_inbox
         )
         results = [
             _check_setting(layout, plan),
-            await _check_other_bridges(neighbours, has_own_inbox=has_own_inbox),
+            await _check_other_bridges(ownership, has_own_inbox=has_own_inbox),
         ]
         results += [
             warn(
@@ -87,13 +87,13 @@ async def check_shards(
 
 
 async def _check_other_bridges(
-    neighbours: Neighbours, *, has_own_inbox: bool
+    ownership: NamespaceOwnership, *, has_own_inbox: bool
 ) -> CheckResult:
     """Check for bridges in the way; one that runs with these settings counts as another."""
-    if has_own_inbox and await neighbours.is_one_alone():
+    if has_own_inbox and await ownership.is_exclusive():
         text = "a bridge with its own inbox consumes the messages; a second would wait"
         return ok(_OTHERS, text)
-    problem = await neighbours.in_the_way()
+    problem = await ownership.find_conflict()
     if problem is None:
         return ok(_OTHERS, "none keeps this bridge from consuming")
     return warn(_OTHERS, problem, fix="stop them, or set another BRIDGE_NAMESPACE")

@@ -1,4 +1,4 @@
-"""Whoever takes messages alone, on a cluster of which a node dies; see test_alone."""
+"""Ownership of a namespace on a cluster of which a node dies; see test_ownership."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -8,7 +8,7 @@ import pytest
 from bridge.amqp.connection import BrokerAddress
 from bridge.core.broker_names import BrokerNames
 from tests.conftest import SLOW_FACTOR, eventually
-from tests.integration.amqp.test_ownership import has_turn, one
+from tests.integration.amqp.test_ownership import acquires, connect
 from tests.rabbit_cluster import RabbitCluster, start_cluster
 
 WITHIN_S = 180 * SLOW_FACTOR
@@ -21,27 +21,27 @@ async def cluster() -> AsyncIterator[RabbitCluster]:
 
 
 @pytest.mark.timeout(WITHIN_S)
-async def test_the_turn_passes_on_when_the_node_of_who_has_it_dies(
+async def test_ownership_passes_on_when_the_node_of_its_holder_dies(
     cluster: RabbitCluster, namespace: str
 ) -> None:
-    """The others' brokers have a majority; what the dead node held is given on, and not twice."""
+    """The remaining nodes have a majority, and give the lock message to one other bridge."""
     names = BrokerNames(namespace)
     addresses = [
         BrokerAddress((url,), timeout_s=10 * SLOW_FACTOR) for url in cluster.urls
     ]
     async with AsyncExitStack() as stack:
-        first = await one(stack, addresses[2], names, has_own_inbox=True)
-        assert await has_turn(first)
-        second = await one(stack, addresses[0], names, has_own_inbox=True)
-        third = await one(stack, addresses[1], names, has_own_inbox=False)
-        assert not await has_turn(second)
-        assert not await has_turn(third)
+        first = await connect(stack, addresses[2], names, has_own_inbox=True)
+        assert await acquires(first)
+        second = await connect(stack, addresses[0], names, has_own_inbox=True)
+        third = await connect(stack, addresses[1], names, has_own_inbox=False)
+        assert not await acquires(second)
+        assert not await acquires(third)
 
         await cluster.nodes[2].kill()
 
-        await eventually(lambda: has_turn(second), within_s=60)
-        assert not await has_turn(third)
+        await eventually(lambda: acquires(second), within_s=60)
+        assert not await acquires(third)
         await cluster.nodes[2].restart()
-        assert not await has_turn(third)
-        late = await one(stack, addresses[2], names, has_own_inbox=True)
-        assert not await has_turn(late)
+        assert not await acquires(third)
+        late = await connect(stack, addresses[2], names, has_own_inbox=True)
+        assert not await acquires(late)

@@ -20,8 +20,8 @@ from tests.integration.running import (
 from tests.redis_server import RedisServer
 
 USERS = [f"user{number}" for number in range(12)]
-OWN = "its inbox is its own"
-SHARED = "others take the messages"
+OWN = "another bridge with an inbox of its own consumes"
+SHARED = "bridges with a shared inbox consume"
 
 
 def problem_of(running: RunningBridge) -> str:

@@ -25,7 +25,7 @@ from bridge.amqp.connection import (
 from bridge.amqp.consume.consumer import Consumer, IntakeLimits
 from bridge.amqp.consume.session import Batch, IntakeSession, SessionState
 from bridge.amqp.frame_reader import DeliveryReader
-from bridge.amqp.ownership import Neighbours
+from bridge.amqp.ownership import NamespaceOwnership
 from bridge.amqp.shards.assignment import ShardAssignment
 from bridge.amqp.shards.layout import ShardLayout, ShardPlan, marker_exchange_name
 from bridge.amqp.shards.migration import ShardMigration, keep_publishing_end_markers
@@ -73,7 +73,6 @@ class Intake:
     ) -> None:
         self.wanted = wanted  # as of the last session
         self.broker: BrokerIdentity | None = None  # of the last session
-        self.problem: str | None = None  # which other bridge keeps this one waiting
         self._address = address
         self._queue = queue
         self._shards = shards
@@ -84,6 +83,7 @@ class Intake:
         self._marker_exchange = (
             b"" if shards is None else marker_exchange_name(shards.names).encode()
         )
+        self._ownership: NamespaceOwnership | None = None  # of this connection
         self._session: IntakeSession | None = None
         self._session_ended = asyncio.Event()
         self._arrived = asyncio.Event()
@@ -103,6 +103,11 @@ class Intake:
             and session.state is SessionState.ACTIVE
             and session.problem() is None
         )
+
+    @property
+    def problem(self) -> str | None:
+        """Which other bridges keep this one from consuming; ``None`` if none does."""
+        return None if self._ownership is None else self._ownership.problem
 
     @property
     def shards_active(self) -> int:
@@ -236,7 +241,7 @@ class Intake:
 
     async def _consume(self, connection: BrokerConnection[DeliveryReader]) -> None:
         """Run one session after another on this connection, until something fails."""
-        neighbours = await self._acquire_ownership(connection)
+        await self._acquire_ownership(connection)
         last_queues: Sequence[str] = ()
         while not self._stopping.is_set():
             layout, queues = await self._declare(connection)
@@ -256,7 +261,7 @@ class Intake:
                 queues_may_vanish=self._shards is not None,
             )
             try:
-                await self._run(session, connection, layout, neighbours)
+                await self._run(session, connection, layout)
             finally:
                 session.flush_acks()
                 session.fail("the session is over")
@@ -268,7 +273,6 @@ class Intake:
         session: IntakeSession,
         connection: BrokerConnection[DeliveryReader],
         layout: ShardLayout,
-        neighbours: Neighbours | None,
     ) -> None:
         """Consume until something fails, or the queues of the old layout are gone."""
         if self._stopping.is_set():  # while the topology was declared
@@ -277,8 +281,8 @@ class Intake:
         self._has_consumed = True
         log.info("intake.consuming", queues=list(session.queues))
         works: list[Work] = [session.watch, session.maintain]
-        if neighbours is not None:
-            works.append(neighbours.keep_apart)
+        if self._ownership is not None:
+            works.append(self._ownership.keep)
         if self._shards is not None and layout.is_migrating:
             works.append(
                 partial(
@@ -294,23 +298,20 @@ class Intake:
 
     async def _acquire_ownership(
         self, connection: BrokerConnection[DeliveryReader]
-    ) -> Neighbours | None:
-        """Wait until no other bridge is in the way, or until consuming is stopped."""
+    ) -> None:
+        """Wait until this bridge may consume, or until consuming is stopped."""
         if self._shards is None:
-            return None
-        neighbours = Neighbours(
+            return
+        self._ownership = NamespaceOwnership(
             connection,
             self._shards.names,
             address=self._address,
             has_own_inbox=self._has_own_inbox,
         )
         try:
-            await neighbours.wait_until_gone(
-                stopping=self._stopping, tell=partial(setattr, self, "problem")
-            )
+            await self._ownership.acquire(stopping=self._stopping)
         except TopologyError as exc:
             raise self._refusal(exc) from exc
-        return neighbours
 
     async def _declare(
         self, connection: BrokerConnection[DeliveryReader]

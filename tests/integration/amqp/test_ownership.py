@@ -1,4 +1,4 @@
-"""Whoever has an inbox of its own takes messages alone; see test_own_inboxes for bridges."""
+"""Which bridges may consume a namespace; test_own_inboxes does the same with whole bridges."""
 
 import asyncio
 import json
@@ -7,13 +7,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import pytest
+from structlog.testing import capture_logs
 
-import bridge.amqp.lock_message
-import bridge.amqp.ownership
 from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
 from bridge.amqp.frame_reader import FrameReader
-from bridge.amqp.lock_message import Token
-from bridge.amqp.ownership import ALONE, SHARED, Neighbours
+from bridge.amqp.ownership import (
+    ALONE,
+    SHARED,
+    LockMessage,
+    NamespaceOwnership,
+    OwnershipTiming,
+)
 from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from bridge.errors import BrokerUnavailableError
@@ -27,19 +31,22 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
         yield stack
 
 
-async def one(
+async def connect(
     stack: AsyncExitStack,
     address: BrokerAddress,
     names: BrokerNames,
     *,
     has_own_inbox: bool,
-) -> Neighbours:
-    """Connect a bridge that looks, and does nothing else."""
+    timing: OwnershipTiming | None = None,
+) -> NamespaceOwnership:
+    """Connect a bridge that does nothing but acquire ownership."""
     connection = await open_connection(
         address, purpose=Purpose.CONSUME, reader=FrameReader
     )
     stack.push_async_callback(connection.leave)
-    return Neighbours(connection, names, address=address, has_own_inbox=has_own_inbox)
+    return NamespaceOwnership(
+        connection, names, address=address, has_own_inbox=has_own_inbox, timing=timing
+    )
 
 
 @asynccontextmanager
@@ -56,165 +63,166 @@ async def policy(
         await broker.ctl("clear_policy", name)
 
 
-async def has_turn(neighbours: Neighbours) -> bool:
-    """Wait for its turn for a moment."""
-    told: list[str | None] = []
+async def acquires(ownership: NamespaceOwnership) -> bool:
+    """Return whether it acquires ownership, and not a reason to wait."""
     async with asyncio.TaskGroup() as tasks:
         stopping = asyncio.Event()
-        waiting = tasks.create_task(
-            neighbours.wait_until_gone(stopping=stopping, tell=told.append)
-        )
-        await eventually(lambda: waiting.done() or any(told))
+        acquiring = tasks.create_task(ownership.acquire(stopping=stopping))
+        await eventually(lambda: acquiring.done() or ownership.problem)
+        has_acquired = acquiring.done()
         stopping.set()
-    assert told[-1] is None
-    return len(told) == 1
+    assert ownership.problem is None
+    return has_acquired
 
 
-async def nobody_in_the_way(neighbours: Neighbours) -> bool:
-    """Look once."""
-    return await neighbours.in_the_way() is None
+async def has_no_conflict(ownership: NamespaceOwnership) -> bool:
+    return await ownership.find_conflict() is None
 
 
-async def test_of_two_kinds_that_come_in_one_moment_not_both_take_messages(
+async def test_two_kinds_of_bridges_that_start_together_do_not_both_consume(
     stack: AsyncExitStack, address: BrokerAddress, names: BrokerNames
 ) -> None:
-    """Both have looked and seen nobody: each tells of itself and looks once more."""
-    sharing = await one(stack, address, names, has_own_inbox=False)
-    own = await one(stack, address, names, has_own_inbox=True)
-    assert await sharing.in_the_way() is await own.in_the_way() is None
+    """Both have seen no other bridge: each claims its lock message and looks once more."""
+    sharing = await connect(stack, address, names, has_own_inbox=False)
+    own = await connect(stack, address, names, has_own_inbox=True)
+    assert await has_no_conflict(sharing)
+    assert await has_no_conflict(own)
 
     async with asyncio.TaskGroup() as tasks:
         claims = [tasks.create_task(each._claim()) for each in (sharing, own)]
     won = [claim.result() for claim in claims]
     assert sum(won) <= 1
-    if not any(won):  # each has seen the other: the next try is one after the other
-        for each in (sharing, own):  # the broker takes a moment to know that they left
-            await eventually(partial(nobody_in_the_way, each))
-        assert [await has_turn(sharing), await has_turn(own)] == [True, False]
+    if not any(won):  # each has seen the other; their next attempts differ in time
+        for each in (sharing, own):  # the broker notices a little later that they left
+            await eventually(partial(has_no_conflict, each))
+        assert [await acquires(sharing), await acquires(own)] == [True, False]
 
 
-async def test_a_token_that_is_renewed_stays_where_it_is(
-    stack: AsyncExitStack,
-    address: BrokerAddress,
-    names: BrokerNames,
-    monkeypatch: pytest.MonkeyPatch,
+async def test_a_lock_message_is_kept_while_it_is_renewed(
+    stack: AsyncExitStack, address: BrokerAddress, names: BrokerNames
 ) -> None:
-    """The broker closes the channel of who holds a message for half an hour."""
-    monkeypatch.setattr(bridge.amqp.ownership, "_RENEW_EACH_S", 0.05)
-    own = await one(stack, address, names, has_own_inbox=True)
-    assert await has_turn(own)
-    keeping = asyncio.create_task(own.keep_apart(), name="keep apart")
-    other = await one(stack, address, names, has_own_inbox=True)
+    """The broker closes the channel of a bridge that holds a message for half an hour."""
+    own = await connect(
+        stack, address, names, has_own_inbox=True, timing=OwnershipTiming(renew_s=0.05)
+    )
+    assert await acquires(own)
+    keeping = asyncio.create_task(own.keep(), name="keep ownership")
+    other = await connect(stack, address, names, has_own_inbox=True)
     for _ in range(20):
-        assert not await has_turn(other)
+        assert not await acquires(other)
 
     assert not keeping.done()
     keeping.cancel()
     await asyncio.wait([keeping])
 
 
-async def test_a_token_that_a_policy_has_taken_away_is_put_there_again(
+async def test_a_lock_message_that_a_policy_has_removed_is_published_again(
     stack: AsyncExitStack,
     broker: LocalNode,
     address: BrokerAddress,
     names: BrokerNames,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each renewal counts against a delivery limit; the session would end over it."""
-    monkeypatch.setattr(bridge.amqp.ownership, "_RENEW_EACH_S", 0.05)
-    monkeypatch.setattr(bridge.amqp.lock_message, "_GIVEN_BACK_WITHIN_S", 0.5)
+    """Each renewal counts against a delivery limit, which must not end the session."""
+    timing = OwnershipTiming(renew_s=0.05, redeliver_s=0.5)
     async with policy(broker, names, {"delivery-limit": 1}):
-        own = await one(stack, address, names, has_own_inbox=True)
-        assert await has_turn(own)
-        put: list[Token] = []
-        put_one = Token._put
+        own = await connect(stack, address, names, has_own_inbox=True, timing=timing)
+        assert await acquires(own)
+        published: list[LockMessage] = []
+        publish = LockMessage._publish
 
-        async def note(token: Token) -> None:
-            put.append(token)
-            await put_one(token)
+        async def record(lock: LockMessage) -> None:
+            published.append(lock)
+            await publish(lock)
 
-        monkeypatch.setattr(Token, "_put", note)
-        keeping = asyncio.create_task(own.keep_apart(), name="keep apart")
-        await eventually(lambda: len(put) == 2 or keeping.done())
-        other = await one(stack, address, names, has_own_inbox=True)
-        assert not await has_turn(other)
+        monkeypatch.setattr(LockMessage, "_publish", record)
+        keeping = asyncio.create_task(own.keep(), name="keep ownership")
+        await eventually(lambda: len(published) == 2 or keeping.done())
+        other = await connect(stack, address, names, has_own_inbox=True)
+        assert not await acquires(other)
 
         assert not keeping.done()
         keeping.cancel()
         await asyncio.wait([keeping])
 
 
-async def test_of_two_tokens_one_is_kept(
+async def test_of_two_lock_messages_one_is_kept(
     stack: AsyncExitStack, address: BrokerAddress, names: BrokerNames
 ) -> None:
-    """Two bridges may put one each into a new queue; they would come together with each loss."""
-    own = await one(stack, address, names, has_own_inbox=True)
-    assert await has_turn(own)
-    token = own._ours
-    await token._put()
-    await eventually(lambda: token._held == 2)
+    """Two bridges may publish one each into a new queue."""
+    own = await connect(stack, address, names, has_own_inbox=True)
+    assert await acquires(own)
+    lock = own._lock
+    await lock._publish()
+    await eventually(lambda: lock._count == 2)
 
-    await token.renew()
+    await lock.renew()
 
-    await own._ours.leave()
+    await lock.release()
     async with open_raw(address.urls[0]) as operator:
-        assert await operator.holds(token.queue, 1)
+        assert await operator.holds(lock.queue, 1)
 
 
-async def test_who_is_given_no_token_though_nobody_has_it_says_so(
+async def test_a_lock_message_that_is_never_delivered_is_reported(
     stack: AsyncExitStack,
     broker: LocalNode,
     address: BrokerAddress,
     names: BrokerNames,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A bridge that waits for ever, and nobody knows for what."""
-    monkeypatch.setattr(bridge.amqp.ownership, "_IN_VAIN", 1)
-    told: list[str | None] = []
+    """Otherwise the bridge would wait forever for no visible reason."""
+    timing = OwnershipTiming(failed_claims=1)
     async with policy(broker, names, {"message-ttl": 0}), asyncio.TaskGroup() as tasks:
-        own = await one(stack, address, names, has_own_inbox=True)
+        own = await connect(stack, address, names, has_own_inbox=True, timing=timing)
         stopping = asyncio.Event()
-        tasks.create_task(own.wait_until_gone(stopping=stopping, tell=told.append))
-        await eventually(lambda: told)
+        tasks.create_task(own.acquire(stopping=stopping))
+        await eventually(lambda: own.problem)
+        problem = str(own.problem)
         stopping.set()
 
-    assert "does a policy take messages out of that queue" in str(told[0])
+    assert "does a policy remove messages from that queue" in problem
 
 
-async def test_who_waits_tells_of_whoever_is_in_the_way_now(
+async def test_a_waiting_bridge_reports_the_current_conflict(
     stack: AsyncExitStack,
     address: BrokerAddress,
     names: BrokerNames,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Readiness named the first of them for as long as it waited."""
-    monkeypatch.setattr(bridge.amqp.ownership, "_LOOK_EACH_S", 0.001)
-    own = await one(stack, address, names, has_own_inbox=True)
-    answers = iter(("one", "one", "another", None))
+    """Readiness named the first one for as long as the bridge waited."""
+    timing = OwnershipTiming(poll_s=0.001)
+    own = await connect(stack, address, names, has_own_inbox=True, timing=timing)
+    conflicts = iter(("one", "one", "another", None))
+    problems: list[str | None] = []
 
-    async def in_the_way() -> str | None:
-        return next(answers)
+    async def find_conflict() -> str | None:
+        problems.append(own.problem)
+        return next(conflicts)
 
-    monkeypatch.setattr(own, "in_the_way", in_the_way)
-    told: list[str | None] = []
+    monkeypatch.setattr(own, "find_conflict", find_conflict)
+    with capture_logs() as lines:
+        await own.acquire(stopping=asyncio.Event())
 
-    await own.wait_until_gone(stopping=asyncio.Event(), tell=told.append)
+    assert problems == [None, "one", "one", "another"]
+    assert own.problem is None
+    assert [(line["event"], line.get("problem")) for line in lines] == [
+        ("ownership.waiting", "one"),
+        ("ownership.waiting", "another"),
+        ("ownership.acquired", None),
+    ]
 
-    assert told == ["one", "another", None]
 
-
-async def test_one_with_an_inbox_of_its_own_stays_as_long_as_others_can_see_it(
+async def test_a_bridge_with_its_own_inbox_consumes_as_long_as_others_can_see_it(
     stack: AsyncExitStack, address: BrokerAddress, names: BrokerNames
 ) -> None:
-    """Who came first has taken messages already; who cannot be seen any more begins anew."""
-    own = await one(stack, address, names, has_own_inbox=True)
-    assert await has_turn(own)
-    other = await one(stack, address, names, has_own_inbox=True)
-    assert not await has_turn(other)
+    """The first bridge has consumed already; if it becomes invisible, it starts again."""
+    own = await connect(stack, address, names, has_own_inbox=True)
+    assert await acquires(own)
+    other = await connect(stack, address, names, has_own_inbox=True)
+    assert not await acquires(other)
 
-    keeping = asyncio.create_task(own.keep_apart(), name="keep apart")
-    assert not await has_turn(other)
-    assert await own.is_one_alone()
+    keeping = asyncio.create_task(own.keep(), name="keep ownership")
+    assert not await acquires(other)
+    assert await own.is_exclusive()
     assert not keeping.done()
     async with open_raw(address.urls[0]) as operator:
         await operator.channel.queue_delete(names.token(ALONE))
@@ -222,23 +230,24 @@ async def test_one_with_an_inbox_of_its_own_stays_as_long_as_others_can_see_it(
         await keeping
 
 
-async def test_a_claim_ends_with_its_connection_however_that_ends(
+async def test_ownership_ends_with_its_connection_however_that_ends(
     stack: AsyncExitStack, address: BrokerAddress, names: BrokerNames
 ) -> None:
-    """A bridge that is killed says no goodbye, and nobody else must wait for it."""
+    """No other bridge must wait for one that was killed."""
     gone = await open_connection(address, purpose=Purpose.CONSUME, reader=FrameReader)
-    claimed = Neighbours(gone, names, address=address, has_own_inbox=True)
-    assert await has_turn(claimed)
+    owner = NamespaceOwnership(gone, names, address=address, has_own_inbox=True)
+    assert await acquires(owner)
     gone.abort()
 
-    other = await one(stack, address, names, has_own_inbox=True)
-    await eventually(lambda: has_turn(other))
+    other = await connect(stack, address, names, has_own_inbox=True)
+    await eventually(lambda: acquires(other))
     await gone.leave()
 
 
 @pytest.fixture(autouse=True)
-async def tidy(address: BrokerAddress, names: BrokerNames) -> AsyncIterator[None]:
-    """Delete the queue that these tests make."""
+async def _delete_lock_queues(
+    address: BrokerAddress, names: BrokerNames
+) -> AsyncIterator[None]:
     yield
     async with open_raw(address.urls[0]) as cleaner:
         await cleaner.channel.queue_delete(names.token(ALONE))
