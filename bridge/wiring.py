@@ -120,9 +120,7 @@ class Components:
         address = broker_address(settings)
         wanted = topology(names, settings.retry_delays, settings.shards)
         plan = shard_plan(settings)
-        self.publisher = Publisher(
-            address, names, metrics=metrics, wanted=wanted, shards=plan
-        )
+        self.publisher = Publisher(address, names, metrics=metrics, declares=plan)
         self.messages = MessagePublisher(self.publisher, names)
         self.intake = Intake(
             address,

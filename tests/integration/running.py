@@ -144,7 +144,6 @@ async def working(broker: LocalNode, namespace: str) -> AsyncIterator[Worker]:
     publisher = Publisher(BrokerAddress((broker.url,)), names, metrics=Metrics())
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(publisher.run(), name="worker")
-        await eventually(lambda: publisher.is_connected)
         yield Worker(publisher, names.messages)
         running.cancel()
 

@@ -1,1 +1,1 @@
-"""Publishing with confirms."""
+"""Publishing with confirms: messages, retries and dead letters."""

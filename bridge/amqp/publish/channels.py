@@ -1,13 +1,12 @@
 """
-The channels of one publishing connection: one publish in flight on each at a time.
+The channels of one publishing connection, with at most one publish in flight on each.
 
-Who got a return is the hard part. The broker answers an unroutable message with
-Basic.Return and then with an ordinary confirm, and a return carries no number: aiormq
-finds its publish by `message_id`, which producers choose and may use twice (traps 1.1
-row 9), and the broker may write properties in its own way. So a return on a channel
-belongs to the one publish that is in flight there, whatever its bytes; many at a time
-take many channels. A publish that is given up leaves its channel aside until the broker
-has answered.
+The difficulty is to match returns with publishes. The broker answers an unroutable message
+with Basic.Return and then with an ordinary confirm, and a return carries no number. aiormq
+finds the publish by its `message_id`, which producers choose and may use twice, and the
+broker may render properties differently. So a return belongs to the one publish that is in
+flight on its channel, whatever its bytes; concurrent publishes use several channels. The
+channel of a publish that timed out is not used again before the broker has confirmed it.
 """
 
 import asyncio
@@ -24,18 +23,18 @@ from bridge.amqp.frame_reader import ReturnReader
 from bridge.core.settlement import PROPERTIES_MAX_BYTES
 from bridge.errors import PublishRefusedError
 
-# How many publishes can be in flight at a time.
+# How many publishes may be in flight concurrently.
 CHANNELS_MAX: Final = 32
-# Frame head and end, and class, weight and body size: what stands around properties.
+# Frame header, class, weight, body size and frame end: the rest of a content header frame.
 _AROUND_PROPERTIES_BYTES: Final = 20
 
 
 class RawProperties(Basic.Properties):
     """
-    Property bytes that go out as they are.
+    Properties that are sent byte by byte as given.
 
-    aiormq asks for a `message_id` to find returns by, and sets one where there is none;
-    here it is never sent, and returns never get as far as aiormq.
+    aiormq sets a missing `message_id` to find returns by it. It is never sent, and the
+    reader takes the returns before aiormq sees them.
     """
 
     def __init__(self, raw: bytes) -> None:
@@ -43,52 +42,57 @@ class RawProperties(Basic.Properties):
         self._raw = raw
 
     def marshal(self) -> bytes:
-        """Return the bytes that the class was made for."""
+        """Return the raw bytes."""
         return self._raw
 
 
 @dataclass(slots=True)
-class Slot:
-    """A channel, and the return of its publish in flight, if one came."""
+class PublishChannel:
+    """A channel, and the text of the return for its publish in flight, if any."""
 
-    channel: aiormq.Channel
+    wire: aiormq.Channel
     returned: str | None = None
 
     @property
     def is_usable(self) -> bool:
-        """Whether the broker has not closed it."""
-        return not self.channel.is_closed
+        """Whether the channel is open."""
+        return not self.wire.is_closed
 
     @property
-    def is_answered(self) -> bool:
-        """Whether the broker has confirmed all that was ever sent on the channel."""
-        return not self.channel.confirmations
+    def is_confirmed(self) -> bool:
+        """Whether the broker has confirmed everything that was sent on the channel."""
+        return not self.wire.confirmations
 
 
-class PublishSession:
-    """The channels of one connection."""
+class ChannelPool:
+    """
+    The publishing channels of one connection.
+
+    Attributes:
+        has_closed: Set when the connection closes.
+
+    """
 
     def __init__(self, connection: BrokerConnection[ReturnReader]) -> None:
         self._connection = connection
         self._wire = connection.wire
-        self._slots: dict[int, Slot] = {}
-        self._free: list[Slot] = []
-        self._given_up: list[Slot] = []
-        self.look = asyncio.Event()
-        self.needs_repair = False
+        self._channels: dict[int, PublishChannel] = {}
+        self._free: list[PublishChannel] = []
+        self._unconfirmed: list[PublishChannel] = []  # of publishes that timed out
+        self.has_closed = asyncio.Event()
         connection.reader.subscribe(self._on_return)
-        self._wire.closing.add_done_callback(lambda _: self.look.set())
+        self._wire.closing.add_done_callback(lambda _: self.has_closed.set())
 
     @property
     def max_properties_bytes(self) -> int:
-        """The largest properties that fit into one frame."""
+        """The size of the largest properties that fit into one frame."""
         frame_max: int = self._wire.connection_tune.frame_max or 0
         if not frame_max:  # no limit
             return PROPERTIES_MAX_BYTES
         return min(frame_max - _AROUND_PROPERTIES_BYTES, PROPERTIES_MAX_BYTES)
 
     def check_size(self, exchange: str, raw_properties: bytes) -> None:
-        """Refuse what does not fit into one frame: the broker would close it all."""
+        """Refuse properties above one frame, for which the broker closes the connection."""
         if len(raw_properties) > self.max_properties_bytes:
             problem = (
                 f"the properties have {len(raw_properties)} bytes, "
@@ -97,60 +101,60 @@ class PublishSession:
             raise PublishRefusedError(exchange, problem)
 
     def problem(self) -> str | None:
-        """Say what is wrong with the connection, ``None`` if nothing is."""
+        """Return the problem that makes the connection unusable; ``None`` if there is none."""
         if not self._wire.is_opened:
             return "the connection was lost"
-        if len(self._given_up) > CHANNELS_MAX:
-            return "the broker leaves too many publishes unanswered"
+        if len(self._unconfirmed) > CHANNELS_MAX:
+            return "the broker leaves too many publishes unconfirmed"
         return None
 
     async def ready(self) -> None:
-        """Wait while the broker has the connection blocked (memory or disk alarm)."""
-        # Sent now, it would wait in the socket and be taken when the alarm is over,
-        # long after we told that it failed.
+        """Wait while the broker blocks the connection (memory or disk alarm)."""
+        # A message sent now would wait in the socket. The broker would store it after the
+        # alarm, long after the caller was told that it failed.
         await self._wire.ready()
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[Slot]:
-        """Hand out a channel on which nothing is in flight."""
-        slot = self._take_free() or await self._open()
+    async def channel(self) -> AsyncIterator[PublishChannel]:
+        """Lend out a channel on which no publish is in flight."""
+        channel = self._take_free() or await self._open()
         try:
-            yield slot
+            yield channel
         finally:
-            if slot.is_answered:
-                self._give_back(slot)
-            elif slot.is_usable:
-                self._given_up.append(slot)
+            if channel.is_confirmed:
+                self._release(channel)
+            elif channel.is_usable:
+                self._unconfirmed.append(channel)
             else:
-                self._forget(slot)
+                self._forget(channel)
 
-    def _take_free(self) -> Slot | None:
-        for slot in [slot for slot in self._given_up if slot.is_answered]:
-            self._given_up.remove(slot)
-            self._give_back(slot)
+    def _take_free(self) -> PublishChannel | None:
+        for channel in [one for one in self._unconfirmed if one.is_confirmed]:
+            self._unconfirmed.remove(channel)
+            self._release(channel)
         while self._free:
-            slot = self._free.pop()
-            if slot.is_usable:
-                return slot
-            self._forget(slot)
+            channel = self._free.pop()
+            if channel.is_usable:
+                return channel
+            self._forget(channel)
         return None
 
-    def _give_back(self, slot: Slot) -> None:
-        slot.returned = None
-        if slot.is_usable:
-            self._free.append(slot)
+    def _release(self, channel: PublishChannel) -> None:
+        channel.returned = None
+        if channel.is_usable:
+            self._free.append(channel)
         else:
-            self._forget(slot)
+            self._forget(channel)
 
-    def _forget(self, slot: Slot) -> None:
-        self._slots.pop(slot.channel.number, None)
+    def _forget(self, channel: PublishChannel) -> None:
+        self._channels.pop(channel.wire.number, None)
 
-    async def _open(self) -> Slot:
-        channel = await self._connection.open_channel(confirms=True)
-        slot = self._slots[channel.number] = Slot(channel)
-        return slot
+    async def _open(self) -> PublishChannel:
+        opened = await self._connection.open_channel(confirms=True)
+        channel = self._channels[opened.number] = PublishChannel(opened)
+        return channel
 
     def _on_return(self, channel_number: int, code: int, text: str) -> None:
-        slot = self._slots.get(channel_number)
-        if slot is not None:
-            slot.returned = f"returned by the broker ({code} {text})"
+        channel = self._channels.get(channel_number)
+        if channel is not None:
+            channel.returned = f"returned by the broker ({code} {text})"

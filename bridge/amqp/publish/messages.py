@@ -1,29 +1,14 @@
-"""Publishing to the exchange of messages, as any worker does it."""
+"""Publish to the exchange of messages, as producers do."""
 
-from typing import Protocol
-
+from bridge.amqp.publish.publisher import Publisher
 from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import PERSISTENT, Properties
 
 
-class RawPublisher(Protocol):
-    """Publishes bytes with a confirm (broker/publisher.py)."""
-
-    async def publish(
-        self,
-        exchange: str,
-        routing_key: bytes,
-        *,
-        body: bytes,
-        properties: Properties,
-    ) -> None:
-        """Publish; confirmed when it returns."""
-
-
 class MessagePublisher:
-    """From a message's parts to what a worker would put on the wire."""
+    """Publishes messages with the properties that a producer would set."""
 
-    def __init__(self, publisher: RawPublisher, names: BrokerNames) -> None:
+    def __init__(self, publisher: Publisher, names: BrokerNames) -> None:
         self._publisher = publisher
         self._exchange = names.messages
 
@@ -37,19 +22,19 @@ class MessagePublisher:
         ttl_s: float | None,
     ) -> None:
         """
-        Publish one message; it is safe when this returns.
+        Publish one message; the broker has stored it when this returns.
 
         Args:
-            user: Who is to get it.
-            event: Under which name; `None` for the default.
+            user: The receiving user.
+            event: The name of the event; ``None`` = the default.
             data: One JSON value in UTF-8.
-            message_id: What makes publishing it again harmless.
-            ttl_s: After which it is not delivered any more.
+            message_id: Makes a repeated publish a duplicate, which the inbox drops.
+            ttl_s: The time after which it expires; ``None`` = never.
 
         Raises:
-            BrokerUnavailableError: If the broker did not confirm it in time. It may
-                have it nevertheless: publish again with the same id.
-            PublishRefusedError: If the broker will not take it.
+            BrokerUnavailableError: If the broker did not confirm it in time. It may have
+                stored it nevertheless: publish again with the same id.
+            PublishRefusedError: If the broker refuses it.
 
         """
         properties = Properties(

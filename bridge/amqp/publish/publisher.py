@@ -1,8 +1,9 @@
 """
-Publishing with confirms: when `publish` returns, the broker has the message for good.
+Publish with confirms: when `publish` returns, the broker has stored the message.
 
-Returns and nacks, a missing exchange, a message that is too large: the broker said no, and
-the caller hears it. No answer in time: nobody knows, and the caller hears that.
+A return, a nack, a missing exchange and oversized properties are refusals
+(`PublishRefusedError`). Without an answer in time the outcome is unknown
+(`BrokerUnavailableError`).
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from bridge.amqp.connection import (
     problem_text,
 )
 from bridge.amqp.frame_reader import ReturnReader
-from bridge.amqp.publish.channels import CHANNELS_MAX, PublishSession, RawProperties
+from bridge.amqp.publish.channels import CHANNELS_MAX, ChannelPool, RawProperties
 from bridge.amqp.shards.layout import ShardPlan
 from bridge.amqp.shards.migration import ShardMigration
 from bridge.amqp.supervision import supervise
@@ -45,19 +46,19 @@ from bridge.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-_LOOK_EACH_S: Final = 1.0
+_REPAIR_EVERY_S: Final = 1.0
 
 
 class Publisher:
     """
-    Publishes on a connection of its own. Any number of tasks may publish at a time.
+    Publishes on a connection of its own. Any number of tasks may publish concurrently.
 
     Args:
         address: Where the broker is.
-        names: Of dead letters and retries.
-        wanted: Declared at each connect, and again when a message could not be routed;
-            ``None`` for one who only publishes and may not declare.
-        shards: If given, says what is declared, in place of `wanted`.
+        names: Of the exchanges of dead letters and retries.
+        declares: Declared at each connect, and again when a message could not be routed: a
+            topology, or what the broker records for a plan. ``None`` = nothing, for clients
+            without the permission.
 
     """
 
@@ -67,39 +68,33 @@ class Publisher:
         names: BrokerNames,
         *,
         metrics: Metrics,
-        wanted: Topology | None = None,
-        shards: ShardPlan | None = None,
+        declares: Topology | ShardPlan | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._address = address
         self._names = names
-        self._wanted = wanted
-        self._shards = shards
+        self._declares = declares
         self._metrics = metrics
         self._now = now
-        self._session: PublishSession | None = None
+        self._channels: ChannelPool | None = None
         self._connected = asyncio.Event()
-        self._places = asyncio.Semaphore(CHANNELS_MAX)
+        self._in_flight = asyncio.Semaphore(CHANNELS_MAX)
         self._was_connected = False
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether a publish could be sent right now, as far as can be known."""
-        return self._session is not None and self._session.problem() is None
+        self._needs_repair = False  # a message could not be routed
 
     @property
     def max_properties_bytes(self) -> int:
-        """The largest properties that fit into one frame of this connection."""
-        if self._session is None:
+        """The size of the largest properties that fit into one frame of the connection."""
+        if self._channels is None:
             return PROPERTIES_MAX_BYTES
-        return self._session.max_properties_bytes
+        return self._channels.max_properties_bytes
 
     async def run(self) -> None:
         """
-        Keep a connection until cancelled, whatever happens to the broker.
+        Keep a connection until cancelled; reconnect when it is lost.
 
         Raises:
-            TopologyError: If something else has our names on the broker, at the first
+            TopologyError: If an exchange or queue exists with other arguments, at the first
                 connect. Later it is logged.
 
         Cancellation:
@@ -125,26 +120,26 @@ class Publisher:
         mandatory: bool = True,
     ) -> None:
         """
-        Publish one message and wait until the broker has it for good.
+        Publish one message and wait until the broker has stored it.
 
         Args:
-            exchange: Where to.
-            routing_key: Sent as it is if it is UTF-8, else with each odd byte written
-                in hexadecimal, cut at 255 bytes.
-            body: Sent as it is.
-            properties: Sent as they are, byte by byte; say `delivery_mode` yourself.
-            timeout_s: The longest that all of it may take, waiting for a connection
-                included; ``None`` = the broker timeout.
-            mandatory: Whether it is an error that no queue gets it.
+            exchange: The exchange to publish to.
+            routing_key: Sent unchanged if it is UTF-8; otherwise invalid bytes are written in
+                hexadecimal, and the key is cut at 255 bytes.
+            body: Sent unchanged.
+            properties: Sent unchanged, byte by byte; `delivery_mode` is not added.
+            timeout_s: Limits the whole call, including the wait for a connection; ``None`` =
+                the broker timeout.
+            mandatory: Whether a message that reaches no queue is an error.
 
         Raises:
-            PublishRefusedError: If the broker said no: a return, a nack, no such
-                exchange, no permission, too large.
-            BrokerUnavailableError: If there was no answer in time. The message may
-                have arrived nevertheless.
+            PublishRefusedError: If the broker refused it: a return, a nack, a missing
+                exchange or permission, oversized properties.
+            BrokerUnavailableError: If there was no answer in time. The broker may have stored
+                the message nevertheless.
 
         Cancellation:
-            The message may or may not have been sent.
+            The message may or may not have been published.
 
         """
         try:
@@ -154,13 +149,13 @@ class Publisher:
         key = _readable_key(routing_key)
         doing = f"publish to {exchange}"
         timeout_s = self._address.timeout_s if timeout_s is None else timeout_s
-        async with broker_call(doing, timeout_s=timeout_s), self._places:
-            session = await self._wait_for_session()
-            session.check_size(exchange, raw)
-            await session.ready()
-            async with session.slot() as slot:
+        async with broker_call(doing, timeout_s=timeout_s), self._in_flight:
+            channels = await self._wait_for_connection()
+            channels.check_size(exchange, raw)
+            await channels.ready()
+            async with channels.channel() as channel:
                 try:
-                    await slot.channel.basic_publish(
+                    await channel.wire.basic_publish(
                         body,
                         exchange=exchange,
                         routing_key=key,
@@ -168,21 +163,25 @@ class Publisher:
                         mandatory=mandatory,
                     )
                 except DeliveryError as exc:
-                    problem = "the broker could not take it (nack)"
+                    problem = "the broker could not store it (nack)"
                     raise PublishRefusedError(exchange, problem) from exc
                 except AMQPChannelError as exc:
                     if isinstance(exc, ChannelNotFoundEntity):
-                        session.needs_repair = True
+                        self._needs_repair = True
                     raise PublishRefusedError(exchange, problem_text(exc)) from exc
-                if slot.returned is not None:
-                    session.needs_repair = True
-                    raise PublishRefusedError(exchange, slot.returned)
+                if channel.returned is not None:
+                    self._needs_repair = True
+                    raise PublishRefusedError(exchange, channel.returned)
 
     async def dead_letter(
-        self, delivery: Delivery, letter: DeadLetter, *, timeout_s: float | None = None
+        self,
+        delivery: Delivery,
+        settlement: DeadLetter,
+        *,
+        timeout_s: float | None = None,
     ) -> None:
         """
-        Set `delivery` aside with its reason. The original is not acked here.
+        Publish a copy of `delivery` to the dead letters. The caller acks the original.
 
         Raises:
             PublishRefusedError, BrokerUnavailableError: As `publish`.
@@ -190,7 +189,7 @@ class Publisher:
         """
         properties = dead_letter_properties(
             delivery,
-            letter,
+            settlement,
             now_s=self._now(),
             letter_id=uuid4().hex,
             max_bytes=self.max_properties_bytes,
@@ -212,12 +211,12 @@ class Publisher:
         timeout_s: float | None = None,
     ) -> None:
         """
-        Let `delivery` come back after its delay. The original is not acked here.
+        Publish a copy of `delivery` to a retry queue. The caller acks the original.
 
         Args:
             delivery: The original.
-            retry: One of the delays that were declared.
-            deadline_s: The message's deadline as Unix time, if it has one.
+            retry: The attempt and its delay, which must be one of the declared delays.
+            deadline_s: The deadline of the message as Unix time; ``None`` = none.
             timeout_s: As `publish`.
 
         Raises:
@@ -238,53 +237,52 @@ class Publisher:
             timeout_s=timeout_s,
         )
 
-    async def _wait_for_session(self) -> PublishSession:
+    async def _wait_for_connection(self) -> ChannelPool:
         while True:
-            session = self._session
-            if session is not None and session.problem() is None:
-                return session
+            channels = self._channels
+            if channels is not None and channels.problem() is None:
+                return channels
             self._connected.clear()
             await self._connected.wait()
 
     async def _serve(self, connection: BrokerConnection[ReturnReader]) -> None:
-        """Be one session: from declaring to the first thing that goes wrong."""
+        """Declare the topology and serve publishes until the connection has a problem."""
         await self._declare(connection)
-        session = self._session = PublishSession(connection)
+        channels = self._channels = ChannelPool(connection)
         self._was_connected = True
         self._connected.set()
         try:
-            while (problem := session.problem()) is None:
-                session.look.clear()
+            while (problem := channels.problem()) is None:
                 try:
-                    # Repairs are made once a second at most, however many ask.
-                    async with asyncio.timeout(_LOOK_EACH_S):
-                        await session.look.wait()
+                    # At most one repair per second, however many publishes fail.
+                    async with asyncio.timeout(_REPAIR_EVERY_S):
+                        await channels.has_closed.wait()
                 except TimeoutError:
-                    if session.needs_repair:
-                        session.needs_repair = False
+                    if self._needs_repair:
+                        self._needs_repair = False
                         await self._declare(connection)
             raise BrokerUnavailableError("publish", problem)
         finally:
-            self._session = None
+            self._channels = None
 
     async def _declare(self, connection: BrokerConnection[ReturnReader]) -> None:
         try:
-            if self._shards is not None:
-                await ShardMigration(connection, self._shards).ensure()
-            elif self._wanted is not None:
+            if isinstance(self._declares, ShardPlan):
+                await ShardMigration(connection, self._declares).ensure()
+            elif self._declares is not None:
                 await declare(
-                    connection, self._wanted, timeout_s=self._address.timeout_s
+                    connection, self._declares, timeout_s=self._address.timeout_s
                 )
         except TopologyError as exc:
             if not self._was_connected:
                 raise
-            log.error(  # noqa: TRY400 - its sentence says all, a traceback nothing
+            log.error(  # noqa: TRY400 - the text names the problem; a traceback adds nothing
                 "publisher.topology_differs", problem=str(exc)
             )
 
 
 def _readable_key(routing_key: bytes) -> str:
-    """Exact for UTF-8; dead letters of others carry their key in a header, byte by byte."""
+    """Return valid UTF-8 unchanged. A dead letter carries the original key in a header."""
     try:
         return routing_key.decode()
     except UnicodeDecodeError:

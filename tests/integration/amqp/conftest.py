@@ -19,6 +19,7 @@ from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import Topology, topology
 from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
+from bridge.core.properties import PERSISTENT, Properties
 from bridge.demo.private_node import LocalNode
 from bridge.metrics import Metrics
 from tests.conftest import SLOW_FACTOR, eventually
@@ -252,9 +253,16 @@ def publishing(
 
     @asynccontextmanager
     async def make(at: BrokerAddress | None = None) -> AsyncIterator[Publisher]:
-        publisher = Publisher(at or address, names, metrics=metrics, wanted=wanted)
+        publisher = Publisher(at or address, names, metrics=metrics, declares=wanted)
         async with running(publisher):
-            await eventually(lambda: publisher.is_connected, within_s=30)
+            # Waits for the connection and its topology; the message reaches no queue.
+            await publisher.publish(
+                "",
+                b"",
+                body=b"",
+                properties=Properties(delivery_mode=PERSISTENT),
+                mandatory=False,
+            )
             yield publisher
 
     return make

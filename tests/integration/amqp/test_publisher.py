@@ -1,4 +1,4 @@
-"""Publishing against a real broker: an answer for every message, and the right one."""
+"""Publishing to a real broker: every publish gets its own answer."""
 
 import asyncio
 import struct
@@ -36,7 +36,7 @@ from tests.integration.amqp.conftest import (
 from tests.integration.amqp.poison import POISON
 from tests.integration.amqp.proxy import TcpProxy
 
-LETTER = DeadLetter(Rejection(DeadLetterReason.BAD_USER, "no user"), attempt=1)
+SETTLEMENT = DeadLetter(Rejection(DeadLetterReason.BAD_USER, "no user"), attempt=1)
 PLAIN = Properties(delivery_mode=PERSISTENT)
 
 
@@ -55,7 +55,7 @@ def delivery_of(raw_properties: bytes, *, routing_key: bytes = b"ann") -> Delive
 async def test_a_published_message_is_in_the_queue_when_publish_returns(
     publishing: PublisherMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """That is what the 202 of the HTTP door stands for."""
+    """The HTTP endpoint answers 202 after that."""
     async with publishing() as publisher:
         await publisher.publish(names.dead, b"ann", body=b"{}", properties=PLAIN)
 
@@ -66,10 +66,10 @@ async def test_a_published_message_is_in_the_queue_when_publish_returns(
     assert found.header.properties.delivery_mode == 2
 
 
-async def test_a_thousand_publishes_at_a_time_are_all_confirmed(
+async def test_a_thousand_concurrent_publishes_are_all_confirmed(
     publishing: PublisherMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """Any number may wait; the broker sees no more channels than there are places."""
+    """Any number may wait, on a limited number of channels."""
     async with publishing() as publisher, asyncio.TaskGroup() as tasks:
         for number in range(1000):
             tasks.create_task(
@@ -87,24 +87,24 @@ async def test_a_thousand_publishes_at_a_time_are_all_confirmed(
 async def test_an_unroutable_message_is_refused(
     publishing: PublisherMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """By default the library takes a return for a success (traps 1.1 row 9)."""
+    """By default the library treats a returned message as published."""
     async with publishing() as publisher:
         await raw.channel.queue_unbind(names.dead, names.dead)
 
         with pytest.raises(PublishRefusedError, match="312 NO_ROUTE"):
-            await publisher.dead_letter(delivery_of(b"\x00\x00"), LETTER)
+            await publisher.dead_letter(delivery_of(b"\x00\x00"), SETTLEMENT)
 
 
-async def test_a_binding_that_is_gone_comes_back(
+async def test_a_missing_binding_is_restored(
     publishing: PublisherMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """Nobody has to restart the bridge because somebody tidied up the broker."""
+    """The bridge needs no restart after an operator deleted a binding."""
     async with publishing() as publisher:
         await raw.channel.queue_unbind(names.dead, names.dead)
 
         async def is_taken() -> bool:
             try:
-                await publisher.dead_letter(delivery_of(b"\x00\x00"), LETTER)
+                await publisher.dead_letter(delivery_of(b"\x00\x00"), SETTLEMENT)
             except PublishRefusedError:
                 return False
             return True
@@ -112,10 +112,10 @@ async def test_a_binding_that_is_gone_comes_back(
         await eventually(is_taken)
 
 
-async def test_an_exchange_that_is_not_there_is_refused_and_others_go_on(
+async def test_a_missing_exchange_fails_only_its_own_publish(
     publishing: PublisherMaker, names: BrokerNames, metrics: Metrics
 ) -> None:
-    """The broker closes the channel; only that publish may feel it."""
+    """The broker closes the channel of that publish."""
     async with publishing() as publisher, asyncio.TaskGroup() as tasks:
         good = [
             tasks.create_task(
@@ -133,10 +133,10 @@ async def test_an_exchange_that_is_not_there_is_refused_and_others_go_on(
     assert reconnects(metrics, "publish") == 0
 
 
-async def test_a_message_that_the_queue_rejects_is_refused(
+async def test_a_message_that_a_full_queue_rejects_is_refused(
     publishing: PublisherMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """A full queue answers with a nack; the message is nowhere."""
+    """The queue answers with a nack and does not store the message."""
     full = f"{names.namespace}.full"
     await raw.channel.queue_declare(
         full,
@@ -153,10 +153,10 @@ async def test_a_message_that_the_queue_rejects_is_refused(
             await fill(publisher)
 
 
-async def test_returns_find_their_publish_although_all_have_one_message_id(
+async def test_returns_are_matched_if_all_messages_have_the_same_id(
     publishing: PublisherMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """The library finds it by message id, and producers may use one twice."""
+    """The library matches them by message id, which producers may use twice."""
     same = Properties(delivery_mode=PERSISTENT, message_id=b"one")
     queue = f"{names.namespace}.some"
     await raw.channel.queue_declare(queue, exclusive=True)
@@ -181,56 +181,56 @@ async def test_returns_find_their_publish_although_all_have_one_message_id(
 
 
 @pytest.mark.parametrize("raw_properties", POISON.values(), ids=POISON)
-async def test_poison_properties_go_out_untouched_and_come_back_without_harm(
+async def test_invalid_properties_are_sent_unchanged_and_returned_without_an_error(
     publishing: PublisherMaker,
     raw: Raw,
     names: BrokerNames,
     metrics: Metrics,
     raw_properties: bytes,
 ) -> None:
-    """A dead letter keeps its producer's bytes; returned, they must not kill the connection."""
+    """Dead letters keep the producer's bytes, and a return must not end the connection."""
     sent = parse_properties(raw_properties)
     async with publishing() as publisher:
         with pytest.raises(PublishRefusedError, match="NO_ROUTE"):
             await publisher.publish(
                 "", b"not.there", body=b"x" * 200_000, properties=sent
             )
-        await publisher.dead_letter(delivery_of(raw_properties), LETTER)
+        await publisher.dead_letter(delivery_of(raw_properties), SETTLEMENT)
 
         assert await raw.holds(names.dead, 1)
     assert reconnects(metrics, "publish") == 0
 
 
-async def test_a_dead_letter_keeps_its_bytes_and_says_why(
+async def test_a_dead_letter_keeps_its_bytes_and_has_its_reason(
     publishing: PublisherMaker, consuming: IntakeMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """Redrive must be able to make the original of it, whatever it held."""
-    odd = POISON["all at once"]
-    original = delivery_of(odd, routing_key=b"\xff\xfe")
+    """A redrive must be able to restore the original, whatever it contains."""
+    invalid = POISON["all at once"]
+    original = delivery_of(invalid, routing_key=b"\xff\xfe")
     async with publishing() as publisher, consuming() as taker:
-        await publisher.dead_letter(original, LETTER)
-        # Through the bridge's own reader, which shows the bytes.
+        await publisher.dead_letter(original, SETTLEMENT)
+        # Consumed by the bridge, whose reader shows the raw bytes.
         await raw.channel.queue_unbind(names.inbound_queue(), names.inbound)
         await raw.channel.exchange_bind(names.inbound, names.dead)
         await raw.channel.queue_bind(names.inbound_queue(), names.dead)
-        await publisher.dead_letter(original, LETTER)
-        (letter,) = await taker.take(1)
+        await publisher.dead_letter(original, SETTLEMENT)
+        (dead_letter,) = await taker.take(1)
 
-    found, table = letter.properties, letter.properties.headers
-    before = parse_properties(odd)
-    assert letter.body == original.body
+    found, table = dead_letter.properties, dead_letter.properties.headers
+    before = parse_properties(invalid)
+    assert dead_letter.body == original.body
     assert found.message_id == before.message_id
     assert found.timestamp == before.timestamp
     assert table is not None
     assert before.headers is not None
-    # From 4.0 on RabbitMQ sorts them.
+    # RabbitMQ 4.0 and later sort them.
     assert set(iter_table(before.headers)) <= set(iter_table(table))
     assert header_bytes(table, Header.ROUTING_KEY) == b"\xff\xfe"
     assert header_bytes(table, Header.REASON) == b"bad_user"
-    assert letter.routing_key == rb"\xff\xfe"
+    assert dead_letter.routing_key == rb"\xff\xfe"
 
 
-async def test_a_retry_comes_back_after_its_delay_as_the_next_attempt(
+async def test_a_retry_is_redelivered_after_its_delay_as_the_next_attempt(
     publishing: PublisherMaker, consuming: IntakeMaker
 ) -> None:
     """It waits in a queue of the broker, so a crash of the bridge does not lose it."""
@@ -245,10 +245,10 @@ async def test_a_retry_comes_back_after_its_delay_as_the_next_attempt(
     assert attempt_of(back) == 2
 
 
-async def test_a_message_can_be_retried_again_and_again(
+async def test_a_message_can_be_retried_repeatedly(
     publishing: PublisherMaker, consuming: IntakeMaker
 ) -> None:
-    """The broker drops what it takes for a cycle; a copy must not look like one."""
+    """RabbitMQ drops messages in a dead-letter cycle; a retry must not look like one."""
     async with publishing() as publisher, consuming() as taker:
         delivery = delivery_of(b"\x00\x00")
         for attempt in range(2, 6):
@@ -258,14 +258,17 @@ async def test_a_message_can_be_retried_again_and_again(
     assert attempt_of(delivery) == 5
 
 
-async def test_a_publish_while_the_broker_is_away_waits_and_then_says_so(
-    proxy: TcpProxy, publishing: PublisherMaker, names: BrokerNames
+async def test_a_publish_without_a_connection_times_out(
+    proxy: TcpProxy,
+    publishing: PublisherMaker,
+    names: BrokerNames,
+    metrics: Metrics,
 ) -> None:
-    """The HTTP door answers 503 instead of hanging."""
+    """The HTTP endpoint answers 503 instead of hanging."""
     async with publishing(proxy.address) as publisher:
         proxy.close_door()
         proxy.cut()
-        await eventually(lambda: not publisher.is_connected)
+        await eventually(lambda: reconnects(metrics, "publish") == 1)
 
         with pytest.raises(BrokerUnavailableError, match="no answer within"):
             await publisher.publish(
@@ -273,13 +276,17 @@ async def test_a_publish_while_the_broker_is_away_waits_and_then_says_so(
             )
 
 
-async def test_a_publish_waits_for_a_broker_that_comes_back_in_time(
-    proxy: TcpProxy, publishing: PublisherMaker, names: BrokerNames, raw: Raw
+async def test_a_publish_waits_for_the_connection_to_be_restored(
+    proxy: TcpProxy,
+    publishing: PublisherMaker,
+    names: BrokerNames,
+    raw: Raw,
+    metrics: Metrics,
 ) -> None:
-    """A short outage is nobody's business but ours."""
+    """Callers do not notice a short outage."""
     async with publishing(proxy.address) as publisher:
         proxy.cut()
-        await eventually(lambda: not publisher.is_connected)
+        await eventually(lambda: reconnects(metrics, "publish") == 1)
 
         await publisher.publish(names.messages, b"ann", body=b"{}", properties=PLAIN)
 
@@ -293,7 +300,7 @@ async def test_publishes_in_flight_fail_when_the_connection_is_lost(
     names: BrokerNames,
     end: Callable[[TcpProxy], None],
 ) -> None:
-    """Nobody may wait for a confirm that can never come, however the connection ends."""
+    """No caller waits for a confirm that can never arrive, however the connection ends."""
     async with publishing(proxy.address) as publisher:
         await publisher.publish(names.messages, b"ann", body=b"{}", properties=PLAIN)
         proxy.freeze()
@@ -318,10 +325,10 @@ async def outcome(publisher: Publisher, names: BrokerNames, *, timeout_s: float)
     return "published"
 
 
-async def test_a_publish_that_was_given_up_does_not_answer_for_the_next(
+async def test_the_late_return_of_a_timed_out_publish_is_not_matched_to_the_next(
     proxy: TcpProxy, publishing: PublisherMaker, names: BrokerNames
 ) -> None:
-    """The late return of the one must not be taken for the other's."""
+    """Its channel is not used again before the broker has confirmed it."""
     async with publishing(proxy.address) as publisher:
         await publisher.publish(names.messages, b"ann", body=b"{}", properties=PLAIN)
         proxy.freeze()
@@ -337,10 +344,10 @@ async def test_a_publish_that_was_given_up_does_not_answer_for_the_next(
             )
 
 
-async def test_while_the_broker_blocks_publishers_a_publish_times_out_and_later_works(
+async def test_a_publish_times_out_during_a_memory_alarm_and_succeeds_after_it(
     broker: LocalNode, publishing: PublisherMaker, names: BrokerNames, raw: Raw
 ) -> None:
-    """A memory alarm stops reading from publishers; nobody waits for ever (row 8)."""
+    """RabbitMQ stops reading from publishers; no caller waits forever."""
     async with publishing() as publisher:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(5):  # so that some channels are open
@@ -353,8 +360,8 @@ async def test_while_the_broker_blocks_publishers_a_publish_times_out_and_later_
             await broker.ctl("set_vm_memory_high_watermark", "0.7")
         await publisher.publish(names.messages, b"ann", body=b"2", properties=PLAIN)
 
-    # Of the two that failed, the first was on its way when the alarm came, and was taken
-    # when it was over; the second was never sent.
+    # Of the two that failed, the first was in the socket when the alarm began and was stored
+    # after it; the second was never sent.
     assert await raw.holds(names.inbound_queue(), 5 + 1 + 1)
 
 
@@ -368,13 +375,13 @@ def too_long_string(_: Publisher) -> Properties:
 
 
 @pytest.mark.parametrize("make", [too_many_headers, too_long_string])
-async def test_properties_that_fit_into_no_frame_are_refused_before_they_are_sent(
+async def test_properties_above_one_frame_are_refused_before_they_are_sent(
     publishing: PublisherMaker,
     names: BrokerNames,
     metrics: Metrics,
     make: Callable[[Publisher], Properties],
 ) -> None:
-    """The broker would close the connection for all."""
+    """The broker would close the connection of every publish in flight."""
     async with publishing() as publisher:
         with pytest.raises(PublishRefusedError, match="bytes"):
             await publisher.publish(
@@ -387,10 +394,10 @@ async def test_properties_that_fit_into_no_frame_are_refused_before_they_are_sen
     assert reconnects(metrics, "publish") == 0
 
 
-async def test_the_largest_properties_that_fit_are_taken(
+async def test_properties_that_fill_one_frame_are_published(
     publishing: PublisherMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """Dead letters are cut to this size: one byte more would close the connection."""
+    """Dead letters are cut to this size: one more byte would close the connection."""
     async with publishing() as publisher:
         entry = render_table({"h": b""})
         room = publisher.max_properties_bytes - len(struct.pack(">HI", 0, 0) + entry)

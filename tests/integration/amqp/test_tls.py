@@ -89,7 +89,7 @@ async def test_messages_go_out_and_come_in_over_mutual_tls(
     intake = Intake(
         address, wanted, queue=names.inbound_queue(), prefetch_count=9, metrics=metrics
     )
-    publisher = Publisher(address, names, wanted=wanted, metrics=metrics)
+    publisher = Publisher(address, names, declares=wanted, metrics=metrics)
     bodies = [b"{}", b"", b"x" * 500_000, b"last"]
     taker = Taker(intake)
 
