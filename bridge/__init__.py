@@ -1,26 +1,31 @@
 """
-bridge carries messages from RabbitMQ to browsers, with nothing lost in between.
+bridge delivers messages from RabbitMQ to browsers, and loses none of them.
 
-The map of the house, floor by floor; imports only point down:
+The packages and modules, from the lowest layer to the highest. Imports only point down;
+tests/unit/test_architecture.py checks that.
 
-    names            words and closed lists: events, headers, reasons, codes
-    errors           the tree of errors
-    core             pure decisions: what a delivery means, where a replay starts, frames
-    settings         what an operator can set     logs · metrics · tracing  what one sees
-    broker           RabbitMQ, the only room that knows aio_pika
-    inbox            the log of each user's messages
-    sockets          windows: engine.io and socket.io, over websockets and polling
+    enums            closed lists: events, headers, reasons, codes
+    errors           the tree of exceptions
+    core             pure decisions and values; `core.contracts` models every boundary
+    settings         what an operator can set
+    logging, metrics, tracing
+    amqp             RabbitMQ: consume, publish, dead letters, shards, ownership
+    inbox            the log of each user's messages: memory, SQLite or Redis
     auth             tokens and keys
-    schema_folder    the files that say what the data of events may be
-    fencing          keeps a bridge out that stores after it has lost a queue
-    pump             deliveries -> inbox -> settlement: the heart, read it first
-    web              HTTP doors: public and operator's with its API, the demo page
-    options          what each room is told of the settings
-    operators        what operators see and may do, gathered from the rooms
-    app              the one place where concrete classes meet: start, drain, reload
+    schema_folder    reads the JSON Schemas of events
+    sockets          windows: Engine.IO sessions below, the Socket.IO server above
+    fencing          prevents a bridge that lost its queue from storing messages
+    pipeline         the consume loop: parse, append, settle. Read it first
+    gauges           measures queues and the disk of the store
+    readiness        whether the bridge is ready, and why not
+    http             the public port, the operator port with its API and the console
+    wiring           the composition root: builds all objects from the settings
+    app              the lifecycle: start, drain, reload
+    doctor           `bridge check`
     signals          SIGTERM drains, SIGHUP reloads
-    doctor           checks everything that a start needs, and suggests fixes
-    cli              commands
+    workers          several processes under a supervisor
+    demo             the demo page and its private RabbitMQ node
+    cli              the commands
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""nginx and HAProxy before some bridges, with the configurations that compose/ ships."""
+"""nginx and HAProxy in front of bridges, with the configurations in compose/."""
 
 import asyncio
 import re
@@ -17,12 +17,12 @@ BALANCERS: Final = Path(__file__).parents[1] / "compose" / "balancers"
 HAPROXY: Final = BALANCERS / "haproxy.cfg"
 NGINX: Final = BALANCERS / "nginx.conf"
 KINDS: Final = ("nginx", "haproxy")
-_SIZE: Final = 3  # bridges in the configurations that are shipped
+_SIZE: Final = 3  # bridges in the shipped configurations
 
 
 @dataclass(frozen=True)
 class Balancer:
-    """One that runs, private to a test."""
+    """A running balancer, private to a test."""
 
     kind: str
     port: int
@@ -30,21 +30,21 @@ class Balancer:
 
     @property
     def url(self) -> str:
-        """Where pages come in."""
+        """The URL for pages."""
         return f"http://127.0.0.1:{self.port}"
 
     def log(self) -> str:
-        """Return what it has logged of requests."""
+        """Return its log of requests."""
         name = "access.log" if self.kind == "nginx" else "haproxy.out"
         return (self.folder / name).read_text()
 
 
 def rendered(kind: str, *, port: int, bridge_ports: Sequence[int]) -> str:
     """
-    Return the configuration that is shipped, with a test's addresses and folders.
+    Return the shipped configuration with the addresses and folders of a test.
 
-    Nothing else is changed, so that what is tested is what is shipped. The lines of
-    bridges that the test does not have are left out.
+    The rest is unchanged, so that the test covers the shipped configuration. Lines of
+    bridges that the test does not have are removed.
     """
     text = (NGINX if kind == "nginx" else HAPROXY).read_text()
     for number in range(len(bridge_ports) + 1, _SIZE + 1):
@@ -57,10 +57,10 @@ def rendered(kind: str, *, port: int, bridge_ports: Sequence[int]) -> str:
 
 
 def for_nginx_here(text: str, *, port: int) -> str:
-    """Return nginx's configuration `text` with a port and files of the current folder."""
+    """Return a configuration of nginx with this port and files in the current folder."""
     text = _replaced(text, r"\blisten 80;", f"listen 127.0.0.1:{port};")
     text = _replaced(text, r"/var/log/nginx/\w+\.log", "access.log")
-    # Debian's are root's; where a configuration's own stand is nothing to be tested.
+    # The default folders of Debian belong to root.
     folders = "".join(
         f"    {each}_temp_path temporary/{each};\n"
         for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -70,22 +70,22 @@ def for_nginx_here(text: str, *, port: int) -> str:
 
 def _replaced(text: str, pattern: str, replacement: str) -> str:
     changed, count = re.subn(pattern, replacement, text)
-    assert count, f"{pattern} is not there any more"
+    assert count, f"{pattern} does not match the configuration"
     return changed
 
 
 def program(kind: str) -> str:
-    """Return the path of nginx or haproxy, which Debian keeps from ordinary users' path."""
+    """Return the path of nginx or haproxy; on Debian it is not in the PATH of users."""
     found = which(kind) or which(kind, path="/usr/sbin:/usr/local/sbin")
     assert found, f"no {kind}: install the package of that name"
     return found
 
 
 def command(kind: str, folder: Path) -> list[str]:
-    """Return how to run it in the foreground, in one process, on `folder`."""
+    """Return the command that runs it in the foreground, in one process, on `folder`."""
     if kind == "haproxy":
         return [program(kind), "-db", "-f", str(folder / "haproxy.cfg")]
-    # One process never changes its user, so that a run as root reads its own folder.
+    # A single process does not change its user, so a run as root can read its folder.
     globals_ = f"daemon off; master_process off; pid {folder}/nginx.pid;"
     config = ["-c", str(folder / "nginx.conf"), "-e", "stderr"]
     return [program(kind), "-p", f"{folder}/", *config, "-g", globals_]
@@ -94,7 +94,7 @@ def command(kind: str, folder: Path) -> list[str]:
 def write_config(
     kind: str, folder: Path, *, port: int, bridge_ports: Sequence[int]
 ) -> None:
-    """Write the configuration into `folder`, where `command` looks for it."""
+    """Write the configuration to the file that `command` uses."""
     (folder / "temporary").mkdir()
     name = "nginx.conf" if kind == "nginx" else "haproxy.cfg"
     text = rendered(kind, port=port, bridge_ports=bridge_ports)
@@ -105,7 +105,7 @@ def write_config(
 async def open_balancer(
     kind: str, *, bridge_ports: Sequence[int]
 ) -> AsyncIterator[Balancer]:
-    """Run one on a free port until the block is left."""
+    """Run a balancer on a free port until the end of the block."""
     (port,) = free_ports(1)
     async with KeptProcesses.open() as kept:
         await asyncio.to_thread(
@@ -115,8 +115,8 @@ async def open_balancer(
 
         async def answers() -> bool:
             kept.take_reports()
-            told = kept.folder / f"{kind}.out"
-            assert kind in kept.pids, await asyncio.to_thread(told.read_text)
+            output = kept.folder / f"{kind}.out"
+            assert kind in kept.pids, await asyncio.to_thread(output.read_text)
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
             except OSError:

@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority, and what it signs."""
+"""A certificate authority for tests."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from cryptography.x509.oid import NameOID
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """A certificate and its key, as files."""
+    """The files of a certificate and its key."""
 
     cert: Path
     key: Path
 
 
 class Authority:
-    """Signs certificates; `cert` is what others must trust."""
+    """Signs certificates; peers must trust `cert`."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
@@ -30,7 +30,7 @@ class Authority:
         self.cert = self._write(name, signed)
 
     def sign(self, name: str, *, address: str | None = None) -> Signed:
-        """Make a certificate for `name`, valid for the IP `address` as a server."""
+        """Create a certificate for `name`, valid for a server at the IP `address`."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         cert = self._write(name, self._build(subject, key, address=address))

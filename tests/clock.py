@@ -1,14 +1,14 @@
-"""Time that stands still until a test moves it."""
+"""A clock that a test moves."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Clock:
-    """Called, it tells `now_s`, which a test may set."""
+    """Returns `now_s` when it is called."""
 
     now_s: float = 1000.0
 
     def __call__(self) -> float:
-        """Tell the time."""
+        """Return the current time."""
         return self.now_s

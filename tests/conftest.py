@@ -1,7 +1,7 @@
 """
-What every test may lean on: a real broker, a name of its own, and waiting without sleeping.
+Fixtures and helpers of all tests: a real broker, a namespace, and waiting for conditions.
 
-A missing RabbitMQ fails the run: nothing here skips.
+A missing RabbitMQ fails the run; no test is skipped.
 """
 
 import asyncio
@@ -16,21 +16,21 @@ import pytest_asyncio
 from blockbuster import blockbuster_ctx
 
 from bridge.demo.private_node import LocalNode
-from tests.guard import be_guarded
+from tests.guard import start_guard
 
-# Scales every limit of the tests for slow machines. Not BRIDGE_*: those are settings,
-# and the bridge refuses those that it does not know.
+# Scales every time limit of the tests for slow machines. The name does not begin with
+# BRIDGE_, because the bridge refuses unknown settings.
 SLOW_FACTOR: Final = float(os.environ.get("TESTS_SLOW_FACTOR", "1"))
 
-# The second one for shards of earlier versions, and of RabbitMQ 4.2.
+# The second plugin is for shards of earlier versions, and of RabbitMQ 4.2.
 HASH_PLUGINS: Final = ("rabbitmq_sharding", "rabbitmq_consistent_hash_exchange")
 
 _POLL_S: Final = 0.01
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let nothing outlive the run; scale the limit of each test like all others."""
-    be_guarded()
+    """Start the guard of this process, and scale the time limit of each test."""
+    start_guard()
     if config.getoption("timeout") is None:
         config.option.timeout = float(config.getini("timeout")) * SLOW_FACTOR
 
@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Put what the broker logged last beside a failure: its folder goes with the run."""
+    """Attach the end of the broker's log to a failure; the run deletes its folder."""
     report = yield
     node = getattr(item, "funcargs", {}).get("broker")
     if report.failed and isinstance(node, LocalNode):
@@ -49,7 +49,7 @@ def pytest_runtest_makereport(
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def broker() -> AsyncIterator[LocalNode]:
-    """One private RabbitMQ node for the whole run; tests keep apart by `namespace`."""
+    """Start one private RabbitMQ node for the run; `namespace` separates the tests."""
     async with LocalNode.start(
         plugins=HASH_PLUGINS, ready_within_s=90 * SLOW_FACTOR
     ) as node:
@@ -58,22 +58,22 @@ async def broker() -> AsyncIterator[LocalNode]:
 
 @pytest.fixture(autouse=True)
 def blocking_calls_fail(request: pytest.FixtureRequest) -> Iterator[None]:
-    """In integration tests, a call of the bridge that blocks the event loop is an error."""
+    """Fail an integration test in which the bridge blocks the event loop."""
     if "integration" not in request.path.parts:
         yield
         return
     with blockbuster_ctx("bridge") as blocking:
-        # /proc is no disk: it never makes anybody wait.
+        # Reads of /proc do not wait for a disk.
         for call in ("io.BufferedReader.read", "os.listdir"):
             blocking.functions[call].can_block_in("process_collector.py", "collect")
-        # Once, before the first window.
+        # It runs once, before the first window.
         blocking.functions["os.unlink"].can_block_in("fd_passing.py", "run")
         yield
 
 
 @pytest.fixture
 def namespace() -> str:
-    """Return the first part of all names that this test uses on the broker."""
+    """Return the prefix of all names that this test uses on the broker."""
     return f"t{secrets.token_hex(4)}"
 
 
@@ -81,11 +81,12 @@ async def eventually(
     condition: Callable[[], object | Awaitable[object]], *, within_s: float = 10.0
 ) -> None:
     """
-    Wait until `condition` returns something true, awaited if need be.
+    Wait until `condition` returns a true value.
 
     Args:
-        condition: Called every few milliseconds; cheap and without effects.
-        within_s: The limit, scaled by TESTS_SLOW_FACTOR.
+        condition: Called every 10 ms; may be a coroutine function. It must be cheap and
+            have no effects.
+        within_s: The time limit, scaled by TESTS_SLOW_FACTOR.
 
     Raises:
         AssertionError: If it does not become true in time.

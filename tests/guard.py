@@ -1,18 +1,18 @@
 """
-End what a test run started with the run, however the run ends.
+Ends all processes that a test run started, even if the run is interrupted.
 
-Fixtures end what they start where the run goes to its end. Where it does not (Ctrl-C
-and SIGTERM with several processes, where each is killed at its work; kill -9), the
-kernel leaves their children to nobody: servers, clients and browsers would run on.
+Fixtures stop the servers that they start. They do not run if the process of the tests is
+killed: by kill -9, or by Ctrl-C and SIGTERM with several processes. Servers, clients and
+browsers would then continue to run.
 
-So each process of the run has a guard: this file run as a program, with a pipe from
-the process that it guards. It is told of every child, and when the pipe ends, the
-process is gone, and it ends the children that are left and all their descendants. It
-asks first: a browser's driver and a node's keeper tidy up after themselves. What
-nobody tidied up lies in a folder for temporary files, which it removes.
+Each process of the run therefore has a guard: this file as a program, connected by a pipe.
+The process writes the id of every child into the pipe. When the pipe closes, the process
+has ended, and the guard ends the remaining children and their descendants. It sends SIGTERM
+first, so that a browser's driver and a node's keeper can clean up. Finally it removes the
+folder for temporary files.
 
-Not PR_SET_PDEATHSIG, which would spare the guard: it tells of the end of the *thread*
-that started a child, and servers are started and ended in threads that live shorter.
+PR_SET_PDEATHSIG would need no guard, but it reacts to the end of the *thread* that started
+a child, and some servers are started in threads that end before them.
 """
 
 import os
@@ -28,60 +28,60 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-# Where temporary folders are: pytest's word for it.
-ROOT_OF_ALL: Final = "PYTEST_DEBUG_TEMPROOT"
+# Pytest's variable for the root of its temporary folders.
+TEMPORARY_ROOT: Final = "PYTEST_DEBUG_TEMPROOT"
 
-# What is asked to go and tidies up is gone in a second; a bridge that drains in ten.
-_GO_WITHIN_S: Final = 20.0
+# Most processes clean up and end within a second; a bridge drains for up to ten.
+_TERMINATED_WITHIN_S: Final = 20.0
 _KILLED_WITHIN_S: Final = 5.0
-_LOOK_EACH_S: Final = 0.02
+_POLL_S: Final = 0.02
 
 
-# --- in the process that is guarded
+# --- in the guarded process
 
 
-def be_guarded() -> None:
-    """Let all that this process starts from now on end with it. Call it once."""
-    # What pytest keeps to be looked at stays where it was; it removes old ones itself.
-    root = os.environ.setdefault(ROOT_OF_ALL, tempfile.gettempdir())
+def start_guard() -> None:
+    """End all later children of this process together with it. Call it once."""
+    # Pytest keeps the folders of failed tests there, and removes old ones itself.
+    root = os.environ.setdefault(TEMPORARY_ROOT, tempfile.gettempdir())
     folder = tempfile.mkdtemp(prefix="tests-", dir=root)
-    # Some tests run programs as another user, who has to get through.
+    # Some tests run programs as another user, who needs access.
     Path(folder).chmod(0o711)
     os.environ["TMPDIR"] = folder
     tempfile.tempdir = None
     theirs, ours = os.pipe()
-    os.set_blocking(ours, False)  # children are told of in event loops
-    with Path(os.devnull).open("r+b") as nowhere:
-        # Not by Popen, which complains at the end of us that its process still runs.
+    os.set_blocking(ours, False)  # event loops write to it
+    with Path(os.devnull).open("r+b") as null:
+        # Popen would warn at the end of this process that the guard still runs.
         os.posix_spawn(
             sys.executable,
             [sys.executable, "-I", __file__, folder],
             os.environ,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, theirs, 0),
-                # Whoever waits for the end of our output must not wait for it.
-                (os.POSIX_SPAWN_DUP2, nowhere.fileno(), 1),
-                (os.POSIX_SPAWN_DUP2, nowhere.fileno(), 2),
+                # A reader of this process's output must not wait for the end of the guard.
+                (os.POSIX_SPAWN_DUP2, null.fileno(), 1),
+                (os.POSIX_SPAWN_DUP2, null.fileno(), 2),
             ],
-            setsid=True,  # Ctrl-C is not for it
+            setsid=True,  # Ctrl-C must not end the guard
         )
     os.close(theirs)
 
     class Popen(subprocess.Popen[Any]):
-        """One that the guard is told of; asyncio and libraries take it from here, too."""
+        """Reports each process to the guard; asyncio and libraries use it, too."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             os.write(ours, b"%d\n" % self.pid)
 
-    subprocess.Popen = Popen  # type: ignore[misc] # so that no test has to think of it
+    subprocess.Popen = Popen  # type: ignore[misc]  # covers every test
 
 
 # --- the guard
 
 
 def main() -> None:
-    """Hear of children until the process that we guard is gone; then end them."""
+    """Collect children until the guarded process has ended, then end them."""
     children: dict[int, int] = {}
     unread = b""
     while chunk := os.read(0, 65536):
@@ -92,8 +92,8 @@ def main() -> None:
     _watch(family, _descendants(family))
     for descriptor in children.values():
         _signal(descriptor, signal.SIGTERM)
-        _signal(descriptor, signal.SIGCONT)  # a frozen one hears nothing
-    _wait_for_end(family, within_s=_GO_WITHIN_S)
+        _signal(descriptor, signal.SIGCONT)  # a frozen process handles no signal
+    _wait_for_end(family, within_s=_TERMINATED_WITHIN_S)
     for descriptor in family.values():
         _signal(descriptor, signal.SIGKILL)
     _wait_for_end(family, within_s=_KILLED_WITHIN_S)
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def _watch(processes: dict[int, int], pids: Iterable[int]) -> None:
-    """Add processes by id, with a descriptor each, which never means another process."""
+    """Add processes with a descriptor each, which cannot refer to a later process."""
     for pid in pids:
         if pid not in processes:
             with suppress(ProcessLookupError):
@@ -114,14 +114,14 @@ def _signal(descriptor: int, number: signal.Signals) -> None:
 
 
 def _wait_for_end(family: dict[int, int], *, within_s: float) -> None:
-    """Wait until all have ended, those as well that they start meanwhile."""
+    """Wait until all have ended, including the processes that they still start."""
     until_s = time.monotonic() + within_s
     while True:
         _watch(family, _descendants(family))
         _forget_ended(family)
         if not family or time.monotonic() > until_s:
             return
-        time.sleep(_LOOK_EACH_S)
+        time.sleep(_POLL_S)
 
 
 def _forget_ended(processes: dict[int, int]) -> None:
@@ -136,7 +136,7 @@ def _forget_ended(processes: dict[int, int]) -> None:
 
 
 def _descendants(pids: Iterable[int]) -> set[int]:
-    """Return the children of `pids`, and theirs, and so on."""
+    """Return all descendants of `pids`."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -145,12 +145,12 @@ def _descendants(pids: Iterable[int]) -> set[int]:
                 parent = int(stat.rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(entry.name))
     found: set[int] = set()
-    todo = list(pids)
-    while todo:
-        for child in children.get(todo.pop(), []):
+    waiting = list(pids)
+    while waiting:
+        for child in children.get(waiting.pop(), []):
             if child not in found:
                 found.add(child)
-                todo.append(child)
+                waiting.append(child)
     return found
 
 

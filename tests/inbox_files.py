@@ -1,4 +1,4 @@
-"""SQLite inboxes full of messages, written quickly, for tests and measurements."""
+"""SQLite inboxes with many messages, for tests and measurements."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -15,15 +15,15 @@ _BATCH = 5000
 @dataclass(frozen=True, slots=True)
 class Filling:
     """
-    What a file is filled with.
+    The content of a file.
 
     Attributes:
-        messages: How many, for users drawn by chance.
-        users: How many there are.
-        data_bytes: Of each message's JSON.
-        with_ids: One of so many messages has a message id; 0 = none.
-        with_deadline: One of so many has a deadline, an hour from now; 0 = none.
-        delivered: Which part of each inbox was delivered.
+        messages: Number of messages, for random users.
+        users: Number of users.
+        data_bytes: Size of the JSON of each message.
+        with_ids: Every n-th message has a message id; 0 = none.
+        with_deadline: Every n-th message has a deadline in an hour; 0 = none.
+        delivered: The delivered fraction of each inbox.
 
     """
 
@@ -36,7 +36,7 @@ class Filling:
 
 
 async def fill(path: str, filling: Filling, retention: Retention) -> None:
-    """Write the file at `path`, closed in order at the end; the same each time but for times."""
+    """Write and close the file at `path`; only the times differ between two calls."""
     inbox = SqliteInbox(path, retention)
     await inbox.open()
     try:
@@ -55,13 +55,13 @@ async def fill(path: str, filling: Filling, retention: Retention) -> None:
 
 
 def _batches(filling: Filling) -> Iterator[Sequence[Message]]:
-    chance = random.Random(7)  # noqa: S311 - the same each time
+    generator = random.Random(7)  # noqa: S311 - reproducible
     data = b'{"text":"' + b"x" * (filling.data_bytes - 11) + b'"}'
     now_s = time()
     for start in range(0, filling.messages, _BATCH):
         yield [
             Message(
-                f"user-{chance.randrange(filling.users)}",
+                f"user-{generator.randrange(filling.users)}",
                 "message",
                 data,
                 now_s,

@@ -1,4 +1,4 @@
-"""Which processes there are: what a test started must be gone at its end."""
+"""Processes of the system, to check that a test leaves none behind."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ def family_of(pid: int) -> list[int]:
                 continue
             parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
     family = [pid]
-    for member in family:
-        family += [child for child, parent in parents.items() if parent == member]
+    for parent_pid in family:
+        family += [child for child, parent in parents.items() if parent == parent_pid]
     return family
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -29,7 +29,7 @@ def is_alive(pid: int) -> bool:
 
 
 def is_frozen(pid: int) -> bool:
-    """Whether SIGSTOP has reached every thread: those that run may go on for milliseconds."""
+    """Return whether every thread is stopped; SIGSTOP reaches running threads with a delay."""
     states = {
         (task / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
         for task in Path(f"/proc/{pid}/task").iterdir()

@@ -1,8 +1,8 @@
 """
 Three private RabbitMQ nodes as one cluster, for the tests of many bridges.
 
-The first one starts alone and brings epmd; the others join it, at the same time. Each is
-a `LocalNode`, to be killed, frozen and started again by itself.
+The first node starts alone and with it epmd; then the others join it concurrently. Each is
+a `LocalNode`, which tests can kill, freeze and restart separately.
 """
 
 import asyncio
@@ -16,25 +16,25 @@ from bridge.demo.private_node import LocalNode
 
 NODES: Final = 3
 PLUGINS: Final = ("rabbitmq_sharding",)
-# As in production: a node that finds itself without a majority pauses until it has one.
+# As in production: a node without a majority pauses until it has one.
 _CONFIG: Final = ("cluster_partition_handling = pause_minority",)
 
 
 @dataclass(frozen=True, slots=True)
 class RabbitCluster:
-    """The nodes; the first one keeps what all need and is closed last."""
+    """The nodes. The first one owns epmd and is closed last."""
 
     nodes: Sequence[LocalNode]
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Where AMQP answers, a node each."""
+        """The AMQP URL of each node."""
         return tuple(node.url for node in self.nodes)
 
     async def members(self) -> set[str]:
-        """Return the names of the nodes that the first one sees running."""
-        told = await self.nodes[0].ctl("cluster_status", "--formatter", "json")
-        return set(json.loads(told)["running_nodes"])
+        """Return the names of the running nodes, as the first node sees them."""
+        status = await self.nodes[0].ctl("cluster_status", "--formatter", "json")
+        return set(json.loads(status)["running_nodes"])
 
 
 @asynccontextmanager
@@ -42,10 +42,10 @@ async def start_cluster(
     *, ready_within_s: float = 120.0
 ) -> AsyncIterator[RabbitCluster]:
     """
-    Start the nodes and hand them out when all answer; remove them at the end.
+    Start the nodes, wait until all answer, and remove them at the end.
 
     Raises:
-        PrivateNodeError: If one of them does not start.
+        PrivateNodeError: If a node does not start.
 
     """
     async with AsyncExitStack() as stack:

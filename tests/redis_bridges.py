@@ -1,4 +1,4 @@
-"""Inboxes in Redis as bridges have them, for tests: opened, listened to, appended to."""
+"""Inboxes in Redis as several bridges use them, for tests."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -20,15 +20,15 @@ RETENTION = Retention(max_messages=1000, max_age_s=1000, dedupe_s=60)
 
 
 @dataclass
-class Bridge:
-    """An inbox as one bridge has it, and what its listener heard."""
+class BridgeInbox:
+    """The inbox of one bridge, and what its subscriber received."""
 
     inbox: RedisInbox
     fed: list[Stored] = field(default_factory=list)
     renewed: list[str] = field(default_factory=list)
 
     async def append(self, messages: Sequence[Message]) -> list[int | None]:
-        """Append as the pump does: again and again, the same sequence."""
+        """Append like the pipeline: repeat the same sequence until it is stored."""
         while True:
             try:
                 return await self.inbox.append(messages)
@@ -36,26 +36,26 @@ class Bridge:
                 await asyncio.sleep(0.02)
 
     async def texts(self, user: str) -> list[bytes]:
-        """Read all that is kept."""
+        """Return the data of all messages of `user`."""
         page = await self.inbox.read(user, after=0, max_messages=999, max_bytes=1 << 20)
         return [stored.message.data for stored in page.messages]
 
-    def heard(self, user: str) -> list[bytes]:
-        """Return what the feed has brought."""
+    def received(self, user: str) -> list[bytes]:
+        """Return the data that the feed delivered for `user`."""
         return [s.message.data for s in self.fed if s.message.user == user]
 
     async def until_usable(self) -> None:
-        """Wait until readiness would be true."""
+        """Wait until the inbox reports no problem."""
         await eventually(lambda: self.inbox.problem is None)
 
 
 @asynccontextmanager
 async def bridge_on(
     url: str, *, namespace: str = "bridge", timing: RedisTiming = DEFAULT_TIMING
-) -> AsyncIterator[Bridge]:
-    """Open one more bridge's view of the store."""
+) -> AsyncIterator[BridgeInbox]:
+    """Open the inbox of one more bridge."""
     inbox = RedisInbox(parse_redis(url), RETENTION, namespace=namespace, timing=timing)
-    bridge = Bridge(inbox)
+    bridge = BridgeInbox(inbox)
     inbox.subscribe(bridge.fed.extend, bridge.renewed.extend)
     try:
         await inbox.open()
@@ -66,7 +66,7 @@ async def bridge_on(
 
 @asynccontextmanager
 async def cut_off(server: RedisServer) -> AsyncIterator[tuple[Proxy, str]]:
-    """Stand between a bridge and its server."""
+    """Open a proxy between a bridge and its server."""
     port = free_port()
     async with Proxy.open(port=port, target_port=server.port) as proxy:
         yield proxy, f"redis://127.0.0.1:{port}"
@@ -78,5 +78,5 @@ def messages(user: str, *data: bytes, message_id: str | None = None) -> list[Mes
 
 
 def of_each(users: Sequence[str], data: bytes) -> list[Message]:
-    """Return a batch with a message for each user."""
+    """Return a batch with one message for each user."""
     return [message for user in users for message in messages(user, data)]

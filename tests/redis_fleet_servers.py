@@ -1,4 +1,4 @@
-"""Several private Redis servers that belong together, for tests."""
+"""Private Redis servers as a cluster, with replicas, or with Sentinels, for tests."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -10,8 +10,9 @@ from typing import Final, Self
 
 from tests.redis_server import RedisServer
 
-# What Sentinels do every second, or less often (ms). They choose no replica whose last
-# INFO is older than five pings, and while the master is down that comes each second.
+# Periods of Sentinel in ms; the defaults are a second and more. A Sentinel does not choose
+# a replica whose last INFO is older than five pings, and while the master is down an INFO
+# comes every second.
 _SENTINEL_PERIODS: Final = {
     "ask": "100",
     "info": "100",
@@ -22,7 +23,7 @@ _SENTINEL_PERIODS: Final = {
 
 
 def join_cluster(masters: Sequence[RedisServer], *replicas: RedisServer) -> None:
-    """Make a cluster of masters, and replicas of the first of them."""
+    """Form a cluster of `masters`; `replicas` follow the first of them."""
     first, nodes = masters[0], [*masters, *replicas]
     for number, node in enumerate(masters):
         ends = [16384 * each // len(masters) for each in (number, number + 1)]
@@ -43,8 +44,8 @@ def join_cluster(masters: Sequence[RedisServer], *replicas: RedisServer) -> None
 async def replicated(
     folder: Path, *, replicas: int = 1, options: dict[str, str] | None = None
 ) -> AsyncIterator[tuple[RedisServer, list[RedisServer]]]:
-    """Start a master and its replicas, which have followed when it is handed out."""
-    # It would wait five seconds for others to come along.
+    """Start a master and its replicas, and wait until they are in sync."""
+    # By default a master waits five seconds for further replicas.
     given = {"repl-diskless-sync-delay": "0", "repl-timeout": "5"} | (options or {})
     async with AsyncExitStack() as stack:
         master, *others = [
@@ -65,7 +66,7 @@ async def replicated(
 async def watched(
     folder: Path, master: RedisServer, *, replicas: int = 1
 ) -> AsyncIterator[list[RedisServer]]:
-    """Start three Sentinels, which know `master`, each other and the replicas as `main`."""
+    """Start three Sentinels that monitor `master` and its replicas as `main`."""
     async with AsyncExitStack() as stack:
         sentinels = [
             await stack.enter_async_context(
@@ -76,7 +77,7 @@ async def watched(
             for number in range(3)
         ]
         for each in sentinels:
-            # Those older than Redis 7 keep to their seconds.
+            # Sentinels before Redis 7 ignore this and use the defaults.
             for name, period in _SENTINEL_PERIODS.items():
                 each.command("SENTINEL", "DEBUG", f"{name}-period", period)
             monitored = ("main", master.host, str(master.port), "2")
@@ -88,15 +89,15 @@ async def watched(
                 each.command("SENTINEL", "SET", "main", name, value)
         for each in sentinels:
             for name, count in (("num-other-sentinels", 2), ("num-slaves", replicas)):
-                asked = ("SENTINEL", "MASTER", "main")
+                query = ("SENTINEL", "MASTER", "main")
                 found = f"{name}\n{count}"
-                await asyncio.to_thread(each.wait_until, found, *asked)
+                await asyncio.to_thread(each.wait_until, found, *query)
         yield sentinels
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """A slot on its way from one master to another, step by step as redis-cli does it."""
+class SlotMove:
+    """The move of a slot to another master, in the steps of redis-cli."""
 
     slot: str
     masters: Sequence[RedisServer]
@@ -105,17 +106,17 @@ class Move:
 
     @classmethod
     def of_slot(cls, slot: int, masters: Sequence[RedisServer]) -> Self:
-        """Move a slot to the master behind the one that has it."""
-        place = next(
+        """Return the move of `slot` to the master after its owner."""
+        index = next(
             number
             for number in range(len(masters))
             if slot < 16384 * (number + 1) // len(masters)
         )
-        target = masters[(place + 1) % len(masters)]
-        return cls(str(slot), masters, masters[place], target)
+        target = masters[(index + 1) % len(masters)]
+        return cls(str(slot), masters, masters[index], target)
 
     def begin(self) -> None:
-        """Tell both: from here on keys that are not there are asked for at the other."""
+        """Set the slot to importing and migrating, so that clients are redirected by key."""
         ids = {node: node.command("CLUSTER", "MYID") for node in self.masters}
         for node, word, other in (
             (self.target, "IMPORTING", self.source),
@@ -125,10 +126,10 @@ class Move:
             assert node.command(*words) == "+OK"
 
     def move_keys(self, pattern: str = "*") -> None:
-        """Move the keys that are there and match."""
+        """Move the keys of the slot that match."""
         count = self.source.command("CLUSTER", "COUNTKEYSINSLOT", self.slot)[1:]
-        asked = ("CLUSTER", "GETKEYSINSLOT", self.slot, count)
-        keys = self.source.command(*asked).splitlines()
+        query = ("CLUSTER", "GETKEYSINSLOT", self.slot, count)
+        keys = self.source.command(*query).splitlines()
         target = (self.target.host, str(self.target.port))
         for key in keys:
             if fnmatchcase(key, pattern):
@@ -136,7 +137,7 @@ class Move:
                 assert self.source.command(*words) in {"+OK", "+NOKEY"}
 
     def end(self) -> None:
-        """Move the rest, and tell all that it is there."""
+        """Move the remaining keys, and announce the new owner to all nodes."""
         while self.source.command("CLUSTER", "COUNTKEYSINSLOT", self.slot) != ":0":
             self.move_keys()
         owner = self.target.command("CLUSTER", "MYID")

@@ -1,4 +1,4 @@
-"""A private redis-server, in a folder and on a port of its own, for tests."""
+"""A private redis-server with its own folder and port, for tests."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from typing import Final, Self
 from tests.conftest import SLOW_FACTOR
 from tests.faults.suite.proxy import free_ports
 
-# What the servers of a run are: `TESTS_REDIS_SERVER=valkey-server`, or a path.
+# The program of the servers: `TESTS_REDIS_SERVER=valkey-server`, or a path.
 PROGRAM: Final = os.environ.get("TESTS_REDIS_SERVER", "redis-server")
 READY_WITHIN_S: Final = 10.0 * SLOW_FACTOR
 _ENDED_WITHIN_S: Final = 10.0 * SLOW_FACTOR
@@ -26,9 +26,9 @@ _PAUSE_S: Final = 0.02
 
 def free_port() -> int:
     """
-    Return a port that is free now, below the range of outgoing connections.
+    Return a free port below the range of outgoing connections.
 
-    So is the one 10,000 above, which a node of a cluster takes as well.
+    A node of a cluster also uses the port 10,000 above it.
     """
     while True:
         (port,) = free_ports(1)
@@ -38,10 +38,10 @@ def free_port() -> int:
 
 class RedisServer:
     """
-    One server. Make it with `start` or `started`; it may be ended and started again.
+    One server, which can be stopped and restarted. Use `start` or `started` to create it.
 
-    Nothing in it belongs to an event loop. `command`, `run`, `stop` and `kill` block for
-    some milliseconds; where the loop has to go on meanwhile, call them in a thread.
+    It does not depend on an event loop. `command`, `run`, `stop` and `kill` block for some
+    milliseconds; call them in a thread if the loop must run meanwhile.
     """
 
     program = PROGRAM
@@ -56,13 +56,13 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """Where it answers, database 0."""
+        """The URL of database 0."""
         return f"redis://{self.host}:{self.port}/0"
 
     @property
     def pid(self) -> int:
-        """The id of its process."""
-        assert self._process is not None, "it does not run"
+        """The process id."""
+        assert self._process is not None, "the server does not run"
         return self._process.pid
 
     @classmethod
@@ -77,14 +77,14 @@ class RedisServer:
         options: dict[str, str] | None = None,
     ) -> Iterator[Self]:
         """
-        Start a server and hand it out when it answers; kill it at the end.
+        Start a server, wait until it answers, and kill it at the end.
 
         Args:
-            folder: Where its files are, made if it is not there.
-            port: To be reached at; 0 = any that is free.
-            is_durable: Every write is on the disk before it is answered.
-            is_sentinel: It is a Sentinel, which keeps its own configuration.
-            options: More of redis.conf, by name.
+            folder: The folder of its files; it is created if it does not exist.
+            port: The port to listen on; 0 = any free port.
+            is_durable: Whether each write is synced to the disk before the reply.
+            is_sentinel: Whether it is a Sentinel, which writes its own configuration.
+            options: Further options of redis.conf.
 
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ class RedisServer:
         is_sentinel: bool = False,
         options: dict[str, str] | None = None,
     ) -> AsyncIterator[Self]:
-        """Do what `started` does, without holding the event loop up."""
+        """Do the same as `started` without blocking the event loop."""
         starting = cls.started(
             folder,
             port=port,
@@ -122,11 +122,11 @@ class RedisServer:
         finally:
             await asyncio.to_thread(starting.__exit__, None, None, None)
 
-    # --- its life
+    # --- lifecycle
 
     def run(self) -> None:
-        """Start it on its folder and port, and wait until it answers."""
-        assert self._process is None, "it runs already"
+        """Start the server and wait until it answers."""
+        assert self._process is None, "the server runs already"
         program = which(self.program)
         assert program, f"no {self.program}: install the package of that name"
         words = {
@@ -147,7 +147,7 @@ class RedisServer:
             arguments = [str(own), "--sentinel", *arguments]
         self._process = subprocess.Popen(
             [program, *arguments],
-            # Whoever waits for the end of our output must not wait for it.
+            # A reader of the output of the tests must not wait for the end of the server.
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -156,7 +156,7 @@ class RedisServer:
         self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
-        """Wait until it answers and has read its files."""
+        """Wait until the server answers and has loaded its files."""
         until_s = monotonic() + READY_WITHIN_S
         while True:
             try:
@@ -171,28 +171,28 @@ class RedisServer:
             sleep(_PAUSE_S)
 
     def log_tail(self) -> str:
-        """Return the end of its log."""
+        """Return the end of the server's log."""
         log = self.folder / "redis.log"
         return log.read_text()[-2000:] if log.exists() else "no log"
 
     def stop(self) -> None:
-        """End it in an orderly way (SIGTERM): what it keeps is on the disk."""
+        """Stop the server with SIGTERM; it writes its data to the disk first."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it as a power cut of its process would (SIGKILL). Harmless if it is ended."""
+        """Kill the server with SIGKILL; no effect if it does not run."""
         self._end(signal.SIGKILL)
 
     def restart(self, *, is_empty: bool = False) -> None:
-        """Start it again, after its end if need be; `is_empty`: its files are lost."""
+        """Kill and start the server; `is_empty` deletes its files in between."""
         self.kill()
         if is_empty:
-            self.lose_files()
+            self.delete_files()
         self.run()
 
-    def lose_files(self) -> None:
-        """Remove what it kept. It must not run."""
-        assert self._process is None, "it runs"
+    def delete_files(self) -> None:
+        """Delete the files of the server, which must not run."""
+        assert self._process is None, "the server runs"
         for path in sorted(self.folder.rglob("*"), reverse=True):
             if path.is_dir():
                 path.rmdir()
@@ -200,15 +200,15 @@ class RedisServer:
                 path.unlink()
 
     def pause(self) -> None:
-        """Freeze it: it takes connections and answers nothing (SIGSTOP)."""
+        """Freeze the server (SIGSTOP): the kernel accepts connections, but it never answers."""
         self._signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
-        """Let it go on after `pause`."""
+    def resume(self) -> None:
+        """Resume the server after `pause`."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None, "it does not run"
+        assert self._process is not None, "the server does not run"
         self._process.send_signal(number)
 
     def _end(self, number: signal.Signals) -> None:
@@ -219,17 +219,17 @@ class RedisServer:
         process.send_signal(signal.SIGCONT)  # it may be frozen
         process.wait(_ENDED_WITHIN_S)
 
-    # --- talking to it, past any client library
+    # --- commands, without a client library
 
     def wait_until(self, answer: str, *words: str) -> None:
-        """Wait until a command is answered with a text that holds `answer`."""
+        """Wait until the reply to a command contains `answer`."""
         until_s = monotonic() + READY_WITHIN_S
         while answer not in (found := self.command(*words)):
             assert monotonic() < until_s, found
             sleep(_PAUSE_S)
 
     def command(self, *words: str) -> str:
-        """Send one command and return its answer's raw lines; errors begin with `-`."""
+        """Send one command and return the lines of its reply; errors begin with `-`."""
         request = f"*{len(words)}\r\n" + "".join(
             f"${len(word.encode())}\r\n{word}\r\n" for word in words
         )
@@ -242,16 +242,16 @@ class RedisServer:
 
 
 class ValkeyServer(RedisServer):
-    """The same of Valkey, where that is installed."""
+    """A Valkey server."""
 
     program = "valkey-server"
 
 
 def _lines_of(answer: BufferedReader) -> Iterator[str]:
-    """Read one RESP answer: its scalars, one after the other, in plain."""
+    """Parse one RESP reply and yield its scalars as text."""
     line = answer.readline().decode().rstrip("\r\n")
     if not line:
-        message = "it hung up"
+        message = "the server closed the connection"
         raise ConnectionError(message)
     kind, rest = line[0], line[1:]
     if kind == "$" and int(rest) >= 0:

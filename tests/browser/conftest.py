@@ -16,9 +16,9 @@ from tests.browser.watched_page import WatchedPage, launch_chromium, opened_page
 from tests.integration.running import (
     RunningBridge,
     Worker,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 
 
@@ -68,7 +68,7 @@ async def running(broker: LocalNode) -> AsyncIterator[RunningBridge]:
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def worker(broker: LocalNode, running: RunningBridge) -> AsyncIterator[Worker]:
     """Return a worker of that bridge's exchange."""
-    async with working(broker, running.settings.namespace) as worker:
+    async with open_worker(broker, running.settings.namespace) as worker:
         yield worker
 
 

@@ -29,9 +29,9 @@ from tests.integration.running import (
     RunningBridge,
     Worker,
     open_windows,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 
 _PICTURES: Final = Path(__file__).parents[2] / "docs"
@@ -51,7 +51,7 @@ async def main(folder: Path) -> None:
         node = await stack.enter_async_context(LocalNode.start())
         settings = settings_for(node, "bridge", max_message_bytes="16KiB")
         running = await stack.enter_async_context(running_bridge(settings))
-        worker = await stack.enter_async_context(working(node, "bridge"))
+        worker = await stack.enter_async_context(open_worker(node, "bridge"))
         tokens = [running.token(user) for user in (*_USERS[:5], "ann")]
         url = running.listening.public_url
         await stack.enter_async_context(open_windows(url, tokens))

@@ -15,9 +15,9 @@ from tests.integration.running import (
     OPERATOR_TOKEN,
     RunningBridge,
     open_windows,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -88,7 +88,7 @@ async def test_the_overview_lives(
     await expect(page.locator(".health")).to_contain_text("RabbitMQ")
 
     async with (
-        working(broker, running.settings.namespace) as worker,
+        open_worker(broker, running.settings.namespace) as worker,
         open_windows(running.listening.public_url, [running.token("ann")]),
     ):
         for number in range(3):
@@ -233,7 +233,7 @@ async def test_after_a_restart_one_signs_in_and_goes_on_where_one_was(
 
         port = int(url.rpartition(":")[2])
         again = settings_for(broker, namespace, operator_port=port)
-        await stack.enter_async_context(running_bridge(again, waits=False))
+        await stack.enter_async_context(running_bridge(again, until_ready=False))
 
         await expect(console.page.locator("#why")).to_contain_text("restarted")
         await console.sign_in()

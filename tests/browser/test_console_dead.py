@@ -14,7 +14,7 @@ from tests.integration.running import (
     RunningBridge,
     Worker,
     open_windows,
-    working,
+    open_worker,
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -117,7 +117,7 @@ async def test_redriven_by_keyboard_it_reaches_its_user(
     tokens = [fragile.token("ann")]
     url = fragile.listening.public_url
     async with (
-        working(broker, fragile.settings.namespace) as worker,
+        open_worker(broker, fragile.settings.namespace) as worker,
         open_windows(url, tokens) as (ann,),
         opened_console(browser, fragile.listening.operator_url) as console,
     ):
@@ -149,7 +149,7 @@ async def test_discarded_by_keyboard_once_the_number_was_typed(
 ) -> None:
     """It cannot be undone: a slip of the finger discards nothing, Escape leaves."""
     async with (
-        working(broker, fragile.settings.namespace) as worker,
+        open_worker(broker, fragile.settings.namespace) as worker,
         opened_console(browser, fragile.listening.operator_url) as console,
     ):
         await kill(fragile, worker, "ann", b"1x", b"2x", b"3x")

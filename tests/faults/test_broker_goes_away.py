@@ -18,9 +18,9 @@ from tests.integration.running import (
     RunningBridge,
     Worker,
     open_windows,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 
 NUMBER = 300
@@ -61,7 +61,7 @@ async def traffic(
 
     async with (
         running_bridge(settings) as running,
-        working(node, namespace) as worker,
+        open_worker(node, namespace) as worker,
         open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
         asyncio.TaskGroup() as tasks,
     ):
@@ -115,7 +115,7 @@ async def test_the_queue_deleted_under_the_bridge_is_made_anew(
     queue = BrokerNames(namespace).inbound_queue()
     async with (
         running_bridge(settings) as running,
-        working(node, namespace) as worker,
+        open_worker(node, namespace) as worker,
         open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
     ):
         await worker.publish("ann", "before")
@@ -157,12 +157,12 @@ async def test_what_the_broker_takes_no_more_waits_and_the_reason_is_told(
     settings = settings_for(node, namespace)
     async with running_bridge(settings):
         pass  # declares; what is published now waits for the next one
-    async with working(node, namespace) as worker:
+    async with open_worker(node, namespace) as worker:
         await worker.publish("ann", body=b"{" + b"x" * 20_000)
         await worker.publish("ann", "behind it")
     await node.ctl("eval", limit.format(10_000))
 
-    async with running_bridge(settings, waits=False) as running:
+    async with running_bridge(settings, until_ready=False) as running:
         reason = "message size 20001 is larger than configured max size 10000"
         await eventually(lambda: reason in " ".join(running.bridge.unready_reasons()))
         await node.ctl("eval", limit.format(128 * 1024 * 1024))

@@ -15,9 +15,9 @@ from tests.integration.dead_letters import take_all
 from tests.integration.programs import environment, settings_for_program
 from tests.integration.running import (
     open_windows,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 
 DEATHS_MAX = 8
@@ -45,7 +45,7 @@ async def test_what_kills_the_process_is_set_aside_after_a_few_deaths(
     settings = settings_for(broker, namespace)
     async with running_bridge(settings):
         pass  # declares; what is published now waits for the next one
-    async with working(broker, namespace) as worker:
+    async with open_worker(broker, namespace) as worker:
         for number in range(40):
             user = "ann" if number < 20 else "bob"
             if number == 20:

@@ -26,9 +26,9 @@ from tests.integration.running import (
     SECRET,
     RunningBridge,
     Worker,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 from tests.redis_server import RedisServer
 
@@ -123,7 +123,7 @@ async def line(
                 inbox=f"redis://127.0.0.1:{port}/0",
             )
         ) as first,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
     ):
         yield Line(first, to_broker, to_store, server, store, worker)
 
@@ -274,7 +274,7 @@ async def test_a_bridge_that_was_frozen_stores_nothing_late(
             broker, namespace, server, folder=tmp_path, mutant=mutant
         ) as (process, to_broker),
         running_bridge(settings_for(broker, namespace, inbox=server.url)),
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
     ):
         await publish(worker, 1, 2)
         await store.comes_to(1, 2)

@@ -24,8 +24,8 @@ from bridge.inbox.sqlite.migration_source import SqliteSource
 from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually
 from tests.inbox_files import Filling, fill
-from tests.redis_bridges import RETENTION, Bridge, bridge_on, of_each
-from tests.redis_fleet_servers import Move, join_cluster
+from tests.redis_bridges import RETENTION, BridgeInbox, bridge_on, of_each
+from tests.redis_fleet_servers import SlotMove, join_cluster
 from tests.redis_server import RedisServer
 
 TAG = 7
@@ -46,7 +46,7 @@ class Cluster:
 
     def bridge(
         self, timing: RedisTiming = DEFAULT_TIMING
-    ) -> AbstractAsyncContextManager[Bridge]:
+    ) -> AbstractAsyncContextManager[BridgeInbox]:
         """Open a bridge on it."""
         return bridge_on(self.url, namespace=self.namespace, timing=timing)
 
@@ -79,7 +79,9 @@ def users_of(tag: int, count: int) -> list[str]:
 
 
 @asynccontextmanager
-async def appended_to(bridge: Bridge, users: Sequence[str]) -> AsyncIterator[list[int]]:
+async def appended_to(
+    bridge: BridgeInbox, users: Sequence[str]
+) -> AsyncIterator[list[int]]:
     """Append number after number to all of them; each batch is on its way until it is in."""
     numbers: list[int] = []
     is_over = asyncio.Event()
@@ -98,7 +100,7 @@ async def appended_to(bridge: Bridge, users: Sequence[str]) -> AsyncIterator[lis
             is_over.set()
 
 
-async def texts_in_the_end(bridge: Bridge, user: str) -> list[bytes]:
+async def texts_in_the_end(bridge: BridgeInbox, user: str) -> list[bytes]:
     """Read all that is kept, when the bridge has found out where."""
     found: list[bytes] = []
 
@@ -121,7 +123,7 @@ async def test_a_slot_may_move_while_a_bridge_works(cluster: Cluster) -> None:
     """
     moving, staying = users_of(TAG, 4), users_of(TAG + 100, 2)
     users = [*moving, *staying]
-    move = Move.of_slot(slot_of_tag(tag_names()[TAG]), cluster.masters)
+    move = SlotMove.of_slot(slot_of_tag(tag_names()[TAG]), cluster.masters)
     async with cluster.bridge() as bridge, cluster.bridge() as other:
         for user in users:
             await other.inbox.follow(user)
@@ -146,7 +148,7 @@ async def test_a_slot_may_move_while_a_bridge_works(cluster: Cluster) -> None:
             heard = [each.offset for each in other.fed if each.message.user == user]
             assert heard == sorted(set(heard))
         await eventually(
-            lambda: {other.heard(user)[-1] for user in users} == {wanted[-1]}
+            lambda: {other.received(user)[-1] for user in users} == {wanted[-1]}
         )
         assert bridge.renewed == other.renewed == []
 
@@ -157,7 +159,7 @@ async def test_a_bridge_that_only_listens_hears_of_a_slot_that_moved(
     """It sends no commands that could get MOVED; the old master ends its subscriptions."""
     timing = RedisTiming(discovery_interval_s=600.0)
     (user,) = users_of(TAG + 1, 1)
-    move = Move.of_slot(slot_of_tag(tag_names()[TAG + 1]), cluster.masters)
+    move = SlotMove.of_slot(slot_of_tag(tag_names()[TAG + 1]), cluster.masters)
     async with cluster.bridge(timing) as listening:
         await listening.inbox.follow(user)
         await asyncio.to_thread(move.begin)
@@ -166,7 +168,7 @@ async def test_a_bridge_that_only_listens_hears_of_a_slot_that_moved(
         async with cluster.bridge() as bridge:
             await bridge.append(of_each([user], b"1"))
 
-        await eventually(lambda: listening.heard(user) == [b"1"])
+        await eventually(lambda: listening.received(user) == [b"1"])
 
 
 # --- carried into

@@ -31,7 +31,7 @@ async def test_acked_messages_survive_a_kill(tmp_path: Path) -> None:
         assert await bridge.texts("ann") == [b"1", b"3"]
         assert (await bridge.inbox.state("ann")).epoch == before.epoch
         assert bridge.renewed == []
-        await eventually(lambda: bridge.heard("ann") == [b"1", b"3"])
+        await eventually(lambda: bridge.received("ann") == [b"1", b"3"])
 
 
 @pytest.mark.parametrize("is_durable", [True, False])
@@ -69,7 +69,7 @@ async def test_a_store_that_is_flushed_has_a_new_epoch(
         assert await bridge.append(messages("ann", b"2")) == [1]
 
         await eventually(lambda: bridge.renewed == ["ann"])
-        await eventually(lambda: bridge.heard("ann") == [b"1", b"2"])
+        await eventually(lambda: bridge.received("ann") == [b"1", b"2"])
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ async def test_a_batch_without_a_reply_is_stored_once_and_in_order(
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(bridge.inbox.append(batch), 0.2)
         finally:
-            server.go_on()
+            server.resume()
 
         assert await bridge.append(batch) == [2, 3, 1]
         assert await bridge.append(messages("ann", b"4")) == [4]
@@ -171,7 +171,7 @@ async def test_the_newest_message_missed_by_the_feed_is_handed_over(
     ):
         await far.inbox.follow("ann")
         await near.append(messages("ann", b"1"))
-        await eventually(lambda: far.heard("ann") == [b"1"])
+        await eventually(lambda: far.received("ann") == [b"1"])
 
         proxy.refuse()
         proxy.cut()
@@ -179,7 +179,7 @@ async def test_the_newest_message_missed_by_the_feed_is_handed_over(
         await near.append(messages("ann", b"3"))
         proxy.mend()
 
-        await eventually(lambda: far.heard("ann") == [b"1", b"3"])
+        await eventually(lambda: far.received("ann") == [b"1", b"3"])
         assert far.fed[-1].offset == 3
 
 
@@ -300,7 +300,7 @@ async def test_a_cluster_that_loses_a_master_waits_for_its_replica(
         assert set(offsets) == {2}
         for user in users:
             assert await bridge.texts(user) == [b"1", b"2"]
-        await eventually(lambda: all(bridge.heard(u)[-1] == b"2" for u in users))
+        await eventually(lambda: all(bridge.received(u)[-1] == b"2" for u in users))
         # Users of the lost master have a new epoch: its replica may lack messages.
         assert 0 < len(bridge.renewed) < len(users)
 

@@ -20,7 +20,7 @@ from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.programs import environment
-from tests.integration.running import SECRET, Worker, working
+from tests.integration.running import SECRET, Worker, open_worker
 from tests.redis_server import RedisServer
 
 USERS = [f"user{number}" for number in range(16)]
@@ -139,7 +139,7 @@ async def test_kills_while_the_number_of_shards_changes_lose_and_reorder_nothing
     await migration.ensure()
     for _ in range(3):
         await fleet.start(1)
-    async with working(broker, namespace) as worker, publishing(worker, sent):
+    async with open_worker(broker, namespace) as worker, publishing(worker, sent):
         await eventually(lambda: len(fleet.stored()) > 100, within_s=30)
         layout = await migration.change(4)
         await fleet.kill(fleet.busiest())

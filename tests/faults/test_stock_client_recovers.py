@@ -12,7 +12,7 @@ from tests.integration.programs import (
     settings_for_program,
     token_for,
 )
-from tests.integration.running import working
+from tests.integration.running import open_worker
 from tests.integration.sockets.js_pages import open_pages
 
 
@@ -29,7 +29,7 @@ async def test_500_messages_missed_over_a_kill_arrive_once_and_in_order(
     store = f"sqlite:{tmp_path / 'inbox.sqlite3'}"
     settings = settings_for_program(broker, namespace, inbox=store)
     token = await token_for("ann", **settings)
-    async with open_pages() as pages, working(broker, namespace) as worker:
+    async with open_pages() as pages, open_worker(broker, namespace) as worker:
         async with program(broker, namespace, inbox=store) as first:
             port = first.port
             await pages.connected(

@@ -31,9 +31,9 @@ from tests.integration.programs import command, ended, settings_for_program, sta
 from tests.integration.running import (
     RunningBridge,
     open_windows,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 
 Trouble = Callable[[Path], AbstractAsyncContextManager[None]]
@@ -100,11 +100,11 @@ async def test_it_waits_unready_takes_nothing_and_goes_on_by_itself(
     settings = settings_for(broker, namespace, inbox=f"sqlite:{file}")
     async with running_bridge(settings_for(broker, namespace)):
         pass  # declares; what is published now waits for the next one
-    async with working(broker, namespace) as worker:
+    async with open_worker(broker, namespace) as worker:
         await worker.publish("ann", "waited")
     async with AsyncExitStack() as troubles:
         await troubles.enter_async_context(trouble(file))
-        async with running_bridge(settings, waits=False) as running:
+        async with running_bridge(settings, until_ready=False) as running:
             assert sentence in await unready(running.listening.operator_url)
             assert not running.bridge.components.intake.is_consuming
             await a_window_is_told_to_come_again(running)

@@ -1,4 +1,4 @@
-"""Logs as in production: JSON, every level, through the one handler that masks secrets."""
+"""Logs of integration tests: JSON, as in production, at every level."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from bridge.logging import configure_logs
 
 @pytest.fixture(autouse=True, scope="session")
 def production_logs() -> None:
-    """Without it structlog renders tracebacks with rich, which reads files in the loop."""
+    """Configure logs: structlog's default renders tracebacks with files read in the loop."""
     configure_logs(level="debug", log_format="json")

@@ -1,4 +1,4 @@
-"""Reading the dead letter queue byte by byte, as an operator's tool would."""
+"""Consuming a queue of dead letters in tests."""
 
 from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
 from bridge.amqp.frame_reader import DeliveryReader
@@ -8,26 +8,26 @@ from tests.conftest import eventually
 
 
 async def take_all(broker: LocalNode, queue: str) -> list[Delivery]:
-    """Take all that is ready in `queue`, in its order, and ack it."""
+    """Consume and ack all ready messages of `queue`, in order."""
     connection = await open_connection(
         BrokerAddress((broker.url,)), purpose=Purpose.CHECK, reader=DeliveryReader
     )
-    come: list[Delivery] = []
+    received: list[Delivery] = []
     found: list[Delivery] = []
     try:
         channel = await connection.open_channel(confirms=False)
-        connection.reader.subscribe(channel.number, queue, come.extend)
+        connection.reader.subscribe(channel.number, queue, received.extend)
         count = (await channel.queue_declare(queue, passive=True)).message_count or 0
 
         async def never_called(_message: object) -> None: ...
 
         await channel.basic_consume(queue, never_called)
-        # As they come: a quorum queue hands out no more than 2,000 before an ack.
+        # A quorum queue delivers at most 2,000 messages before an ack.
         while len(found) < count:
-            await eventually(lambda: come, within_s=60)
-            found += come
-            come.clear()
+            await eventually(lambda: received, within_s=60)
+            found += received
+            received.clear()
             await channel.basic_ack(found[-1].tag, multiple=True)
     finally:
         await connection.leave()
-    return found  # what came since is given back to the queue
+    return found  # later messages are requeued when the connection closes

@@ -1,7 +1,7 @@
 """
-Two tests that never end, with all kinds of processes that tests start.
+Two tests that never end, with every kind of process that tests start.
 
-Not collected by itself: test_interrupted_runs.py has it run, and interrupts it.
+Pytest does not collect this file: test_interrupted_runs.py runs and interrupts it.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ READY = "GUARDED_RUN_READY"
 
 
 async def test_servers(tmp_path: Path) -> None:
-    """Redis, one of two frozen, and a keeper, as RabbitMQ, HAProxy and nginx have."""
+    """Start a frozen and a running Redis, and a keeper of processes."""
     async with (
         RedisServer.start(tmp_path / "1") as frozen,
         RedisServer.start(tmp_path / "2"),
@@ -27,18 +27,18 @@ async def test_servers(tmp_path: Path) -> None:
     ):
         await kept.start("kept", ["sleep", "600"], {})
         frozen.pause()
-        await _tell_and_stay("servers")
+        await _report_and_wait("servers")
 
 
 async def test_pages() -> None:
-    """A browser with a page, and clients in Node."""
+    """Start a browser with a page, and clients in Node."""
     async with async_playwright() as playwright, open_pages():
         browser = await launch_chromium(playwright)
         await browser.new_page()
-        await _tell_and_stay("pages")
+        await _report_and_wait("pages")
 
 
-async def _tell_and_stay(name: str) -> None:
+async def _report_and_wait(name: str) -> None:
     draft = Path(os.environ[READY]).with_name(name)
     draft.write_text(str(os.getpid()))
     draft.rename(Path(os.environ[READY], name))

@@ -1,4 +1,4 @@
-"""`bridge` as its users run it: a process of its own, its output, its exit code."""
+"""Runs `bridge` as a separate process, with its output and exit code."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ LIMIT_S = 30 * SLOW_FACTOR
 
 @dataclass
 class Result:
-    """What a command left."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -51,7 +51,7 @@ async def start(*arguments: str, **settings: str) -> Process:
 
 
 async def command(*arguments: str, stdin: str = "", **settings: str) -> Result:
-    """Run a command to its end."""
+    """Run a command and wait for its end."""
     process = await start(*arguments, **settings)
     async with asyncio.timeout(LIMIT_S):
         out, err = await process.communicate(stdin.encode())
@@ -60,13 +60,13 @@ async def command(*arguments: str, stdin: str = "", **settings: str) -> Result:
 
 
 async def token_for(user: str, **settings: str) -> str:
-    """Sign a token with the command."""
+    """Sign a token with `bridge token`."""
     return (await command("token", user, **settings)).out.strip()
 
 
 @dataclass
 class RunningProgram:
-    """`bridge run` in a process of its own."""
+    """A running `bridge run`."""
 
     process: Process
     public_url: str
@@ -74,21 +74,21 @@ class RunningProgram:
 
     @property
     def port(self) -> str:
-        """Where windows come in: the next program may be told to be there."""
+        """The public port, which a later process may use again."""
         return self.public_url.rpartition(":")[2]
 
     async def logged(self, event: str) -> dict[str, object]:
-        """Wait for a line of its log and return it."""
+        """Wait for an event in its log and return the line."""
         assert self.process.stderr is not None
         async with asyncio.timeout(LIMIT_S):
             while line := await self.process.stderr.readline():
                 fields: dict[str, object] = orjson.loads(line)
                 if fields["event"] == event:
                     return fields
-        pytest.fail(f"the program ended without {event}")
+        pytest.fail(f"the log ended without {event}")
 
     async def ended(self) -> int:
-        """Wait for its end and return its exit code."""
+        """Wait for the end of the process and return its exit code."""
         return await ended(self.process)
 
 

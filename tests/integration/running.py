@@ -1,4 +1,4 @@
-"""A whole bridge against a real broker, a worker to publish, and windows to watch."""
+"""A whole bridge with a real broker, a worker that publishes, and windows."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -26,8 +26,8 @@ OPERATOR_TOKEN = "operator-token-of-the-tests"
 
 
 def settings_for(broker: LocalNode, namespace: str, **changes: object) -> Settings:
-    """Return settings with free ports and this test's names."""
-    given: dict[str, object] = {
+    """Return settings with free ports and the namespace of a test."""
+    defaults: dict[str, object] = {
         "amqp_url": broker.url,
         "namespace": namespace,
         "port": 0,
@@ -38,12 +38,12 @@ def settings_for(broker: LocalNode, namespace: str, **changes: object) -> Settin
         "retry_delays": "50ms,50ms",
         "drain_timeout": "5s",
     }
-    return load_settings(given | changes)
+    return load_settings(defaults | changes)
 
 
 @dataclass
 class RunningBridge:
-    """A bridge that listens, and what a test asks of it."""
+    """A bridge whose ports are open."""
 
     bridge: Bridge
     listening: Listening
@@ -51,31 +51,31 @@ class RunningBridge:
 
     @property
     def settings(self) -> Settings:
-        """What it runs with."""
+        """The current settings."""
         return self.bridge.settings
 
     def token(self, user: str) -> str:
-        """Sign a token that it accepts."""
+        """Sign a token that the bridge accepts."""
         return signed_token(self.settings, user, ttl_s=300)
 
     def sample(self, name: str, **labels: str) -> float:
-        """Read one of its metrics; 0 if it was never touched."""
+        """Return the value of a metric; 0 if it has none yet."""
         return (
             self.bridge.components.metrics.registry.get_sample_value(name, labels) or 0
         )
 
     def settled(self, outcome: str, reason: str = "") -> float:
-        """Return how many deliveries ended that way."""
+        """Return how many deliveries were settled with this outcome."""
         name = "bridge_deliveries_settled_total"
         return self.sample(name, outcome=outcome, reason=reason)
 
 
 @asynccontextmanager
 async def running_bridge(
-    settings: Settings, *, waits: bool = True
+    settings: Settings, *, until_ready: bool = True
 ) -> AsyncIterator[RunningBridge]:
-    """Run a bridge in this process; ready when entered, unless `waits` is false."""
-    # Built before there is a loop, in real life: it reads files.
+    """Run a bridge in this process, and wait until it is ready if `until_ready`."""
+    # In production the bridge is built before the loop runs, because it reads files.
     bridge = await asyncio.to_thread(Bridge, settings)
     stop = asyncio.Event()
     listening: asyncio.Future[Listening] = asyncio.get_running_loop().create_future()
@@ -85,8 +85,8 @@ async def running_bridge(
         )
         await eventually(lambda: running.done() or listening.done())
         if running.done():
-            running.result()  # raises what kept it from starting
-        if waits:
+            running.result()  # raises the error of the start
+        if until_ready:
             await eventually(lambda: not bridge.unready_reasons(), within_s=20)
         try:
             yield RunningBridge(bridge, listening.result(), stop)
@@ -97,7 +97,7 @@ async def running_bridge(
 async def post(
     running: RunningBridge, body: bytes, *, token: str | None = OPERATOR_TOKEN
 ) -> tuple[int, dict[str, object], dict[str, str]]:
-    """Post to the publishing door; status, decoded body, headers."""
+    """Publish over HTTP; return status, decoded body and headers."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     async with (
         aiohttp.ClientSession() as session,
@@ -114,7 +114,7 @@ async def post(
 
 @dataclass
 class Worker:
-    """Publishes as a worker does, with confirms, any bytes it likes."""
+    """Publishes like a worker, with confirms; it may publish invalid messages."""
 
     publisher: Publisher
     exchange: str
@@ -127,7 +127,7 @@ class Worker:
         body: bytes | None = None,
         properties: Properties | None = None,
     ) -> None:
-        """Publish one message; `body` goes out as it is, `data` as JSON."""
+        """Publish one message: `body` unchanged, or `data` as JSON."""
         key = user.encode() if isinstance(user, str) else user
         await self.publisher.publish(
             self.exchange,
@@ -138,8 +138,8 @@ class Worker:
 
 
 @asynccontextmanager
-async def working(broker: LocalNode, namespace: str) -> AsyncIterator[Worker]:
-    """Connect a worker."""
+async def open_worker(broker: LocalNode, namespace: str) -> AsyncIterator[Worker]:
+    """Connect a worker of this namespace."""
     names = BrokerNames(namespace)
     publisher = Publisher(BrokerAddress((broker.url,)), names, metrics=Metrics())
     async with asyncio.TaskGroup() as tasks:
@@ -151,9 +151,9 @@ async def working(broker: LocalNode, namespace: str) -> AsyncIterator[Worker]:
 @dataclass
 class RawWindow:
     """
-    A page without a library: one websocket, engine.io and socket.io by hand.
+    A page without a client library: one WebSocket with hand-written packets.
 
-    Cheap enough for hundreds in a test. `events` holds what came, as decoded lists.
+    It is cheap enough for hundreds in a test. `events` has the received events as lists.
     """
 
     websocket: aiohttp.ClientWebSocketResponse
@@ -161,7 +161,7 @@ class RawWindow:
     refusal: dict[str, object] | None = None
 
     async def read(self) -> None:
-        """Take what comes until the bridge closes."""
+        """Receive events until the bridge closes the connection."""
         async for message in self.websocket:
             packet: str = message.data
             if packet == "2":
@@ -172,12 +172,12 @@ class RawWindow:
                 self.refusal = orjson.loads(packet[2:])
 
     def data(self, event: str = "message") -> list[object]:
-        """Return the data of all messages of that event, in the order they came."""
+        """Return the data of all events with this name, in order."""
         return [args[1] for args in self.events if args[0] == event]
 
     @property
     def is_synced(self) -> bool:
-        """Whether its replay is over."""
+        """Whether its replay has ended."""
         return bool(self.data("bridge:sync"))
 
 
@@ -185,10 +185,12 @@ class RawWindow:
 async def open_windows(
     url: str, tokens: list[str], *, until: Callable[[RawWindow], bool] | None = None
 ) -> AsyncIterator[list[RawWindow]]:
-    """Connect a window for each token, all of them synced when entered."""
-    is_there = until or (lambda window: window.is_synced)
+    """Connect a window for each token, and wait until all are synced."""
+    is_done = until or (lambda window: window.is_synced)
     target = f"{url}/socket.io/?EIO=4&transport=websocket"
-    connector = aiohttp.TCPConnector(limit=0)  # 100 by default; the next one waits
+    connector = aiohttp.TCPConnector(
+        limit=0
+    )  # the default of 100 connections would block
     async with (
         aiohttp.ClientSession(connector=connector) as session,
         asyncio.TaskGroup() as tasks,
@@ -200,7 +202,7 @@ async def open_windows(
             window = RawWindow(websocket)
             tasks.create_task(window.read(), name="window")
             windows.append(window)
-        await eventually(lambda: all(map(is_there, windows)))
+        await eventually(lambda: all(map(is_done, windows)))
         try:
             yield windows
         finally:

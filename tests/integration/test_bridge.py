@@ -1,4 +1,4 @@
-"""The whole bridge against a real RabbitMQ: from an exchange to every window of a user."""
+"""A whole bridge with a real RabbitMQ: from the exchange to every window of a user."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -24,38 +24,38 @@ from tests.integration.dead_letters import take_all
 from tests.integration.running import (
     Worker,
     open_windows,
+    open_worker,
     post,
     running_bridge,
     settings_for,
-    working,
 )
 
 
 @pytest.fixture
 async def worker(broker: LocalNode, namespace: str) -> AsyncIterator[Worker]:
-    """A worker of this test's exchange. It publishes once a bridge has declared it."""
-    async with working(broker, namespace) as worker:
+    """Connect a worker that publishes to the exchange of this test."""
+    async with open_worker(broker, namespace) as worker:
         yield worker
 
 
 async def dead_letters(
     broker: LocalNode, namespace: str, number: int
 ) -> list[Delivery]:
-    """Wait for that many dead letters and return them, oldest first."""
+    """Wait for `number` dead letters and return them, oldest first."""
     found: list[Delivery] = []
 
-    async def are_there() -> bool:
+    async def have_arrived() -> bool:
         found.extend(await take_all(broker, BrokerNames(namespace).dead))
         return len(found) >= number
 
-    await eventually(are_there)
+    await eventually(have_arrived)
     return found
 
 
-async def test_a_message_reaches_every_window_of_its_user_and_nobody_else(
+async def test_a_message_reaches_all_windows_of_its_user_only(
     broker: LocalNode, namespace: str, worker: Worker
 ) -> None:
-    """The main job."""
+    """This is the purpose of bridge."""
     async with running_bridge(settings_for(broker, namespace)) as running:
         tokens = [running.token(user) for user in ("ann", "ann", "bob")]
         async with open_windows(running.listening.public_url, tokens) as windows:
@@ -73,7 +73,7 @@ async def test_a_message_reaches_every_window_of_its_user_and_nobody_else(
 async def test_20_000_messages_for_200_users_arrive_once_each_and_in_order(
     broker: LocalNode, namespace: str, worker: Worker
 ) -> None:
-    """Nothing lost, nothing twice, order per user, under a load that makes batches."""
+    """Nothing is lost, repeated or reordered under a load that fills batches."""
     users = [f"user-{number}" for number in range(200)]
     async with running_bridge(settings_for(broker, namespace)) as running:
         tokens = [running.token(user) for user in users]
@@ -123,7 +123,7 @@ async def test_20_000_messages_for_200_users_arrive_once_each_and_in_order(
         ),
     ],
 )
-async def test_bad_input_is_set_aside_untouched_with_its_reason_and_harms_nobody(
+async def test_bad_input_is_dead_lettered_unchanged_with_its_reason(
     broker: LocalNode,
     namespace: str,
     worker: Worker,
@@ -132,7 +132,7 @@ async def test_bad_input_is_set_aside_untouched_with_its_reason_and_harms_nobody
     properties: dict[str, bytes],
     reason: str,
 ) -> None:
-    """One bad message never stops, delays or drags along its neighbours."""
+    """A bad message neither stops nor delays the messages around it."""
     sent = Properties(
         **properties, app_id=b"\xff\x00app", headers=render_table({"mine": b"\xfe"})
     )
@@ -142,10 +142,10 @@ async def test_bad_input_is_set_aside_untouched_with_its_reason_and_harms_nobody
     async with (
         running_bridge(settings) as running,
         open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
-        open_raw(broker.url) as stranger,
+        open_raw(broker.url) as producer,
     ):
         await worker.publish("ann", "before")
-        await stranger.publish(
+        await producer.publish(
             BrokerNames(namespace).messages,
             user,
             body=body,
@@ -170,10 +170,10 @@ async def test_bad_input_is_set_aside_untouched_with_its_reason_and_harms_nobody
         assert origin == BrokerNames(namespace).inbound_queue().encode()
 
 
-async def test_a_dead_letter_does_not_expire_where_it_is_set_aside(
+async def test_a_dead_letter_does_not_expire(
     broker: LocalNode, namespace: str, worker: Worker
 ) -> None:
-    """Its `expiration` moves to a header, or the broker would drop the dead letter."""
+    """Its `expiration` moves to a header, because the broker would drop the dead letter."""
     async with running_bridge(settings_for(broker, namespace)):
         await worker.publish("ann", body=b"{", properties=Properties(expiration=b"500"))
         (letter,) = await dead_letters(broker, namespace, 1)
@@ -182,10 +182,10 @@ async def test_a_dead_letter_does_not_expire_where_it_is_set_aside(
     assert header_bytes(letter.properties.headers, Header.EXPIRATION) == b"500"
 
 
-async def test_headers_that_fill_a_frame_do_not_keep_a_dead_letter_from_being_written(
+async def test_headers_that_fill_a_frame_do_not_prevent_a_dead_letter(
     broker: LocalNode, namespace: str, worker: Worker
 ) -> None:
-    """With ours on top they would not fit into one frame, and the broker would hang up."""
+    """With the added headers they exceed a frame, and the broker would close the connection."""
     huge = Properties(headers=render_table({"huge": b"x" * 130_900}))
     async with running_bridge(settings_for(broker, namespace)) as running:
         await worker.publish("ann", body=b"{", properties=huge)
@@ -197,15 +197,15 @@ async def test_headers_that_fill_a_frame_do_not_keep_a_dead_letter_from_being_wr
     assert lost == 0
 
 
-async def test_what_expired_is_not_delivered_but_counted(
+async def test_expired_messages_are_not_delivered_but_counted(
     broker: LocalNode, namespace: str, worker: Worker
 ) -> None:
-    """A window that comes too late is told that something is gone."""
+    """A window that connects too late is notified of the gap."""
     async with running_bridge(settings_for(broker, namespace)) as running:
         await worker.publish("ann", "late", properties=Properties(expiration=b"300"))
         await worker.publish("ann", "good")
         await eventually(lambda: running.settled("stored") == 2)
-        await asyncio.sleep(0.35)  # the time that the message is given
+        await asyncio.sleep(0.35)  # the expiration of the message
         url = running.listening.public_url
         async with open_windows(url, [running.token("ann")]) as (ann,):
             assert ann.data() == ["good"]
@@ -215,13 +215,13 @@ async def test_what_expired_is_not_delivered_but_counted(
         assert running.sample("bridge_left_out_total") == 1
 
 
-async def test_what_the_store_refuses_is_tried_again_and_then_set_aside(
+async def test_a_message_that_cannot_be_stored_is_retried_and_dead_lettered(
     broker: LocalNode,
     namespace: str,
     worker: Worker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A bug in the way of one message costs that message, with its reason, no other."""
+    """A bug that affects one message costs only that message."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
         open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
@@ -230,8 +230,8 @@ async def test_what_the_store_refuses_is_tried_again_and_then_set_aside(
 
         async def refuse_poison(messages: Sequence[Message]) -> list[int | None]:
             if any(message.data == b'"poison"' for message in messages):
-                problem = "no poison here"
-                raise ZeroDivisionError(problem)
+                text = "poison"
+                raise ZeroDivisionError(text)
             return await append(messages)
 
         monkeypatch.setattr(running.bridge.components.inbox, "append", refuse_poison)
@@ -245,15 +245,14 @@ async def test_what_the_store_refuses_is_tried_again_and_then_set_aside(
         assert header_bytes(table, Header.REASON) == b"attempts_exhausted"
         assert header_int(table, Header.ATTEMPT) == 3
         assert (
-            header_bytes(table, Header.ERROR)
-            == b"attempt 3: ZeroDivisionError: no poison here"
+            header_bytes(table, Header.ERROR) == b"attempt 3: ZeroDivisionError: poison"
         )
 
 
 async def test_the_same_message_id_is_stored_once_within_the_window(
     broker: LocalNode, namespace: str, worker: Worker
 ) -> None:
-    """A worker that is not sure may publish again."""
+    """A worker that received no confirm can publish again."""
     once = Properties(message_id=b"order-1")
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
@@ -270,7 +269,7 @@ async def test_the_same_message_id_is_stored_once_within_the_window(
 async def test_text_plain_arrives_as_a_string(
     broker: LocalNode, namespace: str, worker: Worker
 ) -> None:
-    """The smallest producer does not even need JSON."""
+    """A producer needs no JSON."""
     text = Properties(content_type=b"text/plain; charset=utf-8")
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
@@ -282,13 +281,13 @@ async def test_text_plain_arrives_as_a_string(
         assert ann.data() == ['he said "hé"']
 
 
-# --- contracts of events ------------------------------------------------------------
+# --- schemas of events --------------------------------------------------------------
 
 
-async def test_data_against_its_schema_becomes_a_dead_letter_and_neighbours_pass(
+async def test_data_that_breaks_its_schema_is_dead_lettered(
     broker: LocalNode, namespace: str, worker: Worker, tmp_path: Path
 ) -> None:
-    """With pointer and rule; and a set of schemas is replaced whole, or not at all."""
+    """The dead letter names place and rule. A reload replaces all schemas or none."""
     file = tmp_path / "message.json"
     file.write_text('{"properties": {"n": {"type": "integer"}}}')
     settings = settings_for(broker, namespace, schemas=str(tmp_path))
@@ -321,18 +320,18 @@ async def test_data_against_its_schema_becomes_a_dead_letter_and_neighbours_pass
             await eventually(lambda: {"n": "5"} in ann.data())
 
 
-async def test_a_bridge_that_leaves_opens_no_session_while_it_settles(
+async def test_a_draining_bridge_opens_no_sessions_while_it_settles(
     broker: LocalNode, namespace: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who came in would have to go once more; who is there is served to the last."""
+    """A new window would have to reconnect soon; existing windows get their messages."""
     async with running_bridge(settings_for(broker, namespace)) as running:
         url = running.listening.public_url
         async with open_windows(url, [running.token("ann")]) as (window,):
             append = running.bridge.components.inbox.append
-            goes_on = asyncio.Event()
+            is_released = asyncio.Event()
 
             async def append_late(messages: Sequence[Message]) -> list[int | None]:
-                await goes_on.wait()
+                await is_released.wait()
                 return await append(messages)
 
             monkeypatch.setattr(running.bridge.components.inbox, "append", append_late)
@@ -345,6 +344,6 @@ async def test_a_bridge_that_leaves_opens_no_session_while_it_settles(
             async with aiohttp.ClientSession() as web, web.get(opening) as answer:
                 assert answer.status == 503
 
-            goes_on.set()
+            is_released.set()
             await eventually(lambda: window.data("bridge:closing"))
             assert window.data() == ["late"]

@@ -7,9 +7,9 @@ from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.running import (
     open_windows,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 from tests.redis_server import RedisServer
 
@@ -25,7 +25,7 @@ async def test_windows_on_two_bridges_get_every_message_in_order(
         async with (
             running_bridge(settings) as one,
             running_bridge(settings) as other,
-            working(broker, namespace) as worker,
+            open_worker(broker, namespace) as worker,
             open_windows(one.listening.public_url, [one.token("ann")]) as near,
             open_windows(other.listening.public_url, [one.token("ann")]) as far,
         ):
@@ -66,7 +66,7 @@ async def test_both_bridges_close_their_windows_when_redis_lost_its_data(
             await asyncio.to_thread(server.kill)
             await eventually(one.bridge.unready_reasons)
             await eventually(other.bridge.unready_reasons)
-            server.lose_files()
+            server.delete_files()
             await asyncio.to_thread(server.run)
 
             def are_closed() -> bool:

@@ -1,4 +1,4 @@
-"""The other commands as their users run them: output and exit codes."""
+"""Output and exit codes of the commands besides `run`."""
 
 import asyncio
 import signal
@@ -49,7 +49,7 @@ async def test_check_reports_ok_or_a_fix(broker: LocalNode, namespace: str) -> N
 
 
 async def test_config_shows_every_setting_and_no_secret() -> None:
-    """What an operator may paste into a ticket."""
+    """Operators copy the output into tickets."""
     result = await command(
         "config",
         "--json",
@@ -66,8 +66,10 @@ async def test_config_shows_every_setting_and_no_secret() -> None:
     assert "topsecret" not in result.out
 
 
-async def test_publish_and_tail_meet(broker: LocalNode, namespace: str) -> None:
-    """From a shell to a window in a terminal: one, many from stdin, whole lines."""
+async def test_tail_prints_published_messages(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Messages come from arguments, from stdin, and from lines with their own user."""
     settings = settings_for_program(broker, namespace)
     async with program(broker, namespace) as running:
         tail = await start(
@@ -89,9 +91,9 @@ async def test_publish_and_tail_meet(broker: LocalNode, namespace: str) -> None:
         finally:
             tail.send_signal(signal.SIGINT)
             async with asyncio.timeout(LIMIT_S):
-                _, told = await tail.communicate()
+                _, talk = await tail.communicate()
 
-    assert told.decode() == "disconnected: client disconnect\n"  # and no traceback
+    assert talk.decode() == "disconnected: client disconnect\n"  # and no traceback
     assert [(line["event"], line["data"]) for line in lines] == [
         ("message", {"text": "hello"}),
         ("message", 1),
@@ -102,10 +104,10 @@ async def test_publish_and_tail_meet(broker: LocalNode, namespace: str) -> None:
     assert tail.returncode == 0
 
 
-async def test_publish_where_no_bridge_has_run_says_what_makes_the_exchange(
+async def test_publish_to_a_missing_exchange_names_the_fix(
     broker: LocalNode, namespace: str
 ) -> None:
-    """What a worker's author tries first, and a misspelt namespace, end the same way."""
+    """No bridge has run yet, or the namespace is misspelled."""
     settings = settings_for_program(broker, namespace)
 
     done = await command("publish", "ann", "1", **settings)
@@ -117,10 +119,10 @@ async def test_publish_where_no_bridge_has_run_says_what_makes_the_exchange(
     )
 
 
-async def test_publish_sends_each_line_as_it_comes_and_ctrl_c_ends_it(
+async def test_publish_sends_each_line_at_once_until_ctrl_c(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Behind `tail -f`, the next line may come in an hour, and then for somebody else."""
+    """With `tail -f` as input, the next line may come in an hour, for another user."""
     settings = settings_for_program(broker, namespace)
     async with program(broker, namespace):
         publishing = await start("publish", "-", "--json", **settings)
@@ -131,8 +133,8 @@ async def test_publish_sends_each_line_as_it_comes_and_ctrl_c_ends_it(
                 line = orjson.dumps({"user": user, "id": f"for-{user}", "data": 1})
                 publishing.stdin.write(line + b"\n")
                 async with asyncio.timeout(LIMIT_S):
-                    told = orjson.loads(await publishing.stdout.readline())
-                assert told == {"id": f"for-{user}"}
+                    printed = orjson.loads(await publishing.stdout.readline())
+                assert printed == {"id": f"for-{user}"}
         finally:
             publishing.send_signal(signal.SIGINT)
             _, err = await publishing.communicate()
@@ -141,10 +143,10 @@ async def test_publish_sends_each_line_as_it_comes_and_ctrl_c_ends_it(
     assert b"Fatal" not in err
 
 
-async def test_publish_stops_at_a_bad_line_and_says_which(
+async def test_publish_stops_at_a_bad_line_and_reports_it(
     broker: LocalNode, namespace: str
 ) -> None:
-    """So that the rest can be sent again after it was mended."""
+    """The author can fix that line and publish the rest."""
     settings = settings_for_program(broker, namespace)
     async with program(broker, namespace):
         result = await command("publish", "ann", "-", stdin="1\n{\n3\n", **settings)
@@ -154,10 +156,10 @@ async def test_publish_stops_at_a_bad_line_and_says_which(
     assert "line 2: DATA is not JSON" in result.err
 
 
-async def test_publish_with_schemas_tells_every_bad_line_and_sends_nothing(
+async def test_publish_with_schemas_reports_every_bad_line_and_sends_nothing(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """Half of a file in the queue is worse than none."""
+    """Half a file in the queue is worse than none."""
     (tmp_path / "message.json").write_text('{"type": "integer"}')
     settings = settings_for_program(broker, namespace, schemas=str(tmp_path))
     lines = "1\n{\n3\n\n" + '"4"\n' * 150
@@ -167,15 +169,15 @@ async def test_publish_with_schemas_tells_every_bad_line_and_sends_nothing(
         one = await command("publish", "ann", '"x"', **settings)
 
     assert (bad.code, one.code, good.code) == (2, 2, 0)
-    told = bad.err.splitlines()
-    assert "line 2: DATA is not JSON" in told[0]
-    assert told[1].startswith("bridge: line 5: data breaks message.json#/type")
-    assert told[-2:] == ["bridge: and 51 lines more", "bridge: nothing was published"]
+    errors = bad.err.splitlines()
+    assert "line 2: DATA is not JSON" in errors[0]
+    assert errors[1].startswith("bridge: line 5: data breaks message.json#/type")
+    assert errors[-2:] == ["bridge: and 51 lines more", "bridge: nothing was published"]
     assert "2 published" in good.err
 
 
 async def test_publish_without_a_broker_exits_with_3() -> None:
-    """A script can tell "not now" from "never"."""
+    """A script can distinguish a temporary failure from a permanent one."""
     result = await command(
         "publish",
         "ann",
@@ -187,8 +189,8 @@ async def test_publish_without_a_broker_exits_with_3() -> None:
     assert result.code == 3
 
 
-async def test_every_command_explains_itself_with_examples() -> None:
-    """`--help` is the manual that people read."""
+async def test_the_help_of_every_command_has_examples() -> None:
+    """Users read `--help` instead of a manual."""
     overview = await command("--help")
     for name in ("run", "demo", "check", "config", "token", "publish", "tail"):
         assert name in overview.out
@@ -197,14 +199,14 @@ async def test_every_command_explains_itself_with_examples() -> None:
         assert "Examples" in result.out or "bridge " + name in result.out
 
 
-async def test_the_number_of_shards_is_shown_and_changed_while_a_bridge_runs(
+async def test_shards_shows_and_changes_the_number_while_a_bridge_runs(
     broker: LocalNode, namespace: str
 ) -> None:
-    """The command waits until nothing of before is left, and says so by its exit."""
+    """The command returns once the old queues are empty."""
     settings = {"amqp_url": broker.url, "namespace": namespace, "jwt_secret": SECRET}
     async with running_bridge(settings_for(broker, namespace)):
-        would = await command("shards", "set", "2", "--dry-run", **settings)
-        assert (would.code, would.out) == (0, "from 1 to 2 shards\n")
+        dry_run = await command("shards", "set", "2", "--dry-run", **settings)
+        assert (dry_run.code, dry_run.out) == (0, "from 1 to 2 shards\n")
         changed = await command("shards", "set", "2", **settings)
         assert (changed.code, changed.out) == (0, "2 shards\n")
         assert "waiting for the bridges to empty" in changed.err

@@ -1,4 +1,4 @@
-"""Publishing without AMQP: `POST /api/publish`, and the article's own GET."""
+"""Publishing over HTTP: `POST /api/publish` and the legacy GET endpoint."""
 
 import aiohttp
 import pytest
@@ -12,13 +12,13 @@ from tests.integration.running import (
     settings_for,
 )
 
-# --- the HTTP door -------------------------------------------------------------------
+# --- POST /api/publish ---------------------------------------------------------------
 
 
 async def test_publishing_over_http_is_confirmed_and_arrives(
     broker: LocalNode, namespace: str
 ) -> None:
-    """For those without an AMQP client."""
+    """Some producers have no AMQP client."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
         open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
@@ -45,10 +45,10 @@ async def test_publishing_over_http_is_confirmed_and_arrives(
         (b'{"user": "ann", "data": "' + b"x" * 300_000 + b'"}', 413, ""),
     ],
 )
-async def test_a_bad_http_body_is_answered_with_a_problem_that_says_what_is_wrong(
+async def test_a_bad_body_is_answered_with_a_problem(
     broker: LocalNode, namespace: str, body: bytes, status: int, words: str
 ) -> None:
-    """As RFC 9457 wants it, with a sentence for a person."""
+    """The problem follows RFC 9457 and has a sentence for the reader."""
     async with running_bridge(settings_for(broker, namespace)) as running:
         answered, problem, headers = await post(running, body)
 
@@ -58,10 +58,10 @@ async def test_a_bad_http_body_is_answered_with_a_problem_that_says_what_is_wron
 
 
 @pytest.mark.parametrize("token", [None, "wrong"])
-async def test_without_a_good_key_nothing_is_published(
+async def test_without_a_valid_key_nothing_is_published(
     broker: LocalNode, namespace: str, token: str | None
 ) -> None:
-    """The door is closed by default."""
+    """The endpoint always needs a key."""
     async with running_bridge(settings_for(broker, namespace)) as running:
         status, _, headers = await post(
             running, b'{"user": "ann", "data": 1}', token=token
@@ -72,13 +72,13 @@ async def test_without_a_good_key_nothing_is_published(
         assert running.sample("bridge_published_total") == 0
 
 
-# --- open mode: the article's way ------------------------------------------------------
+# --- the legacy endpoint, GET / -----------------------------------------------------------
 
 
-async def test_the_article_s_get_door_reaches_a_page_that_joined(
+async def test_a_legacy_push_reaches_a_page_that_joined(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Word for word: GET /?name=USER&msg=TEXT, join, and `{"code": 0, "data": TEXT}`."""
+    """GET /?name=USER&msg=TEXT emits `{"code": 0, "data": TEXT}` to pages that joined."""
     settings = settings_for(
         broker, namespace, auth="open", legacy_push="true", jwt_secret=""
     )
@@ -99,10 +99,10 @@ async def test_the_article_s_get_door_reaches_a_page_that_joined(
             assert page.data() == [{"code": 0, "data": "hello & more"}]
 
 
-async def test_the_article_s_get_door_is_closed_unless_it_is_opened(
+async def test_the_legacy_endpoint_is_disabled_by_default(
     broker: LocalNode, namespace: str
 ) -> None:
-    """A GET that does something is nothing to have by accident."""
+    """A GET with an effect can be triggered by any page."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
         aiohttp.ClientSession() as session,
@@ -113,10 +113,10 @@ async def test_the_article_s_get_door_is_closed_unless_it_is_opened(
         assert response.status == 404
 
 
-async def test_outside_open_mode_the_get_door_wants_a_key(
+async def test_the_legacy_endpoint_needs_a_key_unless_the_mode_is_open(
     broker: LocalNode, namespace: str
 ) -> None:
-    """As open as the article's is only what is as open as the article's."""
+    """Only open mode, which has no authentication, needs no key."""
     settings = settings_for(broker, namespace, legacy_push="true", api_key="k")
     async with running_bridge(settings) as running, aiohttp.ClientSession() as session:
         url = running.listening.public_url

@@ -26,7 +26,7 @@ from tests.integration.programs import (
     start,
     token_for,
 )
-from tests.integration.running import working
+from tests.integration.running import open_worker
 from tests.integration.sockets.js_pages import open_pages
 from tests.redis_server import RedisServer
 
@@ -164,7 +164,7 @@ async def test_a_page_goes_on_in_the_fleet_where_it_was_on_one_bridge(
     file = f"sqlite:{path}"
     settings = settings_for_program(broker, namespace, inbox=file)
     token = await token_for("ann", **settings)
-    async with open_pages() as pages, working(broker, namespace) as worker:
+    async with open_pages() as pages, open_worker(broker, namespace) as worker:
         async with program(broker, namespace, inbox=file) as alone:
             port = alone.port
             await pages.connected(

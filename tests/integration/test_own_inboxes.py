@@ -13,9 +13,9 @@ from tests.integration.running import (
     RunningBridge,
     Worker,
     open_windows,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 from tests.redis_server import RedisServer
 
@@ -42,7 +42,7 @@ async def waiting_bridge(
 ) -> AsyncIterator[RunningBridge]:
     """Run a bridge that somebody is in the way of; entered when it says so."""
     settings = settings_for(broker, namespace, **changes)
-    async with running_bridge(settings, waits=False) as running:
+    async with running_bridge(settings, until_ready=False) as running:
         await eventually(lambda: running.bridge.components.intake.problem, within_s=20)
         yield running
 
@@ -57,7 +57,7 @@ async def test_a_second_bridge_takes_no_share_and_takes_over_when_the_first_has_
     Every message of before is in the first inbox and every later one in the second.
     """
     async with AsyncExitStack() as stack:
-        worker = await stack.enter_async_context(working(broker, namespace))
+        worker = await stack.enter_async_context(open_worker(broker, namespace))
         first = await stack.enter_async_context(
             running_bridge(settings_for(broker, namespace, shards=shards))
         )
@@ -89,7 +89,7 @@ async def test_of_two_that_come_in_one_moment_one_takes_the_messages(
     async with AsyncExitStack() as stack:
         settings = settings_for(broker, namespace, shards=2)
         bridges = [
-            await stack.enter_async_context(running_bridge(settings, waits=False))
+            await stack.enter_async_context(running_bridge(settings, until_ready=False))
             for _ in range(3)
         ]
 
@@ -112,11 +112,13 @@ async def test_the_bridge_that_goes_on_with_a_file_waits_for_nobody_else(
     inbox = f"sqlite:{tmp_path / 'inbox'}"
     settings = settings_for(broker, namespace, inbox=inbox, shards=3)
     async with AsyncExitStack() as stack:
-        worker = await stack.enter_async_context(working(broker, namespace))
+        worker = await stack.enter_async_context(open_worker(broker, namespace))
         old = await stack.enter_async_context(running_bridge(settings))
         await eventually(lambda: old.bridge.components.intake.is_consuming)
         await publish_to_all(worker, 1)
-        new = await stack.enter_async_context(running_bridge(settings, waits=False))
+        new = await stack.enter_async_context(
+            running_bridge(settings, until_ready=False)
+        )
         await publish_to_all(worker, 2)
         old.stop.set()
         await publish_to_all(worker, 3)

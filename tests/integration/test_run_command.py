@@ -1,4 +1,4 @@
-"""`bridge run` as its users run it: its start, what keeps it from starting, signals."""
+"""`bridge run` as a process: start, refused starts, signals."""
 
 import signal
 from pathlib import Path
@@ -21,10 +21,10 @@ from tests.integration.running import (
 )
 
 
-async def test_run_tells_in_one_line_where_it_listens_and_sigterm_drains(
+async def test_run_prints_its_urls_and_drains_on_sigterm(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Windows are told to connect again, and the exit status is 0."""
+    """Windows are asked to reconnect, and the exit status is 0."""
     async with program(broker, namespace) as running:
         token = await command("token", "ann", **settings_for_program(broker, namespace))
         tokens = [token.out.strip()]
@@ -38,8 +38,8 @@ async def test_run_tells_in_one_line_where_it_listens_and_sigterm_drains(
             assert (notice["code"], notice["reconnect"]) == ("draining", True)
 
 
-async def test_ctrl_c_drains_too(broker: LocalNode, namespace: str) -> None:
-    """No traceback, status 0."""
+async def test_ctrl_c_drains(broker: LocalNode, namespace: str) -> None:
+    """The exit status is 0, and there is no traceback."""
     async with program(broker, namespace) as running:
         running.process.send_signal(signal.SIGINT)
         assert await running.ended() == 0
@@ -47,10 +47,10 @@ async def test_ctrl_c_drains_too(broker: LocalNode, namespace: str) -> None:
         assert b"Traceback" not in await running.process.stderr.read()
 
 
-async def test_sighup_applies_what_it_can_and_logs_what_changed(
+async def test_sighup_applies_reloadable_settings_and_logs_the_changes(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """Secrets are rotated without a restart: the next token is checked by the new rules."""
+    """A secret can be rotated without a restart: the next token is checked with the new one."""
     file = tmp_path / "bridge.toml"
     file.write_text(f'jwt_secret = "{SECRET}"\nlog_level = "info"\n')
     new_secret = "n" * 40
@@ -63,7 +63,6 @@ async def test_sighup_applies_what_it_can_and_logs_what_changed(
         running = RunningProgram(process, words[4].rstrip(","), words[6])
         await running.logged("intake.consuming")
 
-        file.write_text(f'jwt_secret = "{new_secret}"\nnamespace = "other"\n')
         file.write_text(
             f'jwt_secret = "{new_secret}"\nprefetch = 7\nconnect_timeout = "9s"\n'
         )
@@ -92,8 +91,8 @@ async def test_sighup_applies_what_it_can_and_logs_what_changed(
         await process.wait()
 
 
-async def test_wrong_settings_are_told_all_at_once_with_exit_code_2() -> None:
-    """Nobody wants to find three faults in three starts."""
+async def test_all_invalid_settings_are_reported_with_exit_code_2() -> None:
+    """An operator fixes them in one round."""
     result = await command(
         "run", port="99999", colour="blue", allowed_origins="*", prefetch="many"
     )
@@ -111,8 +110,10 @@ async def test_wrong_settings_are_told_all_at_once_with_exit_code_2() -> None:
     assert "Traceback" not in result.err
 
 
-async def test_a_taken_port_is_a_clear_error(broker: LocalNode, namespace: str) -> None:
-    """The commonest fault of a first start."""
+async def test_a_port_in_use_is_a_clear_error(
+    broker: LocalNode, namespace: str
+) -> None:
+    """It is the most common problem of a first start."""
     async with program(broker, namespace) as running:
         port = running.port
         settings = settings_for_program(broker, namespace, port=port)
@@ -125,10 +126,10 @@ async def test_a_taken_port_is_a_clear_error(broker: LocalNode, namespace: str) 
     assert "Traceback" not in result.err
 
 
-async def test_wrong_schemas_stop_the_start_with_all_their_faults(
+async def test_invalid_schemas_refuse_the_start_with_all_problems(
     tmp_path: Path,
 ) -> None:
-    """Exit code 2, each with file and place, whoever reads them."""
+    """Each problem has its file and place; every command that reads schemas reports them."""
     (tmp_path / "note.json").write_text('{"properties": {"a": {"$ref": "no.json"}}}')
     (tmp_path / "other.json").write_text("{")
     settings = {"schemas": str(tmp_path), "jwt_secret": SECRET, "inbox": "memory:"}
@@ -142,10 +143,10 @@ async def test_wrong_schemas_stop_the_start_with_all_their_faults(
         assert "other.json: is not JSON" in second
 
 
-async def test_without_a_broker_the_bridge_lives_is_not_ready_and_refuses_to_publish() -> (
+async def test_without_a_broker_the_bridge_is_live_but_not_ready_and_refuses_to_publish() -> (
     None
 ):
-    """Live fails slowly, ready tells the truth, and a publisher is told to come back."""
+    """A restart would not help, so only readiness fails; a publish gets a Retry-After."""
     process = await start(
         "run",
         amqp_url="amqp://127.0.0.1:1/",

@@ -1,4 +1,4 @@
-"""The commands of docs/operations.md, typed as they stand there, do what it says."""
+"""The commands of docs/operations.md do what the page says, when run unchanged."""
 
 import asyncio
 import re
@@ -23,7 +23,7 @@ from tests.integration.programs import (
     program,
     settings_for_program,
 )
-from tests.integration.running import OPERATOR_TOKEN, Worker, working
+from tests.integration.running import OPERATOR_TOKEN, Worker, open_worker
 from tests.tokens import SECRET, token
 
 _PAGE: Final = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -40,7 +40,7 @@ def blocks(section: str) -> list[list[str]]:
 
 @dataclass
 class Machine:
-    """Where the operator types: `systemctl` and `bridge` are those of this test."""
+    """Runs the commands of the page, with `systemctl` and `bridge` of this test."""
 
     node: LocalNode
     namespace: str
@@ -55,7 +55,7 @@ class Machine:
         return {"inbox": f"sqlite:{self.inbox}", "jwt_secret": SECRET}
 
     async def type(self, line: str) -> None:
-        """Run one command; it must succeed."""
+        """Run one command, which must succeed."""
         match shlex.split(line):
             case ["systemctl", "start", "bridge"]:
                 self.running = await self.stack.enter_async_context(
@@ -94,20 +94,20 @@ class Machine:
 
 
 @dataclass
-class Seen:
-    """What one connection of a page got, and where that left it."""
+class PageVisit:
+    """What one connection of a page received, and its position afterwards."""
 
     data: list[object]
     sync: dict[str, Any]
-    place: dict[str, object]
+    position: dict[str, object]
 
 
-async def come(machine: Machine, place: dict[str, object]) -> Seen:
-    """Connect as Ann's page, which has been at `place`, and leave when it is synced."""
+async def connect(machine: Machine, position: dict[str, object]) -> PageVisit:
+    """Connect as Ann's page from `position`, and disconnect once it is synced."""
     assert machine.running is not None
     url = f"{machine.running.public_url}/socket.io/?EIO=4&transport=websocket"
-    seen = Seen([], {}, dict(place))
-    auth = orjson.dumps({"token": token(sub="ann"), **place}).decode()
+    visit = PageVisit([], {}, dict(position))
+    auth = orjson.dumps({"token": token(sub="ann"), **position}).decode()
     async with (
         asyncio.timeout(_LIMIT_S),
         aiohttp.ClientSession() as session,
@@ -116,19 +116,19 @@ async def come(machine: Machine, place: dict[str, object]) -> Seen:
         await page.send_str(f"40{auth}")
         async for packet in page:
             if packet.data.startswith("40"):
-                seen.place["pid"] = orjson.loads(packet.data[2:])["pid"]
+                visit.position["pid"] = orjson.loads(packet.data[2:])["pid"]
             elif packet.data.startswith("42"):
-                event, data, *position = orjson.loads(packet.data[2:])
+                event, data, *offset = orjson.loads(packet.data[2:])
                 if event == "bridge:sync":
-                    seen.sync = data
+                    visit.sync = data
                     break
-                seen.data.append(data)
-                seen.place["offset"] = position[0]
-    return seen
+                visit.data.append(data)
+                visit.position["offset"] = offset[0]
+    return visit
 
 
 async def publish(machine: Machine, worker: Worker, *numbers: int) -> None:
-    """Publish to Ann, and wait until it is stored."""
+    """Publish `numbers` to Ann, and wait until they are stored."""
     assert machine.running is not None
     for number in numbers:
         await worker.publish("ann", number)
@@ -144,26 +144,26 @@ async def publish(machine: Machine, worker: Worker, *numbers: int) -> None:
         await eventually(is_stored)
 
 
-async def test_an_upgrade_and_the_way_back_lose_nothing_unsaid(
+async def test_an_upgrade_and_a_rollback_report_every_gap(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """A page that had what the copy has not must not believe that it missed nothing."""
+    """A page that is newer than the restored copy must not be told that it missed nothing."""
     before, upgrade, after, back = blocks("Upgrade without loss")
-    async with AsyncExitStack() as stack, working(broker, namespace) as worker:
+    async with AsyncExitStack() as stack, open_worker(broker, namespace) as worker:
         machine = Machine(
             broker, namespace, tmp_path / "inbox.sqlite3", tmp_path / "kept", stack
         )
         await machine.type("systemctl start bridge")
         await publish(machine, worker, 1, 2, 3)
-        old = await come(machine, {})
+        old = await connect(machine, {})
         for line in [*before, *upgrade, *after]:
             await machine.type(line)
         await publish(machine, worker, 4, 5)
-        new = await come(machine, old.place)
+        new = await connect(machine, old.position)
         for line in back:
             await machine.type(line)
         await publish(machine, worker, 6, 7)
-        again = await come(machine, new.place)
+        again = await connect(machine, new.position)
 
     assert (old.data, new.data) == ([1, 2, 3], [4, 5])
     assert new.sync["complete"] is True
@@ -172,10 +172,10 @@ async def test_an_upgrade_and_the_way_back_lose_nothing_unsaid(
     assert f"{namespace}.inbound.0" in machine.printed[-4]
 
 
-async def test_what_to_ask_of_a_broker_that_is_down_or_blocked(
+async def test_the_diagnostics_of_a_broker_that_is_down_or_blocked(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """The last two commands fail for a reason, and name it."""
+    """The command for alarms fails and names the alarm."""
     [commands] = blocks("Broker down")
     async with AsyncExitStack() as stack:
         machine = Machine(broker, namespace, tmp_path, tmp_path, stack)

@@ -1,4 +1,4 @@
-"""Spans for messages whose producers trace, sent to a collector that speaks OTLP."""
+"""Spans of messages whose producers trace, sent to an OTLP collector."""
 
 import threading
 import time
@@ -20,9 +20,9 @@ from bridge.tracing import Tracing, open_tracing
 from tests.conftest import eventually
 from tests.integration.running import (
     open_windows,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -31,7 +31,7 @@ TRACE_PARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
 
 
 class Collector:
-    """An OTLP collector over HTTP that keeps what it gets."""
+    """An OTLP collector over HTTP that stores the spans it receives."""
 
     def __init__(self) -> None:
         spans = self.spans = []  # type: list[Span]
@@ -85,10 +85,10 @@ def attributes(span: Span) -> dict[str, str | int]:
     }
 
 
-def test_the_bridge_adds_its_part_to_the_trace_of_the_producer(
+def test_the_bridge_adds_two_spans_to_the_trace_of_the_producer(
     collector: Collector, tracing: Tracing
 ) -> None:
-    """One trace from the worker to the page is what an operator looks at."""
+    """An operator sees one trace from the worker to the page."""
     tracing.stored([message(), message(None)], [7, 8], now_s=100.25)
     tracing.written([Stored(message(), 7)], [3], now_s=100.5)
     tracing.close()
@@ -103,10 +103,10 @@ def test_the_bridge_adds_its_part_to_the_trace_of_the_producer(
     assert attributes(deliver)["messaging.message.id"] == "m-1"
 
 
-def test_neither_users_nor_data_leave_with_a_span(
+def test_spans_contain_neither_users_nor_data(
     collector: Collector, tracing: Tracing
 ) -> None:
-    """Traces are kept by others, and read by many."""
+    """Traces are stored in other systems, and many people read them."""
     tracing.stored([message()], [1], now_s=101.0)
     tracing.close()
 
@@ -116,7 +116,7 @@ def test_neither_users_nor_data_leave_with_a_span(
 def test_a_dead_letter_is_an_error_of_its_trace(
     collector: Collector, tracing: Tracing
 ) -> None:
-    """Whoever traces finds the reason where he looks already."""
+    """The span has the reason of the dead letter."""
     rejection = Rejection(DeadLetterReason.MALFORMED_BODY, "body is not JSON")
     headers = render_table({"traceparent": TRACE_PARENT})
     raw = render_properties(Properties(headers=headers))
@@ -137,10 +137,10 @@ def test_a_dead_letter_is_an_error_of_its_trace(
     assert attributes(span)["bridge.reason"] == "malformed_body"
 
 
-def test_a_trace_that_is_not_sampled_stays_so(
+def test_an_unsampled_trace_stays_unsampled(
     collector: Collector, tracing: Tracing
 ) -> None:
-    """The producer decides how many traces there are."""
+    """The producer decides which traces are sampled."""
     tracing.stored([message(TRACE_PARENT[:-1] + "0")], [1], now_s=101.0)
     tracing.close()
 
@@ -157,23 +157,23 @@ def test_a_trace_that_is_not_sampled_stays_so(
         },
     ],
 )
-def test_nobody_traces_who_was_not_asked(environment: dict[str, str]) -> None:
-    """Spans are for those who have a collector."""
+def test_without_configuration_nothing_is_traced(environment: dict[str, str]) -> None:
+    """Tracing needs the endpoint of a collector."""
     assert open_tracing(environment) is None
 
 
-async def test_a_worker_s_trace_goes_through_the_whole_bridge(
+async def test_a_trace_continues_from_the_worker_to_windows_and_dead_letters(
     broker: LocalNode,
     namespace: str,
     collector: Collector,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From the headers of its message to the windows, and to the dead letters."""
+    """The bridge reads the trace from the headers of the message."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
     traced = Properties(headers=render_table({"traceparent": TRACE_PARENT}))
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         open_windows(running.listening.public_url, [running.token("ann")]) as windows,
     ):
         await worker.publish("ann", {"n": 1}, properties=traced)
@@ -181,7 +181,7 @@ async def test_a_worker_s_trace_goes_through_the_whole_bridge(
         await eventually(windows[0].data)
         await eventually(lambda: running.bridge.components.intake.in_flight == 0)
 
-    # Leaving sends what waits.
+    # The shutdown sends the remaining spans.
     await eventually(lambda: len(collector.spans) == 3)
     assert {span.trace_id.hex() for span in collector.spans} == {TRACE_ID}
     outcomes = {attributes(span).get("bridge.outcome") for span in collector.spans}
@@ -193,12 +193,12 @@ async def test_a_worker_s_trace_goes_through_the_whole_bridge(
 async def test_the_time_since_the_publish_is_measured(
     broker: LocalNode, namespace: str
 ) -> None:
-    """By the word of RabbitMQ or of the worker; without one nothing is counted."""
+    """RabbitMQ or the worker sends the time; without it, nothing is counted."""
     now_ms = int(time.time() * 1000)
     stamped = Properties(headers=render_table({"timestamp_in_ms": now_ms - 3000}))
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         open_windows(running.listening.public_url, [running.token("ann")]) as windows,
     ):
         await worker.publish("ann", 1)

@@ -78,6 +78,21 @@ def test_every_part_has_a_layer() -> None:
     assert parts == set(LAYER)
 
 
+def test_the_package_docstring_lists_the_parts_in_the_order_of_their_layers() -> None:
+    """It is the first page that a new reader opens."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    lines = (ast.get_docstring(tree) or "").splitlines()
+    entries = [line.strip() for line in lines if line.startswith("    ")]
+    listed = [
+        part.strip()
+        for entry in entries
+        for part in entry.partition("  ")[0].split(",")
+    ]
+
+    assert sorted([*listed, "__main__"]) == sorted(LAYER)
+    assert listed == sorted(listed, key=LAYER.__getitem__)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path) -> None:
     """A part imports itself and lower layers only."""

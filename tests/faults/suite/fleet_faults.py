@@ -210,7 +210,7 @@ async def freeze_redis(world: FleetWorld, dice: Random) -> bool:
     try:
         await asyncio.sleep(dice.uniform(0.5, 8))
     finally:
-        world.redis.go_on()
+        world.redis.resume()
     return True
 
 

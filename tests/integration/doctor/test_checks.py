@@ -332,7 +332,7 @@ async def test_an_unready_bridge_is_distinguished_from_another_program(
 ) -> None:
     """The operator token is sent to a bridge only."""
     away = settings(managed_broker, namespace, URL("amqp://127.0.0.1:1/"))
-    async with running_bridge(away, waits=False) as running:
+    async with running_bridge(away, until_ready=False) as running:
         port = URL(running.listening.operator_url).port
         here = away.model_copy(update={"operator_port": port})
         ours = await check_running_bridge(here)

@@ -5,7 +5,7 @@ from typing import Any
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.doctor.conftest import ManagedBroker
 from tests.integration.operator.api_client import asking
-from tests.integration.running import running_bridge, settings_for, working
+from tests.integration.running import open_worker, running_bridge, settings_for
 
 
 async def test_the_real_plugin_reports_rates_and_unacked_messages(
@@ -16,7 +16,7 @@ async def test_the_real_plugin_reports_rates_and_unacked_messages(
     settings = settings_for(node, namespace, management_url=str(managed_broker.url))
     async with (
         running_bridge(settings) as running,
-        working(node, namespace) as worker,
+        open_worker(node, namespace) as worker,
         asking(running) as api,
     ):
         found: dict[str, dict[str, Any]] = {}

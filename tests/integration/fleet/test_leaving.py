@@ -8,7 +8,7 @@ import pytest
 from bridge.demo.private_node import LocalNode
 from tests.balancers import KINDS
 from tests.integration.balancers.conftest import open_house
-from tests.integration.running import working
+from tests.integration.running import open_worker
 from tests.integration.sockets.js_pages import Pages, open_pages
 from tests.redis_server import RedisServer
 
@@ -23,7 +23,7 @@ async def test_nobody_misses_anything_while_a_bridge_leaves(
     async with (
         RedisServer.start(tmp_path / "redis", is_durable=False) as redis,
         open_house(kind, broker, namespace, inbox=redis.url) as house,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         open_pages() as pages,
     ):
         users = [

@@ -14,9 +14,9 @@ from tests.integration.operator.dead_letter_fixtures import numbers, ready
 from tests.integration.running import (
     RunningBridge,
     Worker,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 
 
@@ -60,7 +60,7 @@ async def setting(
     """Run a bridge with these settings, and a worker and an operator of it."""
     async with (
         running_bridge(settings_for(broker, namespace, **changes)) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         asking(running) as api,
     ):
         yield Setting(running, api, worker, BrokerNames(namespace), broker)

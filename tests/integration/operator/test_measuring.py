@@ -5,7 +5,7 @@ from pathlib import Path
 from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
-from tests.integration.running import running_bridge, settings_for, working
+from tests.integration.running import open_worker, running_bridge, settings_for
 
 
 async def test_prometheus_hears_of_queues_and_of_the_disk(
@@ -17,7 +17,7 @@ async def test_prometheus_hears_of_queues_and_of_the_disk(
         broker, namespace, inbox=f"sqlite:{tmp_path / 'inbox.sqlite3'}"
     )
     async with (
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         running_bridge(settings) as running,
     ):
         await worker.publish("ann", body=b"no JSON")

@@ -18,9 +18,9 @@ from tests.integration.operator.commands import run_command
 from tests.integration.operator.dead_letter_fixtures import BASE_S, publish_letters
 from tests.integration.running import (
     open_windows,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 
 
@@ -30,7 +30,7 @@ async def test_the_overview_tells_how_the_bridge_is(
     """One request answers "is it healthy": the console's first page."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         asking(running) as api,
         open_windows(running.listening.public_url, [running.token("ann")]) as windows,
     ):
@@ -57,7 +57,7 @@ async def test_queues_are_counted_by_amqp_alone(
     """Without the management API: depth and consumers of each, in flight of our own."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         asking(running) as api,
     ):
         for _ in range(3):

@@ -19,9 +19,9 @@ from tests.integration.operator.commands import run_command
 from tests.integration.running import (
     RunningBridge,
     open_windows,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 
 
@@ -97,7 +97,7 @@ async def test_a_waiting_message_says_what_it_waits_for(
     """Nobody there; then a page that has yet to ack; then it has."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         asking(running) as api,
     ):
         said = properties("m", timestamp=int(time.time()).to_bytes(8))
@@ -142,7 +142,7 @@ async def test_a_polling_page_has_a_message_when_it_fetches_it(
     """Not when it was put into its queue; and the story knows the difference."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         asking(running) as api,
     ):
         page = socketio.AsyncClient(handle_sigint=False)
@@ -168,7 +168,7 @@ async def test_a_message_that_fails_tells_each_attempt(
     """Retried twice, set aside, and found though it is in no inbox."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         asking(running) as api,
     ):
         store = running.bridge.components.inbox.append
@@ -203,7 +203,7 @@ async def test_a_redriven_message_tells_both_of_its_lives(
     settings = settings_for(broker, namespace, max_message_bytes=100)
     async with (
         running_bridge(settings) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         asking(running) as api,
     ):
         await worker.publish("ann", "x" * 200, properties=properties("m"))
@@ -226,7 +226,7 @@ async def test_a_message_that_is_gone_says_why(
     settings = settings_for(broker, namespace, inbox_max_messages=10)
     async with (
         running_bridge(settings) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         asking(running) as api,
     ):
         brief = properties("brief", expiration=b"1")
@@ -251,7 +251,7 @@ async def test_after_a_restart_the_inbox_tells_what_it_can(
     settings = settings_for(broker, namespace, inbox=f"sqlite:{tmp_path}/i.sqlite3")
     async with (
         running_bridge(settings) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
     ):
         for user in ("ann", "bob"):
             await worker.publish(user, 1, properties=properties("m"))

@@ -19,9 +19,9 @@ from tests.integration.running import (
     OPERATOR_TOKEN,
     RunningBridge,
     open_windows,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 
 # All that a user may be called: markup, paths, escapes, wildcards, other directions.
@@ -77,7 +77,7 @@ async def test_who_is_online_and_what_waits(broker: LocalNode, namespace: str) -
     began_s = time.time()
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         asking(running) as api,
         open_windows(
             running.listening.public_url,
@@ -125,7 +125,7 @@ async def test_users_may_be_called_anything(broker: LocalNode, namespace: str) -
     """Slashes, dots, wildcards and markup are names like any other."""
     async with (
         running_bridge(settings_for(broker, namespace, inbox="memory:")) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         asking(running) as api,
     ):
         for user in HOSTILE:
@@ -191,7 +191,7 @@ async def test_an_inbox_is_read_page_by_page(
         running_bridge(
             settings_for(broker, namespace, inbox=inbox.format(tmp_path))
         ) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         asking(running) as api,
     ):
         async with open_windows(

@@ -10,9 +10,9 @@ from tests.conftest import eventually
 from tests.integration.running import (
     RunningBridge,
     Worker,
+    open_worker,
     running_bridge,
     settings_for,
-    working,
 )
 from tests.integration.sockets.js_pages import Pages, open_pages
 from tests.redis_bridges import bridge_on
@@ -91,7 +91,7 @@ async def test_a_bridge_follows_the_master_and_loses_nothing(
         replicated(tmp_path) as (first, (second,)),
         watched(tmp_path, first) as sentinels,
         open_pages() as pages,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
     ):
         hosts = ",".join(f"{each.host}:{each.port}" for each in sentinels)
         url = f"redis+sentinel://{hosts}/main?replicas=1"
@@ -115,7 +115,7 @@ async def test_a_bridge_follows_the_master_and_loses_nothing(
 
                 second.pause()
                 await until_failed_over(running, first)
-                second.go_on()
+                second.resume()
                 await until_more_arrive(pages, load)
             await until_all_is_there(pages, load)
             for user in USERS:

@@ -37,7 +37,7 @@ async def test_nothing_is_acked_while_too_few_replicas_follow(tmp_path: Path) ->
             assert probed()
             assert "replicas have acknowledged" in str(bridge.inbox.problem)
 
-        replica.go_on()
+        replica.resume()
         await bridge.until_usable()
         assert await bridge.append(batch) == [2, 1]
         assert await bridge.texts("ann") == [b"1", b"2"]

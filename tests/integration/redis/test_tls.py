@@ -83,7 +83,7 @@ async def test_messages_and_the_live_feed_go_through_tls(tls: TlsRedis) -> None:
         await bridge.append(messages("ann", *data))
 
         assert await bridge.texts("ann") == data
-        assert bridge.heard("ann") == data
+        assert bridge.received("ann") == data
 
 
 async def test_the_client_certificate_is_presented(

@@ -13,7 +13,7 @@ from yarl import URL
 from bridge.demo.private_node import LocalNode
 from tests.balancers import KINDS, Balancer, open_balancer
 from tests.conftest import SLOW_FACTOR, eventually
-from tests.integration.running import working
+from tests.integration.running import open_worker
 from tests.integration.workers.conftest import (
     LIMIT_S,
     Pages,
@@ -84,7 +84,7 @@ async def test_windows_stay_with_their_workers_and_move_when_a_machine_drains(
         site = await stack.enter_async_context(
             open_site(broker, namespace, redis_server)
         )
-        worker = await stack.enter_async_context(working(broker, namespace))
+        worker = await stack.enter_async_context(open_worker(broker, namespace))
         opened = [
             await stack.enter_async_context(
                 pages(balancer.url, "ann", count=WINDOWS, transports=transports)

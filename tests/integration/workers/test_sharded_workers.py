@@ -13,7 +13,7 @@ import pytest
 
 from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
-from tests.integration.running import Worker, working
+from tests.integration.running import Worker, open_worker
 from tests.integration.workers.conftest import Pages, Program, pages, program
 from tests.redis_server import RedisServer
 
@@ -128,7 +128,7 @@ async def test_shards_spread_over_workers_and_over_those_that_come_back(
             shards=str(shards),
             prefetch="40",
         ) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         pages(running.public_url, USERS[0], count=WINDOWS) as first,
         pages(
             running.public_url, USERS[1], count=WINDOWS, transports="websocket"

@@ -12,7 +12,7 @@ import orjson
 
 from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
-from tests.integration.running import SECRET, working
+from tests.integration.running import SECRET, open_worker
 from tests.integration.workers.conftest import (
     LIMIT_S,
     Pages,
@@ -47,7 +47,7 @@ async def test_windows_of_both_workers_get_every_message_whatever_their_transpor
     """
     async with (
         program(broker, namespace, redis_server) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         pages(running.public_url, "ann", count=WINDOWS) as by_default,
         pages(
             running.public_url, "ann", count=WINDOWS, transports="websocket"
@@ -140,7 +140,7 @@ async def test_a_worker_that_is_killed_under_load_loses_nothing(
     total = 900  # fewer than an inbox keeps: a page may be away for most of them
     async with (
         program(broker, namespace, redis_server) as running,
-        working(broker, namespace) as worker,
+        open_worker(broker, namespace) as worker,
         pages(running.public_url, "ann", count=WINDOWS) as opened,
     ):
         before = running.workers()
