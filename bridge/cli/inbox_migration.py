@@ -88,9 +88,20 @@ def carry_inboxes(
         say(f"bridge: {exc}; run the same command to continue")
         raise typer.Exit(ExitCode.UNREACHABLE) from exc
     if json:
-        typer.echo(orjson.dumps(_facts(result, source, target, is_dry_run=dry_run)))
+        facts = {
+            "epoch": result.epoch,
+            "there": asdict(result.source),
+            "put": asdict(result.copied),
+            "is_resumed": result.is_resumed,
+            "is_done": result.is_done,
+            "from": source.description,
+            "to": target.description,
+            "dry_run": dry_run,
+        }
+        typer.echo(orjson.dumps(facts).decode())
     else:
-        typer.echo(_summary(result, source, target, is_dry_run=dry_run))
+        route = f"from {source.description} to {target.description}"
+        typer.echo(_summary(result, route, is_dry_run=dry_run))
     raise typer.Exit(ExitCode.DONE)
 
 
@@ -131,43 +142,11 @@ def _progress_printer() -> OnProgress:
     return print_progress
 
 
-def _facts(
-    result: MigrationResult,
-    source: MigrationSource,
-    target: MigrationTarget,
-    *,
-    is_dry_run: bool,
-) -> dict[str, object]:
-    return {
-        "epoch": result.epoch,
-        "there": _totals_facts(result.source),
-        "put": _totals_facts(result.copied),
-        "is_resumed": result.is_resumed,
-        "is_done": result.is_done,
-        "from": source.description,
-        "to": target.description,
-        "dry_run": is_dry_run,
-    }
-
-
-def _totals_facts(totals: MigrationTotals) -> dict[str, int]:
-    facts: dict[str, int] = asdict(totals)
-    facts["bytes"] = facts.pop("data_bytes")
-    return facts
-
-
-def _summary(
-    result: MigrationResult,
-    source: MigrationSource,
-    target: MigrationTarget,
-    *,
-    is_dry_run: bool,
-) -> str:
+def _summary(result: MigrationResult, route: str, *, is_dry_run: bool) -> str:
     totals = result.source
     amount = (
         f"{totals.messages:,} messages and {totals.ids:,} ids of {totals.users:,} users"
     )
-    route = f"from {source.description} to {target.description}"
     if result.is_done and not result.copied.users:
         return f"{amount} had already been copied {route}; nothing was left to do"
     if is_dry_run:

@@ -238,12 +238,9 @@ class Journal:
         for offset in offsets:
             for index in _indexes(columns.offsets, offset):
                 if columns.users[index] == user:
+                    at_s, windows = columns.at_s[index], columns.windows[index]
                     yield JournalEntry(
-                        columns.at_s[index],
-                        Stage.WRITTEN,
-                        user,
-                        offset=offset,
-                        windows=columns.windows[index],
+                        at_s, Stage.WRITTEN, user, offset=offset, windows=windows
                     )
 
     def _find_delivered(self, user: str, offsets: set[int]) -> Iterator[JournalEntry]:
@@ -253,12 +250,9 @@ class Journal:
             for index in _indexes(columns.users, user):
                 mark = upto[index]
                 if mark is not None and mark >= offset:
+                    at_s, text = columns.at_s[index], columns.texts[index]
                     yield JournalEntry(
-                        columns.at_s[index],
-                        Stage.DELIVERED,
-                        user,
-                        offset=offset,
-                        text=columns.texts[index],
+                        at_s, Stage.DELIVERED, user, offset=offset, text=text
                     )
                     break  # later marks cover the message as well
 

@@ -16,7 +16,6 @@ from typing import Final, TypeVar
 
 from bridge.errors import MigrationRefusedError
 from bridge.inbox.migration.model import (
-    InboxCount,
     MigrationBatch,
     MigrationSource,
     MigrationTarget,
@@ -81,27 +80,24 @@ async def migrate(
         totals = await thread.run(source.totals)
         await target.open()
         after = await target.progress(identity)
-        if after is None or is_dry_run:
-            return MigrationResult(
-                identity.epoch,
-                totals,
-                MigrationTotals(),
-                is_resumed=bool(after),
-                is_done=after is None,
-            )
-        await target.begin(identity)
         copied = MigrationTotals()
-        last_user: str | None = None
-        async for batch in thread.iterate(partial(source.batches, after=after)):
-            await target.write(batch)
-            copied += _totals(batch, last_user)
-            last_user = batch.parts[-1].inbox.user
-            on_progress(_COPYING, copied, totals)
-        await _compare(thread, source, target, partial(on_progress, _COMPARING))
-        await target.finish(identity)
-        return MigrationResult(
-            identity.epoch, totals, copied, is_resumed=bool(after), is_done=True
-        )
+        if after is not None and not is_dry_run:
+            await target.begin(identity)
+            last_user: str | None = None
+            async for batch in thread.iterate(partial(source.batches, after=after)):
+                await target.write(batch)
+                copied += _totals(batch, last_user)
+                last_user = batch.parts[-1].inbox.user
+                on_progress(_COPYING, copied, totals)
+            await _compare(thread, source, target, partial(on_progress, _COMPARING))
+            await target.finish(identity)
+    return MigrationResult(
+        identity.epoch,
+        totals,
+        copied,
+        is_resumed=bool(after),
+        is_done=after is None or not is_dry_run,
+    )
 
 
 class _SourceThread:
@@ -148,7 +144,7 @@ def _totals(batch: MigrationBatch, last_user: str | None) -> MigrationTotals:
         users=sum(user != previous for previous, user in pairwise(users)),
         messages=len(messages),
         ids=sum(len(part.ids) for part in batch.parts),
-        data_bytes=sum(len(message.data) for message in messages),
+        bytes=sum(len(message.data) for message in messages),
     )
 
 
@@ -163,17 +159,11 @@ async def _compare(
     async for group in thread.iterate(source.counts):
         users = [each.inbox.user for each in group]
         for expected, found in zip(group, await target.counts(users), strict=True):
-            _compare_inbox(target, expected, found)
+            if expected != found:
+                raise MigrationRefusedError(
+                    target.description,
+                    f"it does not hold what was copied into it: {found} instead of "
+                    f"{expected}; empty it and start again",
+                )
         compared += MigrationTotals(len(group), sum(each.messages for each in group))
         on_progress(compared, compared)
-
-
-def _compare_inbox(
-    target: MigrationTarget, expected: InboxCount, found: InboxCount
-) -> None:
-    if expected != found:
-        raise MigrationRefusedError(
-            target.description,
-            f"it does not hold what was copied into it: {found} instead of {expected}; "
-            "empty it and start again",
-        )

@@ -84,19 +84,19 @@ class SourceIdentity:
 
 @dataclass(frozen=True, slots=True)
 class MigrationTotals:
-    """An amount of data; `data_bytes` counts the data of messages only."""
+    """An amount of data; `bytes` counts the data of messages only."""
 
     users: int = 0
     messages: int = 0
     ids: int = 0
-    data_bytes: int = 0
+    bytes: int = 0
 
     def __add__(self, other: "MigrationTotals") -> "MigrationTotals":
         return MigrationTotals(
             self.users + other.users,
             self.messages + other.messages,
             self.ids + other.ids,
-            self.data_bytes + other.data_bytes,
+            self.bytes + other.bytes,
         )
 
 

@@ -8,21 +8,21 @@ two of them.
 """
 
 import asyncio
-import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from sqlite3 import Connection
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.sqlite.chain import rows_before
+from bridge.inbox.sqlite.chain import Row
 from bridge.inbox.sqlite.database_thread import DatabaseThread
 from bridge.inbox.sqlite.reader import SqliteReader
 from bridge.inbox.sqlite.write_scheduler import WriteScheduler
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _TIMEOUT_S: Final = 30.0
@@ -41,40 +41,36 @@ _COLUMNS: Final = "event, taken_s, message_id, deadline_s, length(data)"
 class AdminReader(SqliteReader):
     """The runner of the thread: a reader with the queries of operators."""
 
-    def open_connection(self) -> sqlite3.Connection:
+    def open_connection(self) -> Connection:
         """Open the file, with a small cache."""
         connection = super().open_connection()
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         return connection
 
     def users(
-        self, connection: sqlite3.Connection, *, prefix: str, after: str, limit: int
+        self, connection: Connection, *, prefix: str, after: str, limit: int
     ) -> Sequence[InboxSummary]:
         """Return a page of users by name; SQLite sorts UTF-8 as Python sorts text."""
         names: list[str] = []
-        with closing(
-            connection.execute(
-                "SELECT user FROM users WHERE user > ? AND user >= ?"
-                " ORDER BY user LIMIT ?",
-                (after, prefix, limit),
-            )
-        ) as rows:
+        statement = (
+            "SELECT user FROM users WHERE user > ? AND user >= ? ORDER BY user LIMIT ?"
+        )
+        with closing(connection.execute(statement, (after, prefix, limit))) as rows:
             for (name,) in rows:
                 if not name.startswith(prefix):
                     break  # names with the prefix are adjacent
                 names.append(name)
         return [InboxSummary(name, self.state(connection, name)) for name in names]
 
-    def user(self, connection: sqlite3.Connection, user: str) -> InboxSummary | None:
+    def user(self, connection: Connection, user: str) -> InboxSummary | None:
         """Return one user's inbox; ``None`` if the user never had a message."""
         state = self.state(connection, user)
         return InboxSummary(user, state) if state.last else None
 
     def messages(
         self,
-        connection: sqlite3.Connection,
+        connection: Connection,
         user: str,
-        *,
         before: int | None,
         limit: int,
         max_bytes: int,
@@ -82,21 +78,13 @@ class AdminReader(SqliteReader):
         """Return messages of one user, newest first."""
         found: list[KeptMessage] = []
         size_bytes = 0
-        with self._snapshot(connection, user) as (user_id, tail):
-            if user_id is None:
+        columns = f"{_COLUMNS}, data" if max_bytes else f"{_COLUMNS}, NULL"
+        with self._snapshot(connection, user) as inbox:
+            if inbox is None:
                 return found
-            bounds = self._bounds(connection, user_id, tail)
-            columns = f"{_COLUMNS}, data" if max_bytes else f"{_COLUMNS}, NULL"
+            before = inbox.last + 1 if before is None else before
             with closing(
-                rows_before(
-                    connection,
-                    user_id,
-                    bounds.last_seq,
-                    tail,
-                    first=bounds.first,
-                    before=bounds.last + 1 if before is None else before,
-                    columns=columns,
-                )
+                inbox.chain.below(before, first=inbox.first, columns=columns)
             ) as rows:
                 for row in rows:
                     size_bytes += row[5]
@@ -106,25 +94,16 @@ class AdminReader(SqliteReader):
         return found
 
     def find_in_inbox(
-        self, connection: sqlite3.Connection, *, message_id: str, user: str
+        self, connection: Connection, message_id: str, user: str
     ) -> SearchResult:
         """Find an id in one user's inbox."""
-        with self._snapshot(connection, user) as (user_id, tail):
-            if user_id is None:
+        columns = f"{_COLUMNS}, NULL"
+        with self._snapshot(connection, user) as inbox:
+            if inbox is None:
                 return SearchResult((), 0, is_complete=True)
-            bounds = self._bounds(connection, user_id, tail)
-            with closing(
-                rows_before(
-                    connection,
-                    user_id,
-                    bounds.last_seq,
-                    tail,
-                    first=bounds.first,
-                    before=bounds.last + 1,
-                    columns=f"{_COLUMNS}, NULL",
-                )
-            ) as rows:
+            with closing(inbox.chain.above(inbox.first - 1, columns)) as rows:
                 kept = [_kept_message(row) for row in rows if row[3] == message_id]
+            user_id = inbox.chain.user_id
             seen_s = self._tail.seen_s(user_id, message_id)
             if seen_s is None:
                 row = connection.execute(
@@ -132,13 +111,12 @@ class AdminReader(SqliteReader):
                     (user_id, message_id),
                 ).fetchone()
                 seen_s = row[0] if row else None
-        matches = []
-        if kept or seen_s is not None:
-            matches.append(InboxMatch(user, kept[::-1], seen_s))
-        scanned = max(0, bounds.last + 1 - bounds.first)
+        found = kept or seen_s is not None
+        matches = [InboxMatch(user, kept, seen_s)] if found else []
+        scanned = max(0, inbox.last + 1 - inbox.first)
         return SearchResult(matches, scanned, is_complete=True)
 
-    def seq_range(self, connection: sqlite3.Connection) -> tuple[int, int]:
+    def seq_range(self, connection: Connection) -> tuple[int, int]:
         """Return the lowest and the highest seq of all messages; 0 if there is none."""
         low, high = connection.execute(
             "SELECT (SELECT min(seq) FROM messages), (SELECT max(seq) FROM messages)"
@@ -146,7 +124,7 @@ class AdminReader(SqliteReader):
         return low or 0, high or 0
 
     def users_with_message(
-        self, connection: sqlite3.Connection, *, message_id: str, after: int, upto: int
+        self, connection: Connection, message_id: str, *, after: int, upto: int
     ) -> Sequence[str]:
         """Return the users of messages with this id and a seq in (`after`, `upto`]."""
         # A single statement, which runs mostly without Python's global lock.
@@ -158,7 +136,7 @@ class AdminReader(SqliteReader):
         return [name for (name,) in rows]
 
     def users_with_seen_id(
-        self, connection: sqlite3.Connection, *, message_id: str, after: int, limit: int
+        self, connection: Connection, message_id: str, *, after: int, limit: int
     ) -> tuple[Sequence[str], int | None]:
         """
         Return those of the next `limit` users whose remembered ids include this one.
@@ -239,35 +217,26 @@ class SqliteAdminQueries:
     ) -> Sequence[InboxSummary]:
         """Return up to `limit` users with this prefix, by name, from `after` on."""
         found = await self._run(
-            partial(self._reader.users, prefix=prefix, after=after, limit=limit)
+            self._reader.users, prefix=prefix, after=after, limit=limit
         )
         return [self._with_unwritten_mark(each) for each in found]
 
     async def user(self, user: str) -> InboxSummary | None:
         """Return the inbox of `user`; ``None`` if the user never had a message."""
-        found = await self._run(partial(self._reader.user, user=user))
+        found = await self._run(self._reader.user, user)
         return self._with_unwritten_mark(found) if found else None
 
     async def messages(
         self, user: str, *, before: int | None = None, limit: int, max_bytes: int = 0
     ) -> Sequence[KeptMessage]:
         """Return up to `limit` messages of `user`, newest first."""
-        return await self._run(
-            partial(
-                self._reader.messages,
-                user=user,
-                before=before,
-                limit=limit,
-                max_bytes=max_bytes,
-            )
-        )
+        bounds = (before, limit, max_bytes)
+        return await self._run(self._reader.messages, user, *bounds)
 
     async def find(self, message_id: str, *, user: str | None = None) -> SearchResult:
         """Find the messages with this id, of one user or of all, the newest first."""
         if user is not None:
-            return await self._run(
-                partial(self._reader.find_in_inbox, message_id=message_id, user=user)
-            )
+            return await self._run(self._reader.find_in_inbox, message_id, user)
         search = _Search(message_id, until_s=monotonic() + self._search_s)
         await self._search_messages(search)
         await self._search_seen_ids(search)
@@ -282,14 +251,8 @@ class SqliteAdminQueries:
         while upto >= low and upto > 0 and search.may_continue():
             began_s = monotonic()
             after = max(low - 1, upto - step_rows)
-            users = await self._run(
-                partial(
-                    self._reader.users_with_message,
-                    message_id=search.message_id,
-                    after=after,
-                    upto=upto,
-                )
-            )
+            query = self._reader.users_with_message
+            users = await self._run(query, search.message_id, after=after, upto=upto)
             search.users |= dict.fromkeys(users)
             search.scanned += upto - after
             upto = after
@@ -303,12 +266,10 @@ class SqliteAdminQueries:
         after: int | None = 0
         while after is not None and search.may_continue():
             users, after = await self._run(
-                partial(
-                    self._reader.users_with_seen_id,
-                    message_id=search.message_id,
-                    after=after,
-                    limit=_STEP_ROWS_MAX,
-                )
+                self._reader.users_with_seen_id,
+                search.message_id,
+                after=after,
+                limit=_STEP_ROWS_MAX,
             )
             search.users |= dict.fromkeys(users)
 
@@ -317,7 +278,12 @@ class SqliteAdminQueries:
         mark = max(self._writes.unwritten_mark(inbox.user), state.delivered)
         return replace(inbox, state=replace(state, delivered=min(mark, state.last)))
 
-    async def _run(self, query: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(
+        self,
+        query: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 async with self._starting:
@@ -325,12 +291,12 @@ class SqliteAdminQueries:
                         raise StoreUnavailableError(self._store, "it is not open")
                     if not self._thread.is_running:
                         await self._thread.start()
-                return await self._thread.submit(query)
+                return await self._thread.submit(lambda c: query(c, *args, **kwargs))
         except TimeoutError as exc:
             problem = f"it was not read within {_TIMEOUT_S:.0f} s"
             raise StoreUnavailableError(self._store, problem) from exc
 
 
-def _kept_message(row: tuple[Any, ...]) -> KeptMessage:
+def _kept_message(row: Row) -> KeptMessage:
     offset, event, taken_s, message_id, deadline_s, data_bytes, data = row
     return KeptMessage(offset, event, taken_s, message_id, deadline_s, data_bytes, data)

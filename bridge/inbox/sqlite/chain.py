@@ -3,12 +3,13 @@ Queries for one user's messages, which form a chain from each message to the pre
 
 A chain is entered at the newest message or at the end of a block of 16 messages; the table
 `places` and the unindexed tail hold the ends of blocks. It breaks off where older messages
-were deleted. The queries run in a read transaction, with a tail that was taken before it.
+were deleted.
 """
 
-import sqlite3
 from collections.abc import Generator
+from dataclasses import dataclass
 from itertools import chain
+from sqlite3 import Connection
 from typing import Any, Final
 
 from bridge.core.message import Message, Stored
@@ -16,6 +17,61 @@ from bridge.inbox.sqlite.unindexed import UserTail
 
 # The columns that `to_stored` needs.
 STORED_COLUMNS: Final = "event, data, taken_s, message_id, deadline_s"
+
+Row = tuple[Any, ...]
+Rows = Generator[Row, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class MessageChain:
+    """
+    One user's messages in a read transaction.
+
+    The generators yield the offset and `columns` of each message. Close them before the
+    transaction ends: an open query keeps its snapshot.
+
+    Attributes:
+        connection: In a transaction.
+        user_id: The user.
+        last_seq: The seq of the user's newest message.
+        tail: The unindexed entries of the user, taken before the transaction.
+
+    """
+
+    connection: Connection
+    user_id: int
+    last_seq: int
+    tail: UserTail
+
+    def above(self, offset: int, columns: str = STORED_COLUMNS) -> Rows:
+        """Yield the messages above `offset`, oldest first."""
+        statement = f"{_chain_query(columns)} ORDER BY offset"
+        places = self.connection.execute(
+            "SELECT offset, seq FROM places WHERE user_id = ? AND offset > ?"
+            " ORDER BY offset",
+            (self.user_id, offset),
+        )
+        for end, end_seq in chain(places, self.tail.blocks):
+            if end > offset:
+                key = (end_seq, self.user_id, offset + 1)
+                yield from self.connection.execute(statement, key)
+                offset = end
+        key = (self.last_seq, self.user_id, offset + 1)
+        yield from self.connection.execute(statement, key)
+
+    def below(self, offset: int, *, first: int, columns: str) -> Rows:
+        """Yield the messages below `offset` down to `first`, newest first."""
+        place = self.connection.execute(
+            "SELECT seq FROM places WHERE user_id = ? AND offset >= ?"
+            " ORDER BY offset LIMIT 1",
+            (self.user_id, offset - 1),
+        ).fetchone()
+        unindexed = (seq for end, seq in self.tail.blocks if end >= offset - 1)
+        start_seq = place[0] if place else next(unindexed, self.last_seq)
+        yield from self.connection.execute(
+            f"{_chain_query(columns)} WHERE offset < ?4",
+            (start_seq, self.user_id, first, offset),
+        )
 
 
 def _chain_query(columns: str) -> str:
@@ -31,65 +87,7 @@ def _chain_query(columns: str) -> str:
     )
 
 
-def rows_after(
-    connection: sqlite3.Connection,
-    user_id: int,
-    seq: int,
-    tail: UserTail,
-    *,
-    after: int,
-    columns: str = STORED_COLUMNS,
-) -> Generator[tuple[Any, ...], None, None]:
-    """
-    Yield the offset and `columns` of the messages above the offset `after`, oldest first.
-
-    Args:
-        connection: In a transaction.
-        user_id: The user.
-        seq: The seq of the user's newest message.
-        tail: The unindexed entries of the user.
-        after: An offset.
-        columns: Columns of the table `messages`.
-
-    """
-    statement = f"{_chain_query(columns)} ORDER BY offset"
-    places = connection.execute(
-        "SELECT offset, seq FROM places WHERE user_id = ? AND offset > ?"
-        " ORDER BY offset",
-        (user_id, after),
-    )
-    for end, end_seq in chain(places, tail.blocks):
-        if end > after:
-            yield from connection.execute(statement, (end_seq, user_id, after + 1))
-            after = end
-    yield from connection.execute(statement, (seq, user_id, after + 1))
-
-
-def rows_before(
-    connection: sqlite3.Connection,
-    user_id: int,
-    seq: int,
-    tail: UserTail,
-    *,
-    first: int,
-    before: int,
-    columns: str = STORED_COLUMNS,
-) -> Generator[tuple[Any, ...], None, None]:
-    """Yield the same for the messages below the offset `before` down to `first`."""
-    place = connection.execute(
-        "SELECT seq FROM places WHERE user_id = ? AND offset >= ?"
-        " ORDER BY offset LIMIT 1",
-        (user_id, before - 1),
-    ).fetchone()
-    unindexed = (place_seq for end, place_seq in tail.blocks if end >= before - 1)
-    start_seq = place[0] if place else next(unindexed, seq)
-    yield from connection.execute(
-        f"{_chain_query(columns)} WHERE offset < ?4",
-        (start_seq, user_id, first, before),
-    )
-
-
-def to_stored(user: str, row: tuple[Any, ...]) -> Stored:
-    """Return the message of a row with the default columns."""
+def to_stored(user: str, row: Row) -> Stored:
+    """Return the message of a row with the columns `STORED_COLUMNS`."""
     offset, event, data, taken_s, message_id, deadline_s = row
     return Stored(Message(user, event, data, taken_s, message_id, deadline_s), offset)

@@ -8,10 +8,10 @@ order of the calls.
 
 import asyncio
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from sqlite3 import Connection
 from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -33,7 +33,7 @@ class DatabaseCall(Generic[T]):
 
     def __init__(
         self,
-        work: Callable[[sqlite3.Connection], T],
+        work: Callable[[Connection], T],
         then: Callable[[T], None] | None = None,
     ) -> None:
         self.work = work
@@ -71,15 +71,13 @@ class DatabaseCall(Generic[T]):
 class CallRunner(Protocol):
     """Opens the connection of a thread and runs calls on it; used in that thread only."""
 
-    def open_connection(self) -> sqlite3.Connection:
+    def open_connection(self) -> Connection:
         """Open the connection."""
 
-    def run(
-        self, connection: sqlite3.Connection, calls: Sequence[DatabaseCall[Any]]
-    ) -> None:
+    def run(self, connection: Connection, calls: Sequence[DatabaseCall[Any]]) -> None:
         """Run `calls` in order and finish or fail each of them. Never raises."""
 
-    def close_connection(self, connection: sqlite3.Connection) -> None:
+    def close_connection(self, connection: Connection) -> None:
         """Close the connection."""
 
 
@@ -146,7 +144,7 @@ class DatabaseThread:
 
     def submit(
         self,
-        work: Callable[[sqlite3.Connection], T],
+        work: Callable[[Connection], T],
         then: Callable[[T], None] | None = None,
     ) -> asyncio.Future[T]:
         """
@@ -210,5 +208,5 @@ def _next_group(
     return group, False
 
 
-def _do_nothing(_: sqlite3.Connection) -> None:
+def _do_nothing(_: Connection) -> None:
     """Serve as the work of calls that only signal an event."""

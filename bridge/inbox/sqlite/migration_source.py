@@ -6,13 +6,13 @@ is except for two changes that the start of a bridge makes as well: it is migrat
 format of this version, and unindexed entries are indexed.
 """
 
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from sqlite3 import Connection, Error
 from time import time
-from typing import Any, Final
+from typing import Final
 
 from bridge.core.message import Stored
 from bridge.enums import SyncReason
@@ -26,7 +26,7 @@ from bridge.inbox.migration.model import (
     SourceIdentity,
 )
 from bridge.inbox.sqlite import statements
-from bridge.inbox.sqlite.chain import STORED_COLUMNS, rows_after, to_stored
+from bridge.inbox.sqlite.chain import STORED_COLUMNS, MessageChain, Row, to_stored
 from bridge.inbox.sqlite.file import StoreFile
 from bridge.inbox.sqlite.unindexed import ROUND_ENTRIES, UnindexedTail, UserTail
 
@@ -37,7 +37,6 @@ _BATCH_BYTES: Final = 1 << 20
 _BATCH_PARTS: Final = 500
 _INDEX_ROWS: Final = 5000
 
-_NO_TAIL: Final = UserTail()
 _USERS: Final = (
     "SELECT id, user, first, trimmed_for, coalesce(last, 0), coalesce(seq, 0),"
     " coalesce(delivered, 0) FROM users LEFT JOIN heads ON user_id = id"
@@ -64,7 +63,7 @@ class SqliteSource:
         self._file = StoreFile(Path(path), self.description)
         self._dedupe_s = dedupe_s
         self._now = now
-        self._connection: sqlite3.Connection | None = None
+        self._connection: Connection | None = None
 
     def open(self) -> SourceIdentity:
         """
@@ -175,13 +174,12 @@ class SqliteSource:
                 yield user_id, InboxPart(inbox, ids=ids)
 
     def _inbox(
-        self, row: tuple[Any, ...], *, columns: str = STORED_COLUMNS
-    ) -> tuple[InboxNumbers, Iterator[tuple[Any, ...]]]:
+        self, row: Row, *, columns: str = STORED_COLUMNS
+    ) -> tuple[InboxNumbers, Iterator[Row]]:
         """Return the numbers of a user's inbox, and the rows of its messages, oldest first."""
         user_id, user, first, reason, last, seq, delivered = row
-        found: Iterator[tuple[Any, ...]] = rows_after(
-            self._connected, user_id, seq, _NO_TAIL, after=first - 1, columns=columns
-        )
+        messages = MessageChain(self._connected, user_id, seq, UserTail())
+        found = messages.above(first - 1, columns)
         oldest = next(found, None)
         trimmed_for = SyncReason(reason) if reason else None
         # Messages that a sweep deleted are missing from the chain, and `users.first` does
@@ -205,7 +203,7 @@ class SqliteSource:
         """Raise errors of SQLite as those of the store."""
         try:
             yield
-        except sqlite3.Error as exc:
+        except Error as exc:
             raise self._file.translate(exc) from exc
 
     @property
@@ -213,12 +211,12 @@ class SqliteSource:
         return self._now() - self._dedupe_s
 
     @property
-    def _connected(self) -> sqlite3.Connection:
+    def _connected(self) -> Connection:
         assert self._connection is not None  # noqa: S101 - it is opened first
         return self._connection
 
 
-def _index_all(connection: sqlite3.Connection) -> None:
+def _index_all(connection: Connection) -> None:
     """Index all unindexed entries, so that the tables hold everything."""
     tail = UnindexedTail(round_entries=ROUND_ENTRIES)
     tail.load(connection, int(statements.meta(connection, "indexed_seq")))
@@ -237,7 +235,7 @@ def _index_all(connection: sqlite3.Connection) -> None:
         is_done = batch.upto is not None
 
 
-def _identity(connection: sqlite3.Connection) -> SourceIdentity:
+def _identity(connection: Connection) -> SourceIdentity:
     """Fingerprint the file: a bridge that used it meanwhile has changed one of these."""
     facts = connection.execute(
         "SELECT (SELECT coalesce(min(seq), 0) || '-' || coalesce(max(seq), 0)"

@@ -6,8 +6,8 @@ release and acquire Python's global lock a hundred times per batch, and with a b
 loop it would wait up to 5 ms for the lock each time.
 """
 
-import sqlite3
 from collections.abc import Iterator, Sequence
+from sqlite3 import Connection
 from typing import Final
 
 from bridge.enums import SyncReason
@@ -20,7 +20,7 @@ _SWEEP_IDS: Final = 2000
 _LAST_KEY: Final = (2**63 - 1, "")
 
 
-def meta(connection: sqlite3.Connection, name: str) -> str | int:
+def meta(connection: Connection, name: str) -> str | int:
     """Return the value of `name` in the table `bridge`."""
     value: str | int = connection.execute(
         "SELECT value FROM bridge WHERE name = ?", (name,)
@@ -29,7 +29,7 @@ def meta(connection: sqlite3.Connection, name: str) -> str | int:
 
 
 def insert(
-    connection: sqlite3.Connection,
+    connection: Connection,
     head: str,
     values: Sequence[object],
     *,
@@ -51,7 +51,7 @@ def insert(
 
 
 def find_ids(
-    connection: sqlite3.Connection, keys: Sequence[tuple[int, str]], oldest_s: float
+    connection: Connection, keys: Sequence[tuple[int, str]], oldest_s: float
 ) -> Iterator[tuple[int, str]]:
     """Yield the `keys` (user id, message id) that were stored since `oldest_s`."""
     for start in range(0, len(keys), _ROWS):
@@ -65,7 +65,7 @@ def find_ids(
         )
 
 
-def index(connection: sqlite3.Connection, batch: IndexBatch) -> None:
+def index(connection: Connection, batch: IndexBatch) -> None:
     """Write index rows. After a crash some are written a second time, without effect."""
     insert(
         connection,
@@ -86,7 +86,7 @@ def index(connection: sqlite3.Connection, batch: IndexBatch) -> None:
         connection.execute("DELETE FROM marks WHERE id <= ?", (marks_id,))
 
 
-def oldest_unindexed_s(connection: sqlite3.Connection) -> float | None:
+def oldest_unindexed_s(connection: Connection) -> float | None:
     """Return when the oldest unindexed message was received; ``None`` if all are indexed."""
     row = connection.execute(
         "SELECT taken_s FROM messages WHERE seq > ? ORDER BY seq LIMIT 1",
@@ -95,7 +95,7 @@ def oldest_unindexed_s(connection: sqlite3.Connection) -> float | None:
     return None if row is None else row[0]
 
 
-def delete_before(connection: sqlite3.Connection, user_id: int, upto: int) -> None:
+def delete_before(connection: Connection, user_id: int, upto: int) -> None:
     """
     Delete one user's messages below the offset `upto`, which are over the limit.
 
@@ -121,7 +121,7 @@ def delete_before(connection: sqlite3.Connection, user_id: int, upto: int) -> No
     )
 
 
-def delete_older(connection: sqlite3.Connection, oldest_s: float) -> bool:
+def delete_older(connection: Connection, oldest_s: float) -> bool:
     """
     Delete some messages received before `oldest_s`; return whether there may be more.
 
@@ -149,7 +149,7 @@ def delete_older(connection: sqlite3.Connection, oldest_s: float) -> bool:
 
 
 def delete_old_ids(
-    connection: sqlite3.Connection, after: tuple[int, str], oldest_s: float
+    connection: Connection, after: tuple[int, str], oldest_s: float
 ) -> tuple[int, str] | None:
     """Delete some ids stored before `oldest_s`; return the `after` of the next call."""
     upto: tuple[int, str] | None = connection.execute(

@@ -270,14 +270,9 @@ class SqliteInbox:
         self, user: str, *, after: int, max_messages: int, max_bytes: int
     ) -> Page:
         """Read messages with offsets above `after`, oldest first."""
+        limits = {"max_messages": max_messages, "max_bytes": max_bytes}
         return await self._read(
-            lambda connection: self._reader.read(
-                connection,
-                user,
-                after=after,
-                max_messages=max_messages,
-                max_bytes=max_bytes,
-            )
+            lambda c: self._reader.read(c, user, after=after, **limits)
         )
 
     async def count_expired(self, user: str, *, after: int) -> int:

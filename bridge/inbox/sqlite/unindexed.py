@@ -14,9 +14,9 @@ Nothing is lost with the memory, because the file holds the same: the messages a
 `indexed_seq` and the table `marks`. Opening the file reads them back.
 """
 
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from sqlite3 import Connection
 from struct import Struct
 from typing import Any, Final
 
@@ -118,7 +118,7 @@ class UnindexedTail:
         self._blocks: list[tuple[int, Place]] = []
         self._ids: list[tuple[int, str]] = []
 
-    def load(self, connection: sqlite3.Connection, indexed_seq: int) -> int:
+    def load(self, connection: Connection, indexed_seq: int) -> int:
         """Read back the entries above `indexed_seq`; return the newest seq."""
         # A previous attempt to open the file may have loaded entries and failed later.
         self._new, self._old = UnindexedEntries(), UnindexedEntries()

@@ -6,8 +6,8 @@ fails because of the store, all of them fail. If it fails because of the argumen
 call, each call is run alone, so the others succeed.
 """
 
-import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
+from sqlite3 import Connection, Error
 from time import time
 from typing import Any, Final
 
@@ -76,7 +76,7 @@ class SqliteWriter:
 
     # --- as a runner of calls
 
-    def open_connection(self) -> sqlite3.Connection:
+    def open_connection(self) -> Connection:
         """Lock and open the file, and read back its unindexed entries."""
         connection = self._file.connect_writer()
         try:
@@ -84,22 +84,20 @@ class SqliteWriter:
             self._seq = self._tail.load(connection, indexed_seq)
         except BaseException as exc:
             self.close_connection(connection)
-            if isinstance(exc, sqlite3.Error):
+            if isinstance(exc, Error):
                 raise self._file.translate(exc) from exc
             raise
         self._committed_seq = self._seq
         return connection
 
-    def close_connection(self, connection: sqlite3.Connection) -> None:
+    def close_connection(self, connection: Connection) -> None:
         """Close the connection, which checkpoints the write-ahead log, and unlock."""
         try:
             connection.close()
         finally:
             self._file.release()
 
-    def run(
-        self, connection: sqlite3.Connection, calls: Sequence[DatabaseCall[Any]]
-    ) -> None:
+    def run(self, connection: Connection, calls: Sequence[DatabaseCall[Any]]) -> None:
         """Run `calls` in one transaction, or each in its own if one of them fails."""
         try:
             results = self._transact(connection, calls)
@@ -121,7 +119,7 @@ class SqliteWriter:
                 call.finish(result)
 
     def _transact(
-        self, connection: sqlite3.Connection, calls: Sequence[DatabaseCall[Any]]
+        self, connection: Connection, calls: Sequence[DatabaseCall[Any]]
     ) -> list[Any]:
         is_committed = False
         if connection.in_transaction:  # the rollback of the last one failed
@@ -168,7 +166,7 @@ class SqliteWriter:
     # --- writes
 
     def append(
-        self, connection: sqlite3.Connection, messages: Sequence[Message]
+        self, connection: Connection, messages: Sequence[Message]
     ) -> list[int | None]:
         """Store `messages`; return the offset of each, ``None`` for a duplicate."""
         now_s = self._now()
@@ -223,7 +221,7 @@ class SqliteWriter:
 
     def write_background(
         self,
-        connection: sqlite3.Connection,
+        connection: Connection,
         marks: Mapping[str, int],
         ended_trials: Collection[bytes],
     ) -> None:
@@ -246,9 +244,7 @@ class SqliteWriter:
             "DELETE FROM trials WHERE key = ?", [(key,) for key in ended_trials]
         )
 
-    def note_trial(
-        self, connection: sqlite3.Connection, key: bytes, *, is_first: bool
-    ) -> int:
+    def note_trial(self, connection: Connection, key: bytes, *, is_first: bool) -> int:
         """Count a trial of this key; `is_first` discards the trials before it."""
         found = connection.execute("SELECT count FROM trials WHERE key = ?", (key,))
         row = None if is_first else found.fetchone()
@@ -258,13 +254,13 @@ class SqliteWriter:
         )
         return count
 
-    def probe(self, connection: sqlite3.Connection) -> None:
+    def probe(self, connection: Connection) -> None:
         """Write a value without meaning, to find out whether the file can be written."""
         connection.execute(
             "INSERT OR REPLACE INTO bridge VALUES ('probed_s', ?)", (self._now(),)
         )
 
-    def sweep_unindexed(self, connection: sqlite3.Connection) -> bool:
+    def sweep_unindexed(self, connection: Connection) -> bool:
         """
         Index some of the tail if a round is overdue; return whether there may be more.
 
@@ -282,14 +278,14 @@ class SqliteWriter:
         self._index_budget = max(self._index_budget, _SWEEP_ENTRIES)
         return True
 
-    def sweep_messages(self, connection: sqlite3.Connection) -> bool:
+    def sweep_messages(self, connection: Connection) -> bool:
         """Delete some messages and trials that are too old; return whether more may be."""
         oldest_s = self._now() - self._retention().max_age_s
         connection.execute("DELETE FROM trials WHERE noted_s < ?", (oldest_s,))
         return statements.delete_older(connection, oldest_s)
 
     def sweep_ids(
-        self, connection: sqlite3.Connection, after: tuple[int, str]
+        self, connection: Connection, after: tuple[int, str]
     ) -> tuple[int, str] | None:
         """Delete old ids above the key `after`; return the next key, ``None`` at the end."""
         oldest_s = self._now() - self._retention().dedupe_s
@@ -297,7 +293,7 @@ class SqliteWriter:
 
     # --- users
 
-    def _load_or_add_user(self, connection: sqlite3.Connection, user: str) -> None:
+    def _load_or_add_user(self, connection: Connection, user: str) -> None:
         if self._load_user(connection, user) is None:
             user_id = connection.execute(
                 "INSERT INTO users (user) VALUES (?)", (user,)
@@ -305,7 +301,7 @@ class SqliteWriter:
             assert user_id is not None  # noqa: S101 - an INSERT has one
             self._users[user] = HEAD.pack(user_id, 1, 0, 0)
 
-    def _load_user(self, connection: sqlite3.Connection, user: str) -> bytes | None:
+    def _load_user(self, connection: Connection, user: str) -> bytes | None:
         row = connection.execute(
             "SELECT id, first, coalesce(last, 0), coalesce(seq, 0)"
             " FROM users LEFT JOIN heads ON user_id = id WHERE user = ?",
@@ -322,7 +318,7 @@ class SqliteWriter:
 
     def _seen_ids(
         self,
-        connection: sqlite3.Connection,
+        connection: Connection,
         messages: Sequence[Message],
         oldest_s: float,
     ) -> set[tuple[int, str]]:
@@ -344,7 +340,7 @@ class SqliteWriter:
 
     # --- the index
 
-    def _index(self, connection: sqlite3.Connection) -> None:
+    def _index(self, connection: Connection) -> None:
         """Index a part of the tail, in proportion to the messages stored."""
         if self._index_budget < min(_INDEX_MIN, self._tail.round_entries):
             return
@@ -355,7 +351,7 @@ class SqliteWriter:
 
     def _trim(
         self,
-        connection: sqlite3.Connection,
+        connection: Connection,
         user: str,
         *,
         max_messages: int,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bridge.inbox.contract import Retention
-from bridge.inbox.sqlite.chain import rows_after, rows_before
+from bridge.inbox.sqlite.chain import MessageChain
 from bridge.inbox.sqlite.store import SqliteInbox
 from tests.contract.inbox.files import Clock, Opened, message, read_all, rows
 
@@ -26,12 +26,9 @@ async def offsets(
                 "SELECT coalesce(max(seq), 0) FROM heads WHERE user_id = ?", (user_id,)
             ).fetchone(),
         )
-        there = rows_after(
-            connection, user_id, seq, tail, after=first - 1, columns="user_id"
-        )
-        back = rows_before(
-            connection, user_id, seq, tail, first=first, before=before, columns="event"
-        )
+        chain = MessageChain(connection, user_id, seq, tail)
+        there = chain.above(first - 1, "user_id")
+        back = chain.below(before, first=first, columns="event")
         return [row[0] for row in there if row[0] < before], [row[0] for row in back]
 
     return await inbox._reader_thread.submit(read)

@@ -109,7 +109,7 @@ async def test_all_that_a_file_holds_arrives_as_a_bridge_would_read_it(
 
     assert result.is_done
     assert result.source == MigrationTotals(users=40, messages=5000, ids=1250)
-    assert replace(result.copied, data_bytes=0) == result.source
+    assert replace(result.copied, bytes=0) == result.source
     inbox = SqliteInbox(str(path), RETENTION)
     await inbox.open()
     try:
