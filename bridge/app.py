@@ -18,7 +18,7 @@ import structlog
 
 from bridge.core.client_address import parse_networks
 from bridge.core.message import MessageLimits
-from bridge.core.worker_slot import Workplace
+from bridge.core.worker_slot import WorkerSlot
 from bridge.errors import BridgeError, ConfigError, first_error
 from bridge.http.listeners import Listening, serve, serve_on_unix_socket
 from bridge.logging import set_log_level
@@ -54,17 +54,17 @@ class Bridge:
 
     """
 
-    def __init__(self, settings: Settings, *, place: Workplace | None = None) -> None:
+    def __init__(self, settings: Settings, *, slot: WorkerSlot | None = None) -> None:
         """
-        Build the bridge; `place` is its slot if it is one of several workers.
+        Build the bridge; `slot` is set if it is one of several workers.
 
         Raises:
             ConfigError: If a key or a schema of the settings is invalid.
 
         """
         self.settings = settings
-        self.components = Components(settings, place)
-        self._place = place
+        self.components = Components(settings, slot)
+        self._slot = slot
 
     def unready_reasons(self) -> list[str]:
         """Return the reasons why the bridge is not ready; empty if it is."""
@@ -111,7 +111,7 @@ class Bridge:
                     await self.components.inbox_maintenance.wait_for_first_try(
                         at_most_s=_FIRST_TRY_S
                     )
-                    if self._place is not None:
+                    if self._slot is not None:
                         await self._wait_until_ready(at_most_s=_FIRST_TRY_S)
                     on_listening(await self._listen(stack))
                     await stop.wait()
@@ -168,10 +168,10 @@ class Bridge:
     async def _listen(self, stack: AsyncExitStack) -> Listening:
         settings = self.settings
         parts = self.components
-        if self._place is not None:
+        if self._slot is not None:
             # Before the public port: the supervisor queries a worker that has windows.
             await serve_on_unix_socket(
-                stack, parts.operator_app, self._place.operator_socket
+                stack, parts.operator_app, self._slot.operator_socket
             )
         public_url = await serve(
             stack,
@@ -181,7 +181,7 @@ class Bridge:
             "BRIDGE_PORT",
             site=parts.sockets.engine.site,
         )
-        if self._place is not None:
+        if self._slot is not None:
             return Listening(public_url, operator_url="")
         return Listening(
             public_url,

@@ -30,7 +30,7 @@ from bridge.core.journal import Journal
 from bridge.core.message import MessageLimits
 from bridge.core.origins import OriginRules
 from bridge.core.redis_address import is_redis, parse_redis
-from bridge.core.worker_slot import Workplace
+from bridge.core.worker_slot import WorkerSlot
 from bridge.errors import ConfigError
 from bridge.fencing import Fencing
 from bridge.gauges import GaugeSampler
@@ -85,13 +85,13 @@ class Components:
 
     """
 
-    def __init__(self, settings: Settings, place: Workplace | None = None) -> None:
+    def __init__(self, settings: Settings, slot: WorkerSlot | None = None) -> None:
         """
         Build a bridge. Reads the folder of schemas and opens nothing else.
 
         Args:
             settings: Checked settings.
-            place: The slot of this process if it is one of several workers.
+            slot: The slot of this process if it is one of several workers.
 
         Raises:
             ConfigError: If a key or a schema of the settings is invalid.
@@ -101,7 +101,7 @@ class Components:
         self.tracing = open_tracing()
         self.fleet = fleet_of(settings)
         self.verifier = verifier_of(settings)
-        journal = journal_of(settings, place)
+        journal = journal_of(settings, slot)
         schemas = schemas_of(settings)
 
         self.inbox = inbox = inbox_of(settings)
@@ -113,7 +113,7 @@ class Components:
             metrics=metrics,
             journal=journal,
             tracing=self.tracing,
-            place=place,
+            slot=slot,
         )
 
         names = BrokerNames(settings.namespace)
@@ -277,11 +277,11 @@ def fleet_of(settings: Settings) -> RedisFleet | None:
     return RedisFleet(parse_redis(settings.inbox), namespace=settings.namespace)
 
 
-def journal_of(settings: Settings, place: Workplace | None) -> Journal:
+def journal_of(settings: Settings, slot: WorkerSlot | None) -> Journal:
     """Return an empty journal that begins now and names this process."""
     bridge = settings.name or socket.gethostname()
-    if place is not None:
-        bridge = f"{bridge} worker {place.index}"
+    if slot is not None:
+        bridge = f"{bridge} worker {slot.index}"
     return Journal(began_s=time(), bridge=bridge)
 
 

@@ -14,7 +14,7 @@ from bridge.enums import ExitCode
 from bridge.http.listeners import Listening
 from bridge.logging import configure_logs
 from bridge.signals import run_until_signalled
-from bridge.workers.supervisor import Posting, supervise
+from bridge.workers.supervisor import WorkerStart, supervise
 
 
 @with_settings
@@ -66,19 +66,18 @@ def collect_rarely() -> None:
     gc.set_threshold(20_000, 10, 10)
 
 
-def _worker_command(posting: Posting) -> list[str]:
-    """Return the command line of a worker: this one, but for its command."""
-    # However the interpreter was started, and by which script or module.
+def _worker_command(start: WorkerStart) -> list[str]:
+    """Return the command line of a worker: this process's own, with another command."""
+    # The interpreter's options and the script or module that it runs.
     before = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
-    place = posting.place
     return [
         sys.executable,
         *before,
         "worker",
-        f"--of={place.folder}",
-        f"--index={place.index}",
-        f"--at={posting.port}",
-        f"--line={posting.line}",
+        f"--of={start.slot.folder}",
+        f"--index={start.slot.index}",
+        f"--at={start.port}",
+        f"--line={start.control_fd}",
         *sys.argv[2:],
     ]
 

@@ -1,4 +1,4 @@
-"""`bridge worker`: one of the processes of `bridge run --workers N`, started by it alone."""
+"""`bridge worker`: a worker process, which only `bridge run --workers N` starts."""
 
 import asyncio
 from typing import Annotated
@@ -9,7 +9,7 @@ import uvloop
 from bridge.app import Bridge
 from bridge.cli.options import LoadSettings, with_settings
 from bridge.cli.run import collect_rarely
-from bridge.core.worker_slot import Workplace
+from bridge.core.worker_slot import WorkerSlot
 from bridge.enums import ExitCode
 from bridge.logging import configure_logs
 from bridge.settings.model import Settings
@@ -20,23 +20,27 @@ from bridge.workers.worker import run_worker
 def worker(
     load: LoadSettings,
     folder: Annotated[str, typer.Option("--of", help="The folder of sockets.")],
-    index: Annotated[int, typer.Option("--index", help="Which worker, from 0.")],
+    index: Annotated[
+        int, typer.Option("--index", help="The number of the worker, from 0.")
+    ],
     shared_port: Annotated[int, typer.Option("--at", help="The real public port.")],
-    line: Annotated[int, typer.Option("--line", help="To the supervisor.")],
+    control_fd: Annotated[
+        int, typer.Option("--line", help="File descriptor of the control channel.")
+    ],
 ) -> None:
-    """Work for `bridge run --workers N`, which starts it."""
+    """Run one worker; only `bridge run --workers N` starts this command."""
 
-    def load_ours() -> Settings:
+    def load_worker() -> Settings:
         return load().model_copy(update={"port": shared_port})
 
-    settings = load_ours()
+    settings = load_worker()
     configure_logs(
         level=settings.log_level, log_format=settings.log_format, worker=index
     )
-    place = Workplace(folder, index)
-    bridge = Bridge(settings, place=place)
+    slot = WorkerSlot(folder, index)
+    bridge = Bridge(settings, slot=slot)
     collect_rarely()
     try:
-        uvloop.run(run_worker(bridge, place, line=line, load=load_ours))
-    except asyncio.CancelledError:  # the supervisor insists
+        uvloop.run(run_worker(bridge, slot, control_fd=control_fd, load=load_worker))
+    except asyncio.CancelledError:  # the supervisor sent STOP_NOW
         raise typer.Exit(ExitCode.FAILED) from None

@@ -1,4 +1,4 @@
-"""Quantiles of a histogram, as Prometheus reckons them."""
+"""Quantiles of a histogram, computed as Prometheus does."""
 
 from collections.abc import Sequence
 from math import isinf
@@ -6,16 +6,17 @@ from math import isinf
 
 def quantile(buckets: Sequence[tuple[float, float]], part: float) -> float | None:
     """
-    Return below which value `part` of all observations lie, even within a bucket.
+    Return the value below which `part` of all observations lie.
 
     Args:
-        buckets: Upper bound, ascending, the last one infinite, and how many observations
-            were not above it.
+        buckets: Pairs of an upper bound and the number of observations up to it, in
+            ascending order; the last bound is infinite.
         part: Between 0 and 1.
 
     Returns:
-        ``None`` if there was no observation. What lies above the last finite bound
-        counts as being there.
+        ``None`` if there was no observation. Observations are assumed to be evenly
+        distributed within a bucket. Those above the last finite bound count as equal
+        to it.
 
     """
     if not buckets or buckets[-1][1] <= 0:

@@ -1,9 +1,10 @@
-"""What becomes of a place whose worker has ended: another worker, or the end of all."""
+"""The decision after the end of a worker: restart it after a delay, or end the bridge."""
 
 from dataclasses import dataclass
 from typing import Final
 
-# A worker that lived so long was well: what ended it has nothing to do with its start.
+# A worker that listened for this long had started well: its end says nothing about the
+# next start.
 SETTLED_S: Final = 30.0
 ATTEMPTS_MAX: Final = 5
 _BASE_S: Final = 0.1
@@ -11,13 +12,13 @@ _CAP_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class WorkerExit:
     """
-    How a worker ended.
+    How a worker process ended.
 
     Attributes:
         code: Its exit status; negative if a signal ended it.
-        listened_s: How long it had been open for windows; ``None`` if it never was.
+        listened_s: For how many seconds it listened; ``None`` if it never did.
 
     """
 
@@ -25,8 +26,8 @@ class Ended:
     listened_s: float | None
 
     @property
-    def is_quick(self) -> bool:
-        """Whether it ended soon after its start."""
+    def is_early(self) -> bool:
+        """Whether the worker ended soon after its start."""
         return self.listened_s is None or self.listened_s < SETTLED_S
 
     def __str__(self) -> str:
@@ -36,10 +37,10 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class StartAgain:
-    """Start another worker in its place, after a pause."""
+class RestartAfter:
+    """Start another process in the same slot after a delay."""
 
-    after_s: float
+    delay_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +50,31 @@ class GiveUp:
     code: int
 
 
-def next_start(
-    ended: Ended, *, quick_ends: int, was_any_listening: bool, roll: float
-) -> StartAgain | GiveUp:
+def decide_restart(
+    ended: WorkerExit, *, early_exits: int, has_any_listened: bool, roll: float
+) -> RestartAfter | GiveUp:
     """
-    Choose what follows the end of a worker that nobody asked to go.
+    Choose the reaction to the unexpected end of a worker.
 
     Args:
         ended: How it ended.
-        quick_ends: How often in a row a worker of this place ended quickly, this time
-            included.
-        was_any_listening: Whether any worker of the bridge ever got as far as listening.
+        early_exits: How many times in a row the worker of this slot ended early, this
+            time included.
+        has_any_listened: Whether any worker of the bridge has ever listened.
         roll: A random number in [0, 1).
 
     Returns:
-        ``GiveUp`` with the worker's own status if the very first start is refused: wrong
-        settings do not mend themselves. ``GiveUp`` with 1 at too many quick ends.
-        Otherwise a pause between half the cap and the cap, which triples with each.
+        ``GiveUp`` with the worker's own status if the very first start is refused, since
+        the settings are wrong for all workers. ``GiveUp`` with 1 after too many early
+        exits. Otherwise ``RestartAfter``, whose delay lies between half the cap and the
+        cap. The cap triples with each early exit.
 
     """
-    if not was_any_listening and ended.code > 0:
+    if not has_any_listened and ended.code > 0:
         return GiveUp(ended.code)
-    if quick_ends >= ATTEMPTS_MAX:
+    if early_exits >= ATTEMPTS_MAX:
         return GiveUp(1)
-    cap_s = min(_CAP_S, _BASE_S * 3.0 ** max(0, quick_ends - 1))
-    # Half of it stays random: workers that one cause has ended do not come back as one.
-    return StartAgain(cap_s * (0.5 + 0.5 * roll))
+    cap_s = min(_CAP_S, _BASE_S * 3.0 ** max(0, early_exits - 1))
+    # Half of the delay is random, so that workers that ended for one reason do not all
+    # restart in the same instant.
+    return RestartAfter(cap_s * (0.5 + 0.5 * roll))

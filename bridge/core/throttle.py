@@ -1,10 +1,10 @@
-"""How often one address may try a secret: a few times freely, then after growing pauses."""
+"""Limits how often one address may try a secret: after a few tries, pauses grow."""
 
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
 
-# One host of IPv6 has a network of that many bits to itself, and all addresses in it.
+# An IPv6 host usually has a /64 network to itself and can use every address in it.
 _HOST_BITS: Final = 64
 
 
@@ -15,7 +15,7 @@ class _Failures:
 
 
 class Throttle:
-    """Failures by address, without a clock of its own. What it keeps is bounded."""
+    """Counts failures by address, in bounded memory. Callers supply the time."""
 
     def __init__(
         self,
@@ -26,14 +26,16 @@ class Throttle:
         at_most: int = 10_000,
     ) -> None:
         """
-        Start with nobody known.
+        Start without any failure.
 
         Args:
-            free_tries: Failures that cost nothing; the pause after them is one second,
-                and each further failure doubles it.
+            free_tries: Failures without a pause. The first pause is one second, and
+                each further failure doubles it.
             longest_s: The longest pause.
-            forget_s: After that long without a try, an address is as good as new.
-            at_most: Addresses that are kept; the one that failed longest ago goes first.
+            forget_s: The failures of an address are forgotten after this long without
+                another failure.
+            at_most: Addresses that are remembered; the one whose last failure is oldest
+                is forgotten first.
 
         """
         self._free_tries = free_tries
@@ -43,7 +45,7 @@ class Throttle:
         self._failures: dict[str, _Failures] = {}
 
     def wait_s(self, address: str, now_s: float) -> float:
-        """Return how long `address` has to wait before it may try; 0 if it may now."""
+        """Return how long `address` must wait before its next try; 0 if it need not wait."""
         failures = self._failures.get(_host(address))
         if failures is None or now_s - failures.last_s >= self._forget_s:
             return 0.0
@@ -55,19 +57,19 @@ class Throttle:
         failures = self._failures.pop(host, None)
         if failures is None or now_s - failures.last_s >= self._forget_s:
             failures = _Failures(0, now_s)
-        # Put back at the end: the table is in the order of last failures.
+        # Inserted at the end, so that the dict is in the order of last failures.
         self._failures[host] = _Failures(failures.count + 1, now_s)
         if len(self._failures) > self._at_most:
             del self._failures[next(iter(self._failures))]
 
     def forget(self, address: str) -> None:
-        """Forgive `address`, which has shown that it knows the secret."""
+        """Forget the failures of `address`, after it has given the right secret."""
         self._failures.pop(_host(address), None)
 
     def _pause_s(self, count: int) -> float:
         if count < self._free_tries:
             return 0.0
-        # Clamp the exponent first: nothing else bounds the count.
+        # Clamp the exponent first: nothing else bounds the count, and 2.0**1024 overflows.
         doublings = min(count - self._free_tries, 30)
         return min(self._longest_s, 2.0**doublings)
 
@@ -80,5 +82,5 @@ def _host(address: str) -> str:
     if not isinstance(parsed, IPv6Address):
         return str(parsed)
     if parsed.ipv4_mapped:
-        return str(parsed.ipv4_mapped)  # how a socket on :: sees an IPv4 peer
+        return str(parsed.ipv4_mapped)  # a socket on :: reports IPv4 peers like this
     return str(ip_network(f"{parsed}/{_HOST_BITS}", strict=False))

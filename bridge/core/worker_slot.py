@@ -1,8 +1,8 @@
 """
-Where one worker of several does its work: its number, and the folder that all share.
+The slot of one worker among several: its number and the folder of sockets that all share.
 
-The number stands in each session id that the worker gives away, so that any other worker
-knows whose session a request is about without asking anybody.
+A worker appends its number to every session id that it creates. Any other worker can read the
+owner of a session from the id, without asking anyone.
 """
 
 import re
@@ -11,20 +11,20 @@ from typing import Final
 
 WORKERS_MAX: Final = 128
 
-# Before it may stand the name of the bridge.
-_MARKED: Final = re.compile(
+# A session id with its worker's number; the bridge's name may precede it.
+_NUMBERED_ID: Final = re.compile(
     r"(?:[A-Za-z0-9_-]{1,32}\.)?[A-Za-z0-9_-]{20}\.([0-9]{1,3})"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Workplace:
+class WorkerSlot:
     """
-    The place of one worker.
+    The slot of one worker.
 
     Attributes:
-        folder: Of the sockets; nobody but the bridge's own user may enter it.
-        index: Of the worker, from 0.
+        folder: The folder of the sockets, which only the bridge's own user may enter.
+        index: The number of the worker, from 0.
 
     """
 
@@ -33,24 +33,24 @@ class Workplace:
 
     @property
     def operator_socket(self) -> str:
-        """Where the worker's own operator door is."""
+        """Path of the socket on which the worker serves its operator API."""
         return f"{self.folder}/operator-{self.index}"
 
     @property
     def handover_socket(self) -> str:
-        """Where the worker takes connections that came to another one."""
+        """Path of the socket on which the worker accepts other workers' connections."""
         return f"{self.folder}/handover-{self.index}"
 
-    def neighbour(self, index: int) -> "Workplace":
-        """Return the place of another worker."""
-        return Workplace(self.folder, index)
+    def sibling(self, index: int) -> "WorkerSlot":
+        """Return the slot of another worker."""
+        return WorkerSlot(self.folder, index)
 
-    def mark(self, session_id: str) -> str:
-        """Write the worker's number into a new session id."""
+    def number_session(self, session_id: str) -> str:
+        """Return a new session id with this worker's number."""
         return f"{session_id}.{self.index}"
 
     def owner_of(self, session_id: str) -> int | None:
-        """Return whose session that is; ``None`` if it is ours, or nobody's."""
-        match = _MARKED.fullmatch(session_id)
+        """Return the other worker that owns a session; ``None`` if no other worker does."""
+        match = _NUMBERED_ID.fullmatch(session_id)
         owner = int(match[1]) if match else self.index
         return owner if owner != self.index and owner < WORKERS_MAX else None

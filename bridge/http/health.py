@@ -15,13 +15,18 @@ def add_health_routes(
         # An answer proves that the event loop runs. If a task fails, the process ends, so
         # there is no state in which the loop runs and the bridge is dead. An unavailable
         # broker or store is no reason for a restart.
-        return _json(200, {"live": True})
+        return render_liveness()
 
     async def ready(_request: web.Request) -> web.Response:
         return render_readiness(unready_reasons())
 
     app.router.add_get("/health/live", live)
     app.router.add_get("/health/ready", ready)
+
+
+def render_liveness() -> web.Response:
+    """Return the answer of `/health/live`."""
+    return _json(200, {"live": True})
 
 
 def render_readiness(reasons: list[str]) -> web.Response:

@@ -18,7 +18,7 @@ from bridge.auth.jwt import TokenVerifier
 from bridge.core import packets
 from bridge.core.journal import Journal
 from bridge.core.packets import Packet, PacketType
-from bridge.core.worker_slot import Workplace
+from bridge.core.worker_slot import WorkerSlot
 from bridge.enums import EVENT_CLOSING, EVENT_EXPIRING, Closing
 from bridge.inbox.contract import InboxReader
 from bridge.logging import user_hash
@@ -42,7 +42,7 @@ class SocketIOServer:
     """
     All windows of this bridge.
 
-    `verifier` is `None` in open mode; `place` is the worker's place, or `None` if there is
+    `verifier` is `None` in open mode; `slot` is the worker's slot, or `None` if there is
     one worker only.
 
     Attributes:
@@ -61,7 +61,7 @@ class SocketIOServer:
         metrics: Metrics,
         journal: Journal | None = None,
         tracing: Tracing | None = None,
-        place: Workplace | None = None,
+        slot: WorkerSlot | None = None,
     ) -> None:
         self._options = options
         self._inbox = inbox
@@ -72,7 +72,7 @@ class SocketIOServer:
             policy=options.policy,
             metrics=metrics,
             name=options.name,
-            place=place,
+            slot=slot,
         )
         self.rooms = Rooms(
             metrics,

@@ -1,8 +1,8 @@
 """
-Several workers on one machine: one supervisor, one process for each core, one of everything.
+Several workers on one machine: a supervisor and one process for each core.
 
-The supervisor carries no message and no window. It starts the workers, restarts what dies,
-tells all of them to go, and is the one operator door: metrics, health and API are theirs,
-put together. Each worker is a whole bridge, with connections of its own to the broker and
-the shared inbox; they meet there, and the kernel spreads windows over them.
+The supervisor handles no message and no window. It starts the workers, restarts those that
+end, drains all of them, and serves the operator port: their metrics, health and API, merged.
+Each worker is a whole bridge with its own connections to the broker and to the shared inbox
+store. The kernel distributes windows over the workers, which share the public port.
 """

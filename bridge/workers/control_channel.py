@@ -1,32 +1,38 @@
 """
-The line between the supervisor and one worker: a socket pair, and one word a line.
+The control channel between the supervisor and one worker: a socket pair, one line a message.
 
-Not signals, because whoever ends a bridge (a service manager, a terminal) often signals
-every process of it, and a worker could not tell the second word from the first. And a
-line has an end: a worker whose supervisor is gone, however it went, hears that.
+Signals would not do. A service manager or a terminal often signals every process of a bridge,
+and a worker could not tell a repeated signal from the order to stop at once. A socket also
+closes when its other end dies, so a worker notices that its supervisor is gone.
 """
 
 import asyncio
 from enum import Enum
 
 
-class Word(Enum):
-    """What is said."""
+class ControlMessage(Enum):
+    """A line on the channel."""
 
-    LISTENING = b"listening\n"  # the worker: windows may come
-    DRAIN = b"drain\n"  # the supervisor: go in order
-    INSIST = b"insist\n"  # the supervisor: go at once
-    RELOAD = b"reload\n"  # the supervisor: read the settings again
+    LISTENING = b"listening\n"  # worker: clients can connect
+    DRAIN = b"drain\n"  # supervisor: drain and exit
+    STOP_NOW = b"insist\n"  # supervisor: exit without draining
+    RELOAD = b"reload\n"  # supervisor: read the settings again
 
 
-async def hear(reader: asyncio.StreamReader) -> Word | None:
-    """Wait for the next word; ``None`` at the end. Cancellation: safe."""
+async def receive(reader: asyncio.StreamReader) -> ControlMessage | None:
+    """
+    Wait for the next message; ``None`` if the channel is closed.
+
+    Cancellation:
+        Safe.
+
+    """
     try:
-        return word_of(await reader.readline())
-    except ConnectionError:  # the other one has ended without hearing all that we said
+        return parse_message(await reader.readline())
+    except ConnectionError:  # the other end closed with unread messages of ours
         return None
 
 
-def word_of(line: bytes) -> Word | None:
-    """Return what was said; the end of the line, or of a half line, is ``None``."""
-    return Word(line) if line.endswith(b"\n") else None
+def parse_message(line: bytes) -> ControlMessage | None:
+    """Return the message of a line; ``None`` for an empty or incomplete last line."""
+    return ControlMessage(line) if line.endswith(b"\n") else None

@@ -1,9 +1,9 @@
 """
-One set of metrics out of those of several workers.
+Merges the metrics of several workers into one set.
 
-Counters and histograms are summed, and what a worker counted that has ended stays in the
-sum: a counter that went back would look to Prometheus like a start anew of all of them.
-Gauges say what is now, each in its own way: see `RULES`.
+Counters and histograms are summed. The counts of workers that have ended stay in the sum,
+because Prometheus would take a decreasing counter for a restart. Gauges describe the current
+state and are merged by `RULES`.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -19,37 +19,37 @@ from prometheus_client.registry import Collector
 from bridge.metrics import AgeBucket
 
 
-class Rule(Enum):
-    """How the values of several workers become one."""
+class MergeRule(Enum):
+    """How the values of several workers are merged."""
 
     SUM = "sum"
     MAX = "max"
     MIN = "min"
 
 
-# Every gauge there is; a test sees to that.
-RULES: Final[Mapping[str, Rule]] = {
-    "bridge_in_flight": Rule.SUM,
-    "bridge_shards_active": Rule.SUM,
-    # All look at the same queues and the same store, one after the other.
-    "bridge_queue_messages": Rule.MAX,
-    "bridge_queue_consumers": Rule.MAX,
-    "bridge_inbox_bytes": Rule.MAX,
-    "bridge_inbox_free_bytes": Rule.MIN,
-    "bridge_windows": Rule.SUM,
-    # Who has windows at two workers is counted at both.
-    "bridge_users": Rule.SUM,
-    "bridge_ready": Rule.MIN,
-    "bridge_info": Rule.MAX,
-    "bridge_workers": Rule.SUM,
-    "process_virtual_memory_bytes": Rule.SUM,
-    "process_resident_memory_bytes": Rule.SUM,
-    "process_start_time_seconds": Rule.MIN,
-    # A limit is one process's: what counts is the fullest of them.
-    "process_open_fds": Rule.MAX,
-    "process_max_fds": Rule.MIN,
+# All gauges; a test compares them with the metrics of the bridge.
+RULES: Final[Mapping[str, MergeRule]] = {
+    "bridge_in_flight": MergeRule.SUM,
+    "bridge_shards_active": MergeRule.SUM,
+    # All workers measure the same queues and the same store, at different times.
+    "bridge_queue_messages": MergeRule.MAX,
+    "bridge_queue_consumers": MergeRule.MAX,
+    "bridge_inbox_bytes": MergeRule.MAX,
+    "bridge_inbox_free_bytes": MergeRule.MIN,
+    "bridge_windows": MergeRule.SUM,
+    # A user with windows at two workers is counted twice.
+    "bridge_users": MergeRule.SUM,
+    "bridge_ready": MergeRule.MIN,
+    "bridge_info": MergeRule.MAX,
+    "bridge_workers": MergeRule.SUM,
+    "process_virtual_memory_bytes": MergeRule.SUM,
+    "process_resident_memory_bytes": MergeRule.SUM,
+    "process_start_time_seconds": MergeRule.MIN,
+    # The limit holds for each process, so the worker nearest to it matters.
+    "process_open_fds": MergeRule.MAX,
+    "process_max_fds": MergeRule.MIN,
 }
-_ADDED_UP: Final = frozenset({"counter", "histogram", "summary"})
+_SUMMED: Final = frozenset({"counter", "histogram", "summary"})
 _AGE_BUCKET: Final = "bridge_message_age_seconds_bucket"
 
 _Labels = tuple[tuple[str, str], ...]
@@ -72,10 +72,12 @@ class _Family:
             before = self.values.get(key)
             if before is None:
                 self.values[key] = value
-            elif rule is Rule.SUM:
+            elif rule is MergeRule.SUM:
                 self.values[key] = before + value
             else:
-                self.values[key] = (max if rule is Rule.MAX else min)(before, value)
+                self.values[key] = (max if rule is MergeRule.MAX else min)(
+                    before, value
+                )
 
     def as_metric(self) -> Metric:
         metric = Metric(self.name, self.text, self.type)
@@ -87,29 +89,31 @@ class _Family:
 _Families = dict[str, _Family]
 
 
-def _rule_of(name: str, kind: str) -> Rule:
-    if kind in _ADDED_UP:
-        return Rule.SUM
-    # When a counter was made: the library tells it as a gauge of its own.
-    return Rule.MIN if name.endswith("_created") else RULES.get(name, Rule.SUM)
+def _rule_of(name: str, kind: str) -> MergeRule:
+    if kind in _SUMMED:
+        return MergeRule.SUM
+    # prometheus_client exposes the creation time of a counter as a separate gauge.
+    return (
+        MergeRule.MIN if name.endswith("_created") else RULES.get(name, MergeRule.SUM)
+    )
 
 
 class MergedMetrics(Collector):
-    """What all workers tell, and what those told that have ended."""
+    """The metrics of all workers, with the counters of workers that have ended."""
 
     def __init__(self) -> None:
         self._latest: dict[Hashable, _Families] = {}
         self._ended: _Families = {}
         self._silent: set[Hashable] = set()
 
-    # --- what workers tell
+    # --- input
 
     def take(self, worker: Hashable, text: bytes) -> None:
         """
-        Take what a worker tells of itself now, in Prometheus's text format.
+        Replace the metrics of a worker by `text`, in Prometheus's text format.
 
         Raises:
-            ValueError: If it is not that.
+            ValueError: If `text` is not in that format.
 
         """
         families: _Families = {}
@@ -123,15 +127,15 @@ class MergedMetrics(Collector):
         self._silent.discard(worker)
 
     def no_answer(self, worker: Hashable) -> None:
-        """Note that a worker does not tell: its counters stay, its gauges are not known."""
+        """Drop the gauges of a worker that does not answer, and keep its counters."""
         self._silent.add(worker)
 
     def end(self, worker: Hashable) -> None:
-        """Keep the counters of a worker that has ended, as it told them last."""
+        """Keep the last counters of a worker that has ended."""
         _merge(self._ended, self._latest.pop(worker, {}).values(), counted_only=True)
         self._silent.discard(worker)
 
-    # --- what they are together
+    # --- output
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric, merged."""
@@ -145,18 +149,18 @@ class MergedMetrics(Collector):
         return generate_latest(registry)
 
     def total(self, name: str, **labels: str) -> int:
-        """Return what counter `name` has counted, over all labels that are not given."""
+        """Return the value of the counter `name`, summed over labels that are not given."""
         family = self._merged().get(name)
         return int(
             sum(
                 value
-                for (sample, its), value in (family.values if family else {}).items()
-                if sample.endswith("_total") and labels.items() <= dict(its).items()
+                for (sample, own), value in (family.values if family else {}).items()
+                if sample.endswith("_total") and labels.items() <= dict(own).items()
             )
         )
 
     def age_buckets(self) -> tuple[AgeBucket, ...]:
-        """Return the ages as pairs of an upper bound in seconds and how many were below."""
+        """Return the histogram of message ages: upper bounds in seconds and counts up to them."""
         family = self._merged().get(_AGE_BUCKET.removesuffix("_bucket"))
         return tuple(
             (float(dict(labels)["le"]), value)
@@ -174,7 +178,7 @@ class MergedMetrics(Collector):
 
 def _merge(into: _Families, families: Iterable[_Family], *, counted_only: bool) -> None:
     for family in families:
-        if counted_only and family.type not in _ADDED_UP:
+        if counted_only and family.type not in _SUMMED:
             continue
         there = into.get(family.name)
         if there is None:

@@ -1,38 +1,36 @@
-"""All workers: started one behind the other, kept running, and told to go together."""
+"""All workers: started in order, kept running, and drained together."""
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from typing import Final
 
-import aiohttp
 import orjson
 import structlog
 
-from bridge.core.worker_slot import Workplace
+from bridge.core.worker_slot import WorkerSlot
 from bridge.errors import WorkersFailedError
 from bridge.metrics import SupervisorMetrics
-from bridge.workers.control_channel import Word
+from bridge.workers.control_channel import ControlMessage
 from bridge.workers.merged_metrics import MergedMetrics
-from bridge.workers.slot import Command, Member
-from bridge.workers.worker_client import Question, ask_all
+from bridge.workers.supervised_worker import SupervisedWorker, WorkerCommand
+from bridge.workers.worker_client import WorkerAnswer, WorkerRequest
 
 log = structlog.get_logger(__name__)
 
-# On top of the drain timeout: closing doors, broker and store.
-_LAST_WORDS_S: Final = 15.0
-_INSISTED_S: Final = 5.0
-_HEALTH = Question("GET", "/health/ready", within_s=2.0)
+# Added to the drain timeout, for closing the listeners, the broker connection and the store.
+_CLOSE_S: Final = 15.0
+_STOP_NOW_S: Final = 5.0
+_READY = WorkerRequest("GET", "/health/ready", timeout_s=2.0)
 
 
-class Crew:
+class WorkerPool:
     """
     The workers of one bridge.
 
     Attributes:
-        members: One for each place.
-        metrics: What the supervisor counts.
-        merged: What the workers count.
+        workers: One for each slot.
+        metrics: The supervisor's own metrics.
+        merged: The metrics of all workers.
 
     """
 
@@ -41,28 +39,38 @@ class Crew:
         folder: str,
         *,
         count: int,
-        command: Command,
-        last_words_s: float = _LAST_WORDS_S,
+        command: WorkerCommand,
+        close_s: float = _CLOSE_S,
     ) -> None:
+        """
+        Prepare `count` workers; `run` starts them.
+
+        Args:
+            folder: The folder of the workers' sockets.
+            count: How many workers.
+            command: Makes the command line of a worker.
+            close_s: How long workers may take to close after the drain timeout.
+
+        """
         self.metrics = SupervisorMetrics()
         self.merged = MergedMetrics()
-        self.members = [
-            Member(
-                Workplace(folder, index),
+        self.workers = [
+            SupervisedWorker(
+                WorkerSlot(folder, index),
                 command,
-                was_any_listening=self._was_any_listening,
-                on_ended=self._note_end,
+                has_any_listened=self._has_any_listened,
+                on_exit=self._note_exit,
             )
             for index in range(count)
         ]
         self.metrics.workers.set_function(lambda: len(self.listening))
-        self._last_words_s = last_words_s
-        self._is_leaving = False
+        self._close_s = close_s
+        self._is_draining = False
 
     @property
-    def listening(self) -> list[Member]:
-        """Those that windows can come to."""
-        return [member for member in self.members if member.is_listening]
+    def listening(self) -> list[SupervisedWorker]:
+        """The workers to which clients can connect."""
+        return [worker for worker in self.workers if worker.is_listening]
 
     async def run(
         self,
@@ -75,36 +83,28 @@ class Crew:
         Keep all workers running until `stop` is set, then drain them.
 
         Args:
-            stop: Set by whoever wants the bridge to go.
-            on_listening: Called once, when windows can come to all of them.
-            drain_s: What the workers' own leaving may take, as it is now.
+            stop: Set by the caller to drain, and by the pool if a worker is given up.
+            on_listening: Called once, when all workers listen.
+            drain_s: Returns the current drain timeout.
 
         Raises:
-            WorkersFailedError: If a worker cannot be kept running. The others were
-                drained before.
+            WorkersFailedError: If a worker was given up. The others were drained first.
 
         Cancellation:
             Kills the workers.
 
         """
-        async with AsyncExitStack() as stack:
-            for member in self.members:
-                path = member.place.operator_socket
-                connector = aiohttp.UnixConnector(path=path, limit=0)
-                member.session = await stack.enter_async_context(
-                    aiohttp.ClientSession(connector=connector)
-                )
-            async with asyncio.TaskGroup() as tasks:
-                starting = tasks.create_task(
-                    self._start(tasks, stop, on_listening), name="start"
-                )
-                await stop.wait()
-                starting.cancel()
-                self._is_leaving = True
-                await self._drain(drain_s())
-        for member in self.members:
-            if member.lost is not None:
-                raise WorkersFailedError(member.lost.code, member.lost.text)
+        async with asyncio.TaskGroup() as tasks:
+            starting = tasks.create_task(
+                self._start(tasks, stop, on_listening), name="start"
+            )
+            await stop.wait()
+            starting.cancel()
+            self._is_draining = True
+            await self._drain(drain_s())
+        for worker in self.workers:
+            if worker.failure is not None:
+                raise WorkersFailedError(worker.failure.code, worker.failure.text)
 
     async def _start(
         self,
@@ -112,89 +112,100 @@ class Crew:
         stop: asyncio.Event,
         on_listening: Callable[[], None],
     ) -> None:
-        """Start the first worker and then the others: what is wrong is told once."""
-        for number, member in enumerate(self.members):
+        """Start the first worker, then the others, so that an error is reported once."""
+        for number, worker in enumerate(self.workers):
             tasks.create_task(
-                self._keep(member, stop), name=f"worker.{member.place.index}"
+                self._run_worker(worker, stop), name=f"worker.{worker.slot.index}"
             )
             if number == 0:
-                await member.listened.wait()
-        for member in self.members:
-            await member.listened.wait()
+                await worker.has_listened.wait()
+        for worker in self.workers:
+            await worker.has_listened.wait()
         on_listening()
 
-    async def _keep(self, member: Member, stop: asyncio.Event) -> None:
-        await member.run()
-        if member.lost is not None:
-            log.error("worker.given_up", worker=member.place.index)
+    async def _run_worker(self, worker: SupervisedWorker, stop: asyncio.Event) -> None:
+        await worker.run()
+        if worker.failure is not None:
+            log.error("worker.given_up", worker=worker.slot.index)
             stop.set()
 
-    async def _drain(self, within_s: float) -> None:
-        log.info("workers.draining", within_s=within_s, workers=len(self.listening))
-        for member in self.members:
-            member.tell(Word.DRAIN)
-        if not await self._are_gone(within_s + self._last_words_s):
-            log.warning("workers.drain_cut_short", pids=self._pids())
-            for member in self.members:
-                member.kill()
+    async def _drain(self, timeout_s: float) -> None:
+        log.info("workers.draining", timeout_s=timeout_s, workers=len(self.listening))
+        self.send(ControlMessage.DRAIN)
+        if not await self._have_stopped(timeout_s + self._close_s):
+            log.warning("workers.drain_timed_out", pids=self._pids())
+            self._kill()
         log.info("workers.drained")
 
-    async def insist(self) -> None:
-        """Let all workers end at once; kill those that do not even do that."""
-        for member in self.members:
-            member.tell(Word.INSIST)
-        if not await self._are_gone(_INSISTED_S):
+    async def stop_now(self) -> None:
+        """Stop all workers without draining; kill those that do not exit in time."""
+        self.send(ControlMessage.STOP_NOW)
+        if not await self._have_stopped(_STOP_NOW_S):
             log.warning("workers.killed", pids=self._pids())
-        for member in self.members:
-            member.kill()
+        self._kill()
 
-    async def _are_gone(self, within_s: float) -> bool:
+    async def _have_stopped(self, timeout_s: float) -> bool:
         try:
-            async with asyncio.timeout(within_s):
-                for member in self.members:
-                    await member.gone.wait()
+            async with asyncio.timeout(timeout_s):
+                for worker in self.workers:
+                    await worker.stopped.wait()
         except TimeoutError:
             return False
         return True
 
-    def tell(self, word: Word) -> None:
-        """Say something to all."""
-        for member in self.members:
-            member.tell(word)
+    def send(self, message: ControlMessage) -> None:
+        """Send a message to all workers."""
+        for worker in self.workers:
+            worker.send(message)
+
+    def _kill(self) -> None:
+        for worker in self.workers:
+            worker.kill()
 
     def _pids(self) -> list[int]:
-        return [member.pid for member in self.members if member.pid is not None]
+        return [worker.pid for worker in self.workers if worker.pid is not None]
 
-    def _was_any_listening(self) -> bool:
-        return any(member.listened.is_set() for member in self.members)
+    def _has_any_listened(self) -> bool:
+        return any(worker.has_listened.is_set() for worker in self.workers)
 
-    def _note_end(self, member: Member) -> None:
-        self.merged.end(member.place.index)
-        if not self._is_leaving:
+    def _note_exit(self, worker: SupervisedWorker) -> None:
+        self.merged.end(worker.slot.index)
+        if not self._is_draining:
             self.metrics.restarts.inc()
 
-    # --- how they are
+    # --- requests
+
+    async def ask_listening(
+        self, request: WorkerRequest
+    ) -> list[tuple[SupervisedWorker, WorkerAnswer | None]]:
+        """Send a request to all listening workers concurrently. Cancellation: safe."""
+        async with asyncio.TaskGroup() as tasks:
+            asked = [
+                (worker, tasks.create_task(worker.ask(request), name="ask a worker"))
+                for worker in self.listening
+            ]
+        return [(worker, task.result()) for worker, task in asked]
 
     async def unready_reasons(self) -> list[str]:
         """
-        Say what keeps the bridge from being ready; empty if nothing does.
+        Return why the bridge is not ready; empty if it is.
 
-        The kernel sends windows to each worker that listens: all of those must be ready.
-        A worker that is being started again does not listen, and is missed by no window.
+        The kernel gives connections to every worker that listens, so all of these must be
+        ready. A worker that is being restarted does not listen and gets no connections.
         """
-        if self._is_leaving:
-            return ["the bridge is going down"]
-        members = self.listening
-        if not members:
+        if self._is_draining:
+            return ["the bridge is shutting down"]
+        answers = await self.ask_listening(_READY)
+        if not answers:
             return ["no worker listens yet"]
         reasons = []
-        for member, answer in await ask_all(members, _HEALTH):
-            name = f"worker {member.place.index}"
+        for worker, answer in answers:
+            name = f"worker {worker.slot.index}"
             if answer is None:
-                # One that ended since the question is none that windows can come to.
-                if member.is_listening:
+                # It may have ended since it was asked, and then gets no connections.
+                if worker.is_listening:
                     reasons.append(f"{name}: does not answer")
             elif answer.status != 200:
-                told = orjson.loads(answer.body)["reasons"]
-                reasons += [f"{name}: {reason}" for reason in told]
+                found = orjson.loads(answer.body)["reasons"]
+                reasons += [f"{name}: {reason}" for reason in found]
         return reasons

@@ -1,7 +1,7 @@
 """
-The supervisor: reserves the public port, opens the operator door, keeps the crew running.
+The supervisor: reserves the public port, serves the operator port, keeps the workers running.
 
-SIGTERM and SIGINT drain all workers, a second one insists, SIGHUP reloads them all.
+SIGTERM and SIGINT drain all workers, a second signal stops them at once, SIGHUP reloads them.
 """
 
 import asyncio
@@ -15,56 +15,61 @@ from typing import Final
 
 import structlog
 
-from bridge.core.worker_slot import Workplace
+from bridge.core.worker_slot import WorkerSlot
 from bridge.enums import ExitCode
 from bridge.errors import BridgeError, ConfigError, WorkersFailedError, first_error
-from bridge.http.listeners import Listening, address_error, serve
+from bridge.http.listeners import Listening, address_error, http_url, serve
 from bridge.logging import set_log_level
 from bridge.settings.model import Settings
-from bridge.workers.admin_proxy import Door
-from bridge.workers.control_channel import Word
-from bridge.workers.pool import Crew
+from bridge.workers.admin_proxy import AdminProxy
+from bridge.workers.control_channel import ControlMessage
+from bridge.workers.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
 
-# What fits into a socket's address, less the names in the folder (unix(7)).
+# The longest address of a Unix socket, without the names in the folder (unix(7)).
 _FOLDER_MAX_BYTES: Final = 108 - len("/operator-000") - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Posting:
-    """Where and how one worker is started: its place, the public port, its line."""
+class WorkerStart:
+    """
+    How one worker is started.
 
-    place: Workplace
+    Attributes:
+        slot: The worker's slot.
+        port: The real public port.
+        control_fd: File descriptor of the worker's end of the control channel.
+
+    """
+
+    slot: WorkerSlot
     port: int
-    line: int
-
-
-StartCommand = Callable[[Posting], Sequence[str]]
+    control_fd: int
 
 
 async def supervise(
     settings: Settings,
     *,
     load: Callable[[], Settings],
-    command: StartCommand,
+    command: Callable[[WorkerStart], Sequence[str]],
     on_listening: Callable[[Listening], None],
 ) -> None:
     """
     Run `settings.workers` workers until a signal.
 
     Args:
-        settings: Checked.
+        settings: Checked settings.
         load: Reads the settings again.
         command: Makes the command line of a worker.
-        on_listening: Called once, when windows can come to all of them.
+        on_listening: Called once, when all workers listen.
 
     Raises:
         WorkersFailedError: If a worker cannot be kept running, or a second signal came.
-        OSError: If a port or the folder of sockets cannot be had.
+        OSError: If a port or the folder of sockets cannot be used.
 
     Cancellation:
-        Ends all workers at once.
+        Kills all workers.
 
     """
     async with AsyncExitStack() as stack:
@@ -72,84 +77,80 @@ async def supervise(
             tempfile.TemporaryDirectory(prefix="bridge-", ignore_cleanup_errors=True)
         )
         if len(folder.encode()) > _FOLDER_MAX_BYTES:
-            message = f"TMPDIR: {folder} is too long a path for sockets in it"
+            message = f"TMPDIR: the path {folder} is too long for sockets in it"
             raise OSError(message)
         reserved = stack.enter_context(reserve_port(settings.host, settings.port))
         host, port = reserved.getsockname()[:2]
-        crew = Crew(
+        pool = WorkerPool(
             folder,
             count=settings.workers,
-            command=lambda place, line: command(Posting(place, port, line)),
+            command=lambda slot, fd: command(WorkerStart(slot, port, fd)),
         )
-        door = Door(settings, crew)
+        proxy = AdminProxy(settings, pool)
         operator_url = await serve(
             stack,
-            door.app,
+            proxy.app,
             settings.operator_host,
             settings.operator_port,
             "BRIDGE_OPERATOR_PORT",
         )
-        shown = f"[{host}]" if ":" in host else host
-        listening = Listening(f"http://{shown}:{port}", operator_url)
-        await _run(crew, door, load=load, tell=lambda: on_listening(listening))
+        listening = Listening(http_url(host, port), operator_url)
+        await _Supervision(pool, proxy, load).run(lambda: on_listening(listening))
 
 
-async def _run(
-    crew: Crew, door: Door, *, load: Callable[[], Settings], tell: Callable[[], None]
-) -> None:
-    """Keep the crew running until a signal; errors as `supervise`, not in groups."""
-    signals = _Signals(crew, door, load)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            beside = [
-                tasks.create_task(signals.reload_on_hangup(), name="reload"),
-                tasks.create_task(signals.insist(), name="insist"),
-                tasks.create_task(door.watch(), name="watch"),
-            ]
-            await crew.run(
-                signals.stop,
-                on_listening=tell,
-                drain_s=lambda: door.settings.drain_timeout,
-            )
-            for task in beside:
-                task.cancel()
-    except* (BridgeError, OSError) as group:
-        failure = first_error(group)
-    else:
-        if not signals.insisted.is_set():
-            return
-        text = "ended at once; what was not acked comes again"
-        failure = WorkersFailedError(ExitCode.FAILED, text)
-    raise failure
+class _Supervision:
+    """Runs the pool, and reacts to signals from its creation on."""
 
-
-class _Signals:
-    """What the supervisor was told by signals, which it hears from now on."""
-
-    def __init__(self, crew: Crew, door: Door, load: Callable[[], Settings]) -> None:
-        self.stop = asyncio.Event()
-        self.insisted = asyncio.Event()
-        self._hangup = asyncio.Event()
-        self._crew = crew
-        self._door = door
+    def __init__(
+        self, pool: WorkerPool, proxy: AdminProxy, load: Callable[[], Settings]
+    ) -> None:
+        self._pool = pool
+        self._proxy = proxy
         self._load = load
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._hangup = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._leave)
+            loop.add_signal_handler(number, self._on_stop_signal)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
 
-    def _leave(self) -> None:
-        if self.stop.is_set():
-            self.insisted.set()
-        self.stop.set()
+    def _on_stop_signal(self) -> None:
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
 
-    async def insist(self) -> None:
-        """End all workers at once when a second signal comes."""
-        await self.insisted.wait()
-        await self._crew.insist()
+    async def run(self, on_listening: Callable[[], None]) -> None:
+        """Keep the workers running until a signal; raises errors instead of groups."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                beside = [
+                    tasks.create_task(self._reload_on_hangup(), name="reload"),
+                    tasks.create_task(self._stop_on_second_signal(), name="stop now"),
+                    tasks.create_task(self._proxy.scrape_periodically(), name="scrape"),
+                ]
+                await self._pool.run(
+                    self._stop,
+                    on_listening=on_listening,
+                    drain_s=lambda: self._proxy.settings.drain_timeout,
+                )
+                for task in beside:
+                    task.cancel()
+        except* (BridgeError, OSError) as group:
+            failure = first_error(group)
+        else:
+            if not self._stop_now.is_set():
+                return
+            text = "stopped without draining; unacked messages will be redelivered"
+            failure = WorkersFailedError(ExitCode.FAILED, text)
+        raise failure
 
-    async def reload_on_hangup(self) -> None:
-        """Read the settings again at each SIGHUP, for ever; wrong ones reach no worker."""
+    async def _stop_on_second_signal(self) -> None:
+        await self._stop_now.wait()
+        await self._pool.stop_now()
+
+    async def _reload_on_hangup(self) -> None:
+        """Read the settings again at each SIGHUP; invalid ones reach no worker."""
         while True:
             await self._hangup.wait()
             self._hangup.clear()
@@ -158,27 +159,30 @@ class _Signals:
             except ConfigError as exc:
                 log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
                 continue
-            self._door.apply(new)
+            self._proxy.apply(new)
             set_log_level(new.log_level)
-            self._crew.tell(Word.RELOAD)
+            self._pool.send(ControlMessage.RELOAD)
 
 
 def reserve_port(host: str, port: int) -> socket.socket:
     """
-    Take the public port for workers to share; nothing comes to the socket itself.
+    Reserve the public port for the workers, which share it with SO_REUSEPORT.
+
+    The returned socket does not listen, so it receives no connections.
 
     Raises:
-        OSError: If it cannot be had; its text names the setting.
+        OSError: If the port cannot be used; the text names the setting.
 
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        # The kernel lets any process of ours share a shared port, another bridge too.
-        with socket.socket(family, kind) as alone:
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind(address)
+        # With SO_REUSEPORT the kernel lets any process of the same user bind the port,
+        # also another bridge. Binding without it first detects one.
+        with socket.socket(family, kind) as exclusive:
+            exclusive.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            exclusive.bind(address)
         shared = socket.socket(family, kind)
         shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

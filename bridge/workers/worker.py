@@ -1,4 +1,4 @@
-"""A worker's own side: runs a bridge until the supervisor says otherwise, or is gone."""
+"""The worker process: runs a bridge until the supervisor stops it or disappears."""
 
 import asyncio
 import os
@@ -10,87 +10,86 @@ from contextlib import suppress
 import structlog
 
 from bridge.app import Bridge
-from bridge.core.worker_slot import Workplace
+from bridge.core.worker_slot import WorkerSlot
 from bridge.errors import ConfigError
 from bridge.http.listeners import Listening
 from bridge.settings.model import Settings
-from bridge.workers.control_channel import Word, hear
+from bridge.workers.control_channel import ControlMessage, receive
 
 log = structlog.get_logger(__name__)
 
 
 async def run_worker(
-    bridge: Bridge, place: Workplace, *, line: int, load: Callable[[], Settings]
+    bridge: Bridge, slot: WorkerSlot, *, control_fd: int, load: Callable[[], Settings]
 ) -> None:
     """
-    Run `bridge` until told to go.
+    Run `bridge` until it is stopped.
 
-    Signals drain as well, and never insist: a service manager sends them to every
-    process of the bridge, and the supervisor's own word comes on top of that.
+    SIGTERM and SIGINT drain, and a repeated one has no effect: a service manager sends
+    signals to every process of the bridge, in addition to the supervisor's message.
 
     Args:
-        bridge: Built for `place`.
-        place: Its sockets are removed at the end.
-        line: File descriptor of the worker's end of the line.
+        bridge: Built for `slot`.
+        slot: Its sockets are removed at the end.
+        control_fd: File descriptor of the worker's end of the control channel.
         load: Reads the settings again.
 
     Raises:
         BridgeError, OSError: As `Bridge.run`.
 
     Cancellation:
-        Ends at once, without draining; nothing that was acked is lost.
+        Stops without draining; no acked message is lost.
 
     """
-    reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=line))
-    orders = _Orders(bridge, load, insist=_cancel_of_this_task())
+    own_end = socket.socket(fileno=control_fd)
+    reader, writer = await asyncio.open_connection(sock=own_end)
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine always runs in a task
+    control = _Control(bridge, load, stop_now=task.cancel)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, orders.stop.set)
-    loop.add_signal_handler(signal.SIGHUP, orders.hangup.set)
+        loop.add_signal_handler(number, control.stop.set)
+    loop.add_signal_handler(signal.SIGHUP, control.hangup.set)
 
-    def tell(_listening: Listening) -> None:
-        writer.write(Word.LISTENING.value)
+    def on_listening(_listening: Listening) -> None:
+        writer.write(ControlMessage.LISTENING.value)
 
     try:
-        await bridge.run(orders.stop, on_listening=tell, beside=orders.follow(reader))
+        await bridge.run(
+            control.stop, on_listening=on_listening, beside=control.follow(reader)
+        )
     finally:
         writer.close()
-        _tidy(place, is_orphan=orders.is_orphan)
+        _remove_sockets(slot, is_orphan=control.is_orphan)
 
 
-def _cancel_of_this_task() -> Callable[[], object]:
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - a coroutine always runs in one
-    return task.cancel
-
-
-class _Orders:
-    """What the worker was told to do."""
+class _Control:
+    """Carries out the messages of the supervisor, and SIGHUP."""
 
     def __init__(
         self,
         bridge: Bridge,
         load: Callable[[], Settings],
         *,
-        insist: Callable[[], object],
+        stop_now: Callable[[], object],
     ) -> None:
         self.stop = asyncio.Event()
         self.hangup = asyncio.Event()
         self.is_orphan = False
         self._bridge = bridge
         self._load = load
-        self._insist = insist
+        self._stop_now = stop_now
 
     async def follow(self, reader: asyncio.StreamReader) -> None:
-        """Do what the supervisor says, and what signals do; for ever."""
+        """Carry out messages until canceled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._reload(), name="reload")
-            while (word := await hear(reader)) is not None:
-                match word:
-                    case Word.RELOAD:
+            tasks.create_task(self._reload_on_hangup(), name="reload")
+            while (message := await receive(reader)) is not None:
+                match message:
+                    case ControlMessage.RELOAD:
                         self.hangup.set()
-                    case Word.INSIST:
-                        self._insist()
+                    case ControlMessage.STOP_NOW:
+                        self._stop_now()
                     case _:
                         self.stop.set()
             self.is_orphan = True
@@ -98,7 +97,7 @@ class _Orders:
                 log.error("worker.supervisor_gone")
                 self.stop.set()
 
-    async def _reload(self) -> None:
+    async def _reload_on_hangup(self) -> None:
         while True:
             await self.hangup.wait()
             self.hangup.clear()
@@ -108,11 +107,11 @@ class _Orders:
                 log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
 
 
-def _tidy(place: Workplace, *, is_orphan: bool) -> None:
-    for path in (place.operator_socket, place.handover_socket):
+def _remove_sockets(slot: WorkerSlot, *, is_orphan: bool) -> None:
+    for path in (slot.operator_socket, slot.handover_socket):
         with suppress(OSError):
-            os.unlink(path)  # noqa: PTH108 - a path as text
+            os.unlink(path)  # noqa: PTH108 - the path is a str
     if is_orphan:
-        # The last of its workers tidies up behind it.
+        # The supervisor cannot remove the folder any more; the last orphan does.
         with suppress(OSError):
-            os.rmdir(place.folder)  # noqa: PTH106 - a path as text
+            os.rmdir(slot.folder)  # noqa: PTH106 - the path is a str

@@ -1,79 +1,84 @@
-"""Asking workers over their own doors: one request, one answer, within a deadline."""
+"""HTTP requests to a worker's operator API, over its Unix socket, each with a deadline."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 import aiohttp
 from yarl import URL
 
-from bridge.workers.slot import Member
-
-# The longest of the API's own deadlines is that of a trace over many dead letters.
-_ANSWER_WITHIN_S: Final = 60.0
+# Longer than the longest deadline of the API itself, a trace over many dead letters.
+_TIMEOUT_S: Final = 60.0
 _KEPT_HEADERS: Final = ("Content-Type", "Retry-After", "WWW-Authenticate", "Allow")
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A request, as it is put to a worker; `target` is path and query, encoded."""
+class WorkerRequest:
+    """A request to a worker; `target` is the encoded path and query."""
 
     method: str
     target: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
-    within_s: float = _ANSWER_WITHIN_S
+    timeout_s: float = _TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a worker answered."""
+class WorkerAnswer:
+    """The answer of a worker."""
 
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-async def ask(member: Member, question: Question) -> Answer | None:
-    """
-    Ask one worker; ``None`` if it is not there or takes too long.
+class WorkerClient:
+    """A client for one worker's socket. It sends requests while it is open."""
 
-    Cancellation:
-        Safe; what was asked may still be done.
+    def __init__(self, socket_path: str) -> None:
+        self._socket_path = socket_path
+        self._session: aiohttp.ClientSession | None = None
 
-    """
-    if member.session is None or not member.is_listening:
-        return None
-    try:
-        async with (
-            asyncio.timeout(question.within_s),
-            member.session.request(
-                question.method,
-                URL(f"http://worker{question.target}", encoded=True),
-                headers=question.headers,
-                data=question.body or None,
-                allow_redirects=False,
-            ) as response,
-        ):
-            body = await response.read()
-    except (aiohttp.ClientError, OSError, TimeoutError):
-        return None
-    headers = {
-        name: response.headers[name]
-        for name in _KEPT_HEADERS
-        if name in response.headers
-    }
-    return Answer(response.status, body, headers)
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Accept requests while the block runs."""
+        connector = aiohttp.UnixConnector(path=self._socket_path, limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            self._session = session
+            try:
+                yield
+            finally:
+                self._session = None
 
+    async def ask(self, request: WorkerRequest) -> WorkerAnswer | None:
+        """
+        Send a request; ``None`` if the worker does not answer in time.
 
-async def ask_all(
-    members: list[Member], question: Question
-) -> list[tuple[Member, Answer | None]]:
-    """Ask several workers at once. Cancellation: as `ask`."""
-    async with asyncio.TaskGroup() as tasks:
-        asked = [
-            (member, tasks.create_task(ask(member, question), name="ask a worker"))
-            for member in members
-        ]
-    return [(member, task.result()) for member, task in asked]
+        Cancellation:
+            Safe; the worker may still process the request.
+
+        """
+        if self._session is None:
+            return None
+        try:
+            async with (
+                asyncio.timeout(request.timeout_s),
+                self._session.request(
+                    request.method,
+                    URL(f"http://worker{request.target}", encoded=True),
+                    headers=request.headers,
+                    data=request.body or None,
+                    allow_redirects=False,
+                ) as response,
+            ):
+                body = await response.read()
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return None
+        headers = {
+            name: response.headers[name]
+            for name in _KEPT_HEADERS
+            if name in response.headers
+        }
+        return WorkerAnswer(response.status, body, headers)

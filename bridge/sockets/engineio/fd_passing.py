@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from bridge.core.worker_slot import Workplace
+from bridge.core.worker_slot import WorkerSlot
 from bridge.sockets.engineio.detach import detach_transport
 from bridge.sockets.engineio.listener import Listener, NewConnection
 from bridge.sockets.engineio.polling import read_body
@@ -38,8 +38,8 @@ _ACCEPT_RETRY_S: Final = 1.0
 class ConnectionHandover:
     """Passes connections to their workers and receives those of this worker."""
 
-    def __init__(self, place: Workplace, listener: Listener) -> None:
-        self._place = place
+    def __init__(self, slot: WorkerSlot, listener: Listener) -> None:
+        self._slot = slot
         self._listener = listener
 
     # --- passing on
@@ -57,14 +57,14 @@ class ConnectionHandover:
             and reconnects.
 
         """
-        owner = self._place.owner_of(request.query.get("sid", ""))
+        owner = self._slot.owner_of(request.query.get("sid", ""))
         if owner is None:
             return False
         body = await read_body(request, max_bytes=max_body_bytes, timeout_s=_TIMEOUT_S)
         if body is None:
             return False
         try:
-            peer = await _connect(self._place.neighbour(owner).handover_socket)
+            peer = await _connect(self._slot.sibling(owner).handover_socket)
         except (OSError, TimeoutError):
             return False
         with peer:
@@ -87,7 +87,7 @@ class ConnectionHandover:
             OSError: If the socket for them cannot be created.
 
         """
-        path = self._place.handover_socket
+        path = self._slot.handover_socket
         loop = asyncio.get_running_loop()
         with suppress(FileNotFoundError):
             os.unlink(path)  # noqa: PTH108 - left behind by the previous worker

@@ -18,7 +18,7 @@ from bridge.core.websocket_handshake import (
     switching_protocols,
     websocket_key,
 )
-from bridge.core.worker_slot import Workplace
+from bridge.core.worker_slot import WorkerSlot
 from bridge.enums import Closing
 from bridge.metrics import Metrics
 from bridge.sockets.engineio.detach import detach_transport
@@ -47,7 +47,7 @@ class EngineServer:
     """
     All Engine.IO sessions.
 
-    `place` is the worker's place if several workers share the port. `name` starts each
+    `slot` is the worker's slot if several workers share the port. `name` starts each
     session id: a load balancer routes polls by it without a table of its own.
 
     Attributes:
@@ -66,7 +66,7 @@ class EngineServer:
         policy: HandshakePolicy,
         metrics: Metrics,
         name: str = "",
-        place: Workplace | None = None,
+        slot: WorkerSlot | None = None,
     ) -> None:
         self.handler = handler
         self.limits = limits
@@ -74,9 +74,9 @@ class EngineServer:
         self.sessions: dict[str, EngineSession] = {}
         self._policy = policy
         self._sid_prefix = f"{name}." if name else ""
-        self._place = place
+        self._slot = slot
         self._listener = Listener(self._open_websocket)
-        self._handover = ConnectionHandover(place, self._listener) if place else None
+        self._handover = ConnectionHandover(slot, self._listener) if slot else None
         self._is_accepting = True
         self._tasks: asyncio.TaskGroup | None = None
         # Sessions per address. The key is stored with the count, so that all sessions of
@@ -308,8 +308,8 @@ class EngineServer:
 
     def _new_session(self, opening: OpeningRequest) -> EngineSession:
         sid = self._sid_prefix + secrets.token_urlsafe(15)
-        if self._place is not None:
-            sid = self._place.mark(sid)
+        if self._slot is not None:
+            sid = self._slot.number_session(sid)
         address, count = self._by_address.get(opening.address, (opening.address, 0))
         self._by_address[address] = (address, count + 1)
         session = EngineSession(self, sid, opening, address=address)

@@ -168,7 +168,7 @@ async def test_a_trace_says_how_many_bridges_it_did_not_hear(pair: Pair) -> None
 
     unheard = [line for line in told["silent"] if "of the bridges" in line]
     assert unheard == [
-        "windows and journals of 1 of the bridges were looked at, 1 did not answer"
+        "windows and journals of 1 of the bridges are known, 1 did not answer"
     ]
 
 

@@ -17,7 +17,7 @@ from bridge.auth.jwt import TokenRules, TokenVerifier
 from bridge.core.client_address import Network
 from bridge.core.message import Message
 from bridge.core.origins import OriginRules
-from bridge.core.worker_slot import Workplace
+from bridge.core.worker_slot import WorkerSlot
 from bridge.http.public import public_app
 from bridge.inbox.contract import Retention
 from bridge.inbox.memory.store import MemoryInbox
@@ -175,13 +175,13 @@ async def open_door(
     inbox: MemoryInbox | None = None,
     legacy: Callable[[web.Request], Coroutine[Any, Any, web.StreamResponse]]
     | None = None,
-    place: Workplace | None = None,
+    slot: WorkerSlot | None = None,
     verifier: TokenVerifier | None = None,
 ) -> AsyncIterator[Door]:
     """
     Open the public door on a free port of this machine until the block is left.
 
-    With `place` it is the one of a worker of several.
+    With `slot` it is the one of a worker of several.
     """
     inbox = memory_inbox() if inbox is None else inbox
     metrics = Metrics()
@@ -191,7 +191,7 @@ async def open_door(
         inbox=inbox,
         verifier=None if plan.is_open_mode else verifier or TokenVerifier(rules),
         metrics=metrics,
-        place=place,
+        slot=slot,
     )
     app = await asyncio.to_thread(  # it reads a file, before a bridge has a loop
         public_app,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from yarl import URL
 
-from bridge.core.worker_slot import Workplace
+from bridge.core.worker_slot import WorkerSlot
 from tests.conftest import eventually
 from tests.integration.sockets.conftest import Log
 from tests.integration.sockets.listeners import Door, open_door
@@ -23,10 +23,10 @@ from tests.tokens import token
 @asynccontextmanager
 async def two_workers(folder: Path) -> AsyncIterator[tuple[Door, Door]]:
     """Open the doors of two workers, each on a port of its own."""
-    places = [Workplace(str(folder), index) for index in range(2)]
-    async with open_door(place=places[0]) as owner, open_door(place=places[1]) as other:
-        for place in places:
-            await eventually(Path(place.handover_socket).exists)
+    slots = [WorkerSlot(str(folder), index) for index in range(2)]
+    async with open_door(slot=slots[0]) as owner, open_door(slot=slots[1]) as other:
+        for slot in slots:
+            await eventually(Path(slot.handover_socket).exists)
         yield owner, other
 
 

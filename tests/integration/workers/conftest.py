@@ -1,4 +1,4 @@
-"""`bridge run --workers N` as a program, and stock clients in front of it."""
+"""`bridge run --workers N` as a program, and stock clients that connect to it."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from bridge.cli.token import signed_token
-from bridge.core.worker_slot import Workplace
+from bridge.core.worker_slot import WorkerSlot
 from bridge.demo.private_node import LocalNode
 from bridge.settings.load import load_settings
 from tests.conftest import SLOW_FACTOR, eventually
@@ -31,7 +31,7 @@ NODE_MODULES = Path(__file__).parents[2] / "node_modules"
 
 @pytest.fixture(scope="package")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One server for these tests, which keep apart by namespace."""
+    """One server for these tests, which use different namespaces."""
     folder = tmp_path_factory.mktemp("redis")
     with RedisServer.started(folder, is_durable=False) as server:
         yield server
@@ -59,7 +59,7 @@ class Program:
     log: list[dict[str, object]] = field(default_factory=list, repr=False)
 
     async def read_log(self) -> None:
-        """Take its log until it ends."""
+        """Collect the log until the program ends."""
         assert self.process.stderr is not None
         async for line in self.process.stderr:
             self.log.append(
@@ -72,35 +72,33 @@ class Program:
         """Return the process ids of the workers."""
         return [pid for pid in family_of(self.process.pid)[1:] if is_alive(pid)]
 
-    def places(self) -> dict[int, Workplace]:
-        """Return the place of each worker, by its process id."""
+    def slots(self) -> dict[int, WorkerSlot]:
+        """Return the slot of each worker, by its process id."""
         return {
-            pid: place
-            for pid in self.workers()
-            if (place := _place_of(pid)) is not None
+            pid: slot for pid in self.workers() if (slot := _slot_of(pid)) is not None
         }
 
     async def get(self, path: str) -> tuple[int, bytes]:
-        """Ask its operator door."""
+        """Send a request to the operator port."""
         return await self.request("GET", path)
 
     async def of_each_worker(self, name: str) -> dict[int, float]:
-        """Read one metric of each worker that answers, by its number."""
+        """Return one metric of each worker that answers, by the worker's number."""
         values = {}
-        for place in self.places().values():
-            connector = aiohttp.UnixConnector(path=place.operator_socket)
+        for slot in self.slots().values():
+            connector = aiohttp.UnixConnector(path=slot.operator_socket)
             with suppress(aiohttp.ClientError, OSError):
                 async with (
                     aiohttp.ClientSession(connector=connector) as session,
                     session.get("http://worker/metrics", headers=_OPERATOR) as answer,
                 ):
-                    values[place.index] = _sample(await answer.text(), name)
+                    values[slot.index] = _sample(await answer.text(), name)
         return values
 
     async def request(
         self, method: str, path: str, body: object = None
     ) -> tuple[int, bytes]:
-        """Ask its operator door."""
+        """Send a request to the operator port."""
         async with (
             aiohttp.ClientSession(headers=_OPERATOR) as session,
             session.request(method, self.operator_url + path, json=body) as answer,
@@ -108,12 +106,12 @@ class Program:
             return answer.status, await answer.read()
 
     async def sample(self, name: str) -> float:
-        """Read one of its metrics."""
+        """Return one of the merged metrics."""
         _, text = await self.get("/metrics")
         return _sample(text.decode(), name)
 
     async def is_ready(self) -> bool:
-        """Ask whether it is ready."""
+        """Return whether the program is ready."""
         status, _ = await self.get("/health/ready")
         return status == 200
 
@@ -123,14 +121,14 @@ def _sample(text: str, name: str) -> float:
     return float(match[1]) if match else 0.0
 
 
-def _place_of(pid: int) -> Workplace | None:
-    """Read it from the worker's command line; ``None`` if it is gone."""
+def _slot_of(pid: int) -> WorkerSlot | None:
+    """Return the slot in a worker's command line; ``None`` if the process is gone."""
     try:
         line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
     except (FileNotFoundError, ProcessLookupError):
         return None
     given = dict(re.findall(r"--(of|index)=([^\0]+)", line))
-    return Workplace(given["of"], int(given["index"])) if len(given) == 2 else None
+    return WorkerSlot(given["of"], int(given["index"])) if len(given) == 2 else None
 
 
 @asynccontextmanager
@@ -185,27 +183,27 @@ async def program(
 
 @dataclass
 class Pages:
-    """Windows of the stock client; what happened to them, in order."""
+    """Windows of the stock client, and their events in order."""
 
     process: Process
-    happened: list[dict[str, object]] = field(default_factory=list, repr=False)
+    events: list[dict[str, object]] = field(default_factory=list, repr=False)
 
     async def read(self) -> None:
-        """Take what they tell until they end."""
+        """Collect the events until the process ends."""
         assert self.process.stdout is not None
         async for line in self.process.stdout:
-            self.happened.append(orjson.loads(line))
+            self.events.append(orjson.loads(line))
 
-    def of(self, what: str) -> list[dict[str, object]]:
-        """Return what happened of one kind."""
-        return [each for each in self.happened if each["what"] == what]
+    def of(self, kind: str) -> list[dict[str, object]]:
+        """Return the events of one kind."""
+        return [each for each in self.events if each["what"] == kind]
 
     def data(self, window: int) -> list[object]:
-        """Return the data that one window got, in order."""
+        """Return the data that one window has received, in order."""
         return [m["data"] for m in self.of("message") if m["window"] == window]
 
     def owners(self) -> set[str]:
-        """Return which workers have their sessions, by the ids."""
+        """Return the numbers of the workers that own the sessions."""
         return {str(each["session"]).rpartition(".")[2] for each in self.of("sync")}
 
 
@@ -213,7 +211,7 @@ class Pages:
 async def pages(
     url: str, user: str, *, count: int, transports: str = "default"
 ) -> AsyncIterator[Pages]:
-    """Open stock windows of a user; all are synced when entered."""
+    """Open stock windows of a user; all are synced when the block is entered."""
     process = await asyncio.create_subprocess_exec(
         *("node", str(PAGES), url, token_for(user), transports, str(count)),
         env=os.environ | {"NODE_PATH": str(NODE_MODULES)},
@@ -226,12 +224,14 @@ async def pages(
             await eventually(lambda: len(opened.of("sync")) == count, within_s=30)
             try:
                 yield opened
-            except BaseException:  # a test that fails wants to know what they saw
+            except BaseException:  # the events explain why the test failed
                 sys.stderr.write(
-                    f"{[each for each in opened.happened if each['what'] != 'message']}\n"
+                    f"{[each for each in opened.events if each['what'] != 'message']}\n"
                 )
                 raise
-            with suppress(ProcessLookupError):  # without a window it ends by itself
+            with suppress(
+                ProcessLookupError
+            ):  # without a window the process ends by itself
                 process.kill()
             await reading
     finally:

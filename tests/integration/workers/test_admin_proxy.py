@@ -1,49 +1,60 @@
-"""The operator door of several workers, with a worker behind it that is only a door."""
+"""The operator port of several workers, with a worker that only answers requests."""
 
 import asyncio
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import aiohttp
 from aiohttp import web
 
 from bridge.http.listeners import serve, serve_on_unix_socket
 from bridge.settings.load import load_settings
-from bridge.workers.admin_proxy import Door
-from bridge.workers.pool import Crew
+from bridge.workers.admin_proxy import AdminProxy
+from bridge.workers.pool import WorkerPool
 from tests.conftest import SLOW_FACTOR
 
+PROGRAM = Path(__file__).with_name("fake_worker.py")
 
-async def test_an_address_with_its_host_is_asked_for_as_one_without(
-    tmp_path: Path,
-) -> None:
-    """HTTP lets clients of proxies write it so, and every server has to take it."""
+
+async def test_a_target_with_a_host_is_forwarded_as_a_path(tmp_path: Path) -> None:
+    """HTTP lets clients of proxies send such targets, and every server has to accept them."""
 
     async def answer(request: web.Request) -> web.Response:
         return web.Response(text=f"asked for {request.raw_path}")
 
-    worker = web.Application()
-    worker.router.add_post("/api/publish", answer)
+    app = web.Application()
+    app.router.add_post("/api/publish", answer)
     settings = await asyncio.to_thread(load_settings, {"auth": "open"})
-    crew = Crew(str(tmp_path), count=1, command=lambda _place, _line: [])
-    (member,) = crew.members
-    door = await asyncio.to_thread(Door, settings, crew)
+    (tmp_path / "order").write_text("run")
+    pool = WorkerPool(
+        str(tmp_path),
+        count=1,
+        command=lambda _slot, control_fd: [
+            *(sys.executable, "-S", str(PROGRAM)),
+            *(str(control_fd), str(tmp_path / "order")),
+        ],
+    )
+    proxy = await asyncio.to_thread(AdminProxy, settings, pool)
+    stop, listening = asyncio.Event(), asyncio.Event()
     async with AsyncExitStack() as stack:
-        path = member.place.operator_socket
-        await serve_on_unix_socket(stack, worker, path)
-        member.session = await stack.enter_async_context(
-            aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=path))
-        )
-        member.is_listening = True
-        url = await serve(stack, door.app, "127.0.0.1", 0, "BRIDGE_OPERATOR_PORT")
-        port = int(url.rpartition(":")[2])
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(
-            b"POST http://bridge.example:8081/api/publish?a=%2F HTTP/1.1\r\n"
-            b"Host: bridge.example:8081\r\nConnection: close\r\n\r\n"
+        socket_path = pool.workers[0].slot.operator_socket
+        await serve_on_unix_socket(stack, app, socket_path)
+        url = await serve(stack, proxy.app, "127.0.0.1", 0, "BRIDGE_OPERATOR_PORT")
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        stack.callback(stop.set)
+        tasks.create_task(
+            pool.run(stop, on_listening=listening.set, drain_s=lambda: 5.0),
+            name="pool",
         )
         async with asyncio.timeout(10 * SLOW_FACTOR):
+            await listening.wait()
+            port = int(url.rpartition(":")[2])
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(
+                b"POST http://bridge.example:8081/api/publish?a=%2F HTTP/1.1\r\n"
+                b"Host: bridge.example:8081\r\nConnection: close\r\n\r\n"
+            )
             text = (await reader.read()).decode()
-        writer.close()
+            writer.close()
 
     assert text.endswith("asked for /api/publish?a=%2F")

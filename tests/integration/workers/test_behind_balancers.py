@@ -1,4 +1,4 @@
-"""Two machines with two workers each, behind the load balancers that compose/ ships."""
+"""Two machines with two workers each, behind the load balancers of compose/."""
 
 import asyncio
 import signal
@@ -24,7 +24,7 @@ from tests.integration.workers.conftest import (
 )
 from tests.redis_server import RedisServer
 
-# So many that each machine has some at both of its workers, but for one in thousands.
+# So many that all four workers have some, except in one of several thousand runs.
 WINDOWS = 6
 TRANSPORTS = ("default", "polling")
 MESSAGES = 60
@@ -32,7 +32,7 @@ MESSAGES = 60
 
 @dataclass(frozen=True)
 class Site:
-    """Two machines, and both balancers before them."""
+    """Two machines, and both balancers in front of them."""
 
     machines: list[Program]
     balancers: list[Balancer]
@@ -42,7 +42,7 @@ class Site:
 async def open_site(
     broker: LocalNode, namespace: str, redis: RedisServer
 ) -> AsyncIterator[Site]:
-    """Start all of it; the machines are ready when entered."""
+    """Start everything; the machines are ready when the block is entered."""
     async with AsyncExitStack() as stack:
         machines = [
             await stack.enter_async_context(
@@ -65,7 +65,7 @@ async def open_site(
 
 
 def homes(opened: list[Pages]) -> set[tuple[str, str]]:
-    """Return which workers of which machines have windows, by their sessions' ids."""
+    """Return the machines and workers that own the windows' sessions."""
     ids = [str(each["session"]) for its in opened for each in its.of("sync")]
     return {(sid.split(".")[0], sid.rpartition(".")[2]) for sid in ids}
 
@@ -74,11 +74,11 @@ async def test_windows_stay_with_their_workers_and_move_when_a_machine_drains(
     broker: LocalNode, namespace: str, redis_server: RedisServer
 ) -> None:
     """
-    A balancer's connection carries the polls of many windows, of both workers.
+    A connection of a balancer carries the polls of many windows, of both workers.
 
-    So it is handed from worker to worker, again and again, and nobody may notice: neither
-    while all is well, nor while one supervisor leaves and its readiness says so. The page's
-    address comes along.
+    So it is handed over between workers again and again. Clients must not notice it, neither
+    in normal operation nor while one machine drains and reports that it is not ready. The
+    client's address is handed over too.
     """
     async with AsyncExitStack() as stack:
         site = await stack.enter_async_context(
@@ -114,24 +114,24 @@ async def test_windows_stay_with_their_workers_and_move_when_a_machine_drains(
         async with asyncio.timeout(LIMIT_S):
             assert await leaving.wait() == 0
 
-        # Some had all of it before they were told to go, and are still on their way.
+        # Some windows had everything before the drain, and still reconnect.
 
-        async def all_are_back() -> bool:
+        async def all_have_reconnected() -> bool:
             _, body = await site.machines[1].get("/api/users/ann")
             return len(orjson.loads(body)["windows"]) == len(opened) * WINDOWS
 
-        await eventually(all_are_back, within_s=30)
+        await eventually(all_have_reconnected, within_s=30)
         for its in opened:
             await has_all(its, expected)
             assert its.of("error") == []
             assert all(sync["complete"] for sync in its.of("sync"))
-            came_back = its.of("connect")[WINDOWS:]
-            assert all(connect["recovered"] for connect in came_back)
-            assert all(str(c["session"]).startswith("bridge-2.") for c in came_back)
+            reconnects = its.of("connect")[WINDOWS:]
+            assert all(connect["recovered"] for connect in reconnects)
+            assert all(str(c["session"]).startswith("bridge-2.") for c in reconnects)
 
 
 async def has_all(its: Pages, expected: list[object]) -> None:
-    """Wait until each window has got exactly that, in order and once."""
+    """Wait until each window has received exactly `expected`, in order."""
     await eventually(
         lambda: all(its.data(window) == expected for window in range(WINDOWS)),
         within_s=30,
@@ -139,11 +139,11 @@ async def has_all(its: Pages, expected: list[object]) -> None:
 
 
 async def check_addresses(balancer: Balancer, machine: Program, user: str) -> None:
-    """The page's address is known, whoever handed its connection on; forged ones are not."""
+    """Check that the client's address survives handovers, and a forged one is ignored."""
     connector = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0))
     forged = {"X-Forwarded-For": "203.0.113.9"}
     async with aiohttp.ClientSession(connector=connector, headers=forged) as session:
-        for _ in range(8):  # some of them need another worker than the first
+        for _ in range(8):  # some of them are handed over to another worker
             await enter(session, URL(f"{balancer.url}/socket.io/"), user)
         _, body = await machine.get(f"/api/users/{user}")
     windows = orjson.loads(body)["windows"]
@@ -152,7 +152,7 @@ async def check_addresses(balancer: Balancer, machine: Program, user: str) -> No
 
 
 async def enter(session: aiohttp.ClientSession, target: URL, user: str) -> None:
-    """Be a page that polls: open a session, connect, and see that it was let in."""
+    """Connect as a client that polls, and check that it was admitted."""
     target = target.with_query(EIO="4", transport="polling")
     async with asyncio.timeout(30 * SLOW_FACTOR), session.get(target) as answer:
         sid = orjson.loads((await answer.read())[1:])["sid"]

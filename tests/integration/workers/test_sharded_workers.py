@@ -1,4 +1,4 @@
-"""Workers and shards together: who takes what, and what becomes of it when one is killed."""
+"""Workers with shards: the assignment, and its recovery when a worker is killed."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ from tests.integration.running import Worker, open_worker
 from tests.integration.workers.conftest import Pages, Program, pages, program
 from tests.redis_server import RedisServer
 
-# Enough that none of four shards stays empty; the first two have windows.
+# Enough users that each of four shards has some. The first two users have windows.
 USERS = [f"user{number}" for number in range(16)]
 WINDOWS = 6
 ACTIVE = "bridge_shards_active"
@@ -25,7 +25,7 @@ ACTIVE = "bridge_shards_active"
 
 @asynccontextmanager
 async def publishing(worker: Worker) -> AsyncIterator[dict[str, int]]:
-    """Publish 1, 2, 3 … to each user, each confirmed; tells how many until the block is left."""
+    """Publish 1, 2, 3 … to each user with confirms; yields how many, until the block ends."""
     is_over = asyncio.Event()
     sent: dict[str, int] = defaultdict(int)
 
@@ -33,7 +33,7 @@ async def publishing(worker: Worker) -> AsyncIterator[dict[str, int]]:
         while not is_over.is_set():
             await worker.publish(user, sent[user] + 1)
             sent[user] += 1
-            # Fewer in the end than an inbox keeps.
+            # In total fewer messages than an inbox keeps.
             await asyncio.sleep(0.05)
 
     async with asyncio.TaskGroup() as tasks:
@@ -44,25 +44,25 @@ async def publishing(worker: Worker) -> AsyncIterator[dict[str, int]]:
 
 
 async def spread(running: Program) -> list[int]:
-    """Return on how many shards each worker is active, least first."""
+    """Return on how many shards each worker is active, in ascending order."""
     return sorted(map(int, (await running.of_each_worker(ACTIVE)).values()))
 
 
 async def killed(running: Program, index: int) -> None:
-    """Kill a worker, and wait until there is another in its place."""
-    (pid,) = [pid for pid, at in running.places().items() if at.index == index]
+    """Kill a worker, and wait until its slot has another process."""
+    (pid,) = [pid for pid, at in running.slots().items() if at.index == index]
     os.kill(pid, signal.SIGKILL)
 
     def is_back() -> bool:
         return any(
-            at.index == index and other != pid for other, at in running.places().items()
+            at.index == index and other != pid for other, at in running.slots().items()
         )
 
     await eventually(is_back, within_s=30)
 
 
 async def inbox_of(running: Program, user: str) -> list[int]:
-    """Return what is kept for a user, oldest first, each once."""
+    """Return the messages in the inbox of a user, oldest first, without duplicates."""
     numbers: list[int] = []
     cursor = ""
     while True:
@@ -72,13 +72,13 @@ async def inbox_of(running: Program, user: str) -> list[int]:
         page = orjson.loads(body)
         numbers += [int(item["data"]) for item in page["items"]]
         if page["next"] is None:
-            # What was stored and not acked is stored again behind it.
+            # Messages that were stored and not acked are stored again later.
             return list(dict.fromkeys(reversed(numbers)))
         cursor = f"&cursor={page['next']}"
 
 
 async def check(running: Program, sent: dict[str, int], opened: list[Pages]) -> None:
-    """Nothing is lost, and all is in order: in every inbox and in every window."""
+    """Check that every inbox and every window has all messages in order."""
     for user in USERS:
         expected = list(range(1, sent[user] + 1))
 
@@ -93,7 +93,7 @@ async def check(running: Program, sent: dict[str, int], opened: list[Pages]) -> 
             def has_all(
                 its: Pages = its, window: int = window, expected: list[int] = expected
             ) -> bool:
-                # A page written before a kill may come once more.
+                # The last messages before a kill may be written twice.
                 return list(dict.fromkeys(its.data(window))) == expected
 
             await eventually(has_all, within_s=30)
@@ -105,7 +105,7 @@ async def check(running: Program, sent: dict[str, int], opened: list[Pages]) -> 
     [(2, 4, [2, 2]), (3, 2, [0, 1, 1])],
     ids=["more shards", "more workers"],
 )
-async def test_shards_spread_over_workers_and_over_those_that_come_back(
+async def test_shards_are_assigned_evenly_also_after_a_restart(
     broker: LocalNode,
     namespace: str,
     redis_server: RedisServer,
@@ -114,10 +114,10 @@ async def test_shards_spread_over_workers_and_over_those_that_come_back(
     shares: list[int],
 ) -> None:
     """
-    Under load a worker that has shards is killed; with three, the one that has none helps out.
+    Kill a worker that has shards, under load; of three workers one has no shard before.
 
-    Its shards go to others with what was in flight, and the one that comes in its place
-    gets a share.
+    The shards move to other workers with the messages in flight, and the restarted worker
+    gets its share.
     """
     async with (
         program(

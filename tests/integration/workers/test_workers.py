@@ -24,26 +24,26 @@ from tests.integration.workers.conftest import (
 from tests.processes import is_alive
 from tests.redis_server import RedisServer
 
-# So many that one worker having all of them is a matter of one in 2^15.
+# One worker gets all of them only in one of 2^15 runs.
 WINDOWS = 16
 
 
 async def all_have(opened: Pages, expected: list[object], *, count: int) -> None:
-    """Wait until every window has got exactly that, in order."""
+    """Wait until every window has received exactly `expected`, in order."""
     await eventually(
         lambda: all(opened.data(window) == expected for window in range(count)),
         within_s=30,
     )
 
 
-async def test_windows_of_both_workers_get_every_message_whatever_their_transport(
+async def test_windows_of_both_workers_receive_every_message_on_any_transport(
     broker: LocalNode, namespace: str, redis_server: RedisServer
 ) -> None:
     """
-    The kernel spreads connections, and a user's windows are at several workers.
+    The kernel distributes connections, so a user has windows at both workers.
 
-    A stock page begins with polling: each of its requests may come to the worker that
-    does not have its session, the one for the websocket too.
+    A stock client begins with polling. Each of its requests, also the upgrade to WebSocket,
+    may arrive at the worker that does not own the session.
     """
     async with (
         program(broker, namespace, redis_server) as running,
@@ -66,9 +66,9 @@ async def test_windows_of_both_workers_get_every_message_whatever_their_transpor
             assert opened.of("error") == []
             assert opened.of("disconnect") == []
         await eventually(lambda: len(by_default.of("upgrade")) == WINDOWS)
-        # A worker that is not there has no sessions: the page begins anew.
-        for nobodys in ("x" * 20, "x" * 20 + ".0", "x" * 20 + ".1", "x" * 20 + ".7"):
-            assert await answer_to(running, nobodys) == (400, "unknown session")
+        # Nobody owns these sessions, so the client has to open a new one.
+        for unknown in ("x" * 20, "x" * 20 + ".0", "x" * 20 + ".1", "x" * 20 + ".7"):
+            assert await answer_to(running, unknown) == (400, "unknown session")
 
 
 async def answer_to(running: Program, session_id: str) -> tuple[int, str]:
@@ -78,10 +78,10 @@ async def answer_to(running: Program, session_id: str) -> tuple[int, str]:
         return answer.status, await answer.text()
 
 
-async def test_the_operator_door_tells_of_all_workers_as_of_one_bridge(
+async def test_the_operator_port_shows_all_workers_as_one_bridge(
     broker: LocalNode, namespace: str, redis_server: RedisServer
 ) -> None:
-    """Metrics, users, overview, trace, kick: nobody has to know that there are workers."""
+    """Metrics, users, overview, trace and kick cover all workers."""
     async with (
         program(broker, namespace, redis_server) as running,
         pages(
@@ -118,12 +118,12 @@ async def test_the_operator_door_tells_of_all_workers_as_of_one_bridge(
 
 
 async def has_windows(running: Program, count: int) -> bool:
-    """Whether the metrics of both workers add up to that; each counts once a second."""
+    """Return whether both workers together report `count` windows, once a second."""
     return await running.sample("bridge_windows") == count
 
 
 async def of_ann(running: Program) -> int:
-    """Return how many windows the API shows of ann."""
+    """Return how many windows of ann the API shows."""
     status, body = await running.get("/api/users/ann")
     assert status == 200, body
     return len(orjson.loads(body)["windows"])
@@ -133,11 +133,11 @@ async def test_a_worker_that_is_killed_under_load_loses_nothing(
     broker: LocalNode, namespace: str, redis_server: RedisServer
 ) -> None:
     """
-    Its windows come back to whichever worker is there and get what they missed.
+    Its windows reconnect to any worker and receive the messages that they missed.
 
-    Each worker in turn, so that one of the two is the one that consumes.
+    Both workers are killed in turn, so one of them is the one that consumes.
     """
-    total = 900  # fewer than an inbox keeps: a page may be away for most of them
+    total = 900  # fewer than an inbox keeps: a window may miss most of them
     async with (
         program(broker, namespace, redis_server) as running,
         open_worker(broker, namespace) as worker,
@@ -153,7 +153,7 @@ async def test_a_worker_that_is_killed_under_load_loses_nothing(
 
         await eventually(lambda: has_all(opened, total), within_s=60)
         for window in range(WINDOWS):
-            # The last page written before a kill may come once more.
+            # The last messages before a kill may be written twice.
             seen = list(dict.fromkeys(opened.data(window)))
             assert seen == list(range(total))
         assert set(running.workers()).isdisjoint(before)
@@ -162,19 +162,19 @@ async def test_a_worker_that_is_killed_under_load_loses_nothing(
 
 
 def has_all(opened: Pages, total: int) -> bool:
-    """Whether every window has got every number."""
+    """Return whether every window has received every number."""
     return all(len(set(opened.data(w))) == total for w in range(WINDOWS))
 
 
 async def has_workers(running: Program, count: int) -> bool:
-    """Whether so many workers listen."""
+    """Return whether `count` workers listen."""
     return await running.sample("bridge_workers") == count
 
 
 async def test_sigterm_to_every_process_drains_once_and_ends_with_0(
     broker: LocalNode, namespace: str, redis_server: RedisServer
 ) -> None:
-    """A service manager signals all of them; no worker takes that for a second signal."""
+    """A service manager signals all processes; workers ignore the repeated signal."""
     async with (
         program(broker, namespace, redis_server) as running,
         pages(running.public_url, "ann", count=4) as opened,
@@ -194,7 +194,7 @@ async def test_sigterm_to_every_process_drains_once_and_ends_with_0(
 async def test_a_supervisor_that_is_killed_leaves_no_worker_behind(
     broker: LocalNode, namespace: str, redis_server: RedisServer
 ) -> None:
-    """Orphans would hold the port, and windows, for ever."""
+    """Orphans would keep the port and their windows forever."""
     async with program(broker, namespace, redis_server) as running:
         workers = running.workers()
         running.process.kill()
@@ -202,14 +202,14 @@ async def test_a_supervisor_that_is_killed_leaves_no_worker_behind(
 
         await eventually(lambda: not any(map(is_alive, workers)), within_s=30)
         gone = {"event": "worker.supervisor_gone"}
-        heard = [line for line in running.log if gone.items() <= line.items()]
-        assert {line["worker"] for line in heard} == {0, 1}
+        found = [line for line in running.log if gone.items() <= line.items()]
+        assert {line["worker"] for line in found} == {0, 1}
 
 
-async def test_sighup_reloads_every_worker_and_the_operator_door(
+async def test_sighup_reloads_every_worker_and_the_operator_port(
     broker: LocalNode, namespace: str, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """One file, one signal, all processes."""
+    """One signal to the supervisor changes all processes."""
     file = tmp_path / "bridge.toml"
     await asyncio.to_thread(file.write_text, "inbox_max_messages = 500\n")
     async with program(broker, namespace, redis_server, config=str(file)) as running:
@@ -229,7 +229,7 @@ async def test_sighup_reloads_every_worker_and_the_operator_door(
 
 
 async def refused(*arguments: str, **settings: str) -> tuple[int, str]:
-    """Run `bridge run` to its end; returns its status and what it says."""
+    """Run `bridge run` to its end; return its status and its stderr."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bridge", "run", *arguments),
         env=environment(jwt_secret=SECRET, **settings),
@@ -242,7 +242,7 @@ async def refused(*arguments: str, **settings: str) -> tuple[int, str]:
 
 
 async def test_an_inbox_that_workers_cannot_share_refuses_the_start() -> None:
-    """Each would have messages of its own; the error says what to set instead."""
+    """Each worker would have inboxes of its own; the error names the fix."""
     code, text = await refused("--workers", "2", inbox="memory:")
 
     assert code == 2
@@ -253,7 +253,7 @@ async def test_an_inbox_that_workers_cannot_share_refuses_the_start() -> None:
 async def test_a_public_port_that_is_taken_refuses_the_start_even_if_it_is_shared(
     redis_server: RedisServer,
 ) -> None:
-    """SO_REUSEPORT would let two bridges of one user mix their windows without a word."""
+    """SO_REUSEPORT would silently mix the windows of two bridges of one user."""
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         other.bind(("127.0.0.1", 0))
@@ -267,10 +267,10 @@ async def test_a_public_port_that_is_taken_refuses_the_start_even_if_it_is_share
     assert f"BRIDGE_PORT: 127.0.0.1:{port} is taken by another process" in text
 
 
-async def test_what_the_workers_refuse_goes_up_as_it_is(
+async def test_a_refused_start_of_a_worker_is_reported_once(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """The first worker's own words and its own exit status, once."""
+    """The supervisor exits with the status of the first worker, whose log has the error."""
     bad = tmp_path / "order.json"
     await asyncio.to_thread(bad.write_text, '{"type": "no such type"}')
     code, text = await refused(

@@ -1,4 +1,4 @@
-"""Quantiles from a histogram, as Prometheus would tell them."""
+"""Quantiles of a histogram, computed as Prometheus does."""
 
 from math import inf
 
@@ -20,7 +20,7 @@ from bridge.core.quantiles import quantile
 def test_a_quantile_lies_within_its_bucket(
     counts: tuple[int, ...], part: float, expected: float | None
 ) -> None:
-    """Evenly within a bucket; above the last bound nothing is known but the bound."""
+    """Observations are even within a bucket; those above the last bound count as it."""
     buckets = list(zip((1.0, 2.0, inf), counts, strict=True))
 
     assert quantile(buckets, part) == (
@@ -29,5 +29,5 @@ def test_a_quantile_lies_within_its_bucket(
 
 
 def test_no_buckets_have_no_quantile() -> None:
-    """Nothing was measured yet."""
+    """There was no measurement yet."""
     assert quantile([], 0.5) is None

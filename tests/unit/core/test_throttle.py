@@ -1,4 +1,4 @@
-"""Guessing a secret costs time, and knowing it does not."""
+"""Wrong guesses of a secret lead to pauses; the right one does not."""
 
 import pytest
 
@@ -6,19 +6,19 @@ from bridge.core.throttle import Throttle
 
 
 def fail(throttle: Throttle, address: str, *, times: int, now_s: float = 0) -> float:
-    """Fail so often at `now_s`, and return the pause that follows."""
+    """Fail `times` times at `now_s`, and return the pause that follows."""
     for _ in range(times):
         throttle.note_failure(address, now_s)
     return throttle.wait_s(address, now_s)
 
 
-def test_a_few_failures_cost_nothing() -> None:
+def test_the_first_failures_lead_to_no_pause() -> None:
     """People mistype."""
     assert fail(Throttle(free_tries=5), "10.0.0.1", times=4) == 0
 
 
 def test_each_further_failure_doubles_the_pause_up_to_the_longest() -> None:
-    """A guesser gets a few hundred tries a day, whatever the number of failures."""
+    """An attacker gets a few hundred tries per day at most."""
     throttle = Throttle(free_tries=5, longest_s=10)
 
     pauses = [fail(throttle, "10.0.0.1", times=1) for _ in range(9)]
@@ -28,7 +28,7 @@ def test_each_further_failure_doubles_the_pause_up_to_the_longest() -> None:
 
 
 def test_a_pause_passes_with_time() -> None:
-    """And what is told to wait is what is left of it."""
+    """The time to wait is the rest of the pause."""
     throttle = Throttle(free_tries=1)
     fail(throttle, "10.0.0.1", times=3)
 
@@ -36,8 +36,8 @@ def test_a_pause_passes_with_time() -> None:
     assert throttle.wait_s("10.0.0.1", 4) == 0
 
 
-def test_failures_of_long_ago_are_forgotten() -> None:
-    """The next mistake is the first again."""
+def test_old_failures_are_forgotten() -> None:
+    """The next failure counts as the first one."""
     throttle = Throttle(free_tries=2, longest_s=1000, forget_s=60)
     fail(throttle, "10.0.0.1", times=12)
 
@@ -45,8 +45,8 @@ def test_failures_of_long_ago_are_forgotten() -> None:
     assert fail(throttle, "10.0.0.1", times=1, now_s=60) == 0
 
 
-def test_who_knows_the_secret_is_forgiven() -> None:
-    """Forgiving an address that never failed is nothing."""
+def test_the_right_secret_resets_the_count() -> None:
+    """Forgetting an address that never failed has no effect."""
     throttle = Throttle(free_tries=1)
     fail(throttle, "10.0.0.1", times=3)
 
@@ -66,8 +66,10 @@ def test_who_knows_the_secret_is_forgiven() -> None:
         ("unknown", "unknown", True),
     ],
 )
-def test_one_host_has_one_count(one: str, other: str, is_same: bool) -> None:
-    """A host of IPv6 has as many addresses as it likes."""
+def test_all_addresses_of_a_host_share_one_count(
+    one: str, other: str, is_same: bool
+) -> None:
+    """An IPv6 host can use every address of its /64 network."""
     throttle = Throttle(free_tries=1)
 
     fail(throttle, one, times=1)
@@ -75,8 +77,8 @@ def test_one_host_has_one_count(one: str, other: str, is_same: bool) -> None:
     assert (throttle.wait_s(other, 0) > 0) is is_same
 
 
-def test_what_is_kept_is_bounded() -> None:
-    """The address that failed longest ago makes room."""
+def test_the_number_of_addresses_is_bounded() -> None:
+    """The address whose last failure is oldest is forgotten first."""
     throttle = Throttle(free_tries=1, at_most=2)
 
     for address in ("10.0.0.1", "10.0.0.2", "10.0.0.1", "10.0.0.3"):

@@ -1,18 +1,18 @@
-"""Session ids tell whose they are."""
+"""Session ids contain the number of their worker."""
 
 import secrets
 
 import pytest
 
-from bridge.core.worker_slot import Workplace
+from bridge.core.worker_slot import WorkerSlot
 
-FIRST = Workplace("/run/b", 0)
-OTHER = Workplace("/run/b", 12)
+FIRST = WorkerSlot("/run/b", 0)
+OTHER = WorkerSlot("/run/b", 12)
 
 
-def test_every_worker_tells_whose_a_session_is_from_its_id_alone() -> None:
-    """There is no table of sessions that could be behind."""
-    session_id = OTHER.mark(secrets.token_urlsafe(15))
+def test_a_worker_reads_the_owner_of_a_session_from_its_id() -> None:
+    """No shared table of sessions is needed, which could be outdated."""
+    session_id = OTHER.number_session(secrets.token_urlsafe(15))
 
     assert FIRST.owner_of(session_id) == 12
     assert FIRST.owner_of(f"bridge-1.{session_id}") == 12
@@ -33,13 +33,13 @@ def test_every_worker_tells_whose_a_session_is_from_its_id_alone() -> None:
         "x" * 20 + ".\N{ARABIC-INDIC DIGIT ONE}",
     ],
 )
-def test_what_no_worker_has_given_away_is_nobodys(session_id: str) -> None:
-    """A stranger's id never makes a path, nor a question to another worker."""
+def test_an_id_that_no_worker_created_has_no_owner(session_id: str) -> None:
+    """A forged id never becomes a path, nor a request to another worker."""
     assert FIRST.owner_of(session_id) is None
 
 
-def test_neighbours_meet_in_one_folder() -> None:
-    """Each knows the sockets of all, without being told."""
-    assert FIRST.neighbour(12) == OTHER
+def test_the_sockets_of_all_workers_are_in_one_folder() -> None:
+    """Each worker can derive the paths of the others."""
+    assert FIRST.sibling(12) == OTHER
     assert OTHER.handover_socket == "/run/b/handover-12"
     assert OTHER.operator_socket == "/run/b/operator-12"

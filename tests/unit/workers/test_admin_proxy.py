@@ -1,11 +1,11 @@
-"""Who answers which operation, where there are several workers."""
+"""The workers that answer each operation of the API."""
 
 from bridge.core.contracts.operator import OPERATIONS
-from bridge.workers.admin_proxy import ANY_WORKERS, APART, FIRST_WORKERS, MERGED, OWN
+from bridge.workers.admin_proxy import SEPARATE, TARGETS
 
 
-def test_every_operation_of_the_api_has_one_way_to_its_answer() -> None:
-    """A new one says first how it is answered: one worker's word is often half of it."""
-    names = [*MERGED, *FIRST_WORKERS, *ANY_WORKERS, *OWN, *APART]
+def test_every_operation_has_a_target() -> None:
+    """A new operation needs a decision: one worker often knows only a part of the answer."""
+    names = [*TARGETS, *SEPARATE]
 
     assert sorted(names) == sorted(operation.name for operation in OPERATIONS)

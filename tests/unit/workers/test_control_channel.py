@@ -1,34 +1,34 @@
-"""What is said between supervisor and worker."""
+"""Messages between the supervisor and a worker."""
 
 import asyncio
 import socket
 
 import pytest
 
-from bridge.workers.control_channel import Word, hear, word_of
+from bridge.workers.control_channel import ControlMessage, parse_message, receive
 
 
-@pytest.mark.parametrize("word", list(Word))
-def test_a_word_is_understood_as_it_was_said(word: Word) -> None:
-    """Both ends have one list."""
-    assert word_of(word.value) is word
+@pytest.mark.parametrize("message", list(ControlMessage))
+def test_a_line_is_parsed_to_its_message(message: ControlMessage) -> None:
+    """Both ends use the same enum."""
+    assert parse_message(message.value) is message
 
 
 @pytest.mark.parametrize("line", [b"", b"dra"])
-def test_the_end_of_the_line_is_no_word(line: bytes) -> None:
-    """A supervisor that was killed has said nothing, or half a word."""
-    assert word_of(line) is None
+def test_an_incomplete_line_is_the_end_of_the_channel(line: bytes) -> None:
+    """A supervisor that was killed may have sent half a message."""
+    assert parse_message(line) is None
 
 
-async def test_an_end_before_all_was_heard_is_an_end_too() -> None:
-    """The kernel calls it a reset: a supervisor that was killed, a worker that has crashed."""
-    ours, its = socket.socketpair()
-    reader, writer = await asyncio.open_connection(sock=ours)
-    writer.write(Word.RELOAD.value)
-    its.sendall(Word.LISTENING.value)
-    assert await hear(reader) is Word.LISTENING
+async def test_a_reset_is_the_end_of_the_channel() -> None:
+    """The kernel reports a reset if the other end closes with unread messages."""
+    own_end, other_end = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=own_end)
+    writer.write(ControlMessage.RELOAD.value)
+    other_end.sendall(ControlMessage.LISTENING.value)
+    assert await receive(reader) is ControlMessage.LISTENING
 
-    its.close()
+    other_end.close()
 
-    assert await hear(reader) is None
+    assert await receive(reader) is None
     writer.close()

@@ -1,4 +1,4 @@
-"""One set of metrics out of several workers'."""
+"""Merging the metrics of several workers."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from bridge.workers.merged_metrics import RULES, MergedMetrics
 
 
 def gauges(*registries: Metrics | SupervisorMetrics) -> set[str]:
-    """Name every gauge; infos are gauges in Prometheus's text."""
+    """Return the names of all gauges; an info is a gauge in Prometheus's text format."""
     return {
         "bridge_info" if metric.type == "info" else metric.name
         for each in registries
@@ -17,7 +17,7 @@ def gauges(*registries: Metrics | SupervisorMetrics) -> set[str]:
 
 
 def sample(merged: MergedMetrics, name: str, **labels: str) -> float | None:
-    """Return one value of what would be rendered."""
+    """Return one value of the merged metrics."""
     for metric in merged.collect():
         for each in metric.samples:
             if each.name == name and each.labels == labels:
@@ -26,12 +26,12 @@ def sample(merged: MergedMetrics, name: str, **labels: str) -> float | None:
 
 
 def test_every_gauge_has_a_rule_and_every_rule_a_gauge() -> None:
-    """A gauge that is new says first how it is merged: a sum is often wrong."""
+    """A new gauge needs a decision: a sum is often wrong."""
     assert gauges(Metrics(), SupervisorMetrics()) == set(RULES)
 
 
 def test_counters_are_summed_by_their_labels() -> None:
-    """As if one process had counted."""
+    """The result is the same as if one process had counted."""
     merged = MergedMetrics()
     for worker, count in enumerate((3, 4)):
         metrics = Metrics()
@@ -48,7 +48,7 @@ def test_counters_are_summed_by_their_labels() -> None:
 
 
 def test_histograms_are_summed_bucket_by_bucket() -> None:
-    """Quantiles over all workers come out of that, and of nothing less."""
+    """Quantiles over all workers can only be computed from merged buckets."""
     merged = MergedMetrics()
     for worker, age_s in enumerate((0.002, 0.2)):
         metrics = Metrics()
@@ -62,8 +62,8 @@ def test_histograms_are_summed_bucket_by_bucket() -> None:
     assert sample(merged, "bridge_message_age_seconds_sum") == pytest.approx(0.202)
 
 
-def test_what_an_ended_worker_has_counted_stays() -> None:
-    """A sum that went back would look like a start anew, and all of it be counted again."""
+def test_the_counts_of_an_ended_worker_stay() -> None:
+    """Prometheus takes a decreasing sum for a restart and counts everything again."""
     merged = MergedMetrics()
     for worker in (0, 1):
         metrics = Metrics()
@@ -82,7 +82,7 @@ def test_what_an_ended_worker_has_counted_stays() -> None:
 def test_a_worker_that_does_not_answer_keeps_its_counters_and_loses_its_gauges() -> (
     None
 ):
-    """What is not known now is not told; what was counted was counted."""
+    """Its current state is unknown, but its counts remain true."""
     merged = MergedMetrics()
     metrics = Metrics()
     metrics.emitted.inc(10)
@@ -107,7 +107,7 @@ def test_a_worker_that_does_not_answer_keeps_its_counters_and_loses_its_gauges()
 def test_gauges_follow_their_rules(
     name: str, values: tuple[float, float], together: float
 ) -> None:
-    """Each says something else about several processes."""
+    """Gauges differ in their meaning for several processes."""
     merged = MergedMetrics()
     for worker, value in enumerate(values):
         text = f"# TYPE {name} gauge\n{name} {value}\n"
@@ -116,15 +116,15 @@ def test_gauges_follow_their_rules(
     assert sample(merged, name) == together
 
 
-def test_what_is_rendered_is_what_one_process_would_render() -> None:
-    """The same names, types and help: dashboards and alerts know no difference."""
+def test_merged_metrics_render_like_those_of_one_process() -> None:
+    """Dashboards and alerts need the same names, types and help texts."""
     metrics = Metrics()
     metrics.settled.labels(outcome="stored", reason="").inc()
     merged = MergedMetrics()
     merged.take(0, metrics.render())
 
     def described(text: bytes) -> set[str]:
-        # Of what the process itself is, each reading says something else.
+        # The process metrics change between two readings.
         return {
             line
             for line in text.decode().splitlines()
@@ -134,13 +134,13 @@ def test_what_is_rendered_is_what_one_process_would_render() -> None:
     assert described(merged.render()) == described(metrics.render())
 
 
-def test_what_is_no_metrics_is_refused() -> None:
-    """Half an answer must not become half of a sum."""
+def test_invalid_text_is_refused() -> None:
+    """A partial answer must not become a part of a sum."""
     with pytest.raises(ValueError, match=r"\S"):
         MergedMetrics().take(0, b"bridge_windows {{{")
 
 
-def test_totals_and_ages_of_nothing_are_nothing() -> None:
-    """Before the first worker has told anything."""
+def test_without_workers_totals_and_ages_are_empty() -> None:
+    """This is the state before the first scrape."""
     assert MergedMetrics().total("bridge_emitted") == 0
     assert MergedMetrics().age_buckets() == ()

@@ -1,4 +1,4 @@
-"""One answer out of those of several workers."""
+"""Merging the answers of several workers."""
 
 from pydantic import BaseModel
 
@@ -12,22 +12,14 @@ from bridge.core.contracts.operator.overview import (
 )
 from bridge.core.contracts.operator.queues import QueueFacts, QueueRole, QueueSource
 from bridge.metrics import Metrics
+from bridge.workers.merged_answers import merge_overviews, merge_queues
 from bridge.workers.merged_metrics import MergedMetrics
-from bridge.workers.merging import (
-    merge_overviews,
-    merge_queues,
-)
-from bridge.workers.worker_client import Answer, Question
+from bridge.workers.worker_client import WorkerAnswer
 
 
-def answers(*models: BaseModel) -> list[Answer]:
-    """Return what workers would answer."""
-    return [Answer(200, model.model_dump_json().encode()) for model in models]
-
-
-def question(target: str = "/api/queues") -> Question:
-    """Return what was asked."""
-    return Question("GET", target)
+def answers(*models: BaseModel) -> list[WorkerAnswer]:
+    """Return the answers of workers."""
+    return [WorkerAnswer(200, model.model_dump_json().encode()) for model in models]
 
 
 def queue(unacked: int | None, oldest_s: float | None) -> Page[QueueFacts]:
@@ -47,9 +39,9 @@ def queue(unacked: int | None, oldest_s: float | None) -> Page[QueueFacts]:
     return Page[QueueFacts](items=[facts], next=None)
 
 
-def test_a_queue_is_told_once_and_what_is_in_flight_is_added_up() -> None:
-    """Depth is the broker's word and the same for all; who has what in hand is not."""
-    merged = merge_queues(answers(queue(0, None), queue(3, 1.5)), question())
+def test_deliveries_in_flight_are_summed_for_each_queue() -> None:
+    """All workers report the broker's depth, and each its own deliveries in flight."""
+    merged = merge_queues(answers(queue(0, None), queue(3, 1.5)))
 
     (only,) = Page[QueueFacts].model_validate_json(merged.body).items
     assert (only.depth, only.consumers, only.unacked, only.oldest_s) == (7, 2, 3, 1.5)
@@ -85,8 +77,8 @@ def overview(*, windows: int, connected: bool, started_s: float) -> Overview:
     )
 
 
-def test_the_overview_adds_up_and_shows_the_problem_of_the_one_that_has_one() -> None:
-    """What is wrong at one worker is what somebody looks for."""
+def test_an_overview_has_sums_and_the_problem_of_any_worker() -> None:
+    """An operator looks for problems, even if only one worker has it."""
     metrics = Metrics()
     metrics.emitted.inc(5)
     merged = MergedMetrics()
@@ -102,11 +94,11 @@ def test_the_overview_adds_up_and_shows_the_problem_of_the_one_that_has_one() ->
         age_s=None,
     )
 
-    told = Overview.model_validate_json(answer.body)
-    assert (told.windows, told.in_flight, told.started_s) == (5, 2, 1.0)
-    assert (told.ready, told.reasons) == (False, ["worker 1: away"])
-    assert not told.broker.connected
-    assert told.inbox.problem == "away"
-    assert told.totals.emitted == 5
-    (refused,) = told.refused_origins
+    found = Overview.model_validate_json(answer.body)
+    assert (found.windows, found.in_flight, found.started_s) == (5, 2, 1.0)
+    assert (found.ready, found.reasons) == (False, ["worker 1: away"])
+    assert not found.broker.connected
+    assert found.inbox.problem == "away"
+    assert found.totals.emitted == 5
+    (refused,) = found.refused_origins
     assert (refused.count, refused.last_s) == (5, 2.0)

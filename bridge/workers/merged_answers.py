@@ -1,10 +1,11 @@
 """
-One answer of the operator's API out of those of several workers.
+Merges the answers of several workers to one request of the operator's API.
 
-Answers come as the workers gave them, all good, at least one; the models are the API's own.
+The functions take at least one answer, all with the status 200.
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Final, TypeVar
 
 from pydantic import BaseModel
@@ -21,19 +22,19 @@ from bridge.core.contracts.operator.overview import (
 from bridge.core.contracts.operator.queues import QueueFacts
 from bridge.enums import Outcome
 from bridge.workers.merged_metrics import MergedMetrics
-from bridge.workers.worker_client import Answer, Question
+from bridge.workers.worker_client import WorkerAnswer
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _JSON: Final = {"Content-Type": "application/json; charset=utf-8"}
 
 
-def _read(model: type[ModelT], answers: Sequence[Answer]) -> list[ModelT]:
+def _parse(model: type[ModelT], answers: Sequence[WorkerAnswer]) -> list[ModelT]:
     return [model.model_validate_json(answer.body) for answer in answers]
 
 
-def _answer(model: BaseModel) -> Answer:
-    return Answer(200, model.model_dump_json(by_alias=True).encode(), _JSON)
+def _answer(model: BaseModel) -> WorkerAnswer:
+    return WorkerAnswer(200, model.model_dump_json(by_alias=True).encode(), _JSON)
 
 
 def _sum_of_known(values: Sequence[int | None]) -> int | None:
@@ -49,16 +50,25 @@ def _largest(values: Sequence[float | None]) -> float | None:
 
 
 def merge_overviews(
-    answers: Sequence[Answer],
+    answers: Sequence[WorkerAnswer],
     *,
     merged: MergedMetrics,
     reasons: list[str],
     age_s: Ages | None,
-) -> Answer:
-    """Add up what is counted; `merged` knows of workers that have ended, too."""
-    workers = _read(Overview, answers)
+) -> WorkerAnswer:
+    """
+    Merge overviews.
+
+    Args:
+        answers: One for each worker.
+        merged: The totals, which include workers that have ended.
+        reasons: Why the bridge is not ready.
+        age_s: Quantiles over all workers.
+
+    """
+    workers = _parse(Overview, answers)
     first = workers[0]
-    # The one to tell of is the one with a problem.
+    # A worker with a problem takes precedence, so that the problem is visible.
     broker = min((w.broker for w in workers), key=lambda facts: facts.connected)
     problem = next((w.inbox.problem for w in workers if w.inbox.problem), None)
     return _answer(
@@ -112,23 +122,23 @@ def _totals(merged: MergedMetrics) -> Totals:
 # --- queues -----------------------------------------------------------------------------
 
 
-def merge_queues(answers: list[Answer], _question: Question) -> Answer:
-    """Tell each queue once; what is in flight is known by whoever took it."""
-    pages = _read(Page[QueueFacts], answers)
-    found = [[page.items[n] for page in pages if n < len(page.items)]
-             for n in range(max(len(page.items) for page in pages))]  # fmt: skip
+def merge_queues(answers: Sequence[WorkerAnswer]) -> WorkerAnswer:
+    """Merge pages of queues: each worker knows only its own deliveries in flight."""
+    pages = _parse(Page[QueueFacts], answers)
     items = []
-    for same in found:
-        best = next((queue for queue in same if queue.problem is None), same[0])
-        is_counted_here = all(queue.source == "amqp" for queue in same)
-        unacked = [queue.unacked for queue in same]
+    for same in zip_longest(*(page.items for page in pages)):
+        found = [queue for queue in same if queue is not None]
+        best = next((queue for queue in found if queue.problem is None), found[0])
+        # RabbitMQ's management API already counts the deliveries of all workers.
+        is_counted_here = all(queue.source == "amqp" for queue in found)
+        unacked = [queue.unacked for queue in found]
         items.append(
             best.model_copy(
                 update={
                     "unacked": _sum_of_known(unacked)
                     if is_counted_here
                     else best.unacked,
-                    "oldest_s": _largest([queue.oldest_s for queue in same]),
+                    "oldest_s": _largest([queue.oldest_s for queue in found]),
                 }
             )
         )
