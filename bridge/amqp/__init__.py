@@ -1,6 +1,6 @@
 """
-RabbitMQ: connections, topology, the fast way in, publishing with confirms.
+RabbitMQ: connections, topology, consuming, publishing with confirms, dead letters, shards.
 
-The only room that imports aio_pika, aiormq and pamqp. Their errors end here: what
-leaves is BrokerUnavailableError (try again) or a sentence that says what to do.
+Only this package imports aio_pika, aiormq and pamqp. Their errors end here: callers receive
+BrokerUnavailableError, which may succeed later, or an error that says what to do.
 """

@@ -1,8 +1,8 @@
 """
-Connections to RabbitMQ: open one, call through it, and say plainly what is wrong.
+Connections to RabbitMQ: open one, make calls with deadlines, explain failures.
 
-Every call has a deadline, and what the library raises becomes one error of ours. How a
-connection is kept is told in supervision.py.
+Everything that the library raises becomes a BrokerUnavailableError. supervision.py
+reconnects.
 """
 
 import asyncio
@@ -37,12 +37,12 @@ from bridge.errors import BrokerUnavailableError
 log = structlog.get_logger(__name__)
 
 # aiormq gives up on a silent peer after (heartbeat + 1) * 3 seconds: 33 s with 10, and
-# 183 s with its default of 60 (traps 1.1 row 7).
+# 183 s with its default of 60.
 _HEARTBEAT_S: Final = 10
-# A polite goodbye takes one round trip; a frozen broker would keep us waiting.
+# An orderly close takes one round trip; a frozen broker would never answer.
 _CLOSE_WITHIN_S: Final = 2.0
-# How long the library may take to notice that we cut the connection.
-_CUT_WITHIN_S: Final = 0.5
+# How long the library may take to notice that the connection was aborted.
+_ABORT_WITHIN_S: Final = 0.5
 CONNECTION_LOST: Final = "the connection was lost"
 
 
@@ -51,23 +51,29 @@ ReaderT = TypeVar("ReaderT", bound=FrameReader)
 
 
 class Purpose(StrEnum):
-    """What a connection is for. Two, so that a blocked publisher cannot stop consuming."""
+    """
+    The purpose of a connection.
+
+    Consuming and publishing use separate connections, because the broker stops reading
+    from publishers during a memory or disk alarm, and acks must still arrive.
+    """
 
     CONSUME = "consume"
     PUBLISH = "publish"
     CHECK = "check"
-    OPERATE = "operate"  # short-lived: looks at queues, works on dead letters
+    OPERATE = "operate"  # short-lived: queries of queues, work on dead letters
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
     """
-    Where the broker is.
+    The nodes of the broker, and limits for connections to them.
 
     Attributes:
-        urls: Tried in turn; they hold passwords.
-        timeout_s: The longest that one call may take, and one attempt to connect.
-        heartbeat_s: Seconds; a peer that is silent for three of them is gone.
+        urls: Tried in order; they contain passwords.
+        timeout_s: The limit of one call, and of one attempt to connect.
+        heartbeat_s: The heartbeat interval; a peer that is silent for three intervals and
+            three seconds is given up.
 
     """
 
@@ -78,7 +84,7 @@ class BrokerAddress:
 
 @dataclass(frozen=True, slots=True)
 class BrokerIdentity:
-    """Which broker let us in: its host, and what it says it is. Nothing secret."""
+    """The host, product and version of the connected broker. Nothing secret."""
 
     host: str
     product: str
@@ -86,7 +92,7 @@ class BrokerIdentity:
 
 
 class _ReaderTransport(TransportFactory):
-    """Opens TCP or TLS with a stream reader of ours, and can cut it."""
+    """Opens a TCP or TLS transport with a given stream reader, and can abort it."""
 
     def __init__(self, reader: FrameReader) -> None:
         self._reader = reader
@@ -116,12 +122,12 @@ class _ReaderTransport(TransportFactory):
         return self._reader, writer
 
     def peer_certificate(self) -> Mapping[str, Any]:
-        """Return the broker's certificate as it was verified; empty without TLS."""
-        told = self._writer.get_extra_info("peercert") if self._writer else None
-        return told or {}
+        """Return the verified certificate of the broker; empty without TLS."""
+        found = self._writer.get_extra_info("peercert") if self._writer else None
+        return found or {}
 
     def write(self, data: bytes) -> bool:
-        """Write `data` at once; false if the connection is going down, or not there."""
+        """Write `data` at once; return False if the connection is closing or not open."""
         if self._writer is None or self._writer.transport.is_closing():
             return False
         self._writer.transport.write(data)
@@ -130,14 +136,14 @@ class _ReaderTransport(TransportFactory):
     def abort(self) -> None:
         if self._writer is None:
             return
-        # Before 3.11.5 a TLS transport that was closed twice, as aiormq does, has dropped
-        # what it would abort with (asyncio.sslproto); it is closing by then.
+        # aiormq closes the transport twice. Before Python 3.11.5, a TLS transport that was
+        # closed twice raises AttributeError here; it is closing already.
         with suppress(AttributeError):
             self._writer.transport.abort()
 
 
 class BrokerConnection(aio_pika.Connection, Generic[ReaderT_co]):
-    """One connection, not restored by itself, with a stream reader of ours."""
+    """One connection with its own stream reader. It does not reconnect."""
 
     def __init__(self, url: URL, *, reader: ReaderT_co, name: str) -> None:
         super().__init__(
@@ -149,21 +155,21 @@ class BrokerConnection(aio_pika.Connection, Generic[ReaderT_co]):
             },
         )
         self._reader = reader
-        self._cut = _ReaderTransport(reader)
-        self.kwargs["transport_factory"] = self._cut
+        self._transport_factory = _ReaderTransport(reader)
+        self.kwargs["transport_factory"] = self._transport_factory
 
     @property
     def reader(self) -> ReaderT_co:
-        """What sees the bytes first."""
+        """The reader that receives the bytes before the library does."""
         return self._reader
 
     @property
     def wire(self) -> aiormq.abc.AbstractConnection:
         """
-        The connection underneath, whose channels are not wrapped.
+        The aiormq connection, whose channels are not wrapped by aio_pika.
 
         Raises:
-            BrokerUnavailableError: If there is none any more.
+            BrokerUnavailableError: If the connection is lost.
 
         """
         if self.transport is None:
@@ -172,25 +178,25 @@ class BrokerConnection(aio_pika.Connection, Generic[ReaderT_co]):
 
     def write(self, frame: bytes) -> bool:
         """
-        Write a whole frame at once, past the library's queue and the task behind it.
+        Write a whole frame at once, bypassing the library's queue and its writer task.
 
-        What it writes must not need an order with the library's own frames, and must be
-        bounded by its writer. False if the connection is gone, or about to be.
+        The frame must not depend on its order among the library's own frames, and the
+        caller must bound what it writes. Return False if the connection is gone or closing.
         """
-        return self._cut.write(frame)
+        return self._transport_factory.write(frame)
 
     @property
     def certificate_end_s(self) -> float | None:
-        """Until when the broker's certificate holds, in Unix time; `None` without TLS."""
-        end = self._cut.peer_certificate().get("notAfter")
+        """When the broker's certificate expires, in Unix time; ``None`` without TLS."""
+        end = self._transport_factory.peer_certificate().get("notAfter")
         return None if end is None else ssl.cert_time_to_seconds(end)
 
     async def open_channel(self, *, confirms: bool) -> aiormq.Channel:
         """
-        Open a channel. Call it within a `broker_call`.
+        Open a channel. The caller wraps this in a `broker_call`.
 
         Raises:
-            BrokerUnavailableError: If the connection is gone.
+            BrokerUnavailableError: If the connection is lost.
 
         """
         wire = self.wire
@@ -201,38 +207,40 @@ class BrokerConnection(aio_pika.Connection, Generic[ReaderT_co]):
         return channel
 
     def abort(self) -> None:
-        """Cut the connection without a goodbye; nothing that was written is waited for."""
-        self._cut.abort()
+        """Close the socket at once, without AMQP close frames; unsent data is lost."""
+        self._transport_factory.abort()
 
-    async def leave(self) -> None:
-        """Close, politely if the broker answers at once; never raises for its sake."""
-        # A cancelled close goes on waiting for the peer; a cut ends that at once.
+    async def disconnect(self) -> None:
+        """Close in order if the broker answers within two seconds, else abort; never raise."""
+        # aiormq waits for the peer even if its close is cancelled; an abort ends the wait.
         loop = asyncio.get_running_loop()
-        cutting = loop.call_later(_CLOSE_WITHIN_S, self.abort)
+        abort_timer = loop.call_later(_CLOSE_WITHIN_S, self.abort)
         try:
-            async with broker_call("close", timeout_s=_CLOSE_WITHIN_S + _CUT_WITHIN_S):
+            async with broker_call(
+                "close", timeout_s=_CLOSE_WITHIN_S + _ABORT_WITHIN_S
+            ):
                 await self.close()
         except BrokerUnavailableError as exc:
-            log.debug("broker.left_without_goodbye", problem=exc.problem)
+            log.debug("broker.close_timed_out", problem=exc.problem)
         finally:
-            cutting.cancel()
+            abort_timer.cancel()
             self.abort()
-            # A close that was cut short leaves the object open; without a transport
-            # the second one only says that it is closed.
+            # An interrupted close leaves the object open. Without a transport, the second
+            # close only marks it as closed.
             await self.close()
 
 
 def broker_identity(connection: BrokerConnection[FrameReader]) -> BrokerIdentity:
-    """Say which broker `connection` leads to."""
-    told = connection.wire.server_properties
+    """Return the host, product and version of the broker that `connection` reaches."""
+    properties = connection.wire.server_properties
     return BrokerIdentity(
         host=f"{connection.url.host}:{connection.url.port}",
-        product=str(told.get("product", "a broker")),
-        version=str(told.get("version", "?")),
+        product=str(properties.get("product", "a broker")),
+        version=str(properties.get("version", "?")),
     )
 
 
-# A broker that misses our certificate tells so when it likes: its alert may get lost.
+# The TLS alert of a broker that requires a client certificate may arrive late or get lost.
 _CLOSED_ADVICE: Final = {
     "amqp": "is this RabbitMQ's AMQP port, and not the one for TLS (amqps)?",
     "amqps": "does it want a certificate (certfile= and keyfile=), and is it the TLS port?",
@@ -242,30 +250,30 @@ _CLOSED_ADVICE: Final = {
 @asynccontextmanager
 async def broker_call(doing: str, *, timeout_s: float) -> AsyncIterator[None]:
     """
-    Put a deadline around calls to the broker, and turn what they raise into our words.
+    Limit the time of calls to the broker, and translate the errors of the library.
 
     Args:
-        doing: What is being done, for the text: "publish to bridge.dead".
-        timeout_s: The longest that all calls inside may take together.
+        doing: The action, for the error text: "publish to bridge.dead".
+        timeout_s: The limit of all calls inside together.
 
     Raises:
-        BrokerUnavailableError: If the broker is too slow, gone, or says no.
+        BrokerUnavailableError: If the broker is too slow, gone, or refuses the call.
 
     Cancellation:
-        Passed on. A ``CancelledError`` that nobody asked for is a lost connection:
-        aiormq raises it to those who wait when it gives a silent peer up.
+        Passed on. A ``CancelledError`` without a cancellation is a lost connection:
+        aiormq raises it in waiting calls when it gives up a silent peer.
 
     """
     task = asyncio.current_task()
-    asked_before = task.cancelling() if task else 0
+    cancelled_before = task.cancelling() if task else 0
     try:
         async with asyncio.timeout(timeout_s):
             yield
-            # aiormq waits with wait_for, which on Python 3.11 loses a cancellation that
-            # comes in the same moment as the answer (python/cpython#86296). Nobody would
-            # ask again, and who asked would wait for ever.
-            if task is not None and task.cancelling() > asked_before:
-                raise asyncio.CancelledError  # noqa: TRY301 - handled as if it had come
+            # aiormq uses wait_for, which on Python 3.11 loses a cancellation that arrives
+            # in the same moment as the answer (python/cpython#86296). The task that
+            # cancelled this one would wait forever.
+            if task is not None and task.cancelling() > cancelled_before:
+                raise asyncio.CancelledError  # noqa: TRY301 - handled like one raised by a call
     except TimeoutError as exc:
         raise BrokerUnavailableError(
             doing, f"no answer within {timeout_s:g} s"
@@ -275,18 +283,18 @@ async def broker_call(doing: str, *, timeout_s: float) -> AsyncIterator[None]:
             raise
         raise BrokerUnavailableError(doing, CONNECTION_LOST) from exc
     except (AMQPError, OSError, ChannelInvalidStateError, StopAsyncIteration) as exc:
-        # The last one: aiormq's word for a peer that hung up before its first frame.
+        # aiormq raises StopAsyncIteration if the peer closes before its first frame.
         raise BrokerUnavailableError(doing, problem_text(exc)) from exc
     except Exception as exc:
-        # When the peer hangs up right behind a frame, aiormq has no error to pass on and
-        # gives those who wait a bare Exception.
+        # If the peer closes right after a frame, aiormq has no error to pass on and raises
+        # a bare Exception in waiting calls.
         if type(exc) is not Exception:
             raise
         raise BrokerUnavailableError(doing, CONNECTION_LOST) from exc
 
 
 def problem_text(exc: BaseException) -> str:
-    """Return what the broker or the library said, without addresses or secrets."""
+    """Return the text of the broker or the library, without addresses or secrets."""
     words = [arg for arg in exc.args if isinstance(arg, str) and arg]
     return " ".join(words) or CONNECTION_LOST
 
@@ -295,14 +303,14 @@ async def open_connection(
     address: BrokerAddress, *, purpose: Purpose, reader: Callable[[], ReaderT]
 ) -> BrokerConnection[ReaderT]:
     """
-    Connect to the first of the URLs that lets us in.
+    Connect to the first of the URLs that accepts the connection.
 
     Raises:
-        BrokerUnavailableError: If none does; its text says what to do for each, and
-            names host and port, never a password.
+        BrokerUnavailableError: If none does. For each URL its text has host and port, the
+            cause and advice, and never a password.
 
     Cancellation:
-        Safe; a connection that is half made is cut.
+        Safe; an incomplete connection is aborted.
 
     """
     failures: list[BrokerUnavailableError] = []
@@ -323,17 +331,17 @@ async def _open_one(
 ) -> BrokerConnection[ReaderT]:
     if not given.port:
         given = given.with_port(DEFAULT_PORTS[given.scheme])
-    # Certificates are always verified, whatever the URL asks for.
+    # Certificates are always verified, even if the URL says otherwise.
     kept = {
         name: value for name, value in given.query.items() if name != "no_verify_ssl"
     }
     url = given.with_query({**kept, "heartbeat": address.heartbeat_s})
     connection = BrokerConnection(url, reader=reader, name=_client_name(purpose))
     doing = f"connect to RabbitMQ at {url.host}:{url.port}"
-    # When the deadline cancels the attempt, aiormq still says goodbye; with TLS and a
+    # When the deadline cancels the attempt, aiormq still closes in order. With TLS and a
     # silent peer that would take half a minute more.
-    cutting = asyncio.get_running_loop().call_later(
-        address.timeout_s + _CUT_WITHIN_S, connection.abort
+    abort_timer = asyncio.get_running_loop().call_later(
+        address.timeout_s + _ABORT_WITHIN_S, connection.abort
     )
     try:
         async with broker_call(doing, timeout_s=address.timeout_s):
@@ -346,18 +354,18 @@ async def _open_one(
         await connection.close()
         raise
     finally:
-        cutting.cancel()
+        abort_timer.cancel()
     return connection
 
 
 def _client_name(purpose: Purpose) -> str:
-    """Name the connection for whoever looks at the broker's list of them."""
+    """Return the name under which the broker lists the connection."""
     return f"bridge {purpose} ({socket.gethostname()}:{os.getpid()})"
 
 
 def _advice(exc: BaseException, url: URL) -> str:
-    """Say what is wrong and what to do about it."""
-    # A plain AMQPConnectionError only wraps what happened; the cause tells.
+    """Return the cause of a failed attempt, and what to do about it."""
+    # A plain AMQPConnectionError only wraps its cause.
     cause = (exc.__cause__ if type(exc) is AMQPConnectionError else None) or exc
     text = problem_text(cause)
     vhost = url.path.removeprefix("/") or "/"
@@ -368,7 +376,7 @@ def _advice(exc: BaseException, url: URL) -> str:
             "login refused; check the user and the password in BRIDGE_AMQP_URL",
         ),
         (
-            # aiormq takes a refused vhost for a wrong frame and drops the broker's words.
+            # aiormq reports a refused vhost as an invalid frame, without the broker's text.
             (ConnectionClosed, InvalidFrameError),
             f"the broker closed it before the vhost {vhost!r} was open; does the vhost "
             "exist, may the user use it, is a limit of connections reached?",

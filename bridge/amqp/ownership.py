@@ -270,7 +270,7 @@ class LockMessage:
                     properties=aiormq.spec.Basic.Properties(delivery_mode=_PERSISTENT),
                 )
         finally:
-            await connection.leave()
+            await connection.disconnect()
 
     async def _open_channel(self) -> aiormq.Channel:
         async with broker_call("open a channel", timeout_s=self._timeout_s):

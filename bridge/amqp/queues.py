@@ -105,7 +105,7 @@ class QueueInspector:
                 if queue.name != self._names.bridges  # always empty
             }
         finally:
-            await connection.leave()
+            await connection.disconnect()
         facts = [self._facts(name, counted) for name, counted in counts.items()]
         if self._management is None:
             return facts

@@ -71,7 +71,7 @@ async def supervise(
                 raise
             return False
         finally:
-            await connection.leave()
+            await connection.disconnect()
         return True
 
     def log_pause(state: tenacity.RetryCallState) -> None:

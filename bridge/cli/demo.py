@@ -141,7 +141,7 @@ async def _run(options: _Options) -> None:
             probe = await open_connection(
                 address, purpose=Purpose.CHECK, reader=FrameReader
             )
-            await probe.leave()
+            await probe.disconnect()
         shown = _Demo(settings, options, amqp_url=url)
         leaving.is_starting = False
         await shown.run(leaving.stop)

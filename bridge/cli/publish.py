@@ -246,7 +246,7 @@ async def _publish_all(
     probe = await open_connection(
         broker_address(settings), purpose=Purpose.CHECK, reader=FrameReader
     )
-    await probe.leave()
+    await probe.disconnect()
     try:
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(publisher.run(), name="publisher")

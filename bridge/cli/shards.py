@@ -140,7 +140,7 @@ async def _connected(
     try:
         yield connection, shard_plan(settings)
     finally:
-        await connection.leave()
+        await connection.disconnect()
 
 
 async def _look(settings: Settings) -> _Found:

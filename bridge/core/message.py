@@ -1,9 +1,9 @@
 """
-From a delivery to a message, or the reason why not.
+Deliveries, messages, and the parser between them.
 
-A delivery is what RabbitMQ handed over, byte for byte. A message is what the bridge
-promises to bring to a user. Between them stands `parse_delivery`, the only place that
-decides whether what a worker published is any good.
+A delivery is one hand-over by RabbitMQ, byte for byte. A message is parsed and validated,
+and bridge promises to deliver it to a user. `parse_delivery` is the only place that decides
+whether a delivery is valid.
 """
 
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ from bridge.enums import (
 EVENT_MAX_CHARACTERS: Final = 128
 # The routing key is an AMQP short string, which holds at most 255 bytes.
 USER_MAX_BYTES: Final = 255
-# `message_id` longer than this cannot come over AMQP (a short string), only over HTTP.
+# A longer `message_id` cannot arrive by AMQP, where it is a short string, only by HTTP.
 MESSAGE_ID_MAX_BYTES: Final = 255
-# Some 30,000 years: beyond it, times no longer fit into a header of 64 bits.
+# About 30,000 years: later times do not fit into a 64-bit header.
 _DEADLINE_MAX_MS: Final = 10**15
 
 
@@ -69,18 +69,18 @@ class Delivery:
 @dataclass(slots=True)
 class Message:
     """
-    What a user is to get.
+    A valid message for one user.
 
     Attributes:
-        user: Whose inbox it goes to.
-        event: The name under which a page receives it.
+        user: The user whose inbox stores it.
+        event: The Socket.IO event that windows receive.
         data: One JSON value in UTF-8, exactly the bytes that the page parses.
-        taken_s: Unix time at which the bridge took it from the broker.
+        taken_s: Unix time at which the bridge received it from the broker.
         id: The producer's message id; publishing it again is harmless.
-        deadline_s: Unix time after which it is not delivered any more; ``None`` = never.
-        published_s: Unix time at which it was published, by its producer's word;
-            ``None`` = nobody said, or it was read from a store that does not keep it.
-        trace_parent: The producer's W3C trace context; as `published_s`.
+        deadline_s: Unix time after which it is not delivered; ``None`` for no deadline.
+        published_s: Unix time at which its producer published it, by the producer's own
+            clock; ``None`` if that is not known, as after a read from the store.
+        trace_parent: The producer's W3C trace context; ``None`` as for `published_s`.
 
     """
 
@@ -96,7 +96,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a delivery can never become a message."""
+    """Why a delivery is not a valid message, and never will be."""
 
     reason: DeadLetterReason
     text: str
@@ -104,20 +104,20 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class MessageLimits:
-    """Bounds that an operator may set. `body_bytes` counts the body alone."""
+    """The operator's bounds. `body_bytes` counts the body alone."""
 
     body_bytes: int
 
 
 @dataclass(slots=True)
 class Stored:
-    """A message in its user's inbox, at `offset`, counted from 1 without holes."""
+    """A message in its user's inbox, at `offset`, counted from 1 without gaps."""
 
     message: Message
     offset: int
 
     def is_expired(self, now_s: float) -> bool:
-        """Whether it must not be delivered any more at the Unix time `now_s`."""
+        """Whether its deadline has passed at the Unix time `now_s`."""
         deadline_s = self.message.deadline_s
         return deadline_s is not None and deadline_s <= now_s
 
@@ -130,18 +130,18 @@ def parse_delivery(
     schemas: EventSchemas | None = None,
 ) -> Message | Rejection:
     """
-    Turn `delivery` into the message that its worker meant.
+    Parse and validate `delivery`.
 
     Args:
-        delivery: As it came from the broker.
+        delivery: The delivery, unchanged.
         limits: The operator's bounds.
-        now_s: Unix time, from which `expiration` counts. A delivery carries no time
-            of its own that could be trusted, so waiting in the queue is not counted
-            here; the broker itself drops what expires there.
-        schemas: What the data of events may be; `None` if anything may.
+        now_s: Unix time, from which `expiration` counts. A delivery has no trustworthy
+            time of its own, so the wait in the queue is not counted here; the broker
+            itself expires messages there.
+        schemas: What the data of events must be; ``None`` allows any JSON.
 
     Returns:
-        The message, or a rejection with the first fault that was found.
+        The message, or a rejection with the first fault found.
 
     """
     body = delivery.body
@@ -150,7 +150,7 @@ def parse_delivery(
             DeadLetterReason.TOO_LARGE,
             f"body has {len(body)} bytes, allowed are {limits.body_bytes}",
         )
-    user = _USERS.get(delivery.routing_key) or _meet(delivery.routing_key)
+    user = _USERS.get(delivery.routing_key) or _parse_new_user(delivery.routing_key)
     if isinstance(user, Rejection):
         return user
     properties = parse_properties(delivery.raw_properties)
@@ -178,13 +178,13 @@ def parse_delivery(
     return message
 
 
-# Users by their routing keys: the same ones come again and again, and all that is kept of
-# their messages then shares one string. Bounded, some 15 MB, because producers choose them.
+# Users by routing key, because the same ones occur again and again and their messages then
+# share one string. Bounded to about 15 MB, because producers choose the keys.
 _USERS: dict[bytes, str] = {}
 _USERS_MAX: Final = 1 << 16
 
 
-def _meet(routing_key: bytes) -> str | Rejection:
+def _parse_new_user(routing_key: bytes) -> str | Rejection:
     user = parse_user(routing_key)
     if not isinstance(user, Rejection):
         if len(_USERS) >= _USERS_MAX:
@@ -194,7 +194,7 @@ def _meet(routing_key: bytes) -> str | Rejection:
 
 
 def parse_user(routing_key: bytes) -> str | Rejection:
-    """Return the user that `routing_key` names: any text without control characters."""
+    """Return the user in `routing_key`: any text without control characters."""
     try:
         user = routing_key.decode()
     except UnicodeDecodeError as exc:
@@ -211,16 +211,16 @@ def parse_user(routing_key: bytes) -> str | Rejection:
 
 
 def user_problem(user: str) -> str | None:
-    """Say what keeps `user` from being one, as the end of a sentence; ``None`` = nothing."""
+    """Return why `user` is invalid, as the end of a sentence; ``None`` if it is valid."""
     if not user:
         return "is empty, expected the user"
-    # isprintable() is one call in C and true for almost every user; only what it
-    # refuses (controls, but harmless things like a no-break space too) is looked at.
+    # isprintable() is one call in C and true for almost every user. It also refuses
+    # harmless characters such as a no-break space, so a refusal is checked again.
     if not user.isprintable() and any(_is_control(character) for character in user):
         return "holds a control character"
     try:
         length = len(user.encode())
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can smuggle in
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can contain
         return "is not valid Unicode"
     if length > USER_MAX_BYTES:
         return f"has {length} bytes, allowed are {USER_MAX_BYTES}"
@@ -228,7 +228,7 @@ def user_problem(user: str) -> str | None:
 
 
 def parse_event(name: bytes) -> str | Rejection:
-    """Return the event name that the property `type` holds."""
+    """Return the event name in the property `type`."""
     try:
         event = name.decode()
     except UnicodeDecodeError as exc:
@@ -242,7 +242,7 @@ def parse_event(name: bytes) -> str | Rejection:
 
 
 def event_problem(event: str) -> str | None:
-    """Say what keeps `event` from being emitted, as the end of a sentence."""
+    """Return why `event` is invalid, as the end of a sentence; ``None`` if it is valid."""
     if not event:
         return "is empty, expected an event name"
     if len(event) > EVENT_MAX_CHARACTERS:
@@ -253,7 +253,9 @@ def event_problem(event: str) -> str | None:
         return "holds a control character"
     try:
         event.encode()
-    except UnicodeEncodeError:  # as for users: from a command line, not from a broker
+    except (
+        UnicodeEncodeError
+    ):  # as for users; from a command line, never from the broker
         return "is not valid Unicode"
     return None
 
@@ -262,12 +264,12 @@ def parse_body(
     body: bytes, *, content_type: bytes | None, schema: EventSchema | None = None
 ) -> bytes | Rejection:
     """
-    Return the JSON that a page will parse: `body` itself, or text as a JSON string.
+    Return the JSON for the page: `body` itself, or plain text as a JSON string.
 
     Args:
-        body: As published.
-        content_type: Tells text from JSON.
-        schema: What the data must be; `None` if anything will do.
+        body: The body as published.
+        content_type: ``text/plain`` for text; anything else means JSON.
+        schema: What the data must be; ``None`` allows any JSON.
 
     """
     if content_type and content_type[:10].lower() == b"text/plain":
@@ -284,7 +286,7 @@ def parse_body(
             # Strict: RFC 8259 in UTF-8, no NaN, no byte order mark, bounded depth.
             value = orjson.loads(body)
         except orjson.JSONDecodeError as exc:
-            # The library's text names the place; it never quotes the body.
+            # The library's text has the position and never quotes the body.
             return Rejection(
                 DeadLetterReason.MALFORMED_BODY,
                 f"body of {len(body)} bytes is not JSON: {exc.msg} at {exc.pos}",
@@ -301,15 +303,15 @@ def _is_control(character: str) -> bool:
 
 
 def message_id_of(delivery: Delivery) -> str | None:
-    """Return the producer's id of a delivery, whether it can become a message or not."""
+    """Return the producer's id of a delivery, valid or not."""
     return _message_id(delivery.properties)
 
 
 def _message_id(properties: Properties) -> str | None:
-    """Bytes that are no UTF-8 still tell one message from another: keep them apart."""
+    """Return the id; one that is not UTF-8 still identifies the message."""
     if properties.message_id:
         return properties.message_id.decode(errors="backslashreplace")
-    # A redrive that was interrupted is repeated: without an id, it is known by this.
+    # An interrupted redrive is repeated. Without an id, this recognizes the repeat.
     redriven = header_bytes(properties.headers, Header.REDRIVEN_ID)
     if redriven and len(redriven) <= MESSAGE_ID_MAX_BYTES:
         return f"redriven:{redriven.decode(errors='backslashreplace')}"
@@ -318,12 +320,12 @@ def _message_id(properties: Properties) -> str | None:
 
 def carried_deadline_ms(properties: Properties) -> int | None:
     """
-    Return the deadline that a message brings along from a retry, in Unix milliseconds.
+    Return the deadline that a retry carries, in Unix milliseconds.
 
-    It lost `expiration` on its way: the broker would have dropped it in the waiting queue.
+    A retry has no `expiration`: the broker would expire it in the retry queue.
     """
     deadline_ms = header_int(properties.headers, Header.DEADLINE)
-    # Anybody can publish the header: out of range it is not ours.
+    # Any producer can set the header: a value out of range is not from a bridge.
     if deadline_ms is not None and 0 <= deadline_ms < _DEADLINE_MAX_MS:
         return deadline_ms
     return None
@@ -335,8 +337,8 @@ def _deadline_s(properties: Properties, now_s: float) -> float | None:
         if carried_ms is not None:
             return carried_ms / 1000
     raw = properties.expiration
-    # RabbitMQ refuses a publish whose expiration is not a number, so anything else
-    # never gets here; if it does, it is as if it were not set.
+    # RabbitMQ refuses a publish whose expiration is not a number. Should another value
+    # get here, it counts as not set.
     if raw and raw.isdigit() and len(raw) <= 15:
         return now_s + int(raw) / 1000
     return None

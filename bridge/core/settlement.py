@@ -1,16 +1,17 @@
 """
-How a delivery ends, and what is written to a message that is published again.
+How a failed delivery is settled, and the properties of the copies that are published.
 
-Faults have three kinds. A *permanent* one was told by `parse_delivery`: dead letter at
-once. A *transient* one (store or broker away) is waited out by the pump and never gets
-here. An *unexpected* one, a bug or a message that the store refuses, is tried again
-through the retry queues and becomes a dead letter when they are used up.
+There are three kinds of faults. A *permanent* one is found by `parse_delivery`: the
+delivery is dead-lettered at once. A *transient* one (the store or the broker is away) is
+waited out by the pipeline and never gets here. An *unexpected* one, a bug or a message
+that the store refuses, is retried through the retry queues, and dead-lettered when no
+attempt is left.
 
-What is published again keeps its body and properties byte for byte, with three
-exceptions, each because the broker would otherwise act on the copy as on an original:
-`expiration` moves to a header (the copy would expire where it waits), `user_id` moves
-out (the broker checks it against our login) and the broker's own death records are
-dropped (it may take a copy that carries them for a cycle and discard it).
+A copy keeps body and properties byte for byte, with three exceptions. In each case the
+broker would act on the copy as on an original: `expiration` moves to a header, because the
+copy would expire in the retry queue; `user_id` moves to a header, because the broker checks
+it against the bridge's login; and the broker's own death records are dropped, because it
+may take the copy for a cycle and discard it.
 """
 
 from collections.abc import Sequence
@@ -30,12 +31,11 @@ from bridge.core.properties import (
 from bridge.enums import HEADER_PREFIX, DeadLetterReason, Header
 
 _ERROR_MAX_CHARACTERS: Final = 1000
-# What stays with a message through retries, dead letters and redrives. Anybody can
-# publish these: they are kept short, and nothing is decided by them but dedupe.
-_CARRIED_INTS: Final = (Header.REDRIVES,)
+# Headers that stay with a message through retries, dead letters and redrives. Any producer
+# can set them, so they are kept short, and only deduplication depends on them.
 _CARRIED_TEXTS: Final = (Header.REDRIVEN_ID, Header.USER_ID)
 _CARRIED_MAX_BYTES: Final = 255
-# Written by the broker on its own dead lettering and delivery counting (traps 2.2).
+# Written by the broker when it dead-letters a message or counts its deliveries.
 _BROKER_HEADERS: Final = frozenset(
     {
         b"x-death",
@@ -50,25 +50,25 @@ _BROKER_HEADERS: Final = frozenset(
     }
 )
 # A content header must fit into one frame (AMQP 0-9-1 section 4.2.6.1). 128 KiB is
-# RabbitMQ's frame_max by default; 7 bytes of frame header, 1 of frame end, 12 of
-# content header stand around the properties.
+# RabbitMQ's default frame_max. The properties are surrounded by 7 bytes of frame header,
+# 1 of frame end, and 12 of content header.
 PROPERTIES_MAX_BYTES: Final = 131072 - 20
-# A broker may be told to take no more than 4096. Then there is room for our headers and
-# some short strings, if the text of the error is short as well.
+# The smallest frame_max is 4096. It has room for the bridge's headers and some short
+# strings if the error text is short as well.
 _ERROR_CUT_CHARACTERS: Final = 200
 
 
-# Written by quorum queues: how often a message came back because its consumer went away.
+# Written by quorum queues: how often the message was returned to the queue.
 _DELIVERY_COUNT: Final = "x-delivery-count"
-# The crash net (see `is_suspect`): so often in flight when a session ended makes a
-# suspect, and so often alone in hand when the process died makes a culprit.
+# A message that was in flight at this many ends of sessions is a suspect (see
+# `is_suspect`). One that crashed this many trials is dead-lettered.
 _SUSPECT_AFTER: Final = 2
 _TRIALS_MAX: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class RetryAfter:
-    """Publish it again so that it comes back after `delay_s`, as attempt `attempt`."""
+    """Publish a copy that returns after `delay_s`, as attempt `attempt`."""
 
     attempt: int
     delay_s: float
@@ -76,16 +76,16 @@ class RetryAfter:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Set it aside; `attempt` is the one that was the last."""
+    """Publish a copy to the dead letters; `attempt` was the last one."""
 
     rejection: Rejection
     attempt: int
 
 
 def attempt_of(delivery: Delivery) -> int:
-    """Return which attempt this delivery is, from 1; the header is the bridge's own."""
+    """Return the number of this attempt, counted from 1."""
     written = header_int(delivery.properties.headers, Header.ATTEMPT)
-    # Anybody can publish the header: a value out of range counts as a first attempt.
+    # Any producer can set the header: a value out of range counts as a first attempt.
     return written if written is not None and 1 <= written <= 1000 else 1
 
 
@@ -93,12 +93,12 @@ def settle_unexpected(
     attempt: int, problem: str, *, delays_s: Sequence[float]
 ) -> RetryAfter | DeadLetter:
     """
-    Choose the settlement of an attempt that failed in a way nobody foresaw.
+    Choose the settlement of an attempt that failed unexpectedly.
 
     Args:
         attempt: The attempt that failed, counted from 1.
-        problem: The text of its error.
-        delays_s: The wait before the second attempt, the third, and so on.
+        problem: The text of the error.
+        delays_s: The waits before the second attempt, the third, and so on.
 
     """
     if attempt <= len(delays_s):
@@ -109,11 +109,11 @@ def settle_unexpected(
 
 def is_suspect(delivery: Delivery) -> bool:
     """
-    Whether `delivery` may be what makes the process die.
+    Whether `delivery` may crash the process.
 
-    It was in flight when earlier sessions ended; so were its neighbours, and a broker that
-    was restarted leaves the same trace. So a suspect is not blamed, it is handled alone,
-    with a note of that in the store: only what was alone in hand at a death is.
+    It was in flight when earlier sessions ended. So were its neighbors, and a restart of
+    the broker leaves the same trace. So a suspect is not blamed; it is settled alone, in a
+    trial that the store records. Only a message on trial is blamed for a crash.
     """
     if not delivery.redelivered:
         return False
@@ -122,7 +122,7 @@ def is_suspect(delivery: Delivery) -> bool:
 
 
 def trial_key(delivery: Delivery) -> bytes:
-    """Return what tells this message from others, the same at each delivery; 16 bytes."""
+    """Return 16 bytes that identify the message, the same at each delivery."""
     properties = delivery.properties
     digest = blake2b(digest_size=16)
     for part in (
@@ -138,10 +138,10 @@ def trial_key(delivery: Delivery) -> bytes:
 
 def settle_trial(trial: int) -> DeadLetterReason | None:
     """
-    Decide whether a suspect is handled once more.
+    Return ``None`` to try a suspect once more, or the reason to dead-letter it.
 
     Args:
-        trial: Which trial of it this is, from 1; each one before ended with the process.
+        trial: The number of this trial, from 1; the process died in each one before.
 
     """
     return DeadLetterReason.CRASHED if trial > _TRIALS_MAX else None
@@ -160,15 +160,14 @@ def dead_letter_properties(
 
     Args:
         delivery: The original.
-        letter: Why it is set aside.
+        letter: Why it is dead-lettered.
         now_s: Unix time.
-        letter_id: Tells this letter from all others, also from one that is the same
-            byte by byte.
-        max_bytes: What fits into one frame, at least 4076; if the producer's headers
-            leave no room for ours, they are dropped and `x-bridge-headers-dropped` says
-            how many bytes. If that is not enough, the properties that only the producer
-            understands go as well, and the text of the error is cut: a dead letter that
-            cannot be written would hold up all that is behind it.
+        letter_id: Identifies this dead letter, even among identical copies.
+        max_bytes: The limit of one frame, at least 4076. If the producer's headers leave
+            no room for the bridge's, they are dropped, and `x-bridge-headers-dropped`
+            counts their bytes. If that is not enough, properties that only the producer
+            understands are dropped as well, and the error text is cut: a dead letter that
+            cannot be written would block all newer deliveries.
 
     """
     original = delivery.properties
@@ -203,8 +202,8 @@ def retry_properties(
 
     Args:
         delivery: The original.
-        retry: Which attempt it will come back as.
-        deadline_s: The message's deadline, which travels in a header from here on.
+        retry: The next attempt.
+        deadline_s: The message's deadline, which a header carries from now on.
         max_bytes: As for a dead letter.
 
     """
@@ -222,17 +221,17 @@ def redrive_properties(
     max_bytes: int = PROPERTIES_MAX_BYTES,
 ) -> Properties:
     """
-    Return the properties with which a dead letter goes back to the inbound queue.
+    Return the properties with which a dead letter is published to the inbound queue.
 
-    What was written when it was set aside is taken off. Its time to live begins anew: a
-    message that is redriven is meant to arrive. `user_id` stays in its header, because
-    the broker compares the property with our own login.
+    The headers that it got as a dead letter are removed. Its time to live starts again,
+    because a redriven message is meant to arrive. `user_id` stays in its header, because
+    the broker compares the property with the bridge's login.
 
     Args:
         delivery: The dead letter.
-        redriven_id: The same each time this letter is redriven; the inbox knows a repeat
-            by it where the message has no id of its own.
-        expiration: The original's, in digits of milliseconds.
+        redriven_id: The same at each redrive of this dead letter. The inbox recognizes
+            repeats by it if the message has no id of its own.
+        expiration: The expiration of the original, in milliseconds as digits.
         max_bytes: As for a dead letter.
 
     """
@@ -263,7 +262,7 @@ def _copy_with(
     cut = bare.with_headers(added, dropped_prefix=HEADER_PREFIX)
     if len(render_properties(cut)) <= max_bytes:
         return cut
-    # What says what the message is stays; what only its producer understands goes.
+    # Keep the properties that identify the message; drop those for its producer.
     bare = replace(
         bare, correlation_id=None, reply_to=None, app_id=None, cluster_id=None
     )
@@ -274,10 +273,9 @@ def _copy_with(
 
 def _carried(original: Properties) -> dict[str, str | int | bytes]:
     carried: dict[str, str | int | bytes] = {}
-    for name in _CARRIED_INTS:
-        number = header_int(original.headers, name)
-        if number is not None and 0 <= number < 2**31:
-            carried[name] = number
+    redrives = header_int(original.headers, Header.REDRIVES)
+    if redrives is not None and 0 <= redrives < 2**31:
+        carried[Header.REDRIVES] = redrives
     for name in _CARRIED_TEXTS:
         text = header_bytes(original.headers, name)
         if text is not None and len(text) <= _CARRIED_MAX_BYTES:

@@ -101,7 +101,7 @@ async def check_broker(
     except BrokerUnavailableError as exc:
         yield fail(target.subject, str(exc), exit_code=ExitCode.UNREACHABLE)
     finally:
-        await connection.leave()
+        await connection.disconnect()
 
 
 def check_version(subject: str, product: str, version: str) -> CheckResult:

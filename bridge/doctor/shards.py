@@ -83,7 +83,7 @@ async def check_shards(
     except BrokerUnavailableError:
         return ShardCheck(plain, ())
     finally:
-        await connection.leave()
+        await connection.disconnect()
 
 
 async def _check_other_bridges(

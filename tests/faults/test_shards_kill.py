@@ -153,7 +153,7 @@ async def test_kills_while_the_number_of_shards_changes_lose_and_reorder_nothing
         await fleet.kill(fleet.busiest(since=moved))
         killed = len(fleet.stored())
         await eventually(lambda: len(fleet.stored()) > killed + 200, within_s=30)
-    await connection.leave()
+    await connection.disconnect()
 
     def is_all_there() -> bool:
         return len({row[1:] for row in fleet.stored()}) == sum(sent.values())

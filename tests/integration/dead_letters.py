@@ -29,5 +29,5 @@ async def take_all(broker: LocalNode, queue: str) -> list[Delivery]:
             received.clear()
             await channel.basic_ack(found[-1].tag, multiple=True)
     finally:
-        await connection.leave()
+        await connection.disconnect()
     return found  # later messages are requeued when the connection closes

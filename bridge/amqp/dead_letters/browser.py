@@ -336,7 +336,7 @@ async def open_session(
         finally:
             await _close(session, connection, address)
     finally:
-        await connection.leave()
+        await connection.disconnect()
 
 
 async def _close(
@@ -359,7 +359,7 @@ async def _close(
         # The broker is unreachable or another client takes messages: none are lost.
         log.warning("dead_letters.return_unconfirmed", problem=str(exc))
     finally:
-        await connection.leave()
+        await connection.disconnect()
 
 
 async def count_ready(address: BrokerAddress, queue: str) -> int:
@@ -378,7 +378,7 @@ async def count_ready(address: BrokerAddress, queue: str) -> int:
             channel = await connection.open_channel(confirms=False)
             return await ready_count(channel, queue)
     finally:
-        await connection.leave()
+        await connection.disconnect()
 
 
 async def ready_count(channel: aiormq.Channel, queue: str) -> int:

@@ -263,6 +263,6 @@ async def keep_publishing_end_markers(
             try:
                 await publish_end_markers(connection, plan, layout)
             finally:
-                await connection.leave()
+                await connection.disconnect()
         except (BrokerUnavailableError, TopologyError) as exc:
             log.info("shards.end_marker_unpublished", problem=str(exc))

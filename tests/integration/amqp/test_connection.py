@@ -74,7 +74,7 @@ async def test_the_urls_are_tried_in_turn(broker: LocalNode, silent_port: int) -
         timeout_s=2 * SLOW_FACTOR,
     )
     assert connection.url.port == broker.port
-    await connection.leave()
+    await connection.disconnect()
 
 
 async def test_if_no_url_works_each_says_why(silent_port: int) -> None:
@@ -184,7 +184,7 @@ async def test_the_broker_is_told_who_we_are(broker: LocalNode) -> None:
     try:
         listed = await broker.ctl("list_connections", "client_properties")
     finally:
-        await connection.leave()
+        await connection.disconnect()
 
     assert "bridge check (" in listed
 
@@ -208,7 +208,7 @@ async def test_leaving_a_frozen_broker_does_not_take_long(proxy: TcpProxy) -> No
     await eventually(lambda: proxy.is_holding)
 
     async with asyncio.timeout(5 * SLOW_FACTOR):
-        await connection.leave()
+        await connection.disconnect()
 
     assert connection.is_closed
 
@@ -216,7 +216,7 @@ async def test_leaving_a_frozen_broker_does_not_take_long(proxy: TcpProxy) -> No
 async def test_a_connection_that_was_left_opens_no_channel(broker: LocalNode) -> None:
     """The library would wait for ever for it to be connected again."""
     connection = await connect(broker.url)
-    await connection.leave()
+    await connection.disconnect()
 
     with pytest.raises((BrokerUnavailableError, AMQPError)):
         await connection.open_channel(confirms=False)

@@ -34,7 +34,7 @@ async def migration_at(url: str, names: BrokerNames) -> AsyncIterator[ShardMigra
     try:
         yield ShardMigration(connection, ShardPlan(names, (1.0,)))
     finally:
-        await connection.leave()
+        await connection.disconnect()
 
 
 async def queues_of_users(url: str, names: BrokerNames) -> Mapping[str, str]:

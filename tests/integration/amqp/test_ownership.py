@@ -43,7 +43,7 @@ async def connect(
     connection = await open_connection(
         address, purpose=Purpose.CONSUME, reader=FrameReader
     )
-    stack.push_async_callback(connection.leave)
+    stack.push_async_callback(connection.disconnect)
     return NamespaceOwnership(
         connection, names, address=address, has_own_inbox=has_own_inbox, timing=timing
     )
@@ -241,7 +241,7 @@ async def test_ownership_ends_with_its_connection_however_that_ends(
 
     other = await connect(stack, address, names, has_own_inbox=True)
     await eventually(lambda: acquires(other))
-    await gone.leave()
+    await gone.disconnect()
 
 
 @pytest.fixture(autouse=True)

@@ -96,6 +96,6 @@ async def test_a_consumer_on_a_reused_channel_number_receives_deliveries(
         await raw.publish("", queues[1].encode())
 
         await eventually(lambda: session.waiting == 1)
-        await connection.leave()
+        await connection.disconnect()
         for queue in queues:
             await raw.channel.queue_delete(queue)

@@ -176,7 +176,7 @@ async def sharded(
         async with running(worker):
             yield ShardedSetup(address, names, worker, connection)
     finally:
-        await connection.leave()
+        await connection.disconnect()
         async with open_raw(address.urls[0]) as cleaner:
             queues = [names.inbound_queues(shards) for shards in range(1, 7)]
             for queue in (

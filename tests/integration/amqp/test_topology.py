@@ -27,7 +27,7 @@ async def connection(
 ) -> AsyncIterator[BrokerConnection[FrameReader]]:
     opened = await open_connection(address, purpose=Purpose.CHECK, reader=FrameReader)
     yield opened
-    await opened.leave()
+    await opened.disconnect()
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ async def poor(
         BrokerAddress((url,)), purpose=Purpose.CHECK, reader=FrameReader
     )
     yield opened
-    await opened.leave()
+    await opened.disconnect()
     await broker.ctl("delete_user", user)
 
 

@@ -56,7 +56,7 @@ async def declare_all(broker: ManagedBroker, namespace: str) -> None:
         wanted = topology(BrokerNames(namespace), (1.0,))
         await declare(connection, wanted, timeout_s=10 * SLOW_FACTOR)
     finally:
-        await connection.leave()
+        await connection.disconnect()
 
 
 @pytest.fixture
