@@ -1,38 +1,34 @@
 """
-Where a Redis or Valkey is, as BRIDGE_INBOX names it.
+The address of a Redis or Valkey, as BRIDGE_INBOX names it.
 
     redis://[USER:PASSWORD@]HOST[:PORT][/DB]           one server
-    redis+sentinel://HOST[:PORT][,…]/SERVICE[/DB]      its master, found by Sentinels
-    redis+cluster://HOST[:PORT][,…]                    a cluster, found by any of its nodes
+    redis+sentinel://HOST[:PORT][,...]/SERVICE[/DB]    the master of a service, by Sentinels
+    redis+cluster://HOST[:PORT][,...]                  a cluster, by any of its nodes
 
-Each with `rediss` for TLS. Options behind a `?`: `replicas=N` (so many replicas must have
-what is acked), `ca=FILE` (whose certificates are trusted), `cert=FILE` and `key=FILE` (ours,
-for a server that asks for one), `sentinel_user=`, `sentinel_password=`.
+Each scheme exists with `rediss` for TLS. Options after a `?`: `replicas=N` (how many replicas
+must have a message before it is acked), `ca=FILE` (the authorities to trust), `cert=FILE` and
+`key=FILE` (our certificate, for a server that requires one), `sentinel_user=` and
+`sentinel_password=`.
 """
 
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
-SCHEMES: Final = (
-    "redis",
-    "rediss",
-    "redis+sentinel",
-    "rediss+sentinel",
-    "redis+cluster",
-    "rediss+cluster",
+_FORMS: Final = {
+    "server": "redis://[USER:PASSWORD@]HOST[:PORT][/DB]",
+    "sentinel": "redis+sentinel://[USER:PASSWORD@]HOST[:PORT][,...]/SERVICE[/DB]",
+    "cluster": "redis+cluster://[USER:PASSWORD@]HOST[:PORT][,...]",
+}
+SCHEMES: Final = tuple(
+    scheme if kind == "server" else f"{scheme}+{kind}"
+    for kind in _FORMS
+    for scheme in ("redis", "rediss")
 )
 _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
-_OPTIONS: Final = (
-    "replicas",
-    "ca",
-    "cert",
-    "key",
-    "sentinel_user",
-    "sentinel_password",
-)
 _TLS_OPTIONS: Final = ("ca", "cert", "key")
+_OPTIONS: Final = ("replicas", *_TLS_OPTIONS, "sentinel_user", "sentinel_password")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +46,22 @@ class Host:
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
     """
-    Everything that it takes to get there.
+    A parsed address.
 
     Attributes:
         kind: "server", "sentinel" or "cluster".
         hosts: The server, some Sentinels, or some nodes; at least one.
-        has_tls: Whether to speak TLS.
-        user: To log in as; ``None`` = the default user.
-        password: ``None`` = no log-in.
+        has_tls: Whether to use TLS.
+        user: The user to log in as; ``None`` = the default user.
+        password: ``None`` = no login.
         db: The number of the database; 0 for a cluster.
-        service: What the Sentinels call the master; empty without them.
-        replicas: How many replicas must have what is acked.
-        ca_file: Whose certificates are trusted; ``None`` = the system's.
-        cert_file: The certificate that is shown to servers; ``None`` = none is.
-        key_file: Its key; ``None`` = it is in the same file.
-        sentinel_user: To log in to the Sentinels as.
-        sentinel_password: ``None`` = no log-in there.
+        service: The name of the master at the Sentinels; empty without them.
+        replicas: How many replicas must have a message before it is acked.
+        ca_file: The trusted authorities; ``None`` = those of the system.
+        cert_file: The client certificate; ``None`` = none.
+        key_file: Its key; ``None`` = in the same file.
+        sentinel_user: The user to log in to the Sentinels as.
+        sentinel_password: ``None`` = no login to the Sentinels.
 
     """
 
@@ -84,7 +80,7 @@ class RedisAddress:
     sentinel_password: str | None = None
 
     def __str__(self) -> str:
-        """Write it as a setting, without user and password."""
+        """Return it as a setting, without user and password."""
         scheme = "rediss" if self.has_tls else "redis"
         if self.kind != "server":
             scheme += f"+{self.kind}"
@@ -95,44 +91,42 @@ class RedisAddress:
 
 
 def is_redis(setting: str) -> bool:
-    """Say whether this value of BRIDGE_INBOX means a Redis, well-formed or not."""
+    """Return whether this value of BRIDGE_INBOX names a Redis, well-formed or not."""
     return setting.partition(":")[0] in SCHEMES
 
 
 def parse_redis(setting: str) -> RedisAddress:
     """
-    Read an address.
+    Parse an address.
 
     Raises:
-        ValueError: If it is none; the text says what is wrong, and never a password.
+        ValueError: If it is malformed; the text never contains the password.
 
     """
     scheme, _, kind = setting.partition(":")[0].partition("+")
     kind = kind or "server"
-    # By hand: several hosts are no URL for urlsplit, least of all with an IPv6 address.
+    # Not by urlsplit, which rejects several hosts if one is an IPv6 address.
     before, _, query = setting.partition("://")[2].partition("?")
-    place, _, path = before.partition("/")
+    location, _, path = before.partition("/")
     is_option = query.partition("=")[0] in _OPTIONS
-    if "@" not in place and ("@" in path or ("@" in query and not is_option)):
-        # What looks like a port or an option is a piece of the password then.
-        problem = "an @ behind a / or ?; in a password they are written %2F and %3F"
+    if "@" not in location and ("@" in path or ("@" in query and not is_option)):
+        # The part that looks like a port or an option belongs to an unescaped password.
+        problem = "an @ after a / or ?; in a password write these as %2F and %3F"
         raise _wrong(kind, problem)
+    options: dict[str, str] = {}
     try:
-        options = (
-            dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True))
-            if query
-            else {}
-        )
+        if query:
+            options |= parse_qsl(query, keep_blank_values=True, strict_parsing=True)
     except ValueError as exc:
         raise _wrong(kind, str(exc)) from exc
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise _wrong(
-            kind, f"unknown option {unknown[0]!r}, known are {', '.join(_OPTIONS)}"
+            kind, f"unknown option {unknown[0]!r}, expected {', '.join(_OPTIONS)}"
         )
-    _see_that_they_fit(options, kind, has_tls=scheme == "rediss")
-    log_in, _, hosts_text = place.rpartition("@")
-    user, _, password = log_in.partition(":")
+    _check_tls_options(options, kind, has_tls=scheme == "rediss")
+    login, _, hosts_text = location.rpartition("@")
+    user, _, password = login.partition(":")
     default_port = _SENTINEL_PORT if kind == "sentinel" else _PORT
     hosts = tuple(_host(text, default_port, kind) for text in hosts_text.split(","))
     if kind == "server" and len(hosts) > 1:
@@ -155,11 +149,11 @@ def parse_redis(setting: str) -> RedisAddress:
     )
 
 
-def _see_that_they_fit(options: dict[str, str], kind: str, *, has_tls: bool) -> None:
-    idle = [name for name in _TLS_OPTIONS if name in options and not has_tls]
-    if idle:
-        # Whoever names an authority believes that nobody can listen.
-        raise _wrong(kind, f"{idle[0]}= is for TLS, and that is rediss", tls=True)
+def _check_tls_options(options: dict[str, str], kind: str, *, has_tls: bool) -> None:
+    unused = [name for name in _TLS_OPTIONS if name in options and not has_tls]
+    if unused:
+        # A user who sets one expects encryption, so ignoring it would be dangerous.
+        raise _wrong(kind, f"{unused[0]}= is for TLS, and that is rediss", tls=True)
     if "key" in options and "cert" not in options:
         raise _wrong(kind, "key= without cert=", tls=has_tls)
 
@@ -172,7 +166,7 @@ def _path(path: str, kind: str) -> tuple[str, int]:
             raise _wrong(kind, "no service")
         service = parts.pop(0)
     if len(parts) > 1 or (parts and kind == "cluster"):
-        raise _wrong(kind, f"{path!r} behind the hosts")
+        raise _wrong(kind, f"{path!r} after the hosts")
     return service, _number(parts[0], "the database", kind) if parts else 0
 
 
@@ -184,19 +178,19 @@ def _host(text: str, default_port: int, kind: str) -> Host:
         name = name[1:-1]  # IPv6
     if not name:
         raise _wrong(kind, "no host")
-    if "[" in name or "]" in name or not _can_be_asked_for(name):
-        raise _wrong(kind, f"{name!r} is no host")
+    if "[" in name or "]" in name or not _is_valid_for_dns(name):
+        raise _wrong(kind, f"{name!r} is not a host")
     if not port.isdecimal() or len(port) > 5:
-        # Not shown: where the host was forgotten it is the password.
-        raise _wrong(kind, "the port is no number")
+        # The text is not shown: if the host is missing, it is the password.
+        raise _wrong(kind, "the port is not a number")
     number = int(port)
     if not 0 < number < 65536:
-        raise _wrong(kind, f"{number} is no port")
+        raise _wrong(kind, f"{number} is not a port")
     return Host(name, number)
 
 
-def _can_be_asked_for(name: str) -> bool:
-    """Whether DNS can have it; what it cannot have, Python refuses in a way of its own."""
+def _is_valid_for_dns(name: str) -> bool:
+    """Check here, because Python reports such a name by a UnicodeError when it connects."""
     try:
         name.encode("idna")
     except UnicodeError:
@@ -204,17 +198,10 @@ def _can_be_asked_for(name: str) -> bool:
     return True
 
 
-def _number(text: str, what: str, kind: str) -> int:
+def _number(text: str, name: str, kind: str) -> int:
     if not text.isdecimal() or len(text) > 5:
-        raise _wrong(kind, f"{what} is {text!r}, expected a number")
+        raise _wrong(kind, f"{name} is {text!r}, expected a number")
     return int(text)
-
-
-_FORMS: Final = {
-    "server": "redis://[USER:PASSWORD@]HOST[:PORT][/DB]",
-    "sentinel": "redis+sentinel://[USER:PASSWORD@]HOST[:PORT][,...]/SERVICE[/DB]",
-    "cluster": "redis+cluster://[USER:PASSWORD@]HOST[:PORT][,...]",
-}
 
 
 def _wrong(kind: str, problem: str, *, tls: bool = False) -> ValueError:

@@ -104,8 +104,13 @@ class BackgroundWrites:
         self._marks_in_flight = marks
         failure: StoreUnavailableError | None = None
         try:
-            failure = await self._reset_trials(trials)
-            failure = await self._write_marks(marks) or failure
+            failure = await self._write_marks(marks)
+            if trials:
+                names = map(self._trial_key, trials)
+                await self._servers.for_tag(0).ask(b"DEL", *names)
+                trials.clear()
+        except StoreUnavailableError as exc:
+            failure = exc
         finally:
             self._marks_in_flight = {}
             if marks or trials:  # these are the failed ones
@@ -114,17 +119,6 @@ class BackgroundWrites:
                 self._has_work.set()
         if failure is not None:
             raise failure
-
-    async def _reset_trials(self, trials: set[bytes]) -> StoreUnavailableError | None:
-        """Delete the counts of `trials`, and empty the set when that is done."""
-        if trials:
-            names = map(self._trial_key, trials)
-            try:
-                await self._servers.for_tag(0).ask(b"DEL", *names)
-            except StoreUnavailableError as exc:
-                return exc
-            trials.clear()
-        return None
 
     async def _write_marks(
         self, marks: dict[MarkKey, int]

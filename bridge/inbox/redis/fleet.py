@@ -12,6 +12,7 @@ get a partial answer that is marked as such.
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import Any, Final
 
@@ -34,6 +35,8 @@ Responder = Callable[[Question], Awaitable[object]]
 # Questions that wait for an answer of ours. Operators ask by hand, so more of them come
 # from a fault.
 _QUESTIONS_MAX: Final = 64
+# Answers to one question of ours that are not processed yet.
+_ANSWERS_MAX: Final = 1000
 
 
 class RedisFleet:
@@ -65,7 +68,7 @@ class RedisFleet:
         self._responder: Responder | None = None
         self._questions: asyncio.Queue[bytes] = asyncio.Queue(_QUESTIONS_MAX)
         self._numbers = count(1)
-        self._pending: dict[int, _PendingQuestion] = {}
+        self._pending: dict[int, asyncio.Queue[Any]] = {}
 
     def serve(self, responder: Responder) -> None:
         """Answer the others' questions by `responder`, one after the other."""
@@ -97,14 +100,16 @@ class RedisFleet:
 
         """
         number = next(self._numbers)
-        pending = self._pending[number] = _PendingQuestion()
+        incoming = self._pending[number] = asyncio.Queue(_ANSWERS_MAX)
         body = {"from": self._own, "number": number, "question": question}
+        answers: list[Any] = []
         others: int | None = None
         try:
             async with asyncio.timeout(self._within_s):
-                # We listen to the channel, too.
+                # The count includes this bridge, which listens to the channel, too.
                 others = await self._publish(self._all, body) - 1
-                await pending.wait_for(others if self._is_counted else None)
+                while not self._is_counted or len(answers) < others:
+                    answers.append(await incoming.get())
         except TimeoutError:
             pass
         except (StoreUnavailableError, RefusedByRedisError) as exc:
@@ -112,8 +117,8 @@ class RedisFleet:
         finally:
             del self._pending[number]
         if others is None or not self._is_counted:
-            return FleetAnswers(pending.answers, None)
-        return FleetAnswers(pending.answers, max(0, others - len(pending.answers)))
+            return FleetAnswers(answers, None)
+        return FleetAnswers(answers, max(0, others - len(answers)))
 
     async def _publish(self, channel: str, body: Question) -> int:
         return int(await self._connection.ask(b"PUBLISH", channel, orjson.dumps(body)))
@@ -140,7 +145,8 @@ class RedisFleet:
     def _take_answer(self, body: bytes) -> None:
         match _parsed(body):
             case {"number": int(number), "answer": answer} if number in self._pending:
-                self._pending[number].add(answer)
+                with suppress(asyncio.QueueFull):
+                    self._pending[number].put_nowait(answer)
 
     async def _answer(self, body: bytes) -> None:
         match _parsed(body):
@@ -158,24 +164,6 @@ class RedisFleet:
             await self._publish(sender, reply)
         except (StoreUnavailableError, RefusedByRedisError) as exc:
             log.debug("fleet.answer_failed", error=str(exc))
-
-
-class _PendingQuestion:
-    """A question that waits for answers."""
-
-    def __init__(self) -> None:
-        self.answers: list[Any] = []
-        self._has_new = asyncio.Event()
-
-    def add(self, answer: object) -> None:
-        self.answers.append(answer)
-        self._has_new.set()
-
-    async def wait_for(self, number: int | None) -> None:
-        """Wait for this number of answers; forever if it is ``None``, for unknown."""
-        while number is None or len(self.answers) < number:
-            self._has_new.clear()
-            await self._has_new.wait()
 
 
 def _parsed(body: bytes) -> object:

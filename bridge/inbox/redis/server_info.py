@@ -1,5 +1,6 @@
 """Version and settings of Redis servers, for `bridge check`."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,18 +75,16 @@ async def server_facts(
 async def _facts(host: Host, connection: RedisConnection) -> ServerFacts:
     info = await connection.info(b"server")
     version = info.get("valkey_version") or info["redis_version"]
-    certificate_end_s = connection.certificate_end_s
     settings: dict[bytes, bytes] = {}
-    try:
+    with suppress(RefusedByRedisError, StoreUnavailableError):  # if CONFIG is forbidden
         for pattern in (b"append*", b"maxmemory-policy"):
             settings |= await connection.ask(b"CONFIG", b"GET", pattern)
-    except (RefusedByRedisError, StoreUnavailableError):
-        return ServerFacts(host, version, None, None, None, certificate_end_s)
+    is_known = bool(settings)
     return ServerFacts(
         host,
         version,
-        settings.get(b"appendonly") == b"yes",
-        settings.get(b"appendfsync", b"").decode(),
-        settings.get(b"maxmemory-policy", b"").decode(),
-        certificate_end_s,
+        settings.get(b"appendonly") == b"yes" if is_known else None,
+        settings.get(b"appendfsync", b"").decode() if is_known else None,
+        settings.get(b"maxmemory-policy", b"").decode() if is_known else None,
+        connection.certificate_end_s,
     )

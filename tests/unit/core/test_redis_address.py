@@ -1,4 +1,4 @@
-"""Where a Redis is: every form, and what is wrong with the others."""
+"""Addresses of Redis: every form, and the errors for malformed ones."""
 
 import pytest
 
@@ -41,8 +41,8 @@ from bridge.core.redis_address import Host, RedisAddress, is_redis, parse_redis
         ),
     ],
 )
-def test_each_form_is_read(setting: str, address: RedisAddress) -> None:
-    """As the README has them."""
+def test_each_form_is_parsed(setting: str, address: RedisAddress) -> None:
+    """As the README documents them."""
     assert is_redis(setting)
     assert parse_redis(setting) == address
 
@@ -53,24 +53,26 @@ def test_each_form_is_read(setting: str, address: RedisAddress) -> None:
         ("redis:", "no host"),
         ("redis://a,b", "several hosts"),
         ("redis://a/x", "the database is 'x'"),
-        ("redis://a/1/2", "behind the hosts"),
-        ("redis://a:99999", "99999 is no port"),
-        ("redis://a:b", "the port is no number"),
+        ("redis://a/1/2", "after the hosts"),
+        ("redis://a:99999", "99999 is not a port"),
+        ("redis://a:b", "the port is not a number"),
         ("redis://a?x=1", "unknown option 'x'"),
         ("redis://a?x", "bad query"),
         ("redis://a?replicas=-1", "replicas is '-1'"),
         ("redis+sentinel://a", "no service"),
-        ("redis+cluster://a/1", "behind the hosts"),
+        ("redis+cluster://a/1", "after the hosts"),
         ("redis://u:word@", "no host"),
-        ("redis://[a", "is no host"),
-        ("redis://a..b", "'a..b' is no host"),
-        (f"redis://{'a' * 64}.b", "is no host"),
+        ("redis://[a", "is not a host"),
+        ("redis://a..b", "'a..b' is not a host"),
+        (f"redis://{'a' * 64}.b", "is not a host"),
         ("redis://a?ca=x", "ca= is for TLS, and that is rediss; expected rediss://"),
         ("rediss+cluster://a?key=x", "key= without cert=; expected rediss+cluster:"),
     ],
 )
-def test_what_is_none_is_told_with_the_form(setting: str, problem: str) -> None:
-    """And without the password."""
+def test_an_error_names_the_problem_and_the_expected_form(
+    setting: str, problem: str
+) -> None:
+    """It never contains the password."""
     with pytest.raises(ValueError, match=r"; expected redis") as caught:
         parse_redis(setting)
 
@@ -90,16 +92,16 @@ def test_what_is_none_is_told_with_the_form(setting: str, problem: str) -> None:
         "redis+sentinel://u:1/hunter2@host/main",
     ],
 )
-def test_a_password_that_is_not_encoded_is_not_told(setting: str) -> None:
-    """The text ends up in logs, and the password in it would still be the right one."""
+def test_a_password_that_is_not_encoded_is_not_shown(setting: str) -> None:
+    """The text ends up in logs, and the password in it may be the real one."""
     with pytest.raises(ValueError, match=r"; expected redis") as caught:
         parse_redis(setting)
 
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_password_of_the_sentinels_may_hold_an_at() -> None:
-    """Behind the question mark it is a sign like any other."""
+def test_the_password_of_the_sentinels_may_contain_an_at_sign() -> None:
+    """After the question mark it has no special meaning."""
     address = parse_redis("redis+sentinel://a/main?sentinel_password=p@w")
 
     assert address.sentinel_password == "p@w"
@@ -109,12 +111,12 @@ def test_a_password_of_the_sentinels_may_hold_an_at() -> None:
     "text",
     ["redis://h:1/2", "rediss+sentinel://a:1,[::1]:2/main/4", "redis+cluster://a:1"],
 )
-def test_it_is_shown_without_its_secrets(text: str) -> None:
-    """In logs, errors and the console."""
+def test_an_address_is_shown_without_its_secrets(text: str) -> None:
+    """It appears in logs, errors and the console."""
     assert str(parse_redis(text)) == text
     assert str(parse_redis(text.replace("://", "://u:p@"))) == text
 
 
-def test_other_stores_are_not_redis() -> None:
-    """The setting has other values."""
+def test_other_values_of_the_setting_are_not_redis() -> None:
+    """Other stores, and schemes that only look similar."""
     assert not any(map(is_redis, ("sqlite:redis", "memory:", "", "redisx://a")))
