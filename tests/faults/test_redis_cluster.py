@@ -1,4 +1,4 @@
-"""A cluster of three masters: carried into, and taken apart and put together under a bridge."""
+"""A cluster of three masters: migrations into it, and slots that move while bridges work."""
 
 import asyncio
 import secrets
@@ -34,14 +34,14 @@ FILLING = Filling(messages=2000, users=60)
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Its masters, and a namespace that nobody has used."""
+    """The masters, and an unused namespace."""
 
     masters: Sequence[RedisServer]
     namespace: str
 
     @property
     def url(self) -> str:
-        """Where one of them is: it tells of the others."""
+        """The URL of one master, which reports the others."""
         return f"redis+cluster://127.0.0.1:{self.masters[1].port}"
 
     def bridge(
@@ -72,7 +72,7 @@ def cluster(masters: list[RedisServer]) -> Cluster:
 
 
 def users_of(tag: int, count: int) -> list[str]:
-    """Return so many users whose keys are under this tag."""
+    """Return `count` users with this tag."""
     names = (f"user-{number}" for number in range(1_000_000))
     found = (name for name in names if tag_of(name) == tag)
     return [next(found) for _ in range(count)]
@@ -90,7 +90,7 @@ async def appended_to(
         while not is_over.is_set():
             await bridge.append(of_each(users, b"%d" % len(numbers)))
             numbers.append(len(numbers))
-            await asyncio.sleep(0.005)  # a batch, no flood
+            await asyncio.sleep(0.005)  # enough load to have batches in flight
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(work(), name="appending")
@@ -117,9 +117,9 @@ async def texts_in_the_end(bridge: BridgeInbox, user: str) -> list[bytes]:
 
 async def test_a_slot_may_move_while_a_bridge_works(cluster: Cluster) -> None:
     """
-    Half of its keys here and half there: what needs both waits, and then all is there once.
+    While keys are on both masters its users wait; then each message is stored once.
 
-    Pages need not know of it: the other master writes each command down as well.
+    Clients are not notified, because the other master is durable as well.
     """
     moving, staying = users_of(TAG, 4), users_of(TAG + 100, 2)
     users = [*moving, *staying]
@@ -143,8 +143,8 @@ async def test_a_slot_may_move_while_a_bridge_works(cluster: Cluster) -> None:
 
         wanted = [b"%d" % number for number in numbers]
         for user in users:
-            assert await texts_in_the_end(other, user) == wanted
-            # The feed may have a hole, which rooms see and fill; the newest is there.
+            assert await texts_eventually(other, user) == wanted
+            # The feed may have a gap, which rooms detect and fill; the newest must arrive.
             heard = [each.offset for each in other.fed if each.message.user == user]
             assert heard == sorted(set(heard))
         await eventually(
@@ -153,7 +153,7 @@ async def test_a_slot_may_move_while_a_bridge_works(cluster: Cluster) -> None:
         assert bridge.renewed == other.renewed == []
 
 
-async def test_a_bridge_that_only_listens_hears_of_a_slot_that_moved(
+async def test_a_bridge_that_only_subscribes_follows_a_slot_that_moved(
     cluster: Cluster,
 ) -> None:
     """It sends no commands that could get MOVED; the old master ends its subscriptions."""
@@ -171,20 +171,20 @@ async def test_a_bridge_that_only_listens_hears_of_a_slot_that_moved(
         await eventually(lambda: listening.received(user) == [b"1"])
 
 
-# --- carried into
+# --- migration into a cluster
 
 
 class BrokenError(Exception):
-    """Stands for an end in the middle."""
+    """Stands for a crash in the middle of a migration."""
 
 
 class Broken(RedisTarget):
-    """Ends when it has put the second batch, and not noted it."""
+    """Crashes after it has written the second batch without recording it."""
 
     batch_count = 0
 
     async def write(self, batch: MigrationBatch) -> None:
-        """Put it, or half of it."""
+        """Write a batch, or crash."""
         self.batch_count += 1
         if self.batch_count == 2:
             await self._ask_many(self.commands_of(batch))
@@ -193,10 +193,10 @@ class Broken(RedisTarget):
 
 
 def quiet(activity: str, done: MigrationTotals, totals: MigrationTotals) -> None:
-    """Say nothing."""
+    """Report no progress."""
 
 
-async def carry_into(target: RedisTarget, path: Path) -> MigrationResult:
+async def migrate_into(target: RedisTarget, path: Path) -> MigrationResult:
     try:
         source = SqliteSource(str(path), dedupe_s=RETENTION.dedupe_s)
         return await migrate(source, target, is_dry_run=False, on_progress=quiet)
@@ -204,10 +204,10 @@ async def carry_into(target: RedisTarget, path: Path) -> MigrationResult:
         await target.close()
 
 
-async def test_a_file_is_carried_into_a_cluster(
+async def test_a_file_is_migrated_into_a_cluster(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    """Ended in the middle it goes on; no node lets a bridge in before all have all of it."""
+    """An interrupted migration resumes; until it is complete no node admits a bridge."""
     path = tmp_path / "inbox.sqlite3"
     await fill(str(path), FILLING, RETENTION)
 
@@ -218,11 +218,11 @@ async def test_a_file_is_carried_into_a_cluster(
     broken = target()
     broken.__class__ = Broken
     with pytest.raises(BrokenError):
-        await carry_into(broken, path)
+        await migrate_into(broken, path)
     with pytest.raises(StoreUnavailableError, match="bridge inbox carry"):
         async with cluster.bridge():
             pass
-    result = await carry_into(target(), path)
+    result = await migrate_into(target(), path)
 
     assert result.is_done
     assert result.is_resumed

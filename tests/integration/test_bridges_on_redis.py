@@ -1,4 +1,4 @@
-"""Two bridges, one queue, one Redis: where a window is does not matter."""
+"""Two bridges share a queue and a Redis: windows may connect to either bridge."""
 
 import asyncio
 from pathlib import Path
@@ -19,7 +19,7 @@ COUNT = 500
 async def test_windows_on_two_bridges_get_every_message_in_order(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """The queue has one consumer at a time: the other bridge hears by Redis alone."""
+    """Only one bridge consumes the queue; the other gets its messages from Redis."""
     async with RedisServer.start(tmp_path) as server:
         settings = settings_for(broker, namespace, inbox=server.url)
         async with (
@@ -32,7 +32,7 @@ async def test_windows_on_two_bridges_get_every_message_in_order(
             async with asyncio.TaskGroup() as tasks:
                 for number in range(COUNT):
                     tasks.create_task(worker.publish("ann", number))
-                    await worker.publish("somebody else", number)
+                    await worker.publish("other user", number)
             windows = [*near, *far]
             await eventually(
                 lambda: all(len(window.data()) == COUNT for window in windows)
@@ -46,15 +46,15 @@ async def test_windows_on_two_bridges_get_every_message_in_order(
             assert near[0].data() == far[0].data()
             positions = [[e[2] for e in w.events if e[0] == "message"] for w in windows]
             assert positions[0] == positions[1]
-            # Nobody's windows: nothing came for them.
+            # Messages for users without windows reach no bridge through the feed.
             counts = [each.sample("bridge_emitted_total") for each in (one, other)]
             assert counts == [COUNT, COUNT]
 
 
-async def test_both_bridges_close_their_windows_when_redis_lost_its_data(
+async def test_both_bridges_close_their_windows_after_redis_lost_its_data(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """They come back, and are told that something may be gone."""
+    """Clients reconnect, and learn that messages may be missing."""
     async with RedisServer.start(tmp_path) as server:
         settings = settings_for(broker, namespace, inbox=server.url)
         async with (

@@ -1,4 +1,4 @@
-"""Looking into a Redis: a server does one thing at a time, and bridges wait for it."""
+"""Admin queries on Redis run in small parts, because a server runs one at a time."""
 
 import secrets
 import time
@@ -14,10 +14,10 @@ RETENTION = Retention(max_messages=1000, max_age_s=1e6, dedupe_s=600)
 _USERS = 12
 
 
-async def test_a_search_of_all_looks_at_no_more_than_some_thousand_messages_at_a_time(
+async def test_one_script_of_a_search_reads_a_few_thousand_messages_at_most(
     redis_server: RedisServer,
 ) -> None:
-    """Of users with many messages few come at a time, and none is left out."""
+    """The search takes fewer users at once if they have many messages, and skips none."""
     namespace = f"t{secrets.token_hex(4)}"
     inbox = RedisInbox(parse_redis(redis_server.url), RETENTION, namespace=namespace)
     numbers = (f"user-{number}" for number in range(100_000))

@@ -1,4 +1,4 @@
-"""Fences in Redis, on one server and in a cluster: whose turn it is to store."""
+"""Fencing tokens in Redis, on one server and in a cluster."""
 
 import asyncio
 import secrets
@@ -19,12 +19,12 @@ from tests.redis_server import RedisServer
 
 RETENTION = Retention(max_messages=1000, max_age_s=1000, dedupe_s=60)
 QUEUE = "bridge.inbound.0"
-# Under different tags: in a cluster that is two steps.
+# They have different tags, so a batch for both takes two steps in a cluster.
 ANN, BOB = "ann", "bob"
 
 
 class Shared:
-    """A store that several bridges have open, each with a clock of its own."""
+    """A store that several bridges have open, each with its own clock."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -32,7 +32,7 @@ class Shared:
 
     @asynccontextmanager
     async def bridge(self, *, late_s: float = 0.0) -> AsyncIterator[RedisInbox]:
-        """Open it as one more bridge does, whose clock is `late_s` behind."""
+        """Open the store as one more bridge, whose clock is `late_s` behind."""
         inbox = RedisInbox(
             parse_redis(self._url),
             RETENTION,
@@ -46,7 +46,7 @@ class Shared:
             await inbox.close()
 
     async def forget_claims(self, inbox: RedisInbox) -> None:
-        """Take away which token was given out last, and no more."""
+        """Delete the token that was given out last, and nothing else."""
         (host,) = parse_redis(self._url).hosts
         server = RedisServer(Path(), port=host.port, options={})
         words = "HDEL", f"{inbox.prefixes[0]}h", f"\1claim {QUEUE}"
@@ -55,7 +55,7 @@ class Shared:
 
 @pytest.fixture(params=["redis", "redis_cluster"])
 def shared(request: pytest.FixtureRequest) -> Shared:
-    """Return a store that nobody has used, of each kind."""
+    """Return an unused store, on one server and in a cluster."""
     return Shared(getattr(conftest, request.param).url)
 
 
@@ -67,8 +67,8 @@ async def count(inbox: RedisInbox, user: str) -> int:
     return (await inbox.state(user)).last
 
 
-async def test_tokens_grow_whatever_clocks_say(shared: Shared) -> None:
-    """The bridge that comes next may be a minute behind the one before."""
+async def test_tokens_increase_even_if_clocks_disagree(shared: Shared) -> None:
+    """The clock of the next bridge may be a minute behind."""
     async with shared.bridge() as one, shared.bridge(late_s=60) as other:
         claimed = [await each.claim(QUEUE) for each in (one, other, one, other)]
 
@@ -78,7 +78,7 @@ async def test_tokens_grow_whatever_clocks_say(shared: Shared) -> None:
 
 
 async def test_an_append_under_a_smaller_token_stores_nothing(shared: Shared) -> None:
-    """It comes from a bridge that lost the queue: what it brings is there already."""
+    """It comes from a bridge that lost the queue; its messages are stored already."""
     async with shared.bridge() as one, shared.bridge() as other:
         old = await one.claim(QUEUE)
         assert await one.append(batch(ANN, BOB), fences=[old]) == [1, 1]
@@ -90,12 +90,12 @@ async def test_an_append_under_a_smaller_token_stores_nothing(shared: Shared) ->
 
         assert refusal.value.queue == QUEUE
         assert [await count(one, user) for user in (ANN, BOB)] == [2, 2]
-        assert one.problem is None  # of the store, there is none
+        assert one.problem is None  # the store itself has no problem
         assert await other.append(batch(BOB), fences=[new]) == [3]
 
 
-async def test_who_was_refused_goes_on_with_a_new_token(shared: Shared) -> None:
-    """Its queue came back to it, as they do."""
+async def test_a_refused_bridge_can_append_with_a_new_token(shared: Shared) -> None:
+    """The queue may return to it."""
     async with shared.bridge() as one, shared.bridge() as other:
         old = await one.claim(QUEUE)
         await other.append(batch(ANN), fences=[await other.claim(QUEUE)])
@@ -105,8 +105,8 @@ async def test_who_was_refused_goes_on_with_a_new_token(shared: Shared) -> None:
         assert await one.append(batch(ANN), fences=[await one.claim(QUEUE)]) == [2]
 
 
-async def test_a_claim_alone_keeps_nobody_out(shared: Shared) -> None:
-    """It may come from a bridge that woke up just now, and has no queue any more."""
+async def test_a_claim_alone_fences_no_bridge_off(shared: Shared) -> None:
+    """It may come from a bridge that was frozen, and has lost the queue since."""
     async with shared.bridge() as one, shared.bridge() as other:
         in_use = await one.claim(QUEUE)
         await one.append(batch(ANN), fences=[in_use])
@@ -115,8 +115,8 @@ async def test_a_claim_alone_keeps_nobody_out(shared: Shared) -> None:
         assert await one.append(batch(ANN), fences=[in_use]) == [2]
 
 
-async def test_queues_are_fenced_apart(shared: Shared) -> None:
-    """A bridge has some shards and loses others."""
+async def test_queues_are_fenced_separately(shared: Shared) -> None:
+    """A bridge may lose some of its shards and keep others."""
     async with shared.bridge() as one, shared.bridge() as other:
         mine = await one.claim("bridge.inbound.1")
         lost = await one.claim(QUEUE)
@@ -128,29 +128,29 @@ async def test_queues_are_fenced_apart(shared: Shared) -> None:
         assert await count(one, ANN) == 2
 
 
-async def test_what_was_stored_in_time_is_said_again_however_late(
+async def test_the_result_of_a_stored_batch_is_repeated_however_late(
     shared: Shared,
 ) -> None:
-    """Its answer was lost. It is no append any more, only a question."""
+    """The reply was lost. The retry stores nothing, so no token can forbid it."""
     async with shared.bridge() as one, shared.bridge() as other:
         old, messages = await one.claim(QUEUE), batch(ANN)
-        asking = asyncio.ensure_future(one.append(messages, fences=[old]))
-        await asyncio.sleep(0)  # it is sent, and nobody hears the answer
-        asking.cancel()
-        await asyncio.wait({asking})
+        appending = asyncio.ensure_future(one.append(messages, fences=[old]))
+        await asyncio.sleep(0)  # the batch is sent, and its reply is lost
+        appending.cancel()
+        await asyncio.wait({appending})
         assert await other.append(batch(ANN), fences=[await other.claim(QUEUE)]) == [2]
 
         assert await one.append(messages, fences=[old]) == [1]
         assert await count(one, ANN) == 2
 
 
-async def test_a_store_that_lost_the_last_claim_shuts_nobody_out_for_long(
+async def test_after_the_last_claim_was_lost_a_bridge_is_refused_only_once(
     shared: Shared,
 ) -> None:
     """
-    The master died before its replica knew of a claim; the next clock is behind.
+    The master died before the claim was replicated, and the next clock is behind.
 
-    One batch is refused; the next claim is above what it was refused for.
+    The next claim is larger than the token that refused the first batch.
     """
     async with shared.bridge() as one, shared.bridge(late_s=60) as other:
         await one.append(batch(ANN), fences=[await one.claim(QUEUE)])

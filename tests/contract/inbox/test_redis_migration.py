@@ -1,4 +1,4 @@
-"""From a file into Redis: a page must not notice on which store it is."""
+"""Migration from a file into Redis: clients must not notice it."""
 
 import asyncio
 import secrets
@@ -27,11 +27,11 @@ RETENTION = Retention(max_messages=1000, max_age_s=1e6, dedupe_s=600)
 
 
 class BrokenError(Exception):
-    """Stands for an end in the middle."""
+    """Stands for a crash in the middle of a migration."""
 
 
 class Store:
-    """One namespace on the server of this run."""
+    """An unused namespace on the server of this run."""
 
     def __init__(self, server: RedisServer) -> None:
         self.server = server
@@ -39,12 +39,12 @@ class Store:
         self.address = parse_redis(server.url)
 
     def target(self) -> RedisTarget:
-        """Return it as something to carry into."""
+        """Return the store as the target of a migration."""
         return RedisTarget(self.address, RETENTION, namespace=self.namespace)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[RedisInbox]:
-        """Open it as a bridge does."""
+        """Open the store as a bridge does."""
         inbox = RedisInbox(self.address, RETENTION, namespace=self.namespace)
         try:
             await inbox.open()
@@ -62,15 +62,15 @@ class Store:
 
 @pytest.fixture
 def store(redis_server: RedisServer) -> Store:
-    """Return a store that nobody has used."""
+    """Return an unused store."""
     return Store(redis_server)
 
 
 def quiet(activity: str, done: MigrationTotals, totals: MigrationTotals) -> None:
-    """Say nothing."""
+    """Report no progress."""
 
 
-async def carry_into(
+async def migrate_into(
     target: RedisTarget, path: Path, *, is_dry_run: bool = False
 ) -> MigrationResult:
     try:
@@ -81,10 +81,10 @@ async def carry_into(
 
 
 @asynccontextmanager
-async def both(
+async def both_open(
     path: Path, store: Store
 ) -> AsyncIterator[tuple[SqliteInbox, RedisInbox]]:
-    """Open the file and what was carried from it."""
+    """Open the file and the store that it was migrated into."""
     ours = SqliteInbox(str(path), RETENTION)
     await ours.open()
     try:
@@ -95,8 +95,8 @@ async def both(
 
 
 async def assert_the_same(path: Path, store: Store, *, users: int) -> None:
-    """See that both stores tell the same of each user, to the last byte."""
-    async with both(path, store) as (ours, theirs):
+    """Check that both stores return the same for each user, to the last byte."""
+    async with both_open(path, store) as (ours, theirs):
         for number in range(users):
             user = f"user-{number}"
             assert await theirs.state(user) == await ours.state(user)
@@ -111,25 +111,25 @@ async def assert_the_same(path: Path, store: Store, *, users: int) -> None:
 async def test_twenty_thousand_messages_arrive_and_positions_stay_valid(
     path: Path, store: Store
 ) -> None:
-    """Epoch, offsets, marks, deadlines, data: all that a page's position is made of."""
+    """Epoch, offsets, marks, deadlines and data are the same."""
     await fill(str(path), Filling(messages=20_000, users=200), RETENTION)
 
-    result = await carry_into(store.target(), path)
+    result = await migrate_into(store.target(), path)
 
     assert result.is_done
     assert (result.copied.users, result.copied.messages) == (200, 20_000)
     await assert_the_same(path, store, users=200)
 
 
-async def test_the_new_store_goes_on_where_the_file_ended(
+async def test_the_new_store_continues_where_the_file_ended(
     path: Path, store: Store
 ) -> None:
-    """The next offset follows, and an id that was seen in the file is one still."""
+    """The next offset follows, and an id from the file is still a duplicate."""
     async with file_opened(path) as inbox:
         first = [Message("ann", "m", b"%d" % n, 1e9, f"id-{n}") for n in range(3)]
         assert await inbox.append(first) == [1, 2, 3]
 
-    await carry_into(store.target(), path)
+    await migrate_into(store.target(), path)
 
     async with store.opened() as theirs:
         again = Message("ann", "m", b"2", 1e9, "id-2")
@@ -148,10 +148,10 @@ async def file_opened(path: Path) -> AsyncIterator[SqliteInbox]:
 
 
 @pytest.mark.parametrize("breaks_after", [1, 3])
-async def test_an_interrupted_carry_goes_on_and_repeats_nothing(
+async def test_an_interrupted_migration_resumes_without_duplicates(
     path: Path, store: Store, breaks_after: int
 ) -> None:
-    """A batch may be there and not noted: that is what a kill -9 between the two leaves."""
+    """After kill -9 a batch may be written without being recorded."""
     await fill(str(path), Filling(messages=5000, users=50), RETENTION)
 
     class Broken(RedisTarget):
@@ -167,16 +167,18 @@ async def test_an_interrupted_carry_goes_on_and_repeats_nothing(
     broken = store.target()
     broken.__class__ = Broken
     with pytest.raises(BrokenError):
-        await carry_into(broken, path)
-    result = await carry_into(store.target(), path)
+        await migrate_into(broken, path)
+    result = await migrate_into(store.target(), path)
 
     assert result.is_done
     assert result.is_resumed == (breaks_after > 1)
     await assert_the_same(path, store, users=50)
 
 
-async def test_bridges_wait_until_all_is_there(path: Path, store: Store) -> None:
-    """One that began too early would give out offsets that are taken."""
+async def test_bridges_wait_until_the_migration_is_complete(
+    path: Path, store: Store
+) -> None:
+    """A bridge that starts too early would assign offsets that are taken."""
     await fill(str(path), Filling(messages=100, users=3), RETENTION)
     source = SqliteSource(str(path), dedupe_s=600)
     identity = source.open()
@@ -191,40 +193,40 @@ async def test_bridges_wait_until_all_is_there(path: Path, store: Store) -> None
     finally:
         await target.close()
 
-    await carry_into(store.target(), path)
+    await migrate_into(store.target(), path)
 
     async with store.opened() as inbox:
         assert (await inbox.state("user-1")).last > 0
 
 
 async def test_a_store_with_inboxes_in_it_is_refused(path: Path, store: Store) -> None:
-    """What is there would be lost or mixed; a bridge that only looked in leaves none."""
+    """Its messages would be mixed; a bridge that stored nothing leaves an empty store."""
     await fill(str(path), Filling(messages=100, users=3), RETENTION)
     async with store.opened():
         pass
-    assert not (await carry_into(store.target(), path, is_dry_run=True)).is_done
+    assert not (await migrate_into(store.target(), path, is_dry_run=True)).is_done
     async with store.opened() as inbox:
         await inbox.append([Message("bob", "m", b"1", time.time())])
 
     with pytest.raises(MigrationRefusedError, match="there are inboxes in it already"):
-        await carry_into(store.target(), path)
+        await migrate_into(store.target(), path)
 
 
-async def test_a_file_that_was_used_again_since_is_refused(
+async def test_a_file_that_has_changed_since_is_refused(
     path: Path, store: Store
 ) -> None:
-    """Half of one state and half of a later one are no state at all."""
+    """Half of it would be from the earlier state, and half from the later one."""
     await fill(str(path), Filling(messages=100, users=3), RETENTION)
-    await carry_into(store.target(), path)
+    await migrate_into(store.target(), path)
     async with file_opened(path) as inbox:
         await inbox.append([Message("user-1", "m", b"1", time.time())])
 
     with pytest.raises(MigrationRefusedError, match="the file has changed"):
-        await carry_into(store.target(), path)
+        await migrate_into(store.target(), path)
 
 
-async def test_of_two_carries_that_begin_at_once_one_is_refused(store: Store) -> None:
-    """Both saw an empty store; the inboxes of two files in one would be no one's."""
+async def test_of_two_simultaneous_migrations_one_is_refused(store: Store) -> None:
+    """Both saw an empty store; together they would mix the inboxes of two files."""
     first, second = store.target(), store.target()
     ours, theirs = SourceIdentity("a" * 10, "1-2"), SourceIdentity("b" * 10, "1-2")
     try:
@@ -236,17 +238,17 @@ async def test_of_two_carries_that_begin_at_once_one_is_refused(store: Store) ->
         with pytest.raises(MigrationRefusedError, match="of another file"):
             await second.begin(theirs)
 
-        await first.begin(ours)  # as one that is resumed
+        await first.begin(ours)  # a migration that is resumed does the same
         assert await first.progress(ours) == 0
     finally:
         for target in (first, second):
             await target.close()
 
 
-async def test_a_bridge_that_writes_meanwhile_is_noticed(
+async def test_a_bridge_that_writes_during_the_migration_is_noticed(
     path: Path, store: Store
 ) -> None:
-    """It was connected before the carry began; nothing else would tell."""
+    """It connected before the migration began, so it was not kept out."""
     await fill(str(path), Filling(messages=100, users=3), RETENTION)
     target = store.target()
     write = target.write
@@ -257,16 +259,16 @@ async def test_a_bridge_that_writes_meanwhile_is_noticed(
             await inbox.append([Message("user-1", "m", b"mine", time.time())])
             await write(batch)
 
-        target.write = write_late  # type: ignore[method-assign] # a bridge at the worst moment
+        target.write = write_late  # type: ignore[method-assign] # a bridge that writes at the worst moment
         with pytest.raises(MigrationRefusedError, match="a bridge wrote into it"):
-            await carry_into(target, path)
+            await migrate_into(target, path)
 
 
-async def test_a_dry_run_leaves_no_key(path: Path, store: Store) -> None:
-    """It is asked before anything is decided."""
+async def test_a_dry_run_writes_no_key(path: Path, store: Store) -> None:
+    """Operators use it before they decide."""
     await fill(str(path), Filling(messages=100, users=3), RETENTION)
 
-    result = await carry_into(store.target(), path, is_dry_run=True)
+    result = await migrate_into(store.target(), path, is_dry_run=True)
 
     assert result.source.messages == 100
     assert await store.keys() == []

@@ -1,4 +1,4 @@
-"""Three Sentinels, a master and its replica, and a bridge that follows them under load."""
+"""A bridge under load follows failovers of three Sentinels, a master and a replica."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ USERS = ("ann", "bob")
 
 
 class Load:
-    """A worker that publishes to all users, one number after the other."""
+    """Publishes increasing numbers to all users."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -35,7 +35,7 @@ class Load:
             for user in USERS:
                 await self._worker.publish(user, self.confirmed)
             self.confirmed += 1
-            await asyncio.sleep(0.01)  # a load, no flood
+            await asyncio.sleep(0.01)  # enough load to have messages in flight
 
 
 @asynccontextmanager
@@ -49,7 +49,7 @@ async def loaded(worker: Worker) -> AsyncIterator[Load]:
 
 
 async def until_more_arrive(pages: Pages, load: Load) -> None:
-    """Wait until both pages have what is published from now on."""
+    """Wait until both pages receive messages that are published from now on."""
     wanted = load.confirmed + 10
     await eventually(
         lambda: all(wanted in pages.data(user) for user in USERS), within_s=30
@@ -57,7 +57,7 @@ async def until_more_arrive(pages: Pages, load: Load) -> None:
 
 
 async def until_role(server: RedisServer, role: str) -> None:
-    """Wait until the Sentinels have made it this; an election may have to be repeated."""
+    """Wait until the server has this role; the Sentinels may need several elections."""
 
     async def has_it() -> bool:
         info = await asyncio.to_thread(server.command, "INFO", "replication")
@@ -67,7 +67,7 @@ async def until_role(server: RedisServer, role: str) -> None:
 
 
 async def until_failed_over(running: RunningBridge, new: RedisServer) -> None:
-    """Wait until `new` is the master, the bridge is there, and waits for a replica."""
+    """Wait until `new` is the master, and the bridge uses it and waits for a replica."""
     await until_role(new, "master")
 
     def reasons() -> str:
@@ -84,8 +84,8 @@ async def test_a_bridge_follows_the_master_and_loses_nothing(
     """
     The master is killed; later the new one freezes. Each comes back as a replica.
 
-    With replicas=1 nothing is acked meanwhile that one server alone has. Pages are told
-    that something may be gone, and have all of it in the end, in order.
+    With replicas=1 no message is acked that only one server has. Pages learn that
+    messages may be missing, and finally have all of them, in order.
     """
     async with (
         replicated(tmp_path) as (first, (second,)),
@@ -109,7 +109,7 @@ async def test_a_bridge_follows_the_master_and_loses_nothing(
 
                 await asyncio.to_thread(first.kill)
                 await until_failed_over(running, second)
-                await asyncio.to_thread(first.run)  # as a master, of its old data
+                await asyncio.to_thread(first.run)  # as a master, with its old data
                 await until_more_arrive(pages, load)
                 await until_role(first, "slave")
 
@@ -129,7 +129,7 @@ async def test_a_bridge_follows_the_master_and_loses_nothing(
 
 
 async def until_all_is_there(pages: Pages, load: Load) -> None:
-    """See that pages got each number, and for the first time in order."""
+    """Wait until pages have each number, first occurrences in order."""
 
     def firsts(user: str) -> list[int]:
         return list(dict.fromkeys(pages.data(user)))
