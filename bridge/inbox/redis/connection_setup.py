@@ -26,7 +26,7 @@ class ConnectionSetup:
     The checks and subscriptions of new connections to the servers of one store.
 
     Attributes:
-        prefixes: What the keys of each tag begin with.
+        prefixes: The key prefix of each tag.
         feed: Receives the pushes of all connections.
 
     """

@@ -65,7 +65,7 @@ def slot_of_tag(name: str) -> int:
 
 def key_prefixes(namespace: str, db: int) -> list[str]:
     """
-    Return what the keys and channels of each tag begin with.
+    Return the prefix of the keys and channels of each tag.
 
     The number of the database is part of it, because databases separate keys but not
     channels.

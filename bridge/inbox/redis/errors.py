@@ -22,7 +22,7 @@ _UNAVAILABLE_TEXTS: Final = (
 # How scripts report a missing permission: before Redis 7, and since.
 _NO_PERMISSION_TEXTS: Final = ("executing the script can't", "ACL failure in script")
 # After one of these the connection is useless: the server has another role now, or needs
-# what only a new connection sends (the login; the scripts, which SCRIPT FLUSH removes).
+# the commands that a new connection sends (the login, or the scripts after SCRIPT FLUSH).
 _RECONNECT_CODES: Final = frozenset(
     {"READONLY", "MOVED", "MASTERDOWN", "NOAUTH", "LOADING", "NOSCRIPT"}
 )
@@ -34,7 +34,7 @@ class RefusedByRedisError(Exception):
 
 def is_missing_permission(text: str) -> bool:
     """Say whether a script failed because our user lacks a permission."""
-    return any(words in text for words in _NO_PERMISSION_TEXTS)
+    return any(part in text for part in _NO_PERMISSION_TEXTS)
 
 
 def classify_error(store: str, text: str) -> tuple[Exception, bool]:
@@ -49,7 +49,7 @@ def classify_error(store: str, text: str) -> tuple[Exception, bool]:
     if (
         code in _UNAVAILABLE_CODES
         or lacks_permission
-        or any(words in text for words in _UNAVAILABLE_TEXTS)
+        or any(part in text for part in _UNAVAILABLE_TEXTS)
     ):
         return StoreUnavailableError(store, text), needs_reconnect
     return RefusedByRedisError(text), needs_reconnect

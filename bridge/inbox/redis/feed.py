@@ -67,7 +67,7 @@ class Feed:
 
         Args:
             store: How errors name the store.
-            prefixes: What the channels of each tag begin with.
+            prefixes: The channel prefix of each tag.
             is_cluster: Whether channels belong to slots, as keys do.
             subscribe_s: How long to wait for the confirmation of a subscription.
 

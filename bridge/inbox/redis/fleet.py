@@ -3,7 +3,7 @@ Questions between bridges that share a Redis, over its publish/subscribe channel
 
 All bridges listen to one channel for questions, and each to one of its own for answers.
 There is no list of members: PUBLISH returns how many bridges received a question, and the
-sender waits a moment for that many answers. This module does not know what is asked.
+sender waits a moment for that many answers. This module does not interpret the questions.
 
 Delivering messages does not depend on it. If Redis is away, or a bridge hangs, operators
 get a partial answer that is marked as such.
@@ -50,7 +50,7 @@ class RedisFleet:
 
         Args:
             address: The server, Sentinels or cluster.
-            namespace: What the names of the channels begin with.
+            namespace: The first part of the names of the channels.
             within_s: How long to wait for answers.
 
         """

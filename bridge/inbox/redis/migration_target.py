@@ -57,17 +57,17 @@ PUT: Final = Script(
 local call = redis.call
 local p, user = ARGV[1], ARGV[2]
 local list, ids = p .. 'm:' .. user, p .. 'i:' .. user
-local place, count = tonumber(ARGV[8]), tonumber(ARGV[9])
+local index, count = tonumber(ARGV[8]), tonumber(ARGV[9])
 local length, fresh = call('LLEN', list), {}
 local head = call('HGET', p .. 'h', user)
 if head and struct.unpack('<I6', head) ~= tonumber(ARGV[3]) then
   return redis.error_reply('CARRY something else is there')
 end
-if place > length then return redis.error_reply('CARRY a part is missing') end
+if index > length then return redis.error_reply('CARRY a part is missing') end
 for k = 1, count do
   local element = ARGV[9 + k]
-  if place + k <= length then
-    if call('LINDEX', list, place + k - 1) ~= element then
+  if index + k <= length then
+    if call('LINDEX', list, index + k - 1) ~= element then
       return redis.error_reply('CARRY something else is there')
     end
   else
@@ -108,7 +108,7 @@ class RedisTarget:
         Args:
             address: The server, Sentinels or cluster.
             retention: How long keys live that nothing is added to.
-            namespace: What all keys begin with.
+            namespace: The first part of all names of keys.
 
         """
         self.description = str(address)

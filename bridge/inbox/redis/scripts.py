@@ -63,8 +63,8 @@ end
 local function set_head(p, user, last, delivered, reason)
   call('HSET', p .. 'h', user, struct.pack('<I6I6B', last, delivered, reason))
 end
-local function taken_at(p, user, place)
-  local element = call('LINDEX', p .. 'm:' .. user, place)
+local function taken_at(p, user, index)
+  local element = call('LINDEX', p .. 'm:' .. user, index)
   return element and struct.unpack('<d', element)
 end
 """

@@ -24,7 +24,7 @@ class RedisServers(ABC):
     All servers of one store. Commands raise StoreUnavailableError while a server is away.
 
     Attributes:
-        prefixes: What the keys of each tag begin with.
+        prefixes: The key prefix of each tag.
         was_attempted: Set after each attempt to connect, successful or not.
 
     """

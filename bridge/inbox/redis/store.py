@@ -74,7 +74,7 @@ class RedisInbox:
         Args:
             address: The server, Sentinels or cluster.
             retention: How many messages are kept, and for how long.
-            namespace: What all keys and channels begin with.
+            namespace: The first part of all names of keys and channels.
             now: Returns the Unix time.
             timing: Timeouts and intervals.
 

@@ -10,8 +10,8 @@ class RedisTiming:
 
     Attributes:
         connect_s: For a connection to be established, its TLS handshake included.
-        tls_handshake_s: For the handshake alone. A server without TLS waits for more of
-            what it takes for a command, so this must end before `connect_s`.
+        tls_handshake_s: For the handshake alone. A port without TLS never answers it, so
+            it must end before `connect_s` to be reported as the cause.
         reply_s: For the reply to a command.
         subscribe_s: For the confirmation of a subscription.
         replicas_ms: For replicas to acknowledge a write. Reads wait behind it, because

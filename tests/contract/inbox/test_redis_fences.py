@@ -49,8 +49,8 @@ class Shared:
         """Delete the token that was given out last, and nothing else."""
         (host,) = parse_redis(self._url).hosts
         server = RedisServer(Path(), port=host.port, options={})
-        words = "HDEL", f"{inbox.prefixes[0]}h", f"\1claim {QUEUE}"
-        assert await asyncio.to_thread(server.command, *words) == ":1"
+        command = "HDEL", f"{inbox.prefixes[0]}h", f"\1claim {QUEUE}"
+        assert await asyncio.to_thread(server.command, *command) == ":1"
 
 
 @pytest.fixture(params=["redis", "redis_cluster"])
