@@ -47,7 +47,7 @@ class Cluster:
     def bridge(
         self, timing: RedisTiming = DEFAULT_TIMING
     ) -> AbstractAsyncContextManager[BridgeInbox]:
-        """Open a bridge on it."""
+        """Open the store as a bridge does."""
         return bridge_on(self.url, namespace=self.namespace, timing=timing)
 
 
@@ -82,7 +82,7 @@ def users_of(tag: int, count: int) -> list[str]:
 async def appended_to(
     bridge: BridgeInbox, users: Sequence[str]
 ) -> AsyncIterator[list[int]]:
-    """Append number after number to all of them; each batch is on its way until it is in."""
+    """Append increasing numbers to all users while the block lasts; yield the stored ones."""
     numbers: list[int] = []
     is_over = asyncio.Event()
 
@@ -100,8 +100,8 @@ async def appended_to(
             is_over.set()
 
 
-async def texts_in_the_end(bridge: BridgeInbox, user: str) -> list[bytes]:
-    """Read all that is kept, when the bridge has found out where."""
+async def texts_eventually(bridge: BridgeInbox, user: str) -> list[bytes]:
+    """Read all messages, as soon as the bridge has found the master."""
     found: list[bytes] = []
 
     async def is_read() -> bool:
