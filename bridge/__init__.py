@@ -6,6 +6,7 @@ tests/unit/test_architecture.py checks that.
 
     enums            closed lists: events, headers, reasons, codes
     errors           the tree of exceptions
+    log_writer       writes log lines in a thread of its own
     core             pure decisions and values; `core.contracts` models every boundary
     settings         what an operator can set
     logging, metrics, tracing

@@ -10,10 +10,12 @@ import signal
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from bridge.cli.main import main as run_command  # noqa: E402 - imports after the signal handler
+from bridge.log_writer import open_standard_streams  # noqa: E402
 
 
 def main() -> None:
     """Run the command that the arguments name."""
+    open_standard_streams()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run_command()
 

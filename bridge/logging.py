@@ -16,6 +16,8 @@ from typing import Any, Final, TextIO
 
 import structlog
 
+from bridge.log_writer import BackgroundLogHandler
+
 _VALUE_MAX_CHARACTERS: Final = 500
 _TRACEBACK_MAX_CHARACTERS: Final = 10_000
 _ITEMS_MAX: Final = 100
@@ -50,6 +52,7 @@ def configure_logs(
     log_format: str,
     stream: TextIO | None = None,
     worker: int | None = None,
+    in_background: bool = False,
 ) -> None:
     """
     Send all logs of the process to `stream`, standard error by default.
@@ -60,12 +63,16 @@ def configure_logs(
         stream: The target; ``None`` means standard error.
         worker: The number of this worker, added to each line; ``None`` if there is one
             process.
+        in_background: Write to standard error in a thread of its own, so that a reader
+            that stalls never blocks the caller. For programs with an event loop; a short
+            command writes directly and loses no line.
 
     """
     stream = stream or sys.stderr
-    is_pretty = log_format == "pretty" or (log_format == "auto" and stream.isatty())
+    is_terminal = stream is not None and stream.isatty()
+    is_pretty = log_format == "pretty" or (log_format == "auto" and is_terminal)
     renderers: list[structlog.typing.Processor] = (
-        [escape_controls, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        [escape_controls, structlog.dev.ConsoleRenderer(colors=is_terminal)]
         if is_pretty
         else [structlog.processors.JSONRenderer()]  # JSON escapes controls
     )
@@ -88,7 +95,13 @@ def configure_logs(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stream)
+    handler: logging.Handler
+    if in_background:
+        handler = BackgroundLogHandler()
+    elif stream is None:  # the process was started with standard error closed
+        handler = logging.NullHandler()
+    else:
+        handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -104,6 +117,15 @@ def configure_logs(
     for name, minimum in _LIBRARY_LEVELS.items():
         logging.getLogger(name).setLevel(minimum)
     logging.getLogger("aiohttp.server").addFilter(_is_not_a_client_error)
+
+
+def dropped_log_lines() -> int:
+    """Return how many lines could not be written since `configure_logs`."""
+    return sum(
+        handler.dropped_lines
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, BackgroundLogHandler)
+    )
 
 
 class _WorkerNumber:

@@ -10,7 +10,7 @@ each update, which cost a tenth of the time of a small batch.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from time import time
@@ -47,16 +47,21 @@ class FastCounter(Collector):
         self._name, self._documentation = name, documentation
         self._created_s = time()
         self._count = 0
+        self._read: Callable[[], int] = lambda: self._count
         registry.register(self)
 
     def inc(self, number: int = 1) -> None:
         """Add `number`."""
         self._count += number
 
+    def set_function(self, function: Callable[[], int]) -> None:
+        """Read the count from `function` at each scrape, in place of `inc`."""
+        self._read = function
+
     def collect(self) -> Iterator[Metric]:
         """Yield the current count for the registry."""
         yield CounterMetricFamily(
-            self._name, self._documentation, self._count, created=self._created_s
+            self._name, self._documentation, self._read(), created=self._created_s
         )
 
 
@@ -126,6 +131,11 @@ class Metrics:
             "bridge_broker_reconnects",
             "Connections to the broker that were lost and opened again.",
             ("purpose",),
+        )
+        self.log_lines_dropped = FastCounter(
+            "bridge_log_lines_dropped",
+            "Log lines that were not written: nothing reads standard error, or a full disk.",
+            registry=registry,
         )
         self.published = counter(
             "bridge_published",

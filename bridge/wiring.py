@@ -56,6 +56,7 @@ from bridge.inbox.redis.fleet import RedisFleet
 from bridge.inbox.redis.migration_target import RedisTarget
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.sqlite.store import SqliteInbox
+from bridge.logging import dropped_log_lines
 from bridge.metrics import Metrics
 from bridge.pipeline import Pipeline
 from bridge.readiness import Readiness
@@ -150,6 +151,7 @@ class Components:
         self.readiness = readiness = Readiness(
             intake=self.intake, pipeline=self.pipeline, inbox=inbox
         )
+        metrics.log_lines_dropped.set_function(dropped_log_lines)
         metrics.ready.set_function(lambda: not readiness.unready_reasons())
 
         self.event_check = EventCheck(schemas)

@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import os
 import sys
 
+import structlog
 import typer
 import uvloop
 
@@ -15,6 +17,8 @@ from bridge.http.listeners import Listening
 from bridge.logging import configure_logs
 from bridge.signals import run_until_signalled
 from bridge.workers.supervisor import WorkerStart, supervise
+
+log = structlog.get_logger(__name__)
 
 
 @with_settings
@@ -39,7 +43,9 @@ def run(load: LoadSettings) -> None:
 
     """
     settings = load()
-    configure_logs(level=settings.log_level, log_format=settings.log_format)
+    configure_logs(
+        level=settings.log_level, log_format=settings.log_format, in_background=True
+    )
     if settings.workers > 1:
         tell = _Telling(f" ({settings.workers} workers)")
         uvloop.run(
@@ -89,7 +95,15 @@ class _Telling:
         self._more = more
 
     def __call__(self, listening: Listening) -> None:
-        typer.echo(
+        line = (
             f"bridge {__version__} listens: public {listening.public_url}, "
             f"operator {listening.operator_url}{self._more}"
         )
+        try:
+            typer.echo(line)
+        except OSError as exc:
+            # A full disk or a closed pipe is no reason to stop. What is left in the
+            # buffer of the stream is flushed to /dev/null when the process exits.
+            log.warning("stdout.not_written", problem=str(exc), line=line)
+            with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device
+                os.dup2(nowhere.fileno(), 1)

@@ -35,7 +35,10 @@ def worker(
 
     settings = load_worker()
     configure_logs(
-        level=settings.log_level, log_format=settings.log_format, worker=index
+        level=settings.log_level,
+        log_format=settings.log_format,
+        worker=index,
+        in_background=True,
     )
     slot = WorkerSlot(folder, index)
     bridge = Bridge(settings, slot=slot)
