@@ -10,7 +10,7 @@ the ports, the broker connections and the store. Unsettled deliveries are redeli
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Final
 
@@ -229,6 +229,18 @@ class Bridge:
 
     # --- reloading
 
+    async def reload_on(
+        self, hangup: asyncio.Event, load: Callable[[], Settings]
+    ) -> None:
+        """Reload with the settings that `load` returns each time `hangup` is set."""
+        while True:
+            await hangup.wait()
+            hangup.clear()
+            try:
+                await self.reload(load())
+            except ConfigError as exc:
+                _log_refused_reload(exc.problems)
+
     async def reload(self, new: Settings) -> None:
         """
         Apply the changed settings that can change while running, and log all changes.
@@ -244,14 +256,14 @@ class Bridge:
         parts = self.components
         problems = contradictions(new)
         if problems:
-            log.error("settings.reload_refused", problems=problems)
+            _log_refused_reload(problems)
             return
         try:
             schemas = await asyncio.to_thread(schemas_of, new)
             if parts.verifier is not None:
                 parts.verifier.replace_rules(token_rules(new))
         except ConfigError as exc:
-            log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
+            _log_refused_reload(exc.problems)
             return
         if "log_level" in applied:
             set_log_level(new.log_level)
@@ -266,3 +278,7 @@ class Bridge:
             await parts.intake.set_prefetch(new.prefetch)
         self.settings = new
         log.info("settings.reloaded", changed=applied, needs_restart=needs_restart)
+
+
+def _log_refused_reload(problems: Sequence[str]) -> None:
+    log.error("settings.reload_refused", problems=problems)

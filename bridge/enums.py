@@ -6,7 +6,7 @@ compares the tables in README with these lists.
 """
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 # --- Socket.IO events -----------------------------------------------------------------
 
@@ -70,47 +70,52 @@ HEADER_TRACE_PARENT: Final = "traceparent"
 # --- reasons and codes ----------------------------------------------------------------
 
 
-class DeadLetterReason(StrEnum):
+class _ExplainedEnum(StrEnum):
+    """Values with a sentence for the reader: an operator or the author of a page."""
+
+    explanation: str
+
+    def __new__(cls, value: str, explanation: str = "") -> Self:
+        # `explanation` has a default only for the lookup by value, as in Refusal("slow").
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.explanation = explanation
+        return member
+
+
+class DeadLetterReason(_ExplainedEnum):
     """Why the bridge moved a delivery to the dead letter queue."""
 
-    MALFORMED_BODY = "malformed_body"
-    TOO_LARGE = "too_large"
-    BAD_USER = "bad_user"
-    BAD_EVENT = "bad_event"
-    SCHEMA = "schema"
-    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
-    CRASHED = "crashed"
-
-    @property
-    def explanation(self) -> str:
-        """One sentence for an operator."""
-        return _REASON_EXPLANATIONS[self]
-
-
-_REASON_EXPLANATIONS: Final = {
-    DeadLetterReason.MALFORMED_BODY: (
-        "the body is not one JSON value in UTF-8 (or text, with content type text/plain)"
-    ),
-    DeadLetterReason.TOO_LARGE: "the body is larger than BRIDGE_MAX_MESSAGE_BYTES",
-    DeadLetterReason.BAD_USER: (
-        "the routing key is not a user: 1 to 255 bytes of UTF-8 without control characters"
-    ),
-    DeadLetterReason.BAD_EVENT: (
+    MALFORMED_BODY = (
+        "malformed_body",
+        "the body is not one JSON value in UTF-8 (or text, with content type "
+        "text/plain)",
+    )
+    TOO_LARGE = "too_large", "the body is larger than BRIDGE_MAX_MESSAGE_BYTES"
+    BAD_USER = (
+        "bad_user",
+        "the routing key is not a user: 1 to 255 bytes of UTF-8 without control "
+        "characters",
+    )
+    BAD_EVENT = (
+        "bad_event",
         "the property type is not an event name: reserved, over 128 characters, "
-        "or not printable UTF-8"
-    ),
-    DeadLetterReason.SCHEMA: (
-        "the event's schema in BRIDGE_SCHEMAS does not allow the data, or the event has "
-        "no schema there and BRIDGE_SCHEMAS_UNKNOWN=dead"
-    ),
-    DeadLetterReason.ATTEMPTS_EXHAUSTED: (
-        "storing the message failed with an unexpected error, at each attempt of "
-        "BRIDGE_RETRY_DELAYS"
-    ),
-    DeadLetterReason.CRASHED: (
-        "bridge crashed more than once while it handled only this message"
-    ),
-}
+        "or not printable UTF-8",
+    )
+    SCHEMA = (
+        "schema",
+        "the event's schema in BRIDGE_SCHEMAS does not allow the data, or the "
+        "event has no schema there and BRIDGE_SCHEMAS_UNKNOWN=dead",
+    )
+    ATTEMPTS_EXHAUSTED = (
+        "attempts_exhausted",
+        "storing the message failed with an unexpected error, at each attempt "
+        "of BRIDGE_RETRY_DELAYS",
+    )
+    CRASHED = (
+        "crashed",
+        "bridge crashed more than once while it handled only this message",
+    )
 
 
 class DeadLetterCause(StrEnum):
@@ -148,103 +153,80 @@ _BROKER_CAUSES: Final = {
 }
 
 
-class Refusal(StrEnum):
+class Refusal(_ExplainedEnum):
     """Why a window was refused: `err.data.code` of the page's `connect_error`."""
 
-    TOKEN_MISSING = "token_missing"
-    TOKEN_EXPIRED = "token_expired"
-    TOKEN_INVALID = "token_invalid"
-    KEYS_UNAVAILABLE = "keys_unavailable"
-    ORIGIN_NOT_ALLOWED = "origin_not_allowed"
-    TOO_MANY_WINDOWS = "too_many_windows"
-    BAD_REQUEST = "bad_request"
-    NOT_AVAILABLE = "not_available"
-    DRAINING = "draining"
+    TOKEN_MISSING = (
+        "token_missing",
+        "no token came with the connection: pass auth: {token}",
+    )
+    TOKEN_EXPIRED = (
+        "token_expired",
+        "the token is past its exp: get a new one and connect again",
+    )
+    TOKEN_INVALID = (
+        "token_invalid",
+        "the token was not accepted: signature, algorithm, claims or user",
+    )
+    KEYS_UNAVAILABLE = (
+        "keys_unavailable",
+        "the keys that check the token cannot be fetched now",
+    )
+    ORIGIN_NOT_ALLOWED = (
+        "origin_not_allowed",
+        "pages of this origin may not connect: see BRIDGE_ALLOWED_ORIGINS",
+    )
+    TOO_MANY_WINDOWS = (
+        "too_many_windows",
+        "the user or the address has too many windows open",
+    )
+    BAD_REQUEST = "bad_request", "the bridge cannot read the value of auth"
+    NOT_AVAILABLE = "not_available", "the inbox store cannot be reached now"
+    DRAINING = "draining", "this bridge is shutting down: connect again"
 
     @property
     def is_temporary(self) -> bool:
         """Whether the same connect may succeed later."""
-        return self in _TEMPORARY_REFUSALS
-
-    @property
-    def explanation(self) -> str:
-        """One sentence for the author of the page."""
-        return _REFUSAL_EXPLANATIONS[self]
-
-
-_TEMPORARY_REFUSALS: Final = frozenset(
-    {
-        Refusal.KEYS_UNAVAILABLE,
-        Refusal.TOO_MANY_WINDOWS,
-        Refusal.NOT_AVAILABLE,
-        Refusal.DRAINING,
-    }
-)
-_REFUSAL_EXPLANATIONS: Final = {
-    Refusal.TOKEN_MISSING: "no token came with the connection: pass auth: {token}",
-    Refusal.TOKEN_EXPIRED: "the token is past its exp: get a new one and connect again",
-    Refusal.TOKEN_INVALID: "the token was not accepted: signature, algorithm, claims or user",
-    Refusal.KEYS_UNAVAILABLE: "the keys that check the token cannot be fetched now",
-    Refusal.ORIGIN_NOT_ALLOWED: "pages of this origin may not connect: see BRIDGE_ALLOWED_ORIGINS",
-    Refusal.TOO_MANY_WINDOWS: "the user or the address has too many windows open",
-    Refusal.BAD_REQUEST: "the bridge cannot read the value of auth",
-    Refusal.NOT_AVAILABLE: "the inbox store cannot be reached now",
-    Refusal.DRAINING: "this bridge is shutting down: connect again",
-}
+        return self in {
+            Refusal.KEYS_UNAVAILABLE,
+            Refusal.TOO_MANY_WINDOWS,
+            Refusal.NOT_AVAILABLE,
+            Refusal.DRAINING,
+        }
 
 
-class Closing(StrEnum):
+class Closing(_ExplainedEnum):
     """Why the bridge closes a window: `code` of the event `bridge:closing`."""
 
-    EXPIRED = "expired"
-    SLOW = "slow"
-    DRAINING = "draining"
-    KICKED = "kicked"
-    FLOODING = "flooding"
-    UNAVAILABLE = "unavailable"
+    EXPIRED = "expired", "the token expired: connect again with a new one"
+    SLOW = (
+        "slow",
+        "the window read too slowly; it receives the missed messages when it "
+        "reconnects",
+    )
+    DRAINING = (
+        "draining",
+        "this bridge is shutting down; the window continues at another one",
+    )
+    KICKED = "kicked", "an operator closed the user's windows"
+    FLOODING = "flooding", "the window sent too many events"
+    UNAVAILABLE = "unavailable", "the inbox could not be read; the window reconnects"
 
     @property
     def reconnect(self) -> bool:
         """Whether the page should connect again at once."""
-        return self in _CLOSINGS_THAT_RECONNECT
-
-    @property
-    def explanation(self) -> str:
-        """One sentence for the author of the page."""
-        return _CLOSING_EXPLANATIONS[self]
+        return self in {Closing.SLOW, Closing.DRAINING, Closing.UNAVAILABLE}
 
 
-_CLOSINGS_THAT_RECONNECT: Final = frozenset(
-    {Closing.SLOW, Closing.DRAINING, Closing.UNAVAILABLE}
-)
-_CLOSING_EXPLANATIONS: Final = {
-    Closing.EXPIRED: "the token expired: connect again with a new one",
-    Closing.SLOW: "the window read too slowly; it receives the missed messages when it reconnects",
-    Closing.DRAINING: "this bridge is shutting down; the window continues at another one",
-    Closing.KICKED: "an operator closed the user's windows",
-    Closing.FLOODING: "the window sent too many events",
-    Closing.UNAVAILABLE: "the inbox could not be read; the window reconnects",
-}
-
-
-class SyncReason(StrEnum):
+class SyncReason(_ExplainedEnum):
     """Why messages are missing: `reason` of the event `bridge:sync`."""
 
-    EXPIRED = "expired"
-    LIMIT = "limit"
-    RESET = "reset"
-
-    @property
-    def explanation(self) -> str:
-        """One sentence for the author of the page."""
-        return _SYNC_EXPLANATIONS[self]
-
-
-_SYNC_EXPLANATIONS: Final = {
-    SyncReason.EXPIRED: "messages expired before they were delivered",
-    SyncReason.LIMIT: "the inbox holds no more than BRIDGE_INBOX_MAX_MESSAGES for a user",
-    SyncReason.RESET: "the position belongs to another store, or lies beyond the end of the inbox",
-}
+    EXPIRED = "expired", "messages expired before they were delivered"
+    LIMIT = "limit", "the inbox holds no more than BRIDGE_INBOX_MAX_MESSAGES for a user"
+    RESET = (
+        "reset",
+        "the position belongs to another store, or lies beyond the end of the inbox",
+    )
 
 
 class EventError(StrEnum):
@@ -289,34 +271,35 @@ class Stage(StrEnum):
     REDRIVEN = "redriven"
 
 
-class Fate(StrEnum):
+class Fate(_ExplainedEnum):
     """The state of a message, as `bridge trace` sums it up."""
 
-    DELIVERED = "delivered"
-    WAITING = "waiting"
-    EXPIRED = "expired"
-    TRIMMED = "trimmed"
-    DEAD = "dead"
-    RETRYING = "retrying"
-    ON_ITS_WAY = "on_its_way"
-    UNKNOWN = "unknown"
-
-    @property
-    def explanation(self) -> str:
-        """One sentence for an operator."""
-        return _FATE_EXPLANATIONS[self]
-
-
-_FATE_EXPLANATIONS: Final = {
-    Fate.DELIVERED: "the user has received it: the delivered mark is at it or after it",
-    Fate.WAITING: "it is in the inbox, and the verdict names the cause of the wait",
-    Fate.EXPIRED: "it expired before a window received it",
-    Fate.TRIMMED: "it was stored and later deleted, because of the limit or its age",
-    Fate.DEAD: "it is a dead letter",
-    Fate.RETRYING: "storing it failed; it waits in a retry queue for the next attempt",
-    Fate.ON_ITS_WAY: "the broker confirmed it and the bridge has not consumed it yet",
-    Fate.UNKNOWN: "neither the inbox, the journals nor the dead letters have a trace of it",
-}
+    DELIVERED = (
+        "delivered",
+        "the user has received it: the delivered mark is at it or after it",
+    )
+    WAITING = (
+        "waiting",
+        "it is in the inbox, and the verdict names the cause of the wait",
+    )
+    EXPIRED = "expired", "it expired before a window received it"
+    TRIMMED = (
+        "trimmed",
+        "it was stored and later deleted, because of the limit or its age",
+    )
+    DEAD = "dead", "it is a dead letter"
+    RETRYING = (
+        "retrying",
+        "storing it failed; it waits in a retry queue for the next attempt",
+    )
+    ON_ITS_WAY = (
+        "on_its_way",
+        "the broker confirmed it and the bridge has not consumed it yet",
+    )
+    UNKNOWN = (
+        "unknown",
+        "neither the inbox, the journals nor the dead letters have a trace of it",
+    )
 
 
 class ExitCode:

@@ -4,14 +4,9 @@ import asyncio
 import signal
 from collections.abc import Callable
 
-import structlog
-
 from bridge.app import Bridge
-from bridge.errors import ConfigError
 from bridge.http.listeners import Listening
 from bridge.settings.model import Settings
-
-log = structlog.get_logger(__name__)
 
 
 async def run_until_signalled(
@@ -35,16 +30,9 @@ async def run_until_signalled(
             main.cancel()
         stop.set()
 
-    async def reload_on_hangup() -> None:
-        while True:
-            await hangup.wait()
-            hangup.clear()
-            try:
-                await bridge.reload(load())
-            except ConfigError as exc:
-                log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
-
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, drain_or_cancel)
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    await bridge.run(stop, on_listening=on_listening, beside=reload_on_hangup())
+    await bridge.run(
+        stop, on_listening=on_listening, beside=bridge.reload_on(hangup, load)
+    )

@@ -11,7 +11,6 @@ import structlog
 
 from bridge.app import Bridge
 from bridge.core.worker_slot import WorkerSlot
-from bridge.errors import ConfigError
 from bridge.http.listeners import Listening
 from bridge.settings.model import Settings
 from bridge.workers.control_channel import ControlMessage, receive
@@ -83,7 +82,8 @@ class _Control:
     async def follow(self, reader: asyncio.StreamReader) -> None:
         """Carry out messages until canceled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._reload_on_hangup(), name="reload")
+            reload = self._bridge.reload_on(self.hangup, self._load)
+            tasks.create_task(reload, name="reload")
             while (message := await receive(reader)) is not None:
                 match message:
                     case ControlMessage.RELOAD:
@@ -96,15 +96,6 @@ class _Control:
             if not self.stop.is_set():
                 log.error("worker.supervisor_gone")
                 self.stop.set()
-
-    async def _reload_on_hangup(self) -> None:
-        while True:
-            await self.hangup.wait()
-            self.hangup.clear()
-            try:
-                await self._bridge.reload(self._load())
-            except ConfigError as exc:
-                log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
 
 
 def _remove_sockets(slot: WorkerSlot, *, is_orphan: bool) -> None:
