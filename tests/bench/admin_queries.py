@@ -1,9 +1,8 @@
 """
-What looking into a full SQLite inbox takes, and costs. By hand: python -m tests.bench.admin_queries
+Measure operators' queries on a full SQLite inbox: python -m tests.bench.admin_queries
 
-Fills a file with messages of many users, then prints how long each look takes, how long
-appends take while somebody searches through all of it and while nobody does, and what the
-journal costs for each message.
+Fills a file with messages of many users, then prints how long each query takes, how long
+appends take with and without a concurrent search, and the cost of the journal per message.
 """
 
 import argparse
@@ -26,7 +25,7 @@ BATCH = 500
 
 
 def batch(start: int, users: int, *, size: int = BATCH) -> list[Message]:
-    """Make messages with ids that can be told again."""
+    """Return messages with predictable ids."""
     now_s = time()
     return [
         Message(f"user-{n * 7919 % users}", "message", DATA, now_s, f"message-{n:032}")
@@ -34,12 +33,12 @@ def batch(start: int, users: int, *, size: int = BATCH) -> list[Message]:
     ]
 
 
-async def timed(name: str, look: Callable[[], Awaitable[object]]) -> None:
-    """Print how long a look takes: the first time, and then."""
+async def timed(name: str, query: Callable[[], Awaitable[object]]) -> None:
+    """Print how long a query takes the first time and later."""
     times = []
     for _ in range(4):
         began = perf_counter()
-        await look()
+        await query()
         times.append(perf_counter() - began)
     print(f"{name:34} first {times[0] * 1e3:8.1f} ms, then {min(times) * 1e3:8.1f} ms")
 
@@ -63,8 +62,8 @@ def show(name: str, times: list[float]) -> None:
     )
 
 
-async def look(folder: Path, messages: int, users: int) -> None:
-    """Fill a file and look at it."""
+async def measure_queries(folder: Path, messages: int, users: int) -> None:
+    """Fill a file and query it."""
     path = folder / "inbox.sqlite3"
     inbox = SqliteInbox(str(path), RETENTION)
     await inbox.open()
@@ -81,28 +80,28 @@ async def look(folder: Path, messages: int, users: int) -> None:
         await timed("a page of 50 users", lambda: admin.users(limit=50))
         await timed("a page of 200 users", lambda: admin.users(limit=200))
         await timed("a page of 50 messages", lambda: admin.messages("user-0", limit=50))
-        await timed("an id, user named", lambda: admin.find(oldest, user="user-0"))
-        await timed("the newest id, user not named", lambda: admin.find(newest))
-        await timed("the oldest id, user not named", lambda: admin.find(oldest))
-        await timed("an id that is nowhere", lambda: admin.find("nowhere"))
-        show("nobody looks", await append_times(inbox, messages, users))
+        await timed("an id, with the user", lambda: admin.find(oldest, user="user-0"))
+        await timed("the newest id, without the user", lambda: admin.find(newest))
+        await timed("the oldest id, without the user", lambda: admin.find(oldest))
+        await timed("an unknown id", lambda: admin.find("unknown"))
+        show("no search", await append_times(inbox, messages, users))
         async with asyncio.TaskGroup() as tasks:
-            searching = tasks.create_task(search_on(inbox), name="search")
+            searching = tasks.create_task(search_repeatedly(inbox), name="search")
             times = await append_times(inbox, messages * 2, users)
             searching.cancel()
-        show("somebody searches", times)
+        show("during a search", times)
     finally:
         await inbox.close()
 
 
-async def search_on(inbox: SqliteInbox) -> None:
-    """Search for what is not there, again and again."""
+async def search_repeatedly(inbox: SqliteInbox) -> None:
+    """Search for an unknown id until cancelled."""
     while True:
-        await inbox.admin.find("nowhere")
+        await inbox.admin.find("unknown")
 
 
 def journal_cost() -> None:
-    """Print what the journal costs, by size of batch."""
+    """Print the cost of the journal by batch size."""
     for size in (1, 10, 100, 500):
         messages = [
             Message(f"user-{n}", "message", DATA, 1.0, secrets.token_hex(16))
@@ -130,14 +129,14 @@ def journal_cost() -> None:
 
 
 def main() -> None:
-    """Print all of it."""
+    """Run all measurements."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--users", type=int, default=100_000)
     arguments = parser.parse_args()
     journal_cost()
     with TemporaryDirectory() as folder:
-        asyncio.run(look(Path(folder), arguments.messages, arguments.users))
+        asyncio.run(measure_queries(Path(folder), arguments.messages, arguments.users))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """
-What a SQLite inbox costs, empty and full. Runs by hand: python -m tests.bench.inbox
+Measure the cost of a SQLite inbox, empty and full: python -m tests.bench.inbox
 
-Prints microseconds a message, of all processors together and on the clock, for batches of
-100 as the pump makes them; then how long a replay of 100 messages, a start after an
-orderly end and one after kill -9 take. The least of several rounds stands for what the
-work costs, the mean for what it takes with indexing, checkpoints and other programs.
+Prints microseconds per message, CPU time of all processors and elapsed time, for batches
+of 100 messages; then how long a replay of 100 messages takes, a start after an orderly
+stop, and a start after kill -9. The minimum of several rounds is the cost of the work
+itself; the mean includes indexing, checkpoints and other programs.
 
-"In time" is another thing: 3,000 messages a second as they come, each commit taking what
-has come during the one before, and each message marked as delivered once it is stored.
+"Paced" rows append 3,000 messages per second as they arrive: each commit takes the messages
+that arrived during the previous one. With marks, each stored message is marked as delivered.
 """
 
 import argparse
@@ -31,17 +31,17 @@ from bridge.inbox.sqlite.store import SqliteInbox
 BATCH = 100
 RATE = 3000
 PACED_S = 4.0
-# Together 150,000 messages: one and a half of the store's rounds of indexing.
+# 150,000 messages in total: one and a half indexing rounds of the store.
 ROUNDS = 15
 ROUND_BATCHES = 100
 PACED_ROUNDS = 5
 RETENTION = Retention(max_messages=1000, max_age_s=7 * 86400, dedupe_s=600)
 DATA = b'{"a":"' + b"x" * 192 + b'"}'
-CHANCE = random.Random(1)  # noqa: S311 - the same run each time
+CHANCE = random.Random(1)  # noqa: S311 - reproducible
 
 
 def batch(users: int, *, size: int = BATCH, has_ids: bool = False) -> list[Message]:
-    """Make messages for users drawn by chance."""
+    """Return messages for random users."""
     now_s = time()
     return [
         Message(
@@ -58,7 +58,7 @@ def batch(users: int, *, size: int = BATCH, has_ids: bool = False) -> list[Messa
 async def append_cost(
     inbox: SqliteInbox, name: str, users: int, *, has_ids: bool = False
 ) -> None:
-    """Append in rounds and print what a message costs."""
+    """Append in rounds and print the cost per message."""
     cpu: list[float] = []
     wall: list[float] = []
     for _ in range(ROUNDS):
@@ -81,10 +81,10 @@ async def paced_cost(
     gather_s: float = 0.0,
 ) -> None:
     """
-    Append messages when they are due and print what one costs, in several rounds.
+    Append messages when they are due, in several rounds; print the cost per message.
 
-    How many come during a commit depends on the disk, and a commit costs the same with
-    one message as with ten: with `gather_s`, commits begin so long after one another.
+    The number of messages per commit depends on the disk, and a commit costs the same with
+    one message as with ten. `gather_s` is the least time between the starts of commits.
     """
     cpu: list[float] = []
     for _ in range(PACED_ROUNDS):
@@ -109,9 +109,9 @@ async def paced_cost(
     show(f"{name}, {sent / commits:.1f} a commit", min(cpu), statistics.mean(cpu))
 
 
-async def in_time(inbox: SqliteInbox, users: int) -> None:
-    """Measure messages as they come, with marks too, and gathered before each commit."""
-    await paced_cost(inbox, "   in time", users, with_marks=False)
+async def paced(inbox: SqliteInbox, users: int) -> None:
+    """Measure paced messages: plain, with marks, and with time between commits."""
+    await paced_cost(inbox, "   paced", users, with_marks=False)
     await paced_cost(inbox, "   with marks", users, with_marks=True)
     await paced_cost(
         inbox, "   with marks, 4 ms apart", users, with_marks=True, gather_s=0.004
@@ -119,7 +119,7 @@ async def in_time(inbox: SqliteInbox, users: int) -> None:
 
 
 async def fill(inbox: SqliteInbox, users: int, messages: int) -> None:
-    """Store `messages`, and for one user 200 that lie scattered among them."""
+    """Store `messages`, 200 of them for one user and spread over the file."""
     for number in range(messages // 2000):
         some = batch(users, size=2000)
         if number % (messages // 2000 // 200 or 1) == 0:
@@ -128,7 +128,7 @@ async def fill(inbox: SqliteInbox, users: int, messages: int) -> None:
 
 
 async def replay_cost(inbox: SqliteInbox) -> None:
-    """Read 100 messages, as a window does when it connects."""
+    """Read 100 messages, as the replay for a connecting window does."""
 
     async def read() -> None:
         await inbox.state("reader")
@@ -143,7 +143,7 @@ async def replay_cost(inbox: SqliteInbox) -> None:
 async def timed(
     name: str, work: Callable[[], Awaitable[None]], *, times: int, scale: float
 ) -> None:
-    """Do `work` some times and print how long it took on the clock."""
+    """Run `work` several times and print how long it took."""
     took: list[float] = []
     for _ in range(times):
         began = perf_counter()
@@ -153,24 +153,24 @@ async def timed(
 
 
 def show(name: str, *figures: float | None) -> None:
-    """Print one line of the table."""
+    """Print one row of the table."""
     cells = ("       -" if f is None else f"{f:8.2f}" for f in figures)
     print(f"{name:52}", *cells, flush=True)
 
 
 def opened(folder: Path, name: str) -> SqliteInbox:
-    """Return the store of that name."""
+    """Return the store with this file name."""
     return SqliteInbox(str(folder / name), RETENTION)
 
 
 async def empty_files(folder: Path) -> None:
-    """Append to files that are new at each line."""
+    """Append to a new file for each row."""
     lines = (
-        ("empty, 100 users, once they are known", 100, False),
-        ("empty, 1,000 users, once they are known", 1000, False),
+        ("empty, 100 existing users", 100, False),
+        ("empty, 1,000 existing users", 1000, False),
         ("   the same, with message ids", 1000, True),
-        # The traffic of the full file, to tell what its being full costs by itself.
-        ("empty, 100,000 users, once they are known", 100_000, False),
+        # The traffic of the full file, to separate its cost from that of the size.
+        ("empty, 100,000 existing users", 100_000, False),
         ("   the same, with message ids", 100_000, True),
     )
     for number, (name, users, has_ids) in enumerate(lines):
@@ -179,11 +179,11 @@ async def empty_files(folder: Path) -> None:
         await inbox.append([Message(f"user-{n}", "m", b"1", 0.0) for n in range(users)])
         await append_cost(inbox, name, users, has_ids=has_ids)
         if not has_ids and users == 1000:
-            await in_time(inbox, users)
+            await paced(inbox, users)
         await inbox.close()
     inbox = opened(folder, "empty-new")
     await inbox.open()
-    await append_cost(inbox, "empty, 100,000 users, most of them new", 100_000)
+    await append_cost(inbox, "empty, 100,000 users, mostly new", 100_000)
     await inbox.close()
 
 
@@ -197,23 +197,23 @@ async def full_file(folder: Path, users: int, messages: int) -> None:
     show("filling it, seconds", None, None, perf_counter() - began, None)
     await append_cost(inbox, text, users)
     await append_cost(inbox, "   the same, with message ids", users, has_ids=True)
-    await in_time(inbox, users)
+    await paced(inbox, users)
     await replay_cost(inbox)
-    copy(folder, "full", "killed")  # as kill -9 leaves it
+    copy(folder, "full", "killed")  # the state after kill -9
     await inbox.close()
     for name in ("full", "killed"):
         inbox = opened(folder, name)
         began = perf_counter()
         await inbox.open()
         show(
-            f"start, {'after a kill' if name == 'killed' else 'orderly'}, seconds",
+            f"start, after {'a kill' if name == 'killed' else 'an orderly stop'}, seconds",
             None,
             None,
             perf_counter() - began,
             None,
         )
         if name == "killed":
-            await append_cost(inbox, "   then, users read at first touch", users)
+            await append_cost(inbox, "   then, with no users cached", users)
             await replay_cost(inbox)
             began = perf_counter()
             await inbox.check()
@@ -230,13 +230,13 @@ async def full_file(folder: Path, users: int, messages: int) -> None:
 
 
 def copy(folder: Path, name: str, to: str) -> None:
-    """Copy a store's files as they are."""
+    """Copy the files of a store that is open."""
     for file in folder.glob(f"{name}*"):
         shutil.copy(file, folder / file.name.replace(name, to))
 
 
 def arguments() -> Iterator[int]:
-    """Read how much is wanted."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--messages", type=int, default=1_000_000)
@@ -245,17 +245,17 @@ def arguments() -> Iterator[int]:
 
 
 def main() -> None:
-    """Measure on the disk that temporary files are on (TMPDIR)."""
+    """Run all measurements in the folder for temporary files (TMPDIR)."""
     users, messages = arguments()
     print(
         f"Python {sys.version.split()[0]}, {os.cpu_count()} processors; microseconds:"
     )
-    print(f"{'':52} cpu: least     mean   clock: least  mean")
+    print(f"{'':52} cpu:   min     mean elapsed: min  mean")
     with TemporaryDirectory() as folder:
         asyncio.run(empty_files(Path(folder)))
         asyncio.run(full_file(Path(folder), users, messages))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    show("most memory of this process, MB", peak, None, None, None)
+    show("peak memory of this process, MB", peak, None, None, None)
 
 
 if __name__ == "__main__":

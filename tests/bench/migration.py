@@ -1,12 +1,12 @@
 """
-A million messages from a file into Redis by `bridge inbox carry`, once whole and once broken.
+Migrate a million messages from a file into Redis, once in one run and once with two kills.
 
     python -m tests.bench.migration                      a million messages, 10,000 users
     python -m tests.bench.migration --report docs/scale.md
 
-A private redis-server with `appendfsync always`, a real `bridge inbox carry` in a process of
-its own. The second time it is killed (SIGKILL) at a third and again at two thirds of the way;
-what Redis holds in the end is compared, key by key, with what it held after the first.
+Uses a private redis-server with `appendfsync always` and `bridge inbox carry` in a process of
+its own. In the second migration the command is killed (SIGKILL) after a third and after two
+thirds of the users. All keys are then compared with those of the first migration.
 """
 
 import argparse
@@ -31,22 +31,22 @@ from tests.inbox_files import Filling, fill
 from tests.redis_server import RedisServer
 
 _RETENTION: Final = Retention(max_messages=1000, max_age_s=7 * 86400, dedupe_s=3600)
-_LOOK_EACH_S: Final = 0.02
+_POLL_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """What one run of the command used."""
+class CommandRun:
+    """The resources and the output of one run of the command."""
 
     seconds: float
     cpu_s: float
     peak_mib: float
     status: int
-    said: str
+    output: str
 
 
-class Command:
-    """`bridge inbox carry`, started."""
+class CarryCommand:
+    """A running `bridge inbox carry`."""
 
     def __init__(self, file: Path, server: RedisServer) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("BRIDGE_")}
@@ -61,25 +61,27 @@ class Command:
             stdout=subprocess.PIPE,
         )
 
-    def end(self) -> Run:
-        """Wait for its end."""
+    def wait(self) -> CommandRun:
+        """Wait for the end of the command."""
         assert self._process.stdout is not None
-        said = self._process.stdout.read().decode()
+        output = self._process.stdout.read().decode()
         _, status, used = os.wait4(self._process.pid, 0)
         self._process.returncode = status
-        return Run(
+        return CommandRun(
             seconds=time.perf_counter() - self._began_s,
             cpu_s=used.ru_utime + used.ru_stime,
             peak_mib=used.ru_maxrss / 1024,
             status=status,
-            said=said,
+            output=output,
         )
 
     def kill_when(self, server: RedisServer, upto: int) -> None:
-        """Kill it once it has noted that it is as far as the user `upto`."""
+        """Kill the command when it has recorded progress up to the user `upto`."""
         while _upto(server) < upto:
-            assert self._process.poll() is None, "it ended before it could be killed"
-            time.sleep(_LOOK_EACH_S)
+            assert self._process.poll() is None, (
+                "the command ended before it could be killed"
+            )
+            time.sleep(_POLL_S)
         self._process.kill()
 
 
@@ -90,7 +92,7 @@ def _upto(server: RedisServer) -> int:
 
 
 def _digest(server: RedisServer) -> Mapping[str, str]:
-    """Return a digest of each key's value, as Redis itself makes it; not of the note."""
+    """Return a digest of the value of each key, except the one with the progress."""
     script = (
         "local out = {} for _, key in ipairs(redis.call('KEYS', ARGV[1])) do"
         " if not string.find(key, '}:carry$') then"
@@ -98,9 +100,9 @@ def _digest(server: RedisServer) -> Mapping[str, str]:
         " local value = kind == 'hash' and redis.call('HGETALL', key)"
         " or kind == 'list' and redis.call('LRANGE', key, 0, -1)"
         " or redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')"
-        # The order of a hash is its own.
+        # The fields of a hash have no defined order.
         " if kind == 'hash' then local pairs_ = {} for i = 1, #value, 2 do"
-        # Which server it is differs, and is to.
+        # The replication id differs between the servers.
         " if value[i] ~= '\\1line' then"
         " pairs_[#pairs_ + 1] = value[i] .. '=' .. value[i + 1] end end"
         " table.sort(pairs_) value = pairs_ end"
@@ -109,50 +111,50 @@ def _digest(server: RedisServer) -> Mapping[str, str]:
         " out[#out + 1] = key .. ' ' .. sum end end return out"
     )
     digest: dict[str, str] = {}
-    for name in tag_names():  # a part at a time, each of them quick
+    for name in tag_names():  # one tag per script, so each script is short
         lines = server.command("EVAL", script, "0", f"*{{{name}}}:*").splitlines()
         digest.update(dict(line.rsplit(" ", 1) for line in lines))
     return digest
 
 
 def measure(filling: Filling, folder: Path) -> Iterator[str]:
-    """Do it, and yield lines of a table."""
+    """Run both migrations; yield the lines of a table."""
     file = folder / "inbox.sqlite3"
     began_s = time.perf_counter()
     asyncio.run(fill(str(file), filling, _RETENTION))
-    _tell(
+    _log(
         f"file of {file.stat().st_size / 2**20:,.0f} MiB written in "
         f"{time.perf_counter() - began_s:.1f} s"
     )
     with RedisServer.started(folder / "whole") as server:
-        whole = Command(file, server).end()
+        whole = CarryCommand(file, server).wait()
         assert whole.status == 0, whole
-        outcome: dict[str, Any] = orjson.loads(whole.said)
+        result: dict[str, Any] = orjson.loads(whole.output)
         store_s = cpu_us(server.pid) / 1e6
         first = _digest(server)
-    _tell(f"whole: {whole}")
+    _log(f"whole: {whole}")
     with RedisServer.started(folder / "broken") as server:
         for third in (1, 2):
-            running = Command(file, server)
+            running = CarryCommand(file, server)
             running.kill_when(server, filling.users * third // 3)
-            killed = running.end()
-            _tell(f"killed at user {_upto(server):,}, {killed.seconds:.1f} s")
-        last = Command(file, server).end()
+            killed = running.wait()
+            _log(f"killed at user {_upto(server):,}, {killed.seconds:.1f} s")
+        last = CarryCommand(file, server).wait()
         assert last.status == 0, last
         second = _digest(server)
-    _tell(f"finished: {last}")
-    there = outcome["there"]
+    _log(f"finished: {last}")
+    totals = result["there"]
     same = len(first.items() & second.items())
     yield "| | |"
     yield "|---|---|"
     yield (
-        f"| carried | {there['messages']:,} messages of {filling.data_bytes} bytes, "
-        f"{there['ids']:,} ids, {there['users']:,} users |"
+        f"| copied | {totals['messages']:,} messages of {filling.data_bytes} bytes, "
+        f"{totals['ids']:,} ids, {totals['users']:,} users |"
     )
-    yield f"| it took | {whole.seconds:.0f} s, comparing included |"
+    yield f"| duration | {whole.seconds:.0f} s, including the comparison |"
     yield f"| processor time of the command | {whole.cpu_s:.1f} s |"
     yield f"| processor time of Redis | {store_s:.1f} s |"
-    yield f"| most memory of the command | {whole.peak_mib:.0f} MiB |"
+    yield f"| peak memory of the command | {whole.peak_mib:.0f} MiB |"
     yield (
         f"| killed twice (SIGKILL) on the way, then finished | {same:,} of {len(first):,} "
         "keys the same, "
@@ -160,13 +162,13 @@ def measure(filling: Filling, folder: Path) -> Iterator[str]:
     )
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
 
 def main() -> int:
-    """Do what the arguments say."""
+    """Run the benchmark with the arguments of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.migration",
         description=__doc__,
@@ -174,7 +176,7 @@ def main() -> int:
     )
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--users", type=int, default=10_000)
-    parser.add_argument("--report", type=Path, help="a page with marks")
+    parser.add_argument("--report", type=Path, help="a page with a marked section")
     given = parser.parse_args()
     build = ROOT / "build"
     build.mkdir(exist_ok=True)

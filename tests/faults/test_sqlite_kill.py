@@ -1,4 +1,4 @@
-"""A process that is killed in the middle of commits has lost nothing that was promised."""
+"""A process that is killed during commits loses no message whose append had returned."""
 
 import asyncio
 import random
@@ -8,10 +8,10 @@ from pathlib import Path
 from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite.store import SqliteInbox
 
-_LIVES = 6
+_RUNS = 6
 _USERS = 20
 
-# Appends for ever, and tells what was stored only when `append` has returned.
+# Appends until it is killed, and prints what was stored after `append` has returned.
 _PROGRAM = """
 import asyncio, random, sys
 from time import time
@@ -19,12 +19,12 @@ from bridge.core.message import Message
 from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite.store import SqliteInbox
 
-async def main(path, life, users):
+async def main(path, run, users):
     retention = Retention(max_messages=1_000_000, max_age_s=1e6, dedupe_s=600)
     inbox = SqliteInbox(path, retention, round_entries=200)
     await inbox.open()
     print("epoch", inbox.epoch, flush=True)
-    chance = random.Random(life)
+    chance = random.Random(run)
     number = 0
 
     async def append():
@@ -32,7 +32,7 @@ async def main(path, life, users):
         batch = []
         for _ in range(chance.randrange(1, 40)):
             number += 1
-            name = f"{life}-{number}"
+            name = f"{run}-{number}"
             user = f"user-{chance.randrange(users)}"
             batch.append(Message(user, "message", b'"' + name.encode() + b'"', time(), name))
         offsets = await inbox.append(batch)
@@ -51,39 +51,39 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
 """
 
 
-async def live_and_die(path: Path, life: int, lines: int) -> list[str]:
-    """Run the program until it has told `lines` lines, kill it, and return all of them."""
+async def run_and_kill(path: Path, run: int, line_count: int) -> list[str]:
+    """Run the program until it has printed `line_count` lines, kill it, and return them."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _PROGRAM, str(path), str(life), str(_USERS),
+        sys.executable, "-c", _PROGRAM, str(path), str(run), str(_USERS),
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
-    told: list[str] = []
+    printed: list[str] = []
     try:
         async with asyncio.timeout(30):
-            while len(told) < lines:
+            while len(printed) < line_count:
                 line = await process.stdout.readline()
-                assert line, "it died by itself"
-                told.append(line.decode().strip())
+                assert line, "the program ended on its own"
+                printed.append(line.decode().strip())
     finally:
         process.kill()
         rest = await process.stdout.read()
         await process.wait()
-    # The last line may be half a line: what was not told was not promised.
+    # The last line may be incomplete: its message was not reported as stored.
     whole = rest.decode().rpartition("\n")[0]
-    return told + [line for line in whole.split("\n") if line]
+    return printed + [line for line in whole.split("\n") if line]
 
 
-async def test_what_was_told_to_be_stored_is_there_after_kill_9(tmp_path: Path) -> None:
-    """Every message, at its offset, in order, without holes, in the same epoch."""
+async def test_messages_reported_as_stored_survive_kill_9(tmp_path: Path) -> None:
+    """Each at its offset, in order, without gaps, in the same epoch."""
     path = tmp_path / "inbox.sqlite3"
     chance = random.Random(7)  # noqa: S311 - no secret
     epochs: set[str] = set()
     stored: dict[str, dict[int, str]] = {}
-    for life in range(_LIVES):
-        told = await live_and_die(path, life, chance.randrange(200, 3000))
-        epochs.add(told[0])
-        for line in told[1:]:
+    for run in range(_RUNS):
+        printed = await run_and_kill(path, run, chance.randrange(200, 3000))
+        epochs.add(printed[0])
+        for line in printed[1:]:
             user, offset, name = line.split()
             assert int(offset) not in stored.setdefault(user, {}), line
             stored[user][int(offset)] = name
@@ -93,16 +93,16 @@ async def test_what_was_told_to_be_stored_is_there_after_kill_9(tmp_path: Path) 
     await inbox.open()
     assert epochs == {f"epoch {inbox.epoch}"}
     assert len(stored) == _USERS
-    for user, told_by_offset in stored.items():
+    for user, names_by_offset in stored.items():
         page = await inbox.read(
             user, after=0, max_messages=1_000_000, max_bytes=1 << 30
         )
         found = {each.offset: each.message for each in page.messages}
         assert page.gone == 0
         assert list(found) == list(range(1, page.last + 1))
-        for at, promised in told_by_offset.items():
-            assert found[at].id == promised
-        # What was stored and not told is there once, whole.
+        for offset_, name in names_by_offset.items():
+            assert found[offset_].id == name
+        # Messages that were stored but not reported are present once.
         names = [each.id for each in found.values()]
         assert len(set(names)) == len(names)
         again = [found[page.last]]

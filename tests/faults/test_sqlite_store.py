@@ -1,9 +1,9 @@
 """
-A store that cannot be written: nothing half stored, a sentence that helps, and no restart.
+A SQLite store that cannot be written: no partial writes, a helpful error, no restart.
 
-Each fault is a real one: a limit on files, a lock, bytes on the disk. While it lasts,
-appends fail with StoreUnavailableError, which the pump waits out, and reading goes on if
-it can; when it is mended, appends go on by themselves and no offset is missing.
+The faults are real: a limit on file sizes, a lock, damaged bytes. While a fault lasts,
+appends fail with StoreUnavailableError, which the pipeline retries, and reads continue if
+they can. When the fault is fixed, appends succeed again and no offset is missing.
 """
 
 import asyncio
@@ -36,13 +36,13 @@ def message(data: bytes) -> Message:
 
 
 def store(path: Path) -> SqliteInbox:
-    """Return the store at `path`, not opened yet."""
+    """Return the store at `path` without opening it."""
     return SqliteInbox(str(path), RETENTION)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return where the file is."""
+    """Return the path of the file."""
     return tmp_path / "inbox.sqlite3"
 
 
@@ -56,20 +56,20 @@ async def inbox(path: Path) -> AsyncIterator[SqliteInbox]:
     await inbox.close()
 
 
-async def assert_it_goes_on(inbox: SqliteInbox) -> None:
-    """Nothing of what failed was stored; what comes now is, without a hole."""
+async def assert_appends_succeed(inbox: SqliteInbox) -> None:
+    """Check that the failed message was not stored, and that the next one is, without a gap."""
     await eventually(lambda: inbox.problem is None)
     assert await inbox.append([message(b"second")]) == [2]
     page = await inbox.read("alice", after=0, max_messages=9, max_bytes=1 << 20)
     assert [each.message.data for each in page.messages] == [b"first", b"second"]
 
 
-# --- no room
+# --- no space
 
 
 @contextmanager
-def no_file_grows() -> Iterator[None]:
-    """Let this process write to no place in a file where it has not written before."""
+def no_file_can_grow() -> Iterator[None]:
+    """Prevent this process from making any file larger."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
     try:
@@ -78,10 +78,10 @@ def no_file_grows() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-async def test_no_room_for_a_commit_is_waited_out(inbox: SqliteInbox) -> None:
-    """A write of the log fails, half way for all we know."""
+async def test_appends_fail_while_a_commit_has_no_space(inbox: SqliteInbox) -> None:
+    """A write to the write-ahead log fails, possibly after a part of it."""
     big = [message(b"x" * 10_000) for _ in range(20)]
-    with no_file_grows():
+    with no_file_can_grow():
         for _ in range(3):
             with pytest.raises(StoreUnavailableError):
                 await inbox.append(big)
@@ -90,11 +90,11 @@ async def test_no_room_for_a_commit_is_waited_out(inbox: SqliteInbox) -> None:
         with pytest.raises(StoreUnavailableError):
             await inbox.check()
 
-    await assert_it_goes_on(inbox)
+    await assert_appends_succeed(inbox)
 
 
-async def test_a_full_disk_is_called_by_its_name(inbox: SqliteInbox) -> None:
-    """SQLite's own word for it, made by its own limit."""
+async def test_a_full_disk_is_reported_as_such(inbox: SqliteInbox) -> None:
+    """SQLITE_FULL, caused by SQLite's own limit on pages."""
 
     def limit(pages: int) -> Callable[[sqlite3.Connection], object]:
         return lambda connection: connection.execute(
@@ -108,11 +108,13 @@ async def test_a_full_disk_is_called_by_its_name(inbox: SqliteInbox) -> None:
     assert (await inbox.state("alice")).last == 1
 
     await inbox._writer_thread.submit(limit(1_000_000))
-    await assert_it_goes_on(inbox)
+    await assert_appends_succeed(inbox)
 
 
-async def test_marks_wait_for_room_too(inbox: SqliteInbox, path: Path) -> None:
-    """They count meanwhile, and are written when they can be."""
+async def test_marks_are_written_when_the_file_is_writable_again(
+    inbox: SqliteInbox, path: Path
+) -> None:
+    """They take effect meanwhile."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         inbox.mark_delivered("alice", 1)
@@ -124,13 +126,13 @@ async def test_marks_wait_for_room_too(inbox: SqliteInbox, path: Path) -> None:
         assert other.execute("SELECT marks FROM marks").fetchall() == [(b"[[1,1]]",)]
 
 
-# --- others who want it
+# --- other processes
 
 
-async def test_a_lock_of_another_process_is_waited_out(
+async def test_appends_fail_while_another_process_has_a_lock(
     inbox: SqliteInbox, path: Path
 ) -> None:
-    """An operator's tool, or a backup."""
+    """For example an operator's tool or a backup."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailableError, match="another process has locked"):
@@ -138,26 +140,26 @@ async def test_a_lock_of_another_process_is_waited_out(
         assert (await inbox.state("alice")).last == 1
         other.execute("ROLLBACK")
 
-    await assert_it_goes_on(inbox)
+    await assert_appends_succeed(inbox)
 
 
 async def test_two_bridges_cannot_share_a_file(inbox: SqliteInbox, path: Path) -> None:
-    """They would give the same offsets to different messages."""
+    """They would assign the same offset to different messages."""
     second = store(path)
     with pytest.raises(StoreUnavailableError, match=f"process {os.getpid()}"):
         await second.open()
 
     await inbox.close()
     await second.open()
-    await assert_it_goes_on(second)
+    await assert_appends_succeed(second)
     await second.close()
 
 
-# --- the file is not what it was
+# --- a damaged or moved file
 
 
-async def test_a_file_that_is_no_database_is_left_as_it_is(path: Path) -> None:
-    """Somebody may still want to look at it."""
+async def test_a_file_that_is_not_a_database_is_not_changed(path: Path) -> None:
+    """An operator may still want to examine it."""
     garbage = os.urandom(50_000)
     write(path, garbage)
 
@@ -167,24 +169,24 @@ async def test_a_file_that_is_no_database_is_left_as_it_is(path: Path) -> None:
     assert contents(path) == garbage
 
 
-async def test_damage_within_the_file_is_told_and_not_made_worse(path: Path) -> None:
-    """Also where the bridge would not look by itself: that is what the check is for."""
+async def test_damage_inside_the_file_is_reported(path: Path) -> None:
+    """Also in pages that only the check reads; the file is not deleted."""
     inbox = store(path)
     await inbox.open()
     await inbox.append([message(b"x" * 1000) for _ in range(200)])
     await inbox.close()
-    whole = contents(path)
-    damaged = whole[:20_000] + b"\xff" * (len(whole) - 40_000) + whole[-20_000:]
+    intact = contents(path)
+    damaged = intact[:20_000] + b"\xff" * (len(intact) - 40_000) + intact[-20_000:]
     write(path, damaged)
 
     with pytest.raises(StoreUnavailableError, match="damaged"):
-        await opened_and_used(path)
+        await open_and_check(path)
 
-    assert is_there(path)
+    assert exists(path)
 
 
-async def opened_and_used(path: Path) -> None:
-    """Open, check and read it all, and close it whatever happens."""
+async def open_and_check(path: Path) -> None:
+    """Open, check and close the store."""
     inbox = store(path)
     try:
         await inbox.open()
@@ -194,10 +196,10 @@ async def opened_and_used(path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-lock"])
-async def test_a_file_that_goes_away_stops_appends_until_it_is_back(
+async def test_appends_fail_while_a_file_is_missing_or_replaced(
     inbox: SqliteInbox, path: Path, suffix: str
 ) -> None:
-    """What is written to a file without a name is gone when the bridge stops."""
+    """Messages written to a deleted file would be lost when the bridge stops."""
     name = path.with_name(path.name + suffix)
     aside = path.with_name("aside")
     move(name, aside)
@@ -209,31 +211,31 @@ async def test_a_file_that_goes_away_stops_appends_until_it_is_back(
     assert (await inbox.state("alice")).last == 1
     move(aside, name)
 
-    await assert_it_goes_on(inbox)
+    await assert_appends_succeed(inbox)
 
 
-# --- it cannot be had at all
+# --- files that cannot be opened
 
 
-async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    """And not made: it may be a disk that is not mounted."""
+async def test_a_missing_folder_is_reported_and_not_created(tmp_path: Path) -> None:
+    """It may be the mount point of a disk that is not mounted."""
     with pytest.raises(ConfigError, match="nowhere does not exist"):
         await store(tmp_path / "nowhere" / "inbox").open()
 
 
-async def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
-    """A path with a slip of the pen."""
+async def test_a_folder_instead_of_a_file_is_rejected(tmp_path: Path) -> None:
+    """The path may be mistyped."""
     with pytest.raises(ConfigError, match="is a folder"):
         await store(tmp_path).open()
 
 
-async def test_a_start_that_failed_half_way_can_be_made_again(
+async def test_opening_can_be_repeated_after_a_failure(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it had read back already must not be there twice."""
+    """Entries that the failed attempt had read back must not be there twice."""
     async with opened(path) as inbox:
         await inbox.append([message(b"first"), message(b"second")])
-    again = store(path)
+    inbox = store(path)
     with monkeypatch.context() as patch:
 
         def fail(_file: StoreFile) -> sqlite3.Connection:
@@ -241,23 +243,23 @@ async def test_a_start_that_failed_half_way_can_be_made_again(
 
         patch.setattr(StoreFile, "connect_reader", fail)
         with pytest.raises(StoreUnavailableError, match="full"):
-            await again.open()
-    problems = [again.problem]
+            await inbox.open()
+    problems = [inbox.problem]
 
-    async with opened(again):
-        problems.append(again.problem)
-        page = await again.read("alice", after=0, max_messages=9, max_bytes=1 << 20)
+    async with opened(inbox):
+        problems.append(inbox.problem)
+        page = await inbox.read("alice", after=0, max_messages=9, max_bytes=1 << 20)
     assert [each.offset for each in page.messages] == [1, 2]
     assert problems == ["the disk is full", None]
 
 
-async def test_a_file_that_is_moved_while_it_is_opened_is_not_used(
+async def test_a_file_that_is_moved_while_being_opened_is_not_used(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Locked by one name and written by another, two bridges could share it."""
+    """If lock and inbox had different names, two bridges could share the file."""
     prepare = StoreFile._prepare
 
-    def prepare_and_lose(file: StoreFile, connection: sqlite3.Connection) -> None:
+    def prepare_and_move_lock(file: StoreFile, connection: sqlite3.Connection) -> None:
         prepare(file, connection)
         lock = path.with_name(f"{path.name}-lock")
         move(lock, path.with_name("aside"))
@@ -265,7 +267,7 @@ async def test_a_file_that_is_moved_while_it_is_opened_is_not_used(
 
     inbox = store(path)
     with monkeypatch.context() as patch:
-        patch.setattr(StoreFile, "_prepare", prepare_and_lose)
+        patch.setattr(StoreFile, "_prepare", prepare_and_move_lock)
         with pytest.raises(
             StoreUnavailableError, match="moved while it was being opened"
         ):
@@ -276,17 +278,17 @@ async def test_a_file_that_is_moved_while_it_is_opened_is_not_used(
 
 
 @asynccontextmanager
-async def opened(which: Path | SqliteInbox) -> AsyncIterator[SqliteInbox]:
-    """Open a store for the block."""
-    inbox = store(which) if isinstance(which, Path) else which
+async def opened(target: Path | SqliteInbox) -> AsyncIterator[SqliteInbox]:
+    """Open a store for the duration of a block."""
+    inbox = store(target) if isinstance(target, Path) else target
     await inbox.open()
     yield inbox
     await inbox.close()
 
 
 @contextmanager
-def an_ordinary_user() -> Iterator[None]:
-    """Be one whom permissions bind: root is not."""
+def unprivileged() -> Iterator[None]:
+    """Drop the privileges of root, which ignores file permissions."""
     if os.geteuid() != 0:
         yield
         return
@@ -297,38 +299,38 @@ def an_ordinary_user() -> Iterator[None]:
         os.seteuid(0)
 
 
-async def test_a_read_only_folder_is_told_and_nothing_is_left_open() -> None:
-    """When it is mended, the next start has it."""
+async def test_a_read_only_folder_is_reported_and_opening_can_be_repeated() -> None:
+    """The failed attempt must leave no lock behind."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         inbox = store(folder / "inbox")
-        allow(folder, 0o555)
+        set_mode(folder, 0o555)
         with (
-            an_ordinary_user(),
+            unprivileged(),
             pytest.raises(StoreUnavailableError, match="read-only for the bridge"),
         ):
             await inbox.open()
         await inbox.close()
-        allow(folder, 0o755)
+        set_mode(folder, 0o755)
 
         await inbox.open()
         assert await inbox.append([message(b"first")]) == [1]
         await inbox.close()
 
 
-async def test_a_read_only_file_is_told() -> None:
-    """Written by another user, most likely."""
+async def test_a_read_only_file_is_reported() -> None:
+    """It was probably created by another user."""
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "inbox"
-        allow(file.parent, 0o777)
+        set_mode(file.parent, 0o777)
         inbox = store(file)
         await inbox.open()
         await inbox.close()
         for each in files(file.parent):
-            allow(each, 0o444)
-        allow(file.with_name("inbox-lock"), 0o666)
+            set_mode(each, 0o444)
+        set_mode(file.with_name("inbox-lock"), 0o666)
         with (
-            an_ordinary_user(),
+            unprivileged(),
             pytest.raises(StoreUnavailableError, match="read-only"),
         ):
             await inbox.open()
@@ -359,34 +361,34 @@ async def test_a_disk_that_does_not_answer_is_reported(path: Path) -> None:
     await inbox.close()
 
 
-# --- small helpers, so that tests read as prose
+# --- helpers
 
 
 def write(path: Path, data: bytes) -> None:
-    """Make the file hold exactly `data`."""
+    """Write `data` to the file."""
     path.write_bytes(data)
 
 
 def contents(path: Path) -> bytes:
-    """Return all of a file."""
+    """Return the contents of a file."""
     return path.read_bytes()
 
 
-def is_there(path: Path) -> bool:
-    """Whether there is such a file."""
+def exists(path: Path) -> bool:
+    """Return whether the file exists."""
     return path.exists()
 
 
 def move(path: Path, to: Path) -> None:
-    """Rename a file over whatever is there."""
+    """Rename a file, replacing an existing one."""
     path.replace(to)
 
 
-def allow(path: Path, mode: int) -> None:
-    """Set permissions."""
+def set_mode(path: Path, mode: int) -> None:
+    """Set the permissions of a file."""
     path.chmod(mode)
 
 
 def files(folder: Path) -> list[Path]:
-    """List a folder."""
+    """Return the files in a folder."""
     return list(folder.iterdir())

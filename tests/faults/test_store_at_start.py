@@ -1,9 +1,9 @@
 """
-A store that cannot be used when the bridge starts: it starts, says so, and waits.
+A store that cannot be used when the bridge starts: the bridge starts and waits for it.
 
-A bridge that ended for it would have to be started again by hand. Each case with a whole
-bridge: doors open, not ready, with the sentence; windows are told to come again; nothing
-is taken from the broker; and when it is mended all goes on by itself.
+If it exited, an operator would have to start it again. Each case runs a whole bridge: its
+ports are open, it is not ready and gives the reason, windows are refused temporarily, and
+nothing is consumed. When the problem is fixed, everything resumes automatically.
 """
 
 import resource
@@ -26,7 +26,7 @@ from bridge.demo.private_node import LocalNode
 from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually
-from tests.faults.test_sqlite_store import contents, move, no_file_grows, write
+from tests.faults.test_sqlite_store import contents, move, no_file_can_grow, write
 from tests.integration.programs import command, ended, settings_for_program, start
 from tests.integration.running import (
     RunningBridge,
@@ -36,13 +36,13 @@ from tests.integration.running import (
     settings_for,
 )
 
-Trouble = Callable[[Path], AbstractAsyncContextManager[None]]
+Fault = Callable[[Path], AbstractAsyncContextManager[None]]
 GARBAGE = b"no database at all" * 1000
 
 
 @asynccontextmanager
 async def locked(file: Path) -> AsyncIterator[None]:
-    """Let another program have the write lock: a backup, an operator's tool."""
+    """Hold the write lock, as a backup or an operator's tool does."""
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
@@ -51,7 +51,7 @@ async def locked(file: Path) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def held(file: Path) -> AsyncIterator[None]:
-    """Let another bridge have it: the one before, which still drains."""
+    """Hold the file, as a previous bridge does that still drains."""
     inbox = SqliteInbox(str(file), Retention(100, 1e9, 60))
     await inbox.open()
     yield
@@ -60,7 +60,7 @@ async def held(file: Path) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def damaged(file: Path) -> AsyncIterator[None]:
-    """Put garbage in its place; mended by the book, it is moved away."""
+    """Replace the file by garbage; then fix it as the error text says, by moving it away."""
     write(file, GARBAGE)
     yield
     assert contents(file) == GARBAGE
@@ -68,8 +68,8 @@ async def damaged(file: Path) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def without_its_file(file: Path) -> AsyncIterator[None]:
-    """Leave the log alone: somebody moved the file and forgot it."""
+async def log_without_file(file: Path) -> AsyncIterator[None]:
+    """Leave a write-ahead log without its file, as if only the file had been moved."""
     log = file.with_name(f"{file.name}-wal")
     write(log, GARBAGE)
     yield
@@ -77,39 +77,39 @@ async def without_its_file(file: Path) -> AsyncIterator[None]:
     move(log, file.with_name("damaged-wal"))
 
 
-SENTENCES: dict[Trouble, str] = {
+PROBLEMS: dict[Fault, str] = {
     locked: "another process has locked it (SQLITE_BUSY)",
     held: "has it open; stop that bridge, or give each bridge its own file",
     damaged: (
         "the file is damaged, or no SQLite file at all; restore a copy, or move it "
         "and its -wal file away to start with an empty inbox (SQLITE_NOTADB)"
     ),
-    without_its_file: (
+    log_without_file: (
         "inbox.sqlite3-wal exists and its file does not; "
         "restore the file, or move the log away as well"
     ),
 }
 
 
-@pytest.mark.parametrize(("trouble", "sentence"), SENTENCES.items())
-async def test_it_waits_unready_takes_nothing_and_goes_on_by_itself(
-    broker: LocalNode, namespace: str, tmp_path: Path, trouble: Trouble, sentence: str
+@pytest.mark.parametrize(("fault", "problem"), PROBLEMS.items())
+async def test_the_bridge_waits_for_its_store_and_resumes_automatically(
+    broker: LocalNode, namespace: str, tmp_path: Path, fault: Fault, problem: str
 ) -> None:
-    """Nobody has to start it again."""
+    """No operator has to start it again."""
     file = tmp_path / "inbox.sqlite3"
     settings = settings_for(broker, namespace, inbox=f"sqlite:{file}")
     async with running_bridge(settings_for(broker, namespace)):
-        pass  # declares; what is published now waits for the next one
+        pass  # declares the queues, so messages published now wait for the next bridge
     async with open_worker(broker, namespace) as worker:
         await worker.publish("ann", "waited")
-    async with AsyncExitStack() as troubles:
-        await troubles.enter_async_context(trouble(file))
+    async with AsyncExitStack() as faults:
+        await faults.enter_async_context(fault(file))
         async with running_bridge(settings, until_ready=False) as running:
-            assert sentence in await unready(running.listening.operator_url)
+            assert problem in await unready(running.listening.operator_url)
             assert not running.bridge.components.intake.is_consuming
-            await a_window_is_told_to_come_again(running)
+            await assert_windows_are_refused_temporarily(running)
 
-            await troubles.aclose()
+            await faults.aclose()
 
             await eventually(lambda: not running.bridge.unready_reasons(), within_s=20)
             url = running.listening.public_url
@@ -117,8 +117,8 @@ async def test_it_waits_unready_takes_nothing_and_goes_on_by_itself(
                 await eventually(lambda: ann.data() == ["waited"])
 
 
-async def a_window_is_told_to_come_again(running: RunningBridge) -> None:
-    """Not that it may not come at all."""
+async def assert_windows_are_refused_temporarily(running: RunningBridge) -> None:
+    """Check that a client is asked to reconnect later."""
     async with open_windows(
         running.listening.public_url,
         [running.token("ann")],
@@ -129,24 +129,24 @@ async def a_window_is_told_to_come_again(running: RunningBridge) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "code"),
-    [(held, 0), (damaged, 1)],  # what a running bridge has open is as it must be
+    ("fault", "code"),
+    [(held, 0), (damaged, 1)],  # a file that a running bridge has open is no problem
 )
-async def test_check_says_the_same_sentence(
-    broker: LocalNode, namespace: str, tmp_path: Path, trouble: Trouble, code: int
+async def test_check_reports_the_same_problem(
+    broker: LocalNode, namespace: str, tmp_path: Path, fault: Fault, code: int
 ) -> None:
-    """Who looks before the start reads what they would read after it."""
+    """`bridge check` before the start gives the same text as readiness after it."""
     file = tmp_path / "inbox.sqlite3"
     settings = settings_for_program(broker, namespace, inbox=f"sqlite:{file}")
-    async with trouble(file):
+    async with fault(file):
         result = await command("check", **settings)
 
-    assert SENTENCES[trouble] in result.out
+    assert PROBLEMS[fault] in result.out
     assert result.code == code
 
 
 async def unready(url: str) -> str:
-    """Ask whether it is ready, which it must not be, and return why."""
+    """Return the reasons why the bridge is not ready."""
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"{url}/health/ready") as answer,
@@ -155,11 +155,11 @@ async def unready(url: str) -> str:
         return " ".join((await answer.json())["reasons"])
 
 
-async def test_without_room_the_program_waits_and_sigterm_ends_it(
+async def test_sigterm_ends_a_program_that_waits_for_disk_space(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """With the room back it would go on; told to go meanwhile, it goes, with status 0."""
-    async with program_without_room(broker, namespace, tmp_path) as (process, url):
+    """With exit status 0."""
+    async with program_without_space(broker, namespace, tmp_path) as (process, url):
         assert "inbox store cannot be written" in await unready(url)
         process.send_signal(signal.SIGTERM)
         assert await ended(process) == 0
@@ -169,11 +169,11 @@ async def test_without_room_the_program_waits_and_sigterm_ends_it(
     assert log.count(b"inbox.unavailable") == 1
 
 
-async def test_when_there_is_room_again_the_program_goes_on(
+async def test_the_program_resumes_when_there_is_disk_space_again(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """In the same process: nobody has to do anything but make room."""
-    async with program_without_room(broker, namespace, tmp_path) as (process, url):
+    """In the same process, without any other action of an operator."""
+    async with program_without_space(broker, namespace, tmp_path) as (process, url):
         _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
 
@@ -188,12 +188,12 @@ async def test_when_there_is_room_again_the_program_goes_on(
 
 
 @asynccontextmanager
-async def program_without_room(
+async def program_without_space(
     broker: LocalNode, namespace: str, folder: Path
 ) -> AsyncIterator[tuple[Process, str]]:
-    """Start `bridge run` where no file may grow; yield it and its operator's door."""
+    """Start `bridge run` without disk space; yield the process and its operator URL."""
     inbox = f"sqlite:{folder / 'inbox.sqlite3'}"
-    with no_file_grows():  # which the process inherits
+    with no_file_can_grow():  # the process inherits the limit
         process = await start(
             "run", **settings_for_program(broker, namespace, inbox=inbox)
         )
@@ -206,17 +206,15 @@ async def program_without_room(
             await process.wait()
 
 
-async def test_a_wrong_setting_refuses_the_start_with_exit_code_2(
+async def test_a_wrong_setting_fails_the_start_with_exit_code_2(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """No waiting mends it; and `check` says the same."""
+    """Waiting would not fix it; `bridge check` reports the same."""
     inbox = f"sqlite:{tmp_path / 'nowhere' / 'inbox'}"
     settings = settings_for_program(broker, namespace, inbox=inbox)
-    sentence = (
-        f"BRIDGE_INBOX: {inbox}: the folder {tmp_path / 'nowhere'} does not exist"
-    )
+    problem = f"BRIDGE_INBOX: {inbox}: the folder {tmp_path / 'nowhere'} does not exist"
 
     for name in ("run", "check"):
         result = await command(name, **settings)
         assert result.code == 2
-        assert sentence in result.out + result.err
+        assert problem in result.out + result.err

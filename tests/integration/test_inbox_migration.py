@@ -1,4 +1,4 @@
-"""`bridge inbox carry` as its users run it: from one bridge to a fleet."""
+"""`bridge inbox carry` run as a command: from one bridge to a fleet."""
 
 import asyncio
 import signal
@@ -36,19 +36,19 @@ USERS = 50
 
 @pytest_asyncio.fixture(loop_scope="function")
 async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
-    """Return a server of its own for each test."""
+    """Start a server for one test."""
     async with RedisServer.start(tmp_path / "redis", is_durable=False) as server:
         yield server
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return where the file is."""
+    """Return the path of the file."""
     return tmp_path / "inbox.sqlite3"
 
 
 async def carry(path: Path, redis: RedisServer, *arguments: str) -> Result:
-    """Run the command to its end."""
+    """Run the command and wait for its end."""
     return await command(
         *("inbox", "carry", "--from", f"sqlite:{path}", "--json"),
         *arguments,
@@ -57,7 +57,7 @@ async def carry(path: Path, redis: RedisServer, *arguments: str) -> Result:
 
 
 async def upto(redis: RedisServer) -> int:
-    """Return which user was noted last; 0 if none was."""
+    """Return the recorded progress; 0 if there is none."""
     keys = await asyncio.to_thread(redis.command, "KEYS", "*}:carry")
     if not keys:
         return 0
@@ -66,7 +66,7 @@ async def upto(redis: RedisServer) -> int:
 
 
 async def assert_the_same(path: Path, redis: RedisServer) -> None:
-    """See that each user has the same messages, no more and no less."""
+    """Check that both stores hold the same messages of each user."""
     file = SqliteInbox(str(path), RETENTION)
     store = RedisInbox(parse_redis(redis.url), RETENTION)
     await file.open()
@@ -76,23 +76,23 @@ async def assert_the_same(path: Path, redis: RedisServer) -> None:
             assert await store.state(user) == await file.state(user)
             for after in (0, 200):
                 limits = {"after": after, "max_messages": 9999, "max_bytes": 1 << 30}
-                ours = await file.read(user, **limits)
-                theirs = await store.read(user, **limits)
-                assert list(theirs.messages) == list(ours.messages)
+                expected = await file.read(user, **limits)
+                found = await store.read(user, **limits)
+                assert list(found.messages) == list(expected.messages)
     finally:
         await store.close()
         await file.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-async def test_a_carry_that_was_ended_is_finished_by_the_same_command(
+async def test_an_interrupted_migration_is_finished_by_the_same_command(
     path: Path, redis: RedisServer, number: signal.Signals
 ) -> None:
-    """Nothing is there twice, nothing is missing, and Ctrl-C says what to do."""
+    """Without duplicates or losses; after Ctrl-C the command says how to continue."""
     await fill(str(path), Filling(messages=20_000, users=USERS), RETENTION)
-    said = ""
+    stderr = ""
     while not 0 < await upto(redis) < USERS:
-        # It is quick: it may have been through before the signal came.
+        # Repeat if the migration was complete before the signal arrived.
         await asyncio.to_thread(redis.command, "FLUSHALL")
         process = await start(
             "inbox", "carry", "--from", f"sqlite:{path}", inbox=redis.url
@@ -105,24 +105,24 @@ async def test_a_carry_that_was_ended_is_finished_by_the_same_command(
         if process.returncode is None:
             process.send_signal(number)
         async with asyncio.timeout(LIMIT_S):
-            said = (await process.communicate())[1].decode()
+            stderr = (await process.communicate())[1].decode()
 
     last = await carry(path, redis)
 
     if number is signal.SIGINT:
-        assert "run the same command to continue" in said
+        assert "run the same command to continue" in stderr
     assert last.code == 0, last.err
-    outcome = orjson.loads(last.out)
-    assert outcome["is_resumed"]
-    assert outcome["is_done"]
-    assert outcome["put"]["messages"] < outcome["there"]["messages"] == 20_000
+    result = orjson.loads(last.out)
+    assert result["is_resumed"]
+    assert result["is_done"]
+    assert result["put"]["messages"] < result["there"]["messages"] == 20_000
     await assert_the_same(path, redis)
 
 
-async def test_what_the_command_says_before_and_after(
+async def test_the_output_of_a_dry_run_a_migration_and_a_repetition(
     path: Path, redis: RedisServer
 ) -> None:
-    """A dry run first, then the thing, then once more by a script that does not know."""
+    """A script may repeat the command without knowing that it is done."""
     await fill(str(path), Filling(messages=500, users=USERS), RETENTION)
     words = ("inbox", "carry", "--from", f"sqlite:{path}", "--to", redis.url)
 
@@ -131,45 +131,45 @@ async def test_what_the_command_says_before_and_after(
     again = await command(*words)
 
     amount = "500 messages and 125 ids of 50 users"
-    way = f"from sqlite:{path} to {redis.url.removesuffix('/0')}"
-    assert (dry.code, dry.out) == (0, f"{amount} would be copied {way}\n")
-    assert (done.code, done.out) == (0, f"{amount} copied {way}, and compared\n")
+    route = f"from sqlite:{path} to {redis.url.removesuffix('/0')}"
+    assert (dry.code, dry.out) == (0, f"{amount} would be copied {route}\n")
+    assert (done.code, done.out) == (0, f"{amount} copied {route}, and compared\n")
     assert (again.code, again.out) == (
         0,
-        f"{amount} had already been copied {way}; nothing was left to do\n",
+        f"{amount} had already been copied {route}; nothing was left to do\n",
     )
 
 
-async def test_wrong_use_is_told(path: Path, redis: RedisServer) -> None:
-    """With status 2 for what was written wrongly, and 3 for a store that is not there."""
+async def test_wrong_use_is_reported(path: Path, redis: RedisServer) -> None:
+    """With exit status 2 for wrong options, and 3 for a store that cannot be reached."""
     missing = await carry(path, redis)
     backwards = await command(
         "inbox", "carry", "--from", redis.url, "--to", f"sqlite:{path}"
     )
     await fill(str(path), Filling(messages=10, users=2), RETENTION)
-    nowhere = await command(
+    unreachable = await command(
         *("inbox", "carry", "--from", f"sqlite:{path}"), inbox="redis://127.0.0.1:1"
     )
 
     assert (missing.code, "does not exist" in missing.err) == (2, True)
     assert backwards.code == 2
-    assert nowhere.code == 3
-    assert "is Redis running at 127.0.0.1:1?" in nowhere.err
+    assert unreachable.code == 3
+    assert "is Redis running at 127.0.0.1:1?" in unreachable.err
 
 
-async def test_a_page_goes_on_in_the_fleet_where_it_was_on_one_bridge(
+async def test_a_client_recovers_in_the_fleet_with_its_position_from_one_bridge(
     broker: LocalNode, namespace: str, path: Path, redis: RedisServer
 ) -> None:
-    """Its position stays valid: it recovers, and misses nothing of what came meanwhile."""
+    """It misses no message that was published meanwhile."""
     file = f"sqlite:{path}"
     settings = settings_for_program(broker, namespace, inbox=file)
     token = await token_for("ann", **settings)
     async with open_pages() as pages, open_worker(broker, namespace) as worker:
-        async with program(broker, namespace, inbox=file) as alone:
-            port = alone.port
+        async with program(broker, namespace, inbox=file) as single:
+            port = single.port
             await pages.connected(
                 "page",
-                alone.public_url,
+                single.public_url,
                 auth={"token": token},
                 transports=["websocket"],
             )
@@ -178,8 +178,8 @@ async def test_a_page_goes_on_in_the_fleet_where_it_was_on_one_bridge(
             await eventually(lambda: len(pages.data("page")) == 5)
             held = await carry(path, redis, "--dry-run")
             assert (held.code, "another bridge" in held.err) == (1, True)
-            alone.process.send_signal(signal.SIGTERM)
-            assert await alone.ended() == 0
+            single.process.send_signal(signal.SIGTERM)
+            assert await single.ended() == 0
         for number in range(5, 10):
             await worker.publish("ann", number)
 

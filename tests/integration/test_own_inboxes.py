@@ -1,4 +1,4 @@
-"""Bridges whose inboxes nobody shares, on one namespace: one takes the messages, no other."""
+"""Bridges with stores of their own in one namespace: only one of them consumes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ SHARED = "bridges with a shared inbox consume"
 
 
 def problem_of(running: RunningBridge) -> str:
-    """Return who is in its way, as /health/ready says."""
+    """Return why the bridge is not ready."""
     return "; ".join(running.bridge.unready_reasons())
 
 
@@ -40,7 +40,7 @@ async def publish_to_all(worker: Worker, number: int) -> None:
 async def waiting_bridge(
     broker: LocalNode, namespace: str, **changes: object
 ) -> AsyncIterator[RunningBridge]:
-    """Run a bridge that somebody is in the way of; entered when it says so."""
+    """Run a bridge that another one keeps from consuming; wait until it reports that."""
     settings = settings_for(broker, namespace, **changes)
     async with running_bridge(settings, until_ready=False) as running:
         await eventually(lambda: running.bridge.components.intake.problem, within_s=20)
@@ -48,20 +48,21 @@ async def waiting_bridge(
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-async def test_a_second_bridge_takes_no_share_and_takes_over_when_the_first_has_gone(
+async def test_a_second_bridge_consumes_only_after_the_first_has_stopped(
     broker: LocalNode, namespace: str, shards: int
 ) -> None:
     """
-    Else each would have a part of what a user gets, and its windows would see that alone.
+    If both consumed, each store would hold only some of a user's messages.
 
-    Every message of before is in the first inbox and every later one in the second.
+    The first store receives all messages until the first bridge stops, the second all
+    later ones.
     """
     async with AsyncExitStack() as stack:
         worker = await stack.enter_async_context(open_worker(broker, namespace))
         first = await stack.enter_async_context(
             running_bridge(settings_for(broker, namespace, shards=shards))
         )
-        await publish_to_all(worker, 1)  # so that every shard is active here
+        await publish_to_all(worker, 1)  # activates every shard here
         second = await stack.enter_async_context(
             waiting_bridge(broker, namespace, shards=shards)
         )
@@ -82,10 +83,10 @@ async def test_a_second_bridge_takes_no_share_and_takes_over_when_the_first_has_
         )
 
 
-async def test_of_two_that_come_in_one_moment_one_takes_the_messages(
+async def test_of_bridges_that_start_concurrently_one_consumes(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Each tells of itself before it looks, so not both can miss the other."""
+    """Each announces itself before it checks for others, so they cannot miss each other."""
     async with AsyncExitStack() as stack:
         settings = settings_for(broker, namespace, shards=2)
         bridges = [
@@ -105,10 +106,10 @@ async def test_of_two_that_come_in_one_moment_one_takes_the_messages(
         assert sum(ready()) == 1
 
 
-async def test_the_bridge_that_goes_on_with_a_file_waits_for_nobody_else(
+async def test_a_bridge_that_takes_over_a_file_consumes_without_waiting(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """A restart that overlaps: the new one has the file, and the messages, after the old."""
+    """In an overlapping restart, the new bridge gets the file and the messages after the old."""
     inbox = f"sqlite:{tmp_path / 'inbox'}"
     settings = settings_for(broker, namespace, inbox=inbox, shards=3)
     async with AsyncExitStack() as stack:
@@ -127,14 +128,14 @@ async def test_the_bridge_that_goes_on_with_a_file_waits_for_nobody_else(
         tokens = [new.token(user) for user in USERS]
         async with open_windows(new.listening.public_url, tokens) as windows:
             await eventually(lambda: all(w.data() == [1, 2, 3, 4] for w in windows))
-        # Alone, it keeps every shard, whoever else might count as a bridge.
+        # It is the only bridge, so it keeps every shard.
         assert new.bridge.components.intake.shards_active > 1
 
 
-async def test_bridges_that_share_an_inbox_and_one_that_does_not_keep_apart(
+async def test_bridges_with_a_shared_store_and_one_with_its_own_do_not_mix(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """Whoever came first stays; the other is not ready, and says what is in its way."""
+    """The first to consume continues; the other is not ready and reports why."""
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(
             RedisServer.start(tmp_path, is_durable=False)

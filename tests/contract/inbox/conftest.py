@@ -1,4 +1,4 @@
-"""The stores that every test of this folder is run against; a new one is added here."""
+"""The stores that the contract tests run against. Add a new store here."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -18,7 +18,7 @@ from bridge.inbox.contract import Retention
 from bridge.inbox.memory.store import MemoryInbox
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.sqlite.store import SqliteInbox
-from tests.contract.inbox.files import Clock, Opened
+from tests.contract.inbox.files import Clock, OpenInbox
 from tests.redis_rights import documented_rights
 from tests.redis_server import RedisServer, ValkeyServer
 
@@ -26,63 +26,65 @@ Inbox = MemoryInbox | RedisInbox | SqliteInbox
 
 
 class MakeStore(Protocol):
-    """How a test makes a store, not opened yet, which may use `folder` for its files."""
+    """Creates a store without opening it; its files go into `folder`."""
 
     def __call__(
         self, retention: Retention, *, now: Callable[[], float], folder: Path
     ) -> Inbox:
-        """Make one."""
+        """Create the store."""
 
 
 def memory(
     retention: Retention,
     *,
     now: Callable[[], float],
-    folder: Path,  # noqa: ARG001 - as the others
+    folder: Path,  # noqa: ARG001 - the signature of MakeStore
 ) -> Inbox:
-    """All of it in this process."""
+    """Create a store in memory."""
     return MemoryInbox(retention, now=now)
 
 
 def sqlite(retention: Retention, *, now: Callable[[], float], folder: Path) -> Inbox:
-    """All of it in one file."""
+    """Create a store in one file."""
     return SqliteInbox(str(folder / "inbox.sqlite3"), retention, now=now)
 
 
 def sqlite_indexed(
     retention: Retention, *, now: Callable[[], float], folder: Path
 ) -> Inbox:
-    """The same, but little waits in memory: what is read comes from the index."""
+    """Create a store in one file that indexes early, so reads use the index."""
     path = str(folder / "inbox.sqlite3")
     return SqliteInbox(path, retention, now=now, round_entries=3)
 
 
-class StepByStep(RedisInbox):
+class SynchronousRedisInbox(RedisInbox):
     """A Redis inbox whose live feed has arrived when `append` returns."""
 
     async def append(
         self, messages: Sequence[Message], *, fences: Sequence[Fence] = ()
     ) -> list[int | None]:
-        """Append; what is pushed for it comes before the answer to the next question."""
+        """Append, and make a request: its reply follows the pushes of the append."""
         offsets = await super().append(messages, fences=fences)
         await self.check()
         return offsets
 
 
 class RedisStores:
-    """One server for the run; the stores on it are told apart by names in their folders."""
+    """Creates stores on one server; each folder holds the namespace of its store."""
 
     url = ""
 
     def __call__(
         self, retention: Retention, *, now: Callable[[], float], folder: Path
     ) -> Inbox:
-        """Make a store, or that of a folder which was copied, once more."""
+        """Create a store, or open the store of a copied folder again."""
         note = folder / "namespace"
         if not note.exists():
             note.write_text(token_hex(4))
         address = parse_redis(self.url)
-        return StepByStep(address, retention, namespace=note.read_text(), now=now)
+        return SynchronousRedisInbox(
+            address, retention, namespace=note.read_text(), now=now
+        )
 
 
 redis = RedisStores()
@@ -93,7 +95,7 @@ has_valkey = which(ValkeyServer.program) is not None
 
 @pytest.fixture(scope="session", autouse=True)
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Start what the redis stores are on: out of the box, with a user as documented."""
+    """Start the servers of the redis stores, with a user as documented."""
     folder = tmp_path_factory.mktemp("redis")
     with ExitStack() as stack:
 
@@ -104,7 +106,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
         server = start("one", RedisServer)
         redis.url = log_in(server)
         node = start("cluster", RedisServer, **{"cluster-enabled": "yes"})
-        # ADDSLOTSRANGE is of Redis 7, and what is not a cluster here runs on 6.2 too.
+        # Not ADDSLOTSRANGE, which needs Redis 7: these tests run on 6.2 as well.
         node.command("CLUSTER", "ADDSLOTS", *map(str, range(16384)))
         node.wait_until("cluster_state:ok", "CLUSTER", "INFO")
         more = documented_rights("In a cluster add ")
@@ -115,10 +117,10 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 
 def log_in(server: RedisServer, *more: str) -> str:
-    """Make a user as documented, and return the way in as that one."""
-    # Stores of tests have namespaces of their own.
+    """Create a user as documented, and return a URL with its credentials."""
+    # All keys and channels, because each test store has its own namespace.
     words = ["on", ">secret", *documented_rights("user bridge "), "~*", "&*", *more]
-    for word in words:  # Redis 6.2 does not know those of a cluster
+    for word in words:  # one by one: Redis 6.2 rejects those of a cluster
         server.command("ACL", "SETUSER", "bridge", word)
     return f"redis://bridge:secret@{server.host}:{server.port}"
 
@@ -135,16 +137,16 @@ if has_valkey:
 
 
 @dataclass
-class Shelf:
-    """A store with a clock that the test moves, and what its live feed has brought."""
+class StoreUnderTest:
+    """A store with a clock that the test moves, and the messages of its live feed."""
 
     inbox: Inbox
     now_s: list[float]
     fed: list[Stored] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
 
-    def later(self, seconds: float) -> None:
-        """Let time go by."""
+    def advance(self, seconds: float) -> None:
+        """Move the clock forward."""
         self.now_s[0] += seconds
 
     def message(
@@ -155,11 +157,11 @@ class Shelf:
         message_id: str | None = None,
         deadline_s: float | None = None,
     ) -> Message:
-        """Return a message that is taken now."""
+        """Return a message that is received now."""
         return Message(user, "message", data, self.now_s[0], message_id, deadline_s)
 
     async def append(self, user: str, *data: bytes) -> list[int | None]:
-        """Append one batch."""
+        """Append messages of one user as one batch."""
         return await self.inbox.append([self.message(user, each) for each in data])
 
     async def read_all(self, user: str, *, after: int = 0) -> list[Stored]:
@@ -176,43 +178,45 @@ class Shelf:
 
 
 @pytest_asyncio.fixture(params=STORES)
-async def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Shelf]:
-    """An empty store: 100 messages a user, 1,000 s a message, 60 s an id."""
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[StoreUnderTest]:
+    """An empty store that keeps 100 messages per user for 1,000 s, and ids for 60 s."""
     now_s = [1_000_000.0]
     retention = Retention(max_messages=100, max_age_s=1000, dedupe_s=60)
     make = STORES[str(request.param)]
     inbox = make(retention, now=lambda: now_s[0], folder=tmp_path)
-    shelf = Shelf(inbox, now_s)
+    store = StoreUnderTest(inbox, now_s)
 
-    def listen(batch: object) -> None:
+    def on_stored(batch: object) -> None:
         assert isinstance(batch, list)
-        shelf.fed += batch
-        shelf.batches.append(len(batch))
+        store.fed += batch
+        store.batches.append(len(batch))
 
-    inbox.subscribe(listen)
+    inbox.subscribe(on_stored)
     await inbox.open()
-    yield shelf
+    yield store
     await inbox.close()
 
 
-# --- for what is special to files
+# --- for tests of files
 
 
 @pytest.fixture
 def clock() -> Clock:
-    """Return a clock for all lives of a store."""
+    """Return a clock that outlives a restart of the store."""
     return Clock()
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return where the file will be."""
+    """Return the path of the file, which does not exist yet."""
     return tmp_path / "inbox.sqlite3"
 
 
 @pytest.fixture
-def opened(path: Path, clock: Clock) -> Opened:
-    """Return how to open the store once more, for as long as a block lasts."""
+def open_inbox(path: Path, clock: Clock) -> OpenInbox:
+    """Return a context manager that opens the file for the duration of a block."""
     retention = Retention(max_messages=100, max_age_s=1000, dedupe_s=60)
 
     @asynccontextmanager

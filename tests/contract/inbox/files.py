@@ -1,4 +1,4 @@
-"""What tests of SQLite inboxes share: a clock, messages, and files looked at from outside."""
+"""Helpers for tests of SQLite inboxes: a clock, messages, and direct access to files."""
 
 import sqlite3
 from collections.abc import Callable
@@ -9,34 +9,34 @@ from typing import Any
 from bridge.core.message import Message, Stored
 from bridge.inbox.sqlite.store import SqliteInbox
 
-# Opens the store once more, for as long as a block lasts.
-Opened = Callable[..., AbstractAsyncContextManager[SqliteInbox]]
+# Opens the inbox file for the duration of a block.
+OpenInbox = Callable[..., AbstractAsyncContextManager[SqliteInbox]]
 
 
 class Clock:
-    """Time that stands still until it is moved."""
+    """A clock that moves only when a test sets it."""
 
     def __init__(self) -> None:
         self.now_s = 1_000_000.0
 
     def __call__(self) -> float:
-        """Tell the time."""
+        """Return the time."""
         return self.now_s
 
 
 def message(user: str, data: bytes, message_id: str | None = None) -> Message:
-    """Return a message of the clock's first moment."""
+    """Return a message received at the start time of the clock."""
     return Message(user, "message", data, 1_000_000.0, message_id)
 
 
 async def read_all(inbox: SqliteInbox, user: str) -> list[Stored]:
-    """Read all that is kept for `user`."""
+    """Read all kept messages of `user`."""
     page = await inbox.read(user, after=0, max_messages=10_000, max_bytes=1 << 30)
     return list(page.messages)
 
 
 def rows(path: Path, statement: str) -> list[tuple[Any, ...]]:
-    """Ask a file that no bridge has open."""
+    """Run a query on the file with a connection of its own."""
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute(statement).fetchall()
 
@@ -47,10 +47,10 @@ def remove(path: Path) -> None:
 
 
 def contents(path: Path) -> bytes:
-    """Return all of a file."""
+    """Return the contents of a file."""
     return path.read_bytes()
 
 
-def is_there(path: Path) -> bool:
-    """Whether there is such a file."""
+def exists(path: Path) -> bool:
+    """Return whether the file exists."""
     return path.exists()

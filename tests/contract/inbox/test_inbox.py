@@ -1,12 +1,12 @@
-"""What every store promises: order, positions without holes, one live feed, honest gaps."""
+"""Append, read, deduplication, delivered marks and the live feed, on every store."""
 
 import asyncio
 
-from tests.contract.inbox.conftest import Shelf
+from tests.contract.inbox.conftest import StoreUnderTest
 
 
 def data(stored: object) -> list[bytes]:
-    """Return what messages hold."""
+    """Return the data of messages."""
     assert isinstance(stored, list)
     return [each.message.data for each in stored]
 
@@ -14,54 +14,56 @@ def data(stored: object) -> list[bytes]:
 # --- append and read
 
 
-async def test_what_is_appended_is_read_in_order(shelf: Shelf) -> None:
-    """Each user for itself, over several batches."""
-    assert await shelf.append("alice", b"1", b"2") == [1, 2]
-    assert await shelf.append("bob", b"1") == [1]
-    assert await shelf.append("alice", b"3") == [3]
+async def test_appended_messages_are_read_in_order(store: StoreUnderTest) -> None:
+    """Per user, over several batches."""
+    assert await store.append("alice", b"1", b"2") == [1, 2]
+    assert await store.append("bob", b"1") == [1]
+    assert await store.append("alice", b"3") == [3]
 
-    found = await shelf.read_all("alice")
+    found = await store.read_all("alice")
 
     assert data(found) == [b"1", b"2", b"3"]
     assert [stored.offset for stored in found] == [1, 2, 3]
-    assert data(await shelf.read_all("alice", after=2)) == [b"3"]
+    assert data(await store.read_all("alice", after=2)) == [b"3"]
 
 
-async def test_a_batch_may_be_of_several_users(shelf: Shelf) -> None:
-    """That is what the pump has: whatever waits."""
+async def test_a_batch_may_hold_messages_of_several_users(
+    store: StoreUnderTest,
+) -> None:
+    """The pipeline appends all waiting messages at once."""
     batch = [
-        shelf.message(user, str(number).encode())
+        store.message(user, str(number).encode())
         for number, user in enumerate(["a", "b", "a", "c", "b", "a"])
     ]
 
-    assert await shelf.inbox.append(batch) == [1, 1, 2, 1, 2, 3]
-    assert data(await shelf.read_all("a")) == [b"0", b"2", b"5"]
+    assert await store.inbox.append(batch) == [1, 1, 2, 1, 2, 3]
+    assert data(await store.read_all("a")) == [b"0", b"2", b"5"]
 
 
-async def test_an_empty_batch_is_harmless(shelf: Shelf) -> None:
-    """All of a batch may have been set aside."""
-    assert await shelf.inbox.append([]) == []
-    assert not shelf.fed
+async def test_an_empty_batch_stores_nothing(store: StoreUnderTest) -> None:
+    """All deliveries of a batch may have been dead-lettered."""
+    assert await store.inbox.append([]) == []
+    assert not store.fed
 
 
-async def test_an_inbox_that_never_had_a_message_is_empty(shelf: Shelf) -> None:
-    """Most users' inboxes are, and looking must not make one."""
-    state = await shelf.inbox.state("nobody")
-    page = await shelf.inbox.read("nobody", after=0, max_messages=5, max_bytes=100)
+async def test_an_inbox_without_messages_is_empty(store: StoreUnderTest) -> None:
+    """Reading must not create it: most users never have a message."""
+    state = await store.inbox.state("nobody")
+    page = await store.inbox.read("nobody", after=0, max_messages=5, max_bytes=100)
 
     assert (state.first, state.last, state.delivered) == (1, 0, 0)
     assert state.trimmed_for is None
     assert (list(page.messages), page.next_after, page.last) == ([], 0, 0)
-    shelf.inbox.mark_delivered("nobody", 5)
-    assert (await shelf.inbox.state("nobody")).delivered == 0
+    store.inbox.mark_delivered("nobody", 5)
+    assert (await store.inbox.state("nobody")).delivered == 0
 
 
-async def test_a_page_holds_no_more_than_was_asked_for(shelf: Shelf) -> None:
-    """By count and by bytes; but one message at least, however large."""
-    await shelf.append("alice", b"x" * 50, b"x" * 50, b"x" * 500, b"x")
+async def test_a_page_is_limited_by_count_and_bytes(store: StoreUnderTest) -> None:
+    """But it holds at least one message, however large."""
+    await store.append("alice", b"x" * 50, b"x" * 50, b"x" * 500, b"x")
 
     async def lengths(after: int, max_messages: int, max_bytes: int) -> list[int]:
-        page = await shelf.inbox.read(
+        page = await store.inbox.read(
             "alice", after=after, max_messages=max_messages, max_bytes=max_bytes
         )
         assert page.next_after == after + len(page.messages)
@@ -75,156 +77,170 @@ async def test_a_page_holds_no_more_than_was_asked_for(shelf: Shelf) -> None:
     assert await lengths(4, 10, 10) == []
 
 
-async def test_a_read_from_beyond_the_end_brings_nothing(shelf: Shelf) -> None:
-    """A position from the future must not loop or raise."""
-    await shelf.append("alice", b"1")
+async def test_a_read_above_the_newest_offset_returns_nothing(
+    store: StoreUnderTest,
+) -> None:
+    """A position above the newest offset must not loop or raise."""
+    await store.append("alice", b"1")
 
-    page = await shelf.inbox.read("alice", after=9, max_messages=5, max_bytes=100)
+    page = await store.inbox.read("alice", after=9, max_messages=5, max_bytes=100)
 
     assert not page.messages
     assert page.next_after >= page.last
 
 
-async def test_the_epoch_names_the_life_of_the_store(shelf: Shelf) -> None:
-    """It stays while the store lives, whoever asks and whatever is stored."""
-    before = (await shelf.inbox.state("alice")).epoch
-    await shelf.append("alice", b"1")
+async def test_the_epoch_stays_the_same_while_the_store_exists(
+    store: StoreUnderTest,
+) -> None:
+    """It is the same for all users, whatever is stored."""
+    before = (await store.inbox.state("alice")).epoch
+    await store.append("alice", b"1")
 
     assert before
-    assert (await shelf.inbox.state("alice")).epoch == before
-    assert (await shelf.inbox.state("nobody")).epoch == before
+    assert (await store.inbox.state("alice")).epoch == before
+    assert (await store.inbox.state("nobody")).epoch == before
 
 
-# --- publishing again
+# --- deduplication
 
 
-async def test_an_id_is_stored_once_within_its_window(shelf: Shelf) -> None:
-    """So that a worker may publish again when it is not sure."""
-    again = [shelf.message("alice", b"1", message_id="m") for _ in range(3)]
+async def test_an_id_is_stored_once_within_the_dedupe_window(
+    store: StoreUnderTest,
+) -> None:
+    """A producer may publish again when it is not sure."""
+    again = [store.message("alice", b"1", message_id="m") for _ in range(3)]
 
-    assert await shelf.inbox.append(again[:2]) == [1, None]
-    shelf.later(60)
-    assert await shelf.inbox.append([again[2]]) == [None]
-    assert data(await shelf.read_all("alice")) == [b"1"]
-
-
-async def test_an_id_counts_for_its_user_alone(shelf: Shelf) -> None:
-    """Two users may well get the message of one order."""
-    both = [shelf.message(user, b"1", message_id="m") for user in ("alice", "bob")]
-
-    assert await shelf.inbox.append(both) == [1, 1]
+    assert await store.inbox.append(again[:2]) == [1, None]
+    store.advance(60)
+    assert await store.inbox.append([again[2]]) == [None]
+    assert data(await store.read_all("alice")) == [b"1"]
 
 
-async def test_an_id_may_come_again_after_its_window(shelf: Shelf) -> None:
-    """The bridge does not remember for ever; the promise says so."""
-    await shelf.inbox.append([shelf.message("alice", b"1", message_id="m")])
-    shelf.later(61)
+async def test_ids_of_different_users_are_independent(store: StoreUnderTest) -> None:
+    """Two users may receive messages with the same id."""
+    both = [store.message(user, b"1", message_id="m") for user in ("alice", "bob")]
 
-    again = shelf.message("alice", b"2", message_id="m")
-
-    assert await shelf.inbox.append([again]) == [2]
-    await shelf.inbox.sweep()
-    assert await shelf.inbox.append([again]) == [None]
+    assert await store.inbox.append(both) == [1, 1]
 
 
-async def test_messages_without_an_id_are_never_the_same(shelf: Shelf) -> None:
-    """Even if they are the same to the byte."""
-    assert await shelf.append("alice", b"1", b"1") == [1, 2]
+async def test_an_id_is_stored_again_after_the_dedupe_window(
+    store: StoreUnderTest,
+) -> None:
+    """Ids are remembered for the dedupe window only."""
+    await store.inbox.append([store.message("alice", b"1", message_id="m")])
+    store.advance(61)
+
+    again = store.message("alice", b"2", message_id="m")
+
+    assert await store.inbox.append([again]) == [2]
+    await store.inbox.sweep()
+    assert await store.inbox.append([again]) == [None]
+
+
+async def test_messages_without_an_id_are_never_duplicates(
+    store: StoreUnderTest,
+) -> None:
+    """Even if their data is equal."""
+    assert await store.append("alice", b"1", b"1") == [1, 2]
 
 
 # --- the delivered mark
 
 
-async def test_the_delivered_mark_only_moves_forward(shelf: Shelf) -> None:
-    """Windows of one user report in any order; and never beyond what there is."""
-    await shelf.append("alice", b"1", b"2", b"3")
+async def test_the_delivered_mark_only_moves_forward(store: StoreUnderTest) -> None:
+    """Windows of one user report in any order; the mark never passes the newest offset."""
+    await store.append("alice", b"1", b"2", b"3")
 
     marks = []
     for offset in (2, 1, 0, -5, 3, 99, 2):
-        shelf.inbox.mark_delivered("alice", offset)
-        marks.append((await shelf.inbox.state("alice")).delivered)
+        store.inbox.mark_delivered("alice", offset)
+        marks.append((await store.inbox.state("alice")).delivered)
 
     assert marks == [2, 2, 2, 2, 3, 3, 3]
 
 
-async def test_forgetting_leaves_the_mark_where_it_is(shelf: Shelf) -> None:
-    """What was delivered was delivered, whether it is still kept or not."""
-    await shelf.append("alice", b"1", b"2")
-    shelf.inbox.mark_delivered("alice", 2)
-    shelf.later(1001)
-    await shelf.append("alice", b"3")
+async def test_deletion_does_not_move_the_delivered_mark(store: StoreUnderTest) -> None:
+    """A delivered message counts as delivered, whether it is kept or not."""
+    await store.append("alice", b"1", b"2")
+    store.inbox.mark_delivered("alice", 2)
+    store.advance(1001)
+    await store.append("alice", b"3")
 
-    assert (await shelf.inbox.state("alice")).delivered == 2
+    assert (await store.inbox.state("alice")).delivered == 2
 
 
 # --- the live feed
 
 
-async def test_the_feed_brings_what_is_stored_for_followed_users_in_order(
-    shelf: Shelf,
+async def test_the_feed_contains_messages_of_followed_users_in_order(
+    store: StoreUnderTest,
 ) -> None:
-    """And nothing else; that is what keeps a bridge with few windows idle."""
-    await shelf.append("alice", b"before")
-    await shelf.inbox.follow("alice")
-    await shelf.append("alice", b"1", b"2")
-    await shelf.append("bob", b"nobody listens")
-    await shelf.append("alice", b"3")
+    """And no others, so a bridge with few windows has little to do."""
+    await store.append("alice", b"before")
+    await store.inbox.follow("alice")
+    await store.append("alice", b"1", b"2")
+    await store.append("bob", b"not followed")
+    await store.append("alice", b"3")
 
-    assert data(shelf.fed) == [b"1", b"2", b"3"]
-    assert [stored.offset for stored in shelf.fed] == [2, 3, 4]
-
-
-async def test_what_is_stored_after_unfollow_is_not_fed(shelf: Shelf) -> None:
-    """And following again takes up from there: the gap is for the replay."""
-    await shelf.inbox.follow("alice")
-    await shelf.append("alice", b"1")
-    shelf.inbox.unfollow("alice")
-    await shelf.append("alice", b"2")
-    await shelf.inbox.follow("alice")
-    await shelf.append("alice", b"3")
-
-    assert data(shelf.fed) == [b"1", b"3"]
-    shelf.inbox.unfollow("nobody")
+    assert data(store.fed) == [b"1", b"2", b"3"]
+    assert [stored.offset for stored in store.fed] == [2, 3, 4]
 
 
-async def test_following_right_after_unfollowing_counts(shelf: Shelf) -> None:
-    """A page that reloads: the old window leaves while the new one comes."""
-    await shelf.inbox.follow("alice")
-    following = asyncio.ensure_future(shelf.inbox.follow("alice"))
-    shelf.inbox.unfollow("alice")
+async def test_messages_after_unfollow_are_not_in_the_feed(
+    store: StoreUnderTest,
+) -> None:
+    """Following again continues from there; a replay fills the gap."""
+    await store.inbox.follow("alice")
+    await store.append("alice", b"1")
+    store.inbox.unfollow("alice")
+    await store.append("alice", b"2")
+    await store.inbox.follow("alice")
+    await store.append("alice", b"3")
+
+    assert data(store.fed) == [b"1", b"3"]
+    store.inbox.unfollow("nobody")
+
+
+async def test_a_follow_during_an_unfollow_takes_effect(store: StoreUnderTest) -> None:
+    """When a page reloads, the old window leaves while the new one connects."""
+    await store.inbox.follow("alice")
+    following = asyncio.ensure_future(store.inbox.follow("alice"))
+    store.inbox.unfollow("alice")
     await following
 
-    await shelf.append("alice", b"1")
+    await store.append("alice", b"1")
 
-    assert data(shelf.fed) == [b"1"]
-
-
-async def test_what_is_fed_can_be_read(shelf: Shelf) -> None:
-    """The inbox is the truth: sockets follow it, never the other way round."""
-    await shelf.inbox.follow("alice")
-    await shelf.append("alice", b"1")
-
-    assert await shelf.read_all("alice") == shelf.fed
+    assert data(store.fed) == [b"1"]
 
 
-async def test_a_message_that_was_had_before_is_not_fed_again(shelf: Shelf) -> None:
-    """Publishing again emits nothing."""
-    await shelf.inbox.follow("alice")
+async def test_messages_in_the_feed_can_be_read(store: StoreUnderTest) -> None:
+    """The inbox is the source of truth, and sockets follow it."""
+    await store.inbox.follow("alice")
+    await store.append("alice", b"1")
+
+    assert await store.read_all("alice") == store.fed
+
+
+async def test_a_duplicate_is_not_in_the_feed(store: StoreUnderTest) -> None:
+    """Publishing a message again emits nothing."""
+    await store.inbox.follow("alice")
     for _ in range(2):
-        await shelf.inbox.append([shelf.message("alice", b"1", message_id="m")])
+        await store.inbox.append([store.message("alice", b"1", message_id="m")])
 
-    assert data(shelf.fed) == [b"1"]
-
-
-async def test_more_than_the_limit_in_one_batch_is_fed_whole(shelf: Shelf) -> None:
-    """Windows that are there get all of it; the limit is for those that are not."""
-    await shelf.inbox.follow("alice")
-    await shelf.append("alice", *(b"%d" % number for number in range(150)))
-
-    assert [stored.offset for stored in shelf.fed] == list(range(1, 151))
+    assert data(store.fed) == [b"1"]
 
 
-async def test_a_store_can_be_checked(shelf: Shelf) -> None:
-    """`bridge check` and readiness ask it; silence is good."""
-    await shelf.inbox.check()
-    assert shelf.inbox.description
+async def test_a_batch_above_the_limit_is_completely_in_the_feed(
+    store: StoreUnderTest,
+) -> None:
+    """Connected windows receive all of it; the limit only affects what is kept."""
+    await store.inbox.follow("alice")
+    await store.append("alice", *(b"%d" % number for number in range(150)))
+
+    assert [stored.offset for stored in store.fed] == list(range(1, 151))
+
+
+async def test_a_store_can_be_checked(store: StoreUnderTest) -> None:
+    """`bridge check` calls it; no exception means that the store can be written."""
+    await store.inbox.check()
+    assert store.inbox.description

@@ -1,4 +1,4 @@
-"""Any order of anything: each store does what a few lines of Python say it does."""
+"""Random sequences of operations: each store behaves like a simple model."""
 
 import asyncio
 import shutil
@@ -31,8 +31,8 @@ USERS = ("alice", "bob", "carol")
 
 
 @dataclass
-class Log:
-    """What the model knows of a user: messages by offset, from 1; how far it is gone."""
+class ModelInbox:
+    """One user's inbox in the model; the message with offset 1 comes first."""
 
     messages: list[Message] = field(default_factory=list)
     first: int = 1
@@ -44,8 +44,8 @@ class Log:
         """The newest offset."""
         return len(self.messages)
 
-    def forget(self, now_s: float) -> None:
-        """Move `first` on: over the limit, or too old."""
+    def trim(self, now_s: float) -> None:
+        """Move `first` past messages that are over the limit or too old."""
         self.first = max(self.first, self.last - RETENTION.max_messages + 1)
         oldest_s = now_s - RETENTION.max_age_s
         while (
@@ -58,8 +58,8 @@ def of_user(user: str, feed: Iterable[Stored]) -> list[Stored]:
     return [stored for stored in feed if stored.message.user == user]
 
 
-class Machine(RuleBasedStateMachine):
-    """A store and its model, fed the same."""
+class StoreMachine(RuleBasedStateMachine):
+    """A store and its model, with the same operations applied to both."""
 
     store: str
 
@@ -69,14 +69,14 @@ class Machine(RuleBasedStateMachine):
         self.temporary = TemporaryDirectory()
         self.folder = Path(self.temporary.name) / "0"
         self.now_s = 1000.0
-        self.logs = {user: Log() for user in USERS}
+        self.logs = {user: ModelInbox() for user in USERS}
         self.followed: set[str] = set()
         self.fed: list[Stored] = []
         self.expected_feed: list[Stored] = []
-        self.lives = 0
+        self.copies = 0
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` in this machine's loop."""
+        """Run `work` in the loop of this machine."""
         return self.runner.run(work)
 
     @initialize()
@@ -87,7 +87,7 @@ class Machine(RuleBasedStateMachine):
         self.epoch = self.run(self.inbox.state("nobody")).epoch
 
     def open(self) -> None:
-        """Open what is in the folder."""
+        """Open the store in the folder."""
         self.inbox: Inbox = STORES[self.store](
             RETENTION, now=lambda: self.now_s, folder=self.folder
         )
@@ -96,7 +96,7 @@ class Machine(RuleBasedStateMachine):
         for user in self.followed:
             self.run(self.inbox.follow(user))
 
-    # --- what may happen
+    # --- operations
 
     @rule(
         batch=st.lists(
@@ -109,7 +109,7 @@ class Machine(RuleBasedStateMachine):
         )
     )
     def append(self, batch: list[tuple[str, str | None, int | None]]) -> None:
-        """A batch of the pump, with ids that come again and deadlines."""
+        """Append a batch, with repeated ids and with deadlines."""
         messages: list[Message] = []
         expected: list[int | None] = []
         for user, message_id, ttl_s in batch:
@@ -129,25 +129,25 @@ class Machine(RuleBasedStateMachine):
             if user in self.followed:
                 self.expected_feed.append(Stored(message, log.last))
         for user, *_ in batch:
-            self.logs[user].forget(self.now_s)
+            self.logs[user].trim(self.now_s)
 
         assert self.run(self.inbox.append(messages)) == expected
-        for user in USERS:  # a feed has no order between users
+        for user in USERS:  # the feed is not ordered between users
             assert of_user(user, self.fed) == of_user(user, self.expected_feed)
 
     @rule(seconds=st.integers(1, 60))
-    def time_goes_by(self, seconds: int) -> None:
-        """Messages and ids grow old."""
+    def advance(self, seconds: int) -> None:
+        """Move the clock forward."""
         self.now_s += seconds
 
     @rule()
     def sweep(self) -> None:
-        """As the app does now and then."""
+        """Sweep the store."""
         self.run(self.inbox.sweep())
 
     @rule(user=st.sampled_from(USERS), share=st.floats(0, 1))
     def mark(self, user: str, share: float) -> None:
-        """A window has had something."""
+        """Report messages as delivered."""
 
         async def mark() -> None:
             self.inbox.mark_delivered(user, offset)
@@ -159,7 +159,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(USERS))
     def follow_or_not(self, user: str) -> None:
-        """A first window comes, or the last one goes."""
+        """Follow or unfollow a user."""
         if user in self.followed:
             self.followed.remove(user)
             self.inbox.unfollow(user)
@@ -174,10 +174,10 @@ class Machine(RuleBasedStateMachine):
         max_bytes=st.integers(1, 200),
     )
     def read(self, user: str, share: float, max_messages: int, max_bytes: int) -> None:
-        """A window reads a page from anywhere."""
+        """Read a page from any offset."""
         self.run(self.inbox.state(user))
         log = self.logs[user]
-        log.forget(self.now_s)
+        log.trim(self.now_s)
         after = round(share * log.last)
         next_after = max(after, log.first - 1)
         found: list[Stored] = []
@@ -210,20 +210,20 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.store != "memory")
     @rule()
     def restart(self) -> None:
-        """An orderly end loses nothing at all."""
+        """Close and open the store, which loses nothing."""
         self.run(self.inbox.close())
         self.open()
 
     @precondition(lambda self: self.store != "memory")
     @rule()
-    def die(self) -> None:
+    def crash(self) -> None:
         """
-        A copy of the files as they are is what a killed process leaves.
+        Open a copy of the files of the running store, as a killed process leaves them.
 
-        Marks of the last second may be lost, nothing else.
+        Only delivered marks of the last second may be lost.
         """
-        self.lives += 1
-        old, self.folder = self.folder, self.folder.with_name(str(self.lives))
+        self.copies += 1
+        old, self.folder = self.folder, self.folder.with_name(str(self.copies))
         shutil.copytree(old, self.folder)
         self.run(self.inbox.close())
         self.open()
@@ -232,15 +232,15 @@ class Machine(RuleBasedStateMachine):
             assert delivered <= log.delivered
             log.delivered = delivered
 
-    # --- what always holds
+    # --- invariants
 
     @invariant()
     def states_are_as_in_the_model(self) -> None:
-        """Where each inbox begins, ends, and is delivered up to."""
+        """Compare the state of each inbox with the model."""
         if not hasattr(self, "inbox"):
             return
         for user, log in self.logs.items():
-            log.forget(self.now_s)
+            log.trim(self.now_s)
             state = self.run(self.inbox.state(user))
             assert (state.epoch, state.first, state.last, state.delivered) == (
                 self.epoch,
@@ -251,7 +251,7 @@ class Machine(RuleBasedStateMachine):
             assert (state.trimmed_for is None) == (state.first == 1)
 
     def teardown(self) -> None:
-        """Leave nothing behind."""
+        """Close the store and delete its files."""
         if hasattr(self, "inbox"):
             self.run(self.inbox.close())
         self.runner.close()
@@ -259,9 +259,9 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_a_store_does_what_its_model_does(store: str) -> None:
-    """Append, read, mark, forget, restart and die, in any order."""
-    machine = type("Machine", (Machine,), {"store": store})
+def test_a_store_behaves_like_its_model(store: str) -> None:
+    """With appends, reads, marks, sweeps, restarts and crashes in any order."""
+    machine = type("StoreMachine", (StoreMachine,), {"store": store})
     run_state_machine_as_test(
         machine,
         settings=settings(

@@ -1,4 +1,4 @@
-"""What a SQLite inbox does beyond the contract: it stays, and it costs little."""
+"""SQLite inboxes: durability, group commits, indexing and deletion in the file."""
 
 import asyncio
 import sqlite3
@@ -10,38 +10,38 @@ import pytest
 from bridge.core.message import Message, Stored
 from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually
-from tests.contract.inbox.files import Clock, Opened, message, read_all, remove, rows
+from tests.contract.inbox.files import Clock, OpenInbox, message, read_all, remove, rows
 
 
 async def block_writer(inbox: SqliteInbox) -> tuple[threading.Event, list[str]]:
-    """Stop the writer within a transaction; return what lets it go on, and its statements."""
-    stopped = threading.Event()
-    go_on = threading.Event()
+    """Block the writer in a transaction; return an event to continue it, and its statements."""
+    blocked = threading.Event()
+    resume = threading.Event()
     statements: list[str] = []
 
     def wait(connection: sqlite3.Connection) -> None:
         connection.execute("UPDATE bridge SET value = value")  # takes the lock
-        stopped.set()
-        go_on.wait(10)
+        blocked.set()
+        resume.wait(10)
         connection.set_trace_callback(statements.append)
 
     inbox._writer_thread.submit(wait)
-    await eventually(stopped.is_set)
-    return go_on, statements
+    await eventually(blocked.is_set)
+    return resume, statements
 
 
-# --- it stays
+# --- durability
 
 
-async def test_everything_is_there_after_a_restart(opened: Opened) -> None:
-    """Messages with all that they hold, marks, ids, and the epoch that positions name."""
+async def test_everything_survives_a_restart(open_inbox: OpenInbox) -> None:
+    """Messages with all their properties, marks, ids, and the epoch."""
     whole = Message("alice", "order", b'{"n":1}', 999_999.5, "m-1", 1_000_500.25)
-    async with opened() as inbox:
+    async with open_inbox() as inbox:
         epoch = inbox.epoch
         assert await inbox.append([whole, message("alice", b"2")]) == [1, 2]
         inbox.mark_delivered("alice", 1)
 
-    async with opened() as inbox:
+    async with open_inbox() as inbox:
         state = await inbox.state("alice")
         assert (state.epoch, state.first, state.last, state.delivered) == (
             epoch,
@@ -53,20 +53,20 @@ async def test_everything_is_there_after_a_restart(opened: Opened) -> None:
         assert await inbox.append([whole, message("alice", b"3")]) == [None, 3]
 
 
-async def test_a_new_file_begins_a_new_epoch(opened: Opened, path: Path) -> None:
-    """Positions of the old one are recognised instead of pointing somewhere."""
-    async with opened() as inbox:
+async def test_a_new_file_has_a_new_epoch(open_inbox: OpenInbox, path: Path) -> None:
+    """Positions of the old file are recognized and not applied to the new one."""
+    async with open_inbox() as inbox:
         first = inbox.epoch
     remove(path)
-    async with opened() as inbox:
+    async with open_inbox() as inbox:
         assert inbox.epoch != first
 
 
-async def test_a_mark_is_written_without_waiting_for_the_end(
-    opened: Opened, path: Path
+async def test_a_mark_is_written_while_the_store_is_open(
+    open_inbox: OpenInbox, path: Path
 ) -> None:
-    """Within about a second, so that a crash repeats no more than that."""
-    async with opened() as inbox:
+    """Within about a second, which limits what a crash repeats."""
+    async with open_inbox() as inbox:
         await inbox.append([message("alice", b"1")])
         inbox.mark_delivered("alice", 1)
 
@@ -76,35 +76,37 @@ async def test_a_mark_is_written_without_waiting_for_the_end(
         assert (await inbox.state("alice")).delivered == 1
 
 
-async def test_trials_are_remembered_until_they_are_forgotten(opened: Opened) -> None:
-    """What the process died of must be known to the next one."""
-    async with opened() as inbox:
+async def test_trials_survive_a_restart_until_they_are_forgotten(
+    open_inbox: OpenInbox,
+) -> None:
+    """The next process must know which message crashed this one."""
+    async with open_inbox() as inbox:
         assert await inbox.note_trial(b"killer") == 1
         assert await inbox.note_trial(b"innocent") == 1
         inbox.forget_trial(b"innocent")
-    async with opened() as inbox:
+    async with open_inbox() as inbox:
         assert await inbox.note_trial(b"killer") == 2
         assert await inbox.note_trial(b"innocent") == 1
         inbox.forget_trial(b"killer")
         assert await inbox.note_trial(b"killer") == 1
 
 
-async def test_a_life_of_many_restarts_and_rounds_of_indexing_keeps_it_all(
-    opened: Opened,
+async def test_nothing_is_lost_over_many_restarts_and_indexing_rounds(
+    open_inbox: OpenInbox,
 ) -> None:
-    """The tail is read back wherever a round was, and ids with it."""
-    for life in range(8):
-        async with opened(round_entries=10) as inbox:
+    """The tail is read back correctly at any point of a round, including ids."""
+    for run in range(8):
+        async with open_inbox(round_entries=10) as inbox:
             for number in range(3):
                 batch = [
-                    message(user, f"{life}-{number}-{n}".encode(), f"{life}-{number}")
+                    message(user, f"{run}-{number}-{n}".encode(), f"{run}-{number}")
                     for n, user in enumerate("abcdefgh")
                 ]
-                offset = life * 3 + number + 1
+                offset = run * 3 + number + 1
                 assert await inbox.append(batch) == [offset] * 8
                 assert await inbox.append(batch) == [None] * 8
 
-    async with opened() as inbox:
+    async with open_inbox() as inbox:
         for user in "abcdefgh":
             found = await read_all(inbox, user)
             assert [stored.offset for stored in found] == list(range(1, 25))
@@ -112,59 +114,63 @@ async def test_a_life_of_many_restarts_and_rounds_of_indexing_keeps_it_all(
         assert await inbox.append([again]) == [None]
 
 
-async def test_only_its_owner_can_read_the_file(opened: Opened, path: Path) -> None:
-    """Other users of the machine have no business in messages."""
-    async with opened() as inbox:
+async def test_only_its_owner_can_read_the_file(
+    open_inbox: OpenInbox, path: Path
+) -> None:
+    """Other users of the machine must not read messages."""
+    async with open_inbox() as inbox:
         await inbox.append([message("alice", b"1")])
         modes = {each.stat().st_mode & 0o777 for each in path.parent.iterdir()}
 
     assert modes == {0o600}
 
 
-# --- group commit, and reading beside it
+# --- group commits and concurrent reads
 
 
-async def test_appends_that_wait_together_are_one_commit(opened: Opened) -> None:
-    """Waiting for the disk is paid for once."""
-    async with opened() as inbox:
-        go_on, statements = await block_writer(inbox)
+async def test_queued_appends_share_one_commit(open_inbox: OpenInbox) -> None:
+    """They wait for the disk once."""
+    async with open_inbox() as inbox:
+        resume, statements = await block_writer(inbox)
         async with asyncio.TaskGroup() as tasks:
             appending = [
                 tasks.create_task(inbox.append([message("alice", b"%d" % number)]))
                 for number in range(10)
             ]
-            waiting = inbox._writer_thread._queue
-            assert waiting is not None
-            await eventually(lambda: waiting.qsize() == 10)
-            go_on.set()
+            queue = inbox._writer_thread._queue
+            assert queue is not None
+            await eventually(lambda: queue.qsize() == 10)
+            resume.set()
 
     assert [task.result() for task in appending] == [[n] for n in range(1, 11)]
     assert [s for s in statements if s.startswith(("BEGIN", "COMMIT"))] == [
-        "COMMIT",  # of what stopped the writer
+        "COMMIT",  # of the blocked transaction
         "BEGIN IMMEDIATE",
         "COMMIT",
     ]
 
 
-async def test_reading_does_not_wait_for_a_commit(opened: Opened) -> None:
-    """A window that connects has nothing to do with how busy the writer is."""
-    async with opened() as inbox:
+async def test_reading_does_not_wait_for_a_commit(open_inbox: OpenInbox) -> None:
+    """A connecting window does not depend on the load of the writer."""
+    async with open_inbox() as inbox:
         await inbox.append([message("alice", b"1")])
-        go_on, _ = await block_writer(inbox)
+        resume, _ = await block_writer(inbox)
         appending = asyncio.ensure_future(inbox.append([message("alice", b"2")]))
 
         state = await inbox.state("alice")
         found = await read_all(inbox, "alice")
 
         assert (state.last, len(found), appending.done()) == (1, 1, False)
-        go_on.set()
+        resume.set()
         assert await appending == [2]
 
 
-async def test_the_feed_is_in_order_over_many_appends(opened: Opened) -> None:
-    """And comes before the append returns, whoever waits for it."""
+async def test_the_feed_is_ordered_over_concurrent_appends(
+    open_inbox: OpenInbox,
+) -> None:
+    """And each message is in the feed before its append returns."""
     fed: list[int] = []
-    async with opened() as inbox:
+    async with open_inbox() as inbox:
         inbox.subscribe(lambda batch: fed.extend(stored.offset for stored in batch))
         await inbox.follow("alice")
 
@@ -179,19 +185,19 @@ async def test_the_feed_is_in_order_over_many_appends(opened: Opened) -> None:
     assert fed == list(range(1, 51))
 
 
-async def test_an_append_that_is_cancelled_leaves_the_store_as_good(
-    opened: Opened,
+async def test_a_cancelled_append_leaves_the_store_consistent(
+    open_inbox: OpenInbox,
 ) -> None:
-    """Before it was begun it is taken back; after that it is stored and fed."""
+    """It is withdrawn if it has not started; otherwise it is stored and published."""
     fed: list[bytes] = []
-    async with opened() as inbox:
+    async with open_inbox() as inbox:
         inbox.subscribe(lambda batch: fed.extend(each.message.data for each in batch))
         await inbox.follow("alice")
-        go_on, _ = await block_writer(inbox)
+        resume, _ = await block_writer(inbox)
         waiting = asyncio.ensure_future(inbox.append([message("alice", b"waited")]))
         await asyncio.sleep(0)
         waiting.cancel()
-        go_on.set()
+        resume.set()
         [first] = await inbox.append([message("alice", b"stored")])
         begun = asyncio.ensure_future(inbox.append([message("alice", b"begun")]))
         await asyncio.sleep(0)
@@ -205,16 +211,18 @@ async def test_an_append_that_is_cancelled_leaves_the_store_as_good(
     assert [found[0], found[-1]] == [b"stored", b"last"]
 
 
-async def test_one_poor_message_is_no_fault_of_the_store(opened: Opened) -> None:
-    """The pump splits for it; neighbours in the same commit do not even notice."""
-    async with opened() as inbox:
-        go_on, _ = await block_writer(inbox)
-        poor = [message("alice", b"1"), Message("alice", "\ud800", b"2", 0.0)]
+async def test_an_invalid_message_does_not_affect_other_appends(
+    open_inbox: OpenInbox,
+) -> None:
+    """Appends of the same group succeed, and the store reports no problem."""
+    async with open_inbox() as inbox:
+        resume, _ = await block_writer(inbox)
+        invalid = [message("alice", b"1"), Message("alice", "\ud800", b"2", 0.0)]
         good = asyncio.ensure_future(inbox.append([message("alice", b"3")]))
-        bad = asyncio.ensure_future(inbox.append(poor))
+        bad = asyncio.ensure_future(inbox.append(invalid))
         more = asyncio.ensure_future(inbox.append([message("bob", b"4")]))
         await asyncio.sleep(0)
-        go_on.set()
+        resume.set()
 
         assert await good == [1]
         with pytest.raises(UnicodeEncodeError):
@@ -225,16 +233,16 @@ async def test_one_poor_message_is_no_fault_of_the_store(opened: Opened) -> None
         assert await inbox.append([message("alice", b"5")]) == [2]
 
 
-async def test_a_listener_that_fails_stops_nothing(
-    opened: Opened, caplog: pytest.LogCaptureFixture
+async def test_an_error_in_the_subscriber_does_not_fail_the_append(
+    open_inbox: OpenInbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was stored was stored: telling the pump otherwise would store it again."""
+    """The messages are stored; if the append failed, they would be stored again."""
 
     def fail(_: object) -> None:
         message = "a bug"
         raise ValueError(message)
 
-    async with opened() as inbox:
+    async with open_inbox() as inbox:
         inbox.subscribe(fail)
         await inbox.follow("alice")
         assert await inbox.append([message("alice", b"1")]) == [1]
@@ -243,14 +251,14 @@ async def test_a_listener_that_fails_stops_nothing(
     assert "a bug" in caplog.text
 
 
-# --- forgetting, in the file too
+# --- deletion in the file
 
 
 async def test_the_file_holds_little_more_than_the_limit(
-    opened: Opened, path: Path, clock: Clock
+    open_inbox: OpenInbox, path: Path, clock: Clock
 ) -> None:
-    """Trimming keeps up with appending, in pieces."""
-    async with opened(round_entries=10) as inbox:
+    """Trimming in steps keeps up with appends."""
+    async with open_inbox(round_entries=10) as inbox:
         for number in range(100):
             clock.now_s += 1
             batch = [message("alice", b"%d" % (number * 5 + n)) for n in range(5)]
@@ -262,11 +270,11 @@ async def test_the_file_holds_little_more_than_the_limit(
     assert 100 <= count < 140
 
 
-async def test_sweeping_deletes_messages_ids_and_trials_in_pieces(
-    opened: Opened, path: Path, clock: Clock
+async def test_a_sweep_deletes_messages_ids_and_trials_in_steps(
+    open_inbox: OpenInbox, path: Path, clock: Clock
 ) -> None:
-    """All tables, for users that nobody asks about, more than one piece of each."""
-    async with opened(round_entries=10) as inbox:
+    """In all tables, for inactive users, with more than one step for each table."""
+    async with open_inbox(round_entries=10) as inbox:
         for number in range(30):
             await inbox.append(
                 [
@@ -281,7 +289,7 @@ async def test_sweeping_deletes_messages_ids_and_trials_in_pieces(
             for n in range(40)
         ]
         await inbox.append(late)
-        await inbox.append([message("x", b"3")] * 200)  # so that all is indexed
+        await inbox.append([message("x", b"3")] * 200)  # starts indexing rounds
         await inbox.sweep()
 
     [(kept, placed)] = rows(
@@ -295,11 +303,11 @@ async def test_sweeping_deletes_messages_ids_and_trials_in_pieces(
     assert rows(path, "SELECT count(*) FROM seen WHERE seen_s < 1000001") == [(0,)]
 
 
-async def test_what_waits_to_be_indexed_is_swept_when_it_is_too_old(
-    opened: Opened, path: Path, clock: Clock
+async def test_a_sweep_indexes_and_deletes_unindexed_messages_that_are_too_old(
+    open_inbox: OpenInbox, path: Path, clock: Clock
 ) -> None:
-    """A quiet bridge would keep it for weeks: no round of indexing begins by itself."""
-    async with opened() as inbox:
+    """At a low rate no indexing round would start for weeks."""
+    async with open_inbox() as inbox:
         for number in range(30):
             await inbox.append([message(f"user-{number}", b"1")] * 50)
         clock.now_s += 1001
@@ -309,16 +317,16 @@ async def test_what_waits_to_be_indexed_is_swept_when_it_is_too_old(
         assert rows(path, "SELECT data FROM messages") == [(b"2",)]
         state = await inbox.state("user-7")
         assert (state.first, state.last) == (51, 50)
-    async with opened() as inbox:
+    async with open_inbox() as inbox:
         assert await inbox.append([message("user-7", b"3")]) == [51]
 
 
-async def test_what_waits_to_be_indexed_does_not_wait_for_ever(
-    opened: Opened, path: Path, clock: Clock
+async def test_a_sweep_indexes_old_entries_after_an_hour(
+    open_inbox: OpenInbox, path: Path, clock: Clock
 ) -> None:
-    """What is over the limit can be deleted when it is indexed, and not before."""
+    """Messages over the limit can be deleted only when they are indexed."""
     indexed = "SELECT value FROM bridge WHERE name = 'indexed_seq'"
-    async with opened() as inbox:
+    async with open_inbox() as inbox:
         clock.now_s += 3000
         await inbox.append([Message("alice", "message", b"1", clock.now_s)] * 1200)
         await inbox.sweep()
@@ -330,24 +338,26 @@ async def test_what_waits_to_be_indexed_does_not_wait_for_ever(
         assert rows(path, "SELECT count(*) FROM messages")[0][0] < 150
 
 
-async def test_appends_pass_while_a_sweep_indexes(opened: Opened, clock: Clock) -> None:
-    """It goes in pieces: the pump waits for one of them at most."""
-    async with opened() as inbox:
+async def test_appends_are_made_between_the_steps_of_a_sweep(
+    open_inbox: OpenInbox, clock: Clock
+) -> None:
+    """An append waits for one step at most."""
+    async with open_inbox() as inbox:
         await inbox.append([message(f"user-{n}", b"1") for n in range(5000)])
         clock.now_s += 1001
         sweeping = asyncio.ensure_future(inbox.sweep())
-        await asyncio.sleep(0)  # the first piece is on its way
+        await asyncio.sleep(0)  # the first step has been submitted
         assert await inbox.append([message("alice", b"2")]) == [1]
         assert not sweeping.done()
         await sweeping
 
 
 @pytest.mark.parametrize("count", [400, 3000])
-async def test_one_busy_user_does_not_grow_beyond_its_limit(
-    opened: Opened, path: Path, count: int
+async def test_a_busy_user_does_not_exceed_the_limit_by_much(
+    open_inbox: OpenInbox, path: Path, count: int
 ) -> None:
-    """However large its batches are, more leaves than comes."""
-    async with opened(round_entries=10) as inbox:
+    """However large the batches are, more messages are deleted than added."""
+    async with open_inbox(round_entries=10) as inbox:
         for _ in range(8):
             await inbox.append([message("alice", b"1")] * count)
         await inbox.append([message("alice", b"2")] * 500)
@@ -355,5 +365,5 @@ async def test_one_busy_user_does_not_grow_beyond_its_limit(
 
     [(kept,)] = rows(path, "SELECT count(*) FROM messages")
     assert state.last - state.first + 1 == 100
-    # What came last is indexed after the next batch, and can only then be deleted.
+    # The newest messages are indexed, and can be deleted, only after the next batch.
     assert kept < 2 * count + 1100

@@ -1,4 +1,4 @@
-"""How a SQLite inbox finds one user's messages: back along a chain, in blocks."""
+"""Chains of messages in a SQLite inbox: queries, delivered marks, deletion."""
 
 import sqlite3
 from functools import partial
@@ -9,13 +9,13 @@ import pytest
 from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite.chain import MessageChain
 from bridge.inbox.sqlite.store import SqliteInbox
-from tests.contract.inbox.files import Clock, Opened, message, read_all, rows
+from tests.contract.inbox.files import Clock, OpenInbox, message, read_all, rows
 
 
 async def offsets(
     inbox: SqliteInbox, *, first: int, before: int
 ) -> tuple[list[int], list[int]]:
-    """Return alice's offsets between two, forwards and backwards."""
+    """Return alice's offsets from `first` to below `before`, ascending and descending."""
     user_id = 1
     tail = inbox._reader._tail.of(user_id)
 
@@ -35,11 +35,11 @@ async def offsets(
 
 
 @pytest.mark.parametrize("round_entries", [1000, 7])
-async def test_any_stretch_is_found_in_both_directions(
-    opened: Opened, round_entries: int
+async def test_every_range_is_found_in_both_directions(
+    open_inbox: OpenInbox, round_entries: int
 ) -> None:
-    """From every offset to every other: at the ends of blocks, indexed or not."""
-    async with opened(round_entries=round_entries) as inbox:
+    """Between all pairs of offsets: at the ends of blocks, indexed or not."""
+    async with open_inbox(round_entries=round_entries) as inbox:
         for _ in range(35):
             await inbox.append([message("alice", b"1"), message("bob", b"2")])
         for first in range(1, 37):
@@ -49,11 +49,11 @@ async def test_any_stretch_is_found_in_both_directions(
                 assert (found, back) == (expected, expected[::-1])
 
 
-async def test_a_replay_in_pages_goes_on_where_older_messages_are_gone(
-    opened: Opened, clock: Clock
+async def test_reading_works_where_older_messages_were_deleted(
+    open_inbox: OpenInbox, clock: Clock
 ) -> None:
-    """The chain breaks off there, in the middle of a block."""
-    async with opened(round_entries=5) as inbox:
+    """The chain breaks off in the middle of a block."""
+    async with open_inbox(round_entries=5) as inbox:
         await inbox.append([message("alice", b"old")] * 39)
         clock.now_s += 1001
         late = message("alice", b"late")
@@ -66,18 +66,18 @@ async def test_a_replay_in_pages_goes_on_where_older_messages_are_gone(
     assert [each.offset for each in found] == list(range(40, 70))
 
 
-async def test_marks_are_kept_in_rows_of_many_until_a_round_comes(
-    opened: Opened, path: Path
+async def test_marks_share_one_row_until_an_indexing_round(
+    open_inbox: OpenInbox, path: Path
 ) -> None:
-    """One row for all that came in half a second; after the round there is none."""
+    """Marks of half a second are one row; the round deletes it."""
     users = [f"user-{number}" for number in range(300)]
-    async with opened() as inbox:
+    async with open_inbox() as inbox:
         await inbox.append([message(user, b"1") for user in users])
         for user in users:
             inbox.mark_delivered(user, 1)
     assert rows(path, "SELECT count(*) FROM marks") == [(1,)]
 
-    async with opened(round_entries=100) as inbox:
+    async with open_inbox(round_entries=100) as inbox:
         for _ in range(3):
             await inbox.append([message(user, b"2") for user in users])
         delivered = {(await inbox.state(user)).delivered for user in users}
@@ -87,9 +87,11 @@ async def test_marks_are_kept_in_rows_of_many_until_a_round_comes(
     assert rows(path, "SELECT DISTINCT delivered FROM heads") == [(1,)]
 
 
-async def test_marks_alone_do_not_pile_up(opened: Opened, path: Path) -> None:
-    """Windows that ack what came long ago: no message comes, and a round all the same."""
-    async with opened(round_entries=50) as inbox:
+async def test_marks_without_messages_start_a_round_too(
+    open_inbox: OpenInbox, path: Path
+) -> None:
+    """Windows may ack old messages while no new message arrives."""
+    async with open_inbox(round_entries=50) as inbox:
         await inbox.append([message("alice", b"1")] * 90)
         for offset in range(1, 91):
             await inbox._writer_thread.submit(
@@ -105,17 +107,17 @@ async def test_marks_alone_do_not_pile_up(opened: Opened, path: Path) -> None:
     assert count < 60
 
 
-async def test_a_user_whose_messages_are_all_gone_is_numbered_on(
+async def test_offsets_continue_after_all_messages_were_deleted(
     path: Path, clock: Clock
 ) -> None:
-    """The newest offset outlives the newest message, whatever was trimmed or swept."""
+    """The newest offset stays when the newest message is trimmed or swept."""
     retention = Retention(max_messages=3, max_age_s=100, dedupe_s=10)
-    for life in range(4):
+    for run in range(4):
         inbox = SqliteInbox(str(path), retention, now=clock, round_entries=10)
         await inbox.open()
         late = message("alice", b"1")
         late.taken_s = clock.now_s
-        first = life * 40 + 1
+        first = run * 40 + 1
         assert await inbox.append([late] * 40) == list(range(first, first + 40))
         clock.now_s += 101
         await inbox.sweep()

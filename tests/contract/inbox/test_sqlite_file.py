@@ -1,4 +1,4 @@
-"""The file of a SQLite inbox: formats, whose it is, and what is there before and after."""
+"""The file of a SQLite inbox: formats, ownership, opening and closing."""
 
 import asyncio
 import sqlite3
@@ -18,9 +18,9 @@ from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually
 from tests.contract.inbox.files import (
     Clock,
-    Opened,
+    OpenInbox,
     contents,
-    is_there,
+    exists,
     message,
     read_all,
     rows,
@@ -29,18 +29,18 @@ from tests.contract.inbox.files import (
 # --- formats
 
 
-async def test_an_older_file_is_brought_into_the_format_of_today(
-    opened: Opened, path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_file_of_an_older_format_is_migrated_once(
+    open_inbox: OpenInbox, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And nothing of it is lost; once only."""
-    async with opened() as inbox:
+    """Without losing anything."""
+    async with open_inbox() as inbox:
         epoch = inbox.epoch
         await inbox.append([message("alice", b"1")])
     newer = (*MIGRATIONS, ("ALTER TABLE users ADD COLUMN colour TEXT",))
     monkeypatch.setattr(sqlite_file, "MIGRATIONS", newer)
 
     for _ in range(2):
-        async with opened() as inbox:
+        async with open_inbox() as inbox:
             assert inbox.epoch == epoch
             assert len(await read_all(inbox, "alice")) == 1
 
@@ -48,15 +48,15 @@ async def test_an_older_file_is_brought_into_the_format_of_today(
     assert rows(path, "PRAGMA user_version") == [(len(newer),)]
 
 
-async def test_a_file_of_format_1_is_read_on_as_it_was(
-    opened: Opened, path: Path, clock: Clock
+async def test_a_file_of_format_1_keeps_all_its_contents(
+    open_inbox: OpenInbox, path: Path, clock: Clock
 ) -> None:
-    """Each message in its place, marks, ids, trials, and why older ones are gone."""
+    """Messages, marks, ids, trials, and the reasons of deletions."""
     clock.now_s = 1_001_016.0
     write(path, read_text(Path(__file__).with_name("format_1.sql")))
 
     for _ in range(2):
-        async with opened(round_entries=5) as inbox:
+        async with open_inbox(round_entries=5) as inbox:
             states = [await inbox.state(user) for user in ("old", "alice", "bob")]
             assert [(s.first, s.last, s.delivered) for s in states] == [
                 (6, 5, 0),
@@ -73,67 +73,69 @@ async def test_a_file_of_format_1_is_read_on_as_it_was(
                     for offset in range(first, last + 1)
                     if offset != 42  # past its deadline
                 ]
-            # Ids of both kinds: indexed in format 1, and not yet.
+            # Ids that were indexed in format 1, and ids that were not.
             again = [message("bob", b"1", f"b-{n}") for n in (24, 25)]
             assert await inbox.append(again) == [None, None]
             assert await inbox.append([message("carol", b"2", "c-1")]) == [None]
         clock.now_s += 1
-    async with opened() as inbox:
+    async with open_inbox() as inbox:
         assert await inbox.note_trial(b"killer") == 2
         later = [message("alice", b"46"), message("old", b"6")]
         assert await inbox.append(later) == [46, 6]
 
 
 async def test_a_migration_that_fails_leaves_the_file_as_it_was(
-    opened: Opened, path: Path, monkeypatch: pytest.MonkeyPatch
+    open_inbox: OpenInbox, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The old version can still be started."""
-    async with opened() as inbox:
+    """The previous version can still be started."""
+    async with open_inbox() as inbox:
         await inbox.append([message("alice", b"1")])
     broken = (*MIGRATIONS, ("DROP TABLE seen", "NO SUCH STATEMENT"))
     with monkeypatch.context() as patch:
         patch.setattr(sqlite_file, "MIGRATIONS", broken)
         with pytest.raises(StoreUnavailableError, match="syntax error"):
-            async with opened():
+            async with open_inbox():
                 pass
 
     assert rows(path, "PRAGMA user_version") == [(len(broken) - 1,)]
-    async with opened() as inbox:
+    async with open_inbox() as inbox:
         assert len(await read_all(inbox, "alice")) == 1
 
 
-async def test_a_file_of_a_newer_bridge_is_refused(opened: Opened, path: Path) -> None:
-    """It may mean things that this version would break."""
-    async with opened():
+async def test_a_file_of_a_newer_format_is_rejected(
+    open_inbox: OpenInbox, path: Path
+) -> None:
+    """This version could damage data that it does not know."""
+    async with open_inbox():
         pass
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 99")
 
     with pytest.raises(ConfigError, match=r"newer bridge wrote it.*99"):
-        async with opened():
+        async with open_inbox():
             pass
 
 
-async def test_a_file_of_something_else_is_refused_and_left_alone(
-    opened: Opened, path: Path
+async def test_a_file_of_another_program_is_rejected_and_not_changed(
+    open_inbox: OpenInbox, path: Path
 ) -> None:
-    """A path with a slip of the pen must not cost somebody else's data."""
+    """A mistyped path must not destroy other data."""
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE theirs (x)")
+        connection.execute("CREATE TABLE other (x)")
     before = contents(path)
 
     with pytest.raises(ConfigError, match="another program"):
-        async with opened():
+        async with open_inbox():
             pass
 
     assert contents(path) == before
 
 
-# --- before and after
+# --- opening and closing
 
 
-async def test_a_store_that_is_not_open_says_so(path: Path) -> None:
-    """Not with a file that nobody asked for."""
+async def test_a_store_that_is_not_open_raises_an_error(path: Path) -> None:
+    """And creates no file."""
     inbox = SqliteInbox(str(path), Retention(100, 1000, 60))
 
     for _ in range(2):
@@ -145,20 +147,20 @@ async def test_a_store_that_is_not_open_says_so(path: Path) -> None:
         inbox.forget_trial(b"key")
         await inbox.close()
 
-    assert not is_there(path)
+    assert not exists(path)
 
 
-async def test_no_thread_outlives_the_store(opened: Opened) -> None:
-    """Nothing holds up the end of the process."""
-    async with opened():
+async def test_closing_the_store_ends_its_threads(open_inbox: OpenInbox) -> None:
+    """So they do not delay the end of the process."""
+    async with open_inbox():
         assert len(inbox_threads()) == 2
     await eventually(lambda: not inbox_threads())
 
 
-async def test_a_program_that_forgets_to_close_the_store_ends_all_the_same(
-    opened: Opened, path: Path
+async def test_a_program_ends_without_closing_the_store(
+    open_inbox: OpenInbox, path: Path
 ) -> None:
-    """A crash at the start must not leave a process that does nothing."""
+    """A failed start must not leave a process that hangs."""
     program = (
         "import asyncio, sys\n"
         "from bridge.inbox.contract import Retention\n"
@@ -171,21 +173,21 @@ async def test_a_program_that_forgets_to_close_the_store_ends_all_the_same(
     async with asyncio.timeout(30):
         assert await process.wait() == 0
 
-    async with opened() as inbox:
+    async with open_inbox() as inbox:
         assert inbox.problem is None
 
 
 def write(path: Path, statements: str) -> None:
-    """Make a file of SQL."""
+    """Create a file from SQL statements."""
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(statements)
 
 
 def read_text(path: Path) -> str:
-    """Return what a file says."""
+    """Return the text of a file."""
     return path.read_text()
 
 
 def inbox_threads() -> list[str]:
-    """Name the threads of stores that are alive."""
+    """Return the names of running threads of stores."""
     return [t.name for t in threading.enumerate() if t.name.startswith("inbox-")]

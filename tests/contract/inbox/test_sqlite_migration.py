@@ -1,4 +1,4 @@
-"""What is read from a file to be carried, and the walk from one store to the other."""
+"""Migration from a SQLite file: what the source yields, and resuming."""
 
 import asyncio
 import os
@@ -22,21 +22,21 @@ from bridge.inbox.migration.model import (
 )
 from bridge.inbox.sqlite.migration_source import SqliteSource
 from bridge.inbox.sqlite.store import SqliteInbox
-from tests.contract.inbox.files import Clock, Opened
+from tests.contract.inbox.files import Clock, OpenInbox
 from tests.inbox_files import Filling, fill
 
 RETENTION = Retention(max_messages=1000, max_age_s=1e6, dedupe_s=600)
 
 
 class BrokenError(Exception):
-    """Stands for a kill -9 in the middle."""
+    """Stands for a crash in the middle of a migration."""
 
 
 @dataclass
-class Shelf:
-    """A target in memory that holds what was put, as the protocol has it."""
+class MemoryTarget:
+    """A target in memory, which can fail after a number of batches."""
 
-    description: str = "shelf:"
+    description: str = "memory:"
     inboxes: dict[str, InboxNumbers] = field(default_factory=dict)
     messages: dict[str, dict[int, Stored]] = field(default_factory=dict)
     ids: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -44,26 +44,26 @@ class Shelf:
     upto: int = 0
     is_done: bool = False
     batch_count: int = 0
-    breaks_after: int | None = None
+    fails_after: int | None = None
 
     async def open(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     async def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     async def progress(self, identity: SourceIdentity) -> int | None:
-        """Go on where it was."""
+        """Return the recorded progress."""
         if self.identity not in {None, identity}:
-            raise MigrationRefusedError(self.description, "something else is there")
+            raise MigrationRefusedError(self.description, "it holds another migration")
         return None if self.is_done else self.upto
 
     async def begin(self, identity: SourceIdentity) -> None:
-        """Note it."""
+        """Record the source."""
         self.identity = identity
 
     async def write(self, batch: MigrationBatch) -> None:
-        """Keep it, and note how far it is only where it does not break."""
+        """Store the batch; record the progress unless it is the batch that fails."""
         self.batch_count += 1
         for part in batch.parts:
             user = part.inbox.user
@@ -73,24 +73,24 @@ class Shelf:
                 assert kept.get(stored.offset, stored) == stored
                 kept[stored.offset] = stored
             self.ids.setdefault(user, {}).update(part.ids)
-        if self.batch_count == self.breaks_after:
+        if self.batch_count == self.fails_after:
             raise BrokenError
         self.upto = batch.upto
 
     async def counts(self, users: Sequence[str]) -> Sequence[InboxCount]:
-        """Say what is there."""
+        """Return what was stored."""
         return [
             InboxCount(self.inboxes[user], len(self.messages[user])) for user in users
         ]
 
     async def finish(self, identity: SourceIdentity) -> None:
-        """Note that it is done."""
+        """Record that the migration is done."""
         assert identity == self.identity
         self.is_done = True
 
 
 def quiet(activity: str, done: MigrationTotals, totals: MigrationTotals) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
 def source(path: Path, now: Callable[[], float] | None = None) -> SqliteSource:
@@ -98,14 +98,14 @@ def source(path: Path, now: Callable[[], float] | None = None) -> SqliteSource:
     return SqliteSource(str(path), dedupe_s=600, **options)
 
 
-async def test_all_that_a_file_holds_arrives_as_a_bridge_would_read_it(
+async def test_everything_in_the_file_is_copied_as_a_bridge_would_read_it(
     path: Path,
 ) -> None:
-    """Offsets, data, ids, deadlines, marks: a page must not notice on which store it is."""
+    """Offsets, data, ids, deadlines and marks: clients must not notice the new store."""
     await fill(str(path), Filling(messages=5000, users=40), RETENTION)
-    shelf = Shelf()
+    target = MemoryTarget()
 
-    result = await migrate(source(path), shelf, is_dry_run=False, on_progress=quiet)
+    result = await migrate(source(path), target, is_dry_run=False, on_progress=quiet)
 
     assert result.is_done
     assert result.source == MigrationTotals(users=40, messages=5000, ids=1250)
@@ -114,101 +114,103 @@ async def test_all_that_a_file_holds_arrives_as_a_bridge_would_read_it(
     await inbox.open()
     try:
         assert result.epoch == inbox.epoch
-        for user, carried in shelf.inboxes.items():
+        for user, copy in target.inboxes.items():
             state = await inbox.state(user)
-            assert (carried.first, carried.last) == (state.first, state.last)
-            assert carried.delivered == state.delivered > 0
+            assert (copy.first, copy.last) == (state.first, state.last)
+            assert copy.delivered == state.delivered > 0
             page = await inbox.read(
                 user, after=0, max_messages=10_000, max_bytes=1 << 30
             )
-            assert list(shelf.messages[user].values()) == page.messages
+            assert list(target.messages[user].values()) == page.messages
     finally:
         await inbox.close()
 
 
-async def test_what_is_gone_from_an_inbox_is_told_with_its_reason(
-    path: Path, opened: Opened, clock: Clock
+async def test_the_reason_of_deletions_is_copied(
+    path: Path, open_inbox: OpenInbox, clock: Clock
 ) -> None:
-    """A page that comes back must learn what it missed, from the new store as well."""
-    async with opened() as inbox:
+    """A reconnecting client must learn from the new store as well what it has missed."""
+    async with open_inbox() as inbox:
         for user, count in (("limit", 300), ("age", 30), ("none", 5)):
             messages = [Message(user, "m", b"%d" % n, clock()) for n in range(count)]
             await inbox.append(messages)
         clock.now_s += 900
         for user in ("limit", "age"):
             await inbox.append([Message(user, "m", b"young", clock())])
-        await inbox.sweep()  # lets the index come after
+        await inbox.sweep()  # indexes all entries
         clock.now_s += 200
-        await inbox.sweep()  # what is over its age goes
-    shelf = Shelf()
+        await inbox.sweep()  # deletes messages that are too old
+    target = MemoryTarget()
 
-    await migrate(source(path, clock), shelf, is_dry_run=False, on_progress=quiet)
+    await migrate(source(path, clock), target, is_dry_run=False, on_progress=quiet)
 
     for user, offset in (("limit", 301), ("age", 31)):
-        inbox_ = shelf.inboxes[user]
-        assert (inbox_.first, inbox_.last) == (offset, offset)
-        assert inbox_.trimmed_for is SyncReason.EXPIRED
-        assert list(shelf.messages[user]) == [offset]
-    assert (shelf.inboxes["none"].first, shelf.inboxes["none"].last) == (6, 5)
-    assert shelf.messages["none"] == {}
+        copied = target.inboxes[user]
+        assert (copied.first, copied.last) == (offset, offset)
+        assert copied.trimmed_for is SyncReason.EXPIRED
+        assert list(target.messages[user]) == [offset]
+    assert (target.inboxes["none"].first, target.inboxes["none"].last) == (6, 5)
+    assert target.messages["none"] == {}
 
 
-async def test_what_was_over_the_limit_is_not_carried(
-    path: Path, opened: Opened, clock: Clock
+async def test_trimmed_messages_are_not_copied(
+    path: Path, open_inbox: OpenInbox, clock: Clock
 ) -> None:
-    """It was gone for every page already."""
-    async with opened(round_entries=3) as inbox:
+    """No client could read them any more."""
+    async with open_inbox(round_entries=3) as inbox:
         for start in range(0, 500, 50):
             numbers = range(start, start + 50)
             await inbox.append(
                 [Message("ann", "m", b"%d" % n, clock()) for n in numbers]
             )
-    shelf = Shelf()
+    target = MemoryTarget()
 
-    await migrate(source(path, clock), shelf, is_dry_run=False, on_progress=quiet)
+    await migrate(source(path, clock), target, is_dry_run=False, on_progress=quiet)
 
-    ann = shelf.inboxes["ann"]
-    assert 100 <= ann.last - ann.first + 1 == len(shelf.messages["ann"]) <= 150
+    ann = target.inboxes["ann"]
+    assert 100 <= ann.last - ann.first + 1 == len(target.messages["ann"]) <= 150
     assert ann.trimmed_for is SyncReason.LIMIT
 
 
-async def test_only_ids_within_the_window_are_carried(
-    path: Path, opened: Opened, clock: Clock
+async def test_only_ids_within_the_dedupe_window_are_copied(
+    path: Path, open_inbox: OpenInbox, clock: Clock
 ) -> None:
-    """Older ones would be refused by no store any more."""
-    async with opened() as inbox:
+    """Older ids are no longer duplicates for any store."""
+    async with open_inbox() as inbox:
         await inbox.append([Message("ann", "m", b"1", clock(), "old")])
         clock.now_s += 700
         await inbox.append([Message("ann", "m", b"2", clock(), "new")])
-    shelf = Shelf()
+    target = MemoryTarget()
 
-    await migrate(source(path, clock), shelf, is_dry_run=False, on_progress=quiet)
+    await migrate(source(path, clock), target, is_dry_run=False, on_progress=quiet)
 
-    assert shelf.ids["ann"] == {"new": clock()}
+    assert target.ids["ann"] == {"new": clock()}
 
 
-@pytest.mark.parametrize("breaks_after", [1, 2, 4])
-async def test_a_carry_that_was_interrupted_goes_on_and_ends_in_the_same(
-    path: Path, breaks_after: int
+@pytest.mark.parametrize("fails_after", [1, 2, 4])
+async def test_an_interrupted_migration_is_resumed_with_the_same_result(
+    path: Path, fails_after: int
 ) -> None:
-    """It repeats at most one batch, and what it repeats changes nothing."""
+    """It repeats at most one batch, and repeating changes nothing."""
     await fill(str(path), Filling(messages=5000, users=40), RETENTION)
-    whole, broken = Shelf(), Shelf(breaks_after=breaks_after)
-    await migrate(source(path), whole, is_dry_run=False, on_progress=quiet)
+    uninterrupted, interrupted = MemoryTarget(), MemoryTarget(fails_after=fails_after)
+    await migrate(source(path), uninterrupted, is_dry_run=False, on_progress=quiet)
 
     with pytest.raises(BrokenError):
-        await migrate(source(path), broken, is_dry_run=False, on_progress=quiet)
-    result = await migrate(source(path), broken, is_dry_run=False, on_progress=quiet)
+        await migrate(source(path), interrupted, is_dry_run=False, on_progress=quiet)
+    result = await migrate(
+        source(path), interrupted, is_dry_run=False, on_progress=quiet
+    )
 
     assert result.is_done
-    assert broken.batch_count <= whole.batch_count + 2
-    assert broken.messages == whole.messages
-    assert broken.inboxes == whole.inboxes
-    assert broken.ids == whole.ids
+    assert interrupted.batch_count <= uninterrupted.batch_count + 2
+    assert interrupted.messages == uninterrupted.messages
+    assert interrupted.inboxes == uninterrupted.inboxes
+    assert interrupted.ids == uninterrupted.ids
 
 
-async def test_one_large_inbox_travels_in_loads_of_bounded_size(path: Path) -> None:
-    """Memory is bounded by the batch, not by the user who has most."""
+async def test_a_large_inbox_is_copied_in_batches_of_bounded_size(path: Path) -> None:
+    """The size of the largest inbox does not affect the memory needed."""
     filling = Filling(messages=3000, users=1, data_bytes=2000, with_ids=1)
     await fill(str(path), filling, replace(RETENTION, max_messages=5000))
     reading = source(path)
@@ -225,67 +227,69 @@ async def test_one_large_inbox_travels_in_loads_of_bounded_size(path: Path) -> N
     assert [batch.upto for batch in batches] == [0] * (len(batches) - 1) + [1]
 
 
-async def test_a_dry_run_puts_nothing_and_a_finished_carry_is_not_repeated(
+async def test_a_dry_run_writes_nothing_and_a_finished_migration_is_not_repeated(
     path: Path,
 ) -> None:
-    """The one is to be sure before, the other after a script was run twice."""
+    """A script may run the command twice."""
     await fill(str(path), Filling(messages=100, users=3), RETENTION)
-    shelf = Shelf()
+    target = MemoryTarget()
 
-    dry = await migrate(source(path), shelf, is_dry_run=True, on_progress=quiet)
-    assert (dry.source.messages, shelf.identity) == (100, None)
-    await migrate(source(path), shelf, is_dry_run=False, on_progress=quiet)
-    batches = shelf.batch_count
-    again = await migrate(source(path), shelf, is_dry_run=False, on_progress=quiet)
+    dry = await migrate(source(path), target, is_dry_run=True, on_progress=quiet)
+    assert (dry.source.messages, target.identity) == (100, None)
+    await migrate(source(path), target, is_dry_run=False, on_progress=quiet)
+    batches = target.batch_count
+    again = await migrate(source(path), target, is_dry_run=False, on_progress=quiet)
 
     assert again.is_done
-    assert shelf.batch_count == batches
+    assert target.batch_count == batches
 
 
-async def test_a_file_that_a_bridge_holds_is_refused(
-    path: Path, opened: Opened
+async def test_a_file_that_a_bridge_has_open_is_refused(
+    path: Path, open_inbox: OpenInbox
 ) -> None:
-    """It would go on storing in the file what the fleet never sees."""
-    async with opened():
+    """The bridge would store messages in the file that the fleet never receives."""
+    async with open_inbox():
         with pytest.raises(StoreInUseError, match=str(os.getpid())):
-            await migrate(source(path), Shelf(), is_dry_run=True, on_progress=quiet)
+            await migrate(
+                source(path), MemoryTarget(), is_dry_run=True, on_progress=quiet
+            )
 
 
-async def test_a_bridge_is_refused_while_its_file_is_carried(
-    path: Path, opened: Opened
+async def test_a_bridge_cannot_open_a_file_during_its_migration(
+    path: Path, open_inbox: OpenInbox
 ) -> None:
-    """The same, the other way round."""
-    async with opened():
+    """Messages stored meanwhile would be missing in the target."""
+    async with open_inbox():
         pass
     reading = source(path)
     reading.open()
     try:
         with pytest.raises(StoreInUseError):
-            async with opened():
+            async with open_inbox():
                 pass
     finally:
         reading.close()
 
 
-async def test_a_file_that_is_not_there_is_not_made(path: Path) -> None:
-    """A mistyped path must not end in an empty fleet."""
+async def test_a_missing_file_is_not_created(path: Path) -> None:
+    """A mistyped path must not result in an empty store."""
     with pytest.raises(ConfigError, match="does not exist"):
-        await migrate(source(path), Shelf(), is_dry_run=False, on_progress=quiet)
+        await migrate(source(path), MemoryTarget(), is_dry_run=False, on_progress=quiet)
 
     assert not await asyncio.to_thread(path.exists)
 
 
-async def test_a_store_that_does_not_hold_what_was_put_is_told(path: Path) -> None:
-    """The last look is at what is there, not at what was sent."""
+async def test_a_target_that_lost_data_fails_the_comparison(path: Path) -> None:
+    """The comparison reads the target instead of trusting the writes."""
     await fill(str(path), Filling(messages=100, users=3), RETENTION)
-    shelf = Shelf()
+    target = MemoryTarget()
 
-    class Forgetful(Shelf):
+    class LosingTarget(MemoryTarget):
         async def counts(self, users: Sequence[str]) -> Sequence[InboxCount]:
-            found = await shelf.counts(users)
+            found = await target.counts(users)
             return [replace(each, messages=each.messages - 1) for each in found]
 
-    forgetful = Forgetful(inboxes=shelf.inboxes, messages=shelf.messages)
+    losing = LosingTarget(inboxes=target.inboxes, messages=target.messages)
     with pytest.raises(MigrationRefusedError, match="does not hold what was copied"):
-        await migrate(source(path), forgetful, is_dry_run=False, on_progress=quiet)
-    assert not forgetful.is_done
+        await migrate(source(path), losing, is_dry_run=False, on_progress=quiet)
+    assert not losing.is_done
