@@ -170,7 +170,7 @@ def parse_delivery(
             f"text has {len(data)} bytes as JSON, allowed are {limits.body_bytes}",
         )
     message = Message(user, event, data, now_s)
-    if properties.is_particular:
+    if properties.has_per_message_values:
         message.id = _message_id(properties)
         message.deadline_s = _deadline_s(properties, now_s)
         message.published_s = published_s(properties, now_s)

@@ -1,20 +1,20 @@
 """
-The properties of an AMQP message, read leniently straight from the wire.
+The properties of an AMQP message, parsed leniently from their bytes.
 
-RabbitMQ accepts property bytes that client libraries refuse to decode (a timestamp
-in microseconds, a message id that is not UTF-8), and a library that raises while
-reading takes the whole connection down, again and again. So the bridge reads just
-what it needs, as bytes, and copies the rest untouched.
+RabbitMQ accepts property bytes that client libraries refuse to decode (a timestamp in
+microseconds, a message id that is not UTF-8). A library that raises while reading closes the
+connection, and RabbitMQ redelivers the same message to the next one. So the bridge reads only
+the values that it needs, as bytes, and copies the others unchanged.
 
-Layout: AMQP 0-9-1 section 4.2.6.1, a 16 bit word of flags, then the values of the
-flags that are set, in order. Tables: section 4.2.5.5, with RabbitMQ's list of types.
+Layout: AMQP 0-9-1 section 4.2.6.1, a 16 bit word of flags, then the values of the flags that
+are set, in order. Tables: section 4.2.5.5, with RabbitMQ's list of types.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-# One bit for each property, from the highest down, in the order of the wire.
+# One bit per property, from the highest down, in the order of their values.
 _CONTENT_TYPE: Final = 1 << 15
 _CONTENT_ENCODING: Final = 1 << 14
 _HEADERS: Final = 1 << 13
@@ -41,9 +41,11 @@ _LAYOUT: Final = (
     ("app_id", 1 << 3),
     ("cluster_id", 1 << 2),
 )
-# What differs from one message of a producer to the next, or holds what does.
-_PARTICULAR: Final = _HEADERS | _CORRELATION_ID | _EXPIRATION | _MESSAGE_ID | _TIMESTAMP
-# Width in bytes of the values that are not short strings; the table has its own.
+# Properties that usually differ between two messages of a producer.
+_PER_MESSAGE: Final = (
+    _HEADERS | _CORRELATION_ID | _EXPIRATION | _MESSAGE_ID | _TIMESTAMP
+)
+# Width in bytes of the values that are neither short strings nor the header table.
 _FIXED_WIDTH: Final = {_DELIVERY_MODE: 1, _PRIORITY: 1, _TIMESTAMP: 8}
 _TABLE: Final = -1
 
@@ -53,11 +55,12 @@ PERSISTENT: Final = b"\x02"
 @dataclass(slots=True)
 class Properties:
     """
-    The properties of one message; each value as its bytes, ``None`` where not set.
+    The properties of one message: the bytes of each value, ``None`` if not set.
 
-    Not frozen, because thousands are made a second; nobody changes one all the same.
-    Short strings are without their length byte, ``headers`` is the inside of the
-    table without its length, ``timestamp`` is 8 bytes, the two octets are one byte.
+    Treat it as frozen. It is not, because a frozen dataclass takes longer to create and
+    thousands are created per second. Short strings are without their length byte,
+    ``headers`` is the content of the table without its length, ``timestamp`` has 8 bytes,
+    ``delivery_mode`` and ``priority`` have one.
     """
 
     content_type: bytes | None = None
@@ -76,8 +79,8 @@ class Properties:
     cluster_id: bytes | None = None
 
     @property
-    def is_particular(self) -> bool:
-        """Whether anything is set that tells one message of a producer from its next."""
+    def has_per_message_values(self) -> bool:
+        """Whether a property is set that usually differs between two messages."""
         return (
             self.message_id is not None
             or self.headers is not None
@@ -89,10 +92,10 @@ class Properties:
         self, added: Mapping[str, str | int | bytes], *, dropped_prefix: str
     ) -> "Properties":
         """
-        Return a copy whose header table ends in `added`.
+        Return a copy whose header table ends with `added`.
 
-        Entries whose name starts with `dropped_prefix` are left out, so nobody
-        else can write under our names; all others are copied byte by byte.
+        Entries whose name starts with `dropped_prefix` are left out, because a producer may
+        have forged them; all others are copied byte by byte.
         """
         prefix = dropped_prefix.encode()
         kept = b"".join(
@@ -111,10 +114,10 @@ def parse_properties(raw: bytes) -> Properties:
     Read the property list of a content header.
 
     Args:
-        raw: The content header from its flags on.
+        raw: The content header, from its flags on.
 
     Returns:
-        What could be read. Bytes that make no sense end the reading; they never raise.
+        The properties up to the first invalid byte. Invalid bytes never raise.
 
     """
     found = _KNOWN.get(raw)
@@ -123,15 +126,15 @@ def parse_properties(raw: bytes) -> Properties:
             return NO_PROPERTIES
         flags = raw[0] << 8 | raw[1]
         found = _read(raw, flags)
-        if not flags & _PARTICULAR:
+        if not flags & _PER_MESSAGE:
             if len(_KNOWN) >= _KNOWN_MAX:
                 _KNOWN.clear()
             _KNOWN[raw] = found
     return found
 
 
-# A producer that sets nothing particular sends the same bytes with each message. Bounded,
-# because producers choose them; a short string has 255 bytes at most.
+# A producer that sets no property per message sends the same bytes with each of them. The
+# cache is bounded because producers choose the bytes; a short string has 255 bytes at most.
 _KNOWN: dict[bytes, Properties] = {}
 _KNOWN_MAX: Final = 256
 
@@ -139,7 +142,9 @@ _KNOWN_MAX: Final = 256
 def _read(raw: bytes, flags: int) -> Properties:
     at = 2
     word = flags
-    while word & 1:  # the continuation bit: more flags, which no property uses
+    while (
+        word & 1
+    ):  # the continuation bit: another word of flags, which no property uses
         if len(raw) < at + 2:
             return NO_PROPERTIES
         word = raw[at] << 8 | raw[at + 1]
@@ -163,14 +168,13 @@ def _read(raw: bytes, flags: int) -> Properties:
     return found
 
 
-# Producers set few combinations of properties, again and again. Bounded, because they
-# choose them.
+# Producers use few combinations of properties. The cache is bounded because they choose them.
 _FIELDS: dict[int, tuple[tuple[str, int], ...]] = {}
 _FIELDS_MAX: Final = 1024
 
 
 def _fields_of(flags: int) -> tuple[tuple[str, int], ...]:
-    """Return names and widths of the properties that `flags` announce, in their order."""
+    """Return names and widths of the properties whose flags are set, in their order."""
     fields = _FIELDS.get(flags)
     if fields is None:
         fields = tuple(
@@ -185,7 +189,7 @@ def _fields_of(flags: int) -> tuple[tuple[str, int], ...]:
 
 def render_properties(properties: Properties) -> bytes:
     """
-    Return `properties` as they stand in a content header, flags first.
+    Return the bytes of `properties` in a content header, flags first.
 
     Raises:
         ValueError: If a short string has more than 255 bytes.
@@ -211,8 +215,8 @@ def render_properties(properties: Properties) -> bytes:
 
 # --- header tables -------------------------------------------------------------------
 
-# Bytes of a value by its type letter; RabbitMQ's reading of section 4.2.5.5
-# (its errata: s is a 16 bit integer, l a 64 bit one, x a byte array).
+# Bytes of a value by its type letter, as RabbitMQ reads section 4.2.5.5 (its errata: s is a
+# 16 bit integer, l a 64 bit one, x a byte array).
 _VALUE_WIDTH: Final = {
     b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"u": 2, b"I": 4, b"i": 4, b"l": 8, b"L": 8,
     b"f": 4, b"d": 8, b"D": 5, b"T": 8, b"V": 0,
@@ -226,7 +230,7 @@ def iter_table(table: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
     """
     Yield ``(name, value with its type letter, whole entry)`` for each entry.
 
-    Stops at the first entry that makes no sense.
+    Stops at the first invalid entry.
     """
     at = 0
     end = len(table)
@@ -249,7 +253,7 @@ def iter_table(table: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
 
 
 def iter_array(array: bytes) -> Iterator[bytes]:
-    """Yield each value of the inside of an array, its type letter in front; as `iter_table`."""
+    """Yield each value of an array's content, starting with its type letter; as `iter_table`."""
     at = 0
     end = len(array)
     while at < end:
@@ -267,7 +271,7 @@ def iter_array(array: bytes) -> Iterator[bytes]:
 
 
 def header_int(table: bytes | None, name: str) -> int | None:
-    """Return the whole number that the header `name` holds, else ``None``."""
+    """Return the integer in the header `name`; ``None`` if absent or of another type."""
     for value in _values(table, name):
         letter = value[:1]
         if letter in _SIGNED or letter in _UNSIGNED:
@@ -276,7 +280,7 @@ def header_int(table: bytes | None, name: str) -> int | None:
 
 
 def header_bytes(table: bytes | None, name: str) -> bytes | None:
-    """Return the string that the header `name` holds, as bytes, else ``None``."""
+    """Return the bytes of the string in the header `name`; ``None`` as `header_int`."""
     for value in _values(table, name):
         if value[:1] in (b"S", b"x"):
             return value[5:]
@@ -285,7 +289,7 @@ def header_bytes(table: bytes | None, name: str) -> bytes | None:
 
 def _values(table: bytes | None, name: str) -> Iterator[bytes]:
     wanted = name.encode()
-    # Most tables do not have it: a search in C before a walk in Python.
+    # Most tables lack the header: a fast search avoids parsing them.
     if table and wanted in table:
         for key, value, _ in iter_table(table):
             if key == wanted:
@@ -294,9 +298,9 @@ def _values(table: bytes | None, name: str) -> Iterator[bytes]:
 
 def render_table(entries: Mapping[str, str | int | bytes]) -> bytes:
     """
-    Return the inside of a header table: strings as S, whole numbers as l.
+    Return the content of a header table: strings as type S, integers as type l.
 
-    A lone surrogate in a string, which an error's text may quote, is written as an escape.
+    A lone surrogate in a string, which an error text may quote, is written as an escape.
     """
     parts: list[bytes] = []
     for name, value in entries.items():

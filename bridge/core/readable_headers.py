@@ -1,8 +1,8 @@
 """
-Header values as JSON, for operators to read; whatever bytes they hold, nothing raises.
+Header values as JSON, for operators. Invalid bytes never raise.
 
-Beside core/properties.py, which reads what the bridge decides by. Types: AMQP 0-9-1
-section 4.2.5.5 with RabbitMQ's errata.
+core/properties.py reads the few headers that the bridge itself uses. Types: AMQP 0-9-1 section
+4.2.5.5 with RabbitMQ's errata.
 """
 
 import math
@@ -16,7 +16,7 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 _FLOAT: Final = Struct(">f").unpack
 _DOUBLE: Final = Struct(">d").unpack
-# Deeper than this nobody looks, and a stranger must not exhaust our stack.
+# A producer must not be able to exhaust the stack.
 _DEPTH_MAX: Final = 10
 _NUMBERS: Final = frozenset({"delivery_mode", "priority", "timestamp"})
 _PROPERTY_NAMES: Final = (
@@ -29,7 +29,7 @@ _PROPERTY_NAMES: Final = (
 def readable_table(
     table: bytes | None, *, without: frozenset[bytes]
 ) -> dict[str, Json]:
-    """Return a header table as JSON; entries named in `without` are left out."""
+    """Return a header table as JSON, without the entries named in `without`."""
     return {
         _text(name): _value(value, depth=0)
         for name, value, _ in iter_table(table or b"")
@@ -38,7 +38,7 @@ def readable_table(
 
 
 def readable_properties(properties: Properties) -> dict[str, Json]:
-    """Return what is set of `properties`, headers aside, as JSON."""
+    """Return the properties that are set as JSON, except the headers."""
     found: dict[str, Json] = {}
     for name in _PROPERTY_NAMES:
         raw: bytes | None = getattr(properties, name)

@@ -32,9 +32,9 @@ from tests.conftest import eventually
 from tests.integration.dead_letters import take_all
 from tests.integration.operator.api_client import ApiAsker
 from tests.integration.operator.dead_letter_fixtures import (
+    dead_letter_properties,
     fill,
     header,
-    letter_properties,
     ready,
 )
 from tests.integration.programs import RunningProgram, program
@@ -80,7 +80,9 @@ def _letters(names: BrokerNames, count: int) -> Iterator[tuple[str, bytes, bytes
         message_id = f"m-{number}".encode() if number % 2 else None
         yield (
             user,
-            letter_properties(number, names=names, user=user, message_id=message_id),
+            dead_letter_properties(
+                number, names=names, user=user, message_id=message_id
+            ),
             f'{{"n": {number}, "text": "{_TEXT}"}}'.encode(),
         )
 

@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from bridge.core.broker_names import BrokerNames
 from bridge.demo.private_node import LocalNode
 from tests.conftest import SLOW_FACTOR
-from tests.integration.operator.dead_letter_fixtures import publish_letters
+from tests.integration.operator.dead_letter_fixtures import publish_dead_letters
 from tests.integration.running import OPERATOR_TOKEN, running_bridge, settings_for
 
 _SCHEMA: Final = Path(__file__).parents[2] / "schemas" / "operator.openapi.json"
@@ -35,7 +35,7 @@ def operator_url(broker: LocalNode) -> Iterator[str]:
     async def serve() -> None:
         loop.append(asyncio.get_running_loop())
         async with running_bridge(settings_for(broker, namespace)) as running:
-            await publish_letters(broker, BrokerNames(namespace), _LETTERS)
+            await publish_dead_letters(broker, BrokerNames(namespace), _LETTERS)
             url.append(running.listening.operator_url)
             listens.set()
             await stop.wait()

@@ -16,7 +16,7 @@ from tests.integration.amqp.conftest import Raw
 from tests.integration.dead_letters import take_all
 from tests.integration.operator.dead_letter_fixtures import (
     numbers,
-    publish_letters,
+    publish_dead_letters,
     ready,
 )
 
@@ -57,7 +57,7 @@ async def test_sessions_of_any_depth_change_neither_order_nor_number(
     depths: tuple[int, ...],
 ) -> None:
     """A short session after a long one must not move the head of the queue to its end."""
-    await publish_letters(broker, names, 2000)
+    await publish_dead_letters(broker, names, 2000)
     returned = ReturnedHead()
 
     for count in depths:
@@ -70,7 +70,7 @@ async def test_a_restarted_bridge_recognizes_messages_that_were_returned_before(
     broker: LocalNode, address: BrokerAddress, names: BrokerNames, dead: str
 ) -> None:
     """The process forgot their number, but they have the flag `redelivered`."""
-    await publish_letters(broker, names, 2500)
+    await publish_dead_letters(broker, names, 2500)
     await browse(address, dead, ReturnedHead(), 2200)
 
     assert await browse(address, dead, ReturnedHead(), 3) == [0, 1, 2]
@@ -82,12 +82,12 @@ async def test_messages_that_arrive_during_a_session_stay_behind_the_others(
     broker: LocalNode, address: BrokerAddress, names: BrokerNames, dead: str
 ) -> None:
     """The queue receives messages while an operator reads it."""
-    await publish_letters(broker, names, 100)
+    await publish_dead_letters(broker, names, 100)
     returned = ReturnedHead()
     await browse(address, dead, returned, 60)
     async with open_session(address, dead, returned) as session:
         await session.read(lambda _one: True, at_most=80)
-        await publish_letters(broker, names, 50, start=100)
+        await publish_dead_letters(broker, names, 50, start=100)
 
     assert await browse(address, dead, returned, 10) == list(range(10))
     assert numbers(await take_all(broker, dead)) == list(range(150))
@@ -97,7 +97,7 @@ async def test_acked_messages_are_removed_and_the_others_keep_their_order(
     broker: LocalNode, address: BrokerAddress, names: BrokerNames, dead: str
 ) -> None:
     """A redrive of some messages does not affect the others."""
-    await publish_letters(broker, names, 300)
+    await publish_dead_letters(broker, names, 300)
     returned = ReturnedHead()
     await browse(address, dead, returned, 200)
     seen: list[Delivery] = []
@@ -133,7 +133,7 @@ async def test_a_killed_session_changes_neither_order_nor_number(
     broker: LocalNode, address: BrokerAddress, names: BrokerNames, dead: str
 ) -> None:
     """RabbitMQ returns all unacked messages in order after kill -9."""
-    await publish_letters(broker, names, 600)
+    await publish_dead_letters(broker, names, 600)
     returned = ReturnedHead()
     await browse(address, dead, returned, 400)
 
@@ -160,7 +160,7 @@ async def test_a_session_that_stops_early_cuts_its_connection_and_changes_nothin
     broker: LocalNode, address: BrokerAddress, names: BrokerNames, dead: str
 ) -> None:
     """RabbitMQ has delivered all returned messages, far more than the session reads."""
-    await publish_letters(broker, names, 7000)
+    await publish_dead_letters(broker, names, 7000)
     returned = ReturnedHead()
     assert len(await browse(address, dead, returned, 7000)) == 7000
 

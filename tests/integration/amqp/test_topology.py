@@ -31,11 +31,11 @@ async def connection(
 
 
 @pytest.fixture
-async def poor(
+async def restricted(
     broker: LocalNode, names: BrokerNames
 ) -> AsyncIterator[BrokerConnection[FrameReader]]:
-    """A log-in that may not do anything with our names."""
-    user = f"poor-{names.namespace}"
+    """Connect as a user without permissions on the bridge's names."""
+    user = f"restricted-{names.namespace}"
     await broker.ctl("add_user", user, "pw")
     await broker.ctl("set_permissions", user, "^$", "^$", "^$")
     url = str(URL(broker.url).with_user(user).with_password("pw"))
@@ -50,25 +50,30 @@ async def poor(
 async def test_declaring_twice_changes_nothing(
     connection: BrokerConnection[FrameReader], wanted: Topology
 ) -> None:
-    """Every connect declares."""
+    """The bridge declares its topology at every connect."""
     await declare(connection, wanted, timeout_s=TIMEOUT_S)
     await declare(connection, wanted, timeout_s=TIMEOUT_S)
 
-    findings = await compare(connection, wanted, timeout_s=TIMEOUT_S)
+    comparisons = await compare(connection, wanted, timeout_s=TIMEOUT_S)
 
-    assert {finding.state for finding in findings} == {ComparisonState.OK}
-    assert len(findings) == len(wanted.exchanges) + len(wanted.queues)
+    assert {comparison.state for comparison in comparisons} == {ComparisonState.OK}
+    assert len(comparisons) == len(wanted.exchanges) + len(wanted.queues)
 
 
 async def test_comparing_declares_nothing(
     connection: BrokerConnection[FrameReader], wanted: Topology
 ) -> None:
-    """`bridge check` looks; it must not leave anything behind."""
+    """`bridge check` must not change the broker."""
     for _ in range(2):
-        findings = await compare(connection, wanted, timeout_s=TIMEOUT_S)
+        comparisons = await compare(connection, wanted, timeout_s=TIMEOUT_S)
 
-        assert {finding.state for finding in findings} == {ComparisonState.MISSING}
-        assert all("bridge run will declare it" in finding.text for finding in findings)
+        assert {comparison.state for comparison in comparisons} == {
+            ComparisonState.MISSING
+        }
+        assert all(
+            "bridge run will declare it" in comparison.text
+            for comparison in comparisons
+        )
 
 
 async def test_each_difference_is_found(
@@ -77,18 +82,18 @@ async def test_each_difference_is_found(
     names: BrokerNames,
     raw: Raw,
 ) -> None:
-    """One run of `bridge check` tells all of them, each with its way out."""
+    """One run of `bridge check` reports all of them, each with its fix."""
     await raw.channel.exchange_declare(
         names.messages, exchange_type="fanout", durable=True
     )
     await raw.channel.queue_declare(names.dead, durable=True)
 
-    findings = await compare(connection, wanted, timeout_s=TIMEOUT_S)
+    comparisons = await compare(connection, wanted, timeout_s=TIMEOUT_S)
 
     different = {
-        finding.name: finding.text
-        for finding in findings
-        if finding.state is ComparisonState.DIFFERENT
+        comparison.name: comparison.text
+        for comparison in comparisons
+        if comparison.state is ComparisonState.DIFFERENT
     }
     assert different == {
         f"exchange {names.messages}": (
@@ -100,15 +105,15 @@ async def test_each_difference_is_found(
     assert "drain and delete the queue" in different[f"queue {names.dead}"]
 
 
-async def test_a_poor_login_is_told_what_it_needs(
-    poor: BrokerConnection[FrameReader], wanted: Topology
+async def test_a_missing_permission_is_named(
+    restricted: BrokerConnection[FrameReader], wanted: Topology
 ) -> None:
-    """Least privilege is encouraged, so it must be easy to get right."""
-    findings = await compare(poor, wanted, timeout_s=TIMEOUT_S)
-    assert {finding.state for finding in findings} <= {
+    """Least privilege is recommended, so it must be easy to set up."""
+    comparisons = await compare(restricted, wanted, timeout_s=TIMEOUT_S)
+    assert {comparison.state for comparison in comparisons} <= {
         ComparisonState.REFUSED,
         ComparisonState.MISSING,
     }
 
     with pytest.raises(TopologyError, match="configure, write and read permission"):
-        await declare(poor, wanted, timeout_s=TIMEOUT_S)
+        await declare(restricted, wanted, timeout_s=TIMEOUT_S)

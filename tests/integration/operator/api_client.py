@@ -1,4 +1,4 @@
-"""A running bridge, and its API as an operator's program asks it."""
+"""A client of the operator API of a running bridge."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,21 +12,21 @@ from tests.integration.running import OPERATOR_TOKEN, RunningBridge
 
 @dataclass
 class ApiAnswer:
-    """What came back."""
+    """The status and the JSON of a response."""
 
     status: int
     body: Any
 
 
 class ApiAsker:
-    """Asks the API of one bridge, with the operator token."""
+    """A client of the API of one bridge, with the operator token."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
         self._url = url
 
     async def ask(self, method: str, path: str, body: object = None) -> ApiAnswer:
-        """Send one request and read the JSON of its answer."""
+        """Send a request and read the JSON of its response."""
         async with self._session.request(
             method, self._url + path, json=body if body is not None else None
         ) as response:
@@ -41,7 +41,7 @@ class ApiAsker:
 
 @asynccontextmanager
 async def asking(running: RunningBridge) -> AsyncIterator[ApiAsker]:
-    """Open the API of `running`."""
+    """Yield a client of the API of `running`."""
     headers = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
     async with aiohttp.ClientSession(headers=headers) as session:
         yield ApiAsker(session, running.listening.operator_url)

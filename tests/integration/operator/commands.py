@@ -1,4 +1,4 @@
-"""Commands as an operator types them."""
+"""Run commands as an operator would."""
 
 import os
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from tests.integration.running import OPERATOR_TOKEN, RunningBridge
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What a command printed."""
+class CommandOutput:
+    """The output of a command."""
 
     stdout: str
     stderr: str
 
 
 def environment(running: RunningBridge) -> dict[str, str]:
-    """Return what a terminal next to the bridge would have set."""
+    """Return the environment of a terminal on the machine of the bridge."""
     url = running.listening.operator_url
     return {
         **{name: text for name, text in os.environ.items() if "BRIDGE" not in name},
@@ -32,19 +32,19 @@ def environment(running: RunningBridge) -> dict[str, str]:
 
 def run_command(
     running: RunningBridge, *arguments: str, expect: int = 0, stdin: str = ""
-) -> Done:
+) -> CommandOutput:
     """
-    Run `bridge ARGUMENTS`, check its exit status, and return what it printed.
+    Run `bridge ARGUMENTS`, check its exit status, and return its output.
 
-    In this process, for a new one takes a second to import all; call it in a thread of its
-    own, one at a time, while the bridge goes on.
+    It runs in this process, because a new one takes a second to start. Call it in a thread
+    while the bridge is running, one command at a time.
     """
     return run_with(environment(running), *arguments, expect=expect, stdin=stdin)
 
 
 def run_with(
     given: Mapping[str, str | None], *arguments: str, expect: int = 0, stdin: str = ""
-) -> Done:
+) -> CommandOutput:
     """Run `bridge ARGUMENTS` with this environment."""
     result = CliRunner().invoke(app, list(arguments), env=given, input=stdin)
     problem, code = "", result.exit_code
@@ -53,4 +53,4 @@ def run_with(
     elif result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert code == expect, (code, problem, result.stdout, result.stderr)
-    return Done(result.stdout, result.stderr + problem)
+    return CommandOutput(result.stdout, result.stderr + problem)

@@ -1,4 +1,4 @@
-"""Dead letters for tests: published as the bridge does it, many at a time."""
+"""Dead letters for tests, published as the bridge does it, in large numbers."""
 
 from collections.abc import Iterator, Sequence
 from uuid import uuid4
@@ -24,7 +24,7 @@ _AT_ONCE = 500
 BASE_S = 1_700_000_000
 
 
-def letter_properties(
+def dead_letter_properties(
     number: int,
     *,
     names: BrokerNames,
@@ -32,11 +32,11 @@ def letter_properties(
     user: str = "ann",
     message_id: bytes | None = None,
 ) -> bytes:
-    """Return what the bridge writes when it sets a message aside."""
+    """Return the properties that the bridge writes into a dead letter."""
     headers: dict[str, str | int | bytes] = {
         "x-number": number,
         Header.REASON: reason,
-        Header.ERROR: f"attempt 4: letter {number}",
+        Header.ERROR: f"attempt 4: message {number}",
         Header.TIME: BASE_S + number,
         Header.ATTEMPT: 4,
         Header.ORIGIN_EXCHANGE: names.messages,
@@ -53,19 +53,21 @@ def letter_properties(
 
 
 async def fill(
-    channel: aiormq.Channel, exchange: str, letters: Iterator[tuple[str, bytes, bytes]]
+    channel: aiormq.Channel, exchange: str, messages: Iterator[tuple[str, bytes, bytes]]
 ) -> None:
-    """Publish letters, each a user, raw properties and a body; on the broker when it returns."""
+    """Publish messages (user, raw properties, body); the broker has them when this returns."""
     frames: list[bytes] = []
 
     async def flush() -> None:
         await channel.write_queue.put(
             ChannelFrame(b"".join(frames), should_close=False)
         )
-        await channel.basic_qos(prefetch_count=0)  # an answer: all before is done
+        await channel.basic_qos(
+            prefetch_count=0
+        )  # the reply follows all earlier frames
         frames.clear()
 
-    for user, raw_properties, body in letters:
+    for user, raw_properties, body in messages:
         frames.append(
             publish(
                 channel.number,
@@ -81,7 +83,7 @@ async def fill(
         await flush()
 
 
-async def publish_letters(
+async def publish_dead_letters(
     broker: LocalNode,
     names: BrokerNames,
     count: int,
@@ -90,7 +92,7 @@ async def publish_letters(
     reasons: Sequence[str] = ("attempts_exhausted",),
     start: int = 0,
 ) -> None:
-    """Put `count` letters into the queue of `names`, which is there; `body` is a number."""
+    """Publish `count` dead letters to the existing queue; the bodies are numbers."""
     connection = aiormq.Connection(broker.url)
     await connection.connect()
     try:
@@ -105,7 +107,7 @@ async def publish_letters(
             (
                 (
                     users[number % len(users)],
-                    letter_properties(
+                    dead_letter_properties(
                         number,
                         names=names,
                         user=users[number % len(users)],
@@ -117,17 +119,17 @@ async def publish_letters(
             ),
         )
 
-        async def is_there() -> bool:
-            told = await channel.queue_declare(names.dead, passive=True)
-            return (told.message_count or 0) >= before + count
+        async def is_stored() -> bool:
+            reply = await channel.queue_declare(names.dead, passive=True)
+            return (reply.message_count or 0) >= before + count
 
-        await eventually(is_there, within_s=60)
+        await eventually(is_stored, within_s=60)
     finally:
         await connection.close()
 
 
 async def ready(broker: LocalNode, queue: str) -> int:
-    """Count what is ready in `queue`."""
+    """Return how many messages are ready in `queue`."""
     connection = aiormq.Connection(broker.url)
     await connection.connect()
     try:
@@ -138,10 +140,10 @@ async def ready(broker: LocalNode, queue: str) -> int:
 
 
 def numbers(deliveries: Sequence[Delivery]) -> list[int]:
-    """Return which letters these are, in their order."""
+    """Return the numbers of dead letters, in order."""
     return [int(delivery.body) for delivery in deliveries]
 
 
 def header(delivery: Delivery, name: str) -> bytes | None:
-    """Return a text header."""
+    """Return the bytes of a string header."""
     return header_bytes(delivery.properties.headers, name)

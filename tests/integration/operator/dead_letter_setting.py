@@ -1,4 +1,4 @@
-"""A bridge whose dead letters are worked on over the API."""
+"""A bridge whose dead letters are managed over the API."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,8 +21,8 @@ from tests.integration.running import (
 
 
 @dataclass
-class Setting:
-    """A bridge, its API, its dead letters."""
+class DeadLetterSetup:
+    """A bridge with its API and its dead-letter queue."""
 
     running: RunningBridge
     api: ApiAsker
@@ -30,17 +30,17 @@ class Setting:
     names: BrokerNames
     broker: LocalNode
 
-    async def order(self) -> list[int]:
-        """Take all letters that are left, in their order."""
+    async def remaining(self) -> list[int]:
+        """Consume the remaining dead letters and return their numbers, in order."""
         return numbers(await take_all(self.broker, self.names.dead))
 
     async def has_ready(self, count: int) -> bool:
-        """Ask whether so many letters are in the queue."""
+        """Return whether `count` dead letters are ready."""
         return await ready(self.broker, self.names.dead) == count
 
-    async def start(self, what: str, **body: object) -> Any:
-        """Start a job and return it when it has ended."""
-        answer = await self.api.ask("POST", f"/api/dead/{what}", body)
+    async def run_job(self, kind: str, **body: object) -> Any:
+        """Start a job and return it after it has ended."""
+        answer = await self.api.ask("POST", f"/api/dead/{kind}", body)
         assert answer.status == 202, answer
         job = answer.body["job"]
 
@@ -56,11 +56,11 @@ class Setting:
 @asynccontextmanager
 async def setting(
     broker: LocalNode, namespace: str, **changes: object
-) -> AsyncIterator[Setting]:
-    """Run a bridge with these settings, and a worker and an operator of it."""
+) -> AsyncIterator[DeadLetterSetup]:
+    """Run a bridge with these settings, a producer and an operator."""
     async with (
         running_bridge(settings_for(broker, namespace, **changes)) as running,
         open_worker(broker, namespace) as worker,
         asking(running) as api,
     ):
-        yield Setting(running, api, worker, BrokerNames(namespace), broker)
+        yield DeadLetterSetup(running, api, worker, BrokerNames(namespace), broker)

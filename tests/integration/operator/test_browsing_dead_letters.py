@@ -1,4 +1,4 @@
-"""Dead letters over the API: listed, filtered and paged, and none of them the worse for it."""
+"""Dead letters over the API: listed, filtered and paged, without changing the queue."""
 
 import asyncio
 
@@ -14,15 +14,15 @@ from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all
 from tests.integration.operator.dead_letter_fixtures import (
     BASE_S,
-    publish_letters,
+    publish_dead_letters,
 )
-from tests.integration.operator.dead_letter_setting import Setting, setting
+from tests.integration.operator.dead_letter_setting import DeadLetterSetup, setting
 
 
-async def test_letters_are_listed_oldest_first_and_say_why_they_are_there(
+async def test_dead_letters_are_listed_oldest_first_with_their_reasons(
     broker: LocalNode, namespace: str
 ) -> None:
-    """What the bridge set aside, and what expired in its queue by the broker's hand."""
+    """One was dead-lettered by the bridge, the other expired and RabbitMQ dead-lettered it."""
     expired = Properties(
         expiration=b"1", type=b"note", message_id=b"m-1", delivery_mode=PERSISTENT
     )
@@ -57,7 +57,7 @@ async def test_letters_are_listed_oldest_first_and_say_why_they_are_there(
     assert page["items"][0]["attempts"] == 1
     assert page["items"][1]["event"] == "note"
     assert page["items"][1]["dead_s"] > BASE_S
-    assert again["items"] == page["items"]  # the same ids, whatever the broker counted
+    assert again["items"] == page["items"]  # delivery counts do not change the ids
     assert first["body_text"] == "no JSON"
     assert first["headers"]["x-mine"] == "kept"
     assert "x-delivery-count" not in first["headers"]
@@ -68,12 +68,12 @@ async def test_letters_are_listed_oldest_first_and_say_why_they_are_there(
     assert second["headers"]["x-death"][0]["reason"] == "expired"
 
 
-async def test_filters_and_pages_find_each_letter_once(
+async def test_filters_and_pages_return_each_dead_letter_once(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Also when letters leave and come while somebody turns pages."""
+    """Even if messages leave and arrive between two pages."""
     async with setting(broker, namespace) as at:
-        await publish_letters(
+        await publish_dead_letters(
             broker, at.names, 100, users=("ann", "tom"),
             reasons=("crashed", "too_large", "attempts_exhausted"),
         )  # fmt: skip
@@ -86,12 +86,12 @@ async def test_filters_and_pages_find_each_letter_once(
         seen: list[str] = []
         page = await at.api.get("/api/dead?limit=30")
         seen += [letter["id"] for letter in page["items"]]
-        job = await at.start("discard", ids=seen[10:25], confirm=15)
-        await publish_letters(broker, at.names, 5, start=100)
+        job = await at.run_job("discard", ids=seen[10:25], confirm=15)
+        await publish_dead_letters(broker, at.names, 5, start=100)
         while page["next"]:
             page = await at.api.get(f"/api/dead?limit=30&cursor={page['next']}")
             seen += [letter["id"] for letter in page["items"]]
-        left = await at.order()
+        left = await at.remaining()
 
     assert len(of_tom["items"]) == 50
     assert [letter["dead_s"] - BASE_S for letter in crashed["items"]] == list(
@@ -104,68 +104,68 @@ async def test_filters_and_pages_find_each_letter_once(
     assert left == [*range(10), *range(25, 105)]
 
 
-async def test_two_looks_at_a_time_take_turns(
+async def test_concurrent_requests_are_serialized(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Two consoles: each sees all of it."""
+    """Each of several consoles sees the whole queue."""
     async with setting(broker, namespace) as at:
-        await publish_letters(broker, at.names, 50)
+        await publish_dead_letters(broker, at.names, 50)
         pages = await asyncio.gather(
             *(at.api.get("/api/dead?limit=5") for _ in range(5))
         )
-        left = await at.order()
+        left = await at.remaining()
 
     assert all(page == pages[0] for page in pages)
     assert left == list(range(50))
 
 
-async def looks_at(at: Setting, number: int = 0) -> int:
-    """Take all letters; return how often RabbitMQ handed out one of them before."""
+async def delivery_count(at: DeadLetterSetup, number: int = 0) -> int:
+    """Consume all dead letters and return RabbitMQ's delivery count of one."""
     letters = await take_all(at.broker, at.names.dead)
     return header_int(letters[number].properties.headers, "x-delivery-count") or 0
 
 
-async def test_pages_are_turned_and_filters_changed_without_another_look(
+async def test_further_pages_and_filters_are_answered_from_the_cache(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Each look makes the broker read all that was looked at before, for seconds."""
+    """A session makes RabbitMQ read all messages that were browsed before, for seconds."""
     async with setting(broker, namespace) as at:
-        await publish_letters(broker, at.names, 60, users=("ann", "tom"))
+        await publish_dead_letters(broker, at.names, 60, users=("ann", "tom"))
         first = await at.api.get("/api/dead?limit=20")
         second = await at.api.get(f"/api/dead?limit=20&cursor={first['next']}")
-        nobody = await at.api.get("/api/dead?user=nobody")
-        await publish_letters(broker, at.names, 3, start=60)
+        no_user = await at.api.get("/api/dead?user=nobody")
+        await publish_dead_letters(broker, at.names, 3, start=60)
         again = await at.api.get("/api/dead?limit=20")
-        looks = await looks_at(at)
+        count = await delivery_count(at)
 
-    assert looks == 1
-    assert (nobody["items"], nobody["scanned"], nobody["total"]) == ([], 60, 60)
+    assert count == 1
+    assert (no_user["items"], no_user["scanned"], no_user["total"]) == ([], 60, 60)
     assert again == {**first, "total": 63}
     assert [letter["dead_s"] - BASE_S for letter in second["items"]] == list(
         range(20, 40)
     )
 
 
-async def test_a_filter_sees_what_came_since_the_look_before(
+async def test_a_filter_finds_messages_that_arrived_since_the_last_session(
     broker: LocalNode, namespace: str
 ) -> None:
-    """What is remembered is the head of the queue, not its end."""
+    """The cache holds the head of the queue, not its end."""
     async with setting(broker, namespace) as at:
-        await publish_letters(broker, at.names, 10)
+        await publish_dead_letters(broker, at.names, 10)
         before = await at.api.get("/api/dead?user=tom")
-        await publish_letters(broker, at.names, 1, users=("tom",), start=10)
+        await publish_dead_letters(broker, at.names, 1, users=("tom",), start=10)
         after = await at.api.get("/api/dead?user=tom")
 
     assert before["items"] == []
     assert [letter["user"] for letter in after["items"]] == ["tom"]
 
 
-async def test_a_list_is_true_after_somebody_else_took_letters(
+async def test_a_list_is_correct_after_another_client_took_messages(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Another bridge, or RabbitMQ's own page."""
+    """Another bridge or RabbitMQ's management UI may do that."""
     async with setting(broker, namespace) as at:
-        await publish_letters(broker, at.names, 10)
+        await publish_dead_letters(broker, at.names, 10)
         await at.api.get("/api/dead")
         async with open_raw(broker.url) as raw:
             for _ in range(4):

@@ -1,4 +1,4 @@
-"""`bridge dead` as typed: tables, JSON, questions before harm, exit codes, Ctrl-C."""
+"""`bridge dead`: tables, JSON, confirmation prompts, exit codes, Ctrl-C."""
 
 import asyncio
 import os
@@ -15,14 +15,14 @@ from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.dead_letters import take_all
 from tests.integration.operator.api_client import asking
 from tests.integration.operator.commands import (
-    Done,
+    CommandOutput,
     environment,
     run_command,
     run_with,
 )
 from tests.integration.operator.dead_letter_fixtures import (
     numbers,
-    publish_letters,
+    publish_dead_letters,
     ready,
 )
 from tests.integration.running import RunningBridge, running_bridge, settings_for
@@ -30,33 +30,33 @@ from tests.integration.running import RunningBridge, running_bridge, settings_fo
 
 async def command(
     running: RunningBridge, *arguments: str, expect: int = 0, stdin: str = ""
-) -> Done:
-    """Run `bridge dead ARGUMENTS` while the bridge goes on."""
+) -> CommandOutput:
+    """Run `bridge dead ARGUMENTS` while the bridge is running."""
     return await asyncio.to_thread(
         run_command, running, "dead", *arguments, expect=expect, stdin=stdin
     )
 
 
-async def test_letters_are_shown_in_a_terminal_and_as_json(
+async def test_dead_letters_are_listed_as_a_table_and_as_json(
     broker: LocalNode, namespace: str
 ) -> None:
-    """A table for people, the API's answer for programs; hints go to stderr."""
+    """People get a table, programs the response of the API; hints go to stderr."""
     names = BrokerNames(namespace)
     async with running_bridge(settings_for(broker, namespace)) as running:
-        await publish_letters(broker, names, 5, users=("ann", "[red]tom"))
+        await publish_dead_letters(broker, names, 5, users=("ann", "[red]tom"))
         table = await command(running, "list", "--limit", "3")
         listed = await command(running, "list", "--user", "ann", "--json")
-        letters = orjson.loads(listed.stdout)["items"]
-        shown = await command(running, "show", letters[1]["id"], "--body")
-        hidden = await command(running, "show", letters[1]["id"], "--json")
+        dead_letters = orjson.loads(listed.stdout)["items"]
+        shown = await command(running, "show", dead_letters[1]["id"], "--body")
+        hidden = await command(running, "show", dead_letters[1]["id"], "--json")
         missing = await command(running, "show", "f" * 24, expect=1)
         wrong = await command(running, "list", "--token", "wrong", expect=2)
 
     assert table.stdout.count("attempts_exhausted") == 3
-    assert "[red]tom" in table.stdout  # a stranger's text is text
+    assert "[red]tom" in table.stdout  # markup in a producer's text is not interpreted
     assert "3 shown, 5 in the queue" in table.stderr
     assert "--cursor" in table.stderr
-    assert len(letters) == 3
+    assert len(dead_letters) == 3
     assert "header x-bridge-time" in shown.stdout
     assert "body text" in shown.stdout
     assert orjson.loads(hidden.stdout)["body_text"] is None
@@ -64,15 +64,15 @@ async def test_letters_are_shown_in_a_terminal_and_as_json(
     assert "the key is wrong" in wrong.stderr
 
 
-async def test_redrive_and_discard_say_how_many_and_ask_before_harm(
+async def test_redrive_and_discard_report_counts_and_discard_asks_first(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Nothing is dropped without a yes; a dry run changes nothing."""
+    """A discard needs a confirmation; a dry run changes nothing."""
     names = BrokerNames(namespace)
     async with running_bridge(settings_for(broker, namespace)) as running:
         await running.bridge.components.intake.stop_consuming()
         await running.bridge.components.intake.settled()
-        await publish_letters(broker, names, 9, users=("ann", "tom", "eve"))
+        await publish_dead_letters(broker, names, 9, users=("ann", "tom", "eve"))
         dry = await command(running, "redrive", "--user", "ann", "--dry-run")
         dry_json = await command(running, "discard", "--all", "--dry-run", "--json")
         refused = await command(running, "discard", "--all", expect=1, stdin="n\n")
@@ -96,10 +96,10 @@ async def test_redrive_and_discard_say_how_many_and_ask_before_harm(
     assert numbers(await take_all(broker, names.inbound_queue())) == [0, 3, 6]
 
 
-async def test_ctrl_c_cancels_the_job_and_says_what_was_done(
+async def test_ctrl_c_cancels_the_job_and_reports_its_progress(
     broker: LocalNode, namespace: str
 ) -> None:
-    """The job lives in the bridge: without that it would go on unseen."""
+    """The job runs in the bridge and would otherwise continue unnoticed."""
     names = BrokerNames(namespace)
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
@@ -107,7 +107,7 @@ async def test_ctrl_c_cancels_the_job_and_says_what_was_done(
     ):
         await running.bridge.components.intake.stop_consuming()
         await running.bridge.components.intake.settled()
-        await publish_letters(broker, names, 100)
+        await publish_dead_letters(broker, names, 100)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "bridge", "dead", "redrive", "--all", "--rate", "20",
             env=environment(running), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -144,10 +144,10 @@ async def test_ctrl_c_cancels_the_job_and_says_what_was_done(
     ],
     ids=str,
 )
-def test_what_went_wrong_stands_in_the_exit_code(
+def test_the_exit_code_tells_the_kind_of_failure(
     arguments: list[str], changes: dict[str, str | None], status: int, text: str
 ) -> None:
-    """0 done, 1 failed, 2 wrong use or settings, 3 a peer cannot be reached."""
+    """0 done, 1 failed, 2 invalid usage or settings, 3 a peer cannot be reached."""
     given = {"BRIDGE_OPERATOR_TOKEN": "t", "BRIDGE_OPERATOR_PORT": "1", **changes}
     environment = {
         **dict.fromkeys(name for name in os.environ if "BRIDGE" in name),

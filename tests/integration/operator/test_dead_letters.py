@@ -1,4 +1,4 @@
-"""Dead letters over the API: redriven, discarded, and nothing else changed."""
+"""Dead letters over the API: redriven and discarded, without changing any other message."""
 
 from collections.abc import AsyncIterator
 
@@ -13,26 +13,26 @@ from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all
-from tests.integration.operator.dead_letter_fixtures import publish_letters
-from tests.integration.operator.dead_letter_setting import Setting, setting
+from tests.integration.operator.dead_letter_fixtures import publish_dead_letters
+from tests.integration.operator.dead_letter_setting import DeadLetterSetup, setting
 from tests.integration.running import open_windows
 
 
-async def test_a_redrive_reaches_the_user_and_nobody_else_twice(
+async def test_a_redrive_reaches_only_the_user(
     broker: LocalNode, namespace: str
 ) -> None:
-    """It comes by the inbound exchange: others who listen to the messages had theirs."""
+    """It is published to the inbound exchange: other consumers do not receive it again."""
     async with (
         setting(broker, namespace) as at,
         open_windows(
             at.running.listening.public_url, [at.running.token("ann")]
         ) as windows,
     ):
-        await publish_letters(broker, at.names, 20)
+        await publish_dead_letters(broker, at.names, 20)
         dry = await at.api.ask(
             "POST", "/api/dead/redrive", {"all": True, "dry_run": True}
         )
-        job = await at.start("redrive", all=True, rate_per_s=1000)
+        job = await at.run_job("redrive", all=True, rate_per_s=1000)
         await eventually(lambda: len(windows[0].data()) == 20)
         after = await at.api.get("/api/dead")
         overview = await at.api.get("/api/overview")
@@ -49,71 +49,73 @@ async def test_a_redrive_reaches_the_user_and_nobody_else_twice(
     assert overview["totals"]["consumed"] == 20
 
 
-async def test_letters_that_come_back_are_counted_and_not_sent_again(
+async def test_dead_letters_that_return_are_counted_and_not_redriven_again(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Nothing was mended: the job ends, and the letters say that they were redriven."""
+    """Their cause still exists: the job ends, and their number of redrives has grown."""
     async with setting(broker, namespace) as at:
         for _ in range(3):
             await at.worker.publish("ann", body=b"no JSON")
         await eventually(lambda: at.has_ready(3))
-        for turn in (1, 2):
-            job = await at.start(
+        for redrives in (1, 2):
+            job = await at.run_job(
                 "redrive", filter={"reason": "malformed_body"}, rate_per_s=1000
             )
             assert (job["state"], job["done"]) == ("done", 3)
             await eventually(lambda: at.has_ready(3))
             page = await at.api.get("/api/dead")
-            assert [letter["redrives"] for letter in page["items"]] == [turn] * 3
+            assert [letter["redrives"] for letter in page["items"]] == [redrives] * 3
 
 
-async def test_an_expired_letter_gets_its_time_to_live_anew(
+async def test_a_redrive_restarts_the_time_to_live(
     broker: LocalNode, namespace: str
 ) -> None:
-    """It was set aside because nobody was there; now somebody is."""
+    """The original time to live applies again from the redrive on."""
     properties = Properties(expiration=b"100", delivery_mode=PERSISTENT)
     async with setting(broker, namespace) as at:
         await at.running.bridge.components.intake.stop_consuming()
         await at.running.bridge.components.intake.settled()
         await at.worker.publish("ann", "late", properties=properties)
         await eventually(lambda: at.has_ready(1))
-        await at.start("redrive", all=True)
-        await eventually(lambda: at.has_ready(1))  # nobody consumes: it expires again
+        await at.run_job("redrive", all=True)
+        await eventually(lambda: at.has_ready(1))  # without a consumer it expires again
         page = await at.api.get("/api/dead")
 
     assert page["items"][0]["reason"] == "expired"
     assert page["items"][0]["redrives"] == 1
 
 
-async def test_a_redrive_that_is_repeated_is_known_to_the_inbox(
+async def test_the_inbox_recognizes_a_repeated_redrive(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Kill -9 between confirm and ack: the letter is sent again, and stored once."""
+    """After kill -9 between confirm and ack the message is published again, and stored once."""
     async with (
         setting(broker, namespace) as at,
         open_windows(
             at.running.listening.public_url, [at.running.token("ann")]
         ) as windows,
     ):
-        await publish_letters(broker, at.names, 3)
-        letters = at.running.bridge.components.dead_letters
+        await publish_dead_letters(broker, at.names, 3)
+        dead_letters = at.running.bridge.components.dead_letters
         found = [
-            await letters.find(i["id"])
+            await dead_letters.find(i["id"])
             for i in (await at.api.get("/api/dead"))["items"]
         ]
         for one in found:
             assert one is not None
-            await letters._publish(one[1])  # confirmed, and then the process is killed
-        await at.start("redrive", all=True, rate_per_s=1000)
+            await dead_letters._publish(
+                one[1]
+            )  # confirmed; the process dies before the ack
+        await at.run_job("redrive", all=True, rate_per_s=1000)
         await eventually(lambda: at.running.settled("duplicate") == 3)
 
     assert windows[0].data() == [0, 1, 2]
 
 
-async def test_what_cannot_be_redriven_stays_and_the_rest_goes(
+async def test_a_message_that_cannot_be_redriven_stays_in_the_queue(
     broker: LocalNode, namespace: str
 ) -> None:
-    """A routing key that is no UTF-8 could only be sent to somebody else."""
+    """A routing key that is not UTF-8 could only reach another user."""
     async with setting(broker, namespace) as at:
         await at.worker.publish("ann", body=b"no JSON")
         async with open_raw(broker.url) as raw:
@@ -121,7 +123,7 @@ async def test_what_cannot_be_redriven_stays_and_the_rest_goes(
         await eventually(lambda: at.has_ready(2))
         await at.running.bridge.components.intake.stop_consuming()
         await at.running.bridge.components.intake.settled()
-        job = await at.start("redrive", all=True)
+        job = await at.run_job("redrive", all=True)
         page = await at.api.get("/api/dead")
 
     assert (job["state"], job["done"], job["failed"]) == ("done", 1, 1)
@@ -129,32 +131,34 @@ async def test_what_cannot_be_redriven_stays_and_the_rest_goes(
     assert [letter["reason"] for letter in page["items"]] == ["bad_user"]
 
 
-async def test_a_discard_needs_the_number_and_drops_only_what_was_meant(
+async def test_a_discard_needs_the_count_and_removes_only_the_selection(
     broker: LocalNode, namespace: str
 ) -> None:
-    """A filter typed too wide must not empty the queue."""
+    """A filter that selects too much must not empty the queue."""
     async with setting(broker, namespace) as at:
-        await publish_letters(broker, at.names, 30, users=("ann", "tom", "eve"))
+        await publish_dead_letters(broker, at.names, 30, users=("ann", "tom", "eve"))
         selection = {"filter": {"user": "tom"}}
-        told = await at.api.ask(
+        dry_run = await at.api.ask(
             "POST", "/api/dead/discard", {**selection, "dry_run": True}
         )
-        unsure = await at.api.ask("POST", "/api/dead/discard", selection)
+        unconfirmed = await at.api.ask("POST", "/api/dead/discard", selection)
         wrong = await at.api.ask(
             "POST", "/api/dead/discard", {**selection, "confirm": 9}
         )
-        job = await at.start("discard", **selection, confirm=told.body["would"])
-        left = await at.order()
+        job = await at.run_job("discard", **selection, confirm=dry_run.body["would"])
+        left = await at.remaining()
 
-    assert told.body == {"would": 10}
-    assert (unsure.status, wrong.status) == (409, 409)
+    assert dry_run.body == {"would": 10}
+    assert (unconfirmed.status, wrong.status) == (409, 409)
     assert "10 dead letters match" in wrong.body["detail"]
     assert job["done"] == 10
     assert left == [n for n in range(30) if n % 3 != 1]
 
 
-async def test_twins_are_told_apart(broker: LocalNode, namespace: str) -> None:
-    """The same message twice, expired in the same second: one is meant, one goes."""
+async def test_identical_messages_have_distinct_ids(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Several equal messages expired in the same second: one is selected, one is removed."""
     async with setting(broker, namespace) as at:
         await at.running.bridge.components.intake.stop_consuming()
         await at.running.bridge.components.intake.settled()
@@ -166,21 +170,21 @@ async def test_twins_are_told_apart(broker: LocalNode, namespace: str) -> None:
             )
         await eventually(lambda: at.has_ready(3))
         ids = [letter["id"] for letter in (await at.api.get("/api/dead"))["items"]]
-        job = await at.start("discard", ids=ids[1:2], confirm=1)
+        job = await at.run_job("discard", ids=ids[1:2], confirm=1)
 
     assert len(set(ids)) == 3
     assert job["done"] == 1
     assert len(await take_all(broker, BrokerNames(namespace).dead)) == 2
 
 
-async def test_a_job_can_be_cancelled_and_others_look_while_it_runs(
+async def test_a_running_job_can_be_cancelled_and_allows_other_requests(
     broker: LocalNode, namespace: str
 ) -> None:
-    """What it had not done stays in its order; a second job waits its turn."""
+    """The rest stays in its order; a second job is refused."""
     async with setting(broker, namespace) as at:
         await at.running.bridge.components.intake.stop_consuming()
         await at.running.bridge.components.intake.settled()
-        await publish_letters(broker, at.names, 200)
+        await publish_dead_letters(broker, at.names, 200)
         started = await at.api.ask(
             "POST", "/api/dead/redrive", {"all": True, "rate_per_s": 20}
         )
@@ -196,13 +200,13 @@ async def test_a_job_can_be_cancelled_and_others_look_while_it_runs(
         cancelled = await at.api.ask("DELETE", f"/api/jobs/{job['id']}")
         again = await at.api.ask("DELETE", f"/api/jobs/{job['id']}")
         jobs = await at.api.get("/api/jobs")
-        left = await at.order()
+        left = await at.remaining()
 
     done = cancelled.body["done"]
     assert other.status == 409
     assert cancelled.body["state"] == again.body["state"] == "cancelled"
     assert 3 <= done < 200
-    # The job holds a hundred of them, and a look all that looks before gave back.
+    # The job has taken a hundred of them; a session takes all messages returned before.
     assert 200 - done <= depth <= 197
     assert [one["id"] for one in jobs["items"]] == [job["id"]]
     assert left == list(range(done, 200))
@@ -230,10 +234,10 @@ async def test_a_job_can_be_cancelled_and_others_look_while_it_runs(
     ],
     ids=str,
 )
-async def test_wrong_questions_are_refused_and_say_why(
-    shared: Setting, method: str, path: str, body: object, status: int
+async def test_invalid_requests_are_refused_with_a_problem(
+    shared: DeadLetterSetup, method: str, path: str, body: object, status: int
 ) -> None:
-    """Each with a problem that names the field."""
+    """The problem names the field."""
     answer = await shared.api.ask(method, path, body)
 
     assert answer.status == status, answer
@@ -242,7 +246,7 @@ async def test_wrong_questions_are_refused_and_say_why(
 
 
 @pytest.fixture
-async def shared(broker: LocalNode, namespace: str) -> AsyncIterator[Setting]:
-    """A bridge of this test's own."""
+async def shared(broker: LocalNode, namespace: str) -> AsyncIterator[DeadLetterSetup]:
+    """Run a bridge for one test."""
     async with setting(broker, namespace) as at:
         yield at

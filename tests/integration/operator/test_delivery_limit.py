@@ -25,7 +25,11 @@ from bridge.errors import BrokerUnavailableError
 from bridge.http.jobs import OperatorJob
 from bridge.metrics import Metrics
 from tests.integration.operator.api_client import asking
-from tests.integration.operator.dead_letter_fixtures import fill, publish_letters, ready
+from tests.integration.operator.dead_letter_fixtures import (
+    fill,
+    publish_dead_letters,
+    ready,
+)
 from tests.integration.running import running_bridge, settings_for
 
 _OF_TOM = {"filter": {"user": "tom"}, "dry_run": True}
@@ -46,7 +50,7 @@ async def test_dead_letters_near_the_limit_can_still_be_discarded(
     names = BrokerNames(namespace)
     address = BrokerAddress((broker.url,))
     async with running_bridge(settings_for(broker, namespace)):
-        await publish_letters(broker, names, 5)
+        await publish_dead_letters(broker, names, 5)
     queue = DeadLetterQueue(
         address,
         names,
@@ -66,7 +70,7 @@ async def test_dead_letters_near_the_limit_can_still_be_discarded(
 
     assert counted.matching == 5
     assert await ready(broker, names.dead) == 0
-    await publish_letters(broker, names, 1)
+    await publish_dead_letters(broker, names, 1)
     assert (await queue.browse(lambda: lambda _: True)).matching == 1
 
 

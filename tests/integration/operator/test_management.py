@@ -1,4 +1,4 @@
-"""Queues with RabbitMQ's management API beside AMQP, and with one that is not there."""
+"""The API's queues with RabbitMQ's management API, and while it is unreachable."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,7 +12,7 @@ from tests.conftest import eventually
 from tests.integration.operator.api_client import ApiAsker, asking
 from tests.integration.running import running_bridge, settings_for
 
-# As RabbitMQ 3.10 answers GET /api/queues/VHOST/NAME?columns=…
+# The response of RabbitMQ 3.10 to GET /api/queues/VHOST/NAME?columns=…
 ANSWER = {
     "consumers": 1,
     "message_stats": {
@@ -28,7 +28,7 @@ ANSWER = {
 
 @pytest.fixture
 async def management() -> AsyncIterator[BaseTestServer]:
-    """Stands in for the plugin, which takes seconds to load; doctor/ has tests with it."""
+    """Stand in for the plugin, which takes seconds to load; doctor/ tests the real one."""
 
     async def queue(request: web.Request) -> web.Response:
         if request.headers.get("Authorization") != encode_basic_auth("m", "p"):
@@ -42,26 +42,26 @@ async def management() -> AsyncIterator[BaseTestServer]:
         yield server
 
 
-async def all_there(api: ApiAsker) -> list[dict[str, Any]]:
-    """Return the queues once a look has found all of them declared."""
+async def declared_queues(api: ApiAsker) -> list[dict[str, Any]]:
+    """Return the queues once all of them are declared."""
     found: list[dict[str, Any]] = []
 
-    async def look() -> bool:
+    async def are_declared() -> bool:
         found[:] = (await api.get("/api/queues"))["items"]
         return all(queue["depth"] is not None for queue in found)
 
-    await eventually(look)
+    await eventually(are_declared)
     return found
 
 
-async def test_the_management_api_adds_rates_and_what_is_unacked(
+async def test_the_management_api_adds_rates_and_unacked_messages(
     broker: LocalNode, namespace: str, management: BaseTestServer
 ) -> None:
-    """Depth and consumers stay those of AMQP, which are never behind."""
+    """Depth and consumers come from AMQP, which is always up to date."""
     url = str(management.make_url("")).replace("http://", "http://m:p@")
     settings = settings_for(broker, namespace, management_url=url)
     async with running_bridge(settings) as running, asking(running) as api:
-        queues = await all_there(api)
+        queues = await declared_queues(api)
 
     for queue in queues:
         assert (queue["source"], queue["problem"]) == ("management", None)
@@ -77,20 +77,20 @@ async def test_the_management_api_adds_rates_and_what_is_unacked(
         ("http://m:wrong@HOST", "it rejects the login"),
     ],
 )
-async def test_without_an_answer_amqp_tells_what_it_can(
+async def test_without_the_management_api_amqp_provides_the_rest(
     broker: LocalNode,
     namespace: str,
     management: BaseTestServer,
     url: str,
     problem: str,
 ) -> None:
-    """The problem stands beside it, and no password in it."""
+    """The response contains the problem, without a password."""
     place = f"{management.host}:{management.port}"
     settings = settings_for(
         broker, namespace, management_url=url.replace("HOST", place)
     )
     async with running_bridge(settings) as running, asking(running) as api:
-        queues = await all_there(api)
+        queues = await declared_queues(api)
 
     for queue in queues:
         assert (queue["source"], queue["rates"], queue["depth"]) == ("amqp", None, 0)

@@ -1,4 +1,4 @@
-"""Gauges of what nobody counts as it happens: queues, and the disk of the inbox."""
+"""The gauges that are sampled: queues, and the disk usage of the inbox."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from tests.conftest import eventually
 from tests.integration.running import open_worker, running_bridge, settings_for
 
 
-async def test_prometheus_hears_of_queues_and_of_the_disk(
+async def test_queues_and_disk_usage_are_sampled(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """Alerts for "nobody consumes" and "the disk fills" stand on these numbers."""
+    """The alerts for missing consumers and a full disk use these gauges."""
     names = BrokerNames(namespace)
     settings = settings_for(
         broker, namespace, inbox=f"sqlite:{tmp_path / 'inbox.sqlite3'}"
@@ -27,7 +27,7 @@ async def test_prometheus_hears_of_queues_and_of_the_disk(
         await eventually(lambda: running.settled("dead_letter", "malformed_body") == 1)
 
         async def is_measured() -> bool:
-            # A look that is less than a second old is told again.
+            # Sample until the message has arrived.
             await running.bridge.components.gauges.measure()
             return running.sample("bridge_queue_messages", **dead) == 1
 
@@ -37,10 +37,10 @@ async def test_prometheus_hears_of_queues_and_of_the_disk(
         assert running.sample("bridge_inbox_free_bytes", store="sqlite") > 0
 
 
-async def test_nothing_is_told_of_what_cannot_be_asked(
+async def test_a_gauge_without_a_value_is_absent(
     broker: LocalNode, namespace: str
 ) -> None:
-    """An old number would look like a new one; and memory has no disk."""
+    """An old value would look like a current one, and the memory store has no disk."""
     settings = settings_for(broker, namespace, inbox="memory:")
     async with running_bridge(settings) as running:
         await running.bridge.components.gauges.measure()

@@ -1,4 +1,4 @@
-"""Is it healthy, and what waits where: from the API, and from a terminal."""
+"""The overview and the queues, from the API and the command line."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all
 from tests.integration.operator.api_client import ApiAsker, asking
 from tests.integration.operator.commands import run_command
-from tests.integration.operator.dead_letter_fixtures import BASE_S, publish_letters
+from tests.integration.operator.dead_letter_fixtures import BASE_S, publish_dead_letters
 from tests.integration.running import (
     open_windows,
     open_worker,
@@ -24,10 +24,10 @@ from tests.integration.running import (
 )
 
 
-async def test_the_overview_tells_how_the_bridge_is(
+async def test_the_overview_describes_the_bridge(
     broker: LocalNode, namespace: str
 ) -> None:
-    """One request answers "is it healthy": the console's first page."""
+    """The first page of the console needs this one request."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
         open_worker(broker, namespace) as worker,
@@ -38,23 +38,21 @@ async def test_the_overview_tells_how_the_bridge_is(
         await worker.publish("ann", body=b"no JSON")
         await eventually(windows[0].data)
         await eventually(lambda: running.bridge.components.intake.in_flight == 0)
-        told = await api.get("/api/overview")
+        overview = await api.get("/api/overview")
 
-    assert told["ready"] is True
-    assert told["reasons"] == []
-    assert told["namespace"] == namespace
-    assert told["broker"]["connected"] is True
-    assert told["broker"]["version"].startswith("RabbitMQ ")
-    assert (told["windows"], told["users"], told["in_flight"]) == (1, 1, 0)
-    assert told["totals"]["consumed"] == 2
-    assert (told["totals"]["emitted"], told["totals"]["dead"]) == (1, 1)
-    assert 0 < told["age_s"]["p50"] <= told["age_s"]["p99"]
+    assert overview["ready"] is True
+    assert overview["reasons"] == []
+    assert overview["namespace"] == namespace
+    assert overview["broker"]["connected"] is True
+    assert overview["broker"]["version"].startswith("RabbitMQ ")
+    assert (overview["windows"], overview["users"], overview["in_flight"]) == (1, 1, 0)
+    assert overview["totals"]["consumed"] == 2
+    assert (overview["totals"]["emitted"], overview["totals"]["dead"]) == (1, 1)
+    assert 0 < overview["age_s"]["p50"] <= overview["age_s"]["p99"]
 
 
-async def test_queues_are_counted_by_amqp_alone(
-    broker: LocalNode, namespace: str
-) -> None:
-    """Without the management API: depth and consumers of each, in flight of our own."""
+async def test_queues_are_counted_over_amqp(broker: LocalNode, namespace: str) -> None:
+    """Without the management API: depth and consumers, and what this bridge has in flight."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
         open_worker(broker, namespace) as worker,
@@ -64,13 +62,13 @@ async def test_queues_are_counted_by_amqp_alone(
             await worker.publish("ann", body=b"no JSON")
         await eventually(lambda: running.settled("dead_letter", "malformed_body") == 3)
 
-        async def are_all_seen() -> bool:
-            # A look that is less than a second old is told again.
+        async def are_counted() -> bool:
+            # A result younger than a second is reused.
             seen = (await api.get("/api/queues"))["items"]
             depths = {queue["name"]: queue["depth"] for queue in seen}
             return bool(depths[f"{namespace}.dead"] == 3)
 
-        await eventually(are_all_seen)
+        await eventually(are_counted)
         page = await api.get("/api/queues")
         queues = {queue["name"]: queue for queue in page["items"]}
         first = await api.get("/api/queues?limit=1")
@@ -86,24 +84,24 @@ async def test_queues_are_counted_by_amqp_alone(
     assert queues[f"{namespace}.retry.50"]["role"] == "retry"
     for queue in [*first["items"], *second["items"], *page["items"]]:
         assert (queue.pop("oldest_s") is None) is (queue["role"] != "dead")
-    told = orjson.loads(printed.stdout)["items"]
-    for queue in told:
+    listed = orjson.loads(printed.stdout)["items"]
+    for queue in listed:
         del queue["oldest_s"]
     assert [*first["items"], *second["items"]] == page["items"][:2]
-    assert told == page["items"]
+    assert listed == page["items"]
     assert f"{namespace}.dead" in table.stdout
 
 
-async def test_the_age_of_the_oldest_is_told_where_it_can_be_known(
+async def test_the_age_of_the_oldest_message_is_reported_if_known(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Of dead letters by one look, of retries by their delay; nothing is made up."""
+    """Dead letters need one session; in a retry queue the delay is the highest age."""
     names = BrokerNames(namespace)
     settings = settings_for(broker, namespace, retry_delays="50s")
     async with running_bridge(settings) as running, asking(running) as api:
         await eventually(lambda: running.bridge.components.intake.is_consuming)
         empty = await by_role(api)
-        await publish_letters(broker, names, 3)
+        await publish_dead_letters(broker, names, 3)
         async with open_raw(broker.url) as raw:
             await raw.channel.basic_publish(
                 b"1", exchange="", routing_key=names.retry_queue(50_000)
@@ -117,7 +115,7 @@ async def test_the_age_of_the_oldest_is_told_where_it_can_be_known(
         await eventually(is_seen)
         for _ in range(3):
             await by_role(api)
-        letters = await take_all(broker, names.dead)
+        dead_letters = await take_all(broker, names.dead)
         table = await asyncio.to_thread(run_command, running, "queues")
 
     for queue in empty.values():
@@ -125,11 +123,11 @@ async def test_the_age_of_the_oldest_is_told_where_it_can_be_known(
     assert full["dead"]["oldest_s"] == pytest.approx(time.time() - BASE_S, abs=120)
     assert (full["retry"]["oldest_s"], full["retry"]["oldest_at_most_s"]) == (None, 50)
     assert "≤ 50.0 s" in table.stdout
-    looks = header_int(letters[0].properties.headers, "x-delivery-count")
-    assert looks == 1
+    count = header_int(dead_letters[0].properties.headers, "x-delivery-count")
+    assert count == 1
 
 
 async def by_role(api: ApiAsker) -> dict[str, Any]:
-    """Return the queues; there is one of each role."""
+    """Return the queues by role; there is one of each."""
     queues = (await api.get("/api/queues"))["items"]
     return {queue["role"]: queue for queue in queues}

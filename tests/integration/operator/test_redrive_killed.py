@@ -1,4 +1,4 @@
-"""A redrive that is killed in the middle loses nothing, and repeats nothing unseen."""
+"""A redrive that is killed loses no message, and duplicates are recognized."""
 
 from bridge.demo.private_node import LocalNode
 from tests.bench.dead_letters import measure
@@ -7,7 +7,7 @@ from tests.bench.dead_letters import measure
 async def test_a_killed_redrive_loses_nothing_and_stores_nothing_twice(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Kill -9 while letters are on their way; the same with 100,000 is in docs/measurements.md."""
+    """Kill -9 during a redrive; docs/measurements.md has the result for 100,000 messages."""
     figures = await measure(broker, namespace, letters=1500, rate_per_s=1500)
 
     assert 0 < figures.killed_at < 1500

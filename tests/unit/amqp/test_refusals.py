@@ -1,4 +1,4 @@
-"""What RabbitMQ says when it refuses to declare, as 3.10.8 and 4.0.5 have said it."""
+"""The refusals of RabbitMQ 3.10.8 and 4.0.5."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from bridge.amqp.refusals import is_no_such_type
 
 
 @pytest.mark.parametrize(
-    ("text", "is_so"),
+    ("text", "is_missing"),
     [
         ("COMMAND_INVALID - unknown exchange type 'x-modulus-hash'", True),
         ("COMMAND_INVALID - invalid exchange type 'x-modulus-hash'", True),
@@ -19,8 +19,8 @@ from bridge.amqp.refusals import is_no_such_type
         ),
     ],
 )
-def test_a_type_whose_plugin_is_not_enabled_any_more_is_no_exchange_to_be_deleted(
-    text: str, is_so: bool
+def test_a_missing_type_differs_from_an_exchange_of_another_type(
+    text: str, is_missing: bool
 ) -> None:
-    """The way out is to enable it; an exchange that differs is to be deleted."""
-    assert is_no_such_type(text) is is_so
+    """The fix is to enable a plugin; an exchange of another type has to be deleted."""
+    assert is_no_such_type(text) is is_missing

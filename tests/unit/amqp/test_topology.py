@@ -1,4 +1,4 @@
-"""The topology as data: what versions from 3.10 to 4.x accept, and what must not be lost."""
+"""The declared topology: accepted by RabbitMQ 3.10 to 4.x, and no message is lost."""
 
 import pytest
 from aiormq.exceptions import ChannelPreconditionFailed
@@ -11,11 +11,11 @@ WANTED = topology(NAMES, (0.05, 1.0, 1.0, 60.0))
 QUEUES = {queue.name: queue.arguments for queue in WANTED.queues}
 
 
-def test_each_delay_has_one_waiting_queue_whatever_is_written_twice() -> None:
+def test_each_distinct_delay_has_one_retry_queue() -> None:
     """The delay is part of the name, so equal delays are one queue."""
-    waiting = [name for name in QUEUES if ".retry." in name]
+    retry_queues = [name for name in QUEUES if ".retry." in name]
 
-    assert waiting == [
+    assert retry_queues == [
         "shop.test.retry.50",
         "shop.test.retry.1000",
         "shop.test.retry.60000",
@@ -24,15 +24,15 @@ def test_each_delay_has_one_waiting_queue_whatever_is_written_twice() -> None:
 
 
 @pytest.mark.parametrize("name", QUEUES)
-def test_every_queue_is_a_quorum_queue_with_a_limit_of_its_own(name: str) -> None:
-    """RabbitMQ 4 drops after 20 returns by default, and each lost connection is one."""
+def test_every_queue_is_a_quorum_queue_with_a_delivery_limit(name: str) -> None:
+    """RabbitMQ 4 drops a message after 20 redeliveries by default; a lost connection is one."""
     assert QUEUES[name]["x-queue-type"] == "quorum"
     assert QUEUES[name]["x-delivery-limit"] == 1_000_000
 
 
 @pytest.mark.parametrize("name", [name for name in QUEUES if name != NAMES.dead])
-def test_what_leaves_a_queue_by_itself_is_handed_over_with_confirms(name: str) -> None:
-    """Without reject-publish the broker falls back to at-most-once with a log line."""
+def test_expired_messages_are_dead_lettered_with_confirms(name: str) -> None:
+    """Without reject-publish RabbitMQ falls back to at-most-once and logs that."""
     arguments = QUEUES[name]
 
     assert arguments["x-dead-letter-strategy"] == "at-least-once"
@@ -41,13 +41,13 @@ def test_what_leaves_a_queue_by_itself_is_handed_over_with_confirms(name: str) -
 
 
 def test_dead_letters_stay_until_an_operator_moves_them() -> None:
-    """Whatever is not delivered is accounted for."""
+    """Every message that is not delivered can be found there."""
     assert "x-message-ttl" not in QUEUES[NAMES.dead]
     assert "x-dead-letter-exchange" not in QUEUES[NAMES.dead]
 
 
-def test_every_binding_joins_what_is_declared() -> None:
-    """A name that nobody declares would be a 404 at start."""
+def test_every_binding_connects_declared_objects() -> None:
+    """A name that is not declared would fail with NOT_FOUND at start."""
     exchanges = {exchange.name for exchange in WANTED.exchanges}
     declared = [*WANTED.exchanges, *WANTED.queues]
 
@@ -78,12 +78,12 @@ def test_every_binding_joins_what_is_declared() -> None:
     ],
 )
 def test_a_difference_is_one_sentence(reply: str, sentence: str) -> None:
-    """The operator needs the queue, the argument, both values and the way out."""
+    """The operator needs the queue, the argument, both values and the fix."""
     assert str(_different(Queue("q", {}), ChannelPreconditionFailed(reply))) == sentence
 
 
-def test_an_exchange_that_differs_has_its_own_way_out() -> None:
-    """An exchange holds nothing that would have to be drained."""
+def test_a_different_exchange_has_its_own_fix() -> None:
+    """An exchange stores no messages that have to be drained first."""
     reply = (
         "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'e' in vhost '/': "
         "received 'topic' but current is 'fanout'"

@@ -1,4 +1,4 @@
-"""Property bytes: whatever a producer may send is read, copied, and never raises."""
+"""Property bytes: any bytes of a producer are parsed or copied, and never raise."""
 
 import struct
 
@@ -38,7 +38,7 @@ ALL_PROPERTIES = st.builds(
 
 
 def entry(name: bytes, letter: bytes, value: bytes) -> bytes:
-    """Return one entry of a table, as any client may write it."""
+    """Return one entry of a table, with any type letter."""
     return bytes((len(name),)) + name + letter + value
 
 
@@ -50,22 +50,22 @@ def long_value(value: bytes) -> bytes:
 
 
 @given(ALL_PROPERTIES)
-def test_what_was_rendered_is_read_back(properties: Properties) -> None:
-    """A copy for the retry queue keeps what it does not change, byte for byte."""
+def test_parsing_reverses_rendering(properties: Properties) -> None:
+    """A copy for a retry queue keeps every other property byte for byte."""
     assert parse_properties(render_properties(properties)) == properties
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_at_all_make_the_reading_raise(raw: bytes) -> None:
-    """A library that raises here loses its connection, again and again (traps 1.1)."""
+def test_parsing_never_raises(raw: bytes) -> None:
+    """A library that raises here loses its connection with each redelivery."""
     parse_properties(raw)
 
 
 @given(ALL_PROPERTIES, st.data())
-def test_cut_bytes_give_what_stood_before_the_cut(
+def test_truncated_bytes_give_the_properties_before_the_cut(
     properties: Properties, data: st.DataObject
 ) -> None:
-    """A value is there whole or not at all: half an id would be another id."""
+    """A value is complete or missing: half an id would be another id."""
     raw = render_properties(properties)
     cut = data.draw(st.integers(0, len(raw)))
 
@@ -75,8 +75,8 @@ def test_cut_bytes_give_what_stood_before_the_cut(
         assert getattr(found, name) in (None, getattr(properties, name))
 
 
-def test_the_wire_is_as_the_specification_draws_it() -> None:
-    """Against bytes written by hand, so that reader and writer cannot err together."""
+def test_the_layout_follows_the_specification() -> None:
+    """The bytes are written by hand, so parser and renderer cannot share an error."""
     raw = (
         b"\xb8\x60"  # content_type, headers, delivery_mode, priority; timestamp, type
         b"\x04json"
@@ -110,13 +110,13 @@ def test_the_wire_is_as_the_specification_draws_it() -> None:
     ],
     ids=["message_id", "content_type", "timestamp", "microseconds", "header"],
 )
-def test_what_kills_other_clients_is_read_as_it_is(poison: Properties) -> None:
-    """The triggers that traps 1.1, row 1 lists."""
+def test_bytes_that_crash_other_clients_are_kept(poison: Properties) -> None:
+    """RabbitMQ accepts each of these, and client libraries raise on it."""
     assert parse_properties(render_properties(poison)) == poison
 
 
-def test_flags_that_no_property_has_are_skipped() -> None:
-    """The last bit says that more flags follow (section 4.2.6.1)."""
+def test_flags_without_a_property_are_skipped() -> None:
+    """The last bit announces another word of flags (section 4.2.6.1)."""
     raw = b"\x00\x21" + b"\x00\x01" + b"\x00\x00" + b"\x02hi"
 
     assert parse_properties(raw) == Properties(type=b"hi")
@@ -124,8 +124,8 @@ def test_flags_that_no_property_has_are_skipped() -> None:
     assert parse_properties(b"\x00\x21\x00\x01") == NO_PROPERTIES
 
 
-def test_a_short_string_that_is_too_long_is_not_cut() -> None:
-    """Cut in silence it would be another id."""
+def test_an_oversized_short_string_is_refused() -> None:
+    """A truncated id would be another id."""
     with pytest.raises(ValueError, match="property message_id has 256 bytes"):
         render_properties(Properties(message_id=b"x" * 256))
 
@@ -134,8 +134,8 @@ def test_a_short_string_that_is_too_long_is_not_cut() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_at_all_make_the_walk_through_a_table_raise(table: bytes) -> None:
-    """And no entry is seen twice, or reaches beyond the end."""
+def test_iterating_over_a_table_never_raises(table: bytes) -> None:
+    """No entry appears twice or reaches beyond the end."""
     whole = b"".join(part for _, _, part in iter_table(table))
 
     assert table.startswith(whole)
@@ -150,10 +150,10 @@ def test_no_bytes_at_all_make_the_walk_through_a_table_raise(table: bytes) -> No
         max_size=8,
     )
 )
-def test_a_rendered_table_is_read_back(
+def test_headers_are_read_from_a_rendered_table(
     entries: dict[str, int | str | bytes],
 ) -> None:
-    """What the bridge writes into a dead letter, its own commands read again."""
+    """The bridge reads the headers of its own dead letters."""
     table = render_table(entries)
 
     assert len(list(iter_table(table))) == len(entries)
@@ -191,13 +191,13 @@ def test_a_rendered_table_is_read_back(
     ],
     ids=lambda part: part.decode("latin-1")[:1],
 )
-def test_the_walk_steps_over_each_type_that_rabbitmq_knows(
-    letter: bytes, value: bytes
-) -> None:
-    """A type of unknown width would hide all the entries behind it."""
-    table = entry(b"odd", letter, value) + entry(b"behind", b"l", b"\x00" * 7 + b"\x05")
+def test_values_of_every_rabbitmq_type_are_skipped(letter: bytes, value: bytes) -> None:
+    """A type of unknown width would hide all later entries."""
+    table = entry(b"first", letter, value) + entry(
+        b"second", b"l", b"\x00" * 7 + b"\x05"
+    )
 
-    assert header_int(table, "behind") == 5
+    assert header_int(table, "second") == 5
 
 
 @pytest.mark.parametrize(
@@ -213,15 +213,15 @@ def test_the_walk_steps_over_each_type_that_rabbitmq_knows(
         (b"L", b"\xff" * 8, 2**64 - 1),
     ],
 )
-def test_a_whole_number_is_read_in_each_width(
+def test_integers_of_every_width_are_read(
     letter: bytes, value: bytes, number: int
 ) -> None:
-    """Clients choose the width by the value; ours is among them when it comes back."""
+    """Clients choose the width by the value."""
     assert header_int(entry(b"n", letter, value), "n") == number
 
 
-def test_a_header_of_another_type_is_as_good_as_none() -> None:
-    """Anybody may write our headers with any type."""
+def test_a_header_of_another_type_is_ignored() -> None:
+    """Any producer can set the bridge's headers, with any type."""
     table = entry(b"n", b"d", b"\x00" * 8)
 
     assert header_int(table, "n") is None
@@ -230,8 +230,8 @@ def test_a_header_of_another_type_is_as_good_as_none() -> None:
     assert header_bytes(b"", "n") is None
 
 
-def test_the_walk_ends_where_the_table_makes_no_sense() -> None:
-    """Better fewer headers than an exception."""
+def test_iteration_stops_at_the_first_invalid_entry() -> None:
+    """Missing headers are better than an exception."""
     good = entry(b"a", b"V", b"")
 
     assert [name for name, _, _ in iter_table(good + entry(b"b", b"?", b""))] == [b"a"]
@@ -239,7 +239,7 @@ def test_the_walk_ends_where_the_table_makes_no_sense() -> None:
     assert [name for name, _, _ in iter_table(good + b"\x01bl\x00")] == [b"a"]
 
 
-def test_added_headers_replace_all_that_stand_under_our_names() -> None:
+def test_added_headers_replace_all_that_start_with_the_dropped_prefix() -> None:
     """A producer must not be able to forge a reason or an attempt."""
     table = (
         entry(b"x-bridge-attempt", b"l", b"\x00" * 7 + b"\x63")
@@ -259,15 +259,15 @@ def test_added_headers_replace_all_that_stand_under_our_names() -> None:
     assert header_bytes(copied.headers, "trace") == b"\xff"
 
 
-def test_headers_can_be_added_where_there_were_none() -> None:
+def test_headers_can_be_added_to_a_message_without_any() -> None:
     """Most messages have no header table."""
     copied = NO_PROPERTIES.with_headers({"a": "é"}, dropped_prefix="x-")
 
     assert header_bytes(copied.headers, "a") == "é".encode()
 
 
-def test_half_a_character_in_a_text_does_not_stop_a_dead_letter() -> None:
-    """Error texts quote anything, file names of other encodings included."""
+def test_a_lone_surrogate_in_an_error_text_is_escaped() -> None:
+    """Error texts may quote file names of other encodings; the dead letter must be written."""
     table = render_table({"error": "no such file: \udcff"})
 
     assert header_bytes(table, "error") == b"no such file: \\udcff"

@@ -1,4 +1,4 @@
-"""What a message says of its own past, true or not."""
+"""The publish time and trace of a message, which may be invalid."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_the_property_timestamp_has_whole_seconds() -> None:
     assert published_s(with_timestamp(1_699_999_990), NOW_S) == NOW_S - 10
 
 
-def test_the_brokers_own_header_knows_milliseconds_and_goes_first() -> None:
+def test_the_header_of_rabbitmq_takes_precedence() -> None:
     """RabbitMQ's interceptor writes it when the message arrives."""
     properties = Properties(
         headers=render_table({"timestamp_in_ms": 1_699_999_999_750}),
@@ -44,19 +44,19 @@ def test_the_brokers_own_header_knows_milliseconds_and_goes_first() -> None:
         with_headers(timestamp_in_ms="yesterday"),
     ],
 )
-def test_a_time_that_makes_no_sense_is_none(properties: Properties) -> None:
+def test_an_implausible_time_is_ignored(properties: Properties) -> None:
     """A graph of ages must not jump to 50,000 years."""
     assert published_s(properties, NOW_S) is None
 
 
-def test_a_clock_that_is_a_little_ahead_makes_no_negative_age() -> None:
-    """Two machines never agree to the millisecond."""
+def test_a_clock_slightly_ahead_gives_no_negative_age() -> None:
+    """The clocks of two machines always differ by some milliseconds."""
     properties = with_headers(timestamp_in_ms=int(NOW_S * 1000) + 400)
 
     assert published_s(properties, NOW_S) == NOW_S
 
 
-def test_a_trace_context_is_taken_as_it_is() -> None:
+def test_a_valid_trace_context_is_returned_unchanged() -> None:
     """W3C Trace Context, section 3.2."""
     assert trace_parent(with_headers(traceparent=TRACE_PARENT)) == TRACE_PARENT
 
@@ -65,7 +65,7 @@ def test_a_trace_context_is_taken_as_it_is() -> None:
     "value",
     ["", "00", TRACE_PARENT.upper(), TRACE_PARENT + "-", "\n" + TRACE_PARENT, 7],
 )
-def test_anything_else_is_no_trace_context(value: str | int) -> None:
-    """It comes from producers, and any bytes may stand there."""
+def test_an_invalid_trace_context_is_ignored(value: str | int) -> None:
+    """Producers may send any bytes in this header."""
     assert trace_parent(with_headers(traceparent=value)) is None
     assert trace_parent(NO_PROPERTIES) is None

@@ -1,4 +1,4 @@
-"""Header values for people to read: every type, and bytes that mean harm."""
+"""Header values as JSON: every type, and malicious bytes."""
 
 import struct
 
@@ -38,8 +38,8 @@ VALUES = {
 }
 
 
-def test_each_type_is_shown_as_what_it_is() -> None:
-    """What an operator sees is what the producer set."""
+def test_each_type_has_a_json_value() -> None:
+    """An operator sees the value that the producer set."""
     table = b"".join(entry(name, raw) for name, (raw, _) in VALUES.items())
 
     shown = readable_table(table, without=frozenset({b"void"}))
@@ -51,8 +51,8 @@ def test_each_type_is_shown_as_what_it_is() -> None:
     assert readable_table(None, without=frozenset()) == {}
 
 
-def test_what_is_nested_too_deep_ends_in_dots() -> None:
-    """A stranger must not exhaust the stack."""
+def test_deep_nesting_is_cut() -> None:
+    """A producer must not be able to exhaust the stack."""
     value = b"V"
     for _ in range(50):
         value = long(b"A", value)
@@ -63,7 +63,7 @@ def test_what_is_nested_too_deep_ends_in_dots() -> None:
 
 
 def test_properties_are_shown_as_text_and_numbers() -> None:
-    """Headers have a place of their own."""
+    """The headers are shown separately."""
     properties = Properties(
         content_type=b"text/plain", delivery_mode=b"\x02", headers=b"",
         timestamp=(5).to_bytes(8, "big"), message_id=b"\xff",
@@ -78,13 +78,13 @@ def test_properties_are_shown_as_text_and_numbers() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_break_the_reading(raw: bytes) -> None:
-    """RabbitMQ has accepted them; an operator must be able to look at them."""
+def test_arbitrary_bytes_never_raise(raw: bytes) -> None:
+    """RabbitMQ accepted them, so an operator must be able to read them."""
     orjson.dumps(readable_table(raw, without=frozenset()))
     orjson.dumps(readable_table(entry(b"a", long(b"A", raw)), without=frozenset()))
 
 
-def test_an_array_that_makes_no_sense_ends_the_reading() -> None:
-    """As a table does."""
+def test_iteration_over_an_array_stops_at_the_first_invalid_value() -> None:
+    """A table behaves in the same way."""
     assert list(iter_array(b"t\x01" + b"?")) == [b"t\x01"]
     assert list(iter_array(b"t\x01" + b"S\x00\x00\x00\x09x")) == [b"t\x01"]
