@@ -107,7 +107,7 @@ class WindowRequests:
             window.user,
             position.offset,
             at_s=time(),
-            text="a page acked it, or one behind it",
+            text="a window acked it, or a later one",
         )
         return {"ok": True}
 

@@ -171,7 +171,7 @@ class SocketIOServer:
             window.user,
             offset,
             at_s=time(),
-            text="a polling page fetched it, or one behind it",
+            text="a poll fetched it, or a later one",
         )
 
     def limit_exceeded(self, session: EngineSession, code: Closing) -> None:

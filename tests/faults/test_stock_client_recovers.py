@@ -17,7 +17,7 @@ from tests.integration.sockets.js_pages import open_pages
 
 
 def with_id(number: int) -> Properties:
-    """Return what makes a message be stored once, even if the kill comes before its ack."""
+    """Return properties with an id, so that a redelivery after the kill is a duplicate."""
     return Properties(delivery_mode=PERSISTENT, message_id=b"%d" % number)
 
 
@@ -25,7 +25,7 @@ def with_id(number: int) -> Properties:
 async def test_500_messages_missed_over_a_kill_arrive_once_and_in_order(
     broker: LocalNode, namespace: str, tmp_path: Path, transport: str
 ) -> None:
-    """`recovered` is true: nothing about a window is kept but what the window keeps."""
+    """`recovered` is true: the bridge needs no state of a window besides the client's."""
     store = f"sqlite:{tmp_path / 'inbox.sqlite3'}"
     settings = settings_for_program(broker, namespace, inbox=store)
     token = await token_for("ann", **settings)

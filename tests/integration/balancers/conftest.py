@@ -14,23 +14,23 @@ from tests.integration.sockets.js_pages import Pages, open_pages
 
 
 @dataclass(frozen=True)
-class House:
-    """Bridges, and the load balancer before them."""
+class BalancedBridges:
+    """Two bridges behind a load balancer."""
 
     balancer: Balancer
     bridges: Sequence[RunningBridge]
 
     @property
     def url(self) -> str:
-        """Where pages come in."""
+        """The URL of the load balancer."""
         return self.balancer.url
 
     def options(self, user: str, *transports: str) -> dict[str, object]:
-        """Return what the official client is given."""
+        """Return the options of the official client."""
         token = self.bridges[0].token(user)
         return {"auth": {"token": token}, "transports": transports}
 
-    def homes_of(self, user: str) -> list[RunningBridge]:
+    def bridges_of(self, user: str) -> list[RunningBridge]:
         """Return the bridge of each window of `user`."""
         return [
             each
@@ -38,25 +38,26 @@ class House:
             for _ in each.bridge.components.sockets.rooms.windows_of(user)
         ]
 
-    def home_of(self, user: str) -> RunningBridge:
+    def bridge_of(self, user: str) -> RunningBridge:
         """Return the bridge of the one window of `user`."""
-        [home] = self.homes_of(user)
-        return home
+        [bridge] = self.bridges_of(user)
+        return bridge
 
     def other_than(self, bridge: RunningBridge) -> RunningBridge:
-        """Return the other one of two."""
+        """Return the other bridge of the two."""
         [other] = [each for each in self.bridges if each is not bridge]
         return other
 
 
 @asynccontextmanager
-async def open_house(
+async def open_balanced(
     kind: str, broker: LocalNode, namespace: str, **changes: object
-) -> AsyncIterator[House]:
+) -> AsyncIterator[BalancedBridges]:
     """
     Run two bridges behind a load balancer; `changes` are settings of both.
 
-    With inboxes of their own they need a namespace each: one would wait for the other.
+    Bridges with separate inboxes need a namespace each: in one namespace, the second
+    bridge would wait until the first one stops.
     """
     is_shared = str(changes.get("inbox", "")).startswith("redis:")
     async with AsyncExitStack() as stack:
@@ -74,20 +75,20 @@ async def open_house(
         balancer = await stack.enter_async_context(
             open_balancer(kind, bridge_ports=ports)
         )
-        yield House(balancer, bridges)
+        yield BalancedBridges(balancer, bridges)
 
 
 @pytest_asyncio.fixture(params=KINDS)
-async def house(
+async def balanced(
     request: pytest.FixtureRequest, broker: LocalNode, namespace: str
-) -> AsyncIterator[House]:
-    """Two bridges behind nginx, then behind HAProxy, each with an inbox of its own."""
-    async with open_house(request.param, broker, namespace) as house:
-        yield house
+) -> AsyncIterator[BalancedBridges]:
+    """Two bridges with separate inboxes, behind nginx and behind HAProxy."""
+    async with open_balanced(request.param, broker, namespace) as balanced:
+        yield balanced
 
 
 @pytest_asyncio.fixture
 async def pages() -> AsyncIterator[Pages]:
-    """One Node process with the official client."""
+    """A Node process with the official client."""
     async with open_pages() as pages:
         yield pages

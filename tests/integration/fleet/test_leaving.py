@@ -7,7 +7,7 @@ import pytest
 
 from bridge.demo.private_node import LocalNode
 from tests.balancers import KINDS
-from tests.integration.balancers.conftest import open_house
+from tests.integration.balancers.conftest import open_balanced
 from tests.integration.running import open_worker
 from tests.integration.sockets.js_pages import Pages, open_pages
 from tests.redis_server import RedisServer
@@ -22,7 +22,7 @@ async def test_nobody_misses_anything_while_a_bridge_leaves(
     """A rolling restart, seen from pages: by polling and by websocket, in order, once."""
     async with (
         RedisServer.start(tmp_path / "redis", is_durable=False) as redis,
-        open_house(kind, broker, namespace, inbox=redis.url) as house,
+        open_balanced(kind, broker, namespace, inbox=redis.url) as balanced,
         open_worker(broker, namespace) as worker,
         open_pages() as pages,
     ):
@@ -33,10 +33,12 @@ async def test_nobody_misses_anything_while_a_bridge_leaves(
         ]
         for user in users:
             transport = user.split()[0]
-            await pages.connected(user, house.url, **house.options(user, transport))
-        leaving = house.home_of("polling 0")
-        other = house.other_than(leaving)
-        moved = [user for user in users if house.home_of(user) is leaving]
+            await pages.connected(
+                user, balanced.url, **balanced.options(user, transport)
+            )
+        leaving = balanced.bridge_of("polling 0")
+        other = balanced.other_than(leaving)
+        moved = [user for user in users if balanced.bridge_of(user) is leaving]
 
         for number in range(MESSAGES):
             async with asyncio.TaskGroup() as tasks:
@@ -50,7 +52,7 @@ async def test_nobody_misses_anything_while_a_bridge_leaves(
         for user in moved:  # some had all before they were told to go
             await pages.until(user, "connect", count=2)
         assert_nothing_was_missed(pages, users, moved)
-        assert all(house.home_of(user) is other for user in users)
+        assert all(balanced.bridge_of(user) is other for user in users)
 
 
 def assert_nothing_was_missed(pages: Pages, users: list[str], moved: list[str]) -> None:

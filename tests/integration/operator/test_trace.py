@@ -159,7 +159,7 @@ async def test_a_polling_page_has_a_message_when_it_fetches_it(
         await page.disconnect()
 
     assert stages(told) == ["taken", "stored", "written", "delivered"]
-    assert "a polling page fetched it" in told["story"][3]["text"]
+    assert "a poll fetched it" in told["story"][3]["text"]
 
 
 async def test_a_message_that_fails_tells_each_attempt(

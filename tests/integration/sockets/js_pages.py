@@ -1,4 +1,4 @@
-"""Pages with the official JavaScript client, run by Node (driver.js)."""
+"""Pages with the official JavaScript client, in Node (driver.js)."""
 
 import asyncio
 import json
@@ -10,25 +10,25 @@ from typing import Any
 from tests.conftest import eventually
 
 _DRIVER = Path(__file__).with_name("driver.js")
-# Reconnect at once: a test has no network to be kind to.
+# Reconnect almost at once, so that tests are fast.
 FAST = {"reconnectionDelay": 10, "reconnectionDelayMax": 50, "randomizationFactor": 0}
 
 
 class Pages:
-    """All windows of one Node process; each has a name."""
+    """The windows of one Node process, by name."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self.reports: list[list[Any]] = []
 
     async def read(self) -> None:
-        """Collect what the driver reports until it ends."""
+        """Collect the driver's reports until it ends."""
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             self.reports.append(json.loads(line))
 
     def command(self, *words: object) -> None:
-        """Tell the driver to do something."""
+        """Send a command to the driver."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(words).encode() + b"\n")
 
@@ -42,7 +42,7 @@ class Pages:
         await self.until(name, "event", "bridge:sync")
 
     def all(self, name: str, *what: object) -> list[list[Any]]:
-        """Return the reports of a window that begin with `what`, without these words."""
+        """Return the reports of a window that start with `what`, without these words."""
         begin = [name, *what]
         return [
             report[len(begin) :]
@@ -51,21 +51,21 @@ class Pages:
         ]
 
     def data(self, name: str, event: str = "message") -> list[Any]:
-        """Return what a window got under an event's name, in order."""
+        """Return the data of a window's events with that name, in order."""
         return [arguments[0] for arguments in self.all(name, "event", event)]
 
     def positions(self, name: str, event: str = "message") -> list[str]:
-        """Return the positions of what a window got."""
+        """Return the positions of a window's events with that name, in order."""
         return [arguments[-1] for arguments in self.all(name, "event", event)]
 
     async def recovered(self, name: str, data: Sequence[object]) -> None:
-        """Wait until a window that was away has all of `data`, once each, and knows it."""
+        """Wait until a reconnected window has all of `data` once, and reports `recovered`."""
         await eventually(lambda: len(self.data(name)) >= len(data), within_s=30)
         assert self.data(name) == list(data)
         assert self.all(name, "connect")[-1][0]["recovered"] is True
 
     async def until(self, *what: Any, count: int = 1, within_s: float = 10.0) -> Any:
-        """Wait for the report number `count` that begins with `what`; return its rest."""
+        """Wait for report number `count` that starts with `what`; return the rest of it."""
         name, *rest = what
         try:
             await eventually(
@@ -80,7 +80,7 @@ class Pages:
 
 @asynccontextmanager
 async def open_pages() -> AsyncIterator[Pages]:
-    """Run Node until the block is left."""
+    """Run the Node process until the block is left."""
     process = await asyncio.create_subprocess_exec(
         "node",
         str(_DRIVER),

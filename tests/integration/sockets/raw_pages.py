@@ -1,4 +1,4 @@
-"""Pages that speak engine.io and socket.io by hand, and need not keep to the rules."""
+"""Clients that speak Engine.IO and Socket.IO by hand and may break the protocols."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from tests.conftest import SLOW_FACTOR
-from tests.integration.sockets.listeners import Door
+from tests.integration.sockets.running_server import RunningServer
 from tests.tokens import token
 
 SEPARATOR = "\x1e"
@@ -18,19 +18,19 @@ LIMIT_S = 10 * SLOW_FACTOR
 
 
 def event_of(packet: str) -> list[Any] | None:
-    """Return name and arguments if `packet` is an event."""
+    """Return name and arguments of an event; `None` for any other packet."""
     return json.loads(packet[2:]) if packet.startswith("42") else None
 
 
 class RawWindow:
-    """A websocket in the hands of a test."""
+    """A client over a WebSocket."""
 
     def __init__(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
         self.websocket = websocket
         self.opening: dict[str, Any] = {}
 
     async def send(self, packet: str) -> None:
-        """Send one engine.io packet."""
+        """Send one Engine.IO packet."""
         await self.websocket.send_str(packet)
 
     async def emit(self, event: str, *args: object, packet_id: int | str = "") -> None:
@@ -38,43 +38,43 @@ class RawWindow:
         await self.send(f"42{packet_id}{json.dumps([event, *args])}")
 
     async def receive(self) -> str:
-        """Return the next packet; TypeError if the connection was closed instead."""
+        """Return the next packet; raises TypeError if the connection was closed instead."""
         async with asyncio.timeout(LIMIT_S):
             return await self.websocket.receive_str()
 
     async def receive_until(self, prefix: str) -> list[str]:
-        """Return all packets up to the first that begins with `prefix`."""
+        """Return all packets up to the first that starts with `prefix`."""
         packets = [await self.receive()]
         while not packets[-1].startswith(prefix):
             packets.append(await self.receive())
         return packets
 
     async def connect(self, **auth: object) -> str:
-        """Send CONNECT and return the answer to it."""
+        """Send CONNECT and return the reply."""
         await self.send("40" + (json.dumps(auth) if auth else ""))
         return (await self.receive_until("4"))[-1]
 
     async def join(self, user: str, **auth: object) -> dict[str, Any]:
-        """Become a window of `user`; returns the CONNECT reply. The replay is to come."""
+        """Connect as a window of `user`; return the reply, before the replay."""
         answer = await self.connect(token=token(sub=user), **auth)
         assert answer.startswith("40"), answer
         reply: dict[str, Any] = json.loads(answer[2:])
         return reply
 
     async def synced(self) -> tuple[list[list[Any]], dict[str, Any]]:
-        """Return the events up to `bridge:sync`, and what that said."""
+        """Return the events before `bridge:sync`, and its data."""
         packets = await self.receive_until('42["bridge:sync"')
         events = [event for packet in packets if (event := event_of(packet))]
         return events[:-1], events[-1][1]
 
     async def answer(self, packet_id: int) -> dict[str, Any]:
-        """Return the answer to an event."""
+        """Return the reply to an event."""
         packet = (await self.receive_until(f"43{packet_id}["))[-1]
         answer: dict[str, Any] = json.loads(packet[len(f"43{packet_id}") :])[0]
         return answer
 
     async def ended(self) -> tuple[list[str], int | None]:
-        """Read to the end; returns the last packets and the websocket's close code."""
+        """Read to the end; return the last packets and the WebSocket's close code."""
         packets: list[str] = []
         async with asyncio.timeout(LIMIT_S):
             packets += [frame.data async for frame in self.websocket]
@@ -83,13 +83,13 @@ class RawWindow:
 
 @asynccontextmanager
 async def raw_window(
-    door: Door, *, headers: dict[str, str] | None = None, **query: str
+    server: RunningServer, *, headers: dict[str, str] | None = None, **query: str
 ) -> AsyncIterator[RawWindow]:
-    """Open a websocket and read what the server says first; no CONNECT is sent."""
+    """Open a WebSocket and read the first packet; no CONNECT is sent."""
     async with (
         aiohttp.ClientSession() as http,
         http.ws_connect(
-            door.socket_url(transport="websocket", **query),
+            server.socket_url(transport="websocket", **query),
             headers=headers,
             max_msg_size=1 << 26,
             compress=15,
@@ -104,25 +104,25 @@ async def raw_window(
 
 
 class RawPoller:
-    """Long polling in the hands of a test."""
+    """A client over long polling."""
 
-    def __init__(self, door: Door, http: aiohttp.ClientSession) -> None:
-        self._door = door
+    def __init__(self, server: RunningServer, http: aiohttp.ClientSession) -> None:
+        self._server = server
         self.http = http
         self.sid = ""
 
     @property
     def url(self) -> str:
-        """Where it polls and posts."""
-        return str(self._door.socket_url(transport="polling", sid=self.sid))
+        """The URL of the session."""
+        return str(self._server.socket_url(transport="polling", sid=self.sid))
 
     async def open(self) -> None:
-        """Begin a session."""
-        (opening,) = await self._get(str(self._door.socket_url(transport="polling")))
+        """Open a session."""
+        (opening,) = await self._get(str(self._server.socket_url(transport="polling")))
         self.sid = json.loads(opening[1:])["sid"]
 
     async def poll(self) -> list[str]:
-        """Fetch what waits, or the next that comes."""
+        """Return the packets of one poll."""
         return await self._get(self.url)
 
     async def _get(self, url: str) -> list[str]:
@@ -132,19 +132,19 @@ class RawPoller:
             return text.split(SEPARATOR)
 
     async def post(self, *packets: str) -> int:
-        """Send packets in one body; returns the status."""
+        """Send packets in one body; return the HTTP status."""
         body = SEPARATOR.join(packets).encode()
         async with self.http.post(self.url, data=body) as response:
             return response.status
 
     async def join(self, user: str, **auth: object) -> list[str]:
-        """Become a window of `user`; returns all up to `bridge:sync`."""
+        """Connect as a window of `user`; return all packets up to `bridge:sync`."""
         auth = {"token": token(sub=user), **auth}
         assert await self.post("40" + json.dumps(auth)) == 200
         return await self.poll_until('42["bridge:sync"')
 
     async def poll_until(self, prefix: str) -> list[str]:
-        """Poll until a packet begins with `prefix`."""
+        """Poll until a packet starts with `prefix`."""
         packets: list[str] = []
         while not any(packet.startswith(prefix) for packet in packets):
             packets += await self.poll()
@@ -153,41 +153,43 @@ class RawPoller:
 
 @asynccontextmanager
 async def raw_poller(
-    door: Door, *, headers: dict[str, str] | None = None
+    server: RunningServer, *, headers: dict[str, str] | None = None
 ) -> AsyncIterator[RawPoller]:
     """Open a polling session; no CONNECT is sent."""
     async with aiohttp.ClientSession(headers=headers) as http:
-        poller = RawPoller(door, http)
+        poller = RawPoller(server, http)
         await poller.open()
         yield poller
 
 
 class RawTcp:
-    """A TCP connection whose owner decides when it reads."""
+    """A TCP connection that reads only on demand."""
 
-    def __init__(self, door: Door, *, receive_bytes: int | None = None) -> None:
-        self._door = door
+    def __init__(
+        self, server: RunningServer, *, receive_bytes: int | None = None
+    ) -> None:
+        self._server = server
         self.socket = socket.socket()
         self.socket.settimeout(0)
         if receive_bytes:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
 
     async def connect(self) -> None:
-        """Connect to the door."""
+        """Connect to the server."""
         loop = asyncio.get_running_loop()
-        await loop.sock_connect(self.socket, ("127.0.0.1", self._door.port))
+        await loop.sock_connect(self.socket, ("127.0.0.1", self._server.port))
 
     async def send(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send bytes unchanged."""
         await asyncio.get_running_loop().sock_sendall(self.socket, data)
 
     async def receive(self, count: int = 65536) -> bytes:
-        """Return some bytes; none at the end."""
+        """Return some bytes; empty at the end of the stream."""
         async with asyncio.timeout(LIMIT_S):
             return await asyncio.get_running_loop().sock_recv(self.socket, count)
 
     async def receive_until(self, mark: bytes) -> bytes:
-        """Return what came up to `mark` and a little more."""
+        """Return the bytes up to `mark`, and possibly some after it."""
         data = bytearray()
         while mark not in data:
             chunk = await self.receive()
@@ -196,7 +198,7 @@ class RawTcp:
         return bytes(data)
 
     async def read_to_end(self) -> bytes:
-        """Return everything up to the end of the connection, however it ended."""
+        """Return all bytes until the connection is closed or reset."""
         data = bytearray()
         try:
             while chunk := await self.receive():
@@ -206,10 +208,10 @@ class RawTcp:
         return bytes(data)
 
     async def open_websocket(self, *, headers: str = "", query: str = "") -> None:
-        """Shake hands for a websocket and read the opening packet."""
+        """Send a WebSocket handshake and read the response and the first packet."""
         await self.send(
             f"GET /socket.io/?EIO=4&transport=websocket{query} HTTP/1.1\r\n"
-            f"Host: 127.0.0.1:{self._door.port}\r\nUpgrade: websocket\r\n"
+            f"Host: 127.0.0.1:{self._server.port}\r\nUpgrade: websocket\r\n"
             "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n".encode()
         )
@@ -232,10 +234,10 @@ class RawTcp:
 
 @asynccontextmanager
 async def raw_tcp(
-    door: Door, *, receive_bytes: int | None = None
+    server: RunningServer, *, receive_bytes: int | None = None
 ) -> AsyncIterator[RawTcp]:
     """Open a TCP connection."""
-    connection = RawTcp(door, receive_bytes=receive_bytes)
+    connection = RawTcp(server, receive_bytes=receive_bytes)
     try:
         await connection.connect()
         yield connection

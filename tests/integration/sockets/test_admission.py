@@ -13,8 +13,8 @@ from bridge.core.identity import Identity
 from bridge.errors import KeysUnavailableError
 from tests.conftest import eventually
 from tests.integration.sockets.conftest import Log
-from tests.integration.sockets.listeners import Door, Plan, open_door
 from tests.integration.sockets.raw_pages import raw_poller, raw_window
+from tests.integration.sockets.running_server import Plan, RunningServer, open_server
 from tests.tokens import SECRET, token
 
 
@@ -35,10 +35,10 @@ class FakeVerifier(TokenVerifier):
         return Identity(str(token), 10**10)
 
 
-async def test_the_connect_reply_comes_before_any_event(door: Door) -> None:
+async def test_the_connect_reply_comes_before_any_event(server: RunningServer) -> None:
     """The stock client drops events that arrive before the reply."""
-    await door.store("alice", 1, 2)
-    async with raw_window(door) as window:
+    await server.store("alice", 1, 2)
+    async with raw_window(server) as window:
         await window.send("40" + json.dumps({"token": token()}))
         packets = await window.receive_until('42["bridge:sync"')
 
@@ -53,27 +53,27 @@ async def test_the_connect_reply_comes_before_any_event(door: Door) -> None:
 
 
 async def test_messages_replies_and_pings_arrive_in_the_order_they_were_sent(
-    door: Door,
+    server: RunningServer,
 ) -> None:
     """Frames that rooms write directly and packets of the session share one connection."""
-    async with raw_window(door) as window:
+    async with raw_window(server) as window:
         await window.join("alice", acks="manual")
         await window.synced()
         expected = []
         for number in range(20):
-            await door.store("alice", number)
+            await server.store("alice", number)
             expected.append(f'42["message",{number}')
             await window.emit("ack", "x", packet_id=number)
-            count = door.count("events_ignored_total")
+            count = server.count("events_ignored_total")
             await window.send('42["nothing"]')
             await eventually(
-                lambda count=count: door.count("events_ignored_total") > count  # type: ignore[misc] # mypy does not see through the default
+                lambda count=count: server.count("events_ignored_total") > count  # type: ignore[misc] # mypy does not see through the default
             )
             expected.append(f"43{number}[")
-            (session,) = door.sessions()
+            (session,) = server.sessions()
             session.pong_due_s = None
             session.ping_due_s = 0
-            door.tick()
+            server.tick()
             expected.append("2")
         got = [await window.receive() for _ in expected]
 
@@ -86,16 +86,16 @@ async def test_an_unexpected_failure_while_connecting_leaves_nothing_in_a_room(
     log: Log,
 ) -> None:
     """With python-socketio the client would stay in its rooms, half open."""
-    log.may_hold_faults = True  # a bug is logged once, with a traceback
-    async with open_door(verifier=FakeVerifier(ValueError("a bug"))) as door:
-        async with raw_window(door) as window:
+    log.may_hold_errors = True  # a bug is logged once, with a traceback
+    async with open_server(verifier=FakeVerifier(ValueError("a bug"))) as server:
+        async with raw_window(server) as window:
             await window.send("40" + json.dumps({"token": "alice"}))
             with pytest.raises((TypeError, aiohttp.WSMessageTypeError)):
                 await window.receive()
 
-        assert not len(door.server.rooms)
-        assert not list(door.server.rooms.users)
-        await eventually(lambda: not door.sessions())
+        assert not len(server.io.rooms)
+        assert not list(server.io.rooms.users)
+        await eventually(lambda: not server.sessions())
     faults = [line for line in log.lines if "exception" in line]
     assert [line["event"] for line in faults] == ["window.request_failed"]
 
@@ -104,9 +104,9 @@ async def test_unavailable_keys_are_a_temporary_refusal() -> None:
     """At a connect, and at a refresh, whose window stays connected."""
     verifier = FakeVerifier()
     async with (
-        open_door(verifier=verifier) as door,
-        raw_window(door) as refused,
-        raw_window(door) as window,
+        open_server(verifier=verifier) as server,
+        raw_window(server) as refused,
+        raw_window(server) as window,
     ):
         assert (await window.connect(token="alice")).startswith("40")
         await window.synced()
@@ -117,7 +117,7 @@ async def test_unavailable_keys_are_a_temporary_refusal() -> None:
         assert '"keys_unavailable"' in answer
         assert '"temporary":true' in answer
         assert (await window.answer(1))["code"] == "keys_unavailable"
-        assert len(door.windows("alice")) == 1
+        assert len(server.windows("alice")) == 1
 
 
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
@@ -128,28 +128,28 @@ async def test_a_client_that_leaves_while_its_token_is_verified_joins_no_room(
     verifier = FakeVerifier()
     verifier.may_answer.clear()
     connect = "40" + json.dumps({"token": "alice"})
-    async with open_door(verifier=verifier) as door:
+    async with open_server(verifier=verifier) as server:
         if transport == "websocket":
-            async with raw_window(door) as window:
+            async with raw_window(server) as window:
                 await window.send(connect)
                 await asyncio.sleep(0)
-                (session,) = door.sessions()
+                (session,) = server.sessions()
                 session.close("gone", abort=True)
         else:
-            async with raw_poller(door) as page:
+            async with raw_poller(server) as page:
                 posting = asyncio.create_task(page.post(connect))
-                (session,) = door.sessions()
+                (session,) = server.sessions()
                 await eventually(lambda: session._is_posting)
                 session.close("gone")
                 verifier.may_answer.set()
                 assert await posting in {200, 400}
         verifier.may_answer.set()
-        await eventually(lambda: door.connection_count == 0)
+        await eventually(lambda: server.connection_count == 0)
 
-        assert not len(door.server.rooms)
-        assert not list(door.server.rooms.users)
-        assert all(session.is_closed for session in door.sessions())
-        assert not door.inbox._followed
+        assert not len(server.io.rooms)
+        assert not list(server.io.rooms.users)
+        assert all(session.is_closed for session in server.sessions())
+        assert not server.inbox._followed
 
 
 async def test_a_session_that_connects_on_both_transports_is_one_window() -> None:
@@ -157,12 +157,12 @@ async def test_a_session_that_connects_on_both_transports_is_one_window() -> Non
     verifier = FakeVerifier()
     verifier.may_answer.clear()
     connect = "40" + json.dumps({"token": "alice"})
-    async with open_door(verifier=verifier) as door:
-        async with raw_poller(door) as page:
+    async with open_server(verifier=verifier) as server:
+        async with raw_poller(server) as page:
             posting = asyncio.create_task(page.post(connect))
-            (session,) = door.sessions()
+            (session,) = server.sessions()
             await eventually(lambda: session._is_posting)
-            async with raw_window(door, sid=page.sid) as window:
+            async with raw_window(server, sid=page.sid) as window:
                 await window.send("2probe")
                 await window.receive()
                 await window.send("5")
@@ -173,9 +173,9 @@ async def test_a_session_that_connects_on_both_transports_is_one_window() -> Non
                 packets = await window.receive_until("44")
                 assert any(packet.startswith("40") for packet in packets)
                 assert '"bad_request"' in packets[-1]
-                assert len(door.windows("alice")) == 1
-        await eventually(lambda: not len(door.server.rooms))
-        assert not list(door.server.rooms.users)
+                assert len(server.windows("alice")) == 1
+        await eventually(lambda: not len(server.io.rooms))
+        assert not list(server.io.rooms.users)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
@@ -184,8 +184,8 @@ async def test_the_limit_of_a_body_applies_after_decompression(encoding: str) ->
     bomb = gzip.compress(bytes(200_000_000), 9)
     if encoding == "deflate":
         bomb = bomb[10:-8]
-    async with open_door(Plan(max_event_bytes=1_000_000)) as door:
-        async with raw_poller(door) as page:
+    async with open_server(Plan(max_event_bytes=1_000_000)) as server:
+        async with raw_poller(server) as page:
             await page.join("alice")
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             async with page.http.post(
@@ -193,7 +193,7 @@ async def test_the_limit_of_a_body_applies_after_decompression(encoding: str) ->
             ) as response:
                 assert response.status == 400
             after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        assert not door.windows("alice")
+        assert not server.windows("alice")
     assert after - before < 50_000  # kB
 
 
@@ -222,11 +222,11 @@ ODD_HEADERS = [
 @pytest.mark.parametrize("headers", ODD_HEADERS, ids=ascii)
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
 async def test_odd_headers_are_accepted_or_refused_without_an_error(
-    door: Door, headers: dict[str, str], transport: str
+    server: RunningServer, headers: dict[str, str], transport: str
 ) -> None:
     """Old browsers, broken proxies and attackers send such headers."""
     async with aiohttp.ClientSession() as http:
-        url = door.socket_url(transport=transport)
+        url = server.socket_url(transport=transport)
         if transport == "websocket":
             try:
                 async with http.ws_connect(url, headers=headers) as websocket:
@@ -238,4 +238,4 @@ async def test_odd_headers_are_accepted_or_refused_without_an_error(
         else:
             async with http.get(url, headers=headers) as response:
                 assert response.status < 500
-    assert not len(door.server.rooms)
+    assert not len(server.io.rooms)

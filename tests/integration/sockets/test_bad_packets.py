@@ -1,4 +1,4 @@
-"""What a window may send and what becomes of the rest: ignored and counted, or closed."""
+"""Packets that a window may not send: they are ignored and counted, or close the session."""
 
 import asyncio
 import json
@@ -12,20 +12,22 @@ from hypothesis import strategies as st
 
 from tests.conftest import eventually
 from tests.integration.sockets.js_pages import Pages
-from tests.integration.sockets.listeners import Door, Plan, open_door
 from tests.integration.sockets.raw_pages import (
     RawWindow,
     raw_poller,
     raw_tcp,
     raw_window,
 )
+from tests.integration.sockets.running_server import Plan, RunningServer, open_server
 from tests.integration.sockets.test_messages import options
 from tests.tokens import token
 
 
-async def still_serves(door: Door, window: RawWindow, *, user: str = "alice") -> None:
-    """Show that `window` gets what is stored now."""
-    await door.store(user, "still here")
+async def still_serves(
+    server: RunningServer, window: RawWindow, *, user: str = "alice"
+) -> None:
+    """Assert that `window` receives a new message."""
+    await server.store(user, "still here")
     await window.receive_until('42["message","still here"')
 
 
@@ -50,11 +52,11 @@ async def still_serves(door: Door, window: RawWindow, *, user: str = "alice") ->
         "3probe",
     ],
 )
-async def test_events_that_mean_nothing_are_ignored_and_the_window_stays(
-    door: Door, packet: str
+async def test_unknown_events_are_ignored_and_the_window_stays(
+    server: RunningServer, packet: str
 ) -> None:
-    """Client libraries and curious people send all sorts of things."""
-    async with raw_window(door) as window, raw_window(door) as bob:
+    """Client libraries and attackers send all sorts of events."""
+    async with raw_window(server) as window, raw_window(server) as bob:
         await bob.join("bob")
         await bob.synced()
         await window.join("alice")
@@ -62,9 +64,9 @@ async def test_events_that_mean_nothing_are_ignored_and_the_window_stays(
 
         await window.send(packet)
 
-        await still_serves(door, window)
-        assert len(door.windows("alice")) == 1
-        await still_serves(door, bob, user="bob")
+        await still_serves(server, window)
+        assert len(server.windows("alice")) == 1
+        await still_serves(server, bob, user="bob")
 
 
 @pytest.mark.parametrize(
@@ -100,11 +102,11 @@ async def test_events_that_mean_nothing_are_ignored_and_the_window_stays(
     ],
     ids=lambda packet: ascii(packet[:20]),
 )
-async def test_packets_that_make_no_sense_end_the_session_and_no_other(
-    door: Door, packet: str
+async def test_invalid_packets_close_only_their_own_session(
+    server: RunningServer, packet: str
 ) -> None:
-    """Whoever sends them is no client; binary announcements above all (1.2, row 4)."""
-    async with raw_window(door) as window, raw_window(door) as neighbour:
+    """No client sends them. Binary packets are the most dangerous: attachments are unlimited."""
+    async with raw_window(server) as window, raw_window(server) as neighbour:
         await neighbour.join("alice")
         await neighbour.synced()
         await window.join("alice")
@@ -113,28 +115,30 @@ async def test_packets_that_make_no_sense_end_the_session_and_no_other(
         await window.send(packet)
 
         await window.ended()
-        await eventually(lambda: len(door.windows("alice")) == 1)
-        await still_serves(door, neighbour)
-    assert door.count("events_ignored_total") >= 1
+        await eventually(lambda: len(server.windows("alice")) == 1)
+        await still_serves(server, neighbour)
+    assert server.count("events_ignored_total") >= 1
 
 
-async def test_a_binary_frame_is_ignored_and_not_kept(door: Door) -> None:
-    """Attachments are what binary frames are for, and there are none."""
-    async with raw_window(door) as window:
+async def test_a_binary_frame_is_ignored_and_not_buffered(
+    server: RunningServer,
+) -> None:
+    """Binary frames carry attachments, which the bridge does not accept."""
+    async with raw_window(server) as window:
         await window.join("alice")
         await window.synced()
         for _ in range(50):
             await window.websocket.send_bytes(b"\x04" * 16_000)
 
-        await still_serves(door, window)
-    assert door.count("events_ignored_total") == 50
+        await still_serves(server, window)
+    assert server.count("events_ignored_total") == 50
 
 
-async def test_the_official_client_cannot_make_the_bridge_collect_binary(
-    door: Door, pages: Pages
+async def test_the_official_client_cannot_make_the_bridge_buffer_binary_data(
+    server: RunningServer, pages: Pages
 ) -> None:
-    """A page that emits a Blob by mistake is closed; it comes back and recovers."""
-    await pages.connected("page", door.url, **options("alice", "websocket"))
+    """A window that emits a Blob by mistake is closed; it reconnects and recovers."""
+    await pages.connected("page", server.url, **options("alice", "websocket"))
 
     pages.command("send", "page", "upload", {"bytes": [1, 2, 3]}, {"bytes": [4]})
 
@@ -142,30 +146,30 @@ async def test_the_official_client_cannot_make_the_bridge_collect_binary(
     assert again[0]["recovered"] is True
 
 
-async def test_a_frame_over_the_bound_is_refused_with_the_websockets_own_code() -> None:
-    """1009, before it is kept: the bound holds for a frame and for its pieces."""
-    async with open_door(Plan(max_event_bytes=1000)) as door:
-        async with raw_window(door) as window:
+async def test_a_frame_over_the_limit_is_refused_with_close_code_1009() -> None:
+    """Before it is buffered. The limit applies to a frame and to a fragmented message."""
+    async with open_server(Plan(max_event_bytes=1000)) as server:
+        async with raw_window(server) as window:
             await window.join("alice")
             await window.synced()
             await window.emit("nonsense", "x" * 900)
-            await still_serves(door, window)
+            await still_serves(server, window)
             await window.emit("nonsense", "x" * 1000)
             _, code = await window.ended()
             assert code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
-        async with raw_tcp(door) as connection:
+        async with raw_tcp(server) as connection:
             await connection.open_websocket()
             await connection.send_frame(b'42["' + b"x" * 600, flags=0)
             await connection.send_frame(b"x" * 600, opcode=0, flags=0)
             assert b"\x03\xf1" in await connection.read_to_end()  # 1009
-        await eventually(lambda: not door.sessions())
+        await eventually(lambda: not server.sessions())
 
 
-async def test_compression_is_offered_in_vain(door: Door) -> None:
-    """It costs 115 kB a connection (1.2, row 17), and bombs are made of it."""
-    async with raw_window(door) as window:  # aiohttp's client offers it: compress=15
+async def test_compression_is_not_negotiated(server: RunningServer) -> None:
+    """It costs 115 kB per connection and allows decompression bombs."""
+    async with raw_window(server) as window:  # aiohttp's client offers it: compress=15
         assert window.websocket.compress == 0
-    async with raw_tcp(door) as connection:
+    async with raw_tcp(server) as connection:
         await connection.open_websocket(
             headers="Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
         )
@@ -173,9 +177,11 @@ async def test_compression_is_offered_in_vain(door: Door) -> None:
         assert b"\x03\xea" in await connection.read_to_end()  # 1002, protocol error
 
 
-async def test_a_second_connect_is_refused_and_the_window_stays(door: Door) -> None:
-    """One connection is one window; a second one would double every message."""
-    async with raw_window(door) as window:
+async def test_a_second_connect_is_refused_and_the_window_stays(
+    server: RunningServer,
+) -> None:
+    """A session is one window; a second window would duplicate every message."""
+    async with raw_window(server) as window:
         await window.join("alice")
         await window.synced()
 
@@ -183,62 +189,64 @@ async def test_a_second_connect_is_refused_and_the_window_stays(door: Door) -> N
 
         assert answer.startswith("44")
         assert '"bad_request"' in answer
-        assert not door.windows("bob")
-        await still_serves(door, window)
-        assert len(door.windows("alice")) == 1
+        assert not server.windows("bob")
+        await still_serves(server, window)
+        assert len(server.windows("alice")) == 1
 
 
 @pytest.mark.parametrize("namespace", ["/other", "/admin", "/\u2028", "/a?token=x"])
-async def test_other_namespaces_are_refused_and_join_nothing(
-    door: Door, namespace: str
+async def test_other_namespaces_are_refused(
+    server: RunningServer, namespace: str
 ) -> None:
-    """Only `/` is served; a token in its query counts for nothing."""
-    async with raw_window(door) as window:
+    """Only `/` is served; a token in the query of a namespace is ignored."""
+    async with raw_window(server) as window:
         await window.send(f"40{namespace},{json.dumps({'token': token()})}")
         answer = await window.receive()
 
         assert answer.startswith(f"44{namespace.partition('?')[0]},")
         assert '"bad_request"' in answer
-        assert not len(door.server.rooms)
+        assert not len(server.io.rooms)
         await window.join("alice")
 
 
-async def test_events_before_connect_do_nothing(door: Door) -> None:
-    """Whoever has not said who it is has nothing to ask for."""
-    async with raw_window(door) as window:
+async def test_events_before_connect_are_ignored(server: RunningServer) -> None:
+    """A client that is not authenticated may request nothing."""
+    async with raw_window(server) as window:
         for event in ("join", "ack", "bridge:refresh", "nonsense"):
             await window.emit(event, {"username": "alice"}, packet_id=1)
         answer = await window.connect(token=token())
-        assert answer.startswith("40")  # and no answer came before it
-    assert door.count("events_ignored_total") == 4
+        assert answer.startswith("40")  # no reply came before it
+    assert server.count("events_ignored_total") == 4
 
 
 @pytest.mark.parametrize("user", ["alice", None])
-async def test_a_session_that_never_connects_is_cut_at_its_deadline(
-    door: Door, user: str | None
+async def test_a_session_that_never_connects_is_closed_at_the_deadline(
+    server: RunningServer, user: str | None
 ) -> None:
-    """Answering pings is not enough (1.2, row 6); a window may stay."""
-    async with raw_window(door) as window, raw_poller(door) as poller:
+    """Answering pings is not enough. A connected window may stay."""
+    async with raw_window(server) as window, raw_poller(server) as poller:
         if user:
             await window.join(user)
             await poller.join(user)
-        door.tick(later_s=9)
-        assert len(door.sessions()) == 2
+        server.tick(later_s=9)
+        assert len(server.sessions()) == 2
 
-        door.tick(later_s=11)
+        server.tick(later_s=11)
 
-        assert sum(not session.is_closed for session in door.sessions()) == (
+        assert sum(not session.is_closed for session in server.sessions()) == (
             2 if user else 0
         )
         if not user:
             await window.ended()
 
 
-async def test_a_refused_connect_does_not_stop_the_deadline(door: Door) -> None:
-    """Guessing tokens goes on for 10 s at most."""
-    async with raw_window(door) as window:
+async def test_a_refused_connect_does_not_stop_the_deadline(
+    server: RunningServer,
+) -> None:
+    """A client can guess tokens for 10 s at most."""
+    async with raw_window(server) as window:
         assert (await window.connect(token="x")).startswith("44")
-        door.tick(later_s=11)
+        server.tick(later_s=11)
         await window.ended()
 
 
@@ -272,10 +280,8 @@ PACKETS = (
 )
 
 
-def test_whatever_strangers_send_the_bridge_stays_and_others_get_their_messages() -> (
-    None
-):
-    """Arbitrary frames, before and after CONNECT; no exception is logged (the fixture)."""
+def test_arbitrary_input_does_not_affect_other_windows() -> None:
+    """Arbitrary frames, before and after CONNECT. The log fixture fails on any exception."""
 
     @settings(
         max_examples=60,
@@ -294,24 +300,24 @@ def test_whatever_strangers_send_the_bridge_stays_and_others_get_their_messages(
 
 
 async def attack_once(sessions: list[tuple[bool, list[str | bytes]]]) -> None:
-    """Let strangers send `sessions` while a window of alice listens."""
-    async with open_door() as door, raw_window(door) as alice:
+    """Send the packets of `sessions` while a window of alice is connected."""
+    async with open_server() as server, raw_window(server) as alice:
         await alice.join("alice")
         await alice.synced()
         for number, (joins, packets) in enumerate(sessions):
-            async with raw_window(door) as stranger:
+            async with raw_window(server) as stranger:
                 if joins:
                     await stranger.join("mallory")
                 await send_all(stranger, packets)
-            await door.store("alice", number)
+            await server.store("alice", number)
         for number in range(len(sessions)):
             packet = await alice.receive()
             assert json.loads(packet[2:])[:2] == ["message", number]
-        assert len(door.windows("alice")) == 1
+        assert len(server.windows("alice")) == 1
 
 
 async def send_all(window: RawWindow, packets: list[Any]) -> None:
-    """Send until the other side has had enough."""
+    """Send until the server closes the connection."""
     try:
         for packet in packets:
             if isinstance(packet, bytes):

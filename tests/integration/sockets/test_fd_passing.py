@@ -1,4 +1,4 @@
-"""Connections that go from worker to worker, when they are odd or files have run out."""
+"""Passing connections between workers: odd requests, and no file descriptors left."""
 
 import asyncio
 import gzip
@@ -15,24 +15,29 @@ from yarl import URL
 from bridge.core.worker_slot import WorkerSlot
 from tests.conftest import eventually
 from tests.integration.sockets.conftest import Log
-from tests.integration.sockets.listeners import Door, open_door
 from tests.integration.sockets.raw_pages import RawPoller, raw_poller, raw_tcp
+from tests.integration.sockets.running_server import RunningServer, open_server
 from tests.tokens import token
 
 
 @asynccontextmanager
-async def two_workers(folder: Path) -> AsyncIterator[tuple[Door, Door]]:
-    """Open the doors of two workers, each on a port of its own."""
+async def two_workers(
+    folder: Path,
+) -> AsyncIterator[tuple[RunningServer, RunningServer]]:
+    """Run two workers, each on a port of its own."""
     slots = [WorkerSlot(str(folder), index) for index in range(2)]
-    async with open_door(slot=slots[0]) as owner, open_door(slot=slots[1]) as other:
+    async with (
+        open_server(slot=slots[0]) as owner,
+        open_server(slot=slots[1]) as other,
+    ):
         for slot in slots:
             await eventually(Path(slot.handover_socket).exists)
         yield owner, other
 
 
 @contextmanager
-def no_more_files() -> Iterator[None]:
-    """Let this process open no file, as when windows have taken all of them."""
+def no_file_descriptors() -> Iterator[None]:
+    """Use up all file descriptors, as when windows have taken all of them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
         highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
@@ -47,12 +52,12 @@ def no_more_files() -> Iterator[None]:
 
 
 def poll_of(page: RawPoller) -> bytes:
-    """Return a poll of `page`, to be sent to whichever worker."""
+    """Return a poll of `page`, which any worker may receive."""
     return f"GET {URL(page.url).raw_path_qs} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
-async def test_a_compressed_body_is_read_by_whoever_gets_it(tmp_path: Path) -> None:
-    """It was unpacked by the first, and must not be called packed to the second."""
+async def test_a_compressed_body_is_passed_on_decompressed(tmp_path: Path) -> None:
+    """Aiohttp decompressed it in the first worker, so `Content-Encoding` must be removed."""
     async with two_workers(tmp_path) as (owner, other), raw_poller(owner) as page:
         body = gzip.compress(b"40" + json.dumps({"token": token()}).encode())
         url = str(other.socket_url(transport="polling", sid=page.sid))
@@ -62,13 +67,13 @@ async def test_a_compressed_body_is_read_by_whoever_gets_it(tmp_path: Path) -> N
         await eventually(lambda: len(owner.windows("alice")) == 1)
 
 
-async def test_a_worker_without_files_takes_connections_again_when_it_has_some(
+async def test_a_worker_without_file_descriptors_accepts_connections_again_later(
     tmp_path: Path, log: Log
 ) -> None:
-    """Windows that it has are no worse off for one that cannot come."""
+    """Its windows are not affected by the connection that it could not accept."""
     async with two_workers(tmp_path) as (owner, other), raw_poller(owner) as page:
         await page.join("alice")
-        with socket.socket(socket.AF_UNIX) as giver, no_more_files():
+        with socket.socket(socket.AF_UNIX) as giver, no_file_descriptors():
             giver.settimeout(0)
             path = str(tmp_path / "handover-0")
             await asyncio.get_running_loop().sock_connect(giver, path)
@@ -79,24 +84,26 @@ async def test_a_worker_without_files_takes_connections_again_when_it_has_some(
             assert b'"message",1' in await connection.receive_until(b"message")
 
 
-async def test_a_worker_without_files_gives_no_connection_away(tmp_path: Path) -> None:
-    """The page is answered, comes again, and nothing of it is a fault in the log."""
+async def test_a_worker_without_file_descriptors_passes_no_connection_on(
+    tmp_path: Path,
+) -> None:
+    """The client gets an error response and retries; no error is logged."""
     async with two_workers(tmp_path) as (owner, other), raw_poller(owner) as page:
         await page.join("alice")
         async with raw_tcp(other) as connection:
             await connection.send(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
             await connection.receive_until(b"true}")
-            with no_more_files():
+            with no_file_descriptors():
                 await connection.send(poll_of(page))
                 assert (await connection.receive()).startswith(b"HTTP/1.1 400")
 
 
-async def test_a_connection_that_comes_before_the_door_is_open_is_closed(
+async def test_a_connection_passed_on_before_the_port_is_open_is_closed(
     tmp_path: Path, log: Log
 ) -> None:
-    """To a worker that is being started again, about a session of the one before it."""
+    """It asks a restarting worker for a session of the previous process."""
     async with two_workers(tmp_path) as (owner, other), raw_poller(owner) as page:
-        owner.server.engine._listener._http = None
+        owner.io.engine._listener._http = None
         async with raw_tcp(other) as connection:
             await connection.send(poll_of(page))
             assert await connection.read_to_end() == b""

@@ -1,4 +1,4 @@
-"""What may never stand in a log, at any level: what messages say, and what opens doors."""
+"""No log line holds message data or credentials, at any level."""
 
 import asyncio
 import json
@@ -8,8 +8,8 @@ import pytest
 
 from tests.integration.sockets.conftest import Log
 from tests.integration.sockets.js_pages import Pages
-from tests.integration.sockets.listeners import COOKIE, Door
 from tests.integration.sockets.raw_pages import raw_poller, raw_window
+from tests.integration.sockets.running_server import COOKIE, RunningServer
 from tests.integration.sockets.test_messages import options
 from tests.tokens import SECRET, token
 
@@ -18,51 +18,51 @@ DATA = "what-the-message-says"
 
 @pytest.mark.parametrize("are_libraries_loud", [False, True])
 async def test_no_log_line_holds_data_or_token(
-    door: Door, pages: Pages, log: Log, *, are_libraries_loud: bool
+    server: RunningServer, pages: Pages, log: Log, *, are_libraries_loud: bool
 ) -> None:
-    """At level debug, through a day in the life of several windows."""
+    """At level debug, through the whole life of several windows."""
     if are_libraries_loud:
-        # As an operator might who wants to know more; payloads are still ours to keep.
+        # An operator may raise the level for diagnosis; payloads must stay out of the log.
         logging.getLogger("asyncio").setLevel(logging.DEBUG)
         logging.getLogger("aiohttp").setLevel(logging.DEBUG)
     used = token()
     for transport in ("websocket", "polling"):
         await pages.connected(
-            transport, door.url, auth={"token": used}, transports=[transport]
+            transport, server.url, auth={"token": used}, transports=[transport]
         )
-    await door.store("alice", DATA, {"deep": [DATA]})
+    await server.store("alice", DATA, {"deep": [DATA]})
     for transport in ("websocket", "polling"):
         await pages.until(transport, "event", "message", count=2)
         pages.command("send", transport, "upload", DATA, {"bytes": [1]})
         pages.command("emit", transport, "ack", DATA)
         pages.command("emit", transport, "bridge:refresh", used)
-    door.cut("alice")
-    async with raw_window(door, headers={"Cookie": f"{COOKIE}={used}"}) as window:
+    server.cut("alice")
+    async with raw_window(server, headers={"Cookie": f"{COOKIE}={used}"}) as window:
         await window.connect()
         await window.send(f'42["{DATA}"')
         await window.ended()
-    async with raw_window(door, token=used) as window:
+    async with raw_window(server, token=used) as window:
         await window.connect(token=used + "x")
         await window.connect(token=[DATA])
         await window.send(f"40/{DATA},{json.dumps({'token': used})}")
-    async with raw_poller(door) as page:
+    async with raw_poller(server) as page:
         await page.join("alice")
         async with page.http.post(page.url, data=DATA) as response:
             await response.read()
         sid = page.sid
-    door.server.kick("alice")
+    server.io.kick("alice")
     await asyncio.sleep(0)
 
     for secret in (DATA, SECRET, used, used.rpartition(".")[2], sid, "alice"):
         assert secret not in log.text
-    assert "window.disconnected" in log.text  # it was listened to
+    assert "window.disconnected" in log.text  # the log was captured
 
 
-async def test_refused_windows_are_logged_with_code_and_address_alone(
-    door: Door, log: Log
+async def test_refused_windows_are_logged_with_code_and_address_only(
+    server: RunningServer, log: Log
 ) -> None:
-    """Enough to see an attack, nothing that the attacker wrote."""
-    async with raw_window(door) as window:
+    """Enough to see an attack, without any input of the attacker."""
+    async with raw_window(server) as window:
         await window.connect(token="forged\nline")
 
     (line,) = [line for line in log.lines if line["event"] == "window.refused"]
@@ -71,12 +71,12 @@ async def test_refused_windows_are_logged_with_code_and_address_alone(
     assert "forged" not in log.text
 
 
-async def test_a_closed_window_is_one_line_with_the_users_hash(
-    door: Door, pages: Pages, log: Log
+async def test_a_closed_window_is_logged_once_with_the_hash_of_its_user(
+    server: RunningServer, pages: Pages, log: Log
 ) -> None:
-    """Logs tell users apart without naming them."""
-    await pages.connected("page", door.url, **options("alice", "websocket"))
-    door.server.kick("alice")
+    """The log distinguishes users without naming them."""
+    await pages.connected("page", server.url, **options("alice", "websocket"))
+    server.io.kick("alice")
 
     lines = [line for line in log.lines if line["event"] == "window.closed"]
     assert [line["code"] for line in lines] == ["kicked"]

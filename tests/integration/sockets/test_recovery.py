@@ -1,15 +1,15 @@
-"""A window that comes back: nothing missed, or an honest word about what is."""
+"""A window that reconnects misses nothing, or is notified of what it missed."""
 
 from bridge.inbox.contract import Retention
 from tests.integration.sockets.js_pages import Pages
-from tests.integration.sockets.listeners import (
-    Door,
+from tests.integration.sockets.raw_pages import raw_poller, raw_window
+from tests.integration.sockets.running_server import (
     Plan,
+    RunningServer,
     memory_inbox,
     message,
-    open_door,
+    open_server,
 )
-from tests.integration.sockets.raw_pages import raw_poller, raw_window
 from tests.integration.sockets.test_messages import TRANSPORTS, options
 from tests.tokens import token
 
@@ -18,15 +18,15 @@ COMPLETE = {"complete": True, "missed": 0, "reason": None}
 
 @TRANSPORTS
 async def test_500_messages_of_an_outage_arrive_once_and_in_order(
-    door: Door, pages: Pages, transport: str
+    server: RunningServer, pages: Pages, transport: str
 ) -> None:
-    """The stock client says `recovered` by itself; the page need not know of anything."""
-    await pages.connected("page", door.url, **options("alice", transport))
-    await door.store_numbers("alice", start=0, stop=10)
+    """The stock client reports `recovered`; the page needs no code for it."""
+    await pages.connected("page", server.url, **options("alice", transport))
+    await server.store_numbers("alice", start=0, stop=10)
     await pages.until("page", "event", "message", count=10)
 
-    door.cut("alice")
-    await door.store_numbers("alice", start=10, stop=510)
+    server.cut("alice")
+    await server.store_numbers("alice", start=10, stop=510)
 
     again = await pages.until("page", "connect", count=2)
     await pages.until("page", "event", "message", count=510)
@@ -38,18 +38,18 @@ async def test_500_messages_of_an_outage_arrive_once_and_in_order(
 
 @TRANSPORTS
 async def test_a_window_that_has_received_nothing_yet_recovers_too(
-    door: Door, pages: Pages, transport: str
+    server: RunningServer, pages: Pages, transport: str
 ) -> None:
-    """Its recovery id holds where it began; the stock client has no offset to send."""
+    """Its recovery id holds the position of its connect; the client has no offset to send."""
     other = {"auth": {"token": token(), "position": None}, "transports": ["websocket"]}
-    await door.store("alice", "before")
-    await pages.connected("other", door.url, **other)  # moves the delivered mark
-    await pages.connected("page", door.url, **options("alice", transport))
+    await server.store("alice", "before")
+    await pages.connected("other", server.url, **other)  # moves the delivered mark
+    await pages.connected("page", server.url, **options("alice", transport))
     assert pages.data("page") == []
 
-    door.cut("alice")
-    await door.store("alice", "meanwhile")
-    await door.store("alice", "and this")
+    server.cut("alice")
+    await server.store("alice", "meanwhile")
+    await server.store("alice", "and this")
 
     again = await pages.until("page", "connect", count=2)
     await pages.until("page", "event", "message", count=2)
@@ -57,13 +57,13 @@ async def test_a_window_that_has_received_nothing_yet_recovers_too(
     assert pages.data("page") == ["meanwhile", "and this"]
 
 
-async def test_a_position_of_another_store_is_told_as_reset(pages: Pages) -> None:
-    """The memory inbox was lost: what lay between, nobody can know."""
-    async with open_door() as first:
+async def test_a_position_of_another_store_is_reported_as_reset(pages: Pages) -> None:
+    """The memory inbox was lost: the number of missed messages is unknown."""
+    async with open_server() as first:
         await pages.connected("page", first.url, **options("alice", "websocket"))
         await first.store("alice", "old")
         await pages.until("page", "event", "message")
-    async with open_door(Plan(port=first.port)) as second:
+    async with open_server(Plan(port=first.port)) as second:
         await second.store("alice", "new")
 
         again = await pages.until("page", "connect", count=2)
@@ -75,18 +75,18 @@ async def test_a_position_of_another_store_is_told_as_reset(pages: Pages) -> Non
     assert pages.data("page") == ["old", "new"]
 
 
-async def test_what_was_told_as_missed_is_not_told_again(pages: Pages) -> None:
+async def test_a_loss_is_reported_only_once(pages: Pages) -> None:
     """
-    The stock client keeps its old offset until a message comes.
+    The stock client keeps its old offset until the next message.
 
-    Without a look at the newer recovery id each further reconnect would report the same
-    loss, and the page would reload its state each time.
+    If the newer recovery id were ignored, each reconnect would report the same loss, and
+    the page would reload its state each time.
     """
-    async with open_door() as first:
+    async with open_server() as first:
         await pages.connected("page", first.url, **options("alice", "websocket"))
         await first.store("alice", "old")
         await pages.until("page", "event", "message")
-    async with open_door(Plan(port=first.port)) as second:
+    async with open_server(Plan(port=first.port)) as second:
         await pages.until("page", "event", "bridge:sync", count=2)
         second.cut("alice")
         again = await pages.until("page", "connect", count=3)
@@ -96,15 +96,15 @@ async def test_what_was_told_as_missed_is_not_told_again(pages: Pages) -> None:
     assert sync[0] == {"replayed": 0, **COMPLETE}
 
 
-async def test_what_the_inbox_had_no_room_for_is_counted_exactly(pages: Pages) -> None:
-    """Offsets have no holes, so the page hears how much to fetch elsewhere."""
-    async with open_door(inbox=memory_inbox(max_messages=100)) as door:
-        await pages.connected("page", door.url, **options("alice", "websocket"))
-        await door.store_numbers("alice", start=0, stop=5)
+async def test_trimmed_messages_are_counted_exactly(pages: Pages) -> None:
+    """Offsets have no gaps, so the number of missing messages is known."""
+    async with open_server(inbox=memory_inbox(max_messages=100)) as server:
+        await pages.connected("page", server.url, **options("alice", "websocket"))
+        await server.store_numbers("alice", start=0, stop=5)
         await pages.until("page", "event", "message", count=5)
 
-        door.cut("alice")
-        await door.store_numbers("alice", start=5, stop=155)
+        server.cut("alice")
+        await server.store_numbers("alice", start=5, stop=155)
 
         again = await pages.until("page", "connect", count=2)
         sync = await pages.until("page", "event", "bridge:sync", count=2)
@@ -119,14 +119,16 @@ async def test_what_the_inbox_had_no_room_for_is_counted_exactly(pages: Pages) -
     assert pages.data("page") == [*range(5), *range(55, 155)]
 
 
-async def test_what_was_kept_too_long_is_told_as_expired(pages: Pages) -> None:
+async def test_messages_over_the_maximum_age_are_reported_as_expired(
+    pages: Pages,
+) -> None:
     """The operator's BRIDGE_INBOX_MAX_AGE."""
     inbox = memory_inbox()
-    async with open_door(inbox=inbox) as door:
-        await pages.connected("page", door.url, **options("alice", "websocket"))
+    async with open_server(inbox=inbox) as server:
+        await pages.connected("page", server.url, **options("alice", "websocket"))
         inbox.retention = Retention(1000, max_age_s=-1.0, dedupe_s=1)
-        door.cut("alice")
-        await door.store("alice", "a", "b")
+        server.cut("alice")
+        await server.store("alice", "a", "b")
         sync = await pages.until("page", "event", "bridge:sync", count=2)
 
     assert sync[0] == {
@@ -137,41 +139,41 @@ async def test_what_was_kept_too_long_is_told_as_expired(pages: Pages) -> None:
     }
 
 
-async def test_a_message_past_its_own_deadline_is_left_out_and_told(
-    door: Door,
+async def test_a_message_past_its_deadline_is_skipped_and_reported(
+    server: RunningServer,
 ) -> None:
-    """The producer's `expiration`; its neighbours come."""
-    await door.inbox.append(
+    """The producer's `expiration`. The messages around it arrive."""
+    await server.inbox.append(
         [
             message("alice", "a"),
             message("alice", "late", deadline_s=1.0),
             message("alice", "b"),
         ]
     )
-    async with raw_window(door) as window:
+    async with raw_window(server) as window:
         await window.join("alice")
         events, sync = await window.synced()
 
     assert [event[1] for event in events] == ["a", "b"]
     assert sync == {"replayed": 2, "complete": False, "missed": 1, "reason": "expired"}
-    assert door.count("left_out_total") == 1
+    assert server.count("left_out_total") == 1
 
 
-async def test_a_window_that_misses_what_expired_has_not_recovered(
-    door: Door, pages: Pages
+async def test_a_window_that_misses_expired_messages_has_not_recovered(
+    server: RunningServer, pages: Pages
 ) -> None:
-    """`recovered` means that nothing was missed; what the page has had is not missed."""
-    await pages.connected("page", door.url, **options("alice", "websocket"))
-    await door.store("alice", "had")
+    """`recovered` means that nothing was missed. Messages received before do not count."""
+    await pages.connected("page", server.url, **options("alice", "websocket"))
+    await server.store("alice", "had")
     await pages.until("page", "event", "message")
 
-    door.cut("alice")
-    await door.inbox.append([message("alice", "late", deadline_s=1.0)])
-    await door.store("alice", "good")
+    server.cut("alice")
+    await server.inbox.append([message("alice", "late", deadline_s=1.0)])
+    await server.store("alice", "good")
     second = await pages.until("page", "connect", count=2)
     await pages.until("page", "event", "message", count=2)
-    door.cut("alice")
-    await door.store("alice", "better")
+    server.cut("alice")
+    await server.store("alice", "better")
     third = await pages.until("page", "connect", count=3)
     await pages.until("page", "event", "bridge:sync", count=3)
 
@@ -181,34 +183,34 @@ async def test_a_window_that_misses_what_expired_has_not_recovered(
 
 
 async def test_a_message_that_expires_before_the_feed_is_not_emitted(
-    door: Door,
+    server: RunningServer,
 ) -> None:
-    """And what follows it is, without a hole in the order."""
-    async with raw_window(door) as window:
+    """The next message is, without a gap."""
+    async with raw_window(server) as window:
         await window.join("alice")
         await window.synced()
-        await door.inbox.append(
+        await server.inbox.append(
             [message("alice", "late", deadline_s=1.0), message("alice", "b")]
         )
         assert '"b"' in await window.receive()
-    assert door.count("left_out_total") == 1
+    assert server.count("left_out_total") == 1
 
 
-# --- somebody else's position
+# --- positions of other users
 
 
-async def test_a_page_that_logs_in_as_another_user_misses_nothing(
-    door: Door, pages: Pages
+async def test_a_client_that_signs_in_as_another_user_misses_nothing(
+    server: RunningServer, pages: Pages
 ) -> None:
     """
     The stock client keeps position and recovery id when its token changes.
 
-    In the other user's inbox they must not count: the messages below would be skipped,
-    and the page told that it has recovered.
+    In the inbox of the other user they must be ignored: messages below the offset would
+    be skipped, and the client would report `recovered`.
     """
-    await door.store_numbers("alice", start=0, stop=50)
-    await door.store_numbers("bob", start=100, stop=200)
-    await pages.connected("page", door.url, **options("alice", "websocket"))
+    await server.store_numbers("alice", start=0, stop=50)
+    await server.store_numbers("bob", start=100, stop=200)
+    await pages.connected("page", server.url, **options("alice", "websocket"))
 
     pages.command("close", "page")
     pages.command("auth", "page", {"token": token(sub="bob")})
@@ -221,11 +223,13 @@ async def test_a_page_that_logs_in_as_another_user_misses_nothing(
     assert pages.data("page") == [*range(50), *range(100, 200)]
 
 
-async def test_hostile_recovery_ids_and_offsets_are_no_harm(door: Door) -> None:
-    """Anything that is none counts as another store's: `reset`, never an error."""
+async def test_invalid_recovery_ids_and_offsets_cause_a_reset(
+    server: RunningServer,
+) -> None:
+    """They count as positions of another store, never as an error."""
     bad = ["", "x", 7, [], {}, "a-1.", "zz-1.n", "a-99999999999999999999.n", "\x00"]
     for number, value in enumerate(bad):
-        async with raw_window(door) as window:
+        async with raw_window(server) as window:
             auth = {"pid": value} if number % 2 else {"pid": "aa-1.n", "offset": value}
             reply = await window.join("alice", **auth)
             _, sync = await window.synced()
@@ -233,13 +237,13 @@ async def test_hostile_recovery_ids_and_offsets_are_no_harm(door: Door) -> None:
             assert sync["reason"] == "reset"
 
 
-async def test_a_page_may_keep_its_position_itself(door: Door) -> None:
-    """Over a reload, in `auth.position`."""
-    await door.store_numbers("alice", start=0, stop=5)
-    async with raw_window(door) as window:
+async def test_a_page_may_store_its_position_itself(server: RunningServer) -> None:
+    """It passes the position in `auth.position` after a reload."""
+    await server.store_numbers("alice", start=0, stop=5)
+    async with raw_window(server) as window:
         await window.join("alice")
         events, _ = await window.synced()
-    async with raw_window(door) as window:
+    async with raw_window(server) as window:
         await window.join("alice", position=events[1][-1])
         events, sync = await window.synced()
 
@@ -247,12 +251,13 @@ async def test_a_page_may_keep_its_position_itself(door: Door) -> None:
     assert sync["complete"]
 
 
-async def test_a_polling_replay_goes_on_behind_an_answer_larger_than_its_bound() -> (
-    None
-):
-    """What is on its way counts as waiting; once it was read the next must come."""
-    async with open_door(Plan(outbound_bytes=40_000)) as door, raw_poller(door) as page:
-        await door.store("alice", *("x" * 30_000 for _ in range(50)))
+async def test_a_polling_replay_continues_after_a_response_over_the_limit() -> None:
+    """An unread response counts as waiting bytes; when it is read, the replay continues."""
+    async with (
+        open_server(Plan(outbound_bytes=40_000)) as server,
+        raw_poller(server) as page,
+    ):
+        await server.store("alice", *("x" * 30_000 for _ in range(50)))
         packets = await page.join("alice")
 
     assert sum(packet.startswith('42["message"') for packet in packets) == 50

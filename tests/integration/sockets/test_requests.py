@@ -1,4 +1,4 @@
-"""The HTTP side of the door: who may knock, from where, how often, and with what."""
+"""HTTP requests: origins, session ids, limits per address, and invalid requests."""
 
 import json
 from collections.abc import AsyncIterator
@@ -12,12 +12,12 @@ from bridge.core.client_address import parse_networks
 from bridge.core.origins import OriginRules
 from tests.conftest import eventually
 from tests.integration.sockets.conftest import Log
-from tests.integration.sockets.listeners import Door, Plan, open_door
 from tests.integration.sockets.raw_pages import (
     raw_poller,
     raw_tcp,
     raw_window,
 )
+from tests.integration.sockets.running_server import Plan, RunningServer, open_server
 from tests.tokens import token
 
 LISTED = Plan(origins=OriginRules(allowed=frozenset({"https://app.example"})))
@@ -26,7 +26,7 @@ OPENING = {"EIO": "4", "transport": "polling"}
 
 @pytest_asyncio.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """An HTTP client without any manners of its own."""
+    """A plain HTTP client."""
     async with aiohttp.ClientSession() as http:
         yield http
 
@@ -42,7 +42,7 @@ ORIGINS = pytest.mark.parametrize(
         (Plan(), {"Origin": ""}, False),
         (Plan(), {"Origin": "http://127.0.0.1"}, False),  # another port
         (Plan(), {"Origin": "http://{host}"}, True),
-        (Plan(), {"Origin": "https://{host}"}, True),  # TLS ends at a proxy
+        (Plan(), {"Origin": "https://{host}"}, True),  # a proxy terminates TLS
         (Plan(), {"Origin": "http://app.example", "Host": "app.example"}, True),
         (
             Plan(),
@@ -67,32 +67,32 @@ ORIGINS = pytest.mark.parametrize(
 )
 
 
-def filled(headers: dict[str, str], door: Door) -> dict[str, str]:
-    """Put the door's own address where a case says so."""
+def filled(headers: dict[str, str], server: RunningServer) -> dict[str, str]:
+    """Replace the placeholder in a case by the server's address."""
     return {
-        name: value.format(host=f"127.0.0.1:{door.port}")
+        name: value.format(host=f"127.0.0.1:{server.port}")
         for name, value in headers.items()
     }
 
 
 @ORIGINS
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
-async def test_pages_of_other_origins_are_told_and_join_nothing(
+async def test_other_origins_are_refused_with_a_reason(
     plan: Plan, headers: dict[str, str], *, is_allowed: bool, transport: str
 ) -> None:
-    """A browser sends the user's cookie along for any page: it is for us to look."""
+    """A browser sends the user's cookie for pages of any origin; the server must check it."""
     packets: list[str] = []
-    async with open_door(plan) as door:
-        headers = filled(headers, door) | {"Cookie": f"bridge_token={token()}"}
+    async with open_server(plan) as server:
+        headers = filled(headers, server) | {"Cookie": f"bridge_token={token()}"}
         if transport == "websocket":
-            async with raw_window(door, headers=headers) as window:
+            async with raw_window(server, headers=headers) as window:
                 packets.append(await window.connect())
-                joined = len(door.windows("alice"))
+                joined = len(server.windows("alice"))
         else:
-            async with raw_poller(door, headers=headers) as page:
+            async with raw_poller(server, headers=headers) as page:
                 await page.post("40")
                 packets += await page.poll()
-                joined = len(door.windows("alice"))
+                joined = len(server.windows("alice"))
 
     if is_allowed:
         assert joined == 1
@@ -113,13 +113,13 @@ async def test_only_allowed_origins_may_read_with_credentials(
     *,
     is_allowed: bool,
 ) -> None:
-    """Preflights and answers say the same; a refused page reads only that it is refused."""
-    async with open_door(plan) as door:
-        headers = filled(headers, door)
+    """Preflights and responses agree; a refused page can read only its refusal."""
+    async with open_server(plan) as server:
+        headers = filled(headers, server)
         origin = headers.get("Origin")
         for method in ("OPTIONS", "GET"):
             async with http.request(
-                method, door.socket_url(transport="polling"), headers=headers
+                method, server.socket_url(transport="polling"), headers=headers
             ) as response:
                 assert response.status == 200
                 allowed = response.headers.get("Access-Control-Allow-Origin")
@@ -129,14 +129,14 @@ async def test_only_allowed_origins_may_read_with_credentials(
         assert allowed != "*"
 
 
-async def test_a_preflight_lets_a_page_send_its_token_in_a_header(
+async def test_a_preflight_allows_a_token_in_a_header(
     http: aiohttp.ClientSession,
 ) -> None:
-    """Browsers ask before they send `Authorization`."""
+    """Browsers send a preflight before a request with `Authorization`."""
     async with (
-        open_door(LISTED) as door,
+        open_server(LISTED) as server,
         http.options(
-            door.socket_url(transport="polling"),
+            server.socket_url(transport="polling"),
             headers={
                 "Origin": "https://app.example",
                 "Access-Control-Request-Method": "GET",
@@ -146,7 +146,7 @@ async def test_a_preflight_lets_a_page_send_its_token_in_a_header(
     ):
         assert "Authorization" in response.headers["Access-Control-Allow-Headers"]
         assert response.headers["Vary"] == "Origin"
-        assert not door.sessions()
+        assert not server.sessions()
 
 
 @pytest.mark.parametrize(
@@ -160,14 +160,14 @@ async def test_a_preflight_lets_a_page_send_its_token_in_a_header(
     ],
 )
 async def test_jsonp_is_not_served(
-    door: Door, http: aiohttp.ClientSession, query: str
+    server: RunningServer, http: aiohttp.ClientSession, query: str
 ) -> None:
-    """Any page could open a session with a script tag (1.2, row 8)."""
-    url = URL(f"{door.url}/socket.io/?{query}", encoded=True)
+    """A script element in any page could open a session."""
+    url = URL(f"{server.url}/socket.io/?{query}", encoded=True)
     async with http.get(url) as response:
         assert response.status == 400
         assert "___eio" not in await response.text()
-    assert not door.sessions()
+    assert not server.sessions()
 
 
 # --- session ids
@@ -190,10 +190,14 @@ async def test_jsonp_is_not_served(
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_an_unknown_session_is_neither_logged_nor_quoted(
-    door: Door, http: aiohttp.ClientSession, log: Log, query: str, method: str
+    server: RunningServer,
+    http: aiohttp.ClientSession,
+    log: Log,
+    query: str,
+    method: str,
 ) -> None:
-    """The library does both, with its newlines (1.2, row 16)."""
-    url = URL(f"{door.url}/socket.io/?EIO=4&transport=polling&{query}", encoded=True)
+    """python-engineio does both, newlines included."""
+    url = URL(f"{server.url}/socket.io/?EIO=4&transport=polling&{query}", encoded=True)
     async with http.request(method, url, data=b"3") as response:
         text = await response.text()
         assert response.status == 400
@@ -204,13 +208,13 @@ async def test_an_unknown_session_is_neither_logged_nor_quoted(
         assert part not in log.text
 
 
-async def test_both_libraries_read_the_same_in_a_query(
-    door: Door, http: aiohttp.ClientSession
+async def test_ambiguous_queries_are_parsed_once(
+    server: RunningServer, http: aiohttp.ClientSession
 ) -> None:
-    """We check what aiohttp reads; engineio reads the text again, by other rules."""
-    async with raw_poller(door) as page:
+    """python-engineio parsed the query again, by other rules than aiohttp."""
+    async with raw_poller(server) as page:
         for trick in (f"x=%26sid%3D{page.sid}", f"x=;sid={page.sid}", "x=%26j%3D0"):
-            url = f"{door.url}/socket.io/?EIO=4&transport=polling&{trick}"
+            url = f"{server.url}/socket.io/?EIO=4&transport=polling&{trick}"
             async with http.get(URL(url, encoded=True)) as response:
                 opening = json.loads((await response.text())[1:])
                 assert opening["sid"] != page.sid
@@ -230,88 +234,94 @@ async def test_both_libraries_read_the_same_in_a_query(
         ("OPTIONS", "EIO=4&transport=polling", 200),
     ],
 )
-async def test_requests_that_open_nothing_are_answered_and_leave_nothing(
-    door: Door, http: aiohttp.ClientSession, method: str, query: str, status: int
+async def test_invalid_requests_are_answered_and_leave_nothing_behind(
+    server: RunningServer,
+    http: aiohttp.ClientSession,
+    method: str,
+    query: str,
+    status: int,
 ) -> None:
-    """Scanners, old clients, browsers' preflights."""
-    async with http.request(method, f"{door.url}/socket.io/?{query}") as response:
+    """Scanners, old clients and preflights send them."""
+    async with http.request(method, f"{server.url}/socket.io/?{query}") as response:
         assert response.status == status
         assert response.headers["Server"] == "bridge"
-    assert not door.sessions()
+    assert not server.sessions()
 
 
-async def test_a_failed_handshake_leaves_no_session(door: Door) -> None:
-    """It asks for a websocket and then does not say the rest."""
-    async with raw_tcp(door) as connection:
+async def test_a_failed_handshake_leaves_no_session(server: RunningServer) -> None:
+    """The request names the WebSocket transport but lacks headers."""
+    async with raw_tcp(server) as connection:
         await connection.send(
             b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\n"
             b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
         )
         assert b" 400 " in await connection.receive_until(b"\r\n\r\n")
-        assert all(session.is_closed for session in door.sessions())
-    door.tick(later_s=5)
-    assert not door.sessions()
+        assert all(session.is_closed for session in server.sessions())
+    server.tick(later_s=5)
+    assert not server.sessions()
 
 
-# --- caps
+# --- limits per address
 
 
-async def test_one_address_gets_so_many_sessions_and_no_more(
+async def test_the_sessions_of_one_address_are_limited(
     http: aiohttp.ClientSession,
 ) -> None:
-    """CONNECTed or not, and a place is free again when one leaves."""
+    """Connected or not. A session that ends makes room for another."""
     async with (
-        open_door(Plan(windows_per_address=3)) as door,
-        raw_window(door) as first,
-        raw_poller(door),
-        raw_window(door),
+        open_server(Plan(windows_per_address=3)) as server,
+        raw_window(server) as first,
+        raw_poller(server),
+        raw_window(server),
     ):
-        async with http.get(door.socket_url(transport="polling")) as response:
+        async with http.get(server.socket_url(transport="polling")) as response:
             assert response.status == 429
             assert response.headers["Retry-After"]
         await first.websocket.close()
-        await eventually(lambda: len(door.sessions()) == 2)
-        async with raw_window(door) as again:
+        await eventually(lambda: len(server.sessions()) == 2)
+        async with raw_window(server) as again:
             await again.join("alice")
 
 
-async def test_behind_a_trusted_proxy_the_pages_own_address_counts(
+async def test_behind_a_trusted_proxy_the_address_of_the_client_counts(
     http: aiohttp.ClientSession,
 ) -> None:
-    """Otherwise all users of the world would share one cap."""
+    """Otherwise all users would share one limit."""
     plan = Plan(windows_per_address=1, trusted_proxies=parse_networks(["127.0.0.1"]))
 
-    async def status(door: Door, *forwarded: str) -> int:
+    async def status(server: RunningServer, *forwarded: str) -> int:
         headers = [("X-Forwarded-For", each) for each in forwarded]
-        url = door.socket_url(transport="polling")
+        url = server.socket_url(transport="polling")
         async with http.get(url, headers=headers) as response:
             return response.status
 
-    async with open_door(plan) as door:
-        assert await status(door, "192.0.2.1") == 200
-        assert await status(door, "192.0.2.1") == 429
-        assert await status(door, "198.51.100.9, 192.0.2.1") == 429  # made up in front
-        assert await status(door, "192.0.2.2") == 200
-        # HAProxy adds a header line of its own behind the one that the page made up.
-        assert await status(door, "198.51.100.9", "192.0.2.2") == 429
+    async with open_server(plan) as server:
+        assert await status(server, "192.0.2.1") == 200
+        assert await status(server, "192.0.2.1") == 429
+        assert (
+            await status(server, "198.51.100.9, 192.0.2.1") == 429
+        )  # forged by the client
+        assert await status(server, "192.0.2.2") == 200
+        # HAProxy adds a header line of its own after the one that the client forged.
+        assert await status(server, "198.51.100.9", "192.0.2.2") == 429
 
 
-async def test_without_trusted_proxies_no_header_changes_an_address(
+async def test_without_trusted_proxies_the_header_is_ignored(
     http: aiohttp.ClientSession,
 ) -> None:
-    """Anybody can send it."""
-    async with open_door(Plan(windows_per_address=1)) as door:
-        url = door.socket_url(transport="polling")
+    """Any client can send it."""
+    async with open_server(Plan(windows_per_address=1)) as server:
+        url = server.socket_url(transport="polling")
         for number, status in enumerate([200, 429, 429]):
             headers = {"X-Forwarded-For": f"192.0.2.{number}", "X-Real-IP": "192.0.2.9"}
             async with http.get(url, headers=headers) as response:
                 assert response.status == status
 
 
-async def test_a_page_that_is_closed_before_it_is_answered_is_no_fault(
-    door: Door,
+async def test_a_client_that_disconnects_before_the_response_causes_no_error(
+    server: RunningServer,
 ) -> None:
-    """Browsers do it at every reload: the end of the connection at any moment."""
+    """Browsers do it at every reload, at any moment."""
     handshake = (
         b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\n"
         b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -320,12 +330,12 @@ async def test_a_page_that_is_closed_before_it_is_answered_is_no_fault(
     polling = b"GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: x\r\n\r\n"
     for request in (handshake, polling, polling + handshake, handshake[:60]):
         for _ in range(5):
-            async with raw_tcp(door) as connection:
+            async with raw_tcp(server) as connection:
                 await connection.send(request)
-    await eventually(lambda: door.connection_count == 0)
-    door.tick(later_s=60)
-    door.tick(later_s=70)
-    assert not door.sessions()
+    await eventually(lambda: server.connection_count == 0)
+    server.tick(later_s=60)
+    server.tick(later_s=70)
+    assert not server.sessions()
 
 
 @pytest.mark.parametrize(
@@ -342,12 +352,12 @@ async def test_a_page_that_is_closed_before_it_is_answered_is_no_fault(
     ],
     ids=lambda garbage: ascii(garbage[:24]),
 )
-async def test_what_is_no_http_is_closed_without_a_traceback(
-    door: Door, garbage: bytes
+async def test_input_that_is_not_http_is_closed_without_a_traceback(
+    server: RunningServer, garbage: bytes
 ) -> None:
-    """Scanners send it all day; a log full of tracebacks hides what matters."""
-    async with raw_tcp(door) as connection:
+    """Scanners send it all day, and tracebacks would fill the log."""
+    async with raw_tcp(server) as connection:
         await connection.send(garbage)
         await connection.read_to_end()
-    async with raw_window(door) as window:
+    async with raw_window(server) as window:
         await window.join("alice")

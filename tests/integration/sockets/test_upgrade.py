@@ -1,46 +1,48 @@
-"""From polling to a websocket, when one of the two is late or the session ends meanwhile."""
+"""The upgrade from polling to a WebSocket when it stalls or the session is closed."""
 
 import asyncio
 
-from tests.integration.sockets.listeners import Door
 from tests.integration.sockets.raw_pages import raw_poller, raw_window
+from tests.integration.sockets.running_server import RunningServer
 
 
-async def test_a_page_whose_websocket_says_nothing_polls_as_before(door: Door) -> None:
+async def test_a_client_with_a_stalled_upgrade_continues_to_poll(
+    server: RunningServer,
+) -> None:
     """
-    As behind a proxy that lets the handshake through and holds back what follows.
+    As behind a proxy that forwards the handshake and nothing after it.
 
-    Answered at once, its polls would be as many as the network carries, and its messages
-    would wait, until the probe's deadline.
+    If its polls returned at once, it would poll in a busy loop, and its messages would
+    wait until the deadline of the upgrade.
     """
-    async with raw_poller(door) as page:
+    async with raw_poller(server) as page:
         await page.join("alice")
-        async with raw_window(door, sid=page.sid) as upgrade:
-            await door.store("alice", 1)
+        async with raw_window(server, sid=page.sid) as upgrade:
+            await server.store("alice", 1)
             assert '42["message",1' in (await page.poll())[0]
             poll = asyncio.create_task(page.poll())
 
             await upgrade.send("2probe")
 
             assert await upgrade.receive() == "3probe"
-            assert await poll == ["6"]  # so that the page can go over
+            assert await poll == ["6"]  # so that the client can finish the upgrade
             await upgrade.send("5")
-            await door.store("alice", 2)
+            await server.store("alice", 2)
             assert '42["message",2' in await upgrade.receive()
 
 
-async def test_a_page_that_is_closed_while_it_goes_over_gets_its_last_words(
-    door: Door,
+async def test_a_window_closed_during_its_upgrade_gets_the_notice(
+    server: RunningServer,
 ) -> None:
-    """Without them a stock client takes it for a bad network, and comes back."""
-    async with raw_poller(door) as page:
+    """Without the notice the stock client would assume a bad network and reconnect."""
+    async with raw_poller(server) as page:
         await page.join("alice")
-        async with raw_window(door, sid=page.sid) as upgrade:
+        async with raw_window(server, sid=page.sid) as upgrade:
             await upgrade.send("2probe")
             assert await upgrade.receive() == "3probe"
-            assert await page.poll() == ["6"]  # it polls no more
+            assert await page.poll() == ["6"]  # it no longer polls
 
-            door.server.kick("alice")
+            server.io.kick("alice")
             await upgrade.send("5")
 
             packets, _ = await upgrade.ended()

@@ -1,4 +1,4 @@
-"""The websocket itself: how it begins, what it keeps to, and how it ends."""
+"""WebSockets: the handshake, the limits of received data, and closing."""
 
 import asyncio
 import json
@@ -11,8 +11,8 @@ import pytest_asyncio
 from yarl import URL
 
 from tests.conftest import eventually
-from tests.integration.sockets.listeners import Door, Plan, open_door
 from tests.integration.sockets.raw_pages import RawTcp, raw_poller, raw_tcp, raw_window
+from tests.integration.sockets.running_server import Plan, RunningServer, open_server
 from tests.tokens import token
 
 HEADERS = (
@@ -25,72 +25,74 @@ CONNECT = b'40{"token":"%s"}'
 
 
 def connect_frame() -> bytes:
-    """Return the CONNECT of a window of alice's, as one frame."""
+    """Return the CONNECT packet of a window of alice as one frame."""
     payload = CONNECT % token().encode()
     return b"\x81\xfe" + struct.pack(">H", len(payload)) + bytes(4) + payload
 
 
 @pytest_asyncio.fixture
-async def connection(door: Door) -> AsyncIterator[RawTcp]:
-    """A TCP connection to the door."""
-    async with raw_tcp(door) as connection:
+async def connection(server: RunningServer) -> AsyncIterator[RawTcp]:
+    """A TCP connection to the server."""
+    async with raw_tcp(server) as connection:
         yield connection
 
 
-async def becomes_a_window(door: Door, connection: RawTcp) -> None:
-    """Show that the websocket that was asked for is there and works."""
+async def assert_is_window(server: RunningServer, connection: RawTcp) -> None:
+    """Assert that the requested WebSocket is open and receives messages."""
     await connection.receive_until(b"bridge:sync")
-    await door.store("alice", "hello")
+    await server.store("alice", "hello")
     assert b'["message","hello"' in await connection.receive_until(b"hello")
-    (report,) = door.server.report_windows("alice")
+    (report,) = server.io.report_windows("alice")
     assert report.transport == "websocket"
 
 
 @pytest.mark.parametrize(
     "cuts", [(), (1,), (20, 100), (len(ASK) - 2,), (len(ASK),), (len(ASK) + 3,)]
 )
-async def test_a_websocket_begins_however_its_request_is_cut(
-    door: Door, connection: RawTcp, cuts: tuple[int, ...]
+async def test_a_websocket_opens_however_its_request_is_split(
+    server: RunningServer, connection: RawTcp, cuts: tuple[int, ...]
 ) -> None:
-    """In one piece the bridge reads it itself, in several aiohttp does."""
+    """The bridge parses a complete request itself; aiohttp parses one in pieces."""
     data = ASK + connect_frame()
     for start, end in zip((0, *cuts), (*cuts, len(data)), strict=True):
         await connection.send(data[start:end])
-        await asyncio.sleep(0.02)  # so that they arrive one by one
+        await asyncio.sleep(
+            0.02
+        )  # the pieces must arrive one by one, and no condition shows it
 
-    await becomes_a_window(door, connection)
+    await assert_is_window(server, connection)
 
 
-async def test_a_websocket_may_begin_on_a_connection_that_spoke_http_before(
-    door: Door, connection: RawTcp
+async def test_a_websocket_may_open_on_a_connection_that_served_http_before(
+    server: RunningServer, connection: RawTcp
 ) -> None:
-    """As behind a proxy that keeps its connections: this one is aiohttp's by then."""
+    """As behind a proxy that reuses connections. Aiohttp serves this one by then."""
     await connection.send(HEALTH)
     assert b" 200 " in await connection.receive_until(b"\r\n\r\n")
 
     await connection.send(ASK + connect_frame())
 
-    await becomes_a_window(door, connection)
+    await assert_is_window(server, connection)
 
 
-async def test_aiohttp_keeps_nothing_of_a_websocket(
-    door: Door, connection: RawTcp
+async def test_aiohttp_keeps_no_state_of_a_websocket(
+    server: RunningServer, connection: RawTcp
 ) -> None:
-    """Its request, task and buffers would be most of what an idle window costs."""
+    """Its request, task and buffers would be most of the cost of an idle window."""
     tasks = len(asyncio.all_tasks())
     await connection.send(HEALTH)
     await connection.receive_until(b"\r\n\r\n")
     await connection.send(ASK + connect_frame())
-    await becomes_a_window(door, connection)
+    await assert_is_window(server, connection)
 
-    assert not door.http_connections
+    assert not server.http_connections
     await eventually(lambda: len(asyncio.all_tasks()) <= tasks)
 
 
-async def test_http_goes_on_as_if_there_were_no_front_door(
+async def test_http_requests_are_served_as_by_aiohttp_alone(
     connection: RawTcp,
 ) -> None:
-    """Several requests on one connection, and one behind another in one piece."""
+    """Several requests on one connection, also pipelined."""
     await connection.send(HEALTH * 2)
     answers = b""
     while answers.count(b" 200 ") < 2:
@@ -99,24 +101,26 @@ async def test_http_goes_on_as_if_there_were_no_front_door(
     assert b" 200 " in await connection.receive_until(b"\r\n\r\n")
 
 
-async def test_a_connection_that_says_nothing_is_cut_at_its_deadline(
-    door: Door, connection: RawTcp
+async def test_a_silent_connection_is_aborted_at_its_deadline(
+    server: RunningServer, connection: RawTcp
 ) -> None:
-    """It is memory, and a file descriptor."""
-    await eventually(lambda: door.silent_connections == 1)
-    door.tick(later_s=9)
-    assert door.silent_connections == 1
+    """It holds memory and a file descriptor."""
+    await eventually(lambda: server.silent_connections == 1)
+    server.tick(later_s=9)
+    assert server.silent_connections == 1
 
-    door.tick(later_s=11)
+    server.tick(later_s=11)
 
     assert await connection.read_to_end() == b""
-    await eventually(lambda: not door.silent_connections)
-    assert door.connection_count == 0
+    await eventually(lambda: not server.silent_connections)
+    assert server.connection_count == 0
 
 
-async def test_packets_behind_a_connect_wait_for_its_answer(door: Door) -> None:
-    """They are answered in order, however long the token's check takes."""
-    async with raw_window(door) as window:
+async def test_packets_after_a_connect_wait_for_its_reply(
+    server: RunningServer,
+) -> None:
+    """The replies are in order, however long the verification of the token takes."""
+    async with raw_window(server) as window:
         await window.send("40" + json.dumps({"token": token(), "acks": "manual"}))
         for number in range(200):
             await window.emit("ack", "x", packet_id=number)
@@ -130,17 +134,17 @@ async def test_packets_behind_a_connect_wait_for_its_answer(door: Door) -> None:
     ]
 
 
-async def test_what_a_page_sends_while_it_waits_is_bounded() -> None:
-    """A store that takes its time must not make the bridge collect what pages send."""
-    async with open_door() as door, raw_tcp(door) as connection:
+async def test_input_is_bounded_while_a_connect_waits() -> None:
+    """With a slow store the bridge must not buffer the input of clients without a limit."""
+    async with open_server() as server, raw_tcp(server) as connection:
         release = asyncio.Event()
-        follow = door.inbox.follow
+        follow = server.inbox.follow
 
         async def slowly(user: str) -> None:
             await release.wait()
             await follow(user)
 
-        door.inbox.follow = slowly  # type: ignore[method-assign] # a slow store
+        server.inbox.follow = slowly  # type: ignore[method-assign] # a slow store
         await connection.send(ASK + connect_frame())
         await connection.receive_until(b"maxPayload")
         sent = 0
@@ -152,12 +156,12 @@ async def test_what_a_page_sends_while_it_waits_is_bounded() -> None:
                     sent += len(pong)
         except TimeoutError:
             pass
-        (session,) = door.sessions()
+        (session,) = server.sessions()
         assert session._websocket is not None
         kept = len(session._websocket._frames._buffer)
         release.set()
 
-    assert sent < 50_000_000  # the rest was never taken from the kernel
+    assert sent < 50_000_000  # the rest was not read from the kernel
     assert kept < 2_000_000
 
 
@@ -166,16 +170,16 @@ async def test_what_a_page_sends_while_it_waits_is_bounded() -> None:
     [
         (b"\x88\x80" + bytes(4), b"\x88\x00"),
         (b"\x88\x82" + bytes(4) + b"\x03\xe9", b"\x88\x02\x03\xe9"),
-        (b"\x88\x82" + bytes(4) + b"\x03\xed", b"\x88\x02\x03\xea"),  # not on the wire
+        (b"\x88\x82" + bytes(4) + b"\x03\xed", b"\x88\x02\x03\xea"),  # reserved
         (b"\x81\x01x", b"\x88\x02\x03\xea"),  # not masked
         (b"\x81\x81" + bytes(4) + b"\xff", b"\x88\x02\x03\xef"),  # not UTF-8
         (b"\x89\x83" + bytes(4) + b"abc", b"\x8a\x03abc"),
     ],
 )
-async def test_control_frames_and_faults_are_answered_as_the_rfc_says(
-    door: Door, connection: RawTcp, frame: bytes, answer: bytes
+async def test_control_frames_and_errors_are_answered_according_to_the_rfc(
+    server: RunningServer, connection: RawTcp, frame: bytes, answer: bytes
 ) -> None:
-    """And a websocket that was closed is gone from everywhere at once."""
+    """A closed WebSocket leaves no session behind."""
     await connection.send(ASK + connect_frame())
     await connection.receive_until(b"bridge:sync")
 
@@ -183,64 +187,64 @@ async def test_control_frames_and_faults_are_answered_as_the_rfc_says(
 
     if answer[0] == 0x8A:
         assert await connection.receive() == answer
-        assert len(door.windows("alice")) == 1
+        assert len(server.windows("alice")) == 1
     else:
         assert await connection.read_to_end() == answer
-        assert not door.sessions()
-        await eventually(lambda: door.connection_count == 0)
+        assert not server.sessions()
+        await eventually(lambda: server.connection_count == 0)
 
 
-async def test_a_page_that_does_not_leave_is_cut_after_its_last_words(
-    door: Door,
+async def test_a_client_that_keeps_a_closing_connection_is_aborted(
+    server: RunningServer,
 ) -> None:
-    """It was told, and keeps the connection."""
-    async with raw_tcp(door, receive_bytes=4096) as stuck:
+    """It has received the close frame and does not close the connection."""
+    async with raw_tcp(server, receive_bytes=4096) as stuck:
         await stuck.send(ASK + connect_frame())
         await stuck.receive_until(b"bridge:sync")
-        (session,) = door.sessions()
-        while not session.waiting_bytes:  # the kernel takes much out of our sight
-            await door.store("alice", "x" * 500_000)
+        (session,) = server.sessions()
+        while not session.waiting_bytes:  # kernel buffers hold a lot
+            await server.store("alice", "x" * 500_000)
             await asyncio.sleep(0.01)
 
-        door.server.kick("alice")
+        server.io.kick("alice")
 
-        assert door.connection_count == 1
-        await eventually(lambda: door.connection_count == 0)
+        assert server.connection_count == 1
+        await eventually(lambda: server.connection_count == 0)
 
 
-async def test_a_probe_that_never_ends_does_not_outlive_its_deadline() -> None:
-    """The session goes on polling."""
-    async with open_door(Plan(connect_s=0.3)) as door, raw_poller(door) as page:
+async def test_an_upgrade_that_never_finishes_fails_at_its_deadline() -> None:
+    """The session continues to poll."""
+    async with open_server(Plan(connect_s=0.3)) as server, raw_poller(server) as page:
         await page.join("alice")
-        async with raw_tcp(door) as connection:
+        async with raw_tcp(server) as connection:
             await connection.send(
                 f"GET {URL(page.url).raw_path_qs.replace('polling', 'websocket')}"
                 " HTTP/1.1\r\n".encode()
                 + HEADERS
             )
             await connection.receive_until(b"\r\n\r\n")
-            assert not door.sessions()[0].can_upgrade
+            assert not server.sessions()[0].can_upgrade
             assert await connection.read_to_end() == b"\x88\x00"
-        assert door.sessions()[0].can_upgrade
-        await door.store("alice", 1)
+        assert server.sessions()[0].can_upgrade
+        await server.store("alice", 1)
         assert '42["message",1' in (await page.poll_until('42["message"'))[-1]
 
 
-async def test_a_session_that_ends_in_the_middle_of_a_probe_is_closed_at_its_end(
-    door: Door,
+async def test_a_session_closed_during_its_upgrade_closes_the_websocket_after_it(
+    server: RunningServer,
 ) -> None:
     """
-    Not before: the stock client has paused its polling by then and waits for nothing.
+    Not earlier: the stock client has paused its polling and reads nothing then.
 
-    It would not notice until it misses a ping, most of a minute later.
+    It would notice only when a ping is missing, most of a minute later.
     """
-    async with raw_poller(door) as page:
+    async with raw_poller(server) as page:
         await page.join("alice")
-        async with raw_window(door, sid=page.sid) as upgrade:
+        async with raw_window(server, sid=page.sid) as upgrade:
             await upgrade.send("2probe")
             assert await upgrade.receive() == "3probe"
-            door.cut("alice")
-            assert not door.windows("alice")
+            server.cut("alice")
+            assert not server.windows("alice")
 
             await upgrade.send("5")
 
@@ -249,34 +253,34 @@ async def test_a_session_that_ends_in_the_middle_of_a_probe_is_closed_at_its_end
 
 
 @pytest.mark.parametrize("cap", [0, 1])
-async def test_the_front_door_keeps_to_the_caps_and_leaves_the_answer_to_http(
+async def test_a_handshake_over_a_limit_is_refused_by_http(
     cap: int,
 ) -> None:
-    """A page that is turned away is told why, as anybody is."""
+    """A refused client gets the same response as any other."""
     async with (
-        open_door(Plan(windows_per_address=cap)) as door,
-        raw_tcp(door) as connection,
+        open_server(Plan(windows_per_address=cap)) as server,
+        raw_tcp(server) as connection,
     ):
         await connection.send(ASK)
         answer = await connection.receive_until(b"\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 101 " if cap else b"HTTP/1.1 429 ")
 
 
-async def test_what_a_page_sends_while_it_asks_again_and_again_is_bounded() -> None:
+async def test_input_is_bounded_while_a_client_repeats_its_connect() -> None:
     """
-    Each CONNECT takes a while, and a page that nobody knows may send a hundred.
+    Each CONNECT takes a while, and a client may send a hundred before it is verified.
 
-    If a piece of its bytes were taken in for each, most of it would pile up unread.
+    If the bridge read from the connection after each, most bytes would pile up.
     """
     ask = b"40" + json.dumps({"token": "x" * 15_000}).encode()
     frame = b"\x81\xfe" + len(ask).to_bytes(2, "big") + bytes(4) + ask
     async with (
-        open_door(Plan(events_per_second=50)) as door,
-        raw_tcp(door) as connection,
+        open_server(Plan(events_per_second=50)) as server,
+        raw_tcp(server) as connection,
     ):
         await connection.send(ASK)
         await connection.receive_until(b"maxPayload")
-        (session,) = door.sessions()
+        (session,) = server.sessions()
         websocket = session._websocket
         assert websocket is not None
 
@@ -287,7 +291,7 @@ async def test_what_a_page_sends_while_it_asks_again_and_again_is_bounded() -> N
 
         pushing = asyncio.create_task(push())
         most = 0
-        while not session.is_closed:  # for it floods, in the end
+        while not session.is_closed:  # for flooding, eventually
             most = max(most, len(websocket._frames._buffer))
             await asyncio.sleep(0)
         await pushing

@@ -1,4 +1,4 @@
-"""The public door of a bridge without a broker: messages come in by `inbox.append`."""
+"""The public port of a bridge without a broker: messages enter by `inbox.append`."""
 
 import asyncio
 import secrets
@@ -32,13 +32,13 @@ from tests.tokens import SECRET
 COOKIE = "bridge_token"
 LEEWAY_S = 10.0
 _SAME_HOST = OriginRules()
-# States in /proc/net/tcp: the bridge's end is open.
+# States in /proc/net/tcp in which the bridge's end is open.
 _ESTABLISHED, _CLOSE_WAIT = "01", "08"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a test wants its door to be like; the rest is as generous as can be."""
+    """The options of a test server; the defaults are generous."""
 
     outbound_bytes: int = 1 << 20
     events_per_second: int = 10_000
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def options(self) -> SocketOptions:
-        """As the server takes it."""
+        """The options for the server."""
         return SocketOptions(
             limits=SessionLimits(
                 outbound_bytes=self.outbound_bytes,
@@ -76,10 +76,10 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Door:
-    """A door that listens, and what is behind it."""
+class RunningServer:
+    """A server that listens, and its parts."""
 
-    server: SocketIOServer
+    io: SocketIOServer
     inbox: MemoryInbox
     metrics: Metrics
     url: str
@@ -91,32 +91,32 @@ class Door:
         await self.inbox.append([message(user, each, event=event) for each in data])
 
     async def store_numbers(self, user: str, *, start: int, stop: int) -> None:
-        """Store the messages `start` to `stop` - 1."""
+        """Store the numbers from `start` to `stop` - 1 as messages."""
         await self.store(user, *range(start, stop))
 
     def windows(self, user: str) -> list[Window]:
         """Return the windows of `user`."""
-        return list(self.server.rooms.windows_of(user))
+        return list(self.io.rooms.windows_of(user))
 
     def sessions(self) -> list[EngineSession]:
-        """Return all connections, those without a window too."""
-        return list(self.server.engine.sessions.values())
+        """Return all sessions, also those without a window."""
+        return list(self.io.engine.sessions.values())
 
     @property
     def http_connections(self) -> list[asyncio.Transport]:
-        """TCP connections that speak HTTP."""
+        """The TCP connections that aiohttp serves."""
         assert self.runner.server is not None
         transports = [each.transport for each in self.runner.server.connections]
         return [each for each in transports if each is not None]
 
     @property
     def silent_connections(self) -> int:
-        """How many TCP connections have sent nothing yet."""
-        return len(self.server.engine._listener._silent)
+        """The number of TCP connections that have sent nothing yet."""
+        return len(self.io.engine._listener._silent)
 
     @property
     def connection_count(self) -> int:
-        """How many TCP connections this process has not closed, as the kernel says."""
+        """The number of TCP connections that this process has not closed, from the kernel."""
         rows = Path("/proc/net/tcp").read_text().splitlines()[1:]
         fields = [row.split() for row in rows]
         mine = f":{self.port:04X}"
@@ -126,13 +126,13 @@ class Door:
         )
 
     def cut(self, user: str) -> None:
-        """Break all connections of `user`, as a bad network does."""
+        """Abort all connections of `user`, as a bad network does."""
         for window in self.windows(user):
             window.session.close("cut by the test", abort=True)
 
     def tick(self, *, later_s: float = 0.0, calendar_later_s: float = 0.0) -> None:
-        """Let the server do what is due: pings by the first clock, tokens by the second."""
-        engine = self.server.engine
+        """Check all sessions with the clocks moved: pings by the first, tokens by the second."""
+        engine = self.io.engine
         monotonic_s = time.monotonic() + later_s
         now_s = time.time() + calendar_later_s
         for session in tuple(engine.sessions.values()):
@@ -140,12 +140,12 @@ class Door:
         engine.abort_silent_connections(monotonic_s=monotonic_s)
 
     def count(self, name: str, **labels: str) -> float:
-        """Read one metric."""
+        """Return the value of a metric."""
         value = self.metrics.registry.get_sample_value(f"bridge_{name}", labels)
         return 0.0 if value is None else value
 
     def socket_url(self, **query: str) -> URL:
-        """Return the address of the engine.io endpoint."""
+        """Return the URL of the Engine.IO endpoint."""
         return URL(f"{self.url}/socket.io/").with_query(EIO="4", **query)
 
 
@@ -157,19 +157,19 @@ def message(
     message_id: str | None = None,
     deadline_s: float | None = None,
 ) -> Message:
-    """Return a message that was taken just now."""
+    """Return a message that was consumed just now."""
     return Message(user, event, orjson.dumps(data), time.time(), message_id, deadline_s)
 
 
 def memory_inbox(
     *, max_messages: int = 100_000, max_age_s: float = 3600
 ) -> MemoryInbox:
-    """Return an inbox that forgets nothing by itself while a test runs."""
+    """Return an inbox that deletes nothing during a test by default."""
     return MemoryInbox(Retention(max_messages, max_age_s, dedupe_s=600))
 
 
 @asynccontextmanager
-async def open_door(
+async def open_server(
     plan: Plan = Plan(),
     *,
     inbox: MemoryInbox | None = None,
@@ -177,41 +177,43 @@ async def open_door(
     | None = None,
     slot: WorkerSlot | None = None,
     verifier: TokenVerifier | None = None,
-) -> AsyncIterator[Door]:
+) -> AsyncIterator[RunningServer]:
     """
-    Open the public door on a free port of this machine until the block is left.
+    Serve the public port on a free port of this machine until the block is left.
 
-    With `slot` it is the one of a worker of several.
+    With `slot` it is the port of one of several workers.
     """
     inbox = memory_inbox() if inbox is None else inbox
     metrics = Metrics()
     rules = TokenRules(algorithms=("HS256",), secrets=(SECRET,), leeway_s=LEEWAY_S)
-    server = SocketIOServer(
+    io = SocketIOServer(
         plan.options,
         inbox=inbox,
         verifier=None if plan.is_open_mode else verifier or TokenVerifier(rules),
         metrics=metrics,
         slot=slot,
     )
-    app = await asyncio.to_thread(  # it reads a file, before a bridge has a loop
+    app = await asyncio.to_thread(  # it reads a file: a bridge does it before its loop runs
         public_app,
         unready_reasons=list,
-        route_sockets=server.engine.route,
+        route_sockets=io.engine.route,
         legacy=legacy,
     )
     runner = web.AppRunner(
         app, access_log=None, keepalive_timeout=15, shutdown_timeout=0.2
     )
     running = asyncio.create_task(
-        server.engine.run(), name=f"door {secrets.token_hex(2)}"
+        io.engine.run(), name=f"server {secrets.token_hex(2)}"
     )
     await runner.setup()
     try:
-        await server.engine.site(runner, "127.0.0.1", plan.port).start()
+        await io.engine.site(runner, "127.0.0.1", plan.port).start()
         port = runner.addresses[0][1]
-        yield Door(server, inbox, metrics, f"http://127.0.0.1:{port}", port, runner)
+        yield RunningServer(
+            io, inbox, metrics, f"http://127.0.0.1:{port}", port, runner
+        )
     finally:
-        for session in tuple(server.engine.sessions.values()):
+        for session in tuple(io.engine.sessions.values()):
             session.close("the test is over", abort=True)
         running.cancel()
         await asyncio.wait({running})
