@@ -14,7 +14,6 @@ from bridge.enums import ExitCode
 from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.migration.migrate import MigrationResult, OnProgress, migrate
 from bridge.inbox.migration.model import (
-    MigrationSource,
     MigrationTarget,
     MigrationTotals,
 )
@@ -106,7 +105,7 @@ def carry_inboxes(
 
 
 async def _migrate(
-    source: MigrationSource, target: MigrationTarget, *, is_dry_run: bool
+    source: SqliteSource, target: MigrationTarget, *, is_dry_run: bool
 ) -> MigrationResult:
     try:
         return await migrate(

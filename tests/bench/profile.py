@@ -44,7 +44,7 @@ _STAGES: Final = (
     ("bridge/core/properties.py", "parse and check"),
     ("tenacity/", "pipeline"),
     ("bridge/pipeline.py", "pipeline"),
-    ("_take (bridge/inbox/sqlite/worker_thread.py", _WAIT_INBOX),
+    ("_next_group (bridge/inbox/sqlite/database_thread.py", _WAIT_INBOX),
     ("Worker.submit", "inbox: hand-over between threads"),
     ("Job.", "inbox: hand-over between threads"),
     ("_transact (bridge/inbox/", "inbox: begin, commit"),

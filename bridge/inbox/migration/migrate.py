@@ -1,5 +1,5 @@
 """
-Copy all inboxes from one store into another: read, write, record progress, compare.
+Copy all inboxes from a file into another store: read, write, record progress, compare.
 
 Progress is recorded with each batch, so a migration that was killed continues where it
 was. The next batch is read while one is written; memory holds at most these two.
@@ -17,11 +17,11 @@ from typing import Final, TypeVar
 from bridge.errors import MigrationRefusedError
 from bridge.inbox.migration.model import (
     MigrationBatch,
-    MigrationSource,
     MigrationTarget,
     MigrationTotals,
     SourceIdentity,
 )
+from bridge.inbox.sqlite.migration_source import SqliteSource
 
 T = TypeVar("T")
 # Receives the activity, how much of it is done, and how much there is to do.
@@ -54,7 +54,7 @@ class MigrationResult:
 
 
 async def migrate(
-    source: MigrationSource,
+    source: SqliteSource,
     target: MigrationTarget,
     *,
     is_dry_run: bool,
@@ -125,7 +125,7 @@ class _SourceThread:
 
 @asynccontextmanager
 async def _opened(
-    source: MigrationSource,
+    source: SqliteSource,
 ) -> AsyncIterator[tuple[_SourceThread, SourceIdentity]]:
     with ThreadPoolExecutor(1, thread_name_prefix="migration") as executor:
         thread = _SourceThread(executor)
@@ -150,7 +150,7 @@ def _totals(batch: MigrationBatch, last_user: str | None) -> MigrationTotals:
 
 async def _compare(
     thread: _SourceThread,
-    source: MigrationSource,
+    source: SqliteSource,
     target: MigrationTarget,
     on_progress: Callable[[MigrationTotals, MigrationTotals], None],
 ) -> None:

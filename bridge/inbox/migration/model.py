@@ -1,12 +1,12 @@
 """
-The values that are copied between stores, and the protocols of source and target.
+The values that are copied between stores, and the protocol of a target.
 
 An inbox is copied in parts. Each part repeats the numbers of its inbox and adds some of its
 messages or ids. Writing a part twice has the same effect as once, because an interrupted
 migration continues at the last recorded progress and repeats a little.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,27 +106,6 @@ class InboxCount:
 
     inbox: InboxNumbers
     messages: int
-
-
-class MigrationSource(Protocol):
-    """A store to copy from. All calls block, and are made in one thread."""
-
-    description: str
-
-    def open(self) -> SourceIdentity:
-        """Lock and open the store, so no bridge can open it meanwhile."""
-
-    def close(self) -> None:
-        """Close the store."""
-
-    def totals(self) -> MigrationTotals:
-        """Count what will be copied; takes as long as reading an index."""
-
-    def batches(self, *, after: int) -> Iterator[MigrationBatch]:
-        """Yield the inboxes of all users with numbers above `after`."""
-
-    def counts(self) -> Iterator[Sequence[InboxCount]]:
-        """Yield all inboxes in groups, for the comparison."""
 
 
 class MigrationTarget(Protocol):

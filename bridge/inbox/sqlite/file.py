@@ -53,15 +53,16 @@ class StoreFile:
 
     Attributes:
         epoch: The epoch of the file; empty before it was opened.
+
     """
 
     def __init__(self, path: Path, description: str) -> None:
         self.epoch = ""
         self._path = path.absolute()
         # Computed once, because they are checked at each commit.
+        name = self._path.name
         self._companions = tuple(
-            self._path.with_name(self._path.name + suffix)
-            for suffix in ("", "-wal", "-lock")
+            self._path.with_name(name + suffix) for suffix in ("", "-wal", "-lock")
         )
         self._names = tuple(str(each) for each in self._companions)
         self._description = description

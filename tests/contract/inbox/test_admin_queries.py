@@ -63,7 +63,7 @@ async def test_users_can_be_filtered_by_a_prefix(store: StoreUnderTest) -> None:
     assert await named("a%") == ["a%"]
     assert await named("a_") == ["a_c"]
     assert await named("\U0001f600") == ["\U0001f600b"]
-    assert await named("nobody") == []
+    assert await named("unknown") == []
 
 
 async def test_a_user_has_a_depth_and_a_number_of_undelivered_messages(
@@ -104,9 +104,9 @@ async def test_queries_create_no_user(store: StoreUnderTest) -> None:
     """Operators mistype names."""
     admin = store.inbox.admin
 
-    assert await admin.user("nobody") is None
-    assert list(await admin.messages("nobody", limit=5)) == []
-    assert list((await admin.find("m", user="nobody")).matches) == []
+    assert await admin.user("unknown") is None
+    assert list(await admin.messages("unknown", limit=5)) == []
+    assert list((await admin.find("m", user="unknown")).matches) == []
     assert list(await admin.users(limit=5)) == []
 
 

@@ -105,7 +105,7 @@ async def test_messages_past_their_deadline_can_be_counted(
         )
 
     assert counts == [[0] * 5, [4, 3, 1, 0, 0]]
-    assert await store.inbox.count_expired("nobody", after=0) == 0
+    assert await store.inbox.count_expired("unknown", after=0) == 0
 
 
 async def test_the_retention_can_change_while_the_store_is_open(

@@ -48,14 +48,14 @@ async def test_an_empty_batch_stores_nothing(store: StoreUnderTest) -> None:
 
 async def test_an_inbox_without_messages_is_empty(store: StoreUnderTest) -> None:
     """Reading must not create it: most users never have a message."""
-    state = await store.inbox.state("nobody")
-    page = await store.inbox.read("nobody", after=0, max_messages=5, max_bytes=100)
+    state = await store.inbox.state("unknown")
+    page = await store.inbox.read("unknown", after=0, max_messages=5, max_bytes=100)
 
     assert (state.first, state.last, state.delivered) == (1, 0, 0)
     assert state.trimmed_for is None
     assert (list(page.messages), page.next_after, page.last) == ([], 0, 0)
-    store.inbox.mark_delivered("nobody", 5)
-    assert (await store.inbox.state("nobody")).delivered == 0
+    store.inbox.mark_delivered("unknown", 5)
+    assert (await store.inbox.state("unknown")).delivered == 0
 
 
 async def test_a_page_is_limited_by_count_and_bytes(store: StoreUnderTest) -> None:
@@ -98,7 +98,7 @@ async def test_the_epoch_stays_the_same_while_the_store_exists(
 
     assert before
     assert (await store.inbox.state("alice")).epoch == before
-    assert (await store.inbox.state("nobody")).epoch == before
+    assert (await store.inbox.state("unknown")).epoch == before
 
 
 # --- deduplication
@@ -198,7 +198,7 @@ async def test_messages_after_unfollow_are_not_in_the_feed(
     await store.append("alice", b"3")
 
     assert data(store.fed) == [b"1", b"3"]
-    store.inbox.unfollow("nobody")
+    store.inbox.unfollow("unknown")
 
 
 async def test_a_follow_during_an_unfollow_takes_effect(store: StoreUnderTest) -> None:

@@ -84,7 +84,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Open an empty store."""
         self.folder.mkdir()
         self.open()
-        self.epoch = self.run(self.inbox.state("nobody")).epoch
+        self.epoch = self.run(self.inbox.state("unknown")).epoch
 
     def open(self) -> None:
         """Open the store in the folder."""
