@@ -1,4 +1,4 @@
-"""`bridge config`: what the settings come to."""
+"""`bridge config`: show the effective settings."""
 
 from typing import Annotated
 
@@ -19,10 +19,12 @@ from bridge.settings.values import render_value
 
 def config(
     config_file: ConfigFile = None,
-    json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object.")
+    ] = False,
 ) -> None:
     """
-    Show every setting with the value that `bridge run` would use, secrets masked.
+    Show every setting with its effective value, secrets masked.
 
     Examples:
 
@@ -31,8 +33,8 @@ def config(
         BRIDGE_PORT=9000 bridge config --json
 
     """
-    settings = load_settings(config_file=str(config_file) if config_file else None)
-    shown = {name: shown_value(settings, name) for name in Settings.model_fields}
+    settings = load_settings(config_file=config_file)
+    shown = {name: _shown_value(settings, name) for name in Settings.model_fields}
     if json:
         typer.echo(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode())
         return
@@ -42,14 +44,14 @@ def config(
     table.add_column("SIGHUP", justify="center")
     for name, value in shown.items():
         text = render_value(value, Settings.model_fields[name].metadata)
-        # Nothing in it is markup: an IPv6 address has brackets.
+        # Text instead of str: rich would read an IPv6 address in brackets as markup.
         reload = "yes" if is_reloadable(name) else ""
         table.add_row(environment_name(name), Text(text), reload)
     Console(highlight=False).print(table)
 
 
-def shown_value(settings: Settings, name: str) -> object:
-    """Return a setting as it may be shown: secrets are stars."""
+def _shown_value(settings: Settings, name: str) -> object:
+    """Return the value of a setting for display, with secrets masked."""
     value = getattr(settings, name)
     if name == "amqp_url":
         return [_without_password(url.get_secret_value()) for url in settings.amqp_url]

@@ -29,7 +29,7 @@ from bridge.cli.options import (
     OperatorToken,
     OperatorUrl,
 )
-from bridge.cli.tables import moment, shown
+from bridge.cli.tables import local_time, printable
 from bridge.core.contracts.operator.dead_letters import (
     RATE_DEFAULT_PER_S,
     DeadLetterSelection,
@@ -174,15 +174,15 @@ def show_letter(
     # The explanation includes the reason's sentence.
     left_out = {"properties", "headers", "reason_text"}
     facts = letter.model_dump(mode="json", exclude=left_out)
-    facts["dead_s"] = moment(letter.dead_s)
+    facts["dead_s"] = local_time(letter.dead_s)
     for name, value in facts.items():
         if value is not None:
             label = "set aside" if name == "dead_s" else name.replace("_", " ")
-            table.add_row(label, Text(shown(str(value))))
+            table.add_row(label, Text(printable(str(value))))
     for kind, values in (("property", letter.properties), ("header", letter.headers)):
         for name, value in values.items():
             text = value if isinstance(value, str) else orjson.dumps(value).decode()
-            table.add_row(Text(shown(f"{kind} {name}")), Text(shown(text)))
+            table.add_row(Text(printable(f"{kind} {name}")), Text(printable(text)))
     Console(highlight=False).print(table)
 
 
@@ -348,14 +348,14 @@ def _table(letters: Sequence[LetterFacts], *, width: int) -> Table:
         # markup nor with its control characters.
         cells: list[str | Text] = [
             letter.id,
-            moment(letter.dead_s),
+            local_time(letter.dead_s),
             letter.reason,
-            Text(shown(letter.user)),
-            Text(shown(letter.event)),
+            Text(printable(letter.user)),
+            Text(printable(letter.event)),
         ]
         if has_numbers:
             cells += [str(letter.redrives or ""), f"{letter.bytes:,}"]
         if has_errors:
-            cells.append(Text(shown(letter.error)))
+            cells.append(Text(printable(letter.error)))
         table.add_row(*cells)
     return table

@@ -35,7 +35,7 @@ from bridge.cli.options import (
     OperatorUrl,
 )
 from bridge.cli.pages import gather
-from bridge.cli.tables import moment, print_table, say
+from bridge.cli.tables import local_time, print_note, print_table
 from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.users import InboxMessage
 
@@ -108,15 +108,15 @@ def inbox(
         right=frozenset({"offset", "bytes"}),
     )
     if page.next is not None:
-        say(f"there are more than these {len(page.items)}: --limit shows more")
+        print_note(f"there are more than these {len(page.items)}: --limit shows more")
 
 
 def _row(message: InboxMessage, *, with_data: bool) -> list[str]:
     row = [
         str(message.offset),
         message.state,
-        moment(message.taken_s),
-        moment(message.expires_s),
+        local_time(message.taken_s),
+        local_time(message.expires_s),
         message.event,
         str(message.bytes),
         message.message_id or "-",

@@ -9,7 +9,7 @@ import orjson
 import typer
 
 from bridge.cli.options import ConfigFile
-from bridge.cli.tables import say
+from bridge.cli.tables import print_note
 from bridge.enums import ExitCode
 from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.migration.migrate import MigrationResult, OnProgress, migrate
@@ -71,7 +71,7 @@ def carry_inboxes(
     # Only the stores matter here; this machine may have no token secrets.
     settings = load_settings(
         {"auth": "open", "host": "127.0.0.1", "inbox": to},
-        config_file=str(config_file) if config_file else None,
+        config_file=config_file,
     )
     configure_logs(level="error", log_format=settings.log_format)
     source = _source(origin, settings)
@@ -79,12 +79,12 @@ def carry_inboxes(
     try:
         result = asyncio.run(_migrate(source, target, is_dry_run=dry_run))
     except KeyboardInterrupt:
-        say("stopped: run the same command to continue")
+        print_note("stopped: run the same command to continue")
         raise typer.Exit(_INTERRUPTED) from None
     except StoreUnavailableError as exc:
         if exc.store != target.description:
             raise
-        say(f"bridge: {exc}; run the same command to continue")
+        print_note(f"bridge: {exc}; run the same command to continue")
         raise typer.Exit(ExitCode.UNREACHABLE) from exc
     if json:
         facts = {
@@ -133,7 +133,7 @@ def _progress_printer() -> OnProgress:
         now_s = time.monotonic()
         if now_s - printed_s >= _PROGRESS_INTERVAL_S:
             printed_s = now_s
-            say(
+            print_note(
                 f"{activity}: {done.messages:,} of {totals.messages:,} messages, "
                 f"{done.users:,} of {totals.users:,} inboxes"
             )

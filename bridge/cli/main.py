@@ -1,7 +1,7 @@
 """
-The program `bridge`: its commands, and what their exit status means.
+The program `bridge`, with all its commands.
 
-Exit codes: 0 done, 1 failed, 2 wrong use or settings, 3 a peer cannot be reached.
+Exit status: 0 done, 1 failed, 2 wrong usage or settings, 3 a peer cannot be reached.
 """
 
 import sys
@@ -39,7 +39,7 @@ from bridge.errors import (
 
 app = typer.Typer(
     name="bridge",
-    help="Carries messages from RabbitMQ to every window of a user, with nothing lost in between.",
+    help="Delivers messages from RabbitMQ to every window of a user, without loss.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -61,11 +61,11 @@ def _program(
             "--version",
             callback=_show_version,
             is_eager=True,
-            help="Say which version this is, and exit.",
+            help="Print the version and exit.",
         ),
     ] = False,
 ) -> None:
-    """Stand before all commands, with what belongs to none of them."""
+    """Parse the options that stand before any command."""
 
 
 app.command("run")(run.run)
@@ -87,16 +87,16 @@ app.command("schemas")(schemas.schemas)
 
 
 def main() -> None:
-    """Run the command that the arguments name, and exit with its status."""
+    """Run the command of `sys.argv` and exit with its status."""
     try:
         app()
     except (BridgeError, OSError) as exc:
-        _tell(exc)
+        _print_error(exc)
         sys.exit(exit_code_of(exc))
 
 
 def exit_code_of(exc: BridgeError | OSError) -> int:
-    """Return the exit status of a command that `exc` ended."""
+    """Return the exit status of a command that failed with `exc`."""
     match exc:
         case ConfigError():
             return ExitCode.USAGE
@@ -108,7 +108,7 @@ def exit_code_of(exc: BridgeError | OSError) -> int:
             return ExitCode.FAILED
 
 
-def _tell(problem: Exception) -> None:
+def _print_error(problem: Exception) -> None:
     console = Console(stderr=True, highlight=False)
     for line in str(problem).splitlines():
         console.print(f"bridge: {line}", markup=False, soft_wrap=True)

@@ -53,7 +53,7 @@ def operator_address(
     # Only the operator's settings matter here; this machine may have no token secrets.
     settings = load_settings(
         {"auth": "open", "host": "127.0.0.1"},
-        config_file=str(config_file) if config_file else None,
+        config_file=config_file,
     )
     if token is None and settings.operator_token is not None:
         token = settings.operator_token.get_secret_value()

@@ -1,8 +1,4 @@
-"""
-Options that commands share, each declared once.
-
-Settings as flags are made from their fields, so that none is forgotten.
-"""
+"""Options that several commands share, and a flag for each setting."""
 
 import inspect
 from collections.abc import Callable
@@ -17,7 +13,7 @@ from bridge.settings.model import Settings
 from bridge.settings.names import environment_name
 from bridge.settings.values import parse_duration_s
 
-# Secrets are no flags: every user of the machine can read a command line.
+# Every user of the machine can read a command line, so secrets have no flags.
 _NOT_AS_FLAGS: Final = frozenset(
     {"amqp_url", "management_url", "operator_token", "api_key", "jwt_secret"}
 )
@@ -41,7 +37,7 @@ AmqpUrl = Annotated[
     ),
 ]
 
-# --- of commands that ask a running bridge
+# --- commands that call the operator API of a running bridge
 
 OperatorUrl = Annotated[
     str | None,
@@ -60,26 +56,26 @@ OperatorToken = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the API's answer as JSON.")]
-Limit = Annotated[int, typer.Option("--limit", min=1, help="How many to show at most.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="The most entries to show.")]
 Cursor = Annotated[
     str | None,
-    typer.Option("--cursor", help="Go on where a list ended: its `next` in --json."),
+    typer.Option("--cursor", help="Continue a list: the `next` of its --json output."),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option(
-        "--dry-run", help="Change nothing; only say how many it would be about."
-    ),
+    typer.Option("--dry-run", help="Change nothing; print how many would be affected."),
 ]
-OfUser = Annotated[str | None, typer.Option("--user", help="Only those of this user.")]
+OfUser = Annotated[
+    str | None, typer.Option("--user", help="Only entries of this user.")
+]
 
 
 def parse_ttl_s(text: str) -> float:
     """
-    Read what `--ttl` was given: seconds, or a duration with its unit.
+    Parse `--ttl`: seconds, or a duration with its unit.
 
     Raises:
-        ConfigError: If it is neither.
+        ConfigError: If it is neither; the text names the option.
 
     """
     try:
@@ -97,18 +93,18 @@ def with_settings(
     command: Callable[..., None],
 ) -> Callable[..., None]:
     """
-    Return `command` with a flag for each setting that is no secret.
+    Return `command` with a flag for each setting that is not a secret.
 
-    Values are text here and checked in one place with all other sources, so that all
-    problems are told at once. The command gets a function that loads the settings, and
-    may call it again to see what changed. Options of its own come after that.
+    `command` receives a function that loads the settings, followed by its own options. It
+    may call the function again to reload. Flags stay text until then, so that problems of
+    all sources are reported together.
     """
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for parameter in inspect.signature(command).parameters.values()
     ][1:]
 
-    def run(config: Path | None, **given: Any) -> None:  # noqa: ANN401 - as typer gives them
+    def run(config: Path | None, **given: Any) -> None:  # noqa: ANN401 - typer passes any type
         options = {parameter.name: given.pop(parameter.name) for parameter in own}
         config_file = str(config) if config else None
         command(lambda: load_settings(given, config_file=config_file), **options)

@@ -1,8 +1,8 @@
 """
-`bridge schemas`: writes `schemas/` anew from the models, or tells what differs.
+`bridge schemas`: generate `schemas/` from the models, or list the files that differ.
 
-The files are the contract for machines. They are made, never edited; a test fails when
-what is committed is not what would be made.
+The files are never edited by hand. A test fails if the committed files differ from the
+generated ones.
 """
 
 import re
@@ -40,14 +40,14 @@ _FILES: Final[Mapping[str, type[BaseModel]]] = {
 
 def schemas(
     check: bool = typer.Option(
-        False, "--check", help="Write nothing; list what differs and exit with 1."
+        False, "--check", help="Write nothing; list files that differ and exit with 1."
     ),
     directory: Path = typer.Option(
-        Path("schemas"), "--dir", help="Where the files are."
+        Path("schemas"), "--dir", help="The directory of the files."
     ),
 ) -> None:
     """
-    Write the JSON Schemas, the AsyncAPI and the OpenAPI document, made from the models.
+    Generate the JSON Schemas, the AsyncAPI and the OpenAPI document from the models.
 
     Examples:
 
@@ -72,7 +72,7 @@ def schemas(
 
 
 def differing_files(files: Mapping[str, str], directory: Path) -> list[str]:
-    """Return the names of those `files` that are missing in `directory` or not the same."""
+    """Return the names of `files` that are missing in `directory` or differ there."""
     return [
         name
         for name, text in files.items()
@@ -82,7 +82,7 @@ def differing_files(files: Mapping[str, str], directory: Path) -> list[str]:
 
 
 def render_schemas() -> dict[str, str]:
-    """Return each file of `schemas/` by its name; the same text at each call."""
+    """Return the text of each file of `schemas/` by name; it is deterministic."""
     bodies = {name: schema_body(model) for name, model in _FILES.items()}
     files = {
         f"{name}.schema.json": _render_json(
@@ -95,16 +95,16 @@ def render_schemas() -> dict[str, str]:
     return files
 
 
-# --- text ---------------------------------------------------------------------------------
+# --- rendering
 
 
 def _render_json(value: object) -> str:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n"
 
 
-# What needs no quotes in YAML, neither by 1.1 nor by 1.2.
+# Strings that need no quotes, in YAML 1.1 and 1.2.
 _PLAIN: Final = re.compile(r"[$A-Za-z_/][$A-Za-z0-9_./-]*")
-# Text of several lines that a block brings back as it was.
+# Text of several lines that a block scalar preserves exactly.
 _BLOCK: Final = re.compile(r"\S[ -~\n]*\n[ -~\n]*\S")
 _NOT_STRINGS: Final = frozenset(
     {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
@@ -113,16 +113,16 @@ _NOT_STRINGS: Final = frozenset(
 
 def render_yaml(value: Mapping[str, Any]) -> str:
     """
-    Return `value`, a tree of JSON whose numbers are whole, as YAML in block style.
+    Return a tree of JSON values, with integers only, as YAML in block style.
 
-    YAML is a superset of JSON: what is not a mapping, a sequence or a text of several
-    lines is written as JSON. A library for that would be a dependency of production.
+    YAML is a superset of JSON, so scalars and empty containers are written as JSON. A YAML
+    library would be a runtime dependency of the bridge for this command alone.
     """
     return "\n".join(_yaml_lines(value)) + "\n"
 
 
 def _yaml_lines(value: object) -> Iterator[str]:
-    """Yield the lines of a mapping or sequence that is not empty."""
+    """Yield the lines of a mapping or sequence, which must not be empty."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _yaml_entry(f"{_yaml_scalar(key)}:", item)

@@ -1,4 +1,4 @@
-"""`bridge shards`: how many inbound queues there are, and another number of them."""
+"""`bridge shards`: show or change the number of inbound queues."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -27,7 +27,7 @@ from bridge.wiring import broker_address, shard_plan
 
 app = typer.Typer(rich_markup_mode="markdown")
 
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,11 @@ def shards(
     context: typer.Context, json: AsJson = False, config_file: ConfigFile = None
 ) -> None:
     """
-    Show how many shards the broker has, and what is left of an earlier number.
+    Show the number of shards, and the queues left of an earlier number.
 
-    The number lives on the broker; BRIDGE_SHARDS counts on an empty one. Asks RabbitMQ
-    itself, no bridge has to run. Exit status: 0 shown, 3 the broker cannot be reached.
+    The broker records the number; BRIDGE_SHARDS applies to an empty broker only. The
+    command connects to RabbitMQ, no bridge has to run. Exit status: 0 done, 3 the broker
+    cannot be reached.
 
     Examples:
 
@@ -72,37 +73,39 @@ def shards(
         return
     typer.echo(_rendered(found.layout.shards))
     if found.left:
-        typer.echo(f"not consumed before these are empty: {', '.join(found.left)}")
+        typer.echo(
+            f"new queues are not consumed until these are empty: {', '.join(found.left)}"
+        )
     if found.layout.shards != settings.shards:
-        _say(f"BRIDGE_SHARDS is {settings.shards}; the broker decides")
+        _say(f"BRIDGE_SHARDS is {settings.shards}; the number of the broker applies")
 
 
 @app.command("set")
 def set_shards(
-    number: Annotated[int, typer.Argument(min=1, max=SHARDS_MAX, help="How many.")],
+    number: Annotated[
+        int, typer.Argument(min=1, max=SHARDS_MAX, help="The new number of shards.")
+    ],
     wait: Annotated[
         bool,
-        typer.Option(
-            "--wait/--no-wait", help="Wait until the queues of before are empty."
-        ),
+        typer.Option("--wait/--no-wait", help="Wait until the old queues are empty."),
     ] = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what it would do.")
+        bool, typer.Option("--dry-run", help="Only print what it would do.")
     ] = False,
     config_file: ConfigFile = None,
 ) -> None:
     """
     Change the number of shards while bridges run and workers publish.
 
-    Messages go to the new queues at once, and are consumed when the old ones are empty: late,
-    in order, none lost and none twice. Running bridges follow by themselves; all must know
-    shards (`bridge --help` lists this command) before the first change. It may be broken off
-    and called again at any time. More than one shard needs a plugin on each node:
-    rabbitmq_sharding before RabbitMQ 4.2, rabbitmq_consistent_hash_exchange with 4.2, none from
-    4.3 on.
+    New messages go to the new queues at once. They are consumed when the old queues are
+    empty: later, but in order, without loss or repeats. Running bridges follow on their
+    own; all of them must support shards (`bridge --help` lists this command) before the
+    first change. The command may be interrupted and repeated at any time. More than one
+    shard needs a plugin on each node: rabbitmq_sharding before RabbitMQ 4.2,
+    rabbitmq_consistent_hash_exchange with 4.2, none from 4.3 on.
 
-    Exit status: 0 done, 1 refused (an earlier change is not over), 3 the broker cannot be
-    reached.
+    Exit status: 0 done, 1 refused (an earlier change is not finished), 3 the broker cannot
+    be reached.
 
     Examples:
 
@@ -125,7 +128,7 @@ def _rendered(shards: int) -> str:
 
 
 def _settings(config_file: ConfigFile) -> Settings:
-    settings = load_settings(config_file=str(config_file) if config_file else None)
+    settings = load_settings(config_file=config_file)
     configure_logs(level="critical", log_format=settings.log_format)
     return settings
 
@@ -151,7 +154,7 @@ async def _look(settings: Settings) -> _Found:
 
 
 async def _would_change(settings: Settings, number: int) -> str:
-    """Say what `_change` would do, or raise what it would."""
+    """Describe what `_change` would do; raises the same errors."""
     async with _connected(settings) as (connection, plan):
         migration = ShardMigration(connection, plan)
         layout = await migration.records.read()

@@ -1,8 +1,8 @@
 """
-Tables on a terminal, of text that anybody may have written.
+Print untrusted text in tables on a terminal.
 
-A message id can hold an escape sequence and a user can be called `[red]`: what cannot be
-printed is shown by its number, and nothing is markup.
+A message id can contain an escape sequence, and a user can be named `[red]`. Unprintable
+characters are shown as escapes, and nothing is interpreted as markup.
 """
 
 import datetime as dt
@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 
-def shown(text: str) -> str:
-    """Return `text` with everything visible in it, and nothing else."""
+def printable(text: str) -> str:
+    """Return `text` with its unprintable characters escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -24,24 +24,21 @@ def shown(text: str) -> str:
     )
 
 
-def moment(at_s: float | None, *, decimals: int = 0) -> str:
-    """Return a Unix time as a clock here shows it; `-` if nobody knows."""
+def local_time(at_s: float | None, *, decimals: int = 0) -> str:
+    """Return a Unix time in the local time zone; `-` if it is `None`."""
     if at_s is None:
         return "-"
     try:
         local = dt.datetime.fromtimestamp(at_s, tz=dt.UTC).astimezone()
-    except (
-        OverflowError,
-        ValueError,
-        OSError,
-    ):  # a stranger's header, beyond year 9999
+    except (OverflowError, ValueError, OSError):
+        # Any publisher can write this header, with a time beyond the year 9999.
         return f"{at_s:.0f}"
     decimal = local.strftime(".%f")[: decimals + 1] if decimals else ""
     return local.strftime("%Y-%m-%d %H:%M:%S") + decimal
 
 
-def number(value: int | None) -> str:
-    """Return a count; `-` if nobody knows."""
+def count(value: int | None) -> str:
+    """Return a count as text; `-` if it is `None`."""
     return "-" if value is None else str(value)
 
 
@@ -51,18 +48,18 @@ def print_table(
     *,
     right: frozenset[str] = frozenset(),
 ) -> None:
-    """Print rows of any text under `columns`; those in `right` are numbers."""
+    """Print rows of untrusted text; the columns in `right` are aligned to the right."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in columns:
         table.add_column(
             name, justify="right" if name in right else "left", overflow="fold"
         )
     for row in rows:
-        table.add_row(*(shown(cell) for cell in row))
+        table.add_row(*map(printable, row))
     Console(highlight=False, markup=False, emoji=False).print(table)
 
 
-def say(text: str) -> None:
-    """Say something beside the result, on stderr."""
-    talk = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    talk.print(shown(text), soft_wrap=True)
+def print_note(text: str) -> None:
+    """Print a line to stderr, beside the result on stdout."""
+    err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    err.print(printable(text), soft_wrap=True)

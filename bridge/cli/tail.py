@@ -1,4 +1,4 @@
-"""`bridge tail`: be a page of a user, in a terminal."""
+"""`bridge tail`: print the messages of a user as a browser would receive them."""
 
 import asyncio
 import datetime as dt
@@ -12,39 +12,42 @@ import socketio
 import typer
 from rich.console import Console
 
+from bridge.auth.issuing import signed_token
 from bridge.cli.options import ConfigFile
-from bridge.cli.token import signed_token
 from bridge.enums import EVENT_JOIN, EVENT_SYNC, ExitCode
 from bridge.logging import configure_logs
 from bridge.settings.load import load_settings
 
 _TOKEN_LIFE_S = 3600.0
-_CONNECT_WITHIN_S = 10
+_CONNECT_TIMEOUT_S = 10
 
 
 def tail(
-    user: Annotated[str, typer.Option("--user", help="Whose messages to print.")],
+    user: Annotated[
+        str, typer.Option("--user", help="The user whose messages to print.")
+    ],
     url: Annotated[
         str | None,
-        typer.Option(help="The bridge's public address. Without it: this machine's."),
+        typer.Option(help="Public address of the bridge. Without it: this machine."),
     ] = None,
     token: Annotated[
         str | None,
         typer.Option(
             envvar="TOKEN",
             show_envvar=True,
-            help="A token of USER. Without it one is signed with BRIDGE_JWT_SECRET.",
+            help="A token of USER. Without it, one is signed with BRIDGE_JWT_SECRET.",
         ),
     ] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line.")
+        bool, typer.Option("--json", help="Print one JSON object per line.")
     ] = False,
     config_file: ConfigFile = None,
 ) -> None:
     """
-    Connect as a browser of USER would and print what arrives, until Ctrl-C.
+    Connect like a browser of USER and print its messages, until Ctrl-C.
 
-    It counts as a window but only looks on: what it prints still waits for a page.
+    It counts as a window but acknowledges nothing: printed messages stay undelivered until
+    a page receives them.
 
     Examples:
 
@@ -56,7 +59,7 @@ def tail(
     configure_logs(level="error", log_format="auto")
     is_open = False
     if token is None or url is None:
-        settings = load_settings(config_file=str(config_file) if config_file else None)
+        settings = load_settings(config_file=config_file)
         is_open = settings.auth == "open"
         url = url or f"http://{settings.host}:{settings.port}"
         if token is None and not is_open:
@@ -70,23 +73,23 @@ def tail(
 
 
 class _Follower:
-    """Prints what one window gets: messages on stdout, talk on stderr."""
+    """Prints the events of one window: messages to stdout, everything else to stderr."""
 
     def __init__(self, user: str, *, shows_json: bool, joins: bool) -> None:
         self.exit_code = ExitCode.DONE
         self._user = user
         self._shows_json = shows_json
         self._joins = joins
-        self._talk = Console(stderr=True, highlight=False)
+        self._err = Console(stderr=True, highlight=False)
 
     async def follow(self, url: str, token: str | None) -> None:
         """
-        Stay connected until the bridge ends it for good.
+        Stay connected until the bridge refuses a reconnect.
 
-        Cancellation: safe; what was opened is closed.
+        Cancellation: safe; the connection is closed.
         """
-        # The client leaves a session of its own open, and the interpreter's end would
-        # complain of it with a traceback.
+        # python-socketio never closes the aiohttp session it creates; a session of our own
+        # avoids the warning at exit.
         async with aiohttp.ClientSession() as session:
             await self._follow(self._make_client(session), url, token)
 
@@ -94,7 +97,7 @@ class _Follower:
         client = socketio.AsyncClient(
             logger=False,
             engineio_logger=False,
-            handle_sigint=False,  # or Ctrl-C ends in a traceback
+            handle_sigint=False,  # its handler would end Ctrl-C in a traceback
             http_session=session,
         )
         client.on("disconnect", self._disconnected)
@@ -109,12 +112,12 @@ class _Follower:
         try:
             await client.connect(
                 url,
-                # A pure observer: it acks nothing, so what it prints is not delivered.
+                # Manual acks, and none is sent: printing must not count as delivered.
                 auth={"token": token, "acks": "manual"},
-                wait_timeout=_CONNECT_WITHIN_S,
+                wait_timeout=_CONNECT_TIMEOUT_S,
             )
         except socketio.exceptions.ConnectionError as exc:
-            if self.exit_code == ExitCode.DONE:  # not refused: that was told
+            if self.exit_code == ExitCode.DONE:  # `_refused` has reported a refusal
                 self._say(f"cannot connect to {url}: {exc}")
                 self.exit_code = ExitCode.UNREACHABLE
             return
@@ -124,7 +127,7 @@ class _Follower:
             await client.disconnect()
 
     async def _connected(self, client: socketio.AsyncClient) -> None:
-        self._say(f"connected, waiting for messages of {self._user}; Ctrl-C ends")
+        self._say(f"connected, waiting for messages of {self._user}; Ctrl-C stops")
         if self._joins:
             await client.emit(EVENT_JOIN, {"username": self._user})
 
@@ -135,7 +138,7 @@ class _Follower:
         data = problem.get("data") if isinstance(problem, dict) else None
         if isinstance(data, dict) and "code" in data:
             self.exit_code = ExitCode.FAILED
-            self._say(f"refused, {data['code']}: {problem['message']}")  # type: ignore[index] # a dict, above
+            self._say(f"refused, {data['code']}: {problem['message']}")  # type: ignore[index] # it is a dict, see above
 
     async def _received(self, event: str, *arguments: object) -> None:
         now = dt.datetime.now(tz=dt.UTC)
@@ -152,9 +155,9 @@ class _Follower:
             ).decode()
         else:
             clock = now.astimezone().strftime("%H:%M:%S")
-            # JSON escapes what could move a terminal's cursor.
+            # JSON escapes control characters that could change the terminal.
             line = f"{clock} {event} {orjson.dumps(data).decode()}"
         typer.echo(line)
 
     def _say(self, text: str) -> None:
-        self._talk.print(text, markup=False, soft_wrap=True)
+        self._err.print(text, markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from bridge.cli.options import (
     OperatorToken,
     OperatorUrl,
 )
-from bridge.cli.tables import moment, print_table, say, shown
+from bridge.cli.tables import local_time, print_note, print_table, printable
 from bridge.core.contracts.operator.trace import Trace
 from bridge.enums import ExitCode, Fate
 
@@ -64,7 +64,7 @@ def trace(
 
 def _print_story(told: Trace) -> None:
     if told.user is not None:
-        say(f"{told.message_id} of {told.user}")
+        print_note(f"{told.message_id} of {told.user}")
     if told.story:
         several = len({step.bridge for step in told.story if step.bridge}) > 1
         print_table(
@@ -73,7 +73,7 @@ def _print_story(told: Trace) -> None:
             else ("when", "stage", "what"),
             [
                 (
-                    moment(step.at_s, decimals=3),
+                    local_time(step.at_s, decimals=3),
                     step.stage,
                     *([step.bridge] if several else []),
                     step.text,
@@ -81,10 +81,10 @@ def _print_story(told: Trace) -> None:
                 for step in told.story
             ],
         )
-    typer.echo(shown(told.verdict))
+    typer.echo(printable(told.verdict))
     for sentence in told.silent:
-        say(f"not known: {sentence}")
-    say(f"the journal begins at {moment(told.journal_since_s)}")
+        print_note(f"not known: {sentence}")
+    print_note(f"the journal begins at {local_time(told.journal_since_s)}")
     if told.others:
         names = ", ".join(told.others[:10])
-        say(f"with messages of the same id, see --user: {names}")
+        print_note(f"with messages of the same id, see --user: {names}")

@@ -21,7 +21,7 @@ from bridge.cli.options import (
     OperatorUrl,
 )
 from bridge.cli.pages import gather
-from bridge.cli.tables import moment, number, print_table, say
+from bridge.cli.tables import count, local_time, print_note, print_table
 from bridge.core.contracts.operator.users import (
     Kicked,
     Told,
@@ -90,10 +90,10 @@ def users(
             (
                 each.user,
                 str(each.windows),
-                number(each.depth),
-                number(each.waiting),
-                number(each.delivered),
-                moment(each.last_connect_s),
+                count(each.depth),
+                count(each.waiting),
+                count(each.delivered),
+                local_time(each.last_connect_s),
             )
             for each in page.items
         ],
@@ -101,14 +101,14 @@ def users(
     )
     _say_who(page)
     if page.next is not None:
-        say(f"there are more than these {len(page.items)}: --limit shows more")
+        print_note(f"there are more than these {len(page.items)}: --limit shows more")
 
 
 def _print_detail(detail: UserDetail) -> None:
-    say(
-        f"{detail.user}: {number(detail.depth)} messages kept, "
-        f"{number(detail.waiting)} waiting, delivered up to offset "
-        f"{number(detail.delivered)}, last connect {moment(detail.last_connect_s)}"
+    print_note(
+        f"{detail.user}: {count(detail.depth)} messages kept, "
+        f"{count(detail.waiting)} waiting, delivered up to offset "
+        f"{count(detail.delivered)}, last connect {local_time(detail.last_connect_s)}"
     )
     print_table(
         (
@@ -127,7 +127,7 @@ def _print_detail(detail: UserDetail) -> None:
                 window.bridge,
                 window.transport,
                 window.address,
-                moment(window.connected_s),
+                local_time(window.connected_s),
                 str(window.offset),
                 window.acks if window.live else f"{window.acks}, catching up",
                 f"{window.waiting_bytes} B",
@@ -174,17 +174,17 @@ def kick(
     if json:
         print_json(done)
     noun = "window" if done.kicked == 1 else "windows"
-    say(f"{done.kicked} {noun} of {user} {words}")
+    print_note(f"{done.kicked} {noun} of {user} {words}")
     _say_who(done)
 
 
 def _say_who(told: Told) -> None:
     """Say whose word it is, if there are more bridges than the one that was asked."""
     if told.silent is None:
-        say(
+        print_note(
             "the other bridges could not be asked: their store is away. This is one bridge alone"
         )
     elif told.silent:
-        say(f"from {told.bridges} bridges; {told.silent} did not answer")
+        print_note(f"from {told.bridges} bridges; {told.silent} did not answer")
     elif told.bridges > 1:
-        say(f"from {told.bridges} bridges")
+        print_note(f"from {told.bridges} bridges")

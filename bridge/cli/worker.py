@@ -8,7 +8,7 @@ import uvloop
 
 from bridge.app import Bridge
 from bridge.cli.options import LoadSettings, with_settings
-from bridge.cli.run import collect_rarely
+from bridge.cli.run import tune_garbage_collector
 from bridge.core.worker_slot import WorkerSlot
 from bridge.enums import ExitCode
 from bridge.logging import configure_logs
@@ -19,11 +19,13 @@ from bridge.workers.worker import run_worker
 @with_settings
 def worker(
     load: LoadSettings,
-    folder: Annotated[str, typer.Option("--of", help="The folder of sockets.")],
+    folder: Annotated[
+        str, typer.Option("--of", help="The folder of the workers' sockets.")
+    ],
     index: Annotated[
         int, typer.Option("--index", help="The number of the worker, from 0.")
     ],
-    shared_port: Annotated[int, typer.Option("--at", help="The real public port.")],
+    shared_port: Annotated[int, typer.Option("--at", help="The shared public port.")],
     control_fd: Annotated[
         int, typer.Option("--line", help="File descriptor of the control channel.")
     ],
@@ -42,7 +44,7 @@ def worker(
     )
     slot = WorkerSlot(folder, index)
     bridge = Bridge(settings, slot=slot)
-    collect_rarely()
+    tune_garbage_collector()
     try:
         uvloop.run(run_worker(bridge, slot, control_fd=control_fd, load=load_worker))
     except asyncio.CancelledError:  # the supervisor sent STOP_NOW

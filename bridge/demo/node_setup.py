@@ -1,8 +1,8 @@
 """
-What one private node is told: its ports, its files and its environment.
+The configuration of one private node: ports, files and environment.
 
-Everything that it reads or writes lies in its folder, everything that it listens on is
-loopback, and nothing of the system's configuration reaches it.
+The node reads and writes files in its own folder only, listens on loopback only, and
+ignores the configuration of a RabbitMQ installed on the system.
 """
 
 import os
@@ -16,8 +16,8 @@ from typing import Final
 
 from bridge.errors import PrivateNodeError
 
-# Debian's and Ubuntu's package, the official image, a generic tarball, Homebrew's on
-# Linux. Never /usr/sbin/rabbitmq-server: Debian's wrapper there changes the user.
+# The package of Debian and Ubuntu, the official image, a generic tarball, Homebrew on
+# Linux. Not /usr/sbin/rabbitmq-server: Debian's wrapper there switches to another user.
 USUAL_PLACES: Final = (
     Path("/usr/lib/rabbitmq/bin"),
     Path("/opt/rabbitmq/sbin"),
@@ -32,15 +32,14 @@ _LOG_TAIL_LINES: Final = 60
 
 def find_rabbitmq(places: Sequence[Path] | None = None) -> Path:
     """
-    Find the folder of rabbitmq-server and rabbitmqctl.
+    Return the folder of rabbitmq-server and rabbitmqctl.
 
     Args:
-        places: Where to look; else in the folder `sbin` of RABBITMQ_HOME, which is what
-            RabbitMQ's own scripts call the place that it is installed in, and then in
-            the usual places.
+        places: The folders to search. By default `sbin` of RABBITMQ_HOME, the variable
+            that RabbitMQ's own scripts use for their installation, then `USUAL_PLACES`.
 
     Raises:
-        PrivateNodeError: If there is none; it says how to get one.
+        PrivateNodeError: If RabbitMQ is not installed; the text says how to install it.
 
     """
     if places is None:
@@ -52,7 +51,7 @@ def find_rabbitmq(places: Sequence[Path] | None = None) -> Path:
     looked_in = ", ".join(str(place) for place in places)
     problem = (
         "RabbitMQ is not installed: on Debian and Ubuntu, `sudo apt-get install "
-        f"rabbitmq-server` brings it (looked in {looked_in})"
+        f"rabbitmq-server` installs it (looked in {looked_in})"
     )
     raise PrivateNodeError(problem)
 
@@ -69,7 +68,7 @@ class NodePorts:
 
 @dataclass(frozen=True, slots=True)
 class NodeSetup:
-    """One node's folder, ports and log-in, and what its programs get from them."""
+    """The folder, ports and login of one node."""
 
     folder: Path
     ports: NodePorts
@@ -82,18 +81,18 @@ class NodeSetup:
     )
 
     def write_files(self, extra_config: Sequence[str], plugins: Sequence[str]) -> None:
-        """Write cookie, list of plugins and rabbitmq.conf with `extra_config` at its end."""
+        """Write the cookie, the list of plugins, and rabbitmq.conf ending in `extra_config`."""
         cookie = self.folder / ".erlang.cookie"
         cookie.touch(mode=0o600)
         cookie.write_text(self.cookie)
-        cookie.chmod(0o400)  # Erlang refuses one that others may read
+        cookie.chmod(0o400)  # Erlang refuses a cookie that other users can read
         (self.folder / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
-        (self.folder / "env.conf").touch()  # in place of the system's
+        (self.folder / "env.conf").touch()  # replaces /etc/rabbitmq/rabbitmq-env.conf
         lines = [
             f"listeners.tcp.default = {self.host}:{self.ports.amqp}",
             f"default_user = {self.user}",
             f"default_pass = {self.password}",
-            # The alarms are for servers that own their machine.
+            # The default alarms assume a dedicated server.
             "disk_free_limit.absolute = 1MB",
             "vm_memory_high_watermark.relative = 0.7",
             "log.file.level = info",
@@ -102,7 +101,7 @@ class NodeSetup:
         (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
 
     def beside(self, folder: Path, ports: NodePorts) -> "NodeSetup":
-        """Return the setup of one more node of the same cluster: it meets this one's epmd."""
+        """Return the setup of another node of this cluster, which shares epmd and login."""
         return NodeSetup(
             folder,
             replace(ports, epmd=self.ports.epmd),
@@ -112,7 +111,7 @@ class NodeSetup:
         )
 
     def joining(self, other: "NodeSetup") -> list[str]:
-        """Return the lines of rabbitmq.conf that let this empty node join `other`'s cluster."""
+        """Return the lines of rabbitmq.conf that make this new node join `other`'s cluster."""
         backend = "cluster_formation.peer_discovery_backend = classic_config"
         nodes = (other.name, self.name)
         return [
@@ -124,7 +123,7 @@ class NodeSetup:
         ]
 
     def log_tail(self) -> str:
-        """Return the last lines of what node and epmd logged and printed."""
+        """Return the last lines of the logs and the output of node and epmd."""
         lines: list[str] = []
         for name in ("epmd.out", "node.out", "node.log"):
             path = self.folder / name
@@ -134,7 +133,7 @@ class NodeSetup:
         return "\n".join(lines)
 
     def environment(self) -> dict[str, str]:
-        """All that the node's programs see: nothing of ours but the search path."""
+        """The complete environment of its programs; only PATH comes from this process."""
         folder = self.folder
         return {
             "PATH": f"{os.environ.get('PATH', '')}:/usr/local/bin:/usr/bin:/bin",
@@ -144,7 +143,7 @@ class NodeSetup:
             "ERL_EPMD_ADDRESS": self.host,
             "ERL_EPMD_PORT": str(self.ports.epmd),
             "ERL_CRASH_DUMP": str(folder / "erl_crash.dump"),
-            # For every VM, the helpers that RabbitMQ starts for a moment included.
+            # For every Erlang VM, including the short-lived helpers of RabbitMQ's scripts.
             "ERL_AFLAGS": "-kernel inet_dist_use_interface {127,0,0,1}",
             "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_DIST_PORT": str(self.ports.distribution),
@@ -164,11 +163,11 @@ class NodeSetup:
 
 def free_ports() -> NodePorts:
     """
-    Choose ports that are free now.
+    Choose ports that are free now, outside the kernel's range for outgoing connections.
 
-    Not from the range that the kernel gives to outgoing connections: a client that
-    keeps trying a port of that range while the node is down is sooner or later
-    connected to itself, and the node finds its port taken when it comes back.
+    A client that keeps connecting to a port of that range while the node is down will
+    eventually connect to itself (TCP simultaneous open), and the node cannot bind its
+    port again.
     """
     text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
     first_outgoing = int(text.split()[0])

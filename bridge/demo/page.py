@@ -1,25 +1,27 @@
 """
-The demo page on the public door: two users, a form that publishes, a way to break things.
+The demo page at `/` of the public port, and the requests it sends to the demo.
 
-Mounted by `bridge demo` alone. What it hands out (tokens for anybody, a publish without
-a key) would be a hole anywhere else, so it answers only to its own pages, by a loopback
-name: another site cannot send requests here, nor rebind a name of its own to this host.
+Only `bridge demo` adds these routes. They issue tokens without authentication and publish
+without a key, so they answer only the demo's own pages, under a loopback host name: pages
+of other sites cannot call them, neither directly nor by DNS rebinding.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
-from typing import Final, Protocol
+from typing import Final
 
 import orjson
 from aiohttp import web
-from yarl import URL
 
+from bridge.app import Bridge
+from bridge.auth.issuing import signed_token
+from bridge.core.broker_names import BrokerNames
 from bridge.core.message import user_problem
-from bridge.core.origins import OriginRules
+from bridge.core.origins import OriginRules, is_loopback_host
 from bridge.http.authentication import Handler
 from bridge.http.problems import problem
-from bridge.settings.checks import is_loopback
 
 _TYPES: Final = {
     ".css": "text/css",
@@ -28,7 +30,7 @@ _TYPES: Final = {
     ".svg": "image/svg+xml",
 }
 _PAGE: Final = "index.html"
-# Nothing inline, nothing from elsewhere, framed by nobody but ourselves.
+# No inline code, no content of other origins, framed by the demo's own pages only.
 _HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -39,57 +41,76 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
-_OWN_PAGES: Final = OriginRules()  # those of the same host and port
-_BODY_WITHIN_S: Final = 10.0
+_OWN_PAGES: Final = OriginRules()  # allows the same host and port only
+_BODY_TIMEOUT_S: Final = 10.0
 
 
-class Demo(Protocol):
-    """What the page may ask of the demo."""
+@dataclass(frozen=True, slots=True)
+class ShellCommand:
+    """A command to copy into a shell."""
 
-    def facts(self) -> Mapping[str, object]:
-        """Return what the page shows: shell lines, readiness."""
-
-    def token(self, user: str) -> Mapping[str, object]:
-        """Return a token for `user`, and how long it lives."""
-
-    def cut(self, sid: str) -> bool:
-        """Cut the connection of the window `sid` as a bad network would; false if it is gone."""
-
-    async def publish(self, request: web.Request) -> web.Response:
-        """Answer as `POST /api/publish` does."""
+    title: str
+    text: str
 
 
-def add_demo_routes(app: web.Application, demo: Demo) -> None:
-    """Serve the page at `/`, what it is made of below `/demo/`, and what it asks for."""
-    for name, asset in _assets().items():
-        app.router.add_get(f"/demo/{name}", asset)
-        if name == _PAGE:
-            app.router.add_get("/", asset)
+class DemoPage:
+    """The page's routes; `commands` returns the shell commands that it shows."""
 
-    async def facts(_request: web.Request) -> web.Response:
-        return _json(demo.facts())
+    def __init__(
+        self,
+        bridge: Bridge,
+        *,
+        token_life_s: float,
+        commands: Callable[[], Sequence[ShellCommand]],
+    ) -> None:
+        self._bridge = bridge
+        self._token_life_s = token_life_s
+        self._commands = commands
 
-    async def token(request: web.Request) -> web.Response:
+    def add_routes(self, app: web.Application) -> None:
+        """Serve the page at `/`, its files and its requests below `/demo/`."""
+        for name, asset in _assets().items():
+            app.router.add_get(f"/demo/{name}", asset)
+            if name == _PAGE:
+                app.router.add_get("/", asset)
+        publish = self._bridge.components.publish_endpoint.publish
+        app.router.add_get("/demo/facts", _for_own_pages(self._facts))
+        app.router.add_post("/demo/token", _for_own_pages(self._token))
+        app.router.add_post("/demo/cut", _for_own_pages(self._cut))
+        app.router.add_post("/demo/publish", _for_own_pages(publish))
+
+    async def _facts(self, _request: web.Request) -> web.Response:
+        reasons = self._bridge.unready_reasons()
+        return _json(
+            {
+                "lines": self._commands(),
+                "ready": not reasons,
+                "reasons": reasons,
+                "exchange": BrokerNames(self._bridge.settings.namespace).messages,
+            }
+        )
+
+    async def _token(self, request: web.Request) -> web.Response:
         user = await _field(request, "user")
         fault = user_problem(user) if user is not None else "is missing"
         if user is None or fault:
             return problem(422, f"user {fault}", pointer="/user")
-        return _json(demo.token(user))
+        life_s = self._token_life_s
+        token = signed_token(self._bridge.settings, user, ttl_s=life_s)
+        return _json({"token": token, "expires_in_s": life_s})
 
-    async def cut(request: web.Request) -> web.Response:
+    async def _cut(self, request: web.Request) -> web.Response:
+        """Cut the connection of a window without a close frame, as a bad network would."""
         sid = await _field(request, "sid")
-        if sid is None or not demo.cut(sid):
-            return problem(404, "there is no such window", pointer="/sid")
-        return _json({})
-
-    app.router.add_get("/demo/facts", _for_own_pages(facts))
-    app.router.add_post("/demo/token", _for_own_pages(token))
-    app.router.add_post("/demo/cut", _for_own_pages(cut))
-    app.router.add_post("/demo/publish", _for_own_pages(demo.publish))
+        for window in self._bridge.components.sockets.rooms:
+            if window.sid == sid:
+                window.session.close("cut by the demo", abort=True)
+                return _json({})
+        return problem(404, "there is no such window", pointer="/sid")
 
 
 def _assets() -> dict[str, Handler]:
-    """Return a handler for each file of the page; they are read once."""
+    """Read the files of the page, and return a handler for each."""
     own = resources.files("bridge.demo") / "assets"
     shared = resources.files("bridge.http") / "assets"
     files = [*own.iterdir(), shared / "base.css"]
@@ -102,7 +123,7 @@ def _assets() -> dict[str, Handler]:
 
 def _asset(body: bytes, content_type: str) -> Handler:
     async def serve(request: web.Request) -> web.StreamResponse:
-        if not _is_called_by_loopback_name(request):
+        if not is_loopback_host(request.headers.get("Host")):
             return _refused()
         return web.Response(
             body=body, content_type=content_type, charset="utf-8", headers=_HEADERS
@@ -120,15 +141,15 @@ def _for_own_pages(handler: Handler) -> Handler:
             host=request.headers.get("Host"),
             fetch_site=request.headers.get("Sec-Fetch-Site"),
         )
-        if not is_own or not _is_called_by_loopback_name(request):
+        if not is_own or not is_loopback_host(request.headers.get("Host")):
             return _refused()
-        # A form of another site can send plain text, but JSON only after a preflight
-        # that nobody answers.
+        # A form of another site can send plain text. JSON needs a CORS preflight, which
+        # this server refuses.
         if request.method == "POST" and request.content_type != "application/json":
             return problem(415, "the body must be application/json")
         try:
-            async with asyncio.timeout(_BODY_WITHIN_S):
-                await request.read()  # kept by the request for the handler
+            async with asyncio.timeout(_BODY_TIMEOUT_S):
+                await request.read()  # cached in the request, for the handler
         except TimeoutError:
             return problem(408, "the body did not arrive in time")
         return await handler(request)
@@ -136,20 +157,12 @@ def _for_own_pages(handler: Handler) -> Handler:
     return guard
 
 
-def _is_called_by_loopback_name(request: web.Request) -> bool:
-    try:
-        host = URL(f"http://{request.headers.get('Host', '')}").host
-    except ValueError:
-        return False
-    return is_loopback(host or "")
-
-
 def _refused() -> web.Response:
-    return problem(403, "the demo answers to its own page on this machine alone")
+    return problem(403, "the demo answers only its own page on this machine")
 
 
 async def _field(request: web.Request, name: str) -> str | None:
-    """Return a text of the JSON body; ``None`` if there is none."""
+    """Return a string of the JSON body; ``None`` if it is missing."""
     try:
         fields = orjson.loads(await request.read())
     except orjson.JSONDecodeError:

@@ -1,10 +1,10 @@
 """
 A private RabbitMQ node, for `bridge demo` and the tests.
 
-It has its own folder (data, logs, configuration, home with its own Erlang cookie), its
-own loopback ports for AMQP, distribution and epmd, and a log-in of its own. No system
-service is touched, and root is not needed. All of it hangs on a keeper
-(process_keeper.py), which ends and removes it however this process goes away.
+It has its own folder (data, logs, configuration, Erlang cookie), its own loopback ports
+for AMQP, distribution and epmd, and its own login. It touches no system service and needs
+no root. A keeper process (process_keeper.py) ends the node and removes its folder, however
+this process ends.
 """
 
 import asyncio
@@ -15,23 +15,28 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, NoReturn, Self
 
-from bridge.demo.node_setup import NodeSetup, find_rabbitmq, free_ports
+from bridge.demo.node_setup import (
+    NodePorts,
+    NodeSetup,
+    find_rabbitmq,
+    free_ports,
+)
 from bridge.demo.processes import KeptProcesses
 from bridge.errors import PrivateNodeError
 
 _PORT_ATTEMPTS: Final = 3
-_KILLED_WITHIN_S: Final = 10.0
-_PROBE_WITHIN_S: Final = 1.0
+_KILL_TIMEOUT_S: Final = 10.0
+_PROBE_TIMEOUT_S: Final = 1.0
 _PROBE_PAUSE_S: Final = 0.05
 
-# AMQP 0-9-1 sections 4.2 and 1.4: just enough to log in. Not by aio_pika: this file and
-# its keeper need nothing but Python, so they can be tried as any user of the machine.
+# AMQP 0-9-1, sections 4.2 and 1.4: enough to log in. Without aio_pika, so that this module
+# needs the standard library only and tests can run it as any user of the machine.
 _AMQP_GREETING: Final = b"AMQP\x00\x00\x09\x01"
 _START_OK: Final = b"\x00\x0a\x00\x0b"
 _TUNE: Final = b"\x00\x0a\x00\x1e"
 
-# How a node's log names a taken port: its AMQP listener, and the check of the port for
-# other nodes that RabbitMQ does before it starts (rabbit_prelaunch_dist).
+# The log messages for a taken port: of the AMQP listener, and of the check of the
+# distribution port before the start (rabbit_prelaunch_dist).
 _PORT_TAKEN_SIGNS: Final = (
     "eaddrinuse",
     "ddress already in use",
@@ -42,15 +47,14 @@ Progress = Callable[[str], None]
 
 
 class _PortTakenError(PrivateNodeError):
-    """Somebody else took one of the ports between choosing and using it."""
+    """Another program took one of the ports between choosing and using it."""
 
 
 class LocalNode:
     """
-    One private node. Make it with `start`; use it from one task at a time.
+    One private node. Create it with `start`; use it from one task at a time.
 
-    Nothing in it belongs to an event loop, so a node that was started in one loop
-    may be used in another.
+    It is not bound to an event loop: a node started in one loop may be used in another.
     """
 
     def __init__(
@@ -74,21 +78,21 @@ class LocalNode:
 
     @property
     def url(self) -> str:
-        """Where AMQP answers, log-in included."""
+        """The AMQP URL, including the login."""
         return self.url_at(self.port)
 
     def url_at(self, port: int) -> str:
-        """Where AMQP answers for those who go through another port of this machine."""
+        """Return the AMQP URL with another port of this machine, for example a proxy's."""
         return f"amqp://{self.user}:{self.password}@{self.host}:{port}/"
 
     @property
     def name(self) -> str:
-        """What Erlang and the cluster call it."""
+        """The Erlang node name."""
         return self.setup.name
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids of ``keeper``, ``epmd`` and ``node``, as far as they run."""
+        """The process ids of ``keeper``, ``epmd`` and ``node``, if they run."""
         return {"keeper": self._kept.keeper_pid, **self._kept.pids}
 
     @classmethod
@@ -101,24 +105,26 @@ class LocalNode:
         plugins: Sequence[str] = (),
         joins: "LocalNode | None" = None,
         ready_within_s: float = 90.0,
+        choose_ports: Callable[[], NodePorts] = free_ports,
     ) -> AsyncIterator[Self]:
         """
-        Start a node, hand it out when it answers, and remove it at the end.
+        Start a node, yield it when it accepts logins, and remove it at the end.
 
         Args:
-            progress: Told in short sentences what is going on; a start takes seconds.
+            progress: Receives short sentences about the start, which takes seconds.
             extra_config: Further lines of rabbitmq.conf, for example a TLS listener.
             plugins: Plugins to enable; none by default, which starts fastest.
-            joins: A node that answers, whose cluster this one becomes a member of. It
-                has to outlive this one, whose log-in and cookie are its own.
-            ready_within_s: The longest that one start may take.
+            joins: A running node whose cluster the new node joins, with the same login
+                and cookie. It must outlive the new node.
+            ready_within_s: Time limit of one start.
+            choose_ports: Called before each attempt; the start retries if a port is taken.
 
         Raises:
-            PrivateNodeError: If there is no RabbitMQ, or it does not start; the end of
-                its log is in the text.
+            PrivateNodeError: If RabbitMQ is not installed or does not start; the text has
+                the end of its log.
 
         Cancellation:
-            Safe at any time: the keeper removes what was there.
+            Safe at any time: the keeper removes the node and its folder.
 
         """
         say = progress or (lambda _: None)
@@ -126,7 +132,7 @@ class LocalNode:
         for attempts_left in reversed(range(_PORT_ATTEMPTS)):
             say("starting a private RabbitMQ node; this takes some seconds")
             async with KeptProcesses.open() as kept:
-                ports = await asyncio.to_thread(free_ports)
+                ports = await asyncio.to_thread(choose_ports)
                 setup = NodeSetup(kept.folder, ports)
                 config = list(extra_config)
                 if joins is not None:
@@ -143,9 +149,9 @@ class LocalNode:
                 except _PortTakenError:
                     if not attempts_left:
                         raise
-                    say("a port was taken meanwhile; trying others")
+                    say("another program has taken a port; trying others")
                     continue
-                say(f"RabbitMQ answers on {node.host}:{node.port}")
+                say(f"RabbitMQ listens on {node.host}:{node.port}")
                 yield node
                 return
 
@@ -155,15 +161,15 @@ class LocalNode:
 
     async def kill(self) -> None:
         """
-        End the node as a power cut would (SIGKILL), and wait until it is gone.
+        Kill the node (SIGKILL), as a power failure would, and wait until it has ended.
 
-        RabbitMQ 3.10 saves its register of quorum queues every half second: a queue
-        that is younger may come back as a husk, without its messages, that never answers.
+        RabbitMQ 3.10 saves its registry of quorum queues every 0.5 s. A queue that was
+        declared later than that loses its messages and never answers after a restart.
         """
-        await self._end(signal.SIGKILL, within_s=_KILLED_WITHIN_S)
+        await self._end(signal.SIGKILL, within_s=_KILL_TIMEOUT_S)
 
     async def shut_down(self) -> None:
-        """End the node in an orderly way, keep its data, and wait until it is gone."""
+        """Shut the node down (SIGTERM), keep its data, and wait until it has ended."""
         await self._end(signal.SIGTERM, within_s=self._ready_within_s)
 
     async def restart(self) -> None:
@@ -171,32 +177,32 @@ class LocalNode:
         Start the node on the same ports and data; shut it down first if it runs.
 
         Raises:
-            PrivateNodeError: If it does not come back.
+            PrivateNodeError: If it does not start.
 
         """
         await self.shut_down()
         await self._run_node()
 
     async def freeze(self) -> None:
-        """Stop the node's clock (SIGSTOP): connections stay open, nothing answers."""
+        """Stop the node's process (SIGSTOP): connections stay open, nothing answers."""
         await self._kept.signal("node", signal.SIGSTOP)
 
     async def thaw(self) -> None:
-        """Let a frozen node go on (SIGCONT)."""
+        """Resume a frozen node (SIGCONT)."""
         await self._kept.signal("node", signal.SIGCONT)
 
     async def ctl(
         self, *args: str, within_s: float = 60.0, program: str = "rabbitmqctl"
     ) -> str:
         """
-        Run rabbitmqctl, or another of its programs, against the node: a second or two.
+        Run rabbitmqctl, or another of its programs, on the node. Takes a second or two.
 
         Returns:
-            What it printed.
+            Its standard output.
 
         Raises:
-            PrivateNodeError: If it fails, with what it said.
-            TimeoutError: If it takes longer than `within_s`; it is killed.
+            PrivateNodeError: If it fails, with its standard error.
+            TimeoutError: If it takes longer than `within_s`; then it is killed.
 
         """
         process = await asyncio.create_subprocess_exec(
@@ -226,7 +232,7 @@ class LocalNode:
     ) -> None:
         await asyncio.to_thread(self.setup.write_files, config, plugins)
         if has_epmd:
-            # A child of the keeper and no daemon; the VM finds it there and starts none.
+            # As a child of the keeper. Otherwise the VM would start epmd as a daemon.
             port = str(self.setup.ports.epmd)
             await self._kept.start(
                 "epmd",
@@ -237,8 +243,8 @@ class LocalNode:
         await self._run_node()
 
     async def _run_node(self) -> None:
-        # With input allowed, the start script becomes the VM (exec) instead of
-        # waiting for it, so that signals to the one process are signals to the node.
+        # With RABBITMQ_ALLOW_INPUT the start script replaces itself by the VM (exec)
+        # instead of waiting for it, so signals to this process reach the node.
         program = [str(self._rabbitmq / "rabbitmq-server"), "-noinput"]
         environment = {**self.setup.environment(), "RABBITMQ_ALLOW_INPUT": "true"}
         await self._kept.start("node", program, environment)
@@ -247,7 +253,7 @@ class LocalNode:
                 while not await self._answers():
                     self._kept.take_reports()
                     if self._needed - self._kept.pids.keys():
-                        await self._raise_failed_start("ended while it started")
+                        await self._raise_failed_start("exited during its start")
                     await asyncio.sleep(_PROBE_PAUSE_S)
         except TimeoutError:
             await self._raise_failed_start(
@@ -256,16 +262,16 @@ class LocalNode:
 
     async def _answers(self) -> bool:
         """
-        Whether our log-in is accepted on our port.
+        Whether the node's login is accepted on its port.
 
-        The password is random, so it cannot be somebody else's broker that answers.
+        The password is random, so no other broker on this port would accept it.
         """
         response = f"\0{self.user}\0{self.password}".encode()
         # connection.start-ok: client properties, mechanism, response, locale.
         arguments = b"\0\0\0\0" + b"\x05PLAIN" + _sized(response) + b"\x05en_US"
         method = _START_OK + arguments
         try:
-            async with asyncio.timeout(_PROBE_WITHIN_S):
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 reader, writer = await asyncio.open_connection(self.host, self.port)
                 try:
                     writer.write(_AMQP_GREETING)
@@ -280,14 +286,16 @@ class LocalNode:
     async def _end(self, number: signal.Signals, *, within_s: float) -> None:
         if "node" not in self._kept.pids:
             return
-        await self._kept.signal("node", signal.SIGCONT)  # a frozen one hears no TERM
+        await self._kept.signal(
+            "node", signal.SIGCONT
+        )  # a stopped process ignores SIGTERM
         await self._kept.signal("node", number)
         await self._kept.wait_until_ended("node", within_s=within_s)
 
     async def _raise_failed_start(self, what: str) -> NoReturn:
         tail = await asyncio.to_thread(self.setup.log_tail)
         problem = f"the private RabbitMQ node {what}"
-        # epmd takes a port in use for another epmd at work, and ends without a word.
+        # If its port is in use, epmd assumes that epmd runs there already, and exits.
         is_epmd_gone = "epmd" in self._needed - self._kept.pids.keys()
         if is_epmd_gone or any(sign in tail for sign in _PORT_TAKEN_SIGNS):
             raise _PortTakenError(problem, tail)

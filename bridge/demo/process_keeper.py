@@ -1,22 +1,21 @@
 """
-Keep a few processes and one folder for a parent, and end all of it with the parent.
+A program that runs processes and a folder for its parent, and removes all with the parent.
 
-Run as a program by local_node.py; nothing here knows RabbitMQ. The parent holds the
-write end of our standard input. However the parent goes away (return, exception,
-Ctrl-C, kill -9), the kernel closes that end, we read end-of-file, kill every process
-that descends from us and remove the folder. A normal stop is the same end-of-file, so
-the path that matters after a crash is the path that every run takes.
+processes.py starts it. The parent holds the write end of this program's standard input.
+However the parent ends (return, exception, Ctrl-C, kill -9), the kernel closes that end.
+This program then reads end-of-file, kills all its descendants and removes the folder. A
+normal stop uses the same end-of-file, so every run exercises the path after a crash.
 
-Why not process groups alone: the Erlang VM puts its port programs into sessions of
-their own, and a daemon may leave any group. We are a "child subreaper" instead
-(prctl(2)): whatever loses its parent below us becomes our child, so walking our own
-children until none is left finds all of them, and nothing else.
+Process groups are not enough: the Erlang VM starts its port programs in sessions of their
+own, and a daemon leaves any group. This program is a "child subreaper" instead (prctl(2)):
+descendants that lose their parent become its children. It kills its children until none is
+left, which finds all descendants and nothing else.
 
-Commands come as JSON lines, reports go to standard output as JSON lines:
+Commands and reports are JSON lines, on standard input and standard output:
 
     {"do": "start", "name", "program": [...], "environment": {...}}  -> {"started": name, "pid"}
     {"do": "signal", "name", "signal": 9}                            -> {"signalled": name}
-    at the beginning                                                 -> {"folder": path}
+    at the start                                                     -> {"folder": path}
     when a process ends                                              -> {"exited": name, "code"}
 """
 
@@ -37,12 +36,12 @@ from typing import Any, Final
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
-# Killed processes vanish within milliseconds; one in uninterruptible disk sleep may not.
-_END_WITHIN_S: Final = 10.0
+# Killed processes end within milliseconds, except in uninterruptible disk sleep.
+_END_TIMEOUT_S: Final = 10.0
 
 
 class Keeper:
-    """The processes by name, and the loop that serves the parent."""
+    """Runs the named processes and serves the parent's commands."""
 
     def __init__(self, folder: Path, *, wakeups: int) -> None:
         self._folder = folder
@@ -51,7 +50,7 @@ class Keeper:
         self._unread = b""
 
     def run(self) -> None:
-        """Serve commands until the parent is gone or somebody asks us to end."""
+        """Serve commands until the parent ends or SIGTERM arrives."""
         self._report(folder=str(self._folder))
         commands = sys.stdin.fileno()
         while True:
@@ -75,8 +74,8 @@ class Keeper:
             self._processes[name] = process
             self._report(started=name, pid=process.pid)
         else:
-            # The group, so that a start script around the program gets it as well.
-            # We have not reaped its leader, so the number cannot be someone else's.
+            # The whole group, which includes a start script around the program. Its
+            # leader is not reaped yet, so the kernel has not reused the number.
             if name in self._processes:
                 os.killpg(self._processes[name].pid, command["signal"])
             self._report(signalled=name)
@@ -110,8 +109,8 @@ class Keeper:
 
 
 def main() -> None:
-    """Keep what the parent asks for; leave nothing behind."""
-    # Ctrl-C goes to the whole foreground group. It is the parent's to answer.
+    """Run until the parent ends; leave no process and no folder behind."""
+    # The terminal sends Ctrl-C to the whole foreground group; the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wakeups, wakeups_in = os.pipe()
     os.set_blocking(wakeups_in, False)
@@ -129,14 +128,14 @@ def main() -> None:
 
 def _end_children() -> None:
     """
-    Kill our children, then those they leave to us, until there are none.
+    Kill all children, then the descendants they leave behind, until none is left.
 
-    No SIGTERM first: the folder goes anyway, so there is nothing to save.
+    Without SIGTERM first: the folder is removed, so there is no data to save.
     """
-    deadline = time.monotonic() + _END_WITHIN_S
+    deadline = time.monotonic() + _END_TIMEOUT_S
     while time.monotonic() < deadline:
         for pid in _children():
-            os.kill(pid, signal.SIGKILL)  # ours and not yet reaped: the number is valid
+            os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is not reused
         for _ in _ended_children():
             pass
         if not _children():
@@ -145,8 +144,8 @@ def _end_children() -> None:
 
 
 def _children() -> list[int]:
-    """Return the processes whose parent we are, zombies included."""
-    us = os.getpid()
+    """Return the ids of all children, zombies included."""
+    own_pid = os.getpid()
     found: list[int] = []
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
@@ -154,9 +153,9 @@ def _children() -> list[int]:
         try:
             stat = Path(entry.path, "stat").read_text(errors="replace")
         except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # gone meanwhile, or not ours
+            continue  # it has ended, or belongs to another user
         # proc(5): pid (name) state ppid; the name may hold spaces and parentheses.
-        if int(stat.rpartition(")")[2].split()[1]) == us:
+        if int(stat.rpartition(")")[2].split()[1]) == own_pid:
             found.append(int(entry.name))
     return found
 
@@ -173,7 +172,7 @@ def _ended_children() -> Iterator[tuple[int, int]]:
 
 
 def _die_with_keeper() -> None:
-    """Let the kernel kill a program whose keeper was killed itself."""
+    """Ask the kernel to kill the new program if the keeper itself is killed."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

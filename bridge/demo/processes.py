@@ -1,8 +1,8 @@
 """
-Processes that end with this one, however it goes: the parent's end of process_keeper.py.
+Child processes that end with this process: the parent's side of process_keeper.py.
 
-Nothing here belongs to an event loop: whoever waits registers the pipe with the loop
-that it is in. So one set of processes may serve tests that have a loop each.
+Nothing here is bound to an event loop: each wait registers the pipe with the running loop.
+Tests with a loop each can therefore share one set of processes.
 """
 
 import asyncio
@@ -18,15 +18,16 @@ from typing import Final, Self
 from bridge.demo import process_keeper
 from bridge.errors import PrivateNodeError
 
-# The keeper itself answers within milliseconds; a start of Python comes before.
-_ANSWER_WITHIN_S: Final = 20.0
+# The keeper answers within milliseconds, after the start of its interpreter.
+_ANSWER_TIMEOUT_S: Final = 20.0
 
 
 class KeptProcesses:
-    """A folder and named processes that vanish together. Use it from one task at a time."""
+    """A temporary folder and named processes. Use it from one task at a time."""
 
     def __init__(self) -> None:
-        # Python's pipes are close-on-exec, so no other child of ours keeps the keeper.
+        # Python's pipes are close-on-exec: no other child inherits the write end and
+        # thereby keeps the keeper running.
         self._keepers_commands, self._commands = os.pipe()
         self._reports, self._keepers_reports = os.pipe()
         os.set_blocking(self._commands, False)
@@ -42,7 +43,7 @@ class KeptProcesses:
     @asynccontextmanager
     async def open(cls) -> AsyncIterator[Self]:
         """
-        Start a keeper with an empty temporary folder; end both at the end.
+        Start a keeper with an empty temporary folder; end it and remove the folder at exit.
 
         Raises:
             PrivateNodeError: If the keeper does not start.
@@ -58,23 +59,23 @@ class KeptProcesses:
 
     @property
     def keeper_pid(self) -> int:
-        """Process id of the keeper."""
+        """The process id of the keeper; 0 before it has started."""
         return self._keeper.pid if self._keeper else 0
 
     async def start(
         self, name: str, program: Sequence[str], environment: Mapping[str, str]
     ) -> None:
-        """Start `program` under `name`; what it prints goes to NAME.out in the folder."""
+        """Start `program` under `name`; its output goes to NAME.out in the folder."""
         command = {"do": "start", "program": program, "environment": environment}
-        await self._tell(name, command)
+        await self._send(name, command)
 
     async def signal(self, name: str, number: int) -> None:
-        """Send a signal to the process group of `name`; nothing happens if it has ended."""
-        await self._tell(name, {"do": "signal", "signal": int(number)})
+        """Send a signal to the process group of `name`; no effect if it has ended."""
+        await self._send(name, {"do": "signal", "signal": int(number)})
 
     async def wait_until_ended(self, name: str, *, within_s: float) -> None:
         """
-        Wait until the process `name` is gone.
+        Wait until the process `name` has ended.
 
         Raises:
             PrivateNodeError: If it still runs after `within_s`.
@@ -84,10 +85,10 @@ class KeptProcesses:
 
     def take_reports(self) -> None:
         """
-        Bring `pids` up to date without waiting.
+        Update `pids` without waiting.
 
         Raises:
-            PrivateNodeError: If the keeper is gone, and with it everything it kept.
+            PrivateNodeError: If the keeper has ended, and with it all processes.
 
         """
         try:
@@ -96,7 +97,7 @@ class KeptProcesses:
             return
         if not chunk:
             self.pids.clear()
-            problem = "the keeper of the private RabbitMQ node is gone"
+            problem = "the keeper of the private RabbitMQ node has ended"
             raise PrivateNodeError(problem)
         *lines, self._unread = (self._unread + chunk).split(b"\n")
         for line in lines:
@@ -104,10 +105,10 @@ class KeptProcesses:
 
     async def close(self) -> None:
         """
-        End every process, remove the folder, and wait for that. Again does nothing.
+        End every process, remove the folder, and wait for both. Idempotent.
 
         Cancellation:
-            Safe: the keeper goes on by itself.
+            Safe: the keeper finishes without this process.
 
         """
         if not self._is_open:
@@ -117,14 +118,14 @@ class KeptProcesses:
         os.close(self._commands)
         try:
             if self._keeper:
-                # Bounded by the keeper itself; waiting longer would help nobody.
+                # The keeper limits its own shutdown, so this wait needs no timeout.
                 await asyncio.to_thread(self._keeper.wait)
         finally:
             os.close(self._reports)
 
     def _start_keeper(self) -> None:
-        # As a file and isolated (-I): the keeper needs nothing but the standard
-        # library, and must not care where this process found the package.
+        # As a file and isolated (-I): the keeper needs the standard library only, and
+        # must not depend on the import path of this process.
         try:
             self._keeper = subprocess.Popen(  # noqa: S603 - our own program
                 [sys.executable, "-I", process_keeper.__file__],
@@ -136,19 +137,20 @@ class KeptProcesses:
             os.close(self._keepers_commands)
             os.close(self._keepers_reports)
 
-    async def _tell(self, name: str, command: Mapping[str, object]) -> None:
+    async def _send(self, name: str, command: Mapping[str, object]) -> None:
         due = self._acknowledged + 1
         line = json.dumps({"name": name, **command}).encode() + b"\n"
         try:
-            # One command is far smaller than a pipe, and the pipe is empty.
+            # It cannot block: a command is far smaller than the pipe's buffer, and the
+            # previous command was acknowledged.
             os.write(self._commands, line)
         except BrokenPipeError:
-            self.take_reports()  # says that the keeper is gone
+            self.take_reports()  # raises the error that names the cause
             raise
         await self._until(lambda: self._acknowledged >= due)
 
     async def _until(
-        self, condition: Callable[[], bool], *, within_s: float = _ANSWER_WITHIN_S
+        self, condition: Callable[[], bool], *, within_s: float = _ANSWER_TIMEOUT_S
     ) -> None:
         loop = asyncio.get_running_loop()
         arrived = asyncio.Event()
@@ -160,7 +162,7 @@ class KeptProcesses:
                     arrived.clear()
                     self.take_reports()
         except TimeoutError as exc:
-            problem = f"a process of the private node did not follow in {within_s:g} s"
+            problem = f"a process of the private node did not react in {within_s:g} s"
             raise PrivateNodeError(problem) from exc
         finally:
             loop.remove_reader(self._reports)

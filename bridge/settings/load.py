@@ -17,7 +17,7 @@ CONFIG_FILE_VARIABLE: Final = "BRIDGE_CONFIG"
 
 
 def load_settings(
-    flags: Mapping[str, object] | None = None, *, config_file: str | None = None
+    flags: Mapping[str, object] | None = None, *, config_file: Path | str | None = None
 ) -> Settings:
     """
     Load all sources and check them.

@@ -16,7 +16,7 @@ from typing import Final
 
 import aiohttp
 
-from bridge.cli.token import signed_token
+from bridge.auth.issuing import signed_token
 from bridge.demo.private_node import LocalNode
 from bridge.settings.load import load_settings
 from tests.integration.programs import program

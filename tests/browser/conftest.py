@@ -55,7 +55,7 @@ async def page(browser: Browser, demo: DemoProcess) -> AsyncIterator[WatchedPage
     async with opened_page(browser, demo.url) as watched:
         yield watched
         watched.assert_clean()
-    assert "Traceback" not in demo.talk
+    assert "Traceback" not in demo.err
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -1,4 +1,4 @@
-"""`bridge demo` as a process of its own, as a user starts it, and what it leaves behind."""
+"""`bridge demo` as a child process, started like a user starts it."""
 
 import asyncio
 import os
@@ -19,8 +19,8 @@ from tests.conftest import SLOW_FACTOR, eventually
 from tests.processes import is_alive
 
 _SOURCES: Final = Path(__file__).parents[2]
-_START_WITHIN_S: Final = 60.0
-_END_WITHIN_S: Final = 30.0
+_START_TIMEOUT_S: Final = 60.0
+_END_TIMEOUT_S: Final = 30.0
 
 
 @dataclass
@@ -30,8 +30,8 @@ class DemoProcess:
 
     Attributes:
         process: The command.
-        folder: Its TMPDIR and, beside it, what it prints.
-        environment: What it was started with; lines that it prints run in it too.
+        folder: Holds its TMPDIR and its output.
+        environment: The environment of the demo, for the commands that it prints, too.
 
     """
 
@@ -40,51 +40,51 @@ class DemoProcess:
     environment: Mapping[str, str]
 
     @property
-    def facts(self) -> str:
-        """What it has printed to standard output."""
+    def out(self) -> str:
+        """Its standard output so far."""
         return (self.folder / "stdout").read_text()
 
     @property
-    def talk(self) -> str:
-        """What it has printed to standard error."""
+    def err(self) -> str:
+        """Its standard error so far."""
         return (self.folder / "stderr").read_text()
 
     @property
     def url(self) -> str:
-        """Where the page is, without the last slash."""
-        found = re.search(r"The page: (http://[^\s]+)/", self.facts)
-        assert found, f"no page: {self.facts}{self.talk}"
+        """The URL of the page, without the final slash."""
+        found = re.search(r"The page: (http://[^\s]+)/", self.out)
+        assert found, f"no page: {self.out}{self.err}"
         return found[1]
 
     @property
     def console(self) -> tuple[str, str]:
-        """Where the console is, and the token that opens it."""
-        found = re.search(r"The console: (\S+), signed in to with (\S+)", self.facts)
-        assert found, f"no console: {self.facts}"
+        """The URL of the console, and the token to sign in with."""
+        found = re.search(r"The console: (\S+), sign in with (\S+)", self.out)
+        assert found, f"no console: {self.out}"
         return found[1], found[2]
 
     @property
     def shell_lines(self) -> dict[str, str]:
-        """The lines to copy, by their titles."""
-        return dict(re.findall(r"^(over \w+):\n(.+)$", self.facts, re.MULTILINE))
+        """The printed commands, by title."""
+        return dict(re.findall(r"^(over \w+):\n(.+)$", self.out, re.MULTILINE))
 
     @property
     def ports(self) -> list[int]:
         """The ports of the page, the operator and the broker, as they were printed."""
         return sorted(
-            {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", self.facts)}
+            {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", self.out)}
         )
 
     async def started(self) -> None:
-        """Wait until the page is there."""
+        """Wait until the page is served."""
         await eventually(
-            lambda: "Ctrl-C stops" in self.talk or self.process.poll() is not None,
-            within_s=_START_WITHIN_S,
+            lambda: "Ctrl-C stops" in self.err or self.process.poll() is not None,
+            within_s=_START_TIMEOUT_S,
         )
-        assert self.process.poll() is None, f"it ended: {self.facts}{self.talk}"
+        assert self.process.poll() is None, f"it ended: {self.out}{self.err}"
 
     async def consumes(self) -> None:
-        """Wait until it is ready: the page is there before RabbitMQ is connected to."""
+        """Wait until it is ready, which is later than `started`: after RabbitMQ is connected."""
 
         async def is_ready() -> bool:
             async with (
@@ -93,18 +93,18 @@ class DemoProcess:
             ):
                 return answer.status == 200
 
-        await eventually(is_ready, within_s=_START_WITHIN_S)
+        await eventually(is_ready, within_s=_START_TIMEOUT_S)
 
     async def end(self, number: signal.Signals) -> int:
-        """Signal its whole group, as a terminal does; return its exit code."""
+        """Send a signal to its process group, as a terminal does; return its exit code."""
         os.killpg(self.process.pid, number)
-        async with asyncio.timeout(_END_WITHIN_S * SLOW_FACTOR):
+        async with asyncio.timeout(_END_TIMEOUT_S * SLOW_FACTOR):
             return await asyncio.to_thread(self.process.wait)
 
     async def assert_nothing_left(
         self, family: Sequence[int], ports: Sequence[int]
     ) -> None:
-        """Check for processes, files and ports; the keeper may take a moment after a crash."""
+        """Wait until its processes, files and ports are gone."""
         await eventually(lambda: not [pid for pid in family if is_alive(pid)])
         await eventually(lambda: not list((self.folder / "tmp").iterdir()))
         assert [port for port in ports if not is_free(port)] == []
@@ -116,7 +116,7 @@ async def running_demo(
     *flags: str,
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[DemoProcess]:
-    """Start a demo on free ports; at the end, kill what is left of it."""
+    """Start a demo; kill it at the end if it still runs."""
     (folder / "tmp").mkdir(parents=True)
     full_environment = {
         **os.environ,
@@ -135,7 +135,7 @@ async def running_demo(
 def _start(
     folder: Path, flags: Sequence[str], environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    # To files: nobody reads a pipe while a test waits for something else.
+    # To files: a pipe that is not read while a test waits would fill up and block.
     with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
         return subprocess.Popen(
             [sys.executable, "-m", "bridge", "demo", *flags],
@@ -152,7 +152,7 @@ ANY_PORTS: Final = ("--port", "0", "--operator-port", "0")
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen there."""
+    """Whether a server could listen on this port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

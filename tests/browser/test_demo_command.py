@@ -1,4 +1,4 @@
-"""`bridge demo` as a command: it starts anywhere, says what it does, and leaves nothing."""
+"""`bridge demo` as a command: it starts anywhere, reports its state, and cleans up."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ _LAST_WORDS = "stopped; nothing is left behind\n"
 
 
 async def test_ctrl_c_ends_everything_with_exit_code_0(tmp_path: Path) -> None:
-    """The one promise that a person who tries something out cares about."""
+    """The command promises it: Ctrl-C stops everything and leaves nothing behind."""
     async with running_demo(tmp_path / "demo", *ANY_PORTS) as demo:
         await demo.started()
         family = family_of(demo.process.pid)
@@ -35,13 +35,13 @@ async def test_ctrl_c_ends_everything_with_exit_code_0(tmp_path: Path) -> None:
 
         assert await demo.end(signal.SIGINT) == 0
 
-        assert demo.talk.endswith(_LAST_WORDS)
-        assert "Traceback" not in demo.talk
+        assert demo.err.endswith(_LAST_WORDS)
+        assert "Traceback" not in demo.err
         await demo.assert_nothing_left(family, ports)
 
 
-async def test_kill_9_leaves_nothing(tmp_path: Path) -> None:
-    """A crash cannot clean up after itself; the node's keeper does."""
+async def test_kill_9_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+    """After a crash of the demo, the node's keeper cleans up."""
     async with running_demo(tmp_path / "demo", *ANY_PORTS) as demo:
         await demo.started()
         family = family_of(demo.process.pid)
@@ -54,23 +54,23 @@ async def test_kill_9_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 async def test_a_start_can_be_interrupted(tmp_path: Path, name: str) -> None:
-    """The start takes seconds, and impatience is no fault."""
+    """The start takes seconds; Ctrl-C during it exits cleanly with status 0."""
     async with running_demo(tmp_path / "demo", *ANY_PORTS) as demo:
         await eventually(lambda: list((demo.folder / "tmp").glob("*/node.out")))
         family = family_of(demo.process.pid)
 
         assert await demo.end(getattr(signal, name)) == 0
 
-        assert demo.talk.endswith(_LAST_WORDS)
-        assert "Traceback" not in demo.talk
+        assert demo.err.endswith(_LAST_WORDS)
+        assert "Traceback" not in demo.err
         await demo.assert_nothing_left(family, [])
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-async def test_a_service_manager_or_a_closed_terminal_ends_it_too(
+async def test_sigterm_and_a_closed_terminal_stop_it(
     tmp_path: Path, broker: LocalNode, name: str
 ) -> None:
-    """A demo whose terminal is gone would otherwise run for ever."""
+    """Without a handler for SIGHUP, it would outlive its terminal."""
     async with running_demo(
         tmp_path / "demo", *ANY_PORTS, "--no-node", "--amqp-url", broker.url
     ) as demo:
@@ -78,14 +78,14 @@ async def test_a_service_manager_or_a_closed_terminal_ends_it_too(
 
         assert await demo.end(getattr(signal, name)) == 0
 
-        assert demo.talk.endswith("stopped; bridge-demo.* stays on the broker\n")
-        assert "Traceback" not in demo.talk
+        assert demo.err.endswith("stopped; bridge-demo.* stays on the broker\n")
+        assert "Traceback" not in demo.err
 
 
-async def test_a_dead_node_is_told_on_the_page_and_on_the_terminal(
+async def test_a_dead_node_is_reported_on_the_page_and_on_the_terminal(
     tmp_path: Path, browser: Browser
 ) -> None:
-    """Waiting is a state that must be seen, and Ctrl-C works in it as ever."""
+    """The user sees that the bridge waits, and Ctrl-C still works."""
     async with running_demo(tmp_path / "demo", *ANY_PORTS) as demo:
         await demo.started()
         async with opened_page(browser, demo.url) as page:
@@ -96,20 +96,20 @@ async def test_a_dead_node_is_told_on_the_page_and_on_the_terminal(
 
             await expect(readiness).to_contain_text("nothing is consumed")
             await page.expect_live()
-            await eventually(lambda: "waiting: nothing is consumed" in demo.talk)
+            await eventually(lambda: "waiting: nothing is consumed" in demo.err)
             page.assert_clean()
         family = family_of(demo.process.pid)
 
         assert await demo.end(signal.SIGINT) == 0
 
-        assert "Traceback" not in demo.talk
+        assert "Traceback" not in demo.err
         await demo.assert_nothing_left(family, demo.ports)
 
 
-async def test_an_open_page_outlives_a_restart_of_the_demo(
+async def test_an_open_page_survives_a_restart_of_the_demo(
     tmp_path: Path, browser: Browser, broker: LocalNode, namespace: str
 ) -> None:
-    """Its old place is of a store that is gone: it is told, and goes on from there."""
+    """Its position belongs to a store that is gone: the page is notified and continues."""
     flags = (
         *("--port", str(_free_port()), "--operator-port", "0"),
         *("--no-node", "--amqp-url", broker.url),
@@ -142,43 +142,43 @@ def _signal_node(demo: DemoProcess, number: signal.Signals) -> int:
     pytest.fail("no node among the processes of the demo")
 
 
-async def test_a_frozen_node_does_not_hold_ctrl_c_up(tmp_path: Path) -> None:
-    """It answers nothing, not even a goodbye; a second Ctrl-C does not wait for one."""
+async def test_a_frozen_node_does_not_delay_a_second_ctrl_c(tmp_path: Path) -> None:
+    """The AMQP close handshake gets no answer; the second Ctrl-C does not wait for it."""
     async with running_demo(tmp_path / "demo", *ANY_PORTS) as demo:
         await demo.started()
-        await demo.consumes()  # or there is nobody to say goodbye to
+        await demo.consumes()  # so that there is a connection to close
         family = family_of(demo.process.pid)
         node = _signal_node(demo, signal.SIGSTOP)
-        await eventually(lambda: is_frozen(node))  # until then it could say goodbye
+        await eventually(lambda: is_frozen(node))  # until then it could answer
 
         os.killpg(demo.process.pid, signal.SIGINT)
-        await eventually(lambda: "stopping; Ctrl-C again" in demo.talk)
+        await eventually(lambda: "stopping; press Ctrl-C again" in demo.err)
         assert await demo.end(signal.SIGINT) == 0
 
-        assert demo.talk.endswith(_LAST_WORDS)
-        assert "Traceback" not in demo.talk
+        assert demo.err.endswith(_LAST_WORDS)
+        assert "Traceback" not in demo.err
         await demo.assert_nothing_left(family, demo.ports)
 
 
-async def test_a_broker_that_is_not_there_ends_the_demo_with_what_is_wrong(
+async def test_an_unreachable_broker_ends_the_demo_with_an_error(
     tmp_path: Path,
 ) -> None:
-    """A bridge waits for its broker; who tries something out has mistyped its address."""
+    """A bridge waits for its broker, but here the address is probably mistyped."""
     flags = ("--no-node", "--amqp-url", "amqp://guest:guest@127.0.0.1:1/")
     async with running_demo(tmp_path / "demo", *ANY_PORTS, *flags) as demo:
         await eventually(lambda: demo.process.poll() is not None, within_s=30)
 
         assert demo.process.returncode == 3
-        assert demo.talk.endswith(
+        assert demo.err.endswith(
             "bridge: connect to RabbitMQ at 127.0.0.1:1: connection refused; "
             "is RabbitMQ running at 127.0.0.1:1?\n"
         )
 
 
-async def test_settings_of_the_environment_are_set_aside_and_named(
+async def test_settings_of_the_environment_are_ignored_and_named(
     tmp_path: Path, broker: LocalNode
 ) -> None:
-    """Who runs a bridge in this shell can still try the demo; no secret is printed."""
+    """The demo starts in a shell configured for a real bridge, and prints no secret."""
     environment = {
         "BRIDGE_AUTH": "open",
         "BRIDGE_NO_SUCH_SETTING": "secret-value",
@@ -192,15 +192,15 @@ async def test_settings_of_the_environment_are_set_aside_and_named(
     ) as demo:
         await demo.started()
 
-        assert "BRIDGE_AUTH, BRIDGE_CONFIG, BRIDGE_NO_SUCH_SETTING" in demo.talk
-        assert "secret-value" not in demo.talk + demo.facts
+        assert "BRIDGE_AUTH, BRIDGE_CONFIG, BRIDGE_NO_SUCH_SETTING" in demo.err
+        assert "secret-value" not in demo.err + demo.out
         await demo.end(signal.SIGTERM)
 
 
-async def test_a_taken_port_is_replaced_and_told(
+async def test_a_taken_port_is_replaced_with_a_message(
     tmp_path: Path, broker: LocalNode
 ) -> None:
-    """8080 is where everything runs."""
+    """The default port 8080 is popular."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         flags = ("--port", str(port), "--operator-port", str(port))
@@ -209,13 +209,13 @@ async def test_a_taken_port_is_replaced_and_told(
         ) as demo:
             await demo.started()
 
-            assert demo.talk.count(f"port {port} cannot be had") == 2
+            assert demo.err.count(f"port {port} is not available") == 2
             assert not demo.url.endswith(f":{port}")
             await demo.end(signal.SIGTERM)
 
 
 async def test_a_free_port_is_used_as_given(tmp_path: Path, broker: LocalNode) -> None:
-    """What was asked for, for those who typed it into a browser already."""
+    """A user may have bookmarked the address."""
     port = _free_port()
     flags = ("--port", str(port), "--operator-port", "0")
     async with running_demo(
@@ -227,10 +227,10 @@ async def test_a_free_port_is_used_as_given(tmp_path: Path, broker: LocalNode) -
         await demo.end(signal.SIGTERM)
 
 
-async def test_the_page_does_not_show_the_address_of_somebody_elses_broker(
+async def test_the_page_does_not_show_the_address_of_a_given_broker(
     tmp_path: Path, browser: Browser, broker: LocalNode
 ) -> None:
-    """It holds a password. The terminal shows what was typed there."""
+    """The URL contains a password. Only the terminal, where it was typed, shows it."""
     async with running_demo(
         tmp_path / "demo", *ANY_PORTS, "--no-node", "--amqp-url", broker.url
     ) as demo:
@@ -252,18 +252,18 @@ async def test_the_page_does_not_show_the_address_of_somebody_elses_broker(
         (["--no-node", "--amqp-url", "http://localhost/"], "BRIDGE_AMQP_URL"),
     ],
 )
-async def test_wrong_use_is_told_with_exit_code_2(
+async def test_wrong_usage_ends_with_exit_code_2(
     tmp_path: Path, flags: list[str], problem: str
 ) -> None:
-    """Before anything is started."""
+    """The options are checked before a node is started."""
     async with running_demo(tmp_path / "demo", *flags) as demo:
         await eventually(lambda: demo.process.poll() is not None)
 
         assert demo.process.returncode == 2
-        assert problem in demo.talk
-        assert "Traceback" not in demo.talk
+        assert problem in demo.err
+        assert "Traceback" not in demo.err
 
 
 def _free_port() -> int:
-    """Below those that the kernel gives to outgoing connections."""
+    """Return a free port below the kernel's range for outgoing connections."""
     return next(port for port in range(9000, 9999) if is_free(port))

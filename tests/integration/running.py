@@ -11,7 +11,7 @@ import orjson
 from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.publish.publisher import Publisher
 from bridge.app import Bridge
-from bridge.cli.token import signed_token
+from bridge.auth.issuing import signed_token
 from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import PERSISTENT, Properties
 from bridge.demo.private_node import LocalNode

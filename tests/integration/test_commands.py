@@ -114,7 +114,7 @@ async def test_publish_to_a_missing_exchange_names_the_fix(
 
     assert done.code == 1
     assert f"no exchange '{namespace}.messages'" in done.err
-    assert "bridge run makes it: has one run there, with this BRIDGE_NAMESPACE?" in (
+    assert "bridge run declares it: has one run there, with this BRIDGE_NAMESPACE?" in (
         done.err
     )
 
@@ -172,7 +172,7 @@ async def test_publish_with_schemas_reports_every_bad_line_and_sends_nothing(
     errors = bad.err.splitlines()
     assert "line 2: DATA is not JSON" in errors[0]
     assert errors[1].startswith("bridge: line 5: data breaks message.json#/type")
-    assert errors[-2:] == ["bridge: and 51 lines more", "bridge: nothing was published"]
+    assert errors[-2:] == ["bridge: and 51 more lines", "bridge: nothing was published"]
     assert "2 published" in good.err
 
 

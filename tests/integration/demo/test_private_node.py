@@ -1,4 +1,4 @@
-"""The private node starts for anybody, survives what tests do to it, and leaves nothing behind."""
+"""The private node starts for any user, survives faults, and leaves nothing behind."""
 
 import asyncio
 import json
@@ -19,7 +19,6 @@ import pytest_asyncio
 from aio_pika.exceptions import AMQPConnectionError
 
 import bridge
-from bridge.demo import private_node as local_node
 from bridge.demo.node_setup import find_rabbitmq, free_ports
 from bridge.demo.private_node import LocalNode
 from bridge.demo.processes import KeptProcesses
@@ -29,31 +28,31 @@ from tests.processes import family_of, is_alive
 
 _NOBODY: Final = 65534
 
-# A parent with a node of its own: tells what it started, then waits to be ended.
+# A parent with a node of its own: prints facts about it, then waits until it is killed.
 _PARENT: Final = """
 import asyncio, json, os, signal, sys
 from bridge.demo.private_node import LocalNode
 
-# A shell without job control starts what is in the background with SIGINT ignored.
+# A shell without job control starts background processes with SIGINT ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def main():
     async with LocalNode.start(ready_within_s=90) as node:
-        told = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, told.set)
+        crash = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, crash.set)
         facts = {"folder": str(node.folder), "pids": node.pids, "uid": os.getuid()}
         print(json.dumps(facts), flush=True)
         if sys.argv[1] == "exception":
-            await told.wait()
-            raise RuntimeError("as a crash would")
+            await crash.wait()
+            raise RuntimeError("a crash")
         await asyncio.sleep(3600)
 
 asyncio.run(main())
 """
 
 
-class _Facts(TypedDict):
-    """What the parent prints."""
+class _NodeFacts(TypedDict):
+    """The facts that the parent prints."""
 
     folder: str
     pids: dict[str, int]
@@ -62,13 +61,13 @@ class _Facts(TypedDict):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def node() -> AsyncIterator[LocalNode]:
-    """A node apart from `broker`, to be killed and frozen."""
+    """A node that tests may kill and freeze, separate from `broker`."""
     async with LocalNode.start(ready_within_s=90 * SLOW_FACTOR) as own:
         yield own
 
 
-async def test_a_node_has_its_own_log_in_and_no_guest(node: LocalNode) -> None:
-    """Another program on the machine must not find a broker with the well-known password."""
+async def test_a_node_has_its_own_login_and_no_guest(node: LocalNode) -> None:
+    """Another program on the machine must not be able to log in with the default password."""
     connection = await aio_pika.connect(node.url, timeout=10)
     await connection.close()
 
@@ -77,7 +76,7 @@ async def test_a_node_has_its_own_log_in_and_no_guest(node: LocalNode) -> None:
 
 
 def test_a_node_listens_on_loopback_only(node: LocalNode) -> None:
-    """AMQP, distribution and epmd: nobody outside the machine reaches a demo."""
+    """AMQP, distribution and epmd cannot be reached from other machines."""
     listening = [
         address
         for pid in family_of(node.pids["keeper"])
@@ -90,7 +89,7 @@ def test_a_node_listens_on_loopback_only(node: LocalNode) -> None:
 
 
 async def test_two_nodes_live_side_by_side(broker: LocalNode, node: LocalNode) -> None:
-    """A demo beside a test run, or two of either, do not meet."""
+    """A demo and a test run on one machine do not share queues."""
     async with await aio_pika.connect(node.url, timeout=10) as connection:
         channel = await connection.channel()
         await channel.declare_queue("only-here", durable=True)
@@ -99,10 +98,10 @@ async def test_two_nodes_live_side_by_side(broker: LocalNode, node: LocalNode) -
     assert "only-here" not in await broker.ctl("list_queues")
 
 
-async def test_a_killed_node_comes_back_with_its_durable_messages(
+async def test_a_killed_node_keeps_its_durable_messages(
     node: LocalNode, namespace: str
 ) -> None:
-    """Tests of outages rely on it: same address, same log-in, same data."""
+    """Tests of outages rely on the same address, login and data after a restart."""
     async with await aio_pika.connect(node.url, timeout=10) as connection:
         channel = await connection.channel(publisher_confirms=True)
         await channel.declare_queue(
@@ -111,8 +110,8 @@ async def test_a_killed_node_comes_back_with_its_durable_messages(
         await channel.default_exchange.publish(
             aio_pika.Message(b"kept", delivery_mode=2), namespace, timeout=10
         )
-        # RabbitMQ 3.10 saves its register of quorum queues every half second; of a
-        # queue that is younger than that, a power cut leaves a husk that hangs.
+        # RabbitMQ 3.10 saves its registry of quorum queues every 0.5 s. A kill before
+        # that would leave a queue that never answers.
         registers = list(node.folder.glob("data/*/quorum/*/names.dets"))
         assert len(registers) == 1
         await eventually(lambda: namespace.encode() in registers[0].read_bytes())
@@ -133,7 +132,7 @@ async def test_a_killed_node_comes_back_with_its_durable_messages(
 async def test_a_frozen_node_keeps_its_connections_and_answers_when_thawed(
     node: LocalNode,
 ) -> None:
-    """A frozen peer is the fault that no closed connection announces."""
+    """A frozen peer is a fault without a closed connection."""
     async with await aio_pika.connect(node.url, timeout=10) as connection:
         channel = await connection.channel()
 
@@ -147,7 +146,7 @@ async def test_a_frozen_node_keeps_its_connections_and_answers_when_thawed(
 
 
 async def test_a_frozen_node_can_be_killed_and_stopped() -> None:
-    """A test that fails while the node is frozen must not leave it frozen for ever."""
+    """A test that fails while the node is frozen must still be able to remove it."""
     async with KeptProcesses.open() as kept:
         await kept.start("sleeper", ["sleep", "1000"], {"PATH": os.environ["PATH"]})
         await kept.signal("sleeper", signal.SIGSTOP)
@@ -157,14 +156,14 @@ async def test_a_frozen_node_can_be_killed_and_stopped() -> None:
 
 
 async def test_processes_that_leave_their_group_are_ended_too() -> None:
-    """The VM's port programs live in sessions of their own, and daemons go anywhere."""
+    """The VM's port programs have sessions of their own, and daemons leave any group."""
     daemons = "setsid sleep 1000 & (setsid setsid sleep 1000 &) ; echo away"
     async with KeptProcesses.open() as kept:
         folder = kept.folder
         environment = {"PATH": os.environ["PATH"]}
         await kept.start("daemons", ["sh", "-c", daemons], environment)
         await kept.wait_until_ended("daemons", within_s=10 * SLOW_FACTOR)
-        # The keeper and two that have no other parent.
+        # The keeper and the two daemons, which have become its children.
         await eventually(lambda: len(family_of(kept.keeper_pid)) == 3)
         family = family_of(kept.keeper_pid)
 
@@ -172,8 +171,8 @@ async def test_processes_that_leave_their_group_are_ended_too() -> None:
     assert not folder.exists()
 
 
-async def test_what_is_kept_ends_when_the_keeper_is_killed() -> None:
-    """Even the keeper may meet the out-of-memory killer; the node must not outlive it."""
+async def test_processes_end_when_the_keeper_is_killed() -> None:
+    """The out-of-memory killer may choose the keeper; the node must not outlive it."""
     async with KeptProcesses.open() as kept:
         await kept.start("sleeper", ["sleep", "1000"], {"PATH": os.environ["PATH"]})
         pid = kept.pids["sleeper"]
@@ -186,8 +185,8 @@ async def test_what_is_kept_ends_when_the_keeper_is_killed() -> None:
 
 
 @pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM", "SIGINT", "exception"])
-async def test_nothing_is_left_however_the_parent_goes(end: str) -> None:
-    """Ctrl-C, a crash, kill -9: no process and no folder stays on a user's machine."""
+async def test_nothing_is_left_however_the_parent_ends(end: str) -> None:
+    """Ctrl-C, a crash, kill -9: no process and no folder stays on the machine."""
     parent = _start_parent(
         [sys.executable, "-c", _PARENT, end],
         {**os.environ, "PYTHONPATH": _source_folder()},
@@ -197,7 +196,7 @@ async def test_nothing_is_left_however_the_parent_goes(end: str) -> None:
     assert len(family) >= 4
 
     if end == "exception":
-        os.kill(parent.pid, signal.SIGUSR1)  # not before its family was looked at
+        os.kill(parent.pid, signal.SIGUSR1)  # after `family` was recorded
     else:
         os.killpg(parent.pid, getattr(signal, end))
 
@@ -205,7 +204,7 @@ async def test_nothing_is_left_however_the_parent_goes(end: str) -> None:
 
 
 async def test_an_ordinary_user_can_run_a_node(public_copy: Path) -> None:
-    """`make demo` needs no root. As root, the test becomes nobody first."""
+    """`make demo` needs no root. If the test runs as root, it switches to `nobody`."""
     python, become = _ordinary_python()
     home = public_copy / "home"
     parent = _start_parent(
@@ -227,24 +226,25 @@ async def test_an_ordinary_user_can_run_a_node(public_copy: Path) -> None:
     await _assert_nothing_left(parent, facts, family)
 
 
-async def test_a_start_that_fails_shows_why() -> None:
-    """The log is removed with the folder, so its end must be in the error."""
+async def test_a_failed_start_shows_the_log() -> None:
+    """The log is removed with the folder, so the error contains the end of it."""
     with pytest.raises(PrivateNodeError, match="no_such_setting"):
         async with LocalNode.start(extra_config=["no_such_setting = 1"]):
             pass
 
 
 @pytest.mark.parametrize("which", ["amqp", "distribution", "epmd"])
-async def test_a_port_that_was_taken_meanwhile_is_replaced(
-    which: str, broker: LocalNode, monkeypatch: pytest.MonkeyPatch
+async def test_a_port_taken_by_another_program_is_replaced(
+    which: str, broker: LocalNode
 ) -> None:
-    """Between choosing a port and using it, anybody may take it."""
+    """Another program may take a port after it was chosen."""
     good = await asyncio.to_thread(free_ports)
     choices = iter([replace(good, **{which: broker.port}), good])
-    monkeypatch.setattr(local_node, "free_ports", lambda: next(choices))
     said: list[str] = []
 
-    async with LocalNode.start(progress=said.append) as node:
+    async with LocalNode.start(
+        progress=said.append, choose_ports=lambda: next(choices)
+    ) as node:
         assert node.port != broker.port
 
     assert any("taken" in sentence for sentence in said)
@@ -253,7 +253,7 @@ async def test_a_port_that_was_taken_meanwhile_is_replaced(
 async def test_a_cancelled_start_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C while the demo is still starting."""
+    """It is Ctrl-C during the start of the demo."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
     async def start() -> None:
@@ -268,16 +268,16 @@ async def test_a_cancelled_start_leaves_nothing(
     await eventually(lambda: not list(tmp_path.iterdir()))
 
 
-def test_a_missing_rabbitmq_is_told_with_the_way_out(tmp_path: Path) -> None:
-    """The first thing that a new user may meet."""
+def test_a_missing_rabbitmq_is_reported_with_a_fix(tmp_path: Path) -> None:
+    """This is the first error that a new user may see."""
     with pytest.raises(PrivateNodeError, match="apt-get install rabbitmq-server"):
         find_rabbitmq([tmp_path])
 
 
-def test_another_rabbitmq_can_be_named(
+def test_rabbitmq_home_selects_another_installation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To run the tests with a version that the system does not have."""
+    """Tests can run with a version that the system does not have."""
     program = tmp_path / "sbin" / "rabbitmq-server"
     program.parent.mkdir()
     program.touch(mode=0o700)
@@ -288,7 +288,7 @@ def test_another_rabbitmq_can_be_named(
 
 @pytest.fixture
 def public_copy() -> Iterator[Path]:
-    """What a node needs of bridge, in a folder that every user can read, with a home."""
+    """A copy of bridge that every user can read, with a home folder beside it."""
     source = Path(_source_folder())
     folder = Path(tempfile.mkdtemp(prefix="bridge-test-"))
     try:
@@ -312,14 +312,14 @@ def _source_folder() -> str:
 
 
 def _ordinary_python() -> tuple[str, list[str]]:
-    """Return a Python, and the words that run it as an ordinary user."""
+    """Return a Python, and the command prefix that runs it as an ordinary user."""
     if os.getuid() != 0:
         return sys.executable, []
-    # `env` at the end: setpriv itself may still look where only root can.
+    # `env` resolves the program after the switch; setpriv would search root's PATH.
     ids = [f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
     become = ["setpriv", *ids, "env"]
     check = "import sys; sys.exit(sys.version_info < (3, 11))"
-    # Root's own Python may lie where nobody else can look.
+    # Root's own Python may be in a folder that other users cannot read.
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         tried = subprocess.run(
             [*become, python, "-c", check], check=False, stderr=subprocess.DEVNULL
@@ -338,23 +338,23 @@ def _start_parent(
         stderr=subprocess.PIPE,
         env=environment,
         cwd="/",
-        start_new_session=True,  # as the foreground group of a terminal
+        start_new_session=True,  # like the foreground group of a terminal
     )
 
 
-async def _facts_of(parent: subprocess.Popen[bytes]) -> _Facts:
-    """Read what the parent started, or fail with what it complained about."""
+async def _facts_of(parent: subprocess.Popen[bytes]) -> _NodeFacts:
+    """Read the facts from the parent, or fail with its output."""
     assert parent.stdout is not None
     async with asyncio.timeout(90 * SLOW_FACTOR):
         line = await asyncio.to_thread(parent.stdout.readline)
     if not line:
         pytest.fail(f"the parent ended: {parent.communicate()}")
-    facts: _Facts = json.loads(line)
+    facts: _NodeFacts = json.loads(line)
     return facts
 
 
 async def _assert_nothing_left(
-    parent: subprocess.Popen[bytes], facts: _Facts, family: list[int]
+    parent: subprocess.Popen[bytes], facts: _NodeFacts, family: list[int]
 ) -> None:
     await asyncio.to_thread(parent.communicate)
     await eventually(lambda: not [pid for pid in family if is_alive(pid)])
@@ -362,7 +362,7 @@ async def _assert_nothing_left(
 
 
 def _listening_addresses(pid: int) -> list[str]:
-    """Return local addresses of listening TCP sockets of `pid`, as /proc/net/tcp has them."""
+    """Return the local addresses of `pid`'s listening TCP sockets, as in /proc/net/tcp."""
     inodes = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         target = str(link.readlink())

@@ -14,7 +14,7 @@ import aiohttp
 import orjson
 import pytest
 
-from bridge.cli.token import signed_token
+from bridge.auth.issuing import signed_token
 from bridge.core.worker_slot import WorkerSlot
 from bridge.demo.private_node import LocalNode
 from bridge.settings.load import load_settings

@@ -1,4 +1,4 @@
-"""`--help` is the manual that people read."""
+"""The command line: help, version and shared options."""
 
 import pytest
 from typer.testing import CliRunner
@@ -9,8 +9,8 @@ from bridge.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", ["users", "kick", "inbox", "trace"])
-def test_commands_for_users_and_messages_explain_themselves(name: str) -> None:
-    """With examples, and with what their exit status means."""
+def test_the_help_of_operator_commands_has_examples_and_exit_status(name: str) -> None:
+    """Many users read no other documentation of a command."""
     result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
 
     assert result.exit_code == 0
@@ -19,18 +19,18 @@ def test_commands_for_users_and_messages_explain_themselves(name: str) -> None:
     assert "Exit status: 0 " in result.stdout
 
 
-def test_the_program_tells_its_version() -> None:
-    """What a report of a fault begins with."""
+def test_the_program_prints_its_version() -> None:
+    """A bug report begins with the version."""
     result = CliRunner().invoke(app, ["--version"])
 
     assert (result.exit_code, result.stdout) == (0, f"bridge {__version__}\n")
 
 
 @pytest.mark.parametrize("words", [("token", "ann"), ("publish", "ann", "1")])
-def test_how_long_it_lives_is_a_duration_for_each_command(
+def test_ttl_is_a_duration_in_each_command(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One flag, one way to write it, and a fault that names the flag."""
+    """The flag has one syntax in all commands, and an error names it."""
     monkeypatch.setenv("BRIDGE_JWT_SECRET", "0123456789abcdefghijklmnopqrstuv")
 
     result = CliRunner().invoke(app, [*words, "--ttl", "10 minutes"])

@@ -1,4 +1,4 @@
-"""`bridge inbox` with a user, and with a word of its own."""
+"""`bridge inbox` with a user, and with a subcommand."""
 
 import pytest
 from typer.testing import CliRunner
@@ -10,17 +10,17 @@ from bridge.errors import ConfigError
 @pytest.mark.parametrize(
     "words", [("ann",), ("--data", "ann"), ("ann", "--limit", "1"), ("show", "carry")]
 )
-def test_a_user_may_be_asked_for_without_a_word_before(words: tuple[str, ...]) -> None:
-    """`bridge inbox ann` was there before `bridge inbox carry`."""
+def test_the_subcommand_show_may_be_left_out(words: tuple[str, ...]) -> None:
+    """`bridge inbox ann` existed before the subcommands."""
     result = CliRunner().invoke(app, ["inbox", *words])
 
-    # As far as asking the bridge, for which there is no token here.
+    # The command was parsed, and failed later, without a token for the bridge.
     assert isinstance(result.exception, ConfigError)
     assert "BRIDGE_OPERATOR_TOKEN" in str(result.exception)
 
 
-def test_carry_is_no_user() -> None:
-    """It says what it needs."""
+def test_carry_is_a_subcommand_and_not_a_user() -> None:
+    """The error names the missing option."""
     result = CliRunner().invoke(app, ["inbox", "carry"])
 
     assert result.exit_code == 2

@@ -1,8 +1,8 @@
-"""What a terminal gets to see of text that anybody may have written."""
+"""Untrusted text on a terminal."""
 
 import pytest
 
-from bridge.cli.tables import moment, number, print_table, say, shown
+from bridge.cli.tables import count, local_time, print_note, print_table, printable
 
 
 @pytest.mark.parametrize(
@@ -17,24 +17,22 @@ from bridge.cli.tables import moment, number, print_table, say, shown
         ("\U000e0041", "\\U000e0041"),
     ],
 )
-def test_what_cannot_be_printed_is_shown_by_its_number(
-    text: str, on_screen: str
-) -> None:
-    """Escape sequences move cursors and set titles; some characters turn text round."""
-    assert shown(text) == on_screen
-    assert shown(text).isprintable()
+def test_unprintable_characters_are_shown_as_escapes(text: str, on_screen: str) -> None:
+    """Escape sequences move the cursor, and some characters reverse the text."""
+    assert printable(text) == on_screen
+    assert printable(text).isprintable()
 
 
 @pytest.mark.parametrize("at_s", [9e11, 1e20, -1e20])
-def test_a_time_that_no_clock_shows_is_a_number(at_s: float) -> None:
-    """A producer's header may say when its message expires, in the year 30000."""
-    assert moment(at_s) == f"{at_s:.0f}"
+def test_a_time_out_of_range_is_shown_as_a_number(at_s: float) -> None:
+    """A producer's header may contain any expiry, for example in the year 30000."""
+    assert local_time(at_s) == f"{at_s:.0f}"
 
 
 def test_a_table_shows_markup_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    """A user may be called `[red]`, or like an emoji's short name."""
+    """A user may be named `[red]`, or like an emoji code."""
     print_table(["user", "n"], [["[red]a[/red]", "1"], [":boom: [/]", "\x1b]0;x\x07"]])
-    say("[bold]\x1b[1m[/bold] :boom:")
+    print_note("[bold]\x1b[1m[/bold] :boom:")
 
     out, err = capsys.readouterr()
     assert "[red]a[/red]" in out
@@ -44,7 +42,7 @@ def test_a_table_shows_markup_as_text(capsys: pytest.CaptureFixture[str]) -> Non
     assert err == "[bold]\\x1b[1m[/bold] :boom:\n"
 
 
-def test_what_nobody_knows_is_a_dash() -> None:
-    """Not a zero, and not 1970."""
-    assert (moment(None), number(None), number(0)) == ("-", "-", "0")
-    assert moment(1_000_000_000.25, decimals=3).endswith(":40.250")
+def test_an_unknown_value_is_a_dash() -> None:
+    """It is neither zero nor a time in 1970."""
+    assert (local_time(None), count(None), count(0)) == ("-", "-", "0")
+    assert local_time(1_000_000_000.25, decimals=3).endswith(":40.250")

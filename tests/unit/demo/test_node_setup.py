@@ -1,4 +1,4 @@
-"""What a private node is told that is to be a member of another one's cluster."""
+"""The configuration of a private node that joins the cluster of another."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ from bridge.demo.node_setup import NodePorts, NodeSetup
 FIRST = NodeSetup(Path("first"), NodePorts(amqp=1, distribution=2, epmd=3, ctl=4))
 
 
-def test_a_node_beside_another_one_shares_what_a_cluster_shares() -> None:
-    """One cookie and one epmd, by which nodes find each other; the rest is its own."""
+def test_nodes_of_a_cluster_share_epmd_cookie_and_login() -> None:
+    """Nodes find each other by cookie and epmd; folder, name and other ports differ."""
     second = FIRST.beside(Path("second"), NodePorts(5, 6, 7, 8))
 
     assert (second.cookie, second.user, second.password) == (
@@ -21,8 +21,8 @@ def test_a_node_beside_another_one_shares_what_a_cluster_shares() -> None:
     assert second.name != FIRST.name
 
 
-def test_a_node_that_joins_knows_the_other_one_by_name() -> None:
-    """RabbitMQ's own peer discovery does the rest, at the first start."""
+def test_a_joining_node_is_configured_with_both_names() -> None:
+    """RabbitMQ's peer discovery joins the cluster at the first start."""
     second = FIRST.beside(Path("second"), NodePorts(5, 6, 7, 8))
 
     assert second.joining(FIRST) == [

@@ -1,0 +1,33 @@
+"""Sign tokens for development: `bridge token`, `bridge tail` and the demo."""
+
+import time
+
+from bridge.auth.jwt import issue_token
+from bridge.errors import ConfigError
+from bridge.settings.model import Settings
+
+
+def signed_token(settings: Settings, user: str, *, ttl_s: float) -> str:
+    """
+    Sign a token that a bridge with these settings accepts.
+
+    Raises:
+        ConfigError: If the settings have no secret to sign with, or `user` is invalid.
+
+    """
+    symmetric = [name for name in settings.jwt_algorithms if name.startswith("HS")]
+    if settings.auth != "jwt" or not symmetric or not settings.jwt_secret:
+        problem = "BRIDGE_JWT_SECRET: only HS256, HS384 and HS512 tokens can be signed"
+        raise ConfigError([problem])
+    try:
+        return issue_token(
+            user,
+            secret=settings.jwt_secret[0].get_secret_value(),
+            algorithm=symmetric[0],
+            ttl_s=ttl_s,
+            audience=settings.jwt_audience[0] if settings.jwt_audience else None,
+            issuer=settings.jwt_issuer,
+            now_s=time.time(),
+        )
+    except ValueError as exc:
+        raise ConfigError([str(exc)]) from exc

@@ -1,0 +1,210 @@
+"""The messages of `bridge publish`, read from its arguments or from stdin and checked."""
+
+import asyncio
+import shutil
+import sys
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from queue import Empty, Queue
+from tempfile import SpooledTemporaryFile
+from threading import Thread
+from typing import IO, Final
+
+import orjson
+
+from bridge.core.contracts.messages import Problem, PublishRequest
+from bridge.core.contracts.validation import parse_publish_request
+from bridge.core.event_schemas import EventSchemas
+from bridge.enums import EVENT_DEFAULT
+from bridge.errors import ConfigError
+
+_STDIN: Final = "-"
+_BATCH_MAX: Final = 32
+_READ_AHEAD: Final = 1024
+_PROBLEMS_MAX: Final = 100
+_IN_MEMORY_BYTES: Final = 16 << 20
+
+
+class PublishInput:
+    """
+    Reads requests from arguments or stdin, each checked as the HTTP API would check it.
+
+    Raises:
+        ConfigError: If USER and DATA do not go together.
+
+    """
+
+    def __init__(
+        self,
+        user: str,
+        data: str | None,
+        common: Mapping[str, object],
+        *,
+        is_text: bool,
+        schemas: EventSchemas | None,
+    ) -> None:
+        if user == _STDIN and data is not None:
+            raise ConfigError(["DATA: comes with the lines of stdin, leave it out"])
+        if user != _STDIN and data is None:
+            raise ConfigError(
+                ["DATA: is missing, give one JSON value, or - to read them from stdin"]
+            )
+        self._reads_stdin = _STDIN in {user, data}
+        self._schemas = schemas
+        self._user = user
+        self._data = data or ""
+        self._common = common
+        self._is_text = is_text
+
+    @contextmanager
+    def requests(self) -> Iterator[Iterator[PublishRequest]]:
+        """
+        Open the requests; the iterator raises `ConfigError` at the first invalid one.
+
+        With schemas all of stdin is read and checked first, so that nothing is published
+        unless every line is valid. Without schemas the input may be endless.
+
+        Raises:
+            ConfigError: With schemas: one problem for each invalid line.
+
+        """
+        if self._schemas is None:
+            # Not sys.stdin: the thread that waits for a line would hold its lock until
+            # the interpreter exits. Not closed either, because close() waits for the line.
+            stdin = open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115
+            yield self._parsed(stdin)
+            return
+        with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as copy:
+            if self._reads_stdin:
+                shutil.copyfileobj(sys.stdin.buffer, copy)
+                copy.seek(0)
+            self._check_all(copy)
+            copy.seek(0)
+            yield self._parsed(copy)
+
+    def _parsed(self, stream: IO[bytes]) -> Iterator[PublishRequest]:
+        for number, line in self._numbered(stream):
+            yield self._parse(number, line)
+
+    def _check_all(self, stream: IO[bytes]) -> None:
+        problems: list[str] = []
+        count = 0
+        for number, line in self._numbered(stream):
+            try:
+                self._parse(number, line)
+            except ConfigError as exc:
+                count += 1
+                if count <= _PROBLEMS_MAX:
+                    problems += exc.problems
+        if count > _PROBLEMS_MAX:
+            problems.append(f"and {count - _PROBLEMS_MAX} more lines")
+        if problems:
+            raise ConfigError([*problems, "nothing was published"])
+
+    def _numbered(self, stream: IO[bytes]) -> Iterable[tuple[int, bytes]]:
+        if not self._reads_stdin:
+            yield 0, self._data.encode()
+            return
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield number, line.rstrip(b"\r\n")
+
+    def _parse(self, number: int, line: bytes) -> PublishRequest:
+        body = line if self._user == _STDIN else self._body(number, line)
+        request = parse_publish_request(body)
+        if isinstance(request, Problem):
+            raise ConfigError([f"{_where(number)}{request.detail}"])
+        schema = self._schemas and self._schemas.find(request.event or EVENT_DEFAULT)
+        violation = schema.violation(request.data) if schema else None
+        if violation is not None:
+            raise ConfigError([f"{_where(number)}{violation.text}"])
+        return request
+
+    def _body(self, number: int, line: bytes) -> bytes:
+        try:
+            value: object = line.decode() if self._is_text else orjson.loads(line)
+        except (UnicodeDecodeError, orjson.JSONDecodeError) as exc:
+            hint = "" if self._is_text else "; for plain text add --text"
+            problem = f"{_where(number)}DATA is not JSON: {exc}{hint}"
+            raise ConfigError([problem]) from exc
+        try:
+            return orjson.dumps({"user": self._user, "data": value, **self._common})
+        except orjson.JSONEncodeError as exc:
+            raise ConfigError([f"{_where(number)}{exc}"]) from exc
+
+
+def _where(number: int) -> str:
+    return f"line {number}: " if number else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _EndOfInput:
+    error: Exception | None
+
+
+class RequestBatches:
+    """
+    Reads requests in a thread of its own and hands them out in batches.
+
+    A pipe may be silent for hours. Meanwhile the event loop sends heartbeats to the broker
+    and handles Ctrl-C, which does not wait for the thread.
+    """
+
+    def __init__(self, requests: Iterable[PublishRequest]) -> None:
+        self._requests = requests
+        self._loop = asyncio.get_running_loop()
+        self._read: Queue[PublishRequest | _EndOfInput] = Queue(maxsize=_READ_AHEAD)
+        self._has_read = asyncio.Event()
+        Thread(target=self._read_all, name="lines", daemon=True).start()
+
+    def _read_all(self) -> None:
+        error: Exception | None = None
+        try:
+            for request in self._requests:
+                self._put(request)
+        except Exception as exc:  # noqa: BLE001 - `batches` raises it
+            error = exc
+        self._put(_EndOfInput(error))
+
+    def _put(self, item: PublishRequest | _EndOfInput) -> None:
+        self._read.put(item)
+        with suppress(RuntimeError):  # the loop has ended; nothing reads the queue
+            self._loop.call_soon_threadsafe(self._has_read.set)
+
+    async def batches(self) -> AsyncIterator[list[PublishRequest]]:
+        """
+        Yield batches of requests that may be published concurrently.
+
+        A batch has at most one request per user, which keeps the order of each user. It
+        does not wait for further input. Valid requests before an invalid line are handed
+        out before its error is raised.
+        """
+        batch: list[PublishRequest] = []
+        while True:
+            try:
+                item = self._read.get_nowait()
+            except Empty:
+                if batch:
+                    yield batch
+                    batch = []
+                else:
+                    await self._has_read.wait()
+                    self._has_read.clear()
+                continue
+            if isinstance(item, PublishRequest) and _fits(item, batch):
+                batch.append(item)
+                continue
+            if batch:
+                yield batch
+            if isinstance(item, PublishRequest):
+                batch = [item]
+            elif item.error is None:
+                return
+            else:
+                raise item.error
+
+
+def _fits(request: PublishRequest, batch: list[PublishRequest]) -> bool:
+    users = {other.user for other in batch}
+    return request.user not in users and len(batch) < _BATCH_MAX
