@@ -35,7 +35,7 @@ faults: ## thirty minutes of faults under load (FAULTS_ARGS="--minutes 5 --seed 
 
 faults-fleet: ## thirty minutes of faults on three bridges, three RabbitMQ nodes, Redis, HAProxy
 	@tools/setup tests
-	@.venv/bin/python -m tests.faults.suite --scene fleet --minutes 30 --at-least 200 --report docs/faults.md $(FAULTS_ARGS)
+	@.venv/bin/python -m tests.faults.suite --scenario fleet --minutes 30 --at-least 200 --report docs/faults.md $(FAULTS_ARGS)
 
 bench: ## the bridge against Node and plain Python, a quarter of an hour (BENCH_ARGS="--rounds 1")
 	@tools/setup tests
@@ -51,7 +51,7 @@ lint: ## format and rules (ruff), changing nothing
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 
-format: ## bring the code into its format, mend what can be mended
+format: ## format the code and fix what can be fixed
 	@tools/setup lint
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .

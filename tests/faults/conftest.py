@@ -1,4 +1,4 @@
-"""Faults are tested with logs as in production."""
+"""The fault tests log as in production."""
 
 from tests.integration.conftest import production_logs
 

@@ -1,4 +1,4 @@
-"""`bridge` with a fault put in: storing a message that holds `deadly` ends the process."""
+"""`bridge` with a defect: storing a message that contains `deadly` kills the process."""
 
 import os
 import signal
@@ -14,13 +14,13 @@ append = SqliteInbox.append
 async def append_or_die(
     self: SqliteInbox, messages: Sequence[Message]
 ) -> list[int | None]:
-    """Die as by a fault in some library below: at once, without a word."""
+    """Kill the process at once, like a crash in a C library."""
     if any(b"deadly" in message.data for message in messages):
         os.kill(os.getpid(), signal.SIGKILL)
     return await append(self, messages)
 
 
-SqliteInbox.append = append_or_die  # type: ignore[method-assign] # the fault
+SqliteInbox.append = append_or_die  # type: ignore[method-assign] # the defect
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""`bridge` whose store tells what it stored, in a file that several processes share."""
+"""`bridge` whose store records each stored message in a file shared by several processes."""
 
 import os
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from bridge.core.message import Message
 from bridge.inbox.redis.store import RedisInbox
 
 append = RedisInbox.append
-# One write each to the end of the file: processes do not mix, and order is as it happened.
+# One O_APPEND write per batch: lines of several processes do not mix, and stay in order.
 file = os.open(os.environ["TESTS_STORED"], os.O_WRONLY | os.O_APPEND)
 
 
-async def append_and_tell(
+async def append_and_record(
     self: RedisInbox, messages: Sequence[Message], *, fences: Sequence[Fence] = ()
 ) -> list[int | None]:
-    """Store as ever, and tell."""
+    """Store the messages and record them."""
     offsets = await append(self, messages, fences=fences)
     pid = os.getpid()
     lines = [f"{pid} {m.user} {m.data.decode()}\n" for m in messages]
@@ -24,7 +24,7 @@ async def append_and_tell(
     return offsets
 
 
-RedisInbox.append = append_and_tell  # type: ignore[method-assign] # it tells
+RedisInbox.append = append_and_record  # type: ignore[method-assign] # records messages
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,7 @@
 """
-The fault suite as a process of its own, as `make faults` runs it.
+The fault suite as a child process, as `make faults` runs it.
 
-It kills, freezes and mounts, and none of that is for the process that all tests run in.
+The suite mounts file systems and handles signals, which must not affect the test process.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ _SEED: Final = 1
 
 
 @dataclass
-class Result:
-    """What a run of the suite left."""
+class SuiteResult:
+    """The result of a run of the suite."""
 
     code: int
     output: str
@@ -28,17 +28,17 @@ class Result:
 
     @property
     def events(self) -> list[Event]:
-        """What happened."""
+        """The recorded events."""
         return list(read_history(self.history))
 
     @property
     def verdict(self) -> Verdict:
-        """Judge its history again."""
+        """The verdict on its history, checked again."""
         return check(self.events)
 
     @property
     def happened(self) -> set[str]:
-        """The kinds of faults that there were."""
+        """The kinds of faults that happened."""
         return {
             event.kind
             for event in self.events
@@ -46,8 +46,8 @@ class Result:
         }
 
 
-async def run_suite(*arguments: str, folder: Path, within_s: float) -> Result:
-    """Run the suite in its short form to its end."""
+async def run_suite(*arguments: str, folder: Path, within_s: float) -> SuiteResult:
+    """Run the short form of the suite."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -71,4 +71,4 @@ async def run_suite(*arguments: str, folder: Path, within_s: float) -> Result:
             await process.wait()
     assert process.returncode is not None
     output = out.decode() + err.decode()
-    return Result(process.returncode, output, folder / "history.jsonl")
+    return SuiteResult(process.returncode, output, folder / "history.jsonl")

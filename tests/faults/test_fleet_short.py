@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SLOW_FACTOR
-from tests.faults.suite.history import Connected, FaultBegan, FaultEnded
-from tests.faults.suite_process import Result, run_suite
+from tests.faults.suite.history import Connected, FaultEnded, FaultStarted
+from tests.faults.suite_process import SuiteResult, run_suite
 
 WITHIN_S = 240 * SLOW_FACTOR
 ROLLING = "bridges: restarted one after the other"
@@ -38,10 +38,12 @@ def most_in_a_second(times: Iterable[float]) -> int:
     return most
 
 
-def connects_while_rolling(result: Result) -> list[float]:
+def connects_while_rolling(result: SuiteResult) -> list[float]:
     """Return when windows connected while bridges were restarted one after the other."""
     events = result.events
-    (began,) = (e.t for e in events if isinstance(e, FaultBegan) and e.kind == ROLLING)
+    (began,) = (
+        e.t for e in events if isinstance(e, FaultStarted) and e.kind == ROLLING
+    )
     (ended,) = (e.t for e in events if isinstance(e, FaultEnded) and e.kind == ROLLING)
     return [e.t for e in events if isinstance(e, Connected) and began < e.t < ended]
 
@@ -56,7 +58,7 @@ async def test_a_fleet_loses_parts_and_no_message(tmp_path: Path) -> None:
     """
     only = [word for kind in sorted(KINDS) for word in ("--only", kind)]
     result = await run_suite(
-        "--scene", "fleet", "--users", str(USERS), "--rate", "40",
+        "--scenario", "fleet", "--users", str(USERS), "--rate", "40",
         "--drain", "16", "--drain-rate", str(DRAIN_PER_S), *only,
         folder=tmp_path,
         within_s=WITHIN_S,

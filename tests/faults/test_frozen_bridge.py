@@ -158,13 +158,13 @@ async def test_what_hung_on_its_way_to_the_store_comes_too_late(
         line.lose_queue()
         await publish(worker, 6)
         await store.comes_to(1, 2, 3, 4, 5, 6)
-        line.to_store.mend()
+        line.to_store.heal()
 
         await eventually(
             lambda: line.first.sample("bridge_handed_over_batches_total") == 1
         )
         assert await store.numbers() == [1, 2, 3, 4, 5, 6]
-        line.to_broker.mend()
+        line.to_broker.heal()
         await eventually(lambda: not line.first.bridge.unready_reasons(), within_s=30)
         # What else it had in hand it did not even try to store.
         assert line.first.sample("bridge_handed_over_batches_total") == 1
@@ -187,7 +187,7 @@ async def test_a_token_that_is_claimed_too_late_is_never_used(
         line.lose_queue()
         await publish(worker, 3)
         await store.comes_to(1, 2, 3)
-        line.to_store.mend()
+        line.to_store.heal()
 
         stale = {"outcome": "stale", "reason": ""}
         await eventually(
@@ -209,7 +209,7 @@ async def test_a_bridge_that_lost_its_queue_gets_it_back_later(
         line.lose_queue()
         await publish(line.worker, 2)
         await line.store.comes_to(1, 2)
-        line.to_broker.mend()
+        line.to_broker.heal()
         await eventually(
             lambda: line.first.bridge.components.intake.is_consuming, within_s=30
         )
@@ -247,13 +247,13 @@ async def a_process_in_front(
         jwt_secret=SECRET,
         inbox=server.url,
     )
-    process.allow()
+    process.allow_start()
     async with (
         Proxy.open(port=wire, target_port=broker.port) as to_broker,
         asyncio.TaskGroup() as tasks,
     ):
         running = tasks.create_task(process.run(), name="bridge")
-        assert await process.gets_ready(within_s=READY_WITHIN_S)
+        assert await process.wait_until_ready(within_s=READY_WITHIN_S)
         yield process, to_broker
         running.cancel()
 
@@ -279,7 +279,7 @@ async def test_a_bridge_that_was_frozen_stores_nothing_late(
         await publish(worker, 1, 2)
         await store.comes_to(1, 2)
         await acks_are_told()
-        assert await process.gets_ready(within_s=READY_WITHIN_S)
+        assert await process.wait_until_ready(within_s=READY_WITHIN_S)
         await process.arm(FREEZE_BEFORE_APPEND, count=1)
         await publish(worker, 3)
         await eventually(lambda: not process.control.exists())
@@ -287,7 +287,7 @@ async def test_a_bridge_that_was_frozen_stores_nothing_late(
         to_broker.cut()
         await publish(worker, 4, 5)
         await store.comes_to(1, 2, 3, 4, 5)
-        assert process.wake()
+        assert process.resume()
 
         if mutant:
             await store.comes_to(1, 2, 3, 4, 5, 3)
@@ -295,5 +295,5 @@ async def test_a_bridge_that_was_frozen_stores_nothing_late(
         handed_over = b"intake.handed_over"
         await eventually(lambda: handed_over in process.log.read_bytes())
         assert await store.numbers() == [1, 2, 3, 4, 5]
-        assert await process.gets_ready(within_s=READY_WITHIN_S)
-        assert process.surprises == []
+        assert await process.wait_until_ready(within_s=READY_WITHIN_S)
+        assert process.anomalies == []

@@ -177,7 +177,7 @@ async def test_the_newest_message_missed_by_the_feed_is_handed_over(
         proxy.cut()
         await near.append(messages("ann", b"2"))
         await near.append(messages("ann", b"3"))
-        proxy.mend()
+        proxy.heal()
 
         await eventually(lambda: far.received("ann") == [b"1", b"3"])
         assert far.fed[-1].offset == 3

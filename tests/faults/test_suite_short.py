@@ -30,7 +30,7 @@ async def test_nothing_is_lost_whatever_goes_wrong(tmp_path: Path) -> None:
     [
         ("ack_before_append", "before append", 2, Violation.LOST),
         ("swap", "bridge: frozen", 1, Violation.ORDER),
-        ("forget_ids", "after append", 4, Violation.REPEAT_ID),
+        ("forget_ids", "after append", 4, Violation.REPEATED_ID),
     ],
 )
 async def test_a_bridge_that_is_wrong_is_found_out(

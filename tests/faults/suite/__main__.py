@@ -1,7 +1,7 @@
 """
 The fault suite: `python -m tests.faults.suite --minutes 30 --seed 7`.
 
-Exit status: 0 if the promise was kept, 1 if not; then the history stays for looking.
+Exit status: 0 if there was no violation, 1 otherwise; then the history is kept.
 """
 
 import argparse
@@ -19,14 +19,14 @@ import uvloop
 from bridge.logging import configure_logs
 from tests.faults.suite.program import MUTANTS
 from tests.faults.suite.report import report_lines, trouble_lines, write_report
-from tests.faults.suite.run import Outcome, Plan, Run
-from tests.faults.suite.scenes import SCENES
-from tests.faults.suite.store_folder import leave_mount_namespace
+from tests.faults.suite.run import Outcome, Run, RunPlan
+from tests.faults.suite.scenarios import SCENARIOS
+from tests.faults.suite.store_folder import unshare_mounts
 from tests.faults.suite.world import Scale
 
 
 def main() -> int:
-    """Do what the arguments say."""
+    """Run the suite as the arguments say; return the exit status."""
     arguments = _parse()
     scale = Scale(
         users=arguments.users,
@@ -37,8 +37,8 @@ def main() -> int:
         drain_per_s=arguments.drain_rate,
         ping_s=arguments.ping,
     )
-    plan = Plan(
-        scene=SCENES[arguments.scene],
+    plan = RunPlan(
+        scenario=SCENARIOS[arguments.scenario],
         seed=arguments.seed,
         minutes=None if arguments.short else arguments.minutes,
         scale=scale,
@@ -49,45 +49,46 @@ def main() -> int:
         settle_s=arguments.settle,
     )
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="bridge-faults-"))
-    may_mount = not arguments.no_mount and leave_mount_namespace()
+    may_mount = not arguments.no_mount and unshare_mounts()
     configure_logs(level="error", log_format="json")
-    # Cut connections are no news here.
+    # It would log every connection that a fault cuts.
     logging.getLogger("engineio.client").setLevel(logging.CRITICAL)
-    _tell(f"seed {plan.seed}; {len(plan.faults)} kinds of faults; history in {folder}")
-    run = Run(plan, folder=folder, may_mount=may_mount, tell=_tell)
+    _report(
+        f"seed {plan.seed}; {len(plan.faults)} kinds of faults; history in {folder}"
+    )
+    run = Run(plan, folder=folder, may_mount=may_mount, report=_report)
     is_good = False
     try:
-        outcome = uvloop.run(_until_told(run))
+        outcome = uvloop.run(_run_until_terminated(run))
         is_good = outcome.is_good
         sys.stdout.write("\n".join(report_lines(outcome)) + "\n")
         for line in trouble_lines(outcome):
-            _tell(line)
+            _report(line)
         if arguments.report is not None:
             write_report(outcome, arguments.report)
     except asyncio.CancelledError:
-        _tell("it was told to end, and has cleaned up")
+        _report("terminated by a signal, and cleaned up")
     finally:
         if is_good and not arguments.keep and arguments.folder is None:
             shutil.rmtree(folder)
         else:
-            _tell(f"seed {plan.seed}: history and log are kept in {folder}")
+            _report(f"seed {plan.seed}: history and log are kept in {folder}")
     return 0 if is_good else 1
 
 
-async def _until_told(run: Run) -> Outcome:
+async def _run_until_terminated(run: Run) -> Outcome:
     """
-    Do the run; SIGTERM ends it in order, with everything that it has started.
+    Run the suite; SIGTERM cancels it, which also ends all its processes.
 
-    By cancelling it: an exception that a signal raises wherever the program is just then
-    may end in a task that nobody looks at, and the run goes on.
+    An exception raised by a signal handler would hit any task, which may ignore it.
     """
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await run.do()
+    return await run.run()
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
@@ -97,40 +98,57 @@ def _parse() -> argparse.Namespace:
         prog="python -m tests.faults.suite", description=__doc__
     )
     add = parser.add_argument
-    add("--scene", choices=sorted(SCENES), default="alone", help="what there is")
-    add("--drain-rate", type=int, default=200, help="windows told to go in a second")
-    add("--ping", type=int, default=3, help="pause between pings to a window, seconds")
-    add("--drain", type=float, default=5.0, help="how long leaving may take, seconds")
-    add("--minutes", type=float, default=30.0, help="how long faults go on")
-    add("--short", action="store_true", help="each kind of fault once, instead")
+    add(
+        "--scenario",
+        choices=sorted(SCENARIOS),
+        default="single",
+        help="the world to run in",
+    )
+    add(
+        "--drain-rate",
+        type=int,
+        default=200,
+        help="windows closed per second of a drain",
+    )
+    add("--ping", type=int, default=3, help="seconds between pings to a window")
+    add("--drain", type=float, default=5.0, help="drain timeout in seconds")
+    add("--minutes", type=float, default=30.0, help="duration of the faults")
+    add("--short", action="store_true", help="instead, run each kind of fault once")
     add(
         "--seed",
         type=int,
         default=secrets.randbelow(1 << 30),
-        help="repeats a sequence",
+        help="repeats the same sequence of faults",
     )
-    add("--report", type=Path, help="a page with marks, to write the tables into")
+    add("--report", type=Path, help="a page with markers, to write the report into")
     add("--users", type=int, default=40)
-    add("--rate", type=float, default=125.0, help="messages a second, on average")
+    add("--rate", type=float, default=125.0, help="average messages per second")
     add("--inbox", choices=["sqlite", "memory"], default="sqlite")
     add(
-        "--only", action="append", default=[], help="part of a fault's name; repeatable"
+        "--only", action="append", default=[], help="part of a fault's kind; repeatable"
     )
-    add("--times", type=int, default=1, help="how often, with --short")
-    add("--at-least", type=int, default=0, help="go on until so many faults happened")
-    add("--rounds", type=int, help="at most so many rounds of faults")
+    add("--times", type=int, default=1, help="cycles of faults, with --short")
+    add(
+        "--at-least",
+        type=int,
+        default=0,
+        help="continue until this many faults happened",
+    )
+    add("--rounds", type=int, help="the most rounds of faults")
     add(
         "--mutant",
         choices=sorted(MUTANTS),
         default="",
-        help="a bridge wrong on purpose",
+        help="a bridge with a deliberate defect",
     )
+    add("--settle", type=float, default=90.0, help="time limit for the last messages")
+    add("--folder", type=Path, help="an empty folder for the history; it is kept")
     add(
-        "--settle", type=float, default=90.0, help="how long the last may take, seconds"
+        "--no-mount",
+        action="store_true",
+        help="do not mount a disk for the store, even as root",
     )
-    add("--folder", type=Path, help="an empty one for the history, kept in any case")
-    add("--no-mount", action="store_true", help="no disk of its own, even as root")
-    add("--keep", action="store_true", help="keep the history of a good run, too")
+    add("--keep", action="store_true", help="keep the history even without violations")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""`bridge run` as a process: killed, frozen, told to go; a supervisor starts it again."""
+"""`bridge run` as a child process that faults kill, freeze and terminate."""
 
 import asyncio
 import os
@@ -15,10 +15,10 @@ import aiohttp
 from tests.faults.suite.program import CONTROL_VARIABLE, MUTANT_VARIABLE
 
 _RESTART_PAUSE_S: Final = 0.2
-# Whatever goes wrong around it, a bridge has sentences for it, not tracebacks.
+# The bridge must report every fault as an error text, never as a traceback.
 _BUGS: Final = (b"Traceback", b"was never awaited")
-_LOOK_EACH_S: Final = 0.05
-_ANSWER_WITHIN_S: Final = 2.0
+_POLL_S: Final = 0.05
+_ANSWER_TIMEOUT_S: Final = 2.0
 _WINDOWS: Final = re.compile(r"^bridge_windows (\S+)$", re.MULTILINE)
 _SHOWN: Final = 2000
 ROOT: Final = Path(__file__).parents[3]
@@ -27,16 +27,16 @@ ROOT: Final = Path(__file__).parents[3]
 @dataclass
 class BridgeProcess:
     """
-    One bridge after the other, on the same ports and the same store.
+    A bridge that is restarted whenever it exits, with the same ports and store.
 
     Attributes:
-        folder: Where its settings and its log are.
-        operator_port: Where it is asked how it is.
-        operator_token: What opens its operator port.
-        mutant: What is wrong with it on purpose; empty = nothing.
-        name: What it is called where it surprises.
-        gone_within_s: The longest that it may be there after a signal to go.
-        surprises: What no fault asked for: ends with another status, tracebacks.
+        folder: Holds its settings and its log.
+        operator_port: The port for readiness and metrics.
+        operator_token: The token of the operator port.
+        mutant: The deliberate defect (program.py); empty means none.
+        name: Its name in texts.
+        exit_timeout_s: How long it may take to exit after a signal.
+        anomalies: Exits and tracebacks that no fault explains.
         starts: How often it was started.
 
     """
@@ -46,38 +46,38 @@ class BridgeProcess:
     operator_token: str
     mutant: str = ""
     name: str = "the bridge"
-    gone_within_s: float = 15.0
-    surprises: list[str] = field(default_factory=list)
+    exit_timeout_s: float = 15.0
+    anomalies: list[str] = field(default_factory=list)
     starts: int = 0
     _process: asyncio.subprocess.Process | None = None
     _may_run: asyncio.Event = field(default_factory=asyncio.Event)
-    _told: int = 0
+    _reported: int = 0
 
     @property
     def control(self) -> Path:
-        """The file that arms a place to die at."""
+        """The file that arms a crash point."""
         return self.folder / "control"
 
     @property
     def log(self) -> Path:
-        """What all of them have said."""
+        """The log of all runs."""
         return self.folder / "bridge.log"
 
     @property
     def pid(self) -> int | None:
-        """Of the process that runs now."""
+        """The process id; `None` if it does not run."""
         process = self._process
         return (
             None if process is None or process.returncode is not None else process.pid
         )
 
     def write_settings(self, **settings: object) -> None:
-        """Write the settings file, which SIGHUP reads again."""
+        """Write the settings file, which SIGHUP reloads."""
         lines = [f'{name} = "{value}"\n' for name, value in settings.items()]
         (self.folder / "bridge.toml").write_text("".join(lines))
 
     async def run(self) -> None:
-        """Start it again whenever it has ended, until cancelled; then kill it."""
+        """Start it, and restart it whenever it exits; when cancelled, kill it."""
         with self.log.open("ab", buffering=0) as log:
             try:
                 while True:
@@ -85,7 +85,7 @@ class BridgeProcess:
                     process = self._process = await self._start()
                     self.starts += 1
                     assert process.stdout is not None
-                    # Through a pipe: limits of its file sizes are not for its log.
+                    # Through a pipe, because faults limit the sizes of its files.
                     async for line in process.stdout:
                         log.write(line)
                         self._note_line(line)
@@ -99,17 +99,17 @@ class BridgeProcess:
 
     def _note_line(self, line: bytes) -> None:
         if any(words in line for words in _BUGS):
-            self.surprises.append(f"{self.name} logged: {line.decode()[:_SHOWN]}")
+            self.anomalies.append(f"{self.name} logged: {line.decode()[:_SHOWN]}")
 
     def _note_exit(self, code: int) -> None:
         if code not in (0, -signal.SIGKILL):
-            self.surprises.append(f"{self.name} ended with status {code}")
+            self.anomalies.append(f"{self.name} ended with status {code}")
 
-    def take_news(self) -> list[str]:
-        """Return the surprises that were not returned before."""
-        news = self.surprises[self._told :]
-        self._told = len(self.surprises)
-        return news
+    def new_problems(self) -> list[str]:
+        """Return the anomalies that no earlier call returned."""
+        new = self.anomalies[self._reported :]
+        self._reported = len(self.anomalies)
+        return new
 
     async def _start(self) -> asyncio.subprocess.Process:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("BRIDGE_")}
@@ -129,18 +129,18 @@ class BridgeProcess:
             limit=1 << 20,
         )
 
-    def allow(self) -> None:
-        """Let it run."""
+    def allow_start(self) -> None:
+        """Let `run` start the process."""
         self._may_run.set()
 
-    async def kill(self, *, stays_away: bool = False) -> bool:
-        """End it with SIGKILL; false if it did not run."""
-        if stays_away:
+    async def kill(self, *, keep_down: bool = False) -> bool:
+        """Kill it with SIGKILL; false if it did not run. `keep_down` prevents a restart."""
+        if keep_down:
             self._may_run.clear()
         return await self._end(signal.SIGKILL)
 
-    async def ask_to_go(self) -> bool:
-        """End it with SIGTERM and wait until it has drained."""
+    async def terminate_and_wait(self) -> bool:
+        """Send SIGTERM and wait until it has drained; false if it did not run."""
         return await self._end(signal.SIGTERM)
 
     def send_signal(self, number: signal.Signals) -> bool:
@@ -150,8 +150,8 @@ class BridgeProcess:
         os.kill(self.pid, number)
         return True
 
-    def wake(self) -> bool:
-        """Let it go on where it was frozen; false if it does not run."""
+    def resume(self) -> bool:
+        """Resume it after SIGSTOP; false if it does not run."""
         return self.send_signal(signal.SIGCONT)
 
     async def _end(self, number: signal.Signals) -> bool:
@@ -159,64 +159,64 @@ class BridgeProcess:
         if process is None or not self.send_signal(number):
             return False
         try:
-            async with asyncio.timeout(self.gone_within_s):
+            async with asyncio.timeout(self.exit_timeout_s):
                 await process.wait()
         except TimeoutError:
-            self.surprises.append(
-                f"{self.name} was still there {self.gone_within_s:g} s after {number.name}"
+            self.anomalies.append(
+                f"{self.name} still ran {self.exit_timeout_s:g} s after {number.name}"
             )
             process.kill()
             await process.wait()
         return True
 
-    async def arm(self, place: str, *, count: int) -> None:
-        """Let it die at `place`."""
+    async def arm(self, point: str, *, count: int) -> None:
+        """Make it crash when it reaches `point` for the `count`th time."""
         draft = self.control.with_suffix(".new")
-        draft.write_text(f"{place} {count}")
+        draft.write_text(f"{point} {count}")
         draft.rename(self.control)
 
     def disarm(self) -> bool:
-        """Take the place away; true if it had been reached already."""
+        """Remove the crash point; true if it was reached before."""
         if self.control.exists():
             self.control.unlink(missing_ok=True)
             return False
         return True
 
     async def count_windows(self) -> int:
-        """Ask its metrics how many windows it has; 0 if it does not answer."""
+        """Return the number of its windows by its metrics; 0 without an answer."""
         url = f"http://127.0.0.1:{self.operator_port}/metrics"
         headers = {"Authorization": f"Bearer {self.operator_token}"}
-        timeout = aiohttp.ClientTimeout(_ANSWER_WITHIN_S)
+        timeout = aiohttp.ClientTimeout(_ANSWER_TIMEOUT_S)
         try:
             async with (
                 aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
-                session.get(url) as answer,
+                session.get(url) as response,
             ):
-                found = _WINDOWS.search(await answer.text())
+                found = _WINDOWS.search(await response.text())
         except (aiohttp.ClientError, TimeoutError, OSError):
             return 0
         return int(float(found[1])) if found else 0
 
-    async def gets_ready(self, *, within_s: float) -> bool:
-        """Wait until it is ready; false if it is not in time."""
+    async def wait_until_ready(self, *, within_s: float) -> bool:
+        """Wait until it is ready; false after `within_s`."""
         deadline_s = monotonic() + within_s
         while monotonic() < deadline_s:
             if not await self.unready_reasons():
                 return True
-            await asyncio.sleep(_LOOK_EACH_S)
+            await asyncio.sleep(_POLL_S)
         return False
 
     async def unready_reasons(self) -> str:
-        """Return what keeps it from being ready; empty if nothing does."""
+        """Return why it is not ready; empty if it is."""
         try:
             async with (
                 aiohttp.ClientSession(
-                    timeout=aiohttp.ClientTimeout(_ANSWER_WITHIN_S)
+                    timeout=aiohttp.ClientTimeout(_ANSWER_TIMEOUT_S)
                 ) as session,
                 session.get(
                     f"http://127.0.0.1:{self.operator_port}/health/ready"
-                ) as answer,
+                ) as response,
             ):
-                return "" if answer.status == 200 else await answer.text()
+                return "" if response.status == 200 else await response.text()
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             return f"does not answer: {type(exc).__name__}"

@@ -1,9 +1,9 @@
 """
-The checker: from a history to a verdict, in the manner of Jepsen. Pure.
+The checker turns a history into a verdict, in the manner of Jepsen. Pure.
 
-It takes events in the order of their times, while they happen or from a file, and
-knows at any moment what is missing where. What the promise allows is counted; what it
-does not is a violation.
+It processes events in the order of their times, live or from a file, and always knows which
+messages are missing in which windows. It counts events that the delivery guarantee allows;
+all others are violations.
 """
 
 from collections import Counter, deque
@@ -18,21 +18,21 @@ from tests.faults.suite.history import (
     Closed,
     Confirmed,
     Connected,
+    DeadLettered,
     Disconnected,
     Event,
-    FaultBegan,
     FaultEnded,
+    FaultStarted,
     Invoked,
     Opened,
     Received,
-    SetAside,
-    Spread,
     Synced,
+    WindowCounts,
 )
 
 _EXAMPLES: Final = 20
-MOST_CONNECTS: Final = "most connects in a second, from the first fault on"
-Name = tuple[str, int]  # of a message, within its user: producer and number
+MOST_CONNECTS: Final = "most connects per second after the first fault"
+Name = tuple[str, int]  # identifies a message of a user: producer and number
 
 
 @dataclass(slots=True)
@@ -48,17 +48,17 @@ class _User:
     messages: dict[Name, _Message] = field(default_factory=dict)
     confirmed: set[Name] = field(default_factory=set)
     bad: set[Name] = field(default_factory=set)
-    set_aside: set[Name] = field(default_factory=set)
+    dead_lettered: set[Name] = field(default_factory=set)
     windows: list["_Window"] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _Window:
     """
-    One tab of a user, through all its pages.
+    One tab of a user, with all its pages.
 
-    `epoch`, `last` and `seen` belong to a chain of pages, of which each brought the
-    place of the one before. A page that brings none begins a new chain.
+    `epoch`, `last` and `seen` belong to a chain of pages that each resumed from the
+    position of the page before. A page without a position starts a new chain.
     """
 
     user: str
@@ -77,34 +77,34 @@ class _Window:
 
 
 class Violation:
-    """The names of what must never be."""
+    """The kinds of violations."""
 
     LOST = "lost"
-    NOT_ACCOUNTED = "bad ones not among the dead letters"
+    NOT_DEAD_LETTERED = "invalid messages missing from the dead letters"
     ORDER = "out of order"
     UNEXPECTED = "unexpected"
-    REPEAT_POSITION = "repeats of a position"
-    REPEAT_ID = "repeats of a message_id"
-    HOLE = "positions skipped without a word"
-    GAP = "gaps told by bridge:sync"
+    REPEATED_POSITION = "repeats of a position"
+    REPEATED_ID = "repeats of a message_id"
+    HOLE = "positions skipped without notice"
+    GAP = "gaps reported by bridge:sync"
     EPOCH = "changes of the epoch"
     NOT_RECOVERED = "reconnects that did not recover"
 
     ALL = (
-        LOST, NOT_ACCOUNTED, ORDER, UNEXPECTED, REPEAT_POSITION,
-        REPEAT_ID, HOLE, GAP, EPOCH, NOT_RECOVERED,
+        LOST, NOT_DEAD_LETTERED, ORDER, UNEXPECTED, REPEATED_POSITION,
+        REPEATED_ID, HOLE, GAP, EPOCH, NOT_RECOVERED,
     )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """
-    What a history comes to.
+    The result of checking a history.
 
     Attributes:
-        counts: What happened how often, allowed things.
-        violations: How often what must not be was; one entry for each kind, 0 included.
-        examples: Some of each in words.
+        counts: The counts of allowed events.
+        violations: The count of each kind, zeros included.
+        examples: Descriptions of the first violations of each kind.
 
     """
 
@@ -114,12 +114,12 @@ class Verdict:
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing happened that the promise excludes."""
+        """Whether there are no violations."""
         return not any(self.violations.values())
 
 
 class Checker:
-    """Feed it events; ask it at any time."""
+    """Consumes events; can be queried at any time."""
 
     def __init__(self) -> None:
         self._users: dict[str, _User] = {}
@@ -127,12 +127,12 @@ class Checker:
         self.counts: Counter[str] = Counter()
         self._violations: Counter[str] = Counter()
         self._examples: list[str] = []
-        self._told = 0
+        self._reported = 0
         self._has_faults = False
-        self._connects: deque[float] = deque()  # of the last second
+        self._connects: deque[float] = deque()  # their times in the last second
 
     def feed(self, event: Event) -> None:  # noqa: C901, PLR0912 - one line for each kind of event
-        """Take one event in."""
+        """Process one event."""
         match event:
             case Invoked():
                 self._invoked(event)
@@ -154,11 +154,11 @@ class Checker:
                 self.counts["disconnects"] += 1
             case Closed():
                 self._windows[event.window].is_open = False
-            case Spread():
+            case WindowCounts():
                 self.counts["bridges with windows"] = sum(map(bool, event.windows))
-            case SetAside():
-                self._set_aside(event)
-            case FaultBegan():  # counted when it ends, if it was one
+            case DeadLettered():
+                self._dead_lettered(event)
+            case FaultStarted():  # counted when it ends
                 self._has_faults = True
             case FaultEnded():
                 self.counts["faults" if event.happened else "faults missed"] += 1
@@ -167,33 +167,33 @@ class Checker:
             case _:
                 assert_never(event)
 
-    # --- questions
+    # --- queries
 
     def has_received(self, window: str, name: Name) -> bool:
-        """Whether `window` has had the message."""
+        """Whether `window` has received the message."""
         return name in self._windows[window].received
 
     def all_synced(self, windows: int) -> bool:
-        """Whether there are `windows` windows and each was told once that its replay is over."""
+        """Whether `windows` windows exist and each has completed a replay."""
         known = self._windows.values()
         return len(known) >= windows and all(window.is_synced for window in known)
 
     def missing(self) -> Iterator[tuple[str, Name]]:
-        """Yield what is confirmed, not set aside, and not yet had by an open window."""
+        """Yield window and name of confirmed messages that an open window still misses."""
         for name, window in self._windows.items():
             if not window.is_open:
                 continue
             for message in sorted(window.waiting):
                 yield name, message
 
-    def take_news(self) -> list[str]:
-        """Return the examples of violations that were not returned before."""
-        news = self._examples[self._told :]
-        self._told = len(self._examples)
-        return news
+    def new_problems(self) -> list[str]:
+        """Return the examples of violations that no earlier call returned."""
+        new = self._examples[self._reported :]
+        self._reported = len(self._examples)
+        return new
 
     def verdict(self) -> Verdict:
-        """Judge what was fed so far."""
+        """Return the verdict on the events so far."""
         violations = Counter(self._violations)
         examples = list(self._examples)
         lost: set[tuple[str, Name]] = set()
@@ -207,8 +207,8 @@ class Checker:
                 )
         violations[Violation.LOST] = len(lost)
         for user_name, user in self._users.items():
-            for name in sorted((user.bad & user.confirmed) - user.set_aside):
-                violations[Violation.NOT_ACCOUNTED] += 1
+            for name in sorted((user.bad & user.confirmed) - user.dead_lettered):
+                violations[Violation.NOT_DEAD_LETTERED] += 1
                 examples.append(f"not accounted for: {name} of {user_name}")
         counts = Counter(self.counts)
         counts["users"] = len(self._users)
@@ -234,22 +234,26 @@ class Checker:
         name = (event.producer, event.number)
         user.messages[name].confirmed_t = event.t
         user.confirmed.add(name)
-        if name in user.bad or name in user.set_aside:
+        if name in user.bad or name in user.dead_lettered:
             return
         for window in user.windows:
             if name not in window.received:
                 window.waiting.add(name)
         self.counts["messages confirmed"] += 1
 
-    def _set_aside(self, event: SetAside) -> None:
+    def _dead_lettered(self, event: DeadLettered) -> None:
         name = (event.producer, event.number)
         user = self._users.get(event.user)
         if user is None or name not in user.messages:
             self._violate(Violation.UNEXPECTED, event)
             return
-        kind = "bad ones set aside" if name in user.bad else "good ones set aside"
-        self.counts[kind] += name not in user.set_aside
-        user.set_aside.add(name)
+        kind = (
+            "invalid messages dead-lettered"
+            if name in user.bad
+            else "valid messages dead-lettered"
+        )
+        self.counts[kind] += name not in user.dead_lettered
+        user.dead_lettered.add(name)
         for window in user.windows:
             window.waiting.discard(name)
 
@@ -259,12 +263,12 @@ class Checker:
         window = self._windows.get(event.window)
         if window is None:
             user = self._users.setdefault(event.user, _User())
-            waiting = user.confirmed - user.bad - user.set_aside
+            waiting = user.confirmed - user.bad - user.dead_lettered
             window = self._windows[event.window] = _Window(event.user, waiting)
             user.windows.append(window)
             return
-        self.counts["pages loaded anew"] += 1
-        if not event.keeps_place:
+        self.counts["page reloads"] += 1
+        if not event.keeps_position:
             window.epoch = window.last = None
             window.seen = set()
             window.newest = {}
@@ -272,7 +276,7 @@ class Checker:
 
     def _connected(self, event: Connected) -> None:
         self.counts["connects"] += 1
-        if self._has_faults:  # the first connects of all are nobody's pace
+        if self._has_faults:  # the test itself paces the first connections
             self._connects.append(event.t)
             while self._connects[0] <= event.t - 1:
                 self._connects.popleft()
@@ -307,15 +311,15 @@ class Checker:
             self._check_order(window, message, event)
         elif is_new_position and window.is_first_chain:
             if message.has_id:
-                self._violate(Violation.REPEAT_ID, event)
+                self._violate(Violation.REPEATED_ID, event)
             else:
                 self.counts["copies of messages without id"] += 1
         elif not window.is_first_chain:
-            # A page that brought no place gets again what was not acked.
-            self.counts["again, not having been acked"] += 1
+            # A page without a position receives unacked messages again.
+            self.counts["repeats of unacked messages"] += 1
 
     def _take_position(self, window: _Window, event: Received) -> bool:
-        """Follow the positions of one chain; true if this one was not there before."""
+        """Track the positions of a chain; true if this position is new."""
         epoch, _, digits = event.position.rpartition("-")
         offset = int(digits)
         if window.epoch is not None and epoch != window.epoch:
@@ -323,7 +327,7 @@ class Checker:
             window.last, window.seen = None, set()
         window.epoch = epoch
         if offset in window.seen:
-            self._violate(Violation.REPEAT_POSITION, event)
+            self._violate(Violation.REPEATED_POSITION, event)
             return False
         window.seen.add(offset)
         if window.last is not None:
@@ -336,10 +340,10 @@ class Checker:
 
     def _check_order(self, window: _Window, message: _Message, event: Received) -> None:
         """
-        Compare with what the same producer did in what order.
+        Compare the order with that of the producer.
 
-        Only what was confirmed before the next was begun has an order: a publish that
-        ended without an answer may arrive at any later time.
+        Two messages are ordered only if one was confirmed before the other was published:
+        a publish without an answer may arrive at any later time.
         """
         newest_t = window.newest_t.get(event.producer, -1.0)
         if message.confirmed_t is not None and message.confirmed_t < newest_t:
@@ -348,11 +352,11 @@ class Checker:
 
     def _check_repeats(self, window: _Window, event: Received) -> None:
         """
-        Compare with what the same producer's message before it is, in the inbox.
+        Compare with the previous message of the same producer in the inbox.
 
-        What is stored again is stored with all that stood behind it in the queue. Where
-        something is left out that was there before, a bridge has stored what it had in
-        hand when others had gone on already.
+        A redelivery stores a message again together with everything that followed it in
+        the queue. If a repeated sequence leaves out a message that was stored before, then
+        a bridge has stored old deliveries after another bridge had continued.
         """
         messages = self._users[window.user].messages
         producer, number = event.producer, event.number
@@ -368,7 +372,7 @@ class Checker:
             known = messages.get((producer, left_out))
             if (producer, left_out) not in window.received or known is None:
                 continue
-            # Without an answer, it may have been published in another order.
+            # Messages without a confirm may have arrived in another order.
             is_between = begun_t is not None and begun_t < known.invoked_t
             if is_between and known.confirmed_t and known.confirmed_t < invoked_t:
                 self._violate(Violation.ORDER, event)
@@ -381,7 +385,7 @@ class Checker:
 
 
 def check(events: Iterable[Event]) -> Verdict:
-    """Judge a whole history."""
+    """Return the verdict on a complete history."""
     checker = Checker()
     for event in events:
         checker.feed(event)

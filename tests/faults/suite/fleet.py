@@ -1,13 +1,12 @@
 """
-Three bridges with one set of users, on a cluster of RabbitMQ and on Redis.
+The world of three bridges with the same users, on a cluster of RabbitMQ and on Redis.
 
                  ┌ node ┐          ┌ bridge ┐
     producers ─▶ │ node │ ─proxy─▶ │ bridge │ ─proxy─▶ HAProxy ─proxy─▶ windows
                  └ node ┘          └ bridge ┘
                                        └─proxy─▶ Redis
 
-Every bridge has ways of its own to each node, to Redis and to HAProxy, so that each can be
-cut alone.
+Each connection between two parts has a proxy of its own, so that faults can cut it alone.
 """
 
 import asyncio
@@ -23,43 +22,43 @@ from tests.faults.suite.balancer import Haproxy
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.checker import Checker
 from tests.faults.suite.history import History
-from tests.faults.suite.producers import hire
+from tests.faults.suite.producers import create_producers
 from tests.faults.suite.proxy import Proxy, free_ports
-from tests.faults.suite.windows import Plan, open_crowd, plan_windows
+from tests.faults.suite.windows import WindowPlan, open_crowd, plan_windows
 from tests.faults.suite.world import (
     NAMES,
+    BridgeSlot,
     Scale,
-    Seat,
     World,
+    base_settings,
     publisher_at,
     running,
     tokens_of,
     user_names,
-    usual_settings,
 )
 from tests.rabbit_cluster import start_cluster
 from tests.redis_server import RedisServer
 
 BRIDGES: Final = 3
 SHARDS: Final = 3
-# A bridge that was told to go may need so much longer than it may take to drain.
+# After SIGTERM a bridge may take this much longer than its drain timeout.
 _BEYOND_DRAIN_S: Final = 10.0
-_START_WITHIN_S: Final = 60.0
+_START_TIMEOUT_S: Final = 60.0
 _T = TypeVar("_T")
 
 
 @dataclass(kw_only=True)
-class FleetSeat(Seat):
-    """One bridge of several, with its way to the store that they share."""
+class FleetSlot(BridgeSlot):
+    """One bridge of several, with its proxy to the shared store."""
 
     to_store: Proxy
 
 
 @dataclass(kw_only=True)
 class FleetWorld(World):
-    """A cluster, a store for all, and something in front of all."""
+    """A cluster, a shared store, and a load balancer in front of the bridges."""
 
-    seats: Sequence[FleetSeat]
+    slots: Sequence[FleetSlot]
     redis: RedisServer
     balancer: Haproxy
 
@@ -70,17 +69,17 @@ async def open_fleet(
     *,
     folder: Path,
     seed: int,
-    may_mount: bool,  # noqa: ARG001 - the disk is not this scene's
-    plan: Callable[[Sequence[str]], list[Plan]] = plan_windows,
+    may_mount: bool,  # noqa: ARG001 - this scenario has no disk of its own
+    plan: Callable[[Sequence[str]], list[WindowPlan]] = plan_windows,
 ) -> AsyncIterator[FleetWorld]:
     """
-    Build a world and run it, windows connected, nothing published yet.
+    Build the world, start it and connect its windows; nothing is published yet.
 
     Args:
-        scale: How large.
-        folder: An empty one; the history is written to it.
-        seed: Of the producers' dice.
-        may_mount: Nothing is mounted here.
+        scale: The size of the world.
+        folder: An empty folder for the history and all data.
+        seed: Seeds the random numbers of the producers.
+        may_mount: Unused: nothing is mounted here.
         plan: Chooses the windows of the users.
 
     """
@@ -94,32 +93,32 @@ async def open_fleet(
         stack.callback(history.close)
         redis = await enter(RedisServer.start(folder / "redis"))
         cluster = await enter(start_cluster())
-        seats = [
-            await _take_seat(
+        slots = [
+            await _build_slot(
                 stack,
                 folder=folder / f"bridge-{number}",
-                nodes=_beginning_with(number, cluster.nodes),
+                nodes=_rotated(number, cluster.nodes),
                 redis=redis,
                 scale=scale,
                 secret=secret,
             )
             for number in range(1, BRIDGES + 1)
         ]
-        urls = [_beginning_with(number, cluster.urls) for number in range(BRIDGES)]
+        urls = [_rotated(number, cluster.urls) for number in range(BRIDGES)]
         publishers = [publisher_at(*each) for each in urls]
         await enter(
             running(
-                *(seat.bridge.run() for seat in seats),
+                *(slot.bridge.run() for slot in slots),
                 *(each.run() for each in publishers),
             )
         )
-        # Before anybody knocks: else all windows would be at the first that is there.
-        for seat in seats:
-            seat.write_settings()
-            seat.bridge.allow()
-        for seat in seats:
-            await seat.bridge.gets_ready(within_s=_START_WITHIN_S)
-        ports = [seat.to_pages.port for seat in seats]
+        # All bridges before any window: otherwise the first bridge would get all windows.
+        for slot in slots:
+            slot.write_settings()
+            slot.bridge.allow_start()
+        for slot in slots:
+            await slot.bridge.wait_until_ready(within_s=_START_TIMEOUT_S)
+        ports = [slot.to_pages.port for slot in slots]
         balancer = await enter(Haproxy.start(port=behind, bridge_ports=ports))
         to_pages = await enter(Proxy.open(port=pages, target_port=behind))
         url = f"http://127.0.0.1:{pages}"
@@ -127,18 +126,20 @@ async def open_fleet(
         yield FleetWorld(
             users=users,
             nodes=cluster.nodes,
-            seats=seats,
+            slots=slots,
             redis=redis,
             balancer=balancer,
             to_pages=to_pages,
             crowd=await enter(open_crowd(plans, url, tokens, history)),
             history=history,
             checker=checker,
-            workers=hire(users, publishers, NAMES.messages, history=history, seed=seed),
+            producers=create_producers(
+                users, publishers, NAMES.messages, history=history, seed=seed
+            ),
         )
 
 
-async def _take_seat(
+async def _build_slot(
     stack: AsyncExitStack,
     *,
     folder: Path,
@@ -146,8 +147,8 @@ async def _take_seat(
     redis: RedisServer,
     scale: Scale,
     secret: str,
-) -> FleetSeat:
-    """Make the ways of one bridge; it does not run yet."""
+) -> FleetSlot:
+    """Open the proxies of one bridge and prepare its process, without starting it."""
     enter = stack.enter_async_context
     await asyncio.to_thread(folder.mkdir)
     public, operator, shown, store, *wires = free_ports(4 + len(nodes))
@@ -156,19 +157,19 @@ async def _take_seat(
         for port, node in zip(wires, nodes, strict=True)
     ]
     urls = [node.url_at(port) for port, node in zip(wires, nodes, strict=True)]
-    return FleetSeat(
+    return FleetSlot(
         bridge=BridgeProcess(
             folder,
             operator,
             secret,
             scale.mutant,
             name=folder.name,
-            gone_within_s=scale.drain_s + _BEYOND_DRAIN_S,
+            exit_timeout_s=scale.drain_s + _BEYOND_DRAIN_S,
         ),
         to_broker=to_broker,
         to_store=await enter(Proxy.open(port=store, target_port=redis.port)),
         to_pages=await enter(Proxy.open(port=shown, target_port=public)),
-        settings=usual_settings(scale, secret)
+        settings=base_settings(scale, secret)
         | {
             "amqp_url": ",".join(urls),
             "port": public,
@@ -180,7 +181,7 @@ async def _take_seat(
     )
 
 
-def _beginning_with(number: int, each: Sequence[_T]) -> Sequence[_T]:
-    """Return the same in turn, so that not all knock at the same one first."""
+def _rotated(number: int, each: Sequence[_T]) -> Sequence[_T]:
+    """Rotate a sequence, so that the bridges try the nodes in different orders."""
     start = number % len(each)
     return (*each[start:], *each[:start])

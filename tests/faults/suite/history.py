@@ -1,8 +1,8 @@
 """
-What happened, as a list of events: written down as it happens, read by the checker.
+The history of a run: events that are recorded as they happen and read by the checker.
 
-A message is named by its user, its producer and the producer's own number. A history is
-a file of JSON lines, one event each: `{"Confirmed": {"t": 1.25, "user": "u1", ...}}`.
+A message is identified by its user, its producer and the producer's number. A history file
+has one JSON object per event: `{"Confirmed": {"t": 1.25, "user": "u1", ...}}`.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ import orjson
 
 @dataclass(frozen=True, slots=True)
 class Invoked:
-    """A producer is about to publish; with an id it will go on until it is confirmed."""
+    """A producer is about to publish; with an id it retries until the confirm."""
 
     t: float
     user: str
@@ -28,7 +28,7 @@ class Invoked:
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """The broker has it for good."""
+    """The broker confirmed a message."""
 
     t: float
     user: str
@@ -38,7 +38,7 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class Ambiguous:
-    """A publish ended without a confirm: it may have arrived or not."""
+    """A publish ended without a confirm: the message may have arrived or not."""
 
     t: float
     user: str
@@ -49,15 +49,15 @@ class Ambiguous:
 @dataclass(frozen=True, slots=True)
 class Opened:
     """
-    A window loads its page; the first time, or anew.
+    A window loads or reloads its page.
 
-    `keeps_place` says whether the page brings the last position of the one before.
+    `keeps_position` is true if the page resumes from the last position of the page before.
     """
 
     t: float
     window: str
     user: str
-    keeps_place: bool
+    keeps_position: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Connected:
     """
     A page's socket is connected.
 
-    `recovered` is the stock client's word when it reconnected; `None` for the first
-    time, and for clients that know no such thing.
+    `recovered` is the flag of the stock client after a reconnect; `None` for the first
+    connection, and for clients without the flag.
     """
 
     t: float
@@ -76,7 +76,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A window got a message."""
+    """A window received a message."""
 
     t: float
     window: str
@@ -88,7 +88,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """A window was told what its replay brought."""
+    """A window received the summary of its replay."""
 
     t: float
     window: str
@@ -99,7 +99,7 @@ class Synced:
 
 @dataclass(frozen=True, slots=True)
 class Acked:
-    """A window's ack was answered."""
+    """The bridge answered a window's ack."""
 
     t: float
     window: str
@@ -109,7 +109,7 @@ class Acked:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """A window's socket went away."""
+    """A window's socket disconnected."""
 
     t: float
     window: str
@@ -118,22 +118,22 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A window was closed for good before the end; nothing more is expected of it."""
+    """A window was closed before the end; it need not receive anything more."""
 
     t: float
     window: str
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """All windows are there: so many at each bridge."""
+class WindowCounts:
+    """All windows are connected; `windows` has the count of each bridge."""
 
     t: float
     windows: list[int]
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
+class DeadLettered:
     """A message was found among the dead letters."""
 
     t: float
@@ -144,8 +144,8 @@ class SetAside:
 
 
 @dataclass(frozen=True, slots=True)
-class FaultBegan:
-    """A fault is put in."""
+class FaultStarted:
+    """The injection of a fault began."""
 
     t: float
     round: int
@@ -154,7 +154,7 @@ class FaultBegan:
 
 @dataclass(frozen=True, slots=True)
 class FaultEnded:
-    """A fault was mended; `happened` is false if its moment never came."""
+    """A fault was healed; `happened` is false if the moment for it never came."""
 
     t: float
     round: int
@@ -164,7 +164,7 @@ class FaultEnded:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """After all faults of a round were mended, a new message reached every window."""
+    """After all faults of a round were healed, a new message reached every window."""
 
     t: float
     round: int
@@ -182,9 +182,9 @@ Event = (
     | Acked
     | Disconnected
     | Closed
-    | Spread
-    | SetAside
-    | FaultBegan
+    | WindowCounts
+    | DeadLettered
+    | FaultStarted
     | FaultEnded
     | Alive
 )
@@ -192,7 +192,7 @@ KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)
 
 
 class History:
-    """Writes events down and tells whoever listens. Times are seconds since its start."""
+    """Writes events to a file and to a listener. Times are seconds since its creation."""
 
     def __init__(self, file: TextIO | None, listener: Callable[[Event], None]) -> None:
         self._file = file
@@ -206,23 +206,23 @@ class History:
 
     @property
     def t(self) -> float:
-        """Now."""
+        """The current time."""
         return round(monotonic() - self._start_s, 4)
 
     def add(self, event: Event) -> None:
-        """Write `event` down."""
+        """Record `event`."""
         if self._file is not None:
             line = orjson.dumps({type(event).__name__: event})
             self._file.write(line.decode() + "\n")
         self._listener(event)
 
     def flush(self) -> None:
-        """Let others read what was written so far."""
+        """Write buffered events to the file, for readers."""
         if self._file is not None:
             self._file.flush()
 
     def close(self) -> None:
-        """Bring everything to the disk."""
+        """Write buffered events and close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -1,4 +1,4 @@
-"""Workers that publish with confirms through whatever happens, and write it all down."""
+"""Producers that publish with confirms during all faults, and record the results."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from bridge.core.properties import PERSISTENT, Properties
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from tests.faults.suite.history import Ambiguous, Confirmed, History, Invoked
 
-_PUBLISH_WITHIN_S: Final = 3.0
+_PUBLISH_TIMEOUT_S: Final = 3.0
 _PAUSES_S: Final = (0.05, 0.3)
 _BAD_EACH: Final = 100
 _LARGE_EACH: Final = 50
@@ -28,10 +28,10 @@ LARGE: Final = "large"
 @dataclass
 class Producer:
     """
-    Publishes numbers for one user, one after the other.
+    Publishes numbered messages to one user, in order.
 
-    A careful one gives each an id and publishes again until it is confirmed; the other
-    kind does neither, as a worker that only wants to be rid of it.
+    A careful producer gives each message an id and retries until the confirm. Others do
+    neither.
     """
 
     user: str
@@ -47,7 +47,7 @@ class Producer:
         """
         Publish `per_s` messages a second on average until `stop`.
 
-        What an outage held up is made up for afterwards, without pauses.
+        After an outage it catches up without pauses.
         """
         start_s = monotonic()
         while not stop.is_set():
@@ -64,9 +64,9 @@ class Producer:
 
     async def publish(self, *, body_bytes: int | None = None) -> int:
         """
-        Publish the next number; a careful producer returns when it is confirmed.
+        Publish the next message; a careful producer returns after the confirm.
 
-        Cancellation: it may have arrived or not.
+        Cancellation: the message may have arrived or not.
         """
         self.number += 1
         number = self.number
@@ -76,18 +76,18 @@ class Producer:
             {"u": self.user, "p": self.name, "n": number, "x": "x" * size}
         )
         if is_bad:
-            body = body[:-1]  # no JSON any more: it must end among the dead letters
-        self._write(Invoked, has_id=self.is_careful, is_bad=is_bad)
+            body = body[:-1]  # invalid JSON, which must be dead-lettered
+        self._record(Invoked, has_id=self.is_careful, is_bad=is_bad)
         properties = Properties(
             delivery_mode=PERSISTENT,
             message_id=f"{self.name}-{number}".encode() if self.is_careful else None,
         )
         while not await self._try(body, properties):
-            self._write(Ambiguous)
+            self._record(Ambiguous)
             if not self.is_careful:
                 return number
             await asyncio.sleep(self.random.uniform(*_PAUSES_S))
-        self._write(Confirmed)
+        self._record(Confirmed)
         return number
 
     async def _try(self, body: bytes, properties: Properties) -> bool:
@@ -97,7 +97,7 @@ class Producer:
                 self.user.encode(),
                 body=body,
                 properties=properties,
-                timeout_s=_PUBLISH_WITHIN_S,
+                timeout_s=_PUBLISH_TIMEOUT_S,
             )
         except (BrokerUnavailableError, PublishRefusedError):
             return False
@@ -106,7 +106,7 @@ class Producer:
     def _size(self, number: int) -> int:
         return _LARGE_BYTES if number % _LARGE_EACH == 0 else self.random.randrange(200)
 
-    def _write(
+    def _record(
         self,
         kind: Callable[..., Invoked | Confirmed | Ambiguous],
         **facts: bool,
@@ -116,14 +116,14 @@ class Producer:
 
 
 @dataclass(frozen=True, slots=True)
-class Workers:
+class Producers:
     """
     All producers.
 
     Attributes:
-        regular: A careful and a plain one for each user, which make the load.
-        probes: One for each user: what it publishes shows that all is alive.
-        large: One for each user, for much at a time.
+        regular: A careful and a plain one per user, for the load.
+        probes: One per user, for messages that prove that delivery works.
+        large: One per user, for bursts of large messages.
 
     """
 
@@ -132,18 +132,18 @@ class Workers:
     large: dict[str, Producer]
 
 
-def hire(
+def create_producers(
     users: Sequence[str],
     publishers: Sequence[Publisher],
     exchange: str,
     *,
     history: History,
     seed: int,
-) -> Workers:
-    """Make all producers, spread over `publishers`, each with dice of its own."""
-    dice = random.Random(seed)  # noqa: S311 - chance to be repeated, no secret
+) -> Producers:
+    """Create all producers, distributed over `publishers`, each with its own generator."""
+    rng = random.Random(seed)  # noqa: S311 - repeatable, not for secrets
 
-    def worker(number: int, name: str) -> Producer:
+    def producer(number: int, name: str) -> Producer:
         return Producer(
             users[number],
             name,
@@ -151,12 +151,12 @@ def hire(
             publisher=publishers[number % len(publishers)],
             exchange=exchange,
             history=history,
-            random=random.Random(dice.getrandbits(32)),  # noqa: S311 - as above
+            random=random.Random(rng.getrandbits(32)),  # noqa: S311 - as above
         )
 
     numbers = range(len(users))
-    return Workers(
-        regular=[worker(n, name) for n in numbers for name in (CAREFUL, PLAIN)],
-        probes={users[n]: worker(n, PROBE) for n in numbers},
-        large={users[n]: worker(n, LARGE) for n in numbers},
+    return Producers(
+        regular=[producer(n, name) for n in numbers for name in (CAREFUL, PLAIN)],
+        probes={users[n]: producer(n, PROBE) for n in numbers},
+        large={users[n]: producer(n, LARGE) for n in numbers},
     )

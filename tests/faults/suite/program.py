@@ -1,14 +1,14 @@
 """
-The program `bridge`, with places at which it can be told to die.
+The program `bridge` with crash points, and with deliberate defects (mutants).
 
-Production code has no hooks for tests: here its methods are wrapped before it is run.
-A control file arms one place (`PLACE COUNT`); the process removes the file and kills
-itself with SIGKILL when it gets there for the COUNTth time; at one place it stops itself
-with SIGSTOP instead, until somebody wakes it. It ends with its parent, too:
-its standard input is a pipe from there.
+Production code has no hooks for tests: this program wraps its methods before it runs them.
+A control file arms one point (`POINT COUNT`). When the process reaches the point for the
+COUNTth time, it removes the file and kills itself with SIGKILL; at one point it stops
+itself with SIGSTOP instead, until a fault resumes it. It also exits when its parent ends,
+which closes its standard input.
 
-Run with the environment FAULTS_CONTROL=FILE, and FAULTS_MUTANT=NAME for a bridge that
-is wrong on purpose, to see whether the checker notices.
+The environment variable FAULTS_CONTROL names the control file. FAULTS_MUTANT selects a
+defect, to test that the checker detects it.
 """
 
 import asyncio
@@ -35,35 +35,35 @@ BEFORE_ACK: Final = "before_ack"
 AFTER_ACK: Final = "after_ack"
 IN_REPLAY: Final = "in_replay"
 FREEZE_BEFORE_APPEND: Final = "freeze_before_append"
-PLACES: Final = (
+CRASH_POINTS: Final = (
     BEFORE_APPEND, IN_APPEND, AFTER_APPEND, BEFORE_ACK, AFTER_ACK, IN_REPLAY,
 )  # fmt: skip
 
 CONTROL_VARIABLE: Final = "FAULTS_CONTROL"
 MUTANT_VARIABLE: Final = "FAULTS_MUTANT"
 
-# How long a mutant leaves its acks time to reach the broker before it goes on.
+# Gives the acks of a mutant time to reach the broker.
 _MUTANT_PAUSE_S: Final = 0.05
 _APPEND_AT_MOST_S: Final = 0.006
 
 Method = Callable[..., Awaitable[Any]]
 
 
-class Places:
-    """The place that is armed, if any."""
+class ArmedPoint:
+    """The crash point that the control file arms, if any."""
 
     def __init__(self, control: Path) -> None:
         self._control = control
         self._count = 0
 
-    def is_armed(self, place: str) -> bool:
-        """Whether this is where to die; the control file is gone when it is."""
+    def reach(self, point: str) -> bool:
+        """Count a visit of `point`; true if it is the one to crash at. Removes the file then."""
         try:
             name, count = self._control.read_text().split()
-        except (FileNotFoundError, ValueError):  # none, or half written
+        except (FileNotFoundError, ValueError):  # no file, or partly written
             self._count = 0
             return False
-        if name != place:
+        if name != point:
             return False
         self._count += 1
         if self._count < int(count):
@@ -71,27 +71,27 @@ class Places:
         self._control.unlink(missing_ok=True)
         return True
 
-    def pass_by(self, place: str) -> None:
-        """Die here if this is the place."""
-        if self.is_armed(place):
+    def die_at(self, point: str) -> None:
+        """Kill this process if it has reached the armed point."""
+        if self.reach(point):
             die()
 
 
 def die() -> None:
-    """End this process as a crash does."""
+    """Kill this process, like a crash."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def wrap_places(places: Places) -> None:
-    """Put the places in; what the methods do is not changed."""
+def add_crash_points(armed: ArmedPoint) -> None:
+    """Wrap the methods with crash points; their results do not change."""
     for store in store_classes():
-        _wrap(store, "append", _around_append(places))
-    _wrap(Intake, "ack", _around(places, BEFORE_ACK, AFTER_ACK))
-    _wrap(EngineSession, "send_when_writable", _around(places, IN_REPLAY, None))
+        _wrap(store, "append", _around_append(armed))
+    _wrap(Intake, "ack", _around(armed, BEFORE_ACK, AFTER_ACK))
+    _wrap(EngineSession, "send_when_writable", _around(armed, IN_REPLAY, None))
 
 
 def store_classes() -> list[type]:
-    """Return the stores that the bridge knows."""
+    """Return the classes of all inbox stores."""
     named = [getattr(options, name) for name in dir(options) if name.endswith("Inbox")]
     return [each for each in named if isinstance(each, type)] or [MemoryInbox]
 
@@ -101,15 +101,15 @@ def _wrap(owner: type, name: str, change: Callable[[Method], Method]) -> None:
 
 
 def _around(
-    places: Places, before: str | None, after: str | None
+    armed: ArmedPoint, before: str | None, after: str | None
 ) -> Callable[[Method], Method]:
     def change(method: Method) -> Method:
         async def changed(*args: Any, **kwargs: Any) -> Any:
             if before:
-                places.pass_by(before)
+                armed.die_at(before)
             result = await method(*args, **kwargs)
             if after:
-                places.pass_by(after)
+                armed.die_at(after)
             return result
 
         return changed
@@ -117,17 +117,17 @@ def _around(
     return change
 
 
-def _around_append(places: Places) -> Callable[[Method], Method]:
-    around = _around(places, BEFORE_APPEND, AFTER_APPEND)
+def _around_append(armed: ArmedPoint) -> Callable[[Method], Method]:
+    around = _around(armed, BEFORE_APPEND, AFTER_APPEND)
 
     def change(method: Method) -> Method:
         wrapped = around(method)
 
         async def changed(*args: Any, **kwargs: Any) -> Any:
-            if places.is_armed(FREEZE_BEFORE_APPEND):
+            if armed.reach(FREEZE_BEFORE_APPEND):
                 os.kill(os.getpid(), signal.SIGSTOP)
-            if places.is_armed(IN_APPEND):
-                # By a clock, so that it hits whatever the store is doing then.
+            if armed.reach(IN_APPEND):
+                # By a timer, so that it can interrupt any step of the store.
                 delay_s = random.random() * _APPEND_AT_MOST_S  # noqa: S311 - no secret
                 timer = threading.Timer(delay_s, die)
                 timer.daemon = True
@@ -139,11 +139,11 @@ def _around_append(places: Places) -> Callable[[Method], Method]:
     return change
 
 
-# --- bridges that are wrong on purpose ---------------------------------------------------
+# --- mutants: bridges with a deliberate defect
 
 
 def ack_before_append() -> None:
-    """The classic: what is in the hands of the bridge when it dies is gone."""
+    """Ack deliveries before they are stored: a crash loses them."""
 
     def change(method: Method) -> Method:
         async def changed(self: Any, batch: Any, good: Any) -> Any:
@@ -157,7 +157,7 @@ def ack_before_append() -> None:
 
 
 def swap() -> None:
-    """Store each batch backwards."""
+    """Store each batch in reverse order."""
 
     def change(method: Method) -> Method:
         async def changed(self: Any, messages: Sequence[Any], **kwargs: Any) -> Any:
@@ -171,7 +171,7 @@ def swap() -> None:
 
 
 def forget_ids() -> None:
-    """Store messages as if they had no id: what is published again comes twice."""
+    """Store messages without their ids: repeated publishes arrive twice."""
 
     def change(method: Method) -> Method:
         async def changed(self: Any, messages: Sequence[Any], **kwargs: Any) -> Any:
@@ -191,7 +191,7 @@ def forget_ids() -> None:
 
 
 def forget_fences() -> None:
-    """Store whatever is in hand, whoever has the queue by now."""
+    """Store deliveries without fencing tokens: also those of a queue that was lost."""
 
     def change(method: Method) -> Method:
         async def changed(self: Any, messages: Sequence[Any], **_: Any) -> Any:
@@ -223,6 +223,6 @@ if __name__ == "__main__":
     _end_with_parent()
     if mutant := os.environ.pop(MUTANT_VARIABLE, ""):
         MUTANTS[mutant]()
-    wrap_places(Places(Path(os.environ.pop(CONTROL_VARIABLE))))
+    add_crash_points(ArmedPoint(Path(os.environ.pop(CONTROL_VARIABLE))))
     sys.argv[0] = "bridge"
     main()

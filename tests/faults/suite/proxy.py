@@ -1,4 +1,4 @@
-"""A TCP proxy on a fixed port that cuts, freezes, slows and halves what passes."""
+"""A TCP proxy on a fixed port that cuts, freezes, slows and truncates connections."""
 
 import asyncio
 import secrets
@@ -14,7 +14,7 @@ _SLOW_PAUSE_S: Final = 0.02
 
 
 class Proxy:
-    """Stands between two parties. `connections` counts all that were ever made."""
+    """Forwards connections to a target. `connections` counts them since the start."""
 
     def __init__(self, port: int, target_port: int) -> None:
         self.port = port
@@ -30,24 +30,24 @@ class Proxy:
     @classmethod
     @asynccontextmanager
     async def open(cls, *, port: int, target_port: int) -> AsyncIterator[Self]:
-        """Listen on loopback until the block is left."""
+        """Listen on loopback until the end of the block."""
         proxy = cls(port, target_port)
         server = await asyncio.start_server(proxy._serve, "127.0.0.1", port)
         try:
             yield proxy
         finally:
             server.close()
-            proxy.mend()
+            proxy.heal()
             proxy.cut()
             await server.wait_closed()
 
     @property
     def is_in_use(self) -> bool:
-        """Whether anybody is connected."""
+        """Whether it has connections."""
         return bool(self._writers)
 
-    def mend(self) -> None:
-        """Behave from now on; what was held goes on."""
+    def heal(self) -> None:
+        """End all faults; held data is forwarded."""
         self._is_slow = self._is_halving = self._is_refusing = False
         self._passing.set()
 
@@ -57,19 +57,19 @@ class Proxy:
             writer.transport.abort()
 
     def refuse(self) -> None:
-        """Reset whoever comes until `mend`."""
+        """Reset new connections until `heal`."""
         self._is_refusing = True
 
     def freeze(self) -> None:
-        """Pass nothing on until `mend`; connections stay open."""
+        """Forward nothing until `heal`; connections stay open."""
         self._passing.clear()
 
     def slow(self) -> None:
-        """Pass on some 20 kB a second and connection until `mend`."""
+        """Forward about 20 kB per second and connection until `heal`."""
         self._is_slow = True
 
     def halve(self) -> None:
-        """Of the next chunk of each connection pass on one half, then reset it; until `mend`."""
+        """Forward half of the next chunk of each connection, then reset it; until `heal`."""
         self._is_halving = True
 
     async def _serve(
@@ -99,14 +99,14 @@ class Proxy:
     async def _pass(
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter
     ) -> None:
-        # uvloop's word for writing to what was reset a moment ago is a RuntimeError.
+        # uvloop raises RuntimeError for a write to a transport that was just reset.
         with suppress(OSError, RuntimeError):
             while data := await source.read(_CHUNK_BYTES):
                 await self._passing.wait()
                 if self._is_halving:
                     target.write(data[: len(data) // 2])
                     await target.drain()
-                    # Both ends are reset by `_serve` when this half of it is over.
+                    # `_serve` resets both ends after this direction has ended.
                     target.close()
                     return
                 await self._write(target, data)
@@ -114,7 +114,7 @@ class Proxy:
 
     async def _write(self, target: asyncio.StreamWriter, data: bytes) -> None:
         while data:
-            # What is slow becomes quick at once when it is mended.
+            # Checked for each chunk, so that `heal` takes effect at once.
             size = _SLOW_BYTES if self._is_slow else len(data)
             target.write(data[:size])
             data = data[size:]
@@ -123,16 +123,16 @@ class Proxy:
                 await asyncio.sleep(_SLOW_PAUSE_S)
 
 
-_given: Final[set[int]] = set()
+_used_ports: Final[set[int]] = set()
 
 
 def free_ports(count: int) -> list[int]:
     """
-    Choose ports that are free now, outside the range of outgoing connections.
+    Choose ports that are free now, outside the kernel's range for outgoing connections.
 
-    A client that keeps trying a port of that range is sooner or later connected to itself.
-    None is given twice: most are opened only seconds later, and windows have met a Redis
-    where their load balancer should have been.
+    A client that keeps connecting to a port of that range eventually connects to itself.
+    No port is returned twice: most are opened seconds later, and two servers could
+    otherwise get the same one.
     """
     text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
     end = max(int(text.split()[0]), 12_000)
@@ -144,7 +144,7 @@ def free_ports(count: int) -> list[int]:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        if port not in _given:
-            _given.add(port)
+        if port not in _used_ports:
+            _used_ports.add(port)
             found.append(port)
     return found

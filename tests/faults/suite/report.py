@@ -1,4 +1,4 @@
-"""What a run came to, in words for people: on the terminal and in docs/faults.md."""
+"""The report of a run, for the terminal and for docs/faults.md."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,41 +23,41 @@ def report_lines(outcome: Outcome) -> Iterable[str]:
         f"{outcome.seconds / 60:.1f} minutes."
     )
     yield ""
-    yield "| must not be | times |"
+    yield "| violation | count |"
     yield "|---|---|"
     for kind, number in verdict.violations.items():
         yield f"| {kind} | {number} |"
     yield f"| hangs | {0 if outcome.hang is None else 1} |"
-    yield f"| ends of the bridge that no fault asked for | {len(outcome.surprises)} |"
+    yield f"| unexpected exits of a bridge | {len(outcome.anomalies)} |"
     yield ""
-    yield "| fault | times | alive again after (s): median | worst |"
+    yield "| fault | count | recovered after (s): median | worst |"
     yield "|---|---|---|---|"
     for kind, record in sorted(outcome.records.items()):
         alive = record.alive_after_s or [0.0]
         yield f"| {kind} | {record.happened} | {median(alive):.1f} | {max(alive):.1f} |"
     yield ""
-    yield "| counted | times |"
+    yield "| counted | count |"
     yield "|---|---|"
     for kind, number in counts.items():
         yield f"| {kind} | {number:,} |"
 
 
 def trouble_lines(outcome: Outcome) -> Iterable[str]:
-    """Yield what went wrong, in detail."""
+    """Yield the details of everything that went wrong."""
     if outcome.hang is not None:
         yield f"hang: {outcome.hang}"
-    yield from outcome.surprises[:_SHOWN]
+    yield from outcome.anomalies[:_SHOWN]
     yield from outcome.verdict.examples
 
 
 def write_report(outcome: Outcome, path: Path) -> None:
-    """Put the report between its marks in the page at `path`; the rest stays."""
+    """Replace the report between its markers in the page at `path`."""
     page = path.read_text(encoding="utf-8")
-    marks = [mark.format(outcome.plan.scene.name) for mark in (_BEGIN, _END)]
+    marks = [mark.format(outcome.plan.scenario.name) for mark in (_BEGIN, _END)]
     before, begin, rest = page.partition(marks[0])
     _, end, after = rest.partition(marks[1])
     if not begin or not end:
-        message = f"{path} has no marks for the report"
+        message = f"{path} has no markers for the report"
         raise ValueError(message)
     text = "\n".join(report_lines(outcome))
     path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")

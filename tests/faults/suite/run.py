@@ -1,4 +1,4 @@
-"""One run: load, rounds of faults, proof of life after each, and the verdict."""
+"""One run: load, rounds of faults, a check that delivery works after each, and the verdict."""
 
 import asyncio
 import re
@@ -16,65 +16,71 @@ from bridge.core.properties import header_bytes
 from bridge.enums import Header
 from tests.faults.suite.checker import Verdict, Violation
 from tests.faults.suite.faults import Fault
-from tests.faults.suite.history import Alive, FaultBegan, FaultEnded, SetAside, Spread
-from tests.faults.suite.schedule import Turn, rounds
+from tests.faults.suite.history import (
+    Alive,
+    DeadLettered,
+    FaultEnded,
+    FaultStarted,
+    WindowCounts,
+)
+from tests.faults.suite.schedule import ScheduledFault, rounds
 from tests.faults.suite.world import NAMES, HangError, Scale, World
 from tests.integration.dead_letters import take_all
 
-_START_WITHIN_S: Final = 60.0
-_ALIVE_WITHIN_S: Final = 120.0
-_TURN_WITHIN_S: Final = 240.0
-_AGAIN_AT_MOST: Final = 3
-_PAUSE_AT_MOST_S: Final = 2.0
-_NAME: Final = re.compile(rb'"u":"([^"]+)","p":"([^"]+)","n":(\d+)')
+_START_TIMEOUT_S: Final = 60.0
+_ALIVE_TIMEOUT_S: Final = 120.0
+_FAULT_TIMEOUT_S: Final = 240.0
+_EXTRA_ATTEMPTS_MAX: Final = 3
+_PAUSE_MAX_S: Final = 2.0
+_BODY: Final = re.compile(rb'"u":"([^"]+)","p":"([^"]+)","n":(\d+)')
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-class Open(Protocol):
-    """Builds a world; see alone.py and fleet.py."""
+class OpenWorld(Protocol):
+    """Builds a world; see single.py and fleet.py."""
 
     def __call__(
         self, scale: Scale, *, folder: Path, seed: int, may_mount: bool
     ) -> AbstractAsyncContextManager[World]:
-        """Hand it out with windows that connect, and take it away at the end."""
+        """Yield the world while its windows connect; tear it down at the end of the block."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class Scenario:
     """
-    Where a run happens.
+    A world and its faults.
 
     Attributes:
-        name: As the report's marks say it.
+        name: Its name in the markers of the report.
         open: Builds the world.
-        faults: What can happen in it.
+        faults: The faults that can happen in it.
 
     """
 
     name: str
-    open: Open
+    open: OpenWorld
     faults: Sequence[Fault]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunPlan:
     """
-    What is to be done.
+    The options of a run.
 
     Attributes:
-        scene: Where.
+        scenario: The world and its faults.
         seed: Repeats the same faults in the same order, and the same producers.
-        minutes: How long faults go on; `None` = one of each kind (`is_short`).
-        only: Words of which a fault's kind must hold one; empty = all.
-        times: How often each kind comes in the short form.
-        faults_least: Past `minutes`, faults go on until there were so many.
-        rounds_max: At most so many rounds; `None` = as the time allows.
+        minutes: The duration of the faults; `None` runs each kind once (the short form).
+        only: A fault's kind must contain one of these; empty means all faults.
+        times: How often each kind occurs in the short form.
+        faults_least: After `minutes`, the run continues until this many faults happened.
+        rounds_max: The most rounds; `None` means no limit.
         settle_s: How long the last messages may take to arrive.
 
     """
 
-    scene: Scene
+    scenario: Scenario
     seed: int
     minutes: float | None
     scale: Scale
@@ -86,17 +92,17 @@ class Plan:
 
     @property
     def faults(self) -> list[Fault]:
-        """The kinds of faults that take part."""
+        """The faults of the scenario that `only` selects."""
         return [
             fault
-            for fault in self.scene.faults
+            for fault in self.scenario.faults
             if not self.only or any(word in fault.kind for word in self.only)
         ]
 
 
 @dataclass
-class KindRecord:
-    """What was seen of one kind of fault."""
+class FaultRecord:
+    """The results of one kind of fault."""
 
     happened: int = 0
     missed: int = 0
@@ -105,78 +111,78 @@ class KindRecord:
 
 @dataclass
 class Outcome:
-    """What a run came to."""
+    """The result of a run."""
 
-    plan: Plan
+    plan: RunPlan
     seconds: float
     verdict: Verdict
-    records: dict[str, KindRecord]
+    records: dict[str, FaultRecord]
     hang: str | None
-    surprises: tuple[str, ...]
+    anomalies: tuple[str, ...]
 
     @property
     def is_good(self) -> bool:
-        """Whether the promise was kept, and everything came back to life each time."""
-        return self.verdict.is_good and self.hang is None and not self.surprises
+        """Whether there was no violation, no hang and no unexpected exit."""
+        return self.verdict.is_good and self.hang is None and not self.anomalies
 
 
 class Run:
-    """Does what a plan says in a world of its own."""
+    """Runs a plan in a world of its own."""
 
     def __init__(
-        self, plan: Plan, *, folder: Path, may_mount: bool, tell: Tell
+        self, plan: RunPlan, *, folder: Path, may_mount: bool, report: Report
     ) -> None:
         self._plan = plan
         self._folder = folder
         self._may_mount = may_mount
-        self._tell = tell
-        self._records: dict[str, KindRecord] = defaultdict(KindRecord)
+        self._report = report
+        self._records: dict[str, FaultRecord] = defaultdict(FaultRecord)
         self._start_s = monotonic()
 
-    async def do(self) -> Outcome:
-        """Run to the end; a world that does not come back to life ends it early."""
+    async def run(self) -> Outcome:
+        """Run to the end, or until the world hangs."""
         plan = self._plan
         hang: str | None = None
-        async with plan.scene.open(
+        async with plan.scenario.open(
             plan.scale, folder=self._folder, seed=plan.seed, may_mount=self._may_mount
         ) as world:
             try:
-                await world.begin(within_s=_START_WITHIN_S)
-                spread = await world.windows_of_bridges()
-                world.history.add(Spread(world.history.t, spread))
-                await world.come_alive(within_s=_START_WITHIN_S)
+                await world.wait_for_windows(within_s=_START_TIMEOUT_S)
+                window_counts = await world.windows_per_bridge()
+                world.history.add(WindowCounts(world.history.t, window_counts))
+                await world.wait_until_alive(within_s=_START_TIMEOUT_S)
                 self._start_s = monotonic()
                 await self._under_load(world)
             except HangError as exc:
                 hang = str(exc)
             seconds = monotonic() - self._start_s
             if hang is None and not await world.settle(within_s=plan.settle_s):
-                self._tell("some windows never got all that was confirmed")
+                self._report("some windows never received all confirmed messages")
             if hang is None:
                 await self._read_dead_letters(world)
-            self._tell(self._progress(world))
+            self._report(self._progress(world))
             return Outcome(
                 plan,
                 seconds,
                 world.checker.verdict(),
                 dict(self._records),
                 hang,
-                tuple(world.surprises),
+                tuple(world.anomalies),
             )
 
     async def _under_load(self, world: World) -> None:
-        per_s = self._plan.scale.messages_per_s / len(world.workers.regular)
+        per_s = self._plan.scale.messages_per_s / len(world.producers.regular)
         async with asyncio.TaskGroup() as tasks:
             producing = [
                 tasks.create_task(
                     each.run(per_s=per_s, stop=world.stop),
                     name=f"{each.user} {each.name}",
                 )
-                for each in world.workers.regular
+                for each in world.producers.regular
             ]
             try:
-                for number, turns in enumerate(self._rounds(), start=1):
-                    await self._round(world, number, turns)
+                for number, scheduled in enumerate(self._rounds(), start=1):
+                    await self._round(world, number, scheduled)
             except HangError:
                 for task in producing:
                     task.cancel()
@@ -184,20 +190,20 @@ class Run:
             finally:
                 world.stop.set()
 
-    def _rounds(self) -> Iterator[list[Turn]]:
+    def _rounds(self) -> Iterator[list[ScheduledFault]]:
         plan = self._plan
-        dealt = rounds(
+        drawn = rounds(
             plan.faults,
             seed=plan.seed,
             is_short=plan.minutes is None,
-            decks=plan.times,
+            cycles=plan.times,
         )
-        for number, turns in enumerate(chain(dealt, self._again())):
+        for number, scheduled in enumerate(chain(drawn, self._missed_faults())):
             if plan.rounds_max is not None and number >= plan.rounds_max:
                 return
             if plan.minutes is not None and self._is_over(plan.minutes):
                 return
-            yield turns
+            yield scheduled
 
     def _is_over(self, minutes: float) -> bool:
         happened = sum(record.happened for record in self._records.values())
@@ -206,44 +212,48 @@ class Run:
             and happened >= self._plan.faults_least
         )
 
-    def _again(self) -> Iterator[list[Turn]]:
-        """Yield those whose moment has not come, each alone; the short form wants all."""
+    def _missed_faults(self) -> Iterator[list[ScheduledFault]]:
+        """Yield the faults that have not happened yet, one per round, for the short form."""
         for number, fault in enumerate(self._plan.faults):
-            for attempt in range(_AGAIN_AT_MOST):
+            for attempt in range(_EXTRA_ATTEMPTS_MAX):
                 if not self._records[fault.kind].happened:
-                    yield [Turn(number, 0.0, self._plan.seed + attempt)]
+                    yield [ScheduledFault(number, 0.0, self._plan.seed + attempt)]
 
-    async def _round(self, world: World, number: int, turns: list[Turn]) -> None:
-        pause_s = Random(turns[0].seed).uniform(0, _PAUSE_AT_MOST_S)  # noqa: S311 - chance to be repeated
+    async def _round(
+        self, world: World, number: int, scheduled: list[ScheduledFault]
+    ) -> None:
+        pause_s = Random(scheduled[0].seed).uniform(0, _PAUSE_MAX_S)  # noqa: S311 - repeatable, not for secrets
         if self._plan.minutes is not None:
             await asyncio.sleep(pause_s)
         try:
-            async with asyncio.timeout(_TURN_WITHIN_S), asyncio.TaskGroup() as tasks:
-                for turn in turns:
-                    tasks.create_task(self._turn(world, number, turn))
+            async with asyncio.timeout(_FAULT_TIMEOUT_S), asyncio.TaskGroup() as tasks:
+                for each in scheduled:
+                    tasks.create_task(self._inject(world, number, each))
         except TimeoutError:
-            kinds = [self._plan.faults[turn.fault].kind for turn in turns]
-            message = f"these faults could not be mended in time: {kinds}"
+            kinds = [self._plan.faults[each.fault].kind for each in scheduled]
+            message = f"these faults could not be healed in time: {kinds}"
             raise HangError(message) from None
-        alive_s = await world.come_alive(within_s=_ALIVE_WITHIN_S)
+        alive_s = await world.wait_until_alive(within_s=_ALIVE_TIMEOUT_S)
         world.history.add(Alive(world.history.t, number, round(alive_s, 3)))
-        for turn in turns:
-            self._records[self._plan.faults[turn.fault].kind].alive_after_s.append(
+        for each in scheduled:
+            self._records[self._plan.faults[each.fault].kind].alive_after_s.append(
                 alive_s
             )
-        names = " + ".join(self._plan.faults[turn.fault].kind for turn in turns)
-        self._tell(f"{self._progress(world)}; alive {alive_s:.1f} s after {names}")
-        for line in world.take_news():
-            self._tell(f"  {line}")
+        names = " + ".join(self._plan.faults[each.fault].kind for each in scheduled)
+        self._report(f"{self._progress(world)}; alive {alive_s:.1f} s after {names}")
+        for line in world.new_problems():
+            self._report(f"  {line}")
         world.history.flush()
 
-    async def _turn(self, world: World, number: int, turn: Turn) -> None:
-        fault = self._plan.faults[turn.fault]
-        await asyncio.sleep(turn.offset_s)
+    async def _inject(
+        self, world: World, number: int, scheduled: ScheduledFault
+    ) -> None:
+        fault = self._plan.faults[scheduled.fault]
+        await asyncio.sleep(scheduled.offset_s)
         history = world.history
-        history.add(FaultBegan(history.t, number, fault.kind))
-        dice = Random(turn.seed)  # noqa: S311 - chance to be repeated
-        happened = await fault.work(world, dice)
+        history.add(FaultStarted(history.t, number, fault.kind))
+        rng = Random(scheduled.seed)  # noqa: S311 - repeatable, not for secrets
+        happened = await fault.inject(world, rng)
         history.add(FaultEnded(history.t, number, fault.kind, happened))
         record = self._records[fault.kind]
         record.happened += happened
@@ -252,22 +262,22 @@ class Run:
     def _progress(self, world: World) -> str:
         counts = world.checker.counts
         violations = world.checker.verdict().violations
-        # What is under way or not looked up yet is judged at the end.
+        # Messages in flight, and dead letters, are counted at the end of the run.
         missing = violations.pop(Violation.LOST)
-        violations.pop(Violation.NOT_ACCOUNTED)
+        violations.pop(Violation.NOT_DEAD_LETTERED)
         return (
             f"{monotonic() - self._start_s:6.0f} s: {counts['faults']} faults, "
             f"{counts['messages confirmed']} messages, {counts['receptions']} receptions, "
-            f"{missing} not there yet, {sum(violations.values())} violations"
+            f"{missing} in flight, {sum(violations.values())} violations"
         )
 
     async def _read_dead_letters(self, world: World) -> None:
         for letter in await take_all(world.nodes[0], NAMES.dead):
-            found = _NAME.search(letter.body)
+            found = _BODY.search(letter.body)
             user, producer, number = found.groups() if found else (b"", b"", b"0")
             reason = header_bytes(letter.properties.headers, Header.REASON) or b""
             world.history.add(
-                SetAside(
+                DeadLettered(
                     world.history.t,
                     user.decode(),
                     producer.decode(),

@@ -1,4 +1,4 @@
-"""Which faults, when: from a seed alone, so that a seed repeats the same sequence. Pure."""
+"""Chooses faults and their times from a seed; the same seed repeats the sequence. Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,27 +10,27 @@ _SHARES: Final = ((1, 0.3), (2, 0.4), (3, 0.3))
 _OFFSET_AT_MOST_S: Final = 2.0
 
 
-class Kind(Protocol):
-    """What is scheduled."""
+class Schedulable(Protocol):
+    """The properties of a fault that the schedule needs."""
 
     @property
     def subjects(self) -> frozenset[str]:
-        """What it needs for itself."""
+        """The parts it affects."""
 
     @property
     def weight(self) -> int:
-        """How many of it a deck holds."""
+        """How often it occurs in a cycle."""
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ScheduledFault:
     """
     One fault of a round.
 
     Attributes:
-        fault: Its place in the list of faults.
-        offset_s: When it begins, from the beginning of the round.
-        seed: Of its own dice.
+        fault: Its index in the list of faults.
+        offset_s: When it starts, from the start of the round.
+        seed: Seeds its random generator.
 
     """
 
@@ -40,43 +40,43 @@ class Turn:
 
 
 def rounds(
-    kinds: Sequence[Kind], *, seed: int, is_short: bool, decks: int = 1
-) -> Iterator[list[Turn]]:
+    kinds: Sequence[Schedulable], *, seed: int, is_short: bool, cycles: int = 1
+) -> Iterator[list[ScheduledFault]]:
     """
-    Yield rounds of faults that happen at a time, for ever; each `decks` times if `is_short`.
+    Yield rounds of concurrent faults; endless, or `cycles` cycles if `is_short`.
 
-    Faults are dealt from a shuffled deck, so that each kind comes in its turn; those
-    that share a subject never meet in a round.
+    Faults are drawn from a shuffled cycle that holds each kind `weight` times, so that all
+    kinds occur. Faults that share a subject are never in the same round.
     """
-    dice = Random(seed)  # noqa: S311 - chance to be repeated, no secret
+    rng = Random(seed)  # noqa: S311 - repeatable, not for secrets
     for number in count():
-        if is_short and number == decks:
+        if is_short and number == cycles:
             return
-        deck = [
-            place
-            for place, kind in enumerate(kinds)
+        cycle = [
+            index
+            for index, kind in enumerate(kinds)
             for _ in range(1 if is_short else kind.weight)
         ]
-        dice.shuffle(deck)
-        while deck:
-            yield _deal(kinds, deck, dice, is_short=is_short)
+        rng.shuffle(cycle)
+        while cycle:
+            yield _draw_round(kinds, cycle, rng, is_short=is_short)
 
 
-def _deal(
-    kinds: Sequence[Kind], deck: list[int], dice: Random, *, is_short: bool
-) -> list[Turn]:
+def _draw_round(
+    kinds: Sequence[Schedulable], cycle: list[int], rng: Random, *, is_short: bool
+) -> list[ScheduledFault]:
     sizes, weights = zip(*_SHARES, strict=True)
-    size = len(deck) if is_short else dice.choices(sizes, weights)[0]
+    size = len(cycle) if is_short else rng.choices(sizes, weights)[0]
     taken: set[str] = set()
-    turns: list[Turn] = []
-    for number in tuple(deck):
-        if len(turns) == size:
+    drawn: list[ScheduledFault] = []
+    for number in tuple(cycle):
+        if len(drawn) == size:
             break
         subjects = kinds[number].subjects
         if subjects & taken:
             continue
         taken |= subjects
-        deck.remove(number)
-        offset_s = dice.random() * _OFFSET_AT_MOST_S if turns else 0.0
-        turns.append(Turn(number, round(offset_s, 3), dice.getrandbits(32)))
-    return turns
+        cycle.remove(number)
+        offset_s = rng.random() * _OFFSET_AT_MOST_S if drawn else 0.0
+        drawn.append(ScheduledFault(number, round(offset_s, 3), rng.getrandbits(32)))
+    return drawn

@@ -1,5 +1,5 @@
 """
-One bridge with an inbox of its own, everything that it needs, and nothing else.
+The world of one bridge with its own inbox.
 
     producers ─▶ RabbitMQ ─▶ proxy ─▶ bridge ─▶ proxy ─▶ windows
 """
@@ -15,49 +15,49 @@ from bridge.demo.private_node import LocalNode
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.checker import Checker
 from tests.faults.suite.history import History
-from tests.faults.suite.producers import hire
+from tests.faults.suite.producers import create_producers
 from tests.faults.suite.proxy import Proxy, free_ports
 from tests.faults.suite.store_folder import StoreFolder
 from tests.faults.suite.windows import open_crowd, plan_windows
 from tests.faults.suite.world import (
     NAMES,
+    BridgeSlot,
     Scale,
-    Seat,
     World,
+    base_settings,
     publisher_at,
     running,
     tokens_of,
     user_names,
-    usual_settings,
 )
 
 _PUBLISHERS: Final = 2
 
 
 @dataclass(kw_only=True)
-class LoneWorld(World):
-    """One node, one bridge, its store on a disk that faults can fill."""
+class SingleWorld(World):
+    """One node, one bridge, and its store on a disk that faults can fill."""
 
     store: StoreFolder
 
 
 @asynccontextmanager
-async def open_alone(
+async def open_single(
     scale: Scale, *, folder: Path, seed: int, may_mount: bool
-) -> AsyncIterator[LoneWorld]:
+) -> AsyncIterator[SingleWorld]:
     """
-    Build a world and run it, windows connected, nothing published yet.
+    Build the world, start it and connect its windows; nothing is published yet.
 
     Args:
-        scale: How large.
-        folder: An empty one; the history is written to it.
-        seed: Of the producers' dice.
+        scale: The size of the world.
+        folder: An empty folder for the history and all data.
+        seed: Seeds the random numbers of the producers.
         may_mount: Whether the store may be put on a disk of its own.
 
     """
     checker = Checker()
     users = user_names(scale)
-    # Fixed, so that a bridge that comes back is where it was.
+    # Fixed ports, so that a restarted bridge has the same addresses.
     wire, pages, public, operator = free_ports(4)
     secret = secrets.token_urlsafe(48)
     async with AsyncExitStack() as stack:
@@ -72,11 +72,11 @@ async def open_alone(
         bridge = BridgeProcess(folder, operator, secret, scale.mutant)
         await enter(running(bridge.run(), *(each.run() for each in publishers)))
         to_pages = await enter(Proxy.open(port=pages, target_port=public))
-        seat = Seat(
+        slot = BridgeSlot(
             bridge=bridge,
             to_broker=[await enter(Proxy.open(port=wire, target_port=node.port))],
             to_pages=to_pages,
-            settings=usual_settings(scale, secret)
+            settings=base_settings(scale, secret)
             | {
                 "amqp_url": node.url_at(wire),
                 "port": public,
@@ -88,17 +88,19 @@ async def open_alone(
         )
         url = f"http://127.0.0.1:{pages}"
         plans, tokens = plan_windows(users), tokens_of(users, secret)
-        world = LoneWorld(
+        world = SingleWorld(
             users=users,
             nodes=[node],
-            seats=[seat],
+            slots=[slot],
             store=store,
             to_pages=to_pages,
             crowd=await enter(open_crowd(plans, url, tokens, history)),
             history=history,
             checker=checker,
-            workers=hire(users, publishers, NAMES.messages, history=history, seed=seed),
+            producers=create_producers(
+                users, publishers, NAMES.messages, history=history, seed=seed
+            ),
         )
-        seat.write_settings()
-        bridge.allow()
+        slot.write_settings()
+        bridge.allow_start()
         yield world

@@ -1,9 +1,9 @@
 """
-The folder of the inbox store, which fills up, becomes read-only, or is locked.
+The folder of the inbox store, which faults fill, make read-only, or lock.
 
-As root it is a small file system of its own (tmpfs) in a mount namespace that only this
-process and its children see, so that nothing stays behind however they end. Without
-root, limits of the process and of the folder take its place.
+As root it is a small tmpfs in a mount namespace of this process and its children, so that
+no mount stays behind, however they end. Without root, limits of the process and permissions
+of the folder replace it.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ _SIZE: Final = "512m"
 _FILLER: Final = "filler"
 _BLOCK_BYTES: Final = 4096
 _DAMAGED: Final = b"no database at all" * 1000
-_LOCK_WITHIN_S: Final = 5.0
+_LOCK_TIMEOUT_S: Final = 5.0
 
 
-def leave_mount_namespace() -> bool:
-    """Let mounts of this process be seen by nobody else; false if that is not allowed."""
+def unshare_mounts() -> bool:
+    """Give this process a private mount namespace; false if that is not allowed."""
     libc = ctypes.CDLL(None, use_errno=True)
     if os.geteuid() != 0 or libc.unshare(_CLONE_NEWNS) != 0:
         return False
@@ -37,11 +37,11 @@ def leave_mount_namespace() -> bool:
 
 class StoreFolder:
     """
-    Where the inbox is.
+    The folder of the inbox.
 
     Attributes:
         path: The folder.
-        is_own_disk: Whether it is a file system of its own, which can be full.
+        is_own_disk: Whether it is a file system of its own, which can be filled.
 
     """
 
@@ -52,7 +52,7 @@ class StoreFolder:
     @classmethod
     @contextmanager
     def at(cls, path: Path, *, may_mount: bool) -> Iterator[Self]:
-        """Make the folder, on a disk of its own if that is possible."""
+        """Create the folder, on a file system of its own if possible."""
         path.mkdir()
         mount = ("mount", "-t", "tmpfs", "-o", f"size={_SIZE}", "none", str(path))
         is_own_disk = may_mount and _run(*mount)
@@ -68,24 +68,26 @@ class StoreFolder:
         return self.path / "inbox.db"
 
     def fill(self) -> None:
-        """Leave not one free byte."""
+        """Fill the file system completely."""
         with (self.path / _FILLER).open("wb", buffering=0) as filler:
-            room = os.statvfs(self.path)
-            with suppress(OSError):  # the bridge was quicker: the rest is found below
-                os.posix_fallocate(filler.fileno(), 0, room.f_bavail * room.f_frsize)
+            free = os.statvfs(self.path)
+            with suppress(
+                OSError
+            ):  # the bridge took some of it; the loop takes the rest
+                os.posix_fallocate(filler.fileno(), 0, free.f_bavail * free.f_frsize)
             filler.seek(0, os.SEEK_END)
             with suppress(OSError):
                 while True:
                     filler.write(bytes(_BLOCK_BYTES))
 
-    def make_room(self) -> None:
+    def free_space(self) -> None:
         """Undo `fill`."""
         (self.path / _FILLER).unlink(missing_ok=True)
 
     def limit_files(self, pid: int) -> None:
-        """Let no file that the process writes grow any more."""
+        """Prevent the process from growing any file."""
         sizes = [file.stat().st_size for file in self.path.iterdir()]
-        # The smallest of them is the limit, so that none of them can be written at its end.
+        # With the smallest size as the limit, no file can be extended.
         _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (min(sizes, default=0), hard))
 
@@ -94,23 +96,23 @@ class StoreFolder:
         _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
 
-    def take_away(self) -> None:
-        """Let nobody write in the folder, or find the inbox. Nobody may have it open."""
+    def make_unusable(self) -> None:
+        """Make the folder read-only or hide the inbox. No process may have it open."""
         if self.is_own_disk:
             _run("mount", "-o", "remount,ro", str(self.path))
-        elif os.geteuid() == 0:  # permissions do not bind root
+        elif os.geteuid() == 0:  # permissions do not apply to root
             self.path.rename(self._aside)
             self.path.mkdir()
             self.file.write_bytes(_DAMAGED)
         else:
             self.path.chmod(0o500)
 
-    def give_back(self) -> None:
-        """Undo `take_away`."""
+    def make_usable(self) -> None:
+        """Undo `make_unusable`."""
         if self.is_own_disk:
             _run("mount", "-o", "remount,rw", str(self.path))
         elif os.geteuid() == 0:
-            self.path.rename(self.path.with_suffix(".damaged"))  # whole, in one go
+            self.path.rename(self.path.with_suffix(".damaged"))  # one atomic step
             self._aside.rename(self.path)
             shutil.rmtree(self.path.with_suffix(".damaged"), ignore_errors=True)
         else:
@@ -121,14 +123,14 @@ class StoreFolder:
         return self.path.with_suffix(".aside")
 
     async def lock(self, hold_s: float) -> bool:
-        """Hold the database's write lock, as a tool of an operator may; false if it cannot be had."""
+        """Hold the database's write lock for `hold_s`; false if it could not be acquired."""
         return await asyncio.to_thread(self._lock, hold_s)
 
     def _lock(self, hold_s: float) -> bool:
         if not self.file.exists():
             return False
         connection = sqlite3.connect(
-            self.file, timeout=_LOCK_WITHIN_S, isolation_level=None
+            self.file, timeout=_LOCK_TIMEOUT_S, isolation_level=None
         )
         try:
             connection.execute("BEGIN IMMEDIATE")

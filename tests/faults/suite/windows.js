@@ -1,5 +1,5 @@
-// Many windows with the official client, driven by the fault suite: JSON commands in, JSON
-// reports out, a line each, in the order in which things happen.
+// Windows with the official client, controlled by the fault suite: JSON lines with commands
+// on stdin, JSON lines with reports on stdout, in the order of the events.
 "use strict";
 
 const readline = require("node:readline");
@@ -18,10 +18,10 @@ function flush() {
   lines = [];
 }
 
-// One page of a window: made by `open`, made anew by `reload`.
-function load(name, window, keepsPlace) {
-  const place = keepsPlace ? window.position : undefined;
-  report("opened", name, Boolean(place));
+// Load a page of a window, for `open` and `reload`.
+function load(name, window, keepsPosition) {
+  const start = keepsPosition ? window.position : undefined;
+  report("opened", name, Boolean(start));
   window.page += 1;
   const page = window.page;
   const socket = io(window.url, {
@@ -30,7 +30,7 @@ function load(name, window, keepsPlace) {
     reconnectionDelayMax: 1000,
     timeout: 8000,
     ...window.options,
-    auth: (give) => give({ ...window.auth, position: place }),
+    auth: (give) => give({ ...window.auth, position: start }),
   });
   window.socket = socket;
   let connects = 0;
@@ -41,11 +41,11 @@ function load(name, window, keepsPlace) {
   });
   socket.on("disconnect", (reason) => {
     report("disconnected", name, reason);
-    // Told to go by a packet, the stock client leaves it to the page to come back.
+    // After a disconnect packet of the server, the stock client does not reconnect itself.
     if (reason === "io server disconnect") setTimeout(() => isCurrent() && socket.connect(), 200);
   });
   socket.on("connect_error", (error) => {
-    // Refused by a packet (draining, store away): the page has to ask again.
+    // After a refusal (draining, store unavailable) the page has to connect again.
     if (socket.active || !isCurrent()) return;
     report("refused", name, error.data ?? error.message);
     setTimeout(() => isCurrent() && !window.sleeping && socket.connect(), 300);
@@ -61,7 +61,7 @@ function load(name, window, keepsPlace) {
   });
 }
 
-// Cumulative, a few times a second at most.
+// Acks are cumulative; send a few per second at most.
 function ackSoon(name, window) {
   if (window.acking) return;
   window.acking = true;
@@ -86,11 +86,11 @@ const commands = {
     windows.set(name, window);
     load(name, window, false);
   },
-  reload(name, keepsPlace) {
+  reload(name, keepsPosition) {
     const window = windows.get(name);
     window.socket.removeAllListeners();
     window.socket.close();
-    load(name, window, keepsPlace);
+    load(name, window, keepsPosition);
   },
   sleep(name) {
     const window = windows.get(name);

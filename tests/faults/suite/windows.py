@@ -1,4 +1,4 @@
-"""All windows of all users: stock clients in Node and in this process."""
+"""The windows of all users: stock clients in Node and in this process."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -22,24 +22,24 @@ from tests.faults.suite.history import (
 )
 
 _DRIVER: Final = Path(__file__).with_name("windows.js")
-_CONNECT_WITHIN_S: Final = 10.0
-_AGAIN_AFTER_S: Final = 0.25
-# How windows come at first is no test: not all of a thousand at once.
-_AT_ONCE: Final = 50
-_BETWEEN_S: Final = 0.5
+_CONNECT_TIMEOUT_S: Final = 10.0
+_RETRY_AFTER_S: Final = 0.25
+# The first connections are paced; a storm of a thousand at once is not the test.
+_OPEN_BATCH: Final = 50
+_BATCH_PAUSE_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class WindowPlan:
     """
-    What a window is.
+    The properties of a window.
 
     Attributes:
-        name: Of the window, unlike any other.
-        user: Whose it is.
-        kind: `js`, `js-polling`, `js-acks` (manual acks, place kept over a reload),
-            `js-fresh` (manual acks, reload without a place), `js-stock` (reconnects as
-            slowly as the client does by itself), `python`.
+        name: Its unique name.
+        user: Its user.
+        kind: `js`, `js-polling`, `js-acks` (manual acks, keeps its position over a
+            reload), `js-fresh` (manual acks, reloads without a position), `js-stock`
+            (reconnects with the client's default delays), `python`.
 
     """
 
@@ -49,41 +49,45 @@ class Plan:
 
     @property
     def is_js(self) -> bool:
-        """Whether it lives in Node."""
+        """Whether it runs in Node."""
         return self.kind != "python"
 
 
-def plan_windows(users: Sequence[str]) -> list[Plan]:
+def plan_windows(users: Sequence[str]) -> list[WindowPlan]:
     """
-    Return two or three windows for each user, of all kinds.
+    Return two or three windows per user, of all kinds.
 
-    A user whose pages bring no place has one window only: the delivered mark is one
-    for each user, so what one window has acked another one would not get again.
+    A user whose pages reload without a position has one window only: all windows of a user
+    share the delivered mark, so messages acked by one window are not replayed to another.
     """
-    plans: list[Plan] = []
+    plans: list[WindowPlan] = []
     for number, user in enumerate(users):
         if number % 10 == 9:
-            plans.append(Plan(f"{user}.fresh", user, "js-fresh"))
+            plans.append(WindowPlan(f"{user}.fresh", user, "js-fresh"))
             continue
-        plans.append(Plan(f"{user}.js", user, "js-acks" if number % 5 == 3 else "js"))
-        plans.append(Plan(f"{user}.py", user, "python"))
+        plans.append(
+            WindowPlan(f"{user}.js", user, "js-acks" if number % 5 == 3 else "js")
+        )
+        plans.append(WindowPlan(f"{user}.py", user, "python"))
         if number % 3 == 0:
-            plans.append(Plan(f"{user}.poll", user, "js-polling"))
+            plans.append(WindowPlan(f"{user}.poll", user, "js-polling"))
     return plans
 
 
-def plan_stock_windows(users: Sequence[str]) -> list[Plan]:
-    """Return two windows for each user, as pages have them that set no option."""
+def plan_stock_windows(users: Sequence[str]) -> list[WindowPlan]:
+    """Return two windows per user, with the default options of the client."""
     return [
-        Plan(f"{user}.{number}", user, "js-stock") for user in users for number in "12"
+        WindowPlan(f"{user}.{number}", user, "js-stock")
+        for user in users
+        for number in "12"
     ]
 
 
 @dataclass
 class PythonWindow:
-    """python-socketio's client, told its last position at each connect."""
+    """A window of python-socketio's client, which sends its last position on connect."""
 
-    plan: Plan
+    plan: WindowPlan
     url: str
     token: str
     history: History
@@ -93,17 +97,17 @@ class PythonWindow:
     _client: socketio.AsyncClient | None = None
 
     async def run(self) -> None:
-        """Stay connected whenever awake, until cancelled."""
+        """Stay connected, except between `sleep` and `wake`, until cancelled."""
         name = self.plan.name
         self.history.add(
-            Opened(self.history.t, name, self.plan.user, keeps_place=False)
+            Opened(self.history.t, name, self.plan.user, keeps_position=False)
         )
         self._awake.set()
         while True:
             await self._awake.wait()
             client = self._client = self._make_client()
             try:
-                async with asyncio.timeout(_CONNECT_WITHIN_S):
+                async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                     await client.connect(
                         self.url,
                         auth=self._auth,
@@ -111,27 +115,27 @@ class PythonWindow:
                         wait_timeout=5,
                     )
             except (socketio.exceptions.ConnectionError, TimeoutError, OSError):
-                await asyncio.sleep(_AGAIN_AFTER_S)
+                await asyncio.sleep(_RETRY_AFTER_S)
             else:
                 await client.wait()
                 self.history.add(Disconnected(self.history.t, name, ""))
             finally:
                 self._client = None
-                await _leave(client)
+                await _disconnect(client)
 
     async def sleep(self) -> None:
-        """Disconnect, and stay so until `wake`."""
+        """Disconnect until `wake`."""
         self._awake.clear()
         client = self._client
         if client is not None:
-            await _leave(client)
+            await _disconnect(client)
 
     def wake(self) -> None:
-        """Connect again."""
+        """Reconnect."""
         self._awake.set()
 
     async def reload(self) -> None:
-        """Begin a new page with the place of the old one."""
+        """Load a new page with the position of the old one."""
         await self.sleep()
         t = self.history.t
         self.history.add(
@@ -140,8 +144,8 @@ class PythonWindow:
         self.wake()
 
     def _auth(self) -> dict[str, str]:
-        place = {"position": self.position} if self.position else {}
-        return {"token": self.token} | place
+        position = {"position": self.position} if self.position else {}
+        return {"token": self.token} | position
 
     def _make_client(self) -> socketio.AsyncClient:
         client = socketio.AsyncClient(
@@ -180,14 +184,14 @@ class PythonWindow:
         return client
 
 
-async def _leave(client: socketio.AsyncClient) -> None:
+async def _disconnect(client: socketio.AsyncClient) -> None:
     with suppress(TimeoutError, OSError, aiohttp.ClientError):
         async with asyncio.timeout(3):
             await client.disconnect()
 
 
 class JsWindows:
-    """All windows of one Node process."""
+    """The windows of one Node process."""
 
     def __init__(
         self,
@@ -201,20 +205,20 @@ class JsWindows:
         self.refusals: list[object] = []
 
     async def read(self) -> None:
-        """Write down what Node reports until it ends."""
+        """Record the reports of the Node process until it ends."""
         assert self._process.stdout is not None
         async for line in self._process.stdout:
-            self._take(orjson.loads(line))
+            self._record(orjson.loads(line))
 
-    def _take(self, facts: list[Any]) -> None:
+    def _record(self, facts: list[Any]) -> None:
         t, add = self._history.t, self._history.add
         match facts:
             case ["received", name, user, producer, number, position]:
                 add(Received(t, name, user, producer, number, position))
             case ["acked", name, position, is_ok]:
                 add(Acked(t, name, position, is_ok))
-            case ["opened", name, keeps_place]:
-                add(Opened(t, name, self._users[name], keeps_place))
+            case ["opened", name, keeps_position]:
+                add(Opened(t, name, self._users[name], keeps_position))
             case ["connected", name, recovered]:
                 add(Connected(t, name, recovered))
             case ["disconnected", name, reason]:
@@ -229,32 +233,32 @@ class JsWindows:
                 raise AssertionError(facts)
 
     def command(self, *words: object) -> None:
-        """Tell Node to do something."""
+        """Send a command to the Node process."""
         assert self._process.stdin is not None
         self._process.stdin.write(orjson.dumps(words) + b"\n")
 
 
 @dataclass
 class Crowd:
-    """Every window there is."""
+    """All windows."""
 
-    plans: list[Plan]
+    plans: list[WindowPlan]
     js: JsWindows
     python: dict[str, PythonWindow]
     asleep: set[str] = field(default_factory=set)
 
-    def named(self, *kinds: str) -> list[Plan]:
-        """Return the windows of some kinds; of all if none is named."""
+    def of_kinds(self, *kinds: str) -> list[WindowPlan]:
+        """Return the windows of these kinds; without kinds, all windows."""
         return [plan for plan in self.plans if not kinds or plan.kind in kinds]
 
-    async def reload(self, plan: Plan) -> None:
-        """Load the page anew, with its place or, if that is its kind, without."""
+    async def reload(self, plan: WindowPlan) -> None:
+        """Reload the page, with or without its position, depending on the kind."""
         if plan.is_js:
             self.js.command("reload", plan.name, plan.kind != "js-fresh")
         else:
             await self.python[plan.name].reload()
 
-    async def sleep(self, plan: Plan) -> None:
+    async def sleep(self, plan: WindowPlan) -> None:
         """Disconnect until `wake`."""
         self.asleep.add(plan.name)
         if plan.is_js:
@@ -262,8 +266,8 @@ class Crowd:
         else:
             await self.python[plan.name].sleep()
 
-    def wake(self, plan: Plan) -> None:
-        """Connect again."""
+    def wake(self, plan: WindowPlan) -> None:
+        """Reconnect."""
         self.asleep.discard(plan.name)
         if plan.is_js:
             self.js.command("wake", plan.name)
@@ -273,9 +277,9 @@ class Crowd:
 
 @asynccontextmanager
 async def open_crowd(
-    plans: list[Plan], url: str, tokens: dict[str, str], history: History
+    plans: list[WindowPlan], url: str, tokens: dict[str, str], history: History
 ) -> AsyncIterator[Crowd]:
-    """Open all windows; they close when the block is left."""
+    """Open all windows; close them at the end of the block."""
     process = await asyncio.create_subprocess_exec(
         "node",
         str(_DRIVER),
@@ -304,8 +308,8 @@ async def open_crowd(
             for number, plan in enumerate(plans, start=1):
                 if plan.is_js:
                     js.command("open", plan.name, url, *_js_options(plan, tokens))
-                if number % _AT_ONCE == 0:
-                    await asyncio.sleep(_BETWEEN_S)
+                if number % _OPEN_BATCH == 0:
+                    await asyncio.sleep(_BATCH_PAUSE_S)
             yield Crowd(plans, js, python)
             for task in running:
                 task.cancel()
@@ -318,7 +322,7 @@ async def open_crowd(
 
 
 def _js_options(
-    plan: Plan, tokens: dict[str, str]
+    plan: WindowPlan, tokens: dict[str, str]
 ) -> tuple[dict[str, object], dict[str, object]]:
     auth: dict[str, object] = {"token": tokens[plan.user]}
     options: dict[str, object] = {}

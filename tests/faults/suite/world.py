@@ -1,8 +1,8 @@
 """
-The world that faults happen in: brokers, bridges, the ways between them, windows, producers.
+The world of a run: brokers, bridges, the proxies between them, windows and producers.
 
-What there is one of and what there are several of is for alone.py and fleet.py to say.
-Everything is private, on loopback, in one temporary folder, and gone at the end.
+single.py and fleet.py build it from one or several of each part. All parts are private, use
+loopback and one temporary folder, and are removed at the end.
 """
 
 import asyncio
@@ -21,32 +21,32 @@ from bridge.metrics import Metrics
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.checker import Checker
 from tests.faults.suite.history import History
-from tests.faults.suite.producers import PROBE, Workers
+from tests.faults.suite.producers import PROBE, Producers
 from tests.faults.suite.proxy import Proxy
 from tests.faults.suite.windows import Crowd
 
 NAMES: Final = BrokerNames("faults")
-_LOOK_EACH_S: Final = 0.1
-_COUNTS_AT_MOST: Final = 50
+_POLL_S: Final = 0.1
+_COUNT_ATTEMPTS: Final = 50
 
 
 class HangError(Exception):
-    """The world did not come back to life in time; the text says what hangs."""
+    """Delivery did not work again in time; the text describes the state of all parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
     """
-    How large the world is.
+    The size of the world, and settings of its bridges.
 
     Attributes:
-        users: Each with two producers and one to three windows.
-        messages_per_s: Of all producers together, on average.
+        users: The number of users, each with two producers and one to three windows.
+        messages_per_s: The average rate of all producers together.
         inbox: `sqlite` or `memory`.
-        mutant: What is wrong with the bridge on purpose.
-        drain_s: The longest that leaving may take.
-        drain_per_s: Windows that are told in a second to go.
-        ping_s: Pause between two pings to a window.
+        mutant: The deliberate defect of the bridges; empty means none.
+        drain_s: The drain timeout.
+        drain_per_s: How many windows a draining bridge closes per second.
+        ping_s: Seconds between two pings to a window.
 
     """
 
@@ -60,15 +60,15 @@ class Scale:
 
 
 @dataclass
-class Seat:
+class BridgeSlot:
     """
-    One bridge and the ways to and from it.
+    One bridge and the proxies around it.
 
     Attributes:
-        bridge: The process that is there now, and the next one.
-        to_broker: One proxy for each RabbitMQ node.
-        to_pages: What whoever brings windows goes through.
-        settings: What is usual.
+        bridge: The process and its successors.
+        to_broker: One proxy per RabbitMQ node.
+        to_pages: The proxy that windows or the load balancer connect to.
+        settings: The base settings.
 
     """
 
@@ -78,40 +78,42 @@ class Seat:
     settings: dict[str, object]
 
     def write_settings(self, **changes: object) -> None:
-        """Write the bridge's settings file, with `changes` to what is usual."""
+        """Write the bridge's settings file: the base settings with `changes`."""
         self.bridge.write_settings(**(self.settings | changes))
 
 
 @dataclass(kw_only=True)
 class World:
-    """All parts, and what faults and the run do with them."""
+    """All parts of a run."""
 
     users: list[str]
     nodes: Sequence[LocalNode]
-    seats: Sequence[Seat]
+    slots: Sequence[BridgeSlot]
     to_pages: Proxy
     crowd: Crowd
     history: History
     checker: Checker
-    workers: Workers
+    producers: Producers
     stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def surprises(self) -> list[str]:
-        """What bridges did that no fault asked for."""
-        return [each for seat in self.seats for each in seat.bridge.surprises]
+    def anomalies(self) -> list[str]:
+        """Exits and tracebacks of bridges that no fault explains."""
+        return [each for slot in self.slots for each in slot.bridge.anomalies]
 
-    def take_news(self) -> list[str]:
-        """Return the surprises and violations that were not returned before."""
-        of_bridges = [each for seat in self.seats for each in seat.bridge.take_news()]
-        return self.checker.take_news() + of_bridges
+    def new_problems(self) -> list[str]:
+        """Return the anomalies and violations that no earlier call returned."""
+        of_bridges = [
+            each for slot in self.slots for each in slot.bridge.new_problems()
+        ]
+        return self.checker.new_problems() + of_bridges
 
-    async def begin(self, *, within_s: float) -> None:
+    async def wait_for_windows(self, *, within_s: float) -> None:
         """
-        Wait until all windows are there, before anything is published.
+        Wait until all windows are connected, before anything is published.
 
-        A page that brings no place gets what its user has not had: were another window
-        quicker, it would rightly miss the first messages.
+        A page without a position receives the messages that its user has not received yet.
+        If another window were faster, it would miss the first messages.
 
         Raises:
             HangError: If it takes longer than `within_s`.
@@ -120,27 +122,27 @@ class World:
         deadline_s = time.monotonic() + within_s
         while not self.checker.all_synced(len(self.crowd.plans)):
             if time.monotonic() > deadline_s:
-                raise HangError(await self._what_hangs({}))
-            await asyncio.sleep(_LOOK_EACH_S)
+                raise HangError(await self._hang_text({}))
+            await asyncio.sleep(_POLL_S)
 
-    async def windows_of_bridges(self) -> list[int]:
-        """Return how many windows each bridge has, when that is all of them."""
+    async def windows_per_bridge(self) -> list[int]:
+        """Return the window count of each bridge, when their sum is complete."""
         counts: list[int] = []
-        for _ in range(_COUNTS_AT_MOST):
-            counts = [await seat.bridge.count_windows() for seat in self.seats]
+        for _ in range(_COUNT_ATTEMPTS):
+            counts = [await slot.bridge.count_windows() for slot in self.slots]
             if sum(counts) == len(self.crowd.plans):
                 break
-            await asyncio.sleep(_LOOK_EACH_S)  # a bridge counts once a second
+            await asyncio.sleep(_POLL_S)  # a bridge updates its count once per second
         return counts
 
-    async def come_alive(self, *, within_s: float) -> float:
+    async def wait_until_alive(self, *, within_s: float) -> float:
         """
-        Wait until a new message for each user has reached all of its windows.
+        Wait until a new message per user has reached all windows, and all bridges are ready.
 
-        And until all bridges are ready: of a fleet, one alone would do for the messages.
+        The messages alone would not show that each bridge of a fleet works.
 
         Returns:
-            Seconds that the messages took.
+            The seconds until the messages had arrived.
 
         Raises:
             HangError: If it takes longer than `within_s`.
@@ -150,31 +152,31 @@ class World:
         numbers: dict[str, int] = {}
 
         async def probe(user: str) -> None:
-            numbers[user] = await self.workers.probes[user].publish(body_bytes=0)
+            numbers[user] = await self.producers.probes[user].publish(body_bytes=0)
 
         try:
             async with asyncio.timeout(within_s), asyncio.TaskGroup() as tasks:
                 for user in self.users:
                     tasks.create_task(probe(user), name=f"probe {user}")
         except TimeoutError:
-            raise HangError(await self._what_hangs(numbers)) from None
+            raise HangError(await self._hang_text(numbers)) from None
         while self._without(numbers):
             if time.monotonic() - start_s > within_s:
-                raise HangError(await self._what_hangs(numbers))
-            await asyncio.sleep(_LOOK_EACH_S)
+                raise HangError(await self._hang_text(numbers))
+            await asyncio.sleep(_POLL_S)
         alive_s = time.monotonic() - start_s
-        for seat in self.seats:
-            if not await seat.bridge.gets_ready(within_s=within_s - alive_s):
-                raise HangError(await self._what_hangs(numbers))
+        for slot in self.slots:
+            if not await slot.bridge.wait_until_ready(within_s=within_s - alive_s):
+                raise HangError(await self._hang_text(numbers))
         return alive_s
 
     async def settle(self, *, within_s: float) -> bool:
-        """Wait until every window has all that is confirmed; false if not in time."""
+        """Wait until all windows have all confirmed messages; false after `within_s`."""
         deadline_s = time.monotonic() + within_s
         while next(self.checker.missing(), None) is not None:
             if time.monotonic() > deadline_s:
                 return False
-            await asyncio.sleep(_LOOK_EACH_S)
+            await asyncio.sleep(_POLL_S)
         return True
 
     def _without(self, numbers: dict[str, int]) -> list[str]:
@@ -185,8 +187,8 @@ class World:
             and not self.checker.has_received(plan.name, (PROBE, numbers[plan.user]))
         ]
 
-    async def _what_hangs(self, numbers: dict[str, int]) -> str:
-        bridges = [await self._how_is(seat.bridge) for seat in self.seats]
+    async def _hang_text(self, numbers: dict[str, int]) -> str:
+        bridges = [await self._state_text(slot.bridge) for slot in self.slots]
         unconfirmed = [user for user in self.users if user not in numbers]
         behind = self._without(numbers)
         return (
@@ -195,16 +197,16 @@ class World:
             f"refused pages: {self.crowd.js.refusals[-3:]}"
         )
 
-    async def _how_is(self, bridge: BridgeProcess) -> str:
+    async def _state_text(self, bridge: BridgeProcess) -> str:
         unready = await bridge.unready_reasons()
         return f"{bridge.name}: pid {bridge.pid}, {unready or 'ready'}"
 
 
 @asynccontextmanager
-async def running(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Let `works` go on until the block is left."""
+async def running(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run coroutines as tasks until the end of the block."""
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(work) for work in works]
+        running = [tasks.create_task(each) for each in coroutines]
         try:
             yield
         finally:
@@ -212,8 +214,8 @@ async def running(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
                 task.cancel()
 
 
-def usual_settings(scale: Scale, secret: str) -> dict[str, object]:
-    """Return what every bridge is told: short deadlines, so that faults reach them."""
+def base_settings(scale: Scale, secret: str) -> dict[str, object]:
+    """Return the base settings of all bridges: short timeouts, which faults can exceed."""
     return {
         "namespace": NAMES.namespace,
         "broker_timeout": "3s",
@@ -237,12 +239,12 @@ def user_names(scale: Scale) -> list[str]:
 
 
 def tokens_of(users: Sequence[str], secret: str) -> dict[str, str]:
-    """Return a token for each user that outlives every run."""
+    """Return a token per user, valid longer than any run."""
     return {user: _token(user, secret) for user in users}
 
 
 def publisher_at(*urls: str) -> Publisher:
-    """Return a producers' connection to the first of `urls` that answers."""
+    """Return a publisher for producers; it connects to the first of `urls` that answers."""
     return Publisher(BrokerAddress(urls), NAMES, metrics=Metrics())
 
 

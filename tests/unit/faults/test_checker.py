@@ -1,4 +1,4 @@
-"""The checker of the fault suite, with histories that were made up: who checks the checker."""
+"""The checker of the fault suite, with synthetic histories."""
 
 from collections.abc import Iterable
 
@@ -17,14 +17,14 @@ from tests.faults.suite.history import (
     Closed,
     Confirmed,
     Connected,
+    DeadLettered,
     Event,
-    FaultBegan,
+    FaultStarted,
     Invoked,
     Opened,
     Received,
-    SetAside,
-    Spread,
     Synced,
+    WindowCounts,
 )
 
 A, B = "ann.a", "ann.b"
@@ -33,7 +33,7 @@ A, B = "ann.a", "ann.b"
 def publish(
     t: float, number: int, *, has_id: bool = False, is_bad: bool = False
 ) -> list[Event]:
-    """Publish one of ann's messages, confirmed half a second later."""
+    """Return the events of a publish to ann, confirmed half a second later."""
     return [
         Invoked(t, "ann", "p", number, has_id, is_bad),
         Confirmed(t + 0.5, "ann", "p", number),
@@ -46,17 +46,17 @@ def got(
     return Received(t, window, user, "p", number, f"e-{offset}")
 
 
-def opened(window: str = A, *, keeps_place: bool = False) -> Opened:
-    return Opened(0.0, window, "ann", keeps_place)
+def opened(window: str = A, *, keeps_position: bool = False) -> Opened:
+    return Opened(0.0, window, "ann", keeps_position)
 
 
 def violations(events: Iterable[Event]) -> dict[str, int]:
-    """Return the violations of a history that are not zero."""
+    """Return the violations whose count is not zero."""
     return {kind: n for kind, n in check(events).violations.items() if n}
 
 
 def test_a_history_in_which_everything_arrives_in_order_is_good() -> None:
-    """The checker must not cry wolf."""
+    """The checker must not report violations of a correct bridge."""
     events = [opened(), opened(B), *publish(1, 1), *publish(2, 2)]
     for window in (A, B):
         events += [got(3, 1, 1, window=window), got(4, 2, 2, window=window)]
@@ -64,8 +64,8 @@ def test_a_history_in_which_everything_arrives_in_order_is_good() -> None:
     assert violations(events) == {}
 
 
-def test_a_confirmed_message_that_a_window_never_got_is_lost() -> None:
-    """Also if another window of the same user has it."""
+def test_a_confirmed_message_that_a_window_never_received_is_lost() -> None:
+    """It is lost even if another window of the same user has received it."""
     events = [opened(), opened(B), *publish(1, 1), got(2, 1, 1)]
 
     assert violations(events) == {Violation.LOST: 1}
@@ -77,42 +77,44 @@ def test_a_message_that_two_windows_miss_is_one_lost_message() -> None:
 
 
 def test_an_unconfirmed_message_may_be_missing_or_arrive() -> None:
-    """Nobody was promised anything."""
+    """Without a confirm the producer has no guarantee."""
     invoked: list[Event] = [Invoked(1.0, "ann", "p", 1), Ambiguous(1.1, "ann", "p", 1)]
 
     assert violations([opened(), *invoked]) == {}
     assert violations([opened(), *invoked, got(2, 1, 1)]) == {}
 
 
-def test_nothing_is_expected_of_a_window_that_was_closed() -> None:
-    """It was not open to the end."""
+def test_a_closed_window_may_miss_messages() -> None:
+    """It was not open until the end of the run."""
     assert violations([opened(), *publish(1, 1), Closed(2.0, A)]) == {}
 
 
-def test_what_is_among_the_dead_letters_is_accounted_for() -> None:
-    """Set aside with a reason is not lost, and it is counted."""
+def test_a_dead_letter_is_not_lost() -> None:
+    """A message in the dead-letter queue is counted, and not lost."""
     verdict = check(
-        [opened(), *publish(1, 1), SetAside(2.0, "ann", "p", 1, "attempts_exhausted")]
+        [
+            opened(),
+            *publish(1, 1),
+            DeadLettered(2.0, "ann", "p", 1, "attempts_exhausted"),
+        ]
     )
 
     assert verdict.is_good
-    assert verdict.counts["good ones set aside"] == 1
+    assert verdict.counts["valid messages dead-lettered"] == 1
 
 
-def test_a_bad_message_belongs_among_the_dead_letters_and_nowhere_else() -> None:
-    """Neither may it vanish nor reach a page."""
+def test_an_invalid_message_must_be_dead_lettered() -> None:
+    """It must neither disappear nor reach a page."""
     bad = [opened(), *publish(1, 1, is_bad=True)]
-    set_aside = SetAside(2.0, "ann", "p", 1, "malformed_body")
+    dead_lettered = DeadLettered(2.0, "ann", "p", 1, "malformed_body")
 
-    assert violations([*bad, set_aside]) == {}
-    assert violations(bad) == {Violation.NOT_ACCOUNTED: 1}
-    assert violations([*bad, set_aside, got(2, 1, 1)]) == {Violation.UNEXPECTED: 1}
+    assert violations([*bad, dead_lettered]) == {}
+    assert violations(bad) == {Violation.NOT_DEAD_LETTERED: 1}
+    assert violations([*bad, dead_lettered, got(2, 1, 1)]) == {Violation.UNEXPECTED: 1}
 
 
-def test_a_message_that_was_confirmed_before_the_next_was_begun_comes_before_it() -> (
-    None
-):
-    """Order per user, as a producer sees it."""
+def test_a_message_confirmed_before_the_next_was_published_arrives_first() -> None:
+    """The order per user is the order in which a producer got its confirms."""
     swapped = [got(3, 2, 1), got(4, 1, 2)]
 
     assert violations([opened(), *publish(1, 1), *publish(2, 2), *swapped]) == {
@@ -121,7 +123,7 @@ def test_a_message_that_was_confirmed_before_the_next_was_begun_comes_before_it(
 
 
 def test_publishes_that_overlap_have_no_order() -> None:
-    """The first was confirmed after the second was begun."""
+    """The first was confirmed after the second was published."""
     overlapping: list[Event] = [
         Invoked(1.0, "ann", "p", 1),
         Invoked(1.1, "ann", "p", 2),
@@ -132,8 +134,8 @@ def test_publishes_that_overlap_have_no_order() -> None:
     assert violations([opened(), *overlapping, got(2, 2, 1), got(3, 1, 2)]) == {}
 
 
-def test_a_message_whose_publish_had_no_answer_may_come_late() -> None:
-    """The broker may take it at any later time."""
+def test_a_message_without_a_confirm_may_arrive_late() -> None:
+    """The broker may accept it at any later time."""
     late = [
         Invoked(1.0, "ann", "p", 1),
         Ambiguous(1.5, "ann", "p", 1),
@@ -151,47 +153,49 @@ def test_a_message_whose_publish_had_no_answer_may_come_late() -> None:
         Received(2.0, A, "ann", "stranger", 1, "e-1"),
     ],
 )
-def test_what_nobody_published_for_this_user_is_unexpected(received: Received) -> None:
-    """Above all another user's message."""
+def test_a_message_that_was_not_published_to_the_user_is_unexpected(
+    received: Received,
+) -> None:
+    """The worst case is a message of another user."""
     assert violations([opened(), *publish(1, 1), got(2, 1, 1), received])[
         Violation.UNEXPECTED
     ]
 
 
 def test_the_same_position_twice_in_one_page_is_a_repeat() -> None:
-    """Windows that resume by position get nothing twice."""
+    """A window that resumes from its position receives nothing twice."""
     events = [opened(), *publish(1, 1), got(2, 1, 1), got(3, 1, 1)]
 
-    assert violations(events) == {Violation.REPEAT_POSITION: 1}
+    assert violations(events) == {Violation.REPEATED_POSITION: 1}
 
 
-def test_the_same_position_after_a_reload_with_its_place_is_a_repeat() -> None:
-    """The new page said where the old one was."""
+def test_the_same_position_after_a_reload_with_a_position_is_a_repeat() -> None:
+    """The new page sent the position of the old one."""
     events = [
         opened(),
         *publish(1, 1),
         got(2, 1, 1),
-        opened(keeps_place=True),
+        opened(keeps_position=True),
         got(3, 1, 1),
     ]
 
-    assert violations(events) == {Violation.REPEAT_POSITION: 1}
+    assert violations(events) == {Violation.REPEATED_POSITION: 1}
 
 
-def test_a_page_that_brings_no_place_may_get_again_what_was_not_acked() -> None:
-    """At least once: that is what manual acks are for."""
+def test_a_page_without_a_position_may_receive_unacked_messages_again() -> None:
+    """Manual acks mean at-least-once delivery."""
     events = [opened(), *publish(1, 1), got(2, 1, 1), opened(), got(3, 1, 1)]
     verdict = check(events)
 
     assert verdict.is_good
-    assert verdict.counts["again, not having been acked"] == 1
+    assert verdict.counts["repeats of unacked messages"] == 1
 
 
 def test_a_message_with_an_id_at_two_positions_is_a_repeat() -> None:
     """It was stored twice within the dedupe window."""
     events = [opened(), *publish(1, 1, has_id=True), got(2, 1, 1), got(3, 1, 2)]
 
-    assert violations(events) == {Violation.REPEAT_ID: 1}
+    assert violations(events) == {Violation.REPEATED_ID: 1}
 
 
 def test_a_message_without_an_id_may_be_stored_twice_and_is_counted() -> None:
@@ -202,8 +206,8 @@ def test_a_message_without_an_id_may_be_stored_twice_and_is_counted() -> None:
     assert verdict.counts["copies of messages without id"] == 1
 
 
-def test_what_is_stored_again_is_stored_with_all_that_stood_behind_it() -> None:
-    """The queue has it all once more: the inbox goes back, and then on, in order."""
+def test_a_redelivery_stores_all_following_messages_again() -> None:
+    """The queue redelivers everything after the last ack, in order."""
     publishes = [event for number in (1, 2, 3, 4) for event in publish(number, number)]
     numbers = [1, 2, 3, 2, 3, 4]
     events = [opened(), *publishes]
@@ -212,8 +216,8 @@ def test_what_is_stored_again_is_stored_with_all_that_stood_behind_it() -> None:
     assert check(events).is_good
 
 
-def test_old_messages_that_are_stored_behind_newer_ones_are_out_of_order() -> None:
-    """A bridge was frozen with 2 in hand, and others had gone on up to 4."""
+def test_old_messages_stored_after_newer_ones_are_out_of_order() -> None:
+    """A bridge was frozen with message 2 in flight while others stored up to 4."""
     publishes = [
         event for number in (1, 2, 3, 4, 5) for event in publish(number, number)
     ]
@@ -225,15 +229,15 @@ def test_old_messages_that_are_stored_behind_newer_ones_are_out_of_order() -> No
 
 
 def test_positions_have_no_holes_and_never_go_back() -> None:
-    """A hole is something missed without a word, even if nobody had a confirm for it."""
+    """A skipped position is a violation, even if its message was never confirmed."""
     base = [opened(), *publish(1, 1), *publish(2, 2)]
 
     assert violations([*base, got(3, 1, 1), got(4, 2, 3)]) == {Violation.HOLE: 1}
     assert violations([*base, got(3, 1, 5), got(4, 2, 4)]) == {Violation.ORDER: 1}
 
 
-def test_a_gap_that_is_told_and_an_epoch_that_changes_are_violations() -> None:
-    """With a durable store neither may happen."""
+def test_a_reported_gap_and_a_changed_epoch_are_violations() -> None:
+    """With a durable store, both are impossible."""
     gap = Synced(2.0, A, is_complete=False, missed=3, reason="limit")
     reset = Received(4.0, A, "ann", "p", 2, "f-1")
 
@@ -243,8 +247,8 @@ def test_a_gap_that_is_told_and_an_epoch_that_changes_are_violations() -> None:
     ) == {Violation.EPOCH: 1}
 
 
-def test_a_stock_client_that_comes_back_must_be_told_that_it_recovered() -> None:
-    """Unlike one that connects for the first time."""
+def test_a_reconnecting_stock_client_must_recover() -> None:
+    """A first connection has nothing to recover."""
     assert violations([opened(), Connected(1.0, A, recovered=None)]) == {}
     assert violations([opened(), Connected(1.0, A, recovered=True)]) == {}
     assert violations([opened(), Connected(1.0, A, recovered=False)]) == {
@@ -252,8 +256,8 @@ def test_a_stock_client_that_comes_back_must_be_told_that_it_recovered() -> None
     }
 
 
-def test_it_knows_at_any_time_what_is_under_way() -> None:
-    """The run asks it whether all windows have all, before it ends."""
+def test_missing_messages_are_known_at_any_time() -> None:
+    """The run waits for the missing messages before it ends."""
     checker = Checker()
     for event in [opened(), *publish(1, 1)]:
         checker.feed(event)
@@ -263,8 +267,8 @@ def test_it_knows_at_any_time_what_is_under_way() -> None:
     assert list(checker.missing()) == []
 
 
-def test_the_verdict_lists_every_kind_of_violation_and_is_good_without_any() -> None:
-    """A table without the zeros would prove nothing."""
+def test_the_verdict_lists_every_kind_of_violation() -> None:
+    """The zeros in the table show what was checked."""
     verdict = check([opened(), Acked(1.0, A, "e-1", is_ok=True)])
 
     assert verdict.violations == dict.fromkeys(Violation.ALL, 0)
@@ -272,17 +276,17 @@ def test_the_verdict_lists_every_kind_of_violation_and_is_good_without_any() -> 
     assert not Verdict({}, {Violation.LOST: 1}, ()).is_good
 
 
-def test_the_pace_of_reconnects_is_counted_from_the_first_fault_on() -> None:
-    """How windows come at first is the test's own doing, and no storm."""
-    came = [Connected(t, A, recovered=None) for t in (0.1, 0.2, 0.3, 0.4, 0.5)]
+def test_the_rate_of_reconnects_is_measured_after_the_first_fault() -> None:
+    """The suite itself paces the first connections."""
+    first = [Connected(t, A, recovered=None) for t in (0.1, 0.2, 0.3, 0.4, 0.5)]
     again = [Connected(t, A, recovered=True) for t in (1.0, 1.5, 1.99, 2.1, 4.0)]
 
-    verdict = check([opened(), *came, FaultBegan(0.9, 1, "a fault"), *again])
+    verdict = check([opened(), *first, FaultStarted(0.9, 1, "a fault"), *again])
 
     assert verdict.counts["connects"] == 10
     assert verdict.counts[MOST_CONNECTS] == 3
 
 
-def test_bridges_that_have_windows_are_counted() -> None:
-    """A fleet whose windows are all at one bridge shows nothing."""
-    assert check([Spread(1.0, [3, 0, 4])]).counts["bridges with windows"] == 2
+def test_bridges_with_windows_are_counted() -> None:
+    """A fleet with all windows on one bridge would test nothing."""
+    assert check([WindowCounts(1.0, [3, 0, 4])]).counts["bridges with windows"] == 2

@@ -1,4 +1,4 @@
-"""A history on disk."""
+"""History files."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from tests.faults.suite.history import Confirmed, Event, History, Invoked, read_
 
 
 def test_a_history_that_was_written_reads_the_same(tmp_path: Path) -> None:
-    """What is kept of a bad run can be judged again, by another checker."""
-    heard: list[Event] = []
+    """The history of a failed run can be checked again later."""
+    recorded: list[Event] = []
     path = tmp_path / "history.jsonl"
-    history = History.at(path, heard.append)
+    history = History.at(path, recorded.append)
     events: list[Event] = [
         Invoked(history.t, "ann", "p", 1, has_id=True),
         Confirmed(history.t, "ann", "p", 1),
@@ -18,4 +18,4 @@ def test_a_history_that_was_written_reads_the_same(tmp_path: Path) -> None:
         history.add(event)
     history.close()
 
-    assert list(read_history(path)) == heard == events
+    assert list(read_history(path)) == recorded == events
