@@ -35,7 +35,7 @@ import structlog
 
 from bridge.amqp.consume.consumer import Consumer
 from bridge.amqp.consume.session import Batch
-from bridge.core.fence import Fence
+from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message
 from bridge.errors import OwnershipLostError
 from bridge.inbox.redis.store import RedisInbox
@@ -50,7 +50,7 @@ class Fencing:
     def __init__(self, inbox: RedisInbox, *, metrics: Metrics) -> None:
         self._inbox = inbox
         self._metrics = metrics
-        self._confirmed: WeakKeyDictionary[Consumer, Fence] = WeakKeyDictionary()
+        self._confirmed: WeakKeyDictionary[Consumer, FencingToken] = WeakKeyDictionary()
 
     async def append(
         self, batch: Batch, messages: Sequence[Message]
@@ -71,7 +71,7 @@ class Fencing:
             for consumer in batch.consumers
         ]
         try:
-            return await self._inbox.append(messages, fences=tokens)
+            return await self._inbox.append(messages, tokens=tokens)
         except OwnershipLostError as exc:
             log.warning(
                 "intake.handed_over",
@@ -85,7 +85,7 @@ class Fencing:
             batch.session.fail(str(exc))
             raise
 
-    async def _claim(self, consumer: Consumer) -> Fence:
+    async def _claim(self, consumer: Consumer) -> FencingToken:
         token = await self._inbox.claim(consumer.queue)
         # In this order: a token issued after the broker's answer could be the larger one
         # although the queue was lost in between.

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from bridge.__main__ import main
-from bridge.core.fence import Fence
+from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message
 from bridge.inbox.redis.store import RedisInbox
 
@@ -14,10 +14,13 @@ file = os.open(os.environ["TESTS_STORED"], os.O_WRONLY | os.O_APPEND)
 
 
 async def append_and_record(
-    self: RedisInbox, messages: Sequence[Message], *, fences: Sequence[Fence] = ()
+    self: RedisInbox,
+    messages: Sequence[Message],
+    *,
+    tokens: Sequence[FencingToken] = (),
 ) -> list[int | None]:
     """Store the messages and record them."""
-    offsets = await append(self, messages, fences=fences)
+    offsets = await append(self, messages, tokens=tokens)
     pid = os.getpid()
     lines = [f"{pid} {m.user} {m.data.decode()}\n" for m in messages]
     os.write(file, "".join(lines).encode())

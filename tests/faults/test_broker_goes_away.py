@@ -1,4 +1,4 @@
-"""RabbitMQ stops, freezes, loses a queue, in the middle of the work: it goes on by itself."""
+"""RabbitMQ stops, freezes or loses a queue under load: the bridge resumes automatically."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,13 +28,13 @@ NUMBER = 300
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def node() -> AsyncIterator[LocalNode]:
-    """A node of this file's own, to be maltreated."""
+    """A node of this module's own, for faults."""
     async with LocalNode.start(ready_within_s=90 * SLOW_FACTOR) as node:
         yield node
 
 
 async def publish_until_confirmed(worker: Worker, number: int) -> None:
-    """Publish as a careful worker does: again with the same id until it is confirmed."""
+    """Publish again with the same id until the publish is confirmed."""
     properties = Properties(
         delivery_mode=PERSISTENT, message_id=f"message-{number}".encode()
     )
@@ -42,7 +42,7 @@ async def publish_until_confirmed(worker: Worker, number: int) -> None:
         try:
             await worker.publish("ann", number, properties=properties)
         except (BrokerUnavailableError, PublishRefusedError):
-            # A wait for a condition that only another try can tell.
+            # Only another attempt can tell whether the broker is back.
             await asyncio.sleep(0.05)
         else:
             return
@@ -52,7 +52,7 @@ async def publish_until_confirmed(worker: Worker, number: int) -> None:
 async def traffic(
     node: LocalNode, namespace: str
 ) -> AsyncIterator[tuple[RunningBridge, RawWindow, asyncio.Task[None]]]:
-    """A bridge, ann's window, and a worker that publishes numbers through it all."""
+    """Run a bridge, a window of ann, and a worker that publishes numbers meanwhile."""
     settings = settings_for(node, namespace, broker_timeout="3s")
 
     async def publish_all(worker: Worker) -> None:
@@ -71,7 +71,7 @@ async def traffic(
 
 
 async def all_arrive(ann: RawWindow, publishing: asyncio.Task[None]) -> None:
-    """Every confirmed message arrives once, in order."""
+    """Wait until every confirmed message has arrived once, in order."""
     await eventually(publishing.done, within_s=60)
     publishing.result()
     await eventually(lambda: len(ann.data()) >= NUMBER, within_s=30)
@@ -82,7 +82,7 @@ async def all_arrive(ann: RawWindow, publishing: asyncio.Task[None]) -> None:
 async def test_a_broker_that_is_stopped_or_killed_and_started_again_loses_nothing(
     node: LocalNode, namespace: str, ending: str
 ) -> None:
-    """Readiness tells meanwhile, and consumption goes on without anybody's help."""
+    """Readiness reports the outage, and consuming resumes automatically."""
     async with traffic(node, namespace) as (running, ann, publishing):
         await (node.shut_down() if ending == "stop" else node.kill())
         await eventually(running.bridge.unready_reasons)
@@ -95,7 +95,7 @@ async def test_a_broker_that_is_stopped_or_killed_and_started_again_loses_nothin
 async def test_a_broker_that_freezes_and_thaws_loses_nothing(
     node: LocalNode, namespace: str
 ) -> None:
-    """As a machine that swaps, or a virtual machine that is moved."""
+    """Like a machine that swaps, or a virtual machine that is migrated."""
     async with traffic(node, namespace) as (_, ann, publishing):
         seen = len(ann.data())
         await node.freeze()
@@ -107,10 +107,10 @@ async def test_a_broker_that_freezes_and_thaws_loses_nothing(
         assert len(ann.data()) > seen
 
 
-async def test_the_queue_deleted_under_the_bridge_is_made_anew(
+async def test_a_queue_deleted_under_the_bridge_is_declared_again(
     node: LocalNode, namespace: str
 ) -> None:
-    """What was in it is gone, by whoever deleted it; what comes after arrives."""
+    """Its messages are lost with it; later messages arrive."""
     settings = settings_for(node, namespace)
     queue = BrokerNames(namespace).inbound_queue()
     async with (
@@ -131,7 +131,7 @@ async def test_the_queue_deleted_under_the_bridge_is_made_anew(
 async def test_connections_closed_one_by_one_lose_nothing(
     node: LocalNode, namespace: str
 ) -> None:
-    """As an operator may do at any time, in the broker's own page."""
+    """An operator may do this at any time in the management page."""
     async with traffic(node, namespace) as (running, ann, publishing):
         for _ in range(3):
             await node.ctl("close_all_connections", "a test")
@@ -140,26 +140,26 @@ async def test_connections_closed_one_by_one_lose_nothing(
         await all_arrive(ann, publishing)
 
 
-async def test_what_the_broker_takes_no_more_waits_and_the_reason_is_told(
+async def test_a_dead_letter_that_the_broker_refuses_waits_and_the_reason_is_reported(
     node: LocalNode, namespace: str
 ) -> None:
     """
-    A limit that was lowered, as 4.0 does: the body fits into no queue, dead letters too.
+    After a lowered limit, as in RabbitMQ 4.0, the body fits into no queue, not even dead.
 
-    Set aside without its body it would be lost. An operator can raise the limit, and then
-    all goes on by itself.
+    A dead letter without its body would be a loss. When an operator raises the limit, the
+    pipeline resumes automatically.
     """
-    # 3.10 reads it from the one, 4.0 from the other.
+    # RabbitMQ 3.10 reads the first setting, 4.0 the second.
     limit = (
         "application:set_env(rabbit, max_message_size, {0}), "
         "persistent_term:put(max_message_size, {0})."
     )
     settings = settings_for(node, namespace)
     async with running_bridge(settings):
-        pass  # declares; what is published now waits for the next one
+        pass  # it declares the queues; messages wait there for the next bridge
     async with open_worker(node, namespace) as worker:
         await worker.publish("ann", body=b"{" + b"x" * 20_000)
-        await worker.publish("ann", "behind it")
+        await worker.publish("ann", "next")
     await node.ctl("eval", limit.format(10_000))
 
     async with running_bridge(settings, until_ready=False) as running:
@@ -170,6 +170,6 @@ async def test_what_the_broker_takes_no_more_waits_and_the_reason_is_told(
 
         url = running.listening.public_url
         async with open_windows(url, [running.token("ann")]) as (ann,):
-            await eventually(lambda: ann.data() == ["behind it"])
+            await eventually(lambda: ann.data() == ["next"])
         letters = await take_all(node, BrokerNames(namespace).dead)
         assert [len(letter.body) for letter in letters] == [20_001]

@@ -1,4 +1,4 @@
-"""A message that makes the process die is set aside, and takes nobody with it."""
+"""A message that crashes the process is dead-lettered, and no other message is lost."""
 
 import asyncio
 import sys
@@ -20,7 +20,7 @@ from tests.integration.running import (
     settings_for,
 )
 
-DEATHS_MAX = 8
+CRASHES_MAX = 8
 
 
 async def start_deadly(broker: LocalNode, namespace: str, store: Path) -> Process:
@@ -36,41 +36,41 @@ async def start_deadly(broker: LocalNode, namespace: str, store: Path) -> Proces
     )
 
 
-async def test_what_kills_the_process_is_set_aside_after_a_few_deaths(
+async def test_a_message_that_crashes_the_process_is_dead_lettered_after_a_few_crashes(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """A delivery limit would take all that was in flight with it (traps 1.1, row 1b)."""
+    """The broker's delivery limit would dead-letter everything else in flight as well."""
     names = BrokerNames(namespace)
     store = tmp_path / "inbox.sqlite3"
     settings = settings_for(broker, namespace)
     async with running_bridge(settings):
-        pass  # declares; what is published now waits for the next one
+        pass  # it declares the queues; messages wait there for the next bridge
     async with open_worker(broker, namespace) as worker:
         for number in range(40):
             user = "ann" if number < 20 else "bob"
             if number == 20:
                 await worker.publish("ann", "deadly")
-            # With an id: what is stored and not acked at a death is stored once.
+            # With an id: a message stored and not acked at a crash is stored once.
             once = Properties(message_id=b"message-%d" % number)
             await worker.publish(user, number, properties=once)
 
-    deaths = 0
+    crashes = 0
     letters: list[Delivery] = []
     while not letters:
         process = await start_deadly(broker, namespace, store)
         try:
 
-            async def died_or_set_aside(process: Process = process) -> bool:
+            async def has_crashed_or_dead_lettered(process: Process = process) -> bool:
                 letters.extend(await take_all(broker, names.dead))
                 return process.returncode is not None or bool(letters)
 
-            await eventually(died_or_set_aside, within_s=20 * SLOW_FACTOR)
+            await eventually(has_crashed_or_dead_lettered, within_s=20 * SLOW_FACTOR)
         finally:
             if process.returncode is None:
                 process.terminate()
             await process.communicate()
-        deaths += not letters
-        assert deaths <= DEATHS_MAX
+        crashes += not letters
+        assert crashes <= CRASHES_MAX
 
     (letter,) = letters
     assert letter.body == b'"deadly"'
@@ -79,11 +79,13 @@ async def test_what_kills_the_process_is_set_aside_after_a_few_deaths(
     assert header_bytes(table, Header.ERROR) == (
         b"the process died 2 times while it settled this message"
     )
-    await nobody_else_was_hurt(broker, namespace, store)
+    await assert_no_other_message_is_affected(broker, namespace, store)
 
 
-async def nobody_else_was_hurt(broker: LocalNode, namespace: str, store: Path) -> None:
-    """All neighbours are in their inboxes, once, in order; none is a dead letter."""
+async def assert_no_other_message_is_affected(
+    broker: LocalNode, namespace: str, store: Path
+) -> None:
+    """All other messages are in their inboxes, once, in order; none is a dead letter."""
     settings = settings_for(broker, namespace, inbox=f"sqlite:{store}")
     async with running_bridge(settings) as running:
         tokens = [running.token(user) for user in ("ann", "bob")]

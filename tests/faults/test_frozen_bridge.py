@@ -1,7 +1,7 @@
 """
-A bridge freezes with messages in hand and loses its queue; what it had comes not too late.
+A bridge freezes with deliveries in flight and loses its queue; it stores none of them late.
 
-None of the messages has an id: the store cannot tell that it has had them.
+No message has an id, so the store cannot recognize duplicates.
 """
 
 import asyncio
@@ -38,29 +38,29 @@ RETENTION = Retention(max_messages=1000, max_age_s=1000, dedupe_s=60)
 
 
 class Store:
-    """What is in the inbox of `USER`, as any bridge would read it."""
+    """The inbox of `USER`, as any bridge would read it."""
 
     def __init__(self, inbox: RedisInbox) -> None:
         self._inbox = inbox
 
     async def numbers(self) -> list[int]:
-        """Return all that is kept, in order; nothing while there is no store."""
+        """Return all stored numbers in order; none while the store is away."""
         try:
             page = await self._inbox.read(
                 USER, after=0, max_messages=999, max_bytes=1 << 20
             )
-        except StoreUnavailableError:  # somebody has emptied it
+        except StoreUnavailableError:  # the store was emptied just now
             return []
         return [int(stored.message.data) for stored in page.messages]
 
-    async def comes_to(self, *numbers: int) -> None:
-        """Wait until it holds these and no others, in this order."""
+    async def becomes(self, *numbers: int) -> None:
+        """Wait until it holds exactly these numbers, in this order."""
 
-        async def is_there() -> bool:
+        async def is_so() -> bool:
             return await self.numbers() == list(numbers)
 
         try:
-            await eventually(is_there)
+            await eventually(is_so)
         except AssertionError:
             assert await self.numbers() == list(numbers)
             raise
@@ -68,7 +68,7 @@ class Store:
 
 @asynccontextmanager
 async def store_of(server: RedisServer, namespace: str) -> AsyncIterator[Store]:
-    """Open the store that the bridges of `namespace` have on `server`."""
+    """Open the store of the bridges of `namespace` on `server`."""
     inbox = RedisInbox(parse_redis(server.url), RETENTION, namespace=namespace)
     try:
         await inbox.open()
@@ -77,8 +77,8 @@ async def store_of(server: RedisServer, namespace: str) -> AsyncIterator[Store]:
         await inbox.close()
 
 
-async def acks_are_told() -> None:
-    """Let more time pass than acks of small batches wait for each other; then ask the bridge."""
+async def acks_are_sent() -> None:
+    """Wait longer than an ack of a small batch may be delayed."""
     await asyncio.sleep(0.05 * SLOW_FACTOR)
 
 
@@ -88,8 +88,8 @@ async def publish(worker: Worker, *numbers: int) -> None:
 
 
 @dataclass
-class Line:
-    """The bridge that has the queue, and the ways that it goes."""
+class FirstBridge:
+    """The bridge that consumes first, with proxies to the broker and to the store."""
 
     first: RunningBridge
     to_broker: Proxy
@@ -99,16 +99,16 @@ class Line:
     worker: Worker
 
     def lose_queue(self) -> None:
-        """Let the broker cut it off."""
+        """Cut it off from the broker, for the time being."""
         self.to_broker.refuse()
         self.to_broker.cut()
 
 
 @pytest.fixture
-async def line(
+async def bridge_setup(
     broker: LocalNode, namespace: str, tmp_path: Path
-) -> AsyncIterator[Line]:
-    """A bridge that has the queue, and has ways of its own to everything."""
+) -> AsyncIterator[FirstBridge]:
+    """Run a bridge that consumes the queue, behind proxies."""
     wire, port = free_ports(2)
     async with (
         RedisServer.start(tmp_path, is_durable=False) as server,
@@ -125,117 +125,129 @@ async def line(
         ) as first,
         open_worker(broker, namespace) as worker,
     ):
-        yield Line(first, to_broker, to_store, server, store, worker)
+        yield FirstBridge(first, to_broker, to_store, server, store, worker)
 
 
 @asynccontextmanager
-async def a_second_bridge(
-    line: Line, broker: LocalNode, namespace: str
+async def second_bridge(
+    bridge_setup: FirstBridge, broker: LocalNode, namespace: str
 ) -> AsyncIterator[RunningBridge]:
-    """Run another one, next in the line."""
-    settings = settings_for(broker, namespace, inbox=line.server.url)
+    """Run another bridge, which waits for the queue."""
+    settings = settings_for(broker, namespace, inbox=bridge_setup.server.url)
     async with running_bridge(settings) as second:
         yield second
 
 
-async def test_what_hung_on_its_way_to_the_store_comes_too_late(
-    line: Line, broker: LocalNode, namespace: str
+async def test_an_append_that_was_delayed_in_the_network_is_refused(
+    bridge_setup: FirstBridge, broker: LocalNode, namespace: str
 ) -> None:
     """
-    The network to Redis hangs, the broker gives the queue away, the network goes on.
+    The network to Redis hangs, another bridge receives the queue, the network resumes.
 
-    The script stands there already and runs by itself: only the store can refuse it.
+    The request is on its way and needs no action of the bridge: only the store can refuse it.
     """
-    store, worker = line.store, line.worker
-    async with a_second_bridge(line, broker, namespace) as second:
+    store, worker = bridge_setup.store, bridge_setup.worker
+    async with second_bridge(bridge_setup, broker, namespace) as second:
         await publish(worker, 1, 2)
-        await store.comes_to(1, 2)
-        await acks_are_told()
-        line.to_store.freeze()
+        await store.becomes(1, 2)
+        await acks_are_sent()
+        bridge_setup.to_store.freeze()
         await publish(worker, 3, 4, 5)
-        await eventually(lambda: line.first.bridge.components.intake.in_flight == 3)
+        await eventually(
+            lambda: bridge_setup.first.bridge.components.intake.in_flight == 3
+        )
 
-        line.lose_queue()
+        bridge_setup.lose_queue()
         await publish(worker, 6)
-        await store.comes_to(1, 2, 3, 4, 5, 6)
-        line.to_store.heal()
+        await store.becomes(1, 2, 3, 4, 5, 6)
+        bridge_setup.to_store.heal()
 
         await eventually(
-            lambda: line.first.sample("bridge_handed_over_batches_total") == 1
+            lambda: bridge_setup.first.sample("bridge_handed_over_batches_total") == 1
         )
         assert await store.numbers() == [1, 2, 3, 4, 5, 6]
-        line.to_broker.heal()
-        await eventually(lambda: not line.first.bridge.unready_reasons(), within_s=30)
-        # What else it had in hand it did not even try to store.
-        assert line.first.sample("bridge_handed_over_batches_total") == 1
+        bridge_setup.to_broker.heal()
+        await eventually(
+            lambda: not bridge_setup.first.bridge.unready_reasons(), within_s=30
+        )
+        # It did not even try to store its other deliveries.
+        assert bridge_setup.first.sample("bridge_handed_over_batches_total") == 1
         assert second.sample("bridge_handed_over_batches_total") == 0
 
 
 async def test_a_token_that_is_claimed_too_late_is_never_used(
-    line: Line, broker: LocalNode, namespace: str
+    bridge_setup: FirstBridge, broker: LocalNode, namespace: str
 ) -> None:
     """
-    The first bridge has stored nothing yet when it hangs: its token is the larger one.
+    The first bridge has stored nothing when it hangs, so its token would be the larger one.
 
-    That it lost the queue, the broker tells it; and the claim alone keeps nobody out.
+    The broker does not confirm its consumer, and the claim alone excludes no other bridge.
     """
-    store, worker = line.store, line.worker
-    async with a_second_bridge(line, broker, namespace) as second:
-        line.to_store.freeze()
+    store, worker = bridge_setup.store, bridge_setup.worker
+    async with second_bridge(bridge_setup, broker, namespace) as second:
+        bridge_setup.to_store.freeze()
         await publish(worker, 1, 2)
-        await eventually(lambda: line.first.bridge.components.intake.in_flight == 2)
-        line.lose_queue()
+        await eventually(
+            lambda: bridge_setup.first.bridge.components.intake.in_flight == 2
+        )
+        bridge_setup.lose_queue()
         await publish(worker, 3)
-        await store.comes_to(1, 2, 3)
-        line.to_store.heal()
+        await store.becomes(1, 2, 3)
+        bridge_setup.to_store.heal()
 
         stale = {"outcome": "stale", "reason": ""}
         await eventually(
-            lambda: line.first.sample("bridge_deliveries_settled_total", **stale) > 0
+            lambda: (
+                bridge_setup.first.sample("bridge_deliveries_settled_total", **stale)
+                > 0
+            )
         )
         await publish(worker, 4)
-        await store.comes_to(1, 2, 3, 4)
-        for bridge in (line.first, second):
+        await store.becomes(1, 2, 3, 4)
+        for bridge in (bridge_setup.first, second):
             assert bridge.sample("bridge_handed_over_batches_total") == 0
 
 
 async def test_a_bridge_that_lost_its_queue_gets_it_back_later(
-    line: Line, broker: LocalNode, namespace: str
+    bridge_setup: FirstBridge, broker: LocalNode, namespace: str
 ) -> None:
-    """Queues move back and forth all the time: whoever has one stores, and nobody is shut out."""
-    await publish(line.worker, 1)
-    await line.store.comes_to(1)
-    async with a_second_bridge(line, broker, namespace) as second:
-        line.lose_queue()
-        await publish(line.worker, 2)
-        await line.store.comes_to(1, 2)
-        line.to_broker.heal()
+    """Queues move between bridges all the time, and each stores while it consumes."""
+    await publish(bridge_setup.worker, 1)
+    await bridge_setup.store.becomes(1)
+    async with second_bridge(bridge_setup, broker, namespace) as second:
+        bridge_setup.lose_queue()
+        await publish(bridge_setup.worker, 2)
+        await bridge_setup.store.becomes(1, 2)
+        bridge_setup.to_broker.heal()
         await eventually(
-            lambda: line.first.bridge.components.intake.is_consuming, within_s=30
+            lambda: bridge_setup.first.bridge.components.intake.is_consuming,
+            within_s=30,
         )
         assert second.sample("bridge_handed_over_batches_total") == 0
 
-    await publish(line.worker, 3)
-    await line.store.comes_to(1, 2, 3)
-    assert line.first.sample("bridge_handed_over_batches_total") == 0
+    await publish(bridge_setup.worker, 3)
+    await bridge_setup.store.becomes(1, 2, 3)
+    assert bridge_setup.first.sample("bridge_handed_over_batches_total") == 0
 
 
-async def test_nobody_is_shut_out_of_a_store_that_was_emptied(line: Line) -> None:
-    """FLUSHALL takes the tokens with everything else: what comes next is stored."""
-    await publish(line.worker, 1)
-    await line.store.comes_to(1)
-    await asyncio.to_thread(line.server.command, "FLUSHALL")
+async def test_a_bridge_can_store_after_the_store_was_emptied(
+    bridge_setup: FirstBridge,
+) -> None:
+    """FLUSHALL deletes the tokens as well; later messages are stored."""
+    await publish(bridge_setup.worker, 1)
+    await bridge_setup.store.becomes(1)
+    await asyncio.to_thread(bridge_setup.server.command, "FLUSHALL")
 
-    await publish(line.worker, 2)
-    await line.store.comes_to(2)
-    assert line.first.sample("bridge_handed_over_batches_total") == 0
+    await publish(bridge_setup.worker, 2)
+    await bridge_setup.store.becomes(2)
+    assert bridge_setup.first.sample("bridge_handed_over_batches_total") == 0
 
 
 @asynccontextmanager
-async def a_process_in_front(
+async def frozen_process(
     broker: LocalNode, namespace: str, server: RedisServer, *, folder: Path, mutant: str
 ) -> AsyncIterator[tuple[BridgeProcess, Proxy]]:
-    """Run a bridge of its own process, which has the queue, and can be frozen."""
+    """Run a bridge that consumes the queue in a process of its own, which can be frozen."""
     wire, public, operator = free_ports(3)
     process = BridgeProcess(folder, operator, OPERATOR_TOKEN, mutant)
     process.write_settings(
@@ -263,22 +275,23 @@ async def test_a_bridge_that_was_frozen_stores_nothing_late(
     broker: LocalNode, namespace: str, tmp_path: Path, mutant: str
 ) -> None:
     """
-    SIGSTOP between taking messages and sending them to the store.
+    SIGSTOP hits it after it took deliveries and before it sends them to the store.
 
-    One that does not know of fences stores them behind the newer ones, twice.
+    A bridge without fencing tokens stores them behind newer messages, twice.
     """
     async with (
         RedisServer.start(tmp_path / "redis", is_durable=False) as server,
         store_of(server, namespace) as store,
-        a_process_in_front(
-            broker, namespace, server, folder=tmp_path, mutant=mutant
-        ) as (process, to_broker),
+        frozen_process(broker, namespace, server, folder=tmp_path, mutant=mutant) as (
+            process,
+            to_broker,
+        ),
         running_bridge(settings_for(broker, namespace, inbox=server.url)),
         open_worker(broker, namespace) as worker,
     ):
         await publish(worker, 1, 2)
-        await store.comes_to(1, 2)
-        await acks_are_told()
+        await store.becomes(1, 2)
+        await acks_are_sent()
         assert await process.wait_until_ready(within_s=READY_WITHIN_S)
         await process.arm(FREEZE_BEFORE_APPEND, count=1)
         await publish(worker, 3)
@@ -286,11 +299,11 @@ async def test_a_bridge_that_was_frozen_stores_nothing_late(
 
         to_broker.cut()
         await publish(worker, 4, 5)
-        await store.comes_to(1, 2, 3, 4, 5)
+        await store.becomes(1, 2, 3, 4, 5)
         assert process.resume()
 
         if mutant:
-            await store.comes_to(1, 2, 3, 4, 5, 3)
+            await store.becomes(1, 2, 3, 4, 5, 3)
             return
         handed_over = b"intake.handed_over"
         await eventually(lambda: handed_over in process.log.read_bytes())

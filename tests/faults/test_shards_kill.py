@@ -1,4 +1,4 @@
-"""Bridges that share shards are killed: nothing is lost, and each user's order holds."""
+"""Bridges that share shards are killed: nothing is lost, and the order per user is kept."""
 
 import asyncio
 import signal
@@ -28,14 +28,14 @@ USERS = [f"user{number}" for number in range(16)]
 
 @dataclass
 class Fleet:
-    """Bridge processes, and what they stored."""
+    """Bridge processes, and the messages that they stored."""
 
     file: Path
     settings: dict[str, str]
     running: dict[int, Process] = field(default_factory=dict)
 
     async def start(self, shards: int) -> None:
-        """Start one more."""
+        """Start another process."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -49,23 +49,23 @@ class Fleet:
         self.running[process.pid] = process
 
     async def kill(self, pid: int) -> None:
-        """End one as the kernel does when memory is short."""
+        """Kill a process, like the kernel when memory is short."""
         process = self.running.pop(pid)
         process.kill()
         await process.wait()
 
     def stored(self) -> list[tuple[int, str, int]]:
-        """Process, user and number of each message that was stored, in order."""
+        """Return process, user and number of each stored message, in order."""
         rows = (line.split() for line in self.file.read_text().splitlines())
         return [(int(pid), user, int(number)) for pid, user, number in rows]
 
     def busiest(self, *, since: int = 0) -> int:
-        """Of those that run, the process that stored most."""
+        """Return the running process that stored most."""
         counts = Counter(pid for pid, _, _ in self.stored()[since:])
         return max(self.running, key=lambda pid: counts[pid])
 
     def sharing(self, *, since: int) -> int:
-        """How many processes stored something."""
+        """Return how many processes stored something."""
         return len({pid for pid, _, _ in self.stored()[since:]})
 
 
@@ -84,7 +84,7 @@ async def fleet(
 async def fleet_on(
     redis: RedisServer, broker: LocalNode, namespace: str, file: Path
 ) -> AsyncIterator[Fleet]:
-    """Tell of what these bridges store in `file`; those that run in the end are killed."""
+    """Record in `file` what the bridges store; kill the remaining ones at the end."""
     await asyncio.to_thread(file.touch)
     settings = {
         "amqp_url": broker.url,
@@ -106,7 +106,7 @@ async def fleet_on(
 
 @asynccontextmanager
 async def publishing(worker: Worker, sent: dict[str, int]) -> AsyncIterator[None]:
-    """Publish numbers to all users, confirmed, until the block is left."""
+    """Publish numbers to all users, with confirms, until the block ends."""
     is_over = asyncio.Event()
 
     async def to(user: str) -> None:
@@ -129,7 +129,7 @@ def first_of_each(numbers: Sequence[int]) -> list[int]:
 async def test_kills_while_the_number_of_shards_changes_lose_and_reorder_nothing(
     broker: LocalNode, namespace: str, fleet: Fleet
 ) -> None:
-    """What was stored and not acked comes again; nothing overtakes what it came after."""
+    """Stored and unacked messages are repeated; no message overtakes an earlier one."""
     plan = ShardPlan(BrokerNames(namespace), (1.0, 10.0, 60.0))
     connection = await open_connection(
         BrokerAddress((broker.url,)), purpose=Purpose.OPERATE, reader=FrameReader

@@ -8,7 +8,7 @@ import pytest
 
 from bridge.amqp.consume.consumer import Consumer
 from bridge.amqp.consume.session import Batch, IntakeSession
-from bridge.core.fence import Fence
+from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message
 from bridge.errors import (
     BrokerUnavailableError,
@@ -56,17 +56,17 @@ class FakeInbox:
     failures: list[Exception] = field(default_factory=list)
     token: int = 0
 
-    async def claim(self, queue: str) -> Fence:
+    async def claim(self, queue: str) -> FencingToken:
         """Issue the next token."""
         self.calls.append(f"claim {queue}")
         self.token += 1
-        return Fence(queue, self.token)
+        return FencingToken(queue, self.token)
 
     async def append(
-        self, messages: Sequence[Message], *, fences: Sequence[Fence]
+        self, messages: Sequence[Message], *, tokens: Sequence[FencingToken]
     ) -> list[int | None]:
         """Record the tokens."""
-        self.calls.append(f"append {[tuple(fence) for fence in fences]}")
+        self.calls.append(f"append {[tuple(token) for token in tokens]}")
         if self.failures:
             raise self.failures.pop(0)
         return [1 for _ in messages]

@@ -21,7 +21,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from bridge.core.fence import Fence
+from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message
 from bridge.errors import OwnershipLostError, StoreUnavailableError
 from bridge.inbox.contract import Retention
@@ -61,19 +61,19 @@ class BatchAppender:
         self.problem = None
         self.was_refused.clear()
 
-    async def claim(self, queue: str, *, now_s: float) -> Fence:
+    async def claim(self, queue: str, *, now_s: float) -> FencingToken:
         """Give out a token; see `RedisInbox.claim`."""
         least = max(int(now_s * _MICROSECONDS), self._largest_refusal + 1)
         token = await self._servers.run_script(
             scripts.CLAIM, 0, self._prefixes[0], queue, least
         )
-        return Fence(queue, int(token))
+        return FencingToken(queue, int(token))
 
     async def append(
         self,
         messages: Sequence[Message],
         *,
-        fences: Sequence[Fence],
+        tokens: Sequence[FencingToken],
         retention: Retention,
         now_s: float,
     ) -> list[int | None]:
@@ -97,10 +97,10 @@ class BatchAppender:
             self._number,
             b"SPUBLISH" if self._is_cluster else b"PUBLISH",
         )
-        tokens = [argument for fence in fences for argument in fence]
+        arguments = [argument for token in tokens for argument in token]
         calls = [
             self._send(
-                (*head, self._prefixes[tag], len(fences), *tokens), messages, users
+                (*head, self._prefixes[tag], len(tokens), *arguments), messages, users
             )
             for tag, users in groups.items()
         ]

@@ -36,7 +36,7 @@ from typing import Final
 
 import structlog
 
-from bridge.core.fence import Fence
+from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import RedisAddress
 from bridge.core.replay import InboxState, Page
@@ -217,12 +217,12 @@ class RedisInbox:
 
     # --- writing
 
-    async def claim(self, queue: str) -> Fence:
+    async def claim(self, queue: str) -> FencingToken:
         """Give out a token for `queue`, larger than all before; errors as `append`."""
         return await self._appender.claim(queue, now_s=self._now())
 
     async def append(
-        self, messages: Sequence[Message], *, fences: Sequence[Fence] = ()
+        self, messages: Sequence[Message], *, tokens: Sequence[FencingToken] = ()
     ) -> list[int | None]:
         """
         Store `messages` in order, all or none; they are on the server when it returns.
@@ -239,7 +239,7 @@ class RedisInbox:
             StoreUnavailableError: If the server is away or cannot store it now.
             RefusedByRedisError: If it refuses this batch.
             OwnershipLostError: If something was stored under a larger token than one of
-                `fences`. In a cluster some of the messages may have been stored.
+                `tokens`. In a cluster some of the messages may have been stored.
 
         Cancellation: the messages may or may not have been stored.
 
@@ -247,7 +247,7 @@ class RedisInbox:
         if not messages:
             return []
         return await self._appender.append(
-            messages, fences=fences, retention=self.retention, now_s=self._now()
+            messages, tokens=tokens, retention=self.retention, now_s=self._now()
         )
 
     async def sweep(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pytest
 import pytest_asyncio
 
-from bridge.core.fence import Fence
+from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import parse_redis
 from bridge.inbox.contract import Retention
@@ -61,10 +61,10 @@ class SynchronousRedisInbox(RedisInbox):
     """A Redis inbox whose live feed has arrived when `append` returns."""
 
     async def append(
-        self, messages: Sequence[Message], *, fences: Sequence[Fence] = ()
+        self, messages: Sequence[Message], *, tokens: Sequence[FencingToken] = ()
     ) -> list[int | None]:
         """Append, and make a request: its reply follows the pushes of the append."""
-        offsets = await super().append(messages, fences=fences)
+        offsets = await super().append(messages, tokens=tokens)
         await self.check()
         return offsets
 

@@ -72,47 +72,47 @@ async def test_tokens_increase_even_if_clocks_disagree(shared: Shared) -> None:
     async with shared.bridge() as one, shared.bridge(late_s=60) as other:
         claimed = [await each.claim(QUEUE) for each in (one, other, one, other)]
 
-        tokens = [fence.token for fence in claimed]
+        tokens = [token.number for token in claimed]
         assert tokens == sorted(set(tokens))
-        assert {fence.queue for fence in claimed} == {QUEUE}
+        assert {token.queue for token in claimed} == {QUEUE}
 
 
 async def test_an_append_under_a_smaller_token_stores_nothing(shared: Shared) -> None:
     """It comes from a bridge that lost the queue; its messages are stored already."""
     async with shared.bridge() as one, shared.bridge() as other:
         old = await one.claim(QUEUE)
-        assert await one.append(batch(ANN, BOB), fences=[old]) == [1, 1]
+        assert await one.append(batch(ANN, BOB), tokens=[old]) == [1, 1]
         new = await other.claim(QUEUE)
-        assert await other.append(batch(ANN, BOB), fences=[new]) == [2, 2]
+        assert await other.append(batch(ANN, BOB), tokens=[new]) == [2, 2]
 
         with pytest.raises(OwnershipLostError) as refusal:
-            await one.append(batch(ANN, BOB), fences=[old])
+            await one.append(batch(ANN, BOB), tokens=[old])
 
         assert refusal.value.queue == QUEUE
         assert [await count(one, user) for user in (ANN, BOB)] == [2, 2]
         assert one.problem is None  # the store itself has no problem
-        assert await other.append(batch(BOB), fences=[new]) == [3]
+        assert await other.append(batch(BOB), tokens=[new]) == [3]
 
 
 async def test_a_refused_bridge_can_append_with_a_new_token(shared: Shared) -> None:
     """The queue may return to it."""
     async with shared.bridge() as one, shared.bridge() as other:
         old = await one.claim(QUEUE)
-        await other.append(batch(ANN), fences=[await other.claim(QUEUE)])
+        await other.append(batch(ANN), tokens=[await other.claim(QUEUE)])
         with pytest.raises(OwnershipLostError):
-            await one.append(batch(ANN), fences=[old])
+            await one.append(batch(ANN), tokens=[old])
 
-        assert await one.append(batch(ANN), fences=[await one.claim(QUEUE)]) == [2]
+        assert await one.append(batch(ANN), tokens=[await one.claim(QUEUE)]) == [2]
 
 
 async def test_a_claim_alone_fences_no_bridge_off(shared: Shared) -> None:
     """It may come from a bridge that was frozen, and has lost the queue since."""
     async with shared.bridge() as one, shared.bridge() as other:
         in_use = await one.claim(QUEUE)
-        await one.append(batch(ANN), fences=[in_use])
+        await one.append(batch(ANN), tokens=[in_use])
         await other.claim(QUEUE)
 
-        assert await one.append(batch(ANN), fences=[in_use]) == [2]
+        assert await one.append(batch(ANN), tokens=[in_use]) == [2]
 
 
 async def test_queues_are_fenced_separately(shared: Shared) -> None:
@@ -120,11 +120,11 @@ async def test_queues_are_fenced_separately(shared: Shared) -> None:
     async with shared.bridge() as one, shared.bridge() as other:
         mine = await one.claim("bridge.inbound.1")
         lost = await one.claim(QUEUE)
-        await other.append(batch(ANN), fences=[await other.claim(QUEUE)])
+        await other.append(batch(ANN), tokens=[await other.claim(QUEUE)])
 
-        assert await one.append(batch(ANN), fences=[mine]) == [2]
+        assert await one.append(batch(ANN), tokens=[mine]) == [2]
         with pytest.raises(OwnershipLostError):
-            await one.append(batch(ANN), fences=[mine, lost])
+            await one.append(batch(ANN), tokens=[mine, lost])
         assert await count(one, ANN) == 2
 
 
@@ -134,13 +134,13 @@ async def test_the_result_of_a_stored_batch_is_repeated_however_late(
     """The reply was lost. The retry stores nothing, so no token can forbid it."""
     async with shared.bridge() as one, shared.bridge() as other:
         old, messages = await one.claim(QUEUE), batch(ANN)
-        appending = asyncio.ensure_future(one.append(messages, fences=[old]))
+        appending = asyncio.ensure_future(one.append(messages, tokens=[old]))
         await asyncio.sleep(0)  # the batch is sent, and its reply is lost
         appending.cancel()
         await asyncio.wait({appending})
-        assert await other.append(batch(ANN), fences=[await other.claim(QUEUE)]) == [2]
+        assert await other.append(batch(ANN), tokens=[await other.claim(QUEUE)]) == [2]
 
-        assert await one.append(messages, fences=[old]) == [1]
+        assert await one.append(messages, tokens=[old]) == [1]
         assert await count(one, ANN) == 2
 
 
@@ -153,12 +153,12 @@ async def test_after_the_last_claim_was_lost_a_bridge_is_refused_only_once(
     The next claim is larger than the token that refused the first batch.
     """
     async with shared.bridge() as one, shared.bridge(late_s=60) as other:
-        await one.append(batch(ANN), fences=[await one.claim(QUEUE)])
+        await one.append(batch(ANN), tokens=[await one.claim(QUEUE)])
         await shared.forget_claims(one)
 
         too_small = await other.claim(QUEUE)
         with pytest.raises(OwnershipLostError):
-            await other.append(batch(ANN), fences=[too_small])
+            await other.append(batch(ANN), tokens=[too_small])
 
         again = await other.claim(QUEUE)
-        assert await other.append(batch(ANN), fences=[again]) == [2]
+        assert await other.append(batch(ANN), tokens=[again]) == [2]

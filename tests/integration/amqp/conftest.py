@@ -1,4 +1,4 @@
-"""What the tests of the broker's room share: a raw producer, an intake, a publisher."""
+"""Fixtures of the AMQP tests: a raw producer, an intake, a publisher."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -31,7 +31,7 @@ RETRY_DELAYS_S = (0.2, 30.0)
 
 
 class Raw:
-    """A connection of a stranger: publishes any bytes, and looks into queues."""
+    """The channel of another program, which publishes any bytes and counts messages."""
 
     def __init__(self, channel: aiormq.Channel) -> None:
         self.channel = channel
@@ -44,7 +44,7 @@ class Raw:
         body: bytes = b"{}",
         raw_properties: bytes = NO_PROPERTIES,
     ) -> None:
-        """Send the bytes, and wait until the broker has worked on them."""
+        """Send the bytes, and wait until the broker has processed them."""
         payload = publish(
             self.channel.number,
             exchange.encode(),
@@ -53,15 +53,15 @@ class Raw:
             body=body,
         )
         await self.channel.write_queue.put(ChannelFrame(payload, should_close=False))
-        await self.channel.basic_qos(prefetch_count=0)  # an answer: all before is done
+        await self.channel.basic_qos(prefetch_count=0)  # its answer follows the publish
 
     async def count(self, queue: str) -> int:
-        """Messages that wait in `queue`."""
+        """Return the number of ready messages in `queue`."""
         reply = await self.channel.queue_declare(queue, passive=True)
         return reply.message_count or 0
 
     async def holds(self, queue: str, count: int) -> bool:
-        """Wait until `queue` holds `count` messages: a quorum queue tells a little late."""
+        """Wait until `queue` holds `count` messages; a quorum queue counts with a delay."""
 
         async def is_so() -> bool:
             return await self.count(queue) == count
@@ -101,7 +101,7 @@ async def raw(broker: LocalNode) -> AsyncIterator[Raw]:
 
 @pytest.fixture
 async def wanted(broker: LocalNode, names: BrokerNames) -> AsyncIterator[Topology]:
-    """What the bridge declares; taken off the broker at the end."""
+    """The topology of the bridge; deleted at the end."""
     yield (declared := topology(names, RETRY_DELAYS_S))
     async with open_raw(broker.url) as cleaner:
         for queue in declared.queues:
@@ -130,7 +130,7 @@ class Runs(Protocol):
 
 @asynccontextmanager
 async def running(*workers: Runs) -> AsyncIterator[None]:
-    """Run them until the block is left, and wait until they have ended."""
+    """Run them until the block ends, and wait until they have ended."""
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(worker.run()) for worker in workers]
         try:
@@ -149,16 +149,16 @@ class Taker:
 
     @property
     def bodies(self) -> list[bytes]:
-        """What came, in order."""
+        """The bodies in order."""
         return [delivery.body for delivery in self.taken]
 
     async def next(self) -> Batch:
-        """Take one batch, and do not ack it."""
+        """Take one batch without acking it."""
         async with asyncio.timeout(20 * SLOW_FACTOR):
             return await self.intake.next_batch()
 
     async def take(self, count: int) -> Sequence[Delivery]:
-        """Take until `count` came in all, acking each batch."""
+        """Take and ack batches until there are `count` deliveries in all."""
         while len(self.taken) < count:
             batch = await self.next()
             if await self.intake.ack(batch):
@@ -166,7 +166,7 @@ class Taker:
         return self.taken
 
     async def take_from_one(self) -> Batch:
-        """Take and ack until another consumer brings a batch: that one, not acked."""
+        """Take and ack until another consumer delivers a batch; return that one, not acked."""
         batch = await self.next()
         first = batch.consumers
         while batch.consumers == first:
@@ -217,7 +217,7 @@ IntakeMaker = Callable[..., AbstractAsyncContextManager[Taker]]
 def consuming(
     address: BrokerAddress, wanted: Topology, names: BrokerNames, metrics: Metrics
 ) -> IntakeMaker:
-    """Open an intake that consumes already, at the broker or at another address."""
+    """Open an intake that consumes, from the broker or another address."""
 
     @asynccontextmanager
     async def make(
@@ -249,7 +249,7 @@ PublisherMaker = Callable[..., AbstractAsyncContextManager[Publisher]]
 def publishing(
     address: BrokerAddress, wanted: Topology, names: BrokerNames, metrics: Metrics
 ) -> PublisherMaker:
-    """Open a publisher that is connected already, at the broker or at another address."""
+    """Open a connected publisher, to the broker or another address."""
 
     @asynccontextmanager
     async def make(at: BrokerAddress | None = None) -> AsyncIterator[Publisher]:

@@ -1,4 +1,4 @@
-"""Properties that RabbitMQ takes from a producer and pamqp cannot read, or reads wrongly."""
+"""Properties that RabbitMQ accepts and that pamqp cannot decode, or decodes wrongly."""
 
 import struct
 
@@ -26,12 +26,12 @@ POISON = {
     "timestamp after year 9999": properties(TIMESTAMP, struct.pack(">Q", 253_402_300_800_000)),
     "timestamp below zero": properties(TIMESTAMP, struct.pack(">q", -1)),
     "timestamp in a header": header(b"T", struct.pack(">Q", 1_700_000_000_000_000)),
-    "content type of no UTF-8": properties(CONTENT_TYPE, short(b"\xff\xfe")),
-    "message id of no UTF-8": properties(MESSAGE_ID, short(b"\xc3\x28")),
-    "header name of no UTF-8": header(b"t", b"\x01", name=b"\xff"),
+    "content type without UTF-8": properties(CONTENT_TYPE, short(b"\xff\xfe")),
+    "message id without UTF-8": properties(MESSAGE_ID, short(b"\xc3\x28")),
+    "header name without UTF-8": header(b"t", b"\x01", name=b"\xff"),
     "header name twice": headers((short(b"a") + b"t\x01") * 2),
     "header name empty": header(b"t", b"\x01", name=b""),
-    "string of no UTF-8": header(b"S", long(b"\xff\xfe")),
+    "string without UTF-8": header(b"S", long(b"\xff\xfe")),
     "table of everything": header(b"F", long(short(b"\xff") + b"T" + b"\xff" * 8)),
     "array of everything": header(b"A", long(b"T" + b"\xff" * 8 + b"S" + long(b"\xff"))),
     "table in an array in a table": header(b"F", long(short(b"a") + b"A" + long(b"F" + long(b"")))),

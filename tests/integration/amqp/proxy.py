@@ -1,4 +1,4 @@
-"""A TCP proxy that stands between the bridge and the broker and misbehaves on demand."""
+"""A TCP proxy between the bridge and the broker, with faults on demand."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from bridge.amqp.connection import BrokerAddress
 
 
 class TcpProxy:
-    """Passes bytes on, freezes, or cuts. `connections` counts all that were ever made."""
+    """Passes bytes on, freezes, or cuts. `connections` counts all connections so far."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
@@ -21,18 +21,18 @@ class TcpProxy:
         self._bytes_until_cut: int | None = None
         self._is_closed = False
         self.connections = 0
-        self.is_holding = False  # bytes came that are not passed on
+        self.is_holding = False  # bytes have arrived that are not passed on
         self.address = BrokerAddress(())
 
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str) -> AsyncIterator[Self]:
-        """Stand before the broker at `url`; `address` is the way through."""
-        there = URL(url)
-        proxy = cls(there.host or "", there.port or 0)
+        """Open a proxy for the broker at `url`; connect to its `address`."""
+        target = URL(url)
+        proxy = cls(target.host or "", target.port or 0)
         server = await asyncio.start_server(proxy._serve, "127.0.0.1", 0)
-        here = there.with_port(server.sockets[0].getsockname()[1])
-        # The shortest heartbeat there is: a frozen connection is noticed within 7 s.
+        here = target.with_port(server.sockets[0].getsockname()[1])
+        # With the shortest heartbeat, a frozen connection is detected within 7 s.
         proxy.address = BrokerAddress((str(here),), heartbeat_s=1)
         try:
             yield proxy
@@ -43,11 +43,11 @@ class TcpProxy:
             await server.wait_closed()
 
     def freeze(self) -> None:
-        """Pass nothing on, both ways; connections stay open."""
+        """Pass nothing on in either direction; connections stay open."""
         self._passing.clear()
 
     def thaw(self) -> None:
-        """Go on, with all that came meanwhile."""
+        """Pass bytes on again, including those that arrived meanwhile."""
         self._passing.set()
 
     def cut(self) -> None:
@@ -56,20 +56,20 @@ class TcpProxy:
             writer.transport.abort()
 
     def hang_up(self) -> None:
-        """Close all connections in an orderly way, between two frames if frozen there."""
+        """Close all connections in order, between two frames if frozen there."""
         for writer in self._open:
             writer.close()
 
-    def close_door(self) -> None:
-        """Refuse whoever comes, at once."""
+    def refuse(self) -> None:
+        """Abort new connections at once."""
         self._is_closed = True
 
-    def open_door(self) -> None:
-        """Let in again."""
+    def accept(self) -> None:
+        """Accept new connections again."""
         self._is_closed = False
 
     def cut_after(self, bytes_from_broker: int) -> None:
-        """Cut when so many more bytes came from the broker, in the middle of whatever it is."""
+        """Cut after this many more bytes from the broker, also in the middle of a frame."""
         self._bytes_until_cut = bytes_from_broker
 
     async def _serve(

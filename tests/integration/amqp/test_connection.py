@@ -1,4 +1,4 @@
-"""Getting to the broker: what is said when it does not work, TLS, and no secrets anywhere."""
+"""Connecting to the broker: explanations of failures, deadlines, and no secrets in logs."""
 
 import asyncio
 import logging
@@ -39,7 +39,7 @@ async def connect(*urls: str, timeout_s: float = 10) -> BrokerConnection[FrameRe
 
 @pytest.fixture
 async def silent_port() -> AsyncIterator[int]:
-    """A listener that accepts and never says a word."""
+    """A listener that accepts connections and never sends a byte."""
 
     async def accept(
         reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -59,14 +59,14 @@ async def silent_port() -> AsyncIterator[int]:
 async def test_a_handshake_that_is_never_answered_ends_at_the_deadline(
     silent_port: int, scheme: str
 ) -> None:
-    """The library has no deadline of its own (traps 1.1 row 3)."""
+    """The library itself has no deadline for the handshake."""
     with pytest.raises(BrokerUnavailableError, match=r"no answer within 0\.3 s"):
         async with asyncio.timeout(5 * SLOW_FACTOR):
             await connect(f"{scheme}://a:b@127.0.0.1:{silent_port}/", timeout_s=0.3)
 
 
-async def test_the_urls_are_tried_in_turn(broker: LocalNode, silent_port: int) -> None:
-    """A cluster has several nodes, and one of them may be away."""
+async def test_the_urls_are_tried_in_order(broker: LocalNode, silent_port: int) -> None:
+    """A cluster has several nodes, and one of them may be down."""
     connection = await connect(
         "amqp://a:b@127.0.0.1:1/",
         f"amqp://a:b@127.0.0.1:{silent_port}/",
@@ -77,8 +77,8 @@ async def test_the_urls_are_tried_in_turn(broker: LocalNode, silent_port: int) -
     await connection.disconnect()
 
 
-async def test_if_no_url_works_each_says_why(silent_port: int) -> None:
-    """One line with all of it: the operator sees which node is which."""
+async def test_if_no_url_works_the_error_explains_each(silent_port: int) -> None:
+    """The operator sees in one line what is wrong with each node."""
     with pytest.raises(BrokerUnavailableError) as caught:
         await connect(
             "amqp://a:s3cret@127.0.0.1:1/",
@@ -101,10 +101,10 @@ async def test_if_no_url_works_each_says_why(silent_port: int) -> None:
     ],
     ids=["password", "vhost", "TLS on a plain port"],
 )
-async def test_a_broker_that_says_no_is_explained(
+async def test_a_refused_connection_is_explained(
     broker: LocalNode, changed: dict[str, str], advice: str
 ) -> None:
-    """What is wrong and what to do, without the password."""
+    """The error has the cause and advice, without the password."""
     url = URL(broker.url)
     for part, value in changed.items():
         url = getattr(url, f"with_{part}")(value)
@@ -117,14 +117,14 @@ async def test_a_broker_that_says_no_is_explained(
     assert url.password not in str(caught.value)
 
 
-async def test_no_password_is_in_any_line_of_a_life_with_failures(
+async def test_no_log_line_contains_a_password(
     proxy: TcpProxy,
     broker: LocalNode,
     wanted: Topology,
     names: BrokerNames,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Errors quote what failed, and connections print their URL."""
+    """Errors quote calls that failed, and connections print their URL."""
     caplog.set_level(logging.DEBUG)
     intake = Intake(
         proxy.address,
@@ -136,12 +136,12 @@ async def test_no_password_is_in_any_line_of_a_life_with_failures(
     with structlog.testing.capture_logs() as lines:
         async with running(intake):
             await eventually(lambda: intake.is_consuming)
-            proxy.close_door()
+            proxy.refuse()
             proxy.cut()
             await eventually(
                 lambda: any(line["event"] == "broker.waiting" for line in lines)
             )
-            proxy.open_door()
+            proxy.accept()
             await eventually(lambda: intake.is_consuming, within_s=30)
 
     assert {
@@ -154,10 +154,10 @@ async def test_no_password_is_in_any_line_of_a_life_with_failures(
     assert broker.password not in caplog.text
 
 
-async def test_a_lost_connection_is_told_and_counted(
+async def test_a_lost_connection_is_logged_and_counted(
     proxy: TcpProxy, wanted: Topology, names: BrokerNames, metrics: Metrics
 ) -> None:
-    """Operators watch the counter; the line says what happened."""
+    """Operators watch the counter; the log line has the cause."""
     intake = Intake(
         proxy.address,
         wanted,
@@ -178,8 +178,8 @@ async def test_a_lost_connection_is_told_and_counted(
     assert b'bridge_broker_reconnects_total{purpose="consume"} 1.0' in metrics.render()
 
 
-async def test_the_broker_is_told_who_we_are(broker: LocalNode) -> None:
-    """Whoever looks at its list of connections must find ours."""
+async def test_the_broker_lists_connections_by_purpose(broker: LocalNode) -> None:
+    """Operators must find the connections of the bridge in its list."""
     connection = await connect(broker.url)
     try:
         listed = await broker.ctl("list_connections", "client_properties")
@@ -189,8 +189,8 @@ async def test_the_broker_is_told_who_we_are(broker: LocalNode) -> None:
     assert "bridge check (" in listed
 
 
-async def test_leaving_a_frozen_broker_does_not_take_long(proxy: TcpProxy) -> None:
-    """A drain has a deadline, and a full socket must not hold it up."""
+async def test_disconnecting_from_a_frozen_broker_is_quick(proxy: TcpProxy) -> None:
+    """A drain has a deadline, which a full socket must not exceed."""
     patient = BrokerAddress(proxy.address.urls, heartbeat_s=60)
     connection = await open_connection(
         patient, purpose=Purpose.CHECK, reader=FrameReader
@@ -200,7 +200,7 @@ async def test_leaving_a_frozen_broker_does_not_take_long(proxy: TcpProxy) -> No
     too_much = publish(
         channel.number,
         b"",
-        b"nobody",
+        b"ann",
         raw_properties=b"\x00\x00",
         body=b"x" * 30_000_000,
     )
@@ -213,8 +213,8 @@ async def test_leaving_a_frozen_broker_does_not_take_long(proxy: TcpProxy) -> No
     assert connection.is_closed
 
 
-async def test_a_connection_that_was_left_opens_no_channel(broker: LocalNode) -> None:
-    """The library would wait for ever for it to be connected again."""
+async def test_a_disconnected_connection_opens_no_channel(broker: LocalNode) -> None:
+    """The library would wait forever for a reconnect."""
     connection = await connect(broker.url)
     await connection.disconnect()
 

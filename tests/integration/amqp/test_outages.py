@@ -1,4 +1,4 @@
-"""Whatever happens to the broker, nothing is lost and consuming goes on by itself."""
+"""After any failure of the broker, nothing is lost and consuming resumes automatically."""
 
 import asyncio
 
@@ -24,7 +24,7 @@ from tests.integration.amqp.proxy import TcpProxy
 async def test_a_queue_that_was_deleted_is_declared_and_consumed_again(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames, metrics: Metrics
 ) -> None:
-    """The broker says so with Basic.Cancel, and the connection lives on."""
+    """The broker reports it with Basic.Cancel, and the connection stays open."""
     async with consuming() as taker:
         await raw.channel.queue_delete(names.inbound_queue())
         await eventually(lambda: reconnects(metrics, "consume") == 1)
@@ -39,13 +39,12 @@ async def test_a_queue_that_was_deleted_is_declared_and_consumed_again(
 async def test_a_channel_that_the_broker_closed_is_replaced(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """A restored connection with a dead channel looks alive and gets nothing (row 2)."""
+    """An open connection with a dead channel looks alive and receives nothing."""
     async with consuming() as taker:
         await raw.publish(names.messages, body=b"one")
         batch = await taker.next()
-        await batch.session.consumers[0]._channel.basic_ack(
-            4711
-        )  # unknown: closed with 406
+        channel = batch.session.consumers[0]._channel
+        await channel.basic_ack(4711)  # an unknown tag closes the channel with 406
 
         await eventually(lambda: not taker.intake.is_consuming)
         assert not await taker.intake.ack(batch)
@@ -55,10 +54,10 @@ async def test_a_channel_that_the_broker_closed_is_replaced(
     assert taker.taken[0].redelivered
 
 
-async def test_a_consumer_that_is_gone_without_a_word_is_replaced(
+async def test_a_consumer_that_disappeared_silently_is_replaced(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """Connection and channel live, nothing was told, and yet nobody consumes."""
+    """Connection and channel are open, and the broker has reported nothing."""
     async with consuming() as taker:
         session = taker.intake._session
         assert session is not None
@@ -72,10 +71,10 @@ async def test_a_consumer_that_is_gone_without_a_word_is_replaced(
     assert taker.bodies == [b"after"]
 
 
-async def test_a_broker_that_is_frozen_for_a_moment_costs_nothing(
+async def test_a_broker_that_freezes_for_a_moment_costs_no_connection(
     broker: LocalNode, consuming: IntakeMaker, names: BrokerNames, metrics: Metrics
 ) -> None:
-    """A pause shorter than the heartbeats allow is no loss."""
+    """The pause is shorter than the heartbeats allow."""
     async with open_raw(broker.url) as raw, consuming() as taker:
         await raw.publish(names.messages, body=b"before")
         await taker.take(1)
@@ -94,14 +93,14 @@ async def test_a_broker_that_is_frozen_for_a_moment_costs_nothing(
     assert reconnects(metrics, "consume") == 0
 
 
-async def test_a_connection_that_is_frozen_for_good_is_given_up_and_made_anew(
+async def test_a_connection_that_stays_frozen_is_replaced(
     proxy: TcpProxy,
     consuming: IntakeMaker,
     raw: Raw,
     names: BrokerNames,
     metrics: Metrics,
 ) -> None:
-    """A half-open connection answers nothing; only the heartbeats tell."""
+    """Only missing heartbeats reveal a half-open connection."""
     async with consuming(proxy.address) as taker:
         proxy.freeze()
         await raw.publish(names.messages, body=b"after")
@@ -113,14 +112,14 @@ async def test_a_connection_that_is_frozen_for_good_is_given_up_and_made_anew(
     assert taker.bodies == [b"after"]
 
 
-async def test_a_broker_that_was_stopped_and_started_is_consumed_again(
+async def test_consuming_resumes_after_a_restart_of_the_broker(
     consuming: IntakeMaker, names: BrokerNames
 ) -> None:
     """
-    What was confirmed before is on disk; nobody has to start the bridge again.
+    Confirmed messages are on disk, and the bridge needs no restart.
 
-    On a node of its own: one that all share has had thousands of quorum queues, and
-    once came back without any that could be declared (rabbitmq-server #4512).
+    The test uses a node of its own. A shared one has had thousands of quorum queues, and
+    once restarted in a state in which none could be declared (rabbitmq-server #4512).
     """
     async with LocalNode.start(ready_within_s=90 * SLOW_FACTOR) as node:
         address = BrokerAddress((node.url,), timeout_s=10 * SLOW_FACTOR)
@@ -149,7 +148,7 @@ async def test_a_connection_cut_in_the_middle_of_a_body_loses_nothing(
     names: BrokerNames,
     bytes_from_broker: int,
 ) -> None:
-    """Half a delivery is none: it comes again, whole, on the next connection."""
+    """The broker redelivers an incomplete delivery on the next connection."""
     body = b"x" * 300_000
     async with consuming(proxy.address) as taker:
         proxy.cut_after(bytes_from_broker)
@@ -168,7 +167,7 @@ async def test_a_batch_of_a_lost_session_is_never_acked_on_the_next(
     raw: Raw,
     names: BrokerNames,
 ) -> None:
-    """Tags count from 1 on each channel: an old one would ack a stranger's message."""
+    """Tags count from 1 on each channel: an old tag would ack another message."""
     async with consuming(proxy.address) as taker:
         await raw.publish(names.messages, body=b"one")
         old = await taker.next()
@@ -185,13 +184,13 @@ async def test_a_batch_of_a_lost_session_is_never_acked_on_the_next(
     assert await raw.holds(names.inbound_queue(), 0)
 
 
-async def test_a_session_that_is_lost_while_draining_is_not_made_anew(
+async def test_a_session_that_is_lost_while_draining_is_not_replaced(
     proxy: TcpProxy,
     consuming: IntakeMaker,
     raw: Raw,
     names: BrokerNames,
 ) -> None:
-    """The drain has nothing to wait for any more, and the run ends."""
+    """The drain has nothing left to wait for, and the intake ends."""
     async with consuming(proxy.address) as taker:
         await raw.publish(names.messages, body=b"one")
         await taker.next()
@@ -206,7 +205,7 @@ async def test_a_session_that_is_lost_while_draining_is_not_made_anew(
 async def test_a_memory_alarm_does_not_stop_consuming(
     broker: LocalNode, consuming: IntakeMaker, raw: Raw, names: BrokerNames
 ) -> None:
-    """The broker stops reading from those who publish; the consumer must not be one."""
+    """The broker stops reading from connections that publish, and acks must still arrive."""
     async with consuming(prefetch_count=2) as taker:
         for number in range(6):
             await raw.publish(names.messages, body=b"%d" % number)
@@ -219,14 +218,14 @@ async def test_a_memory_alarm_does_not_stop_consuming(
     assert taker.bodies == [b"%d" % number for number in range(6)]
 
 
-async def test_other_arguments_on_the_broker_end_the_start_with_one_sentence(
+async def test_other_arguments_on_the_broker_end_the_start_with_an_explanation(
     address: BrokerAddress,
     wanted: Topology,
     names: BrokerNames,
     metrics: Metrics,
     raw: Raw,
 ) -> None:
-    """No loop of reconnects: waiting does not mend it, an operator does."""
+    """Reconnecting does not fix it; an operator does."""
     queue = next(q for q in wanted.queues if q.name == names.retry_queue(200))
     await raw.channel.queue_declare(
         queue.name, durable=True, arguments={**queue.arguments, "x-message-ttl": 777}
@@ -245,13 +244,13 @@ async def test_other_arguments_on_the_broker_end_the_start_with_one_sentence(
     )
 
 
-async def test_other_arguments_that_appear_later_are_waited_out(
+async def test_the_bridge_waits_while_other_arguments_appear_later(
     consuming: IntakeMaker, raw: Raw, names: BrokerNames, metrics: Metrics
 ) -> None:
-    """Windows are being served; when the operator has mended it, consuming goes on."""
+    """Windows are connected; when an operator has fixed it, consuming resumes."""
     queue = names.inbound_queue()
     async with consuming() as taker:
-        # On one channel, one right after the other: the bridge cannot come in between.
+        # On one channel, in quick succession: the bridge cannot act in between.
         await raw.channel.queue_delete(names.dead)
         await raw.channel.queue_declare(names.dead, durable=True)
         await raw.channel.queue_delete(queue)

@@ -266,7 +266,7 @@ async def test_a_publish_without_a_connection_times_out(
 ) -> None:
     """The HTTP endpoint answers 503 instead of hanging."""
     async with publishing(proxy.address) as publisher:
-        proxy.close_door()
+        proxy.refuse()
         proxy.cut()
         await eventually(lambda: reconnects(metrics, "publish") == 1)
 

@@ -1,4 +1,4 @@
-"""TLS and mutual TLS to a broker of its own, which demands both."""
+"""TLS with client certificates, to a broker that requires both."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ from tests.integration.amqp.conftest import Taker, running
 
 @dataclass(frozen=True, slots=True)
 class TlsBroker:
-    """A node that talks to those only whose certificate its authority signed."""
+    """A node that requires client certificates signed by its authority."""
 
     url: URL
     authority: Authority
@@ -36,7 +36,7 @@ class TlsBroker:
     ours: Signed
 
     def address(self, url: URL | None = None, **query: str) -> BrokerAddress:
-        """The way there with what stands in the query of its URL."""
+        """Return its address with this query in the URL."""
         return BrokerAddress((str((url or self.url).with_query(query)),))
 
 
@@ -75,10 +75,10 @@ async def problem(address: BrokerAddress) -> str:
     return str(caught.value)
 
 
-async def test_messages_go_out_and_come_in_over_mutual_tls(
+async def test_messages_are_published_and_consumed_over_mutual_tls(
     tls_broker: TlsBroker, namespace: str
 ) -> None:
-    """The fast way in sees the bytes after TLS, cut at the borders of its records."""
+    """The frame reader receives decrypted bytes, split at the borders of TLS records."""
     address = tls_broker.address(
         cafile=str(tls_broker.authority.cert),
         certfile=str(tls_broker.ours.cert),
@@ -107,7 +107,7 @@ async def test_messages_go_out_and_come_in_over_mutual_tls(
 async def test_a_broker_of_another_authority_is_not_trusted(
     tls_broker: TlsBroker,
 ) -> None:
-    """Somebody in the middle must not get the password."""
+    """An attacker in the middle must not receive the password."""
     address = tls_broker.address(
         cafile=str(tls_broker.stranger.cert),
         certfile=str(tls_broker.ours.cert),
@@ -118,7 +118,7 @@ async def test_a_broker_of_another_authority_is_not_trusted(
 
 
 async def test_verification_cannot_be_switched_off(tls_broker: TlsBroker) -> None:
-    """The library would do it for a word in the URL."""
+    """The library would do it for a parameter of the URL."""
     assert "certificate is not trusted" in await problem(
         tls_broker.address(no_verify_ssl="1")
     )
@@ -127,7 +127,7 @@ async def test_verification_cannot_be_switched_off(tls_broker: TlsBroker) -> Non
 async def test_a_certificate_for_another_host_is_not_trusted(
     tls_broker: TlsBroker,
 ) -> None:
-    """The right authority and the wrong machine."""
+    """The authority is right and the machine is not."""
     address = tls_broker.address(
         tls_broker.url.with_host("localhost"), cafile=str(tls_broker.authority.cert)
     )
@@ -135,16 +135,16 @@ async def test_a_certificate_for_another_host_is_not_trusted(
     assert "certificate is not trusted" in await problem(address)
 
 
-async def test_without_a_certificate_of_ours_the_broker_refuses(
+async def test_the_error_explains_a_missing_client_certificate(
     tls_broker: TlsBroker,
 ) -> None:
-    """The line must point at certfile and keyfile."""
+    """It has to mention certfile and keyfile."""
     address = tls_broker.address(cafile=str(tls_broker.authority.cert))
 
     assert "certfile=" in await problem(address)
 
 
-async def test_the_end_of_the_broker_s_certificate_is_known(
+async def test_the_expiry_of_the_broker_certificate_is_reported(
     tls_broker: TlsBroker, namespace: str
 ) -> None:
     """The test certificates last one day, so the check fails."""

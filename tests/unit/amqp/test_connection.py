@@ -1,4 +1,4 @@
-"""One wrapper around every call to the broker: what its library raises, in our words."""
+"""Calls to the broker: deadlines, and the translation of library errors."""
 
 import asyncio
 import socket
@@ -22,7 +22,7 @@ URL_WITH_SECRETS = URL("amqp://ann:s3cret@rabbit:5672/shop?certfile=/c.pem")
 
 
 async def test_a_call_that_is_never_answered_ends_at_its_deadline() -> None:
-    """The library waits for ever unless told otherwise."""
+    """The library itself would wait forever."""
     with pytest.raises(
         BrokerUnavailableError, match=r"publish: no answer within 0\.01 s"
     ):
@@ -37,17 +37,17 @@ async def test_a_call_that_is_never_answered_ends_at_its_deadline() -> None:
         ChannelPreconditionFailed("double ack"),
         ChannelInvalidStateError("closed"),
         ConnectionResetError(104, "reset"),
-        # What aiormq gives those who wait when the peer hangs up between two frames.
+        # aiormq raises this in waiting calls if the peer closes between two frames.
         Exception(),
-        # What it raises from a handshake that ends before the first frame.
+        # It raises this if a handshake ends before the first frame.
         StopAsyncIteration(),
     ],
     ids=lambda raised: type(raised).__name__,
 )
-async def test_what_the_library_raises_is_an_unavailable_broker(
+async def test_errors_of_the_library_become_an_unavailable_broker(
     raised: Exception,
 ) -> None:
-    """The pump knows one word for it, and waits."""
+    """The pipeline waits on this error, whatever the cause."""
     with pytest.raises(BrokerUnavailableError) as caught:
         async with broker_call("ack", timeout_s=1):
             raise raised
@@ -55,8 +55,8 @@ async def test_what_the_library_raises_is_an_unavailable_broker(
     assert caught.value.__cause__ is raised
 
 
-async def test_a_cancellation_that_nobody_asked_for_is_a_lost_connection() -> None:
-    """The library cancels those who wait when it gives up a silent peer (traps 1.1 row 4)."""
+async def test_a_cancelled_error_without_a_cancellation_is_a_lost_connection() -> None:
+    """The library raises it in waiting calls when it gives up a silent peer."""
     given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     given_up.cancel()
 
@@ -65,8 +65,8 @@ async def test_a_cancellation_that_nobody_asked_for_is_a_lost_connection() -> No
             await given_up
 
 
-async def test_a_cancellation_that_was_asked_for_stays_one() -> None:
-    """A task that is told to stop must stop, not try again."""
+async def test_a_real_cancellation_is_passed_on() -> None:
+    """A cancelled task must end, not try again."""
 
     async def call() -> None:
         async with broker_call("ack", timeout_s=60):
@@ -81,8 +81,8 @@ async def test_a_cancellation_that_was_asked_for_stays_one() -> None:
 
 
 @pytest.mark.parametrize("raised", [ValueError("a bug"), TopologyError("q", "p", "w")])
-async def test_other_errors_are_left_alone(raised: Exception) -> None:
-    """A bug is no outage, and a sentence for the operator is not to be wrapped."""
+async def test_other_errors_are_passed_on_unchanged(raised: Exception) -> None:
+    """A bug is no outage, and an explanation for the operator stays as it is."""
     with pytest.raises(type(raised)):
         async with broker_call("ack", timeout_s=1):
             raise raised
@@ -120,7 +120,7 @@ def wrapped(cause: Exception) -> AMQPConnectionError:
         ),
     ],
 )
-def test_a_failed_connect_says_what_to_do(raised: Exception, advice: str) -> None:
+def test_a_failed_connect_comes_with_advice(raised: Exception, advice: str) -> None:
     """The operator reads one line, and the password is not in it."""
     text = _advice(raised, URL_WITH_SECRETS)
 
@@ -128,23 +128,21 @@ def test_a_failed_connect_says_what_to_do(raised: Exception, advice: str) -> Non
     assert "s3cret" not in text
 
 
-def test_the_urls_are_not_in_what_is_printed_of_an_address() -> None:
-    """They hold passwords, and dataclasses print themselves in tracebacks and logs."""
+def test_the_repr_of_an_address_contains_no_url() -> None:
+    """URLs contain passwords, and tracebacks and logs print dataclasses."""
     assert "s3cret" not in repr(BrokerAddress((str(URL_WITH_SECRETS),)))
 
 
-async def test_a_cancellation_that_the_library_loses_is_raised_when_its_call_is_over() -> (
-    None
-):
-    """wait_for on Python 3.11 returns an answer that comes in the same moment instead."""
+async def test_a_cancellation_that_the_library_loses_is_raised_after_the_call() -> None:
+    """On Python 3.11, wait_for may return an answer and drop a simultaneous cancellation."""
     reached: list[str] = []
 
     async def work() -> None:
         async with broker_call("test", timeout_s=5):
-            # As wait_for does it: the answer counts, the cancellation is forgotten.
+            # Like wait_for: the answer counts, the cancellation is dropped.
             with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
-        reached.append("behind the call")
+        reached.append("after the call")
 
     task = asyncio.create_task(work())
     await asyncio.sleep(0)

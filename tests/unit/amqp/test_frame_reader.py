@@ -1,4 +1,4 @@
-"""The fast way in: whatever the chunks are, the deliveries and the other frames are the same."""
+"""Frame readers: any split into chunks gives the same deliveries and the same other frames."""
 
 import asyncio
 import socket
@@ -28,12 +28,12 @@ from tests.unit.amqp.wire import (
 
 ReaderT = TypeVar("ReaderT", bound=FrameReader)
 
-# A stream: (bytes of one frame, whether it is handed on), and the deliveries in it.
+# The frames of a stream, each with whether it is passed on, and the deliveries in it.
 Stream = tuple[list[tuple[bytes, bool]], list[Delivery]]
 
 
 def still() -> float:
-    """Tell a time that stands still, so that no heartbeat is put in."""
+    """Return a constant time, so that no heartbeat is inserted."""
     return 0.0
 
 
@@ -43,7 +43,7 @@ other_frames = st.one_of(
     st.binary(max_size=20).map(lambda rest: method(2, ACK, rest)),
     st.binary(max_size=20).map(lambda rest: frame(3, 7, rest)),
 )
-# Content that is not ours may stand between deliveries, on the same channel, too.
+# Other content may stand between deliveries, also on the same channel.
 other_contents = st.tuples(
     st.integers(1, 3), st.booleans(), st.binary(max_size=30), st.binary(max_size=30)
 ).map(
@@ -56,7 +56,7 @@ other_contents = st.tuples(
 
 @st.composite
 def streams(draw: st.DrawFn) -> Stream:
-    """What a broker may send on a connection whose channel 1 consumes."""
+    """Draw what a broker may send on a connection whose channel 1 consumes."""
     sent: list[tuple[bytes, bool]] = []
     deliveries: list[Delivery] = []
     for tag in range(1, draw(st.integers(1, 6)) + 1):
@@ -97,7 +97,7 @@ def chunks(data: bytes, cuts: Sequence[int]) -> list[bytes]:
 
 
 async def read_all(reader: FrameReader, parts: Sequence[bytes]) -> bytes:
-    """Feed `parts`, and return what the library would see."""
+    """Feed `parts`, and return the bytes that the library would receive."""
     for part in parts:
         reader.feed_data(part)
     reader.feed_eof()
@@ -113,23 +113,23 @@ def delivery_reader(
 
 
 @given(stream=streams(), cuts=st.lists(st.integers(0, 10_000), max_size=40))
-async def test_any_split_gives_the_same_deliveries_and_hands_on_the_same_frames(
+async def test_any_split_gives_the_same_deliveries_and_passes_on_the_same_frames(
     stream: Stream, cuts: list[int]
 ) -> None:
-    """TCP cuts where it likes; a byte too many or too few would end the connection."""
+    """TCP splits anywhere; a byte too many or too few would end the connection."""
     sent, deliveries = stream
     data = b"".join(part for part, _ in sent)
     reader, found = delivery_reader()
 
-    handed_on = await read_all(reader, chunks(data, cuts))
+    passed_on = await read_all(reader, chunks(data, cuts))
 
     assert found == deliveries
-    assert handed_on == b"".join(part for part, is_handed_on in sent if is_handed_on)
+    assert passed_on == b"".join(part for part, is_passed_on in sent if is_passed_on)
 
 
 @given(stream=streams())
-async def test_a_stream_that_comes_byte_by_byte_is_read_too(stream: Stream) -> None:
-    """The hardest split of all: every head and every body is cut everywhere."""
+async def test_a_stream_that_arrives_byte_by_byte_is_read(stream: Stream) -> None:
+    """The hardest split: every head and every body is split everywhere."""
     sent, deliveries = stream
     reader, found = delivery_reader()
 
@@ -139,7 +139,7 @@ async def test_a_stream_that_comes_byte_by_byte_is_read_too(stream: Stream) -> N
 
 
 async def test_a_body_of_many_frames_is_joined() -> None:
-    """Bodies over frame_max (128 KiB) come in pieces, and chunks are larger than they."""
+    """A body above frame_max (128 KiB) has several frames."""
     body = bytes(range(256)) * 4096
     parts = [
         deliver(1, 1),
@@ -147,16 +147,16 @@ async def test_a_body_of_many_frames_is_joined() -> None:
     ]
     reader, found = delivery_reader()
 
-    handed_on = await read_all(
+    passed_on = await read_all(
         reader, chunks(b"".join(parts), range(0, 1 << 20, 65536))
     )
 
     assert [delivery.body for delivery in found] == [body]
-    assert handed_on == b""
+    assert passed_on == b""
 
 
 async def test_a_chunk_is_handed_over_in_one_call() -> None:
-    """Waking the pump costs more than a delivery: once for all that came together."""
+    """Waking the pipeline costs more than a delivery, so one call covers a chunk."""
     calls: list[int] = []
     reader = DeliveryReader(now=still)
     reader.subscribe(1, "q1", lambda deliveries: calls.append(len(deliveries)))
@@ -176,10 +176,10 @@ async def test_a_chunk_is_handed_over_in_one_call() -> None:
     data=st.data(),
     cuts=st.lists(st.integers(0, 10_000), max_size=40),
 )
-async def test_frames_of_several_channels_may_be_mixed_in_any_way(
+async def test_frames_of_several_channels_may_be_interleaved(
     bodies: list[tuple[int, bytes]], data: st.DataObject, cuts: list[int]
 ) -> None:
-    """Each shard has a channel; a delivery that went to the library would be lost."""
+    """Each shard has a channel; a delivery passed on to the library would be lost."""
     waiting: dict[int, list[bytes]] = {1: [], 2: [], 3: []}
     for channel, body in bodies:
         parts = [deliver(channel, 1), *content(channel, b"\x00\x00", body, cuts=[9])]
@@ -193,19 +193,17 @@ async def test_frames_of_several_channels_may_be_mixed_in_any_way(
     for channel, deliveries in found.items():
         reader.subscribe(channel, f"q{channel}", deliveries.extend)
 
-    handed_on = await read_all(reader, chunks(b"".join(sent) or b"\x08", cuts))
+    passed_on = await read_all(reader, chunks(b"".join(sent) or b"\x08", cuts))
 
-    assert handed_on == (b"" if sent else b"\x08")
+    assert passed_on == (b"" if sent else b"\x08")
     for channel, deliveries in found.items():
         expected = [body for of, body in bodies if of == channel]
         assert [delivery.body for delivery in deliveries] == expected
         assert {delivery.queue for delivery in deliveries} <= {f"q{channel}"}
 
 
-async def test_a_heartbeat_is_handed_on_about_once_a_second_while_deliveries_flow() -> (
-    None
-):
-    """The library counts only frames that it sees, and would give a busy broker up."""
+async def test_a_heartbeat_is_passed_on_about_once_a_second_during_deliveries() -> None:
+    """The library counts only frames that it sees, and would give up a busy broker."""
     clock = [100.0]
     reader, found = delivery_reader(now=lambda: clock[0])
     one = deliver(1, 1) + b"".join(content(1, b"\x00\x00", b"{}"))
@@ -221,8 +219,8 @@ async def test_a_heartbeat_is_handed_on_about_once_a_second_while_deliveries_flo
     assert 9 <= len(seen) // len(HEARTBEAT) <= 11
 
 
-async def test_a_body_on_its_way_is_a_sign_of_life() -> None:
-    """A huge body over a slow line brings no whole frame for a long time."""
+async def test_an_incomplete_body_counts_as_a_sign_of_life() -> None:
+    """A huge body on a slow connection completes no frame for a long time."""
     clock = [100.0]
     reader, _ = delivery_reader(now=lambda: clock[0])
     parts = b"".join([deliver(1, 1), *content(1, b"\x00\x00", b"x" * 1000)])
@@ -235,16 +233,16 @@ async def test_a_body_on_its_way_is_a_sign_of_life() -> None:
     assert (await reader.read()).count(HEARTBEAT) >= 9
 
 
-async def test_no_heartbeat_is_put_into_the_handshake() -> None:
-    """There, each frame answers the one before; another one would break it."""
+async def test_no_heartbeat_is_inserted_into_the_handshake() -> None:
+    """Each frame of the handshake answers the one before; another one would break it."""
     reader, _ = delivery_reader(now=lambda: 1e9)
     start = method(0, 10, b"\x00" * 50, class_id=10)
 
     assert await read_all(reader, [start[:20], start[20:]]) == start
 
 
-async def test_the_brokers_refusal_of_the_protocol_is_handed_on() -> None:
-    """It is eight bytes without a frame; the library turns it into its error."""
+async def test_the_brokers_refusal_of_the_protocol_is_passed_on() -> None:
+    """It is eight bytes without a frame; the library raises an error for it."""
     reader, _ = delivery_reader()
 
     assert (
@@ -254,10 +252,10 @@ async def test_the_brokers_refusal_of_the_protocol_is_handed_on() -> None:
 
 
 @given(data=st.binary(min_size=1, max_size=200), cuts=st.lists(st.integers(0, 200)))
-async def test_what_is_no_amqp_is_handed_on_untouched(
+async def test_bytes_that_are_not_amqp_are_passed_on_unchanged(
     data: bytes, cuts: list[int]
 ) -> None:
-    """Another server's greeting must reach the library, which says what is wrong."""
+    """The greeting of another server must reach the library, which reports it."""
     reader, found = delivery_reader()
     garbage = b"HTTP/1.1 400 Bad Request\r\n" + data
 
@@ -265,20 +263,22 @@ async def test_what_is_no_amqp_is_handed_on_untouched(
     assert found == []
 
 
-async def test_a_frame_without_its_end_is_handed_on_with_all_that_follows() -> None:
-    """Out of step with the broker, the connection must end, and the library ends it."""
+async def test_a_frame_without_its_end_octet_is_passed_on_with_all_later_bytes() -> (
+    None
+):
+    """The stream is out of step, and the library has to end the connection."""
     good = deliver(1, 1) + b"".join(content(1, b"\x00\x00", b"{}"))
     bad = HEARTBEAT[:-1] + b"\x00"
     reader, found = delivery_reader()
 
-    handed_on = await read_all(reader, [good, bad + good, good])
+    passed_on = await read_all(reader, [good, bad + good, good])
 
     assert len(found) == 1
-    assert handed_on == bad + good + good
+    assert passed_on == bad + good + good
 
 
-async def test_content_that_nobody_waits_for_is_dropped() -> None:
-    """Between two sessions a reader has no receiver; the broker delivers again."""
+async def test_deliveries_without_a_subscription_are_dropped() -> None:
+    """The broker redelivers them when the channel closes."""
     reader = DeliveryReader(now=still)
     one = deliver(1, 1) + b"".join(content(1, b"\x00\x00", b"{}"))
 
@@ -290,46 +290,46 @@ async def test_content_that_nobody_waits_for_is_dropped() -> None:
     body=st.binary(max_size=60),
     cuts=st.lists(st.integers(0, 300), max_size=20),
 )
-async def test_a_return_is_told_by_its_channel_and_its_content_is_dropped(
+async def test_a_return_is_reported_with_its_channel_and_its_content_is_dropped(
     raw_properties: bytes, body: bytes, cuts: list[int]
 ) -> None:
-    """Its properties are a stranger's: decoding them can kill the connection."""
-    told: list[tuple[int, int, str]] = []
+    """Its properties come from an unknown producer: decoding them can end the connection."""
+    returns: list[tuple[int, int, str]] = []
     reader = ReturnReader(now=still)
-    reader.subscribe(lambda *facts: told.append(facts))
+    reader.subscribe(lambda *facts: returns.append(facts))
     ack = method(9, ACK, b"\x00" * 9)
     data = returned(9, text=b"NO_ROUTE\xff") + b"".join(
         content(9, raw_properties, body)
     )
 
-    handed_on = await read_all(reader, chunks(data + ack, cuts))
+    passed_on = await read_all(reader, chunks(data + ack, cuts))
 
-    assert told == [(9, 312, "NO_ROUTE�")]
-    assert handed_on == ack
+    assert returns == [(9, 312, "NO_ROUTE�")]
+    assert passed_on == ack
 
 
-async def test_a_return_that_nobody_waits_for_is_dropped() -> None:
-    """It may come for a publish that was given up."""
+async def test_a_return_without_a_subscription_is_dropped() -> None:
+    """It may belong to a publish that has timed out."""
     reader = ReturnReader(now=still)
     data = returned(9) + b"".join(content(9, b"\x00\x00", b"{}"))
 
     assert await read_all(reader, [data]) == b""
 
 
-async def test_a_plain_reader_hands_everything_on() -> None:
-    """The base takes nothing: for connections that only ask."""
+async def test_the_base_reader_passes_everything_on() -> None:
+    """It serves connections that neither consume nor publish."""
     data = deliver(1, 1) + b"".join(content(1, b"\x00\x00", short(b"x"))) + HEARTBEAT
 
     assert await read_all(FrameReader(now=still), chunks(data, range(0, 99, 7))) == data
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_nothing_is_read_while_a_channel_holds_it_back(
+def test_nothing_is_read_while_a_channel_has_paused_reading(
     loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
-    """On the loop that the bridge runs on, too, whose transports are none of asyncio's."""
+    """Also on uvloop, whose transports do not inherit from asyncio's."""
 
-    async def pass_on() -> None:
+    async def read_after_resume() -> None:
         ours, theirs = socket.socketpair()
         reader = DeliveryReader()
         taken: list[int] = []
@@ -358,4 +358,4 @@ def test_nothing_is_read_while_a_channel_holds_it_back(
         assert taken == [7]
 
     with asyncio.Runner(loop_factory=loop) as runner:
-        runner.run(pass_on())
+        runner.run(read_after_resume())

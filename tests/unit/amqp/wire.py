@@ -1,4 +1,4 @@
-"""AMQP bytes by hand, so that tests can say what no library would."""
+"""AMQP frames built by hand, so that tests can send what no library would."""
 
 import struct
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def long(text: bytes) -> bytes:
 def content(
     channel: int, raw_properties: bytes, body: bytes, *, cuts: Sequence[int] = ()
 ) -> list[bytes]:
-    """Header frame and body frames; `cuts` are where the body changes frames."""
+    """A header frame and body frames; the body is split at `cuts`."""
     head = struct.pack(">HHQ", 60, 0, len(body)) + raw_properties
     edges = [0, *sorted({cut for cut in cuts if 0 < cut < len(body)}), len(body)]
     parts = [body[a:b] for a, b in pairwise(edges) if a < b]
@@ -79,7 +79,7 @@ def publish(
     body: bytes,
     frame_bytes: int = 100_000,
 ) -> bytes:
-    """A whole publish as a client sends it."""
+    """All frames of a publish, as a client sends them."""
     arguments = b"\x00\x00" + short(exchange) + short(routing_key) + b"\x00"
     cuts = range(frame_bytes, len(body), frame_bytes)
     return method(channel, PUBLISH, arguments) + b"".join(

@@ -1,4 +1,4 @@
-"""What a worker published becomes a message, or is set aside with its reason."""
+"""A delivery becomes a valid message, or a rejection with its reason."""
 
 import json
 
@@ -62,14 +62,14 @@ def reject(found: Delivery) -> Rejection:
 
 
 def test_the_smallest_publish_is_a_message() -> None:
-    """One line in any language: a user and a body, nothing else."""
+    """A user and a body suffice."""
     assert parse(delivery()) == Message(
         user="alice", event="message", data=b'{"a": 1}', taken_s=NOW_S
     )
 
 
-def test_each_property_that_means_something_is_read() -> None:
-    """And no other one is."""
+def test_each_meaningful_property_is_parsed() -> None:
+    """All other properties are ignored."""
     properties = Properties(
         content_type=b"application/json",
         type=b"order.shipped",
@@ -107,7 +107,7 @@ def test_each_property_that_means_something_is_read() -> None:
     ids=ascii,
 )
 def test_a_user_is_any_text_that_a_routing_key_can_hold(user: str) -> None:
-    """Dots, # and * are plain characters here: keys are names, not patterns."""
+    """Dots, # and * are plain characters: a key is a name, not a pattern."""
     assert parse(delivery(user=user.encode())).user == user
 
 
@@ -115,8 +115,8 @@ def test_a_user_is_any_text_that_a_routing_key_can_hold(user: str) -> None:
     "body",
     [b"null", b"0", b'"text"', b"[]", b' {"a": [1, 2.5e3, true]} ', '"é€𝄞"'.encode()],
 )
-def test_the_body_is_any_json_value_and_stays_as_it_is(body: bytes) -> None:
-    """The page gets the producer's bytes, not our idea of them."""
+def test_the_body_is_any_json_value_and_stays_unchanged(body: bytes) -> None:
+    """The page receives the producer's bytes, not a re-encoded copy."""
     assert parse(delivery(body)).data == body
 
 
@@ -124,7 +124,7 @@ def test_the_body_is_any_json_value_and_stays_as_it_is(body: bytes) -> None:
     "content_type", [b"text/plain", b"TEXT/PLAIN", b"text/plain; charset=utf-8"]
 )
 def test_plain_text_becomes_a_json_string(content_type: bytes) -> None:
-    """`echo hello` is a publish, too."""
+    """A shell script can publish text."""
     text = 'he said "no"\n\x00'
     properties = Properties(content_type=content_type)
 
@@ -133,8 +133,8 @@ def test_plain_text_becomes_a_json_string(content_type: bytes) -> None:
     assert json.loads(message.data) == text
 
 
-def test_ids_that_are_no_text_are_told_apart() -> None:
-    """They need not be UTF-8 (traps 1.1, row 1), only the same when published again."""
+def test_ids_without_utf8_stay_distinct() -> None:
+    """An id need not be UTF-8, only the same when it is published again."""
     ids = [
         parse(delivery(properties=Properties(message_id=raw))).id
         for raw in (b"\xff", b"\xfe", b"\xff", b"")
@@ -147,15 +147,15 @@ def test_ids_that_are_no_text_are_told_apart() -> None:
 @pytest.mark.parametrize(
     "expiration", [b"", b"-1", b"1e3", b"soon", b"\xb2", b"9" * 16]
 )
-def test_an_expiration_that_is_no_number_is_none(expiration: bytes) -> None:
-    """The broker lets none of these in; if one comes, it takes nothing along."""
+def test_an_invalid_expiration_is_ignored(expiration: bytes) -> None:
+    """The broker refuses these; should one arrive, it is harmless."""
     properties = Properties(expiration=expiration)
 
     assert parse(delivery(properties=properties)).deadline_s is None
 
 
-def test_after_a_retry_the_deadline_comes_from_our_header() -> None:
-    """`expiration` stayed behind: counted anew, it would never end."""
+def test_after_a_retry_the_deadline_comes_from_the_header() -> None:
+    """`expiration` would start again at each retry."""
     properties = Properties(
         headers=render_table({"x-bridge-deadline": 1_700_000_001_500}),
         expiration=b"99999",
@@ -165,8 +165,8 @@ def test_after_a_retry_the_deadline_comes_from_our_header() -> None:
 
 
 @pytest.mark.parametrize("deadline_ms", [-1, 10**15, 2**63 - 1])
-def test_a_deadline_that_cannot_be_ours_is_ignored(deadline_ms: int) -> None:
-    """Anybody can publish the header; a number too large would not fit into a retry's."""
+def test_a_deadline_out_of_range_is_ignored(deadline_ms: int) -> None:
+    """Any producer can set the header; too large a number would not fit into a retry."""
     properties = Properties(
         headers=render_table({"x-bridge-deadline": deadline_ms}), expiration=b"1000"
     )
@@ -175,7 +175,7 @@ def test_a_deadline_that_cannot_be_ours_is_ignored(deadline_ms: int) -> None:
 
 
 def test_a_stored_message_expires_at_its_deadline() -> None:
-    """Not before, and without a deadline never."""
+    """Not earlier, and never without a deadline."""
     mortal = Stored(Message("a", "e", b"1", NOW_S, deadline_s=NOW_S + 1), offset=1)
     immortal = Stored(Message("a", "e", b"1", NOW_S), offset=2)
 
@@ -214,16 +214,16 @@ def test_a_stored_message_expires_at_its_deadline() -> None:
     ],
     ids=lambda body: ascii(body[:12]),
 )
-def test_a_body_that_is_no_json_is_malformed(body: bytes) -> None:
-    """A page's JSON.parse would throw on it, in every window of the user."""
+def test_a_body_without_json_is_malformed(body: bytes) -> None:
+    """JSON.parse would throw on it in every window of the user."""
     rejection = reject(delivery(body))
 
     assert rejection.reason is DeadLetterReason.MALFORMED_BODY
     assert rejection.text.startswith(f"body of {len(body)} bytes is not JSON: ")
 
 
-def test_plain_text_that_is_no_text_is_malformed() -> None:
-    """Nobody can know which encoding was meant."""
+def test_plain_text_without_utf8_is_malformed() -> None:
+    """The intended encoding is unknown."""
     properties = Properties(content_type=b"text/plain")
 
     assert reject(delivery(b"caf\xe9", properties=properties)) == Rejection(
@@ -232,15 +232,15 @@ def test_plain_text_that_is_no_text_is_malformed() -> None:
 
 
 def test_no_reason_quotes_the_body() -> None:
-    """It goes to headers and logs, where private data has no place."""
+    """Reasons go to headers and logs, which must not contain private data."""
     for body in (b'{"card": 4111 1111}', b'"secret', b'["secret" "secret"]'):
         text = reject(delivery(body)).text
         assert "secret" not in text
         assert "4111" not in text
 
 
-def test_a_body_over_the_limit_is_too_large_before_anything_is_read() -> None:
-    """Reading it is what the limit protects from."""
+def test_a_body_over_the_limit_is_rejected_before_it_is_parsed() -> None:
+    """The limit protects from parsing it."""
     limit = LIMITS.body_bytes
     largest = b'"' + b"x" * (limit - 2) + b'"'
 
@@ -263,8 +263,10 @@ def test_a_body_over_the_limit_is_too_large_before_anything_is_read() -> None:
         (b"ok\xff", "is not UTF-8 at byte 2"),
     ],
 )
-def test_a_routing_key_that_is_no_user_is_refused(user: bytes, problem: str) -> None:
-    """It names a room and stands in logs: no byte in it may do more than name."""
+def test_a_routing_key_that_is_not_a_user_is_rejected(
+    user: bytes, problem: str
+) -> None:
+    """The key names a room and appears in logs, so it has no control characters."""
     assert reject(delivery(user=user)) == Rejection(
         DeadLetterReason.BAD_USER, f"routing key {problem}"
     )
@@ -285,8 +287,8 @@ def test_a_routing_key_that_is_no_user_is_refused(user: bytes, problem: str) -> 
     ],
     ids=ascii,
 )
-def test_a_type_that_is_no_event_is_refused(event: bytes, problem: str) -> None:
-    """Reserved ones would make a page believe in a connect, or an ack, that was none."""
+def test_a_type_that_is_not_an_event_is_rejected(event: bytes, problem: str) -> None:
+    """A reserved name would fake a connect or an ack in the page."""
     assert reject(delivery(properties=Properties(type=event))) == Rejection(
         DeadLetterReason.BAD_EVENT, f"type {problem}"
     )
@@ -298,7 +300,7 @@ def test_a_type_that_is_no_event_is_refused(event: bytes, problem: str) -> None:
     ids=ascii,
 )
 def test_all_other_names_are_events(event: str) -> None:
-    """Characters count, not bytes: all that fits into the property is allowed."""
+    """The limit counts characters, not bytes."""
     assert event_problem(event) is None
     if len(event.encode()) <= 255:
         named = Properties(type=event.encode())
@@ -306,7 +308,7 @@ def test_all_other_names_are_events(event: str) -> None:
 
 
 def test_an_empty_type_is_the_default_event_in_amqp_and_an_error_elsewhere() -> None:
-    """Some clients always send the property; over HTTP nobody writes "" by accident."""
+    """Some AMQP clients always send the property; over HTTP an empty name is a mistake."""
     assert parse(delivery(properties=Properties(type=b""))).event == "message"
     assert event_problem("") == "is empty, expected an event name"
     assert parse_event(b"") == Rejection(
@@ -314,14 +316,14 @@ def test_an_empty_type_is_the_default_event_in_amqp_and_an_error_elsewhere() -> 
     )
 
 
-def test_half_a_character_is_neither_user_nor_event() -> None:
-    """From a command line it can come; encoded for the wire, it would raise."""
+def test_a_lone_surrogate_is_neither_user_nor_event() -> None:
+    """It can come from a command line, and encoding it for the wire would raise."""
     assert user_problem("\udcff") == "is not valid Unicode"
     assert event_problem("\udcff") == "is not valid Unicode"
 
 
-def test_a_delivery_gives_its_properties_to_whoever_settles_it() -> None:
-    """Dead letters and retries are made from them."""
+def test_a_delivery_provides_its_parsed_properties() -> None:
+    """Retries and dead letters are built from them."""
     properties = Properties(type=b"t", message_id=b"\xff")
 
     assert delivery(properties=properties).properties == properties
@@ -335,11 +337,11 @@ def test_a_delivery_gives_its_properties_to_whoever_settles_it() -> None:
     user=st.binary(max_size=255),
     raw_properties=st.binary(max_size=100),
 )
-def test_any_bytes_at_all_are_a_message_or_a_rejection(
+def test_any_bytes_become_a_message_or_a_rejection(
     body: bytes, user: bytes, raw_properties: bytes
 ) -> None:
-    """One bad delivery must never stop the others."""
-    found = Delivery(1, False, b"x", user, raw_properties, body, "q")  # noqa: FBT003 - as the wire has it
+    """An invalid delivery must never block the others."""
+    found = Delivery(1, False, b"x", user, raw_properties, body, "q")  # noqa: FBT003 - a field of the wire format
 
     outcome = parse_delivery(found, limits=LIMITS, now_s=NOW_S)
 
@@ -349,9 +351,11 @@ def test_any_bytes_at_all_are_a_message_or_a_rejection(
 
 
 @given(raw_properties=st.binary(max_size=100))
-def test_no_property_bytes_take_a_good_message_down(raw_properties: bytes) -> None:
-    """Only a bad event name may: everything else in them is harmless."""
-    found = Delivery(1, False, b"x", b"alice", raw_properties, b"[1]", "q")  # noqa: FBT003 - as the wire has it
+def test_no_property_bytes_invalidate_a_message_except_a_bad_event(
+    raw_properties: bytes,
+) -> None:
+    """Everything else in the properties is harmless."""
+    found = Delivery(1, False, b"x", b"alice", raw_properties, b"[1]", "q")  # noqa: FBT003 - a field of the wire format
 
     outcome = parse_delivery(found, limits=LIMITS, now_s=NOW_S)
 
@@ -362,8 +366,8 @@ def test_no_property_bytes_take_a_good_message_down(raw_properties: bytes) -> No
         assert json.loads(outcome.data) in ([1], "[1]")
 
 
-def test_text_that_grows_over_the_bound_as_json_is_too_large() -> None:
-    """A control character takes six bytes there; the bound is on what a window gets."""
+def test_text_that_exceeds_the_limit_as_json_is_too_large() -> None:
+    """A control character takes six bytes in JSON; the limit applies to what a window receives."""
     text = Properties(content_type=b"text/plain")
 
     rejection = reject(delivery(b"\x01" * 20_000, properties=text))

@@ -1,4 +1,4 @@
-"""How a delivery ends, and what its copies carry."""
+"""How deliveries are settled, and the properties of their copies."""
 
 from dataclasses import fields, replace
 
@@ -95,7 +95,7 @@ def names_of(properties: Properties) -> list[str]:
 def test_there_are_as_many_retries_as_delays_and_then_a_dead_letter(
     attempt: int, delays_s: list[float]
 ) -> None:
-    """No delay is skipped, none is made up, and it always ends."""
+    """No delay is skipped or added, and retrying always ends."""
     settlement = settle_unexpected(attempt, "boom", delays_s=delays_s)
 
     if attempt <= len(delays_s):
@@ -107,7 +107,7 @@ def test_there_are_as_many_retries_as_delays_and_then_a_dead_letter(
 
 
 def test_a_message_goes_through_all_its_attempts_and_no_more() -> None:
-    """The count travels in the header that one attempt writes and the next one reads."""
+    """Each attempt writes the header that the next one reads."""
     current = delivery(FULL)
     waits_s: list[float] = []
     for _ in range(10):
@@ -123,10 +123,10 @@ def test_a_message_goes_through_all_its_attempts_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("written", [-1, 0, 1001, 2**63 - 1, "2", b"\xff"])
-def test_an_attempt_that_cannot_be_ours_counts_as_the_first(
+def test_an_attempt_out_of_range_counts_as_the_first(
     written: str | int | bytes,
 ) -> None:
-    """Anybody can publish the header; it must not skip retries or make endless ones."""
+    """Any producer can set the header; it must not skip retries or repeat them forever."""
     forged = Properties(headers=render_table({Header.ATTEMPT: written}))
 
     assert attempt_of(delivery(forged)) == 1
@@ -135,8 +135,8 @@ def test_an_attempt_that_cannot_be_ours_counts_as_the_first(
 # --- the copies -------------------------------------------------------------------------
 
 
-def test_a_dead_letter_tells_what_happened_when_and_where_it_came_from() -> None:
-    """It is all that an operator has, weeks later, without any log."""
+def test_a_dead_letter_records_reason_time_and_origin() -> None:
+    """Weeks later, an operator has nothing else."""
     table = dead(FULL).headers
 
     assert header_bytes(table, Header.REASON) == b"bad_user"
@@ -153,7 +153,7 @@ def test_a_dead_letter_tells_what_happened_when_and_where_it_came_from() -> None
 
 
 def test_a_dead_letter_never_expires() -> None:
-    """It waits for an operator, however long that takes."""
+    """It waits for an operator without a limit of time."""
     assert dead(FULL).expiration is None
     assert Header.EXPIRATION not in names_of(dead(NO_PROPERTIES))
 
@@ -162,7 +162,7 @@ def test_a_dead_letter_never_expires() -> None:
 def test_a_copy_keeps_all_properties_but_the_three_that_the_broker_acts_on(
     is_retry: bool,
 ) -> None:
-    """Body and properties are the producer's; a redrive must find them as they were."""
+    """A redrive must publish body and properties as the producer did."""
     if is_retry:
         copy = retry_properties(delivery(FULL), RetryAfter(2, 1.0), deadline_s=None)
     else:
@@ -177,8 +177,8 @@ def test_a_copy_keeps_all_properties_but_the_three_that_the_broker_acts_on(
             assert getattr(copy, field.name) == getattr(FULL, field.name), field.name
 
 
-def test_the_brokers_own_death_records_stay_behind() -> None:
-    """With them it may take the copy for a cycle, and drop it (traps 2.2)."""
+def test_the_brokers_own_death_records_are_removed() -> None:
+    """With them, the broker may take the copy for a cycle and drop it."""
     records: dict[str, str | int | bytes] = {
         "x-death": b"d",
         "x-delivery-count": 3,
@@ -197,8 +197,8 @@ def test_the_brokers_own_death_records_stay_behind() -> None:
     assert names_of(copy) == ["x-mine", "x-deathly", Header.ATTEMPT]
 
 
-def test_a_retry_takes_the_deadline_along() -> None:
-    """A message that expires while it waits must not be delivered after all."""
+def test_a_retry_carries_the_deadline() -> None:
+    """A message that expires during a retry must not be delivered."""
     original = delivery(replace(FULL, type=None))
     original.routing_key = b"alice"
     limits = MessageLimits(body_bytes=100)
@@ -217,8 +217,8 @@ def replace_properties(original: Delivery, properties: Properties) -> Delivery:
     return replace(original, raw_properties=render_properties(properties))
 
 
-def test_nobody_else_writes_under_our_names() -> None:
-    """A forged reason would send an operator the wrong way."""
+def test_forged_bridge_headers_are_removed() -> None:
+    """A forged reason would mislead an operator."""
     forged = Properties(
         headers=render_table({Header.REASON: "too_large", "x-bridge-new": 1})
     )
@@ -246,7 +246,7 @@ def test_headers_that_leave_no_room_are_dropped_and_counted() -> None:
 
 
 def test_a_dead_letter_fits_into_the_smallest_frame_that_a_broker_may_ask_for() -> None:
-    """One that can never be written would hold up all that is behind it, for ever."""
+    """If it could not be written, it would block all newer deliveries."""
     longest = b"x" * 255
     original = Properties(
         **dict.fromkeys(
@@ -271,13 +271,11 @@ def test_a_dead_letter_fits_into_the_smallest_frame_that_a_broker_may_ask_for() 
     assert header_bytes(copy.headers, Header.ERROR) == "€".encode() * 200
 
 
-def test_an_error_text_without_end_is_cut() -> None:
-    """Some libraries quote all that they were given."""
-    endless = DeadLetter(Rejection(DeadLetterReason.BAD_USER, "é" * 100_000), 1)
+def test_a_long_error_text_is_cut() -> None:
+    """Some libraries quote their whole input."""
+    long = DeadLetter(Rejection(DeadLetterReason.BAD_USER, "é" * 100_000), 1)
 
-    assert (
-        header_bytes(dead(FULL, endless).headers, Header.ERROR) == "é".encode() * 1000
-    )
+    assert header_bytes(dead(FULL, long).headers, Header.ERROR) == "é".encode() * 1000
 
 
 @given(
@@ -289,7 +287,7 @@ def test_an_error_text_without_end_is_cut() -> None:
 def test_a_copy_of_any_bytes_can_be_written_and_read(
     raw: bytes, text: str, deadline_s: float | None, attempt: int
 ) -> None:
-    """Setting something aside must never fail: it is the way out for all else."""
+    """Dead-lettering must never fail: every other failure ends in it."""
     found = replace(delivery(), raw_properties=raw)
     letter = DeadLetter(Rejection(DeadLetterReason.BAD_EVENT, text), attempt)
 
@@ -325,21 +323,21 @@ def redelivered(
         (9, False, False),
     ],
 )
-def test_only_what_came_back_twice_is_a_suspect(
+def test_only_a_message_returned_twice_is_a_suspect(
     count: int | None, flag: bool, suspicious: bool
 ) -> None:
-    """The header alone anybody can write; the flag is the broker's."""
+    """Any producer can set the header; only the broker sets the flag."""
     assert is_suspect(redelivered(count, flag=flag)) is suspicious
 
 
-def test_a_trial_is_of_the_message_however_often_it_was_delivered() -> None:
-    """The broker counts up in the headers; the message stays the same."""
+def test_all_deliveries_of_a_message_have_the_same_trial_key() -> None:
+    """The broker changes the count in the headers, not the message."""
     assert trial_key(redelivered(2)) == trial_key(redelivered(3))
     assert trial_key(redelivered(2)) != trial_key(redelivered(2, body=b"2"))
 
 
-def test_a_suspect_is_tried_twice_and_then_set_aside() -> None:
-    """Once could be an operator's kill; for ever would be a loop."""
+def test_a_suspect_has_two_trials_and_is_then_dead_lettered() -> None:
+    """The first crash may be a kill by an operator; without a limit it would be a loop."""
     assert [settle_trial(trial) for trial in (1, 2, 3, 9)] == [
         None,
         None,
@@ -348,10 +346,8 @@ def test_a_suspect_is_tried_twice_and_then_set_aside() -> None:
     ]
 
 
-def test_a_forged_deadline_beyond_all_times_does_not_keep_a_letter_from_being_written() -> (
-    None
-):
-    """An unsigned 64 bit integer, which anybody can publish, does not fit into ours."""
+def test_a_forged_deadline_does_not_prevent_a_dead_letter() -> None:
+    """An unsigned 64-bit integer does not fit into the signed header of the bridge."""
     forged = b"\x11x-bridge-deadlineL" + b"\xff" * 8
     letter = DeadLetter(Rejection(DeadLetterReason.BAD_EVENT, "x"), 1)
 
