@@ -21,7 +21,7 @@ from bridge.core.broker_names import BrokerNames
 from bridge.core.message import user_problem
 from bridge.core.origins import OriginRules, is_loopback_host
 from bridge.http.authentication import Handler
-from bridge.http.problems import problem
+from bridge.http.responses import problem
 
 _TYPES: Final = {
     ".css": "text/css",

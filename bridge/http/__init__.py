@@ -1,1 +1,1 @@
-"""HTTP doors: the public port, the operator port, the demo page."""
+"""HTTP: the public port, the operator port with its API, and the console."""

@@ -7,7 +7,7 @@ from typing import Protocol
 from aiohttp import web
 
 from bridge.core.origins import is_loopback_host
-from bridge.http.problems import problem
+from bridge.http.responses import problem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-import orjson
 from aiohttp import web
+
+from bridge.http.responses import json_response
 
 
 def add_health_routes(
@@ -26,15 +27,10 @@ def add_health_routes(
 
 def render_liveness() -> web.Response:
     """Return the answer of `/health/live`."""
-    return _json(200, {"live": True})
+    return json_response({"live": True})
 
 
 def render_readiness(reasons: list[str]) -> web.Response:
     """Return the answer of `/health/ready`: 503 if there is a reason, else 200."""
-    return _json(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
-
-
-def _json(status: int, body: object) -> web.Response:
-    return web.Response(
-        status=status, body=orjson.dumps(body), content_type="application/json"
-    )
+    body = {"ready": not reasons, "reasons": reasons}
+    return json_response(body, status=503 if reasons else 200)

@@ -8,7 +8,7 @@ from bridge.http.api.endpoint import Api
 from bridge.http.authentication import Handler, Keys, guarded
 from bridge.http.console.sign_in import SignIn, add_console_routes
 from bridge.http.health import add_health_routes
-from bridge.http.problems import SERVES, answer_with_problems, harden
+from bridge.http.responses import SERVES, answer_with_problems, harden
 from bridge.metrics import Metrics
 
 

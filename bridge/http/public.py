@@ -8,7 +8,7 @@ from aiohttp import web
 
 from bridge.http.authentication import Handler
 from bridge.http.health import add_health_routes
-from bridge.http.problems import SERVES, answer_with_problems, harden
+from bridge.http.responses import SERVES, answer_with_problems, harden
 
 _SCRIPT: Final = "socket.io.min.js"
 _SCRIPT_MAX_AGE_S: Final = 3600

@@ -15,8 +15,8 @@ from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import user_problem
 from bridge.enums import EVENT_DEFAULT, Stage
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
-from bridge.http.problems import problem
 from bridge.http.request_body import read_body
+from bridge.http.responses import json_response, problem
 from bridge.metrics import Metrics
 
 _RETRY_AFTER_S: Final = "2"
@@ -121,7 +121,7 @@ class PublishEndpoint:
         self._journal.note(
             JournalEntry(began_s, Stage.PUBLISHED, message.user, message_id, text=text)
         )
-        return _json({"id": message_id}, status=202)
+        return json_response({"id": message_id}, status=202)
 
 
 class LegacyPushEndpoint:
@@ -161,7 +161,7 @@ class LegacyPushEndpoint:
             )
         except (BrokerUnavailableError, PublishRefusedError) as exc:
             return _unavailable(exc)
-        return _json({"code": 0})
+        return json_response({"code": 0})
 
 
 def body_too_large(max_message_bytes: int) -> web.Response:
@@ -172,9 +172,3 @@ def body_too_large(max_message_bytes: int) -> web.Response:
 
 def _unavailable(exc: Exception) -> web.Response:
     return problem(503, str(exc), headers={"Retry-After": _RETRY_AFTER_S})
-
-
-def _json(body: object, *, status: int = 200) -> web.Response:
-    return web.Response(
-        status=status, body=orjson.dumps(body), content_type="application/json"
-    )

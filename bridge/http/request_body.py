@@ -1,11 +1,11 @@
-"""Reading a request's body within a bound and a deadline; aiohttp has neither per door."""
+"""Reads a request body with a size limit and a deadline, which aiohttp lacks per handler."""
 
 import asyncio
 from typing import Final
 
 from aiohttp import web
 
-_WITHIN_S: Final = 30.0
+_TIMEOUT_S: Final = 30.0
 
 
 async def read_body(request: web.Request, *, max_bytes: int) -> bytes | None:
@@ -14,17 +14,17 @@ async def read_body(request: web.Request, *, max_bytes: int) -> bytes | None:
 
     Raises:
         web.HTTPRequestTimeout: If it did not arrive within half a minute.
-        web.HTTPBadRequest: If it broke off, or cannot be unpacked.
+        web.HTTPBadRequest: If it is incomplete or cannot be decompressed.
 
     Cancellation:
         Safe; the rest is not read.
 
     """
-    if not request.can_read_body:  # empty, or read by a guard in front of the door
+    if not request.can_read_body:  # it is empty, or was read before
         return await request.read()
     body = bytearray()
     try:
-        async with asyncio.timeout(_WITHIN_S):
+        async with asyncio.timeout(_TIMEOUT_S):
             async for chunk in request.content.iter_any():
                 body += chunk
                 if len(body) > max_bytes:

@@ -21,9 +21,9 @@ from bridge.http.authentication import guarded
 from bridge.http.console.sign_in import add_console_routes
 from bridge.http.health import render_liveness, render_readiness
 from bridge.http.operator import metrics_response
-from bridge.http.problems import answer_with_problems, harden, problem
 from bridge.http.publish import FIELDS_MAX_BYTES, body_too_large
 from bridge.http.request_body import read_body
+from bridge.http.responses import answer_with_problems, harden, problem
 from bridge.settings.model import Settings
 from bridge.wiring import operator_key_of, sign_in_of
 from bridge.workers.merged_answers import merge_overviews, merge_queues

@@ -1,6 +1,6 @@
 """
-The operator's API: one file for each group, each adding its handlers to the frame.
+The operator's API: one module for each group of operations.
 
-A handler gets a checked request and returns a model. How either looks on the wire is said
-once, in bridge/core/contracts/operator; nothing here knows a library but aiohttp.
+A handler receives a validated request and returns a model. The models and operations are
+defined in bridge/core/contracts/operator, from which the OpenAPI document is generated.
 """

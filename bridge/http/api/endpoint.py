@@ -18,8 +18,8 @@ from bridge.core.contracts.operator.operation import AnyOperation, NoBody, Opera
 from bridge.core.contracts.validation import json_safe, validation_problem
 from bridge.errors import PublishRefusedError, TransientError
 from bridge.http.authentication import Guard, guarded
-from bridge.http.problems import problem
 from bridge.http.request_body import read_body
+from bridge.http.responses import problem
 
 QueryT = TypeVar("QueryT", bound=BaseModel)
 BodyT = TypeVar("BodyT", bound=BaseModel)

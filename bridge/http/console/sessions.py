@@ -1,4 +1,4 @@
-"""Who is signed in to the console: random ids, kept in memory alone, each for a while."""
+"""Sessions of the console: random ids in memory, with a limited lifetime."""
 
 import secrets
 import time
@@ -17,10 +17,10 @@ class _Session:
 
 class Sessions:
     """
-    The sessions that are open, bounded in number and in time.
+    The open sessions, bounded in number and in time.
 
-    An id says nothing about the token: who steals one cannot guess at the token with it,
-    and signing out ends it for good. The price is that a restart ends them all.
+    An id reveals nothing about the token, and a stolen id is worthless after the sign-out.
+    The price is that a restart of the bridge ends all sessions.
     """
 
     def __init__(
@@ -32,13 +32,14 @@ class Sessions:
         at_most: int = 100,
     ) -> None:
         """
-        Start with none.
+        Start without sessions.
 
         Args:
-            clock: Seconds, on any scale that only grows.
-            life_s: A session ends that long after it was opened, used or not.
-            idle_s: It ends that long after it was last used.
-            at_most: When one more is opened, the one not used for longest ends.
+            clock: Returns seconds that never decrease.
+            life_s: The longest life of a session.
+            idle_s: A session ends this long after its last use.
+            at_most: How many sessions can be open. One more ends the session whose last
+                use is oldest.
 
         """
         self.life_s = life_s
@@ -58,8 +59,9 @@ class Sessions:
         return session_id
 
     def use(self, session_id: str) -> bool:
-        """Note that a session is used; false if it is not open (any more)."""
-        # Looked up by its hash: 256 random bits cannot be found by timing that.
+        """Record a use of a session; return false if the session is not open."""
+        # A dict lookup takes no constant time, but 256 random bits cannot be found by
+        # measuring it.
         session = self._open.pop(session_id, None)
         if session is None or self._has_ended(session):
             return False
@@ -68,11 +70,11 @@ class Sessions:
         return True
 
     def close(self, session_id: str) -> None:
-        """End a session; nothing if there is none."""
+        """End a session. An unknown id is ignored."""
         self._open.pop(session_id, None)
 
     def close_all(self) -> None:
-        """End all of them: the token that opened them is no longer the token."""
+        """End all sessions, because the token that opened them has changed."""
         self._open.clear()
 
     def _has_ended(self, session: _Session) -> bool:

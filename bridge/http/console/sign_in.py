@@ -1,9 +1,10 @@
 """
-The operator's console at `/console`: its page, sign-in, and the cookie that opens the API.
+The operator's console at `/console`: its page, the sign-in, and the session cookie.
 
-The page is public and holds nothing; all that it shows comes from `/api`, by a session
-that the operator token opened. A cookie is sent by the browser whoever causes the
-request, so one that comes with it is looked at more closely than one with the token.
+The page is public and holds no data. Everything that it shows comes from `/api`, within a
+session that was opened with the operator token. A browser sends the cookie with every request
+to the bridge, whichever page causes it, so a request with a cookie has to pass more checks
+than one with the token.
 """
 
 import hashlib
@@ -23,13 +24,13 @@ from bridge.core.origins import OriginRules
 from bridge.core.throttle import Throttle
 from bridge.http.authentication import Handler, Keys, has_key
 from bridge.http.console.sessions import Sessions
-from bridge.http.problems import problem
 from bridge.http.request_body import read_body
+from bridge.http.responses import json_response, problem
 
 log = structlog.get_logger(__name__)
 
-# Nothing inline, nothing from elsewhere, framed by nobody, no text turned into markup.
-# Without a script the form goes nowhere, least of all with the token in an address.
+# No inline scripts or styles, nothing from other hosts, no frames, no text as markup. Without
+# its script the form cannot be submitted, so the token never becomes part of a URL.
 _HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -40,7 +41,7 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
-    # Kept by the browser, but never shown without asking: a bridge may have been upgraded.
+    # Browsers revalidate cached files, because the bridge may have been upgraded.
     "Cache-Control": "no-cache",
 }
 _TYPES: Final = {
@@ -52,7 +53,7 @@ _TYPES: Final = {
 _PAGE: Final = "index.html"
 _SHARED: Final = ("uPlot.iife.min.js", "uPlot.min.css", "base.css")
 
-_OWN_PAGE: Final = OriginRules()  # that of the same host and port
+_OWN_PAGE: Final = OriginRules()  # allows only the same host and port
 _OWN_HEADER: Final = "X-Bridge-Console"
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 _BODY_MAX_BYTES: Final = 4096
@@ -61,14 +62,14 @@ _BODY_MAX_BYTES: Final = 4096
 @dataclass(slots=True)
 class SignIn:
     """
-    Sign-in with the operator token, and the guard that takes the token or a session.
+    The sign-in with the operator token, and the guard that accepts a token or a session.
 
     Attributes:
-        keys: What opens a session.
+        keys: The operator token.
         trusted_proxies: Networks whose `X-Forwarded-*` headers are believed.
-        sessions: The open ones.
-        throttle: Who has tried wrong tokens.
-        clock: For the throttle, in seconds.
+        sessions: The open sessions.
+        throttle: Counts wrong tokens by address.
+        clock: The time for the throttle, in seconds.
 
     """
 
@@ -84,38 +85,38 @@ class SignIn:
         if self.keys.replace((key,)):
             self.sessions.close_all()
 
-    # --- the guard
-
     def refusal(self, request: web.Request) -> web.Response | None:
-        """Return the answer for a request with neither key nor session, else ``None``."""
+        """Return the answer to a request without a valid key or session, else ``None``."""
         session_id = request.cookies.get(_cookie_name(request))
         if session_id is None or has_key(request):
             return self.keys.refusal(request)
         if not self.sessions.use(session_id):
             return problem(401, "the session has ended: sign in again")
-        return _refusal_of_strangers(request)
+        return _refusal_of_other_pages(request)
 
-    # --- the door
+    # --- the endpoints
 
-    async def look(self, request: web.Request) -> web.Response:
-        """Say whether the request has a session: no error, for a page that begins."""
+    async def show(self, request: web.Request) -> web.Response:
+        """Answer whether the request has a session, which is no error if it has none."""
         session_id = request.cookies.get(_cookie_name(request))
         is_signed_in = session_id is not None and self.sessions.use(session_id)
-        return _json({"signed_in": is_signed_in})
+        return json_response({"signed_in": is_signed_in})
 
     async def sign_in(self, request: web.Request) -> web.Response:
-        """Open a session for who has the token: 204 and its cookie."""
+        """Open a session if the body has the token: 204 with the cookie."""
         address = client_address(
             request.remote,
             request.headers.get("X-Forwarded-For"),
             self.trusted_proxies,
         )
-        refusal = _refusal_of_strangers(request) or self._refusal_of_haste(address)
+        refusal = _refusal_of_other_pages(request) or self._refusal_of_pause(address)
         if refusal is not None:
             return refusal
         token = await _token_in(request)
-        # Once more: others may have tried while this body was on its way.
-        refusal = self._refusal_of_haste(address) or self._refusal_of(token, address)
+        # Checked again: other requests may have failed while this body was read.
+        refusal = self._refusal_of_pause(address) or self._refusal_of_token(
+            token, address
+        )
         if refusal is not None:
             return refusal
         self.throttle.forget(address)
@@ -123,8 +124,8 @@ class SignIn:
         return self._signed_in(request)
 
     async def sign_out(self, request: web.Request) -> web.Response:
-        """End the session of the request, whether there is one or not: 204."""
-        refusal = _refusal_of_strangers(request)
+        """End the session of the request, if it has one: 204."""
+        refusal = _refusal_of_other_pages(request)
         if refusal is not None:
             return refusal
         name = _cookie_name(request)
@@ -133,7 +134,7 @@ class SignIn:
         response.del_cookie(name, path="/", samesite="Strict")
         return response
 
-    def _refusal_of_haste(self, address: str) -> web.Response | None:
+    def _refusal_of_pause(self, address: str) -> web.Response | None:
         wait_s = math.ceil(self.throttle.wait_s(address, self.clock()))
         if not wait_s:
             return None
@@ -143,7 +144,7 @@ class SignIn:
             headers={"Retry-After": str(wait_s)},
         )
 
-    def _refusal_of(self, token: str | None, address: str) -> web.Response | None:
+    def _refusal_of_token(self, token: str | None, address: str) -> web.Response | None:
         if not self.keys.is_set:
             return self.keys.closed()
         if token is None:
@@ -174,32 +175,33 @@ class SignIn:
 
 
 def add_console_routes(app: web.Application, sign_in: SignIn) -> None:
-    """Serve the page at `/console`, what it is made of below it, and its sessions."""
+    """Serve the page at `/console`, with its files and its sessions below that path."""
     for name, asset in _assets().items():
         path = "/console" if name == _PAGE else f"/console/{name}"
         app.router.add_get(path, asset)
 
-    async def to_the_page(_request: web.Request) -> web.Response:
-        # Relative, as all addresses in the page: a proxy may have put a path before it.
+    async def redirect_to_page(_request: web.Request) -> web.Response:
+        # Relative, as all URLs of the page, because a proxy may add a path prefix.
         return web.Response(status=308, headers={"Location": "../console"})
 
-    async def to_the_console(_request: web.Request) -> web.Response:
-        # For now: browsers keep 308, and a port may become that of another program.
+    async def redirect_to_console(_request: web.Request) -> web.Response:
+        # Not permanent: browsers cache a 308, and another program may use the port later.
         return web.Response(status=307, headers={"Location": "console"})
 
-    app.router.add_get("/", to_the_console)
-    app.router.add_get("/console/", to_the_page)
-    app.router.add_get("/console/session", sign_in.look)
+    app.router.add_get("/", redirect_to_console)
+    app.router.add_get("/console/", redirect_to_page)
+    app.router.add_get("/console/session", sign_in.show)
     app.router.add_post("/console/session", sign_in.sign_in)
     app.router.add_delete("/console/session", sign_in.sign_out)
 
 
-def _refusal_of_strangers(request: web.Request) -> web.Response | None:
+def _refusal_of_other_pages(request: web.Request) -> web.Response | None:
     """
-    Refuse what a page of another origin can cause: browsers send cookies along with it.
+    Refuse requests that a page of another origin can cause with the operator's cookie.
 
-    SameSite=Strict keeps other sites out, but not other ports and names of the same
-    site; the header, which needs a preflight that nobody answers, and Origin do.
+    SameSite=Strict excludes other sites, but not other ports and host names of the same
+    site. The check of Origin does, and so does the header: it makes browsers send a
+    preflight request, which the bridge does not allow.
     """
     is_own = _OWN_PAGE.allows(
         request.headers.get("Origin"),
@@ -207,14 +209,14 @@ def _refusal_of_strangers(request: web.Request) -> web.Response | None:
         fetch_site=request.headers.get("Sec-Fetch-Site"),
     )
     if not is_own:
-        return problem(403, "this comes from a page that is not the console")
+        return problem(403, "this request comes from a page that is not the console")
     if request.method in _SAFE_METHODS or request.headers.get(_OWN_HEADER) == "1":
         return None
     return problem(403, f"with a session, changes need the header {_OWN_HEADER}: 1")
 
 
 def _cookie_name(request: web.Request) -> str:
-    """Name the cookie after the port: browsers keep one jar for all ports of a host."""
+    """Return the cookie's name, with the port: browsers share cookies between ports."""
     _, _, port = request.headers.get("Host", "").rpartition(":")
     return (
         f"bridge_console_{port}"
@@ -234,7 +236,7 @@ async def _token_in(request: web.Request) -> str | None:
 
 
 def _assets() -> dict[str, Handler]:
-    """Return a handler for each file of the page; they are read once."""
+    """Return a handler for each file of the page. The files are read once."""
     package = resources.files("bridge.http")
     own = package / "console" / "assets"
     files = [*own.iterdir(), *(package / "assets" / name for name in _SHARED)]
@@ -257,7 +259,3 @@ def _asset(body: bytes, content_type: str) -> Handler:
         )
 
     return serve
-
-
-def _json(body: object) -> web.Response:
-    return web.Response(body=orjson.dumps(body), content_type="application/json")

@@ -10,7 +10,7 @@ from yarl import URL
 from bridge.doctor.listeners import check_ports
 from bridge.doctor.results import CheckResult, CheckStatus
 from bridge.http.listeners import serve
-from bridge.http.problems import harden
+from bridge.http.responses import harden
 from bridge.settings.load import load_settings
 
 

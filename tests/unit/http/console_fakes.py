@@ -1,4 +1,4 @@
-"""The console in front of an API, and how to sign in there."""
+"""The console in front of a small API, and helpers to sign in."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from aiohttp import ClientResponse, web
 
 from bridge.http.authentication import Keys, guarded
 from bridge.http.console.sign_in import SignIn, add_console_routes
-from bridge.http.problems import answer_with_problems, harden
+from bridge.http.responses import answer_with_problems, harden
 from tests.clock import Clock
 from tests.unit.http.conftest import Client
 
@@ -18,7 +18,7 @@ OWN = {"X-Bridge-Console": "1"}
 
 
 @dataclass
-class Door:
+class FakeConsole:
     """A console in front of one operation that reads and one that changes."""
 
     keys: Keys = field(default_factory=lambda: Keys([TOKEN], setting="TOKEN"))
@@ -26,11 +26,11 @@ class Door:
     changes: int = 0
 
     def __post_init__(self) -> None:
-        """Build the part that is looked at."""
+        """Build the sign-in under test."""
         self.sign_in = SignIn(self.keys, (), clock=self.clock)
 
     def app(self) -> web.Application:
-        """Build it."""
+        """Build the application."""
         sign_in = self.sign_in
 
         async def change(_request: web.Request) -> web.Response:
@@ -51,7 +51,7 @@ class Door:
 async def try_token(
     client: Client, token: object = TOKEN, headers: Mapping[str, str] = OWN
 ) -> ClientResponse:
-    """Sign in, well or badly."""
+    """Try to sign in with `token`."""
     return await client.post("/console/session", json={"token": token}, headers=headers)
 
 

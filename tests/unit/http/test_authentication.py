@@ -1,4 +1,4 @@
-"""Keys: one of them opens, nothing else does, and no time tells how near a guess was."""
+"""Keys: each is sufficient, nothing else is, and timing reveals nothing about them."""
 
 import secrets
 
@@ -6,12 +6,12 @@ import pytest
 from aiohttp import web
 
 from bridge.http.authentication import Keys, guarded
-from bridge.http.problems import answer_with_problems
+from bridge.http.responses import answer_with_problems
 from tests.unit.http.conftest import Open
 
 
 def app_behind(keys: Keys) -> web.Application:
-    """Return an app with one answer behind `keys`."""
+    """Return an application with one handler behind `keys`."""
 
     async def open_handler(_request: web.Request) -> web.Response:
         return web.Response(text="open")
@@ -46,8 +46,8 @@ BAD: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("headers", GOOD, ids=str)
-async def test_any_of_the_keys_opens(open_app: Open, headers: dict[str, str]) -> None:
-    """In either header: curl users and API gateways differ."""
+async def test_each_key_is_sufficient(open_app: Open, headers: dict[str, str]) -> None:
+    """It may be in either header: curl users and API gateways differ."""
     keys = Keys(["first", None, "second", ""], setting="BRIDGE_API_KEY")
     client = await open_app(app_behind(keys))
 
@@ -56,8 +56,8 @@ async def test_any_of_the_keys_opens(open_app: Open, headers: dict[str, str]) ->
 
 
 @pytest.mark.parametrize("headers", BAD, ids=ascii)
-async def test_nothing_else_opens(open_app: Open, headers: dict[str, str]) -> None:
-    """401 as a problem, and how to do it right."""
+async def test_a_wrong_key_is_refused(open_app: Open, headers: dict[str, str]) -> None:
+    """401 as a problem that explains how to send a key."""
     keys = Keys(["first", None, "second", ""], setting="BRIDGE_API_KEY")
     client = await open_app(app_behind(keys))
 
@@ -69,10 +69,10 @@ async def test_nothing_else_opens(open_app: Open, headers: dict[str, str]) -> No
 
 
 @pytest.mark.parametrize("keys", [[], [None], [""], [None, ""]])
-async def test_a_door_without_keys_is_closed_and_says_which_setting_opens_it(
+async def test_without_keys_every_request_is_refused_with_the_name_of_the_setting(
     open_app: Open, keys: list[str | None]
 ) -> None:
-    """An empty key must not be one that everybody knows."""
+    """An empty key must never be valid."""
     client = await open_app(app_behind(Keys(keys, setting="BRIDGE_API_KEY")))
 
     for headers in ({}, {"X-API-Key": ""}, {"Authorization": "Bearer "}):
@@ -81,8 +81,8 @@ async def test_a_door_without_keys_is_closed_and_says_which_setting_opens_it(
             assert "BRIDGE_API_KEY is not set" in (await response.json())["detail"]
 
 
-async def test_keys_may_change_while_the_door_is_open(open_app: Open) -> None:
-    """SIGHUP, with a new key in the settings."""
+async def test_keys_can_be_replaced_while_serving(open_app: Open) -> None:
+    """SIGHUP does that if the settings have a new key."""
     keys = Keys(["old"], setting="BRIDGE_API_KEY")
     client = await open_app(app_behind(keys))
     keys.replace(["new"])
@@ -97,7 +97,7 @@ async def test_keys_may_change_while_the_door_is_open(open_app: Open) -> None:
 async def test_all_keys_are_compared_in_constant_time(
     open_app: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A comparison that stops at the first difference tells the key byte by byte."""
+    """A comparison that stops at the first difference reveals the key byte by byte."""
     compared: list[bytes] = []
     original = secrets.compare_digest
 

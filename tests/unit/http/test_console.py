@@ -1,4 +1,4 @@
-"""The console's page: it holds nothing, and lets nothing in."""
+"""The console's page contains no data and loads nothing from other hosts."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from bridge.enums import DeadLetterCause
 from tests.unit.http.conftest import Client, Open
-from tests.unit.http.console_fakes import Door
+from tests.unit.http.console_fakes import FakeConsole
 
 TESTS = Path(__file__).parents[2]
 
@@ -20,18 +20,18 @@ PAGE = resources.files("bridge.http") / "console" / "assets"
 
 @pytest_asyncio.fixture
 async def client(open_app: Open) -> Client:
-    """Somebody who looks at the page."""
-    return await open_app(Door().app())
+    """A client without a session."""
+    return await open_app(FakeConsole().app())
 
 
 # --- the page
 
 
 @pytest.mark.parametrize("path", ["/console", "/console/app.js", "/console/style.css"])
-async def test_the_page_is_public_and_lets_nothing_in_from_outside(
+async def test_the_page_is_public_and_has_a_strict_content_policy(
     client: Client, path: str
 ) -> None:
-    """It holds nothing; a script or style that gets into it does not run."""
+    """It contains no data, and an injected script or style does not run."""
     response = await client.get(path)
 
     policy = response.headers["Content-Security-Policy"].split("; ")
@@ -51,8 +51,8 @@ async def test_the_page_is_public_and_lets_nothing_in_from_outside(
     assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_what_is_known_already_is_not_sent_again(client: Client) -> None:
-    """The chart library has 51 kB; and after an upgrade everything is new at once."""
+async def test_a_cached_file_is_not_sent_again(client: Client) -> None:
+    """The chart library has 51 kB. After an upgrade the ETag differs."""
     tag = (await client.get("/console/app.js")).headers["ETag"]
 
     known = await client.get("/console/app.js", headers={"If-None-Match": tag})
@@ -62,8 +62,8 @@ async def test_what_is_known_already_is_not_sent_again(client: Client) -> None:
     assert other.status == 200
 
 
-async def test_everything_that_the_page_refers_to_is_there(client: Client) -> None:
-    """By relative addresses: a proxy may have put a path before them."""
+async def test_every_file_that_the_page_refers_to_exists(client: Client) -> None:
+    """The references are relative, because a proxy may add a path prefix."""
     html = (PAGE / "index.html").read_text(encoding="utf-8")
     modules = [
         f"console/{name}"
@@ -87,10 +87,10 @@ async def test_everything_that_the_page_refers_to_is_there(client: Client) -> No
 @pytest.mark.parametrize(
     "name", sorted(file.name for file in PAGE.iterdir() if file.name[-4:] != ".svg")
 )
-def test_no_file_of_the_page_makes_markup_of_text_or_asks_another_host(
+def test_no_file_of_the_page_uses_text_as_markup_or_another_host(
     name: str,
 ) -> None:
-    """`textContent` only; the policy would stop the rest, and break the page."""
+    """The content policy would block it and break the page."""
     text = (PAGE / name).read_text(encoding="utf-8")
 
     for word in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval("):
@@ -101,8 +101,8 @@ def test_no_file_of_the_page_makes_markup_of_text_or_asks_another_host(
     assert not re.search(r"<[^>]* on\w+=", text)
 
 
-def test_the_chart_library_is_npms_byte_for_byte() -> None:
-    """What is carried can be checked, and renewed by a copy."""
+def test_the_chart_library_equals_the_file_of_npm() -> None:
+    """A vendored file can be verified, and updated by a copy."""
     found = subprocess.run(
         ["node", "-p", "require.resolve('uplot/package.json')"],
         cwd=TESTS,
@@ -117,8 +117,8 @@ def test_the_chart_library_is_npms_byte_for_byte() -> None:
         assert (assets / name).read_bytes() == original.read_bytes()
 
 
-def test_the_chart_librarys_licence_comes_along() -> None:
-    """MIT asks for it."""
+def test_the_license_of_the_chart_library_is_included() -> None:
+    """The MIT license requires it."""
     assets = resources.files("bridge.http") / "assets"
     licence = (assets / "uPlot.LICENSE").read_text(encoding="utf-8")
 
@@ -127,7 +127,7 @@ def test_the_chart_librarys_licence_comes_along() -> None:
 
 
 def test_the_filter_offers_every_reason_for_a_dead_letter() -> None:
-    """A reason that is added is found without this page, too."""
+    """A new reason must be added to the page."""
     script = (PAGE / "dead.js").read_text(encoding="utf-8")
     offered = re.search(r"const REASONS = \[([^\]]*)\]", script)
 

@@ -1,4 +1,4 @@
-"""The console's door: who gets in, how long, and what a cookie may do."""
+"""The sign-in to the console, its sessions, and what a cookie allows."""
 
 from collections.abc import AsyncIterator
 
@@ -9,20 +9,20 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from bridge.core.client_address import parse_networks
 from tests.unit.http.conftest import Client
-from tests.unit.http.console_fakes import OWN, TOKEN, Door, cookie, try_token
+from tests.unit.http.console_fakes import OWN, TOKEN, FakeConsole, cookie, try_token
 
 
 @pytest.fixture
-def door() -> Door:
-    """A door with the token set."""
-    return Door()
+def console() -> FakeConsole:
+    """A console with a token."""
+    return FakeConsole()
 
 
 @pytest_asyncio.fixture
-async def client(door: Door) -> AsyncIterator[Client]:
-    """Somebody with a browser that keeps no cookies: tests hand them over themselves."""
+async def client(console: FakeConsole) -> AsyncIterator[Client]:
+    """A client that keeps no cookies: tests send them explicitly."""
     async with TestClient(
-        TestServer(door.app()), cookie_jar=DummyCookieJar()
+        TestServer(console.app()), cookie_jar=DummyCookieJar()
     ) as client:
         yield client
 
@@ -31,7 +31,7 @@ async def client(door: Door) -> AsyncIterator[Client]:
 
 
 async def test_the_token_opens_a_session_that_opens_the_api(client: Client) -> None:
-    """The cookie is out of reach of scripts and other sites, and says nothing."""
+    """The cookie is not accessible to scripts or other sites and contains no token."""
     response = await try_token(client)
 
     (morsel,) = response.cookies.values()
@@ -47,7 +47,7 @@ async def test_the_token_opens_a_session_that_opens_the_api(client: Client) -> N
 
 
 async def test_two_bridges_on_one_machine_have_two_cookies(client: Client) -> None:
-    """Browsers keep one jar for all ports of a host."""
+    """Browsers share cookies between the ports of a host."""
     names = set()
     for host in ("localhost:8081", "localhost:9081", "ops.example.org"):
         response = await try_token(client, headers={**OWN, "Host": host})
@@ -65,15 +65,15 @@ async def test_two_bridges_on_one_machine_have_two_cookies(client: Client) -> No
         ((), "https", False),
     ],
 )
-async def test_behind_a_trusted_proxy_with_tls_the_cookie_is_for_tls_alone(
+async def test_the_cookie_is_secure_behind_a_trusted_proxy_with_tls(
     client: Client,
-    door: Door,
+    console: FakeConsole,
     trusted: tuple[str, ...],
     proto: str | None,
     is_secure: bool,
 ) -> None:
-    """Anybody can write that header; and a Secure cookie over http is lost."""
-    door.sign_in.trusted_proxies = parse_networks(trusted)
+    """Anyone can send the header, and browsers drop a Secure cookie over HTTP."""
+    console.sign_in.trusted_proxies = parse_networks(trusted)
     headers = OWN | ({"X-Forwarded-Proto": proto} if proto else {})
 
     response = await try_token(client, headers=headers)
@@ -97,10 +97,10 @@ async def test_behind_a_trusted_proxy_with_tls_the_cookie_is_for_tls_alone(
     ],
     ids=lambda value: ascii(value)[:30],
 )
-async def test_whatever_is_not_the_token_opens_nothing(
+async def test_a_wrong_token_opens_no_session(
     client: Client, body: bytes, status: int
 ) -> None:
-    """And is told as a problem, without repeating it."""
+    """The answer is a problem that does not repeat the token."""
     response = await client.post("/console/session", data=body, headers=OWN)
 
     assert response.status == status
@@ -109,48 +109,50 @@ async def test_whatever_is_not_the_token_opens_nothing(
     assert "wrong" not in (await response.json())["detail"].replace("is wrong", "")
 
 
-async def test_without_a_token_in_the_settings_nothing_opens(door: Door) -> None:
-    """And the reader is told which setting it is."""
-    door.keys.replace([None])
-    async with TestClient(TestServer(door.app())) as client:
+async def test_without_a_token_in_the_settings_no_one_can_sign_in(
+    console: FakeConsole,
+) -> None:
+    """The answer names the setting."""
+    console.keys.replace([None])
+    async with TestClient(TestServer(console.app())) as client:
         response = await try_token(client)
 
         assert response.status == 403
         assert "TOKEN is not set" in (await response.json())["detail"]
 
 
-async def test_guessing_is_slowed_down_by_address(client: Client, door: Door) -> None:
-    """The good token has to wait as well, or the answer would tell that it was good."""
-    door.sign_in.trusted_proxies = parse_networks(["127.0.0.1"])
+async def test_wrong_tokens_lead_to_pauses_for_their_address(
+    client: Client, console: FakeConsole
+) -> None:
+    """The right token is delayed too: otherwise the answer would reveal it."""
+    console.sign_in.trusted_proxies = parse_networks(["127.0.0.1"])
     guesser = {**OWN, "X-Forwarded-For": "198.51.100.7"}
     for _ in range(5):
         assert (await try_token(client, "guess", guesser)).status == 401
 
     refused = await try_token(client, TOKEN, guesser)
-    neighbour = await try_token(
-        client, TOKEN, {**OWN, "X-Forwarded-For": "198.51.100.8"}
-    )
-    door.clock.now_s += float(refused.headers["Retry-After"])
+    other = await try_token(client, TOKEN, {**OWN, "X-Forwarded-For": "198.51.100.8"})
+    console.clock.now_s += float(refused.headers["Retry-After"])
     later = await try_token(client, TOKEN, guesser)
 
     assert refused.status == 429
     assert "try again in 1 s" in (await refused.json())["detail"]
     assert not refused.cookies
-    assert (neighbour.status, later.status) == (204, 204)
+    assert (other.status, later.status) == (204, 204)
 
 
-async def test_who_got_in_may_mistype_again(client: Client) -> None:
-    """Four mistakes yesterday and four today are not eight."""
+async def test_a_sign_in_resets_the_count_of_wrong_tokens(client: Client) -> None:
+    """Mistakes before and after a sign-in do not add up."""
     for token in ("wrong",) * 4 + (TOKEN,) + ("wrong",) * 4:
         await try_token(client, token)
 
     assert (await try_token(client)).status == 204
 
 
-async def test_the_page_asks_whether_it_is_signed_in_without_an_error(
+async def test_asking_for_a_session_is_not_an_error_without_one(
     client: Client,
 ) -> None:
-    """An error would be red in every browser's log at each first visit."""
+    """Browsers would log an error at each first visit."""
     sent = await cookie(client)
 
     for headers, is_signed_in in ((sent, True), ({}, False)):
@@ -158,26 +160,26 @@ async def test_the_page_asks_whether_it_is_signed_in_without_an_error(
         assert await response.json() == {"signed_in": is_signed_in}
 
 
-async def test_other_keys_end_all_sessions_and_the_same_keys_none(
-    client: Client, door: Door
+async def test_a_new_token_ends_all_sessions_and_the_same_token_none(
+    client: Client, console: FakeConsole
 ) -> None:
-    """A reload that changes something else throws nobody out."""
+    """A reload that changes other settings must not end sessions."""
     sent = await cookie(client)
 
-    door.sign_in.apply(TOKEN, ())
+    console.sign_in.apply(TOKEN, ())
     kept = await client.get("/api/thing", headers=sent)
-    door.sign_in.apply("another", ())
+    console.sign_in.apply("another", ())
     ended = await client.get("/api/thing", headers=sent)
 
     assert (kept.status, ended.status) == (200, 401)
     assert "sign in again" in (await ended.json())["detail"]
 
 
-# --- what a cookie may do
+# --- requests with a cookie
 
 
-async def test_signing_out_ends_the_session_for_good(client: Client) -> None:
-    """Also for who has copied the cookie."""
+async def test_signing_out_ends_the_session_on_the_server(client: Client) -> None:
+    """A copy of the cookie is invalid too."""
     sent = await cookie(client)
 
     response = await client.delete("/console/session", headers=sent | OWN)
@@ -202,10 +204,10 @@ async def test_signing_out_ends_the_session_for_good(client: Client) -> None:
     ],
     ids=str,
 )
-async def test_with_a_cookie_only_the_console_itself_changes_anything(
-    client: Client, door: Door, headers: dict[str, str], status: int
+async def test_only_the_console_can_make_changes_with_a_cookie(
+    client: Client, console: FakeConsole, headers: dict[str, str], status: int
 ) -> None:
-    """Browsers send it with whatever any page causes; another port is the same site."""
+    """Browsers send it with requests of other pages; another port is the same site."""
     host = f"{client.host}:{client.port}"
     sent = await cookie(client) | {
         name: value.format(host=host) for name, value in headers.items()
@@ -213,21 +215,21 @@ async def test_with_a_cookie_only_the_console_itself_changes_anything(
 
     assert (await client.post("/api/thing", headers=sent)).status == status
     assert (await client.delete("/console/session", headers=sent)).status in {204, 403}
-    assert door.changes == (status == 200)
+    assert console.changes == (status == 200)
 
 
 @pytest.mark.parametrize("site", ["same-site", "cross-site"])
-async def test_another_page_reads_nothing_by_the_cookie(
+async def test_another_page_cannot_read_with_the_cookie(
     client: Client, site: str
 ) -> None:
-    """Not even as a script or a picture."""
+    """This includes loading an answer as a script or an image."""
     sent = await cookie(client) | {"Sec-Fetch-Site": site}
 
     assert (await client.get("/api/thing", headers=sent)).status == 403
 
 
-async def test_another_page_cannot_sign_anybody_in(client: Client) -> None:
-    """Nor try tokens from inside an operator's network."""
+async def test_another_page_cannot_sign_in(client: Client) -> None:
+    """It could otherwise try tokens from inside an operator's network."""
     for headers in ({}, OWN | {"Origin": "http://evil.example"}):
         response = await try_token(client, headers=headers)
         assert response.status == 403
@@ -235,13 +237,13 @@ async def test_another_page_cannot_sign_anybody_in(client: Client) -> None:
 
 
 async def test_a_program_with_the_token_needs_no_header(
-    client: Client, door: Door
+    client: Client, console: FakeConsole
 ) -> None:
-    """The token cannot be sent by accident; with both, the token counts."""
+    """A page cannot send the token; if both are sent, the token is checked."""
     sent = await cookie(client)
     good, bad = ({"Authorization": f"Bearer {key}"} for key in (TOKEN, "other"))
 
     assert (await client.post("/api/thing", headers=good)).status == 200
     assert (await client.post("/api/thing", headers=good | sent)).status == 200
     assert (await client.post("/api/thing", headers=bad | sent | OWN)).status == 401
-    assert door.changes == 2
+    assert console.changes == 2

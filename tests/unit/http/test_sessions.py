@@ -1,11 +1,11 @@
-"""Sessions of the console end by themselves, at the latest."""
+"""Sessions of the console end at sign-out, or after a limited time."""
 
 from bridge.http.console.sessions import Sessions
 from tests.clock import Clock
 
 
 def test_a_session_is_open_until_it_is_closed() -> None:
-    """Closing twice is closing; an id that was made up opens nothing."""
+    """Closing it twice is allowed, and an unknown id is not a session."""
     sessions = Sessions()
     session_id = sessions.open()
 
@@ -19,7 +19,7 @@ def test_a_session_is_open_until_it_is_closed() -> None:
 
 
 def test_ids_are_random_and_long() -> None:
-    """Nobody guesses 256 bits."""
+    """256 random bits cannot be guessed."""
     sessions = Sessions()
 
     ids = {sessions.open() for _ in range(50)}
@@ -29,21 +29,21 @@ def test_ids_are_random_and_long() -> None:
 
 
 def test_a_session_that_is_not_used_ends() -> None:
-    """A laptop that was left alone."""
+    """An operator may have left a laptop unattended."""
     clock = Clock()
     sessions = Sessions(clock=clock, idle_s=60)
-    used, left_alone = sessions.open(), sessions.open()
+    used, unused = sessions.open(), sessions.open()
 
     clock.now_s += 59
     assert sessions.use(used)
     clock.now_s += 1
 
     assert sessions.use(used)
-    assert not sessions.use(left_alone)
+    assert not sessions.use(unused)
 
 
-def test_no_session_outlives_its_life_however_much_it_is_used() -> None:
-    """A page that polls is used all the time."""
+def test_a_session_that_is_used_ends_at_the_end_of_its_life() -> None:
+    """An open page polls and would keep its session open forever."""
     clock = Clock()
     sessions = Sessions(clock=clock, life_s=100, idle_s=60)
     session_id = sessions.open()
@@ -56,8 +56,8 @@ def test_no_session_outlives_its_life_however_much_it_is_used() -> None:
     assert not sessions.use(session_id)
 
 
-def test_their_number_is_bounded_and_the_one_not_used_for_longest_makes_room() -> None:
-    """Memory is not for who signs in again and again."""
+def test_one_session_too_many_ends_the_one_whose_last_use_is_oldest() -> None:
+    """Repeated sign-ins must not fill the memory."""
     sessions = Sessions(at_most=2)
     first, second = sessions.open(), sessions.open()
     assert sessions.use(first)
@@ -67,8 +67,8 @@ def test_their_number_is_bounded_and_the_one_not_used_for_longest_makes_room() -
     assert [sessions.use(one) for one in (first, second, third)] == [True, False, True]
 
 
-def test_those_that_ended_make_room_first() -> None:
-    """Nobody is thrown out for the sake of the dead."""
+def test_ended_sessions_are_dropped_first() -> None:
+    """An open session must not end in favor of one that has ended."""
     clock = Clock()
     sessions = Sessions(clock=clock, idle_s=60, at_most=2)
     sessions.open()
@@ -81,8 +81,8 @@ def test_those_that_ended_make_room_first() -> None:
     assert sessions.use(used)
 
 
-def test_all_end_at_once_when_the_token_is_another() -> None:
-    """Whoever had the old one had it long enough."""
+def test_all_sessions_can_be_closed_at_once() -> None:
+    """This is needed when the token changes."""
     sessions = Sessions()
     ids = [sessions.open() for _ in range(3)]
 

@@ -15,7 +15,7 @@ from bridge.errors import BrokerUnavailableError
 from bridge.http.api.endpoint import Api
 from bridge.http.api.trace import add_trace_routes
 from bridge.http.fleet import MessageJournal
-from bridge.http.problems import answer_with_problems
+from bridge.http.responses import answer_with_problems
 from tests.unit.http.conftest import Client, Open, OpenGuard
 
 

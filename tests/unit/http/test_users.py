@@ -12,7 +12,7 @@ from bridge.core.replay import InboxState
 from bridge.errors import StoreUnavailableError
 from bridge.http.api.endpoint import Api
 from bridge.http.api.users import add_user_routes
-from bridge.http.problems import answer_with_problems
+from bridge.http.responses import answer_with_problems
 from tests.unit.http.conftest import Client, Open, OpenGuard
 
 WINDOW = WindowFacts(

@@ -1,4 +1,4 @@
-"""Errors over HTTP, as `application/problem+json` (RFC 9457)."""
+"""JSON answers, and errors as `application/problem+json` (RFC 9457)."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -10,10 +10,17 @@ from aiohttp import ClientConnectionResetError, web
 
 log = structlog.get_logger(__name__)
 
-# What an application serves, for those who come to the wrong one of the two doors.
+# What an application serves, for answers to requests that were meant for the other port.
 SERVES: Final = web.AppKey("serves", str)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def json_response(body: object, *, status: int = 200) -> web.Response:
+    """Return `body` as JSON."""
+    return web.Response(
+        status=status, body=orjson.dumps(body), content_type="application/json"
+    )
 
 
 def problem(
@@ -24,13 +31,14 @@ def problem(
     pointer: str | None = None,
 ) -> web.Response:
     """
-    Return the answer that says what was wrong.
+    Return an answer that describes an error.
 
     Args:
         status: The HTTP status.
-        detail: A sentence for a person.
-        headers: More headers, such as `Retry-After`.
-        pointer: What it is about: a JSON Pointer into the body, or a parameter's name.
+        detail: A sentence for people.
+        headers: Additional headers, such as `Retry-After`.
+        pointer: The location of the error: a JSON Pointer into the body, or the name of
+            a parameter.
 
     """
     body = {
@@ -53,7 +61,7 @@ def problem(
 async def answer_with_problems(
     request: web.Request, handler: Handler
 ) -> web.StreamResponse:
-    """Turn every error answer into a problem; hide what only the log may know."""
+    """Turn every error into a problem; the details of a bug appear only in the log."""
     try:
         return await handler(request)
     except web.HTTPException as exc:
@@ -66,15 +74,16 @@ async def answer_with_problems(
             exc.status, exc.reason, headers={"Allow": allow} if allow else None
         )
     except ClientConnectionResetError:
-        # Who asked is gone, as at any reload of a page; nobody reads this.
+        # The client closed the connection, as browsers do when a page is reloaded. The
+        # answer reaches nobody.
         return problem(400, "the connection is closed")
     except Exception:
-        log.exception("web.request_failed", path=request.path)
+        log.exception("http.request_failed", path=request.path)
         return problem(500, "a fault of the bridge; its log says more")
 
 
 async def harden(_request: web.Request, response: web.StreamResponse) -> None:
-    """Set the headers that every answer of ours carries (`on_response_prepare`)."""
+    """Set the headers of every answer (`on_response_prepare`)."""
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers.setdefault("Cache-Control", "no-store")
     response.headers["Server"] = "bridge"

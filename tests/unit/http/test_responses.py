@@ -1,4 +1,4 @@
-"""Errors over HTTP: one form for all, and no word too many."""
+"""Errors over HTTP have one form and reveal nothing internal."""
 
 import asyncio
 import io
@@ -6,8 +6,8 @@ import io
 import pytest
 from aiohttp import ClientConnectionResetError, web
 
-from bridge.http.problems import answer_with_problems, harden, problem
 from bridge.http.request_body import read_body
+from bridge.http.responses import answer_with_problems, harden, problem
 from bridge.logging import configure_logs
 from tests.conftest import SLOW_FACTOR
 from tests.unit.http.conftest import Client, Open
@@ -31,8 +31,8 @@ async def client_of(open_app: Open, failure: Exception) -> Client:
     return await open_app(app)
 
 
-def test_a_problem_says_what_and_where() -> None:
-    """RFC 9457, with the place in the body that it is about."""
+def test_a_problem_has_a_detail_and_a_pointer() -> None:
+    """The form is that of RFC 9457, with a pointer into the body."""
     response = problem(
         422, "user is empty", pointer="/user", headers={"Retry-After": "2"}
     )
@@ -49,10 +49,10 @@ def test_a_problem_says_what_and_where() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/nowhere", 404), ("DELETE", "/", 405)]
 )
-async def test_the_frameworks_own_refusals_are_problems_too(
+async def test_refusals_of_the_framework_are_problems(
     open_app: Open, method: str, path: str, status: int
 ) -> None:
-    """A client parses one form."""
+    """Clients have to parse only one form of error."""
     client = await client_of(open_app, ValueError())
 
     async with client.request(method, path) as response:
@@ -63,8 +63,8 @@ async def test_the_frameworks_own_refusals_are_problems_too(
             assert "POST" in response.headers["Allow"]
 
 
-async def test_a_body_over_the_bound_is_a_problem(open_app: Open) -> None:
-    """413, before it is kept."""
+async def test_a_body_over_the_limit_is_a_problem(open_app: Open) -> None:
+    """413, before the body is kept in memory."""
     client = await client_of(open_app, ValueError())
 
     async with client.post("/", data=b"x" * 11) as response:
@@ -73,15 +73,17 @@ async def test_a_body_over_the_bound_is_a_problem(open_app: Open) -> None:
 
 
 async def test_a_redirect_stays_a_redirect(open_app: Open) -> None:
-    """It is an answer, no error."""
+    """A redirect is not an error."""
     client = await client_of(open_app, web.HTTPFound("/there"))
 
     async with client.get("/", allow_redirects=False) as response:
         assert response.status == 302
 
 
-async def test_a_fault_of_ours_tells_the_log_and_not_the_client(open_app: Open) -> None:
-    """What an exception says may hold anything."""
+async def test_the_text_of_a_bug_goes_to_the_log_and_not_to_the_client(
+    open_app: Open,
+) -> None:
+    """The text of an exception may contain secrets."""
     stream = io.StringIO()
     configure_logs(level="info", log_format="json", stream=stream)
     client = await client_of(open_app, ValueError("an inner secret"))
@@ -89,12 +91,12 @@ async def test_a_fault_of_ours_tells_the_log_and_not_the_client(open_app: Open) 
     async with client.get("/") as response:
         assert response.status == 500
         assert "secret" not in await response.text()
-    assert "web.request_failed" in stream.getvalue()
+    assert "http.request_failed" in stream.getvalue()
     assert "an inner secret" in stream.getvalue()
 
 
-async def test_a_client_that_is_gone_is_no_fault_of_ours(open_app: Open) -> None:
-    """It happens at every reload of a page; a traceback for each would hide the rest."""
+async def test_a_client_that_disconnects_is_not_logged(open_app: Open) -> None:
+    """Every reload of a page does; tracebacks for it would hide other log entries."""
     stream = io.StringIO()
     configure_logs(level="debug", log_format="json", stream=stream)
     client = await client_of(open_app, ClientConnectionResetError("gone"))
@@ -112,10 +114,10 @@ async def test_a_client_that_is_gone_is_no_fault_of_ours(open_app: Open) -> None
         (b"Transfer-Encoding: chunked\r\n\r\n9\r\nthe rest", False),
     ],
 )
-async def test_a_body_that_cannot_be_read_is_no_fault_of_ours(
+async def test_a_body_that_cannot_be_read_is_not_logged(
     open_app: Open, headers: bytes, *, is_answered: bool
 ) -> None:
-    """Anybody may send one, to the door where one signs in too, and fill the log."""
+    """Anyone can send one, also to the sign-in, and could fill the log."""
     stream = io.StringIO()
     configure_logs(level="debug", log_format="json", stream=stream)
     has_begun, is_over = asyncio.Event(), asyncio.Event()
@@ -143,10 +145,10 @@ async def test_a_body_that_cannot_be_read_is_no_fault_of_ours(
     assert "exception" not in stream.getvalue()
 
 
-async def test_every_answer_carries_the_headers_that_keep_it_in_its_place(
+async def test_every_answer_has_the_security_headers(
     open_app: Open,
 ) -> None:
-    """Errors too: no sniffing, no caching, no word on versions."""
+    """Errors have them too: no sniffing, no caching, no version."""
     client = await client_of(open_app, ValueError())
 
     for path in ("/", "/nowhere"):
