@@ -75,7 +75,7 @@ async def _count(
 ) -> Would:
     async with operator_client(address) as client:
         dry_run = request.model_copy(update={"dry_run": True})
-        return await client.post(path, Would, body=dry_run)
+        return await client.ask("POST", path, Would, body=dry_run)
 
 
 async def _run(
@@ -88,7 +88,7 @@ async def _run(
 ) -> int:
     """Start the job, follow it to its end, and return the exit status."""
     async with operator_client(address) as client:
-        started = await client.post(path, JobStarted, body=request)
+        started = await client.ask("POST", path, JobStarted, body=request)
         code = await _follow(client, started.job, done, as_json=as_json)
         return max(code, _report_missing(request.ids, started.job.total))
 
@@ -126,7 +126,7 @@ async def _follow(
         task = asyncio.current_task()
         if task is not None:
             task.uncancel()
-        job = await client.delete(f"/api/jobs/{job.id}", JobFacts)
+        job = await client.ask("DELETE", f"/api/jobs/{job.id}", JobFacts)
     if as_json:
         print_json(job)
     else:
@@ -145,7 +145,7 @@ async def _watch(client: OperatorClient, job: JobFacts, done: str) -> JobFacts:
         while job.state is JobState.RUNNING:
             await asyncio.sleep(pause_s)
             pause_s = min(_POLL_MAX_S, pause_s * 2)
-            job = await client.get(f"/api/jobs/{job.id}", JobFacts)
+            job = await client.ask("GET", f"/api/jobs/{job.id}", JobFacts)
             progress.update(bar, completed=job.done + job.failed)
     return job
 

@@ -1,8 +1,8 @@
 """
-Show what is kept for a user, or carry all inboxes into another store.
+Show the inbox of a user, or migrate all inboxes to another store.
 
-`bridge inbox USER` is short for `bridge inbox show USER`, but for users who are called
-`show` or `carry`. Exit status: 0 done, 1 no such user or refused, 2 wrong use, 3 the
+`bridge inbox USER` is short for `bridge inbox show USER`, except for users with the names
+`show` and `carry`. Exit status: 0 done, 1 no such user or refused, 2 wrong use, 3 the
 bridge cannot be reached.
 
 Examples:
@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 
 from bridge.cli.inbox_migration import carry_inboxes
 from bridge.cli.operator_client import (
+    ask_pages,
     operator_address,
     print_json,
     segment,
@@ -34,7 +35,6 @@ from bridge.cli.options import (
     OperatorToken,
     OperatorUrl,
 )
-from bridge.cli.pages import gather
 from bridge.cli.tables import local_time, print_note, print_table
 from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.users import InboxMessage
@@ -44,9 +44,9 @@ _HELP: Final = "--help"
 
 
 class _UserOrCommand(TyperGroup):
-    """Reads `bridge inbox ann` as `bridge inbox show ann`: it was there first."""
+    """Parses `bridge inbox ann`, the older form, as `bridge inbox show ann`."""
 
-    # Which click this is, its own or the one that it brings, depends on typer's version.
+    # The type of `ctx` depends on the version of typer, which may vendor click.
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - see above
         if args and args[0] not in {*self.commands, _HELP}:
             args = [_SHOW, *args]
@@ -64,7 +64,7 @@ app.command("carry")(carry_inboxes)
 
 @app.command(_SHOW)
 def inbox(
-    user: Annotated[str, typer.Argument(help="Whose inbox.")],
+    user: Annotated[str, typer.Argument(help="The user.")],
     data: Annotated[
         bool, typer.Option("--data", help="Show the messages' data too.")
     ] = False,
@@ -76,9 +76,9 @@ def inbox(
     config_file: ConfigFile = None,
 ) -> None:
     """
-    Show the messages that are kept for a user, newest first.
+    Show the messages in the inbox of a user, newest first.
 
-    Looking changes nothing: not the delivered mark, not what a window will get. Exit
+    This changes nothing: neither the delivered mark nor what a window will receive. Exit
     status: 0 shown, 1 no such user, 3 the bridge cannot be reached.
 
     Examples:
@@ -90,7 +90,7 @@ def inbox(
         bridge inbox ann --json | jq '.items[] | select(.state == "waiting")'
 
     """
-    page = gather(
+    page = ask_pages(
         operator_address(url, token, config_file),
         f"/api/users/{segment(user)}/inbox",
         Page[InboxMessage],

@@ -1,8 +1,8 @@
 """
-What commands share that ask a running bridge: its address, its token, and HTTP to its API.
+The client of commands that ask a running bridge: its address, its token, and its API.
 
-Errors become ours: no answer, or a bridge that cannot reach its peers, is exit code 3, a
-wrong token is 2, any other refusal 1.
+Errors become those of bridge: an unreachable bridge, or one that cannot reach its broker or
+store, is exit code 3, a wrong token is 2, any other refusal is 1.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -19,22 +19,25 @@ import typer
 from pydantic import BaseModel, ValidationError
 from yarl import URL
 
+from bridge.core.contracts.operator.operation import PAGE_MAX, Page
 from bridge.errors import ConfigError, OperatorRefusedError, OperatorUnreachableError
 from bridge.settings.load import load_settings
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+PageT = TypeVar("PageT", bound=Page[Any])
 
-# The bridge has deadlines of its own for what it asks the broker; this is for a bridge
-# that stands still.
-_ANSWER_WITHIN_S: Final = 60.0
-_CONNECT_WITHIN_S: Final = 5.0
+# The bridge has shorter timeouts for its own requests to the broker and the store. This one
+# is for a bridge that hangs.
+_TIMEOUT_S: Final = 60.0
+_CONNECT_TIMEOUT_S: Final = 5.0
 
+Method = Literal["GET", "POST", "DELETE"]
 Query = Mapping[str, str | int | float | bool | None]
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorAddress:
-    """Where a bridge's operator port is, and what opens it."""
+    """The URL of a bridge's operator port, and the operator token."""
 
     url: str
     token: str = field(repr=False)
@@ -44,13 +47,13 @@ def operator_address(
     url: str | None, token: str | None, config_file: Path | None
 ) -> OperatorAddress:
     """
-    Gather flags and settings.
+    Return the address from the command's options, with defaults from the settings.
 
     Raises:
         ConfigError: If the settings are wrong, or there is no token.
 
     """
-    # Only the operator's settings matter here; this machine may have no token secrets.
+    # Only the operator's settings are needed, so no secrets of windows are required here.
     settings = load_settings(
         {"auth": "open", "host": "127.0.0.1"},
         config_file=config_file,
@@ -59,12 +62,12 @@ def operator_address(
         token = settings.operator_token.get_secret_value()
     if not token:
         raise ConfigError(
-            ["BRIDGE_OPERATOR_TOKEN: is not set; it is the one that bridge run has"]
+            ["BRIDGE_OPERATOR_TOKEN: is not set; use the token of bridge run"]
         )
     if url is None:
         host = settings.operator_host
         if host in {"0.0.0.0", "::"}:
-            host = "127.0.0.1"  # bound to every address, this one among them
+            host = "127.0.0.1"  # included in "every address"
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{settings.operator_port}"
     elif URL(url).scheme not in {"http", "https"} or not URL(url).host:
@@ -73,12 +76,12 @@ def operator_address(
 
 
 def segment(text: str) -> str:
-    """Return any text as one segment of a path; dots alone would be taken for folders."""
+    """Return `text` as one path segment; dots are escaped, since `..` has a meaning."""
     return quote(text, safe="").replace(".", "%2E")
 
 
 class OperatorClient:
-    """One bridge's API. Open it with `operator_client`."""
+    """A client of one bridge's API. Open it with `operator_client`."""
 
     def __init__(
         self, session: aiohttp.ClientSession, address: OperatorAddress
@@ -86,45 +89,32 @@ class OperatorClient:
         self._session = session
         self._address = address
 
-    async def get(
-        self, path: str, answer: type[ModelT], *, query: Query | None = None
-    ) -> ModelT:
-        """
-        Ask for `path` and return the answer as `answer`.
-
-        Args:
-            path: From `/api/` on; parts that are data went through `segment`.
-            answer: The model of status 200.
-            query: Parameters; those that are ``None`` are left out.
-
-        Raises:
-            OperatorUnreachableError: If nothing answers, or the bridge cannot reach the
-                broker or its store.
-            OperatorRefusedError: If the bridge says no.
-            ConfigError: If the token is wrong.
-
-        """
-        return await self._ask("GET", path, answer, query=query)
-
-    async def post(
-        self, path: str, answer: type[ModelT], *, body: BaseModel | None = None
-    ) -> ModelT:
-        """Post `body` to `path`, without what is not set in it. Errors as `get`."""
-        return await self._ask("POST", path, answer, body=body)
-
-    async def delete(self, path: str, answer: type[ModelT]) -> ModelT:
-        """Delete `path`. Errors as `get`."""
-        return await self._ask("DELETE", path, answer)
-
-    async def _ask(
+    async def ask(
         self,
-        method: Literal["GET", "POST", "DELETE"],
+        method: Method,
         path: str,
         answer: type[ModelT],
         *,
         query: Query | None = None,
         body: BaseModel | None = None,
     ) -> ModelT:
+        """
+        Send a request and return its answer.
+
+        Args:
+            method: The HTTP method.
+            path: The path from `/api/` on; variable parts are escaped by `segment`.
+            answer: The model of the answer.
+            query: Parameters; those that are ``None`` are left out.
+            body: The JSON body; fields that are not set are left out.
+
+        Raises:
+            OperatorUnreachableError: If the bridge does not answer, or cannot reach its
+                broker or store.
+            OperatorRefusedError: If the bridge refuses the request.
+            ConfigError: If the token is wrong.
+
+        """
         url = URL(self._address.url + path, encoded=True)
         if query:
             url = url.with_query(
@@ -147,7 +137,7 @@ class OperatorClient:
         try:
             return answer.model_validate_json(raw)
         except ValidationError as exc:
-            problem = "answers something else; is this a bridge's operator port?"
+            problem = "its answer is invalid; is this a bridge's operator port?"
             raise self._unreachable(problem) from exc
 
     def _unreachable(self, problem: str) -> OperatorUnreachableError:
@@ -168,11 +158,11 @@ class OperatorClient:
 
 @asynccontextmanager
 async def operator_client(address: OperatorAddress) -> AsyncIterator[OperatorClient]:
-    """Open a client for the bridge at `address`; nothing is asked yet."""
+    """Open a client for the bridge at `address`; no request is sent yet."""
     async with aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {address.token}"},
         timeout=aiohttp.ClientTimeout(
-            total=_ANSWER_WITHIN_S, sock_connect=_CONNECT_WITHIN_S
+            total=_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S
         ),
     ) as session:
         yield OperatorClient(session, address)
@@ -183,29 +173,47 @@ def ask_once(
     path: str,
     answer: type[ModelT],
     *,
+    method: Method = "GET",
     query: Query | None = None,
 ) -> ModelT:
-    """Get one answer, for commands that need no more. Errors as `OperatorClient.get`."""
+    """Send one request with a client of its own. Errors as `OperatorClient.ask`."""
 
     async def ask() -> ModelT:
         async with operator_client(address) as client:
-            return await client.get(path, answer, query=query)
+            return await client.ask(method, path, answer, query=query)
 
     return asyncio.run(ask())
 
 
-def post_once(address: OperatorAddress, path: str, answer: type[ModelT]) -> ModelT:
-    """Post nothing to `path` and return the answer. Errors as `OperatorClient.get`."""
+def ask_pages(
+    address: OperatorAddress,
+    path: str,
+    page: type[PageT],
+    *,
+    query: Query,
+    limit: int,
+    cursor: str | None,
+) -> PageT:
+    """Return up to `limit` items from `cursor` on as one page, from several requests."""
 
-    async def ask() -> ModelT:
+    async def ask() -> PageT:
+        items: list[Any] = []
+        after = cursor
         async with operator_client(address) as client:
-            return await client.post(path, answer)
+            while True:
+                size = min(PAGE_MAX, limit - len(items))
+                query_part = {**query, "limit": size, "cursor": after}
+                part = await client.ask("GET", path, page, query=query_part)
+                items += part.items
+                after = part.next
+                if after is None or len(items) >= limit:
+                    return part.model_copy(update={"items": items})
 
     return asyncio.run(ask())
 
 
 def print_json(model: BaseModel) -> None:
-    """Print an answer as the API gave it, on several lines."""
+    """Print an answer as indented JSON."""
     value = orjson.loads(model.model_dump_json(by_alias=True))
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 

@@ -1,7 +1,4 @@
-"""`bridge queues`: what waits on the broker, and who consumes it."""
-
-from rich.console import Console
-from rich.table import Table
+"""`bridge queues`: the queues of a running bridge on the broker."""
 
 from bridge.cli.operator_client import (
     ask_once,
@@ -14,6 +11,7 @@ from bridge.cli.options import (
     OperatorToken,
     OperatorUrl,
 )
+from bridge.cli.tables import print_note, print_table
 from bridge.core.contracts.operator.operation import PAGE_MAX, Page
 from bridge.core.contracts.operator.queues import QueueFacts
 
@@ -27,8 +25,8 @@ def queues(
     """
     Show the queues of a running bridge: depth, unacked, consumers, age, rates.
 
-    Rates and what others hold unacked come from RabbitMQ's management API, where
-    BRIDGE_MANAGEMENT_URL names it. Exit status: 0 shown, 3 the bridge or the broker
+    Rates and the unacked deliveries of others come from RabbitMQ's management API, if
+    BRIDGE_MANAGEMENT_URL is set. Exit status: 0 shown, 3 the bridge or the broker
     cannot be reached.
 
     Examples:
@@ -47,28 +45,29 @@ def queues(
     if json:
         print_json(page)
         return
-    table = Table(box=None, header_style="bold")
-    table.add_column("queue", no_wrap=True)
-    table.add_column("role")
-    for name in ("depth", "unacked", "consumers", "oldest", "in/s", "out/s"):
-        table.add_column(name, justify="right")
-    for queue in page.items:
-        rates = queue.rates
-        table.add_row(
-            queue.name,
-            queue.role,
-            _number(queue.depth),
-            _number(queue.unacked),
-            _number(queue.consumers),
-            _oldest(queue),
-            _number(rates.in_per_s if rates else None),
-            _number(rates.out_per_s if rates else None),
-        )
-    Console(highlight=False).print(table)
-    talk = Console(stderr=True, highlight=False)
+    numbers = ("depth", "unacked", "consumers", "oldest", "in/s", "out/s")
+    print_table(
+        ("queue", "role", *numbers),
+        [_row(queue) for queue in page.items],
+        right=frozenset(numbers),
+    )
     for queue in page.items:
         if queue.problem:
-            talk.print(f"{queue.name}: {queue.problem}", markup=False, soft_wrap=True)
+            print_note(f"{queue.name}: {queue.problem}")
+
+
+def _row(queue: QueueFacts) -> list[str]:
+    rates = queue.rates
+    return [
+        queue.name,
+        queue.role,
+        _number(queue.depth),
+        _number(queue.unacked),
+        _number(queue.consumers),
+        _oldest(queue),
+        _number(rates.in_per_s if rates else None),
+        _number(rates.out_per_s if rates else None),
+    ]
 
 
 def _oldest(queue: QueueFacts) -> str:

@@ -14,7 +14,7 @@ import orjson
 import typer
 from pydantic import BaseModel
 
-from bridge.core import contracts
+from bridge.core.contracts import messages, windows
 from bridge.core.contracts.asyncapi import asyncapi_document
 from bridge.core.contracts.json_schema import schema_body
 from bridge.core.contracts.operator import OPERATIONS
@@ -23,18 +23,18 @@ from bridge.enums import ExitCode
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _FILES: Final[Mapping[str, type[BaseModel]]] = {
-    "message": contracts.PublishedMessage,
-    "publish-request": contracts.PublishRequest,
-    "publish-accepted": contracts.PublishAccepted,
-    "problem": contracts.Problem,
-    "dead-letter-headers": contracts.DeadLetterHeaders,
-    "token-claims": contracts.TokenClaims,
-    "connect-auth": contracts.ConnectAuth,
-    "sync": contracts.Sync,
-    "expiring": contracts.Expiring,
-    "closing": contracts.ClosingNotice,
-    "connect-error": contracts.ConnectErrorData,
-    "event-reply": contracts.EventReply,
+    "message": messages.PublishedMessage,
+    "publish-request": messages.PublishRequest,
+    "publish-accepted": messages.PublishAccepted,
+    "problem": messages.Problem,
+    "dead-letter-headers": messages.DeadLetterHeaders,
+    "token-claims": windows.TokenClaims,
+    "connect-auth": windows.ConnectAuth,
+    "sync": windows.Sync,
+    "expiring": windows.Expiring,
+    "closing": windows.ClosingNotice,
+    "connect-error": windows.ConnectErrorData,
+    "event-reply": windows.EventReply,
 }
 
 

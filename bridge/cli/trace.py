@@ -23,11 +23,11 @@ from bridge.enums import ExitCode, Fate
 
 def trace(
     message_id: Annotated[
-        str, typer.Argument(help="The id that the message was published with.")
+        str, typer.Argument(help="The id with which the message was published.")
     ],
     user: Annotated[
         str | None,
-        typer.Option("--user", help="Whose; without it all messages are looked at."),
+        typer.Option("--user", help="The user; without it all messages are searched."),
     ] = None,
     json: AsJson = False,
     url: OperatorUrl = None,
@@ -35,11 +35,11 @@ def trace(
     config_file: ConfigFile = None,
 ) -> None:
     """
-    Tell what became of a message: taken, stored, written, delivered, or why not.
+    Show the story of a message: consumed, stored, written, delivered, or why not.
 
-    All bridges that share the inboxes are asked what they remember. What nobody can know is
-    said on stderr. Exit status: 0 told, 1 no trace of it, 3 the
-    bridge cannot be reached.
+    All bridges that share the inboxes are asked for their journals. Everything that is not
+    known is listed on stderr. Exit status: 0 shown, 1 no trace of the message, 3 the bridge
+    cannot be reached.
 
     Examples:
 
@@ -48,25 +48,25 @@ def trace(
         bridge trace order-4711 --user ann --json
 
     """
-    told = ask_once(
+    found = ask_once(
         operator_address(url, token, config_file),
         f"/api/trace/{segment(message_id)}",
         Trace,
         query={"user": user},
     )
     if json:
-        print_json(told)
+        print_json(found)
     else:
-        _print_story(told)
-    if told.fate is Fate.UNKNOWN:
+        _print_story(found)
+    if found.fate is Fate.UNKNOWN:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _print_story(told: Trace) -> None:
-    if told.user is not None:
-        print_note(f"{told.message_id} of {told.user}")
-    if told.story:
-        several = len({step.bridge for step in told.story if step.bridge}) > 1
+def _print_story(found: Trace) -> None:
+    if found.user is not None:
+        print_note(f"{found.message_id} of {found.user}")
+    if found.story:
+        several = len({step.bridge for step in found.story if step.bridge}) > 1
         print_table(
             ("when", "stage", "bridge", "what")
             if several
@@ -78,13 +78,13 @@ def _print_story(told: Trace) -> None:
                     *([step.bridge] if several else []),
                     step.text,
                 )
-                for step in told.story
+                for step in found.story
             ],
         )
-    typer.echo(printable(told.verdict))
-    for sentence in told.silent:
+    typer.echo(printable(found.verdict))
+    for sentence in found.silent:
         print_note(f"not known: {sentence}")
-    print_note(f"the journal begins at {local_time(told.journal_since_s)}")
-    if told.others:
-        names = ", ".join(told.others[:10])
+    print_note(f"the journal begins at {local_time(found.journal_since_s)}")
+    if found.others:
+        names = ", ".join(found.others[:10])
         print_note(f"with messages of the same id, see --user: {names}")

@@ -1,4 +1,4 @@
-"""`bridge users`, `bridge kick`: who is online, what waits for whom, closing windows."""
+"""`bridge users` and `bridge kick`: list users, close the windows of a user."""
 
 from typing import Annotated
 
@@ -6,8 +6,8 @@ import typer
 
 from bridge.cli.operator_client import (
     ask_once,
+    ask_pages,
     operator_address,
-    post_once,
     print_json,
     segment,
 )
@@ -20,11 +20,10 @@ from bridge.cli.options import (
     OperatorToken,
     OperatorUrl,
 )
-from bridge.cli.pages import gather
 from bridge.cli.tables import count, local_time, print_note, print_table
 from bridge.core.contracts.operator.users import (
+    CoverageFields,
     Kicked,
-    Told,
     UserDetail,
     UsersPage,
 )
@@ -34,13 +33,14 @@ _NUMBERS = frozenset({"windows", "depth", "waiting", "delivered", "offset", "unr
 
 def users(
     user: Annotated[
-        str | None, typer.Argument(help="Show this one, with each window.")
+        str | None, typer.Argument(help="Show this user with all windows.")
     ] = None,
     begins: Annotated[
-        str | None, typer.Option("--begins", help="Only names that begin so.")
+        str | None,
+        typer.Option("--begins", help="Only users whose names begin with this."),
     ] = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Only users with a window connected.")
+        bool, typer.Option("--online", help="Only users with a connected window.")
     ] = False,
     limit: Limit = 100,
     cursor: Cursor = None,
@@ -50,7 +50,7 @@ def users(
     config_file: ConfigFile = None,
 ) -> None:
     """
-    Show users: windows, depth of the inbox, what waits, the last connect.
+    Show users with their windows, inboxes and last connects.
 
     Exit status: 0 shown, 1 no such user, 3 the bridge cannot be reached.
 
@@ -73,7 +73,7 @@ def users(
         else:
             _print_detail(detail)
         return
-    page = gather(
+    page = ask_pages(
         address,
         "/api/users",
         UsersPage,
@@ -99,7 +99,7 @@ def users(
         ],
         right=_NUMBERS,
     )
-    _say_who(page)
+    _say_coverage(page)
     if page.next is not None:
         print_note(f"there are more than these {len(page.items)}: --limit shows more")
 
@@ -136,11 +136,11 @@ def _print_detail(detail: UserDetail) -> None:
         ],
         right=_NUMBERS,
     )
-    _say_who(detail)
+    _say_coverage(detail)
 
 
 def kick(
-    user: Annotated[str, typer.Argument(help="Whose windows to close.")],
+    user: Annotated[str, typer.Argument(help="The user whose windows to close.")],
     dry_run: DryRun = False,
     json: AsJson = False,
     url: OperatorUrl = None,
@@ -148,11 +148,10 @@ def kick(
     config_file: ConfigFile = None,
 ) -> None:
     """
-    Close all windows of a user, on every bridge that shares its inbox. They are told `kicked`.
+    Close all windows of a user, on every bridge that shares the inboxes, with the code `kicked`.
 
-    The stock client does not come back by itself after that; a page that is loaded anew
-    does, and its messages wait for it. Exit status: 0 done, 1 refused, 3 the bridge
-    cannot be reached.
+    The stock client does not reconnect after that. A reloaded page does, and receives the
+    messages that it missed. Exit status: 0 done, 1 refused, 3 the bridge cannot be reached.
 
     Examples:
 
@@ -164,27 +163,28 @@ def kick(
     address = operator_address(url, token, config_file)
     path = f"/api/users/{segment(user)}"
     if dry_run:
-        seen = ask_once(address, path, UserDetail)
+        found = ask_once(address, path, UserDetail)
         done = Kicked(
-            kicked=len(seen.windows), bridges=seen.bridges, silent=seen.silent
+            kicked=len(found.windows), bridges=found.bridges, silent=found.silent
         )
         words = "would be closed"
     else:
-        done, words = post_once(address, f"{path}/kick", Kicked), "closed"
+        done, words = ask_once(address, f"{path}/kick", Kicked, method="POST"), "closed"
     if json:
         print_json(done)
     noun = "window" if done.kicked == 1 else "windows"
     print_note(f"{done.kicked} {noun} of {user} {words}")
-    _say_who(done)
+    _say_coverage(done)
 
 
-def _say_who(told: Told) -> None:
-    """Say whose word it is, if there are more bridges than the one that was asked."""
-    if told.silent is None:
+def _say_coverage(coverage: CoverageFields) -> None:
+    """Print which bridges the answer covers, unless it is only the one that was asked."""
+    if coverage.silent is None:
         print_note(
-            "the other bridges could not be asked: their store is away. This is one bridge alone"
+            "the other bridges could not be asked, because the store is unavailable: "
+            "this answer covers one bridge"
         )
-    elif told.silent:
-        print_note(f"from {told.bridges} bridges; {told.silent} did not answer")
-    elif told.bridges > 1:
-        print_note(f"from {told.bridges} bridges")
+    elif coverage.silent:
+        print_note(f"from {coverage.bridges} bridges; {coverage.silent} did not answer")
+    elif coverage.bridges > 1:
+        print_note(f"from {coverage.bridges} bridges")

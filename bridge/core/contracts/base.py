@@ -1,4 +1,4 @@
-"""The parts that contracts are made of: words that have a form, lists that are closed."""
+"""Shared parts of the contracts: types of strings, closed lists, the base class."""
 
 from enum import StrEnum
 from typing import Annotated, Final
@@ -24,12 +24,12 @@ from bridge.enums import (
     SyncReason,
 )
 
-# A short string of AMQP, which the property `type` is, holds at most 255 bytes.
+# The AMQP property `type` is a short string, which holds at most 255 bytes.
 EVENT_MAX_BYTES: Final = 255
-# Well below the 2^32 ms that RabbitMQ can count in a message's expiration.
+# Well below the 2^32 ms that RabbitMQ accepts as the expiration of a message.
 TTL_MAX_S: Final = 30 * 86400
 
-# --- words that have a form ---------------------------------------------------------------
+# --- types of strings ---------------------------------------------------------------------
 
 
 def _check_user(user: str) -> str:
@@ -54,8 +54,8 @@ def _check_message_id(message_id: str) -> str:
 
 
 def _check_data(data: object) -> object:
-    # What was read from JSON can be written as JSON, with one exception: orjson reads
-    # deeper than it writes.
+    # Everything that was parsed from JSON can be written as JSON, with one exception:
+    # orjson parses deeper nesting than it writes.
     try:
         orjson.dumps(data)
     except orjson.JSONEncodeError as exc:
@@ -76,8 +76,8 @@ def _length_problem(text: str, max_bytes: int) -> str | None:
     )
 
 
-# `not` with a search instead of one anchored pattern: `$` also matches before a line
-# feed at the end in some engines, Python's among them.
+# `not` with an unanchored pattern instead of an anchored one: in some engines, Python's
+# among them, `$` also matches before a final line feed.
 CONTROL_CHARACTER: Final = {"pattern": "[\\u0000-\\u001f\\u007f-\\u009f]"}
 
 User = Annotated[
@@ -121,7 +121,7 @@ AnyJson = Annotated[object, AfterValidator(_check_data), WithJsonSchema({})]
 
 
 def listed(words: type[StrEnum]) -> WithJsonSchema:
-    """Return the schema of a closed list, in place instead of in `$defs`."""
+    """Return the schema of a closed list, inline instead of in `$defs`."""
     return WithJsonSchema({"type": "string", "enum": [word.value for word in words]})
 
 
@@ -129,19 +129,19 @@ def explained(
     words: type[DeadLetterReason | DeadLetterCause | Refusal | Closing | SyncReason],
     intro: str,
 ) -> str:
-    """Return a description that ends in what each word means."""
+    """Return a description that ends with the meaning of each word."""
     return "\n".join(
         [intro, *(f"- `{word.value}`: {word.explanation}" for word in words)]
     )
 
 
 class Contract(BaseModel):
-    """What all contracts share: frozen, and no value is taken for another type."""
+    """The base of all contracts: frozen, and strict about types."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
 
-# --- what is said about them in more than one place ------------------------------------
+# --- descriptions that are used more than once --------------------------------------------
 
 USER_TEXT: Final = (
     f"Whose windows get it: 1 to {USER_MAX_BYTES} bytes of UTF-8 without control characters. "

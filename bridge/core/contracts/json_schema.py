@@ -1,4 +1,4 @@
-"""From a model to the JSON Schema (2020-12) that stands in `schemas/`."""
+"""Generates the JSON Schemas (2020-12) of `schemas/` from the models."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-# A line break inside a paragraph, which is how docstrings are laid out and no more.
+# A line break within a paragraph of a docstring, which has no meaning.
 _WRAP: Final = re.compile(r"(?<!\n)\n(?!\n|- )")
 _WORD_START: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
@@ -18,11 +18,11 @@ def schema_body(
     mode: Literal["validation", "serialization"] = "validation",
 ) -> dict[str, Any]:
     """
-    Return the JSON Schema of `model`, complete in itself, without `$schema` and `$id`.
+    Return the self-contained JSON Schema of `model`, without `$schema` and `$id`.
 
     Args:
-        model: Has a docstring.
-        mode: As it is read, or as it is written.
+        model: A model with a docstring.
+        mode: Whether the schema describes input or output.
 
     """
     body = model.model_json_schema(
@@ -32,7 +32,7 @@ def schema_body(
     inlined: dict[str, Any] = _inline(body, definitions)
     return {
         "title": _WORD_START.sub(" ", schema_name(model)).capitalize(),
-        # A generic model that was given its type has no docstring of its own.
+        # A generic model with a type argument has no docstring of its own.
         "description": inlined.pop("description", None) or "A part of a list.",
         **inlined,
     }
@@ -44,10 +44,10 @@ def schema_name(model: type[BaseModel]) -> str:
 
 
 class _PlainSchema(GenerateJsonSchema):
-    """Pydantic's generator, without titles that repeat a field's name, in order of writing."""
+    """Pydantic's generator, without titles of fields, in the order of the model."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002, ANN401 - pydantic's own signature
-        """Say no for all of them."""
+        """Return false for all fields."""
         return False
 
     def sort(
@@ -55,12 +55,12 @@ class _PlainSchema(GenerateJsonSchema):
         value: JsonSchemaValue,
         parent_key: str | None = None,  # noqa: ARG002 - pydantic's own signature
     ) -> JsonSchemaValue:
-        """Leave the order as it is: the model's."""
+        """Keep the order of the model."""
         return value
 
 
 def _inline(node: Any, definitions: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a tree of JSON
-    """Put each definition where it is used, and drop what says nothing."""
+    """Replace references by definitions, and drop keys without information."""
     if isinstance(node, list):
         return [_inline(item, definitions) for item in node]
     if not isinstance(node, dict):
@@ -77,8 +77,8 @@ def _inline(node: Any, definitions: Mapping[str, Any]) -> Any:  # noqa: ANN401 -
         if key == "examples"
         else _inline(value, definitions)
         for key, value in node.items()
-        # "default: null" is how pydantic says "may be absent", which "required" says;
-        # titles repeat the names of classes.
+        # Pydantic writes "default: null" for fields that may be absent, which "required"
+        # already expresses. Titles repeat the names of classes.
         if not (key == "default" and value is None)
         and not (key == "title" and isinstance(value, str))
     }

@@ -1,4 +1,4 @@
-"""What workers publish, by AMQP or HTTP, and what the bridge sets aside of it."""
+"""Messages that workers publish over AMQP or HTTP, and dead letters."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -25,10 +25,9 @@ from bridge.enums import DeadLetterReason, Header
 
 class MessageProperties(Contract):
     """
-    The AMQP properties that mean something to the bridge.
+    The AMQP properties that have a meaning for the bridge.
 
-    All others are carried along untouched. Whatever bytes a property holds, it cannot
-    break the bridge.
+    All others are preserved. No content of a property can make the bridge fail.
     """
 
     type: Annotated[Event | Literal[""], Field(description=EVENT_TEXT)] = ""
@@ -39,8 +38,8 @@ class MessageProperties(Contract):
         Annotated[str, Field(pattern=r"^[0-9]{1,15}$")] | SkipJsonSchema[None]
     ) = Field(
         None,
-        description="Milliseconds, as AMQP wants it in digits; past it the message is not "
-        "delivered any more.",
+        description="Milliseconds in decimal digits; after that time the message is no longer "
+        "delivered.",
     )
     content_type: str | SkipJsonSchema[None] = Field(
         None,
@@ -67,9 +66,9 @@ class PublishedMessage(Contract):
     """
     What a worker publishes to the exchange `bridge.messages`.
 
-    Limits that a schema cannot say: the routing key and the event count in bytes too,
-    and the body has at most BRIDGE_MAX_MESSAGE_BYTES of valid UTF-8 JSON (RFC 8259, no
-    NaN), nested no deeper than 1024.
+    A schema cannot express some limits: those of the routing key and the event in bytes, and
+    those of the body, which is valid UTF-8 JSON (RFC 8259, no NaN) of at most
+    BRIDGE_MAX_MESSAGE_BYTES, nested at most 1024 deep.
     """
 
     model_config = ConfigDict(
@@ -103,7 +102,7 @@ class PublishedMessage(Contract):
     routing_key: User = Field(description=USER_TEXT)
     properties: MessageProperties = Field(default_factory=MessageProperties)
     body: AnyJson = Field(
-        description="The data that the page receives: any JSON value, null included."
+        description="The data that clients receive: any JSON value, including null."
     )
 
 
@@ -130,7 +129,7 @@ class PublishRequest(Contract):
     user: User = Field(description=USER_TEXT)
     event: Event | None = Field(None, description=EVENT_TEXT)
     data: AnyJson = Field(
-        description="What the page receives: any JSON value, null included, nested at most "
+        description="The data that clients receive: any JSON value, including null, nested at most "
         "254 deep.",
     )
     id: MessageId | None = Field(
@@ -141,7 +140,7 @@ class PublishRequest(Contract):
         ge=0,
         le=TTL_MAX_S,
         allow_inf_nan=False,
-        description="Seconds after which it is not delivered any more. Absent: the inbox "
+        description="Seconds after which the message is no longer delivered. Absent: the inbox "
         "keeps it for BRIDGE_INBOX_MAX_AGE.",
     )
 
@@ -153,11 +152,13 @@ class PublishAccepted(Contract):
         json_schema_extra={"examples": [{"id": "0b7c2a1e-order-17-3"}]}
     )
 
-    id: str = Field(description="The message's id: the request's, or a new one.")
+    id: str = Field(
+        description="The id of the message: that of the request, or a new one."
+    )
 
 
 class Problem(Contract):
-    """Why an HTTP request was not done: `application/problem+json` (RFC 9457)."""
+    """Why an HTTP request was refused or failed: `application/problem+json` (RFC 9457)."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -173,24 +174,26 @@ class Problem(Contract):
         }
     )
 
-    type: str = Field("about:blank", description="A URI reference that names the kind.")
-    title: str = Field(description="The status, in words.")
+    type: str = Field(
+        "about:blank",
+        description="A URI reference that identifies the type of the problem.",
+    )
+    title: str = Field(description="The reason phrase of the status.")
     status: int = Field(ge=400, le=599, description="The HTTP status.")
-    detail: str = Field(description="What is wrong with this request.")
+    detail: str = Field(description="What is wrong with this request, as a sentence.")
     pointer: str | SkipJsonSchema[None] = Field(
         None,
-        description="What is at fault: a JSON Pointer (RFC 6901) into the body, empty for "
-        "all of it, or the name of a parameter.",
+        description="The location of the fault: a JSON Pointer (RFC 6901) into the body, empty for "
+        "the whole body, or the name of a parameter.",
     )
 
 
 class DeadLetterHeaders(Contract):
     """
-    What the bridge writes into the headers of a message that it sets aside.
+    The headers that the bridge adds to a message that it sets aside as a dead letter.
 
-    The producer's own headers stand beside them, the body is the original's. A message
-    whose `expiration` passed in the queue is set aside by RabbitMQ itself, with `x-death`
-    in place of these.
+    The producer's own headers and the body are preserved. If the `expiration` of a message
+    passes in the queue, RabbitMQ sets it aside itself, with `x-death` instead of these.
     """
 
     model_config = ConfigDict(
@@ -212,61 +215,62 @@ class DeadLetterHeaders(Contract):
 
     reason: Annotated[DeadLetterReason, listed(DeadLetterReason)] = Field(
         alias=Header.REASON.value,
-        description=explained(DeadLetterReason, "Why it was set aside:"),
+        description=explained(DeadLetterReason, "Why the message was set aside:"),
     )
     error: str = Field(
         alias=Header.ERROR.value,
         max_length=1000,
-        description="What exactly was wrong. Never quotes the body.",
+        description="The exact problem. It never quotes the body.",
     )
     time: int = Field(
         alias=Header.TIME.value,
         ge=0,
-        description="Unix time in seconds at which it was set aside.",
+        description="Unix time in seconds at which the message was set aside.",
     )
     attempt: int = Field(
-        alias=Header.ATTEMPT.value, ge=1, description="The attempt that was the last."
+        alias=Header.ATTEMPT.value, ge=1, description="The number of the last attempt."
     )
     origin_exchange: str = Field(
         alias=Header.ORIGIN_EXCHANGE.value,
-        description="The exchange that it was published to, or came back through.",
+        description="The exchange to which the message was last published.",
     )
     origin_queue: str = Field(
-        alias=Header.ORIGIN_QUEUE.value, description="The queue that it was taken from."
+        alias=Header.ORIGIN_QUEUE.value,
+        description="The queue from which the bridge consumed it.",
     )
     routing_key: str = Field(
         alias=Header.ROUTING_KEY.value,
-        description="Its routing key, byte for byte: the user, if it is any good.",
+        description="Its routing key, byte for byte, which is the user if it is valid.",
     )
     expiration: str | SkipJsonSchema[None] = Field(
         None,
         alias=Header.EXPIRATION.value,
-        description="Its property `expiration`, moved here so that the dead letter stays.",
+        description="Its property `expiration`, moved here so that the dead letter does not expire.",
     )
     user_id: str | SkipJsonSchema[None] = Field(
         None,
         alias=Header.USER_ID.value,
         description="Its property `user_id`, moved here because the broker would compare "
-        "it with the bridge's own login.",
+        "it with the bridge's own user name.",
     )
     letter: str | SkipJsonSchema[None] = Field(
         None,
         alias=Header.DEAD_LETTER_ID.value,
-        description="Tells this dead letter from all others.",
+        description="A unique id of this dead letter.",
     )
     redrives: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(
         None,
         alias=Header.REDRIVES.value,
-        description="How often it was redriven before; absent for never.",
+        description="How often the message was redriven before; absent for never.",
     )
     redriven_id: str | SkipJsonSchema[None] = Field(
         None,
         alias=Header.REDRIVEN_ID.value,
-        description="Of the last redrive: what the inbox knows a repeat of it by.",
+        description="The id of the last redrive, by which the inbox recognizes a repeat of it.",
     )
     headers_dropped: Annotated[int, Field(ge=0)] | SkipJsonSchema[None] = Field(
         None,
         alias=Header.HEADERS_DROPPED.value,
-        description="Bytes of the producer's headers, which left no room for these and "
-        "were dropped.",
+        description="Bytes of the producer's headers that were dropped, because they left no room "
+        "for these.",
     )

@@ -1,4 +1,4 @@
-"""What a page and the bridge say to each other, besides the messages themselves."""
+"""Socket.IO packets between a page and the bridge, other than the messages themselves."""
 
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ from bridge.enums import Closing, EventError, Refusal, SyncReason
 
 class TokenClaims(Contract):
     """
-    The claims of a token that the bridge looks at; others are allowed and ignored.
+    The claims of a token that the bridge checks; others are allowed and ignored.
 
     The signature must be made with one of BRIDGE_JWT_ALGORITHMS.
     """
@@ -43,26 +43,26 @@ class TokenClaims(Contract):
         ge=0,
         lt=253402300800,  # the year 10000, as in core/access.py
         allow_inf_nan=False,
-        description="Unix time in seconds at which the token's life ends, and with it its "
-        "windows.",
+        description="Unix time in seconds at which the token expires and its windows are "
+        "closed.",
     )
     nbf: float | SkipJsonSchema[None] = Field(
-        None, description="Unix time in seconds before which it is not accepted."
+        None, description="Unix time in seconds before which the token is not accepted."
     )
     aud: str | list[str] | SkipJsonSchema[None] = Field(
         None,
-        description="Who it is for; demanded, and to hold one of BRIDGE_JWT_AUDIENCE, if "
-        "that is set.",
+        description="The audience; required to contain one of BRIDGE_JWT_AUDIENCE, if that is "
+        "set.",
     )
     iss: str | SkipJsonSchema[None] = Field(
         None,
-        description="Who made it; demanded, and to be BRIDGE_JWT_ISSUER, if that is set.",
+        description="The issuer; required to be BRIDGE_JWT_ISSUER, if that is set.",
     )
 
 
 class ConnectAuth(Contract):
     """
-    What comes in `auth` when a page connects: `io(url, {auth: {token}})`.
+    The `auth` of a page that connects: `io(url, {auth: {token}})`.
 
     Other fields are ignored: client libraries add their own.
     """
@@ -83,26 +83,26 @@ class ConnectAuth(Contract):
 
     token: str | None = Field(
         None,
-        description="The JWT. A cookie or `Authorization: Bearer` also serve.",
+        description="The JWT. It may be in a cookie or in `Authorization: Bearer` instead.",
     )
     acks: Literal["auto", "manual"] | SkipJsonSchema[None] = Field(
         None,
-        description="`auto`, the default: written to a window counts as delivered. "
-        "`manual`: only what the page acks does.",
+        description="`auto`, the default: a message that was written to a window counts as "
+        "delivered. `manual`: only messages that the page acks do.",
     )
     position: str | None = Field(
         None,
-        description=f"Where the page is, if it kept that over a reload. {POSITION_TEXT}",
+        description=f"The last position of the page, if it kept that over a reload. {POSITION_TEXT}",
     )
     pid: str | None = Field(
         None,
-        description="Added by the stock client when it reconnects: what the bridge gave "
-        "it at its first connect.",
+        description="Added by the stock client when it reconnects: the id that the bridge sent "
+        "at its first connect.",
     )
     offset: str | None = Field(
         None,
         description="Added by the stock client when it reconnects: the position of the "
-        "last message that it had.",
+        "last message that it received.",
     )
 
 
@@ -113,7 +113,7 @@ class Sync(Contract):
     """
     `bridge:sync`: once after each connect, when the replay is finished.
 
-    Again only to a window that fell behind while it was live and missed something.
+    Sent again only to a window that fell behind while it was live and missed messages.
     """
 
     model_config = ConfigDict(
@@ -126,26 +126,26 @@ class Sync(Contract):
         }
     )
 
-    replayed: int = Field(ge=0, description="Messages that the replay brought.")
+    replayed: int = Field(ge=0, description="Messages that the replay wrote.")
     complete: bool = Field(
-        description="False: something is gone, the page should reload its state."
+        description="False: messages are missing, and the page should reload its state."
     )
     missed: int | None = Field(
-        ge=0, description="How many messages are gone; null: nobody can know."
+        ge=0, description="How many messages are missing; null: unknown."
     )
     reason: Annotated[SyncReason, listed(SyncReason)] | None = Field(
         description=explained(
-            SyncReason, "Why something is gone; null: nothing is. Otherwise:"
+            SyncReason, "Why messages are missing; null: none are. Otherwise:"
         ),
     )
 
 
 class Expiring(Contract):
-    """`bridge:expiring`: the token's life ends soon; emit `bridge:refresh` with a new one."""
+    """`bridge:expiring`: the token expires soon; emit `bridge:refresh` with a new one."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"in_s": 60}]})
 
-    in_s: float = Field(ge=0, description="Seconds that are left.")
+    in_s: float = Field(ge=0, description="Seconds until the token expires.")
 
 
 class ClosingNotice(Contract):
@@ -164,16 +164,16 @@ class ClosingNotice(Contract):
     )
 
     code: Annotated[Closing, listed(Closing)] = Field(
-        description=explained(Closing, "Why, for programs:")
+        description=explained(Closing, "The reason, for programs:")
     )
-    reason: str = Field(description="Why, for people.")
+    reason: str = Field(description="The reason, for people.")
     reconnect: bool = Field(
-        description="Whether the page should connect again with what it has."
+        description="Whether the page should reconnect with its current token."
     )
 
 
 class ConnectErrorData(Contract):
-    """`err.data` of the page's `connect_error`: why the window was not let in."""
+    """`err.data` of the page's `connect_error`: why the window was not admitted."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -182,15 +182,13 @@ class ConnectErrorData(Contract):
     )
 
     code: Annotated[Refusal, listed(Refusal)] = Field(
-        description=explained(Refusal, "Why, for programs:")
+        description=explained(Refusal, "The reason, for programs:")
     )
-    temporary: bool = Field(
-        description="Whether the same page may succeed later without doing anything else."
-    )
+    temporary: bool = Field(description="Whether the same connect may succeed later.")
 
 
 class EventReply(Contract):
-    """What the callback of `ack`, `bridge:refresh` and `join` gets."""
+    """The argument of the callback of `ack`, `bridge:refresh` and `join`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -206,14 +204,14 @@ class EventReply(Contract):
         }
     )
 
-    ok: bool = Field(description="Whether it was done.")
+    ok: bool = Field(description="Whether the request succeeded.")
     code: Annotated[EventError, listed(EventError)] | SkipJsonSchema[None] = Field(
-        None, description="Why not, for programs; only when `ok` is false."
+        None, description="The error, for programs; only if `ok` is false."
     )
     message: str | SkipJsonSchema[None] = Field(
-        None, description="Why not, for people; only when `ok` is false."
+        None, description="The error, for people; only if `ok` is false."
     )
     expires_in_s: int | SkipJsonSchema[None] = Field(
         None,
-        description="Seconds that the new token lives; only after `bridge:refresh`.",
+        description="Seconds until the new token expires; only after `bridge:refresh`.",
     )

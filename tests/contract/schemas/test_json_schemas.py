@@ -12,7 +12,8 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from bridge.cli.schemas import differing_files, render_schemas, schemas
-from bridge.core.contracts import PublishRequest, parse_publish_request
+from bridge.core.contracts.messages import PublishRequest
+from bridge.core.contracts.validation import parse_publish_request
 from bridge.core.identity import identify, parse_connect_auth
 from bridge.core.message import (
     Delivery,

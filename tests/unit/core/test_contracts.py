@@ -6,14 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bridge.core.contracts import (
-    EVENT_MAX_BYTES,
-    TTL_MAX_S,
-    Problem,
-    PublishRequest,
-    parse_publish_request,
-    validation_problem,
-)
+from bridge.core.contracts.base import EVENT_MAX_BYTES, TTL_MAX_S
+from bridge.core.contracts.messages import Problem, PublishRequest
+from bridge.core.contracts.validation import parse_publish_request, validation_problem
 from bridge.core.message import Delivery, Message, MessageLimits, parse_delivery
 from bridge.core.properties import Properties, render_properties
 

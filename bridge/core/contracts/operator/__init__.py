@@ -1,22 +1,28 @@
 """
-The operator's API in models: what is asked, what is answered, and each operation of it.
+The operator's API: the models of requests and answers, and all operations.
 
-One file for each group; a group ends in its `OPERATIONS`, which are listed here.
+Each module defines one group of operations; this package lists all of them.
 """
 
 from typing import Final
 
-from bridge.core.contracts.operator import dead_letters as dead
-from bridge.core.contracts.operator import jobs, overview, queues, trace, users
-from bridge.core.contracts.operator import ports as doors
+from bridge.core.contracts.operator import (
+    dead_letters,
+    jobs,
+    overview,
+    ports,
+    queues,
+    trace,
+    users,
+)
 from bridge.core.contracts.operator.operation import AnyOperation
 
 OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *overview.OPERATIONS,
     *queues.OPERATIONS,
-    *dead.OPERATIONS,
+    *dead_letters.OPERATIONS,
     *jobs.OPERATIONS,
     *users.OPERATIONS,
     *trace.OPERATIONS,
-    *doors.OPERATIONS,
+    *ports.OPERATIONS,
 )

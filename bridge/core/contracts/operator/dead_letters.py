@@ -25,7 +25,7 @@ from bridge.enums import DeadLetterCause
 
 IDS_MAX: Final = 10_000
 RATE_DEFAULT_PER_S: Final = 100.0
-# Slower, and a job would keep others from the letters between one and the next.
+# A slower job would block other users of the queue between two dead letters.
 RATE_MIN_PER_S: Final = 1.0
 RATE_MAX_PER_S: Final = 100_000.0
 
@@ -42,65 +42,75 @@ _UNTIL: Final = "Set aside before this Unix time."
 class LetterFacts(Contract):
     """One dead letter in a list."""
 
-    id: str = Field(description="Stable while it lies there; opaque.")
-    reason: Reason = Field(description=explained(DeadLetterCause, "Why it is there:"))
-    reason_text: str = Field(description="The reason in a sentence.")
-    error: str = Field(description="What exactly was wrong; may be empty.")
-    user: str = Field(description="Its routing key; what is no UTF-8 is escaped.")
-    event: str = Field(description="The event that it would have been.")
-    message_id: str | None = Field(description="The producer's.")
-    dead_s: float | None = Field(description="Unix time at which it was set aside.")
-    origin: str = Field(description="The exchange and the queue that it came from.")
+    id: str = Field(description="Stable while the dead letter is in the queue; opaque.")
+    reason: Reason = Field(
+        description=explained(DeadLetterCause, "Why it was set aside:")
+    )
+    reason_text: str = Field(description="The reason as a sentence.")
+    error: str = Field(description="The exact problem; may be empty.")
+    user: str = Field(
+        description="Its routing key; bytes that are not UTF-8 are escaped."
+    )
+    event: str = Field(description="The name of its event.")
+    message_id: str | None = Field(description="The producer's message id.")
+    dead_s: float | None = Field(
+        description="Unix time at which it was set aside; null if unknown."
+    )
+    origin: str = Field(description="The exchange and the queue from which it came.")
     attempts: int = Field(description="How often the bridge tried to store it.")
     redrives: int = Field(description="How often it was redriven before.")
-    bytes: int = Field(description="Size of its body.")
+    bytes: int = Field(description="Size of the body.")
 
 
 class LetterPage(Page[LetterFacts]):
     """Dead letters, oldest first."""
 
-    total: int = Field(description="Letters in the queue, whatever the filter.")
-    scanned: int = Field(description="Letters that were looked at for this page.")
+    total: int = Field(
+        description="Dead letters in the queue, with or without a match."
+    )
+    scanned: int = Field(description="Dead letters that were examined for this page.")
 
 
 class LetterDetail(LetterFacts):
-    """One dead letter with all that is known of it."""
+    """One dead letter with all details."""
 
     explanation: str = Field(
-        description="Why it is there, and what can be done, in sentences."
+        description="Why it was set aside and how to proceed, in sentences."
     )
-    properties: dict[str, JsonValue] = Field(description="AMQP's, as they are set.")
+    properties: dict[str, JsonValue] = Field(
+        description="The AMQP properties that are set."
+    )
     headers: dict[str, JsonValue] = Field(
-        description="All headers but the broker's own counts."
+        description="All headers except for the broker's own counters."
     )
     body_text: str | None = Field(
-        description="The body, if it was asked for and is UTF-8."
+        description="The body, if it was requested and is UTF-8."
     )
     body_base64: str | None = Field(
-        description="The body, if it was asked for and is no UTF-8."
+        description="The body, if it was requested and is not UTF-8."
     )
 
 
 class Would(Contract):
-    """What a dry run found: nothing was changed."""
+    """The result of a dry run, which changes nothing."""
 
-    would: int = Field(description="Letters that it would be about.")
+    would: int = Field(description="How many dead letters are selected.")
 
 
 class JobStarted(Contract):
-    """The job that does it."""
+    """The job that was started."""
 
-    job: JobFacts = Field(description="Ask `/api/jobs/{id}` how far it is.")
+    job: JobFacts = Field(description="The job; `/api/jobs/{id}` shows its progress.")
 
 
-# --- questions ----------------------------------------------------------------------------
+# --- requests -----------------------------------------------------------------------------
 
 
 class DeadLetterFilter(Body):
     """Selects the dead letters that meet every condition that is set."""
 
     reason: Annotated[str, listed(DeadLetterCause)] | None = Field(
-        None, description="Of this reason."
+        None, description="With this reason."
     )
     user: Text | None = Field(None, description="Of this user.")
     event: Text | None = Field(None, description="Of this event.")
@@ -135,9 +145,9 @@ class DeadLetterFilter(Body):
 
 
 class DeadQuery(PageQuery):
-    """Which dead letters are wanted."""
+    """The conditions for the listed dead letters, and the page."""
 
-    reason: Reason | SkipJsonSchema[None] = Field(None, description="Of this reason.")
+    reason: Reason | SkipJsonSchema[None] = Field(None, description="With this reason.")
     user: Text | SkipJsonSchema[None] = Field(None, description="Of this user.")
     event: Text | SkipJsonSchema[None] = Field(None, description="Of this event.")
     since: QueryTime | SkipJsonSchema[None] = Field(None, description=_SINCE)
@@ -150,23 +160,23 @@ class DeadQuery(PageQuery):
 
 
 class LetterQuery(Query):
-    """What of a letter is wanted."""
+    """Which details of a dead letter are returned."""
 
-    body: QueryFlag = Field(default=False, description="Whether its body is.")
+    body: QueryFlag = Field(default=False, description="Whether to return the body.")
 
 
 class DeadLetterSelection(Body):
     """Selects dead letters by id, by a filter, or all of them; exactly one of the three."""
 
     ids: Annotated[list[LetterId], Field(min_length=1, max_length=IDS_MAX)] | None = (
-        Field(None, description="These.")
+        Field(None, description="The dead letters with these ids.")
     )
     filter: DeadLetterFilter | None = Field(
-        None, description="Those that fit; at least one of its fields is set."
+        None, description="Those that match; at least one of its fields must be set."
     )
-    all: bool = Field(default=False, description="All that are there now.")
+    all: bool = Field(default=False, description="All that are in the queue now.")
     dry_run: bool = Field(
-        default=False, description="Only say how many it would be about."
+        default=False, description="Only count the selected dead letters."
     )
 
     @model_validator(mode="after")
@@ -176,7 +186,7 @@ class DeadLetterSelection(Body):
             message = "give ids, or filter, or all: true"
             raise ValueError(message)
         if self.filter is not None and self.filter == DeadLetterFilter():
-            message = "filter is empty; all: true means every letter"
+            message = "filter is empty; all: true selects every dead letter"
             raise ValueError(message)
         return self
 
@@ -189,23 +199,23 @@ class DeadLetterSelection(Body):
 
 
 class Redrive(DeadLetterSelection):
-    """Send letters back to the inbound queue, each confirmed before it leaves this one."""
+    """Send dead letters back to the inbound queue; each is confirmed before it is removed."""
 
     rate_per_s: float = Field(
         RATE_DEFAULT_PER_S,
         ge=RATE_MIN_PER_S,
         le=RATE_MAX_PER_S,
         allow_inf_nan=False,
-        description="Letters a second at most.",
+        description="Dead letters per second at most.",
     )
 
 
 class Discard(DeadLetterSelection):
-    """Drop letters for good."""
+    """Delete dead letters permanently."""
 
     confirm: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="How many letters a dry run spoke of; anything else is a 409.",
+        description="The number that a dry run returned; any other number is a 409.",
     )
 
 
@@ -214,14 +224,14 @@ LETTER_ID: Final = {
     "minLength": 1,
     "maxLength": 64,
     "not": {"enum": ["redrive", "discard"]},
-    "description": "The letter's id, from a list.",
+    "description": "The id of the dead letter, from a list.",
 }
 
 GET_DEAD: Final = Operation(
     method="GET",
     path="/api/dead",
     name="listDeadLetters",
-    summary="Dead letters, oldest first. Looking changes neither order nor number.",
+    summary="List dead letters, oldest first, without changing their order or number.",
     answers={200: LetterPage},
     query=DeadQuery,
     body=NoBody,
@@ -231,7 +241,7 @@ GET_LETTER: Final = Operation(
     method="GET",
     path="/api/dead/{id}",
     name="getDeadLetter",
-    summary="One dead letter: why it is there, its properties, its body if asked for.",
+    summary="Show one dead letter with its reason and properties, and its body if requested.",
     answers={200: LetterDetail},
     query=LetterQuery,
     body=NoBody,
@@ -252,7 +262,7 @@ DISCARD: Final = Operation(
     method="POST",
     path="/api/dead/discard",
     name="discardDeadLetters",
-    summary="Drop dead letters for good.",
+    summary="Delete dead letters permanently.",
     answers={202: JobStarted, 200: Would},
     query=NoQuery,
     body=Discard,

@@ -1,4 +1,4 @@
-"""`/api/jobs`: work that takes longer than a request, with its progress."""
+"""`/api/jobs`: work that takes longer than a request, and its progress."""
 
 from enum import StrEnum
 from typing import Annotated, Final
@@ -16,14 +16,14 @@ from bridge.core.contracts.operator.operation import (
 
 
 class JobKind(StrEnum):
-    """What a job does."""
+    """The kind of a job."""
 
     REDRIVE = "redrive"
     DISCARD = "discard"
 
 
 class JobState(StrEnum):
-    """How far a job is."""
+    """The state of a job."""
 
     RUNNING = "running"
     DONE = "done"
@@ -32,33 +32,37 @@ class JobState(StrEnum):
 
 
 class JobFacts(Contract):
-    """One job. The bridge forgets it when it stops, and old ones by and by."""
+    """One job. The bridge remembers the last hundred jobs until it stops."""
 
     id: str = Field(description="Opaque.")
-    kind: Annotated[JobKind, listed(JobKind)] = Field(description="What it does.")
-    state: Annotated[JobState, listed(JobState)] = Field(description="How far it is.")
-    done: int = Field(description="Letters that it has dealt with.")
-    total: int = Field(description="Letters that it is about.")
-    failed: int = Field(description="Letters that it could not deal with; they stay.")
-    error: str | None = Field(
-        description="Why the job, or its last failed letter, failed."
+    kind: Annotated[JobKind, listed(JobKind)] = Field(description="The kind of work.")
+    state: Annotated[JobState, listed(JobState)] = Field(
+        description="The state of the job."
     )
-    started_s: float = Field(description="Unix time.")
-    ended_s: float | None = Field(description="Unix time; null while it runs.")
+    done: int = Field(description="Dead letters that are done.")
+    total: int = Field(description="Dead letters that the job was started for.")
+    failed: int = Field(description="Dead letters that failed; they stay in the queue.")
+    error: str | None = Field(
+        description="The error of the job, or of its last failed dead letter."
+    )
+    started_s: float = Field(description="Unix time of the start.")
+    ended_s: float | None = Field(
+        description="Unix time of the end; null while it runs."
+    )
 
 
 JOB_ID: Final = {
     "type": "string",
     "minLength": 1,
     "maxLength": 64,
-    "description": "The job's id.",
+    "description": "The id of the job.",
 }
 
 GET_JOBS: Final = Operation(
     method="GET",
     path="/api/jobs",
     name="listJobs",
-    summary="The jobs that the bridge remembers, newest last.",
+    summary="List the jobs that the bridge remembers, newest last.",
     answers={200: Page[JobFacts]},
     query=PageQuery,
     body=NoBody,
@@ -67,7 +71,7 @@ GET_JOB: Final = Operation(
     method="GET",
     path="/api/jobs/{id}",
     name="getJob",
-    summary="One job and its progress.",
+    summary="Show one job and its progress.",
     answers={200: JobFacts},
     query=NoQuery,
     body=NoBody,
@@ -78,7 +82,7 @@ CANCEL_JOB: Final = Operation(
     method="DELETE",
     path="/api/jobs/{id}",
     name="cancelJob",
-    summary="Cancel a job; what it has done stays done. Answers when it has ended.",
+    summary="Cancel a job, and answer when it has ended. Finished work is not undone.",
     answers={200: JobFacts},
     query=NoQuery,
     body=NoBody,

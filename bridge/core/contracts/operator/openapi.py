@@ -1,4 +1,4 @@
-"""The operator's API as an OpenAPI 3.1 document, made from its operations."""
+"""Generates the OpenAPI 3.1 document of the operator's API from its operations."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,15 +15,15 @@ from bridge.core.contracts.operator.operation import AnyOperation, NoBody
 Tree = dict[str, Any]
 
 _DESCRIPTION: Final = """\
-What an operator's programs ask a running bridge: the console and the commands use this and
-nothing else. Served on the operator port, behind the operator token (BRIDGE_OPERATOR_TOKEN) in
-`Authorization: Bearer` or `X-API-Key`; `/health` is free. Times are Unix times in seconds. Refusals are
-`application/problem+json` (RFC 9457). Answers may get more fields."""
+The API of a running bridge for operators. The console and the commands use only this API. It is
+served on the operator port and requires the operator token (BRIDGE_OPERATOR_TOKEN) in
+`Authorization: Bearer` or `X-API-Key`, except for `/health`. Times are Unix times in seconds. Errors are
+`application/problem+json` (RFC 9457). Answers may gain more fields."""
 _BRACES: Final = re.compile(r"\{(\w+)\}")
-# Any operation may be refused so: a bad parameter, no token, no BRIDGE_OPERATOR_TOKEN, a
-# bad value.
+# Problems of all operations: a malformed parameter, a missing or wrong token, no
+# BRIDGE_OPERATOR_TOKEN in the settings, an invalid value.
 _SHARED_PROBLEMS: Final = (400, 401, 403, 422)
-# And those that have a body: too slow, too large, not JSON.
+# Additional problems of operations with a body: too slow, too large, not JSON.
 _BODY_PROBLEMS: Final = (408, 413, 415)
 
 

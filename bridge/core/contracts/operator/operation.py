@@ -1,8 +1,8 @@
 """
-What an operation of the operator's API is: one description for the door and for OpenAPI.
+The description of an operation, used by the HTTP endpoints and by the OpenAPI document.
 
-The door (web/api/frame.py) reads requests by it and writes answers by it; the document in
-`schemas/` is made from it. So they cannot say different things.
+The endpoints (http/api/endpoint.py) validate requests and render answers by it, and the document
+in `schemas/` is generated from it. So the document cannot differ from the behavior.
 """
 
 import re
@@ -21,16 +21,16 @@ BodyT = TypeVar("BodyT", bound=BaseModel)
 
 PAGE_DEFAULT: Final = 50
 PAGE_MAX: Final = 200
-# All parameters together must fit into one line of a request, percent-encoded.
+# All parameters together, percent-encoded, must fit into the request line.
 CURSOR_MAX: Final = 500
 QUERY_TEXT_MAX: Final = 255
 
 
-# --- what stands in a query: text, to begin with ----------------------------------------
+# --- query parameters, which arrive as text -----------------------------------------------
 
 
 def _whole_number(value: object) -> object:
-    # Pydantic would take " 5", "5.0" and "5_0" too; the schema says what is said here.
+    # Pydantic would also accept " 5", "5.0" and "5_0", which the schema does not allow.
     if isinstance(value, str):
         if not (value.isascii() and value.isdigit() and len(value) <= 15):
             message = "should be a whole number in digits"
@@ -69,7 +69,7 @@ QueryTime = Annotated[
 
 
 class Query(BaseModel):
-    """The parameters behind the `?` of an operation; unknown ones are errors."""
+    """The query parameters of an operation; unknown ones are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -81,23 +81,23 @@ class Body(Contract):
 
 
 class PageQuery(Query):
-    """Which part of a list is wanted."""
+    """The page of a list."""
 
     limit: QueryNumber = Field(
-        PAGE_DEFAULT, ge=1, le=PAGE_MAX, description="How many items at most."
+        PAGE_DEFAULT, ge=1, le=PAGE_MAX, description="The largest number of items."
     )
     cursor: str | SkipJsonSchema[None] = Field(
         None,
         max_length=CURSOR_MAX,
         pattern="^[A-Za-z0-9_-]*$",
-        description="`next` of the page before; absent for the first page.",
+        description="`next` of the previous page; absent for the first page.",
     )
 
 
 class Page(Contract, Generic[ItemT]):
     """A part of a list."""
 
-    items: list[ItemT] = Field(description="What is on this page, in order.")
+    items: list[ItemT] = Field(description="The items of this page, in order.")
     next: str | None = Field(
         description="The `cursor` of the next page; null if there is none."
     )
@@ -114,18 +114,17 @@ class Operation(Generic[QueryT, BodyT]):
     One operation.
 
     Attributes:
-        method: Of HTTP.
-        path: With parameters in braces, as `/api/dead/{id}`; each stands for one segment.
-        name: The `operationId`; also the name of its test.
-        summary: One line for a person.
-        answers: Model of the JSON by status.
-        query: Model of the parameters behind the `?`.
-        body: Model of the request's JSON; `NoBody` if there is none.
+        method: The HTTP method.
+        path: The path, with parameters in braces, as `/api/dead/{id}`; each is one segment.
+        name: The `operationId`.
+        summary: One line for people.
+        answers: The models of JSON answers, by status; the first one is the usual.
+        query: The model of the query parameters.
+        body: The model of the JSON body; `NoBody` if there is none.
         path_parameters: JSON Schema, with description, of each name in braces.
-        problems: Which statuses it answers with problem+json, besides those that all
-            operations share.
-        is_free: Whether everybody may ask, without a key.
-        media_type: Of its answers.
+        problems: Statuses of problem+json answers, besides those of all operations.
+        is_free: Whether no key is required.
+        media_type: The media type of the answers.
 
     """
 
@@ -143,11 +142,11 @@ class Operation(Generic[QueryT, BodyT]):
 
     @property
     def route(self) -> str:
-        """The path with what its parameters may not be: words that are other paths."""
+        """The path as a route, whose parameters exclude words that are other paths."""
 
         def with_exceptions(found: re.Match[str]) -> str:
             words = self.path_parameters[found[1]].get("not", {}).get("enum", ())
-            # No braces inside: the router ends a parameter at the first one.
+            # The pattern must not contain braces: the router ends a parameter there.
             return (
                 f"{{{found[1]}:(?!(?:{'|'.join(words)})$)[^/]+}}" if words else found[0]
             )
@@ -156,7 +155,7 @@ class Operation(Generic[QueryT, BodyT]):
 
     @property
     def group(self) -> str:
-        """The part of the path that names what it is about: `dead`, `users`, `health`."""
+        """The part of the path that names the group: `dead`, `users`, `health`."""
         return self.path.removeprefix("/api").split("/")[1]
 
 

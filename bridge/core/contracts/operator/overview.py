@@ -1,4 +1,4 @@
-"""`GET /api/overview`: how the bridge is, in numbers, at one glance."""
+"""`GET /api/overview`: the state of the bridge in numbers."""
 
 from typing import Final
 
@@ -9,18 +9,22 @@ from bridge.core.contracts.operator.operation import NoBody, NoQuery, Operation
 
 
 class BrokerFacts(Contract):
-    """The broker, seen from the consuming connection."""
+    """The broker, as the consuming connection sees it."""
 
     connected: bool = Field(description="Whether the bridge consumes from it now.")
-    version: str | None = Field(description="What it says it is; null if never asked.")
-    host: str | None = Field(description="Where it was reached last, without secrets.")
+    version: str | None = Field(
+        description="Its product and version; null before the first connection."
+    )
+    host: str | None = Field(
+        description="The host of the last connection, without secrets."
+    )
 
 
 class InboxFacts(Contract):
     """The inbox store."""
 
-    store: str = Field(description="As BRIDGE_INBOX names it.")
-    problem: str | None = Field(description="What keeps it from being written.")
+    store: str = Field(description="The store as in BRIDGE_INBOX, without secrets.")
+    problem: str | None = Field(description="Why it cannot be written; null if it can.")
 
 
 class Totals(Contract):
@@ -32,48 +36,54 @@ class Totals(Contract):
     dead: int = Field(description="Dead letters that this bridge made.")
     retried: int = Field(description="Deliveries put into a retry queue.")
     expired: int = Field(
-        description="Messages not delivered because their time was over; each replay "
-        "that meets one counts it again."
+        description="Messages that were not delivered because their deadline had passed; "
+        "counted again by each replay that skips them."
     )
     published: int = Field(description="Messages that came in over HTTP.")
     reconnects: int = Field(description="Connections to the broker that were lost.")
 
 
 class Ages(Contract):
-    """From taking a message to writing it to windows, in seconds; last one to two minutes."""
+    """Seconds from consuming a message to writing it, over the last one to two minutes."""
 
-    p50: float = Field(description="Half of them were faster.")
-    p99: float = Field(description="99 of 100 were faster.")
+    p50: float = Field(description="The median.")
+    p99: float = Field(description="The 99th percentile.")
 
 
 class RefusedOriginFacts(Contract):
-    """Pages of one origin that were refused."""
+    """An origin whose pages were refused."""
 
     origin: str | None = Field(
-        description="As the request told it; null if it told none. Anybody can write it."
+        description="The origin in the request; null without one. It can be forged."
     )
-    count: int = Field(description="How often, since it is in the list.")
-    last_s: float = Field(description="Unix time of the last time.")
+    count: int = Field(description="Refusals since the origin is in the list.")
+    last_s: float = Field(description="Unix time of the last refusal.")
 
 
 class Overview(Contract):
-    """How the bridge is."""
+    """The state of the bridge."""
 
-    version: str = Field(description="Of the bridge.")
-    namespace: str = Field(description="First part of its names on the broker.")
-    started_s: float = Field(description="Unix time of its start.")
-    ready: bool = Field(description="As `/health/ready` says.")
-    reasons: list[str] = Field(description="What keeps it from being ready.")
+    version: str = Field(description="The version of the bridge.")
+    namespace: str = Field(description="The first part of its names on the broker.")
+    started_s: float = Field(description="Unix time of the start.")
+    ready: bool = Field(
+        description="Whether the bridge is ready, as in `/health/ready`."
+    )
+    reasons: list[str] = Field(description="Why it is not ready.")
     broker: BrokerFacts = Field(description="The broker.")
     inbox: InboxFacts = Field(description="The inbox store.")
     windows: int = Field(description="Windows connected.")
     users: int = Field(
-        description="Users with a window connected; one with windows at several workers "
-        "is counted at each."
+        description="Users with a connected window; one with windows at several workers "
+        "is counted for each of them."
     )
-    in_flight: int = Field(description="Deliveries taken and not yet settled.")
+    in_flight: int = Field(
+        description="Deliveries that are consumed and not yet settled."
+    )
     totals: Totals = Field(description="Counters since the start.")
-    age_s: Ages | None = Field(description="Null while nothing was written.")
+    age_s: Ages | None = Field(
+        description="Ages of messages; null if none were written."
+    )
     refused_origins: list[RefusedOriginFacts] = Field(
         description="The last 20 origins whose pages were refused, newest first."
     )
@@ -83,7 +93,7 @@ GET_OVERVIEW: Final = Operation(
     method="GET",
     path="/api/overview",
     name="getOverview",
-    summary="How the bridge is, in numbers.",
+    summary="Show the state of the bridge in numbers.",
     answers={200: Overview},
     query=NoQuery,
     body=NoBody,

@@ -1,4 +1,4 @@
-"""What stands beside `/api/…` on the operator port: publishing, probes, metrics."""
+"""Publishing, probes and metrics on the operator port."""
 
 from typing import Final
 
@@ -10,27 +10,27 @@ from bridge.core.contracts.operator.operation import NoBody, NoQuery, Operation
 
 
 class Liveness(Contract):
-    """The process answers. What it needs may be away; that is no reason to restart it."""
+    """The process answers. An unavailable broker or store is no reason for a restart."""
 
     live: bool = Field(description="True.")
 
 
 class Readiness(Contract):
-    """Whether the bridge does its work."""
+    """Whether the bridge is ready."""
 
-    ready: bool = Field(description="Whether traffic should be sent here.")
-    reasons: list[str] = Field(description="What keeps it from being ready.")
+    ready: bool = Field(description="Whether to send traffic to this bridge.")
+    reasons: list[str] = Field(description="Why it is not ready.")
 
 
 class MetricsText(RootModel[str]):
-    """Prometheus' text format; docs/operations.md has a table of the metrics."""
+    """Metrics in Prometheus's text format; docs/operations.md lists them."""
 
 
 PUBLISH: Final = Operation(
     method="POST",
     path="/api/publish",
     name="publish",
-    summary="Publish a message; BRIDGE_API_KEY opens this too. 202 after the broker's confirm.",
+    summary="Publish a message; BRIDGE_API_KEY is valid too. 202 after the broker's confirm.",
     answers={202: PublishAccepted},
     query=NoQuery,
     body=PublishRequest,
@@ -40,7 +40,7 @@ GET_LIVE: Final = Operation(
     method="GET",
     path="/health/live",
     name="getLive",
-    summary="Restart the bridge if this is not answered. On the public port too.",
+    summary="Liveness probe: restart the bridge if it fails. On the public port too.",
     answers={200: Liveness},
     query=NoQuery,
     body=NoBody,
@@ -50,7 +50,7 @@ GET_READY: Final = Operation(
     method="GET",
     path="/health/ready",
     name="getReady",
-    summary="Send no traffic while this answers 503. On the public port too.",
+    summary="Readiness probe: send no traffic while it answers 503. On the public port too.",
     answers={200: Readiness, 503: Readiness},
     query=NoQuery,
     body=NoBody,
@@ -60,7 +60,7 @@ GET_METRICS: Final = Operation(
     method="GET",
     path="/metrics",
     name="getMetrics",
-    summary="The metrics, for Prometheus.",
+    summary="Show the metrics for Prometheus.",
     answers={200: MetricsText},
     query=NoQuery,
     body=NoBody,

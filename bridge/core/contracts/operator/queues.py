@@ -1,4 +1,4 @@
-"""`GET /api/queues`: the queues of this bridge and what is in them."""
+"""`GET /api/queues`: the queues of this bridge and their numbers."""
 
 from enum import StrEnum
 from typing import Annotated, Final
@@ -15,7 +15,7 @@ from bridge.core.contracts.operator.operation import (
 
 
 class QueueRole(StrEnum):
-    """What a queue is for."""
+    """The role of a queue."""
 
     INBOUND = "inbound"
     RETRY = "retry"
@@ -23,14 +23,14 @@ class QueueRole(StrEnum):
 
 
 class QueueSource(StrEnum):
-    """Who told about a queue."""
+    """The source of the numbers of a queue."""
 
     AMQP = "amqp"
     MANAGEMENT = "management"
 
 
 class Rates(Contract):
-    """Messages a second, as the management API averages them."""
+    """Messages per second, as averaged by the management API."""
 
     in_per_s: float = Field(description="Published to the queue.")
     out_per_s: float = Field(description="Delivered from it, acked or not.")
@@ -39,36 +39,40 @@ class Rates(Contract):
 class QueueFacts(Contract):
     """One queue."""
 
-    name: str = Field(description="On the broker.")
-    role: Annotated[QueueRole, listed(QueueRole)] = Field(description="What it is for.")
+    name: str = Field(description="The name on the broker.")
+    role: Annotated[QueueRole, listed(QueueRole)] = Field(
+        description="The role of the queue."
+    )
     depth: int | None = Field(
-        description="Messages in it that are ready; null with a problem."
+        description="Messages that are ready; null if there is a problem."
     )
-    unacked: int | None = Field(
-        description="Delivered and not acked; null where nobody told."
+    unacked: int | None = Field(description="Delivered and not acked; null if unknown.")
+    consumers: int | None = Field(
+        description="Number of consumers; null if there is a problem."
     )
-    consumers: int | None = Field(description="How many; null with a problem.")
     oldest_s: float | None = Field(
-        description="Seconds since the oldest message came. Inbound: the oldest delivery in "
-        "flight, since this bridge took it; null while nothing is in flight here. Dead: since "
-        "the first letter was set aside; null while others look at them. Retry: null, see "
+        description="Age of the oldest message in seconds. Inbound: since this bridge "
+        "consumed the oldest delivery in flight; null if none is in flight here. Dead: since "
+        "the first dead letter was set aside; null while others browse them. Retry: null, see "
         "`oldest_at_most_s`."
     )
     oldest_at_most_s: float | None = Field(
-        description="Of a retry queue that is not empty, its delay: older ones have left it."
+        description="For a retry queue that is not empty, its delay: older messages have left it."
     )
-    rates: Rates | None = Field(description="Null without the management API.")
+    rates: Rates | None = Field(description="Rates; null without the management API.")
     source: Annotated[QueueSource, listed(QueueSource)] = Field(
-        description="Who told: a passive declare, or the management API besides."
+        description="A passive declare, or the management API in addition."
     )
-    problem: str | None = Field(description="Why something is not known.")
+    problem: str | None = Field(
+        description="Why numbers are missing; null if none are."
+    )
 
 
 GET_QUEUES: Final = Operation(
     method="GET",
     path="/api/queues",
     name="listQueues",
-    summary="The queues of this bridge: depth, consumers, what is in flight.",
+    summary="List the queues of this bridge: depth, consumers, deliveries in flight.",
     answers={200: Page[QueueFacts]},
     query=PageQuery,
     body=NoBody,

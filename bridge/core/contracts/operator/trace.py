@@ -11,61 +11,69 @@ from bridge.enums import Fate, Stage
 
 
 class TraceQuery(Query):
-    """Whose message it is."""
+    """The user of the message."""
 
     user: User | SkipJsonSchema[None] = Field(
         None,
-        description="Whose. Without it all messages are looked at, for five seconds at "
-        "most, the newest first.",
+        description="The user. Without it, the messages of all users are searched, newest "
+        "first, for at most five seconds.",
     )
 
 
 class TraceStep(Contract):
     """One step of a message's story."""
 
-    at_s: float | None = Field(description="When; null if nobody knows.")
-    stage: Annotated[Stage, listed(Stage)] = Field(description="What it is.")
-    text: str = Field(description="The same for a person.")
-    position: str | None = Field(description="In the inbox, as pages know it.")
-    windows: int | None = Field(description="To how many it was written, if it was.")
+    at_s: float | None = Field(description="Unix time; null if unknown.")
+    stage: Annotated[Stage, listed(Stage)] = Field(description="What happened.")
+    text: str = Field(description="What happened, as a sentence for people.")
+    position: str | None = Field(
+        description="The position in the inbox, as clients receive it."
+    )
+    windows: int | None = Field(
+        description="The number of windows to which it was written, if it was."
+    )
     bridge: str = Field(
         "",
-        description="Which bridge remembers it, by `BRIDGE_NAME` or its host; empty if it "
-        "stands in the inbox or with the broker.",
+        description="The bridge whose journal has the step, by `BRIDGE_NAME` or its host; "
+        "empty if the step comes from the inbox or the broker.",
     )
 
 
 class Trace(Contract):
-    """What became of a message."""
+    """The story of a message."""
 
-    message_id: str = Field(description="As it was asked for.")
-    user: str | None = Field(description="Whose; null if no trace of the id is left.")
+    message_id: str = Field(description="The message id of the request.")
+    user: str | None = Field(
+        description="The user; null if no trace of the id is left."
+    )
     others: list[str] = Field(
-        description="Other users with a message of this id; ask for each by `user`."
+        description="Other users with a message of this id; select one with `user`."
     )
-    story: list[TraceStep] = Field(description="In order of time, as far as known.")
-    fate: Annotated[Fate, listed(Fate)] = Field(description="How it stands, in a word.")
-    verdict: str = Field(description="How it stands, in a sentence.")
+    story: list[TraceStep] = Field(
+        description="The steps in order of time, as far as it is known."
+    )
+    fate: Annotated[Fate, listed(Fate)] = Field(description="The outcome as a word.")
+    verdict: str = Field(description="The outcome as a sentence.")
     journal_since_s: float = Field(
-        description="Since when retries, duplicates and windows are remembered, by all "
-        "bridges that answered."
+        description="Unix time since which all bridges that answered remember retries, "
+        "duplicates and windows."
     )
-    looked_at: int = Field(description="How many kept messages were looked at.")
-    silent: list[str] = Field(description="What nobody knows, and why.")
+    looked_at: int = Field(description="How many messages of inboxes were searched.")
+    silent: list[str] = Field(description="What is not known, and why, as sentences.")
 
 
 GET_TRACE: Final = Operation(
     method="GET",
     path="/api/trace/{message_id}",
     name="traceMessage",
-    summary="The story of a message: taken, stored, written, delivered or why not.",
+    summary="Show the story of a message: consumed, stored, written, delivered, or why not.",
     answers={200: Trace},
     query=TraceQuery,
     body=NoBody,
     path_parameters={
         "message_id": {
             "description": "The property `message_id` that it was published with, "
-            "percent-encoded as UTF-8, slashes and dots too. Bytes that are no UTF-8 "
+            "percent-encoded as UTF-8, slashes and dots too. Bytes that are not UTF-8 "
             "are written as `\\xff`.",
             "type": "string",
             "minLength": 1,

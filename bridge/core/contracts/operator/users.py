@@ -1,4 +1,4 @@
-"""`/api/users`: who is online, what waits for whom, and closing somebody's windows."""
+"""`/api/users`: list users, show their windows and inboxes, close their windows."""
 
 from enum import StrEnum
 from typing import Annotated, Final, Literal
@@ -18,9 +18,9 @@ from bridge.core.contracts.operator.operation import (
 from bridge.core.message import USER_MAX_BYTES
 
 USER_PARAMETER: Final = {
-    "description": "The user, percent-encoded as UTF-8, slashes and dots too. A user that "
-    "is `.` or `..` may be written with `%7F` behind it, for programs that take it for a "
-    "folder.",
+    "description": "The user, percent-encoded as UTF-8, slashes and dots too. The users `.` "
+    "and `..` may be followed by `%7F`, for HTTP clients that would resolve them as path "
+    "segments.",
     "type": "string",
     "minLength": 1,
     "maxLength": USER_MAX_BYTES,
@@ -29,57 +29,59 @@ USER_PARAMETER: Final = {
 
 
 class UsersQuery(PageQuery):
-    """Which users are wanted."""
+    """The conditions for the listed users, and the page."""
 
     q: str | SkipJsonSchema[None] = Field(
         None,
         max_length=USER_MAX_BYTES,
-        description="How their names begin; every character stands for itself.",
+        description="The beginning of their names, taken literally.",
     )
     online: QueryFlag = Field(
         default=False,
-        description="Only those with a window connected, to any bridge that shares our "
+        description="Only users with a connected window, on any bridge that shares the "
         "inboxes.",
     )
 
 
-class Told(Contract):
-    """Whose word an answer is, where several bridges share their users."""
+class CoverageFields(Contract):
+    """The bridges that an answer covers, where several bridges share their inboxes."""
 
     bridges: int = Field(
-        description="From how many bridges it comes, this one included."
+        description="The number of bridges that answered, including this one."
     )
     silent: int | None = Field(
-        description="How many others were asked and did not answer in time; null if it is "
-        "not known how many there are."
+        description="The number of other bridges that did not answer in time; null if "
+        "unknown."
     )
 
 
 class UserInboxFacts(Contract):
-    """What the inbox of a user holds; all null if the store is away."""
+    """Facts about the inbox of a user; null if the store is unavailable."""
 
-    user: str = Field(description="Who.")
-    depth: int | None = Field(description="Messages that are kept, delivered or not.")
-    waiting: int | None = Field(description="How many of them were not delivered yet.")
+    user: str = Field(description="The user.")
+    depth: int | None = Field(description="Messages in the inbox, delivered or not.")
+    waiting: int | None = Field(
+        description="Messages in the inbox that were not delivered yet."
+    )
     delivered: int | None = Field(
-        description="The delivered mark: the user has had everything up to this offset."
+        description="The delivered mark: the user has received everything up to this offset."
     )
     last: int | None = Field(
         description="Offset of the newest message ever stored; 0 if there was none."
     )
     last_connect_s: float | None = Field(
-        description="When a window of the user was let in last; null if none was since "
-        "the bridges started. In a list, other bridges tell it of those who are connected."
+        description="Unix time at which a window of the user last connected; null if none "
+        "has since the start. In a list, other bridges report it only for connected users."
     )
 
 
 class UserFacts(UserInboxFacts):
     """One user in a list."""
 
-    windows: int = Field(description="How many are connected, to whichever bridge.")
+    windows: int = Field(description="Connected windows on all bridges.")
 
 
-class UsersPage(Page[UserFacts], Told):
+class UsersPage(Page[UserFacts], CoverageFields):
     """A part of the list of users."""
 
 
@@ -87,40 +89,42 @@ class WindowFacts(Contract):
     """One window."""
 
     bridge: str = Field(
-        description="Its bridge, by `BRIDGE_NAME`; empty if that has no name."
+        description="The `BRIDGE_NAME` of its bridge; empty if that is not set."
     )
-    sid_short: str = Field(description="The beginning of its socket.io id.")
-    transport: Literal["websocket", "polling"] = Field(description="As it is now.")
-    address: str = Field(description="Where the page is, as far as it can be believed.")
-    connected_s: float = Field(description="Since when it is there.")
+    sid_short: str = Field(description="The beginning of its Socket.IO id.")
+    transport: Literal["websocket", "polling"] = Field(
+        description="The current transport."
+    )
+    address: str = Field(
+        description="The IP address of the client, from a trusted proxy if there is one."
+    )
+    connected_s: float = Field(description="Unix time of its connect.")
     offset: int = Field(
-        description="Newest message that was written to it, or that it had before."
+        description="Offset of the newest message that was written to it, or that it had before."
     )
     acks: Literal["auto", "manual"] = Field(
-        description="Whether only its `ack` counts as delivered."
+        description="`manual` if only its acks count as delivered."
     )
-    live: bool = Field(
-        description="False while it still reads what was there before it came."
-    )
+    live: bool = Field(description="False during the replay of earlier messages.")
     waiting_bytes: int = Field(
-        description="What was sent to it and that it has not read yet."
+        description="Bytes that were sent and that the client has not read yet."
     )
 
 
-class UserDetail(UserInboxFacts, Told):
+class UserDetail(UserInboxFacts, CoverageFields):
     """One user with every window."""
 
     windows: list[WindowFacts] = Field(description="Oldest first.")
 
 
-class Kicked(Told):
-    """What a kick did."""
+class Kicked(CoverageFields):
+    """The result of a kick."""
 
-    kicked: int = Field(description="How many windows were closed.")
+    kicked: int = Field(description="The number of closed windows.")
 
 
 class MessageState(StrEnum):
-    """How far a message in an inbox has come."""
+    """The delivery state of a message in an inbox."""
 
     DELIVERED = "delivered"
     WAITING = "waiting"
@@ -128,29 +132,31 @@ class MessageState(StrEnum):
 
 
 class InboxQuery(PageQuery):
-    """Which part of an inbox is wanted."""
+    """The page of an inbox."""
 
     data: QueryFlag = Field(
         default=False,
-        description="Whether messages come with their data. A page then ends after 1 MiB.",
+        description="Whether to return the data of messages; a page then ends after 1 MiB.",
     )
 
 
 class InboxMessage(Contract):
     """One message in an inbox."""
 
-    position: str = Field(description="As pages know it.")
-    offset: int = Field(description="Its place in the user's inbox, from 1.")
-    message_id: str | None = Field(description="The producer's id.")
-    event: str = Field(description="Under which a page receives it.")
-    taken_s: float = Field(description="When the bridge took it from the broker.")
-    expires_s: float | None = Field(description="When it expires; null = never.")
-    bytes: int = Field(description="Size of its data.")
+    position: str = Field(description="The position, as clients receive it.")
+    offset: int = Field(description="Its offset in the user's inbox, from 1.")
+    message_id: str | None = Field(description="The producer's message id.")
+    event: str = Field(description="The event under which clients receive it.")
+    taken_s: float = Field(description="Unix time at which the bridge consumed it.")
+    expires_s: float | None = Field(
+        description="Unix time of its deadline; null if it has none."
+    )
+    bytes: int = Field(description="Size of the data.")
     state: Annotated[MessageState, listed(MessageState)] = Field(
-        description="`expired`: its time was over before it was delivered."
+        description="`expired`: its deadline passed before it was delivered."
     )
     data: str | None = Field(
-        description="The JSON text that a page parses; null unless it was asked for."
+        description="The data as JSON text; null if it was not requested."
     )
 
 
@@ -158,7 +164,7 @@ LIST_USERS: Final = Operation(
     method="GET",
     path="/api/users",
     name="listUsers",
-    summary="Users by name: who is online, what waits for whom.",
+    summary="List users by name, with their windows and inboxes.",
     answers={200: UsersPage},
     query=UsersQuery,
     body=NoBody,
@@ -168,7 +174,7 @@ GET_USER: Final = Operation(
     method="GET",
     path="/api/users/{user}",
     name="getUser",
-    summary="One user with every window. 404: no window, and never a message.",
+    summary="Show one user with all windows. 404: no window, and never a message.",
     answers={200: UserDetail},
     query=NoQuery,
     body=NoBody,
@@ -179,7 +185,7 @@ KICK_USER: Final = Operation(
     method="POST",
     path="/api/users/{user}/kick",
     name="kickUser",
-    summary="Close all windows of a user, on every bridge; they are told `kicked`.",
+    summary="Close all windows of a user on all bridges, with the code `kicked`.",
     answers={200: Kicked},
     query=NoQuery,
     body=NoBody,
@@ -189,7 +195,7 @@ GET_INBOX: Final = Operation(
     method="GET",
     path="/api/users/{user}/inbox",
     name="getInbox",
-    summary="The messages that are kept for a user, newest first.",
+    summary="List the messages in the inbox of a user, newest first.",
     answers={200: Page[InboxMessage]},
     query=InboxQuery,
     body=NoBody,
