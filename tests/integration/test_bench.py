@@ -1,4 +1,4 @@
-"""The short form of `make bench`: every server does a little of the works."""
+"""A short run of `make bench` with every server."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ TINY = Scale(
 async def test_the_bench_compares_all_servers_on_the_same_work(
     broker: LocalNode, tmp_path: Path
 ) -> None:
-    """A bench that breaks between two releases measures nothing when it is wanted."""
+    """A benchmark that is not tested is broken when it is needed."""
     world = World(broker.url, tmp_path, Processors("any", "any"))
     servers = ("memory", "sqlite", "node", "node-each", "python", "bare")
     every = Plan(("saturated",), servers, 1, TINY)
@@ -46,10 +46,10 @@ async def test_the_bench_compares_all_servers_on_the_same_work(
     )
 
 
-async def test_a_report_stands_between_its_marks_with_a_plot_beside_it(
+async def test_a_report_replaces_the_text_between_its_markers(
     broker: LocalNode, tmp_path: Path
 ) -> None:
-    """The page around the tables is written by people and must stay."""
+    """The rest of the page is written by people and must not change."""
     world = World(broker.url, tmp_path, Processors("any", "any"))
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- run: begin -->\nold\n<!-- run: end -->\nafter\n")

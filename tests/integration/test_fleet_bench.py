@@ -1,4 +1,4 @@
-"""The short form of `make bench-fleet`: two bridges on one Redis do a little."""
+"""A short run of `make bench-fleet`: two bridges on one Redis."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +13,10 @@ from tests.bench.works import Scale
 TINY = Scale(backlog=300, seconds=0.2, rate=500, windows=6, warm_up=10, afterwards_s=0)
 
 
-async def test_the_bench_of_a_fleet_measures_each_part_apart(
+async def test_the_fleet_bench_measures_each_part_separately(
     broker: LocalNode, tmp_path: Path
 ) -> None:
-    """A bench that breaks between two releases measures nothing when it is wanted."""
+    """A benchmark that is not tested is broken when it is needed."""
     world = World(broker, tmp_path, Processors("any", "any"))
     spread = replace(WORKS["spread"], set_ups=(SetUp("pair", 2),))
 
@@ -30,7 +30,7 @@ async def test_the_bench_of_a_fleet_measures_each_part_apart(
 
 
 def test_goals_are_ratios_within_a_round() -> None:
-    """A machine is never the same twice."""
+    """Two runs on one machine differ more than two figures of one round."""
     rounds: list[Round] = [
         {"spread": {"pair": {"steady_us": 2.0 * n}, "alone": {"steady_us": 1.0 * n}}}
         for n in (1, 100)

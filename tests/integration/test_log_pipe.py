@@ -1,4 +1,4 @@
-"""`bridge run` whose standard output or error nobody reads, or that cannot be written."""
+"""`bridge run` whose standard output or error is not read, or cannot be written."""
 
 import asyncio
 import fcntl
@@ -21,7 +21,7 @@ _MALFORMED = 1500
 
 
 async def get(url: str) -> str:
-    """Return the body of `url`, asked with the operator's token."""
+    """Return the body of `url`, requested with the operator token."""
     headers = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
     timeout = aiohttp.ClientTimeout(total=5)
     async with (
@@ -32,7 +32,7 @@ async def get(url: str) -> str:
 
 
 async def answers(url: str) -> bool:
-    """Whether a request to `url` is answered now."""
+    """Return whether a request to `url` is answered."""
     try:
         await get(url)
     except aiohttp.ClientError:
@@ -40,10 +40,10 @@ async def answers(url: str) -> bool:
     return True
 
 
-async def test_a_log_pipe_that_nobody_reads_stops_nothing(
+async def test_a_log_pipe_without_a_reader_does_not_block_the_bridge(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Malformed messages are logged one by one: far more than a pipe has room for."""
+    """Each malformed message is logged, which exceeds the buffer of a pipe by far."""
     port, operator_port = free_port(), free_port()
     settings = settings_for_program(
         broker, namespace, port=str(port), operator_port=str(operator_port)
