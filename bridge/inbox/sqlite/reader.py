@@ -96,18 +96,32 @@ class SqliteReader:
         max_bytes: int,
     ) -> Page:
         """Read messages with offsets above `after`, oldest first."""
+        now_s = self._now()
+        found: list[Stored] = []
+        expired = gone = size_bytes = 0
+        next_after = after
         with self._snapshot(connection, user) as inbox:
             if inbox is None:
                 return Page(messages=(), next_after=after, expired=0, gone=0, last=0)
             with closing(inbox.chain.above(max(after, inbox.first - 1))) as rows:
-                return _page(
-                    (to_stored(user, row) for row in rows),
-                    after=after,
-                    last=inbox.last,
-                    max_messages=max_messages,
-                    max_bytes=max_bytes,
-                    now_s=self._now(),
-                )
+                for row in rows:
+                    stored = to_stored(user, row)
+                    if stored.is_expired(now_s):
+                        expired += 1
+                    else:
+                        size_bytes += len(stored.message.data)
+                        if found and (
+                            len(found) >= max_messages or size_bytes > max_bytes
+                        ):
+                            break
+                        found.append(stored)
+                    # Offsets that the chain skips are those of deleted messages.
+                    gone += stored.offset - 1 - next_after
+                    next_after = stored.offset
+                else:
+                    gone += max(0, inbox.last - next_after)
+                    next_after = max(inbox.last, next_after)
+        return Page(found, next_after, expired=expired, gone=gone, last=inbox.last)
 
     def count_expired(self, connection: Connection, user: str, *, after: int) -> int:
         """Count the messages above the offset `after` that are past their deadline."""
@@ -174,32 +188,3 @@ class SqliteReader:
         if first_young > first:
             first, trimmed_for = first_young, SyncReason.EXPIRED
         return InboxSnapshot(chain, first, last, delivered, trimmed_for)
-
-
-def _page(
-    stored: Iterator[Stored],
-    *,
-    after: int,
-    last: int,
-    max_messages: int,
-    max_bytes: int,
-    now_s: float,
-) -> Page:
-    """Collect a page; offsets that `stored` skips, up to `last`, count as gone."""
-    found: list[Stored] = []
-    expired = gone = size_bytes = 0
-    next_after = after
-    for each in stored:
-        if each.is_expired(now_s):
-            expired += 1
-        else:
-            size_bytes += len(each.message.data)
-            if found and (len(found) >= max_messages or size_bytes > max_bytes):
-                break
-            found.append(each)
-        gone += each.offset - 1 - next_after
-        next_after = each.offset
-    else:
-        gone += max(0, last - next_after)
-        next_after = max(last, next_after)
-    return Page(found, next_after, expired=expired, gone=gone, last=last)
