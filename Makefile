@@ -1,12 +1,12 @@
-# What one does with a checkout. Each target sets up what it needs; again is instant.
+# Tasks of a developer. Each target installs what it needs first; a second run is instant.
 # Needs GNU make and Python 3.11 or later; see tools/setup for the rest.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-redis faults faults-fleet bench bench-fleet lint format types check lock clean
 
 PYTEST_ARGS ?=
-# Most tests wait for something: three at a time take half as long on two cores. Each file
-# stays with one process, for what its tests share; the long ones come first, by name.
+# Most tests wait for something: three processes halve the time on two cores. Each file
+# runs in one process, because its tests share fixtures; long files come first, by name.
 PYTEST_PROCESSES ?= 3
 FAULTS_ARGS ?=
 REDIS ?= valkey-server
@@ -16,7 +16,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
 	    || sed -n 's/^\([a-z-]*\):[^#]*## /  make \1: /p' $(MAKEFILE_LIST)
 
-demo: ## RabbitMQ, the bridge and a page with two users; Ctrl-C ends all of it
+demo: ## RabbitMQ, the bridge and a page with two users; Ctrl-C stops everything
 	@tools/setup demo
 	@exec .venv/bin/python tools/foreground.py .venv/bin/bridge demo
 
@@ -29,29 +29,29 @@ test-redis: ## the tests of the Redis store with another server (REDIS=valkey-se
 	@TESTS_REDIS_SERVER=$(REDIS) .venv/bin/python -m pytest tests/contract/inbox tests/faults/test_redis_store.py \
 	    tests/faults/test_redis_cluster.py tests/integration/redis tests/integration/doctor/test_redis.py $(PYTEST_ARGS)
 
-faults: ## thirty minutes of faults under load (FAULTS_ARGS="--minutes 5 --seed 7")
+faults: ## 30 minutes of faults under load (FAULTS_ARGS="--minutes 5 --seed 7")
 	@tools/setup tests
 	@.venv/bin/python -m tests.faults.suite --minutes 30 --report docs/faults.md $(FAULTS_ARGS)
 
-faults-fleet: ## thirty minutes of faults on three bridges, three RabbitMQ nodes, Redis, HAProxy
+faults-fleet: ## 30 minutes of faults on three bridges, three RabbitMQ nodes, Redis, HAProxy
 	@tools/setup tests
 	@.venv/bin/python -m tests.faults.suite --scenario fleet --minutes 30 --at-least 200 --report docs/faults.md $(FAULTS_ARGS)
 
-bench: ## the bridge against Node and plain Python, a quarter of an hour (BENCH_ARGS="--rounds 1")
+bench: ## the bridge against Node and plain Python, 15 minutes (BENCH_ARGS="--rounds 1")
 	@tools/setup tests
 	@exec .venv/bin/python -m tests.bench --rounds 5 --report docs/benchmarks.md $(BENCH_ARGS)
 
-bench-fleet: ## what a fleet costs, some twelve minutes (BENCH_ARGS="--rounds 1 --only hop")
+bench-fleet: ## the cost of a fleet, 12 minutes (BENCH_ARGS="--rounds 1 --only hop")
 	@tools/setup tests
 	@.venv/bin/python -m tests.bench.fleet --report docs/scale.md $(BENCH_ARGS)
 	@.venv/bin/python -m tests.bench.scale --report docs/scale.md
 
-lint: ## format and rules (ruff), changing nothing
+lint: ## check format and rules (ruff) without changes
 	@tools/setup lint
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 
-format: ## format the code and fix what can be fixed
+format: ## format the code and apply automatic fixes
 	@tools/setup lint
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
@@ -62,9 +62,9 @@ types: ## mypy, strict
 
 check: lint types ## lint and types
 
-lock: ## write the lock files anew from pyproject.toml and tests/package.json
+lock: ## regenerate the lock files from pyproject.toml and tests/package.json
 	@tools/lock
 
-clean: ## remove what was made: environments, packages, caches
+clean: ## remove environments, packages and caches
 	rm -rf .venv tests/node_modules build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find bridge tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """
-Run a program so that Ctrl-C is its own affair, and not that of the `make` around it.
+Run a program so that Ctrl-C reaches the program, but not the `make` that started it.
 
-On a terminal, Ctrl-C goes to the whole foreground group, and make would call a demo that
-was ended on purpose an error. So the program gets a group of its own, and the terminal
-for as long as it runs. However we or make are ended, the program is asked to end, too.
+A terminal sends Ctrl-C to the whole foreground process group. make would then report a
+demo that the user stopped as an error. Therefore the program gets a process group of its
+own, which is the foreground group while it runs. When this process or make ends, the
+program is terminated, too.
 """
 
 import ctypes
@@ -15,15 +16,15 @@ import sys
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-LOOK_AT_MAKE_EVERY_S = 0.5
+MAKE_POLL_S = 0.5
 
 
 def main() -> int:
     """Run the program named by the arguments; return its exit code."""
     end_with_parent()
-    # Nobody would wake a program that Ctrl-Z stopped in a group that the shell never knew.
+    # Ctrl-Z would stop a process group that the shell does not know and never resumes.
     signal.signal(signal.SIGTSTP, signal.SIG_IGN)
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # so that we may give the terminal
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # needed for tcsetpgrp below
     program = subprocess.Popen(
         sys.argv[1:],
         process_group=0,
@@ -36,25 +37,27 @@ def main() -> int:
         os.tcsetpgrp(0, program.pid)
     try:
         code = wait(program)
-        return code if code >= 0 else 128 - code  # as a shell says "by signal"
+        return (
+            code if code >= 0 else 128 - code
+        )  # the shell's status for "ended by a signal"
     finally:
         if has_terminal:
             os.tcsetpgrp(0, os.getpgrp())
 
 
 def end_with_parent() -> None:
-    """Be asked to end (SIGTERM) when the parent goes away, however that happens."""
+    """Receive SIGTERM when the parent ends, for any reason."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def wait(program: "subprocess.Popen[bytes]") -> int:
-    """Wait for the program, and pass on an interrupt that only make was sent."""
-    # GNU make that gets SIGINT goes back to the default action for it, tells nobody, and
-    # waits for its children, for ever if they were not in the group that was signalled.
+    """Wait for the program, and forward an interrupt that only make received."""
+    # After SIGINT, GNU make restores the default action and waits for its children without
+    # signaling them. Children in another process group would run on, and make would hang.
     did_catch = catches_interrupt(os.getppid())
     while True:
         try:
-            return program.wait(LOOK_AT_MAKE_EVERY_S)
+            return program.wait(MAKE_POLL_S)
         except subprocess.TimeoutExpired:
             if did_catch and not catches_interrupt(os.getppid()):
                 did_catch = False

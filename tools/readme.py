@@ -1,10 +1,10 @@
 """
-Write the tables of README.md from the code, or tell that they differ.
+Generate the tables of README.md from the code, or check that they are current.
 
-    python tools/readme.py            writes them
+    python tools/readme.py            writes the tables
     python tools/readme.py --check    exits with 1 if they would change
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+A table is the text between `<!-- table: NAME -->` and `<!-- end -->`.
 """
 
 import re
@@ -33,14 +33,14 @@ _TABLE: Final = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOT
 
 
 def render_readme(text: str) -> str:
-    """Return `text` with every table made anew."""
+    """Return `text` with all tables generated."""
     return _TABLE.sub(
         lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}", text
     )
 
 
 def settings_table() -> str:
-    """Return every setting, its default, and whether SIGHUP applies a change of it."""
+    """Return all settings with their defaults, and whether SIGHUP applies a change."""
     rows = []
     for name, field in Settings.model_fields.items():
         default = field.default
@@ -88,14 +88,14 @@ def sync_table() -> str:
 
 
 def fates_table() -> str:
-    """Return what may have become of a message."""
+    """Return the possible fates of a message."""
     return _markdown(
         ("`fate`", "meaning"), [(f"`{one}`", one.explanation) for one in Fate]
     )
 
 
 def events_table() -> str:
-    """Return the codes with which a page's own events are answered."""
+    """Return the error codes in replies to a page's events."""
     return ", ".join(f"`{one}`" for one in _members(EventError))
 
 
@@ -120,12 +120,12 @@ TABLES: Final = {
 
 
 def main() -> int:
-    """Write README.md, or with --check compare it."""
+    """Write README.md, or compare it with --check."""
     text = README.read_text(encoding="utf-8")
-    made = render_readme(text)
+    rendered = render_readme(text)
     if "--check" in sys.argv:
-        return int(made != text)
-    README.write_text(made, encoding="utf-8")
+        return int(rendered != text)
+    README.write_text(rendered, encoding="utf-8")
     return 0
 
 

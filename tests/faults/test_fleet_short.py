@@ -1,7 +1,7 @@
 """
-The fault suite on a fleet, in its short form: one cluster, Redis, HAProxy, three bridges.
+The short form of the fault suite on a fleet: a cluster, Redis, HAProxy and three bridges.
 
-`make faults-fleet` does all kinds of faults for half an hour; docs/faults.md has its tables.
+`make faults-fleet` runs all kinds of faults for 30 minutes; docs/faults.md has the results.
 """
 
 from collections import deque
@@ -27,7 +27,7 @@ DRAIN_PER_S = 20
 
 
 def most_in_a_second(times: Iterable[float]) -> int:
-    """Return the largest number of `times` that lie within one second."""
+    """Return the largest number of `times` within one second."""
     last: deque[float] = deque()
     most = 0
     for t in times:
@@ -39,7 +39,7 @@ def most_in_a_second(times: Iterable[float]) -> int:
 
 
 def connects_while_rolling(result: SuiteResult) -> list[float]:
-    """Return when windows connected while bridges were restarted one after the other."""
+    """Return the times of connections during the rolling restart."""
     events = result.events
     (began,) = (
         e.t for e in events if isinstance(e, FaultStarted) and e.kind == ROLLING
@@ -49,12 +49,12 @@ def connects_while_rolling(result: SuiteResult) -> list[float]:
 
 
 @pytest.mark.timeout(WITHIN_S + 60)
-async def test_a_fleet_loses_parts_and_no_message(tmp_path: Path) -> None:
+async def test_a_fleet_loses_no_message_when_parts_of_it_die(tmp_path: Path) -> None:
     """
-    Kill -9 of a bridge, of a RabbitMQ node and of Redis; then all bridges restart in turn.
+    Kill a bridge, a RabbitMQ node and Redis; restart all bridges one after the other.
 
-    A hundred and fifty windows behind HAProxy, of users whose windows are at different
-    bridges: every message in every window, in order.
+    150 windows are behind HAProxy, and the windows of a user are on different bridges. Every
+    message must reach every window, in order.
     """
     only = [word for kind in sorted(KINDS) for word in ("--only", kind)]
     result = await run_suite(
@@ -70,6 +70,6 @@ async def test_a_fleet_loses_parts_and_no_message(tmp_path: Path) -> None:
     assert verdict.is_good
     assert verdict.counts["windows"] >= 140
     assert verdict.counts["bridges with windows"] == 3
-    # Unpaced, the second and the third bridge alone would send 75 and more at once; paced,
-    # a busy machine lets some wait for each other.
+    # Without pacing, the second and the third bridge would each disconnect 75 or more at
+    # once. With pacing, some connections can still bunch up on a busy machine.
     assert most_in_a_second(connects_while_rolling(result)) < 2.5 * DRAIN_PER_S
