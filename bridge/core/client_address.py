@@ -34,7 +34,7 @@ def client_address(
     hops = [hop.strip() for hop in (forwarded_for or "").split(",") if hop.strip()]
     while hops and _is_in(address, trusted):
         hop = hops.pop()
-        if not _is_address(hop):
+        if _parse(hop) is None:
             break
         address = hop
     return address
@@ -57,17 +57,14 @@ def arrived_by_https(
 
 
 def _is_in(address: str, networks: Sequence[Network]) -> bool:
-    if not _is_address(address):
-        return False
-    parsed = ipaddress.ip_address(address)
+    parsed = _parse(address)
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
         parsed = parsed.ipv4_mapped  # a socket that listens on :: reports IPv4 peers so
-    return any(parsed in network for network in networks)
+    return parsed is not None and any(parsed in network for network in networks)
 
 
-def _is_address(text: str) -> bool:
+def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(text)
+        return ipaddress.ip_address(address)
     except ValueError:
-        return False
-    return True
+        return None

@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 FleetQuestion = Mapping[str, Any]
 
+# Enough characters of a window's id to distinguish the windows of a user.
+_SHORT_ID_CHARACTERS: Final = 8
 _NO_ANSWERS: Final = FleetAnswers((), THIS_BRIDGE.silent)
 
 
@@ -252,16 +254,16 @@ class FleetView:
         facts = [
             WindowFacts(
                 bridge=self._name,
-                sid_short=window.id,
-                transport="polling" if window.transport == "polling" else "websocket",
-                address=window.address,
+                sid_short=window.sid[:_SHORT_ID_CHARACTERS],
+                transport=window.session.transport_name,
+                address=window.session.address,
                 connected_s=window.connected_s,
                 offset=window.offset,
                 acks="manual" if window.has_manual_acks else "auto",
                 live=window.is_live,
-                waiting_bytes=window.waiting_bytes,
+                waiting_bytes=window.session.waiting_bytes,
             )
-            for window in self._sockets.report_windows(user)
+            for window in self._sockets.rooms.windows_of(user)
         ]
         return _WindowsAnswer(windows=facts, last_connect_s=self.last_connect_s(user))
 

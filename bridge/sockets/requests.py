@@ -22,7 +22,7 @@ from bridge.errors import (
 from bridge.inbox.contract import InboxReader
 from bridge.metrics import Metrics
 from bridge.sockets.admission import Admission
-from bridge.sockets.engineio.session import EngineSession
+from bridge.sockets.engineio.session import EngineSession, Work
 from bridge.sockets.window import Window, window_of
 
 
@@ -44,9 +44,7 @@ class WindowRequests:
         self._journal = journal
         self._metrics = metrics
 
-    def process(
-        self, session: EngineSession, packet: Packet
-    ) -> Coroutine[Any, Any, None] | None:
+    def process(self, session: EngineSession, packet: Packet) -> Work | None:
         """Process an event; a returned coroutine does the rest and sends the reply."""
         assert isinstance(packet.data, list)  # noqa: S101 - guaranteed by parse_packet
         name, *arguments = packet.data

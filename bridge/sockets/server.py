@@ -8,9 +8,9 @@ room. Recovery works as the stock client expects it.
 
 import asyncio
 import secrets
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from time import monotonic, time
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -25,12 +25,12 @@ from bridge.logging import user_hash
 from bridge.metrics import Metrics
 from bridge.sockets.admission import Admission
 from bridge.sockets.engineio.server import EngineServer
-from bridge.sockets.engineio.session import CloseReason, EngineSession
+from bridge.sockets.engineio.session import CloseReason, EngineSession, Work
 from bridge.sockets.options import SocketOptions
 from bridge.sockets.replay import Replayer
 from bridge.sockets.requests import WindowRequests
 from bridge.sockets.rooms import Rooms
-from bridge.sockets.window import Window, WindowReport, window_of
+from bridge.sockets.window import Window, window_of
 from bridge.tracing import Tracing
 
 log = structlog.get_logger(__name__)
@@ -123,9 +123,7 @@ class SocketIOServer:
 
     # --- sessions (the methods of SessionHandler)
 
-    def message_received(
-        self, session: EngineSession, text: str
-    ) -> Coroutine[Any, Any, None] | None:
+    def message_received(self, session: EngineSession, text: str) -> Work | None:
         """Process a packet; a returned coroutine delays the client's next packet."""
         try:
             packet = packets.parse_packet(text)
@@ -148,7 +146,7 @@ class SocketIOServer:
         return None
 
     async def _log_failure(
-        self, session: EngineSession, packet: Packet, work: Coroutine[Any, Any, None]
+        self, session: EngineSession, packet: Packet, work: Work
     ) -> None:
         try:
             await work
@@ -168,10 +166,7 @@ class SocketIOServer:
             return
         self._inbox.mark_delivered(window.user, offset)
         self.rooms.journal.delivered(
-            window.user,
-            offset,
-            at_s=time(),
-            text="a poll fetched it, or a later one",
+            window.user, offset, at_s=time(), text="a poll fetched it, or a later one"
         )
 
     def limit_exceeded(self, session: EngineSession, code: Closing) -> None:
@@ -215,10 +210,6 @@ class SocketIOServer:
         if not code.reconnect:
             window.session.send(packets.DISCONNECT_PACKET)
         window.session.close(CloseReason.SERVER_DISCONNECT)
-
-    def report_windows(self, user: str) -> list[WindowReport]:
-        """Return the windows of `user` for operators, the oldest first."""
-        return [window.report() for window in self.rooms.windows_of(user)]
 
     def kick(self, user: str) -> int:
         """Close all windows of `user`; returns how many there were."""

@@ -10,7 +10,6 @@ windows have received the inbox, and how many replies their clients may send.
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from bridge.core import packets
@@ -19,35 +18,6 @@ from bridge.sockets.engineio.session import EngineSession
 
 # How long before its token expires a window is warned.
 _WARNING_S: Final = 60.0
-# Enough characters of a window's id to distinguish the windows of a user.
-_SHORT_ID_CHARACTERS: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class WindowReport:
-    """
-    A window at an instant, for operators.
-
-    Attributes:
-        id: The start of its `sid`.
-        transport: `websocket` or `polling`.
-        address: The client's address behind trusted proxies.
-        connected_s: Unix time.
-        offset: The newest message that it has received.
-        has_manual_acks: Whether only its `ack` moves the delivered mark.
-        is_live: Whether its replay is finished and it receives new messages.
-        waiting_bytes: Bytes that were sent and that the client has not read.
-
-    """
-
-    id: str
-    transport: str
-    address: str
-    connected_s: float
-    offset: int
-    has_manual_acks: bool
-    is_live: bool
-    waiting_bytes: int
 
 
 class Window:
@@ -154,20 +124,6 @@ class Window:
     def send_event(self, event: str, data: object) -> None:
         """Send one of the bridge's own events."""
         self.session.send(packets.event(event, data))
-
-    def report(self) -> WindowReport:
-        """Return its state for operators."""
-        session = self.session
-        return WindowReport(
-            id=self.sid[:_SHORT_ID_CHARACTERS],
-            transport=session.transport_name,
-            address=session.address,
-            connected_s=self.connected_s,
-            offset=self.offset,
-            has_manual_acks=self.has_manual_acks,
-            is_live=self.is_live,
-            waiting_bytes=session.waiting_bytes,
-        )
 
     def renew(self, identity: Identity, *, now_s: float) -> None:
         """Replace the identity, and with it the time until which the window may stay."""

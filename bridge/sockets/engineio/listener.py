@@ -22,6 +22,10 @@ class Listener:
 
     `open_websocket` opens a session for a handshake; it returns false, with nothing
     written, to let aiohttp refuse the request.
+
+    Attributes:
+        silent: Connections that have sent nothing yet.
+
     """
 
     def __init__(
@@ -29,7 +33,7 @@ class Listener:
     ) -> None:
         self._open_websocket = open_websocket
         self._http: web.Server | None = None
-        self._silent: set[NewConnection] = set()
+        self.silent: set[NewConnection] = set()
 
     @property
     def is_open(self) -> bool:
@@ -40,18 +44,8 @@ class Listener:
         """Serve connections, those without a WebSocket handshake by `http`."""
         self._http = http
 
-    def connection_made(self, connection: "NewConnection") -> None:
-        """Wait for the first bytes of `connection`."""
-        self._silent.add(connection)
-
-    def connection_lost(self, connection: "NewConnection") -> None:
-        """Forget `connection`."""
-        self._silent.discard(connection)
-
-    def serve(self, connection: "NewConnection", data: bytes) -> None:
-        """Replace the protocol of `connection`, whose first bytes are `data`."""
-        self._silent.discard(connection)
-        transport = connection.transport
+    def serve(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Replace the protocol of a connection whose first bytes are `data`."""
         handshake = parse_handshake(data)
         if handshake is not None and self._open_websocket(transport, handshake):
             return
@@ -63,7 +57,7 @@ class Listener:
 
     def abort_silent(self, *, opened_before_s: float) -> None:
         """Abort connections that have sent nothing since before that monotonic time."""
-        for connection in tuple(self._silent):
+        for connection in tuple(self.silent):
             if connection.opened_s < opened_before_s:
                 connection.transport.abort()
 
@@ -88,17 +82,18 @@ class NewConnection(asyncio.Protocol):
         """Wait for the first bytes, unless they are known."""
         # The transports of uvloop are not subclasses of asyncio's.
         self.transport = cast("asyncio.Transport", transport)
-        self._listener.connection_made(self)
+        self._listener.silent.add(self)
         if self._received:
             self.data_received(self._received)
 
     def data_received(self, data: bytes) -> None:
         """Hand the connection over to its real protocol."""
-        self._listener.serve(self, data)
+        self._listener.silent.discard(self)
+        self._listener.serve(self.transport, data)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Forget the connection."""
-        self._listener.connection_lost(self)
+        self._listener.silent.discard(self)
 
 
 class ListenerSite(web.TCPSite):

@@ -7,9 +7,9 @@ all sessions. Responses and log lines never quote what a client sent.
 
 import asyncio
 import secrets
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from time import monotonic, time
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -31,6 +31,7 @@ from bridge.sockets.engineio.session import (
     EngineSession,
     SessionHandler,
     SessionLimits,
+    Work,
 )
 
 _PATH: Final = "/socket.io/"
@@ -79,9 +80,7 @@ class EngineServer:
         self._handover = ConnectionHandover(slot, self._listener) if slot else None
         self._is_accepting = True
         self._tasks: asyncio.TaskGroup | None = None
-        # Sessions per address. The key is stored with the count, so that all sessions of
-        # an address share one string.
-        self._by_address: dict[str, tuple[str, int]] = {}
+        self._by_address: dict[str, int] = {}  # how many sessions are open
 
     def apply(self, limits: SessionLimits, policy: HandshakePolicy) -> None:
         """Use reloaded limits for all sessions, and the policy for new ones."""
@@ -129,7 +128,7 @@ class EngineServer:
             finally:
                 self._tasks = None
 
-    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+    def spawn(self, work: Work, *, name: str) -> None:
         """Run `work`, which never raises, as a task; during shutdown it is dropped."""
         if self._tasks is None:
             work.close()  # or Python warns that it was never awaited
@@ -310,26 +309,22 @@ class EngineServer:
         sid = self._sid_prefix + secrets.token_urlsafe(15)
         if self._slot is not None:
             sid = self._slot.number_session(sid)
-        address, count = self._by_address.get(opening.address, (opening.address, 0))
-        self._by_address[address] = (address, count + 1)
-        session = EngineSession(self, sid, opening, address=address)
-        self.sessions[sid] = session
+        session = self.sessions[sid] = EngineSession(self, sid, opening)
+        count = self._by_address.get(session.address, 0)
+        self._by_address[session.address] = count + 1
         return session
 
     def session_closed(self, session: EngineSession, reason: str) -> None:
         """Forget a session, except a polling one that may fetch its last packets."""
-        address, count = self._by_address.get(session.address, ("", 1))
-        if count > 1:
-            self._by_address[address] = (address, count - 1)
-        else:
-            self._by_address.pop(session.address, None)
+        count = self._by_address.pop(session.address, 1) - 1
+        if count:
+            self._by_address[session.address] = count
         if session.transport_name == "websocket":
             self.sessions.pop(session.sid, None)
         self.handler.session_closed(session, reason)
 
     def _is_at_limit(self, address: str) -> bool:
-        _, count = self._by_address.get(address, ("", 0))
-        return count >= self.limits.sessions_per_address
+        return self._by_address.get(address, 0) >= self.limits.sessions_per_address
 
     async def _close_connections(self, _app: web.Application) -> None:
         self._listener.abort_silent(opened_before_s=float("inf"))

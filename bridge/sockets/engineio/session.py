@@ -14,8 +14,9 @@ import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from enum import StrEnum
+from sys import intern
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import orjson
 from aiohttp import web
@@ -29,6 +30,9 @@ from bridge.sockets.engineio.handshake import OpeningRequest
 from bridge.sockets.engineio.polling import PollQueue, read_packets
 from bridge.sockets.engineio.upgrade import UpgradeHandshake
 from bridge.sockets.engineio.websocket import WebSocketTransport
+
+# The rest of the processing of a packet; it never raises.
+Work = Coroutine[Any, Any, None]
 
 
 class CloseReason(StrEnum):
@@ -69,9 +73,7 @@ class SessionLimits:
 class SessionHandler(Protocol):
     """The layer above Engine.IO. No method raises."""
 
-    def message_received(
-        self, session: "EngineSession", text: str
-    ) -> Coroutine[Any, Any, None] | None:
+    def message_received(self, session: "EngineSession", text: str) -> Work | None:
         """Process a message; a returned coroutine delays the client's next packet."""
 
     def take_expected_replies(self, session: "EngineSession") -> int:
@@ -108,7 +110,7 @@ class SessionOwner(Protocol):
     def is_running(self) -> bool:
         """Return false before the start and during shutdown."""
 
-    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+    def spawn(self, work: Work, *, name: str) -> None:
         """Run `work`, which never raises, as a task."""
 
     def session_closed(self, session: "EngineSession", reason: str) -> None:
@@ -151,13 +153,12 @@ class EngineSession:
         "sid",
     )
 
-    def __init__(
-        self, owner: SessionOwner, sid: str, request: OpeningRequest, *, address: str
-    ) -> None:
+    def __init__(self, owner: SessionOwner, sid: str, request: OpeningRequest) -> None:
         limits = owner.limits
         self._owner = owner
         self.sid = sid
-        self.address = address
+        # All sessions of an address share one string.
+        self.address = intern(request.address)
         self.request: OpeningRequest | None = request
         self.client: object | None = None
         self.is_closed = False
@@ -186,8 +187,8 @@ class EngineSession:
     # --- sending
 
     @property
-    def transport_name(self) -> str:
-        """`websocket` or `polling`."""
+    def transport_name(self) -> Literal["polling", "websocket"]:
+        """The transport that the session uses now."""
         return "polling" if self._websocket is None else "websocket"
 
     @property
@@ -457,12 +458,12 @@ class EngineSession:
             self._websocket.hold_messages()
             self._owner.spawn(self._finish_request(work), name="request")
 
-    async def _finish_request(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _finish_request(self, work: Work) -> None:
         await work
         if self._websocket is not None:
             self._websocket.release_messages()
 
-    def _process_packet(self, packet: str) -> Coroutine[Any, Any, None] | None:
+    def _process_packet(self, packet: str) -> Work | None:
         if not self.admit_frame():
             return None
         packet_type = packet[:1]

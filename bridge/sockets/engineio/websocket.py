@@ -60,11 +60,7 @@ class WebSocketTransport(asyncio.Protocol):
     )
 
     def __init__(
-        self,
-        transport: asyncio.Transport,
-        handler: WebSocketHandler,
-        *,
-        max_bytes: int,
+        self, transport: asyncio.Transport, handler: WebSocketHandler, *, max_bytes: int
     ) -> None:
         self.transport = transport
         self.is_congested = False

@@ -112,7 +112,7 @@ class RunningServer:
     @property
     def silent_connections(self) -> int:
         """The number of TCP connections that have sent nothing yet."""
-        return len(self.io.engine._listener._silent)
+        return len(self.io.engine._listener.silent)
 
     @property
     def connection_count(self) -> int:

@@ -9,7 +9,9 @@ import weakref
 
 import pytest
 
+from bridge.core.journal import Journal
 from bridge.enums import Closing
+from bridge.http.fleet import FleetView
 from bridge.sockets.engineio.session import EngineSession
 from tests.conftest import eventually
 from tests.integration.sockets.js_pages import Pages
@@ -281,15 +283,16 @@ async def test_an_operator_sees_the_windows_of_a_user() -> None:
         await socket.synced()
         await poller.join("alice")
 
-        first, second = server.io.report_windows("alice")
+        fleet = FleetView(server.io, Journal())
+        first, second = (await fleet.windows_of("alice")).windows
 
-        assert reply["sid"].startswith(first.id)
-        assert reply["sid"] != first.id
+        assert reply["sid"].startswith(first.sid_short)
+        assert reply["sid"] != first.sid_short
         assert (first.transport, second.transport) == ("websocket", "polling")
         assert first.address == second.address == "127.0.0.1"
         assert first.connected_s <= second.connected_s <= time.time()
         assert first.offset == second.offset == 2
-        assert (first.has_manual_acks, second.has_manual_acks) == (True, False)
-        assert first.is_live
+        assert (first.acks, second.acks) == ("manual", "auto")
+        assert first.live
         assert first.waiting_bytes == second.waiting_bytes == 0
-        assert server.io.report_windows("nobody") == []
+        assert (await fleet.windows_of("nobody")).windows == []

@@ -42,8 +42,8 @@ async def assert_is_window(server: RunningServer, connection: RawTcp) -> None:
     await connection.receive_until(b"bridge:sync")
     await server.store("alice", "hello")
     assert b'["message","hello"' in await connection.receive_until(b"hello")
-    (report,) = server.io.report_windows("alice")
-    assert report.transport == "websocket"
+    (window,) = server.windows("alice")
+    assert window.session.transport_name == "websocket"
 
 
 @pytest.mark.parametrize(
