@@ -293,6 +293,10 @@ async def broker_call(doing: str, *, timeout_s: float) -> AsyncIterator[None]:
         raise BrokerUnavailableError(doing, CONNECTION_LOST) from exc
 
 
+async def ignore_message(_message: object) -> None:
+    """Stand in for the callback of a consumer whose deliveries never reach the library."""
+
+
 def problem_text(exc: BaseException) -> str:
     """Return the text of the broker or the library, without addresses or secrets."""
     words = [arg for arg in exc.args if isinstance(arg, str) and arg]
@@ -324,6 +328,18 @@ async def open_connection(
     raise BrokerUnavailableError(
         "connect to RabbitMQ", "; ".join(str(failure) for failure in failures)
     ) from failures[-1]
+
+
+@asynccontextmanager
+async def connected(
+    address: BrokerAddress, *, purpose: Purpose, reader: Callable[[], ReaderT]
+) -> AsyncIterator[BrokerConnection[ReaderT]]:
+    """Open a connection for the block. Errors and cancellation as `open_connection`."""
+    connection = await open_connection(address, purpose=purpose, reader=reader)
+    try:
+        yield connection
+    finally:
+        await connection.disconnect()
 
 
 async def _open_one(

@@ -23,7 +23,12 @@ from aiormq.exceptions import (
     ConnectionCommandInvalid,
 )
 
-from bridge.amqp.connection import BrokerConnection, broker_call, problem_text
+from bridge.amqp.connection import (
+    BrokerConnection,
+    broker_call,
+    ignore_message,
+    problem_text,
+)
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.refusals import is_no_such_type
 from bridge.amqp.topology import (
@@ -183,10 +188,8 @@ class _PermissionProbe:
 
     async def may_read(self, queue: Queue) -> bool:
         async def consume(channel: aiormq.Channel) -> None:
-            async def never_called(_message: object) -> None: ...
-
             await channel.basic_consume(
-                queue.name, never_called, arguments={"x-priority": _NOT_A_NUMBER}
+                queue.name, ignore_message, arguments={"x-priority": _NOT_A_NUMBER}
             )
 
         return await self._refusal(consume, f"probe {queue.name}") is None

@@ -9,7 +9,6 @@ consumes, its intake knows.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity
@@ -19,24 +18,19 @@ from bridge.amqp.connection import (
     BrokerConnection,
     Purpose,
     broker_call,
-    open_connection,
+    connected,
     problem_text,
 )
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.dead_letters.operations import DeadLetterQueue
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.management import ManagementApi, ManagementError
+from bridge.amqp.topology import Queue
 from bridge.core.broker_names import BrokerNames
 from bridge.core.contracts.operator.queues import QueueFacts, QueueRole, QueueSource
 
 # Several consoles that ask once a second share one inspection.
 _KEPT_S: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    ready: int
-    consumers: int
 
 
 class QueueInspector:
@@ -95,18 +89,14 @@ class QueueInspector:
             return await self._inspect()
 
     async def _inspect(self) -> Sequence[QueueFacts]:
-        connection = await open_connection(
+        async with connected(
             self._address, purpose=Purpose.OPERATE, reader=FrameReader
-        )
-        try:
-            counts = {
-                queue.name: await self._count(connection, queue.name)
+        ) as connection:
+            facts = [
+                await self._facts(connection, queue)
                 for queue in self._intake.wanted.queues
                 if queue.name != self._names.bridges  # always empty
-            }
-        finally:
-            await connection.disconnect()
-        facts = [self._facts(name, counted) for name, counted in counts.items()]
+            ]
         if self._management is None:
             return facts
         return await self._enriched(facts, self._management)
@@ -149,9 +139,23 @@ class QueueInspector:
             )
         return enriched
 
-    async def _count(
-        self, connection: BrokerConnection[FrameReader], name: str
-    ) -> _Counts | str:
+    async def _facts(
+        self, connection: BrokerConnection[FrameReader], queue: Queue
+    ) -> QueueFacts:
+        name, role = queue.name, self._role(queue.name)
+        is_inbound = role is QueueRole.INBOUND
+        facts = QueueFacts(
+            name=name,
+            role=role,
+            depth=None,
+            unacked=None,
+            consumers=None,
+            oldest_s=self._intake.oldest_of(name) if is_inbound else None,
+            oldest_at_most_s=None,
+            rates=None,
+            source=QueueSource.AMQP,
+            problem=None,
+        )
         # A refusal closes the channel, so each queue gets a channel of its own. A session on
         # the dead letters may begin or end during the call: the larger number is right.
         browsed = self._dead_letters.browsed_depth or 0
@@ -160,43 +164,26 @@ class QueueInspector:
             try:
                 reply = await channel.queue_declare(name, passive=True)
             except ChannelNotFoundEntity:
-                return "does not exist; the bridge declares it when it connects"
+                problem = "does not exist; the bridge declares it when it connects"
+                return facts.model_copy(update={"problem": problem})
             except AMQPChannelError as exc:
-                return problem_text(exc)
+                return facts.model_copy(update={"problem": problem_text(exc)})
             await channel.close()
-        ready = reply.message_count or 0
-        if name == self._names.dead:
-            ready = max(ready, browsed, self._dead_letters.browsed_depth or 0)
-        return _Counts(ready, reply.consumer_count or 0)
-
-    def _facts(self, name: str, counted: _Counts | str) -> QueueFacts:
-        role = self._role(name)
-        counts = counted if isinstance(counted, _Counts) else None
-        is_inbound = role is QueueRole.INBOUND
-        return QueueFacts(
-            name=name,
-            role=role,
-            depth=counts.ready if counts else None,
-            unacked=self._intake.in_flight_of(name) if is_inbound and counts else None,
-            consumers=counts.consumers if counts else None,
-            oldest_s=self._intake.oldest_of(name) if is_inbound else None,
-            oldest_at_most_s=self._delay_s(name) if counts and counts.ready else None,
-            rates=None,
-            source=QueueSource.AMQP,
-            problem=counted if isinstance(counted, str) else None,
+        depth = reply.message_count or 0
+        if role is QueueRole.DEAD:
+            depth = max(depth, browsed, self._dead_letters.browsed_depth or 0)
+        # No message of a retry queue is older than its delay.
+        delay_ms = queue.arguments.get("x-message-ttl")
+        return facts.model_copy(
+            update={
+                "depth": depth,
+                "consumers": reply.consumer_count or 0,
+                "unacked": self._intake.in_flight_of(name) if is_inbound else None,
+                "oldest_at_most_s": delay_ms / 1000
+                if isinstance(delay_ms, int) and depth
+                else None,
+            }
         )
-
-    def _delay_s(self, name: str) -> float | None:
-        """Return the delay of a retry queue: none of its messages is older."""
-        delay_ms = next(
-            (
-                queue.arguments.get("x-message-ttl")
-                for queue in self._intake.wanted.queues
-                if queue.name == name
-            ),
-            None,
-        )
-        return delay_ms / 1000 if isinstance(delay_ms, int) else None
 
     def _role(self, name: str) -> QueueRole:
         if name == self._names.dead:

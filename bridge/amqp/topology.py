@@ -247,19 +247,16 @@ async def _compare_one(
     *,
     timeout_s: float,
 ) -> Comparison:
-    # A refusal closes its channel, so each object gets a channel of its own.
+    # A refusal closes its channel, so each object gets a channel of its own. After a passive
+    # declare, a real one changes nothing: it succeeds or names the difference.
     async with broker_call(f"compare {thing.name}", timeout_s=timeout_s):
         channel = await connection.open_channel(confirms=False)
         try:
             await _send_declare(channel, thing, passive=True)
+            await _send_declare(channel, thing, passive=False)
         except ChannelNotFoundEntity:
             text = "does not exist yet; bridge run will declare it"
             return Comparison(_title(thing), ComparisonState.MISSING, text)
-        except ChannelAccessRefused as exc:
-            return _failed(ComparisonState.REFUSED, _refused(thing, exc))
-        # It exists, so a real declare changes nothing: it succeeds or names the difference.
-        try:
-            await _send_declare(channel, thing, passive=False)
         except ChannelPreconditionFailed as exc:
             return _failed(ComparisonState.DIFFERENT, _different(thing, exc))
         except ChannelAccessRefused as exc:

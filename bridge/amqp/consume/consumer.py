@@ -23,7 +23,12 @@ from typing import Final
 import aiormq
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from bridge.amqp.connection import CONNECTION_LOST, BrokerConnection, broker_call
+from bridge.amqp.connection import (
+    CONNECTION_LOST,
+    BrokerConnection,
+    broker_call,
+    ignore_message,
+)
 from bridge.amqp.frame_reader import DeliveryReader
 from bridge.core.message import Delivery
 from bridge.errors import BrokerUnavailableError
@@ -202,7 +207,7 @@ class Consumer:
                 prefetch_count=self.prefetch_count, global_=False
             )
             # The reader removes all deliveries, so the library never calls this callback.
-            reply = await self._channel.basic_consume(self.queue, never_called)
+            reply = await self._channel.basic_consume(self.queue, ignore_message)
             self._consumer_tag = reply.consumer_tag
         self._enter(ConsumerState.ACTIVE)  # unless it has begun to drain
 
@@ -247,7 +252,9 @@ class Consumer:
                 # those acks allowed are on their way to the channel. When the broker
                 # answers its cancellation, they have arrived.
                 try:
-                    second = await self._channel.basic_consume(self.queue, never_called)
+                    second = await self._channel.basic_consume(
+                        self.queue, ignore_message
+                    )
                     await self._channel.basic_cancel(second.consumer_tag or "")
                 except ChannelNotFoundEntity:
                     # The queue was deleted just now, and this has closed the channel.
@@ -437,7 +444,3 @@ class Consumer:
 def _render_ack(channel_number: int, tag: int) -> bytes:
     """Render Basic.Ack with `multiple`; the library's way costs more than a delivery."""
     return _ACK(_METHOD, channel_number, _ACK_BYTES, _BASIC_ACK, tag, _MULTIPLE, _END)
-
-
-async def never_called(_message: object) -> None:
-    """Serve as callback where the library requires one and no delivery reaches it."""

@@ -290,7 +290,7 @@ class Intake:
                 )
             )
         elif self._shards is not None and layout.shards > 1 and not self._has_own_inbox:
-            assignment = await ShardAssignment.open(
+            assignment = ShardAssignment(
                 session, connection, self._shards, shards=layout.shards
             )
             works.append(assignment.run)

@@ -28,13 +28,12 @@ class JobProgress(Protocol):
         """Wait, or return early if the job is cancelled."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class PendingDeadLetter:
     """A dead letter between being read and being settled."""
 
     id: str
     delivery: Delivery
-    is_removed: bool = False
 
 
 def collect(

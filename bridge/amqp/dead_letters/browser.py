@@ -29,7 +29,7 @@ takes 65,535 messages at most. Up to 32 consumers return theirs in the order of 
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 
 import aiormq
@@ -43,7 +43,8 @@ from bridge.amqp.connection import (
     Purpose,
     broker_call,
     broker_identity,
-    open_connection,
+    connected,
+    ignore_message,
 )
 from bridge.amqp.frame_reader import DeliveryReader
 from bridge.core.message import Delivery
@@ -63,35 +64,168 @@ _QUIETS_MAX: Final = 10
 # Reading the whole queue takes longer than one call; its timeout is this many times as long.
 _READ_CALLS: Final = 4
 _POLL_S: Final = 0.01
+# How long a request waits for a job or another request to release the queue.
+_LOCK_WITHIN_S: Final = 15.0
 # If more messages than this are on their way to us, cutting the connection is cheaper than
 # receiving and dropping them.
 _DRAIN_MAX: Final = 5_000
 
 
-class ReturnedHead:
-    """The messages at the head of the queue that earlier sessions have returned."""
+class DeadLetterBrowser:
+    """
+    Opens sessions on the dead-letter queue, one at a time: two would mix up its order.
 
-    def __init__(self) -> None:
-        self.count: int | None = None  # unknown until the first session of this process
+    Args:
+        address: Where the broker is.
+        queue: The dead-letter queue.
+        returned_count: How many messages at its head earlier sessions have returned; ``None``
+            = unknown, as after a start.
 
-    def record_returned(self, count: int) -> None:
-        """Note that one session took `count` messages and will return them."""
-        self.count = max(self.count or 0, count)
+    """
 
-    def record_acked(self, count: int) -> None:
-        """Note that `count` of them were acked."""
-        if self.count is not None:
-            self.count = max(0, self.count - count)
+    def __init__(
+        self, address: BrokerAddress, queue: str, *, returned_count: int | None = None
+    ) -> None:
+        self._address = address
+        self._queue = queue
+        self._lock = asyncio.Lock()
+        self._session: BrowseSession | None = None
+        self.returned_count = returned_count
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an operation holds the lock."""
+        return self._lock.locked()
+
+    @property
+    def depth(self) -> int | None:
+        """How many dead letters there are while a session is open; ``None`` otherwise."""
+        session = self._session
+        return None if session is None else session.depth - session.acked
+
+    @asynccontextmanager
+    async def lock(
+        self, *, within_s: float | None = _LOCK_WITHIN_S
+    ) -> AsyncIterator[None]:
+        """
+        Wait for the lock and hold it.
+
+        Args:
+            within_s: The longest wait; ``None`` = without a limit.
+
+        Raises:
+            BrokerUnavailableError: If the lock was not released in time.
+
+        """
+        try:
+            async with asyncio.timeout(within_s):
+                await self._lock.acquire()
+        except TimeoutError as exc:
+            raise BrokerUnavailableError(
+                f"browse {self._queue}", "another operation is using the dead letters"
+            ) from exc
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator["BrowseSession"]:
+        """
+        Open a session on a connection of its own; the caller holds the lock.
+
+        At the end the returned messages are ready in the queue again, unless the broker did
+        not confirm that within its timeout.
+
+        Raises:
+            BrokerUnavailableError: If the broker is unreachable or too slow.
+
+        Cancellation:
+            Safe; the connection closes, which returns the messages.
+
+        """
+        async with self._connected() as connection:
+            async with broker_call(
+                f"browse {self._queue}", timeout_s=self._address.timeout_s
+            ):
+                channel = await connection.open_channel(confirms=False)
+                depth = await _ready_count(channel, self._queue)
+            self._session = session = BrowseSession(
+                connection,
+                channel,
+                queue=self._queue,
+                depth=depth,
+                returned_count=self.returned_count,
+                timeout_s=self._address.timeout_s,
+            )
+            try:
+                yield session
+            finally:
+                try:
+                    await self._return(session, connection)
+                finally:
+                    self._session = None
+
+    async def count_ready(self) -> int:
+        """
+        Return how many messages are ready in the queue, without a session.
+
+        Raises:
+            BrokerUnavailableError: If the broker is unreachable or too slow.
+
+        """
+        doing = f"count {self._queue}"
+        async with (
+            self._connected() as connection,
+            broker_call(doing, timeout_s=self._address.timeout_s),
+        ):
+            channel = await connection.open_channel(confirms=False)
+            return await _ready_count(channel, self._queue)
+
+    def _connected(
+        self,
+    ) -> AbstractAsyncContextManager[BrokerConnection[DeliveryReader]]:
+        return connected(self._address, purpose=Purpose.OPERATE, reader=DeliveryReader)
+
+    async def _return(
+        self, session: "BrowseSession", connection: BrokerConnection[DeliveryReader]
+    ) -> None:
+        """Return the messages and wait until all are ready: the next session needs them."""
+        if session.requested:
+            # The requested number, not the received one: messages that arrived since the
+            # session began may have been taken too.
+            count = max(self.returned_count or 0, session.requested)
+            self.returned_count = max(0, count - session.acked)
+        try:
+            if await session.return_messages():
+                await self._wait_until_ready(connection, session)
+            else:
+                async with self._connected() as other:
+                    await self._wait_until_ready(other, session)
+        except BrokerUnavailableError as exc:
+            # The broker is unreachable or another client takes messages: none are lost.
+            log.warning("dead_letters.return_unconfirmed", problem=str(exc))
+
+    async def _wait_until_ready(
+        self, connection: BrokerConnection[DeliveryReader], session: "BrowseSession"
+    ) -> None:
+        count = session.depth - session.acked
+        doing = f"wait for {self._queue}"
+        async with broker_call(doing, timeout_s=self._address.timeout_s):
+            channel = await connection.open_channel(confirms=False)
+            while await _ready_count(channel, self._queue) < count:  # noqa: ASYNC110 - AMQP has no event for it
+                await asyncio.sleep(_POLL_S)
 
 
 class BrowseSession:
     """
-    One session on the queue; `open_session` opens it and returns its messages at the end.
+    One session on the queue, which `DeadLetterBrowser.session` opens and closes.
 
     Attributes:
         queue: The dead-letter queue.
         depth: How many messages were ready when the session began.
         acked: How many messages it has removed from the queue.
+        requested: How many messages its consumers together may take.
 
     """
 
@@ -101,22 +235,22 @@ class BrowseSession:
         channel: aiormq.Channel,
         *,
         queue: str,
-        returned: ReturnedHead,
         depth: int,
+        returned_count: int | None,
         timeout_s: float,
     ) -> None:
         self.queue = queue
         self.depth = depth
         self.acked = 0
+        self.requested = 0
         self._connection = connection
         self._channel = channel
-        self._returned = returned
+        self._returned_count = returned_count or 0
         self._timeout_s = timeout_s
         self._consumers: list[str] = []
-        self._requested = 0  # messages that all consumers together may take
         self._received = 0
         # Whether the end of the list of returned messages is known to be taken.
-        self._has_whole_head = returned.count is not None
+        self._has_whole_head = returned_count is not None
         self._take: Callable[[Delivery], bool] | None = None
         self._is_enough = False
         self._has_news = asyncio.Event()
@@ -126,7 +260,7 @@ class BrowseSession:
     @property
     def outstanding(self) -> int:
         """Messages that the broker has delivered and the bridge has not read."""
-        return max(0, min(self._requested, self.depth) - self._received)
+        return max(0, min(self.requested, self.depth) - self._received)
 
     async def read(self, take: Callable[[Delivery], bool], *, at_most: int) -> int:
         """
@@ -164,15 +298,15 @@ class BrowseSession:
         self._take = count_and_take
         timeout_s = self._timeout_s * _READ_CALLS
         async with broker_call(f"read {self.queue}", timeout_s=timeout_s):
-            head = min(self._returned.count or 0, self.depth)
+            head = min(self._returned_count, self.depth)
             first = max(head, min(wanted, _FIRST_STEP))
             await self._add_consumer(first)
-            while first > self._requested and len(self._consumers) < _CONSUMERS_MAX:
+            while first > self.requested and len(self._consumers) < _CONSUMERS_MAX:
                 await self._add_consumer_without_reply()
             while not await self._is_done(wanted):
                 if len(self._consumers) == _CONSUMERS_MAX:
                     break
-                await self._add_consumer(self._requested * (_STEP_FACTOR - 1))
+                await self._add_consumer(self.requested * (_STEP_FACTOR - 1))
             if self.outstanding <= _DRAIN_MAX:
                 # With more outstanding, the reply to basic.cancel would arrive after them.
                 await self._cancel_consumers()
@@ -203,12 +337,8 @@ class BrowseSession:
 
         """
         self._take = None
-        if not self._requested:
+        if not self.requested:
             return True
-        # The requested number, not the received one: messages that arrived since the session
-        # began may have been taken too.
-        self._returned.record_returned(self._requested)
-        self._returned.record_acked(self.acked)
         if self.outstanding > _DRAIN_MAX:
             self._connection.abort()
             return False
@@ -236,9 +366,9 @@ class BrowseSession:
         """Consume `count` more; earlier consumers are full, so these are the next ones."""
         count = min(count, _PREFETCH_MAX)
         await self._channel.basic_qos(prefetch_count=count)
-        self._requested += count
+        self.requested += count
         tag = self._next_tag()
-        await self._channel.basic_consume(self.queue, _never_called, consumer_tag=tag)
+        await self._channel.basic_consume(self.queue, ignore_message, consumer_tag=tag)
         self._consumers.append(tag)
 
     async def _add_consumer_without_reply(self) -> None:
@@ -253,7 +383,7 @@ class BrowseSession:
             channel_number=self._channel.number, frames=[consume]
         )
         await self._channel.write_queue.put(frame)
-        self._requested += _PREFETCH_MAX
+        self.requested += _PREFETCH_MAX
         self._consumers.append(tag)
 
     def _next_tag(self) -> str:
@@ -281,7 +411,7 @@ class BrowseSession:
             is_read = self._is_enough or self._received >= wanted
             if is_read and (self._has_whole_head or self._received >= self.depth):
                 return True
-            if self._received >= min(self._requested, self.depth):
+            if self._received >= min(self.requested, self.depth):
                 return self._received >= self.depth
             if self._channel.is_closed:
                 raise BrokerUnavailableError(
@@ -293,95 +423,13 @@ class BrowseSession:
                     await self._has_news.wait()
                 quiets = 0
             except TimeoutError:
-                if await ready_count(self._channel, self.queue) == 0:
+                if await _ready_count(self._channel, self.queue) == 0:
                     quiets += 1
                 if quiets == _QUIETS_MAX:
                     return True
 
 
-@asynccontextmanager
-async def open_session(
-    address: BrokerAddress, queue: str, returned: ReturnedHead
-) -> AsyncIterator[BrowseSession]:
-    """
-    Open a session on a connection of its own and return its messages at the end.
-
-    The caller opens one session per queue at a time. At the end the returned messages are
-    ready in the queue again, unless the broker did not confirm that within its timeout.
-
-    Raises:
-        BrokerUnavailableError: If the broker is unreachable or too slow.
-
-    Cancellation:
-        Safe; the connection closes, which returns the messages.
-
-    """
-    connection = await open_connection(
-        address, purpose=Purpose.OPERATE, reader=DeliveryReader
-    )
-    try:
-        async with broker_call(f"browse {queue}", timeout_s=address.timeout_s):
-            channel = await connection.open_channel(confirms=False)
-            depth = await ready_count(channel, queue)
-        session = BrowseSession(
-            connection,
-            channel,
-            queue=queue,
-            returned=returned,
-            depth=depth,
-            timeout_s=address.timeout_s,
-        )
-        try:
-            yield session
-        finally:
-            await _close(session, connection, address)
-    finally:
-        await connection.disconnect()
-
-
-async def _close(
-    session: BrowseSession,
-    connection: BrokerConnection[DeliveryReader],
-    address: BrokerAddress,
-) -> None:
-    """Return the messages and wait until all are ready: the next session must find them."""
-    try:
-        if not await session.return_messages():
-            connection = await open_connection(
-                address, purpose=Purpose.OPERATE, reader=DeliveryReader
-            )
-        queue, count = session.queue, session.depth - session.acked
-        async with broker_call(f"wait for {queue}", timeout_s=address.timeout_s):
-            channel = await connection.open_channel(confirms=False)
-            while await ready_count(channel, queue) < count:  # noqa: ASYNC110 - AMQP has no event for it
-                await asyncio.sleep(_POLL_S)
-    except BrokerUnavailableError as exc:
-        # The broker is unreachable or another client takes messages: none are lost.
-        log.warning("dead_letters.return_unconfirmed", problem=str(exc))
-    finally:
-        await connection.disconnect()
-
-
-async def count_ready(address: BrokerAddress, queue: str) -> int:
-    """
-    Return how many messages are ready in `queue`, over a connection of its own.
-
-    Raises:
-        BrokerUnavailableError: If the broker is unreachable or too slow.
-
-    """
-    connection = await open_connection(
-        address, purpose=Purpose.OPERATE, reader=DeliveryReader
-    )
-    try:
-        async with broker_call(f"count {queue}", timeout_s=address.timeout_s):
-            channel = await connection.open_channel(confirms=False)
-            return await ready_count(channel, queue)
-    finally:
-        await connection.disconnect()
-
-
-async def ready_count(channel: aiormq.Channel, queue: str) -> int:
+async def _ready_count(channel: aiormq.Channel, queue: str) -> int:
     """Return how many messages are ready in `queue`. Call it within a `broker_call`."""
     return (await channel.queue_declare(queue, passive=True)).message_count or 0
 
@@ -393,7 +441,3 @@ def _counts_closed_channels(version: str) -> bool:
         return (int(parts[0]), int(parts[1])) >= (4, 3)
     except (ValueError, IndexError):
         return False
-
-
-async def _never_called(_message: object) -> None:
-    """Satisfy the library: the reader takes the deliveries before its callbacks."""

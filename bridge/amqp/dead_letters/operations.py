@@ -27,10 +27,9 @@ from bridge.amqp.dead_letters.batches import (
     collect,
     concurrent_groups,
 )
-from bridge.amqp.dead_letters.browser import BrowseSession, count_ready
+from bridge.amqp.dead_letters.browser import BrowseSession, DeadLetterBrowser
 from bridge.amqp.dead_letters.cache import CacheRecording, DeadLetterCache
 from bridge.amqp.dead_letters.delivery_limit import DELIVERIES_MAX, DeliveryLimitGuard
-from bridge.amqp.dead_letters.lock import DeadLetterLock
 from bridge.amqp.publish.publisher import Publisher
 from bridge.core.broker_names import BrokerNames
 from bridge.core.contracts.operator.dead_letters import DeadLetterSelection, Redrive
@@ -58,7 +57,9 @@ _AGE_EVERY_S: Final = 60.0
 _REMOVED_MAX: Final = 10_000
 
 Take = Callable[[StoredDeadLetter], bool]
-Work = Callable[[BrowseSession, Sequence[PendingDeadLetter]], Awaitable[int]]
+Batch = Sequence[PendingDeadLetter]
+# Returns the part of the batch that it has removed from the queue.
+Work = Callable[[BrowseSession, Batch], Awaitable[Batch]]
 
 
 class DeadLetterQueue:
@@ -74,14 +75,13 @@ class DeadLetterQueue:
         deliveries_max: int = DELIVERIES_MAX,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._address = address
         self._names = names
         self._publisher = publisher
         self._journal = journal or Journal()
         self._now = now
         self._cache = DeadLetterCache(now)
         self._age_at_s = float("-inf")
-        self._lock = DeadLetterLock(address, names.dead)
+        self._browser = DeadLetterBrowser(address, names.dead)
         self._limit = DeliveryLimitGuard(names.dead, now, limit=deliveries_max)
 
     # --- browse
@@ -94,7 +94,7 @@ class DeadLetterQueue:
         ``None`` without a session: then the broker's own count is right. Dead letters that
         arrived since the session began are not included.
         """
-        return self._lock.depth
+        return self._browser.depth
 
     async def browse(self, begin: Callable[[], Take]) -> DeadLetterCount:
         """
@@ -117,9 +117,9 @@ class DeadLetterQueue:
             Safe; the messages return to the queue.
 
         """
-        async with self._lock.hold():
+        async with self._browser.lock():
             if not self._cache.is_empty:
-                depth = await count_ready(self._address, self._names.dead)
+                depth = await self._browser.count_ready()
                 head = self._cache.head(depth)
                 passed = _pass(head, begin())
                 if passed is not None or len(head) >= depth:
@@ -160,7 +160,7 @@ class DeadLetterQueue:
                 self._limit.inspect(delivery)
             return take(reader.read(delivery), delivery)
 
-        async with self._lock.open() as session:
+        async with self._browser.session() as session:
             await session.read(read, at_most=session.depth)
             return session.depth
 
@@ -177,7 +177,7 @@ class DeadLetterQueue:
 
         """
         head = self._cache.head(depth)
-        if not head and depth and not self._lock.is_held:
+        if not head and depth and not self._browser.is_busy:
             if self._now() < self._age_at_s:
                 return None
             self._age_at_s = self._now() + _AGE_EVERY_S
@@ -199,7 +199,7 @@ class DeadLetterQueue:
                 found = stored, delivery
             return found is None
 
-        async with self._lock.hold():
+        async with self._browser.lock():
             await self._read(take)
         return found
 
@@ -214,9 +214,9 @@ class DeadLetterQueue:
             matching += matches(stored)
             return at_most is None or matching < at_most
 
-        async with self._lock.hold():
+        async with self._browser.lock():
             if selection.all:  # without a session, which RabbitMQ would count
-                depth = await count_ready(self._address, self._names.dead)
+                depth = await self._browser.count_ready()
                 return DeadLetterCount(depth, depth)
             depth = await self._read(take)
         return DeadLetterCount(matching, depth)
@@ -248,10 +248,8 @@ class DeadLetterQueue:
         """
         pace = RedrivePace(request.rate_per_s, progress, self._now)
 
-        async def work(
-            session: BrowseSession, batch: Sequence[PendingDeadLetter]
-        ) -> int:
-            sent = 0
+        async def work(session: BrowseSession, batch: Batch) -> Batch:
+            sent: list[PendingDeadLetter] = []
             for group in concurrent_groups(batch, at_most=pace.group_size):
                 await pace.wait(len(group))
                 if progress.is_cancelled:
@@ -271,12 +269,10 @@ class DeadLetterQueue:
     ) -> None:
         """Remove the selected dead letters. Arguments and errors as `redrive`."""
 
-        async def work(
-            session: BrowseSession, batch: Sequence[PendingDeadLetter]
-        ) -> int:
-            await self._remove(session, batch)
+        async def work(session: BrowseSession, batch: Batch) -> Batch:
+            await session.ack([pending.delivery.tag for pending in batch])
             progress.advance(done=len(batch))
-            return len(batch)
+            return batch
 
         await self._work(request, counted, work, progress, batch_max=_BATCH_MAX)
 
@@ -296,7 +292,10 @@ class DeadLetterQueue:
         failed: set[str] = set()
         while left > 0 and depth > 0 and not progress.is_cancelled:
             batch: list[PendingDeadLetter] = []
-            async with self._lock.session(within_s=None) as session:
+            async with (
+                self._browser.lock(within_s=None),
+                self._browser.session() as session,
+            ):
                 take = collect(
                     batch,
                     DeadLetterReader(removed),
@@ -310,27 +309,16 @@ class DeadLetterQueue:
                 self._cache.clear()
                 self._limit.reset()
                 # The head of the queue only loses what this job removes.
-                depth -= await work(session, batch)
+                done = {pending.id for pending in await work(session, batch)}
+                depth -= len(done)
             left -= len(batch)
-            for pending in batch:
-                if not pending.is_removed:
-                    failed.add(pending.id)
-                elif len(removed) < _REMOVED_MAX:
-                    removed.add(pending.id)
-
-    async def _remove(
-        self, session: BrowseSession, batch: Sequence[PendingDeadLetter]
-    ) -> None:
-        await session.ack([pending.delivery.tag for pending in batch])
-        for pending in batch:
-            pending.is_removed = True
+            failed.update(pending.id for pending in batch if pending.id not in done)
+            if len(removed) < _REMOVED_MAX:
+                removed |= done
 
     async def _send(
-        self,
-        session: BrowseSession,
-        group: Sequence[PendingDeadLetter],
-        progress: JobProgress,
-    ) -> int:
+        self, session: BrowseSession, group: Batch, progress: JobProgress
+    ) -> Batch:
         """Publish all of `group` concurrently, and ack those that the broker confirmed."""
         confirmed: list[PendingDeadLetter] = []
         refused: list[str] = []
@@ -352,7 +340,7 @@ class DeadLetterQueue:
         except* BrokerUnavailableError as errors:
             failure = first_error(errors)
         if confirmed:
-            await self._remove(session, confirmed)
+            await session.ack([pending.delivery.tag for pending in confirmed])
         for pending in confirmed:
             self._note(pending.delivery, began_s)
         progress.advance(
@@ -362,7 +350,7 @@ class DeadLetterQueue:
         )
         if failure is not None:
             raise failure
-        return len(confirmed)
+        return confirmed
 
     async def _publish(self, delivery: Delivery) -> None:
         routing_key = routing_key_of(delivery)

@@ -54,11 +54,6 @@ class PublishChannel:
     returned: str | None = None
 
     @property
-    def is_usable(self) -> bool:
-        """Whether the channel is open."""
-        return not self.wire.is_closed
-
-    @property
     def is_confirmed(self) -> bool:
         """Whether the broker has confirmed everything that was sent on the channel."""
         return not self.wire.confirmations
@@ -77,8 +72,9 @@ class ChannelPool:
         self._connection = connection
         self._wire = connection.wire
         self._channels: dict[int, PublishChannel] = {}
-        self._free: list[PublishChannel] = []
-        self._unconfirmed: list[PublishChannel] = []  # of publishes that timed out
+        self._idle: list[
+            PublishChannel
+        ] = []  # unconfirmed after a publish that timed out
         self.has_closed = asyncio.Event()
         connection.reader.subscribe(self._on_return)
         self._wire.closing.add_done_callback(lambda _: self.has_closed.set())
@@ -104,7 +100,12 @@ class ChannelPool:
         """Return the problem that makes the connection unusable; ``None`` if there is none."""
         if not self._wire.is_opened:
             return "the connection was lost"
-        if len(self._unconfirmed) > CHANNELS_MAX:
+        # The number of idle channels alone is enough to know that all is well.
+        if (
+            len(self._idle)
+            > CHANNELS_MAX
+            < sum(not channel.is_confirmed for channel in self._idle)
+        ):
             return "the broker leaves too many publishes unconfirmed"
         return None
 
@@ -121,33 +122,21 @@ class ChannelPool:
         try:
             yield channel
         finally:
-            if channel.is_confirmed:
-                self._release(channel)
-            elif channel.is_usable:
-                self._unconfirmed.append(channel)
-            else:
-                self._forget(channel)
+            self._idle.append(channel)
 
     def _take_free(self) -> PublishChannel | None:
-        for channel in [one for one in self._unconfirmed if one.is_confirmed]:
-            self._unconfirmed.remove(channel)
-            self._release(channel)
-        while self._free:
-            channel = self._free.pop()
-            if channel.is_usable:
+        """Return an open channel whose publishes are all confirmed, the last used first."""
+        for channel in [one for one in self._idle if one.wire.is_closed]:
+            self._idle.remove(channel)
+            # A newer channel may have got the same number.
+            if self._channels.get(channel.wire.number) is channel:
+                del self._channels[channel.wire.number]
+        for channel in reversed(self._idle):
+            if channel.is_confirmed:
+                self._idle.remove(channel)
+                channel.returned = None
                 return channel
-            self._forget(channel)
         return None
-
-    def _release(self, channel: PublishChannel) -> None:
-        channel.returned = None
-        if channel.is_usable:
-            self._free.append(channel)
-        else:
-            self._forget(channel)
-
-    def _forget(self, channel: PublishChannel) -> None:
-        self._channels.pop(channel.wire.number, None)
 
     async def _open(self) -> PublishChannel:
         opened = await self._connection.open_channel(confirms=True)

@@ -21,13 +21,13 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from time import monotonic
-from typing import Final, Self
+from typing import Final
 
 import aiormq
 import structlog
 
-from bridge.amqp.connection import BrokerConnection, broker_call
-from bridge.amqp.consume.consumer import Consumer, never_called
+from bridge.amqp.connection import BrokerConnection, broker_call, ignore_message
+from bridge.amqp.consume.consumer import Consumer
 from bridge.amqp.consume.session import IntakeSession
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.shards.layout import ShardPlan
@@ -68,7 +68,7 @@ class ShardAssignment:
 
     Args:
         session: Consumes all shards.
-        channel: Of the same connection; used for counting only.
+        connection: Of the session; the bridges are counted on a channel of its own.
         plan: Names the queue that all bridges consume.
         shards: The number of shards.
         pause_s: The pause before a released queue is consumed again.
@@ -78,38 +78,18 @@ class ShardAssignment:
     def __init__(
         self,
         session: IntakeSession,
-        channel: aiormq.Channel,
+        connection: BrokerConnection[FrameReader],
         plan: ShardPlan,
         *,
         shards: int,
         pause_s: float = _PAUSE_S,
     ) -> None:
         self._session = session
-        self._channel = channel
+        self._connection = connection
         self._plan = plan
         self._queue = plan.names.bridges
         self._shards = shards
         self._pause_s = pause_s
-
-    @classmethod
-    async def open(
-        cls,
-        session: IntakeSession,
-        connection: BrokerConnection[FrameReader],
-        plan: ShardPlan,
-        *,
-        shards: int,
-    ) -> Self:
-        """
-        Open the channel for counting; arguments as for the class.
-
-        Raises:
-            BrokerUnavailableError: If the broker is unreachable or too slow.
-
-        """
-        async with broker_call("open a channel", timeout_s=plan.timeout_s):
-            channel = await connection.open_channel(confirms=False)
-        return cls(session, channel, plan, shards=shards)
 
     async def run(self) -> None:
         """
@@ -125,17 +105,17 @@ class ShardAssignment:
         """
         failures = 0
         released_s: deque[float] = deque(maxlen=_RELEASES_MAX)
-        async with broker_call(
-            f"consume {self._queue}", timeout_s=self._plan.timeout_s
-        ):
-            await self._channel.basic_consume(self._queue, never_called)
+        doing = f"consume {self._queue}"
+        async with broker_call(doing, timeout_s=self._plan.timeout_s):
+            channel = await self._connection.open_channel(confirms=False)
+            await channel.basic_consume(self._queue, ignore_message)
         while True:
             # With jitter: bridges that count at the same moment would all release to one.
             await asyncio.sleep(_jittered(self._plan.assignment_interval_s))
             if is_rate_limited(released_s, now_s=monotonic()):
                 continue
             try:
-                bridges = await self._count_bridges()
+                bridges = await self._count_bridges(channel)
             except BrokerUnavailableError:
                 failures += 1
                 if failures == _FAILURES_MAX:
@@ -159,9 +139,9 @@ class ShardAssignment:
                         self._release(consumer), name=f"release {consumer.queue}"
                     )
 
-    async def _count_bridges(self) -> int:
+    async def _count_bridges(self, channel: aiormq.Channel) -> int:
         async with broker_call(f"count {self._queue}", timeout_s=self._plan.timeout_s):
-            reply = await self._channel.queue_declare(self._queue, passive=True)
+            reply = await channel.queue_declare(self._queue, passive=True)
         return reply.consumer_count or 1
 
     async def _release(self, consumer: Consumer) -> None:

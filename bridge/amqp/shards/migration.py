@@ -33,7 +33,7 @@ from bridge.amqp.connection import (
     BrokerConnection,
     Purpose,
     broker_call,
-    open_connection,
+    connected,
     problem_text,
 )
 from bridge.amqp.frame_reader import FrameReader
@@ -257,12 +257,9 @@ async def keep_publishing_end_markers(
     while True:
         await asyncio.sleep(plan.marker_interval_s)
         try:
-            connection = await open_connection(
+            async with connected(
                 address, purpose=Purpose.OPERATE, reader=FrameReader
-            )
-            try:
+            ) as connection:
                 await publish_end_markers(connection, plan, layout)
-            finally:
-                await connection.disconnect()
         except (BrokerUnavailableError, TopologyError) as exc:
             log.info("shards.end_marker_unpublished", problem=str(exc))

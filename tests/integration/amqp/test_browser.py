@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from bridge.amqp.connection import BrokerAddress
-from bridge.amqp.dead_letters.browser import ReturnedHead, open_session
+from bridge.amqp.dead_letters.browser import DeadLetterBrowser
 from bridge.amqp.topology import Topology
 from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
@@ -33,9 +33,7 @@ async def dead(raw: Raw, wanted: Topology, names: BrokerNames) -> str:
     return queue.name
 
 
-async def browse(
-    address: BrokerAddress, queue: str, returned: ReturnedHead, count: int
-) -> list[int]:
+async def browse(browser: DeadLetterBrowser, count: int) -> list[int]:
     """Return the numbers of the first `count` dead letters."""
     seen: list[Delivery] = []
 
@@ -43,7 +41,7 @@ async def browse(
         seen.append(one)
         return len(seen) < count
 
-    async with open_session(address, queue, returned) as session:
+    async with browser.session() as session:
         await session.read(take, at_most=count)
     return numbers(seen)
 
@@ -58,10 +56,10 @@ async def test_sessions_of_any_depth_change_neither_order_nor_number(
 ) -> None:
     """A short session after a long one must not move the head of the queue to its end."""
     await publish_dead_letters(broker, names, 2000)
-    returned = ReturnedHead()
+    browser = DeadLetterBrowser(address, dead)
 
     for count in depths:
-        assert await browse(address, dead, returned, count) == list(range(count))
+        assert await browse(browser, count) == list(range(count))
 
     assert numbers(await take_all(broker, dead)) == list(range(2000))
 
@@ -71,9 +69,9 @@ async def test_a_restarted_bridge_recognizes_messages_that_were_returned_before(
 ) -> None:
     """The process forgot their number, but they have the flag `redelivered`."""
     await publish_dead_letters(broker, names, 2500)
-    await browse(address, dead, ReturnedHead(), 2200)
+    await browse(DeadLetterBrowser(address, dead), 2200)
 
-    assert await browse(address, dead, ReturnedHead(), 3) == [0, 1, 2]
+    assert await browse(DeadLetterBrowser(address, dead), 3) == [0, 1, 2]
 
     assert numbers(await take_all(broker, dead)) == list(range(2500))
 
@@ -83,13 +81,13 @@ async def test_messages_that_arrive_during_a_session_stay_behind_the_others(
 ) -> None:
     """The queue receives messages while an operator reads it."""
     await publish_dead_letters(broker, names, 100)
-    returned = ReturnedHead()
-    await browse(address, dead, returned, 60)
-    async with open_session(address, dead, returned) as session:
+    browser = DeadLetterBrowser(address, dead)
+    await browse(browser, 60)
+    async with browser.session() as session:
         await session.read(lambda _one: True, at_most=80)
         await publish_dead_letters(broker, names, 50, start=100)
 
-    assert await browse(address, dead, returned, 10) == list(range(10))
+    assert await browse(browser, 10) == list(range(10))
     assert numbers(await take_all(broker, dead)) == list(range(150))
 
 
@@ -98,14 +96,14 @@ async def test_acked_messages_are_removed_and_the_others_keep_their_order(
 ) -> None:
     """A redrive of some messages does not affect the others."""
     await publish_dead_letters(broker, names, 300)
-    returned = ReturnedHead()
-    await browse(address, dead, returned, 200)
+    browser = DeadLetterBrowser(address, dead)
+    await browse(browser, 200)
     seen: list[Delivery] = []
-    async with open_session(address, dead, returned) as session:
+    async with browser.session() as session:
         await session.read(lambda one: not seen.append(one), at_most=90)  # type: ignore[func-returns-value] # append returns None: the session goes on
         await session.ack([one.tag for one in seen if int(one.body) % 3 == 0])
 
-    await browse(address, dead, returned, 5)
+    await browse(browser, 5)
 
     left = [n for n in range(300) if n % 3 or n >= 90]
     assert numbers(await take_all(broker, dead)) == left
@@ -114,12 +112,11 @@ async def test_acked_messages_are_removed_and_the_others_keep_their_order(
 BROWSING = """
 import asyncio, sys
 from bridge.amqp.connection import BrokerAddress
-from bridge.amqp.dead_letters.browser import ReturnedHead, open_session
+from bridge.amqp.dead_letters.browser import DeadLetterBrowser
 
 async def main():
-    returned = ReturnedHead()
-    returned.record_returned(int(sys.argv[3]))
-    async with open_session(BrokerAddress((sys.argv[1],)), sys.argv[2], returned) as session:
+    browser = DeadLetterBrowser(BrokerAddress((sys.argv[1],)), sys.argv[2], returned_count=int(sys.argv[3]))
+    async with browser.session() as session:
         seen = []
         await session.read(lambda one: seen.append(1) or len(seen) < 20, at_most=20)
         print("browsing", flush=True)
@@ -134,11 +131,11 @@ async def test_a_killed_session_changes_neither_order_nor_number(
 ) -> None:
     """RabbitMQ returns all unacked messages in order after kill -9."""
     await publish_dead_letters(broker, names, 600)
-    returned = ReturnedHead()
-    await browse(address, dead, returned, 400)
+    browser = DeadLetterBrowser(address, dead)
+    await browse(browser, 400)
 
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", BROWSING, broker.url, dead, str(returned.count),
+        sys.executable, "-c", BROWSING, broker.url, dead, str(browser.returned_count),
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
@@ -152,7 +149,7 @@ async def test_a_killed_session_changes_neither_order_nor_number(
         return await ready(broker, dead) == 600
 
     await eventually(is_returned)
-    assert await browse(address, dead, returned, 30) == list(range(30))
+    assert await browse(browser, 30) == list(range(30))
     assert numbers(await take_all(broker, dead)) == list(range(600))
 
 
@@ -161,9 +158,9 @@ async def test_a_session_that_stops_early_cuts_its_connection_and_changes_nothin
 ) -> None:
     """RabbitMQ has delivered all returned messages, far more than the session reads."""
     await publish_dead_letters(broker, names, 7000)
-    returned = ReturnedHead()
-    assert len(await browse(address, dead, returned, 7000)) == 7000
+    browser = DeadLetterBrowser(address, dead)
+    assert len(await browse(browser, 7000)) == 7000
 
-    assert await browse(address, dead, returned, 2) == [0, 1]
+    assert await browse(browser, 2) == [0, 1]
 
     assert numbers(await take_all(broker, dead)) == list(range(7000))

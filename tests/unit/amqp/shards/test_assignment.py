@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import cast
 
-import aiormq
 import pytest
 
+from bridge.amqp.connection import BrokerConnection
 from bridge.amqp.consume.consumer import Consumer
 from bridge.amqp.consume.session import IntakeSession
+from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.shards.assignment import ShardAssignment, excess
 from bridge.amqp.shards.layout import ShardPlan
 from bridge.core.broker_names import BrokerNames
@@ -51,6 +52,15 @@ class StubChannel:
     async def queue_declare(self, *_: object, **__: object) -> SimpleNamespace:
         """Report two consumers."""
         return SimpleNamespace(consumer_count=2)
+
+
+class StubConnection:
+    """A connection with one stub channel."""
+
+    async def open_channel(self, *, confirms: bool) -> StubChannel:
+        """Open the channel."""
+        assert not confirms
+        return StubChannel()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +105,7 @@ async def test_releases_stop_if_the_shards_always_come_back() -> None:
     session = StubSession()
     assignment = ShardAssignment(
         cast("IntakeSession", session),
-        cast("aiormq.Channel", StubChannel()),
+        cast("BrokerConnection[FrameReader]", StubConnection()),
         ShardPlan(BrokerNames("x"), (), assignment_interval_s=0.0),
         shards=2,
         pause_s=0.0,
