@@ -1,4 +1,4 @@
-"""The operator's API does what its OpenAPI document says, whatever it is asked."""
+"""The operator's API conforms to its OpenAPI document for any request."""
 
 import asyncio
 import threading
@@ -25,7 +25,7 @@ _LETTERS: Final = 20
 
 @pytest.fixture(scope="module")
 def operator_url(broker: LocalNode) -> Iterator[str]:
-    """A real bridge with some dead letters, in a thread: schemathesis asks and waits."""
+    """A real bridge with dead letters, in a thread, because schemathesis blocks."""
     namespace = "openapi"
     url: list[str] = []
     listens = threading.Event()
@@ -55,14 +55,14 @@ def operator_url(broker: LocalNode) -> Iterator[str]:
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
-def test_an_answer_is_what_the_document_promises(
+def test_an_answer_conforms_to_the_document(
     case: schemathesis.Case[Any], operator_url: str
 ) -> None:
-    """Status, type and form of each answer, for good and bad questions, with and without key."""
+    """Status, type and body of answers to valid and invalid requests, with and without a key."""
     case.call_and_validate(
         base_url=operator_url,
         headers={"Authorization": f"Bearer {OPERATOR_TOKEN}"},
-        # A cursor has a form that is nobody's business, and of ids, filter and all one is
-        # given: a schema cannot say the first, and the second is said in words.
+        # A schema cannot express that a cursor has to come from an earlier page. That exactly
+        # one of ids, filter and all is given is only in the descriptions.
         excluded_checks=[positive_data_acceptance],
     )

@@ -101,9 +101,7 @@ class PublishedMessage(Contract):
 
     routing_key: User = Field(description=USER_TEXT)
     properties: MessageProperties = Field(default_factory=MessageProperties)
-    body: AnyJson = Field(
-        description="The data that clients receive: any JSON value, including null."
-    )
+    body: AnyJson = Field(description="The data: any JSON value, including null.")
 
 
 class PublishRequest(Contract):
@@ -132,9 +130,7 @@ class PublishRequest(Contract):
         description="The data that clients receive: any JSON value, including null, nested at most "
         "254 deep.",
     )
-    id: MessageId | None = Field(
-        None, description=f"{ID_TEXT} Absent: the bridge makes one."
-    )
+    id: MessageId | None = Field(None, description=f"{ID_TEXT} Absent: a new one.")
     ttl_s: float | None = Field(
         None,
         ge=0,
@@ -152,9 +148,7 @@ class PublishAccepted(Contract):
         json_schema_extra={"examples": [{"id": "0b7c2a1e-order-17-3"}]}
     )
 
-    id: str = Field(
-        description="The id of the message: that of the request, or a new one."
-    )
+    id: str = Field(description="The id of the message, from the request or new.")
 
 
 class Problem(Contract):

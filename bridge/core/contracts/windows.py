@@ -167,9 +167,7 @@ class ClosingNotice(Contract):
         description=explained(Closing, "The reason, for programs:")
     )
     reason: str = Field(description="The reason, for people.")
-    reconnect: bool = Field(
-        description="Whether the page should reconnect with its current token."
-    )
+    reconnect: bool = Field(description="Whether the page should reconnect.")
 
 
 class ConnectErrorData(Contract):

@@ -24,7 +24,7 @@ from bridge.enums import (
 )
 
 ROOT = Path(__file__).parents[3]
-# From the npm package @asyncapi/specs, which tests/package.json asks for.
+# From the npm package @asyncapi/specs, a dependency in tests/package.json.
 OFFICIAL = ROOT / "tests/node_modules/@asyncapi/specs/schemas/3.0.0.json"
 
 
@@ -47,7 +47,7 @@ def walk(node: object) -> Iterator[dict[str, Any]]:
 
 
 def resolve(document: dict[str, Any], reference: str) -> Any:
-    """Return what `reference` points to; a KeyError says that it points nowhere."""
+    """Return the target of `reference`; a KeyError means that it has none."""
     node: Any = document
     for name in reference.removeprefix("#/").split("/"):
         node = node[name]
@@ -55,7 +55,7 @@ def resolve(document: dict[str, Any], reference: str) -> Any:
 
 
 def inline(document: dict[str, Any], node: Any) -> Any:
-    """Return `node` with all references replaced by what they point to."""
+    """Return `node` with all references replaced by their targets."""
     if isinstance(node, list):
         return [inline(document, item) for item in node]
     if not isinstance(node, dict):
@@ -66,7 +66,7 @@ def inline(document: dict[str, Any], node: Any) -> Any:
 
 
 def test_the_official_schema_accepts_the_document(document: dict[str, Any]) -> None:
-    """What AsyncAPI itself publishes decides, not our reading of it."""
+    """It is the schema that AsyncAPI publishes."""
     official = json.loads(OFFICIAL.read_text(encoding="utf-8"))
 
     errors = Draft7Validator(official).iter_errors(document)
@@ -74,8 +74,8 @@ def test_the_official_schema_accepts_the_document(document: dict[str, Any]) -> N
     assert [f"{error.json_path}: {error.message[:200]}" for error in errors] == []
 
 
-def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
-    """The official schema does not follow them."""
+def test_every_reference_has_a_target(document: dict[str, Any]) -> None:
+    """The official schema does not check that."""
     references = [node["$ref"] for node in walk(document) if "$ref" in node]
 
     assert references
@@ -86,7 +86,7 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 def test_an_operation_uses_messages_of_its_own_channel(
     document: dict[str, Any],
 ) -> None:
-    """AsyncAPI demands it, and no schema can say it."""
+    """AsyncAPI requires it, and a schema cannot express it."""
     for operation in document["operations"].values():
         for part in filter(None, [operation, operation.get("reply")]):
             channel = part["channel"]["$ref"]
@@ -95,7 +95,7 @@ def test_an_operation_uses_messages_of_its_own_channel(
 
 
 def test_every_message_belongs_to_an_operation(document: dict[str, Any]) -> None:
-    """A message that nobody sends or receives is a leftover."""
+    """A message without an operation would be a leftover."""
     used = {
         message["$ref"].rpartition("/")[2]
         for operation in document["operations"].values()
@@ -106,10 +106,10 @@ def test_every_message_belongs_to_an_operation(document: dict[str, Any]) -> None
     assert used == set(document["components"]["messages"])
 
 
-def test_the_document_knows_the_names_that_the_bridge_uses(
+def test_the_document_has_the_names_that_the_bridge_uses(
     document: dict[str, Any],
 ) -> None:
-    """Exchange, queue and events are what others rely on."""
+    """Producers and clients rely on the exchange, the queue and the events."""
     channels = document["channels"]
     names = {
         message.get("name") for message in document["components"]["messages"].values()
@@ -126,7 +126,7 @@ def test_the_document_knows_the_names_that_the_bridge_uses(
 
 
 def test_every_example_of_a_message_fits_its_payload(document: dict[str, Any]) -> None:
-    """Examples are what people copy."""
+    """People copy examples."""
     seen = 0
     for message in document["components"]["messages"].values():
         for example in message.get("examples", []):
@@ -142,7 +142,7 @@ def test_every_example_of_a_message_fits_its_payload(document: dict[str, Any]) -
 def test_a_payload_is_a_schema_of_its_dialect(
     document: dict[str, Any], name: str
 ) -> None:
-    """AsyncAPI's dialect is draft 07, the files beside it are 2020-12: both must hold."""
+    """AsyncAPI's dialect is draft 07, that of the other files is 2020-12."""
     payload = inline(document, document["components"]["messages"][name]["payload"])
 
     Draft7Validator.check_schema(payload)
@@ -167,6 +167,6 @@ trees = st.recursive(
 
 
 @given(tree=st.dictionaries(ascii_text | words, trees, min_size=1, max_size=4))
-def test_the_yaml_says_what_the_tree_says(tree: dict[str, Any]) -> None:
-    """It is written without a library, so a library reads it here."""
+def test_the_yaml_file_equals_the_document(tree: dict[str, Any]) -> None:
+    """The writer uses no library, so the test parses the file with one."""
     assert yaml.safe_load(render_yaml(tree)) == tree

@@ -1,4 +1,4 @@
-"""The files in `schemas/` say what the bridge does, no more and no less."""
+"""The files in `schemas/` describe exactly what the bridge accepts and sends."""
 
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,8 @@ def validator(name: str) -> Draft202012Validator:
 # --- the files ----------------------------------------------------------------------------
 
 
-def test_the_committed_files_are_what_the_models_say() -> None:
-    """`bridge schemas` was forgotten if this fails."""
+def test_the_committed_files_are_up_to_date() -> None:
+    """If this fails, run `bridge schemas`."""
     files = render_schemas()
 
     assert differing_files(files, SCHEMAS) == []
@@ -57,13 +57,13 @@ def test_the_committed_files_are_what_the_models_say() -> None:
 
 
 def test_rendering_twice_gives_the_same_text() -> None:
-    """A file that changes by itself would make every change look like one of the contract."""
+    """Otherwise every run would look like a change of the contract."""
     assert render_schemas() == render_schemas()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_schema_is_one_and_says_what_it_is(name: str) -> None:
-    """Tools find it by `$id`, people by its title, description and examples."""
+def test_a_schema_is_valid_and_described(name: str) -> None:
+    """Tools need its `$id`, people its title, description and examples."""
     schema = load(name)
 
     Draft202012Validator.check_schema(schema)
@@ -76,7 +76,7 @@ def test_a_schema_is_one_and_says_what_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_example_fits_its_schema(name: str) -> None:
-    """Examples are what people copy."""
+    """People copy examples."""
     schema = load(name)
 
     assert schema["examples"]
@@ -85,8 +85,8 @@ def test_every_example_fits_its_schema(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_schema_stands_alone(name: str) -> None:
-    """A reader needs one file, and no resolver."""
+def test_a_schema_is_self_contained(name: str) -> None:
+    """A reader needs one file and no resolver."""
     assert b"$ref" not in (SCHEMAS / name).read_bytes()
 
 
@@ -97,7 +97,7 @@ app.command()(schemas)
 
 
 def test_the_command_writes_what_its_check_accepts(tmp_path: Path) -> None:
-    """One command mends what the other finds."""
+    """The command fixes everything that its check reports."""
     place = str(tmp_path / "made")
 
     missing = CliRunner().invoke(app, ["--check", "--dir", place])
@@ -111,7 +111,7 @@ def test_the_command_writes_what_its_check_accepts(tmp_path: Path) -> None:
 
 
 def test_the_check_names_the_file_that_was_edited(tmp_path: Path) -> None:
-    """The list is what a person has to look at; nothing is written."""
+    """The check lists the files that differ and writes nothing."""
     CliRunner().invoke(app, ["--dir", str(tmp_path)])
     (tmp_path / "problem.schema.json").write_text("{}\n")
 
@@ -121,11 +121,11 @@ def test_the_check_names_the_file_that_was_edited(tmp_path: Path) -> None:
     assert (tmp_path / "problem.schema.json").read_text() == "{}\n"
 
 
-# --- they agree with what the bridge does ---------------------------------------------------
+# --- the schemas and the bridge agree -------------------------------------------------------
 
 
 def short_text(max_bytes: int = 255) -> st.SearchStrategy[str]:
-    """Text that fits into a short string of AMQP, controls and odd letters included."""
+    """Text that fits into an AMQP short string, including control characters."""
     return st.text(max_size=140).filter(lambda text: len(text.encode()) <= max_bytes)
 
 
@@ -148,7 +148,7 @@ users = st.one_of(short_text(), st.sampled_from(["", "alice", "a.#.*", "a\n", "\
 def test_a_message_is_accepted_by_its_schema_when_the_bridge_accepts_it(
     user: str, event: str, message_id: str, expiration: str | None, data: object
 ) -> None:
-    """A producer that validates first must never be surprised by a dead letter."""
+    """A producer that validates its messages must never cause a dead letter."""
     properties = {"type": event, "message_id": message_id}
     if expiration is not None:
         properties["expiration"] = expiration
@@ -186,7 +186,7 @@ def test_a_message_is_accepted_by_its_schema_when_the_bridge_accepts_it(
 def test_a_request_is_accepted_by_its_schema_when_the_bridge_accepts_it(
     body: dict[str, object],
 ) -> None:
-    """The length in bytes is all that a schema cannot say, and the strategies keep it."""
+    """A schema cannot express lengths in bytes, so the strategies respect them."""
     result = parse_publish_request(orjson.dumps(body))
 
     is_accepted = isinstance(result, PublishRequest)
@@ -231,7 +231,7 @@ def test_the_headers_of_a_dead_letter_fit_their_schema(
 
 
 def table_values(table: bytes) -> dict[str, object]:
-    """Read the two types of value that the bridge writes."""
+    """Parse the two types of values that the bridge writes."""
     return {
         name.decode(): int.from_bytes(value[1:], "big", signed=True)
         if value[:1] == b"l"
@@ -240,8 +240,8 @@ def table_values(table: bytes) -> dict[str, object]:
     }
 
 
-def test_the_dead_letters_schema_knows_every_header_but_the_retry_s_own() -> None:
-    """A header that is added must be told to those who read dead letters."""
+def test_the_schema_of_dead_letters_has_all_headers_except_those_of_retries() -> None:
+    """Readers of dead letters need to know a new header."""
     known = set(load("dead-letter-headers.schema.json")["properties"])
 
     assert known == {header.value for header in Header} - {Header.DEADLINE.value}
@@ -269,7 +269,7 @@ CLAIMS: list[object] = [
 def test_claims_fit_their_schema_when_the_bridge_accepts_them(
     claims: dict[str, object],
 ) -> None:
-    """Who makes tokens must be able to check them without a bridge."""
+    """An issuer must be able to check its tokens without a bridge."""
     try:
         identify(claims)
     except RefusedError:
@@ -299,7 +299,7 @@ def test_auth_fits_its_schema_when_the_bridge_accepts_it(
     auth: object,
     is_accepted: bool,
 ) -> None:
-    """A page that passes something else gets bad_request."""
+    """A page with an invalid `auth` is refused with bad_request."""
     try:
         parse_connect_auth(auth)
     except RefusedError:

@@ -1,4 +1,4 @@
-"""Two bridges with one Redis behind each load balancer: one leaves under load."""
+"""Two bridges with one Redis behind each load balancer: one drains under load."""
 
 import asyncio
 from pathlib import Path
@@ -16,10 +16,10 @@ MESSAGES = 30
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_nobody_misses_anything_while_a_bridge_leaves(
+async def test_no_message_is_lost_while_a_bridge_drains(
     kind: str, broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """A rolling restart, seen from pages: by polling and by websocket, in order, once."""
+    """A rolling restart, seen by polling and WebSocket clients: in order, once."""
     async with (
         RedisServer.start(tmp_path / "redis", is_durable=False) as redis,
         open_balanced(kind, broker, namespace, inbox=redis.url) as balanced,
@@ -56,7 +56,7 @@ async def test_nobody_misses_anything_while_a_bridge_leaves(
 
 
 def assert_nothing_was_missed(pages: Pages, users: list[str], moved: list[str]) -> None:
-    """Each message once and in order; those that moved recovered, the others stayed."""
+    """Check that each window has each message once and in order, and recovered if it moved."""
     for user in users:
         assert pages.data(user) == list(range(MESSAGES)), user
         connects = [report[0]["recovered"] for report in pages.all(user, "connect")]

@@ -1,4 +1,4 @@
-"""Two bridges with one Redis: an operator at either sees and reaches the users of both."""
+"""Two bridges with one Redis: the API of each covers the users of both."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ class Pair:
 async def pair(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> AsyncIterator[Pair]:
-    """Both ready, and each heard by the other."""
+    """Start both; each can ask the other when the block is entered."""
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(
             RedisServer.start(tmp_path / "redis", is_durable=False)
@@ -61,7 +61,7 @@ async def pair(
 
 
 async def test_users_of_both_bridges_are_in_one_list(pair: Pair) -> None:
-    """By name, each once, with all of their windows; page by page as ever."""
+    """By name, each once, with the windows on both bridges, also across pages."""
     first, second = pair.first, pair.second
     async with (
         open_windows(
@@ -94,8 +94,8 @@ async def test_users_of_both_bridges_are_in_one_list(pair: Pair) -> None:
     assert "from 2 bridges" in shown.stderr
 
 
-async def test_a_kick_at_one_bridge_closes_the_windows_at_both(pair: Pair) -> None:
-    """A user who has to go has to go everywhere; others stay."""
+async def test_a_kick_at_one_bridge_closes_the_windows_on_both(pair: Pair) -> None:
+    """Windows of other users stay open."""
     first, second = pair.first, pair.second
     users = [first.token(user) for user in ("ann", "bob")]
     async with (
@@ -114,10 +114,10 @@ async def test_a_kick_at_one_bridge_closes_the_windows_at_both(pair: Pair) -> No
         assert (notice["code"], notice["reconnect"]) == ("kicked", False)
 
 
-async def test_a_trace_tells_what_each_bridge_remembers_and_whose_word_it_is(
+async def test_a_trace_has_the_journals_of_both_bridges(
     pair: Pair,
 ) -> None:
-    """One of two takes the message, and each writes it to the windows that it has."""
+    """One bridge consumes the message, and each writes it to its own windows."""
     first, second = pair.first, pair.second
     token = first.token("ann")
     async with (
@@ -151,8 +151,8 @@ async def test_a_trace_tells_what_each_bridge_remembers_and_whose_word_it_is(
     assert "bridge-2" in shown.stdout
 
 
-async def test_a_trace_says_how_many_bridges_it_did_not_hear(pair: Pair) -> None:
-    """Their windows and their journals are not in the story."""
+async def test_a_trace_reports_how_many_bridges_did_not_answer(pair: Pair) -> None:
+    """Their windows and journals are missing in the story."""
 
     async def hang(_question: object) -> object:
         await asyncio.Event().wait()
@@ -172,10 +172,10 @@ async def test_a_trace_says_how_many_bridges_it_did_not_hear(pair: Pair) -> None
     ]
 
 
-async def test_a_bridge_that_hangs_is_told_apart_from_one_without_windows(
+async def test_a_bridge_that_hangs_is_reported_as_silent(
     pair: Pair,
 ) -> None:
-    """An answer from a part must not look like the whole."""
+    """An incomplete answer must not look complete."""
 
     async def hang(_question: object) -> object:
         await asyncio.Event().wait()
@@ -190,8 +190,8 @@ async def test_a_bridge_that_hangs_is_told_apart_from_one_without_windows(
     assert (answer["items"], answer["bridges"], answer["silent"]) == ([], 1, 1)
 
 
-async def test_nothing_that_others_publish_there_disturbs_it(pair: Pair) -> None:
-    """Neither nonsense nor the words of a later version."""
+async def test_foreign_messages_on_the_channel_are_ignored(pair: Pair) -> None:
+    """They are invalid, or questions of a later version."""
     fleet = pair.second.bridge.components.fleet
     assert fleet is not None
     bodies = ["nonsense", "[]", '{"from": 1}', '{"number": 99, "answer": 2}']
@@ -206,10 +206,10 @@ async def test_nothing_that_others_publish_there_disturbs_it(pair: Pair) -> None
     assert (answer["bridges"], answer["silent"]) == (2, 0)
 
 
-async def test_without_the_store_an_operator_still_sees_and_kicks_here(
+async def test_without_the_store_an_operator_sees_and_kicks_local_windows(
     pair: Pair,
 ) -> None:
-    """And is told that nobody knows of others; when it is back all is as before."""
+    """The number of silent bridges is unknown until the store is available again."""
     first = pair.first
     async with open_windows(
         first.listening.public_url, [first.token("ann")]

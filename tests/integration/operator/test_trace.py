@@ -1,4 +1,4 @@
-"""Where is Ann's message: the story of one message, from the API and from a terminal."""
+"""The story of one message, over the API and on the command line."""
 
 import asyncio
 import time
@@ -26,12 +26,12 @@ from tests.integration.running import (
 
 
 def properties(message_id: str, **more: Any) -> Properties:
-    """Return what a worker publishes with."""
+    """Return the properties of a published message."""
     return Properties(delivery_mode=PERSISTENT, message_id=message_id.encode(), **more)
 
 
 async def traced(api: ApiAsker, message_id: str, user: str | None = None) -> Any:
-    """Ask for a trace."""
+    """Return the trace of a message."""
     query = f"?user={quote(user, safe='')}" if user else ""
     return await api.get(f"/api/trace/{quote(message_id, safe='')}{query}")
 
@@ -42,7 +42,7 @@ def stages(trace: Any) -> list[str]:
 
 
 async def settled(running: RunningBridge, messages: int, *outcomes: str) -> None:
-    """Wait until so many deliveries came to their end."""
+    """Wait until `count` deliveries are settled."""
 
     def count() -> float:
         metric = running.bridge.components.metrics.settled
@@ -57,10 +57,10 @@ async def settled(running: RunningBridge, messages: int, *outcomes: str) -> None
     await eventually(lambda: count() == messages)
 
 
-async def test_a_delivered_message_tells_all_of_its_way(
+async def test_the_trace_of_a_delivered_message_is_complete(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Published over HTTP, stored, written to two windows, delivered."""
+    """It was published over HTTP, stored, written to two windows and delivered."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
         asking(running) as api,
@@ -91,10 +91,10 @@ async def test_a_delivered_message_tells_all_of_its_way(
     assert printed.stdout.splitlines()[-1].startswith("delivered: ")
 
 
-async def test_a_waiting_message_says_what_it_waits_for(
+async def test_the_trace_of_a_waiting_message_has_a_reason(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Nobody there; then a page that has yet to ack; then it has."""
+    """First there is no window, then one that has not acked, then it has acked."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
         open_worker(broker, namespace) as worker,
@@ -136,10 +136,10 @@ async def test_a_waiting_message_says_what_it_waits_for(
     assert again["fate"] == "delivered"
 
 
-async def test_a_polling_page_has_a_message_when_it_fetches_it(
+async def test_a_polling_window_receives_a_message_when_it_fetches_it(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Not when it was put into its queue; and the story knows the difference."""
+    """A message in the queue of its session is not delivered yet."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
         open_worker(broker, namespace) as worker,
@@ -162,10 +162,10 @@ async def test_a_polling_page_has_a_message_when_it_fetches_it(
     assert "a poll fetched it" in told["story"][3]["text"]
 
 
-async def test_a_message_that_fails_tells_each_attempt(
+async def test_the_trace_of_a_failed_message_has_each_attempt(
     broker: LocalNode, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Retried twice, set aside, and found though it is in no inbox."""
+    """It was retried twice and set aside, and is in no inbox."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
         open_worker(broker, namespace) as worker,
@@ -196,10 +196,10 @@ async def test_a_message_that_fails_tells_each_attempt(
     assert "body of 1 bytes is not JSON" in malformed["verdict"]
 
 
-async def test_a_redriven_message_tells_both_of_its_lives(
+async def test_the_trace_of_a_redriven_message_has_both_attempts(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Set aside for its size; the limit is raised, and it is redriven and stored."""
+    """It was set aside as too large, and redriven after the limit was raised."""
     settings = settings_for(broker, namespace, max_message_bytes=100)
     async with (
         running_bridge(settings) as running,
@@ -219,10 +219,10 @@ async def test_a_redriven_message_tells_both_of_its_lives(
     assert stored["fate"] == "waiting"
 
 
-async def test_a_message_that_is_gone_says_why(
+async def test_the_trace_of_a_trimmed_message_has_a_reason(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Over the limit, or over its time."""
+    """It was over the limit of the inbox, or over its age."""
     settings = settings_for(broker, namespace, inbox_max_messages=10)
     async with (
         running_bridge(settings) as running,
@@ -244,10 +244,10 @@ async def test_a_message_that_is_gone_says_why(
     assert expired["fate"] in {"expired", "unknown"}  # the broker may have dropped it
 
 
-async def test_after_a_restart_the_inbox_tells_what_it_can(
+async def test_after_a_restart_the_trace_comes_from_the_inbox(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
-    """The journal is gone, and that is said; two users may have one id."""
+    """The lost journal is reported. Two users have messages with one id."""
     settings = settings_for(broker, namespace, inbox=f"sqlite:{tmp_path}/i.sqlite3")
     async with (
         running_bridge(settings) as running,
@@ -268,10 +268,10 @@ async def test_after_a_restart_the_inbox_tells_what_it_can(
     assert any("the journal is in memory" in text for text in told["silent"])
 
 
-async def test_an_id_of_no_message_is_answered_as_that(
+async def test_an_unknown_id_has_an_unknown_fate(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Exit status 1, and what could not be looked at; hostile ids stay text."""
+    """The command exits with 1 and lists the gaps; control characters are escaped."""
     hostile = "../\x1b[31m[red]\u202e"
     async with (
         running_bridge(settings_for(broker, namespace)) as running,

@@ -1,4 +1,4 @@
-"""Who is online, what waits for whom, and kicking: from the API, and from a terminal."""
+"""Users, their inboxes, and kicks, over the API and on the command line."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ from tests.integration.running import (
     settings_for,
 )
 
-# All that a user may be called: markup, paths, escapes, wildcards, other directions.
+# Difficult names of users: markup, paths, escapes, wildcards, right-to-left text.
 HOSTILE = [
     ".",
     "..",
@@ -51,12 +51,12 @@ HOSTILE = [
 
 
 def path_of(user: str) -> str:
-    """Return a user as one segment of a path."""
+    """Return a user as one path segment."""
     return quote(user, safe="").replace(".", "%2E")
 
 
 async def settled(running: RunningBridge, messages: int) -> None:
-    """Wait until so many messages are stored."""
+    """Wait until `count` messages are stored."""
     await eventually(lambda: running.settled("stored") == messages)
 
 
@@ -72,8 +72,10 @@ async def all_users(api: ApiAsker, query: str = "") -> list[str]:
         cursor = f"&cursor={page['next']}"
 
 
-async def test_who_is_online_and_what_waits(broker: LocalNode, namespace: str) -> None:
-    """With windows and without, with an inbox and without: each is in the list."""
+async def test_users_are_listed_with_windows_and_inboxes(
+    broker: LocalNode, namespace: str
+) -> None:
+    """The list has users with and without windows, with and without inboxes."""
     began_s = time.time()
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
@@ -121,8 +123,10 @@ async def test_who_is_online_and_what_waits(broker: LocalNode, namespace: str) -
         assert (window["offset"], window["acks"], window["live"]) == (2, "auto", True)
 
 
-async def test_users_may_be_called_anything(broker: LocalNode, namespace: str) -> None:
-    """Slashes, dots, wildcards and markup are names like any other."""
+async def test_users_may_have_difficult_names(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Slashes, dots, wildcards and markup have no special meaning."""
     async with (
         running_bridge(settings_for(broker, namespace, inbox="memory:")) as running,
         open_worker(broker, namespace) as worker,
@@ -142,7 +146,7 @@ async def test_users_may_be_called_anything(broker: LocalNode, namespace: str) -
             page = await raw_get(running, f"/api/users/{path_of(user)}/inbox")
             assert len(page["items"]) == 1
         for user in (".", ".."):
-            # As a browser has to write it, which walks folders before it asks.
+            # Browsers resolve dot segments before they send a request.
             assert (await api.get(f"/api/users/{user}%7F"))["user"] == user
 
         table = await asyncio.to_thread(run_command, running, "users")
@@ -158,7 +162,7 @@ async def test_users_may_be_called_anything(broker: LocalNode, namespace: str) -
 
 
 async def raw_get(running: RunningBridge, path: str) -> dict[str, Any]:
-    """GET a path as it stands: most clients tidy paths up."""
+    """GET a path without normalization, unlike most clients."""
     host, _, port = running.listening.operator_url.removeprefix("http://").partition(
         ":"
     )
@@ -183,7 +187,7 @@ async def test_an_inbox_is_read_page_by_page(
     inbox: str,
     tmp_path: Path,
 ) -> None:
-    """Newest first, with state and size, and data only for those who ask."""
+    """Newest first, with state and size, and with data only on request."""
     properties = Properties(
         delivery_mode=PERSISTENT, message_id=b"m\x1b[31m", type=b"note"
     )
@@ -242,7 +246,7 @@ async def test_an_inbox_is_read_page_by_page(
 async def test_kicking_closes_all_windows_of_one_user(
     broker: LocalNode, namespace: str
 ) -> None:
-    """They are told why, others are not touched, and a dry run closes none."""
+    """They receive the reason, other users stay connected, a dry run closes none."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
         asking(running) as api,
@@ -269,10 +273,8 @@ async def test_kicking_closes_all_windows_of_one_user(
     assert nobody.body == {"kicked": 0, **alone}
 
 
-async def test_what_makes_no_sense_is_refused(
-    broker: LocalNode, namespace: str
-) -> None:
-    """Each with the status and the place that a program can act on."""
+async def test_invalid_requests_are_refused(broker: LocalNode, namespace: str) -> None:
+    """The answer has the status and the pointer."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
         asking(running) as api,

@@ -43,19 +43,13 @@ class LetterFacts(Contract):
     """One dead letter in a list."""
 
     id: str = Field(description="Stable while the dead letter is in the queue; opaque.")
-    reason: Reason = Field(
-        description=explained(DeadLetterCause, "Why it was set aside:")
-    )
+    reason: Reason = Field(description=explained(DeadLetterCause, "Its reason:"))
     reason_text: str = Field(description="The reason as a sentence.")
     error: str = Field(description="The exact problem; may be empty.")
-    user: str = Field(
-        description="Its routing key; bytes that are not UTF-8 are escaped."
-    )
+    user: str = Field(description="Its routing key; invalid UTF-8 is escaped.")
     event: str = Field(description="The name of its event.")
     message_id: str | None = Field(description="The producer's message id.")
-    dead_s: float | None = Field(
-        description="Unix time at which it was set aside; null if unknown."
-    )
+    dead_s: float | None = Field(description="Unix time of being set aside, if known.")
     origin: str = Field(description="The exchange and the queue from which it came.")
     attempts: int = Field(description="How often the bridge tried to store it.")
     redrives: int = Field(description="How often it was redriven before.")
@@ -65,30 +59,22 @@ class LetterFacts(Contract):
 class LetterPage(Page[LetterFacts]):
     """Dead letters, oldest first."""
 
-    total: int = Field(
-        description="Dead letters in the queue, with or without a match."
-    )
+    total: int = Field(description="All dead letters in the queue.")
     scanned: int = Field(description="Dead letters that were examined for this page.")
 
 
 class LetterDetail(LetterFacts):
     """One dead letter with all details."""
 
-    explanation: str = Field(
-        description="Why it was set aside and how to proceed, in sentences."
-    )
+    explanation: str = Field(description="The reason and what to do, in sentences.")
     properties: dict[str, JsonValue] = Field(
-        description="The AMQP properties that are set."
+        description="AMQP properties that are set."
     )
     headers: dict[str, JsonValue] = Field(
         description="All headers except for the broker's own counters."
     )
-    body_text: str | None = Field(
-        description="The body, if it was requested and is UTF-8."
-    )
-    body_base64: str | None = Field(
-        description="The body, if it was requested and is not UTF-8."
-    )
+    body_text: str | None = Field(description="The body, if requested and UTF-8.")
+    body_base64: str | None = Field(description="The body, if requested and not UTF-8.")
 
 
 class Would(Contract):
@@ -175,9 +161,7 @@ class DeadLetterSelection(Body):
         None, description="Those that match; at least one of its fields must be set."
     )
     all: bool = Field(default=False, description="All that are in the queue now.")
-    dry_run: bool = Field(
-        default=False, description="Only count the selected dead letters."
-    )
+    dry_run: bool = Field(default=False, description="Only count the dead letters.")
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:

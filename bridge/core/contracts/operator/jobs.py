@@ -36,19 +36,15 @@ class JobFacts(Contract):
 
     id: str = Field(description="Opaque.")
     kind: Annotated[JobKind, listed(JobKind)] = Field(description="The kind of work.")
-    state: Annotated[JobState, listed(JobState)] = Field(
-        description="The state of the job."
-    )
+    state: Annotated[JobState, listed(JobState)] = Field(description="Its state.")
     done: int = Field(description="Dead letters that are done.")
     total: int = Field(description="Dead letters that the job was started for.")
     failed: int = Field(description="Dead letters that failed; they stay in the queue.")
     error: str | None = Field(
-        description="The error of the job, or of its last failed dead letter."
+        description="The error of the job or of its last failure."
     )
     started_s: float = Field(description="Unix time of the start.")
-    ended_s: float | None = Field(
-        description="Unix time of the end; null while it runs."
-    )
+    ended_s: float | None = Field(description="Unix time of the end, if it ended.")
 
 
 JOB_ID: Final = {

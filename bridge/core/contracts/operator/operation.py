@@ -99,7 +99,7 @@ class Page(Contract, Generic[ItemT]):
 
     items: list[ItemT] = Field(description="The items of this page, in order.")
     next: str | None = Field(
-        description="The `cursor` of the next page; null if there is none."
+        description="The `cursor` of the next page, if there is one."
     )
 
 

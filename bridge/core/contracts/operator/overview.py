@@ -15,9 +15,7 @@ class BrokerFacts(Contract):
     version: str | None = Field(
         description="Its product and version; null before the first connection."
     )
-    host: str | None = Field(
-        description="The host of the last connection, without secrets."
-    )
+    host: str | None = Field(description="The host of the last connection.")
 
 
 class InboxFacts(Contract):
@@ -66,9 +64,7 @@ class Overview(Contract):
     version: str = Field(description="The version of the bridge.")
     namespace: str = Field(description="The first part of its names on the broker.")
     started_s: float = Field(description="Unix time of the start.")
-    ready: bool = Field(
-        description="Whether the bridge is ready, as in `/health/ready`."
-    )
+    ready: bool = Field(description="Whether it is ready, as in `/health/ready`.")
     reasons: list[str] = Field(description="Why it is not ready.")
     broker: BrokerFacts = Field(description="The broker.")
     inbox: InboxFacts = Field(description="The inbox store.")
@@ -77,13 +73,9 @@ class Overview(Contract):
         description="Users with a connected window; one with windows at several workers "
         "is counted for each of them."
     )
-    in_flight: int = Field(
-        description="Deliveries that are consumed and not yet settled."
-    )
+    in_flight: int = Field(description="Deliveries that are not yet settled.")
     totals: Totals = Field(description="Counters since the start.")
-    age_s: Ages | None = Field(
-        description="Ages of messages; null if none were written."
-    )
+    age_s: Ages | None = Field(description="Ages of messages, if any were written.")
     refused_origins: list[RefusedOriginFacts] = Field(
         description="The last 20 origins whose pages were refused, newest first."
     )

@@ -40,16 +40,10 @@ class QueueFacts(Contract):
     """One queue."""
 
     name: str = Field(description="The name on the broker.")
-    role: Annotated[QueueRole, listed(QueueRole)] = Field(
-        description="The role of the queue."
-    )
-    depth: int | None = Field(
-        description="Messages that are ready; null if there is a problem."
-    )
+    role: Annotated[QueueRole, listed(QueueRole)] = Field(description="Its role.")
+    depth: int | None = Field(description="Messages that are ready; null if unknown.")
     unacked: int | None = Field(description="Delivered and not acked; null if unknown.")
-    consumers: int | None = Field(
-        description="Number of consumers; null if there is a problem."
-    )
+    consumers: int | None = Field(description="Number of consumers; null if unknown.")
     oldest_s: float | None = Field(
         description="Age of the oldest message in seconds. Inbound: since this bridge "
         "consumed the oldest delivery in flight; null if none is in flight here. Dead: since "
@@ -63,9 +57,7 @@ class QueueFacts(Contract):
     source: Annotated[QueueSource, listed(QueueSource)] = Field(
         description="A passive declare, or the management API in addition."
     )
-    problem: str | None = Field(
-        description="Why numbers are missing; null if none are."
-    )
+    problem: str | None = Field(description="Why numbers are missing, if any are.")
 
 
 GET_QUEUES: Final = Operation(

@@ -26,12 +26,8 @@ class TraceStep(Contract):
     at_s: float | None = Field(description="Unix time; null if unknown.")
     stage: Annotated[Stage, listed(Stage)] = Field(description="What happened.")
     text: str = Field(description="What happened, as a sentence for people.")
-    position: str | None = Field(
-        description="The position in the inbox, as clients receive it."
-    )
-    windows: int | None = Field(
-        description="The number of windows to which it was written, if it was."
-    )
+    position: str | None = Field(description="The position, as clients receive it.")
+    windows: int | None = Field(description="How many windows it was written to.")
     bridge: str = Field(
         "",
         description="The bridge whose journal has the step, by `BRIDGE_NAME` or its host; "
@@ -43,15 +39,11 @@ class Trace(Contract):
     """The story of a message."""
 
     message_id: str = Field(description="The message id of the request.")
-    user: str | None = Field(
-        description="The user; null if no trace of the id is left."
-    )
+    user: str | None = Field(description="The user, if a trace of the id is left.")
     others: list[str] = Field(
         description="Other users with a message of this id; select one with `user`."
     )
-    story: list[TraceStep] = Field(
-        description="The steps in order of time, as far as it is known."
-    )
+    story: list[TraceStep] = Field(description="The steps, in order of time if known.")
     fate: Annotated[Fate, listed(Fate)] = Field(description="The outcome as a word.")
     verdict: str = Field(description="The outcome as a sentence.")
     journal_since_s: float = Field(

@@ -46,9 +46,7 @@ class UsersQuery(PageQuery):
 class CoverageFields(Contract):
     """The bridges that an answer covers, where several bridges share their inboxes."""
 
-    bridges: int = Field(
-        description="The number of bridges that answered, including this one."
-    )
+    bridges: int = Field(description="Bridges that answered, including this one.")
     silent: int | None = Field(
         description="The number of other bridges that did not answer in time; null if "
         "unknown."
@@ -60,9 +58,7 @@ class UserInboxFacts(Contract):
 
     user: str = Field(description="The user.")
     depth: int | None = Field(description="Messages in the inbox, delivered or not.")
-    waiting: int | None = Field(
-        description="Messages in the inbox that were not delivered yet."
-    )
+    waiting: int | None = Field(description="Messages that were not delivered yet.")
     delivered: int | None = Field(
         description="The delivered mark: the user has received everything up to this offset."
     )
@@ -88,27 +84,19 @@ class UsersPage(Page[UserFacts], CoverageFields):
 class WindowFacts(Contract):
     """One window."""
 
-    bridge: str = Field(
-        description="The `BRIDGE_NAME` of its bridge; empty if that is not set."
-    )
+    bridge: str = Field(description="The `BRIDGE_NAME` of its bridge, if set.")
     sid_short: str = Field(description="The beginning of its Socket.IO id.")
-    transport: Literal["websocket", "polling"] = Field(
-        description="The current transport."
-    )
+    transport: Literal["websocket", "polling"] = Field(description="Its transport now.")
     address: str = Field(
         description="The IP address of the client, from a trusted proxy if there is one."
     )
     connected_s: float = Field(description="Unix time of its connect.")
-    offset: int = Field(
-        description="Offset of the newest message that was written to it, or that it had before."
-    )
+    offset: int = Field(description="Offset of the newest message that it has.")
     acks: Literal["auto", "manual"] = Field(
         description="`manual` if only its acks count as delivered."
     )
     live: bool = Field(description="False during the replay of earlier messages.")
-    waiting_bytes: int = Field(
-        description="Bytes that were sent and that the client has not read yet."
-    )
+    waiting_bytes: int = Field(description="Bytes that the client has not read yet.")
 
 
 class UserDetail(UserInboxFacts, CoverageFields):
@@ -149,15 +137,13 @@ class InboxMessage(Contract):
     event: str = Field(description="The event under which clients receive it.")
     taken_s: float = Field(description="Unix time at which the bridge consumed it.")
     expires_s: float | None = Field(
-        description="Unix time of its deadline; null if it has none."
+        description="Unix time of its deadline, if it has one."
     )
     bytes: int = Field(description="Size of the data.")
     state: Annotated[MessageState, listed(MessageState)] = Field(
         description="`expired`: its deadline passed before it was delivered."
     )
-    data: str | None = Field(
-        description="The data as JSON text; null if it was not requested."
-    )
+    data: str | None = Field(description="The data as JSON text, if requested.")
 
 
 LIST_USERS: Final = Operation(
