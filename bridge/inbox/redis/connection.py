@@ -105,16 +105,21 @@ async def temporary_connection(
     user, password = address.user, address.password
     if is_sentinel:
         user, password = address.sentinel_user, address.sentinel_password
-    connection = await _open(address, host, timing)
     try:
-        async with _setup_of(connection, within_s=timing.connect_s):
-            if user is not None or password is not None:
-                await connection.ask(b"AUTH", user or "default", password or "")
-            yield connection
+        # One limit for opening and commands: callers try several hosts in turn.
+        async with asyncio.timeout(timing.connect_s):
+            connection = await _open(address, host, timing)
+            try:
+                if user is not None or password is not None:
+                    await connection.ask(b"AUTH", user or "default", password or "")
+                yield connection
+            finally:
+                connection.abort("no longer needed")
     except StoreUnavailableError as exc:
         raise _with_cause(address, exc) from exc
-    finally:
-        connection.abort("no longer needed")
+    except (RefusedByRedisError, TimeoutError) as exc:
+        problem = str(exc) or f"no reply within {timing.connect_s:g} s"
+        raise StoreUnavailableError(str(address), problem) from exc
 
 
 @asynccontextmanager
