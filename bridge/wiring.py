@@ -20,7 +20,6 @@ from bridge.amqp.publish.messages import MessagePublisher
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.queues import QueueInspector
 from bridge.amqp.shards.layout import ShardPlan
-from bridge.amqp.topology import topology
 from bridge.auth.jwt import TokenRules, TokenVerifier
 from bridge.auth.key_set import KeySet
 from bridge.core.broker_names import BrokerNames
@@ -119,17 +118,14 @@ class Components:
 
         names = BrokerNames(settings.namespace)
         address = broker_address(settings)
-        wanted = topology(names, settings.retry_delays, settings.shards)
         plan = shard_plan(settings)
         self.publisher = Publisher(address, names, metrics=metrics, declares=plan)
         self.messages = MessagePublisher(self.publisher, names)
         self.intake = Intake(
             address,
-            wanted,
-            queue=names.inbound_queue(),
+            plan,
             prefetch_count=settings.prefetch,
             metrics=metrics,
-            shards=plan,
             has_own_inbox=not is_redis(settings.inbox),
         )
         self.pipeline = Pipeline(

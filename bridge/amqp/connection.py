@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
@@ -145,7 +145,9 @@ class _ReaderTransport(TransportFactory):
 class BrokerConnection(aio_pika.Connection, Generic[ReaderT_co]):
     """One connection with its own stream reader. It does not reconnect."""
 
-    def __init__(self, url: URL, *, reader: ReaderT_co, name: str) -> None:
+    def __init__(
+        self, url: URL, *, reader: ReaderT_co, name: str, timeout_s: float
+    ) -> None:
         super().__init__(
             url,
             client_properties={
@@ -155,6 +157,7 @@ class BrokerConnection(aio_pika.Connection, Generic[ReaderT_co]):
             },
         )
         self._reader = reader
+        self._timeout_s = timeout_s
         self._transport_factory = _ReaderTransport(reader)
         self.kwargs["transport_factory"] = self._transport_factory
 
@@ -191,18 +194,23 @@ class BrokerConnection(aio_pika.Connection, Generic[ReaderT_co]):
         end = self._transport_factory.peer_certificate().get("notAfter")
         return None if end is None else ssl.cert_time_to_seconds(end)
 
+    def call(self, doing: str) -> AbstractAsyncContextManager[None]:
+        """Wrap calls to the broker in `broker_call`, with the limit of this connection."""
+        return broker_call(doing, timeout_s=self._timeout_s)
+
     async def open_channel(self, *, confirms: bool) -> aiormq.Channel:
         """
-        Open a channel. The caller wraps this in a `broker_call`.
+        Open a channel.
 
         Raises:
-            BrokerUnavailableError: If the connection is lost.
+            BrokerUnavailableError: If the broker is away or too slow.
 
         """
-        wire = self.wire
-        if not wire.is_opened:
-            raise BrokerUnavailableError("open a channel", CONNECTION_LOST)
-        channel = await wire.channel(publisher_confirms=confirms)
+        async with self.call("open a channel"):
+            wire = self.wire
+            if not wire.is_opened:
+                raise BrokerUnavailableError("open a channel", CONNECTION_LOST)
+            channel = await wire.channel(publisher_confirms=confirms)
         assert isinstance(channel, aiormq.Channel)  # noqa: S101 - for mypy: it always is
         return channel
 
@@ -352,7 +360,9 @@ async def _open_one(
         name: value for name, value in given.query.items() if name != "no_verify_ssl"
     }
     url = given.with_query({**kept, "heartbeat": address.heartbeat_s})
-    connection = BrokerConnection(url, reader=reader, name=_client_name(purpose))
+    connection = BrokerConnection(
+        url, reader=reader, name=_client_name(purpose), timeout_s=address.timeout_s
+    )
     doing = f"connect to RabbitMQ at {url.host}:{url.port}"
     # When the deadline cancels the attempt, aiormq still closes in order. With TLS and a
     # silent peer that would take half a minute more.

@@ -31,7 +31,6 @@ from bridge.amqp.connection import (
     BrokerAddress,
     BrokerConnection,
     Purpose,
-    broker_call,
     open_connection,
 )
 from bridge.amqp.frame_reader import DeliveryReader, FrameReader
@@ -164,7 +163,7 @@ class LockMessage:
             TopologyError: If a queue of that name exists with other properties.
 
         """
-        channel = await self._open_channel()
+        channel = await self._connection.open_channel(confirms=False)
         queue = Queue(self.queue, _LOCK_ARGUMENTS)
         await declare_one(channel, queue, timeout_s=self._timeout_s)
         reply = await self._probe()
@@ -175,7 +174,7 @@ class LockMessage:
         reader = self._connection.reader
         if isinstance(reader, DeliveryReader):
             reader.subscribe(channel.number, self.queue, self._on_deliveries)
-        async with broker_call(f"consume {self.queue}", timeout_s=self._timeout_s):
+        async with self._connection.call(f"consume {self.queue}"):
             consumer = await channel.basic_consume(self.queue, self._on_message)
         self._consumer = channel, consumer.consumer_tag
 
@@ -201,7 +200,7 @@ class LockMessage:
         channel, _ = self._consumer
         self._delivered.clear()
         last_tag, count, self._count = self._last_tag, self._count, 0
-        async with broker_call(f"renew {self.queue}", timeout_s=self._timeout_s):
+        async with self._connection.call(f"renew {self.queue}"):
             if count > 1:  # two bridges may have published one each
                 await channel.basic_ack(last_tag - 1, multiple=True)
             # The message returns to this bridge, which remains the active consumer.
@@ -224,7 +223,7 @@ class LockMessage:
         reader = self._connection.reader
         if isinstance(reader, DeliveryReader):
             reader.unsubscribe(channel.number, self._on_deliveries)
-        async with broker_call(f"release {self.queue}", timeout_s=self._timeout_s):
+        async with self._connection.call(f"release {self.queue}"):
             await channel.close()
 
     def _on_deliveries(self, deliveries: Sequence[Delivery]) -> None:
@@ -240,8 +239,8 @@ class LockMessage:
 
     async def _probe(self) -> aiormq.spec.Queue.DeclareOk | None:
         # A refusal closes its channel, so each probe uses a channel of its own.
-        channel = await self._open_channel()
-        async with broker_call(f"look up {self.queue}", timeout_s=self._timeout_s):
+        channel = await self._connection.open_channel(confirms=False)
+        async with self._connection.call(f"look up {self.queue}"):
             try:
                 reply = await channel.queue_declare(self.queue, passive=True)
             except ChannelNotFoundEntity:
@@ -255,15 +254,14 @@ class LockMessage:
             self._address, purpose=Purpose.OPERATE, reader=FrameReader
         )
         try:
-            async with broker_call("open a channel", timeout_s=self._timeout_s):
-                channel = await connection.open_channel(confirms=True)
+            channel = await connection.open_channel(confirms=True)
             # The user may lack the permission to write to the broker's default exchange.
             exchange = Exchange(self.queue, "fanout")
             binding = Binding(exchange.name, Queue(self.queue, _LOCK_ARGUMENTS))
             await declare_one(channel, exchange, timeout_s=self._timeout_s)
             await bind(channel, binding, timeout_s=self._timeout_s)
             doing = f"publish to {self.queue}"
-            async with broker_call(doing, timeout_s=self._timeout_s):
+            async with connection.call(doing):
                 await channel.basic_publish(
                     b"{}",
                     exchange=exchange.name,
@@ -271,10 +269,6 @@ class LockMessage:
                 )
         finally:
             await connection.disconnect()
-
-    async def _open_channel(self) -> aiormq.Channel:
-        async with broker_call("open a channel", timeout_s=self._timeout_s):
-            return await self._connection.open_channel(confirms=False)
 
 
 class NamespaceOwnership:

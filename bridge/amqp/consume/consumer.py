@@ -26,7 +26,6 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from bridge.amqp.connection import (
     CONNECTION_LOST,
     BrokerConnection,
-    broker_call,
     ignore_message,
 )
 from bridge.amqp.frame_reader import DeliveryReader
@@ -104,7 +103,6 @@ class Consumer:
         queue: The queue to consume.
         prefetch_count: How many deliveries may be in flight.
         limits: How much may wait here, and how long a drain accepts deliveries.
-        timeout_s: The limit of each call to the broker.
         arrived: Set when deliveries arrive.
         changed: Set when the state, the channel or the settlement of deliveries changes.
         metrics: Counts deliveries.
@@ -119,7 +117,6 @@ class Consumer:
         queue: str,
         prefetch_count: int,
         limits: IntakeLimits,
-        timeout_s: float,
         arrived: asyncio.Event,
         changed: asyncio.Event,
         metrics: Metrics,
@@ -129,11 +126,10 @@ class Consumer:
         # The prefetch at which waiting deliveries stay within their limit of bytes; set
         # when they have exceeded it. The consumer drains and has to be replaced then.
         self.fitting_prefetch: int | None = None
+        self._connection = connection
         self._reader = connection.reader
-        self._write = connection.write
         self._channel = channel
         self._limits = limits
-        self._timeout_s = timeout_s
         self._arrived = arrived
         self._changed = changed
         self._metrics = metrics
@@ -202,7 +198,7 @@ class Consumer:
         number = self._channel.number
         self._reader.subscribe(number, self.queue, self._on_deliveries)
         doing = f"consume {self.queue}"
-        async with self._transition, broker_call(doing, timeout_s=self._timeout_s):
+        async with self._transition, self._connection.call(doing):
             await self._channel.basic_qos(
                 prefetch_count=self.prefetch_count, global_=False
             )
@@ -246,7 +242,7 @@ class Consumer:
         can_receive = self.is_single_active and self._state < ConsumerState.DISCARDING
         if can_receive and not self.was_cancelled:
             doing = f"drain {self.queue}"
-            async with broker_call(doing, timeout_s=self._timeout_s):
+            async with self._connection.call(doing):
                 # A second consumer, which receives nothing, passes through the queue's
                 # log behind our acks. When the broker answers it, the deliveries that
                 # those acks allowed are on their way to the channel. When the broker
@@ -263,7 +259,7 @@ class Consumer:
 
     async def _close(self) -> None:
         tag = self._consumer_tag
-        async with broker_call(f"leave {self.queue}", timeout_s=self._timeout_s):
+        async with self._connection.call(f"leave {self.queue}"):
             if self._is_full and tag in self._channel.consumers:
                 # Cancel first, because the withheld acks would bring new deliveries. The
                 # broker activates the next consumer at once, which cannot overtake
@@ -312,17 +308,13 @@ class Consumer:
         return self._last_tag - self._sent_ack_tag >= self.prefetch_count
 
     def problem(self) -> str | None:
-        """Return what is wrong with the consumer, ``None`` if nothing is."""
+        """Return what is wrong with the channel, ``None`` if nothing is."""
         # The task that starts or closes the consumer receives the error itself.
         if self._state is ConsumerState.CLOSED or self._transition.locked():
             return None
         if not self._channel.connection.is_opened:
             return CONNECTION_LOST
-        if self._channel.is_closed:
-            return "the broker closed the channel"
-        if self.was_cancelled:
-            return f"the broker cancelled the consumer; was queue {self.queue} deleted or its leader lost?"
-        return None
+        return "the broker closed the channel" if self._channel.is_closed else None
 
     # --- deliveries
 
@@ -382,7 +374,7 @@ class Consumer:
 
         """
         doing = f"confirm the consumer of {self.queue}"
-        async with broker_call(doing, timeout_s=self._timeout_s):
+        async with self._connection.call(doing):
             reply = await self._channel.queue_declare(self.queue, passive=True)
         if not reply.consumer_count:
             # A node that cannot reach the queue's leader answers this. The leader may
@@ -433,7 +425,9 @@ class Consumer:
         if self._channel.is_closed or not self._channel.connection.is_opened:
             return False
         self._sent_ack_tag = self._acked_tag
-        return self._write(_render_ack(self._channel.number, self._acked_tag))
+        return self._connection.write(
+            _render_ack(self._channel.number, self._acked_tag)
+        )
 
     def _stop_ack_timer(self) -> None:
         if self._ack_timer is not None:

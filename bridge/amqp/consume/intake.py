@@ -30,7 +30,7 @@ from bridge.amqp.shards.assignment import ShardAssignment
 from bridge.amqp.shards.layout import ShardLayout, ShardPlan, marker_exchange_name
 from bridge.amqp.shards.migration import ShardMigration, keep_publishing_end_markers
 from bridge.amqp.supervision import Work, first_to_end, supervise
-from bridge.amqp.topology import Topology, declare, inbound_queue
+from bridge.amqp.topology import inbound_queue, topology
 from bridge.core.message import Delivery
 from bridge.errors import BridgeError, BrokerUnavailableError, TopologyError
 from bridge.metrics import Metrics
@@ -49,40 +49,33 @@ class Intake:
 
     Args:
         address: The broker.
-        wanted: Declared at each connect, so that deleted queues are restored.
-        queue: The queue to consume.
-        shards: If given, decides what is declared and consumed, instead of these two.
+        plan: Decides what is declared at each connect and consumed.
         prefetch_count: Deliveries that may be in flight, 1 to 65535.
         limits: How large batches are, and how much may wait.
         has_own_inbox: Whether the inbox that takes the deliveries is not shared with other
-            bridges. Needs `shards`.
+            bridges.
 
     """
 
     def __init__(
         self,
         address: BrokerAddress,
-        wanted: Topology,
+        plan: ShardPlan,
         *,
-        queue: str,
         prefetch_count: int,
         metrics: Metrics,
         limits: IntakeLimits | None = None,
-        shards: ShardPlan | None = None,
         has_own_inbox: bool = False,
     ) -> None:
-        self.wanted = wanted  # as of the last session
+        self.wanted = topology(plan.names, plan.retry_delays_s, plan.shards)
         self.broker: BrokerIdentity | None = None  # of the last session
         self._address = address
-        self._queue = queue
-        self._shards = shards
+        self._plan = plan
         self._has_own_inbox = has_own_inbox
         self._prefetch_count = prefetch_count
         self._limits = limits or IntakeLimits()
         self._metrics = metrics
-        self._marker_exchange = (
-            b"" if shards is None else marker_exchange_name(shards.names).encode()
-        )
+        self._marker_exchange = marker_exchange_name(plan.names).encode()
         self._ownership: NamespaceOwnership | None = None  # of this connection
         self._session: IntakeSession | None = None
         self._session_ended = asyncio.Event()
@@ -185,9 +178,7 @@ class Intake:
         It comes after everything else in that queue. Its queue belongs into
         `ended_queues` of its batch: the session deletes it after the batch is acked.
         """
-        return (
-            bool(self._marker_exchange) and delivery.exchange == self._marker_exchange
-        )
+        return delivery.exchange == self._marker_exchange
 
     # --- supervision
 
@@ -241,7 +232,7 @@ class Intake:
 
     async def _consume(self, connection: BrokerConnection[DeliveryReader]) -> None:
         """Run one session after another on this connection, until something fails."""
-        await self._acquire_ownership(connection)
+        ownership = await self._acquire_ownership(connection)
         last_queues: Sequence[str] = ()
         while not self._stopping.is_set():
             layout, queues = await self._declare(connection)
@@ -254,14 +245,12 @@ class Intake:
                 connection,
                 queues,
                 prefetch_count=self._prefetch_count,
-                timeout_s=self._address.timeout_s,
                 arrived=self._arrived,
                 metrics=self._metrics,
                 limits=self._limits,
-                queues_may_vanish=self._shards is not None,
             )
             try:
-                await self._run(session, connection, layout)
+                await self._run(session, connection, layout, ownership)
             finally:
                 session.flush_acks()
                 session.fail("the session is over")
@@ -273,6 +262,7 @@ class Intake:
         session: IntakeSession,
         connection: BrokerConnection[DeliveryReader],
         layout: ShardLayout,
+        ownership: NamespaceOwnership,
     ) -> None:
         """Consume until something fails, or the queues of the old layout are gone."""
         if self._stopping.is_set():  # while the topology was declared
@@ -280,63 +270,53 @@ class Intake:
         await session.start()
         self._has_consumed = True
         log.info("intake.consuming", queues=list(session.queues))
-        works: list[Work] = [session.watch, session.maintain]
-        if self._ownership is not None:
-            works.append(self._ownership.keep)
-        if self._shards is not None and layout.is_migrating:
+        works: list[Work] = [session.watch, session.maintain, ownership.keep]
+        if layout.is_migrating:
             works.append(
-                partial(
-                    keep_publishing_end_markers, self._address, self._shards, layout
-                )
+                partial(keep_publishing_end_markers, self._address, self._plan, layout)
             )
-        elif self._shards is not None and layout.shards > 1 and not self._has_own_inbox:
+        elif layout.shards > 1 and not self._has_own_inbox:
             assignment = ShardAssignment(
-                session, connection, self._shards, shards=layout.shards
+                session, connection, self._plan, shards=layout.shards
             )
             works.append(assignment.run)
         await first_to_end(works)
 
     async def _acquire_ownership(
         self, connection: BrokerConnection[DeliveryReader]
-    ) -> None:
+    ) -> NamespaceOwnership:
         """Wait until this bridge may consume, or until consuming is stopped."""
-        if self._shards is None:
-            return
-        self._ownership = NamespaceOwnership(
+        ownership = self._ownership = NamespaceOwnership(
             connection,
-            self._shards.names,
+            self._plan.names,
             address=self._address,
             has_own_inbox=self._has_own_inbox,
         )
         try:
-            await self._ownership.acquire(stopping=self._stopping)
+            await ownership.acquire(stopping=self._stopping)
         except TopologyError as exc:
             raise self._refusal(exc) from exc
+        return ownership
 
     async def _declare(
         self, connection: BrokerConnection[DeliveryReader]
     ) -> tuple[ShardLayout, Sequence[str]]:
         """Declare the topology; return the layout and the queues to consume now."""
         try:
-            if self._shards is None:
-                await declare(
-                    connection, self.wanted, timeout_s=self._address.timeout_s
-                )
-                return ShardLayout(), (self._queue,)
-            migration = ShardMigration(connection, self._shards)
+            migration = ShardMigration(connection, self._plan)
             layout = await migration.ensure()
-            self.wanted = wanted = self._shards.topology(layout)
+            self.wanted = wanted = self._plan.topology(layout)
             left = await migration.records.previous_queues(layout)
             if left:
-                names = self._shards.names
+                names = self._plan.names
                 old = [inbound_queue(names, name) for name in left]
                 self.wanted = replace(wanted, queues=[*old, *wanted.queues])
                 return layout, tuple(left)
             if layout.is_migrating:
                 await migration.complete(layout)
                 layout = replace(layout, is_migrating=False)
-            self._log_layout(layout, self._shards)
-            return layout, self._shards.names.inbound_queues(layout.shards)
+            self._log_layout(layout)
+            return layout, self._plan.names.inbound_queues(layout.shards)
         except TopologyError as exc:
             raise self._refusal(exc) from exc
 
@@ -347,13 +327,14 @@ class Intake:
         log.error("intake.topology_differs", problem=str(exc))
         return BrokerUnavailableError(f"declare {exc.name}", exc.problem)
 
-    def _log_layout(self, layout: ShardLayout, plan: ShardPlan) -> None:
-        if layout.shards != plan.shards:
+    def _log_layout(self, layout: ShardLayout) -> None:
+        shards = self._plan.shards
+        if layout.shards != shards:
             log.warning(
                 "shards.broker_decides",
                 shards=layout.shards,
-                setting=plan.shards,
-                fix=f"BRIDGE_SHARDS={layout.shards}, or: bridge shards set {plan.shards}",
+                setting=shards,
+                fix=f"BRIDGE_SHARDS={layout.shards}, or: bridge shards set {shards}",
             )
 
 

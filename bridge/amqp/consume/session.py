@@ -13,7 +13,7 @@ from enum import IntEnum
 import structlog
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from bridge.amqp.connection import CONNECTION_LOST, BrokerConnection, broker_call
+from bridge.amqp.connection import CONNECTION_LOST, BrokerConnection
 from bridge.amqp.consume.consumer import Consumer, ConsumerState, IntakeLimits
 from bridge.amqp.frame_reader import DeliveryReader
 from bridge.core.message import Delivery
@@ -76,12 +76,9 @@ class IntakeSession:
         queues: The queues to consume.
         prefetch_count: How many deliveries of all queues together may be in flight,
             rounded up to the same number for each queue.
-        timeout_s: The limit of each call to the broker.
         arrived: Set when deliveries arrive.
         metrics: Counts deliveries.
         limits: How much may wait here and how large batches are.
-        queues_may_vanish: Whether the deletion of a queue drains the session. Otherwise
-            it is a failure.
 
     """
 
@@ -91,20 +88,16 @@ class IntakeSession:
         queues: Sequence[str],
         *,
         prefetch_count: int,
-        timeout_s: float,
         arrived: asyncio.Event,
         metrics: Metrics,
         limits: IntakeLimits,
-        queues_may_vanish: bool = False,
     ) -> None:
         self.queues = queues
         self._connection = connection
         self._prefetch_count = prefetch_count
-        self._timeout_s = timeout_s
         self._arrived = arrived
         self._metrics = metrics
         self._limits = limits
-        self._queues_may_vanish = queues_may_vanish
         self._state = SessionState.STARTING
         self._failure = ""  # why the session has ended
         self._changed = asyncio.Event()
@@ -166,12 +159,8 @@ class IntakeSession:
         """Return what is wrong with the session, ``None`` if nothing is."""
         if self._state is SessionState.ENDED:
             return self._failure
-        for consumer in self._consumers:
-            problem = consumer.problem()
-            if problem is None or (self._queues_may_vanish and consumer.was_cancelled):
-                continue
-            return problem
-        return None
+        problems = (consumer.problem() for consumer in self._consumers)
+        return next((problem for problem in problems if problem is not None), None)
 
     async def watch(self) -> None:
         """
@@ -189,8 +178,8 @@ class IntakeSession:
         """
         Replace consumers, delete emptied queues, and close the consumers of a drain.
 
-        Returns when all consumers are closed after `drain`, or after a queue has vanished
-        if queues may vanish.
+        Returns when all consumers are closed after `drain`. The session also drains when a
+        queue was deleted: the next session then consumes what the layout says.
 
         Raises:
             BrokerUnavailableError: If the broker is away or too slow.
@@ -200,9 +189,7 @@ class IntakeSession:
             if self._state is not SessionState.DRAINING:
                 await self._replace_consumers()
             await self._delete_ended_queues()
-            if self._queues_may_vanish and any(
-                c.was_cancelled for c in self._consumers
-            ):
+            if any(consumer.was_cancelled for consumer in self._consumers):
                 self.drain()
             if self._state is SessionState.DRAINING:
                 for consumer in list(self._consumers):
@@ -260,15 +247,13 @@ class IntakeSession:
             BrokerUnavailableError: If the broker is away or too slow.
 
         """
-        async with broker_call("open a channel", timeout_s=self._timeout_s):
-            channel = await self._connection.open_channel(confirms=False)
+        channel = await self._connection.open_channel(confirms=False)
         consumer = Consumer(
             self._connection,
             channel,
             queue=queue,
             prefetch_count=self._prefetch_per_queue,
             limits=self._limits,
-            timeout_s=self._timeout_s,
             arrived=self._arrived,
             changed=self._changed,
             metrics=self._metrics,
@@ -331,7 +316,7 @@ class IntakeSession:
         twice, one polling interval apart.
         """
         ours = [one for one in self._consumers if one.queue == queue]
-        async with broker_call(f"delete {queue}", timeout_s=self._timeout_s):
+        async with self._connection.call(f"delete {queue}"):
             channel = await self._connection.open_channel(confirms=False)
             try:
                 for pause_s in (self._limits.poll_s, 0.0):

@@ -10,12 +10,14 @@ import aiormq
 import pytest
 from aiormq.abc import ChannelFrame
 
-from bridge.amqp.connection import BrokerAddress, BrokerConnection
+from bridge.amqp.connection import BrokerAddress, BrokerConnection, broker_call
 from bridge.amqp.consume.consumer import Consumer, IntakeLimits
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.consume.session import Batch
 from bridge.amqp.frame_reader import DeliveryReader
+from bridge.amqp.ownership import SHARED
 from bridge.amqp.publish.publisher import Publisher
+from bridge.amqp.shards.layout import ShardPlan
 from bridge.amqp.topology import Topology, topology
 from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
@@ -103,11 +105,18 @@ async def raw(broker: LocalNode) -> AsyncIterator[Raw]:
 async def wanted(broker: LocalNode, names: BrokerNames) -> AsyncIterator[Topology]:
     """The topology of the bridge; deleted at the end."""
     yield (declared := topology(names, RETRY_DELAYS_S))
+    lock = names.token(SHARED)
     async with open_raw(broker.url) as cleaner:
-        for queue in declared.queues:
-            await cleaner.channel.queue_delete(queue.name)
-        for exchange in declared.exchanges:
-            await cleaner.channel.exchange_delete(exchange.name)
+        for queue in (*[queue.name for queue in declared.queues], lock):
+            await cleaner.channel.queue_delete(queue)
+        for exchange in (*[exchange.name for exchange in declared.exchanges], lock):
+            await cleaner.channel.exchange_delete(exchange)
+
+
+@pytest.fixture
+def plan(wanted: Topology, names: BrokerNames) -> ShardPlan:  # noqa: ARG001 - deletes it
+    """The plan of a bridge with one shard."""
+    return ShardPlan(names, RETRY_DELAYS_S, timeout_s=10 * SLOW_FACTOR)
 
 
 @pytest.fixture
@@ -192,6 +201,10 @@ class RecordingConnection:
         self.frames.append(frame)
         return True
 
+    def call(self, doing: str) -> AbstractAsyncContextManager[None]:
+        """Limit the time of a call."""
+        return broker_call(doing, timeout_s=10 * SLOW_FACTOR)
+
 
 def consumer_on(
     raw: Raw, queue: str, connection: RecordingConnection | None = None
@@ -203,7 +216,6 @@ def consumer_on(
         queue=queue,
         prefetch_count=40,
         limits=IntakeLimits(),
-        timeout_s=10 * SLOW_FACTOR,
         arrived=asyncio.Event(),
         changed=asyncio.Event(),
         metrics=Metrics(),
@@ -214,9 +226,7 @@ IntakeMaker = Callable[..., AbstractAsyncContextManager[Taker]]
 
 
 @pytest.fixture
-def consuming(
-    address: BrokerAddress, wanted: Topology, names: BrokerNames, metrics: Metrics
-) -> IntakeMaker:
+def consuming(address: BrokerAddress, plan: ShardPlan, metrics: Metrics) -> IntakeMaker:
     """Open an intake that consumes, from the broker or another address."""
 
     @asynccontextmanager
@@ -228,8 +238,7 @@ def consuming(
     ) -> AsyncIterator[Taker]:
         intake = Intake(
             at or address,
-            wanted,
-            queue=names.inbound_queue(),
+            plan,
             prefetch_count=prefetch_count,
             metrics=metrics,
             limits=limits,

@@ -18,8 +18,7 @@ from bridge.amqp.connection import (
 )
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.frame_reader import FrameReader
-from bridge.amqp.topology import Topology
-from bridge.core.broker_names import BrokerNames
+from bridge.amqp.shards.layout import ShardPlan
 from bridge.demo.private_node import LocalNode
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
@@ -120,16 +119,14 @@ async def test_a_refused_connection_is_explained(
 async def test_no_log_line_contains_a_password(
     proxy: TcpProxy,
     broker: LocalNode,
-    wanted: Topology,
-    names: BrokerNames,
+    plan: ShardPlan,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Errors quote calls that failed, and connections print their URL."""
     caplog.set_level(logging.DEBUG)
     intake = Intake(
         proxy.address,
-        wanted,
-        queue=names.inbound_queue(),
+        plan,
         prefetch_count=1,
         metrics=Metrics(),
     )
@@ -155,13 +152,12 @@ async def test_no_log_line_contains_a_password(
 
 
 async def test_a_lost_connection_is_logged_and_counted(
-    proxy: TcpProxy, wanted: Topology, names: BrokerNames, metrics: Metrics
+    proxy: TcpProxy, plan: ShardPlan, metrics: Metrics
 ) -> None:
     """Operators watch the counter; the log line has the cause."""
     intake = Intake(
         proxy.address,
-        wanted,
-        queue=names.inbound_queue(),
+        plan,
         prefetch_count=1,
         metrics=metrics,
     )

@@ -8,7 +8,7 @@ import pytest
 from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.consume.consumer import IntakeLimits
 from bridge.amqp.consume.intake import Intake
-from bridge.amqp.topology import Topology
+from bridge.amqp.shards.layout import ShardPlan
 from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import (
     Properties,
@@ -190,7 +190,7 @@ async def test_large_messages_lower_the_prefetch(
 
 async def test_deliveries_of_a_failed_session_are_not_handed_out(
     address: BrokerAddress,
-    wanted: Topology,
+    plan: ShardPlan,
     raw: Raw,
     names: BrokerNames,
     metrics: Metrics,
@@ -198,8 +198,7 @@ async def test_deliveries_of_a_failed_session_are_not_handed_out(
     """The broker redelivers them; stored now, they would be stored twice."""
     intake = Intake(
         address,
-        wanted,
-        queue=names.inbound_queue(),
+        plan,
         prefetch_count=100,
         metrics=metrics,
         limits=IntakeLimits(batch_deliveries=1),

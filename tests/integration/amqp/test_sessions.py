@@ -9,16 +9,16 @@ from bridge.amqp.consume.consumer import Consumer, IntakeLimits
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.consume.session import IntakeSession
 from bridge.amqp.frame_reader import DeliveryReader
-from bridge.amqp.topology import Topology
+from bridge.amqp.shards.layout import ShardPlan
 from bridge.core.broker_names import BrokerNames
 from bridge.metrics import Metrics
-from tests.conftest import SLOW_FACTOR, eventually
+from tests.conftest import eventually
 from tests.integration.amqp.conftest import Raw, open_raw
 
 
 async def test_a_session_that_ends_while_a_batch_grows_hands_out_nothing(
     address: BrokerAddress,
-    wanted: Topology,
+    plan: ShardPlan,
     raw: Raw,
     names: BrokerNames,
     metrics: Metrics,
@@ -30,8 +30,7 @@ async def test_a_session_that_ends_while_a_batch_grows_hands_out_nothing(
     """
     intake = Intake(
         address,
-        wanted,
-        queue=names.inbound_queue(),
+        plan,
         prefetch_count=500,
         metrics=metrics,
     )
@@ -77,7 +76,6 @@ async def test_a_consumer_on_a_reused_channel_number_receives_deliveries(
             connection,
             queues,
             prefetch_count=10,
-            timeout_s=10 * SLOW_FACTOR,
             arrived=asyncio.Event(),
             metrics=metrics,
             limits=IntakeLimits(),

@@ -24,7 +24,7 @@ from bridge.amqp.ownership import SHARED
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.shards.layout import ShardLayout, ShardPlan
 from bridge.amqp.shards.migration import ShardMigration, publish_end_markers
-from bridge.amqp.topology import Exchange, Queue, topology
+from bridge.amqp.topology import Exchange, Queue
 from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
 from bridge.core.properties import PERSISTENT, Properties
@@ -117,12 +117,10 @@ class ShardedSetup:
         metrics = Metrics()
         intake = Intake(
             self.address,
-            topology(self.names, (1.0,)),
-            queue=self.names.inbound_queue(),
+            self.plan(shards),
             prefetch_count=prefetch_count,
             metrics=metrics,
             limits=IntakeLimits(poll_s=0.1),
-            shards=self.plan(shards),
         )
         storing = StoringBridge(intake, metrics, self.store, pause_s)
         async with running(intake, storing):

@@ -13,6 +13,7 @@ from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.publish.publisher import Publisher
+from bridge.amqp.shards.layout import ShardPlan
 from bridge.amqp.topology import topology
 from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import NO_PROPERTIES
@@ -86,9 +87,8 @@ async def test_messages_are_published_and_consumed_over_mutual_tls(
     )
     names, metrics = BrokerNames(namespace), Metrics()
     wanted = topology(names, (1.0,))
-    intake = Intake(
-        address, wanted, queue=names.inbound_queue(), prefetch_count=9, metrics=metrics
-    )
+    plan = ShardPlan(names, (1.0,))
+    intake = Intake(address, plan, prefetch_count=9, metrics=metrics)
     publisher = Publisher(address, names, declares=wanted, metrics=metrics)
     bodies = [b"{}", b"", b"x" * 500_000, b"last"]
     taker = Taker(intake)
