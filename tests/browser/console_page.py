@@ -1,4 +1,4 @@
-"""The console in Chromium, watched: what it complains about, and whom it asks."""
+"""The console in Chromium, with its errors and its requests recorded."""
 
 import re
 from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ class ConsolePage:
     addresses: list[str] = field(default_factory=list)
 
     def watch(self) -> None:
-        """Take notes from now on."""
+        """Start recording."""
         context = self.page.context
         context.on("request", lambda request: self.addresses.append(request.url))
         context.on("console", self._on_console)
@@ -55,12 +55,12 @@ class ConsolePage:
         await self.page.keyboard.press("Enter")
 
     async def go(self, name: str, path: str = "") -> None:
-        """Go to a page by its address, and wait for its title."""
+        """Open a page by its URL, and wait for its title."""
         await self.page.goto(f"{self.url}/console#/{path}")
         await expect(self.title).to_have_text(name)
 
     async def press_until(self, target: Locator, key: str = "Tab") -> None:
-        """Press a key until `target` has the focus: what cannot be reached so, fails."""
+        """Press a key until `target` has the focus; fail if it cannot be reached."""
         for _ in range(80):
             if await target.evaluate("element => element === document.activeElement"):
                 return
@@ -75,20 +75,20 @@ class ConsolePage:
 
     @property
     def rows(self) -> Locator:
-        """The rows of the table, without its head."""
+        """The rows of the table, without the header."""
         return self.page.locator("tbody tr")
 
     def button(self, name: str) -> Locator:
-        """Find a button by its whole name."""
+        """Return a button by its full name."""
         return self.page.get_by_role("button", name=name, exact=True)
 
     async def fits(self) -> bool:
-        """Whether nothing stands out of the window at the right."""
+        """Whether nothing is cut off on the right."""
         wide = "document.documentElement.scrollWidth <= innerWidth"
         return bool(await self.page.evaluate(wide))
 
     def assert_clean(self, *, but: str = "") -> None:
-        """Check that nothing was complained of (`but` a pattern), and nobody else asked."""
+        """Check that there were no errors (except for `but`) and no requests to other hosts."""
         told = [text for text in self.complaints if not (but and re.search(but, text))]
         assert told == []
         own = f"{self.url}/"
@@ -104,7 +104,7 @@ async def opened_console(
     size: tuple[int, int] = WIDE,
     is_signed_in: bool = True,
 ) -> AsyncIterator[ConsolePage]:
-    """Open the console as a new visitor, and sign in unless told otherwise."""
+    """Open the console in a new browser context, and sign in if requested."""
     options: dict[str, Any] = {"color_scheme": scheme, "locale": "en-GB"}
     viewport: Any = {"width": size[0], "height": size[1]}
     context = await browser.new_context(viewport=viewport, **options)

@@ -46,7 +46,7 @@ _LOOKS: Final[tuple[tuple[str, Scheme, tuple[int, int]], ...]] = (
 
 
 async def main(folder: Path) -> None:
-    """Let something happen for a while, and save what each page looks like."""
+    """Generate some activity, and save a screenshot of each page."""
     async with AsyncExitStack() as stack:
         node = await stack.enter_async_context(LocalNode.start())
         settings = settings_for(node, "bridge", max_message_bytes="16KiB")
@@ -70,7 +70,7 @@ async def main(folder: Path) -> None:
 
 
 async def _work(worker: Worker) -> None:
-    """Publish as workers do: in waves, and not always what can be delivered."""
+    """Publish messages in waves, some of which cannot be delivered."""
     number = 0
     while True:
         for _ in range(random.randint(2, 40)):  # noqa: S311 - for the eye

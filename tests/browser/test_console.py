@@ -1,4 +1,4 @@
-"""The console's shell in a real browser: signing in and out, the overview, the queues."""
+"""The console in a real browser: signing in and out, the overview, the queues."""
 
 import time
 from contextlib import AsyncExitStack
@@ -22,15 +22,15 @@ from tests.integration.running import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-# What Chromium itself says of an answer that the test asked for.
+# Chromium logs this for an error that the test expects.
 _REFUSED: Final = r"status of 40[13]|status of 429"
 _PAGES: Final = ("Overview", "Queues", "Dead letters", "Users", "Trace")
 
 
-async def test_a_wrong_token_is_told_and_guessing_has_to_wait(
+async def test_wrong_tokens_are_reported_and_lead_to_pauses(
     browser: Browser, fragile: RunningBridge
 ) -> None:
-    """The right one after a wrong one works; after many, it has to wait as well."""
+    """The right token works after a wrong one; after many, it has to wait too."""
     throttle = fragile.bridge.components.sign_in.throttle
     url = fragile.listening.operator_url
     async with opened_console(browser, url, is_signed_in=False) as console:
@@ -41,7 +41,7 @@ async def test_a_wrong_token_is_told_and_guessing_has_to_wait(
         await expect(console.title).to_have_text("Overview")
         await console.button("Sign out").click()
 
-        # As many as make the pause longer than any machine is slow.
+        # So many that the pause is long enough even on a slow machine.
         for _ in range(15):
             throttle.note_failure("127.0.0.1", time.monotonic())
         await console.sign_in()
@@ -50,10 +50,10 @@ async def test_a_wrong_token_is_told_and_guessing_has_to_wait(
         console.assert_clean(but=_REFUSED)
 
 
-async def test_the_token_is_kept_nowhere_and_signing_out_ends_it(
+async def test_the_token_is_not_stored_and_signing_out_ends_the_session(
     browser: Browser, running: RunningBridge
 ) -> None:
-    """The cookie is no token, is out of scripts' reach, and is worth nothing afterwards."""
+    """The cookie contains no token, is hidden from scripts, and is invalid afterwards."""
     url = running.listening.operator_url
     async with opened_console(browser, url) as console:
         (cookie,) = await console.page.context.cookies()
@@ -77,10 +77,10 @@ async def test_the_token_is_kept_nowhere_and_signing_out_ends_it(
         console.assert_clean()
 
 
-async def test_the_overview_lives(
+async def test_the_overview_is_updated(
     console: ConsolePage, running: RunningBridge, broker: LocalNode
 ) -> None:
-    """Numbers and charts follow what happens, without a reload."""
+    """Numbers and charts change without a reload."""
     page = console.page
     tile = page.locator(".tile", has_text="Consumed")
     await expect(page.locator(".health .state")).to_have_text("Ready")
@@ -103,10 +103,10 @@ async def test_the_overview_lives(
     assert await messages.locator("canvas").evaluate(drawn) > 20
 
 
-async def test_pages_that_were_refused_are_named_and_stay_text(
+async def test_refused_origins_are_listed_as_text(
     console: ConsolePage, running: RunningBridge
 ) -> None:
-    """Whoever knocks writes the header; here stands whom BRIDGE_ALLOWED_ORIGINS forgot."""
+    """Origins can be forged. The list shows what is missing in BRIDGE_ALLOWED_ORIGINS."""
     strangers = console.page.get_by_role("region", name="Refused origins")
     await expect(strangers).to_be_hidden()
 
@@ -118,10 +118,10 @@ async def test_pages_that_were_refused_are_named_and_stay_text(
     console.assert_clean()
 
 
-async def test_what_keeps_the_bridge_from_being_ready_is_told(
+async def test_the_reasons_for_not_being_ready_are_shown(
     browser: Browser, fragile: RunningBridge
 ) -> None:
-    """The first question of whoever opens this page, answered in words."""
+    """Operators open the page for this question first."""
     await fragile.bridge.components.intake.stop_consuming()
     await fragile.bridge.components.intake.settled()
 
@@ -133,10 +133,10 @@ async def test_what_keeps_the_bridge_from_being_ready_is_told(
         console.assert_clean()
 
 
-async def test_queues_are_told_with_what_they_are_for(
+async def test_queues_are_listed_with_their_roles(
     console: ConsolePage, running: RunningBridge
 ) -> None:
-    """The inbound queue first, as it is looked for first."""
+    """The inbound queue comes first."""
     namespace = running.settings.namespace
     await console.go("Queues", "queues")
 
@@ -148,8 +148,10 @@ async def test_queues_are_told_with_what_they_are_for(
     )
 
 
-async def test_what_waits_is_the_sum_over_all_shards(console: ConsolePage) -> None:
-    """One shard that is empty would hide that the others are not."""
+async def test_waiting_messages_are_summed_over_all_shards(
+    console: ConsolePage,
+) -> None:
+    """An empty shard must not hide messages in the others."""
 
     async def shards(route: Route) -> None:
         answer = await route.fetch()
@@ -166,8 +168,8 @@ async def test_what_waits_is_the_sum_over_all_shards(console: ConsolePage) -> No
     console.assert_clean()
 
 
-async def test_every_page_is_reached_by_keyboard(console: ConsolePage) -> None:
-    """The skip link first, then the pages; the title has the focus on each."""
+async def test_every_page_is_reachable_by_keyboard(console: ConsolePage) -> None:
+    """The skip link comes first, then the pages; on each the title has the focus."""
     page = console.page
     await expect(console.title).to_be_focused()
     await page.reload()
@@ -189,7 +191,7 @@ async def test_every_page_is_reached_by_keyboard(console: ConsolePage) -> None:
 async def test_every_page_fits_a_phone(
     browser: Browser, running: RunningBridge
 ) -> None:
-    """360 pixels: nothing is cut off at the right."""
+    """At 360 pixels nothing is cut off on the right."""
     url = running.listening.operator_url
     async with opened_console(browser, url, size=NARROW) as console:
         for name in _PAGES:
@@ -199,10 +201,10 @@ async def test_every_page_fits_a_phone(
         console.assert_clean()
 
 
-async def test_a_bridge_that_does_not_answer_is_told_until_it_does(
+async def test_a_bridge_that_does_not_answer_is_reported_until_it_does(
     console: ConsolePage,
 ) -> None:
-    """Nobody reads old numbers as new ones; nobody has to reload the page."""
+    """Old numbers are marked, and the page recovers without a reload."""
     banner = console.page.locator("#banner")
 
     async def cut(route: Route) -> None:
@@ -219,10 +221,10 @@ async def test_a_bridge_that_does_not_answer_is_told_until_it_does(
     console.complaints.clear()
 
 
-async def test_after_a_restart_one_signs_in_and_goes_on_where_one_was(
+async def test_after_a_restart_a_sign_in_returns_to_the_same_page(
     browser: Browser, broker: LocalNode, namespace: str
 ) -> None:
-    """Sessions live in memory; the page itself is not loaded again, and says why."""
+    """Sessions are in memory. The page explains it and is not reloaded."""
     async with AsyncExitStack() as stack:
         async with running_bridge(settings_for(broker, namespace)) as running:
             url = running.listening.operator_url
@@ -243,10 +245,10 @@ async def test_after_a_restart_one_signs_in_and_goes_on_where_one_was(
         console.assert_clean(but=r"ERR_CONNECTION|ERR_EMPTY|status of (401|503)")
 
 
-async def test_another_token_ends_the_sessions_of_the_old_one(
+async def test_a_new_token_ends_the_sessions_of_the_old_one(
     browser: Browser, fragile: RunningBridge
 ) -> None:
-    """Whoever should be out is out at once; who has the new one goes on."""
+    """Operators without the new token lose access at once."""
     another = SecretStr("another")
     new = fragile.settings.model_copy(update={"operator_token": another})
     async with opened_console(browser, fragile.listening.operator_url) as console:
@@ -258,8 +260,8 @@ async def test_another_token_ends_the_sessions_of_the_old_one(
         console.assert_clean(but=_REFUSED)
 
 
-async def test_nothing_is_asked_while_nobody_looks(console: ConsolePage) -> None:
-    """Ten forgotten tabs cost nothing; a look brings the newest at once."""
+async def test_a_hidden_page_sends_no_requests(console: ConsolePage) -> None:
+    """Forgotten tabs cost nothing; a visible one updates at once."""
     page = console.page
 
     def asked_for(name: str) -> int:
@@ -275,7 +277,7 @@ async def test_nothing_is_asked_while_nobody_looks(console: ConsolePage) -> None
     seen = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true})"
     tell = "document.dispatchEvent(new Event('visibilitychange'))"
     await page.evaluate(f"{seen % 'true'}; {tell}")
-    # A reading that has begun asks both of its questions.
+    # An update that has begun sends both of its requests.
     await eventually(lambda: asked_for("overview") == asked_for("queues"))
     asked = len(console.addresses)
 

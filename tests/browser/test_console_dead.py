@@ -1,4 +1,4 @@
-"""Dead letters in the console: found, looked at, redriven and discarded by keyboard."""
+"""Dead letters in the console: found, shown, redriven and discarded by keyboard."""
 
 from typing import Final
 from urllib.parse import urlencode
@@ -29,7 +29,7 @@ async def kill(
     *bodies: bytes,
     event: str = "message",
 ) -> None:
-    """Publish what becomes dead letters, and wait until it has."""
+    """Publish messages that become dead letters, and wait until they are."""
     before = dead_so_far(running)
     for number, body in enumerate(bodies):
         properties = Properties(
@@ -52,15 +52,15 @@ def dead_so_far(running: RunningBridge) -> float:
 
 
 async def press(console: ConsolePage, button: Locator) -> None:
-    """Reach a button by Tab, and press it."""
+    """Move the focus to a button with Tab, and press it."""
     await console.press_until(button)
     await console.page.keyboard.press("Enter")
 
 
-async def test_letters_are_found_by_what_they_are_and_page_by_page(
+async def test_dead_letters_are_filtered_and_paged(
     console: ConsolePage, running: RunningBridge, worker: Worker
 ) -> None:
-    """The filter is in the address: it can be sent to a colleague, and gone back to."""
+    """The filter is part of the URL, so it can be shared and is in the history."""
     page = console.page
     bodies = [b"no JSON %d" % number for number in range(55)]
     await kill(running, worker, "filter", *bodies)
@@ -83,10 +83,10 @@ async def test_letters_are_found_by_what_they_are_and_page_by_page(
     await expect(console.rows).to_have_count(50)
 
 
-async def test_a_hostile_letter_stays_text_and_its_body_is_for_who_asks(
+async def test_a_hostile_dead_letter_is_shown_as_text_and_its_body_on_request(
     browser: Browser, running: RunningBridge, worker: Worker
 ) -> None:
-    """Dead letters are what nobody has checked: names, events and bodies of strangers."""
+    """The names, events and bodies of dead letters are unchecked input."""
     await kill(running, worker, _HOSTILE, _HOSTILE.encode(), event="connect")
     await kill(running, worker, "r" * 255, b"\xff\xfe", event="e" * 100)
     url = running.listening.operator_url
@@ -110,10 +110,10 @@ async def test_a_hostile_letter_stays_text_and_its_body_is_for_who_asks(
         assert await page.locator("img[src=x]").count() == 0
 
 
-async def test_redriven_by_keyboard_it_reaches_its_user(
+async def test_a_dead_letter_redriven_by_keyboard_reaches_its_user(
     browser: Browser, fragile: RunningBridge, broker: LocalNode
 ) -> None:
-    """The whole repair: what was wrong is mended, the letter chosen, its user has it."""
+    """The cause is fixed, the dead letter is selected, and its user receives the message."""
     tokens = [fragile.token("ann")]
     url = fragile.listening.public_url
     async with (
@@ -144,10 +144,10 @@ async def test_redriven_by_keyboard_it_reaches_its_user(
         console.assert_clean()
 
 
-async def test_discarded_by_keyboard_once_the_number_was_typed(
+async def test_a_discard_by_keyboard_needs_the_number_typed(
     browser: Browser, fragile: RunningBridge, broker: LocalNode
 ) -> None:
-    """It cannot be undone: a slip of the finger discards nothing, Escape leaves."""
+    """It cannot be undone, so a single key must not discard; Escape cancels."""
     async with (
         open_worker(broker, fragile.settings.namespace) as worker,
         opened_console(browser, fragile.listening.operator_url) as console,

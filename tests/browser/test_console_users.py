@@ -1,4 +1,4 @@
-"""Users and single messages in the console, whatever they are called."""
+"""Users and messages in the console, also with hostile names."""
 
 from typing import Final
 
@@ -25,7 +25,7 @@ HOSTILE: Final = (
 
 
 def seen(text: str) -> str:
-    """Return what a person sees of a text of others."""
+    """Return the text as the console shows it."""
     return text.replace("\u202e", "\\u202e").replace("\u200b", "\\u200b")
 
 
@@ -40,7 +40,7 @@ async def publish(
 
 
 async def stored(running: RunningBridge, user: str, *, count: int) -> None:
-    """Wait until the inbox of `user` has got so many."""
+    """Wait until the inbox of `user` has `count` messages."""
 
     async def is_there() -> bool:
         return (await running.bridge.components.inbox.state(user)).last >= count
@@ -51,7 +51,7 @@ async def stored(running: RunningBridge, user: str, *, count: int) -> None:
 async def test_a_user_is_found_with_windows_and_inbox(
     console: ConsolePage, running: RunningBridge, worker: Worker
 ) -> None:
-    """From a few letters to what waits; the data only for who asks for it."""
+    """A search by the first letters leads to the inbox; its data is shown on request."""
     page = console.page
     token = running.token("anna")
     async with open_windows(running.listening.public_url, [token, token]):
@@ -83,7 +83,7 @@ async def test_a_user_is_found_with_windows_and_inbox(
 async def test_windows_are_closed_by_keyboard_once_that_is_confirmed(
     console: ConsolePage, running: RunningBridge, worker: Worker
 ) -> None:
-    """Escape leaves everything as it was."""
+    """Escape cancels."""
     page = console.page
     dialog = page.get_by_role("dialog")
     token = running.token("kim")
@@ -107,10 +107,10 @@ async def test_windows_are_closed_by_keyboard_once_that_is_confirmed(
     await expect(console.button("Close all windows …")).to_be_disabled()
 
 
-async def test_bridges_that_did_not_answer_are_told(
+async def test_bridges_that_did_not_answer_are_reported(
     console: ConsolePage, running: RunningBridge, worker: Worker
 ) -> None:
-    """Their windows are not in the numbers, and were not closed."""
+    """Their windows are not included in the numbers, and were not closed."""
     page = console.page
 
     async def silent(route: Route) -> None:
@@ -139,10 +139,10 @@ async def test_bridges_that_did_not_answer_are_told(
     await page.unroute_all(behavior="wait")
 
 
-async def test_hostile_names_stay_text_on_every_page(
+async def test_hostile_names_are_shown_as_text_on_every_page(
     browser: Browser, running: RunningBridge, worker: Worker
 ) -> None:
-    """Who names users and messages may not be your friend; nor is every screen wide."""
+    """Names of users and messages are untrusted input, and may be long on a narrow screen."""
     for user in HOSTILE:
         data = {user: user}
         await publish(worker, user, data, message_id=user[:60], event="<b>x</b>")
@@ -171,10 +171,10 @@ async def test_hostile_names_stay_text_on_every_page(
         assert await page.locator("img[src=x], b").count() == 0
 
 
-async def test_a_trace_tells_what_became_of_a_message(
+async def test_a_trace_shows_the_story_of_a_message(
     console: ConsolePage, running: RunningBridge, worker: Worker
 ) -> None:
-    """By keyboard alone: an id, and the story; an unknown id is told as such."""
+    """It works by keyboard, and reports an unknown id."""
     page = console.page
     await publish(worker, "tom", 1, message_id="order-17")
     await stored(running, "tom", count=1)

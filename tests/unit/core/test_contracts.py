@@ -1,4 +1,4 @@
-"""What crosses the borders: what is let in, and how a refusal is worded."""
+"""Validation of requests: what is accepted, and how a refusal is described."""
 
 import orjson
 import pytest
@@ -14,7 +14,7 @@ from bridge.core.properties import Properties, render_properties
 
 
 def refused(body: object) -> Problem:
-    """Return the problem with `body`, which must have one."""
+    """Return the problem with `body`, which must be invalid."""
     result = parse_publish_request(
         body if isinstance(body, bytes) else orjson.dumps(body)
     )
@@ -23,7 +23,7 @@ def refused(body: object) -> Problem:
 
 
 def test_the_smallest_request_is_a_user_and_data() -> None:
-    """The one line that a worker has to write must stay that short."""
+    """Publishing must need no more than one short line."""
     request = parse_publish_request(b'{"user": "alice", "data": null}')
 
     assert isinstance(request, PublishRequest)
@@ -31,8 +31,8 @@ def test_the_smallest_request_is_a_user_and_data() -> None:
     assert (request.event, request.id, request.ttl_s) == (None, None, None)
 
 
-def test_null_means_absent_for_what_is_optional() -> None:
-    """Many languages write their missing values as null."""
+def test_null_means_absent_for_optional_fields() -> None:
+    """Many languages serialize missing values as null."""
     body = {"user": "alice", "data": 1, "event": None, "id": None, "ttl_s": None}
 
     assert isinstance(parse_publish_request(orjson.dumps(body)), PublishRequest)
@@ -61,7 +61,7 @@ def test_null_means_absent_for_what_is_optional() -> None:
 def test_a_body_of_the_wrong_form_is_malformed(
     body: object, pointer: str | None, text: str
 ) -> None:
-    """400 says: change the program that sends it."""
+    """400 means that the program that sends it must be changed."""
     answer = refused(body)
 
     assert (answer.status, answer.title) == (400, "Bad Request")
@@ -89,7 +89,7 @@ def test_a_body_of_the_wrong_form_is_malformed(
 def test_a_value_that_cannot_be_used_is_unprocessable(
     change: dict[str, object], pointer: str, text: str
 ) -> None:
-    """422 says: the program is right, this value is not."""
+    """422 means that only this value is wrong."""
     answer = refused({"user": "alice", "data": 1} | change)
 
     assert answer.status == 422
@@ -98,8 +98,8 @@ def test_a_value_that_cannot_be_used_is_unprocessable(
 
 
 @pytest.mark.parametrize("name", ["user", "data"])
-def test_what_is_missing_is_unprocessable(name: str) -> None:
-    """The issue asks for 422 where the user is missing, so data is no different."""
+def test_a_missing_field_is_unprocessable(name: str) -> None:
+    """422 is the documented status for a missing user, and so it is for missing data."""
     body = {"user": "alice", "data": 1}
     del body[name]
 
@@ -112,8 +112,8 @@ def test_what_is_missing_is_unprocessable(name: str) -> None:
     )
 
 
-def test_an_unknown_field_is_told_before_a_bad_value() -> None:
-    """The status and the text must speak of the same fault."""
+def test_an_unknown_field_takes_precedence_over_a_bad_value() -> None:
+    """The status and the text must describe the same fault."""
     with pytest.raises(ValidationError) as caught:
         PublishRequest.model_validate({"user": "", "data": 1, "events": "x"})
 
@@ -121,8 +121,8 @@ def test_an_unknown_field_is_told_before_a_bad_value() -> None:
     assert (found.status, found.pointer) == (400, "/events")
 
 
-def test_data_that_is_read_but_cannot_be_written_is_refused() -> None:
-    """The JSON library reads deeper than it writes; found here it is 422 and not 500."""
+def test_data_that_can_be_parsed_but_not_written_is_refused() -> None:
+    """Orjson parses deeper nesting than it writes, which must not become a 500."""
     nested = b"[" * 300 + b"]" * 300
 
     answer = refused(b'{"user": "alice", "data": %b}' % nested)
@@ -131,8 +131,8 @@ def test_data_that_is_read_but_cannot_be_written_is_refused() -> None:
 
 
 @pytest.mark.parametrize("field", ["user", "event", "id"])
-def test_text_that_is_no_unicode_is_refused_and_never_raises(field: str) -> None:
-    """Arguments of a command can hold lone surrogates, which no bytes stand for."""
+def test_text_that_is_not_unicode_is_refused(field: str) -> None:
+    """Arguments of a command may contain lone surrogates, which cannot be encoded."""
     with pytest.raises(ValidationError) as caught:
         PublishRequest.model_validate(
             {"user": "alice", "data": 1} | {field: "a\udc80b"}
@@ -146,14 +146,14 @@ def test_text_that_is_no_unicode_is_refused_and_never_raises(field: str) -> None
 
 
 def test_a_refusal_never_quotes_a_value() -> None:
-    """A token pasted into the wrong field must not come back in a log of the sender."""
+    """A token in the wrong field must not appear in the sender's log."""
     answer = refused({"user": ["s3cret"], "data": "s3cret", "ttl_s": "s3cret"})
 
     assert "s3cret" not in answer.model_dump_json()
 
 
-def test_the_name_of_an_unknown_field_is_cut() -> None:
-    """An answer must not grow with what was sent."""
+def test_the_name_of_an_unknown_field_is_shortened() -> None:
+    """An answer must not grow with its request."""
     assert len(refused({"x" * 100_000: 1}).detail) < 1000
 
 
@@ -173,10 +173,10 @@ json_values = st.recursive(
     data=json_values,
     message_id=st.text(min_size=1, max_size=300),
 )
-def test_what_http_takes_is_never_rejected_on_its_way(
+def test_a_message_accepted_over_http_is_never_rejected_later(
     user: str, event: str, data: object, message_id: str
 ) -> None:
-    """A 202 means that it will arrive: nothing that was taken may end as a dead letter."""
+    """A 202 promises delivery, so the pipeline must not dead-letter the message."""
     body = {"user": user, "event": event, "data": data, "id": message_id}
     request = parse_publish_request(orjson.dumps(body))
     if isinstance(request, Problem):
