@@ -11,7 +11,7 @@ error: one line per queue.
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -36,12 +36,14 @@ from bridge.amqp.topology import (
     Exchange,
     Queue,
     Topology,
+    send_declare,
+    send_unbind,
 )
 from bridge.core.broker_names import BrokerNames
 
 _NOT_A_NUMBER: Final = "bridge check probes permissions"
 
-_Call = Callable[[aiormq.Channel], Awaitable[None]]
+_Call = Callable[[aiormq.Channel], Awaitable[object]]
 
 
 class Permission(StrEnum):
@@ -128,11 +130,9 @@ async def knows_type(
     async with broker_call(f"probe {exchange_type}", timeout_s=timeout_s):
         channel = await connection.open_channel(confirms=False)
         try:
-            await channel.exchange_declare(
-                f"{names.namespace}.check-{secrets.token_hex(8)}",
-                exchange_type=exchange_type,
-                durable=True,
-                arguments={"alternate-exchange": 1},
+            name = f"{names.namespace}.check-{secrets.token_hex(8)}"
+            await send_declare(
+                channel, _with_invalid_argument(Exchange(name, exchange_type))
             )
         except ConnectionCommandInvalid:
             return False
@@ -140,6 +140,14 @@ async def knows_type(
             return not is_no_such_type(problem_text(exc))
         await channel.close()
     return True
+
+
+def _with_invalid_argument(thing: Exchange | Queue) -> Exchange | Queue:
+    """Return `thing` with an argument of a wrong type, which RabbitMQ always refuses."""
+    # For a new name RabbitMQ refuses the argument, for an existing one the difference.
+    if isinstance(thing, Exchange):
+        return replace(thing, arguments={"alternate-exchange": 1})
+    return replace(thing, arguments={"x-dead-letter-exchange": 1})
 
 
 class _PermissionProbe:
@@ -152,22 +160,11 @@ class _PermissionProbe:
         self._timeout_s = timeout_s
 
     async def may_configure(self, thing: Exchange | Queue) -> bool:
-        async def declare(channel: aiormq.Channel) -> None:
-            # The argument must be a string. RabbitMQ refuses it for a new name, and for an
-            # existing one because the arguments differ.
-            if isinstance(thing, Exchange):
-                await channel.exchange_declare(
-                    thing.name,
-                    exchange_type=thing.type,
-                    durable=True,
-                    arguments={"alternate-exchange": 1},
-                )
-            else:
-                await channel.queue_declare(
-                    thing.name, durable=True, arguments={"x-dead-letter-exchange": 1}
-                )
-
-        return await self._refusal(declare, f"probe {thing.name}") is None
+        invalid = _with_invalid_argument(thing)
+        refusal = await self._refusal(
+            lambda channel: send_declare(channel, invalid), f"probe {thing.name}"
+        )
+        return refusal is None
 
     async def may_write(self, exchange: Exchange) -> bool:
         # This probe needs write and read, and RabbitMQ logs nothing. The other one, which
@@ -187,28 +184,25 @@ class _PermissionProbe:
         return await self._refusal(publish, f"probe {exchange.name}") is None
 
     async def may_read(self, queue: Queue) -> bool:
-        async def consume(channel: aiormq.Channel) -> None:
-            await channel.basic_consume(
+        refusal = await self._refusal(
+            lambda channel: channel.basic_consume(
                 queue.name, ignore_message, arguments={"x-priority": _NOT_A_NUMBER}
-            )
-
-        return await self._refusal(consume, f"probe {queue.name}") is None
+            ),
+            f"probe {queue.name}",
+        )
+        return refusal is None
 
     async def missing_to_bind(self, binding: Binding) -> Sequence[MissingPermission]:
         """Binding needs write on the destination and read on the source: the first one missing."""
-        target, key = binding.destination, secrets.token_hex(8)
-
-        async def unbind(channel: aiormq.Channel) -> None:
-            if isinstance(target, Exchange):
-                await channel.exchange_unbind(target.name, binding.source, key)
-            else:
-                await channel.queue_unbind(target.name, binding.source, key)
-
-        refusal = await self._refusal(unbind, f"probe the binding of {target.name}")
+        target = binding.destination
+        missing = replace(binding, routing_key=secrets.token_hex(8))
+        refusal = await self._refusal(
+            lambda channel: send_unbind(channel, missing),
+            f"probe the binding of {target.name}",
+        )
         if refusal is None:
             return ()
-        is_target = f"{type(target).__name__.lower()} '{target.name}'" in refusal
-        if is_target:
+        if f"{type(target).__name__.lower()} '{target.name}'" in refusal:
             return (MissingPermission(Permission.WRITE, target.name),)
         return (MissingPermission(Permission.READ, binding.source),)
 

@@ -252,8 +252,8 @@ async def _compare_one(
     async with broker_call(f"compare {thing.name}", timeout_s=timeout_s):
         channel = await connection.open_channel(confirms=False)
         try:
-            await _send_declare(channel, thing, passive=True)
-            await _send_declare(channel, thing, passive=False)
+            await send_declare(channel, thing, passive=True)
+            await send_declare(channel, thing)
         except ChannelNotFoundEntity:
             text = "does not exist yet; bridge run will declare it"
             return Comparison(_title(thing), ComparisonState.MISSING, text)
@@ -275,7 +275,7 @@ async def declare_one(
     """Declare one exchange or queue. Raises as `declare`."""
     async with broker_call(f"declare {thing.name}", timeout_s=timeout_s):
         try:
-            await _send_declare(channel, thing, passive=False)
+            await send_declare(channel, thing)
         except ChannelPreconditionFailed as exc:
             if is_no_such_type(problem_text(exc)):
                 raise _unknown_type(thing, exc) from exc
@@ -286,9 +286,14 @@ async def declare_one(
             raise _unknown_type(thing, exc) from exc
 
 
-async def _send_declare(
-    channel: aiormq.Channel, thing: Exchange | Queue, *, passive: bool
+async def send_declare(
+    channel: aiormq.Channel, thing: Exchange | Queue, *, passive: bool = False
 ) -> None:
+    """
+    Send one declare. Call it within a `broker_call`; refusals are raised as they come.
+
+    A passive declare checks that the object exists, and ignores its type and arguments.
+    """
     if isinstance(thing, Exchange):
         await channel.exchange_declare(
             thing.name,
@@ -305,21 +310,24 @@ async def _send_declare(
 
 async def bind(channel: aiormq.Channel, binding: Binding, *, timeout_s: float) -> None:
     """Declare one binding. Raises as `declare`."""
-    target = binding.destination
-    async with broker_call(
-        f"bind {target.name} to {binding.source}", timeout_s=timeout_s
-    ):
+    target, source, key = binding.destination, binding.source, binding.routing_key
+    async with broker_call(f"bind {target.name} to {source}", timeout_s=timeout_s):
         try:
             if isinstance(target, Exchange):
-                await channel.exchange_bind(
-                    target.name, binding.source, binding.routing_key
-                )
+                await channel.exchange_bind(target.name, source, key)
             else:
-                await channel.queue_bind(
-                    target.name, binding.source, binding.routing_key
-                )
+                await channel.queue_bind(target.name, source, key)
         except ChannelAccessRefused as exc:
             raise _refused(target, exc) from exc
+
+
+async def send_unbind(channel: aiormq.Channel, binding: Binding) -> None:
+    """Send one unbind, also of a binding that does not exist; as `send_declare`."""
+    target, source, key = binding.destination, binding.source, binding.routing_key
+    if isinstance(target, Exchange):
+        await channel.exchange_unbind(target.name, source, key)
+    else:
+        await channel.queue_unbind(target.name, source, key)
 
 
 def _title(thing: Exchange | Queue) -> str:

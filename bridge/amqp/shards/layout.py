@@ -36,6 +36,7 @@ from bridge.amqp.topology import (
     Queue,
     Topology,
     inbound_queue,
+    send_declare,
     topology,
 )
 from bridge.core.broker_names import SHARDS_MAX, BrokerNames
@@ -229,10 +230,7 @@ class ShardRecords:
             # A refusal closes its channel, so each lookup opens a channel of its own.
             channel = await self.open_channel()
             try:
-                if isinstance(thing, Exchange):
-                    await channel.exchange_declare(thing.name, passive=True)
-                else:
-                    await channel.queue_declare(thing.name, passive=True)
+                await send_declare(channel, thing, passive=True)
             except ChannelNotFoundEntity:
                 return False
             await channel.close()
@@ -294,12 +292,7 @@ class ShardRecords:
         ):
             channel = await self.open_channel()
             try:
-                await channel.exchange_declare(
-                    exchange.name,
-                    exchange_type=exchange.type,
-                    durable=True,
-                    arguments=dict(exchange.arguments),
-                )
+                await send_declare(channel, exchange)
             except ChannelPreconditionFailed as exc:
                 return problem_text(exc)
             await channel.close()

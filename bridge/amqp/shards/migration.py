@@ -53,6 +53,7 @@ from bridge.amqp.topology import (
     declare,
     declare_one,
     inbound_queue,
+    send_unbind,
 )
 from bridge.errors import BrokerUnavailableError, ShardsError, TopologyError
 
@@ -177,10 +178,7 @@ class ShardMigration:
         async with broker_call(doing, timeout_s=self._plan.timeout_s):
             # In this order: while the gate has a binding, both routes end in the same queue.
             for source in (self._names.inbound, gate.name):
-                if isinstance(previous, Exchange):
-                    await channel.exchange_unbind(previous.name, source, "")
-                else:
-                    await channel.queue_unbind(previous.name, source, "")
+                await send_unbind(channel, Binding(source, previous))
             await channel.close()
 
     async def _bind_existing_gate(self) -> None:
