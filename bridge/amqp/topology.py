@@ -157,11 +157,7 @@ def topology(
         name = names.retry_queue(delay_ms)
         waiting = Queue(
             name,
-            {
-                **QUORUM,
-                "x-message-ttl": delay_ms,
-                **_dead_letter_to(names.inbound),
-            },
+            {**QUORUM, "x-message-ttl": delay_ms, **_dead_letter_to(names.inbound)},
         )
         exchanges.append(Exchange(name, "fanout"))
         queues.append(waiting)
@@ -359,8 +355,7 @@ def _refused(thing: Exchange | Queue, exc: ChannelAccessRefused) -> TopologyErro
 
 
 def _unknown_type(
-    thing: Exchange | Queue,
-    exc: ConnectionCommandInvalid | ChannelPreconditionFailed,
+    thing: Exchange | Queue, exc: ConnectionCommandInvalid | ChannelPreconditionFailed
 ) -> TopologyError:
     """Return an error with the broker's text and the command that fixes it."""
     plugin = plugin_of(thing.type) if isinstance(thing, Exchange) else "its plugin"

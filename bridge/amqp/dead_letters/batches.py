@@ -13,7 +13,7 @@ _GROUP_MAX: Final = 16
 
 
 class JobProgress(Protocol):
-    """The operator's job, which records progress and may be cancelled."""
+    """The operator's job, which records progress and may be canceled."""
 
     @property
     def is_cancelled(self) -> bool:
@@ -25,7 +25,7 @@ class JobProgress(Protocol):
         """Add to the numbers of dead letters that are done or have failed."""
 
     async def pause(self, seconds: float) -> None:
-        """Wait, or return early if the job is cancelled."""
+        """Wait, or return early if the job is canceled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class RedrivePace:
         return max(1, min(_GROUP_MAX, int(self._rate_per_s / 10)))
 
     async def wait(self, count: int) -> None:
-        """Wait until `count` more may be published, or the job is cancelled."""
+        """Wait until `count` more may be published, or the job is canceled."""
         now_s = self._now()
         if self._next_at_s > now_s:
             await self._progress.pause(self._next_at_s - now_s)

@@ -56,7 +56,7 @@ _FIRST_STEP: Final = 1000
 _STEP_FACTOR: Final = 8
 _PREFETCH_MAX: Final = 65_535  # the largest value of basic.qos
 _CONSUMERS_MAX: Final = 32  # more of them return their messages in no order
-# If no message arrives for this long, the queue may be empty. What RabbitMQ has handed out may
+# If no message arrives for this long, the queue may be empty. Messages that RabbitMQ has handed out may
 # still be on its way, because it reads thousands before it sends the first; or another client
 # has taken it.
 _QUIET_S: Final = 0.5
@@ -394,7 +394,7 @@ class BrowseSession:
         Stop consuming, so that an ack does not bring further messages.
 
         Call it only after everything wanted was read: RabbitMQ drops what is on its way to a
-        cancelled consumer (measured) until the channel returns it.
+        canceled consumer (measured) until the channel returns it.
         """
         consumers, self._consumers = self._consumers, []
         for tag in consumers:

@@ -29,10 +29,7 @@ from bridge.amqp.shards.migration import ShardMigration
 from bridge.amqp.supervision import supervise
 from bridge.amqp.topology import Topology, declare, retry_delay_ms
 from bridge.core.broker_names import BrokerNames
-from bridge.core.message import (
-    USER_MAX_BYTES,
-    Delivery,
-)
+from bridge.core.message import USER_MAX_BYTES, Delivery
 from bridge.core.properties import Properties, render_properties
 from bridge.core.settlement import (
     PROPERTIES_MAX_BYTES,
@@ -57,7 +54,7 @@ class Publisher:
         address: Where the broker is.
         names: Of the exchanges of dead letters and retries.
         declares: Declared at each connect, and again when a message could not be routed: a
-            topology, or what the broker records for a plan. ``None`` = nothing, for clients
+            topology, or the layout that the broker records for a plan. ``None`` = nothing, for clients
             without the permission.
 
     """
@@ -91,7 +88,7 @@ class Publisher:
 
     async def run(self) -> None:
         """
-        Keep a connection until cancelled; reconnect when it is lost.
+        Keep a connection until canceled; reconnect when it is lost.
 
         Raises:
             TopologyError: If an exchange or queue exists with other arguments, at the first
@@ -224,10 +221,7 @@ class Publisher:
 
         """
         properties = retry_properties(
-            delivery,
-            retry,
-            deadline_s=deadline_s,
-            max_bytes=self.max_properties_bytes,
+            delivery, retry, deadline_s=deadline_s, max_bytes=self.max_properties_bytes
         )
         await self.publish(
             self._names.retry_queue(retry_delay_ms(retry.delay_s)),

@@ -93,7 +93,7 @@ class ShardAssignment:
 
     async def run(self) -> None:
         """
-        Count the bridges and release the excess, until cancelled.
+        Count the bridges and release the excess, until canceled.
 
         Raises:
             BrokerUnavailableError: If the broker is unreachable or too slow several times in a

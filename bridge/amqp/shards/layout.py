@@ -21,10 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import aiormq
-from aiormq.exceptions import (
-    ChannelNotFoundEntity,
-    ChannelPreconditionFailed,
-)
+from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from bridge.amqp.connection import BrokerConnection, broker_call, problem_text
 from bridge.amqp.frame_reader import FrameReader

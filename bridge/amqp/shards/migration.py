@@ -214,7 +214,9 @@ async def publish_end_markers(
     names = plan.names
     exchange = Exchange(marker_exchange_name(names), "direct")
     for queue in await ShardRecords(connection, plan).previous_queues(layout):
-        async with broker_call(f"mark {queue}", timeout_s=plan.timeout_s):
+        async with broker_call(
+            f"publish an end marker to {queue}", timeout_s=plan.timeout_s
+        ):
             channel = await connection.open_channel(confirms=True)
             await declare_one(channel, exchange, timeout_s=plan.timeout_s)
             try:
@@ -247,7 +249,7 @@ async def keep_publishing_end_markers(
     address: BrokerAddress, plan: ShardPlan, layout: ShardLayout
 ) -> None:
     """
-    Publish end markers every few seconds until cancelled, on connections of its own.
+    Publish end markers every few seconds until canceled, on connections of its own.
 
     A marker that is lost or followed by another message is replaced by the next one. A missing
     permission is logged, for an operator to fix; the previous queues are consumed meanwhile.
