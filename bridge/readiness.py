@@ -5,7 +5,7 @@ from bridge.inbox.contract import Inbox
 from bridge.pipeline import Pipeline
 
 
-class Readiness:
+class BridgeReadiness:
     """The state behind `/health/ready`, the gauge `bridge_ready` and the overview."""
 
     def __init__(self, *, intake: Intake, pipeline: Pipeline, inbox: Inbox) -> None:

@@ -58,7 +58,7 @@ from bridge.inbox.sqlite.store import SqliteInbox
 from bridge.logging import dropped_log_lines
 from bridge.metrics import Metrics
 from bridge.pipeline import Pipeline
-from bridge.readiness import Readiness
+from bridge.readiness import BridgeReadiness
 from bridge.schema_folder import load_schemas
 from bridge.settings.model import Settings
 from bridge.sockets.engineio.handshake import HandshakePolicy
@@ -144,7 +144,7 @@ class Components:
             if isinstance(inbox, RedisInbox)
             else None,
         )
-        self.readiness = readiness = Readiness(
+        self.readiness = readiness = BridgeReadiness(
             intake=self.intake, pipeline=self.pipeline, inbox=inbox
         )
         metrics.log_lines_dropped.set_function(dropped_log_lines)

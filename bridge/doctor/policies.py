@@ -8,12 +8,12 @@ A policy can therefore break a guarantee of the bridge without any change of the
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from shlex import quote
 from typing import Final
 
 from bridge.amqp.topology import Topology
 from bridge.core.broker_names import BrokerNames
+from bridge.core.contracts.operator.queues import QueueRole
 from bridge.doctor.results import CheckResult, CheckStatus, fail, ok, warn
 
 # rabbitmqctl's word for each kind of policy, and the path of the management API.
@@ -23,14 +23,6 @@ POLICY_PATHS: Final = {"policy": "policies", "operator_policy": "operator-polici
 _DELIVERY_LIMIT_MIN: Final = 1000
 _ACK_TIMEOUT_S: Final = 1800.0  # RabbitMQ's default
 _FOR_QUORUM_QUEUES: Final = frozenset({"all", "queues", "quorum_queues"})
-
-
-class QueueRole(StrEnum):
-    """The purpose of a queue."""
-
-    INBOUND = "inbound"
-    RETRY = "retry"
-    DEAD = "dead"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from typing import Final
 from bridge.amqp.management import ManagementApi, ManagementError
 from bridge.amqp.topology import Topology
 from bridge.core.broker_names import BrokerNames
+from bridge.core.contracts.operator.queues import QueueRole
 from bridge.doctor.policies import (
     POLICY_PATHS,
     Policy,
-    QueueRole,
     ack_timeout_s,
     check_policies,
     parse_policies,

@@ -21,7 +21,7 @@ from bridge.enums import Outcome
 from bridge.http.api.endpoint import Api, ApiRequest
 from bridge.inbox.contract import Inbox
 from bridge.metrics import AgeBucket, Metrics
-from bridge.readiness import Readiness
+from bridge.readiness import BridgeReadiness
 from bridge.sockets.server import SocketIOServer
 
 _AGES_WINDOW_S: Final = 60.0
@@ -59,7 +59,7 @@ class OverviewEndpoint:
         self,
         *,
         namespace: str,
-        readiness: Readiness,
+        readiness: BridgeReadiness,
         intake: Intake,
         inbox: Inbox,
         sockets: SocketIOServer,

@@ -10,11 +10,11 @@ from bridge.amqp.management import clock_ahead_s
 from bridge.amqp.permissions import MissingPermission, Permission
 from bridge.amqp.topology import topology
 from bridge.core.broker_names import BrokerNames
+from bridge.core.contracts.operator.queues import QueueRole
 from bridge.doctor.broker import check_permissions, check_version
 from bridge.doctor.certificates import check_certificate
 from bridge.doctor.inbox import check_disk, check_disk_space
 from bridge.doctor.policies import (
-    QueueRole,
     ack_timeout_s,
     check_policies,
     parse_policies,
