@@ -217,7 +217,8 @@ class EngineSession:
 
     def send(self, text: str) -> None:
         """Send a message at once; a closed session drops it."""
-        self._send_packet("4" + text)
+        if not self.is_closed:
+            self._write(b"4" + text.encode(), 0)
 
     def send_encoded(self, messages: EncodedMessages) -> bool:
         """
@@ -228,19 +229,13 @@ class EngineSession:
 
         """
         frames = messages.frames
-        websocket = self._websocket
-        if websocket is not None:
-            transport = websocket.transport
-            waiting_bytes = transport.get_write_buffer_size()
-            if waiting_bytes + len(frames) > self._owner.limits.outbound_bytes:
-                return False
-            if not self.is_closed:
-                transport.write(frames)
-        elif self.waiting_bytes + len(frames) > self._owner.limits.outbound_bytes:
+        if self.waiting_bytes + len(frames) > self._owner.limits.outbound_bytes:
             return False
-        else:
+        if self._websocket is None:
             for offset, packet in messages.packets:
-                self._enqueue(packet.decode(), offset)
+                self._write(packet, offset)
+        elif not self.is_closed:
+            self._websocket.transport.write(frames)
         self._expected_replies += len(messages.packets)
         return True
 
@@ -267,10 +262,7 @@ class EngineSession:
         self._expected_replies += 1
         # A message larger than the limit is sent while nothing else waits.
         self._oversize_bytes = self._owner.limits.outbound_bytes + len(payload)
-        if self._websocket is not None:
-            self._websocket.transport.write(text_frame(payload))
-        else:
-            self._enqueue(payload.decode(), offset)
+        self._write(payload, offset)
         return True
 
     def expect_replies(self, count: int) -> None:
@@ -289,24 +281,18 @@ class EngineSession:
         elif self._queue is not None:
             await self._queue.wait_until_drained()
 
-    def _send_packet(self, packet: str) -> None:
-        if self.is_closed:
-            return
+    def _write(self, packet: bytes, offset: int) -> None:
         if self._websocket is not None:
-            self._websocket.transport.write(text_frame(packet.encode()))
-        else:
-            self._enqueue(packet, 0)
-
-    def _enqueue(self, packet: str, offset: int) -> None:
-        if self._queue is None:
-            self._queue = PollQueue()
-        self._queue.put(packet, offset)
+            self._websocket.transport.write(text_frame(packet))
+        elif self._queue is not None:
+            self._queue.put(packet.decode(), offset)
 
     # --- opening
 
     def open_polling(self) -> None:
-        """Queue the first packet for long polling."""
-        self._enqueue(self._open_packet(upgrades=("websocket",)).decode(), 0)
+        """Use long polling, and queue the first packet."""
+        self._queue = PollQueue()
+        self._write(self._open_packet(upgrades=("websocket",)), 0)
 
     def open_websocket(
         self, transport: asyncio.Transport, *, response: bytes, received: bytes
@@ -357,10 +343,8 @@ class EngineSession:
         """
         if self._websocket is not None or (self._upgrade and self._upgrade.is_probed):
             return ["6"]  # queued packets go to the WebSocket now
-        if self._queue is None:
-            if self.is_closed:
-                return []
-            self._queue = PollQueue()
+        if self._queue is None:  # closed at the end of an upgrade
+            return []
         limits = self._owner.limits
         packets = await self._queue.poll(
             request, timeout_s=limits.ping_interval_s + limits.ping_timeout_s
@@ -422,7 +406,7 @@ class EngineSession:
             transport,
             max_bytes=limits.max_packet_bytes,
             timeout_s=limits.connect_s,
-            on_probe=lambda: self._enqueue("6", 0),
+            on_probe=lambda: self._write(b"6", 0),
             on_done=self._finish_upgrade,
         )
         transport.write(response)
@@ -509,7 +493,7 @@ class EngineSession:
         elif now_s >= self.ping_due_s:
             self.ping_due_s = now_s + self._owner.limits.ping_interval_s
             self.pong_due_s = now_s + self._owner.limits.ping_timeout_s
-            self._send_packet("2")
+            self._write(b"2", 0)
         return not self.is_closed
 
     def close(self, reason: str, *, abort: bool = False) -> None:
