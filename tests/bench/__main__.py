@@ -1,12 +1,12 @@
 """
-The bench: the bridge and what one would write instead, on the same work in one run.
+The bench: the bridge and simpler servers, on the same workloads in one run.
 
     python -m tests.bench                          five rounds, about fifteen minutes
     python -m tests.bench --rounds 1 --only steady --servers memory,node
-    python -m tests.bench --profile                where the bridge's time goes
-    python -m tests.bench --leak                   whether it stays flat; ten minutes
+    python -m tests.bench --profile                CPU time of the bridge by stage
+    python -m tests.bench --leak                   memory over a long run; ten minutes
 
-Progress on stderr, tables on stdout. Ctrl-C ends all that was started.
+Progress goes to stderr, tables to stdout. Ctrl-C ends everything.
 """
 
 import argparse
@@ -22,26 +22,28 @@ from tests.bench import leak, profile
 from tests.bench.plots import draw
 from tests.bench.report import report_lines, write_part
 from tests.bench.results import Results
-from tests.bench.run import USUAL_WORKS, Plan, open_world, run
-from tests.bench.servers import KINDS
-from tests.bench.works import WORKS, Scale
+from tests.bench.run import DEFAULT_WORKLOADS, BenchPlan, open_world, run
+from tests.bench.servers import SERVER_KINDS
+from tests.bench.workloads import WORKLOADS, Scale
 
 
 def main() -> int:
-    """Do what the arguments say; status 130 after Ctrl-C."""
+    """Run what the arguments ask for; the status is 130 after Ctrl-C."""
     given = _parse()
     try:
         if given.leak:
-            lines = asyncio.run(leak.run(given.servers, given.leak_scale, tell=_tell))
+            lines = asyncio.run(
+                leak.run(given.servers, given.leak_scale, report=_report)
+            )
             part = "leak"
         elif given.profile:
-            lines = asyncio.run(profile.run(given.servers, given.only, tell=_tell))
+            lines = asyncio.run(profile.run(given.servers, given.only, report=_report))
             part = "profile"
         else:
             lines = _compare(given)
             part = "run"
     except KeyboardInterrupt:
-        _tell("stopped")
+        _report("stopped")
         return 130
     sys.stdout.write("\n".join(lines) + "\n")
     if given.report is not None:
@@ -53,9 +55,9 @@ def _compare(given: argparse.Namespace) -> Sequence[str]:
     scale = Scale()
     if given.seconds is not None:
         scale = replace(scale, seconds=given.seconds)
-    plan = Plan(
-        works=given.only or USUAL_WORKS,
-        servers=given.servers or tuple(KINDS),
+    plan = BenchPlan(
+        works=given.only or DEFAULT_WORKLOADS,
+        servers=given.servers or tuple(SERVER_KINDS),
         rounds=given.rounds,
         scale=scale,
     )
@@ -67,24 +69,24 @@ def _compare(given: argparse.Namespace) -> Sequence[str]:
     return tuple(report_lines(results))
 
 
-async def _run(plan: Plan) -> Results:
-    async with open_world(_tell) as world:
-        return await run(plan, world, tell=_tell)
+async def _run(plan: BenchPlan) -> Results:
+    async with open_world(_report) as world:
+        return await run(plan, world, report=_report)
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
 
 def _words(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """Return what reads words with commas between them, each of a closed list."""
+    """Return a parser of comma-separated words from the list `known`."""
 
     def words(text: str) -> tuple[str, ...]:
         found = tuple(text.split(","))
         for word in found:
             if word not in known:
-                message = f"{word!r} is none of {', '.join(known)}"
+                message = f"{word!r} is not one of {', '.join(known)}"
                 raise argparse.ArgumentTypeError(message)
         return found
 
@@ -98,32 +100,32 @@ def _parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--rounds", type=int, default=5, help="how often everything is measured")
-    add("--seconds", type=float, help="how long a steady stream goes on")
+    add("--rounds", type=int, default=5, help="how often each workload is measured")
+    add("--seconds", type=float, help="duration of a steady stream")
     add(
         "--only",
-        type=_words(tuple(WORKS | profile.WORKS)),
-        help="works, with commas between them",
+        type=_words(tuple(WORKLOADS | profile.WORKLOADS)),
+        help="comma-separated workloads",
     )
-    add("--servers", type=_words(tuple(KINDS)), help="servers, likewise")
+    add("--servers", type=_words(tuple(SERVER_KINDS)), help="comma-separated servers")
     add(
         "--report",
         type=Path,
-        help="a page with marks to write the tables into; JSON and PNG go beside it",
+        help="a page with markers, to write the tables into; JSON and PNG go beside it",
     )
-    add("--profile", action="store_true", help="where the bridge's time goes, instead")
-    add("--leak", action="store_true", help="memory over a long time, instead")
+    add("--profile", action="store_true", help="instead, measure CPU time by stage")
+    add("--leak", action="store_true", help="instead, measure memory over a long run")
     add(
         "--leak-scale",
         type=float,
         default=1.0,
-        help="how much of the long time; below 1 inboxes are not full in time, and memory grows",
+        help="share of the long run; below 1 the inboxes are still filling, so memory grows",
     )
     given = parser.parse_args()
-    known = profile.WORKS if given.profile else WORKS
+    known = profile.WORKLOADS if given.profile else WORKLOADS
     unknown = [word for word in given.only or () if word not in known]
     if unknown:
-        parser.error(f"--only: here there is no {', '.join(unknown)}")
+        parser.error(f"--only: unknown workloads: {', '.join(unknown)}")
     return given
 
 

@@ -1,10 +1,9 @@
 """
-What the open console costs the bridge, by hand: `python -m tests.bench.console`.
+Measure the cost of an open console. Run by hand: `python -m tests.bench.console`.
 
-A private RabbitMQ and a real `bridge run` in a process of its own; so many windows of as
-many users are opened. The processor time that the bridge spends is measured while nobody
-looks, then while the console's two questions are asked as often as the page asks them,
-then with the first of them asked as fast as it is answered.
+Uses a private RabbitMQ and a `bridge run` process with one window per user. The processor
+time of the bridge is measured without a console, then with the console's two requests at
+the interval of the page, then with the first request repeated as fast as possible.
 """
 
 import argparse
@@ -22,8 +21,8 @@ from bridge.settings.load import load_settings
 from tests.integration.programs import program
 from tests.integration.running import OPERATOR_TOKEN, SECRET, open_windows
 
-_QUESTIONS: Final = ("/api/overview", "/api/queues")
-_EACH_S: Final = 2.0  # the pause of the page (readings.js)
+_REQUESTS: Final = ("/api/overview", "/api/queues")
+_INTERVAL_S: Final = 2.0  # as the page does (readings.js)
 
 
 def _spent_s(pid: int) -> float:
@@ -34,7 +33,7 @@ def _spent_s(pid: int) -> float:
 
 
 async def measure(windows_count: int, seconds: float) -> None:
-    """Open the windows, ask, and print what that cost."""
+    """Open the windows, send the requests, and print their cost."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     settings = load_settings({"jwt_secret": SECRET})
@@ -47,32 +46,32 @@ async def measure(windows_count: int, seconds: float) -> None:
         users = [f"user-{number}" for number in range(windows_count)]
         tokens = [signed_token(settings, user, ttl_s=3600) for user in users]
 
-        async def ask(question: str) -> None:
-            async with session.get(question) as answer:
-                await answer.read()
-                assert answer.status == 200
+        async def request(path: str) -> None:
+            async with session.get(path) as response:
+                await response.read()
+                assert response.status == 200
 
-        async def look(times: int, *questions: str, pause_s: float) -> float:
-            """Ask so often, and return the bridge's share of a core meanwhile."""
-            before_s, began_s = _spent_s(run.process.pid), time.monotonic()
+        async def load(times: int, *paths: str, pause_s: float) -> float:
+            """Repeat the requests; return the share of a core that the bridge used."""
+            before_s, start_s = _spent_s(run.process.pid), time.monotonic()
             for _ in range(times):
-                for question in questions:
-                    await ask(question)
+                for path in paths:
+                    await request(path)
                 await asyncio.sleep(pause_s)
-            lasted_s = time.monotonic() - began_s
+            lasted_s = time.monotonic() - start_s
             return (_spent_s(run.process.pid) - before_s) / lasted_s
 
         async with open_windows(run.public_url, tokens):
-            times = int(seconds / _EACH_S)
-            alone = await look(times, pause_s=_EACH_S)
-            seen = await look(times, *_QUESTIONS, pause_s=_EACH_S)
+            times = int(seconds / _INTERVAL_S)
+            alone = await load(times, pause_s=_INTERVAL_S)
+            seen = await load(times, *_REQUESTS, pause_s=_INTERVAL_S)
             before_s = _spent_s(run.process.pid)
-            await look(1000, _QUESTIONS[0], pause_s=0)
+            await load(1000, _REQUESTS[0], pause_s=0)
             each_s = (_spent_s(run.process.pid) - before_s) / 1000
     print(f"{windows_count} windows, {seconds:g} s each")
-    print(f"nobody looks: {100 * alone:.2f} % of a core")
-    print(f"the console is open: {100 * seen:.2f} %, {100 * (seen - alone):.2f} % more")
-    print(f"one {_QUESTIONS[0]}: {1000 * each_s:.2f} ms")
+    print(f"no console: {100 * alone:.2f} % of a core")
+    print(f"one open console: {100 * seen:.2f} %, {100 * (seen - alone):.2f} % more")
+    print(f"one {_REQUESTS[0]}: {1000 * each_s:.2f} ms")
 
 
 if __name__ == "__main__":

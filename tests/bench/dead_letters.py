@@ -1,11 +1,11 @@
 """
-100,000 dead letters: looked at, and redriven with a kill -9 in the middle. By hand:
+Browse 100,000 dead letters, and redrive them with a kill -9 in the middle. Run by hand:
 
     python -m tests.bench.dead_letters
 
-A private RabbitMQ, a real `bridge run` with `sqlite:` in a process of its own, letters of
-1,000 users, half of them with a message id. Prints a table; `--letters` and `--rate` change
-it. A test runs the same with fewer letters.
+Uses a private RabbitMQ and a `bridge run` process with `sqlite:`. The dead letters belong
+to 1,000 users; half of them have a message id. Prints a table; `--letters` and `--rate`
+change the size. A test runs the same with fewer dead letters.
 """
 
 import argparse
@@ -46,7 +46,7 @@ _TEXT = "x" * 180
 
 @dataclass
 class Figures:
-    """What was measured and what was found."""
+    """The measurements and the results of the checks."""
 
     letters: int
     seconds: dict[str, float] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Figures:
 
     @asynccontextmanager
     async def measured(self, what: str, running: RunningProgram) -> AsyncIterator[None]:
-        """Note the time that something takes, and the bridge's memory after it."""
+        """Record the duration of the block, and the bridge's memory after it."""
         started_s = time.monotonic()
         yield
         self.seconds[what] = time.monotonic() - started_s
@@ -104,7 +104,7 @@ async def _bridge(
 async def _job(
     api: ApiAsker, body: dict[str, object], *, until: int | None = None
 ) -> Any:
-    """Start a redrive; return it when it has ended, or has done `until`."""
+    """Start a redrive; return its job when it has ended, or has done `until`."""
     answer = await api.ask("POST", "/api/dead/redrive", body)
     assert answer.status == 202, answer
     job = answer.body["job"]
@@ -121,7 +121,7 @@ async def _job(
 async def measure(
     node: LocalNode, namespace: str, *, letters: int, rate_per_s: float
 ) -> Figures:
-    """Do all of it once."""
+    """Run the whole measurement once."""
     figures = Figures(letters)
     names = BrokerNames(namespace)
     connection = aiormq.Connection(node.url)
@@ -131,7 +131,7 @@ async def measure(
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "inbox.sqlite3"
         async with _bridge(node, namespace, store) as (running, api):
-            # Sees each redrive as it is published, with its headers.
+            # Receives a copy of each redriven message, with its headers.
             spy = f"{namespace}.spy"
             await channel.queue_declare(
                 spy, durable=True, arguments={"x-queue-type": "quorum"}
@@ -140,7 +140,7 @@ async def measure(
             await fill(channel, names.dead, _letters(names, letters))
             await eventually(lambda: _has(node, names.dead, letters), within_s=60)
             figures.memory_mib["before"] = _memory_mib(running, "VmHWM")
-            await _look(figures, running, api)
+            await _browse(figures, running, api)
             await _kill(figures, running, api, rate_per_s=rate_per_s)
         await eventually(lambda: _is_back(node, names.dead, figures), within_s=60)
         async with _bridge(node, namespace, store) as (running, api):
@@ -164,19 +164,19 @@ async def _has(node: LocalNode, queue: str, count: int) -> bool:
 
 
 async def _is_back(node: LocalNode, queue: str, figures: Figures) -> bool:
-    """What a killed process held is given back when the broker notices."""
+    """Whether the broker has requeued the deliveries of the killed process."""
     before, figures.left_after_kill = figures.left_after_kill, await ready(node, queue)
     at_most = figures.letters - figures.killed_at
     return figures.left_after_kill == before and 0 < before <= at_most
 
 
-async def _look(figures: Figures, running: RunningProgram, api: ApiAsker) -> None:
+async def _browse(figures: Figures, running: RunningProgram, api: ApiAsker) -> None:
     async with figures.measured("first page", running):
         page = await api.get("/api/dead")
     assert len(page["items"]) == 50
     async with figures.measured("second page", running):
         await api.get(f"/api/dead?cursor={page['next']}")
-    async with figures.measured("filter that looks at all", running):
+    async with figures.measured("filter that reads all", running):
         none = await api.get("/api/dead?user=nobody")
     assert none["scanned"] == figures.letters
     async with figures.measured("first page after that", running):
@@ -188,7 +188,7 @@ async def _kill(
     figures: Figures, running: RunningProgram, api: ApiAsker, *, rate_per_s: float
 ) -> None:
     async with figures.measured("redrive until the kill -9", running):
-        # A little over the half: not where one batch ends and the next one begins.
+        # A little over half, to avoid the boundary of a batch.
         half = figures.letters // 2 + figures.letters // 70
         job = await _job(api, {"all": True, "rate_per_s": rate_per_s}, until=half)
     assert job["state"] == "running", job
@@ -198,19 +198,19 @@ async def _kill(
 
 
 def _check_redrives(figures: Figures, seen: list[Delivery]) -> None:
-    """Each letter was published, and what was published twice can be told."""
-    marks: dict[int, Counter[bytes | None]] = {}
+    """Check that each dead letter was published, and that repeats can be recognized."""
+    ids: dict[int, Counter[bytes | None]] = {}
     for delivery in seen:
         number = header_int(delivery.properties.headers, "x-number")
         assert number is not None
         if not header_int(delivery.properties.headers, Header.REDRIVES):
             figures.unmarked += 1
-        mark = header(delivery, Header.REDRIVEN_ID)
-        marks.setdefault(number, Counter())[mark] += 1
-    figures.lost = figures.letters - len(marks)
-    for found in marks.values():
+        redriven_id = header(delivery, Header.REDRIVEN_ID)
+        ids.setdefault(number, Counter())[redriven_id] += 1
+    figures.lost = figures.letters - len(ids)
+    for found in ids.values():
         figures.published_twice += sum(found.values()) > 1
-        # The same letter under two names could not be known for a repeat.
+        # With two ids, a repeat of the same dead letter could not be recognized.
         figures.unmarked += len(found) > 1 or None in found
 
 

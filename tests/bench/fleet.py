@@ -1,13 +1,13 @@
 """
-What a fleet costs: bridges on Redis against one bridge with a file, and what each thing costs.
+Measure the cost of a fleet: bridges on Redis, compared with one bridge on SQLite.
 
     python -m tests.bench.fleet                      three rounds, some twelve minutes
     python -m tests.bench.fleet --rounds 1 --only hop,append
     python -m tests.bench.fleet --report docs/scale.md       writes scale.json beside it, too
 
-Processor times by the scheduler's own clock, of bridges, RabbitMQ and Redis apart. Progress
-on stderr, tables on stdout; a report is written after each round. Ctrl-C ends all that was
-started.
+Processor times come from the scheduler, separately for bridges, RabbitMQ and Redis.
+Progress goes to stderr, tables to stdout; the report is written after each round. Ctrl-C
+ends everything.
 """
 
 import argparse
@@ -24,64 +24,64 @@ from typing import Any, Final
 import orjson
 
 from bridge.demo.private_node import LocalNode
-from tests.bench.fleet_works import WORKS, Work
-from tests.bench.fleet_world import World, open_fleet
+from tests.bench.fleet_setup import FleetBenchWorld, open_fleet
+from tests.bench.fleet_workloads import WORKLOADS, FleetWorkload
 from tests.bench.machine import machine_facts
 from tests.bench.report import write_part
 from tests.bench.results import Figures, Spread
 from tests.bench.servers import ROOT, processors
-from tests.bench.works import Scale
+from tests.bench.workloads import Scale
 
 SHORT: Final = Scale(
     backlog=15_000, seconds=5.0, rate=2000.0, start_s=6.0, warm_up=3000
 )
 Round = dict[str, dict[str, Figures]]
-# Shards need it.
+# Needed for shards.
 _PLUGINS: Final = ("rabbitmq_sharding",)
-# The median latency of a stream that the machine kept up with is below.
+# A higher median latency means that the machine could not keep up with the stream.
 _KEPT_UP_MS: Final = 15.0
-# Work, set-up, name.
+# Workload, setup, name.
 Figure = tuple[str, str, str]
 
 
-def _kept_up(round_: Round, work: str, set_up: str) -> bool:
-    figures = round_.get(work, {}).get(set_up, {})
+def _kept_up(round_: Round, work: str, setup: str) -> bool:
+    figures = round_.get(work, {}).get(setup, {})
     return figures.get("steady_p50_ms", 0.0) <= _KEPT_UP_MS
 
 
 @dataclass
 class FleetResults:
-    """All figures: for each round, work → set-up → figures."""
+    """All figures: for each round, workload → setup → figures."""
 
     machine: Mapping[str, str]
     scale: Mapping[str, float]
     rounds: list[Round] = field(default_factory=list)
 
-    def spread(self, work: str, set_up: str, figure: str) -> Spread | None:
-        """Sum up one figure over the rounds; ``None`` if it was not measured."""
+    def spread(self, work: str, setup: str, figure: str) -> Spread | None:
+        """Summarize a figure over the rounds; ``None`` if it was not measured."""
         found = [
             value
             for each in self.rounds
-            if (value := each.get(work, {}).get(set_up, {}).get(figure)) is not None
+            if (value := each.get(work, {}).get(setup, {}).get(figure)) is not None
         ]
         return Spread.of(found) if found else None
 
     def ratio(self, above: Figure, below: Figure) -> Spread | None:
         """
-        Compare two figures round by round.
+        Return the ratio of two figures over the rounds.
 
-        A steady stream that the machine did not keep up with is none: it comes in large
-        batches, which are cheap. Such a round does not count.
+        Rounds in which the machine did not keep up with a steady stream do not count:
+        the messages arrived in large batches, which are cheaper.
         """
         values = []
         for each in self.rounds:
             if "steady" in above[2] and not all(
-                _kept_up(each, work, set_up) for work, set_up, _ in (above, below)
+                _kept_up(each, work, setup) for work, setup, _ in (above, below)
             ):
                 continue
             high, low = (
-                each.get(work, {}).get(set_up, {}).get(name)
-                for work, set_up, name in (above, below)
+                each.get(work, {}).get(setup, {}).get(name)
+                for work, setup, name in (above, below)
             )
             if high is not None and low:
                 values.append(high / low)
@@ -90,7 +90,7 @@ class FleetResults:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A ratio of two figures that is to be reached."""
+    """A target for the ratio of two figures."""
 
     text: str
     above: Figure
@@ -144,44 +144,44 @@ def goal_lines(results: FleetResults) -> Iterable[str]:
 
 
 def figure_lines(results: FleetResults) -> Iterable[str]:
-    """Yield the table of all figures, medians with spreads."""
+    """Yield the table of all figures, with medians and ranges."""
     yield "| work | set-up | figure | median | least to most |"
     yield "|---|---|---|---|---|"
-    for work in WORKS.values():
-        for set_up in work.set_ups:
+    for work in WORKLOADS.values():
+        for setup in work.setups:
             names: dict[str, None] = {}
             for each in results.rounds:
-                names |= dict.fromkeys(each.get(work.name, {}).get(set_up.name, {}))
+                names |= dict.fromkeys(each.get(work.name, {}).get(setup.name, {}))
             for name in names:
-                found = results.spread(work.name, set_up.name, name)
+                found = results.spread(work.name, setup.name, name)
                 if found is not None:
                     yield (
-                        f"| {work.name} | {set_up.name} | {name} | {found.median:,.2f} "
+                        f"| {work.name} | {setup.name} | {name} | {found.median:,.2f} "
                         f"| {found.least:,.2f}-{found.most:,.2f} |"
                     )
 
 
 async def measure(
-    world: World,
-    works: Sequence[Work],
+    world: FleetBenchWorld,
+    works: Sequence[FleetWorkload],
     scale: Scale,
     *,
     rounds: int,
     keep: Callable[[FleetResults], None] = lambda _: None,
 ) -> FleetResults:
-    """Do all works on all their set-ups, in each round; `keep` is called after each."""
+    """Measure all workloads on all their setups; call `keep` after each round."""
     facts = await asyncio.to_thread(machine_facts, world.pin)
     results = FleetResults(facts, asdict(scale))
     for number in range(rounds):
         round_: Round = {}
         for work in works:
-            for set_up in work.set_ups:
-                async with open_fleet(world, set_up, scale, seed=number) as fleet:
+            for setup in work.setups:
+                async with open_fleet(world, setup, scale, seed=number) as fleet:
                     figures = await work.do(fleet)
-                round_.setdefault(work.name, {})[set_up.name] = figures
-                told = ", ".join(f"{k} {v:,.2f}" for k, v in figures.items())
-                _tell(
-                    f"round {number + 1} of {rounds}, {work.name}, {set_up.name}: {told}"
+                round_.setdefault(work.name, {})[setup.name] = figures
+                shown = ", ".join(f"{k} {v:,.2f}" for k, v in figures.items())
+                _report(
+                    f"round {number + 1} of {rounds}, {work.name}, {setup.name}: {shown}"
                 )
         results.rounds.append(round_)
         keep(results)
@@ -189,7 +189,7 @@ async def measure(
 
 
 @asynccontextmanager
-async def _open_world() -> AsyncIterator[World]:
+async def _open_world() -> AsyncIterator[FleetBenchWorld]:
     pin = processors()
     before = os.sched_getaffinity(0)
     if pin.others != "any":
@@ -198,22 +198,22 @@ async def _open_world() -> AsyncIterator[World]:
     build.mkdir(exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=build, prefix="fleet-") as folder:
-            async with LocalNode.start(progress=_tell, plugins=_PLUGINS) as node:
-                yield World(node, Path(folder), pin)
+            async with LocalNode.start(progress=_report, plugins=_PLUGINS) as node:
+                yield FleetBenchWorld(node, Path(folder), pin)
     finally:
         os.sched_setaffinity(0, before)
 
 
 async def _run(given: argparse.Namespace) -> None:
-    names = given.only.split(",") if given.only else list(WORKS)
+    names = given.only.split(",") if given.only else list(WORKLOADS)
 
     def keep(results: FleetResults) -> None:
-        # After each round: what was measured stays, whatever ends the run.
+        # After each round, so that an interrupted run keeps its results.
         if given.report is not None:
             _write(results, given.report)
 
     async with _open_world() as world:
-        works = [WORKS[name] for name in names]
+        works = [WORKLOADS[name] for name in names]
         results = await measure(world, works, SHORT, rounds=given.rounds, keep=keep)
     print("\n".join((*goal_lines(results), "", *figure_lines(results))))
 
@@ -230,16 +230,16 @@ def _write(results: FleetResults, report: Path) -> None:
 
 
 def main() -> int:
-    """Do what the arguments say; status 130 after Ctrl-C."""
+    """Run what the arguments ask for; the status is 130 after Ctrl-C."""
     try:
         asyncio.run(_run(_parse()))
     except KeyboardInterrupt:
-        _tell("stopped")
+        _report("stopped")
         return 130
     return 0
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
@@ -251,9 +251,9 @@ def _parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--rounds", type=int, default=3, help="how often everything is measured")
-    add("--only", help=f"works, with commas between them, of {', '.join(WORKS)}")
-    add("--report", type=Path, help="a page with marks to write the tables into")
+    add("--rounds", type=int, default=3, help="how often each workload is measured")
+    add("--only", help=f"comma-separated workloads of {', '.join(WORKLOADS)}")
+    add("--report", type=Path, help="a page with markers, to write the tables into")
     return parser.parse_args()
 
 

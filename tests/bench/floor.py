@@ -1,11 +1,11 @@
 """
-The floor: what the bare `send` of the same frame to one of many sockets costs.
+The floor: the cost of a bare `send` of the same frame to one of many sockets.
 
     python -m tests.bench.floor WINDOWS MESSAGES RATE
 
-Listens, and is opened by the same windows as the servers; answers their handshake with as
-little as they need. Then it sends, at the pace of the work `fanout`, and prints the
-microseconds of processor time for each send.
+The windows of the bench connect to it, and it answers their handshake with the minimum.
+Then it sends at the rate of the workload `fanout` and prints the microseconds of processor
+time per send.
 """
 
 import select
@@ -25,7 +25,7 @@ def frame() -> bytes:
 
 
 def accept(number: int) -> list[socket.socket]:
-    """Listen, tell where, and let `number` windows in."""
+    """Listen, print the port, and accept `number` windows."""
     accepted: list[socket.socket] = []
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     print(f"listening {listener.getsockname()[1]}", flush=True)
@@ -46,15 +46,15 @@ def accept(number: int) -> list[socket.socket]:
 
 
 def main() -> None:
-    """Do what the arguments say."""
+    """Accept the windows, send the messages, print the result."""
     windows, messages, rate = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     sends = [connection.send for connection in accept(windows)]
     sys.stdin.readline()
     data = frame()
     used_s = 0.0
-    began_s = time.monotonic()
+    start_s = time.monotonic()
     for number in range(messages):
-        time.sleep(max(0.0, began_s + number / rate - time.monotonic()))
+        time.sleep(max(0.0, start_s + number / rate - time.monotonic()))
         before_s = time.process_time()
         for send in sends:
             send(data)

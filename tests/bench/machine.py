@@ -1,4 +1,4 @@
-"""What the run ran on and with, without naming the machine."""
+"""Hardware and software versions of a run, without the name of the machine."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ _NODE_PACKAGES = ("amqplib", "socket.io", "ws", "jsonwebtoken")
 
 
 def machine_facts(pin: Processors) -> Mapping[str, str]:
-    """Return names and values for people."""
+    """Return names and values for the report."""
     load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
     return {
         "processor": f"{_processor()}, {os.cpu_count()} of them",
@@ -43,7 +43,7 @@ def _processor() -> str:
 def _rabbitmq() -> str:
     for path in find_rabbitmq().resolve().parent.glob("**/plugins/rabbit-[0-9]*"):
         return path.name.removeprefix("rabbit-").removesuffix(".ez")
-    return "of a version that does not show"
+    return "unknown version"
 
 
 def _python_packages() -> str:

@@ -1,4 +1,4 @@
-"""The same figures as pictures."""
+"""Plots of the figures."""
 
 from pathlib import Path
 from typing import Final
@@ -8,9 +8,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from tests.bench.results import Results
-from tests.bench.servers import KINDS
+from tests.bench.servers import SERVER_KINDS
 
-_COLOURS: Final = {
+_COLORS: Final = {
     "memory": "#1b6ca8",
     "sqlite": "#5aa9e6",
     "node": "#8a8a8a",
@@ -50,7 +50,7 @@ def draw(results: Results, path: Path) -> None:
 
 
 def _bars(axes: Axes, results: Results, work: str, name: str, title: str) -> None:
-    names = [*KINDS, "floor"]
+    names = [*SERVER_KINDS, "floor"]
     spreads = {server: results.spread(work, server, name) for server in names}
     known = {server: spread for server, spread in spreads.items() if spread}
     heights = [spread.median for spread in known.values()]
@@ -59,7 +59,7 @@ def _bars(axes: Axes, results: Results, work: str, name: str, title: str) -> Non
     bars = axes.bar(
         [_label(server) for server in known],
         heights,
-        color=[_COLOURS[server] for server in known],
+        color=[_COLORS[server] for server in known],
         yerr=[below, above],
         capsize=2,
         error_kw={"elinewidth": 0.8},

@@ -1,9 +1,9 @@
 """
-Where the bridge's time goes, per stage, in microseconds.
+The CPU time of the bridge by stage, in microseconds.
 
-py-spy looks at the stacks of a running bridge 400 times a second; each sample counts for
-the stage of its innermost frame that belongs to one. Each thread's processor time is
-shared out among its stages.
+py-spy samples the stacks of a running bridge 400 times a second. A sample counts for the
+stage of the innermost frame that belongs to one. The processor time of each thread is
+divided among its stages.
 """
 
 import asyncio
@@ -17,16 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.bench.run import World, open_stage, open_world
-from tests.bench.servers import KINDS, cpu_us_of_threads
-from tests.bench.works import Scale, Stage, users
+from tests.bench.run import BenchWorld, open_stage, open_world
+from tests.bench.servers import SERVER_KINDS, cpu_us_of_threads
+from tests.bench.workloads import Scale, Stage, users
 
-_WAIT_INBOX: Final = "inbox: going to sleep and waking up"
-_WAIT_LOOP: Final = "event loop: going to sleep, waking up, receiving, sending"
+_WAIT_INBOX: Final = "inbox: waiting and waking up"
+_WAIT_LOOP: Final = "event loop: waiting, waking up, receiving, sending"
 _WAITING: Final = frozenset({_WAIT_INBOX, _WAIT_LOOP})
 
-# The first that fits, from the innermost frame outwards. Frames read
-# `function (file:line)`; what fits nothing counts for its caller.
+# The first match, from the innermost frame outwards, is the stage. A frame has the form
+# `function (file:line)`; a frame without a match counts for its caller.
 _STAGES: Final = (
     (
         "bridge/sockets/engineio/session.py",
@@ -45,8 +45,8 @@ _STAGES: Final = (
     ("tenacity/", "pipeline"),
     ("bridge/pipeline.py", "pipeline"),
     ("_next_group (bridge/inbox/sqlite/database_thread.py", _WAIT_INBOX),
-    ("Worker.submit", "inbox: hand-over between threads"),
-    ("Job.", "inbox: hand-over between threads"),
+    ("DatabaseThread.submit", "inbox: transfer between threads"),
+    ("DatabaseCall.", "inbox: transfer between threads"),
     ("_transact (bridge/inbox/", "inbox: begin, commit"),
     ("bridge/inbox/sqlite/statements.py", "inbox: statements"),
     ("bridge/inbox/", "inbox: the rest"),
@@ -67,23 +67,25 @@ async def run(
     servers: Sequence[str] | None,
     works: Sequence[str] | None,
     *,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Sequence[str]:
     """
-    Profile the bridges at some works, and return the tables.
+    Profile the bridges with some workloads, and return the tables.
 
     Raises:
-        RuntimeError: If py-spy is not there or may not look.
+        RuntimeError: If py-spy is not installed or may not attach.
 
     """
     lines: list[str] = []
-    async with open_world(tell) as world:
+    async with open_world(report) as world:
         for name in servers or ("memory", "sqlite"):
             columns = {}
-            for work in works or WORKS:
+            for work in works or WORKLOADS:
                 cost_us, columns[work] = await _profile(world, name, work)
-                tell(f"{name}, {work}: {cost_us:.1f} µs under the profiler")
-            lines += [f"**{KINDS[name].title}**, µs a delivery (a window, at connect):"]
+                report(f"{name}, {work}: {cost_us:.1f} µs under the profiler")
+            lines += [
+                f"**{SERVER_KINDS[name].title}**, µs a delivery (a window, at connect):"
+            ]
             lines += ["", *_table(columns), ""]
     return lines[:-1]
 
@@ -104,25 +106,25 @@ def _table(columns: dict[str, dict[str, float]]) -> Iterable[str]:
 
 
 async def _profile(
-    world: World, name: str, work: str
+    world: BenchWorld, name: str, work: str
 ) -> tuple[float, dict[str, float]]:
-    """Return the cost of a delivery, and what each stage has of it."""
-    watch = Watch(world.folder / "stacks.txt")
+    """Return the cost of a delivery, and the share of each stage."""
+    watch = ProfiledServer(world.folder / "stacks.txt")
     async with open_stage(world, name, Scale(), seed=0) as stage:
-        cost_us = await WORKS[work](stage, watch)
+        cost_us = await WORKLOADS[work](stage, watch)
     used_us = watch.stages_us()
     deliveries = sum(used_us.values()) / cost_us
     return cost_us, {title: us / deliveries for title, us in used_us.items()}
 
 
 @dataclass
-class Watch:
+class ProfiledServer:
     """
-    What was seen of a server.
+    The samples and the CPU time of a server.
 
     Attributes:
         stacks: The file that py-spy writes.
-        cpu_us: What each thread used meanwhile, by its id.
+        cpu_us: The CPU time of each thread during the profile, by thread id.
 
     """
 
@@ -131,10 +133,10 @@ class Watch:
 
     def stages_us(self) -> dict[str, float]:
         """
-        Share each thread's processor time out among its stages.
+        Divide the processor time of each thread among its stages.
 
-        py-spy sees some threads at work that only wait. So a stage in which threads wait
-        gets what the others leave of the time that was really used.
+        py-spy counts some waiting threads as active. Therefore a stage in which threads
+        wait gets the rest of the processor time, after all other stages.
         """
         seen: dict[int, Counter[str]] = defaultdict(Counter)
         for line in self.stacks.read_text(encoding="utf-8").splitlines():
@@ -163,7 +165,7 @@ class Watch:
 
 
 def stage_of(stack: Sequence[str]) -> str:
-    """Return the stage that a stack, outermost frame first, counts for."""
+    """Return the stage of a stack, which has the outermost frame first."""
     for frame in reversed(stack):
         for words, title in _STAGES:
             if words in frame:
@@ -172,11 +174,11 @@ def stage_of(stack: Sequence[str]) -> str:
 
 
 @asynccontextmanager
-async def _watched(stage: Stage, watch: Watch) -> AsyncIterator[None]:
-    """Note the server's stacks until the block is left."""
+async def _watched(stage: Stage, watch: ProfiledServer) -> AsyncIterator[None]:
+    """Record the stacks of the server during the block."""
     program = shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if program is None:
-        message = "py-spy is not there: it is one of the tests' packages"
+        message = "py-spy is not installed; it belongs to the extra dev"
         raise RuntimeError(message)
     process = await asyncio.create_subprocess_exec(
         program,
@@ -186,7 +188,7 @@ async def _watched(stage: Stage, watch: Watch) -> AsyncIterator[None]:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        # It reads the symbols of a process before it looks at it.
+        # py-spy reads the symbols of the process before the first sample.
         await asyncio.sleep(_SETTLE_S)
         before = cpu_us_of_threads(stage.server.pid)
         yield
@@ -197,7 +199,7 @@ async def _watched(stage: Stage, watch: Watch) -> AsyncIterator[None]:
         process.send_signal(signal.SIGINT)
         _, errors = await process.communicate()
         if process.returncode:
-            message = f"py-spy saw nothing: {errors.decode().strip()}"
+            message = f"py-spy failed: {errors.decode().strip()}"
             raise RuntimeError(message)
     finally:
         if process.returncode is None:
@@ -205,7 +207,7 @@ async def _watched(stage: Stage, watch: Watch) -> AsyncIterator[None]:
             await process.wait()
 
 
-async def _saturated(stage: Stage, watch: Watch) -> float:
+async def _saturated(stage: Stage, watch: ProfiledServer) -> float:
     some = users(stage.scale.windows)
     await stage.open(some)
     await stage.warm_up(some, stage.scale.warm_up)
@@ -213,7 +215,7 @@ async def _saturated(stage: Stage, watch: Watch) -> float:
         return (await stage.saturate(some, 2 * stage.backlog))["us"]
 
 
-async def _steady(stage: Stage, watch: Watch) -> float:
+async def _steady(stage: Stage, watch: ProfiledServer) -> float:
     some = users(stage.scale.windows)
     await stage.open(some)
     await stage.warm_up(some, stage.scale.warm_up)
@@ -221,13 +223,13 @@ async def _steady(stage: Stage, watch: Watch) -> float:
         return (await stage.stream(some, stage.scale.rate))["us"]
 
 
-async def _fanout(stage: Stage, watch: Watch) -> float:
+async def _fanout(stage: Stage, watch: ProfiledServer) -> float:
     await stage.open(["ann"] * stage.scale.fanout)
     async with _watched(stage, watch):
         return await stage.fan_out(stage.scale.fanout_messages)
 
 
-async def _connect(stage: Stage, watch: Watch) -> float:
+async def _connect(stage: Stage, watch: ProfiledServer) -> float:
     some = users(stage.scale.crowd // 2)
     await stage.open(some[:100])
     for user in some:
@@ -238,7 +240,7 @@ async def _connect(stage: Stage, watch: Watch) -> float:
         return (stage.server.cpu_us() - before_us) / (len(some) - 100)
 
 
-WORKS: Final = {
+WORKLOADS: Final = {
     "saturated": _saturated,
     "steady": _steady,
     "fanout": _fanout,

@@ -1,7 +1,7 @@
 """
-A worker that costs next to nothing: prepared AMQP frames over one socket, with confirms.
+A publisher with minimal CPU usage: prepared AMQP frames over one socket, with confirms.
 
-Blocking, in the bench's own process, which has nothing else to do meanwhile.
+It blocks the bench's process, which has nothing else to do.
 """
 
 import random
@@ -19,23 +19,23 @@ _CHANNEL: Final = 1
 _PERSISTENT: Final = b"\x10\x00\x02"  # only the property delivery-mode, 2
 _CONFIRM_CLASS, _QUEUE_CLASS = 85, 50
 _ACK: Final = (60, 80)
-# How many publishes may be on their way: bounds the broker's memory, not its speed.
+# The most unconfirmed publishes; it bounds the broker's memory without slowing it down.
 _UNCONFIRMED: Final = 2000
 BODY_BYTES: Final = 200
 
 
 def body() -> bytes:
-    """Return JSON of 200 bytes with the time of now in it."""
+    """Return 200 bytes of JSON that contain the current time."""
     stamp = time.monotonic_ns() // 1000 + STAMP_BASE
     head = b'{"t":%d,"text":"' % stamp
     return head + b"x" * (BODY_BYTES - len(head) - 2) + b'"}'
 
 
-class Publisher:
+class RawPublisher:
     """One connection with one channel in confirm mode."""
 
     def __init__(self, url: str) -> None:
-        """Connect; `url` holds the log-in."""
+        """Connect; `url` contains the login."""
         parts = urlsplit(url)
         self._socket = socket.create_connection(
             (parts.hostname or "127.0.0.1", parts.port or 5672), timeout=_LIMIT_S
@@ -43,19 +43,19 @@ class Publisher:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._held = b""
         self._published = 0
-        self._confirmed = 0  # all up to this tag
-        self._apart: set[int] = set()
+        self._confirmed = 0  # all delivery tags up to this one
+        self._confirmed_ahead: set[int] = set()
         self._log_in(unquote(parts.username or ""), unquote(parts.password or ""))
         self._call(_CONFIRM_CLASS, 10, b"\0", answer=11)
 
     def close(self) -> None:
-        """Hang up; the broker does not mind."""
+        """Close the socket, without an AMQP close."""
         self._socket.close()
 
     # --- publishing
 
     def burst(self, exchange: str, users: list[str], number: int) -> None:
-        """Publish `number` messages to `users` in turn, as fast as it goes, confirmed."""
+        """Publish `number` messages to `users`, round robin, as fast as possible; confirmed."""
         name = exchange.encode()
         keys = [user.encode() for user in users]
         for start in range(0, number, 200):
@@ -73,41 +73,41 @@ class Publisher:
         self, exchange: str, users: list[str], *, rate: float, seconds: float, seed: int
     ) -> int:
         """
-        Publish to users drawn by chance, as many workers do that know nothing of each other.
+        Publish to random users with random pauses, like many independent workers.
 
         Returns:
-            How many messages there were; each is confirmed.
+            The number of messages; all are confirmed.
 
         """
-        chance = random.Random(seed)  # noqa: S311 - the same for each server
+        rng = random.Random(seed)  # noqa: S311 - the same for each server
         name = exchange.encode()
         keys = [user.encode() for user in users]
-        began_s = due_s = time.monotonic()
+        start_s = due_s = time.monotonic()
         number = 0
-        while due_s - began_s < seconds:
+        while due_s - start_s < seconds:
             pause_s = due_s - time.monotonic()
             if pause_s > 0:
                 time.sleep(pause_s)
-            self._send(self._frames(name, chance.choice(keys)))
+            self._send(self._frames(name, rng.choice(keys)))
             number += 1
             if number % 50 == 0:
                 self._read(wait=False)
-            due_s += chance.expovariate(rate)
+            due_s += rng.expovariate(rate)
         self.settle()
         return number
 
     def beat(self, exchange: str, user: str, *, rate: float, number: int) -> None:
-        """Publish `number` messages to one user at even distances."""
-        began_s = time.monotonic()
+        """Publish `number` messages to one user at regular intervals."""
+        start_s = time.monotonic()
         for count in range(number):
-            pause_s = began_s + count / rate - time.monotonic()
+            pause_s = start_s + count / rate - time.monotonic()
             if pause_s > 0:
                 time.sleep(pause_s)
             self._send(self._frames(exchange.encode(), user.encode()))
         self.settle()
 
     def settle(self) -> None:
-        """Wait until all that was published is confirmed."""
+        """Wait until all messages are confirmed."""
         while self._confirmed < self._published:
             self._read(wait=True)
 
@@ -131,7 +131,7 @@ class Publisher:
         arguments = b"\0\0\0\0" + b"\x05PLAIN" + response + b"\x05en_US"
         self._send(wire.method(0, 11, arguments, class_id=10))
         self._await(10, 30)
-        # No heartbeat: the bench is often silent for long.
+        # Without heartbeats, because the bench is often idle for long.
         self._send(wire.method(0, 31, b"\x07\xff\0\2\0\0\0\0", class_id=10))
         self._send(wire.method(0, 40, b"\x01/\0\0", class_id=10))
         self._await(10, 41)
@@ -160,7 +160,7 @@ class Publisher:
         except BlockingIOError:
             return
         if not data:
-            message = "the broker hung up"
+            message = "the broker closed the connection"
             raise ConnectionError(message)
         data = self._held + data
         at = 0
@@ -182,10 +182,10 @@ class Publisher:
             if method[12]:
                 self._confirmed = max(self._confirmed, tag)
             else:
-                self._apart.add(tag)  # single ones may overtake
-            while self._confirmed + 1 in self._apart:
+                self._confirmed_ahead.add(tag)  # single acks may arrive out of order
+            while self._confirmed + 1 in self._confirmed_ahead:
                 self._confirmed += 1
-                self._apart.discard(self._confirmed)
+                self._confirmed_ahead.discard(self._confirmed)
         elif ids[1] in (40, 50) and ids[0] in (10, 20):
             raise ConnectionError(method[4:].decode(errors="replace"))
         elif on_method is not None:

@@ -1,16 +1,16 @@
-"""A run in words for people: on the terminal and in docs/benchmarks.md."""
+"""The report of a run, for the terminal and docs/benchmarks.md."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from tests.bench.results import Results, Spread
-from tests.bench.servers import KINDS
+from tests.bench.servers import SERVER_KINDS
 
-_TITLES: Final = {name: kind.title for name, kind in KINDS.items()} | {
+_TITLES: Final = {name: kind.title for name, kind in SERVER_KINDS.items()} | {
     "floor": "the floor"
 }
-# Work, figure, what it is, digits.
+# Workload, figure, title, digits.
 _ROWS: Final = (
     ("saturated", "us", "200 windows, saturated: µs a delivery", 1),
     ("saturated", "per_s", "— deliveries a second", 0),
@@ -59,7 +59,7 @@ def ratio_lines(results: Results) -> Iterable[str]:
 
 
 def figure_lines(results: Results) -> Iterable[str]:
-    """Yield the table of what was measured, medians and spreads."""
+    """Yield the table of all figures, with medians and ranges."""
     rounds = len(results.rounds)
     yield f"Medians of {rounds} round{'s' if rounds > 1 else ''}; least to most in brackets."
     yield ""
@@ -81,10 +81,10 @@ def _cell(spread: Spread | None, digits: int) -> str:
 
 def write_part(path: Path, part: str, lines: Iterable[str]) -> None:
     """
-    Put `lines` between the marks of `part` in the page at `path`; the rest stays.
+    Replace the text between the markers of `part` in the page at `path`.
 
     Raises:
-        ValueError: If there are no such marks.
+        ValueError: If the page has no such markers.
 
     """
     begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
@@ -92,7 +92,7 @@ def write_part(path: Path, part: str, lines: Iterable[str]) -> None:
     before, has_begin, rest = page.partition(begin)
     _, has_end, after = rest.partition(end)
     if not has_begin or not has_end:
-        message = f"{path} has no marks for {part}"
+        message = f"{path} has no markers for {part}"
         raise ValueError(message)
     text = "\n".join(lines)
     path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")

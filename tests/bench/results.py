@@ -1,4 +1,4 @@
-"""What a run measured, and what it comes to: medians, ratios, targets."""
+"""The figures of a run, and their medians, ratios and targets."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,7 +10,7 @@ Figures = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A median, and the least and the most of what it is the median of."""
+    """The median, minimum and maximum of some values."""
 
     median: float
     least: float
@@ -18,23 +18,23 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Sum up `values`, of which there is at least one."""
+        """Summarize `values`, which must not be empty."""
         return cls(median(values), min(values), max(values))
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """
-    A ratio that is to be reached, of two figures of one round.
+    A target for the ratio of two figures of one round.
 
     Attributes:
-        text: What is compared, for people.
-        server: Whose figure stands above.
-        work: Where it was measured.
-        figure: Which one.
-        at_most: The ratio to reach.
-        against: Whose figure stands below.
-        base: The work and the figure below, if they are others.
+        text: The title in the report.
+        server: The server of the numerator.
+        work: The workload of the numerator.
+        figure: The figure of the numerator.
+        at_most: The target.
+        against: The server of the denominator.
+        base: Workload and figure of the denominator, if they differ.
 
     """
 
@@ -88,14 +88,14 @@ TARGETS: Final = tuple(_of_all())
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A target, and what was reached in the rounds."""
+    """A target, and the ratio that was measured."""
 
     target: Target
     reached: Spread
 
     @property
     def is_reached(self) -> bool:
-        """Whether the median is as low as it is to be."""
+        """Whether the median is within the target."""
         return self.reached.median <= self.target.at_most
 
 
@@ -105,9 +105,9 @@ class Results:
     All figures of a run.
 
     Attributes:
-        machine: Where and with what it ran.
-        scale: How much there was to do.
-        rounds: For each round: work → server → figures.
+        machine: Hardware and software versions.
+        scale: The size of the workloads.
+        rounds: For each round: workload → server → figures.
 
     """
 
@@ -126,7 +126,7 @@ class Results:
         del self.rounds[round_:]
 
     def spread(self, work: str, server: str, figure: str) -> Spread | None:
-        """Sum up one figure over the rounds; ``None`` if it was not measured."""
+        """Summarize a figure over the rounds; ``None`` if it was not measured."""
         values = [
             found
             for each in self.rounds
@@ -135,7 +135,7 @@ class Results:
         return Spread.of(values) if values else None
 
     def ratios(self) -> Iterable[Ratio]:
-        """Compare with the targets, round by round, as far as both sides were measured."""
+        """Yield the ratio of each target for which both figures were measured."""
         for target in TARGETS:
             base_work, base_figure = target.base or (target.work, target.figure)
             values = []
@@ -148,7 +148,7 @@ class Results:
                 yield Ratio(target, Spread.of(values))
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it, and the ratios, for machines."""
+        """Return everything, with the ratios, as JSON values."""
         return {
             "machine": dict(self.machine),
             "scale": dict(self.scale),

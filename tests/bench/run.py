@@ -1,4 +1,4 @@
-"""One run: a broker, rounds, works, servers one after the other, and what they used."""
+"""One run: rounds of workloads on each server, and the resources that the servers used."""
 
 import asyncio
 import os
@@ -12,26 +12,26 @@ from typing import Final
 
 from bridge.demo.private_node import LocalNode
 from tests.bench.machine import machine_facts
-from tests.bench.page_load import windows
-from tests.bench.publisher import Publisher
+from tests.bench.publisher import RawPublisher
 from tests.bench.results import Figures, Results
-from tests.bench.servers import KINDS, ROOT, Processors, processors, running
-from tests.bench.works import WORKS, Scale, Stage
+from tests.bench.servers import ROOT, SERVER_KINDS, Processors, processors, running
+from tests.bench.window_process import windows
+from tests.bench.workloads import WORKLOADS, Scale, Stage
 
 FLOOR: Final = "floor"
-# The others are for looking closer.
-USUAL_WORKS: Final = ("saturated", "steady", "fanout", "crowd", "few")
-_BRIDGES_ALONE: Final = frozenset({"few"})
-# What the other works would not tell more of.
-_WORKS_BESIDE: Final = {
+# The others are for closer examination.
+DEFAULT_WORKLOADS: Final = ("saturated", "steady", "fanout", "crowd", "few")
+_BRIDGES_ONLY: Final = frozenset({"few"})
+# Servers that only some workloads measure.
+_WORKLOADS_OF: Final = {
     "bare": frozenset({"saturated", "steady", "crowd"}),
     "node-each": frozenset({"saturated", "steady"}),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What to measure, how often, how much."""
+class BenchPlan:
+    """Workloads, servers, rounds and scale of a run."""
 
     works: Sequence[str]
     servers: Sequence[str]
@@ -40,8 +40,8 @@ class Plan:
 
 
 @dataclass
-class World:
-    """What all servers share."""
+class BenchWorld:
+    """The broker, the folder and the processors that all servers share."""
 
     broker_url: str
     folder: Path
@@ -49,12 +49,12 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(tell: Callable[[str], None]) -> AsyncIterator[World]:
+async def open_world(report: Callable[[str], None]) -> AsyncIterator[BenchWorld]:
     """
-    Start a broker beside this process; both leave a processor to the servers.
+    Start a broker, and pin it and this process to processors that the servers do not use.
 
-    The folder for stores lies in the checkout: temporary folders are often in memory,
-    and a store's cost is its disk's.
+    The folder for stores is in the checkout: temporary folders are often in memory, but the
+    cost of a store depends on its disk.
     """
     pin = processors()
     before = os.sched_getaffinity(0)
@@ -64,91 +64,93 @@ async def open_world(tell: Callable[[str], None]) -> AsyncIterator[World]:
     build.mkdir(exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=build, prefix="bench-") as folder:
-            async with LocalNode.start(progress=tell) as node:
-                yield World(node.url, Path(folder), pin)
+            async with LocalNode.start(progress=report) as node:
+                yield BenchWorld(node.url, Path(folder), pin)
     finally:
         os.sched_setaffinity(0, before)
 
 
-async def run(plan: Plan, world: World, *, tell: Callable[[str], None]) -> Results:
+async def run(
+    plan: BenchPlan, world: BenchWorld, *, report: Callable[[str], None]
+) -> Results:
     """
-    Do all works of `plan`, the servers in turn within each, in each round.
+    Measure all workloads of `plan` on each server, in each round.
 
-    Cancellation: ends what was started; Ctrl-C is heard within some seconds.
+    Cancellation: ends all processes; Ctrl-C may take some seconds.
     """
     facts = await asyncio.to_thread(machine_facts, world.pin)
     results = Results(facts, asdict(plan.scale))
     for round_ in range(plan.rounds):
         try:
-            await _round(world, plan, round_, results, tell)
+            await _round(world, plan, round_, results, report)
         except RuntimeError as exc:
             if not round_:
                 raise
-            # A quarter of an hour is not thrown away for the last minutes.
+            # Keep the complete rounds: each takes several minutes.
             results.forget(round_)
-            tell(f"round {round_ + 1} failed, the rounds before it are told: {exc}")
+            report(f"round {round_ + 1} failed, earlier rounds are reported: {exc}")
             break
     return results
 
 
 async def _round(
-    world: World,
-    plan: Plan,
+    world: BenchWorld,
+    plan: BenchPlan,
     round_: int,
     results: Results,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
     for work in plan.works:
         for name in _servers(plan, work):
             figures = await _measure(world, work, name, plan.scale, round_)
             results.note(round_, work, name, figures)
-            told = ", ".join(f"{k} {v:,.2f}" for k, v in figures.items())
-            tell(f"round {round_ + 1} of {plan.rounds}, {work}, {name}: {told}")
+            shown = ", ".join(f"{k} {v:,.2f}" for k, v in figures.items())
+            report(f"round {round_ + 1} of {plan.rounds}, {work}, {name}: {shown}")
 
 
-def _servers(plan: Plan, work: str) -> Sequence[str]:
+def _servers(plan: BenchPlan, work: str) -> Sequence[str]:
     servers = [
         name
         for name in plan.servers
-        if (KINDS[name].inbox or work not in _BRIDGES_ALONE)
-        and work in _WORKS_BESIDE.get(name, plan.works)
+        if (SERVER_KINDS[name].inbox or work not in _BRIDGES_ONLY)
+        and work in _WORKLOADS_OF.get(name, plan.works)
     ]
     return [*servers, FLOOR] if work == "fanout" else servers
 
 
 async def _measure(
-    world: World, work: str, name: str, scale: Scale, round_: int
+    world: BenchWorld, work: str, name: str, scale: Scale, round_: int
 ) -> Figures:
     if name == FLOOR:
         return await measure_floor(world.pin, scale)
     async with open_stage(world, name, scale, seed=round_) as stage:
-        return await WORKS[work](stage)
+        return await WORKLOADS[work](stage)
 
 
 @asynccontextmanager
 async def open_stage(
-    world: World, name: str, scale: Scale, *, seed: int
+    world: BenchWorld, name: str, scale: Scale, *, seed: int
 ) -> AsyncIterator[Stage]:
-    """Start a server and windows; both are gone when the block is left."""
-    kind = KINDS[name]
+    """Start a server and the windows' process; end both at the end of the block."""
+    kind = SERVER_KINDS[name]
     async with (
         windows(world.pin.others) as some,
         running(
             kind, broker_url=world.broker_url, folder=world.folder, pin=world.pin
         ) as server,
     ):
-        with closing(Publisher(world.broker_url)) as publisher:
-            # Of a work that failed.
+        with closing(RawPublisher(world.broker_url)) as publisher:
+            # Messages of an earlier workload that failed.
             publisher.purge(kind.names.inbound_queue())
             yield Stage(server, some, publisher, scale, seed)
 
 
 async def measure_floor(pin: Processors, scale: Scale) -> Figures:
-    """Measure the bare send of a frame to one of many windows."""
+    """Measure the bare `send` of a frame to one of many windows."""
     messages = scale.fanout_messages
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "tests.bench.pinned", pin.server),
+        *("-m", "tests.bench.run_pinned", pin.server),
         *(sys.executable, "-m", "tests.bench.floor"),
         *map(str, (scale.fanout, messages, scale.fanout_rate)),
         cwd=ROOT,

@@ -1,5 +1,5 @@
 """
-What a fleet would take, from docs/scale.json: the tables and the picture of docs/scale.md.
+Size a fleet from docs/scale.json: the tables and the picture of docs/scale.md.
 
     python -m tests.bench.scale                      prints the tables
     python -m tests.bench.scale --report docs/scale.md       writes them, and scale.png
@@ -21,8 +21,8 @@ from tests.bench.report import write_part
 from tests.bench.scale_model import (
     SOURCES,
     Costs,
-    Fleet,
     Part,
+    PlannedFleet,
     Rules,
     Site,
     plan,
@@ -39,12 +39,12 @@ _GIB: Final = 2**30
 
 
 def load_costs(path: Path = MEASURED) -> Costs:
-    """Read what was measured last."""
+    """Read the latest measurements."""
     return read_costs(orjson.loads(path.read_bytes()))
 
 
 def table_lines(costs: Costs, rules: Rules) -> Iterable[str]:
-    """Yield the table of what each size takes."""
+    """Yield the table of fleets by the number of users."""
     fleets = [plan(Site(size), costs, rules) for size in SIZES]
     yield "| users online |" + "".join(f" {size:,} |" for size in SIZES)
     yield "|---|" + "---|" * len(SIZES)
@@ -53,7 +53,7 @@ def table_lines(costs: Costs, rules: Rules) -> Iterable[str]:
 
 
 def _rows(
-    fleets: Sequence[Fleet], costs: Costs, rules: Rules
+    fleets: Sequence[PlannedFleet], costs: Costs, rules: Rules
 ) -> Iterable[tuple[str, Sequence[str]]]:
     yield "windows", [f"{each.site.windows:,.0f}" for each in fleets]
     yield (
@@ -111,7 +111,7 @@ def _rows(
 
 
 def limit_lines(costs: Costs, rules: Rules) -> Iterable[str]:
-    """Yield the table of how many users one of each part bears."""
+    """Yield the table of the users that one of each part supports."""
     yield "| one of | is full by | at so many users online |"
     yield "|---|---|---|"
     limits = users_of_one(costs, rules)
@@ -121,10 +121,10 @@ def limit_lines(costs: Costs, rules: Rules) -> Iterable[str]:
 
 
 def cost_lines(costs: Costs) -> Iterable[str]:
-    """Yield the table of what goes into the model, and where it was measured."""
+    """Yield the table of the model's inputs, and where they were measured."""
     yield "| cost | figure | measured as |"
     yield "|---|---|---|"
-    for name, (work, set_up, figure, _) in SOURCES.items():
+    for name, (work, setup, figure, _) in SOURCES.items():
         value = getattr(costs, name)
         words, _, unit = name.rpartition("_")
         if words.endswith("_per"):
@@ -134,7 +134,7 @@ def cost_lines(costs: Costs) -> Iterable[str]:
             value, unit = value / 2**20, "MiB"
         yield (
             f"| {words.replace('_', ' ')} | {value:,.1f} {unit} "
-            f"| `{work}`, {set_up}: `{figure}` |"
+            f"| `{work}`, {setup}: `{figure}` |"
         )
 
 
@@ -147,13 +147,13 @@ def _number(value: float) -> str:
 
 
 def _rounded(number: int) -> int:
-    """Keep two digits: more were not measured."""
+    """Round to two significant digits, the precision of the measurements."""
     digits = max(0, len(str(number)) - 2)
     return int(round(number, -digits))
 
 
 def draw(costs: Costs, rules: Rules, path: Path) -> None:
-    """Draw how many of each part there are, by users online, to a PNG at `path`."""
+    """Plot the number of each part by users online, to a PNG at `path`."""
     mpl.use("Agg")
     sizes = [10 ** (4 + step / 10) for step in range(41)]
     fleets = [plan(Site(int(size)), costs, rules) for size in sizes]
@@ -173,13 +173,13 @@ def draw(costs: Costs, rules: Rules, path: Path) -> None:
 
 
 def main() -> int:
-    """Print the tables, or write them."""
+    """Print the tables, and write them into a report."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.scale",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--report", type=Path, help="a page with marks")
+    parser.add_argument("--report", type=Path, help="a page with markers")
     given = parser.parse_args()
     costs, rules = load_costs(), Rules()
     parts = {

@@ -1,9 +1,8 @@
 """
-What a site of so many users would take, from what one message, one window, one user cost.
+A model of the parts that a site needs, from the costs of a message, a window and a user.
 
-Pure arithmetic: costs come from `fleet.py` (docs/scale.json), what people do is assumed
-and said so, and what comes out is how many of each part there must be, and which of its
-limits made it so many.
+Pure arithmetic. Costs are measured by `fleet.py` (docs/scale.json), the behavior of users
+is assumed. The result is the number of each part, and the limit that determines it.
 """
 
 from collections.abc import Mapping
@@ -24,20 +23,20 @@ class Costs:
     Unit costs, measured: microseconds of processor time, and bytes.
 
     Attributes:
-        delivery_us: Of all bridges, for a message that is stored and reaches one window,
-            wherever it is, when messages come one by one.
-        busy_delivery_us: The same when there is always another one waiting.
-        append_us: Of the bridge that consumes, for a message that only has to be stored.
-        connect_us: For a window to be let in and to have its replay.
-        ping_us: For a ping and its pong.
-        window_bytes: Of an idle window, in the bridge.
-        bridge_bytes: Of a bridge without windows.
-        broker_us: Of RabbitMQ, one node, from publish to ack.
-        broker_per_s: Messages a second through one shard, by measurement.
-        store_us: Of Redis, for a message stored and told to who follows.
-        connect_store_us: Of Redis, for a window that connects.
-        user_bytes: Of Redis, for a user that it knows.
-        message_bytes: Of Redis, for a message that it keeps.
+        delivery_us: All bridges: a message that is stored and reaches one window on any
+            bridge, at a moderate rate.
+        busy_delivery_us: The same with a backlog.
+        append_us: The consuming bridge: a message that is only stored.
+        connect_us: A window that connects and gets its replay.
+        ping_us: A ping and its pong.
+        window_bytes: Memory of the bridge for an idle window.
+        bridge_bytes: Memory of a bridge without windows.
+        broker_us: RabbitMQ with one node: a message from publish to ack.
+        broker_per_s: Messages per second through one shard.
+        store_us: Redis: a message that is stored and sent to the live feed.
+        connect_store_us: Redis: a window that connects.
+        user_bytes: Memory of Redis for a user.
+        message_bytes: Memory of Redis for a stored message.
 
     """
 
@@ -57,11 +56,11 @@ class Costs:
 
     @property
     def write_us(self) -> float:
-        """Return what a delivery costs once it is stored, the way to its bridge included."""
+        """Return the cost of a delivery after the append, including the live feed."""
         return self.delivery_us - self.append_us
 
 
-# Where each cost stands in scale.json: work, set-up, figure, and what it is multiplied by.
+# The source of each cost in scale.json: workload, setup, figure, and a factor.
 SOURCES: Final[Mapping[str, tuple[str, str, str, float]]] = {
     "delivery_us": ("spread", "relaxed", "steady_us", 1),
     "busy_delivery_us": ("spread", "pair", "saturated_us", 1),
@@ -81,15 +80,15 @@ SOURCES: Final[Mapping[str, tuple[str, str, str, float]]] = {
 
 def read_costs(measured: Mapping[str, Any]) -> Costs:
     """
-    Take the medians over the rounds of scale.json.
+    Return the medians over the rounds of scale.json.
 
     Raises:
-        KeyError: If something was not measured.
+        KeyError: If a figure was not measured.
 
     """
     values: dict[str, float] = {}
-    for name, (work, set_up, figure, factor) in SOURCES.items():
-        found = [each[work][set_up][figure] for each in measured["rounds"]]
+    for name, (work, setup, figure, factor) in SOURCES.items():
+        found = [each[work][setup][figure] for each in measured["rounds"]]
         values[name] = median(found) * factor
     return Costs(**values)
 
@@ -97,17 +96,17 @@ def read_costs(measured: Mapping[str, Any]) -> Costs:
 @dataclass(frozen=True, slots=True)
 class Site:
     """
-    What people do. All of it is assumed.
+    The assumed behavior of users.
 
     Attributes:
         online: Users with a window.
-        windows_each: Windows of one of them.
-        messages_hourly: Messages for one of them in an hour of the day's peak.
-        peak: How much more there are in the worst minute than in that hour.
-        connects_hourly: How often a window connects anew in an hour.
-        known_each: Users that the store knows, for each that is online.
-        kept_each: Messages that are kept for each user that the store knows.
-        body_bytes: Of a message; costs were measured with 200.
+        windows_each: Windows per user.
+        messages_hourly: Messages per online user in the peak hour of the day.
+        peak: The rate in the worst minute, relative to that hour.
+        connects_hourly: How often a window reconnects in an hour.
+        known_each: Users in the store per online user.
+        kept_each: Stored messages per user in the store.
+        body_bytes: The size of a message; costs were measured with 200 bytes.
 
     """
 
@@ -122,48 +121,48 @@ class Site:
 
     @property
     def windows(self) -> float:
-        """How many are open."""
+        """The number of open windows."""
         return self.online * self.windows_each
 
     @property
     def messages_per_s(self) -> float:
-        """In the worst minute."""
+        """The rate of messages in the worst minute."""
         return self.online * self.messages_hourly * self.peak / 3600
 
     @property
     def deliveries_per_s(self) -> float:
-        """A message at a window."""
+        """The rate of deliveries to windows in the worst minute."""
         return self.messages_per_s * self.windows_each
 
     @property
     def connects_per_s(self) -> float:
-        """On a usual day."""
+        """The rate of connections on a usual day."""
         return self.windows * self.connects_hourly / 3600
 
     @property
     def known(self) -> float:
-        """Users that the store knows."""
+        """The number of users in the store."""
         return self.online * self.known_each
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """
-    How full anything may be. Chosen.
+    The chosen limits of the parts.
 
     Attributes:
-        load: Of a core, so that one part may fail and a minute may be worse.
-        ping_s: Between two pings to a window.
-        windows_most: In one bridge: what comes back at once when it dies. 10,000 were
-            measured.
-        store_bytes_most: In one Redis: what is loaded or copied at a fail-over.
-        copies: Of each Redis shard, and nodes that hold each message in RabbitMQ.
-        broker_copy_cost: What RabbitMQ costs with three nodes, against one.
-        balancer_windows: Connections through one load balancer.
-        balancer_gbit: Through one load balancer.
-        socket_bytes: Of the kernel, for a window in a bridge.
-        stores_most: Redis shards in one fleet: the hash tags that its users are spread over.
-        broker_cores_most: Of one RabbitMQ cluster: three nodes with 16 each.
+        load: The planned load of a core; the rest is for failures and worse minutes.
+        ping_s: Seconds between two pings to a window.
+        windows_most: Windows per bridge; all of them reconnect at once when it dies.
+            10,000 were measured.
+        store_bytes_most: Memory of one Redis, which is loaded or copied in a failover.
+        copies: Copies of each Redis shard, and of each message in RabbitMQ.
+        broker_copy_cost: The cost of RabbitMQ with three nodes, relative to one.
+        balancer_windows: Connections per load balancer.
+        balancer_gbit: Bandwidth per load balancer.
+        socket_bytes: Kernel memory per window of a bridge.
+        stores_most: Redis shards in one fleet: the number of hash tags.
+        broker_cores_most: Cores of one RabbitMQ cluster: three nodes with 16 each.
 
     """
 
@@ -187,12 +186,12 @@ _ENOUGH: Final = "one is enough"
 @dataclass(frozen=True, slots=True)
 class Part:
     """
-    How many of one part there must be.
+    The required number of one part.
 
     Attributes:
-        count: How many.
-        limit: What made it so many.
-        needs: For each limit, how many it alone would ask for; not rounded.
+        count: The number.
+        limit: The limit that determines it.
+        needs: The number that each limit alone would require, not rounded.
 
     """
 
@@ -202,7 +201,7 @@ class Part:
 
     @classmethod
     def of(cls, needs: Mapping[str, float], *, least: int) -> "Part":
-        """Take the largest of `needs`, and no fewer than `least`."""
+        """Return the part for the largest of `needs`, with at least `least`."""
         limit = max(needs, key=lambda name: needs[name])
         count = ceil(needs[limit])
         if count <= least:
@@ -211,30 +210,30 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
-    """What a site takes."""
+class PlannedFleet:
+    """The parts that a site needs."""
 
     site: Site
     bridges: Part
-    bridge_cores: float  # in use in the worst minute, all together
+    bridge_cores: float  # total usage in the worst minute
     bridge_bytes: float
     stores: Part  # shards, without their copies
     store_cores: float
     store_bytes: float
-    shards: Part  # of the way in
+    shards: Part  # inbound queues
     broker_cores: float
     balancers: Part
     out_gbit: float
     inside_gbit: float
 
 
-# TCP, IP and Ethernet for a frame, and what socket.io and the position add to a body.
+# Headers of TCP, IP and Ethernet, and the bytes that Socket.IO and the position add.
 _WIRE_BYTES: Final = 78 + 60
 _PING_BYTES: Final = 2 * (78 + 8)
 
 
-def plan(site: Site, costs: Costs, rules: Rules) -> Fleet:
-    """Say what `site` takes, if everything costs what it cost."""
+def plan(site: Site, costs: Costs, rules: Rules) -> PlannedFleet:
+    """Return the parts that `site` needs with the measured costs."""
     bridge_us = _bridge_us(site, costs, rules)
     store_us = (
         site.messages_per_s * costs.store_us
@@ -253,7 +252,7 @@ def plan(site: Site, costs: Costs, rules: Rules) -> Fleet:
         site.deliveries_per_s * (site.body_bytes + _WIRE_BYTES)
         + site.windows / rules.ping_s * _PING_BYTES
     )
-    return Fleet(
+    return PlannedFleet(
         site,
         bridges=bridges,
         bridge_cores=bridge_us / _US,
@@ -280,8 +279,8 @@ def plan(site: Site, costs: Costs, rules: Rules) -> Fleet:
             least=2,
         ),
         out_gbit=out_gbit,
-        # Published, copied to two nodes, delivered, stored, copied, told to a bridge, sent
-        # to the load balancer.
+        # Published, copied to two nodes, delivered, stored, replicated, sent to a bridge by
+        # the live feed, sent to the load balancer.
         inside_gbit=out_gbit
         + _gbit(site.messages_per_s * 7 * (site.body_bytes + _WIRE_BYTES)),
     )
@@ -314,8 +313,8 @@ def _gbit(bytes_per_s: float) -> float:
 
 
 def users_of_one(costs: Costs, rules: Rules) -> Mapping[str, int]:
-    """Say how many users online one of each part bears, by each of its limits."""
-    many = Site(10**9)  # so many that nothing else counts
+    """Return how many online users one of each part supports, by each of its limits."""
+    many = Site(10**9)  # large enough to make minimums irrelevant
     fleet = plan(many, costs, rules)
     parts = {
         "a bridge": fleet.bridges,

@@ -1,11 +1,11 @@
 """
-A planned fleet on its worst day, second by second, by chance with a seed.
+A simulation of a planned fleet on its worst day, second by second, with a random seed.
 
-The plan (scale_model) speaks of averages. Here messages come by chance, windows lie
-unevenly on the bridges, a campaign multiplies the traffic for a while, and a bridge dies:
-its windows come back to the others within the pages' own jitter, its shards stand still
-until the broker hands them to the next consumer. What has to be done and cannot be done
-in its second waits for the next one, and how long it waits is what comes out.
+The plan (scale_model) uses averages. In the simulation messages arrive randomly, windows
+are distributed unevenly, a campaign multiplies the traffic for a while, and a bridge dies.
+Its windows reconnect to the other bridges within the jitter of the pages; its shards are
+not consumed until the broker activates the next consumer. Work that does not fit into its
+second waits for the next one. The result is how long it waits.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from math import sqrt
 from random import Random
 from typing import Final
 
-from tests.bench.scale_model import Costs, Fleet, Rules
+from tests.bench.scale_model import Costs, PlannedFleet, Rules
 
 _CORE_US: Final = 1e6
 
@@ -22,15 +22,15 @@ _CORE_US: Final = 1e6
 @dataclass(frozen=True, slots=True)
 class Day:
     """
-    What happens. Seconds from the beginning.
+    The events of a day, in seconds from its start.
 
     Attributes:
-        seconds: How long it goes on.
-        campaign_s: When everybody gets more, for `campaign_lasts_s`.
-        campaign: How many times the traffic of the plan's worst minute.
+        seconds: The duration of the simulation.
+        campaign_s: The start of the campaign, which lasts `campaign_lasts_s`.
+        campaign: Its traffic, relative to the worst minute of the plan.
         death_s: When one of the bridges dies.
-        failover_s: How long its shards stand still.
-        come_back_s: Within how long its windows have come back.
+        failover_s: How long its shards are not consumed.
+        reconnect_s: The time within which its windows reconnect.
 
     """
 
@@ -40,20 +40,20 @@ class Day:
     campaign: float = 1.5
     death_s: int = 120
     failover_s: int = 5
-    come_back_s: int = 30
+    reconnect_s: int = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DayResult:
     """
-    How the day went.
+    The result of a simulated day.
 
     Attributes:
-        busiest: The highest load of any bridge's core in any second, 1 = all of it.
-        campaign_wait_s: The longest that work waited at a bridge in the campaign.
-        death_wait_s: The same from the bridge's death on, without the fail-over itself.
-        recovered_s: How long after the death nothing waited any more.
-        connects_per_s: The most windows that came back in one second.
+        busiest: The highest load of any bridge's core in any second; 1 is a full core.
+        campaign_wait_s: The longest wait of work at a bridge, until the death.
+        death_wait_s: The longest wait after the death, without the failover itself.
+        recovered_s: The seconds after the death until no work waited.
+        connects_per_s: The most windows that reconnected in one second.
 
     """
 
@@ -72,26 +72,26 @@ class _Bridge:
 
 
 def simulate(
-    fleet: Fleet, costs: Costs, rules: Rules, day: Day, *, seed: int
-) -> Outcome:
-    """Let `day` happen to `fleet`; the same for the same seed."""
-    chance = Random(seed)  # noqa: S311 - the same each time
-    bridges = _share_out(fleet, chance)
+    fleet: PlannedFleet, costs: Costs, rules: Rules, day: Day, *, seed: int
+) -> DayResult:
+    """Simulate `day` on `fleet`; deterministic for a seed."""
+    rng = Random(seed)  # noqa: S311 - the same each time
+    bridges = _distribute(fleet, rng)
     campaign_wait_s = death_wait_s = busiest = most_connects = 0.0
-    held = late_us = 0.0  # messages of shards that stand still
+    held = late_us = 0.0  # messages of shards without a consumer
     orphans = 0.0
     dead_shards = 0
     recovered_s = 0
     for second in range(day.seconds):
         if second == day.death_s:
-            dead = bridges.pop(chance.randrange(len(bridges)))
+            dead = bridges.pop(rng.randrange(len(bridges)))
             orphans, dead_shards = dead.windows, dead.shards
         is_campaign = 0 <= second - day.campaign_s < day.campaign_lasts_s
-        messages = _drawn(
-            fleet.site.messages_per_s * (day.campaign if is_campaign else 1.0), chance
+        messages = _random_count(
+            fleet.site.messages_per_s * (day.campaign if is_campaign else 1.0), rng
         )
-        stands_still = 0 <= second - day.death_s < day.failover_s
-        if stands_still:
+        is_failing_over = 0 <= second - day.death_s < day.failover_s
+        if is_failing_over:
             share = dead_shards / fleet.shards.count
             held += messages * share
             messages *= 1 - share
@@ -100,26 +100,27 @@ def simulate(
             messages, held, dead_shards = messages + held, 0.0, 0
         coming = 0.0
         since = second - day.death_s
-        if 0 <= since < day.come_back_s:
-            coming = orphans / day.come_back_s
+        if 0 <= since < day.reconnect_s:
+            coming = orphans / day.reconnect_s
             most_connects = max(most_connects, coming)
         busiest = max(
-            busiest, _turn(bridges, messages, coming, fleet, costs, rules, chance)
+            busiest,
+            _simulate_second(bridges, messages, coming, fleet, costs, rules, rng),
         )
         late_us = max(bridge.waiting_us for bridge in bridges)
         if second >= day.death_s:
             death_wait_s = max(death_wait_s, late_us / _CORE_US)
-            if late_us or stands_still:
+            if late_us or is_failing_over:
                 recovered_s = second - day.death_s + 1
         else:
             campaign_wait_s = max(campaign_wait_s, late_us / _CORE_US)
-    return Outcome(busiest, campaign_wait_s, death_wait_s, recovered_s, most_connects)
+    return DayResult(busiest, campaign_wait_s, death_wait_s, recovered_s, most_connects)
 
 
-def _share_out(fleet: Fleet, chance: Random) -> list[_Bridge]:
-    """Spread windows as a load balancer does that counts roughly, and shards in turn."""
+def _distribute(fleet: PlannedFleet, rng: Random) -> list[_Bridge]:
+    """Distribute windows unevenly, like a load balancer, and shards evenly."""
     count = fleet.bridges.count
-    weights = [chance.gauss(1.0, 0.05) for _ in range(count)]
+    weights = [rng.gauss(1.0, 0.05) for _ in range(count)]
     per_weight = fleet.site.windows / sum(weights)
     return [
         _Bridge(
@@ -131,21 +132,21 @@ def _share_out(fleet: Fleet, chance: Random) -> list[_Bridge]:
 
 
 def _hand_over(bridges: Sequence[_Bridge], shards: int) -> None:
-    """Give shards to those that have fewest."""
+    """Assign shards to the bridges with the fewest."""
     for _ in range(shards):
         min(bridges, key=lambda bridge: bridge.shards).shards += 1
 
 
-def _turn(
+def _simulate_second(
     bridges: Sequence[_Bridge],
     messages: float,
     coming: float,
-    fleet: Fleet,
+    fleet: PlannedFleet,
     costs: Costs,
     rules: Rules,
-    chance: Random,
+    rng: Random,
 ) -> float:
-    """Let one second go by at each bridge; return the load of the busiest."""
+    """Simulate one second of all bridges; return the load of the busiest."""
     site = fleet.site
     windows = sum(bridge.windows for bridge in bridges)
     shards = max(1, sum(bridge.shards for bridge in bridges))
@@ -153,7 +154,7 @@ def _turn(
     busiest = 0.0
     for bridge in bridges:
         share = bridge.windows / windows
-        reached = _drawn(messages * share, chance)
+        reached = _random_count(messages * share, rng)
         work_us = (
             messages * bridge.shards / shards * costs.append_us
             + reached * site.windows_each * costs.write_us
@@ -166,8 +167,8 @@ def _turn(
     return busiest
 
 
-def _drawn(mean: float, chance: Random) -> float:
-    """Draw how many of something came by chance (Poisson; normal from 30 on is the same)."""
+def _random_count(mean: float, rng: Random) -> float:
+    """Draw a number of events (Poisson, approximated by a normal distribution)."""
     if mean <= 0:
         return 0.0
-    return max(0.0, mean + sqrt(mean) * chance.gauss(0.0, 1.0))
+    return max(0.0, mean + sqrt(mean) * rng.gauss(0.0, 1.0))

@@ -1,4 +1,4 @@
-"""The servers under test: how each is started, when it is ready, what it has used."""
+"""The servers under test: start, readiness and resource usage."""
 
 import asyncio
 import os
@@ -23,14 +23,14 @@ _PEERS: Final = Path(__file__).with_name("peers")
 
 @dataclass(frozen=True, slots=True)
 class Processors:
-    """Where the server runs, and where broker, worker and windows run."""
+    """The processors of the server, and those of broker, publisher and windows."""
 
     server: str
     others: str
 
 
 def processors() -> Processors:
-    """Give the server one of its own; all others share the next one, or all that is left."""
+    """Reserve one processor for the server; all other processes share the rest."""
     have = sorted(os.sched_getaffinity(0))
     if len(have) < 2:
         return Processors("any", "any")
@@ -38,15 +38,15 @@ def processors() -> Processors:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ServerKind:
     """
-    One of the servers that are compared.
+    A kind of server.
 
     Attributes:
-        name: As in options and JSON.
-        title: As in tables.
-        inbox: The bridge's store; empty for a peer.
-        group: What several share that work together; empty for one alone.
+        name: Its name in options and JSON.
+        title: Its name in tables.
+        inbox: The store of a bridge; empty for other servers.
+        group: The shared namespace of several bridges; empty for a single server.
 
     """
 
@@ -57,40 +57,40 @@ class Kind:
 
     @property
     def names(self) -> BrokerNames:
-        """What its exchanges and queues are called."""
+        """The names of its exchanges and queues."""
         return BrokerNames(f"bench.{self.group or self.name}")
 
     @property
     def syncs(self) -> bool:
-        """Whether it tells a window that its replay is over."""
+        """Whether it notifies a window of the end of its replay."""
         return bool(self.inbox)
 
 
-KINDS: Final = {
+SERVER_KINDS: Final = {
     kind.name: kind
     for kind in (
-        Kind("memory", "bridge, `memory:`", "memory:"),
-        Kind("sqlite", "bridge, `sqlite:`", "sqlite:"),
-        Kind("node", "Node"),
-        Kind("node-each", "Node, acking each"),
-        Kind("python", "plain Python"),
-        Kind("bare", "bare calls"),
+        ServerKind("memory", "bridge, `memory:`", "memory:"),
+        ServerKind("sqlite", "bridge, `sqlite:`", "sqlite:"),
+        ServerKind("node", "Node"),
+        ServerKind("node-each", "Node, acking each"),
+        ServerKind("python", "plain Python"),
+        ServerKind("bare", "bare calls"),
     )
 }
 
 
 @dataclass
 class Server:
-    """A running one."""
+    """A running server."""
 
-    kind: Kind
+    kind: ServerKind
     process: asyncio.subprocess.Process
     port: int = 0
     log: Path = field(default_factory=Path)
 
     @property
     def pid(self) -> int:
-        """The process that does all of its work."""
+        """The id of its process."""
         return self.process.pid
 
     def cpu_us(self) -> float:
@@ -98,26 +98,26 @@ class Server:
         Return the processor time of all threads, user and system, in microseconds.
 
         Raises:
-            RuntimeError: If the server is gone, with the end of its log.
+            RuntimeError: If the server has exited, with the end of its log.
 
         """
         if self.process.returncode is not None:
-            raise RuntimeError(_why(self))
+            raise RuntimeError(_failure_text(self))
         return cpu_us(self.pid)
 
     def rss_kib(self) -> int:
-        """Resident memory in KiB."""
+        """Return the resident memory in KiB."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS"):
                 return int(line.split()[1])
         raise AssertionError(self.pid)
 
-    def freeze(self) -> None:
-        """Stop it; what comes meanwhile waits in the broker."""
+    def pause(self) -> None:
+        """Stop it (SIGSTOP); messages wait in the broker."""
         self.process.send_signal(signal.SIGSTOP)
 
-    def thaw(self) -> None:
-        """Let it go on."""
+    def resume(self) -> None:
+        """Resume it (SIGCONT)."""
         self.process.send_signal(signal.SIGCONT)
 
 
@@ -127,10 +127,10 @@ def cpu_us(pid: int) -> float:
 
 
 def cpu_us_of_threads(pid: int) -> dict[int, float]:
-    """Return the same for each thread, by its id."""
+    """Return the processor time of each thread, by thread id, in microseconds."""
     used: dict[int, float] = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
-        # Nanoseconds on the processor; `stat` counts in ticks of 10 ms.
+        # schedstat counts nanoseconds; stat only counts ticks of 10 ms.
         with suppress(FileNotFoundError):
             used_ns = int((task / "schedstat").read_text().split()[0])
             used[int(task.name)] = used_ns / 1000
@@ -139,7 +139,7 @@ def cpu_us_of_threads(pid: int) -> dict[int, float]:
 
 @asynccontextmanager
 async def running(
-    kind: Kind,
+    kind: ServerKind,
     *,
     broker_url: str,
     folder: Path,
@@ -147,14 +147,14 @@ async def running(
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Server]:
     """
-    Start a server and hand it out when it consumes.
+    Start a server and yield it when it consumes.
 
     Args:
-        kind: Which.
-        broker_url: With log-in.
+        kind: The kind of server.
+        broker_url: The AMQP URL with the login.
         folder: For its log and its store; both are deleted at the end.
-        pin: Where it may run.
-        settings: More of a bridge's environment.
+        pin: The processors that it may use.
+        settings: Additional environment variables of a bridge.
 
     Raises:
         RuntimeError: If it does not start; the end of its log is in the text.
@@ -164,7 +164,7 @@ async def running(
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "tests.bench.pinned", pin.server),
+            *("-m", "tests.bench.run_pinned", pin.server),
             *_command(kind),
             env={**_environment(kind, broker_url, folder), **settings},
             cwd=ROOT,
@@ -178,17 +178,17 @@ async def running(
         yield server
     finally:
         if process.returncode is None:
-            process.kill()  # nothing is kept, so nothing needs an orderly end
+            process.kill()  # its data is deleted, so it need not drain
             await process.wait()
         _remove(folder, kind)
 
 
-def _remove(folder: Path, kind: Kind) -> None:
+def _remove(folder: Path, kind: ServerKind) -> None:
     for path in folder.glob(f"{kind.name}.*"):
         path.unlink()
 
 
-def _command(kind: Kind) -> tuple[str, ...]:
+def _command(kind: ServerKind) -> tuple[str, ...]:
     match kind.name:
         case "node" | "node-each":
             return ("node", str(_PEERS / "page.js"))
@@ -200,7 +200,7 @@ def _command(kind: Kind) -> tuple[str, ...]:
             return (sys.executable, "-m", "bridge", "run")
 
 
-def _environment(kind: Kind, broker_url: str, folder: Path) -> Mapping[str, str]:
+def _environment(kind: ServerKind, broker_url: str, folder: Path) -> Mapping[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("BRIDGE_")}
     if not kind.inbox:
         return kept | {
@@ -219,7 +219,7 @@ def _environment(kind: Kind, broker_url: str, folder: Path) -> Mapping[str, str]
         "BRIDGE_OPERATOR_PORT": "0",
         "BRIDGE_JWT_SECRET": SECRET,
         "BRIDGE_INBOX": f"{kind.inbox}{path}",
-        # The bounds are for strangers, and here all windows are in one place.
+        # The default limits are for clients on the internet; here all share one address.
         "BRIDGE_MAX_WINDOWS_PER_USER": "100000",
         "BRIDGE_MAX_WINDOWS_PER_ADDRESS": "100000",
     }
@@ -232,7 +232,7 @@ async def _started(server: Server) -> None:
             if server.kind.inbox:
                 await _until_ready(server)
     except TimeoutError as exc:
-        raise RuntimeError(_why(server)) from exc
+        raise RuntimeError(_failure_text(server)) from exc
 
 
 async def _port(server: Server) -> int:
@@ -240,7 +240,7 @@ async def _port(server: Server) -> int:
     assert stdout is not None
     line = (await stdout.readline()).decode()
     if not line:
-        raise RuntimeError(_why(server))
+        raise RuntimeError(_failure_text(server))
     if server.kind.inbox:  # bridge ... listens: public http://HOST:PORT, operator ...
         return int(line.split("public ")[1].split(",")[0].rsplit(":", 1)[1])
     return int(line.split()[1])
@@ -250,15 +250,15 @@ async def _until_ready(server: Server) -> None:
     url = f"http://127.0.0.1:{server.port}/health/ready"
     while True:
         if server.process.returncode is not None:
-            raise RuntimeError(_why(server))
+            raise RuntimeError(_failure_text(server))
         with suppress(URLError):
             await asyncio.to_thread(urllib.request.urlopen, url, timeout=2)
             return
         await asyncio.sleep(0.05)
 
 
-def _why(server: Server) -> str:
+def _failure_text(server: Server) -> str:
     tail = server.log.read_text(errors="replace")[-2000:]
     status = server.process.returncode
-    how = "does not start" if status is None else f"ended with status {status}"
+    how = "does not start" if status is None else f"exited with status {status}"
     return f"{server.kind.title} {how}: {tail}"

@@ -1,10 +1,10 @@
 """
-Windows that cost next to nothing: raw websocket frames over epoll, in one process.
+Windows with minimal CPU usage: raw WebSocket frames over epoll, in one process.
 
-Started by the bench as `python -m tests.bench.windows`; takes commands as lines of JSON on
-stdin and answers each with one on stdout. Frames are cut and looked at by their first
-bytes only, so that thousands of windows, and tens of thousands of events a second, leave
-the processor to what is measured.
+The bench starts it as `python -m tests.bench.windows`. It reads commands as JSON lines from
+stdin and answers each with a line on stdout. It looks only at the first bytes of a frame,
+so that thousands of windows and tens of thousands of events per second leave the processor
+to the server.
 """
 
 import errno
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import orjson
 
-# The client's key is checked by nobody here; a server must only find one.
+# The server requires a key; its answer to it is not checked here.
 _UPGRADE: Final = (
     b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\n"
     b"Host: 127.0.0.1:%d\r\n"
@@ -27,15 +27,15 @@ _UPGRADE: Final = (
 )
 _RECEIVE_BYTES: Final = 1 << 16
 _CONTROL: Final = 0
-# Of "t" in the data: microseconds since the machine's start, and this, so that all have
-# 16 digits and JavaScript's numbers hold them.
+# The field "t" of the data has microseconds since boot plus this base: always 16 digits,
+# which a JavaScript number can hold.
 STAMP_BASE: Final = 10**15
 _STAMP: Final = b'{"t":'
 _STAMP_DIGITS: Final = 16
 
 
 def masked(payload: bytes) -> bytes:
-    """Return a client's text frame; a mask of zeros is one."""
+    """Return a client's text frame, with a mask of zeros."""
     length = len(payload)
     if length < 126:
         return bytes((0x81, 0x80 | length)) + b"\0\0\0\0" + payload
@@ -45,8 +45,8 @@ def masked(payload: bytes) -> bytes:
 _PONG: Final = masked(b"3")
 
 
-class Window:
-    """One connection, from connect() to its end."""
+class RawWindow:
+    """One connection."""
 
     __slots__ = ("held", "is_connected", "is_open", "socket", "token")
 
@@ -54,18 +54,18 @@ class Window:
         self.socket = connection
         self.token = token
         self.held = b""
-        self.is_open = False  # the upgrade was answered
-        self.is_connected = False  # and CONNECT, too
+        self.is_open = False  # the WebSocket upgrade is complete
+        self.is_connected = False  # the Socket.IO CONNECT is answered
 
 
-class Crowd:
+class WindowPool:
     """
     All windows of this process.
 
     Attributes:
-        events: How many events named `message` came.
-        latencies_us: From publish to here, of each, while `is_timed`.
-        lost: Windows that the server closed.
+        events: The number of events named `message`.
+        latencies_us: The latency of each event from its publish, while `is_timed`.
+        lost: The number of windows that the server closed.
 
     """
 
@@ -76,26 +76,26 @@ class Crowd:
         self.lost = 0
         self.is_timed = False
         self.latencies_us: list[int] = []
-        self.windows: dict[int, Window] = {}
+        self.windows: dict[int, RawWindow] = {}
         self._poll = select.epoll()
         self._poll.register(_CONTROL, select.EPOLLIN)
-        self._waiting: deque[str] = deque()  # tokens of windows to open
+        self._waiting: deque[str] = deque()  # tokens of windows that are not opened yet
         self._opening = 0
-        self._at_once = 0
+        self._concurrency = 0
         self._port = 0
         self._addresses = 0
 
     # --- opening
 
-    def open(self, port: int, tokens: list[str], *, at_once: int) -> None:
-        """Connect a window for each token, `at_once` of them being on their way."""
+    def open(self, port: int, tokens: list[str], *, concurrency: int) -> None:
+        """Connect a window for each token, at most `concurrency` at the same time."""
         self._port = port
-        self._at_once = at_once
+        self._concurrency = concurrency
         self._waiting.extend(tokens)
         self._open_more()
 
     def _open_more(self) -> None:
-        while self._waiting and self._opening < self._at_once:
+        while self._waiting and self._opening < self._concurrency:
             self._opening += 1
             self._connect(self._waiting.popleft())
 
@@ -103,25 +103,25 @@ class Crowd:
         connection = socket.socket()
         connection.settimeout(0)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Loopback has many addresses: none of them runs out of ports.
+        # Many loopback addresses, so that the ports of one address do not run out.
         self._addresses = self._addresses % 200 + 1
         connection.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
         connection.bind((f"127.0.0.{self._addresses}", 0))
         code = connection.connect_ex(("127.0.0.1", self._port))
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, os.strerror(code))
-        self.windows[connection.fileno()] = Window(connection, token)
+        self.windows[connection.fileno()] = RawWindow(connection, token)
         self._poll.register(connection.fileno(), select.EPOLLOUT)
 
-    def _connected(self, window: Window) -> None:
+    def _connected(self, window: RawWindow) -> None:
         code = window.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
         self._poll.modify(window.socket.fileno(), select.EPOLLIN)
         window.socket.send(_UPGRADE % self._port)
 
-    def _upgraded(self, window: Window, data: bytes) -> bytes:
-        """Return what follows the answer to the upgrade; all of it if it is not whole."""
+    def _upgraded(self, window: RawWindow, data: bytes) -> bytes:
+        """Return the data after the upgrade response; empty while it is incomplete."""
         head, end, rest = data.partition(b"\r\n\r\n")
         if not end:
             window.held = data
@@ -135,8 +135,8 @@ class Crowd:
 
     # --- reading
 
-    def turn(self, timeout_s: float) -> bool:
-        """Read what came, for all windows; true if there is a command."""
+    def poll_once(self, timeout_s: float) -> bool:
+        """Read available data of all windows; true if a command is available."""
         has_command = False
         windows = self.windows
         for number, happened in self._poll.poll(timeout_s):
@@ -166,7 +166,7 @@ class Crowd:
             self._read_frames(window, data)
         return has_command
 
-    def _read_frames(self, window: Window, data: bytes) -> None:
+    def _read_frames(self, window: RawWindow, data: bytes) -> None:
         if window.held:
             data = window.held + data
             window.held = b""
@@ -185,7 +185,7 @@ class Crowd:
             stop = start + length
             if stop > end or start > end:
                 break
-            # 42["message",... is what there is by far the most of.
+            # 42["message",... is by far the most frequent packet.
             if data[start + 4 : start + 5] == b"m" and data[start] == 0x34:
                 self.events += 1
                 if now_us:
@@ -193,14 +193,14 @@ class Crowd:
                     sent_us = int(data[stamp : stamp + _STAMP_DIGITS])
                     self.latencies_us.append(now_us - sent_us)
             else:
-                self._take_other(window, data[at], data[start:stop])
+                self._handle_other(window, data[at], data[start:stop])
             at = stop
         if at < end:
             window.held = data[at:]
 
-    def _take_other(self, window: Window, head: int, payload: bytes) -> None:
+    def _handle_other(self, window: RawWindow, head: int, payload: bytes) -> None:
         if head == 0x88:
-            return  # the end of the connection follows
+            return  # a close frame; the end of the connection follows
         if payload == b"2":
             window.socket.send(_PONG)
         elif payload.startswith(b"40"):
@@ -215,19 +215,19 @@ class Crowd:
 
     # --- closing
 
-    def _forget(self, window: Window) -> None:
+    def _forget(self, window: RawWindow) -> None:
         del self.windows[window.socket.fileno()]
         window.socket.close()
 
     def close(self, *, keep: int) -> None:
-        """Close all but the oldest `keep` windows, as pages do that are left."""
+        """Close all but the oldest `keep` windows, without a close frame."""
         for window in list(self.windows.values())[keep:]:
             if window.is_connected:
                 self.connected -= 1
             self._forget(window)
 
     def facts(self) -> dict[str, int]:
-        """Return what is known at this moment."""
+        """Return the current counts."""
         return {
             "events": self.events,
             "connected": self.connected,
@@ -236,46 +236,46 @@ class Crowd:
         }
 
 
-class Control:
-    """Takes commands, one at a time."""
+class CommandLoop:
+    """Reads commands and answers them in order."""
 
-    def __init__(self, crowd: Crowd) -> None:
-        self._crowd = crowd
+    def __init__(self, pool: WindowPool) -> None:
+        self._pool = pool
         self._wanted: tuple[str, int, float] | None = None
 
     def run(self) -> None:
-        """Serve until stdin is closed."""
+        """Run until stdin is closed."""
         while True:
-            if self._crowd.turn(0.05) and not self._take():
+            if self._pool.poll_once(0.05) and not self._read_command():
                 return
             self._answer_wait()
 
-    def _take(self) -> bool:
+    def _read_command(self) -> bool:
         line = sys.stdin.readline()
         if not line:
             return False
         command = orjson.loads(line)
-        crowd = self._crowd
+        pool = self._pool
         match command.pop("do"):
             case "open":
-                crowd.open(**command)
-                self._say(crowd.facts())
+                pool.open(**command)
+                self._reply(pool.facts())
             case "wait":
                 limit_s = time.monotonic() + command["within_s"]
                 self._wanted = (command["what"], command["number"], limit_s)
             case "time":
-                crowd.latencies_us.clear()
-                crowd.is_timed = command["on"]
-                self._say({})
+                pool.latencies_us.clear()
+                pool.is_timed = command["on"]
+                self._reply({})
             case "latencies":
-                self._say({"us": sorted(crowd.latencies_us)})
+                self._reply({"us": sorted(pool.latencies_us)})
             case "close":
-                crowd.close(**command)
-                crowd.events = crowd.synced = 0
-                self._say(crowd.facts())
+                pool.close(**command)
+                pool.events = pool.synced = 0
+                self._reply(pool.facts())
             case "reset":
-                crowd.events = crowd.synced = 0
-                self._say(crowd.facts())
+                pool.events = pool.synced = 0
+                self._reply(pool.facts())
         return True
 
     def _answer_wait(self) -> None:
@@ -283,14 +283,14 @@ class Control:
             return
         what, number, limit_s = self._wanted
         now_s = time.monotonic()
-        if self._crowd.facts()[what] >= number or now_s > limit_s:
+        if self._pool.facts()[what] >= number or now_s > limit_s:
             self._wanted = None
-            self._say(self._crowd.facts())
+            self._reply(self._pool.facts())
 
-    def _say(self, facts: dict[str, Any]) -> None:
+    def _reply(self, facts: dict[str, Any]) -> None:
         sys.stdout.write(orjson.dumps(facts).decode() + "\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    Control(Crowd()).run()
+    CommandLoop(WindowPool()).run()

@@ -5,9 +5,9 @@ from pathlib import Path
 from bridge.demo.private_node import LocalNode
 from tests.bench.plots import draw
 from tests.bench.report import report_lines, write_part
-from tests.bench.run import Plan, World, run
+from tests.bench.run import BenchPlan, BenchWorld, run
 from tests.bench.servers import Processors
-from tests.bench.works import Scale
+from tests.bench.workloads import Scale
 
 TINY = Scale(
     backlog=300,
@@ -22,17 +22,17 @@ TINY = Scale(
 )
 
 
-async def test_the_bench_compares_all_servers_on_the_same_work(
+async def test_the_bench_compares_all_servers_on_the_same_workload(
     broker: LocalNode, tmp_path: Path
 ) -> None:
     """A benchmark that is not tested is broken when it is needed."""
-    world = World(broker.url, tmp_path, Processors("any", "any"))
+    world = BenchWorld(broker.url, tmp_path, Processors("any", "any"))
     servers = ("memory", "sqlite", "node", "node-each", "python", "bare")
-    every = Plan(("saturated",), servers, 1, TINY)
-    some = Plan(("steady", "fanout"), ("memory",), 1, TINY)
+    every = BenchPlan(("saturated",), servers, 1, TINY)
+    some = BenchPlan(("steady", "fanout"), ("memory",), 1, TINY)
 
-    results = await run(every, world, tell=print)
-    others = await run(some, world, tell=print)
+    results = await run(every, world, report=print)
+    others = await run(some, world, report=print)
 
     assert {r.target.text for r in results.ratios()} == {"200 windows, saturated"}
     assert {"floor", "memory"} == others.rounds[0]["fanout"].keys()
@@ -50,11 +50,11 @@ async def test_a_report_replaces_the_text_between_its_markers(
     broker: LocalNode, tmp_path: Path
 ) -> None:
     """The rest of the page is written by people and must not change."""
-    world = World(broker.url, tmp_path, Processors("any", "any"))
+    world = BenchWorld(broker.url, tmp_path, Processors("any", "any"))
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- run: begin -->\nold\n<!-- run: end -->\nafter\n")
 
-    results = await run(Plan(("fanout",), (), 1, TINY), world, tell=print)
+    results = await run(BenchPlan(("fanout",), (), 1, TINY), world, report=print)
     write_part(page, "run", report_lines(results))
     draw(results, page.with_suffix(".png"))
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from bridge.demo.private_node import LocalNode
 from tests.bench.fleet import FleetResults, Round, figure_lines, goal_lines, measure
-from tests.bench.fleet_works import WORKS
-from tests.bench.fleet_world import SetUp, World
+from tests.bench.fleet_setup import FleetBenchWorld, FleetSetup
+from tests.bench.fleet_workloads import WORKLOADS
 from tests.bench.servers import Processors
-from tests.bench.works import Scale
+from tests.bench.workloads import Scale
 
 TINY = Scale(backlog=300, seconds=0.2, rate=500, windows=6, warm_up=10, afterwards_s=0)
 
@@ -17,8 +17,8 @@ async def test_the_fleet_bench_measures_each_part_separately(
     broker: LocalNode, tmp_path: Path
 ) -> None:
     """A benchmark that is not tested is broken when it is needed."""
-    world = World(broker, tmp_path, Processors("any", "any"))
-    spread = replace(WORKS["spread"], set_ups=(SetUp("pair", 2),))
+    world = FleetBenchWorld(broker, tmp_path, Processors("any", "any"))
+    spread = replace(WORKLOADS["spread"], setups=(FleetSetup("pair", 2),))
 
     results = await measure(world, [spread], TINY, rounds=1)
 

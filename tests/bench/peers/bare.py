@@ -1,9 +1,9 @@
 """
-The least that a server of one process can pay for a message: the bare system calls.
+The minimum cost of a message in one process: the bare system calls.
 
-Waits with epoll, receives what the broker has, cuts it, sends each message to its user's
-window, acks all of it at once. It checks no token, understands no AMQP but deliveries that
-come whole, and knows one window a user: nobody could use it.
+It waits with epoll, receives deliveries, sends each message to the window of its user, and
+acks them together. It checks no token, understands only complete deliveries of AMQP, and
+supports one window per user, so it is not usable as a server.
 """
 
 import base64
@@ -14,7 +14,7 @@ import socket
 from struct import Struct
 
 from bridge.core.frames import event_packet, text_frame
-from tests.bench.publisher import Publisher
+from tests.bench.publisher import RawPublisher
 from tests.unit.amqp import wire
 
 _FRAME = Struct(">BHI").unpack_from
@@ -22,11 +22,11 @@ _HEAD_BYTES = 7
 _DELIVER = b"\x00\x3c\x00\x3c"
 
 
-class Consumer(Publisher):
-    """A worker's connection that consumes."""
+class Consumer(RawPublisher):
+    """A connection that also consumes."""
 
     def consume(self, exchange: bytes, queue: bytes, prefetch: int) -> socket.socket:
-        """Declare what is needed, begin to consume, and return the connection."""
+        """Declare exchange and queue, start to consume, and return the socket."""
         kind = wire.short(b"x-queue-type") + b"S" + wire.long(b"quorum")
         durable = b"\x02"
         calls = (
@@ -44,8 +44,8 @@ class Consumer(Publisher):
         return self._socket
 
 
-def let_in(listener: socket.socket, windows: dict[bytes, socket.socket]) -> None:
-    """Open a window as the page expects it; its user is in its token."""
+def accept_window(listener: socket.socket, windows: dict[bytes, socket.socket]) -> None:
+    """Complete the handshake of a window; its token names the user."""
     connection, _ = listener.accept()
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.recv(4096)
@@ -59,8 +59,8 @@ def let_in(listener: socket.socket, windows: dict[bytes, socket.socket]) -> None
     connection.sendall(text_frame(b"40{}"))
 
 
-def cut(data: bytes, windows: dict[bytes, socket.socket]) -> tuple[int, int]:
-    """Send what came whole; how many messages, and how many bytes they were."""
+def deliver(data: bytes, windows: dict[bytes, socket.socket]) -> tuple[int, int]:
+    """Send the complete deliveries; return their number and their bytes."""
     at = count = 0
     end = len(data)
     while end - at >= _HEAD_BYTES + len(_DELIVER):
@@ -90,7 +90,7 @@ def cut(data: bytes, windows: dict[bytes, socket.socket]) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Serve until it is ended."""
+    """Serve until the process is killed."""
     consumer = Consumer(os.environ["AMQP_URL"])
     exchange, queue = os.environ["EXCHANGE"].encode(), os.environ["QUEUE"].encode()
     broker = consumer.consume(exchange, queue, 4000)
@@ -104,11 +104,11 @@ def main() -> None:
     while True:
         for number, _ in epoll.poll():
             if number == listener.fileno():
-                let_in(listener, windows)
+                accept_window(listener, windows)
                 continue
             held += broker.recv(1 << 18)
-            count, upto = cut(held, windows)
-            held = held[upto:]
+            count, end = deliver(held, windows)
+            held = held[end:]
             if count:
                 tag += count
                 broker.send(wire.method(1, 80, tag.to_bytes(8, "big") + b"\1"))

@@ -1,6 +1,6 @@
-// What an able author writes in an afternoon: RabbitMQ to socket.io rooms, tokens checked.
-// Defaults everywhere, but for acks: they are gathered, which an author does who has measured.
-// ACK_EACH=1 acks one by one, as the documentation of amqplib shows it.
+// A plain Node server: RabbitMQ to Socket.IO rooms, with tokens checked. It uses the defaults
+// of all libraries, except that acks are batched. ACK_EACH=1 acks each message, as the
+// documentation of amqplib shows.
 "use strict";
 
 const http = require("node:http");

@@ -1,7 +1,7 @@
 """
-What an able author writes in an afternoon: RabbitMQ to socket.io rooms, tokens checked.
+A plain Python server: RabbitMQ to Socket.IO rooms, with tokens checked.
 
-aio-pika and python-socketio as their documentation shows them, on uvloop.
+It uses aio-pika and python-socketio as their documentation shows, on uvloop.
 """
 
 import json
@@ -22,7 +22,7 @@ sio = socketio.AsyncServer(async_mode="aiohttp")
 
 @sio.event  # type: ignore[untyped-decorator] # socketio has no types
 async def connect(sid: str, _environ: dict[str, Any], auth: dict[str, str]) -> None:
-    """Let a page into its user's room."""
+    """Check the token and join the room of the user."""
     try:
         claims = jwt.decode(auth["token"], SECRET, algorithms=["HS256"])
     except jwt.InvalidTokenError as exc:
@@ -32,7 +32,7 @@ async def connect(sid: str, _environ: dict[str, Any], auth: dict[str, str]) -> N
 
 
 async def subscribe() -> aio_pika.abc.AbstractQueue:
-    """Declare what is needed, and return the queue."""
+    """Declare exchange and queue, and return the queue."""
     connection = await aio_pika.connect_robust(os.environ["AMQP_URL"])
     channel = await connection.channel()
     await channel.set_qos(prefetch_count=PREFETCH)
@@ -47,7 +47,7 @@ async def subscribe() -> aio_pika.abc.AbstractQueue:
 
 
 async def main() -> None:
-    """Serve pages, and emit each message to its user, then ack it."""
+    """Emit each message to the room of its user, then ack it."""
     app = web.Application()
     sio.attach(app)
     runner = web.AppRunner(app)

@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scale.md, and that the page says what it comes to."""
+"""The model behind docs/scale.md."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from tests.bench.scale_model import (
     users_of_one,
 )
 
-# Round figures, so that results can be seen without a calculator.
+# Round figures, so that the expected results are easy to verify.
 COSTS = Costs(
     delivery_us=100,
     busy_delivery_us=30,
@@ -44,8 +44,8 @@ SITE = Site(
 RULES = Rules(load=0.5, ping_s=20, windows_most=50_000, socket_bytes=1000)
 
 
-def test_what_bridges_do_is_added_up() -> None:
-    """Storing, writing, pings and connects: each by its own number."""
+def test_the_load_of_bridges_is_the_sum_of_their_work() -> None:
+    """Bridges store and deliver messages, answer pings and accept connections."""
     fleet = plan(SITE, COSTS, RULES)
 
     # Of 1,000 messages, 2,000 deliveries, 7,200 pings and 40 connects in a second.
@@ -57,7 +57,7 @@ def test_what_bridges_do_is_added_up() -> None:
 
 
 def test_a_store_is_bounded_by_its_processor_or_by_its_memory() -> None:
-    """The larger of both says how many shards there are, and why."""
+    """The larger need determines the number of shards and its reason."""
     fleet = plan(SITE, COSTS, RULES)
     small = plan(SITE, COSTS, replace(RULES, store_bytes_most=1e9))
 
@@ -67,8 +67,8 @@ def test_a_store_is_bounded_by_its_processor_or_by_its_memory() -> None:
     assert (small.stores.count, small.stores.limit) == (3, "memory")
 
 
-def test_a_shard_of_the_way_in_is_bounded_by_its_queue_and_by_its_consumer() -> None:
-    """Whichever is full first."""
+def test_a_shard_is_bounded_by_its_queue_and_by_its_consumer() -> None:
+    """The tighter bound determines the number of shards."""
     many = replace(SITE, online=SITE.online * 20)  # 20,000 a second
 
     by_queue = plan(many, COSTS, RULES).shards
@@ -78,8 +78,8 @@ def test_a_shard_of_the_way_in_is_bounded_by_its_queue_and_by_its_consumer() -> 
     assert (by_consumer.count, by_consumer.limit) == (8, "its consumer")
 
 
-def test_twice_the_users_need_twice_of_everything() -> None:
-    """Nothing in a fleet costs more because there is more of it: that is measured apart."""
+def test_twice_the_users_need_twice_of_each_part() -> None:
+    """The unit costs do not depend on the size of a fleet; a separate bench measures that."""
     one = plan(replace(SITE, online=10**7), COSTS, RULES)
     two = plan(replace(SITE, online=2 * 10**7), COSTS, RULES)
 
@@ -90,15 +90,15 @@ def test_twice_the_users_need_twice_of_everything() -> None:
     assert two.inside_gbit == pytest.approx(2 * one.inside_gbit)
 
 
-def test_there_is_always_a_spare_one() -> None:
-    """A fleet of one is none."""
+def test_a_fleet_always_has_a_spare_bridge() -> None:
+    """With a single bridge, a failure would stop the service."""
     assert Part.of({"processor": 0.1}, least=2) == Part(
         2, "to have a spare one", {"processor": 0.1}
     )
 
 
-def test_so_many_users_as_one_part_bears_need_exactly_one() -> None:
-    """The table of limits is the same arithmetic, read backwards."""
+def test_the_users_that_one_part_supports_need_exactly_one() -> None:
+    """The table of limits inverts the model."""
     limits = users_of_one(COSTS, RULES)
 
     for name, users in limits.items():
@@ -115,8 +115,8 @@ def test_so_many_users_as_one_part_bears_need_exactly_one() -> None:
         assert need == pytest.approx(1, rel=1e-3)
 
 
-def test_a_fleet_is_full_when_its_hash_tags_or_its_brokers_cores_are() -> None:
-    """Beyond that there are several fleets, and the users are shared out among them."""
+def test_a_fleet_is_limited_by_hash_tags_and_broker_cores() -> None:
+    """A larger site needs several fleets, each for a part of the users."""
     limits = users_of_one(COSTS, RULES)
 
     by_tags = plan(
@@ -128,18 +128,18 @@ def test_a_fleet_is_full_when_its_hash_tags_or_its_brokers_cores_are() -> None:
     assert by_cores.broker_cores == pytest.approx(24)
 
 
-def test_costs_are_medians_of_what_was_measured() -> None:
-    """One round in which the machine was busy elsewhere must not decide."""
+def test_costs_are_medians_of_the_measurements() -> None:
+    """One round on a busy machine must not distort the result."""
     rounds = [
         {
-            work: {set_up: {figure: value for _, _, figure, _ in SOURCES.values()}}
-            for work, set_up, _, _ in SOURCES.values()
+            work: {setup: {figure: value for _, _, figure, _ in SOURCES.values()}}
+            for work, setup, _, _ in SOURCES.values()
         }
         for value in (1.0, 3.0, 100.0)
     ]
     for each in rounds:
-        for work, set_up, figure, _ in SOURCES.values():
-            each[work].setdefault(set_up, {})[figure] = next(
+        for work, setup, figure, _ in SOURCES.values():
+            each[work].setdefault(setup, {})[figure] = next(
                 iter(next(iter(each[work].values())).values())
             )
 

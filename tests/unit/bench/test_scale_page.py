@@ -1,11 +1,11 @@
-"""docs/scale.md against the model."""
+"""docs/scale.md agrees with the model."""
 
 from tests.bench import scale
 from tests.bench.scale_model import Rules
 
 
-def test_the_page_says_what_the_model_says() -> None:
-    """Tables that nobody makes anew are wrong after the next measurement."""
+def test_the_tables_of_the_page_are_current() -> None:
+    """New measurements require new tables."""
     page = scale.MEASURED.with_suffix(".md").read_text(encoding="utf-8")
     costs, rules = scale.load_costs(), Rules()
 

@@ -1,4 +1,4 @@
-"""The worst day of a fleet: chance with a seed, and what must hold for any seed."""
+"""The simulation of the worst day of a fleet."""
 
 from dataclasses import replace
 
@@ -12,8 +12,8 @@ RULES = Rules()
 QUIET = Day(campaign=1.0)
 
 
-def test_the_same_seed_is_the_same_day() -> None:
-    """A table in the docs must not change by itself."""
+def test_the_same_seed_gives_the_same_result() -> None:
+    """The tables in the docs must be reproducible."""
     fleet = plan(Site(1_000_000), COSTS, RULES)
 
     first = simulate(fleet, COSTS, RULES, Day(), seed=1)
@@ -23,8 +23,8 @@ def test_the_same_seed_is_the_same_day() -> None:
 
 
 @pytest.mark.parametrize("online", [10_000, 1_000_000, 5_000_000])
-def test_a_fleet_by_plan_bears_its_worst_minute(online: int) -> None:
-    """Half of each core is left for what chance and an uneven load balancer do."""
+def test_a_planned_fleet_handles_its_worst_minute(online: int) -> None:
+    """Half of each core is the reserve for random peaks and an uneven load balancer."""
     fleet = plan(Site(online), COSTS, RULES)
 
     day = simulate(fleet, COSTS, RULES, QUIET, seed=3)
@@ -34,7 +34,7 @@ def test_a_fleet_by_plan_bears_its_worst_minute(online: int) -> None:
 
 
 def test_a_fleet_that_is_too_small_falls_behind() -> None:
-    """Otherwise the simulation would prove nothing."""
+    """The simulation must detect overload."""
     fleet = plan(Site(5_000_000), COSTS, replace(RULES, load=1.2, windows_most=1e9))
 
     day = simulate(fleet, COSTS, RULES, QUIET, seed=3)
@@ -43,18 +43,18 @@ def test_a_fleet_that_is_too_small_falls_behind() -> None:
     assert day.campaign_wait_s > 1
 
 
-def test_windows_of_a_dead_bridge_come_back_within_the_jitter() -> None:
-    """So many connects a second, and no more, is what the jitter is for."""
+def test_windows_of_a_dead_bridge_reconnect_within_the_jitter() -> None:
+    """The jitter limits the rate of reconnects."""
     fleet = plan(Site(1_000_000), COSTS, RULES)
     windows = fleet.site.windows / fleet.bridges.count
 
-    day = simulate(fleet, COSTS, RULES, Day(come_back_s=10), seed=3)
+    day = simulate(fleet, COSTS, RULES, Day(reconnect_s=10), seed=3)
 
     assert day.connects_per_s == pytest.approx(windows / 10, rel=0.25)
 
 
 def test_a_longer_failover_means_a_longer_wait() -> None:
-    """What came meanwhile is done afterwards, and not lost."""
+    """Messages of the meantime are handled after the failover."""
     fleet = plan(Site(2_000_000), COSTS, RULES)
 
     short = simulate(fleet, COSTS, RULES, Day(failover_s=5), seed=3)

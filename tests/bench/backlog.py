@@ -1,13 +1,13 @@
 """
-What the bridge does when much comes at once: two measurements, by hand.
+Measure how the bridge handles a large backlog. Run by hand:
 
-    python -m tests.bench.crowds offline     100,000 messages wait for 1,000 users, who
-                                             all come online within 10 s
-    python -m tests.bench.crowds standing    1,000,000 messages are published while the
-                                             store stands still
+    python -m tests.bench.backlog offline     100,000 messages wait for 1,000 users, who
+                                              all connect within 10 s
+    python -m tests.bench.backlog stalled     1,000,000 messages are published while the
+                                              store is locked
 
-A private RabbitMQ, a real `bridge run` with `sqlite:` in a process of its own. Prints a
-table; `--messages` and `--users` make it smaller. Memory is the bridge's resident set.
+Uses a private RabbitMQ and a `bridge run` process with `sqlite:`. Prints a table;
+`--messages` and `--users` change the size. Memory is the resident set of the bridge.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tests.integration.programs import RunningProgram, command, program
 from tests.integration.running import SECRET, open_windows
 from tests.unit.amqp.wire import publish
 
-NAMESPACE = "crowds"
+NAMESPACE = "backlog"
 BODY = b'{"text": "' + b"x" * 180 + b'"}'
 PROPERTIES = b"\x10\x00\x02"  # delivery mode 2
 BURST = 500
@@ -38,22 +38,22 @@ BURST = 500
 
 @dataclass
 class Memory:
-    """The resident set of a process, looked at again and again."""
+    """Samples of the resident set of a process."""
 
     pid: int
-    seen_mib: list[float] = field(default_factory=list)
+    samples_mib: list[float] = field(default_factory=list)
 
-    def look(self) -> float:
-        """Read it now, in MiB."""
+    def sample(self) -> float:
+        """Add a sample and return it, in MiB."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
         line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-        self.seen_mib.append(int(line.split()[1]) / 1024)
-        return self.seen_mib[-1]
+        self.samples_mib.append(int(line.split()[1]) / 1024)
+        return self.samples_mib[-1]
 
-    async def keep_looking(self) -> None:
-        """Look ten times a second, until cancelled."""
+    async def keep_sampling(self) -> None:
+        """Add ten samples per second, until cancelled."""
         while True:
-            self.look()
+            self.sample()
             await asyncio.sleep(0.1)
 
 
@@ -70,12 +70,12 @@ async def burst(raw: Raw, exchange: str, users: list[str]) -> None:
         for user in users
     )
     await raw.channel.write_queue.put(ChannelFrame(payload, should_close=False))
-    # Answered when all before it was worked on.
+    # The broker answers after it has processed all frames before.
     await raw.channel.basic_qos(prefetch_count=0)
 
 
 async def publish_many(raw: Raw, users: list[str], number: int) -> None:
-    """Publish `number` messages, spread over `users`."""
+    """Publish `number` messages, distributed over `users`."""
     exchange = BrokerNames(NAMESPACE).messages
     for start in range(0, number, BURST):
         count = min(BURST, number - start)
@@ -102,7 +102,7 @@ async def bridge(
 
 
 async def offline(users_count: int, messages: int) -> None:
-    """All that waits for many users is delivered when they come, in bounded memory."""
+    """Deliver the stored messages of many users who connect at once."""
     users = [f"user-{number}" for number in range(users_count)]
     with tempfile.TemporaryDirectory() as folder:
         async with bridge(Path(folder) / "inbox.sqlite3") as (
@@ -120,14 +120,14 @@ async def offline(users_count: int, messages: int) -> None:
 
             await eventually(is_stored, within_s=300)
             stored_s = time.monotonic() - started_s
-            before = memory.look()
+            before = memory.sample()
             tokens = [
                 (await command("token", user, jwt_secret=SECRET)).out.strip()
                 if number == 0
                 else _token(user)
                 for number, user in enumerate(users)
             ]
-            looking = asyncio.ensure_future(memory.keep_looking())
+            sampling = asyncio.ensure_future(memory.keep_sampling())
             started_s = time.monotonic()
             async with open_windows(running.public_url, tokens) as windows:
                 online_s = time.monotonic() - started_s
@@ -137,13 +137,13 @@ async def offline(users_count: int, messages: int) -> None:
                 )
                 delivered_s = time.monotonic() - started_s
                 each = {len(window.data()) for window in windows}
-            looking.cancel()
+            sampling.cancel()
             print(f"messages {messages}, users {users_count}")
             print(f"stored after {stored_s:.1f} s")
             print(f"all online and synced after {online_s:.1f} s")
             print(f"all delivered after {delivered_s:.1f} s, per user {each}")
             print(
-                f"memory before {before:.0f} MiB, highest {max(memory.seen_mib):.0f} MiB"
+                f"memory before {before:.0f} MiB, highest {max(memory.samples_mib):.0f} MiB"
             )
             del node
 
@@ -162,8 +162,8 @@ def _token(user: str) -> str:
     )
 
 
-async def standing(messages: int) -> None:
-    """A store that stands still: prefetch fills, memory stays, the broker keeps the rest."""
+async def stalled(messages: int) -> None:
+    """Lock the store: memory must stay bounded while the broker keeps the messages."""
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "inbox.sqlite3"
         async with bridge(store) as (_, raw, running, memory):
@@ -175,10 +175,10 @@ async def standing(messages: int) -> None:
 
             await eventually(is_stored, within_s=30)
             with closing(sqlite3.connect(store, isolation_level=None)) as blocker:
-                blocker.execute("BEGIN IMMEDIATE")  # nobody else writes from here on
+                blocker.execute("BEGIN IMMEDIATE")  # blocks all other writers
                 print("| messages published | bridge MiB |\n|---|---|")
                 for tenth in range(11):
-                    print(f"| {messages * tenth // 10} | {memory.look():.1f} |")
+                    print(f"| {messages * tenth // 10} | {memory.sample():.1f} |")
                     if tenth < 10:
                         await publish_many(raw, ["ann"], messages // 10)
                 waiting = await raw.count(queue)
@@ -187,22 +187,22 @@ async def standing(messages: int) -> None:
             started_s = time.monotonic()
             await eventually(is_stored, within_s=600)
             print(
-                f"mended: all stored {time.monotonic() - started_s:.0f} s later, "
-                f"{memory.look():.1f} MiB"
+                f"unlocked: all stored {time.monotonic() - started_s:.0f} s later, "
+                f"{memory.sample():.1f} MiB"
             )
             del running
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("offline", "standing"))
+    parser.add_argument("what", choices=("offline", "stalled"))
     parser.add_argument("--messages", type=int)
     parser.add_argument("--users", type=int, default=1000)
     given = parser.parse_args()
     if given.what == "offline":
         asyncio.run(offline(given.users, given.messages or 100_000))
     else:
-        asyncio.run(standing(given.messages or 1_000_000))
+        asyncio.run(stalled(given.messages or 1_000_000))
 
 
 if __name__ == "__main__":

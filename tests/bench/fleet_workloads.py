@@ -1,9 +1,8 @@
 """
-The works of a fleet, and what each of them measures, in microseconds and bytes.
+The workloads of a fleet, measured in microseconds and bytes.
 
-Each gets a fleet that was just started. A message of 200 bytes, confirmed; `us` is the
-processor time of all bridges together, from before the work until all delivered marks
-are written, for each delivery.
+Each workload gets a newly started fleet. Messages have 200 bytes and are confirmed; `us` is
+the processor time of all bridges per delivery, until all delivered marks are written.
 """
 
 import asyncio
@@ -13,10 +12,11 @@ from statistics import median
 from time import perf_counter
 from typing import Final
 
-from tests.bench.fleet_world import Fleet, SetUp
-from tests.bench.works import Figures, users
+from tests.bench.fleet_setup import FleetSetup, RunningFleet
+from tests.bench.workloads import Figures, users
 
-# Its message comes last, and after it all others are stored: the queue keeps the order.
+# Its message is published last. When it arrives, all others are stored, because the queue
+# keeps the order.
 _LAST: Final = "the-last-one"
 _IDLE_WINDOWS: Final = 2000
 _IDLE_S: Final = 6.0
@@ -28,21 +28,21 @@ _TIMES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What is done, on which set-ups."""
+class FleetWorkload:
+    """A workload and its setups."""
 
     name: str
-    set_ups: tuple[SetUp, ...]
-    do: Callable[[Fleet], Awaitable[Figures]]
+    setups: tuple[FleetSetup, ...]
+    do: Callable[[RunningFleet], Awaitable[Figures]]
 
 
-async def spread(fleet: Fleet) -> Figures:
-    """Windows of 200 users, spread over all bridges: a backlog, then a steady stream."""
+async def spread(fleet: RunningFleet) -> Figures:
+    """Measure windows of 200 users on all bridges: a backlog, then a steady stream."""
     scale, stage = fleet.stage.scale, fleet.stage
     some = users(scale.windows)
     await fleet.open(some)
-    # Each process has its first times: of those there are more where there are more.
-    await stage.saturate(some, scale.warm_up * len(fleet.herd.members))
+    # Each process must be warm, so more bridges need a longer warm-up.
+    await stage.saturate(some, scale.warm_up * len(fleet.servers.members))
     before = fleet.used()
     full = [await stage.saturate(some, scale.backlog) for _ in range(_TIMES)]
     used = fleet.used().since(before)
@@ -52,7 +52,7 @@ async def spread(fleet: Fleet) -> Figures:
         "saturated_store_us": used.store / scale.backlog / _TIMES,
     }
     before = fleet.used()
-    steady = await stage.stream(some, scale.rate * fleet.set_up.traffic)
+    steady = await stage.stream(some, scale.rate * fleet.setup.traffic)
     used = fleet.used().since(before)
     number = sum(used.bridges) / steady["us"]
     return figures | {
@@ -64,8 +64,8 @@ async def spread(fleet: Fleet) -> Figures:
     }
 
 
-async def hop(fleet: Fleet) -> Figures:
-    """The same messages to windows at the bridge that consumes, then at the other one."""
+async def hop(fleet: RunningFleet) -> Figures:
+    """Measure messages to windows at the consuming bridge, then at the other one."""
     stage, scale = fleet.stage, fleet.stage.scale
     here, there = users(scale.windows), users(scale.windows, first=scale.windows)
     await fleet.open(here, at=0)
@@ -82,24 +82,24 @@ async def hop(fleet: Fleet) -> Figures:
     }
 
 
-async def append(fleet: Fleet) -> Figures:
-    """Messages for users without a window: what storing costs, and who pays for it."""
+async def append(fleet: RunningFleet) -> Figures:
+    """Measure the cost of storing messages for users without a window."""
     stage, scale = fleet.stage, fleet.stage.scale
     some = users(scale.windows)
     await fleet.open([_LAST], at=0)
-    for member in fleet.herd.members[1:]:
-        # A bridge that nobody is connected to would follow nobody at all.
+    for member in fleet.servers.members[1:]:
+        # A bridge without windows would not subscribe to the live feed.
         await stage.windows.open(member.port, users(20, first=10_000), syncs=True)
     await _store(fleet, some, scale.warm_up)
     await stage.windows.reset()
-    fleet.herd.freeze()
-    before = fleet.used()  # what stands still uses nothing, the broker does
+    fleet.servers.pause()
+    before = fleet.used()  # paused bridges use no CPU, but the broker does
     stage.publisher.burst(fleet.exchange, some, scale.backlog)
     stage.publisher.burst(fleet.exchange, [_LAST], 1)
-    began_s = perf_counter()
-    fleet.herd.thaw()
+    start_s = perf_counter()
+    fleet.servers.resume()
     await stage.windows.wait("events", 1)
-    busy_s = perf_counter() - began_s
+    busy_s = perf_counter() - start_s
     used = fleet.used().since(before)
     figures = {
         "us": used.bridges[0] / scale.backlog,
@@ -113,39 +113,39 @@ async def append(fleet: Fleet) -> Figures:
     return figures
 
 
-async def _idle_us(fleet: Fleet, seconds: float) -> float:
-    """Return what the bridges that do not consume use in `seconds` without any message."""
+async def _idle_us(fleet: RunningFleet, seconds: float) -> float:
+    """Return the CPU time of the other bridges in `seconds` without messages."""
     await asyncio.sleep(_REST_S)
-    before, began_s = fleet.used(), perf_counter()
+    before, start_s = fleet.used(), perf_counter()
     await asyncio.sleep(max(seconds, _REST_S))
     used = fleet.used().since(before)
-    return sum(used.bridges[1:]) * seconds / (perf_counter() - began_s)
+    return sum(used.bridges[1:]) * seconds / (perf_counter() - start_s)
 
 
-async def _store(fleet: Fleet, some: list[str], number: int) -> None:
-    """Publish `number` messages to users without a window and wait until they are stored."""
+async def _store(fleet: RunningFleet, some: list[str], number: int) -> None:
+    """Publish `number` messages to users without a window; wait until they are stored."""
     await fleet.stage.windows.reset()
     fleet.stage.publisher.burst(fleet.exchange, some, number)
     fleet.stage.publisher.burst(fleet.exchange, [_LAST], 1)
     await fleet.stage.windows.wait("events", 1)
 
 
-async def idle(fleet: Fleet) -> Figures:
-    """Windows that connect and then do nothing but answer pings, of which there are many."""
+async def idle(fleet: RunningFleet) -> Figures:
+    """Measure windows that connect and then only answer frequent pings."""
     stage = fleet.stage
     some = users(_IDLE_WINDOWS + 200)
     for user in some:
-        stage.windows.token(user)  # signing is not what is measured
+        stage.windows.token(user)  # outside of the measured time
     await fleet.open(some[:200])
     await asyncio.sleep(_REST_S)
-    before, rss_kib = fleet.used(), fleet.herd.rss_kib()
+    before, rss_kib = fleet.used(), fleet.servers.rss_kib()
     await fleet.open(some[200:])
     await asyncio.sleep(_REST_S)
     used = fleet.used().since(before)
     figures = {
         "connect_us": sum(used.bridges) / _IDLE_WINDOWS,
         "connect_store_us": used.store / _IDLE_WINDOWS,
-        "window_kib": (fleet.herd.rss_kib() - rss_kib) / _IDLE_WINDOWS,
+        "window_kib": (fleet.servers.rss_kib() - rss_kib) / _IDLE_WINDOWS,
         "bridge_mib": rss_kib / 1024,
     }
     many_us = await _pings_us(fleet)
@@ -156,13 +156,13 @@ async def idle(fleet: Fleet) -> Figures:
     return figures | {"ping_us": (many_us - few_us) / pings}
 
 
-async def _pings_us(fleet: Fleet) -> float:
+async def _pings_us(fleet: RunningFleet) -> float:
     before = fleet.used()
     await asyncio.sleep(_IDLE_S)
     return sum(fleet.used().since(before).bridges)
 
 
-async def memory(fleet: Fleet) -> Figures:
+async def memory(fleet: RunningFleet) -> Figures:
     """What Redis holds for a user, and for each of a user's messages of 200 bytes."""
     some = users(_STORE_USERS)
     await fleet.open([_LAST], at=0)
@@ -179,8 +179,8 @@ async def memory(fleet: Fleet) -> Figures:
     }
 
 
-async def flood(fleet: Fleet) -> Figures:
-    """As fast as one worker can publish while all of it is delivered."""
+async def flood(fleet: RunningFleet) -> Figures:
+    """Publish as fast as one worker can while the fleet delivers."""
     scale, stage = fleet.stage.scale, fleet.stage
     some = users(scale.windows)
     await fleet.open(some)
@@ -194,29 +194,29 @@ async def flood(fleet: Fleet) -> Figures:
     }
 
 
-_ALONE: Final = SetUp("alone", 1, "sqlite:")
-_PAIR: Final = SetUp("pair", 2)
+_ALONE: Final = FleetSetup("alone", 1, "sqlite:")
+_PAIR: Final = FleetSetup("pair", 2)
 _PINGS: Final = {"BRIDGE_PING_INTERVAL": f"{_PING_S}s"}
 
-WORKS: Final = {
+WORKLOADS: Final = {
     work.name: work
     for work in (
-        Work(
+        FleetWorkload(
             "spread",
             (
                 _ALONE,
                 _PAIR,
-                SetUp("four", 4),
-                # As much for each bridge as with four.
-                SetUp("calm", 2, traffic=0.5),
-                SetUp("relaxed", 2, fsync="everysec"),
+                FleetSetup("four", 4),
+                # The same traffic per bridge as with four.
+                FleetSetup("calm", 2, traffic=0.5),
+                FleetSetup("relaxed", 2, fsync="everysec"),
             ),
             spread,
         ),
-        Work("hop", (_PAIR,), hop),
-        Work("append", (_ALONE, _PAIR), append),
-        Work("flood", (_PAIR, SetUp("sharded", 2, shards=3)), flood),
-        Work("memory", (SetUp("one", 1),), memory),
-        Work("idle", (SetUp("one", 1, settings=_PINGS),), idle),
+        FleetWorkload("hop", (_PAIR,), hop),
+        FleetWorkload("append", (_ALONE, _PAIR), append),
+        FleetWorkload("flood", (_PAIR, FleetSetup("sharded", 2, shards=3)), flood),
+        FleetWorkload("memory", (FleetSetup("one", 1),), memory),
+        FleetWorkload("idle", (FleetSetup("one", 1, settings=_PINGS),), idle),
     )
 }

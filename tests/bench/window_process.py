@@ -1,4 +1,4 @@
-"""The windows' process as the bench sees it."""
+"""Controls the process of the windows (windows.py)."""
 
 import asyncio
 import sys
@@ -13,10 +13,10 @@ from bridge.auth.jwt import issue_token
 from tests.bench.servers import ROOT, SECRET
 
 _LIMIT_S: Final = 180.0
-_AT_ONCE: Final = 50
+_CONCURRENCY: Final = 50
 
 
-class Windows:
+class WindowProcess:
     """Opens, counts and closes windows."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -25,19 +25,26 @@ class Windows:
         self._tokens: dict[str, str] = {}
 
     async def open(
-        self, port: int, users: Sequence[str], *, syncs: bool, at_once: int = _AT_ONCE
+        self,
+        port: int,
+        users: Sequence[str],
+        *,
+        syncs: bool,
+        concurrency: int = _CONCURRENCY,
     ) -> None:
-        """Open a window for each of `users`, and wait until all are connected."""
+        """Open a window per user, and wait until all are connected."""
         tokens = [self.token(user) for user in users]
         self._opened += len(tokens)
-        facts = await self.say(do="open", port=port, tokens=tokens, at_once=at_once)
+        facts = await self.command(
+            do="open", port=port, tokens=tokens, concurrency=concurrency
+        )
         synced = facts["synced"]
         await self.wait("connected", self._opened)
         if syncs:
             await self.wait("synced", synced + len(tokens))
 
     def token(self, user: str) -> str:
-        """Sign a token, or return the one that was signed before."""
+        """Return a token for `user`, signed at the first call."""
         known = self._tokens.get(user)
         if known is None:
             known = self._tokens[user] = issue_token(
@@ -53,36 +60,38 @@ class Windows:
 
     async def wait(self, what: str, number: int) -> None:
         """
-        Wait until there are `number` of them.
+        Wait until the count `what` reaches `number`.
 
         Raises:
-            RuntimeError: If they do not come, or windows were lost.
+            RuntimeError: If it does not in time, or if windows were lost.
 
         """
-        facts = await self.say(do="wait", what=what, number=number, within_s=_LIMIT_S)
+        facts = await self.command(
+            do="wait", what=what, number=number, within_s=_LIMIT_S
+        )
         if facts[what] < number or facts["lost"]:
-            message = f"{number} {what} were expected, and there are {facts}"
+            message = f"expected {number} {what}, got {facts}"
             raise RuntimeError(message)
 
     async def close(self, *, keep: int = 0) -> None:
         """Close all but the oldest `keep`."""
-        await self.say(do="close", keep=keep)
+        await self.command(do="close", keep=keep)
         self._opened = keep
 
     async def reset(self) -> None:
-        """Count events from 0."""
-        await self.say(do="reset")
+        """Reset the counts of events."""
+        await self.command(do="reset")
 
     async def time(self, *, on: bool) -> None:
-        """Note from now on, or no more, how long each event took from its publish."""
-        await self.say(do="time", on=on)
+        """Switch the recording of latencies on or off."""
+        await self.command(do="time", on=on)
 
     async def latencies_us(self) -> list[int]:
-        """Return what was noted, sorted."""
-        found: list[int] = (await self.say(do="latencies"))["us"]
+        """Return the recorded latencies, sorted."""
+        found: list[int] = (await self.command(do="latencies"))["us"]
         return found
 
-    async def say(self, **command: Any) -> dict[str, Any]:
+    async def command(self, **command: Any) -> dict[str, Any]:
         """Send a command and return the answer."""
         process = self._process
         assert process.stdin is not None
@@ -92,18 +101,18 @@ class Windows:
         async with asyncio.timeout(_LIMIT_S + 10):
             line = await process.stdout.readline()
         if not line:
-            message = "the windows' process has ended, see above"
+            message = "the process of the windows has exited, see above"
             raise RuntimeError(message)
         answer: dict[str, Any] = orjson.loads(line)
         return answer
 
 
 @asynccontextmanager
-async def windows(processors: str) -> AsyncIterator[Windows]:
-    """Start the process; it ends with the block."""
+async def windows(processors: str) -> AsyncIterator[WindowProcess]:
+    """Start the process; end it at the end of the block."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "tests.bench.pinned", processors),
+        *("-m", "tests.bench.run_pinned", processors),
         *(sys.executable, "-m", "tests.bench.windows"),
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
@@ -111,7 +120,7 @@ async def windows(processors: str) -> AsyncIterator[Windows]:
         limit=1 << 26,
     )
     try:
-        yield Windows(process)
+        yield WindowProcess(process)
     finally:
         if process.returncode is None:
             process.kill()

@@ -1,7 +1,7 @@
 """
-The works: what each server does, and what is measured while it does it.
+The workloads that each server is measured with.
 
-Each work gets a server of its own, fresh from its start, and warms it up first.
+Each workload gets a newly started server and warms it up first.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ from statistics import quantiles
 from time import perf_counter
 from typing import Final
 
-from tests.bench.page_load import Windows
-from tests.bench.publisher import Publisher
+from tests.bench.publisher import RawPublisher
 from tests.bench.servers import Server
+from tests.bench.window_process import WindowProcess
 
 Figures = dict[str, float]
 
@@ -21,26 +21,26 @@ Figures = dict[str, float]
 @dataclass(frozen=True, slots=True)
 class Scale:
     """
-    How much there is to do.
+    The size of the workloads.
 
     Attributes:
-        backlog: Messages that wait before a saturated server may begin.
+        backlog: Messages that wait before a saturated server starts.
         slow_backlog: The same for plain Python, which takes ten times as long.
-        seconds: How long a steady stream goes on.
-        rate: Messages a second of it.
-        crowd: Windows of the large crowd.
-        crowd_rate: Messages a second for them.
-        fanout: Windows of the one user.
-        fanout_messages: Messages for them.
-        fanout_rate: Of these in a second.
-        windows: Of the usual works.
-        few: Windows where growth begins.
-        start_s: How long bridges of a fleet are left alone after their start: five seconds
-            after it they measure their queues for the first time, which is some 12 ms of
-            work, and comes again each half minute only.
-        warm_up: Messages before anything is measured.
-        afterwards_s: What follows a delivery counts, too: the bridge writes delivered
-            marks half a second later.
+        seconds: Duration of a steady stream.
+        rate: Its messages per second.
+        crowd: Windows of the workload `crowd`.
+        crowd_rate: Its messages per second.
+        fanout: Windows of the single user of `fanout`.
+        fanout_messages: Its messages.
+        fanout_rate: Its messages per second.
+        windows: Windows of the other workloads.
+        few: Windows of `few`, the base for the growth up to `crowd`.
+        start_s: Pause after the start of a fleet. Five seconds after its start a bridge
+            measures its queues for the first time, which takes about 12 ms of CPU; the
+            next time is half a minute later.
+        warm_up: Messages before the measurement.
+        afterwards_s: Pause before CPU time is read: the bridge writes delivered marks half
+            a second after the deliveries, which belongs to their cost.
 
     """
 
@@ -62,11 +62,11 @@ class Scale:
 
 @dataclass
 class Stage:
-    """What a work has at hand."""
+    """A running server with windows and a publisher."""
 
     server: Server
-    windows: Windows
-    publisher: Publisher
+    windows: WindowProcess
+    publisher: RawPublisher
     scale: Scale
     seed: int
 
@@ -75,15 +75,15 @@ class Stage:
         await self.windows.open(self.server.port, users, syncs=self.server.kind.syncs)
 
     async def saturate(self, users: list[str], number: int) -> Figures:
-        """Let messages pile up, then let the server go; one window for each user."""
+        """Publish a backlog while the server is paused, then resume it; one window per user."""
         server = self.server
         await self.windows.reset()
-        server.freeze()
+        server.pause()
         self.publisher.burst(server.kind.names.messages, users, number)
-        cpu_us, began_s = server.cpu_us(), perf_counter()
-        server.thaw()
+        cpu_us, start_s = server.cpu_us(), perf_counter()
+        server.resume()
         await self.windows.wait("events", number)
-        took_s = perf_counter() - began_s
+        took_s = perf_counter() - start_s
         await asyncio.sleep(self.scale.afterwards_s)
         return {
             "us": (server.cpu_us() - cpu_us) / number,
@@ -91,13 +91,13 @@ class Stage:
         }
 
     async def flood(self, users: list[str], number: int) -> Figures:
-        """Publish as fast as one worker can, while the server works."""
+        """Publish as fast as one worker can while the server runs."""
         server = self.server
         await self.windows.reset()
-        cpu_us, began_s = server.cpu_us(), perf_counter()
+        cpu_us, start_s = server.cpu_us(), perf_counter()
         self.publisher.burst(server.kind.names.messages, users, number)
         await self.windows.wait("events", number)
-        took_s = perf_counter() - began_s
+        took_s = perf_counter() - start_s
         await asyncio.sleep(self.scale.afterwards_s)
         return {
             "us": (server.cpu_us() - cpu_us) / number,
@@ -105,11 +105,11 @@ class Stage:
         }
 
     async def stream(self, users: list[str], rate: float) -> Figures:
-        """Publish steadily; one window for each user."""
+        """Publish at a steady rate; one window per user."""
         server, windows = self.server, self.windows
         await windows.reset()
         await windows.time(on=True)
-        cpu_us, began_s = server.cpu_us(), perf_counter()
+        cpu_us, start_s = server.cpu_us(), perf_counter()
         number = self.publisher.steadily(
             server.kind.names.messages,
             users,
@@ -117,7 +117,7 @@ class Stage:
             seconds=self.scale.seconds,
             seed=self.seed,
         )
-        published_s = perf_counter() - began_s
+        published_s = perf_counter() - start_s
         await windows.wait("events", number)
         await asyncio.sleep(self.scale.afterwards_s)
         used_us = server.cpu_us() - cpu_us
@@ -131,7 +131,7 @@ class Stage:
         }
 
     async def fan_out(self, number: int) -> float:
-        """Publish to one user, all of whose windows are open; µs a delivery."""
+        """Publish to the user of all windows; return microseconds per delivery."""
         scale, server = self.scale, self.server
         await self.windows.reset()
         before_us = server.cpu_us()
@@ -143,7 +143,7 @@ class Stage:
         return (server.cpu_us() - before_us) / (number * scale.fanout)
 
     async def warm_up(self, users: list[str], number: int) -> None:
-        """Let the server find its shape: just-in-time compilers, pools, caches."""
+        """Warm up just-in-time compilers, pools and caches."""
         await self.windows.reset()
         self.publisher.burst(self.server.kind.names.messages, users, number)
         await self.windows.wait("events", number)
@@ -151,7 +151,7 @@ class Stage:
 
     @property
     def backlog(self) -> int:
-        """Messages of a saturated work."""
+        """The messages of a saturated workload."""
         is_slow = self.server.kind.name == "python"
         return self.scale.slow_backlog if is_slow else self.scale.backlog
 
@@ -160,12 +160,12 @@ _REST_S: Final = 1.5
 
 
 def users(number: int, *, first: int = 0) -> list[str]:
-    """Name users."""
+    """Return the names of `number` users."""
     return [f"user-{n}" for n in range(first, first + number)]
 
 
 async def saturated(stage: Stage) -> Figures:
-    """A backlog for 200 users with a window each."""
+    """Publish a backlog for 200 users with one window each."""
     some = users(stage.scale.windows)
     await stage.open(some)
     await stage.warm_up(some, stage.scale.warm_up)
@@ -173,7 +173,7 @@ async def saturated(stage: Stage) -> Figures:
 
 
 async def few(stage: Stage) -> Figures:
-    """What the large crowd gets, for 100 windows: where growth begins."""
+    """Measure the messages of `crowd` with 100 windows, as the base of the growth."""
     some = users(stage.scale.few)
     await stage.open(some)
     await stage.warm_up(some, stage.scale.warm_up)
@@ -183,7 +183,7 @@ async def few(stage: Stage) -> Figures:
 
 
 async def flooded(stage: Stage) -> Figures:
-    """As fast as one worker can publish, for 200 users with a window each."""
+    """Publish as fast as one worker can to 200 users with one window each."""
     some = users(stage.scale.windows)
     await stage.open(some)
     await stage.warm_up(some, stage.scale.warm_up)
@@ -191,7 +191,7 @@ async def flooded(stage: Stage) -> Figures:
 
 
 async def steady(stage: Stage) -> Figures:
-    """3,000 messages a second for 200 users with a window each."""
+    """Publish 3,000 messages a second to 200 users with one window each."""
     some = users(stage.scale.windows)
     await stage.open(some)
     await stage.warm_up(some, stage.scale.warm_up)
@@ -199,14 +199,14 @@ async def steady(stage: Stage) -> Figures:
 
 
 async def fanout(stage: Stage) -> Figures:
-    """One message at a time to 1,000 windows of one user."""
+    """Publish single messages to a user with 1,000 windows."""
     await stage.open(["ann"] * stage.scale.fanout)
     await stage.fan_out(20)
     return {"us": await stage.fan_out(stage.scale.fanout_messages)}
 
 
 async def crowd(stage: Stage) -> Figures:
-    """10,000 windows: what each costs to let in and to keep, and 2,000 messages a second."""
+    """Measure 10,000 windows: connecting, memory when idle, 2,000 messages a second."""
     scale, server = stage.scale, stage.server
     first = scale.crowd // 20
     some = users(scale.crowd + first)
@@ -214,7 +214,7 @@ async def crowd(stage: Stage) -> Figures:
     await stage.warm_up(some[:first], scale.warm_up // 2)
     cpu_us, rss_kib = server.cpu_us(), server.rss_kib()
     for user in some[first:]:
-        stage.windows.token(user)  # signing is not what is measured, nor in its time
+        stage.windows.token(user)  # outside of the measured time
     await stage.open(some[first:])
     await asyncio.sleep(_REST_S)
     figures = {
@@ -228,7 +228,7 @@ async def crowd(stage: Stage) -> Figures:
     return figures
 
 
-WORKS: Final[dict[str, Callable[[Stage], Awaitable[Figures]]]] = {
+WORKLOADS: Final[dict[str, Callable[[Stage], Awaitable[Figures]]]] = {
     "saturated": saturated,
     "flooded": flooded,
     "steady": steady,
