@@ -21,32 +21,32 @@ Scheme = Literal["light", "dark"]
 @dataclass
 class ConsolePage:
     """
-    The console, opened.
+    The console in an open page.
 
     Attributes:
-        page: Playwright's.
-        url: Of the operator door, without the last slash.
-        complaints: Errors and warnings of the console, scripts and dialogs of their own.
-        addresses: Every address that was asked for.
+        page: The page of Playwright.
+        url: The URL of the operator port, without a trailing slash.
+        errors: Errors and warnings in the browser's log, script errors, dialogs.
+        requested_urls: The URLs of all requests.
 
     """
 
     page: Page
     url: str
-    complaints: list[str] = field(default_factory=list)
-    addresses: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    requested_urls: list[str] = field(default_factory=list)
 
     def watch(self) -> None:
         """Start recording."""
         context = self.page.context
-        context.on("request", lambda request: self.addresses.append(request.url))
+        context.on("request", lambda request: self.requested_urls.append(request.url))
         context.on("console", self._on_console)
-        context.on("weberror", lambda fault: self.complaints.append(str(fault.error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        context.on("weberror", lambda fault: self.errors.append(str(fault.error)))
+        self.page.on("dialog", lambda dialog: self.errors.append(dialog.message))
 
     def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:
-            self.complaints.append(message.text)
+            self.errors.append(message.text)
 
     async def sign_in(self, token: str = OPERATOR_TOKEN) -> None:
         """Type a token and press Enter; the field has the focus."""
@@ -89,10 +89,10 @@ class ConsolePage:
 
     def assert_clean(self, *, but: str = "") -> None:
         """Check that there were no errors (except for `but`) and no requests to other hosts."""
-        told = [text for text in self.complaints if not (but and re.search(but, text))]
+        told = [text for text in self.errors if not (but and re.search(but, text))]
         assert told == []
         own = f"{self.url}/"
-        assert [url for url in self.addresses if not url.startswith(own)] == []
+        assert [url for url in self.requested_urls if not url.startswith(own)] == []
 
 
 @asynccontextmanager

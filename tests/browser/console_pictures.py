@@ -1,8 +1,8 @@
 """
-Takes the pictures of the console for the docs: `python -m tests.browser.console_pictures`.
+Takes the screenshots of the console for the docs: `python -m tests.browser.console_pictures`.
 
-A real bridge with real traffic, for a minute. A program and no test, so that a run of the
-tests leaves the tree as it was.
+A real bridge runs with real traffic for a minute. This is a program and not a test, so that a
+run of the tests does not change files in the repository.
 """
 
 import asyncio

@@ -217,8 +217,8 @@ async def test_a_bridge_that_does_not_answer_is_reported_until_it_does(
 
     await expect(banner).to_be_hidden()
     await expect(console.page.locator("#state")).to_have_text("ready")
-    assert all("ERR_FAILED" in text for text in console.complaints)
-    console.complaints.clear()
+    assert all("ERR_FAILED" in text for text in console.errors)
+    console.errors.clear()
 
 
 async def test_after_a_restart_a_sign_in_returns_to_the_same_page(
@@ -266,12 +266,13 @@ async def test_a_hidden_page_sends_no_requests(console: ConsolePage) -> None:
 
     def asked_for(name: str) -> int:
         return sum(
-            url.partition("?")[0].endswith(f"/api/{name}") for url in console.addresses
+            url.partition("?")[0].endswith(f"/api/{name}")
+            for url in console.requested_urls
         )
 
     await page.clock.install()
     await page.goto("about:blank")
-    console.addresses.clear()  # what was being asked then was cut off
+    console.requested_urls.clear()  # requests in flight were aborted
     await page.goto(f"{console.url}/console")
     await expect(console.title).to_have_text("Overview")
     seen = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true})"
@@ -279,10 +280,10 @@ async def test_a_hidden_page_sends_no_requests(console: ConsolePage) -> None:
     await page.evaluate(f"{seen % 'true'}; {tell}")
     # An update that has begun sends both of its requests.
     await eventually(lambda: asked_for("overview") == asked_for("queues"))
-    asked = len(console.addresses)
+    asked = len(console.requested_urls)
 
     await page.clock.run_for(60_000)
-    assert len(console.addresses) == asked
+    assert len(console.requested_urls) == asked
     await page.evaluate(f"{seen % 'false'}; {tell}")
 
-    await eventually(lambda: len(console.addresses) > asked)
+    await eventually(lambda: len(console.requested_urls) > asked)
