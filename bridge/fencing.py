@@ -17,7 +17,7 @@ precede its first append:
    it had not cut this consumer off when the token was issued, and any later consumer
    claims later. If it does not, this consumer is over, and its token is never used.
 
-The claim alone excludes nobody, because a bridge that resumes may claim late: only an
+The claim alone excludes no bridge, because a bridge that resumes may claim late: only an
 append under a confirmed token does. The two round trips happen once per consumer; in a
 steady state a batch costs a few bytes more.
 

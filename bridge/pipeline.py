@@ -139,16 +139,13 @@ class Pipeline:
 
         Cancellation: safe at any point; unacked deliveries are redelivered.
         """
-        if not self._pace_s:
-            while True:
-                await self.settle(await self._intake.next_batch())
-        began_s = 0.0
+        started_s = 0.0
         while True:
-            early_s = began_s + self._pace_s - monotonic()
+            early_s = started_s + self._pace_s - monotonic()
             if early_s > 0:
                 await asyncio.sleep(early_s)  # the next batch grows meanwhile
             batch = await self._intake.next_batch()
-            began_s = monotonic()
+            started_s = monotonic()
             await self.settle(batch)
 
     async def settle(self, batch: Batch) -> None:

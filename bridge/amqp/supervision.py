@@ -110,7 +110,7 @@ async def first_to_end(works: Sequence[Work]) -> None:
     async def run(work: Work) -> None:
         # A failure must not reach the group. The group would cancel this task, and before
         # Python 3.13 it mixes that up with a cancellation by the caller: either the
-        # caller's is lost, or this function is cancelled although nobody asked for it.
+        # caller's is lost, or this function is cancelled although the caller did not ask for it.
         try:
             await work()
         except* BridgeError as group:

@@ -207,8 +207,7 @@ async def declare(
         Safe; what was declared stays, and declaring it again has no effect.
 
     """
-    async with broker_call("open a channel", timeout_s=timeout_s):
-        channel = await connection.open_channel(confirms=False)
+    channel = await connection.open_channel(confirms=False)
     for exchange in wanted.exchanges:
         await declare_one(channel, exchange, timeout_s=timeout_s)
     for queue in wanted.queues:

@@ -271,11 +271,6 @@ class Consumer:
     # --- facts
 
     @property
-    def channel_number(self) -> int:
-        """The number of the channel, which a later channel may have again."""
-        return self._channel.number
-
-    @property
     def in_flight(self) -> int:
         """Deliveries that arrived and are not acked."""
         return self._last_tag - self._acked_tag

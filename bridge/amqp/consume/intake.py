@@ -118,14 +118,9 @@ class Intake:
         return None if consumer is None else consumer.in_flight
 
     def oldest_of(self, queue: str) -> float | None:
-        """Return `oldest_s` of one queue."""
+        """Return `oldest_s` of the consumer of `queue`; ``None`` if there is none."""
         consumer = self._consumer_of(queue)
         return None if consumer is None else consumer.oldest_s
-
-    @property
-    def oldest_s(self) -> float | None:
-        """Seconds since the oldest delivery in flight arrived; ``None`` if none is."""
-        return self._session.oldest_s if self._session is not None else None
 
     @property
     def _consumers(self) -> Sequence[Consumer]:

@@ -220,12 +220,6 @@ class IntakeSession:
         return sum(consumer.in_flight for consumer in self._consumers)
 
     @property
-    def oldest_s(self) -> float | None:
-        """Seconds since the oldest delivery in flight arrived; ``None`` if none is."""
-        ages = [consumer.oldest_s for consumer in self._consumers]
-        return max((age for age in ages if age is not None), default=None)
-
-    @property
     def waiting(self) -> int:
         """Deliveries that wait to be taken."""
         return sum([consumer.waiting for consumer in self._consumers])

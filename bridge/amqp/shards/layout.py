@@ -235,8 +235,7 @@ class ShardRecords:
 
     async def open_channel(self) -> aiormq.Channel:
         """Open a channel on the connection."""
-        async with broker_call("open a channel", timeout_s=self._plan.timeout_s):
-            return await self._connection.open_channel(confirms=False)
+        return await self._connection.open_channel(confirms=False)
 
     async def _has_record(self, revision: int) -> bool:
         return await self.exists(Exchange(record_name(self._names, revision), "fanout"))

@@ -90,7 +90,7 @@ async def test_a_consumer_on_a_reused_channel_number_receives_deliveries(
         monkeypatch.setattr(Consumer, "_close", close_while_another_starts)
         await session.release(old)
         (new,) = session.consumers
-        assert new.channel_number == old.channel_number
+        assert new._channel.number == old._channel.number
         await raw.publish("", queues[1].encode())
 
         await eventually(lambda: session.waiting == 1)
