@@ -1,9 +1,17 @@
 """The layers of bridge and the packages that may import each library."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+
+from tools.code_metrics import (
+    duplicate_classes,
+    import_cycles,
+    imports,
+    load_modules,
+)
 
 PACKAGE = Path(__file__).parents[2] / "bridge"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -146,3 +154,31 @@ def test_core_has_no_await_no_io_and_no_clock(path: Path) -> None:
 def test_each_module_has_a_docstring(path: Path) -> None:
     """The first line of a module says what it is for."""
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_no_modules_import_each_other() -> None:
+    """Imports for types count: a cycle means that two modules are one idea."""
+    assert import_cycles(imports(load_modules())) == []
+
+
+def test_class_names_are_unique() -> None:
+    """A search for a name finds one class."""
+    assert duplicate_classes(load_modules()) == {}
+
+
+def test_the_architecture_page_has_the_same_layers() -> None:
+    """The page quotes the list of this file."""
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+    assert LAYERS.strip() in page
+
+
+def test_the_architecture_page_names_existing_modules() -> None:
+    """A page that names a module that was moved misleads its reader."""
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    contributing = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:bridge/)?[a-z_/]+\.py)`", page + contributing))
+
+    for name in named:
+        paths = (PACKAGE.parent / name, PACKAGE / name)
+        assert any(map(Path.is_file, paths)) or list(PACKAGE.rglob(name)), name
