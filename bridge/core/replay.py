@@ -89,7 +89,7 @@ def plan_replay(wanted: Position | None, state: InboxState) -> ReplayPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class InboxPage:
     """
     Consecutive messages of an inbox.
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
 from bridge.core.message import Message, Stored
-from bridge.core.replay import InboxState, Page
+from bridge.core.replay import InboxPage, InboxState
 
 # Receives the messages that were stored for followed users, those of each user in order.
 StoredListener = Callable[[Sequence[Stored]], None]
@@ -119,7 +119,7 @@ class InboxReader(Protocol):
 
     async def read(
         self, user: str, *, after: int, max_messages: int, max_bytes: int
-    ) -> Page:
+    ) -> InboxPage:
         """
         Read messages with offsets above `after`, oldest first.
 

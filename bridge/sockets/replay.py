@@ -17,7 +17,7 @@ import structlog
 from bridge.core.frames import event_packet
 from bridge.core.journal import JournalEntry
 from bridge.core.position import Position
-from bridge.core.replay import Page, ReplayPlan
+from bridge.core.replay import InboxPage, ReplayPlan
 from bridge.enums import EVENT_SYNC, Closing, Stage, SyncReason
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import InboxReader
@@ -188,7 +188,7 @@ class Replayer:
             reason = SyncReason.EXPIRED
         return ReplayResult(replayed, missed, reason, expired)
 
-    async def _write(self, window: Window, page: Page) -> bool:
+    async def _write(self, window: Window, page: InboxPage) -> bool:
         for stored in page.messages:
             message = stored.message
             position = str(Position(window.epoch, stored.offset))
@@ -202,7 +202,7 @@ class Replayer:
             window.advance(stored.offset)  # the client may ack it from now on
         return not window.session.is_closed
 
-    def _note_written(self, window: Window, page: Page) -> None:
+    def _note_written(self, window: Window, page: InboxPage) -> None:
         first, last = page.messages[0].offset, page.messages[-1].offset
         self._rooms.journal.note(
             JournalEntry(

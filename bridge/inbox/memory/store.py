@@ -12,7 +12,7 @@ from time import time
 from typing import Final
 
 from bridge.core.message import Message, Stored
-from bridge.core.replay import InboxState, Page
+from bridge.core.replay import InboxPage, InboxState
 from bridge.inbox.contract import EpochListener, Retention, StoredListener
 from bridge.inbox.memory.admin_queries import MemoryAdminQueries
 from bridge.inbox.memory.user_log import UserLog
@@ -121,11 +121,11 @@ class MemoryInbox:
 
     async def read(
         self, user: str, *, after: int, max_messages: int, max_bytes: int
-    ) -> Page:
+    ) -> InboxPage:
         """Read messages with offsets above `after`, oldest first."""
         log = self._logs.get(user)
         if log is None:
-            return Page(messages=(), next_after=after, expired=0, gone=0, last=0)
+            return InboxPage(messages=(), next_after=after, expired=0, gone=0, last=0)
         now_s = self._now()
         found: list[Stored] = []
         expired = 0
@@ -141,7 +141,7 @@ class MemoryInbox:
                     break
                 found.append(stored)
             next_after = stored.offset
-        return Page(found, next_after, expired=expired, gone=gone, last=log.last)
+        return InboxPage(found, next_after, expired=expired, gone=gone, last=log.last)
 
     async def count_expired(self, user: str, *, after: int) -> int:
         """Count the messages above the offset `after` that are past their deadline."""

@@ -39,7 +39,7 @@ import structlog
 from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import RedisAddress
-from bridge.core.replay import InboxState, Page
+from bridge.core.replay import InboxPage, InboxState
 from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.contract import DiskUsage, EpochListener, Retention, StoredListener
 from bridge.inbox.redis import scripts
@@ -279,7 +279,7 @@ class RedisInbox:
 
     async def read(
         self, user: str, *, after: int, max_messages: int, max_bytes: int
-    ) -> Page:
+    ) -> InboxPage:
         """
         Read messages after the offset `after`.
 
@@ -295,7 +295,7 @@ class RedisInbox:
             Stored(unpack(user, rest[index + 1]), rest[index])
             for index in range(0, len(rest), 2)
         ]
-        return Page(
+        return InboxPage(
             messages,
             next_after,
             expired=expired,

@@ -14,7 +14,7 @@ from time import time
 from typing import Any
 
 from bridge.core.message import Stored
-from bridge.core.replay import InboxState, Page
+from bridge.core.replay import InboxPage, InboxState
 from bridge.enums import SyncReason
 from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite.chain import MessageChain, to_stored
@@ -94,7 +94,7 @@ class SqliteReader:
         after: int,
         max_messages: int,
         max_bytes: int,
-    ) -> Page:
+    ) -> InboxPage:
         """Read messages with offsets above `after`, oldest first."""
         now_s = self._now()
         found: list[Stored] = []
@@ -102,7 +102,9 @@ class SqliteReader:
         next_after = after
         with self._snapshot(connection, user) as inbox:
             if inbox is None:
-                return Page(messages=(), next_after=after, expired=0, gone=0, last=0)
+                return InboxPage(
+                    messages=(), next_after=after, expired=0, gone=0, last=0
+                )
             with closing(inbox.chain.above(max(after, inbox.first - 1))) as rows:
                 for row in rows:
                     stored = to_stored(user, row)
@@ -121,7 +123,7 @@ class SqliteReader:
                 else:
                     gone += max(0, inbox.last - next_after)
                     next_after = max(inbox.last, next_after)
-        return Page(found, next_after, expired=expired, gone=gone, last=inbox.last)
+        return InboxPage(found, next_after, expired=expired, gone=gone, last=inbox.last)
 
     def count_expired(self, connection: Connection, user: str, *, after: int) -> int:
         """Count the messages above the offset `after` that are past their deadline."""

@@ -23,7 +23,7 @@ from time import time
 from typing import Final, TypeVar
 
 from bridge.core.message import Message, Stored
-from bridge.core.replay import InboxState, Page
+from bridge.core.replay import InboxPage, InboxState
 from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.contract import DiskUsage, EpochListener, Retention, StoredListener
 from bridge.inbox.sqlite.admin_queries import AdminReader, SqliteAdminQueries
@@ -268,7 +268,7 @@ class SqliteInbox:
 
     async def read(
         self, user: str, *, after: int, max_messages: int, max_bytes: int
-    ) -> Page:
+    ) -> InboxPage:
         """Read messages with offsets above `after`, oldest first."""
         limits = {"max_messages": max_messages, "max_bytes": max_bytes}
         return await self._read(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bridge.core.replay import InboxState, Page
+from bridge.core.replay import InboxPage, InboxState
 from bridge.enums import Closing
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
@@ -51,7 +51,7 @@ class YieldingInbox(MemoryInbox):
         await self._pause()
         return state
 
-    async def read(self, user: str, **bounds: int) -> Page:
+    async def read(self, user: str, **bounds: int) -> InboxPage:
         """Return a small page, and yield."""
         await self._pause()
         few = {**bounds, "max_messages": self._chance.randint(1, 20)}
@@ -294,7 +294,7 @@ class FailingInbox(MemoryInbox):
         self._fail("state")
         return await super().state(user)
 
-    async def read(self, user: str, **bounds: int) -> Page:
+    async def read(self, user: str, **bounds: int) -> InboxPage:
         """Return a page, or fail."""
         self._fail("read")
         return await super().read(user, **bounds)
