@@ -1,4 +1,4 @@
-"""One demo and one browser for all tests of the page."""
+"""The demo, the browser and the pages of the browser tests."""
 
 import signal
 from collections.abc import AsyncIterator
@@ -33,7 +33,7 @@ async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DemoPr
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def short_lived(tmp_path: Path, broker: LocalNode) -> AsyncIterator[DemoProcess]:
-    """Return a demo whose tokens live for seconds, on a broker that is there already."""
+    """Return a demo on the shared broker whose tokens expire after six seconds."""
     flags = ("--no-node", "--amqp-url", broker.url, "--token-life", "6s")
     async with running_demo(tmp_path / "demo", *ANY_PORTS, *flags) as demo:
         await demo.started()
@@ -51,7 +51,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def page(browser: Browser, demo: DemoProcess) -> AsyncIterator[WatchedPage]:
-    """Return the page with both users live; whatever a test does, nothing may be complained of."""
+    """Return the page with both users live; check for errors in the browser at the end."""
     async with opened_page(browser, demo.url) as watched:
         yield watched
         watched.assert_clean()
@@ -60,21 +60,21 @@ async def page(browser: Browser, demo: DemoProcess) -> AsyncIterator[WatchedPage
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def running(broker: LocalNode) -> AsyncIterator[RunningBridge]:
-    """Return a bridge for all tests of a file that leave it as it was."""
+    """Return a bridge that the tests of a file share and leave unchanged."""
     async with running_bridge(settings_for(broker, f"t{token_hex(4)}")) as running:
         yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def worker(broker: LocalNode, running: RunningBridge) -> AsyncIterator[Worker]:
-    """Return a worker of that bridge's exchange."""
+    """Return a worker that publishes to that bridge."""
     async with open_worker(broker, running.settings.namespace) as worker:
         yield worker
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def fragile(broker: LocalNode, namespace: str) -> AsyncIterator[RunningBridge]:
-    """Return a bridge to be hurt."""
+    """Return a bridge that the test may break."""
     async with running_bridge(settings_for(broker, namespace)) as running:
         yield running
 
@@ -83,7 +83,7 @@ async def fragile(broker: LocalNode, namespace: str) -> AsyncIterator[RunningBri
 async def console(
     browser: Browser, running: RunningBridge
 ) -> AsyncIterator[ConsolePage]:
-    """Return the console, signed in; whatever a test does, nothing may be complained of."""
+    """Return the console, signed in; check for errors in the browser at the end."""
     async with opened_console(browser, running.listening.operator_url) as console:
         yield console
         console.assert_clean()

@@ -1,7 +1,7 @@
 """
-Takes the picture of the demo page for README: `python -m tests.browser.pictures`.
+Take the screenshot of the demo page for README: `python -m tests.browser.pictures`.
 
-A program and no test, so that a run of the tests leaves the tree as it was.
+It is a program and not a test, so that a test run does not change the working tree.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _ORDER: Final = '{"order": 17, "state": "shipped", "items": ["lamp", "rug"]}'
 
 
 async def main(folder: Path) -> None:
-    """Start a demo, let something happen on the page, and save what it looks like."""
+    """Start a demo, publish some messages, and save a screenshot."""
     with tempfile.TemporaryDirectory() as scratch:
         async with (
             running_demo(Path(scratch) / "demo", *ANY_PORTS) as demo,
@@ -30,10 +30,10 @@ async def main(folder: Path) -> None:
             await demo.started()
             browser = await launch_chromium(playwright)
             async with opened_page(browser, demo.url) as page:
-                await page.page.context.route("**/demo/facts", _without_our_paths)
+                await page.page.context.route("**/demo/facts", _with_short_path)
                 await page.page.reload()
                 await page.expect_live()
-                await _let_something_happen(page)
+                await _publish_messages(page)
                 await page.page.emulate_media(reduced_motion="reduce")
                 picture = folder / "demo.png"
                 await page.page.screenshot(path=picture, full_page=True)
@@ -41,15 +41,15 @@ async def main(folder: Path) -> None:
             await demo.end(signal.SIGINT)
 
 
-async def _without_our_paths(route: Route) -> None:
-    """Show the program as a user has it, not where it lies on this machine."""
+async def _with_short_path(route: Route) -> None:
+    """Replace the path of the program on this machine by the usual one."""
     answer = await route.fetch()
     text = await answer.text()
     program = f"{sys.executable} -m bridge"
     await route.fulfill(response=answer, body=text.replace(program, ".venv/bin/bridge"))
 
 
-async def _let_something_happen(page: WatchedPage) -> None:
+async def _publish_messages(page: WatchedPage) -> None:
     await page.open_another_window("ann")
     await page.publish("Welcome back, bob", user="bob")
     await page.publish("Your export is ready", count=2)

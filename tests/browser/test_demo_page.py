@@ -1,4 +1,4 @@
-"""What the demo hands out, it hands to its own page on this machine, and to nobody else."""
+"""The demo answers only its own page on this machine."""
 
 import aiohttp
 import pytest
@@ -9,13 +9,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 _JSON = {"Content-Type": "application/json"}
 _POSTS = ("/demo/token", "/demo/publish", "/demo/cut")
-_STRANGERS = {
+_FOREIGN_REQUESTS = {
     "a page of another site": {"Origin": "https://evil.example"},
     "a page of another port": {"Origin": "http://127.0.0.1:1"},
     "a page without an origin": {"Origin": "null"},
     "a link or image elsewhere": {"Sec-Fetch-Site": "cross-site"},
     "a page of the same site, another port": {"Sec-Fetch-Site": "same-site"},
-    # The page's own origin and host agree, but it is not our name (DNS rebinding).
+    # Origin and host agree, but the name is not a loopback name (DNS rebinding).
     "a name made to point here": {
         "Host": "evil.example",
         "Origin": "http://evil.example",
@@ -23,12 +23,12 @@ _STRANGERS = {
 }
 
 
-@pytest.mark.parametrize("stranger", _STRANGERS)
-async def test_a_stranger_gets_no_token_and_no_key(
-    demo: DemoProcess, stranger: str
+@pytest.mark.parametrize("source", _FOREIGN_REQUESTS)
+async def test_foreign_requests_get_no_token_and_no_key(
+    demo: DemoProcess, source: str
 ) -> None:
-    """Any site that is open in the same browser can send requests to loopback."""
-    headers = _STRANGERS[stranger]
+    """Any site in the same browser can send requests to loopback addresses."""
+    headers = _FOREIGN_REQUESTS[source]
     async with aiohttp.ClientSession(demo.url, headers=headers) as session:
         for path in _POSTS:
             async with session.post(
@@ -40,10 +40,8 @@ async def test_a_stranger_gets_no_token_and_no_key(
 
 
 @pytest.mark.parametrize("path", _POSTS)
-async def test_a_form_of_another_site_cannot_send_what_is_taken(
-    demo: DemoProcess, path: str
-) -> None:
-    """JSON needs a preflight; plain text and forms do not."""
+async def test_requests_must_be_json(demo: DemoProcess, path: str) -> None:
+    """Forms of other sites can send plain text, but JSON needs a CORS preflight."""
     async with aiohttp.ClientSession(demo.url) as session:
         for kind in ("text/plain", "application/x-www-form-urlencoded"):
             headers = {"Content-Type": kind}
@@ -68,7 +66,7 @@ async def test_a_form_of_another_site_cannot_send_what_is_taken(
 async def test_bad_requests_are_answered_with_problems(
     demo: DemoProcess, path: str, body: bytes, status: int
 ) -> None:
-    """The example of a backend, too, says what was wrong."""
+    """The demo is an example of a backend, so its errors are explained, too."""
     async with (
         aiohttp.ClientSession(demo.url) as session,
         session.post(path, data=body, headers=_JSON) as answer,
@@ -78,10 +76,10 @@ async def test_bad_requests_are_answered_with_problems(
 
 
 @pytest.mark.parametrize("path", ["/", "/demo/window.html", "/demo/connection.js"])
-async def test_the_page_allows_nothing_inline_and_nothing_from_elsewhere(
+async def test_the_page_allows_no_inline_code_and_no_other_origins(
     demo: DemoProcess, path: str
 ) -> None:
-    """If text of a stranger ever became markup, it still could not run or call home."""
+    """Even if untrusted text became markup, it could neither run nor send requests."""
     async with aiohttp.ClientSession(demo.url) as session, session.get(path) as answer:
         policy = answer.headers["Content-Security-Policy"]
         text = await answer.text()
@@ -94,10 +92,10 @@ async def test_the_page_allows_nothing_inline_and_nothing_from_elsewhere(
     assert "style=" not in text
 
 
-async def test_the_token_that_the_terminal_shows_opens_the_console(
+async def test_the_printed_token_opens_the_console(
     demo: DemoProcess,
 ) -> None:
-    """It is the operator's view of what the page does, and the token is a new one each time."""
+    """The console shows the demo to an operator; each start creates a new token."""
     url, token = demo.console
     async with (
         aiohttp.ClientSession(headers={"X-Bridge-Console": "1"}) as session,
@@ -108,8 +106,8 @@ async def test_the_token_that_the_terminal_shows_opens_the_console(
         assert signed_in.status == 204
 
 
-async def test_a_rebound_name_does_not_even_get_the_page(demo: DemoProcess) -> None:
-    """The shell line on it holds a key."""
+async def test_a_rebound_name_does_not_get_the_page(demo: DemoProcess) -> None:
+    """The shell command on the page contains a key."""
     headers = {"Host": "evil.example"}
     async with (
         aiohttp.ClientSession(demo.url, headers=headers) as session,

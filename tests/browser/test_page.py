@@ -1,4 +1,4 @@
-"""The demo page in a real browser, with a real broker behind it."""
+"""The demo page in a real browser, with a real broker."""
 
 import asyncio
 import subprocess
@@ -16,10 +16,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 _HOSTILE: Final = '<img src="/x" onerror="alert(1)"><script>alert(2)</script>'
 
 
-async def test_a_message_by_the_form_reaches_its_user_and_nobody_else(
+async def test_a_message_from_the_form_reaches_its_user_only(
     page: WatchedPage, namespace: str
 ) -> None:
-    """The point of it all: user-keyed messages, each in the right room."""
+    """Messages are delivered to the windows of one user."""
     await page.publish(f"for ann {namespace}")
     await page.publish(f"for bob {namespace}", user="bob")
 
@@ -32,7 +32,7 @@ async def test_a_message_by_the_form_reaches_its_user_and_nobody_else(
 async def test_a_message_is_shown_with_event_data_time_and_position(
     page: WatchedPage, namespace: str
 ) -> None:
-    """What a page author wants to see of a message."""
+    """The author of a page needs all parts of a message."""
     await page.publish(
         f'{{"n": [1, "{namespace}"]}}', event="order.changed", kind="JSON"
     )
@@ -45,10 +45,10 @@ async def test_a_message_is_shown_with_event_data_time_and_position(
 
 
 @pytest.mark.parametrize("title", ["over HTTP", "over AMQP"])
-async def test_a_shell_line_works_as_it_is_printed(
+async def test_a_shell_command_works_as_printed(
     page: WatchedPage, demo: DemoProcess, title: str
 ) -> None:
-    """Copied into another terminal, in another folder; the page shows the same line."""
+    """It works in another terminal and folder; the page shows the same command."""
     line = demo.shell_lines[title]
     shown = page.page.locator("#lines li", has_text=title).locator("pre")
     await expect(shown).to_have_text(line)
@@ -68,10 +68,10 @@ async def test_a_shell_line_works_as_it_is_printed(
     await page.expect_message("ann", text)
 
 
-async def test_a_shell_line_is_copied_by_its_button(
+async def test_a_shell_command_is_copied_by_its_button(
     page: WatchedPage, demo: DemoProcess
 ) -> None:
-    """A line that has to be selected by hand is copied wrong."""
+    """Selecting a long line by hand is error-prone."""
     await page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
 
     await page.page.get_by_role("button", name="Copy: over HTTP").click()
@@ -84,7 +84,7 @@ async def test_a_shell_line_is_copied_by_its_button(
 async def test_two_windows_of_a_user_both_get_everything_in_order(
     page: WatchedPage, namespace: str
 ) -> None:
-    """A second tab must neither steal messages nor see them in another order."""
+    """A second tab must neither take messages away nor see another order."""
     await page.open_another_window("ann")
 
     await page.publish(namespace, count=120)
@@ -98,7 +98,7 @@ async def test_two_windows_of_a_user_both_get_everything_in_order(
 async def test_many_messages_are_acked_with_few_acks(
     page: WatchedPage, namespace: str
 ) -> None:
-    """The example must not teach pages to flood the bridge; it closes those that do."""
+    """The example page must not flood the bridge, which closes such windows."""
     await page.publish(namespace, count=120)
     await page.expect_message("ann", f"{namespace} (120 of 120)")
     newest = page.window("ann").get_by_role("listitem").first
@@ -108,10 +108,10 @@ async def test_many_messages_are_acked_with_few_acks(
     assert len(page.acked_offsets) < 60
 
 
-async def test_a_window_that_was_cut_off_gets_what_it_missed(
+async def test_a_disconnected_window_recovers_missed_messages(
     page: WatchedPage, namespace: str
 ) -> None:
-    """Recovery, as the stock client does it, seen from the page."""
+    """The page uses the recovery of the stock client."""
     await page.publish(f"before {namespace}")
     await page.expect_message("ann", f"before {namespace}")
 
@@ -128,10 +128,10 @@ async def test_a_window_that_was_cut_off_gets_what_it_missed(
     ]
 
 
-async def test_a_window_keeps_its_place_when_it_is_left_and_loaded_again(
+async def test_a_window_keeps_its_position_when_it_is_loaded_again(
     page: WatchedPage, namespace: str
 ) -> None:
-    """Other windows had it meanwhile, so it is delivered, yet this one has not seen it."""
+    """Another window got the messages, so they count as delivered; this one still needs them."""
     await page.open_another_window("ann")
     await page.publish(f"before {namespace}")
     await page.expect_message("ann", f"before {namespace}")
@@ -154,10 +154,10 @@ async def test_a_window_keeps_its_place_when_it_is_left_and_loaded_again(
     ]
 
 
-async def test_a_reloaded_page_has_its_windows_again_and_no_repeats(
+async def test_a_reloaded_page_reopens_its_windows_without_repeats(
     page: WatchedPage, namespace: str
 ) -> None:
-    """F5 is the commonest fault of all."""
+    """A reload is the most common interruption."""
     await page.open_another_window("ann")
     await page.publish(namespace)
     for number in (1, 2):
@@ -171,7 +171,7 @@ async def test_a_reloaded_page_has_its_windows_again_and_no_repeats(
 
 
 async def test_hostile_text_stays_text(page: WatchedPage, namespace: str) -> None:
-    """What a worker sends is a stranger's word; not even its event name may become markup."""
+    """The data and the event name of a message are untrusted and must not become markup."""
     await page.publish(_HOSTILE, event=_HOSTILE)
     await page.publish(
         f'{{"__proto__": "{namespace}"}}', event="__proto__", kind="JSON"
@@ -184,8 +184,8 @@ async def test_hostile_text_stays_text(page: WatchedPage, namespace: str) -> Non
     assert await page.window("ann").locator("img, script:not([src])").count() == 0
 
 
-async def test_json_that_is_none_is_told_and_not_published(page: WatchedPage) -> None:
-    """The form says what is wrong and where, instead of making a dead letter."""
+async def test_invalid_json_is_reported_and_not_published(page: WatchedPage) -> None:
+    """The form shows the error instead of publishing a dead letter."""
     form = page.page.locator("#publish")
     await form.get_by_role("radio", name="JSON").check()
     data = form.get_by_label("Data", exact=True)
@@ -198,20 +198,20 @@ async def test_json_that_is_none_is_told_and_not_published(page: WatchedPage) ->
     assert not [url for url in page.addresses if url.endswith("/demo/publish")]
 
 
-async def test_a_refused_event_name_is_told_in_words(page: WatchedPage) -> None:
-    """The browser's console would note the answer; the page's user reads it."""
+async def test_a_refused_event_name_is_explained(page: WatchedPage) -> None:
+    """The page shows the error of the server."""
     form = page.page.locator("#publish")
     await form.get_by_label("Event").fill("bridge:sync")
     await form.get_by_role("button").click()
 
     await expect(page.page.locator("#result")).to_contain_text("event")
-    # Chromium itself writes a line for every answer of 400 and above.
-    await eventually(lambda: len(page.complaints) == 1)
-    assert "422" in page.complaints.pop()
+    # Chromium logs every response with status 400 and above.
+    await eventually(lambda: len(page.browser_errors) == 1)
+    assert "422" in page.browser_errors.pop()
 
 
 async def test_a_window_is_closed_by_its_button(page: WatchedPage) -> None:
-    """What was opened can be closed, and the focus is not lost."""
+    """The focus moves to a useful element after the window is closed."""
     await page.open_another_window("bob")
 
     await page.page.get_by_role("button", name="Close window 2 of bob").click()
@@ -220,10 +220,10 @@ async def test_a_window_is_closed_by_its_button(page: WatchedPage) -> None:
     await expect(page.page.get_by_text("Open another window of bob")).to_be_focused()
 
 
-async def test_the_page_is_usable_by_keyboard_alone(
+async def test_the_page_is_usable_with_the_keyboard_only(
     page: WatchedPage, namespace: str
 ) -> None:
-    """Publish, then cut a window off, with Tab and keys."""
+    """Publishing and disconnecting a window need no mouse."""
     keyboard = page.page.keyboard
     focused = "document.activeElement?.name ?? ''"
     for _ in range(20):
@@ -247,21 +247,19 @@ async def test_the_page_is_usable_by_keyboard_alone(
 
 
 @pytest.mark.parametrize("width", [320, 768])
-async def test_nothing_is_cut_off_on_a_narrow_screen(
-    page: WatchedPage, width: int
-) -> None:
-    """A page that scrolls sideways is no use on a phone."""
+async def test_the_page_fits_on_a_narrow_screen(page: WatchedPage, width: int) -> None:
+    """On a phone the page must not scroll horizontally."""
     await page.page.set_viewport_size({"width": width, "height": 800})
 
     for frame in page.page.frames:
-        overhang = "document.documentElement.scrollWidth - innerWidth"
-        assert await frame.evaluate(overhang) <= 0, frame.url
+        overflow = "document.documentElement.scrollWidth - innerWidth"
+        assert await frame.evaluate(overflow) <= 0, frame.url
 
 
-async def test_a_token_is_renewed_before_it_ends(
+async def test_a_token_is_renewed_before_it_expires(
     browser: Browser, short_lived: DemoProcess
 ) -> None:
-    """The living window goes on, on the same connection, over several lives of a token."""
+    """A window stays on the same connection over several tokens."""
     async with opened_page(browser, short_lived.url) as page:
         renewals = '42["bridge:refresh"'
         await eventually(
@@ -273,10 +271,10 @@ async def test_a_token_is_renewed_before_it_ends(
         page.assert_clean()
 
 
-async def test_a_window_whose_token_ended_comes_back_with_a_new_one(
+async def test_a_window_with_an_expired_token_reconnects_with_a_new_one(
     browser: Browser, short_lived: DemoProcess, namespace: str
 ) -> None:
-    """Expired is a state that a page gets out of, and nothing is lost in it."""
+    """A page can leave the state expired, without losing messages."""
     async with opened_page(browser, short_lived.url) as page:
         window = page.window("ann")
         await window.get_by_label("renew token").uncheck()

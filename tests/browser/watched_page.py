@@ -1,4 +1,4 @@
-"""A page in Chromium that is watched: what it complains about, whom it asks, what it sends."""
+"""A page in Chromium whose errors, requests and WebSocket frames are recorded."""
 
 import re
 import shutil
@@ -20,9 +20,9 @@ from playwright.async_api import (
 
 from tests.conftest import SLOW_FACTOR, eventually
 
-_WITHIN_MS: Final = 15_000 * SLOW_FACTOR
+_TIMEOUT_MS: Final = 15_000 * SLOW_FACTOR
 _FLAGS: Final = (
-    "--no-sandbox",  # root has none
+    "--no-sandbox",  # Chromium's sandbox does not work for root
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -33,46 +33,50 @@ _FLAGS: Final = (
 
 
 async def launch_chromium(playwright: Playwright) -> Browser:
-    """Start the Chromium of the system; playwright brings none of its own."""
+    """Start the Chromium of the system, because playwright's own is not installed."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     assert program, "Chromium is missing: apt-get install chromium"
-    expect.set_options(timeout=_WITHIN_MS)
+    expect.set_options(timeout=_TIMEOUT_MS)
     return await playwright.chromium.launch(executable_path=program, args=list(_FLAGS))
 
 
 @dataclass
 class WatchedPage:
     """
-    The demo page, opened.
+    An open demo page.
 
     Attributes:
-        page: Playwright's.
-        url: Of the demo, without the last slash.
-        complaints: Errors of the console and of scripts.
-        addresses: Every address that was asked for.
-        sent: Every websocket frame that a window sent.
-        sockets: How many websockets were opened.
+        page: Playwright's page.
+        url: The URL of the demo, without the final slash.
+        browser_errors: Errors of the browser's console and of scripts.
+        addresses: All requested URLs.
+        sent: All WebSocket frames that windows sent.
+        sockets: The number of opened WebSockets.
 
     """
 
     page: Page
     url: str
-    complaints: list[str] = field(default_factory=list)
+    browser_errors: list[str] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
     sent: list[str] = field(default_factory=list)
     sockets: int = 0
 
     def watch(self, context: BrowserContext) -> None:
-        """Take notes from now on."""
+        """Record from now on."""
         context.on("request", lambda request: self.addresses.append(request.url))
         context.on("console", self._on_console)
-        context.on("weberror", lambda fault: self.complaints.append(str(fault.error)))
+        context.on(
+            "weberror", lambda fault: self.browser_errors.append(str(fault.error))
+        )
         self.page.on("websocket", self._on_websocket)
-        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        self.page.on(
+            "dialog", lambda dialog: self.browser_errors.append(dialog.message)
+        )
 
     def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:
-            self.complaints.append(message.text)
+            self.browser_errors.append(message.text)
 
     def _on_websocket(self, websocket: WebSocket) -> None:
         self.sockets += 1
@@ -84,7 +88,7 @@ class WatchedPage:
         return self.page.frame_locator(f"iframe[title='{user}, window {number}']")
 
     async def expect_state(self, user: str, state: str, *, number: int = 1) -> None:
-        """Wait until a window says that it is in `state`: live, cut, closed …"""
+        """Wait until a window shows `state`: live, cut, closed …"""
         shown = self.window(user, number).locator("#state")
         await expect(shown).to_have_attribute("data-state", state)
 
@@ -107,7 +111,7 @@ class WatchedPage:
         kind: str = "text",
         count: int = 1,
     ) -> None:
-        """Publish by the form, and wait for the confirm."""
+        """Publish with the form, and wait for the confirm."""
         form = self.page.locator("#publish")
         await form.get_by_role("radio", name=user).check()
         await form.get_by_role("radio", name=kind).check()
@@ -134,13 +138,13 @@ class WatchedPage:
 
     @property
     def acked_offsets(self) -> list[int]:
-        """What was acked, as offsets."""
+        """The offsets of all acks."""
         found = (re.search(r'\["ack","\w+-(\d+)"\]', frame) for frame in self.sent)
         return [int(match[1]) for match in found if match]
 
     def assert_clean(self) -> None:
-        """Check that nothing was complained about and nobody else was asked."""
-        assert self.complaints == []
+        """Check that there were no errors and no requests to other servers."""
+        assert self.browser_errors == []
         own = (f"{self.url}/", f"{self.url.replace('http', 'ws', 1)}/")
         assert [url for url in self.addresses if not url.startswith(own)] == []
 
@@ -149,7 +153,7 @@ class WatchedPage:
 async def opened_page(browser: Browser, url: str) -> AsyncIterator[WatchedPage]:
     """Open the demo page as a new visitor, and wait until both users are live."""
     context = await browser.new_context(viewport={"width": 1280, "height": 860})
-    context.set_default_timeout(_WITHIN_MS)
+    context.set_default_timeout(_TIMEOUT_MS)
     watched = WatchedPage(await context.new_page(), url)
     watched.watch(context)
     await watched.page.goto(f"{url}/")

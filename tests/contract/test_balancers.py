@@ -1,8 +1,8 @@
 """
-`compose/balancers/`: what nginx and HAProxy accept, and what has to fit the bridge.
+The configurations in `compose/balancers/` are valid and consistent with the bridge.
 
-They run in `tests/integration/balancers`. Traefik does not, there being no package of it:
-what is known of it is here.
+nginx and HAProxy also run in `tests/integration/balancers`. Traefik has no Debian package,
+so its configuration is only checked here.
 """
 
 import re
@@ -36,14 +36,14 @@ def traefik(name: str = "traefik-bridges.yaml") -> dict[str, Any]:
 
 
 def duration_s(text: str, name: str) -> float:
-    """Return the duration that stands behind `name` in nginx's or HAProxy's text."""
+    """Return the value of the directive `name`, which must be the same everywhere."""
     [found] = set(re.findall(rf"(?m)^\s*{name}\s+(\w+);?$", text))
     return parse_duration_s(found)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_balancer_accepts_its_configuration(kind: str, tmp_path: Path) -> None:
-    """All three bridges, with addresses in place of names that nobody resolves here."""
+    """With three bridges; addresses replace host names that do not resolve here."""
     write_config(kind, tmp_path, port=8000, bridge_ports=[8001, 8002, 8003])
     check = "-t" if kind == "nginx" else "-c"
 
@@ -54,13 +54,13 @@ def test_the_balancer_accepts_its_configuration(kind: str, tmp_path: Path) -> No
         timeout=60,
     )
 
-    said = (done.stdout + done.stderr).decode()
-    assert done.returncode == 0, said
-    assert "warn" not in said.lower(), said
+    output = (done.stdout + done.stderr).decode()
+    assert done.returncode == 0, output
+    assert "warn" not in output.lower(), output
 
 
 def test_nginx_accepts_the_configuration_of_one_bridge(tmp_path: Path) -> None:
-    """It names an address and a folder for its log; the rest is as it is shipped."""
+    """Only the address and the folder of its log differ from the shipped file."""
     (tmp_path / "temporary").mkdir()
     text = (COMPOSE / "nginx.conf").read_text()
     (tmp_path / "nginx.conf").write_text(for_nginx_here(text, port=8000))
@@ -76,7 +76,7 @@ def test_nginx_accepts_the_configuration_of_one_bridge(tmp_path: Path) -> None:
 
 
 def test_silent_windows_are_not_cut() -> None:
-    """A proxy that gives up first looks like a bad network."""
+    """The proxy's timeouts must be longer than the ping interval and timeout."""
     fields = Settings.model_fields
     silent_s = sum(
         parse_duration_s(fields[name].default)
@@ -96,18 +96,18 @@ def test_silent_windows_are_not_cut() -> None:
     assert entry["respondingTimeouts"]["writeTimeout"] == "0s"
 
 
-def test_every_balancer_knows_the_same_bridges() -> None:
-    """And the fleet's compose file starts just these."""
+def test_all_balancers_have_the_same_bridges() -> None:
+    """They are the bridges of the fleet's compose file."""
     nginx, haproxy = NGINX.read_text(), HAPROXY.read_text()
     http = traefik()["http"]
 
-    ways = re.findall(r'"~\^([\w-]+)\\\." ([\w-]+);', nginx)
-    assert ways == [(name, name) for name in BRIDGES]
+    routes = re.findall(r'"~\^([\w-]+)\\\." ([\w-]+);', nginx)
+    assert routes == [(name, name) for name in BRIDGES]
     for name in BRIDGES:
         assert f"upstream {name} {{ server {name}:8080;" in nginx
-    one_of = nginx[nginx.index("upstream new_session") :]
-    one_of = one_of[: one_of.index("}")]
-    assert re.findall(r"server ([\w-]+):8080 ", one_of) == BRIDGES
+    upstream = nginx[nginx.index("upstream new_session") :]
+    upstream = upstream[: upstream.index("}")]
+    assert re.findall(r"server ([\w-]+):8080 ", upstream) == BRIDGES
 
     servers = re.findall(r"(?m)^    server ([\w-]+) ([\w-]+):8080$", haproxy)
     assert servers == [(name, name) for name in BRIDGES] * 2
@@ -121,8 +121,8 @@ def test_every_balancer_knows_the_same_bridges() -> None:
     assert [each["url"] for each in new["servers"]] == urls
 
 
-def test_traefik_s_parts_refer_to_parts_that_are_there() -> None:
-    """It would start, and answer 404 or 500."""
+def test_the_parts_of_traefik_refer_to_existing_parts() -> None:
+    """Traefik starts with dangling references and answers 404 or 500."""
     static, http = traefik("traefik.yaml"), traefik()["http"]
 
     for name, router in http["routers"].items():
@@ -131,15 +131,15 @@ def test_traefik_s_parts_refer_to_parts_that_are_there() -> None:
         assert set(router.get("middlewares", [])) <= set(http["middlewares"])
     for service in http["services"].values():
         assert service["loadBalancer"]["serversTransport"] in http["serversTransports"]
-    # One that names a session wins over the one for all.
+    # A router for an existing session has priority over the one for new sessions.
     least = http["routers"]["new-session"]["priority"]
     assert all(http["routers"][name]["priority"] > least for name in BRIDGES)
     check = http["services"]["new-session"]["loadBalancer"]["healthCheck"]
     assert check["path"] == "/health/ready"
 
 
-def test_a_session_s_id_begins_as_the_balancers_expect() -> None:
-    """The name and a dot; without names every poll would come to any bridge."""
+def test_session_ids_begin_with_the_name_that_balancers_route_by() -> None:
+    """Without BRIDGE_NAME, polls of a session would reach any bridge."""
     known = {environment_name(name) for name in Settings.model_fields}
 
     assert "BRIDGE_NAME" in known

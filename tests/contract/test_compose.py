@@ -1,8 +1,8 @@
 """
-What can be known about `compose/` without a Docker engine.
+Check `compose/` without a Docker engine.
 
-Paths lead somewhere, names are known, numbers fit each other; and the two parts that are
-no containers run for real: RabbitMQ's configuration and the health check's program.
+Paths must exist, names must be known, numbers must be consistent. RabbitMQ runs with its
+shipped configuration, and the program of the health check runs, too.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ def compose() -> dict[str, Any]:
 
 
 def interpolate(text: str, variables: Mapping[str, str]) -> str:
-    """Do what compose does with `${NAME}`, `${NAME:-default}` and `${NAME:?message}`."""
+    """Replace `${NAME}`, `${NAME:-default}` and `${NAME:?message}` as compose does."""
 
     def value(match: re.Match[str]) -> str:
         given = variables.get(match["name"])
@@ -83,7 +83,7 @@ def dockerfile() -> list[tuple[str, str]]:
 
 
 def last_stage() -> dict[str, str]:
-    """Return the final image's instructions; of equal ones the last counts."""
+    """Return the instructions of the final image; the last of equal ones counts."""
     lines = dockerfile()
     start = max(at for at, (word, _) in enumerate(lines) if word == "FROM")
     return dict(lines[start:])
@@ -92,8 +92,8 @@ def last_stage() -> dict[str, str]:
 # --- names and paths ----------------------------------------------------------------------
 
 
-def test_every_setting_that_is_named_here_is_one() -> None:
-    """A renamed setting would stop the bridge from starting, in containers alone."""
+def test_every_named_setting_exists() -> None:
+    """With an unknown setting, the bridge refuses to start."""
     known = {environment_name(name) for name in Settings.model_fields}
     known.add(CONFIG_FILE_VARIABLE)
 
@@ -102,8 +102,8 @@ def test_every_setting_that_is_named_here_is_one() -> None:
         assert named <= known, path.name
 
 
-def test_what_compose_asks_for_is_what_the_example_offers() -> None:
-    """A variable that only the example knows is never used; the other way, never set."""
+def test_the_example_has_the_variables_that_compose_uses() -> None:
+    """A variable in one file only would be never used or never set."""
     text = "".join((COMPOSE / name).read_text() for name in STARTED)
     asked = {match["name"]: match["kind"] for match in INTERPOLATION.finditer(text)}
     example = (COMPOSE / ".env.example").read_text()
@@ -113,8 +113,8 @@ def test_what_compose_asks_for_is_what_the_example_offers() -> None:
     assert set(asked) == set(re.findall(r"(?m)^(?:# )?(\w+)=", example))
 
 
-def test_every_path_that_compose_names_is_there() -> None:
-    """Docker makes an empty folder out of a file that is missing."""
+def test_every_path_in_compose_exists() -> None:
+    """Docker would create an empty folder in place of a missing file."""
     services = compose()["services"]
     build = services["bridge"]["build"]
     context = COMPOSE / build["context"]
@@ -129,8 +129,8 @@ def test_every_path_that_compose_names_is_there() -> None:
                 assert source in compose()["volumes"]
 
 
-def test_only_loopback_can_reach_the_operator_s_port_and_the_broker() -> None:
-    """Ports that Docker publishes pass by the host's firewall."""
+def test_the_operator_port_and_the_broker_are_published_on_loopback_only() -> None:
+    """Ports that Docker publishes bypass the host's firewall."""
     services = compose()["services"]
     ports = [port for service in services.values() for port in service["ports"]]
 
@@ -142,15 +142,15 @@ def test_only_loopback_can_reach_the_operator_s_port_and_the_broker() -> None:
 
 
 def test_docker_waits_longer_than_the_bridge_drains() -> None:
-    """Otherwise SIGKILL comes in the middle of it."""
+    """Otherwise SIGKILL interrupts the drain."""
     service = compose()["services"]["bridge"]
 
     drain_s = parse_duration_s(service["environment"]["BRIDGE_DRAIN_TIMEOUT"])
     assert parse_duration_s(service["stop_grace_period"]) > drain_s
 
 
-def test_the_proxy_that_is_believed_is_the_network_s_gateway() -> None:
-    """That is what an nginx on the host looks like from inside."""
+def test_the_trusted_proxy_is_the_gateway_of_the_network() -> None:
+    """In the container, an nginx on the host has the address of the gateway."""
     tree = compose()
     [network] = tree["networks"]["default"]["ipam"]["config"]
     environment = tree["services"]["bridge"]["environment"]
@@ -161,50 +161,52 @@ def test_the_proxy_that_is_believed_is_the_network_s_gateway() -> None:
     ) == (""), "an empty value must be able to switch it off"
 
 
-# --- secrets, and the settings made from them ---------------------------------------------
+# --- secrets and settings ---------------------------------------------
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Path:
+def generated(tmp_path: Path) -> Path:
     """Return a copy of compose/ in which make-env has run."""
-    place = tmp_path / "compose"
-    shutil.copytree(COMPOSE, place, ignore=shutil.ignore_patterns(".env"))
-    subprocess.run([place / "make-env"], check=True, capture_output=True, timeout=10)
-    return place
+    folder = tmp_path / "compose"
+    shutil.copytree(COMPOSE, folder, ignore=shutil.ignore_patterns(".env"))
+    subprocess.run([folder / "make-env"], check=True, capture_output=True, timeout=10)
+    return folder
 
 
-def test_make_env_makes_secrets_that_only_the_owner_reads(made: Path) -> None:
-    """They are all different, and long enough for every use."""
-    values = list(env_file(made / ".env").values())
+def test_make_env_generates_secrets_that_only_the_owner_can_read(
+    generated: Path,
+) -> None:
+    """The secrets differ from each other and are long enough for every use."""
+    values = list(env_file(generated / ".env").values())
 
     assert len(set(values)) == len(values) == 6
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in values)
-    assert stat.S_IMODE((made / ".env").stat().st_mode) == 0o600
+    assert stat.S_IMODE((generated / ".env").stat().st_mode) == 0o600
 
 
-def test_make_env_never_overwrites_secrets(made: Path) -> None:
-    """RabbitMQ keeps the first password for ever."""
-    before = (made / ".env").read_bytes()
+def test_make_env_never_overwrites_secrets(generated: Path) -> None:
+    """RabbitMQ stores the password at its first start only."""
+    before = (generated / ".env").read_bytes()
 
     again = subprocess.run(
-        [made / "make-env"], check=False, capture_output=True, timeout=10
+        [generated / "make-env"], check=False, capture_output=True, timeout=10
     )
 
     assert again.returncode != 0
-    assert (made / ".env").read_bytes() == before
+    assert (generated / ".env").read_bytes() == before
 
 
 def test_secrets_cannot_be_committed_or_copied_into_the_image() -> None:
-    """Git and Docker must both leave .env where it is."""
+    """Git and Docker must both ignore .env."""
     assert ".env" in (COMPOSE / ".gitignore").read_text().split()
     ignored = (COMPOSE / "Dockerfile.dockerignore").read_text().split("\n")
     assert "*" in ignored
     assert not [line for line in ignored if line.startswith(("!compose", "!."))]
 
 
-def container_environment(made: Path) -> dict[str, str]:
-    """Return what the bridge's process sees in its container, of BRIDGE_*."""
-    variables = env_file(made / ".env")
+def container_environment(generated: Path) -> dict[str, str]:
+    """Return the BRIDGE_* variables of the bridge in its container."""
+    variables = env_file(generated / ".env")
     image = dict(part.split("=", 1) for part in last_stage()["ENV"].split())
     service = compose()["services"]["bridge"]["environment"]
     given = image | {
@@ -214,15 +216,15 @@ def container_environment(made: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def settings(made: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(generated: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Return the settings of the bridge in its container."""
-    for name, value in container_environment(made).items():
+    for name, value in container_environment(generated).items():
         monkeypatch.setenv(name, value)
     return load_settings()
 
 
 def test_the_bridge_accepts_its_environment(settings: Settings) -> None:
-    """It refuses to start otherwise, and says so where few look."""
+    """With invalid settings, the bridge refuses to start."""
     assert settings.host == settings.operator_host == "0.0.0.0"
     assert settings.auth == "jwt"
     assert settings.trusted_proxies == ("172.30.80.1",)
@@ -234,8 +236,8 @@ def test_the_bridge_accepts_its_environment(settings: Settings) -> None:
 # --- the image ----------------------------------------------------------------------------
 
 
-def test_everything_that_the_image_copies_is_there_and_not_ignored() -> None:
-    """The build would fail, and here nobody builds."""
+def test_all_files_that_the_image_copies_exist_and_are_not_ignored() -> None:
+    """The build would fail, but no test builds the image."""
     ignored = (COMPOSE / "Dockerfile.dockerignore").read_text().split("\n")
     copied = [
         source
@@ -251,7 +253,7 @@ def test_everything_that_the_image_copies_is_there_and_not_ignored() -> None:
 
 
 def test_the_image_runs_the_command_directly_and_not_as_root() -> None:
-    """A shell in between would keep SIGTERM to itself."""
+    """A shell in between would not forward SIGTERM."""
     stage = last_stage()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -263,7 +265,7 @@ def test_the_image_runs_the_command_directly_and_not_as_root() -> None:
 
 
 def test_the_image_has_a_python_that_the_project_supports() -> None:
-    """Both stages need the same one: the virtual environment points to it."""
+    """Both stages need the same Python, because the virtual environment refers to it."""
     bases = {rest.split()[0] for word, rest in dockerfile() if word == "FROM"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -284,7 +286,7 @@ def http_server(status: int) -> Iterator[int]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -309,17 +311,17 @@ def health_check(port: int) -> int:
 
 
 @pytest.mark.parametrize(("status", "is_healthy"), [(200, True), (503, False)])
-def test_the_health_check_believes_what_the_bridge_answers(
+def test_the_health_check_follows_the_answer_of_the_bridge(
     status: int,
     is_healthy: bool,
 ) -> None:
-    """The image has no curl: a line of Python asks."""
+    """The image has no curl, so the check is a line of Python."""
     with http_server(status) as port:
         assert (health_check(port) == 0) == is_healthy
 
 
-def test_the_health_check_fails_where_nobody_listens() -> None:
-    """The first seconds of a start look like that."""
+def test_the_health_check_fails_without_a_listener() -> None:
+    """During the first seconds of a start, no port is open."""
     with http_server(200) as port:
         pass
 
@@ -331,7 +333,7 @@ def test_the_health_check_fails_where_nobody_listens() -> None:
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[tuple[Bridge, Listening]]:
-    """Run a whole bridge, and drain it at the end."""
+    """Run a bridge, and drain it at the end."""
     bridge = Bridge(settings)
     stop = asyncio.Event()
     listening: asyncio.Future[Listening] = asyncio.get_running_loop().create_future()
@@ -344,12 +346,12 @@ async def running(settings: Settings) -> AsyncIterator[tuple[Bridge, Listening]]
         stop.set()
 
 
-async def test_the_bridge_s_own_user_of_rabbitmq_may_do_what_it_must_and_no_more(
+async def test_the_permissions_of_the_bridge_s_user_are_sufficient_and_minimal(
     settings: Settings,
 ) -> None:
-    """Least privilege that is too little shows in production, at the first dead letter."""
+    """A missing permission would otherwise show in production, at the first dead letter."""
     lines = (COMPOSE / "rabbitmq.conf").read_text().splitlines()
-    # A fleet's too, but for the other nodes: that each line is understood.
+    # With the lines of the cluster, too, except for its nodes, to check their syntax.
     cluster = (COMPOSE / "rabbitmq-cluster.conf").read_text().splitlines()
     lines += [line for line in cluster if ".nodes." not in line]
     async with LocalNode.start(extra_config=lines) as node:
@@ -365,7 +367,7 @@ async def test_the_bridge_s_own_user_of_rabbitmq_may_do_what_it_must_and_no_more
                 "operator_host": "127.0.0.1",
                 "port": 0,
                 "operator_port": 0,
-                "inbox": "memory:",  # the volume is the container's
+                "inbox": "memory:",  # the volume of the container does not exist here
             }
         )
         async with running(here) as (bridge, listening), aiohttp.ClientSession() as web:
@@ -377,7 +379,7 @@ async def test_the_bridge_s_own_user_of_rabbitmq_may_do_what_it_must_and_no_more
                 headers={"X-API-Key": here.api_key.get_secret_value()},
             ) as answer:
                 assert answer.status == 202, await answer.text()
-            # One is set aside at once, the other comes back from its waiting queue first.
+            # One is dead-lettered at once, the other after a return from its retry queue.
             names = BrokerNames()
             for exchange in (names.messages, names.retry_queue(1000)):
                 await bridge.components.publisher.publish(
@@ -389,6 +391,6 @@ async def test_the_bridge_s_own_user_of_rabbitmq_may_do_what_it_must_and_no_more
 
 
 async def has_messages(node: LocalNode, queue: str, *, count: int) -> bool:
-    """Whether `queue` holds that many messages."""
+    """Whether `queue` holds `count` messages."""
     listed = await node.ctl("-q", "list_queues", "--no-table-headers")
     return [queue, str(count)] in [line.split() for line in listed.splitlines()]

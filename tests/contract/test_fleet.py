@@ -1,8 +1,8 @@
 """
-What can be known about `compose/fleet.yaml` without a Docker engine.
+Check `compose/fleet.yaml` without a Docker engine.
 
-Names, addresses and numbers that have to fit each other; and that the bridge accepts what
-it is given. Load balancers run in `tests/integration/balancers`.
+Names, addresses and numbers must be consistent, and the bridge must accept its settings.
+The load balancers run in `tests/integration/balancers`.
 """
 
 import re
@@ -23,10 +23,10 @@ NODES = ["rabbitmq-1", "rabbitmq-2", "rabbitmq-3"]
 
 
 class Secrets(dict[str, str]):
-    """Every variable that is asked for, as `make-env` would make it."""
+    """All required variables, as `make-env` would generate them."""
 
     def get(self, name: str, default: Any = None) -> Any:  # noqa: ARG002 - as a dict's
-        """Return a secret for what has no default."""
+        """Return a secret for a variable without a default."""
         is_optional = name in {
             "BRIDGE_ALLOWED_ORIGINS",
             "PUBLIC_ADDRESS",
@@ -42,8 +42,8 @@ def fleet() -> dict[str, Any]:
     return tree
 
 
-def test_every_path_and_every_name_is_there() -> None:
-    """Docker makes an empty folder out of a file that is missing."""
+def test_every_path_and_every_name_exists() -> None:
+    """Docker would create an empty folder in place of a missing file."""
     tree = fleet()
 
     for name, service in tree["services"].items():
@@ -61,8 +61,8 @@ def test_every_path_and_every_name_is_there() -> None:
             assert path.samefile(COMPOSE / "Dockerfile")
 
 
-def test_only_loopback_can_reach_anything_but_the_balancer() -> None:
-    """Ports that Docker publishes pass by the host's firewall."""
+def test_all_published_ports_are_on_loopback_by_default() -> None:
+    """Ports that Docker publishes bypass the host's firewall."""
     services = fleet()["services"]
     text = (COMPOSE / "fleet.yaml").read_text()
 
@@ -77,7 +77,7 @@ def test_only_loopback_can_reach_anything_but_the_balancer() -> None:
         '"${PUBLIC_ADDRESS:-127.0.0.1}:8080:80"'
     ]
     assert services["haproxy"]["ports"] == ["127.0.0.1:8080:80"]
-    # The public port of a bridge is the balancer's alone.
+    # Only the balancer reaches the public port of a bridge.
     inside = {port.rsplit(":", 1)[1] for name, port in published if name in BRIDGES}
     assert inside == {str(Settings.model_fields["operator_port"].default)}
 
@@ -86,13 +86,11 @@ def test_only_loopback_can_reach_anything_but_the_balancer() -> None:
 def test_each_bridge_accepts_its_environment(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has the name by which the balancer knows it, and all else as the others."""
+    """Its name is the one that the balancer uses."""
     service = fleet()["services"][name]
     image = {"BRIDGE_HOST": "0.0.0.0", "BRIDGE_OPERATOR_HOST": "0.0.0.0"}
     for variable, value in (image | service["environment"]).items():
-        monkeypatch.setenv(
-            variable, value or ""
-        )  # YAML has null for what is left empty
+        monkeypatch.setenv(variable, value or "")  # an empty YAML value is null
 
     settings = load_settings()
 
@@ -104,8 +102,8 @@ def test_each_bridge_accepts_its_environment(
     assert parse_duration_s(service["stop_grace_period"]) > settings.drain_timeout
 
 
-def test_bridges_differ_by_their_names_alone() -> None:
-    """The balancer may send a window to any."""
+def test_bridges_differ_by_their_names_only() -> None:
+    """The balancer may route a window to any bridge."""
     services = fleet()["services"]
     environments = [services[name]["environment"] for name in BRIDGES]
 
@@ -114,8 +112,8 @@ def test_bridges_differ_by_their_names_alone() -> None:
     assert {name for name in services if name.startswith("bridge")} == set(BRIDGES)
 
 
-def test_the_balancer_is_believed_and_has_the_file_that_is_tested() -> None:
-    """Its address is fixed for that."""
+def test_bridges_trust_the_balancer_which_uses_the_tested_file() -> None:
+    """The balancer has a fixed address, so that bridges can trust it."""
     tree = fleet()
     haproxy = tree["services"]["haproxy"]
     [network] = tree["networks"]["default"]["ipam"]["config"]
@@ -127,8 +125,8 @@ def test_the_balancer_is_believed_and_has_the_file_that_is_tested() -> None:
     assert haproxy["volumes"][0].startswith("./balancers/haproxy.cfg:")
 
 
-def test_the_store_keeps_what_was_acked() -> None:
-    """One that evicts, or writes to its disk later, loses what RabbitMQ has forgotten."""
+def test_the_store_is_durable() -> None:
+    """Eviction or delayed writes would lose messages that RabbitMQ has already removed."""
     words = fleet()["services"]["valkey"]["command"]
     options = dict(zip(words[1::2], words[2::2], strict=True))
 
@@ -137,8 +135,8 @@ def test_the_store_keeps_what_was_acked() -> None:
     assert options["--maxmemory-policy"] == "noeviction"
 
 
-def test_rabbitmq_s_nodes_find_each_other() -> None:
-    """By their host's names, which are those of the services."""
+def test_the_nodes_of_rabbitmq_find_each_other() -> None:
+    """Nodes use host names, which are the names of the services."""
     services = fleet()["services"]
     text = (COMPOSE / "rabbitmq-cluster.conf").read_text()
 
@@ -151,8 +149,8 @@ def test_rabbitmq_s_nodes_find_each_other() -> None:
     assert len(data) == len(NODES)
 
 
-def test_rabbitmq_has_what_spreads_users_without_a_plugin() -> None:
-    """Nobody enables one here; without it no bridge would start."""
+def test_rabbitmq_supports_shards_without_a_plugin() -> None:
+    """No plugin is enabled here; without support for its hash type no bridge would start."""
     tree = fleet()
     assert int(tree["services"]["bridge-1"]["environment"]["BRIDGE_SHARDS"]) > 1
 
@@ -163,8 +161,8 @@ def test_rabbitmq_has_what_spreads_users_without_a_plugin() -> None:
         assert [int(part) for part in version.split(".")] >= [4, 3]
 
 
-def test_prometheus_reads_every_bridge() -> None:
-    """And uses the same alerts as beside one."""
+def test_prometheus_scrapes_every_bridge() -> None:
+    """The alerts are those of a single bridge."""
     path = COMPOSE / "monitoring" / "prometheus-fleet.yml"
     tree = yaml.safe_load(path.read_text())
     [job] = tree["scrape_configs"]
@@ -173,9 +171,9 @@ def test_prometheus_reads_every_bridge() -> None:
     assert targets["targets"] == [f"{name}:8081" for name in BRIDGES]
     mounted = {Path(v.split(":")[0]).name for v in volumes("prometheus")}
     assert {path.name, *tree["rule_files"]} <= mounted
-    assert job["job_name"] == "bridge", "alerts ask for that name"
+    assert job["job_name"] == "bridge", "alerts use this name"
 
 
 def volumes(name: str) -> list[str]:
-    """Return what is mounted into a service."""
+    """Return the volumes of a service."""
     return list(fleet()["services"][name]["volumes"])

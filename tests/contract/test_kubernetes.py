@@ -1,8 +1,8 @@
 """
-`compose/kubernetes/`: the form of the manifests, and what in them has to fit.
+The manifests in `compose/kubernetes/` are valid and consistent with the bridge.
 
-The form is judged by kubernetes-validate, which carries Kubernetes's own schemas. Nothing
-here was ever given to a cluster.
+kubernetes-validate checks them with Kubernetes's own schemas. They were never applied to a
+cluster.
 """
 
 from pathlib import Path
@@ -28,8 +28,8 @@ def documents() -> list[dict[str, Any]]:
     ]
 
 
-def the(kind: str, name: str = "bridge") -> dict[str, Any]:
-    """Return the one manifest of that kind and name."""
+def manifest(kind: str, name: str = "bridge") -> dict[str, Any]:
+    """Return the manifest with this kind and name."""
     [found] = [
         each
         for each in documents()
@@ -39,7 +39,7 @@ def the(kind: str, name: str = "bridge") -> dict[str, Any]:
 
 
 def pod() -> dict[str, Any]:
-    spec: dict[str, Any] = the("Deployment")["spec"]["template"]["spec"]
+    spec: dict[str, Any] = manifest("Deployment")["spec"]["template"]["spec"]
     return spec
 
 
@@ -51,15 +51,15 @@ def container() -> dict[str, Any]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_kubernetes_accepts_the_form(path: Path, version: str) -> None:
-    """A field that is misspelt is left out in silence by some versions."""
+def test_manifests_are_valid(path: Path, version: str) -> None:
+    """Some versions of Kubernetes silently ignore a misspelled field."""
     for document in yaml.safe_load_all(path.read_text()):
         kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_the_form_is_really_judged() -> None:
-    """The tool would otherwise be content with everything."""
-    deployment = the("Deployment")
+def test_the_validation_detects_an_unknown_field() -> None:
+    """A tool that accepts everything would prove nothing."""
+    deployment = manifest("Deployment")
     deployment["spec"]["template"]["spec"]["terminationGracePeriod"] = 60
 
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -67,11 +67,11 @@ def test_the_form_is_really_judged() -> None:
 
 
 def test_the_bridge_accepts_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the ConfigMap, the Secret and the image."""
+    """The environment comes from the ConfigMap, the Secret and the image."""
     sources = container()["envFrom"]
     image = {"BRIDGE_HOST": "0.0.0.0", "BRIDGE_OPERATOR_HOST": "0.0.0.0"}
-    config = the("ConfigMap", sources[0]["configMapRef"]["name"])["data"]
-    secret = the("Secret", sources[1]["secretRef"]["name"])["stringData"]
+    config = manifest("ConfigMap", sources[0]["configMapRef"]["name"])["data"]
+    secret = manifest("Secret", sources[1]["secretRef"]["name"])["stringData"]
     assert not set(config) & set(secret)
     for name, value in (image | config | secret).items():
         monkeypatch.setenv(name, value)
@@ -82,29 +82,29 @@ def test_the_bridge_accepts_its_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.operator_token is not None
 
 
-def test_services_tell_the_bridge_nothing_by_its_environment() -> None:
-    """A Service named "bridge" would set BRIDGE_PORT to tcp://...: no start."""
+def test_service_links_are_disabled() -> None:
+    """A Service named "bridge" would set BRIDGE_PORT to tcp://..., an invalid value."""
     assert pod()["enableServiceLinks"] is False
 
 
 def test_kubernetes_waits_longer_than_the_bridge_drains() -> None:
-    """Otherwise SIGKILL comes in the middle of it; preStop counts as well."""
-    drain_s = parse_duration_s(the("ConfigMap")["data"]["BRIDGE_DRAIN_TIMEOUT"])
+    """Otherwise SIGKILL interrupts the drain. The time of preStop counts as well."""
+    drain_s = parse_duration_s(manifest("ConfigMap")["data"]["BRIDGE_DRAIN_TIMEOUT"])
     _, pause = container()["lifecycle"]["preStop"]["exec"]["command"]
 
     assert pod()["terminationGracePeriodSeconds"] >= float(pause) + drain_s + 10
 
 
-def test_selectors_mean_these_pods() -> None:
-    """And every policy is about them."""
-    template = the("Deployment")["spec"]["template"]
+def test_all_selectors_match_the_labels_of_the_pods() -> None:
+    """A selector without a match has no effect, and no error."""
+    template = manifest("Deployment")["spec"]["template"]
     labels = template["metadata"]["labels"]
     selectors = [
-        the("Deployment")["spec"]["selector"]["matchLabels"],
-        the("Service")["spec"]["selector"],
-        the("Service", "bridge-operator")["spec"]["selector"],
-        the("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
-        the("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        manifest("Deployment")["spec"]["selector"]["matchLabels"],
+        manifest("Service")["spec"]["selector"],
+        manifest("Service", "bridge-operator")["spec"]["selector"],
+        manifest("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        manifest("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
         *(
             each["labelSelector"]["matchLabels"]
             for each in pod()["topologySpreadConstraints"]
@@ -114,29 +114,29 @@ def test_selectors_mean_these_pods() -> None:
         assert selector == labels
 
 
-def test_the_world_reaches_the_public_port_alone() -> None:
-    """Operators have a Service of their own, and a policy says who may use it."""
+def test_only_the_public_port_is_reachable_from_outside() -> None:
+    """Operators have a Service of their own, restricted by a network policy."""
     ports = {port["name"]: port["containerPort"] for port in container()["ports"]}
     fields = Settings.model_fields
     assert ports == {
         "public": fields["port"].default,
         "operator": fields["operator_port"].default,
     }
-    [public] = the("Service")["spec"]["ports"]
+    [public] = manifest("Service")["spec"]["ports"]
     assert public["targetPort"] == "public"
     for name in ("bridge", "bridge-operator"):
-        assert the("Service", name)["spec"].get("type", "ClusterIP") == "ClusterIP"
-    [rule] = the("Ingress")["spec"]["rules"]
+        assert manifest("Service", name)["spec"].get("type", "ClusterIP") == "ClusterIP"
+    [rule] = manifest("Ingress")["spec"]["rules"]
     [path] = rule["http"]["paths"]
     assert path["path"] == "/socket.io/"
     assert path["backend"]["service"] == {"name": "bridge", "port": {"name": "public"}}
-    for each in the("NetworkPolicy")["spec"]["ingress"]:
+    for each in manifest("NetworkPolicy")["spec"]["ingress"]:
         is_public = [port["port"] for port in each["ports"]] == ["public"]
         assert is_public or each["from"]
 
 
-def test_a_probe_that_fails_does_not_end_a_bridge_whose_broker_is_away() -> None:
-    """Readiness takes it out; only a loop that hangs is a reason to start anew."""
+def test_a_broker_outage_does_not_restart_bridges() -> None:
+    """The readiness probe removes a bridge from the Service; liveness checks the loop only."""
     probes = container()
 
     assert probes["readinessProbe"]["httpGet"]["path"] == "/health/ready"
@@ -146,8 +146,8 @@ def test_a_probe_that_fails_does_not_end_a_bridge_whose_broker_is_away() -> None
         assert probes[name]["httpGet"]["port"] == "public"
 
 
-def test_the_container_has_no_rights_that_it_does_not_need() -> None:
-    """As in compose: no root, nothing written but /tmp."""
+def test_the_container_has_least_privileges() -> None:
+    """As in compose: no root, and a read-only file system except /tmp."""
     own = container()["securityContext"]
 
     assert pod()["securityContext"]["runAsNonRoot"] is True
@@ -160,12 +160,12 @@ def test_the_container_has_no_rights_that_it_does_not_need() -> None:
     assert pod()["automountServiceAccountToken"] is False
 
 
-def test_bridges_are_counted_by_a_metric_that_there_is() -> None:
-    """Renamed, the number of bridges would stay what it was for ever."""
-    spec = the("HorizontalPodAutoscaler")["spec"]
+def test_the_autoscaler_uses_an_existing_metric() -> None:
+    """With an unknown metric, the number of bridges would never change."""
+    spec = manifest("HorizontalPodAutoscaler")["spec"]
     [metric] = spec["metrics"]
 
     rendered = Metrics().render().decode()
     assert f"# TYPE {metric['pods']['metric']['name']} gauge" in rendered
-    assert spec["scaleTargetRef"]["name"] == the("Deployment")["metadata"]["name"]
-    assert "replicas" not in the("Deployment")["spec"]
+    assert spec["scaleTargetRef"]["name"] == manifest("Deployment")["metadata"]["name"]
+    assert "replicas" not in manifest("Deployment")["spec"]

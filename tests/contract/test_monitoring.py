@@ -1,8 +1,8 @@
 """
-`compose/monitoring/`: what Prometheus reads and warns of, and what Grafana draws.
+The configuration in `compose/monitoring/` is valid and uses existing metrics.
 
-Judged by Prometheus's own tool. A metric that is renamed in the code would otherwise
-leave an alert that can never fire, and nobody would notice.
+Prometheus's own tool checks it. After a rename of a metric in the code, an alert could
+otherwise never fire again.
 """
 
 import json
@@ -22,12 +22,12 @@ ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "compose" / "monitoring"
 OPERATIONS = ROOT / "docs" / "operations.md"
 NAME = re.compile(r"\b(?:bridge|process)_[a-z_]+\b")
-# What Prometheus itself adds.
+# Suffixes that the Prometheus client adds.
 SUFFIXES = ("_total", "_bucket", "_sum", "_count", "_created")
 
 
 def promtool(*arguments: str, given: bytes = b"") -> str:
-    """Run Prometheus's tool; returns what it said, fails if it was not content."""
+    """Run promtool and return its output; fail if it reports a problem."""
     done = subprocess.run(
         ["promtool", *arguments],
         cwd=MONITORING,
@@ -36,9 +36,9 @@ def promtool(*arguments: str, given: bytes = b"") -> str:
         input=given,
         timeout=60,
     )
-    said = (done.stdout + done.stderr).decode()
-    assert done.returncode == 0, said
-    return said
+    output = (done.stdout + done.stderr).decode()
+    assert done.returncode == 0, output
+    return output
 
 
 def metrics() -> dict[str, str]:
@@ -51,7 +51,7 @@ def metrics() -> dict[str, str]:
     }
 
 
-def named_in(text: str) -> set[str]:
+def metric_names(text: str) -> set[str]:
     endings = "|".join(SUFFIXES)
     return {re.sub(f"(?:{endings})$", "", name) for name in NAME.findall(text)}
 
@@ -61,7 +61,7 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in tree["groups"] for rule in group["rules"]]
 
 
-def drawn() -> Iterator[str]:
+def dashboard_expressions() -> Iterator[str]:
     """Yield the expressions of the dashboard."""
     dashboard = json.loads((MONITORING / "grafana" / "bridge.json").read_text())
     for panel in dashboard["panels"]:
@@ -70,19 +70,19 @@ def drawn() -> Iterator[str]:
 
 
 def test_prometheus_accepts_its_configuration() -> None:
-    """It would not start otherwise."""
+    """Prometheus does not start with an invalid configuration."""
     for name in ("prometheus.yml", "prometheus-fleet.yml"):
         promtool("check", "config", "--syntax-only", name)
     promtool("check", "rules", "alerts.yml")
 
 
-def test_alerts_fire_in_a_bad_hour_and_not_in_a_good_one() -> None:
-    """The two hours stand in alerts_test.yml, minute by minute."""
+def test_alerts_fire_only_when_there_is_a_problem() -> None:
+    """alerts_test.yml has series of a healthy hour and of an hour with problems."""
     assert "SUCCESS" in promtool("test", "rules", "alerts_test.yml")
 
 
-def test_prometheus_likes_what_the_bridge_tells() -> None:
-    """Names, helps and units, as its lint wants them."""
+def test_the_metrics_follow_prometheus_conventions() -> None:
+    """Promtool checks names, help texts and units."""
     lines = promtool("check", "metrics", given=Metrics().render()).splitlines()
 
     assert not [line for line in lines if line.startswith("bridge_")]
@@ -91,16 +91,16 @@ def test_prometheus_likes_what_the_bridge_tells() -> None:
 @pytest.mark.parametrize(
     "rule", [pytest.param(rule, id=rule["alert"]) for rule in rules()]
 )
-def test_an_alert_speaks_of_metrics_that_there_are(rule: dict[str, Any]) -> None:
-    """One about a metric that was renamed is silent for ever."""
-    assert named_in(rule["expr"]) <= set(metrics())
+def test_an_alert_uses_existing_metrics(rule: dict[str, Any]) -> None:
+    """An alert about a renamed metric would never fire."""
+    assert metric_names(rule["expr"]) <= set(metrics())
 
 
 @pytest.mark.parametrize(
     "rule", [pytest.param(rule, id=rule["alert"]) for rule in rules()]
 )
-def test_an_alert_leads_to_what_to_do(rule: dict[str, Any]) -> None:
-    """Whoever is woken at night reads that line first."""
+def test_an_alert_links_to_its_runbook(rule: dict[str, Any]) -> None:
+    """The on-call engineer reads the runbook first."""
     page, _, anchor = rule["annotations"]["runbook"].partition("#")
 
     assert (ROOT / page).samefile(OPERATIONS)
@@ -109,11 +109,11 @@ def test_an_alert_leads_to_what_to_do(rule: dict[str, Any]) -> None:
     assert anchor == rule["alert"].lower()
 
 
-def test_the_dashboard_draws_metrics_that_there_are(tmp_path: Path) -> None:
-    """And Prometheus understands each of its expressions."""
-    expressions = [each.replace("$instance", ".*") for each in drawn()]
+def test_the_dashboard_uses_existing_metrics(tmp_path: Path) -> None:
+    """Its expressions are valid PromQL."""
+    expressions = [each.replace("$instance", ".*") for each in dashboard_expressions()]
     for expression in expressions:
-        assert named_in(expression) <= set(metrics()), expression
+        assert metric_names(expression) <= set(metrics()), expression
 
     records = [{"record": f"drawn:{n}", "expr": e} for n, e in enumerate(expressions)]
     path = tmp_path / "drawn.yml"
@@ -122,15 +122,15 @@ def test_the_dashboard_draws_metrics_that_there_are(tmp_path: Path) -> None:
 
 
 def test_every_metric_is_explained() -> None:
-    """The table of docs/operations.md is where operators look a name up."""
+    """Operators look up metrics in the table of docs/operations.md."""
     rows = set(re.findall(r"(?m)^\| `(\w+)`", OPERATIONS.read_text()))
 
     ours = {name for name in metrics() if name.startswith("bridge_")}
     assert {row.removesuffix("_total") for row in rows} >= ours
 
 
-def test_files_that_containers_mount_are_there() -> None:
-    """Docker makes an empty folder out of a file that is missing."""
+def test_mounted_files_exist() -> None:
+    """Docker would create an empty folder in place of a missing file."""
     tree = yaml.safe_load((MONITORING / "compose.yaml").read_text())
 
     for service in tree["services"].values():
@@ -143,6 +143,6 @@ def test_files_that_containers_mount_are_there() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
-def test_promtool_is_there() -> None:
-    """`tools/setup tests` installs it; without it the tests above would say so worse."""
+def test_promtool_is_installed() -> None:
+    """`tools/setup tests` installs it; this failure is clearer than those of other tests."""
     assert shutil.which("promtool")

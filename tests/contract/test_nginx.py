@@ -1,7 +1,7 @@
 """
-`compose/nginx.conf`, for one bridge on the same host: what it must say to the bridge.
+Check `compose/nginx.conf`, for one bridge on the same host.
 
-That of several bridges, whose lines are the same where they matter, runs in
+The configuration for several bridges, whose relevant lines are the same, runs in
 `tests/integration/balancers`.
 """
 
@@ -18,12 +18,12 @@ Directive = tuple[list[str], "list[Directive] | None"]
 
 
 def parse_nginx(tokens: Iterator[str], *, is_inside: bool = False) -> list[Directive]:
-    """Read directives up to the end of their block; each ends in `;` or has one of its own."""
+    """Parse directives to the end of their block; each ends in `;` or has its own block."""
     found: list[Directive] = []
     words: list[str] = []
     for token in tokens:
         if token == "}":
-            assert is_inside, "a brace too many"
+            assert is_inside, "unexpected closing brace"
             assert not words, f"no ; after {words}"
             return found
         if token in {";", "{"}:
@@ -45,7 +45,7 @@ def nginx() -> list[Directive]:
 
 
 def block(directives: list[Directive], *name: str) -> list[Directive]:
-    """Return the inside of the one block with that name."""
+    """Return the directives of the block with this name."""
     [found] = [inside for words, inside in directives if words == list(name)]
     assert found is not None
     return found
@@ -58,8 +58,8 @@ def values(directives: list[Directive]) -> dict[str, str]:
     }
 
 
-def test_nginx_hands_on_what_the_bridge_has_to_know() -> None:
-    """Each line that is missing breaks something that works without nginx."""
+def test_nginx_forwards_the_headers_that_the_bridge_needs() -> None:
+    """Each missing line would break something that works without nginx."""
     http = block(nginx(), "http")
     location = values(block(block(http, "server"), "location", "/socket.io/"))
     connection = values(block(http, "map", "$http_upgrade", "$connection_header"))
@@ -73,8 +73,8 @@ def test_nginx_hands_on_what_the_bridge_has_to_know() -> None:
     assert location["proxy_pass"] == "http://bridge"
 
 
-def test_nginx_waits_longer_than_a_silent_window_may_be_silent() -> None:
-    """A proxy that gives up first looks like a bad network."""
+def test_nginx_waits_longer_than_a_window_may_be_silent() -> None:
+    """Otherwise nginx would close connections of healthy windows."""
     location = block(block(block(nginx(), "http"), "server"), "location", "/socket.io/")
     fields = Settings.model_fields
     silent_s = parse_duration_s(fields["ping_interval"].default) + parse_duration_s(
@@ -85,8 +85,8 @@ def test_nginx_waits_longer_than_a_silent_window_may_be_silent() -> None:
         assert parse_duration_s(values(location)[name]) > silent_s
 
 
-def test_nginx_asks_the_port_that_compose_publishes() -> None:
-    """And keeps the query, which holds session ids, out of its log."""
+def test_nginx_connects_to_the_port_that_compose_publishes() -> None:
+    """Its log must not contain the query string, which has session ids."""
     http = block(nginx(), "http")
 
     assert values(block(http, "upstream", "bridge"))["server"] == "127.0.0.1:8080"
