@@ -15,8 +15,8 @@ import pytest
 import pytest_asyncio
 from blockbuster import blockbuster_ctx
 
-from bridge.demo.private_node import LocalNode
 from tests.guard import start_guard
+from tests.local_node import LocalNode
 
 # Scales every time limit of the tests for slow machines. The name does not begin with
 # BRIDGE_, because the bridge refuses unknown settings.

@@ -26,7 +26,6 @@ from typing import Final
 
 import aio_pika
 
-from bridge.demo.private_node import LocalNode
 from tests.conftest import HASH_PLUGINS, eventually
 from tests.integration.running import (
     RawWindow,
@@ -34,6 +33,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 
 _PACKAGE: Final = str(Path(__file__).parents[1] / "bridge")
 _WARM_UP: Final = 20

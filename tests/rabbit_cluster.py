@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from bridge.demo.private_node import LocalNode
+from tests.local_node import LocalNode
 
 NODES: Final = 3
 PLUGINS: Final = ("rabbitmq_sharding",)

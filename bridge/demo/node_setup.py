@@ -10,7 +10,7 @@ import random
 import secrets
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -68,7 +68,22 @@ class NodePorts:
 
 @dataclass(frozen=True, slots=True)
 class NodeSetup:
-    """The folder, ports and login of one node."""
+    """
+    The folder, ports, login and configuration of one node.
+
+    Attributes:
+        folder: Holds all files of the node.
+        ports: Its ports.
+        host: The address that it listens on.
+        user: Its only AMQP user.
+        password: The password of the user.
+        cookie: The Erlang cookie.
+        name: The Erlang node name.
+        config: Further lines of rabbitmq.conf, for example a TLS listener.
+        plugins: Plugins to enable; without any, the start is fastest.
+        starts_epmd: False if the node uses the epmd of another private node.
+
+    """
 
     folder: Path
     ports: NodePorts
@@ -79,14 +94,17 @@ class NodeSetup:
     name: str = field(
         default_factory=lambda: f"bridge-{secrets.token_hex(4)}@localhost"
     )
+    config: Sequence[str] = ()
+    plugins: Sequence[str] = ()
+    starts_epmd: bool = True
 
-    def write_files(self, extra_config: Sequence[str], plugins: Sequence[str]) -> None:
-        """Write the cookie, the list of plugins, and rabbitmq.conf ending in `extra_config`."""
+    def write_files(self) -> None:
+        """Write the cookie, the list of plugins, and rabbitmq.conf."""
         cookie = self.folder / ".erlang.cookie"
         cookie.touch(mode=0o600)
         cookie.write_text(self.cookie)
         cookie.chmod(0o400)  # Erlang refuses a cookie that other users can read
-        (self.folder / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
+        (self.folder / "enabled_plugins").write_text(f"[{','.join(self.plugins)}].\n")
         (self.folder / "env.conf").touch()  # replaces /etc/rabbitmq/rabbitmq-env.conf
         lines = [
             f"listeners.tcp.default = {self.host}:{self.ports.amqp}",
@@ -96,31 +114,9 @@ class NodeSetup:
             "disk_free_limit.absolute = 1MB",
             "vm_memory_high_watermark.relative = 0.7",
             "log.file.level = info",
-            *extra_config,
+            *self.config,
         ]
         (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
-
-    def beside(self, folder: Path, ports: NodePorts) -> "NodeSetup":
-        """Return the setup of another node of this cluster, which shares epmd and login."""
-        return NodeSetup(
-            folder,
-            replace(ports, epmd=self.ports.epmd),
-            user=self.user,
-            password=self.password,
-            cookie=self.cookie,
-        )
-
-    def joining(self, other: "NodeSetup") -> list[str]:
-        """Return the lines of rabbitmq.conf that make this new node join `other`'s cluster."""
-        backend = "cluster_formation.peer_discovery_backend = classic_config"
-        nodes = (other.name, self.name)
-        return [
-            backend,
-            *(
-                f"cluster_formation.classic_config.nodes.{number} = {name}"
-                for number, name in enumerate(nodes, start=1)
-            ),
-        ]
 
     def log_tail(self) -> str:
         """Return the last lines of the logs and the output of node and epmd."""
@@ -159,6 +155,11 @@ class NodeSetup:
             "RABBITMQ_LOGS": str(folder / "node.log"),
             "RABBITMQ_PID_FILE": str(folder / "node.pid"),
         }
+
+
+def new_setup(folder: Path) -> NodeSetup:
+    """Return the setup of a node in `folder`, with free ports and a random login."""
+    return NodeSetup(folder, free_ports())
 
 
 def free_ports() -> NodePorts:

@@ -8,24 +8,16 @@ this process ends.
 """
 
 import asyncio
-import signal
-import subprocess
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, NoReturn, Self
 
-from bridge.demo.node_setup import (
-    NodePorts,
-    NodeSetup,
-    find_rabbitmq,
-    free_ports,
-)
+from bridge.demo.node_setup import NodeSetup, find_rabbitmq, new_setup
 from bridge.demo.processes import KeptProcesses
 from bridge.errors import PrivateNodeError
 
 _PORT_ATTEMPTS: Final = 3
-_KILL_TIMEOUT_S: Final = 10.0
 _PROBE_TIMEOUT_S: Final = 1.0
 _PROBE_PAUSE_S: Final = 0.05
 
@@ -50,9 +42,9 @@ class _PortTakenError(PrivateNodeError):
     """Another program took one of the ports between choosing and using it."""
 
 
-class LocalNode:
+class PrivateNode:
     """
-    One private node. Create it with `start`; use it from one task at a time.
+    One private node. Create it with `open`; use it from one task at a time.
 
     It is not bound to an event loop: a node started in one loop may be used in another.
     """
@@ -65,30 +57,18 @@ class LocalNode:
         setup: NodeSetup,
         ready_within_s: float,
     ) -> None:
+        self.setup = setup
         self._kept = kept
         self._rabbitmq = rabbitmq
-        self.setup = setup
         self._ready_within_s = ready_within_s
-        self._needed = {"node"}
-        self.folder = setup.folder
-        self.host = setup.host
-        self.port = setup.ports.amqp
-        self.user = setup.user
-        self.password = setup.password
+        self._needed = {"node", "epmd"} if setup.starts_epmd else {"node"}
 
     @property
     def url(self) -> str:
         """The AMQP URL, including the login."""
-        return self.url_at(self.port)
-
-    def url_at(self, port: int) -> str:
-        """Return the AMQP URL with another port of this machine, for example a proxy's."""
-        return f"amqp://{self.user}:{self.password}@{self.host}:{port}/"
-
-    @property
-    def name(self) -> str:
-        """The Erlang node name."""
-        return self.setup.name
+        setup = self.setup
+        login = f"{setup.user}:{setup.password}"
+        return f"amqp://{login}@{setup.host}:{setup.ports.amqp}/"
 
     @property
     def pids(self) -> dict[str, int]:
@@ -97,27 +77,21 @@ class LocalNode:
 
     @classmethod
     @asynccontextmanager
-    async def start(
+    async def open(
         cls,
         *,
-        progress: Progress | None = None,
-        extra_config: Sequence[str] = (),
-        plugins: Sequence[str] = (),
-        joins: "LocalNode | None" = None,
+        progress: Progress = lambda _: None,
         ready_within_s: float = 90.0,
-        choose_ports: Callable[[], NodePorts] = free_ports,
+        new_setup: Callable[[Path], NodeSetup] = new_setup,
     ) -> AsyncIterator[Self]:
         """
         Start a node, yield it when it accepts logins, and remove it at the end.
 
         Args:
             progress: Receives short sentences about the start, which takes seconds.
-            extra_config: Further lines of rabbitmq.conf, for example a TLS listener.
-            plugins: Plugins to enable; none by default, which starts fastest.
-            joins: A running node whose cluster the new node joins, with the same login
-                and cookie. It must outlive the new node.
             ready_within_s: Time limit of one start.
-            choose_ports: Called before each attempt; the start retries if a port is taken.
+            new_setup: Returns the setup for a folder. It is called before each attempt:
+                if another program takes a port, the start is repeated.
 
         Raises:
             PrivateNodeError: If RabbitMQ is not installed or does not start; the text has
@@ -127,119 +101,37 @@ class LocalNode:
             Safe at any time: the keeper removes the node and its folder.
 
         """
-        say = progress or (lambda _: None)
         rabbitmq = await asyncio.to_thread(find_rabbitmq)
         for attempts_left in reversed(range(_PORT_ATTEMPTS)):
-            say("starting a private RabbitMQ node; this takes some seconds")
+            progress("starting a private RabbitMQ node; this takes some seconds")
             async with KeptProcesses.open() as kept:
-                ports = await asyncio.to_thread(choose_ports)
-                setup = NodeSetup(kept.folder, ports)
-                config = list(extra_config)
-                if joins is not None:
-                    setup = joins.setup.beside(kept.folder, ports)
-                    config += setup.joining(joins.setup)
+                setup = await asyncio.to_thread(new_setup, kept.folder)
                 node = cls(
-                    kept,
-                    rabbitmq=rabbitmq,
-                    setup=setup,
-                    ready_within_s=ready_within_s,
+                    kept, rabbitmq=rabbitmq, setup=setup, ready_within_s=ready_within_s
                 )
                 try:
-                    await node._boot(config, plugins, has_epmd=joins is None)
+                    await node._boot()
                 except _PortTakenError:
                     if not attempts_left:
                         raise
-                    say("another program has taken a port; trying others")
+                    progress("another program has taken a port; trying others")
                     continue
-                say(f"RabbitMQ listens on {node.host}:{node.port}")
+                progress(f"RabbitMQ listens on {setup.host}:{setup.ports.amqp}")
                 yield node
                 return
 
-    async def stop(self) -> None:
-        """End the node and remove its folder; the end of `start` does it, too."""
-        await self._kept.close()
-
-    async def kill(self) -> None:
-        """
-        Kill the node (SIGKILL), as a power failure would, and wait until it has ended.
-
-        RabbitMQ 3.10 saves its registry of quorum queues every 0.5 s. A queue that was
-        declared later than that loses its messages and never answers after a restart.
-        """
-        await self._end(signal.SIGKILL, within_s=_KILL_TIMEOUT_S)
-
-    async def shut_down(self) -> None:
-        """Shut the node down (SIGTERM), keep its data, and wait until it has ended."""
-        await self._end(signal.SIGTERM, within_s=self._ready_within_s)
-
-    async def restart(self) -> None:
-        """
-        Start the node on the same ports and data; shut it down first if it runs.
-
-        Raises:
-            PrivateNodeError: If it does not start.
-
-        """
-        await self.shut_down()
-        await self._run_node()
-
-    async def freeze(self) -> None:
-        """Stop the node's process (SIGSTOP): connections stay open, nothing answers."""
-        await self._kept.signal("node", signal.SIGSTOP)
-
-    async def thaw(self) -> None:
-        """Resume a frozen node (SIGCONT)."""
-        await self._kept.signal("node", signal.SIGCONT)
-
-    async def ctl(
-        self, *args: str, within_s: float = 60.0, program: str = "rabbitmqctl"
-    ) -> str:
-        """
-        Run rabbitmqctl, or another of its programs, on the node. Takes a second or two.
-
-        Returns:
-            Its standard output.
-
-        Raises:
-            PrivateNodeError: If it fails, with its standard error.
-            TimeoutError: If it takes longer than `within_s`; then it is killed.
-
-        """
-        process = await asyncio.create_subprocess_exec(
-            self._rabbitmq / program,
-            "--quiet",
-            *args,
-            env=self.setup.environment(),
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        try:
-            async with asyncio.timeout(within_s):
-                output, errors = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            problem = f"{program} {' '.join(args)} failed: {errors.decode().strip()}"
-            raise PrivateNodeError(problem)
-        return output.decode()
-
-    async def _boot(
-        self, config: Sequence[str], plugins: Sequence[str], *, has_epmd: bool
-    ) -> None:
-        await asyncio.to_thread(self.setup.write_files, config, plugins)
-        if has_epmd:
+    async def _boot(self) -> None:
+        await asyncio.to_thread(self.setup.write_files)
+        if self.setup.starts_epmd:
             # As a child of the keeper. Otherwise the VM would start epmd as a daemon.
-            port = str(self.setup.ports.epmd)
             await self._kept.start(
                 "epmd",
-                ["epmd", "-address", self.host, "-port", port],
+                [
+                    *("epmd", "-address", self.setup.host),
+                    *("-port", str(self.setup.ports.epmd)),
+                ],
                 self.setup.environment(),
             )
-        self._needed = {"node", "epmd"} if has_epmd else {"node"}
         await self._run_node()
 
     async def _run_node(self) -> None:
@@ -266,13 +158,15 @@ class LocalNode:
 
         The password is random, so no other broker on this port would accept it.
         """
-        response = f"\0{self.user}\0{self.password}".encode()
+        response = f"\0{self.setup.user}\0{self.setup.password}".encode()
         # connection.start-ok: client properties, mechanism, response, locale.
         arguments = b"\0\0\0\0" + b"\x05PLAIN" + _sized(response) + b"\x05en_US"
         method = _START_OK + arguments
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
-                reader, writer = await asyncio.open_connection(self.host, self.port)
+                reader, writer = await asyncio.open_connection(
+                    self.setup.host, self.setup.ports.amqp
+                )
                 try:
                     writer.write(_AMQP_GREETING)
                     await _read_method(reader)
@@ -282,15 +176,6 @@ class LocalNode:
                     writer.close()
         except (OSError, EOFError, TimeoutError):
             return False
-
-    async def _end(self, number: signal.Signals, *, within_s: float) -> None:
-        if "node" not in self._kept.pids:
-            return
-        await self._kept.signal(
-            "node", signal.SIGCONT
-        )  # a stopped process ignores SIGTERM
-        await self._kept.signal("node", number)
-        await self._kept.wait_until_ended("node", within_s=within_s)
 
     async def _raise_failed_start(self, what: str) -> NoReturn:
         tail = await asyncio.to_thread(self.setup.log_tail)

@@ -23,7 +23,7 @@ from bridge.amqp.frame_reader import FrameReader
 from bridge.app import Bridge
 from bridge.core.broker_names import DEFAULT_NAMESPACE
 from bridge.demo.page import DemoPage, ShellCommand
-from bridge.demo.private_node import LocalNode
+from bridge.demo.private_node import PrivateNode
 from bridge.http.listeners import Listening
 from bridge.logging import configure_logs
 from bridge.settings.load import load_settings
@@ -100,7 +100,7 @@ async def run_demo(
     async with AsyncExitStack() as stack:
         url = options.amqp_url
         if url is None:
-            node = await stack.enter_async_context(LocalNode.start(progress=say))
+            node = await stack.enter_async_context(PrivateNode.open(progress=say))
             url = node.url
         settings = _settings(options, url, say=say)
         configure_logs(level=settings.log_level, log_format=settings.log_format)

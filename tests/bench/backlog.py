@@ -23,11 +23,11 @@ from pathlib import Path
 from aiormq.abc import ChannelFrame
 
 from bridge.core.broker_names import BrokerNames
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import Raw, open_raw
 from tests.integration.programs import RunningProgram, command, program
 from tests.integration.running import SECRET, open_windows
+from tests.local_node import LocalNode
 from tests.unit.amqp.wire import publish
 
 NAMESPACE = "backlog"

@@ -16,10 +16,10 @@ from typing import Final
 import aiohttp
 
 from bridge.auth.issuing import signed_token
-from bridge.demo.private_node import LocalNode
 from bridge.settings.load import load_settings
 from tests.integration.programs import program
 from tests.integration.running import OPERATOR_TOKEN, SECRET, open_windows
+from tests.local_node import LocalNode
 
 _REQUESTS: Final = ("/api/overview", "/api/queues")
 _INTERVAL_S: Final = 2.0  # as the page does (readings.js)

@@ -26,7 +26,6 @@ import aiormq
 from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
 from bridge.core.properties import header_int
-from bridge.demo.private_node import LocalNode
 from bridge.enums import Header
 from tests.conftest import eventually
 from tests.integration.dead_letters import take_all
@@ -39,6 +38,7 @@ from tests.integration.operator.dead_letter_fixtures import (
 )
 from tests.integration.programs import RunningProgram, program
 from tests.integration.running import OPERATOR_TOKEN
+from tests.local_node import LocalNode
 
 USERS = 1000
 _TEXT = "x" * 180

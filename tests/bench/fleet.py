@@ -23,7 +23,6 @@ from typing import Any, Final
 
 import orjson
 
-from bridge.demo.private_node import LocalNode
 from tests.bench.fleet_setup import FleetBenchWorld, open_fleet
 from tests.bench.fleet_workloads import WORKLOADS, FleetWorkload
 from tests.bench.machine import machine_facts
@@ -31,6 +30,7 @@ from tests.bench.report import write_part
 from tests.bench.results import Figures, Spread
 from tests.bench.servers import ROOT, processors
 from tests.bench.workloads import Scale
+from tests.local_node import LocalNode
 
 SHORT: Final = Scale(
     backlog=15_000, seconds=5.0, rate=2000.0, start_s=6.0, warm_up=3000

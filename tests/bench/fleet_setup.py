@@ -11,11 +11,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bridge.demo.private_node import LocalNode
 from tests.bench.publisher import RawPublisher
 from tests.bench.servers import Processors, Server, ServerKind, cpu_us, running
 from tests.bench.window_process import windows
 from tests.bench.workloads import Scale, Stage
+from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 
 

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from bridge.demo.private_node import LocalNode
 from tests.bench.machine import machine_facts
 from tests.bench.publisher import RawPublisher
 from tests.bench.results import Figures, Results
 from tests.bench.servers import ROOT, SERVER_KINDS, Processors, processors, running
 from tests.bench.window_process import windows
 from tests.bench.workloads import WORKLOADS, Scale, Stage
+from tests.local_node import LocalNode
 
 FLOOR: Final = "floor"
 # The others are for closer examination.

@@ -9,7 +9,6 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 
-from bridge.demo.private_node import LocalNode
 from tests.browser.console_page import ConsolePage, opened_console
 from tests.browser.demo_process import ANY_PORTS, DemoProcess, running_demo
 from tests.browser.watched_page import WatchedPage, launch_chromium, opened_page
@@ -20,6 +19,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -16,7 +16,6 @@ from typing import Final
 from playwright.async_api import Browser, async_playwright, expect
 
 from bridge.core.properties import PERSISTENT, Properties
-from bridge.demo.private_node import LocalNode
 from tests.browser.console_page import (
     NARROW,
     WIDE,
@@ -33,6 +32,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 
 _PICTURES: Final = Path(__file__).parents[2] / "docs"
 _TRAFFIC_S: Final = 60.0

@@ -8,7 +8,6 @@ import pytest
 from playwright.async_api import Browser, Route, expect
 from pydantic import SecretStr
 
-from bridge.demo.private_node import LocalNode
 from tests.browser.console_page import NARROW, ConsolePage, opened_console
 from tests.conftest import eventually
 from tests.integration.running import (
@@ -19,6 +18,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

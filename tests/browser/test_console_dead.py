@@ -7,7 +7,6 @@ import pytest
 from playwright.async_api import Browser, Locator, expect
 
 from bridge.core.properties import PERSISTENT, Properties
-from bridge.demo.private_node import LocalNode
 from tests.browser.console_page import NARROW, ConsolePage, opened_console
 from tests.conftest import eventually
 from tests.integration.running import (
@@ -16,6 +15,7 @@ from tests.integration.running import (
     open_windows,
     open_worker,
 )
+from tests.local_node import LocalNode
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

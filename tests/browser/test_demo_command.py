@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
-from bridge.demo.private_node import LocalNode
 from tests.browser.demo_process import (
     ANY_PORTS,
     DemoProcess,
@@ -17,6 +16,7 @@ from tests.browser.demo_process import (
 )
 from tests.browser.watched_page import opened_page
 from tests.conftest import eventually
+from tests.local_node import LocalNode
 from tests.processes import family_of, is_frozen
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from bridge.core.broker_names import BrokerNames
-from bridge.demo.private_node import LocalNode
 from tests.conftest import SLOW_FACTOR
 from tests.integration.operator.dead_letter_fixtures import publish_dead_letters
 from tests.integration.running import OPERATOR_TOKEN, running_bridge, settings_for
+from tests.local_node import LocalNode
 
 _SCHEMA: Final = Path(__file__).parents[2] / "schemas" / "operator.openapi.json"
 API: Final = schemathesis.openapi.from_dict(orjson.loads(_SCHEMA.read_bytes()))

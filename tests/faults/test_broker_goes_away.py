@@ -9,7 +9,6 @@ import pytest_asyncio
 
 from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import PERSISTENT, Properties
-from bridge.demo.private_node import LocalNode
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.dead_letters import take_all
@@ -22,6 +21,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 
 NUMBER = 300
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
 from bridge.core.properties import Properties, header_bytes
-from bridge.demo.private_node import LocalNode
 from bridge.enums import Header
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.dead_letters import take_all
@@ -19,6 +18,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 
 CRASHES_MAX = 8
 

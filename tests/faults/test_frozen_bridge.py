@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from bridge.core.redis_address import parse_redis
-from bridge.demo.private_node import LocalNode
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.redis.store import RedisInbox
@@ -30,6 +29,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 
 USER = "ann"

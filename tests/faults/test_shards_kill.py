@@ -17,10 +17,10 @@ from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.shards.layout import ShardPlan
 from bridge.amqp.shards.migration import ShardMigration, publish_end_markers
 from bridge.core.broker_names import BrokerNames
-from bridge.demo.private_node import LocalNode
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.programs import environment
 from tests.integration.running import SECRET, Worker, open_worker
+from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 
 USERS = [f"user{number}" for number in range(16)]

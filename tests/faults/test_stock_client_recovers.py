@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from bridge.core.properties import PERSISTENT, Properties
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.programs import (
     program,
@@ -14,6 +13,7 @@ from tests.integration.programs import (
 )
 from tests.integration.running import open_worker
 from tests.integration.sockets.js_pages import open_pages
+from tests.local_node import LocalNode
 
 
 def with_id(number: int) -> Properties:

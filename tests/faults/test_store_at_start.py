@@ -22,7 +22,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from bridge.demo.private_node import LocalNode
 from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually
@@ -35,6 +34,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 
 Fault = Callable[[Path], AbstractAsyncContextManager[None]]
 GARBAGE = b"no database at all" * 1000

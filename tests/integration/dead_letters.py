@@ -3,8 +3,8 @@
 from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
 from bridge.amqp.frame_reader import DeliveryReader
 from bridge.core.message import Delivery
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
+from tests.local_node import LocalNode
 
 
 async def take_all(broker: LocalNode, queue: str) -> list[Delivery]:

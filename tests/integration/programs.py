@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import orjson
 import pytest
 
-from bridge.demo.private_node import LocalNode
 from tests.conftest import SLOW_FACTOR
 from tests.integration.running import (
     OPERATOR_TOKEN,
     SECRET,
 )
+from tests.local_node import LocalNode
 
 LIMIT_S = 30 * SLOW_FACTOR
 

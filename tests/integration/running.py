@@ -14,12 +14,12 @@ from bridge.app import Bridge
 from bridge.auth.issuing import signed_token
 from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import PERSISTENT, Properties
-from bridge.demo.private_node import LocalNode
 from bridge.http.listeners import Listening
 from bridge.metrics import Metrics
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
 from tests.conftest import eventually
+from tests.local_node import LocalNode
 
 SECRET = "integration-secret-of-more-than-32-bytes"
 OPERATOR_TOKEN = "operator-token-of-the-tests"

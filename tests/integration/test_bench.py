@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from bridge.demo.private_node import LocalNode
 from tests.bench.plots import draw
 from tests.bench.report import report_lines, write_part
 from tests.bench.run import BenchPlan, BenchWorld, run
 from tests.bench.servers import Processors
 from tests.bench.workloads import Scale
+from tests.local_node import LocalNode
 
 TINY = Scale(
     backlog=300,

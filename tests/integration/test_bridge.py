@@ -16,7 +16,6 @@ from bridge.core.properties import (
     render_properties,
     render_table,
 )
-from bridge.demo.private_node import LocalNode
 from bridge.enums import Header
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import open_raw
@@ -29,6 +28,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import asyncio
 from pathlib import Path
 
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.running import (
     open_windows,
@@ -11,6 +10,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 
 COUNT = 500

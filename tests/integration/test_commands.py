@@ -6,7 +6,6 @@ from pathlib import Path
 
 import orjson
 
-from bridge.demo.private_node import LocalNode
 from tests.integration.programs import (
     LIMIT_S,
     command,
@@ -19,6 +18,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 
 
 async def test_check_reports_ok_or_a_fix(broker: LocalNode, namespace: str) -> None:

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from bridge.demo.private_node import LocalNode
 from tests.bench.fleet import FleetResults, Round, figure_lines, goal_lines, measure
 from tests.bench.fleet_setup import FleetBenchWorld, FleetSetup
 from tests.bench.fleet_workloads import WORKLOADS
 from tests.bench.servers import Processors
 from tests.bench.workloads import Scale
+from tests.local_node import LocalNode
 
 TINY = Scale(backlog=300, seconds=0.2, rate=500, windows=6, warm_up=10, afterwards_s=0)
 

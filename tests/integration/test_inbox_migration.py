@@ -11,7 +11,6 @@ import pytest
 import pytest_asyncio
 
 from bridge.core.redis_address import parse_redis
-from bridge.demo.private_node import LocalNode
 from bridge.inbox.contract import Retention
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.sqlite.store import SqliteInbox
@@ -28,6 +27,7 @@ from tests.integration.programs import (
 )
 from tests.integration.running import open_worker
 from tests.integration.sockets.js_pages import open_pages
+from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 
 RETENTION = Retention(max_messages=1000, max_age_s=7 * 86400, dedupe_s=600)

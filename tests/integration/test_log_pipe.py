@@ -10,10 +10,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.programs import ended, environment, settings_for_program
 from tests.integration.running import OPERATOR_TOKEN, open_worker
+from tests.local_node import LocalNode
 from tests.redis_server import free_port
 
 _PIPE_BYTES = 4096

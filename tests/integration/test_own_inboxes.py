@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.running import (
     RunningBridge,
@@ -17,6 +16,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 
 USERS = [f"user{number}" for number in range(12)]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import aiohttp
 
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.programs import (
     RunningProgram,
@@ -19,6 +18,7 @@ from tests.integration.running import (
     SECRET,
     open_windows,
 )
+from tests.local_node import LocalNode
 
 
 async def test_run_prints_its_urls_and_drains_on_sigterm(

@@ -14,7 +14,6 @@ import aiohttp
 import orjson
 import pytest
 
-from bridge.demo.private_node import LocalNode
 from bridge.errors import PrivateNodeError
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.programs import (
@@ -24,6 +23,7 @@ from tests.integration.programs import (
     settings_for_program,
 )
 from tests.integration.running import OPERATOR_TOKEN, Worker, open_worker
+from tests.local_node import LocalNode
 from tests.tokens import SECRET, token
 
 _PAGE: Final = Path(__file__).parents[2] / "docs" / "operations.md"

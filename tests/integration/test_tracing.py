@@ -14,7 +14,6 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from bridge.core.message import Delivery, Message, Rejection, Stored
 from bridge.core.properties import Properties, render_properties, render_table
 from bridge.core.settlement import DeadLetter
-from bridge.demo.private_node import LocalNode
 from bridge.enums import DeadLetterReason
 from bridge.tracing import Tracing, open_tracing
 from tests.conftest import eventually
@@ -24,6 +23,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT_ID = "00f067aa0ba902b7"

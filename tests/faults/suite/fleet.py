@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from bridge.demo.private_node import LocalNode
 from tests.faults.suite.balancer import Haproxy
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.checker import Checker
@@ -36,6 +35,7 @@ from tests.faults.suite.world import (
     tokens_of,
     user_names,
 )
+from tests.local_node import LocalNode
 from tests.rabbit_cluster import start_cluster
 from tests.redis_server import RedisServer
 

@@ -7,7 +7,6 @@ from random import Random
 from time import monotonic
 from typing import Final
 
-from bridge.demo.private_node import LocalNode
 from tests.faults.suite.faults import (
     COMMON,
     POINT_TIMEOUT_S,
@@ -19,6 +18,7 @@ from tests.faults.suite.faults import (
 from tests.faults.suite.fleet import FleetWorld
 from tests.faults.suite.program import FREEZE_BEFORE_APPEND
 from tests.faults.suite.proxy import Proxy
+from tests.local_node import LocalNode
 
 _READY_TIMEOUT_S: Final = 70.0
 _POLL_S: Final = 0.02

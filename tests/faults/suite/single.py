@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bridge.demo.private_node import LocalNode
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.checker import Checker
 from tests.faults.suite.history import History
@@ -30,6 +29,7 @@ from tests.faults.suite.world import (
     tokens_of,
     user_names,
 )
+from tests.local_node import LocalNode
 
 _PUBLISHERS: Final = 2
 

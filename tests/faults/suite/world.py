@@ -16,7 +16,6 @@ from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.publish.publisher import Publisher
 from bridge.auth.jwt import issue_token
 from bridge.core.broker_names import BrokerNames
-from bridge.demo.private_node import LocalNode
 from bridge.metrics import Metrics
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.checker import Checker
@@ -24,6 +23,7 @@ from tests.faults.suite.history import History
 from tests.faults.suite.producers import PROBE, Producers
 from tests.faults.suite.proxy import Proxy
 from tests.faults.suite.windows import Crowd
+from tests.local_node import LocalNode
 
 NAMES: Final = BrokerNames("faults")
 _POLL_S: Final = 0.1

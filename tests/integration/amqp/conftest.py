@@ -22,10 +22,10 @@ from bridge.amqp.topology import Topology, topology
 from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
 from bridge.core.properties import PERSISTENT, Properties
-from bridge.demo.private_node import LocalNode
 from bridge.metrics import Metrics
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.amqp.proxy import TcpProxy
+from tests.local_node import LocalNode
 from tests.unit.amqp.wire import publish
 
 NO_PROPERTIES = b"\x00\x00"

@@ -10,7 +10,6 @@ from bridge.amqp.dead_letters.browser import DeadLetterBrowser
 from bridge.amqp.topology import Topology
 from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
-from bridge.demo.private_node import LocalNode
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.amqp.conftest import Raw
 from tests.integration.dead_letters import take_all
@@ -19,6 +18,7 @@ from tests.integration.operator.dead_letter_fixtures import (
     publish_dead_letters,
     ready,
 )
+from tests.local_node import LocalNode
 
 
 @pytest.fixture

@@ -19,12 +19,12 @@ from bridge.amqp.connection import (
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.shards.layout import ShardPlan
-from bridge.demo.private_node import LocalNode
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.amqp.conftest import running
 from tests.integration.amqp.proxy import TcpProxy
+from tests.local_node import LocalNode
 from tests.unit.amqp.wire import publish
 
 

@@ -15,10 +15,10 @@ from bridge.amqp.shards.layout import ShardPlan
 from bridge.amqp.shards.migration import ShardMigration
 from bridge.amqp.topology import Queue
 from bridge.core.broker_names import BrokerNames
-from bridge.demo.private_node import LocalNode
 from bridge.errors import TopologyError
 from tests.conftest import HASH_PLUGINS, SLOW_FACTOR, eventually
 from tests.integration.amqp.conftest import open_raw
+from tests.local_node import LocalNode
 
 SHARDS = 8
 USERS = [f"user{number}" for number in range(64)]

@@ -9,7 +9,6 @@ from bridge.amqp.consume.intake import Intake
 from bridge.amqp.shards.layout import ShardPlan
 from bridge.amqp.topology import Topology
 from bridge.core.broker_names import BrokerNames
-from bridge.demo.private_node import LocalNode
 from bridge.errors import TopologyError
 from bridge.metrics import Metrics
 from tests.conftest import SLOW_FACTOR, eventually
@@ -20,6 +19,7 @@ from tests.integration.amqp.conftest import (
     reconnects,
 )
 from tests.integration.amqp.proxy import TcpProxy
+from tests.local_node import LocalNode
 
 
 async def test_a_queue_that_was_deleted_is_declared_and_consumed_again(

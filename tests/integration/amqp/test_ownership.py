@@ -19,10 +19,10 @@ from bridge.amqp.ownership import (
     OwnershipTiming,
 )
 from bridge.core.broker_names import BrokerNames
-from bridge.demo.private_node import LocalNode
 from bridge.errors import BrokerUnavailableError
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import open_raw
+from tests.local_node import LocalNode
 
 
 @pytest.fixture

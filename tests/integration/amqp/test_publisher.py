@@ -19,7 +19,6 @@ from bridge.core.properties import (
     render_table,
 )
 from bridge.core.settlement import DeadLetter, RetryAfter, attempt_of
-from bridge.demo.private_node import LocalNode
 from bridge.enums import (
     DeadLetterReason,
     Header,
@@ -35,6 +34,7 @@ from tests.integration.amqp.conftest import (
 )
 from tests.integration.amqp.poison import POISON
 from tests.integration.amqp.proxy import TcpProxy
+from tests.local_node import LocalNode
 
 SETTLEMENT = DeadLetter(Rejection(DeadLetterReason.BAD_USER, "no user"), attempt=1)
 PLAIN = Properties(delivery_mode=PERSISTENT)

@@ -17,7 +17,6 @@ from bridge.amqp.shards.layout import ShardPlan
 from bridge.amqp.topology import topology
 from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import NO_PROPERTIES
-from bridge.demo.private_node import LocalNode
 from bridge.doctor.broker import BrokerTarget, check_broker
 from bridge.doctor.results import CheckStatus
 from bridge.errors import BrokerUnavailableError
@@ -25,6 +24,7 @@ from bridge.metrics import Metrics
 from tests.certificates import Authority, Signed
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.amqp.conftest import Taker, running
+from tests.local_node import LocalNode
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from bridge.amqp.connection import (
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.topology import ComparisonState, Topology, compare, declare
 from bridge.core.broker_names import BrokerNames
-from bridge.demo.private_node import LocalNode
 from bridge.errors import TopologyError
 from tests.integration.amqp.conftest import Raw
+from tests.local_node import LocalNode
 
 TIMEOUT_S = 10.0
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from bridge.demo.private_node import LocalNode
 from tests.balancers import KINDS, Balancer, open_balancer
 from tests.integration.running import RunningBridge, running_bridge, settings_for
 from tests.integration.sockets.js_pages import Pages, open_pages
+from tests.local_node import LocalNode
 
 
 @dataclass(frozen=True)

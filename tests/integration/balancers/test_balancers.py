@@ -7,12 +7,12 @@ import orjson
 import pytest
 from yarl import URL
 
-from bridge.demo.private_node import LocalNode
 from bridge.sockets.engineio.session import EngineSession
 from tests.conftest import eventually
 from tests.integration.balancers.conftest import BalancedBridges, open_balanced
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.running_server import message
+from tests.local_node import LocalNode
 
 TRANSPORTS = pytest.mark.parametrize(
     "transports",

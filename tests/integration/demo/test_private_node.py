@@ -20,10 +20,10 @@ from aio_pika.exceptions import AMQPConnectionError
 
 import bridge
 from bridge.demo.node_setup import find_rabbitmq, free_ports
-from bridge.demo.private_node import LocalNode
 from bridge.demo.processes import KeptProcesses
 from bridge.errors import PrivateNodeError
 from tests.conftest import SLOW_FACTOR, eventually
+from tests.local_node import LocalNode
 from tests.processes import family_of, is_alive
 
 _NOBODY: Final = 65534
@@ -31,16 +31,16 @@ _NOBODY: Final = 65534
 # A parent with a node of its own: prints facts about it, then waits until it is killed.
 _PARENT: Final = """
 import asyncio, json, os, signal, sys
-from bridge.demo.private_node import LocalNode
+from bridge.demo.private_node import PrivateNode
 
 # A shell without job control starts background processes with SIGINT ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def main():
-    async with LocalNode.start(ready_within_s=90) as node:
+    async with PrivateNode.open(ready_within_s=90) as node:
         crash = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, crash.set)
-        facts = {"folder": str(node.folder), "pids": node.pids, "uid": os.getuid()}
+        facts = {"folder": str(node.setup.folder), "pids": node.pids, "uid": os.getuid()}
         print(json.dumps(facts), flush=True)
         if sys.argv[1] == "exception":
             await crash.wait()

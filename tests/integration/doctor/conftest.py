@@ -9,8 +9,8 @@ import aiohttp
 import pytest_asyncio
 from yarl import URL
 
-from bridge.demo.private_node import LocalNode
 from tests.conftest import HASH_PLUGINS, SLOW_FACTOR
+from tests.local_node import LocalNode
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from bridge.demo.private_node import LocalNode
 from tests.balancers import KINDS
 from tests.integration.balancers.conftest import open_balanced
 from tests.integration.running import open_worker
 from tests.integration.sockets.js_pages import Pages, open_pages
+from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 
 MESSAGES = 30

@@ -10,7 +10,6 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.operator.api_client import ApiAsker, asking
 from tests.integration.operator.commands import run_command
@@ -20,6 +19,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 
 

@@ -15,9 +15,9 @@ from bridge.core.properties import (
     render_properties,
     render_table,
 )
-from bridge.demo.private_node import LocalNode
 from bridge.enums import Header
 from tests.conftest import eventually
+from tests.local_node import LocalNode
 from tests.unit.amqp.wire import publish
 
 _AT_ONCE = 500

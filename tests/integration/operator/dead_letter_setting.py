@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.core.broker_names import BrokerNames
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.dead_letters import take_all
 from tests.integration.operator.api_client import ApiAsker, asking
@@ -18,6 +17,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 
 
 @dataclass

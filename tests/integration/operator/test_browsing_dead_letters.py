@@ -8,7 +8,6 @@ from bridge.core.properties import (
     header_int,
     render_table,
 )
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all
@@ -17,6 +16,7 @@ from tests.integration.operator.dead_letter_fixtures import (
     publish_dead_letters,
 )
 from tests.integration.operator.dead_letter_setting import DeadLetterSetup, setting
+from tests.local_node import LocalNode
 
 
 async def test_dead_letters_are_listed_oldest_first_with_their_reasons(

@@ -10,7 +10,6 @@ import orjson
 import pytest
 
 from bridge.core.broker_names import BrokerNames
-from bridge.demo.private_node import LocalNode
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.dead_letters import take_all
 from tests.integration.operator.api_client import asking
@@ -26,6 +25,7 @@ from tests.integration.operator.dead_letter_fixtures import (
     ready,
 )
 from tests.integration.running import RunningBridge, running_bridge, settings_for
+from tests.local_node import LocalNode
 
 
 async def command(

@@ -9,13 +9,13 @@ from bridge.core.properties import (
     PERSISTENT,
     Properties,
 )
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all
 from tests.integration.operator.dead_letter_fixtures import publish_dead_letters
 from tests.integration.operator.dead_letter_setting import DeadLetterSetup, setting
 from tests.integration.running import open_windows
+from tests.local_node import LocalNode
 
 
 async def test_a_redrive_reaches_only_the_user(

@@ -20,7 +20,6 @@ from bridge.core.properties import (
     render_properties,
     render_table,
 )
-from bridge.demo.private_node import LocalNode
 from bridge.errors import BrokerUnavailableError
 from bridge.http.jobs import OperatorJob
 from bridge.metrics import Metrics
@@ -31,6 +30,7 @@ from tests.integration.operator.dead_letter_fixtures import (
     ready,
 )
 from tests.integration.running import running_bridge, settings_for
+from tests.local_node import LocalNode
 
 _OF_TOM = {"filter": {"user": "tom"}, "dry_run": True}
 

@@ -7,10 +7,10 @@ import pytest
 from aiohttp import encode_basic_auth, web
 from aiohttp.test_utils import BaseTestServer, TestServer
 
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.operator.api_client import ApiAsker, asking
 from tests.integration.running import running_bridge, settings_for
+from tests.local_node import LocalNode
 
 # The response of RabbitMQ 3.10 to GET /api/queues/VHOST/NAME?columns=…
 ANSWER = {

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from bridge.core.broker_names import BrokerNames
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.running import open_worker, running_bridge, settings_for
+from tests.local_node import LocalNode
 
 
 async def test_queues_and_disk_usage_are_sampled(

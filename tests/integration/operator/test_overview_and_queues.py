@@ -9,7 +9,6 @@ import pytest
 
 from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import header_int
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all
@@ -22,6 +21,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 
 
 async def test_the_overview_describes_the_bridge(

@@ -1,7 +1,7 @@
 """A redrive that is killed loses no message, and duplicates are recognized."""
 
-from bridge.demo.private_node import LocalNode
 from tests.bench.dead_letters import measure
+from tests.local_node import LocalNode
 
 
 async def test_a_killed_redrive_loses_nothing_and_stores_nothing_twice(

@@ -12,7 +12,6 @@ import socketio
 
 from bridge.core.message import Message, MessageLimits
 from bridge.core.properties import PERSISTENT, Properties
-from bridge.demo.private_node import LocalNode
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.operator.api_client import ApiAsker, asking
 from tests.integration.operator.commands import run_command
@@ -23,6 +22,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 
 
 def properties(message_id: str, **more: Any) -> Properties:

@@ -11,7 +11,6 @@ import orjson
 import pytest
 
 from bridge.core.properties import PERSISTENT, Properties
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.operator.api_client import ApiAsker, asking
 from tests.integration.operator.commands import run_command
@@ -23,6 +22,7 @@ from tests.integration.running import (
     running_bridge,
     settings_for,
 )
+from tests.local_node import LocalNode
 
 # Difficult names of users: markup, paths, escapes, wildcards, right-to-left text.
 HOSTILE = [

@@ -9,7 +9,6 @@ import pytest
 
 from bridge import wiring
 from bridge.core.redis_address import RedisAddress
-from bridge.demo.private_node import LocalNode
 from bridge.inbox.contract import Retention
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.redis.timing import RedisTiming
@@ -22,6 +21,7 @@ from tests.integration.running import (
     settings_for,
 )
 from tests.integration.sockets.js_pages import Pages, open_pages
+from tests.local_node import LocalNode
 from tests.redis_bridges import bridge_on
 from tests.redis_fleet_servers import replicated, watched
 from tests.redis_server import RedisServer

@@ -16,10 +16,10 @@ import pytest
 
 from bridge.auth.issuing import signed_token
 from bridge.core.worker_slot import WorkerSlot
-from bridge.demo.private_node import LocalNode
 from bridge.settings.load import load_settings
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.running import OPERATOR_TOKEN, SECRET
+from tests.local_node import LocalNode
 from tests.processes import family_of, is_alive
 from tests.redis_server import RedisServer
 

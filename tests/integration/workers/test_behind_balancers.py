@@ -10,7 +10,6 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from bridge.demo.private_node import LocalNode
 from tests.balancers import KINDS, Balancer, open_balancer
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.running import open_worker
@@ -22,6 +21,7 @@ from tests.integration.workers.conftest import (
     program,
     token_for,
 )
+from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 
 # So many that all four workers have some, except in one of several thousand runs.

@@ -11,10 +11,10 @@ from urllib.parse import quote
 import orjson
 import pytest
 
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.running import Worker, open_worker
 from tests.integration.workers.conftest import Pages, Program, pages, program
+from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 
 # Enough users that each of four shards has some. The first two users have windows.

@@ -10,7 +10,6 @@ from pathlib import Path
 import aiohttp
 import orjson
 
-from bridge.demo.private_node import LocalNode
 from tests.conftest import eventually
 from tests.integration.running import SECRET, open_worker
 from tests.integration.workers.conftest import (
@@ -21,6 +20,7 @@ from tests.integration.workers.conftest import (
     pages,
     program,
 )
+from tests.local_node import LocalNode
 from tests.processes import is_alive
 from tests.redis_server import RedisServer
 
