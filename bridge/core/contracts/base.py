@@ -4,7 +4,8 @@ from enum import StrEnum
 from typing import Annotated, Final
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, WithJsonSchema
+from pydantic.json_schema import SkipJsonSchema
 
 from bridge.core.message import (
     EVENT_MAX_CHARACTERS,
@@ -118,6 +119,8 @@ MessageId = Annotated[
     ),
 ]
 AnyJson = Annotated[object, AfterValidator(_check_data), WithJsonSchema({})]
+# The default of a field that is left out, which no sender writes as null.
+Absent = SkipJsonSchema[None]
 
 
 def listed(words: type[StrEnum]) -> WithJsonSchema:
@@ -139,6 +142,11 @@ class Contract(BaseModel):
     """The base of all contracts: frozen, and strict about types."""
 
     model_config = ConfigDict(frozen=True, strict=True)
+
+
+def examples(*values: JsonValue) -> ConfigDict:
+    """Return the configuration of a model whose schema has these examples."""
+    return ConfigDict(json_schema_extra={"examples": list(values)})
 
 
 # --- descriptions that are used more than once --------------------------------------------

@@ -4,18 +4,19 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
-from pydantic.json_schema import SkipJsonSchema
 
 from bridge.core.contracts.base import (
     EVENT_TEXT,
     ID_TEXT,
     TTL_MAX_S,
     USER_TEXT,
+    Absent,
     AnyJson,
     Contract,
     Event,
     MessageId,
     User,
+    examples,
     explained,
     listed,
 )
@@ -31,31 +32,27 @@ class MessageProperties(Contract):
     """
 
     type: Annotated[Event | Literal[""], Field(description=EVENT_TEXT)] = ""
-    message_id: (
-        Annotated[str, Field(max_length=MESSAGE_ID_MAX_BYTES)] | SkipJsonSchema[None]
-    ) = Field(None, description=ID_TEXT)
-    expiration: (
-        Annotated[str, Field(pattern=r"^[0-9]{1,15}$")] | SkipJsonSchema[None]
-    ) = Field(
+    message_id: Annotated[str, Field(max_length=MESSAGE_ID_MAX_BYTES)] | Absent = Field(
+        None, description=ID_TEXT
+    )
+    expiration: Annotated[str, Field(pattern=r"^[0-9]{1,15}$")] | Absent = Field(
         None,
         description="Milliseconds in decimal digits; after that time the message is no longer "
         "delivered.",
     )
-    content_type: str | SkipJsonSchema[None] = Field(
+    content_type: str | Absent = Field(
         None,
         description="`text/plain`: the body is text and becomes a JSON string. Anything else: "
         "the body is JSON.",
     )
-    timestamp: int | SkipJsonSchema[None] = Field(
+    timestamp: int | Absent = Field(
         None, description="Unix time in seconds. Kept for operators, never trusted."
     )
-    correlation_id: str | SkipJsonSchema[None] = Field(
-        None, description="Kept for operators."
-    )
-    app_id: str | SkipJsonSchema[None] = Field(
+    correlation_id: str | Absent = Field(None, description="Kept for operators.")
+    app_id: str | Absent = Field(
         None, description="Kept for operators: what published it."
     )
-    headers: Mapping[str, object] | SkipJsonSchema[None] = Field(
+    headers: Mapping[str, object] | Absent = Field(
         None,
         description="Kept for operators. Names that start with `x-bridge-` are the bridge's "
         "own and are dropped when it publishes the message again.",
@@ -71,32 +68,28 @@ class PublishedMessage(Contract):
     BRIDGE_MAX_MESSAGE_BYTES, nested at most 1024 deep.
     """
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "routing_key": "alice",
-                    "properties": {},
-                    "body": {"text": "Your export is ready", "url": "/exports/17"},
-                },
-                {
-                    "routing_key": "bob@example.org",
-                    "properties": {
-                        "type": "order.changed",
-                        "message_id": "0b7c2a1e-order-17-3",
-                        "expiration": "60000",
-                        "content_type": "application/json",
-                        "app_id": "shop",
-                    },
-                    "body": [17, "shipped"],
-                },
-                {
-                    "routing_key": "alice",
-                    "properties": {"content_type": "text/plain"},
-                    "body": "just text",
-                },
-            ]
-        }
+    model_config = examples(
+        {
+            "routing_key": "alice",
+            "properties": {},
+            "body": {"text": "Your export is ready", "url": "/exports/17"},
+        },
+        {
+            "routing_key": "bob@example.org",
+            "properties": {
+                "type": "order.changed",
+                "message_id": "0b7c2a1e-order-17-3",
+                "expiration": "60000",
+                "content_type": "application/json",
+                "app_id": "shop",
+            },
+            "body": [17, "shipped"],
+        },
+        {
+            "routing_key": "alice",
+            "properties": {"content_type": "text/plain"},
+            "body": "just text",
+        },
     )
 
     routing_key: User = Field(description=USER_TEXT)
@@ -107,21 +100,16 @@ class PublishedMessage(Contract):
 class PublishRequest(Contract):
     """The body of `POST /api/publish`, for those without an AMQP client."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"user": "alice", "data": {"text": "Your export is ready"}},
-                {
-                    "user": "bob@example.org",
-                    "event": "order.changed",
-                    "data": [17, "shipped"],
-                    "id": "0b7c2a1e-order-17-3",
-                    "ttl_s": 60,
-                },
-                {"user": "alice", "data": None},
-            ]
+    model_config = ConfigDict(extra="forbid") | examples(
+        {"user": "alice", "data": {"text": "Your export is ready"}},
+        {
+            "user": "bob@example.org",
+            "event": "order.changed",
+            "data": [17, "shipped"],
+            "id": "0b7c2a1e-order-17-3",
+            "ttl_s": 60,
         },
+        {"user": "alice", "data": None},
     )
 
     user: User = Field(description=USER_TEXT)
@@ -144,9 +132,7 @@ class PublishRequest(Contract):
 class PublishAccepted(Contract):
     """The answer 202 of `POST /api/publish`: the broker has confirmed the message."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"id": "0b7c2a1e-order-17-3"}]}
-    )
+    model_config = examples({"id": "0b7c2a1e-order-17-3"})
 
     id: str = Field(description="The id of the message, from the request or new.")
 
@@ -154,17 +140,13 @@ class PublishAccepted(Contract):
 class Problem(Contract):
     """Why an HTTP request was refused or failed: `application/problem+json` (RFC 9457)."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "type": "about:blank",
-                    "title": "Unprocessable Entity",
-                    "status": 422,
-                    "detail": "user is missing",
-                    "pointer": "/user",
-                }
-            ]
+    model_config = examples(
+        {
+            "type": "about:blank",
+            "title": "Unprocessable Entity",
+            "status": 422,
+            "detail": "user is missing",
+            "pointer": "/user",
         }
     )
 
@@ -175,7 +157,7 @@ class Problem(Contract):
     title: str = Field(description="The reason phrase of the status.")
     status: int = Field(ge=400, le=599, description="The HTTP status.")
     detail: str = Field(description="What is wrong with this request, as a sentence.")
-    pointer: str | SkipJsonSchema[None] = Field(
+    pointer: str | Absent = Field(
         None,
         description="The location of the fault: a JSON Pointer (RFC 6901) into the body, empty for "
         "the whole body, or the name of a parameter.",
@@ -192,79 +174,63 @@ class DeadLetterHeaders(Contract):
 
     model_config = ConfigDict(
         validate_by_name=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    Header.REASON.value: DeadLetterReason.MALFORMED_BODY.value,
-                    Header.ERROR.value: "body of 4 bytes is not JSON: unexpected character at 0",
-                    Header.TIME.value: 1767225600,
-                    Header.ATTEMPT.value: 1,
-                    Header.ORIGIN_EXCHANGE.value: "bridge.messages",
-                    Header.ORIGIN_QUEUE.value: "bridge.inbound.0",
-                    Header.ROUTING_KEY.value: "alice",
-                }
-            ]
-        },
+        alias_generator=lambda field_name: Header[field_name.upper()].value,
+    ) | examples(
+        {
+            Header.REASON.value: DeadLetterReason.MALFORMED_BODY.value,
+            Header.ERROR.value: "body of 4 bytes is not JSON: unexpected character at 0",
+            Header.TIME.value: 1767225600,
+            Header.ATTEMPT.value: 1,
+            Header.ORIGIN_EXCHANGE.value: "bridge.messages",
+            Header.ORIGIN_QUEUE.value: "bridge.inbound.0",
+            Header.ROUTING_KEY.value: "alice",
+        }
     )
 
     reason: Annotated[DeadLetterReason, listed(DeadLetterReason)] = Field(
-        alias=Header.REASON.value,
         description=explained(DeadLetterReason, "Why the message was set aside:"),
     )
     error: str = Field(
-        alias=Header.ERROR.value,
         max_length=1000,
         description="The exact problem. It never quotes the body.",
     )
     time: int = Field(
-        alias=Header.TIME.value,
         ge=0,
         description="Unix time in seconds at which the message was set aside.",
     )
-    attempt: int = Field(
-        alias=Header.ATTEMPT.value, ge=1, description="The number of the last attempt."
-    )
+    attempt: int = Field(ge=1, description="The number of the last attempt.")
     origin_exchange: str = Field(
-        alias=Header.ORIGIN_EXCHANGE.value,
         description="The exchange to which the message was last published.",
     )
     origin_queue: str = Field(
-        alias=Header.ORIGIN_QUEUE.value,
         description="The queue from which the bridge consumed it.",
     )
     routing_key: str = Field(
-        alias=Header.ROUTING_KEY.value,
         description="Its routing key, byte for byte, which is the user if it is valid.",
     )
-    expiration: str | SkipJsonSchema[None] = Field(
+    expiration: str | Absent = Field(
         None,
-        alias=Header.EXPIRATION.value,
         description="Its property `expiration`, moved here so that the dead letter does not expire.",
     )
-    user_id: str | SkipJsonSchema[None] = Field(
+    user_id: str | Absent = Field(
         None,
-        alias=Header.USER_ID.value,
         description="Its property `user_id`, moved here because the broker would compare "
         "it with the bridge's own user name.",
     )
-    letter: str | SkipJsonSchema[None] = Field(
+    dead_letter_id: str | Absent = Field(
         None,
-        alias=Header.DEAD_LETTER_ID.value,
         description="A unique id of this dead letter.",
     )
-    redrives: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(
+    redrives: Annotated[int, Field(ge=1)] | Absent = Field(
         None,
-        alias=Header.REDRIVES.value,
         description="How often the message was redriven before; absent for never.",
     )
-    redriven_id: str | SkipJsonSchema[None] = Field(
+    redriven_id: str | Absent = Field(
         None,
-        alias=Header.REDRIVEN_ID.value,
         description="The id of the last redrive, by which the inbox recognizes a repeat of it.",
     )
-    headers_dropped: Annotated[int, Field(ge=0)] | SkipJsonSchema[None] = Field(
+    headers_dropped: Annotated[int, Field(ge=0)] | Absent = Field(
         None,
-        alias=Header.HEADERS_DROPPED.value,
         description="Bytes of the producer's headers that were dropped, because they left no room "
         "for these.",
     )

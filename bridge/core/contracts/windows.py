@@ -2,14 +2,15 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import Field
 
 from bridge.core.contracts.base import (
     POSITION_TEXT,
     USER_TEXT,
+    Absent,
     Contract,
     User,
+    examples,
     explained,
     listed,
 )
@@ -23,19 +24,15 @@ class TokenClaims(Contract):
     The signature must be made with one of BRIDGE_JWT_ALGORITHMS.
     """
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"sub": "alice", "exp": 1767225600},
-                {
-                    "sub": "bob@example.org",
-                    "exp": 1767225600,
-                    "nbf": 1767222000,
-                    "aud": ["bridge"],
-                    "iss": "https://id.example.org",
-                },
-            ]
-        }
+    model_config = examples(
+        {"sub": "alice", "exp": 1767225600},
+        {
+            "sub": "bob@example.org",
+            "exp": 1767225600,
+            "nbf": 1767222000,
+            "aud": ["bridge"],
+            "iss": "https://id.example.org",
+        },
     )
 
     sub: User = Field(description=f"The user. {USER_TEXT}")
@@ -46,15 +43,15 @@ class TokenClaims(Contract):
         description="Unix time in seconds at which the token expires and its windows are "
         "closed.",
     )
-    nbf: float | SkipJsonSchema[None] = Field(
+    nbf: float | Absent = Field(
         None, description="Unix time in seconds before which the token is not accepted."
     )
-    aud: str | list[str] | SkipJsonSchema[None] = Field(
+    aud: str | list[str] | Absent = Field(
         None,
         description="The audience; required to contain one of BRIDGE_JWT_AUDIENCE, if that is "
         "set.",
     )
-    iss: str | SkipJsonSchema[None] = Field(
+    iss: str | Absent = Field(
         None,
         description="The issuer; required to be BRIDGE_JWT_ISSUER, if that is set.",
     )
@@ -67,25 +64,21 @@ class ConnectAuth(Contract):
     Other fields are ignored: client libraries add their own.
     """
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"token": "header.claims.signature"},
-                {"token": "header.claims.signature", "acks": "manual"},
-                {
-                    "token": "header.claims.signature",
-                    "pid": "k3x9-40.Zm9vYmFy",
-                    "offset": "k3x9-41",
-                },
-            ]
-        }
+    model_config = examples(
+        {"token": "header.claims.signature"},
+        {"token": "header.claims.signature", "acks": "manual"},
+        {
+            "token": "header.claims.signature",
+            "pid": "k3x9-40.Zm9vYmFy",
+            "offset": "k3x9-41",
+        },
     )
 
     token: str | None = Field(
         None,
         description="The JWT. It may be in a cookie or in `Authorization: Bearer` instead.",
     )
-    acks: Literal["auto", "manual"] | SkipJsonSchema[None] = Field(
+    acks: Literal["auto", "manual"] | Absent = Field(
         None,
         description="`auto`, the default: a message that was written to a window counts as "
         "delivered. `manual`: only messages that the page acks do.",
@@ -116,14 +109,10 @@ class Sync(Contract):
     Sent again only to a window that fell behind while it was live and missed messages.
     """
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"replayed": 3, "complete": True, "missed": 0, "reason": None},
-                {"replayed": 1000, "complete": False, "missed": 20, "reason": "limit"},
-                {"replayed": 0, "complete": False, "missed": None, "reason": "reset"},
-            ]
-        }
+    model_config = examples(
+        {"replayed": 3, "complete": True, "missed": 0, "reason": None},
+        {"replayed": 1000, "complete": False, "missed": 20, "reason": "limit"},
+        {"replayed": 0, "complete": False, "missed": None, "reason": "reset"},
     )
 
     replayed: int = Field(ge=0, description="Messages that the replay wrote.")
@@ -143,7 +132,7 @@ class Sync(Contract):
 class Expiring(Contract):
     """`bridge:expiring`: the token expires soon; emit `bridge:refresh` with a new one."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"in_s": 60}]})
+    model_config = examples({"in_s": 60})
 
     in_s: float = Field(ge=0, description="Seconds until the token expires.")
 
@@ -151,15 +140,11 @@ class Expiring(Contract):
 class ClosingNotice(Contract):
     """`bridge:closing`: the bridge is about to close this window."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "code": Closing.DRAINING.value,
-                    "reason": Closing.DRAINING.explanation,
-                    "reconnect": True,
-                }
-            ]
+    model_config = examples(
+        {
+            "code": Closing.DRAINING.value,
+            "reason": Closing.DRAINING.explanation,
+            "reconnect": True,
         }
     )
 
@@ -173,11 +158,7 @@ class ClosingNotice(Contract):
 class ConnectErrorData(Contract):
     """`err.data` of the page's `connect_error`: why the window was not admitted."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"code": Refusal.TOKEN_EXPIRED.value, "temporary": False}]
-        }
-    )
+    model_config = examples({"code": Refusal.TOKEN_EXPIRED.value, "temporary": False})
 
     code: Annotated[Refusal, listed(Refusal)] = Field(
         description=explained(Refusal, "The reason, for programs:")
@@ -188,28 +169,24 @@ class ConnectErrorData(Contract):
 class EventReply(Contract):
     """The argument of the callback of `ack`, `bridge:refresh` and `join`."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"ok": True},
-                {"ok": True, "expires_in_s": 3600},
-                {
-                    "ok": False,
-                    "code": EventError.BAD_POSITION.value,
-                    "message": "ack needs the position of a message",
-                },
-            ]
-        }
+    model_config = examples(
+        {"ok": True},
+        {"ok": True, "expires_in_s": 3600},
+        {
+            "ok": False,
+            "code": EventError.BAD_POSITION.value,
+            "message": "ack needs the position of a message",
+        },
     )
 
     ok: bool = Field(description="Whether the request succeeded.")
-    code: Annotated[EventError, listed(EventError)] | SkipJsonSchema[None] = Field(
+    code: Annotated[EventError, listed(EventError)] | Absent = Field(
         None, description="The error, for programs; only if `ok` is false."
     )
-    message: str | SkipJsonSchema[None] = Field(
+    message: str | Absent = Field(
         None, description="The error, for people; only if `ok` is false."
     )
-    expires_in_s: int | SkipJsonSchema[None] = Field(
+    expires_in_s: int | Absent = Field(
         None,
         description="Seconds until the new token expires; only after `bridge:refresh`.",
     )

@@ -22,7 +22,7 @@ from bridge.core.contracts.operator.dead_letters import (
     Would,
 )
 from bridge.core.contracts.operator.jobs import JobKind
-from bridge.core.contracts.operator.operation import NoBody, NoQuery
+from bridge.core.contracts.operator.operation import NoQuery
 from bridge.core.dead_letter import COUNTED_BY_BROKER, DeadLetterCount, StoredDeadLetter
 from bridge.core.message import Delivery
 from bridge.core.readable_headers import readable_properties, readable_table
@@ -46,7 +46,7 @@ class _DeadLetterHandlers:
         self._letters = letters
         self._board = board
 
-    async def list(self, request: ApiRequest[DeadQuery, NoBody]) -> LetterPage:
+    async def list(self, request: ApiRequest[DeadQuery]) -> LetterPage:
         query = request.query
         wanted = query.filter
         after = parse_page_end(query.cursor) if query.cursor is not None else None
@@ -66,7 +66,7 @@ class _DeadLetterHandlers:
             scanned=scan.scanned,
         )
 
-    async def show(self, request: ApiRequest[LetterQuery, NoBody]) -> LetterDetail:
+    async def show(self, request: ApiRequest[LetterQuery]) -> LetterDetail:
         found = await self._letters.find(request.path["id"])
         if found is None:
             detail = (

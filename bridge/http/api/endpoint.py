@@ -14,15 +14,19 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from bridge.core.contracts.operator.operation import AnyOperation, NoBody, Operation
+from bridge.core.contracts.operator.operation import (
+    AnyOperation,
+    BodyT,
+    NoBody,
+    Operation,
+    QueryT,
+)
 from bridge.core.contracts.validation import json_safe, validation_problem
 from bridge.errors import PublishRefusedError, TransientError
 from bridge.http.authentication import Guard, guarded
 from bridge.http.request_body import read_body
 from bridge.http.responses import problem
 
-QueryT = TypeVar("QueryT", bound=BaseModel)
-BodyT = TypeVar("BodyT", bound=BaseModel)
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _BODY_MAX_BYTES: Final = 1 << 20

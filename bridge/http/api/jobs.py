@@ -10,7 +10,7 @@ from bridge.core.contracts.operator.jobs import (
     GET_JOBS,
     JobFacts,
 )
-from bridge.core.contracts.operator.operation import NoBody, NoQuery, Page, PageQuery
+from bridge.core.contracts.operator.operation import Page, PageQuery
 from bridge.http.api.endpoint import Api, ApiProblem, ApiRequest
 from bridge.http.api.paging import page_by_key
 from bridge.http.jobs import JobBoard, OperatorJob
@@ -22,7 +22,7 @@ _ENDS_WITHIN_S: Final = 20.0
 def add_job_routes(api: Api, board: JobBoard) -> None:
     """Serve the jobs on `board`."""
 
-    async def list_jobs(request: ApiRequest[PageQuery, NoBody]) -> Page[JobFacts]:
+    async def list_jobs(request: ApiRequest[PageQuery]) -> Page[JobFacts]:
         page, following = page_by_key(
             (job.facts() for job in board.all()),
             key=lambda job: job.id,
@@ -31,10 +31,10 @@ def add_job_routes(api: Api, board: JobBoard) -> None:
         )
         return Page[JobFacts](items=page, next=following)
 
-    async def get_job(request: ApiRequest[NoQuery, NoBody]) -> JobFacts:
+    async def get_job(request: ApiRequest) -> JobFacts:
         return _job(board, request.path["id"]).facts()
 
-    async def cancel_job(request: ApiRequest[NoQuery, NoBody]) -> JobFacts:
+    async def cancel_job(request: ApiRequest) -> JobFacts:
         job = _job(board, request.path["id"])
         if not job.ended.is_set():
             job.cancel()

@@ -6,7 +6,6 @@ from typing import Final
 
 from bridge import __version__
 from bridge.amqp.consume.intake import Intake
-from bridge.core.contracts.operator.operation import NoBody, NoQuery
 from bridge.core.contracts.operator.overview import (
     GET_OVERVIEW,
     Ages,
@@ -78,7 +77,7 @@ class OverviewEndpoint:
         """Serve the overview."""
         api.add(GET_OVERVIEW, self._overview)
 
-    async def _overview(self, _request: ApiRequest[NoQuery, NoBody]) -> Overview:
+    async def _overview(self, _request: ApiRequest) -> Overview:
         broker = self._intake.broker
         reasons = self._readiness.unready_reasons()
         rooms = self._sockets.rooms

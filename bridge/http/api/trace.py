@@ -8,7 +8,6 @@ from typing import Final
 
 from bridge.amqp.dead_letters.operations import DeadLetterQueue
 from bridge.core.admin_views import InboxMatch
-from bridge.core.contracts.operator.operation import NoBody
 from bridge.core.contracts.operator.trace import GET_TRACE, Trace, TraceQuery
 from bridge.core.dead_letter import StoredDeadLetter
 from bridge.core.fleet import THIS_BRIDGE, Coverage, UserWindows
@@ -62,7 +61,7 @@ class _Tracer:
         self._fleet = fleet
         self._letters_max = letters_max
 
-    async def trace(self, request: ApiRequest[TraceQuery, NoBody]) -> Trace:
+    async def trace(self, request: ApiRequest[TraceQuery]) -> Trace:
         message_id, wanted = request.path["message_id"], request.query.user
         search = await self._inboxes.find(message_id, user=wanted)
         gaps = []

@@ -6,7 +6,7 @@ from typing import Final
 import structlog
 
 from bridge.core.admin_views import InboxSummary, KeptMessage
-from bridge.core.contracts.operator.operation import NoBody, NoQuery, Page
+from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.users import (
     GET_INBOX,
     GET_USER,
@@ -57,7 +57,7 @@ class _UserHandlers:
         self._inboxes = inboxes
         self._fleet = fleet
 
-    async def list_users(self, request: ApiRequest[UsersQuery, NoBody]) -> UsersPage:
+    async def list_users(self, request: ApiRequest[UsersQuery]) -> UsersPage:
         query = request.query
         prefix, after = query.q or "", parse_text_cursor(query.cursor) or ""
         wanted = query.limit + 1  # one more shows whether there is a next page
@@ -86,7 +86,7 @@ class _UserHandlers:
             silent=coverage.silent,
         )
 
-    async def get_user(self, request: ApiRequest[NoQuery, NoBody]) -> UserDetail:
+    async def get_user(self, request: ApiRequest) -> UserDetail:
         user = _user_of(request.path["user"])
         inbox = await self._inbox(user)
         found = await self._fleet.windows_of(user)
@@ -100,7 +100,7 @@ class _UserHandlers:
         }
         return UserDetail(**facts)
 
-    async def kick(self, request: ApiRequest[NoQuery, NoBody]) -> Kicked:
+    async def kick(self, request: ApiRequest) -> Kicked:
         user = _user_of(request.path["user"])
         kicked, coverage = await self._fleet.kick(user)
         log.info(
@@ -112,9 +112,7 @@ class _UserHandlers:
         )
         return Kicked(kicked=kicked, bridges=coverage.bridges, silent=coverage.silent)
 
-    async def get_inbox(
-        self, request: ApiRequest[InboxQuery, NoBody]
-    ) -> Page[InboxMessage]:
+    async def get_inbox(self, request: ApiRequest[InboxQuery]) -> Page[InboxMessage]:
         user = _user_of(request.path["user"])
         query = request.query
         before = _before(query.cursor)

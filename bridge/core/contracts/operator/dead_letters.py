@@ -4,15 +4,12 @@ from collections.abc import Callable
 from typing import Annotated, Final, Self
 
 from pydantic import Field, JsonValue, StringConstraints, model_validator
-from pydantic.json_schema import SkipJsonSchema
 
-from bridge.core.contracts.base import Contract, explained, listed
+from bridge.core.contracts.base import Absent, Contract, explained, listed
 from bridge.core.contracts.operator.jobs import JobFacts
 from bridge.core.contracts.operator.operation import (
     QUERY_TEXT_MAX,
     Body,
-    NoBody,
-    NoQuery,
     Operation,
     Page,
     PageQuery,
@@ -133,11 +130,11 @@ class DeadLetterFilter(Body):
 class DeadQuery(PageQuery):
     """The conditions for the listed dead letters, and the page."""
 
-    reason: Reason | SkipJsonSchema[None] = Field(None, description="With this reason.")
-    user: Text | SkipJsonSchema[None] = Field(None, description="Of this user.")
-    event: Text | SkipJsonSchema[None] = Field(None, description="Of this event.")
-    since: QueryTime | SkipJsonSchema[None] = Field(None, description=_SINCE)
-    until: QueryTime | SkipJsonSchema[None] = Field(None, description=_UNTIL)
+    reason: Reason | Absent = Field(None, description="With this reason.")
+    user: Text | Absent = Field(None, description="Of this user.")
+    event: Text | Absent = Field(None, description="Of this event.")
+    since: QueryTime | Absent = Field(None, description=_SINCE)
+    until: QueryTime | Absent = Field(None, description=_UNTIL)
 
     @property
     def filter(self) -> DeadLetterFilter:
@@ -218,7 +215,6 @@ GET_DEAD: Final = Operation(
     summary="List dead letters, oldest first, without changing their order or number.",
     answers={200: LetterPage},
     query=DeadQuery,
-    body=NoBody,
     problems=(503,),
 )
 GET_LETTER: Final = Operation(
@@ -228,7 +224,6 @@ GET_LETTER: Final = Operation(
     summary="Show one dead letter with its reason and properties, and its body if requested.",
     answers={200: LetterDetail},
     query=LetterQuery,
-    body=NoBody,
     path_parameters={"id": LETTER_ID},
     problems=(404, 405, 503),
 )
@@ -238,7 +233,6 @@ REDRIVE: Final = Operation(
     name="redriveDeadLetters",
     summary="Send dead letters back to the inbound queue.",
     answers={202: JobStarted, 200: Would},
-    query=NoQuery,
     body=Redrive,
     problems=(409, 503),
 )
@@ -248,7 +242,6 @@ DISCARD: Final = Operation(
     name="discardDeadLetters",
     summary="Delete dead letters permanently.",
     answers={202: JobStarted, 200: Would},
-    query=NoQuery,
     body=Discard,
     problems=(409, 503),
 )

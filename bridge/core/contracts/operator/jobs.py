@@ -7,8 +7,6 @@ from pydantic import Field
 
 from bridge.core.contracts.base import Contract, listed
 from bridge.core.contracts.operator.operation import (
-    NoBody,
-    NoQuery,
     Operation,
     Page,
     PageQuery,
@@ -61,7 +59,6 @@ GET_JOBS: Final = Operation(
     summary="List the jobs that the bridge remembers, newest last.",
     answers={200: Page[JobFacts]},
     query=PageQuery,
-    body=NoBody,
 )
 GET_JOB: Final = Operation(
     method="GET",
@@ -69,8 +66,6 @@ GET_JOB: Final = Operation(
     name="getJob",
     summary="Show one job and its progress.",
     answers={200: JobFacts},
-    query=NoQuery,
-    body=NoBody,
     path_parameters={"id": JOB_ID},
     problems=(404,),
 )
@@ -80,8 +75,6 @@ CANCEL_JOB: Final = Operation(
     name="cancelJob",
     summary="Cancel a job, and answer when it has ended. Finished work is not undone.",
     answers={200: JobFacts},
-    query=NoQuery,
-    body=NoBody,
     path_parameters={"id": JOB_ID},
     problems=(404,),
 )

@@ -8,16 +8,14 @@ in `schemas/` is generated from it. So the document cannot differ from the behav
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Generic, Literal, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import TypeVar
 
-from bridge.core.contracts.base import Contract
+from bridge.core.contracts.base import Absent, Contract
 
 ItemT = TypeVar("ItemT")
-QueryT = TypeVar("QueryT", bound=BaseModel)
-BodyT = TypeVar("BodyT", bound=BaseModel)
 
 PAGE_DEFAULT: Final = 50
 PAGE_MAX: Final = 200
@@ -86,7 +84,7 @@ class PageQuery(Query):
     limit: QueryNumber = Field(
         PAGE_DEFAULT, ge=1, le=PAGE_MAX, description="The largest number of items."
     )
-    cursor: str | SkipJsonSchema[None] = Field(
+    cursor: str | Absent = Field(
         None,
         max_length=CURSOR_MAX,
         pattern="^[A-Za-z0-9_-]*$",
@@ -106,6 +104,18 @@ class Page(Contract, Generic[ItemT]):
 # --- operations ---------------------------------------------------------------------------
 
 Method = Literal["GET", "POST", "DELETE", "PUT"]
+
+
+class NoQuery(Query):
+    """No parameters."""
+
+
+class NoBody(Body):
+    """No body."""
+
+
+QueryT = TypeVar("QueryT", bound=BaseModel, default=NoQuery)
+BodyT = TypeVar("BodyT", bound=BaseModel, default=NoBody)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +143,9 @@ class Operation(Generic[QueryT, BodyT]):
     name: str
     summary: str
     answers: Mapping[int, type[BaseModel]]
-    query: type[QueryT]
-    body: type[BodyT]
+    # mypy cannot know that an omitted argument selects the default of its type variable.
+    query: type[QueryT] = NoQuery  # type: ignore[assignment]
+    body: type[BodyT] = NoBody  # type: ignore[assignment]
     path_parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     problems: tuple[int, ...] = ()
     is_free: bool = False
@@ -157,14 +168,6 @@ class Operation(Generic[QueryT, BodyT]):
     def group(self) -> str:
         """The part of the path that names the group: `dead`, `users`, `health`."""
         return self.path.removeprefix("/api").split("/")[1]
-
-
-class NoQuery(Query):
-    """No parameters."""
-
-
-class NoBody(Body):
-    """No body."""
 
 
 AnyOperation = Operation[Any, Any]

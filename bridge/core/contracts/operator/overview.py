@@ -5,7 +5,7 @@ from typing import Final
 from pydantic import Field
 
 from bridge.core.contracts.base import Contract
-from bridge.core.contracts.operator.operation import NoBody, NoQuery, Operation
+from bridge.core.contracts.operator.operation import Operation
 
 
 class BrokerFacts(Contract):
@@ -87,7 +87,5 @@ GET_OVERVIEW: Final = Operation(
     name="getOverview",
     summary="Show the state of the bridge in numbers.",
     answers={200: Overview},
-    query=NoQuery,
-    body=NoBody,
 )
 OPERATIONS: Final = (GET_OVERVIEW,)

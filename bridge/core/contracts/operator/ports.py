@@ -6,7 +6,7 @@ from pydantic import Field, RootModel
 
 from bridge.core.contracts.base import Contract
 from bridge.core.contracts.messages import PublishAccepted, PublishRequest
-from bridge.core.contracts.operator.operation import NoBody, NoQuery, Operation
+from bridge.core.contracts.operator.operation import Operation
 
 
 class Liveness(Contract):
@@ -32,7 +32,6 @@ PUBLISH: Final = Operation(
     name="publish",
     summary="Publish a message; BRIDGE_API_KEY is valid too. 202 after the broker's confirm.",
     answers={202: PublishAccepted},
-    query=NoQuery,
     body=PublishRequest,
     problems=(503,),
 )
@@ -42,8 +41,6 @@ GET_LIVE: Final = Operation(
     name="getLive",
     summary="Liveness probe: restart the bridge if it fails. On the public port too.",
     answers={200: Liveness},
-    query=NoQuery,
-    body=NoBody,
     is_free=True,
 )
 GET_READY: Final = Operation(
@@ -52,8 +49,6 @@ GET_READY: Final = Operation(
     name="getReady",
     summary="Readiness probe: send no traffic while it answers 503. On the public port too.",
     answers={200: Readiness, 503: Readiness},
-    query=NoQuery,
-    body=NoBody,
     is_free=True,
 )
 GET_METRICS: Final = Operation(
@@ -62,8 +57,6 @@ GET_METRICS: Final = Operation(
     name="getMetrics",
     summary="Show the metrics for Prometheus.",
     answers={200: MetricsText},
-    query=NoQuery,
-    body=NoBody,
     media_type="text/plain",
 )
 OPERATIONS: Final = (PUBLISH, GET_LIVE, GET_READY, GET_METRICS)

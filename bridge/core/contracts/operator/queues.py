@@ -7,7 +7,6 @@ from pydantic import Field
 
 from bridge.core.contracts.base import Contract, listed
 from bridge.core.contracts.operator.operation import (
-    NoBody,
     Operation,
     Page,
     PageQuery,
@@ -67,7 +66,6 @@ GET_QUEUES: Final = Operation(
     summary="List the queues of this bridge: depth, consumers, deliveries in flight.",
     answers={200: Page[QueueFacts]},
     query=PageQuery,
-    body=NoBody,
     problems=(503,),
 )
 OPERATIONS: Final = (GET_QUEUES,)

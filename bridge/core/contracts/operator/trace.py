@@ -3,17 +3,16 @@
 from typing import Annotated, Final
 
 from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
 
-from bridge.core.contracts.base import Contract, User, listed
-from bridge.core.contracts.operator.operation import NoBody, Operation, Query
+from bridge.core.contracts.base import Absent, Contract, User, listed
+from bridge.core.contracts.operator.operation import Operation, Query
 from bridge.enums import Fate, Stage
 
 
 class TraceQuery(Query):
     """The user of the message."""
 
-    user: User | SkipJsonSchema[None] = Field(
+    user: User | Absent = Field(
         None,
         description="The user. Without it, the messages of all users are searched, newest "
         "first, for at most five seconds.",
@@ -61,7 +60,6 @@ GET_TRACE: Final = Operation(
     summary="Show the story of a message: consumed, stored, written, delivered, or why not.",
     answers={200: Trace},
     query=TraceQuery,
-    body=NoBody,
     path_parameters={
         "message_id": {
             "description": "The property `message_id` that it was published with, "

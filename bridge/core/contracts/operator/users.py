@@ -4,12 +4,9 @@ from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
 
-from bridge.core.contracts.base import CONTROL_CHARACTER, Contract, listed
+from bridge.core.contracts.base import CONTROL_CHARACTER, Absent, Contract, listed
 from bridge.core.contracts.operator.operation import (
-    NoBody,
-    NoQuery,
     Operation,
     Page,
     PageQuery,
@@ -31,7 +28,7 @@ USER_PARAMETER: Final = {
 class UsersQuery(PageQuery):
     """The conditions for the listed users, and the page."""
 
-    q: str | SkipJsonSchema[None] = Field(
+    q: str | Absent = Field(
         None,
         max_length=USER_MAX_BYTES,
         description="The beginning of their names, taken literally.",
@@ -153,7 +150,6 @@ LIST_USERS: Final = Operation(
     summary="List users by name, with their windows and inboxes.",
     answers={200: UsersPage},
     query=UsersQuery,
-    body=NoBody,
     problems=(503,),
 )
 GET_USER: Final = Operation(
@@ -162,8 +158,6 @@ GET_USER: Final = Operation(
     name="getUser",
     summary="Show one user with all windows. 404: no window, and never a message.",
     answers={200: UserDetail},
-    query=NoQuery,
-    body=NoBody,
     path_parameters={"user": USER_PARAMETER},
     problems=(404,),
 )
@@ -173,8 +167,6 @@ KICK_USER: Final = Operation(
     name="kickUser",
     summary="Close all windows of a user on all bridges, with the code `kicked`.",
     answers={200: Kicked},
-    query=NoQuery,
-    body=NoBody,
     path_parameters={"user": USER_PARAMETER},
 )
 GET_INBOX: Final = Operation(
@@ -184,7 +176,6 @@ GET_INBOX: Final = Operation(
     summary="List the messages in the inbox of a user, newest first.",
     answers={200: Page[InboxMessage]},
     query=InboxQuery,
-    body=NoBody,
     path_parameters={"user": USER_PARAMETER},
     problems=(404, 503),
 )
