@@ -80,7 +80,7 @@ class StoreInUseError(StoreUnavailableError):
 
 @dataclass(eq=False)
 class KeysUnavailableError(TransientError):
-    """The key set that checks tokens cannot be fetched."""
+    """The key that checks a token is unknown and cannot be fetched now."""
 
     problem: str
 

@@ -124,7 +124,7 @@ class TokenVerifier:
 
         Raises:
             RefusedError: If the token is missing or invalid, with the code for the page.
-            KeysUnavailableError: If the key set is needed and cannot be fetched.
+            KeysUnavailableError: If the key is unknown and cannot be looked up now.
 
         Cancellation: safe.
 
@@ -140,17 +140,24 @@ class TokenVerifier:
         rules = self._rules
         if algorithm not in rules.algorithms:
             raise _invalid("its algorithm is not accepted here")
-        return _check(token, algorithm, await self._keys_for(algorithm, kid), rules)
+        if self._key_set is None or is_symmetric(algorithm) or self._verifying_key:
+            identity = _check(token, algorithm, self._configured_keys(algorithm), rules)
+        else:
+            keys = await self._key_set.find(algorithm, kid=kid)
+            identity = _check(token, algorithm, keys, rules)
+            if identity is None and kid is None:  # its key may be newer than the set
+                keys = await self._key_set.find(algorithm, kid=None, tried=keys)
+                identity = _check(token, algorithm, keys, rules)
+        if identity is None:
+            raise _invalid("its signature matches none of the keys")
+        return identity
 
-    async def _keys_for(
-        self, algorithm: str, kid: str | None
-    ) -> Sequence[PublicKey | bytes]:
+    def _configured_keys(self, algorithm: str) -> Sequence[PublicKey | bytes]:
         if is_symmetric(algorithm):
             return self._secrets
-        if self._verifying_key:
-            fits = algorithm in self._verifying_key.algorithms
-            return [self._verifying_key.key] if fits else []
-        return await self._key_set.find(algorithm, kid=kid) if self._key_set else []
+        if self._verifying_key and algorithm in self._verifying_key.algorithms:
+            return [self._verifying_key.key]
+        return []
 
 
 def issue_token(
@@ -220,7 +227,8 @@ def _parse_header(token: str) -> tuple[str, str | None]:
 
 def _check(
     token: str, algorithm: str, keys: Sequence[PublicKey | bytes], rules: TokenRules
-) -> Identity:
+) -> Identity | None:
+    """Return the identity of the token; ``None`` if none of `keys` signed it."""
     options: Options = {
         "require": ["exp"],
         "verify_aud": bool(rules.audience),
@@ -244,7 +252,7 @@ def _check(
         except jwt.PyJWTError as exc:
             raise _invalid(_problem_of(exc)) from exc
         return identify(claims)
-    raise _invalid("its signature matches none of the keys")
+    return None
 
 
 def _problem_of(error: jwt.PyJWTError) -> str:

@@ -1,12 +1,13 @@
 """
 The key set at BRIDGE_JWKS_URL: fetched, cached, and fetched again when keys rotate.
 
-A token cannot choose the address of its key. An unknown `kid` makes the bridge fetch the
-configured URL again, at most every ten seconds.
+A token cannot choose the address of its key. An unknown key makes the bridge fetch the
+configured URL again, at most every ten seconds. Until then the key is unavailable, not
+invalid: the issuer may have rotated its keys after the last fetch.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
@@ -63,6 +64,8 @@ class KeySet:
         self._fetched_s = -inf  # end of the last successful fetch
         self._tried_s = -inf  # end of the last fetch, successful or not
         self._problem: str | None = "it has not been fetched yet"
+        self._fetch_count = 0  # fetches that began
+        self._current_fetch = 0  # the number of the last successful fetch
         # One fetch serves all tokens that wait for it. The wait for this lock is bounded,
         # although it is held during a network call: the fetch has a timeout, and after it
         # `_tried_s` lets every other waiter return without a fetch. If the task that
@@ -84,7 +87,9 @@ class KeySet:
             await self._session.close()
             self._session = None
 
-    async def find(self, algorithm: str, *, kid: str | None) -> list[PublicKey]:
+    async def find(
+        self, algorithm: str, *, kid: str | None, tried: Sequence[PublicKey] = ()
+    ) -> list[PublicKey]:
         """
         Return the keys that may check a signature made with `algorithm`.
 
@@ -92,32 +97,38 @@ class KeySet:
             algorithm: One that the settings accept.
             kid: The key that the token names; ``None`` selects all keys of the algorithm,
                 at most 8.
+            tried: Keys that did not sign the token; the issuer may have newer ones.
 
         Returns:
-            An empty list if the set is up to date and has no such key.
+            An empty list if a fetch that began during this call found no such key.
 
         Raises:
-            KeysUnavailableError: If the key is unknown and the set cannot be fetched.
+            KeysUnavailableError: If the key is unknown and could not be looked up now,
+                because the fetch failed or the last one is too recent.
 
         Cancellation: safe; another task that waits for the same fetch restarts it.
 
         """
+        earlier_fetches = self._fetch_count
         await self._keep_fresh()
-        found = self._matching(algorithm, kid)
+        found = self._matching(algorithm, kid, tried)
         if not found:
             await self._fetch_unless_tried()  # the issuer may have rotated its keys
-            found = self._matching(algorithm, kid)
-        if not found and self._problem:
-            raise KeysUnavailableError(self._problem)
+            found = self._matching(algorithm, kid, tried)
+        if not found and self._current_fetch <= earlier_fetches:
+            recent = f"the last fetch is less than {self._times.pause_s:g} s ago"
+            raise KeysUnavailableError(self._problem or recent)
         return found
 
-    def _matching(self, algorithm: str, kid: str | None) -> list[PublicKey]:
+    def _matching(
+        self, algorithm: str, kid: str | None, tried: Sequence[PublicKey]
+    ) -> list[PublicKey]:
         fitting = [
             entry.key
             for entry in self._keys
             if algorithm in entry.algorithms and kid in (None, entry.kid)
         ]
-        return fitting[:_CANDIDATES_MAX]
+        return [key for key in fitting[:_CANDIDATES_MAX] if key not in tried]
 
     async def _keep_fresh(self) -> None:
         age_s = self._now() - self._fetched_s
@@ -131,6 +142,8 @@ class KeySet:
         async with self._fetching:
             if self._now() - self._tried_s < self._times.pause_s:
                 return
+            self._fetch_count += 1
+            number = self._fetch_count
             try:
                 async with asyncio.timeout(self._times.fetch_s):
                     keys = parse_key_set(await self._download())
@@ -142,7 +155,7 @@ class KeySet:
             except ValueError as exc:
                 self._note_failure(str(exc))
             else:
-                self._note_success(keys)
+                self._note_success(keys, number)
 
     async def _download(self) -> bytes:
         if self._session is None:
@@ -169,7 +182,8 @@ class KeySet:
         self._problem = problem
         log.warning("keys.unavailable", problem=problem, known=len(self._keys))
 
-    def _note_success(self, keys: list[VerifyingKey]) -> None:
+    def _note_success(self, keys: list[VerifyingKey], number: int) -> None:
+        self._current_fetch = number
         self._tried_s = self._fetched_s = self._now()
         self._problem = None
         if [entry.kid for entry in keys] != [entry.kid for entry in self._keys]:

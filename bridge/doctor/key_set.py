@@ -1,6 +1,6 @@
 """Check the issuer's key set."""
 
-from bridge.auth.key_set import KeySet
+from bridge.auth.key_set import KeySet, KeySetTimes
 from bridge.doctor.results import CheckResult, fail, ok
 from bridge.enums import ExitCode
 from bridge.errors import KeysUnavailableError
@@ -11,7 +11,8 @@ async def check_key_set(settings: Settings) -> CheckResult | None:
     """Fetch the key set as the first token would; `None` if no URL is configured."""
     if settings.jwks_url is None or settings.auth != "jwt":
         return None
-    keys = KeySet(settings.jwks_url)
+    # No pause: a key that is missing is looked up at once, and its absence is certain.
+    keys = KeySet(settings.jwks_url, times=KeySetTimes(pause_s=0.0))
     await keys.open()
     try:
         key_counts = {

@@ -65,6 +65,17 @@ async def unavailable(verifier: TokenVerifier) -> str:
     return str(caught.value)
 
 
+async def refused(verifier: TokenVerifier, unaccepted: str) -> Refusal:
+    """Verify a token that is not accepted; return the code that a page receives."""
+    try:
+        await verifier.verify(unaccepted)
+    except RefusedError as exc:
+        return exc.code
+    except KeysUnavailableError:
+        return Refusal.KEYS_UNAVAILABLE
+    raise AssertionError(unaccepted)
+
+
 # --- available keys ---------------------------------------------------------------------
 
 
@@ -109,10 +120,49 @@ async def test_a_rotated_key_is_found_by_another_fetch(
         clock.now_s += 11
 
         assert (await verifier.verify(token(NEW_KEY, "new"))).user == "alice"
+        clock.now_s += 11
         with pytest.raises(RefusedError):
             await verifier.verify(token(OLD_KEY, "old"))
 
+    assert issuer.requests == 3
+
+
+@pytest.mark.parametrize("kid", ["new", None])
+async def test_a_key_that_rotated_just_after_a_fetch_is_unavailable_and_then_found(
+    issuer: Issuer, clock: Clock, kid: str | None
+) -> None:
+    """A page whose token is invalid never tries again, and the token is valid."""
+    async with opened(issuer, clock) as verifier:
+        issuer.keys = {"new": NEW_KEY}
+
+        clock.now_s += 9
+        with pytest.raises(KeysUnavailableError):
+            await verifier.verify(token(NEW_KEY, kid))
+        clock.now_s += 2
+        assert (await verifier.verify(token(NEW_KEY, kid))).user == "alice"
+
     assert issuer.requests == 2
+
+
+@pytest.mark.parametrize("kid", ["new", None])
+async def test_a_key_that_rotated_during_a_fetch_is_not_invalid(
+    issuer: Issuer, clock: Clock, kid: str | None
+) -> None:
+    """The answer of a fetch that began before the token came may be too old."""
+    blocked = BlockedAnswer(then=issuer.serve)
+
+    async with opened(issuer, clock) as verifier:
+        issuer.answer = blocked
+        clock.now_s += 11
+        async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+            first = tasks.create_task(refused(verifier, token(NEW_KEY, "other")))
+            await blocked.asked.wait()
+            second = tasks.create_task(refused(verifier, token(NEW_KEY, kid)))
+            await asyncio.sleep(0)
+            blocked.released.set()
+
+    assert first.result() is Refusal.TOKEN_INVALID
+    assert second.result() is Refusal.KEYS_UNAVAILABLE
 
 
 async def test_unknown_kids_cause_at_most_one_fetch_in_ten_seconds(
@@ -120,13 +170,14 @@ async def test_unknown_kids_cause_at_most_one_fetch_in_ten_seconds(
 ) -> None:
     """Any client can invent kids, which must not make the bridge flood its issuer."""
     async with opened(issuer, clock) as verifier:
+        codes = []
         for number in range(50):
             clock.now_s += 0.5
-            with pytest.raises(RefusedError) as caught:
-                await verifier.verify(token(NEW_KEY, f"kid-{number}"))
-            assert caught.value.code is Refusal.TOKEN_INVALID
+            codes.append(await refused(verifier, token(NEW_KEY, f"kid-{number}")))
 
     assert issuer.requests == 1 + 2
+    assert codes.count(Refusal.TOKEN_INVALID) == 2  # those whose kid was looked up
+    assert codes.count(Refusal.KEYS_UNAVAILABLE) == 48
 
 
 async def test_a_withdrawn_key_is_refused_once_the_set_is_stale(
