@@ -13,7 +13,7 @@ from rich.console import Console
 from bridge.amqp.connection import (
     BrokerConnection,
     Purpose,
-    open_connection,
+    connected,
 )
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.shards.layout import ShardLayout, ShardPlan
@@ -137,13 +137,10 @@ def _settings(config_file: ConfigFile) -> Settings:
 async def _connected(
     settings: Settings,
 ) -> AsyncIterator[tuple[BrokerConnection[FrameReader], ShardPlan]]:
-    connection = await open_connection(
+    async with connected(
         broker_address(settings), purpose=Purpose.OPERATE, reader=FrameReader
-    )
-    try:
+    ) as connection:
         yield connection, shard_plan(settings)
-    finally:
-        await connection.disconnect()
 
 
 async def _look(settings: Settings) -> _Found:

@@ -13,7 +13,7 @@ from bridge.amqp.connection import (
     BrokerAddress,
     BrokerConnection,
     Purpose,
-    open_connection,
+    connected,
 )
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.permissions import (
@@ -81,27 +81,21 @@ async def check_broker(
     """
     address = BrokerAddress(urls=(str(target.url),), timeout_s=target.timeout_s)
     try:
-        connection = await open_connection(
+        async with connected(
             address, purpose=Purpose.CHECK, reader=FrameReader
-        )
+        ) as connection:
+            properties = connection.wire.server_properties
+            yield check_version(
+                target.subject,
+                str(properties.get("product")),
+                str(properties.get("version")),
+            )
+            yield _check_tls(target.url, connection.certificate_end_s)
+            if with_topology:
+                async for result in _check_topology(connection, target):
+                    yield result
     except BrokerUnavailableError as exc:
         yield fail(target.subject, str(exc), exit_code=ExitCode.UNREACHABLE)
-        return
-    try:
-        properties = connection.wire.server_properties
-        yield check_version(
-            target.subject,
-            str(properties.get("product")),
-            str(properties.get("version")),
-        )
-        yield _check_tls(target.url, connection.certificate_end_s)
-        if with_topology:
-            async for result in _check_topology(connection, target):
-                yield result
-    except BrokerUnavailableError as exc:
-        yield fail(target.subject, str(exc), exit_code=ExitCode.UNREACHABLE)
-    finally:
-        await connection.disconnect()
 
 
 def check_version(subject: str, product: str, version: str) -> CheckResult:

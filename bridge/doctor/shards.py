@@ -8,7 +8,7 @@ from bridge.amqp.connection import (
     BrokerAddress,
     Purpose,
     broker_identity,
-    open_connection,
+    connected,
 )
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.ownership import NamespaceOwnership
@@ -45,45 +45,40 @@ async def check_shards(
     """
     plain = topology(plan.names, plan.retry_delays_s)
     try:
-        connection = await open_connection(
+        async with connected(
             address, purpose=Purpose.CHECK, reader=FrameReader
-        )
-    except BrokerUnavailableError:
-        return ShardCheck(plain, ())
-    try:
-        records = ShardRecords(connection, plan)
-        layout = await records.expect()
-        best = preferred_hash_type(broker_identity(connection).version)
-        ownership = NamespaceOwnership(
-            connection, plan.names, address=address, has_own_inbox=has_own_inbox
-        )
-        results = [
-            _check_setting(layout, plan),
-            await _check_other_bridges(ownership, has_own_inbox=has_own_inbox),
-        ]
-        results += [
-            warn(
-                _SUBJECT,
-                f"queue {queue} belongs to an earlier number of shards and is not empty "
-                "yet; the new queues wait for it",
-                fix=f"bridge shards set {layout.shards}   # if no bridge is emptying it",
+        ) as connection:
+            records = ShardRecords(connection, plan)
+            layout = await records.expect()
+            best = preferred_hash_type(broker_identity(connection).version)
+            ownership = NamespaceOwnership(
+                connection, plan.names, address=address, has_own_inbox=has_own_inbox
             )
-            for queue in await records.previous_queues(layout)
-        ]
-        hash_type = layout.hash_type if layout.shards > 1 else best
-        if hash_type != best:
-            results.append(_warn_of_hash(layout, best))
-        if max(layout.shards, plan.shards) > 1 and not await knows_type(
-            connection, plan.names, hash_type, timeout_s=plan.timeout_s
-        ):
-            text = f"the broker does not support exchanges of type {hash_type}"
-            fix = f"rabbitmq-plugins enable {plugin_of(hash_type)}   # on each node"
-            return ShardCheck(plain, (*results, fail(_SUBJECT, text, fix=fix)))
-        return ShardCheck(plan.topology(layout), results)
+            results = [
+                _check_setting(layout, plan),
+                await _check_other_bridges(ownership, has_own_inbox=has_own_inbox),
+            ]
+            results += [
+                warn(
+                    _SUBJECT,
+                    f"queue {queue} belongs to an earlier number of shards and is not empty "
+                    "yet; the new queues wait for it",
+                    fix=f"bridge shards set {layout.shards}   # if no bridge is emptying it",
+                )
+                for queue in await records.previous_queues(layout)
+            ]
+            hash_type = layout.hash_type if layout.shards > 1 else best
+            if hash_type != best:
+                results.append(_warn_of_hash(layout, best))
+            if max(layout.shards, plan.shards) > 1 and not await knows_type(
+                connection, plan.names, hash_type, timeout_s=plan.timeout_s
+            ):
+                text = f"the broker does not support exchanges of type {hash_type}"
+                fix = f"rabbitmq-plugins enable {plugin_of(hash_type)}   # on each node"
+                return ShardCheck(plain, (*results, fail(_SUBJECT, text, fix=fix)))
+            return ShardCheck(plan.topology(layout), results)
     except BrokerUnavailableError:
         return ShardCheck(plain, ())
-    finally:
-        await connection.disconnect()
 
 
 async def _check_other_bridges(
