@@ -114,7 +114,7 @@ async def test_bridges_that_would_keep_this_one_from_consuming_are_a_warning(
     assert "a second would wait" in beside_itself.text
     for result in (kept_out, stray):
         assert result.status is CheckStatus.WARN, result
-        assert "inbox is its own" in result.text
+        assert "inbox of its own" in result.text
         assert "BRIDGE_NAMESPACE" in result.fix
 
 
