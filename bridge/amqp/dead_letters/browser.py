@@ -56,9 +56,9 @@ _FIRST_STEP: Final = 1000
 _STEP_FACTOR: Final = 8
 _PREFETCH_MAX: Final = 65_535  # the largest value of basic.qos
 _CONSUMERS_MAX: Final = 32  # more of them return their messages in no order
-# If no message arrives for this long, the queue may be empty. Messages that RabbitMQ has handed out may
-# still be on its way, because it reads thousands before it sends the first; or another client
-# has taken it.
+# If no message arrives for this long, the queue may be empty, or another client has taken the
+# rest. Messages may also still be on their way: RabbitMQ reads thousands before it sends the
+# first one.
 _QUIET_S: Final = 0.5
 _QUIETS_MAX: Final = 10
 # Reading the whole queue takes longer than one call; its timeout is this many times as long.
