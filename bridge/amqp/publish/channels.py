@@ -33,12 +33,12 @@ class RawProperties(Basic.Properties):
     """
     Properties that are sent byte by byte as given.
 
-    aiormq sets a missing `message_id` to find returns by it. It is never sent, and the
-    reader takes the returns before aiormq sees them.
+    aiormq finds returns by `message_id` and draws a random one if it is missing. The constant
+    one is never sent, and the reader takes the returns before aiormq sees them.
     """
 
     def __init__(self, raw: bytes) -> None:
-        super().__init__()
+        super().__init__(message_id="-")
         self._raw = raw
 
     def marshal(self) -> bytes:
