@@ -123,6 +123,11 @@ class Metrics:
             "bridge_handed_over_batches",
             "Batches that the store refused, because another bridge consumes the queue now.",
         )
+        self.suspects = counter(
+            "bridge_suspects",
+            "Deliveries settled that were in flight when several connections or processes ended: together with others, or alone after a crash.",
+            ("mode",),
+        )
         self.shards_active = gauge(
             "bridge_shards_active",
             "Shards that this bridge consumes, of those that have delivered a message.",

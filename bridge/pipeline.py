@@ -13,7 +13,7 @@ prefetch bounds what waits in the process, and the broker keeps the rest.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from operator import attrgetter
 from time import monotonic, time
 from typing import Final, TypeVar
@@ -40,9 +40,11 @@ from bridge.core.message import (
     parse_delivery,
 )
 from bridge.core.settlement import (
+    SUSPECTS_TOGETHER,
     DeadLetter,
     attempt_of,
     is_suspect,
+    joint_trial_key,
     settle_trial,
     settle_unexpected,
     trial_key,
@@ -119,7 +121,7 @@ class Pipeline:
         self._tracing = tracing
         self._fencing = fencing
         self._now = now
-        self._trial_key: bytes | None = None  # of the message that is on trial now
+        self._trial_keys: Sequence[bytes] = ()  # of the messages that are on trial now
 
     @property
     def is_waiting(self) -> bool:
@@ -161,13 +163,35 @@ class Pipeline:
             self._count(Outcome.STALE, len(batch.deliveries))
 
     async def _settle_redelivered(self, batch: Batch) -> None:
-        """Settle a batch that may contain suspects: suspects one by one, in their order."""
+        """Settle a batch that may contain suspects, which are tried in their order."""
         for suspicious, group in groupby(batch.deliveries, key=is_suspect):
             if suspicious:
-                for delivery in group:
-                    await self._try_suspect(batch, delivery)
+                while suspects := list(islice(group, SUSPECTS_TOGETHER)):
+                    await self._try_suspects(batch, suspects)
             else:
                 await self._settle_group(batch, list(group))
+
+    async def _try_suspects(self, batch: Batch, suspects: Sequence[Delivery]) -> None:
+        """
+        Settle messages of which one may crash the process.
+
+        Most suspects are innocent: they were in flight when connections were lost. So they
+        are settled together, in a trial that the store records. If the record shows that
+        the process died in such a trial of one of them, each is settled alone.
+        """
+        # Messages without an id may be identical: their key is counted once.
+        keys = list(dict.fromkeys(map(joint_trial_key, suspects)))
+        trials = await self._note_trials(batch, keys)
+        if max(trials) == 1:
+            await self._on_trial(keys, self._settle_group(batch, suspects))
+        else:
+            # The records stay until each message was alone: until then a crash must not
+            # lead back to a trial together.
+            for suspect in suspects:
+                await self._try_alone(batch, suspect)
+                self._inbox.forget_trial(joint_trial_key(suspect))
+        mode = "together" if max(trials) == 1 else "alone"
+        self._metrics.suspects.labels(mode=mode).inc(len(suspects))
 
     async def _settle_group(self, batch: Batch, deliveries: Sequence[Delivery]) -> None:
         now_s = self._now()
@@ -194,36 +218,46 @@ class Pipeline:
         if good:
             await self._store(batch, good)
 
-    async def _try_suspect(self, batch: Batch, delivery: Delivery) -> None:
-        """
-        Settle a message alone that may crash the process.
-
-        A trial is recorded in the store before the message is parsed, and deleted when
-        the trial has ended in any way that the process survives. It is also deleted while
-        the pipeline waits for a store or broker that is away (see `_with_retries`).
-        """
+    async def _try_alone(self, batch: Batch, delivery: Delivery) -> None:
+        """Settle a suspect alone, or dead-letter it unparsed after too many crashes."""
         key = trial_key(delivery)
-        trial = await self._with_retries(
-            batch, lambda: self._inbox.note_trial(key), doing="note_trial"
+        (trial,) = await self._note_trials(batch, [key])
+        reason = settle_trial(trial)
+        if reason is None:
+            await self._on_trial([key], self._settle_group(batch, [delivery]))
+            return
+        text = f"the process died {trial - 1} times while it settled this message"
+        letter = DeadLetter(Rejection(reason, text), attempt_of(delivery))
+        await self._on_trial([key], self._dead_letter(batch, delivery, letter))
+
+    async def _note_trials(self, batch: Batch, keys: Sequence[bytes]) -> Sequence[int]:
+        return await self._with_retries(
+            batch, lambda: self._inbox.note_trials(keys), doing="note_trials"
         )
+
+    async def _on_trial(self, keys: Sequence[bytes], work: Awaitable[None]) -> None:
+        """
+        Do `work` while the store has records of a trial under `keys`.
+
+        They are deleted when the trial has ended in any way that the process survives, and
+        while the pipeline waits for a store or broker that is away (see `_with_retries`).
+        """
+        self._trial_keys = keys
         try:
-            reason = settle_trial(trial)
-            if reason is None:
-                self._trial_key = key
-                await self._settle_group(batch, [delivery])
-            else:
-                text = (
-                    f"the process died {trial - 1} times while it settled this message"
-                )
-                letter = DeadLetter(Rejection(reason, text), attempt_of(delivery))
-                await self._dead_letter(batch, delivery, letter)
+            await work
         except (StaleBatchError, asyncio.CancelledError):
-            self._inbox.forget_trial(key)
+            self._forget_trials()
             raise
+        else:
+            self._forget_trials()
         finally:
-            self._trial_key = None
-        # Any other error ends the process and counts as a crash: the record stays.
-        self._inbox.forget_trial(key)
+            # After any other error the records stay: it ends the process and counts as a
+            # crash.
+            self._trial_keys = ()
+
+    def _forget_trials(self) -> None:
+        for key in self._trial_keys:
+            self._inbox.forget_trial(key)
 
     async def _store(self, batch: Batch, good: Sequence[_Parsed]) -> None:
         """Append `good`; if that fails, split it until the message at fault is alone."""
@@ -316,15 +350,17 @@ class Pipeline:
         """
         Do `work`, again and again while the store or the broker is away.
 
-        During the pauses no trial is recorded for the message on trial: an operator who
-        kills a waiting process must not make that message look guilty. Each attempt
-        counts as a trial of its own.
+        During the pauses no trial is recorded for the messages on trial: an operator who
+        kills a waiting process must not make a message look guilty. Each attempt counts as
+        a trial of its own.
 
         Raises:
-            StaleBatchError: If the session of `batch` ended meanwhile. The batch is
-                redelivered, and doing the work now would do it twice.
+            StaleBatchError: If the session of `batch` has ended. The batch is redelivered,
+                and doing the work now would do it twice.
 
         """
+        if not self._intake.is_current(batch):
+            raise StaleBatchError
         try:
             return await work()
         except _RETRIED as exc:
@@ -342,8 +378,8 @@ class Pipeline:
                         raise failure  # the first attempt was made above
                     if not self._intake.is_current(batch):
                         raise StaleBatchError
-                    if self._trial_key is not None:
-                        await self._inbox.note_trial(self._trial_key)
+                    if self._trial_keys:
+                        await self._inbox.note_trials(self._trial_keys)
                     return await work()
         finally:
             if self.is_waiting:
@@ -352,8 +388,7 @@ class Pipeline:
         raise AssertionError(doing)  # the loop above only returns or raises
 
     def _note_waiting(self, state: RetryCallState) -> None:
-        if self._trial_key is not None:
-            self._inbox.forget_trial(self._trial_key)
+        self._forget_trials()
         problem = str(state.outcome.exception() if state.outcome else None)
         if problem != self.problem:  # log it once, not at each attempt
             self.problem = problem

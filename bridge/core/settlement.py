@@ -64,6 +64,8 @@ _DELIVERY_COUNT: Final = "x-delivery-count"
 # `is_suspect`). One that crashed this many trials is dead-lettered.
 _SUSPECT_AFTER: Final = 2
 _TRIALS_MAX: Final = 2
+# So many suspects are tried together. After a crash, as many are tried alone.
+SUSPECTS_TOGETHER: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +113,10 @@ def is_suspect(delivery: Delivery) -> bool:
     """
     Whether `delivery` may crash the process.
 
-    It was in flight when earlier sessions ended. So were its neighbors, and a restart of
-    the broker leaves the same trace. So a suspect is not blamed; it is settled alone, in a
-    trial that the store records. Only a message on trial is blamed for a crash.
+    It was in flight when earlier sessions ended. So were its neighbors, and a lost
+    connection leaves the same trace. So a suspect is not blamed. Suspects are tried
+    together, and alone if the process died in that trial; the store records both. Only a
+    message that was tried alone is blamed for a crash.
     """
     if not delivery.redelivered:
         return False
@@ -134,6 +137,11 @@ def trial_key(delivery: Delivery) -> bytes:
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.digest()
+
+
+def joint_trial_key(delivery: Delivery) -> bytes:
+    """Return the key of trials in which the message was not alone."""
+    return b"g" + trial_key(delivery)
 
 
 def settle_trial(trial: int) -> DeadLetterReason | None:

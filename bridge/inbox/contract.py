@@ -65,14 +65,14 @@ class InboxWriter(Protocol):
 
         """
 
-    async def note_trial(self, key: bytes) -> int:
+    async def note_trials(self, keys: Sequence[bytes]) -> Sequence[int]:
         """
-        Record that the message with this key is processed alone; return the trial number.
+        Record a trial of each key in one write; return the number of each trial, from 1.
 
-        The record survives the process, so a message that crashes it is recognized.
+        The records survive the process, so a message that crashes it is recognized.
 
         Raises:
-            StoreUnavailableError: If the trial cannot be recorded now.
+            StoreUnavailableError: If the trials cannot be recorded now.
 
         """
 

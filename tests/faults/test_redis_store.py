@@ -209,14 +209,14 @@ async def test_trials_are_counted_by_all_bridges_together(tmp_path: Path) -> Non
         bridge_on(server.url) as one,
         bridge_on(server.url) as other,
     ):
-        assert await one.inbox.note_trial(b"\x00key") == 1
-        assert await other.inbox.note_trial(b"\x00key") == 2
+        assert await one.inbox.note_trials([b"\x00key"]) == [1]
+        assert await other.inbox.note_trials([b"\x00key"]) == [2]
         other.inbox.forget_trial(b"\x00key")
 
         async def is_first() -> bool:
-            count = await one.inbox.note_trial(b"\x00key")
+            count = await one.inbox.note_trials([b"\x00key"])
             one.inbox.forget_trial(b"\x00key")
-            return count == 1
+            return count == [1]
 
         await eventually(is_first)
 

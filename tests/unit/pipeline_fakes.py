@@ -19,6 +19,8 @@ from bridge.core.settlement import DeadLetter, RetryAfter
 from bridge.metrics import Metrics
 from bridge.pipeline import Pipeline
 
+TRIAL_KEY_BYTES = 16
+
 
 def batch_of(deliveries: Sequence[Delivery]) -> Batch:
     """Return a batch of a session that no fake looks at."""
@@ -61,12 +63,17 @@ class FakeInbox:
     poison: bytes | None = None
     stored: list[Message] = field(default_factory=list)
     trials: dict[bytes, int] = field(default_factory=dict)
+    writes: int = 0  # durable ones that the pipeline waited for
 
-    async def note_trial(self, key: bytes) -> int:
-        """Count a trial of the message."""
-        self.trials[key] = self.trials.get(key, 0) + 1
-        self.effects.append(f"trial {self.trials[key]}")
-        return self.trials[key]
+    async def note_trials(self, keys: Sequence[bytes]) -> list[int]:
+        """Count a trial of each message."""
+        self.writes += 1
+        for key in keys:
+            self.trials[key] = self.trials.get(key, 0) + 1
+        counts = [self.trials[key] for key in keys]
+        kind = "together" if len(keys[0]) > TRIAL_KEY_BYTES else "alone"
+        self.effects.append(f"trial {kind} {counts}")
+        return counts
 
     def forget_trial(self, key: bytes) -> None:
         """Forget the trials of the message."""
@@ -74,6 +81,7 @@ class FakeInbox:
 
     async def append(self, messages: Sequence[Message]) -> list[int | None]:
         """Store all or none."""
+        self.writes += 1
         if self.failures:
             raise self.failures.pop(0)
         if any(message.data == self.poison for message in messages):
@@ -129,6 +137,13 @@ class Harness:
             metrics=self.metrics,
             journal=self.journal,
             now=lambda: 1000.0,
+        )
+
+    def suspects(self, mode: str) -> float:
+        """Return how many suspects were settled together or alone."""
+        labels = {"mode": mode}
+        return (
+            self.metrics.registry.get_sample_value("bridge_suspects_total", labels) or 0
         )
 
     def settled(self, outcome: str, reason: str = "") -> float:

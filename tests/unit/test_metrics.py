@@ -46,6 +46,7 @@ def test_all_metrics_have_the_prefix_a_help_text_and_bounded_labels() -> None:
         "code",
         "queue",
         "role",
+        "mode",
         "store",
     }
 

@@ -41,7 +41,7 @@ class SizeRecorder:
         self.sizes.append(len(messages))
         return [1] * len(messages)
 
-    async def note_trial(self, _: bytes) -> int:
+    async def note_trials(self, _: Sequence[bytes]) -> list[int]:
         """Fail: no message here is a suspect."""
         raise AssertionError
 

@@ -1,4 +1,4 @@
-"""Messages in flight at crashes are settled alone, and dead-lettered before they crash again."""
+"""Messages in flight at crashes are tried, and dead-lettered before they crash again."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ import pytest
 
 from bridge.core.message import Delivery
 from bridge.core.properties import Properties, render_table
-from bridge.core.settlement import DeadLetter, trial_key
+from bridge.core.settlement import DeadLetter, joint_trial_key, trial_key
 from bridge.enums import DeadLetterReason
 from bridge.errors import StoreUnavailableError
 from tests.conftest import eventually
@@ -21,23 +21,44 @@ def suspect(tag: int, body: bytes, count: int) -> Delivery:
     return again
 
 
-async def test_a_message_in_flight_at_two_crashes_is_settled_alone_in_a_recorded_trial(
+async def test_messages_in_flight_at_two_crashes_are_settled_in_a_recorded_trial(
     harness: Harness,
 ) -> None:
-    """Only a message that was settled alone can be blamed for a crash."""
+    """Together: most of them were in flight when connections were lost."""
     await harness.pipeline.settle(
         batch_of([delivery(1, b"1"), suspect(2, b"2", 2), suspect(3, b"3", 2)])
     )
 
     assert harness.effects == [
         "store 1",
-        "trial 1",
+        "trial together [1, 1]",
         "store 2",
-        "trial 1",
         "store 3",
         "ack 3",
     ]
     assert harness.inbox.trials == {}
+    assert harness.suspects("together") == 2
+
+
+async def test_after_a_crash_in_such_a_trial_each_is_settled_alone(
+    harness: Harness,
+) -> None:
+    """Only a message that was settled alone can be blamed for a crash."""
+    killer = suspect(2, b"2", 3)
+    harness.inbox.trials[joint_trial_key(killer)] = 1
+
+    await harness.pipeline.settle(batch_of([suspect(1, b"1", 3), killer]))
+
+    assert harness.effects == [
+        "trial together [1, 2]",
+        "trial alone [1]",
+        "store 1",
+        "trial alone [1]",
+        "store 2",
+        "ack 2",
+    ]
+    assert harness.inbox.trials == {}
+    assert harness.suspects("alone") == 2
 
 
 async def test_a_message_in_flight_once_is_no_suspect(harness: Harness) -> None:
@@ -52,6 +73,7 @@ async def test_a_message_that_crashed_two_trials_is_dead_lettered_unparsed(
 ) -> None:
     """The third time it becomes a dead letter, and its neighbors are stored."""
     killer = suspect(1, b"1", 4)
+    harness.inbox.trials[joint_trial_key(killer)] = 3
     harness.inbox.trials[trial_key(killer)] = 2
 
     await harness.pipeline.settle(batch_of([killer, suspect(2, b"2", 4)]))
@@ -62,17 +84,26 @@ async def test_a_message_that_crashed_two_trials_is_dead_lettered_unparsed(
         letter.rejection.text
         == "the process died 2 times while it settled this message"
     )
-    assert harness.effects == ["trial 3", "dead 1", "trial 1", "store 2", "ack 2"]
+    assert harness.effects == [
+        "trial together [4, 1]",
+        "trial alone [3]",
+        "dead 1",
+        "trial alone [1]",
+        "store 2",
+        "ack 2",
+    ]
     assert harness.inbox.trials == {}
 
 
 async def test_a_trial_that_ends_with_the_session_is_no_crash(harness: Harness) -> None:
     """The process survives and deletes the record of the trial."""
-    harness.inbox.failures = [StoreUnavailableError("memory:", "full")] * 3
-    harness.intake.is_alive = False
+    harness.inbox.failures = [StoreUnavailableError("memory:", "full")] * 1000
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(harness.pipeline.settle(batch_of([suspect(1, b"1", 5)])))
+        await eventually(lambda: harness.pipeline.is_waiting)
+        harness.intake.is_alive = False
 
-    await harness.pipeline.settle(batch_of([suspect(1, b"1", 5)]))
-
+    assert harness.settled("stale") == 1
     assert harness.inbox.trials == {}
 
 
@@ -91,8 +122,8 @@ async def test_a_message_on_trial_is_not_blamed_while_the_store_is_away(
         await settling
 
     # Each attempt is a trial of its own, so that a crash in it is recognized.
-    assert set(harness.effects[:-2]) == {"trial 1"}
-    assert harness.effects[-3:] == ["trial 1", "store 1", "ack 1"]
+    assert set(harness.effects[:-2]) == {"trial together [1]"}
+    assert harness.effects[-3:] == ["trial together [1]", "store 1", "ack 1"]
     assert harness.inbox.trials == {}
 
 
@@ -111,4 +142,4 @@ async def test_an_error_that_ends_the_process_keeps_the_record_of_the_trial(
     with pytest.raises(MemoryError):
         await harness.pipeline.settle(batch_of([killer]))
 
-    assert harness.inbox.trials == {trial_key(killer): 1}
+    assert harness.inbox.trials == {joint_trial_key(killer): 1}

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import islice
+from itertools import islice, takewhile
 from struct import Struct
 from typing import Final
 
@@ -30,6 +30,7 @@ from bridge.amqp.connection import (
 )
 from bridge.amqp.frame_reader import DeliveryReader
 from bridge.core.message import Delivery
+from bridge.core.settlement import SUSPECTS_TOGETHER, is_suspect
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 
@@ -338,8 +339,20 @@ class Consumer:
             self.drain()
         self._reader.pause(self._channel.number)
 
+    @property
+    def next_is_suspect(self) -> bool:
+        """Whether `take` returns suspects next, which should make a batch of their own."""
+        return bool(self._waiting) and is_suspect(self._waiting[0])
+
     def take(self, *, max_deliveries: int, max_bytes: int) -> Sequence[Delivery]:
-        """Remove and return the oldest waiting deliveries: one, or more within the limits."""
+        """
+        Remove and return the oldest waiting deliveries: one, or more within the limits.
+
+        Suspects are settled slowly, so only a few of them are taken, and no others.
+        """
+        # The broker delivers what was returned before what is new.
+        if self._waiting and self._waiting[0].redelivered:
+            max_deliveries = self._count_alike(max_deliveries)
         size_bytes = 0
         count = 0
         for delivery in islice(self._waiting, max_deliveries):
@@ -353,6 +366,15 @@ class Consumer:
         if self.is_draining and self._waiting_bytes <= self._limits.waiting_bytes:
             self._reader.resume(self._channel.number)
         return taken
+
+    def _count_alike(self, at_most: int) -> int:
+        """Count the oldest waiting deliveries that are all suspects, or all are not."""
+        suspicious = is_suspect(self._waiting[0])
+        if suspicious:
+            at_most = min(at_most, SUSPECTS_TOGETHER)
+        oldest = islice(self._waiting, at_most)
+        alike = takewhile(lambda each: is_suspect(each) is suspicious, oldest)
+        return sum(1 for _ in alike)
 
     async def settled(self) -> None:
         """Wait until nothing is in flight. Meant for after `drain`."""

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from operator import attrgetter
+from typing import Final
 
 import structlog
 from aiormq.exceptions import ChannelNotFoundEntity
@@ -21,6 +23,8 @@ from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 
 log = structlog.get_logger(__name__)
+
+_IS_DRAINING: Final = attrgetter("is_draining")
 
 
 @dataclass(slots=True)
@@ -103,6 +107,7 @@ class IntakeSession:
         self._changed = asyncio.Event()
         self._consumers: list[Consumer] = []
         self._ended_queues: list[str] = []  # their end markers are acked
+        self._takes = 0  # batches taken
 
     # --- state
 
@@ -345,8 +350,14 @@ class IntakeSession:
     def _take_from_all(self, max_deliveries: int, max_bytes: int) -> Batch | None:
         taken: list[Delivery] = []
         last_tags: list[tuple[Consumer, int]] = []
-        for consumer in self._consumers:
-            if not consumer.waiting:
+        consumers = self._consumers
+        self._takes += 1
+        if self._takes % 2:  # another bridge waits for the queue of a draining consumer
+            consumers = sorted(consumers, key=_IS_DRAINING, reverse=True)
+        for consumer in consumers:
+            # Suspects make a batch of their own: the acks of other queues must not wait.
+            is_suspect = consumer.next_is_suspect
+            if not consumer.waiting or (last_tags and is_suspect):
                 continue
             if last_tags and (max_deliveries <= 0 or max_bytes <= 0):
                 break
@@ -355,10 +366,14 @@ class IntakeSession:
             max_deliveries -= len(part)
             max_bytes -= sum([len(delivery.body) for delivery in part])
             last_tags.append((consumer, part[-1].tag))
+            if is_suspect:
+                break
         if not last_tags:
             return None
         # Start with another consumer the next time, so that no queue starves.
-        self._consumers.append(self._consumers.pop(0))
+        first, _ = last_tags[0]
+        self._consumers.remove(first)
+        self._consumers.append(first)
         return Batch(taken, self, last_tags)
 
     def ack(self, batch: Batch) -> bool:

@@ -158,14 +158,13 @@ class MemoryInbox:
         if log is not None and offset > log.delivered:
             log.delivered = min(offset, log.last)
 
-    async def note_trial(self, key: bytes) -> int:
+    async def note_trials(self, keys: Sequence[bytes]) -> list[int]:
         """
-        Return 1: memory does not survive a crash, so it cannot count crashes.
+        Return 1 for each: memory does not survive a crash, so it cannot count crashes.
 
         With this store, a message that crashes the process is never dead-lettered for it.
         """
-        del key
-        return 1
+        return [1] * len(keys)
 
     def forget_trial(self, key: bytes) -> None:
         """Do nothing: no trial was recorded."""

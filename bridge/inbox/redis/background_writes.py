@@ -1,6 +1,7 @@
 """Writes to Redis that no caller waits for: delivered marks, and resets of trial counts."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -48,15 +49,15 @@ class BackgroundWrites:
         key = (user, epoch)
         return max(self._marks.get(key, 0), self._marks_in_flight.get(key, 0))
 
-    async def note_trial(self, key: bytes) -> int:
-        """Increment a trial count at once; StoreUnavailableError if that fails."""
-        server, name = self._servers.for_tag(0), self._trial_key(key)
-        if key in self._trials_to_reset:
-            await server.ask(b"DEL", name)
-            self._trials_to_reset.discard(key)
-        count = int(await server.ask(b"INCR", name))
-        await server.ask(b"PEXPIRE", name, _TRIAL_MS)
-        return count
+    async def note_trials(self, keys: Sequence[bytes]) -> list[int]:
+        """Increment trial counts at once; StoreUnavailableError if that fails."""
+        ended = self._trials_to_reset.intersection(keys)
+        arguments: list[Argument] = [_TRIAL_MS]
+        for key in keys:
+            arguments += (self._trial_key(key), int(key in ended))
+        counts = await self._servers.run_script(scripts.NOTE_TRIALS, 0, *arguments)
+        self._trials_to_reset -= ended
+        return list(counts)
 
     def forget_trial(self, key: bytes) -> None:
         """Reset a trial count, without the delay that marks have."""
@@ -104,13 +105,11 @@ class BackgroundWrites:
         self._marks_in_flight = marks
         failure: StoreUnavailableError | None = None
         try:
-            failure = await self._write_marks(marks)
+            # First, and sent at once: a trial that begins during this flush must not be
+            # reset by it.
             if trials:
-                names = map(self._trial_key, trials)
-                await self._servers.for_tag(0).ask(b"DEL", *names)
-                trials.clear()
-        except StoreUnavailableError as exc:
-            failure = exc
+                failure = await self._reset(trials)
+            failure = await self._write_marks(marks) or failure
         finally:
             self._marks_in_flight = {}
             if marks or trials:  # these are the failed ones
@@ -119,6 +118,16 @@ class BackgroundWrites:
                 self._has_work.set()
         if failure is not None:
             raise failure
+
+    async def _reset(self, trials: set[bytes]) -> StoreUnavailableError | None:
+        """Reset `trials`, and remove them from the set."""
+        names = map(self._trial_key, trials)
+        try:
+            await self._servers.for_tag(0).ask(b"DEL", *names)
+        except StoreUnavailableError as exc:
+            return exc
+        trials.clear()
+        return None
 
     async def _write_marks(
         self, marks: dict[MarkKey, int]

@@ -335,6 +335,20 @@ return 1
 """
 )
 
+# ARGV: how long trials are kept (ms), then for each trial its key, and 1 if it starts again.
+# Returns the number of each trial.
+NOTE_TRIALS: Final = Script(
+    """
+local out = {}
+for i = 2, #ARGV, 2 do
+  if ARGV[i + 1] == '1' then redis.call('DEL', ARGV[i]) end
+  out[#out + 1] = redis.call('INCR', ARGV[i])
+  redis.call('PEXPIRE', ARGV[i], ARGV[1])
+end
+return out
+"""
+)
+
 # ARGV: a new epoch, the server's replication id, 1 if the server loses nothing that it has
 # replied to, and the prefixes of tags. A tag gets the new epoch if it has none, or if its
 # replication id has changed and the server may have lost something. Returns the epoch of each.
@@ -464,6 +478,6 @@ return out
 
 # Loaded on each new connection.
 ALL: Final = (
-    *(APPEND, CLAIM, READ, COUNT_EXPIRED, MARK, BEGIN, NEWEST),
+    *(APPEND, CLAIM, READ, COUNT_EXPIRED, MARK, NOTE_TRIALS, BEGIN, NEWEST),
     *(BROWSE, FIND, STATES),
 )

@@ -344,17 +344,17 @@ class RedisInbox:
         """
         self._background.mark(user, self._feed.epochs[tag_of(user)], offset)
 
-    async def note_trial(self, key: bytes) -> int:
+    async def note_trials(self, keys: Sequence[bytes]) -> list[int]:
         """
-        Count a trial of the message with this key; return the number of trials so far.
+        Count a trial of each key in one step; return the numbers of trials so far.
 
-        All bridges that try the message share the count.
+        All bridges share the counts.
 
         Raises:
-            StoreUnavailableError: If it cannot be counted now.
+            StoreUnavailableError: If they cannot be counted now.
 
         """
-        return await self._background.note_trial(key)
+        return await self._background.note_trials(keys)
 
     def forget_trial(self, key: bytes) -> None:
         """Reset the count: the message was settled, or the process survived it."""

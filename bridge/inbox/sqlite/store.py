@@ -248,9 +248,9 @@ class SqliteInbox:
         """Move the delivered mark of `user` forward to `offset`."""
         self._writes.mark_delivered(user, offset)
 
-    async def note_trial(self, key: bytes) -> int:
-        """Record that the message with this key is processed alone; return the number."""
-        return await self._writes.note_trial(key)
+    async def note_trials(self, keys: Sequence[bytes]) -> list[int]:
+        """Record a trial of each key in one transaction; return their numbers."""
+        return await self._writes.note_trials(keys)
 
     def forget_trial(self, key: bytes) -> None:
         """Delete the record in the background."""

@@ -7,7 +7,7 @@ after its cause does.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from sqlite3 import Connection
@@ -81,12 +81,14 @@ class WriteScheduler:
         """Return the mark of `user` that is not in the file yet; 0 if there is none."""
         return max(self._marks.get(user, 0), self._marks_in_flight.get(user, 0))
 
-    async def note_trial(self, key: bytes) -> int:
-        """Record a trial and return its number; see `InboxWriter.note_trial`."""
-        is_first = key in self._ended_trials
-        self._ended_trials.discard(key)
+    async def note_trials(self, keys: Sequence[bytes]) -> list[int]:
+        """Record trials and return their numbers; see `InboxWriter.note_trials`."""
+        ended = self._ended_trials.intersection(keys)
+        self._ended_trials -= ended
         return await self.submit(
-            lambda c: self._writer.note_trial(c, key, is_first=is_first)
+            lambda c: [
+                self._writer.note_trial(c, key, is_first=key in ended) for key in keys
+            ]
         )
 
     def forget_trial(self, key: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from bridge.inbox.memory.store import MemoryInbox
 from tests.contract.inbox.conftest import StoreUnderTest
 
 
@@ -244,3 +245,21 @@ async def test_a_store_can_be_checked(store: StoreUnderTest) -> None:
     """`bridge check` calls it; no exception means that the store can be written."""
     await store.inbox.check()
     assert store.inbox.description
+
+
+# --- trials
+
+
+async def test_trials_of_several_keys_are_noted_and_forgotten(
+    store: StoreUnderTest,
+) -> None:
+    """One call notes them all. The store in memory cannot count crashes."""
+    keys = [bytes([number]) * 17 for number in range(64)]
+    repeated = 1 if isinstance(store.inbox, MemoryInbox) else 2
+
+    assert await store.inbox.note_trials(keys) == [1] * 64
+    assert await store.inbox.note_trials(keys[:2]) == [repeated] * 2
+    for key in keys[1:]:
+        store.inbox.forget_trial(key)
+
+    assert await store.inbox.note_trials(keys[1:]) == [1] * 63

@@ -81,14 +81,14 @@ async def test_trials_survive_a_restart_until_they_are_forgotten(
 ) -> None:
     """The next process must know which message crashed this one."""
     async with open_inbox() as inbox:
-        assert await inbox.note_trial(b"killer") == 1
-        assert await inbox.note_trial(b"innocent") == 1
+        assert await inbox.note_trials([b"killer"]) == [1]
+        assert await inbox.note_trials([b"innocent"]) == [1]
         inbox.forget_trial(b"innocent")
     async with open_inbox() as inbox:
-        assert await inbox.note_trial(b"killer") == 2
-        assert await inbox.note_trial(b"innocent") == 1
+        assert await inbox.note_trials([b"killer"]) == [2]
+        assert await inbox.note_trials([b"innocent"]) == [1]
         inbox.forget_trial(b"killer")
-        assert await inbox.note_trial(b"killer") == 1
+        assert await inbox.note_trials([b"killer"]) == [1]
 
 
 async def test_nothing_is_lost_over_many_restarts_and_indexing_rounds(
@@ -282,7 +282,7 @@ async def test_a_sweep_deletes_messages_ids_and_trials_in_steps(
                     for n in range(number * 100, number * 100 + 100)
                 ]
             )
-        await inbox.note_trial(b"old")
+        await inbox.note_trials([b"old"])
         clock.now_s += 2000
         late = [
             Message(f"late-{n}", "message", b"2", clock.now_s, str(n))

@@ -79,7 +79,7 @@ async def test_a_file_of_format_1_keeps_all_its_contents(
             assert await inbox.append([message("carol", b"2", "c-1")]) == [None]
         clock.now_s += 1
     async with open_inbox() as inbox:
-        assert await inbox.note_trial(b"killer") == 2
+        assert await inbox.note_trials([b"killer"]) == [2]
         later = [message("alice", b"46"), message("old", b"6")]
         assert await inbox.append(later) == [46, 6]
 
