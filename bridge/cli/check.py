@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated
 
 import orjson
@@ -61,11 +62,5 @@ def _show(result: CheckResult) -> None:
 
 
 def _show_json(result: CheckResult) -> None:
-    line = {
-        "subject": result.subject,
-        "status": result.status,
-        "text": result.text,
-        "fix": result.fix or None,
-        "exit_code": result.exit_code,
-    }
+    line = asdict(result) | {"fix": result.fix or None}
     typer.echo(orjson.dumps(line).decode())

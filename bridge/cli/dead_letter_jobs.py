@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from bridge.cli.operator_client import (
-    OperatorAddress,
     OperatorClient,
+    OperatorOptions,
     operator_client,
     print_json,
 )
@@ -30,9 +30,7 @@ _FIRST_POLL_S: Final = 0.05
 _POLL_MAX_S: Final = 1.0
 
 
-def redrive_letters(
-    address: OperatorAddress, request: Redrive, *, as_json: bool
-) -> None:
+def redrive_letters(operator: OperatorOptions, request: Redrive) -> None:
     """
     Redrive the selected dead letters, or count them if `request` is a dry run.
 
@@ -41,14 +39,14 @@ def redrive_letters(
 
     """
     if request.dry_run:
-        would = asyncio.run(_count(address, _REDRIVE, request))
-        _print_would(would, "redriven", as_json=as_json)
+        would = asyncio.run(_count(operator, _REDRIVE, request))
+        _print_would(operator, would, "redriven")
         return
-    _exit(asyncio.run(_run(address, _REDRIVE, request, "redriven", as_json=as_json)))
+    _exit(asyncio.run(_run(operator, _REDRIVE, request, "redriven")))
 
 
 def discard_letters(
-    address: OperatorAddress, request: Discard, *, is_confirmed: bool, as_json: bool
+    operator: OperatorOptions, request: Discard, *, is_confirmed: bool
 ) -> None:
     """
     Discard the selected dead letters, or count them if `request` is a dry run.
@@ -58,38 +56,42 @@ def discard_letters(
         typer.Exit: With status 1 if any of them was not discarded.
 
     """
-    would = asyncio.run(_count(address, _DISCARD, request))
+    would = asyncio.run(_count(operator, _DISCARD, request))
     if request.dry_run:
-        _print_would(would, "discarded", as_json=as_json)
+        _print_would(operator, would, "discarded")
         return
     if not is_confirmed and would.would:
         typer.confirm(
             f"Discard {would.would:,} dead letters permanently?", abort=True, err=True
         )
     request = request.model_copy(update={"confirm": would.would})
-    _exit(asyncio.run(_run(address, _DISCARD, request, "discarded", as_json=as_json)))
+    _exit(asyncio.run(_run(operator, _DISCARD, request, "discarded")))
 
 
 async def _count(
-    address: OperatorAddress, path: str, request: DeadLetterSelection
+    operator: OperatorOptions, path: str, request: DeadLetterSelection
 ) -> Would:
-    async with operator_client(address) as client:
+    async with operator_client(operator) as client:
         dry_run = request.model_copy(update={"dry_run": True})
         return await client.ask("POST", path, Would, body=dry_run)
 
 
 async def _run(
-    address: OperatorAddress,
+    operator: OperatorOptions,
     path: str,
     request: DeadLetterSelection,
     done: str,
-    *,
-    as_json: bool,
 ) -> int:
     """Start the job, follow it to its end, and return the exit status."""
-    async with operator_client(address) as client:
+    async with operator_client(operator) as client:
         started = await client.ask("POST", path, JobStarted, body=request)
-        code = await _follow(client, started.job, done, as_json=as_json)
+        job = await _follow(client, started.job, done)
+        if operator.json:
+            print_json(job)
+        else:
+            typer.echo(_sentence(job, done))
+        is_done = job.state is JobState.DONE and not job.failed
+        code = ExitCode.DONE if is_done else ExitCode.FAILED
         return max(code, _report_missing(request.ids, started.job.total))
 
 
@@ -107,33 +109,24 @@ def _report_missing(ids: Sequence[str] | None, found: int) -> int:
     return ExitCode.FAILED
 
 
-def _print_would(would: Would, done: str, *, as_json: bool) -> None:
-    if as_json:
+def _print_would(operator: OperatorOptions, would: Would, done: str) -> None:
+    if operator.json:
         print_json(would)
     else:
         typer.echo(f"{would.would:,} dead letters would be {done}")
 
 
-async def _follow(
-    client: OperatorClient, job: JobFacts, done: str, *, as_json: bool
-) -> int:
+async def _follow(client: OperatorClient, job: JobFacts, done: str) -> JobFacts:
     """Show the job's progress until it ends. Ctrl-C cancels the job and waits for its end."""
     try:
-        job = await _watch(client, job, done)
+        return await _watch(client, job, done)
     except asyncio.CancelledError:
         # asyncio.run turns Ctrl-C into a cancellation. The job lives in the bridge, so it
         # has to be canceled there, and its result is still to be reported.
         task = asyncio.current_task()
         if task is not None:
             task.uncancel()
-        job = await client.ask("DELETE", f"/api/jobs/{job.id}", JobFacts)
-    if as_json:
-        print_json(job)
-    else:
-        typer.echo(_sentence(job, done))
-    if job.state is JobState.DONE and not job.failed:
-        return ExitCode.DONE
-    return ExitCode.FAILED
+        return await client.ask("DELETE", f"/api/jobs/{job.id}", JobFacts)
 
 
 async def _watch(client: OperatorClient, job: JobFacts, done: str) -> JobFacts:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Final, TypeVar
 
@@ -15,21 +16,18 @@ from rich.text import Text
 
 from bridge.cli.dead_letter_jobs import discard_letters, redrive_letters
 from bridge.cli.operator_client import (
+    OperatorOptions,
     ask_once,
-    operator_address,
     print_json,
     segment,
 )
 from bridge.cli.options import (
-    AsJson,
-    ConfigFile,
     Cursor,
     DryRun,
     OfUser,
-    OperatorToken,
-    OperatorUrl,
+    with_option_groups,
 )
-from bridge.cli.tables import local_time, printable
+from bridge.cli.tables import local_time, print_note, printable
 from bridge.core.contracts.operator.dead_letters import (
     RATE_DEFAULT_PER_S,
     DeadLetterSelection,
@@ -60,46 +58,87 @@ _ID_WIDTH: Final = 24
 _WHEN_WIDTH: Final = 19
 _REASON_WIDTH: Final = max(len(reason) for reason in DeadLetterCause)
 
-Reason = Annotated[
-    DeadLetterCause | None,
-    typer.Option(
-        metavar="REASON",  # rich would break the list of all reasons within words
-        help=f"Only those with this reason: {', '.join(DeadLetterCause)}.",
-    ),
-]
-Event = Annotated[str | None, typer.Option(help="Only those of this event.")]
-Since = Annotated[
-    str | None,
-    typer.Option(
-        help="Only those set aside since a time (2026-01-31T12:00) or a duration ago (2h)."
-    ),
-]
-Until = Annotated[
-    str | None, typer.Option(help="Only those set aside before; a time as for --since.")
-]
-Ids = Annotated[
-    list[str] | None, typer.Argument(help="Ids, as `bridge dead list` shows them.")
-]
-All = Annotated[
-    bool, typer.Option("--all", help="All dead letters that are in the queue now.")
-]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterOptions:
+    """Options that are conditions for dead letters."""
+
+    reason: Annotated[
+        DeadLetterCause | None,
+        typer.Option(
+            metavar="REASON",  # rich would break the list of all reasons within words
+            help=f"Only those with this reason: {', '.join(DeadLetterCause)}.",
+        ),
+    ] = None
+    user: OfUser = None
+    event: Annotated[str | None, typer.Option(help="Only those of this event.")] = None
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="Only those set aside since a time (2026-01-31T12:00) or a duration ago "
+            "(2h)."
+        ),
+    ] = None
+    until: Annotated[
+        str | None,
+        typer.Option(help="Only those set aside before; a time as for --since."),
+    ] = None
+
+    def conditions(self) -> dict[str, str | float]:
+        """Return the conditions that are set, as the API names them."""
+        given = {
+            "reason": self.reason and self.reason.value,
+            "user": self.user,
+            "event": self.event,
+            "since": _time_s(self.since, "--since"),
+            "until": _time_s(self.until, "--until"),
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionOptions(FilterOptions):
+    """Options that select dead letters for a job."""
+
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="Ids, as `bridge dead list` shows them.")
+    ] = None
+    everything: Annotated[
+        bool, typer.Option("--all", help="All dead letters that are in the queue now.")
+    ] = False
+    dry_run: DryRun = False
+
+    def request(self, model: type[SelectionT], **fields: object) -> SelectionT:
+        """
+        Return the body of a request, checked by the API's own model.
+
+        Raises:
+            ConfigError: If the selection is empty, ambiguous, or holds an invalid value.
+
+        """
+        fields |= {
+            "ids": self.ids or None,
+            "all": self.everything,
+            "filter": self.conditions() or None,
+            "dry_run": self.dry_run,
+        }
+        try:
+            return model.model_validate(fields)
+        except ValidationError as exc:
+            errors = exc.errors(include_url=False, include_context=False)
+            raise ConfigError([_problem(error) for error in errors]) from exc
 
 
 @app.command("list")
+@with_option_groups
 def list_letters(
-    reason: Reason = None,
-    user: OfUser = None,
-    event: Event = None,
-    since: Since = None,
-    until: Until = None,
+    filters: FilterOptions,
     limit: Annotated[
         int, typer.Option(min=1, max=PAGE_MAX, help="How many at most.")
     ] = PAGE_DEFAULT,
     cursor: Cursor = None,
-    json: AsJson = False,
-    url: OperatorUrl = None,
-    token: OperatorToken = None,
-    config_file: ConfigFile = None,
+    *,
+    operator: OperatorOptions,
 ) -> None:
     """
     List dead letters, oldest first. This changes neither their order nor their number.
@@ -114,38 +153,32 @@ def list_letters(
 
     """
     page = ask_once(
-        operator_address(url, token, config_file),
+        operator,
         "/api/dead",
         LetterPage,
         query={
-            "reason": reason,
-            "user": user,
-            "event": event,
-            "since": _time_s(since, "--since"),
-            "until": _time_s(until, "--until"),
+            **filters.conditions(),
             "limit": limit,
             "cursor": cursor,
         },
     )
-    if json:
+    if operator.json:
         print_json(page)
         return
     console = Console(highlight=False)
     console.print(_table(page.items, width=console.width))
-    hints = Console(stderr=True, highlight=False)
-    hints.print(f"{len(page.items)} shown, {page.total:,} in the queue")
+    print_note(f"{len(page.items)} shown, {page.total:,} in the queue")
     if page.next:
-        hints.print(f"more with --cursor {page.next}", soft_wrap=True, markup=False)
+        print_note(f"more with --cursor {page.next}")
 
 
 @app.command("show")
+@with_option_groups
 def show_letter(
     letter_id: Annotated[str, typer.Argument(metavar="ID", help="Its id.")],
     body: Annotated[bool, typer.Option("--body", help="Show the body too.")] = False,
-    json: AsJson = False,
-    url: OperatorUrl = None,
-    token: OperatorToken = None,
-    config_file: ConfigFile = None,
+    *,
+    operator: OperatorOptions,
 ) -> None:
     """
     Show one dead letter: its reason, origin, properties and headers.
@@ -160,12 +193,12 @@ def show_letter(
 
     """
     letter = ask_once(
-        operator_address(url, token, config_file),
+        operator,
         f"/api/dead/{segment(letter_id)}",
         LetterDetail,
         query={"body": body},
     )
-    if json:
+    if operator.json:
         print_json(letter)
         return
     table = Table(box=None, show_header=False)
@@ -187,22 +220,14 @@ def show_letter(
 
 
 @app.command("redrive")
+@with_option_groups
 def redrive(
-    ids: Ids = None,
-    reason: Reason = None,
-    user: OfUser = None,
-    event: Event = None,
-    since: Since = None,
-    until: Until = None,
-    everything: All = False,
-    dry_run: DryRun = False,
+    selection: SelectionOptions,
     rate: Annotated[
         float, typer.Option(min=1, help="Dead letters per second at most.")
     ] = RATE_DEFAULT_PER_S,
-    json: AsJson = False,
-    url: OperatorUrl = None,
-    token: OperatorToken = None,
-    config_file: ConfigFile = None,
+    *,
+    operator: OperatorOptions,
 ) -> None:
     """
     Send dead letters back to the inbound queue, each confirmed before it leaves this one.
@@ -219,31 +244,18 @@ def redrive(
         bridge dead redrive --all --rate 500
 
     """
-    request = _request(
-        Redrive,
-        {"ids": ids or None, "all": everything, "dry_run": dry_run, "rate_per_s": rate},
-        _conditions(reason, user, event, since, until),
-    )
-    redrive_letters(operator_address(url, token, config_file), request, as_json=json)
+    redrive_letters(operator, selection.request(Redrive, rate_per_s=rate))
 
 
 @app.command("discard")
+@with_option_groups
 def discard(
-    ids: Ids = None,
-    reason: Reason = None,
-    user: OfUser = None,
-    event: Event = None,
-    since: Since = None,
-    until: Until = None,
-    everything: All = False,
-    dry_run: DryRun = False,
+    selection: SelectionOptions,
     yes: Annotated[
         bool, typer.Option("--yes", help="Do not ask for confirmation.")
     ] = False,
-    json: AsJson = False,
-    url: OperatorUrl = None,
-    token: OperatorToken = None,
-    config_file: ConfigFile = None,
+    *,
+    operator: OperatorOptions,
 ) -> None:
     """
     Delete dead letters permanently. Shows their number and asks for confirmation first.
@@ -258,51 +270,7 @@ def discard(
         bridge dead discard --reason malformed_body --until 30d --yes
 
     """
-    request = _request(
-        Discard,
-        {"ids": ids or None, "all": everything, "dry_run": dry_run},
-        _conditions(reason, user, event, since, until),
-    )
-    discard_letters(
-        operator_address(url, token, config_file),
-        request,
-        is_confirmed=yes,
-        as_json=json,
-    )
-
-
-def _conditions(
-    reason: DeadLetterCause | None,
-    user: str | None,
-    event: str | None,
-    since: str | None,
-    until: str | None,
-) -> dict[str, object]:
-    given = {
-        "reason": None if reason is None else reason.value,
-        "user": user,
-        "event": event,
-        "since": _time_s(since, "--since"),
-        "until": _time_s(until, "--until"),
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _request(
-    model: type[SelectionT], fields: dict[str, object], conditions: dict[str, object]
-) -> SelectionT:
-    """
-    Return the body of the request, checked by the API's own model.
-
-    Raises:
-        ConfigError: If the selection is empty, ambiguous, or holds an invalid value.
-
-    """
-    try:
-        return model.model_validate({**fields, "filter": conditions or None})
-    except ValidationError as exc:
-        errors = exc.errors(include_url=False, include_context=False)
-        raise ConfigError([_problem(error) for error in errors]) from exc
+    discard_letters(operator, selection.request(Discard), is_confirmed=yes)
 
 
 def _problem(error: ErrorDetails) -> str:

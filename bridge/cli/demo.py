@@ -9,6 +9,7 @@ import typer
 import uvloop
 from rich.console import Console
 
+from bridge.cli.tables import print_note
 from bridge.demo.run import NAMESPACE_ELSEWHERE, DemoOptions, DemoStarted, run_demo
 from bridge.errors import ConfigError
 from bridge.settings.values import parse_duration_s
@@ -16,7 +17,6 @@ from bridge.settings.values import parse_duration_s
 _TOKEN_LIFE_MIN_S: Final = 4.0
 
 _out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
 
 
 def demo(
@@ -71,13 +71,13 @@ def demo(
     )
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run_demo(options, say=_say, on_started=_show))
+            runner.run(run_demo(options, say=print_note, on_started=_show))
     except (asyncio.CancelledError, KeyboardInterrupt):
         pass  # Ctrl-C during the start, or twice: everything is cleaned up by now
     if amqp_url is None:
-        _say("stopped; nothing is left behind")
+        print_note("stopped; nothing is left behind")
     else:
-        _say(f"stopped; {NAMESPACE_ELSEWHERE}.* stays on the broker")
+        print_note(f"stopped; {NAMESPACE_ELSEWHERE}.* stays on the broker")
 
 
 def _show(started: DemoStarted) -> None:
@@ -90,7 +90,7 @@ def _show(started: DemoStarted) -> None:
         _out.print(f"[dim]{command.title}:[/dim]")
         # Without wrapping, color or indentation, so that it can be copied.
         _out.print(command.text, markup=False, soft_wrap=True, end="\n\n")
-    _say("Ctrl-C stops everything")
+    print_note("Ctrl-C stops everything")
 
 
 def _token_life_s(text: str) -> float:
@@ -110,7 +110,3 @@ def _this_program() -> list[str]:
     if called.name == "__main__.py":
         return [sys.executable, "-m", "bridge"]
     return [str(called)]
-
-
-def _say(sentence: str) -> None:
-    _err.print(sentence, markup=False, soft_wrap=True)

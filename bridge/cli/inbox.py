@@ -22,18 +22,15 @@ from typer.core import TyperGroup
 
 from bridge.cli.inbox_migration import carry_inboxes
 from bridge.cli.operator_client import (
+    OperatorOptions,
     ask_pages,
-    operator_address,
     print_json,
     segment,
 )
 from bridge.cli.options import (
-    AsJson,
-    ConfigFile,
     Cursor,
     Limit,
-    OperatorToken,
-    OperatorUrl,
+    with_option_groups,
 )
 from bridge.cli.tables import local_time, print_note, print_table
 from bridge.core.contracts.operator.operation import Page
@@ -63,6 +60,7 @@ app.command("carry")(carry_inboxes)
 
 
 @app.command(_SHOW)
+@with_option_groups
 def inbox(
     user: Annotated[str, typer.Argument(help="The user.")],
     data: Annotated[
@@ -70,10 +68,8 @@ def inbox(
     ] = False,
     limit: Limit = 50,
     cursor: Cursor = None,
-    json: AsJson = False,
-    url: OperatorUrl = None,
-    token: OperatorToken = None,
-    config_file: ConfigFile = None,
+    *,
+    operator: OperatorOptions,
 ) -> None:
     """
     Show the messages in the inbox of a user, newest first.
@@ -91,14 +87,14 @@ def inbox(
 
     """
     page = ask_pages(
-        operator_address(url, token, config_file),
+        operator,
         f"/api/users/{segment(user)}/inbox",
         Page[InboxMessage],
         query={"data": data},
         limit=limit,
         cursor=cursor,
     )
-    if json:
+    if operator.json:
         print_json(page)
         return
     columns = ["offset", "state", "taken", "expires", "event", "bytes", "message id"]

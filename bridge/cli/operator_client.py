@@ -9,8 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -19,8 +18,10 @@ import typer
 from pydantic import BaseModel, ValidationError
 from yarl import URL
 
+from bridge.cli.options import ConfigFile
 from bridge.core.contracts.operator.operation import PAGE_MAX, Page
 from bridge.errors import ConfigError, OperatorRefusedError, OperatorUnreachableError
+from bridge.http.listeners import http_url
 from bridge.settings.load import load_settings
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -35,44 +36,58 @@ Method = Literal["GET", "POST", "DELETE"]
 Query = Mapping[str, str | int | float | bool | None]
 
 
-@dataclass(frozen=True, slots=True)
-class OperatorAddress:
-    """The URL of a bridge's operator port, and the operator token."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorOptions:
+    """The options of a command that asks a running bridge."""
 
-    url: str
-    token: str = field(repr=False)
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the API's answer as JSON.")
+    ] = False
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            help="The operator port of the bridge, as http://127.0.0.1:8081. "
+            "Without it: BRIDGE_OPERATOR_HOST and BRIDGE_OPERATOR_PORT.",
+        ),
+    ] = None
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token",
+            help="The operator token. Better in BRIDGE_OPERATOR_TOKEN: others can read a "
+            "command line.",
+        ),
+    ] = field(default=None, repr=False)
+    config_file: ConfigFile = None
 
+    def address(self) -> tuple[str, str]:
+        """
+        Return the URL and the token, which the settings hold if the options do not.
 
-def operator_address(
-    url: str | None, token: str | None, config_file: Path | None
-) -> OperatorAddress:
-    """
-    Return the address from the command's options, with defaults from the settings.
+        Raises:
+            ConfigError: If the settings are wrong, or there is no token.
 
-    Raises:
-        ConfigError: If the settings are wrong, or there is no token.
-
-    """
-    # Only the operator's settings are needed, so no secrets of windows are required here.
-    settings = load_settings(
-        {"auth": "open", "host": "127.0.0.1"},
-        config_file=config_file,
-    )
-    if token is None and settings.operator_token is not None:
-        token = settings.operator_token.get_secret_value()
-    if not token:
-        raise ConfigError(
-            ["BRIDGE_OPERATOR_TOKEN: is not set; use the token of bridge run"]
+        """
+        # Only the operator's settings are needed, so no secrets of windows are required.
+        settings = load_settings(
+            {"auth": "open", "host": "127.0.0.1"}, config_file=self.config_file
         )
-    if url is None:
-        host = settings.operator_host
-        if host in {"0.0.0.0", "::"}:
-            host = "127.0.0.1"  # included in "every address"
-        shown = f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{settings.operator_port}"
-    elif URL(url).scheme not in {"http", "https"} or not URL(url).host:
-        raise ConfigError([f"--url: {url!r} is not like http://127.0.0.1:8081"])
-    return OperatorAddress(url.rstrip("/"), token)
+        token, url = self.token, self.url
+        if token is None and settings.operator_token is not None:
+            token = settings.operator_token.get_secret_value()
+        if not token:
+            raise ConfigError(
+                ["BRIDGE_OPERATOR_TOKEN: is not set; use the token of bridge run"]
+            )
+        if url is None:
+            host = settings.operator_host
+            if host in {"0.0.0.0", "::"}:
+                host = "127.0.0.1"  # included in "every address"
+            url = http_url(host, settings.operator_port)
+        elif URL(url).scheme not in {"http", "https"} or not URL(url).host:
+            raise ConfigError([f"--url: {url!r} is not like http://127.0.0.1:8081"])
+        return url.rstrip("/"), token
 
 
 def segment(text: str) -> str:
@@ -83,11 +98,9 @@ def segment(text: str) -> str:
 class OperatorClient:
     """A client of one bridge's API. Open it with `operator_client`."""
 
-    def __init__(
-        self, session: aiohttp.ClientSession, address: OperatorAddress
-    ) -> None:
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
-        self._address = address
+        self._url = url
 
     async def ask(
         self,
@@ -115,7 +128,7 @@ class OperatorClient:
             ConfigError: If the token is wrong.
 
         """
-        url = URL(self._address.url + path, encoded=True)
+        url = URL(self._url + path, encoded=True)
         if query:
             url = url.with_query(
                 {
@@ -141,7 +154,7 @@ class OperatorClient:
             raise self._unreachable(problem) from exc
 
     def _unreachable(self, problem: str) -> OperatorUnreachableError:
-        return OperatorUnreachableError(self._address.url, problem)
+        return OperatorUnreachableError(self._url, problem)
 
     def _refusal(self, status: int, raw: bytes) -> Exception:
         try:
@@ -157,19 +170,20 @@ class OperatorClient:
 
 
 @asynccontextmanager
-async def operator_client(address: OperatorAddress) -> AsyncIterator[OperatorClient]:
-    """Open a client for the bridge at `address`; no request is sent yet."""
+async def operator_client(operator: OperatorOptions) -> AsyncIterator[OperatorClient]:
+    """Open a client for the bridge of these options; no request is sent yet."""
+    url, token = operator.address()
     async with aiohttp.ClientSession(
-        headers={"Authorization": f"Bearer {address.token}"},
+        headers={"Authorization": f"Bearer {token}"},
         timeout=aiohttp.ClientTimeout(
             total=_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S
         ),
     ) as session:
-        yield OperatorClient(session, address)
+        yield OperatorClient(session, url)
 
 
 def ask_once(
-    address: OperatorAddress,
+    operator: OperatorOptions,
     path: str,
     answer: type[ModelT],
     *,
@@ -179,14 +193,14 @@ def ask_once(
     """Send one request with a client of its own. Errors as `OperatorClient.ask`."""
 
     async def ask() -> ModelT:
-        async with operator_client(address) as client:
+        async with operator_client(operator) as client:
             return await client.ask(method, path, answer, query=query)
 
     return asyncio.run(ask())
 
 
 def ask_pages(
-    address: OperatorAddress,
+    operator: OperatorOptions,
     path: str,
     page: type[PageT],
     *,
@@ -199,7 +213,7 @@ def ask_pages(
     async def ask() -> PageT:
         items: list[Any] = []
         after = cursor
-        async with operator_client(address) as client:
+        async with operator_client(operator) as client:
             while True:
                 size = min(PAGE_MAX, limit - len(items))
                 query_part = {**query, "limit": size, "cursor": after}

@@ -1,7 +1,8 @@
 """Options that several commands share, and a flag for each setting."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -37,25 +38,6 @@ AmqpUrl = Annotated[
     ),
 ]
 
-# --- commands that call the operator API of a running bridge
-
-OperatorUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--url",
-        help="The operator port of the bridge, as http://127.0.0.1:8081. "
-        "Without it: BRIDGE_OPERATOR_HOST and BRIDGE_OPERATOR_PORT.",
-    ),
-]
-OperatorToken = Annotated[
-    str | None,
-    typer.Option(
-        "--token",
-        help="The operator token. Better in BRIDGE_OPERATOR_TOKEN: others can read a "
-        "command line.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the API's answer as JSON.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="The most entries to show.")]
 Cursor = Annotated[
     str | None,
@@ -84,14 +66,53 @@ def parse_ttl_s(text: str) -> float:
         raise ConfigError([f"--ttl: {exc}"]) from exc
 
 
+# --- groups of options
+
+
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """
+    Return `command` with options in place of its parameters that are dataclasses.
+
+    Each field of such a class is one option, and `command` receives an instance of it.
+    """
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if is_dataclass(parameter.annotation):
+            groups[name] = parameter.annotation
+            parameters += inspect.signature(groups[name]).parameters.values()
+        else:
+            parameters.append(parameter)
+
+    def run(**given: Any) -> None:  # noqa: ANN401 - typer passes any type
+        for name, group in groups.items():
+            options = {field.name: given.pop(field.name) for field in fields(group)}
+            given[name] = group(**options)
+        command(**given)
+
+    return _as_command(run, command, parameters)
+
+
+def _as_command(
+    run: Callable[..., None],
+    command: Callable[..., None],
+    parameters: Iterable[inspect.Parameter],
+) -> Callable[..., None]:
+    """Return `run` with the name and help of `command` and with these options."""
+    named = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+    run.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined] # typer reads it
+    run.__annotations__ = {each.name: each.annotation for each in named}
+    run.__doc__ = command.__doc__
+    run.__name__ = command.__name__
+    return run
+
+
 # --- settings
 
 LoadSettings = Callable[[], Settings]
 
 
-def with_settings(
-    command: Callable[..., None],
-) -> Callable[..., None]:
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """
     Return `command` with a flag for each setting that is not a secret.
 
@@ -99,10 +120,7 @@ def with_settings(
     may call the function again to reload. Flags stay text until then, so that problems of
     all sources are reported together.
     """
-    own = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in inspect.signature(command).parameters.values()
-    ][1:]
+    own = list(inspect.signature(command).parameters.values())[1:]
 
     def run(config: Path | None, **given: Any) -> None:  # noqa: ANN401 - typer passes any type
         options = {parameter.name: given.pop(parameter.name) for parameter in own}
@@ -119,11 +137,7 @@ def with_settings(
             if name not in _NOT_AS_FLAGS
         ),
     ]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads it
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    run.__doc__ = command.__doc__
-    run.__name__ = command.__name__
-    return run
+    return _as_command(run, command, parameters)
 
 
 def _parameter(name: str, annotation: object) -> inspect.Parameter:

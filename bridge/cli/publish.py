@@ -7,7 +7,6 @@ from uuid import uuid4
 
 import orjson
 import typer
-from rich.console import Console
 
 from bridge.amqp.connection import Purpose, open_connection
 from bridge.amqp.frame_reader import FrameReader
@@ -15,6 +14,7 @@ from bridge.amqp.publish.messages import MessagePublisher
 from bridge.amqp.publish.publisher import Publisher
 from bridge.cli.options import AmqpUrl, ConfigFile, parse_ttl_s
 from bridge.cli.publish_input import PublishInput, RequestBatches
+from bridge.cli.tables import print_note
 from bridge.core.broker_names import BrokerNames
 from bridge.core.contracts.messages import PublishRequest
 from bridge.errors import BridgeError, PublishRefusedError, first_error
@@ -103,7 +103,6 @@ async def _publish_all(
     names = BrokerNames(settings.namespace)
     publisher = Publisher(broker_address(settings), names, metrics=Metrics())
     messages = MessagePublisher(publisher, names)
-    err = Console(stderr=True, highlight=False)
     count = 0
     # The publisher would retry for ever. This connection fails at once if the broker is
     # unreachable or refuses the password, with an error that says what to do.
@@ -121,14 +120,14 @@ async def _publish_all(
                         typer.echo(orjson.dumps({"id": message_id}).decode())
                 count += len(ids)
                 if count // _PROGRESS_EACH != (count - len(ids)) // _PROGRESS_EACH:
-                    err.print(f"{count} published …")
+                    print_note(f"{count} published …")
             running.cancel()
     except* BridgeError as group:
         failure = _with_fix(first_error(group))
         if count:
-            err.print(f"{count} published before this:")
+            print_note(f"{count} published before this:")
     else:
-        err.print(f"{count} published, confirmed by the broker")
+        print_note(f"{count} published, confirmed by the broker")
         return
     raise failure
 

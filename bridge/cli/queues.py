@@ -1,27 +1,18 @@
 """`bridge queues`: the queues of a running bridge on the broker."""
 
 from bridge.cli.operator_client import (
+    OperatorOptions,
     ask_once,
-    operator_address,
     print_json,
 )
-from bridge.cli.options import (
-    AsJson,
-    ConfigFile,
-    OperatorToken,
-    OperatorUrl,
-)
+from bridge.cli.options import with_option_groups
 from bridge.cli.tables import print_note, print_table
 from bridge.core.contracts.operator.operation import PAGE_MAX, Page
 from bridge.core.contracts.operator.queues import QueueFacts
 
 
-def queues(
-    json: AsJson = False,
-    url: OperatorUrl = None,
-    token: OperatorToken = None,
-    config_file: ConfigFile = None,
-) -> None:
+@with_option_groups
+def queues(operator: OperatorOptions) -> None:
     """
     Show the queues of a running bridge: depth, unacked, consumers, age, rates.
 
@@ -37,12 +28,12 @@ def queues(
 
     """
     page = ask_once(
-        operator_address(url, token, config_file),
+        operator,
         "/api/queues",
         Page[QueueFacts],
         query={"limit": PAGE_MAX},
     )
-    if json:
+    if operator.json:
         print_json(page)
         return
     numbers = ("depth", "unacked", "consumers", "oldest", "in/s", "out/s")

@@ -3,22 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Annotated
 
 import orjson
 import typer
-from rich.console import Console
 
-from bridge.amqp.connection import (
-    BrokerConnection,
-    Purpose,
-    connected,
-)
+from bridge.amqp.connection import BrokerConnection, Purpose, connected
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.shards.layout import ShardLayout, ShardPlan
 from bridge.amqp.shards.migration import ShardMigration, publish_end_markers
 from bridge.cli.options import ConfigFile
+from bridge.cli.tables import print_note
 from bridge.core.broker_names import SHARDS_MAX
 from bridge.logging import configure_logs
 from bridge.settings.load import load_settings
@@ -28,14 +23,6 @@ from bridge.wiring import broker_address, shard_plan
 app = typer.Typer(rich_markup_mode="markdown")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What the broker holds."""
-
-    layout: ShardLayout
-    left: Sequence[str]
 
 
 @app.callback(invoke_without_command=True)
@@ -61,23 +48,25 @@ def shards(
     if context.invoked_subcommand is not None:
         return
     settings = _settings(config_file)
-    found = asyncio.run(_look(settings))
+    layout, left = asyncio.run(_look(settings))
     if json:
         facts = {
-            "shards": found.layout.shards,
+            "shards": layout.shards,
             "setting": settings.shards,
-            "before": found.layout.previous_shards,
-            "left_of_before": list(found.left),
+            "before": layout.previous_shards,
+            "left_of_before": list(left),
         }
         typer.echo(orjson.dumps(facts).decode())
         return
-    typer.echo(_rendered(found.layout.shards))
-    if found.left:
+    typer.echo(_rendered(layout.shards))
+    if left:
         typer.echo(
-            f"new queues are not consumed until these are empty: {', '.join(found.left)}"
+            f"new queues are not consumed until these are empty: {', '.join(left)}"
         )
-    if found.layout.shards != settings.shards:
-        _say(f"BRIDGE_SHARDS is {settings.shards}; the number of the broker applies")
+    if layout.shards != settings.shards:
+        print_note(
+            f"BRIDGE_SHARDS is {settings.shards}; the number of the broker applies"
+        )
 
 
 @app.command("set")
@@ -143,11 +132,11 @@ async def _connected(
         yield connection, shard_plan(settings)
 
 
-async def _look(settings: Settings) -> _Found:
+async def _look(settings: Settings) -> tuple[ShardLayout, Sequence[str]]:
     async with _connected(settings) as (connection, plan):
         migration = ShardMigration(connection, plan)
         layout = await migration.records.expect()
-        return _Found(layout, await migration.records.previous_queues(layout))
+        return layout, await migration.records.previous_queues(layout)
 
 
 async def _would_change(settings: Settings, number: int) -> str:
@@ -168,12 +157,8 @@ async def _change(settings: Settings, number: int, *, waits: bool) -> None:
         layout = await migration.change(number)
         typer.echo(_rendered(number))
         while waits and (left := await migration.records.previous_queues(layout)):
-            _say(f"waiting for the bridges to empty {', '.join(left)}")
+            print_note(f"waiting for the bridges to empty {', '.join(left)}")
             await asyncio.sleep(plan.marker_interval_s)
             await publish_end_markers(connection, plan, layout)
         if layout.is_migrating and not await migration.records.previous_queues(layout):
             await migration.complete(layout)
-
-
-def _say(text: str) -> None:
-    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)

@@ -10,10 +10,10 @@ import aiohttp
 import orjson
 import socketio
 import typer
-from rich.console import Console
 
 from bridge.auth.issuing import signed_token
 from bridge.cli.options import ConfigFile
+from bridge.cli.tables import print_note
 from bridge.enums import EVENT_JOIN, EVENT_SYNC, ExitCode
 from bridge.logging import configure_logs
 from bridge.settings.load import load_settings
@@ -80,7 +80,6 @@ class _Follower:
         self._user = user
         self._shows_json = shows_json
         self._joins = joins
-        self._err = Console(stderr=True, highlight=False)
 
     async def follow(self, url: str, token: str | None) -> None:
         """
@@ -118,7 +117,7 @@ class _Follower:
             )
         except socketio.exceptions.ConnectionError as exc:
             if self.exit_code == ExitCode.DONE:  # `_refused` has reported a refusal
-                self._say(f"cannot connect to {url}: {exc}")
+                print_note(f"cannot connect to {url}: {exc}")
                 self.exit_code = ExitCode.UNREACHABLE
             return
         try:
@@ -127,18 +126,18 @@ class _Follower:
             await client.disconnect()
 
     async def _connected(self, client: socketio.AsyncClient) -> None:
-        self._say(f"connected, waiting for messages of {self._user}; Ctrl-C stops")
+        print_note(f"connected, waiting for messages of {self._user}; Ctrl-C stops")
         if self._joins:
             await client.emit(EVENT_JOIN, {"username": self._user})
 
     async def _disconnected(self, reason: str) -> None:
-        self._say(f"disconnected: {reason}")
+        print_note(f"disconnected: {reason}")
 
     async def _refused(self, problem: object) -> None:
         data = problem.get("data") if isinstance(problem, dict) else None
         if isinstance(data, dict) and "code" in data:
             self.exit_code = ExitCode.FAILED
-            self._say(f"refused, {data['code']}: {problem['message']}")  # type: ignore[index] # it is a dict, see above
+            print_note(f"refused, {data['code']}: {problem['message']}")  # type: ignore[index] # it is a dict, see above
 
     async def _received(self, event: str, *arguments: object) -> None:
         now = dt.datetime.now(tz=dt.UTC)
@@ -146,7 +145,7 @@ class _Follower:
         if event.startswith("bridge:"):
             detail = orjson.dumps(data).decode()
             if event != EVENT_SYNC or '"complete":false' in detail:
-                self._say(f"{event} {detail}")
+                print_note(f"{event} {detail}")
             return
         position = arguments[1] if len(arguments) > 1 else None
         if self._shows_json:
@@ -158,6 +157,3 @@ class _Follower:
             # JSON escapes control characters that could change the terminal.
             line = f"{clock} {event} {orjson.dumps(data).decode()}"
         typer.echo(line)
-
-    def _say(self, text: str) -> None:
-        self._err.print(text, markup=False, soft_wrap=True)

@@ -5,22 +5,20 @@ from typing import Annotated
 import typer
 
 from bridge.cli.operator_client import (
+    OperatorOptions,
     ask_once,
-    operator_address,
     print_json,
     segment,
 )
 from bridge.cli.options import (
-    AsJson,
-    ConfigFile,
-    OperatorToken,
-    OperatorUrl,
+    with_option_groups,
 )
 from bridge.cli.tables import local_time, print_note, print_table, printable
 from bridge.core.contracts.operator.trace import Trace
 from bridge.enums import ExitCode, Fate
 
 
+@with_option_groups
 def trace(
     message_id: Annotated[
         str, typer.Argument(help="The id with which the message was published.")
@@ -29,10 +27,8 @@ def trace(
         str | None,
         typer.Option("--user", help="The user; without it all messages are searched."),
     ] = None,
-    json: AsJson = False,
-    url: OperatorUrl = None,
-    token: OperatorToken = None,
-    config_file: ConfigFile = None,
+    *,
+    operator: OperatorOptions,
 ) -> None:
     """
     Show the story of a message: consumed, stored, written, delivered, or why not.
@@ -49,12 +45,12 @@ def trace(
 
     """
     found = ask_once(
-        operator_address(url, token, config_file),
+        operator,
         f"/api/trace/{segment(message_id)}",
         Trace,
         query={"user": user},
     )
-    if json:
+    if operator.json:
         print_json(found)
     else:
         _print_story(found)

@@ -5,20 +5,17 @@ from typing import Annotated
 import typer
 
 from bridge.cli.operator_client import (
+    OperatorOptions,
     ask_once,
     ask_pages,
-    operator_address,
     print_json,
     segment,
 )
 from bridge.cli.options import (
-    AsJson,
-    ConfigFile,
     Cursor,
     DryRun,
     Limit,
-    OperatorToken,
-    OperatorUrl,
+    with_option_groups,
 )
 from bridge.cli.tables import count, local_time, print_note, print_table
 from bridge.core.contracts.operator.users import (
@@ -31,6 +28,7 @@ from bridge.core.contracts.operator.users import (
 _NUMBERS = frozenset({"windows", "depth", "waiting", "delivered", "offset", "unread"})
 
 
+@with_option_groups
 def users(
     user: Annotated[
         str | None, typer.Argument(help="Show this user with all windows.")
@@ -44,10 +42,8 @@ def users(
     ] = False,
     limit: Limit = 100,
     cursor: Cursor = None,
-    json: AsJson = False,
-    url: OperatorUrl = None,
-    token: OperatorToken = None,
-    config_file: ConfigFile = None,
+    *,
+    operator: OperatorOptions,
 ) -> None:
     """
     Show users with their windows, inboxes and last connects.
@@ -65,23 +61,22 @@ def users(
         bridge users --json | jq -r '.items[] | select(.waiting > 100).user'
 
     """
-    address = operator_address(url, token, config_file)
     if user is not None:
-        detail = ask_once(address, f"/api/users/{segment(user)}", UserDetail)
-        if json:
+        detail = ask_once(operator, f"/api/users/{segment(user)}", UserDetail)
+        if operator.json:
             print_json(detail)
         else:
             _print_detail(detail)
         return
     page = ask_pages(
-        address,
+        operator,
         "/api/users",
         UsersPage,
         query={"q": begins, "online": online},
         limit=limit,
         cursor=cursor,
     )
-    if json:
+    if operator.json:
         print_json(page)
         return
     print_table(
@@ -139,13 +134,12 @@ def _print_detail(detail: UserDetail) -> None:
     _say_coverage(detail)
 
 
+@with_option_groups
 def kick(
     user: Annotated[str, typer.Argument(help="The user whose windows to close.")],
     dry_run: DryRun = False,
-    json: AsJson = False,
-    url: OperatorUrl = None,
-    token: OperatorToken = None,
-    config_file: ConfigFile = None,
+    *,
+    operator: OperatorOptions,
 ) -> None:
     """
     Close all windows of a user, on every bridge that shares the inboxes, with the code `kicked`.
@@ -160,17 +154,19 @@ def kick(
         bridge kick ann
 
     """
-    address = operator_address(url, token, config_file)
     path = f"/api/users/{segment(user)}"
     if dry_run:
-        found = ask_once(address, path, UserDetail)
+        found = ask_once(operator, path, UserDetail)
         done = Kicked(
             kicked=len(found.windows), bridges=found.bridges, silent=found.silent
         )
         words = "would be closed"
     else:
-        done, words = ask_once(address, f"{path}/kick", Kicked, method="POST"), "closed"
-    if json:
+        done, words = (
+            ask_once(operator, f"{path}/kick", Kicked, method="POST"),
+            "closed",
+        )
+    if operator.json:
         print_json(done)
     noun = "window" if done.kicked == 1 else "windows"
     print_note(f"{done.kicked} {noun} of {user} {words}")
