@@ -1,7 +1,8 @@
 """
 The fault suite: `python -m tests.faults.suite --minutes 30 --seed 7`.
 
-Exit status: 0 if there was no violation, 1 otherwise; then the history is kept.
+Exit status: 0 if there was no violation, 1 otherwise, 2 if something hung and the watchdog
+ended the suite. The history is kept unless the status is 0.
 """
 
 import argparse
@@ -12,7 +13,9 @@ import shutil
 import signal
 import sys
 import tempfile
+from itertools import count
 from pathlib import Path
+from typing import Final
 
 import uvloop
 
@@ -22,7 +25,10 @@ from tests.faults.suite.report import report_lines, trouble_lines, write_report
 from tests.faults.suite.run import Outcome, Run, RunPlan
 from tests.faults.suite.scenarios import SCENARIOS
 from tests.faults.suite.store_folder import unshare_mounts
+from tests.faults.suite.watchdog import Watchdog
 from tests.faults.suite.world import Scale
+
+_TERMINATE_TIMEOUT_S: Final = 30.0
 
 
 def main() -> int:
@@ -56,10 +62,13 @@ def main() -> int:
     _report(
         f"seed {plan.seed}; {len(plan.faults)} kinds of faults; history in {folder}"
     )
-    run = Run(plan, folder=folder, may_mount=may_mount, report=_report)
+    watchdog = Watchdog(_report)
+    run = Run(
+        plan, folder=folder, may_mount=may_mount, report=_report, watchdog=watchdog
+    )
     is_good = False
     try:
-        outcome = uvloop.run(_run_until_terminated(run))
+        outcome = uvloop.run(_run_until_terminated(run, watchdog))
         is_good = outcome.is_good
         sys.stdout.write("\n".join(report_lines(outcome)) + "\n")
         for line in trouble_lines(outcome):
@@ -69,6 +78,7 @@ def main() -> int:
     except asyncio.CancelledError:
         _report("terminated by a signal, and cleaned up")
     finally:
+        watchdog.stop()
         if is_good and not arguments.keep and arguments.folder is None:
             shutil.rmtree(folder)
         else:
@@ -76,15 +86,26 @@ def main() -> int:
     return 0 if is_good else 1
 
 
-async def _run_until_terminated(run: Run) -> Outcome:
+async def _run_until_terminated(run: Run, watchdog: Watchdog) -> Outcome:
     """
     Run the suite; SIGTERM cancels it, which also ends all its processes.
 
-    An exception raised by a signal handler would hit any task, which may ignore it.
+    An exception raised by a signal handler would hit any task, which may ignore it. A
+    cancellation may get lost as well (python/cpython#86296), so the second SIGTERM, or the
+    time limit after the first, ends everything at once.
     """
-    task = asyncio.current_task()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    signals = count(1)
+
+    def terminate() -> None:
+        if next(signals) > 1:
+            watchdog.end_now("terminated by a second signal")
+        watchdog.phase("the end after SIGTERM", within_s=_TERMINATE_TIMEOUT_S)
+        task.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, terminate)
+    watchdog.start(loop)
     return await run.run()
 
 

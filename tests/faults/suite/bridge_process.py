@@ -126,6 +126,8 @@ class BridgeProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            # A signal to the suite's process group must not end the bridges first.
+            start_new_session=True,
             limit=1 << 20,
         )
 

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from bridge.core.properties import header_bytes
 from bridge.enums import Header
+from bridge.errors import first_error
 from tests.faults.suite.checker import Verdict, Violation
 from tests.faults.suite.faults import Fault
 from tests.faults.suite.history import (
@@ -24,6 +25,7 @@ from tests.faults.suite.history import (
     WindowCounts,
 )
 from tests.faults.suite.schedule import ScheduledFault, rounds
+from tests.faults.suite.watchdog import Watchdog
 from tests.faults.suite.world import NAMES, HangError, Scale, World
 from tests.integration.dead_letters import take_all
 
@@ -32,6 +34,10 @@ _ALIVE_TIMEOUT_S: Final = 120.0
 _FAULT_TIMEOUT_S: Final = 240.0
 _EXTRA_ATTEMPTS_MAX: Final = 3
 _PAUSE_MAX_S: Final = 2.0
+_DEAD_LETTERS_TIMEOUT_S: Final = 60.0
+_TEARDOWN_TIMEOUT_S: Final = 90.0
+# Beyond the limit of each phase, which the run itself observes, before the watchdog acts.
+_WATCHDOG_MARGIN_S: Final = 60.0
 _BODY: Final = re.compile(rb'"u":"([^"]+)","p":"([^"]+)","n":(\d+)')
 
 Report = Callable[[str], None]
@@ -130,12 +136,19 @@ class Run:
     """Runs a plan in a world of its own."""
 
     def __init__(
-        self, plan: RunPlan, *, folder: Path, may_mount: bool, report: Report
+        self,
+        plan: RunPlan,
+        *,
+        folder: Path,
+        may_mount: bool,
+        report: Report,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._plan = plan
         self._folder = folder
         self._may_mount = may_mount
         self._report = report
+        self._watchdog = watchdog or Watchdog(report)
         self._records: dict[str, FaultRecord] = defaultdict(FaultRecord)
         self._start_s = monotonic()
 
@@ -143,6 +156,7 @@ class Run:
         """Run to the end, or until the world hangs."""
         plan = self._plan
         hang: str | None = None
+        self._phase("the start", within_s=3 * _START_TIMEOUT_S)
         async with plan.scenario.open(
             plan.scale, folder=self._folder, seed=plan.seed, may_mount=self._may_mount
         ) as world:
@@ -153,14 +167,17 @@ class Run:
                 await world.wait_until_alive(within_s=_START_TIMEOUT_S)
                 self._start_s = monotonic()
                 await self._under_load(world)
-            except HangError as exc:
-                hang = str(exc)
+            except* HangError as group:
+                hang = str(first_error(group))
             seconds = monotonic() - self._start_s
-            if hang is None and not await world.settle(within_s=plan.settle_s):
-                self._report("some windows never received all confirmed messages")
             if hang is None:
+                self._phase("settling", within_s=plan.settle_s)
+                if not await world.settle(within_s=plan.settle_s):
+                    self._report("some windows never received all confirmed messages")
+                self._phase("reading dead letters", within_s=_DEAD_LETTERS_TIMEOUT_S)
                 await self._read_dead_letters(world)
             self._report(self._progress(world))
+            self._phase("the teardown", within_s=_TEARDOWN_TIMEOUT_S)
             return Outcome(
                 plan,
                 seconds,
@@ -169,6 +186,9 @@ class Run:
                 hang,
                 tuple(world.anomalies),
             )
+
+    def _phase(self, name: str, *, within_s: float) -> None:
+        self._watchdog.phase(name, within_s=within_s + _WATCHDOG_MARGIN_S)
 
     async def _under_load(self, world: World) -> None:
         per_s = self._plan.scale.messages_per_s / len(world.producers.regular)
@@ -183,7 +203,10 @@ class Run:
             try:
                 for number, scheduled in enumerate(self._rounds(), start=1):
                     await self._round(world, number, scheduled)
-            except HangError:
+            except HangError as exc:
+                # Now: the teardown may hang as well.
+                self._report(f"HANG: {exc}")
+                world.history.flush()
                 for task in producing:
                     task.cancel()
                 raise
@@ -222,6 +245,7 @@ class Run:
     async def _round(
         self, world: World, number: int, scheduled: list[ScheduledFault]
     ) -> None:
+        self._phase(f"round {number}", within_s=_FAULT_TIMEOUT_S + _ALIVE_TIMEOUT_S)
         pause_s = Random(scheduled[0].seed).uniform(0, _PAUSE_MAX_S)  # noqa: S311 - repeatable, not for secrets
         if self._plan.minutes is not None:
             await asyncio.sleep(pause_s)

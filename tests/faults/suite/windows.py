@@ -1,7 +1,7 @@
 """The windows of all users: stock clients in Node and in this process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,8 @@ _RETRY_AFTER_S: Final = 0.25
 # The first connections are paced; a storm of a thousand at once is not the test.
 _OPEN_BATCH: Final = 50
 _BATCH_PAUSE_S: Final = 0.5
+_DISCONNECT_TIMEOUT_S: Final = 3.0
+_CLOSE_TIMEOUT_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +96,17 @@ class PythonWindow:
     http: aiohttp.ClientSession
     position: str | None = None
     _awake: asyncio.Event = field(default_factory=asyncio.Event)
+    _closed: asyncio.Event = field(default_factory=asyncio.Event)
     _client: socketio.AsyncClient | None = None
 
     async def run(self) -> None:
-        """Stay connected, except between `sleep` and `wake`, until cancelled."""
+        """Stay connected, except between `sleep` and `wake`, until `close`."""
         name = self.plan.name
         self.history.add(
             Opened(self.history.t, name, self.plan.user, keeps_position=False)
         )
         self._awake.set()
-        while True:
+        while not self._closed.is_set():
             await self._awake.wait()
             client = self._client = self._make_client()
             try:
@@ -117,7 +120,7 @@ class PythonWindow:
             except (socketio.exceptions.ConnectionError, TimeoutError, OSError):
                 await asyncio.sleep(_RETRY_AFTER_S)
             else:
-                await client.wait()
+                await _first_of(client.wait(), self._closed.wait())
                 self.history.add(Disconnected(self.history.t, name, ""))
             finally:
                 self._client = None
@@ -132,6 +135,11 @@ class PythonWindow:
 
     def wake(self) -> None:
         """Reconnect."""
+        self._awake.set()
+
+    def close(self) -> None:
+        """Let `run` return. Not by cancellation, which the client may lose."""
+        self._closed.set()
         self._awake.set()
 
     async def reload(self) -> None:
@@ -185,9 +193,23 @@ class PythonWindow:
 
 
 async def _disconnect(client: socketio.AsyncClient) -> None:
-    with suppress(TimeoutError, OSError, aiohttp.ClientError):
-        async with asyncio.timeout(3):
-            await client.disconnect()
+    with suppress(OSError, aiohttp.ClientError):
+        await _first_of(client.disconnect(), asyncio.sleep(_DISCONNECT_TIMEOUT_S))
+
+
+async def _first_of(*coroutines: Coroutine[Any, Any, Any]) -> None:
+    """
+    Return when one of `coroutines` has, and cancel the others without waiting for them.
+
+    The client can lose a cancellation that arrives together with data: `wait_for` of
+    Python 3.11 does (python/cpython#86296), and so does the write loop of engineio.
+    """
+    tasks = [asyncio.ensure_future(each) for each in coroutines]
+    done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in others:
+        task.cancel()
+    for task in done:
+        task.result()
 
 
 class JsWindows:
@@ -302,7 +324,7 @@ async def open_crowd(
                 if not plan.is_js
             }
             running = [
-                tasks.create_task(each.run(), name=each.plan.name)
+                asyncio.create_task(each.run(), name=each.plan.name)
                 for each in python.values()
             ]
             for number, plan in enumerate(plans, start=1):
@@ -310,15 +332,34 @@ async def open_crowd(
                     js.command("open", plan.name, url, *_js_options(plan, tokens))
                 if number % _OPEN_BATCH == 0:
                     await asyncio.sleep(_BATCH_PAUSE_S)
-            yield Crowd(plans, js, python)
-            for task in running:
-                task.cancel()
+            try:
+                yield Crowd(plans, js, python)
+            finally:
+                for window in python.values():
+                    window.close()
+                await _wait_for_windows(running)
             process.stdin.close()  # type: ignore[union-attr] # it is a pipe
     finally:
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+async def _wait_for_windows(running: Sequence[asyncio.Task[None]]) -> None:
+    """
+    Wait for the tasks of windows that were closed.
+
+    Raises:
+        TimeoutError: If some do not end. They are left behind.
+
+    """
+    done, stuck = await asyncio.wait(running, timeout=_CLOSE_TIMEOUT_S)
+    for task in done:
+        task.result()
+    if stuck:
+        names = sorted(task.get_name() for task in stuck)
+        raise TimeoutError(f"windows that do not close: {names}")
 
 
 def _js_options(
