@@ -8,6 +8,7 @@ tests/unit/test_architecture.py checks that.
     errors           the tree of exceptions
     log_writer       writes log lines in a thread of its own
     core             pure decisions and values; `core.contracts` models every boundary
+    clock            the wall clock, whose jumps are noticed
     settings         what an operator can set
     logging, metrics, tracing
     amqp             RabbitMQ: consume, publish, dead letters, shards, ownership

@@ -164,6 +164,10 @@ class Refusal(_ExplainedEnum):
         "token_expired",
         "the token is past its exp: get a new one and connect again",
     )
+    TOKEN_NOT_YET_VALID = (
+        "token_not_yet_valid",
+        "nbf or iat of the token lies in the future: whose clock is wrong?",
+    )
     TOKEN_INVALID = (
         "token_invalid",
         "the token was not accepted: signature, algorithm, claims or user",
@@ -188,6 +192,7 @@ class Refusal(_ExplainedEnum):
     def is_temporary(self) -> bool:
         """Whether the same connect may succeed later."""
         return self in {
+            Refusal.TOKEN_NOT_YET_VALID,
             Refusal.KEYS_UNAVAILABLE,
             Refusal.TOO_MANY_WINDOWS,
             Refusal.NOT_AVAILABLE,

@@ -137,6 +137,10 @@ class Metrics:
             "Connections to the broker that were lost and opened again.",
             ("purpose",),
         )
+        self.clock_jumps = fast_counter(
+            "bridge_clock_jumps",
+            "Jumps of the wall clock by more than a minute, ahead or back.",
+        )
         self.log_lines_dropped = FastCounter(
             "bridge_log_lines_dropped",
             "Log lines that were not written: nothing reads standard error, or a full disk.",

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby, islice
 from operator import attrgetter
-from time import monotonic, time
+from time import monotonic
 from typing import Final, TypeVar
 
 import structlog
@@ -29,6 +29,7 @@ from tenacity import (
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.consume.session import Batch
 from bridge.amqp.publish.publisher import Publisher
+from bridge.clock import SteadyClock
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import (
@@ -87,7 +88,7 @@ class Pipeline:
         journal: Records what happened, for operators; ``None`` for a private one.
         tracing: Records spans; ``None`` for no tracing.
         fencing: Appends instead of `inbox` if other bridges share the store.
-        now: Returns Unix time.
+        clock: Stamps messages; ``None`` for one of its own.
 
     """
 
@@ -105,7 +106,7 @@ class Pipeline:
         journal: Journal | None = None,
         tracing: Tracing | None = None,
         fencing: Fencing | None = None,
-        now: Callable[[], float] = time,
+        clock: SteadyClock | None = None,
     ) -> None:
         self.problem: str | None = None  # of the store or broker that is waited for
         self._intake = intake
@@ -120,7 +121,7 @@ class Pipeline:
         self._journal = journal or Journal()
         self._tracing = tracing
         self._fencing = fencing
-        self._now = now
+        self._clock = clock or SteadyClock()
         self._trial_keys: Sequence[bytes] = ()  # of the messages that are on trial now
 
     @property
@@ -194,12 +195,15 @@ class Pipeline:
         self._metrics.suspects.labels(mode=mode).inc(len(suspects))
 
     async def _settle_group(self, batch: Batch, deliveries: Sequence[Delivery]) -> None:
-        now_s = self._now()
+        now = self._clock.read()
         good: list[_Parsed] = []
         for delivery in deliveries:
             try:
                 parsed = parse_delivery(
-                    delivery, limits=self._limits, now_s=now_s, schemas=self._schemas
+                    delivery,
+                    limits=self._limits,
+                    now_s=now.now_s,
+                    schemas=self._schemas,
                 )
             except Exception as exc:  # noqa: BLE001 - a bug must cost one message, not the queue
                 await self._retry_or_dead_letter(batch, delivery, None, exc)
@@ -210,7 +214,7 @@ class Pipeline:
                     continue
                 letter = DeadLetter(parsed, attempt_of(delivery))
                 await self._dead_letter(batch, delivery, letter)
-            elif parsed.deadline_s is not None and parsed.deadline_s <= now_s:
+            elif parsed.is_expired(now):
                 self._count(Outcome.EXPIRED)
                 self._note(delivery, Stage.EXPIRED, "before it could be stored")
             else:
@@ -276,7 +280,7 @@ class Pipeline:
             await self._store(batch, good[:middle])  # first, to keep the order
             await self._store(batch, good[middle:])
             return
-        now_s = self._now()
+        now_s = self._clock.read().now_s
         self._journal.stored(messages, offsets, at_s=now_s)
         if self._tracing is not None:
             self._tracing.stored(messages, offsets, now_s=now_s)
@@ -342,7 +346,9 @@ class Pipeline:
         text = f"attempt {letter.attempt}, {reason}: {letter.rejection.text}"
         self._note(delivery, Stage.DEAD, text)
         if self._tracing is not None:
-            self._tracing.dead_lettered(delivery, letter, now_s=self._now())
+            self._tracing.dead_lettered(
+                delivery, letter, now_s=self._clock.read().now_s
+            )
 
     async def _with_retries(
         self, batch: Batch, work: Callable[[], Awaitable[T]], *, doing: str
@@ -398,7 +404,7 @@ class Pipeline:
         user = delivery.routing_key.decode(errors="backslashreplace")
         message_id = message_id_of(delivery)
         self._journal.note(
-            JournalEntry(self._now(), stage, user, message_id, text=text)
+            JournalEntry(self._clock.read().now_s, stage, user, message_id, text=text)
         )
 
     def _count(self, outcome: Outcome, number: int = 1, *, reason: str = "") -> None:

@@ -22,6 +22,7 @@ from bridge.amqp.queues import QueueInspector
 from bridge.amqp.shards.layout import ShardPlan
 from bridge.auth.jwt import TokenRules, TokenVerifier
 from bridge.auth.key_set import KeySet
+from bridge.clock import SteadyClock
 from bridge.core.broker_names import BrokerNames
 from bridge.core.client_address import parse_networks
 from bridge.core.event_schemas import EventSchemas
@@ -104,13 +105,16 @@ class Components:
         journal = journal_of(settings, slot)
         schemas = schemas_of(settings)
 
-        self.inbox = inbox = inbox_of(settings)
+        clock = SteadyClock()
+        metrics.clock_jumps.set_function(lambda: clock.jump_count)
+        self.inbox = inbox = inbox_of(settings, clock)
         self.inbox_maintenance = InboxMaintenance(inbox)
         self.sockets = SocketIOServer(
             socket_options(settings),
             inbox=inbox,
             verifier=self.verifier,
             metrics=metrics,
+            clock=clock,
             journal=journal,
             tracing=self.tracing,
             slot=slot,
@@ -137,6 +141,7 @@ class Components:
             metrics=metrics,
             schemas=schemas,
             pace_s=pace_s(settings),
+            clock=clock,
             journal=journal,
             tracing=self.tracing,
             # Only bridges that share a store can append after they lost a queue.
@@ -254,18 +259,21 @@ def management_of(
 # --- inbox
 
 
-def inbox_of(settings: Settings) -> MemoryInbox | RedisInbox | SqliteInbox:
+def inbox_of(
+    settings: Settings, clock: SteadyClock | None = None
+) -> MemoryInbox | RedisInbox | SqliteInbox:
     """Return the store that the settings name; it is not open yet."""
     if is_redis(settings.inbox):
         return RedisInbox(
             parse_redis(settings.inbox),
             retention(settings),
             namespace=settings.namespace,
+            clock=clock,
         )
     kind, _, path = settings.inbox.partition(":")
     if kind == "sqlite":
-        return SqliteInbox(path, retention(settings))
-    return MemoryInbox(retention(settings))
+        return SqliteInbox(path, retention(settings), clock=clock)
+    return MemoryInbox(retention(settings), clock=clock)
 
 
 def fleet_of(settings: Settings) -> RedisFleet | None:
@@ -294,11 +302,7 @@ def migration_target_of(settings: Settings) -> MigrationTarget:
     if not is_redis(settings.inbox):
         problem = f"{settings.inbox} cannot be shared by several bridges, expected redis://..."
         raise ConfigError((problem,))
-    return RedisTarget(
-        parse_redis(settings.inbox),
-        retention(settings),
-        namespace=settings.namespace,
-    )
+    return RedisTarget(parse_redis(settings.inbox), namespace=settings.namespace)
 
 
 def pace_s(settings: Settings) -> float:

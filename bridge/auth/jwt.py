@@ -33,7 +33,6 @@ _TOKEN_MAX_CHARACTERS: Final = 8192
 
 # Texts of the library may quote the token; these do not. The first match applies.
 _PROBLEMS: Final = (
-    (jwt.ImmatureSignatureError, "it is not valid yet (nbf or iat)"),
     (
         jwt.MissingRequiredClaimError,
         "a required claim is missing: exp, aud or iss",
@@ -249,6 +248,8 @@ def _check(
             continue  # try the next secret: one may be in rotation
         except jwt.ExpiredSignatureError as exc:
             raise RefusedError(Refusal.TOKEN_EXPIRED) from exc
+        except jwt.ImmatureSignatureError as exc:
+            raise RefusedError(Refusal.TOKEN_NOT_YET_VALID) from exc
         except jwt.PyJWTError as exc:
             raise _invalid(_problem_of(exc)) from exc
         return identify(claims)

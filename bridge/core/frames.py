@@ -13,6 +13,7 @@ from typing import Final
 
 import orjson
 
+from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Stored
 
 _TEXT_FRAME: Final = 0x81  # FIN and opcode 1, RFC 6455 section 5.2
@@ -69,7 +70,7 @@ class EncodedMessages:
 
 
 def encode_messages(
-    messages: Sequence[Stored], *, epoch: str, now_s: float
+    messages: Sequence[Stored], *, epoch: str, now: ClockReading
 ) -> EncodedMessages:
     """Encode the messages of one user, in order, without those that have expired."""
     packets: list[tuple[int, bytes]] = []
@@ -80,7 +81,7 @@ def encode_messages(
         # Inlined: this runs for every message, and each call would cost as much as the
         # formatting itself.
         deadline_s = message.deadline_s
-        if deadline_s is not None and deadline_s <= now_s:
+        if deadline_s is not None and message.is_expired(now):
             continue
         offset = stored.offset
         event = _EVENT_JSON.get(message.event) or _event_json(message.event)

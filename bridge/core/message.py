@@ -11,6 +11,7 @@ from typing import Final
 
 import orjson
 
+from bridge.core.clock_reading import ClockReading
 from bridge.core.event_schemas import EventSchema, EventSchemas
 from bridge.core.properties import (
     Properties,
@@ -93,6 +94,13 @@ class Message:
     published_s: float | None = None
     trace_parent: str | None = None
 
+    def is_expired(self, at: ClockReading) -> bool:
+        """Return whether its deadline has passed."""
+        deadline_s = self.deadline_s
+        return deadline_s is not None and at.has_passed(
+            deadline_s, since_s=self.taken_s
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
@@ -115,11 +123,6 @@ class Stored:
 
     message: Message
     offset: int
-
-    def is_expired(self, now_s: float) -> bool:
-        """Whether its deadline has passed at the Unix time `now_s`."""
-        deadline_s = self.message.deadline_s
-        return deadline_s is not None and deadline_s <= now_s
 
 
 def parse_delivery(

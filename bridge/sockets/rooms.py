@@ -8,8 +8,9 @@ what the inbox holds, in its order.
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from math import inf
-from time import time
 
+from bridge.clock import SteadyClock
+from bridge.core.clock_reading import ClockReading
 from bridge.core.frames import EncodedMessages, encode_messages
 from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import Stored
@@ -99,9 +100,11 @@ class Rooms:
         outbound_bytes: int,
         mark_delivered: Callable[[str, int], None],
         catch_up: Callable[[Window], None],
+        clock: SteadyClock,
         journal: Journal | None = None,
         tracing: Tracing | None = None,
     ) -> None:
+        self._clock = clock
         self._metrics = metrics
         self._outbound_bytes = outbound_bytes
         self._mark_delivered = mark_delivered
@@ -200,7 +203,7 @@ class Rooms:
 
     def emit(self, batch: Sequence[Stored]) -> None:
         """Write new messages to every window of their users with an open gate, in order."""
-        now_s = time()
+        now = self._clock.read()
         rooms = self._rooms
         fed: list[Room] = []
         published_s = inf  # the oldest known one
@@ -219,7 +222,7 @@ class Rooms:
         emitted = 0
         try:
             for room in fed:
-                emitted += self._emit_to_room(room, room.pending or (), now_s)
+                emitted += self._emit_to_room(room, room.pending or (), now)
         finally:
             # If a room raised, the rooms after it find a gap at their next message and
             # read these from the inbox.
@@ -229,12 +232,12 @@ class Rooms:
             self._metrics.emitted.inc(emitted)
             # A batch is in the order of consumption: its first message is the oldest.
             oldest_s = batch[0].message.taken_s
-            self._metrics.age.observe(max(0.0, now_s - oldest_s))
+            self._metrics.age.observe(max(0.0, now.now_s - oldest_s))
             if published_s < inf:
-                self._metrics.publish_to_page.observe(max(0.0, now_s - published_s))
+                self._metrics.publish_to_page.observe(max(0.0, now.now_s - published_s))
 
     def _emit_to_room(
-        self, room: Room, messages: Sequence[Stored], now_s: float
+        self, room: Room, messages: Sequence[Stored], now: ClockReading
     ) -> int:
         """Return how many messages were written, counted once for each window."""
         first, last = messages[0].offset, messages[-1].offset
@@ -243,15 +246,15 @@ class Rooms:
         if not (group.windows or individual):
             return 0
         epoch = (group.windows or individual)[0].epoch
-        encoded = encode_messages(messages, epoch=epoch, now_s=now_s)
+        encoded = encode_messages(messages, epoch=epoch, now=now)
         # A gap inside the batch: windows must have received all of it already, or read
         # the inbox.
         before = first - 1 if last - first + 1 == len(messages) else last
         if group.offset == before and group.windows and not individual:  # nearly always
             windows = self._write_to_group(room, encoded, last)
             if len(encoded.packets) < len(messages):
-                messages = self._note_expired(messages, encoded, now_s)
-            self._note_written(messages, [windows] * len(messages), now_s)
+                messages = self._note_expired(messages, encoded, now.now_s)
+            self._note_written(messages, [windows] * len(messages), now.now_s)
             return windows * len(messages)
         written: list[_Written] = []
         if group.offset < before:
@@ -263,8 +266,8 @@ class Rooms:
             written.append((part, self._write_to_group(room, part, last)))
         self._write_to_individuals(room, encoded, (before, last), written)
         if len(encoded.packets) < len(messages):
-            messages = self._note_expired(messages, encoded, now_s)
-        self._note_written(messages, _windows_per_message(messages, written), now_s)
+            messages = self._note_expired(messages, encoded, now.now_s)
+        self._note_written(messages, _windows_per_message(messages, written), now.now_s)
         return sum([len(part.packets) * windows for part, windows in written])
 
     def _write_to_group(self, room: Room, part: EncodedMessages, last: int) -> int:

@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from bridge.auth.jwt import TokenVerifier
+from bridge.clock import SteadyClock
 from bridge.core import packets
 from bridge.core.journal import Journal
 from bridge.core.packets import Packet, PacketType
@@ -59,6 +60,7 @@ class SocketIOServer:
         inbox: InboxReader,
         verifier: TokenVerifier | None,
         metrics: Metrics,
+        clock: SteadyClock | None = None,
         journal: Journal | None = None,
         tracing: Tracing | None = None,
         slot: WorkerSlot | None = None,
@@ -79,6 +81,7 @@ class SocketIOServer:
             outbound_bytes=options.limits.outbound_bytes,
             mark_delivered=inbox.mark_delivered,
             catch_up=self._catch_up,
+            clock=clock or SteadyClock(),
             journal=journal,
             tracing=tracing,
         )
@@ -177,13 +180,12 @@ class SocketIOServer:
         else:
             session.close(CloseReason.SERVER_DISCONNECT, abort=True)
 
-    def session_checked(self, session: EngineSession, now_s: float) -> None:
+    def session_checked(self, session: EngineSession, real_s: float) -> None:
         """Warn a window before its token expires, and close it after that."""
         window = window_of(session)
-        expires_s = None if window is None else window.identity.expires_s
-        if window is None or expires_s is None:
+        if window is None or window.expires_real_s is None:
             return
-        left_s = expires_s - now_s
+        left_s = window.expires_real_s - real_s
         if left_s <= -self._options.leeway_s:
             self.close_window(window, Closing.EXPIRED)
         elif left_s <= window.warning_s and not window.is_warned:

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from bridge.clock import real_time
 from bridge.core import packets
 from bridge.core.identity import Identity
 from bridge.sockets.engineio.session import EngineSession
@@ -27,11 +28,12 @@ class Window:
     Attributes:
         sid: The Socket.IO id.
         session: The Engine.IO session under it.
-        identity: Its user, and until when it may stay.
+        identity: Its user.
         epoch: The epoch of its positions.
         has_manual_acks: Whether only its `ack` moves the delivered mark.
         is_live: Whether its gate is open: it receives new messages.
         is_warned: Whether it was warned that its token expires soon.
+        expires_real_s: The real time until which it may stay; ``None`` for no limit.
         warning_s: How long before the expiry it is warned.
         connected_s: Unix time.
 
@@ -43,6 +45,7 @@ class Window:
         "_offset",
         "connected_s",
         "epoch",
+        "expires_real_s",
         "has_manual_acks",
         "identity",
         "is_live",
@@ -126,13 +129,21 @@ class Window:
         self.session.send(packets.event(event, data))
 
     def renew(self, identity: Identity, *, now_s: float) -> None:
-        """Replace the identity, and with it the time until which the window may stay."""
+        """
+        Replace the identity, and with it the time until which the window may stay.
+
+        From now on real time decides: a jump of the wall clock neither closes the window
+        nor lets it stay longer.
+        """
         self.identity = identity
         self.is_warned = False
         self.warning_s = _WARNING_S
+        self.expires_real_s = None
         if identity.expires_s is not None:
+            life_s = identity.expires_s - now_s
+            self.expires_real_s = real_time() + life_s
             # At most half of a short life, so that there is time to get a new token.
-            self.warning_s = min(_WARNING_S, (identity.expires_s - now_s) / 2)
+            self.warning_s = min(_WARNING_S, life_s / 2)
 
 
 def window_of(session: EngineSession) -> Window | None:

@@ -213,7 +213,7 @@ async def test_a_file_is_migrated_into_a_cluster(
 
     def target() -> RedisTarget:
         address = parse_redis(cluster.url)
-        return RedisTarget(address, RETENTION, namespace=cluster.namespace)
+        return RedisTarget(address, namespace=cluster.namespace)
 
     broken = target()
     broken.__class__ = Broken

@@ -9,6 +9,7 @@ from time import time
 
 import pytest
 
+from bridge.clock import SteadyClock
 from bridge.core.message import Message
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
@@ -181,7 +182,7 @@ async def test_slots_that_arrive_during_the_setup_of_a_connection_are_set_up_too
         address = parse_redis(f"redis+cluster://127.0.0.1:{server.port}")
         prefixes = key_prefixes("bridge", 0)
         feed = Feed("redis", prefixes, is_cluster=True, subscribe_s=1)
-        setup = SlowSetup(address, prefixes, feed)
+        setup = SlowSetup(address, prefixes, feed, SteadyClock())
         cluster = RedisCluster(address, setup, DEFAULT_TIMING)
         running = asyncio.create_task(cluster.run())
         try:

@@ -8,6 +8,7 @@ from typing import cast
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.consume.session import Batch, IntakeSession
 from bridge.amqp.publish.publisher import Publisher
+from bridge.clock import SteadyClock
 from bridge.core.journal import Journal
 from bridge.core.message import (
     Delivery,
@@ -123,6 +124,7 @@ class Harness:
 
     def __init__(self) -> None:
         self.effects: list[str] = []
+        self.wall_s = 1000.0  # a change is a jump
         self.intake = FakeIntake(self.effects)
         self.inbox = FakeInbox(self.effects)
         self.publisher = FakePublisher(self.effects)
@@ -136,7 +138,7 @@ class Harness:
             retry_delays_s=(1.0, 10.0),
             metrics=self.metrics,
             journal=self.journal,
-            now=lambda: 1000.0,
+            clock=SteadyClock(wall=lambda: self.wall_s, real=lambda: 0.0),
         )
 
     def suspects(self, mode: str) -> float:

@@ -60,6 +60,7 @@ def test_codes_are_plain_words(closed_list: type[StrEnum]) -> None:
 def test_only_refusals_that_may_pass_are_temporary() -> None:
     """Retrying after any other refusal would only load the bridge."""
     assert {code for code in Refusal if code.is_temporary} == {
+        Refusal.TOKEN_NOT_YET_VALID,
         Refusal.KEYS_UNAVAILABLE,
         Refusal.TOO_MANY_WINDOWS,
         Refusal.NOT_AVAILABLE,

@@ -178,6 +178,19 @@ async def test_a_retry_past_its_deadline_is_counted_and_not_stored(
     assert harness.settled("expired") == 1
 
 
+async def test_a_jump_of_the_clock_expires_no_retry(harness: Harness) -> None:
+    """The deadline that a retry carries is of the time before the jump."""
+    carried = render_table({Header.DEADLINE: 1_060_000})
+    harness.wall_s += 8 * 86_400
+
+    await harness.pipeline.settle(
+        batch_of([delivery(1, properties=Properties(headers=carried))])
+    )
+
+    assert harness.settled("stored") == 1
+    assert harness.settled("expired") == 0
+
+
 async def test_the_journal_records_the_outcome_of_each_message(
     harness: Harness,
 ) -> None:

@@ -6,11 +6,12 @@ clients learn that messages may be missing.
 """
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
-from time import time
 from typing import Final
 
+from bridge.clock import SteadyClock
+from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxPage, InboxState
 from bridge.inbox.contract import EpochListener, Retention, StoredListener
@@ -30,11 +31,11 @@ class MemoryInbox:
     problem: str | None = None  # memory can always be written
 
     def __init__(
-        self, retention: Retention, *, now: Callable[[], float] = time
+        self, retention: Retention, *, clock: SteadyClock | None = None
     ) -> None:
         self.retention = retention
         self.epoch = secrets.token_hex(5)
-        self._now = now
+        self._clock = clock or SteadyClock()
         self._logs: dict[str, UserLog] = {}
         # When an id of a user was last stored, oldest first.
         self._seen: dict[tuple[str, str], float] = {}
@@ -77,13 +78,13 @@ class MemoryInbox:
 
     async def append(self, messages: Sequence[Message]) -> list[int | None]:
         """Store `messages`; return the offset of each, ``None`` for a duplicate."""
-        now_s = self._now()
+        now = self._clock.read()
         fresh: list[Stored] = []
         offsets: list[int | None] = []
         touched: set[str] = set()
         for message in messages:
             user = message.user
-            if message.id is not None and self._was_seen(user, message.id, now_s):
+            if message.id is not None and self._was_seen(user, message.id, now):
                 offsets.append(None)
                 continue
             log = self._logs.get(user)
@@ -97,7 +98,7 @@ class MemoryInbox:
             if user in self._followed:
                 fresh.append(stored)
         for user in touched:
-            self._logs[user].trim(self.retention, now_s)
+            self._logs[user].trim(self.retention, now)
         if fresh and self._on_stored is not None:
             self._on_stored(fresh)
         return offsets
@@ -110,7 +111,7 @@ class MemoryInbox:
         log = self._logs.get(user)
         if log is None:
             return InboxState(epoch=self.epoch, first=1, last=0, delivered=0)
-        log.trim(self.retention, self._now())
+        log.trim(self.retention, self._clock.read())
         return InboxState(
             epoch=self.epoch,
             first=log.first,
@@ -126,14 +127,14 @@ class MemoryInbox:
         log = self._logs.get(user)
         if log is None:
             return InboxPage(messages=(), next_after=after, expired=0, gone=0, last=0)
-        now_s = self._now()
+        now = self._clock.read()
         found: list[Stored] = []
         expired = 0
         size_bytes = 0
         gone = max(0, log.first - 1 - after)
         next_after = after + gone
         for stored in islice(log.kept, next_after - log.first + 1, None):
-            if stored.is_expired(now_s):
+            if stored.message.is_expired(now):
                 expired += 1
             else:
                 size_bytes += len(stored.message.data)
@@ -146,9 +147,9 @@ class MemoryInbox:
     async def count_expired(self, user: str, *, after: int) -> int:
         """Count the messages above the offset `after` that are past their deadline."""
         log = self._logs.get(user)
-        now_s = self._now()
+        now = self._clock.read()
         return sum(
-            stored.offset > after and stored.is_expired(now_s)
+            stored.offset > after and stored.message.is_expired(now)
             for stored in (log.kept if log is not None else ())
         )
 
@@ -171,22 +172,22 @@ class MemoryInbox:
 
     async def sweep(self) -> None:
         """Delete messages and ids that are too old."""
-        now_s = self._now()
+        now = self._clock.read()
         for log in self._logs.values():
-            log.trim(self.retention, now_s)
-        oldest_s = now_s - self.retention.dedupe_s
+            log.trim(self.retention, now)
+        oldest_s = now.ago(self.retention.dedupe_s)
         while self._seen:
             key = next(iter(self._seen))
             if self._seen[key] >= oldest_s:
                 return
             del self._seen[key]
 
-    def _was_seen(self, user: str, message_id: str, now_s: float) -> bool:
+    def _was_seen(self, user: str, message_id: str, now: ClockReading) -> bool:
         """Return whether the id is a duplicate; if not, remember it."""
         key = (user, message_id)
         seen_s = self._seen.get(key)
-        if seen_s is not None and now_s - seen_s <= self.retention.dedupe_s:
+        if seen_s is not None and seen_s >= now.ago(self.retention.dedupe_s):
             return True
         self._seen.pop(key, None)  # reinsert at the end: the dict is ordered by time
-        self._seen[key] = now_s
+        self._seen[key] = now.now_s
         return False

@@ -3,6 +3,7 @@
 from collections import deque
 from dataclasses import dataclass, field
 
+from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Stored
 from bridge.enums import SyncReason
 from bridge.inbox.contract import Retention
@@ -31,13 +32,13 @@ class UserLog:
         """Offset of the oldest kept message; `last` + 1 if none is kept."""
         return self.last - len(self.kept) + 1
 
-    def trim(self, retention: Retention, now_s: float) -> None:
+    def trim(self, retention: Retention, now: ClockReading) -> None:
         """Delete messages that are over the limit or too old."""
         kept = self.kept
         while len(kept) > retention.max_messages:
             kept.popleft()
             self.trimmed_for = SyncReason.LIMIT
-        oldest_s = now_s - retention.max_age_s
+        oldest_s = now.ago(retention.max_age_s)
         while kept and kept[0].message.taken_s < oldest_s:
             kept.popleft()
             self.trimmed_for = SyncReason.EXPIRED

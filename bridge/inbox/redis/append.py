@@ -21,6 +21,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from bridge.core.clock_reading import ClockReading
 from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message
 from bridge.errors import OwnershipLostError, StoreUnavailableError
@@ -75,7 +76,7 @@ class BatchAppender:
         *,
         tokens: Sequence[FencingToken],
         retention: Retention,
-        now_s: float,
+        now: ClockReading,
     ) -> list[int | None]:
         """Store `messages`; see `RedisInbox.append`."""
         # A retry is recognized by the identity of the sequence.
@@ -88,10 +89,10 @@ class BatchAppender:
             users = groups.setdefault(tag if self._is_cluster else 0, {})
             users.setdefault(message.user, []).append(index)
         head: tuple[Argument, ...] = (
-            repr(now_s),
+            repr(now.now_s),
             retention.max_messages,
-            repr(retention.max_age_s),
-            repr(retention.dedupe_s),
+            repr(now.ago(retention.max_age_s)),
+            repr(now.ago(retention.dedupe_s)),
             secrets.token_hex(5),
             self._session,
             self._number,

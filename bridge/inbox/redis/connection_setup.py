@@ -2,16 +2,18 @@
 What happens on each new connection before the store uses it.
 
 The permissions of our user are tried, a migration in progress keeps the bridge out, the
-epochs of the users are established, and all followed users are subscribed to again.
+clock is compared with the store, the epochs of the users are established, and all followed users are subscribed to again.
 """
 
 import secrets
 from collections.abc import Sequence
 from typing import Final
 
+from bridge.clock import SteadyClock
 from bridge.core.redis_address import RedisAddress
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.redis import scripts
+from bridge.inbox.redis.clock_record import resume_clock
 from bridge.inbox.redis.encoding import Tags, migration_key
 from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.feed import Feed
@@ -32,11 +34,17 @@ class ConnectionSetup:
     """
 
     def __init__(
-        self, address: RedisAddress, prefixes: Sequence[str], feed: Feed
+        self,
+        address: RedisAddress,
+        prefixes: Sequence[str],
+        feed: Feed,
+        clock: SteadyClock,
     ) -> None:
         self.prefixes = prefixes
         self.feed = feed
         self._address = address
+        self._clock = clock
+        self._has_resumed_clock = False
         # Each tag of a cluster is in its own slot, and a script must stay within one slot.
         self._is_cluster = address.kind == "cluster"
 
@@ -68,6 +76,9 @@ class ConnectionSetup:
         await check_permissions(self._address, connection, prefixes[0])
         if 0 in tags:
             await self.admit(connection)
+            if not self._has_resumed_clock:
+                await resume_clock(self._clock, connection, self.prefixes[0])
+                self._has_resumed_clock = True
         epochs = await self._establish_epochs(connection, prefixes)
         # Subscribe first and read the newest messages second: a message stored between
         # the two then arrives twice, and none is missed.

@@ -16,7 +16,6 @@ from typing import Final
 
 from bridge.core.redis_address import RedisAddress
 from bridge.errors import MigrationRefusedError, StoreUnavailableError
-from bridge.inbox.contract import Retention
 from bridge.inbox.migration.model import (
     InboxCount,
     InboxNumbers,
@@ -35,7 +34,7 @@ from bridge.inbox.redis.protocol import (
     is_error,
     parse_info,
 )
-from bridge.inbox.redis.scripts import GRACE_MS, REASONS, Script
+from bridge.inbox.redis.scripts import REASONS, Script
 from bridge.inbox.redis.topology import find_servers
 
 # A command for the server of a tag.
@@ -49,15 +48,14 @@ _NUMBERS: Final = {reason: number for number, reason in REASONS.items()}
 _REPLICATION_ID: Final = b"\x01line"
 _REPLY_S: Final = 60.0
 
-# ARGV: prefix, user, last offset, delivered mark, reason, time to live of messages and of ids
-# (ms), index of the first element in the list, number of elements, the elements, then for
-# each id its time and the id.
+# ARGV: prefix, user, last offset, delivered mark, reason, index of the first element in the
+# list, number of elements, the elements, then for each id its time and the id.
 PUT: Final = Script(
     """
 local call = redis.call
 local p, user = ARGV[1], ARGV[2]
 local list, ids = p .. 'm:' .. user, p .. 'i:' .. user
-local index, count = tonumber(ARGV[8]), tonumber(ARGV[9])
+local index, count = tonumber(ARGV[6]), tonumber(ARGV[7])
 local length, fresh = call('LLEN', list), {}
 local head = call('HGET', p .. 'h', user)
 if head and struct.unpack('<I6', head) ~= tonumber(ARGV[3]) then
@@ -65,7 +63,7 @@ if head and struct.unpack('<I6', head) ~= tonumber(ARGV[3]) then
 end
 if index > length then return redis.error_reply('CARRY a part is missing') end
 for k = 1, count do
-  local element = ARGV[9 + k]
+  local element = ARGV[7 + k]
   if index + k <= length then
     if call('LINDEX', list, index + k - 1) ~= element then
       return redis.error_reply('CARRY something else is there')
@@ -74,14 +72,8 @@ for k = 1, count do
     fresh[#fresh + 1] = element
   end
 end
-if #fresh > 0 then
-  call('RPUSH', list, unpack(fresh))
-  call('PEXPIRE', list, ARGV[6])
-end
-if #ARGV > 9 + count then
-  call('ZADD', ids, unpack(ARGV, 10 + count))
-  call('PEXPIRE', ids, ARGV[7])
-end
+if #fresh > 0 then call('RPUSH', list, unpack(fresh)) end
+if #ARGV > 7 + count then call('ZADD', ids, unpack(ARGV, 8 + count)) end
 call('ZADD', p .. 'u', 0, user)
 call('HSET', p .. 'h', user, struct.pack('<I6I6B', ARGV[3], ARGV[4], ARGV[5]))
 return 1
@@ -99,22 +91,18 @@ return 1
 class RedisTarget:
     """An empty store that inboxes are migrated into: one server, or a cluster."""
 
-    def __init__(
-        self, address: RedisAddress, retention: Retention, *, namespace: str
-    ) -> None:
+    def __init__(self, address: RedisAddress, *, namespace: str) -> None:
         """
         Create it without connecting.
 
         Args:
             address: The server, Sentinels or cluster.
-            retention: How long keys live that nothing is added to.
             namespace: The first part of all names of keys.
 
         """
         self.description = str(address)
         self._address = address
         self._prefixes = key_prefixes(namespace, address.db)
-        self._retention = retention
         self._connections: list[RedisConnection] = []
         self._owners: dict[int, RedisConnection] = {}
         self._key = migration_key(self._prefixes)
@@ -217,8 +205,6 @@ class RedisTarget:
         command += (inbox.user, inbox.last, inbox.delivered)
         command += (
             _NUMBERS[inbox.trimmed_for],
-            int(self._retention.max_age_s * 1000) + GRACE_MS,
-            int(self._retention.dedupe_s * 1000) + GRACE_MS,
             messages[0].offset - inbox.first if messages else 0,
             len(messages),
         )

@@ -27,6 +27,7 @@ KEY_COMMANDS: Final[dict[str, str]] = {
     "LPOP": "",
     "LRANGE": "0 0",
     "LTRIM": "0 0",
+    "PERSIST": "",
     "PEXPIRE": "1",
     "ZADD": "XX 0 x",
     "ZCARD": "",

@@ -21,8 +21,11 @@ Offsets have no gaps, so the position in the list determines the offset: the las
 has the last offset.
 
 Reads never write, so they work on a server without free memory. They skip messages beyond
-the limit or the age, which the next append removes. The list of a user without new messages
-expires as a whole.
+the limit or the age, which the next append or sweep removes. Messages and ids have no time to
+live, because the server would delete them if its clock jumped ahead.
+
+`now`, `steady` and `lowest` are a reading of the bridge's clock; the oldest times are computed
+from it (core/clock_reading.py).
 """
 
 from dataclasses import dataclass
@@ -33,8 +36,6 @@ from bridge.enums import SyncReason
 
 # How long the result of a batch is kept: longer than any bridge retries it.
 _BATCH_MS: Final = 3_600_000
-# Keys expire this much later than their contents, because clocks differ.
-GRACE_MS: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,23 @@ local function taken_at(p, user, index)
 end
 """
 
+_TRIM: Final = """
+local function trim(p, user, length, most, oldest, reason)
+  local key = p .. 'm:' .. user
+  if length > most then
+    call('LTRIM', key, length - most, -1)
+    reason = 1
+  end
+  local taken = taken_at(p, user, 0)
+  while taken and taken < oldest do
+    call('LPOP', key)
+    reason = 2
+    taken = taken_at(p, user, 0)
+  end
+  return reason
+end
+"""
+
 # The messages kept under the current retention: `first` is the oldest offset, `base` the
 # offset before the first element of the list.
 _VIEW: Final = (
@@ -91,7 +109,7 @@ end
 """
 )
 
-# ARGV: now, message limit, age limit, dedupe window (s), epoch to use if there is none,
+# ARGV: now, message limit, oldest time of messages and of ids, epoch to use if there is none,
 # session, number of the batch, publish command, prefix of the fences, number of fences, for
 # each its queue and token; then for each user: prefix, user, number of messages, and for each
 # message its id and element.
@@ -100,13 +118,14 @@ end
 # and that token.
 APPEND: Final = Script(
     _HEADS
-    + f"local BATCH_MS, GRACE_MS = {_BATCH_MS}, {GRACE_MS}"
+    + _TRIM
+    + f"local BATCH_MS = {_BATCH_MS}"
     + """
-local now, most, age = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local dedupe, candidate, publish = tonumber(ARGV[4]), ARGV[5], ARGV[8]
+local most, oldest, oldest_id = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local candidate, publish = ARGV[5], ARGV[8]
 local fences_end = 10 + 2 * tonumber(ARGV[10])
 local batch_key = ARGV[fences_end + 1] .. 'b:' .. ARGV[6]
-local oldest, out, had, failure, stored = now - age, {}, nil, nil, false
+local out, had, failure, stored = {}, nil, nil, false
 
 local before = call('GET', batch_key)
 if before then
@@ -142,21 +161,6 @@ local function publish_news(p, user, epoch, first, fresh)
   redis.pcall(publish, p .. 'c:' .. user, table.concat(parts))
 end
 
-local function trim(p, user, length, reason)
-  local key = p .. 'm:' .. user
-  if length > most then
-    call('LTRIM', key, length - most, -1)
-    reason = 1
-  end
-  local taken = taken_at(p, user, 0)
-  while taken and taken < oldest do
-    call('LPOP', key)
-    reason = 2
-    taken = taken_at(p, user, 0)
-  end
-  return reason
-end
-
 -- All reads come first, then RPUSH, the only write that may fail (out of memory). So all
 -- messages of a user are stored, or none.
 local function store(i, p, user, count)
@@ -173,7 +177,7 @@ local function store(i, p, user, count)
         had_it = true
       else
         local seen = call('ZSCORE', ids, id)
-        had_it = seen and now - seen <= dedupe
+        had_it = seen and tonumber(seen) >= oldest_id
         seen_here[id] = true
       end
       if not had_it then
@@ -199,16 +203,12 @@ local function store(i, p, user, count)
       call('HSET', p .. 'h', '', epoch)
     end
     if is_new then call('ZADD', p .. 'u', 0, user) end
-    reason = trim(p, user, length, reason)
+    reason = trim(p, user, length, most, oldest, reason)
     set_head(p, user, last, delivered, reason)
-    call('PEXPIRE', list, math.ceil(age * 1000) + GRACE_MS)
     for k = 1, #noted, 1000 do
       call('ZADD', ids, unpack(noted, k, math.min(k + 999, #noted)))
     end
-    if #noted > 0 then
-      call('ZREMRANGEBYSCORE', ids, '-inf', '(' .. string.format('%.17g', now - dedupe))
-      call('PEXPIRE', ids, math.ceil(dedupe * 1000) + GRACE_MS)
-    end
+    if #noted > 0 then call('ZREMRANGEBYSCORE', ids, '-inf', '(' .. ARGV[4]) end
     publish_news(p, user, epoch, first, fresh)
   end
   return results
@@ -257,15 +257,26 @@ return token
 """
 )
 
-# ARGV: prefix, user, message limit, oldest time, now, offset to read after, maximum of
-# messages and of bytes. Returns epoch, first, last, delivered, reason, the offset after which
+# Whether a message is past its deadline; see `ClockReading.has_passed`. Needs ARGV as in READ.
+_IS_OVER: Final = """
+local now, steady, lowest = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local function is_over(taken, deadline)
+  if deadline > now then return false end
+  local ttl = deadline - taken
+  return (ttl >= 0 and ttl <= steady) or deadline <= lowest
+end
+"""
+
+# ARGV: prefix, user, message limit, oldest time, now, steady, lowest, offset to read after,
+# maximum of messages and of bytes. Returns epoch, first, last, delivered, reason, the offset after which
 # the next page begins, the number of messages past their deadline, then for each message its
 # offset and element.
 READ: Final = Script(
     _VIEW
+    + _IS_OVER
     + """
-local p, user, now = ARGV[1], ARGV[2], tonumber(ARGV[5])
-local after, most, bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local p, user = ARGV[1], ARGV[2]
+local after, most, bytes = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local epoch, first, last, delivered, reason, base =
   view(p, user, tonumber(ARGV[3]), tonumber(ARGV[4]))
 local out = {epoch, first, last, delivered, reason, 0, 0}
@@ -276,8 +287,8 @@ while at < last and not is_full do
   local piece = call('LRANGE', p .. 'm:' .. user, start, start + math.min(most, 64) - 1)
   for k = 1, #piece do
     local element = piece[k]
-    local _, deadline, between = struct.unpack('<ddH', element)
-    if deadline <= now then
+    local taken, deadline, between = struct.unpack('<ddH', element)
+    if is_over(taken, deadline) then
       expired = expired + 1
     else
       size = size + #element - 20 - between
@@ -297,20 +308,20 @@ return out
 """
 )
 
-# ARGV: prefix, user, message limit, oldest time, now, offset to count after.
+# ARGV: prefix, user, message limit, oldest time, now, steady, lowest, offset to count after.
 # Returns the number of messages past their deadline.
 COUNT_EXPIRED: Final = Script(
     _VIEW
+    + _IS_OVER
     + """
-local p, user, now, after = ARGV[1], ARGV[2], tonumber(ARGV[5]), tonumber(ARGV[6])
+local p, user, after = ARGV[1], ARGV[2], tonumber(ARGV[8])
 local epoch, first, last, delivered, reason, base =
   view(p, user, tonumber(ARGV[3]), tonumber(ARGV[4]))
 local at, expired = math.max(after, first - 1), 0
 while at < last do
   local piece = call('LRANGE', p .. 'm:' .. user, at - base, at - base + 63)
   for k = 1, #piece do
-    local _, deadline = struct.unpack('<dd', piece[k])
-    if deadline <= now then expired = expired + 1 end
+    if is_over(struct.unpack('<dd', piece[k])) then expired = expired + 1 end
   end
   at = at + #piece
 end
@@ -346,6 +357,30 @@ for i = 2, #ARGV, 2 do
   redis.call('PEXPIRE', ARGV[i], ARGV[1])
 end
 return out
+"""
+)
+
+# ARGV: prefix, user to continue after (empty = from the start), number of users, message limit,
+# oldest time of messages and of ids. Removes what is too old, and the times to live that
+# earlier versions set. Returns the last of the users; empty if no more follow.
+SWEEP: Final = Script(
+    _HEADS
+    + _TRIM
+    + """
+local p, count = ARGV[1], tonumber(ARGV[3])
+local low = ARGV[2] == '' and '-' or '(' .. ARGV[2]
+local users = call('ZRANGEBYLEX', p .. 'u', low, '+', 'LIMIT', 0, count)
+for _, user in ipairs(users) do
+  local list, ids = p .. 'm:' .. user, p .. 'i:' .. user
+  local epoch, last, delivered, reason = head_of(p, user)
+  call('PERSIST', list)
+  call('PERSIST', ids)
+  call('ZREMRANGEBYSCORE', ids, '-inf', '(' .. ARGV[6])
+  local now_for = trim(
+    p, user, call('LLEN', list), tonumber(ARGV[4]), tonumber(ARGV[5]), reason)
+  if last > 0 and now_for ~= reason then set_head(p, user, last, delivered, now_for) end
+end
+return #users == count and users[count] or ''
 """
 )
 
@@ -389,14 +424,14 @@ return out
 
 # --- read-only scripts for operators (admin_queries.py)
 
-# ARGV: prefix, user, message limit, oldest time, now, offset to read before (0 = from the
-# end), maximum of messages and of bytes of data (0 = no data). Returns for each message,
+# ARGV: prefix, user, message limit, oldest time, now, steady, lowest, offset to read before
+# (0 = from the end), maximum of messages and of bytes of data (0 = no data). Returns for each message,
 # newest first: offset, element, bytes of data.
 BROWSE: Final = Script(
     _VIEW
     + """
 local p, user = ARGV[1], ARGV[2]
-local before, most, bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local before, most, bytes = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local epoch, first, last, delivered, reason, base =
   view(p, user, tonumber(ARGV[3]), tonumber(ARGV[4]))
 local at, out, found, size = last, {}, 0, 0
@@ -420,15 +455,15 @@ return out
 """
 )
 
-# ARGV: prefix, unused, message limit, oldest time, now, id, number of messages after which to
+# ARGV: prefix, unused, message limit, oldest time, now, steady, lowest, id, number of messages after which to
 # stop, users. Returns the numbers of messages and of users searched (at least one), then for
 # each of these users who has or had the id: name, when it was stored last, number of
 # elements, and for each element its offset, header and bytes of data.
 FIND: Final = Script(
     _VIEW
     + """
-local p, id, enough, searched, out = ARGV[1], ARGV[6], tonumber(ARGV[7]), 0, {0, 0}
-for i = 8, #ARGV do
+local p, id, enough, searched, out = ARGV[1], ARGV[8], tonumber(ARGV[9]), 0, {0, 0}
+for i = 10, #ARGV do
   local user = ARGV[i]
   local epoch, first, last, delivered, reason, base =
     view(p, user, tonumber(ARGV[3]), tonumber(ARGV[4]))
@@ -454,7 +489,7 @@ for i = 8, #ARGV do
     out[#out + 1] = #found / 3
     for k = 1, #found do out[#out + 1] = found[k] end
   end
-  out[1], out[2] = searched, i - 7
+  out[1], out[2] = searched, i - 9
   if searched >= enough then break end
 end
 return out
@@ -478,6 +513,6 @@ return out
 
 # Loaded on each new connection.
 ALL: Final = (
-    *(APPEND, CLAIM, READ, COUNT_EXPIRED, MARK, NOTE_TRIALS, BEGIN, NEWEST),
+    *(APPEND, SWEEP, CLAIM, READ, COUNT_EXPIRED, MARK, NOTE_TRIALS, BEGIN, NEWEST),
     *(BROWSE, FIND, STATES),
 )

@@ -29,13 +29,13 @@ another bridge consumes by now is fenced off (append.py).
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from time import time
 from typing import Final
 
 import structlog
 
+from bridge.clock import SteadyClock
 from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import RedisAddress
@@ -50,6 +50,7 @@ from bridge.inbox.redis.connection_setup import ConnectionSetup
 from bridge.inbox.redis.encoding import key_prefixes, tag_of, unpack
 from bridge.inbox.redis.feed import Feed
 from bridge.inbox.redis.protocol import MISSING, Argument, RedisConnection, Reply
+from bridge.inbox.redis.sweeper import RedisSweeper
 from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
 from bridge.inbox.redis.topology import create_servers
 
@@ -65,7 +66,7 @@ class RedisInbox:
         retention: Retention,
         *,
         namespace: str = "bridge",
-        now: Callable[[], float] = time,
+        clock: SteadyClock | None = None,
         timing: RedisTiming = DEFAULT_TIMING,
     ) -> None:
         """
@@ -75,14 +76,14 @@ class RedisInbox:
             address: The server, Sentinels or cluster.
             retention: How many messages are kept, and for how long.
             namespace: The first part of all names of keys and channels.
-            now: Returns the Unix time.
+            clock: Measures the age of messages.
             timing: Timeouts and intervals.
 
         """
         self.retention = retention  # a reload of the settings replaces it
         self.description: Final = str(address)
         self.prefixes = key_prefixes(namespace, address.db)
-        self._now = now
+        self._clock = clock or SteadyClock()
         self._timing = timing
         is_cluster = address.kind == "cluster"
         self._feed = Feed(
@@ -91,9 +92,10 @@ class RedisInbox:
             is_cluster=is_cluster,
             subscribe_s=timing.subscribe_s,
         )
-        setup = ConnectionSetup(address, self.prefixes, self._feed)
+        setup = ConnectionSetup(address, self.prefixes, self._feed, self._clock)
         self._servers = create_servers(address, setup, timing)
         self._background = BackgroundWrites(self._servers)
+        self._sweeper = RedisSweeper(self._servers, self._clock)
         self._appender = BatchAppender(self._servers, is_cluster=is_cluster)
         self.admin = RedisAdminQueries(
             self._servers, arguments=self._read_arguments, state_of=self._state_of
@@ -219,7 +221,7 @@ class RedisInbox:
 
     async def claim(self, queue: str) -> FencingToken:
         """Give out a token for `queue`, larger than all before; errors as `append`."""
-        return await self._appender.claim(queue, now_s=self._now())
+        return await self._appender.claim(queue, now_s=self._clock.read().now_s)
 
     async def append(
         self, messages: Sequence[Message], *, tokens: Sequence[FencingToken] = ()
@@ -247,15 +249,13 @@ class RedisInbox:
         if not messages:
             return []
         return await self._appender.append(
-            messages, tokens=tokens, retention=self.retention, now_s=self._now()
+            messages, tokens=tokens, retention=self.retention, now=self._clock.read()
         )
 
     async def sweep(self) -> None:
-        """
-        Do nothing: the next append removes old messages, or their keys expire.
-
-        Reads apply the retention themselves, so they never return older messages.
-        """
+        """Delete old messages and ids of some users, and store a reading of the clock."""
+        with suppress(StoreUnavailableError):  # the next sweep does it
+            await self._sweeper.sweep(self.retention)
 
     # --- reading
 
@@ -324,13 +324,15 @@ class RedisInbox:
 
     def _read_arguments(self, user: str) -> tuple[Argument, ...]:
         """Return the first arguments of every script that reads."""
-        now_s = self._now()
+        now = self._clock.read()
         return (
             self.prefixes[tag_of(user)],
             user,
             self.retention.max_messages,
-            repr(now_s - self.retention.max_age_s),
-            repr(now_s),
+            repr(now.ago(self.retention.max_age_s)),
+            repr(now.now_s),
+            repr(now.steady_s),
+            repr(now.lowest_s),
         )
 
     # --- background writes

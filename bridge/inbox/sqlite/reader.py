@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from sqlite3 import Connection
-from time import time
 from typing import Any
 
+from bridge.clock import SteadyClock
 from bridge.core.message import Stored
 from bridge.core.replay import InboxPage, InboxState
 from bridge.enums import SyncReason
@@ -47,12 +47,12 @@ class SqliteReader:
         tail: UnindexedTail,
         *,
         retention: Callable[[], Retention],
-        now: Callable[[], float] = time,
+        clock: SteadyClock,
     ) -> None:
         self._file = file
         self._tail = tail
         self._retention = retention
-        self._now = now
+        self._clock = clock
 
     # --- as a runner of calls
 
@@ -96,7 +96,7 @@ class SqliteReader:
         max_bytes: int,
     ) -> InboxPage:
         """Read messages with offsets above `after`, oldest first."""
-        now_s = self._now()
+        now = self._clock.read()
         found: list[Stored] = []
         expired = gone = size_bytes = 0
         next_after = after
@@ -108,7 +108,7 @@ class SqliteReader:
             with closing(inbox.chain.above(max(after, inbox.first - 1))) as rows:
                 for row in rows:
                     stored = to_stored(user, row)
-                    if stored.is_expired(now_s):
+                    if stored.message.is_expired(now):
                         expired += 1
                     else:
                         size_bytes += len(stored.message.data)
@@ -127,16 +127,17 @@ class SqliteReader:
 
     def count_expired(self, connection: Connection, user: str, *, after: int) -> int:
         """Count the messages above the offset `after` that are past their deadline."""
-        now_s = self._now()
+        now = self._clock.read()
         with self._snapshot(connection, user) as inbox:
             if inbox is None:
                 return 0
             with closing(
-                inbox.chain.above(max(after, inbox.first - 1), "deadline_s")
+                inbox.chain.above(max(after, inbox.first - 1), "deadline_s, taken_s")
             ) as rows:
                 return sum(
-                    deadline_s is not None and deadline_s <= now_s
-                    for _, deadline_s in rows
+                    deadline_s is not None
+                    and now.has_passed(deadline_s, since_s=taken_s)
+                    for _, deadline_s, taken_s in rows
                 )
 
     def quick_check(self, connection: Connection) -> str:
@@ -180,7 +181,7 @@ class SqliteReader:
             first = last - retention.max_messages + 1
             trimmed_for = SyncReason.LIMIT
         chain = MessageChain(connection, user_id, seq, tail)
-        oldest_s = self._now() - retention.max_age_s
+        oldest_s = self._clock.read().ago(retention.max_age_s)
         with closing(chain.above(first - 1, "taken_s")) as rows:
             first_young = next(
                 (offset for offset, taken_s in rows if taken_s >= oldest_s), last + 1

@@ -28,6 +28,14 @@ def meta(connection: Connection, name: str) -> str | int:
     return value
 
 
+def optional_meta(connection: Connection, name: str) -> str | None:
+    """Return the text of `name` in the table `bridge`; ``None`` if it is not there."""
+    row = connection.execute(
+        "SELECT value FROM bridge WHERE name = ?", (name,)
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
 def insert(
     connection: Connection,
     head: str,

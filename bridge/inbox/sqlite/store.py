@@ -19,9 +19,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from sqlite3 import Connection
-from time import time
 from typing import Final, TypeVar
 
+from bridge.clock import SteadyClock
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxPage, InboxState
 from bridge.errors import ConfigError, StoreUnavailableError
@@ -47,7 +47,7 @@ class SqliteInbox:
         path: str,
         retention: Retention,
         *,
-        now: Callable[[], float] = time,
+        clock: SteadyClock | None = None,
         round_entries: int = ROUND_ENTRIES,
         read_timeout_s: float = 30.0,
         stuck_s: float = 5.0,
@@ -59,7 +59,7 @@ class SqliteInbox:
         Args:
             path: Of the file, in an existing folder.
             retention: How much is kept.
-            now: Unix time.
+            clock: Measures the age of messages.
             round_entries: How many messages are collected in memory before they are
                 indexed together.
             read_timeout_s: After this time a read fails.
@@ -75,8 +75,9 @@ class SqliteInbox:
         self._file = file = StoreFile(self._path, self.description)
         tail = UnindexedTail(round_entries=round_entries)
         retention_now = self._current_retention
-        self._writer = SqliteWriter(file, tail, retention=retention_now, now=now)
-        self._reader = SqliteReader(file, tail, retention=retention_now, now=now)
+        clock = clock or SteadyClock()
+        self._writer = SqliteWriter(file, tail, retention=retention_now, clock=clock)
+        self._reader = SqliteReader(file, tail, retention=retention_now, clock=clock)
         self._writer_thread = DatabaseThread(
             self._writer, name="inbox-writer", store=self.description
         )
@@ -85,7 +86,7 @@ class SqliteInbox:
         )
         self._writes = WriteScheduler(self._writer, self._writer_thread)
         self.admin: Final = SqliteAdminQueries(
-            AdminReader(file, tail, retention=retention_now, now=now),
+            AdminReader(file, tail, retention=retention_now, clock=clock),
             self._writes,
             store=self.description,
             search_s=search_s,
@@ -235,6 +236,7 @@ class SqliteInbox:
         """Delete messages and ids that are too old, in steps that let appends through."""
         # If the store is unavailable now, the next sweep does it.
         with suppress(StoreUnavailableError):
+            await self._writes.submit(self._writer.store_clock)
             for sweep in (self._writer.sweep_unindexed, self._writer.sweep_messages):
                 while await self._writes.submit(sweep):
                     pass

@@ -8,11 +8,11 @@ call, each call is run alone, so the others succeed.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from sqlite3 import Connection, Error
-from time import time
 from typing import Any, Final
 
 import orjson
 
+from bridge.clock import SteadyClock
 from bridge.core.message import Message
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
@@ -57,18 +57,18 @@ class SqliteWriter:
         tail: UnindexedTail,
         *,
         retention: Callable[[], Retention],
-        now: Callable[[], float] = time,
+        clock: SteadyClock,
     ) -> None:
         self.problem: str | None = None
         self._file = file
         self._tail = tail
         self._retention = retention
-        self._now = now
+        self._clock = clock
         self._users: dict[str, bytes] = {}  # packed as HEAD, by name
         self._seq = 0
         self._committed_seq = 0
         self._index_budget = 0  # rows
-        self._last_round_s = now()
+        self._last_round_s = self._clock.real_s()
         # Of the current transaction:
         self._added = UnindexedEntries()
         self._marks_id = 0
@@ -82,6 +82,7 @@ class SqliteWriter:
         try:
             indexed_seq = int(statements.meta(connection, "indexed_seq"))
             self._seq = self._tail.load(connection, indexed_seq)
+            self._clock.resume(statements.optional_meta(connection, "clock"))
         except BaseException as exc:
             self.close_connection(connection)
             if isinstance(exc, Error):
@@ -145,7 +146,7 @@ class SqliteWriter:
         if self._index_batch is not None:
             self._tail.remove(self._index_batch)
             if self._index_batch.upto is not None:
-                self._last_round_s = self._now()
+                self._last_round_s = self._clock.real_s()
         self._tail.add(self._added, seq=self._seq, marks_id=self._marks_id)
         self._committed_seq = self._seq
         self._index_budget += _INDEX_RATE * self._added.count
@@ -169,7 +170,7 @@ class SqliteWriter:
         self, connection: Connection, messages: Sequence[Message]
     ) -> list[int | None]:
         """Store `messages`; return the offset of each, ``None`` for a duplicate."""
-        now_s = self._now()
+        now = self._clock.read()
         retention = self._retention()
         # At least one block above the limit, so that there is a whole block to delete.
         limit = retention.max_messages + max(BLOCK, retention.max_messages // 8)
@@ -177,7 +178,7 @@ class SqliteWriter:
         for message in messages:
             if message.user not in users:
                 self._load_or_add_user(connection, message.user)
-        seen = self._seen_ids(connection, messages, now_s - retention.dedupe_s)
+        seen = self._seen_ids(connection, messages, now.ago(retention.dedupe_s))
         added = self._added
         unpack, pack = HEAD.unpack, HEAD.pack
         over_limit: dict[str, int] = {}  # messages added, by user
@@ -193,7 +194,7 @@ class SqliteWriter:
                     offsets.append(None)
                     continue
                 seen.add(key)
-                added.ids[key] = seen_s = now_s
+                added.ids[key] = seen_s = now.now_s
             seq += 1
             offset = last + 1
             offsets.append(offset)
@@ -250,14 +251,23 @@ class SqliteWriter:
         row = None if is_first else found.fetchone()
         count = 1 if row is None else int(row[0]) + 1
         connection.execute(
-            "INSERT OR REPLACE INTO trials VALUES (?, ?, ?)", (key, count, self._now())
+            "INSERT OR REPLACE INTO trials VALUES (?, ?, ?)",
+            (key, count, self._clock.read().now_s),
         )
         return count
 
     def probe(self, connection: Connection) -> None:
         """Write a value without meaning, to find out whether the file can be written."""
         connection.execute(
-            "INSERT OR REPLACE INTO bridge VALUES ('probed_s', ?)", (self._now(),)
+            "INSERT OR REPLACE INTO bridge VALUES ('probed_s', ?)",
+            (self._clock.read().now_s,),
+        )
+
+    def store_clock(self, connection: Connection) -> None:
+        """Store a reading of the clock, which the next bridge resumes."""
+        connection.execute(
+            "INSERT OR REPLACE INTO bridge VALUES ('clock', ?)",
+            (self._clock.read().render(),),
         )
 
     def sweep_unindexed(self, connection: Connection) -> bool:
@@ -267,12 +277,12 @@ class SqliteWriter:
         Unindexed messages cannot be deleted, neither for their age nor over the limit. At
         a low message rate it would take weeks until a round starts by size.
         """
-        now_s = self._now()
         if not self._tail.count:
             return False
         taken_s = statements.oldest_unindexed_s(connection)
-        is_old = taken_s is not None and taken_s < now_s - self._retention().max_age_s
-        if not is_old and now_s - self._last_round_s < _ROUND_INTERVAL_S:
+        oldest_s = self._clock.read().ago(self._retention().max_age_s)
+        is_old = taken_s is not None and taken_s < oldest_s
+        if not is_old and self._clock.real_s() - self._last_round_s < _ROUND_INTERVAL_S:
             return False
         self._tail.begin_round()
         self._index_budget = max(self._index_budget, _SWEEP_ENTRIES)
@@ -280,7 +290,7 @@ class SqliteWriter:
 
     def sweep_messages(self, connection: Connection) -> bool:
         """Delete some messages and trials that are too old; return whether more may be."""
-        oldest_s = self._now() - self._retention().max_age_s
+        oldest_s = self._clock.read().ago(self._retention().max_age_s)
         connection.execute("DELETE FROM trials WHERE noted_s < ?", (oldest_s,))
         return statements.delete_older(connection, oldest_s)
 
@@ -288,7 +298,7 @@ class SqliteWriter:
         self, connection: Connection, after: tuple[int, str]
     ) -> tuple[int, str] | None:
         """Delete old ids above the key `after`; return the next key, ``None`` at the end."""
-        oldest_s = self._now() - self._retention().dedupe_s
+        oldest_s = self._clock.read().ago(self._retention().dedupe_s)
         return statements.delete_old_ids(connection, after, oldest_s)
 
     # --- users

@@ -8,11 +8,12 @@ all sessions. Responses and log lines never quote what a client sent.
 import asyncio
 import secrets
 from collections.abc import Mapping
-from time import monotonic, time
+from time import monotonic
 from typing import Final
 
 from aiohttp import web
 
+from bridge.clock import real_time
 from bridge.core.websocket_handshake import (
     Handshake,
     switching_protocols,
@@ -147,13 +148,13 @@ class EngineServer:
         size = -(-len(sessions) // steps)
         for step in range(steps):
             await asyncio.sleep(_CHECK_INTERVAL_S / steps)
-            monotonic_s, now_s = monotonic(), time()
+            monotonic_s, real_s = monotonic(), real_time()
             for session in sessions[step * size : (step + 1) * size]:
-                self.check_session(session, monotonic_s=monotonic_s, now_s=now_s)
+                self.check_session(session, monotonic_s=monotonic_s, real_s=real_s)
         self.abort_silent_connections(monotonic_s=monotonic())
 
     def check_session(
-        self, session: EngineSession, *, monotonic_s: float, now_s: float
+        self, session: EngineSession, *, monotonic_s: float, real_s: float
     ) -> None:
         """Send a due ping; close the session if it is late or over a limit."""
         if session.is_closed:
@@ -166,7 +167,7 @@ class EngineServer:
             # A client that sends requests and pongs but does not read the replies.
             self.handler.limit_exceeded(session, Closing.SLOW)
         elif session.client is not None:
-            self.handler.session_checked(session, now_s)
+            self.handler.session_checked(session, real_s)
         elif monotonic_s - session.opened_s > self.limits.connect_s:
             # The client never sent CONNECT, or was refused and stays.
             session.close(CloseReason.SERVER_DISCONNECT, abort=True)

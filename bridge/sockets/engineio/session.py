@@ -85,8 +85,8 @@ class SessionHandler(Protocol):
     def limit_exceeded(self, session: "EngineSession", code: Closing) -> None:
         """Close a session that exceeds a limit."""
 
-    def session_checked(self, session: "EngineSession", now_s: float) -> None:
-        """Check an open session at a Unix time; called about once a second."""
+    def session_checked(self, session: "EngineSession", real_s: float) -> None:
+        """Check an open session at a real time; called about once a second."""
 
     def session_closed(self, session: "EngineSession", reason: str) -> None:
         """Process the end of a session."""

@@ -1,6 +1,6 @@
 """The stores that the contract tests run against. Add a new store here."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import pytest
 import pytest_asyncio
 
+from bridge.clock import SteadyClock
 from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import parse_redis
@@ -29,7 +30,7 @@ class MakeStore(Protocol):
     """Creates a store without opening it; its files go into `folder`."""
 
     def __call__(
-        self, retention: Retention, *, now: Callable[[], float], folder: Path
+        self, retention: Retention, *, clock: SteadyClock, folder: Path
     ) -> Inbox:
         """Create the store."""
 
@@ -37,24 +38,22 @@ class MakeStore(Protocol):
 def memory(
     retention: Retention,
     *,
-    now: Callable[[], float],
+    clock: SteadyClock,
     folder: Path,  # noqa: ARG001 - the signature of MakeStore
 ) -> Inbox:
     """Create a store in memory."""
-    return MemoryInbox(retention, now=now)
+    return MemoryInbox(retention, clock=clock)
 
 
-def sqlite(retention: Retention, *, now: Callable[[], float], folder: Path) -> Inbox:
+def sqlite(retention: Retention, *, clock: SteadyClock, folder: Path) -> Inbox:
     """Create a store in one file."""
-    return SqliteInbox(str(folder / "inbox.sqlite3"), retention, now=now)
+    return SqliteInbox(str(folder / "inbox.sqlite3"), retention, clock=clock)
 
 
-def sqlite_indexed(
-    retention: Retention, *, now: Callable[[], float], folder: Path
-) -> Inbox:
+def sqlite_indexed(retention: Retention, *, clock: SteadyClock, folder: Path) -> Inbox:
     """Create a store in one file that indexes early, so reads use the index."""
     path = str(folder / "inbox.sqlite3")
-    return SqliteInbox(path, retention, now=now, round_entries=3)
+    return SqliteInbox(path, retention, clock=clock, round_entries=3)
 
 
 class SynchronousRedisInbox(RedisInbox):
@@ -75,7 +74,7 @@ class RedisStores:
     url = ""
 
     def __call__(
-        self, retention: Retention, *, now: Callable[[], float], folder: Path
+        self, retention: Retention, *, clock: SteadyClock, folder: Path
     ) -> Inbox:
         """Create a store, or open the store of a copied folder again."""
         note = folder / "namespace"
@@ -83,7 +82,7 @@ class RedisStores:
             note.write_text(token_hex(4))
         address = parse_redis(self.url)
         return SynchronousRedisInbox(
-            address, retention, namespace=note.read_text(), now=now
+            address, retention, namespace=note.read_text(), clock=clock
         )
 
 
@@ -141,13 +140,13 @@ class StoreUnderTest:
     """A store with a clock that the test moves, and the messages of its live feed."""
 
     inbox: Inbox
-    now_s: list[float]
+    clock: Clock
     fed: list[Stored] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
 
     def advance(self, seconds: float) -> None:
         """Move the clock forward."""
-        self.now_s[0] += seconds
+        self.clock.now_s += seconds
 
     def message(
         self,
@@ -158,7 +157,7 @@ class StoreUnderTest:
         deadline_s: float | None = None,
     ) -> Message:
         """Return a message that is received now."""
-        return Message(user, "message", data, self.now_s[0], message_id, deadline_s)
+        return Message(user, "message", data, self.clock.now_s, message_id, deadline_s)
 
     async def append(self, user: str, *data: bytes) -> list[int | None]:
         """Append messages of one user as one batch."""
@@ -179,14 +178,13 @@ class StoreUnderTest:
 
 @pytest_asyncio.fixture(params=STORES)
 async def store(
-    request: pytest.FixtureRequest, tmp_path: Path
+    request: pytest.FixtureRequest, tmp_path: Path, clock: Clock
 ) -> AsyncIterator[StoreUnderTest]:
     """An empty store that keeps 100 messages per user for 1,000 s, and ids for 60 s."""
-    now_s = [1_000_000.0]
     retention = Retention(max_messages=100, max_age_s=1000, dedupe_s=60)
     make = STORES[str(request.param)]
-    inbox = make(retention, now=lambda: now_s[0], folder=tmp_path)
-    store = StoreUnderTest(inbox, now_s)
+    inbox = make(retention, clock=clock.steady, folder=tmp_path)
+    store = StoreUnderTest(inbox, clock)
 
     def on_stored(batch: object) -> None:
         assert isinstance(batch, list)
@@ -221,7 +219,7 @@ def open_inbox(path: Path, clock: Clock) -> OpenInbox:
 
     @asynccontextmanager
     async def open_store(**options: Any) -> AsyncIterator[SqliteInbox]:
-        inbox = SqliteInbox(str(path), retention, now=clock, **options)
+        inbox = SqliteInbox(str(path), retention, clock=clock.steady, **options)
         await inbox.open()
         try:
             yield inbox

@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from typing import Any
 
+from bridge.clock import SteadyClock
 from bridge.core.message import Message, Stored
 from bridge.inbox.sqlite.store import SqliteInbox
 
@@ -14,10 +15,28 @@ OpenInbox = Callable[..., AbstractAsyncContextManager[SqliteInbox]]
 
 
 class Clock:
-    """A clock that moves only when a test sets it."""
+    """
+    A clock that moves only when a test sets it.
+
+    Attributes:
+        now_s: Unix time.
+        jumped_s: How much of it is no real time, but jumps of the wall clock.
+
+    """
 
     def __init__(self) -> None:
         self.now_s = 1_000_000.0
+        self.jumped_s = 0.0
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock ahead by `seconds`, or back."""
+        self.now_s += seconds
+        self.jumped_s += seconds
+
+    @property
+    def steady(self) -> SteadyClock:
+        """A steady clock of a new process, which follows this clock."""
+        return SteadyClock(wall=self, real=lambda: self.now_s - self.jumped_s)
 
     def __call__(self) -> float:
         """Return the time."""

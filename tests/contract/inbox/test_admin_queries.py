@@ -156,7 +156,7 @@ async def test_a_message_past_its_deadline_is_still_listed(
     store: StoreUnderTest,
 ) -> None:
     """It is no longer delivered, which is what the operator needs to see."""
-    deadline_s = store.now_s[0] + 5
+    deadline_s = store.clock.now_s + 5
     await store.inbox.append([store.message("alice", b"1", deadline_s=deadline_s)])
     store.advance(6)
 
@@ -196,9 +196,9 @@ async def test_a_message_is_found_by_its_id(store: StoreUnderTest) -> None:
     of_alice = await find("m", user="alice")
     of_all = await find("m")
 
-    kept = KeptMessage(1, "message", store.now_s[0], "m", None, 1)
-    alices = InboxMatch("alice", [kept], store.now_s[0])
-    bobs = InboxMatch("bob", [kept], store.now_s[0])
+    kept = KeptMessage(1, "message", store.clock.now_s, "m", None, 1)
+    alices = InboxMatch("alice", [kept], store.clock.now_s)
+    bobs = InboxMatch("bob", [kept], store.clock.now_s)
     assert (list(of_alice.matches), of_alice.scanned) == ([alices], 2)
     assert sorted(of_all.matches, key=lambda s: s.user) == [alices, bobs]
     assert (of_all.scanned, of_all.is_complete) == (4, True)
@@ -211,7 +211,7 @@ async def test_an_id_is_found_after_its_message_was_deleted(
     store: StoreUnderTest, user: str | None
 ) -> None:
     """Within the dedupe window it explains why publishing it again stored nothing."""
-    at_s = store.now_s[0]
+    at_s = store.clock.now_s
     await store.inbox.append([store.message("alice", b"1", message_id="m")])
     for _ in range(2):  # stores may delete messages late
         await store.append("alice", *(b"%d" % number for number in range(100)))
@@ -226,7 +226,7 @@ async def test_an_id_that_was_stored_twice_is_found_twice(
     store: StoreUnderTest, user: str | None
 ) -> None:
     """After the dedupe window the second one is a message of its own."""
-    at_s = store.now_s[0]
+    at_s = store.clock.now_s
     await store.inbox.append([store.message("alice", b"1", message_id="m")])
     store.advance(61)
     await store.inbox.append([store.message("alice", b"2", message_id="m")])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bridge.enums import SyncReason
 from bridge.inbox.contract import Retention
 from tests.contract.inbox.conftest import STORES, StoreUnderTest
+from tests.contract.inbox.files import Clock
 
 # --- deletion
 
@@ -65,7 +66,7 @@ async def test_a_message_past_its_deadline_is_skipped_and_counted(
     store: StoreUnderTest,
 ) -> None:
     """It is no longer delivered, but its offset stays, so there is no gap."""
-    deadline_s = store.now_s[0] + 5
+    deadline_s = store.clock.now_s + 5
     await store.inbox.append(
         [
             store.message("alice", b"1"),
@@ -89,7 +90,7 @@ async def test_messages_past_their_deadline_can_be_counted(
     await store.inbox.append(
         [
             store.message(
-                "alice", b"1", deadline_s=store.now_s[0] + 5 if number % 2 else None
+                "alice", b"1", deadline_s=store.clock.now_s + 5 if number % 2 else None
             )
             for number in range(1, 9)
         ]
@@ -146,19 +147,19 @@ def test_a_reader_accounts_for_every_message(
     name: str, steps: list[tuple[str, int]]
 ) -> None:
     """Read, expired and deleted messages together are all messages, in order, each once."""
-    now_s = [1000.0]
+    clock = Clock()
     with TemporaryDirectory() as folder:
         inbox = STORES[name](
             Retention(max_messages=50, max_age_s=1000, dedupe_s=60),
-            now=lambda: now_s[0],
+            clock=clock.steady,
             folder=Path(folder),
         )
-        asyncio.run(follow_steps(StoreUnderTest(inbox, now_s), steps))
+        asyncio.run(follow_steps(StoreUnderTest(inbox, clock), steps))
 
 
 async def follow_steps(store: StoreUnderTest, steps: list[tuple[str, int]]) -> None:
     """Follow `steps` with a reader that continues where it stopped."""
-    inbox, now_s = store.inbox, store.now_s
+    inbox, clock = store.inbox, store.clock
     await inbox.open()
     stored = after = accounted = 0
 
@@ -183,7 +184,7 @@ async def follow_steps(store: StoreUnderTest, steps: list[tuple[str, int]]) -> N
             case "append":
                 batch = []
                 for each in range(stored + 1, stored + number + 1):
-                    deadline_s = now_s[0] + 300 if each % 3 == 0 else None
+                    deadline_s = clock.now_s + 300 if each % 3 == 0 else None
                     batch.append(
                         store.message("u", b"%d" % each, deadline_s=deadline_s)
                     )

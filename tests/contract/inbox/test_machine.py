@@ -20,6 +20,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from bridge.clock import SteadyClock
+from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message, Stored
 from bridge.inbox.contract import Retention
 from tests.contract.inbox.conftest import STORES, Inbox
@@ -89,7 +91,9 @@ class StoreMachine(RuleBasedStateMachine):
     def open(self) -> None:
         """Open the store in the folder."""
         self.inbox: Inbox = STORES[self.store](
-            RETENTION, now=lambda: self.now_s, folder=self.folder
+            RETENTION,
+            clock=SteadyClock(wall=lambda: self.now_s, real=lambda: self.now_s),
+            folder=self.folder,
         )
         self.inbox.subscribe(self.fed.extend)
         self.run(self.inbox.open())
@@ -184,7 +188,7 @@ class StoreMachine(RuleBasedStateMachine):
         expired = size = 0
         for offset in range(next_after + 1, log.last + 1):
             stored = Stored(log.messages[offset - 1], offset)
-            if stored.is_expired(self.now_s):
+            if stored.message.is_expired(ClockReading(self.now_s)):
                 expired += 1
             else:
                 size += len(stored.message.data)

@@ -9,6 +9,7 @@ from time import time
 
 import pytest
 
+from bridge.clock import SteadyClock
 from bridge.core.message import Message
 from bridge.core.redis_address import parse_redis
 from bridge.errors import OwnershipLostError
@@ -37,7 +38,7 @@ class Shared:
             parse_redis(self._url),
             RETENTION,
             namespace=self._namespace,
-            now=lambda: time() - late_s,
+            clock=SteadyClock(wall=lambda: time() - late_s),
         )
         try:
             await inbox.open()

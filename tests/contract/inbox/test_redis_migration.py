@@ -40,7 +40,7 @@ class Store:
 
     def target(self) -> RedisTarget:
         """Return the store as the target of a migration."""
-        return RedisTarget(self.address, RETENTION, namespace=self.namespace)
+        return RedisTarget(self.address, namespace=self.namespace)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[RedisInbox]:

@@ -113,7 +113,7 @@ async def test_offsets_continue_after_all_messages_were_deleted(
     """The newest offset stays when the newest message is trimmed or swept."""
     retention = Retention(max_messages=3, max_age_s=100, dedupe_s=10)
     for run in range(4):
-        inbox = SqliteInbox(str(path), retention, now=clock, round_entries=10)
+        inbox = SqliteInbox(str(path), retention, clock=clock.steady, round_entries=10)
         await inbox.open()
         late = message("alice", b"1")
         late.taken_s = clock.now_s

@@ -8,7 +8,8 @@ itself with SIGSTOP instead, until a fault resumes it. It also exits when its pa
 which closes its standard input.
 
 The environment variable FAULTS_CONTROL names the control file. FAULTS_MUTANT selects a
-defect, to test that the checker detects it.
+defect, to test that the checker detects it. FAULTS_CLOCK names a file with seconds by which
+the wall clock of the bridge is ahead; without the file, or while it is empty, it is right.
 """
 
 import asyncio
@@ -17,13 +18,17 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, Final
 
 from bridge import wiring as options
 from bridge.amqp.consume.intake import Intake
 from bridge.cli.main import main
+from bridge.clock import SteadyClock
+from bridge.core.clock_reading import ClockReading
 from bridge.inbox.memory.store import MemoryInbox
 from bridge.pipeline import Pipeline
 from bridge.sockets.engineio.session import EngineSession
@@ -41,6 +46,7 @@ CRASH_POINTS: Final = (
 
 CONTROL_VARIABLE: Final = "FAULTS_CONTROL"
 MUTANT_VARIABLE: Final = "FAULTS_MUTANT"
+CLOCK_VARIABLE: Final = "FAULTS_CLOCK"
 
 # Gives the acks of a mutant time to reach the broker.
 _MUTANT_PAUSE_S: Final = 0.05
@@ -88,6 +94,19 @@ def add_crash_points(armed: ArmedPoint) -> None:
         _wrap(store, "append", _around_append(armed))
     _wrap(Intake, "ack", _around(armed, BEFORE_ACK, AFTER_ACK))
     _wrap(EngineSession, "send_when_writable", _around(armed, IN_REPLAY, None))
+
+
+def set_clock_by(file: Path) -> None:
+    """Let the wall clock of the bridge be ahead by the seconds in `file`, at any time."""
+
+    def wall() -> float:
+        try:
+            return time.time() + float(file.read_text())
+        except (FileNotFoundError, ValueError):  # no file, or partly written
+            return time.time()
+
+    changed = partialmethod(SteadyClock.__init__, wall=wall)
+    SteadyClock.__init__ = changed  # type: ignore[method-assign, assignment] # for all
 
 
 def store_classes() -> list[type]:
@@ -203,11 +222,21 @@ def forget_fences() -> None:
         _wrap(store, "append", change)
 
 
+def trust_clock() -> None:
+    """Judge ages by the wall clock alone: a jump deletes what it makes look old."""
+
+    def read(self: SteadyClock) -> ClockReading:
+        return ClockReading(self._wall())
+
+    SteadyClock.read = read  # type: ignore[method-assign] # the defect
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "ack_before_append": ack_before_append,
     "swap": swap,
     "forget_ids": forget_ids,
     "forget_fences": forget_fences,
+    "trust_clock": trust_clock,
 }
 
 
@@ -223,6 +252,8 @@ if __name__ == "__main__":
     _end_with_parent()
     if mutant := os.environ.pop(MUTANT_VARIABLE, ""):
         MUTANTS[mutant]()
+    if clock := os.environ.pop(CLOCK_VARIABLE, ""):
+        set_clock_by(Path(clock))
     add_crash_points(ArmedPoint(Path(os.environ.pop(CONTROL_VARIABLE))))
     sys.argv[0] = "bridge"
     main()

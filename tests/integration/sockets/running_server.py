@@ -14,6 +14,7 @@ from aiohttp import web
 from yarl import URL
 
 from bridge.auth.jwt import TokenRules, TokenVerifier
+from bridge.clock import real_time
 from bridge.core.client_address import Network
 from bridge.core.message import Message
 from bridge.core.origins import OriginRules
@@ -134,9 +135,9 @@ class RunningServer:
         """Check all sessions with the clocks moved: pings by the first, tokens by the second."""
         engine = self.io.engine
         monotonic_s = time.monotonic() + later_s
-        now_s = time.time() + calendar_later_s
+        real_s = real_time() + calendar_later_s
         for session in tuple(engine.sessions.values()):
-            engine.check_session(session, monotonic_s=monotonic_s, now_s=now_s)
+            engine.check_session(session, monotonic_s=monotonic_s, real_s=real_s)
         engine.abort_silent_connections(monotonic_s=monotonic_s)
 
     def count(self, name: str, **labels: str) -> float:

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.core.clock_reading import ClockReading
 from bridge.core.message import (
     Delivery,
     Message,
     MessageLimits,
     Rejection,
-    Stored,
     event_problem,
     parse_delivery,
     parse_event,
@@ -174,14 +174,14 @@ def test_a_deadline_out_of_range_is_ignored(deadline_ms: int) -> None:
     assert parse(delivery(properties=properties)).deadline_s == NOW_S + 1
 
 
-def test_a_stored_message_expires_at_its_deadline() -> None:
+def test_a_message_expires_at_its_deadline() -> None:
     """Not earlier, and never without a deadline."""
-    mortal = Stored(Message("a", "e", b"1", NOW_S, deadline_s=NOW_S + 1), offset=1)
-    immortal = Stored(Message("a", "e", b"1", NOW_S), offset=2)
+    mortal = Message("a", "e", b"1", NOW_S, deadline_s=NOW_S + 1)
+    immortal = Message("a", "e", b"1", NOW_S)
 
-    assert not mortal.is_expired(NOW_S + 0.9)
-    assert mortal.is_expired(NOW_S + 1)
-    assert not immortal.is_expired(NOW_S * 100)
+    assert not mortal.is_expired(ClockReading(NOW_S + 0.9))
+    assert mortal.is_expired(ClockReading(NOW_S + 1))
+    assert not immortal.is_expired(ClockReading(NOW_S * 100))
 
 
 # --- what is not ------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Rooms with real windows, whose sessions record what is written to them."""
 
 from collections.abc import Iterator
+from time import time
 
+from bridge.clock import SteadyClock
 from bridge.core.frames import EncodedMessages
 from bridge.core.identity import Identity
 from bridge.core.message import Message, Stored
@@ -59,6 +61,7 @@ class RoomsFixture:
     """Rooms, and what they report."""
 
     def __init__(self) -> None:
+        self.clock_ahead_s = 0.0  # a change is a jump
         self.metrics = Metrics()
         self.delivered: list[tuple[str, int]] = []
         self.behind: list[Window] = []
@@ -67,6 +70,7 @@ class RoomsFixture:
             outbound_bytes=OUTBOUND_BYTES,
             mark_delivered=lambda user, offset: self.delivered.append((user, offset)),
             catch_up=self.behind.append,
+            clock=SteadyClock(wall=lambda: time() + self.clock_ahead_s),
         )
         self._sids: Iterator[int] = iter(range(1000))
 

@@ -1,5 +1,7 @@
 """Rooms: which windows a user has, and which messages each of them gets."""
 
+from time import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +72,18 @@ def test_an_expired_message_is_counted_and_not_written(fixture: RoomsFixture) ->
 
     assert frames(window) == [b'42["message",2,"e-2"]']
     assert fixture.metrics.registry.get_sample_value("bridge_left_out_total") == 1
+
+
+def test_a_jump_of_the_clock_expires_no_message(fixture: RoomsFixture) -> None:
+    """Its deadline counts in real time."""
+    window = fixture.window("alice")
+    message = stored("alice", 1, deadline_s=time() + 600)
+    message.message.taken_s = time()
+    fixture.clock_ahead_s = 8 * 86_400.0
+
+    fixture.rooms.emit([message])
+
+    assert frames(window) == [b'42["message",1,"e-1"]']
 
 
 def test_messages_of_one_batch_are_joined_into_one_write(fixture: RoomsFixture) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bridge.clock import real_time
 from bridge.core.identity import Identity
 from bridge.sockets.window import Window
 
@@ -44,6 +45,7 @@ def test_a_renewed_window_is_warned_again() -> None:
     window.renew(Identity("alice", 5000), now_s=1050)
 
     assert not window.is_warned
+    assert window.expires_real_s == pytest.approx(real_time() + 3950, abs=60)
     assert window.identity.expires_s == 5000
     assert window.has_manual_acks
     assert not window.is_delivered_by_write

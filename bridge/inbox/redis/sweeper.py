@@ -1,0 +1,60 @@
+"""
+Deleting messages and ids of users who receive nothing new.
+
+Redis could delete them by times to live, but then a jump of its own clock would delete all
+inboxes at once. So each bridge sweeps the users, a part of them at each call.
+"""
+
+from typing import Final
+
+from bridge.clock import SteadyClock
+from bridge.inbox.contract import Retention
+from bridge.inbox.redis import scripts
+from bridge.inbox.redis.clock_record import store_clock
+from bridge.inbox.redis.servers import RedisServers
+
+# Users in one call, which may have to delete all their messages.
+_USERS: Final = 50
+# Calls in one sweep: 50,000 users. A sweep of all others continues a minute later.
+_CALLS_MAX: Final = 1000
+
+
+class RedisSweeper:
+    """The sweeps of one bridge."""
+
+    def __init__(self, servers: RedisServers, clock: SteadyClock) -> None:
+        self._servers = servers
+        self._clock = clock
+        self._tag = 0
+        self._after = b""
+
+    async def sweep(self, retention: Retention) -> None:
+        """
+        Delete old messages and ids of the next users, all of them if they are few.
+
+        Raises:
+            StoreUnavailableError: If a server is away. The next call continues there.
+
+        """
+        prefixes = self._servers.prefixes
+        first = self._servers.for_tag(0).current()
+        await store_clock(self._clock, first, prefixes[0])
+        tags_left = len(prefixes)
+        for _ in range(_CALLS_MAX):
+            now = self._clock.read()
+            self._after = await self._servers.run_script(
+                scripts.SWEEP,
+                self._tag,
+                prefixes[self._tag],
+                self._after,
+                _USERS,
+                retention.max_messages,
+                repr(now.ago(retention.max_age_s)),
+                repr(now.ago(retention.dedupe_s)),
+            )
+            if self._after:
+                continue
+            self._tag = (self._tag + 1) % len(prefixes)
+            tags_left -= 1
+            if not tags_left:
+                return
