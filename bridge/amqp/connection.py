@@ -305,6 +305,13 @@ async def ignore_message(_message: object) -> None:
     """Stand in for the callback of a consumer whose deliveries never reach the library."""
 
 
+def close_reason(channel: aiormq.Channel) -> str | None:
+    """Return why the broker closed `channel`, in its words; ``None`` if it did not."""
+    closing = channel.closing
+    exc = closing.exception() if closing.done() and not closing.cancelled() else None
+    return None if exc is None else problem_text(exc)
+
+
 def problem_text(exc: BaseException) -> str:
     """Return the text of the broker or the library, without addresses or secrets."""
     words = [arg for arg in exc.args if isinstance(arg, str) and arg]

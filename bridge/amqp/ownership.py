@@ -31,6 +31,7 @@ from bridge.amqp.connection import (
     BrokerAddress,
     BrokerConnection,
     Purpose,
+    close_reason,
     open_connection,
 )
 from bridge.amqp.frame_reader import DeliveryReader, FrameReader
@@ -47,7 +48,7 @@ _LOCK_ARGUMENTS: Final = {**QUORUM, "x-single-active-consumer": True}
 _PERSISTENT: Final = 2
 _PROBE_PAUSE_S: Final = 0.05
 _PROBES_MAX: Final = 20
-_READY_PROBES: Final = 2
+_READY_PROBES: Final = 4
 _NOT_DELIVERED: Final = (
     "the broker does not deliver the message of queue {} to this bridge: is it overloaded, "
     "or does a policy remove messages from that queue?"
@@ -70,7 +71,9 @@ class OwnershipTiming:
     Attributes:
         poll_s: The mean time between two looks at the other bridges.
         renew_s: How often a lock message is returned and received again. It must be well
-            below the broker's ack timeout, half an hour by default.
+            below the broker's ack timeout, which is half an hour by default. A bridge
+            cannot read the node's `consumer_timeout`, so this suits even a few seconds;
+            it costs the broker one entry in the log of a queue.
         deliver_s: How long the broker may take to deliver a lock message that is ready.
         redeliver_s: How long it may take to redeliver one; later it may be gone.
         failed_claims: After how many failed claims in a row the problem is reported. Two
@@ -79,7 +82,7 @@ class OwnershipTiming:
     """
 
     poll_s: float = 0.5
-    renew_s: float = 60.0
+    renew_s: float = 2.0
     deliver_s: float = 2.0
     redeliver_s: float = 5.0
     failed_claims: int = 4
@@ -136,6 +139,11 @@ class LockMessage:
         channel, consumer_tag = self._consumer
         return not channel.is_closed and consumer_tag in channel.consumers
 
+    @property
+    def loss(self) -> str | None:
+        """Why the broker closed the channel of the consumer; ``None`` if it did not."""
+        return None if self._consumer is None else close_reason(self._consumer[0])
+
     async def is_held(self) -> bool:
         """Return whether a bridge holds it, this one included."""
         ready_probes = 0
@@ -145,7 +153,7 @@ class LockMessage:
                 return False
             if reply.message_count:
                 # Consumers may be counted whose node is down. But a bridge that renews
-                # the message returns it for a moment, so one probe is not enough.
+                # the message returns it for a moment, which a slow broker makes longer.
                 ready_probes += 1
                 if ready_probes == _READY_PROBES:
                     return False
@@ -394,5 +402,5 @@ class NamespaceOwnership:
         while self._lock.is_requested:  # noqa: ASYNC110 - the library reports no change
             await asyncio.sleep(self._timing.poll_s)
         raise BrokerUnavailableError(
-            f"consume {self._lock.queue}", "is the queue deleted?"
+            f"consume {self._lock.queue}", self._lock.loss or "is the queue deleted?"
         )

@@ -21,7 +21,6 @@ POLICY_PATHS: Final = {"policy": "policies", "operator_policy": "operator-polici
 # A lost connection adds one to the delivery count of each message that was in flight.
 # With a lower limit, an unstable network would dead-letter good messages.
 _DELIVERY_LIMIT_MIN: Final = 1000
-_ACK_TIMEOUT_S: Final = 1800.0  # RabbitMQ's default
 _FOR_QUORUM_QUEUES: Final = frozenset({"all", "queues", "quorum_queues"})
 
 
@@ -87,15 +86,18 @@ def check_policies(
         yield ok("policies", "none contradicts the topology")
 
 
-def ack_timeout_s(policies: Sequence[Policy], queue: str) -> float:
-    """Return how long the broker waits for an ack on `queue`: by policy, or its default."""
+def ack_timeout_s(policies: Sequence[Policy], queue: str) -> float | None:
+    """
+    Return how long the broker waits for an ack on `queue`, by its policies.
+
+    ``None`` if none limits it: then the `consumer_timeout` of the node counts, which no API
+    reports.
+    """
     timeouts_ms = [
         policy.definition.get("consumer-timeout")
         for policy in _applied(policies, queue)
     ]
-    return min(
-        (ms / 1000 for ms in timeouts_ms if isinstance(ms, int)), default=_ACK_TIMEOUT_S
-    )
+    return min((ms / 1000 for ms in timeouts_ms if isinstance(ms, int)), default=None)
 
 
 def queue_role(queue: str, names: BrokerNames) -> QueueRole:

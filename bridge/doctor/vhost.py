@@ -23,6 +23,7 @@ from bridge.doctor.results import CheckResult, fail, ok, skip, warn
 
 # Settlements per second of a store on a slow disk; see docs/measurements.md for fast ones.
 _SLOW_PER_S: Final = 100
+_ACK_TIMEOUT_S: Final = 1800.0  # RabbitMQ's default
 # A Date header has whole seconds, and the answer takes time to arrive.
 _CLOCK_OK_S: Final = 3.0
 _SUBJECT: Final = "policies, bindings and clock"
@@ -69,23 +70,30 @@ async def check_vhost(
             yield await _check_bindings(management, wanted, names)
         except ManagementError as exc:
             yield skip(_SUBJECT, f"the management API does not answer: {exc}")
+    timeouts_s = [
+        ack_timeout_s(policies, queue.name)
+        for queue in wanted.queues
+        if queue_role(queue.name, names) is QueueRole.INBOUND
+    ]
     yield check_prefetch(
         prefetch_count,
-        ack_timeout_s=min(
-            ack_timeout_s(policies, queue.name)
-            for queue in wanted.queues
-            if queue_role(queue.name, names) is QueueRole.INBOUND
-        ),
+        ack_timeout_s=min((s for s in timeouts_s if s is not None), default=None),
     )
 
 
-def check_prefetch(prefetch_count: int, *, ack_timeout_s: float) -> CheckResult:
+def check_prefetch(prefetch_count: int, *, ack_timeout_s: float | None) -> CheckResult:
     """Check that a slow store settles a full prefetch before the broker's ack timeout."""
     needed_s = prefetch_count / _SLOW_PER_S
-    text = (
-        f"{prefetch_count} in flight are settled within {needed_s:g} s at a slow "
-        f"{_SLOW_PER_S}/s; the broker waits {ack_timeout_s:g} s for an ack"
-    )
+    text = f"{prefetch_count} in flight are settled within {needed_s:g} s at a slow {_SLOW_PER_S}/s; "
+    if ack_timeout_s is None:
+        text += (
+            "no policy is known that limits how long the broker waits for an ack; "
+            "the consumer_timeout of its nodes is not known here, "
+            f"{_ACK_TIMEOUT_S:g} s by default"
+        )
+        ack_timeout_s = _ACK_TIMEOUT_S
+    else:
+        text += f"a policy makes the broker wait {ack_timeout_s:g} s for an ack"
     if needed_s >= ack_timeout_s:
         fix = f"BRIDGE_PREFETCH={max(1, int(ack_timeout_s * _SLOW_PER_S / 2))}"
         return fail("prefetch", text, fix=fix)

@@ -7,9 +7,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import pytest
+from aiormq.exceptions import ChannelNotFoundEntity
 from structlog.testing import capture_logs
 
-from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
+from bridge.amqp.connection import (
+    BrokerAddress,
+    Purpose,
+    ignore_message,
+    open_connection,
+)
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.ownership import (
     ALONE,
@@ -20,7 +26,7 @@ from bridge.amqp.ownership import (
 )
 from bridge.core.broker_names import BrokerNames
 from bridge.errors import BrokerUnavailableError
-from tests.conftest import eventually
+from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.amqp.conftest import open_raw
 from tests.local_node import LocalNode
 
@@ -114,6 +120,50 @@ async def test_a_lock_message_is_kept_while_it_is_renewed(
     assert not keeping.done()
     keeping.cancel()
     await asyncio.wait([keeping])
+
+
+async def test_a_lock_message_is_renewed_within_a_short_ack_timeout(
+    stack: AsyncExitStack, names: BrokerNames
+) -> None:
+    """The owner lost it at each timeout of 6 s, and another bridge took over."""
+    node = await stack.enter_async_context(
+        LocalNode.start(ready_within_s=90 * SLOW_FACTOR)
+    )
+    for name, value_ms in (("consumer_timeout", 6000), ("channel_tick_interval", 100)):
+        await node.ctl("eval", f"application:set_env(rabbit, {name}, {value_ms}).")
+    address = BrokerAddress((node.url,))
+    own = await connect(stack, address, names, has_own_inbox=True)
+    assert await acquires(own)
+    keeping = asyncio.create_task(own.keep(), name="keep ownership")
+    other = await connect(stack, address, names, has_own_inbox=True)
+    assert not await acquires(other)
+    # A later delivery that is not acked: when it times out, the lock message would have.
+    witness = await stack.enter_async_context(open_raw(node.url))
+    await witness.channel.queue_declare("witness", auto_delete=True)
+    await witness.channel.basic_publish(b"{}", routing_key="witness")
+    await witness.channel.basic_consume("witness", ignore_message)
+
+    await eventually(lambda: witness.channel.is_closed, within_s=20)
+
+    assert own._lock.is_requested
+    assert not await acquires(other)
+    keeping.cancel()
+    await asyncio.wait([keeping])
+
+
+async def test_a_lock_message_that_is_lost_to_the_ack_timeout_is_reported_as_such(
+    stack: AsyncExitStack, address: BrokerAddress, names: BrokerNames
+) -> None:
+    """The text of the broker says what happened; `is the queue deleted?` misled."""
+    own = await connect(stack, address, names, has_own_inbox=True)
+    assert await acquires(own)
+    keeping = asyncio.create_task(own.keep(), name="keep ownership")
+    channel, _ = own._lock._consumer or pytest.fail("not requested")
+    with pytest.raises(ChannelNotFoundEntity):
+        await channel.queue_declare(f"{names.namespace}.none", passive=True)
+
+    with pytest.raises(BrokerUnavailableError, match="no queue"):
+        await keeping
 
 
 async def test_a_lock_message_that_a_policy_has_removed_is_published_again(

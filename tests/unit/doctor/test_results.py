@@ -176,6 +176,15 @@ def test_a_full_prefetch_must_be_settled_within_the_ack_timeout() -> None:
 
     assert usual.status is CheckStatus.OK
     assert (slow.status, slow.fix) == (CheckStatus.FAIL, "BRIDGE_PREFETCH=500")
+    assert "a policy makes the broker wait 10 s" in slow.text
+
+
+def test_an_ack_timeout_that_no_policy_sets_is_not_claimed_to_be_known() -> None:
+    """It was reported as 1800 s, although a node may have another `consumer_timeout`."""
+    result = check_prefetch(4000, ack_timeout_s=None)
+
+    assert result.status is CheckStatus.OK
+    assert "consumer_timeout of its nodes is not known here" in result.text
 
 
 def test_the_ack_timeout_is_the_lowest_that_a_policy_sets() -> None:
@@ -190,7 +199,7 @@ def test_the_ack_timeout_is_the_lowest_that_a_policy_sets() -> None:
 
     assert ack_timeout_s(policies, "q") == 4
     assert ack_timeout_s(policies[:1], "q") == 9
-    assert ack_timeout_s(policies, "other") == 1800
+    assert ack_timeout_s(policies, "other") is None
 
 
 def test_clocks_are_compared_if_the_answer_has_a_date() -> None:
