@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 import tempfile
-from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -96,17 +95,24 @@ async def _run_until_terminated(run: Run, watchdog: Watchdog) -> Outcome:
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    signals = count(1)
+    signals: list[int] = []
 
     def terminate() -> None:
-        if next(signals) > 1:
+        if signals:
             watchdog.end_now("terminated by a second signal")
+        signals.append(signal.SIGTERM)
         watchdog.phase("the end after SIGTERM", within_s=_TERMINATE_TIMEOUT_S)
         task.cancel()
 
     loop.add_signal_handler(signal.SIGTERM, terminate)
     watchdog.start(loop)
-    return await run.run()
+    try:
+        return await run.run()
+    except asyncio.CancelledError as exc:
+        if signals:
+            raise
+        message = "a task of the suite was canceled without a signal"
+        raise RuntimeError(message) from exc
 
 
 def _report(line: str) -> None:

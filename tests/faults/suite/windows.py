@@ -209,7 +209,8 @@ async def _first_of(*coroutines: Coroutine[Any, Any, Any]) -> None:
     for task in others:
         task.cancel()
     for task in done:
-        task.result()
+        if not task.cancelled():  # the client cancels its own tasks when it disconnects
+            task.result()
 
 
 class JsWindows:

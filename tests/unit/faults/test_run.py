@@ -122,14 +122,26 @@ class ClientThatLosesCancellations:
         self.is_connected = False
 
 
-async def test_a_window_ends_although_its_client_loses_a_cancellation(
-    monkeypatch: pytest.MonkeyPatch,
+class ClientThatCancelsItself(ClientThatLosesCancellations):
+    """A client whose `disconnect` ends with the cancellation of one of its own tasks."""
+
+    async def disconnect(self) -> None:
+        """Disconnect at once."""
+        self.is_connected = False
+        raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize(
+    "kind", [ClientThatLosesCancellations, ClientThatCancelsItself]
+)
+async def test_a_window_ends_in_order_whatever_its_client_does_with_cancellations(
+    monkeypatch: pytest.MonkeyPatch, kind: type[ClientThatLosesCancellations]
 ) -> None:
-    """Otherwise the suite waits for it for ever."""
+    """Otherwise the suite waits for it for ever, or is canceled itself."""
     clients: list[ClientThatLosesCancellations] = []
 
     def make(**options: Any) -> ClientThatLosesCancellations:
-        clients.append(ClientThatLosesCancellations(**options))
+        clients.append(kind(**options))
         return clients[-1]
 
     monkeypatch.setattr(socketio, "AsyncClient", make)
