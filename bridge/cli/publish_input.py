@@ -5,7 +5,6 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from queue import Empty, Queue
 from tempfile import SpooledTemporaryFile
 from threading import Thread
@@ -138,11 +137,6 @@ def _where(number: int) -> str:
     return f"line {number}: " if number else ""
 
 
-@dataclass(frozen=True, slots=True)
-class _EndOfInput:
-    error: Exception | None
-
-
 class RequestBatches:
     """
     Reads requests in a thread of its own and hands them out in batches.
@@ -154,20 +148,21 @@ class RequestBatches:
     def __init__(self, requests: Iterable[PublishRequest]) -> None:
         self._requests = requests
         self._loop = asyncio.get_running_loop()
-        self._read: Queue[PublishRequest | _EndOfInput] = Queue(maxsize=_READ_AHEAD)
+        # At the end comes an error, or None for the end of the input.
+        self._read: Queue[PublishRequest | Exception | None] = Queue(_READ_AHEAD)
         self._has_read = asyncio.Event()
         Thread(target=self._read_all, name="lines", daemon=True).start()
 
     def _read_all(self) -> None:
-        error: Exception | None = None
+        end: Exception | None = None
         try:
             for request in self._requests:
                 self._put(request)
         except Exception as exc:  # noqa: BLE001 - `batches` raises it
-            error = exc
-        self._put(_EndOfInput(error))
+            end = exc
+        self._put(end)
 
-    def _put(self, item: PublishRequest | _EndOfInput) -> None:
+    def _put(self, item: PublishRequest | Exception | None) -> None:
         self._read.put(item)
         with suppress(RuntimeError):  # the loop has ended; nothing reads the queue
             self._loop.call_soon_threadsafe(self._has_read.set)
@@ -199,10 +194,10 @@ class RequestBatches:
                 yield batch
             if isinstance(item, PublishRequest):
                 batch = [item]
-            elif item.error is None:
+            elif item is None:
                 return
             else:
-                raise item.error
+                raise item
 
 
 def _fits(request: PublishRequest, batch: list[PublishRequest]) -> bool:

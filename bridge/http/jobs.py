@@ -64,17 +64,7 @@ class OperatorJob:
 
     def facts(self) -> JobFacts:
         """Return the job as the API shows it."""
-        return JobFacts(
-            id=self.id,
-            kind=self.kind,
-            state=self.state,
-            done=self.done,
-            total=self.total,
-            failed=self.failed,
-            error=self.error,
-            started_s=self.started_s,
-            ended_s=self.ended_s,
-        )
+        return JobFacts.model_validate(self, from_attributes=True)
 
 
 Work = Callable[[OperatorJob], Awaitable[None]]

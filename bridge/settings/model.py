@@ -1,5 +1,6 @@
 """Every setting, declared once: name, type, default, unit, help and valid values."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -314,91 +315,73 @@ def contradictions(settings: Settings) -> list[str]:
     return [
         *_auth_problems(settings),
         *_open_mode_problems(settings),
-        *_size_problems(settings),
-        *_schema_problems(settings),
-        *_worker_problems(settings),
+        *_inbox_problems(settings),
         *_port_problems(settings),
     ]
 
 
-def _port_problems(settings: Settings) -> list[str]:
+def _port_problems(settings: Settings) -> Iterator[str]:
     hosts = {settings.host, settings.operator_host}
-    if settings.port != settings.operator_port or settings.port == 0:
-        return []
-    if len(hosts) > 1 and not hosts & {"0.0.0.0", "::"}:
-        return []
-    return [
-        f"BRIDGE_OPERATOR_PORT: {settings.operator_port} is also BRIDGE_PORT; choose "
-        "another port"
-    ]
+    is_same_host = len(hosts) == 1 or hosts & {"0.0.0.0", "::"}
+    if is_same_host and settings.port == settings.operator_port != 0:
+        yield (
+            f"BRIDGE_OPERATOR_PORT: {settings.operator_port} is also BRIDGE_PORT; choose "
+            "another port"
+        )
 
 
-def _worker_problems(settings: Settings) -> list[str]:
-    kind, colon, _ = settings.inbox.partition(":")
-    if settings.workers == 1 or kind not in {"sqlite", "memory"}:
-        return []
-    return [
-        f"BRIDGE_WORKERS: {settings.workers} workers need an inbox that they share, and "
-        f"{kind}{colon} belongs to one process: set BRIDGE_INBOX=redis://HOST:PORT/, or "
-        "BRIDGE_WORKERS=1"
-    ]
-
-
-def _schema_problems(settings: Settings) -> list[str]:
-    # Without a folder, every message would become a dead letter.
-    if settings.schemas is None and settings.schemas_unknown == "dead":
-        return ["BRIDGE_SCHEMAS_UNKNOWN: dead needs BRIDGE_SCHEMAS, the known events"]
-    return []
-
-
-def _size_problems(settings: Settings) -> list[str]:
+def _inbox_problems(settings: Settings) -> Iterator[str]:
     # A message above the limit closes the window. The window would reconnect, receive
     # the message again and be closed again, forever.
-    if settings.slow_client_bytes >= 2 * settings.max_message_bytes:
-        return []
-    return [
-        "BRIDGE_SLOW_CLIENT_BYTES: must be at least twice BRIDGE_MAX_MESSAGE_BYTES, "
-        "or a large message closes every window of its user"
-    ]
+    if settings.slow_client_bytes < 2 * settings.max_message_bytes:
+        yield (
+            "BRIDGE_SLOW_CLIENT_BYTES: must be at least twice BRIDGE_MAX_MESSAGE_BYTES, "
+            "or a large message closes every window of its user"
+        )
+    # Without a folder, every message would become a dead letter.
+    if settings.schemas is None and settings.schemas_unknown == "dead":
+        yield "BRIDGE_SCHEMAS_UNKNOWN: dead needs BRIDGE_SCHEMAS, the known events"
+    kind, colon, _ = settings.inbox.partition(":")
+    if settings.workers > 1 and kind in {"sqlite", "memory"}:
+        yield (
+            f"BRIDGE_WORKERS: {settings.workers} workers need an inbox that they share, and "
+            f"{kind}{colon} belongs to one process: set BRIDGE_INBOX=redis://HOST:PORT/, or "
+            "BRIDGE_WORKERS=1"
+        )
 
 
-def _auth_problems(settings: Settings) -> list[str]:
+def _auth_problems(settings: Settings) -> Iterator[str]:
     if settings.auth == "open":
-        return []
-    problems: list[str] = []
+        return
     symmetric = [name for name in settings.jwt_algorithms if name.startswith("HS")]
     asymmetric = [name for name in settings.jwt_algorithms if not name.startswith("HS")]
     if symmetric and not settings.jwt_secret:
-        problems.append(
+        yield (
             f"BRIDGE_JWT_SECRET: {symmetric[0]} needs a secret; make one with "
             "`openssl rand -base64 48`"
         )
     if asymmetric and not (settings.jwt_public_key or settings.jwks_url):
-        problems.append(
+        yield (
             f"BRIDGE_JWT_PUBLIC_KEY: {asymmetric[0]} needs a public key or BRIDGE_JWKS_URL"
         )
     if settings.jwt_public_key and settings.jwks_url:
-        problems.append(
-            "BRIDGE_JWT_PUBLIC_KEY: cannot be used together with BRIDGE_JWKS_URL"
-        )
+        yield ("BRIDGE_JWT_PUBLIC_KEY: cannot be used together with BRIDGE_JWKS_URL")
     for number, secret in enumerate(settings.jwt_secret, start=1):
         length = len(secret.get_secret_value().encode())
         short = [name for name in symmetric if length < _SECRET_MIN_BYTES[name]]
         if short:
             strictest = max(short, key=_SECRET_MIN_BYTES.__getitem__)
-            problems.append(
+            yield (
                 f"BRIDGE_JWT_SECRET: secret number {number} has {length} bytes, "
                 f"{strictest} needs {_SECRET_MIN_BYTES[strictest]} (RFC 7518 section 3.2)"
             )
-    return problems
 
 
-def _open_mode_problems(settings: Settings) -> list[str]:
+def _open_mode_problems(settings: Settings) -> Iterator[str]:
     is_exposed = settings.auth == "open" and not is_loopback(settings.host)
     if is_exposed and not settings.dangerously_open_to_the_network:
-        return [
+        yield (
             f"BRIDGE_AUTH: open on {settings.host} lets everyone read all messages; "
             "bind to 127.0.0.1, use jwt, or, if you want that, set "
             "BRIDGE_DANGEROUSLY_OPEN_TO_THE_NETWORK=true"
-        ]
-    return []
+        )

@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.overview import (
     Ages,
-    BrokerFacts,
     InboxFacts,
     Overview,
     RefusedOriginFacts,
@@ -35,15 +34,6 @@ def _parse(model: type[ModelT], answers: Sequence[WorkerAnswer]) -> list[ModelT]
 
 def _answer(model: BaseModel) -> WorkerAnswer:
     return WorkerAnswer(200, model.model_dump_json(by_alias=True).encode(), _JSON)
-
-
-def _sum_of_known(values: Sequence[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
-
-
-def _largest(values: Sequence[float | None]) -> float | None:
-    return max((value for value in values if value is not None), default=None)
 
 
 # --- overview ---------------------------------------------------------------------------
@@ -78,9 +68,7 @@ def merge_overviews(
             started_s=min(worker.started_s for worker in workers),
             ready=not reasons,
             reasons=reasons,
-            broker=BrokerFacts(
-                connected=broker.connected, version=broker.version, host=broker.host
-            ),
+            broker=broker,
             inbox=InboxFacts(store=first.inbox.store, problem=problem),
             windows=sum(worker.windows for worker in workers),
             users=sum(worker.users for worker in workers),
@@ -98,9 +86,8 @@ def _refused_origins(workers: Sequence[Overview]) -> list[RefusedOriginFacts]:
         known = found.get(refused.origin, refused)
         count = refused.count if known is refused else known.count + refused.count
         last_s = max(known.last_s, refused.last_s)
-        found[refused.origin] = RefusedOriginFacts(
-            origin=refused.origin, count=count, last_s=last_s
-        )
+        merged = refused.model_copy(update={"count": count, "last_s": last_s})
+        found[refused.origin] = merged
     return sorted(found.values(), key=lambda refused: -refused.last_s)
 
 
@@ -131,15 +118,10 @@ def merge_queues(answers: Sequence[WorkerAnswer]) -> WorkerAnswer:
         best = next((queue for queue in found if queue.problem is None), found[0])
         # RabbitMQ's management API already counts the deliveries of all workers.
         is_counted_here = all(queue.source == "amqp" for queue in found)
-        unacked = [queue.unacked for queue in found]
-        items.append(
-            best.model_copy(
-                update={
-                    "unacked": _sum_of_known(unacked)
-                    if is_counted_here
-                    else best.unacked,
-                    "oldest_s": _largest([queue.oldest_s for queue in found]),
-                }
-            )
-        )
+        unacked = [queue.unacked for queue in found if queue.unacked is not None]
+        ages_s = [queue.oldest_s for queue in found if queue.oldest_s is not None]
+        changed: dict[str, object] = {"oldest_s": max(ages_s, default=None)}
+        if is_counted_here:
+            changed["unacked"] = sum(unacked) if unacked else None
+        items.append(best.model_copy(update=changed))
     return _answer(Page[QueueFacts](items=items, next=pages[0].next))

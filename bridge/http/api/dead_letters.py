@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 from bridge.amqp.dead_letters.operations import DeadLetterQueue
@@ -121,20 +122,10 @@ class _DeadLetterHandlers:
 
 
 def _facts(letter: StoredDeadLetter) -> dict[str, Any]:
-    return {
-        "id": letter.id,
-        "reason": letter.reason,
+    origin = filter(None, (letter.origin_exchange, letter.origin_queue))
+    return asdict(letter) | {
         "reason_text": letter.reason.explanation,
-        "error": letter.error,
-        "user": letter.user,
-        "event": letter.event,
-        "message_id": letter.message_id,
-        "dead_s": letter.dead_s,
-        "origin": " → ".join(
-            part for part in (letter.origin_exchange, letter.origin_queue) if part
-        ),
-        "attempts": letter.attempts,
-        "redrives": letter.redrives,
+        "origin": " → ".join(origin),
         "bytes": letter.body_bytes,
     }
 

@@ -101,9 +101,7 @@ class OverviewEndpoint:
             totals=_totals(self._metrics),
             age_s=self._ages.quantiles(),
             refused_origins=[
-                RefusedOriginFacts(
-                    origin=refused.origin, count=refused.count, last_s=refused.last_s
-                )
+                RefusedOriginFacts.model_validate(refused, from_attributes=True)
                 for refused in self._sockets.refused_origins.newest_first()
             ],
         )

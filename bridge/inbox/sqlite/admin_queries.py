@@ -17,7 +17,6 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.sqlite.chain import Row
 from bridge.inbox.sqlite.database_thread import DatabaseThread
 from bridge.inbox.sqlite.reader import SqliteReader
 from bridge.inbox.sqlite.write_scheduler import WriteScheduler
@@ -90,7 +89,7 @@ class AdminReader(SqliteReader):
                     size_bytes += row[5]
                     if len(found) >= limit or (found and 0 < max_bytes < size_bytes):
                         break
-                    found.append(_kept_message(row))
+                    found.append(KeptMessage(*row))
         return found
 
     def find_in_inbox(
@@ -102,7 +101,7 @@ class AdminReader(SqliteReader):
             if inbox is None:
                 return SearchResult((), 0, is_complete=True)
             with closing(inbox.chain.above(inbox.first - 1, columns)) as rows:
-                kept = [_kept_message(row) for row in rows if row[3] == message_id]
+                kept = [KeptMessage(*row) for row in rows if row[3] == message_id]
             user_id = inbox.chain.user_id
             seen_s = self._tail.seen_s(user_id, message_id)
             if seen_s is None:
@@ -295,8 +294,3 @@ class SqliteAdminQueries:
         except TimeoutError as exc:
             problem = f"it was not read within {_TIMEOUT_S:.0f} s"
             raise StoreUnavailableError(self._store, problem) from exc
-
-
-def _kept_message(row: Row) -> KeptMessage:
-    offset, event, taken_s, message_id, deadline_s, data_bytes, data = row
-    return KeptMessage(offset, event, taken_s, message_id, deadline_s, data_bytes, data)

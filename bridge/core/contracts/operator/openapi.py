@@ -84,13 +84,13 @@ def _operation(operation: AnyOperation, schemas: Tree) -> Tree:
         schemas[schema_name(model)] = schema_body(model, mode="serialization")
     described["responses"] = {
         **{
-            str(status): {
-                "description": _phrase(status),
-                "content": _content(model, operation.media_type),
-            }
+            str(status): _response(status, model, operation.media_type)
             for status, model in answers.items()
         },
-        **{str(status): _problem(status) for status in sorted(problems)},
+        **{
+            str(status): _response(status, Problem, "application/problem+json")
+            for status in sorted(problems)
+        },
     }
     return described
 
@@ -130,13 +130,6 @@ def _content(model: type[BaseModel], media_type: str = "application/json") -> Tr
     return {media_type: {"schema": reference}}
 
 
-def _problem(status: int) -> Tree:
-    reference = {"$ref": "#/components/schemas/Problem"}
-    return {
-        "description": _phrase(status),
-        "content": {"application/problem+json": {"schema": reference}},
-    }
-
-
-def _phrase(status: int) -> str:
-    return HTTPStatus(status).phrase
+def _response(status: int, model: type[BaseModel], media_type: str) -> Tree:
+    content = _content(model, media_type)
+    return {"description": HTTPStatus(status).phrase, "content": content}
