@@ -7,7 +7,7 @@ of other sites cannot call them, neither directly nor by DNS rebinding.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Final
@@ -21,14 +21,9 @@ from bridge.core.broker_names import BrokerNames
 from bridge.core.message import user_problem
 from bridge.core.origins import OriginRules, is_loopback_host
 from bridge.http.authentication import Handler
-from bridge.http.responses import problem
+from bridge.http.page_files import read_page_files
+from bridge.http.responses import json_response, problem
 
-_TYPES: Final = {
-    ".css": "text/css",
-    ".html": "text/html",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-}
 _PAGE: Final = "index.html"
 # No inline code, no content of other origins, framed by the demo's own pages only.
 _HEADERS: Final = {
@@ -69,10 +64,13 @@ class DemoPage:
 
     def add_routes(self, app: web.Application) -> None:
         """Serve the page at `/`, its files and its requests below `/demo/`."""
-        for name, asset in _assets().items():
-            app.router.add_get(f"/demo/{name}", asset)
+        own = resources.files("bridge.demo") / "assets"
+        shared = resources.files("bridge.http") / "assets"
+        files = [*own.iterdir(), shared / "base.css"]
+        for name, handler in read_page_files(files, headers=_HEADERS).items():
+            app.router.add_get(f"/demo/{name}", _on_this_machine(handler))
             if name == _PAGE:
-                app.router.add_get("/", asset)
+                app.router.add_get("/", _on_this_machine(handler))
         publish = self._bridge.components.publish_endpoint.publish
         app.router.add_get("/demo/facts", _for_own_pages(self._facts))
         app.router.add_post("/demo/token", _for_own_pages(self._token))
@@ -81,7 +79,7 @@ class DemoPage:
 
     async def _facts(self, _request: web.Request) -> web.Response:
         reasons = self._bridge.unready_reasons()
-        return _json(
+        return json_response(
             {
                 "lines": self._commands(),
                 "ready": not reasons,
@@ -97,7 +95,7 @@ class DemoPage:
             return problem(422, f"user {fault}", pointer="/user")
         life_s = self._token_life_s
         token = signed_token(self._bridge.settings, user, ttl_s=life_s)
-        return _json({"token": token, "expires_in_s": life_s})
+        return json_response({"token": token, "expires_in_s": life_s})
 
     async def _cut(self, request: web.Request) -> web.Response:
         """Cut the connection of a window without a close frame, as a bad network would."""
@@ -105,31 +103,19 @@ class DemoPage:
         for window in self._bridge.components.sockets.rooms:
             if window.sid == sid:
                 window.session.close("cut by the demo", abort=True)
-                return _json({})
+                return json_response({})
         return problem(404, "there is no such window", pointer="/sid")
 
 
-def _assets() -> dict[str, Handler]:
-    """Read the files of the page, and return a handler for each."""
-    own = resources.files("bridge.demo") / "assets"
-    shared = resources.files("bridge.http") / "assets"
-    files = [*own.iterdir(), shared / "base.css"]
-    return {
-        entry.name: _asset(entry.read_bytes(), _TYPES[suffix])
-        for entry in files
-        if (suffix := f".{entry.name.rpartition('.')[2]}") in _TYPES
-    }
+def _on_this_machine(handler: Handler) -> Handler:
+    """Refuse requests under another host name than this machine's (DNS rebinding)."""
 
-
-def _asset(body: bytes, content_type: str) -> Handler:
-    async def serve(request: web.Request) -> web.StreamResponse:
+    async def guard(request: web.Request) -> web.StreamResponse:
         if not is_loopback_host(request.headers.get("Host")):
             return _refused()
-        return web.Response(
-            body=body, content_type=content_type, charset="utf-8", headers=_HEADERS
-        )
+        return await handler(request)
 
-    return serve
+    return guard
 
 
 def _for_own_pages(handler: Handler) -> Handler:
@@ -141,7 +127,7 @@ def _for_own_pages(handler: Handler) -> Handler:
             host=request.headers.get("Host"),
             fetch_site=request.headers.get("Sec-Fetch-Site"),
         )
-        if not is_own or not is_loopback_host(request.headers.get("Host")):
+        if not is_own:
             return _refused()
         # A form of another site can send plain text. JSON needs a CORS preflight, which
         # this server refuses.
@@ -154,7 +140,7 @@ def _for_own_pages(handler: Handler) -> Handler:
             return problem(408, "the body did not arrive in time")
         return await handler(request)
 
-    return guard
+    return _on_this_machine(guard)
 
 
 def _refused() -> web.Response:
@@ -169,7 +155,3 @@ async def _field(request: web.Request, name: str) -> str | None:
         return None
     value = fields.get(name) if isinstance(fields, dict) else None
     return value if isinstance(value, str) else None
-
-
-def _json(body: Mapping[str, object]) -> web.Response:
-    return web.Response(body=orjson.dumps(body), content_type="application/json")

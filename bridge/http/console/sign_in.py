@@ -7,7 +7,6 @@ to the bridge, whichever page causes it, so a request with a cookie has to pass 
 than one with the token.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -22,8 +21,9 @@ from aiohttp import web
 from bridge.core.client_address import Network, arrived_by_https, client_address
 from bridge.core.origins import OriginRules
 from bridge.core.throttle import Throttle
-from bridge.http.authentication import Handler, Keys, has_key
+from bridge.http.authentication import Keys, has_key
 from bridge.http.console.sessions import Sessions
+from bridge.http.page_files import read_page_files
 from bridge.http.request_body import read_body
 from bridge.http.responses import json_response, problem
 
@@ -43,12 +43,6 @@ _HEADERS: Final = {
     "X-Frame-Options": "DENY",
     # Browsers revalidate cached files, because the bridge may have been upgraded.
     "Cache-Control": "no-cache",
-}
-_TYPES: Final = {
-    ".css": "text/css",
-    ".html": "text/html",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
 }
 _PAGE: Final = "index.html"
 _SHARED: Final = ("uPlot.iife.min.js", "uPlot.min.css", "base.css")
@@ -176,9 +170,12 @@ class SignIn:
 
 def add_console_routes(app: web.Application, sign_in: SignIn) -> None:
     """Serve the page at `/console`, with its files and its sessions below that path."""
-    for name, asset in _assets().items():
+    package = resources.files("bridge.http")
+    own = package / "console" / "assets"
+    files = [*own.iterdir(), *(package / "assets" / name for name in _SHARED)]
+    for name, handler in read_page_files(files, headers=_HEADERS).items():
         path = "/console" if name == _PAGE else f"/console/{name}"
-        app.router.add_get(path, asset)
+        app.router.add_get(path, handler)
 
     async def redirect_to_page(_request: web.Request) -> web.Response:
         # Relative, as all URLs of the page, because a proxy may add a path prefix.
@@ -233,29 +230,3 @@ async def _token_in(request: web.Request) -> str | None:
         return None
     token = fields.get("token") if isinstance(fields, dict) else None
     return token if isinstance(token, str) and token else None
-
-
-def _assets() -> dict[str, Handler]:
-    """Return a handler for each file of the page. The files are read once."""
-    package = resources.files("bridge.http")
-    own = package / "console" / "assets"
-    files = [*own.iterdir(), *(package / "assets" / name for name in _SHARED)]
-    return {
-        file.name: _asset(file.read_bytes(), _TYPES[suffix])
-        for file in files
-        if (suffix := f".{file.name.rpartition('.')[2]}") in _TYPES
-    }
-
-
-def _asset(body: bytes, content_type: str) -> Handler:
-    tag = hashlib.sha256(body).hexdigest()[:32]
-    headers = _HEADERS | {"ETag": f'"{tag}"'}
-
-    async def serve(request: web.Request) -> web.StreamResponse:
-        if any(known.value == tag for known in request.if_none_match or ()):
-            return web.Response(status=304, headers=headers)
-        return web.Response(
-            body=body, content_type=content_type, charset="utf-8", headers=headers
-        )
-
-    return serve
