@@ -162,14 +162,17 @@ class SocketIOServer:
         window = window_of(session)
         return 0 if window is None else window.take_expected_replies()
 
-    def messages_fetched(self, session: EngineSession, offset: int) -> None:
-        """Mark messages that a poll has fetched as delivered."""
+    def messages_received(self, session: EngineSession, offset: int) -> None:
+        """Mark the messages up to `offset` as delivered."""
         window = window_of(session)
         if window is None or window.has_manual_acks:
             return
         self._inbox.mark_delivered(window.user, offset)
         self.rooms.journal.delivered(
-            window.user, offset, at_s=time(), text="a poll fetched it, or a later one"
+            window.user,
+            offset,
+            at_s=time(),
+            text="the next poll proved that it has arrived, or a later one",
         )
 
     def limit_exceeded(self, session: EngineSession, code: Closing) -> None:

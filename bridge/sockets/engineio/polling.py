@@ -20,10 +20,18 @@ from bridge.sockets.engineio.websocket import CLOSE_TIMEOUT_S
 SEPARATOR: Final = "\x1e"
 # The Python client rejects a response with more (its Payload.max_decode_packets).
 _PACKETS_PER_POLL: Final = 16
+# A packet without meaning, for a poll that must end; packets here have an offset.
+_NOOP: Final = ("6", 0)
 
 
 class PollQueue:
-    """Packets for a polling client, in order and counted in bytes, with their offsets."""
+    """
+    Packets for a polling client, in order and counted in bytes, with their offsets.
+
+    The packets of the last response are kept until the next poll: browsers and HTTP
+    libraries repeat a GET without notice if its connection is reset, and get the same
+    response again. They come from the queue, so they at most double its memory.
+    """
 
     # The queue whose response was written last to a connection: a proxy reuses its
     # connections for the requests of any client. Entries live no longer than their queue.
@@ -36,9 +44,17 @@ class PollQueue:
         self._packets_bytes = 0
         self._filled = asyncio.Event()  # a packet was added, or the queue closed
         self._drained = asyncio.Event()  # packets were taken or read, or it closed
+        self._response: list[tuple[str, int]] = []  # the last one, until the next poll
+        self._timestamp: str | None = None  # of the last poll
         self._connection: asyncio.Transport | None = None  # of the last response
+        self._is_kept_alive = False  # whether that connection should outlive it
+        self._pending: object | None = None  # the poll that waits for packets
         self._is_closed = False
-        self.is_polled = False
+
+    @property
+    def is_polled(self) -> bool:
+        """Whether a poll is pending."""
+        return self._pending is not None
 
     @property
     def waiting_bytes(self) -> int:
@@ -49,12 +65,21 @@ class PollQueue:
     def _unread_bytes(self) -> int:
         # A later response to another client on this connection means that this client
         # had read its own: responses on a connection are in order.
-        if (
-            self._connection is None
-            or self._last_responses.get(self._connection) is not self
-        ):
+        if self._connection is None or not self._is_last_on_connection:
             return 0
         return self._connection.get_write_buffer_size()
+
+    @property
+    def _is_last_on_connection(self) -> bool:
+        return (
+            self._connection is not None
+            and self._last_responses.get(self._connection) is self
+        )
+
+    @classmethod
+    def connection_reused(cls, connection: asyncio.Transport) -> None:
+        """Note that another request came: the last response on `connection` was read."""
+        cls._last_responses.pop(connection, None)
 
     def put(self, packet: str, offset: int) -> None:
         """Add a packet; a closed queue drops it."""
@@ -76,11 +101,43 @@ class PollQueue:
         self._drained.set()
         return packets
 
+    def is_repeat(self, request: web.BaseRequest) -> bool:
+        """
+        Return whether `request` repeats the last poll, because its connection was lost.
+
+        The stock clients send a `t` that differs for each poll. Without it, a response
+        is repeated once if its connection ended although it should be kept alive.
+        """
+        timestamp = request.query.get("t")
+        if timestamp is not None:
+            return timestamp == self._timestamp and (
+                self.is_polled or bool(self._response)
+            )
+        return (
+            self._is_kept_alive
+            and self._is_last_on_connection
+            and self._connection is not None
+            and self._connection.is_closing()
+        )
+
+    def take_received(self) -> int:
+        """
+        Drop the last response, which the client has received.
+
+        Returns:
+            The newest offset in it; 0 if there is none, or the client has not read it.
+
+        """
+        if self._unread_bytes:
+            return 0
+        response, self._response = self._response, []
+        return max([offset for _, offset in response], default=0)
+
     async def poll(
         self, request: web.BaseRequest, *, timeout_s: float
     ) -> list[tuple[str, int]] | None:
         """
-        Remove and return the packets for the response, as soon as there are some.
+        Return the packets for the response to a new poll, as soon as there are some.
 
         Returns:
             Nothing if the queue is closed, the client has disconnected, or `timeout_s`
@@ -91,35 +148,62 @@ class PollQueue:
         """
         if self.is_polled or self._unread_bytes:
             return None
+        self._timestamp = request.query.get("t")
+        return await self._respond(request, timeout_s)
+
+    async def repeat(
+        self, request: web.BaseRequest, *, timeout_s: float
+    ) -> list[tuple[str, int]]:
+        """Return the last response again, or replace the pending poll."""
+        if not self._response:
+            return await self._respond(request, timeout_s)
+        if self._connection is not None and self._unread_bytes:
+            # Each repeat would hold the response in the buffer of another connection.
+            self._connection.abort()
+        if request.transport is not None:
+            self._respond_on(request.transport, is_kept_alive=False)
+        return self._response
+
+    async def _respond(
+        self, request: web.BaseRequest, timeout_s: float
+    ) -> list[tuple[str, int]]:
         self._drained.set()  # the client has read its last response
-        if not self._packets and not self._is_closed:
-            self._filled.clear()
-            self.is_polled = True
-            try:
+        self._filled.set()  # ends the wait of a poll that this one replaces
+        ticket = self._pending = object()
+        try:
+            if not self._packets and not self._is_closed:
+                self._filled.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(timeout_s):
                         await self._filled.wait()
-            finally:
-                self.is_polled = False
-        # Packets in a response to a client that has disconnected would count as delivered.
+            if self._pending is not ticket:
+                return [_NOOP]
+        finally:
+            if self._pending is ticket:
+                self._pending = None
+        # Packets in a response to a client that has disconnected would be lost.
         if request.transport is None:
             return []
-        self._respond_on(request.transport)
+        self._respond_on(request.transport, is_kept_alive=request.keep_alive)
         if self._is_closed:
             # All remaining packets: there will be no other poll.
             asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self.abort_unread)
-            return self.take_all()
+            self._response = self.take_all()
+            return self._response
         count = min(_PACKETS_PER_POLL, len(self._packets))
-        packets = [self._packets.popleft() for _ in range(count)]
-        self._packets_bytes -= sum(len(packet) for packet, _ in packets)
+        self._response = [self._packets.popleft() for _ in range(count)]
+        self._packets_bytes -= sum(len(packet) for packet, _ in self._response)
         self._drained.set()
-        return packets
+        return self._response
 
-    def _respond_on(self, connection: asyncio.Transport) -> None:
+    def _respond_on(
+        self, connection: asyncio.Transport, *, is_kept_alive: bool
+    ) -> None:
         previous = self._connection
         if previous is not None and self._last_responses.get(previous) is self:
             del self._last_responses[previous]
         self._connection = connection
+        self._is_kept_alive = is_kept_alive
         self._last_responses[connection] = self
 
     def close(self) -> None:

@@ -36,7 +36,8 @@ from bridge.sockets.engineio.session import (
 )
 
 _PATH: Final = "/socket.io/"
-# How long a closed polling session stays, for the poll that fetches its last packets.
+# How long a closed polling session stays, for the poll that fetches its last packets and
+# for its repetition if the response is lost.
 _CLOSED_SESSION_S: Final = 2.0
 _CHECK_INTERVAL_S: Final = 1.0
 # A pass over the sessions is divided, so that it does not delay messages; but the process
@@ -219,8 +220,6 @@ class EngineServer:
         if session.transport_name == "websocket":
             return _plain(400, "this session uses a WebSocket")
         packets = await session.poll(request)
-        if session.is_closed:
-            self.sessions.pop(session.sid, None)  # this was its last poll
         return _packets(packets) if packets else _plain(400, "the session is closed")
 
     def _refusal(

@@ -79,8 +79,8 @@ class SessionHandler(Protocol):
     def take_expected_replies(self, session: "EngineSession") -> int:
         """Return how many messages that bypassed the session were written since asked."""
 
-    def messages_fetched(self, session: "EngineSession", offset: int) -> None:
-        """Process that a poll has taken the messages up to `offset`."""
+    def messages_received(self, session: "EngineSession", offset: int) -> None:
+        """Process that the client has received the messages up to `offset`."""
 
     def limit_exceeded(self, session: "EngineSession", code: Closing) -> None:
         """Close a session that exceeds a limit."""
@@ -139,6 +139,7 @@ class EngineSession:
         "_is_posting",
         "_oversize_bytes",
         "_owner",
+        "_post_timestamp",
         "_queue",
         "_upgrade",
         "_websocket",
@@ -173,6 +174,7 @@ class EngineSession:
         self._queue: PollQueue | None = None
         self._upgrade: UpgradeHandshake | None = None
         self._is_posting = False
+        self._post_timestamp: str | None = None  # of the last POST that was read
 
     def attach(self, client: object) -> None:
         """Set the state of the layer above and release the opening request."""
@@ -341,12 +343,19 @@ class EngineSession:
             no packet came in the time within which a ping must come.
 
         """
-        if self._websocket is not None or (self._upgrade and self._upgrade.is_probed):
+        queue = self._queue
+        is_repeat = queue is not None and queue.is_repeat(request)
+        if queue is not None and not is_repeat:
+            self._report_received(queue.take_received())
+        if not is_repeat and (
+            self._websocket is not None or (self._upgrade and self._upgrade.is_probed)
+        ):
             return ["6"]  # queued packets go to the WebSocket now
-        if self._queue is None:  # closed at the end of an upgrade
+        if queue is None:  # closed at the end of an upgrade
             return []
         limits = self._owner.limits
-        packets = await self._queue.poll(
+        respond = queue.repeat if is_repeat else queue.poll
+        packets = await respond(
             request, timeout_s=limits.ping_interval_s + limits.ping_timeout_s
         )
         if not packets and self.transport_name == "websocket":
@@ -354,22 +363,27 @@ class EngineSession:
         if not packets:  # a second poll, a lost client, or no answer to pings
             self.close(CloseReason.TRANSPORT_CLOSE)
             return []
-        self._report_fetched(max(offset for _, offset in packets))
         return [packet for packet, _ in packets]
 
-    def _report_fetched(self, offset: int) -> None:
+    def _report_received(self, offset: int) -> None:
         if offset:
-            self._owner.handler.messages_fetched(self, offset)
+            self._owner.handler.messages_received(self, offset)
 
     async def post(self, request: web.BaseRequest) -> bool:
         """
         Process the packets in a posted body.
+
+        A POST with the `t` of the last one repeats it, because its connection was lost:
+        it is not processed again.
 
         Returns:
             False if they are invalid or another POST is in progress, which no client
             does. The session is closed then.
 
         """
+        timestamp = request.query.get("t")
+        if timestamp is not None and timestamp == self._post_timestamp:
+            return True
         is_accepted = not self._is_posting and await self._process_post(request)
         if not is_accepted:
             self.close(CloseReason.TRANSPORT_ERROR)
@@ -382,6 +396,7 @@ class EngineSession:
             packets = await read_packets(
                 request, max_bytes=limits.max_packet_bytes, timeout_s=limits.connect_s
             )
+            self._post_timestamp = request.query.get("t")
             for packet in packets or ():
                 work = self._process_packet(packet)
                 if work is not None:
@@ -421,17 +436,19 @@ class EngineSession:
             websocket.hand_over(self)
             self._use(websocket)
         queue, self._queue = self._queue, None
-        fetched = 0
+        # The client waits for the end of its last poll before it upgrades.
+        received = queue.take_received() if queue else 0
+        written = 0
         # Queued packets come first: from here on all packets go to the WebSocket.
         for packet, offset in queue.take_all() if queue else ():
             if packet != "6":
                 websocket.transport.write(text_frame(packet.encode()))
-                fetched = max(fetched, offset)
+                written = max(written, offset)
         if self.is_closed:
             websocket.close(close_frame())  # after the last packets of the session
         if queue is not None:
             queue.close()  # ends a poll that is still pending
-        self._report_fetched(fetched)
+        self._report_received(max(received, written))
 
     # --- receiving
 

@@ -143,14 +143,16 @@ async def test_a_window_may_ack_during_its_replay() -> None:
         assert (await server.inbox.state("alice")).delivered > 0
 
 
-async def test_a_polled_message_is_delivered_when_it_is_fetched(
+async def test_a_polled_message_is_delivered_with_the_next_poll(
     server: RunningServer,
 ) -> None:
-    """A message in the session's queue is not delivered."""
+    """Only the next poll proves that the response with the message has arrived."""
     async with raw_poller(server) as page:
         await page.join("alice")
         await server.store("alice", 1)
+        await page.poll()
         assert (await server.inbox.state("alice")).delivered == 0
+        await server.store("alice", 2)
 
         await page.poll()
 
