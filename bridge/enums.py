@@ -133,6 +133,7 @@ class DeadLetterCause(StrEnum):
     ATTEMPTS_EXHAUSTED = DeadLetterReason.ATTEMPTS_EXHAUSTED.value
     CRASHED = DeadLetterReason.CRASHED.value
     EXPIRED = "expired"
+    UNROUTED = "unrouted"
     OTHER = "other"
 
     @property
@@ -146,6 +147,9 @@ class DeadLetterCause(StrEnum):
 _BROKER_CAUSES: Final = {
     DeadLetterCause.EXPIRED: (
         "it expired while it waited in a queue, and RabbitMQ dead-lettered it"
+    ),
+    DeadLetterCause.UNROUTED: (
+        "no inbound queue existed when it arrived, and RabbitMQ dead-lettered it"
     ),
     DeadLetterCause.OTHER: (
         "neither the bridge nor an expiry put it here; its headers may name the cause"

@@ -32,6 +32,7 @@ from bridge.amqp.connection import (
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.refusals import is_no_such_type
 from bridge.amqp.topology import (
+    ALTERNATE,
     Binding,
     Exchange,
     Queue,
@@ -146,7 +147,7 @@ def _with_invalid_argument(thing: Exchange | Queue) -> Exchange | Queue:
     """Return `thing` with an argument of a wrong type, which RabbitMQ always refuses."""
     # For a new name RabbitMQ refuses the argument, for an existing one the difference.
     if isinstance(thing, Exchange):
-        return replace(thing, arguments={"alternate-exchange": 1})
+        return replace(thing, arguments={ALTERNATE: 1}, alternate=None)
     return replace(thing, arguments={"x-dead-letter-exchange": 1})
 
 

@@ -188,5 +188,7 @@ class QueueInspector:
     def _role(self, name: str) -> QueueRole:
         if name == self._names.dead:
             return QueueRole.DEAD
+        if name == self._names.unrouted:
+            return QueueRole.UNROUTED
         is_inbound = name.startswith(f"{self._names.inbound}.")
         return QueueRole.INBOUND if is_inbound else QueueRole.RETRY

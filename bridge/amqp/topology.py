@@ -1,12 +1,29 @@
 """
 The exchanges, queues and bindings that bridge needs, and how to declare or compare them.
 
-    <ns>.messages ──#──▶ <ns>.inbound ──▶ queue <ns>.inbound.0 ──expired──▶ <ns>.dead
-                              ▲                                                │
-    <ns>.retry.<ms> ──▶ queue <ns>.retry.<ms>, waits <ms> there       queue <ns>.dead
+    <ns>.messages ──#──▶ <ns>.inbound ──▶ <ns>.inbound.0 ──▶ queue <ns>.inbound.0 ──expired──┐
+                              ▲                 ┊                                            ▼
+                              │                 └┄ no queue ┄▶ <ns>.unrouted ─▶ queue ─▶ <ns>.dead
+    <ns>.retry.<ms> ──▶ queue <ns>.retry.<ms>, waits <ms> there                              │
+                                                                                    queue <ns>.dead
 
 With more than one shard, or after the number of shards was changed, shards/layout.py says
 what stands between the exchange <ns>.inbound and the queues.
+
+RabbitMQ confirms a message that reaches no queue, and drops it. Two rules prevent that:
+
+- Everything is declared from the queues outwards, so an exchange accepts messages only after
+  all routes behind it exist. A binding can only follow its exchange, and a producer that
+  publishes in a loop hits the gap between the two. So <ns>.messages has an alternate exchange,
+  <ns>.messages.fallback, which leads to <ns>.inbound like the binding.
+- Every other exchange in front of the inbound queues has the alternate exchange <ns>.unrouted.
+  The queue behind it dead-letters each message after a millisecond, without its expiration. So
+  a message that arrives while its queue is deleted becomes a dead letter, which an operator
+  can redrive.
+
+An argument of an existing exchange cannot be changed, and AMQP cannot set a policy. Earlier
+versions and other programs declare exchanges without an alternate; these are kept as they are.
+Earlier versions did not declare the exchange <ns>.inbound.0, so it protects their brokers, too.
 
 Everything is durable and every queue is a quorum queue: no message is lost with one node, and
 every version from 3.10 to 4.x accepts these arguments. A retry queue dead-letters messages
@@ -15,7 +32,7 @@ queue keeps that key, which is the user.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from operator import attrgetter
 from types import MappingProxyType
@@ -43,18 +60,37 @@ Arguments = Mapping[str, str | int | bool]
 # queue only if a limit is set. The bridge counts attempts itself.
 _DELIVERY_LIMIT: Final = 1_000_000
 
+ALTERNATE: Final = "alternate-exchange"
+
 QUORUM: Final[Arguments] = MappingProxyType(
     {"x-queue-type": "quorum", "x-delivery-limit": _DELIVERY_LIMIT}
 )
 
 
+_NO_ALTERNATE: Final = (
+    "has no alternate exchange, because an earlier version or another program declared it; "
+    "see 'Messages without a queue' in docs/operations.md"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A durable exchange."""
+    """
+    A durable exchange.
+
+    Attributes:
+        name: Its name.
+        type: How it routes.
+        arguments: The arguments that it must have.
+        alternate: The exchange that receives what this one cannot route, if this one is new.
+            An existing exchange may lack it. It adds to `arguments`.
+
+    """
 
     name: str
     type: str
     arguments: Arguments = field(default_factory=dict)
+    alternate: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +112,12 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Exchanges, queues and bindings, in the order in which they are declared."""
+    """
+    Exchanges, queues and bindings.
+
+    Each exchange comes after those that it leads to, so the public one is the last. Bindings
+    of one exchange are declared in their order.
+    """
 
     exchanges: Sequence[Exchange]
     queues: Sequence[Queue]
@@ -94,11 +135,19 @@ class ComparisonState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One exchange or queue by kind and name; `text` holds the problem and the fix, if any."""
+    """
+    One exchange or queue by kind and name.
+
+    Attributes:
+        text: The problem and the fix, if any.
+        messages: How many are ready in a queue.
+
+    """
 
     name: str
     state: ComparisonState
     text: str = ""
+    messages: int = 0
 
 
 def retry_delay_ms(delay_s: float) -> int:
@@ -126,23 +175,30 @@ def topology(
         hash_type: The type of the exchange that distributes users over several shards.
 
     """
-    messages = Exchange(names.messages, "topic")
-    inbound = Exchange(names.inbound, "fanout")
-    dead = Exchange(names.dead, "fanout")
     inbound_queues = [
         inbound_queue(names, name) for name in names.inbound_queues(shards)
     ]
     dead_queue = Queue(names.dead, QUORUM)
-    exchanges = [messages, inbound, dead]
-    queues = [*inbound_queues, dead_queue]
-    bindings = [Binding(names.messages, inbound, "#")]
+    unrouted_queue = Queue(
+        names.unrouted, {**QUORUM, "x-message-ttl": 1, **_dead_letter_to(names.dead)}
+    )
+    exchanges = [Exchange(names.dead, "fanout"), Exchange(names.unrouted, "fanout")]
+    queues = [*inbound_queues, dead_queue, unrouted_queue]
+    bindings = [
+        Binding(names.dead, dead_queue),
+        Binding(names.unrouted, unrouted_queue),
+    ]
+    inbound = Exchange(names.inbound, "fanout", alternate=names.unrouted)
     if shards == 1 and not was_changed:
-        bindings.append(Binding(names.inbound, inbound_queues[0]))
+        entry = single_entry(names)
+        bindings += [
+            Binding(entry.name, inbound_queues[0]),
+            Binding(inbound.name, entry),
+        ]
     else:
         # A single shard needs no hash: a fanout accepts every routing key.
         kind = hash_type if shards > 1 else "fanout"
-        entry = Exchange(names.shards_entry(shards), kind)
-        exchanges.append(entry)
+        entry = Exchange(names.shards_entry(shards), kind, alternate=names.unrouted)
         queues.append(Queue(names.bridges, QUORUM))
         # In the order of names, so that bridges that start together bind in the same order:
         # a consistent hash assigns users by the order of bindings.
@@ -152,7 +208,6 @@ def topology(
                 sorted(inbound_queues, key=attrgetter("name"))
             )
         ]
-    bindings.append(Binding(names.dead, dead_queue))
     for delay_ms in dict.fromkeys(map(retry_delay_ms, retry_delays_s)):
         name = names.retry_queue(delay_ms)
         waiting = Queue(
@@ -162,7 +217,16 @@ def topology(
         exchanges.append(Exchange(name, "fanout"))
         queues.append(waiting)
         bindings.append(Binding(name, waiting))
+    fallback = Exchange(names.messages_fallback, "fanout", alternate=names.unrouted)
+    messages = Exchange(names.messages, "topic", alternate=fallback.name)
+    exchanges += [entry, inbound, fallback, messages]
+    bindings += [Binding(fallback.name, inbound), Binding(messages.name, inbound, "#")]
     return Topology(exchanges, queues, bindings)
+
+
+def single_entry(names: BrokerNames) -> Exchange:
+    """Return the exchange in front of the queue of a single shard."""
+    return Exchange(names.inbound_queue(), "fanout", alternate=names.unrouted)
 
 
 def inbound_queue(names: BrokerNames, name: str) -> Queue:
@@ -191,7 +255,7 @@ async def declare(
     connection: BrokerConnection[FrameReader], wanted: Topology, *, timeout_s: float
 ) -> None:
     """
-    Declare what does not exist; leave what exists unchanged.
+    Declare what does not exist, from the queues outwards; leave what exists unchanged.
 
     Args:
         connection: Stays open in every case; the call opens a channel of its own.
@@ -208,12 +272,22 @@ async def declare(
 
     """
     channel = await connection.open_channel(confirms=False)
-    for exchange in wanted.exchanges:
-        await declare_one(channel, exchange, timeout_s=timeout_s)
     for queue in wanted.queues:
         await declare_one(channel, queue, timeout_s=timeout_s)
-    for binding in wanted.bindings:
-        await bind(channel, binding, timeout_s=timeout_s)
+    for exchange in wanted.exchanges:
+        try:
+            await declare_one(channel, exchange, timeout_s=timeout_s)
+        except TopologyError as exc:
+            is_different = isinstance(exc.__cause__, ChannelPreconditionFailed)
+            if exchange.alternate is None or not is_different:
+                raise
+            # The refusal has closed the channel.
+            channel = await connection.open_channel(confirms=False)
+            existing = replace(exchange, alternate=None)
+            await declare_one(channel, existing, timeout_s=timeout_s)
+        for binding in wanted.bindings:
+            if binding.source == exchange.name:
+                await bind(channel, binding, timeout_s=timeout_s)
     async with broker_call("close a channel", timeout_s=timeout_s):
         await channel.close()
 
@@ -247,17 +321,23 @@ async def _compare_one(
     async with broker_call(f"compare {thing.name}", timeout_s=timeout_s):
         channel = await connection.open_channel(confirms=False)
         try:
-            await send_declare(channel, thing, passive=True)
+            messages = await send_declare(channel, thing, passive=True)
             await send_declare(channel, thing)
         except ChannelNotFoundEntity:
             text = "does not exist yet; bridge run will declare it"
             return Comparison(_title(thing), ComparisonState.MISSING, text)
         except ChannelPreconditionFailed as exc:
+            if isinstance(thing, Exchange) and thing.alternate is not None:
+                existing = replace(thing, alternate=None)
+                found = await _compare_one(connection, existing, timeout_s=timeout_s)
+                if found.state is ComparisonState.OK:
+                    return replace(found, text=_NO_ALTERNATE)
+                return found
             return _failed(ComparisonState.DIFFERENT, _different(thing, exc))
         except ChannelAccessRefused as exc:
             return _failed(ComparisonState.REFUSED, _refused(thing, exc))
         await channel.close()
-    return Comparison(_title(thing), ComparisonState.OK)
+    return Comparison(_title(thing), ComparisonState.OK, messages=messages)
 
 
 def _failed(state: ComparisonState, error: TopologyError) -> Comparison:
@@ -283,24 +363,32 @@ async def declare_one(
 
 async def send_declare(
     channel: aiormq.Channel, thing: Exchange | Queue, *, passive: bool = False
-) -> None:
+) -> int:
     """
     Send one declare. Call it within a `broker_call`; refusals are raised as they come.
 
     A passive declare checks that the object exists, and ignores its type and arguments.
+
+    Returns:
+        The number of ready messages in a queue; 0 for an exchange.
+
     """
     if isinstance(thing, Exchange):
+        arguments = dict(thing.arguments)
+        if thing.alternate is not None:
+            arguments[ALTERNATE] = thing.alternate
         await channel.exchange_declare(
             thing.name,
             exchange_type=thing.type,
             durable=True,
             passive=passive,
-            arguments=dict(thing.arguments),
+            arguments=arguments,
         )
-    else:
-        await channel.queue_declare(
-            thing.name, durable=True, passive=passive, arguments=dict(thing.arguments)
-        )
+        return 0
+    reply = await channel.queue_declare(
+        thing.name, durable=True, passive=passive, arguments=dict(thing.arguments)
+    )
+    return reply.message_count or 0
 
 
 async def bind(channel: aiormq.Channel, binding: Binding, *, timeout_s: float) -> None:

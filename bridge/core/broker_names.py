@@ -5,6 +5,7 @@ from typing import Final
 
 DEFAULT_NAMESPACE: Final = "bridge"
 SHARDS_MAX: Final = 64
+UNROUTED: Final = "unrouted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,11 @@ class BrokerNames:
         return f"{self.namespace}.messages"
 
     @property
+    def messages_fallback(self) -> str:
+        """The alternate exchange of `messages`, for messages that come before its binding."""
+        return f"{self.messages}.fallback"
+
+    @property
     def inbound(self) -> str:
         """The exchange in front of the inbound queues; retries return through it."""
         return f"{self.namespace}.inbound"
@@ -26,6 +32,7 @@ class BrokerNames:
     def inbound_queue(self, shard: int = 0, *, shards: int = 1) -> str:
         """The queue of one shard out of `shards`; one active bridge consumes it.
 
+        A single shard has an exchange of the same name in front of its queue.
         The number of shards is part of the name. When it changes, the old queues are
         emptied before the new ones are consumed, so the two sets must not mix.
         """
@@ -57,6 +64,11 @@ class BrokerNames:
         the old ones empty themselves.
         """
         return f"{self.namespace}.retry.{delay_ms}"
+
+    @property
+    def unrouted(self) -> str:
+        """The exchange and the queue of messages that no inbound queue received."""
+        return f"{self.namespace}.{UNROUTED}"
 
     @property
     def dead(self) -> str:

@@ -2,7 +2,8 @@
 The description of a dead letter: why it was dead-lettered, for which user, and its id.
 
 Dead letters are written by the bridge, with headers of its own, or by RabbitMQ, which
-dead-letters messages that expire in an inbound queue and describes that in `x-death`. The
+dead-letters messages that expire in an inbound queue or that no inbound queue received, and
+describes that in `x-death`. The
 counters that RabbitMQ adds while a message waits in the queue are not part of the description.
 """
 
@@ -12,6 +13,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
+from bridge.core.broker_names import UNROUTED
 from bridge.core.message import Delivery
 from bridge.core.properties import (
     Properties,
@@ -217,7 +219,13 @@ class _Death:
     time_s: int | None = None
     expiration: bytes = b""
 
+    @property
+    def is_unrouted(self) -> bool:
+        """Whether it passed the queue of messages that no inbound queue received."""
+        return self.queue.endswith(_UNROUTED_END)
 
+
+_UNROUTED_END: Final = f".{UNROUTED}".encode()
 _NO_DEATH: Final = _Death()
 
 
@@ -250,6 +258,8 @@ def _timestamp(table: bytes) -> int | None:
 
 
 def _reason(headers: bytes | None, death: _Death) -> DeadLetterCause:
+    if death.is_unrouted:
+        return DeadLetterCause.UNROUTED
     written = header_bytes(headers, Header.REASON)
     if written is not None:
         text = readable(written)
@@ -265,6 +275,8 @@ _REASONS: Final = frozenset(reason.value for reason in DeadLetterCause)
 def _death_text(death: _Death) -> str:
     if not death.reason:
         return ""
+    if death.is_unrouted:
+        return f"published to {readable(death.exchange)} while no queue was bound"
     return f"RabbitMQ: {readable(death.reason)} in queue {readable(death.queue)}"
 
 

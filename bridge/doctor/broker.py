@@ -164,7 +164,13 @@ async def _check_topology(
     compared = await compare(connection, wanted, timeout_s=timeout_s)
     for found in compared:
         if found.state in (ComparisonState.OK, ComparisonState.MISSING):
-            yield ok(found.name, found.text or "as declared by the bridge")
+            text = found.text or "as declared by the bridge"
+            if found.messages and found.name == f"queue {target.names.dead}":
+                plural = "" if found.messages == 1 else "s"
+                text += (
+                    f"; holds {found.messages} dead letter{plural}: `bridge dead list`"
+                )
+            yield ok(found.name, text)
         elif found.state is ComparisonState.DIFFERENT:
             fix = _delete_command(found.name, target.url)
             yield fail(found.name, found.text, fix=fix)

@@ -104,6 +104,8 @@ def queue_role(queue: str, names: BrokerNames) -> QueueRole:
     """Return the purpose of a queue of the topology."""
     if queue == names.dead:
         return QueueRole.DEAD
+    if queue == names.unrouted:
+        return QueueRole.UNROUTED
     is_inbound = queue.startswith(f"{names.inbound}.")
     return QueueRole.INBOUND if is_inbound else QueueRole.RETRY
 
@@ -118,7 +120,7 @@ def policy_effects(
             case "expires":
                 text = f"{shown} deletes the queue and its messages when it is unused"
                 yield CheckStatus.FAIL, text
-            case "message-ttl":
+            case "message-ttl" if role is not QueueRole.UNROUTED:
                 yield _ttl_effect(role, shown)
             case "max-length" | "max-length-bytes":
                 yield _length_effect(role, shown, overflow=definition.get("overflow"))
@@ -146,7 +148,7 @@ def _ttl_effect(role: QueueRole, shown: str) -> tuple[CheckStatus, str]:
         case QueueRole.INBOUND:
             text = f"{shown} dead-letters messages that wait longer for a bridge"
             return CheckStatus.FAIL, text
-        case QueueRole.RETRY:
+        case QueueRole.RETRY | QueueRole.UNROUTED:
             return CheckStatus.WARN, f"{shown} shortens longer retry delays"
         case QueueRole.DEAD:
             return CheckStatus.WARN, f"{shown} drops older dead letters"
@@ -156,7 +158,7 @@ def _length_effect(
     role: QueueRole, shown: str, *, overflow: object
 ) -> tuple[CheckStatus, str]:
     match role:
-        case QueueRole.INBOUND:
+        case QueueRole.INBOUND | QueueRole.UNROUTED:
             return CheckStatus.WARN, f"{shown} refuses publishes when the queue is full"
         case QueueRole.DEAD if overflow not in {"reject-publish", "reject-publish-dlx"}:
             text = f"{shown} drops the oldest dead letters when the queue is full"

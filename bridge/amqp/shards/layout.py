@@ -18,7 +18,6 @@ of them consume (assignment.py).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import aiormq
 from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
@@ -28,6 +27,7 @@ from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.refusals import CUT, INEQUIVALENT, plain
 from bridge.amqp.shards.hashing import MODULUS, exchange_hash_type
 from bridge.amqp.topology import (
+    ALTERNATE,
     Binding,
     Exchange,
     Queue,
@@ -38,8 +38,6 @@ from bridge.amqp.topology import (
 )
 from bridge.core.broker_names import SHARDS_MAX, BrokerNames
 from bridge.errors import BrokerUnavailableError
-
-_ALTERNATE: Final = "alternate-exchange"
 
 
 def record_name(names: BrokerNames, revision: int) -> str:
@@ -107,7 +105,7 @@ class ShardPlan:
     assignment_interval_s: float = 1.0
 
     def topology(self, layout: ShardLayout) -> Topology:
-        """Return the topology of `layout`, including its gate as the last binding."""
+        """Return the topology of `layout`, including its gate."""
         plan = topology(
             self.names,
             self.retry_delays_s,
@@ -120,7 +118,7 @@ class ShardPlan:
         gate = self.gate(layout)
         return replace(
             plan,
-            exchanges=[*plan.exchanges, gate],
+            exchanges=[gate, *plan.exchanges],
             bindings=[*plan.bindings, Binding(self.names.inbound, gate)],
         )
 
@@ -142,7 +140,7 @@ class ShardPlan:
 
     def entry_arguments(self, shards: int) -> dict[str, str | int | bool]:
         """Return the arguments of a gate or record: they name the number of shards."""
-        return {_ALTERNATE: self.names.shards_entry(shards)}
+        return {ALTERNATE: self.names.shards_entry(shards)}
 
     def previous_destination(self, layout: ShardLayout) -> Exchange | Queue:
         """Return what received the messages before the last change."""

@@ -3,9 +3,9 @@ The migration from one number of shards to another, while bridges run and produc
 
 A migration consists of these steps. It may stop anywhere and be started again:
 
-1. The new queues and the exchange in front of them are declared. A gate is declared, whose
-   alternate exchange is the new one, and bound to the destination that receives the messages
-   now; then the exchange `inbound` is bound to the gate. RabbitMQ delivers a message to a queue
+1. A gate is declared, whose alternate exchange is the one in front of the new queues, and bound
+   to the destination that receives the messages now. The new queues and their exchange are
+   declared; then the exchange `inbound` is bound to the gate. RabbitMQ delivers a message to a queue
    once, however many routes lead there.
 2. The record is declared: from now on no bridge binds the previous queues again.
 3. The previous destination is unbound from `inbound`, then from the gate. A gate without
@@ -21,7 +21,6 @@ A migration consists of these steps. It may stop anywhere and be started again:
 """
 
 import asyncio
-from dataclasses import replace
 from typing import Final
 
 import aiormq
@@ -54,6 +53,7 @@ from bridge.amqp.topology import (
     declare_one,
     inbound_queue,
     send_unbind,
+    single_entry,
 )
 from bridge.errors import BrokerUnavailableError, ShardsError, TopologyError
 
@@ -106,6 +106,7 @@ class ShardMigration:
                 await self._unbind_previous(layout)
             else:
                 await self._bind_existing_gate()
+                await self._unbind_bypass()
             if not await self.records.has_newer(layout):
                 return layout
             # Another process changed the number meanwhile, and the bindings above are those
@@ -147,9 +148,7 @@ class ShardMigration:
 
     async def _prepare(self, new: ShardLayout) -> None:
         """Declare all of `new`, with a gate that leads to the current destination."""
-        plan = self._plan.topology(new)
         gate = self._plan.gate(new)
-        inbound_to_gate = plan.bindings[-1]
         try:
             await self._declare(gate)
         except TopologyError as exc:
@@ -160,15 +159,15 @@ class ShardMigration:
             text = f"a change to {begun} shards was begun and not completed"
             fix = f"`bridge shards set {begun}` completes it, then set {new.shards}"
             raise ShardsError(f"{text}; {fix}") from exc
-        await declare(
-            self._connection,
-            replace(plan, bindings=plan.bindings[:-1]),
-            timeout_s=self._plan.timeout_s,
-        )
         previous = self._plan.previous_destination(new)
         if new.revision > 1 or await self.records.exists(previous):
             await self._bind(Binding(gate.name, previous))
-        await self._bind(inbound_to_gate)
+        # The exchange `inbound` is bound to the gate, and the public exchange is declared last.
+        await declare(
+            self._connection,
+            self._plan.topology(new),
+            timeout_s=self._plan.timeout_s,
+        )
 
     async def _unbind_previous(self, layout: ShardLayout) -> None:
         previous = self._plan.previous_destination(layout)
@@ -176,9 +175,20 @@ class ShardMigration:
         channel = await self.records.open_channel()
         doing = f"unbind {previous.name}"
         async with broker_call(doing, timeout_s=self._plan.timeout_s):
+            if layout.revision == 1:
+                entry = single_entry(self._names)
+                await send_unbind(channel, Binding(self._names.inbound, entry))
             # In this order: while the gate has a binding, both routes end in the same queue.
             for source in (self._names.inbound, gate.name):
                 await send_unbind(channel, Binding(source, previous))
+            await channel.close()
+
+    async def _unbind_bypass(self) -> None:
+        """Remove the binding of earlier versions from `inbound` to the queue itself."""
+        queue = inbound_queue(self._names, self._names.inbound_queue())
+        channel = await self.records.open_channel()
+        async with broker_call(f"unbind {queue.name}", timeout_s=self._plan.timeout_s):
+            await send_unbind(channel, Binding(self._names.inbound, queue))
             await channel.close()
 
     async def _bind_existing_gate(self) -> None:

@@ -184,5 +184,8 @@ _ADVICE: Final[Mapping[DeadLetterCause, str]] = {
     DeadLetterCause.EXPIRED: (
         "A redrive restarts its time to live; discard it if it is no longer useful."
     ),
+    DeadLetterCause.UNROUTED: (
+        "Redrive it when the bridge is ready again: its queue exists then."
+    ),
     DeadLetterCause.OTHER: "Read its headers before a redrive.",
 }

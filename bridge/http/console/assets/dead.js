@@ -14,6 +14,7 @@ const REASONS = [
   "attempts_exhausted",
   "crashed",
   "expired",
+  "unrouted",
   "other",
 ];
 

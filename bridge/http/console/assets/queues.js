@@ -3,7 +3,7 @@
 import { NONE, count, duration, fault, foreign, h, rate, table } from "./parts.js";
 import { onReading } from "./readings.js";
 
-const ROLES = { inbound: "to be consumed", retry: "waiting for another attempt", dead: "dead letters" };
+const ROLES = { inbound: "to be consumed", retry: "waiting for another attempt", unrouted: "without a queue, on the way to the dead letters", dead: "dead letters" };
 
 const ORDER = Object.keys(ROLES);
 const byRole = (one, other) => ORDER.indexOf(one.role) - ORDER.indexOf(other.role);
