@@ -115,7 +115,9 @@ class PublishInput:
         if isinstance(request, Problem):
             raise ConfigError([f"{_where(number)}{request.detail}"])
         schema = self._schemas and self._schemas.find(request.event or EVENT_DEFAULT)
-        violation = schema.violation(request.data) if schema else None
+        violation = (
+            schema.violation(request.data, size_bytes=len(body)) if schema else None
+        )
         if violation is not None:
             raise ConfigError([f"{_where(number)}{violation.text}"])
         return request

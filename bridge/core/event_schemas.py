@@ -5,14 +5,21 @@ The validator is jsonschema-rs: maintained, MIT, typed, without dependencies, on
 every Python from 3.10 on (abi3). It accepts a message of 185 bytes in 0.6 µs; jsonschema
 needs 65 µs, and fastjsonschema 2.9 µs and ends at draft 7. Parsing the JSON takes 0.6 µs.
 It can also be prevented from fetching references, and its pattern engine runs in linear
-time, so no message can make a pattern run for long.
+time.
+
+No schema and no data can make a check run for long, because it blocks the event loop: a
+schema is accepted only with a bound for its cost (`core/schema_cost.py`), data beyond the
+budget is refused without a check, and `is_valid` alone decides. The place of a violation is
+found by a slower search that remembers nothing, so only where that search is cheap, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import jsonschema_rs
+
+from bridge.core.schema_cost import BUDGET_STEPS, CheckCost
 
 # The base of the files of a folder. The name never resolves (RFC 2606), and nothing tries
 # to resolve it.
@@ -20,8 +27,10 @@ BASE_URI: Final = "https://schemas.invalid/"
 # Limits of the text in a dead letter. Producers choose the keys that a pointer contains.
 _POINTER_MAX_CHARACTERS: Final = 300
 _TEXT_MAX_CHARACTERS: Final = 300
-# Errors that the library may collect in all branches of unions: about 50 ms.
-_FAULTS_MAX: Final = 5000
+# Limits of the search for the place, in steps: it collects all errors in the branches of
+# unions, at 10 µs each. Both are about 100 ms.
+_SEARCH_MAX_STEPS: Final = 2_000_000
+_SEARCH_OF_UNIONS_MAX_STEPS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +51,15 @@ class Violation:
 class EventSchema(Protocol):
     """Checks the data of one event."""
 
-    def violation(self, data: object) -> Violation | None:
-        """Return the first violation; ``None`` if `data` is valid."""
+    def violation(self, data: object, *, size_bytes: int) -> Violation | None:
+        """
+        Return the first violation; ``None`` if `data` is valid.
+
+        Args:
+            data: A JSON value.
+            size_bytes: The size of the JSON text of `data`, or more.
+
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +70,31 @@ class CompiledSchema:
     Attributes:
         validator: Has a mask, so that its messages contain no values.
         file: The path of the file in the folder.
-        branches: The number of branches in all `anyOf` and `oneOf` that it can reach.
+        cost: The bound for the time of a check.
+        certain_bytes: The size up to which data of any form is checked.
 
     """
 
     validator: jsonschema_rs.Validator
     file: str
-    branches: int
+    cost: CheckCost
+    certain_bytes: int
 
-    def violation(self, data: object) -> Violation | None:
+    def violation(self, data: object, *, size_bytes: int) -> Violation | None:
         """Return the first violation; ``None`` if `data` is valid."""
+        if size_bytes > self.certain_bytes and not _is_within(
+            data, BUDGET_STEPS - size_bytes * self.cost.pattern_steps, self.cost.steps
+        ):
+            text = f"data is too large to check it by {self.file}"
+            return Violation("", text)
         if self.validator.is_valid(data):
             return None
-        # For a failed union the library collects all errors of all branches, at 10 µs each.
-        # One body of 256 KiB can have a million of them, and this code blocks the event
-        # loop. The violation of a body above the limit therefore has no place.
-        if self.branches and not _has_at_most(data, _FAULTS_MAX // self.branches):
+        limit = _SEARCH_OF_UNIONS_MAX_STEPS if self.cost.branches else _SEARCH_MAX_STEPS
+        if self.cost.returns > 1:
+            text = f"data breaks {self.file}; it is too recursive to find the place"
+            return Violation("", text)
+        is_small = size_bytes * self.cost.steps <= limit
+        if not is_small and not _is_within(data, limit, self.cost.steps):
             text = f"data breaks {self.file}; it is too large to find the place"
             return Violation("", text)
         try:
@@ -87,7 +112,7 @@ class CompiledSchema:
 class MissingSchema:
     """The schema of an event without a file, if such events are refused."""
 
-    def violation(self, data: object) -> Violation:  # noqa: ARG002 - as in EventSchema
+    def violation(self, data: object, *, size_bytes: int) -> Violation:  # noqa: ARG002 - as in EventSchema
         """Return the violation that the event has no schema."""
         return Violation(
             "",
@@ -112,16 +137,25 @@ class EventSchemas:
             return _MISSING
         return schema
 
+    def limited(self, max_message_bytes: int) -> Iterator[CompiledSchema]:
+        """Yield the schemas that may refuse some valid data of up to this size."""
+        for schema in self.schemas.values():
+            if isinstance(schema, CompiledSchema) and (
+                schema.certain_bytes < max_message_bytes
+            ):
+                yield schema
 
-def _has_at_most(data: object, count: int) -> bool:
-    """Return whether `data` has at most `count` values; stop counting above it."""
+
+def _is_within(data: object, budget_steps: int, steps: int) -> bool:
+    """Return whether `budget_steps` are enough for `steps` for each value and key."""
     waiting = [data]
     while waiting:
-        count -= 1
-        if count < 0:
+        budget_steps -= steps
+        if budget_steps < 0:
             return False
         value = waiting.pop()
         if isinstance(value, dict):
+            budget_steps -= steps * len(value)
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value

@@ -295,7 +295,7 @@ def parse_body(
                 f"body of {len(body)} bytes is not JSON: {exc.msg} at {exc.pos}",
             )
     if schema is not None:
-        violation = schema.violation(value)
+        violation = schema.violation(value, size_bytes=len(body))
         if violation is not None:
             return Rejection(DeadLetterReason.SCHEMA, violation.text)
     return body

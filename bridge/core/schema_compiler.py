@@ -11,7 +11,7 @@ percent-encoded like a URL: the event `order/paid` is in `order%2Fpaid.json`.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, TypeGuard
 from urllib.parse import quote, unquote_to_bytes, urldefrag, urljoin
 
@@ -26,14 +26,23 @@ from bridge.core.event_schemas import (
     render_pointer,
 )
 from bridge.core.message import event_problem
+from bridge.core.schema_cost import (
+    META_SCHEMAS,
+    PATTERN_MAX_BYTES,
+    CostAnalysis,
+    Schema,
+    child_of,
+)
 
 SUFFIX: Final = ".json"
-_DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
+_DRAFT: Final = f"{META_SCHEMAS}schema"
 _BAD_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # Memory limits of one pattern: compiled, and while it matches.
 _PATTERNS: Final = jsonschema_rs.RegexOptions(
-    size_limit=4 << 20, dfa_size_limit=4 << 20
+    size_limit=PATTERN_MAX_BYTES, dfa_size_limit=4 << 20
 )
+# The functions here, and the validator, call themselves for each level.
+_LEVELS_MAX: Final = 200
 _META_SCHEMA: Final = jsonschema_rs.Draft202012Validator(
     {"$ref": _DRAFT}, validate_formats=True, offline=True, mask="it"
 )
@@ -41,8 +50,6 @@ _BAD_PATTERN: Final = (
     "is not a pattern that matches in linear time: it must have no look-around, no "
     "back-references and no huge repetitions"
 )
-
-_Schema = dict[str, object] | bool
 
 
 def parse_file_name(name: str) -> str:
@@ -84,7 +91,7 @@ def compile_schemas(
 
     """
     problems: dict[str, list[str]] = {path: [] for path in files}
-    documents: dict[str, _Schema] = {}
+    documents: dict[str, Schema] = {}
     for path, content in files.items():
         document = _read(content)
         if isinstance(document, str):
@@ -117,8 +124,8 @@ def compile_schemas(
 class _Compiler:
     """Compiles documents that refer only to each other."""
 
-    def __init__(self, documents: Mapping[str, _Schema], *, broken: set[str]) -> None:
-        self._known: dict[str, _Schema] = {}
+    def __init__(self, documents: Mapping[str, Schema], *, broken: set[str]) -> None:
+        self._known: dict[str, Schema] = {}
         for path, document in documents.items():
             self._known[_uri(path)] = document
             if isinstance(document, dict) and isinstance(document.get("$id"), str):
@@ -126,15 +133,20 @@ class _Compiler:
                 self._known[urldefrag(own).url] = document
         self._broken = {_uri(path) for path in broken}
         self._found_broken = False
-        self._all_branches = sum(map(_branches, documents.values()))
+        self._costs = CostAnalysis(
+            {_uri(path): document for path, document in documents.items()}
+        )
 
-    def compile(self, path: str, document: _Schema) -> CompiledSchema | list[str]:
+    def compile(self, path: str, document: Schema) -> CompiledSchema | list[str]:
         """
         Return the schema, or its problems with their places.
 
         An empty list means that it refers to an invalid file, which has its own problem.
         """
         self._found_broken = False
+        cost = self._costs.cost(_uri(path))  # first: compiling has no bound of its own
+        if isinstance(cost, str):
+            return [cost]
         try:
             validator = jsonschema_rs.Draft202012Validator(
                 document,
@@ -149,18 +161,11 @@ class _Compiler:
             if self._found_broken:
                 return problems
             return problems or [_compile_problem(exc)]
-        return CompiledSchema(validator, file=path, branches=self._branches(document))
-
-    def _branches(self, document: _Schema) -> int:
-        """Count the branches of `document`, or of all files if it refers to other files."""
-        refers = any(
-            not str(node.get(keyword, "#")).startswith("#")
-            for node in _objects(document)
-            for keyword in ("$ref", "$dynamicRef")
+        return CompiledSchema(
+            validator, file=path, cost=cost, certain_bytes=cost.certain_bytes
         )
-        return self._all_branches if refers else _branches(document)
 
-    def _find(self, uri: str) -> _Schema:
+    def _find(self, uri: str) -> Schema:
         if uri in self._broken:
             self._found_broken = True
             return True
@@ -191,7 +196,7 @@ class _Compiler:
 
     def _reference_problem(self, target: str) -> str | None:
         uri, fragment = urldefrag(target)
-        if uri in self._broken or uri.startswith(_DRAFT.removesuffix("schema")):
+        if uri in self._broken or uri.startswith(META_SCHEMAS):
             return None
         if uri not in self._known:
             if uri.startswith(BASE_URI):
@@ -201,50 +206,44 @@ class _Compiler:
         if not fragment.startswith("/"):
             return None  # an anchor, or the whole document
         for step in unquote_to_bytes(fragment).decode(errors="replace").split("/")[1:]:
-            node = _child(node, step.replace("~1", "/").replace("~0", "~"))
+            node = child_of(node, step.replace("~1", "/").replace("~0", "~"))
             if node is None:
                 return "points at nothing"
         return None
 
 
-def _objects(node: object) -> Iterator[dict[str, object]]:
-    """Yield every JSON object of a document, including those that are not schemas."""
-    children: Iterable[object] = node if isinstance(node, list) else ()
-    if isinstance(node, dict):
-        yield node
-        children = node.values()
-    for child in children:
-        yield from _objects(child)
-
-
-def _branches(document: _Schema) -> int:
-    unions = (
-        node[keyword]
-        for node in _objects(document)
-        for keyword in ("anyOf", "oneOf")
-        if keyword in node
-    )
-    return sum(len(union) for union in unions if isinstance(union, list))
-
-
-def _read(content: bytes) -> _Schema | str:
+def _read(content: bytes) -> Schema | str:
     try:
         document = orjson.loads(content)
     except orjson.JSONDecodeError as exc:
         return f"is not JSON: {exc.msg} at line {exc.lineno} column {exc.colno}"
     if not _is_schema(document):
         return "is not a schema: expected an object, true or false"
+    if not _is_shallow(document):
+        return f"has more than {_LEVELS_MAX} nested arrays and objects"
     named = document.get("$schema") if isinstance(document, dict) else None
     if named is not None and str(named).removesuffix("#") != _DRAFT:
         return f"#/$schema: is for another draft, expected {_DRAFT}"
     return document
 
 
-def _is_schema(document: object) -> TypeGuard[_Schema]:
+def _is_shallow(document: object) -> bool:
+    level = [document]
+    for _ in range(_LEVELS_MAX):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+    return not level
+
+
+def _is_schema(document: object) -> TypeGuard[Schema]:
     return isinstance(document, dict | bool)
 
 
-def _meta_problems(document: _Schema) -> Iterator[str]:
+def _meta_problems(document: Schema) -> Iterator[str]:
     """Return the first error of the meta-schema at each place; it reports some twice."""
     found: dict[str, str] = {}
     for error in _META_SCHEMA.iter_errors(document):
@@ -260,15 +259,6 @@ def _compile_problem(exc: Exception) -> str:
     is_pattern = exc.kind.name == "format" and exc.kind.value == "regex"
     text = _BAD_PATTERN if is_pattern else text
     return f"#{render_pointer(exc.instance_path)}: {text}"
-
-
-def _child(node: object, step: str) -> object:
-    if isinstance(node, dict):
-        return node.get(step)
-    if isinstance(node, list) and step.isdecimal() and int(step) < len(node):
-        child: object = node[int(step)]
-        return child
-    return None
 
 
 def _uri(path: str) -> str:

@@ -12,7 +12,7 @@ from bridge.doctor.inbox import check_disk, check_inbox
 from bridge.doctor.key_set import check_key_set
 from bridge.doctor.listeners import check_ports, check_running_bridge
 from bridge.doctor.redis import check_redis
-from bridge.doctor.results import CheckResult, fail, ok
+from bridge.doctor.results import CheckResult, fail, ok, warn
 from bridge.doctor.secrets import check_exposure, check_secrets
 from bridge.doctor.shards import check_shards
 from bridge.doctor.vhost import check_vhost
@@ -103,4 +103,16 @@ def _check_schemas(settings: Settings) -> list[CheckResult]:
         ]
     if schemas is None:
         return []
-    return [ok("schemas", f"{len(schemas.schemas)} events have a schema")]
+    return [
+        ok("schemas", f"{len(schemas.schemas)} events have a schema"),
+        *(
+            warn(
+                f"schema {schema.file}",
+                f"data above {schema.certain_bytes} bytes may be refused because a check "
+                "could take too long",
+                fix="simplify its branches, or use maxLength instead of long repetitions "
+                "in a pattern",
+            )
+            for schema in schemas.limited(settings.max_message_bytes)
+        ),
+    ]

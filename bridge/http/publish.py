@@ -41,7 +41,12 @@ class EventCheck:
         self._schemas = schemas
 
     def refusal(
-        self, event: str | None, data: object, *, pointer: str | None = None
+        self,
+        event: str | None,
+        data: object,
+        *,
+        size_bytes: int,
+        pointer: str | None = None,
     ) -> web.Response | None:
         """
         Return the answer to data that its event does not allow; ``None`` for valid data.
@@ -49,6 +54,7 @@ class EventCheck:
         Args:
             event: The event's name; ``None`` for the default one.
             data: The JSON value that clients would receive.
+            size_bytes: The size of its JSON text.
             pointer: The parameter that holds the data; ``None`` if it is the body's
                 field `data`.
 
@@ -56,7 +62,7 @@ class EventCheck:
         if self._schemas is None:
             return None
         schema = self._schemas.find(event or EVENT_DEFAULT)
-        violation = schema.violation(data) if schema else None
+        violation = schema.violation(data, size_bytes=size_bytes) if schema else None
         if violation is None:
             return None
         place = f"/data{violation.pointer}" if pointer is None else pointer
@@ -99,7 +105,7 @@ class PublishEndpoint:
             # Refused here because the pipeline would turn it into a dead letter.
             detail = f"data has {len(data)} bytes, allowed are {max_bytes}"
             return problem(413, detail, pointer="/data")
-        refusal = self._check.refusal(message.event, message.data)
+        refusal = self._check.refusal(message.event, message.data, size_bytes=len(data))
         if refusal is not None:
             return refusal
         message_id = message.id or str(uuid4())
@@ -152,7 +158,9 @@ class LegacyPushEndpoint:
             data = orjson.dumps(message)
         except orjson.JSONEncodeError:
             return problem(422, "msg is not valid Unicode", pointer="msg")
-        refusal = self._check.refusal(None, message, pointer="msg")
+        refusal = self._check.refusal(
+            None, message, size_bytes=len(data), pointer="msg"
+        )
         if refusal is not None:
             return refusal
         try:

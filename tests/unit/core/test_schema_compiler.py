@@ -30,7 +30,7 @@ def accepts(found: EventSchemas | list[str], event: str, data: object) -> bool:
     assert isinstance(found, EventSchemas)
     schema = found.find(event)
     assert schema is not None
-    return schema.violation(data) is None
+    return schema.violation(data, size_bytes=len(orjson.dumps(data))) is None
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,22 @@ def test_a_file_that_names_no_event_is_a_problem(name: str, words: str) -> None:
     assert words in problem
 
 
+def test_a_schema_without_a_bound_is_a_problem_of_its_file() -> None:
+    """`test_schema_cost.py` has all kinds of them."""
+    assert compiled(a={"not": {"$ref": "#"}}, b={"items": {"$ref": "#"}}) == [
+        "a.json: refers to itself without a step into the data"
+    ]
+
+
+def test_a_file_that_is_nested_too_deep_is_a_problem() -> None:
+    """Functions that call themselves would raise a RecursionError."""
+    file = b'{"const":' * 900 + b"1" + b"}" * 900
+
+    assert compile_schemas({"a.json": file}, refuses_unknown=False) == [
+        "a.json: has more than 200 nested arrays and objects"
+    ]
+
+
 def test_two_files_for_one_event_are_a_problem() -> None:
     """Their order would decide which one is used."""
     files = {"a.json": b"true", "%61.json": b"false"}
@@ -157,7 +173,7 @@ def test_only_bad_references_are_reported_among_good_ones() -> None:
             "allOf": [
                 {"$ref": "#/$defs/a~1b/allOf/1"},
                 {"$ref": "#/$defs/a~1b/allOf/2"},
-                {"$ref": "#"},
+                {"items": {"$ref": "#"}},
                 {"$ref": "shared/broken.json"},
             ],
             "properties": {"$ref": {"type": "string"}},

@@ -41,6 +41,19 @@ async def test_an_invalid_schema_does_not_stop_the_other_checks(tmp_path: Path) 
     assert "schemas" not in await check_results(settings())
 
 
+async def test_a_schema_that_may_refuse_large_data_is_a_warning(tmp_path: Path) -> None:
+    """Its messages would become dead letters one day."""
+    (tmp_path / "name.json").write_text(r'{"pattern": "^[\\w\\s]{1,200}$"}')
+    (tmp_path / "note.json").write_text('{"items": {"$ref": "#"}, "maxItems": 9}')
+
+    results = await check_results(settings(schemas=str(tmp_path)))
+
+    assert results["schemas"].status is CheckStatus.OK
+    assert results["schema name.json"].status is CheckStatus.WARN
+    assert "may be refused" in results["schema name.json"].text
+    assert "schema note.json" not in results
+
+
 async def test_checking_a_missing_inbox_does_not_create_it(tmp_path: Path) -> None:
     """A file created here would belong to the user who ran the check."""
     path = tmp_path / "inbox.sqlite3"

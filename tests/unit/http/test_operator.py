@@ -167,3 +167,22 @@ async def test_data_that_its_schema_forbids_is_refused_with_a_pointer(
             assert answer.get("pointer") == pointer
 
     assert [message["data"] for message in publisher.published] == [b"[1,2]"]
+
+
+@pytest.mark.parametrize("depth", [20, 100])
+async def test_nested_data_cannot_occupy_the_bridge(
+    open_app: Open, publisher: FakePublisher, depth: int
+) -> None:
+    """A union that recurs took exponential time, and the depth of 20 ended the process."""
+    branch = {"required": ["of"], "properties": {"of": {"$ref": "#"}}}
+    files = {"note.json": json.dumps({"oneOf": [branch] * 2}).encode()}
+    schemas = compile_schemas(files, refuses_unknown=True)
+    assert isinstance(schemas, EventSchemas)
+    client = await open_operator(open_app, publisher, schemas=schemas)
+    data = '{"of":' * depth + "1" + "}" * depth
+    body = f'{{"user": "tom", "event": "note", "data": {data}}}'
+
+    async with client.post("/api/publish", data=body, headers=KEY) as response:
+        assert response.status == 422
+
+    assert publisher.published == []
