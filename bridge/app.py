@@ -183,16 +183,14 @@ class Bridge:
         )
         if self._slot is not None:
             return Listening(public_url, operator_url="")
-        return Listening(
-            public_url,
-            operator_url=await serve(
-                stack,
-                parts.operator_app,
-                settings.operator_host,
-                settings.operator_port,
-                "BRIDGE_OPERATOR_PORT",
-            ),
+        operator_url = await serve(
+            stack,
+            parts.operator_app,
+            settings.operator_host,
+            settings.operator_port,
+            "BRIDGE_OPERATOR_PORT",
         )
+        return Listening(public_url, operator_url)
 
     async def _consume(self) -> None:
         # Deliveries that cannot be stored yet stay on the broker.

@@ -23,7 +23,6 @@ class GaugeSampler:
         self._queues = queues
         self._inbox = inbox
         self._store = store
-        self._measured: set[tuple[str, str]] = set()
 
     async def run(self) -> None:
         """Measure at intervals until cancelled."""
@@ -38,30 +37,23 @@ class GaugeSampler:
         await self._measure_inbox()
 
     async def _measure_queues(self) -> None:
-        metrics = self._metrics
-        gauges = (metrics.queue_messages, metrics.queue_consumers)
+        messages, consumers = (
+            self._metrics.queue_messages,
+            self._metrics.queue_consumers,
+        )
         try:
             queues = await self._queues.inspect_without_ages()
         except BrokerUnavailableError:
-            # Remove the values: an old number would look like a current one.
-            for gauge in gauges:
-                gauge.clear()
-            return
-        named = {(queue.name, str(queue.role)) for queue in queues}
-        # Queues disappear when the number of shards changes.
-        for name, role in self._measured - named:
-            for gauge in gauges:
-                gauge.remove_by_labels({"queue": name, "role": role})
-        self._measured = named
+            queues = []
+        # An old number would look like a current one, and queues disappear when the
+        # number of shards changes.
+        messages.clear()
+        consumers.clear()
         for queue in queues:
-            labels = {"queue": queue.name, "role": queue.role}
-            for gauge, value in zip(
-                gauges, (queue.depth, queue.consumers), strict=True
-            ):
-                if value is None:
-                    gauge.remove_by_labels(labels)
-                else:
-                    gauge.labels(**labels).set(value)
+            if queue.depth is not None:
+                messages.labels(queue.name, queue.role).set(queue.depth)
+            if queue.consumers is not None:
+                consumers.labels(queue.name, queue.role).set(queue.consumers)
 
     async def _measure_inbox(self) -> None:
         try:

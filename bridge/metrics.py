@@ -252,9 +252,7 @@ class SupervisorMetrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.workers = Gauge(
-            "bridge_workers",
-            "Workers that accept windows.",
-            registry=registry,
+            "bridge_workers", "Workers that accept windows.", registry=registry
         )
         self.restarts = Counter(
             "bridge_worker_restarts",

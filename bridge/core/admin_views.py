@@ -4,7 +4,7 @@ Results of the queries that operators run on inboxes.
 Lists come in pages. A search may stop early, and then reports that it is incomplete.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bridge.core.replay import InboxState
@@ -92,3 +92,12 @@ class SearchResult:
     matches: Sequence[InboxMatch]
     scanned: int
     is_complete: bool
+
+
+def page_of_names(
+    names: Iterable[str], *, prefix: str, after: str, limit: int
+) -> list[str]:
+    """Return the first `limit` names with this prefix after `after`, in order."""
+    return sorted(name for name in names if name > after and name.startswith(prefix))[
+        :limit
+    ]

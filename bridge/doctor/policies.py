@@ -70,20 +70,18 @@ def parse_policies(kind: str, value: object) -> list[Policy]:
 
 def check_policies(
     policies: Sequence[Policy], wanted: Topology, names: BrokerNames, *, vhost: str
-) -> Iterator[CheckResult]:
+) -> list[CheckResult]:
     """Report the policies that break a guarantee of the bridge."""
-    found = False
+    found: list[CheckResult] = []
     for queue in wanted.queues:
         for policy in _applied(policies, queue.name):
             for status, text in policy_effects(
                 queue_role(queue.name, names), policy.definition
             ):
-                found = True
                 subject = f"{policy.kind} {policy.name} on queue {queue.name}"
                 report = fail if status is CheckStatus.FAIL else warn
-                yield report(subject, text, fix=policy.clear_command(vhost))
-    if not found:
-        yield ok("policies", "none contradicts the topology")
+                found.append(report(subject, text, fix=policy.clear_command(vhost)))
+    return found or [ok("policies", "none contradicts the topology")]
 
 
 def ack_timeout_s(policies: Sequence[Policy], queue: str) -> float | None:

@@ -1,6 +1,5 @@
 """Check for secrets that can be guessed, and for settings that expose the bridge."""
 
-from collections.abc import Iterator
 from typing import Final
 
 from pydantic import SecretStr
@@ -15,7 +14,7 @@ _SECRET_MIN_BYTES: Final = 16
 _DISTINCT_MIN: Final = 8
 
 
-def check_secrets(settings: Settings) -> Iterator[CheckResult]:
+def check_secrets(settings: Settings) -> list[CheckResult]:
     """Report weak secrets, without their values."""
     secrets: list[tuple[str, SecretStr | None, str]] = [
         ("BRIDGE_OPERATOR_TOKEN", settings.operator_token, "openssl rand -hex 16"),
@@ -25,21 +24,18 @@ def check_secrets(settings: Settings) -> Iterator[CheckResult]:
         ("BRIDGE_JWT_SECRET", secret, "openssl rand -base64 48")
         for secret in settings.jwt_secret
     ]
-    found = False
+    found: list[CheckResult] = []
     for name, secret, generate in secrets:
         problem = weakness(secret.get_secret_value()) if secret else None
         if problem:
-            found = True
-            yield fail(name, problem, fix=f"{name}=$({generate})")
+            found.append(fail(name, problem, fix=f"{name}=$({generate})"))
     for url in (URL(url.get_secret_value()) for url in settings.amqp_url):
         is_default = (url.user or "guest", url.password or "guest") == ("guest",) * 2
         if is_default and not is_loopback(url.host or ""):
-            found = True
             text = f"logs in to {url.host} as guest with the default password"
             fix = "rabbitmqctl add_user bridge; rabbitmqctl delete_user guest"
-            yield fail("BRIDGE_AMQP_URL", text, fix=fix)
-    if not found:
-        yield ok("secrets", "none is short or repetitive")
+            found.append(fail("BRIDGE_AMQP_URL", text, fix=fix))
+    return found or [ok("secrets", "none is short or repetitive")]
 
 
 def weakness(secret: str) -> str | None:
@@ -52,10 +48,9 @@ def weakness(secret: str) -> str | None:
     return None
 
 
-def check_exposure(settings: Settings) -> Iterator[CheckResult]:
+def check_exposure(settings: Settings) -> list[CheckResult]:
     """Warn of settings that give access to more people than intended."""
-    found = False
-    for is_exposed, name, text, fix in (
+    exposures = (
         (
             settings.dangerously_open_to_the_network,
             "BRIDGE_DANGEROUSLY_OPEN_TO_THE_NETWORK",
@@ -86,9 +81,11 @@ def check_exposure(settings: Settings) -> Iterator[CheckResult]:
             "is not set, so /metrics and the operator API refuse every request",
             "BRIDGE_OPERATOR_TOKEN=$(openssl rand -hex 16)",
         ),
-    ):
-        if is_exposed:
-            found = True
-            yield warn(name, text, fix=fix)
-    if not found:
-        yield ok("exposure", "no setting opens the bridge more than necessary")
+    )
+    found = [
+        warn(name, text, fix=fix)
+        for is_exposed, name, text, fix in exposures
+        if is_exposed
+    ]
+    nothing = ok("exposure", "no setting opens the bridge more than necessary")
+    return found or [nothing]

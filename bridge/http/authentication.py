@@ -47,14 +47,12 @@ class Keys:
             return self.closed()
         given = _given_key(request)
         if given is None:
-            return problem(
-                401,
-                "a key is needed, in Authorization: Bearer or X-API-Key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        if self._accepts(given):
+            detail = "a key is needed, in Authorization: Bearer or X-API-Key"
+        elif self._accepts(given):
             return None
-        return problem(401, "the key is wrong", headers={"WWW-Authenticate": "Bearer"})
+        else:
+            detail = "the key is wrong"
+        return problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
 
     @property
     def is_set(self) -> bool:

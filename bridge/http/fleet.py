@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 import structlog
 from pydantic import BaseModel, ValidationError
 
+from bridge.core.admin_views import page_of_names
 from bridge.core.contracts.operator.users import WindowFacts
 from bridge.core.fleet import (
     THIS_BRIDGE,
@@ -241,7 +242,7 @@ class FleetView:
         rooms = self._sockets.rooms
         # Copied in the event loop, sorted in a thread: there may be very many users.
         names = await asyncio.to_thread(
-            _page_of_names, list(rooms.users), prefix=prefix, after=after, limit=limit
+            page_of_names, list(rooms.users), prefix=prefix, after=after, limit=limit
         )
         return _UsersAnswer(
             users=[
@@ -266,14 +267,6 @@ class FleetView:
             for window in self._sockets.rooms.windows_of(user)
         ]
         return _WindowsAnswer(windows=facts, last_connect_s=self.last_connect_s(user))
-
-
-def _page_of_names(
-    names: list[str], *, prefix: str, after: str, limit: int
-) -> list[str]:
-    return sorted(name for name in names if name > after and name.startswith(prefix))[
-        :limit
-    ]
 
 
 def _merge_users(pages: Sequence[_UsersAnswer], limit: int) -> dict[str, OnlineUser]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from math import isfinite, nan
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 
 from bridge.core.broker_names import SHARDS_MAX
 
@@ -109,15 +109,8 @@ def _durations(value: object) -> object:
     return (parse_duration_s(parts),)
 
 
-def _positive(value: float) -> float:
-    if value <= 0:
-        message = "must be greater than 0"
-        raise ValueError(message)
-    return value
-
-
 _A_DURATION: Final = BeforeValidator(parse_duration_s)
-Duration = Annotated[float, _A_DURATION, AfterValidator(_positive)]
+Duration = Annotated[float, _A_DURATION, Field(gt=0)]
 Size = Annotated[int, BeforeValidator(parse_size_bytes), Field(gt=0)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 WholeSeconds = Annotated[int, BeforeValidator(parse_duration_s), Field(ge=1)]

@@ -6,8 +6,8 @@ because Prometheus would take a decreasing counter for a restart. Gauges describ
 state and are merged by `RULES`.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from enum import Enum
+import operator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry
@@ -18,36 +18,30 @@ from prometheus_client.registry import Collector
 
 from bridge.metrics import AgeBucket
 
-
-class MergeRule(Enum):
-    """How the values of several workers are merged."""
-
-    SUM = "sum"
-    MAX = "max"
-    MIN = "min"
-
+# Merges the values of two workers.
+MergeRule = Callable[[float, float], float]
 
 # All gauges; a test compares them with the metrics of the bridge.
 RULES: Final[Mapping[str, MergeRule]] = {
-    "bridge_in_flight": MergeRule.SUM,
-    "bridge_shards_active": MergeRule.SUM,
+    "bridge_in_flight": operator.add,
+    "bridge_shards_active": operator.add,
     # All workers measure the same queues and the same store, at different times.
-    "bridge_queue_messages": MergeRule.MAX,
-    "bridge_queue_consumers": MergeRule.MAX,
-    "bridge_inbox_bytes": MergeRule.MAX,
-    "bridge_inbox_free_bytes": MergeRule.MIN,
-    "bridge_windows": MergeRule.SUM,
+    "bridge_queue_messages": max,
+    "bridge_queue_consumers": max,
+    "bridge_inbox_bytes": max,
+    "bridge_inbox_free_bytes": min,
+    "bridge_windows": operator.add,
     # A user with windows at two workers is counted twice.
-    "bridge_users": MergeRule.SUM,
-    "bridge_ready": MergeRule.MIN,
-    "bridge_info": MergeRule.MAX,
-    "bridge_workers": MergeRule.SUM,
-    "process_virtual_memory_bytes": MergeRule.SUM,
-    "process_resident_memory_bytes": MergeRule.SUM,
-    "process_start_time_seconds": MergeRule.MIN,
+    "bridge_users": operator.add,
+    "bridge_ready": min,
+    "bridge_info": max,
+    "bridge_workers": operator.add,
+    "process_virtual_memory_bytes": operator.add,
+    "process_resident_memory_bytes": operator.add,
+    "process_start_time_seconds": min,
     # The limit holds for each process, so the worker nearest to it matters.
-    "process_open_fds": MergeRule.MAX,
-    "process_max_fds": MergeRule.MIN,
+    "process_open_fds": max,
+    "process_max_fds": min,
 }
 _SUMMED: Final = frozenset({"counter", "histogram", "summary"})
 _AGE_BUCKET: Final = "bridge_message_age_seconds_bucket"
@@ -67,17 +61,10 @@ class _Family:
         self.values: dict[tuple[str, _Labels], float] = {}
 
     def add(self, samples: Iterable[tuple[tuple[str, _Labels], float]]) -> None:
-        rule = _rule_of(self.name, self.type)
+        merge = _rule_of(self.name, self.type)
         for key, value in samples:
             before = self.values.get(key)
-            if before is None:
-                self.values[key] = value
-            elif rule is MergeRule.SUM:
-                self.values[key] = before + value
-            else:
-                self.values[key] = (max if rule is MergeRule.MAX else min)(
-                    before, value
-                )
+            self.values[key] = value if before is None else merge(before, value)
 
     def as_metric(self) -> Metric:
         metric = Metric(self.name, self.text, self.type)
@@ -91,11 +78,9 @@ _Families = dict[str, _Family]
 
 def _rule_of(name: str, kind: str) -> MergeRule:
     if kind in _SUMMED:
-        return MergeRule.SUM
+        return operator.add
     # prometheus_client exposes the creation time of a counter as a separate gauge.
-    return (
-        MergeRule.MIN if name.endswith("_created") else RULES.get(name, MergeRule.SUM)
-    )
+    return min if name.endswith("_created") else RULES.get(name, operator.add)
 
 
 class MergedMetrics(Collector):

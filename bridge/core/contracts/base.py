@@ -1,6 +1,8 @@
 """Shared parts of the contracts: types of strings, closed lists, the base class."""
 
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Final
 
 import orjson
@@ -33,25 +35,20 @@ TTL_MAX_S: Final = 30 * 86400
 # --- types of strings ---------------------------------------------------------------------
 
 
-def _check_user(user: str) -> str:
-    problem = user_problem(user)
-    if problem:
-        raise ValueError(problem)
-    return user
+def _without(problem_of: Callable[[str], str | None]) -> AfterValidator:
+    """Return a validator of strings in which `problem_of` finds no problem."""
+
+    def check(text: str) -> str:
+        problem = problem_of(text)
+        if problem:
+            raise ValueError(problem)
+        return text
+
+    return AfterValidator(check)
 
 
-def _check_event(event: str) -> str:
-    problem = event_problem(event) or _length_problem(event, EVENT_MAX_BYTES)
-    if problem:
-        raise ValueError(problem)
-    return event
-
-
-def _check_message_id(message_id: str) -> str:
-    problem = _length_problem(message_id, MESSAGE_ID_MAX_BYTES)
-    if problem:
-        raise ValueError(problem)
-    return message_id
+def _event_problem(event: str) -> str | None:
+    return event_problem(event) or _length_problem(event, EVENT_MAX_BYTES)
 
 
 def _check_data(data: object) -> object:
@@ -83,7 +80,7 @@ CONTROL_CHARACTER: Final = {"pattern": "[\\u0000-\\u001f\\u007f-\\u009f]"}
 
 User = Annotated[
     str,
-    AfterValidator(_check_user),
+    _without(user_problem),
     WithJsonSchema(
         {
             "type": "string",
@@ -95,7 +92,7 @@ User = Annotated[
 ]
 Event = Annotated[
     str,
-    AfterValidator(_check_event),
+    _without(_event_problem),
     WithJsonSchema(
         {
             "type": "string",
@@ -113,7 +110,7 @@ Event = Annotated[
 ]
 MessageId = Annotated[
     str,
-    AfterValidator(_check_message_id),
+    _without(partial(_length_problem, max_bytes=MESSAGE_ID_MAX_BYTES)),
     WithJsonSchema(
         {"type": "string", "minLength": 1, "maxLength": MESSAGE_ID_MAX_BYTES}
     ),

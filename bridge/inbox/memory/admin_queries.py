@@ -6,7 +6,13 @@ from itertools import islice
 from time import monotonic
 from typing import Final
 
-from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
+from bridge.core.admin_views import (
+    InboxMatch,
+    InboxSummary,
+    KeptMessage,
+    SearchResult,
+    page_of_names,
+)
 from bridge.core.message import Stored
 from bridge.core.replay import InboxState
 from bridge.inbox.memory.user_log import UserLog
@@ -45,7 +51,7 @@ class MemoryAdminQueries:
         """Return up to `limit` users with this prefix, by name, from `after` on."""
         # The names are copied in one step. Sorting many takes long enough for a thread.
         names = await asyncio.to_thread(
-            _page_of_names, list(self._logs), prefix=prefix, after=after, limit=limit
+            page_of_names, list(self._logs), prefix=prefix, after=after, limit=limit
         )
         return [InboxSummary(name, self._state(name)) for name in names]
 
@@ -99,13 +105,6 @@ class MemoryAdminQueries:
                     return SearchResult(matches, scanned, is_complete=False)
                 await asyncio.sleep(0)
         return SearchResult(matches, scanned, is_complete=True)
-
-
-def _page_of_names(
-    names: list[str], *, prefix: str, after: str, limit: int
-) -> Sequence[str]:
-    found = (name for name in names if name > after and name.startswith(prefix))
-    return sorted(found)[:limit]
 
 
 def _kept_message(stored: Stored, *, with_data: bool) -> KeptMessage:

@@ -94,7 +94,7 @@ def accepted(**values: object) -> Settings:
         ({"retry_delays": "1s," * 11}, "BRIDGE_RETRY_DELAYS: expected 1 to 10 delays"),
         ({"retry_delays": "0s"}, "BRIDGE_RETRY_DELAYS: expected 1 to 10 delays"),
         ({"retry_delays": "2d"}, "BRIDGE_RETRY_DELAYS: expected 1 to 10 delays"),
-        ({"drain_timeout": 0}, "BRIDGE_DRAIN_TIMEOUT: must be greater than 0"),
+        ({"drain_timeout": 0}, "BRIDGE_DRAIN_TIMEOUT: should be greater than 0"),
         (
             {"drain_timeout": float("nan")},
             "BRIDGE_DRAIN_TIMEOUT: nan is not a duration",
