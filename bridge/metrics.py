@@ -25,6 +25,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 from prometheus_client.utils import INF, floatToGoString
 
 from bridge import __version__
@@ -34,7 +35,7 @@ _AGE_BUCKETS_S = (
     1, 2.5, 5, 10, 60, 600, 3600, 86400,
 )  # fmt: skip
 
-
+AGE_METRIC = "bridge_message_age_seconds"
 AgeBucket = tuple[float, float]
 
 
@@ -99,7 +100,40 @@ class FastHistogram(Collector):
         )
 
 
-class Metrics:
+class ReadableMetrics:
+    """Metrics that can be rendered, and read by name."""
+
+    registry: CollectorRegistry
+
+    def total(self, name: str, **labels: str) -> int:
+        """Return the counter `name`, summed over all labels that are not given."""
+        return int(
+            sum(
+                sample.value
+                for sample in self._samples(f"{name}_total")
+                if labels.items() <= sample.labels.items()
+            )
+        )
+
+    def age_buckets(self) -> tuple[AgeBucket, ...]:
+        """Return the cumulative buckets of message ages: upper bounds in seconds, counts."""
+        return tuple(
+            (float(sample.labels["le"]), sample.value)
+            for sample in self._samples(f"{AGE_METRIC}_bucket")
+        )
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus's text format."""
+        return generate_latest(self.registry)
+
+    def _samples(self, name: str) -> Iterator[Sample]:
+        for metric in self.registry.collect():
+            for sample in metric.samples:
+                if sample.name == name:
+                    yield sample
+
+
+class Metrics(ReadableMetrics):
     """The metrics of one bridge."""
 
     def __init__(self) -> None:
@@ -166,7 +200,7 @@ class Metrics:
             "Messages in an inbox that were not written because they had expired; each replay counts them again.",
         )
         self.age = ages(
-            "bridge_message_age_seconds",
+            AGE_METRIC,
             "Time from consuming a message to writing it to windows; the oldest message of each batch.",
         )
         self.publish_to_page = ages(
@@ -220,33 +254,8 @@ class Metrics:
         info.info({"version": __version__})
         ProcessCollector(registry=registry)
 
-    def total(self, counter: Counter | FastCounter, **labels: str) -> int:
-        """Return the count of `counter`, summed over all labels that are not given."""
-        return int(
-            sum(
-                sample.value
-                for metric in counter.collect()
-                for sample in metric.samples
-                if sample.name.endswith("_total")
-                and labels.items() <= sample.labels.items()
-            )
-        )
 
-    def age_buckets(self) -> tuple[AgeBucket, ...]:
-        """Return the cumulative buckets of `age`: upper bounds in seconds, and counts."""
-        return tuple(
-            (float(sample.labels["le"]), sample.value)
-            for metric in self.age.collect()
-            for sample in metric.samples
-            if sample.name.endswith("_bucket")
-        )
-
-    def render(self) -> bytes:
-        """Return all metrics in Prometheus's text format."""
-        return generate_latest(self.registry)
-
-
-class SupervisorMetrics:
+class SupervisorMetrics(ReadableMetrics):
     """The metrics of the supervisor of several workers."""
 
     def __init__(self) -> None:
@@ -260,7 +269,3 @@ class SupervisorMetrics:
             registry=registry,
         )
         ProcessCollector(registry=registry)
-
-    def render(self) -> bytes:
-        """Return all metrics in Prometheus's text format."""
-        return generate_latest(self.registry)

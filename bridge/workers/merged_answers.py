@@ -16,10 +16,9 @@ from bridge.core.contracts.operator.overview import (
     InboxFacts,
     Overview,
     RefusedOriginFacts,
-    Totals,
 )
 from bridge.core.contracts.operator.queues import QueueFacts
-from bridge.enums import Outcome
+from bridge.http.api.overview import totals_of
 from bridge.workers.merged_metrics import MergedMetrics
 from bridge.workers.worker_client import WorkerAnswer
 
@@ -73,7 +72,7 @@ def merge_overviews(
             windows=sum(worker.windows for worker in workers),
             users=sum(worker.users for worker in workers),
             in_flight=sum(worker.in_flight for worker in workers),
-            totals=_totals(merged),
+            totals=totals_of(merged),
             age_s=age_s,
             refused_origins=_refused_origins(workers),
         )
@@ -89,21 +88,6 @@ def _refused_origins(workers: Sequence[Overview]) -> list[RefusedOriginFacts]:
         merged = refused.model_copy(update={"count": count, "last_s": last_s})
         found[refused.origin] = merged
     return sorted(found.values(), key=lambda refused: -refused.last_s)
-
-
-def _totals(merged: MergedMetrics) -> Totals:
-    settled = "bridge_deliveries_settled"
-    return Totals(
-        consumed=merged.total("bridge_deliveries_consumed"),
-        emitted=merged.total("bridge_emitted"),
-        replayed=merged.total("bridge_replayed"),
-        dead=merged.total(settled, outcome=Outcome.DEAD_LETTER),
-        retried=merged.total(settled, outcome=Outcome.RETRY),
-        expired=merged.total(settled, outcome=Outcome.EXPIRED)
-        + merged.total("bridge_left_out"),
-        published=merged.total("bridge_published"),
-        reconnects=merged.total("bridge_broker_reconnects"),
-    )
 
 
 # --- queues -----------------------------------------------------------------------------

@@ -11,12 +11,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from bridge.metrics import AgeBucket
+from bridge.metrics import ReadableMetrics
 
 # Merges the values of two workers.
 MergeRule = Callable[[float, float], float]
@@ -44,7 +43,6 @@ RULES: Final[Mapping[str, MergeRule]] = {
     "process_max_fds": min,
 }
 _SUMMED: Final = frozenset({"counter", "histogram", "summary"})
-_AGE_BUCKET: Final = "bridge_message_age_seconds_bucket"
 
 _Labels = tuple[tuple[str, str], ...]
 
@@ -83,10 +81,12 @@ def _rule_of(name: str, kind: str) -> MergeRule:
     return min if name.endswith("_created") else RULES.get(name, operator.add)
 
 
-class MergedMetrics(Collector):
+class MergedMetrics(ReadableMetrics, Collector):
     """The metrics of all workers, with the counters of workers that have ended."""
 
     def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
         self._latest: dict[Hashable, _Families] = {}
         self._ended: _Families = {}
         self._silent: set[Hashable] = set()
@@ -126,32 +126,6 @@ class MergedMetrics(Collector):
         """Yield every metric, merged."""
         for family in self._merged().values():
             yield family.as_metric()
-
-    def render(self) -> bytes:
-        """Return all metrics in Prometheus's text format."""
-        registry = CollectorRegistry()
-        registry.register(self)
-        return generate_latest(registry)
-
-    def total(self, name: str, **labels: str) -> int:
-        """Return the value of the counter `name`, summed over labels that are not given."""
-        family = self._merged().get(name)
-        return int(
-            sum(
-                value
-                for (sample, own), value in (family.values if family else {}).items()
-                if sample.endswith("_total") and labels.items() <= dict(own).items()
-            )
-        )
-
-    def age_buckets(self) -> tuple[AgeBucket, ...]:
-        """Return the histogram of message ages: upper bounds in seconds and counts up to them."""
-        family = self._merged().get(_AGE_BUCKET.removesuffix("_bucket"))
-        return tuple(
-            (float(dict(labels)["le"]), value)
-            for (sample, labels), value in (family.values if family else {}).items()
-            if sample == _AGE_BUCKET
-        )
 
     def _merged(self) -> _Families:
         merged: _Families = {}

@@ -19,7 +19,7 @@ from bridge.core.quantiles import quantile
 from bridge.enums import Outcome
 from bridge.http.api.endpoint import Api, ApiRequest
 from bridge.inbox.contract import Inbox
-from bridge.metrics import AgeBucket, Metrics
+from bridge.metrics import AgeBucket, Metrics, ReadableMetrics
 from bridge.readiness import BridgeReadiness
 from bridge.sockets.server import SocketIOServer
 
@@ -98,7 +98,7 @@ class OverviewEndpoint:
             windows=len(rooms),
             users=len(rooms.users),
             in_flight=self._intake.in_flight,
-            totals=_totals(self._metrics),
+            totals=totals_of(self._metrics),
             age_s=self._ages.quantiles(),
             refused_origins=[
                 RefusedOriginFacts.model_validate(refused, from_attributes=True)
@@ -107,15 +107,17 @@ class OverviewEndpoint:
         )
 
 
-def _totals(metrics: Metrics) -> Totals:
+def totals_of(metrics: ReadableMetrics) -> Totals:
+    """Return the totals of one bridge, or of several workers together."""
+    settled = "bridge_deliveries_settled"
     return Totals(
-        consumed=metrics.total(metrics.consumed),
-        emitted=metrics.total(metrics.emitted),
-        replayed=metrics.total(metrics.replayed),
-        dead=metrics.total(metrics.settled, outcome=Outcome.DEAD_LETTER),
-        retried=metrics.total(metrics.settled, outcome=Outcome.RETRY),
-        expired=metrics.total(metrics.settled, outcome=Outcome.EXPIRED)
-        + metrics.total(metrics.left_out),
-        published=metrics.total(metrics.published),
-        reconnects=metrics.total(metrics.reconnects),
+        consumed=metrics.total("bridge_deliveries_consumed"),
+        emitted=metrics.total("bridge_emitted"),
+        replayed=metrics.total("bridge_replayed"),
+        dead=metrics.total(settled, outcome=Outcome.DEAD_LETTER),
+        retried=metrics.total(settled, outcome=Outcome.RETRY),
+        expired=metrics.total(settled, outcome=Outcome.EXPIRED)
+        + metrics.total("bridge_left_out"),
+        published=metrics.total("bridge_published"),
+        reconnects=metrics.total("bridge_broker_reconnects"),
     )
