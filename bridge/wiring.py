@@ -425,4 +425,5 @@ def legacy_endpoint(
         return guarded(keys, push)
     if settings.dangerously_open_to_the_network:
         return push
-    return on_loopback_only(push)
+    refusal = "open mode answers to localhost and 127.0.0.1 alone"
+    return on_loopback_only(push, refusal=refusal)

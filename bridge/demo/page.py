@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Final
 
-import orjson
 from aiohttp import web
 
 from bridge.app import Bridge
 from bridge.auth.issuing import signed_token
 from bridge.core.broker_names import BrokerNames
 from bridge.core.message import user_problem
-from bridge.core.origins import OriginRules, is_loopback_host
-from bridge.http.authentication import Handler
+from bridge.core.origins import OriginRules
+from bridge.http.authentication import Handler, on_loopback_only
 from bridge.http.page_files import read_page_files
+from bridge.http.request_body import text_field
 from bridge.http.responses import json_response, problem
 
 _PAGE: Final = "index.html"
@@ -38,6 +38,7 @@ _HEADERS: Final = {
 }
 _OWN_PAGES: Final = OriginRules()  # allows the same host and port only
 _BODY_TIMEOUT_S: Final = 10.0
+_REFUSAL: Final = "the demo answers only its own page on this machine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,11 @@ class DemoPage:
         shared = resources.files("bridge.http") / "assets"
         files = [*own.iterdir(), shared / "base.css"]
         for name, handler in read_page_files(files, headers=_HEADERS).items():
-            app.router.add_get(f"/demo/{name}", _on_this_machine(handler))
+            app.router.add_get(
+                f"/demo/{name}", on_loopback_only(handler, refusal=_REFUSAL)
+            )
             if name == _PAGE:
-                app.router.add_get("/", _on_this_machine(handler))
+                app.router.add_get("/", on_loopback_only(handler, refusal=_REFUSAL))
         publish = self._bridge.components.publish_endpoint.publish
         app.router.add_get("/demo/facts", _for_own_pages(self._facts))
         app.router.add_post("/demo/token", _for_own_pages(self._token))
@@ -89,7 +92,7 @@ class DemoPage:
         )
 
     async def _token(self, request: web.Request) -> web.Response:
-        user = await _field(request, "user")
+        user = text_field(await request.read(), "user")
         fault = user_problem(user) if user is not None else "is missing"
         if user is None or fault:
             return problem(422, f"user {fault}", pointer="/user")
@@ -99,23 +102,12 @@ class DemoPage:
 
     async def _cut(self, request: web.Request) -> web.Response:
         """Cut the connection of a window without a close frame, as a bad network would."""
-        sid = await _field(request, "sid")
+        sid = text_field(await request.read(), "sid")
         for window in self._bridge.components.sockets.rooms:
             if window.sid == sid:
                 window.session.close("cut by the demo", abort=True)
                 return json_response({})
         return problem(404, "there is no such window", pointer="/sid")
-
-
-def _on_this_machine(handler: Handler) -> Handler:
-    """Refuse requests under another host name than this machine's (DNS rebinding)."""
-
-    async def guard(request: web.Request) -> web.StreamResponse:
-        if not is_loopback_host(request.headers.get("Host")):
-            return _refused()
-        return await handler(request)
-
-    return guard
 
 
 def _for_own_pages(handler: Handler) -> Handler:
@@ -128,7 +120,7 @@ def _for_own_pages(handler: Handler) -> Handler:
             fetch_site=request.headers.get("Sec-Fetch-Site"),
         )
         if not is_own:
-            return _refused()
+            return problem(403, _REFUSAL)
         # A form of another site can send plain text. JSON needs a CORS preflight, which
         # this server refuses.
         if request.method == "POST" and request.content_type != "application/json":
@@ -140,18 +132,4 @@ def _for_own_pages(handler: Handler) -> Handler:
             return problem(408, "the body did not arrive in time")
         return await handler(request)
 
-    return _on_this_machine(guard)
-
-
-def _refused() -> web.Response:
-    return problem(403, "the demo answers only its own page on this machine")
-
-
-async def _field(request: web.Request, name: str) -> str | None:
-    """Return a string of the JSON body; ``None`` if it is missing."""
-    try:
-        fields = orjson.loads(await request.read())
-    except orjson.JSONDecodeError:
-        return None
-    value = fields.get(name) if isinstance(fields, dict) else None
-    return value if isinstance(value, str) else None
+    return on_loopback_only(guard, refusal=_REFUSAL)

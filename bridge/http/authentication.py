@@ -86,12 +86,12 @@ def _given_key(request: web.Request) -> bytes | None:
     return key.encode(errors="replace") if key else None
 
 
-def on_loopback_only(handler: Handler) -> Handler:
+def on_loopback_only(handler: Handler, *, refusal: str) -> Handler:
     """Wrap `handler` to refuse other host names than this machine's (DNS rebinding)."""
 
     async def guard(request: web.Request) -> web.StreamResponse:
         if not is_loopback_host(request.headers.get("Host")):
-            return problem(403, "open mode answers to localhost and 127.0.0.1 alone")
+            return problem(403, refusal)
         return await handler(request)
 
     return guard

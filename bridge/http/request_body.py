@@ -1,8 +1,9 @@
-"""Reads a request body with a size limit and a deadline, which aiohttp lacks per handler."""
+"""Reads a body with a size limit and a deadline, which aiohttp lacks per handler."""
 
 import asyncio
 from typing import Final
 
+import orjson
 from aiohttp import web
 
 _TIMEOUT_S: Final = 30.0
@@ -34,3 +35,13 @@ async def read_body(request: web.Request, *, max_bytes: int) -> bytes | None:
     except (ConnectionError, web.RequestPayloadError):
         raise web.HTTPBadRequest(reason="the body cannot be read") from None
     return bytes(body)
+
+
+def text_field(body: bytes | None, name: str) -> str | None:
+    """Return a string of a JSON object; ``None`` if `body` holds none with this name."""
+    try:
+        fields = orjson.loads(body or b"")
+    except orjson.JSONDecodeError:
+        return None
+    value = fields.get(name) if isinstance(fields, dict) else None
+    return value if isinstance(value, str) else None

@@ -4,10 +4,9 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
-from pydantic_settings import SettingsConfigDict
 
 from bridge.errors import ConfigError
 from bridge.settings.model import Settings
@@ -30,25 +29,16 @@ def load_settings(
         ConfigError: With all problems.
 
     """
+    problems: list[str] = []
     path = config_file or os.environ.get(CONFIG_FILE_VARIABLE)
-    file_problem = _file_problem(Path(path)) if path else None
-    problems = [file_problem] if file_problem else []
+    given = _read_file(Path(path), problems) if path else {}
     problems += _unknown_variables(os.environ)
-    # In pydantic-settings the file belongs to the class, so each load has its own class.
-    configured = type(
-        "Settings",
-        (Settings,),
-        {
-            "__module__": __name__,
-            "__doc__": Settings.__doc__,
-            "model_config": SettingsConfigDict(
-                toml_file=path if path and not file_problem else None
-            ),
-        },
-    )
-    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    # A variable takes precedence over the file, and a flag over both.
+    variables = {name.upper() for name in os.environ}
+    given = {n: v for n, v in given.items() if environment_name(n) not in variables}
+    given |= {name: value for name, value in (flags or {}).items() if value is not None}
     try:
-        settings: Settings = configured(**given)
+        settings = Settings(**given)
     except ValidationError as exc:
         for error in exc.errors(include_input=False, include_url=False):
             problems += str(error["msg"]).removeprefix("Value error, ").splitlines()
@@ -83,16 +73,16 @@ def is_reloadable(field_name: str) -> bool:
     return isinstance(extra, dict) and extra.get("reload") is True
 
 
-def _file_problem(path: Path) -> str | None:
-    """Return the problem of the TOML file; a missing file is an error."""
+def _read_file(path: Path, problems: list[str]) -> dict[str, Any]:
+    """Return the content of the TOML file; a problem with it is added to `problems`."""
     try:
         with path.open("rb") as file:
-            tomllib.load(file)
+            return tomllib.load(file)
     except OSError as exc:
-        return f"{path}: cannot be read: {exc.strerror}"
+        problems.append(f"{path}: cannot be read: {exc.strerror}")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        return f"{path}: is not TOML: {exc}"
-    return None
+        problems.append(f"{path}: is not TOML: {exc}")
+    return {}
 
 
 def _unknown_variables(environment: Mapping[str, str]) -> list[str]:

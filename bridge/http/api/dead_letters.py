@@ -1,7 +1,7 @@
 """`/api/dead`: list and show dead letters, redrive them, discard them."""
 
 import base64
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ from bridge.core.readable_headers import readable_properties, readable_table
 from bridge.enums import DeadLetterCause
 from bridge.http.api.dead_letter_pages import PageScan, parse_page_end
 from bridge.http.api.endpoint import Api, ApiProblem, ApiRequest, Reply
-from bridge.http.jobs import BusyError, JobBoard, OperatorJob
+from bridge.http.jobs import BusyError, JobBoard, Work
 
 
 def add_dead_letter_routes(api: Api, letters: DeadLetterQueue, board: JobBoard) -> None:
@@ -81,11 +81,11 @@ class _DeadLetterHandlers:
         among = await self._count(body)
         if body.dry_run:
             return Reply(200, Would(would=among.matching))
-
-        async def work(job: OperatorJob) -> None:
-            await self._letters.redrive(body, among, progress=job)
-
-        return self._start(JobKind.REDRIVE, among, work)
+        return self._start(
+            JobKind.REDRIVE,
+            among,
+            lambda job: self._letters.redrive(body, among, progress=job),
+        )
 
     async def discard(self, request: ApiRequest[NoQuery, Discard]) -> Reply:
         body = request.body
@@ -95,11 +95,11 @@ class _DeadLetterHandlers:
         if body.confirm != among.matching:
             detail = f"{among.matching} dead letters match; confirm that number"
             raise ApiProblem(409, detail, pointer="/confirm")
-
-        async def work(job: OperatorJob) -> None:
-            await self._letters.discard(body, among, progress=job)
-
-        return self._start(JobKind.DISCARD, among, work)
+        return self._start(
+            JobKind.DISCARD,
+            among,
+            lambda job: self._letters.discard(body, among, progress=job),
+        )
 
     async def _count(self, selection: DeadLetterSelection) -> DeadLetterCount:
         # Refused before counting: the count would wait for the running job.
@@ -108,12 +108,7 @@ class _DeadLetterHandlers:
             raise ApiProblem(409, str(BusyError(running.id)))
         return await self._letters.count(selection)
 
-    def _start(
-        self,
-        kind: JobKind,
-        among: DeadLetterCount,
-        work: Callable[[OperatorJob], Awaitable[None]],
-    ) -> Reply:
+    def _start(self, kind: JobKind, among: DeadLetterCount, work: Work) -> Reply:
         try:
             job = self._board.start(kind, total=among.matching, work=work)
         except BusyError as exc:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Final
 
-import orjson
 import structlog
 from aiohttp import web
 
@@ -24,7 +23,7 @@ from bridge.core.throttle import Throttle
 from bridge.http.authentication import Keys, has_key
 from bridge.http.console.sessions import Sessions
 from bridge.http.page_files import read_page_files
-from bridge.http.request_body import read_body
+from bridge.http.request_body import read_body, text_field
 from bridge.http.responses import json_response, problem
 
 log = structlog.get_logger(__name__)
@@ -106,7 +105,8 @@ class SignIn:
         refusal = _refusal_of_other_pages(request) or self._refusal_of_pause(address)
         if refusal is not None:
             return refusal
-        token = await _token_in(request)
+        body = await read_body(request, max_bytes=_BODY_MAX_BYTES)
+        token = text_field(body, "token")
         # Checked again: other requests may have failed while this body was read.
         refusal = self._refusal_of_pause(address) or self._refusal_of_token(
             token, address
@@ -141,7 +141,7 @@ class SignIn:
     def _refusal_of_token(self, token: str | None, address: str) -> web.Response | None:
         if not self.keys.is_set:
             return self.keys.closed()
-        if token is None:
+        if not token:
             detail = "token is missing, expected the operator token in JSON"
             return problem(422, detail, pointer="/token")
         if self.keys.accepts(token):
@@ -220,13 +220,3 @@ def _cookie_name(request: web.Request) -> str:
         if port.isascii() and port.isdigit()
         else "bridge_console"
     )
-
-
-async def _token_in(request: web.Request) -> str | None:
-    body = await read_body(request, max_bytes=_BODY_MAX_BYTES)
-    try:
-        fields = orjson.loads(body or b"")
-    except orjson.JSONDecodeError:
-        return None
-    token = fields.get("token") if isinstance(fields, dict) else None
-    return token if isinstance(token, str) and token else None
