@@ -56,6 +56,9 @@ def check_disk(settings: Settings, *, mounts: Path = _MOUNTS) -> Iterator[CheckR
         for file in (Path(name), Path(f"{name}-wal"))
         if file.exists()
     )
+    if Path(name).exists() and Path(name).stat().st_mode & 0o077:
+        text = f"other users of this machine can open {name}"
+        yield warn("access to the inbox", text, fix=f"chmod 600 {name}")
     yield check_disk_space(free_bytes=shutil.disk_usage(folder).free, used_bytes=used)
     file_system = _file_system(folder.resolve(), mounts)
     if file_system in _NETWORK or (file_system or "").startswith("fuse."):

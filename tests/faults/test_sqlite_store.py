@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from bridge.core.message import Message
 from bridge.errors import ConfigError, StoreUnavailableError
@@ -334,6 +335,24 @@ async def test_a_read_only_file_is_reported() -> None:
             pytest.raises(StoreUnavailableError, match="read-only"),
         ):
             await inbox.open()
+
+
+async def test_a_file_of_another_user_is_used_and_reported() -> None:
+    """Volumes of clusters may have an owner and a mode that cannot be changed."""
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "inbox"
+        set_mode(file.parent, 0o777)
+        inbox = store(file)
+        await inbox.open()
+        await inbox.close()
+        for each in files(file.parent):
+            set_mode(each, 0o666)
+        with unprivileged(), capture_logs() as logs:
+            await inbox.open()
+            await inbox.close()
+
+    events = [line["event"] for line in logs]
+    assert events.count("inbox.access_of_others") == (2 if os.geteuid() == 0 else 0)
 
 
 # --- a disk that does not answer

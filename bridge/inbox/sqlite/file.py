@@ -11,12 +11,17 @@ import os
 import secrets
 import shutil
 import sqlite3
+import stat
 from pathlib import Path
 from typing import Final
+
+import structlog
 
 from bridge.errors import ConfigError, StoreInUseError, StoreUnavailableError
 from bridge.inbox.contract import DiskUsage
 from bridge.inbox.sqlite.schema import MIGRATIONS
+
+log = structlog.get_logger(__name__)
 
 # "brdg": identifies files of bridge.
 APPLICATION_ID: Final = 0x62726467
@@ -26,6 +31,9 @@ _CACHE_KIB: Final = 32 * 1024
 # Pages of 4 KiB in the write-ahead log before a checkpoint moves them into the file.
 _CHECKPOINT_PAGES: Final = 4000
 _JOURNAL_BYTES: Final = 64 * 1024 * 1024
+
+# The mode bits of the group and of all other users.
+_OTHERS: Final = 0o077
 
 _FULL: Final = "the disk is full"
 _DAMAGED: Final = "the file is damaged"
@@ -114,6 +122,7 @@ class StoreFile:
             self.exists()
             self._lock_file()
             self._create()
+            self._remove_access_of_others()
             connection = self._connect()
         except (OSError, sqlite3.Error) as exc:
             self.release()
@@ -178,6 +187,25 @@ class StoreFile:
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except FileExistsError:
             return
+
+    def _remove_access_of_others(self) -> None:
+        """
+        Make existing files unreadable for other users, too.
+
+        A file that was restored or copied has the mode that its umask gave it, and SQLite
+        gives the same mode to the files that it creates next to it.
+        """
+        for name in (*self._names, f"{self._path}-shm"):
+            file = Path(name)
+            mode = stat.S_IMODE(file.stat().st_mode) if file.exists() else 0
+            if not mode & _OTHERS:
+                continue
+            try:
+                file.chmod(mode & ~_OTHERS)
+            except OSError:  # another owner, or a file system without modes
+                log.warning("inbox.access_of_others", file=file.name, mode=f"{mode:o}")
+            else:
+                log.warning("inbox.access_removed", file=file.name, mode=f"{mode:o}")
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.core.message import Message, Stored
 from bridge.inbox.sqlite.store import SqliteInbox
@@ -123,6 +124,28 @@ async def test_only_its_owner_can_read_the_file(
         modes = {each.stat().st_mode & 0o777 for each in path.parent.iterdir()}
 
     assert modes == {0o600}
+
+
+async def test_access_of_other_users_to_an_existing_file_is_removed(
+    open_inbox: OpenInbox, path: Path
+) -> None:
+    """A copy that was restored has the mode that the umask of a shell gives it."""
+    async with open_inbox() as inbox:
+        await inbox.append([message("alice", b"1")])
+        files = {each.name: each.read_bytes() for each in path.parent.iterdir()}
+    for name, content in files.items():  # with its log, as after a crash
+        path.with_name(name).write_bytes(content)
+        path.with_name(name).chmod(0o666)
+
+    with capture_logs() as logs:
+        async with open_inbox() as inbox:
+            modes = {each.stat().st_mode & 0o777 for each in path.parent.iterdir()}
+            assert await inbox.append([message("alice", b"2")]) == [2]
+
+    assert modes == {0o600}
+    tightened = [line for line in logs if line["event"] == "inbox.access_removed"]
+    assert {line["file"] for line in tightened} >= {path.name, f"{path.name}-wal"}
+    assert {line["log_level"] for line in tightened} == {"warning"}
 
 
 # --- group commits and concurrent reads

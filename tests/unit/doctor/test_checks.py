@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from bridge.doctor.inbox import check_inbox
+from bridge.doctor.inbox import check_disk, check_inbox
 from bridge.doctor.results import CheckResult, CheckStatus
 from bridge.doctor.run import run_checks
 from bridge.enums import ExitCode
@@ -52,6 +52,22 @@ async def test_a_schema_that_may_refuse_large_data_is_a_warning(tmp_path: Path) 
     assert results["schema name.json"].status is CheckStatus.WARN
     assert "may be refused" in results["schema name.json"].text
     assert "schema note.json" not in results
+
+
+def test_an_inbox_that_other_users_can_open_is_a_warning(tmp_path: Path) -> None:
+    """A bridge that does not own the file cannot remove their access."""
+    path = tmp_path / "inbox.sqlite3"
+    path.touch(mode=0o600)
+    private = check_disk(settings(inbox=f"sqlite:{path}"))
+    assert "access to the inbox" not in [result.subject for result in private]
+
+    path.chmod(0o640)
+    warned = {
+        each.subject: each for each in check_disk(settings(inbox=f"sqlite:{path}"))
+    }
+
+    assert warned["access to the inbox"].status is CheckStatus.WARN
+    assert warned["access to the inbox"].fix == f"chmod 600 {path}"
 
 
 async def test_checking_a_missing_inbox_does_not_create_it(tmp_path: Path) -> None:
