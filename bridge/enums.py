@@ -234,7 +234,8 @@ class SyncReason(_ExplainedEnum):
     LIMIT = "limit", "the inbox holds no more than BRIDGE_INBOX_MAX_MESSAGES for a user"
     RESET = (
         "reset",
-        "the position belongs to another store, or lies beyond the end of the inbox",
+        "the position belongs to another store, or lies beyond the end of the inbox; or "
+        "the store lost messages",
     )
 
 

@@ -67,6 +67,11 @@ def plan_replay(wanted: Position | None, state: InboxState) -> ReplayPlan:
 
     """
     if wanted is None:
+        if state.trimmed_for is SyncReason.RESET and not (
+            state.delivered or state.first > 1
+        ):
+            # The store lost its data and does not know how far the user had received it.
+            return ReplayPlan(after=0, missed=None, reason=SyncReason.RESET)
         after = state.delivered
     elif wanted.epoch != state.epoch or wanted.offset > state.last:
         # A position of another store, or one above the newest offset because the store

@@ -83,8 +83,15 @@ def _memory(facts: ServerFacts) -> CheckResult:
     subject = f"memory of redis {facts.host}"
     if facts.policy == "noeviction":
         return ok(subject, "maxmemory-policy noeviction")
+    fix = _setting(facts, "maxmemory-policy noeviction")
+    if facts.policy is not None and facts.policy.startswith("volatile"):
+        text = (
+            f"maxmemory-policy {facts.policy} may delete the results of batches when memory "
+            "is short: messages without an id could be stored twice"
+        )
+        return warn(subject, text, fix=fix)
     text = f"maxmemory-policy {facts.policy} deletes inboxes when memory is short"
-    return fail(subject, text, fix=_setting(facts, "maxmemory-policy noeviction"))
+    return fail(subject, text, fix=fix)
 
 
 def _setting(facts: ServerFacts, setting: str) -> str:

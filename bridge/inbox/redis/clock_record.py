@@ -17,11 +17,16 @@ _MICROSECONDS: Final = 1_000_000
 
 async def resume_clock(
     clock: SteadyClock, connection: RedisConnection, prefix: str
-) -> None:
-    """Continue from the reading stored last; `prefix` is the prefix of the first tag."""
+) -> bool:
+    """
+    Continue from the reading stored last; return whether there was one.
+
+    `prefix` is the prefix of the first tag.
+    """
     (stored,) = await connection.ask(b"HMGET", f"{prefix}h", _FIELD)
     clock.resume(stored)
     await _compare(clock, connection)
+    return stored is not None
 
 
 async def store_clock(

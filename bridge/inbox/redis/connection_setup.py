@@ -2,7 +2,7 @@
 What happens on each new connection before the store uses it.
 
 The permissions of our user are tried, a migration in progress keeps the bridge out, the
-clock is compared with the store, the epochs of the users are established, and all followed users are subscribed to again.
+clock is compared with the store, a server that evicts inboxes is refused, the epochs of the users are established, and all followed users are subscribed to again.
 """
 
 import secrets
@@ -16,9 +16,10 @@ from bridge.inbox.redis import scripts
 from bridge.inbox.redis.clock_record import resume_clock
 from bridge.inbox.redis.encoding import Tags, migration_key
 from bridge.inbox.redis.errors import RefusedByRedisError
+from bridge.inbox.redis.eviction import check_eviction
 from bridge.inbox.redis.feed import Feed
 from bridge.inbox.redis.permissions import check_permissions
-from bridge.inbox.redis.protocol import RedisConnection
+from bridge.inbox.redis.protocol import Argument, RedisConnection
 
 _NO_REPLICATION_ID: Final = "0" * 40
 
@@ -45,6 +46,7 @@ class ConnectionSetup:
         self._address = address
         self._clock = clock
         self._has_resumed_clock = False
+        self._was_in_use = False  # by a bridge, before this process
         # Each tag of a cluster is in its own slot, and a script must stay within one slot.
         self._is_cluster = address.kind == "cluster"
 
@@ -74,12 +76,15 @@ class ConnectionSetup:
         ordered = sorted(tags)
         prefixes = [self.prefixes[tag] for tag in ordered]
         await check_permissions(self._address, connection, prefixes[0])
+        await check_eviction(connection, str(self._address))
         if 0 in tags:
             await self.admit(connection)
             if not self._has_resumed_clock:
-                await resume_clock(self._clock, connection, self.prefixes[0])
+                self._was_in_use = await resume_clock(
+                    self._clock, connection, self.prefixes[0]
+                )
                 self._has_resumed_clock = True
-        epochs = await self._establish_epochs(connection, prefixes)
+        epochs = await self._establish_epochs(connection, ordered)
         # Subscribe first and read the newest messages second: a message stored between
         # the two then arrives twice, and none is missed.
         subscriptions = self.feed.resubscribe(connection, tags)
@@ -89,10 +94,10 @@ class ConnectionSetup:
             self.feed.take_newest(part, await connection.ask(*command))
 
     async def _establish_epochs(
-        self, connection: RedisConnection, prefixes: Sequence[str]
+        self, connection: RedisConnection, tags: Sequence[int]
     ) -> Sequence[str]:
         """
-        Return the epoch of each tag, after starting new ones where messages may be lost.
+        Return the epoch of each of `tags`, after starting new ones where messages may be lost.
 
         An epoch ends when messages that a client has seen may be gone, because their
         offsets are then assigned again. That happens when a replica becomes the master
@@ -100,6 +105,9 @@ class ConnectionSetup:
         command to disk before it replies (appendfsync always). The server's replication
         id changes in both cases, and in no other. The first bridge that notices starts
         the new epoch for all bridges.
+
+        A tag that had an epoch and has none was evicted or emptied. That is recorded, because
+        new windows of its users must learn of it, too.
         """
         info = await connection.info(b"replication")
         if info.get("role") != "master":
@@ -109,14 +117,25 @@ class ConnectionSetup:
             info.get("master_replid2", _NO_REPLICATION_ID) != _NO_REPLICATION_ID
         )
         loses_nothing = not was_replica and await self._is_durable(connection)
-        arguments = secrets.token_hex(5), info["master_replid"], int(loses_nothing)
-        groups = [[each] for each in prefixes] if self._is_cluster else [prefixes]
-        pending = [
-            connection.call(
-                b"EVALSHA", scripts.BEGIN.sha, 1, f"{group[0]}h", *arguments, *group
-            )
-            for group in groups
-        ]
+        head: tuple[Argument, ...] = (
+            secrets.token_hex(5),
+            info["master_replid"],
+            int(loses_nothing),
+            repr(self._clock.read().now_s),
+        )
+        pending = []
+        for group in [[tag] for tag in tags] if self._is_cluster else [tags]:
+            arguments: list[Argument] = [
+                b"EVALSHA",
+                scripts.BEGIN.sha,
+                1,
+                f"{self.prefixes[group[0]]}h",
+            ]
+            arguments += head
+            for tag in group:
+                had_epoch = self._was_in_use or bool(self.feed.epochs[tag])
+                arguments += (self.prefixes[tag], int(had_epoch))
+            pending.append(connection.call(*arguments))
         replies = [await connection.result_of(future) for future in pending]
         return [epoch.decode() for reply in replies for epoch in reply]
 

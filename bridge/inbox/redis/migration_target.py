@@ -15,6 +15,7 @@ from struct import Struct
 from typing import Final
 
 from bridge.core.redis_address import RedisAddress
+from bridge.enums import SyncReason
 from bridge.errors import MigrationRefusedError, StoreUnavailableError
 from bridge.inbox.migration.model import (
     InboxCount,
@@ -26,6 +27,7 @@ from bridge.inbox.migration.model import (
 from bridge.inbox.redis.connection import connect
 from bridge.inbox.redis.encoding import key_prefixes, migration_key, pack, tag_of
 from bridge.inbox.redis.errors import RefusedByRedisError
+from bridge.inbox.redis.eviction import check_eviction
 from bridge.inbox.redis.protocol import (
     Argument,
     RedisConnection,
@@ -34,7 +36,7 @@ from bridge.inbox.redis.protocol import (
     is_error,
     parse_info,
 )
-from bridge.inbox.redis.scripts import REASONS, Script
+from bridge.inbox.redis.scripts import ALL_EXPIRED, REASONS, Script
 from bridge.inbox.redis.topology import find_servers
 
 # A command for the server of a tag.
@@ -42,7 +44,7 @@ Command = tuple[int, Sequence[Argument]]
 
 # As the scripts pack it: last offset, delivered mark, reason. Six bytes are no C type.
 _HEAD: Final = Struct("<6s6sB")
-_NUMBERS: Final = {reason: number for number, reason in REASONS.items()}
+_NUMBERS: Final = {None: 0, SyncReason.LIMIT: 1, SyncReason.EXPIRED: 2}
 # The field for the replication id of the server that a tag's data are from; see BEGIN in
 # scripts.py.
 _REPLICATION_ID: Final = b"\x01line"
@@ -112,7 +114,7 @@ class RedisTarget:
         Connect to all servers.
 
         Raises:
-            StoreUnavailableError: If one of them cannot be reached.
+            StoreUnavailableError: If one of them cannot be reached, or evicts inboxes.
 
         """
         for host, tags in (await find_servers(self._address)).items():
@@ -120,6 +122,7 @@ class RedisTarget:
             self._connections.append(connection)
             self._owners |= dict.fromkeys(tags, connection)
         for connection in self._connections:
+            await check_eviction(connection, self.description)
             await self._ask(connection, b"SCRIPT", b"LOAD", PUT.code)
 
     async def close(self) -> None:
@@ -203,8 +206,9 @@ class RedisTarget:
         prefix = self._prefixes[tag_of(inbox.user)]
         command: list[Argument] = [b"EVALSHA", PUT.sha, b"1", f"{prefix}h", prefix]
         command += (inbox.user, inbox.last, inbox.delivered)
+        is_empty = inbox.first > inbox.last > 0
         command += (
-            _NUMBERS[inbox.trimmed_for],
+            ALL_EXPIRED if is_empty else _NUMBERS[inbox.trimmed_for],
             messages[0].offset - inbox.first if messages else 0,
             len(messages),
         )

@@ -11,6 +11,7 @@ The keys of a user; each begins with a prefix that ends in the hash tag of the u
                    under. A single server has all fences in the first tag; in a cluster
                    each tag has its own.
                  - the claims: for each queue the token given out last, in the first tag
+                 - lost: when the tag was found without its hash, which it had before
     u            a sorted set of the users, all with score 0: the index for operators
     m:USER       a list of the kept messages, oldest first
     i:USER       a sorted set of the message ids of the user, by time
@@ -50,14 +51,27 @@ class Script:
         return sha1(self.code.encode(), usedforsecurity=False).hexdigest().encode()
 
 
-# Why older messages are gone, as stored in the hash.
-REASONS: Final = {0: None, 1: SyncReason.LIMIT, 2: SyncReason.EXPIRED}
+# Why older messages are gone, as stored in the hash. With ALL_EXPIRED the list is empty for
+# that reason; without it an empty list was deleted by something else than a bridge.
+ALL_EXPIRED: Final = 4
+REASONS: Final = {
+    0: None,
+    1: SyncReason.LIMIT,
+    2: SyncReason.EXPIRED,
+    3: SyncReason.RESET,
+    ALL_EXPIRED: SyncReason.EXPIRED,
+}
 
+# A user without a head is new, unless the hash was lost: then the messages in the list count
+# from 1.
 _HEADS: Final = """
 local call = redis.call
 local function head_of(p, user)
-  local got = call('HMGET', p .. 'h', user, '')
-  if not got[1] then return got[2], 0, 0, 0 end
+  local got = call('HMGET', p .. 'h', user, '', '\\1lost')
+  if not got[1] then
+    local is_lost = not got[2] or (got[3] and got[3] ~= '')
+    return got[2], call('LLEN', p .. 'm:' .. user), 0, is_lost and 3 or 0
+  end
   local last, delivered, reason = struct.unpack('<I6I6B', got[1])
   return got[2], last, delivered, reason
 end
@@ -83,7 +97,7 @@ local function trim(p, user, length, most, oldest, reason)
     reason = 2
     taken = taken_at(p, user, 0)
   end
-  return reason
+  return taken and reason or 4
 end
 """
 
@@ -96,7 +110,7 @@ local function view(p, user, most, oldest)
   local epoch, last, delivered, reason = head_of(p, user)
   local base = last
   if last > 0 then base = last - call('LLEN', p .. 'm:' .. user) end
-  if base == last and last > 0 then reason = 2 end
+  if base == last and last > 0 then reason = reason == 4 and 2 or 3 end
   local first = base + 1
   if last - base > most then first, reason = last - most + 1, 1 end
   while first <= last do
@@ -165,7 +179,7 @@ end
 -- messages of a user are stored, or none.
 local function store(i, p, user, count)
   local epoch, last, delivered, reason = head_of(p, user)
-  local is_new = last == 0
+  local had_messages = last > 0
   local list, ids = p .. 'm:' .. user, p .. 'i:' .. user
   local first, fresh, results, noted, seen_here = last + 1, {}, {}, {}, {}
   for k = 1, count do
@@ -200,9 +214,10 @@ local function store(i, p, user, count)
     end
     if not epoch then
       epoch = candidate
-      call('HSET', p .. 'h', '', epoch)
+      call('HSET', p .. 'h', '', epoch, '\\1lost', ARGV[1])
     end
-    if is_new then call('ZADD', p .. 'u', 0, user) end
+    if length == #fresh and had_messages then reason = reason == 4 and 2 or 3 end
+    if length == #fresh or reason == 3 then call('ZADD', p .. 'u', 0, user) end
     reason = trim(p, user, length, most, oldest, reason)
     set_head(p, user, last, delivered, reason)
     for k = 1, #noted, 1000 do
@@ -376,27 +391,37 @@ for _, user in ipairs(users) do
   call('PERSIST', list)
   call('PERSIST', ids)
   call('ZREMRANGEBYSCORE', ids, '-inf', '(' .. ARGV[6])
-  local now_for = trim(
-    p, user, call('LLEN', list), tonumber(ARGV[4]), tonumber(ARGV[5]), reason)
-  if last > 0 and now_for ~= reason then set_head(p, user, last, delivered, now_for) end
+  local length = call('LLEN', list)
+  if length > 0 then
+    local now_for = trim(p, user, length, tonumber(ARGV[4]), tonumber(ARGV[5]), reason)
+    if now_for ~= reason then set_head(p, user, last, delivered, now_for) end
+  end
+end
+local lost = call('HMGET', p .. 'h', '\\1lost')[1]
+if lost and lost ~= '' and tonumber(lost) < tonumber(ARGV[5]) then
+  call('HSET', p .. 'h', '\\1lost', '')
 end
 return #users == count and users[count] or ''
 """
 )
 
 # ARGV: a new epoch, the server's replication id, 1 if the server loses nothing that it has
-# replied to, and the prefixes of tags. A tag gets the new epoch if it has none, or if its
-# replication id has changed and the server may have lost something. Returns the epoch of each.
+# replied to, now, and for each tag its prefix and 1 if it had an epoch before. A tag gets the
+# new epoch if it has none, or if its replication id has changed and the server may have lost
+# something. Returns the epoch of each.
 BEGIN: Final = Script(
     """
 local out = {}
-for i = 4, #ARGV do
+for i = 5, #ARGV, 2 do
   local key = ARGV[i] .. 'h'
   local got = redis.call('HMGET', key, '', '\\1line')
   local epoch, replid = got[1], got[2]
   if not epoch or (replid and replid ~= ARGV[2] and ARGV[3] ~= '1') then
     epoch = ARGV[1]
     redis.call('HSET', key, '', epoch)
+    if not got[1] and ARGV[i + 1] == '1' then
+      redis.call('HSET', key, '\\1lost', ARGV[4])
+    end
   end
   if replid ~= ARGV[2] then redis.call('HSET', key, '\\1line', ARGV[2]) end
   out[#out + 1] = epoch

@@ -95,7 +95,7 @@ class RedisInbox:
         setup = ConnectionSetup(address, self.prefixes, self._feed, self._clock)
         self._servers = create_servers(address, setup, timing)
         self._background = BackgroundWrites(self._servers)
-        self._sweeper = RedisSweeper(self._servers, self._clock)
+        self._sweeper = RedisSweeper(self._servers, self._clock, store=self.description)
         self._appender = BatchAppender(self._servers, is_cluster=is_cluster)
         self.admin = RedisAdminQueries(
             self._servers, arguments=self._read_arguments, state_of=self._state_of

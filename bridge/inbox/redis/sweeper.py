@@ -8,9 +8,11 @@ inboxes at once. So each bridge sweeps the users, a part of them at each call.
 from typing import Final
 
 from bridge.clock import SteadyClock
+from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.redis import scripts
 from bridge.inbox.redis.clock_record import store_clock
+from bridge.inbox.redis.eviction import check_eviction
 from bridge.inbox.redis.servers import RedisServers
 
 # Users in one call, which may have to delete all their messages.
@@ -22,9 +24,12 @@ _CALLS_MAX: Final = 1000
 class RedisSweeper:
     """The sweeps of one bridge."""
 
-    def __init__(self, servers: RedisServers, clock: SteadyClock) -> None:
+    def __init__(
+        self, servers: RedisServers, clock: SteadyClock, *, store: str
+    ) -> None:
         self._servers = servers
         self._clock = clock
+        self._store = store
         self._tag = 0
         self._after = b""
 
@@ -39,6 +44,7 @@ class RedisSweeper:
         prefixes = self._servers.prefixes
         first = self._servers.for_tag(0).current()
         await store_clock(self._clock, first, prefixes[0])
+        await self._check_eviction()
         tags_left = len(prefixes)
         for _ in range(_CALLS_MAX):
             now = self._clock.read()
@@ -58,3 +64,13 @@ class RedisSweeper:
             tags_left -= 1
             if not tags_left:
                 return
+
+    async def _check_eviction(self) -> None:
+        """Close connections to servers whose policy was changed while they were open."""
+        for server in self._servers.connections:
+            connection = server.current()
+            try:
+                await check_eviction(connection, self._store)
+            except StoreUnavailableError as exc:
+                connection.abort(exc.problem)
+                raise

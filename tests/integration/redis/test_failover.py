@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge import wiring
+from bridge.clock import SteadyClock
 from bridge.core.redis_address import RedisAddress
 from bridge.inbox.contract import Retention
 from bridge.inbox.redis.store import RedisInbox
@@ -36,9 +37,16 @@ class FastRedisInbox(RedisInbox):
     """The store as the bridge creates it, with short intervals."""
 
     def __init__(
-        self, address: RedisAddress, retention: Retention, *, namespace: str
+        self,
+        address: RedisAddress,
+        retention: Retention,
+        *,
+        namespace: str,
+        clock: SteadyClock,
     ) -> None:
-        super().__init__(address, retention, namespace=namespace, timing=TIMING)
+        super().__init__(
+            address, retention, namespace=namespace, clock=clock, timing=TIMING
+        )
 
 
 class Load:
