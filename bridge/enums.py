@@ -97,6 +97,11 @@ class DeadLetterReason(_ExplainedEnum):
         "the routing key is not a user: 1 to 255 bytes of UTF-8 without control "
         "characters",
     )
+    BAD_ROUTE = (
+        "bad_route",
+        "the message does not name one user: it was published straight into a queue, or the "
+        "header CC routes it to more users",
+    )
     BAD_EVENT = (
         "bad_event",
         "the property type is not an event name: reserved, over 128 characters, "
@@ -128,6 +133,7 @@ class DeadLetterCause(StrEnum):
     MALFORMED_BODY = DeadLetterReason.MALFORMED_BODY.value
     TOO_LARGE = DeadLetterReason.TOO_LARGE.value
     BAD_USER = DeadLetterReason.BAD_USER.value
+    BAD_ROUTE = DeadLetterReason.BAD_ROUTE.value
     BAD_EVENT = DeadLetterReason.BAD_EVENT.value
     SCHEMA = DeadLetterReason.SCHEMA.value
     ATTEMPTS_EXHAUSTED = DeadLetterReason.ATTEMPTS_EXHAUSTED.value

@@ -17,6 +17,8 @@ from bridge.core.properties import (
     Properties,
     header_bytes,
     header_int,
+    iter_array,
+    iter_table,
     parse_properties,
 )
 from bridge.core.provenance import published_s, trace_parent
@@ -153,10 +155,13 @@ def parse_delivery(
             DeadLetterReason.TOO_LARGE,
             f"body has {len(body)} bytes, allowed are {limits.body_bytes}",
         )
-    user = _USERS.get(delivery.routing_key) or _parse_new_user(delivery.routing_key)
+    known = _USERS.get(delivery.routing_key) if delivery.exchange else None
+    user = known or _parse_new_user(delivery)
+    properties = parse_properties(delivery.raw_properties)
+    if properties.headers is not None and _CC in properties.headers:
+        user = _only_user(user, delivery.routing_key, properties.headers)
     if isinstance(user, Rejection):
         return user
-    properties = parse_properties(delivery.raw_properties)
     event = EVENT_DEFAULT
     if properties.type:
         named = parse_event(properties.type)
@@ -187,7 +192,41 @@ _USERS: dict[bytes, str] = {}
 _USERS_MAX: Final = 1 << 16
 
 
-def _parse_new_user(routing_key: bytes) -> str | Rejection:
+# RabbitMQ also routes a message by the keys in this array. A queue receives it once, however
+# many keys lead there, and a hash exchange picks the queue by all keys together. So the order
+# of each user's messages cannot be kept. RabbitMQ removes the array BCC before delivery.
+_CC: Final = b"\x02CCA"
+
+
+def _only_user(
+    user: str | Rejection, routing_key: bytes, headers: bytes
+) -> str | Rejection:
+    """Return `user` unless the header CC adds other routing keys."""
+    keys = {
+        key[5:]
+        for name, value, _ in iter_table(headers)
+        if name == b"CC" and value[:1] == b"A"
+        for key in iter_array(value[5:])
+    }
+    added = len(keys - {routing_key})
+    if not added:
+        return user
+    counted = "1 routing key" if added == 1 else f"{added} routing keys"
+    text = f"the header CC adds {counted}; publish it once for each user"
+    return Rejection(DeadLetterReason.BAD_ROUTE, text)
+
+
+def _parse_new_user(delivery: Delivery) -> str | Rejection:
+    routing_key = delivery.routing_key
+    # Only the default exchange has an empty name. It routes to the queue that the key names.
+    if not delivery.exchange:
+        text = (
+            f"published straight into the queue {delivery.queue}, so it names no user"
+        )
+        return Rejection(DeadLetterReason.BAD_ROUTE, text)
+    if routing_key == delivery.queue.encode():
+        text = "the routing key is the name of the queue, not a user"
+        return Rejection(DeadLetterReason.BAD_ROUTE, text)
     user = parse_user(routing_key)
     if not isinstance(user, Rejection):
         if len(_USERS) >= _USERS_MAX:

@@ -28,7 +28,11 @@ from bridge.amqp.frame_reader import DeliveryReader
 from bridge.amqp.ownership import NamespaceOwnership
 from bridge.amqp.shards.assignment import ShardAssignment
 from bridge.amqp.shards.layout import ShardLayout, ShardPlan, marker_exchange_name
-from bridge.amqp.shards.migration import ShardMigration, keep_publishing_end_markers
+from bridge.amqp.shards.migration import (
+    MARKER_TYPE,
+    ShardMigration,
+    keep_publishing_end_markers,
+)
 from bridge.amqp.supervision import Work, first_to_end, supervise
 from bridge.amqp.topology import inbound_queue, topology
 from bridge.core.message import Delivery
@@ -173,7 +177,10 @@ class Intake:
         It comes after everything else in that queue. Its queue belongs into
         `ended_queues` of its batch: the session deletes it after the batch is acked.
         """
-        return delivery.exchange == self._marker_exchange
+        return (
+            delivery.exchange == self._marker_exchange
+            and delivery.properties.type == MARKER_TYPE
+        )
 
     # --- supervision
 

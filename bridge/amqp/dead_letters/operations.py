@@ -44,8 +44,9 @@ from bridge.core.dead_letter import (
 )
 from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import Delivery, message_id_of
+from bridge.core.properties import header_bytes
 from bridge.core.settlement import redrive_properties
-from bridge.enums import Stage
+from bridge.enums import DeadLetterReason, Header, Stage
 from bridge.errors import BrokerUnavailableError, PublishRefusedError, first_error
 
 # How much a job does before it releases the lock, so that other operations get a turn.
@@ -355,6 +356,11 @@ class DeadLetterQueue:
     async def _publish(self, delivery: Delivery) -> None:
         routing_key = routing_key_of(delivery)
         exchange = self._names.inbound
+        reason = header_bytes(delivery.properties.headers, Header.REASON)
+        if reason == DeadLetterReason.BAD_ROUTE.encode():
+            # The routing key may be the name of a queue, and would be stored as a user.
+            problem = "it names no single user: publish its body to each user instead"
+            raise PublishRefusedError(exchange, problem)
         try:
             routing_key.decode()
         except UnicodeDecodeError as exc:

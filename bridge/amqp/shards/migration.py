@@ -59,7 +59,7 @@ from bridge.errors import BrokerUnavailableError, ShardsError, TopologyError
 
 log = structlog.get_logger(__name__)
 
-_MARKER_TYPE: Final = "bridge:mark"
+MARKER_TYPE: Final = b"bridge:mark"
 
 
 class ShardMigration:
@@ -250,7 +250,7 @@ async def _publish_end_marker(
         exchange=exchange.name,
         routing_key=queue.name,
         properties=aiormq.spec.Basic.Properties(
-            delivery_mode=2, message_type=_MARKER_TYPE
+            delivery_mode=2, message_type=MARKER_TYPE.decode()
         ),
     )
 

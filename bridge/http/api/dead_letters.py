@@ -166,6 +166,9 @@ _ADVICE: Final[Mapping[DeadLetterCause, str]] = {
         "Raise BRIDGE_MAX_MESSAGE_BYTES and redrive it, or discard it."
     ),
     DeadLetterCause.BAD_USER: _NEVER,
+    DeadLetterCause.BAD_ROUTE: (
+        "It cannot be redriven: publish its body to each user, and discard this one."
+    ),
     DeadLetterCause.BAD_EVENT: _NEVER,
     DeadLetterCause.SCHEMA: (
         "Fix the schema in BRIDGE_SCHEMAS and redrive it, or fix the producer and discard it."

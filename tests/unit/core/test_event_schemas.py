@@ -46,7 +46,8 @@ def parse(
     properties = Properties(
         type=event.encode() or None, content_type=content_type or None
     )
-    delivery = Delivery(1, False, b"", b"ann", render_properties(properties), body, "q")  # noqa: FBT003 - a flag of the broker
+    raw = render_properties(properties)
+    delivery = Delivery(1, False, b"x", b"ann", raw, body, "q")  # noqa: FBT003 - a flag of the broker
     return parse_delivery(delivery, limits=MessageLimits(1000), now_s=0, schemas=known)
 
 

@@ -34,11 +34,12 @@ def delivery(
     *,
     user: bytes = b"alice",
     properties: Properties = NO_PROPERTIES,
+    exchange: bytes = b"bridge.messages",
 ) -> Delivery:
     return Delivery(
         tag=1,
         redelivered=False,
-        exchange=b"bridge.messages",
+        exchange=exchange,
         routing_key=user,
         raw_properties=render_properties(properties),
         body=body,
@@ -374,3 +375,66 @@ def test_text_that_exceeds_the_limit_as_json_is_too_large() -> None:
 
     assert rejection.reason is DeadLetterReason.TOO_LARGE
     assert "120002 bytes as JSON" in rejection.text
+
+
+# --- routes -----------------------------------------------------------------------------
+
+
+def cc(*keys: bytes, name: bytes = b"CC") -> Properties:
+    """Return properties with the header by which RabbitMQ routes to more keys."""
+    items = b"".join(b"S" + len(key).to_bytes(4, "big") + key for key in keys)
+    value = b"A" + len(items).to_bytes(4, "big") + items
+    return Properties(headers=bytes((len(name),)) + name + value)
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (
+            delivery(exchange=b"", user=b"q"),
+            "published straight into the queue q, so it names no user",
+        ),
+        (
+            delivery(exchange=b"", user=b"jobs"),
+            "published straight into the queue q, so it names no user",
+        ),
+        (
+            delivery(exchange=b"bridge.inbound", user=b"q"),
+            "the routing key is the name of the queue, not a user",
+        ),
+        (
+            delivery(properties=cc(b"bob", b"alice", b"eve")),
+            "the header CC adds 2 routing keys; publish it once for each user",
+        ),
+        (
+            delivery(properties=cc(b"bob")),
+            "the header CC adds 1 routing key; publish it once for each user",
+        ),
+    ],
+)
+def test_a_message_that_does_not_name_one_user_has_a_bad_route(
+    found: Delivery, text: str
+) -> None:
+    """It would go to a user with the name of a queue, or to one of several users."""
+    assert reject(found) == Rejection(DeadLetterReason.BAD_ROUTE, text)
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        cc(),
+        cc(b"alice"),
+        cc(b"bob", name=b"xCC"),
+        Properties(headers=render_table({"CC": "bob"})),
+        Properties(headers=render_table({"note": "\x02CCA"})),
+    ],
+)
+def test_other_headers_do_not_change_the_route(properties: Properties) -> None:
+    """RabbitMQ reads arrays in CC; the routing key itself adds no user."""
+    assert parse(delivery(properties=properties)).user == "alice"
+
+
+def test_any_exchange_may_lead_to_the_inbound_queue() -> None:
+    """Operators bind their own exchanges; a retry arrives through bridge.inbound."""
+    assert parse(delivery(exchange=b"events")).user == "alice"
+    assert parse(delivery(exchange=b"bridge.inbound")).user == "alice"

@@ -9,6 +9,7 @@ const REASONS = [
   "malformed_body",
   "too_large",
   "bad_user",
+  "bad_route",
   "bad_event",
   "schema",
   "attempts_exhausted",
