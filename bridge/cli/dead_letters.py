@@ -15,18 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.cli.dead_letter_jobs import discard_letters, redrive_letters
-from bridge.cli.operator_client import (
-    OperatorOptions,
-    ask_once,
-    print_json,
-    segment,
-)
-from bridge.cli.options import (
-    Cursor,
-    DryRun,
-    OfUser,
-    with_option_groups,
-)
+from bridge.cli.operator_client import OperatorOptions, ask_once, print_json, segment
+from bridge.cli.options import Cursor, DryRun, OfUser, with_option_groups
 from bridge.cli.tables import local_time, print_note, printable
 from bridge.core.contracts.operator.dead_letters import (
     RATE_DEFAULT_PER_S,

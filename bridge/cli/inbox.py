@@ -21,17 +21,8 @@ import typer
 from typer.core import TyperGroup
 
 from bridge.cli.inbox_migration import carry_inboxes
-from bridge.cli.operator_client import (
-    OperatorOptions,
-    ask_pages,
-    print_json,
-    segment,
-)
-from bridge.cli.options import (
-    Cursor,
-    Limit,
-    with_option_groups,
-)
+from bridge.cli.operator_client import OperatorOptions, ask_pages, print_json, segment
+from bridge.cli.options import Cursor, Limit, with_option_groups
 from bridge.cli.tables import local_time, print_note, print_table
 from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.users import InboxMessage

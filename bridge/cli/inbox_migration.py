@@ -13,10 +13,7 @@ from bridge.cli.tables import print_note
 from bridge.enums import ExitCode
 from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.migration.migrate import MigrationResult, OnProgress, migrate
-from bridge.inbox.migration.model import (
-    MigrationTarget,
-    MigrationTotals,
-)
+from bridge.inbox.migration.model import MigrationTarget, MigrationTotals
 from bridge.inbox.sqlite.migration_source import SqliteSource
 from bridge.logging import configure_logs
 from bridge.settings.load import load_settings

@@ -1,10 +1,6 @@
 """`bridge queues`: the queues of a running bridge on the broker."""
 
-from bridge.cli.operator_client import (
-    OperatorOptions,
-    ask_once,
-    print_json,
-)
+from bridge.cli.operator_client import OperatorOptions, ask_once, print_json
 from bridge.cli.options import with_option_groups
 from bridge.cli.tables import print_note, print_table
 from bridge.core.contracts.operator.operation import PAGE_MAX, Page

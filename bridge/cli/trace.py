@@ -4,15 +4,8 @@ from typing import Annotated
 
 import typer
 
-from bridge.cli.operator_client import (
-    OperatorOptions,
-    ask_once,
-    print_json,
-    segment,
-)
-from bridge.cli.options import (
-    with_option_groups,
-)
+from bridge.cli.operator_client import OperatorOptions, ask_once, print_json, segment
+from bridge.cli.options import with_option_groups
 from bridge.cli.tables import local_time, print_note, print_table, printable
 from bridge.core.contracts.operator.trace import Trace
 from bridge.enums import ExitCode, Fate

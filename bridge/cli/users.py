@@ -11,12 +11,7 @@ from bridge.cli.operator_client import (
     print_json,
     segment,
 )
-from bridge.cli.options import (
-    Cursor,
-    DryRun,
-    Limit,
-    with_option_groups,
-)
+from bridge.cli.options import Cursor, DryRun, Limit, with_option_groups
 from bridge.cli.tables import count, local_time, print_note, print_table
 from bridge.core.contracts.operator.users import (
     CoverageFields,

@@ -9,12 +9,7 @@ from typing import Final
 
 from yarl import URL
 
-from bridge.amqp.connection import (
-    BrokerAddress,
-    BrokerConnection,
-    Purpose,
-    connected,
-)
+from bridge.amqp.connection import BrokerAddress, BrokerConnection, Purpose, connected
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.permissions import (
     MissingPermission,

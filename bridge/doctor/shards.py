@@ -4,21 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bridge.amqp.connection import (
-    BrokerAddress,
-    Purpose,
-    broker_identity,
-    connected,
-)
+from bridge.amqp.connection import BrokerAddress, Purpose, broker_identity, connected
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.ownership import NamespaceOwnership
 from bridge.amqp.permissions import knows_type
 from bridge.amqp.shards.hashing import plugin_of, preferred_hash_type
 from bridge.amqp.shards.layout import ShardLayout, ShardPlan, ShardRecords
-from bridge.amqp.topology import (
-    Topology,
-    topology,
-)
+from bridge.amqp.topology import Topology, topology
 from bridge.doctor.results import CheckResult, fail, ok, warn
 from bridge.errors import BrokerUnavailableError
 

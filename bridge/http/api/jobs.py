@@ -4,12 +4,7 @@ import asyncio
 from contextlib import suppress
 from typing import Final
 
-from bridge.core.contracts.operator.jobs import (
-    CANCEL_JOB,
-    GET_JOB,
-    GET_JOBS,
-    JobFacts,
-)
+from bridge.core.contracts.operator.jobs import CANCEL_JOB, GET_JOB, GET_JOBS, JobFacts
 from bridge.core.contracts.operator.operation import Page, PageQuery
 from bridge.http.api.endpoint import Api, ApiProblem, ApiRequest
 from bridge.http.api.paging import page_by_key

@@ -6,11 +6,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from bridge.core.contracts.base import Contract, listed
-from bridge.core.contracts.operator.operation import (
-    Operation,
-    Page,
-    PageQuery,
-)
+from bridge.core.contracts.operator.operation import Operation, Page, PageQuery
 
 
 class JobKind(StrEnum):
