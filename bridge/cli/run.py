@@ -13,11 +13,12 @@ import uvloop
 from bridge import __version__
 from bridge.app import Bridge
 from bridge.cli.options import LoadSettings, with_settings
+from bridge.core.worker_slot import WorkerSlot
 from bridge.enums import ExitCode
 from bridge.http.listeners import Listening
 from bridge.logging import configure_logs
 from bridge.signals import run_until_signalled
-from bridge.workers.supervisor import WorkerStart, supervise
+from bridge.workers.supervisor import supervise
 
 log = structlog.get_logger(__name__)
 
@@ -83,7 +84,7 @@ def tune_garbage_collector() -> None:
     gc.set_threshold(20_000, 10, 10)
 
 
-def _worker_command(start: WorkerStart) -> list[str]:
+def _worker_command(slot: WorkerSlot, port: int, control_fd: int) -> list[str]:
     """Return the command line of a worker: this process's own, with another command."""
     # The interpreter's options and the script or module that it runs.
     before = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
@@ -91,10 +92,10 @@ def _worker_command(start: WorkerStart) -> list[str]:
         sys.executable,
         *before,
         "worker",
-        f"--of={start.slot.folder}",
-        f"--index={start.slot.index}",
-        f"--at={start.port}",
-        f"--line={start.control_fd}",
+        f"--of={slot.folder}",
+        f"--index={slot.index}",
+        f"--at={port}",
+        f"--line={control_fd}",
         *sys.argv[2:],
     ]
 

@@ -8,7 +8,6 @@ import orjson
 import structlog
 
 from bridge.core.worker_slot import WorkerSlot
-from bridge.errors import WorkersFailedError
 from bridge.metrics import SupervisorMetrics
 from bridge.workers.control_channel import ControlMessage
 from bridge.workers.merged_metrics import MergedMetrics
@@ -104,7 +103,7 @@ class WorkerPool:
             await self._drain(drain_s())
         for worker in self.workers:
             if worker.failure is not None:
-                raise WorkersFailedError(worker.failure.code, worker.failure.text)
+                raise worker.failure
 
     async def _start(
         self,

@@ -4,6 +4,7 @@ import asyncio
 import random
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from time import monotonic
@@ -14,6 +15,7 @@ import structlog
 from bridge.core.restart_policy import GiveUp, WorkerExit, decide_restart
 from bridge.core.worker_slot import WorkerSlot
 from bridge.enums import ExitCode
+from bridge.errors import WorkersFailedError
 from bridge.workers.control_channel import ControlMessage, receive
 from bridge.workers.worker_client import WorkerAnswer, WorkerClient, WorkerRequest
 
@@ -51,14 +53,6 @@ class WorkerLimits:
 
 
 _DEFAULT_LIMITS: Final = WorkerLimits()
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerFailure:
-    """Why a worker is not restarted any more, and the exit status of the bridge."""
-
-    code: int
-    text: str
 
 
 class SupervisedWorker:
@@ -101,7 +95,7 @@ class SupervisedWorker:
         self.has_listened = asyncio.Event()
         self.stopped = asyncio.Event()
         self.stopped.set()
-        self.failure: WorkerFailure | None = None
+        self.failure: WorkersFailedError | None = None
         self._command = command
         self._has_any_listened = has_any_listened
         self._on_exit = on_exit
@@ -195,7 +189,7 @@ class SupervisedWorker:
                 if early_exits > 1:
                     text += f", {early_exits} times in a row soon after its start"
                 text += "; its own log is above"
-                self.failure = WorkerFailure(decision.code, text)
+                self.failure = WorkersFailedError(decision.code, text)
                 return
             log.error(
                 "worker.ended",
@@ -203,14 +197,9 @@ class SupervisedWorker:
                 how=str(ended),
                 restart_after_s=round(decision.delay_s, 2),
             )
-            await self._wait_before_restart(decision.delay_s)
-
-    async def _wait_before_restart(self, delay_s: float) -> None:
-        try:
-            async with asyncio.timeout(delay_s):
-                await self._draining.wait()
-        except TimeoutError:
-            return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(decision.delay_s):
+                    await self._draining.wait()
 
     async def _run_process(self) -> WorkerExit:
         """Start a process, and return when it has ended."""

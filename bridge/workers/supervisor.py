@@ -10,7 +10,6 @@ import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -31,28 +30,11 @@ log = structlog.get_logger(__name__)
 _FOLDER_MAX_BYTES: Final = 108 - len("/operator-000") - 1
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerStart:
-    """
-    How one worker is started.
-
-    Attributes:
-        slot: The worker's slot.
-        port: The real public port.
-        control_fd: File descriptor of the worker's end of the control channel.
-
-    """
-
-    slot: WorkerSlot
-    port: int
-    control_fd: int
-
-
 async def supervise(
     settings: Settings,
     *,
     load: Callable[[], Settings],
-    command: Callable[[WorkerStart], Sequence[str]],
+    command: Callable[[WorkerSlot, int, int], Sequence[str]],
     on_listening: Callable[[Listening], None],
 ) -> None:
     """
@@ -61,7 +43,8 @@ async def supervise(
     Args:
         settings: Checked settings.
         load: Reads the settings again.
-        command: Makes the command line of a worker.
+        command: Makes the command line of a worker from its slot, the public port, and the
+            file descriptor of its end of the control channel.
         on_listening: Called once, when all workers listen.
 
     Raises:
@@ -84,7 +67,7 @@ async def supervise(
         pool = WorkerPool(
             folder,
             count=settings.workers,
-            command=lambda slot, fd: command(WorkerStart(slot, port, fd)),
+            command=lambda slot, fd: command(slot, port, fd),
         )
         proxy = AdminProxy(settings, pool)
         operator_url = await serve(

@@ -7,7 +7,8 @@ migration continues at the last recorded progress and repeats a little.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 from typing import Protocol
 
 from bridge.core.message import Stored
@@ -92,12 +93,7 @@ class MigrationTotals:
     bytes: int = 0
 
     def __add__(self, other: "MigrationTotals") -> "MigrationTotals":
-        return MigrationTotals(
-            self.users + other.users,
-            self.messages + other.messages,
-            self.ids + other.ids,
-            self.bytes + other.bytes,
-        )
+        return MigrationTotals(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True, slots=True)
