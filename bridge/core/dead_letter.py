@@ -183,16 +183,27 @@ def original_expiration(properties: Properties) -> bytes | None:
     return None
 
 
-def redriven_id(delivery: Delivery) -> str | None:
+def redriven_id(delivery: Delivery, dead_letter_id: str) -> str | None:
     """
     Return the id that every repetition of this dead letter's redrive carries.
 
-    ``None`` if the dead letter has no id of its own. Two identical messages must not get the
-    same id: the inbox would drop the second one as a duplicate.
+    It depends on the content, because any producer can publish a dead letter with the
+    header of another one, and the inbox drops a message with a known id as a duplicate.
+
+    Args:
+        delivery: The dead letter.
+        dead_letter_id: Its `StoredDeadLetter.id`.
+
+    Returns:
+        ``None`` if nothing tells the dead letter from another one: it has no id of its own,
+        or is not the first of several that are identical byte by byte.
+
     """
     written = header_bytes(delivery.properties.headers, Header.DEAD_LETTER_ID)
-    if written and len(written) <= 64 and written.isalnum():
-        return f"{written.decode()}.{redrives_of(delivery.properties) + 1}"
+    is_repeated = "-" in dead_letter_id
+    if written and len(written) <= 64 and written.isalnum() and not is_repeated:
+        redrive = redrives_of(delivery.properties) + 1
+        return f"{written.decode()}.{redrive}.{dead_letter_id}"
     return None
 
 

@@ -326,7 +326,7 @@ class DeadLetterQueue:
 
         async def send_one(pending: PendingDeadLetter) -> None:
             try:
-                await self._publish(pending.delivery)
+                await self._publish(pending)
             except PublishRefusedError as exc:
                 refused.append(str(exc))
             else:
@@ -353,7 +353,8 @@ class DeadLetterQueue:
             raise failure
         return confirmed
 
-    async def _publish(self, delivery: Delivery) -> None:
+    async def _publish(self, pending: PendingDeadLetter) -> None:
+        delivery = pending.delivery
         routing_key = routing_key_of(delivery)
         exchange = self._names.inbound
         reason = header_bytes(delivery.properties.headers, Header.REASON)
@@ -369,7 +370,7 @@ class DeadLetterQueue:
             raise PublishRefusedError(exchange, problem) from exc
         properties = redrive_properties(
             delivery,
-            redriven_id=redriven_id(delivery) or uuid4().hex,
+            redriven_id=redriven_id(delivery, pending.id) or uuid4().hex,
             expiration=original_expiration(delivery.properties),
             max_bytes=self._publisher.max_properties_bytes,
         )

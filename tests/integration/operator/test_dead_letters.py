@@ -4,11 +4,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from bridge.amqp.dead_letters.batches import PendingDeadLetter
 from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import (
     PERSISTENT,
     Properties,
+    render_properties,
+    render_table,
 )
+from bridge.enums import Header
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all
@@ -97,19 +101,38 @@ async def test_the_inbox_recognizes_a_repeated_redrive(
     ):
         await publish_dead_letters(broker, at.names, 3)
         dead_letters = at.running.bridge.components.dead_letters
-        found = [
-            await dead_letters.find(i["id"])
-            for i in (await at.api.get("/api/dead"))["items"]
-        ]
-        for one in found:
-            assert one is not None
-            await dead_letters._publish(
-                one[1]
-            )  # confirmed; the process dies before the ack
+        for item in (await at.api.get("/api/dead"))["items"]:
+            found = await dead_letters.find(item["id"])
+            assert found is not None
+            # Confirmed; the process dies before the ack.
+            await dead_letters._publish(PendingDeadLetter(found[0].id, found[1]))
         await at.run_job("redrive", all=True, rate_per_s=1000)
         await eventually(lambda: at.running.settled("duplicate") == 3)
 
     assert windows[0].data() == [0, 1, 2]
+
+
+async def test_dead_letters_with_one_forged_id_all_arrive(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Any producer can publish to the exchange of dead letters, with any headers."""
+    headers = render_table({Header.DEAD_LETTER_ID: "forged"})
+    forged = render_properties(Properties(headers=headers))
+    async with (
+        setting(broker, namespace) as at,
+        open_windows(
+            at.running.listening.public_url, [at.running.token("ann")]
+        ) as windows,
+    ):
+        async with open_raw(broker.url) as raw:
+            for body in (b"1", b"2", b"2"):
+                await raw.publish(at.names.dead, body=body, raw_properties=forged)
+        await eventually(lambda: at.has_ready(3))
+        job = await at.run_job("redrive", all=True, rate_per_s=1000)
+        await eventually(lambda: len(windows[0].data()) == 3)
+
+    assert (job["state"], job["done"], job["failed"]) == ("done", 3, 0)
+    assert windows[0].data() == [1, 2, 2]
 
 
 async def test_a_message_that_cannot_be_redriven_stays_in_the_queue(

@@ -226,8 +226,8 @@ def test_a_redrive_restores_the_properties_and_counts() -> None:
         headers=render_table({"x-mine": "kept"}),
     )  # fmt: skip
     dead_letter = bridge_dead_letter(original)
-    repeat_id = redriven_id(dead_letter)
-    assert repeat_id is not None
+    repeat_id = redriven_id(dead_letter, "d1")
+    assert repeat_id == "a1.1.d1"
 
     sent = redrive_properties(
         dead_letter,
@@ -239,7 +239,7 @@ def test_a_redrive_restores_the_properties_and_counts() -> None:
     assert routing_key_of(dead_letter) == b"ann"
     assert header_bytes(sent.headers, "x-mine") == b"kept"
     assert header_bytes(sent.headers, Header.USER_ID) == b"shop"
-    assert header_bytes(sent.headers, Header.REDRIVEN_ID) == b"a1.1"
+    assert header_bytes(sent.headers, Header.REDRIVEN_ID) == b"a1.1.d1"
     assert header_int(sent.headers, Header.REDRIVES) == 1
     assert header_bytes(sent.headers, Header.REASON) is None
     assert header_int(sent.headers, Header.DEADLINE) is None
@@ -256,7 +256,7 @@ def test_retries_and_dead_letters_keep_the_count_of_redrives() -> None:
     again = bridge_dead_letter(parse_properties(retried.raw_properties), letter_id="b2")
 
     assert DeadLetterReader().read(again).redrives == 1
-    assert redriven_id(again) == "b2.2"
+    assert redriven_id(again, "d1") == "b2.2.d1"
 
 
 def test_a_message_without_an_id_gets_the_id_of_its_redrive() -> None:
@@ -280,7 +280,22 @@ def test_a_dead_letter_without_an_id_of_its_own_has_no_redrive_id(
     letter_id: str | None,
 ) -> None:
     """Identical messages that RabbitMQ dead-lettered are separate messages."""
-    assert redriven_id(bridge_dead_letter(Properties(), letter_id=letter_id)) is None
+    dead_letter = bridge_dead_letter(Properties(), letter_id=letter_id)
+
+    assert redriven_id(dead_letter, "d1") is None
+
+
+def test_dead_letters_with_one_forged_id_have_different_redrive_ids() -> None:
+    """The inbox would drop all but the first as duplicates."""
+    forged = Properties(headers=render_table({Header.DEAD_LETTER_ID: "a1"}))
+    dead_letters = [delivery(forged, body=body) for body in (b"1", b"2", b"2")]
+    reader = DeadLetterReader()
+    ids = [redriven_id(each, reader.read(each).id) for each in dead_letters]
+    again = DeadLetterReader().read(dead_letters[1])
+
+    assert ids[0] != ids[1]
+    assert ids[1] == redriven_id(dead_letters[1], again.id)  # at a repetition
+    assert ids[2] is None  # identical: nothing tells it from the one before
 
 
 def test_the_original_expiration_is_read_from_x_death() -> None:
