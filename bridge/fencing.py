@@ -60,7 +60,7 @@ class Fencing:
 
         Raises:
             OwnershipLostError: If another bridge has stored messages from one of its
-                queues. The session of `batch` ends, and the intake starts a new one.
+                queues. Its consumer gives up; the session consumes that queue again.
             TransientError: If the store or the broker is away. The call may be repeated.
 
         Cancellation: as for the store's `append`.
@@ -80,9 +80,11 @@ class Fencing:
                 problem=str(exc),
             )
             self._metrics.handed_over.inc()
-            # The other deliveries of this session are too late as well. The session has
-            # to end: nothing else would settle or return what it has in flight.
-            batch.session.fail(str(exc))
+            # What else this consumer has in flight is too late as well, and has to return
+            # to the queue. Nothing is known about the consumers of other queues.
+            for consumer in batch.consumers:
+                if consumer.queue == exc.queue:
+                    consumer.give_up(str(exc))
             raise
 
     async def _claim(self, consumer: Consumer) -> FencingToken:

@@ -161,7 +161,8 @@ class Pipeline:
             if not await self._intake.ack(batch):
                 raise StaleBatchError  # noqa: TRY301 - handled like one raised below
         except StaleBatchError:
-            self._count(Outcome.STALE, len(batch.deliveries))
+            returned = self._intake.put_back(batch)
+            self._count(Outcome.STALE, len(batch.deliveries) - returned)
 
     async def _settle_redelivered(self, batch: Batch) -> None:
         """Settle a batch that may contain suspects, which are tried in their order."""

@@ -179,6 +179,11 @@ class BrokerConnection(aio_pika.Connection, Generic[ReaderT_co]):
             raise BrokerUnavailableError("use the connection", CONNECTION_LOST)
         return self.transport.connection
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection is closed or being closed, by either side."""
+        return self.transport is None or not self.transport.connection.is_opened
+
     def write(self, frame: bytes) -> bool:
         """
         Write a whole frame at once, bypassing the library's queue and its writer task.

@@ -2,8 +2,8 @@
 Keep a session with the broker: connect, run it, and reconnect when it is lost.
 
 `aio_pika.connect_robust` is not used. It waits a fixed time without jitter, supports one
-URL, and keeps a dead channel on a living connection. Here a session is either whole or
-over, and each session starts on a new connection.
+URL, and keeps a dead channel on a living connection. Here each session starts on a new
+connection.
 """
 
 import asyncio

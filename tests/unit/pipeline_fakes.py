@@ -48,6 +48,10 @@ class FakeIntake:
         """Return whether the session is alive."""
         return self.is_alive
 
+    def put_back(self, _: Batch) -> int:
+        """Put nothing back: the session has ended."""
+        return 0
+
     async def ack(self, batch: Batch) -> bool:
         """Record the ack."""
         if self.is_alive:

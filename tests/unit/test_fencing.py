@@ -1,6 +1,7 @@
 """Fencing, with fakes: which calls it makes, in which order, and how often."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -29,23 +30,17 @@ class FakeConsumer:
     queue: str
     calls: list[str]
     failures: list[Exception]
+    problems: list[str] = field(default_factory=list)
+
+    def give_up(self, problem: str) -> None:
+        """Record the problem."""
+        self.problems.append(problem)
 
     async def confirm(self) -> None:
         """Record the call."""
         self.calls.append(f"confirm {self.queue}")
         if self.failures:
             raise self.failures.pop(0)
-
-
-@dataclass
-class FakeSession:
-    """Records why it was ended."""
-
-    problems: list[str] = field(default_factory=list)
-
-    def fail(self, problem: str) -> None:
-        """Record the problem."""
-        self.problems.append(problem)
 
 
 @dataclass
@@ -77,7 +72,6 @@ class FencingHarness:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.session = FakeSession()
         self.inbox = FakeInbox(self.calls)
         self.metrics = Metrics()
         self.fencing = Fencing(cast("RedisInbox", self.inbox), metrics=self.metrics)
@@ -89,7 +83,7 @@ class FencingHarness:
     async def append(self, *consumers: Consumer) -> Sequence[int | None]:
         """Append a batch that these consumers received."""
         last_tags = [(consumer, 1) for consumer in consumers]
-        batch = Batch((), cast("IntakeSession", self.session), last_tags)
+        batch = Batch((), cast("IntakeSession", None), last_tags)
         return await self.fencing.append(batch, MESSAGES)
 
 
@@ -144,16 +138,18 @@ async def test_a_token_that_the_broker_did_not_confirm_is_never_used(
     assert harness.calls[2:] == ["claim q", "confirm q", "append [('q', 2)]"]
 
 
-async def test_a_batch_that_is_too_late_ends_its_session(
+async def test_only_the_consumer_whose_queue_was_lost_gives_up(
     harness: FencingHarness,
 ) -> None:
-    """Everything else that the session has in flight is too late as well."""
+    """The whole session failed, and the broker redelivered the messages of all shards."""
     harness.inbox.failures.append(OwnershipLostError("q"))
+    lost, other = FakeConsumer("q", [], []), FakeConsumer("r", [], [])
 
     with pytest.raises(OwnershipLostError):
-        await harness.append(harness.consumer("q"))
+        await harness.append(cast("Consumer", other), cast("Consumer", lost))
 
-    assert harness.session.problems == [str(OwnershipLostError("q"))]
+    assert lost.problems == [str(OwnershipLostError("q"))]
+    assert other.problems == []
     name = "bridge_handed_over_batches_total"
     assert harness.metrics.registry.get_sample_value(name) == 1
 
@@ -163,11 +159,11 @@ async def test_a_store_that_is_away_costs_neither_token_nor_session(
 ) -> None:
     """The pipeline tries again, under the same token."""
     harness.inbox.failures.append(StoreUnavailableError("redis:", "away"))
-    consumer = harness.consumer("q")
+    consumer = FakeConsumer("q", harness.calls, [])
 
-    with pytest.raises(StoreUnavailableError):
-        await harness.append(consumer)
-    await harness.append(consumer)
+    for _ in range(2):
+        with suppress(StoreUnavailableError):
+            await harness.append(cast("Consumer", consumer))
 
     assert harness.calls[2:] == ["append [('q', 1)]"] * 2
-    assert harness.session.problems == []
+    assert consumer.problems == []

@@ -8,12 +8,18 @@ consumer by closing the channel after everything in flight has been acked. Two o
 of leaving a queue lose the order of messages: basic.cancel makes the broker activate the
 next single active consumer while older deliveries are still in flight here, and a nack
 returns deliveries behind others that were returned before (docs/measurements.md).
+
+Every state but ACTIVE has a deadline: STARTING the limit of a call, DRAINING and DISCARDING
+`stall_s` without progress. Then the consumer gives up (`give_up`): it sends the acks it
+has and closes its channel, and the broker redelivers the rest to the next consumer. That
+keeps the order unless the next prefetch is smaller.
 """
 
 import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice, takewhile
@@ -21,11 +27,14 @@ from struct import Struct
 from typing import Final
 
 import aiormq
+import structlog
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from bridge.amqp.connection import (
     CONNECTION_LOST,
     BrokerConnection,
+    broker_call,
+    close_reason,
     ignore_message,
 )
 from bridge.amqp.frame_reader import DeliveryReader
@@ -33,6 +42,8 @@ from bridge.core.message import Delivery
 from bridge.core.settlement import SUSPECTS_TOGETHER, is_suspect
 from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
+
+log = structlog.get_logger(__name__)
 
 # How long an ack may wait to be sent together with the next one. Each ack is an entry in
 # the log of a quorum queue, on the disks of a majority of nodes, and new messages wait
@@ -61,6 +72,10 @@ class IntakeLimits:
         waiting_bytes: The most bytes of bodies that wait here for one queue. Prefetch
             bounds their number alone, which is not enough if messages are large.
         drain_s: How long a draining consumer still accepts deliveries.
+        stall_s: How long a draining consumer waits for its deliveries to be settled
+            without any progress, and how long the broker may fail to confirm a consumer.
+        pause_s: The mean pause before a queue that was left is consumed again; the next
+            consumer is active by then.
         poll_s: How long a change that the library does not report may go unnoticed.
 
     """
@@ -69,6 +84,8 @@ class IntakeLimits:
     batch_bytes: int = 4 << 20
     waiting_bytes: int = 64 << 20
     drain_s: float = 5.0
+    stall_s: float = 5.0
+    pause_s: float = 0.2
     poll_s: float = 1.0
 
 
@@ -83,7 +100,8 @@ class ConsumerState(IntEnum):
             delivering once `prefetch_count` deliveries are in flight.
         DISCARDING: New deliveries are dropped unread; they return to the queue when the
             channel closes. Older ones are still handed out.
-        CLOSED: Nothing is in flight; the channel is closed or being closed.
+        CLOSED: Nothing can be taken or acked any more: all deliveries are settled, or the
+            broker redelivers the rest. The channel is closed or being closed.
 
     """
 
@@ -100,7 +118,7 @@ class Consumer:
 
     Args:
         connection: The connection of `channel`.
-        channel: Used by this consumer alone; closed by `close_if_settled`.
+        channel: Used by this consumer alone; closed by `leave`.
         queue: The queue to consume.
         prefetch_count: How many deliveries may be in flight.
         limits: How much may wait here, and how long a drain accepts deliveries.
@@ -135,9 +153,7 @@ class Consumer:
         self._changed = changed
         self._metrics = metrics
         self._state = ConsumerState.STARTING
-        # Held by `start` and `close_if_settled`: two tasks may close a consumer, the one
-        # that hands it over and the one that drains the session.
-        self._transition = asyncio.Lock()
+        self._loss: str | None = None  # why it gave up
         self._consumer_tag: str | None = None
         self._drain_timer: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
@@ -150,6 +166,10 @@ class Consumer:
         self._ack_timer: asyncio.TimerHandle | None = None
         # The last tag and the arrival time of each chunk of which a delivery is in flight.
         self._arrivals: deque[tuple[int, float]] = deque()
+        self._moved_s = (
+            time.monotonic()
+        )  # of the last ack, or the first delivery after it
+        self._unconfirmed_s: float | None = None  # since when `confirm` fails
         channel.closing.add_done_callback(lambda _: changed.set())
         channel.on_consumer_cancel_callbacks.add(lambda _: changed.set())
 
@@ -180,12 +200,17 @@ class Consumer:
             self._drain_timer = loop.call_later(
                 self._limits.drain_s, self._enter, ConsumerState.DISCARDING
             )
+            self._moved_s = time.monotonic()
         if state >= ConsumerState.DISCARDING:
             self._reader.resume(self._channel.number)
         if state is ConsumerState.CLOSED:
             # Before the channel closes: the library may then give its number to a new
             # channel at once, and that one's deliveries must not be dropped.
             self._reader.unsubscribe(self._channel.number, self._on_deliveries)
+            self._waiting.clear()
+            self._waiting_bytes = 0
+            self._arrivals.clear()
+            self._settled.set()
         self._changed.set()
 
     async def start(self) -> None:
@@ -199,7 +224,7 @@ class Consumer:
         number = self._channel.number
         self._reader.subscribe(number, self.queue, self._on_deliveries)
         doing = f"consume {self.queue}"
-        async with self._transition, self._connection.call(doing):
+        async with self._connection.call(doing):
             await self._channel.basic_qos(
                 prefetch_count=self.prefetch_count, global_=False
             )
@@ -218,25 +243,57 @@ class Consumer:
         """
         self._enter(ConsumerState.DRAINING)
 
-    async def close_if_settled(self) -> bool:
+    def give_up(self, problem: str) -> None:
         """
-        Close the channel unless a delivery is in flight or on its way.
+        Return everything in flight to the queue; the acks that wait are sent.
 
-        Returns:
-            Whether the consumer is closed. If not, wait for `settled` and try again.
+        The session closes the channel then (`leave`), and consumes the queue again. Does
+        nothing if the consumer is closed.
+        """
+        if self._state is ConsumerState.CLOSED:
+            return
+        self._loss = problem
+        self.flush_acks()
+        log.warning(
+            "consumer.gave_up",
+            queue=self.queue,
+            in_flight=self.in_flight,
+            problem=problem,
+        )
+        self._enter(ConsumerState.CLOSED)
+
+    async def leave(self) -> None:
+        """
+        Settle everything that the broker has delivered, in order, and close the channel.
+
+        If that makes no progress for `stall_s`, or the broker does not answer, the rest
+        returns to the queue.
 
         Raises:
-            BrokerUnavailableError: If the broker is away or too slow.
+            BrokerUnavailableError: If the channel cannot be closed: the connection has to
+                be closed, or the broker could deliver to this consumer again.
 
         """
-        async with self._transition:
-            if self._state is ConsumerState.CLOSED:
-                return True
-            if self.in_flight or (not self._is_full and await self._receives_more()):
-                return False
-            self._enter(ConsumerState.CLOSED)
-            await self._close()
-        return True
+        self.drain()
+        try:
+            while self.in_flight or (not self._is_full and await self._receives_more()):
+                await self._settle_in_flight()
+        except BrokerUnavailableError as exc:
+            self.give_up(str(exc))
+        self._enter(ConsumerState.CLOSED)
+        await self._close()
+
+    async def _settle_in_flight(self) -> None:
+        """Wait until nothing is in flight; give up if that makes no progress."""
+        while self.in_flight:
+            left_s = self._moved_s + self._limits.stall_s - time.monotonic()
+            if left_s <= 0:
+                self.give_up("the deliveries in flight are not settled")
+                return
+            self._settled.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._settled.wait()
 
     async def _receives_more(self) -> bool:
         """Wait for deliveries that the broker has sent already; return whether any came."""
@@ -259,9 +316,12 @@ class Consumer:
         return self.in_flight > 0
 
     async def _close(self) -> None:
+        if self._channel.is_closed:
+            return
         tag = self._consumer_tag
         async with self._connection.call(f"leave {self.queue}"):
-            if self._is_full and tag in self._channel.consumers:
+            has_settled_all = self._loss is None
+            if has_settled_all and self._is_full and tag in self._channel.consumers:
                 # Cancel first, because the withheld acks would bring new deliveries. The
                 # broker activates the next consumer at once, which cannot overtake
                 # anything: every delivery of this one is stored.
@@ -273,7 +333,9 @@ class Consumer:
 
     @property
     def in_flight(self) -> int:
-        """Deliveries that arrived and are not acked."""
+        """Deliveries that arrived and can still be acked."""
+        if self._state is ConsumerState.CLOSED:
+            return 0
         return self._last_tag - self._acked_tag
 
     @property
@@ -303,14 +365,15 @@ class Consumer:
         """Whether the broker cannot deliver more before it receives an ack."""
         return self._last_tag - self._sent_ack_tag >= self.prefetch_count
 
-    def problem(self) -> str | None:
-        """Return what is wrong with the channel, ``None`` if nothing is."""
-        # The task that starts or closes the consumer receives the error itself.
-        if self._state is ConsumerState.CLOSED or self._transition.locked():
-            return None
-        if not self._channel.connection.is_opened:
-            return CONNECTION_LOST
-        return "the broker closed the channel" if self._channel.is_closed else None
+    def is_alive(self) -> bool:
+        """
+        Whether deliveries can still be acked. Once this was false it stays false.
+
+        Gives up if the broker has closed the channel.
+        """
+        if self._channel.is_closed and self._state is not ConsumerState.CLOSED:
+            self.give_up(close_reason(self._channel) or "the broker closed the channel")
+        return self._state is not ConsumerState.CLOSED
 
     # --- deliveries
 
@@ -322,8 +385,11 @@ class Consumer:
         self._waiting_bytes += sum([len(delivery.body) for delivery in deliveries])
         if self._waiting_bytes > self._limits.waiting_bytes and len(self._waiting) > 1:
             self._limit_waiting()
+        now_s = time.monotonic()
+        if not self.in_flight:
+            self._moved_s = now_s
         self._last_tag = deliveries[-1].tag
-        self._arrivals.append((self._last_tag, time.monotonic()))
+        self._arrivals.append((self._last_tag, now_s))
         self._metrics.consumed.inc(len(deliveries))
         self._arrived.set()
 
@@ -376,22 +442,38 @@ class Consumer:
         alike = takewhile(lambda each: is_suspect(each) is suspicious, oldest)
         return sum(1 for _ in alike)
 
-    async def settled(self) -> None:
-        """Wait until nothing is in flight. Meant for after `drain`."""
-        while self.in_flight:
-            self._settled.clear()
-            await self._settled.wait()
+    def put_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Let the deliveries that were taken last be taken again, unless they are acked."""
+        deliveries = [one for one in deliveries if one.tag > self._acked_tag]
+        self._waiting[:0] = deliveries
+        self._waiting_bytes += sum([len(delivery.body) for delivery in deliveries])
+        self._arrived.set()
 
     async def confirm(self) -> None:
         """
         Verify, on the channel of the deliveries, that the broker still has this consumer.
 
+        If that fails for `stall_s`, the consumer gives up, so that the other queues do not
+        wait for this one.
+
         Raises:
             BrokerUnavailableError: If it does not, or does not answer.
 
         """
+        limit_s = self._limits.stall_s
+        if self._unconfirmed_s is None:
+            self._unconfirmed_s = time.monotonic()
+        try:
+            await self._confirm(within_s=limit_s)
+        except BrokerUnavailableError as exc:
+            if time.monotonic() - self._unconfirmed_s >= limit_s:
+                self.give_up(str(exc))
+            raise
+        self._unconfirmed_s = None
+
+    async def _confirm(self, *, within_s: float) -> None:
         doing = f"confirm the consumer of {self.queue}"
-        async with self._connection.call(doing):
+        async with broker_call(doing, timeout_s=within_s):
             reply = await self._channel.queue_declare(self.queue, passive=True)
         if not reply.consumer_count:
             # A node that cannot reach the queue's leader answers this. The leader may
@@ -410,19 +492,22 @@ class Consumer:
         nothing new before it has read an ack.
 
         Returns:
-            False if the connection is gone.
+            False if the consumer is closed: the broker redelivers what is not acked.
 
         """
         if tag <= self._acked_tag:
             return True
+        if not self.is_alive():
+            return False
         self._acked_tag = tag
+        self._moved_s = time.monotonic()
         if not self.is_draining and not self._send_ack_soon(tag):
+            self.give_up(CONNECTION_LOST)
             return False
         while self._arrivals and self._arrivals[0][0] <= tag:
             self._arrivals.popleft()
         if self.is_draining and not self.in_flight:
             self._settled.set()
-            self._changed.set()
         return True
 
     def _send_ack_soon(self, tag: int) -> bool:

@@ -2,9 +2,9 @@
 The intake: keeps consuming the inbound queues, and hands out their deliveries in batches.
 
 One supervised connection has a channel and a consumer for each shard. Prefetch bounds the
-deliveries that wait here; the broker keeps the rest. When anything fails (connection,
-channel, consumer, queue), the session ends, its deliveries are dropped, and the broker
-redelivers them to the next session.
+deliveries that wait here; the broker keeps the rest. When the connection or a queue is
+lost, the session ends, its deliveries are dropped, and the broker redelivers them to the
+next session. A consumer that is lost is replaced alone.
 """
 
 import asyncio
@@ -98,7 +98,7 @@ class Intake:
         return (
             session is not None
             and session.state is SessionState.ACTIVE
-            and session.problem() is None
+            and session.is_alive()
         )
 
     @property
@@ -158,14 +158,25 @@ class Intake:
 
     def is_current(self, batch: Batch) -> bool:
         """Whether `batch` can still be acked; if not, the broker redelivers it."""
-        return batch.session.is_alive()
+        return batch.session.is_current(batch)
+
+    def put_back(self, batch: Batch) -> int:
+        """
+        Hand out again what can still be acked of a batch that is not current.
+
+        Returns:
+            The number of deliveries that the broker does not redeliver.
+
+        """
+        return batch.session.put_back(batch)
 
     async def ack(self, batch: Batch) -> bool:
         """
         Tell the broker that `batch` and everything before it is settled.
 
         Returns:
-            False if its session has ended: the broker redelivers the batch.
+            False if the broker redelivers some of it, because its session or a consumer
+            was lost.
 
         """
         return batch.session.ack(batch)

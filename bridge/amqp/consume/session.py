@@ -1,11 +1,14 @@
 """
 One session of the intake: a consumer for each queue, all on one connection.
 
-A session is whole or over. When its connection, a channel or a consumer fails, the whole
-session fails, its deliveries are dropped, and the broker redelivers them to the next one.
+A session ends with its connection: its deliveries are dropped, and the broker redelivers
+them to the next one. When only a consumer is lost, its queue alone is consumed again.
+`maintain` is the only task that replaces consumers: everything else makes them drain or
+give up.
 """
 
 import asyncio
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -16,7 +19,7 @@ import structlog
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from bridge.amqp.connection import CONNECTION_LOST, BrokerConnection
-from bridge.amqp.consume.consumer import Consumer, ConsumerState, IntakeLimits
+from bridge.amqp.consume.consumer import Consumer, IntakeLimits
 from bridge.amqp.frame_reader import DeliveryReader
 from bridge.core.message import Delivery
 from bridge.errors import BrokerUnavailableError
@@ -107,6 +110,7 @@ class IntakeSession:
         self._changed = asyncio.Event()
         self._consumers: list[Consumer] = []
         self._ended_queues: list[str] = []  # their end markers are acked
+        self._replaced: set[str] = set()  # queues whose consumer is being replaced
         self._takes = 0  # batches taken
 
     # --- state
@@ -155,17 +159,9 @@ class IntakeSession:
         Once this was false it stays false, because the caller drops its batch. If a
         session went on without settling that batch, its queue would stand still.
         """
-        problem = self.problem()
-        if problem is not None:
-            self.fail(problem)
-        return problem is None
-
-    def problem(self) -> str | None:
-        """Return what is wrong with the session, ``None`` if nothing is."""
-        if self._state is SessionState.ENDED:
-            return self._failure
-        problems = (consumer.problem() for consumer in self._consumers)
-        return next((problem for problem in problems if problem is not None), None)
+        if self._connection.is_lost:
+            self.fail(CONNECTION_LOST)
+        return self._state is not SessionState.ENDED
 
     async def watch(self) -> None:
         """
@@ -183,25 +179,30 @@ class IntakeSession:
         """
         Replace consumers, delete emptied queues, and close the consumers of a drain.
 
-        Returns when all consumers are closed after `drain`. The session also drains when a
-        queue was deleted: the next session then consumes what the layout says.
+        A consumer is replaced when it drains or has given up. Returns when all consumers
+        are closed after `drain`. The session also drains when a queue was deleted: the
+        next session then consumes what the layout says.
 
         Raises:
             BrokerUnavailableError: If the broker is away or too slow.
 
         """
-        while True:
-            if self._state is not SessionState.DRAINING:
-                await self._replace_consumers()
-            await self._delete_ended_queues()
-            if any(consumer.was_cancelled for consumer in self._consumers):
-                self.drain()
-            if self._state is SessionState.DRAINING:
-                for consumer in list(self._consumers):
-                    await self._close_if_settled(consumer)
-            if not self._consumers:
-                return
-            await self._wait_for_change()
+        async with asyncio.TaskGroup() as tasks:
+            while (
+                self._state < SessionState.DRAINING or self._consumers or self._replaced
+            ):
+                self._drain_outdated()
+                for consumer in self._consumers:
+                    if consumer.was_cancelled:
+                        consumer.drain()
+                    is_leaving = consumer.is_draining or not consumer.is_alive()
+                    if is_leaving and consumer.queue not in self._replaced:
+                        self._replaced.add(consumer.queue)
+                        tasks.create_task(
+                            self._replace(consumer), name=f"replace {consumer.queue}"
+                        )
+                await self._delete_ended_queues()
+                await self._wait_for_change()
 
     async def _wait_for_change(self) -> None:
         """Wait until a consumer may have changed, at most for the polling interval."""
@@ -234,7 +235,7 @@ class IntakeSession:
         return -(-self._prefetch_count // len(self.queues))
 
     def set_prefetch(self, count: int) -> None:
-        """Let up to `count` deliveries be in flight, by replacing one consumer after another."""
+        """Let up to `count` deliveries be in flight, by replacing the consumers."""
         self._prefetch_count = count
         self._changed.set()
 
@@ -257,50 +258,60 @@ class IntakeSession:
             changed=self._changed,
             metrics=self._metrics,
         )
-        if any(one.queue == queue and not one.is_draining for one in self._consumers):
-            await channel.close()  # two tasks have replaced the same consumer
-            return
         self._consumers.append(consumer)
-        await consumer.start()
+        try:
+            await consumer.start()
+        except BrokerUnavailableError as exc:
+            consumer.give_up(str(exc))
+            await self._leave(consumer)
+            raise
         if self._state is SessionState.DRAINING:  # since the consumer began to start
             consumer.drain()
 
-    async def release(self, consumer: Consumer) -> None:
-        """
-        Hand the queue of `consumer` over to the next consumer, in order.
-
-        Everything the broker has delivered is settled first, however long that takes.
-
-        Raises:
-            BrokerUnavailableError: If the broker is away or too slow.
-
-        """
-        consumer.drain()
-        while not await self._close_if_settled(consumer):
-            await consumer.settled()
-
-    async def _close_if_settled(self, consumer: Consumer) -> bool:
+    async def _leave(self, consumer: Consumer) -> None:
         try:
-            return await consumer.close_if_settled()
+            await consumer.leave()
         finally:
-            if consumer.state is ConsumerState.CLOSED and consumer in self._consumers:
-                self._consumers.remove(consumer)
+            self._consumers.remove(consumer)
 
-    async def _replace_consumers(self) -> None:
-        """Replace consumers that have the wrong prefetch."""
+    async def _replace(self, consumer: Consumer) -> None:
+        """Leave a queue and consume it again, unless the session drains."""
+        queue = consumer.queue
+        await self._leave(consumer)
+        try:
+            pause_s = self._limits.pause_s
+            while self._state < SessionState.DRAINING:
+                await asyncio.sleep(pause_s * (0.5 + random.random()))  # noqa: S311 - no secret
+                if self._state < SessionState.DRAINING and await self._try(queue):
+                    return
+                pause_s = self._limits.poll_s
+        finally:
+            self._replaced.remove(queue)
+            self._changed.set()
+
+    async def _try(self, queue: str) -> bool:
+        """Consume `queue`, and return whether that worked; drain if it was deleted."""
+        try:
+            await self.consume(queue)
+        except BrokerUnavailableError as exc:
+            if not self.is_alive():
+                raise
+            if isinstance(exc.__cause__, ChannelNotFoundEntity):
+                self.drain()
+            log.warning("consumer.not_started", queue=queue, problem=str(exc))
+            return False
+        return True
+
+    def _drain_outdated(self) -> None:
+        """Let consumers that have the wrong prefetch drain, to be replaced."""
         fitting = [c.fitting_prefetch for c in self._consumers if c.fitting_prefetch]
-        if fitting:  # lower the prefetch until the next session
+        if fitting and min(fitting) < self._prefetch_per_queue:
+            # Lower the prefetch until the next session.
             self._prefetch_count = min(fitting) * len(self.queues)
             log.warning("intake.large_messages", prefetch=self._prefetch_count)
-        for consumer in list(self._consumers):
-            # The task that releases a consumer for another reason also replaces it.
-            is_outdated = (
-                consumer.state is ConsumerState.ACTIVE
-                and consumer.prefetch_count != self._prefetch_per_queue
-            )
-            if consumer.fitting_prefetch or is_outdated:
-                await self.release(consumer)
-                await self.consume(consumer.queue)
+        for consumer in self._consumers:
+            if consumer.prefetch_count != self._prefetch_per_queue:
+                consumer.drain()
 
     async def _delete_ended_queues(self) -> None:
         ended, self._ended_queues = self._ended_queues, []
@@ -377,16 +388,41 @@ class IntakeSession:
         return Batch(taken, self, last_tags)
 
     def ack(self, batch: Batch) -> bool:
-        """Ack all of `batch`; return False if the broker will redeliver it instead."""
+        """Ack all of `batch`; return False if the broker redelivers some of it instead."""
         if not self.is_alive():
             return False
-        if not all(consumer.ack(tag) for consumer, tag in batch.last_tags):
-            self.fail(CONNECTION_LOST)
+        acked = [consumer.ack(tag) for consumer, tag in batch.last_tags]
+        if not all(acked):
             return False
         if batch.ended_queues:
             self._ended_queues += batch.ended_queues
             self._changed.set()
         return True
+
+    def is_current(self, batch: Batch) -> bool:
+        """Whether all of `batch` can still be acked."""
+        return self.is_alive() and all(
+            consumer.is_alive() for consumer, _ in batch.last_tags
+        )
+
+    def put_back(self, batch: Batch) -> int:
+        """
+        Let the deliveries of `batch` be taken again that can still be acked, and are not.
+
+        Their queues would stand still otherwise: the caller drops a batch that is not
+        current because another of its consumers has given up.
+
+        Returns:
+            The number of deliveries that the broker does not redeliver.
+
+        """
+        count = 0
+        for consumer in batch.consumers:
+            if self.is_alive() and consumer.is_alive():
+                part = [one for one in batch.deliveries if one.queue == consumer.queue]
+                consumer.put_back(part)
+                count += len(part)
+        return count
 
     def flush_acks(self) -> None:
         """Send all acks that wait."""

@@ -35,8 +35,6 @@ from bridge.errors import BrokerUnavailableError
 
 log = structlog.get_logger(__name__)
 
-# The pause before a released queue is consumed again; the next consumer is active by then.
-_PAUSE_S: Final = 0.2
 # A bridge with room for its shards never has to release more often.
 _RELEASES_MAX: Final = 5
 _RELEASES_WITHIN_S: Final = 60.0
@@ -71,7 +69,6 @@ class ShardAssignment:
         connection: Of the session; the bridges are counted on a channel of its own.
         plan: Names the queue that all bridges consume.
         shards: The number of shards.
-        pause_s: The pause before a released queue is consumed again.
 
     """
 
@@ -82,14 +79,12 @@ class ShardAssignment:
         plan: ShardPlan,
         *,
         shards: int,
-        pause_s: float = _PAUSE_S,
     ) -> None:
         self._session = session
         self._connection = connection
         self._plan = plan
         self._queue = plan.names.bridges
         self._shards = shards
-        self._pause_s = pause_s
 
     async def run(self) -> None:
         """
@@ -133,21 +128,13 @@ class ShardAssignment:
                 queues=[consumer.queue for consumer in released],
                 bridges=bridges,
             )
-            async with asyncio.TaskGroup() as tasks:
-                for consumer in released:
-                    tasks.create_task(
-                        self._release(consumer), name=f"release {consumer.queue}"
-                    )
+            for consumer in released:
+                consumer.drain()  # the session replaces it
 
     async def _count_bridges(self, channel: aiormq.Channel) -> int:
         async with broker_call(f"count {self._queue}", timeout_s=self._plan.timeout_s):
             reply = await channel.queue_declare(self._queue, passive=True)
         return reply.consumer_count or 1
-
-    async def _release(self, consumer: Consumer) -> None:
-        await self._session.release(consumer)
-        await asyncio.sleep(_jittered(self._pause_s))
-        await self._session.consume(consumer.queue)
 
 
 def _jittered(seconds: float) -> float:

@@ -207,7 +207,11 @@ class RecordingConnection:
 
 
 def consumer_on(
-    raw: Raw, queue: str, connection: RecordingConnection | None = None
+    raw: Raw,
+    queue: str,
+    connection: RecordingConnection | None = None,
+    *,
+    limits: IntakeLimits | None = None,
 ) -> Consumer:
     """Return a consumer on the channel of `raw`, with a prefetch of 40, not started."""
     return Consumer(
@@ -215,7 +219,7 @@ def consumer_on(
         raw.channel,
         queue=queue,
         prefetch_count=40,
-        limits=IntakeLimits(),
+        limits=limits or IntakeLimits(),
         arrived=asyncio.Event(),
         changed=asyncio.Event(),
         metrics=Metrics(),

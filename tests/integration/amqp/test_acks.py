@@ -1,5 +1,7 @@
 """Acks are sent together where that saves work for the broker, and never too late."""
 
+import asyncio
+
 from bridge.amqp.consume.consumer import ConsumerState
 from bridge.core.broker_names import BrokerNames
 from bridge.core.message import Delivery
@@ -42,10 +44,10 @@ async def test_acks_of_small_batches_are_sent_together(
     assert consumer.ack(11)
     assert consumer.ack(12)
     assert consumer.ack(13)
-    consumer.drain()
-    assert not await consumer.close_if_settled()
+    leaving = asyncio.create_task(consumer.leave(), name="leave")
+    await eventually(lambda: consumer.is_draining)
     assert consumer.ack(14)
-    assert await consumer.close_if_settled()
+    await leaving
 
     assert consumer.state is ConsumerState.CLOSED
     assert [tag_of(frame) for frame in connection.frames] == [2, 12, 14]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bridge.amqp.consume.consumer import IntakeLimits
 from bridge.core.broker_names import BrokerNames
 from bridge.errors import BrokerUnavailableError
 from tests.conftest import eventually
@@ -49,3 +50,16 @@ async def test_a_queue_that_reports_no_consumer_confirms_none(
 
     with pytest.raises(BrokerUnavailableError, match="its leader does not answer"):
         await consumer.confirm()
+    assert consumer.is_alive()
+
+
+async def test_a_consumer_that_is_not_confirmed_in_time_gives_up(
+    raw: Raw, names: BrokerNames
+) -> None:
+    """The batches of all shards waited as long as one of them had no leader."""
+    consumer = consumer_on(raw, names.inbound_queue(), limits=IntakeLimits(stall_s=0.0))
+
+    with pytest.raises(BrokerUnavailableError):
+        await consumer.confirm()
+
+    assert not consumer.is_alive()

@@ -47,7 +47,7 @@ async def test_a_channel_that_the_broker_closed_is_replaced(
         channel = batch.session.consumers[0]._channel
         await channel.basic_ack(4711)  # an unknown tag closes the channel with 406
 
-        await eventually(lambda: not taker.intake.is_consuming)
+        await eventually(lambda: not taker.intake.is_current(batch))
         assert not await taker.intake.ack(batch)
         await taker.take(1)
 

@@ -88,7 +88,7 @@ async def test_a_consumer_on_a_reused_channel_number_receives_deliveries(
             await session.consume(queues[1])
 
         monkeypatch.setattr(Consumer, "_close", close_while_another_starts)
-        await session.release(old)
+        await session._leave(old)
         (new,) = session.consumers
         assert new._channel.number == old._channel.number
         await raw.publish("", queues[1].encode())
