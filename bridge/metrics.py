@@ -10,13 +10,18 @@ each update, which cost a tenth of the time of a small batch.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from time import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
@@ -94,6 +99,28 @@ class FastHistogram(Collector):
         )
 
 
+class QueueGauge(Collector):
+    """A gauge with one label, `queue`, whose values are read at each scrape."""
+
+    def __init__(
+        self, name: str, documentation: str, *, registry: CollectorRegistry
+    ) -> None:
+        self._name, self._documentation = name, documentation
+        self._read: Callable[[], Mapping[str, float]] = dict
+        registry.register(self)
+
+    def set_function(self, function: Callable[[], Mapping[str, float]]) -> None:
+        """Read the value of each queue from `function`."""
+        self._read = function
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the current values for the registry."""
+        family = GaugeMetricFamily(self._name, self._documentation, labels=("queue",))
+        for queue, value in self._read().items():
+            family.add_metric((queue,), value)
+        yield family
+
+
 class ReadableMetrics:
     """Metrics that can be rendered, and read by name."""
 
@@ -155,6 +182,11 @@ class Metrics(ReadableMetrics):
             "bridge_suspects",
             "Deliveries settled that were in flight when several connections or processes ended: together with others, or alone after a crash.",
             ("mode",),
+        )
+        self.shard_still = QueueGauge(
+            "bridge_shard_still_seconds",
+            "Time since deliveries of a queue were settled, while deliveries wait in this bridge, or in the queue that it consumes.",
+            registry=registry,
         )
         self.shards_active = gauge(
             "bridge_shards_active",

@@ -27,6 +27,7 @@ class BridgeReadiness:
             reasons.append(
                 self._intake.problem or "nothing is consumed from the broker"
             )
+        reasons += self._intake.stalls()
         if self._pipeline.is_waiting:
             reasons.append(f"the pipeline waits: {self._pipeline.problem}")
         if self._inbox.problem is not None:

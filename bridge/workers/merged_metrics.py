@@ -23,6 +23,7 @@ MergeRule = Callable[[float, float], float]
 # All gauges; a test compares them with the metrics of the bridge.
 RULES: Final[Mapping[str, MergeRule]] = {
     "bridge_in_flight": operator.add,
+    "bridge_shard_still_seconds": max,
     "bridge_shards_active": operator.add,
     # All workers measure the same queues and the same store, at different times.
     "bridge_queue_messages": max,

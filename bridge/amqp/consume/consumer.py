@@ -72,6 +72,9 @@ class IntakeLimits:
         waiting_bytes: The most bytes of bodies that wait here for one queue. Prefetch
             bounds their number alone, which is not enough if messages are large.
         drain_s: How long a draining consumer still accepts deliveries.
+        look_s: How often the number of ready messages is looked up.
+        still_s: After how long without progress a queue on which deliveries wait is
+            reported as standing still.
         stall_s: How long a draining consumer waits for its deliveries to be settled
             without any progress, and how long the broker may fail to confirm a consumer.
         pause_s: The mean pause before a queue that was left is consumed again; the next
@@ -84,6 +87,8 @@ class IntakeLimits:
     batch_bytes: int = 4 << 20
     waiting_bytes: int = 64 << 20
     drain_s: float = 5.0
+    look_s: float = 5.0
+    still_s: float = 10.0
     stall_s: float = 5.0
     pause_s: float = 0.2
     poll_s: float = 1.0
@@ -166,9 +171,9 @@ class Consumer:
         self._ack_timer: asyncio.TimerHandle | None = None
         # The last tag and the arrival time of each chunk of which a delivery is in flight.
         self._arrivals: deque[tuple[int, float]] = deque()
-        self._moved_s = (
-            time.monotonic()
-        )  # of the last ack, or the first delivery after it
+        # When a delivery was acked last, or the first arrived or became ready after that.
+        self._moved_s = time.monotonic()
+        self._ready = 0  # messages that are ready in the queue, as far as is known
         self._unconfirmed_s: float | None = None  # since when `confirm` fails
         channel.closing.add_done_callback(lambda _: changed.set())
         channel.on_consumer_cancel_callbacks.add(lambda _: changed.set())
@@ -210,6 +215,7 @@ class Consumer:
             self._waiting.clear()
             self._waiting_bytes = 0
             self._arrivals.clear()
+            self._ready = 0
             self._settled.set()
         self._changed.set()
 
@@ -344,6 +350,18 @@ class Consumer:
         return len(self._waiting)
 
     @property
+    def ready(self) -> int:
+        """Messages that are ready in the queue while it is active, as far as is known."""
+        return self._ready
+
+    @property
+    def still_s(self) -> float:
+        """Seconds since the last progress if deliveries wait, here or at the broker; else 0."""
+        if not self.in_flight and not self._ready:
+            return 0.0
+        return time.monotonic() - self._moved_s
+
+    @property
     def oldest_s(self) -> float | None:
         """Seconds since the oldest delivery in flight arrived; ``None`` if none is."""
         return time.monotonic() - self._arrivals[0][1] if self._arrivals else None
@@ -441,6 +459,12 @@ class Consumer:
         oldest = islice(self._waiting, at_most)
         alike = takewhile(lambda each: is_suspect(each) is suspicious, oldest)
         return sum(1 for _ in alike)
+
+    def note_ready(self, count: int) -> None:
+        """Note how many messages are ready in the queue, for `still_s`."""
+        if not self.in_flight and not self._ready:
+            self._moved_s = time.monotonic()
+        self._ready = count if self.is_single_active else 0
 
     def put_back(self, deliveries: Sequence[Delivery]) -> None:
         """Let the deliveries that were taken last be taken again, unless they are acked."""

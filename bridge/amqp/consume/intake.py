@@ -87,6 +87,9 @@ class Intake:
         self._stopping = asyncio.Event()
         self._has_consumed = False
         metrics.in_flight.set_function(lambda: self.in_flight)
+        metrics.shard_still.set_function(
+            lambda: self._session.still_s if self._session is not None else {}
+        )
         metrics.shards_active.set_function(lambda: self.shards_active)
 
     # --- facts
@@ -105,6 +108,10 @@ class Intake:
     def problem(self) -> str | None:
         """Which other bridges keep this one from consuming; ``None`` if none does."""
         return None if self._ownership is None else self._ownership.problem
+
+    def stalls(self) -> list[str]:
+        """Return one sentence for each queue that stands still although messages wait."""
+        return self._session.stalls() if self._session is not None else []
 
     @property
     def shards_active(self) -> int:
@@ -283,7 +290,12 @@ class Intake:
         await session.start()
         self._has_consumed = True
         log.info("intake.consuming", queues=list(session.queues))
-        works: list[Work] = [session.watch, session.maintain, ownership.keep]
+        works: list[Work] = [
+            session.watch,
+            session.maintain,
+            session.observe,
+            ownership.keep,
+        ]
         if layout.is_migrating:
             works.append(
                 partial(keep_publishing_end_markers, self._address, self._plan, layout)

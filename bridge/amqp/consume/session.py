@@ -9,12 +9,14 @@ give up.
 
 import asyncio
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from operator import attrgetter
 from typing import Final
 
+import aiormq
 import structlog
 from aiormq.exceptions import ChannelNotFoundEntity
 
@@ -110,7 +112,8 @@ class IntakeSession:
         self._changed = asyncio.Event()
         self._consumers: list[Consumer] = []
         self._ended_queues: list[str] = []  # their end markers are acked
-        self._replaced: set[str] = set()  # queues whose consumer is being replaced
+        # Queues whose consumer is being replaced, and since when they have none.
+        self._replaced: dict[str, float] = {}
         self._takes = 0  # batches taken
 
     # --- state
@@ -197,12 +200,35 @@ class IntakeSession:
                         consumer.drain()
                     is_leaving = consumer.is_draining or not consumer.is_alive()
                     if is_leaving and consumer.queue not in self._replaced:
-                        self._replaced.add(consumer.queue)
+                        self._replaced[consumer.queue] = time.monotonic()
                         tasks.create_task(
                             self._replace(consumer), name=f"replace {consumer.queue}"
                         )
                 await self._delete_ended_queues()
                 await self._wait_for_change()
+
+    async def observe(self) -> None:
+        """
+        Look up, at intervals, how many messages are ready in the queues, until cancelled.
+
+        A consumer gives up if the broker delivers none of them to it for `still_s`.
+        """
+        channel: aiormq.Channel | None = None
+        while True:
+            await asyncio.sleep(self._limits.look_s)
+            for consumer in [one for one in self._consumers if one.is_single_active]:
+                try:
+                    if channel is None or channel.is_closed:
+                        channel = await self._connection.open_channel(confirms=False)
+                    async with self._connection.call(f"look up {consumer.queue}"):
+                        reply = await channel.queue_declare(
+                            consumer.queue, passive=True
+                        )
+                except BrokerUnavailableError:
+                    continue  # a lost connection or queue is noticed elsewhere
+                consumer.note_ready(reply.message_count or 0)
+                if not consumer.in_flight and consumer.still_s > self._limits.still_s:
+                    consumer.give_up("the broker delivers nothing, and messages wait")
 
     async def _wait_for_change(self) -> None:
         """Wait until a consumer may have changed, at most for the polling interval."""
@@ -229,6 +255,26 @@ class IntakeSession:
     def waiting(self) -> int:
         """Deliveries that wait to be taken."""
         return sum([consumer.waiting for consumer in self._consumers])
+
+    @property
+    def still_s(self) -> Mapping[str, float]:
+        """Seconds since the last progress of each queue; 0 where nothing waits."""
+        now_s = time.monotonic()
+        unconsumed = {
+            queue: now_s - since_s for queue, since_s in self._replaced.items()
+        }
+        return unconsumed | {one.queue: one.still_s for one in self._consumers}
+
+    def stalls(self) -> list[str]:
+        """Return one sentence for each queue that stands still although messages wait."""
+        waiting = {one.queue: one.in_flight + one.ready for one in self._consumers}
+        return [
+            f"queue {queue}: {waiting[queue]} deliveries wait, nothing settled for {still_s:.0f} s"
+            if queue in waiting
+            else f"queue {queue} has not been consumed for {still_s:.0f} s"
+            for queue, still_s in self.still_s.items()
+            if still_s > self._limits.still_s
+        ]
 
     @property
     def _prefetch_per_queue(self) -> int:
@@ -278,6 +324,7 @@ class IntakeSession:
         """Leave a queue and consume it again, unless the session drains."""
         queue = consumer.queue
         await self._leave(consumer)
+        self._replaced[queue] = time.monotonic()
         try:
             pause_s = self._limits.pause_s
             while self._state < SessionState.DRAINING:
@@ -286,7 +333,7 @@ class IntakeSession:
                     return
                 pause_s = self._limits.poll_s
         finally:
-            self._replaced.remove(queue)
+            del self._replaced[queue]
             self._changed.set()
 
     async def _try(self, queue: str) -> bool:

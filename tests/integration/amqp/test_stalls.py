@@ -5,16 +5,23 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
+from bridge.amqp.connection import (
+    BrokerAddress,
+    Purpose,
+    ignore_message,
+    open_connection,
+)
 from bridge.amqp.consume.consumer import IntakeLimits
 from bridge.amqp.consume.session import IntakeSession
 from bridge.amqp.frame_reader import DeliveryReader
 from bridge.core.broker_names import BrokerNames
+from bridge.errors import BrokerUnavailableError
 from bridge.metrics import Metrics
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import IntakeMaker, Raw, reconnects
 
-LIMITS = IntakeLimits(stall_s=0.5, pause_s=0.01, poll_s=0.1)
+LIMITS = IntakeLimits(stall_s=0.5, pause_s=0.01, poll_s=0.1, look_s=0.1, still_s=0.3)
+STILL = "bridge_shard_still_seconds"
 
 
 @pytest.fixture
@@ -134,3 +141,71 @@ async def test_deliveries_that_are_acked_are_not_put_back(
     again = session.take_batch()
     assert again is not None
     assert [one.queue for one in again.deliveries] == [lost.queue]
+
+
+async def test_deliveries_that_are_not_settled_are_reported(
+    consuming: IntakeMaker, raw: Raw, names: BrokerNames, metrics: Metrics
+) -> None:
+    """The bridge was ready, and every queue had an active consumer."""
+    queue = names.inbound_queue()
+
+    def still_s() -> float | None:
+        return metrics.registry.get_sample_value(STILL, {"queue": queue})
+
+    async with consuming(limits=LIMITS) as taker:
+        assert still_s() == 0
+        await raw.publish(names.messages, body=b"0")
+        batch = await taker.next()
+
+        await eventually(taker.intake.stalls)
+        (stall,) = taker.intake.stalls()
+        assert stall.startswith(
+            f"queue {queue}: 1 deliveries wait, nothing settled for"
+        )
+        assert (still_s() or 0) > LIMITS.still_s
+
+        assert await taker.intake.ack(batch)
+        assert taker.intake.stalls() == []
+        assert still_s() == 0
+
+
+async def test_a_queue_that_delivers_nothing_is_consumed_again(
+    session: IntakeSession, raw: Raw
+) -> None:
+    """Messages waited at the broker, and nothing showed it."""
+    stuck, _ = session.consumers
+    await raw.publish("", stuck.queue.encode())
+    await eventually(lambda: session.waiting == 1)
+    batch = session.take_batch()
+    assert batch is not None
+    assert session.ack(batch)
+    # A delivery that is lost on its way: the broker has another consumer active.
+    await stuck._channel.basic_cancel(stuck._consumer_tag or "")
+    stuck._channel.consumers[stuck._consumer_tag or ""] = ignore_message
+    await raw.publish("", stuck.queue.encode())
+    observing = asyncio.create_task(session.observe(), name="observe")
+
+    await eventually(lambda: session.waiting == 1)
+
+    assert stuck not in session.consumers
+    observing.cancel()
+    await asyncio.wait([observing])
+
+
+async def test_a_queue_that_cannot_be_consumed_is_reported(
+    session: IntakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example because its leader is gone; the other queues go on."""
+    lost, other = session.consumers
+
+    async def refuse(queue: str) -> None:
+        raise BrokerUnavailableError(f"consume {queue}", "a test")
+
+    monkeypatch.setattr(session, "consume", refuse)
+    lost.give_up("a test")
+
+    await eventually(session.stalls)
+    assert session.stalls()[0].startswith(f"queue {lost.queue} has not been consumed")
+    assert session.consumers == [other]
+    monkeypatch.undo()
+    await eventually(lambda: not session.stalls())
