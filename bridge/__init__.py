@@ -17,6 +17,7 @@ tests/unit/test_architecture.py checks that.
     schema_folder    reads the JSON Schemas of events
     sockets          windows: Engine.IO sessions below, the Socket.IO server above
     fencing          prevents a bridge that lost its queue from storing messages
+    outbox           publishes dead letters and retries while the pipeline continues
     pipeline         the consume loop: parse, append, settle. Read it first
     gauges           measures queues and the disk of the store
     readiness        whether the bridge is ready, and why not

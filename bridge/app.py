@@ -134,6 +134,7 @@ class Bridge:
             "publisher": parts.publisher.run(),
             "intake": self._consume(),
             "pipeline": parts.pipeline.run(),
+            "outbox": parts.outbox.run(),
             "sockets": parts.sockets.engine.run(),
             "store": parts.inbox_maintenance.run(),
             "gauges": parts.gauges.run(),

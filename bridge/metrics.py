@@ -174,6 +174,15 @@ class Metrics(ReadableMetrics):
         self.in_flight = gauge(
             "bridge_in_flight", "Deliveries consumed and not yet settled."
         )
+        self.held = gauge(
+            "bridge_held_deliveries",
+            "Deliveries that are unacked until their dead letter or retry is published.",
+            ("outcome",),
+        )
+        self.publishing_blocked = gauge(
+            "bridge_publishing_blocked",
+            "1 while the broker blocks publishers: a memory or disk alarm.",
+        )
         self.handed_over = counter(
             "bridge_handed_over_batches",
             "Batches that the store refused, because another bridge consumes the queue now.",

@@ -3,7 +3,8 @@ The pipeline takes deliveries, stores their messages and settles the deliveries.
 
 Effects happen in the order append, then ack. A crash between any two lines repeats work
 and never loses it: messages that were appended and not acked are redelivered, and a
-delivery that was published to the dead letters and not acked is dead-lettered twice.
+delivery that was published to the dead letters and not acked is dead-lettered twice. Dead
+letters and retries go to the outbox, which publishes them while the pipeline continues.
 
 One batch is settled at a time, which keeps the order per user. The next batch collects in
 the intake meanwhile: batches are small and quick under little load, large and cheap under
@@ -13,6 +14,7 @@ prefetch bounds what waits in the process, and the broker keeps the rest.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import groupby, islice
 from operator import attrgetter
 from time import monotonic
@@ -56,6 +58,7 @@ from bridge.fencing import Fencing
 from bridge.inbox.contract import InboxWriter
 from bridge.logging import user_hash
 from bridge.metrics import Metrics
+from bridge.outbox import CONFIRM_WITHIN_S, HeldDelivery, Outbox
 from bridge.tracing import Tracing
 
 log = structlog.get_logger(__name__)
@@ -79,6 +82,7 @@ class Pipeline:
         intake: Hands out batches of deliveries.
         inbox: Stores messages.
         publisher: Publishes retries and dead letters.
+        outbox: Calls the publisher, and acks what it has published.
         limits: The operator's bounds.
         retry_delays_s: The waits before new attempts after unexpected failures.
         metrics: Counts outcomes.
@@ -98,6 +102,7 @@ class Pipeline:
         intake: Intake,
         inbox: InboxWriter,
         publisher: Publisher,
+        outbox: Outbox,
         limits: MessageLimits,
         retry_delays_s: Sequence[float],
         metrics: Metrics,
@@ -112,6 +117,7 @@ class Pipeline:
         self._intake = intake
         self._inbox = inbox
         self._publisher = publisher
+        self._outbox = outbox
         self._limits = limits
         self._retry_delays_s = retry_delays_s
         self._metrics = metrics
@@ -250,6 +256,8 @@ class Pipeline:
         self._trial_keys = keys
         try:
             await work
+            # A crash while a dead letter is published counts, too.
+            await self._outbox.published()
         except (StaleBatchError, asyncio.CancelledError):
             self._forget_trials()
             raise
@@ -316,26 +324,45 @@ class Pipeline:
         if isinstance(choice, DeadLetter):
             await self._dead_letter(batch, delivery, choice)
             return
-        await self._with_retries(
-            batch,
-            lambda: self._publisher.retry(
-                delivery, choice, deadline_s=message.deadline_s if message else None
-            ),
-            doing="retry",
+        publish = partial(
+            self._publisher.retry,
+            delivery,
+            choice,
+            deadline_s=message.deadline_s if message else None,
+            timeout_s=CONFIRM_WITHIN_S,
         )
-        self._count(Outcome.RETRY)
-        text = f"attempt {attempt} failed, the next is in {choice.delay_s:g} s"
-        self._note(delivery, Stage.RETRIED, text)
+
+        def on_published() -> None:
+            self._count(Outcome.RETRY)
+            text = f"attempt {attempt} failed, the next is in {choice.delay_s:g} s"
+            self._note(delivery, Stage.RETRIED, text)
+
+        await self._hold(batch, delivery, Outcome.RETRY, publish, on_published)
 
     async def _dead_letter(
         self, batch: Batch, delivery: Delivery, letter: DeadLetter
     ) -> None:
-        """Publish a dead letter and wait for the broker's confirm."""
-        await self._with_retries(
-            batch,
-            lambda: self._publisher.dead_letter(delivery, letter),
-            doing="dead_letter",
+        """Let the outbox publish a dead letter, which is confirmed before the ack."""
+        publish = partial(
+            self._publisher.dead_letter, delivery, letter, timeout_s=CONFIRM_WITHIN_S
         )
+        on_published = partial(self._note_dead_letter, delivery, letter)
+        await self._hold(batch, delivery, Outcome.DEAD_LETTER, publish, on_published)
+
+    async def _hold(
+        self,
+        batch: Batch,
+        delivery: Delivery,
+        outcome: Outcome,
+        publish: Callable[[], Awaitable[None]],
+        on_published: Callable[[], None],
+    ) -> None:
+        held = HeldDelivery(delivery, batch, outcome, publish, on_published)
+        await self._with_retries(
+            batch, lambda: self._outbox.add(held), doing=str(outcome)
+        )
+
+    def _note_dead_letter(self, delivery: Delivery, letter: DeadLetter) -> None:
         reason = letter.rejection.reason
         log.warning(
             "delivery.dead_lettered",

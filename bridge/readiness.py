@@ -2,21 +2,30 @@
 
 from bridge.amqp.consume.intake import Intake
 from bridge.inbox.contract import Inbox
+from bridge.outbox import Outbox
 from bridge.pipeline import Pipeline
 
 
 class BridgeReadiness:
     """The state behind `/health/ready`, the gauge `bridge_ready` and the overview."""
 
-    def __init__(self, *, intake: Intake, pipeline: Pipeline, inbox: Inbox) -> None:
+    def __init__(
+        self, *, intake: Intake, pipeline: Pipeline, outbox: Outbox, inbox: Inbox
+    ) -> None:
         self._intake = intake
         self._pipeline = pipeline
+        self._outbox = outbox
         self._inbox = inbox
         self.is_draining = False
 
     def start_draining(self) -> None:
         """Report from now on that the bridge shuts down."""
         self.is_draining = True
+
+    def warnings(self) -> list[str]:
+        """Return what needs attention although the bridge serves its users."""
+        problem = self._outbox.problem
+        return [] if problem is None else [problem]
 
     def unready_reasons(self) -> list[str]:
         """Return the reasons why the bridge is not ready; empty if it is."""

@@ -58,6 +58,7 @@ from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.sqlite.store import SqliteInbox
 from bridge.logging import dropped_log_lines
 from bridge.metrics import Metrics
+from bridge.outbox import Outbox
 from bridge.pipeline import Pipeline
 from bridge.readiness import BridgeReadiness
 from bridge.schema_folder import load_schemas
@@ -132,10 +133,12 @@ class Components:
             metrics=metrics,
             has_own_inbox=not is_redis(settings.inbox),
         )
+        self.outbox = Outbox(self.intake, self.publisher, metrics=metrics)
         self.pipeline = Pipeline(
             intake=self.intake,
             inbox=inbox,
             publisher=self.publisher,
+            outbox=self.outbox,
             limits=MessageLimits(settings.max_message_bytes),
             retry_delays_s=settings.retry_delays,
             metrics=metrics,
@@ -150,7 +153,10 @@ class Components:
             else None,
         )
         self.readiness = readiness = BridgeReadiness(
-            intake=self.intake, pipeline=self.pipeline, inbox=inbox
+            intake=self.intake,
+            pipeline=self.pipeline,
+            outbox=self.outbox,
+            inbox=inbox,
         )
         metrics.log_lines_dropped.set_function(dropped_log_lines)
         metrics.ready.set_function(lambda: not readiness.unready_reasons())
@@ -159,6 +165,7 @@ class Components:
         self.publish_keys = Keys(publish_keys_of(settings), setting="BRIDGE_API_KEY")
         self.public_app = public_app(
             unready_reasons=readiness.unready_reasons,
+            warnings=readiness.warnings,
             route_sockets=self.sockets.engine.route,
             legacy=legacy_endpoint(
                 settings, self.messages, self.publish_keys, self.event_check
@@ -214,6 +221,7 @@ class Components:
         self.sign_in = sign_in_of(settings)
         self.operator_app = operator_app(
             unready_reasons=readiness.unready_reasons,
+            warnings=readiness.warnings,
             publish=self.publish_endpoint.publish,
             metrics=metrics,
             sign_in=self.sign_in,

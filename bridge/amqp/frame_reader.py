@@ -353,6 +353,8 @@ class ReturnReader(FrameReader):
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__(now=now)
         self._on_return: OnReturn | None = None
+        # The broker's reason while it blocks the connection, as in "low on memory".
+        self.blocked_for: str | None = None
 
     def subscribe(self, on_return: OnReturn) -> None:
         """Call `on_return` with channel, reply code and reply text of each return."""
@@ -361,7 +363,15 @@ class ReturnReader(FrameReader):
     def _remove(self, data: bytes, kind: int, channel: int, at: int, stop: int) -> int:
         if kind in (_HEADER, _BODY):
             return stop
-        if kind != _METHOD or data[at + 7 : at + 11] != _RETURN_BYTES:
+        method = data[at + 7 : at + 11]
+        if channel == 0 and kind == _METHOD:
+            if method == _BLOCKED_BYTES:
+                reason = data[at + 12 : at + 12 + data[at + 11]]
+                self.blocked_for = reason.decode(errors="replace")
+            elif method == _UNBLOCKED_BYTES:
+                self.blocked_for = None
+            return at  # the library stops writing until then
+        if kind != _METHOD or method != _RETURN_BYTES:
             return at
         code = int.from_bytes(data[at + 11 : at + 13], "big")
         text = data[at + 14 : at + 14 + data[at + 13]].decode(errors="replace")
@@ -371,6 +381,8 @@ class ReturnReader(FrameReader):
 
 
 _RETURN_BYTES: Final = _BASIC_RETURN.to_bytes(4, "big")
+_BLOCKED_BYTES: Final = (10 << 16 | 60).to_bytes(4, "big")
+_UNBLOCKED_BYTES: Final = (10 << 16 | 61).to_bytes(4, "big")
 
 
 def _parse_deliver(data: bytes, at: int, queue: str) -> Delivery:

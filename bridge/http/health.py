@@ -8,7 +8,9 @@ from bridge.http.responses import json_response
 
 
 def add_health_routes(
-    app: web.Application, unready_reasons: Callable[[], list[str]]
+    app: web.Application,
+    unready_reasons: Callable[[], list[str]],
+    warnings: Callable[[], list[str]],
 ) -> None:
     """Serve both probes; the bridge is ready if `unready_reasons` returns nothing."""
 
@@ -19,7 +21,7 @@ def add_health_routes(
         return render_liveness()
 
     async def ready(_request: web.Request) -> web.Response:
-        return render_readiness(unready_reasons())
+        return render_readiness(unready_reasons(), warnings())
 
     app.router.add_get("/health/live", live)
     app.router.add_get("/health/ready", ready)
@@ -30,7 +32,7 @@ def render_liveness() -> web.Response:
     return json_response({"live": True})
 
 
-def render_readiness(reasons: list[str]) -> web.Response:
+def render_readiness(reasons: list[str], warnings: list[str]) -> web.Response:
     """Return the answer of `/health/ready`: 503 if there is a reason, else 200."""
-    body = {"ready": not reasons, "reasons": reasons}
+    body = {"ready": not reasons, "reasons": reasons, "warnings": warnings}
     return json_response(body, status=503 if reasons else 200)

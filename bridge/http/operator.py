@@ -15,6 +15,7 @@ from bridge.metrics import Metrics
 def operator_app(
     *,
     unready_reasons: Callable[[], list[str]],
+    warnings: Callable[[], list[str]],
     publish: Handler,
     metrics: Metrics,
     sign_in: SignIn,
@@ -26,6 +27,7 @@ def operator_app(
 
     Args:
         unready_reasons: Returns why the bridge is not ready, as sentences.
+        warnings: Returns what needs attention although the bridge is ready.
         publish: Handles `POST /api/publish`.
         metrics: The content of `/metrics`.
         sign_in: Its keys are required everywhere except for publishing and health; its
@@ -43,7 +45,7 @@ def operator_app(
         "pages connect to the public port (BRIDGE_PORT)"
     )
     app.on_response_prepare.append(harden)
-    add_health_routes(app, unready_reasons)
+    add_health_routes(app, unready_reasons, warnings)
 
     async def render_metrics(_request: web.Request) -> web.Response:
         return metrics_response(metrics.render())

@@ -17,6 +17,7 @@ _SCRIPT_MAX_AGE_S: Final = 3600
 def public_app(
     *,
     unready_reasons: Callable[[], list[str]],
+    warnings: Callable[[], list[str]],
     route_sockets: Callable[[web.Application], None],
     legacy: Handler | None,
 ) -> web.Application:
@@ -27,7 +28,7 @@ def public_app(
         "all else is on the operator port (BRIDGE_OPERATOR_PORT)"
     )
     app.on_response_prepare.append(harden)
-    add_health_routes(app, unready_reasons)
+    add_health_routes(app, unready_reasons, warnings)
     _add_script(app)
     route_sockets(app)
     if legacy is not None:

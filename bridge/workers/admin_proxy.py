@@ -129,7 +129,7 @@ class AdminProxy:
         return render_liveness()
 
     async def _ready(self, _request: web.Request) -> web.Response:
-        return render_readiness(await self._pool.unready_reasons())
+        return render_readiness(*await self._pool.readiness())
 
     async def scrape_periodically(self) -> None:
         """Scrape the workers' metrics at intervals until canceled."""
@@ -200,10 +200,11 @@ class AdminProxy:
         if name == "listQueues":
             return _response(merge_queues(good))
         await self._scrape()
+        reasons, _ = await self._pool.readiness()
         overview = merge_overviews(
             good,
             merged=self._pool.merged,
-            reasons=await self._pool.unready_reasons(),
+            reasons=reasons,
             age_s=self._ages.quantiles(),
         )
         return _response(overview)

@@ -185,26 +185,28 @@ class WorkerPool:
             ]
         return [(worker, task.result()) for worker, task in asked]
 
-    async def unready_reasons(self) -> list[str]:
+    async def readiness(self) -> tuple[list[str], list[str]]:
         """
-        Return why the bridge is not ready; empty if it is.
+        Return why the bridge is not ready, nothing if it is, and its warnings.
 
         The kernel gives connections to every worker that listens, so all of these must be
         ready. A worker that is being restarted does not listen and gets no connections.
         """
         if self._is_draining:
-            return ["the bridge is shutting down"]
+            return ["the bridge is shutting down"], []
         answers = await self.ask_listening(_READY)
         if not answers:
-            return ["no worker listens yet"]
-        reasons = []
+            return ["no worker listens yet"], []
+        reasons: list[str] = []
+        warnings: list[str] = []
         for worker, answer in answers:
             name = f"worker {worker.slot.index}"
             if answer is None:
                 # It may have ended since it was asked, and then gets no connections.
                 if worker.is_listening:
                     reasons.append(f"{name}: does not answer")
-            elif answer.status != 200:
-                found = orjson.loads(answer.body)["reasons"]
-                reasons += [f"{name}: {reason}" for reason in found]
-        return reasons
+            else:
+                found = orjson.loads(answer.body)
+                reasons += [f"{name}: {reason}" for reason in found["reasons"]]
+                warnings += [f"{name}: {text}" for text in found["warnings"]]
+        return reasons, warnings

@@ -1,5 +1,9 @@
 """The profile of property tests: the same examples at each run, without a deadline."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -17,6 +21,11 @@ settings.load_profile("unit")
 
 
 @pytest.fixture
-def harness() -> Harness:
-    """Return a pipeline with fakes around it."""
-    return Harness()
+async def harness() -> AsyncIterator[Harness]:
+    """A pipeline with fakes around it, and a running outbox."""
+    harness = Harness()
+    running = asyncio.create_task(harness.outbox.run())
+    yield harness
+    running.cancel()
+    with suppress(asyncio.CancelledError, MemoryError):
+        await running

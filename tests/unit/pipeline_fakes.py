@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+from bridge.amqp.consume.consumer import Consumer
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.consume.session import Batch, IntakeSession
 from bridge.amqp.publish.publisher import Publisher
@@ -18,14 +19,50 @@ from bridge.core.message import (
 from bridge.core.properties import Properties, render_properties
 from bridge.core.settlement import DeadLetter, RetryAfter
 from bridge.metrics import Metrics
+from bridge.outbox import Outbox
 from bridge.pipeline import Pipeline
+from tests.conftest import eventually
 
 TRIAL_KEY_BYTES = 16
 
 
-def batch_of(deliveries: Sequence[Delivery]) -> Batch:
+@dataclass(eq=False)
+class FakeConsumer:
+    """Records which held deliveries are acked."""
+
+    effects: list[str] = field(default_factory=list)
+    held: dict[int, Delivery] = field(default_factory=dict)
+    most: int = 100
+    queue: str = "q"
+
+    def hold(self, delivery: Delivery) -> bool:
+        """Hold it if there is room."""
+        if len(self.held) >= self.most:
+            return False
+        self.held[delivery.tag] = delivery
+        return True
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Return whether it is held."""
+        return delivery.tag in self.held
+
+    def was_published(self, _: Delivery) -> bool:
+        """Return False: no batch is put back."""
+        return False
+
+    def ack_held(self, delivery: Delivery) -> None:
+        """Record the ack."""
+        if self.held.pop(delivery.tag, None) is not None:
+            self.effects.append(f"ack held {delivery.tag}")
+
+
+def batch_of(
+    deliveries: Sequence[Delivery], consumer: FakeConsumer | None = None
+) -> Batch:
     """Return a batch of a session that no fake looks at."""
-    return Batch(deliveries, cast("IntakeSession", None), ())
+    received = cast("Consumer", consumer or FakeConsumer())
+    last_tags = ((received, deliveries[-1].tag),)
+    return Batch(deliveries, cast("IntakeSession", None), last_tags)
 
 
 @dataclass
@@ -105,18 +142,38 @@ class FakePublisher:
     failures: list[Exception] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     retried: list[tuple[RetryAfter, float | None]] = field(default_factory=list)
+    problem: str | None = None
+    is_blocked: bool = False
+    may_confirm: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def dead_letter(self, delivery: Delivery, letter: DeadLetter) -> None:
+    def __post_init__(self) -> None:
+        """Confirm at once until a test clears the event."""
+        self.may_confirm.set()
+
+    async def ready(self) -> None:
+        """Return at once."""
+
+    async def dead_letter(
+        self, delivery: Delivery, letter: DeadLetter, *, timeout_s: float
+    ) -> None:
         """Record a dead letter."""
+        del timeout_s
         if self.failures:
             raise self.failures.pop(0)
         self.effects.append(f"dead {delivery.tag}")
+        await self.may_confirm.wait()
         self.dead.append(letter)
 
     async def retry(
-        self, delivery: Delivery, retry: RetryAfter, *, deadline_s: float | None
+        self,
+        delivery: Delivery,
+        retry: RetryAfter,
+        *,
+        deadline_s: float | None,
+        timeout_s: float,
     ) -> None:
         """Record a retry."""
+        del timeout_s
         if self.failures:
             raise self.failures.pop(0)
         self.effects.append(f"retry {delivery.tag}")
@@ -134,16 +191,35 @@ class Harness:
         self.publisher = FakePublisher(self.effects)
         self.metrics = Metrics()
         self.journal = Journal()
+        self.consumer = FakeConsumer(self.effects)
+        self.outbox = Outbox(
+            cast("Intake", self.intake),
+            cast("Publisher", self.publisher),
+            metrics=self.metrics,
+            slow_after_s=0.02,
+            room_within_s=0.02,
+        )
         self.pipeline = Pipeline(
             intake=cast("Intake", self.intake),
             inbox=self.inbox,
             publisher=cast("Publisher", self.publisher),
+            outbox=self.outbox,
             limits=MessageLimits(body_bytes=100),
             retry_delays_s=(1.0, 10.0),
             metrics=self.metrics,
             journal=self.journal,
             clock=SteadyClock(wall=lambda: self.wall_s, real=lambda: 0.0),
         )
+
+    async def settle(self, deliveries: Sequence[Delivery]) -> None:
+        """Settle a batch, and wait until the outbox is empty."""
+        await self.pipeline.settle(batch_of(deliveries, self.consumer))
+        await eventually(lambda: not self.consumer.held)
+
+    def held(self, outcome: str) -> float:
+        """Return how many deliveries wait for a publish."""
+        name, labels = "bridge_held_deliveries", {"outcome": outcome}
+        return self.metrics.registry.get_sample_value(name, labels) or 0
 
     def suspects(self, mode: str) -> float:
         """Return how many suspects were settled together or alone."""

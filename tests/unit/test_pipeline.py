@@ -39,15 +39,13 @@ async def test_a_batch_is_acked_once_and_only_after_all_of_it_is_stored(
     assert harness.settled("stored") == 2
 
 
-async def test_a_dead_letter_is_confirmed_before_its_batch_is_acked(
+async def test_a_dead_letter_is_published_before_its_delivery_is_acked(
     harness: Harness,
 ) -> None:
-    """If it was acked first, a crash would lose it."""
-    await harness.pipeline.settle(
-        batch_of([delivery(1, b"1"), delivery(2, b"{"), delivery(3, b"3")])
-    )
+    """If it was acked first, a crash would lose it. The others do not wait for it."""
+    await harness.settle([delivery(1, b"1"), delivery(2, b"{"), delivery(3, b"3")])
 
-    assert harness.effects == ["dead 2", "store 1", "store 3", "ack 3"]
+    assert harness.effects == ["store 1", "store 3", "ack 3", "dead 2", "ack held 2"]
     assert harness.publisher.dead[0].rejection.reason is DeadLetterReason.MALFORMED_BODY
     assert harness.settled("dead_letter", "malformed_body") == 1
 
@@ -104,9 +102,9 @@ async def test_a_dead_letter_that_cannot_be_published_is_published_later(
     """While the dead-letter queue is deleted, no dead letter is lost."""
     harness.publisher.failures = [failure]
 
-    await harness.pipeline.settle(batch_of([delivery(1, b"{")]))
+    await harness.settle([delivery(1, b"{")])
 
-    assert harness.effects == ["dead 1", "ack 1"]
+    assert harness.effects == ["ack 1", "dead 1", "ack held 1"]
 
 
 async def test_a_batch_whose_session_ends_while_waiting_is_dropped(
@@ -128,14 +126,12 @@ async def test_a_batch_that_the_store_refuses_is_split_down_to_the_message_at_fa
     """One bad message does not affect its neighbors, whose order is kept."""
     harness.inbox.poison = b"5"
 
-    await harness.pipeline.settle(
-        batch_of([delivery(tag, str(tag).encode()) for tag in range(1, 10)])
-    )
+    await harness.settle([delivery(n, str(n).encode()) for n in range(1, 10)])
 
     stored = [message.data for message in harness.inbox.stored]
     assert stored == [b"1", b"2", b"3", b"4", b"6", b"7", b"8", b"9"]
     assert harness.publisher.retried == [(RetryAfter(attempt=2, delay_s=1.0), None)]
-    assert harness.effects[-1] == "ack 9"
+    assert harness.effects[-3:] == ["ack 9", "retry 5", "ack held 5"]
 
 
 async def test_a_failed_last_attempt_becomes_a_dead_letter_with_its_error(
@@ -145,23 +141,21 @@ async def test_a_failed_last_attempt_becomes_a_dead_letter_with_its_error(
     harness.inbox.poison = b"1"
     attempted = Properties(headers=render_table({Header.ATTEMPT: 3}))
 
-    await harness.pipeline.settle(batch_of([delivery(1, properties=attempted)]))
+    await harness.settle([delivery(1, properties=attempted)])
 
     (letter,) = harness.publisher.dead
     assert letter.rejection.reason is DeadLetterReason.ATTEMPTS_EXHAUSTED
     assert letter.rejection.text == (
         "attempt 3: ZeroDivisionError: the store does not like it"
     )
-    assert harness.effects == ["dead 1", "ack 1"]
+    assert harness.effects == ["ack 1", "dead 1", "ack held 1"]
 
 
 async def test_a_retry_carries_the_deadline_of_its_message(harness: Harness) -> None:
     """With `expiration` the broker would drop the copy in the retry queue."""
     harness.inbox.poison = b"1"
 
-    await harness.pipeline.settle(
-        batch_of([delivery(1, properties=Properties(expiration=b"60000"))])
-    )
+    await harness.settle([delivery(1, properties=Properties(expiration=b"60000"))])
 
     assert harness.publisher.retried == [(RetryAfter(attempt=2, delay_s=1.0), 1060.0)]
 
@@ -210,7 +204,7 @@ async def test_the_journal_records_the_outcome_of_each_message(
         )
     )
     harness.inbox.poison = b"1"
-    await harness.pipeline.settle(batch_of([identified(b"bad")]))
+    await harness.settle([identified(b"bad")])
 
     (user,) = harness.journal.users_of("good")
     found = {
@@ -245,9 +239,9 @@ async def test_the_problem_it_waits_for_is_reported_and_logged_once(
     harness: Harness,
 ) -> None:
     """Readiness shows it to an operator, who can fix it: space, a permission, a limit."""
-    full = PublishRefusedError("bridge.dead", "the broker could not take it (nack)")
-    away = BrokerUnavailableError("publish to bridge.dead", "gone")
-    harness.publisher.failures = [full, full, away, full]
+    full = StoreUnavailableError("sqlite:x", "the disk is full")
+    away = StoreUnavailableError("sqlite:x", "it is locked")
+    harness.inbox.failures = [full, full, away, full]
     problems = []
 
     def note(state: RetryCallState) -> None:
@@ -256,7 +250,7 @@ async def test_the_problem_it_waits_for_is_reported_and_logged_once(
 
     harness.pipeline._note_waiting = note  # type: ignore[method-assign] # observes it
     with capture_logs() as lines:
-        await harness.pipeline.settle(batch_of([delivery(1, b"{")]))
+        await harness.pipeline.settle(batch_of([delivery(1)]))
 
     assert problems == [str(full), str(full), str(away), str(full)]
     logged = [line["error"] for line in lines if line["event"] == "pipeline.waiting"]
@@ -291,8 +285,6 @@ async def test_a_bug_in_parsing_affects_one_message_alone(
 
     monkeypatch.setattr(bridge.pipeline, "parse_delivery", stumble)
 
-    await harness.pipeline.settle(
-        batch_of([delivery(1, b"1"), delivery(2, b"2"), delivery(3, b"3")])
-    )
+    await harness.settle([delivery(1, b"1"), delivery(2, b"2"), delivery(3, b"3")])
 
-    assert harness.effects == ["retry 2", "store 1", "store 3", "ack 3"]
+    assert harness.effects == ["store 1", "store 3", "ack 3", "retry 2", "ack held 2"]

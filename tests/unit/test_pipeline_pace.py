@@ -10,6 +10,7 @@ from bridge.amqp.consume.session import Batch
 from bridge.amqp.publish.publisher import Publisher
 from bridge.core.message import Delivery, Message, MessageLimits
 from bridge.metrics import Metrics
+from bridge.outbox import Outbox
 from bridge.pipeline import Pipeline
 from tests.conftest import eventually
 from tests.unit.pipeline_fakes import FakeIntake, batch_of, delivery
@@ -55,9 +56,11 @@ async def test_the_first_delivery_is_stored_at_once_and_the_next_ones_together()
 ):
     """A single message must not wait; for many, one commit each would be expensive."""
     intake, store = CollectingIntake(), SizeRecorder()
+    publisher = cast("Publisher", None)
     pipeline = Pipeline(
         intake=cast("Intake", intake),
         inbox=store,
+        outbox=Outbox(cast("Intake", intake), publisher, metrics=Metrics()),
         publisher=cast("Publisher", None),
         limits=MessageLimits(100),
         retry_delays_s=(1.0,),

@@ -76,7 +76,7 @@ async def test_a_message_that_crashed_two_trials_is_dead_lettered_unparsed(
     harness.inbox.trials[joint_trial_key(killer)] = 3
     harness.inbox.trials[trial_key(killer)] = 2
 
-    await harness.pipeline.settle(batch_of([killer, suspect(2, b"2", 4)]))
+    await harness.settle([killer, suspect(2, b"2", 4)])
 
     (letter,) = harness.publisher.dead
     assert letter.rejection.reason is DeadLetterReason.CRASHED
@@ -88,6 +88,7 @@ async def test_a_message_that_crashed_two_trials_is_dead_lettered_unparsed(
         "trial together [4, 1]",
         "trial alone [3]",
         "dead 1",
+        "ack held 1",
         "trial alone [1]",
         "store 2",
         "ack 2",
@@ -133,7 +134,10 @@ async def test_an_error_that_ends_the_process_keeps_the_record_of_the_trial(
     """It is a crash: if the record was deleted, each trial would be the first."""
     killer = suspect(1, b"{", 5)
 
-    async def fail(_delivery: Delivery, _letter: DeadLetter) -> None:
+    async def fail(
+        _delivery: Delivery, _letter: DeadLetter, *, timeout_s: float
+    ) -> None:
+        del timeout_s
         problem = "out of memory, or a bug"
         raise MemoryError(problem)
 

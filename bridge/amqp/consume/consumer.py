@@ -56,7 +56,6 @@ _ACK: Final = Struct(">BHIIQBB").pack
 _METHOD: Final = 1
 _ACK_BYTES: Final = 13
 _BASIC_ACK: Final = 60 << 16 | 80
-_MULTIPLE: Final = 1
 _END: Final = 0xCE
 
 
@@ -71,6 +70,9 @@ class IntakeLimits:
         batch_bytes: The most bytes of bodies in one batch.
         waiting_bytes: The most bytes of bodies that wait here for one queue. Prefetch
             bounds their number alone, which is not enough if messages are large.
+        held_deliveries: The most deliveries of one queue that are held; at most a quarter
+            of the prefetch, so that the others still flow.
+        held_bytes: The most bytes of bodies that are held.
         drain_s: How long a draining consumer still accepts deliveries.
         look_s: How often the number of ready messages is looked up.
         still_s: After how long without progress a queue on which deliveries wait is
@@ -86,6 +88,8 @@ class IntakeLimits:
     batch_deliveries: int = 2000
     batch_bytes: int = 4 << 20
     waiting_bytes: int = 64 << 20
+    held_deliveries: int = 100
+    held_bytes: int = 16 << 20
     drain_s: float = 5.0
     look_s: float = 5.0
     still_s: float = 10.0
@@ -169,6 +173,13 @@ class Consumer:
         self._acked_tag = 0
         self._sent_ack_tag = 0
         self._ack_timer: asyncio.TimerHandle | None = None
+        # Held deliveries: their tags and when they arrived.
+        self._held: dict[int, float] = {}
+        self._held_bytes = 0
+        # Tags that were held, and are acked together with their batch.
+        self._published: set[int] = set()
+        # Tags that were held when an ack of later ones was sent, and can be acked now.
+        self._late_tags: list[int] = []
         # The last tag and the arrival time of each chunk of which a delivery is in flight.
         self._arrivals: deque[tuple[int, float]] = deque()
         # When a delivery was acked last, or the first arrived or became ready after that.
@@ -339,10 +350,13 @@ class Consumer:
 
     @property
     def in_flight(self) -> int:
-        """Deliveries that arrived and can still be acked."""
+        """Deliveries that arrived and can still be acked, held ones included."""
         if self._state is ConsumerState.CLOSED:
             return 0
-        return self._last_tag - self._acked_tag
+        return self._last_tag - self._acked_tag + self._held_up_to(self._acked_tag)
+
+    def _held_up_to(self, tag: int) -> int:
+        return sum(held <= tag for held in self._held) if self._held else 0
 
     @property
     def waiting(self) -> int:
@@ -364,7 +378,10 @@ class Consumer:
     @property
     def oldest_s(self) -> float | None:
         """Seconds since the oldest delivery in flight arrived; ``None`` if none is."""
-        return time.monotonic() - self._arrivals[0][1] if self._arrivals else None
+        if not self.in_flight:
+            return None
+        arrived_s = [*self._held.values(), *(at for _, at in islice(self._arrivals, 1))]
+        return time.monotonic() - min(arrived_s)
 
     @property
     def is_single_active(self) -> bool:
@@ -381,7 +398,9 @@ class Consumer:
     @property
     def _is_full(self) -> bool:
         """Whether the broker cannot deliver more before it receives an ack."""
-        return self._last_tag - self._sent_ack_tag >= self.prefetch_count
+        sent = self._sent_ack_tag
+        unacked = self._last_tag - sent + self._held_up_to(sent) + len(self._late_tags)
+        return unacked >= self.prefetch_count
 
     def is_alive(self) -> bool:
         """
@@ -404,7 +423,7 @@ class Consumer:
         if self._waiting_bytes > self._limits.waiting_bytes and len(self._waiting) > 1:
             self._limit_waiting()
         now_s = time.monotonic()
-        if not self.in_flight:
+        if self._last_tag == self._acked_tag:
             self._moved_s = now_s
         self._last_tag = deliveries[-1].tag
         self._arrivals.append((self._last_tag, now_s))
@@ -508,7 +527,7 @@ class Consumer:
 
     def ack(self, tag: int) -> bool:
         """
-        Ack all deliveries up to `tag`; repeating it does nothing.
+        Ack all deliveries up to `tag` that are not held; repeating it does nothing.
 
         The ack is sent at once if a quarter of the prefetch is acked and not sent, else
         within 10 ms; a draining consumer sends it when it closes. Nothing is awaited: the
@@ -530,9 +549,57 @@ class Consumer:
             return False
         while self._arrivals and self._arrivals[0][0] <= tag:
             self._arrivals.popleft()
+        if self._published:
+            self._published = {one for one in self._published if one > tag}
+        self._note_settled()
+        return True
+
+    def _note_settled(self) -> None:
         if self.is_draining and not self.in_flight:
             self._settled.set()
+
+    def hold(self, delivery: Delivery) -> bool:
+        """
+        Exclude `delivery`, which was taken, from acks until `ack_held`.
+
+        Returns:
+            False if too much is held: one delivery may be held, or more within the limits.
+
+        """
+        limits = self._limits
+        most = min(limits.held_deliveries, self.prefetch_count // 4)
+        size_bytes = self._held_bytes + len(delivery.body)
+        if self._held and (len(self._held) >= most or size_bytes > limits.held_bytes):
+            return False
+        tag = delivery.tag
+        arrived_s = (at for last, at in self._arrivals if last >= tag)
+        self._held[tag] = next(arrived_s, time.monotonic())
+        self._held_bytes = size_bytes
         return True
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether `delivery` is held and can still be acked here."""
+        return delivery.tag in self._held and self._state is not ConsumerState.CLOSED
+
+    def was_published(self, delivery: Delivery) -> bool:
+        """Whether `delivery` was held before it was put back, and needs nothing more."""
+        return delivery.tag in self._published
+
+    def ack_held(self, delivery: Delivery) -> None:
+        """Ack a held delivery, whose copy was published, unless it is redelivered."""
+        if not self.holds(delivery):
+            return
+        tag = delivery.tag
+        del self._held[tag]
+        self._held_bytes -= len(delivery.body)
+        self._moved_s = time.monotonic()
+        if tag > self._acked_tag:
+            self._published.add(tag)
+        elif tag <= self._sent_ack_tag:
+            self._late_tags.append(tag)
+        if not self.is_draining:
+            self._send_ack_soon(self._acked_tag)
+        self._note_settled()
 
     def _send_ack_soon(self, tag: int) -> bool:
         if tag - self._sent_ack_tag >= self.prefetch_count // 4:
@@ -545,15 +612,29 @@ class Consumer:
     def flush_acks(self) -> bool:
         """Send the acks that wait; return False if the channel or connection is gone."""
         self._stop_ack_timer()
-        if self._sent_ack_tag == self._acked_tag:
+        if self._sent_ack_tag == self._acked_tag and not self._late_tags:
             return True
         # The broker closes the connection when it receives an ack on a closed channel.
         if self._channel.is_closed or not self._channel.connection.is_opened:
             return False
-        self._sent_ack_tag = self._acked_tag
-        return self._connection.write(
-            _render_ack(self._channel.number, self._acked_tag)
-        )
+        return self._connection.write(self._render_acks())
+
+    def _render_acks(self) -> bytes:
+        """Return the acks that wait, and count them as sent."""
+        first, last = self._sent_ack_tag + 1, self._acked_tag
+        late, self._late_tags = self._late_tags, []
+        self._sent_ack_tag = last
+        number = self._channel.number
+        if not self._held and not late:
+            return _render_ack(number, last, multiple=True)
+        # One ack covers everything below the first held delivery; the rest needs one each.
+        # The broker closes the channel if the tag itself was acked before.
+        hole = min(self._held, default=last + 1)
+        tags = late + [tag for tag in range(first, last + 1) if tag not in self._held]
+        below = max((tag for tag in tags if tag < hole), default=0)
+        frames = [_render_ack(number, below, multiple=True)] if below else []
+        frames += [_render_ack(number, tag) for tag in tags if tag > hole]
+        return b"".join(frames)
 
     def _stop_ack_timer(self) -> None:
         if self._ack_timer is not None:
@@ -561,6 +642,6 @@ class Consumer:
             self._ack_timer = None
 
 
-def _render_ack(channel_number: int, tag: int) -> bytes:
-    """Render Basic.Ack with `multiple`; the library's way costs more than a delivery."""
-    return _ACK(_METHOD, channel_number, _ACK_BYTES, _BASIC_ACK, tag, _MULTIPLE, _END)
+def _render_ack(channel_number: int, tag: int, *, multiple: bool = False) -> bytes:
+    """Render Basic.Ack; the library's way costs more than a delivery."""
+    return _ACK(_METHOD, channel_number, _ACK_BYTES, _BASIC_ACK, tag, multiple, _END)

@@ -179,7 +179,7 @@ class Intake:
 
     async def ack(self, batch: Batch) -> bool:
         """
-        Tell the broker that `batch` and everything before it is settled.
+        Tell the broker that `batch` and everything before it is settled, except what is held.
 
         Returns:
             False if the broker redelivers some of it, because its session or a consumer

@@ -57,6 +57,10 @@ class Batch:
         """The consumers that received the deliveries, one for each queue."""
         return [consumer for consumer, _ in self.last_tags]
 
+    def consumer_of(self, delivery: Delivery) -> Consumer:
+        """Return the consumer that received `delivery`, which is in this batch."""
+        return next(one for one in self.consumers if one.queue == delivery.queue)
+
 
 class SessionState(IntEnum):
     """
@@ -435,7 +439,13 @@ class IntakeSession:
         return Batch(taken, self, last_tags)
 
     def ack(self, batch: Batch) -> bool:
-        """Ack all of `batch`; return False if the broker redelivers some of it instead."""
+        """
+        Ack `batch` except held deliveries.
+
+        Returns:
+            False if the broker redelivers some of it instead.
+
+        """
         if not self.is_alive():
             return False
         acked = [consumer.ack(tag) for consumer, tag in batch.last_tags]

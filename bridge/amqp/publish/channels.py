@@ -109,6 +109,11 @@ class ChannelPool:
             return "the broker leaves too many publishes unconfirmed"
         return None
 
+    @property
+    def blocked_for(self) -> str | None:
+        """The reason while the broker blocks the connection; ``None`` if it does not."""
+        return self._connection.reader.blocked_for
+
     async def ready(self) -> None:
         """Wait while the broker blocks the connection (memory or disk alarm)."""
         # A message sent now would wait in the socket. The broker would store it after the

@@ -86,6 +86,32 @@ class Publisher:
             return PROPERTIES_MAX_BYTES
         return self._channels.max_properties_bytes
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker blocks publishers, as far as is known."""
+        return self._channels is not None and self._channels.blocked_for is not None
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be published now; ``None`` as far as is known."""
+        if self._channels is None:
+            return "there is no connection to the broker"
+        if self.is_blocked:
+            return f"the broker blocks publishers ({self._channels.blocked_for})"
+        return None
+
+    async def ready(self) -> None:
+        """
+        Wait until there is a connection that the broker does not block.
+
+        Raises:
+            BrokerUnavailableError: If there is none within the broker timeout.
+
+        """
+        async with broker_call("publish", timeout_s=self._address.timeout_s):
+            channels = await self._wait_for_connection()
+            await channels.ready()
+
     async def run(self) -> None:
         """
         Keep a connection until canceled; reconnect when it is lost.

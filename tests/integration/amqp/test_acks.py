@@ -22,6 +22,14 @@ def tag_of(frame: bytes) -> int:
     return int.from_bytes(frame[11:19], "big")
 
 
+def acks_of(connection: RecordingConnection) -> list[tuple[int, int]]:
+    """Remove and return the recorded acks: tag, and 1 if it acks all before it."""
+    sent = b"".join(connection.frames)
+    connection.frames.clear()
+    frames = [sent[at : at + 21] for at in range(0, len(sent), 21)]
+    return [(int.from_bytes(each[11:19], "big"), each[19]) for each in frames]
+
+
 async def test_acks_of_small_batches_are_sent_together(
     raw: Raw, names: BrokerNames, consuming: IntakeMaker
 ) -> None:
@@ -51,6 +59,80 @@ async def test_acks_of_small_batches_are_sent_together(
 
     assert consumer.state is ConsumerState.CLOSED
     assert [tag_of(frame) for frame in connection.frames] == [2, 12, 14]
+
+
+async def test_held_deliveries_are_left_out_of_acks_until_they_are_acked(
+    raw: Raw, names: BrokerNames, consuming: IntakeMaker
+) -> None:
+    """One ack up to the first of them, then one each; a tag is never acked twice."""
+    async with consuming():
+        pass  # it declares the queue
+    connection = RecordingConnection()
+    consumer = consumer_on(raw, names.inbound_queue(), connection)
+    await consumer.start()
+    deliveries = [
+        Delivery(tag, False, b"", b"ann", b"", b"{}", "q")  # noqa: FBT003 - a field
+        for tag in range(1, 13)
+    ]
+    consumer._on_deliveries(deliveries)
+    third, fifth, ninth = deliveries[2], deliveries[4], deliveries[8]
+
+    assert all(map(consumer.hold, (third, fifth, ninth)))
+    assert consumer.ack(7)
+    assert consumer.in_flight == 5 + 2
+    assert consumer.flush_acks()
+    assert acks_of(connection) == [(2, 1), (4, 0), (6, 0), (7, 0)]
+
+    consumer.ack_held(fifth)
+    assert consumer.ack(10)
+    assert consumer.flush_acks()
+    assert acks_of(connection) == [(5, 0), (8, 0), (10, 0)]
+
+    consumer.ack_held(third)
+    assert consumer.flush_acks()
+    assert acks_of(connection) == [(3, 1)]
+
+    assert consumer.ack(12)
+    consumer.ack_held(ninth)
+    assert consumer.flush_acks()
+    assert acks_of(connection) == [(12, 1)]
+    assert consumer.in_flight == 0
+
+
+async def test_a_held_delivery_that_is_put_back_is_not_published_again(
+    raw: Raw, names: BrokerNames, consuming: IntakeMaker
+) -> None:
+    """A batch of several queues is taken again if another of its consumers is lost."""
+    async with consuming():
+        pass
+    connection = RecordingConnection()
+    consumer = consumer_on(raw, names.inbound_queue(), connection)
+    await consumer.start()
+    first = Delivery(1, False, b"", b"ann", b"", b"{}", "q")  # noqa: FBT003 - a field
+    consumer._on_deliveries([first])
+    consumer.take(max_deliveries=1, max_bytes=100)
+    assert consumer.hold(first)
+    consumer.ack_held(first)
+
+    consumer.put_back([first])
+
+    assert consumer.was_published(first)
+    assert consumer.ack(1)
+    assert consumer.flush_acks()
+    assert acks_of(connection) == [(1, 1)]
+    assert consumer.in_flight == 0
+
+
+async def test_only_some_deliveries_can_be_held(raw: Raw, names: BrokerNames) -> None:
+    """A quarter of the prefetch of 40: the others need the rest."""
+    consumer = consumer_on(raw, names.inbound_queue())
+    deliveries = [
+        Delivery(tag, False, b"", b"ann", b"", b"{}", "q")  # noqa: FBT003 - a field
+        for tag in range(1, 13)
+    ]
+    consumer._on_deliveries(deliveries)
+
+    assert [consumer.hold(each) for each in deliveries] == [True] * 10 + [False] * 2
 
 
 async def test_a_waiting_ack_is_not_sent_on_a_closed_channel(

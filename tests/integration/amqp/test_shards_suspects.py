@@ -12,6 +12,7 @@ from bridge.amqp.consume.session import Batch
 from bridge.amqp.publish.publisher import Publisher
 from bridge.core.message import Message, MessageLimits
 from bridge.metrics import Metrics
+from bridge.outbox import Outbox
 from bridge.pipeline import Pipeline
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.amqp.conftest import Taker, running
@@ -60,10 +61,12 @@ def intake_on(sharded: ShardedSetup) -> Intake:
 async def storing(sharded: ShardedSetup, inbox: SlowInbox) -> AsyncIterator[None]:
     """Run a bridge that stores in `inbox`."""
     intake = intake_on(sharded)
+    publisher = cast("Publisher", FakePublisher([]))
     pipeline = Pipeline(
         intake=intake,
         inbox=inbox,
-        publisher=cast("Publisher", FakePublisher([])),
+        publisher=publisher,
+        outbox=Outbox(intake, publisher, metrics=Metrics()),
         limits=MessageLimits(body_bytes=1000),
         retry_delays_s=(1.0,),
         metrics=Metrics(),

@@ -197,6 +197,7 @@ async def open_server(
     app = await asyncio.to_thread(  # it reads a file: a bridge does it before its loop runs
         public_app,
         unready_reasons=list,
+        warnings=list,
         route_sockets=io.engine.route,
         legacy=legacy,
     )

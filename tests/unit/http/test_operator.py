@@ -27,6 +27,7 @@ async def open_operator(
     return await open_app(
         operator_app(
             unready_reasons=list,
+            warnings=list,
             publish=endpoint.publish,
             metrics=Metrics(),
             sign_in=SignIn(Keys(["operate"], setting="BRIDGE_OPERATOR_TOKEN"), ()),

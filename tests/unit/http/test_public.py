@@ -35,6 +35,7 @@ async def open_public(
     return await open_app(
         public_app(
             unready_reasons=lambda: list(reasons),
+            warnings=lambda: ["a dead letter waits"],
             route_sockets=no_sockets,
             legacy=legacy,
         )
@@ -64,7 +65,7 @@ async def test_a_bridge_that_is_not_ready_is_still_live(open_app: Open) -> None:
     async with client.get("/health/ready") as response:
         assert (response.status, await response.json()) == (
             200,
-            {"ready": True, "reasons": []},
+            {"ready": True, "reasons": [], "warnings": ["a dead letter waits"]},
         )
     reasons.append("nothing is consumed from the broker")
     async with client.get("/health/ready") as response:
@@ -214,6 +215,7 @@ async def test_the_legacy_get_may_require_a_key(
     client = await open_app(
         public_app(
             unready_reasons=list,
+            warnings=list,
             route_sockets=no_sockets,
             legacy=guarded(keys, LegacyPushEndpoint(publisher).push),
         )
@@ -233,7 +235,12 @@ async def test_a_text_that_the_schema_of_messages_forbids_is_refused(
     assert isinstance(schemas, EventSchemas)
     endpoint = LegacyPushEndpoint(publisher, EventCheck(schemas))
     client = await open_app(
-        public_app(unready_reasons=list, route_sockets=no_sockets, legacy=endpoint.push)
+        public_app(
+            unready_reasons=list,
+            warnings=list,
+            route_sockets=no_sockets,
+            legacy=endpoint.push,
+        )
     )
 
     for text, status in (("four", 422), ("two", 200)):

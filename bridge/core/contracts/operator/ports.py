@@ -20,6 +20,10 @@ class Readiness(Contract):
 
     ready: bool = Field(description="Whether to send traffic to this bridge.")
     reasons: list[str] = Field(description="Why it is not ready.")
+    warnings: list[str] = Field(
+        description="What needs attention although messages are delivered, as a dead letter "
+        "that cannot be published now."
+    )
 
 
 class MetricsText(RootModel[str]):

@@ -1,0 +1,225 @@
+"""
+The outbox publishes dead letters and retries while the pipeline continues.
+
+The broker may accept no publish for hours: a memory or disk alarm, a full queue, a missing
+permission. So a delivery is held while its copy waits to be published: it stays unacked, and
+everything else is settled and acked around it. No order is lost by that: a dead letter
+leaves its user's order, and a retry returns later than the messages behind it anyway.
+
+One copy is published at a time. If its confirm is missing, it is not published again while
+the connection lives: the broker reads what was sent during an alarm when the alarm is over.
+A crash, or a lost connection, between publish and ack repeats a copy.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import structlog
+
+from bridge.amqp.consume.consumer import Consumer
+from bridge.amqp.consume.intake import Intake
+from bridge.amqp.consume.session import Batch
+from bridge.amqp.publish.publisher import Publisher
+from bridge.core.message import Delivery
+from bridge.core.settlement import trial_key
+from bridge.enums import Outcome
+from bridge.errors import BrokerUnavailableError, PublishRefusedError
+from bridge.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+# Longer than most alarms. The connection has heartbeats, so its loss is noticed earlier.
+CONFIRM_WITHIN_S: Final = 3600.0
+_SLOW_AFTER_S: Final = 2.0
+_ROOM_WITHIN_S: Final = 5.0
+_BACKOFF_FIRST_S: Final = 0.1
+_BACKOFF_MAX_S: Final = 5.0
+
+
+@dataclass(eq=False, slots=True)
+class HeldDelivery:
+    """A delivery that is acked when its copy is published."""
+
+    delivery: Delivery
+    batch: Batch
+    outcome: Outcome
+    publish: Callable[[], Awaitable[None]]
+    on_published: Callable[[], None]
+
+    @property
+    def consumer(self) -> Consumer:
+        """The consumer that holds the delivery."""
+        return self.batch.consumer_of(self.delivery)
+
+
+class Outbox:
+    """
+    Publishes copies of held deliveries, oldest first, until it is cancelled.
+
+    Args:
+        intake: Knows which deliveries can still be acked.
+        publisher: Publishes on a connection that an alarm may block.
+        metrics: Counts held deliveries.
+        slow_after_s: How long a publish may take before it counts as a problem.
+        room_within_s: How long `add` waits for room.
+
+    """
+
+    def __init__(
+        self,
+        intake: Intake,
+        publisher: Publisher,
+        *,
+        metrics: Metrics,
+        slow_after_s: float = _SLOW_AFTER_S,
+        room_within_s: float = _ROOM_WITHIN_S,
+    ) -> None:
+        self._intake = intake
+        self._publisher = publisher
+        self._slow_after_s = slow_after_s
+        self._room_within_s = room_within_s
+        self._held: deque[HeldDelivery] = deque()
+        self._in_flight: HeldDelivery | None = None  # sent, and not confirmed
+        self._changed = asyncio.Event()
+        self._problem: str | None = None
+        self._crash: Exception | None = None
+        for outcome in (Outcome.DEAD_LETTER, Outcome.RETRY):
+            count = partial(self._count, outcome)
+            metrics.held.labels(outcome=outcome).set_function(count)
+        metrics.publishing_blocked.set_function(lambda: publisher.is_blocked)
+
+    @property
+    def problem(self) -> str | None:
+        """How many deliveries wait for a publish, and why; ``None`` if none waits long."""
+        if self._problem is None or not self._held:
+            return None
+        cause = self._publisher.problem or self._problem
+        return (
+            f"{len(self._held)} dead letters or retries wait to be published: {cause}"
+        )
+
+    def _count(self, outcome: Outcome) -> int:
+        return sum(held.outcome is outcome for held in self._held)
+
+    async def add(self, held: HeldDelivery) -> None:
+        """
+        Hold a delivery and publish its copy later; adding it twice does nothing.
+
+        Raises:
+            BrokerUnavailableError: If too much of its queue is held, and nothing of it could
+                be published for a while.
+
+        Cancellation: safe; it is not held.
+
+        """
+        consumer, delivery = held.consumer, held.delivery
+        if consumer.holds(delivery) or consumer.was_published(delivery):
+            return
+        try:
+            async with asyncio.timeout(self._room_within_s):
+                while not consumer.hold(delivery):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError as exc:
+            problem = self.problem or "the broker is slow"
+            raise BrokerUnavailableError(
+                f"publish from {consumer.queue}", problem
+            ) from exc
+        self._drop_stale()
+        sent = self._in_flight
+        if sent is not None and not self._is_current(sent) and _is_same(sent, held):
+            # The copy in flight is the one of this delivery, from before the session ended.
+            sent.delivery, sent.batch = delivery, held.batch
+        else:
+            self._held.append(held)
+        self._changed.set()
+
+    async def published(self) -> None:
+        """Wait until nothing is held, or until publishing does not work at present."""
+        while self._held and self._problem is None and self._crash is None:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._crash is not None:
+            raise self._crash
+
+    async def run(self) -> None:
+        """
+        Publish what is added, forever.
+
+        Cancellation: safe; the broker redelivers held deliveries.
+        """
+        pause_s = _BACKOFF_FIRST_S
+        while True:
+            while not self._held:
+                self._changed.clear()
+                await self._changed.wait()
+            try:
+                await self._publish_first()
+            except (BrokerUnavailableError, PublishRefusedError) as exc:
+                self._note_problem(str(exc))
+                if isinstance(exc, PublishRefusedError):
+                    self._held.rotate(-1)  # the broker may accept the others
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _BACKOFF_MAX_S)
+            except Exception as exc:
+                self._crash = exc
+                self._changed.set()
+                raise
+            else:
+                pause_s = _BACKOFF_FIRST_S
+
+    async def _publish_first(self) -> None:
+        loop = asyncio.get_running_loop()
+        slow = "the broker has not confirmed the first of them"
+        timer = loop.call_later(self._slow_after_s, self._note_problem, slow)
+        try:
+            await self._publisher.ready()
+            # Only now: deliveries of sessions that ended meanwhile are redelivered.
+            self._drop_stale()
+            if self._held:
+                held = self._in_flight = self._held[0]
+                await held.publish()
+                self._held.popleft()
+                held.consumer.ack_held(held.delivery)
+                held.on_published()
+        finally:
+            timer.cancel()
+            self._in_flight = None
+        if self._problem is not None:
+            self._problem = None
+            log.info("outbox.resumed")
+        self._changed.set()
+
+    def _drop_stale(self) -> None:
+        """Forget deliveries that the broker redelivers, except the one in flight."""
+        if not all(map(self._is_current, self._held)):
+            kept = (
+                held
+                for held in self._held
+                if held is self._in_flight or self._is_current(held)
+            )
+            self._held = deque(kept)
+            self._changed.set()
+
+    def _is_current(self, held: HeldDelivery) -> bool:
+        return held.consumer.holds(held.delivery) and self._intake.is_current(
+            held.batch
+        )
+
+    def _note_problem(self, problem: str) -> None:
+        if problem != self._problem:  # log it once, not at each attempt
+            self._problem = problem
+            log.warning("outbox.waiting", held=len(self._held), problem=self.problem)
+        self._changed.set()
+
+
+def _is_same(one: HeldDelivery, other: HeldDelivery) -> bool:
+    return (
+        one.outcome is other.outcome
+        and one.delivery.queue == other.delivery.queue
+        and trial_key(one.delivery) == trial_key(other.delivery)
+    )
