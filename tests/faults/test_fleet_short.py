@@ -22,7 +22,7 @@ KINDS = {
     "Redis: killed and started",
     ROLLING,
 }
-USERS = 64
+USERS = 76
 DRAIN_PER_S = 20
 
 

@@ -1,6 +1,7 @@
 """`bridge run` as a child process that faults kill, freeze and terminate."""
 
 import asyncio
+import fcntl
 import os
 import re
 import signal
@@ -12,7 +13,11 @@ from typing import Final
 
 import aiohttp
 
-from tests.faults.suite.program import CONTROL_VARIABLE, MUTANT_VARIABLE
+from tests.faults.suite.program import (
+    CLOCK_VARIABLE,
+    CONTROL_VARIABLE,
+    MUTANT_VARIABLE,
+)
 
 _RESTART_PAUSE_S: Final = 0.2
 # The bridge must report every fault as an error text, never as a traceback.
@@ -21,6 +26,7 @@ _POLL_S: Final = 0.05
 _ANSWER_TIMEOUT_S: Final = 2.0
 _WINDOWS: Final = re.compile(r"^bridge_windows (\S+)$", re.MULTILINE)
 _SHOWN: Final = 2000
+_LOG_PIPE_BYTES: Final = 4096
 ROOT: Final = Path(__file__).parents[3]
 
 
@@ -50,6 +56,7 @@ class BridgeProcess:
     anomalies: list[str] = field(default_factory=list)
     starts: int = 0
     _process: asyncio.subprocess.Process | None = None
+    _log_pipe: asyncio.ReadTransport | None = None
     _may_run: asyncio.Event = field(default_factory=asyncio.Event)
     _reported: int = 0
 
@@ -57,6 +64,11 @@ class BridgeProcess:
     def control(self) -> Path:
         """The file that arms a crash point."""
         return self.folder / "control"
+
+    @property
+    def clock(self) -> Path:
+        """The file that sets its clock: the seconds by which it is ahead, or no file."""
+        return self.folder / "clock"
 
     @property
     def log(self) -> Path:
@@ -82,11 +94,15 @@ class BridgeProcess:
             try:
                 while True:
                     await self._may_run.wait()
-                    process = self._process = await self._start()
-                    self.starts += 1
-                    assert process.stdout is not None
                     # Through a pipe, because faults limit the sizes of its files.
-                    async for line in process.stdout:
+                    read_fd, write_fd = os.pipe()
+                    lines = await self._read_log(read_fd)
+                    try:
+                        process = self._process = await self._start(write_fd)
+                    finally:
+                        os.close(write_fd)
+                    self.starts += 1
+                    async for line in lines:
                         log.write(line)
                         self._note_line(line)
                     code = await process.wait()
@@ -96,6 +112,28 @@ class BridgeProcess:
                 if self.pid and self._process:
                     self._process.kill()
                     await self._process.wait()
+
+    async def _read_log(self, read_fd: int) -> asyncio.StreamReader:
+        # Its process is blocked, or drops lines, once a page is full.
+        fcntl.fcntl(read_fd, fcntl.F_SETPIPE_SZ, _LOG_PIPE_BYTES)
+        lines = asyncio.StreamReader(limit=1 << 20)
+        pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(read_fd, "rb", 0)
+        )
+        self._log_pipe = pipe
+        return lines
+
+    def stop_reading_log(self) -> bool:
+        """Let its log pipe fill up until `resume_reading_log`; false if it does not run."""
+        if self.pid is None or self._log_pipe is None:
+            return False
+        self._log_pipe.pause_reading()
+        return True
+
+    def resume_reading_log(self) -> None:
+        """Read its log again."""
+        if self._log_pipe is not None:
+            self._log_pipe.resume_reading()
 
     def _note_line(self, line: bytes) -> None:
         if any(words in line for words in _BUGS):
@@ -111,7 +149,7 @@ class BridgeProcess:
         self._reported = len(self.anomalies)
         return new
 
-    async def _start(self) -> asyncio.subprocess.Process:
+    async def _start(self, log_fd: int) -> asyncio.subprocess.Process:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("BRIDGE_")}
         return await asyncio.create_subprocess_exec(
             sys.executable,
@@ -121,14 +159,17 @@ class BridgeProcess:
             "--config",
             str(self.folder / "bridge.toml"),
             env=kept
-            | {CONTROL_VARIABLE: str(self.control), MUTANT_VARIABLE: self.mutant},
+            | {
+                CONTROL_VARIABLE: str(self.control),
+                CLOCK_VARIABLE: str(self.clock),
+                MUTANT_VARIABLE: self.mutant,
+            },
             cwd=ROOT,
             stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stdout=log_fd,
+            stderr=log_fd,
             # A signal to the suite's process group must not end the bridges first.
             start_new_session=True,
-            limit=1 << 20,
         )
 
     def allow_start(self) -> None:
@@ -176,6 +217,12 @@ class BridgeProcess:
         draft = self.control.with_suffix(".new")
         draft.write_text(f"{point} {count}")
         draft.rename(self.control)
+
+    def set_clock(self, *, ahead_s: int) -> None:
+        """Set its clock ahead of real time, or back with a negative number."""
+        draft = self.clock.with_suffix(".new")
+        draft.write_text(str(ahead_s))
+        draft.rename(self.clock)
 
     def disarm(self) -> bool:
         """Remove the crash point; true if it was reached before."""

@@ -25,6 +25,7 @@ from tests.faults.suite.history import (
     FaultStarted,
     Invoked,
     Opened,
+    Overdue,
     Received,
     Synced,
     WindowCounts,
@@ -89,10 +90,11 @@ class Violation:
     GAP = "gaps reported by bridge:sync"
     EPOCH = "changes of the epoch"
     NOT_RECOVERED = "reconnects that did not recover"
+    HELD_UP = "held up by a fault that must not"
 
     ALL = (
         LOST, NOT_DEAD_LETTERED, ORDER, UNEXPECTED, REPEATED_POSITION,
-        REPEATED_ID, HOLE, GAP, EPOCH, NOT_RECOVERED,
+        REPEATED_ID, HOLE, GAP, EPOCH, NOT_RECOVERED, HELD_UP,
     )  # fmt: skip
 
 
@@ -162,6 +164,8 @@ class Checker:
                 self._has_faults = True
             case FaultEnded():
                 self.counts["faults" if event.happened else "faults missed"] += 1
+            case Overdue():
+                self._violate(Violation.HELD_UP, event)
             case Alive():
                 self.counts["rounds"] += 1
             case _:
@@ -178,6 +182,11 @@ class Checker:
         known = self._windows.values()
         return len(known) >= windows and all(window.is_synced for window in known)
 
+    def is_complete(self, window: str) -> bool:
+        """Whether `window` has received all confirmed messages."""
+        known = self._windows.get(window)
+        return known is not None and not known.waiting
+
     def missing(self) -> Iterator[tuple[str, Name]]:
         """Yield window and name of confirmed messages that an open window still misses."""
         for name, window in self._windows.items():
@@ -185,6 +194,12 @@ class Checker:
                 continue
             for message in sorted(window.waiting):
                 yield name, message
+
+    def missing_dead_letters(self) -> Iterator[tuple[str, Name]]:
+        """Yield user and name of invalid messages that are not among the dead letters."""
+        for user_name, user in self._users.items():
+            for name in sorted((user.bad & user.confirmed) - user.dead_lettered):
+                yield user_name, name
 
     def new_problems(self) -> list[str]:
         """Return the examples of violations that no earlier call returned."""
@@ -206,10 +221,9 @@ class Checker:
                     f"{where.confirmed_t}, missing in window {window}"
                 )
         violations[Violation.LOST] = len(lost)
-        for user_name, user in self._users.items():
-            for name in sorted((user.bad & user.confirmed) - user.dead_lettered):
-                violations[Violation.NOT_DEAD_LETTERED] += 1
-                examples.append(f"not accounted for: {name} of {user_name}")
+        for user_name, name in self.missing_dead_letters():
+            violations[Violation.NOT_DEAD_LETTERED] += 1
+            examples.append(f"not accounted for: {name} of {user_name}")
         counts = Counter(self.counts)
         counts["users"] = len(self._users)
         counts["windows"] = len(self._windows)

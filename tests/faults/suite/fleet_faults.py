@@ -7,6 +7,7 @@ from random import Random
 from time import monotonic
 from typing import Final
 
+from tests.faults.suite.alone_faults import ALONE
 from tests.faults.suite.faults import (
     COMMON,
     POINT_TIMEOUT_S,
@@ -23,7 +24,7 @@ from tests.local_node import LocalNode
 _READY_TIMEOUT_S: Final = 70.0
 _POLL_S: Final = 0.02
 
-FAULTS: Final[list[Fault]] = [*COMMON]
+FAULTS: Final[list[Fault]] = [*COMMON, *ALONE]
 
 
 def _in_use(world: FleetWorld) -> list[Proxy]:
@@ -120,14 +121,11 @@ async def freeze_before_append(world: FleetWorld, rng: Random) -> bool:
     if not slot.bridge.disarm():
         return False
     try:
-        for proxy in slot.to_broker:
-            proxy.refuse()
-            proxy.cut()
+        slot.cut_from_broker()
         await asyncio.sleep(rng.uniform(1, 4))
     finally:
         slot.bridge.resume()
-        for proxy in slot.to_broker:
-            proxy.heal()
+        slot.heal_broker()
     return True
 
 

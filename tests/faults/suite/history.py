@@ -163,6 +163,17 @@ class FaultEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Overdue:
+    """A message did not reach a window during a fault that must not hold it up."""
+
+    t: float
+    window: str
+    user: str
+    producer: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Alive:
     """After all faults of a round were healed, a new message reached every window."""
 
@@ -186,6 +197,7 @@ Event = (
     | DeadLettered
     | FaultStarted
     | FaultEnded
+    | Overdue
     | Alive
 )
 KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}

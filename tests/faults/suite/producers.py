@@ -41,6 +41,7 @@ class Producer:
     exchange: str
     history: History
     random: random.Random
+    mandatory: bool = True
     number: int = 0
 
     async def run(self, *, per_s: float, stop: asyncio.Event) -> None:
@@ -62,15 +63,20 @@ class Producer:
                     return
             await self.publish()
 
-    async def publish(self, *, body_bytes: int | None = None) -> int:
+    async def publish(
+        self, *, body_bytes: int | None = None, is_bad: bool | None = None
+    ) -> int:
         """
         Publish the next message; a careful producer returns after the confirm.
+
+        `is_bad` says whether its body is invalid. By default, some of a plain producer are.
 
         Cancellation: the message may have arrived or not.
         """
         self.number += 1
         number = self.number
-        is_bad = not self.is_careful and number % _BAD_EACH == _BAD_EACH // 3
+        if is_bad is None:
+            is_bad = not self.is_careful and number % _BAD_EACH == _BAD_EACH // 3
         size = self._size(number) if body_bytes is None else body_bytes
         body = orjson.dumps(
             {"u": self.user, "p": self.name, "n": number, "x": "x" * size}
@@ -98,6 +104,7 @@ class Producer:
                 body=body,
                 properties=properties,
                 timeout_s=_PUBLISH_TIMEOUT_S,
+                mandatory=self.mandatory,
             )
         except (BrokerUnavailableError, PublishRefusedError):
             return False

@@ -13,6 +13,7 @@ the wall clock of the bridge is ahead; without the file, or while it is empty, i
 """
 
 import asyncio
+import logging
 import os
 import random
 import signal
@@ -20,16 +21,21 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 from typing import Any, Final
 
 from bridge import wiring as options
+from bridge.amqp import topology
 from bridge.amqp.consume.intake import Intake
+from bridge.amqp.shards import migration
 from bridge.cli.main import main
 from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
+from bridge.inbox.maintenance import InboxMaintenance
 from bridge.inbox.memory.store import MemoryInbox
+from bridge.log_writer import BackgroundLogHandler
 from bridge.pipeline import Pipeline
 from bridge.sockets.engineio.session import EngineSession
 
@@ -51,6 +57,7 @@ CLOCK_VARIABLE: Final = "FAULTS_CLOCK"
 # Gives the acks of a mutant time to reach the broker.
 _MUTANT_PAUSE_S: Final = 0.05
 _APPEND_AT_MOST_S: Final = 0.006
+_SWEEP_INTERVAL_S: Final = 1.0
 
 Method = Callable[..., Awaitable[Any]]
 
@@ -107,6 +114,14 @@ def set_clock_by(file: Path) -> None:
 
     changed = partialmethod(SteadyClock.__init__, wall=wall)
     SteadyClock.__init__ = changed  # type: ignore[method-assign, assignment] # for all
+
+
+def sweep_often() -> None:
+    """Let the bridge delete what is too old each second, which it does once a minute."""
+    changed = partialmethod(
+        InboxMaintenance.__init__, sweep_interval_s=_SWEEP_INTERVAL_S
+    )
+    InboxMaintenance.__init__ = changed  # type: ignore[method-assign, assignment] # for all
 
 
 def store_classes() -> list[type]:
@@ -231,12 +246,69 @@ def trust_clock() -> None:
     SteadyClock.read = read  # type: ignore[method-assign] # the defect
 
 
+def block_on_logs() -> None:
+    """Write each log line where it is logged: a reader that stops blocks the loop."""
+
+    def emit(self: BackgroundLogHandler, record: logging.LogRecord) -> None:
+        self._write(f"{self.format(record)}\n".encode())
+
+    BackgroundLogHandler.emit = emit  # type: ignore[method-assign] # the defect
+
+
+def trust_responses() -> None:
+    """Count messages as delivered when they are written into the response to a poll."""
+
+    def change(method: Method) -> Method:
+        async def changed(self: EngineSession, request: Any) -> Any:
+            packets = await method(self, request)
+            if self._queue is not None:
+                written = max((n for _, n in self._queue._response), default=0)
+                self._report_received(written)
+            return packets
+
+        return changed
+
+    _wrap(EngineSession, "poll", change)
+
+
+def declare_public_exchange_first() -> None:
+    """Declare the public exchange before what it leads to, and without an alternate."""
+
+    async def changed(
+        connection: Any, wanted: topology.Topology, **limits: Any
+    ) -> None:
+        channel = await connection.open_channel(confirms=False)
+        public = replace(wanted.exchanges[-1], alternate=None)
+        await topology.declare_one(channel, public, **limits)
+        await channel.close()
+        await asyncio.sleep(_MUTANT_PAUSE_S)
+        await topology.declare(connection, wanted, **limits)
+
+    setattr(migration, "declare", changed)  # noqa: B010 - it is imported there
+
+
+def wait_for_dead_letters() -> None:
+    """Publish each dead letter before the batch continues, as long as that may take."""
+
+    async def hold(
+        self: Any, batch: Any, _delivery: Any, outcome: Any, publish: Any, done: Any
+    ) -> None:
+        await self._with_retries(batch, publish, doing=str(outcome))
+        done()
+
+    Pipeline._hold = hold  # type: ignore[method-assign, assignment] # the defect
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "ack_before_append": ack_before_append,
     "swap": swap,
     "forget_ids": forget_ids,
     "forget_fences": forget_fences,
     "trust_clock": trust_clock,
+    "block_on_logs": block_on_logs,
+    "trust_responses": trust_responses,
+    "declare_public_exchange_first": declare_public_exchange_first,
+    "wait_for_dead_letters": wait_for_dead_letters,
 }
 
 
@@ -254,6 +326,7 @@ if __name__ == "__main__":
         MUTANTS[mutant]()
     if clock := os.environ.pop(CLOCK_VARIABLE, ""):
         set_clock_by(Path(clock))
+    sweep_often()
     add_crash_points(ArmedPoint(Path(os.environ.pop(CONTROL_VARIABLE))))
     sys.argv[0] = "bridge"
     main()

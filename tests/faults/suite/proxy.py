@@ -1,6 +1,7 @@
 """A TCP proxy on a fixed port that cuts, freezes, slows and truncates connections."""
 
 import asyncio
+import re
 import secrets
 import socket
 from collections.abc import AsyncIterator
@@ -11,6 +12,8 @@ from typing import Final, Self
 _CHUNK_BYTES: Final = 65536
 _SLOW_BYTES: Final = 400
 _SLOW_PAUSE_S: Final = 0.02
+# A response to a poll, whose body has messages. A message is at least a packet of this form.
+_POLL_ANSWER: Final = re.compile(rb"^HTTP/1\.1 200 .*\r\n\r\n.*42\[", re.DOTALL)
 
 
 class Proxy:
@@ -25,6 +28,7 @@ class Proxy:
         self._is_slow = False
         self._is_halving = False
         self._is_refusing = False
+        self._answers_to_cut = 0
         self.connections = 0
 
     @classmethod
@@ -49,6 +53,7 @@ class Proxy:
     def heal(self) -> None:
         """End all faults; held data is forwarded."""
         self._is_slow = self._is_halving = self._is_refusing = False
+        self._answers_to_cut = 0
         self._passing.set()
 
     def cut(self) -> None:
@@ -71,6 +76,15 @@ class Proxy:
     def halve(self) -> None:
         """Forward half of the next chunk of each connection, then reset it; until `heal`."""
         self._is_halving = True
+
+    def cut_answers(self, count: int) -> None:
+        """Cut the next `count` poll answers with messages in the middle; until `heal`."""
+        self._answers_to_cut = count
+
+    @property
+    def is_cutting_answers(self) -> bool:
+        """Whether answers are still to be cut."""
+        return self._answers_to_cut > 0
 
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -103,7 +117,9 @@ class Proxy:
         with suppress(OSError, RuntimeError):
             while data := await source.read(_CHUNK_BYTES):
                 await self._passing.wait()
-                if self._is_halving:
+                is_cut = self._answers_to_cut > 0 and bool(_POLL_ANSWER.match(data))
+                self._answers_to_cut -= is_cut
+                if self._is_halving or is_cut:
                     target.write(data[: len(data) // 2])
                     await target.drain()
                     # `_serve` resets both ends after this direction has ended.

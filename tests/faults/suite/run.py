@@ -1,7 +1,6 @@
 """One run: load, rounds of faults, a check that delivery works after each, and the verdict."""
 
 import asyncio
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -12,22 +11,18 @@ from random import Random
 from time import monotonic
 from typing import Final, Protocol
 
-from bridge.core.properties import header_bytes
-from bridge.enums import Header
 from bridge.errors import first_error
 from tests.faults.suite.checker import Verdict, Violation
 from tests.faults.suite.faults import Fault
 from tests.faults.suite.history import (
     Alive,
-    DeadLettered,
     FaultEnded,
     FaultStarted,
     WindowCounts,
 )
 from tests.faults.suite.schedule import ScheduledFault, rounds
 from tests.faults.suite.watchdog import Watchdog
-from tests.faults.suite.world import NAMES, HangError, Scale, World
-from tests.integration.dead_letters import take_all
+from tests.faults.suite.world import HangError, Scale, World
 
 _START_TIMEOUT_S: Final = 60.0
 _ALIVE_TIMEOUT_S: Final = 120.0
@@ -38,7 +33,6 @@ _DEAD_LETTERS_TIMEOUT_S: Final = 60.0
 _TEARDOWN_TIMEOUT_S: Final = 90.0
 # Beyond the limit of each phase, which the run itself observes, before the watchdog acts.
 _WATCHDOG_MARGIN_S: Final = 60.0
-_BODY: Final = re.compile(rb'"u":"([^"]+)","p":"([^"]+)","n":(\d+)')
 
 Report = Callable[[str], None]
 
@@ -175,7 +169,7 @@ class Run:
                 if not await world.settle(within_s=plan.settle_s):
                     self._report("some windows never received all confirmed messages")
                 self._phase("reading dead letters", within_s=_DEAD_LETTERS_TIMEOUT_S)
-                await self._read_dead_letters(world)
+                await world.settle_dead_letters(within_s=_DEAD_LETTERS_TIMEOUT_S)
             self._report(self._progress(world))
             self._phase("the teardown", within_s=_TEARDOWN_TIMEOUT_S)
             return Outcome(
@@ -294,18 +288,3 @@ class Run:
             f"{counts['messages confirmed']} messages, {counts['receptions']} receptions, "
             f"{missing} in flight, {sum(violations.values())} violations"
         )
-
-    async def _read_dead_letters(self, world: World) -> None:
-        for letter in await take_all(world.nodes[0], NAMES.dead):
-            found = _BODY.search(letter.body)
-            user, producer, number = found.groups() if found else (b"", b"", b"0")
-            reason = header_bytes(letter.properties.headers, Header.REASON) or b""
-            world.history.add(
-                DeadLettered(
-                    world.history.t,
-                    user.decode(),
-                    producer.decode(),
-                    int(number),
-                    reason.decode(),
-                )
-            )

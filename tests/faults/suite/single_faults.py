@@ -5,6 +5,7 @@ from functools import partial
 from random import Random
 from typing import Final
 
+from tests.faults.suite.alone_faults import ALONE
 from tests.faults.suite.faults import (
     COMMON,
     Fault,
@@ -13,7 +14,7 @@ from tests.faults.suite.faults import (
 )
 from tests.faults.suite.single import SingleWorld
 
-FAULTS: Final[list[Fault]] = [*COMMON]
+FAULTS: Final[list[Fault]] = [*COMMON, *ALONE]
 _fault = partial(register_in, FAULTS)
 
 register_network_faults(

@@ -41,6 +41,10 @@ function load(name, window, keepsPosition) {
   });
   socket.on("disconnect", (reason) => {
     report("disconnected", name, reason);
+    if (window.isDiscarded && (reason === "transport close" || reason === "transport error")) {
+      discard(name, window);
+      return;
+    }
     // After a disconnect packet of the server, the stock client does not reconnect itself.
     if (reason === "io server disconnect") setTimeout(() => isCurrent() && socket.connect(), 200);
   });
@@ -59,6 +63,15 @@ function load(name, window, keepsPosition) {
   socket.on("bridge:sync", (sync) => {
     if (isCurrent()) report("synced", name, sync.complete, sync.missed, sync.reason);
   });
+}
+
+// Open a page without a position, after the page before it ended without a goodbye.
+function discard(name, window) {
+  window.socket.removeAllListeners();
+  window.socket.io.reconnection(false);
+  const ws = transportOf(window);
+  if (ws && ws._socket) ws._socket.resetAndDestroy();
+  load(name, window, false);
 }
 
 // Acks are cumulative; send a few per second at most.
@@ -81,8 +94,8 @@ function transportOf(window) {
 }
 
 const commands = {
-  open(name, url, options, auth) {
-    const window = { url, options, auth, page: 0 };
+  open(name, url, options, auth, isDiscarded) {
+    const window = { url, options, auth, isDiscarded, page: 0 };
     windows.set(name, window);
     load(name, window, false);
   },
@@ -91,6 +104,9 @@ const commands = {
     window.socket.removeAllListeners();
     window.socket.close();
     load(name, window, keepsPosition);
+  },
+  discard(name) {
+    discard(name, windows.get(name));
   },
   sleep(name) {
     const window = windows.get(name);

@@ -31,6 +31,10 @@ _DISCONNECT_TIMEOUT_S: Final = 3.0
 _CLOSE_TIMEOUT_S: Final = 20.0
 
 
+# The kinds whose pages come without a position, by the last digit of the user's number.
+_LONELY_KINDS: Final = {7: "js-discard-polling", 9: "js-fresh"}
+
+
 @dataclass(frozen=True, slots=True)
 class WindowPlan:
     """
@@ -40,8 +44,10 @@ class WindowPlan:
         name: Its unique name.
         user: Its user.
         kind: `js`, `js-polling`, `js-acks` (manual acks, keeps its position over a
-            reload), `js-fresh` (manual acks, reloads without a position), `js-stock`
-            (reconnects with the client's default delays), `python`.
+            reload), `js-fresh` (manual acks, reloads without a position), `js-discard`
+            and `js-discard-polling` (automatic acks; if such a page loses its connection,
+            it is discarded and opened again without a position), `js-stock` (reconnects
+            with the client's default delays), `python`.
 
     """
 
@@ -64,8 +70,8 @@ def plan_windows(users: Sequence[str]) -> list[WindowPlan]:
     """
     plans: list[WindowPlan] = []
     for number, user in enumerate(users):
-        if number % 10 == 9:
-            plans.append(WindowPlan(f"{user}.fresh", user, "js-fresh"))
+        if kind := _LONELY_KINDS.get(number % 10):
+            plans.append(WindowPlan(f"{user}.{kind[3:]}", user, kind))
             continue
         plans.append(
             WindowPlan(f"{user}.js", user, "js-acks" if number % 5 == 3 else "js")
@@ -281,6 +287,10 @@ class Crowd:
         else:
             await self.python[plan.name].reload()
 
+    def discard(self, plan: WindowPlan) -> None:
+        """Reset the connection of a page, and open it again without a position."""
+        self.js.command("discard", plan.name)
+
     async def sleep(self, plan: WindowPlan) -> None:
         """Disconnect until `wake`."""
         self.asleep.add(plan.name)
@@ -330,7 +340,10 @@ async def open_crowd(
             ]
             for number, plan in enumerate(plans, start=1):
                 if plan.is_js:
-                    js.command("open", plan.name, url, *_js_options(plan, tokens))
+                    is_discarded = plan.kind.startswith("js-discard")
+                    js.command(
+                        "open", plan.name, url, *_js_options(plan, tokens), is_discarded
+                    )
                 if number % _OPEN_BATCH == 0:
                     await asyncio.sleep(_BATCH_PAUSE_S)
             try:
@@ -370,7 +383,7 @@ def _js_options(
     options: dict[str, object] = {}
     if plan.kind == "js-stock":
         options |= {"reconnectionDelay": 1000, "reconnectionDelayMax": 5000}
-    if plan.kind == "js-polling":
+    if plan.kind.endswith("-polling"):
         options["transports"] = ["polling"]
     if plan.kind in ("js-acks", "js-fresh"):
         auth["acks"] = "manual"

@@ -6,6 +6,7 @@ loopback and one temporary folder, and are removed at the end.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -16,18 +17,24 @@ from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.publish.publisher import Publisher
 from bridge.auth.jwt import issue_token
 from bridge.core.broker_names import BrokerNames
+from bridge.core.properties import header_bytes
+from bridge.enums import Header
 from bridge.metrics import Metrics
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.checker import Checker
-from tests.faults.suite.history import History
+from tests.faults.suite.history import DeadLettered, History, Overdue
 from tests.faults.suite.producers import PROBE, Producers
 from tests.faults.suite.proxy import Proxy
 from tests.faults.suite.windows import Crowd
+from tests.integration.dead_letters import take_all
 from tests.local_node import LocalNode
 
 NAMES: Final = BrokerNames("faults")
 _POLL_S: Final = 0.1
+# Longer than any run, also after a jump of a clock.
+_TOKEN_TTL_S: Final = 30 * 86_400
 _COUNT_ATTEMPTS: Final = 50
+_BODY: Final = re.compile(rb'"u":"([^"]+)","p":"([^"]+)","n":(\d+)')
 
 
 class HangError(Exception):
@@ -76,6 +83,17 @@ class BridgeSlot:
     to_broker: Sequence[Proxy]
     to_pages: Proxy
     settings: dict[str, object]
+
+    def cut_from_broker(self) -> None:
+        """Cut the bridge off from all nodes until `heal_broker`."""
+        for proxy in self.to_broker:
+            proxy.refuse()
+            proxy.cut()
+
+    def heal_broker(self) -> None:
+        """Let the bridge reach all nodes again."""
+        for proxy in self.to_broker:
+            proxy.heal()
 
     def write_settings(self, **changes: object) -> None:
         """Write the bridge's settings file: the base settings with `changes`."""
@@ -150,14 +168,9 @@ class World:
         """
         start_s = time.monotonic()
         numbers: dict[str, int] = {}
-
-        async def probe(user: str) -> None:
-            numbers[user] = await self.producers.probes[user].publish(body_bytes=0)
-
         try:
-            async with asyncio.timeout(within_s), asyncio.TaskGroup() as tasks:
-                for user in self.users:
-                    tasks.create_task(probe(user), name=f"probe {user}")
+            async with asyncio.timeout(within_s):
+                await self.publish_probes(numbers)
         except TimeoutError:
             raise HangError(await self._hang_text(numbers)) from None
         while self._without(numbers):
@@ -169,6 +182,28 @@ class World:
             if not await slot.bridge.wait_until_ready(within_s=within_s - alive_s):
                 raise HangError(await self._hang_text(numbers))
         return alive_s
+
+    async def publish_probes(self, numbers: dict[str, int]) -> None:
+        """Publish a message to each user, and add its number to `numbers`."""
+
+        async def probe(user: str) -> None:
+            numbers[user] = await self.producers.probes[user].publish(body_bytes=0)
+
+        async with asyncio.TaskGroup() as tasks:
+            for user in self.users:
+                tasks.create_task(probe(user), name=f"probe {user}")
+
+    async def expect_probes(self, numbers: dict[str, int], *, within_s: float) -> None:
+        """Record the windows that the messages do not reach, although a fault must not."""
+        deadline_s = time.monotonic() + within_s
+        while self._without(numbers):
+            if time.monotonic() > deadline_s:
+                break
+            await asyncio.sleep(_POLL_S)
+        for window in self._without(numbers):
+            user = next(plan.user for plan in self.crowd.plans if plan.name == window)
+            t = self.history.t
+            self.history.add(Overdue(t, window, user, PROBE, numbers[user]))
 
     async def settle(self, *, within_s: float) -> bool:
         """Wait until all windows have all confirmed messages; false after `within_s`."""
@@ -200,6 +235,32 @@ class World:
     async def _state_text(self, bridge: BridgeProcess) -> str:
         unready = await bridge.unready_reasons()
         return f"{bridge.name}: pid {bridge.pid}, {unready or 'ready'}"
+
+    async def settle_dead_letters(self, *, within_s: float) -> None:
+        """Record the dead letters, until all invalid messages are among them."""
+        deadline_s = time.monotonic() + within_s
+        await self.record_dead_letters()
+        while next(self.checker.missing_dead_letters(), None) is not None:
+            if time.monotonic() > deadline_s:
+                return
+            await asyncio.sleep(_POLL_S)
+            await self.record_dead_letters()
+
+    async def record_dead_letters(self, names: BrokerNames = NAMES) -> None:
+        """Take the dead letters of a namespace and record them."""
+        for letter in await take_all(self.nodes[0], names.dead):
+            found = _BODY.search(letter.body)
+            user, producer, number = found.groups() if found else (b"", b"", b"0")
+            reason = header_bytes(letter.properties.headers, Header.REASON) or b""
+            self.history.add(
+                DeadLettered(
+                    self.history.t,
+                    user.decode(),
+                    producer.decode(),
+                    int(number),
+                    reason.decode(),
+                )
+            )
 
 
 @asynccontextmanager
@@ -253,7 +314,7 @@ def _token(user: str, secret: str) -> str:
         user,
         secret=secret,
         algorithm="HS256",
-        ttl_s=86_400,
+        ttl_s=_TOKEN_TTL_S,
         audience=None,
         issuer=None,
         now_s=time.time(),

@@ -22,6 +22,7 @@ from tests.faults.suite.history import (
     FaultStarted,
     Invoked,
     Opened,
+    Overdue,
     Received,
     Synced,
     WindowCounts,
@@ -290,3 +291,23 @@ def test_the_rate_of_reconnects_is_measured_after_the_first_fault() -> None:
 def test_bridges_with_windows_are_counted() -> None:
     """A fleet with all windows on one bridge would test nothing."""
     assert check([WindowCounts(1.0, [3, 0, 4])]).counts["bridges with windows"] == 2
+
+
+def test_a_message_that_a_fault_held_up_is_a_violation() -> None:
+    """It arrives in the end, but some faults must not disturb delivery at all."""
+    late: list[Event] = [Overdue(9, A, "ann", "p", 1), got(10, 1, 1)]
+
+    assert violations([opened(), *publish(1, 1), *late]) == {Violation.HELD_UP: 1}
+
+
+def test_a_window_is_complete_when_it_has_all_confirmed_messages() -> None:
+    """Dead letters are accounted for and need not arrive."""
+    checker = Checker()
+    for event in [opened(), *publish(1, 1), *publish(2, 2), got(3, 1, 1)]:
+        checker.feed(event)
+    assert not checker.is_complete(A)
+
+    checker.feed(DeadLettered(4, "ann", "p", 2, "unrouted"))
+
+    assert checker.is_complete(A)
+    assert not checker.is_complete(B)
