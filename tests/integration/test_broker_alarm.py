@@ -103,3 +103,21 @@ async def test_a_dead_letter_that_cannot_be_published_holds_up_no_message(
     assert [letter.body for letter in letters] == [b"{%d" % n for n in range(malformed)]
     assert running.settled("dead_letter", "malformed_body") == malformed
     assert await take_all(broker, names.inbound_queue()) == []
+
+
+async def test_a_bridge_that_stops_during_an_alarm_leaves_only_held_deliveries(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Everything around them was acked; the next bridge publishes their dead letters."""
+    settings = settings_for(broker, namespace, prefetch=200)
+    async with running_bridge(settings):
+        pass
+    await publish_around(broker, namespace, 3)
+
+    async with memory_alarm(broker), running_bridge(settings) as running:
+        intake = running.bridge.components.intake
+        await eventually(lambda: running.settled("stored") == len(USERS) * 100)
+        await eventually(lambda: intake.in_flight == 3)
+
+    left = await take_all(broker, BrokerNames(namespace).inbound_queue())
+    assert [delivery.body for delivery in left] == [b"{0", b"{1", b"{2"]

@@ -353,7 +353,14 @@ class Consumer:
         """Deliveries that arrived and can still be acked, held ones included."""
         if self._state is ConsumerState.CLOSED:
             return 0
-        return self._last_tag - self._acked_tag + self._held_up_to(self._acked_tag)
+        return self._unsettled + self._held_up_to(self._acked_tag)
+
+    @property
+    def _unsettled(self) -> int:
+        """Deliveries that wait for the pipeline, and not for a publish alone."""
+        if self._state is ConsumerState.CLOSED:
+            return 0
+        return self._last_tag - self._acked_tag
 
     def _held_up_to(self, tag: int) -> int:
         return sum(held <= tag for held in self._held) if self._held else 0
@@ -371,7 +378,7 @@ class Consumer:
     @property
     def still_s(self) -> float:
         """Seconds since the last progress if deliveries wait, here or at the broker; else 0."""
-        if not self.in_flight and not self._ready:
+        if not self._unsettled and not self._ready:
             return 0.0
         return time.monotonic() - self._moved_s
 
@@ -423,7 +430,7 @@ class Consumer:
         if self._waiting_bytes > self._limits.waiting_bytes and len(self._waiting) > 1:
             self._limit_waiting()
         now_s = time.monotonic()
-        if self._last_tag == self._acked_tag:
+        if not self._unsettled:
             self._moved_s = now_s
         self._last_tag = deliveries[-1].tag
         self._arrivals.append((self._last_tag, now_s))
@@ -481,7 +488,7 @@ class Consumer:
 
     def note_ready(self, count: int) -> None:
         """Note how many messages are ready in the queue, for `still_s`."""
-        if not self.in_flight and not self._ready:
+        if not self._unsettled and not self._ready:
             self._moved_s = time.monotonic()
         self._ready = count if self.is_single_active else 0
 

@@ -322,6 +322,9 @@ class IntakeSession:
         try:
             await consumer.leave()
         finally:
+            # If this is cancelled, the process ends: without these acks, what it has stored
+            # would be stored again by the next one.
+            consumer.flush_acks()
             self._consumers.remove(consumer)
 
     async def _replace(self, consumer: Consumer) -> None:

@@ -93,6 +93,7 @@ async def test_held_deliveries_are_left_out_of_acks_until_they_are_acked(
     assert acks_of(connection) == [(3, 1)]
 
     assert consumer.ack(12)
+    assert (consumer.in_flight, consumer.still_s) == (1, 0)  # it is no stall
     consumer.ack_held(ninth)
     assert consumer.flush_acks()
     assert acks_of(connection) == [(12, 1)]
