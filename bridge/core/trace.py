@@ -183,7 +183,10 @@ def _why_waiting(facts: TraceFacts, offset: int) -> str:
         )
     if any(window.acks == "manual" for window in had_it):
         return f"written to {_counted(len(had_it), 'window')}, none has acked it yet"
-    return f"{_counted(len(had_it), 'window')} polls for it and has yet to fetch it"
+    return (
+        f"written to {_counted(len(had_it), 'window')}, and no page has answered a ping, "
+        "polled again or sent a packet after it yet"
+    )
 
 
 # --- messages that are not in the inbox any more ------------------------------------------

@@ -28,6 +28,7 @@ class CloseCode(IntEnum):
     """Status codes of a close frame (RFC 6455 section 7.4.1)."""
 
     NORMAL = 1000
+    GOING_AWAY = 1001
     PROTOCOL_ERROR = 1002
     INVALID_TEXT = 1007
     TOO_BIG = 1009

@@ -157,6 +157,7 @@ class Admission:
                 identity,
                 epoch=state.epoch,
                 offset=plan.after,
+                delivered=state.delivered,
                 has_manual_acks=options.has_manual_acks,
                 connected_s=time(),
             )

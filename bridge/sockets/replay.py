@@ -215,5 +215,3 @@ class Replayer:
                 text="which read it from the inbox",
             )
         )
-        if window.is_delivered_by_write:
-            self._inbox.mark_delivered(window.user, last)

@@ -87,8 +87,7 @@ class Rooms:
     """
     All rooms of this bridge.
 
-    `mark_delivered` is called with a user and an offset when a message was written to at
-    least one window of the user. `catch_up` is called with a window whose gate was closed,
+    `catch_up` is called with a window whose gate was closed,
     because too many bytes wait for its client or the feed has a gap: it must read the
     inbox.
     """
@@ -98,7 +97,6 @@ class Rooms:
         metrics: Metrics,
         *,
         outbound_bytes: int,
-        mark_delivered: Callable[[str, int], None],
         catch_up: Callable[[Window], None],
         clock: SteadyClock,
         journal: Journal | None = None,
@@ -107,7 +105,6 @@ class Rooms:
         self._clock = clock
         self._metrics = metrics
         self._outbound_bytes = outbound_bytes
-        self._mark_delivered = mark_delivered
         self._catch_up = catch_up
         self._tracing = tracing
         self.journal = journal or Journal()
@@ -276,8 +273,6 @@ class Rooms:
         if packets:
             for window in group.write(part.frames, outbound_bytes=self._outbound_bytes):
                 self._fall_behind(room, window)
-            if group.is_delivered_by_write:
-                self._mark_delivered(room.user, packets[-1][0])
         group.advance(last, written=len(packets))
         return len(group.windows)
 
@@ -290,7 +285,6 @@ class Rooms:
     ) -> None:
         """Write to the windows outside the group, and add to `written`."""
         before, last = span
-        is_delivered = False
         for window in tuple(room.individual):
             at = window.offset
             if at >= last:
@@ -301,9 +295,6 @@ class Rooms:
                 continue
             window.advance(last)
             written.append((part, 1))
-            is_delivered = is_delivered or window.is_delivered_by_write
-        if is_delivered and encoded.packets:
-            self._mark_delivered(room.user, encoded.packets[-1][0])
         room.regroup()
 
     def _fall_behind(self, room: Room, window: Window) -> None:

@@ -27,6 +27,7 @@ from bridge.metrics import Metrics
 from bridge.sockets.admission import Admission
 from bridge.sockets.engineio.server import EngineServer
 from bridge.sockets.engineio.session import CloseReason, EngineSession, Work
+from bridge.sockets.engineio.websocket import unacknowledged_bytes
 from bridge.sockets.options import SocketOptions
 from bridge.sockets.replay import Replayer
 from bridge.sockets.requests import WindowRequests
@@ -79,7 +80,6 @@ class SocketIOServer:
         self.rooms = Rooms(
             metrics,
             outbound_bytes=options.limits.outbound_bytes,
-            mark_delivered=inbox.mark_delivered,
             catch_up=self._catch_up,
             clock=clock or SteadyClock(),
             journal=journal,
@@ -128,6 +128,9 @@ class SocketIOServer:
 
     def message_received(self, session: EngineSession, text: str) -> Work | None:
         """Process a packet; a returned coroutine delays the client's next packet."""
+        window = window_of(session)
+        if window is not None and window.is_proof_due:
+            self._count_written(window, "the page sent a packet after it")
         try:
             packet = packets.parse_packet(text)
         except ValueError:
@@ -140,7 +143,7 @@ class SocketIOServer:
         if packet.namespace != "/":
             self._metrics.ignored.inc()
         elif packet.type is PacketType.DISCONNECT:
-            session.close(CloseReason.CLIENT_DISCONNECT)
+            session.close_for_client()
         elif packet.type is PacketType.EVENT and session.client is not None:
             request = self._requests.process(session, packet)
             return request and self._log_failure(session, packet, request)
@@ -163,17 +166,50 @@ class SocketIOServer:
         return 0 if window is None else window.take_expected_replies()
 
     def messages_received(self, session: EngineSession, offset: int) -> None:
-        """Mark the messages up to `offset` as delivered."""
+        """Count the messages of a poll's response as delivered."""
         window = window_of(session)
-        if window is None or window.has_manual_acks:
+        if window is not None:
+            self._count(window, offset, "the page polled again after it")
+
+    def ping_sent(self, session: EngineSession) -> None:
+        """Note which messages the client has received if it answers the ping."""
+        window = window_of(session)
+        if window is not None:
+            window.note_ping()
+
+    def pong_received(self, session: EngineSession) -> None:
+        """Count the messages before the ping as delivered: clients read in order."""
+        window = window_of(session)
+        if window is None:
             return
-        self._inbox.mark_delivered(window.user, offset)
-        self.rooms.journal.delivered(
-            window.user,
-            offset,
-            at_s=time(),
-            text="the next poll proved that it has arrived, or a later one",
-        )
+        pinged = window.take_pinged()
+        if pinged is not None:
+            self._count(window, pinged, "the page answered a ping after it")
+        else:
+            self._count_written(window, "the page sent a packet after it")
+
+    def client_closing(self, session: EngineSession) -> None:
+        """Count what was written: a page closes its connection while it is alive."""
+        window = window_of(session)
+        if window is not None:
+            self._count_written(window, "the page closed its connection after it")
+
+    def _count_written(self, window: Window, text: str) -> None:
+        """
+        Count everything written over a WebSocket as delivered, unless it is under way.
+
+        Bytes that the next machine has not acknowledged may have crossed with what the
+        page sent; the next pong counts their messages. Polls count by themselves.
+        """
+        transport = window.session.transport
+        if transport is not None and not unacknowledged_bytes(transport):
+            self._count(window, window.offset, text)
+
+    def _count(self, window: Window, offset: int, text: str) -> None:
+        if window.deliver(offset):
+            user = window.user
+            self._inbox.mark_delivered(user, offset)
+            self.rooms.journal.delivered(user, offset, at_s=time(), text=text)
 
     def limit_exceeded(self, session: EngineSession, code: Closing) -> None:
         """Close a session that exceeds a limit."""

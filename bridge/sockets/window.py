@@ -41,8 +41,10 @@ class Window:
 
     __slots__ = (
         "_counted",
+        "_delivered",
         "_group",
         "_offset",
+        "_pinged",
         "connected_s",
         "epoch",
         "expires_real_s",
@@ -63,6 +65,7 @@ class Window:
         *,
         epoch: str,
         offset: int,
+        delivered: int,
         has_manual_acks: bool,
         connected_s: float,
     ) -> None:
@@ -73,6 +76,8 @@ class Window:
         self.is_live = False
         self.connected_s = connected_s
         self._offset = offset
+        self._delivered = delivered
+        self._pinged: int | None = None  # the offset at the ping that is unanswered
         self._group: BroadcastGroup | None = None
         self._counted = 0  # messages of the group that may no longer be replied to
         self.renew(identity, now_s=connected_s)
@@ -114,15 +119,34 @@ class Window:
         before, self._counted = self._counted, self._group.written
         return self._counted - before
 
-    @property
-    def is_delivered_by_write(self) -> bool:
-        """
-        Whether writing a message counts as delivery.
+    # --- what counts as delivered
 
-        Not with manual acks, and not with long polling: there a message is delivered when
-        a poll fetches it.
+    def note_ping(self) -> None:
+        """Note that a ping follows the messages that were written so far."""
+        self._pinged = self.offset
+
+    def take_pinged(self) -> int | None:
+        """Return the offset at the ping that the client answers; ``None`` if unknown."""
+        offset, self._pinged = self._pinged, None
+        return offset
+
+    @property
+    def is_proof_due(self) -> bool:
+        """Whether a sign of life of the page would change what counts as delivered."""
+        return not self.has_manual_acks and self.offset > self._delivered
+
+    def deliver(self, offset: int) -> bool:
         """
-        return not self.has_manual_acks and self.session.transport is not None
+        Record that the page was alive after everything up to `offset` was written.
+
+        Returns:
+            False if that does not change what counts as delivered.
+
+        """
+        if self.has_manual_acks or offset <= self._delivered:
+            return False
+        self._delivered = offset
+        return True
 
     def send_event(self, event: str, data: object) -> None:
         """Send one of the bridge's own events."""
@@ -163,19 +187,13 @@ class BroadcastGroup:
 
     """
 
-    __slots__ = ("_auto_acks", "_transports", "offset", "windows", "written")
+    __slots__ = ("_transports", "offset", "windows", "written")
 
     def __init__(self) -> None:
         self.windows: list[Window] = []
         self.offset = 0
         self.written = 0
         self._transports: list[asyncio.Transport] = []  # of `windows`, in their order
-        self._auto_acks = 0  # windows without manual acks
-
-    @property
-    def is_delivered_by_write(self) -> bool:
-        """Whether writing a message to the group counts as delivery."""
-        return self._auto_acks > 0
 
     def add(self, window: Window) -> bool:
         """Add `window`; false if it polls or has not received the same messages."""
@@ -185,7 +203,6 @@ class BroadcastGroup:
         self.offset = window.offset
         self.windows.append(window)
         self._transports.append(transport)
-        self._auto_acks += not window.has_manual_acks
         window.join_group(self)
         return True
 
@@ -193,7 +210,6 @@ class BroadcastGroup:
         """Remove a member, which keeps the offset of the group."""
         index = self.windows.index(window)
         del self.windows[index], self._transports[index]
-        self._auto_acks -= not window.has_manual_acks
         window.leave_group()
 
     def write(self, frames: bytes, *, outbound_bytes: int) -> Sequence[Window]:

@@ -54,11 +54,15 @@ async def test_a_user_is_found_with_windows_and_inbox(
     """A search by the first letters leads to the inbox; its data is shown on request."""
     page = console.page
     token = running.token("anna")
-    async with open_windows(running.listening.public_url, [token, token]):
+    async with open_windows(running.listening.public_url, [token, token]) as pages:
         await publish(worker, "anna", "a secret", message_id="m-1", event="order")
         await publish(worker, "annabel", 1, message_id="m-2")
         await stored(running, "anna", count=1)
         await stored(running, "annabel", count=1)
+        await eventually(pages[0].data)
+        await pages[0].websocket.send_str(
+            "3"
+        )  # it is alive, so the message is delivered
         await console.go("Users", "users")
 
         await page.get_by_label("Name begins with").fill("anna")

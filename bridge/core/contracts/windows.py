@@ -80,8 +80,10 @@ class ConnectAuth(Contract):
     )
     acks: Literal["auto", "manual"] | Absent = Field(
         None,
-        description="`auto`, the default: a message that was written to a window counts as "
-        "delivered. `manual`: only messages that the page acks do.",
+        description="`auto`, the default: a message counts as delivered when the page shows "
+        "that it is alive after the message was written to it: it answers a ping, polls "
+        "again, sends a packet or closes its connection. `manual`: only messages that the "
+        "page acks do.",
     )
     position: str | None = Field(
         None,

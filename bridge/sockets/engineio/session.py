@@ -82,6 +82,15 @@ class SessionHandler(Protocol):
     def messages_received(self, session: "EngineSession", offset: int) -> None:
         """Process that the client has received the messages up to `offset`."""
 
+    def ping_sent(self, session: "EngineSession") -> None:
+        """Process that a ping was sent, after everything that was written before."""
+
+    def pong_received(self, session: "EngineSession") -> None:
+        """Process that the client has answered a ping, or sent a pong unasked."""
+
+    def client_closing(self, session: "EngineSession") -> None:
+        """Process that the client, not its network, ends the session; `close` follows."""
+
     def limit_exceeded(self, session: "EngineSession", code: Closing) -> None:
         """Close a session that exceeds a limit."""
 
@@ -438,17 +447,15 @@ class EngineSession:
         queue, self._queue = self._queue, None
         # The client waits for the end of its last poll before it upgrades.
         received = queue.take_received() if queue else 0
-        written = 0
         # Queued packets come first: from here on all packets go to the WebSocket.
-        for packet, offset in queue.take_all() if queue else ():
+        for packet, _ in queue.take_all() if queue else ():
             if packet != "6":
                 websocket.transport.write(text_frame(packet.encode()))
-                written = max(written, offset)
         if self.is_closed:
             websocket.close(close_frame())  # after the last packets of the session
         if queue is not None:
             queue.close()  # ends a poll that is still pending
-        self._report_received(max(received, written))
+        self._report_received(received)
 
     # --- receiving
 
@@ -470,11 +477,12 @@ class EngineSession:
         packet_type = packet[:1]
         if packet_type == "3":
             self.pong_due_s = None
+            self._owner.handler.pong_received(self)
         elif packet_type == "4":
             if self._owner.is_running:
                 return self._owner.handler.message_received(self, packet[1:])
         elif packet_type == "1":
-            self.close(CloseReason.CLIENT_DISCONNECT)
+            self.close_for_client()
         else:
             self.frame_ignored()
             self.close(CloseReason.TRANSPORT_ERROR)
@@ -496,6 +504,16 @@ class EngineSession:
         """Count a frame or packet without meaning."""
         self._owner.metrics.ignored.inc()
 
+    def close_received(self) -> None:
+        """
+        Process a close frame with which a page ends its connection.
+
+        A browser sends the same frame for a page whose process has died. A page that has
+        not answered a ping may have been dead or frozen for long.
+        """
+        if self.pong_due_s is None:
+            self._owner.handler.client_closing(self)
+
     def connection_closed(self) -> None:
         """Close the session: its WebSocket is gone."""
         self.close(CloseReason.TRANSPORT_CLOSE)
@@ -511,7 +529,16 @@ class EngineSession:
             self.ping_due_s = now_s + self._owner.limits.ping_interval_s
             self.pong_due_s = now_s + self._owner.limits.ping_timeout_s
             self._write(b"2", 0)
+            self._owner.handler.ping_sent(self)
         return not self.is_closed
+
+    def close_for_client(self) -> None:
+        """Close the session because its client asks for it."""
+        queue = self._queue
+        if queue is not None and not queue.has_unacknowledged_bytes:
+            self._report_received(queue.take_received())
+        self._owner.handler.client_closing(self)
+        self.close(CloseReason.CLIENT_DISCONNECT)
 
     def close(self, reason: str, *, abort: bool = False) -> None:
         """

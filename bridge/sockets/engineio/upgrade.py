@@ -61,6 +61,9 @@ class UpgradeHandshake:
     def frame_ignored(self) -> None:
         """Do nothing; never called, because `admit_frame` admits no frame."""
 
+    def close_received(self) -> None:
+        """Do nothing: nothing was written but the probe."""
+
     def connection_closed(self) -> None:
         """Fail the upgrade; the client continues to poll."""
         self._deadline.cancel()

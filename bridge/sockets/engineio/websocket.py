@@ -6,9 +6,14 @@ received frames are passed to the handler as they arrive, unless it holds them b
 """
 
 import asyncio
+import fcntl
+import termios
+from array import array
+from contextlib import suppress
 from typing import Final, Protocol
 
 from bridge.core.websocket import (
+    CloseCode,
     Opcode,
     WebSocketError,
     WebSocketFrameReader,
@@ -19,6 +24,15 @@ from bridge.core.websocket import (
 
 # How long a client may take to read the last bytes of a closing connection.
 CLOSE_TIMEOUT_S: Final = 2.0
+# How a page ends its connection: without a code, closed, or going away. Other codes mean
+# that the client refuses what it has received, or fails.
+_PAGE_CLOSES: Final = frozenset(
+    {
+        close_frame(),
+        close_frame(CloseCode.NORMAL),
+        close_frame(CloseCode.GOING_AWAY),
+    }
+)
 # The high-water mark of asyncio transports by default.
 _HIGH_WATER_BYTES: Final = 64 * 1024
 
@@ -35,8 +49,28 @@ class WebSocketHandler(Protocol):
     def frame_ignored(self) -> None:
         """Count a frame without meaning, such as a pong or a binary message."""
 
+    def close_received(self) -> None:
+        """Process a close frame of a page that is alive; `connection_closed` follows."""
+
     def connection_closed(self) -> None:
         """Process the end of the connection, or a protocol error."""
+
+
+def unacknowledged_bytes(transport: asyncio.Transport) -> int:
+    """
+    Return how many written bytes the other end of the TCP connection has not received.
+
+    That end is the client or a proxy before it, and its kernel, not its program. Systems
+    other than Linux report only the bytes that are still in this process.
+    """
+    waiting_bytes = transport.get_write_buffer_size()
+    if waiting_bytes:
+        return waiting_bytes
+    count = array("i", [0])
+    with suppress(OSError, ValueError):  # the connection is closed
+        fd = transport.get_extra_info("socket").fileno()
+        fcntl.ioctl(fd, termios.TIOCOUTQ, count)
+    return count[0]
 
 
 class WebSocketTransport(asyncio.Protocol):
@@ -122,7 +156,10 @@ class WebSocketTransport(asyncio.Protocol):
         if opcode == Opcode.TEXT:
             handler.text_received(payload.decode())
         elif opcode == Opcode.CLOSE:
-            self._close_and_report(close_reply(payload))
+            reply = close_reply(payload)
+            if reply in _PAGE_CLOSES:
+                handler.close_received()
+            self._close_and_report(reply)
         elif handler.admit_frame():
             if opcode == Opcode.PING:
                 self.transport.write(pong_frame(payload))

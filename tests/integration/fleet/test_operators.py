@@ -130,6 +130,13 @@ async def test_a_trace_has_the_journals_of_both_bridges(
         for window in (*here, *there):
             await eventually(lambda window=window: window.data() == [1])  # type: ignore[misc] # mypy does not see through the default
         other = await pair.stack.enter_async_context(asking(second))
+        await here[0].websocket.send_str("3")
+
+        async def is_delivered() -> bool:
+            told = [await api.get("/api/trace/m-1") for api in (pair.api, other)]
+            return all(each["fate"] == "delivered" for each in told)
+
+        await eventually(is_delivered)
         of_both = [await api.get("/api/trace/m-1") for api in (pair.api, other)]
         named = await pair.api.get("/api/trace/m-1?user=ann")
         shown = await asyncio.to_thread(run_command, first, "trace", "m-1")

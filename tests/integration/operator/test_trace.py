@@ -71,6 +71,12 @@ async def test_the_trace_of_a_delivered_message_is_complete(
         body = {"user": "ann", "data": 1, "id": "order/47 [red]"}
         accepted = await api.ask("POST", "/api/publish", body)
         await eventually(lambda: all(window.data() for window in windows))
+        await windows[0].websocket.send_str("3")
+
+        async def is_delivered() -> bool:
+            return bool((await traced(api, "order/47 [red]"))["fate"] == "delivered")
+
+        await eventually(is_delivered)
         told = await traced(api, "order/47 [red]")
         by_user = await traced(api, "order/47 [red]", "ann")
         printed = await asyncio.to_thread(
@@ -164,7 +170,7 @@ async def test_a_polled_message_is_delivered_with_the_next_poll(
         await page.disconnect()
 
     assert stages(told) == ["taken", "stored", "written", "delivered"]
-    assert "the next poll proved" in told["story"][3]["text"]
+    assert "the page polled again" in told["story"][3]["text"]
 
 
 async def test_the_trace_of_a_failed_message_has_each_attempt(

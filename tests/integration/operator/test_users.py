@@ -84,11 +84,18 @@ async def test_users_are_listed_with_windows_and_inboxes(
         open_windows(
             running.listening.public_url,
             [running.token("ann"), running.token("ann"), running.token("eve")],
-        ),
+        ) as windows,
     ):
         for user in ("ann", "ann", "bob"):
             await worker.publish(user, 1)
         await settled(running, 3)
+        await eventually(lambda: len(windows[0].data()) == 2)
+        await windows[0].websocket.send_str("3")
+
+        async def is_delivered() -> bool:
+            return bool((await api.get("/api/users/ann"))["delivered"] == 2)
+
+        await eventually(is_delivered)
         listed = (await api.get("/api/users"))["items"]
         online = await all_users(api, "&online=true")
         named = await all_users(api, "&q=b")

@@ -21,6 +21,11 @@ class Pages:
         self._process = process
         self.reports: list[list[Any]] = []
 
+    @property
+    def process_id(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
     async def read(self) -> None:
         """Collect the driver's reports until it ends."""
         assert self._process.stdout is not None

@@ -1,6 +1,7 @@
 """A window that reconnects misses nothing, or is notified of what it missed."""
 
 from bridge.inbox.contract import Retention
+from tests.conftest import eventually
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import raw_poller, raw_window
 from tests.integration.sockets.running_server import (
@@ -43,7 +44,9 @@ async def test_a_window_that_has_received_nothing_yet_recovers_too(
     """Its recovery id holds the position of its connect; the client has no offset to send."""
     other = {"auth": {"token": token(), "position": None}, "transports": ["websocket"]}
     await server.store("alice", "before")
-    await pages.connected("other", server.url, **other)  # moves the delivered mark
+    await pages.connected("other", server.url, **other)
+    pages.command("send", "other", "moves the delivered mark")
+    await eventually(lambda: server.windows("alice")[0]._delivered == 1)
     await pages.connected("page", server.url, **options("alice", transport))
     assert pages.data("page") == []
 

@@ -166,7 +166,10 @@ def test_a_waiting_message_has_a_reason() -> None:
         "2 windows connected, still reading earlier messages (at offset 3)"
     )
     assert why(manual) == "written to 1 window, none has acked it yet"
-    assert why(polling) == "1 window polls for it and has yet to fetch it"
+    assert why(polling) == (
+        "written to 1 window, and no page has answered a ping, polled again or sent a "
+        "packet after it yet"
+    )
 
 
 def test_a_message_past_its_deadline_is_expired() -> None:

@@ -63,12 +63,10 @@ class RoomsFixture:
     def __init__(self) -> None:
         self.clock_ahead_s = 0.0  # a change is a jump
         self.metrics = Metrics()
-        self.delivered: list[tuple[str, int]] = []
         self.behind: list[Window] = []
         self.rooms = Rooms(
             self.metrics,
             outbound_bytes=OUTBOUND_BYTES,
-            mark_delivered=lambda user, offset: self.delivered.append((user, offset)),
             catch_up=self.behind.append,
             clock=SteadyClock(wall=lambda: time() + self.clock_ahead_s),
         )
@@ -90,6 +88,7 @@ class RoomsFixture:
             Identity(user, None),
             epoch="e",
             offset=offset,
+            delivered=0,
             has_manual_acks=manual,
             connected_s=0,
         )

@@ -40,7 +40,6 @@ def test_a_message_is_written_to_the_windows_of_its_user_with_an_open_gate(
     assert frames(one) == frames(two) == [b'42["message",1,"e-1"]']
     assert writes(one)[0] is writes(two)[0]
     assert frames(closed) == frames(other) == []
-    assert fixture.delivered == [("alice", 1)]
 
 
 def test_a_gate_stays_closed_while_the_feed_is_ahead(fixture: RoomsFixture) -> None:
@@ -103,7 +102,6 @@ def test_messages_of_one_batch_are_joined_into_one_write(fixture: RoomsFixture) 
     assert writes(window) == [b"".join(text_frame(each) for each in frames(window))]
     assert window.offset == 3
     assert len(writes(other)) == 1
-    assert fixture.delivered == [("alice", 3), ("bob", 1)]
 
 
 def test_only_the_window_over_its_limit_falls_behind(
@@ -125,15 +123,6 @@ def test_only_the_window_over_its_limit_falls_behind(
     assert fixture.rooms.open_gate(slow)
     fixture.rooms.emit([stored("alice", 3)])
     assert len(frames(slow)) == 1
-
-
-def test_a_message_that_no_window_took_is_not_delivered(fixture: RoomsFixture) -> None:
-    """The delivered mark does not move."""
-    session_of(fixture.window("alice")).is_full = True
-
-    fixture.rooms.emit([stored("alice", 1)])
-
-    assert not fixture.delivered
 
 
 @pytest.mark.parametrize("lost", [[2], [2, 3], [3], [2, 4]])
@@ -180,21 +169,6 @@ def test_expired_messages_are_not_a_gap(fixture: RoomsFixture) -> None:
 
     assert frames(window) == [b'42["message",2,"e-2"]']
     assert not fixture.behind
-
-
-@pytest.mark.parametrize("reason", ["manual acks", "polling"])
-def test_writing_does_not_deliver_with_manual_acks_or_polling(
-    fixture: RoomsFixture, reason: str
-) -> None:
-    """With manual acks the client's ack delivers, with polling the poll that fetches."""
-    window = fixture.window(
-        "alice", manual=reason == "manual acks", polls=reason == "polling"
-    )
-
-    fixture.rooms.emit([stored("alice", 1)])
-
-    assert len(frames(window)) == 1
-    assert not fixture.delivered
 
 
 def test_a_room_is_deleted_with_its_last_window(fixture: RoomsFixture) -> None:
