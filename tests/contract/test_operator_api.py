@@ -10,6 +10,7 @@ import orjson
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
+from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from bridge.core.broker_names import BrokerNames
@@ -19,7 +20,11 @@ from tests.integration.running import OPERATOR_TOKEN, running_bridge, settings_f
 from tests.local_node import LocalNode
 
 _SCHEMA: Final = Path(__file__).parents[2] / "schemas" / "operator.openapi.json"
-API: Final = schemathesis.openapi.from_dict(orjson.loads(_SCHEMA.read_bytes()))
+# Without the cache, which would be written into the repository.
+_CONFIG: Final = SchemathesisConfig.from_dict({"cache": {"enabled": False}})
+API: Final = schemathesis.openapi.from_dict(
+    orjson.loads(_SCHEMA.read_bytes()), config=_CONFIG
+)
 _LETTERS: Final = 20
 
 
