@@ -83,84 +83,99 @@ class _ExplainedEnum(StrEnum):
         return member
 
 
+_FIX_THE_PRODUCER: Final = (
+    "A redrive would fail in the same way: fix the producer, and discard this one."
+)
+
+
 class DeadLetterReason(_ExplainedEnum):
-    """Why the bridge moved a delivery to the dead letter queue."""
+    """Why a message is in the dead letter queue, and what an operator can do about it."""
+
+    advice: str
+
+    def __new__(cls, value: str, explanation: str = "", advice: str = "") -> Self:
+        """Make a member; the texts are absent only in the lookup by value."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.explanation = explanation
+        member.advice = advice
+        return member
 
     MALFORMED_BODY = (
         "malformed_body",
         "the body is not one JSON value in UTF-8 (or text, with content type "
         "text/plain)",
+        _FIX_THE_PRODUCER,
     )
-    TOO_LARGE = "too_large", "the body is larger than BRIDGE_MAX_MESSAGE_BYTES"
+    TOO_LARGE = (
+        "too_large",
+        "the body is larger than BRIDGE_MAX_MESSAGE_BYTES",
+        "Raise BRIDGE_MAX_MESSAGE_BYTES and redrive it, or discard it.",
+    )
     BAD_USER = (
         "bad_user",
         "the routing key is not a user: 1 to 255 bytes of UTF-8 without control "
         "characters",
+        _FIX_THE_PRODUCER,
     )
     BAD_ROUTE = (
         "bad_route",
         "the message does not name one user: it was published straight into a queue, or the "
         "header CC routes it to more users",
+        "It cannot be redriven: publish its body to each user, and discard this one.",
     )
     BAD_EVENT = (
         "bad_event",
         "the property type is not an event name: reserved, over 128 characters, "
         "or not printable UTF-8",
+        _FIX_THE_PRODUCER,
     )
     SCHEMA = (
         "schema",
         "the event's schema in BRIDGE_SCHEMAS does not allow the data, or the "
         "event has no schema there and BRIDGE_SCHEMAS_UNKNOWN=dead",
+        "Fix the schema in BRIDGE_SCHEMAS and redrive it, or fix the producer and discard it.",
     )
     ATTEMPTS_EXHAUSTED = (
         "attempts_exhausted",
         "storing the message failed with an unexpected error, at each attempt "
         "of BRIDGE_RETRY_DELAYS",
+        "The log of that time shows the failure: fix its cause, then redrive it.",
     )
     CRASHED = (
         "crashed",
         "bridge crashed more than once while it handled only this message",
+        "Keep its body to reproduce the bug in the bridge; redrive it only after a fix.",
     )
 
-
-class DeadLetterCause(StrEnum):
-    """
-    Why a message is in the dead letter queue, as operators see it.
-
-    These are the reasons of the bridge and those of RabbitMQ.
-    """
-
-    MALFORMED_BODY = DeadLetterReason.MALFORMED_BODY.value
-    TOO_LARGE = DeadLetterReason.TOO_LARGE.value
-    BAD_USER = DeadLetterReason.BAD_USER.value
-    BAD_ROUTE = DeadLetterReason.BAD_ROUTE.value
-    BAD_EVENT = DeadLetterReason.BAD_EVENT.value
-    SCHEMA = DeadLetterReason.SCHEMA.value
-    ATTEMPTS_EXHAUSTED = DeadLetterReason.ATTEMPTS_EXHAUSTED.value
-    CRASHED = DeadLetterReason.CRASHED.value
-    EXPIRED = "expired"
-    UNROUTED = "unrouted"
-    OTHER = "other"
+    # The bridge writes none of these into the header: see `is_of_bridge`.
+    EXPIRED = (
+        "expired",
+        "it expired while it waited in a queue, and RabbitMQ dead-lettered it",
+        "A redrive restarts its time to live; discard it if it is no longer useful.",
+    )
+    UNROUTED = (
+        "unrouted",
+        "no inbound queue existed when it arrived, and RabbitMQ dead-lettered it",
+        "Redrive it when the bridge is ready again: its queue exists then.",
+    )
+    OTHER = (
+        "other",
+        "neither the bridge nor an expiry put it here; its headers may name the cause",
+        "Read its headers before a redrive.",
+    )
 
     @property
-    def explanation(self) -> str:
-        """One sentence for an operator."""
-        if self in _BROKER_CAUSES:
-            return _BROKER_CAUSES[self]
-        return DeadLetterReason(self.value).explanation
+    def is_of_bridge(self) -> bool:
+        """Whether the bridge dead-letters messages for this reason, and not RabbitMQ."""
+        return self not in {
+            DeadLetterReason.EXPIRED,
+            DeadLetterReason.UNROUTED,
+            DeadLetterReason.OTHER,
+        }
 
 
-_BROKER_CAUSES: Final = {
-    DeadLetterCause.EXPIRED: (
-        "it expired while it waited in a queue, and RabbitMQ dead-lettered it"
-    ),
-    DeadLetterCause.UNROUTED: (
-        "no inbound queue existed when it arrived, and RabbitMQ dead-lettered it"
-    ),
-    DeadLetterCause.OTHER: (
-        "neither the bridge nor an expiry put it here; its headers may name the cause"
-    ),
-}
+REASONS_OF_BRIDGE: Final = tuple(one for one in DeadLetterReason if one.is_of_bridge)
 
 
 class Refusal(_ExplainedEnum):
@@ -176,7 +191,7 @@ class Refusal(_ExplainedEnum):
     )
     TOKEN_NOT_YET_VALID = (
         "token_not_yet_valid",
-        "nbf or iat of the token lies in the future: whose clock is wrong?",
+        "nbf or iat of the token lies in the future: compare the clocks of the issuer and of the bridge",
     )
     TOKEN_INVALID = (
         "token_invalid",

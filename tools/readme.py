@@ -17,8 +17,8 @@ from typing import Final
 from pydantic_core import PydanticUndefined
 
 from bridge.enums import (
+    REASONS_OF_BRIDGE,
     Closing,
-    DeadLetterReason,
     EventError,
     Fate,
     Refusal,
@@ -59,7 +59,7 @@ def settings_table() -> str:
 
 def reasons_table() -> str:
     """Return the reasons of dead letters."""
-    rows = [(f"`{one}`", one.explanation) for one in DeadLetterReason]
+    rows = [(f"`{one}`", one.explanation) for one in REASONS_OF_BRIDGE]
     return _markdown(("`x-bridge-reason`", "meaning"), rows)
 
 

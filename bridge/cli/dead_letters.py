@@ -28,7 +28,7 @@ from bridge.core.contracts.operator.dead_letters import (
     Redrive,
 )
 from bridge.core.contracts.operator.operation import PAGE_DEFAULT, PAGE_MAX
-from bridge.enums import DeadLetterCause
+from bridge.enums import DeadLetterReason
 from bridge.errors import ConfigError
 from bridge.settings.values import parse_duration_s
 
@@ -46,7 +46,7 @@ _WIDE: Final = 100
 _WIDER: Final = 130
 _ID_WIDTH: Final = 24
 _WHEN_WIDTH: Final = 19
-_REASON_WIDTH: Final = max(len(reason) for reason in DeadLetterCause)
+_REASON_WIDTH: Final = max(len(reason) for reason in DeadLetterReason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +54,10 @@ class FilterOptions:
     """Options that are conditions for dead letters."""
 
     reason: Annotated[
-        DeadLetterCause | None,
+        DeadLetterReason | None,
         typer.Option(
             metavar="REASON",  # rich would break the list of all reasons within words
-            help=f"Only those with this reason: {', '.join(DeadLetterCause)}.",
+            help=f"Only those with this reason: {', '.join(DeadLetterReason)}.",
         ),
     ] = None
     user: OfUser = None

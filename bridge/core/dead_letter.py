@@ -22,7 +22,7 @@ from bridge.core.properties import (
     iter_array,
     iter_table,
 )
-from bridge.enums import EVENT_DEFAULT, DeadLetterCause, Header
+from bridge.enums import EVENT_DEFAULT, DeadLetterReason, Header
 
 # RabbitMQ's delivery counters. Browsing the queue changes them.
 COUNTED_BY_BROKER: Final = frozenset({b"x-delivery-count", b"x-acquired-count"})
@@ -52,7 +52,7 @@ class StoredDeadLetter:
     """
 
     id: str
-    reason: DeadLetterCause
+    reason: DeadLetterReason
     error: str
     user: str
     event: str
@@ -268,19 +268,21 @@ def _timestamp(table: bytes) -> int | None:
     return None
 
 
-def _reason(headers: bytes | None, death: _Death) -> DeadLetterCause:
+def _reason(headers: bytes | None, death: _Death) -> DeadLetterReason:
     if death.is_unrouted:
-        return DeadLetterCause.UNROUTED
+        return DeadLetterReason.UNROUTED
     written = header_bytes(headers, Header.REASON)
     if written is not None:
         text = readable(written)
-        return DeadLetterCause(text) if text in _REASONS else DeadLetterCause.OTHER
+        return DeadLetterReason(text) if text in _REASONS else DeadLetterReason.OTHER
     return (
-        DeadLetterCause.EXPIRED if death.reason == b"expired" else DeadLetterCause.OTHER
+        DeadLetterReason.EXPIRED
+        if death.reason == b"expired"
+        else DeadLetterReason.OTHER
     )
 
 
-_REASONS: Final = frozenset(reason.value for reason in DeadLetterCause)
+_REASONS: Final = frozenset(reason.value for reason in DeadLetterReason)
 
 
 def _death_text(death: _Death) -> str:

@@ -30,7 +30,7 @@ from bridge.enums import (
     Header,
 )
 
-EVENT_MAX_CHARACTERS: Final = 128
+EVENT_NAME_MAX_CHARACTERS: Final = 128
 # The routing key is an AMQP short string, which holds at most 255 bytes.
 USER_MAX_BYTES: Final = 255
 # A longer `message_id` cannot arrive by AMQP, where it is a short string, only by HTTP.
@@ -287,8 +287,8 @@ def event_problem(event: str) -> str | None:
     """Return why `event` is invalid, as the end of a sentence; ``None`` if it is valid."""
     if not event:
         return "is empty, expected an event name"
-    if len(event) > EVENT_MAX_CHARACTERS:
-        return f"has {len(event)} characters, allowed are {EVENT_MAX_CHARACTERS}"
+    if len(event) > EVENT_NAME_MAX_CHARACTERS:
+        return f"has {len(event)} characters, allowed are {EVENT_NAME_MAX_CHARACTERS}"
     if event in RESERVED_EVENTS or event.startswith(RESERVED_PREFIX):
         return f"is the reserved name {event!r}"
     if not event.isprintable() and any(_is_control(character) for character in event):

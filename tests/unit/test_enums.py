@@ -13,10 +13,10 @@ from bridge.enums import (
     EVENT_REFRESH,
     EVENT_SYNC,
     HEADER_PREFIX,
+    REASONS_OF_BRIDGE,
     RESERVED_EVENTS,
     RESERVED_PREFIX,
     Closing,
-    DeadLetterCause,
     DeadLetterReason,
     EventError,
     ExitCode,
@@ -102,9 +102,15 @@ def test_exit_codes_are_those_of_the_contract() -> None:
     assert (ExitCode.USAGE, ExitCode.UNREACHABLE) == (2, 3)
 
 
-def test_every_reason_of_the_bridge_is_a_cause_that_operators_can_filter_by() -> None:
-    """A reason that is missing there would be shown as `other`."""
-    assert {reason.value for reason in DeadLetterReason} < {
-        reason.value for reason in DeadLetterCause
+def test_each_reason_for_a_dead_letter_has_advice() -> None:
+    """`bridge dead show` ends with it."""
+    assert all(reason.advice.endswith(".") for reason in DeadLetterReason)
+
+
+def test_the_bridge_writes_only_its_own_reasons_into_the_header() -> None:
+    """Operators also see messages that RabbitMQ dead-lettered; these have no such header."""
+    assert set(DeadLetterReason) - set(REASONS_OF_BRIDGE) == {
+        DeadLetterReason.EXPIRED,
+        DeadLetterReason.UNROUTED,
+        DeadLetterReason.OTHER,
     }
-    assert all(reason.explanation for reason in DeadLetterCause)

@@ -1,6 +1,6 @@
 """Shared parts of the contracts: types of strings, closed lists, the base class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from functools import partial
 from typing import Annotated, Final
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, WithJsonS
 from pydantic.json_schema import SkipJsonSchema
 
 from bridge.core.message import (
-    EVENT_MAX_CHARACTERS,
+    EVENT_NAME_MAX_CHARACTERS,
     MESSAGE_ID_MAX_BYTES,
     USER_MAX_BYTES,
     event_problem,
@@ -21,14 +21,13 @@ from bridge.enums import (
     RESERVED_EVENTS,
     RESERVED_PREFIX,
     Closing,
-    DeadLetterCause,
     DeadLetterReason,
     Refusal,
     SyncReason,
 )
 
 # The AMQP property `type` is a short string, which holds at most 255 bytes.
-EVENT_MAX_BYTES: Final = 255
+EVENT_NAME_MAX_BYTES: Final = 255
 # Well below the 2^32 ms that RabbitMQ accepts as the expiration of a message.
 TTL_MAX_S: Final = 30 * 86400
 
@@ -48,7 +47,7 @@ def _without(problem_of: Callable[[str], str | None]) -> AfterValidator:
 
 
 def _event_problem(event: str) -> str | None:
-    return event_problem(event) or _length_problem(event, EVENT_MAX_BYTES)
+    return event_problem(event) or _length_problem(event, EVENT_NAME_MAX_BYTES)
 
 
 def _check_data(data: object) -> object:
@@ -97,7 +96,7 @@ Event = Annotated[
         {
             "type": "string",
             "minLength": 1,
-            "maxLength": EVENT_MAX_CHARACTERS,
+            "maxLength": EVENT_NAME_MAX_CHARACTERS,
             "not": {
                 "anyOf": [
                     {"enum": sorted(RESERVED_EVENTS)},
@@ -120,13 +119,13 @@ AnyJson = Annotated[object, AfterValidator(_check_data), WithJsonSchema({})]
 Absent = SkipJsonSchema[None]
 
 
-def listed(words: type[StrEnum]) -> WithJsonSchema:
+def listed(words: Iterable[StrEnum]) -> WithJsonSchema:
     """Return the schema of a closed list, inline instead of in `$defs`."""
     return WithJsonSchema({"type": "string", "enum": [word.value for word in words]})
 
 
 def explained(
-    words: type[DeadLetterReason | DeadLetterCause | Refusal | Closing | SyncReason],
+    words: Iterable[DeadLetterReason | Refusal | Closing | SyncReason],
     intro: str,
 ) -> str:
     """Return a description that ends with the meaning of each word."""
@@ -154,7 +153,7 @@ USER_TEXT: Final = (
 )
 EVENT_TEXT: Final = (
     f"The event that the page listens to; absent means `{EVENT_DEFAULT}`. At most "
-    f"{EVENT_MAX_CHARACTERS} characters and {EVENT_MAX_BYTES} bytes, no control characters, "
+    f"{EVENT_NAME_MAX_CHARACTERS} characters and {EVENT_NAME_MAX_BYTES} bytes, no control characters, "
     f"none of the reserved names, nothing that starts with `{RESERVED_PREFIX}`."
 )
 ID_TEXT: Final = (

@@ -21,7 +21,7 @@ from bridge.core.contracts.base import (
     listed,
 )
 from bridge.core.message import MESSAGE_ID_MAX_BYTES
-from bridge.enums import DeadLetterReason, Header
+from bridge.enums import REASONS_OF_BRIDGE, DeadLetterReason, Header
 
 
 class MessageProperties(Contract):
@@ -187,8 +187,8 @@ class DeadLetterHeaders(Contract):
         }
     )
 
-    reason: Annotated[DeadLetterReason, listed(DeadLetterReason)] = Field(
-        description=explained(DeadLetterReason, "Why the message was set aside:"),
+    reason: Annotated[DeadLetterReason, listed(REASONS_OF_BRIDGE)] = Field(
+        description=explained(REASONS_OF_BRIDGE, "Why the message was set aside:"),
     )
     error: str = Field(
         max_length=1000,

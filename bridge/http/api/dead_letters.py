@@ -1,9 +1,9 @@
 """`/api/dead`: list and show dead letters, redrive them, discard them."""
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any
 
 from bridge.amqp.dead_letters.operations import DeadLetterQueue
 from bridge.core.contracts.operator.dead_letters import (
@@ -27,7 +27,6 @@ from bridge.core.contracts.operator.operation import NoQuery
 from bridge.core.dead_letter import COUNTED_BY_BROKER, DeadLetterCount, StoredDeadLetter
 from bridge.core.message import Delivery
 from bridge.core.readable_headers import readable_properties, readable_table
-from bridge.enums import DeadLetterCause
 from bridge.http.api.dead_letter_pages import PageScan, parse_page_end
 from bridge.http.api.endpoint import Api, ApiProblem, ApiRequest, Reply
 from bridge.http.jobs import BusyError, JobBoard, Work
@@ -153,37 +152,5 @@ def _explanation(letter: StoredDeadLetter) -> str:
     if letter.redrives:
         times = "once" if letter.redrives == 1 else f"{letter.redrives} times"
         sentences.append(f"It was redriven {times} before, and came back.")
-    sentences.append(_ADVICE[letter.reason])
+    sentences.append(letter.reason.advice)
     return " ".join(sentences)
-
-
-_NEVER: Final = (
-    "A redrive would fail in the same way: fix the producer, and discard this one."
-)
-_ADVICE: Final[Mapping[DeadLetterCause, str]] = {
-    DeadLetterCause.MALFORMED_BODY: _NEVER,
-    DeadLetterCause.TOO_LARGE: (
-        "Raise BRIDGE_MAX_MESSAGE_BYTES and redrive it, or discard it."
-    ),
-    DeadLetterCause.BAD_USER: _NEVER,
-    DeadLetterCause.BAD_ROUTE: (
-        "It cannot be redriven: publish its body to each user, and discard this one."
-    ),
-    DeadLetterCause.BAD_EVENT: _NEVER,
-    DeadLetterCause.SCHEMA: (
-        "Fix the schema in BRIDGE_SCHEMAS and redrive it, or fix the producer and discard it."
-    ),
-    DeadLetterCause.ATTEMPTS_EXHAUSTED: (
-        "The log of that time shows the failure: fix its cause, then redrive it."
-    ),
-    DeadLetterCause.CRASHED: (
-        "Keep its body to reproduce the bug in the bridge; redrive it only after a fix."
-    ),
-    DeadLetterCause.EXPIRED: (
-        "A redrive restarts its time to live; discard it if it is no longer useful."
-    ),
-    DeadLetterCause.UNROUTED: (
-        "Redrive it when the bridge is ready again: its queue exists then."
-    ),
-    DeadLetterCause.OTHER: "Read its headers before a redrive.",
-}

@@ -29,7 +29,7 @@ from bridge.core.properties import (
     render_table,
 )
 from bridge.core.settlement import DeadLetter, dead_letter_properties
-from bridge.enums import RESERVED_EVENTS, DeadLetterReason, Header
+from bridge.enums import REASONS_OF_BRIDGE, RESERVED_EVENTS, DeadLetterReason, Header
 from bridge.errors import RefusedError
 
 SCHEMAS = Path(__file__).parents[3] / "schemas"
@@ -207,7 +207,7 @@ def test_a_request_is_accepted_by_its_schema_when_the_bridge_accepts_it(
     ],
     ids=["plain", "moved", "foreign headers", "too many headers"],
 )
-@pytest.mark.parametrize("reason", list(DeadLetterReason))
+@pytest.mark.parametrize("reason", REASONS_OF_BRIDGE)
 def test_the_headers_of_a_dead_letter_fit_their_schema(
     properties: Properties, reason: DeadLetterReason
 ) -> None:

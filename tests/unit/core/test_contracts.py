@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bridge.core.contracts.base import EVENT_MAX_BYTES, TTL_MAX_S
+from bridge.core.contracts.base import EVENT_NAME_MAX_BYTES, TTL_MAX_S
 from bridge.core.contracts.messages import Problem, PublishRequest
 from bridge.core.contracts.validation import parse_publish_request, validation_problem
 from bridge.core.message import Delivery, Message, MessageLimits, parse_delivery
@@ -184,7 +184,7 @@ def test_a_message_accepted_over_http_is_never_rejected_later(
         return
 
     assert request.event is not None
-    assert len(request.event.encode()) <= EVENT_MAX_BYTES
+    assert len(request.event.encode()) <= EVENT_NAME_MAX_BYTES
     delivery = Delivery(
         tag=1,
         redelivered=False,

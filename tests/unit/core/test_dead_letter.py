@@ -34,7 +34,7 @@ from bridge.core.settlement import (
     redrive_properties,
     retry_properties,
 )
-from bridge.enums import DeadLetterCause, DeadLetterReason, Header
+from bridge.enums import DeadLetterReason, Header
 
 
 def delivery(
@@ -86,7 +86,7 @@ def test_a_dead_letter_of_the_bridge_is_described_by_its_headers() -> None:
     stored = DeadLetterReader().read(bridge_dead_letter(Properties(message_id=b"m-1")))
 
     assert (stored.reason, stored.error) == (
-        DeadLetterCause.CRASHED,
+        DeadLetterReason.CRASHED,
         "died twice",
     )
     assert (stored.user, stored.event, stored.message_id) == (
@@ -109,7 +109,7 @@ def test_a_dead_letter_of_rabbitmq_has_the_reason_expired() -> None:
     """RabbitMQ writes x-death instead of the bridge's headers."""
     stored = DeadLetterReader().read(broker_dead_letter())
 
-    assert stored.reason is DeadLetterCause.EXPIRED
+    assert stored.reason is DeadLetterReason.EXPIRED
     assert stored.error == "RabbitMQ: expired in queue x.inbound.0"
     assert (stored.event, stored.dead_s, stored.attempts) == (
         "note",
@@ -126,7 +126,7 @@ def test_a_message_without_a_queue_has_the_reason_unrouted() -> None:
     """It passed the queue of such messages, where it expired at once."""
     stored = DeadLetterReader().read(broker_dead_letter(queue="x.unrouted"))
 
-    assert stored.reason is DeadLetterCause.UNROUTED
+    assert stored.reason is DeadLetterReason.UNROUTED
     assert stored.error == "published to x.messages while no queue was bound"
 
 
@@ -149,7 +149,7 @@ def test_any_other_message_has_the_reason_other(unknown: Delivery) -> None:
     """Any producer can publish to the exchange of dead letters."""
     stored = DeadLetterReader().read(unknown)
 
-    assert stored.reason is DeadLetterCause.OTHER
+    assert stored.reason is DeadLetterReason.OTHER
     assert stored.reason.explanation
     assert (stored.dead_s, stored.attempts, stored.redrives) == (
         None,

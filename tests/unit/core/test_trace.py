@@ -10,7 +10,7 @@ from bridge.core.journal import JournalEntry
 from bridge.core.position import Position, user_epoch
 from bridge.core.replay import InboxState
 from bridge.core.trace import Story, TraceFacts, build_story
-from bridge.enums import DeadLetterCause, Fate, Stage, SyncReason
+from bridge.enums import DeadLetterReason, Fate, Stage, SyncReason
 
 KEPT = KeptMessage(5, "message", 100.0, "m", None, 3)
 
@@ -19,7 +19,7 @@ def letter(**changes: Any) -> StoredDeadLetter:
     """Return a dead letter of ann."""
     facts: dict[str, Any] = {
         "id": "l",
-        "reason": DeadLetterCause.TOO_LARGE,
+        "reason": DeadLetterReason.TOO_LARGE,
         "error": "9 bytes",
         "user": "ann",
         "event": "message",
@@ -250,10 +250,10 @@ def test_a_dead_letter_is_a_step_with_its_reason() -> None:
     assert found.fate is Fate.DEAD
     assert found.verdict == (
         "dead: in the dead letters, too_large: "
-        f"{DeadLetterCause.TOO_LARGE.explanation} (9 bytes); 1 attempt"
+        f"{DeadLetterReason.TOO_LARGE.explanation} (9 bytes); 1 attempt"
     )
     again = letter(
-        dead_s=None, reason=DeadLetterCause.OTHER, error="", attempts=0, redrives=2
+        dead_s=None, reason=DeadLetterReason.OTHER, error="", attempts=0, redrives=2
     )
     assert story(dead=[again]).verdict.endswith("; 2 redrives before")
 

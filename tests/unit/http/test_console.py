@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from bridge.enums import DeadLetterCause
+from bridge.enums import DeadLetterReason
 from tests.unit.http.conftest import Client, Open
 from tests.unit.http.console_fakes import FakeConsole
 
@@ -132,4 +132,4 @@ def test_the_filter_offers_every_reason_for_a_dead_letter() -> None:
     offered = re.search(r"const REASONS = \[([^\]]*)\]", script)
 
     assert offered is not None
-    assert re.findall(r'"(\w+)"', offered[1]) == [str(one) for one in DeadLetterCause]
+    assert re.findall(r'"(\w+)"', offered[1]) == [str(one) for one in DeadLetterReason]

@@ -10,7 +10,7 @@ from bridge.core.admin_views import InboxSummary, SearchResult
 from bridge.core.dead_letter import DeadLetterCount, StoredDeadLetter
 from bridge.core.fleet import THIS_BRIDGE, Coverage, UserWindows
 from bridge.core.journal import Journal, JournalEntry
-from bridge.enums import DeadLetterCause, Stage
+from bridge.enums import DeadLetterReason, Stage
 from bridge.errors import BrokerUnavailableError
 from bridge.http.api.endpoint import Api
 from bridge.http.api.trace import add_trace_routes
@@ -22,7 +22,7 @@ from tests.unit.http.conftest import Client, Open, OpenGuard
 def letter(user: str, message_id: str = "m") -> StoredDeadLetter:
     """Return a dead letter."""
     return StoredDeadLetter(
-        id="l", reason=DeadLetterCause.TOO_LARGE, error="", user=user, event="message",
+        id="l", reason=DeadLetterReason.TOO_LARGE, error="", user=user, event="message",
         message_id=message_id, dead_s=5.0, origin_exchange="", origin_queue="",
         attempts=1, redrives=0, body_bytes=1,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from bridge.core.contracts.operator.operation import (
     QueryTime,
 )
 from bridge.core.dead_letter import StoredDeadLetter
-from bridge.enums import DeadLetterCause
+from bridge.enums import DeadLetterReason
 
 IDS_MAX: Final = 10_000
 RATE_DEFAULT_PER_S: Final = 100.0
@@ -27,7 +27,7 @@ RATE_MIN_PER_S: Final = 1.0
 RATE_MAX_PER_S: Final = 100_000.0
 
 LetterId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{24}(-[0-9]{1,9})?$")]
-Reason = Annotated[DeadLetterCause, listed(DeadLetterCause)]
+Reason = Annotated[DeadLetterReason, listed(DeadLetterReason)]
 Text = Annotated[str, StringConstraints(max_length=QUERY_TEXT_MAX)]
 _SINCE: Final = "Set aside at this Unix time or later."
 _UNTIL: Final = "Set aside before this Unix time."
@@ -40,7 +40,7 @@ class LetterFacts(Contract):
     """One dead letter in a list."""
 
     id: str = Field(description="Stable while the dead letter is in the queue; opaque.")
-    reason: Reason = Field(description=explained(DeadLetterCause, "Its reason:"))
+    reason: Reason = Field(description=explained(DeadLetterReason, "Its reason:"))
     reason_text: str = Field(description="The reason as a sentence.")
     error: str = Field(description="The exact problem; may be empty.")
     user: str = Field(description="Its routing key; invalid UTF-8 is escaped.")
@@ -92,7 +92,7 @@ class JobStarted(Contract):
 class DeadLetterFilter(Body):
     """Selects the dead letters that meet every condition that is set."""
 
-    reason: Annotated[str, listed(DeadLetterCause)] | None = Field(
+    reason: Annotated[str, listed(DeadLetterReason)] | None = Field(
         None, description="With this reason."
     )
     user: Text | None = Field(None, description="Of this user.")
@@ -106,8 +106,8 @@ class DeadLetterFilter(Body):
 
     @model_validator(mode="after")
     def _check_reason(self) -> Self:
-        if self.reason is not None and self.reason not in set(DeadLetterCause):
-            message = f"reason is not one of {', '.join(DeadLetterCause)}"
+        if self.reason is not None and self.reason not in set(DeadLetterReason):
+            message = f"reason is not one of {', '.join(DeadLetterReason)}"
             raise ValueError(message)
         return self
 

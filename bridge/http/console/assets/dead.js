@@ -4,7 +4,7 @@ import { ask, query } from "./api.js";
 import { discard, jobs, redrive } from "./jobs.js";
 import { NONE, count, facts, fault, foreign, foreignLines, h, paged, size, table, when } from "./parts.js";
 
-// As in LetterReason (names.py); a test compares them.
+// The members of DeadLetterReason in bridge/enums.py; a test compares them.
 const REASONS = [
   "malformed_body",
   "too_large",

@@ -25,7 +25,7 @@ export async function redrive(selection) {
   });
   const answer = await confirmed({
     title: `Redrive ${some(would)}?`,
-    text: "Each goes back to the exchange, and leaves the dead letters once the broker has confirmed it. What still fails becomes a dead letter again.",
+    text: "Each goes to the exchange in front of the inbound queues, and leaves the dead letters once the broker has confirmed it. What still fails becomes a dead letter again.",
     action: `Redrive ${count(would)}`,
     extra: [h("label", {}, "At most, a second", speed)],
   });

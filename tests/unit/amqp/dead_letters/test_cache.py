@@ -2,13 +2,13 @@
 
 from bridge.amqp.dead_letters.cache import KEPT_S, CacheRecording, DeadLetterCache
 from bridge.core.dead_letter import StoredDeadLetter
-from bridge.enums import DeadLetterCause
+from bridge.enums import DeadLetterReason
 
 
 def stored(number: int, *, error: str = "") -> StoredDeadLetter:
     return StoredDeadLetter(
         id=f"{number:024x}",
-        reason=DeadLetterCause.OTHER,
+        reason=DeadLetterReason.OTHER,
         error=error,
         user="ann",
         event="message",
