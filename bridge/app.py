@@ -17,7 +17,6 @@ from typing import Any, Final
 import structlog
 
 from bridge.core.client_address import parse_networks
-from bridge.core.message import MessageLimits
 from bridge.core.worker_slot import WorkerSlot
 from bridge.errors import BridgeError, ConfigError, first_error
 from bridge.http.listeners import Listening, serve, serve_on_unix_socket
@@ -26,6 +25,7 @@ from bridge.settings.load import changed_fields
 from bridge.settings.model import Settings, contradictions
 from bridge.wiring import (
     Components,
+    message_limits,
     operator_key_of,
     publish_keys_of,
     retention,
@@ -268,7 +268,7 @@ class Bridge:
             set_log_level(new.log_level)
         parts.inbox.retention = retention(new)
         parts.sockets.apply(socket_options(new))
-        parts.pipeline.replace_rules(MessageLimits(new.max_message_bytes), schemas)
+        parts.pipeline.replace_rules(message_limits(new), schemas)
         parts.event_check.replace(schemas)
         parts.publish_endpoint.replace_limit(new.max_message_bytes)
         parts.sign_in.apply(operator_key_of(new), parse_networks(new.trusted_proxies))

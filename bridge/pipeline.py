@@ -183,8 +183,8 @@ class Pipeline:
         """
         Settle messages of which one may crash the process.
 
-        Most suspects are innocent: they were in flight when connections were lost. So they
-        are settled together, in a trial that the store records. If the record shows that
+        Most suspects cannot crash the process: they were in flight when connections were lost.
+        So they are settled together, in a trial that the store records. If the record shows that
         the process died in such a trial of one of them, each is settled alone.
         """
         # Messages without an id may be identical: their key is counted once.
@@ -384,8 +384,8 @@ class Pipeline:
         """
         Do `work`, again and again while the store or the broker is away.
 
-        During the pauses no trial is recorded for the messages on trial: an operator who
-        kills a waiting process must not make a message look guilty. Each attempt counts as
+        During the pauses no trial is recorded for the messages on trial: if an operator kills
+        a waiting process, that must not count as a crash by these messages. Each attempt counts as
         a trial of its own.
 
         Raises:

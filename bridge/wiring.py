@@ -139,7 +139,7 @@ class Components:
             inbox=inbox,
             publisher=self.publisher,
             outbox=self.outbox,
-            limits=MessageLimits(settings.max_message_bytes),
+            limits=message_limits(settings),
             retry_delays_s=settings.retry_delays,
             metrics=metrics,
             schemas=schemas,
@@ -338,6 +338,11 @@ def retention(settings: Settings) -> Retention:
 # --- messages and tokens
 
 
+def message_limits(settings: Settings) -> MessageLimits:
+    """Return the limits that a message must meet."""
+    return MessageLimits(settings.max_message_bytes)
+
+
 def schemas_of(settings: Settings) -> EventSchemas | None:
     """
     Read the schemas of events; ``None`` if no folder is configured. Blocks on the disk.
@@ -393,7 +398,7 @@ def socket_options(settings: Settings) -> SocketOptions:
             ),
             trusted_proxies=parse_networks(settings.trusted_proxies),
         ),
-        windows_per_user=settings.max_windows_per_user,
+        max_windows_per_user=settings.max_windows_per_user,
         cookie=settings.jwt_cookie,
         leeway_s=settings.jwt_leeway,
         name=settings.name,

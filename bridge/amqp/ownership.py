@@ -309,7 +309,9 @@ class NamespaceOwnership:
         self._has_own_inbox = has_own_inbox
         self._timing = timing = timing or OwnershipTiming()
         self._alone, self._shared = (
-            LockMessage(connection, names.token(kind), address=address, timing=timing)
+            LockMessage(
+                connection, names.lock_queue(kind), address=address, timing=timing
+            )
             for kind in (ALONE, SHARED)
         )
 

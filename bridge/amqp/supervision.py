@@ -44,9 +44,9 @@ async def supervise(
     """
     Connect and run `session`, again after each loss, until `session` returns.
 
-    Pauses are random, up to a bound that grows from half a second to 15 seconds, so that
-    many bridges do not reconnect at the same moment. A session that lasted ten seconds
-    resets the bound.
+    Pauses are random, up to a bound that grows with each failed attempt, so that many
+    bridges do not reconnect at the same moment. A session that lasted for a while resets
+    the bound.
 
     Raises:
         TopologyError: Or any other error of `session` that waiting does not fix.

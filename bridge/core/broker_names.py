@@ -52,8 +52,8 @@ class BrokerNames:
         """A queue that stays empty; its consumers are the bridges that share the shards."""
         return f"{self.namespace}.bridges"
 
-    def token(self, kind: str) -> str:
-        """The queue that serves as an exclusive lock of this kind (see amqp/ownership.py)."""
+    def lock_queue(self, kind: str) -> str:
+        """The queue whose one message is the lock of this kind (see amqp/ownership.py)."""
         return f"{self.namespace}.{kind}"
 
     def retry_queue(self, delay_ms: int) -> str:

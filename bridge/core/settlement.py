@@ -114,9 +114,9 @@ def is_suspect(delivery: Delivery) -> bool:
     Whether `delivery` may crash the process.
 
     It was in flight when earlier sessions ended. So were its neighbors, and a lost
-    connection leaves the same trace. So a suspect is not blamed. Suspects are tried
+    connection leaves the same trace. This is no proof of a crash, so suspects are tried
     together, and alone if the process died in that trial; the store records both. Only a
-    message that was tried alone is blamed for a crash.
+    message that was tried alone becomes a dead letter because of crashes.
     """
     if not delivery.redelivered:
         return False

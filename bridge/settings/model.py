@@ -185,7 +185,9 @@ class Settings(BaseSettings):
     jwt_leeway: Annotated[
         float, BeforeValidator(parse_duration_s), Field(ge=0, le=300)
     ] = _reloadable(
-        "10s", "Tolerance for clock differences in the checks of `exp` and `nbf`."
+        "10s",
+        "Tolerance for clock differences in the checks of `exp` and `nbf`. An open window stays "
+        "open for this time after the `exp` of its token.",
     )
     jwt_cookie: str = _fixed(
         "bridge_token",
@@ -229,9 +231,11 @@ class Settings(BaseSettings):
         "Bytes that are buffered for one window; above it, the window gets the rest from the "
         "inbox at its own pace.",
     )
-    max_windows_per_user: Count = _reloadable(100, "Concurrent windows of one user.")
+    max_windows_per_user: Count = _reloadable(
+        100, "Concurrent windows of one user, in each worker process."
+    )
     max_windows_per_address: Count = _reloadable(
-        1000, "Concurrent windows from one address."
+        1000, "Concurrent windows from one address, in each worker process."
     )
     max_event_bytes: Size = _fixed("16KiB", "Size limit of a frame from a window.")
     max_events_per_second: Count = _reloadable(
@@ -244,7 +248,9 @@ class Settings(BaseSettings):
         "25s", "Interval of pings to a window, in whole seconds."
     )
     ping_timeout: WholeSeconds = _fixed(
-        "20s", "Time in which a window must answer a ping, in whole seconds."
+        "20s",
+        "Time in which a window must answer a ping, in whole seconds. A window that reads "
+        "nothing for this time during its replay is closed with code `slow`.",
     )
 
     # --- running
@@ -314,12 +320,12 @@ def _port_problems(settings: Settings) -> Iterator[str]:
 
 
 def _inbox_problems(settings: Settings) -> Iterator[str]:
-    # A message above the limit closes the window. The window would reconnect, receive
-    # the message again and be closed again, forever.
+    # Live messages that do not fit are read from the inbox later, one at a time: each window
+    # of the user would leave the fast path for a single message of the allowed size.
     if settings.slow_client_bytes < 2 * settings.max_message_bytes:
         yield (
             "BRIDGE_SLOW_CLIENT_BYTES: must be at least twice BRIDGE_MAX_MESSAGE_BYTES, "
-            "or a large message closes every window of its user"
+            "or one large message makes every window of its user read from the inbox"
         )
     # Without a folder, every message would become a dead letter.
     if settings.schemas is None and settings.schemas_unknown == "dead":

@@ -138,7 +138,7 @@ class Admission:
 
         """
         user = identity.user
-        if not self._rooms.reserve(user, at_most=self._options.windows_per_user):
+        if not self._rooms.reserve(user, at_most=self._options.max_windows_per_user):
             raise RefusedError(Refusal.TOO_MANY_WINDOWS)
         try:
             await self._inbox.follow(user)

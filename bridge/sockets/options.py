@@ -14,16 +14,17 @@ class SocketOptions:
     Attributes:
         limits: The limits and the timing of each session.
         policy: Which requests may open a session.
-        windows_per_user: Concurrent windows of one user.
+        max_windows_per_user: Concurrent windows of one user, in this process.
         cookie: Name of the cookie that may hold a token.
-        leeway_s: How long after the expiry of its token a window may stay.
+        leeway_s: How long after the expiry of its token a window may stay
+            (BRIDGE_JWT_LEEWAY).
         name: The bridge's name, which starts its session ids; may be empty.
 
     """
 
     limits: SessionLimits
     policy: HandshakePolicy
-    windows_per_user: int
+    max_windows_per_user: int
     cookie: str
     leeway_s: float
     name: str = ""

@@ -130,7 +130,7 @@ class Replayer:
     async def _try_replay(
         self, window: Window, plan: ReplayPlan
     ) -> ReplayResult | None:
-        """Replay; `None` if the window is closed, here or elsewhere. Never raises."""
+        """Replay; `None` if the window is closed. Never raises."""
         try:
             result = await self._replay(window, plan)
         except StoreUnavailableError as exc:
@@ -141,9 +141,6 @@ class Replayer:
             self._close(window, Closing.UNAVAILABLE)
         else:
             if result is None:
-                self._close(
-                    window, Closing.SLOW
-                )  # does nothing if it is closed already
                 return None
             self._metrics.replayed.inc(result.replayed)
             self._metrics.left_out.inc(result.expired)
@@ -155,7 +152,7 @@ class Replayer:
         Write the messages that `window` has not received, and open its gate.
 
         Returns:
-            `None` if the window is closed or its client read nothing for too long.
+            `None` if the window is closed; `_write` closes one that reads too slowly.
 
         Raises:
             StoreUnavailableError: If the inbox cannot be read.
@@ -189,6 +186,13 @@ class Replayer:
         return ReplayResult(replayed, missed, reason, expired)
 
     async def _write(self, window: Window, page: InboxPage) -> bool:
+        """
+        Write a page at the speed of the client. Close the window if it reads too slowly.
+
+        Returns:
+            False if the window is closed.
+
+        """
         for stored in page.messages:
             message = stored.message
             position = str(Position(window.epoch, stored.offset))
@@ -198,6 +202,8 @@ class Replayer:
                 timeout_s=self._options.limits.ping_timeout_s,
             )
             if not is_written:
+                if not window.session.is_closed:
+                    self._close(window, Closing.SLOW)
                 return False
             window.advance(stored.offset)  # the client may ack it from now on
         return not window.session.is_closed

@@ -43,7 +43,7 @@ async def test_messages_in_flight_at_two_crashes_are_settled_in_a_recorded_trial
 async def test_after_a_crash_in_such_a_trial_each_is_settled_alone(
     harness: Harness,
 ) -> None:
-    """Only a message that was settled alone can be blamed for a crash."""
+    """Only a message that was settled alone can become a dead letter because of a crash."""
     killer = suspect(2, b"2", 3)
     harness.inbox.trials[joint_trial_key(killer)] = 1
 
@@ -108,7 +108,7 @@ async def test_a_trial_that_ends_with_the_session_is_no_crash(harness: Harness) 
     assert harness.inbox.trials == {}
 
 
-async def test_a_message_on_trial_is_not_blamed_while_the_store_is_away(
+async def test_no_trial_is_recorded_while_the_store_is_away(
     harness: Harness,
 ) -> None:
     """An operator may kill a process that only waits for the store."""

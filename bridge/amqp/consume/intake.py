@@ -96,7 +96,7 @@ class Intake:
 
     @property
     def is_consuming(self) -> bool:
-        """Whether the broker has a consumer of ours for each queue, as far as is known."""
+        """Whether this bridge has a consumer for each queue, be it the active one or not."""
         session = self._session
         return (
             session is not None

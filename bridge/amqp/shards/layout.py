@@ -106,7 +106,7 @@ class ShardPlan:
 
     def topology(self, layout: ShardLayout) -> Topology:
         """Return the topology of `layout`, including its gate."""
-        plan = topology(
+        declared = topology(
             self.names,
             self.retry_delays_s,
             layout.shards,
@@ -114,12 +114,12 @@ class ShardPlan:
             hash_type=layout.hash_type,
         )
         if not layout.revision:
-            return plan
+            return declared
         gate = self.gate(layout)
         return replace(
-            plan,
-            exchanges=[gate, *plan.exchanges],
-            bindings=[*plan.bindings, Binding(self.names.inbound, gate)],
+            declared,
+            exchanges=[gate, *declared.exchanges],
+            bindings=[*declared.bindings, Binding(self.names.inbound, gate)],
         )
 
     def gate(self, layout: ShardLayout) -> Exchange:

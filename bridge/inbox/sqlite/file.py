@@ -99,12 +99,12 @@ class StoreFile:
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
             raise self._unavailable(f"the folder {folder} is read-only for the bridge")
         exists = self._path.exists()
-        log = self._companions[1]
-        if not exists and log.exists() and log.stat().st_size:
+        wal = self._companions[1]
+        if not exists and wal.exists() and wal.stat().st_size:
             # SQLite deletes a log that it finds next to an empty file, and the log may
             # hold the only copy of the newest messages.
             raise self._unavailable(
-                f"{log.name} exists and its file does not; "
+                f"{wal.name} exists and its file does not; "
                 "restore the file, or move the log away as well"
             )
         return exists
@@ -240,12 +240,13 @@ class StoreFile:
             )
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
-        self._migrate(connection, version)
+        self._write_format(connection, version)
         self.epoch = connection.execute(
             "SELECT value FROM bridge WHERE name = 'epoch'"
         ).fetchone()[0]
 
-    def _migrate(self, connection: sqlite3.Connection, version: int) -> None:
+    def _write_format(self, connection: sqlite3.Connection, version: int) -> None:
+        """Migrate from format `version`; 0 is an empty file, which gets a new epoch."""
         connection.execute("BEGIN IMMEDIATE")
         try:
             for number, steps in enumerate(MIGRATIONS[version:], start=version + 1):

@@ -95,7 +95,7 @@ class WriteScheduler:
         """Delete the record of a trial in the background."""
         self._ended_trials.add(key)
         # Without the delay of marks: if the process died before the deletion was written,
-        # the message would be blamed for one more crash.
+        # the message would count as the cause of one more crash.
         if self._is_open and not self._is_writing:
             self._write_background()
 

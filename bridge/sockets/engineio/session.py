@@ -51,13 +51,17 @@ class SessionLimits:
     What sessions may cost, and their timing.
 
     Attributes:
-        outbound_bytes: Bytes that may wait for one client.
-        events_per_second: Packets that one client may send on average.
-        sessions_per_address: Concurrent sessions of one client address.
-        connect_s: Time from the first byte of a client to its CONNECT packet.
+        outbound_bytes: Bytes that may wait for one client (BRIDGE_SLOW_CLIENT_BYTES).
+        events_per_second: Packets that one client may send on average
+            (BRIDGE_MAX_EVENTS_PER_SECOND).
+        sessions_per_address: Concurrent sessions of one client address
+            (BRIDGE_MAX_WINDOWS_PER_ADDRESS).
+        connect_s: Time from the first byte of a client to its CONNECT packet
+            (BRIDGE_CONNECT_TIMEOUT).
         ping_interval_s: Time between two pings.
         ping_timeout_s: Time for the pong.
-        max_packet_bytes: Largest WebSocket message or polling body of a client.
+        max_packet_bytes: Largest WebSocket message or polling body of a client
+            (BRIDGE_MAX_EVENT_BYTES).
 
     """
 

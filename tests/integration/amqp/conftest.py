@@ -105,7 +105,7 @@ async def raw(broker: LocalNode) -> AsyncIterator[Raw]:
 async def wanted(broker: LocalNode, names: BrokerNames) -> AsyncIterator[Topology]:
     """The topology of the bridge; deleted at the end."""
     yield (declared := topology(names, RETRY_DELAYS_S))
-    lock = names.token(SHARED)
+    lock = names.lock_queue(SHARED)
     async with open_raw(broker.url) as cleaner:
         for queue in (*[queue.name for queue in declared.queues], lock):
             await cleaner.channel.queue_delete(queue)

@@ -275,7 +275,7 @@ async def test_a_bridge_with_its_own_inbox_consumes_as_long_as_others_can_see_it
     assert await own.is_exclusive()
     assert not keeping.done()
     async with open_raw(address.urls[0]) as operator:
-        await operator.channel.queue_delete(names.token(ALONE))
+        await operator.channel.queue_delete(names.lock_queue(ALONE))
     with pytest.raises(BrokerUnavailableError, match="is the queue deleted"):
         await keeping
 
@@ -300,5 +300,5 @@ async def _delete_lock_queues(
 ) -> AsyncIterator[None]:
     yield
     async with open_raw(address.urls[0]) as cleaner:
-        await cleaner.channel.queue_delete(names.token(ALONE))
-        await cleaner.channel.queue_delete(names.token(SHARED))
+        await cleaner.channel.queue_delete(names.lock_queue(ALONE))
+        await cleaner.channel.queue_delete(names.lock_queue(SHARED))

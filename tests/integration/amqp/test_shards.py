@@ -180,7 +180,7 @@ async def sharded(
                 *itertools.chain(*queues),
                 names.dead,
                 names.bridges,
-                names.token(SHARED),
+                names.lock_queue(SHARED),
             ):
                 await cleaner.channel.queue_delete(queue)
             await cleaner.channel.queue_delete(names.retry_queue(1000))

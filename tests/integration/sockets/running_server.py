@@ -69,7 +69,7 @@ class Plan:
                 max_packet_bytes=self.max_event_bytes,
             ),
             policy=HandshakePolicy(self.origins, self.trusted_proxies),
-            windows_per_user=self.windows_per_user,
+            max_windows_per_user=self.windows_per_user,
             cookie=COOKIE,
             leeway_s=LEEWAY_S,
             name=self.name,
