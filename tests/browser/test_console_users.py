@@ -59,7 +59,7 @@ async def test_a_user_is_found_with_windows_and_inbox(
         await publish(worker, "annabel", 1, message_id="m-2")
         await stored(running, "anna", count=1)
         await stored(running, "annabel", count=1)
-        await eventually(pages[0].data)
+        await eventually(lambda: pages[0].data("order"))
         await pages[0].websocket.send_str(
             "3"
         )  # it is alive, so the message is delivered
