@@ -142,7 +142,7 @@ async def _overview(console: ConsolePage) -> None:
 
 async def _queues(console: ConsolePage) -> None:
     await console.go("Queues", "queues")
-    await expect(console.rows).to_have_count(3)
+    await expect(console.rows).to_have_count(4)
 
 
 async def _dead(console: ConsolePage) -> None:

@@ -1,22 +1,20 @@
 """The operator's API conforms to its OpenAPI document for any request."""
 
-import asyncio
-import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
-import pytest
+import pytest_asyncio
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from bridge.core.broker_names import BrokerNames
-from tests.conftest import SLOW_FACTOR
 from tests.integration.operator.dead_letter_fixtures import publish_dead_letters
-from tests.integration.running import OPERATOR_TOKEN, running_bridge, settings_for
+from tests.integration.programs import program
+from tests.integration.running import OPERATOR_TOKEN
 from tests.local_node import LocalNode
 
 _SCHEMA: Final = Path(__file__).parents[2] / "schemas" / "operator.openapi.json"
@@ -28,29 +26,20 @@ API: Final = schemathesis.openapi.from_dict(
 _LETTERS: Final = 20
 
 
-@pytest.fixture(scope="module")
-def operator_url(broker: LocalNode) -> Iterator[str]:
-    """A real bridge with dead letters, in a thread, because schemathesis blocks."""
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def operator_url(broker: LocalNode) -> AsyncIterator[str]:
+    """
+    A bridge with dead letters, in a process of its own.
+
+    Its random delays must not use the random numbers of this process, which Hypothesis
+    controls.
+    """
     namespace = "openapi"
-    url: list[str] = []
-    listens = threading.Event()
-    stop = asyncio.Event()
-    loop: list[asyncio.AbstractEventLoop] = []
-
-    async def serve() -> None:
-        loop.append(asyncio.get_running_loop())
-        async with running_bridge(settings_for(broker, namespace)) as running:
-            await publish_dead_letters(broker, BrokerNames(namespace), _LETTERS)
-            url.append(running.listening.operator_url)
-            listens.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="bridge")
-    thread.start()
-    assert listens.wait(60 * SLOW_FACTOR)
-    yield url[0]
-    loop[0].call_soon_threadsafe(stop.set)
-    thread.join(30 * SLOW_FACTOR)
+    async with program(broker, namespace) as running:
+        await publish_dead_letters(broker, BrokerNames(namespace), _LETTERS)
+        yield running.operator_url
+        running.process.terminate()
+        assert await running.ended() == 0
 
 
 @API.parametrize()
