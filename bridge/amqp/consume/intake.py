@@ -257,7 +257,7 @@ class Intake:
         while not self._stopping.is_set():
             layout, queues = await self._declare(connection)
             if queues == last_queues:  # the session did not end for another layout
-                problem = "the broker cancelled a consumer; was its queue deleted or its leader lost?"
+                problem = "a queue was deleted while it was consumed"
                 raise BrokerUnavailableError(f"consume {', '.join(queues)}", problem)
             last_queues = queues
             self.broker = broker_identity(connection)

@@ -356,6 +356,7 @@ class DeadLetterQueue:
     async def _publish(self, pending: PendingDeadLetter) -> None:
         delivery = pending.delivery
         routing_key = routing_key_of(delivery)
+        # Other programs may have queues bound to the exchange of messages.
         exchange = self._names.inbound
         reason = header_bytes(delivery.properties.headers, Header.REASON)
         if reason == DeadLetterReason.BAD_ROUTE.encode():
