@@ -102,7 +102,7 @@ def _report_missing(ids: Sequence[str] | None, found: int) -> int:
         return ExitCode.DONE
     which = "id is" if missing == 1 else "ids are"
     typer.echo(
-        f"{missing:,} {which} not in the queue; a message that is set aside again gets a "
+        f"{missing:,} {which} not in the queue; a message that becomes a dead letter again gets a "
         "new id",
         err=True,
     )

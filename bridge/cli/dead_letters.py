@@ -65,13 +65,13 @@ class FilterOptions:
     since: Annotated[
         str | None,
         typer.Option(
-            help="Only those set aside since a time (2026-01-31T12:00) or a duration ago "
+            help="Only those dead-lettered since a time (2026-01-31T12:00) or a duration ago "
             "(2h)."
         ),
     ] = None
     until: Annotated[
         str | None,
-        typer.Option(help="Only those set aside before; a time as for --since."),
+        typer.Option(help="Only those dead-lettered before; a time as for --since."),
     ] = None
 
     def conditions(self) -> dict[str, str | float]:
@@ -200,7 +200,7 @@ def show_letter(
     facts["dead_s"] = local_time(letter.dead_s)
     for name, value in facts.items():
         if value is not None:
-            label = "set aside" if name == "dead_s" else name.replace("_", " ")
+            label = "dead-lettered" if name == "dead_s" else name.replace("_", " ")
             table.add_row(label, Text(printable(str(value))))
     for kind, values in (("property", letter.properties), ("header", letter.headers)):
         for name, value in values.items():
@@ -291,7 +291,7 @@ def _table(letters: Sequence[LetterFacts], *, width: int) -> Table:
     """Return a table with whole ids; numbers and errors appear if `width` has room."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("id", no_wrap=True, min_width=_ID_WIDTH)
-    table.add_column("set aside", no_wrap=True, min_width=_WHEN_WIDTH)
+    table.add_column("dead-lettered", no_wrap=True, min_width=_WHEN_WIDTH)
     table.add_column("reason", no_wrap=True, min_width=_REASON_WIDTH)
     for name in ("user", "event"):
         table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=5)

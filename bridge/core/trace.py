@@ -235,7 +235,7 @@ _TEXTS: Final = {
     Stage.DELIVERED: "delivered",
     Stage.EXPIRED: "its deadline passed",
     Stage.RETRIED: "put into a retry queue",
-    Stage.DEAD: "set aside as a dead letter",
+    Stage.DEAD: "became a dead letter",
     Stage.REDRIVEN: "redriven from the dead letters",
 }
 
@@ -253,7 +253,7 @@ def _relevant_entries(
 
 
 def _is_about(entry: JournalEntry, letter: StoredDeadLetter) -> bool:
-    """Return whether `entry` records the moment in which `letter` was set aside."""
+    """Return whether `entry` records the moment in which `letter` became a dead letter."""
     return (
         entry.stage is Stage.DEAD
         and letter.dead_s is not None
@@ -334,7 +334,10 @@ def _ending(facts: TraceFacts, endings: Sequence[tuple[Fate, str]]) -> tuple[Fat
         return _LAST_EVENTS[last]
     if last is Stage.DEAD:
         gone = ", and is not in the dead letters any more"
-        return Fate.DEAD, "dead: it was set aside" + gone * facts.is_dead_complete
+        return (
+            Fate.DEAD,
+            "dead: it became a dead letter" + gone * facts.is_dead_complete,
+        )
     if endings:
         return endings[-1]
     return Fate.UNKNOWN, "unknown: no trace of this id is left"

@@ -166,7 +166,7 @@ class Problem(Contract):
 
 class DeadLetterHeaders(Contract):
     """
-    The headers that the bridge adds to a message that it sets aside as a dead letter.
+    The headers that the bridge adds to a message that becomes a dead letter.
 
     The producer's own headers and the body are preserved. If the `expiration` of a message
     passes in the queue, RabbitMQ sets it aside itself, with `x-death` instead of these.
@@ -188,7 +188,7 @@ class DeadLetterHeaders(Contract):
     )
 
     reason: Annotated[DeadLetterReason, listed(REASONS_OF_BRIDGE)] = Field(
-        description=explained(REASONS_OF_BRIDGE, "Why the message was set aside:"),
+        description=explained(REASONS_OF_BRIDGE, "Why the message is a dead letter:"),
     )
     error: str = Field(
         max_length=1000,
@@ -196,7 +196,7 @@ class DeadLetterHeaders(Contract):
     )
     time: int = Field(
         ge=0,
-        description="Unix time in seconds at which the message was set aside.",
+        description="Unix time in seconds at which the message became a dead letter.",
     )
     attempt: int = Field(ge=1, description="The number of the last attempt.")
     origin_exchange: str = Field(

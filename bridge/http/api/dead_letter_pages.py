@@ -4,7 +4,7 @@ Pages of dead letters: a scan from the head of the queue, and a cursor that surv
 A cursor names the last dead letters of the previous page and the depth of the last one.
 Dead letters leave the queue anywhere and arrive at its end, so each one only ever moves
 towards the head: the next page begins after the last of the named ones that is still in the
-queue. If all of them are gone, it begins with the first one that was set aside no earlier.
+queue. If all of them are gone, it begins with the first one that was dead-lettered no earlier.
 Some dead letters may then appear on both pages, but none is skipped.
 """
 
@@ -25,7 +25,7 @@ class PageEnd:
 
     Attributes:
         depth: Dead letters from the head of the queue to the last one of the page.
-        dead_s: Unix time at which the last one was set aside; ``None`` if unknown.
+        dead_s: Unix time at which the last one was dead-lettered; ``None`` if unknown.
         anchors: Ids of the last dead letters of the page.
 
     """
@@ -39,7 +39,7 @@ class PageEnd:
         return render_cursor([self.depth, self.dead_s, list(self.anchors)])
 
     def is_before(self, letter: StoredDeadLetter) -> bool:
-        """Return whether `letter` was set aside no earlier than the end of the page."""
+        """Return whether `letter` was dead-lettered no earlier than the end of the page."""
         if self.dead_s is None or letter.dead_s is None:
             return self.dead_s is None
         return letter.dead_s >= self.dead_s

@@ -176,7 +176,7 @@ async def test_a_polled_message_is_delivered_with_the_next_poll(
 async def test_the_trace_of_a_failed_message_has_each_attempt(
     broker: LocalNode, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was retried twice and set aside, and is in no inbox."""
+    """It was retried twice and dead-lettered, and is in no inbox."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
         open_worker(broker, namespace) as worker,
@@ -210,7 +210,7 @@ async def test_the_trace_of_a_failed_message_has_each_attempt(
 async def test_the_trace_of_a_redriven_message_has_both_attempts(
     broker: LocalNode, namespace: str
 ) -> None:
-    """It was set aside as too large, and redriven after the limit was raised."""
+    """It was dead-lettered as too large, and redriven after the limit was raised."""
     settings = settings_for(broker, namespace, max_message_bytes=100)
     async with (
         running_bridge(settings) as running,

@@ -279,9 +279,9 @@ def test_the_last_event_decides_the_fate() -> None:
     assert end(Stage.EXPIRED)[0] is Fate.EXPIRED
     assert end(Stage.DEAD) == (
         Fate.DEAD,
-        "dead: it was set aside, and is not in the dead letters any more",
+        "dead: it became a dead letter, and is not in the dead letters any more",
     )
-    assert end(Stage.DEAD, is_dead_complete=False)[1] == "dead: it was set aside"
+    assert end(Stage.DEAD, is_dead_complete=False)[1] == "dead: it became a dead letter"
 
 
 def test_without_a_trace_the_fate_is_unknown() -> None:

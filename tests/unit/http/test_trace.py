@@ -142,7 +142,7 @@ async def test_an_unavailable_broker_hides_only_the_dead_letters(
     async with client.get("/api/trace/m") as response:
         trace = await response.json()
 
-    assert (trace["user"], trace["verdict"]) == ("ann", "dead: it was set aside")
+    assert (trace["user"], trace["verdict"]) == ("ann", "dead: it became a dead letter")
     assert silence in trace["silent"][0]
 
 

@@ -29,8 +29,8 @@ RATE_MAX_PER_S: Final = 100_000.0
 LetterId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{24}(-[0-9]{1,9})?$")]
 Reason = Annotated[DeadLetterReason, listed(DeadLetterReason)]
 Text = Annotated[str, StringConstraints(max_length=QUERY_TEXT_MAX)]
-_SINCE: Final = "Set aside at this Unix time or later."
-_UNTIL: Final = "Set aside before this Unix time."
+_SINCE: Final = "Dead-lettered at this Unix time or later."
+_UNTIL: Final = "Dead-lettered before this Unix time."
 
 
 # --- answers ------------------------------------------------------------------------------
@@ -46,7 +46,9 @@ class LetterFacts(Contract):
     user: str = Field(description="Its routing key; invalid UTF-8 is escaped.")
     event: str = Field(description="The name of its event.")
     message_id: str | None = Field(description="The producer's message id.")
-    dead_s: float | None = Field(description="Unix time of being set aside, if known.")
+    dead_s: float | None = Field(
+        description="Unix time at which it became a dead letter, if known."
+    )
     origin: str = Field(description="The exchange and the queue from which it came.")
     attempts: int = Field(description="How often the bridge tried to store it.")
     redrives: int = Field(description="How often it was redriven before.")
@@ -172,7 +174,7 @@ class DeadLetterSelection(Body):
         return self
 
     def matcher(self) -> Callable[[StoredDeadLetter], bool]:
-        """Return a predicate that is true for the selected letters."""
+        """Return a predicate that is true for the selected dead letters."""
         if self.ids is not None:
             ids = frozenset(self.ids)
             return lambda letter: letter.id in ids

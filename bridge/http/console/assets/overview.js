@@ -35,7 +35,7 @@ const CHARTS = [
     ],
   },
   {
-    title: "Set aside",
+    title: "Dead, retried, expired",
     format: rate,
     series: [
       { label: "dead", field: "dead", tint: "bad" },
