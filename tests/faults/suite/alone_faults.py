@@ -24,6 +24,7 @@ _LOGGED_MESSAGES: Final = 40  # of each bridge: more lines than its pipe holds
 _INVALID_MESSAGES: Final = 6
 _ANSWERS: Final = 8
 _ANSWERS_WITHIN_S: Final = 15.0
+_SLEEPING_BYTES: Final = 3000
 _KILL_SHARE: Final = 0.4
 _JUMP_S: Final = 8 * 86_400  # beyond the age at which messages are deleted
 
@@ -101,6 +102,21 @@ async def cut_poll_answers(world: World, rng: Random) -> bool:
     finally:
         proxy.heal()
     return True
+
+
+@_fault("windows: asleep with an open connection, then discarded", *_SUBJECTS, weight=2)
+async def discard_sleeping_pages(world: World, rng: Random) -> bool:
+    """Stop reading, like a machine that sleeps; then discard the pages and open them again."""
+    crowd = world.crowd
+    sleepers = crowd.of_kinds("js-discard")
+    for plan in sleepers:
+        crowd.js.command("pause", plan.name)
+    for plan in sleepers:
+        await world.producers.large[plan.user].publish(body_bytes=_SLEEPING_BYTES)
+    await asyncio.sleep(rng.uniform(0.2, 5))
+    for plan in sleepers:
+        crowd.discard(plan)
+    return bool(sleepers)
 
 
 @_fault("bridge: clock jumps eight days", *_SUBJECTS, weight=2)

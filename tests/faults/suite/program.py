@@ -38,6 +38,8 @@ from bridge.inbox.memory.store import MemoryInbox
 from bridge.log_writer import BackgroundLogHandler
 from bridge.pipeline import Pipeline
 from bridge.sockets.engineio.session import EngineSession
+from bridge.sockets.server import SocketIOServer
+from bridge.sockets.window import window_of
 
 BEFORE_APPEND: Final = "before_append"
 IN_APPEND: Final = "in_append"
@@ -271,6 +273,17 @@ def trust_responses() -> None:
     _wrap(EngineSession, "poll", change)
 
 
+def trust_writes() -> None:
+    """Count what was written to a window when a ping follows it, not when it is answered."""
+
+    def ping_sent(self: SocketIOServer, session: EngineSession) -> None:
+        window = window_of(session)
+        if window is not None:
+            self._count(window, window.offset, "")
+
+    SocketIOServer.ping_sent = ping_sent  # type: ignore[method-assign] # the defect
+
+
 def declare_public_exchange_first() -> None:
     """Declare the public exchange before what it leads to, and without an alternate."""
 
@@ -307,6 +320,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "trust_clock": trust_clock,
     "block_on_logs": block_on_logs,
     "trust_responses": trust_responses,
+    "trust_writes": trust_writes,
     "declare_public_exchange_first": declare_public_exchange_first,
     "wait_for_dead_letters": wait_for_dead_letters,
 }

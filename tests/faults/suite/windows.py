@@ -32,7 +32,7 @@ _CLOSE_TIMEOUT_S: Final = 20.0
 
 
 # The kinds whose pages come without a position, by the last digit of the user's number.
-_LONELY_KINDS: Final = {7: "js-discard-polling", 9: "js-fresh"}
+_LONELY_KINDS: Final = {7: "js-discard-polling", 8: "js-discard", 9: "js-fresh"}
 
 
 @dataclass(frozen=True, slots=True)
