@@ -21,7 +21,7 @@ from aiohttp import web
 from bridge.core.worker_slot import WorkerSlot
 from bridge.sockets.engineio.detach import detach_transport
 from bridge.sockets.engineio.listener import Listener, NewConnection
-from bridge.sockets.engineio.polling import PollQueue, read_body
+from bridge.sockets.engineio.polling import read_body
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +74,6 @@ class ConnectionHandover:
                 return False
             transport, tail = detach_transport(request)
             if transport is not None:
-                PollQueue.connection_reused(transport)
                 await _send(peer, transport, _render_request(request, body) + tail)
         return True
 

@@ -86,9 +86,15 @@ class PollQueue:
         )
 
     @classmethod
-    def connection_reused(cls, connection: asyncio.Transport) -> None:
-        """Note that another request came: the last response on `connection` was read."""
-        cls._last_responses.pop(connection, None)
+    def request_received(cls, connection: asyncio.Transport | None) -> None:
+        """
+        Note a request on `connection`: the last response on it was read.
+
+        A proxy reuses its connections for the requests of any client and ends them at any
+        time, so the end of `connection` no longer means that the response was lost.
+        """
+        if connection is not None and not connection.get_write_buffer_size():
+            cls._last_responses.pop(connection, None)
 
     def put(self, packet: str, offset: int) -> None:
         """Add a packet; a closed queue drops it."""
@@ -193,7 +199,10 @@ class PollQueue:
         # Packets in a response to a client that has disconnected would be lost.
         if request.transport is None:
             return []
-        self._respond_on(request.transport, is_kept_alive=request.keep_alive)
+        # The response without a session id opens the session: clients that know the id
+        # have received it, although HAProxy may end its connection.
+        is_repeatable = request.keep_alive and "sid" in request.query
+        self._respond_on(request.transport, is_kept_alive=is_repeatable)
         if self._is_closed:
             # All remaining packets: there will be no other poll.
             asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self.abort_unread)

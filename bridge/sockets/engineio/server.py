@@ -26,7 +26,7 @@ from bridge.sockets.engineio.detach import detach_transport
 from bridge.sockets.engineio.fd_passing import ConnectionHandover
 from bridge.sockets.engineio.handshake import HandshakePolicy, OpeningRequest
 from bridge.sockets.engineio.listener import Listener, ListenerSite
-from bridge.sockets.engineio.polling import SEPARATOR
+from bridge.sockets.engineio.polling import SEPARATOR, PollQueue
 from bridge.sockets.engineio.session import (
     CloseReason,
     EngineSession,
@@ -180,6 +180,7 @@ class EngineServer:
     # --- HTTP
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        PollQueue.request_received(request.transport)
         if self._handover is not None and await self._handover.pass_on(
             request, max_body_bytes=self.limits.max_packet_bytes
         ):

@@ -154,6 +154,50 @@ async def test_a_lost_response_is_repeated_to_a_client_without_a_timestamp(
         assert await delivered(server) == 1
 
 
+async def test_the_response_that_opens_a_session_is_not_repeated(
+    server: RunningServer,
+) -> None:
+    """
+    A client that knows the session id has received it.
+
+    HAProxy ends the connection of that request if later ones go to another backend.
+    """
+    async with raw_poller(server) as page:
+        async with raw_tcp(server) as connection:
+            path = server.socket_url(transport="polling").raw_path_qs
+            await connection.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            response = (await connection.receive_until(b"}")).decode()
+        page.sid = json.loads(response[response.index("{") :])["sid"]
+        await eventually(lambda: server.connection_count == 1)
+
+        packets = await page.join("alice")
+
+        assert packets[0].startswith("40")
+
+
+async def test_a_later_request_on_a_connection_proves_that_its_response_was_read(
+    server: RunningServer,
+) -> None:
+    """Proxies reuse connections for requests of any client, and end them at any time."""
+    async with raw_poller(server) as page:
+        await page.join("alice")
+        await server.store("alice", 1)
+        url = URL(page.url)
+        async with raw_tcp(server) as connection:
+            await connection.send(
+                f"GET {url.raw_path_qs} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+            )
+            await connection.receive_until(MARK)
+            await connection.send(
+                f"OPTIONS {url.raw_path_qs} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+            )
+            await connection.receive_until(b"ok")
+        await eventually(lambda: server.connection_count == 1)
+        await server.store("alice", 2)
+
+        assert '["message",2' in (await page.poll())[0]
+
+
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 async def test_a_client_with_one_connection_for_each_poll_gets_nothing_twice(
     server: RunningServer, version: str
