@@ -88,6 +88,7 @@ class WebSocketTransport(asyncio.Protocol):
         "_handler",
         "_is_holding",
         "_is_reading_paused",
+        "_unanswered_ping",
         "_writable",
         "is_congested",
         "transport",
@@ -103,6 +104,7 @@ class WebSocketTransport(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._is_holding = False
         self._is_reading_paused = False
+        self._unanswered_ping: bytes | None = None  # its payload
         transport.set_protocol(self)
 
     def hand_over(self, handler: WebSocketHandler) -> None:
@@ -162,9 +164,16 @@ class WebSocketTransport(asyncio.Protocol):
             self._close_and_report(reply)
         elif handler.admit_frame():
             if opcode == Opcode.PING:
-                self.transport.write(pong_frame(payload))
+                self._answer_ping(payload)
             else:
                 handler.frame_ignored()
+
+    def _answer_ping(self, payload: bytes) -> None:
+        if self.is_congested:
+            # Pongs must not pile up. RFC 6455, section 5.5.3: the latest ping is enough.
+            self._unanswered_ping = payload
+        else:
+            self.transport.write(pong_frame(payload))
 
     # --- flow control
 
@@ -182,6 +191,9 @@ class WebSocketTransport(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Note that the client has read most of the buffered bytes."""
         self.is_congested = False
+        payload, self._unanswered_ping = self._unanswered_ping, None
+        if payload is not None and self._handler is not None:
+            self.transport.write(pong_frame(payload))
         self._wake_writers()
 
     def _wake_writers(self) -> None:

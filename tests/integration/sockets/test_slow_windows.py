@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import socket
 import weakref
 from contextlib import AsyncExitStack
 
@@ -10,6 +11,7 @@ import pytest
 from yarl import URL
 
 from bridge.enums import Closing
+from bridge.sockets.engineio.session import EngineSession
 from tests.conftest import eventually
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import RawTcp, raw_poller, raw_tcp, raw_window
@@ -23,6 +25,14 @@ from tests.tokens import token
 
 # A replay waits for a client that reads nothing for the ping timeout.
 SMALL = Plan(outbound_bytes=64 * 1024, ping_timeout_s=1)
+
+
+def with_small_kernel_buffer(session: EngineSession) -> None:
+    """Let what a client does not read fill the buffer of the bridge, not of the kernel."""
+    transport = session.transport
+    assert transport is not None
+    server_socket = transport.get_extra_info("socket")
+    server_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
 
 async def connect(connection: RawTcp, user: str) -> None:
@@ -288,6 +298,8 @@ async def test_pongs_of_the_websocket_stay_within_the_limit() -> None:
         await connect(stuck, "alice")
         (session,) = server.sessions()
 
+        with_small_kernel_buffer(session)
+
         async def send_pings() -> None:
             try:
                 while True:
@@ -305,7 +317,25 @@ async def test_pongs_of_the_websocket_stay_within_the_limit() -> None:
         pinging.cancel()
         await eventually(lambda: server.connection_count == 0)
 
-    assert most < 256 * 1024
+    assert 0 < most < 64 * 1024
+
+
+async def test_a_slow_window_gets_the_pong_of_its_latest_ping() -> None:
+    """The pong is sent as soon as the client has read what was written before."""
+    async with (
+        open_server(SMALL) as server,
+        raw_tcp(server, receive_bytes=4096) as slow,
+    ):
+        await connect(slow, "alice")
+        (session,) = server.sessions()
+        with_small_kernel_buffer(session)
+        for _ in range(2000):
+            await slow.send_frame(b"p" * 125, opcode=9)
+        await slow.send_frame(b"the latest", opcode=9)
+
+        received = await slow.receive_until(b"the latest")
+
+        assert received.count(b"p" * 125) < 2000
 
 
 async def test_unread_poll_responses_are_bounded_and_aborted() -> None:
