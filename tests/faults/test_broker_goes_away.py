@@ -12,6 +12,7 @@ from bridge.core.properties import PERSISTENT, Properties
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.dead_letters import take_all
+from tests.integration.operator.dead_letter_fixtures import ready
 from tests.integration.running import (
     RawWindow,
     RunningBridge,
@@ -110,21 +111,36 @@ async def test_a_broker_that_freezes_and_thaws_loses_nothing(
 async def test_a_queue_deleted_under_the_bridge_is_declared_again(
     node: LocalNode, namespace: str
 ) -> None:
-    """Its messages are lost with it; later messages arrive."""
-    settings = settings_for(node, namespace)
-    queue = BrokerNames(namespace).inbound_queue()
+    """
+    Later messages arrive. Those that arrived without a queue are dead letters.
+
+    Only the messages in the queue are lost with it; here it is empty.
+    """
+    names = BrokerNames(namespace)
     async with (
-        running_bridge(settings) as running,
+        running_bridge(settings_for(node, namespace)) as running,
         open_worker(node, namespace) as worker,
         open_windows(running.listening.public_url, [running.token("ann")]) as (ann,),
     ):
-        await worker.publish("ann", "before")
-        await eventually(lambda: ann.data() == ["before"])
+        await worker.publish("ann", 0)
+        await eventually(lambda: ann.data() == [0])
 
-        await node.ctl("delete_queue", queue)
-        await publish_until_confirmed(worker, 1)
+        await node.ctl("delete_queue", names.inbound_queue())
+        confirmed = 1
+        async with asyncio.timeout(20 * SLOW_FACTOR):
+            while len(ann.data()) == 1:
+                await publish_until_confirmed(worker, confirmed)
+                confirmed += 1
+                await asyncio.sleep(0.05)  # a worker that publishes at a steady rate
 
-        await eventually(lambda: ann.data() == ["before", 1], within_s=20)
+        async def are_all_settled() -> bool:
+            return len(ann.data()) + await ready(node, names.dead) == confirmed
+
+        await eventually(are_all_settled, within_s=20)
+        letters = await take_all(node, names.dead)
+        assert [int(each.body) for each in letters] + ann.data()[1:] == list(
+            range(1, confirmed)
+        )
         await eventually(lambda: running.bridge.unready_reasons() == [])
 
 
