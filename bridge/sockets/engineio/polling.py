@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from aiohttp import web
 
-from bridge.sockets.engineio.websocket import CLOSE_TIMEOUT_S, unacknowledged_bytes
+from bridge.sockets.engineio.websocket import CLOSE_TIMEOUT_S
 
 # Engine.IO joins the packets of one body with this character.
 SEPARATOR: Final = "\x1e"
@@ -68,15 +68,6 @@ class PollQueue:
         if self._connection is None or not self._is_last_on_connection:
             return 0
         return self._connection.get_write_buffer_size()
-
-    @property
-    def has_unacknowledged_bytes(self) -> bool:
-        """Whether a part of the last response has not reached the next machine."""
-        return (
-            self._connection is not None
-            and self._is_last_on_connection
-            and unacknowledged_bytes(self._connection) > 0
-        )
 
     @property
     def _is_last_on_connection(self) -> bool:

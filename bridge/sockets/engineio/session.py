@@ -537,10 +537,12 @@ class EngineSession:
         return not self.is_closed
 
     def close_for_client(self) -> None:
-        """Close the session because its client asks for it."""
-        queue = self._queue
-        if queue is not None and not queue.has_unacknowledged_bytes:
-            self._report_received(queue.take_received())
+        """
+        Close the session because its client asks for it.
+
+        Over long polling that proves nothing about the last response: the stock clients
+        also post a close packet when the connection of a poll was cut.
+        """
         self._owner.handler.client_closing(self)
         self.close(CloseReason.CLIENT_DISCONNECT)
 
