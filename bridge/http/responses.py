@@ -75,7 +75,7 @@ async def answer_with_problems(
         )
     except ClientConnectionResetError:
         # The client closed the connection, as browsers do when a page is reloaded. The
-        # answer reaches nobody.
+        # answer cannot be delivered.
         return problem(400, "the connection is closed")
     except Exception:
         log.exception("http.request_failed", path=request.path)
