@@ -2,7 +2,7 @@
 The closed lists that clients of bridge can see: events, headers, reasons, codes.
 
 Each name that a worker, a page or an operator can meet is declared here once. A test
-compares the tables in README with these lists.
+compares the tables in docs/reference.md with these lists.
 """
 
 from enum import StrEnum

@@ -1,5 +1,5 @@
 """
-Generate the tables of README.md from the code, or check that they are current.
+Generate tables in docs/ from the code, or check that they are current.
 
     python tools/readme.py            writes the tables
     python tools/readme.py --check    exits with 1 if they would change
@@ -28,11 +28,12 @@ from bridge.settings.load import is_reloadable
 from bridge.settings.model import Settings
 from bridge.settings.names import environment_name
 
-README: Final = Path(__file__).parents[1] / "README.md"
+ROOT: Final = Path(__file__).parents[1]
+PAGES: Final = (ROOT / "docs" / "settings.md", ROOT / "docs" / "reference.md")
 _TABLE: Final = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def render_readme(text: str) -> str:
+def render_tables(text: str) -> str:
     """Return `text` with all tables generated."""
     return _TABLE.sub(
         lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}", text
@@ -120,13 +121,15 @@ TABLES: Final = {
 
 
 def main() -> int:
-    """Write README.md, or compare it with --check."""
-    text = README.read_text(encoding="utf-8")
-    rendered = render_readme(text)
-    if "--check" in sys.argv:
-        return int(rendered != text)
-    README.write_text(rendered, encoding="utf-8")
-    return 0
+    """Write the pages, or compare them with --check."""
+    changed = False
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        rendered = render_tables(text)
+        changed |= rendered != text
+        if "--check" not in sys.argv:
+            page.write_text(rendered, encoding="utf-8")
+    return int(changed and "--check" in sys.argv)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """
-Take the screenshot of the demo page for README: `python -m tests.browser.pictures`.
+Take the screenshot of the demo page for the docs: `python -m tests.browser.pictures`.
 
 It is a program and not a test, so that a test run does not change the working tree.
 """

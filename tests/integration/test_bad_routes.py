@@ -66,7 +66,7 @@ async def test_a_message_without_one_user_is_a_dead_letter_and_is_stored_for_nob
 async def test_rabbitmq_hides_bcc_so_only_the_routing_key_counts(
     broker: LocalNode, namespace: str, shards: int
 ) -> None:
-    """README says that BCC is not supported: the bridge cannot know that it was there."""
+    """docs/producers.md says that BCC is not supported: the bridge cannot know that it was there."""
     route = Route(BrokerNames(namespace).messages, "ann", {"BCC": ["bob"]})
     settings = settings_for(broker, namespace, shards=shards)
     async with running_bridge(settings) as running, open_raw(broker.url) as raw:

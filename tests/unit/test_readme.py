@@ -1,36 +1,51 @@
-"""README says what the code does."""
+"""README and the pages in docs/ agree with the code and with each other."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 from bridge.settings.model import Settings
 from bridge.settings.names import environment_name
-from tools.readme import README, TABLES, render_readme
+from tools.readme import PAGES, ROOT, TABLES, render_tables
+
+README = ROOT / "README.md"
+USER_PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _name(page: Path) -> str:
+    return page.stem
 
 
 def test_the_tables_are_those_of_the_code() -> None:
-    """A new setting, code or reason reaches the README by `python tools/readme.py`."""
-    text = README.read_text(encoding="utf-8")
+    """A new setting, code or reason reaches the pages by `python tools/readme.py`."""
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
 
-    assert render_readme(text) == text
-    assert all(f"<!-- table: {name} -->" in text for name in TABLES)
+    assert [render_tables(text) for text in texts] == texts
+    assert all(f"<!-- table: {name} -->" in "".join(texts) for name in TABLES)
 
 
-def test_every_variable_that_the_readme_names_is_a_setting() -> None:
+@pytest.mark.parametrize("page", USER_PAGES, ids=_name)
+def test_every_variable_that_a_page_names_is_a_setting(page: Path) -> None:
     """A renamed setting must not live on in prose."""
-    text = README.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     known = {environment_name(name) for name in Settings.model_fields}
     named = set(re.findall(r"BRIDGE_[A-Z_]+[A-Z]", text)) - {"BRIDGE_CONFIG"}
 
     assert named <= known
 
 
-def test_every_file_that_the_readme_points_to_is_there() -> None:
-    """Paths in prose rot first."""
-    text = README.read_text(encoding="utf-8")
-    root = Path(README).parent
-    pointed = re.findall(r"`((?:bridge|compose|schemas|tools|docs)/[\w./]*)`", text)
-    pointed += re.findall(r"\]\(((?:docs|schemas|compose)/[\w./]+)\)", text)
+@pytest.mark.parametrize("page", USER_PAGES, ids=_name)
+def test_every_file_that_a_page_points_to_exists(page: Path) -> None:
+    """Moved and deleted files are still named in prose."""
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:bridge|compose|schemas|tools|docs)/[\w./-]*[\w/])`", text)
+    linked = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
 
-    assert pointed
-    assert [path for path in pointed if not (root / path).exists()] == []
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    assert [path for path in linked if not (page.parent / path).exists()] == []
+
+
+def test_the_readme_is_short() -> None:
+    """A reader in a hurry gets one page that leads to the others."""
+    assert len(README.read_bytes()) <= 10_240

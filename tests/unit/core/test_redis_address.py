@@ -42,7 +42,7 @@ from bridge.core.redis_address import Host, RedisAddress, is_redis, parse_redis
     ],
 )
 def test_each_form_is_parsed(setting: str, address: RedisAddress) -> None:
-    """As the README documents them."""
+    """As docs/settings.md documents them."""
     assert is_redis(setting)
     assert parse_redis(setting) == address
 

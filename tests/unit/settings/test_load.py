@@ -210,7 +210,7 @@ def test_changed_fields_are_split_into_reloadable_and_restart(
 
 
 def test_each_setting_has_a_description_and_a_reload_flag() -> None:
-    """README's table and SIGHUP use them."""
+    """The table of docs/settings.md and SIGHUP use them."""
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert field.description.endswith((".", "`", ")")), name
