@@ -17,6 +17,7 @@ from bridge.cli.publish_input import PublishInput, RequestBatches
 from bridge.cli.tables import print_note
 from bridge.core.broker_names import BrokerNames
 from bridge.core.contracts.messages import PublishRequest
+from bridge.core.json_text import render_json
 from bridge.errors import BridgeError, PublishRefusedError, first_error
 from bridge.logging import configure_logs
 from bridge.metrics import Metrics
@@ -150,7 +151,7 @@ async def _publish_batch(
                 messages.publish_message(
                     user=request.user,
                     event=request.event,
-                    data=orjson.dumps(request.data),
+                    data=render_json(request.data),
                     message_id=message_id,
                     ttl_s=request.ttl_s,
                 ),

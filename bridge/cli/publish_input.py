@@ -1,6 +1,7 @@
 """The messages of `bridge publish`, read from its arguments or from stdin and checked."""
 
 import asyncio
+import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ import orjson
 from bridge.core.contracts.messages import Problem, PublishRequest
 from bridge.core.contracts.validation import parse_publish_request
 from bridge.core.event_schemas import EventSchemas
+from bridge.core.json_text import parse_json, parse_json_exactly, render_json
 from bridge.enums import EVENT_DEFAULT
 from bridge.errors import ConfigError
 
@@ -103,7 +105,7 @@ class PublishInput:
 
     def _numbered(self, stream: IO[bytes]) -> Iterable[tuple[int, bytes]]:
         if not self._reads_stdin:
-            yield 0, self._data.encode()
+            yield 0, os.fsencode(self._data)
             return
         for number, line in enumerate(stream, start=1):
             if line.strip():
@@ -115,22 +117,22 @@ class PublishInput:
         if isinstance(request, Problem):
             raise ConfigError([f"{_where(number)}{request.detail}"])
         schema = self._schemas and self._schemas.find(request.event or EVENT_DEFAULT)
-        violation = (
-            schema.violation(request.data, size_bytes=len(body)) if schema else None
-        )
-        if violation is not None:
-            raise ConfigError([f"{_where(number)}{violation.text}"])
+        if schema:
+            data = render_json(request.data)
+            violation = schema.violation(parse_json(data), size_bytes=len(data))
+            if violation is not None:
+                raise ConfigError([f"{_where(number)}{violation.text}"])
         return request
 
     def _body(self, number: int, line: bytes) -> bytes:
         try:
-            value: object = line.decode() if self._is_text else orjson.loads(line)
+            value = line.decode() if self._is_text else parse_json_exactly(line)
         except (UnicodeDecodeError, orjson.JSONDecodeError) as exc:
             hint = "" if self._is_text else "; for plain text add --text"
             problem = f"{_where(number)}DATA is not JSON: {exc}{hint}"
             raise ConfigError([problem]) from exc
         try:
-            return orjson.dumps({"user": self._user, "data": value, **self._common})
+            return render_json({"user": self._user, "data": value, **self._common})
         except orjson.JSONEncodeError as exc:
             raise ConfigError([f"{_where(number)}{exc}"]) from exc
 

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Annotated
 
 import aiohttp
-import orjson
 import socketio
 import typer
 
 from bridge.auth.issuing import signed_token
 from bridge.cli.options import ConfigFile
 from bridge.cli.tables import print_note
+from bridge.core.json_text import render_json
 from bridge.enums import EVENT_JOIN, EVENT_SYNC, ExitCode
 from bridge.logging import configure_logs
 from bridge.settings.load import load_settings
@@ -143,17 +143,16 @@ class _Follower:
         now = dt.datetime.now(tz=dt.UTC)
         data = arguments[0] if arguments else None
         if event.startswith("bridge:"):
-            detail = orjson.dumps(data).decode()
+            detail = render_json(data).decode()
             if event != EVENT_SYNC or '"complete":false' in detail:
                 print_note(f"{event} {detail}")
             return
         position = arguments[1] if len(arguments) > 1 else None
         if self._shows_json:
-            line = orjson.dumps(
-                {"time": now, "event": event, "data": data, "position": position}
-            ).decode()
+            facts = {"time": now.isoformat(), "event": event, "data": data}
+            line = render_json(facts | {"position": position}).decode()
         else:
             clock = now.astimezone().strftime("%H:%M:%S")
             # JSON escapes control characters that could change the terminal.
-            line = f"{clock} {event} {orjson.dumps(data).decode()}"
+            line = f"{clock} {event} {render_json(data).decode()}"
         typer.echo(line)

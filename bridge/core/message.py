@@ -13,6 +13,7 @@ import orjson
 
 from bridge.core.clock_reading import ClockReading
 from bridge.core.event_schemas import EventSchema, EventSchemas
+from bridge.core.json_text import parse_json
 from bridge.core.properties import (
     Properties,
     header_bytes,
@@ -316,7 +317,7 @@ def parse_body(
     """
     if content_type and content_type[:10].lower() == b"text/plain":
         try:
-            value = body.decode()
+            value: object = body.decode()
         except UnicodeDecodeError as exc:
             return Rejection(
                 DeadLetterReason.MALFORMED_BODY,
@@ -326,7 +327,7 @@ def parse_body(
     else:
         try:
             # Strict: RFC 8259 in UTF-8, no NaN, no byte order mark, bounded depth.
-            value = orjson.loads(body)
+            value = parse_json(body)
         except orjson.JSONDecodeError as exc:
             # The library's text has the position and never quotes the body.
             return Rejection(

@@ -14,6 +14,8 @@ from typing import Final
 
 import orjson
 
+from bridge.core.json_text import parse_json_exactly
+
 _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 
 
@@ -67,7 +69,7 @@ def parse_packet(text: str) -> Packet:
     packet_id = int(match[0]) if match else None
     if match:
         rest = rest[match.end() :]
-    data: object = orjson.loads(rest) if rest else None
+    data = parse_json_exactly(rest) if rest else None
     if packet_type is PacketType.EVENT and not (
         isinstance(data, list) and data and isinstance(data[0], str)
     ):

@@ -12,6 +12,7 @@ from bridge.core.contracts.messages import Problem
 from bridge.core.contracts.validation import parse_publish_request
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.journal import Journal, JournalEntry
+from bridge.core.json_text import parse_json, render_json
 from bridge.core.message import user_problem
 from bridge.enums import EVENT_DEFAULT, Stage
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
@@ -43,9 +44,8 @@ class EventCheck:
     def refusal(
         self,
         event: str | None,
-        data: object,
+        data: bytes,
         *,
-        size_bytes: int,
         pointer: str | None = None,
     ) -> web.Response | None:
         """
@@ -53,8 +53,7 @@ class EventCheck:
 
         Args:
             event: The event's name; ``None`` for the default one.
-            data: The JSON value that clients would receive.
-            size_bytes: The size of its JSON text.
+            data: The JSON that clients would receive.
             pointer: The parameter that holds the data; ``None`` if it is the body's
                 field `data`.
 
@@ -62,7 +61,9 @@ class EventCheck:
         if self._schemas is None:
             return None
         schema = self._schemas.find(event or EVENT_DEFAULT)
-        violation = schema.violation(data, size_bytes=size_bytes) if schema else None
+        if schema is None:
+            return None
+        violation = schema.violation(parse_json(data), size_bytes=len(data))
         if violation is None:
             return None
         place = f"/data{violation.pointer}" if pointer is None else pointer
@@ -100,12 +101,12 @@ class PublishEndpoint:
         message = parse_publish_request(body)
         if isinstance(message, Problem):
             return problem(message.status, message.detail, pointer=message.pointer)
-        data = orjson.dumps(message.data)
+        data = render_json(message.data)
         if len(data) > max_bytes:
             # Refused here because the pipeline would turn it into a dead letter.
             detail = f"data has {len(data)} bytes, allowed are {max_bytes}"
             return problem(413, detail, pointer="/data")
-        refusal = self._check.refusal(message.event, message.data, size_bytes=len(data))
+        refusal = self._check.refusal(message.event, data)
         if refusal is not None:
             return refusal
         message_id = message.id or str(uuid4())
@@ -153,14 +154,11 @@ class LegacyPushEndpoint:
         text = request.query.get("msg")
         if text is None:
             return problem(422, "msg is missing, expected the text", pointer="msg")
-        message = {"code": 0, "data": text}
         try:
-            data = orjson.dumps(message)
+            data = orjson.dumps({"code": 0, "data": text})
         except orjson.JSONEncodeError:
             return problem(422, "msg is not valid Unicode", pointer="msg")
-        refusal = self._check.refusal(
-            None, message, size_bytes=len(data), pointer="msg"
-        )
+        refusal = self._check.refusal(None, data, pointer="msg")
         if refusal is not None:
             return refusal
         try:

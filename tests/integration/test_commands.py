@@ -1,6 +1,7 @@
 """Output and exit codes of the commands besides `run`."""
 
 import asyncio
+import json
 import signal
 from pathlib import Path
 
@@ -84,10 +85,11 @@ async def test_tail_prints_published_messages(
                 (["ann", "-"], "1\n2\n"),
                 (["-"], '{"user":"ann","event":"note","data":3}\n'),
                 (["ann", "--text", "plain"], ""),
+                (["ann", r'"cut \ud83d"'], ""),
             ):
                 done = await command("publish", *arguments, stdin=stdin, **settings)
                 assert done.code == 0, done.err
-            lines = [orjson.loads(await tail.stdout.readline()) for _ in range(5)]
+            lines = [json.loads(await tail.stdout.readline()) for _ in range(6)]
         finally:
             tail.send_signal(signal.SIGINT)
             async with asyncio.timeout(LIMIT_S):
@@ -100,6 +102,7 @@ async def test_tail_prints_published_messages(
         ("message", 2),
         ("note", 3),
         ("message", "plain"),
+        ("message", "cut \ud83d"),
     ]
     assert tail.returncode == 0
 

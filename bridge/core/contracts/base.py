@@ -9,6 +9,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
+from bridge.core.json_text import render_json
 from bridge.core.message import (
     EVENT_NAME_MAX_CHARACTERS,
     MESSAGE_ID_MAX_BYTES,
@@ -54,7 +55,7 @@ def _check_data(data: object) -> object:
     # Everything that was parsed from JSON can be written as JSON, with one exception:
     # orjson parses deeper nesting than it writes.
     try:
-        orjson.dumps(data)
+        render_json(data)
     except orjson.JSONEncodeError as exc:
         message = "is nested too deep"
         raise ValueError(message) from exc

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from bridge.core.contracts.messages import Problem, PublishRequest
+from bridge.core.json_text import parse_json_exactly
 
 # Errors that need a change of the program that sends the request, and are answered with
 # 400. All other errors are about values and are answered with 422 (RFC 9110, 15.5.21).
@@ -19,7 +20,7 @@ def parse_publish_request(body: bytes) -> PublishRequest | Problem:
     """Parse the body of `POST /api/publish`; a problem has the status 400 or 422."""
     try:
         # Not pydantic's own parser, which accepts NaN.
-        fields = orjson.loads(body)
+        fields = parse_json_exactly(body)
     except orjson.JSONDecodeError as exc:
         return _problem(400, f"the body is not JSON: {exc.msg} at {exc.pos}")
     try:

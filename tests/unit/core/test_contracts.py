@@ -130,6 +130,23 @@ def test_data_that_can_be_parsed_but_not_written_is_refused() -> None:
     assert (answer.status, answer.detail) == (422, "data is nested too deep")
 
 
+def test_data_with_a_lone_surrogate_is_accepted() -> None:
+    """`JSON.stringify` writes half an emoji as an escape."""
+    request = parse_publish_request(rb'{"user": "alice", "data": "cut \ud83d"}')
+
+    assert isinstance(request, PublishRequest)
+    assert request.data == "cut \ud83d"
+
+
+@pytest.mark.parametrize("field", ["user", "event", "id", "colour \\ud83d"])
+def test_a_field_with_a_lone_surrogate_is_refused(field: str) -> None:
+    """No property of AMQP can hold it; the answer must be JSON all the same."""
+    answer = refused(b'{"user": "alice", "data": 1, "%b": "\\ud83d"}' % field.encode())
+
+    assert answer.status in {400, 422}
+    assert orjson.dumps(answer.model_dump())
+
+
 @pytest.mark.parametrize("field", ["user", "event", "id"])
 def test_text_that_is_not_unicode_is_refused(field: str) -> None:
     """Arguments of a command may contain lone surrogates, which cannot be encoded."""

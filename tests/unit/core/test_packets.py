@@ -23,6 +23,10 @@ from bridge.core.packets import Packet, PacketType, parse_packet
         ('212["a"]', Packet(PacketType.EVENT, "/", 12, ["a"])),
         ('2/other,3["a"]', Packet(PacketType.EVENT, "/other", 3, ["a"])),
         ("37[]", Packet(PacketType.ACK, "/", 7, [])),
+        (
+            '2["\\ud83d","\\ude00"]',
+            Packet(PacketType.EVENT, "/", None, ["\ud83d", "\ude00"]),
+        ),
     ],
 )
 def test_valid_packets_are_parsed(text: str, packet: Packet) -> None:

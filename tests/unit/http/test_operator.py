@@ -62,6 +62,24 @@ async def test_a_message_is_accepted_once_the_broker_has_it(
     assert second["message_id"] == generated
 
 
+@pytest.mark.parametrize("files", [{}, {"message.json": b'{"maxProperties": 2}'}])
+async def test_a_lone_surrogate_is_published_as_sent(
+    open_app: Open, publisher: FakePublisher, files: dict[str, bytes]
+) -> None:
+    """JSON allows the escape; half an emoji must not cost the message."""
+    schemas = compile_schemas(files, refuses_unknown=False)
+    assert isinstance(schemas, EventSchemas)
+    client = await open_operator(open_app, publisher, schemas)
+
+    body = rb'{"user":"tom","data":{"t":"cut \ud83d","\ude00":"\u00e9"}}'
+    async with client.post("/api/publish", data=body, headers=KEY) as response:
+        assert response.status == 202
+
+    (published,) = publisher.published
+    assert published["data"].isascii()
+    assert json.loads(published["data"]) == {"t": "cut \ud83d", "\ude00": "é"}
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
