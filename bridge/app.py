@@ -148,6 +148,12 @@ class Bridge:
         stack.push_async_callback(self._close_inbox)
         if parts.verifier is not None:
             stack.push_async_callback(parts.verifier.close)
+            if self.settings.accepts_tokens_for_others:
+                log.warning(
+                    "tokens.any_audience",
+                    problem="neither BRIDGE_JWT_AUDIENCE nor BRIDGE_JWT_ISSUER is set: tokens "
+                    "that the issuer signed for other applications are accepted",
+                )
             await parts.verifier.open()
 
     async def _close_inbox(self) -> None:

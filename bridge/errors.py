@@ -27,8 +27,11 @@ The fields of an error are positional arguments, because `pickle` and `copy` rec
 exception from the arguments that it was made with.
 """
 
+import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from bridge.enums import EventError, Refusal
 
@@ -225,3 +228,48 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(failure, BaseExceptionGroup):
         failure = failure.exceptions[0]
     return failure
+
+
+def connection_problem(exc: BaseException) -> str:
+    """
+    Return why a connection failed, in words for an operator.
+
+    The text contains no URL, because a URL may contain a password.
+
+    Args:
+        exc: An error of a socket, or of an HTTP library that wraps one.
+
+    """
+    # aiohttp keeps the error of the socket in an attribute, and its own text is for developers.
+    cause = getattr(exc, "certificate_error", None) or getattr(exc, "os_error", exc)
+    if "Connect call failed" in str(
+        cause
+    ):  # asyncio joins the errors of several addresses
+        return _REFUSED
+    for kind, problem in _CONNECTION_PROBLEMS:
+        if isinstance(cause, kind):
+            return problem
+    match cause:
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not trusted: {cause.verify_message}"
+        case ssl.SSLError():
+            return f"TLS failed: {cause.reason or cause.strerror}"
+        case OSError():
+            return (cause.strerror or str(cause)).lower()
+        case _:
+            # Of aiohttp's other errors, these two mean that an answer ended early.
+            is_cut = type(exc).__name__ in {
+                "ServerDisconnectedError",
+                "ClientPayloadError",
+            }
+            return _CLOSED if is_cut else "the answer is not valid HTTP"
+
+
+_REFUSED: Final = "connection refused; no program listens there"
+_CLOSED: Final = "the other side closed the connection"
+_CONNECTION_PROBLEMS: Final = (
+    (TimeoutError, "no answer in time"),
+    (socket.gaierror, "no such host; check the name"),
+    (ConnectionRefusedError, _REFUSED),
+    (ConnectionResetError, _CLOSED),
+)

@@ -365,7 +365,7 @@ def verifier_of(settings: Settings) -> TokenVerifier | None:
 def token_rules(settings: Settings) -> TokenRules:
     """Return the conditions that a token must meet."""
     return TokenRules(
-        algorithms=settings.jwt_algorithms,
+        algorithms=settings.token_algorithms,
         secrets=tuple(secret.get_secret_value() for secret in settings.jwt_secret),
         public_key=settings.jwt_public_key,
         audience=settings.jwt_audience,

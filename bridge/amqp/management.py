@@ -19,6 +19,7 @@ import orjson
 from yarl import URL
 
 from bridge.core.contracts.operator.queues import Rates
+from bridge.errors import connection_problem
 
 MANAGEMENT_WITHIN_S: Final = 3.0
 _BODY_MAX_BYTES: Final = 16 << 20
@@ -112,9 +113,8 @@ class ManagementApi:
             text = f"no answer within {self._timeout_s:g} s"
             raise ManagementError(text) from exc
         except aiohttp.ClientError as exc:
-            raise ManagementError(
-                f"it cannot be reached ({type(exc).__name__})"
-            ) from exc
+            text = f"it cannot be reached: {connection_problem(exc)}"
+            raise ManagementError(text) from exc
         try:
             return ManagementResponse(orjson.loads(body), clock_ahead_s(date))
         except orjson.JSONDecodeError as exc:

@@ -15,9 +15,14 @@ def signed_token(settings: Settings, user: str, *, ttl_s: float) -> str:
         ConfigError: If the settings have no secret to sign with, or `user` is invalid.
 
     """
-    symmetric = [name for name in settings.jwt_algorithms if name.startswith("HS")]
-    if settings.auth != "jwt" or not symmetric or not settings.jwt_secret:
-        problem = "BRIDGE_JWT_SECRET: only HS256, HS384 and HS512 tokens can be signed"
+    symmetric = [name for name in settings.token_algorithms if name.startswith("HS")]
+    if settings.auth != "jwt":
+        raise ConfigError(["BRIDGE_AUTH: is open, so there are no tokens"])
+    if not symmetric or not settings.jwt_secret:
+        problem = (
+            "BRIDGE_JWT_SECRET: no token can be signed without a secret and HS256, HS384 or "
+            "HS512; get one from the issuer of your tokens"
+        )
         raise ConfigError([problem])
     try:
         return issue_token(

@@ -17,7 +17,7 @@ import aiohttp
 import structlog
 
 from bridge.auth.keys import PublicKey, VerifyingKey, parse_key_set
-from bridge.errors import KeysUnavailableError
+from bridge.errors import KeysUnavailableError, connection_problem
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +80,17 @@ class KeySet:
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         await self._fetch_unless_tried()
+
+    def check(self) -> None:
+        """
+        Report the last fetch.
+
+        Raises:
+            KeysUnavailableError: If it failed.
+
+        """
+        if self._problem is not None:
+            raise KeysUnavailableError(self._problem)
 
     async def close(self) -> None:
         """Close the connections; idempotent."""
@@ -150,8 +161,7 @@ class KeySet:
             except TimeoutError:
                 self._note_failure(f"no answer within {self._times.fetch_s:g} s")
             except aiohttp.ClientError as exc:
-                # The text of the error may contain the URL, and the URL a password.
-                self._note_failure(type(exc).__name__)
+                self._note_failure(connection_problem(exc))
             except ValueError as exc:
                 self._note_failure(str(exc))
             else:

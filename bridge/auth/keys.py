@@ -101,13 +101,14 @@ def load_public_key(pem: str, *, algorithms: Sequence[str]) -> VerifyingKey:
 
 def _checked(key: object, algorithms: Sequence[str]) -> VerifyingKey:
     if not isinstance(key, PublicKey) or not algorithms_of(key):
-        problem = "is a kind of key that no algorithm of BRIDGE_JWT_ALGORITHMS uses"
+        problem = "is a kind of key that no algorithm for tokens uses"
     elif weakness := _weakness(key):
         problem = weakness
     elif algorithms_of(key).isdisjoint(algorithms):
         problem = (
             f"fits {', '.join(sorted(algorithms_of(key)))}, "
-            f"but BRIDGE_JWT_ALGORITHMS has {', '.join(algorithms)}"
+            f"but BRIDGE_JWT_ALGORITHMS has {', '.join(algorithms)}; omit that setting, or "
+            "set the key of the issuer"
         )
     else:
         return VerifyingKey(key=key, algorithms=algorithms_of(key))

@@ -20,7 +20,12 @@ from yarl import URL
 
 from bridge.cli.options import ConfigFile
 from bridge.core.contracts.operator.operation import PAGE_MAX, Page
-from bridge.errors import ConfigError, OperatorRefusedError, OperatorUnreachableError
+from bridge.errors import (
+    ConfigError,
+    OperatorRefusedError,
+    OperatorUnreachableError,
+    connection_problem,
+)
 from bridge.http.listeners import http_url
 from bridge.settings.load import load_settings
 
@@ -144,7 +149,10 @@ class OperatorClient:
             ) as response:
                 status, raw = response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
-            raise self._unreachable(_problem_of(exc)) from exc
+            problem = (
+                f"cannot be reached: {connection_problem(exc)}; does bridge run there?"
+            )
+            raise self._unreachable(problem) from exc
         if status >= 400:
             raise self._refusal(status, raw)
         try:
@@ -230,11 +238,3 @@ def print_json(model: BaseModel) -> None:
     """Print an answer as indented JSON."""
     value = orjson.loads(model.model_dump_json(by_alias=True))
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
-
-
-def _problem_of(exc: Exception) -> str:
-    if isinstance(exc, TimeoutError):
-        return "does not answer in time"
-    if isinstance(exc, aiohttp.ClientConnectorError):
-        return f"cannot be reached ({exc.strerror or exc}); does bridge run there?"
-    return str(exc) or type(exc).__name__

@@ -76,6 +76,13 @@ def check_exposure(settings: Settings) -> list[CheckResult]:
             "BRIDGE_LEGACY_PUSH=false",
         ),
         (
+            settings.accepts_tokens_for_others,
+            "BRIDGE_JWT_AUDIENCE",
+            "neither it nor BRIDGE_JWT_ISSUER is set, so every token with a valid signature "
+            "is accepted, also those that the issuer signed for other applications",
+            "BRIDGE_JWT_AUDIENCE=…, the claim aud of the tokens for this bridge",
+        ),
+        (
             settings.operator_token is None,
             "BRIDGE_OPERATOR_TOKEN",
             "is not set, so /metrics and the operator API refuse every request",

@@ -20,6 +20,10 @@ JWT_ALGORITHMS: Final = (
     "ES256", "ES384", "ES512", "EdDSA",
 )  # fmt: skip
 
+PUBLIC_KEY_ALGORITHMS: Final = tuple(
+    name for name in JWT_ALGORITHMS if not name.startswith("HS")
+)
+
 _AMQP_EXAMPLE: Final = "amqp://user:password@host:5672/vhost"
 _AMQP_ESCAPES: Final = "in a user, a password or a vhost, %40 is for @ and %2F for /"
 _LOOKS_LIKE_HOST: Final = re.compile(r"@[^@]*(:\d|/)")
@@ -130,17 +134,17 @@ def load_public_key_text(value: str) -> str:
     try:
         return Path(value).read_text(encoding="ascii")
     except (OSError, ValueError) as exc:
-        message = f"is neither a PEM text nor a readable file: {type(exc).__name__}"
+        cause = exc.strerror if isinstance(exc, OSError) else "it is not ASCII text"
+        message = f"is neither a PEM text nor a readable file ({cause})"
         raise ValueError(message) from exc
 
 
 def check_algorithms(names: tuple[str, ...]) -> tuple[str, ...]:
     """Check that each algorithm of tokens is supported."""
     unknown = [name for name in names if name not in JWT_ALGORITHMS]
-    if unknown or not names:
+    if unknown:
         message = (
-            f"{', '.join(unknown) or 'nothing'} given, "
-            f"supported are {', '.join(JWT_ALGORITHMS)}"
+            f"{', '.join(unknown)} given, supported are {', '.join(JWT_ALGORITHMS)}"
         )
         raise ValueError(message)
     return names

@@ -15,6 +15,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bridge.settings.checks import (
+    PUBLIC_KEY_ALGORITHMS,
     check_algorithms,
     check_broker_urls,
     check_inbox,
@@ -174,7 +175,10 @@ class Settings(BaseSettings):
         None, "URL of the key set (https, or http on loopback)."
     )
     jwt_algorithms: Annotated[Words, AfterValidator(check_algorithms)] = _reloadable(
-        "HS256", "Accepted algorithms; a token cannot choose another one."
+        (),
+        "Accepted algorithms; a token cannot choose another one. Empty: they follow from the "
+        "keys, HS256 for `BRIDGE_JWT_SECRET`, those of the kind of each key for "
+        "`BRIDGE_JWKS_URL` and `BRIDGE_JWT_PUBLIC_KEY`.",
     )
     jwt_audience: Words = _reloadable(
         (), "If set, the `aud` of a token must contain one of these."
@@ -272,6 +276,27 @@ class Settings(BaseSettings):
         "auto", "`auto`: pretty on a terminal, JSON elsewhere."
     )
 
+    @property
+    def token_algorithms(self) -> tuple[str, ...]:
+        """
+        The accepted algorithms: those that are set, else those that suit the keys.
+
+        A public key verifies algorithms of its own kind only (`auth.keys`), so all kinds
+        can be listed for it.
+        """
+        if self.jwt_algorithms:
+            return self.jwt_algorithms
+        symmetric = ("HS256",) if self.jwt_secret else ()
+        has_public_keys = bool(self.jwt_public_key or self.jwks_url)
+        return symmetric + (PUBLIC_KEY_ALGORITHMS if has_public_keys else ())
+
+    @property
+    def accepts_tokens_for_others(self) -> bool:
+        """Whether any token of an issuer with public keys is accepted, of any `aud` and `iss`."""
+        has_public_keys = bool(self.jwt_public_key or self.jwks_url)
+        is_restricted = bool(self.jwt_audience or self.jwt_issuer)
+        return self.auth == "jwt" and has_public_keys and not is_restricted
+
     @model_validator(mode="wrap")
     @classmethod
     def _check_together(
@@ -287,11 +312,11 @@ class Settings(BaseSettings):
             problems = [problem_text(error, known=known) for error in errors]
             wrong = {str(error["loc"][0]) for error in errors}
             # Replace invalid fields by their defaults, so that the others can be checked
-            # together. Problems of the replaced fields would be wrong.
+            # together. Problems that mention a replaced field would be wrong.
             settings = check_fields({n: v for n, v in values.items() if n not in wrong})
             together = contradictions(settings)
-            named = tuple(environment_name(name) for name in wrong)
-            problems += [text for text in together if not text.startswith(named)]
+            named = [environment_name(name) for name in wrong]
+            problems += [t for t in together if not any(name in t for name in named)]
         else:
             problems = contradictions(settings)
         if problems:
@@ -342,19 +367,34 @@ def _inbox_problems(settings: Settings) -> Iterator[str]:
 def _auth_problems(settings: Settings) -> Iterator[str]:
     if settings.auth == "open":
         return
-    symmetric = [name for name in settings.jwt_algorithms if name.startswith("HS")]
-    asymmetric = [name for name in settings.jwt_algorithms if not name.startswith("HS")]
+    has_public_keys = bool(settings.jwt_public_key or settings.jwks_url)
+    if not settings.jwt_secret and not has_public_keys:
+        yield (
+            "BRIDGE_JWT_SECRET: no key is set that can verify tokens. For tokens of an "
+            "existing issuer, set BRIDGE_JWKS_URL or BRIDGE_JWT_PUBLIC_KEY; for tokens of "
+            "your own, set a secret, made with `openssl rand -base64 48`"
+        )
+        return
+    symmetric = [name for name in settings.token_algorithms if name.startswith("HS")]
+    asymmetric = [name for name in settings.token_algorithms if name not in symmetric]
+    omit = (
+        "or omit BRIDGE_JWT_ALGORITHMS, to accept the algorithms of the key that is set"
+    )
     if symmetric and not settings.jwt_secret:
         yield (
-            f"BRIDGE_JWT_SECRET: {symmetric[0]} needs a secret; make one with "
-            "`openssl rand -base64 48`"
+            f"BRIDGE_JWT_ALGORITHMS: {symmetric[0]} needs BRIDGE_JWT_SECRET, which is not "
+            f"set; set it, {omit}"
         )
-    if asymmetric and not (settings.jwt_public_key or settings.jwks_url):
+    if asymmetric and not has_public_keys:
         yield (
-            f"BRIDGE_JWT_PUBLIC_KEY: {asymmetric[0]} needs a public key or BRIDGE_JWKS_URL"
+            f"BRIDGE_JWT_ALGORITHMS: {asymmetric[0]} needs BRIDGE_JWKS_URL or "
+            f"BRIDGE_JWT_PUBLIC_KEY, and neither is set; set one, {omit}"
         )
     if settings.jwt_public_key and settings.jwks_url:
-        yield ("BRIDGE_JWT_PUBLIC_KEY: cannot be used together with BRIDGE_JWKS_URL")
+        yield (
+            "BRIDGE_JWT_PUBLIC_KEY: cannot be used together with BRIDGE_JWKS_URL; omit the "
+            "key to use the keys of the URL, or omit the URL to use this key only"
+        )
     for number, secret in enumerate(settings.jwt_secret, start=1):
         length = len(secret.get_secret_value().encode())
         short = [name for name in symmetric if length < _SECRET_MIN_BYTES[name]]

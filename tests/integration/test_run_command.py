@@ -104,7 +104,7 @@ async def test_all_invalid_settings_are_reported_with_exit_code_2() -> None:
         "BRIDGE_PORT: ",
         "BRIDGE_ALLOWED_ORIGINS: * would let every site",
         "BRIDGE_PREFETCH: ",
-        "BRIDGE_JWT_SECRET: HS256 needs a secret",
+        "BRIDGE_JWT_SECRET: no key is set that can verify tokens",
     ):
         assert words in result.err
     assert "Traceback" not in result.err

@@ -264,7 +264,7 @@ async def test_a_server_that_is_down_at_the_start_is_tried_again(
     await issuer.stop()
 
     async with opened(issuer, clock) as verifier:
-        assert "cannot be fetched: ClientConnectorError" in await unavailable(verifier)
+        assert "cannot be fetched: connection refused" in await unavailable(verifier)
         await issuer.start()
         assert await unavailable(verifier)  # no second fetch yet
         clock.now_s += 11
@@ -349,7 +349,7 @@ async def cut(request: web.Request) -> web.StreamResponse:
         (html, "not JSON"),
         (no_keys, "none of its 0 keys"),
         (failing, "status 503, expected 200"),
-        (cut, "ClientPayloadError"),
+        (cut, "the other side closed the connection"),
     ],
 )
 async def test_a_bad_answer_is_logged_and_a_later_one_is_used(
@@ -392,6 +392,31 @@ async def test_a_fetch_that_hangs_ends_at_its_timeout(
         blocked.released.set()
 
 
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("http://127.0.0.1:1/keys", "connection refused; no program listens there"),
+        ("https://127.0.0.1:1/keys", "connection refused; no program listens there"),
+        ("https://no-such-host.invalid/keys", "no such host; check the name"),
+    ],
+)
+async def test_a_failed_connection_is_explained_in_words(
+    clock: Clock, url: str, problem: str
+) -> None:
+    """The names of the HTTP library's errors are for developers."""
+    async with opened(Issuer(url=url), clock) as verifier:
+        assert (await unavailable(verifier)).endswith(f": {problem}")
+
+
+async def test_a_server_that_does_not_speak_tls_is_explained_in_words(
+    issuer: Issuer, clock: Clock
+) -> None:
+    """The wrong scheme or port is a likely mistake in the URL."""
+    tls = Issuer(url=issuer.url.replace("http:", "https:"))
+    async with opened(tls, clock) as verifier:
+        assert "TLS failed: " in await unavailable(verifier)
+
+
 async def test_a_password_in_the_url_is_never_quoted(clock: Clock) -> None:
     """Logs and errors are seen by many people."""
     server = Issuer(url="http://user:hunter2@127.0.0.1:1/keys")
@@ -418,20 +443,23 @@ async def test_a_closed_key_set_is_unavailable_and_close_is_idempotent(
 async def test_a_cancelled_start_closes_the_connection_to_the_issuer(
     issuer: Issuer,
 ) -> None:
-    """A second Ctrl-C can interrupt the fetch of the keys."""
+    """
+    A second Ctrl-C can interrupt the fetch of the keys.
+
+    Before the fetch, the start warns of tokens that the issuer signed for others.
+    """
 
     async def hang(_request: web.Request) -> web.StreamResponse:
         await asyncio.Event().wait()
         raise AssertionError
 
     issuer.answer = hang
-    with warnings.catch_warnings(record=True) as warned:
+    with warnings.catch_warnings(record=True) as warned, capture_logs() as logs:
         warnings.simplefilter("always")
         settings = await asyncio.to_thread(
             load_settings,
             {
                 "amqp_url": "amqp://127.0.0.1:1/",
-                "jwt_algorithms": "ES256",
                 "jwks_url": issuer.url,
                 "inbox": "memory:",
             },
@@ -447,3 +475,4 @@ async def test_a_cancelled_start_closes_the_connection_to_the_issuer(
         gc.collect()
 
     assert [str(each.message) for each in warned] == []
+    assert [line["event"] for line in logs] == ["tokens.any_audience"]

@@ -264,14 +264,15 @@ async def test_a_running_bridge_reports_readiness_and_refused_origins(
     assert gone["running bridge"].status is CheckStatus.SKIP
 
 
+@pytest.mark.parametrize("algorithms", ["", "RS256", "HS256"])
 async def test_an_unreachable_key_set_counts_as_an_unreachable_peer(
-    managed_broker: ManagedBroker, namespace: str
+    managed_broker: ManagedBroker, namespace: str, algorithms: str
 ) -> None:
-    """Without the key set no window can connect."""
+    """Without the key set no window can connect, whatever the accepted algorithms."""
     chosen = settings(
         managed_broker,
         namespace,
-        jwt_algorithms="RS256",
+        jwt_algorithms=algorithms,
         jwks_url="http://127.0.0.1:1/keys",
     )
 
@@ -316,7 +317,9 @@ async def test_a_key_set_needs_a_key_for_each_accepted_algorithm(
     async with TestServer(app, host="127.0.0.1") as server:
         for algorithms, status, words in (
             ("ES256", CheckStatus.OK, "1 for ES256"),
+            ("", CheckStatus.OK, "keys: 1 for ES256"),
             ("ES256,RS256", CheckStatus.FAIL, "no key for RS256"),
+            ("HS256", CheckStatus.WARN, "is not used"),
         ):
             chosen = settings(
                 managed_broker,

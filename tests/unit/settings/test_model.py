@@ -5,8 +5,15 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from bridge.settings.checks import amqp_url_problem, is_loopback, origin_problem
+from bridge.settings.checks import (
+    PUBLIC_KEY_ALGORITHMS,
+    amqp_url_problem,
+    is_loopback,
+    origin_problem,
+)
 from bridge.settings.model import Settings
+
+JWKS_URL = "https://issuer.example/keys"
 
 
 def problem_of(**values: object) -> str:
@@ -154,7 +161,12 @@ def test_settings_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"jwt_secret": ""}, "BRIDGE_JWT_SECRET: HS256 needs a secret"),
+        ({"jwt_secret": ""}, "BRIDGE_JWT_SECRET: no key is set that can verify tokens"),
+        (
+            {"jwt_secret": "", "jwks_url": JWKS_URL, "jwt_algorithms": "HS256"},
+            "BRIDGE_JWT_ALGORITHMS: HS256 needs BRIDGE_JWT_SECRET, which is not set; set it, "
+            "or omit BRIDGE_JWT_ALGORITHMS",
+        ),
         (
             {"jwt_secret": "s" * 31},
             "BRIDGE_JWT_SECRET: secret number 1 has 31 bytes, HS256 needs 32",
@@ -165,7 +177,8 @@ def test_settings_are_frozen() -> None:
         ),
         (
             {"jwt_algorithms": "ES256"},
-            "BRIDGE_JWT_PUBLIC_KEY: ES256 needs a public key or BRIDGE_JWKS_URL",
+            "BRIDGE_JWT_ALGORITHMS: ES256 needs BRIDGE_JWKS_URL or BRIDGE_JWT_PUBLIC_KEY, and "
+            "neither is set; set one, or omit BRIDGE_JWT_ALGORITHMS",
         ),
         (
             {
@@ -179,7 +192,6 @@ def test_settings_are_frozen() -> None:
             {"jwt_algorithms": "HS256,none"},
             "BRIDGE_JWT_ALGORITHMS: none given, supported are",
         ),
-        ({"jwt_algorithms": ""}, "BRIDGE_JWT_ALGORITHMS: nothing given, supported are"),
         (
             {"auth": "open", "host": "0.0.0.0"},
             "BRIDGE_AUTH: open on 0.0.0.0 lets everyone",
@@ -193,6 +205,56 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     """Such a bridge would refuse every page, or admit every page."""
     assert problem_of(**values).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("values", "algorithms"),
+    [
+        ({}, ("HS256",)),
+        ({"jwt_algorithms": "HS512"}, ("HS512",)),
+        ({"jwt_secret": "", "jwks_url": JWKS_URL}, PUBLIC_KEY_ALGORITHMS),
+        ({"jwt_secret": "", "jwt_public_key": "-----BEGIN"}, PUBLIC_KEY_ALGORITHMS),
+        ({"jwks_url": JWKS_URL}, ("HS256", *PUBLIC_KEY_ALGORITHMS)),
+        (
+            {"jwt_secret": "", "jwks_url": JWKS_URL, "jwt_algorithms": "RS256"},
+            ("RS256",),
+        ),
+    ],
+    ids=str,
+)
+def test_algorithms_follow_from_the_keys_unless_they_are_set(
+    values: dict[str, object], algorithms: tuple[str, ...]
+) -> None:
+    """The key of an existing issuer alone is a complete configuration."""
+    assert accepted(**values).token_algorithms == algorithms
+
+
+@pytest.mark.parametrize(
+    ("values", "is_open"),
+    [
+        ({}, False),
+        ({"jwks_url": JWKS_URL}, True),
+        ({"jwt_public_key": "-----BEGIN"}, True),
+        ({"jwks_url": JWKS_URL, "jwt_audience": "bridge"}, False),
+        ({"jwks_url": JWKS_URL, "jwt_issuer": "https://issuer.example"}, False),
+        ({"jwks_url": JWKS_URL, "auth": "open"}, False),
+    ],
+    ids=str,
+)
+def test_keys_of_an_issuer_without_audience_and_issuer_are_noticed(
+    values: dict[str, object], is_open: bool
+) -> None:
+    """An issuer signs tokens for other applications with the same keys."""
+    assert accepted(**values).accepts_tokens_for_others is is_open
+
+
+def test_an_invalid_key_is_not_also_reported_as_missing() -> None:
+    """Only the first of these problems can be fixed."""
+    problem = problem_of(jwt_secret="", jwks_url="http://keys.example.org/")
+
+    assert problem.splitlines() == [
+        "BRIDGE_JWKS_URL: must be https:// and a host, or http:// on a loopback address"
+    ]
 
 
 def test_open_mode_needs_no_keys() -> None:
