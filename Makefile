@@ -2,7 +2,7 @@
 # Needs GNU make and Python 3.11 or later; see tools/setup for the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-redis faults faults-fleet bench bench-fleet lint format types check lock clean
+.PHONY: help demo docs test test-redis faults faults-fleet bench bench-fleet lint format types check lock clean
 
 PYTEST_ARGS ?=
 # Most tests wait for something: three processes halve the time on two cores. Each file
@@ -59,6 +59,10 @@ format: ## format the code and apply automatic fixes
 types: ## mypy, strict
 	@tools/setup lint
 	.venv/bin/mypy
+
+docs: ## build the documentation site in build/site; fails on a broken link
+	@tools/setup lint
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 check: lint types ## lint and types
 

@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from bridge.core.distribution import install_command
 from bridge.core.message import Delivery, Message, Stored
 from bridge.core.provenance import trace_parent
 from bridge.core.settlement import DeadLetter
@@ -55,7 +56,7 @@ def open_tracing(environment: Mapping[str, str] = os.environ) -> "Tracing | None
     if not _IS_INSTALLED:
         log.warning(
             "tracing.not_installed",
-            fix="install bridge with the extra otel: bridge[otel]",
+            fix=install_command("otel"),
         )
         return None
     name = environment.get("OTEL_SERVICE_NAME", "bridge")

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import socket
 import sys
 from functools import partial
 
@@ -55,16 +56,14 @@ def run(load: LoadSettings) -> None:
                 settings,
                 load=load,
                 command=_worker_command,
-                on_listening=partial(_print_addresses, suffix=suffix),
+                on_listening=partial(_report_start, suffix=suffix),
             )
         )
         return
     bridge = Bridge(settings)
     tune_garbage_collector()
     try:
-        uvloop.run(
-            run_until_signalled(bridge, load=load, on_listening=_print_addresses)
-        )
+        uvloop.run(run_until_signalled(bridge, load=load, on_listening=_report_start))
     except asyncio.CancelledError:  # the second signal
         typer.echo(
             "bridge: exited at once; unacked messages will be redelivered", err=True
@@ -100,7 +99,27 @@ def _worker_command(slot: WorkerSlot, port: int, control_fd: int) -> list[str]:
     ]
 
 
-def _print_addresses(listening: Listening, suffix: str = "") -> None:
+def _report_start(listening: Listening, suffix: str = "") -> None:
+    _print_addresses(listening, suffix)
+    _notify_service_manager()
+
+
+def _notify_service_manager() -> None:
+    """Tell systemd that the start is complete, if it waits for that (`Type=notify`)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):  # an abstract socket, see sd_notify(3)
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+            client.setblocking(False)
+            client.sendto(b"READY=1", address)
+    except OSError as exc:
+        log.warning("service_manager.not_notified", problem=str(exc))
+
+
+def _print_addresses(listening: Listening, suffix: str) -> None:
     line = (
         f"bridge {__version__} listens: public {listening.public_url}, "
         f"operator {listening.operator_url}{suffix}"

@@ -1,12 +1,16 @@
 """`bridge run` as a process: start, refused starts, signals."""
 
+import asyncio
 import signal
+import socket
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from tests.conftest import eventually
 from tests.integration.programs import (
+    LIMIT_S,
     RunningProgram,
     command,
     program,
@@ -180,3 +184,28 @@ async def test_without_a_broker_the_bridge_is_live_but_not_ready_and_refuses_to_
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_systemd_is_notified_when_the_ports_are_open(
+    broker: LocalNode, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit that starts after bridge can connect at once (`Type=notify`)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        address = str(tmp_path / "notify")
+        manager.bind(address)
+        manager.settimeout(LIMIT_S)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+
+        async with program(broker, namespace):
+            assert await asyncio.to_thread(manager.recv, 100) == b"READY=1"
+
+
+async def test_a_missing_service_manager_does_not_stop_the_start(
+    broker: LocalNode, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variable may be inherited from a shell of a service that has ended."""
+    monkeypatch.setenv("NOTIFY_SOCKET", "@bridge-tests-nothing-listens")
+
+    async with program(broker, namespace) as running:
+        running.process.send_signal(signal.SIGTERM)
+        assert await running.ended() == 0

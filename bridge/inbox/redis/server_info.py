@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from bridge.core.distribution import install_command
 from bridge.core.redis_address import Host, RedisAddress
 from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.redis.connection import connect
@@ -59,7 +60,7 @@ async def server_facts(
 
     """
     if MISSING is not None:
-        raise ConfigError((f"{address} needs pip install 'bridge[redis]'",))
+        raise ConfigError((f"{address} needs {install_command('redis')}",))
     found = []
     for host in await find_servers(address, timing):
         connection = await connect(address, host, timing=timing)

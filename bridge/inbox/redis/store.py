@@ -36,6 +36,7 @@ from typing import Final
 import structlog
 
 from bridge.clock import SteadyClock
+from bridge.core.distribution import install_command
 from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import RedisAddress
@@ -125,7 +126,7 @@ class RedisInbox:
 
         """
         if MISSING is not None:
-            text = f"BRIDGE_INBOX: {self.description} needs pip install 'bridge[redis]'"
+            text = f"BRIDGE_INBOX: {self.description} needs {install_command('redis')}"
             raise ConfigError((text,)) from MISSING
         attempted = self._servers.was_attempted
         attempted.clear()
