@@ -11,6 +11,7 @@ from typing import Final
 
 _CONTROL_MAX_BYTES: Final = 125
 _LENGTH_16: Final = 126
+_SEARCHED_FRAMES: Final = 10_000
 
 
 class Opcode(IntEnum):
@@ -106,6 +107,12 @@ class WebSocketFrameReader:
             return opcode, payload
         return None
 
+    def take_rest(self) -> bytes:
+        """Return the bytes that belong to no returned frame, and forget them."""
+        rest = bytes(self._buffer[self._start :])
+        self._buffer, self._start, self._parts = b"", 0, None
+        return rest
+
     def _next_frame(self) -> tuple[bool, int, bytes] | None:
         """Return FIN, opcode and unmasked payload; `None` if the frame is incomplete."""
         buffer, start = self._buffer, self._start
@@ -157,6 +164,42 @@ class WebSocketFrameReader:
             raise _protocol_error("a message starts inside a fragmented message")
         elif not opcode and self._parts is None:
             raise _protocol_error("a continuation frame has no first frame")
+
+
+class CloseFrameSearch:
+    """
+    Finds the close frame in what a client sends while its WebSocket is closing.
+
+    Other frames are skipped and not checked: they are of no interest any more. The search
+    gives up after `_SEARCHED_FRAMES`, which bounds what a flood costs.
+    """
+
+    __slots__ = ("_frames_left", "_header", "_skip_bytes")
+
+    def __init__(self) -> None:
+        self._header = b""  # the start of an incomplete header
+        self._skip_bytes = 0  # of a payload
+        self._frames_left = _SEARCHED_FRAMES
+
+    def feed(self, data: bytes) -> bool:
+        """Return whether a close frame starts in `data`, the next received bytes."""
+        data = self._header + data
+        start = self._skip_bytes
+        while self._frames_left and start + 2 <= len(data):
+            if data[start] & 0x0F == Opcode.CLOSE:
+                return True
+            length = data[start + 1] & 0x7F
+            mask_start = start + 2
+            if length >= _LENGTH_16:
+                mask_start += 2 if length == _LENGTH_16 else 8
+                if mask_start > len(data):
+                    break
+                length = int.from_bytes(data[start + 2 : mask_start], "big")
+            start = mask_start + 4 + length
+            self._frames_left -= 1
+        self._header = data[start:] if self._frames_left else b""
+        self._skip_bytes = max(0, start - len(data))
+        return False
 
 
 def close_frame(code: int | None = None) -> bytes:

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from bridge.core.websocket import (
     CloseCode,
+    CloseFrameSearch,
     Opcode,
     WebSocketError,
     WebSocketFrameReader,
@@ -22,7 +23,7 @@ from bridge.core.websocket import (
     pong_frame,
 )
 
-# How long a client may take to read the last bytes of a closing connection.
+# How long a client may take to read the last bytes of a closing connection and reply.
 CLOSE_TIMEOUT_S: Final = 2.0
 # How a page ends its connection: without a code, closed, or going away. Other codes mean
 # that the client refuses what it has received, or fails.
@@ -84,6 +85,7 @@ class WebSocketTransport(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_close_search",
         "_frames",
         "_handler",
         "_is_holding",
@@ -101,6 +103,7 @@ class WebSocketTransport(asyncio.Protocol):
         self.is_congested = False
         self._handler: WebSocketHandler | None = handler  # `None` = closed
         self._frames = WebSocketFrameReader(max_bytes=max_bytes)
+        self._close_search: CloseFrameSearch | None = None  # set while closing
         self._writable: asyncio.Future[None] | None = None
         self._is_holding = False
         self._is_reading_paused = False
@@ -120,6 +123,10 @@ class WebSocketTransport(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Process received bytes, or buffer them while messages are held back."""
+        if self._close_search is not None:
+            if self._close_search.feed(data):
+                self.transport.close()
+            return
         self._frames.feed(data)
         if self._is_holding:
             # From now on at most one more read arrives, so the buffer is bounded.
@@ -150,7 +157,10 @@ class WebSocketTransport(asyncio.Protocol):
                     return
                 self._process_frame(self._handler, *frame)
         except WebSocketError as exc:
-            self._close_and_report(close_frame(exc.code))
+            handler = self._handler
+            self.close(close_frame(exc.code))
+            if handler is not None:
+                handler.connection_closed()
 
     def _process_frame(
         self, handler: WebSocketHandler, opcode: int, payload: bytes
@@ -161,7 +171,10 @@ class WebSocketTransport(asyncio.Protocol):
             reply = close_reply(payload)
             if reply in _PAGE_CLOSES:
                 handler.close_received()
-            self._close_and_report(reply)
+            # The handshake ends here: a client sends nothing after its close frame.
+            if self._finish(reply):
+                self.transport.close()
+            handler.connection_closed()
         elif handler.admit_frame():
             if opcode == Opcode.PING:
                 self._answer_ping(payload)
@@ -204,14 +217,29 @@ class WebSocketTransport(asyncio.Protocol):
     # --- closing
 
     def close(self, last_frame: bytes) -> None:
-        """Write `last_frame` and close; abort if the client does not read it in time."""
+        """
+        Write `last_frame` and start the closing handshake (RFC 6455 section 7).
+
+        What the client still sends is read and discarded: a socket that is closed with
+        unread input is reset, and the reset overtakes the last frames. The connection is
+        closed when the client replies, and aborted if it does not do so in time.
+        """
+        if self._finish(last_frame):
+            self._close_search = CloseFrameSearch()
+            self.data_received(self._frames.take_rest())
+            if self._is_reading_paused:
+                self.transport.resume_reading()
+
+    def _finish(self, last_frame: bytes) -> bool:
+        """Write `last_frame` and nothing after it; false if the connection is closing."""
         self._release_handler()
         transport = self.transport
-        if not transport.is_closing():
-            transport.write(last_frame)
-            transport.close()
-            # A client that does not read would keep the closing connection open forever.
-            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, transport.abort)
+        if transport.is_closing() or self._close_search is not None:
+            return False
+        transport.write(last_frame)
+        # A client that does not read would keep the closing connection open forever.
+        asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, transport.abort)
+        return True
 
     def abort(self) -> None:
         """Close the connection at once; buffered bytes are discarded."""
@@ -221,12 +249,6 @@ class WebSocketTransport(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Report the end to the handler."""
         handler = self._release_handler()
-        if handler is not None:
-            handler.connection_closed()
-
-    def _close_and_report(self, last_frame: bytes) -> None:
-        handler = self._handler
-        self.close(last_frame)
         if handler is not None:
             handler.connection_closed()
 

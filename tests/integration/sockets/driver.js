@@ -36,6 +36,10 @@ const commands = {
     const plain = args.map((each) => (each && each.bytes ? Buffer.from(each.bytes) : each));
     sockets.get(name).emit(event, ...plain);
   },
+  // Many events in one turn of the loop, which reads nothing meanwhile.
+  flood(name, event, count) {
+    for (let i = 0; i < count; i++) sockets.get(name).emit(event, i);
+  },
   auth(name, auth) {
     sockets.get(name).auth = auth;
   },

@@ -1,19 +1,19 @@
 """A window that floods is closed with a notice; one that acks every message is not."""
 
+import asyncio
 import json
 
 import aiohttp
 import pytest
+import socketio
 
 from bridge.enums import Closing
 from tests.integration.sockets.js_pages import Pages
-from tests.integration.sockets.raw_pages import (
-    raw_poller,
-    raw_window,
-)
-from tests.integration.sockets.running_server import Plan, open_server
+from tests.integration.sockets.raw_pages import LIMIT_S, raw_poller, raw_window
+from tests.integration.sockets.running_server import Plan, RunningServer, open_server
 from tests.integration.sockets.test_bad_packets import still_serves
 from tests.integration.sockets.test_messages import options
+from tests.tokens import token
 
 # --- floods
 
@@ -57,6 +57,46 @@ async def test_a_window_that_floods_is_closed_with_a_notice(kind: str) -> None:
         assert len(server.windows("alice")) == 1
         await still_serves(server, neighbour)
         assert server.count("windows_closed_total", code=Closing.FLOODING) == 1
+
+
+async def test_a_page_in_the_middle_of_a_flood_gets_the_notice_every_time(
+    pages: Pages,
+) -> None:
+    """
+    A socket that is closed with unread input is reset, and the reset overtakes the notice.
+
+    The page would see `transport close`, reconnect, and flood again.
+    """
+    async with open_server(Plan(events_per_second=10)) as server:
+        for start in range(0, 100, 10):
+            names = [f"page {number}" for number in range(start, start + 10)]
+            for name in names:
+                await pages.connected(name, server.url, **options(name, "websocket"))
+            for name in names:
+                pages.command("flood", name, "nonsense", 300)
+            for name in names:
+                assert await pages.until(name, "disconnect") == ["io server disconnect"]
+                assert pages.data(name, "bridge:closing")[0]["code"] == "flooding"
+
+
+async def test_a_python_client_in_the_middle_of_a_flood_gets_the_notice() -> None:
+    """Its WebSocket library closes in its own way."""
+    async with open_server(Plan(events_per_second=10)) as server:
+        for number in range(5):
+            assert await flood(server) == ["flooding"], number
+
+
+async def flood(server: RunningServer) -> list[str]:
+    """Flood with the Python client; return the codes of the notices."""
+    codes: list[str] = []
+    client = socketio.AsyncClient(reconnection=False)
+    client.on("bridge:closing", lambda notice: codes.append(notice["code"]))
+    await client.connect(server.url, auth={"token": token()}, transports=["websocket"])
+    for number in range(300):
+        await client.emit("nonsense", number)
+    async with asyncio.timeout(LIMIT_S):
+        await client.wait()
+    return codes
 
 
 async def test_a_window_may_ack_every_message_it_received(pages: Pages) -> None:

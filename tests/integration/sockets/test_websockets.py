@@ -11,7 +11,13 @@ import pytest_asyncio
 from yarl import URL
 
 from tests.conftest import eventually
-from tests.integration.sockets.raw_pages import RawTcp, raw_poller, raw_tcp, raw_window
+from tests.integration.sockets.raw_pages import (
+    LIMIT_S,
+    RawTcp,
+    raw_poller,
+    raw_tcp,
+    raw_window,
+)
 from tests.integration.sockets.running_server import Plan, RunningServer, open_server
 from tests.tokens import token
 
@@ -210,6 +216,59 @@ async def test_a_client_that_keeps_a_closing_connection_is_aborted(
 
         assert server.connection_count == 1
         await eventually(lambda: server.connection_count == 0)
+
+
+async def test_a_closing_websocket_reads_until_the_client_replies(
+    server: RunningServer, connection: RawTcp
+) -> None:
+    """RFC 6455 section 7: closing with unread input would reset the connection."""
+    await connection.send(ASK + connect_frame())
+    await connection.receive_until(b"bridge:sync")
+
+    server.io.kick("alice")
+    await connection.send_frame(b"42" + b"x" * 200_000)  # over the limit, discarded
+    for _ in range(1000):
+        await connection.send_frame(b'42["still writing"]')
+    await connection.send_frame(b"", opcode=8)
+
+    last_words = bytearray()
+    while chunk := await connection.receive():  # raises an error after a reset
+        last_words += chunk
+    assert b'"kicked"' in last_words
+    assert last_words.endswith(b"\x88\x00")
+
+
+async def test_a_client_that_sends_too_much_gets_the_close_code(
+    server: RunningServer, connection: RawTcp
+) -> None:
+    """A reset while it is still writing would hide the reason."""
+    await connection.send(ASK + connect_frame())
+    await connection.receive_until(b"bridge:sync")
+
+    await connection.send_frame(b"4" * 5_000_000)
+
+    assert await connection.receive() == b"\x88\x02\x03\xf1"
+    assert not server.windows("alice")
+    await connection.send_frame(b"\x03\xf1", opcode=8)
+    assert await connection.receive() == b""
+
+
+async def test_a_client_that_never_replies_is_aborted_at_the_deadline(
+    server: RunningServer, connection: RawTcp
+) -> None:
+    """It could keep its connection open forever with a byte now and then."""
+    await connection.send(ASK + connect_frame())
+    await connection.receive_until(b"bridge:sync")
+
+    server.io.kick("alice")
+
+    async def write_forever() -> None:
+        while True:
+            await connection.send_frame(b"3" * 1000)
+
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(write_forever(), LIMIT_S)
+    await eventually(lambda: server.connection_count == 0)
 
 
 async def test_an_upgrade_that_never_finishes_fails_at_its_deadline() -> None:

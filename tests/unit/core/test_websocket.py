@@ -19,6 +19,7 @@ from wsproto.utilities import RemoteProtocolError
 
 from bridge.core.websocket import (
     CloseCode,
+    CloseFrameSearch,
     Opcode,
     WebSocketError,
     WebSocketFrameReader,
@@ -260,3 +261,30 @@ def test_an_invalid_close_frame_is_a_protocol_error(payload: bytes) -> None:
 def test_a_pong_repeats_the_payload_of_its_ping() -> None:
     """RFC 6455 section 5.5.3."""
     assert pong_frame(b"abc") == b"\x8a\x03abc"
+
+
+@given(
+    st.lists(st.integers(0, 200) | st.sampled_from([65_535, 65_536])),
+    st.lists(st.integers(0, 1000), max_size=4),
+    st.booleans(),
+)
+def test_a_close_frame_is_found_behind_any_frames_in_any_pieces(
+    lengths: list[int], cuts: list[int], is_closed: bool
+) -> None:
+    """A payload that looks like a close frame is none."""
+    data = b"".join(frame(Opcode.TEXT, b"\x88" * length) for length in lengths)
+    data += frame(Opcode.CLOSE) if is_closed else b""
+    search = CloseFrameSearch()
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+
+    found = [search.feed(data[start:end]) for start, end in pairwise(edges)]
+
+    assert (True in found) == is_closed
+
+
+def test_the_search_for_a_close_frame_ends_after_many_frames() -> None:
+    """A flood must not cost more after the close than before it, in time or memory."""
+    search = CloseFrameSearch()
+    assert not search.feed(frame(Opcode.PONG) * 20_000)
+    assert not search.feed(frame(Opcode.CLOSE))
+    assert not search._header
