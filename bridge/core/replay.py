@@ -43,17 +43,20 @@ class ReplayPlan:
         after: Replay starts above this offset.
         missed: How many messages the window has missed; ``None`` if that is unknown.
         reason: Why messages are gone; ``None`` if none are.
+        is_start_known: Whether the window has everything up to `after`. A window without
+            a position may be new, or an old one that lost what was on its way to it.
 
     """
 
     after: int
     missed: int | None = 0
     reason: SyncReason | None = None
+    is_start_known: bool = True
 
     @property
     def is_complete(self) -> bool:
-        """Whether the window has missed nothing."""
-        return self.reason is None
+        """Whether the window is known to have missed nothing."""
+        return self.reason is None and self.is_start_known
 
 
 def plan_replay(wanted: Position | None, state: InboxState) -> ReplayPlan:
@@ -85,7 +88,8 @@ def plan_replay(wanted: Position | None, state: InboxState) -> ReplayPlan:
         after = wanted.offset
     missed = max(0, state.first - 1 - after)
     if not missed:
-        return ReplayPlan(after=after)
+        # A replay of all messages leaves nothing to miss.
+        return ReplayPlan(after, is_start_known=wanted is not None or not after)
     return ReplayPlan(
         after=after + missed,
         missed=missed,

@@ -41,6 +41,7 @@ class ReplayResult:
         replayed: Messages that were written.
         missed: Messages that are gone or expired; `None` if their number is unknown.
         reason: Why messages are missing; `None` if none are.
+        is_start_known: Whether the window has everything before the replay.
         expired: Messages that were skipped as past their deadline.
 
     """
@@ -48,16 +49,18 @@ class ReplayResult:
     replayed: int
     missed: int | None
     reason: SyncReason | None
+    is_start_known: bool
     expired: int = 0
 
     def send_to(self, window: Window) -> None:
         """Send it as `bridge:sync`."""
+        is_unknown = self.reason is None and not self.is_start_known
         window.send_event(
             EVENT_SYNC,
             {
                 "replayed": self.replayed,
-                "complete": self.reason is None,
-                "missed": self.missed,
+                "complete": None if is_unknown else self.reason is None,
+                "missed": None if is_unknown else self.missed,
                 "reason": self.reason,
             },
         )
@@ -104,7 +107,8 @@ class Replayer:
 
         """
         if window.offset >= last and self._rooms.open_gate(window):
-            ReplayResult(0, plan.missed, plan.reason).send_to(window)
+            result = ReplayResult(0, plan.missed, plan.reason, plan.is_start_known)
+            result.send_to(window)
         else:
             self._engine.spawn(self._sync(window, plan), name="replay")
 
@@ -183,7 +187,7 @@ class Replayer:
             reason = SyncReason.LIMIT
         elif reason is None and expired:
             reason = SyncReason.EXPIRED
-        return ReplayResult(replayed, missed, reason, expired)
+        return ReplayResult(replayed, missed, reason, plan.is_start_known, expired)
 
     async def _write(self, window: Window, page: InboxPage) -> bool:
         """

@@ -115,18 +115,23 @@ class Sync(Contract):
         {"replayed": 3, "complete": True, "missed": 0, "reason": None},
         {"replayed": 1000, "complete": False, "missed": 20, "reason": "limit"},
         {"replayed": 0, "complete": False, "missed": None, "reason": "reset"},
+        {"replayed": 2, "complete": None, "missed": None, "reason": None},
     )
 
     replayed: int = Field(ge=0, description="Messages that the replay wrote.")
-    complete: bool = Field(
-        description="False: messages are missing, and the page should reload its state."
+    complete: bool | None = Field(
+        description="False: messages are missing, and the page should reload its state. Null: "
+        "the page sent no position and no recovery id, so the bridge knows only that everything "
+        "after the delivered mark of the user was sent; what was on its way to an earlier "
+        "connection of this page may be missing."
     )
     missed: int | None = Field(
         ge=0, description="How many messages are missing; null: unknown."
     )
     reason: Annotated[SyncReason, listed(SyncReason)] | None = Field(
         description=explained(
-            SyncReason, "Why messages are missing; null: none are. Otherwise:"
+            SyncReason,
+            "Why messages are missing; null: none that are known. Otherwise:",
         ),
     )
 

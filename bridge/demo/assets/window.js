@@ -107,7 +107,7 @@ function onState(name, facts) {
 }
 
 function afterConnect({ replayed, complete, missed, reason, recovered }) {
-  if (!complete) {
+  if (complete === false) {
     return `Gone for good: ${missed ?? "nobody knows how many"} (${reason}). A page would load its state anew.`;
   }
   if (!recovered) return replayed ? `${plural(replayed, "message")} waited in the inbox.` : "";

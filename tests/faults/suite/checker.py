@@ -304,7 +304,7 @@ class Checker:
     def _synced(self, event: Synced) -> None:
         self.counts["syncs"] += 1
         self._windows[event.window].is_synced = True
-        if not event.is_complete:
+        if event.is_complete is False:
             self._violate(Violation.GAP, event)
 
     def _received(self, event: Received) -> None:

@@ -92,7 +92,7 @@ class Synced:
 
     t: float
     window: str
-    is_complete: bool
+    is_complete: bool | None
     missed: int | None
     reason: str | None
 

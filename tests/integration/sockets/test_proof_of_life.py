@@ -42,7 +42,7 @@ async def received_by_a_new_window(server: RunningServer) -> list[Any]:
     async with raw_window(server) as window:
         await window.join("alice")
         events, sync = await window.synced()
-        assert sync["complete"]
+        assert sync["reason"] is None
     return [event[1] for event in events]
 
 

@@ -37,6 +37,30 @@ async def test_500_messages_of_an_outage_arrive_once_and_in_order(
     assert pages.data("page", "bridge:sync")[1] == {"replayed": 500, **COMPLETE}
 
 
+async def test_only_a_client_that_says_where_it_was_is_told_that_it_is_complete(
+    server: RunningServer,
+) -> None:
+    """
+    Clients before socket.io 4.6 send nothing; they may have lost what was on its way.
+
+    What a user has never received is sent from the first message on: that is complete.
+    """
+    await server.store_numbers("alice", start=0, stop=5)
+    results, last = [], ""
+    for position in (None, None, "last"):
+        async with raw_window(server) as window:
+            auth = {"position": last} if position else {}
+            await window.join("alice", **auth)
+            events, sync = await window.synced()
+            results.append((sync["replayed"], sync["complete"], sync["missed"]))
+            last = events[-1][-1] if events else last
+            await window.send("3")
+        await eventually(lambda: not server.windows("alice"))
+        await server.store("alice", "one more")
+
+    assert results == [(5, True, 0), (1, None, None), (1, True, 0)]
+
+
 @TRANSPORTS
 async def test_a_window_that_has_received_nothing_yet_recovers_too(
     server: RunningServer, pages: Pages, transport: str

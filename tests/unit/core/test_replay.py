@@ -1,5 +1,7 @@
 """Replay plans: no gap, no repetition, and an exact count of missed messages."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,8 +51,20 @@ def test_a_window_receives_what_is_kept_and_the_count_of_what_is_gone(
 def test_a_new_window_starts_at_the_delivered_mark(state: InboxState) -> None:
     """It receives what its user has not received in any window."""
     plan = plan_replay(None, state)
+    with_position = plan_replay(Position(EPOCH, state.delivered), state)
 
-    assert plan == plan_replay(Position(EPOCH, state.delivered), state)
+    assert replace(plan, is_start_known=True) == with_position
+
+
+@given(states())
+def test_only_a_window_with_a_position_is_known_to_have_missed_nothing(
+    state: InboxState,
+) -> None:
+    """Without one, an old client may have lost what was written to it before the cut."""
+    plan = plan_replay(None, state)
+
+    assert plan.is_complete == (plan.reason is None and plan.after == 0)
+    assert plan_replay(Position(EPOCH, state.last), state).is_complete
 
 
 @given(states(), st.integers(1, 100))
