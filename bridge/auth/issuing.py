@@ -2,7 +2,10 @@
 
 import time
 
-from bridge.auth.jwt import issue_token
+import jwt
+
+from bridge.auth.keys import is_symmetric
+from bridge.core.message import user_problem
 from bridge.errors import ConfigError
 from bridge.settings.model import Settings
 
@@ -36,3 +39,41 @@ def signed_token(settings: Settings, user: str, *, ttl_s: float) -> str:
         )
     except ValueError as exc:
         raise ConfigError([str(exc)]) from exc
+
+
+def issue_token(
+    user: str,
+    *,
+    secret: str,
+    algorithm: str,
+    ttl_s: float,
+    audience: str | None,
+    issuer: str | None,
+    now_s: float,
+) -> str:
+    """
+    Sign a token for `user` that is valid for `ttl_s` seconds from the Unix time `now_s`.
+
+    Raises:
+        ValueError: If `user` is not a valid user, or `algorithm` needs a private key.
+
+    """
+    problem = user_problem(user)
+    if problem:
+        message = f"the user {problem}"
+        raise ValueError(message)
+    if not is_symmetric(algorithm):
+        message = (
+            f"{algorithm} does not sign with a secret, expected HS256, HS384 or HS512"
+        )
+        raise ValueError(message)
+    claims: dict[str, str | int] = {
+        "sub": user,
+        "iat": int(now_s),
+        "exp": int(now_s + ttl_s),
+    }
+    if audience is not None:
+        claims["aud"] = audience
+    if issuer is not None:
+        claims["iss"] = issuer
+    return jwt.encode(claims, secret, algorithm=algorithm)

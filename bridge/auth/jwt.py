@@ -25,7 +25,6 @@ from bridge.auth.keys import (
     secret_problems,
 )
 from bridge.core.identity import Identity, identify
-from bridge.core.message import user_problem
 from bridge.enums import Refusal
 from bridge.errors import ConfigError, RefusedError
 
@@ -157,44 +156,6 @@ class TokenVerifier:
         if self._verifying_key and algorithm in self._verifying_key.algorithms:
             return [self._verifying_key.key]
         return []
-
-
-def issue_token(
-    user: str,
-    *,
-    secret: str,
-    algorithm: str,
-    ttl_s: float,
-    audience: str | None,
-    issuer: str | None,
-    now_s: float,
-) -> str:
-    """
-    Sign a token for `user` that is valid for `ttl_s` seconds from the Unix time `now_s`.
-
-    Raises:
-        ValueError: If `user` is not a valid user, or `algorithm` needs a private key.
-
-    """
-    problem = user_problem(user)
-    if problem:
-        message = f"the user {problem}"
-        raise ValueError(message)
-    if not is_symmetric(algorithm):
-        message = (
-            f"{algorithm} does not sign with a secret, expected HS256, HS384 or HS512"
-        )
-        raise ValueError(message)
-    claims: dict[str, str | int] = {
-        "sub": user,
-        "iat": int(now_s),
-        "exp": int(now_s + ttl_s),
-    }
-    if audience is not None:
-        claims["aud"] = audience
-    if issuer is not None:
-        claims["iss"] = issuer
-    return jwt.encode(claims, secret, algorithm=algorithm)
 
 
 def _invalid(problem: str) -> RefusedError:

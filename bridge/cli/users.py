@@ -137,9 +137,9 @@ def kick(
     operator: OperatorOptions,
 ) -> None:
     """
-    Close all windows of a user, on every bridge that shares the inboxes, with the code `kicked`.
+    Close all windows of a user, on every bridge.
 
-    The stock client does not reconnect after that. A reloaded page does, and receives the
+    The page receives the code `kicked`, and the stock client does not reconnect after that. A reloaded page does, and receives the
     messages that it missed. Exit status: 0 done, 1 refused, 3 the bridge cannot be reached.
 
     Examples:

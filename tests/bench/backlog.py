@@ -149,7 +149,7 @@ async def offline(users_count: int, messages: int) -> None:
 
 
 def _token(user: str) -> str:
-    from bridge.auth.jwt import issue_token  # noqa: PLC0415 - one place
+    from bridge.auth.issuing import issue_token  # noqa: PLC0415 - one place
 
     return issue_token(
         user,

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import orjson
 
-from bridge.auth.jwt import issue_token
+from bridge.auth.issuing import issue_token
 from tests.bench.servers import ROOT, SECRET
 
 _LIMIT_S: Final = 180.0

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.publish.publisher import Publisher
-from bridge.auth.jwt import issue_token
+from bridge.auth.issuing import issue_token
 from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import header_bytes
 from bridge.enums import Header

@@ -5,7 +5,8 @@ import time
 import jwt
 import pytest
 
-from bridge.auth.jwt import TokenRules, issue_token
+from bridge.auth.issuing import issue_token
+from bridge.auth.jwt import TokenRules
 from bridge.core.identity import Identity
 from bridge.enums import Refusal
 from bridge.errors import ConfigError, RefusedError

@@ -1,10 +1,15 @@
 """The command line: help, version and shared options."""
 
+import subprocess
+import sys
+
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from bridge import __version__
-from bridge.cli.main import app
+from bridge.cli.main import app, load_command
 from bridge.errors import ConfigError
 
 
@@ -37,3 +42,48 @@ def test_ttl_is_a_duration_in_each_command(
 
     assert isinstance(result.exception, ConfigError)
     assert str(result.exception).startswith("--ttl: '10 minutes' is not a duration")
+
+
+def test_the_list_of_commands_has_the_first_line_of_each_help() -> None:
+    """The list is written without importing the commands, and could become outdated."""
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+
+    for name, listed in group.commands.items():
+        if not listed.hidden:
+            help_text = load_command(name).help or ""
+            assert help_text.strip().splitlines()[0] == listed.help, name
+
+
+_COUNT_MODULES = """
+import atexit, sys
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+sys.argv = ["bridge", *sys.argv[1:]]
+from bridge.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [
+        (("--version",), 360),
+        (("--help",), 440),
+        (("token", "ann"), 640),
+        (("config",), 550),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_small_commands_import_few_modules(words: tuple[str, ...], most: int) -> None:
+    """Imports are most of the time of a command; all modules took 1.6 s."""
+    done = subprocess.run(
+        [sys.executable, "-c", _COUNT_MODULES, *words],
+        env={"BRIDGE_JWT_SECRET": "s" * 40, "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    modules = set(done.stderr.split())
+
+    assert not modules & {"aiohttp", "aio_pika", "opentelemetry", "socketio", "uvloop"}
+    assert len(modules) <= most
