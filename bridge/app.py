@@ -196,6 +196,7 @@ class Bridge:
             settings.operator_host,
             settings.operator_port,
             "BRIDGE_OPERATOR_PORT",
+            site=parts.operator_listener.site,
         )
         return Listening(public_url, operator_url)
 
@@ -273,7 +274,9 @@ class Bridge:
         if "log_level" in applied:
             set_log_level(new.log_level)
         parts.inbox.retention = retention(new)
-        parts.sockets.apply(socket_options(new))
+        options = socket_options(new)
+        parts.sockets.apply(options)
+        parts.operator_listener.limits.apply(options.limits, options.policy)
         parts.pipeline.replace_rules(message_limits(new), schemas)
         parts.event_check.replace(schemas)
         parts.publish_endpoint.replace_limit(new.max_message_bytes)

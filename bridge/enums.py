@@ -225,6 +225,21 @@ class Refusal(_ExplainedEnum):
         }
 
 
+class ConnectionRefusal(_ExplainedEnum):
+    """Why a TCP connection was closed before it was served."""
+
+    DESCRIPTORS = (
+        "descriptors",
+        "almost no file descriptors are left: raise their limit (ulimit -n, LimitNOFILE)",
+    )
+    ADDRESS = (
+        "address",
+        "its address has too many connections: see BRIDGE_MAX_WINDOWS_PER_ADDRESS, and "
+        "list your proxies in BRIDGE_TRUSTED_PROXIES",
+    )
+    NO_REQUEST = "no_request", "no complete request came in BRIDGE_CONNECT_TIMEOUT"
+
+
 class Closing(_ExplainedEnum):
     """Why the bridge closes a window: `code` of the event `bridge:closing`."""
 

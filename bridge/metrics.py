@@ -280,6 +280,7 @@ class Metrics(ReadableMetrics):
             "Windows that the bridge closed, by code.",
             ("code",),
         )
+        self.connections_refused = _connections_refused(registry)
         self.ignored = counter(
             "bridge_events_ignored",
             "Events and packets from windows that the bridge does not know.",
@@ -303,4 +304,14 @@ class SupervisorMetrics(ReadableMetrics):
             "Workers that were started to replace one that ended.",
             registry=registry,
         )
+        self.connections_refused = _connections_refused(registry)
         ProcessCollector(registry=registry)
+
+
+def _connections_refused(registry: CollectorRegistry) -> Counter:
+    return Counter(
+        "bridge_connections_refused",
+        "TCP connections that were closed before they were served, by reason.",
+        ("reason",),
+        registry=registry,
+    )

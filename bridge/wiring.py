@@ -57,13 +57,15 @@ from bridge.inbox.redis.migration_target import RedisTarget
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.sqlite.store import SqliteInbox
 from bridge.logging import dropped_log_lines
-from bridge.metrics import Metrics
+from bridge.metrics import Metrics, SupervisorMetrics
 from bridge.outbox import Outbox
 from bridge.pipeline import Pipeline
 from bridge.readiness import BridgeReadiness
 from bridge.schema_folder import load_schemas
 from bridge.settings.model import Settings
+from bridge.sockets.engineio.connection_limits import ConnectionLimits
 from bridge.sockets.engineio.handshake import HandshakePolicy
+from bridge.sockets.engineio.listener import Listener
 from bridge.sockets.engineio.session import SessionLimits
 from bridge.sockets.options import SocketOptions
 from bridge.sockets.server import SocketIOServer
@@ -219,6 +221,7 @@ class Components:
             journal=journal,
         )
         self.sign_in = sign_in_of(settings)
+        self.operator_listener = operator_listener(settings, metrics)
         self.operator_app = operator_app(
             unready_reasons=readiness.unready_reasons,
             warnings=readiness.warnings,
@@ -397,11 +400,24 @@ def socket_options(settings: Settings) -> SocketOptions:
                 and not settings.dangerously_open_to_the_network,
             ),
             trusted_proxies=parse_networks(settings.trusted_proxies),
+            ipv6_prefix=settings.ipv6_prefix,
         ),
         max_windows_per_user=settings.max_windows_per_user,
         cookie=settings.jwt_cookie,
         leeway_s=settings.jwt_leeway,
         name=settings.name,
+    )
+
+
+def operator_listener(
+    settings: Settings, metrics: Metrics | SupervisorMetrics
+) -> Listener:
+    """Return the listener of the operator port."""
+    options = socket_options(settings)
+    return Listener(
+        ConnectionLimits(
+            options.limits, options.policy, metrics=metrics, is_for_operators=True
+        )
     )
 
 

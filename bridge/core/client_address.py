@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Sequence
+from functools import lru_cache
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -32,12 +33,39 @@ def client_address(
     """
     address = peer or "unknown"
     hops = [hop.strip() for hop in (forwarded_for or "").split(",") if hop.strip()]
-    while hops and _is_in(address, trusted):
+    while hops and is_in(address, trusted):
         hop = hops.pop()
         if _parse(hop) is None:
             break
         address = hop
     return address
+
+
+@lru_cache(maxsize=4096)
+def counted_address(address: str, ipv6_prefix: int) -> str:
+    """
+    Return the address or network as which a client is counted.
+
+    Args:
+        address: The client's address.
+        ipv6_prefix: Bits of an IPv6 address that count. A host can use every address of
+            its network, which usually has 64 bits.
+
+    """
+    parsed = _parse(address)
+    if not isinstance(parsed, ipaddress.IPv6Address):
+        return address
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((int(parsed), ipv6_prefix), strict=False))
+
+
+def is_in(address: str, networks: Sequence[Network]) -> bool:
+    """Return whether `address` is in one of the networks; an invalid one is in none."""
+    parsed = _parse(address) if networks else None
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
+        parsed = parsed.ipv4_mapped  # a socket that listens on :: reports IPv4 peers so
+    return parsed is not None and any(parsed in network for network in networks)
 
 
 def arrived_by_https(
@@ -53,14 +81,7 @@ def arrived_by_https(
 
     """
     proto = (forwarded_proto or "").strip().lower()
-    return proto == "https" and _is_in(peer or "unknown", trusted)
-
-
-def _is_in(address: str, networks: Sequence[Network]) -> bool:
-    parsed = _parse(address)
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
-        parsed = parsed.ipv4_mapped  # a socket that listens on :: reports IPv4 peers so
-    return parsed is not None and any(parsed in network for network in networks)
+    return proto == "https" and is_in(peer or "unknown", trusted)
 
 
 def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

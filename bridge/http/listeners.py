@@ -32,7 +32,7 @@ async def serve(
     port: int,
     setting: str,
     *,
-    site: Callable[[web.BaseRunner, str, int], web.BaseSite] = web.TCPSite,
+    site: Callable[[web.BaseRunner, str, int], web.BaseSite],
 ) -> str:
     """
     Serve `app` until `stack` is closed, and return its URL with the real port.

@@ -239,14 +239,24 @@ class Settings(BaseSettings):
         100, "Concurrent windows of one user, in each worker process."
     )
     max_windows_per_address: Count = _reloadable(
-        1000, "Concurrent windows from one address, in each worker process."
+        1000,
+        "Concurrent windows from one address, in each worker process. Twice as many other "
+        "connections are accepted from it, at most half of the file descriptors; "
+        "trusted proxies have no limit.",
+    )
+    ipv6_prefix: Annotated[int, Field(ge=32, le=128)] = _reloadable(
+        64,
+        "Bits of an IPv6 address that count as one address (32 to 128): a host can use every "
+        "address of its network.",
     )
     max_event_bytes: Size = _fixed("16KiB", "Size limit of a frame from a window.")
     max_events_per_second: Count = _reloadable(
         50, "Average rate of events from a window; bursts of twice as many are allowed."
     )
     connect_timeout: Duration = _fixed(
-        "10s", "Time in which a new connection must authenticate."
+        "10s",
+        "Time in which a new connection must send its first request, and a new session must "
+        "authenticate.",
     )
     ping_interval: WholeSeconds = _fixed(
         "25s", "Interval of pings to a window, in whole seconds."

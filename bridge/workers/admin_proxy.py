@@ -25,7 +25,12 @@ from bridge.http.publish import FIELDS_MAX_BYTES, body_too_large
 from bridge.http.request_body import read_body
 from bridge.http.responses import answer_with_problems, harden, problem
 from bridge.settings.model import Settings
-from bridge.wiring import operator_key_of, sign_in_of
+from bridge.wiring import (
+    operator_key_of,
+    operator_listener,
+    sign_in_of,
+    socket_options,
+)
 from bridge.workers.merged_answers import merge_overviews, merge_queues
 from bridge.workers.pool import WorkerPool
 from bridge.workers.worker_client import WorkerAnswer, WorkerRequest
@@ -71,6 +76,7 @@ class AdminProxy:
 
     Attributes:
         app: The application.
+        listener: Accepts its connections.
         settings: The current settings.
 
     """
@@ -79,6 +85,7 @@ class AdminProxy:
         self.settings = settings
         self._pool = pool
         self._sign_in = sign_in_of(settings)
+        self.listener = operator_listener(settings, pool.metrics)
         self._ages = RecentAges(pool.merged.age_buckets)
         self._next = cycle(pool.workers)
         self.app = app = web.Application(
@@ -102,6 +109,8 @@ class AdminProxy:
         self._sign_in.apply(
             operator_key_of(settings), parse_networks(settings.trusted_proxies)
         )
+        options = socket_options(settings)
+        self.listener.limits.apply(options.limits, options.policy)
 
     def _handler_of(
         self, name: str

@@ -76,6 +76,7 @@ async def supervise(
             settings.operator_host,
             settings.operator_port,
             "BRIDGE_OPERATOR_PORT",
+            site=proxy.listener.site,
         )
         listening = Listening(http_url(host, port), operator_url)
         await _Supervision(pool, proxy, load).run(lambda: on_listening(listening))

@@ -10,6 +10,8 @@ import asyncio
 
 from aiohttp import web
 
+from bridge.sockets.engineio.listener import HttpConnection
+
 
 class _TailParser:
     """Receives the bytes after a request, as the parser of an upgraded connection does."""
@@ -43,6 +45,9 @@ def detach_transport(
     transport = protocol.transport
     if transport is None or transport.is_closing():
         return None, b""
+    connection = transport.get_protocol()
+    if isinstance(connection, HttpConnection):
+        connection.end()
     tail = _TailParser()
     # This passes the bytes received so far to the parser and resumes reading.
     protocol.set_parser(tail)  # type: ignore[arg-type] # it uses these two methods only

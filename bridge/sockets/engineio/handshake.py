@@ -5,7 +5,12 @@ from dataclasses import dataclass
 
 from multidict import CIMultiDictProxy
 
-from bridge.core.client_address import Network, client_address
+from bridge.core.client_address import (
+    Network,
+    client_address,
+    counted_address,
+    is_in,
+)
 from bridge.core.origins import OriginRules
 
 
@@ -16,6 +21,7 @@ class OpeningRequest:
 
     Attributes:
         address: The client's address behind trusted proxies.
+        counted_as: The address or network to which the session counts.
         is_origin_allowed: Whether the origin may connect. A session of another origin
             lives just long enough to be refused with a reason.
         authorization: The header `Authorization`.
@@ -25,6 +31,7 @@ class OpeningRequest:
     """
 
     address: str
+    counted_as: str
     is_origin_allowed: bool
     authorization: str | None
     cookies: str | None
@@ -33,10 +40,19 @@ class OpeningRequest:
 
 @dataclass(frozen=True, slots=True)
 class HandshakePolicy:
-    """Which origins may open a session, and which proxies may name a client's address."""
+    """
+    Which origins may open a session, and whose address counts as the client's.
+
+    Attributes:
+        origins: The origins that may open a session.
+        trusted_proxies: Proxies that may name a client's address.
+        ipv6_prefix: Bits of an IPv6 address that are counted.
+
+    """
 
     origins: OriginRules
     trusted_proxies: tuple[Network, ...] = ()
+    ipv6_prefix: int = 64
 
     def examine(self, remote: str | None, headers: Mapping[str, str]) -> OpeningRequest:
         """
@@ -49,13 +65,23 @@ class HandshakePolicy:
         """
         # Some proxies add a header of their own instead of appending to the last one.
         forwarded_for = _all_values(headers, "x-forwarded-for", separator=",")
+        address = client_address(remote, forwarded_for, self.trusted_proxies)
         return OpeningRequest(
-            client_address(remote, forwarded_for, self.trusted_proxies),
+            address,
+            self.counted_as(address),
             self.allows_origin(headers),
             headers.get("authorization"),
             _all_values(headers, "cookie", separator="; "),
             headers.get("origin"),
         )
+
+    def trusts(self, remote: str) -> bool:
+        """Return whether the other end of a TCP connection is a trusted proxy."""
+        return is_in(remote, self.trusted_proxies)
+
+    def counted_as(self, address: str) -> str:
+        """Return the address or network as which a client is counted."""
+        return counted_address(address, self.ipv6_prefix)
 
     def allows_origin(self, headers: Mapping[str, str]) -> bool:
         """Return whether a request with these headers comes from an allowed origin."""

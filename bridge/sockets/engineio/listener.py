@@ -1,19 +1,24 @@
 """
-The public port: each connection opens a WebSocket session or goes to aiohttp.
+A port: each connection opens a WebSocket session or goes to aiohttp.
 
-The common WebSocket handshake is recognized in the first bytes of a connection and never
-reaches aiohttp, which costs more per connection than the session. Any other connection is
-passed to aiohttp together with its first bytes.
+A connection waits here until its first request head is complete, within a deadline and
+the limits of its address. The common WebSocket handshake never reaches aiohttp, which
+costs more per connection than the session. Any other connection is passed to aiohttp
+together with its first bytes.
 """
 
 import asyncio
 from collections.abc import Callable
-from time import monotonic
-from typing import cast
+from typing import Final, cast
 
 from aiohttp import web
 
 from bridge.core.websocket_handshake import Handshake, parse_handshake
+from bridge.enums import ConnectionRefusal
+from bridge.sockets.engineio.connection_limits import ConnectionLimits
+
+_HEAD_MAX_BYTES: Final = 1 << 16
+_HEAD_END: Final = b"\r\n\r\n"
 
 
 class Listener:
@@ -21,19 +26,23 @@ class Listener:
     Decides which protocol serves a new connection.
 
     `open_websocket` opens a session for a handshake; it returns false, with nothing
-    written, to let aiohttp refuse the request.
+    written, to let aiohttp refuse the request. A port without sessions has none.
 
     Attributes:
-        silent: Connections that have sent nothing yet.
+        limits: Which connections are accepted.
+        waiting: Connections that have not sent a complete request head yet.
 
     """
 
     def __init__(
-        self, open_websocket: Callable[[asyncio.Transport, Handshake], bool]
+        self,
+        limits: ConnectionLimits,
+        open_websocket: Callable[[asyncio.Transport, Handshake], bool] | None = None,
     ) -> None:
+        self.limits = limits
+        self.waiting: set[NewConnection] = set()
         self._open_websocket = open_websocket
         self._http: web.Server | None = None
-        self.silent: set[NewConnection] = set()
 
     @property
     def is_open(self) -> bool:
@@ -44,59 +53,167 @@ class Listener:
         """Serve connections, those without a WebSocket handshake by `http`."""
         self._http = http
 
-    def serve(self, transport: asyncio.Transport, data: bytes) -> None:
-        """Replace the protocol of a connection whose first bytes are `data`."""
-        handshake = parse_handshake(data)
-        if handshake is not None and self._open_websocket(transport, handshake):
-            return
+    def site(
+        self, runner: web.BaseRunner, host: str, port: int, *, is_shared: bool = False
+    ) -> web.BaseSite:
+        """
+        Return the site that accepts connections to the app of `runner`.
+
+        With `is_shared` other processes listen on the same port.
+        """
+        return _ListenerSite(runner, host, port, listener=self, is_shared=is_shared)
+
+    def serve(self, transport: asyncio.Transport, data: bytes, address: str) -> None:
+        """
+        Replace the protocol of a connection.
+
+        Args:
+            transport: The connection.
+            data: Its first bytes, with the head of the first request.
+            address: As `ConnectionLimits.admit` returned it.
+
+        """
+        if self._open_websocket is not None:
+            handshake = parse_handshake(data)
+            if handshake is not None and self._open_websocket(transport, handshake):
+                self.limits.release(address)
+                return
         assert self._http is not None  # noqa: S101 - connections are accepted after `open`
-        http = self._http()
+        http = HttpConnection(self._http(), on_end=lambda: self.limits.release(address))
         transport.set_protocol(http)
         http.connection_made(transport)
         http.data_received(data)
 
-    def abort_silent(self, *, opened_before_s: float) -> None:
-        """Abort connections that have sent nothing since before that monotonic time."""
-        for connection in tuple(self.silent):
-            if connection.opened_s < opened_before_s:
-                connection.transport.abort()
+    def abort_waiting(self) -> None:
+        """Abort all connections that have not sent a complete request head."""
+        for connection in tuple(self.waiting):
+            connection.transport.abort()
 
 
 class NewConnection(asyncio.Protocol):
     """
-    The protocol of a connection until its first bytes arrive.
+    The protocol of a connection until the head of its first request is complete.
 
     `received` are bytes that another worker has read from the connection already.
     """
 
-    __slots__ = ("_listener", "_received", "opened_s", "transport")
+    __slots__ = ("_address", "_deadline", "_listener", "_received", "transport")
 
     transport: asyncio.Transport
 
     def __init__(self, listener: Listener, *, received: bytes = b"") -> None:
         self._listener = listener
-        self._received = received
-        self.opened_s = monotonic()
+        self._received: bytes | bytearray = received
+        self._address: str | None = None  # `None` = refused, handed over or closed
+        self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for the first bytes, unless they are known."""
+        """Wait for a request, unless the connection is refused."""
         # The transports of uvloop are not subclasses of asyncio's.
         self.transport = cast("asyncio.Transport", transport)
-        self._listener.silent.add(self)
+        limits = self._listener.limits
+        self._address = limits.admit(self.transport)
+        if self._address is None:
+            self.transport.abort()
+            return
+        self._listener.waiting.add(self)
+        self._deadline = asyncio.get_running_loop().call_later(
+            limits.limits.connect_s, self._give_up
+        )
         if self._received:
-            self.data_received(self._received)
+            received, self._received = self._received, b""
+            self.data_received(bytes(received))
 
     def data_received(self, data: bytes) -> None:
-        """Hand the connection over to its real protocol."""
-        self._listener.silent.discard(self)
-        self._listener.serve(self.transport, data)
+        """Hand the connection over to its real protocol when a head is complete."""
+        if self._received:
+            searched_bytes = max(0, len(self._received) - len(_HEAD_END))
+            self._received += data
+        else:
+            searched_bytes = 0
+            # A bytearray only for a request in pieces, the rare case.
+            self._received = data.lstrip(b"\r\n")  # RFC 9112 section 2.2
+        received = self._received
+        if not received:
+            return
+        # A method begins with a capital letter; aiohttp refuses what is not HTTP at once.
+        is_complete = received.find(_HEAD_END, searched_bytes) >= 0
+        if is_complete or not received[:1].isupper():
+            self._hand_over(bytes(received))
+        elif len(received) > _HEAD_MAX_BYTES:
+            self._give_up()
+        elif isinstance(received, bytes):
+            self._received = bytearray(received)
+
+    def _hand_over(self, received: bytes) -> None:
+        address = self._forget()
+        if address is not None:
+            self._listener.serve(self.transport, received, address)
+
+    def _give_up(self) -> None:
+        self._listener.limits.note_refusal(ConnectionRefusal.NO_REQUEST)
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Forget the connection."""
-        self._listener.silent.discard(self)
+        address = self._forget()
+        if address is not None:
+            self._listener.limits.release(address)
+
+    def _forget(self) -> str | None:
+        self._listener.waiting.discard(self)
+        if self._deadline is not None:
+            self._deadline.cancel()
+        address, self._address = self._address, None
+        return address
 
 
-class ListenerSite(web.TCPSite):
+class HttpConnection(asyncio.Protocol):
+    """
+    A connection that aiohttp serves.
+
+    `on_end` is called once, when the connection is closed or detached from aiohttp.
+    """
+
+    __slots__ = ("_http", "_on_end")
+
+    def __init__(self, http: asyncio.Protocol, *, on_end: Callable[[], None]) -> None:
+        self._http = http
+        self._on_end: Callable[[], None] | None = on_end
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start to serve."""
+        self._http.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass bytes on."""
+        self._http.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        """Pass the end of the stream on."""
+        return self._http.eof_received()
+
+    def pause_writing(self) -> None:
+        """Note that the client reads slowly."""
+        self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Note that the client has read most of the buffered bytes."""
+        self._http.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Report the end."""
+        self.end()
+        self._http.connection_lost(exc)
+
+    def end(self) -> None:
+        """Report that aiohttp does not serve the connection any more."""
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end()
+
+
+class _ListenerSite(web.TCPSite):
     """An aiohttp site whose connections start as `NewConnection`."""
 
     __slots__ = ("_listener",)
@@ -110,7 +227,6 @@ class ListenerSite(web.TCPSite):
         listener: Listener,
         is_shared: bool,
     ) -> None:
-        """Prepare a site; with `is_shared` other processes listen on the same port."""
         super().__init__(runner, host, port, reuse_port=is_shared)
         self._listener = listener
 
@@ -134,3 +250,8 @@ class ListenerSite(web.TCPSite):
             reuse_address=True,
             reuse_port=self._reuse_port or None,
         )
+
+    async def stop(self) -> None:
+        """Stop to listen; connections without a request are aborted."""
+        await super().stop()
+        self._listener.abort_waiting()

@@ -22,10 +22,11 @@ from bridge.core.websocket_handshake import (
 from bridge.core.worker_slot import WorkerSlot
 from bridge.enums import Closing
 from bridge.metrics import Metrics
+from bridge.sockets.engineio.connection_limits import ConnectionLimits
 from bridge.sockets.engineio.detach import detach_transport
 from bridge.sockets.engineio.fd_passing import ConnectionHandover
 from bridge.sockets.engineio.handshake import HandshakePolicy, OpeningRequest
-from bridge.sockets.engineio.listener import Listener, ListenerSite
+from bridge.sockets.engineio.listener import Listener
 from bridge.sockets.engineio.polling import SEPARATOR, PollQueue
 from bridge.sockets.engineio.session import (
     CloseReason,
@@ -78,7 +79,9 @@ class EngineServer:
         self._policy = policy
         self._sid_prefix = f"{name}." if name else ""
         self._slot = slot
-        self._listener = Listener(self._open_websocket)
+        self._listener = Listener(
+            ConnectionLimits(limits, policy, metrics=metrics), self._open_websocket
+        )
         self._handover = ConnectionHandover(slot, self._listener) if slot else None
         self._is_accepting = True
         self._tasks: asyncio.TaskGroup | None = None
@@ -88,6 +91,7 @@ class EngineServer:
         """Use reloaded limits for all sessions, and the policy for new ones."""
         self.limits = limits
         self._policy = policy
+        self._listener.limits.apply(limits, policy)
 
     def route(self, app: web.Application) -> None:
         """Serve the Engine.IO path in `app`; its shutdown closes all connections."""
@@ -99,9 +103,7 @@ class EngineServer:
     def site(self, runner: web.BaseRunner, host: str, port: int) -> web.BaseSite:
         """Return the site that accepts connections to the app of `runner`."""
         is_shared = self._handover is not None
-        return ListenerSite(
-            runner, host, port, listener=self._listener, is_shared=is_shared
-        )
+        return self._listener.site(runner, host, port, is_shared=is_shared)
 
     def stop_accepting(self) -> None:
         """Open no new sessions."""
@@ -152,7 +154,6 @@ class EngineServer:
             monotonic_s, real_s = monotonic(), real_time()
             for session in sessions[step * size : (step + 1) * size]:
                 self.check_session(session, monotonic_s=monotonic_s, real_s=real_s)
-        self.abort_silent_connections(monotonic_s=monotonic())
 
     def check_session(
         self, session: EngineSession, *, monotonic_s: float, real_s: float
@@ -172,10 +173,6 @@ class EngineServer:
         elif monotonic_s - session.opened_s > self.limits.connect_s:
             # The client never sent CONNECT, or was refused and stays.
             session.close(CloseReason.SERVER_DISCONNECT, abort=True)
-
-    def abort_silent_connections(self, *, monotonic_s: float) -> None:
-        """Abort connections that have sent nothing within the connect timeout."""
-        self._listener.abort_silent(opened_before_s=monotonic_s - self.limits.connect_s)
 
     # --- HTTP
 
@@ -228,7 +225,7 @@ class EngineServer:
     ) -> web.Response | None:
         if not self._is_accepting:
             return _plain(503, "shutting down, connect again", {"Retry-After": "1"})
-        if self._is_at_limit(opening.address):
+        if self._is_at_limit(opening.counted_as):
             return _plain(
                 429, "too many windows from this address", {"Retry-After": "10"}
             )
@@ -297,7 +294,7 @@ class EngineServer:
         peer = transport.get_extra_info("peername")
         remote = peer[0] if isinstance(peer, tuple) else peer
         opening = self._policy.examine(remote, handshake.headers)
-        if not self._is_accepting or self._is_at_limit(opening.address):
+        if not self._is_accepting or self._is_at_limit(opening.counted_as):
             return False
         self._new_session(opening).open_websocket(
             transport,
@@ -311,15 +308,15 @@ class EngineServer:
         if self._slot is not None:
             sid = self._slot.number_session(sid)
         session = self.sessions[sid] = EngineSession(self, sid, opening)
-        count = self._by_address.get(session.address, 0)
-        self._by_address[session.address] = count + 1
+        count = self._by_address.get(session.counted_as, 0)
+        self._by_address[session.counted_as] = count + 1
         return session
 
     def session_closed(self, session: EngineSession, reason: str) -> None:
         """Forget a session, except a polling one that may fetch its last packets."""
-        count = self._by_address.pop(session.address, 1) - 1
+        count = self._by_address.pop(session.counted_as, 1) - 1
         if count:
-            self._by_address[session.address] = count
+            self._by_address[session.counted_as] = count
         if session.transport_name == "websocket":
             self.sessions.pop(session.sid, None)
         self.handler.session_closed(session, reason)
@@ -328,7 +325,6 @@ class EngineServer:
         return self._by_address.get(address, 0) >= self.limits.sessions_per_address
 
     async def _close_connections(self, _app: web.Application) -> None:
-        self._listener.abort_silent(opened_before_s=float("inf"))
         for session in tuple(self.sessions.values()):
             session.close(CloseReason.SERVER_DISCONNECT, abort=True)
 

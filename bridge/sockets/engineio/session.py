@@ -137,6 +137,7 @@ class EngineSession:
     Attributes:
         sid: The session id. It is a secret: it is all that a poll needs.
         address: The client's address.
+        counted_as: The address or network to whose limits the session counts.
         request: The request that opened the session, until `attach`.
         client: The state of the layer above; ``None`` before `attach` and after `detach`.
         is_closed: Whether the session is closed; nothing is written after that.
@@ -159,6 +160,7 @@ class EngineSession:
         "address",
         "client",
         "closed_s",
+        "counted_as",
         "is_closed",
         "opened_s",
         "ping_due_s",
@@ -173,6 +175,7 @@ class EngineSession:
         self.sid = sid
         # All sessions of an address share one string.
         self.address = intern(request.address)
+        self.counted_as = intern(request.counted_as)
         self.request: OpeningRequest | None = request
         self.client: object | None = None
         self.is_closed = False

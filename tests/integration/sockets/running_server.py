@@ -111,9 +111,14 @@ class RunningServer:
         return [each for each in transports if each is not None]
 
     @property
-    def silent_connections(self) -> int:
-        """The number of TCP connections that have sent nothing yet."""
-        return len(self.io.engine._listener.silent)
+    def waiting_connections(self) -> int:
+        """The number of TCP connections that have sent no complete request yet."""
+        return len(self.io.engine._listener.waiting)
+
+    @property
+    def counted_connections(self) -> int:
+        """The number of TCP connections that count for the cap of their address."""
+        return sum(self.io.engine._listener.limits._by_address.values())
 
     @property
     def connection_count(self) -> int:
@@ -138,7 +143,6 @@ class RunningServer:
         real_s = real_time() + calendar_later_s
         for session in tuple(engine.sessions.values()):
             engine.check_session(session, monotonic_s=monotonic_s, real_s=real_s)
-        engine.abort_silent_connections(monotonic_s=monotonic_s)
 
     def count(self, name: str, **labels: str) -> float:
         """Return the value of a metric."""

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.client_address import client_address, parse_networks
+from bridge.core.client_address import client_address, counted_address, parse_networks
 
 TRUSTED = parse_networks(["10.0.0.0/8", "192.168.1.1", "fd00::/8"])
 
@@ -53,3 +53,24 @@ def test_an_invalid_network_is_refused() -> None:
     """The validation of the settings relies on this."""
     with pytest.raises(ValueError, match=r"10\.0\.0\.0/33"):
         parse_networks(["10.0.0.0/33"])
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_an_ipv6_network_counts_as_one_address(address: str, counted: str) -> None:
+    """A host can use every address of its network; IPv4 clients of `::` stay apart."""
+    assert counted_address(address, 64) == counted
+
+
+def test_the_length_of_the_network_is_the_operators_choice() -> None:
+    """Some providers give a host a /56, others share a /64."""
+    assert counted_address("2001:db8:1:2::1", 48) == "2001:db8:1::/48"
+    assert counted_address("2001:db8:1:2::1", 128) == "2001:db8:1:2::1/128"

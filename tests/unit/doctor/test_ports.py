@@ -41,7 +41,9 @@ async def test_a_port_of_a_running_bridge_passes_the_check() -> None:
     app = web.Application()
     app.on_response_prepare.append(harden)
     async with AsyncExitStack() as stack:
-        url = URL(await serve(stack, app, "127.0.0.1", 0, "BRIDGE_PORT"))
+        url = URL(
+            await serve(stack, app, "127.0.0.1", 0, "BRIDGE_PORT", site=web.TCPSite)
+        )
         results = await port_results(port=url.port)
 
     assert results["BRIDGE_PORT"].status is CheckStatus.OK

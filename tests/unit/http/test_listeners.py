@@ -1,12 +1,19 @@
 """Errors of listeners name the setting and a fix."""
 
+import asyncio
 import socket
 from contextlib import AsyncExitStack
 
+import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from bridge.http.listeners import address_error, serve
+from bridge.metrics import Metrics
+from bridge.settings.load import load_settings
+from bridge.wiring import operator_listener
+from tests.conftest import SLOW_FACTOR
 
 
 async def test_an_address_of_another_machine_is_a_problem_of_the_host() -> None:
@@ -16,7 +23,14 @@ async def test_an_address_of_another_machine_is_a_problem_of_the_host() -> None:
     )
     async with AsyncExitStack() as stack:
         with pytest.raises(OSError, match=problem):
-            await serve(stack, web.Application(), "192.0.2.1", 0, "BRIDGE_PORT")
+            await serve(
+                stack,
+                web.Application(),
+                "192.0.2.1",
+                0,
+                "BRIDGE_PORT",
+                site=web.TCPSite,
+            )
 
 
 def test_an_unknown_name_is_a_problem_of_the_host() -> None:
@@ -36,7 +50,14 @@ async def test_a_port_that_is_taken_is_reported_with_a_fix() -> None:
             with pytest.raises(
                 OSError, match=f"BRIDGE_PORT: 127.0.0.1:{port} is taken"
             ):
-                await serve(stack, web.Application(), "127.0.0.1", port, "BRIDGE_PORT")
+                await serve(
+                    stack,
+                    web.Application(),
+                    "127.0.0.1",
+                    port,
+                    "BRIDGE_PORT",
+                    site=web.TCPSite,
+                )
 
 
 def test_a_low_port_needs_privileges() -> None:
@@ -46,3 +67,39 @@ def test_a_low_port_needs_privileges() -> None:
     text = str(address_error(refused, "BRIDGE_PORT", "127.0.0.1", 80))
 
     assert text.startswith("BRIDGE_PORT: 127.0.0.1:80 needs root privileges; choose")
+
+
+async def test_the_operator_port_waits_for_a_request_only_until_its_deadline() -> None:
+    """Connections that send one byte would hold the descriptors of the operators."""
+    metrics = Metrics()
+    settings = load_settings(
+        {"jwt_secret": "x" * 32, "connect_timeout": "200ms", "inbox": "memory:"}
+    )
+    listener = operator_listener(settings, metrics)
+    async with AsyncExitStack() as stack:
+        url = URL(
+            await serve(
+                stack,
+                web.Application(),
+                "127.0.0.1",
+                0,
+                "BRIDGE_OPERATOR_PORT",
+                site=listener.site,
+            )
+        )
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(b"G")
+        async with asyncio.timeout(10 * SLOW_FACTOR):
+            assert await _read_to_end(reader) == b""
+        writer.close()
+        assert metrics.total("bridge_connections_refused", reason="no_request") == 1
+
+        async with aiohttp.ClientSession() as http, http.get(url) as response:
+            assert response.status == 404  # of the empty application
+
+
+async def _read_to_end(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionError:
+        return b""
