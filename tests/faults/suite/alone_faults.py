@@ -13,6 +13,7 @@ from random import Random
 from time import monotonic
 from typing import Final
 
+from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.faults import Fault, register_in
 from tests.faults.suite.first_start import FirstStart
 from tests.faults.suite.world import World
@@ -21,6 +22,7 @@ _SUBJECTS: Final = ("bridge", "broker", "wire", "store", "pages", "windows")
 _PROBES_WITHIN_S: Final = 20.0
 _POLL_S: Final = 0.05
 _LOGGED_MESSAGES: Final = 40  # of each bridge: more lines than its pipe holds
+_FULL_PIPES_WITHIN_S: Final = 20.0
 _INVALID_MESSAGES: Final = 6
 _ANSWERS: Final = 8
 _ANSWERS_WITHIN_S: Final = 15.0
@@ -50,11 +52,24 @@ async def stop_reading_logs(world: World, rng: Random) -> bool:
         if not all(bridge.stop_reading_log() for bridge in bridges):
             return False
         await _publish_invalid(world, rng, _LOGGED_MESSAGES * len(bridges))
+        # Before that, a bridge that writes its log in the loop would deliver the probes too.
+        if not await _fill_log_pipes(bridges):
+            return False
         await world.publish_probes(numbers)
         await world.expect_probes(numbers, within_s=_PROBES_WITHIN_S)
     finally:
         for bridge in bridges:
             bridge.resume_reading_log()
+    return True
+
+
+async def _fill_log_pipes(bridges: list[BridgeProcess]) -> bool:
+    """Wait until the log pipes of the bridges are full; false if one does not fill up."""
+    deadline_s = monotonic() + _FULL_PIPES_WITHIN_S
+    while not all(bridge.has_full_log_pipe() for bridge in bridges):
+        if monotonic() > deadline_s:
+            return False
+        await asyncio.sleep(_POLL_S)
     return True
 
 

@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import sys
+import termios
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -27,6 +29,7 @@ _ANSWER_TIMEOUT_S: Final = 2.0
 _WINDOWS: Final = re.compile(r"^bridge_windows (\S+)$", re.MULTILINE)
 _SHOWN: Final = 2000
 _LOG_PIPE_BYTES: Final = 4096
+_LINE_BYTES: Final = 250  # shorter than any line about a message
 ROOT: Final = Path(__file__).parents[3]
 
 
@@ -129,6 +132,15 @@ class BridgeProcess:
             return False
         self._log_pipe.pause_reading()
         return True
+
+    def has_full_log_pipe(self) -> bool:
+        """Whether its log pipe has no room for another line of the usual length."""
+        pipe = self._log_pipe
+        if pipe is None or pipe.is_closing():
+            return False
+        waiting = array("i", [0])
+        fcntl.ioctl(pipe.get_extra_info("pipe"), termios.FIONREAD, waiting)
+        return waiting[0] > _LOG_PIPE_BYTES - _LINE_BYTES
 
     def resume_reading_log(self) -> None:
         """Read its log again."""

@@ -58,6 +58,7 @@ CLOCK_VARIABLE: Final = "FAULTS_CLOCK"
 
 # Gives the acks of a mutant time to reach the broker.
 _MUTANT_PAUSE_S: Final = 0.05
+_UNROUTABLE_FOR_S: Final = 1.0  # longer than a producer needs for a new channel
 _APPEND_AT_MOST_S: Final = 0.006
 _SWEEP_INTERVAL_S: Final = 1.0
 
@@ -294,7 +295,7 @@ def declare_public_exchange_first() -> None:
         public = replace(wanted.exchanges[-1], alternate=None)
         await topology.declare_one(channel, public, **limits)
         await channel.close()
-        await asyncio.sleep(_MUTANT_PAUSE_S)
+        await asyncio.sleep(_UNROUTABLE_FOR_S)
         await topology.declare(connection, wanted, **limits)
 
     setattr(migration, "declare", changed)  # noqa: B010 - it is imported there
