@@ -62,7 +62,7 @@ types: ## mypy, strict
 
 docs: ## build the documentation site in build/site; fails on a broken link
 	@tools/setup lint
-	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 check: lint types ## lint and types
 

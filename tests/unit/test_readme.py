@@ -46,6 +46,31 @@ def test_every_file_that_a_page_points_to_exists(page: Path) -> None:
     assert [path for path in linked if not (page.parent / path).exists()] == []
 
 
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors of the headings, as GitHub and the site make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {
+        re.sub(r"[^\w\s-]", "", one).strip().lower().replace(" ", "-")
+        for one in headings
+    }
+
+
+@pytest.mark.parametrize("page", USER_PAGES, ids=_name)
+def test_every_anchor_that_a_page_links_to_exists(page: Path) -> None:
+    """A renamed heading breaks links without a notice."""
+    linked = re.findall(
+        r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text("utf-8")
+    )
+
+    missing = [
+        f"{path}#{anchor}"
+        for path, anchor in linked
+        if anchor not in _anchors(page.parent / path if path else page)
+    ]
+    assert missing == []
+
+
 def test_the_readme_is_short() -> None:
     """A reader in a hurry gets one page that leads to the others."""
     assert len(README.read_bytes()) <= 10_240
