@@ -44,6 +44,10 @@ class LocalNode(PrivateNode):
         """The Erlang node name."""
         return self.setup.name
 
+    def program(self, name: str) -> Path:
+        """Return the path of rabbitmqctl or another program of its RabbitMQ."""
+        return self._rabbitmq / name
+
     def url_at(self, port: int) -> str:
         """Return the AMQP URL with another port of this machine, for example a proxy's."""
         return f"amqp://{self.setup.user}:{self.password}@{self.host}:{port}/"

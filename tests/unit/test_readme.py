@@ -48,8 +48,10 @@ def test_every_file_that_a_page_points_to_exists(page: Path) -> None:
 
 def _anchors(page: Path) -> set[str]:
     """Return the anchors of the headings, as GitHub and the site make them."""
-    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
-    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    text = re.sub(
+        r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {
         re.sub(r"[^\w\s-]", "", one).strip().lower().replace(" ", "-")
         for one in headings
