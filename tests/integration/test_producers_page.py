@@ -1,0 +1,127 @@
+"""The snippets of docs/producers.md and README publish what they say."""
+
+import ast
+import asyncio
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from subprocess import PIPE, STDOUT
+from typing import Any, Final
+
+import aiohttp
+import pytest
+
+from tests.conftest import eventually
+from tests.integration.programs import LIMIT_S, RunningProgram, environment, program
+from tests.integration.programs import settings_for_program as settings_for
+from tests.integration.running import OPERATOR_TOKEN
+from tests.local_node import LocalNode
+
+_ROOT: Final = Path(__file__).parents[2]
+_BLOCK: Final = re.compile(r"^```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_API_KEY: Final = "k" * 32
+
+
+def block(page: str, heading: str) -> str:
+    """Return the first code block under a heading."""
+    text = (_ROOT / page).read_text(encoding="utf-8").split(f"\n## {heading}\n")[1]
+    match = _BLOCK.search(text)
+    assert match
+    return match[1]
+
+
+@pytest.fixture
+async def running(broker: LocalNode, namespace: str) -> AsyncIterator[RunningProgram]:
+    async with program(broker, namespace, api_key=_API_KEY) as started:
+        yield started
+
+
+@pytest.fixture
+def adapt(broker: LocalNode, namespace: str, running: RunningProgram) -> Any:
+    """Put the addresses and names of this test into a block."""
+
+    def adapted(text: str) -> str:
+        for url in ("amqp://guest:guest@localhost/", "amqp://localhost"):
+            text = text.replace(url, broker.url)
+        text = text.replace("bridge.messages", f"{namespace}.messages")
+        return text.replace("http://127.0.0.1:8081", running.operator_url)
+
+    return adapted
+
+
+async def inbox(running: RunningProgram) -> list[dict[str, Any]]:
+    """Return the messages of Ann, newest first."""
+    url = f"{running.operator_url}/api/users/ann/inbox?data=true"
+    headers = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.get(url) as response,
+    ):
+        items: list[dict[str, Any]] = (await response.json()).get("items", [])
+    return items
+
+
+async def arrived(running: RunningProgram, *ids: str) -> None:
+    async def is_there() -> bool:
+        return {item.get("message_id") for item in await inbox(running)} >= set(ids)
+
+    await eventually(is_there)
+
+
+async def run(*arguments: str, **variables: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *arguments,
+        env=environment() | variables,
+        cwd=_ROOT / "tests",
+        stdout=PIPE,
+        stderr=STDOUT,
+    )
+    async with asyncio.timeout(LIMIT_S):
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"), [("docs/producers.md", "Python"), ("README.md", "Publish")]
+)
+async def test_the_python_snippet(
+    adapt: Any, running: RunningProgram, page: str, heading: str
+) -> None:
+    """The first thing that a reader copies."""
+    code = compile(
+        adapt(block(page, heading)),
+        "block",
+        "exec",
+        flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+    )
+    await eval(code, {})  # noqa: S307 - a block of our own page
+
+    await arrived(running, "order-17")
+
+
+async def test_the_node_snippet(adapt: Any, running: RunningProgram) -> None:
+    """Its names of properties differ from those of AMQP."""
+    code = adapt(block("docs/producers.md", "Node"))
+    await run("node", "-e", f"(async () => {{ {code} }})()")
+
+    await arrived(running, "order-18")
+
+
+async def test_the_shell_and_http_snippets(
+    adapt: Any, running: RunningProgram, broker: LocalNode, namespace: str
+) -> None:
+    """Scripts use them unchanged."""
+    text = adapt(
+        block("docs/producers.md", "Shell") + block("docs/producers.md", "HTTP")
+    )
+    variables = {
+        f"BRIDGE_{name.upper()}": value
+        for name, value in settings_for(broker, namespace, api_key=_API_KEY).items()
+    }
+    function = f'bridge() {{ {sys.executable} -m bridge "$@"; }}\n'
+    await run("bash", "-euc", function + text, **variables, PYTHONPATH=str(_ROOT))
+
+    await arrived(running, "order-20", "order-24")
+    assert {"10", "1"} <= {item["data"] for item in await inbox(running)}
