@@ -17,6 +17,7 @@ bridge that was stopped for days cannot tell that from a clock that is days ahea
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock
 from typing import Final
 
@@ -34,9 +35,8 @@ STOPPED_MAX_S: Final = 3600.0
 _REAL_CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-def real_time() -> float:
-    """Return the seconds since the machine booted, also those of its suspension."""
-    return time.clock_gettime(_REAL_CLOCK)
+# Returns the seconds since the machine booted, also those of its suspension.
+real_time: Final = partial(time.clock_gettime, _REAL_CLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,13 @@ class _ClockState:
 
 
 class SteadyClock:
-    """The wall clock, read together with what its ages are worth. Any thread may use it."""
+    """
+    The wall clock, read together with what its ages are worth. Any thread may use it.
+
+    Attributes:
+        wall_s: Returns Unix time alone, for stamps that nothing is judged by.
+
+    """
 
     def __init__(
         self,
@@ -76,7 +82,7 @@ class SteadyClock:
 
         """
         self.jump_count = 0
-        self._wall = wall
+        self.wall_s: Final = wall
         self._real = real
         self._changing = Lock()
         offset_s = wall() - real()
@@ -88,7 +94,7 @@ class SteadyClock:
 
     def read(self) -> ClockReading:
         """Return the time; log and count a jump since the last reading."""
-        state, now_s, real_s = self._state, self._wall(), self._real()
+        state, now_s, real_s = self._state, self.wall_s(), self._real()
         if not -STEP_MAX_S <= now_s - real_s - state.offset_s <= STEP_MAX_S:
             with self._changing:
                 state, now_s, real_s = self._note_jump()
@@ -102,7 +108,7 @@ class SteadyClock:
     def _note_jump(self) -> tuple[_ClockState, float, float]:
         # Again: another thread may have noted it, or the process was stopped for a minute
         # between two readings.
-        state, now_s, real_s = self._state, self._wall(), self._real()
+        state, now_s, real_s = self._state, self.wall_s(), self._real()
         offset_s = now_s - real_s
         ahead_s = offset_s - state.offset_s
         if abs(ahead_s) > STEP_MAX_S:

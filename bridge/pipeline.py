@@ -202,14 +202,14 @@ class Pipeline:
         self._metrics.suspects.labels(mode=mode).inc(len(suspects))
 
     async def _settle_group(self, batch: Batch, deliveries: Sequence[Delivery]) -> None:
-        now = self._clock.read()
+        now_s = self._clock.wall_s()
         good: list[_Parsed] = []
         for delivery in deliveries:
             try:
                 parsed = parse_delivery(
                     delivery,
                     limits=self._limits,
-                    now_s=now.now_s,
+                    now_s=now_s,
                     schemas=self._schemas,
                 )
             except Exception as exc:  # noqa: BLE001 - a bug must cost one message, not the queue
@@ -221,7 +221,9 @@ class Pipeline:
                     continue
                 letter = DeadLetter(parsed, attempt_of(delivery))
                 await self._dead_letter(batch, delivery, letter)
-            elif parsed.is_expired(now):
+            elif parsed.deadline_s is not None and parsed.is_expired(
+                self._clock.read()
+            ):
                 self._count(Outcome.EXPIRED)
                 self._note(delivery, Stage.EXPIRED, "before it could be stored")
             else:
@@ -289,7 +291,7 @@ class Pipeline:
             await self._store(batch, good[:middle])  # first, to keep the order
             await self._store(batch, good[middle:])
             return
-        now_s = self._clock.read().now_s
+        now_s = self._clock.wall_s()
         self._journal.stored(messages, offsets, at_s=now_s)
         if self._tracing is not None:
             self._tracing.stored(messages, offsets, now_s=now_s)
@@ -374,9 +376,7 @@ class Pipeline:
         text = f"attempt {letter.attempt}, {reason}: {letter.rejection.text}"
         self._note(delivery, Stage.DEAD, text)
         if self._tracing is not None:
-            self._tracing.dead_lettered(
-                delivery, letter, now_s=self._clock.read().now_s
-            )
+            self._tracing.dead_lettered(delivery, letter, now_s=self._clock.wall_s())
 
     async def _with_retries(
         self, batch: Batch, work: Callable[[], Awaitable[T]], *, doing: str
@@ -432,7 +432,7 @@ class Pipeline:
         user = delivery.routing_key.decode(errors="backslashreplace")
         message_id = message_id_of(delivery)
         self._journal.note(
-            JournalEntry(self._clock.read().now_s, stage, user, message_id, text=text)
+            JournalEntry(self._clock.wall_s(), stage, user, message_id, text=text)
         )
 
     def _count(self, outcome: Outcome, number: int = 1, *, reason: str = "") -> None:

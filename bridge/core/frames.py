@@ -7,7 +7,7 @@ message is JSON that was validated when the message was parsed: it is copied int
 packet without being decoded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Final
 
@@ -70,9 +70,13 @@ class EncodedMessages:
 
 
 def encode_messages(
-    messages: Sequence[Stored], *, epoch: str, now: ClockReading
+    messages: Sequence[Stored], *, epoch: str, read_clock: Callable[[], ClockReading]
 ) -> EncodedMessages:
-    """Encode the messages of one user, in order, without those that have expired."""
+    """
+    Encode the messages of one user, in order, without those that have expired.
+
+    The clock is read only for messages with a deadline.
+    """
     packets: list[tuple[int, bytes]] = []
     frames: list[bytes] = []
     epoch_bytes = epoch.encode()
@@ -81,7 +85,7 @@ def encode_messages(
         # Inlined: this runs for every message, and each call would cost as much as the
         # formatting itself.
         deadline_s = message.deadline_s
-        if deadline_s is not None and message.is_expired(now):
+        if deadline_s is not None and message.is_expired(read_clock()):
             continue
         offset = stored.offset
         event = _EVENT_JSON.get(message.event) or _event_json(message.event)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from math import inf
 
 from bridge.clock import SteadyClock
-from bridge.core.clock_reading import ClockReading
 from bridge.core.frames import EncodedMessages, encode_messages
 from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import Stored
@@ -200,7 +199,7 @@ class Rooms:
 
     def emit(self, batch: Sequence[Stored]) -> None:
         """Write new messages to every window of their users with an open gate, in order."""
-        now = self._clock.read()
+        now_s = self._clock.wall_s()
         rooms = self._rooms
         fed: list[Room] = []
         published_s = inf  # the oldest known one
@@ -219,7 +218,7 @@ class Rooms:
         emitted = 0
         try:
             for room in fed:
-                emitted += self._emit_to_room(room, room.pending or (), now)
+                emitted += self._emit_to_room(room, room.pending or (), now_s)
         finally:
             # If a room raised, the rooms after it find a gap at their next message and
             # read these from the inbox.
@@ -229,12 +228,12 @@ class Rooms:
             self._metrics.emitted.inc(emitted)
             # A batch is in the order of consumption: its first message is the oldest.
             oldest_s = batch[0].message.taken_s
-            self._metrics.age.observe(max(0.0, now.now_s - oldest_s))
+            self._metrics.age.observe(max(0.0, now_s - oldest_s))
             if published_s < inf:
-                self._metrics.publish_to_page.observe(max(0.0, now.now_s - published_s))
+                self._metrics.publish_to_page.observe(max(0.0, now_s - published_s))
 
     def _emit_to_room(
-        self, room: Room, messages: Sequence[Stored], now: ClockReading
+        self, room: Room, messages: Sequence[Stored], now_s: float
     ) -> int:
         """Return how many messages were written, counted once for each window."""
         first, last = messages[0].offset, messages[-1].offset
@@ -243,15 +242,15 @@ class Rooms:
         if not (group.windows or individual):
             return 0
         epoch = (group.windows or individual)[0].epoch
-        encoded = encode_messages(messages, epoch=epoch, now=now)
+        encoded = encode_messages(messages, epoch=epoch, read_clock=self._clock.read)
         # A gap inside the batch: windows must have received all of it already, or read
         # the inbox.
         before = first - 1 if last - first + 1 == len(messages) else last
         if group.offset == before and group.windows and not individual:  # nearly always
             windows = self._write_to_group(room, encoded, last)
             if len(encoded.packets) < len(messages):
-                messages = self._note_expired(messages, encoded, now.now_s)
-            self._note_written(messages, [windows] * len(messages), now.now_s)
+                messages = self._note_expired(messages, encoded, now_s)
+            self._note_written(messages, [windows] * len(messages), now_s)
             return windows * len(messages)
         written: list[_Written] = []
         if group.offset < before:
@@ -263,8 +262,8 @@ class Rooms:
             written.append((part, self._write_to_group(room, part, last)))
         self._write_to_individuals(room, encoded, (before, last), written)
         if len(encoded.packets) < len(messages):
-            messages = self._note_expired(messages, encoded, now.now_s)
-        self._note_written(messages, _windows_per_message(messages, written), now.now_s)
+            messages = self._note_expired(messages, encoded, now_s)
+        self._note_written(messages, _windows_per_message(messages, written), now_s)
         return sum([len(part.packets) * windows for part, windows in written])
 
     def _write_to_group(self, room: Room, part: EncodedMessages, last: int) -> int:

@@ -197,6 +197,11 @@ class Consumer:
         return self._state
 
     @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be taken or acked any more, as far as is known."""
+        return self._state is ConsumerState.CLOSED
+
+    @property
     def is_draining(self) -> bool:
         """Whether the consumer drains or has finished draining."""
         return self._state >= ConsumerState.DRAINING
@@ -413,7 +418,8 @@ class Consumer:
         """
         Whether deliveries can still be acked. Once this was false it stays false.
 
-        Gives up if the broker has closed the channel.
+        Asks the library, and gives up if the broker has closed the channel. That costs
+        more than a small batch, so batches use `is_closed`.
         """
         if self._channel.is_closed and self._state is not ConsumerState.CLOSED:
             self.give_up(close_reason(self._channel) or "the broker closed the channel")
@@ -430,7 +436,7 @@ class Consumer:
         if self._waiting_bytes > self._limits.waiting_bytes and len(self._waiting) > 1:
             self._limit_waiting()
         now_s = time.monotonic()
-        if not self._unsettled:
+        if self._last_tag == self._acked_tag:
             self._moved_s = now_s
         self._last_tag = deliveries[-1].tag
         self._arrivals.append((self._last_tag, now_s))
@@ -473,7 +479,8 @@ class Consumer:
         taken = self._waiting[:count]
         del self._waiting[:count]
         self._waiting_bytes -= sum([len(delivery.body) for delivery in taken])
-        if self.is_draining and self._waiting_bytes <= self._limits.waiting_bytes:
+        is_draining = self._state >= ConsumerState.DRAINING
+        if is_draining and self._waiting_bytes <= self._limits.waiting_bytes:
             self._reader.resume(self._channel.number)
         return taken
 
@@ -547,18 +554,20 @@ class Consumer:
         """
         if tag <= self._acked_tag:
             return True
-        if not self.is_alive():
+        if self._state is ConsumerState.CLOSED:
             return False
         self._acked_tag = tag
         self._moved_s = time.monotonic()
-        if not self.is_draining and not self._send_ack_soon(tag):
+        is_draining = self._state >= ConsumerState.DRAINING
+        if not is_draining and not self._send_ack_soon(tag):
             self.give_up(CONNECTION_LOST)
             return False
         while self._arrivals and self._arrivals[0][0] <= tag:
             self._arrivals.popleft()
         if self._published:
             self._published = {one for one in self._published if one > tag}
-        self._note_settled()
+        if is_draining:
+            self._note_settled()
         return True
 
     def _note_settled(self) -> None:
@@ -623,6 +632,7 @@ class Consumer:
             return True
         # The broker closes the connection when it receives an ack on a closed channel.
         if self._channel.is_closed or not self._channel.connection.is_opened:
+            self._changed.set()  # the session looks at once what was lost
             return False
         return self._connection.write(self._render_acks())
 

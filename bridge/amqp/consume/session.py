@@ -161,7 +161,7 @@ class IntakeSession:
 
     def is_alive(self) -> bool:
         """
-        Whether deliveries of this session can still be acked.
+        Whether deliveries of this session can still be acked; asks the library.
 
         Once this was false it stays false, because the caller drops its batch. If a
         session went on without settling that batch, its queue would stand still.
@@ -449,10 +449,12 @@ class IntakeSession:
             False if the broker redelivers some of it instead.
 
         """
-        if not self.is_alive():
+        if self._state is SessionState.ENDED:
             return False
-        acked = [consumer.ack(tag) for consumer, tag in batch.last_tags]
-        if not all(acked):
+        is_acked = True
+        for consumer, tag in batch.last_tags:
+            is_acked &= consumer.ack(tag)
+        if not is_acked:
             return False
         if batch.ended_queues:
             self._ended_queues += batch.ended_queues
@@ -460,10 +462,18 @@ class IntakeSession:
         return True
 
     def is_current(self, batch: Batch) -> bool:
-        """Whether all of `batch` can still be acked."""
-        return self.is_alive() and all(
-            consumer.is_alive() for consumer, _ in batch.last_tags
-        )
+        """
+        Whether all of `batch` can still be acked, as far as is known.
+
+        This is asked before each write, so it reads states only. `watch` and `maintain`
+        set them at once when the library reports a loss, or when an ack cannot be sent.
+        """
+        if self._state is SessionState.ENDED:
+            return False
+        for consumer, _ in batch.last_tags:  # noqa: SIM110 - a generator costs twice as much
+            if consumer.is_closed:
+                return False
+        return True
 
     def put_back(self, batch: Batch) -> int:
         """

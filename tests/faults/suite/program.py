@@ -244,7 +244,7 @@ def trust_clock() -> None:
     """Judge ages by the wall clock alone: a jump deletes what it makes look old."""
 
     def read(self: SteadyClock) -> ClockReading:
-        return ClockReading(self._wall())
+        return ClockReading(self.wall_s())
 
     SteadyClock.read = read  # type: ignore[method-assign] # the defect
 

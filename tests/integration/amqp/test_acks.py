@@ -61,6 +61,25 @@ async def test_acks_of_small_batches_are_sent_together(
     assert [tag_of(frame) for frame in connection.frames] == [2, 12, 14]
 
 
+async def test_an_ack_that_cannot_be_sent_wakes_the_session(
+    raw: Raw, names: BrokerNames, consuming: IntakeMaker
+) -> None:
+    """Batches read states only, so a loss must not wait for the next look of the session."""
+    async with consuming():
+        pass  # it declares the queue
+    consumer = consumer_on(raw, names.inbound_queue())
+    await consumer.start()
+    consumer._on_deliveries([Delivery(1, False, b"", b"ann", b"", b"{}", "q")])  # noqa: FBT003 - a field
+    await raw.channel.close()
+    await eventually(consumer._changed.is_set)
+    consumer._changed.clear()
+
+    assert consumer.ack(1)
+
+    await eventually(consumer._changed.is_set)
+    assert not consumer.is_alive()
+
+
 async def test_held_deliveries_are_left_out_of_acks_until_they_are_acked(
     raw: Raw, names: BrokerNames, consuming: IntakeMaker
 ) -> None:

@@ -70,7 +70,7 @@ def test_messages_sent_together_are_joined_into_one_write(count: int) -> None:
         for offset in range(1, count + 1)
     ]
 
-    joined = encode_messages(messages, epoch="e", now=ClockReading(0))
+    joined = encode_messages(messages, epoch="e", read_clock=lambda: ClockReading(0))
 
     packets = [b'42["message",%d,"e-%d"]' % (n, n) for n in range(1, count + 1)]
     assert joined.packets == list(enumerate(packets, start=1))
