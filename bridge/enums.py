@@ -209,6 +209,10 @@ class Refusal(_ExplainedEnum):
         "too_many_windows",
         "the user or the address has too many windows open",
     )
+    TOO_MANY_ATTEMPTS = (
+        "too_many_attempts",
+        "too many invalid tokens came from this address: connect again later",
+    )
     BAD_REQUEST = "bad_request", "the bridge cannot read the value of auth"
     NOT_AVAILABLE = "not_available", "the inbox store cannot be reached now"
     DRAINING = "draining", "this bridge is shutting down: connect again"
@@ -220,6 +224,7 @@ class Refusal(_ExplainedEnum):
             Refusal.TOKEN_NOT_YET_VALID,
             Refusal.KEYS_UNAVAILABLE,
             Refusal.TOO_MANY_WINDOWS,
+            Refusal.TOO_MANY_ATTEMPTS,
             Refusal.NOT_AVAILABLE,
             Refusal.DRAINING,
         }

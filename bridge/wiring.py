@@ -22,6 +22,7 @@ from bridge.amqp.queues import QueueInspector
 from bridge.amqp.shards.layout import ShardPlan
 from bridge.auth.jwt import TokenRules, TokenVerifier
 from bridge.auth.key_set import KeySet
+from bridge.auth.limited_verifier import LimitedVerifier
 from bridge.clock import SteadyClock
 from bridge.core.broker_names import BrokerNames
 from bridge.core.client_address import parse_networks
@@ -115,7 +116,7 @@ class Components:
         self.sockets = SocketIOServer(
             socket_options(settings),
             inbox=inbox,
-            verifier=self.verifier,
+            verifier=LimitedVerifier(self.verifier) if self.verifier else None,
             metrics=metrics,
             clock=clock,
             journal=journal,

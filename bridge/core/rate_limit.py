@@ -19,6 +19,10 @@ class TokenBucket:
     tokens: float
     updated_s: float
 
+    def has_token(self, now_s: float) -> bool:
+        """Return whether `take` would succeed at `now_s`."""
+        return self.tokens + (now_s - self.updated_s) * self.per_second >= 1
+
     def take(self, now_s: float) -> bool:
         """Use one token; return false if none is left at `now_s`."""
         tokens = self.tokens + (now_s - self.updated_s) * self.per_second

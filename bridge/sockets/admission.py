@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from bridge.auth.jwt import TokenVerifier
+from bridge.auth.limited_verifier import LimitedVerifier
 from bridge.core import packets
 from bridge.core.identity import (
     ConnectOptions,
@@ -28,7 +28,7 @@ from bridge.enums import Refusal
 from bridge.errors import KeysUnavailableError, RefusedError, StoreUnavailableError
 from bridge.inbox.contract import InboxReader
 from bridge.metrics import Metrics
-from bridge.sockets.engineio.session import EngineSession
+from bridge.sockets.engineio.session import CloseReason, EngineSession
 from bridge.sockets.options import SocketOptions
 from bridge.sockets.replay import Replayer
 from bridge.sockets.rooms import Rooms
@@ -36,6 +36,8 @@ from bridge.sockets.window import Window, window_of
 
 log = structlog.get_logger(__name__)
 
+# A page connects again with a new token; the stock client opens a new session for that.
+_REFUSALS_MAX: Final = 5
 _ALREADY_CONNECTED: Final = "this session is connected already"
 
 
@@ -58,7 +60,7 @@ class Admission:
         rooms: Rooms,
         replayer: Replayer,
         inbox: InboxReader,
-        verifier: TokenVerifier | None,
+        verifier: LimitedVerifier | None,
         metrics: Metrics,
     ) -> None:
         self.refused_origins = RefusedOrigins()
@@ -69,6 +71,8 @@ class Admission:
         self._verifier = verifier
         self._metrics = metrics
         self._is_open = True
+        # How often each session without a client was refused.
+        self._refusals: dict[EngineSession, int] = {}
 
     def apply(self, options: SocketOptions) -> None:
         """Use reloaded options for new windows."""
@@ -113,7 +117,7 @@ class Admission:
             raise RefusedError(Refusal.BAD_REQUEST, _ALREADY_CONNECTED)
 
     async def _authenticate(
-        self, session: EngineSession, options: ConnectOptions, verifier: TokenVerifier
+        self, session: EngineSession, options: ConnectOptions, verifier: LimitedVerifier
     ) -> Identity:
         token, request = options.token, session.request
         if token is None and request is not None:
@@ -122,7 +126,7 @@ class Admission:
             )
         if not token:
             raise RefusedError(Refusal.TOKEN_MISSING)
-        return await verifier.verify(token)
+        return await verifier.verify(token, address=session.counted_as)
 
     async def admit(
         self, session: EngineSession, identity: Identity, options: ConnectOptions
@@ -201,9 +205,15 @@ class Admission:
         log.debug("window.refused", code=code, address=session.address)
         data: dict[str, object] = {"code": code, "temporary": code.is_temporary}
         session.send(packets.connect_error(namespace, text or code.explanation, data))
+        if session.client is not None or session.is_closed:
+            return  # the rate limit of its packets applies
+        count = self._refusals[session] = self._refusals.get(session, 0) + 1
+        if count >= _REFUSALS_MAX:
+            session.close(CloseReason.SERVER_DISCONNECT)
 
     def leave(self, session: EngineSession) -> Window | None:
         """Remove the window over a closed session from its room, and return it."""
+        self._refusals.pop(session, None)
         window = session.detach()
         if not isinstance(window, Window):
             return None

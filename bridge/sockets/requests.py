@@ -2,9 +2,9 @@
 
 from collections.abc import Coroutine
 from time import time
-from typing import Any
+from typing import Any, Final
 
-from bridge.auth.jwt import TokenVerifier
+from bridge.auth.limited_verifier import LimitedVerifier
 from bridge.core import packets
 from bridge.core.identity import ConnectOptions, Identity
 from bridge.core.journal import Journal
@@ -25,6 +25,11 @@ from bridge.sockets.admission import Admission
 from bridge.sockets.engineio.session import EngineSession, Work
 from bridge.sockets.window import Window, window_of
 
+_REFRESH_ERRORS: Final = {
+    Refusal.TOKEN_EXPIRED: EventError.TOKEN_EXPIRED,
+    Refusal.TOO_MANY_ATTEMPTS: EventError.NOT_AVAILABLE,
+}
+
 
 class WindowRequests:
     """Processes events of windows; the reply holds an `EventRefusedError`."""
@@ -32,7 +37,7 @@ class WindowRequests:
     def __init__(
         self,
         inbox: InboxReader,
-        verifier: TokenVerifier | None,
+        verifier: LimitedVerifier | None,
         *,
         admission: Admission,
         journal: Journal,
@@ -125,13 +130,11 @@ class WindowRequests:
                 EventError.TOKEN_INVALID, "the token is not a string"
             )
         try:
-            identity = await self._verifier.verify(argument)
-        except RefusedError as exc:
-            code = (
-                EventError.TOKEN_EXPIRED
-                if exc.code is Refusal.TOKEN_EXPIRED
-                else EventError.TOKEN_INVALID
+            identity = await self._verifier.verify(
+                argument, address=window.session.counted_as
             )
+        except RefusedError as exc:
+            code = _REFRESH_ERRORS.get(exc.code, EventError.TOKEN_INVALID)
             raise EventRefusedError(code, str(exc)) from exc
         except KeysUnavailableError as exc:
             raise EventRefusedError(

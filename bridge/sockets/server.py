@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from bridge.auth.jwt import TokenVerifier
+from bridge.auth.limited_verifier import LimitedVerifier
 from bridge.clock import SteadyClock
 from bridge.core import packets
 from bridge.core.journal import Journal
@@ -59,7 +59,7 @@ class SocketIOServer:
         options: SocketOptions,
         *,
         inbox: InboxReader,
-        verifier: TokenVerifier | None,
+        verifier: LimitedVerifier | None,
         metrics: Metrics,
         clock: SteadyClock | None = None,
         journal: Journal | None = None,
@@ -93,6 +93,7 @@ class SocketIOServer:
             engine=self.engine,
             close=self.close_window,
         )
+        self._verifier = verifier
         self._admission = Admission(
             options,
             rooms=self.rooms,
@@ -125,6 +126,10 @@ class SocketIOServer:
         self._replayer.catch_up(window)
 
     # --- sessions (the methods of SessionHandler)
+
+    def is_suspended(self, address: str) -> bool:
+        """Return whether an address has presented too many invalid tokens."""
+        return self._verifier is not None and self._verifier.is_suspended(address)
 
     def message_received(self, session: EngineSession, text: str) -> Work | None:
         """Process a packet; a returned coroutine delays the client's next packet."""

@@ -63,6 +63,7 @@ def test_only_refusals_that_may_pass_are_temporary() -> None:
         Refusal.TOKEN_NOT_YET_VALID,
         Refusal.KEYS_UNAVAILABLE,
         Refusal.TOO_MANY_WINDOWS,
+        Refusal.TOO_MANY_ATTEMPTS,
         Refusal.NOT_AVAILABLE,
         Refusal.DRAINING,
     }

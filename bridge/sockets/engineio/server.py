@@ -227,7 +227,9 @@ class EngineServer:
             return _plain(503, "shutting down, connect again", {"Retry-After": "1"})
         if self._is_at_limit(opening.counted_as):
             return _plain(
-                429, "too many windows from this address", {"Retry-After": "10"}
+                429,
+                "too many windows or invalid tokens from this address",
+                {"Retry-After": "10"},
             )
         if request.method != "GET" or request.query.getall("EIO", []) != ["4"]:
             return _plain(400, "only Engine.IO 4 is served, and GET opens a session")
@@ -322,7 +324,9 @@ class EngineServer:
         self.handler.session_closed(session, reason)
 
     def _is_at_limit(self, address: str) -> bool:
-        return self._by_address.get(address, 0) >= self.limits.sessions_per_address
+        count = self._by_address.get(address, 0)
+        is_full = count >= self.limits.sessions_per_address
+        return is_full or self.handler.is_suspended(address)
 
     async def _close_connections(self, _app: web.Application) -> None:
         for session in tuple(self.sessions.values()):

@@ -77,6 +77,9 @@ class SessionLimits:
 class SessionHandler(Protocol):
     """The layer above Engine.IO. No method raises."""
 
+    def is_suspended(self, address: str) -> bool:
+        """Return whether an address may not open sessions now."""
+
     def message_received(self, session: "EngineSession", text: str) -> Work | None:
         """Process a message; a returned coroutine delays the client's next packet."""
 

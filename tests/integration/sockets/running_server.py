@@ -14,6 +14,7 @@ from aiohttp import web
 from yarl import URL
 
 from bridge.auth.jwt import TokenRules, TokenVerifier
+from bridge.auth.limited_verifier import LimitedVerifier
 from bridge.clock import real_time
 from bridge.core.client_address import Network
 from bridge.core.message import Message
@@ -182,6 +183,7 @@ async def open_server(
     | None = None,
     slot: WorkerSlot | None = None,
     verifier: TokenVerifier | None = None,
+    failures_per_second: float = 10_000,
 ) -> AsyncIterator[RunningServer]:
     """
     Serve the public port on a free port of this machine until the block is left.
@@ -191,10 +193,13 @@ async def open_server(
     inbox = memory_inbox() if inbox is None else inbox
     metrics = Metrics()
     rules = TokenRules(algorithms=("HS256",), secrets=(SECRET,), leeway_s=LEEWAY_S)
+    limited = LimitedVerifier(
+        verifier or TokenVerifier(rules), failures_per_second=failures_per_second
+    )
     io = SocketIOServer(
         plan.options,
         inbox=inbox,
-        verifier=None if plan.is_open_mode else verifier or TokenVerifier(rules),
+        verifier=None if plan.is_open_mode else limited,
         metrics=metrics,
         slot=slot,
     )

@@ -7,7 +7,9 @@ import aiohttp
 import pytest
 import socketio
 
+from bridge.core.client_address import parse_networks
 from bridge.enums import Closing
+from tests.conftest import eventually
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import LIMIT_S, raw_poller, raw_window
 from tests.integration.sockets.running_server import Plan, RunningServer, open_server
@@ -135,3 +137,68 @@ async def test_a_flood_in_polling_bodies_is_closed_with_a_notice() -> None:
             await page.poll()
         with pytest.raises(AssertionError):
             await page.poll()
+
+
+# --- refused clients
+
+
+async def test_a_session_ends_after_a_few_refused_connects(
+    server: RunningServer,
+) -> None:
+    """Otherwise a client could try again at once and for ever, for a verification each."""
+    async with raw_window(server) as window:
+        for _ in range(5):
+            assert (await window.connect(token="forged")).startswith("44")
+
+        packets, _ = await window.ended()
+        assert packets == []
+    await eventually(lambda: not server.sessions())
+    assert not server.io._admission._refusals
+
+
+async def test_a_page_may_connect_with_a_new_token_on_the_same_session(
+    server: RunningServer,
+) -> None:
+    """A refusal is normal when a token has expired."""
+    async with raw_window(server) as window:
+        assert (await window.connect(token="forged")).startswith("44")
+        await window.join("alice")
+        await window.synced()
+
+
+async def test_an_address_with_many_invalid_tokens_must_wait() -> None:
+    """Verifying costs more than refusing, and guesses come by the thousand."""
+    plan = Plan(trusted_proxies=parse_networks(("127.0.0.0/8",)))
+    attacker = {"X-Forwarded-For": "2001:db8::1"}
+    neighbor = {"X-Forwarded-For": "2001:db8:0:1::1"}
+    async with open_server(plan, failures_per_second=0.001) as server:
+        async with raw_window(server, headers=attacker) as window:
+            await window.join("alice")
+            await window.synced()
+            async with raw_window(server, headers=attacker) as guesser:
+                assert "token_invalid" in await guesser.connect(token="forged")
+                answer = await guesser.connect(token="forged")
+                assert "too_many_attempts" in answer
+                assert '"temporary":true' in answer
+
+            # No other address of the network, no renewal and no new session.
+            await window.emit("bridge:refresh", "forged", packet_id=1)
+            assert (await window.answer(1))["code"] == "not_available"
+            async with (
+                aiohttp.ClientSession() as http,
+                http.get(
+                    server.socket_url(transport="polling"),
+                    headers={"X-Forwarded-For": "2001:db8::2"},
+                ) as response,
+            ):
+                assert response.status == 429
+        async with raw_window(server, headers=neighbor) as window:
+            await window.join("bob")
+
+
+async def test_valid_tokens_of_one_address_are_not_limited() -> None:
+    """After a restart all pages of an office reconnect at once."""
+    async with open_server(failures_per_second=0.5) as server:
+        for _ in range(10):
+            async with raw_window(server) as window:
+                await window.join("alice")
