@@ -39,6 +39,7 @@ _FRAME_HEAD_BYTES: Final = 7
 _FRAME_OVERHEAD_BYTES: Final = 8  # head and end octet
 _HEADER_HEAD_BYTES: Final = 19
 
+_CHANNEL_CLOSE: Final = 20 << 16 | 40
 _BASIC_DELIVER: Final = 60 << 16 | 60
 _BASIC_RETURN: Final = 60 << 16 | 50
 
@@ -183,6 +184,7 @@ class DeliveryReader(FrameReader):
         self._partials: dict[int, _PartialDelivery] = {}  # by channel
         self._source: asyncio.Transport | None = None
         self._paused_by: set[int] = set()  # channels
+        self._closed: set[int] = set()  # channels
 
     def set_transport(self, transport: asyncio.BaseTransport) -> None:
         """Remember the transport, so that reading can be paused."""
@@ -196,7 +198,16 @@ class DeliveryReader(FrameReader):
 
         `on_deliveries` runs inside the reading of bytes and must not block.
         """
+        self._closed.discard(channel)
         self._subscriptions[channel] = _Subscription(queue, on_deliveries)
+
+    def was_closed(self, channel: int) -> bool:
+        """
+        Return whether the broker has closed `channel` since its subscription.
+
+        The library reports that some turns of the event loop later, after its answer.
+        """
+        return channel in self._closed
 
     def unsubscribe(self, channel: int, on_deliveries: OnDeliveries) -> None:
         """
@@ -260,10 +271,14 @@ class DeliveryReader(FrameReader):
         if channel != self._found_on:
             self._switch_to(channel)
         removed_to = self._remove_complete(data, at, channel)
-        if removed_to == at and _METHOD_FRAME(data, at)[3] == _BASIC_DELIVER:
-            delivery = _parse_deliver(data, at, self._queue_of(channel))
-            self._partials[channel] = _PartialDelivery(delivery)
-            return stop
+        if removed_to == at:
+            method = _METHOD_FRAME(data, at)[3]
+            if method == _BASIC_DELIVER:
+                delivery = _parse_deliver(data, at, self._queue_of(channel))
+                self._partials[channel] = _PartialDelivery(delivery)
+                return stop
+            if method == _CHANNEL_CLOSE:
+                self._closed.add(channel)
         return removed_to
 
     def _remove_complete(self, data: bytes, at: int, channel: int) -> int:

@@ -18,8 +18,8 @@ keeps the order unless the next prefetch is smaller.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice, takewhile
@@ -163,6 +163,7 @@ class Consumer:
         self._metrics = metrics
         self._state = ConsumerState.STARTING
         self._loss: str | None = None  # why it gave up
+        self._has_failed_call = False
         self._consumer_tag: str | None = None
         self._drain_timer: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
@@ -246,7 +247,7 @@ class Consumer:
         number = self._channel.number
         self._reader.subscribe(number, self.queue, self._on_deliveries)
         doing = f"consume {self.queue}"
-        async with self._connection.call(doing):
+        async with self._call(doing):
             await self._channel.basic_qos(
                 prefetch_count=self.prefetch_count, global_=False
             )
@@ -322,7 +323,7 @@ class Consumer:
         can_receive = self.is_single_active and self._state < ConsumerState.DISCARDING
         if can_receive and not self.was_cancelled:
             doing = f"drain {self.queue}"
-            async with self._connection.call(doing):
+            async with self._call(doing):
                 # A second consumer, which receives nothing, passes through the queue's
                 # log behind our acks. When the broker answers it, the deliveries that
                 # those acks allowed are on their way to the channel. When the broker
@@ -530,12 +531,29 @@ class Consumer:
 
     async def _confirm(self, *, within_s: float) -> None:
         doing = f"confirm the consumer of {self.queue}"
-        async with broker_call(doing, timeout_s=within_s):
+        async with self._call(doing, within_s=within_s):
             reply = await self._channel.queue_declare(self.queue, passive=True)
         if not reply.consumer_count:
             # A node that cannot reach the queue's leader answers this. The leader may
             # have given the queue to another consumer, unknown to this channel.
             raise BrokerUnavailableError(doing, "its leader does not answer")
+
+    @asynccontextmanager
+    async def _call(
+        self, doing: str, *, within_s: float | None = None
+    ) -> AsyncIterator[None]:
+        """Wrap calls on the channel, which the library closes after a call that failed."""
+        limited = (
+            self._connection.call(doing)
+            if within_s is None
+            else broker_call(doing, timeout_s=within_s)
+        )
+        try:
+            async with limited:
+                yield
+        except BaseException:
+            self._has_failed_call = True
+            raise
 
     # --- acks
 
@@ -631,10 +649,20 @@ class Consumer:
         if self._sent_ack_tag == self._acked_tag and not self._late_tags:
             return True
         # The broker closes the connection when it receives an ack on a closed channel.
-        if self._channel.is_closed or not self._channel.connection.is_opened:
+        if self._is_channel_closing or not self._channel.connection.is_opened:
             self._changed.set()  # the session looks at once what was lost
             return False
         return self._connection.write(self._render_acks())
+
+    @property
+    def _is_channel_closing(self) -> bool:
+        """
+        Whether either side has begun to close the channel.
+
+        `is_closed` of the library becomes true only when the close is complete.
+        """
+        was_closed = self._reader.was_closed(self._channel.number)
+        return was_closed or self._has_failed_call or self._channel.is_closed
 
     def _render_acks(self) -> bytes:
         """Return the acks that wait, and count them as sent."""

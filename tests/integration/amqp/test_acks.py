@@ -12,7 +12,7 @@ from tests.integration.amqp.conftest import (
     RecordingConnection,
     consumer_on,
 )
-from tests.unit.amqp.wire import content, deliver
+from tests.unit.amqp.wire import content, deliver, method, short
 
 
 def tag_of(frame: bytes) -> int:
@@ -155,10 +155,14 @@ async def test_only_some_deliveries_can_be_held(raw: Raw, names: BrokerNames) ->
     assert [consumer.hold(each) for each in deliveries] == [True] * 10 + [False] * 2
 
 
-async def test_a_waiting_ack_is_not_sent_on_a_closed_channel(
+async def test_a_waiting_ack_is_not_sent_once_the_broker_closes_the_channel(
     raw: Raw, names: BrokerNames, consuming: IntakeMaker
 ) -> None:
-    """The broker would close the connection, and with it the consumers of all shards."""
+    """
+    The broker would close the connection, and with it the consumers of all shards.
+
+    The library answers the broker before it reports the channel as closed.
+    """
     async with consuming():
         pass
     connection = RecordingConnection()
@@ -166,8 +170,28 @@ async def test_a_waiting_ack_is_not_sent_on_a_closed_channel(
     await consumer.start()
     consumer._on_deliveries([Delivery(1, False, b"", b"ann", b"", b"{}", "q")])  # noqa: FBT003 - a field
     assert consumer.ack(1)
+    reason = b"\x01\x94" + short(b"NOT_FOUND") + b"\0" * 4
+    connection.reader.feed_data(method(raw.channel.number, 40, reason, class_id=20))
 
-    await raw.channel.close()
+    assert not consumer.flush_acks()
+    assert not connection.frames
+
+
+async def test_an_ack_is_not_sent_after_a_call_that_failed(
+    raw: Raw, names: BrokerNames, consuming: IntakeMaker
+) -> None:
+    """The library closes a channel whose call was cancelled or took too long."""
+    async with consuming():
+        pass
+    connection = RecordingConnection()
+    consumer = consumer_on(raw, names.inbound_queue(), connection)
+    await consumer.start()
+    consumer._on_deliveries([Delivery(1, False, b"", b"ann", b"", b"{}", "q")])  # noqa: FBT003 - a field
+    confirming = asyncio.create_task(consumer.confirm())
+    await asyncio.sleep(0)
+    confirming.cancel()
+    await asyncio.wait({confirming})
+    consumer.ack(1)
 
     assert not consumer.flush_acks()
     assert not connection.frames
