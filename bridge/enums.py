@@ -214,6 +214,11 @@ class Refusal(_ExplainedEnum):
         "too many invalid tokens came from this address: connect again later",
     )
     BAD_REQUEST = "bad_request", "the bridge cannot read the value of auth"
+    BINARY_NOT_SUPPORTED = (
+        "binary_not_supported",
+        "binary data is not supported: use the parser that is built into the client, not "
+        "msgpack",
+    )
     NOT_AVAILABLE = "not_available", "the inbox store cannot be reached now"
     DRAINING = "draining", "this bridge is shutting down: connect again"
 
@@ -260,12 +265,21 @@ class Closing(_ExplainedEnum):
     )
     KICKED = "kicked", "an operator closed the user's windows"
     FLOODING = "flooding", "the window sent too many events"
+    BINARY_NOT_SUPPORTED = (
+        "binary_not_supported",
+        "the window sent binary data (a Buffer, ArrayBuffer or Blob): send JSON",
+    )
     UNAVAILABLE = "unavailable", "the inbox could not be read; the window reconnects"
 
     @property
     def reconnect(self) -> bool:
         """Whether the page should connect again at once."""
-        return self in {Closing.SLOW, Closing.DRAINING, Closing.UNAVAILABLE}
+        return self in {
+            Closing.SLOW,
+            Closing.DRAINING,
+            Closing.BINARY_NOT_SUPPORTED,
+            Closing.UNAVAILABLE,
+        }
 
 
 class SyncReason(_ExplainedEnum):

@@ -16,7 +16,9 @@ import orjson
 from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Stored
 
-_TEXT_FRAME: Final = 0x81  # FIN and opcode 1, RFC 6455 section 5.2
+# FIN and opcode, RFC 6455 section 5.2.
+_TEXT_FRAME: Final = 0x81
+_BINARY_FRAME: Final = 0x82
 _HEAD_8: Final = Struct(">BB").pack
 _HEAD_16: Final = Struct(">BBH").pack
 _HEAD_64: Final = Struct(">BBQ").pack
@@ -43,6 +45,11 @@ def text_frame(payload: bytes) -> bytes:
     if length < 1 << 16:
         return _HEAD_16(_TEXT_FRAME, 126, length) + payload
     return _HEAD_64(_TEXT_FRAME, 127, length) + payload
+
+
+def short_binary_frame(payload: bytes) -> bytes:
+    """Return `payload`, 126 to 65535 bytes, as one WebSocket binary frame."""
+    return _HEAD_16(_BINARY_FRAME, 126, len(payload)) + payload
 
 
 class EncodedMessages:

@@ -15,8 +15,9 @@ from typing import Final
 import orjson
 
 from bridge.core.json_text import parse_json_exactly
+from bridge.enums import Refusal
 
-_DIGITS: Final = re.compile(r"[0-9]{1,16}")
+_DIGITS: Final = re.compile(r"[0-9]{1,100}")
 
 
 class PacketType(IntEnum):
@@ -98,6 +99,36 @@ def event(name: str, data: object) -> str:
 def reply(packet_id: int, data: object) -> str:
     """Return the reply to the client's event with that id."""
     return f"3{packet_id}" + orjson.dumps([data]).decode()
+
+
+def is_binary(text: str) -> bool:
+    """Return whether a packet announces binary attachments (types 5 and 6)."""
+    return text.startswith(("5", "6"))
+
+
+def binary_refusal() -> bytes:
+    """
+    Return the refusal of a CONNECT, as a client with the msgpack parser reads it.
+
+    It sends all packets in binary, and can read no other answer.
+    """
+    code = Refusal.BINARY_NOT_SUPPORTED
+    return b"\x83%b\x04%b%b%b\x82%b%b%b\x82%b%b%b\xc2" % (
+        _msgpack("type"),
+        _msgpack("nsp"),
+        _msgpack("/"),
+        _msgpack("data"),
+        _msgpack("message"),
+        _msgpack(code.explanation),
+        _msgpack("data"),
+        _msgpack("code"),
+        _msgpack(code),
+        _msgpack("temporary"),
+    )
+
+
+def _msgpack(text: str) -> bytes:
+    return b"\xd9%c%b" % (len(text), text.encode())
 
 
 # The stock client does not reconnect automatically after this packet.

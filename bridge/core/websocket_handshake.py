@@ -24,7 +24,8 @@ _TARGET: Final = re.compile(
     r"GET /socket\.io/\?EIO=4&transport=websocket(?:&t=[A-Za-z0-9_.-]{1,32})? HTTP/1\.1"
 )
 # RFC 9110 section 5.6.2, and values without control characters.
-_HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x20-\x7e\t]*)")
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER: Final = re.compile(rf"({_TOKEN.pattern}):[ \t]*([\x20-\x7e\t]*)")
 _BODY_HEADERS: Final = frozenset({"content-length", "transfer-encoding", "expect"})
 
 
@@ -96,7 +97,18 @@ def websocket_key(headers: Mapping[str, str]) -> str | None:
     return key if is_valid else None
 
 
-def switching_protocols(key: str) -> bytes:
+def subprotocol(headers: Mapping[str, str]) -> str | None:
+    """
+    Return the subprotocol for the response: the first that the client names.
+
+    Clients fail a handshake whose response names none of those that they asked for. The
+    bridge uses none, as Node's server, and repeats the first.
+    """
+    name = headers.get("sec-websocket-protocol", "").partition(",")[0].strip(" \t")
+    return name if _TOKEN.fullmatch(name) else None
+
+
+def switching_protocols(key: str, protocol: str | None = None) -> bytes:
     """Return the HTTP response that accepts a handshake, without extensions."""
     accept = b64encode(sha1(key.encode() + _GUID, usedforsecurity=False).digest())
     return (
@@ -104,5 +116,10 @@ def switching_protocols(key: str) -> bytes:
         b"Upgrade: websocket\r\n"
         b"Connection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: %b\r\n"
-        b"Server: bridge\r\n\r\n" % accept
+        b"%b"
+        b"Server: bridge\r\n\r\n"
+        % (
+            accept,
+            b"Sec-WebSocket-Protocol: %b\r\n" % protocol.encode() if protocol else b"",
+        )
     )

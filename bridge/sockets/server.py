@@ -20,7 +20,7 @@ from bridge.core import packets
 from bridge.core.journal import Journal
 from bridge.core.packets import Packet, PacketType
 from bridge.core.worker_slot import WorkerSlot
-from bridge.enums import EVENT_CLOSING, EVENT_EXPIRING, Closing
+from bridge.enums import EVENT_CLOSING, EVENT_EXPIRING, Closing, Refusal
 from bridge.inbox.contract import InboxReader
 from bridge.logging import user_hash
 from bridge.metrics import Metrics
@@ -136,6 +136,9 @@ class SocketIOServer:
         window = window_of(session)
         if window is not None and window.is_proof_due:
             self._count_written(window, "the page sent a packet after it")
+        if packets.is_binary(text):
+            self.binary_received(session)
+            return None
         try:
             packet = packets.parse_packet(text)
         except ValueError:
@@ -164,6 +167,18 @@ class SocketIOServer:
         except Exception:
             log.exception("window.request_failed", kind=packet.type.name)
             session.close(CloseReason.TRANSPORT_ERROR, abort=True)
+
+    def binary_received(self, session: EngineSession) -> None:
+        """Close a window that sends binary data, or refuse a client that starts so."""
+        self._metrics.ignored.inc()
+        window = window_of(session)
+        if window is not None:
+            self.close_window(window, Closing.BINARY_NOT_SUPPORTED)
+        elif session.client is None:
+            self._metrics.refused.labels(code=Refusal.BINARY_NOT_SUPPORTED).inc()
+            session.send_binary(packets.binary_refusal())
+        else:  # in open mode, before `join`
+            session.close(CloseReason.TRANSPORT_ERROR)
 
     def take_expected_replies(self, session: EngineSession) -> int:
         """Return how many messages were written past the session since the last call."""

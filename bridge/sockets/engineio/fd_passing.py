@@ -21,7 +21,7 @@ from aiohttp import web
 from bridge.core.worker_slot import WorkerSlot
 from bridge.sockets.engineio.detach import detach_transport
 from bridge.sockets.engineio.listener import Listener, NewConnection
-from bridge.sockets.engineio.polling import read_body
+from bridge.sockets.engineio.polling import BodyError, read_body
 
 log = structlog.get_logger(__name__)
 
@@ -60,12 +60,12 @@ class ConnectionHandover:
         owner = self._slot.owner_of(request.query.get("sid", ""))
         if owner is None:
             return False
-        body = await read_body(request, max_bytes=max_body_bytes, timeout_s=_TIMEOUT_S)
-        if body is None:
-            return False
         try:
+            body = await read_body(
+                request, max_bytes=max_body_bytes, timeout_s=_TIMEOUT_S
+            )
             peer = await _connect(self._slot.sibling(owner).handover_socket)
-        except (OSError, TimeoutError):
+        except (BodyError, OSError, TimeoutError):
             return False
         with peer:
             transport = request.transport

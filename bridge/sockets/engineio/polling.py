@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import MutableMapping
 from contextlib import suppress
+from http import HTTPStatus
 from typing import ClassVar, Final
 from weakref import WeakValueDictionary
 
@@ -20,8 +21,8 @@ from bridge.sockets.engineio.websocket import CLOSE_TIMEOUT_S
 SEPARATOR: Final = "\x1e"
 # The Python client rejects a response with more (its Payload.max_decode_packets).
 _PACKETS_PER_POLL: Final = 16
-# A packet without meaning, for a poll that must end; packets here have an offset.
-_NOOP: Final = ("6", 0)
+# A packet without meaning, for a poll that must end.
+NOOP: Final = "6"
 
 
 class PollQueue:
@@ -183,7 +184,7 @@ class PollQueue:
                     async with asyncio.timeout(timeout_s):
                         await self._filled.wait()
             if self._pending is not ticket:
-                return [_NOOP]
+                return [(NOOP, 0)]
         finally:
             if self._pending is ticket:
                 self._pending = None
@@ -215,8 +216,15 @@ class PollQueue:
         self._is_kept_alive = is_kept_alive
         self._last_responses[connection] = self
 
-    def close(self) -> None:
-        """Accept no more packets and end every wait."""
+    def close(self, last_packet: str) -> None:
+        """
+        Accept no more packets and end every wait.
+
+        A pending poll gets `last_packet` if nothing else waits: the stock client drops the
+        messages that come with a close packet. A later poll gets what waits.
+        """
+        if self.is_polled and not self._packets and not self._is_closed:
+            self._packets.append((last_packet, 0))
         self._is_closed = True
         self._filled.set()
         self._drained.set()
@@ -229,21 +237,41 @@ class PollQueue:
             self._connection.abort()
 
 
+class BodyError(ValueError):
+    """A body cannot be read. `status` is the response."""
+
+    def __init__(self, status: HTTPStatus) -> None:
+        super().__init__(status.phrase)
+        self.status = status
+
+
 async def read_packets(
     request: web.BaseRequest, *, max_bytes: int, timeout_s: float
-) -> list[str] | None:
-    """Return the packets in the body; ``None`` if it cannot be read or is not UTF-8."""
+) -> list[str]:
+    """
+    Return the packets in the body.
+
+    Raises:
+        BodyError: As `read_body`, or if the body is not UTF-8.
+
+    """
     body = await read_body(request, max_bytes=max_bytes, timeout_s=timeout_s)
     try:
-        return None if body is None else body.decode().split(SEPARATOR)
-    except UnicodeDecodeError:
-        return None
+        return body.decode().split(SEPARATOR)
+    except UnicodeDecodeError as exc:
+        raise BodyError(HTTPStatus.BAD_REQUEST) from exc
 
 
 async def read_body(
     request: web.BaseRequest, *, max_bytes: int, timeout_s: float
-) -> bytes | None:
-    """Return the body; ``None`` if it is too large, too slow, truncated or corrupt."""
+) -> bytes:
+    """
+    Return the body.
+
+    Raises:
+        BodyError: If it is too large, too slow, truncated or corrupt.
+
+    """
     body = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
@@ -251,7 +279,7 @@ async def read_body(
             async for chunk in request.content.iter_any():
                 body += chunk
                 if len(body) > max_bytes:
-                    return None
-    except (TimeoutError, ConnectionError, web.RequestPayloadError):
-        return None
+                    raise BodyError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    except (TimeoutError, ConnectionError, web.RequestPayloadError) as exc:
+        raise BodyError(HTTPStatus.BAD_REQUEST) from exc
     return bytes(body)

@@ -8,14 +8,17 @@ all sessions. Responses and log lines never quote what a client sent.
 import asyncio
 import secrets
 from collections.abc import Mapping
+from http import HTTPStatus
 from time import monotonic
 from typing import Final
 
 from aiohttp import web
+from multidict import MultiMapping
 
 from bridge.clock import real_time
 from bridge.core.websocket_handshake import (
     Handshake,
+    subprotocol,
     switching_protocols,
     websocket_key,
 )
@@ -95,9 +98,7 @@ class EngineServer:
 
     def route(self, app: web.Application) -> None:
         """Serve the Engine.IO path in `app`; its shutdown closes all connections."""
-        app.router.add_get(_PATH, self._handle, allow_head=False)
-        app.router.add_post(_PATH, self._handle)
-        app.router.add_options(_PATH, self._handle)
+        app.router.add_route("*", _PATH, self._handle)
         app.on_shutdown.append(self._close_connections)
 
     def site(self, runner: web.BaseRunner, host: str, port: int) -> web.BaseSite:
@@ -190,34 +191,34 @@ class EngineServer:
         return response
 
     async def _respond(self, request: web.Request) -> web.Response:
-        query = request.query
-        if "j" in query:
-            # JSONP: a script element in any page could open a session.
-            return _plain(400, "JSONP is not served")
-        session = self.sessions.get(query["sid"]) if "sid" in query else None
-        if session is None and "sid" in query:
-            return _plain(400, "unknown session")
         if request.method == "OPTIONS":
             return _plain(200, "ok")
-        transport_name = query.get("transport", "polling")
-        if session is None:
+        query = request.query
+        transport_name = query.get("transport", "")
+        problem = _query_problem(query, transport_name)
+        if problem:
+            return _plain(400, problem)
+        if "sid" not in query:
             opening = self._policy.examine(request.remote, request.headers)
             return self._refusal(request, opening) or await self._open_session(
                 request, opening, transport_name
             )
+        session = self.sessions.get(query["sid"])
+        if session is None:
+            return _plain(400, "unknown session")
         return await self._serve_session(request, session, transport_name)
 
     async def _serve_session(
         self, request: web.Request, session: EngineSession, transport_name: str
     ) -> web.Response:
-        if request.method == "POST":
-            is_accepted = transport_name == "polling" and await session.post(request)
-            return _plain(200, "ok") if is_accepted else _plain(400, "invalid packets")
         if transport_name == "websocket":
             return self._upgrade(request, session)
         if session.transport_name == "websocket":
             return _plain(400, "this session uses a WebSocket")
-        packets = await session.poll(request)
+        if request.method == "POST":
+            status = await session.post(request)
+            return _plain(status, "ok" if status == HTTPStatus.OK else status.phrase)
+        packets = await session.poll(request) if request.method == "GET" else []
         return _packets(packets) if packets else _plain(400, "the session is closed")
 
     def _refusal(
@@ -231,8 +232,8 @@ class EngineServer:
                 "too many windows or invalid tokens from this address",
                 {"Retry-After": "10"},
             )
-        if request.method != "GET" or request.query.getall("EIO", []) != ["4"]:
-            return _plain(400, "only Engine.IO 4 is served, and GET opens a session")
+        if request.method != "GET":
+            return _plain(400, "GET opens a session")
         return None
 
     async def _open_session(
@@ -241,28 +242,29 @@ class EngineServer:
         if transport_name == "websocket":
             key = websocket_key(request.headers)
             if key is None:
-                return _plain(400, "not a WebSocket handshake")
+                return _invalid_handshake(request)
+            response = switching_protocols(key, subprotocol(request.headers))
             transport, received = detach_transport(request)
             if transport is not None:
                 self._new_session(opening).open_websocket(
-                    transport, response=switching_protocols(key), received=received
+                    transport, response=response, received=received
                 )
             return _not_sent()
-        if transport_name != "polling":
-            return _plain(400, "only websocket and polling are served")
         session = self._new_session(opening)
         session.open_polling()
         return _packets(await session.poll(request))
 
     def _upgrade(self, request: web.Request, session: EngineSession) -> web.Response:
         key = websocket_key(request.headers)
-        if key is None or not session.can_upgrade:
-            return _plain(400, "this session cannot be upgraded")
+        if key is None or request.method != "GET":
+            return _invalid_handshake(request)
+        response = switching_protocols(key, subprotocol(request.headers))
         transport, received = detach_transport(request)
         if transport is not None:
-            session.start_upgrade(
-                transport, response=switching_protocols(key), received=received
+            start = (
+                session.start_upgrade if session.can_upgrade else session.refuse_upgrade
             )
+            start(transport, response=response, received=received)
         return _not_sent()
 
     def _add_cors_headers(
@@ -300,7 +302,7 @@ class EngineServer:
             return False
         self._new_session(opening).open_websocket(
             transport,
-            response=switching_protocols(handshake.key),
+            response=switching_protocols(handshake.key, subprotocol(handshake.headers)),
             received=handshake.rest,
         )
         return True
@@ -336,6 +338,26 @@ class EngineServer:
 def _not_sent() -> web.Response:
     """Return a response for a connection that was detached from aiohttp."""
     return web.Response()
+
+
+def _query_problem(query: MultiMapping[str], transport_name: str) -> str | None:
+    if "j" in query:
+        # JSONP: a script element in any page could open a session.
+        return "JSONP is not served"
+    if query.getall("EIO", []) != ["4"]:
+        return "only Engine.IO 4 is served"
+    if transport_name not in {"polling", "websocket"}:
+        return "only the transports websocket and polling are served"
+    return None
+
+
+def _invalid_handshake(request: web.Request) -> web.Response:
+    if request.headers.get("Sec-WebSocket-Version", "13") != "13":
+        # RFC 6455 section 4.2.2.
+        return _plain(
+            426, "only WebSocket 13 is served", {"Sec-WebSocket-Version": "13"}
+        )
+    return _plain(400, "not a WebSocket handshake")
 
 
 def _packets(packets: list[str]) -> web.Response:

@@ -11,25 +11,33 @@ each idle window, so it holds as little as possible.
 """
 
 import asyncio
+from base64 import b64encode
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from enum import StrEnum
+from http import HTTPStatus
 from sys import intern
 from time import monotonic
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import orjson
 from aiohttp import web
 
-from bridge.core.frames import EncodedMessages, text_frame
+from bridge.core.frames import EncodedMessages, short_binary_frame, text_frame
 from bridge.core.rate_limit import TokenBucket
 from bridge.core.websocket import close_frame
 from bridge.enums import Closing
 from bridge.metrics import Metrics
 from bridge.sockets.engineio.handshake import OpeningRequest
-from bridge.sockets.engineio.polling import PollQueue, read_packets
+from bridge.sockets.engineio.polling import NOOP, BodyError, PollQueue, read_packets
 from bridge.sockets.engineio.upgrade import UpgradeHandshake
 from bridge.sockets.engineio.websocket import WebSocketTransport
+
+# How long a poll waits for packets while the client should end its polling. The stock
+# client waits for the end of its poll before it completes an upgrade.
+_UPGRADE_POLL_S: Final = 0.1
+# Packet types that a client never sends and that change nothing: open, upgrade, noop.
+_IGNORED_TYPES: Final = frozenset({"0", "5", NOOP})
 
 # The rest of the processing of a packet; it never raises.
 Work = Coroutine[Any, Any, None]
@@ -82,6 +90,9 @@ class SessionHandler(Protocol):
 
     def message_received(self, session: "EngineSession", text: str) -> Work | None:
         """Process a message; a returned coroutine delays the client's next packet."""
+
+    def binary_received(self, session: "EngineSession") -> None:
+        """Process a binary message, whose content is dropped."""
 
     def take_expected_replies(self, session: "EngineSession") -> int:
         """Return how many messages that bypassed the session were written since asked."""
@@ -241,6 +252,15 @@ class EngineSession:
         if not self.is_closed:
             self._write(b"4" + text.encode(), 0)
 
+    def send_binary(self, data: bytes) -> None:
+        """Send a binary message of 126 to 65535 bytes; a closed session drops it."""
+        if self.is_closed:
+            return
+        if self._websocket is not None:
+            self._websocket.transport.write(short_binary_frame(data))
+        elif self._queue is not None:
+            self._queue.put(f"b{b64encode(data).decode()}", 0)
+
     def send_encoded(self, messages: EncodedMessages) -> bool:
         """
         Send messages at once, all of them or none.
@@ -363,22 +383,20 @@ class EngineSession:
 
         """
         queue = self._queue
-        is_repeat = queue is not None and queue.is_repeat(request)
-        if queue is not None and not is_repeat:
-            self._report_received(queue.take_received())
-        if not is_repeat and (
-            self._websocket is not None or (self._upgrade and self._upgrade.is_probed)
-        ):
-            return ["6"]  # queued packets go to the WebSocket now
         if queue is None:  # closed at the end of an upgrade
             return []
+        is_repeat = queue.is_repeat(request)
+        if not is_repeat:
+            self._report_received(queue.take_received())
         limits = self._owner.limits
+        timeout_s: float = limits.ping_interval_s + limits.ping_timeout_s
+        is_upgrading = self._upgrade is not None and self._upgrade.is_probed
         respond = queue.repeat if is_repeat else queue.poll
         packets = await respond(
-            request, timeout_s=limits.ping_interval_s + limits.ping_timeout_s
+            request, timeout_s=_UPGRADE_POLL_S if is_upgrading else timeout_s
         )
-        if not packets and self.transport_name == "websocket":
-            return ["6"]  # the upgrade finished during this poll
+        if packets == [] and is_upgrading and not self.is_closed:
+            return [NOOP]
         if not packets:  # a second poll, a lost client, or no answer to pings
             self.close(CloseReason.TRANSPORT_CLOSE)
             return []
@@ -388,7 +406,7 @@ class EngineSession:
         if offset:
             self._owner.handler.messages_received(self, offset)
 
-    async def post(self, request: web.BaseRequest) -> bool:
+    async def post(self, request: web.BaseRequest) -> HTTPStatus:
         """
         Process the packets in a posted body.
 
@@ -396,19 +414,22 @@ class EngineSession:
         it is not processed again.
 
         Returns:
-            False if they are invalid or another POST is in progress, which no client
-            does. The session is closed then.
+            The status of the response. After a body that cannot be read, or while another
+            POST is in progress, which no client does, the session is closed.
 
         """
         timestamp = request.query.get("t")
         if timestamp is not None and timestamp == self._post_timestamp:
-            return True
-        is_accepted = not self._is_posting and await self._process_post(request)
-        if not is_accepted:
+            return HTTPStatus.OK
+        if self._is_posting:
+            status = HTTPStatus.BAD_REQUEST
+        else:
+            status = await self._process_post(request)
+        if status is not HTTPStatus.OK:
             self.close(CloseReason.TRANSPORT_ERROR)
-        return is_accepted
+        return status
 
-    async def _process_post(self, request: web.BaseRequest) -> bool:
+    async def _process_post(self, request: web.BaseRequest) -> HTTPStatus:
         limits = self._owner.limits
         self._is_posting = True
         try:
@@ -416,13 +437,15 @@ class EngineSession:
                 request, max_bytes=limits.max_packet_bytes, timeout_s=limits.connect_s
             )
             self._post_timestamp = request.query.get("t")
-            for packet in packets or ():
+            for packet in packets:
                 work = self._process_packet(packet)
                 if work is not None:
                     await work
+        except BodyError as exc:
+            return exc.status
         finally:
             self._is_posting = False
-        return packets is not None
+        return HTTPStatus.OK
 
     # --- upgrade
 
@@ -440,12 +463,31 @@ class EngineSession:
             transport,
             max_bytes=limits.max_packet_bytes,
             timeout_s=limits.connect_s,
-            on_probe=lambda: self._write(b"6", 0),
+            on_probe=self._end_poll,
             on_done=self._finish_upgrade,
         )
         transport.write(response)
         if received:
             upgrade.websocket.data_received(received)
+
+    def refuse_upgrade(
+        self, transport: asyncio.Transport, *, response: bytes, received: bytes
+    ) -> None:
+        """
+        Close another WebSocket than the one of this session.
+
+        The handshake succeeds, as with Node's server: clients treat a failed one as an
+        error of the network. The arguments are as in `open_websocket`.
+        """
+        websocket = WebSocketTransport(transport, self, max_bytes=0)
+        transport.write(response)
+        websocket.close(close_frame())
+        if received:
+            websocket.data_received(received)
+
+    def _end_poll(self) -> None:
+        if self._queue is not None and self._queue.is_polled:
+            self._queue.put(NOOP, 0)
 
     def _finish_upgrade(self, websocket: WebSocketTransport | None) -> None:
         self._upgrade = None
@@ -459,12 +501,12 @@ class EngineSession:
         received = queue.take_received() if queue else 0
         # Queued packets come first: from here on all packets go to the WebSocket.
         for packet, _ in queue.take_all() if queue else ():
-            if packet != "6":
+            if packet != NOOP:
                 websocket.transport.write(text_frame(packet.encode()))
         if self.is_closed:
             websocket.close(close_frame())  # after the last packets of the session
         if queue is not None:
-            queue.close()  # ends a poll that is still pending
+            queue.close(NOOP)  # ends a poll that is still pending
         self._report_received(received)
 
     # --- receiving
@@ -493,9 +535,12 @@ class EngineSession:
                 return self._owner.handler.message_received(self, packet[1:])
         elif packet_type == "1":
             self.close_for_client()
+        elif packet_type == "b":
+            self.binary_received()
         else:
             self.frame_ignored()
-            self.close(CloseReason.TRANSPORT_ERROR)
+            if packet_type not in _IGNORED_TYPES:
+                self.close(CloseReason.TRANSPORT_ERROR)
         return None
 
     def admit_frame(self) -> bool:
@@ -513,6 +558,10 @@ class EngineSession:
     def frame_ignored(self) -> None:
         """Count a frame or packet without meaning."""
         self._owner.metrics.ignored.inc()
+
+    def binary_received(self) -> None:
+        """Process a binary message, whose content is dropped."""
+        self._owner.handler.binary_received(self)
 
     def close_received(self) -> None:
         """
@@ -556,9 +605,9 @@ class EngineSession:
         """
         Close the session; closing it again does nothing.
 
-        Packets that were sent before still go out for a moment, unless `abort`: then the
-        connection is aborted at once. A client that does not read would otherwise keep the
-        connection and its buffer forever.
+        Packets that were sent before still go out for a moment, unless `abort`: then they
+        are dropped and the connection is aborted at once. A client that does not read
+        would otherwise keep the connection and its buffer forever.
         """
         if self.is_closed:
             return
@@ -566,7 +615,10 @@ class EngineSession:
         self.closed_s = monotonic()
         self._owner.session_closed(self, reason)
         if self._queue is not None:
-            self._queue.close()  # a poll may still fetch the last packets
+            if abort:
+                self._queue.take_all()
+            # A later poll may still fetch the last packets.
+            self._queue.close(NOOP if reason == CloseReason.CLIENT_DISCONNECT else "1")
         # An upgrade continues to its end: the stock client has paused its polling then and
         # would not notice that the new WebSocket is closed in the middle.
         if self._websocket is None:

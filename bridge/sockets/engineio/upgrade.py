@@ -61,6 +61,9 @@ class UpgradeHandshake:
     def frame_ignored(self) -> None:
         """Do nothing; never called, because `admit_frame` admits no frame."""
 
+    def binary_received(self) -> None:
+        """Do nothing; as above."""
+
     def close_received(self) -> None:
         """Do nothing: nothing was written but the probe."""
 

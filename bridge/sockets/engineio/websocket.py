@@ -48,7 +48,10 @@ class WebSocketHandler(Protocol):
         """Count a frame against the rate limit; false if the WebSocket was closed."""
 
     def frame_ignored(self) -> None:
-        """Count a frame without meaning, such as a pong or a binary message."""
+        """Count a frame without meaning, such as a pong."""
+
+    def binary_received(self) -> None:
+        """Process a binary message, whose content is dropped."""
 
     def close_received(self) -> None:
         """Process a close frame of a page that is alive; `connection_closed` follows."""
@@ -178,6 +181,8 @@ class WebSocketTransport(asyncio.Protocol):
         elif handler.admit_frame():
             if opcode == Opcode.PING:
                 self._answer_ping(payload)
+            elif opcode == Opcode.BINARY:
+                handler.binary_received()
             else:
                 handler.frame_ignored()
 

@@ -1,9 +1,8 @@
-// The official client, driven by a test: one JSON command a line in, one report a line out.
+// The official client in several versions, driven by a test: one JSON command a line in, one report a line out.
 // A report is [window, what, ...facts], in the order in which things happened.
 "use strict";
 
 const readline = require("node:readline");
-const { io } = require("socket.io-client");
 
 const sockets = new Map();
 
@@ -12,20 +11,29 @@ function report(...facts) {
 }
 
 const commands = {
-  open(name, url, options) {
-    const socket = io(url, { forceNew: true, ...options });
+  // `version` is one of the aliases in package.json, the newest by default.
+  open(name, url, { version, parser, ...options }) {
+    const io = require(version ? `socket.io-client-${version}` : "socket.io-client");
+    const settings = { forceNew: true, ...options };
+    if (parser) settings.parser = require(`socket.io-${parser}-parser`);
+    const socket = version === "2.5" ? io(url, settings) : io.io(url, settings);
     sockets.set(name, socket);
     socket.io.on("open", () => {
       socket.io.engine.on("upgrade", (transport) => report(name, "upgrade", transport.name));
     });
     socket.on("connect", () => {
       const transport = socket.io.engine.transport.name;
-      report(name, "connect", { id: socket.id, recovered: socket.recovered, transport });
+      report(name, "connect", {
+        id: socket.id,
+        recovered: socket.recovered ?? null,
+        transport,
+      });
     });
     socket.on("disconnect", (reason) => report(name, "disconnect", reason));
     socket.on("connect_error", (error) => {
       report(name, "connect_error", { message: error.message, data: error.data ?? null });
     });
+    if (version === "2.5") return; // it has no `onAny`
     socket.onAny((event, ...args) => report(name, "event", event, ...args));
   },
   emit(name, event, ...args) {

@@ -19,7 +19,7 @@ from tests.integration.sockets.raw_pages import (
     raw_window,
 )
 from tests.integration.sockets.running_server import Plan, RunningServer, open_server
-from tests.integration.sockets.test_messages import options
+from tests.integration.sockets.test_messages import TRANSPORTS, options
 from tests.tokens import token
 
 
@@ -54,6 +54,10 @@ async def still_serves(
         "41/other,",
         "3",
         "3probe",
+        "0{}",
+        "5",
+        "6",
+        '421["too long to be a number of JavaScript"]'.replace("1", "1" * 20),
     ],
 )
 async def test_unknown_events_are_ignored_and_the_window_stays(
@@ -77,10 +81,7 @@ async def test_unknown_events_are_ignored_and_the_window_stays(
     "packet",
     [
         "",
-        "0{}",
         "2",
-        "5",
-        "6",
         "7",
         "9nonsense",
         "x",
@@ -97,11 +98,10 @@ async def test_unknown_events_are_ignored_and_the_window_stays(
         "42\x00",
         "40{",
         "40[" * 100,
-        '451-["binary",{"_placeholder":true,"num":0}]',
         '459999999999-["binary"]',
         '461-1["binary ack"]',
         '45["binary"]',
-        "b4AAAA",
+        "bAAAA",
     ],
     ids=lambda packet: ascii(packet[:20]),
 )
@@ -123,30 +123,54 @@ async def test_invalid_packets_close_only_their_own_session(
     assert server.count("events_ignored_total") >= 1
 
 
-async def test_a_binary_frame_is_ignored_and_not_buffered(
-    server: RunningServer,
+@pytest.mark.parametrize("packet", [b"\x04", "451-[1]", "b4AAAA"])
+async def test_a_window_that_sends_binary_data_gets_a_notice_and_is_closed(
+    server: RunningServer, packet: bytes | str
 ) -> None:
-    """Binary frames carry attachments, which the bridge does not accept."""
+    """Attachments would have to be buffered until all of them are there."""
     async with raw_window(server) as window:
         await window.join("alice")
         await window.synced()
-        for _ in range(50):
-            await window.websocket.send_bytes(b"\x04" * 16_000)
+        if isinstance(packet, bytes):
+            await window.websocket.send_bytes(packet)
+        else:
+            await window.send(packet)
+        packets, _ = await window.ended()
 
-        await still_serves(server, window)
-    assert server.count("events_ignored_total") == 50
+    (notice,) = packets
+    assert json.loads(notice[2:])[1]["code"] == "binary_not_supported"
+    assert not server.windows("alice")
+    assert server.count("events_ignored_total") == 1
 
 
-async def test_the_official_client_cannot_make_the_bridge_buffer_binary_data(
-    server: RunningServer, pages: Pages
+@TRANSPORTS
+async def test_a_page_that_emits_binary_data_is_notified_and_recovers(
+    server: RunningServer, pages: Pages, transport: str
 ) -> None:
-    """A window that emits a Blob by mistake is closed; it reconnects and recovers."""
-    await pages.connected("page", server.url, **options("alice", "websocket"))
+    """As by mistake, with a Blob: the developer sees why."""
+    await pages.connected("page", server.url, **options("alice", transport))
 
     pages.command("send", "page", "upload", {"bytes": [1, 2, 3]}, {"bytes": [4]})
 
     again = await pages.until("page", "connect", count=2)
     assert again[0]["recovered"] is True
+    (notice,) = pages.data("page", "bridge:closing")
+    assert (notice["code"], notice["reconnect"]) == ("binary_not_supported", True)
+
+
+@TRANSPORTS
+async def test_a_client_with_the_msgpack_parser_is_refused_once(
+    server: RunningServer, pages: Pages, transport: str
+) -> None:
+    """It sends binary data only, and would reconnect forever without an answer."""
+    pages.open("page", server.url, parser="msgpack", **options("alice", transport))
+
+    (error,) = await pages.until("page", "connect_error")
+
+    assert error["data"] == {"code": "binary_not_supported", "temporary": False}
+    assert "msgpack" in error["message"]
+    await eventually(lambda: not server.sessions())
+    assert server.count("windows_refused_total", code="binary_not_supported") == 1
 
 
 async def test_a_frame_over_the_limit_is_refused_with_close_code_1009() -> None:

@@ -20,9 +20,7 @@ from tests.tokens import token
 # --- floods
 
 
-@pytest.mark.parametrize(
-    "kind", ["event", "pong", "websocket ping", "binary", "connect"]
-)
+@pytest.mark.parametrize("kind", ["event", "pong", "websocket ping", "connect"])
 async def test_a_window_that_floods_is_closed_with_a_notice(kind: str) -> None:
     """Any packet counts: all of them use the loop that serves the other windows."""
     async with (
@@ -43,8 +41,6 @@ async def test_a_window_that_floods_is_closed_with_a_notice(kind: str) -> None:
                         await window.send("3")
                     case "websocket ping":
                         await window.websocket.ping()
-                    case "binary":
-                        await window.websocket.send_bytes(b"x")
                     case "connect":
                         await window.send("40")
             except aiohttp.ClientConnectionResetError:

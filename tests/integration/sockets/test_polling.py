@@ -78,7 +78,7 @@ async def test_a_body_over_the_limit_is_refused(
         await page.join("alice")
         data = pieces() if chunked else b"x" * 16_385
         async with page.http.post(page.url, data=data) as response:
-            assert response.status == 400
+            assert response.status == 413
         assert not server.windows("alice")
 
 
@@ -204,9 +204,37 @@ async def test_two_concurrent_polls_close_the_session(
         async with http.get(page.url) as response:
             assert response.status == 400
 
-        with pytest.raises(AssertionError):
-            await first
+        assert await first == ["1"]
+        with pytest.raises(AssertionError, match="closed"):
+            await page.poll()
         assert not server.windows("alice")
+
+
+async def test_a_client_that_closes_its_session_gets_the_end_of_its_poll(
+    server: RunningServer,
+) -> None:
+    """A pending poll returns, and later ones are refused."""
+    async with raw_poller(server) as page:
+        await page.join("alice")
+        poll = asyncio.create_task(page.poll())
+        (window,) = server.windows("alice")
+        await eventually(lambda: is_polled(window.session))
+
+        assert await page.post("1") == 200
+
+        assert await poll == ["6"]
+        with pytest.raises(AssertionError, match="closed"):
+            await page.poll()
+
+
+async def test_a_poll_after_a_missing_pong_is_refused(server: RunningServer) -> None:
+    """The client must connect again, and does not learn it from an old ping."""
+    async with raw_poller(server) as page:
+        await page.join("alice")
+        server.tick(later_s=26)
+        server.tick(later_s=47)
+        with pytest.raises(AssertionError, match="closed"):
+            await page.poll()
 
 
 async def test_two_concurrent_posts_close_the_session(server: RunningServer) -> None:
@@ -239,9 +267,13 @@ async def test_a_session_has_at_most_one_websocket(server: RunningServer) -> Non
         async with raw_window(server, sid=page.sid) as first:
             await first.send("2probe")
             assert await first.receive() == "3probe"
-            with pytest.raises(aiohttp.WSServerHandshakeError):
-                async with raw_window(server, sid=page.sid):
-                    pass
+            async with raw_window(server, sid=page.sid) as second:
+                assert (await second.ended())[0] == []
+            await first.send("5")
+            await server.store("alice", 1)
+            assert '42["message",1' in await first.receive()
+            async with raw_window(server, sid=page.sid) as third:
+                assert (await third.ended())[0] == []
 
 
 @pytest.mark.parametrize("answer", ["nonsense", "2", "42[]", None])

@@ -225,13 +225,15 @@ async def test_ambiguous_queries_are_parsed_once(
     [
         ("GET", "", 400),
         ("GET", "EIO=3&transport=polling", 400),
+        ("GET", "EIO=4", 400),
         ("GET", "EIO=4&transport=flashsocket", 400),
         ("GET", "EIO=4&transport=websocket", 400),
         ("POST", "EIO=4&transport=polling", 400),
-        ("HEAD", "EIO=4&transport=polling", 405),
-        ("PUT", "EIO=4&transport=polling", 405),
-        ("DELETE", "EIO=4&transport=polling", 405),
+        ("HEAD", "EIO=4&transport=polling", 400),
+        ("PUT", "EIO=4&transport=polling", 400),
+        ("DELETE", "EIO=4&transport=polling", 400),
         ("OPTIONS", "EIO=4&transport=polling", 200),
+        ("OPTIONS", "EIO=4&transport=polling&sid=unknown", 200),
     ],
 )
 async def test_invalid_requests_are_answered_and_leave_nothing_behind(

@@ -1,6 +1,7 @@
 """The upgrade from polling to a WebSocket when it stalls or the session is closed."""
 
 import asyncio
+import time
 
 from tests.integration.sockets.raw_pages import raw_poller, raw_window
 from tests.integration.sockets.running_server import RunningServer
@@ -48,3 +49,27 @@ async def test_a_window_closed_during_its_upgrade_gets_the_notice(
             packets, _ = await upgrade.ended()
     assert '"kicked"' in packets[0]
     assert packets[-1] == "41"
+
+
+async def test_polls_during_an_upgrade_do_not_return_at_once(
+    server: RunningServer,
+) -> None:
+    """A client whose upgrade gets stuck half-way would poll in a busy loop."""
+    async with raw_poller(server) as page:
+        await page.join("alice")
+        async with raw_window(server, sid=page.sid) as upgrade:
+            await upgrade.send("2probe")
+            assert await upgrade.receive() == "3probe"
+            began_s = time.monotonic()
+            for _ in range(3):
+                assert await page.poll() == ["6"]
+            assert time.monotonic() - began_s > 0.25
+
+            await server.store("alice", 1)
+            assert '42["message",1' in (await page.poll())[0]  # not held back
+            await upgrade.send("5")
+            await server.store("alice", 2)
+            assert '42["message",2' in await upgrade.receive()
+            assert await page.post("3") == 400  # only the WebSocket is used now
+            await server.store("alice", 3)
+            assert '42["message",3' in await upgrade.receive()

@@ -203,6 +203,34 @@ async def test_a_client_that_keeps_a_closing_connection_is_aborted(
         await eventually(lambda: server.connection_count == 0)
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_the_first_requested_subprotocol_is_accepted(
+    connection: RawTcp, *, is_whole: bool
+) -> None:
+    """A browser fails a handshake whose response names none of its subprotocols."""
+    request = ASK[:-2] + b"Sec-WebSocket-Protocol: chat, other\r\n\r\n"
+    if not is_whole:  # then aiohttp parses it
+        await connection.send(HEALTH)
+        await connection.receive_until(b"\r\n\r\n")
+    await connection.send(request)
+
+    response = await connection.receive_until(b"maxPayload")
+
+    assert b"\r\nSec-WebSocket-Protocol: chat\r\n" in response
+
+
+async def test_another_version_of_the_protocol_is_refused_with_ours(
+    connection: RawTcp,
+) -> None:
+    """RFC 6455 section 4.2.2."""
+    await connection.send(ASK.replace(b"Version: 13", b"Version: 8"))
+
+    response = await connection.receive_until(b"\r\n\r\n")
+
+    assert response.startswith(b"HTTP/1.1 426 ")
+    assert b"\r\nSec-WebSocket-Version: 13\r\n" in response
+
+
 async def test_a_closing_websocket_reads_until_the_client_replies(
     server: RunningServer, connection: RawTcp
 ) -> None:
