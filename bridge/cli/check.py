@@ -1,6 +1,9 @@
 """`bridge check`: check everything that `bridge run` needs."""
 
 import asyncio
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated
@@ -56,8 +59,12 @@ async def _check(settings: Settings, show: Callable[[CheckResult], None]) -> int
 
 
 def _show(result: CheckResult) -> None:
-    typer.echo(f"{result.status:<4} {result.subject}: {result.text}")
-    if result.fix:
+    line = f"{result.status:<4} {result.subject}: {result.text}"
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(line, width, subsequent_indent=" " * 5)
+    typer.echo(line)
+    if result.fix:  # never wrapped, so that it can be copied
         typer.echo(f"     fix: {result.fix}")
 
 

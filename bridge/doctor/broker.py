@@ -19,6 +19,11 @@ from bridge.amqp.permissions import (
 from bridge.amqp.topology import ComparisonState, Exchange, Queue, Topology, compare
 from bridge.core.broker_names import BrokerNames
 from bridge.doctor.certificates import check_certificate
+from bridge.doctor.permissions import (
+    grant_command,
+    least_permissions_command,
+    new_user_command,
+)
 from bridge.doctor.results import CheckResult, fail, ok, skip, warn
 from bridge.enums import ExitCode
 from bridge.errors import BrokerUnavailableError
@@ -90,7 +95,8 @@ async def check_broker(
                 async for result in _check_topology(connection, target):
                     yield result
     except BrokerUnavailableError as exc:
-        yield fail(target.subject, str(exc), exit_code=ExitCode.UNREACHABLE)
+        fix = _unreachable_fix(target.url, exc)
+        yield fail(target.subject, exc.problem, fix=fix, exit_code=ExitCode.UNREACHABLE)
 
 
 def check_version(subject: str, product: str, version: str) -> CheckResult:
@@ -118,13 +124,7 @@ def check_permissions(
     may_do_anything: bool,
 ) -> CheckResult:
     """Name the rights the user lacks, with the command that grants exactly those."""
-    vhost = url.path.removeprefix("/") or "/"
     user = url.user or "guest"
-    pattern = quote(f"^{re.escape(names.namespace)}\\.")
-    command = (
-        f"rabbitmqctl set_permissions --vhost {quote(vhost)} {quote(user)} "
-        f"{pattern} {pattern} {pattern}"
-    )
     subject = f"permissions of {user}"
     if lacks:
         by_right: dict[str, list[str]] = {}
@@ -133,11 +133,29 @@ def check_permissions(
         text = "; ".join(
             f"no {right} on {', '.join(by_right[right])}" for right in by_right
         )
-        return fail(subject, text, fix=command)
+        return fail(subject, text, fix=_grant_fix(names, url, user))
     if may_do_anything:
-        text = "configure, write and read, also outside the bridge's namespace"
-        return warn(subject, text, fix=f"{command}   # the least it needs")
+        text = f"configure, write and read, also outside of {names.namespace}.*"
+        fix = least_permissions_command(names.namespace, url)
+        return warn(subject, text, fix=fix)
     return ok(subject, f"configure, write and read on {names.namespace}.*")
+
+
+def _grant_fix(names: BrokerNames, url: URL, user: str) -> str:
+    if user == "guest":
+        return new_user_command(names.namespace, url)
+    command = grant_command(names.namespace, url, user=user)
+    return f"{command}   # replaces its other permissions there"
+
+
+def _unreachable_fix(url: URL, exc: BrokerUnavailableError) -> str:
+    if "refused; is RabbitMQ running" not in exc.problem:
+        return (
+            "correct BRIDGE_AMQP_URL; on the broker: rabbitmq-diagnostics -q listeners"
+        )
+    if is_loopback(url.host or ""):
+        return f"docker run -d -p {url.port or 5672}:5672 rabbitmq:4   # or: sudo systemctl start rabbitmq-server"
+    return f"sudo systemctl start rabbitmq-server   # on {url.host}"
 
 
 def _check_tls(url: URL, certificate_end_s: float | None) -> CheckResult:

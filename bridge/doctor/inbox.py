@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from bridge.core.redis_address import is_redis
+from bridge.core.redis_address import is_redis, parse_redis
 from bridge.doctor.results import CheckResult, fail, ok, warn
 from bridge.enums import ExitCode
 from bridge.errors import ConfigError, StoreInUseError, StoreUnavailableError
+from bridge.settings.checks import is_loopback
 from bridge.settings.model import Settings
 from bridge.wiring import inbox_of
 
@@ -22,8 +23,15 @@ _NETWORK: Final = frozenset(
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 
 
-async def check_inbox(settings: Settings) -> CheckResult:
-    """Check that the store is writable, without creating a missing one."""
+async def check_inbox(settings: Settings, *, is_running: bool) -> CheckResult:
+    """
+    Check that the store is writable, without creating a missing one.
+
+    Args:
+        settings: They name the store.
+        is_running: Whether a bridge runs with these settings, and has the store open.
+
+    """
     inbox = inbox_of(settings)
     try:
         if not await inbox.exists():  # opening would create it
@@ -32,17 +40,35 @@ async def check_inbox(settings: Settings) -> CheckResult:
         await inbox.open()
         await inbox.check()
     except StoreInUseError as exc:
-        # A running bridge has the file open. Its readiness reports store problems.
-        return ok("inbox", exc.problem)
+        if is_running:  # its readiness reports problems of the store
+            return ok("inbox", f"{inbox.description} is open in the running bridge")
+        fix = "stop that bridge, or BRIDGE_INBOX=sqlite:ANOTHER-FILE"
+        return warn("inbox", exc.problem, fix=fix)
     except ConfigError as exc:
-        return fail("inbox", str(exc), exit_code=ExitCode.USAGE)
+        fix = (
+            "BRIDGE_INBOX=sqlite:/var/lib/bridge/inbox.sqlite3, or another path or URL"
+        )
+        return fail("inbox", str(exc), fix=fix, exit_code=ExitCode.USAGE)
     except StoreUnavailableError as exc:
         is_peer = is_redis(settings.inbox)
         exit_code = ExitCode.UNREACHABLE if is_peer else ExitCode.FAILED
-        return fail("inbox", str(exc), exit_code=exit_code)
+        fix = _redis_fix(settings) if is_peer else _FILE_FIX
+        return fail("inbox", str(exc), fix=fix, exit_code=exit_code)
     finally:
         await inbox.close()
     return ok("inbox", f"{inbox.description} is writable")
+
+
+def _redis_fix(settings: Settings) -> str:
+    node = parse_redis(settings.inbox).hosts[0]
+    if is_loopback(node.name):
+        return "sudo systemctl start redis-server   # or start another Redis there"
+    return (
+        f"redis-cli -h {node.name} -p {node.port} ping   # must answer PONG from here"
+    )
+
+
+_FILE_FIX: Final = "ls -ld the folder of BRIDGE_INBOX: the user of bridge run must be able to write there"
 
 
 def check_disk(settings: Settings, *, mounts: Path = _MOUNTS) -> Iterator[CheckResult]:

@@ -37,6 +37,12 @@ async def check_ports(settings: Settings) -> AsyncIterator[CheckResult]:
             yield await _check_port(setting, host, port)
 
 
+async def is_running(settings: Settings) -> bool:
+    """Return whether a bridge listens on the operator port of these settings."""
+    port = settings.operator_port
+    return port != 0 and await _is_bridge(settings.operator_host, port)
+
+
 async def check_running_bridge(settings: Settings) -> list[CheckResult]:
     """Ask the bridge that runs with these settings for readiness and refused origins."""
     if settings.operator_port == 0:
@@ -82,8 +88,16 @@ async def _check_port(setting: str, host: str, port: int) -> CheckResult:
             return ok(setting, f"a bridge already listens on {host}:{port}")
         # The error names the setting of the host instead, if the host is the problem.
         subject, _, text = str(address_error(exc, setting, host, port)).partition(": ")
-        return fail(subject, text)
+        return fail(subject, text, fix=_port_fix(setting, subject, port))
     return ok(setting, f"{host}:{port} is free")
+
+
+def _port_fix(setting: str, subject: str, port: int) -> str:
+    if subject != setting:
+        return f"{subject}=127.0.0.1, or 0.0.0.0 for all addresses of this machine"
+    return (
+        f"{setting}=PORT, or stop the program that `ss -ltnp 'sport = :{port}'` shows"
+    )
 
 
 def _try_bind(host: str, port: int) -> None:
@@ -115,7 +129,9 @@ async def _check_readiness(response: aiohttp.ClientResponse) -> CheckResult:
     if response.status == 200:
         return ok("running bridge", "is ready")
     reasons: list[str] = (await response.json())["reasons"]
-    return fail("running bridge", f"is not ready: {', '.join(reasons)}")
+    text = f"is not ready: {', '.join(reasons)}"
+    fix = "see the log of bridge run; it becomes ready when these causes are gone"
+    return fail("running bridge", text, fix=fix)
 
 
 async def _check_origins(response: aiohttp.ClientResponse) -> CheckResult:

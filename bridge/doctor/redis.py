@@ -47,7 +47,8 @@ def _version(facts: ServerFacts, address: RedisAddress) -> CheckResult:
     needed = MINIMUM_CLUSTER_VERSION if is_cluster else MINIMUM_VERSION
     if facts.version < needed:
         least = ".".join(map(str, needed))
-        return fail(subject, f"version {facts.version_text}, {least} is required")
+        text = f"version {facts.version_text}, {least} is required"
+        return fail(subject, text, fix=f"upgrade Redis to {least} or later")
     return ok(subject, f"version {facts.version_text}")
 
 
@@ -58,7 +59,7 @@ def _encryption(facts: ServerFacts) -> CheckResult:
         return check_certificate(
             subject, facts.certificate_end_s, now_s=time(), fix=fix
         )
-    subject = f"way to redis {facts.host}"
+    subject = f"connection to redis {facts.host}"
     if is_loopback(facts.host.name):
         return ok(subject, "without TLS, on this machine")
     text = "without TLS: anyone on the network path can read the password and every message"

@@ -52,7 +52,7 @@ def skip(subject: str, text: str, *, fix: str = "") -> CheckResult:
 
 
 def fail(
-    subject: str, text: str, *, fix: str = "", exit_code: int = ExitCode.FAILED
+    subject: str, text: str, *, fix: str, exit_code: int = ExitCode.FAILED
 ) -> CheckResult:
-    """Report something that does not work now, or will stop working."""
+    """Report something that does not work now or soon; `fix` names the way out."""
     return CheckResult(subject, CheckStatus.FAIL, text, fix, exit_code)

@@ -10,7 +10,7 @@ from bridge.core.redis_address import is_redis
 from bridge.doctor.broker import BrokerTarget, check_broker
 from bridge.doctor.inbox import check_disk, check_inbox
 from bridge.doctor.key_set import check_key_set
-from bridge.doctor.listeners import check_ports, check_running_bridge
+from bridge.doctor.listeners import check_ports, check_running_bridge, is_running
 from bridge.doctor.redis import check_redis
 from bridge.doctor.results import CheckResult, fail, ok, warn
 from bridge.doctor.secrets import check_exposure, check_secrets
@@ -41,9 +41,10 @@ async def run_checks(settings: Settings) -> AsyncIterator[CheckResult]:
         yield result
     for result in await asyncio.to_thread(_check_schemas, settings):
         yield result
-    async for result in _check_brokers(settings):
+    is_bridge_running = await is_running(settings)
+    async for result in _check_brokers(settings, is_running=is_bridge_running):
         yield result
-    yield await check_inbox(settings)
+    yield await check_inbox(settings, is_running=is_bridge_running)
     async for result in check_redis(settings):
         yield result
     for result in await asyncio.to_thread(lambda: list(check_disk(settings))):
@@ -57,11 +58,16 @@ async def run_checks(settings: Settings) -> AsyncIterator[CheckResult]:
         yield result
 
 
-async def _check_brokers(settings: Settings) -> AsyncIterator[CheckResult]:
+async def _check_brokers(
+    settings: Settings, *, is_running: bool
+) -> AsyncIterator[CheckResult]:
     names = BrokerNames(settings.namespace)
     address = broker_address(settings)
     shards = await check_shards(
-        address, shard_plan(settings), has_own_inbox=not is_redis(settings.inbox)
+        address,
+        shard_plan(settings),
+        has_own_inbox=not is_redis(settings.inbox),
+        is_running=is_running,
     )
     is_reached = False
     for number, url in enumerate(map(URL, address.urls), start=1):
@@ -97,8 +103,9 @@ def _check_schemas(settings: Settings) -> list[CheckResult]:
     try:
         schemas = schemas_of(settings)
     except ConfigError as exc:
+        fix = "correct the file, or move it out of the folder BRIDGE_SCHEMAS"
         return [
-            fail("schemas", problem, exit_code=ExitCode.USAGE)
+            fail("schemas", problem, fix=fix, exit_code=ExitCode.USAGE)
             for problem in exc.problems
         ]
     if schemas is None:

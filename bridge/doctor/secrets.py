@@ -5,6 +5,7 @@ from typing import Final
 from pydantic import SecretStr
 from yarl import URL
 
+from bridge.doctor.permissions import new_user_command
 from bridge.doctor.results import CheckResult, fail, ok, warn
 from bridge.settings.checks import is_loopback
 from bridge.settings.model import Settings
@@ -33,7 +34,7 @@ def check_secrets(settings: Settings) -> list[CheckResult]:
         is_default = (url.user or "guest", url.password or "guest") == ("guest",) * 2
         if is_default and not is_loopback(url.host or ""):
             text = f"logs in to {url.host} as guest with the default password"
-            fix = "rabbitmqctl add_user bridge; rabbitmqctl delete_user guest"
+            fix = new_user_command(settings.namespace, url)
             found.append(fail("BRIDGE_AMQP_URL", text, fix=fix))
     return found or [ok("secrets", "none is short or repetitive")]
 
@@ -94,5 +95,5 @@ def check_exposure(settings: Settings) -> list[CheckResult]:
         for is_exposed, name, text, fix in exposures
         if is_exposed
     ]
-    nothing = ok("exposure", "no setting opens the bridge more than necessary")
+    nothing = ok("exposure", "no port is exposed without authentication")
     return found or [nothing]

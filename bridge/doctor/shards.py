@@ -27,7 +27,7 @@ class ShardCheck:
 
 
 async def check_shards(
-    address: BrokerAddress, plan: ShardPlan, *, has_own_inbox: bool
+    address: BrokerAddress, plan: ShardPlan, *, has_own_inbox: bool, is_running: bool
 ) -> ShardCheck:
     """
     Check shards and other bridges, and change nothing.
@@ -48,7 +48,9 @@ async def check_shards(
             )
             results = [
                 _check_setting(layout, plan),
-                await _check_other_bridges(ownership, has_own_inbox=has_own_inbox),
+                await _check_other_bridges(
+                    ownership, has_own_inbox=has_own_inbox, is_running=is_running
+                ),
             ]
             results += [
                 warn(
@@ -74,12 +76,11 @@ async def check_shards(
 
 
 async def _check_other_bridges(
-    ownership: NamespaceOwnership, *, has_own_inbox: bool
+    ownership: NamespaceOwnership, *, has_own_inbox: bool, is_running: bool
 ) -> CheckResult:
-    """Check for bridges in the way; one that runs with these settings counts as another."""
-    if has_own_inbox and await ownership.is_exclusive():
-        text = "a bridge with its own inbox consumes the messages; a second would wait"
-        return ok(_OTHERS, text)
+    """Check for bridges that this one, or the one that runs with its settings, waits for."""
+    if has_own_inbox and is_running and await ownership.is_exclusive():
+        return ok(_OTHERS, "the running bridge consumes the messages alone")
     problem = await ownership.find_conflict()
     if problem is None:
         return ok(_OTHERS, "none keeps this bridge from consuming")

@@ -84,16 +84,18 @@ async def check_vhost(
 def check_prefetch(prefetch_count: int, *, ack_timeout_s: float | None) -> CheckResult:
     """Check that a slow store settles a full prefetch before the broker's ack timeout."""
     needed_s = prefetch_count / _SLOW_PER_S
-    text = f"{prefetch_count} in flight are settled within {needed_s:g} s at a slow {_SLOW_PER_S}/s; "
+    text = (
+        f"a slow store ({_SLOW_PER_S} messages/s) settles {prefetch_count} messages in "
+        f"{needed_s:g} s; "
+    )
     if ack_timeout_s is None:
         text += (
-            "no policy is known that limits how long the broker waits for an ack; "
-            "the consumer_timeout of its nodes is not known here, "
-            f"{_ACK_TIMEOUT_S:g} s by default"
+            f"the broker waits {_ACK_TIMEOUT_S:g} s for an ack by default (no policy is known "
+            "that sets another limit, and the consumer_timeout of its nodes cannot be read)"
         )
         ack_timeout_s = _ACK_TIMEOUT_S
     else:
-        text += f"a policy makes the broker wait {ack_timeout_s:g} s for an ack"
+        text += f"by a policy, the broker waits {ack_timeout_s:g} s for an ack"
     if needed_s >= ack_timeout_s:
         fix = f"BRIDGE_PREFETCH={max(1, int(ack_timeout_s * _SLOW_PER_S / 2))}"
         return fail("prefetch", text, fix=fix)

@@ -194,7 +194,7 @@ async def test_bridge_check_reports_the_certificate(tls: TlsRedis) -> None:
     )
     bad = load_settings({"inbox": tls.url(ca=tls.stranger.cert), "jwt_secret": SECRET})
     found = {f.subject: f async for f in check_redis(good)}
-    refused = await check_inbox(bad)
+    refused = await check_inbox(bad, is_running=False)
 
     certificate = found[f"certificate of redis 127.0.0.1:{tls.port}"]
     assert (

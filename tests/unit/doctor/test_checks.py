@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from bridge.doctor.inbox import check_disk, check_inbox
 from bridge.doctor.results import CheckResult, CheckStatus
 from bridge.doctor.run import run_checks
@@ -75,30 +77,50 @@ async def test_checking_a_missing_inbox_does_not_create_it(tmp_path: Path) -> No
     path = tmp_path / "inbox.sqlite3"
     chosen = settings(inbox=f"sqlite:{path}")
 
-    new = await check_inbox(chosen)
+    new = await check_inbox(chosen, is_running=False)
     assert new.status is CheckStatus.OK
     assert "bridge run will create it" in new.text
     assert not await asyncio.to_thread(lambda: list(tmp_path.iterdir()))
 
     nowhere = settings(inbox=f"sqlite:{tmp_path}/gone/inbox.sqlite3")
-    assert (await check_inbox(nowhere)).status is CheckStatus.FAIL
+    assert (await check_inbox(nowhere, is_running=False)).status is CheckStatus.FAIL
 
     inbox = inbox_of(chosen)
     await inbox.open()
     try:
-        used = await check_inbox(chosen)
+        used = await check_inbox(chosen, is_running=False)
+        own = await check_inbox(chosen, is_running=True)
     finally:
         await inbox.close()
-    assert used.status is CheckStatus.OK
-    assert used.text != new.text
-    assert (await check_inbox(chosen)).text.endswith("is writable")
+    assert used.status is CheckStatus.WARN
+    assert used.fix.startswith("stop that bridge, or BRIDGE_INBOX=")
+    assert own.status is CheckStatus.OK
+    assert own.text.endswith("is open in the running bridge")
+    assert (await check_inbox(chosen, is_running=False)).text.endswith("is writable")
 
     path.write_bytes(b"something else" * 100)
-    assert (await check_inbox(chosen)).status is CheckStatus.FAIL
+    assert (await check_inbox(chosen, is_running=False)).status is CheckStatus.FAIL
 
 
 async def test_an_unreachable_redis_counts_as_an_unreachable_peer() -> None:
     """Scripts wait on exit status 3 for peers; 1 asks for an operator."""
-    result = await check_inbox(settings(inbox="redis://127.0.0.1:1/"))
+    result = await check_inbox(settings(inbox="redis://127.0.0.1:1/"), is_running=False)
 
     assert result.exit_code == ExitCode.UNREACHABLE
+    assert result.fix.startswith("sudo systemctl start redis-server")
+
+
+@pytest.mark.parametrize(
+    ("url", "fix"),
+    [
+        ("amqp://127.0.0.1:1/", "docker run -d -p 1:5672 rabbitmq:4   # or: sudo "),
+        ("amqp://no-such-host.invalid/", "correct BRIDGE_AMQP_URL; "),
+    ],
+)
+async def test_an_unreachable_broker_comes_with_a_command(url: str, fix: str) -> None:
+    """A newcomer has no RabbitMQ yet, and one line starts it."""
+    chosen = settings(amqp_url=url, inbox="memory:")
+    found = {r.subject.partition(" (")[0]: r async for r in run_checks(chosen)}
+
+    assert found["broker 1"].exit_code == ExitCode.UNREACHABLE
+    assert found["broker 1"].fix.startswith(fix)

@@ -81,7 +81,35 @@ def test_missing_permissions_come_with_the_command_that_grants_exactly_them() ->
     assert result.fix == (
         "rabbitmqctl set_permissions --vhost 'my vhost' 'app user' "
         r"'^app\.bridge\.' '^app\.bridge\.' '^app\.bridge\.'"
+        "   # replaces its other permissions there"
     )
+
+
+@pytest.mark.parametrize(
+    "login", ["amqp://localhost/", "amqp://guest:x@h/", str(URL_OF_APP)]
+)
+@pytest.mark.parametrize("may_do_anything", [True, False])
+def test_permissions_of_a_shared_account_are_never_narrowed(
+    login: str, *, may_do_anything: bool
+) -> None:
+    """`set_permissions` would lock every other program out that logs in as `guest`."""
+    lacks = [] if may_do_anything else [MissingPermission(Permission.WRITE, "x")]
+    result = check_permissions(
+        lacks, NAMES, url=URL(login), may_do_anything=may_do_anything
+    )
+
+    if may_do_anything or "guest" in result.subject:
+        assert result.fix.startswith("rabbitmqctl add_user bridge && ")
+        assert " bridge '^app" in result.fix
+    assert "guest" not in result.fix
+
+
+def test_an_account_of_the_bridge_may_be_narrowed() -> None:
+    """Its name says that nothing else uses it."""
+    url = URL("amqp://bridge:secret@h/")
+    result = check_permissions([], NAMES, url=url, may_do_anything=True)
+
+    assert result.fix.startswith("rabbitmqctl set_permissions --vhost / bridge ")
 
 
 def test_more_permissions_than_needed_are_a_warning() -> None:
@@ -176,7 +204,7 @@ def test_a_full_prefetch_must_be_settled_within_the_ack_timeout() -> None:
 
     assert usual.status is CheckStatus.OK
     assert (slow.status, slow.fix) == (CheckStatus.FAIL, "BRIDGE_PREFETCH=500")
-    assert "a policy makes the broker wait 10 s" in slow.text
+    assert "by a policy, the broker waits 10 s" in slow.text
 
 
 def test_an_ack_timeout_that_no_policy_sets_is_not_claimed_to_be_known() -> None:
@@ -184,7 +212,7 @@ def test_an_ack_timeout_that_no_policy_sets_is_not_claimed_to_be_known() -> None
     result = check_prefetch(4000, ack_timeout_s=None)
 
     assert result.status is CheckStatus.OK
-    assert "consumer_timeout of its nodes is not known here" in result.text
+    assert "consumer_timeout of its nodes cannot be read" in result.text
 
 
 def test_the_ack_timeout_is_the_lowest_that_a_policy_sets() -> None:
