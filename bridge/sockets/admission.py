@@ -32,7 +32,7 @@ from bridge.sockets.engineio.session import CloseReason, EngineSession
 from bridge.sockets.options import SocketOptions
 from bridge.sockets.replay import Replayer
 from bridge.sockets.rooms import Rooms
-from bridge.sockets.window import Window, window_of
+from bridge.sockets.window import Guest, Window, window_of
 
 log = structlog.get_logger(__name__)
 
@@ -86,13 +86,13 @@ class Admission:
         """Process a CONNECT packet: reply to it and admit the client, or refuse it."""
         try:
             self._check(session, packet)
-            options = parse_connect_auth(packet.data)
+            client = Guest(secrets.token_urlsafe(15), parse_connect_auth(packet.data))
             if self._verifier is None:
-                session.attach(options)
-                session.send(packets.connect_reply(session.sid, None))
+                session.attach(client)
+                session.send(packets.connect_reply(client.sid, None))
                 return
-            identity = await self._authenticate(session, options, self._verifier)
-            await self.admit(session, identity, options)
+            identity = await self._authenticate(session, client.options, self._verifier)
+            await self.admit(session, identity, client)
         except RefusedError as exc:
             self._refuse(session, packet.namespace, exc.code, str(exc))
         except KeysUnavailableError as exc:
@@ -129,7 +129,7 @@ class Admission:
         return await verifier.verify(token, address=session.counted_as)
 
     async def admit(
-        self, session: EngineSession, identity: Identity, options: ConnectOptions
+        self, session: EngineSession, identity: Identity, client: Guest
     ) -> None:
         """
         Join a client to its user's room and start its replay.
@@ -141,7 +141,7 @@ class Admission:
             StoreUnavailableError: If the inbox cannot be read now.
 
         """
-        user = identity.user
+        user, options = identity.user, client.options
         if not self._rooms.reserve(user, at_most=self._options.max_windows_per_user):
             raise RefusedError(Refusal.TOO_MANY_WINDOWS)
         try:
@@ -156,7 +156,7 @@ class Admission:
             if session.is_closed:
                 return
             window = Window(
-                secrets.token_urlsafe(15),
+                client.sid,
                 session,
                 identity,
                 epoch=state.epoch,

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from bridge.auth.limited_verifier import LimitedVerifier
 from bridge.core import packets
-from bridge.core.identity import ConnectOptions, Identity
+from bridge.core.identity import Identity
 from bridge.core.journal import Journal
 from bridge.core.message import user_problem
 from bridge.core.packets import Packet
@@ -23,7 +23,7 @@ from bridge.inbox.contract import InboxReader
 from bridge.metrics import Metrics
 from bridge.sockets.admission import Admission
 from bridge.sockets.engineio.session import EngineSession, Work
-from bridge.sockets.window import Window, window_of
+from bridge.sockets.window import Guest, Window, window_of
 
 _REFRESH_ERRORS: Final = {
     Refusal.TOKEN_EXPIRED: EventError.TOKEN_EXPIRED,
@@ -167,15 +167,14 @@ class WindowRequests:
         if problem or not isinstance(user, str):
             raise EventRefusedError(EventError.BAD_USER, f"username {problem}")
         client = session.client
-        if isinstance(client, Window):
-            if client.user == user:
-                return {"ok": True}
+        if isinstance(client, Window) and client.user == user:
+            return {"ok": True}
+        if not isinstance(client, Guest):
             raise EventRefusedError(
                 EventError.BAD_USER, "this window has joined as another user"
             )
-        options = client if isinstance(client, ConnectOptions) else ConnectOptions()
         try:
-            await self._admission.admit(session, Identity(user, None), options)
+            await self._admission.admit(session, Identity(user, None), client)
         except ClientError as exc:
             raise EventRefusedError(EventError.NOT_AVAILABLE, str(exc)) from exc
         except StoreUnavailableError as exc:

@@ -10,11 +10,12 @@ windows have received the inbox, and how many replies their clients may send.
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from bridge.clock import real_time
 from bridge.core import packets
-from bridge.core.identity import Identity
+from bridge.core.identity import ConnectOptions, Identity
 from bridge.sockets.engineio.session import EngineSession
 
 # How long before its token expires a window is warned.
@@ -168,6 +169,21 @@ class Window:
             self.expires_real_s = real_time() + life_s
             # At most half of a short life, so that there is time to get a new token.
             self.warning_s = min(_WARNING_S, life_s / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """
+    A client before it has a window: in open mode it is connected without a user.
+
+    Attributes:
+        sid: The Socket.IO id, which its window will keep.
+        options: What the client passed in `auth`.
+
+    """
+
+    sid: str
+    options: ConnectOptions
 
 
 def window_of(session: EngineSession) -> Window | None:

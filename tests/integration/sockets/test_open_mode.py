@@ -1,5 +1,7 @@
 """Open mode serves the page of the article; with tokens, `join` is refused."""
 
+import json
+
 import pytest
 
 from tests.conftest import eventually
@@ -120,6 +122,18 @@ async def test_a_client_that_has_not_joined_yet_may_stay() -> None:
         await window.websocket.close()
         await eventually(lambda: not len(server.io.rooms))
         assert not server.sessions()
+
+
+async def test_the_id_of_a_page_is_that_of_its_window_and_not_of_its_session() -> None:
+    """Pages show `socket.id` and pass it on; the session id is a secret."""
+    async with open_server(OPEN) as server, raw_window(server) as window:
+        sid = json.loads((await window.connect())[2:])["sid"]
+        (session,) = server.sessions()
+        await window.emit("join", {"username": "tom"}, packet_id=1)
+        await window.answer(1)
+
+        assert sid != session.sid
+        assert [each.sid for each in server.windows("tom")] == [sid]
 
 
 async def test_limits_apply_in_open_mode_too() -> None:
