@@ -9,6 +9,7 @@ A table is the text between `<!-- table: NAME -->` and `<!-- end -->`.
 
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -97,7 +98,8 @@ def fates_table() -> str:
 
 def events_table() -> str:
     """Return the error codes in replies to a page's events."""
-    return ", ".join(f"`{one}`" for one in _members(EventError))
+    names = ", ".join(f"`{one}`" for one in _members(EventError))
+    return textwrap.fill(names, 100)
 
 
 def _members(kind: type[StrEnum]) -> Iterable[str]:

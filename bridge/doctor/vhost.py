@@ -21,7 +21,7 @@ from bridge.doctor.policies import (
 )
 from bridge.doctor.results import CheckResult, fail, ok, skip, warn
 
-# Settlements per second of a store on a slow disk; see docs/measurements.md for fast ones.
+# Settlements per second of a store on a slow disk; see docs/decisions for fast ones.
 _SLOW_PER_S: Final = 100
 _ACK_TIMEOUT_S: Final = 1800.0  # RabbitMQ's default
 # A Date header has whole seconds, and the answer takes time to arrive.

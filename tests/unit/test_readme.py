@@ -10,7 +10,7 @@ from bridge.settings.names import environment_name
 from tools.readme import PAGES, ROOT, TABLES, render_tables
 
 README = ROOT / "README.md"
-USER_PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+USER_PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def _name(page: Path) -> str:
@@ -71,6 +71,21 @@ def test_every_anchor_that_a_page_links_to_exists(page: Path) -> None:
         if anchor not in _anchors(page.parent / path if path else page)
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", USER_PAGES, ids=_name)
+def test_lines_are_short(page: Path) -> None:
+    """Long lines cannot be reviewed. Tables, commands and addresses cannot be wrapped."""
+    text = re.sub(
+        r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    long = [
+        line
+        for line in text.splitlines()
+        if len(line) > 120 and not line.startswith("|") and "https://" not in line
+    ]
+
+    assert long == []
 
 
 def test_the_readme_is_short() -> None:

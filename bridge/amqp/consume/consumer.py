@@ -7,7 +7,7 @@ A consumer only moves forward, and may skip states. A queue is handed over to th
 consumer by closing the channel after everything in flight has been acked. Two other ways
 of leaving a queue lose the order of messages: basic.cancel makes the broker activate the
 next single active consumer while older deliveries are still in flight here, and a nack
-returns deliveries behind others that were returned before (docs/measurements.md).
+returns deliveries behind others that were returned before (docs/decisions).
 
 Every state but ACTIVE has a deadline: STARTING the limit of a call, DRAINING and DISCARDING
 `stall_s` without progress. Then the consumer gives up (`give_up`): it sends the acks it

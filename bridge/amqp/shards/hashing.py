@@ -5,7 +5,7 @@ The type of exchange that distributes users over shards, and always in the same 
 With Mnesia the queues are in the order of their keys and names. `x-consistent-hash` keeps a
 table in the order of bindings; with Mnesia RabbitMQ loses it when all nodes were down and
 rebuilds it in any order, because it recovers bindings in parallel. Then most users move to
-another queue, and new messages overtake those that wait in the old one (docs/measurements.md;
+another queue, and new messages overtake those that wait in the old one (docs/decisions;
 also if two of three nodes are killed and the third pauses).
 
 With Khepri it is the other way round: the table is kept, and the queues of a modulus have no

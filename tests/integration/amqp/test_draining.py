@@ -2,7 +2,7 @@
 A queue that is released: no delivery returns to it, because that would break the order.
 
 A quorum queue delivers a returned message after others that were returned before it
-(docs/measurements.md). So a draining consumer settles everything that it has received.
+(docs/decisions). So a draining consumer settles everything that it has received.
 """
 
 import asyncio

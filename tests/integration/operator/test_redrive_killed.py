@@ -7,7 +7,7 @@ from tests.local_node import LocalNode
 async def test_a_killed_redrive_loses_nothing_and_stores_nothing_twice(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Kill -9 during a redrive; docs/measurements.md has the result for 100,000 messages."""
+    """Kill -9 during a redrive; docs/decisions has the result for 100,000 messages."""
     figures = await measure(broker, namespace, letters=1500, rate_per_s=1500)
 
     assert 0 < figures.killed_at < 1500
