@@ -7,6 +7,7 @@ oldest message that is still kept are exactly those that are gone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from bridge.core.message import Stored
 from bridge.core.position import Position
@@ -24,6 +25,8 @@ class InboxState:
         last: Offset of the newest message ever stored; 0 if there was none.
         delivered: The delivered mark: the user has received everything up to it.
         trimmed_for: Why messages before `first` were deleted; ``None`` if none were.
+        forgotten: Lower offsets may be those of an earlier inbox of this user, which the
+            store has forgotten. The first message has the offset `forgotten` + 1.
 
     """
 
@@ -32,6 +35,26 @@ class InboxState:
     last: int
     delivered: int
     trimmed_for: SyncReason | None = None
+    forgotten: int = 0
+
+    @property
+    def had_messages(self) -> bool:
+        """Whether the store knows that the user has had a message."""
+        return self.last > self.forgotten
+
+    @classmethod
+    def empty(cls, epoch: str, forgotten: int) -> "InboxState":
+        """Return the state of a user without messages, who may have been forgotten."""
+        return cls(epoch, forgotten + 1, forgotten, forgotten, forgotten=forgotten)
+
+
+# Offsets of new inboxes start after a multiple of it, so it changes rarely.
+FORGOTTEN_STEP: Final = 1024
+
+
+def forgotten_above(last: int) -> int:
+    """Return what `InboxState.forgotten` is, at least, after an inbox up to `last`."""
+    return last - last % FORGOTTEN_STEP + FORGOTTEN_STEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +93,20 @@ def plan_replay(wanted: Position | None, state: InboxState) -> ReplayPlan:
 
     """
     if wanted is None:
-        if state.trimmed_for is SyncReason.RESET and not (
-            state.delivered or state.first > 1
+        if state.trimmed_for is SyncReason.RESET and (
+            max(state.delivered, state.first - 1) == state.forgotten
         ):
             # The store lost its data and does not know how far the user had received it.
-            return ReplayPlan(after=0, missed=None, reason=SyncReason.RESET)
+            return ReplayPlan(
+                after=state.forgotten, missed=None, reason=SyncReason.RESET
+            )
         after = state.delivered
-    elif wanted.epoch != state.epoch or wanted.offset > state.last:
-        # A position of another store, or one above the newest offset because the store
-        # was restored from a backup: the number of missed messages is unknown.
+    elif wanted.epoch != state.epoch or not (
+        state.forgotten <= wanted.offset <= state.last
+    ):
+        # A position of another store, or of an inbox that was forgotten, or one above the
+        # newest offset because the store was restored from a backup: the number of missed
+        # messages is unknown.
         return ReplayPlan(
             after=max(state.delivered, state.first - 1),
             missed=None,
@@ -116,3 +144,8 @@ class InboxPage:
     expired: int
     gone: int
     last: int
+
+    @classmethod
+    def empty(cls, after: int, forgotten: int) -> "InboxPage":
+        """Return the page of a user without messages, who may have been forgotten."""
+        return cls((), max(after, forgotten), expired=0, gone=0, last=forgotten)

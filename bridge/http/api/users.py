@@ -90,7 +90,7 @@ class _UserHandlers:
         user = _user_of(request.path["user"])
         inbox = await self._inbox(user)
         found = await self._fleet.windows_of(user)
-        if inbox is not None and not inbox.state.last and not found.windows:
+        if inbox is not None and not inbox.state.had_messages and not found.windows:
             raise _unknown_user()
         facts = _facts(user, inbox, OnlineUser(0, found.last_connect_s)).model_dump()
         facts |= {

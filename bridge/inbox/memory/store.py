@@ -7,24 +7,26 @@ clients learn that messages may be missing.
 
 import secrets
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Final
 
 from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message, Stored
-from bridge.core.replay import InboxPage, InboxState
+from bridge.core.replay import InboxPage, InboxState, forgotten_above
 from bridge.inbox.contract import EpochListener, Retention, StoredListener
 from bridge.inbox.memory.admin_queries import MemoryAdminQueries
 from bridge.inbox.memory.user_log import UserLog
+
+# The most users that one sweep forgets, which takes some milliseconds.
+_FORGET_MAX: Final = 10_000
 
 
 class MemoryInbox:
     """
     The inboxes of all users in one process.
 
-    Messages are deleted by `Retention`. The counters of a user stay as long as the
-    process runs, some hundred bytes a user; inbox/sqlite/schema.py says why.
+    Messages are deleted by `Retention`. A user without messages and windows is forgotten.
     """
 
     description: Final = "memory:"
@@ -40,6 +42,7 @@ class MemoryInbox:
         # When an id of a user was last stored, oldest first.
         self._seen: dict[tuple[str, str], float] = {}
         self._followed: set[str] = set()
+        self._forgotten = 0
         self._on_stored: StoredListener | None = None
         self.admin: Final = MemoryAdminQueries(self._logs, self._seen, self._state)
 
@@ -89,8 +92,11 @@ class MemoryInbox:
                 continue
             log = self._logs.get(user)
             if log is None:
-                log = self._logs[user] = UserLog()
+                floor = self._forgotten
+                log = UserLog(last=floor, delivered=floor, forgotten=floor)
+                self._logs[user] = log
             log.last += 1
+            log.appended_s = now.now_s
             stored = Stored(message, log.last)
             log.kept.append(stored)
             touched.add(user)
@@ -110,7 +116,7 @@ class MemoryInbox:
     def _state(self, user: str) -> InboxState:
         log = self._logs.get(user)
         if log is None:
-            return InboxState(epoch=self.epoch, first=1, last=0, delivered=0)
+            return InboxState.empty(self.epoch, self._forgotten)
         log.trim(self.retention, self._clock.read())
         return InboxState(
             epoch=self.epoch,
@@ -118,6 +124,7 @@ class MemoryInbox:
             last=log.last,
             delivered=log.delivered,
             trimmed_for=log.trimmed_for,
+            forgotten=log.forgotten,
         )
 
     async def read(
@@ -126,13 +133,13 @@ class MemoryInbox:
         """Read messages with offsets above `after`, oldest first."""
         log = self._logs.get(user)
         if log is None:
-            return InboxPage(messages=(), next_after=after, expired=0, gone=0, last=0)
+            return InboxPage.empty(after, self._forgotten)
         now = self._clock.read()
         found: list[Stored] = []
         expired = 0
         size_bytes = 0
-        gone = max(0, log.first - 1 - after)
-        next_after = after + gone
+        gone = max(0, log.first - 1 - max(after, log.forgotten))
+        next_after = max(after, log.first - 1)
         for stored in islice(log.kept, next_after - log.first + 1, None):
             if stored.message.is_expired(now):
                 expired += 1
@@ -171,15 +178,24 @@ class MemoryInbox:
         """Do nothing: no trial was recorded."""
 
     async def sweep(self) -> None:
-        """Delete messages and ids that are too old."""
+        """Delete messages and ids that are too old, and forget idle users."""
         now = self._clock.read()
-        for log in self._logs.values():
-            log.trim(self.retention, now)
         oldest_s = now.ago(self.retention.dedupe_s)
-        while self._seen:
-            key = next(iter(self._seen))
-            if self._seen[key] >= oldest_s:
-                return
+        idle: list[str] = []
+        for user, log in self._logs.items():
+            log.trim(self.retention, now)
+            if (
+                not log.kept
+                and log.appended_s < oldest_s
+                and user not in self._followed
+            ):
+                idle.append(user)
+        for user in idle[:_FORGET_MAX]:
+            last = self._logs.pop(user).last
+            self._forgotten = max(self._forgotten, forgotten_above(last))
+        # Collected first: a dict that is emptied from the front is slow to iterate.
+        old = takewhile(lambda item: item[1] < oldest_s, self._seen.items())
+        for key, _ in list(old):
             del self._seen[key]
 
     def _was_seen(self, user: str, message_id: str, now: ClockReading) -> bool:

@@ -19,6 +19,8 @@ class UserLog:
         last: The newest offset ever given; 0 if there was none.
         delivered: The delivered mark.
         trimmed_for: Why the newest deleted message was deleted.
+        forgotten: See `InboxState`; also the initial `last` and `delivered`.
+        appended_s: Unix time at which the newest message was stored.
 
     """
 
@@ -26,6 +28,8 @@ class UserLog:
     last: int = 0
     delivered: int = 0
     trimmed_for: SyncReason | None = None
+    forgotten: int = 0
+    appended_s: float = 0.0
 
     @property
     def first(self) -> int:

@@ -26,6 +26,7 @@ class InboxNumbers:
         last: The newest offset ever given; 0 if there was none.
         delivered: The delivered mark.
         trimmed_for: Why messages before `first` were deleted; ``None`` if none were.
+        forgotten: See `InboxState`.
 
     """
 
@@ -34,6 +35,7 @@ class InboxNumbers:
     last: int
     delivered: int
     trimmed_for: SyncReason | None
+    forgotten: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,13 @@ class SourceIdentity:
     Attributes:
         epoch: The epoch of the source, which the target takes over.
         contents: A fingerprint that changes with each message, mark and deletion.
+        forgotten: The offset above which those of new users start.
 
     """
 
     epoch: str
     contents: str
+    forgotten: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ class RedisAdminQueries:
     async def user(self, user: str) -> InboxSummary | None:
         """Return the inbox of `user`; ``None`` if it never had a message."""
         (found,) = await self._with_states([user])
-        return found if found.state.last else None
+        return found if found.state.had_messages else None
 
     async def messages(
         self, user: str, *, before: int | None = None, limit: int, max_bytes: int = 0

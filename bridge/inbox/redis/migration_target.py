@@ -48,10 +48,12 @@ _NUMBERS: Final = {None: 0, SyncReason.LIMIT: 1, SyncReason.EXPIRED: 2}
 # The field for the replication id of the server that a tag's data are from; see BEGIN in
 # scripts.py.
 _REPLICATION_ID: Final = b"\x01line"
+# The offset after which those of new users start.
+_FORGOTTEN: Final = b"\x01forgotten"
 _REPLY_S: Final = 60.0
 
 # ARGV: prefix, user, last offset, delivered mark, reason, index of the first element in the
-# list, number of elements, the elements, then for each id its time and the id.
+# list, number of elements, forgotten, the elements, then for each id its time and the id.
 PUT: Final = Script(
     """
 local call = redis.call
@@ -65,7 +67,7 @@ if head and struct.unpack('<I6', head) ~= tonumber(ARGV[3]) then
 end
 if index > length then return redis.error_reply('CARRY a part is missing') end
 for k = 1, count do
-  local element = ARGV[7 + k]
+  local element = ARGV[8 + k]
   if index + k <= length then
     if call('LINDEX', list, index + k - 1) ~= element then
       return redis.error_reply('CARRY something else is there')
@@ -75,9 +77,11 @@ for k = 1, count do
   end
 end
 if #fresh > 0 then call('RPUSH', list, unpack(fresh)) end
-if #ARGV > 7 + count then call('ZADD', ids, unpack(ARGV, 8 + count)) end
+if #ARGV > 8 + count then call('ZADD', ids, unpack(ARGV, 9 + count)) end
 call('ZADD', p .. 'u', 0, user)
-call('HSET', p .. 'h', user, struct.pack('<I6I6B', ARGV[3], ARGV[4], ARGV[5]))
+head = struct.pack('<I6I6B', ARGV[3], ARGV[4], ARGV[5])
+if ARGV[8] ~= '0' then head = head .. struct.pack('<I6', ARGV[8]) end
+call('HSET', p .. 'h', user, head)
 return 1
 """
 )
@@ -154,7 +158,12 @@ class RedisTarget:
         owner = self._owners[0]
         if not await self._ask(owner, b"EVAL", _BEGIN, b"1", self._key, *fields):
             await self.progress(source)  # refuses any other migration than this one
-        await self._ask_each_tag(lambda _, prefix: (f"{prefix}h", b"", source.epoch))
+        await self._ask_each_tag(
+            lambda _, prefix: (
+                *(f"{prefix}h", b"", source.epoch),
+                *(_FORGOTTEN, str(source.forgotten)),
+            )
+        )
 
     async def write(self, batch: MigrationBatch) -> None:
         """Write a batch, then record how far the migration is."""
@@ -206,11 +215,12 @@ class RedisTarget:
         prefix = self._prefixes[tag_of(inbox.user)]
         command: list[Argument] = [b"EVALSHA", PUT.sha, b"1", f"{prefix}h", prefix]
         command += (inbox.user, inbox.last, inbox.delivered)
-        is_empty = inbox.first > inbox.last > 0
+        is_empty = inbox.first > inbox.last > inbox.forgotten
         command += (
             ALL_EXPIRED if is_empty else _NUMBERS[inbox.trimmed_for],
             messages[0].offset - inbox.first if messages else 0,
             len(messages),
+            inbox.forgotten,
         )
         command += (pack(each.message) for each in messages)
         for message_id, seen_s in part.ids:
@@ -233,7 +243,7 @@ class RedisTarget:
     async def _ask_each_tag(
         self, fields: Callable[[int, str], Sequence[Argument]]
     ) -> None:
-        """Set a field of a hash in each tag; `fields` returns its key, name and value."""
+        """Set fields of a hash in each tag; `fields` returns its key, names and values."""
         await self._ask_many(
             [
                 (tag, (b"HSET", *fields(tag, prefix)))
@@ -282,8 +292,11 @@ class RedisTarget:
 def _inbox_count(user: str, head: bytes | None, length: int) -> InboxCount:
     if head is None:
         return InboxCount(InboxNumbers(user, 1, 0, 0, None), length)
-    last_bytes, delivered_bytes, number = _HEAD.unpack(head)
+    last_bytes, delivered_bytes, number = _HEAD.unpack_from(head)
+    forgotten = int.from_bytes(head[_HEAD.size :], "little")
     last = int.from_bytes(last_bytes, "little")
     delivered = int.from_bytes(delivered_bytes, "little")
-    inbox = InboxNumbers(user, last - length + 1, last, delivered, REASONS[number])
+    inbox = InboxNumbers(
+        user, last - length + 1, last, delivered, REASONS[number], forgotten
+    )
     return InboxCount(inbox, length)

@@ -36,6 +36,8 @@ KEY_COMMANDS: Final[dict[str, str]] = {
     "ZSCORE": "x",
     "SET": "x XX",
     "HSET": "x x",
+    "HDEL": "x",
+    "ZREM": "x",
     "RPUSH": "x",
     "INCR": "",
     "DEL": "",
@@ -59,6 +61,7 @@ for i = 4, #ARGV, 2 do
   try(ARGV[i], ARGV[1], unpack(words))
 end
 try(ARGV[3], ARGV[2], '')
+try('PUBSUB', 'NUMSUB', ARGV[2])
 return out
 """
 )

@@ -3,7 +3,8 @@ The Lua scripts: what Redis does in one step. A connection loads them and calls 
 
 The keys of a user; each begins with a prefix that ends in the hash tag of the user:
 
-    h            a hash: user -> last offset, delivered mark, why older messages are gone;
+    h            a hash: user -> last offset, delivered mark, why older messages are gone,
+                 and, unless it is 0, the offset after which those of this user start;
                  and under the empty name the epoch, so it is lost together with them.
                  Fields that begin with a control character belong to no user:
                  - the replication id of the server that the data are from
@@ -12,6 +13,8 @@ The keys of a user; each begins with a prefix that ends in the hash tag of the u
                    each tag has its own.
                  - the claims: for each queue the token given out last, in the first tag
                  - lost: when the tag was found without its hash, which it had before
+                 - forgotten: the offset after which those of new users start; see
+                   inbox/sqlite/schema.py
     u            a sorted set of the users, all with score 0: the index for operators
     m:USER       a list of the kept messages, oldest first
     i:USER       a sorted set of the message ids of the user, by time
@@ -33,6 +36,7 @@ from dataclasses import dataclass
 from hashlib import sha1
 from typing import Final
 
+from bridge.core.replay import FORGOTTEN_STEP
 from bridge.enums import SyncReason
 
 # How long the result of a batch is kept: longer than any bridge retries it.
@@ -67,16 +71,21 @@ REASONS: Final = {
 _HEADS: Final = """
 local call = redis.call
 local function head_of(p, user)
-  local got = call('HMGET', p .. 'h', user, '', '\\1lost')
+  local got = call('HMGET', p .. 'h', user, '', '\\1lost', '\\1forgotten')
   if not got[1] then
     local is_lost = not got[2] or (got[3] and got[3] ~= '')
-    return got[2], call('LLEN', p .. 'm:' .. user), 0, is_lost and 3 or 0
+    local length, forgotten = call('LLEN', p .. 'm:' .. user), tonumber(got[4] or 0)
+    if length > 0 then forgotten = 0 end
+    return got[2], length + forgotten, forgotten, is_lost and 3 or 0, forgotten
   end
   local last, delivered, reason = struct.unpack('<I6I6B', got[1])
-  return got[2], last, delivered, reason
+  local forgotten = #got[1] > 13 and struct.unpack('<I6', got[1], 14) or 0
+  return got[2], last, delivered, reason, forgotten
 end
-local function set_head(p, user, last, delivered, reason)
-  call('HSET', p .. 'h', user, struct.pack('<I6I6B', last, delivered, reason))
+local function set_head(p, user, last, delivered, reason, forgotten)
+  local head = struct.pack('<I6I6B', last, delivered, reason)
+  if forgotten > 0 then head = head .. struct.pack('<I6', forgotten) end
+  call('HSET', p .. 'h', user, head)
 end
 local function taken_at(p, user, index)
   local element = call('LINDEX', p .. 'm:' .. user, index)
@@ -107,18 +116,18 @@ _VIEW: Final = (
     _HEADS
     + """
 local function view(p, user, most, oldest)
-  local epoch, last, delivered, reason = head_of(p, user)
+  local epoch, last, delivered, reason, forgotten = head_of(p, user)
   local base = last
-  if last > 0 then base = last - call('LLEN', p .. 'm:' .. user) end
-  if base == last and last > 0 then reason = reason == 4 and 2 or 3 end
+  if last > forgotten then base = last - call('LLEN', p .. 'm:' .. user) end
+  if base == last and last > forgotten then reason = reason == 4 and 2 or 3 end
   local first = base + 1
   if last - base > most then first, reason = last - most + 1, 1 end
   while first <= last do
     if taken_at(p, user, first - base - 1) >= oldest then break end
     first, reason = first + 1, 2
   end
-  if first > 1 and reason == 0 then reason = 1 end
-  return epoch or '', first, last, delivered, reason, base
+  if first > forgotten + 1 and reason == 0 then reason = 1 end
+  return epoch or '', first, last, delivered, reason, base, forgotten
 end
 """
 )
@@ -178,8 +187,8 @@ end
 -- All reads come first, then RPUSH, the only write that may fail (out of memory). So all
 -- messages of a user are stored, or none.
 local function store(i, p, user, count)
-  local epoch, last, delivered, reason = head_of(p, user)
-  local had_messages = last > 0
+  local epoch, last, delivered, reason, forgotten = head_of(p, user)
+  local had_messages = last > forgotten
   local list, ids = p .. 'm:' .. user, p .. 'i:' .. user
   local first, fresh, results, noted, seen_here = last + 1, {}, {}, {}, {}
   for k = 1, count do
@@ -219,7 +228,7 @@ local function store(i, p, user, count)
     if length == #fresh and had_messages then reason = reason == 4 and 2 or 3 end
     if length == #fresh or reason == 3 then call('ZADD', p .. 'u', 0, user) end
     reason = trim(p, user, length, most, oldest, reason)
-    set_head(p, user, last, delivered, reason)
+    set_head(p, user, last, delivered, reason, forgotten)
     for k = 1, #noted, 1000 do
       call('ZADD', ids, unpack(noted, k, math.min(k + 999, #noted)))
     end
@@ -283,8 +292,8 @@ end
 """
 
 # ARGV: prefix, user, message limit, oldest time, now, steady, lowest, offset to read after,
-# maximum of messages and of bytes. Returns epoch, first, last, delivered, reason, the offset after which
-# the next page begins, the number of messages past their deadline, then for each message its
+# maximum of messages and of bytes. Returns epoch, first, last, delivered, reason, forgotten, the offset
+# after which the next page begins, the number of messages past their deadline, then for each message its
 # offset and element.
 READ: Final = Script(
     _VIEW
@@ -292,9 +301,9 @@ READ: Final = Script(
     + """
 local p, user = ARGV[1], ARGV[2]
 local after, most, bytes = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local epoch, first, last, delivered, reason, base =
+local epoch, first, last, delivered, reason, base, forgotten =
   view(p, user, tonumber(ARGV[3]), tonumber(ARGV[4]))
-local out = {epoch, first, last, delivered, reason, 0, 0}
+local out = {epoch, first, last, delivered, reason, forgotten, 0, 0}
 local at, expired, found, size = math.max(after, first - 1), 0, 0, 0
 local is_full = most == 0
 while at < last and not is_full do
@@ -318,7 +327,7 @@ while at < last and not is_full do
     at = at + 1
   end
 end
-out[6], out[7] = at, expired
+out[7], out[8] = at, expired
 return out
 """
 )
@@ -351,10 +360,10 @@ MARK: Final = Script(
     + """
 for i = 1, #ARGV, 4 do
   local p, user, offset = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 3])
-  local epoch, last, delivered, reason = head_of(p, user)
+  local epoch, last, delivered, reason, forgotten = head_of(p, user)
   offset = math.min(offset, last)
   if epoch == ARGV[i + 2] and offset > delivered then
-    set_head(p, user, last, offset, reason)
+    set_head(p, user, last, offset, reason, forgotten)
   end
 end
 return 1
@@ -376,25 +385,36 @@ return out
 )
 
 # ARGV: prefix, user to continue after (empty = from the start), number of users, message limit,
-# oldest time of messages and of ids. Removes what is too old, and the times to live that
-# earlier versions set. Returns the last of the users; empty if no more follow.
+# oldest time of messages and of ids, subcommand that counts subscribers. Removes what is too
+# old, the times to live that earlier versions set, and users who have no messages, ids and
+# windows. Returns the last of the users; empty if no more follow.
 SWEEP: Final = Script(
     _HEADS
     + _TRIM
+    + f"local STEP = {FORGOTTEN_STEP}"
     + """
 local p, count = ARGV[1], tonumber(ARGV[3])
 local low = ARGV[2] == '' and '-' or '(' .. ARGV[2]
 local users = call('ZRANGEBYLEX', p .. 'u', low, '+', 'LIMIT', 0, count)
 for _, user in ipairs(users) do
   local list, ids = p .. 'm:' .. user, p .. 'i:' .. user
-  local epoch, last, delivered, reason = head_of(p, user)
+  local epoch, last, delivered, reason, forgotten = head_of(p, user)
   call('PERSIST', list)
   call('PERSIST', ids)
   call('ZREMRANGEBYSCORE', ids, '-inf', '(' .. ARGV[6])
   local length = call('LLEN', list)
   if length > 0 then
     local now_for = trim(p, user, length, tonumber(ARGV[4]), tonumber(ARGV[5]), reason)
-    if now_for ~= reason then set_head(p, user, last, delivered, now_for) end
+    if now_for ~= reason then set_head(p, user, last, delivered, now_for, forgotten) end
+    reason = now_for
+  end
+  if reason == 4 and call('ZCARD', ids) == 0
+    and call('PUBSUB', ARGV[7], p .. 'c:' .. user)[2] == 0 then
+    call('HDEL', p .. 'h', user)
+    call('ZREM', p .. 'u', user)
+    local above = (math.floor(last / STEP) + 1) * STEP
+    local known = tonumber(call('HMGET', p .. 'h', '\\1forgotten')[1] or 0)
+    if above > known then call('HSET', p .. 'h', '\\1forgotten', above) end
   end
 end
 local lost = call('HMGET', p .. 'h', '\\1lost')[1]
@@ -522,15 +542,15 @@ return out
 )
 
 # ARGV: message limit, oldest time, then for each user prefix and user.
-# Returns for each user what READ returns first: epoch, first, last, delivered, reason.
+# Returns for each user what READ returns first: epoch, first, last, delivered, reason, forgotten.
 STATES: Final = Script(
     _VIEW
     + """
 local out = {}
 for i = 3, #ARGV, 2 do
-  local epoch, first, last, delivered, reason =
+  local epoch, first, last, delivered, reason, _, forgotten =
     view(ARGV[i], ARGV[i + 1], tonumber(ARGV[1]), tonumber(ARGV[2]))
-  out[#out + 1] = {epoch, first, last, delivered, reason}
+  out[#out + 1] = {epoch, first, last, delivered, reason, forgotten}
 end
 return out
 """

@@ -96,7 +96,9 @@ class RedisInbox:
         setup = ConnectionSetup(address, self.prefixes, self._feed, self._clock)
         self._servers = create_servers(address, setup, timing)
         self._background = BackgroundWrites(self._servers)
-        self._sweeper = RedisSweeper(self._servers, self._clock, store=self.description)
+        self._sweeper = RedisSweeper(
+            self._servers, self._clock, store=self.description, is_cluster=is_cluster
+        )
         self._appender = BatchAppender(self._servers, is_cluster=is_cluster)
         self.admin = RedisAdminQueries(
             self._servers, arguments=self._read_arguments, state_of=self._state_of
@@ -266,7 +268,7 @@ class RedisInbox:
 
     def _state_of(self, user: str, reply: Sequence[Reply]) -> InboxState:
         """Read the state that a reply to the script READ begins with."""
-        epoch, first, last, delivered, reason = reply[:5]
+        epoch, first, last, delivered, reason, forgotten = reply[:6]
         epoch = epoch.decode()
         self._feed.note_epoch(tag_of(user), epoch)
         mark = self._background.unwritten_mark(user, epoch)
@@ -276,6 +278,7 @@ class RedisInbox:
             last,
             min(max(delivered, mark), last),
             scripts.REASONS[reason],
+            forgotten,
         )
 
     async def read(
@@ -291,7 +294,7 @@ class RedisInbox:
 
         """
         reply = await self._read(scripts.READ, user, after, max_messages, max_bytes)
-        _, first, last, _, _, next_after, expired, *rest = reply
+        _, first, last, _, _, forgotten, next_after, expired, *rest = reply
         messages = [
             Stored(unpack(user, rest[index + 1]), rest[index])
             for index in range(0, len(rest), 2)
@@ -300,7 +303,7 @@ class RedisInbox:
             messages,
             next_after,
             expired=expired,
-            gone=max(0, first - 1 - after),
+            gone=max(0, first - 1 - max(after, forgotten)),
             last=last,
         )
 

@@ -1,5 +1,5 @@
 """
-Deleting messages and ids of users who receive nothing new.
+Deleting messages and ids of users who receive nothing new, and then these users.
 
 Redis could delete them by times to live, but then a jump of its own clock would delete all
 inboxes at once. So each bridge sweeps the users, a part of them at each call.
@@ -25,17 +25,25 @@ class RedisSweeper:
     """The sweeps of one bridge."""
 
     def __init__(
-        self, servers: RedisServers, clock: SteadyClock, *, store: str
+        self,
+        servers: RedisServers,
+        clock: SteadyClock,
+        *,
+        store: str,
+        is_cluster: bool,
     ) -> None:
         self._servers = servers
         self._clock = clock
         self._store = store
+        self._count_subscribers = "SHARDNUMSUB" if is_cluster else "NUMSUB"
         self._tag = 0
         self._after = b""
 
     async def sweep(self, retention: Retention) -> None:
         """
-        Delete old messages and ids of the next users, all of them if they are few.
+        Delete old messages and ids of the next users, and forget those who are idle.
+
+        It covers all users if they are few.
 
         Raises:
             StoreUnavailableError: If a server is away. The next call continues there.
@@ -57,6 +65,7 @@ class RedisSweeper:
                 retention.max_messages,
                 repr(now.ago(retention.max_age_s)),
                 repr(now.ago(retention.dedupe_s)),
+                self._count_subscribers,
             )
             if self._after:
                 continue

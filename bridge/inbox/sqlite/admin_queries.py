@@ -64,7 +64,7 @@ class AdminReader(SqliteReader):
     def user(self, connection: Connection, user: str) -> InboxSummary | None:
         """Return one user's inbox; ``None`` if the user never had a message."""
         state = self.state(connection, user)
-        return InboxSummary(user, state) if state.last else None
+        return InboxSummary(user, state) if state.had_messages else None
 
     def messages(
         self,

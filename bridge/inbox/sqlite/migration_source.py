@@ -38,8 +38,8 @@ _BATCH_PARTS: Final = 500
 _INDEX_ROWS: Final = 5000
 
 _USERS: Final = (
-    "SELECT id, user, first, trimmed_for, coalesce(last, 0), coalesce(seq, 0),"
-    " coalesce(delivered, 0) FROM users LEFT JOIN heads ON user_id = id"
+    "SELECT id, user, first, trimmed_for, coalesce(last, forgotten), coalesce(seq, 0),"
+    " max(coalesce(delivered, 0), forgotten), forgotten FROM users LEFT JOIN heads ON user_id = id"
     " WHERE id > ? ORDER BY id"
 )
 
@@ -177,7 +177,7 @@ class SqliteSource:
         self, row: Row, *, columns: str = STORED_COLUMNS
     ) -> tuple[InboxNumbers, Iterator[Row]]:
         """Return the numbers of a user's inbox, and the rows of its messages, oldest first."""
-        user_id, user, first, reason, last, seq, delivered = row
+        user_id, user, first, reason, last, seq, delivered, forgotten = row
         messages = MessageChain(self._connected, user_id, seq, UserTail())
         found = messages.above(first - 1, columns)
         oldest = next(found, None)
@@ -187,7 +187,9 @@ class SqliteSource:
         oldest_offset = last + 1 if oldest is None else oldest[0]
         if oldest_offset > first:
             first, trimmed_for = oldest_offset, SyncReason.EXPIRED
-        inbox = InboxNumbers(user, first, last, min(delivered, last), trimmed_for)
+        inbox = InboxNumbers(
+            user, first, last, min(delivered, last), trimmed_for, forgotten
+        )
         return inbox, chain(() if oldest is None else (oldest,), found)
 
     def _ids(self, user_id: int) -> Iterator[Sequence[tuple[str, float]]]:
@@ -245,4 +247,5 @@ def _identity(connection: Connection) -> SourceIdentity:
     return SourceIdentity(
         epoch=str(statements.meta(connection, "epoch")),
         contents=" ".join(map(str, facts)),
+        forgotten=int(statements.meta(connection, "forgotten")),
     )

@@ -17,6 +17,7 @@ from bridge.core.message import Stored
 from bridge.core.replay import InboxPage, InboxState
 from bridge.enums import SyncReason
 from bridge.inbox.contract import Retention
+from bridge.inbox.sqlite import statements
 from bridge.inbox.sqlite.chain import MessageChain, to_stored
 from bridge.inbox.sqlite.database_thread import DatabaseCall
 from bridge.inbox.sqlite.file import StoreFile
@@ -36,6 +37,7 @@ class InboxSnapshot:
     last: int
     delivered: int
     trimmed_for: SyncReason | None
+    forgotten: int
 
 
 class SqliteReader:
@@ -81,9 +83,10 @@ class SqliteReader:
         epoch = self._file.epoch
         with self._snapshot(connection, user) as inbox:
             if inbox is None:
-                return InboxState(epoch=epoch, first=1, last=0, delivered=0)
+                return InboxState.empty(epoch, _forgotten(connection))
             return InboxState(
-                epoch, inbox.first, inbox.last, inbox.delivered, inbox.trimmed_for
+                *(epoch, inbox.first, inbox.last, inbox.delivered),
+                *(inbox.trimmed_for, inbox.forgotten),
             )
 
     def read(
@@ -99,12 +102,10 @@ class SqliteReader:
         now = self._clock.read()
         found: list[Stored] = []
         expired = gone = size_bytes = 0
-        next_after = after
         with self._snapshot(connection, user) as inbox:
             if inbox is None:
-                return InboxPage(
-                    messages=(), next_after=after, expired=0, gone=0, last=0
-                )
+                return InboxPage.empty(after, _forgotten(connection))
+            next_after = max(after, inbox.forgotten)
             with closing(inbox.chain.above(max(after, inbox.first - 1))) as rows:
                 for row in rows:
                     stored = to_stored(user, row)
@@ -160,21 +161,24 @@ class SqliteReader:
         tail = self._tail.of(row[0])
         connection.execute("BEGIN")
         try:
-            yield self._inbox(connection, row[0], tail)
+            yield self._inbox(connection, row[0], user, tail)
         finally:
             connection.rollback()
 
     def _inbox(
-        self, connection: Connection, user_id: int, tail: UserTail
-    ) -> InboxSnapshot:
+        self, connection: Connection, user_id: int, user: str, tail: UserTail
+    ) -> InboxSnapshot | None:
         retention = self._retention()
-        first, reason, *head, delivered = connection.execute(
-            "SELECT first, trimmed_for, coalesce(last, 0), coalesce(seq, 0),"
-            " coalesce(delivered, 0)"
-            " FROM users LEFT JOIN heads ON user_id = id WHERE id = ?",
-            (user_id,),
+        row = connection.execute(
+            "SELECT first, trimmed_for, forgotten, coalesce(last, forgotten),"
+            " coalesce(seq, 0), coalesce(delivered, 0)"
+            " FROM users LEFT JOIN heads ON user_id = id WHERE id = ? AND user = ?",
+            (user_id, user),
         ).fetchone()
-        delivered = max(delivered, tail.delivered)
+        if row is None:  # it was forgotten, and its id may be another user's by now
+            return None
+        first, reason, forgotten, *head, delivered = row
+        delivered = max(delivered, tail.delivered, forgotten)
         trimmed_for = SyncReason(reason) if reason else None
         last, seq = max(tuple(head), tail.head)
         if last - retention.max_messages + 1 > first:
@@ -190,4 +194,8 @@ class SqliteReader:
         # not tell: the first message that is found does.
         if first_young > first:
             first, trimmed_for = first_young, SyncReason.EXPIRED
-        return InboxSnapshot(chain, first, last, delivered, trimmed_for)
+        return InboxSnapshot(chain, first, last, delivered, trimmed_for, forgotten)
+
+
+def _forgotten(connection: Connection) -> int:
+    return int(statements.meta(connection, "forgotten"))

@@ -1,12 +1,12 @@
 """
 The tables of a SQLite inbox, and the steps from each format to the next.
 
-A user's rows in `users` and `heads` are never deleted; they take some 40 bytes plus twice
-the name. If they were deleted with the last message, the user's offsets would start at 1
-again, so positions from before would need another epoch. All users without rows would
-need that epoch, because nothing tells which of them had rows before. Then windows of users
-who never had a message, which are most users, could not recover when they reconnect, and
-would be asked to reload without need.
+A user without messages, ids and windows is forgotten: its rows are deleted. Positions from
+before must not fit the offsets that it gets later, and nothing tells which users without
+rows had some before. So the offsets of every new user start above all that were forgotten
+(`forgotten` in the table `bridge`), and lower positions count as those of another store.
+That number grows in steps of 1,024, seldom more than once in BRIDGE_INBOX_MAX_AGE. When it
+does, windows of users who never had a message are asked to reload when they reconnect.
 """
 
 from typing import Final
@@ -65,5 +65,9 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "UPDATE bridge SET value = (SELECT coalesce(max(seq), 0) FROM messages)"
         " WHERE name = 'indexed_seq'",
         "DROP TABLE format_1",
+    ),
+    (
+        "ALTER TABLE users ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0",
+        "INSERT INTO bridge VALUES ('forgotten', 0)",
     ),
 )

@@ -17,6 +17,7 @@ _ROWS: Final = 25
 # The most rows that one step of a sweep deletes.
 _SWEEP_ROWS: Final = 500
 _SWEEP_IDS: Final = 2000
+_SWEEP_USERS: Final = 500
 _LAST_KEY: Final = (2**63 - 1, "")
 
 
@@ -171,3 +172,43 @@ def delete_old_ids(
         (*after, *(upto or _LAST_KEY), oldest_s),
     )
     return upto
+
+
+def find_idle(
+    connection: Connection, after: int
+) -> tuple[list[tuple[int, str, int]], int | None]:
+    """
+    Return those of the next users after the id `after` who have no messages and no ids.
+
+    Unindexed entries are not considered.
+
+    Returns:
+        Id, name and last offset of each, and the `after` of the next call; ``None`` at
+        the end.
+
+    """
+    upto: tuple[int] | None = connection.execute(
+        "SELECT id FROM users WHERE id > ? ORDER BY id LIMIT 1 OFFSET ?",
+        (after, _SWEEP_USERS - 1),
+    ).fetchone()
+    found = connection.execute(
+        "SELECT id, user, max(coalesce(last, 0), forgotten)"
+        " FROM users LEFT JOIN heads ON user_id = id WHERE id > ? AND id <= ?"
+        " AND NOT EXISTS (SELECT 1 FROM messages WHERE messages.seq = heads.seq)"
+        " AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.user_id = id)",
+        (after, upto[0] if upto else _LAST_KEY[0]),
+    ).fetchall()
+    return found, upto[0] if upto else None
+
+
+def forget_users(
+    connection: Connection, user_ids: Sequence[int], forgotten: int
+) -> None:
+    """Delete the rows of users; offsets of new users start above `forgotten`."""
+    keys = [(user_id,) for user_id in user_ids]
+    connection.executemany("DELETE FROM users WHERE id = ?", keys)
+    connection.executemany("DELETE FROM heads WHERE user_id = ?", keys)
+    connection.executemany("DELETE FROM places WHERE user_id = ?", keys)
+    connection.execute(
+        "UPDATE bridge SET value = max(value, ?) WHERE name = 'forgotten'", (forgotten,)
+    )

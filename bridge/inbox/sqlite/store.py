@@ -37,6 +37,8 @@ from bridge.inbox.sqlite.writer import SqliteWriter
 T = TypeVar("T")
 
 _NOT_OPEN: Final = "it is not open yet"
+# Each checks 500 users.
+_FORGET_STEPS: Final = 100
 
 
 class SqliteInbox:
@@ -93,7 +95,9 @@ class SqliteInbox:
         )
         self._unopened_for: str | None = _NOT_OPEN
         self._followed: set[str] = set()
+        self._forget_after = 0
         self._on_stored: StoredListener | None = None
+        self._on_epoch_changed: EpochListener | None = None
 
     def _current_retention(self) -> Retention:
         return self.retention
@@ -184,9 +188,9 @@ class SqliteInbox:
         on_stored: StoredListener,
         on_epoch_changed: EpochListener | None = None,
     ) -> None:
-        """Publish stored messages; the epoch never changes while the file is open."""
-        del on_epoch_changed
+        """Publish stored messages, and users that were forgotten while they connected."""
         self._on_stored = on_stored
+        self._on_epoch_changed = on_epoch_changed
 
     async def follow(self, user: str) -> None:
         """Include `user` in the feed."""
@@ -233,7 +237,11 @@ class SqliteInbox:
         )
 
     async def sweep(self) -> None:
-        """Delete messages and ids that are too old, in steps that let appends through."""
+        """
+        Delete messages and ids that are too old, and forget idle users.
+
+        Works in steps that let appends through.
+        """
         # If the store is unavailable now, the next sweep does it.
         with suppress(StoreUnavailableError):
             await self._writes.submit(self._writer.store_clock)
@@ -245,6 +253,26 @@ class SqliteInbox:
                 key = await self._writes.submit(
                     partial(self._writer.sweep_ids, after=key)
                 )
+            await self._forget_idle()
+
+    async def _forget_idle(self) -> None:
+        """Check the next users; a sweep of all others continues a minute later."""
+        is_followed = self._followed.__contains__
+        for _ in range(_FORGET_STEPS):
+            users, following = await self._writes.submit(
+                partial(
+                    self._writer.forget_idle,
+                    after=self._forget_after,
+                    is_followed=is_followed,
+                )
+            )
+            # These began to connect before the commit, and may have read the old state.
+            connecting = [user for user in users if is_followed(user)]
+            if connecting and self._on_epoch_changed is not None:
+                self._on_epoch_changed(connecting)
+            self._forget_after = following or 0
+            if following is None:
+                return
 
     def mark_delivered(self, user: str, offset: int) -> None:
         """Move the delivered mark of `user` forward to `offset`."""

@@ -14,6 +14,7 @@ import orjson
 
 from bridge.clock import SteadyClock
 from bridge.core.message import Message
+from bridge.core.replay import forgotten_above
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite import statements
@@ -25,6 +26,7 @@ from bridge.inbox.sqlite.unindexed import (
     IndexBatch,
     UnindexedEntries,
     UnindexedTail,
+    UserTail,
 )
 
 # Users whose row is cached in memory, some 20 MB at most.
@@ -301,19 +303,47 @@ class SqliteWriter:
         oldest_s = self._clock.read().ago(self._retention().dedupe_s)
         return statements.delete_old_ids(connection, after, oldest_s)
 
+    def forget_idle(
+        self, connection: Connection, after: int, is_followed: Callable[[str], bool]
+    ) -> tuple[Sequence[str], int | None]:
+        """
+        Delete some users who have no messages, no ids and no windows.
+
+        Returns:
+            Their names, and the `after` of the next call; ``None`` at the end.
+
+        """
+        found, following = statements.find_idle(connection, after)
+        added = self._added
+        idle = [
+            row
+            for row in found
+            if not is_followed(row[1])
+            and self._tail.of(row[0]) == UserTail()
+            and row[0] not in added.heads
+            and row[0] not in added.marks
+        ]
+        if idle:
+            forgotten = forgotten_above(max(last for _, _, last in idle))
+            statements.forget_users(connection, [row[0] for row in idle], forgotten)
+        for _, user, _ in idle:
+            self._users.pop(user, None)
+        return [user for _, user, _ in idle], following
+
     # --- users
 
     def _load_or_add_user(self, connection: Connection, user: str) -> None:
         if self._load_user(connection, user) is None:
-            user_id = connection.execute(
-                "INSERT INTO users (user) VALUES (?)", (user,)
-            ).lastrowid
-            assert user_id is not None  # noqa: S101 - an INSERT has one
-            self._users[user] = HEAD.pack(user_id, 1, 0, 0)
+            user_id, forgotten = connection.execute(
+                "INSERT INTO users (user, first, forgotten) SELECT ?, value + 1, value"
+                " FROM bridge WHERE name = 'forgotten' RETURNING id, forgotten",
+                (user,),
+            ).fetchone()
+            self._users[user] = HEAD.pack(user_id, forgotten + 1, forgotten, 0)
 
     def _load_user(self, connection: Connection, user: str) -> bytes | None:
         row = connection.execute(
-            "SELECT id, first, coalesce(last, 0), coalesce(seq, 0)"
+            "SELECT id, first, coalesce(last, forgotten), coalesce(seq, 0)"
             " FROM users LEFT JOIN heads ON user_id = id WHERE user = ?",
             (user,),
         ).fetchone()

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bridge.core.position import Position
+from bridge.core.replay import InboxState, plan_replay
 from bridge.enums import SyncReason
 from bridge.inbox.contract import Retention
 from tests.contract.inbox.conftest import STORES, StoreUnderTest
@@ -56,10 +58,117 @@ async def test_a_sweep_deletes_messages_of_inactive_users(
     store.advance(1001)
     await store.inbox.sweep()
 
-    page = await store.inbox.read("alice", after=0, max_messages=5, max_bytes=100)
+    assert await store.read_all("alice") == []
+    assert await store.inbox.admin.users(limit=9) == []
 
-    assert (list(page.messages), page.gone, page.next_after) == ([], 1, 1)
-    assert (await store.inbox.state("alice")).first == 2
+
+async def test_a_position_of_a_forgotten_user_is_a_reset(store: StoreUnderTest) -> None:
+    """Also when the user has new messages: their offsets are above the old ones."""
+    await store.append("alice", b"1", b"2", b"3")
+    old = await store.inbox.state("alice")
+    store.advance(1001)
+    await store.inbox.sweep()
+
+    forgotten = await store.inbox.state("alice")
+    (offset,) = await store.append("alice", b"4")
+    later = await store.inbox.state("alice")
+
+    for state in (forgotten, later):
+        assert state.epoch == old.epoch
+        for position in range(old.last + 1):
+            plan = plan_replay(Position(old.epoch, position), state)
+            assert (plan.reason, plan.missed) == (SyncReason.RESET, None)
+        new_page = plan_replay(None, state)
+        assert (new_page.missed, new_page.is_complete) == (0, False)
+    assert offset == forgotten.last + 1 == later.last
+    assert plan_replay(Position(old.epoch, forgotten.last), later).is_complete
+    assert [each.offset for each in await store.read_all("alice")] == [offset]
+
+
+async def test_a_user_with_a_window_is_not_forgotten(store: StoreUnderTest) -> None:
+    """It stays connected for weeks without a message, and has missed nothing."""
+    await store.inbox.follow("alice")
+    await store.append("alice", b"1")
+    before = await store.inbox.state("alice")
+    store.advance(1001)
+    await store.inbox.sweep()
+
+    assert (await store.inbox.state("alice")).last == before.last
+
+    store.inbox.unfollow("alice")
+    await store.inbox.check()  # Redis has processed the unsubscribe
+    await store.inbox.sweep()
+    assert (await store.inbox.state("alice")).last > before.last
+
+
+async def test_a_window_that_connects_during_the_sweep_sees_what_it_did(
+    store: StoreUnderTest,
+) -> None:
+    """It reads the new state, or its user stays, or the store reports a new epoch."""
+    reset: list[str] = []
+    store.inbox.subscribe(store.fed.extend, reset.extend)
+    users = [str(number) for number in range(50)]
+    await store.inbox.append([store.message(user, b"1") for user in users])
+    store.advance(1001)
+
+    async def connect(user: str) -> InboxState:
+        await asyncio.sleep(int(user) / 20_000)
+        await store.inbox.follow(user)
+        return await store.inbox.state(user)
+
+    sweep = asyncio.create_task(store.inbox.sweep())
+    seen = dict(zip(users, await asyncio.gather(*map(connect, users)), strict=True))
+    await sweep
+
+    for user in users:
+        state = await store.inbox.state(user)
+        assert user in reset or state.forgotten == seen[user].forgotten
+
+
+async def test_a_window_that_waits_for_its_first_message_sees_no_gap(
+    store: StoreUnderTest,
+) -> None:
+    """Others were forgotten meanwhile, so its first offset is above what it was told."""
+    user = "0"
+    await store.inbox.follow(user)
+    after = (await store.inbox.state(user)).last
+    # In Redis a user shares the number with some of the others.
+    others = [str(number) for number in range(1, 2000)]
+    await store.inbox.append([store.message(other, b"1") for other in others])
+    store.advance(1001)
+    await store.inbox.sweep()
+
+    await store.append(user, b"first")
+    page = await store.inbox.read(user, after=after, max_messages=5, max_bytes=99)
+
+    assert [each.message.data for each in page.messages] == [b"first"]
+    assert page.gone == 0
+    assert page.next_after == page.last == store.fed[-1].offset > 1000
+
+
+async def test_a_user_whose_ids_are_remembered_is_not_forgotten(
+    store: StoreUnderTest,
+) -> None:
+    """Publishing the message again must stay harmless for the whole window."""
+    store.inbox.retention = Retention(100, max_age_s=10, dedupe_s=60)
+    for wait_s, offsets in ((0, [1]), (50, [None]), (11, [1025])):
+        store.advance(wait_s)
+        await store.inbox.sweep()
+        message = store.message("alice", b"1", message_id="m")
+        assert await store.inbox.append([message]) == offsets
+
+
+async def test_marks_of_a_forgotten_user_do_no_harm(store: StoreUnderTest) -> None:
+    """A window may ack its last message just before it closes."""
+    await store.append("alice", b"1")
+    store.advance(1001)
+    await store.inbox.sweep()
+    store.inbox.mark_delivered("alice", 1)
+    await store.append("alice", b"2")
+
+    state = await store.inbox.state("alice")
+
+    assert (state.first, state.last, state.delivered) == (1025, 1025, 1024)
 
 
 async def test_a_message_past_its_deadline_is_skipped_and_counted(

@@ -23,6 +23,9 @@ from hypothesis.stateful import (
 from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message, Stored
+from bridge.core.position import Position
+from bridge.core.replay import plan_replay
+from bridge.enums import SyncReason
 from bridge.inbox.contract import Retention
 from tests.contract.inbox.conftest import STORES, Inbox
 
@@ -40,19 +43,32 @@ class ModelInbox:
     first: int = 1
     delivered: int = 0
     seen_s: dict[str, float] = field(default_factory=dict)
+    forgotten: int = 0
+    forgotten_last: int = 0  # the newest offset that was ever forgotten
 
     @property
     def last(self) -> int:
         """The newest offset."""
-        return len(self.messages)
+        return self.forgotten + len(self.messages)
+
+    def at(self, offset: int) -> Message:
+        """Return the message with this offset."""
+        return self.messages[offset - self.forgotten - 1]
+
+    def is_idle(self, now_s: float) -> bool:
+        """Return whether a store may forget it, if it has no windows."""
+        oldest_s = now_s - RETENTION.dedupe_s
+        return (
+            bool(self.messages)
+            and self.first > self.last
+            and all(seen_s < oldest_s for seen_s in self.seen_s.values())
+        )
 
     def trim(self, now_s: float) -> None:
         """Move `first` past messages that are over the limit or too old."""
         self.first = max(self.first, self.last - RETENTION.max_messages + 1)
         oldest_s = now_s - RETENTION.max_age_s
-        while (
-            self.first <= self.last and self.messages[self.first - 1].taken_s < oldest_s
-        ):
+        while self.first <= self.last and self.at(self.first).taken_s < oldest_s:
             self.first += 1
 
 
@@ -139,15 +155,21 @@ class StoreMachine(RuleBasedStateMachine):
         for user in USERS:  # the feed is not ordered between users
             assert of_user(user, self.fed) == of_user(user, self.expected_feed)
 
-    @rule(seconds=st.integers(1, 60))
+    @rule(seconds=st.integers(1, 60) | st.just(200))
     def advance(self, seconds: int) -> None:
         """Move the clock forward."""
         self.now_s += seconds
 
     @rule()
     def sweep(self) -> None:
-        """Sweep the store."""
+        """Sweep the store, which may forget users without messages, ids and windows."""
         self.run(self.inbox.sweep())
+        for user, log in self.logs.items():
+            log.trim(self.now_s)
+            if user not in self.followed and log.is_idle(self.now_s):
+                state = self.run(self.inbox.state(user))
+                if state.forgotten != log.forgotten:
+                    self.logs[user] = ModelInbox(forgotten_last=log.last)
 
     @rule(user=st.sampled_from(USERS), share=st.floats(0, 1))
     def mark(self, user: str, share: float) -> None:
@@ -157,7 +179,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.inbox.mark_delivered(user, offset)
 
         log = self.logs[user]
-        offset = round(share * log.last)
+        offset = log.forgotten + round(share * len(log.messages))
         log.delivered = max(log.delivered, offset)
         self.run(mark())
 
@@ -182,12 +204,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.run(self.inbox.state(user))
         log = self.logs[user]
         log.trim(self.now_s)
-        after = round(share * log.last)
+        after = log.forgotten + round(share * len(log.messages))
         next_after = max(after, log.first - 1)
         found: list[Stored] = []
         expired = size = 0
         for offset in range(next_after + 1, log.last + 1):
-            stored = Stored(log.messages[offset - 1], offset)
+            stored = Stored(log.at(offset), offset)
             if stored.message.is_expired(ClockReading(self.now_s)):
                 expired += 1
             else:
@@ -233,7 +255,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.open()
         for user, log in self.logs.items():
             delivered = self.run(self.inbox.state(user)).delivered
-            assert delivered <= log.delivered
+            assert delivered <= max(log.delivered, log.forgotten)
             log.delivered = delivered
 
     # --- invariants
@@ -246,13 +268,22 @@ class StoreMachine(RuleBasedStateMachine):
         for user, log in self.logs.items():
             log.trim(self.now_s)
             state = self.run(self.inbox.state(user))
+            if not log.messages and state.forgotten != log.forgotten:
+                # Users without messages follow the largest offset that was forgotten.
+                assert state.forgotten > max(log.forgotten, log.forgotten_last)
+                log.forgotten = log.delivered = state.forgotten
+                log.first = state.forgotten + 1
+            assert state.forgotten == log.forgotten
             assert (state.epoch, state.first, state.last, state.delivered) == (
                 self.epoch,
                 log.first,
                 log.last,
                 log.delivered,
             )
-            assert (state.trimmed_for is None) == (state.first == 1)
+            assert (state.trimmed_for is None) == (state.first == log.forgotten + 1)
+            for old in range(log.forgotten_last + 1):
+                plan = plan_replay(Position(state.epoch, old), state)
+                assert (plan.reason is SyncReason.RESET) == (old < log.forgotten)
 
     def teardown(self) -> None:
         """Close the store and delete its files."""

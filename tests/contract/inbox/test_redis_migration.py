@@ -20,6 +20,7 @@ from bridge.inbox.redis.migration_target import RedisTarget
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.sqlite.migration_source import SqliteSource
 from bridge.inbox.sqlite.store import SqliteInbox
+from tests.contract.inbox.files import Clock, OpenInbox
 from tests.inbox_files import Filling, fill
 from tests.redis_server import RedisServer
 
@@ -272,3 +273,21 @@ async def test_a_dry_run_writes_no_key(path: Path, store: Store) -> None:
 
     assert result.source.messages == 100
     assert await store.keys() == []
+
+
+async def test_positions_of_forgotten_users_stay_invalid(
+    path: Path, store: Store, open_inbox: OpenInbox, clock: Clock
+) -> None:
+    """Of users who came back before the copy, and of those who come back later."""
+    async with open_inbox() as inbox:
+        await inbox.append([Message(f"user-{n}", "m", b"1", clock()) for n in range(2)])
+        clock.now_s += 1001
+        await inbox.sweep()
+        await inbox.append([Message("user-0", "m", b"2", clock())])
+
+    await migrate_into(store.target(), path)
+
+    async with both_open(path, store) as (_, theirs):
+        states = [await theirs.state(f"user-{n}") for n in range(2)]
+    assert [state.forgotten for state in states] == [1024, 1024]
+    assert [state.last for state in states] == [1025, 1024]

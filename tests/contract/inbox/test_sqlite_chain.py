@@ -115,6 +115,7 @@ async def test_offsets_continue_after_all_messages_were_deleted(
     for run in range(4):
         inbox = SqliteInbox(str(path), retention, clock=clock.steady, round_entries=10)
         await inbox.open()
+        await inbox.follow("alice")  # or the user would be forgotten
         late = message("alice", b"1")
         late.taken_s = clock.now_s
         first = run * 40 + 1

@@ -139,6 +139,7 @@ async def test_the_reason_of_deletions_is_copied(
             await inbox.append([Message(user, "m", b"young", clock())])
         await inbox.sweep()  # indexes all entries
         clock.now_s += 200
+        await inbox.follow("none")
         await inbox.sweep()  # deletes messages that are too old
     target = MemoryTarget()
 
