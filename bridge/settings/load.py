@@ -1,6 +1,7 @@
 """Loads flags, environment and file into one checked `Settings`."""
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,10 @@ from bridge.settings.model import Settings
 from bridge.settings.names import ENVIRONMENT_PREFIX, did_you_mean, environment_name
 
 CONFIG_FILE_VARIABLE: Final = "BRIDGE_CONFIG"
+# What Kubernetes sets in each pod for a Service that is named `bridge`.
+_OF_KUBERNETES: Final = re.compile(
+    r"BRIDGE_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_.+)?)"
+)
 
 
 def load_settings(
@@ -92,5 +97,7 @@ def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
     return [
         f"{name}: is not a setting{did_you_mean(name, known)}"
         for name in sorted(environment)
-        if name.upper().startswith(ENVIRONMENT_PREFIX) and name.upper() not in known
+        if name.upper().startswith(ENVIRONMENT_PREFIX)
+        and name.upper() not in known
+        and not _OF_KUBERNETES.fullmatch(name)
     ]

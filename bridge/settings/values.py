@@ -109,6 +109,16 @@ def _durations(value: object) -> object:
     return (parse_duration_s(parts),)
 
 
+def _explain_kubernetes(value: object) -> object:
+    if str(value).startswith("tcp://"):
+        message = (
+            f"{value} is set by Kubernetes for a Service of this name: set "
+            "`enableServiceLinks: false` in the pod, or the port itself"
+        )
+        raise ValueError(message)
+    return value
+
+
 _A_DURATION: Final = BeforeValidator(parse_duration_s)
 Duration = Annotated[float, _A_DURATION, Field(gt=0)]
 Size = Annotated[int, BeforeValidator(parse_size_bytes), Field(gt=0)]
@@ -124,4 +134,4 @@ Namespace = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,3}$", max_length=110),
 ]
-Port = Annotated[int, Field(ge=0, le=65535)]
+Port = Annotated[int, BeforeValidator(_explain_kubernetes), Field(ge=0, le=65535)]

@@ -229,3 +229,23 @@ def test_published_settings_keep_their_names() -> None:
     """
 
     assert set(names.split()) <= set(Settings.model_fields)
+
+
+def test_variables_of_a_kubernetes_service_get_one_hint(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    """A Service named `bridge` sets them in every pod of its namespace."""
+    environment.setenv("BRIDGE_JWT_SECRET", "x" * 32)
+    environment.setenv("BRIDGE_SERVICE_HOST", "10.0.0.7")
+    environment.setenv("BRIDGE_SERVICE_PORT", "8080")
+    environment.setenv("BRIDGE_SERVICE_PORT_HTTP", "8080")
+    environment.setenv("BRIDGE_PORT_8080_TCP", "tcp://10.0.0.7:8080")
+    environment.setenv("BRIDGE_PORT_8080_TCP_PROTO", "tcp")
+    environment.setenv("BRIDGE_PORT", "tcp://10.0.0.7:8080")
+
+    (problem,) = problems_of()
+    assert problem.startswith("BRIDGE_PORT: tcp://10.0.0.7:8080 is set by Kubernetes")
+    assert "enableServiceLinks: false" in problem
+
+    environment.setenv("BRIDGE_PORT", "8080")
+    assert load_settings().port == 8080
