@@ -247,7 +247,7 @@ def _settings(options: DemoOptions, amqp_url: str, *, say: Say) -> Settings:
             "operator_host": _HOST,
             "operator_port": _free_port(options.operator_port, say=say),
             "operator_token": secrets.token_urlsafe(24),
-            "api_key": secrets.token_hex(12),
+            "api_key": secrets.token_hex(16),
             "auth": "jwt",
             "jwt_secret": secrets.token_urlsafe(48),
             # Server and page share one clock; a token expires exactly when shown.

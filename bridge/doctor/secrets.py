@@ -1,18 +1,12 @@
 """Check for secrets that can be guessed, and for settings that expose the bridge."""
 
-from typing import Final
-
 from pydantic import SecretStr
 from yarl import URL
 
 from bridge.doctor.permissions import new_user_command
 from bridge.doctor.results import CheckResult, fail, ok, warn
-from bridge.settings.checks import is_loopback
+from bridge.settings.checks import is_loopback, secret_weakness
 from bridge.settings.model import Settings
-
-_SECRET_MIN_BYTES: Final = 16
-# `openssl rand -hex 16` uses about 16 different characters; "secretsecretsecret" uses 5.
-_DISTINCT_MIN: Final = 8
 
 
 def check_secrets(settings: Settings) -> list[CheckResult]:
@@ -27,7 +21,7 @@ def check_secrets(settings: Settings) -> list[CheckResult]:
     ]
     found: list[CheckResult] = []
     for name, secret, generate in secrets:
-        problem = weakness(secret.get_secret_value()) if secret else None
+        problem = secret_weakness(secret.get_secret_value()) if secret else None
         if problem:
             found.append(fail(name, problem, fix=f"{name}=$({generate})"))
     for url in (URL(url.get_secret_value()) for url in settings.amqp_url):
@@ -37,16 +31,6 @@ def check_secrets(settings: Settings) -> list[CheckResult]:
             fix = new_user_command(settings.namespace, url)
             found.append(fail("BRIDGE_AMQP_URL", text, fix=fix))
     return found or [ok("secrets", "none is short or repetitive")]
-
-
-def weakness(secret: str) -> str | None:
-    """Say why a secret can be guessed; `None` if no weakness was found."""
-    length, distinct = len(secret.encode()), len(set(secret))
-    if length < _SECRET_MIN_BYTES:
-        return f"has {length} bytes, expected at least {_SECRET_MIN_BYTES}"
-    if distinct < _DISTINCT_MIN:
-        return f"has {distinct} different characters, expected at least {_DISTINCT_MIN}"
-    return None
 
 
 def check_exposure(settings: Settings) -> list[CheckResult]:

@@ -26,6 +26,9 @@ PUBLIC_KEY_ALGORITHMS: Final = tuple(
 
 _AMQP_EXAMPLE: Final = "amqp://user:password@host:5672/vhost"
 _AMQP_ESCAPES: Final = "in a user, a password or a vhost, %40 is for @ and %2F for /"
+_SECRET_MIN_BYTES: Final = 16
+# `openssl rand -hex 16` uses about 16 different characters; "secretsecretsecret" uses 5.
+_DISTINCT_MIN: Final = 8
 _LOOKS_LIKE_HOST: Final = re.compile(r"@[^@]*(:\d|/)")
 
 
@@ -86,6 +89,16 @@ def check_key(secret: SecretStr) -> SecretStr:
         )
         raise ValueError(message)
     return secret
+
+
+def secret_weakness(secret: str) -> str | None:
+    """Return why a secret can be guessed; ``None`` if no weakness was found."""
+    length, distinct = len(secret.encode()), len(set(secret))
+    if length < _SECRET_MIN_BYTES:
+        return f"has {length} bytes, expected at least {_SECRET_MIN_BYTES}"
+    if distinct < _DISTINCT_MIN:
+        return f"has {distinct} different characters, expected at least {_DISTINCT_MIN}"
+    return None
 
 
 def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from bridge.settings.checks import (
     check_retry_delays,
     is_loopback,
     load_public_key_text,
+    secret_weakness,
 )
 from bridge.settings.names import ENVIRONMENT_PREFIX, environment_name, problem_text
 from bridge.settings.values import (
@@ -151,6 +152,10 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[Words, AfterValidator(check_networks)] = _reloadable(
         (),
         "Addresses or networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are trusted.",
+    )
+    dangerously_allow_weak_secrets: bool = _reloadable(
+        False,
+        "For tests: accepts an operator token, API key or JWT secret that can be guessed.",
     )
 
     # --- authentication
@@ -338,10 +343,22 @@ def contradictions(settings: Settings) -> list[str]:
     """Return the problems of settings that are valid alone but not together."""
     return [
         *_auth_problems(settings),
+        *_key_problems(settings),
         *_open_mode_problems(settings),
         *_inbox_problems(settings),
         *_port_problems(settings),
     ]
+
+
+def _key_problems(settings: Settings) -> Iterator[str]:
+    keys = (
+        ("BRIDGE_OPERATOR_TOKEN", settings.operator_token),
+        ("BRIDGE_API_KEY", settings.api_key),
+    )
+    for name, key in keys:
+        weakness = secret_weakness(key.get_secret_value()) if key else None
+        if weakness and not settings.dangerously_allow_weak_secrets:
+            yield f"{name}: {weakness}; make one with `openssl rand -hex 16`"
 
 
 def _port_problems(settings: Settings) -> Iterator[str]:
@@ -413,6 +430,13 @@ def _auth_problems(settings: Settings) -> Iterator[str]:
             yield (
                 f"BRIDGE_JWT_SECRET: secret number {number} has {length} bytes, "
                 f"{strictest} needs {_SECRET_MIN_BYTES[strictest]} (RFC 7518 section 3.2)"
+            )
+        elif settings.dangerously_allow_weak_secrets:
+            continue
+        elif weakness := secret_weakness(secret.get_secret_value()):
+            yield (
+                f"BRIDGE_JWT_SECRET: secret number {number} {weakness}; make one with "
+                "`openssl rand -base64 48`"
             )
 
 

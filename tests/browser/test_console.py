@@ -249,13 +249,13 @@ async def test_a_new_token_ends_the_sessions_of_the_old_one(
     browser: Browser, fragile: RunningBridge
 ) -> None:
     """Operators without the new token lose access at once."""
-    another = SecretStr("another")
+    another = SecretStr("the-next-operator-token")
     new = fragile.settings.model_copy(update={"operator_token": another})
     async with opened_console(browser, fragile.listening.operator_url) as console:
         await fragile.bridge.reload(new)
 
         await expect(console.page.locator("#why")).to_contain_text("token was changed")
-        await console.sign_in("another")
+        await console.sign_in("the-next-operator-token")
         await expect(console.title).to_have_text("Overview")
         console.assert_clean(but=_REFUSED)
 

@@ -12,6 +12,8 @@ from tests.integration.running import (
 )
 from tests.local_node import LocalNode
 
+API_KEY = "api-key-of-the-tests"
+
 # --- POST /api/publish ---------------------------------------------------------------
 
 
@@ -117,17 +119,17 @@ async def test_the_legacy_endpoint_needs_a_key_unless_the_mode_is_open(
     broker: LocalNode, namespace: str
 ) -> None:
     """Only open mode, which has no authentication, needs no key."""
-    settings = settings_for(broker, namespace, legacy_push="true", api_key="k")
+    settings = settings_for(broker, namespace, legacy_push="true", api_key=API_KEY)
     async with running_bridge(settings) as running, aiohttp.ClientSession() as session:
         url = running.listening.public_url
         query = {"name": "ann", "msg": "x"}
         async with session.get(url, params=query) as response:
             assert response.status == 401
         async with session.get(
-            url, params=query, headers={"X-API-Key": "k"}
+            url, params=query, headers={"X-API-Key": API_KEY}
         ) as response:
             assert response.status == 200
         async with session.head(
-            url, params=query, headers={"X-API-Key": "k"}
+            url, params=query, headers={"X-API-Key": API_KEY}
         ) as response:
             assert response.status == 405

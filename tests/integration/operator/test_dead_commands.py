@@ -24,7 +24,12 @@ from tests.integration.operator.dead_letter_fixtures import (
     publish_dead_letters,
     ready,
 )
-from tests.integration.running import RunningBridge, running_bridge, settings_for
+from tests.integration.running import (
+    OPERATOR_TOKEN,
+    RunningBridge,
+    running_bridge,
+    settings_for,
+)
 from tests.local_node import LocalNode
 
 
@@ -148,7 +153,11 @@ def test_the_exit_code_tells_the_kind_of_failure(
     arguments: list[str], changes: dict[str, str | None], status: int, text: str
 ) -> None:
     """0 done, 1 failed, 2 invalid usage or settings, 3 a peer cannot be reached."""
-    given = {"BRIDGE_OPERATOR_TOKEN": "t", "BRIDGE_OPERATOR_PORT": "1", **changes}
+    given = {
+        "BRIDGE_OPERATOR_TOKEN": OPERATOR_TOKEN,
+        "BRIDGE_OPERATOR_PORT": "1",
+        **changes,
+    }
     environment = {
         **dict.fromkeys(name for name in os.environ if "BRIDGE" in name),
         **given,

@@ -73,7 +73,7 @@ async def test_the_operator_port_waits_for_a_request_only_until_its_deadline() -
     """Connections that send one byte would hold the descriptors of the operators."""
     metrics = Metrics()
     settings = load_settings(
-        {"jwt_secret": "x" * 32, "connect_timeout": "200ms", "inbox": "memory:"}
+        {"jwt_secret": "abcdefgh" * 4, "connect_timeout": "200ms", "inbox": "memory:"}
     )
     listener = operator_listener(settings, metrics)
     async with AsyncExitStack() as stack:

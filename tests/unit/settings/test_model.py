@@ -46,7 +46,7 @@ def accepted(**values: object) -> Settings:
             "BRIDGE_OPERATOR_PORT: 8080 is also BRIDGE_PORT",
         ),
         (
-            {"jwt_secret": "x" * 32, "slow_client_bytes": "511KiB"},
+            {"jwt_secret": "abcdefgh" * 4, "slow_client_bytes": "511KiB"},
             "BRIDGE_SLOW_CLIENT_BYTES: must be at least twice BRIDGE_MAX_MESSAGE_BYTES",
         ),
         ({"namespace": "a..b"}, "BRIDGE_NAMESPACE: "),
@@ -140,7 +140,10 @@ def test_an_invalid_value_is_reported_by_its_variable(
         {"auth": "open"},
         {"auth": "open", "host": "0.0.0.0", "dangerously_open_to_the_network": True},
         {"operator_token": None},
-        {"operator_token": "a b? \u00e9"},
+        {"operator_token": "a b? \u00e9 cdefghijk"},
+        {"operator_token": "abcdefgh" * 2},
+        {"operator_token": "abc", "dangerously_allow_weak_secrets": True},
+        {"jwt_secret": "s" * 32, "dangerously_allow_weak_secrets": True},
     ],
     ids=str,
 )
@@ -172,9 +175,19 @@ def test_settings_are_frozen() -> None:
             "BRIDGE_JWT_SECRET: secret number 1 has 31 bytes, HS256 needs 32",
         ),
         (
-            {"jwt_secret": "s" * 64 + "," + "t" * 40, "jwt_algorithms": "HS512,HS256"},
+            {
+                "jwt_secret": "abcdefgh" * 8 + "," + "t" * 40,
+                "jwt_algorithms": "HS512,HS256",
+            },
             "BRIDGE_JWT_SECRET: secret number 2 has 40 bytes, HS512 needs 64",
         ),
+        (
+            {"jwt_secret": "abcdefg" * 8},
+            "BRIDGE_JWT_SECRET: secret number 1 has 7 different characters, expected",
+        ),
+        ({"operator_token": "abc"}, "BRIDGE_OPERATOR_TOKEN: has 3 bytes, expected at"),
+        ({"api_key": "abcdefgh1234567"}, "BRIDGE_API_KEY: has 15 bytes, expected at"),
+        ({"api_key": "abcdefg" * 4}, "BRIDGE_API_KEY: has 7 different characters"),
         (
             {"jwt_algorithms": "ES256"},
             "BRIDGE_JWT_ALGORITHMS: ES256 needs BRIDGE_JWKS_URL or BRIDGE_JWT_PUBLIC_KEY, and "
