@@ -6,11 +6,18 @@ server must check `Origin` (OWASP ASVS 5.0, 4.4.2). Clients that are not browser
 `Origin`; they need a token like all others.
 """
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 
 from yarl import URL
+
+# A browser sends `Origin: null` for a local file, a sandboxed frame and after some
+# redirects, so that any site can send it. This entry of the list allows it.
+NULL_ENTRY: Final = "dangerously-null"
+WILDCARD: Final = "*"
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
@@ -21,7 +28,8 @@ class OriginRules:
     The operator's choice of origins.
 
     Attributes:
-        allowed: Origins by name; if empty, pages of the bridge's own host may connect.
+        allowed: Origins by name; if empty, pages of the bridge's own host may connect. In
+            the host of an entry, a `*` in place of a label is any one label.
         allows_any: Whether every origin may connect.
         loopback_only: Whether `Host` must name this machine. For open mode: an attacker's
             domain can resolve to 127.0.0.1 (DNS rebinding), and its pages would then have
@@ -54,9 +62,28 @@ class OriginRules:
             return True
         if origin is None:
             return fetch_site not in {"cross-site", "same-site"}
-        if origin in self.allowed:
-            return True
-        return not self.allowed and _is_same_host(origin, host)
+        if not self.allowed:
+            return _is_same_host(origin, host)
+        if origin == "null":
+            return NULL_ENTRY in self.allowed
+        return origin in self.allowed or any(
+            _pattern(entry).fullmatch(origin)
+            for entry in self.allowed
+            if WILDCARD in entry
+        )
+
+
+@lru_cache
+def _pattern(entry: str) -> re.Pattern[str]:
+    return re.compile(re.escape(entry).replace(r"\*", "[a-z0-9_-]+"))
+
+
+def is_same_name(host: str | None, name: str) -> bool:
+    """Return whether the header `Host` has this name, with any port."""
+    try:
+        return bool(host) and URL(f"http://{host}").host == name.lower()
+    except ValueError:
+        return False
 
 
 def is_loopback_host(host: str | None) -> bool:

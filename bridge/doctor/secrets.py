@@ -3,6 +3,7 @@
 from pydantic import SecretStr
 from yarl import URL
 
+from bridge.core.origins import NULL_ENTRY
 from bridge.doctor.permissions import new_user_command
 from bridge.doctor.results import CheckResult, fail, ok, warn
 from bridge.settings.checks import is_loopback, secret_weakness
@@ -47,6 +48,12 @@ def check_exposure(settings: Settings) -> list[CheckResult]:
             "BRIDGE_DANGEROUSLY_ALLOW_ANY_ORIGIN",
             "any website can use the cookies of your users",
             "BRIDGE_ALLOWED_ORIGINS=https://your.site",
+        ),
+        (
+            NULL_ENTRY in settings.allowed_origins,
+            "BRIDGE_ALLOWED_ORIGINS",
+            f"{NULL_ENTRY}: a sandboxed frame of any website can use your users' cookies",
+            "remove it from the list",
         ),
         (
             not is_loopback(settings.operator_host),

@@ -13,6 +13,7 @@ from typing import Final
 from pydantic import SecretStr
 from yarl import URL
 
+from bridge.core.origins import NULL_ENTRY, WILDCARD
 from bridge.core.redis_address import is_redis, parse_redis
 
 JWT_ALGORITHMS: Final = (
@@ -29,6 +30,10 @@ _AMQP_ESCAPES: Final = "in a user, a password or a vhost, %40 is for @ and %2F f
 _SECRET_MIN_BYTES: Final = 16
 # `openssl rand -hex 16` uses about 16 different characters; "secretsecretsecret" uses 5.
 _DISTINCT_MIN: Final = 8
+# Apps and browser extensions, such as capacitor://localhost.
+_ORIGIN_OF_APP: Final = re.compile(
+    r"(?!(?:https?|wss?|file|ftp)://)[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(:\d+)?/?"
+)
 _LOOKS_LIKE_HOST: Final = re.compile(r"@[^@]*(:\d|/)")
 
 
@@ -116,18 +121,33 @@ def origin_problem(text: str) -> str | None:
             "* would let every site use your users' tokens; "
             "if you want that, set BRIDGE_DANGEROUSLY_ALLOW_ANY_ORIGIN=true instead"
         )
+    if text == "null":
+        return (
+            "null is sent by sandboxed frames and local files of any site; "
+            f"if you want that, list {NULL_ENTRY} instead"
+        )
+    if text == NULL_ENTRY or _ORIGIN_OF_APP.fullmatch(text):
+        return None
+    if not _is_web_origin(text.replace(WILDCARD, "x")):
+        return f"{text!r} is not an origin, expected for example https://example.org"
+    host = text.partition("://")[2].partition(":")[0].rstrip("/")
+    labels = host.split(".")
+    if WILDCARD in "".join(labels[-2:]) or any(
+        WILDCARD in label and label != WILDCARD for label in labels
+    ):
+        return (
+            f"{text!r}: * stands for one whole label of a host, before at least two "
+            "others, as in https://*.example.org"
+        )
+    return None
+
+
+def _is_web_origin(text: str) -> bool:
     try:
         url = URL(text)
-        is_origin = (
-            url.scheme in {"http", "https"}
-            and str(url.origin()) == text.rstrip("/")
-            and "*" not in text  # a pattern would match nothing
-        )
+        return url.scheme in {"http", "https"} and str(url.origin()) == text.rstrip("/")
     except ValueError:
-        is_origin = False
-    if is_origin:
-        return None
-    return f"{text!r} is not an origin, expected for example https://example.org"
+        return False
 
 
 def check_jwks_url(text: str) -> str:

@@ -205,7 +205,9 @@ class Settings(BaseSettings):
     )
     allowed_origins: Annotated[Words, AfterValidator(check_origins)] = _reloadable(
         (),
-        "Origins whose pages may connect, such as `https://example.org`. "
+        "Origins whose pages may connect, such as `https://example.org`, "
+        "`https://*.example.org` (`*` is one label) or `capacitor://localhost`. "
+        "`dangerously-null` is the origin `null`, which any site can send. "
         "Empty: only pages of the host by which they reach the bridge.",
     )
     dangerously_allow_any_origin: bool = _reloadable(

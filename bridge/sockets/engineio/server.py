@@ -6,6 +6,7 @@ all sessions. Responses and log lines never quote what a client sent.
 """
 
 import asyncio
+import re
 import secrets
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -44,6 +45,9 @@ _PATH: Final = "/socket.io/"
 # for its repetition if the response is lost.
 _CLOSED_SESSION_S: Final = 2.0
 _CHECK_INTERVAL_S: Final = 1.0
+# RFC 9110 section 5.6.2, separated by commas.
+_HEADER_NAMES: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z, -]+")
+_ALLOWED_HEADERS: Final = "Authorization, Content-Type"
 # A pass over the sessions is divided, so that it does not delay messages; but the process
 # of a bridge with few sessions should not wake up ten times a second.
 _STEPS_MAX: Final = 10
@@ -282,11 +286,16 @@ class EngineServer:
         headers = response.headers
         headers["Access-Control-Allow-Origin"] = origin
         headers["Vary"] = "Origin"
+        asked = None
         if self._policy.allows_origin(request.headers):
             headers["Access-Control-Allow-Credentials"] = "true"
+            # A page may send any header, as with `extraHeaders` of the stock client.
+            asked = request.headers.get("Access-Control-Request-Headers")
         if request.method == "OPTIONS":
             headers["Access-Control-Allow-Methods"] = "OPTIONS, GET, POST"
-            headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
+            headers["Access-Control-Allow-Headers"] = (
+                asked if asked and _HEADER_NAMES.fullmatch(asked) else _ALLOWED_HEADERS
+            )
             headers["Access-Control-Max-Age"] = "600"
 
     # --- sessions

@@ -21,6 +21,13 @@ from tests.integration.sockets.running_server import Plan, RunningServer, open_s
 from tests.tokens import token
 
 LISTED = Plan(origins=OriginRules(allowed=frozenset({"https://app.example"})))
+APPS = Plan(
+    origins=OriginRules(
+        allowed=frozenset(
+            {"capacitor://localhost", "https://*.example.org", "dangerously-null"}
+        )
+    )
+)
 OPENING = {"EIO": "4", "transport": "polling"}
 
 
@@ -57,6 +64,10 @@ ORIGINS = pytest.mark.parametrize(
         (LISTED, {"Origin": "null"}, False),
         (LISTED, {}, True),
         (LISTED, {"Sec-Fetch-Site": "same-site"}, False),
+        (APPS, {"Origin": "capacitor://localhost"}, True),
+        (APPS, {"Origin": "https://eu.example.org"}, True),
+        (APPS, {"Origin": "https://example.org"}, False),
+        (APPS, {"Origin": "null"}, True),
         (
             Plan(origins=OriginRules(allows_any=True)),
             {"Origin": "https://evil.example"},
@@ -144,9 +155,38 @@ async def test_a_preflight_allows_a_token_in_a_header(
             },
         ) as response,
     ):
-        assert "Authorization" in response.headers["Access-Control-Allow-Headers"]
+        assert response.headers["Access-Control-Allow-Headers"] == "authorization"
         assert response.headers["Vary"] == "Origin"
         assert not server.sessions()
+
+
+@pytest.mark.parametrize(
+    ("origin", "asked", "allowed"),
+    [
+        ("https://app.example", "x-tenant,x-trace-id", "x-tenant,x-trace-id"),
+        ("https://app.example", "x-tenant, authorization", "x-tenant, authorization"),
+        ("https://app.example", None, "Authorization, Content-Type"),
+        ("https://app.example", "x\u00e9", "Authorization, Content-Type"),
+        ("https://app.example", 'x"y', "Authorization, Content-Type"),
+        ("https://evil.example", "x-tenant", "Authorization, Content-Type"),
+    ],
+    ids=ascii,
+)
+async def test_a_preflight_allows_the_headers_that_an_allowed_page_asks_for(
+    http: aiohttp.ClientSession, origin: str, asked: str | None, allowed: str
+) -> None:
+    """Without them, polling with `extraHeaders` of the stock client fails."""
+    headers = {"Origin": origin, "Access-Control-Request-Method": "GET"}
+    if asked is not None:
+        headers["Access-Control-Request-Headers"] = asked
+    async with (
+        open_server(LISTED) as server,
+        http.options(
+            server.socket_url(transport="polling"), headers=headers
+        ) as response,
+    ):
+        assert response.status == 200
+        assert response.headers["Access-Control-Allow-Headers"] == allowed
 
 
 @pytest.mark.parametrize(

@@ -107,3 +107,59 @@ def test_open_mode_accepts_loopback_host_names_only(
     rules = OriginRules(loopback_only=True)
 
     assert rules.allows(f"http://{host}", host=host, fetch_site=None) is is_allowed
+
+
+APPS = OriginRules(
+    allowed=frozenset(
+        {
+            "https://*.example.org",
+            "https://app.*.example.net:8443",
+            "capacitor://localhost",
+            "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+        }
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_allowed"),
+    [
+        ("https://a.example.org", True),
+        ("https://xn--bcher-kva.example.org", True),
+        ("https://app.eu-1.example.net:8443", True),
+        ("capacitor://localhost", True),
+        ("chrome-extension://abcdefghijklmnopabcdefghijklmnop", True),
+        ("https://example.org", False),
+        ("https://.example.org", False),
+        ("https://a.b.example.org", False),
+        ("https://a.example.org:8443", False),
+        ("https://a.example.org.evil", False),
+        ("https://evil/a.example.org", False),
+        ("https://evil#.example.org", False),
+        ("https://evil:1@a.example.org", False),
+        ("https://a.example.org\n", False),
+        ("https://aXexample.org", False),
+        ("http://a.example.org", False),
+        ("https://app.eu.example.net", False),
+        ("capacitor://other", False),
+        ("ionic://localhost", False),
+        ("null", False),
+    ],
+    ids=ascii,
+)
+def test_apps_and_one_label_of_a_host_can_be_listed(
+    origin: str, *, is_allowed: bool
+) -> None:
+    """A wildcard never covers a dot, a port or a scheme."""
+    found = APPS.allows(origin, host="app.example", fetch_site="cross-site")
+
+    assert found is is_allowed
+
+
+def test_the_origin_null_is_allowed_only_by_its_own_entry() -> None:
+    """Sandboxed frames of every site send it."""
+    rules = OriginRules(allowed=frozenset({"dangerously-null"}))
+
+    assert rules.allows("null", host=None, fetch_site="cross-site")
+    for origin in ("", "https://evil.example"):
+        assert not rules.allows(origin, host="evil.example", fetch_site=None)

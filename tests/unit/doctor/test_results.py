@@ -303,6 +303,7 @@ def test_the_default_password_on_another_machine_is_a_failure() -> None:
 def test_settings_that_expose_the_bridge_are_warnings() -> None:
     """Such settings are easily forgotten after an experiment."""
     open_ones = settings(
+        allowed_origins="dangerously-null",
         dangerously_open_to_the_network="true",
         dangerously_allow_any_origin="true",
         auth="open",
@@ -313,6 +314,6 @@ def test_settings_that_expose_the_bridge_are_warnings() -> None:
 
     found = list(check_exposure(open_ones))
 
-    assert len(found) == 5
+    assert len(found) == 6
     assert {result.status for result in found} == {CheckStatus.WARN}
     assert [f.status for f in check_exposure(settings())] == [CheckStatus.OK]
