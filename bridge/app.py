@@ -27,7 +27,7 @@ from bridge.wiring import (
     Components,
     message_limits,
     operator_key_of,
-    publish_keys_of,
+    publish_key_texts_of,
     retention,
     schemas_of,
     socket_options,
@@ -274,14 +274,15 @@ class Bridge:
         if "log_level" in applied:
             set_log_level(new.log_level)
         parts.inbox.retention = retention(new)
-        options = socket_options(new)
+        parts.proxies.replace(parse_networks(new.trusted_proxies))
+        options = socket_options(new, parts.proxies)
         parts.sockets.apply(options)
         parts.operator_listener.limits.apply(options.limits, options.policy)
         parts.pipeline.replace_rules(message_limits(new), schemas)
         parts.event_check.replace(schemas)
         parts.publish_endpoint.replace_limit(new.max_message_bytes)
-        parts.sign_in.apply(operator_key_of(new), parse_networks(new.trusted_proxies))
-        parts.publish_keys.replace(publish_keys_of(new))
+        parts.sign_in.apply(operator_key_of(new))
+        parts.publish_keys.replace(publish_key_texts_of(new))
         if "prefetch" in applied:
             await parts.intake.set_prefetch(new.prefetch)
         self.settings = new

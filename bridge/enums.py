@@ -319,6 +319,13 @@ class Outcome(StrEnum):
     STALE = "stale"
 
 
+class KeyRefusal(StrEnum):
+    """Why a key was refused: a label of `bridge_keys_refused_total`."""
+
+    WRONG = "wrong"
+    PAUSED = "paused"  # not compared: its address has presented too many wrong ones
+
+
 class Stage(StrEnum):
     """A step in the life of a message, as `bridge trace` shows it."""
 

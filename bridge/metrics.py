@@ -285,6 +285,8 @@ class Metrics(ReadableMetrics):
             "bridge_events_ignored",
             "Events and packets from windows that the bridge does not know.",
         )
+        self.keys_refused = _keys_refused(registry)
+        self.forwarded_unreadable = _forwarded_unreadable(registry)
         self.ready = gauge("bridge_ready", "1 while the bridge is ready for traffic.")
         info = Info("bridge", "Version of the bridge.", registry=registry)
         info.info({"version": __version__})
@@ -305,7 +307,12 @@ class SupervisorMetrics(ReadableMetrics):
             registry=registry,
         )
         self.connections_refused = _connections_refused(registry)
+        self.keys_refused = _keys_refused(registry)
+        self.forwarded_unreadable = _forwarded_unreadable(registry)
         ProcessCollector(registry=registry)
+
+
+# The supervisor and each worker have a listener of their own.
 
 
 def _connections_refused(registry: CollectorRegistry) -> Counter:
@@ -313,5 +320,22 @@ def _connections_refused(registry: CollectorRegistry) -> Counter:
         "bridge_connections_refused",
         "TCP connections that were closed before they were served, by reason.",
         ("reason",),
+        registry=registry,
+    )
+
+
+def _keys_refused(registry: CollectorRegistry) -> Counter:
+    return Counter(
+        "bridge_keys_refused",
+        "Requests with a wrong key (wrong), or whose key was not compared because of earlier wrong ones (paused).",
+        ("outcome",),
+        registry=registry,
+    )
+
+
+def _forwarded_unreadable(registry: CollectorRegistry) -> FastCounter:
+    return FastCounter(
+        "bridge_forwarded_unreadable",
+        "Requests of trusted proxies whose X-Forwarded-For could not be read; their clients count as the proxy.",
         registry=registry,
     )

@@ -42,7 +42,13 @@ from bridge.http.api.overview import OverviewEndpoint
 from bridge.http.api.queues import add_queue_routes
 from bridge.http.api.trace import add_trace_routes
 from bridge.http.api.users import add_user_routes
-from bridge.http.authentication import Handler, Keys, guarded, on_loopback_only
+from bridge.http.authentication import (
+    Handler,
+    KeyAttempts,
+    Keys,
+    guarded,
+    on_own_pages_only,
+)
 from bridge.http.console.sign_in import SignIn
 from bridge.http.fleet import FleetView
 from bridge.http.jobs import JobBoard
@@ -63,6 +69,7 @@ from bridge.outbox import Outbox
 from bridge.pipeline import Pipeline
 from bridge.readiness import BridgeReadiness
 from bridge.schema_folder import load_schemas
+from bridge.settings.checks import is_loopback
 from bridge.settings.model import Settings
 from bridge.sockets.engineio.connection_limits import ConnectionLimits
 from bridge.sockets.engineio.handshake import HandshakePolicy
@@ -71,6 +78,7 @@ from bridge.sockets.engineio.session import SessionLimits
 from bridge.sockets.options import SocketOptions
 from bridge.sockets.server import SocketIOServer
 from bridge.tracing import open_tracing
+from bridge.trusted_proxies import TrustedProxies
 
 # A batch of SQLite costs a commit with its fsync. This wait is shorter than that on most
 # disks, and at thousands of messages per second it saves every second or third commit.
@@ -113,8 +121,9 @@ class Components:
         metrics.clock_jumps.set_function(lambda: clock.jump_count)
         self.inbox = inbox = inbox_of(settings, clock)
         self.inbox_maintenance = InboxMaintenance(inbox)
+        self.proxies = proxies_of(settings, metrics)
         self.sockets = SocketIOServer(
-            socket_options(settings),
+            socket_options(settings, self.proxies),
             inbox=inbox,
             verifier=LimitedVerifier(self.verifier) if self.verifier else None,
             metrics=metrics,
@@ -165,13 +174,17 @@ class Components:
         metrics.ready.set_function(lambda: not readiness.unready_reasons())
 
         self.event_check = EventCheck(schemas)
-        self.publish_keys = Keys(publish_keys_of(settings), setting="BRIDGE_API_KEY")
+        self.key_attempts = attempts = key_attempts_of(self.proxies, metrics)
+        self.publish_keys = publish_keys_of(settings, attempts)
         self.public_app = public_app(
             unready_reasons=readiness.unready_reasons,
             warnings=readiness.warnings,
             route_sockets=self.sockets.engine.route,
             legacy=legacy_endpoint(
-                settings, self.messages, self.publish_keys, self.event_check
+                settings,
+                LegacyPushEndpoint(self.messages, self.event_check),
+                keys=self.publish_keys,
+                sockets=self.sockets,
             ),
         )
 
@@ -221,8 +234,8 @@ class Components:
             check=self.event_check,
             journal=journal,
         )
-        self.sign_in = sign_in_of(settings)
-        self.operator_listener = operator_listener(settings, metrics)
+        self.sign_in = sign_in_of(settings, attempts, self.proxies)
+        self.operator_listener = operator_listener(settings, self.proxies, metrics)
         self.operator_app = operator_app(
             unready_reasons=readiness.unready_reasons,
             warnings=readiness.warnings,
@@ -230,6 +243,8 @@ class Components:
             metrics=metrics,
             sign_in=self.sign_in,
             publish_keys=self.publish_keys,
+            # In a worker this is a Unix socket; the supervisor checks the host.
+            known_hosts=known_hosts_of(settings) if slot is None else None,
             add_api=add_api,
         )
 
@@ -381,7 +396,7 @@ def token_rules(settings: Settings) -> TokenRules:
 # --- HTTP and sockets
 
 
-def socket_options(settings: Settings) -> SocketOptions:
+def socket_options(settings: Settings, proxies: TrustedProxies) -> SocketOptions:
     """Return the limits of windows and the rules of admission."""
     return SocketOptions(
         limits=SessionLimits(
@@ -400,7 +415,7 @@ def socket_options(settings: Settings) -> SocketOptions:
                 loopback_only=settings.auth == "open"
                 and not settings.dangerously_open_to_the_network,
             ),
-            trusted_proxies=parse_networks(settings.trusted_proxies),
+            proxies=proxies,
             ipv6_prefix=settings.ipv6_prefix,
         ),
         max_windows_per_user=settings.max_windows_per_user,
@@ -411,10 +426,10 @@ def socket_options(settings: Settings) -> SocketOptions:
 
 
 def operator_listener(
-    settings: Settings, metrics: Metrics | SupervisorMetrics
+    settings: Settings, proxies: TrustedProxies, metrics: Metrics | SupervisorMetrics
 ) -> Listener:
     """Return the listener of the operator port."""
-    options = socket_options(settings)
+    options = socket_options(settings, proxies)
     return Listener(
         ConnectionLimits(
             options.limits, options.policy, metrics=metrics, is_for_operators=True
@@ -422,11 +437,39 @@ def operator_listener(
     )
 
 
-def sign_in_of(settings: Settings) -> SignIn:
-    """Return the sign-in of the console."""
-    return SignIn(
-        Keys((operator_key_of(settings),), setting="BRIDGE_OPERATOR_TOKEN"),
+def proxies_of(
+    settings: Settings, metrics: Metrics | SupervisorMetrics
+) -> TrustedProxies:
+    """Return the proxies whose `X-Forwarded-*` headers are trusted."""
+    return TrustedProxies(
         parse_networks(settings.trusted_proxies),
+        count_unreadable=metrics.forwarded_unreadable.inc,
+    )
+
+
+def key_attempts_of(
+    proxies: TrustedProxies, metrics: Metrics | SupervisorMetrics
+) -> KeyAttempts:
+    """Return the count of wrong keys, which all keys of a process share."""
+    return KeyAttempts(
+        proxies, count=lambda why: metrics.keys_refused.labels(outcome=why).inc()
+    )
+
+
+def sign_in_of(
+    settings: Settings, attempts: KeyAttempts, proxies: TrustedProxies
+) -> SignIn:
+    """Return the sign-in of the console."""
+    key = operator_key_of(settings)
+    keys = Keys((key,), setting="BRIDGE_OPERATOR_TOKEN", attempts=attempts)
+    return SignIn(keys, proxies)
+
+
+def publish_keys_of(settings: Settings, attempts: KeyAttempts) -> Keys:
+    """Return the keys that may publish over HTTP."""
+    given = publish_key_texts_of(settings)
+    return Keys(
+        given, setting="BRIDGE_API_KEY", attempts=attempts, resets_attempts=False
     )
 
 
@@ -435,9 +478,15 @@ def operator_key_of(settings: Settings) -> str | None:
     return _plain(settings.operator_token)
 
 
-def publish_keys_of(settings: Settings) -> tuple[str | None, str | None]:
-    """Return the keys that may publish over HTTP; those that are not set are ``None``."""
+def publish_key_texts_of(settings: Settings) -> tuple[str | None, str | None]:
+    """Return the keys for publishing in plain text; those that are not set are ``None``."""
     return _plain(settings.api_key), _plain(settings.operator_token)
+
+
+def known_hosts_of(settings: Settings) -> tuple[str, ...] | None:
+    """Return the host names of the operator port; ``None`` if it answers to any name."""
+    is_local = is_loopback(settings.operator_host)
+    return settings.operator_allowed_hosts if is_local else None
 
 
 def _plain(secret: SecretStr | None) -> str | None:
@@ -445,15 +494,16 @@ def _plain(secret: SecretStr | None) -> str | None:
 
 
 def legacy_endpoint(
-    settings: Settings, publisher: MessagePublisher, keys: Keys, check: EventCheck
+    settings: Settings,
+    endpoint: LegacyPushEndpoint,
+    *,
+    keys: Keys,
+    sockets: SocketIOServer,
 ) -> Handler | None:
     """Return the guarded handler of `GET /?name=&msg=`; ``None`` if it is disabled."""
     if not settings.legacy_push:
         return None
-    push = LegacyPushEndpoint(publisher, check).push
     if settings.auth != "open":
-        return guarded(keys, push)
-    if settings.dangerously_open_to_the_network:
-        return push
-    refusal = "open mode answers to localhost and 127.0.0.1 alone"
-    return on_loopback_only(push, refusal=refusal)
+        return guarded(keys, endpoint.push)
+    # Without a key, every page that a browser of this network shows could push.
+    return on_own_pages_only(endpoint.push, allows_origin=sockets.engine.allows_origin)

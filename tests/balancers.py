@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,24 +92,34 @@ def command(kind: str, folder: Path) -> list[str]:
 
 
 def write_config(
-    kind: str, folder: Path, *, port: int, bridge_ports: Sequence[int]
+    kind: str,
+    folder: Path,
+    *,
+    port: int,
+    bridge_ports: Sequence[int],
+    edit: Callable[[str], str] = str,
 ) -> None:
-    """Write the configuration to the file that `command` uses."""
+    """Write the configuration to the file that `command` uses, changed by `edit`."""
     (folder / "temporary").mkdir()
     name = "nginx.conf" if kind == "nginx" else "haproxy.cfg"
-    text = rendered(kind, port=port, bridge_ports=bridge_ports)
+    text = edit(rendered(kind, port=port, bridge_ports=bridge_ports))
     (folder / name).write_text(text)
 
 
 @asynccontextmanager
 async def open_balancer(
-    kind: str, *, bridge_ports: Sequence[int]
+    kind: str, *, bridge_ports: Sequence[int], edit: Callable[[str], str] = str
 ) -> AsyncIterator[Balancer]:
-    """Run a balancer on a free port until the end of the block."""
+    """Run a balancer on a free port until the end of the block; `edit` its configuration."""
     (port,) = free_ports(1)
     async with KeptProcesses.open() as kept:
         await asyncio.to_thread(
-            write_config, kind, kept.folder, port=port, bridge_ports=bridge_ports
+            write_config,
+            kind,
+            kept.folder,
+            port=port,
+            bridge_ports=bridge_ports,
+            edit=edit,
         )
         await kept.start(kind, command(kind, kept.folder), {})
 

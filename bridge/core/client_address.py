@@ -1,10 +1,17 @@
 """The address and scheme of a client behind trusted proxies."""
 
 import ipaddress
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# `203.0.113.9:4711`, `[2001:db8::1]:4711` or `[2001:db8::1]`.
+_WITH_PORT: Final = re.compile(r"(?:\[([^\]]+)\]|([^:]+))(?::\d{1,5})?", re.ASCII)
 
 
 def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
@@ -18,27 +25,44 @@ def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
 
 
+@dataclass(frozen=True, slots=True)
+class ClientAddress:
+    """
+    The address of a client.
+
+    Attributes:
+        text: The address. Behind a trusted proxy whose entry cannot be read, it is the
+            proxy's.
+        is_unreadable: Whether that was the case.
+
+    """
+
+    text: str
+    is_unreadable: bool = False
+
+
 def client_address(
     peer: str | None, forwarded_for: str | None, trusted: Sequence[Network]
-) -> str:
+) -> ClientAddress:
     """
     Return the address of the client: the nearest one that is not a trusted proxy.
 
     Args:
         peer: The other end of the TCP connection.
-        forwarded_for: The header `X-Forwarded-For`. Each proxy appends the address of its
-            peer, so entries before the last untrusted address may be forged.
+        forwarded_for: All header lines `X-Forwarded-For`, joined by commas. Each proxy
+            appends the address of its peer, so entries before the last untrusted address
+            may be forged.
         trusted: The operator's proxies.
 
     """
     address = peer or "unknown"
     hops = [hop.strip() for hop in (forwarded_for or "").split(",") if hop.strip()]
     while hops and is_in(address, trusted):
-        hop = hops.pop()
-        if _parse(hop) is None:
-            break
-        address = hop
-    return address
+        hop = _parse_hop(hops.pop())
+        if hop is None:
+            return ClientAddress(address, is_unreadable=True)
+        address = str(hop)
+    return ClientAddress(address)
 
 
 @lru_cache(maxsize=4096)
@@ -76,15 +100,22 @@ def arrived_by_https(
 
     Args:
         peer: The other end of the TCP connection.
-        forwarded_proto: The header `X-Forwarded-Proto`.
+        forwarded_proto: All header lines `X-Forwarded-Proto`, joined by commas. The last
+            entry is the one of the trusted proxy.
         trusted: The operator's proxies.
 
     """
-    proto = (forwarded_proto or "").strip().lower()
+    proto = (forwarded_proto or "").rpartition(",")[2].strip().lower()
     return proto == "https" and is_in(peer or "unknown", trusted)
 
 
-def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _parse_hop(hop: str) -> _Address | None:
+    """Parse an entry of `X-Forwarded-For`, which some proxies write with a port."""
+    match = _WITH_PORT.fullmatch(hop)
+    return _parse(match[1] or match[2] if match else hop)
+
+
+def _parse(address: str) -> _Address | None:
     try:
         return ipaddress.ip_address(address)
     except ValueError:

@@ -46,25 +46,38 @@ class Throttle:
 
     def wait_s(self, address: str, now_s: float) -> float:
         """Return how long `address` must wait before its next try; 0 if it need not wait."""
-        failures = self._failures.get(_host(address))
-        if failures is None or now_s - failures.last_s >= self._forget_s:
+        failures = self._remembered(_host(address), now_s)
+        if failures is None:
             return 0.0
         return max(0.0, failures.last_s + self._pause_s(failures.count) - now_s)
+
+    def is_known(self, address: str, now_s: float) -> bool:
+        """Return whether `address` has failed, and this is not forgotten."""
+        return self._remembered(_host(address), now_s) is not None
 
     def note_failure(self, address: str, now_s: float) -> None:
         """Count a failure of `address`."""
         host = _host(address)
-        failures = self._failures.pop(host, None)
-        if failures is None or now_s - failures.last_s >= self._forget_s:
-            failures = _Failures(0, now_s)
+        failures = self._remembered(host, now_s)
+        self._failures.pop(host, None)
         # Inserted at the end, so that the dict is in the order of last failures.
-        self._failures[host] = _Failures(failures.count + 1, now_s)
+        count = failures.count + 1 if failures else 1
+        self._failures[host] = _Failures(count, now_s)
         if len(self._failures) > self._at_most:
             del self._failures[next(iter(self._failures))]
 
     def forget(self, address: str) -> None:
         """Forget the failures of `address`, after it has given the right secret."""
         self._failures.pop(_host(address), None)
+
+    def forget_all(self) -> None:
+        """Forget all failures, because there is a new secret."""
+        self._failures.clear()
+
+    def _remembered(self, host: str, now_s: float) -> _Failures | None:
+        failures = self._failures.get(host)
+        is_old = failures is None or now_s - failures.last_s >= self._forget_s
+        return None if is_old else failures
 
     def _pause_s(self, count: int) -> float:
         if count < self._free_tries:

@@ -21,6 +21,7 @@ from bridge.settings.model import Settings
 _TIMEOUT_S: Final = 5.0
 _LOOPBACK_OF_WILDCARD: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _ORIGINS_SHOWN: Final = 5
+_UNREADABLE_METRIC: Final = "bridge_forwarded_unreadable_total "
 _REFUSED_METRIC: Final = (
     f'bridge_windows_refused_total{{code="{Refusal.ORIGIN_NOT_ALLOWED}"}} '
 )
@@ -62,8 +63,8 @@ async def check_running_bridge(settings: Settings) -> list[CheckResult]:
                     return [skip("running bridge", text)]
                 results.append(await _check_readiness(response))
             async with session.get(root / "metrics", headers=headers) as response:
-                origins = await _check_origins(response)
-            results.append(origins)
+                results += await _check_metrics(response)
+            origins = results[-1]
             if origins.status is CheckStatus.WARN:
                 async with session.get(root / "api/overview", headers=headers) as reply:
                     results[-1] = await _with_origins(origins, reply)
@@ -134,25 +135,38 @@ async def _check_readiness(response: aiohttp.ClientResponse) -> CheckResult:
     return fail("running bridge", text, fix=fix)
 
 
-async def _check_origins(response: aiohttp.ClientResponse) -> CheckResult:
+async def _check_metrics(response: aiohttp.ClientResponse) -> list[CheckResult]:
+    """Return the result for the headers of proxies, if there is one, and for origins."""
     if response.status != 200:
         text = f"/metrics answered with status {response.status}"
         fix = "set BRIDGE_OPERATOR_TOKEN to the token of the running bridge"
-        return skip("origins", text, fix=fix)
+        return [skip("origins", text, fix=fix)]
     metrics = (await read_all(response)).decode(errors="replace")
-    counts = [
-        line.removeprefix(_REFUSED_METRIC)
-        for line in metrics.splitlines()
-        if line.startswith(_REFUSED_METRIC)
-    ]
-    refused = int(float(counts[0])) if counts else 0
-    if refused:
+    results: list[CheckResult] = []
+    if unreadable := _sample(metrics, _UNREADABLE_METRIC):
+        text = (
+            f"{unreadable} requests of BRIDGE_TRUSTED_PROXIES had an X-Forwarded-For that "
+            "cannot be read since the bridge started; their clients count as the proxy"
+        )
+        fix = "let the proxy append an address, with or without a port"
+        results.append(warn("X-Forwarded-For", text, fix=fix))
+    if refused := _sample(metrics, _REFUSED_METRIC):
         text = (
             f"{refused} windows were refused for their origin since the bridge started"
         )
         fix = "BRIDGE_ALLOWED_ORIGINS=…, if these origins are yours"
-        return warn("origins", text, fix=fix)
-    return ok("origins", "none was refused since the bridge started")
+        return [*results, warn("origins", text, fix=fix)]
+    return [*results, ok("origins", "none was refused since the bridge started")]
+
+
+def _sample(metrics: str, start: str) -> int:
+    """Return the value of the line that starts with `start`; 0 if there is none."""
+    counts = [
+        line.removeprefix(start)
+        for line in metrics.splitlines()
+        if line.startswith(start)
+    ]
+    return int(float(counts[0])) if counts else 0
 
 
 async def _with_origins(

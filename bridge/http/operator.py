@@ -1,11 +1,16 @@
 """The application on the operator port: `/api/*`, `/metrics`, `/console`, `/health/*`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from aiohttp import web
 
 from bridge.http.api.endpoint import Api
-from bridge.http.authentication import Handler, Keys, guarded
+from bridge.http.authentication import (
+    Handler,
+    Keys,
+    guarded,
+    known_hosts_only,
+)
 from bridge.http.console.sign_in import SignIn, add_console_routes
 from bridge.http.health import add_health_routes
 from bridge.http.responses import SERVES, answer_with_problems, harden
@@ -20,6 +25,7 @@ def operator_app(
     metrics: Metrics,
     sign_in: SignIn,
     publish_keys: Keys,
+    known_hosts: Sequence[str] | None = None,
     add_api: Callable[[Api], None] | None = None,
 ) -> web.Application:
     """
@@ -33,11 +39,13 @@ def operator_app(
         sign_in: Its keys are required everywhere except for publishing and health; its
             sessions are accepted by the console and the API.
         publish_keys: The keys for publishing.
+        known_hosts: The host names that are served besides those of the loopback address;
+            ``None`` serves any.
         add_api: Adds the operations of the operator's API.
 
     """
     app = web.Application(
-        middlewares=[answer_with_problems],
+        middlewares=[answer_with_problems, known_hosts_only(known_hosts)],
         client_max_size=0,  # every handler limits its body itself, see read_body
     )
     app[SERVES] = (

@@ -141,6 +141,11 @@ class Settings(BaseSettings):
     operator_token: _Key | None = _reloadable(
         None, "Key of the operator port. Without one, only `/health/*` answers there."
     )
+    operator_allowed_hosts: Words = _fixed(
+        (),
+        "Host names that the operator port answers to on a loopback address, besides "
+        "`localhost` and the address: the name under which a proxy on this machine serves it.",
+    )
     api_key: _Key | None = _reloadable(
         None,
         "Key of `POST /api/publish` and of the legacy endpoint; the operator token is valid there, too.",

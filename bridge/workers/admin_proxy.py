@@ -17,7 +17,7 @@ from aiohttp import web
 from bridge.core.client_address import parse_networks
 from bridge.core.contracts.operator import OPERATIONS
 from bridge.http.api.overview import RecentAges
-from bridge.http.authentication import guarded
+from bridge.http.authentication import guarded, known_hosts_only
 from bridge.http.console.sign_in import add_console_routes
 from bridge.http.health import render_liveness, render_readiness
 from bridge.http.operator import metrics_response
@@ -26,8 +26,13 @@ from bridge.http.request_body import read_body
 from bridge.http.responses import answer_with_problems, harden, problem
 from bridge.settings.model import Settings
 from bridge.wiring import (
+    key_attempts_of,
+    known_hosts_of,
     operator_key_of,
     operator_listener,
+    proxies_of,
+    publish_key_texts_of,
+    publish_keys_of,
     sign_in_of,
     socket_options,
 )
@@ -84,19 +89,23 @@ class AdminProxy:
     def __init__(self, settings: Settings, pool: WorkerPool) -> None:
         self.settings = settings
         self._pool = pool
-        self._sign_in = sign_in_of(settings)
-        self.listener = operator_listener(settings, pool.metrics)
+        self._proxies = proxies_of(settings, pool.metrics)
+        attempts = key_attempts_of(self._proxies, pool.metrics)
+        self._publish_keys = publish_keys_of(settings, attempts)
+        self._sign_in = sign_in_of(settings, attempts, self._proxies)
+        self.listener = operator_listener(settings, self._proxies, pool.metrics)
         self._ages = RecentAges(pool.merged.age_buckets)
         self._next = cycle(pool.workers)
+        hosts = known_hosts_of(settings)
         self.app = app = web.Application(
-            middlewares=[answer_with_problems], client_max_size=0
+            middlewares=[answer_with_problems, known_hosts_only(hosts)],
+            client_max_size=0,
         )
         app.on_response_prepare.append(harden)
         app.router.add_get("/health/live", self._live)
         app.router.add_get("/health/ready", self._ready)
         app.router.add_get("/metrics", guarded(self._sign_in.keys, self._metrics))
-        # The worker authenticates this request, for which BRIDGE_API_KEY is valid too.
-        app.router.add_post("/api/publish", self._publish)
+        app.router.add_post("/api/publish", guarded(self._publish_keys, self._publish))
         add_console_routes(app, self._sign_in)
         for operation in OPERATIONS:
             if operation.name not in SEPARATE:
@@ -106,10 +115,10 @@ class AdminProxy:
     def apply(self, settings: Settings) -> None:
         """Use `settings` from now on."""
         self.settings = settings
-        self._sign_in.apply(
-            operator_key_of(settings), parse_networks(settings.trusted_proxies)
-        )
-        options = socket_options(settings)
+        self._proxies.replace(parse_networks(settings.trusted_proxies))
+        self._sign_in.apply(operator_key_of(settings))
+        self._publish_keys.replace(publish_key_texts_of(settings))
+        options = socket_options(settings, self._proxies)
         self.listener.limits.apply(options.limits, options.policy)
 
     def _handler_of(

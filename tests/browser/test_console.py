@@ -31,7 +31,7 @@ async def test_wrong_tokens_are_reported_and_lead_to_pauses(
     browser: Browser, fragile: RunningBridge
 ) -> None:
     """The right token works after a wrong one; after many, it has to wait too."""
-    throttle = fragile.bridge.components.sign_in.throttle
+    throttle = fragile.bridge.components.key_attempts.guesses
     url = fragile.listening.operator_url
     async with opened_console(browser, url, is_signed_in=False) as console:
         fault = console.page.locator("#token-fault")
@@ -45,7 +45,7 @@ async def test_wrong_tokens_are_reported_and_lead_to_pauses(
         for _ in range(15):
             throttle.note_failure("127.0.0.1", time.monotonic())
         await console.sign_in()
-        await expect(fault).to_contain_text("Too many wrong tokens: try again in")
+        await expect(fault).to_contain_text("Too many wrong keys: try again in")
 
         console.assert_clean(but=_REFUSED)
 

@@ -133,3 +133,47 @@ async def test_the_legacy_endpoint_needs_a_key_unless_the_mode_is_open(
             url, params=query, headers={"X-API-Key": API_KEY}
         ) as response:
             assert response.status == 405
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "https://listed.example", "Sec-Fetch-Site": "cross-site"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),  # such as an image
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("is_exposed", ["false", "true"])
+async def test_a_page_of_another_origin_cannot_push_in_open_mode(
+    broker: LocalNode,
+    namespace: str,
+    headers: dict[str, str],
+    status: int,
+    is_exposed: str,
+) -> None:
+    """Any page can cause a GET, and open mode needs no key; reloads change the origins."""
+    changes = {
+        "auth": "open",
+        "legacy_push": "true",
+        "jwt_secret": "",
+        "dangerously_open_to_the_network": is_exposed,
+    }
+    async with running_bridge(settings_for(broker, namespace, **changes)) as running:
+        await running.bridge.reload(
+            settings_for(
+                broker, namespace, **changes, allowed_origins="https://listed.example"
+            )
+        )
+        query = {"name": "ann", "msg": "x"}
+        url = running.listening.public_url
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.get(url, params=query) as response,
+        ):
+            assert response.status == status, await response.text()

@@ -19,8 +19,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the lowest layer to the highest. A part imports only lower layers and itself.
 LAYERS = """
 enums < errors < log_writer < core < clock < settings logging metrics tracing
-< amqp inbox auth schema_folder < sockets fencing outbox < pipeline gauges < readiness
-< http < wiring < app doctor < signals < workers demo < cli < __main__
+< amqp inbox auth schema_folder trusted_proxies < sockets fencing outbox < pipeline gauges
+< readiness < http < wiring < app doctor < signals < workers demo < cli < __main__
 """
 LAYER = {name: n for n, layer in enumerate(LAYERS.split("<")) for name in layer.split()}
 

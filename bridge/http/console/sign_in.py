@@ -7,9 +7,6 @@ to the bridge, whichever page causes it, so a request with a cookie has to pass 
 than one with the token.
 """
 
-import math
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Final
@@ -17,14 +14,13 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from bridge.core.client_address import Network, arrived_by_https, client_address
 from bridge.core.origins import OriginRules
-from bridge.core.throttle import Throttle
 from bridge.http.authentication import Keys, has_key
 from bridge.http.console.sessions import Sessions
 from bridge.http.page_files import read_page_files
 from bridge.http.request_body import read_body, text_field
 from bridge.http.responses import json_response, problem
+from bridge.trusted_proxies import TrustedProxies
 
 log = structlog.get_logger(__name__)
 
@@ -59,22 +55,17 @@ class SignIn:
 
     Attributes:
         keys: The operator token.
-        trusted_proxies: Networks whose `X-Forwarded-*` headers are believed.
+        proxies: Find the address and scheme of a browser.
         sessions: The open sessions.
-        throttle: Counts wrong tokens by address.
-        clock: The time for the throttle, in seconds.
 
     """
 
     keys: Keys
-    trusted_proxies: Sequence[Network]
+    proxies: TrustedProxies = field(default_factory=TrustedProxies)
     sessions: Sessions = field(default_factory=Sessions)
-    throttle: Throttle = field(default_factory=Throttle)
-    clock: Callable[[], float] = time.monotonic
 
-    def apply(self, key: str | None, trusted_proxies: Sequence[Network]) -> None:
-        """Use this key and these proxies from now on; a changed key ends all sessions."""
-        self.trusted_proxies = trusted_proxies
+    def apply(self, key: str | None) -> None:
+        """Use this key from now on; a changed key ends all sessions."""
         if self.keys.replace((key,)):
             self.sessions.close_all()
 
@@ -97,23 +88,14 @@ class SignIn:
 
     async def sign_in(self, request: web.Request) -> web.Response:
         """Open a session if the body has the token: 204 with the cookie."""
-        address = client_address(
-            request.remote,
-            request.headers.get("X-Forwarded-For"),
-            self.trusted_proxies,
-        )
-        refusal = _refusal_of_other_pages(request) or self._refusal_of_pause(address)
+        refusal = _refusal_of_other_pages(request) or self.keys.pause(request)
         if refusal is not None:
             return refusal
         body = await read_body(request, max_bytes=_BODY_MAX_BYTES)
-        token = text_field(body, "token")
-        # Checked again: other requests may have failed while this body was read.
-        refusal = self._refusal_of_pause(address) or self._refusal_of_token(
-            token, address
-        )
+        refusal = self._refusal_of_token(request, text_field(body, "token"))
         if refusal is not None:
             return refusal
-        self.throttle.forget(address)
+        address = self.proxies.client_address(request.remote, request.headers)
         log.info("console.signed_in", address=address)
         return self._signed_in(request)
 
@@ -128,27 +110,19 @@ class SignIn:
         response.del_cookie(name, path="/", samesite="Strict")
         return response
 
-    def _refusal_of_pause(self, address: str) -> web.Response | None:
-        wait_s = math.ceil(self.throttle.wait_s(address, self.clock()))
-        if not wait_s:
-            return None
-        return problem(
-            429,
-            f"too many wrong tokens: try again in {wait_s} s",
-            headers={"Retry-After": str(wait_s)},
-        )
-
-    def _refusal_of_token(self, token: str | None, address: str) -> web.Response | None:
+    def _refusal_of_token(
+        self, request: web.Request, token: str | None
+    ) -> web.Response | None:
         if not self.keys.is_set:
             return self.keys.closed()
         if not token:
             detail = "token is missing, expected the operator token in JSON"
             return problem(422, detail, pointer="/token")
-        if self.keys.accepts(token):
-            return None
-        self.throttle.note_failure(address, self.clock())
-        log.warning("console.token_refused", address=address)
-        return problem(401, "the token is wrong", pointer="/token")
+        given = token.encode(errors="replace")
+        # Checked again: other requests may have failed while the body was read.
+        return self.keys.pause(request, given) or self.keys.refusal_of(
+            given, request, name="token", pointer="/token"
+        )
 
     def _signed_in(self, request: web.Request) -> web.Response:
         response = web.Response(status=204)
@@ -159,11 +133,7 @@ class SignIn:
             path="/",
             httponly=True,
             samesite="Strict",
-            secure=arrived_by_https(
-                request.remote,
-                request.headers.get("X-Forwarded-Proto"),
-                self.trusted_proxies,
-            ),
+            secure=self.proxies.arrived_by_https(request.remote, request.headers),
         )
         return response
 

@@ -1,17 +1,11 @@
 """The HTTP request that opens a session: the policy for it and the headers kept of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from multidict import CIMultiDictProxy
-
-from bridge.core.client_address import (
-    Network,
-    client_address,
-    counted_address,
-    is_in,
-)
+from bridge.core.client_address import counted_address
 from bridge.core.origins import OriginRules
+from bridge.trusted_proxies import TrustedProxies, joined_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +39,13 @@ class HandshakePolicy:
 
     Attributes:
         origins: The origins that may open a session.
-        trusted_proxies: Proxies that may name a client's address.
+        proxies: Find a client's address.
         ipv6_prefix: Bits of an IPv6 address that are counted.
 
     """
 
     origins: OriginRules
-    trusted_proxies: tuple[Network, ...] = ()
+    proxies: TrustedProxies = field(default_factory=TrustedProxies)
     ipv6_prefix: int = 64
 
     def examine(self, remote: str | None, headers: Mapping[str, str]) -> OpeningRequest:
@@ -63,21 +57,19 @@ class HandshakePolicy:
             headers: Looked up by lower-case name.
 
         """
-        # Some proxies add a header of their own instead of appending to the last one.
-        forwarded_for = _all_values(headers, "x-forwarded-for", separator=",")
-        address = client_address(remote, forwarded_for, self.trusted_proxies)
+        address = self.proxies.client_address(remote, headers)
         return OpeningRequest(
             address,
             self.counted_as(address),
             self.allows_origin(headers),
             headers.get("authorization"),
-            _all_values(headers, "cookie", separator="; "),
+            joined_header(headers, "cookie", separator="; "),
             headers.get("origin"),
         )
 
     def trusts(self, remote: str) -> bool:
         """Return whether the other end of a TCP connection is a trusted proxy."""
-        return is_in(remote, self.trusted_proxies)
+        return self.proxies.trusts(remote)
 
     def counted_as(self, address: str) -> str:
         """Return the address or network as which a client is counted."""
@@ -90,9 +82,3 @@ class HandshakePolicy:
             host=headers.get("host"),
             fetch_site=headers.get("sec-fetch-site"),
         )
-
-
-def _all_values(headers: Mapping[str, str], name: str, *, separator: str) -> str | None:
-    if isinstance(headers, CIMultiDictProxy):  # of aiohttp: a name may occur repeatedly
-        return separator.join(headers.getall(name, ())) or None
-    return headers.get(name)

@@ -110,6 +110,10 @@ class EngineServer:
         is_shared = self._handover is not None
         return self._listener.site(runner, host, port, is_shared=is_shared)
 
+    def allows_origin(self, headers: Mapping[str, str]) -> bool:
+        """Return whether a page that sends a request with these headers may connect."""
+        return self._policy.allows_origin(headers)
+
     def stop_accepting(self) -> None:
         """Open no new sessions."""
         self._is_accepting = False

@@ -267,6 +267,26 @@ async def test_a_running_bridge_reports_readiness_and_refused_origins(
     assert gone["running bridge"].status is CheckStatus.SKIP
 
 
+async def test_a_running_bridge_reports_a_proxy_whose_header_cannot_be_read(
+    managed_broker: ManagedBroker, namespace: str
+) -> None:
+    """All visitors count as one address, so that the limit per address refuses them."""
+    chosen = settings(managed_broker, namespace, trusted_proxies="127.0.0.1")
+    async with running_bridge(chosen) as running, aiohttp.ClientSession() as session:
+        port = URL(running.listening.operator_url).port
+        here = chosen.model_copy(update={"operator_port": port})
+        before = await check_results(here)
+        polling = f"{running.listening.public_url}/socket.io/?EIO=4&transport=polling"
+        async with session.get(polling, headers={"X-Forwarded-For": "unknown"}) as page:
+            assert page.status == 200
+        after = await check_results(here)
+
+    assert "X-Forwarded-For" not in before
+    found = after["X-Forwarded-For"]
+    assert found.status is CheckStatus.WARN
+    assert found.text.startswith("1 requests of BRIDGE_TRUSTED_PROXIES")
+
+
 @pytest.mark.parametrize("algorithms", ["", "RS256", "HS256"])
 async def test_an_unreachable_key_set_counts_as_an_unreachable_peer(
     managed_broker: ManagedBroker, namespace: str, algorithms: str

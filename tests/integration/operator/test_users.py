@@ -175,7 +175,7 @@ async def raw_get(running: RunningBridge, path: str) -> dict[str, Any]:
     )
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(
-        f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         f"Authorization: Bearer {OPERATOR_TOKEN}\r\n\r\n".encode()
     )
     async with asyncio.timeout(10):

@@ -29,6 +29,7 @@ from bridge.sockets.engineio.session import EngineSession, SessionLimits
 from bridge.sockets.options import SocketOptions
 from bridge.sockets.server import SocketIOServer
 from bridge.sockets.window import Window
+from bridge.trusted_proxies import TrustedProxies
 from tests.tokens import SECRET
 
 COOKIE = "bridge_token"
@@ -69,7 +70,7 @@ class Plan:
                 ping_timeout_s=self.ping_timeout_s,
                 max_packet_bytes=self.max_event_bytes,
             ),
-            policy=HandshakePolicy(self.origins, self.trusted_proxies),
+            policy=HandshakePolicy(self.origins, TrustedProxies(self.trusted_proxies)),
             max_windows_per_user=self.windows_per_user,
             cookie=COOKIE,
             leeway_s=LEEWAY_S,

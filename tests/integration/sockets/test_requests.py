@@ -344,6 +344,7 @@ async def test_behind_a_trusted_proxy_the_address_of_the_client_counts(
             await status(server, "198.51.100.9, 192.0.2.1") == 429
         )  # forged by the client
         assert await status(server, "192.0.2.2") == 200
+        assert await status(server, "192.0.2.2:4711") == 429
         # HAProxy adds a header line of its own after the one that the client forged.
         assert await status(server, "198.51.100.9", "192.0.2.2") == 429
 

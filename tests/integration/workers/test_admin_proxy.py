@@ -12,6 +12,7 @@ from bridge.settings.load import load_settings
 from bridge.workers.admin_proxy import AdminProxy
 from bridge.workers.pool import WorkerPool
 from tests.conftest import SLOW_FACTOR
+from tests.integration.running import OPERATOR_TOKEN
 
 PROGRAM = Path(__file__).with_name("fake_worker.py")
 
@@ -24,7 +25,12 @@ async def test_a_target_with_a_host_is_forwarded_as_a_path(tmp_path: Path) -> No
 
     app = web.Application()
     app.router.add_post("/api/publish", answer)
-    settings = await asyncio.to_thread(load_settings, {"auth": "open"})
+    given = {
+        "auth": "open",
+        "operator_token": OPERATOR_TOKEN,
+        "operator_allowed_hosts": "bridge.example",
+    }
+    settings = await asyncio.to_thread(load_settings, given)
     (tmp_path / "order").write_text("run")
     pool = WorkerPool(
         str(tmp_path),
@@ -54,7 +60,8 @@ async def test_a_target_with_a_host_is_forwarded_as_a_path(tmp_path: Path) -> No
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(
                 b"POST http://bridge.example:8081/api/publish?a=%2F HTTP/1.1\r\n"
-                b"Host: bridge.example:8081\r\nConnection: close\r\n\r\n"
+                b"Host: bridge.example:8081\r\nConnection: close\r\n"
+                + f"X-API-Key: {OPERATOR_TOKEN}\r\n\r\n".encode()
             )
             text = (await reader.read()).decode()
             writer.close()

@@ -26,6 +26,7 @@ from tests.redis_server import RedisServer
 
 # One worker gets all of them only in one of 2^15 runs.
 WINDOWS = 16
+API_KEY = "api-key-of-the-tests"
 
 
 async def all_have(opened: Pages, expected: list[object], *, count: int) -> None:
@@ -285,3 +286,34 @@ async def test_a_refused_start_of_a_worker_is_reported_once(
     assert code == 2
     assert text.count("order.json") == 1
     assert "worker 0 ended with status 2" in text
+
+
+async def test_wrong_keys_lead_to_pauses_at_the_operator_port_of_several_workers(
+    broker: LocalNode, namespace: str, redis_server: RedisServer
+) -> None:
+    """The supervisor compares all keys: workers do not see the address of a client."""
+    async with (
+        program(broker, namespace, redis_server, api_key=API_KEY) as running,
+        aiohttp.ClientSession() as session,
+    ):
+
+        async def publish(key: str) -> int:
+            body = {"user": "ann", "data": 1}
+            url = f"{running.operator_url}/api/publish"
+            headers = {"X-API-Key": key}
+            async with session.post(url, json=body, headers=headers) as response:
+                return response.status
+
+        assert await publish(API_KEY) == 202
+        async with session.get(
+            f"{running.operator_url}/console", headers={"Host": "evil.example"}
+        ) as response:
+            assert response.status == 421
+        name = 'bridge_keys_refused_total{outcome="wrong"}'
+        assert await running.sample(name) == 0
+        statuses = [await publish(f"guess-number-{number}") for number in range(8)]
+        status, _ = await running.get("/metrics")
+
+        assert statuses == [401] * 5 + [429] * 3
+        assert status == 429
+        await eventually(lambda: running.sample(name), within_s=30)

@@ -1,10 +1,17 @@
 """The client address behind trusted proxies, which a client cannot forge."""
 
+from ipaddress import ip_address
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.client_address import client_address, counted_address, parse_networks
+from bridge.core.client_address import (
+    ClientAddress,
+    client_address,
+    counted_address,
+    parse_networks,
+)
 
 TRUSTED = parse_networks(["10.0.0.0/8", "192.168.1.1", "fd00::/8"])
 
@@ -22,7 +29,17 @@ TRUSTED = parse_networks(["10.0.0.0/8", "192.168.1.1", "fd00::/8"])
         ("10.0.0.1", "10.0.0.2", "10.0.0.2"),
         ("10.0.0.1", "nonsense", "10.0.0.1"),
         ("10.0.0.1", "9.9.9.9, nonsense", "10.0.0.1"),
-        ("10.0.0.1", "9.9.9.9:1234", "10.0.0.1"),
+        ("10.0.0.1", "9.9.9.9:1234", "9.9.9.9"),
+        ("10.0.0.1", "9.9.9.9:1234, 10.0.0.2:80", "9.9.9.9"),
+        ("10.0.0.1", "[2001:db8::1]:4711", "2001:db8::1"),
+        ("10.0.0.1", "[2001:db8::1]", "2001:db8::1"),
+        ("10.0.0.1", "2001:DB8:0::1", "2001:db8::1"),
+        ("10.0.0.1", "9.9.9.9:", "10.0.0.1"),
+        ("10.0.0.1", "9.9.9.9:x", "10.0.0.1"),
+        ("10.0.0.1", "9.9.9.9:123456", "10.0.0.1"),
+        ("10.0.0.1", "[2001:db8::1", "10.0.0.1"),
+        ("10.0.0.1", "[]:80", "10.0.0.1"),
+        ("10.0.0.1", "unknown", "10.0.0.1"),
         ("fd00::1", "2001:db8::1", "2001:db8::1"),
         ("::ffff:10.0.0.1", "9.9.9.9", "9.9.9.9"),
         ("::ffff:1.1.1.1", "9.9.9.9", "::ffff:1.1.1.1"),
@@ -34,19 +51,40 @@ def test_the_address_is_the_nearest_one_that_is_not_a_trusted_proxy(
     peer: str | None, forwarded_for: str | None, address: str
 ) -> None:
     """Clients can send the header too: only entries added by trusted proxies count."""
-    assert client_address(peer, forwarded_for, TRUSTED) == address
+    assert client_address(peer, forwarded_for, TRUSTED).text == address
 
 
 @given(st.text(max_size=60))
 def test_without_trusted_proxies_the_header_is_ignored(header: str) -> None:
     """The default. Otherwise a client could evade every limit per address."""
-    assert client_address("1.1.1.1", header, ()) == "1.1.1.1"
+    assert client_address("1.1.1.1", header, ()) == ClientAddress("1.1.1.1")
 
 
-@given(st.text(alphabet="0123456789abcdef.:,% ", max_size=60))
+@given(st.text(alphabet="0123456789abcdef.:,%[] ", max_size=60))
 def test_no_header_value_raises(header: str) -> None:
     """Clients control the header; a proxy only appends to it."""
-    assert client_address("10.0.0.1", header, TRUSTED)
+    found = client_address("10.0.0.1", header, TRUSTED)
+    assert ip_address(found.text)
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded_for", "is_unreadable"),
+    [
+        ("10.0.0.1", None, False),
+        ("10.0.0.1", "9.9.9.9:1", False),
+        ("10.0.0.1", "nonsense, 9.9.9.9", False),  # sent by the client
+        ("10.0.0.1", "unknown", True),
+        ("10.0.0.1", "nonsense, 10.0.0.2", True),
+        ("1.1.1.1", "nonsense", False),
+    ],
+)
+def test_an_entry_of_a_trusted_proxy_that_cannot_be_read_is_reported(
+    peer: str, forwarded_for: str | None, *, is_unreadable: bool
+) -> None:
+    """All clients of such a proxy share one limit, which an operator has to know."""
+    found = client_address(peer, forwarded_for, TRUSTED)
+
+    assert found.is_unreadable is is_unreadable
 
 
 def test_an_invalid_network_is_refused() -> None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 from aiohttp import ClientResponse, web
 
-from bridge.http.authentication import Keys, guarded
+from bridge.http.authentication import KeyAttempts, Keys, guarded
 from bridge.http.console.sign_in import SignIn, add_console_routes
 from bridge.http.responses import answer_with_problems, harden
+from bridge.trusted_proxies import TrustedProxies
 from tests.clock import Clock
 from tests.unit.http.conftest import Client
 
@@ -21,13 +22,15 @@ OWN = {"X-Bridge-Console": "1"}
 class FakeConsole:
     """A console in front of one operation that reads and one that changes."""
 
-    keys: Keys = field(default_factory=lambda: Keys([TOKEN], setting="TOKEN"))
     clock: Clock = field(default_factory=Clock)
+    proxies: TrustedProxies = field(default_factory=TrustedProxies)
     changes: int = 0
 
     def __post_init__(self) -> None:
         """Build the sign-in under test."""
-        self.sign_in = SignIn(self.keys, (), clock=self.clock)
+        attempts = KeyAttempts(self.proxies, clock=self.clock)
+        self.keys = Keys([TOKEN], setting="TOKEN", attempts=attempts)
+        self.sign_in = SignIn(self.keys, self.proxies)
 
     def app(self) -> web.Application:
         """Build the application."""

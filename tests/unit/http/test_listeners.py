@@ -12,6 +12,7 @@ from yarl import URL
 from bridge.http.listeners import address_error, serve
 from bridge.metrics import Metrics
 from bridge.settings.load import load_settings
+from bridge.trusted_proxies import TrustedProxies
 from bridge.wiring import operator_listener
 from tests.conftest import SLOW_FACTOR
 
@@ -75,7 +76,7 @@ async def test_the_operator_port_waits_for_a_request_only_until_its_deadline() -
     settings = load_settings(
         {"jwt_secret": "abcdefgh" * 4, "connect_timeout": "200ms", "inbox": "memory:"}
     )
-    listener = operator_listener(settings, metrics)
+    listener = operator_listener(settings, TrustedProxies(), metrics)
     async with AsyncExitStack() as stack:
         url = URL(
             await serve(

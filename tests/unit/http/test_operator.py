@@ -30,7 +30,7 @@ async def open_operator(
             warnings=list,
             publish=endpoint.publish,
             metrics=Metrics(),
-            sign_in=SignIn(Keys(["operate"], setting="BRIDGE_OPERATOR_TOKEN"), ()),
+            sign_in=SignIn(Keys(["operate"], setting="BRIDGE_OPERATOR_TOKEN")),
             publish_keys=Keys(["publish"], setting="BRIDGE_API_KEY"),
         )
     )

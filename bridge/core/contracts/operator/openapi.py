@@ -21,8 +21,9 @@ served on the operator port and requires the operator token (BRIDGE_OPERATOR_TOK
 `application/problem+json` (RFC 9457). Answers may gain more fields."""
 _BRACES: Final = re.compile(r"\{(\w+)\}")
 # Problems of all operations: a malformed parameter, a missing or wrong token, no
-# BRIDGE_OPERATOR_TOKEN in the settings, an invalid value.
-_SHARED_PROBLEMS: Final = (400, 401, 403, 422)
+# BRIDGE_OPERATOR_TOKEN in the settings, an unknown host, an invalid value, too many wrong
+# tokens.
+_SHARED_PROBLEMS: Final = (400, 401, 403, 421, 422, 429)
 # Additional problems of operations with a body: too slow, too large, not JSON.
 _BODY_PROBLEMS: Final = (408, 413, 415)
 
