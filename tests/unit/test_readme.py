@@ -91,3 +91,18 @@ def test_lines_are_short(page: Path) -> None:
 def test_the_readme_is_short() -> None:
     """A reader in a hurry gets one page that leads to the others."""
     assert len(README.read_bytes()) <= 10_240
+
+
+def test_every_defense_has_a_test() -> None:
+    """A defense whose test was renamed or deleted is only a claim."""
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    named = re.findall(r"\| T: (\S+)(?: (test_\w+))? \|", text)
+    missing = [
+        name
+        for path, name in named
+        if f"def {name or 'test_'}" not in (ROOT / "tests" / path).read_text("utf-8")
+    ]
+
+    assert missing == []
+    assert len(named) == len(rows) - text.count("| threat |")
