@@ -10,9 +10,10 @@ from rich.text import Text
 from yarl import URL
 
 from bridge.cli.options import ConfigFile
+from bridge.cli.tables import print_note
 from bridge.core.redis_address import is_redis, parse_redis
 from bridge.settings.load import is_reloadable, load_settings
-from bridge.settings.model import Settings
+from bridge.settings.model import Settings, contradictions
 from bridge.settings.names import environment_name
 from bridge.settings.values import render_value
 
@@ -33,7 +34,9 @@ def config(
         BRIDGE_PORT=9000 bridge config --json
 
     """
-    settings = load_settings(config_file=config_file)
+    settings = load_settings(config_file=config_file, is_complete=False)
+    for problem in contradictions(settings):
+        print_note(f"bridge run would refuse these settings: {problem}")
     shown = {name: _shown_value(settings, name) for name in Settings.model_fields}
     if json:
         typer.echo(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode())

@@ -66,10 +66,7 @@ def carry_inboxes(
 
     """
     # Only the stores matter here; this machine may have no token secrets.
-    settings = load_settings(
-        {"auth": "open", "host": "127.0.0.1", "inbox": to},
-        config_file=config_file,
-    )
+    settings = load_settings({"inbox": to}, config_file=config_file, is_complete=False)
     configure_logs(level="error", log_format=settings.log_format)
     source = _source(origin, settings)
     target = migration_target_of(settings)

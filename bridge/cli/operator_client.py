@@ -26,7 +26,7 @@ from bridge.errors import (
     OperatorUnreachableError,
     connection_problem,
 )
-from bridge.http.listeners import http_url
+from bridge.http.listeners import http_url, loopback_of
 from bridge.settings.load import load_settings
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -74,10 +74,7 @@ class OperatorOptions:
             ConfigError: If the settings are wrong, or there is no token.
 
         """
-        # Only the operator's settings are needed, so no secrets of windows are required.
-        settings = load_settings(
-            {"auth": "open", "host": "127.0.0.1"}, config_file=self.config_file
-        )
+        settings = load_settings(config_file=self.config_file, is_complete=False)
         token, url = self.token, self.url
         if token is None and settings.operator_token is not None:
             token = settings.operator_token.get_secret_value()
@@ -86,10 +83,7 @@ class OperatorOptions:
                 ["BRIDGE_OPERATOR_TOKEN: is not set; use the token of bridge run"]
             )
         if url is None:
-            host = settings.operator_host
-            if host in {"0.0.0.0", "::"}:
-                host = "127.0.0.1"  # included in "every address"
-            url = http_url(host, settings.operator_port)
+            url = http_url(loopback_of(settings.operator_host), settings.operator_port)
         elif URL(url).scheme not in {"http", "https"} or not URL(url).host:
             raise ConfigError([f"--url: {url!r} is not like http://127.0.0.1:8081"])
         return url.rstrip("/"), token

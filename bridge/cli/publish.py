@@ -82,10 +82,8 @@ def publish(
         echo '{"user": "ann", "event": "note", "data": {"n": 1}}' | bridge publish -
 
     """
-    # Publishing uses the broker's settings only; the machine may have no token secrets.
     settings = load_settings(
-        {"amqp_url": amqp_url, "auth": "open", "host": "127.0.0.1"},
-        config_file=config_file,
+        {"amqp_url": amqp_url}, config_file=config_file, is_complete=False
     )
     configure_logs(level="error", log_format=settings.log_format)
     ttl_s = None if ttl is None else parse_ttl_s(ttl)

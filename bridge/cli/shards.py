@@ -117,7 +117,7 @@ def _rendered(shards: int) -> str:
 
 
 def _settings(config_file: ConfigFile) -> Settings:
-    settings = load_settings(config_file=config_file)
+    settings = load_settings(config_file=config_file, is_complete=False)
     configure_logs(level="critical", log_format=settings.log_format)
     return settings
 

@@ -15,8 +15,10 @@ from bridge.cli.options import ConfigFile
 from bridge.cli.tables import print_note
 from bridge.core.json_text import render_json
 from bridge.enums import EVENT_JOIN, EVENT_SYNC, ExitCode
+from bridge.errors import ConfigError
+from bridge.http.listeners import http_url, loopback_of
 from bridge.logging import configure_logs
-from bridge.settings.load import load_settings
+from bridge.settings.load import TOKEN_VARIABLE, load_settings
 
 _TOKEN_LIFE_S = 3600.0
 _CONNECT_TIMEOUT_S = 10
@@ -24,8 +26,8 @@ _CONNECT_TIMEOUT_S = 10
 
 def tail(
     user: Annotated[
-        str, typer.Option("--user", help="The user whose messages to print.")
-    ],
+        str | None, typer.Argument(help="The user whose messages to print.")
+    ] = None,
     url: Annotated[
         str | None,
         typer.Option(help="Public address of the bridge. Without it: this machine."),
@@ -33,7 +35,7 @@ def tail(
     token: Annotated[
         str | None,
         typer.Option(
-            envvar="TOKEN",
+            envvar=TOKEN_VARIABLE,
             show_envvar=True,
             help="A token of USER. Without it, one is signed with BRIDGE_JWT_SECRET.",
         ),
@@ -42,6 +44,9 @@ def tail(
         bool, typer.Option("--json", help="Print one JSON object per line.")
     ] = False,
     config_file: ConfigFile = None,
+    older_user: Annotated[
+        str | None, typer.Option("--user", hidden=True, help="The older form.")
+    ] = None,
 ) -> None:
     """
     Connect like a browser of USER and print its messages, until Ctrl-C.
@@ -51,17 +56,20 @@ def tail(
 
     Examples:
 
-        bridge tail --user ann
+        bridge tail ann
 
-        bridge tail --user ann --url https://push.example.org --token "$TOKEN" --json
+        BRIDGE_TOKEN=eyJ… bridge tail ann --url https://push.example.org --json
 
     """
     configure_logs(level="error", log_format="auto")
+    user = user or older_user
+    if user is None:
+        raise ConfigError(["USER is missing, as in: bridge tail ann"])
     is_open = False
     if token is None or url is None:
-        settings = load_settings(config_file=config_file)
+        settings = load_settings(config_file=config_file, is_complete=False)
         is_open = settings.auth == "open"
-        url = url or f"http://{settings.host}:{settings.port}"
+        url = url or http_url(loopback_of(settings.host), settings.port)
         if token is None and not is_open:
             token = signed_token(settings, user, ttl_s=_TOKEN_LIFE_S)
     follower = _Follower(user, shows_json=json, joins=is_open)

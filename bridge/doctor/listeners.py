@@ -15,11 +15,10 @@ from bridge.amqp.management import read_all
 from bridge.core.contracts.operator.overview import Overview
 from bridge.doctor.results import CheckResult, CheckStatus, fail, ok, skip, warn
 from bridge.enums import Refusal
-from bridge.http.listeners import address_error
+from bridge.http.listeners import address_error, loopback_of
 from bridge.settings.model import Settings
 
 _TIMEOUT_S: Final = 5.0
-_LOOPBACK_OF_WILDCARD: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _ORIGINS_SHOWN: Final = 5
 _UNREADABLE_METRIC: Final = "bridge_forwarded_unreadable_total "
 _REFUSED_METRIC: Final = (
@@ -77,8 +76,7 @@ async def check_running_bridge(settings: Settings) -> list[CheckResult]:
 
 
 def _url(host: str, port: int) -> URL:
-    host = _LOOPBACK_OF_WILDCARD.get(host, host)
-    return URL.build(scheme="http", host=host, port=port)
+    return URL.build(scheme="http", host=loopback_of(host), port=port)
 
 
 async def _check_port(setting: str, host: str, port: int) -> CheckResult:

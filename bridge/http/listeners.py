@@ -63,6 +63,11 @@ def http_url(host: str, port: object) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def loopback_of(host: str) -> str:
+    """Return where a program of this machine reaches a listener on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 def address_error(exc: OSError, setting: str, host: str, port: int) -> OSError:
     """Return an error that explains `exc` in terms of the setting of the address."""
     match exc.errno:

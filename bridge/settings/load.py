@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from bridge.errors import ConfigError
-from bridge.settings.model import Settings
+from bridge.settings.model import PartialSettings, Settings
 from bridge.settings.names import ENVIRONMENT_PREFIX, did_you_mean, environment_name
 
 CONFIG_FILE_VARIABLE: Final = "BRIDGE_CONFIG"
@@ -18,10 +18,14 @@ CONFIG_FILE_VARIABLE: Final = "BRIDGE_CONFIG"
 _OF_KUBERNETES: Final = re.compile(
     r"BRIDGE_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_.+)?)"
 )
+TOKEN_VARIABLE: Final = "BRIDGE_TOKEN"  # noqa: S105 - of `bridge tail`
 
 
 def load_settings(
-    flags: Mapping[str, object] | None = None, *, config_file: Path | str | None = None
+    flags: Mapping[str, object] | None = None,
+    *,
+    config_file: Path | str | None = None,
+    is_complete: bool = True,
 ) -> Settings:
     """
     Load all sources and check them.
@@ -29,6 +33,8 @@ def load_settings(
     Args:
         flags: Field names and values of the command line; ``None`` means not set.
         config_file: A TOML file; ``None`` uses the file of BRIDGE_CONFIG, if any.
+        is_complete: False for a command that needs some settings only: a missing secret,
+            or settings that contradict each other, are no problems then.
 
     Raises:
         ConfigError: With all problems.
@@ -43,7 +49,7 @@ def load_settings(
     given = {n: v for n, v in given.items() if environment_name(n) not in variables}
     given |= {name: value for name, value in (flags or {}).items() if value is not None}
     try:
-        settings = Settings(**given)
+        settings = (Settings if is_complete else PartialSettings)(**given)
     except ValidationError as exc:
         for error in exc.errors(include_input=False, include_url=False):
             problems += str(error["msg"]).removeprefix("Value error, ").splitlines()
@@ -92,7 +98,8 @@ def _read_file(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
     known = {environment_name(name) for name in Settings.model_fields} | {
-        CONFIG_FILE_VARIABLE
+        CONFIG_FILE_VARIABLE,
+        TOKEN_VARIABLE,
     }
     return [
         f"{name}: is not a setting{did_you_mean(name, known)}"

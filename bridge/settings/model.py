@@ -1,7 +1,7 @@
 """Every setting, declared once: name, type, default, unit, help and valid values."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -75,6 +75,8 @@ class Settings(BaseSettings):
         validate_default=True,
         hide_input_in_errors=True,
     )
+
+    _is_complete: ClassVar[bool] = True
 
     # --- broker
     amqp_url: Annotated[Secrets, AfterValidator(check_broker_urls)] = _fixed(
@@ -336,14 +338,20 @@ class Settings(BaseSettings):
             # Replace invalid fields by their defaults, so that the others can be checked
             # together. Problems that mention a replaced field would be wrong.
             settings = check_fields({n: v for n, v in values.items() if n not in wrong})
-            together = contradictions(settings)
+            together = contradictions(settings) if cls._is_complete else []
             named = [environment_name(name) for name in wrong]
             problems += [t for t in together if not any(name in t for name in named)]
         else:
-            problems = contradictions(settings)
+            problems = contradictions(settings) if cls._is_complete else []
         if problems:
             raise ValueError("\n".join(problems))
         return settings
+
+
+class PartialSettings(Settings):
+    """Settings that are valid alone, for a command that does not need all of them."""
+
+    _is_complete: ClassVar[bool] = False
 
 
 def contradictions(settings: Settings) -> list[str]:

@@ -74,7 +74,7 @@ async def test_tail_prints_published_messages(
     settings = settings_for_program(broker, namespace)
     async with program(broker, namespace) as running:
         tail = await start(
-            "tail", "--user", "ann", "--json", "--url", running.public_url, **settings
+            "tail", "ann", "--json", "--url", running.public_url, **settings
         )
         assert tail.stdout is not None
         assert tail.stderr is not None

@@ -87,3 +87,50 @@ def test_small_commands_import_few_modules(words: tuple[str, ...], most: int) ->
 
     assert not modules & {"aiohttp", "aio_pika", "opentelemetry", "socketio", "uvloop"}
     assert len(modules) <= most
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("config",), 0),
+        (("shards",), 3),
+        (("queues", "--token", "x"), 3),
+        (("publish", "ann", "1"), 3),
+        (("tail", "ann"), 3),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_command_needs_only_the_settings_that_it_uses(
+    words: tuple[str, ...], code: int
+) -> None:
+    """An operator's machine has no secret that signs the tokens of users."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bridge", *words],
+        env={
+            "BRIDGE_AMQP_URL": "amqp://127.0.0.1:1/",
+            "BRIDGE_PORT": "1",
+            "BRIDGE_OPERATOR_PORT": "2",
+            "BRIDGE_TOKEN": "x",
+            "PYTHONPATH": ":".join(sys.path),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == code, done.stderr
+    assert "BRIDGE_TOKEN" not in done.stderr
+    assert ("bridge run would refuse" in done.stderr) is (words == ("config",))
+
+
+def test_a_variable_of_another_program_is_not_the_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Many programs read a variable TOKEN."""
+    monkeypatch.setenv("TOKEN", "x")
+    monkeypatch.delenv("BRIDGE_JWT_SECRET", raising=False)
+
+    result = CliRunner().invoke(app, ["tail", "ann"])
+
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception).startswith("BRIDGE_JWT_SECRET: ")
