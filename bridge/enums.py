@@ -250,6 +250,16 @@ class ConnectionRefusal(_ExplainedEnum):
     NO_REQUEST = "no_request", "no complete request came in BRIDGE_CONNECT_TIMEOUT"
 
 
+class UnsupportedClient(_ExplainedEnum):
+    """Which version of Engine.IO a refused client speaks."""
+
+    ENGINE_3 = (
+        "3",
+        "the client is socket.io-client 2 or older, or of that time: use version 3 or later",
+    )
+    OTHER = "other", "the request names no version of the protocol that is known"
+
+
 class Closing(_ExplainedEnum):
     """Why the bridge closes a window: `code` of the event `bridge:closing`."""
 

@@ -281,6 +281,11 @@ class Metrics(ReadableMetrics):
             ("code",),
         )
         self.connections_refused = _connections_refused(registry)
+        self.unsupported = counter(
+            "bridge_clients_unsupported",
+            "Requests of clients that speak another version of Engine.IO, by version.",
+            ("version",),
+        )
         self.ignored = counter(
             "bridge_events_ignored",
             "Events and packets from windows that the bridge does not know.",

@@ -41,6 +41,8 @@ def identify(claims: Mapping[str, object]) -> Identity:
 
     """
     user = claims.get("sub")
+    if isinstance(user, int) and not isinstance(user, bool):
+        user = str(user)  # RFC 7519 wants a string; many issuers write a number
     if not isinstance(user, str):
         raise RefusedError(
             Refusal.TOKEN_INVALID, "claim sub is missing or not a string"

@@ -66,6 +66,10 @@ class WebSocketFrameReader:
         self._opcode = 0  # of the fragmented message that `_parts` belongs to
         self._parts: bytearray | None = None
 
+    def limit(self, max_bytes: int) -> None:
+        """Refuse messages over `max_bytes` from now on."""
+        self._max_bytes = max_bytes
+
     def feed(self, data: bytes) -> None:
         """Add received bytes; `next` returns the frames that are complete."""
         if self._start == len(self._buffer):

@@ -18,7 +18,7 @@ from typing import Final
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _START: Final = b"GET /socket.io/?"
-_MAX_BYTES: Final = 8190
+_MAX_BYTES: Final = 1 << 15
 # The query of the stock client; `t` defeats caches.
 _TARGET: Final = re.compile(
     r"GET /socket\.io/\?EIO=4&transport=websocket(?:&t=[A-Za-z0-9_.-]{1,32})? HTTP/1\.1"

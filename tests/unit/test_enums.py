@@ -74,6 +74,7 @@ def test_each_closing_code_says_whether_to_reconnect() -> None:
     assert {code for code in Closing if code.reconnect} == {
         Closing.SLOW,
         Closing.DRAINING,
+        Closing.BINARY_NOT_SUPPORTED,
         Closing.UNAVAILABLE,
     }
 

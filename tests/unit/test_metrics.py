@@ -48,6 +48,7 @@ def test_all_metrics_have_the_prefix_a_help_text_and_bounded_labels() -> None:
         "role",
         "mode",
         "store",
+        "version",
     }
 
     metrics = Metrics()

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 from bridge.core.contracts.base import (
     POSITION_TEXT,
@@ -35,7 +35,9 @@ class TokenClaims(Contract):
         },
     )
 
-    sub: User = Field(description=f"The user. {USER_TEXT}")
+    sub: User | StrictInt = Field(
+        description=f"The user. {USER_TEXT} An integer counts as its decimal digits."
+    )
     exp: float = Field(
         ge=0,
         lt=253402300800,  # the year 10000, as in core/access.py

@@ -9,15 +9,20 @@ together with its first bytes.
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Final, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler
 
 from bridge.core.websocket_handshake import Handshake, parse_handshake
 from bridge.enums import ConnectionRefusal
 from bridge.sockets.engineio.connection_limits import ConnectionLimits
 
 _HEAD_MAX_BYTES: Final = 1 << 16
+# Tokens of identity providers may be long, in a header or among cookies.
+_HEADER_MAX_BYTES: Final = 17_000
 _HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -79,7 +84,13 @@ class Listener:
                 self.limits.release(address)
                 return
         assert self._http is not None  # noqa: S101 - connections are accepted after `open`
-        http = HttpConnection(self._http(), on_end=lambda: self.limits.release(address))
+        # As `web.Server` does it, which knows no other class of protocols.
+        options = self._http._kwargs  # noqa: SLF001
+        loop = asyncio.get_running_loop()
+        handler = _HttpHandler(
+            self._http, loop=loop, **options | {"max_field_size": _HEADER_MAX_BYTES}
+        )
+        http = HttpConnection(handler, on_end=lambda: self.limits.release(address))
         transport.set_protocol(http)
         http.connection_made(transport)
         http.data_received(data)
@@ -166,6 +177,28 @@ class NewConnection(asyncio.Protocol):
             self._deadline.cancel()
         address, self._address = self._address, None
         return address
+
+
+class _HttpHandler(RequestHandler):
+    """The protocol of aiohttp, whose errors about requests quote what a client sent."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Return the response to a request that cannot be read."""
+        if isinstance(exc, LineTooLong):
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        if message is not None:
+            message = HTTPStatus(status).phrase
+        response = super().handle_error(request, status, exc, message)
+        response.headers["Server"] = "bridge"
+        return response
 
 
 class HttpConnection(asyncio.Protocol):

@@ -39,6 +39,7 @@ from bridge.sockets.engineio.session import (
     SessionLimits,
     Work,
 )
+from bridge.sockets.engineio.unsupported_clients import UnsupportedClients
 
 _PATH: Final = "/socket.io/"
 # How long a closed polling session stays, for the poll that fetches its last packets and
@@ -84,6 +85,7 @@ class EngineServer:
         self.metrics = metrics
         self.sessions: dict[str, EngineSession] = {}
         self._policy = policy
+        self._unsupported = UnsupportedClients(metrics)
         self._sid_prefix = f"{name}." if name else ""
         self._slot = slot
         self._listener = Listener(
@@ -188,7 +190,7 @@ class EngineServer:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         PollQueue.request_received(request.transport)
         if self._handover is not None and await self._handover.pass_on(
-            request, max_body_bytes=self.limits.max_packet_bytes
+            request, max_body_bytes=self.limits.max_connect_bytes
         ):
             return _not_sent()
         response = await self._respond(request)
@@ -205,6 +207,9 @@ class EngineServer:
         transport_name = query.get("transport", "")
         problem = _query_problem(query, transport_name)
         if problem:
+            if query.getall("EIO", []) != ["4"]:
+                opening = self._policy.examine(request.remote, request.headers)
+                self._unsupported.note(query.get("EIO"), opening.counted_as)
             return _plain(400, problem)
         if "sid" not in query:
             opening = self._policy.examine(request.remote, request.headers)

@@ -36,6 +36,8 @@ from bridge.sockets.engineio.websocket import WebSocketTransport
 # How long a poll waits for packets while the client should end its polling. The stock
 # client waits for the end of its poll before it completes an upgrade.
 _UPGRADE_POLL_S: Final = 0.1
+# A CONNECT contains a token, which may be longer than any event.
+_CONNECT_MAX_BYTES: Final = 1 << 16
 # Packet types that a client never sends and that change nothing: open, upgrade, noop.
 _IGNORED_TYPES: Final = frozenset({"0", "5", NOOP})
 
@@ -68,8 +70,8 @@ class SessionLimits:
             (BRIDGE_CONNECT_TIMEOUT).
         ping_interval_s: Time between two pings.
         ping_timeout_s: Time for the pong.
-        max_packet_bytes: Largest WebSocket message or polling body of a client
-            (BRIDGE_MAX_EVENT_BYTES).
+        max_packet_bytes: Largest WebSocket message or polling body of a client that is
+            connected (BRIDGE_MAX_EVENT_BYTES).
 
     """
 
@@ -80,6 +82,11 @@ class SessionLimits:
     ping_interval_s: int
     ping_timeout_s: int
     max_packet_bytes: int
+
+    @property
+    def max_connect_bytes(self) -> int:
+        """The largest WebSocket message or polling body until a client is connected."""
+        return max(self.max_packet_bytes, _CONNECT_MAX_BYTES)
 
 
 class SessionHandler(Protocol):
@@ -210,11 +217,20 @@ class EngineSession:
         """Set the state of the layer above and release the opening request."""
         self.client = client
         self.request = None
+        if self._websocket is not None:
+            self._websocket.limit_messages(self._max_bytes)
 
     def detach(self) -> object | None:
         """Remove and return the state of the layer above."""
         client, self.client = self.client, None
         return client
+
+    @property
+    def _max_bytes(self) -> int:
+        limits = self._owner.limits
+        if self.client is None:
+            return limits.max_connect_bytes
+        return limits.max_packet_bytes
 
     # --- sending
 
@@ -347,9 +363,7 @@ class EngineSession:
             received: Frames that the client has sent already.
 
         """
-        websocket = WebSocketTransport(
-            transport, self, max_bytes=self._owner.limits.max_packet_bytes
-        )
+        websocket = WebSocketTransport(transport, self, max_bytes=self._max_bytes)
         self._use(websocket)
         transport.write(response + text_frame(self._open_packet()))
         if received:
@@ -357,6 +371,7 @@ class EngineSession:
 
     def _use(self, websocket: WebSocketTransport) -> None:
         self._websocket = websocket
+        websocket.limit_messages(self._max_bytes)
         websocket.limit_buffer(self._owner.limits.outbound_bytes)
 
     def _open_packet(self, *, upgrades: tuple[str, ...] = ()) -> bytes:
@@ -434,7 +449,7 @@ class EngineSession:
         self._is_posting = True
         try:
             packets = await read_packets(
-                request, max_bytes=limits.max_packet_bytes, timeout_s=limits.connect_s
+                request, max_bytes=self._max_bytes, timeout_s=limits.connect_s
             )
             self._post_timestamp = request.query.get("t")
             for packet in packets:

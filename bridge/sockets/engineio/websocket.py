@@ -117,6 +117,10 @@ class WebSocketTransport(asyncio.Protocol):
         """Pass received frames to another handler from now on."""
         self._handler = handler
 
+    def limit_messages(self, max_bytes: int) -> None:
+        """Refuse received messages over `max_bytes` from now on."""
+        self._frames.limit(max_bytes)
+
     def limit_buffer(self, outbound_bytes: int) -> None:
         """Become congested at a quarter of `outbound_bytes` if that is the lower limit."""
         if outbound_bytes // 4 < _HIGH_WATER_BYTES:

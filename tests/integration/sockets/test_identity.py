@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from bridge.enums import Refusal
 from tests.conftest import eventually
 from tests.integration.sockets.js_pages import Pages
-from tests.integration.sockets.raw_pages import RawWindow, raw_poller, raw_window
+from tests.integration.sockets.raw_pages import (
+    RawWindow,
+    raw_poller,
+    raw_tcp,
+    raw_window,
+)
 from tests.integration.sockets.running_server import (
     COOKIE,
     LEEWAY_S,
@@ -91,6 +96,67 @@ async def test_a_header_or_a_cookie_may_carry_the_token(
             await page.post("40")
             assert (await page.poll())[0].startswith("40")
             assert len(server.windows("alice")) == 1
+
+
+@pytest.mark.parametrize("place", ["auth", "cookie", "header"])
+@TRANSPORTS
+async def test_a_long_token_is_accepted_wherever_it_is(
+    server: RunningServer, place: str, transport: str
+) -> None:
+    """Identity providers list groups and roles in tokens: 9 KB and more."""
+    long = token(filler="x" * 11_800)
+    assert 15_500 < len(long) < 16_384
+    auth = (
+        json.dumps({"token": long, "filler": "x" * 10_000}) if place == "auth" else ""
+    )
+    headers = {"Cookie": f"{COOKIE}={long}", "Authorization": f"Bearer {long}"}
+    header = {"cookie": "Cookie", "header": "Authorization"}.get(place)
+    chosen = {header: headers[header]} if header else {}
+    if transport == "websocket":
+        async with raw_window(server, headers=chosen) as window:
+            await window.send(f"40{auth}")
+            assert (await window.receive()).startswith("40")
+            await window.synced()
+            await window.emit("nonsense", "x" * 17_000)
+            assert (await window.ended())[1] == 1009  # only CONNECT may be so long
+    else:
+        async with raw_poller(server, headers=chosen) as page:
+            assert await page.post(f"40{auth}") == 200
+            assert (await page.poll())[0].startswith("40")
+            assert await page.post("4" + "x" * 17_000) == 413
+
+
+async def test_a_token_that_is_too_long_is_refused_with_a_code(
+    server: RunningServer,
+) -> None:
+    """Not with the close of the connection, which explains nothing."""
+    async with raw_window(server) as window:
+        answer = await window.connect(token=token(filler="x" * 30_000))
+    assert json.loads(answer[2:])["data"]["code"] == "token_invalid"
+    assert "longer than 16384 characters" in answer
+
+
+@pytest.mark.parametrize("line", [b"Cookie: " + b"secret" * 3000, b"secret"])
+async def test_a_request_that_cannot_be_read_is_not_quoted(
+    server: RunningServer, line: bytes
+) -> None:
+    """The response may end up in a log, and the request may hold a token."""
+    async with raw_tcp(server) as connection:
+        await connection.send(
+            b"GET /socket.io/?secret HTTP/1.1\r\n" + line + b"\r\n\r\n"
+        )
+        response = await connection.read_to_end()
+    assert (b" 431 " if len(line) > 100 else b" 400 ") in response.partition(b"\r\n")[0]
+    assert b"secret" not in response
+    assert b"aiohttp" not in response
+
+
+async def test_a_number_as_sub_is_a_user(server: RunningServer) -> None:
+    """Issuers with numeric user ids; RFC 7519 wants strings."""
+    async with raw_window(server) as window:
+        await window.send("40" + json.dumps({"token": token(sub=4711)}))
+        assert (await window.receive()).startswith("40")
+        assert len(server.windows("4711")) == 1
 
 
 async def test_the_token_in_auth_takes_precedence_over_the_cookie(

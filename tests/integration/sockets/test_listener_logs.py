@@ -5,7 +5,9 @@ import json
 import logging
 
 import pytest
+from aiohttp import ClientSession
 
+from tests.conftest import eventually
 from tests.integration.sockets.conftest import Log
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import raw_poller, raw_window
@@ -69,6 +71,26 @@ async def test_refused_windows_are_logged_with_code_and_address_only(
     assert line["code"] == "token_invalid"
     assert line["address"] == "127.0.0.1"
     assert "forged" not in log.text
+
+
+async def test_a_client_of_another_version_is_logged_once_a_minute_and_counted(
+    server: RunningServer, pages: Pages, log: Log
+) -> None:
+    """Socket.IO 2 repeats its request forever, and its developer sees a 400 only."""
+    pages.open("old", server.url, version="2.5", transports=["polling"])
+    await eventually(
+        lambda: server.count("clients_unsupported_total", version="3") >= 2
+    )
+    async with ClientSession() as http:
+        for number in range(3):
+            await http.get(f"{server.url}/socket.io/?EIO=<{number}>&transport=polling")
+
+    lines = [line for line in log.lines if line["event"] == "client.unsupported"]
+    assert [(line["version"], line["address"]) for line in lines] == [
+        ("3", "127.0.0.1")
+    ]
+    assert "socket.io-client 2" in lines[0]["problem"]
+    assert server.count("clients_unsupported_total", version="other") == 3
 
 
 async def test_a_closed_window_is_logged_once_with_the_hash_of_its_user(

@@ -66,7 +66,7 @@ async def test_an_expired_token_with_a_bad_signature_is_invalid() -> None:
         "\ud800.\ud800.\ud800",
         "é.é.é",
         "\x00" * 30,
-        "x" * 8193,
+        "x" * 16_385,
         "eyJ" + "A" * 8000,
         f"{base64url(b'[' * 3000)}.e30.e30",
         f"{segment([])}.e30.e30",
@@ -79,14 +79,14 @@ async def test_garbage_is_an_invalid_token(garbage: object) -> None:
     assert (await refusal(garbage)).code is Refusal.TOKEN_INVALID
 
 
-async def test_a_token_above_8_kib_is_refused_despite_a_valid_signature() -> None:
+async def test_a_token_above_16_kib_is_refused_despite_a_valid_signature() -> None:
     """The cost of verification grows with the size, and the sender pays nothing."""
-    fits = token(filler="x" * 6000)
-    too_long = token(filler="x" * 6100)
+    fits = token(filler="x" * 12_000)
+    too_long = token(filler="x" * 12_300)
 
-    assert len(fits) < 8192 < len(too_long)
+    assert len(fits) < 16_384 < len(too_long)
     assert (await verifier().verify(fits)).user == "alice"
-    assert "longer than 8192 characters" in str(await refusal(too_long))
+    assert "longer than 16384 characters" in str(await refusal(too_long))
 
 
 @pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "nOnE", ""])
@@ -232,7 +232,7 @@ async def test_a_token_that_is_not_valid_yet_is_refused_for_now(claim: str) -> N
     "sub",
     [
         "",
-        7,
+        7.5,
         True,
         ["alice"],
         {},

@@ -46,6 +46,8 @@ def test_claims_name_the_user_and_the_expiry(expires: float) -> None:
     ("claims", "problem"),
     [
         ({"exp": 1}, "claim sub is missing or not a string"),
+        ({"sub": True, "exp": 1}, "claim sub is missing or not a string"),
+        ({"sub": 1.5, "exp": 1}, "claim sub is missing or not a string"),
         ({"sub": ["a"], "exp": 1}, "claim sub is missing or not a string"),
         ({"sub": "", "exp": 1}, "claim sub is empty, expected the user"),
         ({"sub": "a\n", "exp": 1}, "claim sub holds a control character"),
