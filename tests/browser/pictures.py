@@ -13,6 +13,7 @@ from typing import Final
 
 from playwright.async_api import Route, async_playwright
 
+from tests.browser.console_pictures import compress
 from tests.browser.demo_process import ANY_PORTS, running_demo
 from tests.browser.watched_page import WatchedPage, launch_chromium, opened_page
 
@@ -37,6 +38,7 @@ async def main(folder: Path) -> None:
                 await page.page.emulate_media(reduced_motion="reduce")
                 picture = folder / "demo.png"
                 await page.page.screenshot(path=picture, full_page=True)
+                await asyncio.to_thread(compress, picture)
             await browser.close()
             await demo.end(signal.SIGINT)
 

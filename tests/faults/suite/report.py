@@ -18,7 +18,7 @@ def report_lines(outcome: Outcome) -> Iterable[str]:
     counts = verdict.counts
     yield (
         f"Seed {plan.seed}: {counts.get('faults', 0)} faults in {counts.get('rounds', 0)} "
-        f"rounds, {counts.get('messages', 0):,} messages to {plan.scale.users} users, "
+        f"rounds, {counts.get('messages', 0):,} messages to {plan.scale.users} users,\n"
         f"{counts.get('receptions', 0):,} receptions by {counts.get('windows', 0)} windows, "
         f"{outcome.seconds / 60:.1f} minutes."
     )
