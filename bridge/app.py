@@ -67,8 +67,8 @@ class Bridge:
         self._slot = slot
 
     def unready_reasons(self) -> list[str]:
-        """Return the reasons why the bridge is not ready; empty if it is."""
-        return self.components.readiness.unready_reasons()
+        """Return why the bridge is not ready, with causes; empty if it is."""
+        return self.components.readiness.operator_reasons()
 
     # --- running
 

@@ -1,6 +1,7 @@
 """Whether the bridge is ready for traffic, and the reasons if it is not."""
 
 from bridge.amqp.consume.intake import Intake
+from bridge.amqp.supervision import OutageLog
 from bridge.inbox.contract import Inbox
 from bridge.outbox import Outbox
 from bridge.pipeline import Pipeline
@@ -10,12 +11,19 @@ class BridgeReadiness:
     """The state behind `/health/ready`, the gauge `bridge_ready` and the overview."""
 
     def __init__(
-        self, *, intake: Intake, pipeline: Pipeline, outbox: Outbox, inbox: Inbox
+        self,
+        *,
+        intake: Intake,
+        pipeline: Pipeline,
+        outbox: Outbox,
+        inbox: Inbox,
+        outages: OutageLog,
     ) -> None:
         self._intake = intake
         self._pipeline = pipeline
         self._outbox = outbox
         self._inbox = inbox
+        self._outages = outages
         self.is_draining = False
 
     def start_draining(self) -> None:
@@ -28,14 +36,21 @@ class BridgeReadiness:
         return [] if problem is None else [problem]
 
     def unready_reasons(self) -> list[str]:
-        """Return the reasons why the bridge is not ready; empty if it is."""
+        """Return the reasons why the bridge is not ready; empty if it is. For everyone."""
+        return self._reasons(outage=None)
+
+    def operator_reasons(self) -> list[str]:
+        """Return the reasons with their causes, which name hosts of the operator."""
+        return self._reasons(outage=self._outages.problem)
+
+    def _reasons(self, *, outage: str | None) -> list[str]:
         reasons = []
         if self.is_draining:
             reasons.append("the bridge is shutting down")
         if not self._intake.is_consuming:
-            reasons.append(
-                self._intake.problem or "nothing is consumed from the broker"
-            )
+            cause = "" if outage is None else f": {outage}"
+            nothing = f"nothing is consumed from the broker{cause}"
+            reasons.append(self._intake.problem or nothing)
         reasons += self._intake.stalls()
         if self._pipeline.is_waiting:
             reasons.append(f"the pipeline waits: {self._pipeline.problem}")

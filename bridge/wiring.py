@@ -20,6 +20,7 @@ from bridge.amqp.publish.messages import MessagePublisher
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.queues import QueueInspector
 from bridge.amqp.shards.layout import ShardPlan
+from bridge.amqp.supervision import OutageLog
 from bridge.auth.jwt import TokenRules, TokenVerifier
 from bridge.auth.key_set import KeySet
 from bridge.auth.limited_verifier import LimitedVerifier
@@ -136,7 +137,10 @@ class Components:
         names = BrokerNames(settings.namespace)
         address = broker_address(settings)
         plan = shard_plan(settings)
-        self.publisher = Publisher(address, names, metrics=metrics, declares=plan)
+        outages = OutageLog()
+        self.publisher = Publisher(
+            address, names, metrics=metrics, declares=plan, outages=outages
+        )
         self.messages = MessagePublisher(self.publisher, names)
         self.intake = Intake(
             address,
@@ -144,6 +148,7 @@ class Components:
             prefetch_count=settings.prefetch,
             metrics=metrics,
             has_own_inbox=not is_redis(settings.inbox),
+            outages=outages,
         )
         self.outbox = Outbox(self.intake, self.publisher, metrics=metrics)
         self.pipeline = Pipeline(
@@ -169,6 +174,7 @@ class Components:
             pipeline=self.pipeline,
             outbox=self.outbox,
             inbox=inbox,
+            outages=outages,
         )
         metrics.log_lines_dropped.set_function(dropped_log_lines)
         metrics.ready.set_function(lambda: not readiness.unready_reasons())
@@ -237,7 +243,7 @@ class Components:
         self.sign_in = sign_in_of(settings, attempts, self.proxies)
         self.operator_listener = operator_listener(settings, self.proxies, metrics)
         self.operator_app = operator_app(
-            unready_reasons=readiness.unready_reasons,
+            unready_reasons=readiness.operator_reasons,
             warnings=readiness.warnings,
             publish=self.publish_endpoint.publish,
             metrics=metrics,

@@ -8,6 +8,7 @@ connection.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from time import monotonic
 from typing import Any, Final
 
 import structlog
@@ -30,7 +31,48 @@ _STABLE_AFTER_S: Final = 10.0
 _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_MAX_S: Final = 15.0
 
+# When a problem that lasts is logged again: the interval doubles up to this one.
+_REPEAT_FIRST_S: Final = 15.0
+_REPEAT_MAX_S: Final = 900.0
+_PROBLEMS_MAX: Final = 50
+
 Work = Callable[[], Coroutine[Any, Any, None]]
+
+
+class OutageLog:
+    """
+    Logs why the broker cannot be used: each problem once, then at growing intervals.
+
+    The connections of one bridge share it, because they usually have the same problem.
+    """
+
+    def __init__(self, now: Callable[[], float] = monotonic) -> None:
+        self._now = now
+        self._problems: dict[Purpose, str] = {}
+        self._repeats: dict[str, tuple[float, float]] = {}  # when due, next interval
+
+    @property
+    def problem(self) -> str | None:
+        """Why the connection that consumes is not open; ``None`` if nothing is known."""
+        return self._problems.get(Purpose.CONSUME)
+
+    def note_problem(self, purpose: Purpose, problem: str, *, attempt: int) -> None:
+        """Note a failed attempt, and log it unless its problem was logged recently."""
+        self._problems[purpose] = problem
+        now_s = self._now()
+        due_s, interval_s = self._repeats.get(problem, (now_s, _REPEAT_FIRST_S))
+        if now_s < due_s:
+            return
+        if len(self._repeats) >= _PROBLEMS_MAX:
+            self._repeats.clear()
+        next_interval_s = min(2 * interval_s, _REPEAT_MAX_S)
+        self._repeats[problem] = (now_s + interval_s, next_interval_s)
+        log.warning("broker.waiting", purpose=purpose, problem=problem, attempt=attempt)
+
+    def note_connected(self, purpose: Purpose) -> None:
+        """Note that the broker was reached; every problem is logged again if it returns."""
+        self._problems.pop(purpose, None)
+        self._repeats.clear()
 
 
 async def supervise(
@@ -40,6 +82,7 @@ async def supervise(
     purpose: Purpose,
     reader: Callable[[], ReaderT],
     metrics: Metrics,
+    outages: OutageLog,
 ) -> None:
     """
     Connect and run `session`, again after each loss, until `session` returns.
@@ -60,6 +103,7 @@ async def supervise(
         """Return whether the session is over; False reconnects without a pause."""
         connection = await open_connection(address, purpose=purpose, reader=reader)
         started_s = asyncio.get_running_loop().time()
+        outages.note_connected(purpose)
         log.info("broker.connected", purpose=purpose, host=connection.url.host)
         try:
             await session(connection)
@@ -76,13 +120,7 @@ async def supervise(
 
     def log_pause(state: tenacity.RetryCallState) -> None:
         problem = state.outcome.exception() if state.outcome else None
-        log.warning(
-            "broker.waiting",
-            purpose=purpose,
-            problem=str(problem),
-            attempt=state.attempt_number,
-            pause_s=round(state.upcoming_sleep, 2),
-        )
+        outages.note_problem(purpose, str(problem), attempt=state.attempt_number)
 
     is_over = False
     while not is_over:

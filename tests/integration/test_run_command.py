@@ -167,10 +167,14 @@ async def test_without_a_broker_the_bridge_is_live_but_not_ready_and_refuses_to_
         async with aiohttp.ClientSession() as session:
             async with session.get(f"{words[4].rstrip(',')}/health/live") as live:
                 assert live.status == 200
-            async with session.get(f"{words[6]}/health/ready") as ready:
+            url = f"{words[4].rstrip(',')}/health/ready"
+            async with session.get(url) as ready:
                 assert ready.status == 503
                 reasons = (await ready.json())["reasons"]
                 assert reasons == ["nothing is consumed from the broker"]
+            async with session.get(f"{words[6]}/health/ready") as ready:
+                [reason] = (await ready.json())["reasons"]
+                assert "broker: connect to RabbitMQ at 127.0.0.1:1: conn" in reason
             async with session.post(
                 f"{words[6]}/api/publish",
                 json={"user": "ann", "data": 1},

@@ -33,7 +33,7 @@ from bridge.amqp.shards.migration import (
     ShardMigration,
     keep_publishing_end_markers,
 )
-from bridge.amqp.supervision import Work, first_to_end, supervise
+from bridge.amqp.supervision import OutageLog, Work, first_to_end, supervise
 from bridge.amqp.topology import inbound_queue, topology
 from bridge.core.message import Delivery
 from bridge.errors import BridgeError, BrokerUnavailableError, TopologyError
@@ -70,6 +70,7 @@ class Intake:
         metrics: Metrics,
         limits: IntakeLimits | None = None,
         has_own_inbox: bool = False,
+        outages: OutageLog | None = None,
     ) -> None:
         self.wanted = topology(plan.names, plan.retry_delays_s, plan.shards)
         self.broker: BrokerIdentity | None = None  # of the last session
@@ -79,6 +80,7 @@ class Intake:
         self._prefetch_count = prefetch_count
         self._limits = limits or IntakeLimits()
         self._metrics = metrics
+        self._outages = outages or OutageLog()
         self._marker_exchange = marker_exchange_name(plan.names).encode()
         self._ownership: NamespaceOwnership | None = None  # of this connection
         self._session: IntakeSession | None = None
@@ -221,6 +223,7 @@ class Intake:
             purpose=Purpose.CONSUME,
             reader=DeliveryReader,
             metrics=self._metrics,
+            outages=self._outages,
         )
 
     async def stop_consuming(self) -> None:

@@ -26,7 +26,7 @@ from bridge.amqp.frame_reader import ReturnReader
 from bridge.amqp.publish.channels import CHANNELS_MAX, ChannelPool, RawProperties
 from bridge.amqp.shards.layout import ShardPlan
 from bridge.amqp.shards.migration import ShardMigration
-from bridge.amqp.supervision import supervise
+from bridge.amqp.supervision import OutageLog, supervise
 from bridge.amqp.topology import Topology, declare, retry_delay_ms
 from bridge.core.broker_names import BrokerNames
 from bridge.core.message import USER_MAX_BYTES, Delivery
@@ -67,11 +67,13 @@ class Publisher:
         metrics: Metrics,
         declares: Topology | ShardPlan | None = None,
         now: Callable[[], float] = time.time,
+        outages: OutageLog | None = None,
     ) -> None:
         self._address = address
         self._names = names
         self._declares = declares
         self._metrics = metrics
+        self._outages = outages or OutageLog()
         self._now = now
         self._channels: ChannelPool | None = None
         self._connected = asyncio.Event()
@@ -130,6 +132,7 @@ class Publisher:
             purpose=Purpose.PUBLISH,
             reader=ReturnReader,
             metrics=self._metrics,
+            outages=self._outages,
         )
 
     async def publish(

@@ -79,7 +79,7 @@ class OverviewEndpoint:
 
     async def _overview(self, _request: ApiRequest) -> Overview:
         broker = self._intake.broker
-        reasons = self._readiness.unready_reasons()
+        reasons = self._readiness.operator_reasons()
         rooms = self._sockets.rooms
         return Overview(
             version=__version__,

@@ -1,11 +1,14 @@
-"""Concurrent works of one session: the first that ends cancels the others."""
+"""Sessions with the broker: works that run together, and the log of an outage."""
 
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
-from bridge.amqp.supervision import first_to_end
+from bridge.amqp.connection import Purpose
+from bridge.amqp.supervision import OutageLog, first_to_end
 from bridge.errors import BrokerUnavailableError
+from tests.clock import Clock
 
 
 async def run_other_tasks(turns: int = 5) -> None:
@@ -97,3 +100,34 @@ async def test_a_cancellation_while_the_others_clean_up_is_not_lost() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+def test_each_problem_is_logged_once_and_then_at_growing_intervals() -> None:
+    """Two connections that tried every second filled the log with one sentence."""
+    clock = Clock()
+    outages = OutageLog(now=clock)
+    with capture_logs() as lines:
+        for _ in range(600):
+            for purpose in (Purpose.CONSUME, Purpose.PUBLISH):
+                outages.note_problem(purpose, "refused", attempt=1)
+            clock.now_s += 1
+        assert str(outages.problem) == "refused"
+        assert len(lines) == 6  # after 0, 15, 45, 105, 225 and 465 s
+
+        outages.note_problem(Purpose.PUBLISH, "no such host", attempt=600)
+        assert len(lines) == 7
+
+        outages.note_connected(Purpose.CONSUME)
+        assert outages.problem is None
+        outages.note_problem(Purpose.CONSUME, "refused", attempt=1)
+        assert len(lines) == 8
+
+
+def test_problems_that_differ_each_time_do_not_fill_the_memory() -> None:
+    """The texts come from the broker."""
+    outages = OutageLog(now=Clock())
+
+    for number in range(1000):
+        outages.note_problem(Purpose.CONSUME, f"problem {number}", attempt=number)
+
+    assert len(outages._repeats) <= 50
