@@ -109,3 +109,20 @@ def test_every_defense_has_a_test() -> None:
 
     assert missing == []
     assert len(named) == len(rows) - text.count("| threat |")
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    """A renamed test leaves a claim without evidence."""
+    sources = "".join(
+        path.read_text("utf-8")
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if "node_modules" not in path.parts
+    )
+    pages = (ROOT / "docs" / "protocol-notes.md", ROOT / "docs" / "security.md")
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r"\b(test_\w{3,})\b(?!\.py)", page.read_text("utf-8"))
+    }
+
+    assert sorted(name for name in named if f"def {name}(" not in sources) == []
