@@ -1,8 +1,9 @@
 """Limits how often one address may try a secret: after a few tries, pauses grow."""
 
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
+
+from bridge.core.client_address import counted_address
 
 # An IPv6 host usually has a /64 network to itself and can use every address in it.
 _HOST_BITS: Final = 64
@@ -88,12 +89,4 @@ class Throttle:
 
 
 def _host(address: str) -> str:
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return address
-    if not isinstance(parsed, IPv6Address):
-        return str(parsed)
-    if parsed.ipv4_mapped:
-        return str(parsed.ipv4_mapped)  # a socket on :: reports IPv4 peers like this
-    return str(ip_network(f"{parsed}/{_HOST_BITS}", strict=False))
+    return counted_address(address, _HOST_BITS)
