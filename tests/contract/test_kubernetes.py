@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from bridge.errors import ConfigError
 from bridge.metrics import Metrics
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
@@ -20,6 +21,7 @@ from bridge.settings.values import parse_duration_s
 FOLDER = Path(__file__).parents[2] / "compose" / "kubernetes"
 FILES = sorted(FOLDER.glob("*.yaml"))
 VERSIONS = ("1.30", "1.35")
+_KEYS = ("BRIDGE_JWT_SECRET", "BRIDGE_OPERATOR_TOKEN", "BRIDGE_API_KEY")
 
 
 def documents() -> list[dict[str, Any]]:
@@ -76,8 +78,14 @@ def test_the_bridge_accepts_its_environment(monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in (image | config | secret).items():
         monkeypatch.setenv(name, value)
 
+    with pytest.raises(ConfigError) as refused:
+        load_settings()
+    for name in _KEYS:
+        monkeypatch.setenv(name, f"{name}-of-the-tests-with-32-bytes")
     settings = load_settings()
 
+    # The secrets of the example are public.
+    assert [text.partition(":")[0] for text in refused.value.problems] == list(_KEYS)
     assert settings.inbox.startswith("redis://")
     assert settings.operator_token is not None
 
