@@ -2,13 +2,16 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import yaml
+
+from bridge.cli.main import load_command
 
 _ROOT: Final = Path(__file__).parents[2]
 _BLOCK: Final = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -51,6 +54,29 @@ def test_shell_parses(block: str) -> None:
     )
 
     assert checked.stderr == ""
+
+
+@pytest.mark.parametrize("block", _blocks("sh"))
+def test_commands_of_bridge_exist(block: str) -> None:
+    """A renamed command or option must not live on in a page."""
+    lines = [
+        line for line in block.splitlines() if re.match(r"\s*(\w+=\S+ )*bridge ", line)
+    ]
+
+    for line in lines:
+        words = shlex.split(line.strip(), comments=True)
+        words = words[words.index("bridge") + 1 :]
+        if words[0] == "--version":
+            continue
+        command: Any = load_command(words[0])
+        while words[1:] and words[1] in getattr(command, "commands", {}):
+            words = words[1:]
+            command = command.commands[words[0]]
+        # `bridge inbox USER` is short for `bridge inbox show USER`.
+        command = getattr(command, "commands", {}).get("show", command)
+        known = {name for one in command.params for name in one.opts}
+        used = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert used <= known, line
 
 
 @pytest.mark.parametrize("block", _blocks("json", "yaml", "toml"))

@@ -3,7 +3,10 @@
 import io
 import json
 import logging
+import re
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -271,3 +274,19 @@ def test_a_hash_distinguishes_users_without_naming_them() -> None:
     assert user_hash("alice") == user_hash("alice") != user_hash("bob")
     assert "alice" not in user_hash("alice")
     assert len(user_hash("\ud800")) == 12
+
+
+def test_the_documented_command_prints_the_hash_of_a_user() -> None:
+    """Operators search the logs for a user by it."""
+    page = Path(__file__).parents[2] / "docs" / "inspect.md"
+    found = re.search(r"(?ms)^user_hash\(\) \{.*?^\}", page.read_text(encoding="utf-8"))
+    assert found
+
+    printed = subprocess.run(
+        ["bash", "-euc", f"{found[0]}\nuser_hash zoë@example.org"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert printed.stdout.strip() == user_hash("zoë@example.org")

@@ -10,11 +10,17 @@ from bridge.settings.names import environment_name
 from tools.readme import PAGES, ROOT, TABLES, render_tables
 
 README = ROOT / "README.md"
-USER_PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+USER_PAGES = [
+    README,
+    ROOT / "SECURITY.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "compose").rglob("*.md")),
+]
 
 
 def _name(page: Path) -> str:
-    return page.stem
+    return page.relative_to(ROOT).with_suffix("").as_posix()
 
 
 def test_the_tables_are_those_of_the_code() -> None:
