@@ -32,17 +32,26 @@ def main() -> int:
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: program.send_signal(number))
+    make = os.getppid()
     has_terminal = os.isatty(0)
     if has_terminal:
         os.tcsetpgrp(0, program.pid)
     try:
         code = wait(program)
-        return (
-            code if code >= 0 else 128 - code
-        )  # the shell's status for "ended by a signal"
     finally:
-        if has_terminal:
+        # If make was killed, its shell has taken the terminal back, or is about to: to set
+        # another group would end the shell at the next input.
+        if has_terminal and os.getppid() == make and os.tcgetpgrp(0) == program.pid:
             os.tcsetpgrp(0, os.getpgrp())
+    if code >= 0:
+        return code
+    name = signal.Signals(-code).name
+    print(
+        f"{Path(sys.argv[1]).name} was ended by {name}; all its processes are stopped and its "
+        "files removed",
+        file=sys.stderr,
+    )
+    return 128 - code  # the shell's status for "ended by a signal"
 
 
 def end_with_parent() -> None:

@@ -90,6 +90,10 @@ def _show(started: DemoStarted) -> None:
         _out.print(f"[dim]{command.title}:[/dim]")
         # Without wrapping, color or indentation, so that it can be copied.
         _out.print(command.text, markup=False, soft_wrap=True, end="\n\n")
+    _out.print(
+        "[dim]to use any command of bridge with this demo, in another terminal:[/dim]"
+    )
+    _out.print(started.exports, markup=False, soft_wrap=True, end="\n\n")
     print_note("Ctrl-C stops everything")
 
 

@@ -20,6 +20,7 @@ from bridge.errors import PrivateNodeError
 _PORT_ATTEMPTS: Final = 3
 _PROBE_TIMEOUT_S: Final = 1.0
 _PROBE_PAUSE_S: Final = 0.05
+_WATCH_PAUSE_S: Final = 0.5
 
 # AMQP 0-9-1, sections 4.2 and 1.4: enough to log in. Without aio_pika, so that this module
 # needs the standard library only and tests can run it as any user of the machine.
@@ -120,9 +121,31 @@ class PrivateNode:
                 yield node
                 return
 
+    async def keep_running(self, *, progress: Progress) -> NoReturn:
+        """
+        Start the node again each time that it ends, with the same data and ports.
+
+        Raises:
+            PrivateNodeError: If it does not start, or its keeper has ended.
+
+        """
+        while True:
+            await asyncio.sleep(_WATCH_PAUSE_S)
+            self._kept.take_reports()
+            if "node" in self._kept.pids:
+                continue
+            progress("the private RabbitMQ node was killed or has ended; restarting it")
+            await self._start_epmd()
+            await self._run_node()
+            progress("the private RabbitMQ node runs again")
+
     async def _boot(self) -> None:
         await asyncio.to_thread(self.setup.write_files)
-        if self.setup.starts_epmd:
+        await self._start_epmd()
+        await self._run_node()
+
+    async def _start_epmd(self) -> None:
+        if self.setup.starts_epmd and "epmd" not in self._kept.pids:
             # As a child of the keeper. Otherwise the VM would start epmd as a daemon.
             await self._kept.start(
                 "epmd",
@@ -132,7 +155,6 @@ class PrivateNode:
                 ],
                 self.setup.environment(),
             )
-        await self._run_node()
 
     async def _run_node(self) -> None:
         # With RABBITMQ_ALLOW_INPUT the start script replaces itself by the VM (exec)

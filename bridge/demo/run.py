@@ -14,9 +14,12 @@ import socket
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import orjson
+from pydantic import SecretStr
+from yarl import URL
 
 from bridge.amqp.connection import Purpose, open_connection
 from bridge.amqp.frame_reader import FrameReader
@@ -65,12 +68,17 @@ class DemoOptions:
 
 @dataclass(frozen=True, slots=True)
 class DemoStarted:
-    """The addresses of a started demo, and commands that publish to it."""
+    """
+    The addresses of a started demo, and commands that publish to it.
+
+    `exports` is a line for a shell, after which every command of bridge uses the demo.
+    """
 
     page_url: str
     console_url: str
     operator_token: str
     commands: Sequence[ShellCommand]
+    exports: str
 
 
 Say = Callable[[str], None]
@@ -99,6 +107,7 @@ async def run_demo(
     _remove_settings(os.environ, say=say)
     async with AsyncExitStack() as stack:
         url = options.amqp_url
+        node = None
         if url is None:
             node = await stack.enter_async_context(PrivateNode.open(progress=say))
             url = node.url
@@ -112,7 +121,7 @@ async def run_demo(
             )
             await probe.disconnect()
         signals.started()
-        await _RunningDemo(settings, options, amqp_url=url, say=say).run(
+        await _RunningDemo(settings, options, amqp_url=url, say=say, node=node).run(
             signals.stop, on_started
         )
 
@@ -143,12 +152,19 @@ class _RunningDemo:
     """The bridge with the page."""
 
     def __init__(
-        self, settings: Settings, options: DemoOptions, *, amqp_url: str, say: Say
+        self,
+        settings: Settings,
+        options: DemoOptions,
+        *,
+        amqp_url: str,
+        say: Say,
+        node: PrivateNode | None,
     ) -> None:
         self._settings = settings
         self._options = options
         self._amqp_url = amqp_url
         self._say = say
+        self._node = node
         self._commands: Sequence[ShellCommand] = ()
         self._bridge = Bridge(settings)
         page = DemoPage(
@@ -173,12 +189,39 @@ class _RunningDemo:
                     console_url=f"{addresses.operator_url}/console",
                     operator_token=token.get_secret_value(),
                     commands=self._commands,
+                    exports=self._exports(addresses),
                 )
             )
 
-        await self._bridge.run(
-            stop, on_listening=listening, beside=self._report_readiness(stop)
-        )
+        await self._bridge.run(stop, on_listening=listening, beside=self._watch(stop))
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        if self._node is None:
+            await self._report_readiness(stop)
+            return
+        async with asyncio.TaskGroup() as tasks:
+            keeping = tasks.create_task(self._node.keep_running(progress=self._say))
+            await self._report_readiness(stop)
+            keeping.cancel()
+
+    def _exports(self, addresses: Listening) -> str:
+        settings = self._settings
+        given = {
+            "AMQP_URL": self._amqp_url,
+            "NAMESPACE": settings.namespace,
+            "PORT": URL(addresses.public_url).port,
+            "OPERATOR_PORT": URL(addresses.operator_url).port,
+            "OPERATOR_TOKEN": _plain(settings.operator_token),
+            "API_KEY": _plain(settings.api_key),
+            "JWT_SECRET": _plain(settings.jwt_secret[0]),
+            "INBOX": settings.inbox,
+        }
+        words = [f"{ENVIRONMENT_PREFIX}{name}={value}" for name, value in given.items()]
+        line = f"export {shlex.join(words)}"
+        folder = Path(self._options.program[0]).parent
+        if len(self._options.program) > 1 or folder == Path():
+            return line
+        return f'{line} PATH={shlex.quote(str(folder))}:"$PATH"'
 
     def _commands_of_page(self) -> Sequence[ShellCommand]:
         # The AMQP command holds the password of the broker that the user named.
@@ -257,6 +300,10 @@ def _settings(options: DemoOptions, amqp_url: str, *, say: Say) -> Settings:
             "log_level": options.log_level,
         }
     )
+
+
+def _plain(secret: SecretStr | None) -> str:
+    return "" if secret is None else secret.get_secret_value()
 
 
 def _free_port(port: int, *, say: Say) -> int:

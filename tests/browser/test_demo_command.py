@@ -1,8 +1,12 @@
 """`bridge demo` as a command: it starts anywhere, reports its state, and cleans up."""
 
+import asyncio
 import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +42,34 @@ async def test_ctrl_c_ends_everything_with_exit_code_0(tmp_path: Path) -> None:
         assert demo.err.endswith(_LAST_WORDS)
         assert "Traceback" not in demo.err
         await demo.assert_nothing_left(family, ports)
+
+
+async def test_after_the_printed_line_every_command_uses_the_demo(
+    tmp_path: Path,
+) -> None:
+    """A newcomer tries the commands of the documentation without any setup."""
+    async with running_demo(tmp_path / "demo", *ANY_PORTS) as demo:
+        await demo.started()
+        await demo.consumes()
+        [line] = re.findall(r"^export BRIDGE_.+$", demo.out, re.MULTILINE)
+        for words in (
+            "check",
+            "token ann",
+            "queues",
+            "shards",
+            "publish ann 1",
+            "users",
+        ):
+            done = await asyncio.to_thread(
+                subprocess.run,
+                ["bash", "-c", f"{line}; {sys.executable} -m bridge {words}"],
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(sys.path)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, (words, done.stdout, done.stderr)
+        assert await demo.end(signal.SIGINT) == 0
 
 
 async def test_kill_9_leaves_no_process_and_no_file(tmp_path: Path) -> None:
@@ -85,7 +117,7 @@ async def test_sigterm_and_a_closed_terminal_stop_it(
 async def test_a_dead_node_is_reported_on_the_page_and_on_the_terminal(
     tmp_path: Path, browser: Browser
 ) -> None:
-    """The user sees that the bridge waits, and Ctrl-C still works."""
+    """It is restarted. The user sees that the bridge waits, and Ctrl-C still works."""
     async with running_demo(tmp_path / "demo", *ANY_PORTS) as demo:
         await demo.started()
         async with opened_page(browser, demo.url) as page:
@@ -97,6 +129,9 @@ async def test_a_dead_node_is_reported_on_the_page_and_on_the_terminal(
             await expect(readiness).to_contain_text("nothing is consumed")
             await page.expect_live()
             await eventually(lambda: "waiting: nothing is consumed" in demo.err)
+            await eventually(lambda: "restarting it" in demo.err)
+            await eventually(lambda: "ready again" in demo.err, within_s=60)
+            await expect(readiness).to_have_text("ready")
             page.assert_clean()
         family = family_of(demo.process.pid)
 

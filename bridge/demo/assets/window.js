@@ -87,7 +87,9 @@ const STATES = {
   live: (sync) => ["live", afterConnect(sync)],
   cut: (closing) => [
     "cut – recovering",
-    closing?.reason ?? "The connection broke. What is published now is kept; try it.",
+    closing?.code === "draining"
+      ? "The demo has stopped. In production the window reconnects to another bridge."
+      : (closing?.reason ?? "The connection is cut. While the demo runs, its messages are kept: publish one."),
   ],
   closed: (closing) => [closing?.code ?? "closed", closing?.reason ?? "The bridge closed this window."],
   refused: (refusal) => ["refused", refusal.reason],
