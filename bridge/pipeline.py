@@ -6,9 +6,9 @@ and never loses it: messages that were appended and not acked are redelivered, a
 delivery that was published to the dead letters and not acked is dead-lettered twice. Dead
 letters and retries go to the outbox, which publishes them while the pipeline continues.
 
-One batch is settled at a time, which keeps the order per user. The next batch collects in
-the intake meanwhile: batches are small and quick under little load, large and cheap under
-much. While the store or the broker is away, the pipeline waits and nothing overtakes;
+One batch is settled at a time, which keeps the order per user. The next batch collects
+meanwhile, and for some milliseconds more if batches are expensive (core/batch_pace.py):
+batches are small and quick under little load, large and cheap under much. While the store or the broker is away, the pipeline waits and nothing overtakes;
 prefetch bounds what waits in the process, and the broker keeps the rest.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import groupby, islice
 from operator import attrgetter
-from time import monotonic
+from time import monotonic, process_time
 from typing import Final, TypeVar
 
 import structlog
@@ -32,6 +32,7 @@ from bridge.amqp.consume.intake import Intake
 from bridge.amqp.consume.session import Batch
 from bridge.amqp.publish.publisher import Publisher
 from bridge.clock import SteadyClock
+from bridge.core.batch_pace import BatchPace
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import (
@@ -87,8 +88,7 @@ class Pipeline:
         retry_delays_s: The waits before new attempts after unexpected failures.
         metrics: Counts outcomes.
         schemas: What the data of events must be; ``None`` allows any JSON.
-        pace_s: The least time between the starts of two batches, which makes expensive
-            commits fewer and larger. A delivery after a pause is never delayed by it.
+        pace: Says how soon a batch may begin after the last; ``None`` for the usual pace.
         journal: Records what happened, for operators; ``None`` for a private one.
         tracing: Records spans; ``None`` for no tracing.
         fencing: Appends instead of `inbox` if other bridges share the store.
@@ -107,7 +107,7 @@ class Pipeline:
         retry_delays_s: Sequence[float],
         metrics: Metrics,
         schemas: EventSchemas | None = None,
-        pace_s: float = 0.0,
+        pace: BatchPace | None = None,
         journal: Journal | None = None,
         tracing: Tracing | None = None,
         fencing: Fencing | None = None,
@@ -123,7 +123,7 @@ class Pipeline:
         self._metrics = metrics
         self._stored = metrics.settled.labels(outcome=Outcome.STORED, reason="")
         self._schemas = schemas
-        self._pace_s = pace_s
+        self._pace = pace or BatchPace()
         self._journal = journal or Journal()
         self._tracing = tracing
         self._fencing = fencing
@@ -148,14 +148,16 @@ class Pipeline:
 
         Cancellation: safe at any point; unacked deliveries are redelivered.
         """
-        started_s = 0.0
+        pace = self._pace
         while True:
-            early_s = started_s + self._pace_s - monotonic()
-            if early_s > 0:
-                await asyncio.sleep(early_s)  # the next batch grows meanwhile
+            wait_s = pace.wait_s(monotonic())
+            if wait_s > 0:
+                await self._intake.collect(wait_s)
             batch = await self._intake.next_batch()
-            started_s = monotonic()
+            # The processor time of the whole process: stores have threads of their own.
+            started_s, cpu_s = monotonic(), process_time()
             await self.settle(batch)
+            pace.note_batch(started_s=started_s, cpu_s=process_time() - cpu_s)
 
     async def settle(self, batch: Batch) -> None:
         """Store, retry or dead-letter every delivery of `batch` in order, then ack them all."""

@@ -8,7 +8,6 @@ too.
 
 import socket
 from time import time
-from typing import Final
 
 from pydantic import SecretStr
 
@@ -80,12 +79,6 @@ from bridge.sockets.options import SocketOptions
 from bridge.sockets.server import SocketIOServer
 from bridge.tracing import open_tracing
 from bridge.trusted_proxies import TrustedProxies
-
-# A batch of SQLite costs a commit with its fsync. This wait is shorter than that on most
-# disks, and at thousands of messages per second it saves every second or third commit.
-_SQLITE_PACE_S: Final = 0.002
-# A batch of Redis also wakes up each bridge that has a window for one of its messages.
-_REDIS_PACE_S: Final = 0.004
 
 
 class Components:
@@ -160,7 +153,6 @@ class Components:
             retry_delays_s=settings.retry_delays,
             metrics=metrics,
             schemas=schemas,
-            pace_s=pace_s(settings),
             clock=clock,
             journal=journal,
             tracing=self.tracing,
@@ -336,19 +328,6 @@ def migration_target_of(settings: Settings) -> MigrationTarget:
         problem = f"{settings.inbox} cannot be shared by several bridges, expected redis://..."
         raise ConfigError((problem,))
     return RedisTarget(parse_redis(settings.inbox), namespace=settings.namespace)
-
-
-def pace_s(settings: Settings) -> float:
-    """
-    Return the shortest time between two batches, in seconds.
-
-    A short wait collects more messages into each batch, whose cost the store has once.
-    """
-    if settings.inbox.startswith("memory:"):
-        return 0.0
-    if settings.inbox.startswith("sqlite:"):
-        return _SQLITE_PACE_S
-    return _REDIS_PACE_S
 
 
 def retention(settings: Settings) -> Retention:

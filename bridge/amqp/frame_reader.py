@@ -226,7 +226,7 @@ class DeliveryReader(FrameReader):
 
         A few seconds at most: heartbeats are not read either.
         """
-        if self._source is not None:
+        if self._source is not None and not self._source.is_closing():
             self._paused_by.add(channel)
             self._source.pause_reading()
 

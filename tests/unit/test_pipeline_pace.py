@@ -1,4 +1,4 @@
-"""How often the pipeline starts a batch: at once after a pause, and not too often."""
+"""When the pipeline starts a batch: at once after a pause, and not too soon after another."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import cast
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.consume.session import Batch
 from bridge.amqp.publish.publisher import Publisher
+from bridge.core.batch_pace import BatchPace
 from bridge.core.message import Delivery, Message, MessageLimits
 from bridge.metrics import Metrics
 from bridge.outbox import Outbox
@@ -15,7 +16,7 @@ from bridge.pipeline import Pipeline
 from tests.conftest import eventually
 from tests.unit.pipeline_fakes import FakeIntake, batch_of, delivery
 
-PACE_S = 0.2
+PACE = BatchPace(share=1e-9, longest_s=1.0)  # 0.125 s after the first batch
 
 
 @dataclass
@@ -23,6 +24,11 @@ class CollectingIntake(FakeIntake):
     """Hands out everything that waits as one batch."""
 
     waiting: list[Delivery] = field(default_factory=list)
+
+    async def collect(self, seconds: float) -> None:
+        """Wait as long as the pipeline asks for."""
+        self.effects.append("collect")
+        await asyncio.sleep(seconds)
 
     async def next_batch(self) -> Batch:
         """Return all waiting deliveries."""
@@ -65,7 +71,7 @@ async def test_the_first_delivery_is_stored_at_once_and_the_next_ones_together()
         limits=MessageLimits(100),
         retry_delays_s=(1.0,),
         metrics=Metrics(),
-        pace_s=PACE_S,
+        pace=PACE,
     )
     running = asyncio.ensure_future(pipeline.run())
     try:
@@ -80,3 +86,4 @@ async def test_the_first_delivery_is_stored_at_once_and_the_next_ones_together()
         running.cancel()
 
     assert store.sizes == [1, 3]
+    assert intake.effects[:3] == ["ack 1", "collect", "ack 4"]

@@ -165,6 +165,20 @@ class Intake:
             self._arrived.clear()
             await self._arrived.wait()
 
+    async def collect(self, seconds: float) -> None:
+        """
+        Let deliveries collect for `seconds`, or less if the prefetch is small.
+
+        Does not wait if enough of them for a large batch wait already.
+
+        Cancellation:
+            Safe.
+
+        """
+        session = self._session
+        if session is not None and session.waiting < _FLOOD:
+            await session.collect(seconds)
+
     def is_current(self, batch: Batch) -> bool:
         """Whether `batch` can still be acked; if not, the broker redelivers it."""
         return batch.session.is_current(batch)

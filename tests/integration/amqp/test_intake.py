@@ -275,3 +275,60 @@ async def test_headers_that_the_broker_adds_can_be_parsed(
     assert taken[0].routing_key == b"ann"
     table = taken[0].properties.headers
     assert header_bytes(table, "x-first-death-reason") == b"expired"
+
+
+async def test_deliveries_collect_in_the_socket_and_are_read_at_once(
+    consuming: IntakeMaker, raw: Raw, names: BrokerNames
+) -> None:
+    """Each read wakes the process. What came before the wait is in the same batch."""
+    async with consuming(prefetch_count=65535) as taker:
+        await raw.publish(names.messages)
+        await eventually(lambda: taker.intake.in_flight == 1)
+        collecting = asyncio.create_task(taker.intake.collect(0.5), name="collect")
+        await asyncio.sleep(0)
+        for _ in range(3):
+            await raw.publish(names.messages)
+        assert taker.intake.in_flight == 1 or collecting.done()
+        await collecting
+
+        batch = await taker.next()
+
+    assert len(batch.deliveries) == 4
+
+
+async def test_a_wait_for_more_deliveries_that_is_cancelled_resumes_reading(
+    consuming: IntakeMaker, raw: Raw, names: BrokerNames
+) -> None:
+    """Otherwise a pipeline that is started again would never receive anything."""
+    async with consuming(prefetch_count=65535) as taker:
+        collecting = asyncio.create_task(taker.intake.collect(60), name="collect")
+        await asyncio.sleep(0)
+        collecting.cancel()
+        await asyncio.wait([collecting])
+
+        await raw.publish(names.messages, body=b"one")
+        await taker.take(1)
+
+    assert taker.bodies == [b"one"]
+
+
+async def test_a_small_prefetch_shortens_the_wait_for_more_deliveries(
+    consuming: IntakeMaker,
+) -> None:
+    """No more than the prefetch can collect, so a long wait would only limit the rate."""
+    async with consuming(prefetch_count=100) as taker:
+        async with asyncio.timeout(20 * SLOW_FACTOR):
+            await taker.intake.collect(3600)
+
+
+async def test_a_batch_that_is_large_already_does_not_wait_for_more(
+    consuming: IntakeMaker, raw: Raw, names: BrokerNames
+) -> None:
+    """A backlog is settled without pauses."""
+    async with consuming(prefetch_count=65535) as taker:
+        for _ in range(200):
+            await raw.publish(names.messages)
+        await eventually(lambda: taker.intake.in_flight == 200)
+
+        async with asyncio.timeout(20 * SLOW_FACTOR):
+            await taker.intake.collect(3600)
