@@ -187,6 +187,7 @@ class Bridge:
             settings.port,
             "BRIDGE_PORT",
             site=parts.sockets.engine.site,
+            is_shared=self._slot is not None,
         )
         if self._slot is not None:
             return Listening(public_url, operator_url="")

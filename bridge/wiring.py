@@ -28,6 +28,7 @@ from bridge.core.broker_names import BrokerNames
 from bridge.core.client_address import parse_networks
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.journal import Journal
+from bridge.core.listen_hosts import tcp_hosts
 from bridge.core.message import MessageLimits
 from bridge.core.origins import OriginRules
 from bridge.core.redis_address import is_redis, parse_redis
@@ -470,7 +471,7 @@ def publish_key_texts_of(settings: Settings) -> tuple[str | None, str | None]:
 
 def known_hosts_of(settings: Settings) -> tuple[str, ...] | None:
     """Return the host names of the operator port; ``None`` if it answers to any name."""
-    is_local = is_loopback(settings.operator_host)
+    is_local = all(map(is_loopback, tcp_hosts(settings.operator_host)))
     return settings.operator_allowed_hosts if is_local else None
 
 

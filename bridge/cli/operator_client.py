@@ -20,13 +20,14 @@ from yarl import URL
 
 from bridge.cli.options import ConfigFile
 from bridge.core.contracts.operator.operation import PAGE_MAX, Page
+from bridge.core.listen_hosts import local_host, unix_path
 from bridge.errors import (
     ConfigError,
     OperatorRefusedError,
     OperatorUnreachableError,
     connection_problem,
 )
-from bridge.http.listeners import http_url, loopback_of
+from bridge.http.listeners import http_url
 from bridge.settings.load import load_settings
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -70,6 +71,8 @@ class OperatorOptions:
         """
         Return the URL and the token, which the settings hold if the options do not.
 
+        The URL of a Unix socket is `unix:PATH`.
+
         Raises:
             ConfigError: If the settings are wrong, or there is no token.
 
@@ -83,8 +86,15 @@ class OperatorOptions:
                 ["BRIDGE_OPERATOR_TOKEN: is not set; use the token of bridge run"]
             )
         if url is None:
-            url = http_url(loopback_of(settings.operator_host), settings.operator_port)
-        elif URL(url).scheme not in {"http", "https"} or not URL(url).host:
+            host = local_host(settings.operator_host)
+            url = (
+                settings.operator_host[0]
+                if host is None
+                else http_url(host, settings.operator_port)
+            )
+        elif unix_path(url) is None and (
+            URL(url).scheme not in {"http", "https"} or not URL(url).host
+        ):
             raise ConfigError([f"--url: {url!r} is not like http://127.0.0.1:8081"])
         return url.rstrip("/"), token
 
@@ -175,13 +185,15 @@ class OperatorClient:
 async def operator_client(operator: OperatorOptions) -> AsyncIterator[OperatorClient]:
     """Open a client for the bridge of these options; no request is sent yet."""
     url, token = operator.address()
+    path = unix_path(url)
     async with aiohttp.ClientSession(
+        connector=aiohttp.UnixConnector(path) if path else None,
         headers={"Authorization": f"Bearer {token}"},
         timeout=aiohttp.ClientTimeout(
             total=_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S
         ),
     ) as session:
-        yield OperatorClient(session, url)
+        yield OperatorClient(session, "http://localhost" if path else url)
 
 
 def ask_once(

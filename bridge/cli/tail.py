@@ -14,9 +14,10 @@ from bridge.auth.issuing import signed_token
 from bridge.cli.options import ConfigFile
 from bridge.cli.tables import print_note
 from bridge.core.json_text import render_json
+from bridge.core.listen_hosts import local_host
 from bridge.enums import EVENT_JOIN, EVENT_SYNC, ExitCode
 from bridge.errors import ConfigError
-from bridge.http.listeners import http_url, loopback_of
+from bridge.http.listeners import http_url
 from bridge.logging import configure_logs
 from bridge.settings.load import TOKEN_VARIABLE, load_settings
 
@@ -69,7 +70,10 @@ def tail(
     if token is None or url is None:
         settings = load_settings(config_file=config_file, is_complete=False)
         is_open = settings.auth == "open"
-        url = url or http_url(loopback_of(settings.host), settings.port)
+        host = local_host(settings.host)
+        if url is None and host is None:
+            raise ConfigError(["--url: is needed, since BRIDGE_HOST is a Unix socket"])
+        url = url or http_url(host or "", settings.port)
         if token is None and not is_open:
             token = signed_token(settings, user, ttl_s=_TOKEN_LIFE_S)
     follower = _Follower(user, shows_json=json, joins=is_open)

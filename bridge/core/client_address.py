@@ -48,21 +48,22 @@ def client_address(
     Return the address of the client: the nearest one that is not a trusted proxy.
 
     Args:
-        peer: The other end of the TCP connection.
+        peer: The other end of the connection; empty for a Unix socket, which only a proxy
+            uses, and ``None`` if the connection is closed.
         forwarded_for: All header lines `X-Forwarded-For`, joined by commas. Each proxy
             appends the address of its peer, so entries before the last untrusted address
             may be forged.
         trusted: The operator's proxies.
 
     """
-    address = peer or "unknown"
+    address = "unknown" if peer is None else peer
     hops = [hop.strip() for hop in (forwarded_for or "").split(",") if hop.strip()]
     while hops and is_in(address, trusted):
         hop = _parse_hop(hops.pop())
         if hop is None:
-            return ClientAddress(address, is_unreadable=True)
+            return ClientAddress(address or "unknown", is_unreadable=True)
         address = str(hop)
-    return ClientAddress(address)
+    return ClientAddress(address or "unknown")
 
 
 @lru_cache(maxsize=4096)
@@ -85,7 +86,13 @@ def counted_address(address: str, ipv6_prefix: int) -> str:
 
 
 def is_in(address: str, networks: Sequence[Network]) -> bool:
-    """Return whether `address` is in one of the networks; an invalid one is in none."""
+    """
+    Return whether `address` is in one of the networks; an invalid one is in none.
+
+    The empty address of a Unix socket is trusted: its permissions decide who connects.
+    """
+    if not address:
+        return True
     parsed = _parse(address) if networks else None
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
         parsed = parsed.ipv4_mapped  # a socket that listens on :: reports IPv4 peers so
@@ -106,7 +113,7 @@ def arrived_by_https(
 
     """
     proto = (forwarded_proto or "").rpartition(",")[2].strip().lower()
-    return proto == "https" and is_in(peer or "unknown", trusted)
+    return proto == "https" and is_in("unknown" if peer is None else peer, trusted)
 
 
 def _parse_hop(hop: str) -> _Address | None:

@@ -1,7 +1,6 @@
 """Check the two listening addresses, and the bridge that already runs there."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,9 +12,10 @@ from yarl import URL
 
 from bridge.amqp.management import read_all
 from bridge.core.contracts.operator.overview import Overview
+from bridge.core.listen_hosts import local_host, tcp_hosts
 from bridge.doctor.results import CheckResult, CheckStatus, fail, ok, skip, warn
 from bridge.enums import Refusal
-from bridge.http.listeners import address_error, loopback_of
+from bridge.http.listening_sockets import bind_sockets
 from bridge.settings.model import Settings
 
 _TIMEOUT_S: Final = 5.0
@@ -32,23 +32,27 @@ async def check_ports(settings: Settings) -> AsyncIterator[CheckResult]:
         ("BRIDGE_PORT", settings.host, settings.port),
         ("BRIDGE_OPERATOR_PORT", settings.operator_host, settings.operator_port),
     )
-    for setting, host, port in addresses:
-        if port:  # 0 means any free port
+    for setting, hosts, port in addresses:
+        for host in tcp_hosts(hosts) if port else ():  # 0 means any free port
             yield await _check_port(setting, host, port)
 
 
 async def is_running(settings: Settings) -> bool:
     """Return whether a bridge listens on the operator port of these settings."""
     port = settings.operator_port
-    return port != 0 and await _is_bridge(settings.operator_host, port)
+    host = local_host(settings.operator_host)
+    return port != 0 and host is not None and await _is_bridge(host, port)
 
 
 async def check_running_bridge(settings: Settings) -> list[CheckResult]:
     """Ask the bridge that runs with these settings for readiness and refused origins."""
-    if settings.operator_port == 0:
+    host = local_host(settings.operator_host)
+    if host is None or settings.operator_port == 0:
         text = "BRIDGE_OPERATOR_PORT is 0, so its address is not known"
+        if host is None:
+            text = "BRIDGE_OPERATOR_HOST is a Unix socket, which is not checked"
         return [skip("running bridge", text)]
-    root = _url(settings.operator_host, settings.operator_port)
+    root = _url(host, settings.operator_port)
     token = settings.operator_token
     headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
     results: list[CheckResult] = []
@@ -76,17 +80,17 @@ async def check_running_bridge(settings: Settings) -> list[CheckResult]:
 
 
 def _url(host: str, port: int) -> URL:
-    return URL.build(scheme="http", host=loopback_of(host), port=port)
+    return URL.build(scheme="http", host=local_host((host,)) or host, port=port)
 
 
 async def _check_port(setting: str, host: str, port: int) -> CheckResult:
     try:
-        await asyncio.to_thread(_try_bind, host, port)
+        await asyncio.to_thread(_try_bind, setting, host, port)
     except OSError as exc:
         if await _is_bridge(host, port):
             return ok(setting, f"a bridge already listens on {host}:{port}")
         # The error names the setting of the host instead, if the host is the problem.
-        subject, _, text = str(address_error(exc, setting, host, port)).partition(": ")
+        subject, _, text = str(exc).partition(": ")
         return fail(subject, text, fix=_port_fix(setting, subject, port))
     return ok(setting, f"{host}:{port} is free")
 
@@ -99,17 +103,10 @@ def _port_fix(setting: str, subject: str, port: int) -> str:
     )
 
 
-def _try_bind(host: str, port: int) -> None:
-    """Bind the address with the options of the server, without listening, and release it."""
-    for family, kind, protocol, _, address in socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    ):
-        with socket.socket(family, kind, protocol) as probe:
-            # Without it, a port in TIME_WAIT would look taken.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind(address)
+def _try_bind(setting: str, host: str, port: int) -> None:
+    """Bind the address as the server does, without listening, and release it."""
+    for one in bind_sockets((host,), port, setting):
+        one.close()
 
 
 async def _is_bridge(host: str, port: int) -> bool:

@@ -3,6 +3,7 @@
 from pydantic import SecretStr
 from yarl import URL
 
+from bridge.core.listen_hosts import tcp_hosts
 from bridge.core.origins import NULL_ENTRY
 from bridge.doctor.permissions import new_user_command
 from bridge.doctor.results import CheckResult, fail, ok, warn
@@ -56,7 +57,7 @@ def check_exposure(settings: Settings) -> list[CheckResult]:
             "remove it from the list",
         ),
         (
-            not is_loopback(settings.operator_host),
+            not all(map(is_loopback, tcp_hosts(settings.operator_host))),
             "BRIDGE_OPERATOR_HOST",
             "the operator port is open to the network, without TLS",
             "BRIDGE_OPERATOR_HOST=127.0.0.1, or TLS and a firewall in front",

@@ -1,13 +1,16 @@
 """Listeners: serve an application on a TCP address or a Unix socket."""
 
-import errno
+import asyncio
+import os
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
+
+from bridge.http.listening_sockets import bind_sockets
 
 _KEEPALIVE_S: Final = 75.0
 
@@ -28,70 +31,56 @@ class Listening:
 async def serve(
     stack: AsyncExitStack,
     app: web.Application,
-    host: str,
+    hosts: Sequence[str],
     port: int,
     setting: str,
     *,
-    site: Callable[[web.BaseRunner, str, int], web.BaseSite],
+    site: Callable[[web.BaseRunner, socket.socket], web.BaseSite],
+    is_shared: bool = False,
 ) -> str:
     """
-    Serve `app` until `stack` is closed, and return its URL with the real port.
+    Serve `app` until `stack` is closed, and return the URL of the first host.
 
     Args:
         stack: Stops the listener when it is closed.
         app: The application.
-        host: The host name or address to listen on.
+        hosts: As in `bind_sockets`.
         port: The port; 0 for any free one.
         setting: The setting of the port, for error texts.
-        site: Creates the listening site from the runner, host and port.
+        site: Creates the listening site from the runner and a bound socket.
+        is_shared: Whether other processes listen on the same port.
 
     Raises:
-        OSError: If the address cannot be used; the text names `setting`.
+        OSError: If an address cannot be used; the text names `setting`.
 
     """
     runner = await _runner(stack, app)
-    try:
-        await site(runner, host, port).start()
-    except OSError as exc:
-        raise address_error(exc, setting, host, port) from exc
-    address: Sequence[object] = runner.addresses[0]
-    return http_url(str(address[0]), address[1])
+    sockets = await asyncio.to_thread(
+        bind_sockets, hosts, port, setting, is_shared=is_shared
+    )
+    for one in sockets:
+        if one.family == socket.AF_UNIX:
+            stack.push_async_callback(asyncio.to_thread, _unlink, one.getsockname())
+        await site(runner, one).start()
+    return socket_url(sockets[0])
+
+
+def socket_url(bound: socket.socket) -> str:
+    """Return the URL of a bound socket; `unix:PATH` for a Unix socket."""
+    address = bound.getsockname()
+    if bound.family == socket.AF_UNIX:
+        return f"unix:{address}"
+    return http_url(*address[:2])
+
+
+def _unlink(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)  # noqa: PTH108 - the path is a str
 
 
 def http_url(host: str, port: object) -> str:
     """Return the URL of a host and port; an IPv6 address gets its brackets."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def loopback_of(host: str) -> str:
-    """Return where a program of this machine reaches a listener on `host`."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
-def address_error(exc: OSError, setting: str, host: str, port: int) -> OSError:
-    """Return an error that explains `exc` in terms of the setting of the address."""
-    match exc.errno:
-        case errno.EADDRINUSE:
-            problem = (
-                "is taken by another process; "
-                "stop it or choose another port (0 = any free one)"
-            )
-        case errno.EACCES:
-            problem = "needs root privileges; choose a port from 1024 on"
-        case errno.EADDRNOTAVAIL:
-            return _host_error(setting, f"{host} is not an address of this machine")
-        case _ if isinstance(exc, socket.gaierror):
-            return _host_error(setting, f"the name {host} cannot be resolved")
-        case _:
-            problem = f"cannot be used: {exc.strerror}"
-    return OSError(f"{setting}: {host}:{port} {problem}")
-
-
-def _host_error(setting: str, problem: str) -> OSError:
-    fix = (
-        "127.0.0.1 accepts connections from this machine only, 0.0.0.0 from everywhere"
-    )
-    return OSError(f"{setting.replace('_PORT', '_HOST')}: {problem}; {fix}")
 
 
 async def serve_on_unix_socket(

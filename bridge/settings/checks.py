@@ -13,6 +13,7 @@ from typing import Final
 from pydantic import SecretStr
 from yarl import URL
 
+from bridge.core.listen_hosts import unix_path
 from bridge.core.origins import NULL_ENTRY, WILDCARD
 from bridge.core.redis_address import is_redis, parse_redis
 
@@ -25,6 +26,7 @@ PUBLIC_KEY_ALGORITHMS: Final = tuple(
     name for name in JWT_ALGORITHMS if not name.startswith("HS")
 )
 
+_UNIX_PATH_MAX_BYTES: Final = 107  # unix(7)
 _AMQP_EXAMPLE: Final = "amqp://user:password@host:5672/vhost"
 _AMQP_ESCAPES: Final = "in a user, a password or a vhost, %40 is for @ and %2F for /"
 _SECRET_MIN_BYTES: Final = 16
@@ -181,6 +183,19 @@ def check_algorithms(names: tuple[str, ...]) -> tuple[str, ...]:
         )
         raise ValueError(message)
     return names
+
+
+def check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that there is a host, and that the paths of Unix sockets can be used."""
+    if not hosts:
+        message = "expected an address, such as 127.0.0.1"
+        raise ValueError(message)
+    for host in hosts:
+        path = unix_path(host)
+        if path is not None and not 0 < len(path.encode()) <= _UNIX_PATH_MAX_BYTES:
+            message = f"a path of 1 to {_UNIX_PATH_MAX_BYTES} bytes must follow unix:"
+            raise ValueError(message)
+    return hosts
 
 
 def check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:

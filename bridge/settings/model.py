@@ -14,10 +14,12 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bridge.core.listen_hosts import is_wildcard, tcp_hosts
 from bridge.settings.checks import (
     PUBLIC_KEY_ALGORITHMS,
     check_algorithms,
     check_broker_urls,
+    check_hosts,
     check_inbox,
     check_jwks_url,
     check_key,
@@ -47,6 +49,7 @@ from bridge.settings.values import (
 # RFC 7518 section 3.2: a key is at least as long as the hash.
 _SECRET_MIN_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 
+Hosts = Annotated[Words, AfterValidator(check_hosts)]
 _Key = Annotated[SecretStr, AfterValidator(check_key)]
 
 
@@ -131,11 +134,18 @@ class Settings(BaseSettings):
         "and a dot, so that a load balancer can route each poll to the bridge of its session.",
         pattern=r"^[A-Za-z0-9_-]{0,32}$",
     )
-    host: str = _fixed("127.0.0.1", "Address of the public port.")
+    host: Hosts = _fixed(
+        "127.0.0.1",
+        "Address of the public port, or several, separated by commas. `0.0.0.0` is every IPv4 "
+        "address of the machine, `::` every IPv6 and IPv4 address. `unix:PATH` is a Unix socket "
+        "for a proxy, with mode 0660.",
+    )
     port: Port = _fixed(
         8080, "The public port: `/socket.io/`, `/health/*`. 0 = any free port."
     )
-    operator_host: str = _fixed("127.0.0.1", "Address of the operator port.")
+    operator_host: Hosts = _fixed(
+        "127.0.0.1", "Address of the operator port, or several, as for `BRIDGE_HOST`."
+    )
     operator_port: Port = _fixed(
         8081,
         "The operator port: `/api/*`, `/console`, `/metrics`, `/health/*`. 0 = any free port.",
@@ -377,8 +387,22 @@ def _key_problems(settings: Settings) -> Iterator[str]:
 
 
 def _port_problems(settings: Settings) -> Iterator[str]:
-    hosts = {settings.host, settings.operator_host}
-    is_same_host = len(hosts) == 1 or hosts & {"0.0.0.0", "::"}
+    public, operator = set(settings.host), set(settings.operator_host)
+    for path in sorted(public & operator - set(tcp_hosts(settings.host))):
+        yield f"BRIDGE_OPERATOR_HOST: {path} is also in BRIDGE_HOST; choose another path"
+    if settings.workers > 1 and len(tcp_hosts(settings.host)) < len(settings.host):
+        yield (
+            "BRIDGE_HOST: several workers cannot share a Unix socket: use TCP addresses, or "
+            "BRIDGE_WORKERS=1"
+        )
+    public, operator = (
+        set(tcp_hosts(settings.host)),
+        set(tcp_hosts(settings.operator_host)),
+    )
+    has_both = bool(public and operator)
+    is_same_host = has_both and (
+        public & operator or any(is_wildcard(host) for host in public | operator)
+    )
     if is_same_host and settings.port == settings.operator_port != 0:
         yield (
             f"BRIDGE_OPERATOR_PORT: {settings.operator_port} is also BRIDGE_PORT; choose "
@@ -456,10 +480,12 @@ def _auth_problems(settings: Settings) -> Iterator[str]:
 
 
 def _open_mode_problems(settings: Settings) -> Iterator[str]:
-    is_exposed = settings.auth == "open" and not is_loopback(settings.host)
+    is_exposed = settings.auth == "open" and any(
+        not is_loopback(host) for host in tcp_hosts(settings.host)
+    )
     if is_exposed and not settings.dangerously_open_to_the_network:
         yield (
-            f"BRIDGE_AUTH: open on {settings.host} lets everyone read all messages; "
+            f"BRIDGE_AUTH: open on {', '.join(settings.host)} lets everyone read all messages; "
             "bind to 127.0.0.1, use jwt, or, if you want that, set "
             "BRIDGE_DANGEROUSLY_OPEN_TO_THE_NETWORK=true"
         )

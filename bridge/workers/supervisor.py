@@ -17,7 +17,8 @@ import structlog
 from bridge.core.worker_slot import WorkerSlot
 from bridge.enums import ExitCode
 from bridge.errors import BridgeError, ConfigError, WorkersFailedError, first_error
-from bridge.http.listeners import Listening, address_error, http_url, serve
+from bridge.http.listeners import Listening, serve, socket_url
+from bridge.http.listening_sockets import bind_sockets
 from bridge.logging import set_log_level
 from bridge.settings.model import Settings
 from bridge.workers.admin_proxy import AdminProxy
@@ -62,8 +63,10 @@ async def supervise(
         if len(folder.encode()) > _FOLDER_MAX_BYTES:
             message = f"TMPDIR: the path {folder} is too long for sockets in it"
             raise OSError(message)
-        reserved = stack.enter_context(reserve_port(settings.host, settings.port))
-        host, port = reserved.getsockname()[:2]
+        reserved = await asyncio.to_thread(reserve_port, settings.host, settings.port)
+        for one in reserved:
+            stack.callback(one.close)
+        port = reserved[0].getsockname()[1]
         pool = WorkerPool(
             folder,
             count=settings.workers,
@@ -78,7 +81,7 @@ async def supervise(
             "BRIDGE_OPERATOR_PORT",
             site=proxy.listener.site,
         )
-        listening = Listening(http_url(host, port), operator_url)
+        listening = Listening(socket_url(reserved[0]), operator_url)
         await _Supervision(pool, proxy, load).run(lambda: on_listening(listening))
 
 
@@ -148,29 +151,18 @@ class _Supervision:
             self._pool.send(ControlMessage.RELOAD)
 
 
-def reserve_port(host: str, port: int) -> socket.socket:
+def reserve_port(hosts: Sequence[str], port: int) -> list[socket.socket]:
     """
     Reserve the public port for the workers, which share it with SO_REUSEPORT.
 
-    The returned socket does not listen, so it receives no connections.
+    The returned sockets do not listen, so they receive no connections.
 
     Raises:
         OSError: If the port cannot be used; the text names the setting.
 
     """
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        # With SO_REUSEPORT the kernel lets any process of the same user bind the port,
-        # also another bridge. Binding without it first detects one.
-        with socket.socket(family, kind) as exclusive:
-            exclusive.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            exclusive.bind(address)
-        shared = socket.socket(family, kind)
-        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        shared.bind(address)
-    except OSError as exc:
-        raise address_error(exc, "BRIDGE_PORT", host, port) from exc
-    return shared
+    # With SO_REUSEPORT the kernel lets any process of the same user bind the port, also
+    # another bridge. Binding without it first detects one.
+    for one in bind_sockets(hosts, port, "BRIDGE_PORT"):
+        one.close()
+    return bind_sockets(hosts, port, "BRIDGE_PORT", is_shared=True)

@@ -225,7 +225,7 @@ def settings(generated: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 def test_the_bridge_accepts_its_environment(settings: Settings) -> None:
     """With invalid settings, the bridge refuses to start."""
-    assert settings.host == settings.operator_host == "0.0.0.0"
+    assert settings.host == settings.operator_host == ("0.0.0.0",)
     assert settings.auth == "jwt"
     assert settings.trusted_proxies == ("172.30.80.1",)
     assert settings.allowed_origins == ()
@@ -363,8 +363,8 @@ async def test_the_permissions_of_the_bridge_s_user_are_sufficient_and_minimal(
         here = settings.model_copy(
             update={
                 "amqp_url": (type(settings.amqp_url[0])(node.url),),
-                "host": "127.0.0.1",
-                "operator_host": "127.0.0.1",
+                "host": ("127.0.0.1",),
+                "operator_host": ("127.0.0.1",),
                 "port": 0,
                 "operator_port": 0,
                 "inbox": "memory:",  # the volume of the container does not exist here

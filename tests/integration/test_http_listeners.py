@@ -1,10 +1,17 @@
 """Publishing over HTTP: `POST /api/publish` and the legacy GET endpoint."""
 
+import asyncio
+from pathlib import Path
+
 import aiohttp
 import pytest
+from yarl import URL
 
+from bridge.cli.operator_client import OperatorOptions, operator_client
+from bridge.core.contracts.operator.overview import Overview
 from tests.conftest import eventually
 from tests.integration.running import (
+    OPERATOR_TOKEN,
     open_windows,
     post,
     running_bridge,
@@ -13,6 +20,39 @@ from tests.integration.running import (
 from tests.local_node import LocalNode
 
 API_KEY = "api-key-of-the-tests"
+
+# --- addresses ---
+
+
+async def test_both_ports_listen_on_several_addresses_and_unix_sockets(
+    broker: LocalNode, namespace: str, tmp_path: Path
+) -> None:
+    """Windows come by IPv4, IPv6 and the socket of a proxy; commands by a socket, too."""
+    public, operator = f"unix:{tmp_path}/public", f"unix:{tmp_path}/operator"
+    settings = settings_for(
+        broker, namespace, host=f"::,{public}", operator_host=operator
+    )
+    async with running_bridge(settings) as running:
+        port = URL(running.listening.public_url).port
+        tokens = [running.token("ann")]
+        async with (
+            open_windows(f"http://127.0.0.1:{port}", tokens),
+            open_windows(f"http://[::1]:{port}", tokens),
+        ):
+            options = OperatorOptions(
+                url=running.listening.operator_url, token=OPERATOR_TOKEN
+            )
+            async with operator_client(options) as client:
+                overview = await client.ask("GET", "/api/overview", Overview)
+            assert overview.windows == 2
+        connector = aiohttp.UnixConnector(f"{tmp_path}/public")
+        async with (
+            aiohttp.ClientSession(connector=connector) as http,
+            http.get("http://localhost/health/ready") as response,
+        ):
+            assert response.status == 200
+    assert not list(await asyncio.to_thread(lambda: [*tmp_path.iterdir()]))
+
 
 # --- POST /api/publish ---------------------------------------------------------------
 

@@ -8,6 +8,7 @@ together with its first bytes.
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, cast
@@ -58,15 +59,9 @@ class Listener:
         """Serve connections, those without a WebSocket handshake by `http`."""
         self._http = http
 
-    def site(
-        self, runner: web.BaseRunner, host: str, port: int, *, is_shared: bool = False
-    ) -> web.BaseSite:
-        """
-        Return the site that accepts connections to the app of `runner`.
-
-        With `is_shared` other processes listen on the same port.
-        """
-        return _ListenerSite(runner, host, port, listener=self, is_shared=is_shared)
+    def site(self, runner: web.BaseRunner, bound: socket.socket) -> web.BaseSite:
+        """Return the site that accepts connections of a socket to the app of `runner`."""
+        return _ListenerSite(runner, bound, listener=self)
 
     def serve(self, transport: asyncio.Transport, data: bytes, address: str) -> None:
         """
@@ -246,21 +241,15 @@ class HttpConnection(asyncio.Protocol):
             on_end()
 
 
-class _ListenerSite(web.TCPSite):
+class _ListenerSite(web.SockSite):
     """An aiohttp site whose connections start as `NewConnection`."""
 
     __slots__ = ("_listener",)
 
     def __init__(
-        self,
-        runner: web.BaseRunner,
-        host: str,
-        port: int,
-        *,
-        listener: Listener,
-        is_shared: bool,
+        self, runner: web.BaseRunner, bound: socket.socket, *, listener: Listener
     ) -> None:
-        super().__init__(runner, host, port, reuse_port=is_shared)
+        super().__init__(runner, bound)
         self._listener = listener
 
     async def start(self) -> None:
@@ -268,20 +257,20 @@ class _ListenerSite(web.TCPSite):
         Start to listen.
 
         Raises:
-            OSError: If the port cannot be bound.
+            OSError: If that fails.
 
         """
         await web.BaseSite.start(self)
         http = self._runner.server
         assert isinstance(http, web.Server)  # noqa: S101 - the server of an AppRunner
         self._listener.open(http)
-        self._server = await asyncio.get_running_loop().create_server(
+        loop = asyncio.get_running_loop()
+        is_unix = self._sock.family == socket.AF_UNIX
+        create_server = loop.create_unix_server if is_unix else loop.create_server
+        self._server = await create_server(
             lambda: NewConnection(self._listener),
-            self._host,
-            self._port,
+            sock=self._sock,
             backlog=self._backlog,
-            reuse_address=True,
-            reuse_port=self._reuse_port or None,
         )
 
     async def stop(self) -> None:

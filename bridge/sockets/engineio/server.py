@@ -8,6 +8,7 @@ all sessions. Responses and log lines never quote what a client sent.
 import asyncio
 import re
 import secrets
+import socket
 from collections.abc import Mapping
 from http import HTTPStatus
 from time import monotonic
@@ -107,10 +108,9 @@ class EngineServer:
         app.router.add_route("*", _PATH, self._handle)
         app.on_shutdown.append(self._close_connections)
 
-    def site(self, runner: web.BaseRunner, host: str, port: int) -> web.BaseSite:
-        """Return the site that accepts connections to the app of `runner`."""
-        is_shared = self._handover is not None
-        return self._listener.site(runner, host, port, is_shared=is_shared)
+    def site(self, runner: web.BaseRunner, bound: socket.socket) -> web.BaseSite:
+        """Return the site that accepts connections of a socket to the app of `runner`."""
+        return self._listener.site(runner, bound)
 
     def allows_origin(self, headers: Mapping[str, str]) -> bool:
         """Return whether a page that sends a request with these headers may connect."""

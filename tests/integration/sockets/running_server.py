@@ -20,6 +20,7 @@ from bridge.core.client_address import Network
 from bridge.core.message import Message
 from bridge.core.origins import OriginRules
 from bridge.core.worker_slot import WorkerSlot
+from bridge.http.listening_sockets import bind_sockets
 from bridge.http.public import public_app
 from bridge.inbox.contract import Retention
 from bridge.inbox.memory.store import MemoryInbox
@@ -219,7 +220,10 @@ async def open_server(
     )
     await runner.setup()
     try:
-        await io.engine.site(runner, "127.0.0.1", plan.port).start()
+        (bound,) = bind_sockets(
+            ("127.0.0.1",), plan.port, "BRIDGE_PORT", is_shared=slot is not None
+        )
+        await io.engine.site(runner, bound).start()
         port = runner.addresses[0][1]
         yield RunningServer(
             io, inbox, metrics, f"http://127.0.0.1:{port}", port, runner

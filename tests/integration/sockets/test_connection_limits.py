@@ -1,5 +1,6 @@
 """Connections without a request: a deadline, a cap per address, and spare descriptors."""
 
+import asyncio
 import os
 import resource
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from bridge.core.client_address import parse_networks
 from bridge.enums import ConnectionRefusal
+from bridge.http.listening_sockets import bind_sockets
 from tests.conftest import eventually
 from tests.integration.sockets.conftest import Log
 from tests.integration.sockets.raw_pages import raw_poller, raw_tcp, raw_window
@@ -181,6 +183,26 @@ async def test_windows_of_an_ipv6_network_count_together() -> None:
                 headers={"X-Forwarded-For": address},
             ) as response:
                 assert response.status == status
+
+
+async def test_clients_behind_a_unix_socket_are_told_apart(tmp_path: Path) -> None:
+    """Only a proxy connects to it, so its header names the client."""
+    path = str(tmp_path / "bridge.sock")
+    async with open_server(Plan(windows_per_address=1)) as server:
+        (bound,) = await asyncio.to_thread(
+            bind_sockets, (f"unix:{path}",), 0, "BRIDGE_PORT"
+        )
+        await server.io.engine.site(server.runner, bound).start()
+        url = "http://localhost/socket.io/?EIO=4&transport=websocket"
+        async with AsyncExitStack() as stack:
+            http = await stack.enter_async_context(
+                aiohttp.ClientSession(connector=aiohttp.UnixConnector(path))
+            )
+            for address in ("192.0.2.1", "192.0.2.2"):
+                headers = {"X-Forwarded-For": address}
+                await stack.enter_async_context(http.ws_connect(url, headers=headers))
+            addresses = {session.address for session in server.sessions()}
+            assert addresses == {"192.0.2.1", "192.0.2.2"}
 
 
 async def test_the_last_descriptors_are_not_for_windows(log: Log) -> None:

@@ -46,7 +46,12 @@ async def test_a_target_with_a_host_is_forwarded_as_a_path(tmp_path: Path) -> No
         socket_path = pool.workers[0].slot.operator_socket
         await serve_on_unix_socket(stack, app, socket_path)
         url = await serve(
-            stack, proxy.app, "127.0.0.1", 0, "BRIDGE_OPERATOR_PORT", site=web.TCPSite
+            stack,
+            proxy.app,
+            ("127.0.0.1",),
+            0,
+            "BRIDGE_OPERATOR_PORT",
+            site=web.SockSite,
         )
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         stack.callback(stop.set)

@@ -42,7 +42,7 @@ async def test_a_port_of_a_running_bridge_passes_the_check() -> None:
     app.on_response_prepare.append(harden)
     async with AsyncExitStack() as stack:
         url = URL(
-            await serve(stack, app, "127.0.0.1", 0, "BRIDGE_PORT", site=web.TCPSite)
+            await serve(stack, app, ("127.0.0.1",), 0, "BRIDGE_PORT", site=web.SockSite)
         )
         results = await port_results(port=url.port)
 

@@ -9,7 +9,8 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from bridge.http.listeners import address_error, serve
+from bridge.http.listeners import serve
+from bridge.http.listening_sockets import address_error
 from bridge.metrics import Metrics
 from bridge.settings.load import load_settings
 from bridge.trusted_proxies import TrustedProxies
@@ -27,10 +28,10 @@ async def test_an_address_of_another_machine_is_a_problem_of_the_host() -> None:
             await serve(
                 stack,
                 web.Application(),
-                "192.0.2.1",
+                ("192.0.2.1",),
                 0,
                 "BRIDGE_PORT",
-                site=web.TCPSite,
+                site=web.SockSite,
             )
 
 
@@ -54,10 +55,10 @@ async def test_a_port_that_is_taken_is_reported_with_a_fix() -> None:
                 await serve(
                     stack,
                     web.Application(),
-                    "127.0.0.1",
+                    ("127.0.0.1",),
                     port,
                     "BRIDGE_PORT",
-                    site=web.TCPSite,
+                    site=web.SockSite,
                 )
 
 
@@ -82,7 +83,7 @@ async def test_the_operator_port_waits_for_a_request_only_until_its_deadline() -
             await serve(
                 stack,
                 web.Application(),
-                "127.0.0.1",
+                ("127.0.0.1",),
                 0,
                 "BRIDGE_OPERATOR_PORT",
                 site=listener.site,

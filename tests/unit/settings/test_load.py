@@ -235,7 +235,6 @@ def test_variables_of_a_kubernetes_service_get_one_hint(
     environment: pytest.MonkeyPatch,
 ) -> None:
     """A Service named `bridge` sets them in every pod of its namespace."""
-    environment.setenv("BRIDGE_JWT_SECRET", "abcdefgh" * 4)
     environment.setenv("BRIDGE_SERVICE_HOST", "10.0.0.7")
     environment.setenv("BRIDGE_SERVICE_PORT", "8080")
     environment.setenv("BRIDGE_SERVICE_PORT_HTTP", "8080")

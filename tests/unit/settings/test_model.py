@@ -384,3 +384,32 @@ def test_an_origin_is_scheme_host_and_port(origin: str, *, is_valid: bool) -> No
 def test_a_loopback_host_is_recognized(host: str, *, is_valid: bool) -> None:
     """Open mode is allowed on loopback without a further setting."""
     assert is_loopback(host) == is_valid
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"host": ""}, "BRIDGE_HOST: expected an address"),
+        ({"host": "unix:"}, "BRIDGE_HOST: a path of 1 to 107 bytes"),
+        ({"host": "unix:/a", "operator_host": "unix:/a"}, "BRIDGE_OPERATOR_HOST: "),
+        (
+            {"host": "unix:/a", "workers": 2, "inbox": "redis://x"},
+            "BRIDGE_HOST: several workers cannot share a Unix socket",
+        ),
+        ({"port": 81, "operator_port": 81, "host": "::1,127.0.0.1"}, "BRIDGE_OPER"),
+        ({"auth": "open", "host": "127.0.0.1,192.0.2.1"}, "BRIDGE_AUTH: open on "),
+    ],
+)
+def test_hosts_that_cannot_be_used_are_reported(
+    given: dict[str, object], problem: str
+) -> None:
+    """Several hosts and Unix sockets follow the rules of one address."""
+    assert problem_of(**given).startswith(problem)
+
+
+def test_a_unix_socket_is_local_and_shares_no_port() -> None:
+    """Only this machine can reach it."""
+    settings = accepted(
+        auth="open", host="unix:/run/bridge/public", port=8081, operator_host="::1"
+    )
+    assert settings.host == ("unix:/run/bridge/public",)
