@@ -8,6 +8,7 @@ import asyncio
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import Final
 
@@ -33,6 +34,17 @@ def pytest_configure(config: pytest.Config) -> None:
     start_guard()
     if config.getoption("timeout") is None:
         config.option.timeout = float(config.getini("timeout")) * SLOW_FACTOR
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse tests that share a node id: xdist would run only one of them."""
+    shared = [
+        node for node, n in Counter(item.nodeid for item in items).items() if n > 1
+    ]
+    if shared:
+        message = f"several tests have the node id {shared[0]}"
+        raise pytest.UsageError(message)
 
 
 @pytest.hookimpl(wrapper=True)
