@@ -170,7 +170,12 @@ def parse_delivery(
             return named
         event = named
     schema = None if schemas is None else schemas.find(event)
-    data = parse_body(body, content_type=properties.content_type, schema=schema)
+    data = parse_body(
+        body,
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        schema=schema,
+    )
     if isinstance(data, Rejection):
         return data
     if len(data) > limits.body_bytes:  # text whose characters JSON has to escape
@@ -187,6 +192,11 @@ def parse_delivery(
     return message
 
 
+# Values of `content_encoding` for bodies that no page can read. Other values, such as
+# character sets, have no meaning for the bridge.
+_COMPRESSIONS: Final = frozenset(
+    (b"gzip", b"x-gzip", b"deflate", b"br", b"zstd", b"compress", b"bzip2", b"lz4")
+)
 # Users by routing key, because the same ones occur again and again and their messages then
 # share one string. Bounded to about 15 MB, because producers choose the keys.
 _USERS: dict[bytes, str] = {}
@@ -304,7 +314,11 @@ def event_problem(event: str) -> str | None:
 
 
 def parse_body(
-    body: bytes, *, content_type: bytes | None, schema: EventSchema | None = None
+    body: bytes,
+    *,
+    content_type: bytes | None,
+    content_encoding: bytes | None = None,
+    schema: EventSchema | None = None,
 ) -> bytes | Rejection:
     """
     Return the JSON for the page: `body` itself, or plain text as a JSON string.
@@ -312,9 +326,14 @@ def parse_body(
     Args:
         body: The body as published.
         content_type: ``text/plain`` for text; anything else means JSON.
+        content_encoding: A compression is refused; anything else is ignored.
         schema: What the data must be; ``None`` allows any JSON.
 
     """
+    if content_encoding and content_encoding.lower() in _COMPRESSIONS:
+        encoding = content_encoding.decode().lower()
+        text = f"content encoding {encoding}: publish it uncompressed"
+        return Rejection(DeadLetterReason.MALFORMED_BODY, text)
     if content_type and content_type[:10].lower() == b"text/plain":
         try:
             value: object = body.decode()

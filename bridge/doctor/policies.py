@@ -144,7 +144,10 @@ def _applied(policies: Sequence[Policy], queue: str) -> Iterator[Policy]:
 def _ttl_effect(role: QueueRole, shown: str) -> tuple[CheckStatus, str]:
     match role:
         case QueueRole.INBOUND:
-            text = f"{shown} dead-letters messages that wait longer for a bridge"
+            text = (
+                f"{shown} makes dead letters of messages that wait longer for a bridge: "
+                "they never reach a page"
+            )
             return CheckStatus.FAIL, text
         case QueueRole.RETRY | QueueRole.UNROUTED:
             return CheckStatus.WARN, f"{shown} shortens longer retry delays"
@@ -157,7 +160,11 @@ def _length_effect(
 ) -> tuple[CheckStatus, str]:
     match role:
         case QueueRole.INBOUND | QueueRole.UNROUTED:
-            return CheckStatus.WARN, f"{shown} refuses publishes when the queue is full"
+            text = (
+                f"{shown} refuses publishes when the queue is full: "
+                "publishes without a confirm are lost"
+            )
+            return CheckStatus.WARN, text
         case QueueRole.DEAD if overflow not in {"reject-publish", "reject-publish-dlx"}:
             text = f"{shown} drops the oldest dead letters when the queue is full"
             return CheckStatus.FAIL, text

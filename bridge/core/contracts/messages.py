@@ -45,6 +45,11 @@ class MessageProperties(Contract):
         description="`text/plain`: the body is text and becomes a JSON string. Anything else: "
         "the body is JSON.",
     )
+    content_encoding: str | Absent = Field(
+        None,
+        description="Compressed bodies (`gzip`, `deflate`, `br`, `zstd` and others) become "
+        "dead letters. Other values are kept for operators.",
+    )
     timestamp: int | Absent = Field(
         None, description="Unix time in seconds. Kept for operators, never trusted."
     )

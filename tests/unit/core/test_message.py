@@ -230,6 +230,29 @@ def test_a_lone_surrogate_is_delivered_as_sent(body: bytes) -> None:
     assert parse(delivery(body)).data == body
 
 
+@pytest.mark.parametrize("content_type", [b"text/plain", b"application/json", None])
+@pytest.mark.parametrize("encoding", [b"gzip", b"GZIP", b"deflate", b"br", b"zstd"])
+def test_a_compressed_body_is_refused_by_name(
+    content_type: bytes | None, encoding: bytes
+) -> None:
+    """Pages could not read it. The reason says what to change."""
+    properties = Properties(content_type=content_type, content_encoding=encoding)
+
+    for body in (b"\x1f\x8b\x08\x00", b'"text"'):
+        assert reject(delivery(body, properties=properties)) == Rejection(
+            DeadLetterReason.MALFORMED_BODY,
+            f"content encoding {encoding.decode().lower()}: publish it uncompressed",
+        )
+
+
+@pytest.mark.parametrize("encoding", [b"", b"utf-8", b"UTF-8", b"identity", b"\xff"])
+def test_other_content_encodings_are_ignored(encoding: bytes) -> None:
+    """Kombu, for example, sets the name of the character set."""
+    properties = Properties(content_encoding=encoding)
+
+    assert parse(delivery(b"1", properties=properties)).data == b"1"
+
+
 def test_plain_text_without_utf8_is_malformed() -> None:
     """The intended encoding is unknown."""
     properties = Properties(content_type=b"text/plain")

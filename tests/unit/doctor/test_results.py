@@ -170,6 +170,25 @@ def test_the_effect_of_a_policy_depends_on_the_role_of_the_queue(
     assert [status for status, _ in policy_effects(role, definition)] == statuses
 
 
+@pytest.mark.parametrize(
+    ("role", "key", "lost"),
+    [
+        (QueueRole.INBOUND, "max-length", "publishes without a confirm are lost"),
+        (QueueRole.INBOUND, "message-ttl", "they never reach a page"),
+        (QueueRole.DEAD, "max-length", "drops the oldest dead letters"),
+        (QueueRole.DEAD, "message-ttl", "drops older dead letters"),
+    ],
+)
+def test_a_limit_by_policy_names_what_it_loses(
+    role: QueueRole, key: str, lost: str
+) -> None:
+    """An operator decides by it whether the policy may stay."""
+    ((_, text),) = policy_effects(role, {key: 1000})
+
+    assert f"{key} = 1000 " in text
+    assert lost in text
+
+
 def test_only_policies_that_the_broker_applies_are_reported() -> None:
     """Of each kind, the broker applies the match with the highest priority."""
     entries = [
