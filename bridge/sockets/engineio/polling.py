@@ -216,14 +216,15 @@ class PollQueue:
         self._is_kept_alive = is_kept_alive
         self._last_responses[connection] = self
 
-    def close(self, last_packet: str) -> None:
+    def close(self, last_packet: str | None) -> None:
         """
         Accept no more packets and end every wait.
 
         A pending poll gets `last_packet` if nothing else waits: the stock client drops the
         messages that come with a close packet. A later poll gets what waits.
         """
-        if self.is_polled and not self._packets and not self._is_closed:
+        is_idle = self.is_polled and not self._packets and not self._is_closed
+        if is_idle and last_packet is not None:
             self._packets.append((last_packet, 0))
         self._is_closed = True
         self._filled.set()

@@ -53,6 +53,16 @@ class CloseReason(StrEnum):
     PING_TIMEOUT = "the client did not answer a ping"
     TRANSPORT_CLOSE = "the connection was closed"
     TRANSPORT_ERROR = "the client sent an invalid packet"
+    SECOND_POLL = "the client sent a second poll"
+
+
+# What a pending poll returns when its session is closed with nothing else to say. For all
+# other reasons it is refused: python-socketio takes a close packet as a wish of its user,
+# and does not connect again.
+_LAST_PACKETS: Final[dict[str, str]] = {
+    CloseReason.CLIENT_DISCONNECT: NOOP,
+    CloseReason.SECOND_POLL: "1",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,7 +422,10 @@ class EngineSession:
         )
         if packets == [] and is_upgrading and not self.is_closed:
             return [NOOP]
-        if not packets:  # a second poll, a lost client, or no answer to pings
+        if packets is None:
+            self.close(CloseReason.SECOND_POLL)
+            return []
+        if not packets:  # a lost client, or no answer to pings
             self.close(CloseReason.TRANSPORT_CLOSE)
             return []
         return [packet for packet, _ in packets]
@@ -633,7 +646,7 @@ class EngineSession:
             if abort:
                 self._queue.take_all()
             # A later poll may still fetch the last packets.
-            self._queue.close(NOOP if reason == CloseReason.CLIENT_DISCONNECT else "1")
+            self._queue.close(_LAST_PACKETS.get(reason))
         # An upgrade continues to its end: the stock client has paused its polling then and
         # would not notice that the new WebSocket is closed in the middle.
         if self._websocket is None:

@@ -1,21 +1,18 @@
 """A window that floods is closed with a notice; one that acks every message is not."""
 
-import asyncio
 import json
 
 import aiohttp
 import pytest
-import socketio
 
 from bridge.core.client_address import parse_networks
 from bridge.enums import Closing
 from tests.conftest import eventually
 from tests.integration.sockets.js_pages import Pages
-from tests.integration.sockets.raw_pages import LIMIT_S, raw_poller, raw_window
+from tests.integration.sockets.raw_pages import raw_poller, raw_window
 from tests.integration.sockets.running_server import Plan, RunningServer, open_server
 from tests.integration.sockets.test_bad_packets import still_serves
 from tests.integration.sockets.test_messages import options
-from tests.tokens import token
 
 # --- floods
 
@@ -75,26 +72,6 @@ async def test_a_page_in_the_middle_of_a_flood_gets_the_notice_every_time(
             for name in names:
                 assert await pages.until(name, "disconnect") == ["io server disconnect"]
                 assert pages.data(name, "bridge:closing")[0]["code"] == "flooding"
-
-
-async def test_a_python_client_in_the_middle_of_a_flood_gets_the_notice() -> None:
-    """Its WebSocket library closes in its own way."""
-    async with open_server(Plan(events_per_second=10)) as server:
-        for number in range(5):
-            assert await flood(server) == ["flooding"], number
-
-
-async def flood(server: RunningServer) -> list[str]:
-    """Flood with the Python client; return the codes of the notices."""
-    codes: list[str] = []
-    client = socketio.AsyncClient(reconnection=False)
-    client.on("bridge:closing", lambda notice: codes.append(notice["code"]))
-    await client.connect(server.url, auth={"token": token()}, transports=["websocket"])
-    for number in range(300):
-        await client.emit("nonsense", number)
-    async with asyncio.timeout(LIMIT_S):
-        await client.wait()
-    return codes
 
 
 async def test_a_window_may_ack_every_message_it_received(pages: Pages) -> None:
