@@ -97,6 +97,14 @@ def test_lines_are_short(page: Path) -> None:
     assert long == []
 
 
+def test_every_page_is_in_the_navigation() -> None:
+    """`make docs` refuses a page without an entry in mkdocs.yml."""
+    entries = (ROOT / "mkdocs.yml").read_text("utf-8")
+    pages = [path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")]
+
+    assert [page for page in pages if f": {page.as_posix()}\n" not in entries] == []
+
+
 def test_the_readme_is_short() -> None:
     """A reader in a hurry gets one page that leads to the others."""
     assert len(README.read_bytes()) <= 10_240
