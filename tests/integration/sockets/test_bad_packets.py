@@ -186,6 +186,9 @@ async def test_a_frame_over_the_limit_is_refused_with_close_code_1009() -> None:
             assert code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
         async with raw_tcp(server) as connection:
             await connection.open_websocket()
+            connect = "40" + json.dumps({"token": token()})  # which may be longer
+            await connection.send_frame(connect.encode())
+            await connection.receive_until(b"bridge:sync")
             await connection.send_frame(b'42["' + b"x" * 600, flags=0)
             await connection.send_frame(b"x" * 600, opcode=0, flags=0)
             assert b"\x03\xf1" in await connection.read_to_end()  # 1009
