@@ -43,7 +43,7 @@ def config(
         return
     table = Table(box=None, header_style="bold")
     table.add_column("setting", no_wrap=True)
-    table.add_column("value")
+    table.add_column("value", overflow="fold")
     table.add_column("SIGHUP", justify="center")
     for name, value in shown.items():
         text = render_value(value, Settings.model_fields[name].metadata)

@@ -14,6 +14,7 @@ from bridge.cli.operator_client import (
     operator_client,
     print_json,
 )
+from bridge.cli.tables import plural
 from bridge.core.contracts.operator.dead_letters import (
     DeadLetterSelection,
     Discard,
@@ -62,7 +63,9 @@ def discard_letters(
         return
     if not is_confirmed and would.would:
         typer.confirm(
-            f"Discard {would.would:,} dead letters permanently?", abort=True, err=True
+            f"Discard {plural(would.would, 'dead letter')} permanently?",
+            abort=True,
+            err=True,
         )
     request = request.model_copy(update={"confirm": would.would})
     _exit(asyncio.run(_run(operator, _DISCARD, request, "discarded")))
@@ -113,7 +116,7 @@ def _print_would(operator: OperatorOptions, would: Would, done: str) -> None:
     if operator.json:
         print_json(would)
     else:
-        typer.echo(f"{would.would:,} dead letters would be {done}")
+        typer.echo(f"{plural(would.would, 'dead letter')} would be {done}")
 
 
 async def _follow(client: OperatorClient, job: JobFacts, done: str) -> JobFacts:
@@ -144,7 +147,7 @@ async def _watch(client: OperatorClient, job: JobFacts, done: str) -> JobFacts:
 
 
 def _sentence(job: JobFacts, done: str) -> str:
-    text = f"{job.done:,} of {job.total:,} dead letters {done}"
+    text = f"{job.done:,} of {plural(job.total, 'dead letter')} {done}"
     if job.failed:
         text += f", {job.failed:,} failed and stay in the queue"
     match job.state:

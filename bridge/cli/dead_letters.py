@@ -17,7 +17,7 @@ from rich.text import Text
 from bridge.cli.dead_letter_jobs import discard_letters, redrive_letters
 from bridge.cli.operator_client import OperatorOptions, ask_once, print_json, segment
 from bridge.cli.options import Cursor, DryRun, OfUser, with_option_groups
-from bridge.cli.tables import local_time, print_note, printable
+from bridge.cli.tables import local_time, print_note, printable, short_time, time_zone
 from bridge.core.contracts.operator.dead_letters import (
     RATE_DEFAULT_PER_S,
     DeadLetterSelection,
@@ -40,13 +40,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-# Widths in characters: of a terminal that has room for more columns, and of columns that
-# are never shortened.
+# Widths in characters: of a terminal that has room for more columns, and of ids.
 _WIDE: Final = 100
 _WIDER: Final = 130
 _ID_WIDTH: Final = 24
-_WHEN_WIDTH: Final = 19
-_REASON_WIDTH: Final = max(len(reason) for reason in DeadLetterReason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,11 +288,12 @@ def _table(letters: Sequence[LetterFacts], *, width: int) -> Table:
     """Return a table with whole ids; numbers and errors appear if `width` has room."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("id", no_wrap=True, min_width=_ID_WIDTH)
-    table.add_column("dead-lettered", no_wrap=True, min_width=_WHEN_WIDTH)
-    table.add_column("reason", no_wrap=True, min_width=_REASON_WIDTH)
-    for name in ("user", "event"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=5)
     has_numbers, has_errors = width >= _WIDE, width >= _WIDER
+    title = "dead-lettered" if has_numbers else "at"
+    table.add_column(f"{title} ({time_zone()})", no_wrap=True)
+    table.add_column("reason", no_wrap=True)
+    for name in ("user", "event"):
+        table.add_column(name, overflow="fold", min_width=5)
     if has_numbers:
         table.add_column("redrives", justify="right", no_wrap=True)
         table.add_column("bytes", justify="right", no_wrap=True)
@@ -306,7 +304,7 @@ def _table(letters: Sequence[LetterFacts], *, width: int) -> Table:
         # markup nor with its control characters.
         cells: list[str | Text] = [
             letter.id,
-            local_time(letter.dead_s),
+            (local_time if has_numbers else short_time)(letter.dead_s),
             letter.reason,
             Text(printable(letter.user)),
             Text(printable(letter.event)),

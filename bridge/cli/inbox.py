@@ -18,15 +18,28 @@ Examples:
 from typing import Annotated, Any, Final
 
 import typer
+from rich.console import Console
 from typer.core import TyperGroup
 
 from bridge.cli.inbox_migration import carry_inboxes
 from bridge.cli.operator_client import OperatorOptions, ask_pages, print_json, segment
 from bridge.cli.options import Cursor, Limit, with_option_groups
-from bridge.cli.tables import local_time, print_note, print_table
+from bridge.cli.tables import (
+    local_time,
+    print_note,
+    print_table,
+    short_time,
+    time_zone,
+)
 from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.users import InboxMessage
 
+# A terminal of 80 columns has room for one line for each message without two of them.
+_WIDE: Final = 110
+_TAKEN: Final = "taken ({zone})"
+_TAKEN_SHORT: Final = "at ({zone})"
+_NARROW: Final = ("offset", "state", _TAKEN_SHORT, "event", "message id")
+_ALL: Final = ("offset", "state", _TAKEN, "expires", "event", "bytes", "message id")
 _SHOW: Final = "show"
 _HELP: Final = "--help"
 
@@ -88,24 +101,30 @@ def inbox(
     if operator.json:
         print_json(page)
         return
-    columns = ["offset", "state", "taken", "expires", "event", "bytes", "message id"]
+    is_narrow = Console().width < _WIDE
+    columns = _NARROW if is_narrow else _ALL
     print_table(
-        [*columns, "data"] if data else columns,
-        [_row(message, with_data=data) for message in page.items],
+        [name.format(zone=time_zone()) for name in columns] + ["data"] * data,
+        [
+            [_cells(message)[name] for name in columns] + [message.data or ""] * data
+            for message in page.items
+        ],
         right=frozenset({"offset", "bytes"}),
     )
+    if is_narrow and any(message.expires_s for message in page.items):
+        print_note("a wider terminal, or --json, shows when messages expire")
     if page.next is not None:
         print_note(f"there are more than these {len(page.items)}: --limit shows more")
 
 
-def _row(message: InboxMessage, *, with_data: bool) -> list[str]:
-    row = [
-        str(message.offset),
-        message.state,
-        local_time(message.taken_s),
-        local_time(message.expires_s),
-        message.event,
-        str(message.bytes),
-        message.message_id or "-",
-    ]
-    return [*row, message.data or ""] if with_data else row
+def _cells(message: InboxMessage) -> dict[str, str]:
+    return {
+        "offset": str(message.offset),
+        "state": message.state,
+        _TAKEN: local_time(message.taken_s),
+        _TAKEN_SHORT: short_time(message.taken_s),
+        "expires": local_time(message.expires_s),
+        "event": message.event,
+        "bytes": str(message.bytes),
+        "message id": message.message_id or "-",
+    }

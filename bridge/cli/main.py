@@ -98,6 +98,7 @@ _COMMANDS: Final = (
     ),
 )
 _HIDDEN: Final = ("worker", "worker:worker")  # only `bridge run --workers` starts it
+_WITH_SETTINGS: Final = {"run", "check", "worker"}
 _PLACES: Final = dict([*((name, place) for name, place, _ in _COMMANDS), _HIDDEN])
 
 
@@ -129,7 +130,11 @@ def load_command(name: str) -> TyperCommand | TyperGroup:
     found = getattr(import_module(f"bridge.cli.{module_name}"), attribute)
     if isinstance(found, typer.Typer):
         return get_group(found)
-    single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+    # In a table of 80 columns, rich would cut the long names of settings.
+    single = typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None if name in _WITH_SETTINGS else "markdown",
+    )
     single.command(name)(found)
     command = get_command(single)
     assert isinstance(command, TyperCommand)  # noqa: S101 - for mypy: it always is

@@ -15,7 +15,7 @@ from bridge.settings.names import environment_name
 from bridge.settings.values import parse_duration_s
 
 # Every user of the machine can read a command line, so secrets have no flags.
-_NOT_AS_FLAGS: Final = frozenset(
+NOT_AS_FLAGS: Final = frozenset(
     {"amqp_url", "management_url", "operator_token", "api_key", "jwt_secret"}
 )
 
@@ -134,7 +134,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         *(
             _parameter(name, _flag(name))
             for name in Settings.model_fields
-            if name not in _NOT_AS_FLAGS
+            if name not in NOT_AS_FLAGS
         ),
     ]
     return _as_command(run, command, parameters)

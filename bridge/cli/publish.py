@@ -93,12 +93,18 @@ def publish(
         user, data, common, is_text=text, schemas=schemas_of(settings)
     )
     with source.requests() as requests:
-        asyncio.run(_publish_all(settings, requests, shows_ids=json))
+        count = asyncio.run(_publish_all(settings, requests, shows_ids=json))
+    limit = settings.inbox_max_messages
+    if user is not None and count > limit:
+        print_note(
+            f"the inbox of {user} keeps the newest {limit} (BRIDGE_INBOX_MAX_MESSAGES): "
+            "older ones are deleted, delivered or not"
+        )
 
 
 async def _publish_all(
     settings: Settings, requests: Iterable[PublishRequest], *, shows_ids: bool
-) -> None:
+) -> int:
     names = BrokerNames(settings.namespace)
     publisher = Publisher(broker_address(settings), names, metrics=Metrics())
     messages = MessagePublisher(publisher, names)
@@ -127,7 +133,7 @@ async def _publish_all(
             print_note(f"{count} published before this:")
     else:
         print_note(f"{count} published, confirmed by the broker")
-        return
+        return count
     raise failure
 
 

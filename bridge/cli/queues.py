@@ -38,6 +38,10 @@ def queues(operator: OperatorOptions) -> None:
         [_row(queue) for queue in page.items],
         right=frozenset(numbers),
     )
+    if not any(queue.rates or queue.problem for queue in page.items):
+        print_note(
+            "in/s and out/s: set BRIDGE_MANAGEMENT_URL of the bridge to see them"
+        )
     for queue in page.items:
         if queue.problem:
             print_note(f"{queue.name}: {queue.problem}")

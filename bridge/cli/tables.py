@@ -6,6 +6,7 @@ characters are shown as escapes, and nothing is interpreted as markup.
 """
 
 import datetime as dt
+import time
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -35,6 +36,24 @@ def local_time(at_s: float | None, *, decimals: int = 0) -> str:
         return f"{at_s:.0f}"
     decimal = local.strftime(".%f")[: decimals + 1] if decimals else ""
     return local.strftime("%Y-%m-%d %H:%M:%S") + decimal
+
+
+def short_time(at_s: float | None) -> str:
+    """Return a Unix time for a narrow column: the time of today, or an earlier day's date."""
+    full, today = local_time(at_s), local_time(time.time())
+    if full[:10] == today[:10]:
+        return full[11:]
+    return full[5:16] if full[:4] == today[:4] else full[:10]
+
+
+def time_zone() -> str:
+    """Return the name of the local time zone, for the header of a column of times."""
+    return dt.datetime.now(tz=dt.UTC).astimezone().tzname() or "local"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a count with its noun; the plural ends in s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def count(value: int | None) -> str:

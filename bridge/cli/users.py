@@ -20,7 +20,7 @@ from bridge.core.contracts.operator.users import (
     UsersPage,
 )
 
-_NUMBERS = frozenset({"windows", "depth", "waiting", "delivered", "offset", "unread"})
+_NUMBERS = frozenset({"windows", "kept", "waiting", "delivered to", "offset", "unread"})
 
 
 @with_option_groups
@@ -42,6 +42,10 @@ def users(
 ) -> None:
     """
     Show users with their windows, inboxes and last connects.
+
+    `kept` counts the messages in the inbox, which holds the newest of the user's messages,
+    at most BRIDGE_INBOX_MAX_MESSAGES. `delivered to` is the offset of the last delivered
+    message; offsets count all messages of the user, deleted ones too.
 
     Exit status: 0 shown, 1 no such user, 3 the bridge cannot be reached.
 
@@ -75,7 +79,7 @@ def users(
         print_json(page)
         return
     print_table(
-        ("user", "windows", "depth", "waiting", "delivered", "last connect"),
+        ("user", "windows", "kept", "waiting", "delivered to", "last connect"),
         [
             (
                 each.user,
@@ -96,7 +100,7 @@ def users(
 
 def _print_detail(detail: UserDetail) -> None:
     print_note(
-        f"{detail.user}: {count(detail.depth)} messages kept, "
+        f"{detail.user}: {count(detail.depth)} kept, "
         f"{count(detail.waiting)} waiting, delivered up to offset "
         f"{count(detail.delivered)}, last connect {local_time(detail.last_connect_s)}"
     )

@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from bridge import __version__
 from bridge.cli.main import app, load_command
+from bridge.cli.options import NOT_AS_FLAGS
 from bridge.errors import ConfigError
+from bridge.settings.model import Settings
 
 
 @pytest.mark.parametrize("name", ["users", "kick", "inbox", "trace"])
@@ -134,3 +136,13 @@ def test_a_variable_of_another_program_is_not_the_token(
 
     assert isinstance(result.exception, ConfigError)
     assert str(result.exception).startswith("BRIDGE_JWT_SECRET: ")
+
+
+@pytest.mark.parametrize("name", ["run", "check"])
+def test_the_help_cuts_no_name_at_80_columns(name: str) -> None:
+    """The longest settings were shown as `--dangerously-open-to-the-netw…`."""
+    result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"})
+
+    for setting in Settings.model_fields:
+        flag = f"--{setting.replace('_', '-')}"
+        assert flag in result.stdout or setting in NOT_AS_FLAGS

@@ -1,8 +1,18 @@
 """Untrusted text on a terminal."""
 
+import time
+
 import pytest
 
-from bridge.cli.tables import count, local_time, print_note, print_table, printable
+from bridge.cli.tables import (
+    count,
+    local_time,
+    plural,
+    print_note,
+    print_table,
+    printable,
+    short_time,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,3 +56,22 @@ def test_an_unknown_value_is_a_dash() -> None:
     """It is neither zero nor a time in 1970."""
     assert (local_time(None), count(None), count(0)) == ("-", "-", "0")
     assert local_time(1_000_000_000.25, decimals=3).endswith(":40.250")
+
+
+def test_a_short_time_fits_into_a_narrow_column() -> None:
+    """With the whole date, a message in the inbox needed three lines of 80 columns."""
+    now_s = time.time()
+
+    assert len(short_time(now_s)) in {8, 11}  # midnight may have passed
+    assert len(short_time(now_s - 40 * 86400)) <= 11
+    assert short_time(86400 * 365) == "1971-01-01"
+    assert short_time(None) == "-"
+
+
+def test_a_count_agrees_with_its_noun() -> None:
+    """`Discard 1 dead letters` reads like a mistake."""
+    assert [plural(n, "dead letter") for n in (0, 1, 1200)] == [
+        "0 dead letters",
+        "1 dead letter",
+        "1,200 dead letters",
+    ]
