@@ -224,6 +224,20 @@ async def test_a_second_connect_is_refused_and_the_window_stays(
         assert len(server.windows("alice")) == 1
 
 
+@pytest.mark.parametrize("auth", ["[]", '""', "false", "[1]", '"token"', "true"])
+async def test_auth_that_is_not_an_object_is_refused_with_a_code(
+    server: RunningServer, auth: str
+) -> None:
+    """Empty values too: they are a mistake of the page, not a missing `auth`."""
+    headers = {"Authorization": f"Bearer {token()}"}
+    async with raw_window(server, headers=headers) as window:
+        await window.send(f"40{auth}")
+
+        answer = await window.receive()
+        assert answer.startswith("44")
+        assert '"bad_request"' in answer
+
+
 @pytest.mark.parametrize("namespace", ["/other", "/admin", "/\u2028", "/a?token=x"])
 async def test_other_namespaces_are_refused(
     server: RunningServer, namespace: str
