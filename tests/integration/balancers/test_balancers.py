@@ -183,7 +183,7 @@ async def test_a_body_over_the_limit_affects_no_other_client(
             assert answer.status == 413
         assert sid in sessions(balanced)
         async with web.post(target, data=b"4" * 200_000) as answer:
-            assert answer.status == 400
+            assert answer.status == 413
     await store(balanced, "page", 1)
     await pages.until("page", "event", "message")
     assert not pages.all("page", "disconnect")
