@@ -103,6 +103,40 @@ async def test_the_overview_is_updated(
     assert await messages.locator("canvas").evaluate(drawn) > 20
 
 
+async def test_a_chart_that_cannot_be_drawn_is_replaced_by_a_sentence(
+    browser: Browser, running: RunningBridge
+) -> None:
+    """Under the locale C, WebKitGTK reports the language C, which the library rejects."""
+    url = running.listening.operator_url
+    async with opened_console(browser, url, is_signed_in=False) as console:
+        language = "Object.defineProperty(navigator, 'language', {get: () => 'C'})"
+        await console.page.add_init_script(language)
+        await console.page.reload()
+        await console.sign_in()
+
+        charts = console.page.locator("figure")
+        await expect(charts.get_by_text("cannot be drawn")).to_have_count(6)
+        await expect(charts.last).to_contain_text("windows 0")
+        for name in _PAGES:
+            await console.page.locator("#pages").get_by_role("link", name=name).click()
+            await expect(console.title).to_have_text(name)
+        await eventually(lambda: bool(console.errors))
+        console.assert_clean(but="language tag|uPlot")
+
+
+async def test_a_console_that_cannot_start_is_explained(
+    browser: Browser, running: RunningBridge
+) -> None:
+    """A blank page does not say whether the bridge or the browser is at fault."""
+    url = running.listening.operator_url
+    async with opened_console(browser, url, is_signed_in=False) as console:
+        await console.page.route("**/console/app.js", lambda route: route.abort())
+        await console.page.reload()
+
+        told = console.page.get_by_role("main").get_by_text("needs JavaScript")
+        await expect(told).to_be_visible()
+
+
 async def test_refused_origins_are_listed_as_text(
     console: ConsolePage, running: RunningBridge
 ) -> None:
@@ -115,6 +149,8 @@ async def test_refused_origins_are_listed_as_text(
 
     await expect(strangers).to_contain_text(evil)
     await expect(strangers.locator("img")).to_have_count(0)
+    padding = "element => parseFloat(getComputedStyle(element).paddingLeft)"
+    assert await strangers.evaluate(padding) > 0
     console.assert_clean()
 
 

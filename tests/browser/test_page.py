@@ -246,6 +246,20 @@ async def test_the_page_is_usable_with_the_keyboard_only(
     await page.expect_state("ann", "live")
 
 
+async def test_without_javascript_the_page_says_so(
+    browser: Browser, demo: DemoProcess
+) -> None:
+    """Otherwise "connecting" would be shown forever."""
+    context = await browser.new_context(java_script_enabled=False)
+    page = await context.new_page()
+    for path in ("/", "/demo/window.html"):
+        await page.goto(f"{demo.url}{path}")
+        # Without JavaScript, this is the text as rendered; Playwright cannot search in it.
+        assert "needs JavaScript" in await page.locator("noscript").inner_text()
+        await expect(page.get_by_text("connecting")).to_be_hidden()
+    await context.close()
+
+
 @pytest.mark.parametrize("width", [320, 768])
 async def test_the_page_fits_on_a_narrow_screen(page: WatchedPage, width: int) -> None:
     """On a phone the page must not scroll horizontally."""

@@ -23,6 +23,7 @@ for (const column of document.querySelectorAll("[data-user]")) {
     page.title = `${user}, window ${number}`;
     page.src = `/demo/window.html?${new URLSearchParams({ user, window: number })}`;
     close.hidden = number === 1;
+    close.textContent = `Close window ${number}`;
     close.setAttribute("aria-label", `Close window ${number} of ${user}`);
     close.addEventListener("click", () => {
       frame.remove();
@@ -148,4 +149,5 @@ async function look() {
   setTimeout(look, READINESS_EACH_MS);
 }
 
+showReadiness("connecting", "connecting");
 look();

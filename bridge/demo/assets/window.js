@@ -133,7 +133,7 @@ element("cut").addEventListener("click", () => {
 });
 element("reconnect").addEventListener("click", () => {
   onState("connecting");
-  list.focus(); // the button is gone now
+  element("log").focus(); // the button is gone now
   socket.connect();
 });
 

@@ -1,4 +1,4 @@
-// The shell: sign-in, which page is shown, and what is always seen. It needs charts' global first.
+// The shell: sign-in, which page is shown, and what is always seen.
 
 import { ask } from "./api.js";
 import * as dead from "./dead.js";

@@ -1,4 +1,5 @@
-// Living charts, drawn by uPlot (a script of its own, so a global) on our colours.
+// Living charts, drawn by uPlot (a script of its own, so a global) on our colours. The global is
+// missing where the script could not run: it rejects the language "C" of WebKitGTK, for example.
 
 import { h } from "./parts.js";
 
@@ -6,7 +7,7 @@ const HEIGHT = 150;
 const SHORTEST_S = 120;
 const LONGEST_S = 600;
 const WHOLES = [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8].flatMap((ten) => [ten, 2 * ten, 5 * ten]);
-const together = uPlot.sync("overview");
+const SYNC = "overview";
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
@@ -14,6 +15,7 @@ const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-d
 /**
  * A chart of some fields of the readings. series: [{label, field, tint}], tint naming a colour
  * of the style. isCount: there are no halves. Below the pointer the values of that moment are told, else the latest.
+ * If it cannot be drawn, a sentence stands in its place, and the values are told all the same.
  */
 export function chart({ title, series, format, isCount = false, hint = null }) {
   const values = series.map(() => h("span", { class: "value" }, "–"));
@@ -25,7 +27,7 @@ export function chart({ title, series, format, isCount = false, hint = null }) {
     h(
       "figcaption",
       {},
-      h("h3", {}, title, " ", moment),
+      h("h2", {}, title, " ", moment),
       h(
         "ul",
         {},
@@ -63,7 +65,7 @@ export function chart({ title, series, format, isCount = false, hint = null }) {
     width: 320,
     height: HEIGHT,
     legend: { show: false },
-    cursor: { sync: { key: together.key }, drag: { x: false, y: false }, y: false, points: { size: 6 } },
+    cursor: { sync: { key: SYNC }, drag: { x: false, y: false }, y: false, points: { size: 6 } },
     scales: {
       x: {
         range: () => {
@@ -102,14 +104,20 @@ export function chart({ title, series, format, isCount = false, hint = null }) {
     ],
     hooks: { setCursor: [(drawn) => tell(drawn.cursor.idx)] },
   };
-  const drawn = new uPlot(options, columns, canvas);
+  let drawn;
+  try {
+    drawn = new uPlot(options, columns, canvas);
+  } catch (error) {
+    console.error(error);
+    canvas.replaceWith(h("p", { class: "hint" }, "The chart cannot be drawn in this browser."));
+  }
   const fit = new ResizeObserver(([entry]) => {
     const width = Math.floor(entry.contentRect.width);
-    if (width > 0 && width !== drawn.width) drawn.setSize({ width, height: HEIGHT });
+    if (width > 0 && width !== drawn?.width) drawn?.setSize({ width, height: HEIGHT });
   });
   fit.observe(canvas);
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const repaint = () => drawn.redraw();
+  const repaint = () => drawn?.redraw();
   dark.addEventListener("change", repaint);
 
   return {
@@ -119,13 +127,13 @@ export function chart({ title, series, format, isCount = false, hint = null }) {
         points.map(({ at }) => at),
         ...series.map(({ field }) => points.map((point) => point[field] ?? null)),
       ];
-      drawn.setData(columns);
-      tell(drawn.cursor.idx);
+      drawn?.setData(columns);
+      tell(drawn?.cursor.idx);
     },
     destroy() {
       fit.disconnect();
       dark.removeEventListener("change", repaint);
-      drawn.destroy();
+      drawn?.destroy();
     },
   };
 }

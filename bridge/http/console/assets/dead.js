@@ -2,7 +2,20 @@
 
 import { ask, query } from "./api.js";
 import { discard, jobs, redrive } from "./jobs.js";
-import { NONE, count, facts, fault, foreign, foreignLines, h, paged, size, table, when } from "./parts.js";
+import {
+  NONE,
+  count,
+  facts,
+  fault,
+  foreign,
+  foreignLines,
+  h,
+  keepFocus,
+  paged,
+  size,
+  table,
+  when,
+} from "./parts.js";
 
 // The members of DeadLetterReason in bridge/enums.py; a test compares them.
 const REASONS = [
@@ -41,7 +54,7 @@ function showList(main, search) {
   });
   const work = jobs(() => {
     chosen.clear();
-    acts.renew();
+    keepFocus(acts.renew);
     found.again();
   });
   const sheet = h("div", { class: "sheet", hidden: true }, list.element);
@@ -197,18 +210,19 @@ function showOne(main, id) {
   main.append(h("h1", { tabindex: "-1" }, "A dead letter"), back, work.element, content);
 
   async function load() {
+    const fill = (...parts) => keepFocus(() => content.replaceChildren(...parts));
     try {
-      content.replaceChildren(...about(await ask(path), path));
+      fill(...about(await ask(path), path));
     } catch (problem) {
       if (problem.status === 404)
-        content.replaceChildren(
+        fill(
           h(
             "p",
             { class: "empty" },
             "It is not among the dead letters any more: it was redriven or discarded.",
           ),
         );
-      else content.replaceChildren(fault(problem));
+      else fill(fault(problem));
     }
   }
 

@@ -1,7 +1,7 @@
 // Redriving and discarding: asked about first, then followed while they run.
 
 import { ask } from "./api.js";
-import { confirmed, count, foreign, h, say, sayFault, when } from "./parts.js";
+import { confirmed, count, foreign, h, keepFocus, say, sayFault, when } from "./parts.js";
 
 const EACH_MS = 700;
 const PATIENCE_MS = 800;
@@ -165,7 +165,7 @@ function row(id) {
       bar.value = done;
       bar.setAttribute("aria-label", `${name}: ${done} of ${total}`);
       bar.hidden = state !== "running";
-      cancel.hidden = state !== "running";
+      keepFocus(() => (cancel.hidden = state !== "running"));
       told.replaceChildren(
         `${WORDS[state] ?? state}, ${count(done)} of ${count(total)}${failed ? `, ${count(failed)} failed` : ""}`,
         ...(error ? [": ", foreign(error)] : []),

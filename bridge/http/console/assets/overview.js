@@ -65,7 +65,7 @@ export function show(main) {
   const health = h("section", { class: "health sheet", "aria-label": "Health" });
   const tiles = h("ul", { class: "tiles", "aria-label": "Now" });
   const trouble = h("div", {});
-  const strangers = h("section", { class: "sheet", "aria-label": "Refused origins", hidden: true });
+  const strangers = h("section", { class: "sheet padded", "aria-label": "Refused origins", hidden: true });
   main.append(
     h("h1", { tabindex: "-1" }, "Overview"),
     health,

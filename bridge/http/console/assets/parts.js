@@ -110,7 +110,7 @@ setInterval(() => {
 /** Tell in passing: read aloud by screen readers, gone after a while unless it is bad. */
 export function say(text, kind = "good") {
   const note = h("p", { class: "say", "data-kind": kind }, text);
-  const close = () => note.remove();
+  const close = () => keepFocus(() => note.remove());
   note.append(h("button", { type: "button", class: "quiet", "aria-label": "Dismiss", click: close }, "×"));
   document.getElementById("says").append(note);
   if (kind !== "bad") setTimeout(close, 8000);
@@ -128,6 +128,21 @@ export function fault(problem) {
 
 /** Say what went wrong in passing. */
 export const sayFault = (problem) => say(`${problem.message} ${problem.advice ?? ""}`.trim(), "bad");
+
+// --- focus
+
+/**
+ * Change the page. If that removes, hides or disables the element with the focus, the title gets
+ * the focus: without it, the next Tab would begin at the top and a screen reader would be silent.
+ */
+export function keepFocus(change) {
+  const before = document.activeElement;
+  change();
+  const isLost = !before.isConnected || before.disabled || before.closest("[hidden]");
+  if (isLost || (before.tagName !== "BODY" && document.activeElement === document.body)) focusTitle();
+}
+
+export const focusTitle = () => document.querySelector("main h1")?.focus({ preventScroll: true });
 
 // --- tables
 
@@ -225,13 +240,15 @@ export function paged({ load, show, empty, label }) {
       const answer = await load(known.at(-1), signal);
       cursors.splice(0, cursors.length, ...known);
       next = answer.next;
-      trouble.replaceChildren();
-      show(answer);
-      nothing.hidden = answer.items.length > 0;
-      element.hidden = cursors.length === 1 && next === null;
-      earlier.disabled = cursors.length === 1;
-      later.disabled = next === null;
-      place.textContent = `page ${cursors.length}`;
+      keepFocus(() => {
+        trouble.replaceChildren();
+        show(answer);
+        nothing.hidden = answer.items.length > 0;
+        element.hidden = cursors.length === 1 && next === null;
+        earlier.disabled = cursors.length === 1;
+        later.disabled = next === null;
+        place.textContent = `page ${cursors.length}`;
+      });
     } catch (error) {
       if (signal.aborted) return;
       if (error.status !== 401) trouble.replaceChildren(fault(error));
@@ -281,6 +298,7 @@ export function confirmed({ title, text, action, isDanger = false, typed = null,
     dialog.addEventListener("close", () => {
       const answer = dialog.returnValue === "yes" ? new FormData(form) : null;
       dialog.remove();
+      if (document.activeElement === document.body) focusTitle(); // what had the focus is gone
       resolve(answer);
     });
   });

@@ -10,6 +10,7 @@ import {
   foreign,
   foreignLines,
   h,
+  keepFocus,
   paged,
   say,
   sayFault,
@@ -109,13 +110,15 @@ function showOne(main, user) {
   const title = h("h1", { tabindex: "-1" }, "User ", foreign(user));
   main.append(title, h("p", {}, h("a", { href: "#/users" }, "All users")), about, inbox.element);
 
+  const fill = (...parts) => keepFocus(() => about.replaceChildren(...parts));
+
   async function load() {
     try {
       const answer = await ask(userPath(user));
       const windows = table("Windows", WINDOWS);
       const open = answer.windows;
       windows.fill(open);
-      about.replaceChildren(
+      fill(
         h(
           "section",
           { class: "sheet padded" },
@@ -149,7 +152,7 @@ function showOne(main, user) {
         ...(open.length ? [h("div", { class: "sheet" }, windows.element)] : []),
       );
     } catch (problem) {
-      about.replaceChildren(
+      fill(
         problem.status === 404 ? h("p", { class: "empty" }, problem.message) : fault(problem),
       );
     }
