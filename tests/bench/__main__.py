@@ -19,6 +19,7 @@ from pathlib import Path
 import orjson
 
 from tests.bench import leak, profile
+from tests.bench.go_peer import choose_servers, missing_here
 from tests.bench.plots import draw
 from tests.bench.report import report_lines, write_part
 from tests.bench.results import Results
@@ -57,7 +58,7 @@ def _compare(given: argparse.Namespace) -> Sequence[str]:
         scale = replace(scale, seconds=given.seconds)
     plan = BenchPlan(
         works=given.only or DEFAULT_WORKLOADS,
-        servers=given.servers or tuple(SERVER_KINDS),
+        servers=given.servers,
         rounds=given.rounds,
         scale=scale,
     )
@@ -126,7 +127,23 @@ def _parse() -> argparse.Namespace:
     unknown = [word for word in given.only or () if word not in known]
     if unknown:
         parser.error(f"--only: unknown workloads: {', '.join(unknown)}")
+    if given.servers or not (given.profile or given.leak):
+        given.servers = _chosen(parser, given.servers)
     return given
+
+
+def _chosen(
+    parser: argparse.ArgumentParser, asked: Sequence[str] | None
+) -> tuple[str, ...]:
+    try:
+        choice = choose_servers(
+            asked, known=tuple(SERVER_KINDS), missing=missing_here()
+        )
+    except ValueError as exc:
+        parser.error(f"--servers: {exc}")
+    if choice.note is not None:
+        _report(choice.note)
+    return choice.servers
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import orjson
 
 from bridge.demo.node_setup import find_rabbitmq
+from tests.bench import go_peer
 from tests.bench.servers import ROOT, Processors
 
 _PYTHON_PACKAGES = (
@@ -30,7 +31,7 @@ def machine_facts(pin: Processors) -> Mapping[str, str]:
         "RabbitMQ": _rabbitmq(),
         "Python": f"{platform.python_version()}; {_python_packages()}",
         "Node": f"{_node()}; {_node_packages()}",
-    }
+    } | ({} if go_peer.missing_here() else {"Go": go_peer.version_facts()})
 
 
 def _processor() -> str:

@@ -15,6 +15,7 @@ _COLORS: Final = {
     "sqlite": "#5aa9e6",
     "node": "#8a8a8a",
     "node-each": "#b5b5b5",
+    "go": "#7fb069",
     "python": "#c9b458",
     "bare": "#4d4d4d",
     "floor": "#333333",

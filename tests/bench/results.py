@@ -47,6 +47,18 @@ class Target:
     base: tuple[str, str] | None = None
 
 
+def _against_go() -> Iterable[Target]:
+    for server, saturated, steady in (("memory", 0.8, 1.0), ("sqlite", 1.0, 1.25)):
+        for text, work, at_most in (
+            ("200 windows, saturated", "saturated", saturated),
+            ("200 windows, 3,000 a second", "steady", steady),
+            ("one message → 1,000 windows", "fanout", 0.7),
+        ):
+            yield Target(text, server, work, "us", at_most, "go")
+    text = "memory of an idle window"
+    yield Target(text, "memory", "crowd", "window_kib", 0.2, "go")
+
+
 def _of_all() -> Iterable[Target]:
     for server, node in (("memory", 0.45), ("sqlite", 0.60)):
         yield Target("200 windows, saturated", server, "saturated", "us", node, "node")
@@ -83,7 +95,7 @@ def _of_all() -> Iterable[Target]:
             )
 
 
-TARGETS: Final = tuple(_of_all())
+TARGETS: Final = (*_of_all(), *_against_go())
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Final
 from urllib.error import URLError
 
 from bridge.core.broker_names import BrokerNames
+from tests.bench import go_peer
 
 ROOT: Final = Path(__file__).parents[2]
 SECRET: Final = "a-secret-of-the-bench-that-is-long-enough"
@@ -73,6 +74,7 @@ SERVER_KINDS: Final = {
         ServerKind("sqlite", "bridge, `sqlite:`", "sqlite:"),
         ServerKind("node", "Node"),
         ServerKind("node-each", "Node, acking each"),
+        ServerKind("go", "Go"),
         ServerKind("python", "plain Python"),
         ServerKind("bare", "bare calls"),
     )
@@ -160,12 +162,13 @@ async def running(
         RuntimeError: If it does not start; the end of its log is in the text.
 
     """
+    command = await asyncio.to_thread(_command, kind)  # may compile
     log = folder / f"{kind.name}.log"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "tests.bench.run_pinned", pin.server),
-            *_command(kind),
+            *command,
             env={**_environment(kind, broker_url, folder), **settings},
             cwd=ROOT,
             stdin=asyncio.subprocess.DEVNULL,
@@ -192,6 +195,8 @@ def _command(kind: ServerKind) -> tuple[str, ...]:
     match kind.name:
         case "node" | "node-each":
             return ("node", str(_PEERS / "page.js"))
+        case "go":
+            return (str(go_peer.build(ROOT / "build")),)
         case "python":
             return (sys.executable, str(_PEERS / "page.py"))
         case "bare":
@@ -209,6 +214,8 @@ def _environment(kind: ServerKind, broker_url: str, folder: Path) -> Mapping[str
             "QUEUE": kind.names.inbound_queue(),
             "JWT_SECRET": SECRET,
             "NODE_PATH": str(ROOT / "tests" / "node_modules"),
+            # Go; the others use one core at a time as they are.
+            "GOMAXPROCS": "1",
             "ACK_EACH": "1" if kind.name == "node-each" else "100",
         }
     path = folder / f"{kind.name}.sqlite3" if kind.inbox == "sqlite:" else ""
