@@ -2,14 +2,17 @@
 Verifies a token and returns the identity of its user.
 
 The order is fixed: size, header, choice of the keys, signature, claims. A token that fails
-one step never reaches the next one, so nothing unverified is interpreted.
+one step never reaches the next one, so nothing unverified is interpreted. A token that passed
+all steps is known from then on (`known_tokens.py`): when it is presented again, only
+signature, `aud` and `iss` are not checked again.
 """
 
 import binascii
+import time
 from base64 import urlsafe_b64decode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import jwt
 import orjson
@@ -23,6 +26,7 @@ from bridge.auth.keys import (
     load_public_key,
     secret_problems,
 )
+from bridge.auth.known_tokens import KnownTokens, VerifiedToken
 from bridge.core.identity import Identity, identify
 from bridge.enums import Refusal
 from bridge.errors import ConfigError, RefusedError
@@ -109,6 +113,7 @@ class TokenVerifier:
         if problems:
             raise ConfigError(problems)
         self._rules = rules
+        self._known = KnownTokens(leeway_s=rules.leeway_s)
         self._secrets = [secret.encode() for secret in rules.secrets]
         self._verifying_key = verifying_key
 
@@ -133,18 +138,20 @@ class TokenVerifier:
         if len(token) > _TOKEN_MAX_CHARACTERS:
             raise _invalid(f"it is longer than {_TOKEN_MAX_CHARACTERS} characters")
         algorithm, kid = _parse_header(token)
-        # A reload may replace the rules during the await below: use one set for all checks.
-        rules = self._rules
+        # A reload may replace the rules during the await below: use one set for all checks,
+        # and the tokens that are known by it.
+        rules, known = self._rules, self._known
         if algorithm not in rules.algorithms:
             raise _invalid("its algorithm is not accepted here")
         if self._key_set is None or is_symmetric(algorithm) or self._verifying_key:
-            identity = _check(token, algorithm, self._configured_keys(algorithm), rules)
+            keys = self._configured_keys(algorithm)
+            identity = _check_once(token, algorithm, keys, rules, known)
         else:
             keys = await self._key_set.find(algorithm, kid=kid)
-            identity = _check(token, algorithm, keys, rules)
+            identity = _check_once(token, algorithm, keys, rules, known)
             if identity is None and kid is None:  # its key may be newer than the set
                 keys = await self._key_set.find(algorithm, kid=None, tried=keys)
-                identity = _check(token, algorithm, keys, rules)
+                identity = _check_once(token, algorithm, keys, rules, known)
         if identity is None:
             raise _invalid("its signature matches none of the keys")
         return identity
@@ -184,10 +191,29 @@ def _parse_header(token: str) -> tuple[str, str | None]:
     return algorithm, kid
 
 
-def _check(
-    token: str, algorithm: str, keys: Sequence[PublicKey | bytes], rules: TokenRules
+def _check_once(
+    token: str,
+    algorithm: str,
+    keys: Sequence[PublicKey | bytes],
+    rules: TokenRules,
+    known: KnownTokens,
 ) -> Identity | None:
     """Return the identity of the token; ``None`` if none of `keys` signed it."""
+    now_s = time.time()
+    identity = known.find(token, keys, now_s=now_s)
+    if identity is not None:
+        return identity
+    verified = _check(token, algorithm, keys, rules)
+    if verified is None:
+        return None
+    known.add(token, verified, now_s=now_s)
+    return verified.identity
+
+
+def _check(
+    token: str, algorithm: str, keys: Sequence[PublicKey | bytes], rules: TokenRules
+) -> VerifiedToken | None:
+    """Verify the token completely; return ``None`` if none of `keys` signed it."""
     options: Options = {
         "require": ["exp"],
         "verify_aud": bool(rules.audience),
@@ -213,8 +239,13 @@ def _check(
             raise RefusedError(Refusal.TOKEN_NOT_YET_VALID) from exc
         except jwt.PyJWTError as exc:
             raise _invalid(_problem_of(exc)) from exc
-        return identify(claims)
+        return VerifiedToken(identify(claims), key, _not_before_s(claims))
     return None
+
+
+def _not_before_s(claims: Mapping[str, Any]) -> int:
+    """Return the later one of `nbf` and `iat`, which the library found to be numbers."""
+    return max(int(claims.get("nbf", 0)), int(claims.get("iat", 0)))
 
 
 def _problem_of(error: jwt.PyJWTError) -> str:

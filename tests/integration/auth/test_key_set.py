@@ -193,6 +193,56 @@ async def test_a_withdrawn_key_is_refused_once_the_set_is_stale(
             await verifier.verify(token(OLD_KEY, "old"))
 
 
+async def test_a_known_token_of_a_withdrawn_key_is_refused_once_the_set_is_stale(
+    issuer: Issuer, clock: Clock
+) -> None:
+    """A token that was verified before must not outlive the key that signed it."""
+    known = token(OLD_KEY, "old")
+    async with opened(issuer, clock) as verifier:
+        await verifier.verify(known)
+        issuer.keys = {"old": NEW_KEY}  # the same name
+        await verifier.verify(known)
+
+        clock.now_s += 301
+
+        assert await refused(verifier, known) is Refusal.TOKEN_INVALID
+    assert issuer.requests == 2
+
+
+async def test_a_known_token_needs_keys_that_are_not_too_old(
+    issuer: Issuer, clock: Clock
+) -> None:
+    """Without its issuer, a bridge cannot know whether the key is still valid."""
+    known = token(OLD_KEY, "old")
+    async with opened(issuer, clock) as verifier:
+        await verifier.verify(known)
+        await issuer.stop()
+
+        clock.now_s += 3599
+        assert (await verifier.verify(known)).user == "alice"
+        clock.now_s += 11
+        assert await refused(verifier, known) is Refusal.KEYS_UNAVAILABLE
+
+
+async def test_rules_that_are_replaced_during_a_fetch_know_no_earlier_token(
+    issuer: Issuer, clock: Clock
+) -> None:
+    """A token that was verified by the old rules may be invalid by the new ones."""
+    waiting = token(NEW_KEY, "new")
+    async with opened(issuer, clock) as verifier:
+        clock.now_s += 11
+        issuer.keys = {"new": NEW_KEY}
+        blocked = issuer.answer = BlockedAnswer(then=issuer.serve)
+        task = asyncio.create_task(verifier.verify(waiting))
+        await blocked.asked.wait()
+
+        verifier.replace_rules(TokenRules(algorithms=("ES256",), issuer="us"))
+        blocked.released.set()
+
+        assert (await task).user == "alice"
+        assert await refused(verifier, waiting) is Refusal.TOKEN_INVALID
+
+
 async def test_verifications_share_one_fetch(issuer: Issuer, clock: Clock) -> None:
     """After an outage, all windows reconnect in the same second."""
     blocked = BlockedAnswer(then=issuer.serve)

@@ -1,6 +1,7 @@
 """Tokens that are accepted, and tokens that the bridge issues."""
 
 import time
+from unittest.mock import patch
 
 import jwt
 import pytest
@@ -11,6 +12,7 @@ from bridge.core.identity import Identity
 from bridge.enums import Refusal
 from bridge.errors import ConfigError, RefusedError
 from bridge.settings.checks import JWT_ALGORITHMS
+from tests.conftest import eventually
 from tests.tokens import (
     SECRET,
     PrivateKey,
@@ -110,6 +112,71 @@ async def test_a_kid_is_ignored_for_secrets() -> None:
     named = jwt.encode(claims(), SECRET, algorithm="HS256", headers={"kid": "k1"})
 
     assert (await verifier().verify(named)).user == "alice"
+
+
+# --- known tokens -----------------------------------------------------------------------
+
+
+async def test_a_token_that_is_presented_again_is_not_verified_again() -> None:
+    """After a restart of a proxy all pages reconnect with the same tokens."""
+    checker = verifier()
+    again = token()
+    with patch("jwt.decode", wraps=jwt.decode) as decode:
+        identities = [await checker.verify(again) for _ in range(3)]
+        await checker.verify(token(sub="ben"))
+
+    assert identities == identities[:1] * 3
+    assert decode.call_count == 2
+
+
+async def test_a_known_token_is_verified_again_after_a_reload() -> None:
+    """New rules may have another audience or issuer."""
+    checker = verifier()
+    known = token(aud="web")
+    await checker.verify(known)
+
+    checker.replace_rules(
+        TokenRules(algorithms=("HS256",), secrets=(SECRET,), audience=("mobile",))
+    )
+
+    with pytest.raises(RefusedError):
+        await checker.verify(known)
+
+
+async def test_a_known_token_is_refused_when_its_secret_is_withdrawn() -> None:
+    """A secret that leaked is removed by a reload."""
+    checker = verifier(secrets=(OTHER_SECRET, SECRET))
+    known = token()
+    await checker.verify(known)
+
+    checker.replace_rules(TokenRules(algorithms=("HS256",), secrets=(OTHER_SECRET,)))
+
+    with pytest.raises(RefusedError):
+        await checker.verify(known)
+
+
+async def test_a_known_token_is_refused_once_it_expires() -> None:
+    """A token may expire while its page is away."""
+    checker = verifier(leeway_s=0)
+    known = token(exp=int(time.time()) + 3)
+    await checker.verify(known)
+
+    async def is_refused() -> bool:
+        try:
+            await checker.verify(known)
+        except RefusedError as exc:
+            return exc.code is Refusal.TOKEN_EXPIRED
+        return False
+
+    await eventually(is_refused)
+
+
+async def test_a_refused_token_is_refused_each_time() -> None:
+    """Only tokens that passed all checks are known."""
+    checker = verifier(audience=("web",))
+    for _ in range(2):
+        with pytest.raises(RefusedError):
+            await checker.verify(token(aud="other"))
 
 
 # --- issuing ----------------------------------------------------------------------------
