@@ -173,7 +173,11 @@ class Components:
         metrics.ready.set_function(lambda: not readiness.unready_reasons())
 
         self.event_check = EventCheck(schemas)
-        self.key_attempts = attempts = key_attempts_of(self.proxies, metrics)
+        self.key_attempts = attempts = key_attempts_of(
+            self.proxies,
+            metrics,
+            supervisor_socket=slot.operator_socket if slot is not None else None,
+        )
         self.publish_keys = publish_keys_of(settings, attempts)
         self.public_app = public_app(
             unready_reasons=readiness.unready_reasons,
@@ -434,11 +438,16 @@ def proxies_of(
 
 
 def key_attempts_of(
-    proxies: TrustedProxies, metrics: Metrics | SupervisorMetrics
+    proxies: TrustedProxies,
+    metrics: Metrics | SupervisorMetrics,
+    *,
+    supervisor_socket: str | None = None,
 ) -> KeyAttempts:
     """Return the count of wrong keys, which all keys of a process share."""
     return KeyAttempts(
-        proxies, count=lambda why: metrics.keys_refused.labels(outcome=why).inc()
+        proxies,
+        count=lambda why: metrics.keys_refused.labels(outcome=why).inc(),
+        supervisor_socket=supervisor_socket,
     )
 
 

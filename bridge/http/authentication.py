@@ -51,6 +51,7 @@ class KeyAttempts:
         *,
         count: Callable[[KeyRefusal], object] = lambda _refusal: None,
         clock: Callable[[], float] = time.monotonic,
+        supervisor_socket: str | None = None,
     ) -> None:
         """
         Start without any failure.
@@ -59,17 +60,20 @@ class KeyAttempts:
             proxies: Find the address of a client.
             count: Counts the refused requests.
             clock: Returns seconds that never decrease.
+            supervisor_socket: The path of a worker's Unix socket for its supervisor, which
+                has checked the keys. Keys that arrive there lead to no pauses.
 
         """
         self._proxies = proxies or TrustedProxies()
         self._count = count
         self._clock = clock
+        self._supervisor_socket = supervisor_socket
         self.guesses = Throttle()
         self._repeats = Throttle()  # by address and key
 
     def pause(self, request: web.Request, given: bytes = b"") -> web.Response | None:
         """Return the answer if `given` must not be compared now; ``None`` if it may be."""
-        if not request.remote:  # a Unix socket: the supervisor has checked the key
+        if self._is_checked(request):
             return None
         address, now_s = self.address(request), self._clock()
         wait_s = max(
@@ -88,7 +92,7 @@ class KeyAttempts:
         self._count(KeyRefusal.WRONG)
         address, now_s = self.address(request), self._clock()
         log.warning("http.key_refused", address=address, setting=setting)
-        if not request.remote:
+        if self._is_checked(request):
             return
         repetition = _repetition(address, given)
         if not self._repeats.is_known(repetition, now_s):
@@ -107,6 +111,10 @@ class KeyAttempts:
     def address(self, request: web.Request) -> str:
         """Return the address of the client."""
         return self._proxies.client_address(request.remote, request.headers)
+
+    def _is_checked(self, request: web.Request) -> bool:
+        path = self._supervisor_socket
+        return path is not None and request.get_extra_info("sockname") == path
 
 
 def _repetition(address: str, given: bytes) -> str:

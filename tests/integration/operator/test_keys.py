@@ -1,6 +1,7 @@
 """Guessing keys on both ports of a running bridge, and the host names it answers to."""
 
 from itertools import count
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -73,6 +74,35 @@ async def test_wrong_keys_lead_to_pauses_in_every_way_to_present_one(
         refused = [line for line in logs if line["event"] == "http.key_refused"]
         assert [line["address"] for line in refused] == ["127.0.0.1"] * 5
         assert not any(each in str(logs) for each in guesses)
+
+
+async def test_wrong_keys_lead_to_pauses_on_a_unix_socket_by_the_address_of_the_client(
+    broker: LocalNode, namespace: str, tmp_path: Path
+) -> None:
+    """All requests of a proxy arrive there; only the supervisor of workers is exempt."""
+    settings = settings_for(
+        broker, namespace, operator_host=f"unix:{tmp_path}/operator"
+    )
+    async with (
+        running_bridge(settings),
+        aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(f"{tmp_path}/operator")
+        ) as session,
+    ):
+
+        async def answer(key: str, client: str | None) -> int:
+            headers = {"X-API-Key": key}
+            if client is not None:
+                headers["X-Forwarded-For"] = client
+            async with session.get("http://localhost/metrics", headers=headers) as got:
+                return got.status
+
+        for client in ("203.0.113.9", None):  # None: a program on this machine
+            answers = [await answer(guess(), client) for _ in range(8)]
+
+            assert answers == [401] * 5 + [429] * 3
+            assert await answer(OPERATOR_TOKEN, client) == 429
+        assert await answer(OPERATOR_TOKEN, "203.0.113.10") == 200
 
 
 async def test_a_program_with_an_old_key_does_not_lock_out_its_neighbors(
