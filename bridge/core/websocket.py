@@ -11,6 +11,9 @@ from typing import Final
 
 _CONTROL_MAX_BYTES: Final = 125
 _LENGTH_16: Final = 126
+# Browsers send one frame per message, proxies and libraries one for some KiB. Frames inside
+# a message are not counted against the rate limit, and empty ones have no limit of bytes.
+FRAGMENTS_MAX: Final = 256
 _SEARCHED_FRAMES: Final = 10_000
 
 
@@ -54,10 +57,18 @@ class WebSocketFrameReader:
     """
     Turns received bytes, in pieces of any size, into messages and control frames.
 
-    Buffers at most one `feed` and one incomplete message of `max_bytes`.
+    Buffers at most one `feed` and one incomplete message of `max_bytes`, in at most
+    `FRAGMENTS_MAX` frames.
     """
 
-    __slots__ = ("_buffer", "_max_bytes", "_opcode", "_parts", "_start")
+    __slots__ = (
+        "_buffer",
+        "_fragment_count",
+        "_max_bytes",
+        "_opcode",
+        "_parts",
+        "_start",
+    )
 
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -65,6 +76,7 @@ class WebSocketFrameReader:
         self._start = 0  # of the next frame in the buffer
         self._opcode = 0  # of the fragmented message that `_parts` belongs to
         self._parts: bytearray | None = None
+        self._fragment_count = 0  # in `_parts`
 
     def limit(self, max_bytes: int) -> None:
         """Refuse messages over `max_bytes` from now on."""
@@ -101,7 +113,12 @@ class WebSocketFrameReader:
                 self._opcode = opcode or self._opcode
                 if self._parts is None:
                     self._parts = bytearray()
+                    self._fragment_count = 0
                 self._parts += payload
+                self._fragment_count += 1
+                if self._fragment_count > FRAGMENTS_MAX:
+                    problem = f"a message has more than {FRAGMENTS_MAX} frames"
+                    raise WebSocketError(CloseCode.TOO_BIG, problem)
                 if not is_last:
                     continue
                 opcode, payload = self._opcode, bytes(self._parts)

@@ -163,10 +163,10 @@ class StoreFile:
     def _lock_file(self) -> None:
         # A separate file, because opening and closing the inbox itself would drop
         # SQLite's locks (see the module docstring). It is never deleted, or two bridges
-        # could lock two different files of that name.
-        lock = os.open(
-            self._companions[2], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        # could lock two different files of that name. A link is not followed: in a folder
+        # of other users it could lead to any file, which would be overwritten.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock = os.open(self._companions[2], flags, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

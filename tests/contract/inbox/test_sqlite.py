@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.core.message import Message, Stored
+from bridge.errors import StoreUnavailableError
 from bridge.inbox.sqlite.store import SqliteInbox
 from tests.conftest import eventually
 from tests.contract.inbox.files import Clock, OpenInbox, message, read_all, remove, rows
@@ -146,6 +147,21 @@ async def test_access_of_other_users_to_an_existing_file_is_removed(
     tightened = [line for line in logs if line["event"] == "inbox.access_removed"]
     assert {line["file"] for line in tightened} >= {path.name, f"{path.name}-wal"}
     assert {line["log_level"] for line in tightened} == {"warning"}
+
+
+async def test_a_lock_that_is_a_link_is_not_followed(
+    open_inbox: OpenInbox, path: Path, tmp_path: Path
+) -> None:
+    """In a folder of other users it could lead to any file that the bridge can write."""
+    other = tmp_path / "another-file"
+    other.write_text("content")
+    path.with_name(f"{path.name}-lock").symlink_to(other)
+
+    with pytest.raises(StoreUnavailableError, match="-lock cannot be opened"):
+        async with open_inbox():
+            pass
+
+    assert other.read_text() == "content"
 
 
 # --- group commits and concurrent reads

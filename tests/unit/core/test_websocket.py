@@ -18,6 +18,7 @@ from wsproto.events import (
 from wsproto.utilities import RemoteProtocolError
 
 from bridge.core.websocket import (
+    FRAGMENTS_MAX,
     CloseCode,
     CloseFrameSearch,
     Opcode,
@@ -133,6 +134,17 @@ def test_a_protocol_violation_is_refused_with_its_code(
             read(data, cuts)
         assert refused.value.code is code
         assert str(refused.value)
+
+
+def test_a_message_has_a_bounded_number_of_frames() -> None:
+    """Frames inside a message are not counted as packets: empty ones could flood."""
+    longest = [frame(1, b"x", head=0), *[frame(0, head=0)] * (FRAGMENTS_MAX - 2)]
+
+    assert read(b"".join([*longest, frame(0, b"y")] * 2)) == [(1, b"xy")] * 2
+
+    with pytest.raises(WebSocketError) as refused:
+        read(b"".join([*longest, frame(0, head=0), frame(0, b"y")]))
+    assert refused.value.code is CloseCode.TOO_BIG
 
 
 def test_a_character_may_be_split_between_two_frames() -> None:
