@@ -21,6 +21,7 @@ _ROWS: Final = (
     ("steady", "p99_ms", "— latency p99, ms", 2),
     ("fanout", "us", "one message → 1,000 windows: µs a delivery", 2),
     ("crowd", "connect_us", "connect + auth, µs a window", 0),
+    ("crowd", "reconnect_us", "reconnect with the same token, µs a window", 0),
     ("crowd", "window_kib", "memory of an idle window, KiB", 1),
     ("crowd", "us", "10,000 windows, 2,000 messages/s: µs a delivery", 1),
     ("crowd", "p50_ms", "— latency p50, ms", 2),

@@ -75,6 +75,8 @@ def _of_all() -> Iterable[Target]:
         text = "10,000 windows, 2,000 a second"
         yield Target(text, server, "crowd", "us", node, "node")
     yield Target("connect + auth", "memory", "crowd", "connect_us", 0.5, "node")
+    text = "reconnect with the same token"
+    yield Target(text, "memory", "crowd", "reconnect_us", 0.25, "node")
     yield Target(
         "memory of an idle window", "memory", "crowd", "window_kib", 0.5, "node"
     )

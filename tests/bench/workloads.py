@@ -142,6 +142,16 @@ class Stage:
         await asyncio.sleep(self.scale.afterwards_s)
         return (server.cpu_us() - before_us) / (number * scale.fanout)
 
+    async def reconnect(self, users: list[str]) -> float:
+        """Close all windows, open them with the same tokens; return microseconds a window."""
+        server = self.server
+        await self.windows.close()
+        await asyncio.sleep(_REST_S)
+        before_us = server.cpu_us()
+        await self.open(users)
+        await asyncio.sleep(self.scale.afterwards_s)
+        return (server.cpu_us() - before_us) / len(users)
+
     async def warm_up(self, users: list[str], number: int) -> None:
         """Warm up just-in-time compilers, pools and caches."""
         await self.windows.reset()
@@ -206,7 +216,7 @@ async def fanout(stage: Stage) -> Figures:
 
 
 async def crowd(stage: Stage) -> Figures:
-    """Measure 10,000 windows: connecting, memory when idle, 2,000 messages a second."""
+    """Measure 10,000 windows: connects, idle memory, 2,000 messages a second, reconnects."""
     scale, server = stage.scale, stage.server
     first = scale.crowd // 20
     some = users(scale.crowd + first)
@@ -225,7 +235,7 @@ async def crowd(stage: Stage) -> Figures:
     if server.kind.inbox:
         full = await stage.saturate(some, stage.backlog)
         figures["saturated_us"] = full["us"]
-    return figures
+    return figures | {"reconnect_us": await stage.reconnect(some)}
 
 
 WORKLOADS: Final[dict[str, Callable[[Stage], Awaitable[Figures]]]] = {
