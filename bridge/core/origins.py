@@ -80,28 +80,33 @@ def _pattern(entry: str) -> re.Pattern[str]:
 
 def is_same_name(host: str | None, name: str) -> bool:
     """Return whether the header `Host` has this name, with any port."""
-    try:
-        return bool(host) and URL(f"http://{host}").host == name.lower()
-    except ValueError:
-        return False
+    return bool(host) and _host_and_port(f"http://{host}")[0] == name.lower()
 
 
 def is_loopback_host(host: str | None) -> bool:
     """Return whether the header `Host` is a loopback address or localhost."""
+    name = _host_and_port(f"http://{host}")[0] if host else None
     try:
-        name = URL(f"http://{host}").host if host else None
         return name == "localhost" or bool(name and ip_address(name).is_loopback)
     except ValueError:
         return False
 
 
 def _is_same_host(origin: str, host: str | None) -> bool:
+    scheme = origin.partition(":")[0].lower()
+    if scheme not in _DEFAULT_PORTS or not host:
+        return False
+    page = _host_and_port(origin)
+    return bool(page[0]) and page == _host_and_port(f"{scheme}://{host}")
+
+
+def _host_and_port(text: str) -> tuple[str | None, int | None]:
+    """Return host and port of a URL; nothing if it is not valid."""
     try:
-        page = URL(origin)
-        here = URL(f"{page.scheme}://{host}")
-        ports = {page.port, here.port}
-    except ValueError:
-        return False
-    if page.scheme not in _DEFAULT_PORTS or not host or not page.host:
-        return False
-    return page.host == here.host and len(ports) == 1
+        url = URL(text)
+        found = url.host, url.port
+    # The library raises IndexError for `http://[::1]@`, and a kind of ValueError for hosts
+    # such as `xn--9`, which it decodes when they are read.
+    except (ValueError, IndexError):
+        return None, None
+    return found

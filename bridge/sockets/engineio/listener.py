@@ -75,7 +75,13 @@ class Listener:
         """
         if self._open_websocket is not None:
             handshake = parse_handshake(data)
-            if handshake is not None and self._open_websocket(transport, handshake):
+            try:
+                is_open = handshake and self._open_websocket(transport, handshake)
+            except BaseException:
+                # asyncio aborts the connection, and its protocol no longer counts it.
+                self.limits.release(address)
+                raise
+            if is_open:
                 self.limits.release(address)
                 return
         assert self._http is not None  # noqa: S101 - connections are accepted after `open`

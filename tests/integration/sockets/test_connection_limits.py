@@ -222,3 +222,18 @@ async def test_the_last_descriptors_are_not_for_windows(log: Log) -> None:
         again = await stack.enter_async_context(raw_tcp(server))
         await again.send(HEALTH)
         assert b" 200 " in await again.receive_until(b"true}")
+
+
+async def test_an_origin_that_cannot_be_parsed_does_not_use_a_connection_up() -> None:
+    """The connection would count until a restart, and the cap lock all neighbors out."""
+    handshake = (
+        b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: xn--9.example\r\n"
+        b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nOrigin: http://xn--9.example\r\n\r\n"
+    )
+    async with open_server(Plan()) as server, raw_tcp(server) as client:
+        await client.send(handshake)
+
+        # The session is refused with a reason when the client connects.
+        assert (await client.receive()).startswith(b"HTTP/1.1 101 ")
+        assert server.counted_connections == 0

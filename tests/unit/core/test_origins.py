@@ -51,6 +51,9 @@ def test_a_list_of_origins_allows_only_these(origin: str, *, is_allowed: bool) -
         ("http://app.example", "app.example:x", False),
         ("http://[::1", "app.example", False),
         ("http://app.example:99999", "app.example", False),
+        # The library fails at these, with two types of error.
+        ("http://xn--9.example", "xn--9.example", False),
+        ("http://[::1]@", "[::1]@", False),
     ],
 )
 def test_without_a_list_only_pages_of_the_same_host_are_allowed(
@@ -96,6 +99,8 @@ def test_any_origin_is_allowed_only_by_its_own_setting() -> None:
         ("[::1]:8080", True),
         ("evil.example:8080", False),
         ("127.0.0.1.evil.example", False),
+        ("xn--9.example", False),
+        ("[::1]@", False),
         ("", False),
         (None, False),
     ],
