@@ -29,6 +29,10 @@ class PacketType(IntEnum):
     ACK = 3
 
 
+# Not by `int`, which accepts the digits of all scripts.
+_TYPES: Final = {str(each.value): each for each in PacketType}
+
+
 @dataclass(frozen=True, slots=True)
 class Packet:
     """
@@ -57,8 +61,8 @@ def parse_packet(text: str) -> Packet:
 
     """
     try:
-        packet_type = PacketType(int(text[:1]))
-    except ValueError:
+        packet_type = _TYPES[text[:1]]
+    except KeyError:
         message = f"packet type {text[:1]!r} is not accepted"
         raise ValueError(message) from None
     rest = text[1:]

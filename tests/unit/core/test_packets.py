@@ -43,6 +43,7 @@ def test_valid_packets_are_parsed(text: str, packet: Packet) -> None:
         '51-["a",{"_placeholder":true,"num":0}]',
         '61-["a"]',
         "9",
+        '\u0662["a"]',  # a digit of another script
         "2",
         "2{}",
         "2[]",
