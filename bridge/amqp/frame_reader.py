@@ -29,6 +29,7 @@ _METHOD: Final = 1
 _HEADER: Final = 2
 _BODY: Final = 3
 _KINDS: Final = frozenset({_METHOD, _HEADER, _BODY, 8})  # 8 is the heartbeat
+_CONTENT: Final = (_HEADER, _BODY)
 _END: Final = 0xCE
 
 _FRAME: Final = Struct(">BHI").unpack_from  # kind, channel, size
@@ -55,7 +56,8 @@ class FrameReader(asyncio.StreamReader):
     A stream reader that passes on all frames except those a subclass removes.
 
     Bytes that are not AMQP frames, such as the broker's refusal of our protocol version,
-    are passed on unchanged, and so is everything after them.
+    and frames that are too short for their type are passed on unchanged, and so is
+    everything after them.
     """
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -105,7 +107,11 @@ class FrameReader(asyncio.StreamReader):
             if stop > end:
                 needed = stop - at
                 break
-            removed_to = self._remove(data, kind, channel, at, stop)
+            try:
+                removed_to = self._remove(data, kind, channel, at, stop)
+            except (struct_error, IndexError):  # too short for its type
+                self._is_raw = True
+                break
             if removed_to > at:
                 if passed < at:
                     super().feed_data(data[passed:at])
@@ -263,7 +269,7 @@ class DeliveryReader(FrameReader):
         return "" if subscription is None else subscription.queue
 
     def _remove(self, data: bytes, kind: int, channel: int, at: int, stop: int) -> int:
-        if self._partials and kind != _METHOD and channel in self._partials:
+        if self._partials and kind in _CONTENT and channel in self._partials:
             self._continue(data, kind, channel, at, stop)
             return stop
         if kind != _METHOD or stop - at < _FRAME_HEAD_BYTES + 4 + _FRAME_OVERHEAD_BYTES:
@@ -274,7 +280,7 @@ class DeliveryReader(FrameReader):
         if removed_to == at:
             method = _METHOD_FRAME(data, at)[3]
             if method == _BASIC_DELIVER:
-                delivery = _parse_deliver(data, at, self._queue_of(channel))
+                delivery = _parse_deliver(data[at : stop - 1], self._queue_of(channel))
                 self._partials[channel] = _PartialDelivery(delivery)
                 return stop
             if method == _CHANNEL_CLOSE:
@@ -332,7 +338,7 @@ class DeliveryReader(FrameReader):
                     )
                 )
                 at = stop
-        except struct_error:  # the chunk ends within a frame head
+        except (struct_error, IndexError):  # the chunk ends within a frame
             return at
         return at
 
@@ -342,7 +348,7 @@ class DeliveryReader(FrameReader):
         """Add a header or body frame to an incomplete delivery; collect it when complete."""
         partial = self._partials[channel]
         if kind == _HEADER:
-            partial.missing = _HEADER_FRAME(data, at)[4]
+            partial.missing = _HEADER_FRAME(data[at : stop - 1])[4]
             partial.delivery.raw_properties = data[at + _HEADER_HEAD_BYTES : stop - 1]
         elif partial.missing is not None:
             part = data[at + _FRAME_HEAD_BYTES : stop - 1]
@@ -376,20 +382,21 @@ class ReturnReader(FrameReader):
         self._on_return = on_return
 
     def _remove(self, data: bytes, kind: int, channel: int, at: int, stop: int) -> int:
-        if kind in (_HEADER, _BODY):
+        if kind in _CONTENT:
             return stop
-        method = data[at + 7 : at + 11]
+        payload = data[at + _FRAME_HEAD_BYTES : stop - 1]
+        method = payload[:4]
         if channel == 0 and kind == _METHOD:
             if method == _BLOCKED_BYTES:
-                reason = data[at + 12 : at + 12 + data[at + 11]]
+                reason = payload[5 : 5 + payload[4]]
                 self.blocked_for = reason.decode(errors="replace")
             elif method == _UNBLOCKED_BYTES:
                 self.blocked_for = None
             return at  # the library stops writing until then
         if kind != _METHOD or method != _RETURN_BYTES:
             return at
-        code = int.from_bytes(data[at + 11 : at + 13], "big")
-        text = data[at + 14 : at + 14 + data[at + 13]].decode(errors="replace")
+        code = int.from_bytes(payload[4:6], "big")
+        text = payload[7 : 7 + payload[6]].decode(errors="replace")
         if self._on_return is not None:
             self._on_return(channel, code, text)
         return stop
@@ -400,17 +407,17 @@ _BLOCKED_BYTES: Final = (10 << 16 | 60).to_bytes(4, "big")
 _UNBLOCKED_BYTES: Final = (10 << 16 | 61).to_bytes(4, "big")
 
 
-def _parse_deliver(data: bytes, at: int, queue: str) -> Delivery:
-    """Read the complete method frame at `at`; the content frames follow later."""
-    envelope_at = at + 12 + data[at + 11]
-    tag, redelivered, length = _ENVELOPE(data, envelope_at)
+def _parse_deliver(frame: bytes, queue: str) -> Delivery:
+    """Read a method frame without its end octet; the content frames follow later."""
+    envelope_at = 12 + frame[11]
+    tag, redelivered, length = _ENVELOPE(frame, envelope_at)
     exchange_at = envelope_at + 10
     key_at = exchange_at + length + 1
     return Delivery(
         tag=tag,
         redelivered=redelivered != 0,
-        exchange=data[exchange_at : key_at - 1],
-        routing_key=data[key_at : key_at + data[key_at - 1]],
+        exchange=frame[exchange_at : key_at - 1],
+        routing_key=frame[key_at : key_at + frame[key_at - 1]],
         raw_properties=b"",
         body=b"",
         queue=queue,

@@ -16,8 +16,11 @@ from bridge.core.message import Delivery
 from tests.conftest import eventually
 from tests.unit.amqp.wire import (
     ACK,
+    DELIVER,
     GET_OK,
+    HEADER,
     HEARTBEAT,
+    RETURN,
     content,
     deliver,
     frame,
@@ -275,6 +278,60 @@ async def test_a_frame_without_its_end_octet_is_passed_on_with_all_later_bytes()
 
     assert len(found) == 1
     assert passed_on == bad + good + good
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        method(1, DELIVER, b"\xff" + b"\x00" * 20),
+        method(1, DELIVER, b"\x00" + b"\x00" * 8 + b"\x00\xff"),
+        deliver(1, 2) + frame(HEADER, 1, b"\x00"),
+    ],
+    ids=["consumer tag", "exchange", "header"],
+)
+@pytest.mark.parametrize("size", [1, 1000])
+async def test_a_delivery_that_is_too_short_is_passed_on_with_all_later_bytes(
+    bad: bytes, size: int
+) -> None:
+    """An error raised here would end the connection without a word about its cause."""
+    good = deliver(1, 1) + b"".join(content(1, b"\x00\x00", b"{}"))
+    reader, found = delivery_reader()
+    stream = good + bad + good
+
+    passed_on = await read_all(reader, chunks(stream, range(0, len(stream), size)))
+
+    assert [delivery.tag for delivery in found] == [1]
+    assert passed_on.endswith(bad[-9:] + good)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+async def test_the_text_of_a_frame_ends_with_the_frame(size: int) -> None:
+    """Its length must not make bytes of the next frame part of it."""
+    returns: list[tuple[int, int, str]] = []
+    reader = ReturnReader(now=still)
+    reader.subscribe(lambda *facts: returns.append(facts))
+    stream = (
+        method(0, 60, b"\xfflow", class_id=10)
+        + method(1, RETURN, b"\x01\x38\xffNO_ROUTE")
+        + HEARTBEAT
+    )
+
+    await read_all(reader, chunks(stream, range(0, len(stream), size)))
+
+    assert reader.blocked_for == "low"
+    assert returns == [(1, 312, "NO_ROUTE")]
+
+
+async def test_only_content_frames_belong_to_a_delivery() -> None:
+    """Another frame on its channel is for the library, and no part of the body."""
+    start, *rest = content(1, b"\x00\x00", b"{}")
+    other = frame(8, 1, b"xy")
+    reader, found = delivery_reader()
+
+    passed_on = await read_all(reader, [deliver(1, 1), start, other, *rest])
+
+    assert [delivery.body for delivery in found] == [b"{}"]
+    assert passed_on == other
 
 
 async def test_deliveries_without_a_subscription_are_dropped() -> None:
