@@ -15,6 +15,8 @@ _HIGH: Final = rb"\\u[dD][89aAbB][0-9a-fA-F]{2}"
 _LOW: Final = rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _LONE_SURROGATE: Final = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
 _ESCAPED_BACKSLASH: Final = rb"\\"
+# Stands for it while surrogates are replaced. JSON contains no such byte.
+_HIDDEN: Final = b"\0\0"
 
 
 def parse_json(text: bytes | str) -> object:
@@ -31,13 +33,13 @@ def parse_json(text: bytes | str) -> object:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-        replaced = _ESCAPED_BACKSLASH.join(
-            # The replacement is as long as the escape: positions in errors are right.
-            [
-                _LONE_SURROGATE.sub(rb"\\ufffd", part)
-                for part in raw.split(_ESCAPED_BACKSLASH)
-            ]
-        )
+        if b"\0" in raw:
+            raise
+        # Not split at each backslash: a body of nothing else would take 100 ms.
+        hidden = raw.replace(_ESCAPED_BACKSLASH, _HIDDEN)
+        # The replacement is as long as the escape: positions in errors are right.
+        replaced = _LONE_SURROGATE.sub(rb"\\ufffd", hidden)
+        replaced = replaced.replace(_HIDDEN, _ESCAPED_BACKSLASH)
         if replaced == raw:
             raise
     return orjson.loads(replaced)

@@ -1,6 +1,7 @@
 """JSON with lone surrogates: valid by RFC 8259, refused by orjson, sent by JavaScript."""
 
 import json
+from time import process_time
 
 import orjson
 import pytest
@@ -41,6 +42,7 @@ def test_a_lone_surrogate_is_valid_json(
         '"\\ud83d \n"',
         r'"\ud83"',
         r"\ud83d",
+        '"\\ud83d \0\0"',
         r'"\ud83d" ' + "[" * 2000,
         '["\\ud83d"' + ",[" * 990 + "]" * 991,
     ],
@@ -50,6 +52,21 @@ def test_everything_else_stays_as_strict_as_without_it(text: str) -> None:
     """The second look at the text must not accept what the first one refuses."""
     with pytest.raises(orjson.JSONDecodeError):
         parse_json_exactly(text)
+
+
+def test_escaped_backslashes_cost_no_more_than_other_text() -> None:
+    """Any producer can fill a body with them, and any page a packet."""
+
+    def best_s(filling: bytes) -> float:
+        text = b'{"text":"' + filling * (200_000 // len(filling)) + rb'\ud83d"}'
+        took_s = []
+        for _ in range(5):
+            began_s = process_time()
+            parse_json(text)
+            took_s.append(process_time() - began_s)
+        return min(took_s)
+
+    assert best_s(rb"\\") < 8 * best_s(rb"\n")
 
 
 def test_data_that_is_too_deep_cannot_be_written_with_or_without_surrogates() -> None:
