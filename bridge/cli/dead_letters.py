@@ -54,21 +54,23 @@ class FilterOptions:
         DeadLetterReason | None,
         typer.Option(
             metavar="REASON",  # rich would break the list of all reasons within words
-            help=f"Only those with this reason: {', '.join(DeadLetterReason)}.",
+            help=f"Only entries with this reason: {', '.join(DeadLetterReason)}.",
         ),
     ] = None
     user: OfUser = None
-    event: Annotated[str | None, typer.Option(help="Only those of this event.")] = None
+    event: Annotated[str | None, typer.Option(help="Only entries of this event.")] = (
+        None
+    )
     since: Annotated[
         str | None,
         typer.Option(
-            help="Only those dead-lettered since a time (2026-01-31T12:00) or a duration ago "
+            help="Only entries dead-lettered since a time (2026-01-31T12:00) or a duration ago "
             "(2h)."
         ),
     ] = None
     until: Annotated[
         str | None,
-        typer.Option(help="Only those dead-lettered before; a time as for --since."),
+        typer.Option(help="Only entries dead-lettered before; a time as for --since."),
     ] = None
 
     def conditions(self) -> dict[str, str | float]:
@@ -121,7 +123,8 @@ class SelectionOptions(FilterOptions):
 def list_letters(
     filters: FilterOptions,
     limit: Annotated[
-        int, typer.Option(min=1, max=PAGE_MAX, help="How many at most.")
+        int,
+        typer.Option(min=1, max=PAGE_MAX, help="Maximum number of entries to show."),
     ] = PAGE_DEFAULT,
     cursor: Cursor = None,
     *,

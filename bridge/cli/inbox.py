@@ -2,7 +2,7 @@
 Show the inbox of a user, or migrate all inboxes to another store.
 
 `bridge inbox USER` is short for `bridge inbox show USER`, except for users with the names
-`show` and `carry`. Exit status: 0 done, 1 no such user or refused, 2 wrong use, 3 the
+`show` and `migrate`. Exit status: 0 done, 1 no such user or refused, 2 wrong use, 3 the
 bridge cannot be reached.
 
 Examples:
@@ -11,7 +11,7 @@ Examples:
 
     bridge inbox show --help
 
-    bridge inbox carry --help
+    bridge inbox migrate --help
 
 """
 
@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from bridge.cli.inbox_migration import carry_inboxes
+from bridge.cli.inbox_migration import migrate_inboxes
 from bridge.cli.operator_client import OperatorOptions, ask_pages, print_json, segment
 from bridge.cli.options import Cursor, Limit, with_option_groups
 from bridge.cli.tables import (
@@ -60,7 +60,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-app.command("carry")(carry_inboxes)
+app.command("migrate")(migrate_inboxes)
 
 
 @app.command(_SHOW)

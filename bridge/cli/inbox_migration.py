@@ -1,4 +1,4 @@
-"""`bridge inbox carry`: migrate from one bridge with a file to a fleet with a shared store."""
+"""`bridge inbox migrate`: migrate from one bridge with a file to a fleet with a shared store."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ _INTERRUPTED: Final = 130  # the shell's convention: 128 plus the number of SIGI
 _PROGRESS_INTERVAL_S: Final = 2.0
 
 
-def carry_inboxes(
+def migrate_inboxes(
     origin: Annotated[
         str,
         typer.Option("--from", help="The store to copy from, as sqlite:PATH."),
@@ -60,9 +60,9 @@ def carry_inboxes(
 
     Examples:
 
-        bridge inbox carry --from sqlite:/var/lib/bridge/inbox.sqlite3 --to redis://store:6379/0
+        bridge inbox migrate --from sqlite:/var/lib/bridge/inbox.sqlite3 --to redis://store:6379/0
 
-        BRIDGE_INBOX=rediss://:secret@store:6380 bridge inbox carry --from sqlite:inbox.sqlite3 --dry-run
+        BRIDGE_INBOX=rediss://:secret@store:6380 bridge inbox migrate --from sqlite:inbox.sqlite3 --dry-run
 
     """
     # Only the stores matter here; this machine may have no token secrets.

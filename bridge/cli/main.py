@@ -73,7 +73,7 @@ _COMMANDS: Final = (
     (
         "shards",
         "shards:app",
-        "Show the number of shards, and the queues left of an earlier number.",
+        "Show the number of shards, and the queues that remain from an earlier number.",
     ),
     (
         "users",
@@ -89,7 +89,7 @@ _COMMANDS: Final = (
     (
         "trace",
         "trace:trace",
-        "Show the story of a message: consumed, stored, written, delivered, or why not.",
+        "Show what happened to a message: consumed, stored, written, delivered, or why not.",
     ),
     (
         "schemas",

@@ -53,7 +53,7 @@ class OperatorOptions:
         str | None,
         typer.Option(
             "--url",
-            help="The operator port of the bridge, as http://127.0.0.1:8081. "
+            help="The operator port of the bridge, such as http://127.0.0.1:8081. "
             "Without it: BRIDGE_OPERATOR_HOST and BRIDGE_OPERATOR_PORT.",
         ),
     ] = None

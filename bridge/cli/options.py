@@ -33,15 +33,19 @@ AmqpUrl = Annotated[
     str | None,
     typer.Option(
         "--amqp-url",
-        help="RabbitMQ, as amqp://user:password@host:5672/. Better in BRIDGE_AMQP_URL: "
+        help="RabbitMQ, such as amqp://user:password@host:5672/. Better in BRIDGE_AMQP_URL: "
         "others can read a command line.",
     ),
 ]
 
-Limit = Annotated[int, typer.Option("--limit", min=1, help="The most entries to show.")]
+Limit = Annotated[
+    int, typer.Option("--limit", min=1, help="Maximum number of entries to show.")
+]
 Cursor = Annotated[
     str | None,
-    typer.Option("--cursor", help="Continue a list: the `next` of its --json output."),
+    typer.Option(
+        "--cursor", help="Continue a list: the value of `next` in its --json output."
+    ),
 ]
 DryRun = Annotated[
     bool,

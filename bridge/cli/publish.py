@@ -54,7 +54,7 @@ def publish(
     ttl: Annotated[
         str | None,
         typer.Option(
-            help="Lifetime; after it the message is dropped. As 90s, 15m or 1h."
+            help="Lifetime, such as 90s, 15m or 1h; then the message expires."
         ),
     ] = None,
     json: Annotated[

@@ -30,7 +30,7 @@ def shards(
     context: typer.Context, json: AsJson = False, config_file: ConfigFile = None
 ) -> None:
     """
-    Show the number of shards, and the queues left of an earlier number.
+    Show the number of shards, and the queues that remain from an earlier number.
 
     The broker records the number; BRIDGE_SHARDS applies to an empty broker only. The
     command connects to RabbitMQ, no bridge has to run. Exit status: 0 done, 3 the broker

@@ -12,7 +12,7 @@ from bridge.settings.load import load_settings
 def token(
     user: Annotated[str, typer.Argument(help="The user of the token: its claim sub.")],
     ttl: Annotated[
-        str, typer.Option(help="How long it is valid, as 90s, 15m or 1h.")
+        str, typer.Option(help="Lifetime of the token, such as 90s, 15m or 1h.")
     ] = "1h",
     config_file: ConfigFile = None,
 ) -> None:

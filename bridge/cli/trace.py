@@ -1,4 +1,4 @@
-"""`bridge trace`: the story of one message."""
+"""`bridge trace`: what happened to one message."""
 
 from typing import Annotated
 
@@ -24,7 +24,7 @@ def trace(
     operator: OperatorOptions,
 ) -> None:
     """
-    Show the story of a message: consumed, stored, written, delivered, or why not.
+    Show what happened to a message: consumed, stored, written, delivered, or why not.
 
     All bridges that share the inboxes are asked for their journals. Everything that is not
     known is listed on stderr. Exit status: 0 shown, 1 no trace of the message, 3 the bridge

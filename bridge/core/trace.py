@@ -340,7 +340,7 @@ def _ending(facts: TraceFacts, endings: Sequence[tuple[Fate, str]]) -> tuple[Fat
         )
     if endings:
         return endings[-1]
-    return Fate.UNKNOWN, "unknown: no trace of this id is left"
+    return Fate.UNKNOWN, "unknown: no source has this id"
 
 
 def _gaps(facts: TraceFacts) -> Iterator[str]:
@@ -350,18 +350,18 @@ def _gaps(facts: TraceFacts) -> Iterator[str]:
     starts += [each.at_s for each in facts.entries[:1]]
     if not starts or min(starts) < facts.journal_begins_s:
         yield (
-            "the journal is in memory and may begin later than this message: earlier "
-            "retries, duplicates and windows are not known"
+            "earlier retries, duplicates and windows: the journal is in memory and may "
+            "begin later than this message"
         )
     if Stage.PUBLISHED not in stages:
         yield (
-            "the time at which a worker published it is not known: over AMQP the bridge "
-            "sees a message only when it takes it"
+            "when the producer published it: over AMQP, bridge first sees a message when it "
+            "consumes it"
         )
     if not kept and not facts.dead:
         yield (
-            "messages that wait in the inbound or a retry queue cannot be looked up by "
-            "their id"
+            "whether it waits in the inbound or a retry queue: messages there cannot be "
+            "looked up by their id"
         )
 
 

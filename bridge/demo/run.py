@@ -295,6 +295,9 @@ def _settings(options: DemoOptions, amqp_url: str, *, say: Say) -> Settings:
             "jwt_secret": secrets.token_urlsafe(48),
             # Server and page share one clock; a token expires exactly when shown.
             "jwt_leeway": "0s",
+            # For a page that the reader writes, even opened as a file (origin `null`). Each
+            # connection needs a token, and no page of another origin can get one here.
+            "dangerously_allow_any_origin": True,
             "inbox": "memory:",
             "drain_timeout": _DRAIN_S,
             "log_level": options.log_level,

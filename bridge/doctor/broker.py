@@ -1,6 +1,7 @@
 """Check one broker: connection, version, certificate, topology and permissions."""
 
 import re
+import shlex
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from shlex import quote
@@ -149,6 +150,11 @@ def _grant_fix(names: BrokerNames, url: URL, user: str) -> str:
 
 
 def _unreachable_fix(url: URL, exc: BrokerUnavailableError) -> str:
+    if "login refused" in exc.problem:
+        return (
+            "correct BRIDGE_AMQP_URL; on the broker: rabbitmqctl authenticate_user "
+            f"{shlex.quote(url.user or 'guest')}   # asks for the password"
+        )
     if "refused; is RabbitMQ running" not in exc.problem:
         return (
             "correct BRIDGE_AMQP_URL; on the broker: rabbitmq-diagnostics -q listeners"
@@ -177,7 +183,7 @@ async def _check_topology(
     compared = await compare(connection, wanted, timeout_s=timeout_s)
     for found in compared:
         if found.state in (ComparisonState.OK, ComparisonState.MISSING):
-            text = found.text or "as declared by the bridge"
+            text = found.text or "as bridge declares it"
             if found.messages and found.name == f"queue {target.names.dead}":
                 plural = "" if found.messages == 1 else "s"
                 text += (

@@ -80,7 +80,7 @@ async def _check_other_bridges(
 ) -> CheckResult:
     """Check for bridges that this one, or the one that runs with its settings, waits for."""
     if has_own_inbox and is_running and await ownership.is_exclusive():
-        return ok(_OTHERS, "the running bridge consumes the messages alone")
+        return ok(_OTHERS, "the running bridge is the only consumer")
     problem = await ownership.find_conflict()
     if problem is None:
         return ok(_OTHERS, "none keeps this bridge from consuming")

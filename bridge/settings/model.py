@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     )
     retry_delays: Annotated[Durations, AfterValidator(check_retry_delays)] = _fixed(
         "1s,10s,60s",
-        "Delays before each new attempt at a message that failed with an unexpected error.",
+        "Delays before the retries of a message that failed with an unexpected error.",
     )
 
     schemas: str | None = _reloadable(
@@ -225,7 +225,7 @@ class Settings(BaseSettings):
         "Origins whose pages may connect, such as `https://example.org`, "
         "`https://*.example.org` (`*` is one label) or `capacitor://localhost`. "
         "`dangerously-null` is the origin `null`, which any site can send. "
-        "Empty: only pages of the host by which they reach the bridge.",
+        "Empty: only pages with the same host and port as bridge.",
     )
     dangerously_allow_any_origin: bool = _reloadable(
         False,
@@ -270,7 +270,7 @@ class Settings(BaseSettings):
     )
     ipv6_prefix: Annotated[int, Field(ge=32, le=128)] = _reloadable(
         64,
-        "Bits of an IPv6 address that count as one address (32 to 128): a host can use every "
+        "Length of the IPv6 prefix that counts as one address (32 to 128): a host can use every "
         "address of its network.",
     )
     max_event_bytes: Size = _fixed("16KiB", "Size limit of a frame from a window.")

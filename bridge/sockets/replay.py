@@ -222,6 +222,6 @@ class Replayer:
                 offset=last,
                 after=first - 1,
                 windows=1,
-                text="which read it from the inbox",
+                text="as part of a replay from the inbox",
             )
         )

@@ -4,7 +4,7 @@ Migrate a million messages from a file into Redis, once in one run and once with
     python -m tests.bench.migration                      a million messages, 10,000 users
     python -m tests.bench.migration --report docs/scale.md
 
-Uses a private redis-server with `appendfsync always` and `bridge inbox carry` in a process of
+Uses a private redis-server with `appendfsync always` and `bridge inbox migrate` in a process of
 its own. In the second migration the command is killed (SIGKILL) after a third and after two
 thirds of the users. All keys are then compared with those of the first migration.
 """
@@ -46,14 +46,14 @@ class CommandRun:
 
 
 class CarryCommand:
-    """A running `bridge inbox carry`."""
+    """A running `bridge inbox migrate`."""
 
     def __init__(self, file: Path, server: RedisServer) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("BRIDGE_")}
         self._began_s = time.perf_counter()
         self._process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "bridge", "inbox", "carry", "--json"),
+                *(sys.executable, "-m", "bridge", "inbox", "migrate", "--json"),
                 *("--from", f"sqlite:{file}"),
             ],
             cwd=ROOT,

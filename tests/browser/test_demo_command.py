@@ -195,6 +195,47 @@ async def test_a_frozen_node_does_not_delay_a_second_ctrl_c(tmp_path: Path) -> N
         await demo.assert_nothing_left(family, demo.ports)
 
 
+async def test_a_page_that_the_reader_writes_receives_from_the_demo(
+    tmp_path: Path, browser: Browser, broker: LocalNode
+) -> None:
+    """The page of docs/getting-started.md, opened as a file, with a token of the command."""
+    guide = Path(__file__).parents[2] / "docs" / "getting-started.md"
+    found = re.search(
+        r"^```html\n(.*?)^```$", guide.read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert found
+    flags = ("--no-node", "--amqp-url", broker.url)
+    async with running_demo(tmp_path / "demo", *ANY_PORTS, *flags) as demo:
+        await demo.started()
+        await demo.consumes()
+        [line] = re.findall(r"^export BRIDGE_.+$", demo.out, re.MULTILINE)
+
+        def output(command: str) -> str:
+            script = f"{line}\n{sys.executable} -m bridge {command}"
+            return subprocess.run(
+                ["sh", "-euc", script],
+                env=demo.environment,
+                cwd="/",
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+
+        text = found[1].replace("http://127.0.0.1:8080", demo.url)
+        file = tmp_path / "page.html"
+        token = await asyncio.to_thread(output, "token reader")
+        file.write_text(text.replace("TOKEN", token.strip()))
+        await asyncio.to_thread(output, """publish reader '{"text": "for my page"}'""")
+        await asyncio.to_thread(output, "publish reader '\"plain text\"'")
+        page = await browser.new_page()
+        await page.goto(file.as_uri())
+
+        items = page.locator("#messages li")
+        await expect(items).to_have_text(["for my page", "plain text"])
+        await page.close()
+        await demo.end(signal.SIGTERM)
+
+
 async def test_an_unreachable_broker_ends_the_demo_with_an_error(
     tmp_path: Path,
 ) -> None:

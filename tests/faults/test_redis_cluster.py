@@ -219,7 +219,7 @@ async def test_a_file_is_migrated_into_a_cluster(
     broken.__class__ = Broken
     with pytest.raises(BrokenError):
         await migrate_into(broken, path)
-    with pytest.raises(StoreUnavailableError, match="bridge inbox carry"):
+    with pytest.raises(StoreUnavailableError, match="bridge inbox migrate"):
         async with cluster.bridge():
             pass
     result = await migrate_into(target(), path)

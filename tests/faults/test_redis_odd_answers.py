@@ -103,7 +103,7 @@ async def test_a_user_without_a_password_logs_in(tmp_path: Path) -> None:
 
 
 async def test_a_connection_to_a_host_that_drops_packets_times_out() -> None:
-    """`bridge check` and `bridge inbox carry` have no other timeout for a connection."""
+    """`bridge check` and `bridge inbox migrate` have no other timeout for a connection."""
     timing = RedisTiming(connect_s=0.2)
     with black_hole() as port:
         async with asyncio.timeout(20 * SLOW_FACTOR):

@@ -1,4 +1,4 @@
-"""`bridge inbox carry` run as a command: from one bridge to a fleet."""
+"""`bridge inbox migrate` run as a command: from one bridge to a fleet."""
 
 import asyncio
 import signal
@@ -50,7 +50,7 @@ def path(tmp_path: Path) -> Path:
 async def carry(path: Path, redis: RedisServer, *arguments: str) -> Result:
     """Run the command and wait for its end."""
     return await command(
-        *("inbox", "carry", "--from", f"sqlite:{path}", "--json"),
+        *("inbox", "migrate", "--from", f"sqlite:{path}", "--json"),
         *arguments,
         inbox=redis.url,
     )
@@ -95,7 +95,7 @@ async def test_an_interrupted_migration_is_finished_by_the_same_command(
         # Repeat if the migration was complete before the signal arrived.
         await asyncio.to_thread(redis.command, "FLUSHALL")
         process = await start(
-            "inbox", "carry", "--from", f"sqlite:{path}", inbox=redis.url
+            "inbox", "migrate", "--from", f"sqlite:{path}", inbox=redis.url
         )
 
         async def has_begun(process: Process = process) -> bool:
@@ -124,7 +124,7 @@ async def test_the_output_of_a_dry_run_a_migration_and_a_repetition(
 ) -> None:
     """A script may repeat the command without knowing that it is done."""
     await fill(str(path), Filling(messages=500, users=USERS), RETENTION)
-    words = ("inbox", "carry", "--from", f"sqlite:{path}", "--to", redis.url)
+    words = ("inbox", "migrate", "--from", f"sqlite:{path}", "--to", redis.url)
 
     dry = await command(*words, "--dry-run")
     done = await command(*words)
@@ -144,11 +144,11 @@ async def test_wrong_use_is_reported(path: Path, redis: RedisServer) -> None:
     """With exit status 2 for wrong options, and 3 for a store that cannot be reached."""
     missing = await carry(path, redis)
     backwards = await command(
-        "inbox", "carry", "--from", redis.url, "--to", f"sqlite:{path}"
+        "inbox", "migrate", "--from", redis.url, "--to", f"sqlite:{path}"
     )
     await fill(str(path), Filling(messages=10, users=2), RETENTION)
     unreachable = await command(
-        *("inbox", "carry", "--from", f"sqlite:{path}"), inbox="redis://127.0.0.1:1"
+        *("inbox", "migrate", "--from", f"sqlite:{path}"), inbox="redis://127.0.0.1:1"
     )
 
     assert (missing.code, "does not exist" in missing.err) == (2, True)
@@ -184,7 +184,8 @@ async def test_a_client_recovers_in_the_fleet_with_its_position_from_one_bridge(
             await worker.publish("ann", number)
 
         result = await command(
-            *("inbox", "carry", "--from", file, "--to", redis.url), namespace=namespace
+            *("inbox", "migrate", "--from", file, "--to", redis.url),
+            namespace=namespace,
         )
 
         assert result.code == 0, result.err

@@ -1,1 +1,1 @@
-"""`bridge inbox carry`: copy all inboxes from one store into another."""
+"""`bridge inbox migrate`: copy all inboxes from one store into another."""

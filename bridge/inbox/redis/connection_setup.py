@@ -61,7 +61,7 @@ class ConnectionSetup:
         key = migration_key(self.prefixes)
         epoch, done = await connection.ask(b"HMGET", key, b"epoch", b"done")
         if epoch is not None and done is None:
-            problem = "inboxes are being migrated into it; `bridge inbox carry` must finish first"
+            problem = "inboxes are being migrated into it; `bridge inbox migrate` must finish first"
             raise StoreUnavailableError(str(self._address), problem)
 
     async def prepare(self, connection: RedisConnection, tags: Tags) -> None:

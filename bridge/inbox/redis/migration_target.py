@@ -1,5 +1,5 @@
 """
-The writing side of `bridge inbox carry`: whole inboxes, written as the store's scripts do.
+The writing side of `bridge inbox migrate`: whole inboxes, written as the store's scripts do.
 
 Beside the inboxes it keeps one key, `carry`, under the first tag: which migration it is, up
 to which user it is complete, and whether it is done. Until it is done, bridges wait

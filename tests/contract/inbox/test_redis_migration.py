@@ -188,7 +188,7 @@ async def test_bridges_wait_until_the_migration_is_complete(
     await target.open()
     await target.begin(identity)
     try:
-        with pytest.raises(StoreUnavailableError, match="bridge inbox carry"):
+        with pytest.raises(StoreUnavailableError, match="bridge inbox migrate"):
             async with store.opened():
                 pass
     finally:

@@ -115,11 +115,25 @@ async def test_bridges_that_would_keep_this_one_from_consuming_are_a_warning(
 
     for result in (without_others, beside_itself, one_more):
         assert result.status is CheckStatus.OK, result
-    assert beside_itself.text == "the running bridge consumes the messages alone"
+    assert beside_itself.text == "the running bridge is the only consumer"
     for result in (kept_out, one_too_many, stray):
         assert result.status is CheckStatus.WARN, result
         assert "inbox of its own" in result.text
         assert "BRIDGE_NAMESPACE" in result.fix
+
+
+async def test_the_fix_of_a_refused_login_tests_the_password(
+    managed_broker: ManagedBroker, namespace: str
+) -> None:
+    """The broker is reachable, so its listeners are not the problem."""
+    url = URL(managed_broker.node.url).with_password("wr0ng")
+
+    [refused] = failed(
+        await check_results(settings(managed_broker, namespace, url))
+    ).values()
+
+    assert "login refused" in refused.text
+    assert f"rabbitmqctl authenticate_user {url.user}" in refused.fix
 
 
 @pytest.mark.parametrize("is_new", [True, False])

@@ -133,7 +133,7 @@ async def test_the_trace_of_a_waiting_message_has_a_reason(
     assert "by its timestamp" in written["story"][0]["text"]
     assert (
         written["story"][3]["text"]
-        == "written to 1 window which read it from the inbox"
+        == "written to 1 window as part of a replay from the inbox"
     )
     assert "written to 1 window, none has acked it yet" in written["verdict"]
     assert stages(acked)[3:] == ["written", "delivered"]
@@ -296,7 +296,7 @@ async def test_an_unknown_id_has_an_unknown_fate(
 
     assert (told["message_id"], told["user"], told["story"]) == (hostile, "[/]", [])
     assert told["fate"] == "unknown"
-    assert "unknown: no trace" in printed.stdout
+    assert "unknown: no source" in printed.stdout
     assert "../\\x1b[31m[red]\\u202e of [/]" in printed.stderr
     assert "\x1b" not in printed.stdout + printed.stderr
     assert refused.status == 422

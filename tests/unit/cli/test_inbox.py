@@ -8,7 +8,7 @@ from bridge.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    "words", [("ann",), ("--data", "ann"), ("ann", "--limit", "1"), ("show", "carry")]
+    "words", [("ann",), ("--data", "ann"), ("ann", "--limit", "1"), ("show", "migrate")]
 )
 def test_the_subcommand_show_may_be_left_out(words: tuple[str, ...]) -> None:
     """`bridge inbox ann` existed before the subcommands."""
@@ -21,7 +21,7 @@ def test_the_subcommand_show_may_be_left_out(words: tuple[str, ...]) -> None:
 
 def test_carry_is_a_subcommand_and_not_a_user() -> None:
     """The error names the missing option."""
-    result = CliRunner().invoke(app, ["inbox", "carry"])
+    result = CliRunner().invoke(app, ["inbox", "migrate"])
 
     assert result.exit_code == 2
     assert "--from" in result.output

@@ -120,7 +120,7 @@ def test_without_the_journal_the_inbox_is_used_and_the_gaps_are_named() -> None:
         (Stage.DELIVERED, None),
     ]
     assert "the journal is in memory" in found.gaps[0]
-    assert "over AMQP the bridge sees a message only when" in found.gaps[1]
+    assert "over AMQP, bridge first sees a message when" in found.gaps[1]
 
 
 def test_a_message_is_stored_before_it_is_written() -> None:

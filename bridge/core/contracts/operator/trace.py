@@ -35,7 +35,7 @@ class TraceStep(Contract):
 
 
 class Trace(Contract):
-    """The story of a message."""
+    """What happened to a message, and what is not known about it."""
 
     message_id: str = Field(description="The message id of the request.")
     user: str | None = Field(description="The user, if a trace of the id is left.")
@@ -57,7 +57,7 @@ GET_TRACE: Final = Operation(
     method="GET",
     path="/api/trace/{message_id}",
     name="traceMessage",
-    summary="Show the story of a message: consumed, stored, written, delivered, or why not.",
+    summary="Show what happened to a message: consumed, stored, written, delivered, or why not.",
     answers={200: Trace},
     query=TraceQuery,
     path_parameters={
