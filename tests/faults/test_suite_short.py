@@ -35,7 +35,7 @@ async def test_no_message_is_lost_under_any_kind_of_fault(tmp_path: Path) -> Non
         ("block_on_logs", "log pipe", 1, Violation.HELD_UP),
         ("declare_public_exchange_first", "first start", 1, Violation.LOST),
         ("wait_for_dead_letters", "alarm with invalid", 1, Violation.HELD_UP),
-        ("trust_writes", "then discarded", 3, Violation.LOST),
+        ("trust_writes", "then discarded", 6, Violation.LOST),
         ("trust_responses", "poll answers", 4, Violation.LOST),
     ],
 )

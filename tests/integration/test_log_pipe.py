@@ -31,6 +31,12 @@ async def get(url: str) -> str:
         return await response.text()
 
 
+async def is_ready(operator: str) -> bool:
+    """Return whether the bridge at the operator port says that it is ready."""
+    url = f"{operator}/health/ready"
+    return await answers(url) and '"ready":true' in await get(url)
+
+
 async def answers(url: str) -> bool:
     """Return whether a request to `url` is answered."""
     try:
@@ -56,7 +62,8 @@ async def test_a_log_pipe_without_a_reader_does_not_block_the_bridge(
         env=environment(**settings), stdout=write_fd, stderr=write_fd,
     )  # fmt: skip
     try:
-        await eventually(lambda: answers(f"{operator}/health/live"), within_s=30)
+        # Only a bridge that is ready has declared the exchange.
+        await eventually(lambda: is_ready(operator), within_s=30)
         async with open_worker(broker, namespace) as worker:
             await asyncio.gather(
                 *(worker.publish("ann", body=b"{") for _ in range(_MALFORMED))
