@@ -24,6 +24,21 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 # Chromium logs this for an error that the test expects.
 _REFUSED: Final = r"status of 40[13]|status of 429"
+# What a page of another origin may try; it can read no answer.
+_ATTACK: Final = """async (url) => {
+  const own = { "X-Bridge-Console": "1" };
+  const tries = [
+    ["/api/users", {}],
+    ["/api/users/ann/kick", { method: "POST", mode: "no-cors" }],
+    ["/api/publish", { method: "POST", mode: "no-cors", body: '{"user":"ann","data":1}' }],
+    ["/api/users/ann/kick", { method: "POST", headers: own }],
+    ["/console/session", { method: "DELETE", headers: own }],
+    ["/console/session", { method: "POST", mode: "no-cors", body: '{"token":"x"}' }],
+  ];
+  return Promise.all(tries.map(([path, options]) =>
+    fetch(url + path, { credentials: "include", ...options })
+      .then((answer) => answer.type, () => "refused")));
+}"""
 _PAGES: Final = ("Overview", "Queues", "Dead letters", "Users", "Trace")
 
 
@@ -75,6 +90,33 @@ async def test_the_token_is_not_stored_and_signing_out_ends_the_session(
         api = f"{url}/api/overview"
         assert (await console.page.request.get(api, headers=header)).status == 401
         console.assert_clean()
+
+
+async def test_a_page_of_another_port_can_do_nothing_with_the_session(
+    browser: Browser, running: RunningBridge
+) -> None:
+    """Another port is the same site for browsers, so they send the cookie along."""
+    url = running.listening.operator_url
+    async with (
+        opened_console(browser, url) as console,
+        open_windows(running.listening.public_url, [running.token("ann")]),
+    ):
+        other = await console.page.context.new_page()
+        await other.route(
+            "http://127.0.0.1:4999/",
+            lambda route: route.fulfill(body="<p>another page"),
+        )
+        await other.goto("http://127.0.0.1:4999/")
+        answers = await other.evaluate(_ATTACK, url)
+        await other.close()
+
+        signed_in = await console.page.evaluate(
+            "fetch('/console/session').then((answer) => answer.json())"
+        )
+        assert set(answers) <= {"refused", "opaque"}  # it can read none of them
+        assert signed_in == {"signed_in": True}
+        assert len(running.bridge.components.sockets.rooms) == 1
+        assert not running.sample("bridge_windows_closed_total", code="kicked")
 
 
 async def test_the_overview_is_updated(

@@ -13,7 +13,7 @@ from bridge.core.journal import Journal
 from bridge.enums import Closing
 from bridge.http.fleet import FleetView
 from bridge.sockets.engineio.session import EngineSession
-from tests.conftest import eventually
+from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import raw_poller, raw_tcp, raw_window
 from tests.integration.sockets.running_server import (
@@ -45,6 +45,24 @@ async def test_a_window_without_pongs_is_closed(server: RunningServer) -> None:
         assert first.session.is_closed
         assert server.windows("alice") == [second]
         await silent.ended()
+
+
+async def test_a_client_that_keeps_sending_after_its_end_is_cut_off(
+    server: RunningServer,
+) -> None:
+    """It never sends a close frame, and reads nothing: its connection must not stay."""
+    async with raw_tcp(server) as connection:
+        await connection.open_websocket()
+        await connection.send_frame(b"1")  # ends its session
+
+        async def send_without_end() -> None:
+            while True:
+                await connection.send_frame(b"x" * 1000)
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(send_without_end(), 20 * SLOW_FACTOR)
+
+    assert not server.sessions()
 
 
 async def test_a_polling_window_without_pongs_is_closed_too(

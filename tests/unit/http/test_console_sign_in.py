@@ -46,6 +46,19 @@ async def test_the_token_opens_a_session_that_opens_the_api(client: Client) -> N
     assert (await client.get("/api/thing")).status == 401
 
 
+async def test_a_session_id_of_an_attacker_is_not_taken_over(client: Client) -> None:
+    """A page of the same host can set a cookie before the operator signs in (fixation)."""
+    planted = await cookie(client)
+    name = planted["Cookie"].partition("=")[0]
+    for value in ("chosen-by-an-attacker", planted["Cookie"].partition("=")[2]):
+        sent = {**OWN, "Cookie": f"{name}={value}"}
+        (morsel,) = (await try_token(client, headers=sent)).cookies.values()
+        assert morsel.value != value
+
+    sent = {"Cookie": f"{name}=chosen-by-an-attacker"}
+    assert (await client.get("/api/thing", headers=sent)).status == 401
+
+
 async def test_two_bridges_on_one_machine_have_two_cookies(client: Client) -> None:
     """Browsers share cookies between the ports of a host."""
     names = set()
