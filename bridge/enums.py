@@ -183,7 +183,7 @@ class Refusal(_ExplainedEnum):
 
     TOKEN_MISSING = (
         "token_missing",
-        "no token came with the connection: pass auth: {token}",
+        "the connection has no token: pass auth: {token}",
     )
     TOKEN_EXPIRED = (
         "token_expired",
@@ -271,7 +271,7 @@ class Closing(_ExplainedEnum):
     )
     DRAINING = (
         "draining",
-        "this bridge is shutting down; the window continues at another one",
+        "this bridge is shutting down; the window can reconnect to another one",
     )
     KICKED = "kicked", "an operator closed the user's windows"
     FLOODING = "flooding", "the window sent too many events"
@@ -380,7 +380,7 @@ class Fate(_ExplainedEnum):
     )
     UNKNOWN = (
         "unknown",
-        "neither the inbox, the journals nor the dead letters have a trace of it",
+        "neither the inbox, the journals nor the dead letters contain it",
     )
 
 

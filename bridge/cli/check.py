@@ -1,6 +1,7 @@
 """`bridge check`: check everything that `bridge run` needs."""
 
 import asyncio
+import os
 import shutil
 import sys
 import textwrap
@@ -53,7 +54,11 @@ def check(
 async def _check(settings: Settings, show: Callable[[CheckResult], None]) -> int:
     code = ExitCode.DONE
     async for result in run_checks(settings):
-        show(result)
+        try:
+            show(result)
+        except BrokenPipeError:
+            # `bridge check | head`: the checks finish, and close what they have opened.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = max(code, result.exit_code)
     return code
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import signal
+import sys
 from pathlib import Path
 
 import orjson
@@ -10,6 +12,7 @@ import orjson
 from tests.integration.programs import (
     LIMIT_S,
     command,
+    environment,
     program,
     settings_for_program,
     start,
@@ -47,6 +50,30 @@ async def test_check_reports_ok_or_a_fix(broker: LocalNode, namespace: str) -> N
     assert refused.code == 3
     assert "check the user and the password in BRIDGE_AMQP_URL" in refused.out
     assert "wrong-password" not in refused.out + refused.err
+
+
+async def test_check_finishes_when_nothing_reads_its_output(
+    broker: LocalNode, namespace: str
+) -> None:
+    """As in `bridge check | head -3`: no traceback, and the exit code of the checks."""
+    settings = settings_for_program(broker, namespace)
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "bridge", "check"),
+            env=environment(**settings),
+            stdout=write_end,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    finally:
+        os.close(write_end)
+    async with asyncio.timeout(LIMIT_S):
+        _, err = await process.communicate()
+
+    assert err.decode() == ""
+    assert process.returncode == 0
 
 
 async def test_config_shows_every_setting_and_no_secret() -> None:
