@@ -163,7 +163,7 @@ async def test_an_open_page_survives_a_restart_of_the_demo(
                 await second.started()
                 await page.expect_live()
                 note = page.window("ann").locator("#note")
-                await expect(note).to_contain_text("Gone for good")
+                await expect(note).to_contain_text("Lost:")
                 await page.publish(f"after {namespace}")
                 await page.expect_message("ann", f"after {namespace}")
                 await second.end(signal.SIGTERM)

@@ -36,7 +36,7 @@ class Route:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-async def test_a_message_without_one_user_is_a_dead_letter_and_is_stored_for_nobody(
+async def test_a_message_without_one_user_is_a_dead_letter_and_is_not_stored(
     broker: LocalNode, namespace: str, shards: int
 ) -> None:
     """Otherwise it is lost without a trace, in the inbox of a user who does not exist."""

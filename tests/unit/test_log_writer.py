@@ -56,7 +56,7 @@ def test_lines_are_written_whole_and_in_order(pipe: tuple[int, int]) -> None:
 def test_a_reader_that_stalls_costs_lines_and_never_time(
     pipe: tuple[int, int],
 ) -> None:
-    """Logging returns although nobody reads; the lines that had no room are counted."""
+    """Logging returns although there is no reader; the lines that had no room are counted."""
     handler = BackgroundLogHandler(pipe[1], capacity=5)
     done = threading.Event()
 

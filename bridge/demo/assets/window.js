@@ -110,7 +110,7 @@ function onState(name, facts) {
 
 function afterConnect({ replayed, complete, missed, reason, recovered }) {
   if (complete === false) {
-    return `Gone for good: ${missed ?? "nobody knows how many"} (${reason}). A page would load its state anew.`;
+    return `Lost: ${missed ?? "an unknown number of"} messages (${reason}). A real page would load its state again.`;
   }
   if (!recovered) return replayed ? `${plural(replayed, "message")} waited in the inbox.` : "";
   return replayed

@@ -43,7 +43,7 @@ async def first_start(world: World, rng: Random) -> bool:
     return True
 
 
-@_fault("bridge: log pipe that nobody reads", *_SUBJECTS)
+@_fault("bridge: log pipe without a reader", *_SUBJECTS)
 async def stop_reading_logs(world: World, rng: Random) -> bool:
     """Fill the log pipes of all bridges, whose reader has stopped."""
     bridges = [slot.bridge for slot in world.slots]

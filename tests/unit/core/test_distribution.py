@@ -11,7 +11,7 @@ _PROJECT = tomllib.loads(
 
 
 def test_the_name_is_that_of_the_project() -> None:
-    """`bridge` alone is another project, or nobody's, on a package index."""
+    """A package index may have another project with the name `bridge`."""
     assert _PROJECT["name"] == DISTRIBUTION
 
 
@@ -23,7 +23,7 @@ def test_a_command_installs_an_extra() -> None:
 
 
 def test_no_source_file_names_an_extra_of_another_distribution() -> None:
-    """`bridge[redis]` would install somebody else's package."""
+    """`bridge[redis]` would install the package of another project."""
     root = Path(__file__).parents[3]
     sources = [
         *root.glob("bridge/**/*.py"),

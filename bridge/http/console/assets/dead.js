@@ -141,7 +141,7 @@ function columns(chosen, renew) {
       cell: ({ id, user }) =>
         h("input", {
           type: "checkbox",
-          "aria-label": `Choose the dead letter of ${user ?? "nobody"}, ${id}`,
+          "aria-label": `Choose the dead letter of ${user ?? "no user"}, ${id}`,
           checked: chosen.has(id),
           change: choose(id),
         }),

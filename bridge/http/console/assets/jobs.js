@@ -39,7 +39,7 @@ export async function discard(selection) {
   if (would === null) return false;
   const answer = await confirmed({
     title: `Discard ${some(would)}?`,
-    text: `${would === 1 ? "It is" : "They are"} gone for good then: nobody gets ${would === 1 ? "this message" : "these messages"}.`,
+    text: `${would === 1 ? "This message is" : "These messages are"} deleted and cannot be recovered.`,
     action: `Discard ${count(would)}`,
     isDanger: true,
     typed: would === 1 ? null : would,

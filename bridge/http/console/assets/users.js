@@ -1,4 +1,4 @@
-// Users: who is online, what waits in an inbox, and closing somebody's windows.
+// Users: who is online, which messages wait in an inbox, and closing a user's windows.
 
 import { ask, query, segment } from "./api.js";
 import {
