@@ -178,19 +178,3 @@ async def test_a_poll_that_was_aborted_delivers_nothing(
 
     await eventually(lambda: not server.windows("alice"))
     assert (await server.inbox.state("alice")).delivered == 0
-
-
-@pytest.mark.parametrize("packet", ["1", "41"])
-async def test_a_close_packet_does_not_prove_the_last_response(
-    server: RunningServer, packet: str
-) -> None:
-    """A stock client posts it when the connection of a poll was cut."""
-    async with raw_poller(server) as page:
-        await page.join("alice")
-        await server.store("alice", 1)
-        await page.poll()  # a proxy may have taken this response and lost it
-
-        await page.post(packet)
-
-    await eventually(lambda: not server.windows("alice"))
-    assert (await server.inbox.state("alice")).delivered == 0

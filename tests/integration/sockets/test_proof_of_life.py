@@ -219,7 +219,11 @@ async def test_a_client_that_refuses_a_message_has_not_received_it(
 async def test_what_a_polling_page_had_not_received_when_it_closed_goes_to_the_next(
     server: RunningServer, packet: str
 ) -> None:
-    """Its last response too: only the next poll would have proved that it arrived."""
+    """
+    Its last response too: only the next poll would have proved that it arrived.
+
+    A stock client posts a close packet when the connection of a poll was cut.
+    """
     async with raw_poller(server) as page:
         await page.join("alice")
         await server.store("alice", 1)
@@ -229,6 +233,7 @@ async def test_what_a_polling_page_had_not_received_when_it_closed_goes_to_the_n
         await page.post(packet)
 
     await all_left(server)
+    assert await delivered(server) == 0
     assert await received_by_a_new_window(server) == [1, 2]
 
 
