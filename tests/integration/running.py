@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 import orjson
+import socketio
 
 from bridge.amqp.connection import BrokerAddress
 from bridge.amqp.publish.publisher import Publisher
@@ -146,6 +148,22 @@ async def open_worker(broker: LocalNode, namespace: str) -> AsyncIterator[Worker
         running = tasks.create_task(publisher.run(), name="worker")
         yield Worker(publisher, names.messages)
         running.cancel()
+
+
+@asynccontextmanager
+async def python_client(**options: Any) -> AsyncIterator[socketio.AsyncClient]:
+    """
+    A client of python-socketio, which is disconnected at the end.
+
+    The library leaves its own HTTP session open after some ends of a connection, which
+    fails whatever test runs when the session is collected.
+    """
+    async with aiohttp.ClientSession() as http:
+        client = socketio.AsyncClient(http_session=http, handle_sigint=False, **options)
+        try:
+            yield client
+        finally:
+            await client.shutdown()
 
 
 @dataclass

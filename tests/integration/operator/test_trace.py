@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-import socketio
 
 from bridge.core.message import Message, MessageLimits
 from bridge.core.properties import PERSISTENT, Properties
@@ -19,6 +18,7 @@ from tests.integration.running import (
     RunningBridge,
     open_windows,
     open_worker,
+    python_client,
     running_bridge,
     settings_for,
 )
@@ -105,12 +105,12 @@ async def test_the_trace_of_a_waiting_message_has_a_reason(
         running_bridge(settings_for(broker, namespace)) as running,
         open_worker(broker, namespace) as worker,
         asking(running) as api,
+        python_client() as page,
     ):
         said = properties("m", timestamp=int(time.time()).to_bytes(8))
         await worker.publish("ann", 1, properties=said)
         await settled(running, 1)
         alone = await traced(api, "m")
-        page = socketio.AsyncClient(handle_sigint=False)
         positions: asyncio.Queue[str] = asyncio.Queue(maxsize=10)
         page.on("message", lambda _data, position: positions.put_nowait(position))
         await page.connect(
@@ -150,8 +150,8 @@ async def test_a_polled_message_is_delivered_with_the_next_poll(
         running_bridge(settings_for(broker, namespace)) as running,
         open_worker(broker, namespace) as worker,
         asking(running) as api,
+        python_client() as page,
     ):
-        page = socketio.AsyncClient(handle_sigint=False)
         arrived = asyncio.Event()
         page.on("message", lambda _data, _position: arrived.set())
         await page.connect(
@@ -167,7 +167,6 @@ async def test_a_polled_message_is_delivered_with_the_next_poll(
 
         await eventually(is_delivered)
         told = await traced(api, "m")
-        await page.disconnect()
 
     assert stages(told) == ["taken", "stored", "written", "delivered"]
     assert "the page polled again" in told["story"][3]["text"]

@@ -11,10 +11,10 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-import socketio
 from yarl import URL
 
 from tests.conftest import eventually
+from tests.integration.running import python_client
 from tests.integration.sockets.cutting_proxy import open_cutting_proxy
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import (
@@ -58,21 +58,20 @@ async def test_the_python_client_gets_the_messages_of_a_lost_response(
 ) -> None:
     """Aiohttp repeats the GET, with the same `t`."""
     got: list[Any] = []
-    client = socketio.AsyncClient(reconnection_delay=0.01)
-    client.on("message", lambda data, _position: got.append(data))
-    async with open_cutting_proxy(server.port) as proxy:
+    async with (
+        open_cutting_proxy(server.port) as proxy,
+        python_client(reconnection_delay=0.01) as client,
+    ):
+        client.on("message", lambda data, _position: got.append(data))
         auth = {"token": token()}
         await client.connect(proxy.url, auth=auth, transports=["polling"])
-        try:
-            for number in range(4):
-                proxy.cut_next(MARK, after_bytes=after_bytes)
-                await server.store("alice", number)
-                await eventually(
-                    lambda number=number: number in got  # type: ignore[misc] # mypy does not see through the default
-                )
-            assert proxy.cuts == 4
-        finally:
-            await client.disconnect()
+        for number in range(4):
+            proxy.cut_next(MARK, after_bytes=after_bytes)
+            await server.store("alice", number)
+            await eventually(
+                lambda number=number: number in got  # type: ignore[misc] # mypy does not see through the default
+            )
+        assert proxy.cuts == 4
     # This client has no recovery: after a reconnect it gets what is not delivered.
     assert got == list(range(4))
 

@@ -3,9 +3,9 @@
 import asyncio
 
 import pytest
-import socketio
 
 from tests.conftest import eventually
+from tests.integration.running import python_client
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.running_server import RunningServer
 from tests.tokens import token
@@ -76,18 +76,15 @@ async def test_the_python_client_receives_messages_too(
 ) -> None:
     """Services may connect as users, and `bridge tail` does."""
     got: list[object] = []
-    client = socketio.AsyncClient(reconnection=False)
-    client.on("message", lambda data, _position: got.append(data))
     await server.store_numbers("alice", start=0, stop=20)
 
-    await client.connect(
-        server.url, auth={"token": token(sub="alice")}, transports=transports
-    )
-    try:
+    async with python_client(reconnection=False) as client:
+        client.on("message", lambda data, _position: got.append(data))
+        await client.connect(
+            server.url, auth={"token": token(sub="alice")}, transports=transports
+        )
         await server.store_numbers("alice", start=20, stop=60)
         await eventually(lambda: len(got) >= 60)
-    finally:
-        await client.disconnect()
 
     assert got == list(range(60))
     await eventually(lambda: not server.windows("alice"))

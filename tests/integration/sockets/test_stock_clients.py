@@ -14,6 +14,7 @@ import pytest
 import socketio
 
 from tests.conftest import eventually
+from tests.integration.running import python_client
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import LIMIT_S
 from tests.integration.sockets.running_server import Plan, RunningServer, open_server
@@ -112,10 +113,12 @@ class PythonPage:
 @asynccontextmanager
 async def python_page(kind: str, url: str) -> AsyncIterator[PythonPage]:
     """A client that is disconnected at the end."""
-    client = {"async": socketio.AsyncClient, "sync": socketio.Client}[kind](
-        reconnection_delay=0.01, reconnection_delay_max=0.05, handle_sigint=False
-    )
-    page = PythonPage(client, url)
+    options = {"reconnection_delay": 0.01, "reconnection_delay_max": 0.05}
+    if kind == "async":
+        async with python_client(**options) as client:
+            yield PythonPage(client, url)
+        return
+    page = PythonPage(socketio.Client(handle_sigint=False, **options), url)
     try:
         yield page
     finally:
