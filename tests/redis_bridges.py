@@ -16,7 +16,7 @@ from tests.conftest import eventually
 from tests.faults.suite.proxy import Proxy
 from tests.redis_server import RedisServer, free_port
 
-RETENTION = Retention(max_messages=1000, max_age_s=1000, dedupe_s=60)
+RETENTION = Retention(max_messages=100_000, max_age_s=1000, dedupe_s=60)
 
 
 @dataclass
@@ -37,7 +37,9 @@ class BridgeInbox:
 
     async def texts(self, user: str) -> list[bytes]:
         """Return the data of all messages of `user`."""
-        page = await self.inbox.read(user, after=0, max_messages=999, max_bytes=1 << 20)
+        page = await self.inbox.read(
+            user, after=0, max_messages=100_000, max_bytes=1 << 26
+        )
         return [stored.message.data for stored in page.messages]
 
     def received(self, user: str) -> list[bytes]:

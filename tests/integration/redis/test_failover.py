@@ -131,7 +131,10 @@ async def test_a_bridge_follows_the_master_and_loses_nothing(
     ):
         hosts = ",".join(f"{each.host}:{each.port}" for each in sentinels)
         url = f"redis+sentinel://{hosts}/main?replicas=1"
-        settings = settings_for(broker, namespace, inbox=url)
+        # All messages of the load, however long the elections take.
+        settings = settings_for(
+            broker, namespace, inbox=url, inbox_max_messages=100_000
+        )
         async with running_bridge(settings) as running:
             for user in USERS:
                 await pages.connected(
