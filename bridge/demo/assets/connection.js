@@ -50,8 +50,8 @@ export function openInbox({ getToken, place, onMessage, onState, renews }) {
   let closing; // what the bridge said before it closed the window, if it did
 
   socket.on("bridge:sync", (sync) => {
-    // Our place is of a store that is gone. A page with state of its own loads it anew,
-    // here and whenever `sync.complete` is false.
+    // Our position belongs to a store that no longer exists. A page with state of its own
+    // loads it again, here and whenever `sync.complete` is false.
     if (sync.reason === "reset" && sync.replayed === 0) place.forget();
     onState("live", { ...sync, recovered: socket.recovered });
   });
