@@ -14,6 +14,9 @@ from bridge.demo.private_node import PrivateNode, Progress
 from bridge.errors import PrivateNodeError
 
 _KILL_TIMEOUT_S: Final = 10.0
+_STARTS: Final = 3
+# Nodes of a cluster that start at the same moment may refuse each other (RabbitMQ 3.10).
+_PEER_IS_STARTING: Final = "Mnesia protocol negotiation failed"
 
 
 class LocalNode(PrivateNode):
@@ -114,11 +117,22 @@ class LocalNode(PrivateNode):
         """
         Start the node on the same ports and data; shut it down first if it runs.
 
+        A node that ends because another one of its cluster was starting too is started
+        again, as the unit of RabbitMQ's package does (Restart=on-failure).
+
         Raises:
             PrivateNodeError: If it does not start.
 
         """
         await self.shut_down()
+        for _ in range(_STARTS - 1):
+            try:
+                await self._run_node()
+            except PrivateNodeError as exc:
+                if _PEER_IS_STARTING not in exc.log_tail:
+                    raise
+            else:
+                return
         await self._run_node()
 
     async def freeze(self) -> None:
