@@ -284,10 +284,13 @@ class Bridge:
         parts.publish_endpoint.replace_limit(new.max_message_bytes)
         parts.sign_in.apply(operator_key_of(new))
         parts.publish_keys.replace(publish_key_texts_of(new))
+        parts.replace_logins(new)
         if "prefetch" in applied:
             await parts.intake.set_prefetch(new.prefetch)
         self.settings = new
-        log.info("settings.reloaded", changed=applied, needs_restart=needs_restart)
+        # A change without an effect must be seen, whatever the level of the log.
+        note = log.warning if needs_restart else log.info
+        note("settings.reloaded", changed=applied, needs_restart=needs_restart)
 
 
 def _log_refused_reload(problems: Sequence[str]) -> None:

@@ -129,7 +129,7 @@ class Components:
         )
 
         names = BrokerNames(settings.namespace)
-        address = broker_address(settings)
+        self._broker = address = broker_address(settings)
         plan = shard_plan(settings)
         outages = OutageLog()
         self.publisher = Publisher(
@@ -194,7 +194,7 @@ class Components:
         self.dead_letters = dead_letters = DeadLetterQueue(
             address, names, publisher=self.publisher, journal=journal
         )
-        queues = QueueInspector(
+        self._queues = queues = QueueInspector(
             address,
             names,
             intake=self.intake,
@@ -250,6 +250,14 @@ class Components:
             known_hosts=known_hosts_of(settings) if slot is None else None,
             add_api=add_api,
         )
+
+    def replace_logins(self, settings: Settings) -> None:
+        """Use the logins of `settings` for new connections; open ones stay as they are."""
+        self._broker.replace_urls(broker_address(settings).urls)
+        self._queues.replace_management(management_of(settings))
+        for part in (self.inbox, self.fleet):
+            if isinstance(part, RedisInbox | RedisFleet):
+                part.replace_login(parse_redis(settings.inbox))
 
 
 # --- broker

@@ -25,7 +25,7 @@ from bridge.enums import (
     Refusal,
     SyncReason,
 )
-from bridge.settings.load import is_reloadable
+from bridge.settings.load import reload_text
 from bridge.settings.model import Settings
 from bridge.settings.names import environment_name
 
@@ -52,9 +52,13 @@ def settings_table() -> str:
             shown = f"`{str(default).lower()}`"
         else:
             shown = f"`{default}`"
-        reload = "yes" if is_reloadable(name) else ""
         rows.append(
-            (f"`{environment_name(name)}`", shown, reload, field.description or "")
+            (
+                f"`{environment_name(name)}`",
+                shown,
+                reload_text(name),
+                field.description or "",
+            )
         )
     return _markdown(("setting", "default", "SIGHUP", "meaning"), rows)
 

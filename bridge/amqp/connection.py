@@ -64,10 +64,12 @@ class Purpose(StrEnum):
     OPERATE = "operate"  # short-lived: queries of queues, work on dead letters
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BrokerAddress:
     """
     The nodes of the broker, and limits for connections to them.
+
+    All parts of a bridge share one object, so that a new login reaches all of them.
 
     Attributes:
         urls: Tried in order; they contain passwords.
@@ -80,6 +82,10 @@ class BrokerAddress:
     urls: tuple[str, ...] = field(repr=False)
     timeout_s: float = 15.0
     heartbeat_s: int = _HEARTBEAT_S
+
+    def replace_urls(self, urls: tuple[str, ...]) -> None:
+        """Use these URLs for new connections; open ones stay as they are."""
+        self.urls = urls
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,10 @@ class QueueInspector:
         async with self._lock:
             return await self._inspect()
 
+    def replace_management(self, management: ManagementApi | None) -> None:
+        """Use another login of the management API, or none."""
+        self._management = management
+
     async def _inspect(self) -> Sequence[QueueFacts]:
         async with connected(
             self._address, purpose=Purpose.OPERATE, reader=FrameReader

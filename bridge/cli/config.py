@@ -12,7 +12,7 @@ from yarl import URL
 from bridge.cli.options import ConfigFile
 from bridge.cli.tables import print_note
 from bridge.core.redis_address import is_redis, parse_redis
-from bridge.settings.load import is_reloadable, load_settings
+from bridge.settings.load import load_settings, reload_text
 from bridge.settings.model import Settings, contradictions
 from bridge.settings.names import environment_name
 from bridge.settings.values import render_value
@@ -48,8 +48,7 @@ def config(
     for name, value in shown.items():
         text = render_value(value, Settings.model_fields[name].metadata)
         # Text instead of str: rich would read an IPv6 address in brackets as markup.
-        reload = "yes" if is_reloadable(name) else ""
-        table.add_row(environment_name(name), Text(text), reload)
+        table.add_row(environment_name(name), Text(text), reload_text(name))
     Console(highlight=False).print(table)
 
 

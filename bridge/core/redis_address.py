@@ -11,7 +11,7 @@ must have a message before it is acked), `ca=FILE` (the authorities to trust), `
 `sentinel_password=`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
@@ -78,6 +78,19 @@ class RedisAddress:
     key_file: str | None = None
     sentinel_user: str | None = None
     sentinel_password: str | None = None
+
+    def without_login(self) -> "RedisAddress":
+        """Return it without logins and TLS files: equal for two logins to one store."""
+        return replace(
+            self,
+            user=None,
+            password=None,
+            ca_file=None,
+            cert_file=None,
+            key_file=None,
+            sentinel_user=None,
+            sentinel_password=None,
+        )
 
     def __str__(self) -> str:
         """Return it as a setting, without user and password."""

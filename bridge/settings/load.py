@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
+from yarl import URL
 
+from bridge.core.redis_address import is_redis, parse_redis
 from bridge.errors import ConfigError
 from bridge.settings.model import PartialSettings, Settings
 from bridge.settings.names import ENVIRONMENT_PREFIX, did_you_mean, environment_name
@@ -72,16 +74,33 @@ def changed_fields(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
         for name in Settings.model_fields
         if getattr(old, name) != getattr(new, name)
     ]
-    return (
-        [name for name in changed if is_reloadable(name)],
-        [name for name in changed if not is_reloadable(name)],
-    )
+    applied = [name for name in changed if _is_applied(name, old, new)]
+    return applied, [name for name in changed if name not in applied]
 
 
-def is_reloadable(field_name: str) -> bool:
-    """Return whether SIGHUP applies a change of this field to the running bridge."""
+def reload_text(field_name: str) -> str:
+    """
+    Return which changes of this field SIGHUP applies to the running bridge.
+
+    Either "yes" for all, "login" for a new login or new TLS files, or "" for none.
+    """
     extra = Settings.model_fields[field_name].json_schema_extra
-    return isinstance(extra, dict) and extra.get("reload") is True
+    return str(extra["reload"]) if isinstance(extra, dict) else ""
+
+
+def _is_applied(name: str, old: Settings, new: Settings) -> bool:
+    if reload_text(name) != "login":
+        return reload_text(name) == "yes"
+    return _without_logins(getattr(old, name)) == _without_logins(getattr(new, name))
+
+
+def _without_logins(value: str | tuple[SecretStr, ...]) -> list[object]:
+    """Return what two values have in common that differ in logins and TLS files only."""
+    if isinstance(value, str):
+        return [parse_redis(value).without_login() if is_redis(value) else value]
+    # The query of a broker's URL names the TLS files.
+    urls = [URL(url.get_secret_value()) for url in value]
+    return [url.with_user(None).with_query(None) for url in urls]
 
 
 def _read_file(path: Path, problems: list[str]) -> dict[str, Any]:

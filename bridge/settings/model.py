@@ -54,13 +54,15 @@ _Key = Annotated[SecretStr, AfterValidator(check_key)]
 
 
 def _reloadable(default: Any, help_: str) -> Any:
-    return Field(default, description=help_, json_schema_extra={"reload": True})
+    return Field(default, description=help_, json_schema_extra={"reload": "yes"})
 
 
 def _fixed(default: Any, help_: str, **bounds: Any) -> Any:
-    return Field(
-        default, description=help_, json_schema_extra={"reload": False}, **bounds
-    )
+    return Field(default, description=help_, json_schema_extra={"reload": ""}, **bounds)
+
+
+def _fixed_except_login(default: Any, help_: str) -> Any:
+    return Field(default, description=help_, json_schema_extra={"reload": "login"})
 
 
 class Settings(BaseSettings):
@@ -82,14 +84,16 @@ class Settings(BaseSettings):
     _is_complete: ClassVar[bool] = True
 
     # --- broker
-    amqp_url: Annotated[Secrets, AfterValidator(check_broker_urls)] = _fixed(
-        "amqp://guest:guest@127.0.0.1:5672/",
-        "URL of RabbitMQ. Several, separated by commas, are tried in order. `amqps://` for TLS, "
-        "with `?cafile=` and, for mutual TLS, `&certfile=&keyfile=`.",
+    amqp_url: Annotated[Secrets, AfterValidator(check_broker_urls)] = (
+        _fixed_except_login(
+            "amqp://guest:guest@127.0.0.1:5672/",
+            "URL of RabbitMQ. Several, separated by commas, are tried in order. `amqps://` for TLS, "
+            "with `?cafile=` and, for mutual TLS, `&certfile=&keyfile=`.",
+        )
     )
     management_url: (
         Annotated[SecretStr, AfterValidator(check_management_url)] | None
-    ) = _fixed(
+    ) = _reloadable(
         None,
         "RabbitMQ's management API, such as `http://host:15672/`, with a login or with the "
         "login of `BRIDGE_AMQP_URL`. Optional: delivering messages needs AMQP only.",
@@ -233,7 +237,7 @@ class Settings(BaseSettings):
     )
 
     # --- inbox
-    inbox: Annotated[str, AfterValidator(check_inbox)] = _fixed(
+    inbox: Annotated[str, AfterValidator(check_inbox)] = _fixed_except_login(
         "sqlite:bridge-inbox.sqlite3",
         "The store. `sqlite:PATH` is a file on a local disk; a path without a leading `/` is "
         "relative to the working directory. `memory:` loses all messages when the bridge "

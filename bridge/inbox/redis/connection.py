@@ -292,6 +292,10 @@ class PersistentConnection:
         self.was_attempted = asyncio.Event()
         self._logged_problem: str | None = None
 
+    def replace_login(self, address: RedisAddress) -> None:
+        """Log in as `address` says at the next connect; the open connection stays."""
+        self._address = address
+
     async def run(self) -> None:
         """Keep the connection open until cancelled; raises nothing else."""
         pause_s = self._timing.backoff_first_s

@@ -70,6 +70,11 @@ class RedisFleet:
         self._numbers = count(1)
         self._pending: dict[int, asyncio.Queue[Any]] = {}
 
+    def replace_login(self, address: RedisAddress) -> None:
+        """Use the login and the TLS files of `address` for new connections."""
+        self._address = address
+        self._connection.replace_login(address)
+
     def serve(self, responder: Responder) -> None:
         """Answer the others' questions by `responder`, one after the other."""
         self._responder = responder

@@ -50,6 +50,12 @@ class RedisServers(ABC):
     def connections(self) -> Sequence[PersistentConnection]:
         """The connection to each server."""
 
+    def replace_login(self, address: RedisAddress) -> None:
+        """Log in as `address` says at each new connect; open connections stay."""
+        self._address = address
+        for connection in self.connections:
+            connection.replace_login(address)
+
     @abstractmethod
     def for_tag(self, tag: int) -> PersistentConnection:
         """Return the connection for `tag`; StoreUnavailableError if it has no server."""

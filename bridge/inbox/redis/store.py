@@ -112,6 +112,10 @@ class RedisInbox:
             return "its connections are no longer maintained"  # a bug, and logged
         return self._servers.problem or self._appender.problem
 
+    def replace_login(self, address: RedisAddress) -> None:
+        """Use the login and the TLS files of `address` for new connections."""
+        self._servers.replace_login(address)
+
     # --- opening and closing
 
     async def exists(self) -> bool:

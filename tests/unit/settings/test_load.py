@@ -7,8 +7,8 @@ import pytest
 from bridge.errors import ConfigError
 from bridge.settings.load import (
     changed_fields,
-    is_reloadable,
     load_settings,
+    reload_text,
 )
 from bridge.settings.model import Settings
 
@@ -209,13 +209,40 @@ def test_changed_fields_are_split_into_reloadable_and_restart(
     assert changed_fields(old, new) == (["prefetch", "jwt_secret"], ["port"])
 
 
+@pytest.mark.parametrize(
+    ("setting", "old", "new", "is_applied"),
+    [
+        ("amqp_url", "amqp://a:1@h/v", "amqp://b:2@h/v", True),
+        ("amqp_url", "amqp://a:1@h/v,amqp://a:1@i/v", "amqp://a:2@h/v", False),
+        ("amqp_url", "amqp://a:1@h/v", "amqp://a:1@h/w", False),
+        ("amqp_url", "amqps://h", "amqps://h/?cafile=/dev/null", True),
+        ("inbox", "redis://a:1@h/3", "redis://b:2@h/3", True),
+        ("inbox", "rediss://h", "rediss://h?ca=new.pem&cert=new.pem", True),
+        ("inbox", "redis://:1@h/3", "redis://:1@h/4", False),
+        ("inbox", "redis://h", "redis://h?replicas=1", False),
+        ("inbox", "memory:", "sqlite:inbox", False),
+        ("management_url", "http://h/", "http://a:1@i/", True),
+    ],
+)
+def test_a_reload_applies_logins_and_no_other_store_or_broker(
+    setting: str, old: str, new: str, *, is_applied: bool
+) -> None:
+    """With another store or broker, messages that wait in the old one would be left behind."""
+    secret = {"jwt_secret": "abcdefgh" * 8}
+    before = load_settings(secret | {setting: old})
+    after = load_settings(secret | {setting: new})
+
+    expected = ([setting], []) if is_applied else ([], [setting])
+    assert changed_fields(before, after) == expected
+
+
 def test_each_setting_has_a_description_and_a_reload_flag() -> None:
     """The table of docs/settings.md and SIGHUP use them."""
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert field.description.endswith((".", "`", ")")), name
         assert isinstance(field.json_schema_extra, dict), name
-        assert is_reloadable(name) == field.json_schema_extra["reload"]
+        assert reload_text(name) in {"yes", "login", ""}, name
 
 
 def test_published_settings_keep_their_names() -> None:
