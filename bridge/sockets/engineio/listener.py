@@ -25,6 +25,10 @@ _HEAD_MAX_BYTES: Final = 1 << 16
 # Tokens of identity providers may be long, in a header or among cookies.
 _HEADER_MAX_BYTES: Final = 17_000
 _HEAD_END: Final = b"\r\n\r\n"
+# All windows connect at once after the restart of a proxy. The kernel reduces the number to
+# its own limit (net.core.somaxconn, usually 4,096) and ignores clients beyond it, which try
+# again after one second, then after two.
+_BACKLOG: Final = 65_535
 
 
 class Listener:
@@ -255,7 +259,7 @@ class _ListenerSite(web.SockSite):
     def __init__(
         self, runner: web.BaseRunner, bound: socket.socket, *, listener: Listener
     ) -> None:
-        super().__init__(runner, bound)
+        super().__init__(runner, bound, backlog=_BACKLOG)
         self._listener = listener
 
     async def start(self) -> None:

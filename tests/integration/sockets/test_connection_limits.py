@@ -3,6 +3,7 @@
 import asyncio
 import os
 import resource
+import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -50,6 +51,21 @@ def few_descriptors() -> Iterator[None]:
             stack.callback(os.close, descriptor)
         os.close(descriptor)
         yield
+
+
+async def test_hundreds_of_connections_wait_while_the_bridge_is_busy() -> None:
+    """
+    After a restart of a proxy, all windows connect at once.
+
+    Linux ignores a client beyond the backlog: it tries again after a second, then after
+    two, and may be reset although it believes that it is connected.
+    """
+    async with open_server(Plan()) as server:
+        address = ("127.0.0.1", server.socket_url().port or 0)
+        with ExitStack() as stack:
+            for _ in range(300):  # without an await, so nothing is accepted meanwhile
+                waiting = socket.create_connection(address, timeout=0.5)
+                stack.enter_context(waiting)
 
 
 @pytest.mark.parametrize("start", [b"", b"G", b"\r\n\r\n", HEALTH[:-2]])
