@@ -50,7 +50,9 @@ def ratio_lines(results: Results) -> Iterable[str]:
     yield "|---|---|---|---|---|---|---|"
     for ratio in results.ratios():
         target, reached = ratio.target, ratio.reached
-        against = "itself at 100" if target.base else _TITLES[target.against]
+        against = (
+            "itself at 100" if target.base else _TITLES.get(target.against or "", "")
+        )
         yield (
             f"| {target.text} | {_TITLES[target.server]} | {against} "
             f"| ≤ {target.at_most:g} | {reached.median:.2f} "

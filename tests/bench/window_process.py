@@ -13,7 +13,6 @@ from bridge.auth.issuing import issue_token
 from tests.bench.servers import ROOT, SECRET
 
 _LIMIT_S: Final = 180.0
-_CONCURRENCY: Final = 50
 
 
 class WindowProcess:
@@ -30,13 +29,24 @@ class WindowProcess:
         users: Sequence[str],
         *,
         syncs: bool,
-        concurrency: int = _CONCURRENCY,
+        concurrency: int = 50,
+        acks: bool = False,
     ) -> None:
-        """Open a window per user, and wait until all are connected."""
+        """
+        Open a window per user, and wait until all are connected.
+
+        Args:
+            port: The port of the server.
+            users: The user of each window.
+            syncs: Whether the server notifies a window of the end of its replay.
+            concurrency: How many connect at the same time.
+            acks: Whether each window acks each message, and its ack is timed.
+
+        """
         tokens = [self.token(user) for user in users]
         self._opened += len(tokens)
         facts = await self.command(
-            do="open", port=port, tokens=tokens, concurrency=concurrency
+            do="open", port=port, tokens=tokens, concurrency=concurrency, acks=acks
         )
         synced = facts["synced"]
         await self.wait("connected", self._opened)
@@ -63,7 +73,7 @@ class WindowProcess:
         Wait until the count `what` reaches `number`.
 
         Raises:
-            RuntimeError: If it does not in time, or if windows were lost.
+            RuntimeError: If it does not in time, or if connected windows were lost.
 
         """
         facts = await self.command(
@@ -78,9 +88,9 @@ class WindowProcess:
         await self.command(do="close", keep=keep)
         self._opened = keep
 
-    async def reset(self) -> None:
-        """Reset the counts of events."""
-        await self.command(do="reset")
+    async def reset(self) -> dict[str, Any]:
+        """Reset the counts of events; return all counts."""
+        return await self.command(do="reset")
 
     async def time(self, *, on: bool) -> None:
         """Switch the recording of latencies on or off."""

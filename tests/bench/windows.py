@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any, Final
 
 import orjson
@@ -27,6 +28,7 @@ _UPGRADE: Final = (
 )
 _RECEIVE_BYTES: Final = 1 << 16
 _CONTROL: Final = 0
+_RETRY_S: Final = 1.0
 # The field "t" of the data has microseconds since boot plus this base: always 16 digits,
 # which a JavaScript number can hold.
 STAMP_BASE: Final = 10**15
@@ -43,16 +45,41 @@ def masked(payload: bytes) -> bytes:
 
 
 _PONG: Final = masked(b"3")
+# Packets of a window with manual acks: an ack of a position with the id 1, and its answer.
+_ACK: Final = b'421["ack","%b"]'
+_ACKED: Final = b"431"
 
 
 class RawWindow:
-    """One connection."""
+    """
+    One connection.
 
-    __slots__ = ("held", "is_connected", "is_open", "socket", "token")
+    Attributes:
+        token: Its token.
+        auth: The data of its CONNECT packet, with the token.
+        acking_us: When each message was sent whose ack is not answered, oldest first;
+            ``None`` if the window does not ack.
 
-    def __init__(self, connection: socket.socket, token: str) -> None:
+    """
+
+    __slots__ = (
+        "acking_us",
+        "auth",
+        "held",
+        "is_connected",
+        "is_open",
+        "socket",
+        "token",
+    )
+
+    def __init__(self, connection: socket.socket, token: str, *, acks: bool) -> None:
         self.socket = connection
         self.token = token
+        self.auth = b'{"token":"%b"%b}' % (
+            token.encode(),
+            b',"acks":"manual"' if acks else b"",
+        )
+        self.acking_us: deque[int] | None = deque() if acks else None
         self.held = b""
         self.is_open = False  # the WebSocket upgrade is complete
         self.is_connected = False  # the Socket.IO CONNECT is answered
@@ -64,8 +91,11 @@ class WindowPool:
 
     Attributes:
         events: The number of events named `message`.
-        latencies_us: The latency of each event from its publish, while `is_timed`.
-        lost: The number of windows that the server closed.
+        latencies_us: While `is_timed`, the latency of each event from its publish; of a
+            window that acks, until its ack is answered.
+        lost: The number of connected windows that the server closed.
+        retried: How often a window tried again, because its connection was reset before it
+            was connected.
 
     """
 
@@ -74,6 +104,7 @@ class WindowPool:
         self.connected = 0
         self.synced = 0
         self.lost = 0
+        self.retried = 0
         self.is_timed = False
         self.latencies_us: list[int] = []
         self.windows: dict[int, RawWindow] = {}
@@ -83,13 +114,22 @@ class WindowPool:
         self._opening = 0
         self._concurrency = 0
         self._port = 0
+        self._acks = False
         self._addresses = 0
+        self._retries: deque[tuple[float, str]] = deque()  # when, and the token
 
     # --- opening
 
-    def open(self, port: int, tokens: list[str], *, concurrency: int) -> None:
-        """Connect a window for each token, at most `concurrency` at the same time."""
+    def open(
+        self, port: int, tokens: list[str], *, concurrency: int, acks: bool
+    ) -> None:
+        """
+        Connect a window for each token, at most `concurrency` at the same time.
+
+        With `acks`, each window acks each message.
+        """
         self._port = port
+        self._acks = acks
         self._concurrency = concurrency
         self._waiting.extend(tokens)
         self._open_more()
@@ -110,15 +150,28 @@ class WindowPool:
         code = connection.connect_ex(("127.0.0.1", self._port))
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, os.strerror(code))
-        self.windows[connection.fileno()] = RawWindow(connection, token)
+        window = RawWindow(connection, token, acks=self._acks)
+        self.windows[connection.fileno()] = window
         self._poll.register(connection.fileno(), select.EPOLLOUT)
 
     def _connected(self, window: RawWindow) -> None:
-        code = window.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, os.strerror(code))
+        if window.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._retry(window)
+            return
         self._poll.modify(window.socket.fileno(), select.EPOLLIN)
-        window.socket.send(_UPGRADE % self._port)
+        self._send(window, _UPGRADE % self._port)
+
+    @staticmethod
+    def _send(window: RawWindow, data: bytes) -> None:
+        # After a reset, the next read reports it.
+        with suppress(ConnectionError):
+            window.socket.send(data)
+
+    def _retry(self, window: RawWindow) -> None:
+        """Connect again later, as a stock client does, in the place of a reset window."""
+        self.retried += 1
+        self._retries.append((time.monotonic() + _RETRY_S, window.token))
+        self._forget(window)
 
     def _upgraded(self, window: RawWindow, data: bytes) -> bytes:
         """Return the data after the upgrade response; empty while it is incomplete."""
@@ -130,7 +183,7 @@ class WindowPool:
             raise OSError(errno.EPROTO, head.decode(errors="replace"))
         window.is_open = True
         window.held = b""
-        window.socket.send(masked(b'40{"token":"%b"}' % window.token.encode()))
+        self._send(window, masked(b"40" + window.auth))
         return rest
 
     # --- reading
@@ -139,6 +192,8 @@ class WindowPool:
         """Read available data of all windows; true if a command is available."""
         has_command = False
         windows = self.windows
+        while self._retries and self._retries[0][0] < time.monotonic():
+            self._connect(self._retries.popleft()[1])
         for number, happened in self._poll.poll(timeout_s):
             if number == _CONTROL:
                 has_command = True
@@ -149,22 +204,27 @@ class WindowPool:
             if happened & select.EPOLLOUT:
                 self._connected(window)
                 continue
-            try:
-                data = window.socket.recv(_RECEIVE_BYTES)
-            except BlockingIOError:
-                continue
-            except ConnectionResetError:
-                data = b""
-            if not data:
-                self.lost += 1
-                self._forget(window)
-                continue
-            if not window.is_open:
-                data = self._upgraded(window, window.held + data)
-                if not data:
-                    continue
-            self._read_frames(window, data)
+            self._read(window)
         return has_command
+
+    def _read(self, window: RawWindow) -> None:
+        try:
+            data = window.socket.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            if not window.is_connected:
+                self._retry(window)
+                return
+            self.lost += 1
+            self._forget(window)
+            return
+        if not window.is_open:
+            data = self._upgraded(window, window.held + data)
+        if data:
+            self._read_frames(window, data)
 
     def _read_frames(self, window: RawWindow, data: bytes) -> None:
         if window.held:
@@ -189,20 +249,32 @@ class WindowPool:
             if data[start + 4 : start + 5] == b"m" and data[start] == 0x34:
                 self.events += 1
                 if now_us:
-                    stamp = data.find(_STAMP, start, stop) + len(_STAMP)
-                    sent_us = int(data[stamp : stamp + _STAMP_DIGITS])
-                    self.latencies_us.append(now_us - sent_us)
+                    self._time(window, data[start:stop], now_us)
             else:
                 self._handle_other(window, data[at], data[start:stop])
             at = stop
         if at < end:
             window.held = data[at:]
 
+    def _time(self, window: RawWindow, packet: bytes, now_us: int) -> None:
+        stamp = packet.find(_STAMP) + len(_STAMP)
+        sent_us = int(packet[stamp : stamp + _STAMP_DIGITS])
+        if window.acking_us is None:
+            self.latencies_us.append(now_us - sent_us)
+            return
+        window.acking_us.append(sent_us)
+        position = packet[packet.rindex(b'"', 0, -2) + 1 : -2]
+        window.socket.send(masked(_ACK % position))
+
     def _handle_other(self, window: RawWindow, head: int, payload: bytes) -> None:
         if head == 0x88:
             return  # a close frame; the end of the connection follows
         if payload == b"2":
             window.socket.send(_PONG)
+        elif payload.startswith(_ACKED):
+            if window.acking_us:
+                now_us = time.monotonic_ns() // 1000 + STAMP_BASE
+                self.latencies_us.append(now_us - window.acking_us.popleft())
         elif payload.startswith(b"40"):
             window.is_connected = True
             self.connected += 1
@@ -233,6 +305,8 @@ class WindowPool:
             "connected": self.connected,
             "synced": self.synced,
             "lost": self.lost,
+            "retried": self.retried,
+            "timed": len(self.latencies_us),
         }
 
 
@@ -269,6 +343,7 @@ class CommandLoop:
                 self._reply({})
             case "latencies":
                 self._reply({"us": sorted(pool.latencies_us)})
+                pool.latencies_us.clear()
             case "close":
                 pool.close(**command)
                 pool.events = pool.synced = 0

@@ -70,9 +70,17 @@ class Stage:
     scale: Scale
     seed: int
 
-    async def open(self, users: list[str]) -> None:
-        """Open a window for each of `users`."""
-        await self.windows.open(self.server.port, users, syncs=self.server.kind.syncs)
+    async def open(
+        self, users: list[str], *, concurrency: int = 50, acks: bool = False
+    ) -> None:
+        """Open a window for each of `users`; see `WindowProcess.open`."""
+        await self.windows.open(
+            self.server.port,
+            users,
+            syncs=self.server.kind.syncs,
+            concurrency=concurrency,
+            acks=acks,
+        )
 
     async def saturate(self, users: list[str], number: int) -> Figures:
         """Publish a backlog while the server is paused, then resume it; one window per user."""
