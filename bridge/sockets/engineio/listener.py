@@ -2,7 +2,7 @@
 A port: each connection opens a WebSocket session or goes to aiohttp.
 
 A connection waits here until its first request head is complete, within a deadline and
-the limits of its address. The common WebSocket handshake never reaches aiohttp, which
+the limits of its address. The deadline applies to the heads of later requests, too. The common WebSocket handshake never reaches aiohttp, which
 costs more per connection than the session. Any other connection is passed to aiohttp
 together with its first bytes.
 """
@@ -95,7 +95,9 @@ class Listener:
         handler = _HttpHandler(
             self._http, loop=loop, **options | {"max_field_size": _HEADER_MAX_BYTES}
         )
-        http = HttpConnection(handler, on_end=lambda: self.limits.release(address))
+        http = HttpConnection(
+            handler, self.limits, on_end=lambda: self.limits.release(address)
+        )
         transport.set_protocol(http)
         http.connection_made(transport)
         http.data_received(data)
@@ -189,6 +191,12 @@ class _HttpHandler(RequestHandler):
 
     __slots__ = ()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered, and none has arrived completely."""
+        waiter = self._waiter
+        return waiter is not None and not waiter.done() and not self._messages
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -213,19 +221,41 @@ class HttpConnection(asyncio.Protocol):
     `on_end` is called once, when the connection is closed or detached from aiohttp.
     """
 
-    __slots__ = ("_http", "_on_end")
+    __slots__ = ("_deadline", "_http", "_limits", "_on_end", "_transport")
 
-    def __init__(self, http: asyncio.Protocol, *, on_end: Callable[[], None]) -> None:
+    _transport: asyncio.Transport
+
+    def __init__(
+        self, http: _HttpHandler, limits: ConnectionLimits, *, on_end: Callable[[], None]
+    ) -> None:
         self._http = http
+        self._limits = limits
         self._on_end: Callable[[], None] | None = on_end
+        self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start to serve."""
+        self._transport = cast("asyncio.Transport", transport)
         self._http.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Pass bytes on."""
+        """Pass bytes on; the deadline for a head begins with its first byte."""
         self._http.data_received(data)
+        if not self._http.is_idle:
+            self._stop_deadline()
+        elif self._deadline is None and data.strip(b"\r\n"):
+            self._deadline = asyncio.get_running_loop().call_later(
+                self._limits.limits.connect_s, self._give_up
+            )
+
+    def _give_up(self) -> None:
+        self._limits.note_refusal(ConnectionRefusal.NO_REQUEST)
+        self._transport.abort()
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
     def eof_received(self) -> bool | None:
         """Pass the end of the stream on."""
@@ -246,6 +276,7 @@ class HttpConnection(asyncio.Protocol):
 
     def end(self) -> None:
         """Report that aiohttp does not serve the connection any more."""
+        self._stop_deadline()
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
             on_end()

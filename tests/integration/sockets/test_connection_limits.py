@@ -96,6 +96,38 @@ async def test_bytes_do_not_extend_the_deadline() -> None:
         await eventually(is_aborted_while_it_sends)
 
 
+@pytest.mark.parametrize("start", [b"GET /", b"GET / HTTP/1.1\r\nX-Filler: y"])
+async def test_later_requests_on_a_connection_have_the_same_deadline(
+    start: bytes,
+) -> None:
+    """The pause between two requests may be much longer than a head may take."""
+    async with open_server(Plan(connect_s=0.3)) as server, raw_tcp(server) as slow:
+        for _ in range(2):
+            await slow.send(HEALTH)
+            await slow.receive_until(b"true}")
+        await slow.send(start)
+
+        def is_aborted_while_it_sends() -> bool:
+            with suppress(OSError):
+                slow.socket.send(b"y")
+            return not server.counted_connections
+
+        await eventually(is_aborted_while_it_sends)
+        assert refused(server, ConnectionRefusal.NO_REQUEST) == 1
+
+
+async def test_an_empty_line_after_a_request_starts_no_deadline() -> None:
+    """Old clients send one; the connection may wait for the next request."""
+    async with open_server(Plan(connect_s=0.1)) as server, raw_tcp(server) as client:
+        await client.send(HEALTH + b"\r\n")
+        await client.receive_until(b"true}")
+        await client.send(b"\r\n")
+        async with raw_tcp(server) as other:  # its deadline is not earlier
+            assert await other.read_to_end() == b""
+        await client.send(HEALTH)
+        await client.receive_until(b"true}")
+
+
 async def test_a_request_that_comes_in_pieces_is_served(server: RunningServer) -> None:
     """Networks split requests anywhere."""
     async with raw_tcp(server) as connection:
