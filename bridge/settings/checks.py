@@ -32,6 +32,8 @@ _AMQP_ESCAPES: Final = "in a user, a password or a vhost, %40 is for @ and %2F f
 _SECRET_MIN_BYTES: Final = 16
 # `openssl rand -hex 16` uses about 16 different characters; "secretsecretsecret" uses 5.
 _DISTINCT_MIN: Final = 8
+# Of 16 random hexadecimal digits, one continues a sequence in every seven secrets.
+_UNPREDICTABLE_MIN: Final = 12
 # Apps and browser extensions, such as capacitor://localhost.
 _ORIGIN_OF_APP: Final = re.compile(
     r"(?!(?:https?|wss?|file|ftp)://)[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(:\d+)?/?"
@@ -105,7 +107,21 @@ def secret_weakness(secret: str) -> str | None:
         return f"has {length} bytes, expected at least {_SECRET_MIN_BYTES}"
     if distinct < _DISTINCT_MIN:
         return f"has {distinct} different characters, expected at least {_DISTINCT_MIN}"
+    if _unpredictable(secret) < _UNPREDICTABLE_MIN:
+        return "consists of sequences or repetitions, such as 123 or abcabc"
     return None
+
+
+def _unpredictable(secret: str) -> int:
+    """Count the characters that neither continue a sequence nor repeat earlier ones."""
+    codes = [ord(character) for character in secret]
+    count = min(2, len(codes))
+    for at in range(2, len(codes)):
+        step = codes[at] - codes[at - 1]
+        is_next = abs(step) <= 1 and step == codes[at - 1] - codes[at - 2]
+        is_repeated = secret.find(secret[at - 2 : at + 1]) < at - 2
+        count += not (is_next or is_repeated)
+    return count
 
 
 def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def test_every_variable_of_the_environment_file_is_a_setting() -> None:
 
 def test_the_environment_file_is_accepted_once_the_secrets_are_filled_in() -> None:
     """An operator changes the addresses and secrets, and nothing else."""
-    given = environment() | {"BRIDGE_OPERATOR_TOKEN": "0123456789abcdef"}
+    given = environment() | {"BRIDGE_OPERATOR_TOKEN": "operator-token-of-the-tests"}
     given = {name: value for name, value in given.items() if value}
     fields = {environment_name(name): name for name in Settings.model_fields}
 

@@ -20,7 +20,7 @@ from tests.local_node import LocalNode
 
 _ROOT: Final = Path(__file__).parents[2]
 _BLOCK: Final = re.compile(r"^```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_API_KEY: Final = "abcdefgh" * 4
+_API_KEY: Final = "api-key-of-the-tests"
 
 
 def block(page: str, heading: str) -> str:

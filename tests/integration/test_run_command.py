@@ -57,7 +57,7 @@ async def test_sighup_applies_reloadable_settings_and_logs_the_changes(
     """A secret can be rotated without a restart: the next token is checked with the new one."""
     file = tmp_path / "bridge.toml"
     file.write_text(f'jwt_secret = "{SECRET}"\nlog_level = "info"\n')
-    new_secret = "abcdefgh" * 5
+    new_secret = "another-secret-of-more-than-32-bytes"
     settings = settings_for_program(broker, namespace)
     del settings["jwt_secret"]
     process = await start("run", "--config", str(file), **settings)

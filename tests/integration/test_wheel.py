@@ -23,7 +23,7 @@ _LIMIT_S: Final = 60 * SLOW_FACTOR
 _SETTINGS: Final = MappingProxyType(
     {
         "BRIDGE_AMQP_URL": "amqp://127.0.0.1:1/",  # nothing listens there
-        "BRIDGE_JWT_SECRET": "0123456789abcdef" * 3,
+        "BRIDGE_JWT_SECRET": "a-32-byte-secret-for-these-tests",
         "BRIDGE_BROKER_TIMEOUT": "2s",
         "BRIDGE_PORT": "0",
         "BRIDGE_OPERATOR_PORT": "0",

@@ -127,7 +127,7 @@ async def test_a_dry_run_reports_the_change_and_declares_nothing(
     given = {
         "BRIDGE_AMQP_URL": sharded.address.urls[0],
         "BRIDGE_NAMESPACE": sharded.names.namespace,
-        "BRIDGE_JWT_SECRET": "abcdefgh" * 4,
+        "BRIDGE_JWT_SECRET": "a-32-byte-secret-for-these-tests",
         "BRIDGE_SHARDS": "3",
     }
 

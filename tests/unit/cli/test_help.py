@@ -38,7 +38,7 @@ def test_ttl_is_a_duration_in_each_command(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The flag has one syntax in all commands, and an error names it."""
-    monkeypatch.setenv("BRIDGE_JWT_SECRET", "0123456789abcdefghijklmnopqrstuv")
+    monkeypatch.setenv("BRIDGE_JWT_SECRET", "a-32-byte-secret-for-these-tests")
 
     result = CliRunner().invoke(app, [*words, "--ttl", "10 minutes"])
 
@@ -80,7 +80,10 @@ def test_small_commands_import_few_modules(words: tuple[str, ...], most: int) ->
     """Imports are most of the time of a command; all modules took 1.6 s."""
     done = subprocess.run(
         [sys.executable, "-c", _COUNT_MODULES, *words],
-        env={"BRIDGE_JWT_SECRET": "abcdefgh" * 5, "PYTHONPATH": ":".join(sys.path)},
+        env={
+            "BRIDGE_JWT_SECRET": "a-32-byte-secret-for-these-tests",
+            "PYTHONPATH": ":".join(sys.path),
+        },
         capture_output=True,
         text=True,
         check=True,

@@ -16,7 +16,7 @@ from bridge.wiring import inbox_of
 
 def settings(**changes: object) -> Settings:
     given = {
-        "jwt_secret": "0123456789abcdef0123456789abcdef",
+        "jwt_secret": "a-32-byte-secret-for-these-tests",
         "amqp_url": "amqp://127.0.0.1:1/",
         "operator_port": 0,
         "inbox": "memory:",

@@ -29,7 +29,7 @@ from bridge.settings.model import Settings
 
 NAMES = BrokerNames("app.bridge")
 URL_OF_APP = URL("amqp://app%20user:secret@broker.example/my%20vhost")
-STRONG = "0123456789abcdef0123456789abcdef"
+STRONG = "a-32-byte-secret-for-these-tests"
 
 
 def settings(**changes: object) -> Settings:

@@ -75,7 +75,11 @@ async def test_the_operator_port_waits_for_a_request_only_until_its_deadline() -
     """Connections that send one byte would hold the descriptors of the operators."""
     metrics = Metrics()
     settings = load_settings(
-        {"jwt_secret": "abcdefgh" * 4, "connect_timeout": "200ms", "inbox": "memory:"}
+        {
+            "jwt_secret": "a-32-byte-secret-for-these-tests",
+            "connect_timeout": "200ms",
+            "inbox": "memory:",
+        }
     )
     listener = operator_listener(settings, TrustedProxies(), metrics)
     async with AsyncExitStack() as stack:

@@ -11,5 +11,5 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in list(os.environ):
         if name.upper().startswith("BRIDGE_"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("BRIDGE_JWT_SECRET", "abcdefgh" * 8)
+    monkeypatch.setenv("BRIDGE_JWT_SECRET", "a-32-byte-secret-for-these-tests" * 2)
     return monkeypatch

@@ -182,9 +182,9 @@ def test_problems_contain_no_secrets(
 def test_printed_settings_contain_no_secrets(environment: pytest.MonkeyPatch) -> None:
     """Debuggers, tracebacks and log lines print them."""
     environment.setenv("BRIDGE_AMQP_URL", "amqp://u:hunter2@h/")
-    environment.setenv("BRIDGE_OPERATOR_TOKEN", "hunter2-" * 2)
-    environment.setenv("BRIDGE_API_KEY", "hunter2-" * 2)
-    environment.setenv("BRIDGE_JWT_SECRET", "hunter2-" * 10)
+    environment.setenv("BRIDGE_OPERATOR_TOKEN", "hunter2-and-more-characters")
+    environment.setenv("BRIDGE_API_KEY", "hunter2-and-more-characters")
+    environment.setenv("BRIDGE_JWT_SECRET", "hunter2-and-more-characters-" * 3)
 
     settings = load_settings()
 
@@ -202,7 +202,7 @@ def test_changed_fields_are_split_into_reloadable_and_restart(
     old = load_settings()
     environment.setenv("BRIDGE_PREFETCH", "7")
     environment.setenv("BRIDGE_PORT", "8888")
-    environment.setenv("BRIDGE_JWT_SECRET", "ijklmnop" * 8)
+    environment.setenv("BRIDGE_JWT_SECRET", "another-secret-for-these-tests-1" * 2)
     new = load_settings()
 
     assert changed_fields(old, old) == ([], [])

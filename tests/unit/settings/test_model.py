@@ -46,7 +46,10 @@ def accepted(**values: object) -> Settings:
             "BRIDGE_OPERATOR_PORT: 8080 is also BRIDGE_PORT",
         ),
         (
-            {"jwt_secret": "abcdefgh" * 4, "slow_client_bytes": "511KiB"},
+            {
+                "jwt_secret": "a-32-byte-secret-for-these-tests",
+                "slow_client_bytes": "511KiB",
+            },
             "BRIDGE_SLOW_CLIENT_BYTES: must be at least twice BRIDGE_MAX_MESSAGE_BYTES",
         ),
         ({"namespace": "a..b"}, "BRIDGE_NAMESPACE: "),
@@ -140,8 +143,8 @@ def test_an_invalid_value_is_reported_by_its_variable(
         {"auth": "open"},
         {"auth": "open", "host": "0.0.0.0", "dangerously_open_to_the_network": True},
         {"operator_token": None},
-        {"operator_token": "a b? \u00e9 cdefghijk"},
-        {"operator_token": "abcdefgh" * 2},
+        {"operator_token": "a b? \u00e9 kfcjdheig"},
+        {"operator_token": "a-16-bytes-token"},
         {"operator_token": "abc", "dangerously_allow_weak_secrets": True},
         {"jwt_secret": "s" * 32, "dangerously_allow_weak_secrets": True},
     ],
@@ -176,7 +179,7 @@ def test_settings_are_frozen() -> None:
         ),
         (
             {
-                "jwt_secret": "abcdefgh" * 8 + "," + "t" * 40,
+                "jwt_secret": "a-32-byte-secret-for-these-tests" * 2 + "," + "t" * 40,
                 "jwt_algorithms": "HS512,HS256",
             },
             "BRIDGE_JWT_SECRET: secret number 2 has 40 bytes, HS512 needs 64",
@@ -188,6 +191,18 @@ def test_settings_are_frozen() -> None:
         ({"operator_token": "abc"}, "BRIDGE_OPERATOR_TOKEN: has 3 bytes, expected at"),
         ({"api_key": "abcdefgh1234567"}, "BRIDGE_API_KEY: has 15 bytes, expected at"),
         ({"api_key": "abcdefg" * 4}, "BRIDGE_API_KEY: has 7 different characters"),
+        (
+            {"operator_token": "0123456789abcdef"},
+            "BRIDGE_OPERATOR_TOKEN: consists of sequences or repetitions",
+        ),
+        (
+            {"api_key": "zyxwvutsrqponmlkjihgfedcba9876543210"},
+            "BRIDGE_API_KEY: consists of sequences or repetitions",
+        ),
+        (
+            {"jwt_secret": "mysecret1" * 8},
+            "BRIDGE_JWT_SECRET: secret number 1 consists of sequences or repetitions",
+        ),
         (
             {"jwt_algorithms": "ES256"},
             "BRIDGE_JWT_ALGORITHMS: ES256 needs BRIDGE_JWKS_URL or BRIDGE_JWT_PUBLIC_KEY, and "
