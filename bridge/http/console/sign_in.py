@@ -74,16 +74,22 @@ class SignIn:
         session_id = request.cookies.get(_cookie_name(request))
         if session_id is None or has_key(request):
             return self.keys.refusal(request)
-        if not self.sessions.use(session_id):
+        # First: what another page causes is no use of the session.
+        refusal = _refusal_of_other_pages(request)
+        if refusal is None and not self.sessions.use(session_id):
             return problem(401, "the session has ended: sign in again")
-        return _refusal_of_other_pages(request)
+        return refusal
 
     # --- the endpoints
 
     async def show(self, request: web.Request) -> web.Response:
         """Answer whether the request has a session, which is no error if it has none."""
         session_id = request.cookies.get(_cookie_name(request))
-        is_signed_in = session_id is not None and self.sessions.use(session_id)
+        is_signed_in = (
+            session_id is not None
+            and _refusal_of_other_pages(request) is None
+            and self.sessions.use(session_id)
+        )
         return json_response({"signed_in": is_signed_in})
 
     async def sign_in(self, request: web.Request) -> web.Response:

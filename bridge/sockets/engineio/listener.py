@@ -226,7 +226,11 @@ class HttpConnection(asyncio.Protocol):
     _transport: asyncio.Transport
 
     def __init__(
-        self, http: _HttpHandler, limits: ConnectionLimits, *, on_end: Callable[[], None]
+        self,
+        http: _HttpHandler,
+        limits: ConnectionLimits,
+        *,
+        on_end: Callable[[], None],
     ) -> None:
         self._http = http
         self._limits = limits

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from aiohttp import ClientResponse, web
 
 from bridge.http.authentication import KeyAttempts, Keys, guarded
+from bridge.http.console.sessions import Sessions
 from bridge.http.console.sign_in import SignIn, add_console_routes
 from bridge.http.responses import answer_with_problems, harden
 from bridge.trusted_proxies import TrustedProxies
@@ -30,7 +31,8 @@ class FakeConsole:
         """Build the sign-in under test."""
         attempts = KeyAttempts(self.proxies, clock=self.clock)
         self.keys = Keys([TOKEN], setting="TOKEN", attempts=attempts)
-        self.sign_in = SignIn(self.keys, self.proxies)
+        sessions = Sessions(clock=self.clock)
+        self.sign_in = SignIn(self.keys, self.proxies, sessions)
 
     def app(self) -> web.Application:
         """Build the application."""

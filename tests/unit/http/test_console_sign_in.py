@@ -243,6 +243,19 @@ async def test_another_page_cannot_read_with_the_cookie(
     assert (await client.get("/api/thing", headers=sent)).status == 403
 
 
+@pytest.mark.parametrize("path", ["/api/thing", "/console/session"])
+async def test_another_page_cannot_keep_a_session_open(
+    client: Client, console: FakeConsole, path: str
+) -> None:
+    """Its requests are refused, but would count as a use of the session."""
+    sent = await cookie(client)
+    for _ in range(2):
+        console.clock.now_s += 1801
+        await client.get(path, headers=sent | {"Sec-Fetch-Site": "same-site"})
+
+    assert (await client.get("/api/thing", headers=sent)).status == 401
+
+
 async def test_another_page_cannot_sign_in(client: Client) -> None:
     """It could otherwise try tokens from inside an operator's network."""
     for headers in ({}, OWN | {"Origin": "http://evil.example"}):
