@@ -105,13 +105,14 @@ class WindowRequests:
                 EventError.BAD_POSITION,
                 "this window has had no message at that position",
             )
-        self._inbox.mark_delivered(window.user, position.offset)
-        self._journal.delivered(
-            window.user,
-            position.offset,
-            at_s=time(),
-            text="a window acked it, or a later one",
-        )
+        if window.ack(position.offset):  # a repeated ack costs and records nothing
+            self._inbox.mark_delivered(window.user, position.offset)
+            self._journal.delivered(
+                window.user,
+                position.offset,
+                at_s=time(),
+                text="a window acked it, or a later one",
+            )
         return {"ok": True}
 
     async def refresh(self, window: Window, argument: object) -> dict[str, object]:

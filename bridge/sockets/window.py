@@ -144,7 +144,11 @@ class Window:
             False if that does not change what counts as delivered.
 
         """
-        if self.has_manual_acks or offset <= self._delivered:
+        return not self.has_manual_acks and self.ack(offset)
+
+    def ack(self, offset: int) -> bool:
+        """Record that the page has received everything up to `offset`; as `deliver`."""
+        if offset <= self._delivered:
             return False
         self._delivered = offset
         return True

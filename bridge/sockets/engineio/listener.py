@@ -261,9 +261,9 @@ class HttpConnection(asyncio.Protocol):
             self._deadline.cancel()
             self._deadline = None
 
-    def eof_received(self) -> bool | None:
+    def eof_received(self) -> None:
         """Pass the end of the stream on."""
-        return self._http.eof_received()
+        self._http.eof_received()
 
     def pause_writing(self) -> None:
         """Note that the client reads slowly."""

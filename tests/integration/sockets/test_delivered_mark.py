@@ -60,6 +60,20 @@ async def test_with_manual_acks_only_an_ack_delivers(server: RunningServer) -> N
     assert [event[1] for event in events] == [3, 4]
 
 
+async def test_an_ack_that_is_repeated_is_recorded_once(server: RunningServer) -> None:
+    """A page could fill the bounded record of all users, and cause a write per second."""
+    await server.store_numbers("alice", start=0, stop=2)
+    async with raw_window(server) as window:
+        await window.join("alice", acks="manual")
+        events, _ = await window.synced()
+        for packet_id in range(20):
+            position = events[packet_id % 2][-1]
+            await window.emit("ack", position, packet_id=packet_id)
+            assert await window.answer(packet_id) == {"ok": True}
+
+    assert list(server.io.rooms.journal._delivered.offsets) == [1, 2]
+
+
 async def test_a_window_with_manual_acks_does_not_delay_the_others(
     server: RunningServer,
 ) -> None:
