@@ -62,6 +62,12 @@ class Header(StrEnum):
     REDRIVEN_ID = "x-bridge-redriven-id"
 
 
+class OptionHeader(StrEnum):
+    """A header by which a producer says how a message is delivered."""
+
+    EPHEMERAL = "x-bridge-ephemeral"
+
+
 # Written by RabbitMQ's message interceptor and by OpenTelemetry's libraries.
 HEADER_PUBLISHED_MS: Final = "timestamp_in_ms"
 HEADER_TRACE_PARENT: Final = "traceparent"
@@ -128,6 +134,12 @@ class DeadLetterReason(_ExplainedEnum):
         "bad_event",
         "the property type is not an event name: reserved, over 128 characters, "
         "or not printable UTF-8",
+        _FIX_THE_PRODUCER,
+    )
+    BAD_HEADER = (
+        "bad_header",
+        "a header that begins with x-bridge- says how to deliver the message, and its value "
+        "is not valid",
         _FIX_THE_PRODUCER,
     )
     SCHEMA = (
@@ -323,6 +335,7 @@ class Outcome(StrEnum):
 
     STORED = "stored"
     DUPLICATE = "duplicate"
+    EPHEMERAL = "ephemeral"
     DEAD_LETTER = "dead_letter"
     RETRY = "retry"
     EXPIRED = "expired"
@@ -343,6 +356,7 @@ class Stage(StrEnum):
     TAKEN = "taken"
     STORED = "stored"
     DUPLICATE = "duplicate"
+    EMITTED = "emitted"
     WRITTEN = "written"
     DELIVERED = "delivered"
     WAITING = "waiting"
@@ -370,6 +384,10 @@ class Fate(_ExplainedEnum):
         "it was stored and later deleted, because of the limit or its age",
     )
     DEAD = "dead", "it is a dead letter"
+    EMITTED = (
+        "emitted",
+        "it is ephemeral: it was emitted to the windows that were open, and not stored",
+    )
     RETRYING = (
         "retrying",
         "storing it failed; it waits in a retry queue for the next attempt",

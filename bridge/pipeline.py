@@ -206,6 +206,7 @@ class Pipeline:
     async def _settle_group(self, batch: Batch, deliveries: Sequence[Delivery]) -> None:
         now_s = self._clock.wall_s()
         good: list[_Parsed] = []
+        ephemeral: list[Message] = []
         for delivery in deliveries:
             try:
                 parsed = parse_delivery(
@@ -228,10 +229,22 @@ class Pipeline:
             ):
                 self._count(Outcome.EXPIRED)
                 self._note(delivery, Stage.EXPIRED, "before it could be stored")
+            elif parsed.options is not None and parsed.options.is_ephemeral:
+                ephemeral.append(parsed)
             else:
                 good.append((delivery, parsed))
         if good:
             await self._store(batch, good)
+        if ephemeral:
+            await self._announce(ephemeral)
+
+    async def _announce(self, messages: Sequence[Message]) -> None:
+        """Emit ephemeral messages, after the stored ones of their batch."""
+        await self._inbox.announce(messages)
+        self._count(Outcome.EPHEMERAL, len(messages))
+        at_s, stage = self._clock.wall_s(), Stage.EMITTED
+        for message in messages:
+            self._journal.note(JournalEntry(at_s, stage, message.user, message.id))
 
     async def _try_alone(self, batch: Batch, delivery: Delivery) -> None:
         """Settle a suspect alone, or dead-letter it unparsed after too many crashes."""

@@ -225,7 +225,7 @@ class Components:
             add_queue_routes(api, queues)
             add_dead_letter_routes(api, dead_letters, jobs)
             add_job_routes(api, jobs)
-            add_user_routes(api, inbox.admin, fleet_view)
+            add_user_routes(api, inbox.admin, fleet_view, inbox)
             add_trace_routes(
                 api, inboxes=inbox.admin, dead_letters=dead_letters, fleet=fleet_view
             )

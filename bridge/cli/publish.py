@@ -57,6 +57,12 @@ def publish(
             help="Lifetime, such as 90s, 15m or 1h; then the message expires."
         ),
     ] = None,
+    ephemeral: Annotated[
+        bool,
+        typer.Option(
+            "--ephemeral", help="Only for the windows that are open now; never stored."
+        ),
+    ] = False,
     json: Annotated[
         bool,
         typer.Option("--json", help="Print the ids as JSON, one line per message."),
@@ -87,7 +93,12 @@ def publish(
     )
     configure_logs(level="error", log_format=settings.log_format)
     ttl_s = None if ttl is None else parse_ttl_s(ttl)
-    options = {"event": event, "id": message_id, "ttl_s": ttl_s}
+    options = {
+        "event": event,
+        "id": message_id,
+        "ttl_s": ttl_s,
+        "ephemeral": ephemeral or None,
+    }
     common = {name: value for name, value in options.items() if value is not None}
     source = PublishInput(
         user, data, common, is_text=text, schemas=schemas_of(settings)
@@ -158,6 +169,7 @@ async def _publish_batch(
                     data=render_json(request.data),
                     message_id=message_id,
                     ttl_s=request.ttl_s,
+                    options=request.options,
                 ),
                 name="publish",
             )

@@ -14,6 +14,7 @@ import orjson
 from bridge.core.clock_reading import ClockReading
 from bridge.core.event_schemas import EventSchema, EventSchemas
 from bridge.core.json_text import parse_json
+from bridge.core.message_options import OPTIONS_MARK, MessageOptions, parse_options
 from bridge.core.properties import (
     Properties,
     header_bytes,
@@ -85,6 +86,7 @@ class Message:
         published_s: Unix time at which its producer published it, by the producer's own
             clock; ``None`` if that is not known, as after a read from the store.
         trace_parent: The producer's W3C trace context; ``None`` as for `published_s`.
+        options: How it is delivered; ``None`` as usual.
 
     """
 
@@ -96,6 +98,7 @@ class Message:
     deadline_s: float | None = None
     published_s: float | None = None
     trace_parent: str | None = None
+    options: MessageOptions | None = None
 
     def is_expired(self, at: ClockReading) -> bool:
         """Return whether its deadline has passed."""
@@ -184,11 +187,22 @@ def parse_delivery(
             f"text has {len(data)} bytes as JSON, allowed are {limits.body_bytes}",
         )
     message = Message(user, event, data, now_s)
+    parsed: Message | Rejection = message
     if properties.has_per_message_values:
         message.id = _message_id(properties)
         message.deadline_s = _deadline_s(properties, now_s)
         message.published_s = published_s(properties, now_s)
         message.trace_parent = trace_parent(properties)
+        if properties.headers is not None and OPTIONS_MARK in properties.headers:
+            parsed = _with_options(message, properties.headers)
+    return parsed
+
+
+def _with_options(message: Message, headers: bytes) -> Message | Rejection:
+    options = parse_options(headers)
+    if isinstance(options, str):
+        return Rejection(DeadLetterReason.BAD_HEADER, options)
+    message.options = options
     return message
 
 

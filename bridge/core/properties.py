@@ -89,19 +89,23 @@ class Properties:
         )
 
     def with_headers(
-        self, added: Mapping[str, str | int | bytes], *, dropped_prefix: str
+        self,
+        added: Mapping[str, str | int | bytes],
+        *,
+        dropped_prefix: str,
+        carried: frozenset[bytes] = frozenset(),
     ) -> "Properties":
         """
         Return a copy whose header table ends with `added`.
 
         Entries whose name starts with `dropped_prefix` are left out, because a producer may
-        have forged them; all others are copied byte by byte.
+        have forged them; those in `carried` and all others are copied byte by byte.
         """
         prefix = dropped_prefix.encode()
         kept = b"".join(
             entry
             for name, _, entry in iter_table(self.headers or b"")
-            if not name.startswith(prefix)
+            if name in carried or not name.startswith(prefix)
         )
         return replace(self, headers=kept + render_table(added))
 

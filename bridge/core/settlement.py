@@ -20,6 +20,7 @@ from hashlib import blake2b
 from typing import Final
 
 from bridge.core.message import Delivery, Rejection, carried_deadline_ms
+from bridge.core.message_options import OPTION_NAMES
 from bridge.core.properties import (
     PERSISTENT,
     Properties,
@@ -262,12 +263,14 @@ def _copy_with(
         added[Header.USER_ID] = original.user_id
     if original.headers:
         copied = replace(copied, headers=_without_broker_headers(original.headers))
-    complete = copied.with_headers(added, dropped_prefix=HEADER_PREFIX)
+    complete = copied.with_headers(
+        added, dropped_prefix=HEADER_PREFIX, carried=OPTION_NAMES
+    )
     if len(render_properties(complete)) <= max_bytes:
         return complete
     added[Header.HEADERS_DROPPED] = len(original.headers or b"")
-    bare = replace(copied, headers=None)
-    cut = bare.with_headers(added, dropped_prefix=HEADER_PREFIX)
+    bare = replace(copied, headers=_short_options(copied.headers or b""))
+    cut = bare.with_headers(added, dropped_prefix=HEADER_PREFIX, carried=OPTION_NAMES)
     if len(render_properties(cut)) <= max_bytes:
         return cut
     # Keep the properties that identify the message; drop those for its producer.
@@ -276,7 +279,16 @@ def _copy_with(
     )
     if Header.ERROR in added:
         added[Header.ERROR] = str(added[Header.ERROR])[:_ERROR_CUT_CHARACTERS]
-    return bare.with_headers(added, dropped_prefix=HEADER_PREFIX)
+    return bare.with_headers(added, dropped_prefix=HEADER_PREFIX, carried=OPTION_NAMES)
+
+
+def _short_options(table: bytes) -> bytes:
+    """Return the headers without which the message would be delivered in another way."""
+    return b"".join(
+        entry
+        for name, _, entry in iter_table(table)
+        if name in OPTION_NAMES and len(entry) <= _CARRIED_MAX_BYTES
+    )
 
 
 def _carried(original: Properties) -> dict[str, str | int | bytes]:

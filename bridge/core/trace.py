@@ -232,6 +232,7 @@ _TEXTS: Final = {
     Stage.PUBLISHED: "published",
     Stage.STORED: "stored",
     Stage.DUPLICATE: "received again and not stored: its id was already known",
+    Stage.EMITTED: "ephemeral: handed to the windows that were open, and not stored",
     Stage.DELIVERED: "delivered",
     Stage.EXPIRED: "its deadline passed",
     Stage.RETRIED: "put into a retry queue",
@@ -320,6 +321,7 @@ _LAST_EVENTS: Final[Mapping[Stage | None, tuple[Fate, str]]] = {
     Stage.RETRIED: (Fate.RETRYING, "retrying: it waits in a retry queue"),
     Stage.PUBLISHED: (Fate.ON_ITS_WAY, f"on its way: {_AT_THE_BROKER}"),
     Stage.REDRIVEN: (Fate.ON_ITS_WAY, f"on its way: redriven, {_AT_THE_BROKER}"),
+    Stage.EMITTED: (Fate.EMITTED, f"emitted: {Fate.EMITTED.explanation}"),
     Stage.EXPIRED: (Fate.EXPIRED, "expired: its deadline passed before it was stored"),
 }
 

@@ -38,7 +38,7 @@ def operator_app(
         metrics: The content of `/metrics`.
         sign_in: Its keys are required everywhere except for publishing and health; its
             sessions are accepted by the console and the API.
-        publish_keys: The keys for publishing.
+        publish_keys: The keys for publishing, and for other operations for producers.
         known_hosts: The host names that are served besides those of the loopback address;
             ``None`` serves any.
         add_api: Adds the operations of the operator's API.
@@ -62,7 +62,7 @@ def operator_app(
     app.router.add_post("/api/publish", guarded(publish_keys, publish))
     add_console_routes(app, sign_in)
     if add_api is not None:
-        add_api(Api(app, sign_in))
+        add_api(Api(app, sign_in, publish_keys))
     return app
 
 

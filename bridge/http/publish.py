@@ -118,6 +118,7 @@ class PublishEndpoint:
                 data=data,
                 message_id=message_id,
                 ttl_s=message.ttl_s,
+                options=message.options,
             )
         except (BrokerUnavailableError, PublishRefusedError) as exc:
             return _unavailable(exc)

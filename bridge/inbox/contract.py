@@ -17,6 +17,8 @@ from bridge.core.replay import InboxPage, InboxState
 
 # Receives the messages that were stored for followed users, those of each user in order.
 StoredListener = Callable[[Sequence[Stored]], None]
+# Receives ephemeral messages for followed users, which are stored nowhere.
+AnnouncedListener = Callable[[Sequence[Message]], None]
 # Receives users whose epoch has changed: their positions no longer mean anything, and
 # some of their messages may be gone.
 EpochListener = Callable[[Sequence[str]], None]
@@ -65,6 +67,13 @@ class InboxWriter(Protocol):
 
         """
 
+    async def announce(self, messages: Sequence[Message]) -> None:
+        """
+        Publish ephemeral messages to the windows of their users, without storing them.
+
+        Never raises. While the store is away, they are lost.
+        """
+
     async def note_trials(self, keys: Sequence[bytes]) -> Sequence[int]:
         """
         Record a trial of each key in one write; return the number of each trial, from 1.
@@ -87,13 +96,14 @@ class InboxReader(Protocol):
         self,
         on_stored: StoredListener,
         on_epoch_changed: EpochListener | None = None,
+        on_announced: AnnouncedListener | None = None,
     ) -> None:
         """
         Call `on_stored` after messages of followed users were stored.
 
-        There is one subscriber: a second call replaces the first. Both functions are
+        There is one subscriber: a second call replaces the first. All functions are
         called in the event loop and must not block. `on_epoch_changed` is called before
-        the first message of the new epoch.
+        the first message of the new epoch, `on_announced` with ephemeral messages.
         """
 
     async def follow(self, user: str) -> None:

@@ -12,7 +12,7 @@ from math import inf
 from bridge.clock import SteadyClock
 from bridge.core.frames import EncodedMessages, encode_messages
 from bridge.core.journal import Journal, JournalEntry
-from bridge.core.message import Stored
+from bridge.core.message import Message, Stored
 from bridge.enums import Stage
 from bridge.metrics import Metrics
 from bridge.sockets.window import BroadcastGroup, Window
@@ -231,6 +231,34 @@ class Rooms:
             self._metrics.age.observe(max(0.0, now_s - oldest_s))
             if published_s < inf:
                 self._metrics.publish_to_page.observe(max(0.0, now_s - published_s))
+
+    def emit_ephemeral(self, messages: Sequence[Message]) -> None:
+        """
+        Write messages that no inbox holds to the windows whose gate is open.
+
+        Each carries the position that its window has already, so it changes no recovery. A
+        window that reads too slowly for it does not receive it.
+        """
+        emitted = 0
+        for message in messages:
+            room = self._rooms.get(message.user)
+            if room is None or message.is_expired(self._clock.read()):
+                continue
+            group = room.group
+            if group.windows:
+                part = self._encode_at(message, group.windows[0])
+                full = group.write(part.frames, outbound_bytes=self._outbound_bytes)
+                group.advance(group.offset, written=1)
+                emitted += len(group.windows) - len(full)
+            for window in room.individual:
+                part = self._encode_at(message, window)
+                emitted += window.session.send_encoded(part)
+        if emitted:
+            self._metrics.emitted.inc(emitted)
+
+    def _encode_at(self, message: Message, window: Window) -> EncodedMessages:
+        stored = [Stored(message, window.offset)]
+        return encode_messages(stored, epoch=window.epoch, read_clock=self._clock.read)
 
     def _emit_to_room(
         self, room: Room, messages: Sequence[Stored], now_s: float

@@ -110,7 +110,7 @@ class SocketIOServer:
             metrics=metrics,
         )
         self.refused_origins = self._admission.refused_origins
-        inbox.subscribe(self.rooms.emit, self.reset)
+        inbox.subscribe(self.rooms.emit, self.reset, self.rooms.emit_ephemeral)
         metrics.windows.set_function(lambda: len(self.rooms))
         metrics.users.set_function(lambda: self.rooms.user_count)
 

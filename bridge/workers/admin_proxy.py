@@ -69,6 +69,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "getUser": Target.ANY,
     "kickUser": Target.ANY,
     "getInbox": Target.ANY,
+    "getPosition": Target.ANY,
     "traceMessage": Target.ANY,
 }
 # Operations with other authentication than the API.
@@ -109,7 +110,9 @@ class AdminProxy:
         add_console_routes(app, self._sign_in)
         for operation in OPERATIONS:
             if operation.name not in SEPARATE:
-                handler = guarded(self._sign_in, self._handler_of(operation.name))
+                is_open = operation.is_for_producers
+                guard = self._publish_keys if is_open else self._sign_in
+                handler = guarded(guard, self._handler_of(operation.name))
                 app.router.add_route(operation.method, operation.route, handler)
 
     def apply(self, settings: Settings) -> None:

@@ -201,9 +201,13 @@ class RawWindow:
 
 @asynccontextmanager
 async def open_windows(
-    url: str, tokens: list[str], *, until: Callable[[RawWindow], bool] | None = None
+    url: str,
+    tokens: list[str],
+    *,
+    until: Callable[[RawWindow], bool] | None = None,
+    **auth: str,
 ) -> AsyncIterator[list[RawWindow]]:
-    """Connect a window for each token, and wait until all are synced."""
+    """Connect a window for each token, with other fields of `auth`; wait for the syncs."""
     is_done = until or (lambda window: window.is_synced)
     target = f"{url}/socket.io/?EIO=4&transport=websocket"
     connector = aiohttp.TCPConnector(
@@ -216,7 +220,9 @@ async def open_windows(
         windows = []
         for token in tokens:
             websocket = await session.ws_connect(target)
-            await websocket.send_str("40" + orjson.dumps({"token": token}).decode())
+            await websocket.send_str(
+                "40" + orjson.dumps({"token": token, **auth}).decode()
+            )
             window = RawWindow(websocket)
             tasks.create_task(window.read(), name="window")
             windows.append(window)

@@ -121,6 +121,10 @@ class FakeInbox:
         """Forget the trials of the message."""
         self.trials.pop(key, None)
 
+    async def announce(self, messages: Sequence[Message]) -> None:
+        """Record ephemeral messages."""
+        self.effects += [f"announce {message.data.decode()}" for message in messages]
+
     async def append(self, messages: Sequence[Message]) -> list[int | None]:
         """Store all or none."""
         self.writes += 1

@@ -18,7 +18,7 @@ from bridge.core.message import (
 )
 from bridge.core.properties import Properties, render_table
 from bridge.core.settlement import RetryAfter
-from bridge.enums import DeadLetterReason, Header, Stage
+from bridge.enums import DeadLetterReason, Header, OptionHeader, Stage
 from bridge.errors import (
     BrokerUnavailableError,
     PublishRefusedError,
@@ -288,3 +288,36 @@ async def test_a_bug_in_parsing_affects_one_message_alone(
     await harness.settle([delivery(1, b"1"), delivery(2, b"2"), delivery(3, b"3")])
 
     assert harness.effects == ["store 1", "store 3", "ack 3", "retry 2", "ack held 2"]
+
+
+def with_header(value: str) -> Properties:
+    """Return properties with the header for ephemeral messages."""
+    return Properties(
+        message_id=b"m", headers=render_table({OptionHeader.EPHEMERAL: value})
+    )
+
+
+async def test_ephemeral_messages_are_announced_and_not_stored(
+    harness: Harness,
+) -> None:
+    """After the stored messages of their batch; they are acked like all others."""
+    ephemeral = delivery(1, b"1", properties=with_header("true"))
+    stored = delivery(2, b"2", properties=with_header("false"))
+
+    await harness.settle([ephemeral, stored])
+
+    assert harness.effects == ["store 2", "announce 1", "ack 2"]
+    assert (harness.settled("ephemeral"), harness.settled("stored")) == (1, 1)
+    stages = [entry.stage for entry in harness.journal.of("ann", "m")]
+    assert Stage.EMITTED in stages
+
+
+async def test_an_invalid_option_makes_a_dead_letter_that_names_the_header(
+    harness: Harness,
+) -> None:
+    """A message that is stored although its producer asked for something else surprises."""
+    await harness.settle([delivery(1, b"1", properties=with_header("yes"))])
+
+    rejection = harness.publisher.dead[0].rejection
+    assert rejection.reason is DeadLetterReason.BAD_HEADER
+    assert rejection.text == "x-bridge-ephemeral is not true or false"

@@ -48,6 +48,9 @@ class SizeRecorder:
         self.sizes.append(len(messages))
         return [1] * len(messages)
 
+    async def announce(self, messages: Sequence[Message]) -> None:
+        """Ignore ephemeral messages: there are none."""
+
     async def note_trials(self, _: Sequence[bytes]) -> list[int]:
         """Fail: no message here is a suspect."""
         raise AssertionError

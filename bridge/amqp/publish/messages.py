@@ -2,6 +2,7 @@
 
 from bridge.amqp.publish.publisher import Publisher
 from bridge.core.broker_names import BrokerNames
+from bridge.core.message_options import MessageOptions, render_options
 from bridge.core.properties import PERSISTENT, Properties
 
 
@@ -20,6 +21,7 @@ class MessagePublisher:
         data: bytes,
         message_id: str | None,
         ttl_s: float | None,
+        options: MessageOptions = MessageOptions(),  # noqa: B008 - frozen
     ) -> None:
         """
         Publish one message; the broker has stored it when this returns.
@@ -30,6 +32,7 @@ class MessagePublisher:
             data: One JSON value in UTF-8.
             message_id: Makes a repeated publish a duplicate, which the inbox drops.
             ttl_s: The time after which it expires; ``None`` = never.
+            options: How it is delivered.
 
         Raises:
             BrokerUnavailableError: If the broker did not confirm it in time. It may have
@@ -39,6 +42,7 @@ class MessagePublisher:
         """
         properties = Properties(
             content_type=b"application/json",
+            headers=render_options(options),
             delivery_mode=PERSISTENT,
             expiration=None if ttl_s is None else str(int(ttl_s * 1000)).encode(),
             message_id=None if message_id is None else message_id.encode(),

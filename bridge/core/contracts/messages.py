@@ -1,6 +1,5 @@
 """Messages that workers publish over AMQP or HTTP, and dead letters."""
 
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -21,7 +20,29 @@ from bridge.core.contracts.base import (
     listed,
 )
 from bridge.core.message import MESSAGE_ID_MAX_BYTES
-from bridge.enums import REASONS_OF_BRIDGE, DeadLetterReason, Header
+from bridge.core.message_options import MessageOptions
+from bridge.enums import REASONS_OF_BRIDGE, DeadLetterReason, Header, OptionHeader
+
+EPHEMERAL_TEXT = (
+    "The message is emitted to the windows that are open now, and never stored."
+)
+_Flag = bool | Literal["true", "false"]
+
+
+class MessageHeaders(Contract):
+    """
+    The headers that say how a message is delivered; all others are kept for operators.
+
+    With an invalid value the message becomes a dead letter (`bad_header`).
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+        validate_by_name=True,
+        alias_generator=lambda name: OptionHeader[name.upper()].value,
+    ) | examples({"x-bridge-ephemeral": True})
+
+    ephemeral: _Flag | Absent = Field(None, description=EPHEMERAL_TEXT)
 
 
 class MessageProperties(Contract):
@@ -57,10 +78,11 @@ class MessageProperties(Contract):
     app_id: str | Absent = Field(
         None, description="Kept for operators: what published it."
     )
-    headers: Mapping[str, object] | Absent = Field(
+    headers: MessageHeaders | Absent = Field(
         None,
-        description="Kept for operators. Names that start with `x-bridge-` are the bridge's "
-        "own and are dropped when it publishes the message again.",
+        description="Some say how the message is delivered. The others are kept for operators. "
+        "All other names that start with `x-bridge-` are the bridge's own and are dropped when "
+        "it publishes the message again.",
     )
 
 
@@ -132,6 +154,12 @@ class PublishRequest(Contract):
         description="Seconds after which the message is no longer delivered. Absent: the inbox "
         "keeps it for BRIDGE_INBOX_MAX_AGE.",
     )
+    ephemeral: bool = Field(default=False, strict=True, description=EPHEMERAL_TEXT)
+
+    @property
+    def options(self) -> MessageOptions:
+        """How the message is delivered."""
+        return MessageOptions(is_ephemeral=self.ephemeral)
 
 
 class PublishAccepted(Contract):

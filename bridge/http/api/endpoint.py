@@ -69,11 +69,14 @@ class ApiProblem(Exception):  # noqa: N818 - an answer to the client, not a faul
 
 
 class Api:
-    """Adds operations to one application, each behind the same guard."""
+    """Adds operations to one application: those for producers behind a guard of their own."""
 
-    def __init__(self, app: web.Application, guard: Guard) -> None:
+    def __init__(
+        self, app: web.Application, guard: Guard, producer_guard: Guard | None = None
+    ) -> None:
         self._app = app
         self._guard = guard
+        self._producer_guard = producer_guard or guard
 
     def add(
         self,
@@ -94,7 +97,9 @@ class Api:
             reply = answer if isinstance(answer, Reply) else Reply(usual_status, answer)
             return _render(operation, reply)
 
-        handle = guarded(self._guard, serve)
+        is_for_producers = operation.is_for_producers
+        guard = self._producer_guard if is_for_producers else self._guard
+        handle = guarded(guard, serve)
         self._app.router.add_route(operation.method, operation.route, handle)
 
 

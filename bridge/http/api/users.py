@@ -9,6 +9,7 @@ from bridge.core.admin_views import InboxSummary, KeptMessage
 from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.users import (
     GET_INBOX,
+    GET_POSITION,
     GET_USER,
     KICK_USER,
     LIST_USERS,
@@ -18,6 +19,7 @@ from bridge.core.contracts.operator.users import (
     MessageState,
     UserDetail,
     UserFacts,
+    UserPosition,
     UsersPage,
     UsersQuery,
 )
@@ -33,7 +35,7 @@ from bridge.http.api.paging import (
     render_cursor,
 )
 from bridge.http.fleet import FleetView
-from bridge.inbox.contract import AdminQueries
+from bridge.inbox.contract import AdminQueries, InboxReader
 from bridge.logging import user_hash
 
 log = structlog.get_logger(__name__)
@@ -43,19 +45,25 @@ _DATA_MAX_BYTES: Final = 1 << 20
 _DOTS_SUFFIX: Final = "\x7f"
 
 
-def add_user_routes(api: Api, inboxes: AdminQueries, fleet: FleetView) -> None:
+def add_user_routes(
+    api: Api, inboxes: AdminQueries, fleet: FleetView, reader: InboxReader
+) -> None:
     """Serve users, their windows and their inboxes."""
-    handlers = _UserHandlers(inboxes, fleet)
+    handlers = _UserHandlers(inboxes, fleet, reader)
     api.add(LIST_USERS, handlers.list_users)
     api.add(GET_USER, handlers.get_user)
     api.add(KICK_USER, handlers.kick)
     api.add(GET_INBOX, handlers.get_inbox)
+    api.add(GET_POSITION, handlers.get_position)
 
 
 class _UserHandlers:
-    def __init__(self, inboxes: AdminQueries, fleet: FleetView) -> None:
+    def __init__(
+        self, inboxes: AdminQueries, fleet: FleetView, reader: InboxReader
+    ) -> None:
         self._inboxes = inboxes
         self._fleet = fleet
+        self._reader = reader
 
     async def list_users(self, request: ApiRequest[UsersQuery]) -> UsersPage:
         query = request.query
@@ -133,6 +141,12 @@ class _UserHandlers:
         return Page[InboxMessage](
             items=items, next=render_cursor(items[-1].offset) if has_more else None
         )
+
+    async def get_position(self, request: ApiRequest) -> UserPosition:
+        user = _user_of(request.path["user"])
+        state = await self._reader.state(user)
+        position = Position(user_epoch(state.epoch, user), state.last)
+        return UserPosition(position=str(position))
 
     async def _inbox(self, user: str) -> InboxSummary | None:
         """Return an inbox, an empty one by default; ``None`` if the store is unavailable."""

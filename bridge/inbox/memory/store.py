@@ -14,7 +14,12 @@ from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxPage, InboxState, forgotten_above
-from bridge.inbox.contract import EpochListener, Retention, StoredListener
+from bridge.inbox.contract import (
+    AnnouncedListener,
+    EpochListener,
+    Retention,
+    StoredListener,
+)
 from bridge.inbox.memory.admin_queries import MemoryAdminQueries
 from bridge.inbox.memory.user_log import UserLog
 
@@ -44,6 +49,7 @@ class MemoryInbox:
         self._followed: set[str] = set()
         self._forgotten = 0
         self._on_stored: StoredListener | None = None
+        self._on_announced: AnnouncedListener | None = None
         self.admin: Final = MemoryAdminQueries(self._logs, self._seen, self._state)
 
     async def exists(self) -> bool:
@@ -66,10 +72,12 @@ class MemoryInbox:
         self,
         on_stored: StoredListener,
         on_epoch_changed: EpochListener | None = None,
+        on_announced: AnnouncedListener | None = None,
     ) -> None:
         """Publish stored messages; the epoch never changes while the process runs."""
         del on_epoch_changed
         self._on_stored = on_stored
+        self._on_announced = on_announced
 
     async def follow(self, user: str) -> None:
         """Include `user` in the feed."""
@@ -78,6 +86,12 @@ class MemoryInbox:
     def unfollow(self, user: str) -> None:
         """Exclude `user` from the feed."""
         self._followed.discard(user)
+
+    async def announce(self, messages: Sequence[Message]) -> None:
+        """Publish ephemeral messages of followed users, without storing them."""
+        announced = [each for each in messages if each.user in self._followed]
+        if announced and self._on_announced is not None:
+            self._on_announced(announced)
 
     async def append(self, messages: Sequence[Message]) -> list[int | None]:
         """Store `messages`; return the offset of each, ``None`` for a duplicate."""

@@ -137,8 +137,21 @@ def unpack(
     )
 
 
+def pack_announcement(epoch: str, messages: Sequence[Message]) -> bytes:
+    """Encode ephemeral messages for the live feed, where the offset 0 marks them."""
+    parts = [_PUBLICATION.pack(0, epoch.encode())]
+    for message in messages:
+        element = pack(message)
+        parts += (_LENGTH.pack(len(element)), element)
+    return b"".join(parts)
+
+
 def unpack_publication(user: str, published: bytes) -> tuple[str, list[Stored]]:
-    """Decode what one append published for `user`: the epoch and the messages."""
+    """
+    Decode what was published for `user` at once: the epoch and the messages.
+
+    The offsets of ephemeral messages start at 0, which no stored message has.
+    """
     offset, epoch = _PUBLICATION.unpack_from(published)
     at = 18
     messages: list[Stored] = []

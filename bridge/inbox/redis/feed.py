@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final
 
-from bridge.core.message import Stored
+from bridge.core.message import Message, Stored
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.contract import EpochListener, StoredListener
+from bridge.inbox.contract import AnnouncedListener, EpochListener, StoredListener
 from bridge.inbox.redis import scripts
 from bridge.inbox.redis.encoding import (
     TAG_COUNT,
     Tags,
+    pack_announcement,
     tag_of,
     unpack,
     unpack_publication,
@@ -77,21 +78,26 @@ class Feed:
         self._prefixes = prefixes
         self._is_cluster = is_cluster
         self._subscribe_s = subscribe_s
-        self._subscribe, self._unsubscribe = (
-            (b"SSUBSCRIBE", b"SUNSUBSCRIBE")
+        self._subscribe, self._unsubscribe, self._publish = (
+            (b"SSUBSCRIBE", b"SUNSUBSCRIBE", b"SPUBLISH")
             if is_cluster
-            else (b"SUBSCRIBE", b"UNSUBSCRIBE")
+            else (b"SUBSCRIBE", b"UNSUBSCRIBE", b"PUBLISH")
         )
         self._followed: dict[bytes, Subscription] = {}
         self._on_stored: StoredListener | None = None
         self._on_epoch_changed: EpochListener | None = None
+        self._on_announced: AnnouncedListener | None = None
 
     def subscribe(
-        self, on_stored: StoredListener, on_epoch_changed: EpochListener | None
+        self,
+        on_stored: StoredListener,
+        on_epoch_changed: EpochListener | None,
+        on_announced: AnnouncedListener | None,
     ) -> None:
-        """Call `on_stored` with messages, `on_epoch_changed` with users of a new epoch."""
+        """See `InboxReader.subscribe`."""
         self._on_stored = on_stored
         self._on_epoch_changed = on_epoch_changed
+        self._on_announced = on_announced
 
     # --- subscriptions
 
@@ -167,6 +173,13 @@ class Feed:
 
     # --- messages
 
+    def announce(
+        self, user: str, messages: Sequence[Message], connection: RedisConnection
+    ) -> "asyncio.Future[Any]":
+        """Send ephemeral messages of `user` to all bridges; return the reply."""
+        announcement = pack_announcement(self.epochs[tag_of(user)], messages)
+        return connection.call(self._publish, self._channel(user), announcement)
+
     def on_push(self, pushes: Sequence[Sequence[Any]]) -> None:
         """Handle the pushes of one read from a socket, in order."""
         fresh: list[Stored] = []
@@ -177,6 +190,12 @@ class Feed:
                 continue  # unfollowed meanwhile
             if push[0] in _MESSAGES:
                 epoch, messages = unpack_publication(subscription.user, push[2])
+                if not messages[0].offset:
+                    self._hand_over(fresh)
+                    fresh = []
+                    if self._on_announced is not None:
+                        self._on_announced([each.message for each in messages])
+                    continue
                 if epoch != self.epochs[subscription.tag]:
                     # Messages of the old epoch must be handed over before the
                     # new one is reported.

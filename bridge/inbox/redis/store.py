@@ -42,13 +42,20 @@ from bridge.core.message import Message, Stored
 from bridge.core.redis_address import RedisAddress
 from bridge.core.replay import InboxPage, InboxState
 from bridge.errors import ConfigError, StoreUnavailableError
-from bridge.inbox.contract import DiskUsage, EpochListener, Retention, StoredListener
+from bridge.inbox.contract import (
+    AnnouncedListener,
+    DiskUsage,
+    EpochListener,
+    Retention,
+    StoredListener,
+)
 from bridge.inbox.redis import scripts
 from bridge.inbox.redis.admin_queries import RedisAdminQueries
 from bridge.inbox.redis.append import BatchAppender
 from bridge.inbox.redis.background_writes import BackgroundWrites
 from bridge.inbox.redis.connection_setup import ConnectionSetup
 from bridge.inbox.redis.encoding import key_prefixes, tag_of, unpack
+from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.feed import Feed
 from bridge.inbox.redis.protocol import MISSING, Argument, RedisConnection, Reply
 from bridge.inbox.redis.sweeper import RedisSweeper
@@ -203,9 +210,10 @@ class RedisInbox:
         self,
         on_stored: StoredListener,
         on_epoch_changed: EpochListener | None = None,
+        on_announced: AnnouncedListener | None = None,
     ) -> None:
         """Publish what is stored for followed users, and changes of their epochs."""
-        self._feed.subscribe(on_stored, on_epoch_changed)
+        self._feed.subscribe(on_stored, on_epoch_changed, on_announced)
 
     async def follow(self, user: str) -> None:
         """
@@ -258,6 +266,26 @@ class RedisInbox:
         return await self._appender.append(
             messages, tokens=tokens, retention=self.retention, now=self._clock.read()
         )
+
+    async def announce(self, messages: Sequence[Message]) -> None:
+        """
+        Publish ephemeral messages by the live feed, without storing them.
+
+        While the server of a user is away, or refuses to publish, they are lost.
+        """
+        users: dict[str, list[Message]] = {}
+        for message in messages:
+            users.setdefault(message.user, []).append(message)
+        replies = []
+        for user, announced in users.items():
+            with suppress(StoreUnavailableError):
+                connection = self._servers.for_tag(tag_of(user)).current()
+                reply = self._feed.announce(user, announced, connection)
+                replies.append(connection.result_of(reply))
+        # Waiting bounds what a server that does not answer leaves in memory.
+        for waiting in replies:
+            with suppress(StoreUnavailableError, RefusedByRedisError):
+                await waiting
 
     async def sweep(self) -> None:
         """Delete old messages and ids of some users, and store a reading of the clock."""

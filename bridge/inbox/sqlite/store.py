@@ -25,7 +25,13 @@ from bridge.clock import SteadyClock
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxPage, InboxState
 from bridge.errors import ConfigError, StoreUnavailableError
-from bridge.inbox.contract import DiskUsage, EpochListener, Retention, StoredListener
+from bridge.inbox.contract import (
+    AnnouncedListener,
+    DiskUsage,
+    EpochListener,
+    Retention,
+    StoredListener,
+)
 from bridge.inbox.sqlite.admin_queries import AdminReader, SqliteAdminQueries
 from bridge.inbox.sqlite.database_thread import DatabaseThread
 from bridge.inbox.sqlite.file import StoreFile, disk_usage
@@ -97,6 +103,7 @@ class SqliteInbox:
         self._followed: set[str] = set()
         self._forget_after = 0
         self._on_stored: StoredListener | None = None
+        self._on_announced: AnnouncedListener | None = None
         self._on_epoch_changed: EpochListener | None = None
 
     def _current_retention(self) -> Retention:
@@ -187,9 +194,11 @@ class SqliteInbox:
         self,
         on_stored: StoredListener,
         on_epoch_changed: EpochListener | None = None,
+        on_announced: AnnouncedListener | None = None,
     ) -> None:
         """Publish stored messages, and users that were forgotten while they connected."""
         self._on_stored = on_stored
+        self._on_announced = on_announced
         self._on_epoch_changed = on_epoch_changed
 
     async def follow(self, user: str) -> None:
@@ -215,6 +224,12 @@ class SqliteInbox:
             self._on_stored(fresh)
 
     # --- writing
+
+    async def announce(self, messages: Sequence[Message]) -> None:
+        """Publish ephemeral messages of followed users, without storing them."""
+        announced = [each for each in messages if each.user in self._followed]
+        if announced and self._on_announced is not None:
+            self._on_announced(announced)
 
     async def append(self, messages: Sequence[Message]) -> list[int | None]:
         """

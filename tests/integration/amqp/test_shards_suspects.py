@@ -33,6 +33,9 @@ class SlowInbox:
     stored_s: dict[str, list[float]] = field(default_factory=dict)
     count: int = 0
 
+    async def announce(self, messages: Sequence[Message]) -> None:
+        """Ignore ephemeral messages: there are none."""
+
     async def note_trials(self, keys: Sequence[bytes]) -> list[int]:
         """Take the time of a write."""
         await asyncio.sleep(WRITE_S)

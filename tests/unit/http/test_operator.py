@@ -1,12 +1,19 @@
 """The operator port: publish with one key, metrics with another, health without a key."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 
+from bridge.core.contracts.operator.users import (
+    GET_INBOX,
+    GET_POSITION,
+    UserPosition,
+)
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.schema_compiler import compile_schemas
 from bridge.errors import BrokerUnavailableError
+from bridge.http.api.endpoint import Api
 from bridge.http.authentication import Keys
 from bridge.http.console.sign_in import SignIn
 from bridge.http.operator import operator_app
@@ -18,7 +25,10 @@ KEY = {"X-API-Key": "publish"}
 
 
 async def open_operator(
-    open_app: Open, publisher: FakePublisher, schemas: EventSchemas | None = None
+    open_app: Open,
+    publisher: FakePublisher,
+    schemas: EventSchemas | None = None,
+    add_api: Callable[[Api], None] | None = None,
 ) -> Client:
     """Serve the operator port; data may have 1,000 bytes."""
     endpoint = PublishEndpoint(
@@ -32,6 +42,7 @@ async def open_operator(
             metrics=Metrics(),
             sign_in=SignIn(Keys(["operate"], setting="BRIDGE_OPERATOR_TOKEN")),
             publish_keys=Keys(["publish"], setting="BRIDGE_API_KEY"),
+            add_api=add_api,
         )
     )
 
@@ -205,3 +216,26 @@ async def test_nested_data_cannot_occupy_the_bridge(
         assert response.status == 422
 
     assert publisher.published == []
+
+
+async def test_a_producer_may_ask_for_a_position_and_nothing_else(
+    open_app: Open, publisher: FakePublisher
+) -> None:
+    """The web tier has the key for publishing; the inboxes are for operators."""
+
+    async def answer(request: object) -> UserPosition:
+        assert request
+        return UserPosition(position="e-1")
+
+    def add_api(api: Api) -> None:
+        api.add(GET_POSITION, answer)
+        api.add(GET_INBOX, answer)
+
+    client = await open_operator(open_app, publisher, add_api=add_api)
+
+    async with client.get("/api/users/ann/position", headers=KEY) as response:
+        assert (response.status, await response.json()) == (200, {"position": "e-1"})
+    async with client.get("/api/users/ann/position") as response:
+        assert response.status == 401
+    async with client.get("/api/users/ann/inbox", headers=KEY) as response:
+        assert response.status == 401

@@ -8,13 +8,18 @@ from aiohttp import web
 from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
 from bridge.core.contracts.operator.users import WindowFacts
 from bridge.core.fleet import THIS_BRIDGE, Coverage, OnlineUser, UserWindows
+from bridge.core.message import Message
+from bridge.core.position import user_epoch
 from bridge.core.replay import InboxState
 from bridge.errors import StoreUnavailableError
 from bridge.http.api.endpoint import Api
 from bridge.http.api.users import add_user_routes
 from bridge.http.responses import answer_with_problems
+from bridge.inbox.contract import Retention
+from bridge.inbox.memory.store import MemoryInbox
 from tests.unit.http.conftest import Client, Open, OpenGuard
 
+RETENTION = Retention(max_messages=10, max_age_s=100, dedupe_s=10)
 WINDOW = WindowFacts(
     bridge="", sid_short="s", transport="polling", address="::1", connected_s=1.0, offset=3,
     acks="auto", live=True, waiting_bytes=0,
@@ -91,11 +96,17 @@ class FakeFleet:
         return int(user in self.names), THIS_BRIDGE
 
 
-async def open_users(open_app: Open, inboxes: FakeInboxes, fleet: FakeFleet) -> Client:
+async def open_users(
+    open_app: Open,
+    inboxes: FakeInboxes,
+    fleet: FakeFleet,
+    reader: MemoryInbox | None = None,
+) -> Client:
     """Serve users without authentication."""
+    inbox = reader or MemoryInbox(RETENTION)
     app = web.Application(middlewares=[answer_with_problems])
     fake_fleet: Any = fleet
-    add_user_routes(Api(app, OpenGuard()), inboxes, fake_fleet)
+    add_user_routes(Api(app, OpenGuard()), inboxes, fake_fleet, inbox)
     return await open_app(app)
 
 
@@ -148,3 +159,17 @@ async def test_a_store_that_is_unavailable_hides_what_is_in_it_alone(
         None,
     )
     assert (len(detail["windows"]), detail["delivered"]) == (1, None)
+
+
+async def test_the_position_of_a_user_is_the_end_of_the_inbox(open_app: Open) -> None:
+    """A page that connects with it receives what is stored after it, and nothing else."""
+    inbox = MemoryInbox(RETENTION)
+    client = await open_users(open_app, FakeInboxes(), FakeFleet(), inbox)
+    epoch = user_epoch(inbox.epoch, "ann")
+
+    answer = await client.get("/api/users/ann/position")
+    assert (answer.status, await answer.json()) == (200, {"position": f"{epoch}-0"})
+
+    await inbox.append([Message("ann", "message", b"1", 1e12)])
+    answer = await client.get("/api/users/ann/position")
+    assert await answer.json() == {"position": f"{epoch}-1"}

@@ -240,3 +240,38 @@ def test_the_journal_records_how_many_windows_a_message_was_written_to(
     ]
     assert fixture.rooms.journal.last_connect_s("alice") == 0
     assert fixture.rooms.journal.last_connect_s("nobody") is None
+
+
+def test_an_ephemeral_message_changes_no_position(fixture: RoomsFixture) -> None:
+    """It carries the position that the window has, and the next message finds no gap."""
+    one = fixture.window("alice")
+    ahead = fixture.window("alice", offset=2)
+    closed = fixture.window("alice", is_open=False)
+    fixture.rooms.emit([stored("alice", 1)])
+
+    fixture.rooms.emit_ephemeral([stored("alice", 7).message])
+    fixture.rooms.emit([stored("alice", 2), stored("alice", 3)])
+
+    assert frames(one) == [
+        b'42["message",1,"e-1"]',
+        b'42["message",7,"e-1"]',
+        b'42["message",2,"e-2"]',
+        b'42["message",3,"e-3"]',
+    ]
+    assert frames(ahead) == [b'42["message",7,"e-2"]', b'42["message",3,"e-3"]']
+    assert frames(closed) == []
+    assert not fixture.behind
+
+
+def test_a_window_that_reads_too_slowly_misses_ephemeral_messages(
+    fixture: RoomsFixture,
+) -> None:
+    """They are in no inbox, so it could not read them later."""
+    full, other = fixture.window("alice"), fixture.window("alice")
+    session_of(full).is_full = True
+
+    fixture.rooms.emit_ephemeral([stored("alice", 7).message])
+
+    assert frames(full) == []
+    assert frames(other) == [b'42["message",7,"e-0"]']
+    assert not fixture.behind

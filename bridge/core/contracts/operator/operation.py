@@ -134,6 +134,7 @@ class Operation(Generic[QueryT, BodyT]):
         path_parameters: JSON Schema, with description, of each name in braces.
         problems: Statuses of problem+json answers, besides those of all operations.
         is_free: Whether no key is required.
+        is_for_producers: Whether BRIDGE_API_KEY is sufficient.
         media_type: The media type of the answers.
 
     """
@@ -149,6 +150,7 @@ class Operation(Generic[QueryT, BodyT]):
     path_parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     problems: tuple[int, ...] = ()
     is_free: bool = False
+    is_for_producers: bool = False
     media_type: str = "application/json"
 
     @property

@@ -143,6 +143,15 @@ class InboxMessage(Contract):
     data: str | None = Field(description="The data as JSON text, if requested.")
 
 
+class UserPosition(Contract):
+    """Where the inbox of a user ends now."""
+
+    position: str = Field(
+        description="A page that passes it as `auth.position` receives everything stored after "
+        "this answer, and nothing from before."
+    )
+
+
 LIST_USERS: Final = Operation(
     method="GET",
     path="/api/users",
@@ -179,4 +188,14 @@ GET_INBOX: Final = Operation(
     path_parameters={"user": USER_PARAMETER},
     problems=(404, 503),
 )
-OPERATIONS: Final = (LIST_USERS, GET_USER, KICK_USER, GET_INBOX)
+GET_POSITION: Final = Operation(
+    method="GET",
+    path="/api/users/{user}/position",
+    name="getPosition",
+    summary="Return the current position of a user; BRIDGE_API_KEY is valid too.",
+    answers={200: UserPosition},
+    path_parameters={"user": USER_PARAMETER},
+    problems=(503,),
+    is_for_producers=True,
+)
+OPERATIONS: Final = (LIST_USERS, GET_USER, KICK_USER, GET_INBOX, GET_POSITION)

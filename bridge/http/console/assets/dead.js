@@ -24,6 +24,7 @@ const REASONS = [
   "bad_user",
   "bad_route",
   "bad_event",
+  "bad_header",
   "schema",
   "attempts_exhausted",
   "crashed",

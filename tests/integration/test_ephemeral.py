@@ -1,0 +1,111 @@
+"""Ephemeral messages from a producer to pages, on one bridge and through Redis."""
+
+import asyncio
+from pathlib import Path
+
+import aio_pika
+import aiohttp
+import pytest
+
+from tests.conftest import eventually
+from tests.integration.running import (
+    open_windows,
+    open_worker,
+    running_bridge,
+    settings_for,
+)
+from tests.local_node import LocalNode
+from tests.redis_server import RedisServer
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite", "redis"])
+async def test_an_ephemeral_message_reaches_open_windows_and_no_inbox(
+    broker: LocalNode, namespace: str, tmp_path: Path, store: str
+) -> None:
+    """It carries the position of the message before it; a page that comes later misses it."""
+    async with RedisServer.start(tmp_path) as server:
+        urls = {
+            "memory": "memory:",
+            "sqlite": f"sqlite:{tmp_path / 'inbox.sqlite3'}",
+            "redis": server.url,
+        }
+        settings = settings_for(broker, namespace, inbox=urls[store])
+        async with (
+            running_bridge(settings) as running,
+            open_worker(broker, namespace) as worker,
+            open_windows(running.listening.public_url, [running.token("ann")]) as [
+                window
+            ],
+        ):
+            await worker.publish("ann", 1)
+            await eventually(lambda: window.data() == [1])
+            await publish_ephemeral(broker, namespace, b"2")
+            await eventually(lambda: window.data() == [1, 2])
+            await worker.publish("ann", 3)
+            await eventually(lambda: window.data() == [1, 2, 3])
+
+            one, ephemeral, three = (e[2] for e in window.events if e[0] == "message")
+            assert one == ephemeral != three
+            assert running.settled("ephemeral") == 1
+            async with open_windows(
+                running.listening.public_url, [running.token("ann")]
+            ) as [later]:
+                await eventually(lambda: later.data() == [1, 3])
+
+
+async def test_ephemeral_messages_reach_windows_on_another_bridge(
+    broker: LocalNode, namespace: str, tmp_path: Path
+) -> None:
+    """One bridge consumes the queue, and the other one has the window."""
+    async with RedisServer.start(tmp_path) as server:
+        settings = settings_for(broker, namespace, inbox=server.url)
+        async with (
+            running_bridge(settings) as one,
+            running_bridge(settings) as other,
+            open_windows(one.listening.public_url, [one.token("ann")]) as [near],
+            open_windows(other.listening.public_url, [one.token("ann")]) as [far],
+        ):
+            for number in range(10):
+                await publish_ephemeral(broker, namespace, b"%d" % number)
+
+            await eventually(lambda: near.data() == far.data() == list(range(10)))
+
+
+async def test_a_page_that_connects_with_the_position_gets_what_came_after_it(
+    broker: LocalNode, namespace: str
+) -> None:
+    """The web tier reads it before its own data, with the key for publishing."""
+    settings = settings_for(broker, namespace, api_key="the key of the web tier")
+    async with (
+        running_bridge(settings) as running,
+        open_worker(broker, namespace) as worker,
+        aiohttp.ClientSession() as session,
+    ):
+        await worker.publish("ann", "before")
+        await eventually(lambda: running.settled("stored") == 1)
+        url = f"{running.listening.operator_url}/api/users/ann/position"
+        headers = {"X-API-Key": "the key of the web tier"}
+        async with session.get(url, headers=headers) as response:
+            position = (await response.json())["position"]
+        await worker.publish("ann", "after")
+        await eventually(lambda: running.settled("stored") == 2)
+
+        token = running.token("ann")
+        async with open_windows(
+            running.listening.public_url, [token], position=position
+        ) as [window]:
+            await eventually(lambda: window.data() == ["after"])
+            await eventually(lambda: "bridge:sync" in [e[0] for e in window.events])
+            sync = next(e[1] for e in window.events if e[0] == "bridge:sync")
+            expected = {"replayed": 1, "complete": True, "missed": 0, "reason": None}
+            assert sync == expected
+
+
+async def publish_ephemeral(broker: LocalNode, namespace: str, body: bytes) -> None:
+    """Publish as a producer does, with a confirm."""
+    connection = await aio_pika.connect(broker.url)
+    async with asyncio.timeout(20), connection:
+        channel = await connection.channel()
+        exchange = await channel.get_exchange(f"{namespace}.messages")
+        message = aio_pika.Message(body, headers={"x-bridge-ephemeral": True})
+        await exchange.publish(message, routing_key="ann")
