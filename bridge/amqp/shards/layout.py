@@ -34,6 +34,7 @@ from bridge.amqp.topology import (
     Topology,
     inbound_queue,
     send_declare,
+    single_entry,
     topology,
 )
 from bridge.core.broker_names import SHARDS_MAX, BrokerNames
@@ -142,10 +143,19 @@ class ShardPlan:
         """Return the arguments of a gate or record: they name the number of shards."""
         return {ALTERNATE: self.names.shards_entry(shards)}
 
+    def entry(self, layout: ShardLayout) -> Exchange:
+        """Return the exchange to which `inbound` is bound in `layout`."""
+        return self.gate(layout) if layout.revision else single_entry(self.names)
+
+    def previous_entry(self, layout: ShardLayout) -> Exchange:
+        """Return the exchange to which `inbound` was bound before the last change."""
+        previous = layout.previous_shards
+        return self.entry(ShardLayout(previous, layout.revision - 1, previous))
+
     def previous_destination(self, layout: ShardLayout) -> Exchange | Queue:
-        """Return what received the messages before the last change."""
+        """Return what the previous entry led to: the plain queue, or what spreads users."""
         if layout.revision > 1:
-            return Exchange(gate_name(self.names, layout.revision - 1), "fanout")
+            return Exchange(self.names.shards_entry(layout.previous_shards), MODULUS)
         return inbound_queue(self.names, self.names.inbound_queue())
 
 

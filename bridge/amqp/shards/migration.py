@@ -4,11 +4,15 @@ The migration from one number of shards to another, while bridges run and produc
 A migration consists of these steps. It may stop anywhere and be started again:
 
 1. A gate is declared, whose alternate exchange is the one in front of the new queues, and bound
-   to the destination that receives the messages now. The new queues and their exchange are
-   declared; then the exchange `inbound` is bound to the gate. RabbitMQ delivers a message to a queue
-   once, however many routes lead there.
-2. The record is declared: from now on no bridge binds the previous queues again.
-3. The previous destination is unbound from `inbound`, then from the gate. A gate without
+   to the previous queue, or to the exchange in front of the previous queues. The new queues and
+   their exchange are declared; then the exchange `inbound` is bound to the gate. RabbitMQ delivers
+   a message to a queue once, however many routes lead there.
+2. The record is declared: from now on no bridge that reads the records binds `inbound` to the
+   previous entry, which is the exchange or gate between it and the previous queues.
+3. The previous entry is unbound from `inbound` and replaced with a stub, which leads nowhere. A
+   bridge that read the records before step 2 may still bind it: AMQP has no transaction of
+   reading and binding. Before the stub exists, that adds a second route to the same queues;
+   afterwards it has no effect. Then the gate is unbound from the previous queues. A gate without
    bindings passes every message to its alternate exchange: one unbinding moves the stream, and
    no message is lost or duplicated.
 4. The new queues fill, without a consumer yet. When messages on their way have had time to
@@ -53,13 +57,17 @@ from bridge.amqp.topology import (
     declare_one,
     inbound_queue,
     send_unbind,
-    single_entry,
 )
 from bridge.errors import BrokerUnavailableError, ShardsError, TopologyError
 
 log = structlog.get_logger(__name__)
 
 MARKER_TYPE: Final = b"bridge:mark"
+
+# Neither this type nor its lack of an alternate exchange is that of an entry. Its bindings
+# have an empty key, so it passes no message that has a user.
+_STUB_TYPE: Final = "direct"
+_STUB_ATTEMPTS: Final = 5
 
 
 class ShardMigration:
@@ -97,21 +105,32 @@ class ShardMigration:
 
     async def _ensure(self, layout: ShardLayout) -> ShardLayout:
         while True:
-            await declare(
-                self._connection,
-                self._plan.topology(layout),
-                timeout_s=self._plan.timeout_s,
-            )
-            if layout.revision:
-                await self._unbind_previous(layout)
+            try:
+                await self._declare_all(layout)
+            except TopologyError:
+                if not await self.records.has_newer(layout):
+                    raise
             else:
-                await self._bind_existing_gate()
-                await self._unbind_bypass()
-            if not await self.records.has_newer(layout):
-                return layout
-            # Another process changed the number meanwhile, and the bindings above are those
-            # of the previous number: declare the new one, which unbinds them.
+                if not await self.records.has_newer(layout):
+                    return layout
+            # Another process changed the number meanwhile. The exchange that is bound above
+            # is a stub by now, or `_leave_previous` replaces it with one.
             layout = await self.records.read()
+
+    async def _declare_all(self, layout: ShardLayout) -> None:
+        plain_queue = Queue(self._names.inbound_queue(), {})
+        is_used = not layout.revision and await self.records.exists(plain_queue)
+        await declare(
+            self._connection,
+            self._plan.topology(layout),
+            timeout_s=self._plan.timeout_s,
+        )
+        if layout.revision:
+            await self._leave_previous(layout)
+            return
+        if not is_used:
+            await self._bind_existing_gate()
+        await self._unbind_bypass()
 
     async def change(self, shards: int) -> ShardLayout:
         """
@@ -130,7 +149,7 @@ class ShardMigration:
         )
         await self._prepare(new)
         await self._declare(self._plan.record(new))
-        await self._unbind_previous(new)
+        await self._leave_previous(new)
         return new
 
     async def check_change(self, now: ShardLayout, shards: int) -> None:
@@ -169,30 +188,66 @@ class ShardMigration:
             timeout_s=self._plan.timeout_s,
         )
 
-    async def _unbind_previous(self, layout: ShardLayout) -> None:
+    async def _leave_previous(self, layout: ShardLayout) -> None:
+        """Move the stream from the previous queues to those of `layout`."""
+        entry = self._plan.previous_entry(layout)
         previous = self._plan.previous_destination(layout)
-        gate = self._plan.gate(layout)
+        gate = self._plan.gate(layout).name
+        # In this order: while the gate has a binding, all routes end in the same queues. Only
+        # earlier versions have declared the second and third one.
+        await self._unbind(
+            Binding(self._names.inbound, entry),
+            Binding(self._names.inbound, previous),
+            Binding(gate, entry),
+        )
+        await self._replace_with_stub(entry)
+        await self._unbind(Binding(gate, previous))
+
+    async def _replace_with_stub(self, entry: Exchange) -> None:
+        """
+        Replace an exchange with one that leads nowhere, unless that was done before.
+
+        A bridge that read the previous layout before the record was declared may still be
+        declaring it. RabbitMQ refuses another type, and a binding to the stub has no effect.
+        """
+        stub = Exchange(entry.name, _STUB_TYPE)
+        timeout_s = self._plan.timeout_s
         channel = await self.records.open_channel()
-        doing = f"unbind {previous.name}"
-        async with broker_call(doing, timeout_s=self._plan.timeout_s):
-            if layout.revision == 1:
-                entry = single_entry(self._names)
-                await send_unbind(channel, Binding(self._names.inbound, entry))
-            # In this order: while the gate has a binding, both routes end in the same queue.
-            for source in (self._names.inbound, gate.name):
-                await send_unbind(channel, Binding(source, previous))
+        for _ in range(_STUB_ATTEMPTS):
+            try:
+                await declare_one(channel, stub, timeout_s=timeout_s)
+            except TopologyError as exc:
+                if not isinstance(exc.__cause__, ChannelPreconditionFailed):
+                    raise  # the user lacks a permission
+            else:
+                await channel.close()
+                return
+            channel = await self.records.open_channel()
+            async with broker_call(f"delete {entry.name}", timeout_s=timeout_s):
+                await channel.exchange_delete(entry.name)
+        problem = f"other bridges declare {entry.name} again and again"
+        raise BrokerUnavailableError(f"replace {entry.name}", problem)
+
+    async def _unbind(self, *bindings: Binding) -> None:
+        channel = await self.records.open_channel()
+        for binding in bindings:
+            doing = f"unbind {binding.destination.name}"
+            async with broker_call(doing, timeout_s=self._plan.timeout_s):
+                await send_unbind(channel, binding)
+        async with broker_call("close a channel", timeout_s=self._plan.timeout_s):
             await channel.close()
 
     async def _unbind_bypass(self) -> None:
         """Remove the binding of earlier versions from `inbound` to the queue itself."""
         queue = inbound_queue(self._names, self._names.inbound_queue())
-        channel = await self.records.open_channel()
-        async with broker_call(f"unbind {queue.name}", timeout_s=self._plan.timeout_s):
-            await send_unbind(channel, Binding(self._names.inbound, queue))
-            await channel.close()
+        await self._unbind(Binding(self._names.inbound, queue))
 
     async def _bind_existing_gate(self) -> None:
-        """Bind the gate of a first change that was begun before the plain queue existed."""
+        """
+        Bind the gate of a first change that was begun before the plain queue existed.
+
+        If the queue existed, the change has done that, and may have unbound it since.
+        """
         gate = gate_name(self._names, 1)
         if await self.records.exists(Exchange(gate, "fanout")):
             previous = self._plan.previous_destination(ShardLayout())

@@ -273,7 +273,7 @@ async def test_a_change_that_crashed_at_any_step_is_completed_by_repeating_it(
 ) -> None:
     """Every step can be repeated, and no message is lost in between."""
     async with sharded.bridge(1):
-        for step in ("_declare", "_prepare", "_unbind_previous"):
+        for step in ("_declare", "_prepare", "_leave_previous"):
             with monkeypatch.context() as broken:
                 broken.setattr(ShardMigration, step, crash)
                 with pytest.raises(CrashError):
@@ -281,7 +281,7 @@ async def test_a_change_that_crashed_at_any_step_is_completed_by_repeating_it(
             await sharded.publish(2)
         if not (await sharded.migration().records.read()).revision:
             with monkeypatch.context() as broken:
-                broken.setattr(ShardMigration, "_unbind_previous", crash)
+                broken.setattr(ShardMigration, "_leave_previous", crash)
                 with pytest.raises(CrashError):
                     await sharded.migration().change(3)
         await sharded.publish(2)
