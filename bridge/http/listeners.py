@@ -10,6 +10,7 @@ from typing import Final
 
 from aiohttp import web
 
+from bridge.core.listen_hosts import unix_path
 from bridge.http.listening_sockets import bind_sockets
 
 _KEEPALIVE_S: Final = 75.0
@@ -58,9 +59,9 @@ async def serve(
     sockets = await asyncio.to_thread(
         bind_sockets, hosts, port, setting, is_shared=is_shared
     )
+    for path in filter(None, map(unix_path, hosts)):
+        stack.push_async_callback(asyncio.to_thread, _unlink, path)
     for one in sockets:
-        if one.family == socket.AF_UNIX:
-            stack.push_async_callback(asyncio.to_thread, _unlink, one.getsockname())
         await site(runner, one).start()
     return socket_url(sockets[0])
 

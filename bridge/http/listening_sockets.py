@@ -1,4 +1,4 @@
-"""Bound sockets for the hosts of a port: TCP addresses, both families, and Unix sockets."""
+"""Sockets for the hosts of a port: TCP, Unix sockets, and those that systemd passes."""
 
 import errno
 import os
@@ -8,24 +8,28 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from bridge.core.listen_hosts import unix_path
+from bridge.core.listen_hosts import passed_name, unix_path
 
 # The proxy in front usually runs as another user, in the group of the bridge.
 _UNIX_MODE: Final = 0o660
 _TRY_S: Final = 1.0
+_ADDRESS_FIX: Final = (
+    "; 127.0.0.1 accepts connections from this machine only, 0.0.0.0 from everywhere"
+)
+_FIRST_PASSED_FD: Final = 3  # sd_listen_fds(3)
 
 
 def bind_sockets(
     hosts: Sequence[str], port: int, setting: str, *, is_shared: bool = False
 ) -> list[socket.socket]:
     """
-    Bind a socket for each address of each host, without listening.
+    Bind a socket for each address of each host; bound ones do not listen yet.
 
     `::` means both families, unless `0.0.0.0` is listed as well. Blocks while names are
     resolved.
 
     Args:
-        hosts: Names, addresses, and `unix:PATH`.
+        hosts: Names, addresses, `unix:PATH`, and `fd:NAME` for sockets of systemd.
         port: The TCP port; 0 for any free one, the same for all hosts.
         setting: The setting of the port, for error texts.
         is_shared: Whether other processes bind the same port.
@@ -40,6 +44,10 @@ def bind_sockets(
             path = unix_path(host)
             if path is not None:
                 sockets.append(_bind_unix(path, setting))
+                continue
+            name = passed_name(host)
+            if name is not None:
+                sockets += _passed_sockets(name, setting)
                 continue
             try:
                 is_dual = host == "::" and "0.0.0.0" not in hosts
@@ -111,6 +119,35 @@ def _bind_unix(path: str, setting: str) -> socket.socket:
     return one
 
 
+def _passed_sockets(name: str, setting: str) -> list[socket.socket]:
+    """Return the listening sockets of this name that systemd passed to this process."""
+    is_for_us = os.environ.get("LISTEN_PID") == str(os.getpid())
+    count = int(os.environ.get("LISTEN_FDS", "0")) if is_for_us else 0
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")[:count]
+    sockets: list[socket.socket] = []
+    for descriptor in (
+        _FIRST_PASSED_FD + index for index, one in enumerate(names) if one == name
+    ):
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 - its signature
+        sockets.append(socket.socket(fileno=descriptor))
+    if all(_is_listening(one) for one in sockets) and sockets:
+        return sockets
+    for one in sockets:
+        one.close()
+    problem = "is not a listening socket; the .socket unit needs Accept=no"
+    if not sockets:
+        problem = (
+            f"systemd passed no socket of this name (LISTEN_FDNAMES={','.join(names)}); "
+            "set FileDescriptorName= in the .socket unit, and start that unit"
+        )
+    raise _host_error(setting, f"fd:{name}: {problem}", fix="")
+
+
+def _is_listening(one: socket.socket) -> bool:
+    is_stream = one.type == socket.SOCK_STREAM
+    return is_stream and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+
+
 def _is_left_behind(path: str) -> bool:
     """Return whether there is a socket at `path` and no process listens on it."""
     with suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
@@ -145,8 +182,5 @@ def address_error(exc: OSError, setting: str, host: str, port: int) -> OSError:
     return OSError(f"{setting}: {host}:{port} {problem}")
 
 
-def _host_error(setting: str, problem: str) -> OSError:
-    fix = (
-        "127.0.0.1 accepts connections from this machine only, 0.0.0.0 from everywhere"
-    )
-    return OSError(f"{setting.replace('_PORT', '_HOST')}: {problem}; {fix}")
+def _host_error(setting: str, problem: str, *, fix: str = _ADDRESS_FIX) -> OSError:
+    return OSError(f"{setting.replace('_PORT', '_HOST')}: {problem}{fix}")

@@ -13,7 +13,7 @@ from typing import Final
 from pydantic import SecretStr
 from yarl import URL
 
-from bridge.core.listen_hosts import unix_path
+from bridge.core.listen_hosts import passed_name, unix_path
 from bridge.core.origins import NULL_ENTRY, WILDCARD
 from bridge.core.redis_address import is_redis, parse_redis
 
@@ -210,6 +210,9 @@ def check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
         path = unix_path(host)
         if path is not None and not 0 < len(path.encode()) <= _UNIX_PATH_MAX_BYTES:
             message = f"a path of 1 to {_UNIX_PATH_MAX_BYTES} bytes must follow unix:"
+            raise ValueError(message)
+        if passed_name(host) == "":
+            message = "a name must follow fd:, that of FileDescriptorName= in the .socket unit"
             raise ValueError(message)
     return hosts
 

@@ -14,7 +14,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bridge.core.listen_hosts import is_wildcard, tcp_hosts
+from bridge.core.listen_hosts import is_wildcard, tcp_hosts, unix_path
 from bridge.settings.checks import (
     PUBLIC_KEY_ALGORITHMS,
     check_algorithms,
@@ -142,7 +142,7 @@ class Settings(BaseSettings):
         "127.0.0.1",
         "Address of the public port, or several, separated by commas. `0.0.0.0` is every IPv4 "
         "address of the machine, `::` every IPv6 and IPv4 address. `unix:PATH` is a Unix socket "
-        "for a proxy, with mode 0660.",
+        "for a proxy, with mode 0660. `fd:NAME` is a socket that systemd passes.",
     )
     port: Port = _fixed(
         8080, "The public port: `/socket.io/`, `/health/*`. 0 = any free port."
@@ -393,11 +393,11 @@ def _key_problems(settings: Settings) -> Iterator[str]:
 def _port_problems(settings: Settings) -> Iterator[str]:
     public, operator = set(settings.host), set(settings.operator_host)
     for path in sorted(public & operator - set(tcp_hosts(settings.host))):
-        yield f"BRIDGE_OPERATOR_HOST: {path} is also in BRIDGE_HOST; choose another path"
+        yield f"BRIDGE_OPERATOR_HOST: {path} is also in BRIDGE_HOST; choose another one"
     if settings.workers > 1 and len(tcp_hosts(settings.host)) < len(settings.host):
         yield (
-            "BRIDGE_HOST: several workers cannot share a Unix socket: use TCP addresses, or "
-            "BRIDGE_WORKERS=1"
+            "BRIDGE_HOST: several workers cannot share a Unix socket or a socket of systemd: "
+            "use TCP addresses, or BRIDGE_WORKERS=1"
         )
     public, operator = (
         set(tcp_hosts(settings.host)),
@@ -484,8 +484,9 @@ def _auth_problems(settings: Settings) -> Iterator[str]:
 
 
 def _open_mode_problems(settings: Settings) -> Iterator[str]:
+    # The address of a socket of systemd is not known here.
     is_exposed = settings.auth == "open" and any(
-        not is_loopback(host) for host in tcp_hosts(settings.host)
+        not is_loopback(host) for host in settings.host if unix_path(host) is None
     )
     if is_exposed and not settings.dangerously_open_to_the_network:
         yield (

@@ -14,13 +14,15 @@ from bridge.settings.values import parse_duration_s
 
 FOLDER: Final = Path(__file__).parents[2] / "compose" / "systemd"
 UNIT: Final = FOLDER / "bridge.service"
+PAGE: Final = FOLDER.parents[1] / "docs" / "production.md"
+SOCKET: Final = FOLDER / "bridge.socket"
 
 
-def unit() -> configparser.SectionProxy:
+def section(path: Path, name: str) -> configparser.SectionProxy:
     parser = configparser.ConfigParser(interpolation=None, strict=False)
     parser.optionxform = str  # type: ignore[assignment,method-assign] # the documented way
-    parser.read_string(UNIT.read_text(encoding="utf-8"))
-    return parser["Service"]
+    parser.read_string(path.read_text(encoding="utf-8"))
+    return parser[name]
 
 
 def environment() -> dict[str, str]:
@@ -30,17 +32,18 @@ def environment() -> dict[str, str]:
     return {name: value for name, _, value in pairs if name.startswith("BRIDGE_")}
 
 
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     """A misspelled directive is ignored at the start, with only a line in the journal."""
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.fail("systemd-analyze is not installed: apt-get install systemd")
-    copy = tmp_path / "bridge.service"
-    text = UNIT.read_text(encoding="utf-8")
-    copy.write_text(text.replace("/opt/bridge/bin/bridge", "/bin/true"))
+    for unit in (UNIT, SOCKET):
+        text = unit.read_text(encoding="utf-8")
+        copy = tmp_path / unit.name
+        copy.write_text(text.replace("/opt/bridge/bin/bridge", "/bin/true"))
 
     verified = subprocess.run(
-        [program, "verify", str(copy)],
+        [program, "verify", str(tmp_path / UNIT.name), str(tmp_path / SOCKET.name)],
         capture_output=True,
         text=True,
         check=False,
@@ -75,6 +78,24 @@ def test_systemd_waits_longer_than_a_drain() -> None:
     """Otherwise pages are cut off in the middle of it, all at once."""
     drain_s = parse_duration_s(environment()["BRIDGE_DRAIN_TIMEOUT"])
 
-    assert int(unit()["TimeoutStopSec"]) > drain_s
-    assert unit()["Type"] == "notify"
-    assert unit()["RestartPreventExitStatus"] == "2"
+    unit = section(UNIT, "Service")
+    assert int(unit["TimeoutStopSec"]) > drain_s
+    assert unit["Type"] == "notify"
+    assert unit["RestartPreventExitStatus"] == "2"
+
+
+def test_the_socket_unit_has_the_address_and_the_name_of_the_documented_setting() -> (
+    None
+):
+    """The service finds its socket by the name, and commands find it by BRIDGE_PORT."""
+    unit = section(SOCKET, "Socket")
+    given = environment()
+
+    assert unit["ListenStream"] == f"{given['BRIDGE_HOST']}:{given['BRIDGE_PORT']}"
+    named = Settings.model_validate(
+        {
+            "host": f"fd:{unit['FileDescriptorName']}",
+            "jwks_url": "https://login.example.org/keys",
+        }
+    )
+    assert f"BRIDGE_HOST={named.host[0]}" in PAGE.read_text(encoding="utf-8")
