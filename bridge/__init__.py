@@ -26,6 +26,7 @@ tests/unit/test_architecture.py checks that.
     wiring           the composition root: builds all objects from the settings
     app              the lifecycle: start, drain, reload
     doctor           `bridge check`
+    child_reaper     reaps the processes that PID 1 of a container adopts
     signals          SIGTERM drains, SIGHUP reloads
     workers          several processes under a supervisor
     demo             the demo page and its private RabbitMQ node

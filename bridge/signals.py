@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 
 from bridge.app import Bridge
+from bridge.child_reaper import reap_adopted_children
 from bridge.http.listeners import Listening
 from bridge.settings.model import Settings
 
@@ -33,6 +34,10 @@ async def run_until_signalled(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, drain_or_cancel)
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    await bridge.run(
-        stop, on_listening=on_listening, beside=bridge.reload_on(hangup, load)
-    )
+
+    async def reload_and_reap() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(bridge.reload_on(hangup, load), name="reload")
+            tasks.create_task(reap_adopted_children(), name="reap")
+
+    await bridge.run(stop, on_listening=on_listening, beside=reload_and_reap())

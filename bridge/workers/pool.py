@@ -164,6 +164,11 @@ class WorkerPool:
     def _pids(self) -> list[int]:
         return [worker.pid for worker in self.workers if worker.pid is not None]
 
+    def own_pids(self) -> list[int] | None:
+        """Return the ids of the processes; ``None`` while one is being started."""
+        is_starting = any(worker.is_starting_process for worker in self.workers)
+        return None if is_starting else self._pids()
+
     def _has_any_listened(self) -> bool:
         return any(worker.has_listened.is_set() for worker in self.workers)
 

@@ -111,6 +111,11 @@ class SupervisedWorker:
         return self.state is WorkerState.LISTENING
 
     @property
+    def is_starting_process(self) -> bool:
+        """Whether there may be a process whose id is not known yet."""
+        return self.state is WorkerState.STARTING and self._process is None
+
+    @property
     def pid(self) -> int | None:
         """The id of the current process; ``None`` if there is none."""
         return self._process.pid if self._process else None

@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from bridge.child_reaper import reap_adopted_children
 from bridge.core.worker_slot import WorkerSlot
 from bridge.enums import ExitCode
 from bridge.errors import BridgeError, ConfigError, WorkersFailedError, first_error
@@ -115,6 +116,9 @@ class _Supervision:
                     tasks.create_task(self._reload_on_hangup(), name="reload"),
                     tasks.create_task(self._stop_on_second_signal(), name="stop now"),
                     tasks.create_task(self._proxy.scrape_periodically(), name="scrape"),
+                    tasks.create_task(
+                        reap_adopted_children(self._pool.own_pids), name="reap"
+                    ),
                 ]
                 await self._pool.run(
                     self._stop,

@@ -20,7 +20,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = """
 enums < errors < log_writer < core < clock < settings logging metrics tracing
 < amqp inbox auth schema_folder trusted_proxies < sockets fencing outbox < pipeline gauges
-< readiness < http < wiring < app doctor < signals < workers demo < cli < __main__
+< readiness < http < wiring < app doctor
+< child_reaper < signals < workers demo < cli < __main__
 """
 LAYER = {name: n for n, layer in enumerate(LAYERS.split("<")) for name in layer.split()}
 

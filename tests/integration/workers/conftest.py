@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +138,7 @@ async def program(
     redis: RedisServer,
     *,
     workers: int = 2,
+    launcher: Sequence[str] = (sys.executable, "-m", "bridge"),
     **settings: str,
 ) -> AsyncIterator[Program]:
     """Start `bridge run --workers N` and wait until it is ready."""
@@ -152,7 +153,7 @@ async def program(
         "drain_timeout": "10s",
     }
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bridge", "run", "--workers", str(workers)),
+        *(*launcher, "run", "--workers", str(workers)),
         env=environment(**(given | settings)),
         stdout=PIPE,
         stderr=PIPE,
