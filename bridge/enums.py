@@ -173,7 +173,7 @@ class DeadLetterReason(_ExplainedEnum):
     )
     OTHER = (
         "other",
-        "neither the bridge nor an expiry put it here; its headers may name the cause",
+        "it was dead-lettered neither by bridge nor because it expired; its headers may name the cause",
         "Read its headers before a redrive.",
     )
 
@@ -203,7 +203,7 @@ class Refusal(_ExplainedEnum):
     )
     TOKEN_NOT_YET_VALID = (
         "token_not_yet_valid",
-        "nbf or iat of the token lies in the future: compare the clocks of the issuer and of the bridge",
+        "nbf or iat of the token is in the future: compare the clocks of the issuer and of the bridge",
     )
     TOKEN_INVALID = (
         "token_invalid",
@@ -267,9 +267,9 @@ class UnsupportedClient(_ExplainedEnum):
 
     ENGINE_3 = (
         "3",
-        "the client is socket.io-client 2 or older, or of that time: use version 3 or later",
+        "the client is socket.io-client 2 or older, or uses its protocol: use version 3 or later",
     )
-    OTHER = "other", "the request names no version of the protocol that is known"
+    OTHER = "other", "the request names no known version of the protocol"
 
 
 class Closing(_ExplainedEnum):

@@ -212,7 +212,7 @@ class Metrics(ReadableMetrics):
         )
         self.log_lines_dropped = FastCounter(
             "bridge_log_lines_dropped",
-            "Log lines that were not written: nothing reads standard error, or a full disk.",
+            "Log lines that were not written: nothing reads standard error, or the disk is full.",
             registry=registry,
         )
         self.published = counter(
@@ -341,6 +341,6 @@ def _keys_refused(registry: CollectorRegistry) -> Counter:
 def _forwarded_unreadable(registry: CollectorRegistry) -> FastCounter:
     return FastCounter(
         "bridge_forwarded_unreadable",
-        "Requests of trusted proxies whose X-Forwarded-For could not be read; their clients count as the proxy.",
+        "Requests of trusted proxies whose X-Forwarded-For could not be read; their clients count under the address of the proxy.",
         registry=registry,
     )

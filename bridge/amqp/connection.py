@@ -262,7 +262,7 @@ def broker_identity(connection: BrokerConnection[FrameReader]) -> BrokerIdentity
 # The TLS alert of a broker that requires a client certificate may arrive late or get lost.
 _CLOSED_ADVICE: Final = {
     "amqp": "is this RabbitMQ's AMQP port, and not the one for TLS (amqps)?",
-    "amqps": "does it want a certificate (certfile= and keyfile=), and is it the TLS port?",
+    "amqps": "does it require a certificate (certfile= and keyfile=), and is it the TLS port?",
 }
 
 
@@ -423,7 +423,7 @@ def _advice(exc: BaseException, url: URL) -> str:
             # aiormq reports a refused vhost as an invalid frame, without the broker's text.
             (ConnectionClosed, InvalidFrameError),
             f"the broker closed it before the vhost {vhost!r} was open; does the vhost "
-            "exist, may the user use it, is a limit of connections reached?",
+            "exist, may the user access it, is a limit of connections reached?",
         ),
         (socket.gaierror, f"no such host; check the name {url.host!r}"),
         (ConnectionRefusedError, refused),

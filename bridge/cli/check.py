@@ -32,7 +32,7 @@ def check(
     Check everything that `bridge run` needs, and change nothing.
 
     Each line is ok, warn, fail or skip; `fix:` below it names the command or setting that
-    resolves the problem. `warn` works but deserves attention, `skip` could not be checked;
+    resolves the problem. `warn` works but needs attention, `skip` could not be checked;
     neither changes the exit status, which is: 0 no check failed, 1 a check failed, 2 the
     settings or schemas are wrong, 3 a peer cannot be reached. The broker logs a channel
     error for each queue, because permissions are tested by operations it refuses.

@@ -220,7 +220,7 @@ def redrive(
     operator: OperatorOptions,
 ) -> None:
     """
-    Send dead letters back to the inbound queue, each confirmed before it leaves this one.
+    Send dead letters back to the inbound queue. Each leaves this one after its confirm.
 
     Ctrl-C cancels the rest, which stays in order. Exit status: 0 all were sent, 1 some
     could not be sent or were not found, 3 the bridge or the broker cannot be reached.

@@ -75,7 +75,7 @@ def demo(
     except (asyncio.CancelledError, KeyboardInterrupt):
         pass  # Ctrl-C during the start, or twice: everything is cleaned up by now
     if amqp_url is None:
-        print_note("stopped; nothing is left behind")
+        print_note("stopped; everything that the demo created was removed")
     else:
         print_note(f"stopped; {NAMESPACE_ELSEWHERE}.* stays on the broker")
 

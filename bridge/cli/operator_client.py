@@ -54,15 +54,15 @@ class OperatorOptions:
         typer.Option(
             "--url",
             help="The operator port of the bridge, such as http://127.0.0.1:8081. "
-            "Without it: BRIDGE_OPERATOR_HOST and BRIDGE_OPERATOR_PORT.",
+            "Default: BRIDGE_OPERATOR_HOST and BRIDGE_OPERATOR_PORT.",
         ),
     ] = None
     token: Annotated[
         str | None,
         typer.Option(
             "--token",
-            help="The operator token. Better in BRIDGE_OPERATOR_TOKEN: others can read a "
-            "command line.",
+            help="The operator token. Prefer BRIDGE_OPERATOR_TOKEN: other users of the "
+            "machine can read a command line.",
         ),
     ] = field(default=None, repr=False)
     config_file: ConfigFile = None

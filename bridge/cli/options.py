@@ -33,8 +33,8 @@ AmqpUrl = Annotated[
     str | None,
     typer.Option(
         "--amqp-url",
-        help="RabbitMQ, such as amqp://user:password@host:5672/. Better in BRIDGE_AMQP_URL: "
-        "others can read a command line.",
+        help="RabbitMQ, such as amqp://user:password@host:5672/. Prefer BRIDGE_AMQP_URL: "
+        "other users of the machine can read a command line.",
     ),
 ]
 

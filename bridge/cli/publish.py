@@ -42,7 +42,7 @@ def publish(
         ),
     ] = None,
     event: Annotated[
-        str | None, typer.Option(help="Event name. Without it: message.")
+        str | None, typer.Option(help="Event name. Default: message.")
     ] = None,
     text: Annotated[
         bool, typer.Option("--text", help="DATA is plain text, not JSON.")

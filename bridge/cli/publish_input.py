@@ -46,7 +46,7 @@ class PublishInput:
         schemas: EventSchemas | None,
     ) -> None:
         if user == _STDIN and data is not None:
-            raise ConfigError(["DATA: comes with the lines of stdin, leave it out"])
+            raise ConfigError(["DATA: omit it, because the lines of stdin contain it"])
         if user != _STDIN and data is None:
             raise ConfigError(
                 ["DATA: is missing, give one JSON value, or - to read them from stdin"]

@@ -31,14 +31,14 @@ def tail(
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(help="Public address of the bridge. Without it: this machine."),
+        typer.Option(help="Public address of the bridge. Default: this machine."),
     ] = None,
     token: Annotated[
         str | None,
         typer.Option(
             envvar=TOKEN_VARIABLE,
             show_envvar=True,
-            help="A token of USER. Without it, one is signed with BRIDGE_JWT_SECRET.",
+            help="A token of USER. Default: one that is signed with BRIDGE_JWT_SECRET.",
         ),
     ] = None,
     json: Annotated[
@@ -46,7 +46,7 @@ def tail(
     ] = False,
     config_file: ConfigFile = None,
     older_user: Annotated[
-        str | None, typer.Option("--user", hidden=True, help="The older form.")
+        str | None, typer.Option("--user", hidden=True, help="An earlier form of USER.")
     ] = None,
 ) -> None:
     """

@@ -68,12 +68,15 @@ def _print_story(found: Trace) -> None:
                     step.text,
                 )
                 for step in found.story
+                if step.text != found.verdict  # printed below
             ],
         )
     typer.echo(printable(found.verdict))
     for sentence in found.silent:
-        print_note(f"not known: {sentence}")
-    print_note(f"the journal begins at {local_time(found.journal_since_s)}")
+        print_note(f"unknown: {sentence}")
+    print_note(f"the journal began at {local_time(found.journal_since_s)}")
     if found.others:
         names = ", ".join(found.others[:10])
-        print_note(f"with messages of the same id, see --user: {names}")
+        print_note(
+            f"other users with a message of this id: {names} (select with --user)"
+        )

@@ -284,7 +284,7 @@ def user_problem(user: str) -> str | None:
     # isprintable() is one call in C and true for almost every user. It also refuses
     # harmless characters such as a no-break space, so a refusal is checked again.
     if not user.isprintable() and any(_is_control(character) for character in user):
-        return "holds a control character"
+        return "contains a control character"
     try:
         length = len(user.encode())
     except UnicodeEncodeError:  # a lone surrogate, which JSON can contain
@@ -317,7 +317,7 @@ def event_problem(event: str) -> str | None:
     if event in RESERVED_EVENTS or event.startswith(RESERVED_PREFIX):
         return f"is the reserved name {event!r}"
     if not event.isprintable() and any(_is_control(character) for character in event):
-        return "holds a control character"
+        return "contains a control character"
     try:
         event.encode()
     except (

@@ -7,7 +7,7 @@ The address of a Redis or Valkey, as BRIDGE_INBOX names it.
 
 Each scheme exists with `rediss` for TLS. Options after a `?`: `replicas=N` (how many replicas
 must have a message before it is acked), `ca=FILE` (the authorities to trust), `cert=FILE` and
-`key=FILE` (our certificate, for a server that requires one), `sentinel_user=` and
+`key=FILE` (the client certificate, for a server that requires one), `sentinel_user=` and
 `sentinel_password=`.
 """
 

@@ -201,14 +201,14 @@ class _Compiler:
         if uri not in self._known:
             if uri.startswith(BASE_URI):
                 return "names no file in the folder"
-            return "is outside the folder, and nothing is fetched"
+            return "is outside the folder; bridge fetches no schemas"
         node: object = self._known[uri]
         if not fragment.startswith("/"):
             return None  # an anchor, or the whole document
         for step in unquote_to_bytes(fragment).decode(errors="replace").split("/")[1:]:
             node = child_of(node, step.replace("~1", "/").replace("~0", "~"))
             if node is None:
-                return "points at nothing"
+                return "points to nothing"
         return None
 
 

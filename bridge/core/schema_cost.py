@@ -185,7 +185,7 @@ class CostAnalysis:
         """
         self._visits += 1
         if self._visits > _VISITS_MAX or depth > _DEPTH_MAX:
-            problem = "has too many ways through its references and branches"
+            problem = "has too many paths through its references and branches"
             raise _RefusedSchemaError(problem)
         node = place.node
         if not isinstance(node, dict):

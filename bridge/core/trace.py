@@ -125,7 +125,7 @@ def _add_kept(
     facts: TraceFacts, message: KeptMessage, steps: _Steps
 ) -> tuple[Fate, str]:
     position = _position(facts, message.offset)
-    steps.add(message.taken_s, Stage.TAKEN, "taken from the broker", position)
+    steps.add(message.taken_s, Stage.TAKEN, "consumed from the broker", position)
     known = {
         each.stage: each.at_s
         for each in facts.entries
@@ -172,7 +172,7 @@ def _why_waiting(facts: TraceFacts, offset: int) -> str:
     windows = facts.windows
     if not windows:
         if facts.last_connect_s is None:
-            return "no window of the user has connected since the journal begins"
+            return "no window of the user has connected since the journal began"
         return "no window of the user is connected"
     had_it = [window for window in windows if window.offset >= offset]
     if not had_it:
@@ -196,7 +196,7 @@ _WHY_TRIMMED: Final = {
     SyncReason.LIMIT: "the inbox holds no more than BRIDGE_INBOX_MAX_MESSAGES",
     SyncReason.EXPIRED: "it was over BRIDGE_INBOX_MAX_AGE",
     SyncReason.RESET: "the store was reset",
-    None: "the store has forgotten it",
+    None: "the store no longer has it",
 }
 
 
@@ -208,7 +208,7 @@ def _add_trimmed(facts: TraceFacts, steps: _Steps) -> Iterator[tuple[Fate, str]]
         return
     if not stored:
         text = (
-            "stored; only its id is still remembered: publishing it again within "
+            "stored; only its id is left: publishing it again within "
             "BRIDGE_DEDUPE_WINDOW stores nothing"
         )
         steps.add(seen_s, Stage.STORED, text)
@@ -316,7 +316,7 @@ def _dead_text(letter: StoredDeadLetter) -> str:
 
 
 # The fate of a message that is in no inbox, by the last event that is known.
-_AT_THE_BROKER: Final = "the broker has it, the bridge has not taken it yet"
+_AT_THE_BROKER: Final = "the broker has it, the bridge has not consumed it yet"
 _LAST_EVENTS: Final[Mapping[Stage | None, tuple[Fate, str]]] = {
     Stage.RETRIED: (Fate.RETRYING, "retrying: it waits in a retry queue"),
     Stage.PUBLISHED: (Fate.ON_ITS_WAY, f"on its way: {_AT_THE_BROKER}"),
@@ -352,18 +352,18 @@ def _gaps(facts: TraceFacts) -> Iterator[str]:
     starts += [each.at_s for each in facts.entries[:1]]
     if not starts or min(starts) < facts.journal_begins_s:
         yield (
-            "earlier retries, duplicates and windows: the journal is in memory and may "
-            "begin later than this message"
+            "earlier retries, duplicates and windows, because the journal is in memory and "
+            "may begin later than this message"
         )
     if Stage.PUBLISHED not in stages:
         yield (
-            "when the producer published it: over AMQP, bridge first sees a message when it "
-            "consumes it"
+            "when the producer published it, because over AMQP bridge first sees a message "
+            "when it consumes it"
         )
     if not kept and not facts.dead:
         yield (
-            "whether it waits in the inbound or a retry queue: messages there cannot be "
-            "looked up by their id"
+            "whether it waits in the inbound or a retry queue, because messages there cannot "
+            "be looked up by their id"
         )
 
 

@@ -105,7 +105,7 @@ class DemoPage:
         sid = text_field(await request.read(), "sid")
         for window in self._bridge.components.sockets.rooms:
             if window.sid == sid:
-                window.session.close("cut by the demo", abort=True)
+                window.session.close("disconnected by the demo", abort=True)
                 return json_response({})
         return problem(404, "there is no such window", pointer="/sid")
 

@@ -36,16 +36,16 @@ _VERSION: Final = re.compile(r"(\d+)\.(\d+)")
 _OLDEST: Final = (3, 10)
 _NEWEST_KNOWN: Final = (4, 3)
 _DEFAULTS_OF_4: Final = (
-    "delivery limit of 20 unless the queue sets one, and bridge's queues do; messages of "
-    "up to 16 MiB; an ack that takes 30 min closes the channel"
+    "delivery limit of 20 for other queues (bridge sets one for its own); messages of up to "
+    "16 MiB; a delivery that is not acked within 30 min closes the channel"
 )
 # The oldest version to which each text applies; it applies until the next one.
 _DEFAULTS: Final = (
     (
         (3, 10),
-        "no delivery limit unless the queue sets one, and bridge's queues do; messages of "
-        "up to 128 MiB; an ack that takes 30 min closes the channel. Dead-lettering with "
-        "confirms needs the feature flag stream_queue",
+        "no default delivery limit (bridge sets one for its own queues); messages of up to "
+        "128 MiB; a delivery that is not acked within 30 min closes the channel. "
+        "Dead-lettering with confirms needs the feature flag stream_queue",
     ),
     ((4, 0), f"{_DEFAULTS_OF_4}. bridge was tested on 4.0.5"),
     ((4, 1), f"{_DEFAULTS_OF_4}. bridge was not tested on it"),
@@ -136,7 +136,9 @@ def check_permissions(
         )
         return fail(subject, text, fix=_grant_fix(names, url, user))
     if may_do_anything:
-        text = f"configure, write and read, also outside of {names.namespace}.*"
+        text = (
+            f"more than needed: configure, write or read outside of {names.namespace}.*"
+        )
         fix = least_permissions_command(names.namespace, url)
         return warn(subject, text, fix=fix)
     return ok(subject, f"configure, write and read on {names.namespace}.*")

@@ -88,7 +88,10 @@ async def _check_port(setting: str, host: str, port: int) -> CheckResult:
         await asyncio.to_thread(_try_bind, setting, host, port)
     except OSError as exc:
         if await _is_bridge(host, port):
-            return ok(setting, f"a bridge already listens on {host}:{port}")
+            text = (
+                f"a bridge already listens on {host}:{port}; stop it to start another"
+            )
+            return ok(setting, text)
         # The error names the setting of the host instead, if the host is the problem.
         subject, _, text = str(exc).partition(": ")
         return fail(subject, text, fix=_port_fix(setting, subject, port))
@@ -141,14 +144,12 @@ async def _check_metrics(response: aiohttp.ClientResponse) -> list[CheckResult]:
     if unreadable := _sample(metrics, _UNREADABLE_METRIC):
         text = (
             f"{unreadable} requests of BRIDGE_TRUSTED_PROXIES had an X-Forwarded-For that "
-            "cannot be read since the bridge started; their clients count as the proxy"
+            "cannot be read since the bridge started; their clients count under the address of the proxy"
         )
         fix = "let the proxy append an address, with or without a port"
         results.append(warn("X-Forwarded-For", text, fix=fix))
     if refused := _sample(metrics, _REFUSED_METRIC):
-        text = (
-            f"{refused} windows were refused for their origin since the bridge started"
-        )
+        text = f"windows refused for their origin since the bridge started: {refused}"
         fix = "BRIDGE_ALLOWED_ORIGINS=…, if these origins are yours"
         return [*results, warn("origins", text, fix=fix)]
     return [*results, ok("origins", "none was refused since the bridge started")]
@@ -180,4 +181,4 @@ async def _with_origins(
     ]
     if len(refused) > _ORIGINS_SHOWN:
         names.append(f"and {len(refused) - _ORIGINS_SHOWN} more")
-    return replace(result, text=f"{result.text}: {', '.join(names)}")
+    return replace(result, text=f"{result.text}; {', '.join(names)}")

@@ -124,10 +124,10 @@ def policy_effects(
                 yield _length_effect(role, shown, overflow=definition.get("overflow"))
             case "delivery-limit":
                 if isinstance(value, int) and 0 <= value < _DELIVERY_LIMIT_MIN:
-                    text = f"{shown} removes good messages after some lost connections"
+                    text = f"{shown} drops valid messages after a few lost connections"
                     yield CheckStatus.FAIL, text
             case "dead-letter-exchange" if role is QueueRole.DEAD:
-                text = f"{shown} moves dead letters out of reach of `bridge dead`"
+                text = f"{shown} moves dead letters to where `bridge dead` does not read them"
                 yield CheckStatus.WARN, text
             case _:
                 pass  # bridge's own arguments win, or the key is harmless
@@ -145,7 +145,7 @@ def _ttl_effect(role: QueueRole, shown: str) -> tuple[CheckStatus, str]:
     match role:
         case QueueRole.INBOUND:
             text = (
-                f"{shown} makes dead letters of messages that wait longer for a bridge: "
+                f"{shown} dead-letters messages that wait longer for a bridge; "
                 "they never reach a page"
             )
             return CheckStatus.FAIL, text

@@ -74,7 +74,7 @@ def _persistence(facts: ServerFacts) -> CheckResult:
     if facts.fsync != "always":
         text = (
             f"appendfsync {facts.fsync}: a power failure loses up to a second of acked "
-            "messages, and after each restart clients are told to reload"
+            "messages, and after each restart pages are asked to reload"
         )
         return warn(subject, text, fix=_setting(facts, "appendfsync always"))
     return ok(subject, "appendonly yes, appendfsync always")

@@ -83,14 +83,14 @@ async def _check_other_bridges(
         return ok(_OTHERS, "the running bridge is the only consumer")
     problem = await ownership.find_conflict()
     if problem is None:
-        return ok(_OTHERS, "none keeps this bridge from consuming")
+        return ok(_OTHERS, "no other bridge prevents this one from consuming")
     return warn(_OTHERS, problem, fix="stop them, or set another BRIDGE_NAMESPACE")
 
 
 def _warn_of_hash(layout: ShardLayout, best: str) -> CheckResult:
     return warn(
         _SUBJECT,
-        f"users are distributed by {layout.hash_type}, on this version of RabbitMQ {best} "
+        f"users are distributed by {layout.hash_type}. On this version of RabbitMQ, {best} "
         "is better: after all nodes were down, users may map to other queues than before, "
         "and newer messages can overtake older ones there",
         fix="bridge shards set N   # with a number that was never set before",

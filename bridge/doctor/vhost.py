@@ -90,8 +90,8 @@ def check_prefetch(prefetch_count: int, *, ack_timeout_s: float | None) -> Check
     )
     if ack_timeout_s is None:
         text += (
-            f"the broker waits {_ACK_TIMEOUT_S:g} s for an ack by default (no policy is known "
-            "that sets another limit, and the consumer_timeout of its nodes cannot be read)"
+            f"the broker waits {_ACK_TIMEOUT_S:g} s for an ack by default (bridge "
+            "knows of no policy that sets another limit, and cannot read its consumer_timeout)"
         )
         ack_timeout_s = _ACK_TIMEOUT_S
     else:

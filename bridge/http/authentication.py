@@ -206,7 +206,7 @@ class Keys:
 
     def closed(self) -> web.Response:
         """Return the answer to any request while no key is set."""
-        return problem(403, f"closed: {self._setting} is not set")
+        return problem(403, f"disabled: {self._setting} is not set")
 
     def _accepts(self, given: bytes) -> bool:
         # All keys are compared, so that the time does not reveal which one matched.
@@ -247,7 +247,7 @@ def on_own_pages_only(
         if not allows_origin(request.headers):
             text = (
                 "refused for its Origin (see BRIDGE_ALLOWED_ORIGINS), or for its Host: "
-                "open mode on loopback answers to localhost and 127.0.0.1 alone"
+                "open mode on loopback answers to localhost and 127.0.0.1 only"
             )
             return problem(403, text)
         return await handler(request)

@@ -25,7 +25,7 @@ def public_app(
     app = web.Application(middlewares=[answer_with_problems])
     app[SERVES] = (
         "this is the public port, for pages: /socket.io/ and /health/*; "
-        "all else is on the operator port (BRIDGE_OPERATOR_PORT)"
+        "everything else is on the operator port (BRIDGE_OPERATOR_PORT)"
     )
     app.on_response_prepare.append(harden)
     add_health_routes(app, unready_reasons, warnings)

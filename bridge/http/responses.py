@@ -68,7 +68,7 @@ async def answer_with_problems(
         if exc.status < 400:
             raise
         if exc.status == HTTPStatus.NOT_FOUND and SERVES in request.app:
-            return problem(exc.status, f"nothing is here; {request.app[SERVES]}")
+            return problem(exc.status, f"not found; {request.app[SERVES]}")
         allow = exc.headers.get("Allow")
         return problem(
             exc.status, exc.reason, headers={"Allow": allow} if allow else None
@@ -79,7 +79,7 @@ async def answer_with_problems(
         return problem(400, "the connection is closed")
     except Exception:
         log.exception("http.request_failed", path=request.path)
-        return problem(500, "a fault of the bridge; its log says more")
+        return problem(500, "internal error; the log of the bridge has the details")
 
 
 async def harden(_request: web.Request, response: web.StreamResponse) -> None:

@@ -103,7 +103,7 @@ class WindowRequests:
         if position.epoch != window.epoch or position.offset > window.offset:
             raise EventRefusedError(
                 EventError.BAD_POSITION,
-                "this window has had no message at that position",
+                "this window has received no message at that position",
             )
         if window.ack(position.offset):  # a repeated ack costs and records nothing
             self._inbox.mark_delivered(window.user, position.offset)
@@ -161,7 +161,7 @@ class WindowRequests:
         """
         if self._verifier is not None:
             raise EventRefusedError(
-                EventError.NOT_OPEN, "join works with BRIDGE_AUTH=open alone"
+                EventError.NOT_OPEN, "join works only with BRIDGE_AUTH=open"
             )
         user = argument.get("username") if isinstance(argument, dict) else None
         problem = user_problem(user) if isinstance(user, str) else "is not a string"

@@ -250,7 +250,7 @@ def _response(
     answer: WorkerAnswer | None, fault: str = "no worker answers"
 ) -> web.Response:
     if answer is None:
-        return problem(503, f"{fault} now; ask again", headers={"Retry-After": "2"})
+        return problem(503, f"{fault}; try again", headers={"Retry-After": "2"})
     return web.Response(
         status=answer.status, body=answer.body, headers=dict(answer.headers)
     )

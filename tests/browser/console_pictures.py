@@ -165,7 +165,7 @@ async def _dead(console: ConsolePage) -> None:
 
 
 async def _discard(console: ConsolePage) -> None:
-    await console.button("Discard chosen …").click()
+    await console.button("Discard selected …").click()
     await expect(console.page.get_by_role("dialog")).to_be_visible()
 
 

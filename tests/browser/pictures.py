@@ -56,7 +56,9 @@ async def _publish_messages(page: WatchedPage) -> None:
     await page.publish("Welcome back, bob", user="bob")
     await page.publish("Your export is ready", count=2)
     await page.expect_message("bob", "Welcome back, bob")
-    await page.window("bob").get_by_role("button", name="Cut this window off").click()
+    await (
+        page.window("bob").get_by_role("button", name="Disconnect this window").click()
+    )
     await page.expect_state("bob", "cut")
     await page.publish(_ORDER, user="bob", event="order.changed", kind="JSON", count=2)
     await page.expect_state("bob", "live")

@@ -114,7 +114,7 @@ async def test_a_hostile_dead_letter_is_shown_as_text_and_its_body_on_request(
             await expect(console.rows).to_contain_text([user])
             assert await console.fits()
             await console.rows.get_by_role("link").click()
-            await expect(console.title).to_have_text("A dead letter")
+            await expect(console.title).to_have_text("Dead letter")
             await expect(page.locator("main")).to_contain_text(user)
             await expect(page.locator("main")).not_to_contain_text("//4=")
             await expect(page.locator("pre")).to_have_count(0)
@@ -145,8 +145,8 @@ async def test_a_dead_letter_redriven_by_keyboard_reaches_its_user(
 
         await console.press_until(console.rows.first.get_by_role("checkbox"))
         await console.page.keyboard.press("Space")
-        await expect(console.page.get_by_text("1 chosen")).to_be_visible()
-        redrive = console.button("Redrive chosen …")
+        await expect(console.page.get_by_text("1 selected")).to_be_visible()
+        redrive = console.button("Redrive selected …")
         await console.press_until(redrive, "Shift+Tab")
         await console.page.keyboard.press("Enter")
         await expect(dialog).to_contain_text("Redrive 1 dead letter?")
@@ -160,10 +160,12 @@ async def test_a_dead_letter_redriven_by_keyboard_reaches_its_user(
         await expect(console.title).to_be_focused()
 
         await console.rows.get_by_role("link").click()
-        await expect(console.title).to_have_text("A dead letter")
+        await expect(console.title).to_have_text("Dead letter")
         await press(console, console.button("Redrive …"))
         await press(console, dialog.get_by_role("button", name="Redrive 1"))
-        await expect(console.page.get_by_text("It is not among")).to_be_visible()
+        await expect(
+            console.page.get_by_text("is no longer in the queue")
+        ).to_be_visible()
         await expect(console.title).to_be_focused()
         console.assert_clean(but="status of 404")
 
@@ -183,11 +185,11 @@ async def test_a_discard_by_keyboard_needs_the_number_typed(
         await console.go("Dead letters", "dead?user=ann")
         await expect(console.rows).to_have_count(3)
 
-        await press(console, console.button("Discard all that fit …"))
+        await press(console, console.button("Discard all matching …"))
         await expect(dialog).to_contain_text("Discard 3 dead letters?")
         await page.keyboard.press("Escape")
         await expect(dialog).to_have_count(0)
-        await press(console, console.button("Discard all that fit …"))
+        await press(console, console.button("Discard all matching …"))
         await expect(dialog.get_by_label("Type 3 to confirm")).to_be_focused()
         await page.keyboard.type("4")
         await page.keyboard.press("Enter")
@@ -198,7 +200,7 @@ async def test_a_discard_by_keyboard_needs_the_number_typed(
 
         await expect(page.locator("#says")).to_contain_text("Discard done: 3 of 3")
         await expect(
-            page.get_by_text("No dead letter fits the filter.")
+            page.get_by_text("No dead letter matches the filter.")
         ).to_be_visible()
         await expect(page.locator("#dead-count")).to_have_text("1")
         console.assert_clean()

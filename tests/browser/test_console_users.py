@@ -128,7 +128,7 @@ async def test_bridges_that_did_not_answer_are_reported(
     await page.route("**/api/users", silent)
     await publish(worker, "lee", 1, message_id="m-lee")
     await stored(running, "lee", count=1)
-    told = "Of 2 bridges; 1 more did not answer."
+    told = "From 2 bridges; 1 did not answer."
     async with open_windows(running.listening.public_url, [running.token("lee")]):
         await console.go("Users", "users")
         await expect(page.get_by_text(told)).to_be_visible()

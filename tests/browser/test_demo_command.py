@@ -25,7 +25,7 @@ from tests.processes import family_of, is_frozen
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-_LAST_WORDS = "stopped; nothing is left behind\n"
+_LAST_WORDS = "stopped; everything that the demo created was removed\n"
 
 
 async def test_ctrl_c_ends_everything_with_exit_code_0(tmp_path: Path) -> None:

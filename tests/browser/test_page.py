@@ -115,7 +115,9 @@ async def test_a_disconnected_window_recovers_missed_messages(
     await page.publish(f"before {namespace}")
     await page.expect_message("ann", f"before {namespace}")
 
-    await page.window("ann").get_by_role("button", name="Cut this window off").click()
+    await (
+        page.window("ann").get_by_role("button", name="Disconnect this window").click()
+    )
     await page.expect_state("ann", "cut")
     await page.publish(f"meanwhile {namespace}", count=3)
     await page.expect_state("ann", "live")
@@ -235,7 +237,7 @@ async def test_the_page_is_usable_with_the_keyboard_only(
     await keyboard.press("Control+Enter")
     await page.expect_message("ann", namespace)
 
-    cut = page.window("ann").get_by_role("button", name="Cut this window off")
+    cut = page.window("ann").get_by_role("button", name="Disconnect this window")
     for _ in range(20):
         await keyboard.press("Tab")
         if await cut.evaluate("button => button === document.activeElement"):

@@ -290,7 +290,7 @@ class Intake:
                 await self._run(session, connection, layout, ownership)
             finally:
                 session.flush_acks()
-                session.fail("the session is over")
+                session.fail("the session has ended")
                 self._session = None
                 self._session_ended.set()
 

@@ -1,11 +1,11 @@
-// What a page needs to get its messages from bridge: the stock client from
-// /socket.io/socket.io.js, and what is in this file. Copy it and take what you need.
+// What a page needs to receive messages from bridge: the stock client from
+// /socket.io/socket.io.js, and this file. Copy it and use what you need.
 //
-//   getToken   async: a token whose `sub` is the user; asked at each connect and renewal
-//   place      where this window is: get(), set(position), forget()
+//   getToken   async: a token whose `sub` is the user; called at each connect and renewal
+//   place      the position of this window: get(), set(position), forget()
 //   onMessage  (event, data, position), in order, each message once
 //   onState    (name, facts): connecting, live, cut, closed, refused
-//   renews     whether the token is renewed before it ends; a real page always does
+//   renews     whether the token is renewed before it expires; a real page always does
 
 const ACK_PAUSE_MS = 200;
 const RETRY_MS = 1000;
@@ -14,12 +14,12 @@ const POSITIONS_KEPT = 1000;
 export function openInbox({ getToken, place, onMessage, onState, renews }) {
   const socket = io({
     transports: ["websocket", "polling"],
-    tryAllTransports: true, // long polling where a proxy lets no websocket through
-    // The default is one second. Here you should have time to publish something meanwhile.
+    tryAllTransports: true, // long polling if a proxy blocks WebSocket
+    // The default is one second. In the demo you should have time to publish a message before.
     reconnectionDelay: 4000,
     randomizationFactor: 0.1,
-    // A function, because it is asked again at each connect: yesterday's token would be
-    // refused, and the newest place is what the replay starts from.
+    // A function, because it is called at each connect: an old token would be refused, and the
+    // replay starts from the newest position.
     auth: async (send) => {
       const token = await getToken().catch(() => undefined);
       send({ token, acks: "manual", position: place.get() });
@@ -37,8 +37,8 @@ export function openInbox({ getToken, place, onMessage, onState, renews }) {
     if (seen.size > POSITIONS_KEPT) seen.delete(seen.values().next().value);
     onMessage(event, data, position);
     place.set(position);
-    // Only now does it count as delivered. One ack covers everything before it, so a
-    // few a second are enough, however many messages come.
+    // A message counts as delivered when it is acked. One ack covers all earlier messages, so
+    // a few acks per second are enough for any number of messages.
     ackTimer ??= setTimeout(() => {
       ackTimer = undefined;
       socket.emit("ack", place.get());
@@ -47,11 +47,11 @@ export function openInbox({ getToken, place, onMessage, onState, renews }) {
 
   // --- the connection
 
-  let closing; // what the bridge said before it closed the window, if it did
+  let closing; // the data of bridge:closing, if bridge closed the window
 
   socket.on("bridge:sync", (sync) => {
-    // Our position belongs to a store that no longer exists. A page with state of its own
-    // loads it again, here and whenever `sync.complete` is false.
+    // The position belongs to a store that no longer exists. A page that keeps state reloads it
+    // here, and whenever `sync.complete` is false.
     if (sync.reason === "reset" && sync.replayed === 0) place.forget();
     onState("live", { ...sync, recovered: socket.recovered });
   });
@@ -63,17 +63,17 @@ export function openInbox({ getToken, place, onMessage, onState, renews }) {
     closing = notice;
   });
   socket.on("disconnect", () => {
-    // `active` says that the client connects again by itself.
+    // `active` means that the client reconnects automatically.
     if (socket.active) onState("cut", closing);
     else onState("closed", closing);
-    // Its token ended while the page slept. The next connect brings a new one.
+    // The token expired while the page was suspended. The next connect sends a new one.
     if (closing?.code === "expired" && renews()) socket.connect();
     closing = undefined;
   });
   socket.on("connect_error", (error) => {
-    if (socket.active) return onState("cut"); // the network; the client goes on trying
+    if (socket.active) return onState("cut"); // a network problem; the client retries
     onState("refused", { reason: error.message, ...error.data });
-    // After a refusal the client stops. These go away with a new token or with time.
+    // After a refusal the client stops. With these codes a later connect may succeed.
     if (error.data?.temporary || ["token_expired", "token_missing"].includes(error.data?.code)) {
       setTimeout(() => socket.connect(), RETRY_MS);
     }

@@ -1,5 +1,5 @@
 // The page around the windows: opens them, publishes, and shows whether the bridge is ready.
-// How messages reach a window stands in connection.js.
+// connection.js receives the messages of a window.
 
 const READINESS_EACH_MS = 1500;
 
@@ -12,7 +12,7 @@ for (const column of document.querySelectorAll("[data-user]")) {
   const { user } = column.dataset;
   const frames = column.querySelector(".frames");
   const key = `windows of ${user}`;
-  // Which windows are open survives a reload, as their places do.
+  // The open windows and their positions survive a reload.
   const open = new Set(JSON.parse(sessionStorage.getItem(key) ?? "[1]"));
   const keep = () => sessionStorage.setItem(key, JSON.stringify([...open]));
 
@@ -77,7 +77,7 @@ async function publishAll() {
     }
   }
   const total = Number(count.value);
-  // One after the other: a user's messages arrive in the order of their confirms.
+  // Sequentially: the messages of a user arrive in the order of their confirms.
   for (let number = 1; number <= total; number += 1) {
     const text = total > 1 ? `${data.value} (${number} of ${total})` : data.value;
     const body = {
@@ -86,10 +86,10 @@ async function publishAll() {
       data: isText ? text : JSON.parse(data.value),
     };
     const problem = await publish(body);
-    if (problem) return tell(number > 1 ? `${problem} – after ${number - 1} of ${total}` : problem, "bad");
+    if (problem) return tell(number > 1 ? `${problem} (after ${number - 1} of ${total})` : problem, "bad");
     if (number < total) tell(`${number} of ${total} …`);
   }
-  tell(total > 1 ? `${total} to ${user}, all confirmed` : `One to ${user}, confirmed`, "good");
+  tell(total > 1 ? `${total} messages to ${user}, all confirmed` : `1 message to ${user}, confirmed`, "good");
 }
 
 async function publish(body) {
@@ -121,7 +121,7 @@ function showLines(lines) {
       code.textContent = text;
       copy.setAttribute("aria-label", `Copy: ${title}`);
       copy.addEventListener("click", async () => {
-        getSelection().selectAllChildren(code); // for a browser that forbids the rest
+        getSelection().selectAllChildren(code); // if the browser forbids the clipboard
         await navigator.clipboard.writeText(text);
         copy.textContent = "Copied";
         setTimeout(() => (copy.textContent = "Copy"), 2000);

@@ -1,5 +1,5 @@
-// One window of one user: shows what connection.js brings. Everything that came from
-// outside becomes text by textContent, never markup.
+// One window of one user: shows the messages of connection.js. Untrusted text is set by
+// textContent, never as markup.
 
 import { openInbox } from "/demo/connection.js";
 
@@ -18,7 +18,7 @@ let isCatchingUp = true;
 document.title = `${user}, window ${number} · bridge demo`;
 element("title").textContent = `${user} · window ${number}`;
 
-// --- who we are, and where we are
+// --- token and position
 
 async function ask(path, body) {
   const answer = await fetch(path, {
@@ -36,8 +36,8 @@ async function getToken() {
   return token;
 }
 
-// Survives a reload, and belongs to this window alone: another window of the same user
-// may be elsewhere.
+// The position survives a reload and belongs to this window only: other windows of the user
+// have their own.
 const key = `position of ${user}, window ${number}`;
 const place = {
   get: () => sessionStorage.getItem(key) ?? undefined,
@@ -86,10 +86,10 @@ const STATES = {
   connecting: () => ["connecting", ""],
   live: (sync) => ["live", afterConnect(sync)],
   cut: (closing) => [
-    "cut – recovering",
+    "disconnected, reconnecting",
     closing?.code === "draining"
       ? "The demo has stopped. In production the window reconnects to another bridge."
-      : (closing?.reason ?? "The connection is cut. While the demo runs, its messages are kept: publish one."),
+      : (closing?.reason ?? "Disconnected. Publish a message now: it waits in the inbox."),
   ],
   closed: (closing) => [closing?.code ?? "closed", closing?.reason ?? "The bridge closed this window."],
   refused: (refusal) => ["refused", refusal.reason],
@@ -110,15 +110,15 @@ function onState(name, facts) {
 
 function afterConnect({ replayed, complete, missed, reason, recovered }) {
   if (complete === false) {
-    return `Lost: ${missed ?? "an unknown number of"} messages (${reason}). A real page would load its state again.`;
+    return `Missing: ${missed ?? "an unknown number of"} messages (${reason}). A real page would reload its state.`;
   }
   if (!recovered) return replayed ? `${plural(replayed, "message")} waited in the inbox.` : "";
   return replayed
-    ? `Recovered: ${plural(replayed, "message")} missed meanwhile, all here now.`
+    ? `Recovered: ${plural(replayed, "message")} missed while disconnected, all received now.`
     : "Recovered, nothing was missed.";
 }
 
-// --- go
+// --- start
 
 const socket = openInbox({
   getToken,
@@ -133,7 +133,7 @@ element("cut").addEventListener("click", () => {
 });
 element("reconnect").addEventListener("click", () => {
   onState("connecting");
-  element("log").focus(); // the button is gone now
+  element("log").focus(); // the button is hidden now
   socket.connect();
 });
 

@@ -146,11 +146,13 @@ def _detail(
 
 
 def _explanation(letter: StoredDeadLetter) -> str:
-    sentences = [f"It is here because {letter.reason.explanation}."]
+    sentences = [f"Reason: {letter.reason.explanation}."]
     if letter.error:
-        sentences.append(f"In detail: {letter.error}.")
+        sentences.append(f"Details: {letter.error}.")
     if letter.redrives:
         times = "once" if letter.redrives == 1 else f"{letter.redrives} times"
-        sentences.append(f"It was redriven {times} before, and came back.")
+        sentences.append(
+            f"It was redriven {times} before and became a dead letter again."
+        )
     sentences.append(letter.reason.advice)
     return " ".join(sentences)

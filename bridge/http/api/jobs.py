@@ -46,6 +46,6 @@ def add_job_routes(api: Api, board: JobBoard) -> None:
 def _job(board: JobBoard, job_id: str) -> OperatorJob:
     job = board.get(job_id)
     if job is None:
-        detail = "there is no such job; a bridge forgets them when it stops"
+        detail = "there is no such job; jobs are not kept when the bridge stops"
         raise ApiProblem(404, detail, pointer="id")
     return job

@@ -162,7 +162,7 @@ async def _compare(
             if expected != found:
                 raise MigrationRefusedError(
                     target.description,
-                    f"it does not hold what was copied into it: {found} instead of "
+                    f"it differs from what was copied into it: {found} instead of "
                     f"{expected}; empty it and start again",
                 )
         compared += MigrationTotals(len(group), sum(each.messages for each in group))

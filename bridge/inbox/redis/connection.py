@@ -221,8 +221,8 @@ def _untrusted(
     if "mismatch" in exc.verify_message or "expired" in exc.verify_message:
         return text
     if address.ca_file is None:
-        return f"{text}; name its authority by ?ca=FILE"
-    return f"{text}; is ca={address.ca_file} its authority?"
+        return f"{text}; name its certificate authority by ?ca=FILE"
+    return f"{text}; is ca={address.ca_file} its certificate authority?"
 
 
 def _with_cause(
@@ -231,7 +231,7 @@ def _with_cause(
     """
     Add the likely cause if the connection was closed before the first reply.
 
-    With TLS 1.3 a server rejects our certificate after the handshake, by an alert. If it
+    With TLS 1.3 a server rejects the client's certificate after the handshake, by an alert. If it
     closes the socket with unread bytes of ours, the kernel may drop that alert, so a plain
     close can mean the same.
     """
@@ -241,7 +241,7 @@ def _with_cause(
     if address.has_tls and address.cert_file is None:
         cause = "does it require a client certificate (cert=FILE)?"
     elif address.has_tls:
-        cause = f"does it trust our certificate, cert={address.cert_file}?"
+        cause = f"does it trust the certificate cert={address.cert_file}?"
     return StoreUnavailableError(str(address), f"{CLOSED_BY_SERVER}; {cause}")
 
 

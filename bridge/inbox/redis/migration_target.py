@@ -237,7 +237,7 @@ class RedisTarget:
         )
         if any(counts):
             raise self._refusal(
-                "there are inboxes in it already; migrate into an empty one"
+                "it already contains inboxes; migrate into an empty store"
             )
 
     async def _ask_each_tag(

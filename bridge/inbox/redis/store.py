@@ -353,7 +353,7 @@ class RedisInbox:
         if script is scripts.READ and not reply[0]:
             # There is no epoch: the server was emptied while it ran. Reconnecting
             # establishes a new one.
-            problem = "its data are gone"
+            problem = "its data was lost"
             self._servers.for_tag(tag).current().abort(problem)
             raise StoreUnavailableError(self.description, problem)
         return reply

@@ -103,7 +103,7 @@ async def test_the_client_certificate_is_presented(
     assert "does it require a client certificate" in await problem(
         with_client_certs.url(ca=ca.cert)
     )
-    assert "does it trust our certificate" in await problem(
+    assert "does it trust the certificate" in await problem(
         with_client_certs.url(ca=ca.cert, cert=theirs.cert, key=theirs.key)
     )
 
@@ -115,9 +115,9 @@ async def test_an_untrusted_server_gets_no_password(tls: TlsRedis) -> None:
     unknown_authority = await problem(tls.url())
 
     assert f"the certificate of 127.0.0.1:{tls.port} is not trusted" in other_authority
-    assert f"is ca={tls.stranger.cert} its authority?" in other_authority
+    assert f"is ca={tls.stranger.cert} its certificate authority?" in other_authority
     assert "certificate is not valid for 'localhost'" in other_host
-    assert "name its authority by ?ca=FILE" in unknown_authority
+    assert "name its certificate authority by ?ca=FILE" in unknown_authority
 
 
 async def test_sentinels_and_cluster_nodes_are_asked_by_tls(

@@ -285,10 +285,10 @@ def test_a_body_over_the_limit_is_rejected_before_it_is_parsed() -> None:
     ("user", "problem"),
     [
         (b"", "is empty, expected the user"),
-        (b"a\x00", "holds a control character"),
-        (b"a\nb", "holds a control character"),
-        (b"\x7f", "holds a control character"),
-        ("a\u0085".encode(), "holds a control character"),
+        (b"a\x00", "contains a control character"),
+        (b"a\nb", "contains a control character"),
+        (b"\x7f", "contains a control character"),
+        ("a\u0085".encode(), "contains a control character"),
         (b"a" * 256, "has 256 bytes, allowed are 255"),
         ("é".encode() * 128, "has 256 bytes, allowed are 255"),
         (b"ok\xff", "is not UTF-8 at byte 2"),
@@ -309,7 +309,7 @@ def test_a_routing_key_that_is_not_a_user_is_rejected(
         (b"x" * 129, "has 129 characters, allowed are 128"),
         (b"bridge:sync", "is the reserved name 'bridge:sync'"),
         (b"bridge:", "is the reserved name 'bridge:'"),
-        (b"a\tb", "holds a control character"),
+        (b"a\tb", "contains a control character"),
         (b"ok\xff", "is not UTF-8 at byte 2"),
         *(
             (name.encode(), f"is the reserved name {name!r}")

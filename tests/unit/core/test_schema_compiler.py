@@ -90,11 +90,11 @@ def test_all_problems_of_all_files_are_reported_with_their_places() -> None:
         "lookaround.json: #/properties/p/pattern: is not a pattern that matches in "
         "linear time: it must have no look-around, no back-references and no huge repetitions",
         "refs.json: #/properties/far/$ref: 'https://example.org/x.json' is outside "
-        "the folder, and nothing is fetched",
+        "the folder; bridge fetches no schemas",
         "refs.json: #/properties/gone/$ref: 'gone.json' names no file in the folder",
-        "refs.json: #/properties/nowhere/$ref: '#/$defs/q' points at nothing",
+        "refs.json: #/properties/nowhere/$ref: '#/$defs/q' points to nothing",
         "refs.json: #/properties/deep/allOf/0/$ref: 'shared/money.json#/$defs/q/0' "
-        "points at nothing",
+        "points to nothing",
         "anchor.json: Anchor 'name' does not exist",
         "connect.json: does not name an event: the name is the reserved name 'connect'",
     ]
@@ -183,7 +183,7 @@ def test_only_bad_references_are_reported_among_good_ones() -> None:
 
     assert isinstance(problems, list)
     assert problems[0] == (
-        "note.json: #/allOf/1/$ref: '#/$defs/a~1b/allOf/2' points at nothing"
+        "note.json: #/allOf/1/$ref: '#/$defs/a~1b/allOf/2' points to nothing"
     )
     assert len(problems) == 2
 

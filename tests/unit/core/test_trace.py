@@ -120,7 +120,7 @@ def test_without_the_journal_the_inbox_is_used_and_the_gaps_are_named() -> None:
         (Stage.DELIVERED, None),
     ]
     assert "the journal is in memory" in found.gaps[0]
-    assert "over AMQP, bridge first sees a message when" in found.gaps[1]
+    assert "over AMQP bridge first sees a message when" in found.gaps[1]
 
 
 def test_a_message_is_stored_before_it_is_written() -> None:
@@ -160,7 +160,7 @@ def test_a_waiting_message_has_a_reason() -> None:
         assert found.steps[-1].text == found.verdict
         return found.verdict.removeprefix("waiting: ")
 
-    assert why() == "no window of the user has connected since the journal begins"
+    assert why() == "no window of the user has connected since the journal began"
     assert why(last_connect_s=60.0) == "no window of the user is connected"
     assert why(window(2), window(3)) == (
         "2 windows connected, still reading earlier messages (at offset 3)"
@@ -234,10 +234,10 @@ def test_a_trimmed_message_has_a_reason_and_a_delivery_state() -> None:
         "trimmed: it was over BRIDGE_INBOX_MAX_AGE; it was never delivered"
     )
     assert verdict(seen_s=101.0) == (
-        "trimmed: the store has forgotten it; it is not known whether it was delivered first"
+        "trimmed: the store no longer has it; it is not known whether it was delivered first"
     )
     assert verdict(stored) == (
-        "trimmed: the store has forgotten it; it is not known whether it was delivered first"
+        "trimmed: the store no longer has it; it is not known whether it was delivered first"
     )
 
 

@@ -203,7 +203,7 @@ async def test_a_request_to_the_wrong_port_learns_what_this_port_serves(
     async with client.post("/api/publish", data="{}") as response:
         assert response.status == 404
         detail = (await response.json())["detail"]
-    assert detail.startswith("nothing is here; this is the public port, for pages: ")
+    assert detail.startswith("not found; this is the public port, for pages: ")
     assert "BRIDGE_OPERATOR_PORT" in detail
 
 

@@ -28,7 +28,7 @@ class InboxFacts(Contract):
 class Totals(Contract):
     """Counters since the bridge started; two readings make a rate."""
 
-    consumed: int = Field(description="Deliveries taken from the broker.")
+    consumed: int = Field(description="Deliveries consumed from the broker.")
     emitted: int = Field(description="Messages written to windows, each counted.")
     replayed: int = Field(description="Messages written from the inbox at a connect.")
     dead: int = Field(description="Dead letters that this bridge made.")

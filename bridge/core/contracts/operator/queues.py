@@ -43,7 +43,7 @@ class QueueFacts(Contract):
     oldest_s: float | None = Field(
         description="Age of the oldest message in seconds. Inbound: since this bridge "
         "consumed the oldest delivery in flight; null if none is in flight here. Dead: since "
-        "the oldest dead letter arrived; null while others browse them. Retry: null, see "
+        "the oldest dead letter arrived; null while they are browsed elsewhere. Retry: null, see "
         "`oldest_at_most_s`."
     )
     oldest_at_most_s: float | None = Field(

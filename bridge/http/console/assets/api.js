@@ -1,8 +1,8 @@
-// The one way to the bridge: the operator API, as everybody has it, by the session's cookie.
+// Requests to the operator API, with the cookie of the session. The console uses nothing else.
 
 const WITHIN_MS = 15_000;
 
-/** What went wrong, in a sentence, and what may help. Status 0: there was no answer. */
+/** An error as a sentence, with advice. Status 0: there was no response. */
 export class Problem extends Error {
   constructor(status, detail) {
     super(detail);
@@ -15,20 +15,20 @@ export class Problem extends Error {
 
   /** What the reader can do about it. */
   get advice() {
-    if (this.isAway) return "This page tries again by itself.";
+    if (this.isAway) return "This page retries automatically.";
     if (this.status === 403)
-      return "Reload the page; if that does not help, look at the address that you came by, and at the proxy in front of the bridge.";
-    if (this.status === 404) return "It may have gone meanwhile: look at the list again.";
-    if (this.status === 409) return "Something changed meanwhile: look again, and repeat it.";
+      return "Reload the page. If that does not help, check the address of this page and the proxy in front of the bridge.";
+    if (this.status === 404) return "It may have been removed: reload the list.";
+    if (this.status === 409) return "Something has changed since: reload the page and try again.";
     if (this.status === 503)
-      return "The bridge cannot reach its broker or its store; the overview says which.";
-    if (this.status >= 500) return "The log of the bridge says more.";
+      return "The bridge cannot reach its broker or its store; the overview shows which.";
+    if (this.status >= 500) return "The log of the bridge has the details.";
     return "";
   }
 }
 
 /**
- * Ask the API. Paths are relative to the page: a proxy may have put something before them.
+ * Ask the API. Paths are relative to the page, because a proxy may add a prefix.
  * Returns the JSON of the answer, null if it has none; throws a Problem.
  */
 export async function ask(path, { method = "GET", body, signal, within_ms = WITHIN_MS } = {}) {
@@ -56,7 +56,7 @@ export async function ask(path, { method = "GET", body, signal, within_ms = WITH
   try {
     content = text ? JSON.parse(text) : null;
   } catch {
-    if (answer.ok) throw new Problem(502, "The answer is not the bridge's: something stands between.");
+    if (answer.ok) throw new Problem(502, "The response is not from the bridge: check the proxy in front of it.");
   }
   if (!answer.ok) {
     const fault = new Problem(
@@ -71,11 +71,11 @@ export async function ask(path, { method = "GET", body, signal, within_ms = WITH
 
 /**
  * A user as one segment of a path. Browsers take `.` and `..` for folders, however they are
- * written; the API takes a delete character behind them, which no user holds.
+ * written; the API accepts a delete character after them, which no user contains.
  */
 export const segment = (user) => encodeURIComponent(user) + (user === "." || user === ".." ? "%7F" : "");
 
-/** A query string of what is set. */
+/** A query string of the fields that are set. */
 export function query(fields) {
   const set = Object.entries(fields).filter(
     ([, value]) => value !== null && value !== undefined && value !== "",

@@ -1,4 +1,4 @@
-// The shell: sign-in, which page is shown, and what is always seen.
+// Sign-in, routing, and the parts of the console that every page shows.
 
 import { ask } from "./api.js";
 import * as dead from "./dead.js";
@@ -26,14 +26,14 @@ function route({ isFirst = false } = {}) {
   try {
     parts = path.split("/").map(decodeURIComponent);
   } catch {
-    parts = [null]; // no address of ours
+    parts = [null]; // not an address of the console
   }
   const [name, ...rest] = parts;
   open(Object.hasOwn(PAGES, name) ? PAGES[name] : null, rest.filter(Boolean), new URLSearchParams(search));
   const title = main.querySelector("h1");
   document.title = `${title.textContent} · bridge console`;
   scrollTo(0, 0);
-  // Who follows a link is told where it led; who has just come begins at the beginning.
+  // After a link, the focus moves to the title; at the first load it stays at the top.
   if (!isFirst) title.focus({ preventScroll: true });
   for (const link of element("pages").children) {
     const isHere = link.hash.replace(/^#\/?/, "") === name;
@@ -46,7 +46,7 @@ function open(page, parts, search) {
   close();
   if (page === null)
     main.append(
-      h("h1", { tabindex: "-1" }, "There is no such page"),
+      h("h1", { tabindex: "-1" }, "Page not found"),
       h("p", {}, h("a", { href: "#/" }, "To the overview")),
     );
   else leave = page.show(main, parts, search) ?? null;
@@ -59,7 +59,7 @@ function close() {
   main.replaceChildren();
 }
 
-// --- what is always seen
+// --- state and banner
 
 function showState(state, text) {
   const shown = element("state");
@@ -77,8 +77,8 @@ function showBanner(text) {
 onReading(({ overview: seen, queues: known, problem }) => {
   if (problem) {
     if (problem.status === 401) return;
-    showState("away", problem.isAway ? "no answer" : "trouble");
-    showBanner(`${problem.message} What is shown is old. ${problem.advice}`);
+    showState("away", problem.isAway ? "no answer" : "error");
+    showBanner(`${problem.message} The data on this page is old. ${problem.advice}`);
     return;
   }
   showBanner("");
@@ -121,15 +121,15 @@ function showSignIn(why = "") {
 async function signIn(form) {
   const button = form.querySelector("[type=submit]");
   const field = form.elements.token;
-  const told = form.querySelector("#token-fault");
+  const problemText = form.querySelector("#token-fault");
   button.disabled = true;
-  told.textContent = "";
+  problemText.textContent = "";
   try {
     await ask("console/session", { method: "POST", body: { token: field.value } });
     close();
     showApp();
   } catch (problem) {
-    told.textContent = `${problem.message} ${problem.status === 401 ? "" : problem.advice}`.trim();
+    problemText.textContent = `${problem.message} ${problem.status === 401 ? "" : problem.advice}`.trim();
     field.setAttribute("aria-invalid", "true");
     field.select();
     field.focus();
@@ -151,12 +151,12 @@ addEventListener("bridge-signed-out", () => {
   // The address stays, so that after signing in the same page is shown again.
   if (isSignedIn)
     showSignIn(
-      "The session has ended: it was too old, the token was changed, or the bridge was restarted. Sign in to go on where you were.",
+      "The session has ended: it expired, the token was changed, or the bridge was restarted. Sign in to return to this page.",
     );
 });
 addEventListener("hashchange", () => route());
 document.querySelector(".skip").addEventListener("click", (clicked) => {
-  clicked.preventDefault(); // the address says which page is shown, and keeps saying it
+  clicked.preventDefault(); // the hash names the current page and must not change
   main.focus();
 });
 

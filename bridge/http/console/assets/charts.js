@@ -1,5 +1,5 @@
-// Living charts, drawn by uPlot (a script of its own, so a global) on our colours. The global is
-// missing where the script could not run: it rejects the language "C" of WebKitGTK, for example.
+// Live charts, drawn by uPlot (a separate script, so a global) in the colors of the style. The global
+// is missing where the script fails: it rejects the language "C" of WebKitGTK, for example.
 
 import { h } from "./parts.js";
 
@@ -9,13 +9,13 @@ const LONGEST_S = 600;
 const WHOLES = [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8].flatMap((ten) => [ten, 2 * ten, 5 * ten]);
 const SYNC = "overview";
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
 
 /**
- * A chart of some fields of the readings. series: [{label, field, tint}], tint naming a colour
- * of the style. isCount: there are no halves. Below the pointer the values of that moment are told, else the latest.
- * If it cannot be drawn, a sentence stands in its place, and the values are told all the same.
+ * A chart of some fields of the readings. series: [{label, field, tint}], tint names a color
+ * of the style. isCount: only whole numbers. The values at the pointer are shown, otherwise the latest.
+ * If the chart cannot be drawn, a sentence replaces it, and the values are still shown.
  */
 export function chart({ title, series, format, isCount = false, hint = null }) {
   const values = series.map(() => h("span", { class: "value" }, "–"));
@@ -48,7 +48,7 @@ export function chart({ title, series, format, isCount = false, hint = null }) {
   );
   let columns = [[], ...series.map(() => [])];
 
-  function tell(index) {
+  function showValues(index) {
     const at = index ?? columns[0].length - 1;
     series.forEach((_, n) => (values[n].textContent = format(columns[n + 1][at] ?? null)));
     moment.textContent =
@@ -56,9 +56,9 @@ export function chart({ title, series, format, isCount = false, hint = null }) {
   }
 
   const line = {
-    stroke: () => colour("soft"),
+    stroke: () => color("soft"),
     font: "11px system-ui, sans-serif",
-    grid: { stroke: () => colour("line"), width: 1 },
+    grid: { stroke: () => color("line"), width: 1 },
     ticks: { show: false },
   };
   const options = {
@@ -97,12 +97,12 @@ export function chart({ title, series, format, isCount = false, hint = null }) {
       ...series.map(({ label, tint }, n) => ({
         label,
         width: 1.75,
-        stroke: () => colour(tint),
-        fill: n === 0 ? () => `${colour(tint)}1c` : undefined,
+        stroke: () => color(tint),
+        fill: n === 0 ? () => `${color(tint)}1c` : undefined,
         points: { show: false },
       })),
     ],
-    hooks: { setCursor: [(drawn) => tell(drawn.cursor.idx)] },
+    hooks: { setCursor: [(drawn) => showValues(drawn.cursor.idx)] },
   };
   let drawn;
   try {
@@ -128,7 +128,7 @@ export function chart({ title, series, format, isCount = false, hint = null }) {
         ...series.map(({ field }) => points.map((point) => point[field] ?? null)),
       ];
       drawn?.setData(columns);
-      tell(drawn?.cursor.idx);
+      showValues(drawn?.cursor.idx);
     },
     destroy() {
       fit.disconnect();

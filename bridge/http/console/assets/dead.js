@@ -1,4 +1,4 @@
-// Dead letters: found, looked at, redriven, discarded. Looking changes nothing.
+// Dead letters: list, show, redrive, discard. Listing and showing change nothing.
 
 import { ask, query } from "./api.js";
 import { discard, jobs, redrive } from "./jobs.js";
@@ -42,15 +42,15 @@ function showList(main, search) {
   const chosen = new Set();
   const acts = actions(chosen, filter);
   const list = table("Dead letters, oldest first", columns(chosen, acts.renew));
-  const told = h("p", { class: "hint", role: "status" });
+  const status = h("p", { class: "hint", role: "status" });
   const found = paged({
     label: "Pages of dead letters",
-    empty: Object.keys(filter).length ? "No dead letter fits the filter." : "There are no dead letters.",
+    empty: Object.keys(filter).length ? "No dead letter matches the filter." : "There are no dead letters.",
     load: (cursor, signal) => ask(`api/dead${query({ ...filter, cursor })}`, { signal }),
     show({ items, total, scanned }) {
       list.fill(items);
       sheet.hidden = !items.length;
-      told.textContent = `${count(total)} in the queue${scanned ? `, ${count(scanned)} looked at for this page` : ""}`;
+      status.textContent = `${count(total)} in the queue${scanned ? `, ${count(scanned)} examined for this page` : ""}`;
     },
   });
   const work = jobs(() => {
@@ -64,7 +64,7 @@ function showList(main, search) {
     form(filter),
     acts.element,
     work.element,
-    told,
+    status,
     sheet,
     ...found.parts,
   );
@@ -75,7 +75,7 @@ function showList(main, search) {
   };
 }
 
-/** What is asked for, from the page's address: it can be linked to, and gone back to. */
+/** The filter, from the address of the page, so that it can be linked to and is in the history. */
 function filterOf(search) {
   const filter = {};
   for (const name of ["reason", "user", "event"]) if (search.get(name)) filter[name] = search.get(name);
@@ -137,12 +137,12 @@ function columns(chosen, renew) {
   };
   return [
     {
-      label: "Choose",
+      label: "Select",
       kind: "choose",
       cell: ({ id, user }) =>
         h("input", {
           type: "checkbox",
-          "aria-label": `Choose the dead letter of ${user ?? "no user"}, ${id}`,
+          "aria-label": `Select the dead letter of ${user ?? "no user"}, ${id}`,
           checked: chosen.has(id),
           change: choose(id),
         }),
@@ -171,19 +171,19 @@ const maybe = (text) =>
 function actions(chosen, filter) {
   const isFiltered = Object.keys(filter).length > 0;
   const whole = isFiltered ? { filter } : { all: true };
-  const told = h("span", { class: "hint", role: "status" });
+  const status = h("span", { class: "hint", role: "status" });
   const button = (text, act, selection, extra = {}) =>
     h("button", { type: "button", click: () => act(selection()), ...extra }, text);
   const some = [
-    button("Redrive chosen …", redrive, () => ({ ids: [...chosen] })),
-    button("Discard chosen …", discard, () => ({ ids: [...chosen] }), { class: "danger" }),
+    button("Redrive selected …", redrive, () => ({ ids: [...chosen] })),
+    button("Discard selected …", discard, () => ({ ids: [...chosen] }), { class: "danger" }),
   ];
   const renew = () => {
-    told.textContent = chosen.size ? `${count(chosen.size)} chosen` : "none chosen";
+    status.textContent = chosen.size ? `${count(chosen.size)} selected` : "none selected";
     for (const one of some) one.disabled = !chosen.size;
   };
   renew();
-  const word = isFiltered ? "all that fit" : "all";
+  const word = isFiltered ? "all matching" : "all";
   const all = [
     button(`Redrive ${word} …`, redrive, () => whole),
     button(`Discard ${word} …`, discard, () => whole, { class: "danger" }),
@@ -193,7 +193,7 @@ function actions(chosen, filter) {
       "div",
       { class: "row actions", role: "group", "aria-label": "Redrive and discard" },
       some,
-      told,
+      status,
       h("span", { class: "grow" }),
       all,
     ),
@@ -201,14 +201,14 @@ function actions(chosen, filter) {
   };
 }
 
-// --- one
+// --- one dead letter
 
 function showOne(main, id) {
   const path = `api/dead/${encodeURIComponent(id)}`;
-  const content = h("div", {}, h("p", { class: "empty" }, "Looking …"));
+  const content = h("div", {}, h("p", { class: "empty" }, "Loading …"));
   const back = h("p", {}, h("a", { href: "#/dead" }, "All dead letters"));
   const work = jobs(load);
-  main.append(h("h1", { tabindex: "-1" }, "A dead letter"), back, work.element, content);
+  main.append(h("h1", { tabindex: "-1" }, "Dead letter"), back, work.element, content);
 
   async function load() {
     const fill = (...parts) => keepFocus(() => content.replaceChildren(...parts));
@@ -220,7 +220,7 @@ function showOne(main, id) {
           h(
             "p",
             { class: "empty" },
-            "It is not among the dead letters any more: it was redriven or discarded.",
+            "This dead letter is no longer in the queue: it was redriven or discarded.",
           ),
         );
       else fill(fault(problem));
@@ -260,9 +260,9 @@ function about(letter, path) {
       h("button", { type: "button", class: "main", click: () => redrive(ids) }, "Redrive …"),
       h("button", { type: "button", class: "danger", click: () => discard(ids) }, "Discard …"),
       message_id
-        ? h("a", { href: `#/trace/${encodeURIComponent(message_id)}${query({ user })}` }, "Its story")
+        ? h("a", { href: `#/trace/${encodeURIComponent(message_id)}${query({ user })}` }, "Trace")
         : null,
-      user ? h("a", { href: `#/users/${encodeURIComponent(user)}` }, "Its user") : null,
+      user ? h("a", { href: `#/users/${encodeURIComponent(user)}` }, "User") : null,
     ),
     h(
       "section",
@@ -297,7 +297,7 @@ function body(path) {
         const { body_text, body_base64 } = await ask(`${path}?body=true`);
         const isText = body_text !== null && body_text !== undefined;
         shown.append(
-          h("p", { class: "hint" }, isText ? "Text" : "No UTF-8, so in base64"),
+          h("p", { class: "hint" }, isText ? "Text" : "Not UTF-8, shown as base64"),
           h(
             "pre",
             { tabindex: "0", "aria-label": "Body" },
@@ -321,7 +321,7 @@ function body(path) {
       "div",
       { class: "row" },
       button,
-      h("span", { class: "hint" }, "It may hold what is not for you to read."),
+      h("span", { class: "hint" }, "The body may contain private data."),
     ),
     shown,
   );

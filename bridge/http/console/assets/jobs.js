@@ -1,4 +1,4 @@
-// Redriving and discarding: asked about first, then followed while they run.
+// Redriving and discarding: confirmation first, then the progress of the jobs.
 
 import { ask } from "./api.js";
 import { confirmed, count, foreign, h, keepFocus, say, sayFault, when } from "./parts.js";
@@ -11,7 +11,7 @@ const KINDS = { redrive: "Redrive", discard: "Discard" };
 
 const some = (number) => (number === 1 ? "1 dead letter" : `${count(number)} dead letters`);
 
-/** Ask how many `selection` means, let it be confirmed, and start the job. True if it started. */
+/** Count `selection`, ask for confirmation, and start the job. True if it started. */
 export async function redrive(selection) {
   const would = await tried("redrive", selection);
   if (would === null) return false;
@@ -25,15 +25,15 @@ export async function redrive(selection) {
   });
   const answer = await confirmed({
     title: `Redrive ${some(would)}?`,
-    text: "Each goes to the exchange in front of the inbound queues, and leaves the dead letters once the broker has confirmed it. What still fails becomes a dead letter again.",
+    text: "Each message is published to the inbound queues and removed from the dead letters when the broker has confirmed it. A message that fails again becomes a dead letter again.",
     action: `Redrive ${count(would)}`,
-    extra: [h("label", {}, "At most, a second", speed)],
+    extra: [h("label", {}, "Maximum per second", speed)],
   });
   if (answer === null) return false;
   return started("redrive", { ...selection, rate_per_s: Number(answer.get("rate")) });
 }
 
-/** The same for discarding, which cannot be undone: of several, the number has to be typed. */
+/** The same for discarding, which cannot be undone: for several, the number has to be typed. */
 export async function discard(selection) {
   const would = await tried("discard", selection);
   if (would === null) return false;
@@ -49,7 +49,7 @@ export async function discard(selection) {
 }
 
 async function tried(kind, selection) {
-  // Counting what fits among 100,000 takes seconds.
+  // Counting matches among 100,000 takes seconds.
   const patience = setTimeout(() => say("Counting the dead letters …"), PATIENCE_MS);
   try {
     const { would } = await ask(`api/dead/${kind}`, {
@@ -58,7 +58,7 @@ async function tried(kind, selection) {
       within_ms: 120_000,
     });
     if (would) return would;
-    say("There is no such dead letter any more.", "warn");
+    say("The dead letter no longer exists.", "warn");
   } catch (problem) {
     sayFault(problem);
   } finally {
@@ -78,7 +78,7 @@ async function started(kind, body) {
   }
 }
 
-/** The jobs of this bridge, followed while one runs; `onEnd` is called when one has ended. */
+/** The jobs of this bridge, polled while one runs; `onEnd` is called when one has ended. */
 export function jobs(onEnd) {
   const list = h("ul", { class: "jobs" });
   const element = h(
@@ -95,7 +95,7 @@ export function jobs(onEnd) {
   async function look() {
     clearTimeout(timer);
     try {
-      // The newest come last; those that ended long ago are history.
+      // The newest are last. Of those that have ended, only the last few are shown.
       const answer = await ask("api/jobs?limit=200");
       const items = answer.items
         .filter((job, n, all) => job.state === "running" || n >= all.length - SHOWN)
@@ -126,7 +126,7 @@ export function jobs(onEnd) {
     onEnd();
   }
 
-  // It may have ended before it is looked at for the first time.
+  // It may have ended before the first poll.
   const begin = ({ detail }) => {
     running.add(detail);
     look();
@@ -146,7 +146,7 @@ export function jobs(onEnd) {
 function row(id) {
   const title = h("span", {});
   const bar = h("progress", { max: "1", value: "0" });
-  const told = h("small", {});
+  const status = h("small", {});
   const cancel = h(
     "button",
     {
@@ -155,7 +155,7 @@ function row(id) {
     },
     "Cancel",
   );
-  const element = h("li", {}, title, bar, told, cancel);
+  const element = h("li", {}, title, bar, status, cancel);
   return {
     element,
     fill({ kind, state, done, total, failed, error, started_s }) {
@@ -166,7 +166,7 @@ function row(id) {
       bar.setAttribute("aria-label", `${name}: ${done} of ${total}`);
       bar.hidden = state !== "running";
       keepFocus(() => (cancel.hidden = state !== "running"));
-      told.replaceChildren(
+      status.replaceChildren(
         `${WORDS[state] ?? state}, ${count(done)} of ${count(total)}${failed ? `, ${count(failed)} failed` : ""}`,
         ...(error ? [": ", foreign(error)] : []),
       );

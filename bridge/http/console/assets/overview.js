@@ -1,4 +1,4 @@
-// The first page: is it healthy, and what is it doing.
+// The first page: health and activity.
 
 import { chart } from "./charts.js";
 import { count, duration, facts, fault, foreign, h, rate, when } from "./parts.js";
@@ -19,10 +19,10 @@ const CHARTS = [
     title: "Age when written",
     format: duration,
     series: [
-      { label: "99 of 100", field: "p99", tint: "c3" },
-      { label: "half", field: "p50", tint: "c1" },
+      { label: "99th percentile", field: "p99", tint: "c3" },
+      { label: "median", field: "p50", tint: "c1" },
     ],
-    hint: "From taking a message to writing it to windows.",
+    hint: "From consuming a message to writing it to windows.",
   },
   {
     title: "Queue depth",
@@ -65,7 +65,7 @@ export function show(main) {
   const health = h("section", { class: "health sheet", "aria-label": "Health" });
   const tiles = h("ul", { class: "tiles", "aria-label": "Now" });
   const trouble = h("div", {});
-  const strangers = h("section", { class: "sheet padded", "aria-label": "Refused origins", hidden: true });
+  const refused = h("section", { class: "sheet padded", "aria-label": "Refused origins", hidden: true });
   main.append(
     h("h1", { tabindex: "-1" }, "Overview"),
     health,
@@ -76,14 +76,14 @@ export function show(main) {
       { class: "charts", "aria-label": "The last ten minutes" },
       charts.map(({ element }) => element),
     ),
-    strangers,
+    refused,
   );
   const stop = onReading(({ overview, queues, queuesProblem, points, problem }) => {
     if (!overview) return;
     renew(health, healthOf(overview, Boolean(problem)));
     renew(trouble, queuesProblem ? [fault(queuesProblem)] : []);
-    strangers.hidden = !overview.refused_origins.length;
-    renew(strangers, strangersOf(overview.refused_origins));
+    refused.hidden = !overview.refused_origins.length;
+    renew(refused, refusedOf(overview.refused_origins));
     renew(tiles, tilesOf(overview, queues, points.at(-1)));
     if (!problem) charts.forEach((each) => each.draw(points));
   });
@@ -93,7 +93,7 @@ export function show(main) {
   };
 }
 
-/** Renew what changed and leave the rest: screen readers and selections stay undisturbed. */
+/** Replace the children that changed and keep the rest, for screen readers and selections. */
 function renew(element, children) {
   const shown = [...element.children];
   if (shown.length !== children.length) return element.replaceChildren(...children);
@@ -104,7 +104,7 @@ function renew(element, children) {
 
 function healthOf(overview, isOld) {
   const { ready, reasons, broker, inbox, version, namespace, started_s } = overview;
-  const [state, text] = isOld ? ["away", "Not known now"] : ready ? ["good", "Ready"] : ["bad", "Not ready"];
+  const [state, text] = isOld ? ["away", "Unknown"] : ready ? ["good", "Ready"] : ["bad", "Not ready"];
   return [
     h("p", { class: "state large", "data-state": state }, text),
     h(
@@ -128,17 +128,17 @@ function healthOf(overview, isOld) {
   ];
 }
 
-function strangersOf(refused) {
+function refusedOf(origins) {
   return [
     h("h2", {}, "Pages refused for their origin"),
     h(
       "ul",
       {},
-      refused.map(({ origin, count: times, last_s }) =>
+      origins.map(({ origin, count: times, last_s }) =>
         h("li", {}, origin === null ? "no origin" : foreign(origin), ` · ${count(times)} × · `, when(last_s)),
       ),
     ),
-    h("p", { class: "hint" }, "If they are yours, name them in BRIDGE_ALLOWED_ORIGINS."),
+    h("p", { class: "hint" }, "If these origins are yours, add them to BRIDGE_ALLOWED_ORIGINS."),
   ];
 }
 
@@ -155,7 +155,7 @@ function tilesOf(overview, queues, point) {
   return [
     tile("Consumed", rate(point?.consumed), { more: `${count(overview.totals.consumed)} since the start` }),
     tile("Written", rate(point?.emitted), { more: `${count(overview.totals.emitted)} since the start` }),
-    tile("Age", duration(overview.age_s?.p99), { more: "99 of 100 were faster" }),
+    tile("Age", duration(overview.age_s?.p99), { more: "99th percentile" }),
     tile("Waiting", count(point?.inbound), {
       href: "#/queues",
       more: `${count(overview.in_flight)} in flight`,

@@ -1,4 +1,4 @@
-// What the pages are built of. Every text becomes a text node: nothing is ever parsed as markup.
+// Building blocks of the pages. Every text becomes a text node; nothing is parsed as markup.
 
 /** An element with attributes (functions are listeners) and children; null children are left out. */
 export function h(tag, attributes = {}, ...children) {
@@ -14,13 +14,13 @@ export function h(tag, attributes = {}, ...children) {
 
 // --- texts
 
-// Controls and what turns the direction of writing: seen, they cannot disguise a name.
+// Control characters and characters that change the direction of text could disguise a name.
 const INVISIBLE =
   /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/gu;
 
 const escaped = (character) => `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`;
 
-/** A text of others, apart from ours in direction, with what is invisible made visible. */
+/** An untrusted text, isolated in its direction, with invisible characters made visible. */
 export function foreign(text, { isShort = false, kind = "" } = {}) {
   const shown = String(text).replace(INVISIBLE, escaped);
   return h(
@@ -30,14 +30,14 @@ export function foreign(text, { isShort = false, kind = "" } = {}) {
   );
 }
 
-/** The same for texts of many lines. */
+/** The same for texts of several lines. */
 export function foreignLines(text) {
   return String(text).replace(INVISIBLE, (found) =>
     found === "\n" || found === "\t" ? found : escaped(found),
   );
 }
 
-/** Where there is nothing to tell. */
+/** Stands for a missing value. */
 export const NONE = "–";
 const wholes = new Intl.NumberFormat();
 const tenths = new Intl.NumberFormat(undefined, { maximumFractionDigits: 1 });
@@ -66,13 +66,13 @@ export function duration(seconds) {
   return `${Math.round(seconds / 86400)} d`;
 }
 
-/** Who is not in an answer of several bridges, in a sentence; null if all are. */
+/** A sentence about the bridges that a response does not include; null if it includes all. */
 export function unheard({ bridges, silent }) {
-  if (silent === null) return "The other bridges could not be asked: this is of one bridge alone.";
-  return silent ? `Of ${count(bridges)} bridges; ${count(silent)} more did not answer.` : null;
+  if (silent === null) return "The other bridges could not be asked: this response covers one bridge.";
+  return silent ? `From ${count(bridges)} bridges; ${count(silent)} did not answer.` : null;
 }
 
-// --- times: where we are, and how long ago
+// --- times, local and relative
 
 const sameDay = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 const anyDay = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
@@ -83,7 +83,7 @@ function ago(at_s) {
   return seconds < 0 ? `in ${duration(Math.round(-seconds))}` : `${duration(Math.round(seconds))} ago`;
 }
 
-/** A time as local and relative text; the relative part stays true while it is shown. */
+/** A time as local and relative text; the relative part is updated while it is shown. */
 export function when(at_s) {
   if (at_s === null || at_s === undefined) return NONE;
   const moment = new Date(at_s * 1000);
@@ -105,9 +105,9 @@ setInterval(() => {
   }
 }, 5000);
 
-// --- saying something
+// --- notes and errors
 
-/** Tell in passing: read aloud by screen readers, gone after a while unless it is bad. */
+/** Show a note. Screen readers read it; it disappears after 8 s unless it is an error. */
 export function say(text, kind = "good") {
   const note = h("p", { class: "say", "data-kind": kind }, text);
   const close = () => keepFocus(() => note.remove());
@@ -116,7 +116,7 @@ export function say(text, kind = "good") {
   if (kind !== "bad") setTimeout(close, 8000);
 }
 
-/** What went wrong, with what may help, where the thing should have been. */
+/** An error with its advice, in place of the content. */
 export function fault(problem) {
   return h(
     "div",
@@ -126,14 +126,14 @@ export function fault(problem) {
   );
 }
 
-/** Say what went wrong in passing. */
+/** Show an error as a note. */
 export const sayFault = (problem) => say(`${problem.message} ${problem.advice ?? ""}`.trim(), "bad");
 
 // --- focus
 
 /**
  * Change the page. If that removes, hides or disables the element with the focus, the title gets
- * the focus: without it, the next Tab would begin at the top and a screen reader would be silent.
+ * the focus; otherwise the next Tab would start at the top and a screen reader would be silent.
  */
 export function keepFocus(change) {
   const before = document.activeElement;
@@ -147,7 +147,7 @@ export const focusTitle = () => document.querySelector("main h1")?.focus({ preve
 // --- tables
 
 /**
- * A table that becomes a list of cards where it is narrow; the roles keep it a table for all.
+ * A table that becomes a list of cards on a narrow screen; the roles keep it a table for screen readers.
  * columns: {label, cell(item) -> node or text, kind: "number" | "head" | ""}
  */
 export function table(caption, columns) {
@@ -188,7 +188,7 @@ export function table(caption, columns) {
     fill(items) {
       body.replaceChildren(...items.map((item) => h("tr", { role: "row" }, cells(item))));
     },
-    /** Renew what changed, row by row: focus stays where it is. */
+    /** Replace the cells that changed, so that the focus stays. */
     update(items, key) {
       const rows = [...body.rows];
       if (rows.length !== items.length || rows.some((row, n) => row.dataset.key !== key(items[n]))) {
@@ -207,7 +207,7 @@ export function table(caption, columns) {
   };
 }
 
-/** Names and values, one below the other. */
+/** Names and values as a list. */
 export function facts(pairs) {
   return h(
     "dl",
@@ -217,8 +217,8 @@ export function facts(pairs) {
 }
 
 /**
- * A list that the API gives page by page. `load(cursor)` returns {items, next}, `show` gets the
- * items, `empty` is said when there are none. Pages that were seen can be gone back to.
+ * A list that the API returns in pages. `load(cursor)` returns {items, next}, `show` gets the items,
+ * and `empty` is the text without items. Earlier pages can be shown again.
  */
 export function paged({ load, show, empty, label }) {
   const cursors = [null];
@@ -266,8 +266,8 @@ export function paged({ load, show, empty, label }) {
 // --- dialogs
 
 /**
- * Ask before something happens. `typed`: what has to be typed first. `extra`: more of the form.
- * Resolves to the form's data, or null if it was left.
+ * Ask for confirmation. `typed`: a text that has to be typed first. `extra`: more fields.
+ * Resolves to the form's data, or null if it was cancelled.
  */
 export function confirmed({ title, text, action, isDanger = false, typed = null, extra = [] }) {
   const box =
@@ -290,7 +290,7 @@ export function confirmed({ title, text, action, isDanger = false, typed = null,
   );
   const dialog = h("dialog", { "aria-labelledby": "dialog-title", "aria-describedby": "dialog-text" }, form);
   box?.addEventListener("input", () =>
-    box.setCustomValidity(box.value.trim() === String(typed) ? "" : `Type ${typed}, or leave with Escape`),
+    box.setCustomValidity(box.value.trim() === String(typed) ? "" : `Type ${typed}, or press Escape to cancel`),
   );
   document.body.append(dialog);
   dialog.showModal();
@@ -298,7 +298,7 @@ export function confirmed({ title, text, action, isDanger = false, typed = null,
     dialog.addEventListener("close", () => {
       const answer = dialog.returnValue === "yes" ? new FormData(form) : null;
       dialog.remove();
-      if (document.activeElement === document.body) focusTitle(); // what had the focus is gone
+      if (document.activeElement === document.body) focusTitle(); // the element that had the focus was removed
       resolve(answer);
     });
   });

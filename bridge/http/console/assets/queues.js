@@ -1,9 +1,9 @@
-// The queues of this bridge, living.
+// The queues of this bridge, updated live.
 
 import { NONE, count, duration, fault, foreign, h, rate, table } from "./parts.js";
 import { onReading } from "./readings.js";
 
-const ROLES = { inbound: "to be consumed", retry: "waiting for another attempt", unrouted: "without a queue, on the way to the dead letters", dead: "dead letters" };
+const ROLES = { inbound: "messages to consume", retry: "waiting for the next attempt", unrouted: "messages without a queue, which become dead letters", dead: "dead letters" };
 
 const ORDER = Object.keys(ROLES);
 const byRole = (one, other) => ORDER.indexOf(one.role) - ORDER.indexOf(other.role);
@@ -54,7 +54,7 @@ export function show(main) {
     list.update(queues.toSorted(byRole), ({ name }) => name);
     const isByAmqp = queues.some((queue) => queue.source === "amqp");
     source.textContent = isByAmqp
-      ? "Told by AMQP alone, which knows no rates. With BRIDGE_MANAGEMENT_URL the bridge asks RabbitMQ’s management API as well."
-      : "Told by the management API of RabbitMQ, which averages its rates.";
+      ? "Source: AMQP, which reports no rates. Set BRIDGE_MANAGEMENT_URL to see the rates of RabbitMQ’s management API."
+      : "Source: the management API of RabbitMQ; its rates are averages.";
   });
 }

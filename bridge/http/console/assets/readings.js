@@ -1,10 +1,10 @@
-// What the overview and the queues said, lately: fetched while the page is seen, kept for charts.
+// Readings of overview and queues: polled while the page is visible, kept for the charts.
 
 import { ask } from "./api.js";
 
 const EACH_MS = 2000;
 const KEPT = 300; // ten minutes
-const HOLE_S = 8; // nothing is known of a longer pause: the lines are broken there
+const HOLE_S = 8; // a longer pause without readings is a gap in the charts
 
 const points = [];
 let last = null;
@@ -12,14 +12,14 @@ let timer = null;
 let running = null;
 const listeners = new Set();
 
-/** Be told of each reading: {overview, queues, points} or {problem}. Returns how to stop. */
+/** Call `listener` with each reading: {overview, queues, points} or {problem}. Returns how to stop. */
 export function onReading(listener) {
   listeners.add(listener);
   if (last) listener(last);
   return () => listeners.delete(listener);
 }
 
-/** Read every two seconds while the page is seen; again at once when it comes back. */
+/** Read every two seconds while the page is visible, and at once when it becomes visible. */
 export function startReading() {
   stopReading();
   document.addEventListener("visibilitychange", follow);
@@ -44,23 +44,23 @@ async function read() {
   running = mine;
   try {
     const overview = await ask("api/overview", { signal: mine.signal });
-    // The broker may be away; the overview says so, and is worth showing without the queues.
+    // If the broker is unavailable, the overview reports it and is shown without the queues.
     const queues = await ask("api/queues?limit=200", { signal: mine.signal }).catch((problem) => {
       mine.signal.throwIfAborted();
       return { items: [], problem };
     });
     keep(began / 1000, overview, queues.items);
-    tell({ overview, queues: queues.items, queuesProblem: queues.problem ?? null, points });
+    publish({ overview, queues: queues.items, queuesProblem: queues.problem ?? null, points });
   } catch (problem) {
     if (mine.signal.aborted) return;
-    tell({ ...last, problem });
+    publish({ ...last, problem });
     if (problem.status === 401) return stopReading();
   }
   running = null;
   if (!document.hidden) timer = setTimeout(read, Math.max(250, EACH_MS - (Date.now() - began)));
 }
 
-function tell(reading) {
+function publish(reading) {
   const { problem, ...known } = reading;
   last = known.overview ? known : null;
   for (const listener of listeners) listener(reading);

@@ -1,4 +1,4 @@
-// The story of one message, in words.
+// The trace of one message, as sentences.
 
 import { ask, query } from "./api.js";
 import { NONE, facts, fault, foreign, h, when } from "./parts.js";
@@ -16,7 +16,7 @@ const MOODS = {
 
 export function show(main, [id], search) {
   const user = search.get("user") ?? "";
-  const told = h("div", { "aria-live": "polite" });
+  const result = h("div", { "aria-live": "polite" });
   const submit = (submitted) => {
     submitted.preventDefault();
     const given = new FormData(submitted.target);
@@ -39,39 +39,39 @@ export function show(main, [id], search) {
       "User, if known",
       h("input", { name: "user", value: user, autocomplete: "off", spellcheck: "false" }),
     ),
-    h("div", { class: "row" }, h("button", { type: "submit", class: "main" }, "Tell its story")),
+    h("div", { class: "row" }, h("button", { type: "submit", class: "main" }, "Show trace")),
   );
-  main.append(h("h1", { tabindex: "-1" }, "Trace"), form, told);
+  main.append(h("h1", { tabindex: "-1" }, "Trace"), form, result);
 
   async function load() {
     if (id === "." || id === "..") {
-      told.replaceChildren(
+      result.replaceChildren(
         h(
           "p",
           { class: "empty" },
-          "No browser can ask for a message with this id. ",
+          "A browser cannot request a message with this id. ",
           h("code", {}, `bridge trace ${id}`),
-          " can.",
+          " shows it.",
         ),
       );
       return;
     }
-    told.replaceChildren(h("p", { class: "empty" }, "Looking …"));
+    result.replaceChildren(h("p", { class: "empty" }, "Loading …"));
     try {
-      told.replaceChildren(...story(await ask(`api/trace/${encodeURIComponent(id)}${query({ user })}`)));
+      result.replaceChildren(...story(await ask(`api/trace/${encodeURIComponent(id)}${query({ user })}`)));
     } catch (problem) {
-      if (problem.status === 404) told.replaceChildren(h("p", { class: "empty" }, problem.message));
-      else told.replaceChildren(fault(problem));
+      if (problem.status === 404) result.replaceChildren(h("p", { class: "empty" }, problem.message));
+      else result.replaceChildren(fault(problem));
     }
   }
 
   if (id !== undefined) load();
   else
-    told.append(
+    result.append(
       h(
         "p",
         { class: "hint" },
-        "The message_id that its producer gave it: what became of it, where it is now, and why.",
+        "Enter the message_id that the producer set, to see what happened to the message and where it is now.",
       ),
     );
 }
@@ -93,7 +93,7 @@ function story({ message_id, user, others, story: steps, fate, verdict, journal_
         ],
         position && ["Position", foreign(position)],
         others.length > 0 && [
-          "Others with this id",
+          "Other users with this id",
           h(
             "ul",
             { class: "plain" },
@@ -106,11 +106,11 @@ function story({ message_id, user, others, story: steps, fate, verdict, journal_
     h(
       "section",
       { class: "hint" },
-      h("p", {}, "Retries, duplicates and windows are remembered since ", when(journal_since_s), "."),
+      h("p", {}, "The journal of retries, duplicates and windows began ", when(journal_since_s), "."),
       h(
         "ul",
         {},
-        silent.map((text) => h("li", {}, foreign(text))),
+        silent.map((text) => h("li", {}, "unknown: ", foreign(text))),
       ),
     ),
   ].filter(Boolean);

@@ -1,4 +1,4 @@
-// Users: who is online, which messages wait in an inbox, and closing a user's windows.
+// Users: connected windows, messages in the inbox, and closing windows.
 
 import { ask, query, segment } from "./api.js";
 import {
@@ -51,7 +51,7 @@ function showList(main, search) {
   const silence = h("p", { class: "hint", role: "status" });
   const found = paged({
     label: "Pages of users",
-    empty: filter.q || filter.online ? "No user fits the search." : "No user has an inbox or a window yet.",
+    empty: filter.q || filter.online ? "No user matches the search." : "No user has an inbox or a window yet.",
     load: (cursor, signal) => ask(`api/users${query({ ...filter, cursor })}`, { signal }),
     show(answer) {
       list.fill(answer.items);
@@ -92,20 +92,20 @@ function showList(main, search) {
   return () => found.stop();
 }
 
-// --- one
+// --- one user
 
 const WINDOWS = [
   { label: "Window", kind: "head", cell: ({ sid_short }) => foreign(sid_short) },
   { label: "Transport", cell: ({ transport }) => foreign(transport) },
   { label: "Address", cell: ({ address }) => foreign(address ?? NONE) },
   { label: "Since", cell: ({ connected_s }) => when(connected_s) },
-  { label: "At", kind: "number", cell: ({ offset }) => count(offset) },
+  { label: "Offset", kind: "number", cell: ({ offset }) => count(offset) },
   { label: "Acks", cell: ({ acks, live }) => (live ? foreign(acks) : [foreign(acks), ", catching up"]) },
-  { label: "Waiting to be sent", kind: "number", cell: ({ waiting_bytes }) => size(waiting_bytes) },
+  { label: "Unread bytes", kind: "number", cell: ({ waiting_bytes }) => size(waiting_bytes) },
 ];
 
 function showOne(main, user) {
-  const about = h("div", {}, h("p", { class: "empty" }, "Looking …"));
+  const about = h("div", {}, h("p", { class: "empty" }, "Loading …"));
   const inbox = inboxOf(user);
   const title = h("h1", { tabindex: "-1" }, "User ", foreign(user));
   main.append(title, h("p", {}, h("a", { href: "#/users" }, "All users")), about, inbox.element);
@@ -169,10 +169,10 @@ async function kick(user, number, then) {
     text: h(
       "p",
       {},
-      "Each is told that it was closed by an operator. A page that connects again is let in while its token lives. User: ",
+      "Each window receives the code kicked. A page that reconnects is accepted as long as its token is valid. User: ",
       foreign(user),
     ),
-    action: "Close them",
+    action: "Close",
     isDanger: true,
   });
   if (answer === null) return;
@@ -211,7 +211,7 @@ function inboxOf(user) {
             )
           : NONE,
     },
-    { label: "Taken", cell: ({ taken_s }) => when(taken_s) },
+    { label: "Consumed", cell: ({ taken_s }) => when(taken_s) },
     { label: "Expires", cell: ({ expires_s }) => when(expires_s) },
     { label: "Size", kind: "number", cell: ({ bytes }) => size(bytes) },
   ];
