@@ -145,7 +145,7 @@ class SteadyClock:
             )
 
     def compare(self, other_s: float) -> None:
-        """Judge ages by the store's clock, which shows `other_s`, while ours is ahead."""
+        """Judge ages by the store's clock, which shows `other_s`, while the clock of this machine is ahead."""
         ahead_s = self.read().now_s - other_s
         is_ahead = ahead_s > STEP_MAX_S
         with self._changing:

@@ -11,7 +11,7 @@ The exceptions that bridge raises. The type says what to do, the attributes say 
     │  └─ OperatorUnreachableError
     ├─ StaleBatchError          the broker redelivers the batch: drop it
     │  └─ OwnershipLostError    another bridge consumes the queue now
-    ├─ TopologyError            an exchange or queue of ours has other properties; exit code 1
+    ├─ TopologyError            an exchange or queue of bridge has other properties; exit code 1
     ├─ ShardsError              the number of shards cannot be changed
     ├─ PublishRefusedError      the broker does not accept the message
     ├─ OperatorRefusedError     the operator API refused a command

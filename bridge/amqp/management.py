@@ -34,7 +34,7 @@ class ManagementError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ManagementResponse:
-    """The JSON of a response, and how far the broker's clock is ahead of ours."""
+    """The JSON of a response, and how far the broker's clock is ahead of this machine's."""
 
     value: object
     clock_ahead_s: float | None

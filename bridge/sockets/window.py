@@ -133,7 +133,11 @@ class Window:
 
     @property
     def is_proof_due(self) -> bool:
-        """Whether a sign of life of the page would change what counts as delivered."""
+        """
+        Whether a sign of life of the page would change what counts as delivered.
+
+        A sign of life is a pong, any other packet, a completed poll or an orderly close.
+        """
         return not self.has_manual_acks and self.offset > self._delivered
 
     def deliver(self, offset: int) -> bool:

@@ -156,7 +156,7 @@ def measure(filling: Filling, folder: Path) -> Iterator[str]:
     yield f"| processor time of Redis | {store_s:.1f} s |"
     yield f"| peak memory of the command | {whole.peak_mib:.0f} MiB |"
     yield (
-        f"| killed twice (SIGKILL) on the way, then finished | {same:,} of {len(first):,} "
+        f"| killed twice (SIGKILL) during the copy, then completed | {same:,} of {len(first):,} "
         "keys the same, "
         f"{len(second.keys() ^ first.keys())} too many or too few |"
     )

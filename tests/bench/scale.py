@@ -103,7 +103,7 @@ def _rows(
         "— the longest wait after a bridge died, s",
         [f"{day.death_wait_s:.1f}" for day in days],
     )
-    yield "— all is as before after, s", [f"{day.recovered_s}" for day in days]
+    yield "— back to normal after, s", [f"{day.recovered_s}" for day in days]
     yield (
         "— connects a second while its windows come back",
         [f"{day.connects_per_s:,.0f}" for day in days],
@@ -112,7 +112,7 @@ def _rows(
 
 def limit_lines(costs: Costs, rules: Rules) -> Iterable[str]:
     """Yield the table of the users that one of each part supports."""
-    yield "| one of | is full by | at so many users online |"
+    yield "| part | first limit | users online at this limit |"
     yield "|---|---|---|"
     limits = users_of_one(costs, rules)
     for name, number in limits.items():

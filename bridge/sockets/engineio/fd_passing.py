@@ -49,8 +49,8 @@ class ConnectionHandover:
         Pass the connection of `request` to the worker that owns its session.
 
         Returns:
-            False if the session is ours or unknown, its worker cannot be reached, or the
-            request is incomplete. After true, no response to `request` is sent.
+            False if the session belongs to this worker or is unknown, its worker cannot be
+            reached, or the request is incomplete. After true, no response to `request` is sent.
 
         Cancellation:
             Safe until the connection is detached; after that the client sees it closed

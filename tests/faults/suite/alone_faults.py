@@ -119,7 +119,9 @@ async def cut_poll_answers(world: World, rng: Random) -> bool:
     return True
 
 
-@_fault("windows: asleep with an open connection, then discarded", *_SUBJECTS, weight=2)
+@_fault(
+    "windows: suspended with an open connection, then discarded", *_SUBJECTS, weight=2
+)
 async def discard_sleeping_pages(world: World, rng: Random) -> bool:
     """Stop reading, like a machine that sleeps; then discard the pages and open them again."""
     crowd = world.crowd

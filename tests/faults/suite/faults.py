@@ -253,7 +253,7 @@ async def reload_pages(world: World, rng: Random) -> bool:
     return True
 
 
-@_fault("windows: asleep for a while", "windows", weight=3)
+@_fault("windows: suspended for a while", "windows", weight=3)
 async def sleep_pages(world: World, rng: Random) -> bool:
     """Disconnect a third of the windows; their messages wait in the inbox."""
     plans = world.crowd.plans

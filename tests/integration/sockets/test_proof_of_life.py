@@ -72,12 +72,12 @@ async def test_a_new_window_gets_what_a_frozen_page_has_not_shown(
 
         await eventually(is_shown_delivered)
         os.kill(frozen.process_id, signal.SIGSTOP)
-        await server.store("alice", "asleep 1")
-        await server.store("alice", "asleep 2")
+        await server.store("alice", "suspended 1")
+        await server.store("alice", "suspended 2")
         os.kill(frozen.process_id, signal.SIGKILL)
     await all_left(server)
 
-    assert await received_by_a_new_window(server) == ["asleep 1", "asleep 2"]
+    assert await received_by_a_new_window(server) == ["suspended 1", "suspended 2"]
 
 
 @pytest.mark.parametrize("end", ["no pong", "cut"])
