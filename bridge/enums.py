@@ -311,7 +311,7 @@ class SyncReason(_ExplainedEnum):
     LIMIT = "limit", "the inbox holds no more than BRIDGE_INBOX_MAX_MESSAGES for a user"
     RESET = (
         "reset",
-        "the position belongs to another store, or lies beyond the end of the inbox; or "
+        "the position belongs to another store, or is beyond the end of the inbox; or "
         "the store lost messages",
     )
 

@@ -3,8 +3,8 @@ The outbox publishes dead letters and retries while the pipeline continues.
 
 The broker may accept no publish for hours: a memory or disk alarm, a full queue, a missing
 permission. So a delivery is held while its copy waits to be published: it stays unacked, and
-everything else is settled and acked around it. No order is lost by that: a dead letter
-leaves its user's order, and a retry returns later than the messages behind it anyway.
+everything else is settled and acked meanwhile. This changes no order: a dead letter leaves
+the order of its user, and a retry is delivered after newer messages in any case.
 
 One copy is published at a time. If its confirm is missing, it is not published again while
 the connection lives: the broker reads what was sent during an alarm when the alarm is over.
@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 # Longer than most alarms. The connection has heartbeats, so its loss is noticed earlier.
 CONFIRM_WITHIN_S: Final = 3600.0
 _SLOW_AFTER_S: Final = 2.0
-_ROOM_WITHIN_S: Final = 5.0
+_SPACE_WITHIN_S: Final = 5.0
 _BACKOFF_FIRST_S: Final = 0.1
 _BACKOFF_MAX_S: Final = 5.0
 
@@ -61,11 +61,11 @@ class Outbox:
     Publishes copies of held deliveries, oldest first, until it is cancelled.
 
     Args:
-        intake: Knows which deliveries can still be acked.
+        intake: Tracks which deliveries can still be acked.
         publisher: Publishes on a connection that an alarm may block.
         metrics: Counts held deliveries.
         slow_after_s: How long a publish may take before it counts as a problem.
-        room_within_s: How long `add` waits for room.
+        space_within_s: How long `add` waits until it may hold another delivery.
 
     """
 
@@ -76,12 +76,12 @@ class Outbox:
         *,
         metrics: Metrics,
         slow_after_s: float = _SLOW_AFTER_S,
-        room_within_s: float = _ROOM_WITHIN_S,
+        space_within_s: float = _SPACE_WITHIN_S,
     ) -> None:
         self._intake = intake
         self._publisher = publisher
         self._slow_after_s = slow_after_s
-        self._room_within_s = room_within_s
+        self._space_within_s = space_within_s
         self._held: deque[HeldDelivery] = deque()
         self._in_flight: HeldDelivery | None = None  # sent, and not confirmed
         self._changed = asyncio.Event()
@@ -120,7 +120,7 @@ class Outbox:
         if consumer.holds(delivery) or consumer.was_published(delivery):
             return
         try:
-            async with asyncio.timeout(self._room_within_s):
+            async with asyncio.timeout(self._space_within_s):
                 while not consumer.hold(delivery):
                     self._changed.clear()
                     await self._changed.wait()
@@ -148,7 +148,7 @@ class Outbox:
 
     async def run(self) -> None:
         """
-        Publish what is added, forever.
+        Publish held deliveries until cancelled.
 
         Cancellation: safe; the broker redelivers held deliveries.
         """
@@ -195,7 +195,7 @@ class Outbox:
         self._changed.set()
 
     def _drop_stale(self) -> None:
-        """Forget deliveries that the broker redelivers, except the one in flight."""
+        """Drop deliveries that the broker redelivers, except the one in flight."""
         if not all(map(self._is_current, self._held)):
             kept = (
                 held

@@ -74,11 +74,11 @@ async def missing_permissions(
     Return the permissions that declaring `wanted`, consuming and publishing need.
 
     Args:
-        connection: Of the user; each probe opens a channel of its own.
-        wanted: What the bridge needs; it need not exist yet.
-        undeclared: The part of it that could not be declared for a comparison. Only for
-            these is the permission to configure unknown.
-        timeout_s: For each probe.
+        connection: A connection of the user. Each probe opens a channel of its own.
+        wanted: The topology that the bridge needs; it need not exist yet.
+        undeclared: Its exchanges and queues that were not declared before. Declaring the
+            others has shown that the user may configure them.
+        timeout_s: The time limit of each probe.
 
     Raises:
         BrokerUnavailableError: If the broker is unreachable or too slow.
@@ -127,6 +127,10 @@ async def knows_type(
 
     The probe is a declare that RabbitMQ refuses for its argument if it knows the type. If it
     does not, RabbitMQ before 4.0 closes the connection.
+
+    Raises:
+        BrokerUnavailableError: If the broker is unreachable or too slow.
+
     """
     async with broker_call(f"probe {exchange_type}", timeout_s=timeout_s):
         channel = await connection.open_channel(confirms=False)
@@ -194,11 +198,11 @@ class _PermissionProbe:
         return refusal is None
 
     async def missing_to_bind(self, binding: Binding) -> Sequence[MissingPermission]:
-        """Binding needs write on the destination and read on the source: the first one missing."""
+        """Return the first permission that binding lacks: write on its destination or read on its source."""
         target = binding.destination
-        missing = replace(binding, routing_key=secrets.token_hex(8))
+        absent = replace(binding, routing_key=secrets.token_hex(8))
         refusal = await self._refusal(
-            lambda channel: send_unbind(channel, missing),
+            lambda channel: send_unbind(channel, absent),
             f"probe the binding of {target.name}",
         )
         if refusal is None:

@@ -145,13 +145,13 @@ class TokenVerifier:
             raise _invalid("its algorithm is not accepted here")
         if self._key_set is None or is_symmetric(algorithm) or self._verifying_key:
             keys = self._configured_keys(algorithm)
-            identity = _check_once(token, algorithm, keys, rules, known)
+            identity = _find_or_check(token, algorithm, keys, rules, known)
         else:
             keys = await self._key_set.find(algorithm, kid=kid)
-            identity = _check_once(token, algorithm, keys, rules, known)
+            identity = _find_or_check(token, algorithm, keys, rules, known)
             if identity is None and kid is None:  # its key may be newer than the set
                 keys = await self._key_set.find(algorithm, kid=None, tried=keys)
-                identity = _check_once(token, algorithm, keys, rules, known)
+                identity = _find_or_check(token, algorithm, keys, rules, known)
         if identity is None:
             raise _invalid("its signature matches none of the keys")
         return identity
@@ -191,7 +191,7 @@ def _parse_header(token: str) -> tuple[str, str | None]:
     return algorithm, kid
 
 
-def _check_once(
+def _find_or_check(
     token: str,
     algorithm: str,
     keys: Sequence[PublicKey | bytes],

@@ -35,7 +35,7 @@ def check(
     resolves the problem. `warn` works but needs attention, `skip` could not be checked;
     neither changes the exit status, which is: 0 no check failed, 1 a check failed, 2 the
     settings or schemas are wrong, 3 a peer cannot be reached. The broker logs a channel
-    error for each queue, because permissions are tested by operations it refuses.
+    error for each queue, because permissions are tested with operations that it refuses.
 
     Examples:
 

@@ -214,13 +214,13 @@ def show_letter(
 def redrive(
     selection: SelectionOptions,
     rate: Annotated[
-        float, typer.Option(min=1, help="Dead letters per second at most.")
+        float, typer.Option(min=1, help="Maximum number of dead letters per second.")
     ] = RATE_DEFAULT_PER_S,
     *,
     operator: OperatorOptions,
 ) -> None:
     """
-    Send dead letters back to the inbound queue. Each leaves this one after its confirm.
+    Send dead letters back to the inbound queue; each is removed here after its confirm.
 
     Ctrl-C cancels the rest, which stays in order. Exit status: 0 all were sent, 1 some
     could not be sent or were not found, 3 the bridge or the broker cannot be reached.
@@ -266,7 +266,7 @@ def discard(
 def _problem(error: ErrorDetails) -> str:
     location = error["loc"]
     if not location:
-        return "give ids, or a filter such as --reason, or --all; one of the three"
+        return "give ids, a filter such as --reason, or --all (only one of these)"
     if location[0] == "ids" and len(location) > 1:
         return f"{error['input']!r} is not an id; bridge dead list shows them"
     return f"{location[-1]}: {error['msg']}"

@@ -48,7 +48,7 @@ def demo(
     Show everything on one page: RabbitMQ, the bridge, two users side by side.
 
     Starts a private RabbitMQ node, which needs no root and touches no system service.
-    Ctrl-C stops everything and leaves nothing behind. BRIDGE_* settings are ignored.
+    Ctrl-C stops everything and removes what it created. BRIDGE_* settings are ignored.
 
     Examples:
 

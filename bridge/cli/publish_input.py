@@ -49,7 +49,7 @@ class PublishInput:
             raise ConfigError(["DATA: omit it, because the lines of stdin contain it"])
         if user != _STDIN and data is None:
             raise ConfigError(
-                ["DATA: is missing, give one JSON value, or - to read them from stdin"]
+                ["DATA: is missing; give one JSON value, or - to read them from stdin"]
             )
         self._reads_stdin = _STDIN in {user, data}
         self._schemas = schemas

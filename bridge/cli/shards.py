@@ -33,7 +33,7 @@ def shards(
     Show the number of shards, and the queues that remain from an earlier number.
 
     The broker records the number; BRIDGE_SHARDS applies to an empty broker only. The
-    command connects to RabbitMQ, no bridge has to run. Exit status: 0 done, 3 the broker
+    command connects to RabbitMQ; no bridge needs to run. Exit status: 0 done, 3 the broker
     cannot be reached.
 
     Examples:
@@ -79,7 +79,8 @@ def set_shards(
         typer.Option("--wait/--no-wait", help="Wait until the old queues are empty."),
     ] = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print what it would do.")
+        bool,
+        typer.Option("--dry-run", help="Change nothing; print what would be done."),
     ] = False,
     config_file: ConfigFile = None,
 ) -> None:
@@ -87,9 +88,9 @@ def set_shards(
     Change the number of shards while bridges run and workers publish.
 
     New messages go to the new queues at once. They are consumed when the old queues are
-    empty: later, but in order, without loss or repeats. Running bridges follow on their
-    own; all of them must support shards (`bridge --help` lists this command) before the
-    first change. The command may be interrupted and repeated at any time. More than one
+    empty: later, but in order, without loss or repeats. Running bridges apply the change
+    automatically; all of them must support shards (`bridge --help` lists this command)
+    before the first change. The command may be interrupted and repeated at any time. More than one
     shard needs a plugin on each node: rabbitmq_sharding before RabbitMQ 4.2,
     rabbitmq_consistent_hash_exchange with 4.2, none from 4.3 on.
 

@@ -2,7 +2,7 @@
 Where the replay for a connecting window starts, and which messages it has missed.
 
 The offsets of an inbox have no gaps. So the messages between a window's position and the
-oldest message that is still kept are exactly those that are gone.
+oldest message that is still kept are exactly those that were deleted.
 """
 
 from collections.abc import Sequence
@@ -48,12 +48,13 @@ class InboxState:
         return cls(epoch, forgotten + 1, forgotten, forgotten, forgotten=forgotten)
 
 
-# Offsets of new inboxes start after a multiple of it, so it changes rarely.
+# Offsets of new inboxes start after a multiple of this step, so `InboxState.forgotten`
+# changes rarely.
 FORGOTTEN_STEP: Final = 1024
 
 
 def forgotten_above(last: int) -> int:
-    """Return what `InboxState.forgotten` is, at least, after an inbox up to `last`."""
+    """Return the least `InboxState.forgotten` after an inbox that ended at `last`."""
     return last - last % FORGOTTEN_STEP + FORGOTTEN_STEP
 
 
@@ -65,9 +66,9 @@ class ReplayPlan:
     Attributes:
         after: Replay starts above this offset.
         missed: How many messages the window has missed; ``None`` if that is unknown.
-        reason: Why messages are gone; ``None`` if none are.
+        reason: Why messages are missing; ``None`` if none are.
         is_start_known: Whether the window has everything up to `after`. A window without
-            a position may be new, or an old one that lost what was on its way to it.
+            a position may be new, or an old one that lost messages in transit.
 
     """
 

@@ -29,7 +29,7 @@ _LAST_WORDS = "stopped; everything that the demo created was removed\n"
 
 
 async def test_ctrl_c_ends_everything_with_exit_code_0(tmp_path: Path) -> None:
-    """The command promises it: Ctrl-C stops everything and leaves nothing behind."""
+    """The command promises it: Ctrl-C stops everything and removes what it created."""
     async with running_demo(tmp_path / "demo", *ANY_PORTS) as demo:
         await demo.started()
         family = family_of(demo.process.pid)
@@ -163,7 +163,7 @@ async def test_an_open_page_survives_a_restart_of_the_demo(
                 await second.started()
                 await page.expect_live()
                 note = page.window("ann").locator("#note")
-                await expect(note).to_contain_text("Lost:")
+                await expect(note).to_contain_text("Missing:")
                 await page.publish(f"after {namespace}")
                 await page.expect_message("ann", f"after {namespace}")
                 await second.end(signal.SIGTERM)

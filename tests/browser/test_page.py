@@ -293,7 +293,7 @@ async def test_a_window_with_an_expired_token_reconnects_with_a_new_one(
     """A page can leave the state expired, without losing messages."""
     async with opened_page(browser, short_lived.url) as page:
         window = page.window("ann")
-        await window.get_by_label("renew token").uncheck()
+        await window.get_by_label("renew the token").uncheck()
         await page.expect_state("ann", "closed")
         await expect(window.locator("#state")).to_have_text("expired")
         await page.publish(namespace)

@@ -201,7 +201,7 @@ class Harness:
             cast("Publisher", self.publisher),
             metrics=self.metrics,
             slow_after_s=0.02,
-            room_within_s=0.02,
+            space_within_s=0.02,
         )
         self.pipeline = Pipeline(
             intake=cast("Intake", self.intake),

@@ -4,7 +4,8 @@ The number of shards and the names of their exchanges and queues, as the broker 
     <ns>.inbound ──▶ <ns>.shards.1.gate ─┄▶ <ns>.inbound.of4 ──hash of the user──▶ queue
                       (┄ its alternate)                          <ns>.inbound.0of4 … 3of4
 
-One shard is the plain topology of topology.py, without any of this. The broker itself stores
+A *gate* is the exchange in front of the one that distributes users; a migration switches
+messages to the next gate. One shard is the plain topology of topology.py, without any of this. The broker itself stores
 the number: AMQP cannot list bindings, but it tells whether an exchange exists and which
 alternate exchange it has. A *record* is such an exchange, one for each change of the number so
 far, and never changes. So all bridges agree, whatever their BRIDGE_SHARDS is: the setting
@@ -254,9 +255,9 @@ class ShardRecords:
         refusal = await self._refusal(record)
         if refusal is None:
             return self._plan.shards
-        return await self.shards_behind(record, refusal)
+        return await self.shards_from_refusal(record, refusal)
 
-    async def shards_behind(self, exchange: Exchange, refusal: str) -> int:
+    async def shards_from_refusal(self, exchange: Exchange, refusal: str) -> int:
         """
         Return the number of shards in the arguments of an existing record or gate.
 

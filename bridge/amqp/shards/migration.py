@@ -174,7 +174,7 @@ class ShardMigration:
             if not isinstance(exc.__cause__, ChannelPreconditionFailed):
                 raise  # the user lacks a permission
             refusal = problem_text(exc.__cause__)
-            begun = await self.records.shards_behind(gate, refusal)
+            begun = await self.records.shards_from_refusal(gate, refusal)
             text = f"a change to {begun} shards was begun and not completed"
             fix = f"`bridge shards set {begun}` completes it, then set {new.shards}"
             raise ShardsError(f"{text}; {fix}") from exc

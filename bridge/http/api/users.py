@@ -179,7 +179,7 @@ def _user_of(text: str) -> str:
 
 def _unknown_user() -> ApiProblem:
     return ApiProblem(
-        404, "no window and no inbox: nothing was ever stored for the user"
+        404, "unknown user: no window is connected and no message was stored"
     )
 
 

@@ -69,7 +69,7 @@ async def connect(
     async with _setup_of(connection):
         hello: list[Argument] = [b"HELLO", b"3"]
         if address.user is not None or address.password is not None:
-            # A user may have no password. Without AUTH the server would take us for the
+            # A user may have no password. Without AUTH the server would log in the
             # default user.
             hello += [b"AUTH", address.user or "default", address.password or ""]
         try:
@@ -151,7 +151,7 @@ async def _open(
     handshake_s = timing.tls_handshake_s
     loop = asyncio.get_running_loop()
     try:
-        # Without a timeout the system waits minutes for a host that drops our packets.
+        # Without a timeout the system waits minutes for a host that drops packets.
         async with asyncio.timeout(timing.connect_s):
             context = None
             if address.has_tls:
@@ -231,9 +231,9 @@ def _with_cause(
     """
     Add the likely cause if the connection was closed before the first reply.
 
-    With TLS 1.3 a server rejects the client's certificate after the handshake, by an alert. If it
-    closes the socket with unread bytes of ours, the kernel may drop that alert, so a plain
-    close can mean the same.
+    With TLS 1.3 a server rejects the client's certificate after the handshake, by an alert.
+    If it closes the socket before it has read all bytes, the kernel may drop that alert, so
+    a plain close can mean the same.
     """
     if not any(text in error.problem for text in _CLOSED_TEXTS):
         return error

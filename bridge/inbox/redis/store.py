@@ -11,8 +11,8 @@ thousand. An append with its publication costs the server 5 and 6-10 us of CPU.
 
 Client: CPU of the bridge on uvloop for a script with 100 messages of 250 bytes, and for one
 message of the live feed: redis-py 192 and 7.0 us, coredis 278 and 15.8, valkey-glide 316 and
-4.7, hiredis under a protocol of our own (protocol.py) 69 and 0.4. The second figure is paid
-for each message on each bridge with a window of its user, so it decides.
+4.7, hiredis with the protocol class of protocol.py 69 and 0.4. The second figure counts for
+each message on each bridge with a window of its user, so it decides.
 
 Costs: CPU for a message of 200 bytes with an id and 1,000 users, measured on an overloaded
 machine, so these are upper bounds. The bridge that appends needs 7 us in batches of 100 and

@@ -276,7 +276,9 @@ async def test_a_running_bridge_reports_readiness_and_refused_origins(
     assert before["running bridge"].text == "is ready"
     assert before["origins"].status is CheckStatus.OK
     assert after["origins"].status is CheckStatus.WARN
-    assert after["origins"].text.startswith("1 windows were refused")
+    assert after["origins"].text.startswith(
+        "windows refused for their origin since the bridge started: 1;"
+    )
     assert r"'https://evil.example/\u202e' (1, last 20" in after["origins"].text
     assert gone["running bridge"].status is CheckStatus.SKIP
 

@@ -143,7 +143,7 @@ async def test_ctrl_c_cancels_the_job_and_reports_its_progress(
         (["list", "--since", "soon"], {}, 2, "--since"),
         (["list", "--url", "nowhere"], {}, 2, "--url"),
         (["redrive"], {}, 2, "--all"),
-        (["redrive", "--all", "--user", "ann"], {}, 2, "one of the three"),
+        (["redrive", "--all", "--user", "ann"], {}, 2, "only one of these"),
         (["redrive", "xyz"], {}, 2, "'xyz' is not an id; bridge dead list"),
         (["redrive", "--all", "--rate", "0"], {}, 2, "--rate"),
     ],

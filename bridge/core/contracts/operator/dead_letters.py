@@ -166,7 +166,7 @@ class DeadLetterSelection(Body):
     def _check_one(self) -> Self:
         given = [self.ids is not None, self.filter is not None, self.all]
         if sum(given) != 1:
-            message = "give ids, or filter, or all: true"
+            message = "give ids, a filter, or all: true (only one of these)"
             raise ValueError(message)
         if self.filter is not None and self.filter == DeadLetterFilter():
             message = "filter is empty; all: true selects every dead letter"
@@ -189,7 +189,7 @@ class Redrive(DeadLetterSelection):
         ge=RATE_MIN_PER_S,
         le=RATE_MAX_PER_S,
         allow_inf_nan=False,
-        description="Dead letters per second at most.",
+        description="Maximum number of dead letters per second.",
     )
 
 
