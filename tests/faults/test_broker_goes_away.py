@@ -90,7 +90,7 @@ async def test_a_broker_that_is_stopped_or_killed_and_started_again_loses_nothin
         await node.restart()
 
         await all_arrive(ann, publishing)
-        assert running.bridge.unready_reasons() == []
+        await eventually(lambda: running.bridge.unready_reasons() == [])
 
 
 async def test_a_broker_that_freezes_and_thaws_loses_nothing(

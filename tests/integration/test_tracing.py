@@ -179,7 +179,7 @@ async def test_a_trace_continues_from_the_worker_to_windows_and_dead_letters(
         await worker.publish("ann", {"n": 1}, properties=traced)
         await worker.publish("ann", body=b"no JSON", properties=traced)
         await eventually(windows[0].data)
-        await eventually(lambda: running.bridge.components.intake.in_flight == 0)
+        await eventually(lambda: running.settled("dead_letter", "malformed_body") == 1)
 
     # The shutdown sends the remaining spans.
     await eventually(lambda: len(collector.spans) == 3)

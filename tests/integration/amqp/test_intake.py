@@ -284,7 +284,7 @@ async def test_deliveries_collect_in_the_socket_and_are_read_at_once(
     async with consuming(prefetch_count=65535) as taker:
         await raw.publish(names.messages)
         await eventually(lambda: taker.intake.in_flight == 1)
-        collecting = asyncio.create_task(taker.intake.collect(0.5), name="collect")
+        collecting = asyncio.create_task(taker.intake.collect(1.3), name="collect")
         await asyncio.sleep(0)
         for _ in range(3):
             await raw.publish(names.messages)

@@ -29,10 +29,11 @@ async def test_queues_and_disk_usage_are_sampled(
         async def is_measured() -> bool:
             # Sample until the message has arrived.
             await running.bridge.components.gauges.measure()
-            return running.sample("bridge_queue_messages", **dead) == 1
+            messages = running.sample("bridge_queue_messages", **dead)
+            consumers = running.sample("bridge_queue_consumers", **inbound)
+            return (messages, consumers) == (1, 1)
 
         await eventually(is_measured)
-        assert running.sample("bridge_queue_consumers", **inbound) == 1
         assert running.sample("bridge_inbox_bytes", store="sqlite") > 0
         assert running.sample("bridge_inbox_free_bytes", store="sqlite") > 0
 

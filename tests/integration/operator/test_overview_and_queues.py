@@ -37,6 +37,7 @@ async def test_the_overview_describes_the_bridge(
         await worker.publish("ann", {"n": 1})
         await worker.publish("ann", body=b"no JSON")
         await eventually(windows[0].data)
+        await eventually(lambda: running.settled("dead_letter", "malformed_body") == 1)
         await eventually(lambda: running.bridge.components.intake.in_flight == 0)
         overview = await api.get("/api/overview")
 
@@ -65,8 +66,10 @@ async def test_queues_are_counted_over_amqp(broker: LocalNode, namespace: str) -
         async def are_counted() -> bool:
             # A result younger than a second is reused.
             seen = (await api.get("/api/queues"))["items"]
-            depths = {queue["name"]: queue["depth"] for queue in seen}
-            return bool(depths[f"{namespace}.dead"] == 3)
+            queues = {queue["name"]: queue for queue in seen}
+            inbound = queues[f"{namespace}.inbound.0"]
+            is_settled = (inbound["depth"], inbound["unacked"]) == (0, 0)
+            return bool(is_settled and queues[f"{namespace}.dead"]["depth"] == 3)
 
         await eventually(are_counted)
         page = await api.get("/api/queues")

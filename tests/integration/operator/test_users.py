@@ -267,6 +267,7 @@ async def test_kicking_closes_all_windows_of_one_user(
         kicked = await asyncio.to_thread(run_command, running, "kick", "a/b", "--json")
         await eventually(lambda: all(w.websocket.closed for w in windows[:2]))
         again = await api.ask("POST", "/api/users/bob/kick")
+        await eventually(lambda: windows[2].websocket.closed)
         nobody = await api.ask("POST", "/api/users/nobody/kick")
 
     assert "2 windows of a/b would be closed" in dry.stderr
