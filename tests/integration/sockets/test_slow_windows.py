@@ -13,7 +13,7 @@ from yarl import URL
 
 from bridge.enums import Closing
 from bridge.sockets.engineio.session import EngineSession
-from tests.conftest import eventually
+from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import RawTcp, raw_poller, raw_tcp, raw_window
 from tests.integration.sockets.running_server import (
@@ -278,6 +278,7 @@ async def test_replies_that_are_not_read_are_bounded_too(transport: str) -> None
             async with raw_tcp(server, receive_bytes=4096) as stuck:
                 await connect(stuck, "alice")
                 (session,) = server.sessions()
+                with_small_kernel_buffer(session)
 
                 async def send_requests() -> None:
                     try:
@@ -287,7 +288,7 @@ async def test_replies_that_are_not_read_are_bounded_too(transport: str) -> None
                         pass
 
                 asking = asyncio.create_task(send_requests())
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(30 * SLOW_FACTOR):
                     while not session.is_closed:
                         server.tick()
                         await asyncio.sleep(0.01)
