@@ -105,6 +105,8 @@ def _host_and_port(text: str) -> tuple[str | None, int | None]:
     try:
         url = URL(text)
         found = url.host, url.port
+        if url.host and ":" in url.host:
+            ip_address(url.host)  # the library accepts anything between brackets
     # The library raises IndexError for `http://[::1]@`, and a kind of ValueError for hosts
     # such as `xn--9`, which it decodes when they are read.
     except (ValueError, IndexError):

@@ -31,6 +31,7 @@ SEEDS: Final = (
     # found: hosts at which the library fails
     b"\x02http://[::1]@\n[::1]@",
     b"\x00http://[::1]@\n[::1]@",
+    b"\x00http://[:]\n[:]",
     b"\x00http://xn--999999999.example\nxn--999999999.example",
 )
 

@@ -54,6 +54,7 @@ def test_a_list_of_origins_allows_only_these(origin: str, *, is_allowed: bool) -
         # The library fails at these, with two types of error.
         ("http://xn--9.example", "xn--9.example", False),
         ("http://[::1]@", "[::1]@", False),
+        ("http://[:]", "[:]", False),  # it accepts anything between brackets
     ],
 )
 def test_without_a_list_only_pages_of_the_same_host_are_allowed(
