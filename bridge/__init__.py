@@ -15,6 +15,7 @@ tests/unit/test_architecture.py checks that.
     inbox            the log of each user's messages: memory, SQLite or Redis
     auth             tokens and keys
     schema_folder    reads the JSON Schemas of events
+    server_certificate  the certificate of the public port
     trusted_proxies  the address of a client behind proxies
     sockets          windows: Engine.IO sessions below, the Socket.IO server above
     fencing          prevents a bridge that lost its queue from storing messages

@@ -12,6 +12,7 @@ the ports, the broker connections and the store. Unsettled deliveries are redeli
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -25,6 +26,7 @@ from bridge.settings.load import changed_fields
 from bridge.settings.model import Settings, contradictions
 from bridge.wiring import (
     Components,
+    certificate_of,
     message_limits,
     operator_key_of,
     publish_key_texts_of,
@@ -59,7 +61,7 @@ class Bridge:
         Build the bridge; `slot` is set if it is one of several workers.
 
         Raises:
-            ConfigError: If a key or a schema of the settings is invalid.
+            ConfigError: If a key, a schema or the certificate of the settings is invalid.
 
         """
         self.settings = settings
@@ -186,8 +188,9 @@ class Bridge:
             settings.host,
             settings.port,
             "BRIDGE_PORT",
-            site=parts.sockets.engine.site,
+            site=partial(parts.sockets.engine.site, certificate=parts.certificate),
             is_shared=self._slot is not None,
+            is_tls=parts.certificate is not None,
         )
         if self._slot is not None:
             return Listening(public_url, operator_url="")
@@ -252,8 +255,9 @@ class Bridge:
         """
         Apply the changed settings that can change while running, and log all changes.
 
-        Invalid settings change nothing and are logged. The folder of schemas is read
-        again even if its setting is unchanged, because its files may have changed.
+        Invalid settings change nothing and are logged. The folder of schemas and the
+        certificate are read again even if their settings are unchanged, because the files
+        may have changed.
         """
         applied, needs_restart = changed_fields(self.settings, new)
         # A setting that needs a restart keeps its old value everywhere until then.
@@ -267,11 +271,14 @@ class Bridge:
             return
         try:
             schemas = await asyncio.to_thread(schemas_of, new)
+            certificate = await asyncio.to_thread(certificate_of, new)
             if parts.verifier is not None:
                 parts.verifier.replace_rules(token_rules(new))
         except ConfigError as exc:
             _log_refused_reload(exc.problems)
             return
+        if parts.certificate is not None and certificate is not None:
+            parts.certificate.replace(certificate)
         if "log_level" in applied:
             set_log_level(new.log_level)
         parts.inbox.retention = retention(new)

@@ -260,6 +260,7 @@ class ConnectionRefusal(_ExplainedEnum):
         "list your proxies in BRIDGE_TRUSTED_PROXIES",
     )
     NO_REQUEST = "no_request", "no complete request came in BRIDGE_CONNECT_TIMEOUT"
+    TLS = "tls", "the TLS handshake failed; the log has the reason at level debug"
 
 
 class UnsupportedClient(_ExplainedEnum):

@@ -292,6 +292,10 @@ class Metrics(ReadableMetrics):
         )
         self.keys_refused = _keys_refused(registry)
         self.forwarded_unreadable = _forwarded_unreadable(registry)
+        self.certificate_end = gauge(
+            "bridge_certificate_end_seconds",
+            "End of the certificate of the public port, in Unix time; 0 without TLS.",
+        )
         self.ready = gauge("bridge_ready", "1 while the bridge is ready for traffic.")
         info = Info("bridge", "Version of the bridge.", registry=registry)
         info.info({"version": __version__})

@@ -70,6 +70,11 @@ from bridge.outbox import Outbox
 from bridge.pipeline import Pipeline
 from bridge.readiness import BridgeReadiness
 from bridge.schema_folder import load_schemas
+from bridge.server_certificate import (
+    PortCertificate,
+    ServerCertificate,
+    load_server_certificate,
+)
 from bridge.settings.checks import is_loopback
 from bridge.settings.model import Settings
 from bridge.sockets.engineio.connection_limits import ConnectionLimits
@@ -90,19 +95,20 @@ class Components:
         tracing: ``None`` if no endpoint for spans is configured.
         fleet: Asks the other bridges; ``None`` unless the store is shared.
         verifier: ``None`` in open mode.
+        certificate: That of the public port; ``None`` without TLS.
 
     """
 
     def __init__(self, settings: Settings, slot: WorkerSlot | None = None) -> None:
         """
-        Build a bridge. Reads the folder of schemas and opens nothing else.
+        Build a bridge. Reads schemas and the certificate, and opens nothing else.
 
         Args:
             settings: Checked settings.
             slot: The slot of this process if it is one of several workers.
 
         Raises:
-            ConfigError: If a key or a schema of the settings is invalid.
+            ConfigError: If a key, a schema or the certificate of the settings is invalid.
 
         """
         self.metrics = metrics = Metrics()
@@ -117,6 +123,8 @@ class Components:
         self.inbox = inbox = inbox_of(settings, clock)
         self.inbox_maintenance = InboxMaintenance(inbox)
         self.proxies = proxies_of(settings, metrics)
+        loaded = certificate_of(settings)
+        self.certificate = PortCertificate(loaded) if loaded else None
         self.sockets = SocketIOServer(
             socket_options(settings, self.proxies),
             inbox=inbox,
@@ -170,6 +178,7 @@ class Components:
             outages=outages,
         )
         metrics.log_lines_dropped.set_function(dropped_log_lines)
+        metrics.certificate_end.set_function(self._certificate_end_s)
         metrics.ready.set_function(lambda: not readiness.unready_reasons())
 
         self.event_check = EventCheck(schemas)
@@ -258,6 +267,9 @@ class Components:
         for part in (self.inbox, self.fleet):
             if isinstance(part, RedisInbox | RedisFleet):
                 part.replace_login(parse_redis(settings.inbox))
+
+    def _certificate_end_s(self) -> float:
+        return self.certificate.current.end_s if self.certificate else 0.0
 
 
 # --- broker
@@ -412,6 +424,7 @@ def socket_options(settings: Settings, proxies: TrustedProxies) -> SocketOptions
                 allows_any=settings.dangerously_allow_any_origin,
                 loopback_only=settings.auth == "open"
                 and not settings.dangerously_open_to_the_network,
+                own_scheme="https" if settings.tls_cert else None,
             ),
             proxies=proxies,
             ipv6_prefix=settings.ipv6_prefix,
@@ -421,6 +434,17 @@ def socket_options(settings: Settings, proxies: TrustedProxies) -> SocketOptions
         leeway_s=settings.jwt_leeway,
         name=settings.name,
     )
+
+
+def certificate_of(settings: Settings) -> ServerCertificate | None:
+    """
+    Read the certificate of the public port; ``None`` without TLS. Blocks on the disk.
+
+    Raises:
+        ConfigError: If the files cannot be used.
+
+    """
+    return load_server_certificate(settings.tls_cert, settings.tls_key)
 
 
 def operator_listener(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 
@@ -29,11 +29,23 @@ class Authority:
         signed = self._build(self._name, self._key, is_authority=True)
         self.cert = self._write(name, signed)
 
-    def sign(self, name: str, *, address: str | None = None) -> Signed:
-        """Create a certificate for `name`, valid for a server at the IP `address`."""
-        key = ec.generate_private_key(ec.SECP256R1())
+    def sign(
+        self,
+        name: str,
+        *,
+        address: str | None = None,
+        days: float = 1.0,
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
+    ) -> Signed:
+        """
+        Create a certificate for `name`, valid for a server at the IP `address`.
+
+        It ends in `days`, or has ended if that is negative. Without `key`, a new ECDSA key
+        is made.
+        """
+        key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        cert = self._write(name, self._build(subject, key, address=address))
+        cert = self._write(name, self._build(subject, key, address=address, days=days))
         key_path = self._folder / f"{name}.key"
         key_path.write_bytes(
             key.private_bytes(
@@ -47,10 +59,11 @@ class Authority:
     def _build(
         self,
         subject: x509.Name,
-        key: ec.EllipticCurvePrivateKey,
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
         *,
         is_authority: bool = False,
         address: str | None = None,
+        days: float = 1.0,
     ) -> x509.Certificate:
         now = datetime.now(UTC)
         builder = (
@@ -59,8 +72,8 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=5))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_before(now - timedelta(days=100))
+            .not_valid_after(now + timedelta(days=days))
             .add_extension(
                 x509.BasicConstraints(ca=is_authority, path_length=None), critical=True
             )

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import ssl
 import sys
 from functools import partial
 from typing import Annotated
@@ -19,6 +20,7 @@ from bridge.enums import EVENT_JOIN, EVENT_SYNC, ExitCode
 from bridge.errors import ConfigError
 from bridge.http.listeners import http_url
 from bridge.logging import configure_logs
+from bridge.server_certificate import context_trusting
 from bridge.settings.load import TOKEN_VARIABLE, load_settings
 
 _TOKEN_LIFE_S = 3600.0
@@ -61,24 +63,30 @@ def tail(
 
         BRIDGE_TOKEN=eyJ… bridge tail ann --url https://push.example.org --json
 
+        SSL_CERT_FILE=own-authority.pem bridge tail ann --url https://push.example.org
+
     """
     configure_logs(level="error", log_format="auto")
     user = user or older_user
     if user is None:
         raise ConfigError(["USER is missing, as in: bridge tail ann"])
     is_open = False
+    trust: ssl.SSLContext | bool = True
     if token is None or url is None:
         settings = load_settings(config_file=config_file, is_complete=False)
         is_open = settings.auth == "open"
         host = local_host(settings.host)
         if url is None and host is None:
             raise ConfigError(["--url: is needed, since BRIDGE_HOST is a Unix socket"])
-        url = url or http_url(host or "", settings.port)
+        if url is None:
+            is_tls = settings.tls_cert is not None
+            url = http_url(host or "", settings.port, is_tls=is_tls)
+            trust = context_trusting(settings.tls_cert) if settings.tls_cert else True
         if token is None and not is_open:
             token = signed_token(settings, user, ttl_s=_TOKEN_LIFE_S)
     follower = _Follower(user, shows_json=json, joins=is_open)
     try:
-        asyncio.run(follower.follow(url, token))
+        asyncio.run(follower.follow(url, token, trust=trust))
     except KeyboardInterrupt:
         sys.exit(ExitCode.DONE)
     sys.exit(follower.exit_code)
@@ -93,15 +101,24 @@ class _Follower:
         self._shows_json = shows_json
         self._joins = joins
 
-    async def follow(self, url: str, token: str | None) -> None:
+    async def follow(
+        self, url: str, token: str | None, *, trust: ssl.SSLContext | bool
+    ) -> None:
         """
         Stay connected until the bridge refuses a reconnect.
+
+        Args:
+            url: The public address of the bridge.
+            token: A token of the user; ``None`` in open mode.
+            trust: Verifies its certificate; `True` does it with the authorities of the
+                system.
 
         Cancellation: safe; the connection is closed.
         """
         # python-socketio never closes the aiohttp session it creates; a session of our own
         # avoids the warning at exit.
-        async with aiohttp.ClientSession() as session:
+        connector = aiohttp.TCPConnector(ssl=trust)
+        async with aiohttp.ClientSession(connector=connector) as session:
             await self._follow(self._make_client(session), url, token)
 
     def _make_client(self, session: aiohttp.ClientSession) -> socketio.AsyncClient:

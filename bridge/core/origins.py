@@ -34,12 +34,15 @@ class OriginRules:
         loopback_only: Whether `Host` must name this machine. For open mode: an attacker's
             domain can resolve to 127.0.0.1 (DNS rebinding), and its pages would then have
             the same host as the bridge.
+        own_scheme: The scheme of pages of the bridge's own host; ``None`` if a proxy may
+            terminate TLS, so that the bridge does not know it.
 
     """
 
     allowed: frozenset[str] = frozenset()
     allows_any: bool = False
     loopback_only: bool = False
+    own_scheme: str | None = None
 
     def allows(
         self, origin: str | None, *, host: str | None, fetch_site: str | None
@@ -50,8 +53,7 @@ class OriginRules:
         Args:
             origin: The header `Origin`; browsers omit it in same-origin GET requests.
             host: The header `Host`. Without a list of origins, pages of the same host and
-                port may connect. The scheme is not compared: behind a proxy that
-                terminates TLS the bridge does not know it.
+                port may connect.
             fetch_site: The header `Sec-Fetch-Site`, which distinguishes a cross-site GET
                 without `Origin` (an image, a script) from a same-origin one.
 
@@ -63,7 +65,7 @@ class OriginRules:
         if origin is None:
             return fetch_site not in {"cross-site", "same-site"}
         if not self.allowed:
-            return _is_same_host(origin, host)
+            return _is_same_host(origin, host, scheme=self.own_scheme)
         if origin == "null":
             return NULL_ENTRY in self.allowed
         return origin in self.allowed or any(
@@ -92,12 +94,12 @@ def is_loopback_host(host: str | None) -> bool:
         return False
 
 
-def _is_same_host(origin: str, host: str | None) -> bool:
-    scheme = origin.partition(":")[0].lower()
-    if scheme not in _DEFAULT_PORTS or not host:
+def _is_same_host(origin: str, host: str | None, *, scheme: str | None) -> bool:
+    given = origin.partition(":")[0].lower()
+    if given not in _DEFAULT_PORTS or given != (scheme or given) or not host:
         return False
     page = _host_and_port(origin)
-    return bool(page[0]) and page == _host_and_port(f"{scheme}://{host}")
+    return bool(page[0]) and page == _host_and_port(f"{given}://{host}")
 
 
 def _host_and_port(text: str) -> tuple[str | None, int | None]:

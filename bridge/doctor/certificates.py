@@ -14,7 +14,7 @@ def check_certificate(
 ) -> CheckResult:
     """Compare the end of a certificate, in Unix time, with the warning periods."""
     days = (end_s - now_s) / _DAY_S
-    text = f"ends in {days:.1f} days"
+    text = f"ends in {days:.1f} days" if days > 0 else f"ended {-days:.1f} days ago"
     if days < _FAIL_DAYS:
         return fail(subject, text, fix=fix)
     if days < _WARN_DAYS:

@@ -28,13 +28,19 @@ _REFUSED_METRIC: Final = (
 
 async def check_ports(settings: Settings) -> AsyncIterator[CheckResult]:
     """Check that both addresses are free, or that a bridge listens there. Opens no port."""
+    scheme = "https" if settings.tls_cert else "http"
     addresses = (
-        ("BRIDGE_PORT", settings.host, settings.port),
-        ("BRIDGE_OPERATOR_PORT", settings.operator_host, settings.operator_port),
+        ("BRIDGE_PORT", settings.host, settings.port, scheme),
+        (
+            "BRIDGE_OPERATOR_PORT",
+            settings.operator_host,
+            settings.operator_port,
+            "http",
+        ),
     )
-    for setting, hosts, port in addresses:
+    for setting, hosts, port, own_scheme in addresses:
         for host in tcp_hosts(hosts) if port else ():  # 0 means any free port
-            yield await _check_port(setting, host, port)
+            yield await _check_port(setting, host, port, scheme=own_scheme)
 
 
 async def is_running(settings: Settings) -> bool:
@@ -79,15 +85,17 @@ async def check_running_bridge(settings: Settings) -> list[CheckResult]:
     return results
 
 
-def _url(host: str, port: int) -> URL:
-    return URL.build(scheme="http", host=local_host((host,)) or host, port=port)
+def _url(host: str, port: int, *, scheme: str = "http") -> URL:
+    return URL.build(scheme=scheme, host=local_host((host,)) or host, port=port)
 
 
-async def _check_port(setting: str, host: str, port: int) -> CheckResult:
+async def _check_port(
+    setting: str, host: str, port: int, *, scheme: str
+) -> CheckResult:
     try:
         await asyncio.to_thread(_try_bind, setting, host, port)
     except OSError as exc:
-        if await _is_bridge(host, port):
+        if await _is_bridge(host, port, scheme=scheme):
             text = (
                 f"a bridge already listens on {host}:{port}; stop it to start another"
             )
@@ -112,12 +120,14 @@ def _try_bind(setting: str, host: str, port: int) -> None:
         one.close()
 
 
-async def _is_bridge(host: str, port: int) -> bool:
+async def _is_bridge(host: str, port: int, *, scheme: str = "http") -> bool:
+    url = _url(host, port, scheme=scheme) / "health/live"
     try:
         async with (
             asyncio.timeout(_TIMEOUT_S),
             aiohttp.ClientSession() as session,
-            session.get(_url(host, port) / "health/live") as response,
+            # Its certificate names the host that pages use. Nothing secret is sent.
+            session.get(url, ssl=False) as response,
         ):
             return response.headers.get("Server") == "bridge"
     except (aiohttp.ClientError, TimeoutError):

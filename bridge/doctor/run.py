@@ -11,6 +11,7 @@ from bridge.doctor.broker import BrokerTarget, check_broker
 from bridge.doctor.inbox import check_disk, check_inbox
 from bridge.doctor.key_set import check_key_set
 from bridge.doctor.listeners import check_ports, check_running_bridge, is_running
+from bridge.doctor.own_certificate import check_own_certificate
 from bridge.doctor.redis import check_redis
 from bridge.doctor.results import CheckResult, fail, ok, warn
 from bridge.doctor.secrets import check_exposure, check_secrets
@@ -53,6 +54,8 @@ async def run_checks(settings: Settings) -> AsyncIterator[CheckResult]:
     if key_set is not None:
         yield key_set
     async for result in check_ports(settings):
+        yield result
+    async for result in check_own_certificate(settings):
         yield result
     for result in await check_running_bridge(settings):
         yield result

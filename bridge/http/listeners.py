@@ -38,6 +38,7 @@ async def serve(
     *,
     site: Callable[[web.BaseRunner, socket.socket], web.BaseSite],
     is_shared: bool = False,
+    is_tls: bool = False,
 ) -> str:
     """
     Serve `app` until `stack` is closed, and return the URL of the first host.
@@ -50,6 +51,7 @@ async def serve(
         setting: The setting of the port, for error texts.
         site: Creates the listening site from the runner and a bound socket.
         is_shared: Whether other processes listen on the same port.
+        is_tls: Whether the sites of TCP addresses use TLS.
 
     Raises:
         OSError: If an address cannot be used; the text names `setting`.
@@ -63,15 +65,15 @@ async def serve(
         stack.push_async_callback(asyncio.to_thread, _unlink, path)
     for one in sockets:
         await site(runner, one).start()
-    return socket_url(sockets[0])
+    return socket_url(sockets[0], is_tls=is_tls)
 
 
-def socket_url(bound: socket.socket) -> str:
+def socket_url(bound: socket.socket, *, is_tls: bool = False) -> str:
     """Return the URL of a bound socket; `unix:PATH` for a Unix socket."""
     address = bound.getsockname()
     if bound.family == socket.AF_UNIX:
         return f"unix:{address}"
-    return http_url(*address[:2])
+    return http_url(*address[:2], is_tls=is_tls)
 
 
 def _unlink(path: str) -> None:
@@ -79,9 +81,10 @@ def _unlink(path: str) -> None:
         os.unlink(path)  # noqa: PTH108 - the path is a str
 
 
-def http_url(host: str, port: object) -> str:
+def http_url(host: str, port: object, *, is_tls: bool = False) -> str:
     """Return the URL of a host and port; an IPv6 address gets its brackets."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if is_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 async def serve_on_unix_socket(

@@ -147,6 +147,16 @@ class Settings(BaseSettings):
     port: Port = _fixed(
         8080, "The public port: `/socket.io/`, `/health/*`. 0 = any free port."
     )
+    tls_cert: str | None = _fixed(
+        None,
+        "File in PEM with the certificate of the public port, followed by those of its issuers. "
+        "With it, the TCP addresses of the public port serve `https` and `wss` only. SIGHUP reads "
+        "both files again, for new connections.",
+    )
+    tls_key: str | None = _fixed(
+        None,
+        "File in PEM with the private key of `BRIDGE_TLS_CERT`, without a password.",
+    )
     operator_host: Hosts = _fixed(
         "127.0.0.1", "Address of the operator port, or several, as for `BRIDGE_HOST`."
     )
@@ -376,6 +386,7 @@ def contradictions(settings: Settings) -> list[str]:
         *_open_mode_problems(settings),
         *_inbox_problems(settings),
         *_port_problems(settings),
+        *_tls_problems(settings),
     ]
 
 
@@ -388,6 +399,21 @@ def _key_problems(settings: Settings) -> Iterator[str]:
         weakness = secret_weakness(key.get_secret_value()) if key else None
         if weakness and not settings.dangerously_allow_weak_secrets:
             yield f"{name}: {weakness}; make one with `openssl rand -hex 16`"
+
+
+def _tls_problems(settings: Settings) -> Iterator[str]:
+    if settings.tls_cert is None and settings.tls_key is not None:
+        yield "BRIDGE_TLS_KEY: needs BRIDGE_TLS_CERT, the file with the certificate"
+    if settings.tls_cert is None:
+        return
+    if settings.tls_key is None:
+        yield "BRIDGE_TLS_CERT: needs BRIDGE_TLS_KEY, the file with the private key"
+    if settings.workers > 1:
+        # Workers pass connections on by their descriptors, without the state of TLS.
+        yield (
+            "BRIDGE_TLS_CERT: several workers cannot serve TLS: use a proxy that terminates it, "
+            "or BRIDGE_WORKERS=1"
+        )
 
 
 def _port_problems(settings: Settings) -> Iterator[str]:

@@ -36,6 +36,7 @@ RULES: Final[Mapping[str, MergeRule]] = {
     "bridge_held_deliveries": operator.add,
     "bridge_publishing_blocked": max,
     "bridge_ready": min,
+    "bridge_certificate_end_seconds": max,
     "bridge_info": max,
     "bridge_workers": operator.add,
     "process_virtual_memory_bytes": operator.add,

@@ -303,7 +303,7 @@ def health_check(port: int) -> int:
     line = last_stage()["HEALTHCHECK"]
     python, *arguments = json.loads(line[line.index("[") :])
     assert python == "python"
-    arguments = [argument.replace("8080", str(port)) for argument in arguments]
+    arguments = [argument.replace("8081", str(port)) for argument in arguments]
     done = subprocess.run(
         [sys.executable, *arguments], check=False, capture_output=True, timeout=20
     )

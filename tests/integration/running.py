@@ -151,14 +151,16 @@ async def open_worker(broker: LocalNode, namespace: str) -> AsyncIterator[Worker
 
 
 @asynccontextmanager
-async def python_client(**options: Any) -> AsyncIterator[socketio.AsyncClient]:
+async def python_client(
+    *, connector: aiohttp.BaseConnector | None = None, **options: Any
+) -> AsyncIterator[socketio.AsyncClient]:
     """
     A client of python-socketio, which is disconnected at the end.
 
     The library leaves its own HTTP session open after some ends of a connection, which
     fails whatever test runs when the session is collected.
     """
-    async with aiohttp.ClientSession() as http:
+    async with aiohttp.ClientSession(connector=connector) as http:
         client = socketio.AsyncClient(http_session=http, handle_sigint=False, **options)
         try:
             yield client

@@ -19,8 +19,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the lowest layer to the highest. A part imports only lower layers and itself.
 LAYERS = """
 enums < errors < log_writer < core < clock < settings logging metrics tracing
-< amqp inbox auth schema_folder trusted_proxies < sockets fencing outbox < pipeline gauges
-< readiness < http < wiring < app doctor
+< amqp inbox auth schema_folder server_certificate trusted_proxies < sockets fencing outbox
+< pipeline gauges < readiness < http < wiring < app doctor
 < child_reaper < signals < workers demo < cli < __main__
 """
 LAYER = {name: n for n, layer in enumerate(LAYERS.split("<")) for name in layer.split()}
@@ -35,7 +35,7 @@ ONLY_IN = {
     "socketio": {"cli.tail"},  # `bridge tail` is a client, as a browser is
     "engineio": set(),
     "jwt": {"auth"},
-    "cryptography": {"auth"},
+    "cryptography": {"auth", "server_certificate"},
     "jsonschema_rs": {"core"},
     "prometheus_client": {"metrics", "workers.merged_metrics"},
     "opentelemetry": {"tracing"},

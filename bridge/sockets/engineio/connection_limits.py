@@ -25,6 +25,8 @@ _CONNECTIONS_PER_WINDOW: Final = 2
 _SPARE_DESCRIPTORS: Final = 64
 _SPARE_SHARE: Final = 8  # at most 1/8 of all descriptors are spared
 _LOG_INTERVAL_S: Final = 60.0
+# Browsers open connections ahead and leave some of them unused; scanners try anything.
+_ORDINARY: Final = frozenset({ConnectionRefusal.NO_REQUEST, ConnectionRefusal.TLS})
 
 
 class ConnectionLimits:
@@ -109,11 +111,16 @@ class ConnectionLimits:
         if count:
             self._by_address[address] = count
 
+    def note_failed_handshake(self, reason: str) -> None:
+        """Count a failed TLS handshake; `reason` is that of OpenSSL."""
+        log.debug("tls.handshake_failed", problem=reason)
+        self.note_refusal(ConnectionRefusal.TLS)
+
     def note_refusal(self, reason: ConnectionRefusal, remote: str = "") -> None:
         """Count a refusal; the first one in each minute is logged."""
         self._metrics.connections_refused.labels(reason=reason).inc()
-        if reason is ConnectionRefusal.NO_REQUEST:
-            return  # browsers open connections ahead and leave some of them unused
+        if reason in _ORDINARY:
+            return
         self._unlogged += 1
         now_s = monotonic()
         if self._logged_s is None or now_s - self._logged_s >= _LOG_INTERVAL_S:

@@ -19,7 +19,9 @@ from aiohttp.web_protocol import RequestHandler
 
 from bridge.core.websocket_handshake import Handshake, parse_handshake
 from bridge.enums import ConnectionRefusal
+from bridge.server_certificate import PortCertificate
 from bridge.sockets.engineio.connection_limits import ConnectionLimits
+from bridge.sockets.engineio.tls import TlsTransport
 
 _HEAD_MAX_BYTES: Final = 1 << 16
 # Tokens of identity providers may be long, in a header or among cookies.
@@ -63,9 +65,14 @@ class Listener:
         """Serve connections, those without a WebSocket handshake by `http`."""
         self._http = http
 
-    def site(self, runner: web.BaseRunner, bound: socket.socket) -> web.BaseSite:
-        """Return the site that accepts connections of a socket to the app of `runner`."""
-        return _ListenerSite(runner, bound, listener=self)
+    def site(
+        self,
+        runner: web.BaseRunner,
+        bound: socket.socket,
+        certificate: PortCertificate | None = None,
+    ) -> web.BaseSite:
+        """Return the site that accepts connections of a socket; with TLS if `certificate`."""
+        return _ListenerSite(runner, bound, listener=self, certificate=certificate)
 
     def serve(self, transport: asyncio.Transport, data: bytes, address: str) -> None:
         """
@@ -289,13 +296,21 @@ class HttpConnection(asyncio.Protocol):
 class _ListenerSite(web.SockSite):
     """An aiohttp site whose connections start as `NewConnection`."""
 
-    __slots__ = ("_listener",)
+    __slots__ = ("_certificate", "_listener")
 
     def __init__(
-        self, runner: web.BaseRunner, bound: socket.socket, *, listener: Listener
+        self,
+        runner: web.BaseRunner,
+        bound: socket.socket,
+        *,
+        listener: Listener,
+        certificate: PortCertificate | None,
     ) -> None:
         super().__init__(runner, bound, backlog=_BACKLOG)
         self._listener = listener
+        # A Unix socket is for a proxy on this machine, which terminates TLS.
+        is_unix = bound.family == socket.AF_UNIX
+        self._certificate = None if is_unix else certificate
 
     async def start(self) -> None:
         """
@@ -313,9 +328,17 @@ class _ListenerSite(web.SockSite):
         is_unix = self._sock.family == socket.AF_UNIX
         create_server = loop.create_unix_server if is_unix else loop.create_server
         self._server = await create_server(
-            lambda: NewConnection(self._listener),
-            sock=self._sock,
-            backlog=self._backlog,
+            self._new_connection, sock=self._sock, backlog=self._backlog
+        )
+
+    def _new_connection(self) -> asyncio.Protocol:
+        connection = NewConnection(self._listener)
+        if self._certificate is None:
+            return connection
+        return TlsTransport(
+            self._certificate.current.context,
+            connection,
+            on_failure=self._listener.limits.note_failed_handshake,
         )
 
     async def stop(self) -> None:

@@ -27,6 +27,7 @@ from bridge.core.websocket_handshake import (
 from bridge.core.worker_slot import WorkerSlot
 from bridge.enums import Closing
 from bridge.metrics import Metrics
+from bridge.server_certificate import PortCertificate
 from bridge.sockets.engineio.connection_limits import ConnectionLimits
 from bridge.sockets.engineio.detach import detach_transport
 from bridge.sockets.engineio.fd_passing import ConnectionHandover
@@ -108,9 +109,14 @@ class EngineServer:
         app.router.add_route("*", _PATH, self._handle)
         app.on_shutdown.append(self._close_connections)
 
-    def site(self, runner: web.BaseRunner, bound: socket.socket) -> web.BaseSite:
-        """Return the site that accepts connections of a socket to the app of `runner`."""
-        return self._listener.site(runner, bound)
+    def site(
+        self,
+        runner: web.BaseRunner,
+        bound: socket.socket,
+        certificate: PortCertificate | None = None,
+    ) -> web.BaseSite:
+        """Return the site that accepts connections of a socket; with TLS if `certificate`."""
+        return self._listener.site(runner, bound, certificate)
 
     def allows_origin(self, headers: Mapping[str, str]) -> bool:
         """Return whether a page that sends a request with these headers may connect."""

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import uvloop
 from bridge.logging import configure_logs
 from tests.integration.sockets.js_pages import Pages, open_pages
 from tests.integration.sockets.running_server import RunningServer, open_server
+from tests.integration.sockets.security import Security, new_security, using
 
 
 def pytest_asyncio_loop_factories() -> Mapping[
@@ -67,6 +69,28 @@ def log() -> Iterator[Log]:
     ]
     assert not errors, "\n".join(line.get("exception", str(line)) for line in errors)
     assert "Traceback" not in log.text
+
+
+@pytest.fixture(scope="session")
+def trusted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Security, Path]:
+    """A certificate, clients that trust it, and the file of its authority."""
+    return new_security(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(autouse=True)
+def security(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Security | None]:
+    """Servers and clients without TLS, or with it if the parameter is `tls`."""
+    if getattr(request, "param", "plain") == "plain":
+        yield None
+        return
+    security, authority = request.getfixturevalue("trusted")
+    # What Node, requests and websocket-client read.
+    for name in ("NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.setenv(name, str(authority))
+    with using(security):
+        yield security
 
 
 @pytest_asyncio.fixture

@@ -3,14 +3,17 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import aiohttp
 
 from tests.conftest import SLOW_FACTOR
 from tests.integration.sockets.running_server import RunningServer
+from tests.integration.sockets.security import Security, http_session
 from tests.tokens import token
 
 SEPARATOR = "\x1e"
@@ -87,7 +90,7 @@ async def raw_window(
 ) -> AsyncIterator[RawWindow]:
     """Open a WebSocket and read the first packet; no CONNECT is sent."""
     async with (
-        aiohttp.ClientSession() as http,
+        http_session() as http,
         http.ws_connect(
             server.socket_url(transport="websocket", **query),
             headers=headers,
@@ -156,14 +159,14 @@ async def raw_poller(
     server: RunningServer, *, headers: dict[str, str] | None = None
 ) -> AsyncIterator[RawPoller]:
     """Open a polling session; no CONNECT is sent."""
-    async with aiohttp.ClientSession(headers=headers) as http:
+    async with http_session(headers) as http:
         poller = RawPoller(server, http)
         await poller.open()
         yield poller
 
 
 class RawTcp:
-    """A TCP connection that reads only on demand."""
+    """A TCP connection that reads only on demand, with TLS if the test uses it."""
 
     def __init__(
         self, server: RunningServer, *, receive_bytes: int | None = None
@@ -173,18 +176,60 @@ class RawTcp:
         self.socket.settimeout(0)
         if receive_bytes:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls: ssl.SSLObject | None = None
 
-    async def connect(self) -> None:
-        """Connect to the server."""
+    async def connect(self, *, is_tls: bool = True) -> None:
+        """Connect to the server, with TLS if the test uses it and `is_tls`."""
         loop = asyncio.get_running_loop()
         await loop.sock_connect(self.socket, ("127.0.0.1", self._server.port))
+        if Security.current is not None and is_tls:
+            self._tls = Security.current.client.wrap_bio(
+                self._incoming, self._outgoing, server_hostname="127.0.0.1"
+            )
+            await self._with_tls(self._tls.do_handshake)
+            await self._flush()
+
+    async def _with_tls(self, step: Callable[[], bytes | None]) -> bytes:
+        """Receive until `step` is complete."""
+        while True:
+            try:
+                return step() or b""
+            except ssl.SSLWantReadError:
+                await self._flush()
+                data = await self._receive(65536)
+                if not data:
+                    raise ConnectionResetError from None
+                self._incoming.write(data)
+
+    async def _flush(self) -> None:
+        await asyncio.get_running_loop().sock_sendall(
+            self.socket, self._outgoing.read()
+        )
+
+    async def end_stream(self) -> None:
+        """Send the alert `close_notify` of TLS, and keep the TCP connection."""
+        assert self._tls is not None
+        with suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        await self._flush()
 
     async def send(self, data: bytes) -> None:
         """Send bytes unchanged."""
-        await asyncio.get_running_loop().sock_sendall(self.socket, data)
+        if self._tls is None:
+            await asyncio.get_running_loop().sock_sendall(self.socket, data)
+            return
+        while data:
+            data = data[self._tls.write(data) :]
+        await self._flush()
 
     async def receive(self, count: int = 65536) -> bytes:
         """Return some bytes; empty at the end of the stream."""
+        if self._tls is None:
+            return await self._receive(count)
+        return await self._with_tls(partial(self._tls.read, count))
+
+    async def _receive(self, count: int) -> bytes:
         async with asyncio.timeout(LIMIT_S):
             return await asyncio.get_running_loop().sock_recv(self.socket, count)
 

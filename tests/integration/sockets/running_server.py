@@ -20,6 +20,7 @@ from bridge.core.client_address import Network
 from bridge.core.message import Message
 from bridge.core.origins import OriginRules
 from bridge.core.worker_slot import WorkerSlot
+from bridge.http.listeners import http_url
 from bridge.http.listening_sockets import bind_sockets
 from bridge.http.public import public_app
 from bridge.inbox.contract import Retention
@@ -31,6 +32,7 @@ from bridge.sockets.options import SocketOptions
 from bridge.sockets.server import SocketIOServer
 from bridge.sockets.window import Window
 from bridge.trusted_proxies import TrustedProxies
+from tests.integration.sockets.security import Security
 from tests.tokens import SECRET
 
 COOKIE = "bridge_token"
@@ -223,11 +225,12 @@ async def open_server(
         (bound,) = bind_sockets(
             ("127.0.0.1",), plan.port, "BRIDGE_PORT", is_shared=slot is not None
         )
-        await io.engine.site(runner, bound).start()
+        security = Security.current
+        certificate = security.certificate if security else None
+        await io.engine.site(runner, bound, certificate).start()
         port = runner.addresses[0][1]
-        yield RunningServer(
-            io, inbox, metrics, f"http://127.0.0.1:{port}", port, runner
-        )
+        url = http_url("127.0.0.1", port, is_tls=certificate is not None)
+        yield RunningServer(io, inbox, metrics, url, port, runner)
     finally:
         for session in tuple(io.engine.sessions.values()):
             session.close("the test is over", abort=True)

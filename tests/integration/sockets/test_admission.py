@@ -15,6 +15,7 @@ from tests.conftest import eventually
 from tests.integration.sockets.conftest import Log
 from tests.integration.sockets.raw_pages import raw_poller, raw_window
 from tests.integration.sockets.running_server import Plan, RunningServer, open_server
+from tests.integration.sockets.security import http_session
 from tests.tokens import SECRET, token
 
 
@@ -225,7 +226,7 @@ async def test_odd_headers_are_accepted_or_refused_without_an_error(
     server: RunningServer, headers: dict[str, str], transport: str
 ) -> None:
     """Old browsers, broken proxies and attackers send such headers."""
-    async with aiohttp.ClientSession() as http:
+    async with http_session() as http:
         url = server.socket_url(transport=transport)
         if transport == "websocket":
             try:

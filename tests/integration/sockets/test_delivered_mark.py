@@ -12,8 +12,11 @@ from tests.integration.sockets.running_server import (
     RunningServer,
     open_server,
 )
+from tests.integration.sockets.security import WITHOUT_AND_WITH_TLS
 from tests.integration.sockets.test_polling import is_polled
 from tests.tokens import token
+
+pytestmark = WITHOUT_AND_WITH_TLS
 
 # --- the delivered mark
 

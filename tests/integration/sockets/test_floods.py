@@ -11,6 +11,7 @@ from tests.conftest import eventually
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import raw_poller, raw_window
 from tests.integration.sockets.running_server import Plan, RunningServer, open_server
+from tests.integration.sockets.security import http_session
 from tests.integration.sockets.test_bad_packets import still_serves
 from tests.integration.sockets.test_messages import options
 
@@ -158,7 +159,7 @@ async def test_an_address_with_many_invalid_tokens_must_wait() -> None:
             await window.emit("bridge:refresh", "forged", packet_id=1)
             assert (await window.answer(1))["code"] == "not_available"
             async with (
-                aiohttp.ClientSession() as http,
+                http_session() as http,
                 http.get(
                     server.socket_url(transport="polling"),
                     headers={"X-Forwarded-For": "2001:db8::2"},

@@ -20,6 +20,7 @@ from tests.integration.sockets.raw_pages import (
     raw_window,
 )
 from tests.integration.sockets.running_server import Plan, RunningServer, open_server
+from tests.integration.sockets.security import http_session
 from tests.integration.sockets.test_messages import options
 from tests.tokens import token
 
@@ -27,7 +28,7 @@ from tests.tokens import token
 @pytest_asyncio.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     """A plain HTTP client."""
-    async with aiohttp.ClientSession() as http:
+    async with http_session() as http:
         yield http
 
 

@@ -18,6 +18,7 @@ from tests.integration.sockets.raw_pages import (
     raw_window,
 )
 from tests.integration.sockets.running_server import Plan, RunningServer, open_server
+from tests.integration.sockets.security import http_session
 from tests.tokens import token
 
 LISTED = Plan(origins=OriginRules(allowed=frozenset({"https://app.example"})))
@@ -34,7 +35,7 @@ OPENING = {"EIO": "4", "transport": "polling"}
 @pytest_asyncio.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     """A plain HTTP client."""
-    async with aiohttp.ClientSession() as http:
+    async with http_session() as http:
         yield http
 
 

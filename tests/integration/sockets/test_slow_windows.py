@@ -22,6 +22,7 @@ from tests.integration.sockets.running_server import (
     memory_inbox,
     open_server,
 )
+from tests.integration.sockets.security import WITHOUT_AND_WITH_TLS
 from tests.tokens import token
 
 # A replay waits for a client that reads nothing for the ping timeout.
@@ -58,6 +59,7 @@ def has_empty_buffer(transport: asyncio.WriteTransport) -> bool:
     return transport.get_write_buffer_size() == 0
 
 
+@WITHOUT_AND_WITH_TLS
 async def test_a_window_that_stops_reading_is_closed_and_freed() -> None:
     """With python-socketio, queue, task and TCP connection stay forever."""
     tasks_before = len(asyncio.all_tasks())
@@ -92,6 +94,7 @@ async def test_a_window_that_stops_reading_is_closed_and_freed() -> None:
     assert len(asyncio.all_tasks()) <= tasks_before
 
 
+@WITHOUT_AND_WITH_TLS
 async def test_a_slow_window_does_not_affect_the_others_of_its_room() -> None:
     """The others get all messages at once and in order."""
     async with (
@@ -116,6 +119,7 @@ async def test_a_slow_window_does_not_affect_the_others_of_its_room() -> None:
         assert len(server.windows("alice")) == 1
 
 
+@WITHOUT_AND_WITH_TLS
 async def test_a_slow_window_gets_the_notice_if_it_reads_again() -> None:
     """The stock client reconnects automatically; the notice explains the disconnect."""
     async with (
@@ -133,6 +137,7 @@ async def test_a_slow_window_gets_the_notice_if_it_reads_again() -> None:
     assert notice.endswith(b"}]\x88\x00")  # and the WebSocket's close frame
 
 
+@WITHOUT_AND_WITH_TLS
 async def test_a_slow_window_recovers_from_the_inbox() -> None:
     """It gets the messages that it has not read."""
     async with open_server(SMALL) as server:
@@ -153,6 +158,7 @@ async def test_a_slow_window_recovers_from_the_inbox() -> None:
     assert sync["complete"]
 
 
+@WITHOUT_AND_WITH_TLS
 async def test_a_window_that_reads_too_slowly_during_its_replay_is_closed() -> None:
     """The replay waits for a client, but not forever."""
     plan = Plan(outbound_bytes=64 * 1024, ping_timeout_s=1)
@@ -172,6 +178,7 @@ async def test_a_window_that_reads_too_slowly_during_its_replay_is_closed() -> N
         assert not len(server.io.rooms)
 
 
+@WITHOUT_AND_WITH_TLS
 @pytest.mark.parametrize("transports", [["websocket"], ["polling"]])
 async def test_a_flood_for_one_user_closes_no_window_that_reads(
     pages: Pages, transports: list[str]
@@ -242,6 +249,7 @@ async def test_messages_missing_in_the_feed_are_read_from_the_inbox() -> None:
         assert server.windows("alice")[0].offset == 5
 
 
+@WITHOUT_AND_WITH_TLS
 async def test_a_polling_page_that_never_polls_is_bounded_and_closed() -> None:
     """Its queue is memory of the bridge."""
     async with open_server(SMALL) as server, raw_poller(server) as page:
@@ -296,6 +304,7 @@ async def test_replies_that_are_not_read_are_bounded_too(transport: str) -> None
         assert server.count("windows_closed_total", code=Closing.SLOW) == 1
 
 
+@WITHOUT_AND_WITH_TLS
 async def test_pongs_of_the_websocket_stay_within_the_limit() -> None:
     """Pongs bypass the accounting of messages; they must not pile up."""
     async with (
@@ -345,6 +354,7 @@ async def test_a_slow_window_gets_the_pong_of_its_latest_ping() -> None:
         assert received.count(b"p" * 125) < 2000
 
 
+@WITHOUT_AND_WITH_TLS
 async def test_unread_poll_responses_are_bounded_and_aborted() -> None:
     """
     A client that polls on one connection after another and reads no response.

@@ -18,6 +18,7 @@ from tests.integration.running import python_client
 from tests.integration.sockets.js_pages import Pages
 from tests.integration.sockets.raw_pages import LIMIT_S
 from tests.integration.sockets.running_server import Plan, RunningServer, open_server
+from tests.integration.sockets.security import WITHOUT_AND_WITH_TLS, connector
 from tests.tokens import token
 
 # `None` is the newest. The aliases are in tests/package.json.
@@ -33,6 +34,7 @@ async def acked(server: RunningServer) -> int:
     return (await server.inbox.state("alice")).delivered
 
 
+@WITHOUT_AND_WITH_TLS
 @WAYS
 @pytest.mark.parametrize("version", [*RECOVERING, *OTHERS])
 async def test_a_javascript_client_receives_acks_and_recovers(
@@ -115,7 +117,7 @@ async def python_page(kind: str, url: str) -> AsyncIterator[PythonPage]:
     """A client that is disconnected at the end."""
     options = {"reconnection_delay": 0.01, "reconnection_delay_max": 0.05}
     if kind == "async":
-        async with python_client(**options) as client:
+        async with python_client(connector=connector(), **options) as client:
             yield PythonPage(client, url)
         return
     page = PythonPage(socketio.Client(handle_sigint=False, **options), url)
@@ -125,6 +127,7 @@ async def python_page(kind: str, url: str) -> AsyncIterator[PythonPage]:
         await page.call("shutdown")
 
 
+@WITHOUT_AND_WITH_TLS
 @WAYS
 @pytest.mark.parametrize("kind", ["async", "sync"])
 async def test_a_python_client_receives_acks_and_recovers(

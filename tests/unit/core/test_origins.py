@@ -169,3 +169,16 @@ def test_the_origin_null_is_allowed_only_by_its_own_entry() -> None:
     assert rules.allows("null", host=None, fetch_site="cross-site")
     for origin in ("", "https://evil.example"):
         assert not rules.allows(origin, host="evil.example", fetch_site=None)
+
+
+def test_a_bridge_that_knows_its_scheme_compares_it() -> None:
+    """The insecure site of a host is not the secure one, and its cookies are the same."""
+    rules = OriginRules(own_scheme="https")
+    for origin, is_allowed in (
+        ("https://push.example", True),
+        ("HTTPS://push.example", True),
+        ("http://push.example", False),
+        ("https://push.example:8443", False),
+    ):
+        allowed = rules.allows(origin, host="push.example", fetch_site=None)
+        assert allowed is is_allowed, origin

@@ -71,6 +71,17 @@ def accepted(**values: object) -> Settings:
         ),
         ({"management_url": "broker:15672"}, "BRIDGE_MANAGEMENT_URL: must look like"),
         ({"schemas_unknown": "dead"}, "BRIDGE_SCHEMAS_UNKNOWN: dead needs BRIDGE_SCH"),
+        ({"tls_cert": "cert.pem"}, "BRIDGE_TLS_CERT: needs BRIDGE_TLS_KEY, the file"),
+        ({"tls_key": "key.pem"}, "BRIDGE_TLS_KEY: needs BRIDGE_TLS_CERT, the file"),
+        (
+            {
+                "workers": "2",
+                "inbox": "redis://127.0.0.1/",
+                "tls_cert": "cert.pem",
+                "tls_key": "key.pem",
+            },
+            "BRIDGE_TLS_CERT: several workers cannot serve TLS: use a proxy",
+        ),
         ({"workers": "0"}, "BRIDGE_WORKERS: "),
         ({"workers": "129"}, "BRIDGE_WORKERS: "),
         (
