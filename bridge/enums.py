@@ -138,8 +138,7 @@ class DeadLetterReason(_ExplainedEnum):
     )
     BAD_HEADER = (
         "bad_header",
-        "a header that begins with x-bridge- says how to deliver the message, and its value "
-        "is not valid",
+        "a header that begins with x-bridge- has an invalid value",
         _FIX_THE_PRODUCER,
     )
     SCHEMA = (

@@ -70,7 +70,9 @@ class FilterOptions:
     ] = None
     until: Annotated[
         str | None,
-        typer.Option(help="Only entries dead-lettered before; a time as for --since."),
+        typer.Option(
+            help="Only entries dead-lettered before this time, in a form of --since."
+        ),
     ] = None
 
     def conditions(self) -> dict[str, str | float]:
@@ -165,7 +167,9 @@ def list_letters(
 @app.command("show")
 @with_option_groups
 def show_letter(
-    letter_id: Annotated[str, typer.Argument(metavar="ID", help="Its id.")],
+    letter_id: Annotated[
+        str, typer.Argument(metavar="ID", help="The id of the dead letter.")
+    ],
     body: Annotated[bool, typer.Option("--body", help="Show the body too.")] = False,
     *,
     operator: OperatorOptions,

@@ -184,12 +184,12 @@ def _why_waiting(facts: TraceFacts, offset: int) -> str:
     if any(window.acks == "manual" for window in had_it):
         return f"written to {_counted(len(had_it), 'window')}, none has acked it yet"
     return (
-        f"written to {_counted(len(had_it), 'window')}, and no page has answered a ping, "
-        "polled again or sent a packet after it yet"
+        f"written to {_counted(len(had_it), 'window')}; no page has answered a ping, polled "
+        "or sent a packet since"
     )
 
 
-# --- messages that are not in the inbox any more ------------------------------------------
+# --- messages that are no longer in the inbox ------------------------------------------
 
 
 _WHY_TRIMMED: Final = {

@@ -167,8 +167,7 @@ def test_a_waiting_message_has_a_reason() -> None:
     )
     assert why(manual) == "written to 1 window, none has acked it yet"
     assert why(polling) == (
-        "written to 1 window, and no page has answered a ping, polled again or sent a "
-        "packet after it yet"
+        "written to 1 window; no page has answered a ping, polled or sent a packet since"
     )
 
 

@@ -77,6 +77,7 @@ export function show(main, [id], search) {
 }
 
 function story({ message_id, user, others, story: steps, fate, verdict, journal_since_s, silent }) {
+  const shown = steps.filter((one) => one.text !== verdict); // the verdict is above the steps
   const position = steps.find((one) => one.position)?.position;
   const several = new Set(steps.map((one) => one.bridge).filter(Boolean)).size > 1;
   const to = (one) => `#/trace/${encodeURIComponent(message_id)}${query({ user: one })}`;
@@ -102,7 +103,7 @@ function story({ message_id, user, others, story: steps, fate, verdict, journal_
         ],
       ]),
     ),
-    steps.length ? h("ol", { class: "story sheet padded" }, steps.map((one) => step(one, several))) : null,
+    shown.length ? h("ol", { class: "story sheet padded" }, shown.map((one) => step(one, several))) : null,
     h(
       "section",
       { class: "hint" },
