@@ -26,9 +26,9 @@ def trace(
     """
     Show what happened to a message: consumed, stored, written, delivered, or why not.
 
-    All bridges that share the inboxes are asked for their journals. Everything that is not
-    known is listed on stderr. Exit status: 0 shown, 1 no trace of the message, 3 the bridge
-    cannot be reached.
+    All bridges that share the inboxes are asked for their journals. Unknown facts are listed
+    on stderr. Exit status: 0 shown, 1 no trace of the message, 3 the bridge cannot be
+    reached.
 
     Examples:
 
