@@ -218,6 +218,7 @@ class Components:
         )
         overview = OverviewEndpoint(
             namespace=settings.namespace,
+            port=settings.port,
             readiness=readiness,
             intake=self.intake,
             inbox=inbox,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -27,7 +27,8 @@ _REFUSED_METRIC: Final = (
 
 
 async def check_ports(settings: Settings) -> AsyncIterator[CheckResult]:
-    """Check that both addresses are free, or that a bridge listens there. Opens no port."""
+    """Check that both addresses are free, or that our own bridge listens. Opens no port."""
+    found = await _find_bridge(settings)
     scheme = "https" if settings.tls_cert else "http"
     addresses = (
         ("BRIDGE_PORT", settings.host, settings.port, scheme),
@@ -40,14 +41,80 @@ async def check_ports(settings: Settings) -> AsyncIterator[CheckResult]:
     )
     for setting, hosts, port, own_scheme in addresses:
         for host in tcp_hosts(hosts) if port else ():  # 0 means any free port
-            yield await _check_port(setting, host, port, scheme=own_scheme)
+            is_public = setting == "BRIDGE_PORT"
+            its = found.with_public_port(port) if is_public else found
+            yield await _check_port(setting, host, port, its, scheme=own_scheme)
+
+
+@dataclass(frozen=True, slots=True)
+class _FoundBridge:
+    """
+    The bridge on the operator port of the settings.
+
+    Attributes:
+        problem: Why it is not the one with these settings; ``None`` if it is, or if that is
+            not known.
+        unknown: Why it is not known whether it is; ``None`` if it is known.
+        port: Its public port; ``None`` if that is not known.
+
+    """
+
+    problem: str | None = None
+    unknown: str | None = None
+    port: int | None = None
+
+    def with_public_port(self, port: int) -> "_FoundBridge":
+        """Return what is known of the bridge on this public port."""
+        if self.port in {None, port}:
+            return self
+        problem = f"the one with these settings has the public port {self.port}"
+        return _FoundBridge(problem)
+
+
+async def _find_bridge(settings: Settings) -> _FoundBridge:
+    """Look for the bridge of these settings on their operator port."""
+    host = local_host(settings.operator_host)
+    port, token = settings.operator_port, settings.operator_token
+    if host is None or port == 0:
+        return _FoundBridge(unknown="its operator port is not known")
+    place = f"BRIDGE_OPERATOR_PORT ({host}:{port})"
+    if not await _is_bridge(host, port):
+        return _FoundBridge(f"none answers at {place}")
+    if token is None:
+        return _FoundBridge(unknown="BRIDGE_OPERATOR_TOKEN is not set")
+    return await _identify(
+        _url(host, port), place, token.get_secret_value(), settings.namespace
+    )
+
+
+async def _identify(root: URL, place: str, token: str, namespace: str) -> _FoundBridge:
+    """Ask a bridge for its namespace and its public port."""
+    headers = {"Authorization": f"Bearer {token}"}
+    try:
+        async with (
+            asyncio.timeout(_TIMEOUT_S),
+            aiohttp.ClientSession(headers=headers) as session,
+            session.get(root / "api/overview") as response,
+        ):
+            if response.status in {401, 403}:
+                text = f"the one at {place} has another BRIDGE_OPERATOR_TOKEN"
+                return _FoundBridge(text)
+            overview = Overview.model_validate_json(await read_all(response))
+    except (aiohttp.ClientError, TimeoutError, ValidationError):
+        return _FoundBridge(unknown=f"the one at {place} does not describe itself")
+    if overview.namespace != namespace:
+        text = f"the one at {place} has the namespace {overview.namespace}"
+        return _FoundBridge(text)
+    return _FoundBridge(port=overview.port or None)
 
 
 async def is_running(settings: Settings) -> bool:
-    """Return whether a bridge listens on the operator port of these settings."""
+    """Return whether the bridge of these settings listens on their operator port."""
     port = settings.operator_port
     host = local_host(settings.operator_host)
-    return port != 0 and host is not None and await _is_bridge(host, port)
+    if port == 0 or host is None or not await _is_bridge(host, port):
+        return False
+    return (await _find_bridge(settings)).problem is None
 
 
 async def check_running_bridge(settings: Settings) -> list[CheckResult]:
@@ -90,20 +157,45 @@ def _url(host: str, port: int, *, scheme: str = "http") -> URL:
 
 
 async def _check_port(
-    setting: str, host: str, port: int, *, scheme: str
+    setting: str, host: str, port: int, its: _FoundBridge, *, scheme: str
 ) -> CheckResult:
+    """
+    Check one address.
+
+    Args:
+        setting: The setting of the port.
+        host: The host.
+        port: The port.
+        its: What is known of a bridge that listens there.
+        scheme: "https" if our own bridge speaks TLS there.
+
+    """
     try:
         await asyncio.to_thread(_try_bind, setting, host, port)
     except OSError as exc:
         if await _is_bridge(host, port, scheme=scheme):
-            text = (
-                f"a bridge already listens on {host}:{port}; stop it to start another"
-            )
-            return ok(setting, text)
+            return _bridge_result(setting, host, port, its)
         # The error names the setting of the host instead, if the host is the problem.
         subject, _, text = str(exc).partition(": ")
         return fail(subject, text, fix=_port_fix(setting, subject, port))
     return ok(setting, f"{host}:{port} is free")
+
+
+def _bridge_result(
+    setting: str, host: str, port: int, its: _FoundBridge
+) -> CheckResult:
+    fix = _port_fix(setting, setting, port)
+    if its.problem is not None:
+        text = f"another bridge listens on {host}:{port}: {its.problem}"
+        return fail(setting, text, fix=fix)
+    if its.unknown is not None:
+        text = (
+            f"a bridge listens on {host}:{port}, and whether it is the one with these "
+            f"settings is not known: {its.unknown}"
+        )
+        return warn(setting, text, fix=fix)
+    text = f"the running bridge listens on {host}:{port}; stop it to start another"
+    return ok(setting, text)
 
 
 def _port_fix(setting: str, subject: str, port: int) -> str:

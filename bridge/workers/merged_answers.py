@@ -64,6 +64,7 @@ def merge_overviews(
         Overview(
             version=first.version,
             namespace=first.namespace,
+            port=first.port,
             started_s=min(worker.started_s for worker in workers),
             ready=not reasons,
             reasons=reasons,

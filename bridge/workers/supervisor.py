@@ -28,6 +28,8 @@ from bridge.workers.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
 
+# In memory; containers have it even if their file system is read-only.
+_MEMORY_FOLDER: Final = "/dev/shm"  # noqa: S108 - `tempfile` creates a private folder in it
 # The longest address of a Unix socket, without the names in the folder (unix(7)).
 _FOLDER_MAX_BYTES: Final = 108 - len("/operator-000") - 1
 
@@ -58,9 +60,7 @@ async def supervise(
 
     """
     async with AsyncExitStack() as stack:
-        folder = stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="bridge-", ignore_cleanup_errors=True)
-        )
+        folder = stack.enter_context(socket_folder())
         if len(folder.encode()) > _FOLDER_MAX_BYTES:
             message = f"TMPDIR: the path {folder} is too long for sockets in it"
             raise OSError(message)
@@ -153,6 +153,34 @@ class _Supervision:
             self._proxy.apply(new)
             set_log_level(new.log_level)
             self._pool.send(ControlMessage.RELOAD)
+
+
+def socket_folder(
+    fallback: str = _MEMORY_FOLDER,
+) -> tempfile.TemporaryDirectory[str]:
+    """
+    Create the folder of the workers' sockets; it is removed when its context ends.
+
+    It is a temporary folder, or one in `fallback` if there is no writable place for those: a
+    container with a read-only root file system has no other.
+
+    Raises:
+        OSError: If neither can be written.
+
+    """
+    problem: OSError | None = None
+    for parent in (None, fallback):
+        try:
+            return tempfile.TemporaryDirectory(
+                prefix="bridge-", dir=parent, ignore_cleanup_errors=True
+            )
+        except OSError as exc:
+            problem = problem or exc
+    message = (
+        "TMPDIR: the sockets of the workers need a folder that the user of bridge can write "
+        f"to; set TMPDIR to one ({problem}; {fallback} is not writable either)"
+    )
+    raise OSError(message) from problem
 
 
 def reserve_port(hosts: Sequence[str], port: int) -> list[socket.socket]:

@@ -58,6 +58,7 @@ class OverviewEndpoint:
         self,
         *,
         namespace: str,
+        port: int,
         readiness: BridgeReadiness,
         intake: Intake,
         inbox: Inbox,
@@ -65,6 +66,7 @@ class OverviewEndpoint:
         metrics: Metrics,
     ) -> None:
         self._namespace = namespace
+        self._port = port
         self._readiness = readiness
         self._intake = intake
         self._inbox = inbox
@@ -84,6 +86,7 @@ class OverviewEndpoint:
         return Overview(
             version=__version__,
             namespace=self._namespace,
+            port=self._port,
             started_s=self._started_s,
             ready=not reasons,
             reasons=reasons,

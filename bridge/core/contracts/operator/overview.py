@@ -63,6 +63,10 @@ class Overview(Contract):
 
     version: str = Field(description="The version of the bridge.")
     namespace: str = Field(description="The first part of its names on the broker.")
+    port: int | None = Field(
+        default=None,
+        description="The public port in its settings; null from an older bridge.",
+    )
     started_s: float = Field(description="Unix time of the start.")
     ready: bool = Field(description="Whether it is ready, as in `/health/ready`.")
     reasons: list[str] = Field(description="Why it is not ready.")
