@@ -159,7 +159,7 @@ async def test_tail_and_check_use_the_certificate_of_the_bridge_on_this_machine(
         check = await command("check", "--json", **settings)
         found = [json.loads(line) for line in check.out.splitlines()]
         of_port = next(each for each in found if each["subject"] == "BRIDGE_PORT")
-        assert of_port["text"].startswith("a bridge already listens on ")
+        assert of_port["text"].startswith("the running bridge listens on ")
 
 
 async def test_check_reports_that_the_running_bridge_has_not_read_a_renewal(
