@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +31,11 @@ def children(running: Program) -> dict[int, str]:
     """Return the names of the direct children, by process id; zombies have names, too."""
     pid = running.process.pid
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {int(one): Path(f"/proc/{one}/comm").read_text().strip() for one in found}
+    names = {}
+    for one in found:
+        with suppress(OSError):  # it was reaped meanwhile
+            names[int(one)] = Path(f"/proc/{one}/comm").read_text().strip()
+    return names
 
 
 @pytest.mark.parametrize("workers", [1, 2])
