@@ -33,7 +33,6 @@ async def publishing(worker: Worker) -> AsyncIterator[dict[str, int]]:
         while not is_over.is_set():
             await worker.publish(user, sent[user] + 1)
             sent[user] += 1
-            # In total fewer messages than an inbox keeps.
             await asyncio.sleep(0.05)
 
     async with asyncio.TaskGroup() as tasks:
@@ -127,6 +126,7 @@ async def test_shards_are_assigned_evenly_also_after_a_restart(
             workers=workers,
             shards=str(shards),
             prefetch="40",
+            inbox_max_messages="10000",  # all of them, also on a slow machine
         ) as running,
         open_worker(broker, namespace) as worker,
         pages(running.public_url, USERS[0], count=WINDOWS) as first,
