@@ -56,7 +56,8 @@ class Fleet:
 
     def stored(self) -> list[tuple[int, str, int]]:
         """Return process, user and number of each stored message, in order."""
-        rows = (line.split() for line in self.file.read_text().splitlines())
+        # The last line may be incomplete: a write of several pages is not atomic.
+        rows = (line.split() for line in self.file.read_text().split("\n")[:-1])
         return [(int(pid), user, int(number)) for pid, user, number in rows]
 
     def busiest(self, *, since: int = 0) -> int:
