@@ -141,7 +141,7 @@ async def test_kills_while_the_number_of_shards_changes_lose_and_reorder_nothing
     for _ in range(3):
         await fleet.start(1)
     async with open_worker(broker, namespace) as worker, publishing(worker, sent):
-        await eventually(lambda: len(fleet.stored()) > 100, within_s=30)
+        await eventually(lambda: len(fleet.stored()) > 100, within_s=60)
         layout = await migration.change(4)
         await fleet.kill(fleet.busiest())
         await fleet.start(4)

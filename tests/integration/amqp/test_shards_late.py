@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import aiormq
 import pytest
@@ -79,7 +79,9 @@ async def test_bridges_that_declare_the_previous_number_late_reorder_nothing(
     sharded: ShardedSetup, late_calls: LateCalls, before: int
 ) -> None:
     """They have read it before the change, and each was slow at another step."""
-    plan = sharded.plan(1)
+    # A call that waits here takes no longer than the test.
+    address = replace(sharded.address, timeout_s=60 * SLOW_FACTOR)
+    plan = replace(sharded.plan(1), timeout_s=60 * SLOW_FACTOR)
     await sharded.migration().ensure()
     if before > 1:
         async with sharded.bridge(1):
@@ -88,7 +90,7 @@ async def test_bridges_that_declare_the_previous_number_late_reorder_nothing(
         bridges = []
         for step in CALLS:
             connection = await stack.enter_async_context(
-                connected(sharded.address, purpose=Purpose.OPERATE, reader=FrameReader)
+                connected(address, purpose=Purpose.OPERATE, reader=FrameReader)
             )
             late_calls.steps[connection.wire] = step
             ensuring = ShardMigration(connection, plan).ensure()
