@@ -45,7 +45,10 @@ def load_schemas(folder: str | None, *, unknown: str) -> EventSchemas | None:
         for path in sorted(_schema_files(root)):
             content = _read(path)
             name = path.relative_to(root).as_posix()
-            if isinstance(content, str):
+            if not _is_unicode(name):
+                shown = os.fsencode(name).decode(errors="backslashreplace")
+                problems.append(f"{shown}: the name is not UTF-8")
+            elif isinstance(content, str):
                 problems.append(f"{name}: {content}")
             else:
                 files[name] = content
@@ -69,6 +72,14 @@ def _schema_files(folder: Path) -> Iterator[Path]:
             yield from _schema_files(Path(entry.path))
         elif entry.name.endswith(SUFFIX):
             yield Path(entry.path)
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Python decodes other bytes of a name to surrogates
+        return False
+    return True
 
 
 def _read(path: Path) -> bytes | str:

@@ -56,6 +56,15 @@ def test_unreadable_files_are_reported_with_the_other_problems(tmp_path: Path) -
     )
 
 
+def test_a_name_that_is_not_utf_8_is_a_problem(tmp_path: Path) -> None:
+    """It can be part of a checkout or an archive, and names no event."""
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.json")).write_text("true")
+
+    (problem,) = problems_of(tmp_path)
+
+    assert problem == f"BRIDGE_SCHEMAS: {tmp_path}: \\xff.json: the name is not UTF-8"
+
+
 def test_a_missing_folder_is_a_problem(tmp_path: Path) -> None:
     """An empty folder is valid: schemas may be added later."""
     (problem,) = problems_of(tmp_path / "gone")
