@@ -14,7 +14,7 @@ from hashlib import blake2b
 from typing import Final
 
 from bridge.core.broker_names import UNROUTED
-from bridge.core.message import Delivery
+from bridge.core.message import USER_MAX_BYTES, Delivery
 from bridge.core.properties import (
     Properties,
     header_bytes,
@@ -162,7 +162,9 @@ def _describe(
 def routing_key_of(delivery: Delivery) -> bytes:
     """Return the routing key that the message was published with, byte for byte."""
     written = header_bytes(delivery.properties.headers, Header.ROUTING_KEY)
-    return delivery.routing_key if written is None else written
+    if written is None or len(written) > USER_MAX_BYTES:  # no bridge wrote it
+        return delivery.routing_key
+    return written
 
 
 def redrives_of(properties: Properties) -> int:

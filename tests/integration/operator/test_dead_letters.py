@@ -140,6 +140,31 @@ async def test_dead_letters_with_one_forged_id_all_arrive(
     assert windows[0].data() == [1, 2, 2]
 
 
+async def test_a_forged_routing_key_of_any_length_does_not_end_a_redrive(
+    broker: LocalNode, namespace: str
+) -> None:
+    """It cannot be published, so the redrive of all others would fail, too."""
+    headers = render_table({Header.ROUTING_KEY: "x" * 256})
+    forged = render_properties(Properties(headers=headers))
+    async with (
+        setting(broker, namespace) as at,
+        open_windows(
+            at.running.listening.public_url, [at.running.token("ann")]
+        ) as windows,
+    ):
+        honest = render_properties(
+            Properties(headers=render_table({Header.ROUTING_KEY: "ann"}))
+        )
+        async with open_raw(broker.url) as raw:
+            for properties in (forged, honest):
+                await raw.publish(at.names.dead, body=b"1", raw_properties=properties)
+        await eventually(lambda: at.has_ready(2))
+        job = await at.run_job("redrive", all=True, rate_per_s=1000)
+        await eventually(windows[0].data)
+
+    assert job["state"] == "done"
+
+
 async def test_a_message_that_cannot_be_redriven_stays_in_the_queue(
     broker: LocalNode, namespace: str
 ) -> None:
