@@ -224,7 +224,7 @@ def redrive(
     operator: OperatorOptions,
 ) -> None:
     """
-    Send dead letters back to the inbound queue; each is removed here after its confirm.
+    Send dead letters to the inbound queue again; each is removed after its confirm.
 
     Ctrl-C cancels the rest, which stays in order. Exit status: 0 all were sent, 1 some
     could not be sent or were not found, 3 the bridge or the broker cannot be reached.

@@ -154,7 +154,7 @@ class OperatorClient:
                 status, raw = response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             problem = (
-                f"cannot be reached: {connection_problem(exc)}; does bridge run there?"
+                f"cannot be reached: {connection_problem(exc)}; is bridge running?"
             )
             raise self._unreachable(problem) from exc
         if status >= 400:

@@ -17,7 +17,7 @@ from bridge.cli.tables import print_note
 from bridge.core.json_text import render_json
 from bridge.core.listen_hosts import local_host
 from bridge.enums import EVENT_JOIN, EVENT_SYNC, ExitCode
-from bridge.errors import ConfigError
+from bridge.errors import ConfigError, connection_problem
 from bridge.http.listeners import http_url
 from bridge.logging import configure_logs
 from bridge.server_certificate import context_trusting
@@ -146,7 +146,10 @@ class _Follower:
             )
         except socketio.exceptions.ConnectionError as exc:
             if self.exit_code == ExitCode.DONE:  # `_refused` has reported a refusal
-                print_note(f"cannot connect to {url}: {exc}")
+                # The library keeps the text of the cause only; that of asyncio is cryptic.
+                is_refused = "Connect call failed" in str(exc)
+                problem = connection_problem(exc) if is_refused else str(exc)
+                print_note(f"bridge: cannot connect to {url}: {problem}")
                 self.exit_code = ExitCode.UNREACHABLE
             return
         try:
