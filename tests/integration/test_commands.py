@@ -219,6 +219,19 @@ async def test_publish_without_a_broker_exits_with_3() -> None:
     assert result.code == 3
 
 
+async def test_tail_names_the_cause_when_it_cannot_connect() -> None:
+    """It printed the text of the library, with `[Connect call failed ('127.0.0.1', 1)]`."""
+    result = await command(
+        "tail", "ann", "--url", "http://127.0.0.1:1", jwt_secret=SECRET
+    )
+
+    assert result.code == 3
+    assert result.err.strip() == (
+        "bridge: cannot connect to http://127.0.0.1:1: connection refused; no program "
+        "listens there"
+    )
+
+
 async def test_the_help_of_every_command_has_examples() -> None:
     """Users read `--help` instead of a manual."""
     overview = await command("--help")
