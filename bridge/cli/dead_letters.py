@@ -71,7 +71,7 @@ class FilterOptions:
     until: Annotated[
         str | None,
         typer.Option(
-            help="Only entries dead-lettered before this time, in a form of --since."
+            help="Only entries dead-lettered before this time, in the format of --since."
         ),
     ] = None
 
