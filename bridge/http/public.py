@@ -10,7 +10,14 @@ from bridge.http.authentication import Handler
 from bridge.http.health import add_health_routes
 from bridge.http.responses import SERVES, answer_with_problems, harden
 
-_SCRIPT: Final = "socket.io.min.js"
+# The stock client, also as a module (`import`), and their maps for the developer tools.
+_SCRIPTS: Final = (
+    "socket.io.min.js",
+    "socket.io.min.js.map",
+    "socket.io.esm.min.js",
+    "socket.io.esm.min.js.map",
+)
+_TYPES: Final = {"js": "text/javascript", "map": "application/json"}
 _SCRIPT_MAX_AGE_S: Final = 3600
 
 
@@ -29,17 +36,27 @@ def public_app(
     )
     app.on_response_prepare.append(harden)
     add_health_routes(app, unready_reasons, warnings)
-    _add_script(app)
+    _add_scripts(app)
     route_sockets(app)
     if legacy is not None:
         app.router.add_get("/", legacy, allow_head=False)
     return app
 
 
-def _add_script(app: web.Application) -> None:
+def _add_scripts(app: web.Application) -> None:
     """Serve the stock client, so that a page depends on no other host."""
     assets = resources.files("bridge.http") / "assets"
-    script = (assets / _SCRIPT).read_bytes()
+    for name in _SCRIPTS:
+        serve = _server_of(
+            (assets / name).read_bytes(), _TYPES[name.rpartition(".")[2]]
+        )
+        app.router.add_get(f"/socket.io/{name}", serve)
+        if name == _SCRIPTS[0]:
+            app.router.add_get("/socket.io/socket.io.js", serve)
+
+
+def _server_of(content: bytes, content_type: str) -> Handler:
+    """Return the handler that answers with `content`."""
     headers = {
         "Cache-Control": f"public, max-age={_SCRIPT_MAX_AGE_S}",
         # Pages of other origins may load the script, as from any CDN.
@@ -49,11 +66,7 @@ def _add_script(app: web.Application) -> None:
 
     async def serve(_request: web.Request) -> web.Response:
         return web.Response(
-            body=script,
-            content_type="text/javascript",
-            charset="utf-8",
-            headers=headers,
+            body=content, content_type=content_type, charset="utf-8", headers=headers
         )
 
-    for path in ("/socket.io/socket.io.js", "/socket.io/socket.io.min.js"):
-        app.router.add_get(path, serve)
+    return serve

@@ -13,21 +13,24 @@ from tests.tokens import token
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-_RECEIVE = """([token, transports]) => new Promise((resolve) => {
-  const socket = io({ auth: { token }, transports, reconnection: false });
-  socket.on("message", (data) => {
-    resolve([data, socket.io.engine.transport.name]);
-    socket.close();
+_RECEIVE = """async ([token, transports]) => {
+  const { io } = await import("/socket.io/socket.io.esm.min.js");
+  return await new Promise((resolve) => {
+    const socket = io({ auth: { token }, transports, reconnection: false });
+    socket.on("message", (data) => {
+      resolve([data, socket.io.engine.transport.name]);
+      socket.close();
+    });
+    socket.on("connect_error", (error) => resolve([error.message, ""]));
   });
-  socket.on("connect_error", (error) => resolve([error.message, ""]));
-})"""
+}"""
 
 
 @pytest.mark.parametrize("transports", [["polling"], ["websocket"]], ids="+".join)
 async def test_a_page_over_https_receives_its_messages(
     browser: Browser, tmp_path: Path, transports: list[str]
 ) -> None:
-    """A browser allows no plain WebSocket there."""
+    """A browser allows no plain WebSocket there. The page imports the client as a module."""
     security, _ = await asyncio.to_thread(new_security, tmp_path)
     plan = Plan(origins=OriginRules(own_scheme="https"))
     with using(security):
@@ -36,7 +39,6 @@ async def test_a_page_over_https_receives_its_messages(
             context = await browser.new_context(ignore_https_errors=True)
             page = await context.new_page()
             await page.goto(f"{server.url}/health/live")
-            await page.add_script_tag(url="/socket.io/socket.io.js")
             await server.store("alice", "hello")
             answer = await page.evaluate(_RECEIVE, [token(), transports])
             await context.close()

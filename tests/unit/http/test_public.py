@@ -42,8 +42,8 @@ async def open_public(
     )
 
 
-def npm_script() -> bytes:
-    """Return the browser's client as npm has it."""
+def npm_file(name: str) -> bytes:
+    """Return a file of the browser's client as npm has it."""
     found = subprocess.run(
         ["node", "-p", "require.resolve('socket.io-client/package.json')"],
         cwd=TESTS,
@@ -51,7 +51,7 @@ def npm_script() -> bytes:
         text=True,
         check=True,
     ).stdout.strip()
-    return (Path(found).parent / "dist" / "socket.io.min.js").read_bytes()
+    return (Path(found).parent / "dist" / name).read_bytes()
 
 
 # --- health
@@ -88,21 +88,32 @@ async def test_probes_may_use_head(open_app: Open, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/socket.io/socket.io.js", "/socket.io/socket.io.min.js"]
+    ("path", "name"),
+    [
+        ("socket.io.js", "socket.io.min.js"),
+        ("socket.io.min.js", "socket.io.min.js"),
+        ("socket.io.min.js.map", "socket.io.min.js.map"),
+        ("socket.io.esm.min.js", "socket.io.esm.min.js"),
+        ("socket.io.esm.min.js.map", "socket.io.esm.min.js.map"),
+    ],
 )
 async def test_the_stock_client_is_served_byte_for_byte(
-    open_app: Open, path: str
+    open_app: Open, path: str, name: str
 ) -> None:
     """It equals npm's file, so a page depends on no other host."""
     client = await open_public(open_app)
 
-    async with client.get(path) as response:
+    async with client.get(f"/socket.io/{path}") as response:
         script = await response.read()
-        assert response.content_type == "text/javascript"
+        is_map = name.endswith(".map")
+        assert response.content_type == (
+            "application/json" if is_map else "text/javascript"
+        )
+        assert response.headers["Access-Control-Allow-Origin"] == "*"
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert response.headers["Cache-Control"].startswith("public")
 
-    assert script == npm_script()
+    assert script == npm_file(name)
 
 
 def test_the_license_of_the_script_is_included() -> None:
