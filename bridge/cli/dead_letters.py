@@ -44,6 +44,7 @@ app = typer.Typer(
 _WIDE: Final = 100
 _WIDER: Final = 130
 _ID_WIDTH: Final = 24
+_NAMES_MAX_WIDTH: Final = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +197,8 @@ def show_letter(
         print_json(letter)
         return
     table = Table(box=None, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
+    # A publisher chooses the names of headers; a long one must leave place for its value.
+    table.add_column(style="bold", overflow="fold", max_width=_NAMES_MAX_WIDTH)
     table.add_column(overflow="fold")
     # The explanation includes the reason's sentence.
     left_out = {"properties", "headers", "reason_text"}

@@ -66,12 +66,25 @@ def print_table(
     rows: Iterable[Sequence[str]],
     *,
     right: frozenset[str] = frozenset(),
+    folded: frozenset[str] | None = None,
 ) -> None:
-    """Print rows of untrusted text; the columns in `right` are aligned to the right."""
+    """
+    Print rows of untrusted text.
+
+    Args:
+        columns: The headers.
+        rows: The cells.
+        right: The columns that are aligned to the right.
+        folded: The columns that are folded if the terminal is too narrow; ``None`` = all.
+
+    """
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in columns:
         table.add_column(
-            name, justify="right" if name in right else "left", overflow="fold"
+            name,
+            justify="right" if name in right else "left",
+            overflow="fold",
+            no_wrap=folded is not None and name not in folded,
         )
     for row in rows:
         table.add_row(*map(printable, row))

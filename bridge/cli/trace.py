@@ -70,6 +70,7 @@ def _print_story(found: Trace) -> None:
                 for step in found.story
                 if step.text != found.verdict  # printed below
             ],
+            folded=frozenset({"bridge", "what"}),
         )
     typer.echo(printable(found.verdict))
     for sentence in found.silent:

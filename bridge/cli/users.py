@@ -12,7 +12,14 @@ from bridge.cli.operator_client import (
     segment,
 )
 from bridge.cli.options import Cursor, DryRun, Limit, with_option_groups
-from bridge.cli.tables import count, local_time, print_note, print_table
+from bridge.cli.tables import (
+    count,
+    local_time,
+    print_note,
+    print_table,
+    short_time,
+    time_zone,
+)
 from bridge.core.contracts.operator.users import (
     CoverageFields,
     Kicked,
@@ -65,7 +72,7 @@ def users(
         if operator.json:
             print_json(detail)
         else:
-            _print_detail(detail)
+            print_user(detail)
         return
     page = ask_pages(
         operator,
@@ -92,13 +99,15 @@ def users(
             for each in page.items
         ],
         right=_NUMBERS,
+        folded=frozenset({"user"}),
     )
     _say_coverage(page)
     if page.next is not None:
         print_note(f"there are more than these {len(page.items)}: --limit shows more")
 
 
-def _print_detail(detail: UserDetail) -> None:
+def print_user(detail: UserDetail) -> None:
+    """Print one user with all windows; only the last column is folded."""
     print_note(
         f"{detail.user}: {count(detail.depth)} kept, "
         f"{count(detail.waiting)} waiting, delivered up to offset "
@@ -107,28 +116,29 @@ def _print_detail(detail: UserDetail) -> None:
     print_table(
         (
             "window",
-            "bridge",
             "transport",
-            "address",
-            "since",
+            f"since ({time_zone()})",
             "offset",
             "acks",
             "unread",
+            "from",
         ),
         [
             (
                 window.sid_short,
-                window.bridge,
                 window.transport,
-                window.address,
-                local_time(window.connected_s),
+                short_time(window.connected_s),
                 str(window.offset),
-                window.acks if window.live else f"{window.acks}, catching up",
+                window.acks,
                 f"{window.waiting_bytes} B",
+                window.address
+                + (f" at {window.bridge}" if window.bridge else "")
+                + ("" if window.live else ", catching up"),
             )
             for window in detail.windows
         ],
         right=_NUMBERS,
+        folded=frozenset({"from"}),
     )
     _say_coverage(detail)
 
