@@ -92,7 +92,7 @@ class Machine:
             stdout=PIPE,
             stderr=STDOUT,
         )
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(2 * LIMIT_S):  # step 2 runs rabbitmqctl four times
             output, _ = await process.communicate()
         assert process.returncode == 0, (block, output.decode())
         return output.decode()
