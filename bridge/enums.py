@@ -66,6 +66,7 @@ class OptionHeader(StrEnum):
     """A header by which a producer says how a message is delivered."""
 
     EPHEMERAL = "x-bridge-ephemeral"
+    KEY = "x-bridge-key"
 
 
 # Written by RabbitMQ's message interceptor and by OpenTelemetry's libraries.
@@ -362,6 +363,7 @@ class Stage(StrEnum):
     WAITING = "waiting"
     EXPIRED = "expired"
     TRIMMED = "trimmed"
+    REPLACED = "replaced"
     RETRIED = "retried"
     DEAD = "dead"
     REDRIVEN = "redriven"
@@ -382,6 +384,10 @@ class Fate(_ExplainedEnum):
     TRIMMED = (
         "trimmed",
         "it was stored and later deleted, because of the limit or its age",
+    )
+    REPLACED = (
+        "replaced",
+        "a newer message with its key has replaced it; the verdict names its position",
     )
     DEAD = "dead", "it is a dead letter"
     EMITTED = (

@@ -65,6 +65,7 @@ from bridge.tracing import Tracing
 log = structlog.get_logger(__name__)
 
 _WAS_REDELIVERED: Final = attrgetter("redelivered")
+_OPTIONS: Final = attrgetter("options")
 
 T = TypeVar("T")
 _Parsed = tuple[Delivery, Message]
@@ -308,6 +309,8 @@ class Pipeline:
             return
         now_s = self._clock.wall_s()
         self._journal.stored(messages, offsets, at_s=now_s)
+        if any(map(_OPTIONS, messages)):
+            self._journal.keyed(messages, offsets, at_s=now_s)
         if self._tracing is not None:
             self._tracing.stored(messages, offsets, now_s=now_s)
         duplicates = offsets.count(None)

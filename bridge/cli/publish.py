@@ -57,6 +57,10 @@ def publish(
             help="Lifetime, such as 90s, 15m or 1h; then the message expires."
         ),
     ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="Replace the older message with this key and event."),
+    ] = None,
     ephemeral: Annotated[
         bool,
         typer.Option(
@@ -85,6 +89,8 @@ def publish(
 
         seq 1000 | bridge publish ann -
 
+        bridge publish ann 40 --event progress --key job-17
+
         echo '{"user": "ann", "event": "note", "data": {"n": 1}}' | bridge publish -
 
     """
@@ -98,6 +104,7 @@ def publish(
         "id": message_id,
         "ttl_s": ttl_s,
         "ephemeral": ephemeral or None,
+        "key": key,
     }
     common = {name: value for name, value in options.items() if value is not None}
     source = PublishInput(

@@ -25,12 +25,13 @@ class InboxSummary:
     @property
     def depth(self) -> int:
         """Number of kept messages, delivered or not."""
-        return self.state.last - self.state.first + 1
+        return self.state.last - self.state.first + 1 - self.state.holes
 
     @property
     def waiting(self) -> int:
-        """Number of kept messages that the user has not received."""
-        return self.state.last - max(self.state.delivered, self.state.first - 1)
+        """Number of kept messages that the user has not received; at most, if sparse."""
+        waiting = self.state.last - max(self.state.delivered, self.state.first - 1)
+        return min(waiting, self.depth)
 
 
 @dataclass(frozen=True, slots=True)

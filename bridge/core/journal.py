@@ -53,6 +53,9 @@ class JournalEntry:
     bridge: str = ""
 
 
+_Keyed = tuple[float, int, tuple[str, str, str]]
+
+
 class _Columns:
     """Entries in order, one column per fact; the columns in use have the same length."""
 
@@ -101,6 +104,8 @@ class Journal:
         self._written = _Columns(messages)
         self._delivered = _Columns(messages)
         self._others: deque[JournalEntry] = deque(maxlen=messages)
+        # Stored messages with a key: time, offset, and user, event and key.
+        self._keyed: deque[_Keyed] = deque(maxlen=messages)
         self._connects: dict[str, float] = {}
 
     # --- writing: on the hot path
@@ -127,6 +132,20 @@ class Journal:
         columns.ids.extend([message.id for message in messages])
         columns.offsets.extend(offsets)
         columns.published_s.extend([message.published_s for message in messages])
+
+    def keyed(
+        self,
+        messages: Sequence[Message],
+        offsets: Sequence[int | None],
+        *,
+        at_s: float,
+    ) -> None:
+        """Record which of the stored `messages` have a key."""
+        for message, offset in zip(messages, offsets, strict=True):
+            options = message.options
+            if offset is not None and options is not None and options.key is not None:
+                place = (message.user, message.event, options.key)
+                self._keyed.append((at_s, offset, place))
 
     def written(
         self, batch: Sequence[Stored], windows: Sequence[int], *, at_s: float
@@ -209,6 +228,7 @@ class Journal:
         all_offsets = {*offsets, *(each.offset for each in found if each.offset)}
         found += self._find_written(user, all_offsets)
         found += self._find_delivered(user, all_offsets)
+        found += self._find_replaced(user, all_offsets)
         found += (
             each
             for each in self._others
@@ -232,6 +252,17 @@ class Journal:
                 offset = columns.offsets[index]
                 stage = Stage.DUPLICATE if offset is None else Stage.STORED
                 yield JournalEntry(columns.at_s[index], stage, user, message_id, offset)
+
+    def _find_replaced(self, user: str, offsets: set[int]) -> Iterator[JournalEntry]:
+        """Yield for each message with a key the first newer one, which replaced it."""
+        keyed = [each for each in self._keyed if each[2][0] == user]
+        for _, offset, place in keyed:
+            if offset not in offsets:
+                continue
+            for at_s, newer, other in keyed:
+                if other == place and newer > offset:
+                    yield JournalEntry(at_s, Stage.REPLACED, user, offset=newer)
+                    break
 
     def _find_written(self, user: str, offsets: set[int]) -> Iterator[JournalEntry]:
         columns = self._written

@@ -125,7 +125,7 @@ class MessageLimits:
 
 @dataclass(slots=True)
 class Stored:
-    """A message in its user's inbox, at `offset`, counted from 1 without gaps."""
+    """A message in its user's inbox, at `offset`; each user's are counted from 1."""
 
     message: Message
     offset: int

@@ -3,6 +3,12 @@ Where the replay for a connecting window starts, and which messages it has misse
 
 The offsets of an inbox have no gaps. So the messages between a window's position and the
 oldest message that is still kept are exactly those that were deleted.
+
+An inbox that has had a message with a key is sparse from there on: where a newer message of
+the same key has replaced one, its offset is a hole, and nothing is missing there. Only what
+was deleted for another reason is missing. Such deletions are always at the beginning: `first`
+is after the newest of them. So whether a window has missed something is known exactly; how
+much is known only up to the offset at which the holes begin.
 """
 
 from collections.abc import Sequence
@@ -25,6 +31,8 @@ class InboxState:
         last: Offset of the newest message ever stored; 0 if there was none.
         delivered: The delivered mark: the user has received everything up to it.
         trimmed_for: Why messages before `first` were deleted; ``None`` if none were.
+        sparse_after: Offsets above it may be holes; ``None`` if there never was a key.
+        holes: How many offsets from `first` to `last` are holes.
         forgotten: Lower offsets may be those of an earlier inbox of this user, which the
             store has forgotten. The first message has the offset `forgotten` + 1.
 
@@ -36,6 +44,8 @@ class InboxState:
     delivered: int
     trimmed_for: SyncReason | None = None
     forgotten: int = 0
+    sparse_after: int | None = None
+    holes: int = 0
 
     @property
     def had_messages(self) -> bool:
@@ -56,6 +66,22 @@ FORGOTTEN_STEP: Final = 1024
 def forgotten_above(last: int) -> int:
     """Return the least `InboxState.forgotten` after an inbox that ended at `last`."""
     return last - last % FORGOTTEN_STEP + FORGOTTEN_STEP
+
+
+def count_gone(after: int, first: int, sparse_after: int | None) -> int | None:
+    """
+    Return how many messages above `after` were deleted; ``None`` if some, but unknown.
+
+    Args:
+        after: What a window has.
+        first: See `InboxState`.
+        sparse_after: See `InboxState`.
+
+    """
+    gone = max(0, first - 1 - after)
+    if gone and sparse_after is not None and first - 1 > sparse_after:
+        return None
+    return gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +141,12 @@ def plan_replay(wanted: Position | None, state: InboxState) -> ReplayPlan:
         )
     else:
         after = wanted.offset
-    missed = max(0, state.first - 1 - after)
-    if not missed:
+    missed = count_gone(after, state.first, state.sparse_after)
+    if missed == 0:
         # A replay of all messages leaves nothing to miss.
         return ReplayPlan(after, is_start_known=wanted is not None or not after)
     return ReplayPlan(
-        after=after + missed,
+        after=state.first - 1,
         missed=missed,
         reason=state.trimmed_for or SyncReason.LIMIT,
     )
@@ -129,13 +155,14 @@ def plan_replay(wanted: Position | None, state: InboxState) -> ReplayPlan:
 @dataclass(frozen=True, slots=True)
 class InboxPage:
     """
-    Consecutive messages of an inbox.
+    Consecutive messages of an inbox, without those that were replaced.
 
     Attributes:
         messages: The messages to deliver, oldest first.
         next_after: The offset after which the next page starts.
         expired: How many messages up to `next_after` were skipped as past their deadline.
-        gone: How many messages up to `next_after` are no longer kept.
+        gone: How many messages up to `next_after` are no longer kept; ``None`` if some,
+            but their number is unknown.
         last: The newest offset of the inbox when the page was read.
 
     """
@@ -143,7 +170,7 @@ class InboxPage:
     messages: Sequence[Stored]
     next_after: int
     expired: int
-    gone: int
+    gone: int | None
     last: int
 
     @classmethod

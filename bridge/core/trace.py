@@ -212,6 +212,11 @@ def _add_trimmed(facts: TraceFacts, steps: _Steps) -> Iterator[tuple[Fate, str]]
             "BRIDGE_DEDUPE_WINDOW stores nothing"
         )
         steps.add(seen_s, Stage.STORED, text)
+    replaced = [each for each in facts.entries if each.stage is Stage.REPLACED]
+    if replaced:
+        successor = _position(facts, replaced[0].offset or 0)
+        yield Fate.REPLACED, f"replaced: by the message at position {successor}"
+        return
     state = facts.inbox.state if facts.inbox else None
     why = _WHY_TRIMMED[state.trimmed_for if state else None]
     offset = stored[-1].offset if stored else None
@@ -233,6 +238,7 @@ _TEXTS: Final = {
     Stage.STORED: "stored",
     Stage.DUPLICATE: "received again and not stored: its id was already known",
     Stage.EMITTED: "ephemeral: handed to the windows that were open, and not stored",
+    Stage.REPLACED: "replaced by a newer message with its key",
     Stage.DELIVERED: "delivered",
     Stage.EXPIRED: "its deadline passed",
     Stage.RETRIED: "put into a retry queue",

@@ -162,7 +162,8 @@ class Replayer:
             StoreUnavailableError: If the inbox cannot be read.
 
         """
-        replayed = expired = gone = 0
+        replayed = expired = 0
+        missed, reason = plan.missed, plan.reason
         while True:
             page = await self._inbox.read(
                 window.user,
@@ -176,17 +177,16 @@ class Replayer:
                 self._note_written(window, page)
             replayed += len(page.messages)
             expired += page.expired
-            gone += page.gone
+            if page.gone != 0:  # the inbox was trimmed faster than it was read
+                reason = reason or SyncReason.LIMIT
+            missed = _sum(missed, page.gone)
             window.advance(page.next_after)
             # No await between this check and the open gate, or a message could be missed.
             if page.next_after >= page.last and self._rooms.open_gate(window):
                 break
-        missed = None if plan.missed is None else plan.missed + gone + expired
-        reason = plan.reason
-        if reason is None and gone:  # the inbox was trimmed faster than it was read
-            reason = SyncReason.LIMIT
-        elif reason is None and expired:
-            reason = SyncReason.EXPIRED
+        if expired:
+            missed = _sum(missed, expired)
+            reason = reason or SyncReason.EXPIRED
         return ReplayResult(replayed, missed, reason, plan.is_start_known, expired)
 
     async def _write(self, window: Window, page: InboxPage) -> bool:
@@ -225,3 +225,8 @@ class Replayer:
                 text="as part of a replay from the inbox",
             )
         )
+
+
+def _sum(number: int | None, more: int | None) -> int | None:
+    """Add two numbers; ``None`` is unknown."""
+    return None if number is None or more is None else number + more

@@ -17,6 +17,7 @@ from bridge.core.message import (
     event_problem,
     user_problem,
 )
+from bridge.core.message_options import KEY_MAX_BYTES, key_problem
 from bridge.enums import (
     EVENT_DEFAULT,
     RESERVED_EVENTS,
@@ -113,6 +114,18 @@ MessageId = Annotated[
     _without(partial(_length_problem, max_bytes=MESSAGE_ID_MAX_BYTES)),
     WithJsonSchema(
         {"type": "string", "minLength": 1, "maxLength": MESSAGE_ID_MAX_BYTES}
+    ),
+]
+Key = Annotated[
+    str,
+    _without(key_problem),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": KEY_MAX_BYTES,
+            "not": CONTROL_CHARACTER,
+        }
     ),
 ]
 AnyJson = Annotated[object, AfterValidator(_check_data), WithJsonSchema({})]

@@ -13,6 +13,7 @@ from bridge.core.contracts.base import (
     AnyJson,
     Contract,
     Event,
+    Key,
     MessageId,
     User,
     examples,
@@ -25,6 +26,10 @@ from bridge.enums import REASONS_OF_BRIDGE, DeadLetterReason, Header, OptionHead
 
 EPHEMERAL_TEXT = (
     "The message is emitted to the windows that are open now, and never stored."
+)
+KEY_TEXT = (
+    "The message replaces an older one of the same user, event and key that is still in the "
+    "inbox."
 )
 _Flag = bool | Literal["true", "false"]
 
@@ -40,9 +45,10 @@ class MessageHeaders(Contract):
         extra="allow",
         validate_by_name=True,
         alias_generator=lambda name: OptionHeader[name.upper()].value,
-    ) | examples({"x-bridge-ephemeral": True})
+    ) | examples({"x-bridge-ephemeral": True}, {"x-bridge-key": "job-17"})
 
     ephemeral: _Flag | Absent = Field(None, description=EPHEMERAL_TEXT)
+    key: Key | Absent = Field(None, description=KEY_TEXT)
 
 
 class MessageProperties(Contract):
@@ -136,6 +142,7 @@ class PublishRequest(Contract):
             "id": "0b7c2a1e-order-17-3",
             "ttl_s": 60,
         },
+        {"user": "alice", "event": "progress", "data": 40, "key": "job-17"},
         {"user": "alice", "data": None},
     )
 
@@ -155,11 +162,12 @@ class PublishRequest(Contract):
         "keeps it for BRIDGE_INBOX_MAX_AGE.",
     )
     ephemeral: bool = Field(default=False, strict=True, description=EPHEMERAL_TEXT)
+    key: Key | None = Field(None, description=KEY_TEXT)
 
     @property
     def options(self) -> MessageOptions:
         """How the message is delivered."""
-        return MessageOptions(is_ephemeral=self.ephemeral)
+        return MessageOptions(is_ephemeral=self.ephemeral, key=self.key)
 
 
 class PublishAccepted(Contract):

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from time import monotonic
 from typing import Final
 
@@ -65,12 +64,10 @@ class MemoryAdminQueries:
         """Return up to `limit` messages of `user`, newest first."""
         if user not in self._logs:
             return ()
-        first = self._state(user).first  # trims
-        kept = self._logs[user].kept
-        skipped = 0 if before is None else max(0, first + len(kept) - before)
+        last = self._state(user).last  # trims
         found: list[KeptMessage] = []
         size_bytes = 0
-        for stored in islice(reversed(kept), skipped, None):
+        for stored in self._logs[user].below(before or last + 1):
             size_bytes += len(stored.message.data)
             if len(found) >= limit or (found and 0 < max_bytes < size_bytes):
                 break
@@ -88,12 +85,12 @@ class MemoryAdminQueries:
         scanned = since_pause = 0
         for name in names:
             self._state(name)  # trims
-            kept = self._logs[name].kept
-            scanned += len(kept)
-            since_pause += len(kept) + 1
+            log = self._logs[name]
+            scanned += log.depth
+            since_pause += log.depth + 1
             found = [
                 _kept_message(stored, with_data=False)
-                for stored in kept
+                for stored in log.above(0)
                 if stored.message.id == message_id
             ]
             seen_s = self._seen.get((name, message_id))

@@ -7,13 +7,13 @@ clients learn that messages may be missing.
 
 import secrets
 from collections.abc import Sequence
-from itertools import islice, takewhile
+from itertools import takewhile
 from typing import Final
 
 from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message, Stored
-from bridge.core.replay import InboxPage, InboxState, forgotten_above
+from bridge.core.replay import InboxPage, InboxState, count_gone, forgotten_above
 from bridge.inbox.contract import (
     AnnouncedListener,
     EpochListener,
@@ -109,10 +109,13 @@ class MemoryInbox:
                 floor = self._forgotten
                 log = UserLog(last=floor, delivered=floor, forgotten=floor)
                 self._logs[user] = log
-            log.last += 1
             log.appended_s = now.now_s
-            stored = Stored(message, log.last)
-            log.kept.append(stored)
+            if log.sparse is None and message.options is None:
+                log.last += 1
+                stored = Stored(message, log.last)
+                log.kept.append(stored)
+            else:
+                stored = log.add_sparse(message)
             touched.add(user)
             offsets.append(log.last)
             if user in self._followed:
@@ -139,6 +142,8 @@ class MemoryInbox:
             delivered=log.delivered,
             trimmed_for=log.trimmed_for,
             forgotten=log.forgotten,
+            sparse_after=log.sparse_after,
+            holes=log.last - log.first + 1 - log.depth,
         )
 
     async def read(
@@ -152,9 +157,10 @@ class MemoryInbox:
         found: list[Stored] = []
         expired = 0
         size_bytes = 0
-        gone = max(0, log.first - 1 - max(after, log.forgotten))
+        known = max(after, log.forgotten)
+        gone = count_gone(known, log.first, log.sparse_after)
         next_after = max(after, log.first - 1)
-        for stored in islice(log.kept, next_after - log.first + 1, None):
+        for stored in log.above(next_after):
             if stored.message.is_expired(now):
                 expired += 1
             else:
@@ -163,6 +169,8 @@ class MemoryInbox:
                     break
                 found.append(stored)
             next_after = stored.offset
+        else:
+            next_after = max(next_after, log.last)  # the newest may be a hole
         return InboxPage(found, next_after, expired=expired, gone=gone, last=log.last)
 
     async def count_expired(self, user: str, *, after: int) -> int:
@@ -170,8 +178,8 @@ class MemoryInbox:
         log = self._logs.get(user)
         now = self._clock.read()
         return sum(
-            stored.offset > after and stored.message.is_expired(now)
-            for stored in (log.kept if log is not None else ())
+            stored.message.is_expired(now)
+            for stored in (log.above(after) if log is not None else ())
         )
 
     def mark_delivered(self, user: str, offset: int) -> None:
@@ -199,7 +207,7 @@ class MemoryInbox:
         for user, log in self._logs.items():
             log.trim(self.retention, now)
             if (
-                not log.kept
+                not log.depth
                 and log.appended_s < oldest_s
                 and user not in self._followed
             ):

@@ -1,12 +1,59 @@
 """The messages and counters of one user in memory."""
 
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
+from math import inf
 
 from bridge.core.clock_reading import ClockReading
-from bridge.core.message import Stored
+from bridge.core.message import Message, Stored
 from bridge.enums import SyncReason
 from bridge.inbox.contract import Retention
+
+
+@dataclass(slots=True)
+class SparseLog:
+    """
+    The newer messages of an inbox that has had a key, with holes where one was replaced.
+
+    Attributes:
+        after: The newest offset before them.
+        gone: The newest offset that was deleted, but not replaced.
+        messages: By offset, oldest first.
+        keys: The offset of the message with this event and key.
+
+    """
+
+    after: int
+    gone: int = 0
+    messages: OrderedDict[int, Stored] = field(default_factory=OrderedDict)
+    keys: dict[tuple[str, str | None], int] = field(default_factory=dict)
+
+    def add(self, stored: Stored) -> None:
+        """Add the newest message, in place of an older one with the same key."""
+        message, offset = stored.message, stored.offset
+        if message.options is not None:
+            place = (message.event, message.options.key)
+            old = self.keys.get(place)
+            if old is not None:
+                del self.messages[old]
+            self.keys[place] = offset
+        self.messages[offset] = stored
+
+    @property
+    def oldest_s(self) -> float:
+        """When the oldest message was taken; infinite if there is none."""
+        for stored in self.messages.values():
+            return stored.message.taken_s
+        return inf
+
+    def delete_oldest(self) -> None:
+        """Delete the oldest message."""
+        self.gone, stored = self.messages.popitem(last=False)
+        message = stored.message
+        if message.options is not None:
+            del self.keys[message.event, message.options.key]
 
 
 @dataclass(slots=True)
@@ -16,6 +63,7 @@ class UserLog:
 
     Attributes:
         kept: The kept messages, oldest first; their offsets are consecutive.
+        sparse: The messages since the first one with a key; ``None`` if there was none.
         last: The newest offset ever given; 0 if there was none.
         delivered: The delivered mark.
         trimmed_for: Why the newest deleted message was deleted.
@@ -25,6 +73,7 @@ class UserLog:
     """
 
     kept: deque[Stored] = field(default_factory=deque)
+    sparse: SparseLog | None = None
     last: int = 0
     delivered: int = 0
     trimmed_for: SyncReason | None = None
@@ -33,16 +82,67 @@ class UserLog:
 
     @property
     def first(self) -> int:
-        """Offset of the oldest kept message; `last` + 1 if none is kept."""
-        return self.last - len(self.kept) + 1
+        """The offset after the newest deleted one; `last` + 1 if no message is kept."""
+        if self.sparse is None:
+            return self.last - len(self.kept) + 1
+        return max(self.sparse.after - len(self.kept), self.sparse.gone) + 1
+
+    @property
+    def sparse_after(self) -> int | None:
+        """See `InboxState`."""
+        return None if self.sparse is None else self.sparse.after
+
+    @property
+    def depth(self) -> int:
+        """The number of kept messages."""
+        return len(self.kept) + (len(self.sparse.messages) if self.sparse else 0)
+
+    def add_sparse(self, message: Message) -> Stored:
+        """Add the newest message; the inbox is sparse from now on."""
+        sparse = self.sparse
+        if sparse is None:
+            sparse = self.sparse = SparseLog(after=self.last)
+        self.last += 1
+        stored = Stored(message, self.last)
+        sparse.add(stored)
+        return stored
+
+    def above(self, offset: int) -> Iterator[Stored]:
+        """Yield the kept messages above `offset`, oldest first."""
+        end = self.last if self.sparse is None else self.sparse.after
+        dense = islice(self.kept, max(0, offset + len(self.kept) - end), None)
+        if self.sparse is None:
+            return dense
+        found = (each for each in self.sparse.messages.values() if each.offset > offset)
+        return chain(dense, found)
+
+    def below(self, offset: int) -> Iterator[Stored]:
+        """Yield the kept messages below `offset`, newest first."""
+        sparse = reversed(self.sparse.messages.values()) if self.sparse else ()
+        return (
+            each for each in chain(sparse, reversed(self.kept)) if each.offset < offset
+        )
 
     def trim(self, retention: Retention, now: ClockReading) -> None:
         """Delete messages that are over the limit or too old."""
         kept = self.kept
-        while len(kept) > retention.max_messages:
+        most = retention.max_messages
+        oldest_s = now.ago(retention.max_age_s)
+        if self.sparse is not None:
+            most -= len(self.sparse.messages)
+            if most < 0 or self.sparse.oldest_s < oldest_s:
+                self._trim_sparse(self.sparse, -most, oldest_s)
+        while kept and len(kept) > most:
             kept.popleft()
             self.trimmed_for = SyncReason.LIMIT
-        oldest_s = now.ago(retention.max_age_s)
         while kept and kept[0].message.taken_s < oldest_s:
             kept.popleft()
+            self.trimmed_for = SyncReason.EXPIRED
+
+    def _trim_sparse(self, sparse: SparseLog, excess: int, oldest_s: float) -> None:
+        for _ in range(excess):
+            sparse.delete_oldest()
+            self.trimmed_for = SyncReason.LIMIT
+        while sparse.oldest_s < oldest_s:
+            sparse.delete_oldest()
             self.trimmed_for = SyncReason.EXPIRED

@@ -22,11 +22,15 @@ class InboxNumbers:
 
     Attributes:
         user: The user.
-        first: The oldest kept offset; `last` + 1 if no message is kept.
+        first: The oldest kept offset; `last` + 1 if no message is kept. In a sparse inbox
+            that is said of the dense part, which ends at `sparse_after`.
         last: The newest offset ever given; 0 if there was none.
         delivered: The delivered mark.
         trimmed_for: Why messages before `first` were deleted; ``None`` if none were.
         forgotten: See `InboxState`.
+        sparse_after: See `InboxState`.
+        gone: The newest offset above `sparse_after` that was deleted, but not replaced.
+        sparse_count: The number of messages above `sparse_after`.
 
     """
 
@@ -36,6 +40,20 @@ class InboxNumbers:
     delivered: int
     trimmed_for: SyncReason | None
     forgotten: int = 0
+    sparse_after: int | None = None
+    gone: int = 0
+    sparse_count: int = 0
+
+    @property
+    def dense_last(self) -> int:
+        """The newest offset of the dense part."""
+        return self.last if self.sparse_after is None else self.sparse_after
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it had messages, and all of them were deleted."""
+        is_dense_empty = self.first > self.dense_last
+        return is_dense_empty and not self.sparse_count and self.last > self.forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +120,7 @@ class MigrationTotals:
 
 @dataclass(frozen=True, slots=True)
 class InboxCount:
-    """An inbox for the final comparison: its numbers and how many messages it holds."""
+    """An inbox for the final comparison: its numbers, and the messages of its dense part."""
 
     inbox: InboxNumbers
     messages: int

@@ -19,6 +19,7 @@ so it is never refused twice for the same reason.
 import asyncio
 import secrets
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Final
 
 from bridge.core.clock_reading import ClockReading
@@ -28,12 +29,13 @@ from bridge.errors import OwnershipLostError, StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.redis import scripts
 from bridge.inbox.redis.connection import PersistentConnection
-from bridge.inbox.redis.encoding import pack, tag_of
+from bridge.inbox.redis.encoding import pack, pack_key, tag_of
 from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.protocol import Argument, RedisConnection, Reply
 from bridge.inbox.redis.servers import RedisServers
 
 _MICROSECONDS: Final = 1_000_000
+_OPTIONS: Final = attrgetter("options")
 
 
 class BatchAppender:
@@ -137,8 +139,16 @@ class BatchAppender:
     ) -> tuple[PersistentConnection, RedisConnection, list["asyncio.Future[Reply]"]]:
         """Send one call, followed by the command that counts its replicas."""
         arguments: list[Argument] = []
+        has_keys = any(map(_OPTIONS, messages))
         for user, indexes in users.items():
-            arguments += (self._prefixes[tag_of(user)], user, len(indexes))
+            prefix = self._prefixes[tag_of(user)]
+            if has_keys and any(messages[index].options for index in indexes):
+                arguments += (prefix, user, -len(indexes))
+                for index in indexes:
+                    message = messages[index]
+                    arguments += (message.id or b"", pack_key(message), pack(message))
+                continue
+            arguments += (prefix, user, len(indexes))
             for index in indexes:
                 message = messages[index]
                 arguments += (message.id or b"", pack(message))
@@ -163,7 +173,7 @@ class BatchAppender:
         keys = [f"{prefix}h"]
         if self._is_cluster:
             keys += (f"{prefix}u", f"{prefix}b:{self._session}")
-            keys += (f"{prefix}{kind}:{user}" for user in users for kind in "mi")
+            keys += (f"{prefix}{kind}:{user}" for user in users for kind in "misk")
         return keys
 
     async def _result(

@@ -104,6 +104,14 @@ def pack(message: Message) -> bytes:
     )
 
 
+def pack_key(message: Message) -> bytes:
+    """Encode what a newer message must have in common with `message` to replace it."""
+    options = message.options
+    if options is None or options.key is None:
+        return b""
+    return f"{message.event}\0{options.key}".encode()
+
+
 def unpack(
     user: str, element: bytes, start: int = 0, end: int | None = None
 ) -> Message:

@@ -25,7 +25,13 @@ from bridge.inbox.migration.model import (
     SourceIdentity,
 )
 from bridge.inbox.redis.connection import connect
-from bridge.inbox.redis.encoding import key_prefixes, migration_key, pack, tag_of
+from bridge.inbox.redis.encoding import (
+    key_prefixes,
+    migration_key,
+    pack,
+    pack_key,
+    tag_of,
+)
 from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.eviction import check_eviction
 from bridge.inbox.redis.protocol import (
@@ -53,7 +59,9 @@ _FORGOTTEN: Final = b"\x01forgotten"
 _REPLY_S: Final = 60.0
 
 # ARGV: prefix, user, last offset, delivered mark, reason, index of the first element in the
-# list, number of elements, forgotten, the elements, then for each id its time and the id.
+# list, number of elements, forgotten, newest offset in the list (empty if it is not sparse),
+# `gone`, number of other messages, the elements, then for each other message its offset, key and
+# element, then for each id its time and the id.
 PUT: Final = Script(
     """
 local call = redis.call
@@ -67,7 +75,7 @@ if head and struct.unpack('<I6', head) ~= tonumber(ARGV[3]) then
 end
 if index > length then return redis.error_reply('CARRY a part is missing') end
 for k = 1, count do
-  local element = ARGV[8 + k]
+  local element = ARGV[11 + k]
   if index + k <= length then
     if call('LINDEX', list, index + k - 1) ~= element then
       return redis.error_reply('CARRY something else is there')
@@ -77,10 +85,21 @@ for k = 1, count do
   end
 end
 if #fresh > 0 then call('RPUSH', list, unpack(fresh)) end
-if #ARGV > 8 + count then call('ZADD', ids, unpack(ARGV, 9 + count)) end
+local at = 12 + count
+for k = 1, tonumber(ARGV[11]) do
+  local place = ARGV[at + 1] ~= '' and ARGV[at + 1] or '\\1' .. ARGV[at]
+  call('ZADD', p .. 's:' .. user, ARGV[at], place)
+  call('HSET', p .. 'k:' .. user, place, ARGV[at + 2])
+  at = at + 3
+end
+if #ARGV >= at then call('ZADD', ids, unpack(ARGV, at)) end
 call('ZADD', p .. 'u', 0, user)
 head = struct.pack('<I6I6B', ARGV[3], ARGV[4], ARGV[5])
-if ARGV[8] ~= '0' then head = head .. struct.pack('<I6', ARGV[8]) end
+if ARGV[9] ~= '' then
+  head = head .. struct.pack('<I6I6I6', ARGV[8], ARGV[9], ARGV[10])
+elseif ARGV[8] ~= '0' then
+  head = head .. struct.pack('<I6', ARGV[8])
+end
 call('HSET', p .. 'h', user, head)
 return 1
 """
@@ -178,11 +197,12 @@ class RedisTarget:
             prefix = self._prefixes[tag]
             commands.append((tag, (b"HGET", f"{prefix}h", user)))
             commands.append((tag, (b"LLEN", f"{prefix}m:{user}")))
+            commands.append((tag, (b"ZCARD", f"{prefix}s:{user}")))
         replies = await self._ask_many(commands)
         return [
-            _inbox_count(user, head, length)
-            for user, head, length in zip(
-                users, replies[::2], replies[1::2], strict=True
+            _inbox_count(user, *each)
+            for user, *each in zip(
+                users, replies[::3], replies[1::3], replies[2::3], strict=True
             )
         ]
 
@@ -215,14 +235,21 @@ class RedisTarget:
         prefix = self._prefixes[tag_of(inbox.user)]
         command: list[Argument] = [b"EVALSHA", PUT.sha, b"1", f"{prefix}h", prefix]
         command += (inbox.user, inbox.last, inbox.delivered)
-        is_empty = inbox.first > inbox.last > inbox.forgotten
+        dense = [each for each in messages if each.offset <= inbox.dense_last]
+        sparse = messages[len(dense) :]
         command += (
-            ALL_EXPIRED if is_empty else _NUMBERS[inbox.trimmed_for],
-            messages[0].offset - inbox.first if messages else 0,
-            len(messages),
+            ALL_EXPIRED if inbox.is_empty else _NUMBERS[inbox.trimmed_for],
+            dense[0].offset - inbox.first if dense else 0,
+            len(dense),
             inbox.forgotten,
+            b"" if inbox.sparse_after is None else inbox.sparse_after,
+            inbox.gone,
+            len(sparse),
         )
-        command += (pack(each.message) for each in messages)
+        command += (pack(each.message) for each in dense)
+        for each in sparse:
+            message = each.message
+            command += (each.offset, pack_key(message), pack(message))
         for message_id, seen_s in part.ids:
             command += (repr(seen_s), message_id)
         return command
@@ -289,14 +316,29 @@ class RedisTarget:
         return MigrationRefusedError(self.description, problem)
 
 
-def _inbox_count(user: str, head: bytes | None, length: int) -> InboxCount:
+def _inbox_count(
+    user: str, head: bytes | None, length: int, sparse_count: int
+) -> InboxCount:
     if head is None:
         return InboxCount(InboxNumbers(user, 1, 0, 0, None), length)
     last_bytes, delivered_bytes, number = _HEAD.unpack_from(head)
-    forgotten = int.from_bytes(head[_HEAD.size :], "little")
+    more = head[_HEAD.size :]
+    forgotten = int.from_bytes(more[:6], "little")
+    sparse_after, gone = None, 0
+    if len(more) > 6:
+        sparse_after = int.from_bytes(more[6:12], "little")
+        gone = int.from_bytes(more[12:18], "little")
     last = int.from_bytes(last_bytes, "little")
     delivered = int.from_bytes(delivered_bytes, "little")
     inbox = InboxNumbers(
-        user, last - length + 1, last, delivered, REASONS[number], forgotten
+        user,
+        (last if sparse_after is None else sparse_after) - length + 1,
+        last,
+        delivered,
+        REASONS[number],
+        forgotten,
+        sparse_after,
+        gone,
+        sparse_count,
     )
     return InboxCount(inbox, length)

@@ -32,6 +32,7 @@ KEY_COMMANDS: Final[dict[str, str]] = {
     "ZADD": "XX 0 x",
     "ZCARD": "",
     "ZRANGEBYLEX": "- +",
+    "ZRANGEBYSCORE": "0 0",
     "ZREMRANGEBYSCORE": "0 0",
     "ZSCORE": "x",
     "SET": "x XX",

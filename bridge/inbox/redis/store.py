@@ -40,7 +40,7 @@ from bridge.core.distribution import install_command
 from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import RedisAddress
-from bridge.core.replay import InboxPage, InboxState
+from bridge.core.replay import InboxPage, InboxState, count_gone
 from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.contract import (
     AnnouncedListener,
@@ -300,7 +300,7 @@ class RedisInbox:
 
     def _state_of(self, user: str, reply: Sequence[Reply]) -> InboxState:
         """Read the state that a reply to the script READ begins with."""
-        epoch, first, last, delivered, reason, forgotten = reply[:6]
+        epoch, first, last, delivered, reason, forgotten, upto, kept = reply[:8]
         epoch = epoch.decode()
         self._feed.note_epoch(tag_of(user), epoch)
         mark = self._background.unwritten_mark(user, epoch)
@@ -311,6 +311,8 @@ class RedisInbox:
             min(max(delivered, mark), last),
             scripts.REASONS[reason],
             forgotten,
+            None if kept < 0 else upto,
+            0 if kept < 0 else last - first + 1 - kept,
         )
 
     async def read(
@@ -326,7 +328,8 @@ class RedisInbox:
 
         """
         reply = await self._read(scripts.READ, user, after, max_messages, max_bytes)
-        _, first, last, _, _, forgotten, next_after, expired, *rest = reply
+        _, first, last, _, _, forgotten, upto, kept, next_after, expired, *rest = reply
+        sparse_after = None if kept < 0 else upto
         messages = [
             Stored(unpack(user, rest[index + 1]), rest[index])
             for index in range(0, len(rest), 2)
@@ -335,7 +338,7 @@ class RedisInbox:
             messages,
             next_after,
             expired=expired,
-            gone=max(0, first - 1 - max(after, forgotten)),
+            gone=count_gone(max(after, forgotten), first, sparse_after),
             last=last,
         )
 

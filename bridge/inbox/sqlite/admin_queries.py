@@ -82,9 +82,7 @@ class AdminReader(SqliteReader):
             if inbox is None:
                 return found
             before = inbox.last + 1 if before is None else before
-            with closing(
-                inbox.chain.below(before, first=inbox.first, columns=columns)
-            ) as rows:
+            with closing(inbox.below(before, columns)) as rows:
                 for row in rows:
                     size_bytes += row[5]
                     if len(found) >= limit or (found and 0 < max_bytes < size_bytes):
@@ -100,7 +98,7 @@ class AdminReader(SqliteReader):
         with self._snapshot(connection, user) as inbox:
             if inbox is None:
                 return SearchResult((), 0, is_complete=True)
-            with closing(inbox.chain.above(inbox.first - 1, columns)) as rows:
+            with closing(inbox.above(0, columns)) as rows:
                 kept = [KeptMessage(*row) for row in rows if row[3] == message_id]
             user_id = inbox.chain.user_id
             seen_s = self._tail.seen_s(user_id, message_id)
@@ -112,7 +110,7 @@ class AdminReader(SqliteReader):
                 seen_s = row[0] if row else None
         found = kept or seen_s is not None
         matches = [InboxMatch(user, kept, seen_s)] if found else []
-        scanned = max(0, inbox.last + 1 - inbox.first)
+        scanned = max(0, inbox.last + 1 - inbox.first - inbox.holes)
         return SearchResult(matches, scanned, is_complete=True)
 
     def seq_range(self, connection: Connection) -> tuple[int, int]:
@@ -138,7 +136,7 @@ class AdminReader(SqliteReader):
         self, connection: Connection, message_id: str, *, after: int, limit: int
     ) -> tuple[Sequence[str], int | None]:
         """
-        Return those of the next `limit` users whose remembered ids include this one.
+        Return those of the next `limit` users who had this id: it is remembered, or sparse.
 
         The second value is the `after` of the next call; ``None`` at the end.
         """
@@ -146,10 +144,17 @@ class AdminReader(SqliteReader):
         upto = after + limit
         rows = connection.execute(
             "SELECT user FROM users CROSS JOIN seen ON seen.user_id = users.id"
-            " AND seen.message_id = ? WHERE users.id > ? AND users.id <= ?",
+            " AND seen.message_id = ?1 WHERE users.id > ?2 AND users.id <= ?3"
+            " UNION SELECT user FROM users CROSS JOIN sparse ON sparse.user_id = users.id"
+            " AND sparse.message_id = ?1 WHERE users.id > ?2 AND users.id <= ?3",
             (message_id, after, upto),
         )
-        return [name for (name,) in rows], upto if upto < last else None
+        names = [name for (name,) in rows]
+        for user_id in () if after else self._tail.users_with(message_id):
+            names += connection.execute(
+                "SELECT user FROM users WHERE id = ?", (user_id,)
+            ).fetchone()
+        return names, upto if upto < last else None
 
 
 @dataclass(slots=True)

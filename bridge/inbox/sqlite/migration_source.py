@@ -15,6 +15,7 @@ from time import time
 from typing import Final
 
 from bridge.core.message import Stored
+from bridge.core.message_options import MessageOptions
 from bridge.enums import SyncReason
 from bridge.errors import ConfigError
 from bridge.inbox.migration.model import (
@@ -39,7 +40,9 @@ _INDEX_ROWS: Final = 5000
 
 _USERS: Final = (
     "SELECT id, user, first, trimmed_for, coalesce(last, forgotten), coalesce(seq, 0),"
-    " max(coalesce(delivered, 0), forgotten), forgotten FROM users LEFT JOIN heads ON user_id = id"
+    " max(coalesce(delivered, 0), forgotten), forgotten, sparse_after, gone,"
+    " (SELECT count(*) FROM sparse WHERE sparse.user_id = id)"
+    " FROM users LEFT JOIN heads ON user_id = id"
     " WHERE id > ? ORDER BY id"
 )
 
@@ -100,7 +103,8 @@ class SqliteSource:
         with self._translated_errors():
             users, messages, ids = self._connected.execute(
                 "SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM messages"
-                " CROSS JOIN users ON id = user_id WHERE offset >= first),"
+                " CROSS JOIN users ON id = user_id WHERE offset >= first)"
+                " + (SELECT count(*) FROM sparse),"
                 " (SELECT count(*) FROM seen WHERE seen_s >= ?)",
                 (self._oldest_s,),
             ).fetchone()
@@ -158,8 +162,8 @@ class SqliteSource:
             messages: list[Stored] = []
             size_bytes = 0
             has_part = False
-            for each in found:
-                stored = to_stored(user, each)
+            dense = (to_stored(user, each) for each in found)
+            for stored in chain(dense, self._sparse(user_id, user)):
                 size_bytes += len(stored.message.data)
                 if messages and (
                     len(messages) >= _BATCH_ENTRIES or size_bytes > _BATCH_BYTES
@@ -177,20 +181,33 @@ class SqliteSource:
         self, row: Row, *, columns: str = STORED_COLUMNS
     ) -> tuple[InboxNumbers, Iterator[Row]]:
         """Return the numbers of a user's inbox, and the rows of its messages, oldest first."""
-        user_id, user, first, reason, last, seq, delivered, forgotten = row
+        user_id, user, first, reason, last, seq, delivered, forgotten, *sparse = row
+        dense_last = last if sparse[0] is None else sparse[0]
         messages = MessageChain(self._connected, user_id, seq, UserTail())
         found = messages.above(first - 1, columns)
         oldest = next(found, None)
         trimmed_for = SyncReason(reason) if reason else None
         # Messages that a sweep deleted are missing from the chain, and `users.first` does
         # not tell: the first message that is found does.
-        oldest_offset = last + 1 if oldest is None else oldest[0]
+        oldest_offset = dense_last + 1 if oldest is None else oldest[0]
         if oldest_offset > first:
             first, trimmed_for = oldest_offset, SyncReason.EXPIRED
         inbox = InboxNumbers(
-            user, first, last, min(delivered, last), trimmed_for, forgotten
+            user, first, last, min(delivered, last), trimmed_for, forgotten, *sparse
         )
         return inbox, chain(() if oldest is None else (oldest,), found)
+
+    def _sparse(self, user_id: int, user: str) -> Iterator[Stored]:
+        """Yield the messages since the first one with a key, oldest first."""
+        for key, *row in self._connected.execute(
+            f"SELECT key, offset, {STORED_COLUMNS} FROM sparse WHERE user_id = ?"  # noqa: S608 - no input
+            " ORDER BY offset",
+            (user_id,),
+        ):
+            stored = to_stored(user, tuple(row))
+            if key is not None:
+                stored.message.options = MessageOptions(key=key)
+            yield stored
 
     def _ids(self, user_id: int) -> Iterator[Sequence[tuple[str, float]]]:
         found = self._connected.execute(
@@ -243,6 +260,9 @@ def _identity(connection: Connection) -> SourceIdentity:
         "SELECT (SELECT coalesce(min(seq), 0) || '-' || coalesce(max(seq), 0)"
         " FROM messages), (SELECT count(*) || '/' || coalesce(sum(first), 0) FROM users),"
         " (SELECT coalesce(sum(delivered), 0) FROM heads)"
+    ).fetchone()
+    facts += connection.execute(
+        "SELECT coalesce(max(offset), '') || '/' || coalesce(sum(offset), '') FROM sparse"
     ).fetchone()
     return SourceIdentity(
         epoch=str(statements.meta(connection, "epoch")),

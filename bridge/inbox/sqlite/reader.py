@@ -14,11 +14,16 @@ from typing import Any
 
 from bridge.clock import SteadyClock
 from bridge.core.message import Stored
-from bridge.core.replay import InboxPage, InboxState
+from bridge.core.replay import InboxPage, InboxState, count_gone
 from bridge.enums import SyncReason
 from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite import statements
-from bridge.inbox.sqlite.chain import MessageChain, to_stored
+from bridge.inbox.sqlite.chain import (
+    STORED_COLUMNS,
+    MessageChain,
+    Rows,
+    to_stored,
+)
 from bridge.inbox.sqlite.database_thread import DatabaseCall
 from bridge.inbox.sqlite.file import StoreFile
 from bridge.inbox.sqlite.unindexed import UnindexedTail, UserTail
@@ -29,7 +34,7 @@ class InboxSnapshot:
     """
     One user's inbox in a read transaction.
 
-    `first`, `last` and the rest say what counts as kept; the chain may hold more messages.
+    `first`, `last` and the rest say what counts as kept; the tables may hold more messages.
     """
 
     chain: MessageChain
@@ -38,6 +43,30 @@ class InboxSnapshot:
     delivered: int
     trimmed_for: SyncReason | None
     forgotten: int
+    sparse_after: int | None
+    holes: int
+
+    def above(self, offset: int, columns: str = STORED_COLUMNS) -> Rows:
+        """Yield offset and columns of the kept messages above `offset`, oldest first."""
+        offset = max(offset, self.first - 1)
+        yield from self.chain.above(offset, columns)
+        if self.sparse_after is not None:
+            yield from self.chain.connection.execute(
+                f"SELECT offset, {columns} FROM sparse"  # noqa: S608 - no input
+                " WHERE user_id = ? AND offset > ? ORDER BY offset",
+                (self.chain.user_id, offset),
+            )
+
+    def below(self, offset: int, columns: str) -> Rows:
+        """Yield offset and columns of the kept messages below `offset`, newest first."""
+        if self.sparse_after is not None:
+            yield from self.chain.connection.execute(
+                f"SELECT offset, {columns} FROM sparse"  # noqa: S608 - no input
+                " WHERE user_id = ? AND offset < ? AND offset >= ? ORDER BY offset DESC",
+                (self.chain.user_id, offset, self.first),
+            )
+            offset = min(offset, self.sparse_after + 1)
+        yield from self.chain.below(offset, first=self.first, columns=columns)
 
 
 class SqliteReader:
@@ -86,7 +115,7 @@ class SqliteReader:
                 return InboxState.empty(epoch, _forgotten(connection))
             return InboxState(
                 *(epoch, inbox.first, inbox.last, inbox.delivered),
-                *(inbox.trimmed_for, inbox.forgotten),
+                *(inbox.trimmed_for, inbox.forgotten, inbox.sparse_after, inbox.holes),
             )
 
     def read(
@@ -101,12 +130,15 @@ class SqliteReader:
         """Read messages with offsets above `after`, oldest first."""
         now = self._clock.read()
         found: list[Stored] = []
-        expired = gone = size_bytes = 0
+        expired = size_bytes = 0
+        gone: int | None = 0
         with self._snapshot(connection, user) as inbox:
             if inbox is None:
                 return InboxPage.empty(after, _forgotten(connection))
             next_after = max(after, inbox.forgotten)
-            with closing(inbox.chain.above(max(after, inbox.first - 1))) as rows:
+            gone = count_gone(next_after, inbox.first, inbox.sparse_after)
+            next_after = max(next_after, inbox.first - 1)
+            with closing(inbox.above(after)) as rows:
                 for row in rows:
                     stored = to_stored(user, row)
                     if stored.message.is_expired(now):
@@ -118,11 +150,8 @@ class SqliteReader:
                         ):
                             break
                         found.append(stored)
-                    # Offsets that the chain skips are those of deleted messages.
-                    gone += stored.offset - 1 - next_after
                     next_after = stored.offset
                 else:
-                    gone += max(0, inbox.last - next_after)
                     next_after = max(inbox.last, next_after)
         return InboxPage(found, next_after, expired=expired, gone=gone, last=inbox.last)
 
@@ -132,9 +161,7 @@ class SqliteReader:
         with self._snapshot(connection, user) as inbox:
             if inbox is None:
                 return 0
-            with closing(
-                inbox.chain.above(max(after, inbox.first - 1), "deadline_s, taken_s")
-            ) as rows:
+            with closing(inbox.above(after, "deadline_s, taken_s")) as rows:
                 return sum(
                     deadline_s is not None
                     and now.has_passed(deadline_s, since_s=taken_s)
@@ -171,30 +198,77 @@ class SqliteReader:
         retention = self._retention()
         row = connection.execute(
             "SELECT first, trimmed_for, forgotten, coalesce(last, forgotten),"
-            " coalesce(seq, 0), coalesce(delivered, 0)"
+            " coalesce(seq, 0), coalesce(delivered, 0), sparse_after, gone"
             " FROM users LEFT JOIN heads ON user_id = id WHERE id = ? AND user = ?",
             (user_id, user),
         ).fetchone()
         if row is None:  # it was forgotten, and its id may be another user's by now
             return None
-        first, reason, forgotten, *head, delivered = row
+        first, reason, forgotten, *head, delivered, sparse_after, gone = row
         delivered = max(delivered, tail.delivered, forgotten)
         trimmed_for = SyncReason(reason) if reason else None
-        last, seq = max(tuple(head), tail.head)
-        if last - retention.max_messages + 1 > first:
-            first = last - retention.max_messages + 1
-            trimmed_for = SyncReason.LIMIT
+        last, seq = map(max, head, tail.head)
         chain = MessageChain(connection, user_id, seq, tail)
         oldest_s = self._clock.read().ago(retention.max_age_s)
+        chain_last, room, sparse_count = last, retention.max_messages, 0
+        if sparse_after is not None:
+            chain_last = sparse_after
+            found = _kept_sparse(connection, user_id, room, oldest_s)
+            sparse_count, gone = found.count, max(gone, found.gone)
+            trimmed_for = found.trimmed_for or trimmed_for
+            room -= sparse_count
+        if chain_last - room + 1 > first:
+            first = chain_last - room + 1
+            trimmed_for = SyncReason.LIMIT
         with closing(chain.above(first - 1, "taken_s")) as rows:
             first_young = next(
-                (offset for offset, taken_s in rows if taken_s >= oldest_s), last + 1
+                (offset for offset, taken_s in rows if taken_s >= oldest_s),
+                chain_last + 1,
             )
         # Messages that a sweep deleted are missing from the chain, and `users.first` does
         # not tell: the first message that is found does.
         if first_young > first:
             first, trimmed_for = first_young, SyncReason.EXPIRED
-        return InboxSnapshot(chain, first, last, delivered, trimmed_for, forgotten)
+        depth = max(0, chain_last + 1 - first) + sparse_count
+        first = max(first, gone + 1)
+        holes = last + 1 - first - depth
+        return InboxSnapshot(
+            *(
+                chain,
+                first,
+                last,
+                delivered,
+                trimmed_for,
+                forgotten,
+                sparse_after,
+                holes,
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptSparse:
+    """How many messages of a sparse inbox are kept, and the newest that is not."""
+
+    count: int
+    gone: int = 0
+    trimmed_for: SyncReason | None = None
+
+
+def _kept_sparse(
+    connection: Connection, user_id: int, max_messages: int, oldest_s: float
+) -> _KeptSparse:
+    rows = connection.execute(
+        "SELECT offset, taken_s FROM sparse WHERE user_id = ? ORDER BY offset",
+        (user_id,),
+    ).fetchall()
+    start = limit = max(0, len(rows) - max_messages)
+    while start < len(rows) and rows[start][1] < oldest_s:
+        start += 1
+    if not start:
+        return _KeptSparse(len(rows))
+    reason = SyncReason.EXPIRED if start > limit else SyncReason.LIMIT
+    return _KeptSparse(len(rows) - start, rows[start - 1][0], reason)
 
 
 def _forgotten(connection: Connection) -> int:

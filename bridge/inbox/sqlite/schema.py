@@ -70,4 +70,19 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "ALTER TABLE users ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0",
         "INSERT INTO bridge VALUES ('forgotten', 0)",
     ),
+    (
+        # Set when a user receives the first message with a key: from then on the user's
+        # messages are in the table `sparse`. `gone` is the newest offset that was deleted
+        # from it, but not replaced.
+        "ALTER TABLE users ADD COLUMN sparse_after INTEGER",
+        "ALTER TABLE users ADD COLUMN gone INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX sparse_users ON users (id) WHERE sparse_after IS NOT NULL",
+        "CREATE TABLE sparse (user_id INTEGER, offset INTEGER, taken_s REAL NOT NULL,"
+        " deadline_s REAL, message_id TEXT, key TEXT, event TEXT NOT NULL,"
+        " data BLOB NOT NULL, PRIMARY KEY (user_id, offset)) WITHOUT ROWID",
+        # An insert replaces the message with the same key because of this index.
+        "CREATE UNIQUE INDEX keys ON sparse (user_id, event, key) WHERE key IS NOT NULL",
+        # What `heads` and `seen` lack of these messages, as JSON.
+        "ALTER TABLE marks ADD COLUMN sparse BLOB",
+    ),
 )

@@ -157,6 +157,59 @@ def delete_older(connection: Connection, oldest_s: float) -> bool:
     return count == _SWEEP_ROWS
 
 
+def trim_sparse(connection: Connection, user_id: int, max_messages: int) -> int:
+    """Delete one sparse inbox's messages over the limit; return how many it has then."""
+    row: tuple[int] | None = connection.execute(
+        "SELECT offset FROM sparse WHERE user_id = ? ORDER BY offset DESC"
+        " LIMIT 1 OFFSET ?",
+        (user_id, max_messages),
+    ).fetchone()
+    if row is not None:
+        _delete_sparse(connection, user_id, row[0], SyncReason.LIMIT)
+    count: int = connection.execute(
+        "SELECT count(*) FROM sparse WHERE user_id = ?", (user_id,)
+    ).fetchone()[0]
+    return count
+
+
+def delete_old_sparse(
+    connection: Connection, after: int, oldest_s: float
+) -> int | None:
+    """Delete messages received before `oldest_s`; return the `after` of the next call."""
+    user_ids: list[int] = [
+        row[0]
+        for row in connection.execute(
+            "SELECT id FROM users WHERE sparse_after IS NOT NULL AND id > ?"
+            " ORDER BY id LIMIT ?",
+            (after, _SWEEP_USERS),
+        )
+    ]
+    for user_id in user_ids:
+        upto = None
+        for offset, taken_s in connection.execute(
+            "SELECT offset, taken_s FROM sparse WHERE user_id = ? ORDER BY offset",
+            (user_id,),
+        ):
+            if taken_s >= oldest_s:
+                break
+            upto = offset
+        if upto is not None:
+            _delete_sparse(connection, user_id, upto, SyncReason.EXPIRED)
+    return user_ids[-1] if len(user_ids) == _SWEEP_USERS else None
+
+
+def _delete_sparse(
+    connection: Connection, user_id: int, upto: int, reason: SyncReason
+) -> None:
+    connection.execute(
+        "DELETE FROM sparse WHERE user_id = ? AND offset <= ?", (user_id, upto)
+    )
+    connection.execute(
+        "UPDATE users SET gone = ?, trimmed_for = ? WHERE id = ?",
+        (upto, reason, user_id),
+    )
+
+
 def delete_old_ids(
     connection: Connection, after: tuple[int, str], oldest_s: float
 ) -> tuple[int, str] | None:
@@ -195,7 +248,8 @@ def find_idle(
         "SELECT id, user, max(coalesce(last, 0), forgotten)"
         " FROM users LEFT JOIN heads ON user_id = id WHERE id > ? AND id <= ?"
         " AND NOT EXISTS (SELECT 1 FROM messages WHERE messages.seq = heads.seq)"
-        " AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.user_id = id)",
+        " AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.user_id = id)"
+        " AND NOT EXISTS (SELECT 1 FROM sparse WHERE sparse.user_id = id)",
         (after, upto[0] if upto else _LAST_KEY[0]),
     ).fetchall()
     return found, upto[0] if upto else None

@@ -263,6 +263,11 @@ class SqliteInbox:
             for sweep in (self._writer.sweep_unindexed, self._writer.sweep_messages):
                 while await self._writes.submit(sweep):
                     pass
+            after: int | None = 0
+            while after is not None:
+                after = await self._writes.submit(
+                    partial(self._writer.sweep_sparse, after=after)
+                )
             key: tuple[int, str] | None = (0, "")
             while key is not None:
                 key = await self._writes.submit(

@@ -11,7 +11,7 @@ order of users, a few with each commit: then many rows share a page, and a user 
 received many messages has one row.
 
 Nothing is lost with the memory, because the file holds the same: the messages above
-`indexed_seq` and the table `marks`. Opening the file reads them back.
+`indexed_seq` and the table `marks`, which also describes the messages of sparse inboxes. Opening the file reads them back.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,8 @@ ROUND_ENTRIES: Final = 100_000
 # A user's messages are indexed in blocks of this many.
 BLOCK: Final = 16
 
-# One user: id, `first`, and the offset and seq of the newest message (0 if there is none).
+# One user: id, `first` (-1 if the inbox is sparse), the offset of the newest message, and the
+# seq of the newest one in the table `messages` (0 if there is none).
 # Packed into bytes because there are a hundred thousand of them: as tuples, each change
 # made the garbage collector traverse them all, at one microsecond per message.
 HEAD: Final = Struct("<4q")
@@ -56,6 +57,16 @@ class UnindexedEntries:
     ids: dict[tuple[int, str], float] = field(default_factory=dict)
     marks: dict[int, int] = field(default_factory=dict)
     count: int = 0
+
+    def add_sparse(
+        self, seen_s: float, messages: Sequence[tuple[int, int, int, str | None]]
+    ) -> None:
+        """Add messages of sparse inboxes: user id, offset, seq before them, message id."""
+        for user_id, offset, seq, message_id in messages:
+            self.heads[user_id] = HEAD.pack(user_id, 0, offset, seq)
+            if message_id is not None:
+                self.ids[user_id, message_id] = seen_s
+        self.count += len(messages)
 
     def update(self, newer: "UnindexedEntries") -> None:
         """Add the entries of `newer`."""
@@ -139,9 +150,13 @@ class UnindexedTail:
             if message_id is not None:
                 entries.ids[user_id, message_id] = seen_s
         self.add(entries, seq=seq)
-        for marks_id, text in connection.execute("SELECT id, marks FROM marks"):
+        for marks_id, text, sparse in connection.execute(
+            "SELECT id, marks, sparse FROM marks ORDER BY id"
+        ):
             entries = UnindexedEntries(marks=dict(orjson.loads(text)))
             entries.count = len(entries.marks)
+            if sparse is not None:
+                entries.add_sparse(*orjson.loads(sparse))
             self.add(entries, seq=seq, marks_id=marks_id)
         return seq
 
@@ -161,6 +176,12 @@ class UnindexedTail:
         """Return when this id was last stored; ``None`` if the entries do not hold it."""
         key = (user_id, message_id)
         return self._new.ids.get(key) or self._old.ids.get(key)
+
+    def users_with(self, message_id: str) -> Sequence[int]:
+        """Return the ids of users who stored this id, as far as the entries hold it."""
+        # A list of the keys is one step for the interpreter: the writer adds some meanwhile.
+        keys = list(self._new.ids) + list(self._old.ids)
+        return [user_id for user_id, each in keys if each == message_id]
 
     def add(self, entries: UnindexedEntries, *, seq: int, marks_id: int = 0) -> None:
         """Add what was committed, up to `seq` and the row `marks_id` of marks."""

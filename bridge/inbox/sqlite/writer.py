@@ -45,6 +45,38 @@ _SWEEP_ENTRIES: Final = 500
 _ROUND_INTERVAL_S: Final = 3600.0
 
 
+class SparseRows:
+    """
+    The messages of one append that belong to sparse inboxes.
+
+    Attributes:
+        seen_s: When they are stored.
+        values: The rows of the table `sparse`, flat.
+        log: User id, offset, seq before it, and message id of each.
+        first: For inboxes that become sparse: the newest offset before that, and the user id.
+
+    """
+
+    def __init__(self, seen_s: float) -> None:
+        self.seen_s = seen_s
+        self.values: list[object] = []
+        self.log: list[tuple[int, int, int, str | None]] = []
+        self.first: list[tuple[int, int]] = []
+
+    def add(
+        self, user_id: int, message: Message, *, last: int, seq: int, is_first: bool
+    ) -> None:
+        """Add a message after the offset `last` and the message `seq`."""
+        if is_first:
+            self.first.append((last, user_id))
+        key = None if message.options is None else message.options.key
+        self.values += (
+            user_id, last + 1, message.taken_s, message.deadline_s, message.id, key,
+            message.event, message.data,
+        )  # fmt: skip
+        self.log.append((user_id, last + 1, seq, message.id))
+
+
 class SqliteWriter:
     """
     The runner of the writer's thread; every change of the file is made here.
@@ -70,6 +102,8 @@ class SqliteWriter:
         self._seq = 0
         self._committed_seq = 0
         self._index_budget = 0  # rows
+        # Of sparse inboxes by user id, at least: messages added since they were counted.
+        self._sparse_counts: dict[int, int] = {}
         self._last_round_s = self._clock.real_s()
         # Of the current transaction:
         self._added = UnindexedEntries()
@@ -177,13 +211,12 @@ class SqliteWriter:
         # At least one block above the limit, so that there is a whole block to delete.
         limit = retention.max_messages + max(BLOCK, retention.max_messages // 8)
         users = self._users
-        for message in messages:
-            if message.user not in users:
-                self._load_or_add_user(connection, message.user)
+        self._load_or_add_users(connection, messages)
         seen = self._seen_ids(connection, messages, now.ago(retention.dedupe_s))
         added = self._added
         unpack, pack = HEAD.unpack, HEAD.pack
         over_limit: dict[str, int] = {}  # messages added, by user
+        sparse = SparseRows(now.now_s)
         offsets: list[int | None] = []
         values: list[object] = []
         seq = self._seq
@@ -197,6 +230,11 @@ class SqliteWriter:
                     continue
                 seen.add(key)
                 added.ids[key] = seen_s = now.now_s
+            if first < 0 or message.options is not None:
+                offsets.append(last + 1)
+                sparse.add(user_id, message, last=last, seq=prev, is_first=first >= 0)
+                users[message.user] = pack(user_id, -1, last + 1, prev)
+                continue
             seq += 1
             offset = last + 1
             offsets.append(offset)
@@ -213,6 +251,8 @@ class SqliteWriter:
         added.count += seq - self._seq
         self._seq = seq
         statements.insert(connection, "INSERT INTO messages", values, columns=10)
+        if sparse.log:
+            self._append_sparse(connection, sparse, retention.max_messages)
         for user, count in over_limit.items():
             self._trim(
                 connection,
@@ -236,16 +276,47 @@ class SqliteWriter:
                 user_id, _, last, _ = HEAD.unpack(head)
                 pairs[user_id] = min(offset, last)
         if pairs:
-            self._marks_id = self._tail.next_marks_id
-            connection.execute(
-                "INSERT INTO marks VALUES (?, ?)",
-                (self._marks_id, orjson.dumps(list(pairs.items()))),
-            )
+            self._insert_marks(connection, list(pairs.items()))
             self._added.marks.update(pairs)
             self._added.count += len(pairs)
         connection.executemany(
             "DELETE FROM trials WHERE key = ?", [(key,) for key in ended_trials]
         )
+
+    def _insert_marks(
+        self,
+        connection: Connection,
+        marks: Sequence[tuple[int, int]],
+        sparse: object = None,
+    ) -> None:
+        self._marks_id = max(self._marks_id + 1, self._tail.next_marks_id)
+        text = None if sparse is None else orjson.dumps(sparse)
+        connection.execute(
+            "INSERT INTO marks VALUES (?, ?, ?)",
+            (self._marks_id, orjson.dumps(marks), text),
+        )
+
+    def _append_sparse(
+        self, connection: Connection, rows: "SparseRows", max_messages: int
+    ) -> None:
+        """Insert messages of sparse inboxes, which replaces those with the same key."""
+        connection.executemany(
+            "UPDATE users SET sparse_after = ? WHERE id = ?", rows.first
+        )
+        statements.insert(
+            connection, "INSERT OR REPLACE INTO sparse", rows.values, columns=8
+        )
+        self._insert_marks(connection, (), (rows.seen_s, rows.log))
+        self._added.add_sparse(rows.seen_s, rows.log)
+        counts = self._sparse_counts
+        for user_id, *_ in rows.log:
+            counts[user_id] = counts.get(user_id, 0) + 1
+            if counts[user_id] > max_messages + max(BLOCK, max_messages // 8):
+                counts[user_id] = statements.trim_sparse(
+                    connection, user_id, max_messages
+                )
+        if len(counts) > _USERS_MAX:
+            counts.clear()
 
     def note_trial(self, connection: Connection, key: bytes, *, is_first: bool) -> int:
         """Count a trial of this key; `is_first` discards the trials before it."""
@@ -296,6 +367,11 @@ class SqliteWriter:
         connection.execute("DELETE FROM trials WHERE noted_s < ?", (oldest_s,))
         return statements.delete_older(connection, oldest_s)
 
+    def sweep_sparse(self, connection: Connection, after: int) -> int | None:
+        """Delete old messages of sparse inboxes; arguments and result as `sweep_ids`."""
+        oldest_s = self._clock.read().ago(self._retention().max_age_s)
+        return statements.delete_old_sparse(connection, after, oldest_s)
+
     def sweep_ids(
         self, connection: Connection, after: tuple[int, str]
     ) -> tuple[int, str] | None:
@@ -332,6 +408,13 @@ class SqliteWriter:
 
     # --- users
 
+    def _load_or_add_users(
+        self, connection: Connection, messages: Sequence[Message]
+    ) -> None:
+        for message in messages:
+            if message.user not in self._users:
+                self._load_or_add_user(connection, message.user)
+
     def _load_or_add_user(self, connection: Connection, user: str) -> None:
         if self._load_user(connection, user) is None:
             user_id, forgotten = connection.execute(
@@ -343,14 +426,14 @@ class SqliteWriter:
 
     def _load_user(self, connection: Connection, user: str) -> bytes | None:
         row = connection.execute(
-            "SELECT id, first, coalesce(last, forgotten), coalesce(seq, 0)"
-            " FROM users LEFT JOIN heads ON user_id = id WHERE user = ?",
+            "SELECT id, CASE WHEN sparse_after IS NULL THEN first ELSE -1 END,"
+            " coalesce(last, forgotten), coalesce(seq, 0) FROM users LEFT JOIN heads ON user_id = id WHERE user = ?",
             (user,),
         ).fetchone()
         if row is None:
             return None
         user_id, first, *head = row
-        last, seq = max(self._tail.of(user_id).head, tuple(head))
+        last, seq = map(max, head, self._tail.of(user_id).head)
         packed = self._users[user] = HEAD.pack(user_id, first, last, seq)
         return packed
 

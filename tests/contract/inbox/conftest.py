@@ -14,6 +14,7 @@ import pytest_asyncio
 from bridge.clock import SteadyClock
 from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message, Stored
+from bridge.core.message_options import MessageOptions
 from bridge.core.redis_address import parse_redis
 from bridge.inbox.contract import Retention
 from bridge.inbox.memory.store import MemoryInbox
@@ -155,9 +156,14 @@ class StoreUnderTest:
         *,
         message_id: str | None = None,
         deadline_s: float | None = None,
+        key: str | None = None,
     ) -> Message:
         """Return a message that is received now."""
-        return Message(user, "message", data, self.clock.now_s, message_id, deadline_s)
+        options = None if key is None else MessageOptions(key=key)
+        return Message(
+            *(user, "message", data, self.clock.now_s, message_id, deadline_s),
+            options=options,
+        )
 
     async def append(self, user: str, *data: bytes) -> list[int | None]:
         """Append messages of one user as one batch."""

@@ -284,6 +284,7 @@ async def follow_steps(store: StoreUnderTest, steps: list[tuple[str, int]]) -> N
             b"%d" % offset for offset in offsets
         ]
         assert page.last == stored
+        assert page.gone is not None
         assert len(offsets) + page.expired + page.gone == page.next_after - after
         accounted += page.next_after - after
         after = page.next_after

@@ -2,8 +2,8 @@
 
 import asyncio
 import shutil
-from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -23,8 +23,9 @@ from hypothesis.stateful import (
 from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message, Stored
+from bridge.core.message_options import MessageOptions
 from bridge.core.position import Position
-from bridge.core.replay import plan_replay
+from bridge.core.replay import count_gone, plan_replay
 from bridge.enums import SyncReason
 from bridge.inbox.contract import Retention
 from tests.contract.inbox.conftest import STORES, Inbox
@@ -45,6 +46,9 @@ class ModelInbox:
     seen_s: dict[str, float] = field(default_factory=dict)
     forgotten: int = 0
     forgotten_last: int = 0  # the newest offset that was ever forgotten
+    sparse_after: int | None = None
+    replaced: set[int] = field(default_factory=set)
+    keys: dict[str, int] = field(default_factory=dict)
 
     @property
     def last(self) -> int:
@@ -55,25 +59,62 @@ class ModelInbox:
         """Return the message with this offset."""
         return self.messages[offset - self.forgotten - 1]
 
+    @property
+    def live(self) -> list[int]:
+        """The offsets of the kept messages."""
+        return [
+            offset
+            for offset in range(self.first, self.last + 1)
+            if offset not in self.replaced
+        ]
+
+    def store(self, message: Message) -> None:
+        """Add the newest message, in place of an older one with its key."""
+        self.messages.append(message)
+        if message.options is not None and message.options.key is not None:
+            if self.sparse_after is None:
+                self.sparse_after = self.last - 1
+            key = message.options.key
+            if key in self.keys:
+                self.replaced.add(self.keys[key])
+            self.keys[key] = self.last
+
+    def without_holes(self, first: int) -> int:
+        """
+        Return `first`, or a lower offset if only replaced messages are between them.
+
+        A message that was too old when it was replaced may count as either.
+        """
+        while first - 1 in self.replaced:
+            first -= 1
+        return first
+
     def is_idle(self, now_s: float) -> bool:
         """Return whether a store may forget it, if it has no windows."""
         oldest_s = now_s - RETENTION.dedupe_s
         return (
             bool(self.messages)
-            and self.first > self.last
+            and not self.live
             and all(seen_s < oldest_s for seen_s in self.seen_s.values())
         )
 
     def trim(self, now_s: float) -> None:
         """Move `first` past messages that are over the limit or too old."""
-        self.first = max(self.first, self.last - RETENTION.max_messages + 1)
+        live = self.live
         oldest_s = now_s - RETENTION.max_age_s
-        while self.first <= self.last and self.at(self.first).taken_s < oldest_s:
-            self.first += 1
+        while live and (
+            len(live) > RETENTION.max_messages or self.at(live[0]).taken_s < oldest_s
+        ):
+            self.first = live.pop(0) + 1
 
 
-def of_user(user: str, feed: Iterable[Stored]) -> list[Stored]:
-    return [stored for stored in feed if stored.message.user == user]
+def facts(stored: Iterable[Stored]) -> list[tuple[int, Message]]:
+    """Return offsets and messages without their keys, which pages do not receive."""
+    return [(each.offset, replace(each.message, options=None)) for each in stored]
+
+
+def of_user(user: str, feed: Iterable[Stored]) -> list[tuple[int, Message]]:
+    return facts(stored for stored in feed if stored.message.user == user)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -124,19 +165,24 @@ class StoreMachine(RuleBasedStateMachine):
                 st.sampled_from(USERS),
                 st.sampled_from((None, None, "a", "b", "c")),
                 st.sampled_from((None, None, 5, 50)),
+                st.sampled_from((None, None, None, "k", "l", "m")),
             ),
             max_size=8,
         )
     )
-    def append(self, batch: list[tuple[str, str | None, int | None]]) -> None:
-        """Append a batch, with repeated ids and with deadlines."""
+    def append(
+        self, batch: list[tuple[str, str | None, int | None, str | None]]
+    ) -> None:
+        """Append a batch, with repeated ids, with deadlines, and with keys except for alice."""
         messages: list[Message] = []
         expected: list[int | None] = []
-        for user, message_id, ttl_s in batch:
+        for user, message_id, ttl_s, key in batch:
             log = self.logs[user]
             data = f"{user}-{self.now_s}-{len(messages)}".encode()
             deadline_s = None if ttl_s is None else self.now_s + ttl_s
             message = Message(user, "message", data, self.now_s, message_id, deadline_s)
+            if key is not None and user != "alice":
+                message.options = MessageOptions(key=key)
             messages.append(message)
             if message_id is not None:
                 seen_s = log.seen_s.get(message_id)
@@ -144,7 +190,7 @@ class StoreMachine(RuleBasedStateMachine):
                     expected.append(None)
                     continue
                 log.seen_s[message_id] = self.now_s
-            log.messages.append(message)
+            log.store(message)
             expected.append(log.last)
             if user in self.followed:
                 self.expected_feed.append(Stored(message, log.last))
@@ -208,7 +254,7 @@ class StoreMachine(RuleBasedStateMachine):
         next_after = max(after, log.first - 1)
         found: list[Stored] = []
         expired = size = 0
-        for offset in range(next_after + 1, log.last + 1):
+        for offset in [each for each in log.live if each > after]:
             stored = Stored(log.at(offset), offset)
             if stored.message.is_expired(ClockReading(self.now_s)):
                 expired += 1
@@ -218,6 +264,9 @@ class StoreMachine(RuleBasedStateMachine):
                     break
                 found.append(stored)
             next_after = offset
+        else:
+            next_after = max(next_after, log.last)
+        state = self.run(self.inbox.state(user))
 
         page = self.run(
             self.inbox.read(
@@ -225,13 +274,24 @@ class StoreMachine(RuleBasedStateMachine):
             )
         )
 
-        assert list(page.messages) == found
+        assert facts(page.messages) == facts(found)
         assert (page.next_after, page.expired, page.last) == (
             next_after,
             expired,
             log.last,
         )
-        assert page.gone == max(0, log.first - 1 - after)
+        assert page.gone == count_gone(after, state.first, state.sparse_after)
+        deleted = [each for each in self._deleted(log) if each > after]
+        plan = plan_replay(Position(self.epoch, after), state)
+        if after <= log.last:
+            assert (plan.missed == 0) == (not deleted or state.first <= deleted[0])
+        assert bool(deleted) <= (page.gone != 0)
+
+    def _deleted(self, log: ModelInbox) -> Iterator[int]:
+        """Yield the offsets that were deleted for another reason than their key."""
+        for offset in range(log.forgotten + 1, log.first):
+            if offset not in log.replaced:
+                yield offset
 
     @precondition(lambda self: self.store != "memory")
     @rule()
@@ -274,13 +334,18 @@ class StoreMachine(RuleBasedStateMachine):
                 log.forgotten = log.delivered = state.forgotten
                 log.first = state.forgotten + 1
             assert state.forgotten == log.forgotten
-            assert (state.epoch, state.first, state.last, state.delivered) == (
+            assert (state.epoch, state.last, state.delivered) == (
                 self.epoch,
-                log.first,
                 log.last,
                 log.delivered,
             )
-            assert (state.trimmed_for is None) == (state.first == log.forgotten + 1)
+            # Redis includes the messages before it in the same batch.
+            assert (state.sparse_after is None) == (log.sparse_after is None)
+            assert (state.sparse_after or 0) <= (log.sparse_after or 0)
+            assert log.without_holes(state.first) == log.without_holes(log.first)
+            assert state.last - state.first + 1 - state.holes == len(log.live)
+            if log.sparse_after is None:
+                assert (state.trimmed_for is None) == (state.first == log.forgotten + 1)
             for old in range(log.forgotten_last + 1):
                 plan = plan_replay(Position(state.epoch, old), state)
                 assert (plan.reason is SyncReason.RESET) == (old < log.forgotten)

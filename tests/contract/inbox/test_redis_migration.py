@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bridge.core.message import Message
+from bridge.core.message_options import MessageOptions
 from bridge.core.redis_address import parse_redis
 from bridge.errors import MigrationRefusedError, StoreUnavailableError
 from bridge.inbox.contract import Retention
@@ -291,3 +292,29 @@ async def test_positions_of_forgotten_users_stay_invalid(
         states = [await theirs.state(f"user-{n}") for n in range(2)]
     assert [state.forgotten for state in states] == [1024, 1024]
     assert [state.last for state in states] == [1025, 1024]
+
+
+async def test_messages_with_keys_are_copied(
+    path: Path, store: Store, open_inbox: OpenInbox
+) -> None:
+    """Their holes stay, and newer messages replace them in the new store."""
+
+    def message(data: bytes, key: str | None = None) -> Message:
+        options = None if key is None else MessageOptions(key=key)
+        return Message("ann", "m", data, time.time(), options=options)
+
+    async with open_inbox() as inbox:
+        await inbox.append([message(b"1"), message(b"2")])
+        await inbox.append([message(b"3", "k"), message(b"4", "l"), message(b"5")])
+        await inbox.append([message(b"6", "k")])
+        old = await inbox.state("ann")
+
+    await migrate_into(store.target(), path)
+
+    async with both_open(path, store) as (_, theirs):
+        assert await theirs.state("ann") == old
+        await theirs.append([message(b"7", "l")])
+        page = await theirs.read("ann", after=0, max_messages=9, max_bytes=1000)
+        found = [(each.offset, each.message.data) for each in page.messages]
+        assert found == [(1, b"1"), (2, b"2"), (5, b"5"), (6, b"6"), (7, b"7")]
+        assert page.gone == 0

@@ -184,6 +184,7 @@ def test_a_message_is_accepted_by_its_schema_when_the_bridge_accepts_it(
             "id": short_text() | st.none() | st.just(5),
             "ttl_s": st.sampled_from([None, 0, 0.5, 2592000, 2592001, -1, "5", True]),
             "ttl": st.just(5),
+            "key": st.sampled_from(["k", "", "k" * 128, "k" * 129, "a\n", None, 5]),
             "ephemeral": st.sampled_from([True, False, None, "true"]),
         },
     )

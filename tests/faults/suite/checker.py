@@ -41,6 +41,7 @@ class _Message:
     invoked_t: float
     has_id: bool
     is_bad: bool
+    key: str | None
     confirmed_t: float | None = None
 
 
@@ -51,6 +52,22 @@ class _User:
     bad: set[Name] = field(default_factory=set)
     dead_lettered: set[Name] = field(default_factory=set)
     windows: list["_Window"] = field(default_factory=list)
+    keyed: int = 0  # messages with a key
+    # By epoch and offset: whether the message there has a key, and who skipped it.
+    places: dict[tuple[str, int], bool] = field(default_factory=dict)
+    skipped: dict[tuple[str, int], Event] = field(default_factory=dict)
+
+    def wanted(self) -> set[Name]:
+        """Return what a new window must receive: of each key the newest message."""
+        wanted = self.confirmed - self.bad - self.dead_lettered
+        newest: dict[tuple[str, str], Name] = {}
+        for name in sorted(wanted):
+            key = self.messages[name].key
+            if key is not None:
+                wanted.discard(newest.get((name[0], key), name))
+                wanted.add(name)
+                newest[name[0], key] = name
+        return wanted
 
 
 @dataclass(slots=True)
@@ -238,9 +255,10 @@ class Checker:
     def _invoked(self, event: Invoked) -> None:
         user = self._users.setdefault(event.user, _User())
         name = (event.producer, event.number)
-        user.messages[name] = _Message(event.t, event.has_id, event.is_bad)
+        user.messages[name] = _Message(event.t, event.has_id, event.is_bad, event.key)
         if event.is_bad:
             user.bad.add(name)
+        user.keyed += event.key is not None
         self.counts["messages"] += 1
 
     def _confirmed(self, event: Confirmed) -> None:
@@ -253,7 +271,20 @@ class Checker:
         for window in user.windows:
             if name not in window.received:
                 window.waiting.add(name)
+            self._discard_replaced(user, name, window)
         self.counts["messages confirmed"] += 1
+
+    def _discard_replaced(self, user: _User, name: Name, window: _Window) -> None:
+        """Expect no older message with the key of `name` in the window any more."""
+        key = user.messages[name].key
+        if key is not None:
+            window.waiting = {
+                other
+                for other in window.waiting
+                if other >= name
+                or other[0] != name[0]
+                or user.messages[other].key != key
+            }
 
     def _dead_lettered(self, event: DeadLettered) -> None:
         name = (event.producer, event.number)
@@ -277,8 +308,7 @@ class Checker:
         window = self._windows.get(event.window)
         if window is None:
             user = self._users.setdefault(event.user, _User())
-            waiting = user.confirmed - user.bad - user.dead_lettered
-            window = self._windows[event.window] = _Window(event.user, waiting)
+            window = self._windows[event.window] = _Window(event.user, user.wanted())
             user.windows.append(window)
             return
         self.counts["page reloads"] += 1
@@ -321,6 +351,7 @@ class Checker:
             self._check_repeats(window, event)
         window.received[name] = times + 1
         window.waiting.discard(name)
+        self._discard_replaced(self._users[window.user], name, window)
         if times == 0:
             self._check_order(window, message, event)
         elif is_new_position and window.is_first_chain:
@@ -344,13 +375,27 @@ class Checker:
             self._violate(Violation.REPEATED_POSITION, event)
             return False
         window.seen.add(offset)
+        user = self._users[window.user]
+        has_key = user.messages[event.producer, event.number].key is not None
+        user.places[epoch, offset] = has_key
+        if not has_key and (epoch, offset) in user.skipped:
+            self._violate(Violation.HOLE, user.skipped.pop((epoch, offset)))
         if window.last is not None:
             if offset < window.last:
                 self._violate(Violation.ORDER, event)
-            elif offset > window.last + 1:
-                self._violate(Violation.HOLE, event)
+            for skipped in range(window.last + 1, offset):
+                self._skip(user, (epoch, skipped), event)
         window.last = offset
         return True
+
+    def _skip(self, user: _User, place: tuple[str, int], event: Received) -> None:
+        """Note that a window skipped a position, which only replaced messages may leave."""
+        user.skipped[place] = event
+        is_known = user.places.get(place) is False
+        if is_known or len(user.skipped) > user.keyed:
+            self._violate(Violation.HOLE, event)
+        else:
+            self.counts["positions skipped for replaced messages"] += 1
 
     def _check_order(self, window: _Window, message: _Message, event: Received) -> None:
         """

@@ -16,7 +16,11 @@ import orjson
 
 @dataclass(frozen=True, slots=True)
 class Invoked:
-    """A producer is about to publish; with an id it retries until the confirm."""
+    """
+    A producer is about to publish; with an id it retries until the confirm.
+
+    A message with a key replaces the earlier ones of its producer with that key.
+    """
 
     t: float
     user: str
@@ -24,6 +28,7 @@ class Invoked:
     number: int
     has_id: bool = False
     is_bad: bool = False
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,4 +251,5 @@ def read_history(path: Path) -> Iterator[Event]:
         for line in file:
             ((name, values),) = orjson.loads(line).items()
             kind = KINDS[name]
-            yield kind(**{field.name: values[field.name] for field in fields(kind)})
+            names = {field.name for field in fields(kind)} & values.keys()
+            yield kind(**{name: values[name] for name in names})

@@ -10,6 +10,7 @@ from typing import Final
 import orjson
 
 from bridge.amqp.publish.publisher import Publisher
+from bridge.core.message_options import MessageOptions, render_options
 from bridge.core.properties import PERSISTENT, Properties
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from tests.faults.suite.history import Ambiguous, Confirmed, History, Invoked
@@ -19,7 +20,9 @@ _PAUSES_S: Final = (0.05, 0.3)
 _BAD_EACH: Final = 100
 _LARGE_EACH: Final = 50
 _LARGE_BYTES: Final = 4000
+_KEYS: Final = 3
 CAREFUL: Final = "careful"
+KEYED: Final = "keyed"
 PLAIN: Final = "plain"
 PROBE: Final = "probe"
 LARGE: Final = "large"
@@ -31,7 +34,7 @@ class Producer:
     Publishes numbered messages to one user, in order.
 
     A careful producer gives each message an id and retries until the confirm. Others do
-    neither.
+    neither. The messages of one with keys have one of three keys in turn.
     """
 
     user: str
@@ -83,10 +86,12 @@ class Producer:
         )
         if is_bad:
             body = body[:-1]  # invalid JSON, which must be dead-lettered
-        self._record(Invoked, has_id=self.is_careful, is_bad=is_bad)
+        key = f"key {number % _KEYS}" if self.name == KEYED else None
+        self._record(Invoked, has_id=self.is_careful, is_bad=is_bad, key=key)
         properties = Properties(
             delivery_mode=PERSISTENT,
             message_id=f"{self.name}-{number}".encode() if self.is_careful else None,
+            headers=render_options(MessageOptions(key=key)),
         )
         while not await self._try(body, properties):
             self._record(Ambiguous)
@@ -116,7 +121,7 @@ class Producer:
     def _record(
         self,
         kind: Callable[..., Invoked | Confirmed | Ambiguous],
-        **facts: bool,
+        **facts: bool | str | None,
     ) -> None:
         t = self.history.t
         self.history.add(kind(t, self.user, self.name, self.number, **facts))
@@ -129,12 +134,14 @@ class Producers:
 
     Attributes:
         regular: A careful and a plain one per user, for the load.
+        keyed: One per user, whose messages replace each other.
         probes: One per user, for messages that prove that delivery works.
         large: One per user, for bursts of large messages.
 
     """
 
     regular: list[Producer]
+    keyed: list[Producer]
     probes: dict[str, Producer]
     large: dict[str, Producer]
 
@@ -164,6 +171,7 @@ def create_producers(
     numbers = range(len(users))
     return Producers(
         regular=[producer(n, name) for n in numbers for name in (CAREFUL, PLAIN)],
+        keyed=[producer(n, KEYED) for n in numbers],
         probes={users[n]: producer(n, PROBE) for n in numbers},
         large={users[n]: producer(n, LARGE) for n in numbers},
     )

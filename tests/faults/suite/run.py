@@ -185,14 +185,20 @@ class Run:
         self._watchdog.phase(name, within_s=within_s + _WATCHDOG_MARGIN_S)
 
     async def _under_load(self, world: World) -> None:
-        per_s = self._plan.scale.messages_per_s / len(world.producers.regular)
+        # A quarter of the messages have keys.
+        producers = world.producers
+        share = self._plan.scale.messages_per_s / 4
+        rates = [
+            (each, 3 * share / len(producers.regular)) for each in producers.regular
+        ]
+        rates += [(each, share / len(producers.keyed)) for each in producers.keyed]
         async with asyncio.TaskGroup() as tasks:
             producing = [
                 tasks.create_task(
                     each.run(per_s=per_s, stop=world.stop),
                     name=f"{each.user} {each.name}",
                 )
-                for each in world.producers.regular
+                for each, per_s in rates
             ]
             try:
                 for number, scheduled in enumerate(self._rounds(), start=1):

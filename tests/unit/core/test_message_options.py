@@ -45,9 +45,24 @@ def test_other_headers_are_no_options() -> None:
     assert parse_options(render_table({"x-bridge-attempt": 2, "a": "b"})) is None
 
 
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (b"S\0\0\0\0", "is not a string of 1 to 128 bytes"),
+        (b"t\1", "is not a string of 1 to 128 bytes"),
+        (b"S\0\0\0\1\n", "holds a control character"),
+        (b"S\0\0\0\1\xff", "is not UTF-8 at byte 0"),
+        (b"S\0\0\0\x81" + b"k" * 129, "has 129 bytes, allowed are 128"),
+    ],
+)
+def test_an_invalid_key_is_named(value: bytes, problem: str) -> None:
+    """It would replace messages that it should not replace."""
+    assert parse_options(table("x-bridge-key", value)) == f"x-bridge-key {problem}"
+
+
 def test_rendered_options_are_parsed_again() -> None:
     """The HTTP API and the command publish with these headers."""
-    options = MessageOptions(is_ephemeral=True)
+    options = MessageOptions(is_ephemeral=True, key="Größe 17")
 
     assert parse_options(render_options(options) or b"") == options
     assert render_options(MessageOptions()) is None

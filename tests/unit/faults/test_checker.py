@@ -311,3 +311,58 @@ def test_a_window_is_complete_when_it_has_all_confirmed_messages() -> None:
 
     assert checker.is_complete(A)
     assert not checker.is_complete(B)
+
+
+def keyed(t: float, number: int, key: str = "k") -> list[Event]:
+    """Return the events of a publish with a key, confirmed half a second later."""
+    return [
+        Invoked(t, "ann", "p", number, has_id=True, key=key),
+        Confirmed(t + 0.5, "ann", "p", number),
+    ]
+
+
+def test_a_replaced_message_may_be_missing_and_the_newest_may_not() -> None:
+    """A window that is open at the end has the newest message of each key."""
+    base = [opened(), *keyed(1, 1), *keyed(2, 2, "other"), *keyed(3, 3)]
+
+    assert violations([*base, got(4, 2, 2), got(5, 3, 3)]) == {}
+    assert violations([*base, got(4, 1, 1), got(5, 2, 2)]) == {Violation.LOST: 1}
+    assert violations([*base, got(5, 3, 3)]) == {Violation.LOST: 1}
+
+
+def test_a_window_that_opens_later_needs_the_newest_of_each_key() -> None:
+    """Nothing else of the key is in the inbox any more."""
+    published = [*keyed(1, 1), *keyed(2, 2)]
+
+    assert violations([*published, opened(), got(4, 2, 2)]) == {}
+    assert violations([*published, opened()]) == {Violation.LOST: 1}
+
+
+def test_an_older_message_of_a_key_may_not_come_after_a_newer_one() -> None:
+    """The page would show an old value."""
+    events = [opened(), *keyed(1, 1), *keyed(2, 2), got(4, 2, 2), got(5, 1, 3)]
+
+    assert Violation.ORDER in violations(events)
+
+
+def test_a_skipped_position_must_be_that_of_a_message_with_a_key() -> None:
+    """Also if another window shows only later what was there."""
+    base = [opened(), opened(B), *publish(1, 1), *publish(2, 2), *keyed(3, 3)]
+    one = [got(4, 1, 1), got(5, 3, 3)]
+    other = [got(6, number, number, window=B) for number in (1, 2, 3)]
+
+    found = violations([*base, *one, *other])
+    assert found == {Violation.LOST: 1, Violation.HOLE: 1}
+    assert violations([*base, *other, *one]) == found
+
+
+def test_no_more_positions_are_skipped_than_messages_have_keys() -> None:
+    """Each hole was left by one of them."""
+    base = [opened(), *keyed(1, 1), *publish(2, 2), got(3, 2, 2)]
+
+    assert violations([*base[:-1], got(2, 1, 1), *keyed(3, 3), got(4, 2, 3)]) == {
+        Violation.LOST: 1
+    }
+    assert violations(
+        [opened(), *keyed(1, 1), *keyed(2, 2), got(3, 1, 1), got(4, 2, 9)]
+    ) == {Violation.HOLE: 5}

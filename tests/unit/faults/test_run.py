@@ -40,7 +40,7 @@ class HangingWorld:
     def __init__(self) -> None:
         self.checker = Checker()
         self.history = History(None, self.checker.feed)
-        self.producers = SimpleNamespace(regular=[IdleProducer()])
+        self.producers = SimpleNamespace(regular=[IdleProducer()], keyed=[])
         self.stop = asyncio.Event()
         self.anomalies: list[str] = []
         self.checks = 0
