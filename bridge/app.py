@@ -132,16 +132,25 @@ class Bridge:
     def _works(self) -> dict[str, Coroutine[Any, Any, None]]:
         parts = self.components
         fleet = {"fleet": parts.fleet.run()} if parts.fleet else {}
-        return fleet | {
-            "publisher": parts.publisher.run(),
-            "intake": self._consume(),
-            "pipeline": parts.pipeline.run(),
-            "outbox": parts.outbox.run(),
-            "sockets": parts.sockets.engine.run(),
-            "store": parts.inbox_maintenance.run(),
-            "gauges": parts.gauges.run(),
-            "jobs": parts.jobs.run(),
-        }
+        requests = (
+            {"requests": parts.request_client.run()}
+            if self.settings.page_events
+            else {}
+        )
+        return (
+            fleet
+            | requests
+            | {
+                "publisher": parts.publisher.run(),
+                "intake": self._consume(),
+                "pipeline": parts.pipeline.run(),
+                "outbox": parts.outbox.run(),
+                "sockets": parts.sockets.engine.run(),
+                "store": parts.inbox_maintenance.run(),
+                "gauges": parts.gauges.run(),
+                "jobs": parts.jobs.run(),
+            }
+        )
 
     async def _open(self, stack: AsyncExitStack) -> None:
         parts = self.components
@@ -288,6 +297,9 @@ class Bridge:
         parts.operator_listener.limits.apply(options.limits, options.policy)
         parts.pipeline.replace_rules(message_limits(new), schemas)
         parts.event_check.replace(schemas)
+        parts.page_requests.replace_rules(
+            schemas, max_reply_bytes=new.max_message_bytes
+        )
         parts.publish_endpoint.replace_limit(new.max_message_bytes)
         parts.sign_in.apply(operator_key_of(new))
         parts.publish_keys.replace(publish_key_texts_of(new))

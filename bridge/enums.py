@@ -69,6 +69,12 @@ class OptionHeader(StrEnum):
     KEY = "x-bridge-key"
 
 
+# Of requests from pages to workers. Only bridge may publish to their exchange.
+HEADER_USER: Final = "x-bridge-user"
+HEADER_WINDOW: Final = "x-bridge-window"
+# The property `type` of a worker's reply that reports an error.
+REPLY_TYPE_ERROR: Final = "error"
+
 # Written by RabbitMQ's message interceptor and by OpenTelemetry's libraries.
 HEADER_PUBLISHED_MS: Final = "timestamp_in_ms"
 HEADER_TRACE_PARENT: Final = "traceparent"
@@ -329,6 +335,51 @@ class EventError(StrEnum):
     BAD_USER = "bad_user"
     KEYS_UNAVAILABLE = "keys_unavailable"
     NOT_AVAILABLE = "not_available"
+
+
+class RequestOutcome(_ExplainedEnum):
+    """
+    How a request from a page ended: a label of `bridge_requests_total`.
+
+    Those that are errors are also `code` of the answer `{ok: false, code, message}`.
+    """
+
+    ANSWERED = "answered", "a worker replied with data"
+    SENT = "sent", "the page expects no answer, and the broker has the request"
+    LEFT = "left", "the page disconnected before its request was answered"
+    UNROUTABLE = (
+        "unroutable",
+        "no queue is bound for this event, so no worker can receive it",
+    )
+    TIMEOUT = (
+        "timeout",
+        "no worker replied within BRIDGE_REQUEST_TIMEOUT; one may have processed the request",
+    )
+    REFUSED = (
+        "refused",
+        "the bridge does not accept the event or its data, or the worker reported an error",
+    )
+    FLOODING = (
+        "flooding",
+        "the window has too many requests in flight, or does not read its answers",
+    )
+    NOT_AVAILABLE = (
+        "not_available",
+        "the broker cannot take the request now, or its connection was lost before the "
+        "reply; a worker may have processed the request",
+    )
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it is a code that a page can receive."""
+        return self not in {
+            RequestOutcome.ANSWERED,
+            RequestOutcome.SENT,
+            RequestOutcome.LEFT,
+        }
+
+
+REQUEST_ERRORS: Final = tuple(one for one in RequestOutcome if one.is_error)
 
 
 class Outcome(StrEnum):

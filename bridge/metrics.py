@@ -290,6 +290,19 @@ class Metrics(ReadableMetrics):
             "bridge_events_ignored",
             "Events and packets from windows that the bridge does not know.",
         )
+        self.requests = counter(
+            "bridge_requests",
+            "Requests from pages to workers, by outcome.",
+            ("outcome",),
+        )
+        self.request_seconds = ages(
+            "bridge_request_seconds",
+            "Time from a request of a page to the reply of the worker.",
+        )
+        self.late_replies = counter(
+            "bridge_request_late_replies",
+            "Replies of workers that were dropped: their request had ended, by its timeout in most cases.",
+        )
         self.keys_refused = _keys_refused(registry)
         self.forwarded_unreadable = _forwarded_unreadable(registry)
         self.certificate_end = gauge(

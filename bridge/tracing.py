@@ -6,6 +6,9 @@ for RabbitMQ do. The bridge adds two spans to that trace: `process`, from consum
 message until it is stored or dead-lettered, and `deliver`, from consuming it until it is
 written to windows. A replay has no span, because the inbox does not keep the trace.
 
+A request from a page to a worker begins a trace of its own, with the span `request`, from the
+page's event to its answer. The worker receives the trace context in the headers.
+
 OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT` and others) configure the
 export. Without an endpoint, tracing costs nothing.
 """
@@ -20,8 +23,10 @@ from bridge.core.distribution import install_command
 from bridge.core.message import Delivery, Message, Stored
 from bridge.core.provenance import trace_parent
 from bridge.core.settlement import DeadLetter
+from bridge.enums import RequestOutcome
 
 try:
+    from opentelemetry.context import Context
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -125,6 +130,33 @@ class Tracing:
             self._describe(span, message)
             span.set_attribute("bridge.windows", count)
             span.end(_ns(now_s))
+
+    def start_request(self, event: str, *, now_s: float) -> "tuple[Span, str]":
+        """
+        Start the span of a request from a page.
+
+        Returns:
+            The span, and the trace context for the worker's spans.
+
+        """
+        span = self._tracer.start_span(
+            "request",
+            context=Context(),
+            kind=SpanKind.CLIENT,
+            attributes={"messaging.system": "rabbitmq", "bridge.event": event},
+            start_time=_ns(now_s),
+        )
+        of = span.get_span_context()
+        return span, f"00-{of.trace_id:032x}-{of.span_id:016x}-{of.trace_flags:02x}"
+
+    def end_request(
+        self, span: "Span", outcome: RequestOutcome, *, now_s: float
+    ) -> None:
+        """End the span of a request with its outcome."""
+        span.set_attribute("bridge.outcome", outcome)
+        if outcome.is_error:
+            span.set_status(Status(StatusCode.ERROR, outcome.explanation))
+        span.end(_ns(now_s))
 
     def _span(self, name: str, trace_parent: str, start_s: float) -> "Span":
         return self._tracer.start_span(

@@ -18,6 +18,7 @@ from bridge.amqp.management import MANAGEMENT_WITHIN_S, ManagementApi
 from bridge.amqp.publish.messages import MessagePublisher
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.queues import QueueInspector
+from bridge.amqp.requests import RequestClient
 from bridge.amqp.shards.layout import ShardPlan
 from bridge.amqp.supervision import OutageLog
 from bridge.auth.jwt import TokenRules, TokenVerifier
@@ -82,6 +83,7 @@ from bridge.sockets.engineio.handshake import HandshakePolicy
 from bridge.sockets.engineio.listener import Listener
 from bridge.sockets.engineio.session import SessionLimits
 from bridge.sockets.options import SocketOptions
+from bridge.sockets.page_requests import PageRequests
 from bridge.sockets.server import SocketIOServer
 from bridge.tracing import open_tracing
 from bridge.trusted_proxies import TrustedProxies
@@ -122,6 +124,26 @@ class Components:
         metrics.clock_jumps.set_function(lambda: clock.jump_count)
         self.inbox = inbox = inbox_of(settings, clock)
         self.inbox_maintenance = InboxMaintenance(inbox)
+        names = BrokerNames(settings.namespace)
+        self._broker = address = broker_address(settings)
+        plan = shard_plan(settings)
+        outages = OutageLog()
+        self.request_client = RequestClient(
+            address,
+            names,
+            timeout_s=settings.request_timeout,
+            metrics=metrics,
+            outages=outages,
+        )
+        self.page_requests = PageRequests(
+            self.request_client,
+            events=settings.page_events,
+            schemas=schemas,
+            max_reply_bytes=settings.max_message_bytes,
+            max_per_window=settings.max_requests_per_window,
+            metrics=metrics,
+            tracing=self.tracing,
+        )
         self.proxies = proxies_of(settings, metrics)
         loaded = certificate_of(settings)
         self.certificate = PortCertificate(loaded) if loaded else None
@@ -134,12 +156,9 @@ class Components:
             journal=journal,
             tracing=self.tracing,
             slot=slot,
+            page_requests=self.page_requests if settings.page_events else None,
         )
 
-        names = BrokerNames(settings.namespace)
-        self._broker = address = broker_address(settings)
-        plan = shard_plan(settings)
-        outages = OutageLog()
         self.publisher = Publisher(
             address, names, metrics=metrics, declares=plan, outages=outages
         )

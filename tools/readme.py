@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined
 
 from bridge.enums import (
     REASONS_OF_BRIDGE,
+    REQUEST_ERRORS,
     Closing,
     EventError,
     Fate,
@@ -106,6 +107,13 @@ def events_table() -> str:
     return textwrap.fill(names, 100)
 
 
+def requests_table() -> str:
+    """Return the codes of answers to requests from pages."""
+    return _markdown(
+        ("`code`", "meaning"), [(f"`{one}`", one.explanation) for one in REQUEST_ERRORS]
+    )
+
+
 def _members(kind: type[StrEnum]) -> Iterable[str]:
     return [member.value for member in kind]
 
@@ -122,6 +130,7 @@ TABLES: Final = {
     "closings": closings_table,
     "sync": sync_table,
     "fates": fates_table,
+    "requests": requests_table,
     "events": events_table,
 }
 

@@ -60,6 +60,7 @@ class Purpose(StrEnum):
 
     CONSUME = "consume"
     PUBLISH = "publish"
+    REQUEST = "request"
     CHECK = "check"
     OPERATE = "operate"  # short-lived: queries of queues, work on dead letters
 

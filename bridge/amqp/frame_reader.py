@@ -36,6 +36,7 @@ _FRAME: Final = Struct(">BHI").unpack_from  # kind, channel, size
 _METHOD_FRAME: Final = Struct(">BHII").unpack_from  # and class and method
 _HEADER_FRAME: Final = Struct(">BHIIQ").unpack_from  # and class and weight, body size
 _ENVELOPE: Final = Struct(">QBB").unpack_from  # tag, redelivered, length of exchange
+_CONFIRM: Final = Struct(">QB").unpack_from  # tag, bits; the first is `multiple`
 _FRAME_HEAD_BYTES: Final = 7
 _FRAME_OVERHEAD_BYTES: Final = 8  # head and end octet
 _HEADER_HEAD_BYTES: Final = 19
@@ -49,6 +50,26 @@ _HEARTBEAT_INTERVAL_S: Final = 1.0
 
 OnDeliveries = Callable[[Sequence[Delivery]], None]
 OnReturn = Callable[[int, int, str], None]
+
+
+@dataclass(slots=True)
+class Confirm:
+    """
+    The broker's answer to a publish; it is not frozen, because that would be slower.
+
+    Attributes:
+        tag: The number of the publish on its channel, from 1.
+        is_multiple: Whether all earlier publishes are confirmed, too.
+        is_ack: False if the broker could not store it.
+
+    """
+
+    tag: int
+    is_multiple: bool
+    is_ack: bool
+
+
+OnConfirm = Callable[[Confirm], None]
 
 
 class FrameReader(asyncio.StreamReader):
@@ -68,6 +89,9 @@ class FrameReader(asyncio.StreamReader):
         self._frame_bytes = 0  # size of that frame, as far as known
         self._has_removed = False
         self._heartbeat_s = 0.0
+        # The broker's reason while it blocks the connection, as in "low on memory". Only
+        # the readers of publishing connections set it.
+        self.blocked_for: str | None = None
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override] # asyncio gives bytes
         """Remove this reader's frames from `data` and pass on the rest."""
@@ -144,6 +168,14 @@ class FrameReader(asyncio.StreamReader):
 
         """
         return at
+
+    def _note_blocked(self, payload: bytes) -> None:
+        """Note whether a method of the connection blocks or unblocks publishing."""
+        if payload[:4] == _BLOCKED_BYTES:
+            reason = payload[5 : 5 + payload[4]]
+            self.blocked_for = reason.decode(errors="replace")
+        elif payload[:4] == _UNBLOCKED_BYTES:
+            self.blocked_for = None
 
     def _pass_heartbeat(self) -> None:
         # The library counts only frames that it sees as signs of life, and the broker
@@ -374,8 +406,6 @@ class ReturnReader(FrameReader):
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__(now=now)
         self._on_return: OnReturn | None = None
-        # The broker's reason while it blocks the connection, as in "low on memory".
-        self.blocked_for: str | None = None
 
     def subscribe(self, on_return: OnReturn) -> None:
         """Call `on_return` with channel, reply code and reply text of each return."""
@@ -387,11 +417,7 @@ class ReturnReader(FrameReader):
         payload = data[at + _FRAME_HEAD_BYTES : stop - 1]
         method = payload[:4]
         if channel == 0 and kind == _METHOD:
-            if method == _BLOCKED_BYTES:
-                reason = payload[5 : 5 + payload[4]]
-                self.blocked_for = reason.decode(errors="replace")
-            elif method == _UNBLOCKED_BYTES:
-                self.blocked_for = None
+            self._note_blocked(payload)
             return at  # the library stops writing until then
         if kind != _METHOD or method != _RETURN_BYTES:
             return at
@@ -402,7 +428,53 @@ class ReturnReader(FrameReader):
         return stop
 
 
+class RequestReader(DeliveryReader):
+    """
+    Removes deliveries, confirms and returns, for a channel that publishes and consumes.
+
+    Only bridge publishes on the connection, so the properties of a return are its own.
+    """
+
+    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(now=now)
+        self._on_confirm: OnConfirm | None = None
+        self._on_returned: Callable[[bytes], None] | None = None
+        self._is_returning = False  # content of a return follows
+
+    def subscribe_publishes(
+        self, on_confirm: OnConfirm, on_returned: Callable[[bytes], None]
+    ) -> None:
+        """
+        Call `on_confirm` for each ack and nack, and `on_returned` with a return's properties.
+
+        Both run inside the reading of bytes and must not block.
+        """
+        self._on_confirm = on_confirm
+        self._on_returned = on_returned
+
+    def _remove(self, data: bytes, kind: int, channel: int, at: int, stop: int) -> int:
+        if kind in _CONTENT and self._is_returning:
+            if kind == _HEADER and self._on_returned is not None:
+                self._on_returned(data[at + _HEADER_HEAD_BYTES : stop - 1])
+            return stop
+        if kind == _METHOD and channel == 0:  # may come between the frames of a return
+            self._note_blocked(data[at + _FRAME_HEAD_BYTES : stop - 1])
+        elif kind == _METHOD:
+            method_at = at + _FRAME_HEAD_BYTES
+            method = data[method_at : method_at + 4]
+            self._is_returning = method == _RETURN_BYTES
+            if self._is_returning:
+                return stop
+            if method in _CONFIRM_BYTES and self._on_confirm is not None:
+                tag, bits = _CONFIRM(data, method_at + 4)
+                self._on_confirm(Confirm(tag, bool(bits & 1), method == _ACK_BYTES))
+                return stop
+        return super()._remove(data, kind, channel, at, stop)
+
+
 _RETURN_BYTES: Final = _BASIC_RETURN.to_bytes(4, "big")
+_ACK_BYTES: Final = (60 << 16 | 80).to_bytes(4, "big")
+_CONFIRM_BYTES: Final = (_ACK_BYTES, (60 << 16 | 120).to_bytes(4, "big"))
 _BLOCKED_BYTES: Final = (10 << 16 | 60).to_bytes(4, "big")
 _UNBLOCKED_BYTES: Final = (10 << 16 | 61).to_bytes(4, "big")
 

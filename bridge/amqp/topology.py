@@ -224,6 +224,15 @@ def topology(
     return Topology(exchanges, queues, bindings)
 
 
+def requests_topology(names: BrokerNames) -> Topology:
+    """
+    Return the exchange of requests from pages; workers bind their queues to it.
+
+    It has no alternate exchange: a request without a queue must be returned at once.
+    """
+    return Topology([Exchange(names.requests, "topic")], (), ())
+
+
 def single_entry(names: BrokerNames) -> Exchange:
     """Return the exchange in front of the queue of a single shard."""
     return Exchange(names.inbound_queue(), "fanout", alternate=names.unrouted)

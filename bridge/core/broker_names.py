@@ -25,6 +25,11 @@ class BrokerNames:
         return f"{self.messages}.fallback"
 
     @property
+    def requests(self) -> str:
+        """The topic exchange of requests from pages to workers; only bridge publishes to it."""
+        return f"{self.namespace}.requests"
+
+    @property
     def inbound(self) -> str:
         """The exchange in front of the inbound queues; retries return through it."""
         return f"{self.namespace}.inbound"

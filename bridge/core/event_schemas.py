@@ -14,7 +14,7 @@ found by a slower search that remembers nothing, so only where that search is ch
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import jsonschema_rs
@@ -24,6 +24,8 @@ from bridge.core.schema_cost import BUDGET_STEPS, CheckCost
 # The base of the files of a folder. The name never resolves (RFC 2606), and nothing tries
 # to resolve it.
 BASE_URI: Final = "https://schemas.invalid/"
+# The budget for the data of a request from a page, about 4 ms: a page may send many of them.
+PAGE_BUDGET_STEPS: Final = BUDGET_STEPS >> 8
 # Limits of the text in a dead letter. Producers choose the keys that a pointer contains.
 _POINTER_MAX_CHARACTERS: Final = 300
 _TEXT_MAX_CHARACTERS: Final = 300
@@ -71,25 +73,33 @@ class CompiledSchema:
         validator: Has a mask, so that its messages contain no values.
         file: The path of the file in the folder.
         cost: The bound for the time of a check.
-        certain_bytes: The size up to which data of any form is checked.
+        budget_steps: The limit of one check.
 
     """
 
     validator: jsonschema_rs.Validator
     file: str
     cost: CheckCost
-    certain_bytes: int
+    budget_steps: int = BUDGET_STEPS
+
+    @property
+    def certain_bytes(self) -> int:
+        """The size up to which data of any form is checked."""
+        return self.cost.certain_bytes(self.budget_steps)
 
     def violation(self, data: object, *, size_bytes: int) -> Violation | None:
         """Return the first violation; ``None`` if `data` is valid."""
         if size_bytes > self.certain_bytes and not _is_within(
-            data, BUDGET_STEPS - size_bytes * self.cost.pattern_steps, self.cost.steps
+            data,
+            self.budget_steps - size_bytes * self.cost.pattern_steps,
+            self.cost.steps,
         ):
             text = f"data is too large to check it by {self.file}"
             return Violation("", text)
         if self.validator.is_valid(data):
             return None
         limit = _SEARCH_OF_UNIONS_MAX_STEPS if self.cost.branches else _SEARCH_MAX_STEPS
+        limit = min(limit, self.budget_steps)
         if self.cost.returns > 1:
             text = f"data breaks {self.file}; it is too recursive to find the place"
             return Violation("", text)
@@ -125,25 +135,49 @@ _MISSING: Final = MissingSchema()
 
 @dataclass(frozen=True, slots=True)
 class EventSchemas:
-    """The schemas of a folder. A reload replaces the whole object."""
+    """
+    The schemas of a folder. A reload replaces the whole object.
+
+    Attributes:
+        schemas: By event.
+        refuses_unknown: Whether an event without a schema is refused.
+        page_schemas: Of the requests from pages, by event.
+
+    """
 
     schemas: Mapping[str, EventSchema]
     refuses_unknown: bool
+    page_schemas: Mapping[str, EventSchema] = field(default_factory=dict)
 
     def find(self, event: str) -> EventSchema | None:
         """Return the schema of `event`; ``None`` if any data is valid."""
-        schema = self.schemas.get(event)
+        return self._find(self.schemas, event)
+
+    def find_for_page(self, event: str) -> EventSchema | None:
+        """Return the schema of a request from a page; ``None`` if any data is valid."""
+        return self._find(self.page_schemas, event)
+
+    def _find(
+        self, schemas: Mapping[str, EventSchema], event: str
+    ) -> EventSchema | None:
+        schema = schemas.get(event)
         if schema is None and self.refuses_unknown:
             return _MISSING
         return schema
 
-    def limited(self, max_message_bytes: int) -> Iterator[CompiledSchema]:
-        """Yield the schemas that may refuse some valid data of up to this size."""
-        for schema in self.schemas.values():
-            if isinstance(schema, CompiledSchema) and (
-                schema.certain_bytes < max_message_bytes
-            ):
-                yield schema
+    def limited(
+        self, max_message_bytes: int, max_event_bytes: int
+    ) -> Iterator[CompiledSchema]:
+        """Yield the schemas that may refuse some valid data of up to these sizes."""
+        for schemas, max_bytes in (
+            (self.schemas, max_message_bytes),
+            (self.page_schemas, max_event_bytes),
+        ):
+            for schema in schemas.values():
+                if isinstance(schema, CompiledSchema) and (
+                    schema.certain_bytes < max_bytes
+                ):
+                    yield schema
 
 
 def _is_within(data: object, budget_steps: int, steps: int) -> bool:

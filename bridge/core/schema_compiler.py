@@ -1,8 +1,9 @@
 """
 Compiles the files of a folder to schemas of events, or reports all their problems.
 
-`EVENT.json` is the schema of the event `EVENT`. A file in a subfolder is not the schema of
-an event; other files refer to it: `{"$ref": "shared/money.json"}`. References reach other
+`EVENT.json` is the schema of the event `EVENT`, and `page/EVENT.json` that of the request
+`EVENT` from a page. A file in another subfolder is not the schema of an event; other files
+refer to it: `{"$ref": "shared/money.json"}`. References reach other
 files of the folder and the meta-schema, by path or by the `$id` of a file. Nothing is ever
 fetched.
 
@@ -12,6 +13,7 @@ percent-encoded like a URL: the event `order/paid` is in `order%2Fpaid.json`.
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Final, TypeGuard
 from urllib.parse import quote, unquote_to_bytes, urldefrag, urljoin
 
@@ -20,8 +22,8 @@ import orjson
 
 from bridge.core.event_schemas import (
     BASE_URI,
+    PAGE_BUDGET_STEPS,
     CompiledSchema,
-    EventSchema,
     EventSchemas,
     render_pointer,
 )
@@ -35,6 +37,7 @@ from bridge.core.schema_cost import (
 )
 
 SUFFIX: Final = ".json"
+_PAGE_FOLDER: Final = "page"
 _DRAFT: Final = f"{META_SCHEMAS}schema"
 _BAD_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # Memory limits of one pattern: compiled, and while it matches.
@@ -101,24 +104,27 @@ def compile_schemas(
         if not problems[path]:
             documents[path] = document
     compiler = _Compiler(documents, broken=files.keys() - documents.keys())
-    schemas: dict[str, EventSchema] = {}
-    paths: dict[str, str] = {}
+    schemas: dict[str, dict[str, CompiledSchema]] = {"": {}, _PAGE_FOLDER: {}}
     for path, document in documents.items():
         schema = compiler.compile(path, document)
+        folder, _, name = path.rpartition("/")
         if isinstance(schema, list):
             problems[path] += schema
-        elif "/" not in path:
+        elif folder in schemas:
             try:
-                event = parse_file_name(path)
+                event = parse_file_name(name)
             except ValueError as exc:
                 problems[path].append(str(exc))
                 continue
-            if event in paths:
-                problems[path].append(f"is for the same event as {paths[event]}")
-            paths[event] = path
-            schemas[event] = schema
+            other = schemas[folder].setdefault(event, schema)
+            if other is not schema:
+                problems[path].append(f"is for the same event as {other.file}")
     lines = [f"{path}: {text}" for path, texts in problems.items() for text in texts]
-    return lines or EventSchemas(schemas, refuses_unknown)
+    pages = {
+        event: replace(schema, budget_steps=PAGE_BUDGET_STEPS)
+        for event, schema in schemas[_PAGE_FOLDER].items()
+    }
+    return lines or EventSchemas(schemas[""], refuses_unknown, pages)
 
 
 class _Compiler:
@@ -161,9 +167,7 @@ class _Compiler:
             if self._found_broken:
                 return problems
             return problems or [_compile_problem(exc)]
-        return CompiledSchema(
-            validator, file=path, cost=cost, certain_bytes=cost.certain_bytes
-        )
+        return CompiledSchema(validator, file=path, cost=cost)
 
     def _find(self, uri: str) -> Schema:
         if uri in self._broken:

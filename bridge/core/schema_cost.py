@@ -75,10 +75,9 @@ class CheckCost(NamedTuple):
         """Return the cost of doing this `factor` times."""
         return CheckCost(*(count * factor for count in self))
 
-    @property
-    def certain_bytes(self) -> int:
-        """The size up to which any data is within the budget."""
-        return BUDGET_STEPS // max(1, self.steps + self.pattern_steps)
+    def certain_bytes(self, budget_steps: int = BUDGET_STEPS) -> int:
+        """Return the size up to which any data is within the budget."""
+        return budget_steps // max(1, self.steps + self.pattern_steps)
 
 
 # The meta-schema, which a schema may refer to.

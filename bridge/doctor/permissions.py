@@ -9,9 +9,14 @@ from yarl import URL
 _OWN_USER: Final = "bridge"
 
 
+def vhost_of(url: URL) -> str:
+    """Return the virtual host in the URL of a broker."""
+    return url.path.removeprefix("/") or "/"
+
+
 def grant_command(namespace: str, url: URL, *, user: str) -> str:
     """Return the command that gives `user` the least permissions, and no others."""
-    vhost = url.path.removeprefix("/") or "/"
+    vhost = vhost_of(url)
     pattern = quote(f"^{re.escape(namespace)}\\.")
     return (
         f"rabbitmqctl set_permissions --vhost {quote(vhost)} {quote(user)} "

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from yarl import URL
 
+from bridge.amqp.topology import requests_topology
 from bridge.core.broker_names import BrokerNames
 from bridge.core.redis_address import is_redis
 from bridge.doctor.broker import BrokerTarget, check_broker
@@ -12,7 +14,9 @@ from bridge.doctor.inbox import check_disk, check_inbox
 from bridge.doctor.key_set import check_key_set
 from bridge.doctor.listeners import check_ports, check_running_bridge, is_running
 from bridge.doctor.own_certificate import check_own_certificate
+from bridge.doctor.permissions import vhost_of
 from bridge.doctor.redis import check_redis
+from bridge.doctor.request_writers import check_request_writers
 from bridge.doctor.results import CheckResult, fail, ok, warn
 from bridge.doctor.secrets import check_exposure, check_secrets
 from bridge.doctor.shards import check_shards
@@ -72,6 +76,10 @@ async def _check_brokers(
         has_own_inbox=not is_redis(settings.inbox),
         is_running=is_running,
     )
+    wanted = shards.wanted
+    if settings.page_events:
+        requests = requests_topology(names).exchanges
+        wanted = replace(wanted, exchanges=[*wanted.exchanges, *requests])
     is_reached = False
     for number, url in enumerate(map(URL, address.urls), start=1):
         port = url.port or (5671 if url.scheme == "amqps" else 5672)
@@ -79,7 +87,7 @@ async def _check_brokers(
             url=url,
             subject=f"broker {number} ({url.host}:{port})",
             names=names,
-            wanted=shards.wanted,
+            wanted=wanted,
             timeout_s=settings.broker_timeout,
         )
         # All nodes of a cluster hold the same topology and permissions: the first node
@@ -92,8 +100,14 @@ async def _check_brokers(
         return
     for result in shards.results:
         yield result
+    management = management_of(settings, timeout_s=settings.broker_timeout)
+    if settings.page_events:
+        first = URL(address.urls[0])
+        yield await check_request_writers(
+            management, names, own_user=first.user or "guest", vhost=vhost_of(first)
+        )
     async for result in check_vhost(
-        management_of(settings, timeout_s=settings.broker_timeout),
+        management,
         shards.wanted,
         names,
         prefetch_count=settings.prefetch,
@@ -113,8 +127,10 @@ def _check_schemas(settings: Settings) -> list[CheckResult]:
         ]
     if schemas is None:
         return []
+    count = len(schemas.page_schemas)
+    pages = f", {count} of them for requests from pages" if count else ""
     return [
-        ok("schemas", f"{len(schemas.schemas)} events have a schema"),
+        ok("schemas", f"{len(schemas.schemas) + count} events have a schema{pages}"),
         *(
             warn(
                 f"schema {schema.file}",
@@ -123,6 +139,8 @@ def _check_schemas(settings: Settings) -> list[CheckResult]:
                 fix="simplify its branches, or use maxLength instead of long repetitions "
                 "in a pattern",
             )
-            for schema in schemas.limited(settings.max_message_bytes)
+            for schema in schemas.limited(
+                settings.max_message_bytes, settings.max_event_bytes
+            )
         ),
     ]

@@ -14,6 +14,8 @@ from pydantic import SecretStr
 from yarl import URL
 
 from bridge.core.listen_hosts import passed_name, unix_path
+from bridge.core.message import USER_MAX_BYTES as ROUTING_KEY_MAX_BYTES
+from bridge.core.message import event_problem
 from bridge.core.origins import NULL_ENTRY, WILDCARD
 from bridge.core.redis_address import is_redis, parse_redis
 
@@ -74,6 +76,18 @@ def amqp_url_problem(text: str) -> str | None:
         if path and not Path(path).exists():
             return f"names {name}={path}, which does not exist"
     return None
+
+
+def check_page_events(events: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that each event can be a routing key, and is none of bridge's own."""
+    for event in events:
+        problem = event_problem(event)
+        if problem is None and len(event.encode()) > ROUTING_KEY_MAX_BYTES:
+            problem = f"has more than {ROUTING_KEY_MAX_BYTES} bytes"
+        if problem:
+            message = f"event {event[:64]!r} {problem}"
+            raise ValueError(message)
+    return events
 
 
 def check_management_url(secret: SecretStr) -> SecretStr:

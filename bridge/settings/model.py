@@ -26,6 +26,7 @@ from bridge.settings.checks import (
     check_management_url,
     check_networks,
     check_origins,
+    check_page_events,
     check_retry_delays,
     is_loopback,
     load_public_key_text,
@@ -129,6 +130,23 @@ class Settings(BaseSettings):
     schemas_unknown: Literal["pass", "dead"] = _reloadable(
         "pass",
         "How to treat an event without a file in `BRIDGE_SCHEMAS`: deliver or dead-letter it.",
+    )
+
+    # --- requests from pages
+    page_events: Annotated[Words, AfterValidator(check_page_events)] = _fixed(
+        (),
+        "Events that pages may send to workers (docs/requests.md). Empty: none. They need "
+        "`BRIDGE_AUTH=jwt`, because workers rely on the user in their headers.",
+    )
+    request_timeout: Annotated[
+        float, BeforeValidator(parse_duration_s), Field(ge=0.1, le=600)
+    ] = _fixed(
+        "10s",
+        "Time in which a worker must reply to a request from a page; after it, the request is "
+        "removed from its queue (100ms to 10m).",
+    )
+    max_requests_per_window: Count = _fixed(
+        32, "Requests of one window that may wait for a reply."
     )
 
     # --- ports
@@ -514,6 +532,11 @@ def _open_mode_problems(settings: Settings) -> Iterator[str]:
     is_exposed = settings.auth == "open" and any(
         not is_loopback(host) for host in settings.host if unix_path(host) is None
     )
+    if settings.auth == "open" and settings.page_events:
+        yield (
+            "BRIDGE_PAGE_EVENTS: needs BRIDGE_AUTH=jwt: in open mode a page names its user, and "
+            "workers would rely on it"
+        )
     if is_exposed and not settings.dangerously_open_to_the_network:
         yield (
             f"BRIDGE_AUTH: open on {', '.join(settings.host)} lets everyone read all messages; "

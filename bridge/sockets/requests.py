@@ -1,4 +1,9 @@
-"""The events that a window may send: `ack`, `bridge:refresh`, and `join` in open mode."""
+"""
+The events that a window may send.
+
+`ack`, `bridge:refresh`, and `join` in open mode are for bridge itself; all others are requests
+to workers (`page_requests.py`).
+"""
 
 from collections.abc import Coroutine
 from time import time
@@ -23,6 +28,7 @@ from bridge.inbox.contract import InboxReader
 from bridge.metrics import Metrics
 from bridge.sockets.admission import Admission
 from bridge.sockets.engineio.session import EngineSession, Work
+from bridge.sockets.page_requests import PageRequests
 from bridge.sockets.window import Guest, Window, window_of
 
 _REFRESH_ERRORS: Final = {
@@ -42,12 +48,14 @@ class WindowRequests:
         admission: Admission,
         journal: Journal,
         metrics: Metrics,
+        page_requests: PageRequests | None,
     ) -> None:
         self._inbox = inbox
         self._verifier = verifier
         self._admission = admission
         self._journal = journal
         self._metrics = metrics
+        self._page_requests = page_requests
 
     def process(self, session: EngineSession, packet: Packet) -> Work | None:
         """Process an event; a returned coroutine does the rest and sends the reply."""
@@ -66,6 +74,8 @@ class WindowRequests:
             return self._reply(session, packet, self.refresh(window, argument))
         elif name == EVENT_JOIN:
             return self._reply(session, packet, self.join(session, argument))
+        elif window is not None and self._page_requests is not None:
+            self._page_requests.process(window, packet, packet.data)
         else:
             self._metrics.ignored.inc()
         return None

@@ -29,6 +29,7 @@ from bridge.sockets.engineio.server import EngineServer
 from bridge.sockets.engineio.session import CloseReason, EngineSession, Work
 from bridge.sockets.engineio.websocket import unacknowledged_bytes
 from bridge.sockets.options import SocketOptions
+from bridge.sockets.page_requests import PageRequests
 from bridge.sockets.replay import Replayer
 from bridge.sockets.requests import WindowRequests
 from bridge.sockets.rooms import Rooms
@@ -45,7 +46,7 @@ class SocketIOServer:
     All windows of this bridge.
 
     `verifier` is `None` in open mode; `slot` is the worker's slot, or `None` if there is
-    one worker only.
+    one worker only; `page_requests` is `None` if pages may send no requests to workers.
 
     Attributes:
         engine: The Engine.IO server below; it runs all tasks.
@@ -65,6 +66,7 @@ class SocketIOServer:
         journal: Journal | None = None,
         tracing: Tracing | None = None,
         slot: WorkerSlot | None = None,
+        page_requests: PageRequests | None = None,
     ) -> None:
         self._options = options
         self._inbox = inbox
@@ -108,6 +110,7 @@ class SocketIOServer:
             admission=self._admission,
             journal=self.rooms.journal,
             metrics=metrics,
+            page_requests=page_requests,
         )
         self.refused_origins = self._admission.refused_origins
         inbox.subscribe(self.rooms.emit, self.reset, self.rooms.emit_ephemeral)

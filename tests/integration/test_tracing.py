@@ -17,9 +17,16 @@ from bridge.core.settlement import DeadLetter
 from bridge.enums import DeadLetterReason
 from bridge.tracing import Tracing, open_tracing
 from tests.conftest import eventually
+from tests.integration.requests.conftest import (
+    EVENT,
+    request_settings,
+    request_worker,
+    requesting_bridge,
+)
 from tests.integration.running import (
     open_windows,
     open_worker,
+    python_client,
     running_bridge,
     settings_for,
 )
@@ -188,6 +195,35 @@ async def test_a_trace_continues_from_the_worker_to_windows_and_dead_letters(
     assert outcomes == {"stored", "dead_letter", None}
     (deliver,) = [span for span in collector.spans if span.name == "deliver"]
     assert attributes(deliver)["bridge.windows"] == 1
+
+
+async def test_a_request_of_a_page_is_one_trace_with_its_worker(
+    broker: LocalNode,
+    namespace: str,
+    collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The worker receives the context; the span ends with the answer to the page."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
+    async with (
+        requesting_bridge(request_settings(broker, namespace)) as running,
+        request_worker(broker, namespace, answer=lambda data: data) as worker,
+        python_client() as client,
+    ):
+        await client.connect(
+            running.listening.public_url, auth={"token": running.token("ann")}
+        )
+        await client.call(EVENT, {"text": "hello"})
+        (request,) = worker.requests
+
+    await eventually(lambda: len(collector.spans) == 1)
+    (span,) = collector.spans
+    context = str(request.headers["traceparent"])
+    assert context.startswith(f"00-{span.trace_id.hex()}-{span.span_id.hex()}-0")
+    assert (span.name, attributes(span)["bridge.outcome"]) == ("request", "answered")
+    assert attributes(span)["bridge.event"] == EVENT
+    assert b"hello" not in span.SerializeToString()
+    assert span.end_time_unix_nano > span.start_time_unix_nano
 
 
 async def test_the_time_since_the_publish_is_measured(

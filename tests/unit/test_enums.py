@@ -23,20 +23,20 @@ from bridge.enums import (
     Header,
     Outcome,
     Refusal,
+    RequestOutcome,
     SyncReason,
 )
 
-EXPLAINED: list[type[DeadLetterReason | Refusal | Closing | SyncReason]] = [
-    DeadLetterReason,
-    Refusal,
-    Closing,
-    SyncReason,
-]
+EXPLAINED: list[
+    type[DeadLetterReason | Refusal | Closing | SyncReason | RequestOutcome]
+] = [DeadLetterReason, Refusal, Closing, SyncReason, RequestOutcome]
 
 
 @pytest.mark.parametrize("closed_list", EXPLAINED)
 def test_each_code_explains_itself(
-    closed_list: type[DeadLetterReason | Refusal | Closing | SyncReason],
+    closed_list: type[
+        DeadLetterReason | Refusal | Closing | SyncReason | RequestOutcome
+    ],
 ) -> None:
     """Operators and authors of pages read the sentences instead of the source."""
     sentences = [entry.explanation for entry in closed_list]
@@ -47,7 +47,11 @@ def test_each_code_explains_itself(
 
 
 @pytest.mark.parametrize(
-    "closed_list", [DeadLetterReason, Refusal, Closing, SyncReason, EventError, Outcome]
+    "closed_list",
+    [
+        *(DeadLetterReason, Refusal, Closing, SyncReason),
+        *(EventError, Outcome, RequestOutcome),
+    ],
 )
 def test_codes_are_plain_words(closed_list: type[StrEnum]) -> None:
     """The codes are metric labels and header values, and pages compare them."""

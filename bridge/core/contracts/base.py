@@ -25,6 +25,7 @@ from bridge.enums import (
     Closing,
     DeadLetterReason,
     Refusal,
+    RequestOutcome,
     SyncReason,
 )
 
@@ -139,7 +140,7 @@ def listed(words: Iterable[StrEnum]) -> WithJsonSchema:
 
 
 def explained(
-    words: Iterable[DeadLetterReason | Refusal | Closing | SyncReason],
+    words: Iterable[DeadLetterReason | Refusal | Closing | SyncReason | RequestOutcome],
     intro: str,
 ) -> str:
     """Return a description that ends with the meaning of each word."""

@@ -22,7 +22,14 @@ from bridge.core.contracts.base import (
 )
 from bridge.core.message import MESSAGE_ID_MAX_BYTES
 from bridge.core.message_options import MessageOptions
-from bridge.enums import REASONS_OF_BRIDGE, DeadLetterReason, Header, OptionHeader
+from bridge.enums import (
+    HEADER_USER,
+    HEADER_WINDOW,
+    REASONS_OF_BRIDGE,
+    DeadLetterReason,
+    Header,
+    OptionHeader,
+)
 
 EPHEMERAL_TEXT = (
     "The message is emitted to the windows that are open now, and never stored."
@@ -202,6 +209,109 @@ class Problem(Contract):
         None,
         description="The location of the fault: a JSON Pointer (RFC 6901) into the body, empty for "
         "the whole body, or the name of a parameter.",
+    )
+
+
+class PageRequestHeaders(Contract):
+    """The headers of a request from a page."""
+
+    model_config = ConfigDict(validate_by_name=True)
+
+    user: User = Field(
+        alias=HEADER_USER,
+        description="The user, from the verified token of the page.",
+    )
+    window: str = Field(
+        alias=HEADER_WINDOW, description="The Socket.IO id of the window."
+    )
+    traceparent: str | Absent = Field(
+        None, description="The W3C trace context; only if the bridge traces."
+    )
+
+
+class PageRequestProperties(Contract):
+    """The AMQP properties of a request from a page."""
+
+    content_type: Literal["application/json"]
+    message_id: str = Field(description="The id of the request.")
+    correlation_id: str = Field(description="The same id; the reply must have it, too.")
+    reply_to: str | Absent = Field(
+        None,
+        description="The routing key of the reply, on the default exchange. Absent: the page "
+        "expects none.",
+    )
+    expiration: str = Field(
+        description="BRIDGE_REQUEST_TIMEOUT in milliseconds: RabbitMQ drops the request after it."
+    )
+    headers: PageRequestHeaders
+
+
+class PageRequest(Contract):
+    """What a worker receives from the exchange `bridge.requests`: a request from a page."""
+
+    model_config = examples(
+        {
+            "routing_key": "job.cancel",
+            "properties": {
+                "content_type": "application/json",
+                "message_id": "6f1c0c6f2a3b4c5d6e7f8091",
+                "correlation_id": "6f1c0c6f2a3b4c5d6e7f8091",
+                "reply_to": "amq.rabbitmq.reply-to.g1hkABFy",
+                "expiration": "10000",
+                "headers": {HEADER_USER: "alice", HEADER_WINDOW: "Zm9vYmFy"},
+            },
+            "body": {"id": 17},
+        }
+    )
+
+    routing_key: Event = Field(description="The event, one of BRIDGE_PAGE_EVENTS.")
+    properties: PageRequestProperties
+    body: AnyJson = Field(
+        description="The data: one JSON value, null if there is none."
+    )
+
+
+class WorkerReplyProperties(Contract):
+    """The AMQP properties of a reply that have a meaning for the bridge."""
+
+    correlation_id: str = Field(description="That of the request.")
+    type: Literal["error"] | Absent = Field(
+        None, description="`error`: the body describes an error."
+    )
+    content_type: str | Absent = Field(
+        None,
+        description="`text/plain`: the body is text. Anything else: the body is JSON.",
+    )
+
+
+class WorkerReply(Contract):
+    """
+    A worker's reply to a request from a page, published to the default exchange.
+
+    Its size limit is BRIDGE_MAX_MESSAGE_BYTES. An empty body is null.
+    """
+
+    model_config = examples(
+        {
+            "routing_key": "amq.rabbitmq.reply-to.g1hkABFy",
+            "properties": {"correlation_id": "6f1c0c6f2a3b4c5d6e7f8091"},
+            "body": {"canceled": 17},
+        },
+        {
+            "routing_key": "amq.rabbitmq.reply-to.g1hkABFy",
+            "properties": {
+                "correlation_id": "6f1c0c6f2a3b4c5d6e7f8091",
+                "type": "error",
+            },
+            "body": {"code": "gone", "message": "the job has ended"},
+        },
+    )
+
+    routing_key: str = Field(description="The `reply_to` of the request.")
+    properties: WorkerReplyProperties
+    body: AnyJson = Field(
+        description="The data for the page. Of an error, the member `message` is also the "
+        "message of the answer."
     )
 
 

@@ -8,13 +8,21 @@ from bridge.core.contracts.base import (
     POSITION_TEXT,
     USER_TEXT,
     Absent,
+    AnyJson,
     Contract,
     User,
     examples,
     explained,
     listed,
 )
-from bridge.enums import Closing, EventError, Refusal, SyncReason
+from bridge.enums import (
+    REQUEST_ERRORS,
+    Closing,
+    EventError,
+    Refusal,
+    RequestOutcome,
+    SyncReason,
+)
 
 
 class TokenClaims(Contract):
@@ -198,4 +206,37 @@ class EventReply(Contract):
     expires_in_s: int | Absent = Field(
         None,
         description="Seconds until the new token expires; only after `bridge:refresh`.",
+    )
+
+
+class RequestAnswer(Contract):
+    """The answer to a request from a page to a worker: the argument of its callback."""
+
+    model_config = examples(
+        {"ok": True, "data": {"canceled": 17}},
+        {
+            "ok": False,
+            "code": RequestOutcome.UNROUTABLE.value,
+            "message": RequestOutcome.UNROUTABLE.explanation,
+        },
+        {
+            "ok": False,
+            "code": RequestOutcome.REFUSED.value,
+            "message": "the job has ended",
+            "data": {"code": "gone", "message": "the job has ended"},
+        },
+    )
+
+    ok: bool = Field(description="Whether a worker replied with data.")
+    data: AnyJson | Absent = Field(
+        None, description="The worker's reply, also if that is an error."
+    )
+    code: Annotated[RequestOutcome, listed(REQUEST_ERRORS)] | Absent = Field(
+        None,
+        description=explained(
+            REQUEST_ERRORS, "The error, for programs; only if `ok` is false:"
+        ),
+    )
+    message: str | Absent = Field(
+        None, description="The error, for people; only if `ok` is false."
     )

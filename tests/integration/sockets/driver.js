@@ -39,6 +39,13 @@ const commands = {
   emit(name, event, ...args) {
     sockets.get(name).emit(event, ...args, (answer) => report(name, "answer", event, answer));
   },
+  // A request to a worker. The page's own timeout is longer than any of bridge's here.
+  ask(name, event, ...args) {
+    sockets.get(name).timeout(120000).emitWithAck(event, ...args).then(
+      (answer) => report(name, "answer", event, answer),
+      (error) => report(name, "answer", event, String(error)),
+    );
+  },
   // Plain emit, as on the article's page; arguments may be bytes: {"bytes": [1, 2]}.
   send(name, event, ...args) {
     const plain = args.map((each) => (each && each.bytes ? Buffer.from(each.bytes) : each));

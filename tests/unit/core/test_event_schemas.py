@@ -126,7 +126,7 @@ def test_data_beyond_the_bound_of_its_schema_is_refused() -> None:
     assert note.violation([1] * 9, size_bytes=100_000) == Violation(
         "", "data is too large to check it by note.json"
     )
-    limited = known.limited(1 << 18)
+    limited = known.limited(1 << 18, 1 << 14)
     assert [schema.file for schema in limited] == ["note.json"]
 
 

@@ -146,6 +146,46 @@ def test_two_files_for_one_event_are_a_problem() -> None:
     ]
 
 
+def test_a_request_from_a_page_has_a_schema_of_its_own() -> None:
+    """A message and a request of the same name have different data."""
+    found = compiled(
+        **{
+            "job": {"type": "string"},
+            "page/job": {"$ref": "../shared/id.json"},
+            "shared/id": {"type": "integer"},
+        }
+    )
+
+    assert isinstance(found, EventSchemas)
+    page = found.find_for_page("job")
+    assert page is not None
+    assert page.violation(17, size_bytes=2) is None
+    assert page.violation("x", size_bytes=3) is not None
+    assert accepts(found, "job", "x")
+    assert found.find_for_page("shared/id") is None
+    assert compiled(**{"page/ack": True}) == [
+        "page/ack.json: does not name an event: the name is the reserved name 'ack'"
+    ]
+
+
+def test_data_of_a_page_has_a_small_budget() -> None:
+    """A page may send 50 requests a second, and nothing else happens during a check."""
+    slow = {"items": {"pattern": "[ab]*a[ab]{100}"}}
+    found = compiled(**{"job": slow, "page/job": slow})
+
+    assert isinstance(found, EventSchemas)
+    page, other = found.find_for_page("job"), found.find("job")
+    assert page is not None
+    assert other is not None
+    data = ["b" * 1000] * 16
+    assert other.violation(data, size_bytes=16_000) is not None
+    refused = page.violation(data, size_bytes=16_000)
+    assert refused is not None
+    assert refused.text == "data is too large to check it by page/job.json"
+    limited = found.limited(1 << 10, 1 << 14)
+    assert [schema.file for schema in limited] == ["page/job.json"]
+
+
 def test_schemas_refer_to_each_other_by_path_and_by_id() -> None:
     """A definition that several events share is written once."""
     found = compiled(

@@ -236,6 +236,18 @@ def test_settings_are_frozen() -> None:
             "BRIDGE_AUTH: open on 0.0.0.0 lets everyone",
         ),
         ({"auth": "open", "host": "example.org"}, "BRIDGE_AUTH: open on example.org"),
+        (
+            {"auth": "open", "page_events": "job.cancel"},
+            "BRIDGE_PAGE_EVENTS: needs BRIDGE_AUTH=jwt",
+        ),
+        (
+            {"page_events": "job.cancel,ack"},
+            "BRIDGE_PAGE_EVENTS: event 'ack' is the reserved name 'ack'",
+        ),
+        (
+            {"page_events": "€" * 100},
+            f"BRIDGE_PAGE_EVENTS: event '{'€' * 64}' has more than 255 bytes",
+        ),
     ],
     ids=str,
 )
