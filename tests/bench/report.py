@@ -27,6 +27,9 @@ _ROWS: Final = (
     ("crowd", "p50_ms", "— latency p50, ms", 2),
     ("crowd", "p99_ms", "— latency p99, ms", 2),
     ("crowd", "saturated_us", "10,000 windows, saturated: µs a delivery", 1),
+    ("requests", "us", "request of a page to a worker and back: µs a round trip", 1),
+    ("requests", "p50_ms", "— latency p50, ms", 2),
+    ("requests", "p99_ms", "— latency p99, ms", 2),
     ("few", "us", "100 windows, 2,000 messages/s: µs a delivery", 1),
     ("few", "saturated_us", "100 windows, saturated: µs a delivery", 1),
 )

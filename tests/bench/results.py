@@ -74,6 +74,8 @@ def _against_node() -> Iterable[Target]:
         ("memory of an idle window", "window_kib", 0.3),
     ):
         yield Target(text, "memory", "crowd", figure, at_most, "node")
+    text = "request of a page to a worker and back"
+    yield Target(text, "memory", "requests", "us", 1.0, "node")
 
 
 def _other_targets() -> Iterable[Target]:

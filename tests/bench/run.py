@@ -4,10 +4,11 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from tests.bench.machine import machine_facts
@@ -15,13 +16,18 @@ from tests.bench.publisher import RawPublisher
 from tests.bench.results import Figures, Results
 from tests.bench.servers import ROOT, SERVER_KINDS, Processors, processors, running
 from tests.bench.window_process import windows
-from tests.bench.workloads import WORKLOADS, Scale, Stage
+from tests.bench.workloads import REQUEST_EVENT, WORKLOADS, Scale, Stage
 from tests.local_node import LocalNode
 
 FLOOR: Final = "floor"
 # The others are for closer examination.
-DEFAULT_WORKLOADS: Final = ("saturated", "steady", "fanout", "crowd", "few")
+DEFAULT_WORKLOADS: Final = ("saturated", "steady", "fanout", "crowd", "few", "requests")
 _BRIDGES_ONLY: Final = frozenset({"few"})
+# Workloads that only some servers know, and what these need for it.
+_SERVERS_OF: Final = {"requests": frozenset({"memory", "node"})}
+_SETTINGS_OF: Final = {
+    "requests": {"BRIDGE_PAGE_EVENTS": REQUEST_EVENT, "EVENT": REQUEST_EVENT}
+}
 # Servers that only some workloads measure.
 _WORKLOADS_OF: Final = {
     "bare": frozenset({"saturated", "steady", "crowd"}),
@@ -114,6 +120,7 @@ def _servers(plan: BenchPlan, work: str) -> Sequence[str]:
         for name in plan.servers
         if (SERVER_KINDS[name].inbox or work not in _BRIDGES_ONLY)
         and work in _WORKLOADS_OF.get(name, plan.works)
+        and name in _SERVERS_OF.get(work, plan.servers)
     ]
     return [*servers, FLOOR] if work == "fanout" else servers
 
@@ -123,26 +130,36 @@ async def _measure(
 ) -> Figures:
     if name == FLOOR:
         return await measure_floor(world.pin, scale)
-    async with open_stage(world, name, scale, seed=round_) as stage:
+    settings = _SETTINGS_OF.get(work, {})
+    async with open_stage(world, name, scale, seed=round_, settings=settings) as stage:
         return await WORKLOADS[work](stage)
 
 
 @asynccontextmanager
 async def open_stage(
-    world: BenchWorld, name: str, scale: Scale, *, seed: int
+    world: BenchWorld,
+    name: str,
+    scale: Scale,
+    *,
+    seed: int,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Stage]:
     """Start a server and the windows' process; end both at the end of the block."""
     kind = SERVER_KINDS[name]
     async with (
         windows(world.pin.others) as some,
         running(
-            kind, broker_url=world.broker_url, folder=world.folder, pin=world.pin
+            kind,
+            broker_url=world.broker_url,
+            folder=world.folder,
+            pin=world.pin,
+            settings=settings,
         ) as server,
     ):
         with closing(RawPublisher(world.broker_url)) as publisher:
             # Messages of an earlier workload that failed.
             publisher.purge(kind.names.inbound_queue())
-            yield Stage(server, some, publisher, scale, seed)
+            yield Stage(server, some, publisher, scale, seed, world.broker_url)
 
 
 async def measure_floor(pin: Processors, scale: Scale) -> Figures:

@@ -19,7 +19,7 @@ from tests.bench import go_peer
 ROOT: Final = Path(__file__).parents[2]
 SECRET: Final = "a-secret-of-the-bench-that-is-long-enough"
 _START_S: Final = 30.0
-_PEERS: Final = Path(__file__).with_name("peers")
+PEERS: Final = Path(__file__).with_name("peers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +194,11 @@ def _remove(folder: Path, kind: ServerKind) -> None:
 def _command(kind: ServerKind) -> tuple[str, ...]:
     match kind.name:
         case "node" | "node-each":
-            return ("node", str(_PEERS / "page.js"))
+            return ("node", str(PEERS / "page.js"))
         case "go":
             return (str(go_peer.build(ROOT / "build")),)
         case "python":
-            return (sys.executable, str(_PEERS / "page.py"))
+            return (sys.executable, str(PEERS / "page.py"))
         case "bare":
             return (sys.executable, "-m", "tests.bench.peers.bare")
         case _:
@@ -212,6 +212,7 @@ def _environment(kind: ServerKind, broker_url: str, folder: Path) -> Mapping[str
             "AMQP_URL": broker_url,
             "EXCHANGE": kind.names.messages,
             "QUEUE": kind.names.inbound_queue(),
+            "REQUESTS": kind.names.requests,
             "JWT_SECRET": SECRET,
             "NODE_PATH": str(ROOT / "tests" / "node_modules"),
             # Go; the others use one core at a time as they are.

@@ -96,6 +96,7 @@ class WindowPool:
         lost: The number of connected windows that the server closed.
         retried: How often a window tried again, because its connection was reset before it
             was connected.
+        answers: The number of requests that were answered with data.
 
     """
 
@@ -105,6 +106,13 @@ class WindowPool:
         self.synced = 0
         self.lost = 0
         self.retried = 0
+        self.answers = 0
+        self._requests = b""  # the packet of a request after its id
+        self._request_number = 0
+        self._request_every_s = 0.0
+        self._askers: list[RawWindow] = []
+        self._started_s = 0.0
+        self._asked_s: list[float] = []  # when each request was sent, by its id
         self.is_timed = False
         self.latencies_us: list[int] = []
         self.windows: dict[int, RawWindow] = {}
@@ -185,6 +193,43 @@ class WindowPool:
         window.held = b""
         self._send(window, masked(b"40" + window.auth))
         return rest
+
+    # --- requests
+
+    def ask(self, *, event: str, data: object, number: int, rate: float) -> None:
+        """Send `number` requests at a steady rate, from the windows in turn."""
+        self._requests = orjson.dumps([event, data])
+        self._request_number = number
+        self._request_every_s = 1 / rate
+        self._asked_s = []
+        self.answers = 0
+        self.latencies_us.clear()
+        self._askers = list(self.windows.values())
+        self._started_s = time.monotonic()
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether requests are still to be sent."""
+        return len(self._asked_s) < self._request_number
+
+    def ask_due(self) -> None:
+        """Send the requests that are due."""
+        now_s = time.monotonic()
+        while self.is_asking:
+            number = len(self._asked_s)
+            if now_s < self._started_s + number * self._request_every_s:
+                return
+            self._asked_s.append(now_s)
+            packet = b"42%d%b" % (number, self._requests)
+            self._askers[number % len(self._askers)].socket.send(masked(packet))
+
+    def _answered(self, payload: bytes) -> None:
+        number, _, answer = payload[2:].partition(b"[")
+        if not answer.startswith(b'{"ok":true'):
+            raise OSError(errno.EPROTO, answer.decode())
+        self.answers += 1
+        took_s = time.monotonic() - self._asked_s[int(number)]
+        self.latencies_us.append(round(took_s * 1_000_000))
 
     # --- reading
 
@@ -271,6 +316,8 @@ class WindowPool:
             return  # a close frame; the end of the connection follows
         if payload == b"2":
             window.socket.send(_PONG)
+        elif self._asked_s and payload.startswith(b"43"):
+            self._answered(payload)
         elif payload.startswith(_ACKED):
             if window.acking_us:
                 now_us = time.monotonic_ns() // 1000 + STAMP_BASE
@@ -302,6 +349,7 @@ class WindowPool:
         """Return the current counts."""
         return {
             "events": self.events,
+            "answers": self.answers,
             "connected": self.connected,
             "synced": self.synced,
             "lost": self.lost,
@@ -320,7 +368,9 @@ class CommandLoop:
     def run(self) -> None:
         """Run until stdin is closed."""
         while True:
-            if self._pool.poll_once(0.05) and not self._read_command():
+            self._pool.ask_due()
+            wait_s = 0.0005 if self._pool.is_asking else 0.05
+            if self._pool.poll_once(wait_s) and not self._read_command():
                 return
             self._answer_wait()
 
@@ -337,6 +387,9 @@ class CommandLoop:
             case "wait":
                 limit_s = time.monotonic() + command["within_s"]
                 self._wanted = (command["what"], command["number"], limit_s)
+            case "ask":
+                pool.ask(**command)
+                self._reply({})
             case "time":
                 pool.latencies_us.clear()
                 pool.is_timed = command["on"]

@@ -5,14 +5,16 @@ Each workload gets a newly started server and warms it up first.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from statistics import quantiles
 from time import perf_counter
 from typing import Final
 
 from tests.bench.publisher import RawPublisher
-from tests.bench.servers import Server
+from tests.bench.servers import PEERS, ROOT, Server
 from tests.bench.window_process import WindowProcess
 
 Figures = dict[str, float]
@@ -30,6 +32,8 @@ class Scale:
         rate: Its messages per second.
         crowd: Windows of the workload `crowd`.
         crowd_rate: Its messages per second.
+        requests: Requests of the workload `requests`.
+        request_rate: Its requests per second.
         fanout: Windows of the single user of `fanout`.
         fanout_messages: Its messages.
         fanout_rate: Its messages per second.
@@ -52,6 +56,8 @@ class Scale:
     few: int = 100
     crowd: int = 10_000
     crowd_rate: float = 2000.0
+    requests: int = 3000
+    request_rate: float = 500.0
     fanout: int = 1000
     fanout_messages: int = 120
     fanout_rate: float = 25.0
@@ -69,6 +75,7 @@ class Stage:
     publisher: RawPublisher
     scale: Scale
     seed: int
+    broker_url: str = ""
 
     async def open(
         self, users: list[str], *, concurrency: int = 50, acks: bool = False
@@ -160,6 +167,17 @@ class Stage:
         await asyncio.sleep(self.scale.afterwards_s)
         return (server.cpu_us() - before_us) / len(users)
 
+    async def ask(self, number: int) -> None:
+        """Send requests from the windows at a steady rate, and wait for all answers."""
+        await self.windows.command(
+            do="ask",
+            event=REQUEST_EVENT,
+            data={"id": 17, "text": "x" * REQUEST_TEXT_CHARACTERS},
+            number=number,
+            rate=self.scale.request_rate,
+        )
+        await self.windows.wait("answers", number)
+
     async def warm_up(self, users: list[str], number: int) -> None:
         """Warm up just-in-time compilers, pools and caches."""
         await self.windows.reset()
@@ -175,6 +193,9 @@ class Stage:
 
 
 _REST_S: Final = 1.5
+_WORKER_START_S: Final = 30.0
+REQUEST_EVENT: Final = "job.cancel"
+REQUEST_TEXT_CHARACTERS: Final = 100
 
 
 def users(number: int, *, first: int = 0) -> list[str]:
@@ -216,6 +237,53 @@ async def steady(stage: Stage) -> Figures:
     return await stage.stream(some, stage.scale.rate)
 
 
+async def requests(stage: Stage) -> Figures:
+    """Send requests from 200 windows to a worker that replies at once."""
+    scale, server = stage.scale, stage.server
+    await stage.open(users(scale.windows))
+    async with request_worker(stage):
+        await stage.ask(max(1, scale.requests // 3))
+        before_us = server.cpu_us()
+        await stage.ask(scale.requests)
+        used_us = server.cpu_us() - before_us
+    cuts = quantiles(await stage.windows.latencies_us(), n=100)
+    return {
+        "us": used_us / scale.requests,
+        "p50_ms": cuts[49] / 1000,
+        "p99_ms": cuts[98] / 1000,
+    }
+
+
+@asynccontextmanager
+async def request_worker(stage: Stage) -> AsyncIterator[None]:
+    """Run a worker that answers requests, on the processors of the broker."""
+    names = stage.server.kind.names
+    process = await asyncio.create_subprocess_exec(
+        *("node", str(PEERS / "worker.js")),
+        env=os.environ
+        | {
+            "AMQP_URL": stage.broker_url,
+            "REQUESTS": names.requests,
+            "EVENT": REQUEST_EVENT,
+            "NODE_PATH": str(ROOT / "tests" / "node_modules"),
+        },
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(_WORKER_START_S):
+            line = await process.stdout.readline()
+        if line != b"ready\n":
+            message = "the worker that answers requests does not start, see above"
+            raise RuntimeError(message)
+        yield
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def fanout(stage: Stage) -> Figures:
     """Publish single messages to a user with 1,000 windows."""
     await stage.open(["ann"] * stage.scale.fanout)
@@ -253,4 +321,5 @@ WORKLOADS: Final[dict[str, Callable[[Stage], Awaitable[Figures]]]] = {
     "fanout": fanout,
     "crowd": crowd,
     "few": few,
+    "requests": requests,
 }

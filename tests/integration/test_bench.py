@@ -17,6 +17,8 @@ TINY = Scale(
     windows=5,
     fanout=20,
     fanout_messages=5,
+    requests=30,
+    request_rate=300,
     warm_up=10,
     afterwards_s=0,
 )
@@ -44,6 +46,20 @@ async def test_the_bench_compares_all_servers_on_the_same_workload(
         for figures in work.values()
         for figure in figures.values()
     )
+
+
+async def test_the_bench_compares_requests_of_pages_with_those_over_node(
+    broker: LocalNode, tmp_path: Path
+) -> None:
+    """Both send each request to the same worker and wait for its reply."""
+    world = BenchWorld(broker.url, tmp_path, Processors("any", "any"))
+    plan = BenchPlan(("requests",), ("memory", "sqlite", "node"), 1, TINY)
+
+    results = await run(plan, world, report=print)
+
+    found = results.rounds[0]["requests"]
+    assert found.keys() == {"memory", "node"}
+    assert all(figure > 0 for figures in found.values() for figure in figures.values())
 
 
 async def test_a_report_replaces_the_text_between_its_markers(
