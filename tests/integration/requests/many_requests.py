@@ -25,10 +25,12 @@ from tests.integration.requests.conftest import request_settings, requesting_bri
 from tests.integration.running import RunningBridge
 from tests.local_node import LocalNode
 
-# What the worker does with a request, by its number modulo this. Requests of kind 9 go to an
-# event that no queue is bound for.
-KINDS = 10
 EVENTS = "job.cancel,job.lost"
+
+
+def kind_of(number: int) -> int:
+    """Return what becomes of a request: 0 to 9, mixed in each window."""
+    return number // 7 % 10
 
 
 @dataclass
@@ -56,7 +58,7 @@ class AskingWindow:
 
     async def _send(self, number: int | None) -> None:
         if number is not None:
-            event = "job.lost" if number % KINDS == 9 else "job.cancel"
+            event = "job.lost" if kind_of(number) == 9 else "job.cancel"
             body = orjson.dumps([event, {"id": number}]).decode()
             await self.websocket.send_str(f"42{number}{body}")
 
@@ -70,7 +72,7 @@ async def replying(broker: LocalNode, namespace: str) -> AsyncIterator[None]:
         await queue.bind(f"{namespace}.requests", "job.cancel")
 
         async def receive(request: AbstractIncomingMessage) -> None:
-            kind = orjson.loads(request.body)["id"] % KINDS
+            kind = kind_of(orjson.loads(request.body)["id"])
             if kind == 8:
                 return
             reply = aio_pika.Message(
@@ -116,7 +118,7 @@ async def ask_from_windows(
         )
         # Second answers, if there are any, were sent before this one.
         late = "bridge_request_late_replies_total"
-        twice = len([n for n in range(requests) if n % KINDS == 6])
+        twice = len([n for n in range(requests) if kind_of(n) == 6])
         await eventually(lambda: running.sample(late) >= twice)
         for window in asking:
             await window.websocket.close()
@@ -126,7 +128,7 @@ async def ask_from_windows(
 def expected_code(number: int) -> str:
     """Return the code of the only answer to a request."""
     kinds = {7: "refused", 8: "timeout", 9: "unroutable"}
-    return kinds.get(number % KINDS, "ok")
+    return kinds.get(kind_of(number), "ok")
 
 
 async def main(requests: int, windows: int) -> None:
@@ -134,7 +136,7 @@ async def main(requests: int, windows: int) -> None:
     namespace = "many"
     async with LocalNode.start(plugins=HASH_PLUGINS) as broker:
         settings = request_settings(
-            broker, namespace, page_events=EVENTS, request_timeout="2s"
+            broker, namespace, page_events=EVENTS, request_timeout="20s"
         )
         async with requesting_bridge(settings) as running, replying(broker, namespace):
             started_s = monotonic()

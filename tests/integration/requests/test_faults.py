@@ -145,7 +145,7 @@ async def test_each_of_2000_requests_of_200_windows_has_exactly_one_answer(
 ) -> None:
     """Among them are errors, requests without a queue or a reply, and repeated replies."""
     settings = request_settings(
-        broker, namespace, page_events=EVENTS, request_timeout="2s"
+        broker, namespace, page_events=EVENTS, request_timeout="5s"
     )
     async with requesting_bridge(settings) as running, replying(broker, namespace):
         answers = await ask_from_windows(
