@@ -133,7 +133,7 @@ class Bridge:
         parts = self.components
         fleet = {"fleet": parts.fleet.run()} if parts.fleet else {}
         requests = (
-            {"requests": parts.request_client.run()}
+            {"requests": parts.page_requests.client.run()}
             if self.settings.page_events
             else {}
         )

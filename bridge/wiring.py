@@ -128,15 +128,14 @@ class Components:
         self._broker = address = broker_address(settings)
         plan = shard_plan(settings)
         outages = OutageLog()
-        self.request_client = RequestClient(
-            address,
-            names,
-            timeout_s=settings.request_timeout,
-            metrics=metrics,
-            outages=outages,
-        )
         self.page_requests = PageRequests(
-            self.request_client,
+            RequestClient(
+                address,
+                names,
+                timeout_s=settings.request_timeout,
+                metrics=metrics,
+                outages=outages,
+            ),
             events=settings.page_events,
             schemas=schemas,
             max_reply_bytes=settings.max_message_bytes,

@@ -47,6 +47,9 @@ class PageRequests:
         metrics: Counts requests by outcome.
         tracing: ``None`` without spans.
 
+    Attributes:
+        client: As given; it must run.
+
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class PageRequests:
         metrics: Metrics,
         tracing: Tracing | None = None,
     ) -> None:
-        self._client = client
+        self.client = client
         self._events = frozenset(events)
         self._schemas = schemas
         self._max_reply_bytes = max_reply_bytes
@@ -110,7 +113,7 @@ class PageRequests:
                 self._tracing.end_request(span, outcome, now_s=time())
 
         wants_reply = packet.id is not None
-        self._client.send(OutgoingRequest(event, body, headers, wants_reply), end)
+        self.client.send(OutgoingRequest(event, body, headers, wants_reply), end)
 
     def _check(self, event: str, data: Sequence[object]) -> bytes | str:
         """Return the body of a request, or why it is refused."""

@@ -28,7 +28,7 @@ def request_settings(broker: LocalNode, namespace: str, **changes: object) -> Se
 async def requesting_bridge(settings: Settings) -> AsyncIterator[RunningBridge]:
     """Run a bridge and wait until it can send requests."""
     async with running_bridge(settings) as running:
-        client = running.bridge.components.request_client
+        client = running.bridge.components.page_requests.client
         await eventually(lambda: client.problem is None, within_s=20)
         yield running
 

@@ -109,7 +109,7 @@ async def test_a_lost_broker_answers_everything_once_and_works_again_later(
             lost = (await pages.until("page", "answer", EVENT, within_s=60))[0]
         during = await ask(pages, 2)
         await own_broker.restart()
-        client = running.bridge.components.request_client
+        client = running.bridge.components.page_requests.client
         await eventually(lambda: client.problem is None, within_s=60)
         async with request_worker(own_broker, namespace, answer=lambda data: data):
             after = await ask(pages, 3)
@@ -131,7 +131,7 @@ async def test_a_deleted_exchange_is_declared_again(
         async with request_worker(broker, namespace) as worker:
             await worker.channel.exchange_delete(f"{namespace}.requests")
             lost = await ask(pages, 1)
-        client = running.bridge.components.request_client
+        client = running.bridge.components.page_requests.client
         await eventually(lambda: client.problem is None, within_s=30)
         async with request_worker(broker, namespace, answer=lambda data: data):
             after = await ask(pages, 2)

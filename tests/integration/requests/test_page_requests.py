@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import aio_pika
 import pytest
 from aio_pika.exceptions import ChannelNotFoundEntity
 
+from bridge.amqp.requests import RequestClient
 from bridge.core.broker_names import BrokerNames
 from tests.conftest import eventually
 from tests.integration.requests.conftest import (
@@ -31,6 +34,13 @@ from tests.local_node import LocalNode
 
 def outcomes(running: RunningBridge, outcome: str) -> float:
     return running.sample("bridge_requests_total", outcome=outcome)
+
+
+def has_ended(
+    client: RequestClient, answers: Callable[[], list[list[Any]]], number: int
+) -> bool:
+    """Return whether there are `number` answers, or requests cannot be sent now."""
+    return client.problem is not None or len(answers()) == number
 
 
 async def test_a_worker_receives_a_request_and_the_page_its_reply(
@@ -356,7 +366,7 @@ async def test_during_an_alarm_of_the_broker_pages_are_answered_at_once(
     ):
         await connected_page(pages, running)
         await ask(pages, 1)
-        client = running.bridge.components.request_client
+        client = running.bridge.components.page_requests.client
         await broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
         try:
             # The broker raises the alarm a little later, and blocks a connection when that
@@ -365,11 +375,8 @@ async def test_during_an_alarm_of_the_broker_pages_are_answered_at_once(
             while client.problem is None:
                 number += 1
                 pages.command("ask", "page", EVENT, number)
-                await eventually(
-                    lambda count=number: (
-                        client.problem or len(pages.all("page", "answer")) == count
-                    )
-                )
+                answers = partial(pages.all, "page", "answer")
+                await eventually(partial(has_ended, client, answers, number))
             assert "blocks publishers" in str(client.problem)
             pages.command("ask", "page", EVENT, "during")
             await eventually(lambda: outcomes(running, "not_available") == 1)
@@ -379,7 +386,7 @@ async def test_during_an_alarm_of_the_broker_pages_are_answered_at_once(
         await eventually(lambda: client.problem is None)
         await ask(pages, "after")
 
-        answers = [answer for (_, answer) in pages.all("page", "answer")]
-        data = [one["data"] for one in answers if one["ok"]]
+        ended = [answer for (_, answer) in pages.all("page", "answer")]
+        data = [one["data"] for one in ended if one["ok"]]
         assert data == [*range(1, number + 1), "after"]
-        assert len(answers) == number + 2
+        assert len(ended) == number + 2
