@@ -11,6 +11,7 @@ from bridge.settings.load import (
     reload_text,
 )
 from bridge.settings.model import Settings
+from tests.tokens import SECRET
 
 
 def problems_of(config_file: Path | None = None, **flags: object) -> list[str]:
@@ -228,7 +229,7 @@ def test_a_reload_applies_logins_and_no_other_store_or_broker(
     setting: str, old: str, new: str, *, is_applied: bool
 ) -> None:
     """With another store or broker, messages that wait in the old one would be left behind."""
-    secret = {"jwt_secret": "abcdefgh" * 8}
+    secret = {"jwt_secret": SECRET}
     before = load_settings(secret | {setting: old})
     after = load_settings(secret | {setting: new})
 
