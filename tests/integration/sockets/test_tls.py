@@ -66,7 +66,7 @@ async def test_a_handshake_that_stalls_is_aborted_at_the_deadline_of_the_request
 ) -> None:
     """It holds a descriptor and the memory of a TLS connection."""
     async with (
-        open_server(Plan(connect_s=0.2)) as server,
+        open_server(Plan(connect_s=1)) as server,
         AsyncExitStack() as stack,
     ):
         slow = await plain_tcp(stack, server)
@@ -81,7 +81,7 @@ async def test_a_handshake_that_stalls_is_aborted_at_the_deadline_of_the_request
 
 async def test_a_client_without_a_request_is_aborted_after_its_handshake_too() -> None:
     """The deadline of the request includes the handshake."""
-    async with open_server(Plan(connect_s=1)) as server, raw_tcp(server) as slow:
+    async with open_server(Plan(connect_s=3)) as server, raw_tcp(server) as slow:
         assert await slow.read_to_end() == b""
         await eventually(lambda: refused(server, ConnectionRefusal.NO_REQUEST) == 1)
 
