@@ -17,6 +17,7 @@ from typing import Final
 
 import aio_pika
 
+from tests.bench.idle_windows import idle_windows
 from tests.bench.run import BenchWorld, open_stage
 from tests.bench.servers import Server
 from tests.bench.window_process import windows
@@ -24,7 +25,8 @@ from tests.bench.windows import masked
 from tests.bench.workloads import Figures, Scale, Stage, users
 
 _REST_S: Final = 1.5
-_BRIDGES: Final = ("memory", "sqlite")
+_MEMORY: Final = "memory"  # in `idle`, with Redis instead
+_BRIDGES: Final = (_MEMORY, "sqlite")
 _ALL: Final = (*_BRIDGES, "node", "go")
 
 
@@ -44,6 +46,8 @@ class FigureScale:
         held_ms: The p99 up to which a rate counts as held.
         ack_rate: Messages per second to pages that ack.
         ack_s: Duration of their stream.
+        idle: Idle windows.
+        idle_s: How long their cost is measured: two pings of each.
         churn_s: Duration of mixed traffic.
         churn_step_s: Its windows change after each step.
 
@@ -59,6 +63,8 @@ class FigureScale:
     held_ms: float = 100.0
     ack_rate: float = 1000.0
     ack_s: float = 600.0
+    idle: int = 40_000
+    idle_s: float = 50.0
     churn_s: float = 3600.0
     churn_step_s: float = 5.0
 
@@ -177,6 +183,14 @@ def peak_kib(server: Server) -> int:
         if line.startswith("VmHWM"):
             return int(line.split()[1])
     raise AssertionError(server.pid)
+
+
+# --- idle windows
+
+
+async def idle(run: FigureRun) -> Figures:
+    """Measure memory and CPU of 40,000 idle windows."""
+    return await idle_windows(run.world, run.size.idle, run.size.idle_s)
 
 
 # --- one message to all windows of a user
@@ -368,6 +382,17 @@ FIGURE_WORKS: Final = {
         (
             *_storm_titles("first", "10,000 windows at once, tokens unknown"),
             *_storm_titles("again", "the same windows again"),
+        ),
+    ),
+    "idle": FigureWork(
+        idle,
+        (_MEMORY,),
+        (
+            ("base_mib", "four workers without a window, MiB", 0),
+            ("all_mib", "with 40,000 idle windows, MiB", 0),
+            ("window_kib", "a window, KiB", 1),
+            ("kernel_kib", "kernel memory of a connection, both ends, KiB", 1),
+            ("us_per_s", "processor time of a window, µs a second", 1),
         ),
     ),
     "broadcast": FigureWork(
