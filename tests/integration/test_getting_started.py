@@ -92,8 +92,15 @@ class Machine:
             stdout=PIPE,
             stderr=STDOUT,
         )
-        async with asyncio.timeout(2 * LIMIT_S):  # step 2 runs rabbitmqctl four times
-            output, _ = await process.communicate()
+        try:
+            async with asyncio.timeout(
+                2 * LIMIT_S
+            ):  # step 2 runs rabbitmqctl four times
+                output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         assert process.returncode == 0, (block, output.decode())
         return output.decode()
 

@@ -195,7 +195,7 @@ async def test_a_flood_for_one_user_closes_no_window_that_reads(
             await server.store("alice", *([number, "x" * 5000] for number in numbers))
             most = max(most, session.waiting_bytes)
 
-        await pages.until("page", "event", "message", count=600)
+        await pages.until("page", "event", "message", count=600, within_s=30)
 
         assert [data[0] for data in pages.data("page")] == list(range(600))
         await eventually(lambda: server.windows("alice")[0].is_live)
