@@ -215,6 +215,10 @@ class Refusal(_ExplainedEnum):
         "token_invalid",
         "the token was not accepted: signature, algorithm, claims or user",
     )
+    TOKEN_REVOKED = (
+        "token_revoked",
+        "the token was revoked: sign in again",
+    )
     KEYS_UNAVAILABLE = (
         "keys_unavailable",
         "the keys that check the token cannot be fetched now",
@@ -293,6 +297,7 @@ class Closing(_ExplainedEnum):
         "this bridge is shutting down; the window can reconnect to another one",
     )
     KICKED = "kicked", "an operator closed the user's windows"
+    REVOKED = "revoked", "the token of the window was revoked: sign in again"
     FLOODING = "flooding", "the window sent too many events"
     BINARY_NOT_SUPPORTED = (
         "binary_not_supported",
@@ -330,6 +335,7 @@ class EventError(StrEnum):
     NOT_MANUAL = "not_manual"
     TOKEN_INVALID = "token_invalid"
     TOKEN_EXPIRED = "token_expired"
+    TOKEN_REVOKED = "token_revoked"
     OTHER_USER = "other_user"
     NOT_OPEN = "not_open"
     BAD_USER = "bad_user"
@@ -380,6 +386,14 @@ class RequestOutcome(_ExplainedEnum):
 
 
 REQUEST_ERRORS: Final = tuple(one for one in RequestOutcome if one.is_error)
+
+
+class ControlOutcome(StrEnum):
+    """How a command ended: a label of `bridge_control_commands_total`."""
+
+    DONE = "done"
+    REFUSED = "refused"  # no such command, malformed, or over already
+    FAILED = "failed"  # an unexpected error
 
 
 class Outcome(StrEnum):

@@ -22,11 +22,15 @@ class Identity:
     Attributes:
         user: The user.
         expires_s: Unix time at which the token expires; ``None`` in open mode.
+        issued_s: Unix time at which the token was issued, its `iat`, if it has one.
+        token_id: The `jti` of the token, if it has one.
 
     """
 
     user: str
     expires_s: float | None
+    issued_s: float | None = None
+    token_id: str | None = None
 
 
 def identify(claims: Mapping[str, object]) -> Identity:
@@ -59,7 +63,16 @@ def identify(claims: Mapping[str, object]) -> Identity:
         raise RefusedError(
             Refusal.TOKEN_INVALID, "claim exp is not a Unix time in seconds"
         )
-    return Identity(user=user, expires_s=float(expires))
+    issued, token_id = claims.get("iat"), claims.get("jti")
+    return Identity(
+        user=user,
+        expires_s=float(expires),
+        # A number that PyJWT accepts may still be too large for a float.
+        issued_s=float(issued)
+        if isinstance(issued, int | float) and 0 <= issued < _EXPIRES_BEFORE_S
+        else None,
+        token_id=token_id if isinstance(token_id, str) else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,10 +142,16 @@ class FleetView:
         """Return when a window of `user` last connected to this bridge; ``None`` if never."""
         return self._journal.last_connect_s(user)
 
-    async def kick(self, user: str) -> tuple[int, Coverage]:
-        """Close all windows of `user` on all bridges, and return how many there were."""
-        own = self._sockets.kick(user)
-        question = {"do": "kick", "user": user}
+    async def kick(
+        self, user: str, *, reason: str | None = None
+    ) -> tuple[int, Coverage]:
+        """
+        Close all windows of `user` on all bridges, and return how many there were.
+
+        The pages receive `reason`, if there is one, instead of the usual text.
+        """
+        own = self._sockets.kick(user, reason=reason)
+        question = {"do": "kick", "user": user, "reason": reason}
         others, coverage = await self._ask(question, _KickAnswer)
         return own + sum(each.kicked for each in others), coverage
 
@@ -204,7 +210,9 @@ class FleetView:
             case {"do": "windows", "user": str(user)}:
                 return self._own_windows(user).model_dump()
             case {"do": "kick", "user": str(user)}:
-                kicked = self._sockets.kick(user)
+                reason = question.get("reason")
+                text = reason if isinstance(reason, str) else None
+                kicked = self._sockets.kick(user, reason=text)
                 log.info("fleet.kicked", user=user_hash(user), windows=kicked)
                 return _KickAnswer(kicked=kicked).model_dump()
             case {"do": "users of", "message_id": str(message_id)}:

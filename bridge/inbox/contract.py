@@ -14,6 +14,7 @@ from typing import Protocol
 from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxPage, InboxState
+from bridge.core.revocation import Revocation
 
 # Receives the messages that were stored for followed users, those of each user in order.
 StoredListener = Callable[[Sequence[Stored]], None]
@@ -22,6 +23,8 @@ AnnouncedListener = Callable[[Sequence[Message]], None]
 # Receives users whose epoch has changed: their positions no longer mean anything, and
 # some of their messages may be gone.
 EpochListener = Callable[[Sequence[str]], None]
+# Receives each revocation once: windows that use its tokens must be closed.
+RevokedListener = Callable[[Revocation], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +100,26 @@ class InboxReader(Protocol):
         on_stored: StoredListener,
         on_epoch_changed: EpochListener | None = None,
         on_announced: AnnouncedListener | None = None,
+        on_revoked: RevokedListener | None = None,
     ) -> None:
         """
         Call `on_stored` after messages of followed users were stored.
 
         There is one subscriber: a second call replaces the first. All functions are
         called in the event loop and must not block. `on_epoch_changed` is called before
-        the first message of the new epoch, `on_announced` with ephemeral messages.
+        the first message of the new epoch, `on_announced` with ephemeral messages,
+        `on_revoked` after the revocation was stored and before any message that was stored
+        after it.
+        """
+
+    def revocations(self, user: str) -> Sequence[Revocation]:
+        """
+        Return the revocations of `user` that are in force.
+
+        They include all that were stored before a call of `state` for this user began that
+        has returned, and all that `on_revoked` has received. So a window is checked by
+        this, after `state` and without an `await`, in the same step in which it joins its
+        room: an earlier revocation is found here, and a later one finds the window.
         """
 
     async def follow(self, user: str) -> None:
@@ -158,6 +174,24 @@ class InboxReader(Protocol):
         """
 
 
+class RevocationStore(Protocol):
+    """The part of a store that revokes tokens."""
+
+    async def revoke(self, revocation: Revocation) -> None:
+        """
+        Store a revocation, durably, and pass it to the subscribers of all bridges.
+
+        Raises:
+            StoreUnavailableError: If that is not confirmed now. The call may be repeated.
+
+        Cancellation: the revocation may or may not have been stored.
+
+        """
+
+    def all_revocations(self) -> Sequence[Revocation]:
+        """Return the revocations of all users that are in force, as far as is known."""
+
+
 class AdminQueries(Protocol):
     """
     Read-only queries for operators; they neither change an inbox nor delay the bridge.
@@ -197,7 +231,7 @@ class AdminQueries(Protocol):
         """
 
 
-class Inbox(InboxWriter, InboxReader, Protocol):
+class Inbox(InboxWriter, InboxReader, RevocationStore, Protocol):
     """A store, with its lifecycle."""
 
     retention: Retention  # may be replaced while the store is open

@@ -137,7 +137,8 @@ class Admission:
         Does nothing if the session has been closed meanwhile.
 
         Raises:
-            RefusedError: If the user has too many windows, or the session is one already.
+            RefusedError: If the user has too many windows, the session is one already, or
+                the token is revoked.
             StoreUnavailableError: If the inbox cannot be read now.
 
         """
@@ -155,6 +156,7 @@ class Admission:
                 raise RefusedError(Refusal.BAD_REQUEST, _ALREADY_CONNECTED)
             if session.is_closed:
                 return
+            self.check_revocations(identity)
             window = Window(
                 client.sid,
                 session,
@@ -170,6 +172,23 @@ class Admission:
             if self._rooms.release(user):
                 self._inbox.unfollow(user)
         self._replayer.start(window, plan, last=state.last)
+
+    def check_revocations(self, identity: Identity) -> None:
+        """
+        Check that the token of `identity` is not revoked, as of the last read of the user.
+
+        The race: a revocation is stored while its user connects. The store reports it in the
+        event loop: either before this check, which then finds it, or after the window has
+        joined its room, and then the window is closed. So no `await` may be between this
+        check and the join, and the user's state must have been read before, after the token
+        was received: the read fails if the store is away, so nothing is admitted unchecked.
+
+        Raises:
+            RefusedError: If it is revoked.
+
+        """
+        if any(one.covers(identity) for one in self._inbox.revocations(identity.user)):
+            raise RefusedError(Refusal.TOKEN_REVOKED)
 
     async def _kept_recovery_id(
         self, user: str, options: ConnectOptions, plan: ReplayPlan

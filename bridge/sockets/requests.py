@@ -130,8 +130,8 @@ class WindowRequests:
         Replace the token of a window by a newer one of the same user.
 
         Raises:
-            EventRefusedError: If the token is invalid or of another user. The old token
-                stays in effect.
+            EventRefusedError: If the token is invalid, revoked or of another user, or the
+                store is away. The old token stays in effect.
 
         """
         if self._verifier is None:
@@ -155,6 +155,15 @@ class WindowRequests:
             raise EventRefusedError(
                 EventError.OTHER_USER, "the new token is another user's"
             )
+        try:
+            await self._inbox.state(window.user)
+            self._admission.check_revocations(identity)
+        except RefusedError as exc:
+            raise EventRefusedError(EventError.TOKEN_REVOKED, str(exc)) from exc
+        except StoreUnavailableError as exc:
+            raise EventRefusedError(
+                EventError.NOT_AVAILABLE, Refusal.NOT_AVAILABLE.explanation
+            ) from exc
         window.renew(identity, now_s=time())
         assert identity.expires_s is not None  # noqa: S101 - a verified token has an exp
         # It may have expired already and be accepted only within the leeway.

@@ -19,6 +19,7 @@ from bridge.clock import SteadyClock
 from bridge.core import packets
 from bridge.core.journal import Journal
 from bridge.core.packets import Packet, PacketType
+from bridge.core.revocation import Revocation
 from bridge.core.worker_slot import WorkerSlot
 from bridge.enums import EVENT_CLOSING, EVENT_EXPIRING, Closing, Refusal
 from bridge.inbox.contract import InboxReader
@@ -113,7 +114,9 @@ class SocketIOServer:
             page_requests=page_requests,
         )
         self.refused_origins = self._admission.refused_origins
-        inbox.subscribe(self.rooms.emit, self.reset, self.rooms.emit_ephemeral)
+        inbox.subscribe(
+            self.rooms.emit, self.reset, self.rooms.emit_ephemeral, self.revoke
+        )
         metrics.windows.set_function(lambda: len(self.rooms))
         metrics.users.set_function(lambda: self.rooms.user_count)
 
@@ -262,25 +265,38 @@ class SocketIOServer:
 
     # --- closing windows
 
-    def close_window(self, window: Window, code: Closing) -> None:
-        """Send `bridge:closing` and close the window; it has left its room on return."""
+    def close_window(
+        self, window: Window, code: Closing, *, reason: str | None = None
+    ) -> None:
+        """
+        Send `bridge:closing` and close the window; it has left its room on return.
+
+        `reason` replaces the usual text for people.
+        """
         if window.session.is_closed:
             return
         self._metrics.closed.labels(code=code).inc()
         if code is not Closing.DRAINING:
             log.info("window.closed", user=user_hash(window.user), code=code)
-        notice = {"code": code, "reason": code.explanation, "reconnect": code.reconnect}
+        text = reason or code.explanation
+        notice = {"code": code, "reason": text, "reconnect": code.reconnect}
         window.send_event(EVENT_CLOSING, notice)
         if not code.reconnect:
             window.session.send(packets.DISCONNECT_PACKET)
         window.session.close(CloseReason.SERVER_DISCONNECT)
 
-    def kick(self, user: str) -> int:
+    def kick(self, user: str, *, reason: str | None = None) -> int:
         """Close all windows of `user`; returns how many there were."""
         windows = self.rooms.windows_of(user)
         for window in windows:
-            self.close_window(window, Closing.KICKED)
+            self.close_window(window, Closing.KICKED, reason=reason)
         return len(windows)
+
+    def revoke(self, revocation: Revocation) -> None:
+        """Close the windows whose tokens are revoked; the store has the revocation."""
+        for window in self.rooms.windows_of(revocation.user):
+            if revocation.covers(window.identity):
+                self.close_window(window, Closing.REVOKED)
 
     def reset(self, users: Sequence[str]) -> None:
         """

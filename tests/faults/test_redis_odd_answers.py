@@ -26,6 +26,7 @@ from bridge.inbox.redis.encoding import (
 )
 from bridge.inbox.redis.feed import Feed
 from bridge.inbox.redis.protocol import RedisConnection
+from bridge.inbox.redis.revocations import RedisRevocations
 from bridge.inbox.redis.server_info import server_facts
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
@@ -181,8 +182,10 @@ async def test_slots_that_arrive_during_the_setup_of_a_connection_are_set_up_too
         server.command("CLUSTER", "ADDSLOTSRANGE", *half)
         address = parse_redis(f"redis+cluster://127.0.0.1:{server.port}")
         prefixes = key_prefixes("bridge", 0)
-        feed = Feed("redis", prefixes, is_cluster=True, subscribe_s=1)
-        setup = SlowSetup(address, prefixes, feed, SteadyClock())
+        clock = SteadyClock()
+        revocations = RedisRevocations(prefixes, clock, is_cluster=True)
+        feed = Feed("redis", prefixes, revocations, is_cluster=True, subscribe_s=1)
+        setup = SlowSetup(address, prefixes, feed, revocations, clock)
         cluster = RedisCluster(address, setup, DEFAULT_TIMING)
         running = asyncio.create_task(cluster.run())
         try:

@@ -56,6 +56,14 @@ class TokenClaims(Contract):
     nbf: float | Absent = Field(
         None, description="Unix time in seconds before which the token is not accepted."
     )
+    iat: float | Absent = Field(
+        None,
+        description="Unix time in seconds at which the token was issued. A revocation of "
+        "tokens issued before some time covers tokens without it.",
+    )
+    jti: str | Absent = Field(
+        None, description="The id of the token, by which it can be revoked alone."
+    )
     aud: str | list[str] | Absent = Field(
         None,
         description="The audience; required to contain one of BRIDGE_JWT_AUDIENCE, if that is "

@@ -14,10 +14,12 @@ from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxPage, InboxState, count_gone, forgotten_above
+from bridge.core.revocation import Revocation, RevocationIndex
 from bridge.inbox.contract import (
     AnnouncedListener,
     EpochListener,
     Retention,
+    RevokedListener,
     StoredListener,
 )
 from bridge.inbox.memory.admin_queries import MemoryAdminQueries
@@ -48,6 +50,7 @@ class MemoryInbox:
         self._seen: dict[tuple[str, str], float] = {}
         self._followed: set[str] = set()
         self._forgotten = 0
+        self._revocations = RevocationIndex()
         self._on_stored: StoredListener | None = None
         self._on_announced: AnnouncedListener | None = None
         self.admin: Final = MemoryAdminQueries(self._logs, self._seen, self._state)
@@ -73,11 +76,13 @@ class MemoryInbox:
         on_stored: StoredListener,
         on_epoch_changed: EpochListener | None = None,
         on_announced: AnnouncedListener | None = None,
+        on_revoked: RevokedListener | None = None,
     ) -> None:
-        """Publish stored messages; the epoch never changes while the process runs."""
+        """Publish messages and revocations; the epoch never changes in a process."""
         del on_epoch_changed
         self._on_stored = on_stored
         self._on_announced = on_announced
+        self._revocations.subscribe(on_revoked)
 
     async def follow(self, user: str) -> None:
         """Include `user` in the feed."""
@@ -182,6 +187,18 @@ class MemoryInbox:
             for stored in (log.above(after) if log is not None else ())
         )
 
+    async def revoke(self, revocation: Revocation) -> None:
+        """Remember a revocation until the process ends, and pass it to the subscriber."""
+        self._revocations.add(revocation)
+
+    def revocations(self, user: str) -> Sequence[Revocation]:
+        """Return the revocations of `user` that are in force."""
+        return self._revocations.of(user, self._clock.read())
+
+    def all_revocations(self) -> Sequence[Revocation]:
+        """Return the revocations of all users that are in force."""
+        return self._revocations.all(self._clock.read())
+
     def mark_delivered(self, user: str, offset: int) -> None:
         """Move the delivered mark of `user` forward to `offset`."""
         log = self._logs.get(user)
@@ -202,6 +219,7 @@ class MemoryInbox:
     async def sweep(self) -> None:
         """Delete messages and ids that are too old, and forget idle users."""
         now = self._clock.read()
+        self._revocations.drop_over(now)
         oldest_s = now.ago(self.retention.dedupe_s)
         idle: list[str] = []
         for user, log in self._logs.items():

@@ -90,6 +90,7 @@ async def migrate(
                 last_user = batch.parts[-1].inbox.user
                 on_progress(_COPYING, copied, totals)
             await _compare(thread, source, target, partial(on_progress, _COMPARING))
+            await target.write_revocations(await thread.run(source.revocations))
             await target.finish(identity)
     return MigrationResult(
         identity.epoch,

@@ -12,6 +12,7 @@ from operator import add
 from typing import Protocol
 
 from bridge.core.message import Stored
+from bridge.core.revocation import Revocation
 from bridge.enums import SyncReason
 
 
@@ -154,6 +155,9 @@ class MigrationTarget(Protocol):
 
     async def counts(self, users: Sequence[str]) -> Sequence[InboxCount]:
         """Return the inboxes of `users` as the store holds them, in the same order."""
+
+    async def write_revocations(self, revocations: Sequence[Revocation]) -> None:
+        """Write all revocations. Writing them again changes nothing."""
 
     async def finish(self, source: SourceIdentity) -> None:
         """Record that all is copied; bridges may use the store from now on."""

@@ -2,7 +2,8 @@
 What happens on each new connection before the store uses it.
 
 The permissions of our user are tried, a migration in progress keeps the bridge out, the
-clock is compared with the store, a server that evicts inboxes is refused, the epochs of the users are established, and all followed users are subscribed to again.
+clock is compared with the store, a server that evicts inboxes is refused, all revocations are
+read, the epochs of the users are established, and all followed users are subscribed to again.
 """
 
 import secrets
@@ -20,6 +21,7 @@ from bridge.inbox.redis.eviction import check_eviction
 from bridge.inbox.redis.feed import Feed
 from bridge.inbox.redis.permissions import check_permissions
 from bridge.inbox.redis.protocol import Argument, RedisConnection
+from bridge.inbox.redis.revocations import RedisRevocations
 
 _NO_REPLICATION_ID: Final = "0" * 40
 
@@ -39,11 +41,13 @@ class ConnectionSetup:
         address: RedisAddress,
         prefixes: Sequence[str],
         feed: Feed,
+        revocations: RedisRevocations,
         clock: SteadyClock,
     ) -> None:
         self.prefixes = prefixes
         self.feed = feed
         self._address = address
+        self._revocations = revocations
         self._clock = clock
         self._has_resumed_clock = False
         self._was_in_use = False  # by a bridge, before this process
@@ -84,6 +88,8 @@ class ConnectionSetup:
                     self._clock, connection, self.prefixes[0]
                 )
                 self._has_resumed_clock = True
+        # Before the feed: a window that is revoked meanwhile receives nothing of it.
+        await self._revocations.prepare(connection, tags)
         epochs = await self._establish_epochs(connection, ordered)
         # Subscribe first and read the newest messages second: a message stored between
         # the two then arrives twice, and none is missed.

@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import Any, Final
 
 from bridge.core.message import Message, Stored
+from bridge.core.revocation import parse_revocation
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import AnnouncedListener, EpochListener, StoredListener
 from bridge.inbox.redis import scripts
@@ -26,6 +27,7 @@ from bridge.inbox.redis.encoding import (
     unpack_publication,
 )
 from bridge.inbox.redis.protocol import Argument, RedisConnection
+from bridge.inbox.redis.revocations import RedisRevocations
 
 # Channels or users in one command.
 _PART: Final = 500
@@ -59,6 +61,7 @@ class Feed:
         self,
         store: str,
         prefixes: Sequence[str],
+        revocations: RedisRevocations,
         *,
         is_cluster: bool,
         subscribe_s: float,
@@ -69,6 +72,7 @@ class Feed:
         Args:
             store: How errors name the store.
             prefixes: The channel prefix of each tag.
+            revocations: Receives the revocations that are published.
             is_cluster: Whether channels belong to slots, as keys do.
             subscribe_s: How long to wait for the confirmation of a subscription.
 
@@ -76,6 +80,7 @@ class Feed:
         self.epochs = [""] * TAG_COUNT
         self._store = store
         self._prefixes = prefixes
+        self._revocations = revocations
         self._is_cluster = is_cluster
         self._subscribe_s = subscribe_s
         self._subscribe, self._unsubscribe, self._publish = (
@@ -187,7 +192,13 @@ class Feed:
         for push in pushes:
             subscription = followed.get(push[1])
             if subscription is None:
-                continue  # unfollowed meanwhile
+                # Otherwise the user was unfollowed meanwhile.
+                if push[0] in _MESSAGES and self._revocations.is_channel(push[1]):
+                    # Windows receive what was stored before, and nothing after.
+                    self._hand_over(fresh)
+                    fresh = []
+                    self._revocations.index.add(parse_revocation(push[2]))
+                continue
             if push[0] in _MESSAGES:
                 epoch, messages = unpack_publication(subscription.user, push[2])
                 if not messages[0].offset:

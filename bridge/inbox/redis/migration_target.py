@@ -15,6 +15,7 @@ from struct import Struct
 from typing import Final
 
 from bridge.core.redis_address import RedisAddress
+from bridge.core.revocation import Revocation
 from bridge.enums import SyncReason
 from bridge.errors import MigrationRefusedError, StoreUnavailableError
 from bridge.inbox.migration.model import (
@@ -42,6 +43,7 @@ from bridge.inbox.redis.protocol import (
     is_error,
     parse_info,
 )
+from bridge.inbox.redis.revocations import store_command
 from bridge.inbox.redis.scripts import ALL_EXPIRED, REASONS, Script
 from bridge.inbox.redis.topology import find_servers
 
@@ -188,6 +190,10 @@ class RedisTarget:
         """Write a batch, then record how far the migration is."""
         await self._ask_many(self.commands_of(batch))
         await self._ask(self._owners[0], b"HSET", self._key, b"upto", batch.upto)
+
+    async def write_revocations(self, revocations: Sequence[Revocation]) -> None:
+        """Write all revocations."""
+        await self._ask_many([store_command(self._prefixes, r) for r in revocations])
 
     async def counts(self, users: Sequence[str]) -> Sequence[InboxCount]:
         """Return the inboxes of `users` as they are in the store, in order."""

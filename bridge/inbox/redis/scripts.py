@@ -25,6 +25,7 @@ The keys of a user; each begins with a prefix that ends in the hash tag of the u
     i:USER       a sorted set of the message ids of the user, by time
     b:SESSION    the last batch of a bridge, and its result
     t:KEY        a trial: a count
+    r            a sorted set of the revocations of users of the tag as JSON, all with score 0
 
 Offsets in the list have no gaps, so the position determines the offset: the last element
 has the last offset, or in a sparse inbox the offset in the head. In s:USER a message with a
@@ -411,6 +412,16 @@ return {words, failure}
 """
 )
 
+# ARGV: prefix, revocation, publish command. A script with an error in its middle keeps what it
+# wrote. So the write comes first: without it no window is closed.
+REVOKE: Final = Script(
+    """
+redis.call('ZADD', ARGV[1] .. 'r', 0, ARGV[2])
+redis.call(ARGV[3], ARGV[1] .. 'revoked', ARGV[2])
+return 1
+"""
+)
+
 # ARGV: prefix, queue, least token. Returns a token that is larger than all before.
 CLAIM: Final = Script(
     """
@@ -719,5 +730,5 @@ return out
 # Loaded on each new connection.
 ALL: Final = (
     *(APPEND, SWEEP, CLAIM, READ, COUNT_EXPIRED, MARK, NOTE_TRIALS, BEGIN, NEWEST),
-    *(BROWSE, FIND, STATES),
+    *(BROWSE, FIND, STATES, REVOKE),
 )

@@ -41,12 +41,14 @@ from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import RedisAddress
 from bridge.core.replay import InboxPage, InboxState, count_gone
+from bridge.core.revocation import Revocation
 from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.contract import (
     AnnouncedListener,
     DiskUsage,
     EpochListener,
     Retention,
+    RevokedListener,
     StoredListener,
 )
 from bridge.inbox.redis import scripts
@@ -58,6 +60,7 @@ from bridge.inbox.redis.encoding import key_prefixes, tag_of, unpack
 from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.feed import Feed
 from bridge.inbox.redis.protocol import MISSING, Argument, RedisConnection, Reply
+from bridge.inbox.redis.revocations import RedisRevocations
 from bridge.inbox.redis.sweeper import RedisSweeper
 from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
 from bridge.inbox.redis.topology import create_servers
@@ -94,13 +97,19 @@ class RedisInbox:
         self._clock = clock or SteadyClock()
         self._timing = timing
         is_cluster = address.kind == "cluster"
+        self._revocations = RedisRevocations(
+            self.prefixes, self._clock, is_cluster=is_cluster
+        )
         self._feed = Feed(
             self.description,
             self.prefixes,
+            self._revocations,
             is_cluster=is_cluster,
             subscribe_s=timing.subscribe_s,
         )
-        setup = ConnectionSetup(address, self.prefixes, self._feed, self._clock)
+        setup = ConnectionSetup(
+            address, self.prefixes, self._feed, self._revocations, self._clock
+        )
         self._servers = create_servers(address, setup, timing)
         self._background = BackgroundWrites(self._servers)
         self._sweeper = RedisSweeper(
@@ -211,9 +220,11 @@ class RedisInbox:
         on_stored: StoredListener,
         on_epoch_changed: EpochListener | None = None,
         on_announced: AnnouncedListener | None = None,
+        on_revoked: RevokedListener | None = None,
     ) -> None:
-        """Publish what is stored for followed users, and changes of their epochs."""
+        """Publish what is stored for followed users, their epochs, and revocations."""
         self._feed.subscribe(on_stored, on_epoch_changed, on_announced)
+        self._revocations.index.subscribe(on_revoked)
 
     async def follow(self, user: str) -> None:
         """
@@ -287,9 +298,31 @@ class RedisInbox:
             with suppress(StoreUnavailableError, RefusedByRedisError):
                 await waiting
 
+    async def revoke(self, revocation: Revocation) -> None:
+        """
+        Store a revocation and publish it to all bridges in one step.
+
+        Raises:
+            StoreUnavailableError: If the server is away, or too few replicas acknowledge
+                it. It may be stored nevertheless.
+
+        """
+        server = self._servers.for_tag(tag_of(revocation.user))
+        await self._revocations.revoke(server, revocation)
+
+    def revocations(self, user: str) -> Sequence[Revocation]:
+        """Return the revocations of `user` that are in force."""
+        return self._revocations.index.of(user, self._clock.read())
+
+    def all_revocations(self) -> Sequence[Revocation]:
+        """Return the revocations of all users that are in force."""
+        return self._revocations.index.all(self._clock.read())
+
     async def sweep(self) -> None:
         """Delete old messages and ids of some users, and store a reading of the clock."""
         with suppress(StoreUnavailableError):  # the next sweep does it
+            found = await self._servers.ask_each(self._revocations.read_commands())
+            await self._servers.ask_each(self._revocations.drop_over(found))
             await self._sweeper.sweep(self.retention)
 
     # --- reading

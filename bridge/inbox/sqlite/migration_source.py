@@ -16,6 +16,7 @@ from typing import Final
 
 from bridge.core.message import Stored
 from bridge.core.message_options import MessageOptions
+from bridge.core.revocation import Revocation
 from bridge.enums import SyncReason
 from bridge.errors import ConfigError
 from bridge.inbox.migration.model import (
@@ -119,6 +120,11 @@ class SqliteSource:
         """Yield all inboxes in groups, for the comparison."""
         with self._translated_errors():
             yield from self._counts()
+
+    def revocations(self) -> Sequence[Revocation]:
+        """Return all revocations."""
+        with self._translated_errors():
+            return statements.revocations(self._connected)
 
     # --- reading
 
@@ -259,7 +265,8 @@ def _identity(connection: Connection) -> SourceIdentity:
     facts = connection.execute(
         "SELECT (SELECT coalesce(min(seq), 0) || '-' || coalesce(max(seq), 0)"
         " FROM messages), (SELECT count(*) || '/' || coalesce(sum(first), 0) FROM users),"
-        " (SELECT coalesce(sum(delivered), 0) FROM heads)"
+        " (SELECT coalesce(sum(delivered), 0) FROM heads),"
+        " (SELECT count(*) || '/' || coalesce(sum(length(revocation)), 0) FROM revocations)"
     ).fetchone()
     facts += connection.execute(
         "SELECT coalesce(max(offset), '') || '/' || coalesce(sum(offset), '') FROM sparse"

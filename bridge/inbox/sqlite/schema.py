@@ -85,4 +85,6 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         # What `heads` and `seen` lack of these messages, as JSON.
         "ALTER TABLE marks ADD COLUMN sparse BLOB",
     ),
+    # Each as JSON (core/revocation.py).
+    ("CREATE TABLE revocations (revocation BLOB PRIMARY KEY) WITHOUT ROWID",),
 )

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from sqlite3 import Connection
 from typing import Final
 
+from bridge.core.revocation import Revocation, parse_revocation
 from bridge.enums import SyncReason
 from bridge.inbox.sqlite.unindexed import BLOCK, IndexBatch
 
@@ -35,6 +36,12 @@ def optional_meta(connection: Connection, name: str) -> str | None:
         "SELECT value FROM bridge WHERE name = ?", (name,)
     ).fetchone()
     return None if row is None else str(row[0])
+
+
+def revocations(connection: Connection) -> list[Revocation]:
+    """Return all revocations, those too that are over."""
+    rows = connection.execute("SELECT revocation FROM revocations")
+    return [parse_revocation(text) for (text,) in rows]
 
 
 def insert(

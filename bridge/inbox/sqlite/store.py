@@ -24,12 +24,14 @@ from typing import Final, TypeVar
 from bridge.clock import SteadyClock
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxPage, InboxState
+from bridge.core.revocation import Revocation, RevocationIndex
 from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.contract import (
     AnnouncedListener,
     DiskUsage,
     EpochListener,
     Retention,
+    RevokedListener,
     StoredListener,
 )
 from bridge.inbox.sqlite.admin_queries import AdminReader, SqliteAdminQueries
@@ -83,7 +85,8 @@ class SqliteInbox:
         self._file = file = StoreFile(self._path, self.description)
         tail = UnindexedTail(round_entries=round_entries)
         retention_now = self._current_retention
-        clock = clock or SteadyClock()
+        self._clock = clock = clock or SteadyClock()
+        self._revocations = RevocationIndex()
         self._writer = SqliteWriter(file, tail, retention=retention_now, clock=clock)
         self._reader = SqliteReader(file, tail, retention=retention_now, clock=clock)
         self._writer_thread = DatabaseThread(
@@ -148,6 +151,10 @@ class SqliteInbox:
         try:
             await self._writer_thread.start()
             try:
+                # Before anything can be read: no window is admitted unchecked.
+                submit = self._writer_thread.submit
+                for each in await submit(self._writer.read_revocations):
+                    self._revocations.add(each)
                 await self._reader_thread.start()
             except BaseException:
                 await self._writer_thread.stop()
@@ -195,10 +202,12 @@ class SqliteInbox:
         on_stored: StoredListener,
         on_epoch_changed: EpochListener | None = None,
         on_announced: AnnouncedListener | None = None,
+        on_revoked: RevokedListener | None = None,
     ) -> None:
-        """Publish stored messages, and users that were forgotten while they connected."""
+        """Publish messages, revocations, and users forgotten while they connected."""
         self._on_stored = on_stored
         self._on_announced = on_announced
+        self._revocations.subscribe(on_revoked)
         self._on_epoch_changed = on_epoch_changed
 
     async def follow(self, user: str) -> None:
@@ -251,6 +260,21 @@ class SqliteInbox:
             lambda offsets: self._publish(messages, offsets),
         )
 
+    async def revoke(self, revocation: Revocation) -> None:
+        """Store a revocation, and pass it to the subscriber; errors as `append`."""
+        await self._writes.submit(
+            partial(self._writer.revoke, revocation=revocation),
+            lambda _: self._revocations.add(revocation),
+        )
+
+    def revocations(self, user: str) -> Sequence[Revocation]:
+        """Return the revocations of `user` that are in force."""
+        return self._revocations.of(user, self._clock.read())
+
+    def all_revocations(self) -> Sequence[Revocation]:
+        """Return the revocations of all users that are in force."""
+        return self._revocations.all(self._clock.read())
+
     async def sweep(self) -> None:
         """
         Delete messages and ids that are too old, and forget idle users.
@@ -260,6 +284,8 @@ class SqliteInbox:
         # If the store is unavailable now, the next sweep does it.
         with suppress(StoreUnavailableError):
             await self._writes.submit(self._writer.store_clock)
+            await self._writes.submit(self._writer.drop_revocations)
+            self._revocations.drop_over(self._clock.read())
             for sweep in (self._writer.sweep_unindexed, self._writer.sweep_messages):
                 while await self._writes.submit(sweep):
                     pass

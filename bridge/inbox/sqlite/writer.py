@@ -15,6 +15,7 @@ import orjson
 from bridge.clock import SteadyClock
 from bridge.core.message import Message
 from bridge.core.replay import forgotten_above
+from bridge.core.revocation import Revocation
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite import statements
@@ -328,6 +329,27 @@ class SqliteWriter:
             (key, count, self._clock.read().now_s),
         )
         return count
+
+    def read_revocations(self, connection: Connection) -> Sequence[Revocation]:
+        """Return all revocations."""
+        return statements.revocations(connection)
+
+    def revoke(self, connection: Connection, revocation: Revocation) -> None:
+        """Store a revocation."""
+        connection.execute(
+            "INSERT OR IGNORE INTO revocations VALUES (?)", (revocation.render(),)
+        )
+
+    def drop_revocations(self, connection: Connection) -> None:
+        """Delete the revocations that are over."""
+        now = self._clock.read()
+        over = [
+            each for each in statements.revocations(connection) if each.is_over(now)
+        ]
+        connection.executemany(
+            "DELETE FROM revocations WHERE revocation = ?",
+            [(each.render(),) for each in over],
+        )
 
     def probe(self, connection: Connection) -> None:
         """Write a value without meaning, to find out whether the file can be written."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bridge.core.message import Message, Stored
+from bridge.core.revocation import Revocation
 from bridge.enums import SyncReason
 from bridge.errors import ConfigError, MigrationRefusedError, StoreInUseError
 from bridge.inbox.contract import Retention
@@ -42,6 +43,7 @@ class MemoryTarget:
     ids: dict[str, dict[str, float]] = field(default_factory=dict)
     identity: SourceIdentity | None = None
     upto: int = 0
+    revocations: set[Revocation] = field(default_factory=set)
     is_done: bool = False
     batch_count: int = 0
     fails_after: int | None = None
@@ -82,6 +84,10 @@ class MemoryTarget:
         return [
             InboxCount(self.inboxes[user], len(self.messages[user])) for user in users
         ]
+
+    async def write_revocations(self, revocations: Sequence[Revocation]) -> None:
+        """Store the revocations."""
+        self.revocations.update(revocations)
 
     async def finish(self, identity: SourceIdentity) -> None:
         """Record that the migration is done."""

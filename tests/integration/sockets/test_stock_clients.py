@@ -97,6 +97,15 @@ class PythonPage:
         self.data.append(data)
         self.auth["position"] = position
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the client is connected now."""
+        return bool(self._client.connected)
+
+    def on(self, event: str, handler: Callable[..., None]) -> None:
+        """Call `handler` for an event of the client."""
+        self._client.on(event, handler)
+
     async def call(self, method: str, *args: object, **options: object) -> Any:
         """Call a method of either kind of client."""
         function: Callable[..., Any] = getattr(self._client, method)

@@ -211,7 +211,9 @@ async def test_an_issued_token_is_accepted_by_the_same_rules(
         algorithms=(algorithm,), audience=("web",), issuer="us"
     ).verify(issued)
 
-    assert identity == Identity(user="zoë", expires_s=float(int(now_s + 60)))
+    assert identity == Identity(
+        "zoë", expires_s=float(int(now_s + 60)), issued_s=float(int(now_s))
+    )
     assert await verifier(algorithms=(algorithm,)).verify(plain) == identity
 
 

@@ -33,7 +33,7 @@ class FakeSockets:
         """Return as many items as the user has windows."""
         return [None] * self.windows.get(user, 0)
 
-    def kick(self, user: str) -> int:
+    def kick(self, user: str, *, reason: str | None) -> int:  # noqa: ARG002 - as the real one
         """Return the number of windows."""
         return self.windows.get(user, 0)
 

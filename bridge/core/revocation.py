@@ -1,0 +1,100 @@
+"""
+Revocations: which tokens of a user are refused, and until when.
+
+A revocation never changes. A store adds it and drops it after its end; adding it twice has
+the same effect as once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+
+import orjson
+
+from bridge.core.clock_reading import ClockReading
+from bridge.core.identity import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """
+    The tokens of one user that are refused; all of them if it names no further condition.
+
+    Attributes:
+        user: The user.
+        until_s: Unix time of its end.
+        issued_before_s: Only tokens whose `iat` is lower, or that have none.
+        jti: Only the token with this id.
+        made_s: Unix time at which a bridge made it.
+
+    """
+
+    user: str
+    until_s: float
+    issued_before_s: float | None = None
+    jti: str | None = None
+    made_s: float = field(default=0.0, compare=False)
+
+    def covers(self, identity: Identity) -> bool:
+        """Return whether the token of `identity`, which is this user's, is refused."""
+        if self.jti is not None:
+            return identity.token_id == self.jti
+        if self.issued_before_s is None or identity.issued_s is None:
+            return True
+        return identity.issued_s < self.issued_before_s
+
+    def is_over(self, now: ClockReading) -> bool:
+        """Return whether it has ended, by a clock that may have jumped ahead."""
+        return now.has_passed(self.until_s, since_s=self.made_s)
+
+    def render(self) -> bytes:
+        """Return the JSON in which stores keep it."""
+        return orjson.dumps(asdict(self))
+
+    @property
+    def digest(self) -> str:
+        """A short name, different for different revocations of a user."""
+        return blake2b(self.render(), digest_size=8).hexdigest()
+
+
+def parse_revocation(text: bytes) -> Revocation:
+    """Return the revocation that was rendered."""
+    return Revocation(**orjson.loads(text))
+
+
+class RevocationIndex:
+    """The revocations that a process knows, by user."""
+
+    def __init__(self) -> None:
+        self._by_user: dict[str, set[Revocation]] = {}
+        self._on_revoked: Callable[[Revocation], None] | None = None
+
+    def subscribe(self, on_revoked: Callable[[Revocation], None] | None) -> None:
+        """Call `on_revoked` with each revocation that is added from now on."""
+        self._on_revoked = on_revoked
+
+    def add(self, revocation: Revocation) -> None:
+        """Add a revocation, and report it unless it is known."""
+        known = self._by_user.setdefault(revocation.user, set())
+        if revocation not in known:
+            known.add(revocation)
+            if self._on_revoked is not None:
+                self._on_revoked(revocation)
+
+    def of(self, user: str, now: ClockReading) -> Sequence[Revocation]:
+        """Return the revocations of `user` that are in force."""
+        known = self._by_user.get(user)
+        return [each for each in known if not each.is_over(now)] if known else ()
+
+    def all(self, now: ClockReading) -> list[Revocation]:
+        """Return the revocations of all users that are in force."""
+        return [each for user in self._by_user for each in self.of(user, now)]
+
+    def drop_over(self, now: ClockReading) -> None:
+        """Drop the revocations that are over."""
+        for user in list(self._by_user):
+            left = self._by_user[user].intersection(self.of(user, now))
+            if left:
+                self._by_user[user] = left
+            else:
+                del self._by_user[user]
