@@ -280,6 +280,11 @@ class Metrics(ReadableMetrics):
             "Windows that the bridge closed, by code.",
             ("code",),
         )
+        self.control_commands = counter(
+            "bridge_control_commands",
+            "Commands from the control queue, by outcome.",
+            ("outcome",),
+        )
         self.connections_refused = _connections_refused(registry)
         self.unsupported = counter(
             "bridge_clients_unsupported",

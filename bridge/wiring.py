@@ -12,6 +12,7 @@ from time import time
 from pydantic import SecretStr
 
 from bridge.amqp.connection import BrokerAddress
+from bridge.amqp.consume.control import ControlConsumer
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.dead_letters.operations import DeadLetterQueue
 from bridge.amqp.management import MANAGEMENT_WITHIN_S, ManagementApi
@@ -42,6 +43,7 @@ from bridge.http.api.endpoint import Api
 from bridge.http.api.jobs import add_job_routes
 from bridge.http.api.overview import OverviewEndpoint
 from bridge.http.api.queues import add_queue_routes
+from bridge.http.api.revocations import add_revocation_routes
 from bridge.http.api.trace import add_trace_routes
 from bridge.http.api.users import add_user_routes
 from bridge.http.authentication import (
@@ -158,6 +160,10 @@ class Components:
             page_requests=self.page_requests if settings.page_events else None,
         )
 
+        fleet_view = FleetView(
+            self.sockets, journal, name=settings.name, fleet=self.fleet
+        )
+
         self.publisher = Publisher(
             address, names, metrics=metrics, declares=plan, outages=outages
         )
@@ -168,6 +174,12 @@ class Components:
             prefetch_count=settings.prefetch,
             metrics=metrics,
             has_own_inbox=not is_redis(settings.inbox),
+            control=ControlConsumer(
+                names.control,
+                kick=lambda user, reason: fleet_view.kick(user, reason=reason),
+                revoke=inbox.revoke,
+                metrics=metrics,
+            ),
             outages=outages,
         )
         self.outbox = Outbox(self.intake, self.publisher, metrics=metrics)
@@ -243,9 +255,6 @@ class Components:
             sockets=self.sockets,
             metrics=metrics,
         )
-        fleet_view = FleetView(
-            self.sockets, journal, name=settings.name, fleet=self.fleet
-        )
         self.jobs = jobs = JobBoard()
 
         def add_api(api: Api) -> None:
@@ -253,7 +262,7 @@ class Components:
             add_queue_routes(api, queues)
             add_dead_letter_routes(api, dead_letters, jobs)
             add_job_routes(api, jobs)
-            add_user_routes(api, inbox.admin, fleet_view, inbox)
+            add_routes_of_users(api, inbox, fleet_view)
             add_trace_routes(
                 api, inboxes=inbox.admin, dead_letters=dead_letters, fleet=fleet_view
             )
@@ -289,6 +298,14 @@ class Components:
 
     def _certificate_end_s(self) -> float:
         return self.certificate.current.end_s if self.certificate else 0.0
+
+
+def add_routes_of_users(
+    api: Api, inbox: MemoryInbox | RedisInbox | SqliteInbox, fleet: FleetView
+) -> None:
+    """Serve users, their windows, inboxes and revocations."""
+    add_user_routes(api, inbox.admin, fleet, inbox)
+    add_revocation_routes(api, inbox)
 
 
 # --- broker

@@ -194,5 +194,7 @@ class QueueInspector:
             return QueueRole.DEAD
         if name == self._names.unrouted:
             return QueueRole.UNROUTED
+        if name == self._names.control:
+            return QueueRole.CONTROL
         is_inbound = name.startswith(f"{self._names.inbound}.")
         return QueueRole.INBOUND if is_inbound else QueueRole.RETRY

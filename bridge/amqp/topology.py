@@ -6,6 +6,7 @@ The exchanges, queues and bindings that bridge needs, and how to declare or comp
                               │                 └┄ no queue ┄▶ <ns>.unrouted ─▶ queue ─▶ <ns>.dead
     <ns>.retry.<ms> ──▶ queue <ns>.retry.<ms>, waits <ms> there                              │
                                                                                     queue <ns>.dead
+    <ns>.control ──#──▶ queue <ns>.control
 
 With more than one shard, or after the number of shards was changed, shards/layout.py says
 what stands between the exchange <ns>.inbound and the queues.
@@ -219,8 +220,17 @@ def topology(
         bindings.append(Binding(name, waiting))
     fallback = Exchange(names.messages_fallback, "fanout", alternate=names.unrouted)
     messages = Exchange(names.messages, "topic", alternate=fallback.name)
-    exchanges += [entry, inbound, fallback, messages]
-    bindings += [Binding(fallback.name, inbound), Binding(messages.name, inbound, "#")]
+    # One queue for all bridges, because a queue of one bridge would be gone while that bridge
+    # is away, and with it the commands that were confirmed meanwhile.
+    control = Exchange(names.control, "topic", alternate=names.unrouted)
+    commands = Queue(names.control, {**QUORUM, **_dead_letter_to(names.dead)})
+    queues.append(commands)
+    exchanges += [control, entry, inbound, fallback, messages]
+    bindings += [
+        Binding(control.name, commands, "#"),
+        Binding(fallback.name, inbound),
+        Binding(messages.name, inbound, "#"),
+    ]
     return Topology(exchanges, queues, bindings)
 
 

@@ -82,6 +82,16 @@ _COMMANDS: Final = (
     ),
     ("kick", "users:kick", "Close all windows of a user, on every bridge."),
     (
+        "revoke",
+        "revocations:revoke",
+        "Refuse tokens of a user on every bridge, and close the windows that use them.",
+    ),
+    (
+        "revocations",
+        "revocations:revocations",
+        "Show the revocations that are in force.",
+    ),
+    (
         "inbox",
         "inbox:app",
         "Show the inbox of a user, or migrate all inboxes to another store.",

@@ -203,12 +203,13 @@ def ask_once(
     *,
     method: Method = "GET",
     query: Query | None = None,
+    body: BaseModel | None = None,
 ) -> ModelT:
     """Send one request with a client of its own. Errors as `OperatorClient.ask`."""
 
     async def ask() -> ModelT:
         async with operator_client(operator) as client:
-            return await client.ask(method, path, answer, query=query)
+            return await client.ask(method, path, answer, query=query, body=body)
 
     return asyncio.run(ask())
 

@@ -71,6 +71,11 @@ class BrokerNames:
         return f"{self.namespace}.retry.{delay_ms}"
 
     @property
+    def control(self) -> str:
+        """The topic exchange of commands of the back end, and the queue behind it."""
+        return f"{self.namespace}.control"
+
+    @property
     def unrouted(self) -> str:
         """The exchange and the queue of messages that no inbound queue received."""
         return f"{self.namespace}.{UNROUTED}"

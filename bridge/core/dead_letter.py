@@ -167,6 +167,11 @@ def routing_key_of(delivery: Delivery) -> bytes:
     return written
 
 
+def was_published_to(delivery: Delivery, exchange: str) -> bool:
+    """Return whether RabbitMQ says that it dead-lettered a message of `exchange`."""
+    return _death(delivery.properties.headers).exchange == exchange.encode()
+
+
 def redrives_of(properties: Properties) -> int:
     """Return how often the message was redriven; 0 if the header is out of range."""
     # Any producer can publish the header.

@@ -104,6 +104,8 @@ def queue_role(queue: str, names: BrokerNames) -> QueueRole:
         return QueueRole.DEAD
     if queue == names.unrouted:
         return QueueRole.UNROUTED
+    if queue == names.control:
+        return QueueRole.CONTROL
     is_inbound = queue.startswith(f"{names.inbound}.")
     return QueueRole.INBOUND if is_inbound else QueueRole.RETRY
 
@@ -153,6 +155,9 @@ def _ttl_effect(role: QueueRole, shown: str) -> tuple[CheckStatus, str]:
             return CheckStatus.WARN, f"{shown} shortens longer retry delays"
         case QueueRole.DEAD:
             return CheckStatus.WARN, f"{shown} drops older dead letters"
+        case QueueRole.CONTROL:
+            text = f"{shown} drops commands such as `revoke` that wait for a bridge"
+            return CheckStatus.FAIL, text
 
 
 def _length_effect(
@@ -168,6 +173,9 @@ def _length_effect(
         case QueueRole.DEAD if overflow not in {"reject-publish", "reject-publish-dlx"}:
             text = f"{shown} drops the oldest dead letters when the queue is full"
             return CheckStatus.FAIL, text
+        case QueueRole.CONTROL:
+            text = f"{shown} drops or refuses commands such as `revoke`"
+            return CheckStatus.WARN, text
         case _:
             text = f"{shown} makes the bridge wait when the queue is full"
             return CheckStatus.WARN, text

@@ -68,6 +68,8 @@ TARGETS: Final[Mapping[str, Target]] = {
     "listUsers": Target.ANY,
     "getUser": Target.ANY,
     "kickUser": Target.ANY,
+    "revokeUser": Target.ANY,
+    "listRevocations": Target.ANY,
     "getInbox": Target.ANY,
     "getPosition": Target.ANY,
     "traceMessage": Target.ANY,

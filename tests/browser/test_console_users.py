@@ -111,6 +111,31 @@ async def test_windows_are_closed_by_keyboard_once_that_is_confirmed(
     await expect(console.button("Close all windows …")).to_be_disabled()
 
 
+async def test_tokens_are_revoked_once_that_is_confirmed(
+    console: ConsolePage, running: RunningBridge, worker: Worker
+) -> None:
+    """The windows are closed, and the page lists the revocation."""
+    page = console.page
+    dialog = page.get_by_role("dialog")
+    await publish(worker, "joe", 1, message_id="m-4")
+    await stored(running, "joe", count=1)
+    async with open_windows(running.listening.public_url, [running.token("joe")]) as (
+        window,
+    ):
+        await console.go("User joe", "users/joe")
+        await console.button("Revoke tokens …").click()
+        await dialog.get_by_role("spinbutton").fill("2")
+        await dialog.get_by_role("button").last.click()
+
+        await expect(page.locator("#says")).to_contain_text("The tokens are revoked.")
+        await eventually(lambda: window.data("bridge:closing"))
+        assert "'revoked'" in str(window.data("bridge:closing"))
+    revoked = page.get_by_role("table", name="Revoked tokens")
+    await expect(revoked.locator("tbody tr")).to_contain_text(["issued before"])
+    (made,) = running.bridge.components.inbox.revocations("joe")
+    assert made.until_s - made.made_s == pytest.approx(7200, abs=60)
+
+
 async def test_bridges_that_did_not_answer_are_reported(
     console: ConsolePage, running: RunningBridge, worker: Worker
 ) -> None:

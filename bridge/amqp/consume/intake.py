@@ -23,6 +23,7 @@ from bridge.amqp.connection import (
     broker_identity,
 )
 from bridge.amqp.consume.consumer import Consumer, IntakeLimits
+from bridge.amqp.consume.control import ControlConsumer
 from bridge.amqp.consume.session import Batch, IntakeSession, SessionState
 from bridge.amqp.frame_reader import DeliveryReader
 from bridge.amqp.ownership import NamespaceOwnership
@@ -58,6 +59,8 @@ class Intake:
         limits: How large batches are, and how much may wait.
         has_own_inbox: Whether the inbox that takes the deliveries is not shared with other
             bridges.
+        control: Carries out the commands of the back end while this bridge consumes; a bridge
+            that waits for another one would store revocations in an inbox that is not used.
 
     """
 
@@ -70,6 +73,7 @@ class Intake:
         metrics: Metrics,
         limits: IntakeLimits | None = None,
         has_own_inbox: bool = False,
+        control: ControlConsumer | None = None,
         outages: OutageLog | None = None,
     ) -> None:
         self.wanted = topology(plan.names, plan.retry_delays_s, plan.shards)
@@ -77,6 +81,7 @@ class Intake:
         self._address = address
         self._plan = plan
         self._has_own_inbox = has_own_inbox
+        self._control = control
         self._prefetch_count = prefetch_count
         self._limits = limits or IntakeLimits()
         self._metrics = metrics
@@ -313,6 +318,8 @@ class Intake:
             session.observe,
             ownership.keep,
         ]
+        if self._control is not None:
+            works.append(partial(self._control.run, connection))
         if layout.is_migrating:
             works.append(
                 partial(keep_publishing_end_markers, self._address, self._plan, layout)

@@ -41,6 +41,7 @@ from bridge.core.dead_letter import (
     readable,
     redriven_id,
     routing_key_of,
+    was_published_to,
 )
 from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import Delivery, message_id_of
@@ -362,6 +363,11 @@ class DeadLetterQueue:
         if reason == DeadLetterReason.BAD_ROUTE.encode():
             # The routing key may be the name of a queue, and would be stored as a user.
             problem = "it names no single user: publish its body to each user instead"
+            raise PublishRefusedError(exchange, problem)
+        if was_published_to(delivery, self._names.control):
+            # It would be stored for the user `revoke`. Its headers may be forged, so it is not
+            # published as a command either.
+            problem = f"it is a command: publish it to {self._names.control} again"
             raise PublishRefusedError(exchange, problem)
         try:
             routing_key.decode()

@@ -95,7 +95,7 @@ class _UserHandlers:
         )
 
     async def get_user(self, request: ApiRequest) -> UserDetail:
-        user = _user_of(request.path["user"])
+        user = user_of(request.path["user"])
         inbox = await self._inbox(user)
         found = await self._fleet.windows_of(user)
         if inbox is not None and not inbox.state.had_messages and not found.windows:
@@ -109,7 +109,7 @@ class _UserHandlers:
         return UserDetail(**facts)
 
     async def kick(self, request: ApiRequest) -> Kicked:
-        user = _user_of(request.path["user"])
+        user = user_of(request.path["user"])
         kicked, coverage = await self._fleet.kick(user)
         log.info(
             "operator.kicked",
@@ -121,7 +121,7 @@ class _UserHandlers:
         return Kicked(kicked=kicked, bridges=coverage.bridges, silent=coverage.silent)
 
     async def get_inbox(self, request: ApiRequest[InboxQuery]) -> Page[InboxMessage]:
-        user = _user_of(request.path["user"])
+        user = user_of(request.path["user"])
         query = request.query
         before = _before(query.cursor)
         inbox = await self._inboxes.user(user)
@@ -143,7 +143,7 @@ class _UserHandlers:
         )
 
     async def get_position(self, request: ApiRequest) -> UserPosition:
-        user = _user_of(request.path["user"])
+        user = user_of(request.path["user"])
         state = await self._reader.state(user)
         position = Position(user_epoch(state.epoch, user), state.last)
         return UserPosition(position=str(position))
@@ -168,7 +168,7 @@ def _facts(user: str, inbox: InboxSummary | None, online: OnlineUser) -> UserFac
     )
 
 
-def _user_of(text: str) -> str:
+def user_of(text: str) -> str:
     """Return the user that a path parameter names."""
     user = text.removesuffix(_DOTS_SUFFIX) if text.strip(".") == _DOTS_SUFFIX else text
     problem = user_problem(user)

@@ -120,6 +120,7 @@ def test_the_document_has_the_names_that_the_bridge_uses(
     assert channels["messages"]["bindings"]["amqp"]["exchange"]["name"] == (
         broker.messages
     )
+    assert channels["control"]["bindings"]["amqp"]["exchange"]["name"] == broker.control
     assert channels["deadLetters"]["bindings"]["amqp"]["queue"]["name"] == broker.dead
     assert names >= {EVENT_SYNC, EVENT_EXPIRING, EVENT_CLOSING}
     assert names >= {EVENT_ACK, EVENT_REFRESH, EVENT_JOIN}

@@ -12,6 +12,7 @@ from bridge.core.contracts.operator import (
     overview,
     ports,
     queues,
+    revocations,
     trace,
     users,
 )
@@ -23,6 +24,7 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *dead_letters.OPERATIONS,
     *jobs.OPERATIONS,
     *users.OPERATIONS,
+    *revocations.OPERATIONS,
     *trace.OPERATIONS,
     *ports.OPERATIONS,
 )

@@ -16,6 +16,7 @@ class QueueRole(StrEnum):
     RETRY = "retry"
     UNROUTED = "unrouted"
     DEAD = "dead"
+    CONTROL = "control"
 
 
 class QueueSource(StrEnum):

@@ -104,6 +104,17 @@ const WINDOWS = [
   { label: "Unread bytes", kind: "number", cell: ({ waiting_bytes }) => size(waiting_bytes) },
 ];
 
+const REVOCATIONS = [
+  { label: "Revoked tokens", kind: "head", cell: ({ jti, issued_before_s }) => condition(jti, issued_before_s) },
+  { label: "Made", cell: ({ made_s }) => when(made_s) },
+  { label: "Until", cell: ({ until_s }) => when(until_s) },
+];
+
+function condition(jti, issued_before_s) {
+  if (jti !== null) return ["with the id ", foreign(jti)];
+  return issued_before_s === null ? "all" : ["issued before ", when(issued_before_s)];
+}
+
 function showOne(main, user) {
   const about = h("div", {}, h("p", { class: "empty" }, "Loading …"));
   const inbox = inboxOf(user);
@@ -115,7 +126,11 @@ function showOne(main, user) {
   async function load() {
     try {
       const answer = await ask(userPath(user));
+      // Without the store the windows can be shown all the same.
+      const revoked = await ask(`api/revocations${query({ user, limit: 100 })}`).catch(() => ({ items: [] }));
       const windows = table("Windows", WINDOWS);
+      const refused = table("Revoked tokens", REVOCATIONS);
+      refused.fill(revoked.items);
       const open = answer.windows;
       windows.fill(open);
       fill(
@@ -147,9 +162,11 @@ function showOne(main, user) {
             },
             "Close all windows …",
           ),
+          h("button", { type: "button", class: "danger", click: () => revoke(user, load) }, "Revoke tokens …"),
           h("a", { href: `#/dead${query({ user })}` }, "Dead letters of this user"),
         ),
         ...(open.length ? [h("div", { class: "sheet" }, windows.element)] : []),
+        ...(revoked.items.length ? [h("div", { class: "sheet" }, refused.element)] : []),
       );
     } catch (problem) {
       fill(
@@ -182,6 +199,35 @@ async function kick(user, number, then) {
     const done = kicked === 1 ? "One window was closed." : `${count(kicked)} windows were closed.`;
     const silence = unheard(answer);
     say(`${done} ${silence ?? ""}`.trim(), silence ? "warn" : "good");
+  } catch (problem) {
+    sayFault(problem);
+  }
+  then();
+}
+
+async function revoke(user, then) {
+  const hours = h("input", { name: "hours", type: "number", min: "1", max: "9999", value: "24", required: true });
+  const answer = await confirmed({
+    title: "Revoke the tokens that this user has now?",
+    text: h(
+      "p",
+      {},
+      "Windows that use them are closed, and the user must sign in again. It cannot be withdrawn. User: ",
+      foreign(user),
+    ),
+    extra: h("label", {}, "For hours, at least as long as the tokens are valid", hours),
+    action: "Revoke them",
+    isDanger: true,
+  });
+  if (answer === null) return;
+  const now = Date.now();
+  const body = {
+    issued_before: new Date(now).toISOString(),
+    until: new Date(now + Number(answer.get("hours")) * 3_600_000).toISOString(),
+  };
+  try {
+    await ask(`${userPath(user)}/revoke`, { method: "POST", body });
+    say("The tokens are revoked.", "good");
   } catch (problem) {
     sayFault(problem);
   }
