@@ -142,6 +142,8 @@ class Components:
             schemas=schemas,
             max_reply_bytes=settings.max_message_bytes,
             max_per_window=settings.max_requests_per_window,
+            max_per_user=settings.max_requests_per_window
+            * settings.max_windows_per_user,
             metrics=metrics,
             tracing=self.tracing,
         )

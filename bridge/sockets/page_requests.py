@@ -7,7 +7,7 @@ answer, when the worker replies or the request ends in another way (`amqp/reques
 
 from collections.abc import Collection, Sequence
 from time import monotonic, time
-from typing import Final
+from typing import Final, TypeVar
 
 import orjson
 
@@ -33,6 +33,8 @@ from bridge.tracing import Tracing
 _ERROR: Final = REPLY_TYPE_ERROR.encode()
 _NULL: Final = b"null"
 
+_Key = TypeVar("_Key", EngineSession, str)
+
 
 class PageRequests:
     """
@@ -44,6 +46,8 @@ class PageRequests:
         schemas: What their data must be; ``None`` allows any JSON.
         max_reply_bytes: The size limit of a reply (BRIDGE_MAX_MESSAGE_BYTES).
         max_per_window: How many requests of one window may be in flight.
+        max_per_user: How many of one user: those of a window that has left still wait for
+            their worker, and a page could connect again and again.
         metrics: Counts requests by outcome.
         tracing: ``None`` without spans.
 
@@ -60,6 +64,7 @@ class PageRequests:
         schemas: EventSchemas | None,
         max_reply_bytes: int,
         max_per_window: int,
+        max_per_user: int,
         metrics: Metrics,
         tracing: Tracing | None = None,
     ) -> None:
@@ -68,9 +73,12 @@ class PageRequests:
         self._schemas = schemas
         self._max_reply_bytes = max_reply_bytes
         self._max_per_window = max_per_window
+        self._max_per_user = max_per_user
         self._metrics = metrics
         self._tracing = tracing
+        # By window, and by user.
         self._in_flight: dict[EngineSession, int] = {}
+        self._of_user: dict[str, int] = {}
 
     @property
     def in_flight(self) -> int:
@@ -87,17 +95,23 @@ class PageRequests:
     def process(self, window: Window, packet: Packet, arguments: list[object]) -> None:
         """Send a request, or answer why not. `arguments` begin with the event."""
         event = str(arguments[0])
-        session = window.session
+        session, user = window.session, window.user
         in_flight = self._in_flight.get(session, 0)
+        of_user = self._of_user.get(user, 0)
         body = self._check(event, arguments[1:])
         if isinstance(body, str):
             self._answer(session, packet, RequestOutcome.REFUSED, message=body)
             return
-        if in_flight >= self._max_per_window or session.is_over_limit:
+        if (
+            in_flight >= self._max_per_window
+            or of_user >= self._max_per_user
+            or session.is_over_limit
+        ):
             self._answer(session, packet, RequestOutcome.FLOODING)
             return
         self._in_flight[session] = in_flight + 1
-        headers = {HEADER_USER: window.user, HEADER_WINDOW: window.sid}
+        self._of_user[user] = of_user + 1
+        headers = {HEADER_USER: user, HEADER_WINDOW: window.sid}
         span = None
         if self._tracing is not None:
             span, trace_parent = self._tracing.start_request(event, now_s=time())
@@ -105,7 +119,8 @@ class PageRequests:
         started_s = monotonic()
 
         def end(result: RequestResult) -> None:
-            self._leave(session)
+            _decrease(self._in_flight, session)
+            _decrease(self._of_user, user)
             if isinstance(result, Delivery):
                 self._metrics.request_seconds.observe(monotonic() - started_s)
             outcome = self._end(session, packet, result)
@@ -131,13 +146,6 @@ class PageRequests:
         # Parsed again without lone surrogates, which a schema cannot check.
         violation = schema.violation(parse_json(body), size_bytes=len(body))
         return violation.text if violation else body
-
-    def _leave(self, session: EngineSession) -> None:
-        left = self._in_flight[session] - 1
-        if left:
-            self._in_flight[session] = left
-        else:
-            del self._in_flight[session]
 
     def _end(
         self, session: EngineSession, packet: Packet, result: RequestResult
@@ -191,3 +199,9 @@ class PageRequests:
                 answer["data"] = orjson.Fragment(data)
             session.send(packets.reply(packet.id, answer))
         return outcome
+
+
+def _decrease(counts: dict[_Key, int], key: _Key) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

@@ -312,6 +312,40 @@ async def test_a_window_has_a_limited_number_of_requests_in_flight(
     assert (refused["ok"], refused["code"]) == (False, "flooding")
 
 
+async def test_a_user_has_a_limited_number_of_requests_in_flight(
+    broker: LocalNode, namespace: str, pages: Pages
+) -> None:
+    """A page that connects again and again could fill bridge, and the queue of a worker."""
+    settings = request_settings(
+        broker,
+        namespace,
+        max_requests_per_window=1,
+        max_windows_per_user=2,
+        request_timeout="60s",
+    )
+    async with (
+        requesting_bridge(settings) as running,
+        request_worker(broker, namespace) as worker,
+    ):
+        for number in range(2):
+            await connected_page(pages, running, name=f"page-{number}")
+            pages.command("ask", f"page-{number}", EVENT, number)
+            await eventually(lambda number=number: len(worker.requests) > number)  # type: ignore[misc] # mypy does not see through the default
+            pages.command("close", f"page-{number}")
+            await eventually(lambda: running.sample("bridge_windows") == 0)
+        await connected_page(pages, running)
+        await connected_page(pages, running, user="bob", name="bob")
+        refused = await ask(pages, 2)
+        pages.command("ask", "bob", EVENT, 3)
+        await eventually(lambda: len(worker.requests) == 3)
+        await worker.reply(worker.requests[0], b"1")
+        await eventually(lambda: outcomes(running, "left") == 1)
+        pages.command("ask", "page", EVENT, 4)
+        await eventually(lambda: len(worker.requests) == 4)
+
+    assert (refused["ok"], refused["code"]) == (False, "flooding")
+
+
 async def test_a_page_that_leaves_gets_nothing(
     broker: LocalNode, namespace: str, pages: Pages
 ) -> None:
