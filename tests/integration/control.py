@@ -58,7 +58,7 @@ def in_one_hour() -> str:
 
 async def closed(window: RawWindow) -> dict[str, object]:
     """Wait until the bridge has closed a window; return its notice."""
-    await eventually(lambda: window.websocket.closed)
+    await eventually(lambda: window.websocket.closed, within_s=30)
     (notice,) = window.data("bridge:closing")
     assert isinstance(notice, dict)
     return notice

@@ -121,7 +121,9 @@ async def test_a_revocation_holds_on_all_bridges_under_load_and_after_a_restart(
                 until = {"user": "ann", "until": in_one_hour()}
                 started_s = monotonic()
                 await workers.send("revoke", until)
-                await eventually(lambda: all(w.websocket.closed for w in windows))
+                await eventually(
+                    lambda: all(w.websocket.closed for w in windows), within_s=30
+                )
                 took_s = monotonic() - started_s
             before = count[0]
             await eventually(lambda: before + 10 in others[0].data(), within_s=30)
