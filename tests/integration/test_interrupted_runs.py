@@ -72,6 +72,8 @@ async def start_run(folder: Path) -> AsyncIterator[InterruptedRun]:
     }
     with (folder / "output").open("wb") as output:
         process = await asyncio.create_subprocess_exec(
+            # A shell starts a program in the background with SIGINT ignored.
+            *("env", "--default-signal=INT"),
             *(sys.executable, "-m", "pytest", "-n", "2", "-p", "no:cacheprovider"),
             *PLUGINS,
             *("--basetemp", folder / "pytest", guarded_run.__file__),
