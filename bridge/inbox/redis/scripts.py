@@ -301,9 +301,10 @@ end
 -- all messages of a user are stored, or none.
 local function store(i, p, user, count, has_keys)
   local epoch, last, delivered, reason, forgotten, upto, gone = head_of(p, user)
+  local has_fresh_key = upto
   if has_keys and not upto then upto, gone = last, 0 end
   local had_messages = last > forgotten
-  local keys, has_fresh_key = {}, upto
+  local keys = {}
   local list, ids = p .. 'm:' .. user, p .. 'i:' .. user
   local first, fresh, results, noted, seen_here = last + 1, {}, {}, {}, {}
   for k = 1, count do
