@@ -37,7 +37,7 @@ faults-fleet: ## 30 minutes of faults on three bridges, three RabbitMQ nodes, Re
 	@tools/setup tests
 	@.venv/bin/python -m tests.faults.suite --scenario fleet --minutes 30 --at-least 200 --report docs/faults.md $(FAULTS_ARGS)
 
-bench: ## the bridge against Node, Go and plain Python, 15 minutes (BENCH_ARGS="--rounds 1")
+bench: ## the bridge against Node, Go and plain Python, 25 minutes (BENCH_ARGS="--rounds 1")
 	@tools/setup tests
 	@exec .venv/bin/python -m tests.bench --rounds 5 --report docs/benchmarks.md $(BENCH_ARGS)
 

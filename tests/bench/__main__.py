@@ -1,7 +1,7 @@
 """
 The bench: the bridge and simpler servers, on the same workloads in one run.
 
-    python -m tests.bench                          five rounds, about fifteen minutes
+    python -m tests.bench                          five rounds, about 25 minutes
     python -m tests.bench --rounds 1 --only steady --servers memory,node
     python -m tests.bench --profile                CPU time of the bridge by stage
     python -m tests.bench --leak                   memory over a long run; ten minutes
