@@ -1,6 +1,7 @@
 """Whether the bridge is ready for traffic, and the reasons if it is not."""
 
 from bridge.amqp.consume.intake import Intake
+from bridge.amqp.requests import RequestClient
 from bridge.amqp.supervision import OutageLog
 from bridge.inbox.contract import Inbox
 from bridge.outbox import Outbox
@@ -18,12 +19,14 @@ class BridgeReadiness:
         outbox: Outbox,
         inbox: Inbox,
         outages: OutageLog,
+        requests: RequestClient | None,
     ) -> None:
         self._intake = intake
         self._pipeline = pipeline
         self._outbox = outbox
         self._inbox = inbox
         self._outages = outages
+        self._requests = requests
         self.is_draining = False
 
     def start_draining(self) -> None:
@@ -32,8 +35,14 @@ class BridgeReadiness:
 
     def warnings(self) -> list[str]:
         """Return what needs attention although the bridge serves its users."""
-        problem = self._outbox.problem
-        return [] if problem is None else [problem]
+        warnings = []
+        if self._outbox.problem is not None:
+            warnings.append(self._outbox.problem)
+        if self._requests is not None and self._requests.problem is not None:
+            warnings.append(
+                f"requests from pages end as not_available: {self._requests.problem}"
+            )
+        return warnings
 
     def unready_reasons(self) -> list[str]:
         """Return the reasons why the bridge is not ready; empty if it is. For everyone."""

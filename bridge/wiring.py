@@ -208,6 +208,7 @@ class Components:
             outbox=self.outbox,
             inbox=inbox,
             outages=outages,
+            requests=self.page_requests.client if settings.page_events else None,
         )
         metrics.log_lines_dropped.set_function(dropped_log_lines)
         metrics.certificate_end.set_function(self._certificate_end_s)

@@ -108,6 +108,8 @@ async def test_a_lost_broker_answers_everything_once_and_works_again_later(
             await own_broker.shut_down()
             lost = (await pages.until("page", "answer", EVENT, within_s=60))[0]
         during = await ask(pages, 2)
+        warnings = running.bridge.components.readiness.warnings()
+        assert any(text.startswith("requests from pages") for text in warnings)
         await own_broker.restart()
         client = running.bridge.components.page_requests.client
         await eventually(lambda: client.problem is None, within_s=60)
