@@ -21,7 +21,7 @@ import orjson
 from tests.bench import leak, profile
 from tests.bench.go_peer import choose_servers, missing_here
 from tests.bench.plots import draw
-from tests.bench.report import report_lines, write_part
+from tests.bench.report import print_progress, report_lines, write_part
 from tests.bench.results import Results
 from tests.bench.run import DEFAULT_WORKLOADS, BenchPlan, open_world, run
 from tests.bench.servers import SERVER_KINDS
@@ -34,17 +34,19 @@ def main() -> int:
     try:
         if given.leak:
             lines = asyncio.run(
-                leak.run(given.servers, given.leak_scale, report=_report)
+                leak.run(given.servers, given.leak_scale, report=print_progress)
             )
             part = "leak"
         elif given.profile:
-            lines = asyncio.run(profile.run(given.servers, given.only, report=_report))
+            lines = asyncio.run(
+                profile.run(given.servers, given.only, report=print_progress)
+            )
             part = "profile"
         else:
             lines = _compare(given)
             part = "run"
     except KeyboardInterrupt:
-        _report("stopped")
+        print_progress("stopped")
         return 130
     sys.stdout.write("\n".join(lines) + "\n")
     if given.report is not None:
@@ -71,13 +73,8 @@ def _compare(given: argparse.Namespace) -> Sequence[str]:
 
 
 async def _run(plan: BenchPlan) -> Results:
-    async with open_world(_report) as world:
-        return await run(plan, world, report=_report)
-
-
-def _report(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    async with open_world(print_progress) as world:
+        return await run(plan, world, report=print_progress)
 
 
 def _words(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
@@ -142,7 +139,7 @@ def _chosen(
     except ValueError as exc:
         parser.error(f"--servers: {exc}")
     if choice.note is not None:
-        _report(choice.note)
+        print_progress(choice.note)
     return choice.servers
 
 

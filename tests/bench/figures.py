@@ -27,7 +27,7 @@ from tests.bench.figure_workloads import (
 from tests.bench.go_peer import NAME as GO
 from tests.bench.go_peer import missing_here
 from tests.bench.machine import machine_facts
-from tests.bench.report import write_part
+from tests.bench.report import print_progress, write_part
 from tests.bench.results import Figures
 from tests.bench.run import BenchWorld, open_world
 from tests.bench.servers import SERVER_KINDS
@@ -60,11 +60,11 @@ async def measure(
     measured: dict[str, list[Figures]] = {name: [] for name in servers}
     for round_ in range(rounds):
         for name in servers:
-            run = FigureRun(world, name, size, _report)
+            run = FigureRun(world, name, size, print_progress)
             figures = await FIGURE_WORKS[work].do(run)
             measured[name].append(figures)
             shown = ", ".join(f"{k} {v:,.2f}" for k, v in figures.items())
-            _report(f"round {round_ + 1} of {rounds}, {work}, {name}: {shown}")
+            print_progress(f"round {round_ + 1} of {rounds}, {work}, {name}: {shown}")
     return measured
 
 
@@ -75,7 +75,7 @@ async def _run(given: argparse.Namespace) -> None:
             size, ack_s=given.seconds, hold_s=given.seconds, churn_s=given.seconds
         )
     known = [name for name in SERVER_KINDS if name != GO or not missing_here()]
-    async with open_world(_report) as world:
+    async with open_world(print_progress) as world:
         facts = await asyncio.to_thread(machine_facts, world.pin)
         for name in given.only:
             work = FIGURE_WORKS[name]
@@ -96,14 +96,9 @@ def main() -> int:
     try:
         asyncio.run(_run(_parse()))
     except KeyboardInterrupt:
-        _report("stopped")
+        print_progress("stopped")
         return 130
     return 0
-
-
-def _report(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 def _parse() -> argparse.Namespace:

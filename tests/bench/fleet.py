@@ -26,7 +26,7 @@ import orjson
 from tests.bench.fleet_setup import FleetBenchWorld, open_fleet
 from tests.bench.fleet_workloads import WORKLOADS, FleetWorkload
 from tests.bench.machine import machine_facts
-from tests.bench.report import write_part
+from tests.bench.report import print_progress, write_part
 from tests.bench.results import Figures, Spread
 from tests.bench.servers import ROOT, processors
 from tests.bench.workloads import Scale
@@ -180,7 +180,7 @@ async def measure(
                     figures = await work.do(fleet)
                 round_.setdefault(work.name, {})[setup.name] = figures
                 shown = ", ".join(f"{k} {v:,.2f}" for k, v in figures.items())
-                _report(
+                print_progress(
                     f"round {number + 1} of {rounds}, {work.name}, {setup.name}: {shown}"
                 )
         results.rounds.append(round_)
@@ -198,7 +198,9 @@ async def _open_world() -> AsyncIterator[FleetBenchWorld]:
     build.mkdir(exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=build, prefix="fleet-") as folder:
-            async with LocalNode.start(progress=_report, plugins=_PLUGINS) as node:
+            async with LocalNode.start(
+                progress=print_progress, plugins=_PLUGINS
+            ) as node:
                 yield FleetBenchWorld(node, Path(folder), pin)
     finally:
         os.sched_setaffinity(0, before)
@@ -234,14 +236,9 @@ def main() -> int:
     try:
         asyncio.run(_run(_parse()))
     except KeyboardInterrupt:
-        _report("stopped")
+        print_progress("stopped")
         return 130
     return 0
-
-
-def _report(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 def _parse() -> argparse.Namespace:

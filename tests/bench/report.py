@@ -1,5 +1,6 @@
 """The report of a run, for the terminal and docs/benchmarks.md."""
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,11 @@ _ROWS: Final = (
     ("few", "us", "100 windows, 2,000 messages/s: µs a delivery", 1),
     ("few", "saturated_us", "100 windows, saturated: µs a delivery", 1),
 )
+
+
+def print_progress(line: str) -> None:
+    """Print a line to stderr; stdout is for tables."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def report_lines(results: Results) -> Iterable[str]:
