@@ -71,7 +71,7 @@ def key_problem(key: str) -> str | None:
     if not key:
         return "is not a string of 1 to 128 bytes"
     if any(one < " " or "\x7f" <= one <= "\x9f" for one in key):
-        return "holds a control character"
+        return "contains a control character"
     try:
         length = len(key.encode())
     except UnicodeEncodeError:  # a lone surrogate, from HTTP

@@ -5,7 +5,9 @@ The number of shards and the names of their exchanges and queues, as the broker 
                       (┄ its alternate)                          <ns>.inbound.0of4 … 3of4
 
 A *gate* is the exchange in front of the one that distributes users; a migration switches
-messages to the next gate. One shard is the plain topology of topology.py, without any of this. The broker itself stores
+messages to the next gate.
+
+One shard is the plain topology of topology.py, without any of this. The broker itself stores
 the number: AMQP cannot list bindings, but it tells whether an exchange exists and which
 alternate exchange it has. A *record* is such an exchange, one for each change of the number so
 far, and never changes. So all bridges agree, whatever their BRIDGE_SHARDS is: the setting

@@ -44,9 +44,8 @@ class SparseLog:
     @property
     def oldest_s(self) -> float:
         """When the oldest message was taken; infinite if there is none."""
-        for stored in self.messages.values():
-            return stored.message.taken_s
-        return inf
+        oldest = next(iter(self.messages.values()), None)
+        return inf if oldest is None else oldest.message.taken_s
 
     def delete_oldest(self) -> None:
         """Delete the oldest message."""

@@ -50,7 +50,7 @@ def test_other_headers_are_no_options() -> None:
     [
         (b"S\0\0\0\0", "is not a string of 1 to 128 bytes"),
         (b"t\1", "is not a string of 1 to 128 bytes"),
-        (b"S\0\0\0\1\n", "holds a control character"),
+        (b"S\0\0\0\1\n", "contains a control character"),
         (b"S\0\0\0\1\xff", "is not UTF-8 at byte 0"),
         (b"S\0\0\0\x81" + b"k" * 129, "has 129 bytes, allowed are 128"),
     ],
