@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
 from bridge.core.replay import InboxState
-from bridge.inbox.redis import scripts
 from bridge.inbox.redis.encoding import TAG_COUNT, tag_of, unpack
 from bridge.inbox.redis.protocol import Argument
+from bridge.inbox.redis.scripts.queries import BROWSE, FIND, STATES
 from bridge.inbox.redis.servers import RedisServers
 
 # A search ends early after about so many matches.
@@ -84,7 +84,7 @@ class RedisAdminQueries:
                 prefix, _, *limits = self._arguments(name)[:4]
                 arguments = arguments or limits
                 arguments += (prefix, name)
-            states = await self._servers.run_script(scripts.STATES, tag, *arguments)
+            states = await self._servers.run_script(STATES, tag, *arguments)
             for name, state in zip(group, states, strict=True):
                 found[name] = InboxSummary(name, self._state_of(name, state))
         return [found[name] for name in names]
@@ -110,7 +110,7 @@ class RedisAdminQueries:
         if before is not None and before <= 1:
             return ()
         found = await self._servers.run_script(
-            scripts.BROWSE,
+            BROWSE,
             tag_of(user),
             *self._arguments(user),
             before or 0,
@@ -165,7 +165,7 @@ class RedisAdminQueries:
     ) -> tuple[list[InboxMatch], int, int]:
         """SearchResult the first of `users`; return the counts of messages and users searched."""
         looked_at, user_count, *found = await self._servers.run_script(
-            scripts.FIND,
+            FIND,
             tag,
             *self._arguments(users[0]),
             message_id,

@@ -2,7 +2,7 @@
 Appending batches, so that a repeated batch is not stored twice.
 
 A batch has a number, and keeps it when it is retried. The result of a bridge's last batch is
-stored beside the messages, in the same step (see APPEND in scripts.py). On a single server a
+stored beside the messages, in the same step (see scripts/append.py). On a single server a
 batch is one call. In a cluster it is one call for each hash tag, all sent at once. Calls may
 fail separately; repeating the batch completes the missing ones.
 
@@ -27,11 +27,12 @@ from bridge.core.fencing_token import FencingToken
 from bridge.core.message import Message
 from bridge.errors import OwnershipLostError, StoreUnavailableError
 from bridge.inbox.contract import Retention
-from bridge.inbox.redis import scripts
 from bridge.inbox.redis.connection import PersistentConnection
 from bridge.inbox.redis.encoding import pack, pack_key, tag_of
 from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.protocol import Argument, RedisConnection, Reply
+from bridge.inbox.redis.scripts.append import APPEND
+from bridge.inbox.redis.scripts.upkeep import CLAIM
 from bridge.inbox.redis.servers import RedisServers
 
 _MICROSECONDS: Final = 1_000_000
@@ -68,7 +69,7 @@ class BatchAppender:
         """Give out a token; see `RedisInbox.claim`."""
         least = max(int(now_s * _MICROSECONDS), self._largest_refusal + 1)
         token = await self._servers.run_script(
-            scripts.CLAIM, 0, self._prefixes[0], queue, least
+            CLAIM, 0, self._prefixes[0], queue, least
         )
         return FencingToken(queue, int(token))
 
@@ -156,7 +157,7 @@ class BatchAppender:
         server = self._servers.for_tag(tag)
         connection = server.current()
         keys = self._keys(self._prefixes[tag], users)
-        sha = scripts.APPEND.sha
+        sha = APPEND.sha
         pending = [
             connection.call(b"EVALSHA", sha, len(keys), *keys, *head, *arguments)
         ]

@@ -7,10 +7,10 @@ from typing import Final
 import structlog
 
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.redis import scripts
 from bridge.inbox.redis.encoding import tag_of
 from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.protocol import Argument
+from bridge.inbox.redis.scripts.upkeep import MARK, NOTE_TRIALS
 from bridge.inbox.redis.servers import RedisServers
 
 log = structlog.get_logger(__name__)
@@ -55,7 +55,7 @@ class BackgroundWrites:
         arguments: list[Argument] = [_TRIAL_MS]
         for key in keys:
             arguments += (self._trial_key(key), int(key in ended))
-        counts = await self._servers.run_script(scripts.NOTE_TRIALS, 0, *arguments)
+        counts = await self._servers.run_script(NOTE_TRIALS, 0, *arguments)
         self._trials_to_reset -= ended
         return list(counts)
 
@@ -147,7 +147,7 @@ class BackgroundWrites:
                     prefix = self._servers.prefixes[tag_of(user)]
                     arguments += (prefix, user, epoch, marks[user, epoch])
                 try:
-                    await self._servers.run_script(scripts.MARK, tag, *arguments)
+                    await self._servers.run_script(MARK, tag, *arguments)
                 except StoreUnavailableError as exc:
                     failure = failure or exc
                     break  # the next tag may be on another server

@@ -26,7 +26,6 @@ from tenacity import (
 
 from bridge.core.redis_address import Host, RedisAddress
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.redis import scripts
 from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.protocol import (
     CLOSED_BY_SERVER,
@@ -35,6 +34,8 @@ from bridge.inbox.redis.protocol import (
     RedisConnection,
     Reply,
 )
+from bridge.inbox.redis.scripts.loaded import ALL_SCRIPTS
+from bridge.inbox.redis.scripts.script import Script
 from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
 
 log = structlog.get_logger(__name__)
@@ -79,7 +80,7 @@ async def connect(
         setup: list[Sequence[Argument]] = [
             *([(b"SELECT", address.db)] if address.db else []),
             (b"CLIENT", b"SETNAME", b"bridge"),
-            *((b"SCRIPT", b"LOAD", script.code) for script in scripts.ALL),
+            *((b"SCRIPT", b"LOAD", script.code) for script in ALL_SCRIPTS),
         ]
         for future in [connection.call(*command) for command in setup]:
             await connection.result_of(future)
@@ -385,9 +386,7 @@ class PersistentConnection:
         futures = [connection.call(*command) for command in commands]
         return [await connection.result_of(future) for future in futures]
 
-    async def run_script(
-        self, script: scripts.Script, *arguments: Argument, key: str
-    ) -> Reply:
+    async def run_script(self, script: Script, *arguments: Argument, key: str) -> Reply:
         """Run a script that `connect` has loaded; errors as `ask`."""
         return await self.ask(b"EVALSHA", script.sha, b"1", key, *arguments)
 

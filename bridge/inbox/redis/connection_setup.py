@@ -13,7 +13,6 @@ from typing import Final
 from bridge.clock import SteadyClock
 from bridge.core.redis_address import RedisAddress
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.redis import scripts
 from bridge.inbox.redis.clock_record import resume_clock
 from bridge.inbox.redis.encoding import Tags, migration_key
 from bridge.inbox.redis.errors import RefusedByRedisError
@@ -22,6 +21,7 @@ from bridge.inbox.redis.feed import Feed
 from bridge.inbox.redis.permissions import check_permissions
 from bridge.inbox.redis.protocol import Argument, RedisConnection
 from bridge.inbox.redis.revocations import RedisRevocations
+from bridge.inbox.redis.scripts.upkeep import BEGIN
 
 _NO_REPLICATION_ID: Final = "0" * 40
 
@@ -133,7 +133,7 @@ class ConnectionSetup:
         for group in [[tag] for tag in tags] if self._is_cluster else [tags]:
             arguments: list[Argument] = [
                 b"EVALSHA",
-                scripts.BEGIN.sha,
+                BEGIN.sha,
                 1,
                 f"{self.prefixes[group[0]]}h",
             ]

@@ -17,7 +17,6 @@ from bridge.core.message import Message, Stored
 from bridge.core.revocation import parse_revocation
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import AnnouncedListener, EpochListener, StoredListener
-from bridge.inbox.redis import scripts
 from bridge.inbox.redis.encoding import (
     TAG_COUNT,
     Tags,
@@ -28,6 +27,7 @@ from bridge.inbox.redis.encoding import (
 )
 from bridge.inbox.redis.protocol import Argument, RedisConnection
 from bridge.inbox.redis.revocations import RedisRevocations
+from bridge.inbox.redis.scripts.reading import NEWEST
 
 # Channels or users in one command.
 _PART: Final = 500
@@ -155,7 +155,7 @@ class Feed:
         """Yield commands that read the newest message of each user, and for which users."""
         for part in self._split(subscriptions):
             key = f"{self._prefixes[part[0].tag]}h"
-            command: list[Argument] = [b"EVALSHA", scripts.NEWEST.sha, 1, key]
+            command: list[Argument] = [b"EVALSHA", NEWEST.sha, 1, key]
             for each in part:
                 command += (self._prefixes[each.tag], each.user)
             yield part, command

@@ -44,7 +44,8 @@ from bridge.inbox.redis.protocol import (
     parse_info,
 )
 from bridge.inbox.redis.revocations import store_command
-from bridge.inbox.redis.scripts import ALL_EXPIRED, REASONS, Script
+from bridge.inbox.redis.scripts.heads import ALL_EXPIRED, REASONS
+from bridge.inbox.redis.scripts.script import Script
 from bridge.inbox.redis.topology import find_servers
 
 # A command for the server of a tag.
@@ -54,7 +55,7 @@ Command = tuple[int, Sequence[Argument]]
 _HEAD: Final = Struct("<6s6sB")
 _NUMBERS: Final = {None: 0, SyncReason.LIMIT: 1, SyncReason.EXPIRED: 2}
 # The field for the replication id of the server that a tag's data are from; see BEGIN in
-# scripts.py.
+# scripts/upkeep.py.
 _REPLICATION_ID: Final = b"\x01line"
 # The offset after which those of new users start.
 _FORGOTTEN: Final = b"\x01forgotten"

@@ -14,7 +14,7 @@ from bridge.core.redis_address import RedisAddress
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.redis.errors import is_missing_permission
 from bridge.inbox.redis.protocol import Argument, RedisConnection, Reply
-from bridge.inbox.redis.scripts import Script
+from bridge.inbox.redis.scripts.script import Script
 
 # All commands that the store runs on keys, with harmless arguments for a key that does not
 # exist. Some of them create the key; the last one deletes it.

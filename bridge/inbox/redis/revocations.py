@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 from bridge.clock import SteadyClock
 from bridge.core.revocation import Revocation, RevocationIndex, parse_revocation
-from bridge.inbox.redis import scripts
 from bridge.inbox.redis.connection import PersistentConnection
 from bridge.inbox.redis.encoding import Tags, tag_of
 from bridge.inbox.redis.protocol import Argument, RedisConnection
+from bridge.inbox.redis.scripts.upkeep import REVOKE
 
 # A command for the server of a tag.
 TagCommand = tuple[int, Sequence[Argument]]
@@ -107,5 +107,5 @@ class RedisRevocations:
     def _revoke_command(self, revocation: Revocation) -> Sequence[Argument]:
         prefix = self._prefixes[tag_of(revocation.user)]
         publish = b"SPUBLISH" if self._is_cluster else b"PUBLISH"
-        head = (b"EVALSHA", scripts.REVOKE.sha, 1, f"{prefix}r")
+        head = (b"EVALSHA", REVOKE.sha, 1, f"{prefix}r")
         return (*head, prefix, revocation.render(), publish)

@@ -15,7 +15,7 @@ from bridge.inbox.redis.connection import PersistentConnection
 from bridge.inbox.redis.connection_setup import ConnectionSetup
 from bridge.inbox.redis.encoding import ALL_TAGS
 from bridge.inbox.redis.protocol import Argument, Reply
-from bridge.inbox.redis.scripts import Script
+from bridge.inbox.redis.scripts.script import Script
 from bridge.inbox.redis.timing import RedisTiming
 
 

@@ -1,7 +1,7 @@
 """
 Inboxes in Redis or Valkey, shared by many bridges.
 
-scripts.py describes the keys and what happens in one step, encoding.py how a message is
+scripts/ describes the keys and what happens in one step, encoding.py how a message is
 encoded, feed.py the live feed, and servers.py the connections.
 
 Layout: one list of packed messages for each user; an offset is a position in the list.
@@ -51,7 +51,6 @@ from bridge.inbox.contract import (
     RevokedListener,
     StoredListener,
 )
-from bridge.inbox.redis import scripts
 from bridge.inbox.redis.admin_queries import RedisAdminQueries
 from bridge.inbox.redis.append import BatchAppender
 from bridge.inbox.redis.background_writes import BackgroundWrites
@@ -61,6 +60,9 @@ from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.feed import Feed
 from bridge.inbox.redis.protocol import MISSING, Argument, RedisConnection, Reply
 from bridge.inbox.redis.revocations import RedisRevocations
+from bridge.inbox.redis.scripts.heads import REASONS
+from bridge.inbox.redis.scripts.reading import COUNT_EXPIRED, READ
+from bridge.inbox.redis.scripts.script import Script
 from bridge.inbox.redis.sweeper import RedisSweeper
 from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
 from bridge.inbox.redis.topology import create_servers
@@ -329,7 +331,7 @@ class RedisInbox:
 
     async def state(self, user: str) -> InboxState:
         """Return where the inbox of `user` begins and ends; errors as `read`."""
-        return self._state_of(user, await self._read(scripts.READ, user, 0, 0, 0))
+        return self._state_of(user, await self._read(READ, user, 0, 0, 0))
 
     def _state_of(self, user: str, reply: Sequence[Reply]) -> InboxState:
         """Read the state that a reply to the script READ begins with."""
@@ -342,7 +344,7 @@ class RedisInbox:
             first,
             last,
             min(max(delivered, mark), last),
-            scripts.REASONS[reason],
+            REASONS[reason],
             forgotten,
             None if kept < 0 else upto,
             0 if kept < 0 else last - first + 1 - kept,
@@ -360,7 +362,7 @@ class RedisInbox:
             StoreUnavailableError: If the server is away.
 
         """
-        reply = await self._read(scripts.READ, user, after, max_messages, max_bytes)
+        reply = await self._read(READ, user, after, max_messages, max_bytes)
         _, first, last, _, _, forgotten, upto, kept, next_after, expired, *rest = reply
         sparse_after = None if kept < 0 else upto
         messages = [
@@ -377,16 +379,14 @@ class RedisInbox:
 
     async def count_expired(self, user: str, *, after: int) -> int:
         """Count messages after `after` that are past their deadline; errors as `read`."""
-        return int(await self._read(scripts.COUNT_EXPIRED, user, after))
+        return int(await self._read(COUNT_EXPIRED, user, after))
 
-    async def _read(
-        self, script: scripts.Script, user: str, *arguments: Argument
-    ) -> Reply:
+    async def _read(self, script: Script, user: str, *arguments: Argument) -> Reply:
         tag = tag_of(user)
         reply = await self._servers.run_script(
             script, tag, *self._read_arguments(user), *arguments
         )
-        if script is scripts.READ and not reply[0]:
+        if script is READ and not reply[0]:
             # There is no epoch: the server was emptied while it ran. Reconnecting
             # establishes a new one.
             problem = "its data was lost"

@@ -10,9 +10,9 @@ from typing import Final
 from bridge.clock import SteadyClock
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
-from bridge.inbox.redis import scripts
 from bridge.inbox.redis.clock_record import store_clock
 from bridge.inbox.redis.eviction import check_eviction
+from bridge.inbox.redis.scripts.upkeep import SWEEP
 from bridge.inbox.redis.servers import RedisServers
 
 # Users in one call, which may have to delete all their messages.
@@ -57,7 +57,7 @@ class RedisSweeper:
         for _ in range(_CALLS_MAX):
             now = self._clock.read()
             self._after = await self._servers.run_script(
-                scripts.SWEEP,
+                SWEEP,
                 self._tag,
                 prefixes[self._tag],
                 self._after,

@@ -8,8 +8,9 @@ import pytest
 
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.redis import migration_target, scripts
+from bridge.inbox.redis import migration_target
 from bridge.inbox.redis.permissions import KEY_COMMANDS
+from bridge.inbox.redis.scripts.loaded import ALL_SCRIPTS
 from bridge.inbox.redis.store import RedisInbox
 from tests.conftest import eventually
 from tests.redis_bridges import RETENTION, bridge_on, messages
@@ -100,7 +101,7 @@ async def test_the_bridge_waits_for_a_permission_that_is_revoked_while_it_runs(
 
 def test_all_commands_of_the_scripts_are_tried_on_a_new_connection() -> None:
     """A new command in a script belongs into `KEY_COMMANDS`, too."""
-    code = [script.code for script in (*scripts.ALL, migration_target.PUT)]
+    code = [script.code for script in (*ALL_SCRIPTS, migration_target.PUT)]
     used = set(re.findall(r"call\('([A-Z]+)'", " ".join(code)))
 
     assert used - {"PUBSUB"} <= set(KEY_COMMANDS)  # that one is tried without a key

@@ -1,0 +1,192 @@
+"""The script that stores a batch."""
+
+from typing import Final
+
+from bridge.inbox.redis.scripts.heads import HEADS, TRIM
+from bridge.inbox.redis.scripts.script import Script
+
+# How long the result of a batch is kept: longer than any bridge retries it.
+_BATCH_MS: Final = 3_600_000
+
+# ARGV: now, message limit, oldest time of messages and of ids, epoch to use if there is none,
+# session, number of the batch, publish command, prefix of the fences, number of fences, for
+# each its queue and token; then for each user: prefix, user, number of messages, and for each
+# message its id and element. If the number is negative, a message of the user has a key, and
+# each has three arguments: id, key (may be empty), element.
+# Returns the offsets separated by spaces (0 = duplicate, x = not stored), and the error that
+# kept messages from being stored. If a queue has a larger token: nothing, FENCED, the queue
+# and that token.
+APPEND: Final = Script(
+    HEADS
+    + TRIM
+    + f"local BATCH_MS = {_BATCH_MS}"
+    + """
+local most, oldest, oldest_id = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local candidate, publish = ARGV[5], ARGV[8]
+local fences_end = 10 + 2 * tonumber(ARGV[10])
+local batch_key = ARGV[fences_end + 1] .. 'b:' .. ARGV[6]
+local out, had, failure, stored = {}, nil, nil, false
+
+local before = call('GET', batch_key)
+if before then
+  local number, rest = string.match(before, '^(%d+) (.*)$')
+  if number == ARGV[7] then
+    if not string.find(rest, 'x', 1, true) then
+      call('SET', batch_key, before, 'PX', BATCH_MS)
+      return {rest}
+    end
+    had = {}
+    for word in string.gmatch(rest, '%S+') do had[#had + 1] = word end
+  end
+end
+
+-- The result of a stored batch is repeated above, even if another bridge has the queue by
+-- now, because that stores nothing. Everything below needs a token that is large enough.
+for k = 11, fences_end, 2 do
+  local key, field = ARGV[9] .. 'h', '\\1fence ' .. ARGV[k]
+  local token, passed_by = tonumber(ARGV[k + 1]), call('HMGET', key, field)[1]
+  local largest = tonumber(passed_by or 0)
+  if token < largest then return {'', 'FENCED', ARGV[k], passed_by} end
+  if token > largest then call('HSET', key, field, ARGV[k + 1]) end
+end
+
+local function publish_news(p, user, epoch, first, fresh)
+  local parts = {struct.pack('<I8', first), epoch}
+  for k = 1, #fresh do
+    parts[#parts + 1] = struct.pack('<I4', #fresh[k])
+    parts[#parts + 1] = fresh[k]
+  end
+  -- Without the permission to publish the messages are stored all the same: an error here
+  -- would make the bridge store them again.
+  redis.pcall(publish, p .. 'c:' .. user, table.concat(parts))
+end
+
+-- Returns how many messages the sorted set had before, and how many it has now.
+local function store_sparse(p, user, first, fresh, keys)
+  local set, elements = p .. 's:' .. user, p .. 'k:' .. user
+  local before = call('ZCARD', set)
+  local now = before
+  for k = 1, #fresh do
+    local offset = first + k - 1
+    local place = keys[k] ~= '' and keys[k] or '\\1' .. offset
+    now = now + call('ZADD', set, offset, place)
+    call('HSET', elements, place, fresh[k])
+  end
+  return before, now
+end
+
+-- All reads come first, then RPUSH or ZADD, the only writes that may fail (out of memory). So
+-- all messages of a user are stored, or none.
+local function store(i, p, user, count, has_keys)
+  local epoch, last, delivered, reason, forgotten, upto, gone = head_of(p, user)
+  local has_fresh_key = upto
+  if has_keys and not upto then upto, gone = last, 0 end
+  local had_messages = last > forgotten
+  local keys = {}
+  local list, ids = p .. 'm:' .. user, p .. 'i:' .. user
+  local first, fresh, results, noted, seen_here = last + 1, {}, {}, {}, {}
+  for k = 1, count do
+    local id, element, key = ARGV[i], ARGV[i + 1], ''
+    i = i + 2
+    if has_keys then
+      key, element = element, ARGV[i]
+      i = i + 1
+    end
+    local had_it = false
+    if id ~= '' then
+      if seen_here[id] then
+        had_it = true
+      else
+        local seen = call('ZSCORE', ids, id)
+        had_it = seen and tonumber(seen) >= oldest_id
+        seen_here[id] = true
+      end
+      if not had_it then
+        noted[#noted + 1] = ARGV[1]
+        noted[#noted + 1] = id
+      end
+    end
+    if had_it then
+      results[k] = 0
+    else
+      last = last + 1
+      fresh[#fresh + 1] = element
+      results[k] = last
+      if upto then
+        keys[#fresh] = key
+        has_fresh_key = has_fresh_key or key ~= ''
+      end
+    end
+  end
+  if not has_fresh_key then upto = nil end
+  if #fresh > 0 then
+    local length
+    if upto then
+      local before, now = store_sparse(p, user, first, fresh, keys)
+      length = now
+      if before == 0 or now > most / 2 then length = now + call('LLEN', list) end
+      if before == 0 then
+        call('ZADD', p .. 'u', 0, user)
+        if length == now and had_messages then reason = reason == 4 and 2 or 3 end
+      end
+      -- What is too old is left to the next sweep: readers skip it.
+      if length > most then
+        reason, gone = trim_sparse(p, user, most, oldest, reason, gone)
+      end
+    else
+      for k = 1, #fresh, 1000 do
+        length = call('RPUSH', list, unpack(fresh, k, math.min(k + 999, #fresh)))
+      end
+    end
+    if not epoch then
+      epoch = candidate
+      call('HSET', p .. 'h', '', epoch, '\\1lost', ARGV[1])
+    end
+    if not upto then
+      if length == #fresh and had_messages then reason = reason == 4 and 2 or 3 end
+      if length == #fresh or reason == 3 then call('ZADD', p .. 'u', 0, user) end
+      reason = trim(p, user, length, most, oldest, reason)
+    end
+    set_head(p, user, last, delivered, reason, forgotten, upto, gone)
+    for k = 1, #noted, 1000 do
+      call('ZADD', ids, unpack(noted, k, math.min(k + 999, #noted)))
+    end
+    if #noted > 0 then call('ZREMRANGEBYSCORE', ids, '-inf', '(' .. ARGV[4]) end
+    publish_news(p, user, epoch, first, fresh)
+  end
+  return results
+end
+
+local i = fences_end + 1
+while i <= #ARGV do
+  local p, user, count = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+  i = i + 3
+  local has_keys = count < 0
+  count = math.abs(count)
+  local ok, results
+  if had and had[#out + 1] ~= 'x' then
+    results = {}
+    for k = 1, count do results[k] = had[#out + k] end
+  else
+    ok, results = pcall(store, i, p, user, count, has_keys)
+    if ok then
+      stored = true
+    else
+      failure = results
+      results = {}
+      for k = 1, count do results[k] = 'x' end
+    end
+  end
+  for k = 1, count do out[#out + 1] = results[k] end
+  i = i + (has_keys and 3 or 2) * count
+end
+
+if failure then
+  if type(failure) == 'table' then failure = failure.err end
+  if not (stored or had) then return {'', failure} end
+end
+local words = table.concat(out, ' ')
+call('SET', batch_key, ARGV[7] .. ' ' .. words, 'PX', BATCH_MS)
+return {words, failure}
+"""
+)

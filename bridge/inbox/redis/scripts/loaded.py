@@ -1,0 +1,20 @@
+"""The scripts that each new connection loads."""
+
+from typing import Final
+
+from bridge.inbox.redis.scripts.append import APPEND
+from bridge.inbox.redis.scripts.queries import BROWSE, FIND, STATES
+from bridge.inbox.redis.scripts.reading import COUNT_EXPIRED, NEWEST, READ
+from bridge.inbox.redis.scripts.upkeep import (
+    BEGIN,
+    CLAIM,
+    MARK,
+    NOTE_TRIALS,
+    REVOKE,
+    SWEEP,
+)
+
+ALL_SCRIPTS: Final = (
+    *(APPEND, SWEEP, CLAIM, READ, COUNT_EXPIRED, MARK, NOTE_TRIALS, BEGIN, NEWEST),
+    *(BROWSE, FIND, STATES, REVOKE),
+)

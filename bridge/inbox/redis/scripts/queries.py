@@ -1,0 +1,101 @@
+"""Scripts that read inboxes for operators (admin_queries.py)."""
+
+from typing import Final
+
+from bridge.inbox.redis.scripts.reading import VIEW
+from bridge.inbox.redis.scripts.script import Script
+
+# ARGV: prefix, user, message limit, oldest time, now, steady, lowest, offset to read before
+# (0 = from the end), maximum of messages and of bytes of data (0 = no data). Returns for each message,
+# newest first: offset, element, bytes of data.
+BROWSE: Final = Script(
+    VIEW
+    + """
+local p, user = ARGV[1], ARGV[2]
+local before, most, bytes = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local epoch, first, last, delivered, reason, base, forgotten, upto =
+  view(p, user, tonumber(ARGV[3]), tonumber(ARGV[4]))
+local at, out, found, size = last, {}, 0, 0
+if before > 0 then at = math.min(last, before - 1) end
+while at >= first and found < most do
+  local low, piece, offsets = math.max(first, at - math.min(63, most - 1)), nil, nil
+  if at > upto then
+    piece, offsets = piece_above(p, user, math.max(upto, first - 1), base, upto, -1)
+    while #piece > 0 and offsets[#piece] > at do piece[#piece] = nil end
+    if #piece == 0 then at = upto end
+  else
+    piece = call('LRANGE', p .. 'm:' .. user, low - base - 1, at - base - 1)
+  end
+  for k = #piece, 1, -1 do
+    local element = piece[k]
+    if offsets then at = offsets[k] end
+    local _, _, between = struct.unpack('<ddH', element)
+    size = size + #element - 20 - between
+    if found >= most or (found > 0 and bytes > 0 and size > bytes) then return out end
+    found = found + 1
+    out[#out + 1] = at
+    out[#out + 1] = bytes > 0 and element or string.sub(element, 1, 20 + between)
+    out[#out + 1] = #element - 20 - between
+    at = at - 1
+    if offsets and k == 1 then at = upto end
+  end
+end
+return out
+"""
+)
+
+# ARGV: prefix, unused, message limit, oldest time, now, steady, lowest, id, number of messages after which to
+# stop, users. Returns the numbers of messages and of users searched (at least one), then for
+# each of these users who has or had the id: name, when it was stored last, number of
+# elements, and for each element its offset, header and bytes of data.
+FIND: Final = Script(
+    VIEW
+    + """
+local p, id, enough, searched, out = ARGV[1], ARGV[8], tonumber(ARGV[9]), 0, {0, 0}
+for i = 10, #ARGV do
+  local user = ARGV[i]
+  local epoch, first, last, delivered, reason, base, forgotten, upto, kept =
+    view(p, user, tonumber(ARGV[3]), tonumber(ARGV[4]))
+  local found, at = {}, first - 1
+  while at < last do
+    local piece, offsets = piece_above(p, user, at, base, upto, 64)
+    for k = 1, #piece do
+      local element = piece[k]
+      local _, _, between, length = struct.unpack('<ddHH', element)
+      if length == #id and string.sub(element, 23, 22 + length) == id then
+        found[#found + 1] = offsets and offsets[k] or at + k
+        found[#found + 1] = string.sub(element, 1, 20 + between)
+        found[#found + 1] = #element - 20 - between
+      end
+    end
+    at = #piece == 0 and last or offsets and offsets[#piece] or at + #piece
+  end
+  searched = searched + math.max(0, kept < 0 and last - first + 1 or kept)
+  local seen = call('ZSCORE', p .. 'i:' .. user, id)
+  if seen or #found > 0 then
+    out[#out + 1] = user
+    out[#out + 1] = seen or ''
+    out[#out + 1] = #found / 3
+    for k = 1, #found do out[#out + 1] = found[k] end
+  end
+  out[1], out[2] = searched, i - 9
+  if searched >= enough then break end
+end
+return out
+"""
+)
+
+# ARGV: message limit, oldest time, then for each user prefix and user.
+# Returns for each user what READ returns first, up to the number of messages.
+STATES: Final = Script(
+    VIEW
+    + """
+local out = {}
+for i = 3, #ARGV, 2 do
+  local epoch, first, last, delivered, reason, _, forgotten, upto, kept =
+    view(ARGV[i], ARGV[i + 1], tonumber(ARGV[1]), tonumber(ARGV[2]))
+  out[#out + 1] = {epoch, first, last, delivered, reason, forgotten, upto, kept}
+end
+return out
+"""
+)

@@ -1,0 +1,132 @@
+"""Scripts that write something besides messages: marks, trials, tokens, epochs, deletions."""
+
+from typing import Final
+
+from bridge.core.replay import FORGOTTEN_STEP
+from bridge.inbox.redis.scripts.heads import HEADS, TRIM
+from bridge.inbox.redis.scripts.script import Script
+
+# ARGV: for each user prefix, user, epoch of the mark, offset. A mark of another epoch is
+# ignored.
+MARK: Final = Script(
+    HEADS
+    + """
+for i = 1, #ARGV, 4 do
+  local p, user, offset = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 3])
+  local epoch, last, delivered, reason, forgotten, upto, gone = head_of(p, user)
+  offset = math.min(offset, last)
+  if epoch == ARGV[i + 2] and offset > delivered then
+    set_head(p, user, last, offset, reason, forgotten, upto, gone)
+  end
+end
+return 1
+"""
+)
+
+# ARGV: how long trials are kept (ms), then for each trial its key, and 1 if it starts again.
+# Returns the number of each trial.
+NOTE_TRIALS: Final = Script(
+    """
+local out = {}
+for i = 2, #ARGV, 2 do
+  if ARGV[i + 1] == '1' then redis.call('DEL', ARGV[i]) end
+  out[#out + 1] = redis.call('INCR', ARGV[i])
+  redis.call('PEXPIRE', ARGV[i], ARGV[1])
+end
+return out
+"""
+)
+
+# ARGV: prefix, queue, least token. Returns a token that is larger than all before.
+CLAIM: Final = Script(
+    """
+local key, field = ARGV[1] .. 'h', '\\1claim ' .. ARGV[2]
+local last = tonumber(redis.call('HMGET', key, field)[1] or 0)
+local token = string.format('%.0f', math.max(last + 1, tonumber(ARGV[3])))
+redis.call('HSET', key, field, token)
+return token
+"""
+)
+
+# ARGV: prefix, revocation, publish command. A script with an error in its middle keeps what it
+# wrote. So the write comes first: without it no window is closed.
+REVOKE: Final = Script(
+    """
+redis.call('ZADD', ARGV[1] .. 'r', 0, ARGV[2])
+redis.call(ARGV[3], ARGV[1] .. 'revoked', ARGV[2])
+return 1
+"""
+)
+
+# ARGV: a new epoch, the server's replication id, 1 if the server loses nothing that it has
+# replied to, now, and for each tag its prefix and 1 if it had an epoch before. A tag gets the
+# new epoch if it has none, or if its replication id has changed and the server may have lost
+# something. Returns the epoch of each.
+BEGIN: Final = Script(
+    """
+local out = {}
+for i = 5, #ARGV, 2 do
+  local key = ARGV[i] .. 'h'
+  local got = redis.call('HMGET', key, '', '\\1line')
+  local epoch, replid = got[1], got[2]
+  if not epoch or (replid and replid ~= ARGV[2] and ARGV[3] ~= '1') then
+    epoch = ARGV[1]
+    redis.call('HSET', key, '', epoch)
+    if not got[1] and ARGV[i + 1] == '1' then
+      redis.call('HSET', key, '\\1lost', ARGV[4])
+    end
+  end
+  if replid ~= ARGV[2] then redis.call('HSET', key, '\\1line', ARGV[2]) end
+  out[#out + 1] = epoch
+end
+return out
+"""
+)
+
+# ARGV: prefix, user to continue after (empty = from the start), number of users, message limit,
+# oldest time of messages and of ids, subcommand that counts subscribers. Removes what is too
+# old, the times to live that earlier versions set, and users who have no messages, ids and
+# windows. Returns the last of the users; empty if no more follow.
+SWEEP: Final = Script(
+    HEADS
+    + TRIM
+    + f"local STEP = {FORGOTTEN_STEP}"
+    + """
+local p, count = ARGV[1], tonumber(ARGV[3])
+local low = ARGV[2] == '' and '-' or '(' .. ARGV[2]
+local users = call('ZRANGEBYLEX', p .. 'u', low, '+', 'LIMIT', 0, count)
+for _, user in ipairs(users) do
+  local list, ids = p .. 'm:' .. user, p .. 'i:' .. user
+  local epoch, last, delivered, reason, forgotten, upto, gone = head_of(p, user)
+  call('PERSIST', list)
+  call('PERSIST', ids)
+  call('ZREMRANGEBYSCORE', ids, '-inf', '(' .. ARGV[6])
+  local length = call('LLEN', list)
+  if upto and length + call('ZCARD', p .. 's:' .. user) > 0 then
+    local now_for, now_gone =
+      trim_sparse(p, user, tonumber(ARGV[4]), tonumber(ARGV[5]), reason, gone)
+    if now_for ~= reason or now_gone ~= gone then
+      set_head(p, user, last, delivered, now_for, forgotten, upto, now_gone)
+    end
+    reason = now_for
+  elseif length > 0 then
+    local now_for = trim(p, user, length, tonumber(ARGV[4]), tonumber(ARGV[5]), reason)
+    if now_for ~= reason then set_head(p, user, last, delivered, now_for, forgotten) end
+    reason = now_for
+  end
+  if reason == 4 and call('ZCARD', ids) == 0
+    and call('PUBSUB', ARGV[7], p .. 'c:' .. user)[2] == 0 then
+    call('HDEL', p .. 'h', user)
+    call('ZREM', p .. 'u', user)
+    local above = (math.floor(last / STEP) + 1) * STEP
+    local known = tonumber(call('HMGET', p .. 'h', '\\1forgotten')[1] or 0)
+    if above > known then call('HSET', p .. 'h', '\\1forgotten', above) end
+  end
+end
+local lost = call('HMGET', p .. 'h', '\\1lost')[1]
+if lost and lost ~= '' and tonumber(lost) < tonumber(ARGV[5]) then
+  call('HSET', p .. 'h', '\\1lost', '')
+end
+return #users == count and users[count] or ''
+"""
+)
