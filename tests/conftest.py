@@ -10,13 +10,16 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import suppress
+from getpass import getuser
+from pathlib import Path
 from typing import Final
 
 import pytest
 import pytest_asyncio
 from blockbuster import blockbuster_ctx
 
-from tests.guard import start_guard
+from tests.guard import TEMPORARY_ROOT, start_guard
 from tests.local_node import LocalNode
 
 # Scales every time limit of the tests for slow machines. The name does not begin with
@@ -34,6 +37,17 @@ def pytest_configure(config: pytest.Config) -> None:
     start_guard()
     if config.getoption("timeout") is None:
         config.option.timeout = float(config.getini("timeout")) * SLOW_FACTOR
+
+
+def pytest_unconfigure() -> None:
+    """Remove pytest's folder for all runs, unless one of them has left files in it."""
+    with suppress(KeyError, OSError):  # an unknown user; no such folder, or not empty
+        folder = Path(os.environ[TEMPORARY_ROOT], f"pytest-of-{getuser()}")
+        newest = folder / "pytest-current"
+        # A process of xdist gets here before the folder of the run is removed.
+        if newest.is_symlink() and not newest.exists():
+            newest.unlink()
+        folder.rmdir()
 
 
 @pytest.hookimpl(trylast=True)
