@@ -10,13 +10,13 @@ from bridge.amqp.topology import requests_topology
 from bridge.core.broker_names import BrokerNames
 from bridge.core.redis_address import is_redis
 from bridge.doctor.broker import BrokerTarget, check_broker
+from bridge.doctor.exchange_writers import check_exchange_writers
 from bridge.doctor.inbox import check_disk, check_inbox
 from bridge.doctor.key_set import check_key_set
 from bridge.doctor.listeners import check_ports, check_running_bridge, is_running
 from bridge.doctor.own_certificate import check_own_certificate
 from bridge.doctor.permissions import vhost_of
 from bridge.doctor.redis import check_redis
-from bridge.doctor.request_writers import check_request_writers
 from bridge.doctor.results import CheckResult, fail, ok, warn
 from bridge.doctor.secrets import check_exposure, check_secrets
 from bridge.doctor.shards import check_shards
@@ -101,11 +101,15 @@ async def _check_brokers(
     for result in shards.results:
         yield result
     management = management_of(settings, timeout_s=settings.broker_timeout)
-    if settings.page_events:
-        first = URL(address.urls[0])
-        yield await check_request_writers(
-            management, names, own_user=first.user or "guest", vhost=vhost_of(first)
-        )
+    first = URL(address.urls[0])
+    async for result in check_exchange_writers(
+        management,
+        names,
+        own_user=first.user or "guest",
+        vhost=vhost_of(first),
+        has_requests=bool(settings.page_events),
+    ):
+        yield result
     async for result in check_vhost(
         management,
         shards.wanted,
