@@ -89,9 +89,6 @@ class FrameReader(asyncio.StreamReader):
         self._frame_bytes = 0  # size of that frame, as far as known
         self._has_removed = False
         self._heartbeat_s = 0.0
-        # The broker's reason while it blocks the connection, as in "low on memory". Only
-        # the readers of publishing connections set it.
-        self.blocked_for: str | None = None
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override] # asyncio gives bytes
         """Remove this reader's frames from `data` and pass on the rest."""
@@ -168,14 +165,6 @@ class FrameReader(asyncio.StreamReader):
 
         """
         return at
-
-    def _note_blocked(self, payload: bytes) -> None:
-        """Note whether a method of the connection blocks or unblocks publishing."""
-        if payload[:4] == _BLOCKED_BYTES:
-            reason = payload[5 : 5 + payload[4]]
-            self.blocked_for = reason.decode(errors="replace")
-        elif payload[:4] == _UNBLOCKED_BYTES:
-            self.blocked_for = None
 
     def _pass_heartbeat(self) -> None:
         # The library counts only frames that it sees as signs of life, and the broker
@@ -394,7 +383,30 @@ class DeliveryReader(FrameReader):
             self._found.append(partial.delivery)
 
 
-class ReturnReader(FrameReader):
+class PublishingReader(FrameReader):
+    """
+    The base of readers for connections that publish.
+
+    Attributes:
+        blocked_for: The broker's reason while it blocks the connection, as in "low on
+            memory"; ``None`` while it does not.
+
+    """
+
+    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(now=now)
+        self.blocked_for: str | None = None
+
+    def _note_blocked(self, payload: bytes) -> None:
+        """Note whether a method of the connection blocks or unblocks publishing."""
+        if payload[:4] == _BLOCKED_BYTES:
+            reason = payload[5 : 5 + payload[4]]
+            self.blocked_for = reason.decode(errors="replace")
+        elif payload[:4] == _UNBLOCKED_BYTES:
+            self.blocked_for = None
+
+
+class ReturnReader(PublishingReader):
     """
     Removes returns, for a connection that publishes and never consumes or gets.
 
@@ -428,7 +440,7 @@ class ReturnReader(FrameReader):
         return stop
 
 
-class RequestReader(DeliveryReader):
+class RequestReader(PublishingReader, DeliveryReader):
     """
     Removes deliveries, confirms and returns, for a channel that publishes and consumes.
 
