@@ -304,6 +304,10 @@ class Metrics(ReadableMetrics):
             "bridge_request_seconds",
             "Time from a request of a page to the reply of the worker.",
         )
+        self.requests_in_flight = gauge(
+            "bridge_requests_in_flight",
+            "Requests from pages that wait for the reply of a worker.",
+        )
         self.late_replies = counter(
             "bridge_request_late_replies",
             "Replies of workers that were dropped: their request had ended, by its timeout in most cases.",

@@ -48,7 +48,7 @@ class PageRequests:
         max_per_window: How many requests of one window may be in flight.
         max_per_user: How many of one user: those of a window that has left still wait for
             their worker, and a page could connect again and again.
-        metrics: Counts requests by outcome.
+        metrics: Counts requests by outcome, and those in flight.
         tracing: ``None`` without spans.
 
     Attributes:
@@ -79,11 +79,7 @@ class PageRequests:
         # By window, and by user.
         self._in_flight: dict[EngineSession, int] = {}
         self._of_user: dict[str, int] = {}
-
-    @property
-    def in_flight(self) -> int:
-        """The number of requests that have not ended."""
-        return sum(self._in_flight.values())
+        metrics.requests_in_flight.set_function(lambda: sum(self._in_flight.values()))
 
     def replace_rules(
         self, schemas: EventSchemas | None, *, max_reply_bytes: int

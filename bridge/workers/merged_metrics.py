@@ -33,6 +33,7 @@ RULES: Final[Mapping[str, MergeRule]] = {
     "bridge_windows": operator.add,
     # A user with windows at two workers is counted twice.
     "bridge_users": operator.add,
+    "bridge_requests_in_flight": operator.add,
     "bridge_held_deliveries": operator.add,
     "bridge_publishing_blocked": max,
     "bridge_ready": min,

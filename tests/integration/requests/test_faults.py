@@ -160,4 +160,4 @@ async def test_each_of_2000_requests_of_200_windows_has_exactly_one_answer(
         assert sorted(answers) == list(range(2000))
         total = running.bridge.components.metrics.total("bridge_requests")
         assert total == 2000
-        assert running.bridge.components.page_requests.in_flight == 0
+        assert running.sample("bridge_requests_in_flight") == 0

@@ -333,6 +333,7 @@ async def test_a_user_has_a_limited_number_of_requests_in_flight(
             await eventually(lambda number=number: len(worker.requests) > number)  # type: ignore[misc] # mypy does not see through the default
             pages.command("close", f"page-{number}")
             await eventually(lambda: running.sample("bridge_windows") == 0)
+        assert running.sample("bridge_requests_in_flight") == 2
         await connected_page(pages, running)
         await connected_page(pages, running, user="bob", name="bob")
         refused = await ask(pages, 2)
