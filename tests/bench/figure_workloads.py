@@ -113,8 +113,11 @@ async def storm(run: FigureRun) -> Figures:
         stage = await stack.enter_async_context(
             open_stage(run.world, run.server, scale, seed=0)
         )
-        # A process of its own, whose connects do not delay the windows that are timed.
-        others = await stack.enter_async_context(windows(run.world.pin.others))
+        # A process of its own, which gives way to the broker and the windows that are timed:
+        # it stands for thousands of machines.
+        others = await stack.enter_async_context(
+            windows(run.world.pin.others, niceness=10)
+        )
         await stage.open(readers)
         await stage.warm_up(readers, scale.warm_up)
         for user in crowd:

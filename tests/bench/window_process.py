@@ -118,10 +118,19 @@ class WindowProcess:
 
 
 @asynccontextmanager
-async def windows(processors: str) -> AsyncIterator[WindowProcess]:
-    """Start the process; end it at the end of the block."""
+async def windows(
+    processors: str, *, niceness: int = 0
+) -> AsyncIterator[WindowProcess]:
+    """
+    Start the process; end it at the end of the block.
+
+    Args:
+        processors: Where it runs.
+        niceness: How far it gives way to other processes there; see `nice(1)`.
+
+    """
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        *("nice", "-n", str(niceness), sys.executable),
         *("-m", "tests.bench.run_pinned", processors),
         *(sys.executable, "-m", "tests.bench.windows"),
         cwd=ROOT,

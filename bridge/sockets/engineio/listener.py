@@ -21,6 +21,7 @@ from bridge.core.websocket_handshake import Handshake, parse_handshake
 from bridge.enums import ConnectionRefusal
 from bridge.server_certificate import PortCertificate
 from bridge.sockets.engineio.connection_limits import ConnectionLimits
+from bridge.sockets.engineio.loop_turns import FirstBytes, LoopTurns
 from bridge.sockets.engineio.tls import TlsTransport
 
 _HEAD_MAX_BYTES: Final = 1 << 16
@@ -42,6 +43,7 @@ class Listener:
 
     Attributes:
         limits: Which connections are accepted.
+        turns: Limits how many connections are served in one turn of the event loop.
         waiting: Connections that have not sent a complete request head yet.
 
     """
@@ -52,6 +54,7 @@ class Listener:
         open_websocket: Callable[[asyncio.Transport, Handshake], bool] | None = None,
     ) -> None:
         self.limits = limits
+        self.turns = LoopTurns()
         self.waiting: set[NewConnection] = set()
         self._open_websocket = open_websocket
         self._http: web.Server | None = None
@@ -142,9 +145,7 @@ class NewConnection(asyncio.Protocol):
             self.transport.abort()
             return
         self._listener.waiting.add(self)
-        self._deadline = asyncio.get_running_loop().call_later(
-            limits.limits.connect_s, self._give_up
-        )
+        self._start_deadline()
         if self._received:
             received, self._received = self._received, b""
             self.data_received(bytes(received))
@@ -174,6 +175,17 @@ class NewConnection(asyncio.Protocol):
         address = self._forget()
         if address is not None:
             self._listener.serve(self.transport, received, address)
+
+    def _start_deadline(self) -> None:
+        self._deadline = asyncio.get_running_loop().call_later(
+            self._listener.limits.limits.connect_s, self._check_deadline
+        )
+
+    def _check_deadline(self) -> None:
+        if self._listener.turns.is_behind:
+            self._start_deadline()  # its request may be among those that wait
+        else:
+            self._give_up()
 
     def _give_up(self) -> None:
         self._listener.limits.note_refusal(ConnectionRefusal.NO_REQUEST)
@@ -332,14 +344,15 @@ class _ListenerSite(web.SockSite):
         )
 
     def _new_connection(self) -> asyncio.Protocol:
-        connection = NewConnection(self._listener)
-        if self._certificate is None:
-            return connection
-        return TlsTransport(
-            self._certificate.current.context,
-            connection,
-            on_failure=self._listener.limits.note_failed_handshake,
-        )
+        listener = self._listener
+        connection: asyncio.Protocol = NewConnection(listener)
+        if self._certificate is not None:
+            connection = TlsTransport(
+                self._certificate.current.context,
+                connection,
+                on_failure=listener.limits.note_failed_handshake,
+            )
+        return FirstBytes(connection, listener.turns)
 
     async def stop(self) -> None:
         """Stop to listen; connections without a request are aborted."""

@@ -10,6 +10,7 @@ import re
 import secrets
 import socket
 from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from time import monotonic
 from typing import Final
@@ -156,6 +157,10 @@ class EngineServer:
         else:
             self._tasks.create_task(work, name=name)
 
+    def spawn_in_turn(self, work: Work, *, name: str) -> None:
+        """Run `work` as `spawn`, but begin only a few in each turn of the event loop."""
+        self._listener.turns.call(partial(self.spawn, work, name=name))
+
     async def _check_sessions(self) -> None:
         """
         Check all sessions once, within about a second.
@@ -187,7 +192,10 @@ class EngineServer:
             self.handler.limit_exceeded(session, Closing.SLOW)
         elif session.client is not None:
             self.handler.session_checked(session, real_s)
-        elif monotonic_s - session.opened_s > self.limits.connect_s:
+        elif (
+            monotonic_s - session.opened_s > self.limits.connect_s
+            and not self._listener.turns.is_behind
+        ):
             # The client never sent CONNECT, or was refused and stays.
             session.close(CloseReason.SERVER_DISCONNECT, abort=True)
 

@@ -157,6 +157,9 @@ class SessionOwner(Protocol):
     def spawn(self, work: Work, *, name: str) -> None:
         """Run `work`, which never raises, as a task."""
 
+    def spawn_in_turn(self, work: Work, *, name: str) -> None:
+        """Run `work` as `spawn`, but begin only a few in each turn of the event loop."""
+
     def session_closed(self, session: "EngineSession", reason: str) -> None:
         """Forget a closed session."""
 
@@ -544,7 +547,8 @@ class EngineSession:
         work = self._process_packet(text)
         if work is not None and self._websocket is not None:
             self._websocket.hold_messages()
-            self._owner.spawn(self._finish_request(work), name="request")
+            # All windows of a proxy connect at once when it restarts.
+            self._owner.spawn_in_turn(self._finish_request(work), name="request")
 
     async def _finish_request(self, work: Work) -> None:
         await work

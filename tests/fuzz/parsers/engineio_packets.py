@@ -48,6 +48,9 @@ class _Above:
     def spawn(self, work: Work, *, name: str) -> None:
         raise AssertionError(name, work)
 
+    def spawn_in_turn(self, work: Work, *, name: str) -> None:
+        raise AssertionError(name, work)
+
     def is_suspended(self, address: str) -> bool:
         return not address
 
