@@ -1,4 +1,4 @@
-"""The gauges that are measured at intervals: queues, and the disk of the inbox store."""
+"""Metrics of queues and of the inbox store; most are gauges, measured at intervals."""
 
 import asyncio
 from typing import Final
@@ -23,6 +23,7 @@ class GaugeSampler:
         self._queues = queues
         self._inbox = inbox
         self._store = store
+        metrics.trimmed.set_function(lambda: inbox.trimmed)
 
     async def run(self) -> None:
         """Measure at intervals until cancelled."""

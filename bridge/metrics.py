@@ -234,6 +234,10 @@ class Metrics(ReadableMetrics):
             "bridge_left_out",
             "Messages in an inbox that were not written because they had expired; each replay counts them again.",
         )
+        self.trimmed = fast_counter(
+            "bridge_inbox_trimmed",
+            "Messages that were deleted because the inbox of their user was full.",
+        )
         self.age = ages(
             AGE_METRIC,
             "Time from consuming a message to writing it to windows; the oldest message of each batch.",

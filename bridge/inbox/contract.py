@@ -245,6 +245,10 @@ class Inbox(InboxWriter, InboxReader, RevocationStore, Protocol):
         """Why the store cannot be written now; ``None`` if no problem is known."""
 
     @property
+    def trimmed(self) -> int:
+        """Messages that `append` has deleted in this process: their inboxes were full."""
+
+    @property
     def admin(self) -> AdminQueries:
         """The queries for operators."""
 

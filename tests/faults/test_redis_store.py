@@ -8,6 +8,7 @@ import pytest
 
 from bridge.core.redis_address import parse_redis
 from bridge.errors import StoreUnavailableError
+from bridge.inbox.contract import Retention
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.redis.timing import RedisTiming
 from tests.conftest import SLOW_FACTOR, eventually
@@ -159,6 +160,31 @@ async def test_a_batch_without_a_reply_is_stored_once_and_in_order(
         assert await bridge.texts("bob") == [b"1"]
 
 
+async def test_a_batch_that_is_sent_again_counts_its_deleted_messages_once(
+    tmp_path: Path,
+) -> None:
+    """The first reply was lost, and the second one repeats it."""
+    retention = Retention(max_messages=2, max_age_s=1000, dedupe_s=60)
+    async with RedisServer.start(tmp_path) as server:
+        inbox = RedisInbox(parse_redis(server.url), retention)
+        await inbox.open()
+        try:
+            await inbox.append(messages("ann", b"1", b"2"))
+            batch = messages("ann", b"3") + messages("bob", b"1", b"2", b"3", b"4")
+            server.pause()
+            try:
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(inbox.append(batch), 0.2)
+            finally:
+                server.resume()
+            assert inbox.trimmed == 0
+
+            assert await inbox.append(batch) == [3, 1, 2, 3, 4]
+            assert inbox.trimmed == 3
+        finally:
+            await inbox.close()
+
+
 async def test_the_newest_message_missed_by_the_feed_is_handed_over(
     tmp_path: Path,
 ) -> None:
@@ -291,6 +317,8 @@ async def test_a_cluster_that_loses_a_master_waits_for_its_replica(
         for user in users:
             await bridge.inbox.follow(user)
         assert set(await bridge.append(of_each(users, b"1"))) == {1}
+        count = await asyncio.to_thread(nodes[0].command, "DBSIZE")
+        await asyncio.to_thread(nodes[3].wait_until, count, "DBSIZE")
 
         nodes[0].kill()
         batch = of_each(users, b"2")

@@ -43,6 +43,7 @@ class MemoryInbox:
         self, retention: Retention, *, clock: SteadyClock | None = None
     ) -> None:
         self.retention = retention
+        self.trimmed = 0
         self.epoch = secrets.token_hex(5)
         self._clock = clock or SteadyClock()
         self._logs: dict[str, UserLog] = {}
@@ -126,7 +127,7 @@ class MemoryInbox:
             if user in self._followed:
                 fresh.append(stored)
         for user in touched:
-            self._logs[user].trim(self.retention, now)
+            self.trimmed += self._logs[user].trim(self.retention, now)
         if fresh and self._on_stored is not None:
             self._on_stored(fresh)
         return offsets

@@ -122,21 +122,25 @@ class UserLog:
             each for each in chain(sparse, reversed(self.kept)) if each.offset < offset
         )
 
-    def trim(self, retention: Retention, now: ClockReading) -> None:
-        """Delete messages that are over the limit or too old."""
+    def trim(self, retention: Retention, now: ClockReading) -> int:
+        """Delete messages that are too old or over the limit; count the latter."""
         kept = self.kept
+        trimmed = 0
         most = retention.max_messages
         oldest_s = now.ago(retention.max_age_s)
         if self.sparse is not None:
             most -= len(self.sparse.messages)
             if most < 0 or self.sparse.oldest_s < oldest_s:
                 self._trim_sparse(self.sparse, -most, oldest_s)
+                trimmed = max(0, -most)
         while kept and len(kept) > most:
             kept.popleft()
+            trimmed += 1
             self.trimmed_for = SyncReason.LIMIT
         while kept and kept[0].message.taken_s < oldest_s:
             kept.popleft()
             self.trimmed_for = SyncReason.EXPIRED
+        return trimmed
 
     def _trim_sparse(self, sparse: SparseLog, excess: int, oldest_s: float) -> None:
         for _ in range(excess):

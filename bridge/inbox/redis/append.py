@@ -46,6 +46,7 @@ class BatchAppender:
     Attributes:
         problem: Why a reachable server refuses to store; ``None`` if it does not.
         was_refused: Set while there is such a problem.
+        trimmed: Messages that were deleted because their inbox was full.
 
     """
 
@@ -59,6 +60,7 @@ class BatchAppender:
         self._largest_refusal = 0  # the largest token that refused one of ours
         self.problem: str | None = None
         self.was_refused = asyncio.Event()
+        self.trimmed = 0
 
     def clear_problem(self) -> None:
         """Note that the servers store messages again."""
@@ -109,6 +111,7 @@ class BatchAppender:
             for tag, users in groups.items()
         ]
         offsets: list[int | None] = [None] * len(messages)
+        trimmed = 0
         failure: Exception | None = None
         # Every call is awaited, failed or not: none may still be running when the caller
         # retries.
@@ -123,13 +126,17 @@ class BatchAppender:
                 failure = failure or exc
                 continue
             order = (index for indexes in users.values() for index in indexes)
-            for index, word in zip(order, result.split(), strict=True):
+            count, *words = result.split()
+            trimmed += int(count)
+            for index, word in zip(order, words, strict=True):
                 offsets[index] = int(word) or None
         if failure is not None:
             raise failure
         if self.problem is not None:
             self.clear_problem()
         self._unsettled = None
+        # A repeated batch gets the same counts again, so only one that succeeds is counted.
+        self.trimmed += trimmed
         return offsets
 
     def _send(

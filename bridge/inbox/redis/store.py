@@ -124,6 +124,11 @@ class RedisInbox:
         self._task: asyncio.Task[None] | None = None
 
     @property
+    def trimmed(self) -> int:
+        """Messages that were deleted because their inbox was full."""
+        return self._appender.trimmed
+
+    @property
     def problem(self) -> str | None:
         """Why messages cannot be stored, as far as is known; ``None`` if they can."""
         if self._task is not None and self._task.done():

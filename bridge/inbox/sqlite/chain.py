@@ -7,6 +7,7 @@ were deleted.
 """
 
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from sqlite3 import Connection
@@ -58,6 +59,11 @@ class MessageChain:
                 offset = end
         key = (self.last_seq, self.user_id, offset + 1)
         yield from self.connection.execute(statement, key)
+
+    def first_above(self, offset: int) -> int:
+        """Return the offset of the oldest message above `offset`; there must be one."""
+        with closing(self.above(offset, "seq")) as rows:
+            return int(next(rows)[0])
 
     def below(self, offset: int, *, first: int, columns: str) -> Rows:
         """Yield the messages below `offset` down to `first`, newest first."""

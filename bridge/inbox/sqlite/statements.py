@@ -164,19 +164,22 @@ def delete_older(connection: Connection, oldest_s: float) -> bool:
     return count == _SWEEP_ROWS
 
 
-def trim_sparse(connection: Connection, user_id: int, max_messages: int) -> int:
-    """Delete one sparse inbox's messages over the limit; return how many it has then."""
+def trim_sparse(
+    connection: Connection, user_id: int, max_messages: int
+) -> tuple[int, int]:
+    """Delete one sparse inbox's messages over the limit; count those left and deleted."""
     row: tuple[int] | None = connection.execute(
         "SELECT offset FROM sparse WHERE user_id = ? ORDER BY offset DESC"
         " LIMIT 1 OFFSET ?",
         (user_id, max_messages),
     ).fetchone()
+    deleted = 0
     if row is not None:
-        _delete_sparse(connection, user_id, row[0], SyncReason.LIMIT)
+        deleted = _delete_sparse(connection, user_id, row[0], SyncReason.LIMIT)
     count: int = connection.execute(
         "SELECT count(*) FROM sparse WHERE user_id = ?", (user_id,)
     ).fetchone()[0]
-    return count
+    return count, deleted
 
 
 def delete_old_sparse(
@@ -207,14 +210,16 @@ def delete_old_sparse(
 
 def _delete_sparse(
     connection: Connection, user_id: int, upto: int, reason: SyncReason
-) -> None:
-    connection.execute(
+) -> int:
+    """Delete the messages up to the offset `upto`; return how many there were."""
+    deleted = connection.execute(
         "DELETE FROM sparse WHERE user_id = ? AND offset <= ?", (user_id, upto)
-    )
+    ).rowcount
     connection.execute(
         "UPDATE users SET gone = ?, trimmed_for = ? WHERE id = ?",
         (upto, reason, user_id),
     )
+    return deleted
 
 
 def delete_old_ids(

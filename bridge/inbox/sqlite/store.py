@@ -118,6 +118,11 @@ class SqliteInbox:
         return self._file.epoch
 
     @property
+    def trimmed(self) -> int:
+        """Messages that were deleted because their inbox was full."""
+        return self._writer.trimmed
+
+    @property
     def problem(self) -> str | None:
         """Why the file cannot be written now; ``None`` if no problem is known."""
         if self._unopened_for is not None:

@@ -19,6 +19,7 @@ from bridge.core.revocation import Revocation
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite import statements
+from bridge.inbox.sqlite.chain import MessageChain
 from bridge.inbox.sqlite.database_thread import DatabaseCall
 from bridge.inbox.sqlite.file import StoreFile
 from bridge.inbox.sqlite.unindexed import (
@@ -83,7 +84,8 @@ class SqliteWriter:
     The runner of the writer's thread; every change of the file is made here.
 
     `problem` says why the last transaction failed because of the store; ``None`` if it
-    did not. It may be read in any thread.
+    did not. `trimmed` counts the messages that were over the limit of their inbox. Both may
+    be read in any thread.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class SqliteWriter:
         clock: SteadyClock,
     ) -> None:
         self.problem: str | None = None
+        self.trimmed = 0
         self._file = file
         self._tail = tail
         self._retention = retention
@@ -105,9 +108,12 @@ class SqliteWriter:
         self._index_budget = 0  # rows
         # Of sparse inboxes by user id, at least: messages added since they were counted.
         self._sparse_counts: dict[int, int] = {}
+        # Of inboxes at the limit by user id: the first message, until a sweep deletes some.
+        self._first_kept: dict[int, int] = {}
         self._last_round_s = self._clock.real_s()
         # Of the current transaction:
         self._added = UnindexedEntries()
+        self._trimmed = 0
         self._marks_id = 0
         self._index_batch: IndexBatch | None = None
 
@@ -186,6 +192,7 @@ class SqliteWriter:
                 self._last_round_s = self._clock.real_s()
         self._tail.add(self._added, seq=self._seq, marks_id=self._marks_id)
         self._committed_seq = self._seq
+        self.trimmed += self._trimmed
         self._index_budget += _INDEX_RATE * self._added.count
         self._reset_transaction()
         while len(self._users) > _USERS_MAX:
@@ -193,11 +200,13 @@ class SqliteWriter:
 
     def _after_rollback(self) -> None:
         self._users.clear()
+        self._first_kept.clear()
         self._seq = self._committed_seq
         self._reset_transaction()
 
     def _reset_transaction(self) -> None:
         self._added = UnindexedEntries()
+        self._trimmed = 0
         self._marks_id = 0
         self._index_batch = None
 
@@ -209,8 +218,7 @@ class SqliteWriter:
         """Store `messages`; return the offset of each, ``None`` for a duplicate."""
         now = self._clock.read()
         retention = self._retention()
-        # At least one block above the limit, so that there is a whole block to delete.
-        limit = retention.max_messages + max(BLOCK, retention.max_messages // 8)
+        limit = retention.max_messages
         users = self._users
         self._load_or_add_users(connection, messages)
         seen = self._seen_ids(connection, messages, now.ago(retention.dedupe_s))
@@ -254,13 +262,8 @@ class SqliteWriter:
         statements.insert(connection, "INSERT INTO messages", values, columns=10)
         if sparse.log:
             self._append_sparse(connection, sparse, retention.max_messages)
-        for user, count in over_limit.items():
-            self._trim(
-                connection,
-                user,
-                max_messages=retention.max_messages,
-                delete_max=max(_TRIM_ROWS, _TRIM_RATE * count),
-            )
+        if over_limit:
+            self._keep_limit(connection, over_limit, limit)
         return offsets
 
     def write_background(
@@ -313,9 +316,10 @@ class SqliteWriter:
         for user_id, *_ in rows.log:
             counts[user_id] = counts.get(user_id, 0) + 1
             if counts[user_id] > max_messages + max(BLOCK, max_messages // 8):
-                counts[user_id] = statements.trim_sparse(
+                counts[user_id], deleted = statements.trim_sparse(
                     connection, user_id, max_messages
                 )
+                self._trimmed += deleted
         if len(counts) > _USERS_MAX:
             counts.clear()
 
@@ -387,6 +391,7 @@ class SqliteWriter:
         """Delete some messages and trials that are too old; return whether more may be."""
         oldest_s = self._clock.read().ago(self._retention().max_age_s)
         connection.execute("DELETE FROM trials WHERE noted_s < ?", (oldest_s,))
+        self._first_kept.clear()
         return statements.delete_older(connection, oldest_s)
 
     def sweep_sparse(self, connection: Connection, after: int) -> int | None:
@@ -493,6 +498,30 @@ class SqliteWriter:
         self._index_budget = 0
         if self._index_batch is not None:
             statements.index(connection, self._index_batch)
+
+    def _keep_limit(
+        self, connection: Connection, added: Mapping[str, int], limit: int
+    ) -> None:
+        """Count the messages that `added` ones moved over the limit; delete whole blocks."""
+        # At least one block above the limit, so that there is a whole block to delete.
+        delete_from = limit + max(BLOCK, limit // 8)
+        first_kept = self._first_kept
+        for user, count in added.items():
+            user_id, first, last, seq = HEAD.unpack(self._users[user])
+            before = first_kept.get(user_id)
+            if before is None:
+                # Sweeps do not note what they delete: the chain shows what is left.
+                chain = MessageChain(connection, user_id, seq, self._tail.of(user_id))
+                before = chain.first_above(last - count - limit)
+            after = first_kept[user_id] = max(before, last - limit + 1)
+            self._trimmed += after - before
+            if last - first >= delete_from:
+                self._trim(
+                    connection,
+                    user,
+                    max_messages=limit,
+                    delete_max=max(_TRIM_ROWS, _TRIM_RATE * count),
+                )
 
     def _trim(
         self,

@@ -247,6 +247,7 @@ async def test_the_trace_of_a_trimmed_message_has_a_reason(
         await settled(running, 32, "stored", "expired")
         first = await traced(api, "first")
         expired = await traced(api, "brief", "bob")
+        assert running.sample("bridge_inbox_trimmed_total") == 21
 
     assert stages(first)[0] == "stored"
     assert first["fate"] == "trimmed"

@@ -13,8 +13,9 @@ _BATCH_MS: Final = 3_600_000
 # each its queue and token; then for each user: prefix, user, number of messages, and for each
 # message its id and element. If the number is negative, a message of the user has a key, and
 # each has three arguments: id, key (may be empty), element.
-# Returns the offsets separated by spaces (0 = duplicate, x = not stored), and the error that
-# kept messages from being stored. If a queue has a larger token: nothing, FENCED, the queue
+# Returns words separated by spaces: how many messages were deleted because their inbox was
+# full, then the offsets (0 = duplicate, x = not stored); and the error that kept messages from
+# being stored. If a queue has a larger token: nothing, FENCED, the queue
 # and that token.
 APPEND: Final = Script(
     HEADS
@@ -25,17 +26,17 @@ local most, oldest, oldest_id = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(A
 local candidate, publish = ARGV[5], ARGV[8]
 local fences_end = 10 + 2 * tonumber(ARGV[10])
 local batch_key = ARGV[fences_end + 1] .. 'b:' .. ARGV[6]
-local out, had, failure, stored = {}, nil, nil, false
+local out, had, failure, stored, trimmed = {}, nil, nil, false, 0
 
 local before = call('GET', batch_key)
 if before then
-  local number, rest = string.match(before, '^(%d+) (.*)$')
+  local number, count, rest = string.match(before, '^(%d+) (%d+) (.*)$')
   if number == ARGV[7] then
     if not string.find(rest, 'x', 1, true) then
       call('SET', batch_key, before, 'PX', BATCH_MS)
-      return {rest}
+      return {count .. ' ' .. rest}
     end
-    had = {}
+    had, trimmed = {}, tonumber(count)
     for word in string.gmatch(rest, '%S+') do had[#had + 1] = word end
   end
 end
@@ -131,7 +132,9 @@ local function store(i, p, user, count, has_keys)
       end
       -- What is too old is left to the next sweep: readers skip it.
       if length > most then
-        reason, gone = trim_sparse(p, user, most, oldest, reason, gone)
+        local over
+        reason, gone, over = trim_sparse(p, user, most, oldest, reason, gone)
+        trimmed = trimmed + over
       end
     else
       for k = 1, #fresh, 1000 do
@@ -146,6 +149,7 @@ local function store(i, p, user, count, has_keys)
       if length == #fresh and had_messages then reason = reason == 4 and 2 or 3 end
       if length == #fresh or reason == 3 then call('ZADD', p .. 'u', 0, user) end
       reason = trim(p, user, length, most, oldest, reason)
+      trimmed = trimmed + math.max(0, length - most)
     end
     set_head(p, user, last, delivered, reason, forgotten, upto, gone)
     for k = 1, #noted, 1000 do
@@ -185,7 +189,7 @@ if failure then
   if type(failure) == 'table' then failure = failure.err end
   if not (stored or had) then return {'', failure} end
 end
-local words = table.concat(out, ' ')
+local words = trimmed .. ' ' .. table.concat(out, ' ')
 call('SET', batch_key, ARGV[7] .. ' ' .. words, 'PX', BATCH_MS)
 return {words, failure}
 """

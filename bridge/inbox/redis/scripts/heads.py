@@ -82,12 +82,14 @@ local function trim(p, user, length, most, oldest, reason)
   end
   return taken and reason or 4
 end
--- Returns the reason and the newest offset that was deleted from the sorted set.
+-- Returns the reason, the newest offset that was deleted from the sorted set, and how many
+-- messages were over the limit.
 local function trim_sparse(p, user, most, oldest, reason, gone)
   local set = p .. 's:' .. user
   local excess = call('ZCARD', set) - most
   local length = call('LLEN', p .. 'm:' .. user)
   local room = math.max(0, -excess)
+  local over = math.max(0, excess) + math.max(0, length - room)
   if length > 0 then
     if excess > 0 or length > room then reason = 1 end
     local now_for = trim(p, user, length, room, oldest, reason)
@@ -107,6 +109,6 @@ local function trim_sparse(p, user, most, oldest, reason, gone)
     elements, offsets, places = sparse_above(p, user, 0, 0, 1)
   end
   if not places[1] and call('LLEN', p .. 'm:' .. user) == 0 then reason = 4 end
-  return reason, gone
+  return reason, gone, over
 end
 """
