@@ -6,9 +6,11 @@ permission. So a delivery is held while its copy waits to be published: it stays
 everything else is settled and acked meanwhile. This changes no order: a dead letter leaves
 the order of its user, and a retry is delivered after newer messages in any case.
 
-One copy is published at a time. If its confirm is missing, it is not published again while
-the connection lives: the broker reads what was sent during an alarm when the alarm is over.
-A crash, or a lost connection, between publish and ack repeats a copy.
+Some copies are in flight together, because a confirm takes milliseconds: one at a time, a
+producer of invalid messages would delay all users. They are written in order. If confirms are
+missing, nothing is published again while the connection lives: the broker reads what was sent
+during an alarm when the alarm is over. A crash, or a lost connection, between publish and ack
+repeats copies.
 """
 
 import asyncio
@@ -16,6 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Final
 
 import structlog
@@ -27,7 +30,7 @@ from bridge.amqp.publish.publisher import Publisher
 from bridge.core.message import Delivery
 from bridge.core.settlement import trial_key
 from bridge.enums import Outcome
-from bridge.errors import BrokerUnavailableError, PublishRefusedError
+from bridge.errors import BrokerUnavailableError, PublishRefusedError, first_error
 from bridge.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -36,6 +39,7 @@ log = structlog.get_logger(__name__)
 CONFIRM_WITHIN_S: Final = 3600.0
 _SLOW_AFTER_S: Final = 2.0
 _SPACE_WITHIN_S: Final = 5.0
+_IN_FLIGHT_MAX: Final = 64
 _BACKOFF_FIRST_S: Final = 0.1
 _BACKOFF_MAX_S: Final = 5.0
 
@@ -83,7 +87,7 @@ class Outbox:
         self._slow_after_s = slow_after_s
         self._space_within_s = space_within_s
         self._held: deque[HeldDelivery] = deque()
-        self._in_flight: HeldDelivery | None = None  # sent, and not confirmed
+        self._in_flight: list[HeldDelivery] = []  # sent, and not confirmed
         self._changed = asyncio.Event()
         self._problem: str | None = None
         self._crash: Exception | None = None
@@ -130,10 +134,11 @@ class Outbox:
                 f"publish from {consumer.queue}", problem
             ) from exc
         self._drop_stale()
-        sent = self._in_flight
-        if sent is not None and not self._is_current(sent) and _is_same(sent, held):
-            # The copy in flight is the one of this delivery, from before the session ended.
-            sent.delivery, sent.batch = delivery, held.batch
+        for sent in self._in_flight:
+            if not self._is_current(sent) and _is_same(sent, held):
+                # Its copy is in flight, from before the session ended.
+                sent.delivery, sent.batch = delivery, held.batch
+                break
         else:
             self._held.append(held)
         self._changed.set()
@@ -158,21 +163,24 @@ class Outbox:
                 self._changed.clear()
                 await self._changed.wait()
             try:
-                await self._publish_first()
-            except (BrokerUnavailableError, PublishRefusedError) as exc:
-                self._note_problem(str(exc))
-                if isinstance(exc, PublishRefusedError):
-                    self._held.rotate(-1)  # the broker may accept the others
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, _BACKOFF_MAX_S)
+                published, problem = await self._publish_oldest()
             except Exception as exc:
                 self._crash = exc
                 self._changed.set()
                 raise
-            else:
+            if published:
                 pause_s = _BACKOFF_FIRST_S
+            if problem is not None:
+                self._note_problem(problem)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _BACKOFF_MAX_S)
+            elif self._problem is not None:
+                self._problem = None
+                log.info("outbox.resumed")
+                self._changed.set()
 
-    async def _publish_first(self) -> None:
+    async def _publish_oldest(self) -> tuple[int, str | None]:
+        """Return how many copies were published, and why another one was not."""
         loop = asyncio.get_running_loop()
         slow = "the broker has not confirmed the first of them"
         timer = loop.call_later(self._slow_after_s, self._note_problem, slow)
@@ -180,27 +188,47 @@ class Outbox:
             await self._publisher.ready()
             # Only now: deliveries of sessions that ended meanwhile are redelivered.
             self._drop_stale()
-            if self._held:
-                held = self._in_flight = self._held[0]
-                await held.publish()
-                self._held.popleft()
-                held.consumer.ack_held(held.delivery)
-                held.on_published()
+            self._in_flight = list(islice(self._held, _IN_FLIGHT_MAX))
+            async with asyncio.TaskGroup() as tasks:
+                publishes = [
+                    tasks.create_task(self._publish(held), name="outbox publish")
+                    for held in self._in_flight
+                ]
+        except BrokerUnavailableError as exc:
+            return 0, str(exc)
+        except ExceptionGroup as group:
+            raise first_error(group) from group
         finally:
             timer.cancel()
-            self._in_flight = None
-        if self._problem is not None:
-            self._problem = None
-            log.info("outbox.resumed")
+            self._in_flight = []
+        problems = [each for each in (task.result() for task in publishes) if each]
+        return len(publishes) - len(problems), problems[0] if problems else None
+
+    async def _publish(self, held: HeldDelivery) -> str | None:
+        """Publish a copy and ack its delivery; return why that failed."""
+        try:
+            await held.publish()
+        except BrokerUnavailableError as exc:
+            return str(exc)
+        except PublishRefusedError as exc:
+            self._held.remove(held)
+            self._held.append(held)  # the broker may accept the others
+            return str(exc)
+        finally:
+            self._in_flight.remove(held)
+        self._held.remove(held)
+        held.consumer.ack_held(held.delivery)
+        held.on_published()
         self._changed.set()
+        return None
 
     def _drop_stale(self) -> None:
-        """Drop deliveries that the broker redelivers, except the one in flight."""
+        """Drop deliveries that the broker redelivers, except those in flight."""
         if not all(map(self._is_current, self._held)):
             kept = (
                 held
                 for held in self._held
-                if held is self._in_flight or self._is_current(held)
+                if held in self._in_flight or self._is_current(held)
             )
             self._held = deque(kept)
             self._changed.set()

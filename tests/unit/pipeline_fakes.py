@@ -149,6 +149,7 @@ class FakePublisher:
     problem: str | None = None
     is_blocked: bool = False
     may_confirm: asyncio.Event = field(default_factory=asyncio.Event)
+    confirmed: frozenset[int] = frozenset()  # tags that wait for no such event
 
     def __post_init__(self) -> None:
         """Confirm at once until a test clears the event."""
@@ -165,7 +166,8 @@ class FakePublisher:
         if self.failures:
             raise self.failures.pop(0)
         self.effects.append(f"dead {delivery.tag}")
-        await self.may_confirm.wait()
+        if delivery.tag not in self.confirmed:
+            await self.may_confirm.wait()
         self.dead.append(letter)
 
     async def retry(

@@ -72,16 +72,17 @@ async def test_a_delivery_whose_session_ended_is_not_published(
 ) -> None:
     """The broker redelivers it, and its next delivery is published."""
     harness.publisher.may_confirm.clear()
-    await harness.pipeline.settle(
-        batch_of([malformed(1), malformed(2)], harness.consumer)
-    )
+    letters = [malformed(tag) for tag in range(1, 100)]
+    await harness.pipeline.settle(batch_of(letters, harness.consumer))
     await eventually(lambda: "dead 1" in harness.effects)
     harness.consumer.held.clear()
 
     harness.publisher.may_confirm.set()
 
     await eventually(lambda: not harness.held("dead_letter"))
-    assert harness.effects == ["ack 2", "dead 1"]
+    assert "dead 2" in harness.effects  # it was in flight
+    assert "dead 99" not in harness.effects
+    assert not [each for each in harness.effects if each.startswith("ack held")]
 
 
 async def test_a_redelivery_takes_over_its_copy_that_is_in_flight(
@@ -101,3 +102,52 @@ async def test_a_redelivery_takes_over_its_copy_that_is_in_flight(
 
     await eventually(lambda: not second.held)
     assert harness.effects == ["ack 1", "dead 1", "ack 7", "ack held 7"]
+
+
+async def test_dead_letters_do_not_wait_for_each_other_s_confirms(
+    harness: Harness,
+) -> None:
+    """A confirm takes milliseconds, in which other users would wait for a bad producer."""
+    harness.publisher.may_confirm.clear()
+
+    await harness.pipeline.settle(
+        batch_of([malformed(1), malformed(2), malformed(3)], harness.consumer)
+    )
+
+    await eventually(lambda: "dead 3" in harness.effects)
+    assert harness.effects == ["ack 3", "dead 1", "dead 2", "dead 3"]
+    harness.publisher.may_confirm.set()
+    await eventually(lambda: not harness.consumer.held)
+
+
+async def test_a_published_copy_is_not_taken_for_that_of_an_equal_delivery(
+    harness: Harness,
+) -> None:
+    """A producer may send the same bytes again while other copies are in flight."""
+    harness.publisher.may_confirm.clear()
+    harness.publisher.confirmed = frozenset({1})
+    await harness.pipeline.settle(
+        batch_of([malformed(1), malformed(2)], harness.consumer)
+    )
+    await eventually(lambda: "ack held 1" in harness.effects)
+    equal = malformed(1)
+    equal.tag = 3
+
+    await harness.pipeline.settle(batch_of([equal], harness.consumer))
+    harness.publisher.may_confirm.set()
+
+    await eventually(lambda: not harness.consumer.held)
+    assert harness.effects[-2:] == ["dead 3", "ack held 3"]
+
+
+async def test_one_refused_dead_letter_does_not_slow_down_the_others(
+    harness: Harness,
+) -> None:
+    """Pauses grow only while nothing at all can be published."""
+    refused = PublishRefusedError("bridge.dead", "too large")
+    for tag in range(1, 40, 2):
+        harness.publisher.failures = [refused]
+        await harness.settle([malformed(tag), malformed(tag + 1)])
+
+    assert harness.effects.count("dead 40") == 1
+    assert harness.outbox.problem is None

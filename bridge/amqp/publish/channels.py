@@ -1,5 +1,5 @@
 """
-The channels of one publishing connection, with at most one publish in flight on each.
+The channels of one publishing connection. All but one have at most one publish in flight.
 
 The difficulty is to match returns with publishes. The broker answers an unroutable message
 with Basic.Return and then with an ordinary confirm, and a return carries no number. aiormq
@@ -7,6 +7,9 @@ finds the publish by its `message_id`, which producers choose and may use twice,
 broker may render properties differently. So a return belongs to the one publish that is in
 flight on its channel, whatever its bytes; concurrent publishes use several channels. The
 channel of a publish that timed out is not used again before the broker has confirmed it.
+
+One channel is for publishes that must keep their order, several at a time. A return there counts
+for all that are in flight: some may be published twice then, none is lost.
 """
 
 import asyncio
@@ -48,10 +51,15 @@ class RawProperties(Basic.Properties):
 
 @dataclass(slots=True)
 class PublishChannel:
-    """A channel, and the text of the return for its publish in flight, if any."""
+    """
+    A channel, the text of the return for a publish in flight, if any, and their number.
+
+    `users` also counts publishes that the broker has confirmed and whose tasks have not run since.
+    """
 
     wire: aiormq.Channel
     returned: str | None = None
+    users: int = 0
 
     @property
     def is_confirmed(self) -> bool:
@@ -75,6 +83,8 @@ class ChannelPool:
         self._idle: list[
             PublishChannel
         ] = []  # unconfirmed after a publish that timed out
+        self._ordered: PublishChannel | None = None
+        self._opening_ordered = asyncio.Lock()
         self.has_closed = asyncio.Event()
         connection.reader.subscribe(self._on_return)
         self._wire.closing.add_done_callback(lambda _: self.has_closed.set())
@@ -121,13 +131,30 @@ class ChannelPool:
         await self._wire.ready()
 
     @asynccontextmanager
-    async def channel(self) -> AsyncIterator[PublishChannel]:
-        """Lend out a channel on which no publish is in flight."""
-        channel = self._take_free() or await self._open()
+    async def channel(self, *, in_order: bool) -> AsyncIterator[PublishChannel]:
+        """Lend out a channel: the one for publishes in order, or one with none in flight."""
+        if in_order:
+            channel = await self._ordered_channel()
+        else:
+            channel = self._take_free() or await self._open()
+        channel.users += 1
         try:
             yield channel
         finally:
-            self._idle.append(channel)
+            channel.users -= 1
+            # Not earlier: each of its publishes must see a return.
+            if channel is not self._ordered and not channel.users:
+                self._idle.append(channel)
+
+    async def _ordered_channel(self) -> PublishChannel:
+        async with self._opening_ordered:
+            channel = self._ordered
+            if channel is None or channel.wire.is_closed or channel.returned:
+                channel = self._take_free() or await self._open()
+                if self._ordered is not None and not self._ordered.users:
+                    self._idle.append(self._ordered)
+                self._ordered = channel
+            return channel
 
     def _take_free(self) -> PublishChannel | None:
         """Return an open channel whose publishes are all confirmed, the last used first."""

@@ -9,6 +9,7 @@ A return, a nack, a missing exchange and oversized properties are refusals
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Final
 from uuid import uuid4
 
@@ -144,6 +145,7 @@ class Publisher:
         properties: Properties,
         timeout_s: float | None = None,
         mandatory: bool = True,
+        in_order: bool = False,
     ) -> None:
         """
         Publish one message and wait until the broker has stored it.
@@ -157,6 +159,8 @@ class Publisher:
             timeout_s: Limits the whole call, including the wait for a connection; ``None`` =
                 the broker timeout.
             mandatory: Whether a message that reaches no queue is an error.
+            in_order: Whether the broker receives concurrent publishes in the order of the
+                calls. If one is refused, others of them may be reported as refused, too.
 
         Raises:
             PublishRefusedError: If the broker refused it: a return, a nack, a missing
@@ -175,11 +179,14 @@ class Publisher:
         key = _readable_key(routing_key)
         doing = f"publish to {exchange}"
         timeout_s = self._address.timeout_s if timeout_s is None else timeout_s
-        async with broker_call(doing, timeout_s=timeout_s), self._in_flight:
+        in_flight = (
+            nullcontext() if in_order else self._in_flight
+        )  # one channel for all
+        async with broker_call(doing, timeout_s=timeout_s), in_flight:
             channels = await self._wait_for_connection()
             channels.check_size(exchange, raw)
             await channels.ready()
-            async with channels.channel() as channel:
+            async with channels.channel(in_order=in_order) as channel:
                 try:
                     await channel.wire.basic_publish(
                         body,
@@ -226,6 +233,7 @@ class Publisher:
             body=delivery.body,
             properties=properties,
             timeout_s=timeout_s,
+            in_order=True,
         )
 
     async def retry(
@@ -258,6 +266,7 @@ class Publisher:
             body=delivery.body,
             properties=properties,
             timeout_s=timeout_s,
+            in_order=True,
         )
 
     async def _wait_for_connection(self) -> ChannelPool:

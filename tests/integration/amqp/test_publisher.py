@@ -180,6 +180,50 @@ async def test_returns_are_matched_if_all_messages_have_the_same_id(
     assert await raw.holds(queue, 100)
 
 
+async def test_concurrent_dead_letters_keep_their_order(
+    publishing: PublisherMaker, raw: Raw, names: BrokerNames
+) -> None:
+    """A redrive sends the messages of a user in the order in which they came."""
+    async with publishing() as publisher, asyncio.TaskGroup() as tasks:
+        for number in range(200):
+            letter = delivery_of(b"\x00\x00")
+            letter.body = b"%d" % number
+            tasks.create_task(publisher.dead_letter(letter, SETTLEMENT))
+
+    found = [await raw.channel.basic_get(names.dead, no_ack=True) for _ in range(200)]
+    assert [int(one.body) for one in found] == list(range(200))
+
+
+async def test_no_return_is_missed_among_concurrent_publishes_in_order(
+    publishing: PublisherMaker, raw: Raw, names: BrokerNames
+) -> None:
+    """They share a channel. A dead letter that is taken for published would be lost."""
+    queue = f"{names.namespace}.some"
+    await raw.channel.queue_declare(queue, exclusive=True)
+
+    async with publishing() as publisher:
+
+        async def is_refused(key: str) -> bool:
+            try:
+                await publisher.publish(
+                    "", key.encode(), body=b"1", properties=PLAIN, in_order=True
+                )
+            except PublishRefusedError:
+                return True
+            return False
+
+        for _ in range(20):
+            async with asyncio.TaskGroup() as tasks:
+                returned = [
+                    tasks.create_task(is_refused("not.there" if odd else queue))
+                    for odd in [False, True, False, True, False] * 10
+                ]
+            answers = [task.result() for task in returned]
+            assert all(answers[1::5])
+            assert all(answers[3::5])
+            assert not await is_refused(queue)
+
+
 @pytest.mark.parametrize("raw_properties", POISON.values(), ids=POISON)
 async def test_invalid_properties_are_sent_unchanged_and_returned_without_an_error(
     publishing: PublisherMaker,
