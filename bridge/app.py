@@ -259,6 +259,8 @@ class Bridge:
                 await self.reload(load())
             except ConfigError as exc:
                 _log_refused_reload(exc.problems)
+            except Exception:  # a bug must cost the reload, not all windows
+                log.exception("settings.reload_failed")
 
     async def reload(self, new: Settings) -> None:
         """

@@ -8,17 +8,15 @@ mounts a ConfigMap with them. Files that do not end in `.json` are skipped, too.
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import structlog
 
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.schema_compiler import SUFFIX, compile_schemas
 from bridge.errors import ConfigError
+from bridge.settings.files import read_file
 
 log = structlog.get_logger(__name__)
-
-_FILE_MAX_BYTES: Final = 1 << 20
 
 
 def load_schemas(folder: str | None, *, unknown: str) -> EventSchemas | None:
@@ -43,7 +41,7 @@ def load_schemas(folder: str | None, *, unknown: str) -> EventSchemas | None:
     problems: list[str] = []
     try:
         for path in sorted(_schema_files(root)):
-            content = _read(path)
+            content = read_file(path)
             name = path.relative_to(root).as_posix()
             if not _is_unicode(name):
                 shown = os.fsencode(name).decode(errors="backslashreplace")
@@ -80,15 +78,3 @@ def _is_unicode(name: str) -> bool:
     except UnicodeEncodeError:  # Python decodes other bytes of a name to surrogates
         return False
     return True
-
-
-def _read(path: Path) -> bytes | str:
-    """Return the content of the file, or its problem as text."""
-    try:
-        if not path.is_file():  # reading a pipe could block forever
-            return "is not a file"
-        if path.stat().st_size > _FILE_MAX_BYTES:
-            return f"is larger than {_FILE_MAX_BYTES} bytes"
-        return path.read_bytes()
-    except OSError as exc:
-        return f"cannot be read: {exc.strerror}"

@@ -7,7 +7,6 @@ The files are read at the start and at each reload. New connections use the newe
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -16,6 +15,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from bridge.errors import ConfigError
+from bridge.settings.files import read_file
 
 log = structlog.get_logger(__name__)
 
@@ -139,10 +139,10 @@ def _check_key(path: str, cert: x509.Certificate) -> None:
 
 
 def _read(setting: str, path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as exc:
-        raise _problem(setting, path, f"cannot be read: {exc.strerror}") from exc
+    content = read_file(path)
+    if isinstance(content, str):
+        raise _problem(setting, path, content)
+    return content
 
 
 def _problem(setting: str, path: str, text: str) -> ConfigError:

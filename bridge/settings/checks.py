@@ -18,6 +18,7 @@ from bridge.core.message import USER_MAX_BYTES as ROUTING_KEY_MAX_BYTES
 from bridge.core.message import event_problem
 from bridge.core.origins import NULL_ENTRY, WILDCARD
 from bridge.core.redis_address import is_redis, parse_redis
+from bridge.settings.files import read_file
 
 JWT_ALGORITHMS: Final = (
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512",
@@ -196,12 +197,14 @@ def load_public_key_text(value: str) -> str:
     """Return `value` if it is PEM text, else the content of the file that it names."""
     if "-----BEGIN" in value:
         return value
+    content = read_file(value)
     try:
-        return Path(value).read_text(encoding="ascii")
-    except (OSError, ValueError) as exc:
-        cause = exc.strerror if isinstance(exc, OSError) else "it is not ASCII text"
-        message = f"is neither a PEM text nor a readable file ({cause})"
-        raise ValueError(message) from exc
+        if isinstance(content, bytes):
+            return content.decode("ascii")
+    except UnicodeDecodeError:
+        content = "it is not ASCII text"
+    message = f"is neither a PEM text nor a readable file ({content})"
+    raise ValueError(message)
 
 
 def check_algorithms(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from yarl import URL
 
 from bridge.core.redis_address import is_redis, parse_redis
 from bridge.errors import ConfigError
+from bridge.settings.files import read_file
 from bridge.settings.model import PartialSettings, Settings
 from bridge.settings.names import ENVIRONMENT_PREFIX, did_you_mean, environment_name
 
@@ -105,14 +106,26 @@ def _without_logins(value: str | tuple[SecretStr, ...]) -> list[object]:
 
 def _read_file(path: Path, problems: list[str]) -> dict[str, Any]:
     """Return the content of the TOML file; a problem with it is added to `problems`."""
+    content = read_file(path)
+    if isinstance(content, str):
+        problems.append(f"{path}: {content}")
+        return {}
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as exc:
-        problems.append(f"{path}: cannot be read: {exc.strerror}")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        given = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as exc:  # also a number of thousands of digits
         problems.append(f"{path}: is not TOML: {exc}")
-    return {}
+        return {}
+    for name, value in given.items():
+        if _has_nul(value):
+            problems.append(f"{environment_name(name)}: contains the character NUL")
+    return given
+
+
+def _has_nul(value: object) -> bool:
+    """Return whether a value contains NUL, which no path, host or secret can."""
+    if isinstance(value, list):
+        return any(map(_has_nul, value))
+    return isinstance(value, str) and "\0" in value
 
 
 def _unknown_variables(environment: Mapping[str, str]) -> list[str]:

@@ -147,12 +147,14 @@ class _Supervision:
             self._hangup.clear()
             try:
                 new = self._load()
+                self._proxy.apply(new)
             except ConfigError as exc:
                 log.error("settings.reload_refused", problems=exc.problems)  # noqa: TRY400 - no traceback
-                continue
-            self._proxy.apply(new)
-            set_log_level(new.log_level)
-            self._pool.send(ControlMessage.RELOAD)
+            except Exception:  # a bug must cost the reload, not all windows
+                log.exception("settings.reload_failed")
+            else:
+                set_log_level(new.log_level)
+                self._pool.send(ControlMessage.RELOAD)
 
 
 def socket_folder(

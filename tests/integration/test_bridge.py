@@ -18,6 +18,7 @@ from bridge.core.properties import (
     render_table,
 )
 from bridge.enums import Header
+from bridge.settings.model import Settings
 from tests.conftest import eventually
 from tests.integration.amqp.conftest import open_raw
 from tests.integration.dead_letters import take_all
@@ -319,6 +320,30 @@ async def test_data_that_breaks_its_schema_is_dead_lettered(
             await running.bridge.reload(running.settings)
             await worker.publish("ann", {"n": "5"})
             await eventually(lambda: {"n": "5"} in ann.data())
+
+
+async def test_a_reload_that_fails_does_not_end_the_bridge(
+    broker: LocalNode, namespace: str
+) -> None:
+    """A bug in it would close the windows of all users, at the next start again."""
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        loads: list[Settings] = []
+
+        def load() -> Settings:
+            loads.append(running.settings)
+            if len(loads) == 1:
+                problem = "a bug"
+                raise ZeroDivisionError(problem)
+            return running.settings
+
+        hangup = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            reloading = tasks.create_task(running.bridge.reload_on(hangup, load))
+            hangup.set()
+            await eventually(lambda: len(loads) == 1)
+            hangup.set()
+            await eventually(lambda: len(loads) == 2)
+            reloading.cancel()
 
 
 async def test_a_draining_bridge_opens_no_sessions_while_it_settles(

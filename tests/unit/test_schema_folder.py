@@ -48,7 +48,8 @@ def test_unreadable_files_are_reported_with_the_other_problems(tmp_path: Path) -
     os.mkfifo(tmp_path / "pipe.json")
 
     assert problems_of(tmp_path) == (
-        f"BRIDGE_SCHEMAS: {tmp_path}: dangling.json: is not a file",
+        f"BRIDGE_SCHEMAS: {tmp_path}: dangling.json: cannot be read: "
+        "No such file or directory",
         f"BRIDGE_SCHEMAS: {tmp_path}: large.json: is larger than 1048576 bytes",
         f"BRIDGE_SCHEMAS: {tmp_path}: pipe.json: is not a file",
         f"BRIDGE_SCHEMAS: {tmp_path}: bad.json: is not JSON: "

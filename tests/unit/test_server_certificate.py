@@ -1,5 +1,6 @@
 """The certificate of the public port: problems name the setting and the file."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,17 @@ def test_a_file_that_cannot_be_read_is_a_problem_of_its_setting(
     assert problem(signed.cert, missing) == (
         f"BRIDGE_TLS_KEY: {missing} cannot be read: No such file or directory"
     )
+
+
+def test_a_pipe_and_a_device_are_not_read(signed: Signed, tmp_path: Path) -> None:
+    """A reload would wait forever, later ones too, and so would the exit."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    endless = Path("/dev/zero")
+
+    assert problem(pipe, signed.key) == f"BRIDGE_TLS_CERT: {pipe} is not a file"
+    assert problem(signed.cert, pipe) == f"BRIDGE_TLS_KEY: {pipe} is not a file"
+    assert problem(endless, signed.key) == "BRIDGE_TLS_CERT: /dev/zero is not a file"
 
 
 @pytest.mark.parametrize("content", ["", "text", "-----BEGIN CERTIFICATE-----\nabc\n"])

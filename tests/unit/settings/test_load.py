@@ -1,5 +1,6 @@
 """Loading three sources into one `Settings`, and reporting all problems together."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,26 @@ def test_the_environment_can_name_the_file(
 
     assert load_settings().prefetch == 9
     assert load_settings(config_file=str(other)).prefetch == 10
+
+
+def test_no_value_contains_nul(tmp_path: Path) -> None:
+    """A path with it raises an error in each call, at a reload, too."""
+    path = tmp_path / "bridge.toml"
+    path.write_text('schemas = "\\u0000"\nallowed_origins = ["https://a\\u0000"]\n')
+
+    problems = problems_of(path, auth="open")
+
+    assert "BRIDGE_SCHEMAS: contains the character NUL" in problems
+    assert "BRIDGE_ALLOWED_ORIGINS: contains the character NUL" in problems
+
+
+def test_a_pipe_is_no_configuration_file(tmp_path: Path) -> None:
+    """At a reload nothing might write to it, and the bridge would stop."""
+    os.mkfifo(tmp_path / "pipe")
+
+    assert problems_of(tmp_path / "pipe", auth="open") == [
+        f"{tmp_path}/pipe: is not a file"
+    ]
 
 
 def test_lists_are_comma_separated_or_toml_lists(
@@ -140,6 +161,9 @@ def test_an_unknown_name_without_a_near_one_gets_no_suggestion(
     [
         (b"prefetch = \n", "is not TOML: Invalid value"),
         (b'namespace = "\xff"\n', "is not TOML: 'utf-8' codec"),
+        (b"prefetch = " + b"9" * 5000, "is not TOML: Exceeds the limit"),
+        (b"prefetch = " + b"[" * 5000, "is not TOML: maximum recursion depth"),
+        (b"#" * (1 << 20) + b"\n", "is larger than 1048576 bytes"),
         (None, "cannot be read: No such file or directory"),
     ],
 )

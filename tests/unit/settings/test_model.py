@@ -1,5 +1,6 @@
 """Valid values of each setting, and settings that contradict each other."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -323,6 +324,15 @@ def test_a_public_key_may_be_a_file(tmp_path: Path) -> None:
 
     assert settings.jwt_public_key == "-----BEGIN PUBLIC KEY-----\n"
     assert "is neither a PEM text nor a readable file" in missing
+
+
+def test_a_pipe_is_no_public_key(tmp_path: Path) -> None:
+    """At a reload nothing might write to it, and the bridge would stop."""
+    os.mkfifo(tmp_path / "pipe")
+
+    found = problem_of(jwt_algorithms="RS256", jwt_public_key=str(tmp_path / "pipe"))
+
+    assert "nor a readable file (is not a file)" in found
 
 
 # --- checks -----------------------------------------------------------------------------
