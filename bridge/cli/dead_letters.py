@@ -28,9 +28,9 @@ from bridge.core.contracts.operator.dead_letters import (
     Redrive,
 )
 from bridge.core.contracts.operator.operation import PAGE_DEFAULT, PAGE_MAX
+from bridge.core.durations import parse_duration_s
 from bridge.enums import DeadLetterReason
 from bridge.errors import ConfigError
-from bridge.settings.values import parse_duration_s
 
 SelectionT = TypeVar("SelectionT", bound=DeadLetterSelection)
 

@@ -10,9 +10,9 @@ import uvloop
 from rich.console import Console
 
 from bridge.cli.tables import print_note
+from bridge.core.durations import parse_duration_s
 from bridge.demo.run import NAMESPACE_ELSEWHERE, DemoOptions, DemoStarted, run_demo
 from bridge.errors import ConfigError
-from bridge.settings.values import parse_duration_s
 
 _TOKEN_LIFE_MIN_S: Final = 4.0
 

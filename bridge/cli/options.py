@@ -8,11 +8,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from bridge.core.durations import parse_duration_s
 from bridge.errors import ConfigError
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
 from bridge.settings.names import environment_name
-from bridge.settings.values import parse_duration_s
 
 # Every user of the machine can read a command line, so secrets have no flags.
 NOT_AS_FLAGS: Final = frozenset(

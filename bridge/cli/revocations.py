@@ -18,8 +18,8 @@ from bridge.cli.tables import local_time, print_note, print_table
 from bridge.core.contracts.control import RevokeRequest
 from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.revocations import RevocationFacts
+from bridge.core.durations import parse_duration_s
 from bridge.errors import ConfigError
-from bridge.settings.values import parse_duration_s
 
 
 @with_option_groups

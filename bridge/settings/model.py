@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bridge.core.durations import parse_duration_s
 from bridge.core.listen_hosts import is_wildcard, tcp_hosts, unix_path
 from bridge.settings.checks import (
     PUBLIC_KEY_ALGORITHMS,
@@ -44,7 +45,6 @@ from bridge.settings.values import (
     Size,
     WholeSeconds,
     Words,
-    parse_duration_s,
 )
 
 # RFC 7518 section 3.2: a key is at least as long as the hash.

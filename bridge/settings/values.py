@@ -2,38 +2,18 @@
 
 import re
 from collections.abc import Iterable
-from math import isfinite, nan
 from typing import Annotated, Final
 
 from pydantic import BeforeValidator, Field, SecretStr
 
 from bridge.core.broker_names import SHARDS_MAX
+from bridge.core.durations import parse_duration_s, render_duration
 
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
-_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
 _SIZE: Final = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|kB|MB|GB)?", re.IGNORECASE)
 _BYTES: Final = {
     "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30,
     "kb": 10**3, "mb": 10**6, "gb": 10**9,
 }  # fmt: skip
-
-
-def parse_duration_s(value: object) -> float:
-    """
-    Parse a duration: a number of seconds, or a number with a unit: ``500ms 30s 5m 2h 7d``.
-
-    Raises:
-        ValueError: If `value` is neither.
-
-    """
-    match = _DURATION.fullmatch(str(value).strip())
-    duration_s = float(match[1]) * _SECONDS[match[2]] if match else nan
-    if not isfinite(duration_s):  # enough digits make infinity
-        message = (
-            f"{value!r} is not a duration, expected for example 500ms, 30s, 5m or 7d"
-        )
-        raise ValueError(message)
-    return duration_s
 
 
 def parse_size_bytes(value: object) -> int:
@@ -49,15 +29,6 @@ def parse_size_bytes(value: object) -> int:
         message = f"{value!r} is not a size, expected for example 65536, 64KiB or 1MiB"
         raise ValueError(message)
     return int(match[1]) * _BYTES[(match[2] or "b").lower()]
-
-
-def render_duration(duration_s: float) -> str:
-    """Render a duration for `parse_duration_s`, in the largest unit without a fraction."""
-    for unit in ("d", "h", "m", "s"):
-        count, rest = divmod(duration_s, _SECONDS[unit])
-        if count and not rest:
-            return f"{count:.0f}{unit}"
-    return f"{duration_s * 1000:g}ms" if duration_s < 1 else f"{duration_s}s"
 
 
 def render_size(size_bytes: int) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from bridge.core.durations import parse_duration_s
 from bridge.settings.model import Settings
 from bridge.settings.names import environment_name
-from bridge.settings.values import parse_duration_s
 from tests.balancers import (
     BALANCERS,
     HAPROXY,

@@ -26,12 +26,12 @@ import yaml
 
 from bridge.app import Bridge
 from bridge.core.broker_names import BrokerNames
+from bridge.core.durations import parse_duration_s
 from bridge.core.properties import NO_PROPERTIES
 from bridge.http.listeners import Listening
 from bridge.settings.load import CONFIG_FILE_VARIABLE, load_settings
 from bridge.settings.model import Settings
 from bridge.settings.names import environment_name
-from bridge.settings.values import parse_duration_s
 from tests.conftest import eventually
 from tests.local_node import LocalNode
 

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from bridge.amqp.shards.hashing import MODULUS, preferred_hash_type
+from bridge.core.durations import parse_duration_s
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
-from bridge.settings.values import parse_duration_s
 from tests.contract.test_compose import COMPOSE, interpolate
 
 BRIDGES = ["bridge-1", "bridge-2", "bridge-3"]

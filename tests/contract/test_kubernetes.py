@@ -12,11 +12,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from bridge.core.durations import parse_duration_s
 from bridge.errors import ConfigError
 from bridge.metrics import Metrics
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
-from bridge.settings.values import parse_duration_s
 
 FOLDER = Path(__file__).parents[2] / "compose" / "kubernetes"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from bridge.core.durations import parse_duration_s
 from bridge.settings.model import Settings
-from bridge.settings.values import parse_duration_s
 
 CONFIG = Path(__file__).parents[2] / "compose/nginx.conf"
 

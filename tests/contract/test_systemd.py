@@ -8,9 +8,9 @@ from typing import Final
 
 import pytest
 
+from bridge.core.durations import parse_duration_s
 from bridge.settings.model import Settings
 from bridge.settings.names import environment_name
-from bridge.settings.values import parse_duration_s
 
 FOLDER: Final = Path(__file__).parents[2] / "compose" / "systemd"
 UNIT: Final = FOLDER / "bridge.service"
