@@ -67,6 +67,7 @@ class OptionHeader(StrEnum):
 
     EPHEMERAL = "x-bridge-ephemeral"
     KEY = "x-bridge-key"
+    THROTTLE = "x-bridge-throttle"
 
 
 # Of requests from pages to workers. Only bridge may publish to their exchange.

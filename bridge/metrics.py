@@ -230,6 +230,10 @@ class Metrics(ReadableMetrics):
             "bridge_windows_fell_behind",
             "Times that a window fell back to reading from the inbox: it reads too slowly, or a part of the feed was lost.",
         )
+        self.throttled = counter(
+            "bridge_throttled",
+            "Messages with x-bridge-throttle that were not written, because a newer one of their key replaced them.",
+        )
         self.left_out = counter(
             "bridge_left_out",
             "Messages in an inbox that were not written because they had expired; each replay counts them again.",

@@ -14,7 +14,8 @@ from typing import Final
 import orjson
 
 from bridge.core.clock_reading import ClockReading
-from bridge.core.message import Stored
+from bridge.core.message import Message, Stored
+from bridge.core.position import Position
 
 # FIN and opcode, RFC 6455 section 5.2.
 _TEXT_FRAME: Final = 0x81
@@ -59,30 +60,49 @@ class EncodedMessages:
     Attributes:
         packets: Offset and packet of each message, in order.
         frames: All packets as WebSocket frames, for one write.
+        late: The offsets of older messages that are held back, in order.
 
     """
 
-    __slots__ = ("frames", "packets")
+    __slots__ = ("frames", "late", "packets")
 
-    def __init__(self, packets: Sequence[tuple[int, bytes]], frames: bytes) -> None:
+    def __init__(
+        self,
+        packets: Sequence[tuple[int, bytes]],
+        frames: bytes,
+        late: Sequence[int] = (),
+    ) -> None:
         self.packets = packets
         self.frames = frames
+        self.late = late
+
+    def complete(self, offset: int) -> int:
+        """Return up to where a window has everything that has received `offset`."""
+        return min(offset, self.late[0] - 1) if self.late else offset
 
     def after(self, offset: int) -> "EncodedMessages":
         """Return the messages after `offset`."""
         packets = [each for each in self.packets if each[0] > offset]
-        return EncodedMessages(
-            packets, b"".join([text_frame(packet) for _, packet in packets])
-        )
+        frames = b"".join([text_frame(packet) for _, packet in packets])
+        return EncodedMessages(packets, frames, self.late)
 
 
 def encode_messages(
-    messages: Sequence[Stored], *, epoch: str, read_clock: Callable[[], ClockReading]
+    messages: Sequence[Stored],
+    *,
+    epoch: str,
+    read_clock: Callable[[], ClockReading],
+    late: Sequence[int] = (),
 ) -> EncodedMessages:
     """
     Encode the messages of one user, in order, without those that have expired.
 
-    The clock is read only for messages with a deadline.
+    Args:
+        messages: The messages.
+        epoch: The epoch of their positions.
+        read_clock: Called only for messages with a deadline.
+        late: See `EncodedMessages`.
+
     """
     packets: list[tuple[int, bytes]] = []
     frames: list[bytes] = []
@@ -96,10 +116,33 @@ def encode_messages(
             continue
         offset = stored.offset
         event = _EVENT_JSON.get(message.event) or _event_json(message.event)
-        packet = b'42[%b,%b,"%b-%d"]' % (event, message.data, epoch_bytes, offset)
+        if late:
+            position = str(Position.with_late(epoch, offset, late))
+            packet = event_packet(message.event, message.data, position)
+        else:
+            packet = b'42[%b,%b,"%b-%d"]' % (event, message.data, epoch_bytes, offset)
         packets.append((offset, packet))
         frames.append(text_frame(packet))
-    return EncodedMessages(packets, frames[0] if len(frames) == 1 else b"".join(frames))
+    joined = frames[0] if len(frames) == 1 else b"".join(frames)
+    return EncodedMessages(packets, joined, late)
+
+
+def encode_past(
+    message: Message, *, epoch: str, at: int, late: Sequence[int]
+) -> EncodedMessages:
+    """
+    Encode a message that is not newer than all that its windows have received.
+
+    Args:
+        message: The message.
+        epoch: The epoch of the position.
+        at: What the windows have received, except what is held back.
+        late: See `EncodedMessages`, for the time after the message is written.
+
+    """
+    position = Position.with_late(epoch, at, late)
+    packet = event_packet(message.event, message.data, str(position))
+    return EncodedMessages([(at, packet)], text_frame(packet), late)
 
 
 # A cache of event names as JSON: there are few of them. It is bounded because producers

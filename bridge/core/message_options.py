@@ -8,6 +8,7 @@ must not get something else.
 from dataclasses import dataclass
 from typing import Final
 
+from bridge.core.durations import parse_duration_s, render_duration
 from bridge.core.properties import iter_table, render_table
 from bridge.enums import OptionHeader
 
@@ -17,10 +18,13 @@ OPTIONS_MARK: Final = b"x-bridge-"
 OPTION_NAMES: Final = frozenset(header.encode() for header in OptionHeader)
 _EPHEMERAL: Final = OptionHeader.EPHEMERAL.encode()
 _KEY: Final = OptionHeader.KEY.encode()
+_THROTTLE: Final = OptionHeader.THROTTLE.encode()
 _TRUTHS: Final = {b"true": True, b"false": False}
 _TEXTS: Final = (b"S", b"x")
 
 KEY_MAX_BYTES: Final = 128
+THROTTLE_MIN_S: Final = 0.001
+THROTTLE_MAX_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +36,14 @@ class MessageOptions:
         is_ephemeral: It is emitted to the windows that are open now, and never stored.
         key: It replaces the stored message of the same user, event and key. Every message
             that is stored and has options has a key.
+        throttle_s: A window that is open receives at most one message of the key in this
+            time, and always the last one; ``None`` for no limit.
 
     """
 
     is_ephemeral: bool = False
     key: str | None = None
+    throttle_s: float | None = None
 
 
 def parse_options(headers: bytes) -> MessageOptions | str | None:
@@ -56,14 +63,52 @@ def parse_options(headers: bytes) -> MessageOptions | str | None:
     is_ephemeral = ephemeral is not None and _flag(ephemeral)
     if is_ephemeral is None:
         return "x-bridge-ephemeral is not true or false"
-    if key is None:
-        return MessageOptions(is_ephemeral=True) if is_ephemeral else None
+    text = None
+    if key is not None:
+        try:
+            text = key[5:].decode() if key[:1] in _TEXTS else ""
+        except UnicodeDecodeError as exc:
+            return f"x-bridge-key is not UTF-8 at byte {exc.start}"
+        problem = key_problem(text)
+        if problem:
+            return f"x-bridge-key {problem}"
+    throttle_s = _parse_throttle_s(found[_THROTTLE]) if _THROTTLE in found else None
+    if isinstance(throttle_s, str):
+        return throttle_s
+    options = MessageOptions(is_ephemeral, text, throttle_s)
+    return options_problem(options) or (None if options == _NO_OPTIONS else options)
+
+
+_NO_OPTIONS: Final = MessageOptions()
+
+
+def options_problem(options: MessageOptions) -> str | None:
+    """Return why options exclude each other, as a sentence; ``None`` if they do not."""
+    if options.throttle_s is not None:
+        if options.key is None:
+            return f"{OptionHeader.THROTTLE} needs {OptionHeader.KEY}"
+        if options.is_ephemeral:
+            return f"{OptionHeader.THROTTLE} and {OptionHeader.EPHEMERAL} exclude each other"
+    return None
+
+
+def _parse_throttle_s(value: bytes) -> float | str:
+    """Return the interval, or a sentence that says what is wrong."""
+    text = value[5:].decode(errors="replace") if value[:1] in _TEXTS else ""
     try:
-        text = key[5:].decode() if key[:1] in _TEXTS else ""
-    except UnicodeDecodeError as exc:
-        return f"x-bridge-key is not UTF-8 at byte {exc.start}"
-    problem = key_problem(text)
-    return f"x-bridge-key {problem}" if problem else MessageOptions(is_ephemeral, text)
+        return check_throttle_s(parse_duration_s(text))
+    except ValueError:
+        return (
+            f"{OptionHeader.THROTTLE} is not a duration from 1ms to 1h, such as 250ms"
+        )
+
+
+def check_throttle_s(throttle_s: float) -> float:
+    """Return `throttle_s`; raises ValueError if no message can have this interval."""
+    if not THROTTLE_MIN_S <= throttle_s <= THROTTLE_MAX_S:
+        message = "is not a duration from 1ms to 1h"
+        raise ValueError(message)
+    return throttle_s
 
 
 def key_problem(key: str) -> str | None:
@@ -88,6 +133,8 @@ def render_options(options: MessageOptions) -> bytes | None:
         headers[OptionHeader.EPHEMERAL] = "true"
     if options.key is not None:
         headers[OptionHeader.KEY] = options.key
+    if options.throttle_s is not None:
+        headers[OptionHeader.THROTTLE] = render_duration(options.throttle_s)
     return render_table(headers) or None
 
 

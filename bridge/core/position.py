@@ -1,30 +1,61 @@
 """
 A position in a user's inbox, and its form on the wire.
 
-A position is an epoch and an offset, `EPOCH-OFFSET` on the wire, opaque to clients. The
-epoch changes when the store is lost or created again, so a position from before is
+A position is an epoch and an offset, `EPOCH-OFFSET` on the wire, opaque to clients. While a
+messages are held back from a window (core/held_values.py), newer ones have the form
+`EPOCH-SEEN-BEHIND-BEHIND…`: the window has received everything up to the offset SEEN, except
+the messages that are so far behind it. The epoch changes when the store is lost or created again, so a position from before is
 recognized as such instead of pointing to an unrelated message. Offsets count from 1 for
 each user, without gaps: the messages missing between two offsets are exactly those that
 were deleted.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
-_POSITION: Final = re.compile(r"([a-z0-9]{1,16})-(0|[1-9][0-9]{0,17})")
+# The most messages that are held back from a window.
+HELD_MAX: Final = 100
+_OFFSET: Final = r"(0|[1-9][0-9]{0,17})"
+_POSITION: Final = re.compile(
+    rf"([a-z0-9]{{1,16}})-{_OFFSET}((?:-{_OFFSET}){{0,{HELD_MAX}}})"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place between two messages: after `offset` and before the next one."""
+    """
+    A place between two messages: after `offset` and before the next one.
+
+    Attributes:
+        epoch: The epoch.
+        offset: The window has everything up to it.
+        seen: The window has everything up to it, except `late`; ``None`` if none is late.
+        late: The offsets of messages that were held back from the window, in order.
+
+    """
 
     epoch: str
     offset: int
+    seen: int | None = None
+    late: tuple[int, ...] = ()
+
+    @classmethod
+    def with_late(cls, epoch: str, seen: int, late: Iterable[int]) -> "Position":
+        """Return the position of a window that has all up to `seen`, except `late`."""
+        older = tuple(offset for offset in late if offset <= seen)
+        return cls(epoch, older[0] - 1, seen, older) if older else cls(epoch, seen)
+
+    @property
+    def newest(self) -> int:
+        """The newest offset that the window has received."""
+        return self.offset if self.seen is None else self.seen
 
     def __str__(self) -> str:
-        return f"{self.epoch}-{self.offset}"
+        behind = (f"-{self.newest - offset}" for offset in self.late)
+        return f"{self.epoch}-{self.newest}{''.join(behind)}"
 
 
 def parse_position(text: object) -> Position:
@@ -39,7 +70,12 @@ def parse_position(text: object) -> Position:
     if match is None:
         message = "not a position"
         raise ValueError(message)
-    return Position(match[1], int(match[2]))
+    seen = int(match[2])
+    late = [seen - int(behind) for behind in match[3].split("-")[1:]]
+    if late != sorted(set(late)) or min(late, default=1) < 1:
+        message = "not a position"
+        raise ValueError(message)
+    return Position.with_late(match[1], seen, late)
 
 
 def user_epoch(store_epoch: str, user: str) -> str:

@@ -95,6 +95,7 @@ class ReplayPlan:
         reason: Why messages are missing; ``None`` if none are.
         is_start_known: Whether the window has everything up to `after`. A window without
             a position may be new, or an old one that lost messages in transit.
+        had: The position of the window, if it has messages above `after`.
 
     """
 
@@ -102,6 +103,12 @@ class ReplayPlan:
     missed: int | None = 0
     reason: SyncReason | None = None
     is_start_known: bool = True
+    had: Position | None = None
+
+    def lacks(self, offset: int) -> bool:
+        """Return whether the window has not received a message above `after`."""
+        had = self.had
+        return had is None or offset > had.newest or offset in had.late
 
     @property
     def is_complete(self) -> bool:
@@ -129,7 +136,7 @@ def plan_replay(wanted: Position | None, state: InboxState) -> ReplayPlan:
             )
         after = state.delivered
     elif wanted.epoch != state.epoch or not (
-        state.forgotten <= wanted.offset <= state.last
+        state.forgotten <= wanted.offset <= wanted.newest <= state.last
     ):
         # A position of another store, or of an inbox that was forgotten, or one above the
         # newest offset because the store was restored from a backup: the number of missed
@@ -141,14 +148,17 @@ def plan_replay(wanted: Position | None, state: InboxState) -> ReplayPlan:
         )
     else:
         after = wanted.offset
+    had = wanted if wanted is not None and wanted.late else None
     missed = count_gone(after, state.first, state.sparse_after)
     if missed == 0:
         # A replay of all messages leaves nothing to miss.
-        return ReplayPlan(after, is_start_known=wanted is not None or not after)
+        is_start_known = wanted is not None or not after
+        return ReplayPlan(after, is_start_known=is_start_known, had=had)
     return ReplayPlan(
         after=state.first - 1,
         missed=missed,
         reason=state.trimmed_for or SyncReason.LIMIT,
+        had=had,
     )
 
 

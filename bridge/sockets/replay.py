@@ -7,7 +7,7 @@ are small, and a message is written when the client has read most of the previou
 a long inbox costs no memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import time
 from typing import Final
@@ -16,8 +16,9 @@ import structlog
 
 from bridge.core.frames import event_packet
 from bridge.core.journal import JournalEntry
+from bridge.core.message import Stored
 from bridge.core.position import Position
-from bridge.core.replay import InboxPage, ReplayPlan
+from bridge.core.replay import ReplayPlan
 from bridge.enums import EVENT_SYNC, Closing, Stage, SyncReason
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import InboxReader
@@ -112,31 +113,37 @@ class Replayer:
         else:
             self._engine.spawn(self._sync(window, plan), name="replay")
 
-    def catch_up(self, window: Window) -> None:
+    def catch_up(self, window: Window, late: Sequence[Stored]) -> None:
         """
         Bring a window up to date that fell behind.
 
         The client notices it only if messages were deleted or expired before they could
         be read: then it gets `bridge:sync` as after a connect.
+
+        Args:
+            window: In its room, with its gate closed.
+            late: Messages that were held back from it. Each has the offset up to which the
+                window has everything when it is written; the inbox is read after the last.
+
         """
-        self._engine.spawn(self._catch_up(window), name="catch up")
+        self._engine.spawn(self._catch_up(window, late), name="catch up")
 
     async def _sync(self, window: Window, plan: ReplayPlan) -> None:
         result = await self._try_replay(window, plan)
         if result is not None:
             result.send_to(window)
 
-    async def _catch_up(self, window: Window) -> None:
-        result = await self._try_replay(window, ReplayPlan(after=window.offset))
+    async def _catch_up(self, window: Window, late: Sequence[Stored]) -> None:
+        result = await self._try_replay(window, ReplayPlan(after=window.offset), late)
         if result is not None and result.reason is not None:
             result.send_to(window)
 
     async def _try_replay(
-        self, window: Window, plan: ReplayPlan
+        self, window: Window, plan: ReplayPlan, late: Sequence[Stored] = ()
     ) -> ReplayResult | None:
         """Replay; `None` if the window is closed. Never raises."""
         try:
-            result = await self._replay(window, plan)
+            result = await self._replay(window, plan, late)
         except StoreUnavailableError as exc:
             log.warning("window.replay_failed", error=str(exc))
             self._close(window, Closing.UNAVAILABLE)
@@ -151,7 +158,9 @@ class Replayer:
             return result
         return None
 
-    async def _replay(self, window: Window, plan: ReplayPlan) -> ReplayResult | None:
+    async def _replay(
+        self, window: Window, plan: ReplayPlan, late: Sequence[Stored]
+    ) -> ReplayResult | None:
         """
         Write the messages that `window` has not received, and open its gate.
 
@@ -162,6 +171,11 @@ class Replayer:
             StoreUnavailableError: If the inbox cannot be read.
 
         """
+        if late:
+            after = window.offset
+            if not await self._write(window, late):
+                return None
+            self._note_written(window, after, late[-1].offset)
         replayed = expired = 0
         missed, reason = plan.missed, plan.reason
         while True:
@@ -171,11 +185,13 @@ class Replayer:
                 max_messages=_PAGE_MESSAGES,
                 max_bytes=self._options.limits.outbound_bytes // 4,
             )
-            if not await self._write(window, page):
+            messages = [each for each in page.messages if plan.lacks(each.offset)]
+            if not await self._write(window, messages):
                 return None
-            if page.messages:
-                self._note_written(window, page)
-            replayed += len(page.messages)
+            if messages:
+                first, last = messages[0].offset, messages[-1].offset
+                self._note_written(window, first - 1, last)
+            replayed += len(messages)
             expired += page.expired
             if page.gone != 0:  # the inbox was trimmed faster than it was read
                 reason = reason or SyncReason.LIMIT
@@ -189,15 +205,15 @@ class Replayer:
             reason = reason or SyncReason.EXPIRED
         return ReplayResult(replayed, missed, reason, plan.is_start_known, expired)
 
-    async def _write(self, window: Window, page: InboxPage) -> bool:
+    async def _write(self, window: Window, messages: Sequence[Stored]) -> bool:
         """
-        Write a page at the speed of the client. Close the window if it reads too slowly.
+        Write messages at the speed of the client. Close the window if it reads too slowly.
 
         Returns:
             False if the window is closed.
 
         """
-        for stored in page.messages:
+        for stored in messages:
             message = stored.message
             position = str(Position(window.epoch, stored.offset))
             is_written = await window.session.send_when_writable(
@@ -212,15 +228,14 @@ class Replayer:
             window.advance(stored.offset)  # the client may ack it from now on
         return not window.session.is_closed
 
-    def _note_written(self, window: Window, page: InboxPage) -> None:
-        first, last = page.messages[0].offset, page.messages[-1].offset
+    def _note_written(self, window: Window, after: int, last: int) -> None:
         self._rooms.journal.note(
             JournalEntry(
                 time(),
                 Stage.WRITTEN,
                 window.user,
                 offset=last,
-                after=first - 1,
+                after=after,
                 windows=1,
                 text="as part of a replay from the inbox",
             )

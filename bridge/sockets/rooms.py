@@ -6,13 +6,18 @@ queue or copy per window. Rooms are fed only by the live feed of the inbox, so w
 what the inbox holds, in its order.
 """
 
+import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from math import inf
+from typing import Protocol
 
 from bridge.clock import SteadyClock
-from bridge.core.frames import EncodedMessages, encode_messages
+from bridge.core.frames import EncodedMessages, encode_messages, encode_past
+from bridge.core.held_values import HeldValues
 from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import Message, Stored
+from bridge.core.message_options import MessageOptions
 from bridge.enums import Stage
 from bridge.metrics import Metrics
 from bridge.sockets.window import BroadcastGroup, Window
@@ -20,6 +25,16 @@ from bridge.tracing import Tracing
 
 # Messages, and the number of windows that they were written to.
 _Written = tuple[EncodedMessages, int]
+
+
+class Timers(Protocol):
+    """The part of an event loop that rooms use."""
+
+    def time(self) -> float:
+        """Return the time of the loop."""
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call `callback` at a time of the loop."""
 
 
 class Room:
@@ -34,16 +49,22 @@ class Room:
             read ahead of the group.
         reserved: Windows that are about to join; they keep the room.
         fed_offset: The newest offset that the live feed has brought.
+        replayed: The newest offset that a window had when its gate opened.
         pending: The user's messages while a batch is sorted by user.
+        held: The throttled keys; ``None`` if there are none.
+        timer: Calls when a message that is held back is due.
 
     """
 
     __slots__ = (
         "fed_offset",
         "group",
+        "held",
         "individual",
         "pending",
+        "replayed",
         "reserved",
+        "timer",
         "user",
         "windows",
     )
@@ -55,16 +76,25 @@ class Room:
         self.individual: list[Window] = []
         self.reserved = 0
         self.fed_offset = 0
+        self.replayed = 0
         self.pending: list[Stored] | None = None
+        self.held: HeldValues | None = None
+        self.timer: asyncio.TimerHandle | None = None
 
     def open_gate(self, window: Window) -> bool:
         """Open the gate of `window`; false if it has not received what was fed."""
         if self.fed_offset > window.offset:
             return False
-        window.is_live = True
-        if not self.group.add(window):
+        window.open_gate()
+        self.replayed = max(self.replayed, window.offset)
+        if not self._add_to_group(window):
             self.individual.append(window)
         return True
+
+    def _add_to_group(self, window: Window) -> bool:
+        # The group lacks what is held back. A window may have read that from the inbox.
+        has_read = self.late and self.late[0] <= window.replayed
+        return not has_read and self.group.add(window)
 
     def close_gate(self, window: Window) -> None:
         """Write nothing more to `window`; closing a closed gate does nothing."""
@@ -78,17 +108,40 @@ class Room:
 
     def regroup(self) -> None:
         """Move individual windows that have received the same messages to the group."""
-        for window in [each for each in self.individual if self.group.add(each)]:
+        for window in [each for each in self.individual if self._add_to_group(each)]:
             self.individual.remove(window)
+
+    @property
+    def late(self) -> Sequence[int]:
+        """The offsets of the messages that are held back, in order."""
+        return () if self.held is None else self.held.offsets
+
+    def lacking(self, window: Window) -> Sequence[Stored]:
+        """Return what is held back from a window whose gate is open, oldest first."""
+        if self.held is None:
+            return ()
+        return self.held.between(window.replayed, window.offset)
+
+    def expect_throttle(self, options: MessageOptions, *, bytes_max: int) -> None:
+        """Hold messages back from now on if `options` ask for it."""
+        if options.throttle_s is not None:
+            self.held = HeldValues(bytes_max=bytes_max)
+
+    def drop_held(self) -> None:
+        """Hold nothing back; the messages are in the inbox."""
+        self.held = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 class Rooms:
     """
     All rooms of this bridge.
 
-    `catch_up` is called with a window whose gate was closed,
-    because too many bytes wait for its client or the feed has a gap: it must read the
-    inbox.
+    `catch_up` is called with a window whose gate was closed, because too many bytes wait
+    for its client or the feed has a gap: it must receive the messages that are passed with
+    it, then read the inbox. `timers` returns the event loop.
     """
 
     def __init__(
@@ -96,8 +149,9 @@ class Rooms:
         metrics: Metrics,
         *,
         outbound_bytes: int,
-        catch_up: Callable[[Window], None],
+        catch_up: Callable[[Window, Sequence[Stored]], None],
         clock: SteadyClock,
+        timers: Callable[[], Timers] = asyncio.get_running_loop,
         journal: Journal | None = None,
         tracing: Tracing | None = None,
     ) -> None:
@@ -105,6 +159,7 @@ class Rooms:
         self._metrics = metrics
         self._outbound_bytes = outbound_bytes
         self._catch_up = catch_up
+        self._timers = timers
         self._tracing = tracing
         self.journal = journal or Journal()
         self._rooms: dict[str, Room] = {}
@@ -186,6 +241,7 @@ class Rooms:
     def _delete_if_empty(self, room: Room) -> bool:
         if room.windows or room.reserved:
             return False
+        room.drop_held()
         del self._rooms[room.user]
         return True
 
@@ -193,7 +249,14 @@ class Rooms:
         """Expect offsets of a new epoch, which start at 1, also for new windows."""
         room = self._rooms.get(user)
         if room is not None:
-            room.fed_offset = 0
+            room.fed_offset = room.replayed = 0
+            room.drop_held()
+
+    def received(self, window: Window) -> int:
+        """Return the offset up to which everything was written to `window`."""
+        room = self._rooms.get(window.user)
+        lacking = room.lacking(window) if room and window.is_live else ()
+        return lacking[0].offset - 1 if lacking else window.offset
 
     # --- messages
 
@@ -208,6 +271,8 @@ class Rooms:
             room = rooms.get(message.user)
             if room is None:
                 continue
+            if message.options is not None and room.held is None:
+                room.expect_throttle(message.options, bytes_max=self._outbound_bytes)
             if room.pending is None:
                 room.pending = [stored]
                 fed.append(room)
@@ -242,23 +307,89 @@ class Rooms:
         emitted = 0
         for message in messages:
             room = self._rooms.get(message.user)
-            if room is None or message.is_expired(self._clock.read()):
-                continue
-            group = room.group
-            if group.windows:
-                part = self._encode_at(message, group.windows[0])
-                full = group.write(part.frames, outbound_bytes=self._outbound_bytes)
-                group.advance(group.offset, written=1)
-                emitted += len(group.windows) - len(full)
-            for window in room.individual:
-                part = self._encode_at(message, window)
-                emitted += window.session.send_encoded(part)
+            if room is not None and not message.is_expired(self._clock.read()):
+                windows = room.individual
+                emitted += self._write_past(room, message, windows, room.late)[0]
         if emitted:
             self._metrics.emitted.inc(emitted)
 
-    def _encode_at(self, message: Message, window: Window) -> EncodedMessages:
-        stored = [Stored(message, window.offset)]
-        return encode_messages(stored, epoch=window.epoch, read_clock=self._clock.read)
+    def _write_past(
+        self,
+        room: Room,
+        message: Message,
+        individual: Sequence[Window],
+        late: Sequence[int],
+    ) -> tuple[int, Sequence[Window]]:
+        """
+        Write a message that moves no offset to the group and to some individual windows.
+
+        Returns:
+            How many windows it was written to, and those that read too slowly for it.
+
+        """
+        group, written, full = room.group, 0, list[Window]()
+        if group.windows:
+            part = _encode_at(message, group.windows[0], late)
+            full += group.write(part.frames, outbound_bytes=self._outbound_bytes)
+            written = len(group.windows) - len(full)
+            group.advance(group.offset, written=1)
+        for window in individual:
+            if window.session.send_encoded(_encode_at(message, window, late)):
+                written += 1
+            else:
+                full.append(window)
+        return written, full
+
+    def _write_due(self, room: Room) -> None:
+        """Write the messages that were held back long enough."""
+        room.timer = None
+        held = room.held
+        if held is None:
+            return
+        try:
+            for stored in held.start_writing(self._timers().time()):
+                self._write_held(room, held, stored)
+        finally:  # what was not written because of an error is due once more
+            self._set_timer(room)
+
+    def _write_held(self, room: Room, held: HeldValues, stored: Stored) -> None:
+        message, now_s = stored.message, self._clock.wall_s()
+        if message.is_expired(self._clock.read()):
+            self._note_expired([stored], EncodedMessages((), b""), now_s)
+            held.finish_writing(stored)
+            return
+        lacking = [each for each in room.individual if stored in room.lacking(each)]
+        late = [offset for offset in room.late if offset != stored.offset]
+        written, full = self._write_past(room, message, lacking, late)
+        for window in full:
+            self._fall_behind(room, window)
+        held.finish_writing(stored)
+        self._metrics.emitted.inc(written)
+        self._note_written([stored], [written], now_s)
+
+    def _set_timer(self, room: Room) -> None:
+        """Call `_write_due` when the next message that is held back is due."""
+        due_s = inf if room.held is None else room.held.next_due_s
+        if room.timer is not None:
+            if room.timer.when() <= due_s:
+                return
+            room.timer.cancel()
+            room.timer = None
+        if due_s < inf and room.user in self._rooms:
+            room.timer = self._timers().call_at(due_s, partial(self._write_due, room))
+
+    def _hold_back(
+        self, room: Room, held: HeldValues, messages: Sequence[Stored]
+    ) -> Sequence[Stored]:
+        """Return the messages to write now; a timer writes the others."""
+        now_s, held_before = self._timers().time(), len(held)
+        taken = held.take(messages, now_s=now_s, above=room.replayed)
+        replaced = held_before + len(messages) - len(taken) - len(held)
+        self._metrics.throttled.inc(replaced)
+        if held.is_idle(now_s):
+            room.held = None
+        self._set_timer(room)
+        return taken
 
     def _emit_to_room(
         self, room: Room, messages: Sequence[Stored], now_s: float
@@ -268,12 +399,19 @@ class Rooms:
         room.fed_offset = last
         group, individual = room.group, room.individual
         if not (group.windows or individual):
+            room.drop_held()
             return 0
         epoch = (group.windows or individual)[0].epoch
-        encoded = encode_messages(messages, epoch=epoch, read_clock=self._clock.read)
         # A gap inside the batch: windows must have received all of it already, or read
         # the inbox.
         before = first - 1 if last - first + 1 == len(messages) else last
+        late: Sequence[int] = ()
+        if room.held is not None:
+            messages = self._hold_back(room, room.held, messages)
+            late = room.late
+        encoded = encode_messages(
+            messages, epoch=epoch, read_clock=self._clock.read, late=late
+        )
         if group.offset == before and group.windows and not individual:  # nearly always
             windows = self._write_to_group(room, encoded, last)
             if len(encoded.packets) < len(messages):
@@ -326,9 +464,19 @@ class Rooms:
 
     def _fall_behind(self, room: Room, window: Window) -> None:
         """Close the gate of a window, which then reads the inbox at its own pace."""
+        now = self._clock.read()
+        held = [one for one in room.lacking(window) if not one.message.is_expired(now)]
         room.close_gate(window)
+        late: list[Stored] = []
+        if held:
+            # Each with the offset up to which the window has everything when it has it.
+            uptos = [*(one.offset - 1 for one in held[1:]), window.offset]
+            late = [
+                Stored(one.message, upto) for one, upto in zip(held, uptos, strict=True)
+            ]
+            window.advance(held[0].offset - 1)
         self._metrics.fell_behind.inc()
-        self._catch_up(window)
+        self._catch_up(window, late)
 
     def _note_written(
         self, messages: Sequence[Stored], windows: Sequence[int], now_s: float
@@ -359,6 +507,12 @@ class Rooms:
                     )
                 )
         return [stored for stored in messages if stored.offset in offsets]
+
+
+def _encode_at(
+    message: Message, window: Window, late: Sequence[int]
+) -> EncodedMessages:
+    return encode_past(message, epoch=window.epoch, at=window.offset, late=late)
 
 
 def _windows_per_message(

@@ -18,6 +18,7 @@ from bridge.auth.limited_verifier import LimitedVerifier
 from bridge.clock import SteadyClock
 from bridge.core import packets
 from bridge.core.journal import Journal
+from bridge.core.message import Stored
 from bridge.core.packets import Packet, PacketType
 from bridge.core.revocation import Revocation
 from bridge.core.worker_slot import WorkerSlot
@@ -128,8 +129,8 @@ class SocketIOServer:
         self._replayer.apply(options)
         self._admission.apply(options)
 
-    def _catch_up(self, window: Window) -> None:
-        self._replayer.catch_up(window)
+    def _catch_up(self, window: Window, late: Sequence[Stored]) -> None:
+        self._replayer.catch_up(window, late)
 
     # --- sessions (the methods of SessionHandler)
 
@@ -201,7 +202,7 @@ class SocketIOServer:
         """Note which messages the client has received if it answers the ping."""
         window = window_of(session)
         if window is not None:
-            window.note_ping()
+            window.note_ping(self.rooms.received(window))
 
     def pong_received(self, session: EngineSession) -> None:
         """Count the messages before the ping as delivered: clients read in order."""
@@ -229,7 +230,7 @@ class SocketIOServer:
         """
         transport = window.session.transport
         if transport is not None and not unacknowledged_bytes(transport):
-            self._count(window, window.offset, text)
+            self._count(window, self.rooms.received(window), text)
 
     def _count(self, window: Window, offset: int, text: str) -> None:
         if window.deliver(offset):

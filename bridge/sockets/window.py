@@ -33,6 +33,7 @@ class Window:
         epoch: The epoch of its positions.
         has_manual_acks: Whether only its `ack` moves the delivered mark.
         is_live: Whether its gate is open: it receives new messages.
+        replayed: The offset that it had when its gate opened.
         is_warned: Whether it was warned that its token expires soon.
         expires_real_s: The real time until which it may stay; ``None`` for no limit.
         warning_s: How long before the expiry it is warned.
@@ -53,6 +54,7 @@ class Window:
         "identity",
         "is_live",
         "is_warned",
+        "replayed",
         "session",
         "sid",
         "warning_s",
@@ -75,6 +77,7 @@ class Window:
         self.epoch = epoch
         self.has_manual_acks = has_manual_acks
         self.is_live = False
+        self.replayed = 0
         self.connected_s = connected_s
         self._offset = offset
         self._delivered = delivered
@@ -97,6 +100,11 @@ class Window:
     def is_in_group(self) -> bool:
         """Whether messages are written to it together with other windows."""
         return self._group is not None
+
+    def open_gate(self) -> None:
+        """Receive new messages, after everything up to its offset."""
+        self.is_live = True
+        self.replayed = self.offset
 
     def advance(self, offset: int) -> None:
         """Record that everything up to `offset` was written to this window alone."""
@@ -122,9 +130,9 @@ class Window:
 
     # --- what counts as delivered
 
-    def note_ping(self) -> None:
-        """Note that a ping follows the messages that were written so far."""
-        self._pinged = self.offset
+    def note_ping(self, received: int) -> None:
+        """Note that a ping follows everything up to the offset `received`."""
+        self._pinged = received
 
     def take_pinged(self) -> int | None:
         """Return the offset at the ping that the client answers; ``None`` if unknown."""

@@ -9,6 +9,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
+from bridge.core.durations import parse_duration_s
 from bridge.core.json_text import render_json
 from bridge.core.message import (
     EVENT_NAME_MAX_CHARACTERS,
@@ -17,7 +18,7 @@ from bridge.core.message import (
     event_problem,
     user_problem,
 )
-from bridge.core.message_options import KEY_MAX_BYTES, key_problem
+from bridge.core.message_options import KEY_MAX_BYTES, check_throttle_s, key_problem
 from bridge.enums import (
     EVENT_DEFAULT,
     RESERVED_EVENTS,
@@ -35,6 +36,11 @@ EVENT_NAME_MAX_BYTES: Final = 255
 TTL_MAX_S: Final = 30 * 86400
 
 # --- types of strings ---------------------------------------------------------------------
+
+
+def _check_throttle(text: str) -> str:
+    check_throttle_s(parse_duration_s(text))
+    return text
 
 
 def _without(problem_of: Callable[[str], str | None]) -> AfterValidator:
@@ -128,6 +134,11 @@ Key = Annotated[
             "not": CONTROL_CHARACTER,
         }
     ),
+]
+Throttle = Annotated[
+    str,
+    AfterValidator(_check_throttle),
+    WithJsonSchema({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)?$"}),
 ]
 AnyJson = Annotated[object, AfterValidator(_check_data), WithJsonSchema({})]
 # The default of a field that is left out, which no sender writes as null.

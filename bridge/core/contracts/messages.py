@@ -15,6 +15,7 @@ from bridge.core.contracts.base import (
     Event,
     Key,
     MessageId,
+    Throttle,
     User,
     examples,
     explained,
@@ -38,6 +39,10 @@ KEY_TEXT = (
     "The message replaces an older one of the same user, event and key that is still in the "
     "inbox."
 )
+THROTTLE_TEXT = (
+    "A duration from 1ms to 1h: a window that is open receives at most one message of the key "
+    "in this time, and always the last one."
+)
 _Flag = bool | Literal["true", "false"]
 
 
@@ -52,10 +57,16 @@ class MessageHeaders(Contract):
         extra="allow",
         validate_by_name=True,
         alias_generator=lambda name: OptionHeader[name.upper()].value,
-    ) | examples({"x-bridge-ephemeral": True}, {"x-bridge-key": "job-17"})
+    ) | examples(
+        {"x-bridge-ephemeral": True},
+        {"x-bridge-key": "job-17", "x-bridge-throttle": "250ms"},
+    )
 
     ephemeral: _Flag | Absent = Field(None, description=EPHEMERAL_TEXT)
     key: Key | Absent = Field(None, description=KEY_TEXT)
+    throttle: Throttle | Absent = Field(
+        None, description=f"Needs a key. {THROTTLE_TEXT}"
+    )
 
 
 class MessageProperties(Contract):

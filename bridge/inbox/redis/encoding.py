@@ -2,8 +2,8 @@
 How a message is encoded in a user's list and in the live feed, and which keys a user has.
 
 A list element is one string: when the message was taken, its deadline, the length of the
-following header, then id, event, the producer's metadata, and last the data. The Lua scripts
-read the first 22 bytes of it; only this module reads the rest.
+following header, then id, event, the producer's metadata, options, and last the data. The Lua
+scripts read the first 22 bytes of it; only this module reads the rest.
 """
 
 from binascii import crc_hqx
@@ -15,6 +15,7 @@ from typing import Final
 from zlib import crc32
 
 from bridge.core.message import Message, Stored
+from bridge.core.message_options import MessageOptions
 from bridge.enums import EVENT_DEFAULT
 
 # Taken, deadline (inf = none), bytes between this header's 20 bytes and the data, bytes of
@@ -83,9 +84,12 @@ def pack(message: Message) -> bytes:
     message_id = b"" if message.id is None else message.id.encode()
     event = b"" if message.event == EVENT_DEFAULT else message.event.encode()
     origin = b""
-    if message.published_s is not None or message.trace_parent is not None:
+    key = message.options and message.options.key
+    if key or message.published_s is not None or message.trace_parent is not None:
         published_s = nan if message.published_s is None else message.published_s
         origin = _PUBLISHED.pack(published_s) + (message.trace_parent or "").encode()
+    if message.options and key:  # rooms need them
+        origin += f"\0{message.options.throttle_s or ''}\0{key}".encode()
     deadline_s = inf if message.deadline_s is None else message.deadline_s
     return b"".join(
         (
@@ -128,11 +132,15 @@ def unpack(
     if event_length:
         event = element[at : at + event_length].decode()
         at += event_length
-    published_s = trace_parent = None
+    published_s = trace_parent = options = None
     if at < data_at:
         (published_s,) = _PUBLISHED.unpack_from(element, at)
         published_s = None if isnan(published_s) else published_s
-        trace_parent = element[at + 8 : data_at].decode() or None
+        trace_parent, _, texts = element[at + 8 : data_at].decode().partition("\0")
+        if texts:
+            throttle, _, key = texts.partition("\0")
+            throttle_s = float(throttle) if throttle else None
+            options = MessageOptions(key=key, throttle_s=throttle_s)
     return Message(
         user,
         event,
@@ -141,7 +149,8 @@ def unpack(
         message_id,
         None if deadline_s == inf else deadline_s,
         published_s,
-        trace_parent,
+        trace_parent or None,
+        options,
     )
 
 

@@ -303,7 +303,7 @@ class EngineSession:
             return False
         if self._websocket is None:
             for offset, packet in messages.packets:
-                self._write(packet, offset)
+                self._write(packet, messages.complete(offset))
         elif not self.is_closed:
             self._websocket.transport.write(frames)
         self._expected_replies += len(messages.packets)

@@ -3,6 +3,7 @@
 import pytest
 
 from bridge.core.message import Stored
+from bridge.core.message_options import MessageOptions
 from bridge.core.position import Position
 from bridge.core.replay import plan_replay
 from bridge.enums import SyncReason
@@ -51,6 +52,21 @@ async def test_two_messages_of_one_key_in_one_batch(store: StoreUnderTest) -> No
     assert pairs(await store.read_all("ann")) == [(3, b"3"), (4, b"4")]
     await eventually(lambda: len(store.fed) == 4)
     assert pairs(store.fed) == [(1, b"1"), (2, b"2"), (3, b"3"), (4, b"4")]
+
+
+async def test_the_live_feed_brings_the_key_and_the_interval(
+    store: StoreUnderTest,
+) -> None:
+    """Rooms hold back by them, also on another bridge than the one that stored it."""
+    await store.inbox.follow("ann")
+    message = store.message("ann", b"1", key="k")
+    message.options = MessageOptions(key="k", throttle_s=0.25)
+    await store.inbox.append([message, store.message("ann", b"2", key="k")])
+
+    await eventually(lambda: len(store.fed) == 2)
+    assert [each.message.options for each in store.fed] == [
+        *(MessageOptions(key="k", throttle_s=0.25), MessageOptions(key="k"))
+    ]
 
 
 async def test_a_key_belongs_to_one_user_and_one_event(store: StoreUnderTest) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bridge.core import frames
 from bridge.core.clock_reading import ClockReading
-from bridge.core.frames import encode_messages, event_packet, text_frame
+from bridge.core.frames import encode_messages, encode_past, event_packet, text_frame
 from bridge.core.message import Message, Stored
 
 
@@ -60,6 +60,22 @@ def test_the_cache_of_event_names_is_bounded() -> None:
         assert packet == b'42["event-%d",null,"e-1"]' % number
 
     assert len(frames._EVENT_JSON) <= 1024
+
+
+def test_positions_exclude_older_messages_that_are_late() -> None:
+    """Also those of a part, and of a message that is late itself."""
+    messages = [Stored(Message("ann", "e", b"0", 0.0), offset) for offset in (2, 4)]
+    clock = ClockReading(0)
+
+    found = encode_messages(messages, epoch="e", read_clock=lambda: clock, late=[3])
+    assert [packet for _, packet in found.packets] == [
+        *(b'42["e",0,"e-2"]', b'42["e",0,"e-4-1"]')
+    ]
+    assert [found.complete(offset) for offset in (2, 4)] == [2, 2]
+    assert found.after(2).complete(4) == 2
+    past = encode_past(messages[0].message, epoch="e", at=4, late=[])
+    assert past.packets == [(4, b'42["e",0,"e-4"]')]
+    assert past.complete(4) == 4
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

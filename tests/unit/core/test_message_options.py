@@ -60,9 +60,51 @@ def test_an_invalid_key_is_named(value: bytes, problem: str) -> None:
     assert parse_options(table("x-bridge-key", value)) == f"x-bridge-key {problem}"
 
 
+def texts(**headers: str) -> bytes:
+    """Return a header table with options as strings."""
+    return render_table({f"x-bridge-{name}": text for name, text in headers.items()})
+
+
+@pytest.mark.parametrize(
+    ("text", "throttle_s"), [("250ms", 0.25), ("1ms", 0.001), ("1h", 3600), ("2", 2)]
+)
+def test_a_throttle_is_a_duration(text: str, throttle_s: float) -> None:
+    """It is written as in settings."""
+    found = parse_options(texts(key="k", throttle=text))
+
+    assert found == MessageOptions(key="k", throttle_s=throttle_s)
+
+
+@pytest.mark.parametrize("text", ["", "0s", "61m", "fast", "-1s", "9" * 400])
+def test_an_invalid_throttle_is_named(text: str) -> None:
+    """A typing error must not send 200 messages a second to a page."""
+    found = parse_options(texts(key="k", throttle=text))
+
+    assert found == "x-bridge-throttle is not a duration from 1ms to 1h, such as 250ms"
+
+
+def test_a_throttle_must_be_a_string() -> None:
+    """A number would have no unit that all producers agree on."""
+    headers = texts(key="k") + table("x-bridge-throttle", b"I\0\0\0\xfa")
+
+    assert str(parse_options(headers)).startswith("x-bridge-throttle is not a duration")
+
+
+def test_a_throttle_needs_a_key_and_a_stored_message() -> None:
+    """Without a key bridge cannot know which message replaces which."""
+    flag = {"ephemeral": "true"}
+
+    without_key = parse_options(texts(throttle="1s"))
+    assert without_key == "x-bridge-throttle needs x-bridge-key"
+    ephemeral = parse_options(texts(key="k", throttle="1s", **flag))
+    assert ephemeral == "x-bridge-throttle and x-bridge-ephemeral exclude each other"
+
+
 def test_rendered_options_are_parsed_again() -> None:
     """The HTTP API and the command publish with these headers."""
-    options = MessageOptions(is_ephemeral=True, key="Größe 17")
-
-    assert parse_options(render_options(options) or b"") == options
+    for options in (
+        MessageOptions(is_ephemeral=True, key="Größe 17"),
+        MessageOptions(key="Größe 17", throttle_s=0.25),
+    ):
+        assert parse_options(render_options(options) or b"") == options
     assert render_options(MessageOptions()) is None

@@ -17,15 +17,39 @@ POSITIONS = st.builds(
     epoch=st.from_regex(r"[a-z0-9]{1,16}", fullmatch=True),
     offset=st.integers(0, 10**18 - 1),
 )
+POSITIONS_WITHOUT_LATE_ONES = st.builds(
+    Position.with_late,
+    st.just("e"),
+    st.integers(100, 10**18 - 1),
+    st.sets(st.integers(1, 100)).map(sorted),
+)
 NONCES = st.from_regex(r"[A-Za-z0-9_-]{1,32}", fullmatch=True)
 
 
-@given(POSITIONS)
+@given(POSITIONS | POSITIONS_WITHOUT_LATE_ONES)
 def test_parsing_a_rendered_position_returns_the_same_position(
     position: Position,
 ) -> None:
     """A client may send it back days later."""
     assert parse_position(str(position)) == position
+
+
+def test_a_position_may_exclude_messages_that_are_late() -> None:
+    """The window has everything before the first of them, and all others up to `newest`."""
+    position = Position.with_late("e", 9, [3, 8, 10])
+
+    assert (position.offset, position.newest, position.late) == (2, 9, (3, 8))
+    assert str(position) == "e-9-6-1"
+    assert Position.with_late("e", 9, [10]) == Position("e", 9)
+
+
+@pytest.mark.parametrize(
+    "text", ["e-9-1-6", "e-9-1-1", "e-9-9", "e-9-10", "e-9-", f"e-999{'-1' * 101}"]
+)
+def test_impossible_late_messages_are_refused(text: str) -> None:
+    """Clients can send anything."""
+    with pytest.raises(ValueError, match="not a position"):
+        parse_position(text)
 
 
 @given(POSITIONS, NONCES)

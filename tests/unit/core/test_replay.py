@@ -67,6 +67,39 @@ def test_only_a_window_with_a_position_is_known_to_have_missed_nothing(
     assert plan_replay(Position(EPOCH, state.last), state).is_complete
 
 
+def test_a_window_does_not_receive_again_what_overtook_a_late_message() -> None:
+    """Its position names the messages that it lacks."""
+    state = InboxState(EPOCH, first=1, last=9, delivered=0)
+
+    plan = plan_replay(Position.with_late(EPOCH, 7, [3, 5]), state)
+
+    assert plan.after == 2
+    assert [n for n in range(3, 10) if plan.lacks(n)] == [3, 5, 8, 9]
+    assert plan.is_complete
+    plain = plan_replay(Position(EPOCH, 7), state)
+    assert [n for n in range(8, 10) if plain.lacks(n)] == [8, 9]
+
+
+def test_a_late_message_that_was_deleted_is_missed() -> None:
+    """It was not replaced, or the inbox would begin elsewhere."""
+    state = InboxState(EPOCH, first=5, last=9, delivered=0)
+
+    plan = plan_replay(Position.with_late(EPOCH, 7, [3]), state)
+
+    assert (plan.after, plan.missed, plan.reason) == (4, 2, SyncReason.LIMIT)
+    assert [n for n in range(5, 10) if plan.lacks(n)] == [8, 9]
+
+
+def test_a_position_whose_newest_message_is_not_stored_is_a_reset() -> None:
+    """The store was restored; new messages must not count as received."""
+    state = InboxState(EPOCH, first=1, last=9, delivered=0)
+
+    plan = plan_replay(Position.with_late(EPOCH, 10, [3]), state)
+
+    assert plan.reason is SyncReason.RESET
+    assert all(plan.lacks(n) for n in range(1, 10))
+
+
 @given(states(), st.integers(1, 100))
 def test_a_position_of_another_epoch_or_above_the_newest_offset_is_a_reset(
     state: InboxState, ahead: int

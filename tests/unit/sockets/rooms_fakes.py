@@ -1,12 +1,14 @@
 """Rooms with real windows, whose sessions record what is written to them."""
 
-from collections.abc import Iterator
+from asyncio import TimerHandle
+from collections.abc import Callable, Iterator, Sequence
 from time import time
 
 from bridge.clock import SteadyClock
 from bridge.core.frames import EncodedMessages
 from bridge.core.identity import Identity
 from bridge.core.message import Message, Stored
+from bridge.core.message_options import MessageOptions
 from bridge.metrics import Metrics
 from bridge.sockets.rooms import Rooms
 from bridge.sockets.window import Window
@@ -57,6 +59,55 @@ class FakeSession:
         self.expected_replies += count
 
 
+class FakeTimer:
+    """A timer of `FakeTimers`."""
+
+    def __init__(self, when_s: float, callback: Callable[[], None]) -> None:
+        self.callback = callback
+        self.is_canceled = False
+        self._when_s = when_s
+
+    def when(self) -> float:
+        """Return when it is due."""
+        return self._when_s
+
+    def cancel(self) -> None:
+        """Do not call."""
+        self.is_canceled = True
+
+
+class FakeTimers:
+    """The clock and the timers of an event loop that does not run."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self._timers: list[FakeTimer] = []
+
+    def time(self) -> float:
+        """Return the time."""
+        return self.now_s
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> TimerHandle:
+        """Note a timer."""
+        timer = FakeTimer(when, callback)
+        self._timers.append(timer)
+        return timer  # type: ignore[return-value] # what rooms use of it
+
+    def pass_until(self, when_s: float) -> None:
+        """Let the time pass, and call each timer when it is due."""
+        while due := [each for each in self.pending if each.when() <= when_s]:
+            timer = min(due, key=FakeTimer.when)
+            self._timers.remove(timer)
+            self.now_s = max(self.now_s, timer.when())
+            timer.callback()
+        self.now_s = when_s
+
+    @property
+    def pending(self) -> list[FakeTimer]:
+        """The timers that are neither due nor canceled."""
+        return [each for each in self._timers if not each.is_canceled]
+
+
 class RoomsFixture:
     """Rooms, and what they report."""
 
@@ -64,13 +115,20 @@ class RoomsFixture:
         self.clock_ahead_s = 0.0  # a change is a jump
         self.metrics = Metrics()
         self.behind: list[Window] = []
+        self.late: list[Stored] = []  # of the windows in `behind`
+        self.timers = FakeTimers()
         self.rooms = Rooms(
             self.metrics,
             outbound_bytes=OUTBOUND_BYTES,
-            catch_up=self.behind.append,
+            catch_up=self._catch_up,
             clock=SteadyClock(wall=lambda: time() + self.clock_ahead_s),
+            timers=lambda: self.timers,
         )
         self._sids: Iterator[int] = iter(range(1000))
+
+    def _catch_up(self, window: Window, late: Sequence[Stored]) -> None:
+        self.behind.append(window)
+        self.late += late
 
     def window(
         self,
@@ -100,11 +158,17 @@ class RoomsFixture:
         return window
 
 
-def stored(user: str, offset: int, deadline_s: float | None = None) -> Stored:
+def stored(
+    user: str,
+    offset: int,
+    deadline_s: float | None = None,
+    *,
+    options: MessageOptions | None = None,
+) -> Stored:
     """Return a message as the live feed brings it."""
-    return Stored(
-        Message(user, "message", b"%d" % offset, 0.0, None, deadline_s), offset
-    )
+    message = Message(user, "message", b"%d" % offset, 0.0, None, deadline_s)
+    message.options = options
+    return Stored(message, offset)
 
 
 def session_of(window: Window) -> FakeSession:

@@ -74,7 +74,7 @@ def test_a_pong_covers_what_was_written_before_its_ping(fixture: RoomsFixture) -
     window = fixture.window("alice")
     assert window.take_pinged() is None
     fixture.rooms.emit([stored("alice", 1)])
-    window.note_ping()
+    window.note_ping(fixture.rooms.received(window))
     fixture.rooms.emit([stored("alice", 2)])
 
     assert window.take_pinged() == 1

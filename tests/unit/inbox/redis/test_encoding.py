@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.core.message import Message
+from bridge.core.message_options import MessageOptions
 from bridge.inbox.redis.encoding import (
     TAG_COUNT,
     pack,
@@ -16,6 +17,8 @@ from bridge.inbox.redis.encoding import (
 )
 
 _TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
+_KEYS = st.text(st.characters(codec="utf-8", categories=["L", "N"]), min_size=1)
+_TRACES = st.from_regex(r"[0-9a-f]{2}-[0-9a-f-]+", fullmatch=True)
 _TIMES = st.floats(0, 1e11)
 
 
@@ -29,7 +32,11 @@ _TIMES = st.floats(0, 1e11)
         id=st.none() | _TEXTS,
         deadline_s=st.none() | _TIMES,
         published_s=st.none() | _TIMES,
-        trace_parent=st.none() | _TEXTS.filter(bool),
+        trace_parent=st.none() | _TRACES,
+        options=st.none()
+        | st.builds(
+            MessageOptions, key=_KEYS, throttle_s=st.none() | st.floats(0.001, 3600)
+        ),
     ),
     st.binary(max_size=9),
 )

@@ -1,0 +1,120 @@
+"""
+Which messages of a user are held back, because their keys are throttled.
+
+A message with `x-bridge-throttle` is written at once if none of its key was written within
+the interval. Otherwise it is held back: until the interval ends, or a newer message of its
+key replaces it. All windows of a room receive the same messages, so this is decided once for
+all of them. What is held back is in the inbox, too.
+"""
+
+from collections.abc import Sequence
+from math import inf
+
+from bridge.core.message import Message, Stored
+from bridge.core.position import HELD_MAX
+
+# An event and a key.
+_Place = tuple[str, str]
+
+
+class HeldValues:
+    """
+    The throttled keys of one user, at most `HELD_MAX`; others are written at once.
+
+    Times are seconds of one monotonic clock.
+    """
+
+    __slots__ = ("_bytes_max", "_due_s", "_held")
+
+    def __init__(self, *, bytes_max: int) -> None:
+        """Hold back nothing yet, and later at most `bytes_max` bytes of data."""
+        self._bytes_max = bytes_max
+        self._due_s: dict[_Place, float] = {}  # when the next one may be written
+        self._held: dict[_Place, Stored] = {}  # oldest first
+
+    def __len__(self) -> int:
+        """Return how many messages are held back."""
+        return len(self._held)
+
+    @property
+    def offsets(self) -> Sequence[int]:
+        """The offsets of the messages that are held back, in order."""
+        return [stored.offset for stored in self._held.values()]
+
+    @property
+    def next_due_s(self) -> float:
+        """When the next message is due; infinite if none is held back."""
+        return min([self._due_s[place] for place in self._held], default=inf)
+
+    def is_idle(self, now_s: float) -> bool:
+        """Return whether nothing is held back, and nothing would be."""
+        return not self._held and all(due_s <= now_s for due_s in self._due_s.values())
+
+    def take(
+        self, messages: Sequence[Stored], *, now_s: float, above: int
+    ) -> Sequence[Stored]:
+        """
+        Return the messages to write now, and hold the others back.
+
+        Args:
+            messages: The newest messages of the user, in order.
+            now_s: The time.
+            above: Some windows have received messages up to this offset from the inbox;
+                those are not held back.
+
+        """
+        taken: list[Stored] = []
+        for stored in messages:
+            options = stored.message.options
+            if options is None or options.key is None:
+                taken.append(stored)
+                continue
+            place = (stored.message.event, options.key)
+            self._held.pop(place, None)
+            if (
+                options.throttle_s is not None
+                and stored.offset > above
+                and now_s < self._due_s.get(place, 0)
+                and self._has_room_for(stored.message)
+            ):
+                self._held[place] = stored
+                continue
+            taken.append(stored)
+            if options.throttle_s is not None:
+                self._note_written(place, now_s, options.throttle_s)
+        return taken
+
+    def _has_room_for(self, message: Message) -> bool:
+        held_bytes = sum([len(each.message.data) for each in self._held.values()])
+        return held_bytes + len(message.data) <= self._bytes_max
+
+    def _note_written(self, place: _Place, now_s: float, throttle_s: float) -> None:
+        if len(self._due_s) >= HELD_MAX and place not in self._due_s:
+            self._due_s = {
+                other: due_s
+                for other, due_s in self._due_s.items()
+                if other in self._held or due_s > now_s
+            }
+            if len(self._due_s) >= HELD_MAX:
+                return
+        self._due_s[place] = now_s + throttle_s
+
+    def start_writing(self, now_s: float) -> Sequence[Stored]:
+        """Return the messages that are due, oldest first; `finish_writing` must follow."""
+        due: list[Stored] = []
+        for place, stored in self._held.items():
+            options = stored.message.options
+            if self._due_s[place] <= now_s and options is not None:
+                self._due_s[place] = now_s + (options.throttle_s or 0)
+                due.append(stored)
+        return due
+
+    def finish_writing(self, stored: Stored) -> None:
+        """Hold a message back no longer."""
+        options = stored.message.options
+        if options is not None and options.key is not None:
+            del self._held[stored.message.event, options.key]
+
+    def between(self, after: int, upto: int) -> Sequence[Stored]:
+        """Return the messages held back with these offsets, oldest first."""
+        return [each for each in self._held.values() if after < each.offset <= upto]

@@ -1,0 +1,142 @@
+"""Messages of throttled keys from a producer to pages, on each store and on two bridges."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from bridge.core.message_options import MessageOptions, render_options
+from bridge.core.properties import PERSISTENT, Properties
+from tests.conftest import eventually
+from tests.integration.running import (
+    RawWindow,
+    RunningBridge,
+    open_windows,
+    open_worker,
+    running_bridge,
+    settings_for,
+)
+from tests.local_node import LocalNode
+from tests.redis_server import RedisServer
+
+STORES = ["memory", "sqlite", "redis"]
+
+
+def throttled(throttle_s: float) -> Properties:
+    """Return properties with a key and an interval."""
+    options = MessageOptions(key="job", throttle_s=throttle_s)
+    return Properties(delivery_mode=PERSISTENT, headers=render_options(options))
+
+
+def sync_of(window: RawWindow) -> object:
+    """Return the summary of the replay."""
+    return next(each[1] for each in window.events if each[0] == "bridge:sync")
+
+
+@asynccontextmanager
+async def bridge_with(
+    store: str, broker: LocalNode, namespace: str, folder: Path
+) -> AsyncIterator[RunningBridge]:
+    """Run a bridge with one of the stores."""
+    async with RedisServer.start(folder) as server:
+        urls = {
+            "memory": "memory:",
+            "sqlite": f"sqlite:{folder / 'inbox.sqlite3'}",
+            "redis": server.url,
+        }
+        settings = settings_for(broker, namespace, inbox=urls[store])
+        async with running_bridge(settings) as running:
+            yield running
+
+
+@pytest.mark.parametrize("store", STORES)
+async def test_a_window_receives_few_updates_and_the_last_one(
+    broker: LocalNode, namespace: str, tmp_path: Path, store: str
+) -> None:
+    """All that it does not receive were replaced, so it has missed nothing."""
+    async with (
+        bridge_with(store, broker, namespace, tmp_path) as running,
+        open_worker(broker, namespace) as worker,
+    ):
+        url, tokens = running.listening.public_url, [running.token("ann")]
+        async with open_windows(url, tokens) as [window]:
+            for number in range(60):
+                await worker.publish("ann", number, properties=throttled(1.0))
+            await eventually(lambda: 59 in window.data())
+
+            numbers = [int(str(each)) for each in window.data()]
+            assert numbers == sorted(set(numbers))
+            left_out = running.sample("bridge_throttled_total")
+            assert left_out == 60 - len(numbers) > 0
+            position = str(window.events[-1][2])
+        async with open_windows(url, tokens, position=position) as [window]:
+            expected = {"replayed": 0, "complete": True, "missed": 0, "reason": None}
+            assert sync_of(window) == expected
+
+
+@pytest.mark.parametrize("store", STORES)
+async def test_a_window_that_closes_in_an_interval_receives_the_value_when_it_returns(
+    broker: LocalNode, namespace: str, tmp_path: Path, store: str
+) -> None:
+    """Its position says that it has the message that overtook the value."""
+    async with (
+        bridge_with(store, broker, namespace, tmp_path) as running,
+        open_worker(broker, namespace) as worker,
+    ):
+        url, tokens = running.listening.public_url, [running.token("ann")]
+        async with open_windows(url, tokens) as [window]:
+            for number in range(3):
+                await worker.publish("ann", number, properties=throttled(3600))
+            await worker.publish("ann", "plain")
+            await eventually(lambda: window.data() == [0, "plain"])
+            position = str(window.events[-1][2])
+
+        async with open_windows(url, tokens, position=position) as [window]:
+            await eventually(lambda: window.data() == [2])
+            expected = {"replayed": 1, "complete": True, "missed": 0, "reason": None}
+            assert sync_of(window) == expected
+        async with open_windows(url, tokens) as [window]:
+            assert window.data() == []  # the page has closed in an orderly way
+
+
+async def test_an_ack_does_not_cover_a_value_that_is_held_back(
+    broker: LocalNode, namespace: str
+) -> None:
+    """A page that acks what it has must not lose what it has not."""
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        open_worker(broker, namespace) as worker,
+    ):
+        url, tokens = running.listening.public_url, [running.token("ann")]
+        async with open_windows(url, tokens, acks="manual") as [window]:
+            for number in range(2):
+                await worker.publish("ann", number, properties=throttled(3600))
+            await worker.publish("ann", "plain")
+            await eventually(lambda: window.data() == [0, "plain"])
+            ack = f'420["ack","{window.events[-1][2]}"]'
+            await window.websocket.send_str(ack)
+
+        async with open_windows(url, tokens, acks="manual") as [window]:
+            await eventually(lambda: window.data() == [1, "plain"])
+
+
+async def test_windows_of_two_bridges_are_throttled(
+    broker: LocalNode, namespace: str, tmp_path: Path
+) -> None:
+    """One of them consumes the queue, and the live feed brings the interval to the other."""
+    async with RedisServer.start(tmp_path) as server:
+        settings = settings_for(broker, namespace, inbox=server.url)
+        async with (
+            running_bridge(settings) as one,
+            running_bridge(settings) as other,
+            open_worker(broker, namespace) as worker,
+            open_windows(one.listening.public_url, [one.token("ann")]) as [near],
+            open_windows(other.listening.public_url, [one.token("ann")]) as [far],
+        ):
+            for number in range(60):
+                await worker.publish("ann", number, properties=throttled(1.0))
+
+            await eventually(lambda: 59 in near.data() and 59 in far.data())
+            assert len(near.data()) < 60
+            assert len(far.data()) < 60
