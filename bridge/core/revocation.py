@@ -6,7 +6,7 @@ the same effect as once.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import orjson
@@ -49,7 +49,7 @@ class Revocation:
 
     def render(self) -> bytes:
         """Return the JSON in which stores keep it."""
-        return orjson.dumps(asdict(self))
+        return orjson.dumps(self)
 
     @property
     def digest(self) -> str:
@@ -63,10 +63,10 @@ def parse_revocation(text: bytes) -> Revocation:
 
 
 class RevocationIndex:
-    """The revocations that a process knows, by user."""
+    """The revocations that a process knows, by user and `jti`: a user may have thousands."""
 
     def __init__(self) -> None:
-        self._by_user: dict[str, set[Revocation]] = {}
+        self._by_user: dict[str, dict[str | None, set[Revocation]]] = {}
         self._on_revoked: Callable[[Revocation], None] | None = None
 
     def subscribe(self, on_revoked: Callable[[Revocation], None] | None) -> None:
@@ -75,16 +75,26 @@ class RevocationIndex:
 
     def add(self, revocation: Revocation) -> None:
         """Add a revocation, and report it unless it is known."""
-        known = self._by_user.setdefault(revocation.user, set())
+        by_jti = self._by_user.setdefault(revocation.user, {})
+        known = by_jti.setdefault(revocation.jti, set())
         if revocation not in known:
             known.add(revocation)
             if self._on_revoked is not None:
                 self._on_revoked(revocation)
 
+    def is_revoked(self, identity: Identity, now: ClockReading) -> bool:
+        """Return whether a revocation in force covers the token of `identity`."""
+        by_jti = self._by_user.get(identity.user)
+        return by_jti is not None and any(
+            each.covers(identity) and not each.is_over(now)
+            for jti in {None, identity.token_id}
+            for each in by_jti.get(jti, ())
+        )
+
     def of(self, user: str, now: ClockReading) -> Sequence[Revocation]:
         """Return the revocations of `user` that are in force."""
-        known = self._by_user.get(user)
-        return [each for each in known if not each.is_over(now)] if known else ()
+        found = self._by_user.get(user, {}).values()
+        return [each for known in found for each in known if not each.is_over(now)]
 
     def all(self, now: ClockReading) -> list[Revocation]:
         """Return the revocations of all users that are in force."""
@@ -92,9 +102,8 @@ class RevocationIndex:
 
     def drop_over(self, now: ClockReading) -> None:
         """Drop the revocations that are over."""
-        for user in list(self._by_user):
-            left = self._by_user[user].intersection(self.of(user, now))
-            if left:
-                self._by_user[user] = left
-            else:
-                del self._by_user[user]
+        left = self.all(now)
+        self._by_user.clear()
+        for each in left:
+            known = self._by_user.setdefault(each.user, {})
+            known.setdefault(each.jti, set()).add(each)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
+from bridge.core.identity import Identity
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxPage, InboxState
 from bridge.core.revocation import Revocation
@@ -112,11 +113,11 @@ class InboxReader(Protocol):
         after it.
         """
 
-    def revocations(self, user: str) -> Sequence[Revocation]:
+    def is_revoked(self, identity: Identity) -> bool:
         """
-        Return the revocations of `user` that are in force.
+        Return whether a revocation in force covers the token of `identity`.
 
-        They include all that were stored before a call of `state` for this user began that
+        Known are all that were stored before a call of `state` for its user began that
         has returned, and all that `on_revoked` has received. So a window is checked by
         this, after `state` and without an `await`, in the same step in which it joins its
         room: an earlier revocation is found here, and a later one finds the window.
@@ -187,6 +188,9 @@ class RevocationStore(Protocol):
         Cancellation: the revocation may or may not have been stored.
 
         """
+
+    def revocations(self, user: str) -> Sequence[Revocation]:
+        """Return the revocations of `user` that are in force, as far as is known."""
 
     def all_revocations(self) -> Sequence[Revocation]:
         """Return the revocations of all users that are in force, as far as is known."""

@@ -187,7 +187,7 @@ class Admission:
             RefusedError: If it is revoked.
 
         """
-        if any(one.covers(identity) for one in self._inbox.revocations(identity.user)):
+        if self._inbox.is_revoked(identity):
             raise RefusedError(Refusal.TOKEN_REVOKED)
 
     async def _kept_recovery_id(

@@ -12,6 +12,7 @@ from typing import Final
 
 from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
+from bridge.core.identity import Identity
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxPage, InboxState, count_gone, forgotten_above
 from bridge.core.revocation import Revocation, RevocationIndex
@@ -191,6 +192,10 @@ class MemoryInbox:
     async def revoke(self, revocation: Revocation) -> None:
         """Remember a revocation until the process ends, and pass it to the subscriber."""
         self._revocations.add(revocation)
+
+    def is_revoked(self, identity: Identity) -> bool:
+        """Return whether a revocation in force covers the token of `identity`."""
+        return self._revocations.is_revoked(identity, self._clock.read())
 
     def revocations(self, user: str) -> Sequence[Revocation]:
         """Return the revocations of `user` that are in force."""

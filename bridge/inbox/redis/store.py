@@ -38,6 +38,7 @@ import structlog
 from bridge.clock import SteadyClock
 from bridge.core.distribution import install_command
 from bridge.core.fencing_token import FencingToken
+from bridge.core.identity import Identity
 from bridge.core.message import Message, Stored
 from bridge.core.redis_address import RedisAddress
 from bridge.core.replay import InboxPage, InboxState, count_gone
@@ -316,6 +317,10 @@ class RedisInbox:
         """
         server = self._servers.for_tag(tag_of(revocation.user))
         await self._revocations.revoke(server, revocation)
+
+    def is_revoked(self, identity: Identity) -> bool:
+        """Return whether a revocation in force covers the token of `identity`."""
+        return self._revocations.index.is_revoked(identity, self._clock.read())
 
     def revocations(self, user: str) -> Sequence[Revocation]:
         """Return the revocations of `user` that are in force."""

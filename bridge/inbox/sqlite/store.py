@@ -22,6 +22,7 @@ from sqlite3 import Connection
 from typing import Final, TypeVar
 
 from bridge.clock import SteadyClock
+from bridge.core.identity import Identity
 from bridge.core.message import Message, Stored
 from bridge.core.replay import InboxPage, InboxState
 from bridge.core.revocation import Revocation, RevocationIndex
@@ -271,6 +272,10 @@ class SqliteInbox:
             partial(self._writer.revoke, revocation=revocation),
             lambda _: self._revocations.add(revocation),
         )
+
+    def is_revoked(self, identity: Identity) -> bool:
+        """Return whether a revocation in force covers the token of `identity`."""
+        return self._revocations.is_revoked(identity, self._clock.read())
 
     def revocations(self, user: str) -> Sequence[Revocation]:
         """Return the revocations of `user` that are in force."""

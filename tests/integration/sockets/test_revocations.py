@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
 
 import pytest
 
@@ -232,10 +231,3 @@ async def test_a_window_receives_nothing_after_a_revocation(
     events = [json.loads(each[2:]) for each in packets if each.startswith("42")]
     assert [event[1] for event in events[:-1]] == [0, 1, 2]
     assert events[-1][0] == "bridge:closing"
-
-
-def test_a_sequence_is_returned_for_a_user_without_revocations() -> None:
-    """The check at each connect must cost nothing."""
-    found: Sequence[Revocation] = StoreWithPauses().revocations("alice")
-
-    assert found == ()
