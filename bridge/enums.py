@@ -68,6 +68,8 @@ class OptionHeader(StrEnum):
     EPHEMERAL = "x-bridge-ephemeral"
     KEY = "x-bridge-key"
     THROTTLE = "x-bridge-throttle"
+    RETAIN = "x-bridge-retain"
+    CLEAR = "x-bridge-clear"
 
 
 # Of requests from pages to workers. Only bridge may publish to their exchange.
@@ -148,6 +150,12 @@ class DeadLetterReason(_ExplainedEnum):
         "bad_header",
         "a header that begins with x-bridge- has an invalid value",
         _FIX_THE_PRODUCER,
+    )
+    TOO_MANY_RETAINED = (
+        "too_many_retained",
+        "the message has a new key with x-bridge-retain, and the user has "
+        "BRIDGE_MAX_RETAINED retained keys already",
+        "Clear keys that are no longer needed, or raise BRIDGE_MAX_RETAINED; then redrive it.",
     )
     SCHEMA = (
         "schema",

@@ -53,10 +53,10 @@ from bridge.core.settlement import (
     settle_unexpected,
     trial_key,
 )
-from bridge.enums import Outcome, Stage
+from bridge.enums import DeadLetterReason, Outcome, Stage
 from bridge.errors import PublishRefusedError, StaleBatchError, TransientError
 from bridge.fencing import Fencing
-from bridge.inbox.contract import InboxWriter
+from bridge.inbox.contract import REFUSED, InboxWriter
 from bridge.logging import user_hash
 from bridge.metrics import Metrics
 from bridge.outbox import CONFIRM_WITHIN_S, HeldDelivery, Outbox
@@ -66,6 +66,11 @@ log = structlog.get_logger(__name__)
 
 _WAS_REDELIVERED: Final = attrgetter("redelivered")
 _OPTIONS: Final = attrgetter("options")
+
+_TOO_MANY_RETAINED: Final = Rejection(
+    DeadLetterReason.TOO_MANY_RETAINED,
+    "x-bridge-retain with one key more than BRIDGE_MAX_RETAINED allows",
+)
 
 T = TypeVar("T")
 _Parsed = tuple[Delivery, Message]
@@ -307,15 +312,28 @@ class Pipeline:
             await self._store(batch, good[:middle])  # first, to keep the order
             await self._store(batch, good[middle:])
             return
+        has_options = any(map(_OPTIONS, messages))
+        refused: list[Delivery] = []
+        if has_options and REFUSED in offsets:
+            refused = [
+                one for (one, _), at in zip(good, offsets, strict=True) if at == REFUSED
+            ]
+            messages = [
+                one for one, at in zip(messages, offsets, strict=True) if at != REFUSED
+            ]
+            offsets = [at for at in offsets if at != REFUSED]
         now_s = self._clock.wall_s()
         self._journal.stored(messages, offsets, at_s=now_s)
-        if any(map(_OPTIONS, messages)):
+        if has_options:
             self._journal.keyed(messages, offsets, at_s=now_s)
         if self._tracing is not None:
             self._tracing.stored(messages, offsets, now_s=now_s)
         duplicates = offsets.count(None)
-        self._stored.inc(len(good) - duplicates)
+        self._stored.inc(len(offsets) - duplicates)
         self._count(Outcome.DUPLICATE, duplicates)
+        for delivery in refused:
+            letter = DeadLetter(_TOO_MANY_RETAINED, attempt_of(delivery))
+            await self._dead_letter(batch, delivery, letter)
 
     def _append(
         self, batch: Batch, messages: Sequence[Message]

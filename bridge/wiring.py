@@ -400,6 +400,7 @@ def retention(settings: Settings) -> Retention:
         max_messages=settings.inbox_max_messages,
         max_age_s=settings.inbox_max_age,
         dedupe_s=settings.dedupe_window,
+        max_retained=settings.max_retained,
     )
 
 

@@ -19,6 +19,8 @@ OPTION_NAMES: Final = frozenset(header.encode() for header in OptionHeader)
 _EPHEMERAL: Final = OptionHeader.EPHEMERAL.encode()
 _KEY: Final = OptionHeader.KEY.encode()
 _THROTTLE: Final = OptionHeader.THROTTLE.encode()
+_RETAIN: Final = OptionHeader.RETAIN.encode()
+_CLEAR: Final = OptionHeader.CLEAR.encode()
 _TRUTHS: Final = {b"true": True, b"false": False}
 _TEXTS: Final = (b"S", b"x")
 
@@ -38,12 +40,19 @@ class MessageOptions:
             that is stored and has options has a key.
         throttle_s: A window that is open receives at most one message of the key in this
             time, and always the last one; ``None`` for no limit.
+        is_retained: From now on new windows receive the newest message of the key first.
+        is_cleared: From now on they do not.
 
     """
 
     is_ephemeral: bool = False
     key: str | None = None
     throttle_s: float | None = None
+    is_retained: bool = False
+    is_cleared: bool = False
+
+
+_NO_OPTIONS: Final = MessageOptions()
 
 
 def parse_options(headers: bytes) -> MessageOptions | str | None:
@@ -59,10 +68,13 @@ def parse_options(headers: bytes) -> MessageOptions | str | None:
     }
     if not found:
         return None
-    ephemeral, key = found.get(_EPHEMERAL), found.get(_KEY)
-    is_ephemeral = ephemeral is not None and _flag(ephemeral)
-    if is_ephemeral is None:
-        return "x-bridge-ephemeral is not true or false"
+    flags: dict[bytes, bool] = {}
+    for name in (_EPHEMERAL, _RETAIN, _CLEAR):
+        flag = _flag(found[name]) if name in found else False
+        if flag is None:
+            return f"{name.decode()} is not true or false"
+        flags[name] = flag
+    key = found.get(_KEY)
     text = None
     if key is not None:
         try:
@@ -75,20 +87,25 @@ def parse_options(headers: bytes) -> MessageOptions | str | None:
     throttle_s = _parse_throttle_s(found[_THROTTLE]) if _THROTTLE in found else None
     if isinstance(throttle_s, str):
         return throttle_s
-    options = MessageOptions(is_ephemeral, text, throttle_s)
+    options = MessageOptions(
+        flags[_EPHEMERAL], text, throttle_s, flags[_RETAIN], flags[_CLEAR]
+    )
     return options_problem(options) or (None if options == _NO_OPTIONS else options)
-
-
-_NO_OPTIONS: Final = MessageOptions()
 
 
 def options_problem(options: MessageOptions) -> str | None:
     """Return why options exclude each other, as a sentence; ``None`` if they do not."""
-    if options.throttle_s is not None:
-        if options.key is None:
-            return f"{OptionHeader.THROTTLE} needs {OptionHeader.KEY}"
-        if options.is_ephemeral:
-            return f"{OptionHeader.THROTTLE} and {OptionHeader.EPHEMERAL} exclude each other"
+    if options.is_retained and options.is_cleared:
+        return f"{OptionHeader.RETAIN} and {OptionHeader.CLEAR} exclude each other"
+    for name, is_set in (
+        (OptionHeader.THROTTLE, options.throttle_s is not None),
+        (OptionHeader.RETAIN, options.is_retained),
+        (OptionHeader.CLEAR, options.is_cleared),
+    ):
+        if is_set and options.key is None:
+            return f"{name} needs {OptionHeader.KEY}"
+        if is_set and options.is_ephemeral:
+            return f"{name} and {OptionHeader.EPHEMERAL} exclude each other"
     return None
 
 
@@ -135,6 +152,10 @@ def render_options(options: MessageOptions) -> bytes | None:
         headers[OptionHeader.KEY] = options.key
     if options.throttle_s is not None:
         headers[OptionHeader.THROTTLE] = render_duration(options.throttle_s)
+    if options.is_retained:
+        headers[OptionHeader.RETAIN] = "true"
+    if options.is_cleared:
+        headers[OptionHeader.CLEAR] = "true"
     return render_table(headers) or None
 
 

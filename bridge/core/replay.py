@@ -11,7 +11,7 @@ is after the newest of them. So whether a window has missed something is known e
 much is known only up to the offset at which the holes begin.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,6 +33,7 @@ class InboxState:
         trimmed_for: Why messages before `first` were deleted; ``None`` if none were.
         sparse_after: Offsets above it may be holes; ``None`` if there never was a key.
         holes: How many offsets from `first` to `last` are holes.
+        retained: How many keys are retained.
         forgotten: Lower offsets may be those of an earlier inbox of this user, which the
             store has forgotten. The first message has the offset `forgotten` + 1.
 
@@ -46,6 +47,7 @@ class InboxState:
     forgotten: int = 0
     sparse_after: int | None = None
     holes: int = 0
+    retained: int = 0
 
     @property
     def had_messages(self) -> bool:
@@ -96,6 +98,7 @@ class ReplayPlan:
         is_start_known: Whether the window has everything up to `after`. A window without
             a position may be new, or an old one that lost messages in transit.
         had: The position of the window, if it has messages above `after`.
+        sends_retained: Whether the retained messages up to `after` come first.
 
     """
 
@@ -103,6 +106,7 @@ class ReplayPlan:
     missed: int | None = 0
     reason: SyncReason | None = None
     is_start_known: bool = True
+    sends_retained: bool = False
     had: Position | None = None
 
     def lacks(self, offset: int) -> bool:
@@ -187,3 +191,15 @@ class InboxPage:
     def empty(cls, after: int, forgotten: int) -> "InboxPage":
         """Return the page of a user without messages, who may have been forgotten."""
         return cls((), max(after, forgotten), expired=0, gone=0, last=forgotten)
+
+
+def fit(messages: Iterable[Stored], *, max_bytes: int) -> Sequence[Stored]:
+    """Return the first of `messages`, at least one, with at most `max_bytes` of data."""
+    found: list[Stored] = []
+    size_bytes = 0
+    for stored in messages:
+        size_bytes += len(stored.message.data)
+        if found and size_bytes > max_bytes:
+            break
+        found.append(stored)
+    return found

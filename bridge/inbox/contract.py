@@ -9,7 +9,7 @@ three stores: memory, sqlite and redis.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
 from bridge.core.identity import Identity
@@ -27,6 +27,10 @@ EpochListener = Callable[[Sequence[str]], None]
 # Receives each revocation once: windows that use its tokens must be closed.
 RevokedListener = Callable[[Revocation], None]
 
+# In place of the offset of a message that was not stored, because it would have retained one
+# key more than `Retention.max_retained`.
+REFUSED: Final = -1
+
 
 @dataclass(frozen=True, slots=True)
 class Retention:
@@ -37,12 +41,14 @@ class Retention:
         max_messages: Messages of each user.
         max_age_s: Age at which a message is deleted.
         dedupe_s: How long the id of a message is remembered.
+        max_retained: Retained keys of each user.
 
     """
 
     max_messages: int
     max_age_s: float
     dedupe_s: float
+    max_retained: int = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,8 @@ class InboxWriter(Protocol):
 
         Returns:
             The offset of each message; ``None`` for a duplicate: a message whose id its
-            user has received within the dedupe window.
+            user has received within the dedupe window; `REFUSED` for a retained key too
+            many.
 
         Raises:
             StoreUnavailableError: If the store cannot be written now.
@@ -151,6 +158,21 @@ class InboxReader(Protocol):
         Read messages with offsets above `after`, oldest first.
 
         The page holds at least one message if there is any, however large it is.
+
+        Raises:
+            StoreUnavailableError: If the store cannot be read now.
+
+        """
+
+    async def read_retained(
+        self, user: str, *, after: int, upto: int, max_bytes: int
+    ) -> Sequence[Stored]:
+        """
+        Read the newest message of each retained key, if its offset is in (`after`, `upto`].
+
+        They are in the order of their offsets, without those past their deadline, and at
+        least one if there is any. Some are no longer in the inbox otherwise. To continue,
+        pass the offset of the last one as `after`.
 
         Raises:
             StoreUnavailableError: If the store cannot be read now.

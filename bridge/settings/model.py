@@ -277,6 +277,11 @@ class Settings(BaseSettings):
     )
     inbox_max_messages: Count = _reloadable(1000, "Messages kept for each user.")
     inbox_max_age: Duration = _reloadable("7d", "Age at which a message is deleted.")
+    max_retained: Annotated[int, Field(ge=1, le=1000)] = _reloadable(
+        100,
+        "Keys of one user that are retained (1 to 1000); a message that would retain one more "
+        "becomes a dead letter.",
+    )
     dedupe_window: Duration = _reloadable(
         "10m",
         "Period in which a repeated `message_id` of the same user is not stored again.",

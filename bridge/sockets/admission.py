@@ -21,7 +21,12 @@ from bridge.core.identity import (
     request_token,
 )
 from bridge.core.packets import Packet
-from bridge.core.position import Position, render_recovery_id, user_epoch
+from bridge.core.position import (
+    Position,
+    parse_recovery_id,
+    render_recovery_id,
+    user_epoch,
+)
 from bridge.core.refused_origins import RefusedOrigins
 from bridge.core.replay import ReplayPlan, plan_replay
 from bridge.enums import Refusal
@@ -157,6 +162,11 @@ class Admission:
             if session.is_closed:
                 return
             self.check_revocations(identity)
+            # A position after the start of a window proves that it has the retained messages.
+            if state.retained and (
+                kept_id is None or options.position == parse_recovery_id(kept_id)
+            ):
+                plan = replace(plan, sends_retained=True)
             window = Window(
                 client.sid,
                 session,

@@ -5,6 +5,12 @@ Messages that are stored during a replay pass the window's closed gate and are r
 the inbox too. So there is no queue besides the inbox and none that could overflow. Pages
 are small, and a message is written when the client has read most of the previous ones, so
 a long inbox costs no memory.
+
+A new window first receives the newest message of each retained key, as far as the replay
+that follows does not send it: those up to the offset at which the replay starts. They carry
+the position of this offset, so acks, marks and a reconnect do not depend on them. If the
+inbox is trimmed faster than it is read, the same is done for the deleted messages. So a
+window receives the messages of each key in their order.
 """
 
 from collections.abc import Callable, Sequence
@@ -107,7 +113,8 @@ class Replayer:
                 once, without a task.
 
         """
-        if window.offset >= last and self._rooms.open_gate(window):
+        is_current = window.offset >= last and not plan.sends_retained
+        if is_current and self._rooms.open_gate(window):
             result = ReplayResult(0, plan.missed, plan.reason, plan.is_start_known)
             result.send_to(window)
         else:
@@ -171,11 +178,8 @@ class Replayer:
             StoreUnavailableError: If the inbox cannot be read.
 
         """
-        if late:
-            after = window.offset
-            if not await self._write(window, late):
-                return None
-            self._note_written(window, after, late[-1].offset)
+        if not await self._write_first(window, plan, late):
+            return None
         replayed = expired = 0
         missed, reason = plan.missed, plan.reason
         while True:
@@ -185,6 +189,15 @@ class Replayer:
                 max_messages=_PAGE_MESSAGES,
                 max_bytes=self._options.limits.outbound_bytes // 4,
             )
+            if page.gone != 0:  # the inbox was trimmed faster than it was read
+                reason = reason or SyncReason.LIMIT
+                next_offset = next(
+                    (m.offset for m in page.messages), page.next_after + 1
+                )
+                if not await self._write_retained(
+                    window, plan, after=window.offset, upto=next_offset - 1
+                ):
+                    return None
             messages = [each for each in page.messages if plan.lacks(each.offset)]
             if not await self._write(window, messages):
                 return None
@@ -193,8 +206,6 @@ class Replayer:
                 self._note_written(window, first - 1, last)
             replayed += len(messages)
             expired += page.expired
-            if page.gone != 0:  # the inbox was trimmed faster than it was read
-                reason = reason or SyncReason.LIMIT
             missed = _sum(missed, page.gone)
             window.advance(page.next_after)
             # No await between this check and the open gate, or a message could be missed.
@@ -205,9 +216,45 @@ class Replayer:
             reason = reason or SyncReason.EXPIRED
         return ReplayResult(replayed, missed, reason, plan.is_start_known, expired)
 
-    async def _write(self, window: Window, messages: Sequence[Stored]) -> bool:
+    async def _write_first(
+        self, window: Window, plan: ReplayPlan, late: Sequence[Stored]
+    ) -> bool:
+        """Write what comes before the inbox is read; false if the window is closed."""
+        after = window.offset
+        if plan.sends_retained:
+            return await self._write_retained(window, plan, after=0, upto=after)
+        if late:
+            if not await self._write(window, late):
+                return False
+            self._note_written(window, after, late[-1].offset)
+        return True
+
+    async def _write_retained(
+        self, window: Window, plan: ReplayPlan, *, after: int, upto: int
+    ) -> bool:
+        """Write the retained messages in (`after`, `upto`]; false if the window is closed."""
+        while messages := await self._inbox.read_retained(
+            window.user,
+            after=after,
+            upto=upto,
+            max_bytes=self._options.limits.outbound_bytes // 4,
+        ):
+            at = plan.had or Position(window.epoch, window.offset)
+            if not await self._write(window, messages, at=at):
+                return False
+            after = messages[-1].offset
+        return True
+
+    async def _write(
+        self, window: Window, messages: Sequence[Stored], *, at: Position | None = None
+    ) -> bool:
         """
         Write messages at the speed of the client. Close the window if it reads too slowly.
+
+        Args:
+            window: The window.
+            messages: The messages.
+            at: The position that they carry; ``None`` for their own.
 
         Returns:
             False if the window is closed.
@@ -215,17 +262,17 @@ class Replayer:
         """
         for stored in messages:
             message = stored.message
-            position = str(Position(window.epoch, stored.offset))
+            position = at or Position(window.epoch, stored.offset)
             is_written = await window.session.send_when_writable(
-                event_packet(message.event, message.data, position),
-                stored.offset,
+                event_packet(message.event, message.data, str(position)),
+                position.offset,
                 timeout_s=self._options.limits.ping_timeout_s,
             )
             if not is_written:
                 if not window.session.is_closed:
                     self._close(window, Closing.SLOW)
                 return False
-            window.advance(stored.offset)  # the client may ack it from now on
+            window.advance(position.offset)  # the client may ack it from now on
         return not window.session.is_closed
 
     def _note_written(self, window: Window, after: int, last: int) -> None:

@@ -1,5 +1,7 @@
 """Messages with a key from a producer to pages, and what operators see of them."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -20,12 +22,12 @@ from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 
 
-def with_key(key: str, message_id: str) -> Properties:
+def with_key(key: str, message_id: str, **flags: bool) -> Properties:
     """Return properties with a key."""
     return Properties(
         delivery_mode=PERSISTENT,
         message_id=message_id.encode(),
-        headers=render_options(MessageOptions(key=key)),
+        headers=render_options(MessageOptions(key=key, **flags)),
     )
 
 
@@ -34,18 +36,23 @@ def sync_of(window: RawWindow) -> object:
     return next(each[1] for each in window.events if each[0] == "bridge:sync")
 
 
+@asynccontextmanager
+async def url_of(store: str, folder: Path) -> AsyncIterator[str]:
+    """Return the URL of a store; that of Redis belongs to a server of its own."""
+    if store == "redis":
+        async with RedisServer.start(folder) as server:
+            yield server.url
+    else:
+        yield "memory:" if store == "memory" else f"sqlite:{folder / 'inbox.sqlite3'}"
+
+
 @pytest.mark.parametrize("store", ["memory", "sqlite", "redis"])
 async def test_a_page_that_returns_receives_the_newest_of_each_key(
     broker: LocalNode, namespace: str, tmp_path: Path, store: str
 ) -> None:
     """It has missed nothing, and a trace of a replaced message names the newer one."""
-    async with RedisServer.start(tmp_path) as server:
-        urls = {
-            "memory": "memory:",
-            "sqlite": f"sqlite:{tmp_path / 'inbox.sqlite3'}",
-            "redis": server.url,
-        }
-        settings = settings_for(broker, namespace, inbox=urls[store])
+    async with url_of(store, tmp_path) as inbox:
+        settings = settings_for(broker, namespace, inbox=inbox)
         async with (
             running_bridge(settings) as running,
             open_worker(broker, namespace) as worker,
@@ -81,3 +88,43 @@ async def test_a_page_that_returns_receives_the_newest_of_each_key(
                     trace = await response.json()
             assert trace["fate"] == "replaced"
             assert trace["verdict"] == f"replaced: by the message at position {newest}"
+
+
+@pytest.mark.parametrize("store", ["sqlite", "redis"])
+async def test_retained_messages_survive_a_restart_and_the_limit_of_keys_holds(
+    broker: LocalNode, namespace: str, tmp_path: Path, store: str
+) -> None:
+    """One key too many is a dead letter that names the setting; nothing waits behind it."""
+    async with url_of(store, tmp_path) as inbox:
+        settings = settings_for(broker, namespace, inbox=inbox, max_retained=2)
+        async with (
+            running_bridge(settings) as running,
+            open_worker(broker, namespace) as worker,
+        ):
+            for number in range(3):
+                key = with_key(f"job-{number}", f"a{number}", is_retained=True)
+                await worker.publish("ann", number, properties=key)
+            await worker.publish("ann", "newer", properties=with_key("job-0", "b"))
+            await eventually(lambda: running.settled("stored") == 3)
+            reason = "too_many_retained"
+            await eventually(lambda: running.settled("dead_letter", reason) == 1)
+            url, tokens = running.listening.public_url, [running.token("ann")]
+            async with open_windows(url, tokens, acks="manual") as [window]:
+                await eventually(lambda: window.data() == [1, "newer"])
+                last = str(window.events[1][2])
+                await window.websocket.send_str(f'42["ack","{last}"]')
+
+        async with (
+            running_bridge(settings) as running,
+            open_worker(broker, namespace) as worker,
+        ):
+            url, tokens = running.listening.public_url, [running.token("ann")]
+            async with open_windows(url, tokens) as [window]:
+                await eventually(lambda: window.data() == [1, "newer"])
+                assert [event[2] for event in window.events[:2]] == [last, last]
+                clear = with_key("job-1", "c", is_cleared=True)
+                await worker.publish("ann", "over", properties=clear)
+                await eventually(lambda: window.data() == [1, "newer", "over"])
+            async with open_windows(url, tokens) as [window]:
+                await eventually(lambda: "newer" in window.data())
+                assert 1 not in window.data()

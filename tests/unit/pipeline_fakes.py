@@ -18,6 +18,7 @@ from bridge.core.message import (
 )
 from bridge.core.properties import Properties, render_properties
 from bridge.core.settlement import DeadLetter, RetryAfter
+from bridge.inbox.contract import REFUSED
 from bridge.metrics import Metrics
 from bridge.outbox import Outbox
 from bridge.pipeline import Pipeline
@@ -98,11 +99,16 @@ class FakeIntake:
 
 @dataclass
 class FakeInbox:
-    """Stores in a list; raises `failures` one by one, and always fails for `poison`."""
+    """
+    Stores in a list; raises `failures` one by one, and always fails for `poison`.
+
+    It refuses messages whose data is `refused`, as it refuses one retained key too many.
+    """
 
     effects: list[str]
     failures: list[Exception] = field(default_factory=list)
     poison: bytes | None = None
+    refused: bytes | None = None
     stored: list[Message] = field(default_factory=list)
     trials: dict[bytes, int] = field(default_factory=dict)
     writes: int = 0  # durable ones that the pipeline waited for
@@ -133,9 +139,10 @@ class FakeInbox:
         if any(message.data == self.poison for message in messages):
             problem = "the store does not like it"
             raise ZeroDivisionError(problem)
-        self.stored += messages
-        self.effects += [f"store {message.data.decode()}" for message in messages]
-        return [1 for _ in messages]
+        kept = [message for message in messages if message.data != self.refused]
+        self.stored += kept
+        self.effects += [f"store {message.data.decode()}" for message in kept]
+        return [REFUSED if one.data == self.refused else 1 for one in messages]
 
 
 @dataclass

@@ -321,3 +321,20 @@ async def test_an_invalid_option_makes_a_dead_letter_that_names_the_header(
     rejection = harness.publisher.dead[0].rejection
     assert rejection.reason is DeadLetterReason.BAD_HEADER
     assert rejection.text == "x-bridge-ephemeral is not true or false"
+
+
+async def test_one_retained_key_too_many_makes_a_dead_letter(harness: Harness) -> None:
+    """The others of its batch are stored; nothing records it as stored."""
+    harness.inbox.refused = b"2"
+    headers = render_table({OptionHeader.KEY: "k", OptionHeader.RETAIN: "true"})
+    refused = delivery(2, b"2", properties=Properties(message_id=b"m", headers=headers))
+
+    await harness.settle([delivery(1, b"1"), refused, delivery(3, b"3")])
+
+    assert harness.effects == ["store 1", "store 3", "ack 3", "dead 2", "ack held 2"]
+    rejection = harness.publisher.dead[0].rejection
+    assert rejection.reason is DeadLetterReason.TOO_MANY_RETAINED
+    assert harness.settled("stored") == 2
+    assert harness.settled("dead_letter", "too_many_retained") == 1
+    stages = [entry.stage for entry in harness.journal.of("ann", "m")]
+    assert stages == [Stage.DEAD]

@@ -43,6 +43,13 @@ THROTTLE_TEXT = (
     "A duration from 1ms to 1h: a window that is open receives at most one message of the key "
     "in this time, and always the last one."
 )
+RETAIN_TEXT = (
+    "New windows receive the newest message of the key first, also one that the user has had, "
+    "until the key is cleared or the message expires."
+)
+CLEAR_TEXT = (
+    "The key is no longer retained; the message itself is delivered like any other."
+)
 _Flag = bool | Literal["true", "false"]
 
 
@@ -60,6 +67,7 @@ class MessageHeaders(Contract):
     ) | examples(
         {"x-bridge-ephemeral": True},
         {"x-bridge-key": "job-17", "x-bridge-throttle": "250ms"},
+        {"x-bridge-key": "job-17", "x-bridge-retain": True},
     )
 
     ephemeral: _Flag | Absent = Field(None, description=EPHEMERAL_TEXT)
@@ -67,6 +75,8 @@ class MessageHeaders(Contract):
     throttle: Throttle | Absent = Field(
         None, description=f"Needs a key. {THROTTLE_TEXT}"
     )
+    retain: _Flag | Absent = Field(None, description=f"Needs a key. {RETAIN_TEXT}")
+    clear: _Flag | Absent = Field(None, description=f"Needs a key. {CLEAR_TEXT}")
 
 
 class MessageProperties(Contract):

@@ -8,15 +8,23 @@ clients learn that messages may be missing.
 import secrets
 from collections.abc import Sequence
 from itertools import takewhile
+from operator import attrgetter
 from typing import Final
 
 from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
 from bridge.core.identity import Identity
 from bridge.core.message import Message, Stored
-from bridge.core.replay import InboxPage, InboxState, count_gone, forgotten_above
+from bridge.core.replay import (
+    InboxPage,
+    InboxState,
+    count_gone,
+    fit,
+    forgotten_above,
+)
 from bridge.core.revocation import Revocation, RevocationIndex
 from bridge.inbox.contract import (
+    REFUSED,
     AnnouncedListener,
     EpochListener,
     Retention,
@@ -121,8 +129,13 @@ class MemoryInbox:
                 log.last += 1
                 stored = Stored(message, log.last)
                 log.kept.append(stored)
-            else:
+            elif log.may_add(message, max_retained=self.retention.max_retained):
                 stored = log.add_sparse(message)
+            else:
+                if message.id is not None:
+                    del self._seen[user, message.id]
+                offsets.append(REFUSED)
+                continue
             touched.add(user)
             offsets.append(log.last)
             if user in self._followed:
@@ -151,6 +164,7 @@ class MemoryInbox:
             forgotten=log.forgotten,
             sparse_after=log.sparse_after,
             holes=log.last - log.first + 1 - log.depth,
+            retained=len(log.retained),
         )
 
     async def read(
@@ -179,6 +193,18 @@ class MemoryInbox:
         else:
             next_after = max(next_after, log.last)  # the newest may be a hole
         return InboxPage(found, next_after, expired=expired, gone=gone, last=log.last)
+
+    async def read_retained(
+        self, user: str, *, after: int, upto: int, max_bytes: int
+    ) -> Sequence[Stored]:
+        """Read the newest message of each retained key; see `InboxReader`."""
+        log, now = self._logs.get(user), self._clock.read()
+        found = [
+            stored
+            for stored in (log.retained.values() if log is not None else ())
+            if after < stored.offset <= upto and not stored.message.is_expired(now)
+        ]
+        return fit(sorted(found, key=attrgetter("offset")), max_bytes=max_bytes)
 
     async def count_expired(self, user: str, *, after: int) -> int:
         """Count the messages above the offset `after` that are past their deadline."""
@@ -230,8 +256,9 @@ class MemoryInbox:
         idle: list[str] = []
         for user, log in self._logs.items():
             log.trim(self.retention, now)
+            log.drop_expired(now)
             if (
-                not log.depth
+                not (log.depth or log.retained)
                 and log.appended_s < oldest_s
                 and user not in self._followed
             ):

@@ -11,6 +11,9 @@ from bridge.core.message import Message, Stored
 from bridge.enums import SyncReason
 from bridge.inbox.contract import Retention
 
+# Event and key.
+Place = tuple[str, str | None]
+
 
 @dataclass(slots=True)
 class SparseLog:
@@ -22,13 +25,16 @@ class SparseLog:
         gone: The newest offset that was deleted, but not replaced.
         messages: By offset, oldest first.
         keys: The offset of the message with this event and key.
+        retained: The newest message of each retained key. It may have been deleted from
+            `messages`.
 
     """
 
     after: int
     gone: int = 0
     messages: OrderedDict[int, Stored] = field(default_factory=OrderedDict)
-    keys: dict[tuple[str, str | None], int] = field(default_factory=dict)
+    keys: dict[Place, int] = field(default_factory=dict)
+    retained: dict[Place, Stored] = field(default_factory=dict)
 
     def add(self, stored: Stored) -> None:
         """Add the newest message, in place of an older one with the same key."""
@@ -39,6 +45,12 @@ class SparseLog:
             if old is not None:
                 del self.messages[old]
             self.keys[place] = offset
+            if message.options.is_cleared:
+                self.retained.pop(place, None)
+            elif message.options.is_retained or (
+                self.retained and place in self.retained
+            ):
+                self.retained[place] = stored
         self.messages[offset] = stored
 
     @property
@@ -95,6 +107,27 @@ class UserLog:
     def depth(self) -> int:
         """The number of kept messages."""
         return len(self.kept) + (len(self.sparse.messages) if self.sparse else 0)
+
+    @property
+    def retained(self) -> dict[Place, Stored]:
+        """The newest message of each retained key."""
+        return {} if self.sparse is None else self.sparse.retained
+
+    def may_add(self, message: Message, *, max_retained: int) -> bool:
+        """Return whether `message` does not retain one key too many."""
+        options, retained = message.options, self.retained
+        return (
+            options is None
+            or not options.is_retained
+            or len(retained) < max_retained
+            or (message.event, options.key) in retained
+        )
+
+    def drop_expired(self, now: ClockReading) -> None:
+        """Retain nothing that is past its deadline."""
+        for place, stored in tuple(self.retained.items()):
+            if stored.message.is_expired(now):
+                del self.retained[place]
 
     def add_sparse(self, message: Message) -> Stored:
         """Add the newest message; the inbox is sparse from now on."""

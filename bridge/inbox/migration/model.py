@@ -32,6 +32,8 @@ class InboxNumbers:
         sparse_after: See `InboxState`.
         gone: The newest offset above `sparse_after` that was deleted, but not replaced.
         sparse_count: The number of messages above `sparse_after`.
+        retained: The number of retained keys. Their newest messages are copied with the
+            others, also those that were deleted from the inbox.
 
     """
 
@@ -44,6 +46,7 @@ class InboxNumbers:
     sparse_after: int | None = None
     gone: int = 0
     sparse_count: int = 0
+    retained: int = 0
 
     @property
     def dense_last(self) -> int:

@@ -102,6 +102,7 @@ class BatchAppender:
             self._session,
             self._number,
             b"SPUBLISH" if self._is_cluster else b"PUBLISH",
+            retention.max_retained,
         )
         arguments = [argument for token in tokens for argument in token]
         calls = [
@@ -181,7 +182,7 @@ class BatchAppender:
         keys = [f"{prefix}h"]
         if self._is_cluster:
             keys += (f"{prefix}u", f"{prefix}b:{self._session}")
-            keys += (f"{prefix}{kind}:{user}" for user in users for kind in "misk")
+            keys += (f"{prefix}{kind}:{user}" for user in users for kind in "miskv")
         return keys
 
     async def _result(

@@ -109,11 +109,16 @@ def pack(message: Message) -> bytes:
 
 
 def pack_key(message: Message) -> bytes:
-    """Encode what a newer message must have in common with `message` to replace it."""
+    """
+    Encode what a newer message must have in common with `message` to replace it.
+
+    A byte before it says if the key is to be retained (2) or cleared (3).
+    """
     options = message.options
     if options is None or options.key is None:
         return b""
-    return f"{message.event}\0{options.key}".encode()
+    mode = "\2" if options.is_retained else "\3" if options.is_cleared else ""
+    return f"{mode}{message.event}\0{options.key}".encode()
 
 
 def unpack(

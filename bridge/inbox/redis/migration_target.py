@@ -91,7 +91,13 @@ if #fresh > 0 then call('RPUSH', list, unpack(fresh)) end
 local at = 12 + count
 for k = 1, tonumber(ARGV[11]) do
   local place = ARGV[at + 1] ~= '' and ARGV[at + 1] or '\\1' .. ARGV[at]
-  call('ZADD', p .. 's:' .. user, ARGV[at], place)
+  if place:byte() == 2 then
+    place = place:sub(2)
+    call('ZADD', p .. 'v:' .. user, ARGV[at], place)
+  end
+  if tonumber(ARGV[at]) > tonumber(ARGV[10]) then
+    call('ZADD', p .. 's:' .. user, ARGV[at], place)
+  end
   call('HSET', p .. 'k:' .. user, place, ARGV[at + 2])
   at = at + 3
 end
@@ -205,12 +211,12 @@ class RedisTarget:
             commands.append((tag, (b"HGET", f"{prefix}h", user)))
             commands.append((tag, (b"LLEN", f"{prefix}m:{user}")))
             commands.append((tag, (b"ZCARD", f"{prefix}s:{user}")))
-        replies = await self._ask_many(commands)
+            commands.append((tag, (b"ZCARD", f"{prefix}v:{user}")))
+        replies = iter(await self._ask_many(commands))
+        each_four = zip(replies, replies, replies, replies, strict=True)
         return [
             _inbox_count(user, *each)
-            for user, *each in zip(
-                users, replies[::3], replies[1::3], replies[2::3], strict=True
-            )
+            for user, each in zip(users, each_four, strict=True)
         ]
 
     async def finish(self, source: SourceIdentity) -> None:  # noqa: ARG002 - as the protocol has it
@@ -324,7 +330,7 @@ class RedisTarget:
 
 
 def _inbox_count(
-    user: str, head: bytes | None, length: int, sparse_count: int
+    user: str, head: bytes | None, length: int, sparse_count: int, retained: int
 ) -> InboxCount:
     if head is None:
         return InboxCount(InboxNumbers(user, 1, 0, 0, None), length)
@@ -347,5 +353,6 @@ def _inbox_count(
         sparse_after,
         gone,
         sparse_count,
+        retained,
     )
     return InboxCount(inbox, length)

@@ -62,7 +62,7 @@ from bridge.inbox.redis.feed import Feed
 from bridge.inbox.redis.protocol import MISSING, Argument, RedisConnection, Reply
 from bridge.inbox.redis.revocations import RedisRevocations
 from bridge.inbox.redis.scripts.heads import REASONS
-from bridge.inbox.redis.scripts.reading import COUNT_EXPIRED, READ
+from bridge.inbox.redis.scripts.reading import COUNT_EXPIRED, READ, RETAINED
 from bridge.inbox.redis.scripts.script import Script
 from bridge.inbox.redis.sweeper import RedisSweeper
 from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
@@ -345,7 +345,9 @@ class RedisInbox:
 
     def _state_of(self, user: str, reply: Sequence[Reply]) -> InboxState:
         """Read the state that a reply to the script READ begins with."""
-        epoch, first, last, delivered, reason, forgotten, upto, kept = reply[:8]
+        epoch, first, last, delivered, reason, forgotten, upto, kept, retained = reply[
+            :9
+        ]
         epoch = epoch.decode()
         self._feed.note_epoch(tag_of(user), epoch)
         mark = self._background.unwritten_mark(user, epoch)
@@ -358,6 +360,7 @@ class RedisInbox:
             forgotten,
             None if kept < 0 else upto,
             0 if kept < 0 else last - first + 1 - kept,
+            retained,
         )
 
     async def read(
@@ -373,19 +376,24 @@ class RedisInbox:
 
         """
         reply = await self._read(READ, user, after, max_messages, max_bytes)
-        _, first, last, _, _, forgotten, upto, kept, next_after, expired, *rest = reply
+        _, first, last, _, _, forgotten, upto, kept, _, next_after, expired, *rest = (
+            reply
+        )
         sparse_after = None if kept < 0 else upto
-        messages = [
-            Stored(unpack(user, rest[index + 1]), rest[index])
-            for index in range(0, len(rest), 2)
-        ]
         return InboxPage(
-            messages,
+            _unpack_all(user, rest),
             next_after,
             expired=expired,
             gone=count_gone(max(after, forgotten), first, sparse_after),
             last=last,
         )
+
+    async def read_retained(
+        self, user: str, *, after: int, upto: int, max_bytes: int
+    ) -> Sequence[Stored]:
+        """Read the newest message of each retained key; see `InboxReader`."""
+        reply = await self._read(RETAINED, user, after, upto, max_bytes)
+        return _unpack_all(user, reply)
 
     async def count_expired(self, user: str, *, after: int) -> int:
         """Count messages after `after` that are past their deadline; errors as `read`."""
@@ -443,6 +451,14 @@ class RedisInbox:
     def forget_trial(self, key: bytes) -> None:
         """Reset the count: the message was settled, or the process survived it."""
         self._background.forget_trial(key)
+
+
+def _unpack_all(user: str, reply: Sequence[Reply]) -> list[Stored]:
+    """Return the messages in a reply: for each its offset and element."""
+    return [
+        Stored(unpack(user, reply[index + 1]), reply[index])
+        for index in range(0, len(reply), 2)
+    ]
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -61,9 +61,12 @@ class RedisSweeper:
                 self._tag,
                 prefixes[self._tag],
                 self._after,
-                _USERS,
                 retention.max_messages,
                 repr(now.ago(retention.max_age_s)),
+                repr(now.now_s),
+                repr(now.steady_s),
+                repr(now.lowest_s),
+                _USERS,
                 repr(now.ago(retention.dedupe_s)),
                 self._count_subscribers,
             )

@@ -42,7 +42,8 @@ _INDEX_ROWS: Final = 5000
 _USERS: Final = (
     "SELECT id, user, first, trimmed_for, coalesce(last, forgotten), coalesce(seq, 0),"
     " max(coalesce(delivered, 0), forgotten), forgotten, sparse_after, gone,"
-    " (SELECT count(*) FROM sparse WHERE sparse.user_id = id)"
+    " (SELECT count(*) FROM sparse WHERE sparse.user_id = id AND offset > gone),"
+    " (SELECT count(*) FROM retained WHERE retained.user_id = id)"
     " FROM users LEFT JOIN heads ON user_id = id"
     " WHERE id > ? ORDER BY id"
 )
@@ -205,14 +206,17 @@ class SqliteSource:
 
     def _sparse(self, user_id: int, user: str) -> Iterator[Stored]:
         """Yield the messages since the first one with a key, oldest first."""
+        retained = statements.retained_keys(self._connected, user_id)
         for key, *row in self._connected.execute(
             f"SELECT key, offset, {STORED_COLUMNS} FROM sparse WHERE user_id = ?"  # noqa: S608 - no input
             " ORDER BY offset",
             (user_id,),
         ):
             stored = to_stored(user, tuple(row))
+            message = stored.message
             if key is not None:
-                stored.message.options = MessageOptions(key=key)
+                is_retained = (message.event, key) in retained
+                message.options = MessageOptions(key=key, is_retained=is_retained)
             yield stored
 
     def _ids(self, user_id: int) -> Iterator[Sequence[tuple[str, float]]]:
@@ -269,7 +273,8 @@ def _identity(connection: Connection) -> SourceIdentity:
         " (SELECT count(*) || '/' || coalesce(sum(length(revocation)), 0) FROM revocations)"
     ).fetchone()
     facts += connection.execute(
-        "SELECT coalesce(max(offset), '') || '/' || coalesce(sum(offset), '') FROM sparse"
+        "SELECT coalesce(max(offset), '') || '/' || coalesce(sum(offset), ''),"
+        " (SELECT count(*) FROM retained) FROM sparse"
     ).fetchone()
     return SourceIdentity(
         epoch=str(statements.meta(connection, "epoch")),

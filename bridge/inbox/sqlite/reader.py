@@ -14,7 +14,7 @@ from typing import Any
 
 from bridge.clock import SteadyClock
 from bridge.core.message import Stored
-from bridge.core.replay import InboxPage, InboxState, count_gone
+from bridge.core.replay import InboxPage, InboxState, count_gone, fit
 from bridge.enums import SyncReason
 from bridge.inbox.contract import Retention
 from bridge.inbox.sqlite import statements
@@ -45,6 +45,7 @@ class InboxSnapshot:
     forgotten: int
     sparse_after: int | None
     holes: int
+    retained: int
 
     def above(self, offset: int, columns: str = STORED_COLUMNS) -> Rows:
         """Yield offset and columns of the kept messages above `offset`, oldest first."""
@@ -116,6 +117,7 @@ class SqliteReader:
             return InboxState(
                 *(epoch, inbox.first, inbox.last, inbox.delivered),
                 *(inbox.trimmed_for, inbox.forgotten, inbox.sparse_after, inbox.holes),
+                inbox.retained,
             )
 
     def read(
@@ -154,6 +156,30 @@ class SqliteReader:
                 else:
                     next_after = max(inbox.last, next_after)
         return InboxPage(found, next_after, expired=expired, gone=gone, last=inbox.last)
+
+    def read_retained(
+        self,
+        connection: Connection,
+        user: str,
+        *,
+        after: int,
+        upto: int,
+        max_bytes: int,
+    ) -> Sequence[Stored]:
+        """Read the newest message of each retained key; see `InboxReader`."""
+        now = self._clock.read()
+        rows = connection.execute(
+            f"SELECT sparse.offset, {STORED_COLUMNS} FROM retained"  # noqa: S608 - no input
+            " CROSS JOIN sparse USING (user_id, event, key) WHERE offset > ? AND offset <= ?"
+            " AND user_id = (SELECT id FROM users WHERE user = ?) ORDER BY offset",
+            (after, upto, user),
+        )
+        with closing(rows):
+            found = (to_stored(user, row) for row in rows)
+            return fit(
+                (each for each in found if not each.message.is_expired(now)),
+                max_bytes=max_bytes,
+            )
 
     def count_expired(self, connection: Connection, user: str, *, after: int) -> int:
         """Count the messages above the offset `after` that are past their deadline."""
@@ -210,10 +236,13 @@ class SqliteReader:
         last, seq = map(max, head, tail.head)
         chain = MessageChain(connection, user_id, seq, tail)
         oldest_s = self._clock.read().ago(retention.max_age_s)
-        chain_last, room, sparse_count = last, retention.max_messages, 0
+        chain_last, room, sparse_count, retained = last, retention.max_messages, 0, 0
         if sparse_after is not None:
             chain_last = sparse_after
-            found = _kept_sparse(connection, user_id, room, oldest_s)
+            retained = connection.execute(
+                "SELECT count(*) FROM retained WHERE user_id = ?", (user_id,)
+            ).fetchone()[0]
+            found = _kept_sparse(connection, user_id, gone, room, oldest_s)
             sparse_count, gone = found.count, max(gone, found.gone)
             trimmed_for = found.trimmed_for or trimmed_for
             room -= sparse_count
@@ -242,6 +271,7 @@ class SqliteReader:
                 forgotten,
                 sparse_after,
                 holes,
+                retained,
             )
         )
 
@@ -256,11 +286,12 @@ class _KeptSparse:
 
 
 def _kept_sparse(
-    connection: Connection, user_id: int, max_messages: int, oldest_s: float
+    connection: Connection, user_id: int, gone: int, max_messages: int, oldest_s: float
 ) -> _KeptSparse:
     rows = connection.execute(
-        "SELECT offset, taken_s FROM sparse WHERE user_id = ? ORDER BY offset",
-        (user_id,),
+        "SELECT offset, taken_s FROM sparse WHERE user_id = ? AND offset > ?"
+        " ORDER BY offset",
+        (user_id, gone),
     ).fetchall()
     start = limit = max(0, len(rows) - max_messages)
     while start < len(rows) and rows[start][1] < oldest_s:

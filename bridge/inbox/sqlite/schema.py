@@ -87,4 +87,10 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ),
     # Each as JSON (core/revocation.py).
     ("CREATE TABLE revocations (revocation BLOB PRIMARY KEY) WITHOUT ROWID",),
+    (
+        # The message of a retained key stays in `sparse` when it is deleted from the inbox:
+        # its offset is then not above `users.gone`.
+        "CREATE TABLE retained (user_id INTEGER, event TEXT, key TEXT,"
+        " PRIMARY KEY (user_id, event, key)) WITHOUT ROWID",
+    ),
 )

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from sqlite3 import Connection
 from typing import Final
 
+from bridge.core.clock_reading import ClockReading
 from bridge.core.revocation import Revocation, parse_revocation
 from bridge.enums import SyncReason
 from bridge.inbox.sqlite.unindexed import BLOCK, IndexBatch
@@ -20,6 +21,15 @@ _SWEEP_ROWS: Final = 500
 _SWEEP_IDS: Final = 2000
 _SWEEP_USERS: Final = 500
 _LAST_KEY: Final = (2**63 - 1, "")
+
+# Of a sparse inbox: what has not been deleted from it (the table also has retained messages).
+_IN_INBOX: Final = (
+    "FROM sparse WHERE user_id = ?1 AND offset > (SELECT gone FROM users WHERE id = ?1)"
+)
+_NOT_RETAINED: Final = (
+    "NOT EXISTS (SELECT 1 FROM retained WHERE retained.user_id = sparse.user_id"
+    " AND retained.event = sparse.event AND retained.key = sparse.key)"
+)
 
 
 def meta(connection: Connection, name: str) -> str | int:
@@ -168,24 +178,30 @@ def trim_sparse(
     connection: Connection, user_id: int, max_messages: int
 ) -> tuple[int, int]:
     """Delete one sparse inbox's messages over the limit; count those left and deleted."""
-    row: tuple[int] | None = connection.execute(
-        "SELECT offset FROM sparse WHERE user_id = ? ORDER BY offset DESC"
-        " LIMIT 1 OFFSET ?",
-        (user_id, max_messages),
-    ).fetchone()
-    deleted = 0
-    if row is not None:
-        deleted = _delete_sparse(connection, user_id, row[0], SyncReason.LIMIT)
     count: int = connection.execute(
-        "SELECT count(*) FROM sparse WHERE user_id = ?", (user_id,)
+        f"SELECT count(*) {_IN_INBOX}",
+        (user_id,),
     ).fetchone()[0]
-    return count, deleted
+    excess = max(0, count - max_messages)
+    if excess:
+        (upto,) = connection.execute(
+            f"SELECT offset {_IN_INBOX} ORDER BY offset LIMIT 1 OFFSET ?2",
+            (user_id, excess - 1),
+        ).fetchone()
+        _delete_sparse(connection, user_id, upto, SyncReason.LIMIT)
+    return count - excess, excess
 
 
 def delete_old_sparse(
-    connection: Connection, after: int, oldest_s: float
+    connection: Connection, after: int, oldest_s: float, now: ClockReading
 ) -> int | None:
-    """Delete messages received before `oldest_s`; return the `after` of the next call."""
+    """
+    Delete messages received before `oldest_s`, and retain none past its deadline.
+
+    Returns:
+        The `after` of the next call; ``None`` at the end.
+
+    """
     user_ids: list[int] = [
         row[0]
         for row in connection.execute(
@@ -195,9 +211,10 @@ def delete_old_sparse(
         )
     ]
     for user_id in user_ids:
+        _drop_expired(connection, user_id, now)
         upto = None
         for offset, taken_s in connection.execute(
-            "SELECT offset, taken_s FROM sparse WHERE user_id = ? ORDER BY offset",
+            f"SELECT offset, taken_s {_IN_INBOX} ORDER BY offset",
             (user_id,),
         ):
             if taken_s >= oldest_s:
@@ -210,16 +227,43 @@ def delete_old_sparse(
 
 def _delete_sparse(
     connection: Connection, user_id: int, upto: int, reason: SyncReason
-) -> int:
-    """Delete the messages up to the offset `upto`; return how many there were."""
-    deleted = connection.execute(
-        "DELETE FROM sparse WHERE user_id = ? AND offset <= ?", (user_id, upto)
-    ).rowcount
+) -> None:
+    connection.execute(
+        f"DELETE FROM sparse WHERE user_id = ? AND offset <= ? AND {_NOT_RETAINED}",  # noqa: S608 - no input
+        (user_id, upto),
+    )
     connection.execute(
         "UPDATE users SET gone = ?, trimmed_for = ? WHERE id = ?",
         (upto, reason, user_id),
     )
-    return deleted
+
+
+def retained_keys(connection: Connection, user_id: int) -> set[tuple[str, str]]:
+    """Return event and key of all that is retained for a user."""
+    query = "SELECT event, key FROM retained WHERE user_id = ?"
+    return set(connection.execute(query, (user_id,)))
+
+
+def _drop_expired(connection: Connection, user_id: int, now: ClockReading) -> None:
+    expired = [
+        (user_id, event, key)
+        for event, key, deadline_s, taken_s in connection.execute(
+            "SELECT event, key, deadline_s, taken_s FROM retained"
+            " CROSS JOIN sparse USING (user_id, event, key)"
+            " WHERE user_id = ? AND deadline_s IS NOT NULL",
+            (user_id,),
+        ).fetchall()
+        if now.has_passed(deadline_s, since_s=taken_s)
+    ]
+    connection.executemany(
+        "DELETE FROM retained WHERE user_id = ? AND event = ? AND key = ?", expired
+    )
+    if expired:
+        connection.execute(
+            "DELETE FROM sparse WHERE user_id = ?1 AND"  # noqa: S608 - no input
+            f" offset <= (SELECT gone FROM users WHERE id = ?1) AND {_NOT_RETAINED}",
+            (user_id,),
+        )
 
 
 def delete_old_ids(

@@ -233,7 +233,7 @@ class SqliteInbox:
         fresh = [
             Stored(message, offset)
             for message, offset in zip(messages, offsets, strict=True)
-            if offset is not None and message.user in followed
+            if offset is not None and offset > 0 and message.user in followed
         ]
         if fresh:
             self._on_stored(fresh)
@@ -360,6 +360,13 @@ class SqliteInbox:
         return await self._read(
             lambda c: self._reader.read(c, user, after=after, **limits)
         )
+
+    async def read_retained(
+        self, user: str, *, after: int, upto: int, max_bytes: int
+    ) -> Sequence[Stored]:
+        """Read the newest message of each retained key; see `InboxReader`."""
+        span = {"after": after, "upto": upto, "max_bytes": max_bytes}
+        return await self._read(lambda c: self._reader.read_retained(c, user, **span))
 
     async def count_expired(self, user: str, *, after: int) -> int:
         """Count the messages above the offset `after` that are past their deadline."""

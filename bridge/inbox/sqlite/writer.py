@@ -17,7 +17,7 @@ from bridge.core.message import Message
 from bridge.core.replay import forgotten_above
 from bridge.core.revocation import Revocation
 from bridge.errors import StoreUnavailableError
-from bridge.inbox.contract import Retention
+from bridge.inbox.contract import REFUSED, Retention
 from bridge.inbox.sqlite import statements
 from bridge.inbox.sqlite.chain import MessageChain
 from bridge.inbox.sqlite.database_thread import DatabaseCall
@@ -33,6 +33,8 @@ from bridge.inbox.sqlite.unindexed import (
 
 # Users whose row is cached in memory, some 20 MB at most.
 _USERS_MAX: Final = 100_000
+# Users whose retained keys are cached, some 20 MB if each has 100.
+_RETAINED_USERS_MAX: Final = 500
 # Rows to index for each message or mark that is stored. A message or mark makes at most
 # two rows, so with three a round ends before the next one is due.
 _INDEX_RATE: Final = 3
@@ -110,6 +112,8 @@ class SqliteWriter:
         self._sparse_counts: dict[int, int] = {}
         # Of inboxes at the limit by user id: the first message, until a sweep deletes some.
         self._first_kept: dict[int, int] = {}
+        # Event and key of what is retained, by user id.
+        self._retained: dict[int, set[tuple[str, str]]] = {}
         self._last_round_s = self._clock.real_s()
         # Of the current transaction:
         self._added = UnindexedEntries()
@@ -197,10 +201,13 @@ class SqliteWriter:
         self._reset_transaction()
         while len(self._users) > _USERS_MAX:
             del self._users[next(iter(self._users))]
+        if len(self._retained) > _RETAINED_USERS_MAX:
+            self._retained.clear()
 
     def _after_rollback(self) -> None:
         self._users.clear()
         self._first_kept.clear()
+        self._retained.clear()
         self._seq = self._committed_seq
         self._reset_transaction()
 
@@ -240,9 +247,7 @@ class SqliteWriter:
                 seen.add(key)
                 added.ids[key] = seen_s = now.now_s
             if first < 0 or message.options is not None:
-                offsets.append(last + 1)
-                sparse.add(user_id, message, last=last, seq=prev, is_first=first >= 0)
-                users[message.user] = pack(user_id, -1, last + 1, prev)
+                offsets.append(self._add_sparse(connection, message, sparse, seen))
                 continue
             seq += 1
             offset = last + 1
@@ -300,6 +305,25 @@ class SqliteWriter:
             (self._marks_id, orjson.dumps(marks), text),
         )
 
+    def _add_sparse(
+        self,
+        connection: Connection,
+        message: Message,
+        rows: SparseRows,
+        seen: set[tuple[int, str]],
+    ) -> int:
+        """Add a message to `rows`; return its offset, or `REFUSED`."""
+        user_id, first, last, prev = HEAD.unpack(self._users[message.user])
+        if not self._retain(connection, user_id, message):
+            if message.id is not None:
+                seen.remove((user_id, message.id))
+                del self._added.ids[user_id, message.id]
+            return REFUSED
+        rows.add(user_id, message, last=last, seq=prev, is_first=first >= 0)
+        offset: int = last + 1
+        self._users[message.user] = HEAD.pack(user_id, -1, offset, prev)
+        return offset
+
     def _append_sparse(
         self, connection: Connection, rows: "SparseRows", max_messages: int
     ) -> None:
@@ -322,6 +346,29 @@ class SqliteWriter:
                 self._trimmed += deleted
         if len(counts) > _USERS_MAX:
             counts.clear()
+
+    def _retain(self, connection: Connection, user_id: int, message: Message) -> bool:
+        """Note whether the key of `message` is retained; false if it is one too many."""
+        options = message.options
+        if options is None or not (options.is_retained or options.is_cleared):
+            return True
+        kept = self._retained.get(user_id)
+        if kept is None:
+            kept = statements.retained_keys(connection, user_id)
+            self._retained[user_id] = kept
+        place = (message.event, options.key or "")
+        if options.is_cleared and place in kept:
+            kept.remove(place)
+            statement = "DELETE FROM retained WHERE (user_id, event, key) = (?, ?, ?)"
+        elif options.is_retained and place not in kept:
+            if len(kept) >= self._retention().max_retained:
+                return False
+            kept.add(place)
+            statement = "INSERT INTO retained VALUES (?, ?, ?)"
+        else:
+            return True
+        connection.execute(statement, (user_id, *place))
+        return True
 
     def note_trial(self, connection: Connection, key: bytes, *, is_first: bool) -> int:
         """Count a trial of this key; `is_first` discards the trials before it."""
@@ -396,8 +443,10 @@ class SqliteWriter:
 
     def sweep_sparse(self, connection: Connection, after: int) -> int | None:
         """Delete old messages of sparse inboxes; arguments and result as `sweep_ids`."""
-        oldest_s = self._clock.read().ago(self._retention().max_age_s)
-        return statements.delete_old_sparse(connection, after, oldest_s)
+        now = self._clock.read()
+        oldest_s = now.ago(self._retention().max_age_s)
+        self._retained.clear()
+        return statements.delete_old_sparse(connection, after, oldest_s, now)
 
     def sweep_ids(
         self, connection: Connection, after: tuple[int, str]

@@ -157,9 +157,13 @@ class StoreUnderTest:
         message_id: str | None = None,
         deadline_s: float | None = None,
         key: str | None = None,
+        retain: bool = False,
+        clear: bool = False,
     ) -> Message:
         """Return a message that is received now."""
-        options = None if key is None else MessageOptions(key=key)
+        options = None
+        if key is not None:
+            options = MessageOptions(key=key, is_retained=retain, is_cleared=clear)
         return Message(
             *(user, "message", data, self.clock.now_s, message_id, deadline_s),
             options=options,
@@ -168,6 +172,15 @@ class StoreUnderTest:
     async def append(self, user: str, *data: bytes) -> list[int | None]:
         """Append messages of one user as one batch."""
         return await self.inbox.append([self.message(user, each) for each in data])
+
+    async def retained(
+        self, user: str, *, after: int = 0, upto: int = 10**9, max_bytes: int = 1 << 20
+    ) -> list[tuple[int, bytes]]:
+        """Return offset and data of the newest message of each retained key."""
+        found = await self.inbox.read_retained(
+            user, after=after, upto=upto, max_bytes=max_bytes
+        )
+        return [(each.offset, each.message.data) for each in found]
 
     async def read_all(self, user: str, *, after: int = 0) -> list[Stored]:
         """Read to the end, page by page."""

@@ -318,3 +318,38 @@ async def test_messages_with_keys_are_copied(
         found = [(each.offset, each.message.data) for each in page.messages]
         assert found == [(1, b"1"), (2, b"2"), (5, b"5"), (6, b"6"), (7, b"7")]
         assert page.gone == 0
+
+
+async def test_retained_keys_are_copied(
+    path: Path, store: Store, open_inbox: OpenInbox
+) -> None:
+    """Also those whose message was deleted from the inbox; all can be cleared."""
+
+    def message(data: bytes, key: str, **flags: bool) -> Message:
+        options = MessageOptions(key=key, **flags)
+        return Message("ann", "m", data, time.time(), options=options)
+
+    async with open_inbox() as inbox:
+        await inbox.append([message(b"old", "k", is_retained=True)])
+        for number in range(120):
+            await inbox.append([message(b"x", f"{number}")])
+        await inbox.append([message(b"1", "l", is_retained=True), message(b"2", "l")])
+        await inbox.append([message(b"3", "j", is_retained=True)])
+        await inbox.append([message(b"4", "j", is_cleared=True)])
+        await inbox.sweep()
+        old = await inbox.state("ann")
+        span = {"after": 0, "upto": 200, "max_bytes": 1000}
+        before = await inbox.read_retained("ann", **span)
+    expected = [(each.offset, each.message.data) for each in before]
+    assert [data for _, data in expected] == [b"old", b"2"]
+
+    await migrate_into(store.target(), path)
+
+    async with both_open(path, store) as (_, theirs):
+        theirs.retention = replace(RETENTION, max_messages=100)
+        assert await theirs.state("ann") == old
+        after = await theirs.read_retained("ann", **span)
+        assert [(each.offset, each.message.data) for each in after] == expected
+        await theirs.append([message(b"new", "k"), message(b"5", "l", is_cleared=True)])
+        (found,) = await theirs.read_retained("ann", **span)
+        assert (found.offset, found.message.data) == (126, b"new")

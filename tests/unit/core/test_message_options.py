@@ -100,6 +100,60 @@ def test_a_throttle_needs_a_key_and_a_stored_message() -> None:
     assert ephemeral == "x-bridge-throttle and x-bridge-ephemeral exclude each other"
 
 
+@pytest.mark.parametrize(
+    ("headers", "problem"),
+    [
+        ({"x-bridge-retain": "true"}, "x-bridge-retain needs x-bridge-key"),
+        ({"x-bridge-clear": "true"}, "x-bridge-clear needs x-bridge-key"),
+        (
+            {
+                "x-bridge-key": "k",
+                "x-bridge-retain": "true",
+                "x-bridge-clear": "true",
+            },
+            "x-bridge-retain and x-bridge-clear exclude each other",
+        ),
+        (
+            {
+                "x-bridge-key": "k",
+                "x-bridge-retain": "true",
+                "x-bridge-ephemeral": "true",
+            },
+            "x-bridge-retain and x-bridge-ephemeral exclude each other",
+        ),
+        (
+            {
+                "x-bridge-key": "k",
+                "x-bridge-clear": "true",
+                "x-bridge-ephemeral": "true",
+            },
+            "x-bridge-clear and x-bridge-ephemeral exclude each other",
+        ),
+        ({"x-bridge-retain": "1"}, "x-bridge-retain is not true or false"),
+    ],
+)
+def test_options_that_contradict_each_other_are_invalid(
+    headers: dict[str, str], problem: str
+) -> None:
+    """The sentence names both headers."""
+    assert parse_options(render_table(headers)) == problem
+
+
+def test_a_flag_that_is_false_needs_no_key() -> None:
+    """A producer may set all headers of all messages."""
+    headers = {"x-bridge-retain": "false", "x-bridge-clear": "false"}
+
+    assert parse_options(render_table(headers)) is None
+
+
+@pytest.mark.parametrize("retain", [True, False])
+def test_a_key_is_retained_or_cleared(retain: bool) -> None:
+    """By the header, which is rendered again for a retry."""
+    options = MessageOptions(key="k", is_retained=retain, is_cleared=not retain)
+
+    assert parse_options(render_options(options) or b"") == options
+
+
 def test_rendered_options_are_parsed_again() -> None:
     """The HTTP API and the command publish with these headers."""
     for options in (

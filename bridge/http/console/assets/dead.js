@@ -25,6 +25,7 @@ const REASONS = [
   "bad_route",
   "bad_event",
   "bad_header",
+  "too_many_retained",
   "schema",
   "attempts_exhausted",
   "crashed",

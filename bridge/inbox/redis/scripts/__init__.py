@@ -22,6 +22,8 @@ The keys of a user; each begins with a prefix that ends in the hash tag of the u
     s:USER       a sorted set: the places of the messages since the first one with a key, by
                  offset. A place is the key, or for a message without one its offset
     k:USER       a hash: place -> element of these messages
+    v:USER       a sorted set: the places whose newest message is retained, by its offset. Its
+                 element stays in k:USER when the place is deleted from s:USER
     i:USER       a sorted set of the message ids of the user, by time
     b:SESSION    the last batch of a bridge, and its result
     t:KEY        a trial: a count

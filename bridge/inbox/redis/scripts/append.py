@@ -9,22 +9,24 @@ from bridge.inbox.redis.scripts.script import Script
 _BATCH_MS: Final = 3_600_000
 
 # ARGV: now, message limit, oldest time of messages and of ids, epoch to use if there is none,
-# session, number of the batch, publish command, prefix of the fences, number of fences, for
-# each its queue and token; then for each user: prefix, user, number of messages, and for each
-# message its id and element. If the number is negative, a message of the user has a key, and
-# each has three arguments: id, key (may be empty), element.
+# session, number of the batch, publish command, limit of retained keys, prefix of the fences,
+# number of fences, for each its queue and token; then for each user: prefix, user, number of
+# messages, and for each message its id and element. If the number is negative, a message of
+# the user has a key, and each has three arguments: id, key (may be empty), element.
 # Returns words separated by spaces: how many messages were deleted because their inbox was
-# full, then the offsets (0 = duplicate, x = not stored); and the error that kept messages from
-# being stored. If a queue has a larger token: nothing, FENCED, the queue
+# full, then the offsets (0 = duplicate, -1 = one retained key too many, x = not stored); and
+# the error that kept messages from being stored. If a queue has a larger token: nothing, FENCED, the queue
 # and that token.
 APPEND: Final = Script(
     HEADS
     + TRIM
     + f"local BATCH_MS = {_BATCH_MS}"
     + """
+local RETAIN, CLEAR = 2, 3
 local most, oldest, oldest_id = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local candidate, publish = ARGV[5], ARGV[8]
-local fences_end = 10 + 2 * tonumber(ARGV[10])
+local max_retained = tonumber(ARGV[9])
+local fences_end = 11 + 2 * tonumber(ARGV[11])
 local batch_key = ARGV[fences_end + 1] .. 'b:' .. ARGV[6]
 local out, had, failure, stored, trimmed = {}, nil, nil, false, 0
 
@@ -43,8 +45,8 @@ end
 
 -- The result of a stored batch is repeated above, even if another bridge has the queue by
 -- now, because that stores nothing. Everything below needs a token that is large enough.
-for k = 11, fences_end, 2 do
-  local key, field = ARGV[9] .. 'h', '\\1fence ' .. ARGV[k]
+for k = 12, fences_end, 2 do
+  local key, field = ARGV[10] .. 'h', '\\1fence ' .. ARGV[k]
   local token, passed_by = tonumber(ARGV[k + 1]), call('HMGET', key, field)[1]
   local largest = tonumber(passed_by or 0)
   if token < largest then return {'', 'FENCED', ARGV[k], passed_by} end
@@ -63,8 +65,8 @@ local function publish_news(p, user, epoch, first, fresh)
 end
 
 -- Returns how many messages the sorted set had before, and how many it has now.
-local function store_sparse(p, user, first, fresh, keys)
-  local set, elements = p .. 's:' .. user, p .. 'k:' .. user
+local function store_sparse(p, user, first, fresh, keys, modes, count_retained)
+  local set, elements, retained = p .. 's:' .. user, p .. 'k:' .. user, p .. 'v:' .. user
   local before = call('ZCARD', set)
   local now = before
   for k = 1, #fresh do
@@ -72,6 +74,13 @@ local function store_sparse(p, user, first, fresh, keys)
     local place = keys[k] ~= '' and keys[k] or '\\1' .. offset
     now = now + call('ZADD', set, offset, place)
     call('HSET', elements, place, fresh[k])
+    if modes[k] == RETAIN then
+      call('ZADD', retained, offset, place)
+    elseif modes[k] == CLEAR then
+      call('ZREM', retained, place)
+    elseif count_retained > 0 and keys[k] ~= '' then
+      call('ZADD', retained, 'XX', offset, place)
+    end
   end
   return before, now
 end
@@ -83,38 +92,47 @@ local function store(i, p, user, count, has_keys)
   local has_fresh_key = upto
   if has_keys and not upto then upto, gone = last, 0 end
   local had_messages = last > forgotten
-  local keys = {}
-  local list, ids = p .. 'm:' .. user, p .. 'i:' .. user
+  local keys, modes, is_retained = {}, {}, {}
+  local list, ids, retained = p .. 'm:' .. user, p .. 'i:' .. user, p .. 'v:' .. user
+  local count_retained = has_keys and call('ZCARD', retained) or 0
   local first, fresh, results, noted, seen_here = last + 1, {}, {}, {}, {}
   for k = 1, count do
-    local id, element, key = ARGV[i], ARGV[i + 1], ''
+    local id, element, key, mode = ARGV[i], ARGV[i + 1], '', nil
     i = i + 2
     if has_keys then
       key, element = element, ARGV[i]
       i = i + 1
+      mode = key:byte()
+      if mode == RETAIN or mode == CLEAR then key = key:sub(2) end
     end
     local had_it = false
     if id ~= '' then
-      if seen_here[id] then
-        had_it = true
-      else
-        local seen = call('ZSCORE', ids, id)
-        had_it = seen and tonumber(seen) >= oldest_id
-        seen_here[id] = true
+      local seen = not seen_here[id] and call('ZSCORE', ids, id)
+      had_it = seen_here[id] or (seen and tonumber(seen) >= oldest_id)
+    end
+    local is_refused = false
+    if not had_it and (mode == RETAIN or mode == CLEAR) then
+      local was = is_retained[key]
+      if was == nil then was = call('ZSCORE', retained, key) and true or false end
+      is_refused = mode == RETAIN and not was and count_retained >= max_retained
+      if not is_refused then
+        is_retained[key] = mode == RETAIN
+        count_retained = count_retained + (mode == RETAIN and 1 or 0) - (was and 1 or 0)
       end
-      if not had_it then
+    end
+    if had_it or is_refused then
+      results[k] = had_it and 0 or -1
+    else
+      if id ~= '' then
+        seen_here[id] = true
         noted[#noted + 1] = ARGV[1]
         noted[#noted + 1] = id
       end
-    end
-    if had_it then
-      results[k] = 0
-    else
       last = last + 1
       fresh[#fresh + 1] = element
       results[k] = last
       if upto then
-        keys[#fresh] = key
+        keys[#fresh], modes[#fresh] = key, mode
         has_fresh_key = has_fresh_key or key ~= ''
       end
     end
@@ -123,7 +141,7 @@ local function store(i, p, user, count, has_keys)
   if #fresh > 0 then
     local length
     if upto then
-      local before, now = store_sparse(p, user, first, fresh, keys)
+      local before, now = store_sparse(p, user, first, fresh, keys, modes, count_retained)
       length = now
       if before == 0 or now > most / 2 then length = now + call('LLEN', list) end
       if before == 0 then

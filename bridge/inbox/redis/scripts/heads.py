@@ -104,11 +104,24 @@ local function trim_sparse(p, user, most, oldest, reason, gone)
     local is_old = struct.unpack('<d', elements[1]) < oldest
     if excess <= 0 and not is_old then break end
     call('ZREM', set, places[1])
-    call('HDEL', p .. 'k:' .. user, places[1])
+    if not call('ZSCORE', p .. 'v:' .. user, places[1]) then
+      call('HDEL', p .. 'k:' .. user, places[1])
+    end
     gone, reason, excess = offsets[1], is_old and 2 or 1, excess - 1
     elements, offsets, places = sparse_above(p, user, 0, 0, 1)
   end
   if not places[1] and call('LLEN', p .. 'm:' .. user) == 0 then reason = 4 end
   return reason, gone, over
+end
+"""
+
+# Whether a message is past its deadline; see `ClockReading.has_passed`. Needs ARGV as in READ
+# (reading.py).
+IS_OVER: Final = """
+local now, steady, lowest = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local function is_over(taken, deadline)
+  if deadline > now then return false end
+  local ttl = deadline - taken
+  return (ttl >= 0 and ttl <= steady) or deadline <= lowest
 end
 """

@@ -86,7 +86,7 @@ return out
 )
 
 # ARGV: message limit, oldest time, then for each user prefix and user.
-# Returns for each user what READ returns first, up to the number of messages.
+# Returns for each user what READ returns first, up to the number of retained keys.
 STATES: Final = Script(
     VIEW
     + """
@@ -94,7 +94,8 @@ local out = {}
 for i = 3, #ARGV, 2 do
   local epoch, first, last, delivered, reason, _, forgotten, upto, kept =
     view(ARGV[i], ARGV[i + 1], tonumber(ARGV[1]), tonumber(ARGV[2]))
-  out[#out + 1] = {epoch, first, last, delivered, reason, forgotten, upto, kept}
+  local retained = count_retained(ARGV[i], ARGV[i + 1], kept)
+  out[#out + 1] = {epoch, first, last, delivered, reason, forgotten, upto, kept, retained}
 end
 return out
 """

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from bridge.inbox.redis.scripts.heads import HEADS
+from bridge.inbox.redis.scripts.heads import HEADS, IS_OVER
 from bridge.inbox.redis.scripts.script import Script
 
 # The messages kept under the current retention: `first` is the oldest offset, `base` the
@@ -63,23 +63,16 @@ local function piece_above(p, user, at, base, upto, most)
   end
   return sparse_above(p, user, at, 0, most)
 end
+local function count_retained(p, user, kept)
+  return kept < 0 and 0 or call('ZCARD', p .. 'v:' .. user)
+end
 """
 )
 
-# Whether a message is past its deadline; see `ClockReading.has_passed`. Needs ARGV as in READ.
-IS_OVER: Final = """
-local now, steady, lowest = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local function is_over(taken, deadline)
-  if deadline > now then return false end
-  local ttl = deadline - taken
-  return (ttl >= 0 and ttl <= steady) or deadline <= lowest
-end
-"""
-
 # ARGV: prefix, user, message limit, oldest time, now, steady, lowest, offset to read after,
 # maximum of messages and of bytes. Returns epoch, first, last, delivered, reason, forgotten, the newest
-# offset in the list, the number of messages (-1 if it is not sparse), the offset after which the next page
-# begins, the number of messages past their deadline, then for each message its offset and element.
+# offset in the list, the number of messages (-1 if it is not sparse), the number of retained
+# keys, the offset after which the next page begins, the number of messages past their deadline, then for each message its offset and element.
 READ: Final = Script(
     VIEW
     + IS_OVER
@@ -88,7 +81,8 @@ local p, user = ARGV[1], ARGV[2]
 local after, most, bytes = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local epoch, first, last, delivered, reason, base, forgotten, upto, kept =
   view(p, user, tonumber(ARGV[3]), tonumber(ARGV[4]))
-local out = {epoch, first, last, delivered, reason, forgotten, upto, kept, 0, 0}
+local retained = count_retained(p, user, kept)
+local out = {epoch, first, last, delivered, reason, forgotten, upto, kept, retained, 0, 0}
 local at, expired, found, size = math.max(after, first - 1), 0, 0, 0
 local is_full = most == 0
 while at < last and not is_full do
@@ -112,7 +106,7 @@ while at < last and not is_full do
     at = offsets and offsets[k] or at + 1
   end
 end
-out[9], out[10] = at, expired
+out[10], out[11] = at, expired
 return out
 """
 )
@@ -135,6 +129,28 @@ while at < last do
   at = #piece == 0 and last or offsets and offsets[#piece] or at + #piece
 end
 return expired
+"""
+)
+
+# ARGV: as in READ, then the offsets to read after and up to, and the maximum of bytes. Returns
+# the offset and element of the newest message of each retained key.
+RETAINED: Final = Script(
+    IS_OVER
+    + """
+local p, user, bytes = ARGV[1], ARGV[2], tonumber(ARGV[10])
+local got = redis.call('ZRANGEBYSCORE', p .. 'v:' .. user, '(' .. ARGV[8], ARGV[9], 'WITHSCORES')
+local out, size = {}, 0
+for k = 1, #got, 2 do
+  local element = redis.call('HGET', p .. 'k:' .. user, got[k])
+  local taken, deadline, between = struct.unpack('<ddH', element)
+  if not is_over(taken, deadline) then
+    size = size + #element - 20 - between
+    if #out > 0 and size > bytes then break end
+    out[#out + 1] = tonumber(got[k + 1])
+    out[#out + 1] = element
+  end
+end
+return out
 """
 )
 

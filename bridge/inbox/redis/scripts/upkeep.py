@@ -3,7 +3,7 @@
 from typing import Final
 
 from bridge.core.replay import FORGOTTEN_STEP
-from bridge.inbox.redis.scripts.heads import HEADS, TRIM
+from bridge.inbox.redis.scripts.heads import HEADS, IS_OVER, TRIM
 from bridge.inbox.redis.scripts.script import Script
 
 # ARGV: for each user prefix, user, epoch of the mark, offset. A mark of another epoch is
@@ -83,16 +83,26 @@ return out
 """
 )
 
-# ARGV: prefix, user to continue after (empty = from the start), number of users, message limit,
-# oldest time of messages and of ids, subcommand that counts subscribers. Removes what is too
-# old, the times to live that earlier versions set, and users who have no messages, ids and
+# ARGV: prefix, user to continue after (empty = from the start), message limit, oldest time, now,
+# steady, lowest, number of users, oldest time of ids, subcommand that counts subscribers.
+# Removes what is too old, retained keys whose message is past its deadline, the times to live that earlier versions set, and users who have no messages, ids and
 # windows. Returns the last of the users; empty if no more follow.
 SWEEP: Final = Script(
     HEADS
     + TRIM
+    + IS_OVER
     + f"local STEP = {FORGOTTEN_STEP}"
     + """
-local p, count = ARGV[1], tonumber(ARGV[3])
+local p, count, most, oldest = ARGV[1], tonumber(ARGV[8]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local function drop_expired(user)
+  local retained, elements = p .. 'v:' .. user, p .. 'k:' .. user
+  for _, place in ipairs(call('ZRANGEBYSCORE', retained, '-inf', '+inf')) do
+    if is_over(struct.unpack('<dd', call('HGET', elements, place))) then
+      call('ZREM', retained, place)
+      if not call('ZSCORE', p .. 's:' .. user, place) then call('HDEL', elements, place) end
+    end
+  end
+end
 local low = ARGV[2] == '' and '-' or '(' .. ARGV[2]
 local users = call('ZRANGEBYLEX', p .. 'u', low, '+', 'LIMIT', 0, count)
 for _, user in ipairs(users) do
@@ -100,22 +110,23 @@ for _, user in ipairs(users) do
   local epoch, last, delivered, reason, forgotten, upto, gone = head_of(p, user)
   call('PERSIST', list)
   call('PERSIST', ids)
-  call('ZREMRANGEBYSCORE', ids, '-inf', '(' .. ARGV[6])
+  call('ZREMRANGEBYSCORE', ids, '-inf', '(' .. ARGV[9])
   local length = call('LLEN', list)
+  if upto then drop_expired(user) end
   if upto and length + call('ZCARD', p .. 's:' .. user) > 0 then
     local now_for, now_gone =
-      trim_sparse(p, user, tonumber(ARGV[4]), tonumber(ARGV[5]), reason, gone)
+      trim_sparse(p, user, most, oldest, reason, gone)
     if now_for ~= reason or now_gone ~= gone then
       set_head(p, user, last, delivered, now_for, forgotten, upto, now_gone)
     end
     reason = now_for
   elseif length > 0 then
-    local now_for = trim(p, user, length, tonumber(ARGV[4]), tonumber(ARGV[5]), reason)
+    local now_for = trim(p, user, length, most, oldest, reason)
     if now_for ~= reason then set_head(p, user, last, delivered, now_for, forgotten) end
     reason = now_for
   end
-  if reason == 4 and call('ZCARD', ids) == 0
-    and call('PUBSUB', ARGV[7], p .. 'c:' .. user)[2] == 0 then
+  if reason == 4 and call('ZCARD', ids) + call('ZCARD', p .. 'v:' .. user) == 0
+    and call('PUBSUB', ARGV[10], p .. 'c:' .. user)[2] == 0 then
     call('HDEL', p .. 'h', user)
     call('ZREM', p .. 'u', user)
     local above = (math.floor(last / STEP) + 1) * STEP
@@ -124,7 +135,7 @@ for _, user in ipairs(users) do
   end
 end
 local lost = call('HMGET', p .. 'h', '\\1lost')[1]
-if lost and lost ~= '' and tonumber(lost) < tonumber(ARGV[5]) then
+if lost and lost ~= '' and tonumber(lost) < oldest then
   call('HSET', p .. 'h', '\\1lost', '')
 end
 return #users == count and users[count] or ''
