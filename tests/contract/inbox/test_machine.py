@@ -27,12 +27,12 @@ from bridge.core.message_options import MessageOptions
 from bridge.core.position import Position
 from bridge.core.replay import count_gone, plan_replay
 from bridge.enums import SyncReason
-from bridge.inbox.contract import Retention
+from bridge.inbox.contract import REFUSED, Retention
 from tests.contract.inbox.conftest import STORES, Inbox
 
 T = TypeVar("T")
 
-RETENTION = Retention(max_messages=12, max_age_s=100, dedupe_s=20)
+RETENTION = Retention(max_messages=12, max_age_s=100, dedupe_s=20, max_retained=2)
 USERS = ("alice", "bob", "carol")
 
 
@@ -49,6 +49,7 @@ class ModelInbox:
     sparse_after: int | None = None
     replaced: set[int] = field(default_factory=set)
     keys: dict[str, int] = field(default_factory=dict)
+    retained: set[str] = field(default_factory=set)
 
     @property
     def last(self) -> int:
@@ -78,6 +79,32 @@ class ModelInbox:
             if key in self.keys:
                 self.replaced.add(self.keys[key])
             self.keys[key] = self.last
+            if message.options.is_retained:
+                self.retained.add(key)
+            elif message.options.is_cleared:
+                self.retained.discard(key)
+
+    def may_store(self, message: Message) -> bool:
+        """Return whether `message` does not retain one key too many."""
+        options = message.options
+        return (
+            options is None
+            or not options.is_retained
+            or options.key in self.retained
+            or len(self.retained) < RETENTION.max_retained
+        )
+
+    def retained_messages(self, now_s: float) -> list[Stored]:
+        """Return the newest message of each retained key, without expired ones."""
+        offsets = sorted(self.keys[key] for key in self.retained)
+        found = [Stored(self.at(offset), offset) for offset in offsets]
+        now = ClockReading(now_s)
+        return [each for each in found if not each.message.is_expired(now)]
+
+    def drop_expired(self, now_s: float) -> None:
+        """Retain no key whose message has expired."""
+        left = {each.offset for each in self.retained_messages(now_s)}
+        self.retained = {key for key in self.retained if self.keys[key] in left}
 
     def without_holes(self, first: int) -> int:
         """
@@ -95,6 +122,7 @@ class ModelInbox:
         return (
             bool(self.messages)
             and not self.live
+            and not self.retained
             and all(seen_s < oldest_s for seen_s in self.seen_s.values())
         )
 
@@ -131,6 +159,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.logs = {user: ModelInbox() for user in USERS}
         self.followed: set[str] = set()
         self.fed: list[Stored] = []
+        self.announced: list[Message] = []
         self.expected_feed: list[Stored] = []
         self.copies = 0
 
@@ -152,7 +181,7 @@ class StoreMachine(RuleBasedStateMachine):
             clock=SteadyClock(wall=lambda: self.now_s, real=lambda: self.now_s),
             folder=self.folder,
         )
-        self.inbox.subscribe(self.fed.extend)
+        self.inbox.subscribe(self.fed.extend, on_announced=self.announced.extend)
         self.run(self.inbox.open())
         for user in self.followed:
             self.run(self.inbox.follow(user))
@@ -166,29 +195,40 @@ class StoreMachine(RuleBasedStateMachine):
                 st.sampled_from((None, None, "a", "b", "c")),
                 st.sampled_from((None, None, 5, 50)),
                 st.sampled_from((None, None, None, "k", "l", "m")),
+                st.sampled_from(("", "", "retain", "retain", "clear")),
             ),
             max_size=8,
         )
     )
     def append(
-        self, batch: list[tuple[str, str | None, int | None, str | None]]
+        self, batch: list[tuple[str, str | None, int | None, str | None, str]]
     ) -> None:
-        """Append a batch, with repeated ids, with deadlines, and with keys except for alice."""
+        """
+        Append a batch, with repeated ids, with deadlines, and with keys except for alice.
+
+        Some keys are retained or cleared.
+        """
         messages: list[Message] = []
         expected: list[int | None] = []
-        for user, message_id, ttl_s, key in batch:
+        for user, message_id, ttl_s, key, mode in batch:
             log = self.logs[user]
             data = f"{user}-{self.now_s}-{len(messages)}".encode()
             deadline_s = None if ttl_s is None else self.now_s + ttl_s
             message = Message(user, "message", data, self.now_s, message_id, deadline_s)
             if key is not None and user != "alice":
-                message.options = MessageOptions(key=key)
+                message.options = MessageOptions(
+                    key=key, is_retained=mode == "retain", is_cleared=mode == "clear"
+                )
             messages.append(message)
             if message_id is not None:
                 seen_s = log.seen_s.get(message_id)
                 if seen_s is not None and self.now_s - seen_s <= RETENTION.dedupe_s:
                     expected.append(None)
                     continue
+            if not log.may_store(message):
+                expected.append(REFUSED)
+                continue
+            if message_id is not None:
                 log.seen_s[message_id] = self.now_s
             log.store(message)
             expected.append(log.last)
@@ -201,6 +241,48 @@ class StoreMachine(RuleBasedStateMachine):
         for user in USERS:  # the feed is not ordered between users
             assert of_user(user, self.fed) == of_user(user, self.expected_feed)
 
+    @rule(user=st.sampled_from(USERS), key=st.sampled_from((None, "k")))
+    def announce(self, user: str, key: str | None) -> None:
+        """Publish an ephemeral message, which changes no inbox, even if it has a key."""
+        self.announced.clear()
+        options = MessageOptions(is_ephemeral=True, key=key)
+        message = Message(user, "message", b"now", self.now_s, options=options)
+
+        self.run(self.inbox.announce([message]))
+        self.run(self.inbox.check())  # its reply follows the push
+
+        assert [each.data for each in self.announced] == [b"now"] * (
+            user in self.followed
+        )
+
+    @rule(
+        user=st.sampled_from(USERS),
+        after=st.floats(0, 1),
+        upto=st.floats(0, 1.2),
+        max_bytes=st.integers(1, 60),
+    )
+    def read_retained(
+        self, user: str, after: float, upto: float, max_bytes: int
+    ) -> None:
+        """Read the newest messages of the retained keys between two offsets."""
+        log = self.logs[user]
+        bounds = [log.forgotten + round(at * len(log.messages)) for at in (after, upto)]
+        expected: list[Stored] = []
+        size = 0
+        for stored in log.retained_messages(self.now_s):
+            if bounds[0] < stored.offset <= bounds[1]:
+                size += len(stored.message.data)
+                if not expected or size <= max_bytes:
+                    expected.append(stored)
+
+        found = self.run(
+            self.inbox.read_retained(
+                user, after=bounds[0], upto=bounds[1], max_bytes=max_bytes
+            )
+        )
+
+        assert facts(found) == facts(expected)
+
     @rule(seconds=st.integers(1, 60) | st.just(200))
     def advance(self, seconds: int) -> None:
         """Move the clock forward."""
@@ -212,6 +294,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.run(self.inbox.sweep())
         for user, log in self.logs.items():
             log.trim(self.now_s)
+            log.drop_expired(self.now_s)
             if user not in self.followed and log.is_idle(self.now_s):
                 state = self.run(self.inbox.state(user))
                 if state.forgotten != log.forgotten:
@@ -347,6 +430,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert (state.sparse_after or 0) <= (log.sparse_after or 0)
             assert log.without_holes(state.first) == log.without_holes(log.first)
             assert state.last - state.first + 1 - state.holes == len(log.live)
+            assert state.retained == len(log.retained)
             if log.sparse_after is None:
                 assert (state.trimmed_for is None) == (state.first == log.forgotten + 1)
             for old in range(log.forgotten_last + 1):
