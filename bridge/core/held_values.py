@@ -9,12 +9,27 @@ all of them. What is held back is in the inbox, too.
 
 from collections.abc import Sequence
 from math import inf
+from typing import Final
 
 from bridge.core.message import Message, Stored
 from bridge.core.position import HELD_MAX
 
 # An event and a key.
 _Place = tuple[str, str]
+
+
+_ALL_USERS_MAX_BYTES: Final = 64 << 20
+# About what a message takes besides its data.
+_OVERHEAD_BYTES: Final = 500
+
+
+class HeldBudget:
+    """The memory that is left for messages held back, for all users together."""
+
+    __slots__ = ("left_bytes",)
+
+    def __init__(self, bytes_max: int = _ALL_USERS_MAX_BYTES) -> None:
+        self.left_bytes = bytes_max
 
 
 class HeldValues:
@@ -24,11 +39,20 @@ class HeldValues:
     Times are seconds of one monotonic clock.
     """
 
-    __slots__ = ("_bytes_max", "_due_s", "_held")
+    __slots__ = ("_budget", "_due_s", "_held", "_left_bytes")
 
-    def __init__(self, *, bytes_max: int) -> None:
-        """Hold back nothing yet, and later at most `bytes_max` bytes of data."""
-        self._bytes_max = bytes_max
+    def __init__(self, *, bytes_max: int, budget: HeldBudget) -> None:
+        """
+        Hold back nothing yet.
+
+        Args:
+            bytes_max: The most bytes of data that will be held back. What does not fit is
+                written at once.
+            budget: The same for all users.
+
+        """
+        self._left_bytes = bytes_max
+        self._budget = budget
         self._due_s: dict[_Place, float] = {}  # when the next one may be written
         self._held: dict[_Place, Stored] = {}  # oldest first
 
@@ -70,7 +94,9 @@ class HeldValues:
                 taken.append(stored)
                 continue
             place = (stored.message.event, options.key)
-            self._held.pop(place, None)
+            replaced = self._held.pop(place, None)
+            if replaced is not None:
+                self._reserve(-len(replaced.message.data), messages=-1)
             if (
                 options.throttle_s is not None
                 and stored.offset > above
@@ -78,6 +104,7 @@ class HeldValues:
                 and self._has_room_for(stored.message)
             ):
                 self._held[place] = stored
+                self._reserve(len(stored.message.data), messages=1)
                 continue
             taken.append(stored)
             if options.throttle_s is not None:
@@ -85,8 +112,21 @@ class HeldValues:
         return taken
 
     def _has_room_for(self, message: Message) -> bool:
+        size = len(message.data)
+        return (
+            size <= self._left_bytes
+            and size + _OVERHEAD_BYTES <= self._budget.left_bytes
+        )
+
+    def _reserve(self, size: int, *, messages: int) -> None:
+        self._left_bytes -= size
+        self._budget.left_bytes -= size + messages * _OVERHEAD_BYTES
+
+    def drop(self) -> None:
+        """Hold nothing back any more."""
         held_bytes = sum([len(each.message.data) for each in self._held.values()])
-        return held_bytes + len(message.data) <= self._bytes_max
+        self._reserve(-held_bytes, messages=-len(self._held))
+        self._held.clear()
 
     def _note_written(self, place: _Place, now_s: float, throttle_s: float) -> None:
         if len(self._due_s) >= HELD_MAX and place not in self._due_s:
@@ -114,6 +154,7 @@ class HeldValues:
         options = stored.message.options
         if options is not None and options.key is not None:
             del self._held[stored.message.event, options.key]
+            self._reserve(-len(stored.message.data), messages=-1)
 
     def between(self, after: int, upto: int) -> Sequence[Stored]:
         """Return the messages held back with these offsets, oldest first."""

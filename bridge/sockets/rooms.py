@@ -14,7 +14,7 @@ from typing import Protocol
 
 from bridge.clock import SteadyClock
 from bridge.core.frames import EncodedMessages, encode_messages, encode_past
-from bridge.core.held_values import HeldValues
+from bridge.core.held_values import HeldBudget, HeldValues
 from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import Message, Stored
 from bridge.core.message_options import MessageOptions
@@ -122,14 +122,18 @@ class Room:
             return ()
         return self.held.between(window.replayed, window.offset)
 
-    def expect_throttle(self, options: MessageOptions, *, bytes_max: int) -> None:
+    def expect_throttle(
+        self, options: MessageOptions, *, bytes_max: int, budget: HeldBudget
+    ) -> None:
         """Hold messages back from now on if `options` ask for it."""
         if options.throttle_s is not None:
-            self.held = HeldValues(bytes_max=bytes_max)
+            self.held = HeldValues(bytes_max=bytes_max, budget=budget)
 
     def drop_held(self) -> None:
         """Hold nothing back; the messages are in the inbox."""
-        self.held = None
+        if self.held is not None:
+            self.held.drop()
+            self.held = None
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -163,6 +167,7 @@ class Rooms:
         self._tracing = tracing
         self.journal = journal or Journal()
         self._rooms: dict[str, Room] = {}
+        self._held_budget = HeldBudget()
         self._count = 0
 
     def limit_outbound(self, outbound_bytes: int) -> None:
@@ -272,7 +277,11 @@ class Rooms:
             if room is None:
                 continue
             if message.options is not None and room.held is None:
-                room.expect_throttle(message.options, bytes_max=self._outbound_bytes)
+                room.expect_throttle(
+                    message.options,
+                    bytes_max=self._outbound_bytes,
+                    budget=self._held_budget,
+                )
             if room.pending is None:
                 room.pending = [stored]
                 fed.append(room)

@@ -50,3 +50,11 @@ def test_a_rendered_duration_parses_to_the_same_value(milliseconds: int) -> None
     shown = render_duration(duration_s)
 
     assert parse_duration_s(shown) == pytest.approx(duration_s)
+
+
+def test_a_duration_has_few_digits() -> None:
+    """Producers write some: float() would take 20 ms for a header full of zeros."""
+    assert parse_duration_s("0." + "0" * 19 + "1s") == 1e-20
+    for text in ("0." + "0" * 100_000 + "1s", "0" * 21 + "1s"):
+        with pytest.raises(ValueError, match="is not a duration"):
+            parse_duration_s(text)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.held_values import HeldValues
+from bridge.core.held_values import HeldBudget, HeldValues
 from bridge.core.message import Message, Stored
 from bridge.core.message_options import MessageOptions
 
@@ -44,7 +44,7 @@ def write_due(held: HeldValues, now_s: float) -> list[int]:
 @pytest.fixture
 def held() -> HeldValues:
     """Nothing is held back yet; at most 100 bytes will be."""
-    return HeldValues(bytes_max=100)
+    return HeldValues(bytes_max=100, budget=HeldBudget())
 
 
 def test_the_first_is_written_at_once_and_the_last_at_the_end_of_the_interval(
@@ -125,6 +125,25 @@ def test_it_is_idle_when_all_intervals_have_passed(held: HeldValues) -> None:
     assert held.is_idle(21.0)
 
 
+def test_all_users_together_hold_back_a_limited_number_of_bytes() -> None:
+    """A producer could fill the memory with some keys of each user that is online."""
+    budget = HeldBudget(2000)
+    users = [HeldValues(bytes_max=1000, budget=budget) for _ in range(3)]
+    for held in users:
+        assert take(held, 10.0, value(1)) == [1]
+
+    assert take(users[0], 10.1, value(2, data=b"x" * 900)) == []
+    assert take(users[1], 10.1, value(2, data=b"x" * 90)) == []
+    assert take(users[2], 10.1, value(2)) == [2]  # no room, so it is written
+
+    users[0].drop()
+    assert take(users[2], 10.2, value(3, data=b"x" * 900)) == []
+    assert take(users[2], 10.3, value(4)) == []  # it replaces the one before
+    assert write_due(users[1], 11.0) == [2]
+    assert write_due(users[2], 11.1) == [4]
+    assert budget.left_bytes == 2000
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from("abc"), st.sampled_from([0.5, 1.0])), max_size=60
@@ -135,7 +154,7 @@ def test_each_key_keeps_its_interval_and_shows_its_last_value(
     messages: list[tuple[str, float]], step: int
 ) -> None:
     """Values of one key are written in order; the last one is never left out."""
-    held = HeldValues(bytes_max=1000)
+    held = HeldValues(bytes_max=1000, budget=HeldBudget())
     values = [value(n, key, time_s) for n, (key, time_s) in enumerate(messages, 1)]
     writes: list[tuple[float, Stored]] = []
 
