@@ -42,6 +42,10 @@ class BridgeReadiness:
             warnings.append(
                 f"requests from pages end as not_available: {self._requests.problem}"
             )
+        if self._intake.control_problem is not None:
+            warnings.append(
+                f"commands of the back end wait: {self._intake.control_problem}"
+            )
         return warnings
 
     def unready_reasons(self) -> list[str]:

@@ -177,10 +177,11 @@ class Components:
             metrics=metrics,
             has_own_inbox=not is_redis(settings.inbox),
             control=ControlConsumer(
-                names.control,
+                names,
                 kick=lambda user, reason: fleet_view.kick(user, reason=reason),
                 revoke=inbox.revoke,
                 metrics=metrics,
+                timeout_s=address.timeout_s,
             ),
             outages=outages,
         )

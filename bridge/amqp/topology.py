@@ -220,18 +220,27 @@ def topology(
         bindings.append(Binding(name, waiting))
     fallback = Exchange(names.messages_fallback, "fanout", alternate=names.unrouted)
     messages = Exchange(names.messages, "topic", alternate=fallback.name)
-    # One queue for all bridges, because a queue of one bridge would be gone while that bridge
-    # is away, and with it the commands that were confirmed meanwhile.
-    control = Exchange(names.control, "topic", alternate=names.unrouted)
-    commands = Queue(names.control, {**QUORUM, **_dead_letter_to(names.dead)})
-    queues.append(commands)
-    exchanges += [control, entry, inbound, fallback, messages]
+    control = control_topology(names)
+    queues += control.queues
+    exchanges += [*control.exchanges, entry, inbound, fallback, messages]
     bindings += [
-        Binding(control.name, commands, "#"),
+        *control.bindings,
         Binding(fallback.name, inbound),
         Binding(messages.name, inbound, "#"),
     ]
     return Topology(exchanges, queues, bindings)
+
+
+def control_topology(names: BrokerNames) -> Topology:
+    """
+    Return the exchange and queue of commands; what they refer to must exist.
+
+    One queue serves all bridges: a queue of one bridge would be gone while that bridge is
+    away, and with it the commands that were confirmed meanwhile.
+    """
+    exchange = Exchange(names.control, "topic", alternate=names.unrouted)
+    queue = Queue(names.control, {**QUORUM, **_dead_letter_to(names.dead)})
+    return Topology([exchange], [queue], [Binding(exchange.name, queue, "#")])
 
 
 def requests_topology(names: BrokerNames) -> Topology:

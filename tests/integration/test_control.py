@@ -1,9 +1,12 @@
 """Commands on the control exchange, and revocations by operators, with a real broker."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import aiormq
 import orjson
 import pytest
 
@@ -20,7 +23,9 @@ from tests.integration.control import (
 )
 from tests.integration.operator.api_client import asking
 from tests.integration.operator.commands import run_command
+from tests.integration.programs import command
 from tests.integration.running import (
+    SECRET,
     RunningBridge,
     open_windows,
     running_bridge,
@@ -28,6 +33,18 @@ from tests.integration.running import (
 )
 from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
+
+
+@asynccontextmanager
+async def open_channel(broker: LocalNode) -> AsyncIterator[aiormq.Channel]:
+    """Open a channel of an administrator."""
+    connection = await open_connection(
+        BrokerAddress((broker.url,)), purpose=Purpose.CHECK, reader=FrameReader
+    )
+    try:
+        yield await connection.open_channel(confirms=False)
+    finally:
+        await connection.disconnect()
 
 
 @pytest.mark.parametrize("store", ["memory:", "sqlite:"])
@@ -156,24 +173,91 @@ async def test_a_command_that_comes_while_no_bridge_runs_is_carried_out_later(
 async def test_commands_are_consumed_again_after_their_queue_was_deleted(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Until then they become dead letters, because the exchange has an alternate."""
+    """
+    Until then they become dead letters, because the exchange has an alternate.
+
+    Messages are delivered all the time: only the consumer of commands is replaced.
+    """
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
         back_end(broker, namespace) as workers,
         open_windows(running.listening.public_url, [running.token("ann")]) as (window,),
     ):
-        connection = await open_connection(
-            BrokerAddress((broker.url,)), purpose=Purpose.CHECK, reader=FrameReader
-        )
-        channel = await connection.open_channel(confirms=False)
-        await channel.queue_delete(BrokerNames(namespace).control)
-        await connection.disconnect()
+        async with open_channel(broker) as channel:
+            await channel.queue_delete(BrokerNames(namespace).control)
 
         async def kick() -> bool:
             await workers.send("kick", {"user": "ann"})
             return window.websocket.closed
 
         await eventually(kick, within_s=30)
+        assert running.sample("bridge_broker_reconnects_total", purpose="consume") == 0
+
+
+async def test_commands_are_carried_out_after_the_number_of_shards_has_changed(
+    broker: LocalNode, namespace: str
+) -> None:
+    """The consumer of the session before must not keep a share of them."""
+    settings = {"amqp_url": broker.url, "namespace": namespace, "jwt_secret": SECRET}
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        back_end(broker, namespace) as workers,
+    ):
+        changed = await command("shards", "set", "2", **settings)
+        assert changed.code == 0, changed.err
+        await eventually(lambda: running.bridge.components.intake.is_consuming)
+        for _ in range(20):
+            await workers.send("kick", {"user": "ann"})
+        await eventually(lambda: commands(running, "done") == 20)
+
+
+async def test_a_problem_with_the_queue_of_commands_is_a_warning(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Users are served, so the bridge is ready; commands wait until it is resolved."""
+    name = BrokerNames(namespace).control
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        back_end(broker, namespace) as workers,
+        open_windows(running.listening.public_url, [running.token("ann")]) as (window,),
+        open_channel(broker) as channel,
+    ):
+        readiness = running.bridge.components.readiness
+        assert readiness.warnings() == []
+        await channel.exchange_delete(name)
+        await channel.exchange_declare(name, exchange_type="fanout")
+        await channel.queue_delete(name)
+        await eventually(lambda: "commands" in "".join(readiness.warnings()))
+        assert readiness.unready_reasons() == []
+
+        await channel.exchange_delete(name)
+        await eventually(lambda: not readiness.warnings())
+        await workers.send("kick", {"user": "ann"})
+        await closed(window)
+
+
+async def test_waiting_revocations_hold_up_no_kick(
+    broker: LocalNode, namespace: str, tmp_path: Path
+) -> None:
+    """A kick needs no store, so it is carried out while more revocations wait than run."""
+    async with RedisServer.start(tmp_path / "redis") as redis:
+        settings = settings_for(broker, namespace, inbox=redis.url)
+        async with (
+            running_bridge(settings) as running,
+            back_end(broker, namespace) as workers,
+            open_windows(running.listening.public_url, [running.token("ann")]) as (
+                window,
+            ),
+        ):
+            await asyncio.to_thread(redis.stop)
+            await eventually(lambda: running.bridge.components.inbox.problem)
+            for _ in range(120):
+                await workers.send("revoke", {"user": "bob", "until": in_one_hour()})
+            await workers.send("kick", {"user": "ann"})
+            assert (await closed(window))["code"] == "kicked"
+
+            await asyncio.to_thread(redis.restart)
+            await eventually(lambda: commands(running, "done") == 121, within_s=30)
 
 
 async def test_a_revocation_waits_while_the_store_is_away(

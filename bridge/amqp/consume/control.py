@@ -16,23 +16,32 @@ from typing import Final, assert_never
 import aiormq
 import structlog
 
-from bridge.amqp.connection import BrokerConnection, ignore_message
+from bridge.amqp.connection import (
+    BrokerConnection,
+    broker_call,
+    close_reason,
+    ignore_message,
+)
 from bridge.amqp.frame_reader import DeliveryReader
+from bridge.amqp.topology import control_topology, declare
+from bridge.core.broker_names import BrokerNames
 from bridge.core.contracts.control import KickCommand, RevokeCommand, parse_command
 from bridge.core.message import Delivery
 from bridge.core.revocation import Revocation
 from bridge.enums import ControlOutcome
-from bridge.errors import BrokerUnavailableError, TransientError
+from bridge.errors import BrokerUnavailableError, TopologyError, TransientError
 from bridge.logging import user_hash
 from bridge.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-# Commands that are carried out at the same time: a kick may wait a second for a bridge that
-# does not answer.
-_PREFETCH: Final = 50
+# Commands of one kind that are carried out at the same time: a kick may wait a second for a
+# bridge that does not answer.
+_CONCURRENT: Final = 50
+# Far more: revocations that wait for the store must not keep kicks in the queue.
+_PREFETCH: Final = 1000
 _RETRY_S: Final = 1.0
-_POLL_S: Final = 0.5
+_CLOSE_WITHIN_S: Final = 2.0
 
 
 class ControlConsumer:
@@ -40,62 +49,98 @@ class ControlConsumer:
     Carries out the commands in one queue, on any number of connections after each other.
 
     Args:
-        queue: The queue.
+        names: Of the queue and its exchange.
         kick: Closes the windows of a user, with a reason for people; never raises.
         revoke: Stores a revocation; raises TransientError if that is not possible now.
         metrics: Counts commands by outcome.
+        timeout_s: The limit of one call to the broker.
+
+    Attributes:
+        problem: Why commands are not consumed although the connection is open; ``None`` if
+            they are, or nothing is known.
 
     """
 
     def __init__(
         self,
-        queue: str,
+        names: BrokerNames,
         *,
         kick: Callable[[str, str | None], Awaitable[object]],
         revoke: Callable[[Revocation], Awaitable[None]],
         metrics: Metrics,
+        timeout_s: float,
     ) -> None:
-        self._queue = queue
+        self.problem: str | None = None
+        self._queue = names.control
+        self._wanted = control_topology(names)
         self._kick = kick
         self._revoke = revoke
         self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._kicking = asyncio.Semaphore(_CONCURRENT)
+        self._revoking = asyncio.Semaphore(_CONCURRENT)
 
     async def run(self, connection: BrokerConnection[DeliveryReader]) -> None:
         """
-        Consume the queue until cancelled.
+        Consume the queue until cancelled; a consumer that is lost is replaced.
 
         Raises:
-            BrokerUnavailableError: If the consumer is lost, for example because the queue
-                was deleted.
+            BrokerUnavailableError: If the connection is lost.
 
         Cancellation:
             The broker redelivers what is not acked.
 
         """
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                try:
+                    await self._consume(connection, tasks)
+                except (BrokerUnavailableError, TopologyError) as exc:
+                    if connection.is_lost:
+                        self.problem = None  # it concerns all queues
+                        raise
+                    if self.problem != str(exc):
+                        self.problem = str(exc)
+                        log.warning("control.consumer_lost", problem=self.problem)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _consume(
+        self, connection: BrokerConnection[DeliveryReader], tasks: asyncio.TaskGroup
+    ) -> None:
+        # The queue may have been deleted.
+        await declare(connection, self._wanted, timeout_s=self._timeout_s)
         channel = await connection.open_channel(confirms=False)
-        waiting: asyncio.Queue[Delivery] = asyncio.Queue()  # the prefetch is its bound
+        # The prefetch is its bound. None marks the end of the consumer.
+        waiting: asyncio.Queue[Delivery | None] = asyncio.Queue()
 
         def take(deliveries: Sequence[Delivery]) -> None:
             for delivery in deliveries:
                 waiting.put_nowait(delivery)
 
+        def end(_: object) -> None:
+            waiting.put_nowait(None)
+
         doing = f"consume {self._queue}"
         connection.reader.subscribe(channel.number, self._queue, take)
+        channel.on_consumer_cancel_callbacks.add(end)
+        channel.closing.add_done_callback(end)
         try:
             async with connection.call(doing):
                 await channel.basic_qos(prefetch_count=_PREFETCH)
-                reply = await channel.basic_consume(self._queue, ignore_message)
-            async with asyncio.TaskGroup() as tasks:
-                # The library has no event for the end of a consumer.
-                while reply.consumer_tag in channel.consumers and not channel.is_closed:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(_POLL_S):
-                            delivery = await waiting.get()
-                            work = self._process(connection, channel, delivery)
-                            tasks.create_task(work, name=doing)
-                raise BrokerUnavailableError(doing, "the consumer was cancelled")
+                await channel.basic_consume(self._queue, ignore_message)
+            self.problem = None
+            while (delivery := await waiting.get()) is not None:
+                work = self._process(connection, channel, delivery)
+                tasks.create_task(work, name=doing)
+            problem = close_reason(channel) or "the consumer was cancelled"
+            raise BrokerUnavailableError(doing, problem)
         finally:
             connection.reader.unsubscribe(channel.number, take)
+            # The next session on this connection consumes the queue, too. Commands that the
+            # broker delivers to an open channel without a subscription would wait forever.
+            with suppress(BrokerUnavailableError):
+                async with broker_call("close a channel", timeout_s=_CLOSE_WITHIN_S):
+                    await channel.close()
 
     async def _process(
         self,
@@ -104,27 +149,36 @@ class ControlConsumer:
         delivery: Delivery,
     ) -> None:
         try:
-            outcome = await self._carry_out(delivery)
+            outcome = await self._carry_out(delivery, channel)
         except Exception:
             log.exception("control.failed")
             outcome = ControlOutcome.FAILED
+        if outcome is None:
+            return
         self._metrics.control_commands.labels(outcome=outcome).inc()
-        async with connection.call(f"settle a delivery of {self._queue}"):
-            if outcome is ControlOutcome.DONE:
-                await channel.basic_ack(delivery.tag, wait=False)
-            else:  # it becomes a dead letter, and blocks no other command
-                await channel.basic_reject(delivery.tag, requeue=False, wait=False)
+        # If the consumer is lost, the broker redelivers the command.
+        with suppress(BrokerUnavailableError):
+            async with connection.call(f"settle a delivery of {self._queue}"):
+                if outcome is ControlOutcome.DONE:
+                    await channel.basic_ack(delivery.tag, wait=False)
+                else:  # it becomes a dead letter, and blocks no other command
+                    await channel.basic_reject(delivery.tag, requeue=False, wait=False)
 
-    async def _carry_out(self, delivery: Delivery) -> ControlOutcome:
+    async def _carry_out(
+        self, delivery: Delivery, channel: aiormq.Channel
+    ) -> ControlOutcome | None:
+        """Return the outcome; ``None`` if the broker redelivers the command already."""
         try:
             work: Callable[[], Awaitable[object]]
             command = parse_command(delivery.routing_key, delivery.body)
             match command:
                 case KickCommand():
                     work = partial(self._kick, command.user, command.reason)
+                    slots = self._kicking
                 case RevokeCommand():
                     revocation = command.revocation(command.user, now_s=time())
                     work = partial(self._revoke, revocation)
+                    slots = self._revoking
                 case _ as never:
                     assert_never(never)
         except ValueError as exc:
@@ -132,16 +186,18 @@ class ControlConsumer:
             return ControlOutcome.REFUSED
         user = user_hash(command.user)
         is_waiting = False
-        while True:
-            try:
-                await work()
-            except TransientError as exc:
-                if not is_waiting:
-                    log.warning("control.waiting", user=user, problem=str(exc))
-                is_waiting = True
-                await asyncio.sleep(_RETRY_S)
-            else:
-                log.info(
-                    "control.done", command=delivery.routing_key.decode(), user=user
-                )
-                return ControlOutcome.DONE
+        async with slots:
+            while not channel.is_closed:
+                try:
+                    await work()
+                except TransientError as exc:
+                    if not is_waiting:
+                        log.warning("control.waiting", user=user, problem=str(exc))
+                    is_waiting = True
+                    await asyncio.sleep(_RETRY_S)
+                else:
+                    log.info(
+                        "control.done", command=delivery.routing_key.decode(), user=user
+                    )
+                    return ControlOutcome.DONE
+        return None

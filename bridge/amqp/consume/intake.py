@@ -116,6 +116,11 @@ class Intake:
         """Which other bridges keep this one from consuming; ``None`` if none does."""
         return None if self._ownership is None else self._ownership.problem
 
+    @property
+    def control_problem(self) -> str | None:
+        """Why commands of the back end are not consumed; ``None`` if nothing is known."""
+        return None if self._control is None else self._control.problem
+
     def stalls(self) -> list[str]:
         """Return one sentence for each queue that stands still although messages wait."""
         return self._session.stalls() if self._session is not None else []
