@@ -12,6 +12,7 @@ import time
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import jwt
@@ -137,7 +138,7 @@ class TokenVerifier:
             raise _invalid("it is not text in ASCII")
         if len(token) > _TOKEN_MAX_CHARACTERS:
             raise _invalid(f"it is longer than {_TOKEN_MAX_CHARACTERS} characters")
-        algorithm, kid = _parse_header(token)
+        algorithm, kid = _parse_header(token.partition(".")[0])
         # A reload may replace the rules during the await below: use one set for all checks,
         # and the tokens that are known by it.
         rules, known = self._rules, self._known
@@ -168,13 +169,13 @@ def _invalid(problem: str) -> RefusedError:
     return RefusedError(Refusal.TOKEN_INVALID, f"the token was not accepted: {problem}")
 
 
-def _parse_header(token: str) -> tuple[str, str | None]:
+@lru_cache(maxsize=64)  # the tokens of an issuer have the same header
+def _parse_header(segment: str) -> tuple[str, str | None]:
     """
-    Return `alg` and `kid`, which only select one of the configured keys.
+    Return `alg` and `kid` of a token's header, which only select a configured key.
 
     Headers that name other keys (`jku`, `x5u`, `x5c`, `jwk`) are ignored.
     """
-    segment = token.partition(".")[0]
     try:
         header = orjson.loads(urlsafe_b64decode(segment + "=" * (-len(segment) % 4)))
     except (binascii.Error, orjson.JSONDecodeError) as exc:

@@ -120,7 +120,9 @@ class ReplayPlan:
         return self.reason is None and self.is_start_known
 
 
-def plan_replay(wanted: Position | None, state: InboxState) -> ReplayPlan:
+def plan_replay(
+    wanted: Position | None, state: InboxState, *, epoch: str | None = None
+) -> ReplayPlan:
     """
     Decide where the replay for a window starts, and how much the window has missed.
 
@@ -128,6 +130,7 @@ def plan_replay(wanted: Position | None, state: InboxState) -> ReplayPlan:
         wanted: The position that the window sent; ``None`` for a new window, which
             receives the messages that its user has not received yet.
         state: The state of the user's inbox.
+        epoch: The epoch of the user's positions if it is not that of the store.
 
     """
     if wanted is None:
@@ -139,7 +142,7 @@ def plan_replay(wanted: Position | None, state: InboxState) -> ReplayPlan:
                 after=state.forgotten, missed=None, reason=SyncReason.RESET
             )
         after = state.delivered
-    elif wanted.epoch != state.epoch or not (
+    elif wanted.epoch != (epoch or state.epoch) or not (
         state.forgotten <= wanted.offset <= wanted.newest <= state.last
     ):
         # A position of another store, or of an inbox that was forgotten, or one above the

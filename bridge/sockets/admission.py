@@ -6,6 +6,7 @@ the state of the session is checked in the same step as it changes.
 """
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from time import time
 from typing import Final
@@ -153,8 +154,8 @@ class Admission:
         try:
             await self._inbox.follow(user)
             state = await self._inbox.state(user)
-            state = replace(state, epoch=user_epoch(state.epoch, user))
-            plan = plan_replay(options.position, state)
+            epoch = user_epoch(state.epoch, user)
+            plan = plan_replay(options.position, state, epoch=epoch)
             kept_id = await self._kept_recovery_id(user, options, plan)
             # During these awaits the client may have connected a second time or left.
             if window_of(session) is not None:
@@ -171,17 +172,17 @@ class Admission:
                 client.sid,
                 session,
                 identity,
-                epoch=state.epoch,
+                epoch=epoch,
                 offset=plan.after,
                 delivered=state.delivered,
                 has_manual_acks=options.has_manual_acks,
                 connected_s=time(),
             )
-            self._join(window, kept_id=kept_id)
+            replies = self._join(window, kept_id=kept_id)
         finally:
             if self._rooms.release(user):
                 self._inbox.unfollow(user)
-        self._replayer.start(window, plan, last=state.last)
+        self._replayer.start(window, plan, last=state.last, replies=replies)
 
     def check_revocations(self, identity: Identity) -> None:
         """
@@ -216,16 +217,18 @@ class Admission:
             return None
         return options.recovery_id
 
-    def _join(self, window: Window, *, kept_id: str | None) -> None:
+    def _join(self, window: Window, *, kept_id: str | None) -> Sequence[str]:
+        """Add `window` to its room; return the replies that are to be sent first."""
         session = window.session
-        start = Position(window.epoch, window.offset)
-        recovery_id = kept_id or render_recovery_id(start, secrets.token_urlsafe(9))
-        self._metrics.connects.labels(recovered=str(bool(kept_id)).lower()).inc()
-        # In open mode the session is connected and the CONNECT is answered already.
-        if session.client is None:
-            session.send(packets.connect_reply(window.sid, recovery_id))
+        is_new = session.client is None
         session.attach(window)
         self._rooms.join(window)
+        recovery_id = kept_id or render_recovery_id(
+            Position(window.epoch, window.offset), secrets.token_urlsafe(9)
+        )
+        self._metrics.connects.labels(recovered=str(bool(kept_id)).lower()).inc()
+        # In open mode the session is connected and the CONNECT is answered already.
+        return (packets.connect_reply(window.sid, recovery_id),) if is_new else ()
 
     def _refuse(
         self, session: EngineSession, namespace: str, code: Refusal, text: str = ""

@@ -20,6 +20,7 @@ from typing import Final
 
 import structlog
 
+from bridge.core import packets
 from bridge.core.frames import event_packet
 from bridge.core.journal import JournalEntry
 from bridge.core.message import Stored
@@ -59,10 +60,10 @@ class ReplayResult:
     is_start_known: bool
     expired: int = 0
 
-    def send_to(self, window: Window) -> None:
-        """Send it as `bridge:sync`."""
+    def render(self) -> str:
+        """Return it as the packet `bridge:sync`."""
         is_unknown = self.reason is None and not self.is_start_known
-        window.send_event(
+        return packets.event(
             EVENT_SYNC,
             {
                 "replayed": self.replayed,
@@ -102,22 +103,27 @@ class Replayer:
         """Use reloaded options from the next page on."""
         self._options = options
 
-    def start(self, window: Window, plan: ReplayPlan, *, last: int) -> None:
+    def start(
+        self, window: Window, plan: ReplayPlan, *, last: int, replies: Sequence[str]
+    ) -> None:
         """
-        Bring a new window up to date and send `bridge:sync`.
+        Send `replies`, bring a new window up to date and send `bridge:sync`.
 
         Args:
             window: In its room, with its gate closed.
             plan: Where the replay starts and what is missing already.
             last: The newest offset of the inbox. If the window has it, its gate opens at
                 once, without a task.
+            replies: Packets that the client must receive first. If there is nothing to
+                replay, one write to the socket contains all.
 
         """
         is_current = window.offset >= last and not plan.sends_retained
         if is_current and self._rooms.open_gate(window):
             result = ReplayResult(0, plan.missed, plan.reason, plan.is_start_known)
-            result.send_to(window)
+            window.session.send(*replies, result.render())
         else:
+            window.session.send(*replies)
             self._engine.spawn(self._sync(window, plan), name="replay")
 
     def catch_up(self, window: Window, late: Sequence[Stored]) -> None:
@@ -138,12 +144,12 @@ class Replayer:
     async def _sync(self, window: Window, plan: ReplayPlan) -> None:
         result = await self._try_replay(window, plan)
         if result is not None:
-            result.send_to(window)
+            window.session.send(result.render())
 
     async def _catch_up(self, window: Window, late: Sequence[Stored]) -> None:
         result = await self._try_replay(window, ReplayPlan(after=window.offset), late)
         if result is not None and result.reason is not None:
-            result.send_to(window)
+            window.session.send(result.render())
 
     async def _try_replay(
         self, window: Window, plan: ReplayPlan, late: Sequence[Stored] = ()

@@ -20,13 +20,15 @@ class LoopTurns:
     """
     Makes calls in order, at most `per_turn` in each turn of the event loop.
 
-    A call that finds capacity and none waiting before it is made at once.
+    A call is made at once if there is capacity. Capacity is renewed when it is used up, not
+    in each turn: that would wake up the loop once more for each connection.
     """
 
     def __init__(self, per_turn: int = _PER_TURN) -> None:
         self._per_turn = per_turn
-        self._left = per_turn  # of this turn
+        self._left = per_turn
         self._waiting: deque[Callable[[], None]] = deque()
+        self._is_scheduled = False
 
     @property
     def is_behind(self) -> bool:
@@ -35,18 +37,28 @@ class LoopTurns:
 
     def call(self, work: Callable[[], None]) -> None:
         """Call `work` now or in one of the next turns."""
-        if self._left == self._per_turn:
-            asyncio.get_running_loop().call_soon(self._begin_turn)
         if self._left:
             self._left -= 1
             work()
         else:
             self._waiting.append(work)
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._begin_turn)
 
     def _begin_turn(self) -> None:
+        self._is_scheduled = False
         self._left = self._per_turn
-        for _ in range(min(self._per_turn, len(self._waiting))):
-            self.call(self._waiting.popleft())
+        try:
+            while self._waiting and self._left:
+                self._left -= 1
+                self._waiting.popleft()()
+        finally:  # after a call that fails, too
+            if self._waiting:
+                self._schedule()
 
 
 class FirstBytes(asyncio.Protocol):

@@ -276,10 +276,16 @@ class EngineSession:
             return False
         return waiting_bytes > max(outbound_bytes, self._oversize_bytes)
 
-    def send(self, text: str) -> None:
-        """Send a message at once; a closed session drops it."""
-        if not self.is_closed:
-            self._write(b"4" + text.encode(), 0)
+    def send(self, *texts: str) -> None:
+        """Send messages at once, together; a closed session drops them."""
+        if self.is_closed or not texts:
+            return
+        packets = [b"4" + text.encode() for text in texts]
+        if self._websocket is not None:
+            self._websocket.transport.write(b"".join(map(text_frame, packets)))
+        elif self._queue is not None:
+            for packet in packets:
+                self._queue.put(packet.decode(), 0)
 
     def send_binary(self, data: bytes) -> None:
         """Send a binary message of 126 to 65535 bytes; a closed session drops it."""
