@@ -27,6 +27,7 @@ from bridge.app import Bridge
 from bridge.core.broker_names import DEFAULT_NAMESPACE
 from bridge.demo.page import DemoPage, ShellCommand
 from bridge.demo.private_node import PrivateNode
+from bridge.demo.worker import DemoWorker
 from bridge.http.listeners import Listening
 from bridge.logging import configure_logs
 from bridge.settings.load import load_settings
@@ -196,13 +197,15 @@ class _RunningDemo:
         await self._bridge.run(stop, on_listening=listening, beside=self._watch(stop))
 
     async def _watch(self, stop: asyncio.Event) -> None:
-        if self._node is None:
-            await self._report_readiness(stop)
-            return
+        worker = DemoWorker(self._amqp_url, self._settings.namespace)
         async with asyncio.TaskGroup() as tasks:
-            keeping = tasks.create_task(self._node.keep_running(progress=self._say))
+            running = [tasks.create_task(worker.run(), name="worker")]
+            if self._node is not None:
+                keeping = self._node.keep_running(progress=self._say)
+                running.append(tasks.create_task(keeping, name="node"))
             await self._report_readiness(stop)
-            keeping.cancel()
+            for task in running:
+                task.cancel()
 
     def _exports(self, addresses: Listening) -> str:
         settings = self._settings
@@ -299,6 +302,7 @@ def _settings(options: DemoOptions, amqp_url: str, *, say: Say) -> Settings:
             # connection needs a token, and no page of another origin can get one here.
             "dangerously_allow_any_origin": True,
             "inbox": "memory:",
+            "page_events": ["job.start", "job.cancel"],
             "drain_timeout": _DRAIN_S,
             "log_level": options.log_level,
         }

@@ -5,13 +5,14 @@ It is a program and not a test, so that a test run does not change the working t
 """
 
 import asyncio
+import re
 import signal
 import sys
 import tempfile
 from pathlib import Path
 from typing import Final
 
-from playwright.async_api import Route, async_playwright
+from playwright.async_api import Route, async_playwright, expect
 
 from tests.browser.console_pictures import compress
 from tests.browser.demo_process import ANY_PORTS, running_demo
@@ -35,6 +36,7 @@ async def main(folder: Path) -> None:
                 await page.page.reload()
                 await page.expect_live()
                 await _publish_messages(page)
+                await _start_job(page)
                 await page.page.emulate_media(reduced_motion="reduce")
                 picture = folder / "demo.png"
                 await page.page.screenshot(path=picture, full_page=True)
@@ -56,15 +58,21 @@ async def _publish_messages(page: WatchedPage) -> None:
     await page.publish("Welcome back, bob", user="bob")
     await page.publish("Your export is ready", count=2)
     await page.expect_message("bob", "Welcome back, bob")
-    await (
-        page.window("bob").get_by_role("button", name="Disconnect this window").click()
-    )
+    await page.window("bob").get_by_role("button", name="Disconnect").click()
     await page.expect_state("bob", "cut")
     await page.publish(_ORDER, user="bob", event="order.changed", kind="JSON", count=2)
     await page.expect_state("bob", "live")
     await page.publish(_ORDER, event="order.changed", kind="JSON")
     for number in (1, 2):
         await page.expect_message("ann", '"shipped"', number=number)
+
+
+async def _start_job(page: WatchedPage) -> None:
+    """Start a job of ann, and wait until it shows some progress in both windows."""
+    await page.window("ann").get_by_role("button", name="Start a job").click()
+    for number in (1, 2):
+        done = page.window("ann", number).locator("#jobs .done")
+        await expect(done).to_have_text(re.compile(r"^[3-9]\d %"))
 
 
 if __name__ == "__main__":

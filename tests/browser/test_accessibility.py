@@ -1,5 +1,6 @@
 """axe-core finds nothing on any page, neither in light nor in dark colors."""
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +44,12 @@ async def test_the_demo_page_and_its_windows_are_accessible(
     await expect(window.get_by_role("listitem").first).to_be_visible()
     await expect(page.locator("#lines li").first).to_be_visible()
 
+    await window.get_by_role("button", name="Start a job").click()
+    cancel = window.get_by_role("button", name=re.compile("^Cancel "))
+    await expect(window.get_by_role("progressbar")).to_be_visible()
+    assert await violations(page) == {}
+    await cancel.click()
+    await expect(window.locator("#job-note")).to_be_visible()
     assert await violations(page) == {}
     await context.close()
 

@@ -115,9 +115,7 @@ async def test_a_disconnected_window_recovers_missed_messages(
     await page.publish(f"before {namespace}")
     await page.expect_message("ann", f"before {namespace}")
 
-    await (
-        page.window("ann").get_by_role("button", name="Disconnect this window").click()
-    )
+    await page.window("ann").get_by_role("button", name="Disconnect").click()
     await page.expect_state("ann", "cut")
     await page.publish(f"meanwhile {namespace}", count=3)
     await page.expect_state("ann", "live")
@@ -237,7 +235,7 @@ async def test_the_page_is_usable_with_the_keyboard_only(
     await keyboard.press("Control+Enter")
     await page.expect_message("ann", namespace)
 
-    cut = page.window("ann").get_by_role("button", name="Disconnect this window")
+    cut = page.window("ann").get_by_role("button", name="Disconnect")
     for _ in range(20):
         await keyboard.press("Tab")
         if await cut.evaluate("button => button === document.activeElement"):

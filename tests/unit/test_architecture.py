@@ -27,7 +27,7 @@ LAYER = {name: n for n, layer in enumerate(LAYERS.split("<")) for name in layer.
 
 # Libraries that only these modules and packages import; their errors do not leave them.
 ONLY_IN = {
-    "aio_pika": {"amqp"},
+    "aio_pika": {"amqp", "demo.worker"},  # that is a program like those of users
     "aiormq": {"amqp"},
     "pamqp": {"amqp"},
     "sqlite3": {"inbox.sqlite"},

@@ -9,7 +9,6 @@
 
 const ACK_PAUSE_MS = 200;
 const RETRY_MS = 1000;
-const POSITIONS_KEPT = 1000;
 
 export function openInbox({ getToken, place, onMessage, onState, renews }) {
   const socket = io({
@@ -28,13 +27,10 @@ export function openInbox({ getToken, place, onMessage, onState, renews }) {
 
   // --- messages
 
-  const seen = new Set();
   let ackTimer;
 
   socket.onAny((event, data, position) => {
-    if (event.startsWith("bridge:") || seen.has(position)) return;
-    seen.add(position);
-    if (seen.size > POSITIONS_KEPT) seen.delete(seen.values().next().value);
+    if (event.startsWith("bridge:")) return;
     onMessage(event, data, position);
     place.set(position);
     // A message counts as delivered when it is acked. One ack covers all earlier messages, so

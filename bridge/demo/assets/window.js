@@ -2,6 +2,7 @@
 // textContent, never as markup.
 
 import { openInbox } from "/demo/connection.js";
+import { showProgress, watchJobs } from "/demo/jobs.js";
 
 const query = new URLSearchParams(location.search);
 const user = query.get("user") || "ann";
@@ -48,6 +49,7 @@ const place = {
 // --- messages
 
 function onMessage(event, data, position) {
+  if (event === "progress" && showProgress(data)) return;
   const isText = typeof data === "string";
   const text = isText ? data : JSON.stringify(data);
   const row = document.createElement("li");
@@ -104,6 +106,7 @@ function onState(name, facts) {
   element("note").hidden = !note;
   const hasStopped = name === "closed" || name === "refused";
   element("cut").disabled = name !== "live";
+  element("start").disabled = name !== "live";
   element("cut").hidden = hasStopped;
   element("reconnect").hidden = !hasStopped;
 }
@@ -128,6 +131,7 @@ const socket = openInbox({
   renews: () => element("renew").checked,
 });
 
+watchJobs(socket);
 element("cut").addEventListener("click", () => {
   ask("/demo/cut", { sid: socket.id }).catch((error) => onState("cut", { reason: error.message }));
 });
