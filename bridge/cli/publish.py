@@ -61,6 +61,22 @@ def publish(
         str | None,
         typer.Option(help="Replace the older message with this key and event."),
     ] = None,
+    throttle: Annotated[
+        str | None,
+        typer.Option(
+            help="With --key: at most one message to each open window in this time, such as "
+            "250ms."
+        ),
+    ] = None,
+    retain: Annotated[
+        bool,
+        typer.Option(
+            "--retain", help="With --key: new windows receive the newest message first."
+        ),
+    ] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="With --key: the key is no longer retained.")
+    ] = False,
     ephemeral: Annotated[
         bool,
         typer.Option(
@@ -89,7 +105,7 @@ def publish(
 
         seq 1000 | bridge publish ann -
 
-        bridge publish ann 40 --event progress --key job-17
+        bridge publish ann 40 --event progress --key job-17 --retain
 
         echo '{"user": "ann", "event": "note", "data": {"n": 1}}' | bridge publish -
 
@@ -105,6 +121,9 @@ def publish(
         "ttl_s": ttl_s,
         "ephemeral": ephemeral or None,
         "key": key,
+        "throttle": throttle,
+        "retain": retain or None,
+        "clear": clear or None,
     }
     common = {name: value for name, value in options.items() if value is not None}
     source = PublishInput(

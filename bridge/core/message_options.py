@@ -25,8 +25,8 @@ _TRUTHS: Final = {b"true": True, b"false": False}
 _TEXTS: Final = (b"S", b"x")
 
 KEY_MAX_BYTES: Final = 128
-THROTTLE_MIN_S: Final = 0.001
-THROTTLE_MAX_S: Final = 3600.0
+_THROTTLE_MIN_S: Final = 0.001
+_THROTTLE_MAX_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,20 +112,17 @@ def options_problem(options: MessageOptions) -> str | None:
 def _parse_throttle_s(value: bytes) -> float | str:
     """Return the interval, or a sentence that says what is wrong."""
     text = value[5:].decode(errors="replace") if value[:1] in _TEXTS else ""
+    problem = throttle_problem(text)
+    return f"{OptionHeader.THROTTLE} {problem}" if problem else parse_duration_s(text)
+
+
+def throttle_problem(text: str) -> str | None:
+    """Return why `text` is no interval, as the end of a sentence; ``None`` if it is one."""
     try:
-        return check_throttle_s(parse_duration_s(text))
+        is_valid = _THROTTLE_MIN_S <= parse_duration_s(text) <= _THROTTLE_MAX_S
     except ValueError:
-        return (
-            f"{OptionHeader.THROTTLE} is not a duration from 1ms to 1h, such as 250ms"
-        )
-
-
-def check_throttle_s(throttle_s: float) -> float:
-    """Return `throttle_s`; raises ValueError if no message can have this interval."""
-    if not THROTTLE_MIN_S <= throttle_s <= THROTTLE_MAX_S:
-        message = "is not a duration from 1ms to 1h"
-        raise ValueError(message)
-    return throttle_s
+        is_valid = False
+    return None if is_valid else "is not a duration from 1ms to 1h, such as 250ms"
 
 
 def key_problem(key: str) -> str | None:

@@ -1,6 +1,7 @@
 """The jobs of the demo: progress that survives a reload, and requests to the worker."""
 
 import re
+from typing import Final
 
 import pytest
 from playwright.async_api import FrameLocator, Locator, expect
@@ -8,6 +9,11 @@ from playwright.async_api import FrameLocator, Locator, expect
 from tests.browser.watched_page import WatchedPage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+_PUBLISH: Final = """(body) => fetch("/demo/publish", {
+  method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+})"""
 
 
 def cancel_buttons(window: FrameLocator) -> Locator:
@@ -75,6 +81,23 @@ async def test_a_bar_survives_a_reload_and_shows_the_newest_value_at_once(
     await page.page.reload()
     await page.expect_state("ann", "live")
     await expect(page.window("ann").get_by_role("progressbar")).to_have_count(0)
+
+
+async def test_a_job_that_reports_nothing_is_shown_after_a_reload(
+    page: WatchedPage,
+) -> None:
+    """Its last report has been shown before, so only its retained value can bring it."""
+    report = {"job": "import", "done": 5, "of": 10, "state": "running"}
+    body = {"user": "bob", "event": "progress", "key": "import"}
+    await page.page.evaluate(_PUBLISH, body | {"data": report, "retain": True})
+    bar = page.window("bob").get_by_role("progressbar", name="import")
+    await expect(bar).to_have_js_property("value", 5)
+
+    await page.page.reload()
+    await expect(bar).to_have_js_property("value", 5)
+    ended = report | {"state": "done"}
+    await page.page.evaluate(_PUBLISH, body | {"data": ended, "clear": True})
+    await expect(page.window("bob").locator(".done")).to_have_text("done at 50 %")
 
 
 async def test_a_user_has_three_jobs_at_most(page: WatchedPage) -> None:

@@ -9,7 +9,6 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
-from bridge.core.durations import parse_duration_s
 from bridge.core.json_text import render_json
 from bridge.core.message import (
     EVENT_NAME_MAX_CHARACTERS,
@@ -18,7 +17,7 @@ from bridge.core.message import (
     event_problem,
     user_problem,
 )
-from bridge.core.message_options import KEY_MAX_BYTES, check_throttle_s, key_problem
+from bridge.core.message_options import KEY_MAX_BYTES, key_problem, throttle_problem
 from bridge.enums import (
     EVENT_DEFAULT,
     RESERVED_EVENTS,
@@ -36,11 +35,6 @@ EVENT_NAME_MAX_BYTES: Final = 255
 TTL_MAX_S: Final = 30 * 86400
 
 # --- types of strings ---------------------------------------------------------------------
-
-
-def _check_throttle(text: str) -> str:
-    check_throttle_s(parse_duration_s(text))
-    return text
 
 
 def _without(problem_of: Callable[[str], str | None]) -> AfterValidator:
@@ -137,7 +131,7 @@ Key = Annotated[
 ]
 Throttle = Annotated[
     str,
-    AfterValidator(_check_throttle),
+    _without(throttle_problem),
     WithJsonSchema({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)?$"}),
 ]
 AnyJson = Annotated[object, AfterValidator(_check_data), WithJsonSchema({})]

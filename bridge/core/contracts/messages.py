@@ -1,8 +1,8 @@
 """Messages that workers publish over AMQP or HTTP, and dead letters."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from bridge.core.contracts.base import (
     EVENT_TEXT,
@@ -21,8 +21,13 @@ from bridge.core.contracts.base import (
     explained,
     listed,
 )
+from bridge.core.durations import parse_duration_s
 from bridge.core.message import MESSAGE_ID_MAX_BYTES
-from bridge.core.message_options import MessageOptions
+from bridge.core.message_options import (
+    OPTIONS_MARK,
+    MessageOptions,
+    options_problem,
+)
 from bridge.enums import (
     HEADER_USER,
     HEADER_WINDOW,
@@ -170,7 +175,14 @@ class PublishRequest(Contract):
             "id": "0b7c2a1e-order-17-3",
             "ttl_s": 60,
         },
-        {"user": "alice", "event": "progress", "data": 40, "key": "job-17"},
+        {
+            "user": "alice",
+            "event": "progress",
+            "data": 40,
+            "key": "job-17",
+            "throttle": "250ms",
+            "retain": True,
+        },
         {"user": "alice", "data": None},
     )
 
@@ -191,11 +203,33 @@ class PublishRequest(Contract):
     )
     ephemeral: bool = Field(default=False, strict=True, description=EPHEMERAL_TEXT)
     key: Key | None = Field(None, description=KEY_TEXT)
+    throttle: Throttle | None = Field(None, description=f"Needs a key. {THROTTLE_TEXT}")
+    retain: bool = Field(
+        default=False, strict=True, description=f"Needs a key. {RETAIN_TEXT}"
+    )
+    clear: bool = Field(
+        default=False, strict=True, description=f"Needs a key. {CLEAR_TEXT}"
+    )
 
     @property
     def options(self) -> MessageOptions:
         """How the message is delivered."""
-        return MessageOptions(is_ephemeral=self.ephemeral, key=self.key)
+        return MessageOptions(
+            is_ephemeral=self.ephemeral,
+            key=self.key,
+            throttle_s=None
+            if self.throttle is None
+            else parse_duration_s(self.throttle),
+            is_retained=self.retain,
+            is_cleared=self.clear,
+        )
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        problem = options_problem(self.options)
+        if problem:
+            raise ValueError(problem.replace(OPTIONS_MARK.decode(), ""))
+        return self
 
 
 class PublishAccepted(Contract):

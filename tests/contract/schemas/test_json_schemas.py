@@ -176,7 +176,7 @@ def test_a_message_is_accepted_by_its_schema_when_the_bridge_accepts_it(
 
 @given(
     body=st.fixed_dictionaries(
-        {},
+        {"key": st.sampled_from(["k", "", "k" * 128, "k" * 129, "a\n", 5])},
         optional={
             "user": users | st.just(5),
             "event": events | st.none() | st.just(["message"]),
@@ -184,8 +184,10 @@ def test_a_message_is_accepted_by_its_schema_when_the_bridge_accepts_it(
             "id": short_text() | st.none() | st.just(5),
             "ttl_s": st.sampled_from([None, 0, 0.5, 2592000, 2592001, -1, "5", True]),
             "ttl": st.just(5),
-            "key": st.sampled_from(["k", "", "k" * 128, "k" * 129, "a\n", None, 5]),
-            "ephemeral": st.sampled_from([True, False, None, "true"]),
+            "throttle": st.sampled_from([None, "250ms", "1h", "soon", "-1s", 5]),
+            "ephemeral": st.sampled_from([False, None, "true"]),
+            "retain": st.sampled_from([True, False, None, "true"]),
+            "clear": st.sampled_from([False, None, "true"]),
         },
     )
 )
