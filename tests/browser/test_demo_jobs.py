@@ -10,7 +10,6 @@ from tests.browser.watched_page import WatchedPage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-
 _PUBLISH: Final = """(body) => fetch("/demo/publish", {
   method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
 })"""

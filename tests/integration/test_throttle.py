@@ -9,6 +9,7 @@ import pytest
 from bridge.core.message_options import MessageOptions, render_options
 from bridge.core.properties import PERSISTENT, Properties
 from tests.conftest import eventually
+from tests.integration.programs import command, settings_for_program
 from tests.integration.running import (
     RawWindow,
     RunningBridge,
@@ -119,6 +120,35 @@ async def test_an_ack_does_not_cover_a_value_that_is_held_back(
 
         async with open_windows(url, tokens, acks="manual") as [window]:
             await eventually(lambda: window.data() == [1, "plain"])
+
+
+async def test_the_command_publishes_with_an_interval_and_retains(
+    broker: LocalNode, namespace: str
+) -> None:
+    """The value is held back from the window that is open, and each new one receives it."""
+    values = settings_for_program(broker, namespace)
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        url, tokens = running.listening.public_url, [running.token("ann")]
+        publish = ("publish", "ann", "--event", "message", "--key", "job")
+        async with open_windows(url, tokens) as [window]:
+            for flags in (("1", "--retain"), ("2", "--throttle", "1h")):
+                done = await command(*publish, *flags, "--throttle", "1h", **values)
+                assert done.code == 0, done.err
+            await eventually(lambda: running.settled("stored") == 2)
+            assert window.data() == [1]
+        async with open_windows(url, tokens) as [window]:
+            assert window.data() == [2]
+        async with open_windows(url, tokens) as [window]:
+            assert window.data() == [2]
+        assert (await command(*publish, "3", "--clear", **values)).code == 0
+        async with open_windows(url, tokens) as [window]:
+            assert window.data() == [3]
+        async with open_windows(url, tokens) as [window]:
+            assert window.data() == []
+
+        refused = await command("publish", "ann", "1", "--retain", **values)
+        assert refused.code == 2
+        assert "retain needs key" in refused.err
 
 
 async def test_windows_of_two_bridges_are_throttled(

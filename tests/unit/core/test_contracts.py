@@ -10,6 +10,7 @@ from bridge.core.contracts.base import EVENT_NAME_MAX_BYTES, TTL_MAX_S
 from bridge.core.contracts.messages import Problem, PublishRequest
 from bridge.core.contracts.validation import parse_publish_request, validation_problem
 from bridge.core.message import Delivery, Message, MessageLimits, parse_delivery
+from bridge.core.message_options import MessageOptions
 from bridge.core.properties import Properties, render_properties
 
 
@@ -29,6 +30,47 @@ def test_the_smallest_request_is_a_user_and_data() -> None:
     assert isinstance(request, PublishRequest)
     assert (request.user, request.data) == ("alice", None)
     assert (request.event, request.id, request.ttl_s) == (None, None, None)
+
+
+def test_options_become_those_of_a_message() -> None:
+    """They are the headers of AMQP without their beginning."""
+    body = {"user": "alice", "data": 1, "key": "k", "throttle": "250ms", "retain": True}
+    request = parse_publish_request(orjson.dumps(body))
+
+    assert isinstance(request, PublishRequest)
+    expected = MessageOptions(key="k", throttle_s=0.25, is_retained=True)
+    assert request.options == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "detail", "pointer"),
+    [
+        ({"throttle": "1s"}, "throttle needs key", ""),
+        ({"clear": True}, "clear needs key", ""),
+        (
+            {"key": "k", "clear": True, "retain": True},
+            "retain and clear exclude each other",
+            "",
+        ),
+        (
+            {"key": "k", "ephemeral": True, "throttle": "1s"},
+            "throttle and ephemeral exclude each other",
+            "",
+        ),
+        (
+            {"key": "k", "throttle": "soon"},
+            "throttle is not a duration from 1ms to 1h, such as 250ms",
+            "/throttle",
+        ),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(
+    options: dict[str, object], detail: str, pointer: str
+) -> None:
+    """The broker would accept the message, and it would become a dead letter."""
+    problem = refused({"user": "alice", "data": 1} | options)
+
+    assert (problem.status, problem.detail, problem.pointer) == (422, detail, pointer)
 
 
 def test_null_means_absent_for_optional_fields() -> None:
