@@ -50,7 +50,7 @@ async def test_the_checker_detects_a_bridge_with_a_defect(
     """
     result = await run_suite(
         "--users", "10", "--rate", "120", "--ping", "1", "--mutant", mutant,
-        "--only", fault, "--times", str(times), "--settle", "4",
+        "--only", fault, "--times", str(times), "--settle", "4", "--probes", "8",
         folder=tmp_path,
         within_s=MUTANT_WITHIN_S,
     )  # fmt: skip

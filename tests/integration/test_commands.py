@@ -109,10 +109,9 @@ async def test_tail_prints_published_messages(
             assert b"connected" in await tail.stderr.readline()
             for arguments, stdin in (
                 (["ann", '{"text": "hello"}'], ""),
-                (["ann", "-"], "1\n2\n"),
+                (["ann", "-"], '1\n2\n"cut \\ud83d"\n'),
                 (["-"], '{"user":"ann","event":"note","data":3}\n'),
                 (["ann", "--text", "plain"], ""),
-                (["ann", r'"cut \ud83d"'], ""),
             ):
                 done = await command("publish", *arguments, stdin=stdin, **settings)
                 assert done.code == 0, done.err
@@ -127,9 +126,9 @@ async def test_tail_prints_published_messages(
         ("message", {"text": "hello"}),
         ("message", 1),
         ("message", 2),
+        ("message", "cut \ud83d"),
         ("note", 3),
         ("message", "plain"),
-        ("message", "cut \ud83d"),
     ]
     assert tail.returncode == 0
 
@@ -230,16 +229,6 @@ async def test_tail_names_the_cause_when_it_cannot_connect() -> None:
         "bridge: cannot connect to http://127.0.0.1:1: connection refused; no program "
         "listens there"
     )
-
-
-async def test_the_help_of_every_command_has_examples() -> None:
-    """Users read `--help` instead of a manual."""
-    overview = await command("--help")
-    for name in ("run", "demo", "check", "config", "token", "publish", "tail"):
-        assert name in overview.out
-        result = await command(name, "--help")
-        assert result.code == 0
-        assert "Examples" in result.out or "bridge " + name in result.out
 
 
 async def test_shards_shows_and_changes_the_number_while_a_bridge_runs(

@@ -208,7 +208,7 @@ async def test_commands_are_carried_out_after_the_number_of_shards_has_changed(
         await eventually(lambda: running.bridge.components.intake.is_consuming)
         for _ in range(20):
             await workers.send("kick", {"user": "ann"})
-        await eventually(lambda: commands(running, "done") == 20)
+        await eventually(lambda: commands(running, "done") == 20, within_s=30)
 
 
 async def test_a_problem_with_the_queue_of_commands_is_a_warning(

@@ -2,11 +2,11 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
-import pytest
-
 from tools.code_metrics import (
+    Module,
     duplicate_classes,
     import_cycles,
     imports,
@@ -56,10 +56,23 @@ def module_name(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
+@cache
+def modules() -> list[Module]:
+    """Return all modules of bridge, parsed once for the tests that need them."""
+    return load_modules()
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """Return the parsed module at `path`."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports_of(path: Path) -> list[tuple[str, tuple[str, ...]]]:
     """Return each imported module with the names taken from it, types included."""
     found: list[tuple[str, tuple[str, ...]]] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found += [(alias.name, ()) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -102,69 +115,62 @@ def test_the_package_docstring_lists_the_parts_in_the_order_of_their_layers() ->
     assert listed == sorted(listed, key=LAYER.__getitem__)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_down(path: Path) -> None:
+def test_imports_point_down() -> None:
     """A part imports itself and lower layers only."""
-    part = part_of(path)
+    for path in MODULES:
+        part = part_of(path)
+        for other in parts_imported(path) - {part}:
+            assert part in LAYER, f"{path} may import nothing"
+            assert LAYER[other] < LAYER[part], f"{path} may not import {other}"
 
-    for other in parts_imported(path) - {part}:
-        assert part in LAYER, f"{path} may import nothing"
-        assert LAYER[other] < LAYER[part], f"{path} may not import {other}"
 
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_library_is_imported_only_by_its_package(path: Path) -> None:
+def test_a_library_is_imported_only_by_its_package() -> None:
     """A change of the library, or another one in its place, changes that package only."""
-    name = module_name(path)
-    for module, _ in imports_of(path):
-        homes = ONLY_IN.get(module.partition(".")[0])
-        assert homes is None or any(
-            name == home or name.startswith(home + ".") for home in homes
-        ), f"{path} imports {module}"
+    for path in MODULES:
+        name = module_name(path)
+        for module, _ in imports_of(path):
+            homes = ONLY_IN.get(module.partition(".")[0])
+            assert homes is None or any(
+                name == home or name.startswith(home + ".") for home in homes
+            ), f"{path} imports {module}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_are_at_the_top_of_the_module(path: Path) -> None:
+def test_imports_are_at_the_top_of_the_module() -> None:
     """An import inside a function hides a cycle or a cost from the reader."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for outer in ast.walk(tree):
-        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef):
-            for node in ast.walk(outer):
-                assert not isinstance(node, ast.Import | ast.ImportFrom), (
-                    f"{path}:{node.lineno}: import inside a function"
-                )
+    for path in MODULES:
+        for outer in ast.walk(tree_of(path)):
+            if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef):
+                for node in ast.walk(outer):
+                    assert not isinstance(node, ast.Import | ast.ImportFrom), (
+                        f"{path}:{node.lineno}: import inside a function"
+                    )
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in MODULES if part_of(path) == "core"],
-    ids=lambda p: str(p.relative_to(PACKAGE)),
-)
-def test_core_has_no_await_no_io_and_no_clock(path: Path) -> None:
+def test_core_has_no_await_no_io_and_no_clock() -> None:
     """Time and random numbers arrive as arguments."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     forbidden = {"asyncio", "time", "datetime", "random", "secrets", "os", "socket"}
+    for path in MODULES:
+        if part_of(path) != "core":
+            continue
+        for module, _ in imports_of(path):
+            assert module.partition(".")[0] not in forbidden, f"{path} imports {module}"
+        for node in ast.walk(tree_of(path)):
+            assert not isinstance(node, ast.AsyncFunctionDef | ast.Await), path
 
-    for module, _ in imports_of(path):
-        assert module.partition(".")[0] not in forbidden, f"{path} imports {module}"
-    for node in ast.walk(tree):
-        assert not isinstance(node, ast.AsyncFunctionDef | ast.Await), path
 
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_each_module_has_a_docstring(path: Path) -> None:
+def test_each_module_has_a_docstring() -> None:
     """The first line of a module says what it is for."""
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+    assert [path for path in MODULES if not ast.get_docstring(tree_of(path))] == []
 
 
 def test_no_modules_import_each_other() -> None:
     """Imports for types count: a cycle means that two modules are one idea."""
-    assert import_cycles(imports(load_modules())) == []
+    assert import_cycles(imports(modules())) == []
 
 
 def test_class_names_are_unique() -> None:
     """A search for a name finds one class."""
-    assert duplicate_classes(load_modules()) == {}
+    assert duplicate_classes(modules()) == {}
 
 
 def test_the_architecture_page_has_the_same_layers() -> None:

@@ -41,6 +41,7 @@ def main() -> int:
         drain_s=arguments.drain,
         drain_per_s=arguments.drain_rate,
         ping_s=arguments.ping,
+        probes_s=arguments.probes,
     )
     plan = RunPlan(
         scenario=SCENARIOS[arguments.scenario],
@@ -138,6 +139,12 @@ def _parse() -> argparse.Namespace:
         help="windows closed per second of a drain",
     )
     add("--ping", type=int, default=3, help="seconds between pings to a window")
+    add(
+        "--probes",
+        type=float,
+        default=20.0,
+        help="seconds that a message may be held up by a fault that must not",
+    )
     add("--drain", type=float, default=5.0, help="drain timeout in seconds")
     add("--minutes", type=float, default=30.0, help="duration of the faults")
     add("--short", action="store_true", help="instead, run each kind of fault once")

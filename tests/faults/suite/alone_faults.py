@@ -19,7 +19,6 @@ from tests.faults.suite.first_start import FirstStart
 from tests.faults.suite.world import World
 
 _SUBJECTS: Final = ("bridge", "broker", "wire", "store", "pages", "windows")
-_PROBES_WITHIN_S: Final = 20.0
 _POLL_S: Final = 0.05
 _LOGGED_MESSAGES: Final = 40  # of each bridge: more lines than its pipe holds
 _FULL_PIPES_WITHIN_S: Final = 20.0
@@ -56,7 +55,7 @@ async def stop_reading_logs(world: World, rng: Random) -> bool:
         if not await _fill_log_pipes(bridges):
             return False
         await world.publish_probes(numbers)
-        await world.expect_probes(numbers, within_s=_PROBES_WITHIN_S)
+        await world.expect_probes(numbers)
     finally:
         for bridge in bridges:
             bridge.resume_reading_log()
@@ -88,7 +87,7 @@ async def alarm_with_invalid_messages(world: World, rng: Random) -> bool:
         finally:
             for slot in world.slots:
                 slot.heal_broker()
-        await world.expect_probes(numbers, within_s=_PROBES_WITHIN_S)
+        await world.expect_probes(numbers)
         await asyncio.sleep(rng.uniform(0, 5))  # the dead letters wait
     finally:
         await node.ctl("set_vm_memory_high_watermark", "0.7")
@@ -158,7 +157,7 @@ async def jump_clocks(world: World, rng: Random) -> bool:
             for plan in sleepers:
                 crowd.wake(plan)
         if jump_s > 0:  # in the past, the tokens are not valid yet
-            await world.expect_probes(numbers, within_s=_PROBES_WITHIN_S)
+            await world.expect_probes(numbers)
     finally:
         for slot in slots:
             slot.bridge.set_clock(ahead_s=0)

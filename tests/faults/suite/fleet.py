@@ -124,6 +124,7 @@ async def open_fleet(
         url = f"http://127.0.0.1:{pages}"
         plans, tokens = plan(users), tokens_of(users, secret)
         yield FleetWorld(
+            scale=scale,
             users=users,
             nodes=cluster.nodes,
             slots=slots,

@@ -89,6 +89,7 @@ async def open_single(
         url = f"http://127.0.0.1:{pages}"
         plans, tokens = plan_windows(users), tokens_of(users, secret)
         world = SingleWorld(
+            scale=scale,
             users=users,
             nodes=[node],
             slots=[slot],

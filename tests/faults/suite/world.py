@@ -54,6 +54,7 @@ class Scale:
         drain_s: The drain timeout.
         drain_per_s: How many windows a draining bridge closes per second.
         ping_s: Seconds between two pings to a window.
+        probes_s: How long a message may take during a fault that must not hold it up.
 
     """
 
@@ -64,6 +65,7 @@ class Scale:
     drain_s: float = 5.0
     drain_per_s: int = 200
     ping_s: int = 3
+    probes_s: float = 20.0
 
 
 @dataclass
@@ -104,6 +106,7 @@ class BridgeSlot:
 class World:
     """All parts of a run."""
 
+    scale: Scale
     users: list[str]
     nodes: Sequence[LocalNode]
     slots: Sequence[BridgeSlot]
@@ -193,9 +196,9 @@ class World:
             for user in self.users:
                 tasks.create_task(probe(user), name=f"probe {user}")
 
-    async def expect_probes(self, numbers: dict[str, int], *, within_s: float) -> None:
+    async def expect_probes(self, numbers: dict[str, int]) -> None:
         """Record the windows that the messages do not reach, although a fault must not."""
-        deadline_s = time.monotonic() + within_s
+        deadline_s = time.monotonic() + self.scale.probes_s
         while self._without(numbers):
             if time.monotonic() > deadline_s:
                 break
