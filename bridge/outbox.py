@@ -10,7 +10,8 @@ Some copies are in flight together, because a confirm takes milliseconds: one at
 producer of invalid messages would delay all users. They are written in order. If confirms are
 missing, nothing is published again while the connection lives: the broker reads what was sent
 during an alarm when the alarm is over. A crash, or a lost connection, between publish and ack
-repeats copies.
+repeats copies. So does a copy that the broker refuses by closing the channel. After a failure
+each copy that was in flight is published alone, so this happens once.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Final
 
 import structlog
@@ -46,13 +47,19 @@ _BACKOFF_MAX_S: Final = 5.0
 
 @dataclass(eq=False, slots=True)
 class HeldDelivery:
-    """A delivery that is acked when its copy is published."""
+    """
+    A delivery that is acked when its copy is published.
+
+    `has_failed` is true after its copy, or another one that was in flight with it, was not
+    published.
+    """
 
     delivery: Delivery
     batch: Batch
     outcome: Outcome
     publish: Callable[[], Awaitable[None]]
     on_published: Callable[[], None]
+    has_failed: bool = False
 
     @property
     def consumer(self) -> Consumer:
@@ -188,7 +195,7 @@ class Outbox:
             await self._publisher.ready()
             # Only now: deliveries of sessions that ended meanwhile are redelivered.
             self._drop_stale()
-            self._in_flight = list(islice(self._held, _IN_FLIGHT_MAX))
+            self._in_flight = self._next_group()
             async with asyncio.TaskGroup() as tasks:
                 publishes = [
                     tasks.create_task(self._publish(held), name="outbox publish")
@@ -204,13 +211,21 @@ class Outbox:
         problems = [each for each in (task.result() for task in publishes) if each]
         return len(publishes) - len(problems), problems[0] if problems else None
 
+    def _next_group(self) -> list[HeldDelivery]:
+        if self._held and self._held[0].has_failed:
+            return [self._held[0]]
+        together = takewhile(lambda held: not held.has_failed, self._held)
+        return list(islice(together, _IN_FLIGHT_MAX))
+
     async def _publish(self, held: HeldDelivery) -> str | None:
         """Publish a copy and ack its delivery; return why that failed."""
         try:
             await held.publish()
         except BrokerUnavailableError as exc:
+            held.has_failed = True
             return str(exc)
         except PublishRefusedError as exc:
+            held.has_failed = True
             self._held.remove(held)
             self._held.append(held)  # the broker may accept the others
             return str(exc)

@@ -1,6 +1,7 @@
 """RabbitMQ stops, freezes or loses a queue under load: the bridge resumes automatically."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -190,3 +191,33 @@ async def test_a_dead_letter_that_the_broker_refuses_waits_and_the_reason_is_rep
         await eventually(lambda: not readiness.warnings(), within_s=20)
         letters = await take_all(node, BrokerNames(namespace).dead)
         assert [len(letter.body) for letter in letters] == [20_001]
+
+
+async def test_a_dead_letter_that_the_broker_refuses_repeats_the_others_once_at_most(
+    node: LocalNode, namespace: str
+) -> None:
+    """The broker closes the channel for it, on which others are in flight."""
+    limit = (
+        "application:set_env(rabbit, max_message_size, {0}), "
+        "persistent_term:put(max_message_size, {0})."
+    )
+    settings = settings_for(node, namespace)
+    async with running_bridge(settings):
+        pass  # it declares the queues; messages wait there for the next bridge
+    async with open_worker(node, namespace) as worker:
+        for number in range(40):
+            large = number in (7, 23)
+            await worker.publish("ann", body=b"{%d" % number + b"x" * 20_000 * large)
+    await node.ctl("eval", limit.format(10_000))
+
+    async with running_bridge(settings) as running:
+        held = {"name": "bridge_held_deliveries", "outcome": "dead_letter"}
+        await eventually(lambda: running.settled("dead_letter", "malformed_body") == 38)
+        assert running.sample(**held) == 2
+        await node.ctl("eval", limit.format(128 * 1024 * 1024))
+        await eventually(lambda: running.sample(**held) == 0, within_s=20)
+
+    letters = await take_all(node, BrokerNames(namespace).dead)
+    counts = Counter(letter.body for letter in letters)
+    assert len(counts) == 40
+    assert max(counts.values()) <= 2
