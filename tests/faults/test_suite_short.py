@@ -37,6 +37,9 @@ async def test_no_message_is_lost_under_any_kind_of_fault(tmp_path: Path) -> Non
         ("wait_for_dead_letters", "alarm with invalid", 1, Violation.HELD_UP),
         ("trust_writes", "then discarded", 6, Violation.LOST),
         ("trust_responses", "poll answers", 4, Violation.LOST),
+        ("keep_older", "suspended", 2, Violation.LOST),
+        ("count_holes", "suspended", 2, Violation.GAP),
+        ("forget_retained", "pages reloaded", 2, Violation.RETAINED),
     ],
 )
 async def test_the_checker_detects_a_bridge_with_a_defect(

@@ -42,6 +42,8 @@ class _Message:
     has_id: bool
     is_bad: bool
     key: str | None
+    is_retained: bool
+    is_cleared: bool
     confirmed_t: float | None = None
 
 
@@ -53,6 +55,12 @@ class _User:
     dead_lettered: set[Name] = field(default_factory=set)
     windows: list["_Window"] = field(default_factory=list)
     keyed: int = 0  # messages with a key
+    # By producer and key: the newest message of each retained key, as far as is confirmed.
+    retained: dict[tuple[str, str], Name] = field(default_factory=dict)
+    # By producer and key: the newest number that a window has received.
+    had: dict[tuple[str, str], int] = field(default_factory=dict)
+    # By producer and key: the number of the last message that clears.
+    cleared: dict[tuple[str, str], int] = field(default_factory=dict)
     # By epoch and offset: whether the message there has a key, and who skipped it.
     places: dict[tuple[str, int], bool] = field(default_factory=dict)
     skipped: dict[tuple[str, int], Event] = field(default_factory=dict)
@@ -92,6 +100,12 @@ class _Window:
     is_first_chain: bool = True
     is_open: bool = True
     is_synced: bool = False
+    is_in_replay: bool = True
+    # By producer and key: the newest number that the current page has received.
+    page: dict[tuple[str, str], int] = field(default_factory=dict)
+    # By producer and key: the number, or a newer one, that the page must have when its
+    # replay has ended.
+    needed: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
 class Violation:
@@ -107,11 +121,13 @@ class Violation:
     GAP = "gaps reported by bridge:sync"
     EPOCH = "changes of the epoch"
     NOT_RECOVERED = "reconnects that did not recover"
+    RETAINED = "retained messages missing after the replay of a new page"
+    STALE = "an older message of a key after a newer one"
     HELD_UP = "held up by a fault that must not"
 
     ALL = (
         LOST, NOT_DEAD_LETTERED, ORDER, UNEXPECTED, REPEATED_POSITION,
-        REPEATED_ID, HOLE, GAP, EPOCH, NOT_RECOVERED, HELD_UP,
+        REPEATED_ID, HOLE, GAP, EPOCH, NOT_RECOVERED, RETAINED, STALE, HELD_UP,
     )  # fmt: skip
 
 
@@ -171,6 +187,7 @@ class Checker:
                 self.counts["acks" if event.is_ok else "acks refused"] += 1
             case Disconnected():
                 self.counts["disconnects"] += 1
+                self._windows[event.window].is_in_replay = True
             case Closed():
                 self._windows[event.window].is_open = False
             case WindowCounts():
@@ -209,8 +226,17 @@ class Checker:
         for name, window in self._windows.items():
             if not window.is_open:
                 continue
-            for message in sorted(window.waiting):
+            for message in sorted(window.waiting | self._unretained(window)):
                 yield name, message
+
+    def _unretained(self, window: _Window) -> set[Name]:
+        """Return the newest messages of retained keys that the page of `window` lacks."""
+        user = self._users[window.user]
+        return {
+            name
+            for place, name in user.retained.items()
+            if window.page.get(place, 0) < name[1] and name not in user.dead_lettered
+        }
 
     def missing_dead_letters(self) -> Iterator[tuple[str, Name]]:
         """Yield user and name of invalid messages that are not among the dead letters."""
@@ -255,10 +281,19 @@ class Checker:
     def _invoked(self, event: Invoked) -> None:
         user = self._users.setdefault(event.user, _User())
         name = (event.producer, event.number)
-        user.messages[name] = _Message(event.t, event.has_id, event.is_bad, event.key)
+        user.messages[name] = _Message(
+            *(event.t, event.has_id, event.is_bad, event.key),
+            *(event.is_retained, event.is_cleared),
+        )
         if event.is_bad:
             user.bad.add(name)
         user.keyed += event.key is not None
+        if event.is_cleared and event.key is not None:
+            place = (event.producer, event.key)
+            user.cleared[place] = event.number
+            user.retained.pop(place, None)  # from now on it may be cleared
+            for window in user.windows:
+                window.needed.pop(place, None)
         self.counts["messages"] += 1
 
     def _confirmed(self, event: Confirmed) -> None:
@@ -272,6 +307,9 @@ class Checker:
             if name not in window.received:
                 window.waiting.add(name)
             self._discard_replaced(user, name, window)
+        message = user.messages[name]
+        if message.is_retained and message.key is not None:
+            user.retained[name[0], message.key] = name
         self.counts["messages confirmed"] += 1
 
     def _discard_replaced(self, user: _User, name: Name, window: _Window) -> None:
@@ -311,7 +349,14 @@ class Checker:
             window = self._windows[event.window] = _Window(event.user, user.wanted())
             user.windows.append(window)
             return
+        user = self._users[event.user]
         self.counts["page reloads"] += 1
+        window.is_in_replay, window.page = True, {}
+        window.needed = {
+            place: min(user.had.get(place, 0), number)
+            for place, (_, number) in user.retained.items()
+            if user.had.get(place, 0) > user.cleared.get(place, 0)
+        }
         if not event.keeps_position:
             window.epoch = window.last = None
             window.seen = set()
@@ -333,7 +378,12 @@ class Checker:
 
     def _synced(self, event: Synced) -> None:
         self.counts["syncs"] += 1
-        self._windows[event.window].is_synced = True
+        window = self._windows[event.window]
+        window.is_synced, window.is_in_replay = True, False
+        for place, number in window.needed.items():
+            if window.page.get(place, 0) < number:
+                self._violate(Violation.RETAINED, event)
+        window.needed = {}
         if event.is_complete is False:
             self._violate(Violation.GAP, event)
 
@@ -345,7 +395,9 @@ class Checker:
         if event.user != window.user or message is None or message.is_bad:
             self._violate(Violation.UNEXPECTED, event)
             return
-        is_new_position = self._take_position(window, event)
+        is_new_position = not self._take_key(window, message, event) and (
+            self._take_position(window, event)
+        )
         times = window.received.get(name, 0)
         if is_new_position:
             self._check_repeats(window, event)
@@ -362,6 +414,29 @@ class Checker:
         elif not window.is_first_chain:
             # A page without a position receives unacked messages again.
             self.counts["repeats of unacked messages"] += 1
+
+    def _take_key(self, window: _Window, message: _Message, event: Received) -> bool:
+        """
+        Track the keys of a page; true if the position may not be that of the message.
+
+        So it is with retained messages, which come before the `bridge:sync` of a connection.
+        """
+        if message.key is None:
+            return False
+        place = (event.producer, message.key)
+        newest = window.page.get(place, 0)
+        if event.number < newest:
+            self._violate(Violation.STALE, event)
+        window.page[place] = max(event.number, newest)
+        had = self._users[window.user].had
+        had[place] = max(event.number, had.get(place, 0))
+        if not (message.is_retained and window.is_in_replay):
+            return False
+        self.counts["messages of retained keys in replays"] += 1
+        if event.producer in window.newest:
+            before = window.newest[event.producer]
+            window.newest[event.producer] = max(event.number, before)
+        return True
 
     def _take_position(self, window: _Window, event: Received) -> bool:
         """Track the positions of a chain; true if this position is new."""

@@ -19,7 +19,8 @@ class Invoked:
     """
     A producer is about to publish; with an id it retries until the confirm.
 
-    A message with a key replaces the earlier ones of its producer with that key.
+    A message with a key replaces the earlier ones of its producer with that key, and may
+    retain or clear it.
     """
 
     t: float
@@ -29,6 +30,8 @@ class Invoked:
     has_id: bool = False
     is_bad: bool = False
     key: str | None = None
+    is_retained: bool = False
+    is_cleared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ _BAD_EACH: Final = 100
 _LARGE_EACH: Final = 50
 _LARGE_BYTES: Final = 4000
 _KEYS: Final = 3
+_CLEAR_EACH: Final = 10 * _KEYS
 CAREFUL: Final = "careful"
 KEYED: Final = "keyed"
 PLAIN: Final = "plain"
@@ -34,7 +35,8 @@ class Producer:
     Publishes numbered messages to one user, in order.
 
     A careful producer gives each message an id and retries until the confirm. Others do
-    neither. The messages of one with keys have one of three keys in turn.
+    neither. The messages of one with keys have one of three keys in turn. The first of these
+    keys is retained, and cleared by one of ten messages.
     """
 
     user: str
@@ -87,11 +89,22 @@ class Producer:
         if is_bad:
             body = body[:-1]  # invalid JSON, which must be dead-lettered
         key = f"key {number % _KEYS}" if self.name == KEYED else None
-        self._record(Invoked, has_id=self.is_careful, is_bad=is_bad, key=key)
+        is_cleared = key is not None and number % _CLEAR_EACH == 0
+        is_retained = key is not None and number % _KEYS == 0 and not is_cleared
+        self._record(
+            Invoked,
+            has_id=self.is_careful,
+            is_bad=is_bad,
+            key=key,
+            is_retained=is_retained,
+            is_cleared=is_cleared,
+        )
         properties = Properties(
             delivery_mode=PERSISTENT,
             message_id=f"{self.name}-{number}".encode() if self.is_careful else None,
-            headers=render_options(MessageOptions(key=key)),
+            headers=render_options(
+                MessageOptions(key=key, is_retained=is_retained, is_cleared=is_cleared)
+            ),
         )
         while not await self._try(body, properties):
             self._record(Ambiguous)

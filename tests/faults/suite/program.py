@@ -35,6 +35,7 @@ from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
 from bridge.inbox.maintenance import InboxMaintenance
 from bridge.inbox.memory.store import MemoryInbox
+from bridge.inbox.sqlite import statements
 from bridge.log_writer import BackgroundLogHandler
 from bridge.pipeline import Pipeline
 from bridge.sockets.engineio.session import EngineSession
@@ -313,6 +314,41 @@ def wait_for_dead_letters() -> None:
     Pipeline._hold = hold  # type: ignore[method-assign, assignment] # the defect
 
 
+def keep_older() -> None:
+    """Keep the older message of a key, and drop the newer one."""
+    insert = statements.insert
+
+    def changed(connection: Any, head: str, *args: Any, **kwargs: Any) -> None:
+        head = head.replace("REPLACE INTO sparse", "IGNORE INTO sparse")
+        insert(connection, head, *args, **kwargs)
+
+    setattr(statements, "insert", changed)  # noqa: B010 - the defect
+
+
+def count_holes() -> None:
+    """Report replaced messages as missed."""
+
+    def change(method: Method) -> Method:
+        async def changed(self: Any, user: str) -> Any:
+            state = await method(self, user)
+            return replace(state, first=state.first + state.holes, holes=0)
+
+        return changed
+
+    for store in store_classes():
+        _wrap(store, "state", change)
+
+
+def forget_retained() -> None:
+    """Send no retained messages to new windows."""
+
+    async def read_retained(*_: Any, **__: Any) -> Sequence[Any]:
+        return ()
+
+    for store in store_classes():
+        setattr(store, "read_retained", read_retained)  # noqa: B010 - the defect
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "ack_before_append": ack_before_append,
     "swap": swap,
@@ -324,6 +360,9 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "trust_writes": trust_writes,
     "declare_public_exchange_first": declare_public_exchange_first,
     "wait_for_dead_letters": wait_for_dead_letters,
+    "keep_older": keep_older,
+    "count_holes": count_holes,
+    "forget_retained": forget_retained,
 }
 
 

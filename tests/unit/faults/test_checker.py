@@ -366,3 +366,50 @@ def test_no_more_positions_are_skipped_than_messages_have_keys() -> None:
     assert violations(
         [opened(), *keyed(1, 1), *keyed(2, 2), got(3, 1, 1), got(4, 2, 9)]
     ) == {Violation.HOLE: 5}
+
+
+def retained(t: float, number: int, *, is_cleared: bool = False) -> list[Event]:
+    """Return the events of a publish that retains the key, or clears it."""
+    return [
+        Invoked(
+            *(t, "ann", "p", number),
+            has_id=True,
+            key="k",
+            is_retained=not is_cleared,
+            is_cleared=is_cleared,
+        ),
+        Confirmed(t + 0.5, "ann", "p", number),
+    ]
+
+
+def test_a_new_page_needs_the_newest_message_of_a_retained_key_again() -> None:
+    """The page before it had the message; its position is that of something else."""
+    synced = Synced(5, A, is_complete=True, missed=0, reason=None)
+    base = [opened(), *retained(1, 1), *publish(2, 2), got(3, 1, 1), got(4, 2, 2)]
+    reloaded = [*base, synced, opened(keeps_position=True)]
+
+    assert violations(base) == {}
+    assert violations([*reloaded, got(6, 1, 2), synced]) == {}
+    assert violations(reloaded) == {Violation.LOST: 1}
+    late = violations([*reloaded, synced, *retained(6, 3), got(7, 3, 3)])
+    assert late == {Violation.RETAINED: 1}
+
+
+def test_a_cleared_key_is_not_needed_any_more() -> None:
+    """A new page may still receive the message that cleared it."""
+    base = [opened(), *retained(1, 1), *retained(2, 2, is_cleared=True)]
+    had = [*base, got(3, 2, 2), opened(keeps_position=True)]
+
+    assert violations(had) == {}
+    # A message that retains it again may be stored later.
+    synced = Synced(5, A, is_complete=True, missed=0, reason=None)
+    again = [*base, got(3, 2, 2), *retained(4, 3)]
+    assert violations([*again, opened(keeps_position=True), synced, got(6, 3, 3)]) == {}
+
+
+def test_a_page_may_not_receive_an_older_message_of_its_key() -> None:
+    """Also if it is repeated, as retained messages are."""
+    base = [opened(), *retained(1, 1), *retained(2, 2), got(3, 1, 1), got(4, 2, 2)]
+
+    assert violations([*base, got(5, 1, 2)]) == {Violation.STALE: 1}
+    assert violations([*base, opened(keeps_position=True), got(5, 2, 2)]) == {}
