@@ -2,14 +2,14 @@
 
 import asyncio
 import shutil
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -25,9 +25,10 @@ from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message, Stored
 from bridge.core.message_options import MessageOptions
 from bridge.core.position import Position
-from bridge.core.replay import count_gone, plan_replay
+from bridge.core.replay import InboxState, count_gone, plan_replay
 from bridge.enums import SyncReason
 from bridge.inbox.contract import REFUSED, Retention
+from bridge.inbox.memory.store import MemoryInbox
 from tests.contract.inbox.conftest import STORES, Inbox
 
 T = TypeVar("T")
@@ -445,18 +446,91 @@ class StoreMachine(RuleBasedStateMachine):
         self.temporary.cleanup()
 
 
-@pytest.mark.parametrize("store", STORES)
-def test_a_store_behaves_like_its_model(store: str) -> None:
-    """With appends, reads, marks, sweeps, restarts and crashes in any order."""
+def run_machine(store: str, **options: Any) -> None:
+    """Run random sequences of operations on a store; raise for the first difference."""
     machine = type("StoreMachine", (StoreMachine,), {"store": store})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=40,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,
             database=None,
             suppress_health_check=list(HealthCheck),
+            **options,
         ),
     )
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_store_behaves_like_its_model(store: str) -> None:
+    """With appends, reads, marks, sweeps, restarts and crashes in any order."""
+    run_machine(store, max_examples=40)
+
+
+class KeepsOlder(MemoryInbox):
+    """A store in which the older message of a key stays, and the newer one is deleted."""
+
+    async def append(self, messages: Sequence[Message]) -> list[int | None]:
+        """Store messages, and put back what they replaced."""
+        logs = [log.sparse for log in self._logs.values() if log.sparse is not None]
+        before = [(log, [log.messages[at] for at in log.keys.values()]) for log in logs]
+        offsets = await super().append(messages)
+        for log, older in before:
+            for stored in older:
+                options = stored.message.options
+                assert options is not None
+                newest = log.keys.get((stored.message.event, options.key))
+                if newest is not None and newest != stored.offset:
+                    log.messages.pop(newest)
+                    log.messages[stored.offset] = stored
+                    log.messages.move_to_end(stored.offset, last=False)
+                    log.keys[stored.message.event, options.key] = stored.offset
+        return offsets
+
+
+class CountsHoles(MemoryInbox):
+    """A store that reports replaced messages as missed."""
+
+    async def state(self, user: str) -> InboxState:
+        """Return the state as if there were no holes."""
+        state = await super().state(user)
+        return replace(state, first=state.first + state.holes, holes=0)
+
+
+class TrimsRetained(MemoryInbox):
+    """A store that retains only what is in the inbox."""
+
+    async def read_retained(self, user: str, **bounds: int) -> Sequence[Stored]:
+        """Return what was not deleted for its age or the limit."""
+        found = await super().read_retained(user, **bounds)
+        first = (await self.state(user)).first
+        return [each for each in found if each.offset >= first]
+
+
+class ForgetsClears(MemoryInbox):
+    """A store that retains a key forever."""
+
+    async def append(self, messages: Sequence[Message]) -> list[int | None]:
+        """Store messages without their flag."""
+        for message in messages:
+            if message.options is not None:
+                message.options = replace(message.options, is_cleared=False)
+        return await super().append(messages)
+
+
+@pytest.mark.parametrize(
+    "defect", [KeepsOlder, CountsHoles, TrimsRetained, ForgetsClears]
+)
+def test_the_model_detects_a_store_with_a_defect(
+    monkeypatch: pytest.MonkeyPatch, defect: type[MemoryInbox]
+) -> None:
+    """A model that misses defects would prove nothing about the stores."""
+
+    def make(retention: Retention, *, clock: SteadyClock, folder: Path) -> Inbox:
+        del folder
+        return defect(retention, clock=clock)
+
+    monkeypatch.setitem(STORES, "memory", make)
+    with pytest.raises(AssertionError):
+        run_machine("memory", max_examples=100, phases=[Phase.generate])
