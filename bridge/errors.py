@@ -7,6 +7,7 @@ The exceptions that bridge raises. The type says what to do, the attributes say 
     │  ├─ BrokerUnavailableError
     │  ├─ StoreUnavailableError
     │  │  └─ StoreInUseError
+    │  ├─ RevocationsFullError
     │  ├─ KeysUnavailableError
     │  └─ OperatorUnreachableError
     ├─ StaleBatchError          the broker redelivers the batch: drop it
@@ -79,6 +80,19 @@ class StoreUnavailableError(TransientError):
 
 class StoreInUseError(StoreUnavailableError):
     """Another bridge has opened the inbox store."""
+
+
+@dataclass(eq=False)
+class RevocationsFullError(TransientError):
+    """So many revocations are in force that no further one is accepted."""
+
+    count: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} revocations are in force, which is the limit; "
+            "there is room again when some of them end"
+        )
 
 
 @dataclass(eq=False)

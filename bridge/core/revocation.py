@@ -8,11 +8,16 @@ the same effect as once.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Final
 
 import orjson
 
 from bridge.core.clock_reading import ClockReading
 from bridge.core.identity import Identity
+from bridge.errors import RevocationsFullError
+
+# Every bridge holds all of them in memory (about 50 MB), and reads them at each reconnect.
+REVOCATIONS_MAX: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ class RevocationIndex:
     """The revocations that a process knows, by user and `jti`: a user may have thousands."""
 
     def __init__(self) -> None:
+        self._count = 0
         self._by_user: dict[str, dict[str | None, set[Revocation]]] = {}
         self._on_revoked: Callable[[Revocation], None] | None = None
 
@@ -73,12 +79,24 @@ class RevocationIndex:
         """Call `on_revoked` with each revocation that is added from now on."""
         self._on_revoked = on_revoked
 
+    def check_room(self) -> None:
+        """
+        Check that a revocation may be made. Those of other bridges are added in any case.
+
+        Raises:
+            RevocationsFullError: If there are too many.
+
+        """
+        if self._count >= REVOCATIONS_MAX:
+            raise RevocationsFullError(self._count)
+
     def add(self, revocation: Revocation) -> None:
         """Add a revocation, and report it unless it is known."""
         by_jti = self._by_user.setdefault(revocation.user, {})
         known = by_jti.setdefault(revocation.jti, set())
         if revocation not in known:
             known.add(revocation)
+            self._count += 1
             if self._on_revoked is not None:
                 self._on_revoked(revocation)
 
@@ -104,6 +122,7 @@ class RevocationIndex:
         """Drop the revocations that are over."""
         left = self.all(now)
         self._by_user.clear()
+        self._count = len(left)
         for each in left:
             known = self._by_user.setdefault(each.user, {})
             known.setdefault(each.jti, set()).add(each)

@@ -206,6 +206,7 @@ class RevocationStore(Protocol):
 
         Raises:
             StoreUnavailableError: If that is not confirmed now. The call may be repeated.
+            RevocationsFullError: If too many are in force; nothing is stored.
 
         Cancellation: the revocation may or may not have been stored.
 

@@ -21,6 +21,7 @@ from bridge.errors import (
     PrivateNodeError,
     PublishRefusedError,
     RefusedError,
+    RevocationsFullError,
     ShardsError,
     StaleBatchError,
     StoreInUseError,
@@ -43,6 +44,11 @@ TEXTS: list[tuple[BridgeError, str]] = [
     (
         StoreInUseError("sqlite:x", "another bridge has it open"),
         "inbox sqlite:x: another bridge has it open",
+    ),
+    (
+        RevocationsFullError(100_000),
+        "100000 revocations are in force, which is the limit; there is room again when "
+        "some of them end",
     ),
     (
         KeysUnavailableError("it is not JSON"),
@@ -128,6 +134,7 @@ def test_the_base_class_says_what_to_do() -> None:
         BrokerUnavailableError,
         StoreUnavailableError,
         StoreInUseError,
+        RevocationsFullError,
         KeysUnavailableError,
         OperatorUnreachableError,
     }

@@ -217,6 +217,7 @@ class MemoryInbox:
 
     async def revoke(self, revocation: Revocation) -> None:
         """Remember a revocation until the process ends, and pass it to the subscriber."""
+        self._revocations.check_room()
         self._revocations.add(revocation)
 
     def is_revoked(self, identity: Identity) -> bool:

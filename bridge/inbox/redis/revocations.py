@@ -81,6 +81,7 @@ class RedisRevocations:
         self, server: PersistentConnection, revocation: Revocation
     ) -> None:
         """Store and publish a revocation on the server of its tag; see `RevocationStore`."""
+        self.index.check_room()
         command = self._revoke_command(revocation)
         _, *counts = await server.ask_all([command, *server.replica_commands()])
         server.check_replicas(counts)

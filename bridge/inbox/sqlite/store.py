@@ -268,6 +268,7 @@ class SqliteInbox:
 
     async def revoke(self, revocation: Revocation) -> None:
         """Store a revocation, and pass it to the subscriber; errors as `append`."""
+        self._revocations.check_room()
         await self._writes.submit(
             partial(self._writer.revoke, revocation=revocation),
             lambda _: self._revocations.add(revocation),

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from bridge.core.identity import Identity
-from bridge.core.revocation import Revocation
+from bridge.core.revocation import REVOCATIONS_MAX, Revocation
+from bridge.errors import RevocationsFullError
 from bridge.inbox.contract import Retention
 from bridge.inbox.memory.store import MemoryInbox
+from bridge.inbox.redis.store import RedisInbox
 from tests.contract.inbox.conftest import STORES, StoreUnderTest
 from tests.contract.inbox.files import Clock, message
 
@@ -35,6 +37,27 @@ async def test_a_revocation_is_in_force_until_its_end(store: StoreUnderTest) -> 
     store.advance(60)
     assert list(store.inbox.revocations("ann")) == []
     assert list(store.inbox.all_revocations()) == []
+
+
+async def test_the_number_of_revocations_has_a_limit(store: StoreUnderTest) -> None:
+    """Each bridge holds all of them in memory. There is room again when some end."""
+    await store.inbox.revoke(revocation("bob", for_s=50))
+    index = (
+        store.inbox._revocations.index
+        if isinstance(store.inbox, RedisInbox)
+        else store.inbox._revocations
+    )
+    for number in range(REVOCATIONS_MAX - 1):
+        index.add(revocation(jti=str(number)))
+
+    with pytest.raises(RevocationsFullError):
+        await store.inbox.revoke(revocation("cid"))
+    assert not store.inbox.revocations("cid")
+
+    store.advance(60)
+    await store.inbox.sweep()
+    await store.inbox.revoke(revocation("cid"))
+    assert store.inbox.revocations("cid")
 
 
 async def test_a_revocation_is_reported_once(store: StoreUnderTest) -> None:
