@@ -8,14 +8,21 @@ loop it would wait up to 5 ms for the lock each time.
 
 from collections.abc import Iterator, Sequence
 from sqlite3 import Connection
-from typing import Final
+from typing import Any, Final
 
 from bridge.core.clock_reading import ClockReading
 from bridge.core.revocation import Revocation, parse_revocation
 from bridge.enums import SyncReason
 from bridge.inbox.sqlite.unindexed import BLOCK, IndexBatch
 
-_ROWS: Final = 25
+Row = tuple[Any, ...]
+
+_ROWS: Final = 32  # the most in a statement; a power of two
+_MESSAGE_COLUMNS: Final = (
+    "seq", "user_id", "offset", "prev", "taken_s", "event", "data",
+    "deadline_s", "seen_s", "message_id",
+)  # fmt: skip
+_REQUIRED_COLUMNS: Final = 7
 # The most rows that one step of a sweep deletes.
 _SWEEP_ROWS: Final = 500
 _SWEEP_IDS: Final = 2000
@@ -63,31 +70,89 @@ def insert(
     tail: str = "",
 ) -> None:
     """Insert rows of `columns` values each, given as one flat sequence."""
-    row = "(" + ", ".join("?" * columns) + ")"
-    width = columns * _ROWS
-    whole = len(values) - len(values) % width
-    statement = f"{head} VALUES " + ", ".join([row] * _ROWS) + tail
-    for start in range(0, whole, width):
-        connection.execute(statement, values[start : start + width])
-    rest = values[whole:]
-    connection.executemany(
-        f"{head} VALUES {row}{tail}",
-        [rest[start : start + columns] for start in range(0, len(rest), columns)],
-    )
+    for rows, some in _in_groups(values, columns):
+        connection.execute(f"{head} VALUES {rows}{tail}", some)
+
+
+def insert_messages(connection: Connection, values: list[object]) -> None:
+    """
+    Insert rows of the table `messages`, given as one flat list, which is changed.
+
+    The module sqlite3 looks for an adapter of each value except numbers, texts and
+    bytearrays, which takes longer than to bind it. So the data are bytearrays, and columns
+    that no row has are left out.
+    """
+    columns = list(_MESSAGE_COLUMNS)
+    count = len(values) // len(columns)
+    for number in reversed(range(_REQUIRED_COLUMNS, len(columns))):
+        if values[number :: len(columns)].count(None) == count:
+            del values[number :: len(columns)]
+            del columns[number]
+    head = f"INSERT INTO messages ({', '.join(columns)})"
+    insert(connection, head, values, columns=len(columns))
+
+
+def _in_groups(
+    values: Sequence[object], columns: int
+) -> Iterator[tuple[str, Sequence[object]]]:
+    """
+    Divide rows of `columns` values each, given as one flat sequence, among statements.
+
+    Yields:
+        The question marks of the rows of a statement, and their values. The numbers of rows
+        are powers of two, so few different statements are prepared.
+
+    """
+    row = f"({', '.join('?' * columns)})"
+    start, left, rows = 0, len(values) // columns, _ROWS
+    while left:
+        while rows > left:
+            rows //= 2
+        stop = start + rows * columns
+        yield ", ".join([row] * rows), values[start:stop]
+        start, left = stop, left - rows
+
+
+def find_users(connection: Connection, users: Sequence[str]) -> Iterator[Row]:
+    """
+    Yield what is stored about those of `users` who have a row, without unindexed entries.
+
+    Yields:
+        Name, id, first offset (-1 if the inbox is sparse), offset and seq of the newest message.
+
+    """
+    for rows, some in _in_groups(users, 1):
+        yield from connection.execute(
+            f"WITH asked (user) AS (VALUES {rows})"  # noqa: S608 - question marks
+            " SELECT user, id, CASE WHEN sparse_after IS NULL THEN first ELSE -1 END,"
+            " coalesce(last, forgotten), coalesce(seq, 0)"
+            " FROM asked CROSS JOIN users USING (user) LEFT JOIN heads ON user_id = id",
+            some,
+        )
+
+
+def add_users(connection: Connection, users: Sequence[str]) -> Iterator[Row]:
+    """Add `users`; yield the name, the id and the offset before the first of each."""
+    for rows, some in _in_groups(users, 1):
+        yield from connection.execute(
+            f"WITH asked (user) AS (VALUES {rows})"  # noqa: S608 - question marks
+            " INSERT INTO users (user, first, forgotten)"
+            " SELECT user, value + 1, value FROM asked CROSS JOIN bridge"
+            " WHERE name = 'forgotten' RETURNING user, id, forgotten",
+            some,
+        ).fetchall()
 
 
 def find_ids(
     connection: Connection, keys: Sequence[tuple[int, str]], oldest_s: float
 ) -> Iterator[tuple[int, str]]:
     """Yield the `keys` (user id, message id) that were stored since `oldest_s`."""
-    for start in range(0, len(keys), _ROWS):
-        asked = keys[start : start + _ROWS]
-        rows = ", ".join(["(?, ?)"] * len(asked))
+    for rows, some in _in_groups([value for key in keys for value in key], 2):
         yield from connection.execute(
             f"WITH asked (user_id, message_id) AS (VALUES {rows})"  # noqa: S608 - question marks
             " SELECT user_id, message_id FROM asked CROSS JOIN seen"
             " USING (user_id, message_id) WHERE seen_s >= ?",
-            [value for key in asked for value in key] + [oldest_s],
+            (*some, oldest_s),
         )
 
 

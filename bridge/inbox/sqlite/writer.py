@@ -253,8 +253,8 @@ class SqliteWriter:
             offset = last + 1
             offsets.append(offset)
             values += (
-                seq, user_id, offset, prev or None, message.taken_s,
-                message.deadline_s, seen_s, message.id, message.event, message.data,
+                seq, user_id, offset, prev or None, message.taken_s, message.event,
+                bytearray(message.data), message.deadline_s, seen_s, message.id,
             )  # fmt: skip
             head = users[message.user] = pack(user_id, first, offset, seq)
             added.heads[user_id] = head
@@ -264,7 +264,7 @@ class SqliteWriter:
                 over_limit[message.user] = over_limit.get(message.user, 0) + 1
         added.count += seq - self._seq
         self._seq = seq
-        statements.insert(connection, "INSERT INTO messages", values, columns=10)
+        statements.insert_messages(connection, values)
         if sparse.log:
             self._append_sparse(connection, sparse, retention.max_messages)
         if over_limit:
@@ -279,8 +279,10 @@ class SqliteWriter:
     ) -> None:
         """Move the delivered marks of existing users forward, and delete trials."""
         pairs: dict[int, int] = {}
+        unknown = [user for user in marks if user not in self._users]
+        self._load_users(connection, unknown)
         for user, offset in marks.items():
-            head = self._users.get(user) or self._load_user(connection, user)
+            head = self._users.get(user)
             if head is not None:
                 user_id, _, last, _ = HEAD.unpack(head)
                 pairs[user_id] = min(offset, last)
@@ -487,31 +489,18 @@ class SqliteWriter:
     def _load_or_add_users(
         self, connection: Connection, messages: Sequence[Message]
     ) -> None:
-        for message in messages:
-            if message.user not in self._users:
-                self._load_or_add_user(connection, message.user)
+        users = self._users
+        unknown = {each.user: None for each in messages if each.user not in users}
+        if unknown:
+            self._load_users(connection, list(unknown))
+            new = [user for user in unknown if user not in users]
+            for user, user_id, before in statements.add_users(connection, new):
+                users[user] = HEAD.pack(user_id, before + 1, before, 0)
 
-    def _load_or_add_user(self, connection: Connection, user: str) -> None:
-        if self._load_user(connection, user) is None:
-            user_id, forgotten = connection.execute(
-                "INSERT INTO users (user, first, forgotten) SELECT ?, value + 1, value"
-                " FROM bridge WHERE name = 'forgotten' RETURNING id, forgotten",
-                (user,),
-            ).fetchone()
-            self._users[user] = HEAD.pack(user_id, forgotten + 1, forgotten, 0)
-
-    def _load_user(self, connection: Connection, user: str) -> bytes | None:
-        row = connection.execute(
-            "SELECT id, CASE WHEN sparse_after IS NULL THEN first ELSE -1 END,"
-            " coalesce(last, forgotten), coalesce(seq, 0) FROM users LEFT JOIN heads ON user_id = id WHERE user = ?",
-            (user,),
-        ).fetchone()
-        if row is None:
-            return None
-        user_id, first, *head = row
-        last, seq = map(max, head, self._tail.of(user_id).head)
-        packed = self._users[user] = HEAD.pack(user_id, first, last, seq)
-        return packed
+    def _load_users(self, connection: Connection, users: Sequence[str]) -> None:
+        for user, user_id, first, *head in statements.find_users(connection, users):
+            last, seq = map(max, head, self._tail.of(user_id).head)
+            self._users[user] = HEAD.pack(user_id, first, last, seq)
 
     # --- ids
 

@@ -41,6 +41,38 @@ async def test_a_batch_may_hold_messages_of_several_users(
     assert data(await store.read_all("a")) == [b"0", b"2", b"5"]
 
 
+async def test_messages_of_a_batch_may_differ_in_what_they_have(
+    store: StoreUnderTest,
+) -> None:
+    """A store may leave out what no message of a batch has."""
+    later_s = store.clock.now_s + 3600
+    batches = [
+        [store.message("alice", b"1")],
+        [
+            store.message("alice", b"2"),
+            store.message("alice", b"3", deadline_s=later_s),
+            store.message("alice", b"4", message_id="four"),
+            store.message("alice", b"5", message_id="five", deadline_s=later_s),
+        ],
+    ]
+
+    for batch in batches:
+        await store.inbox.append(batch)
+
+    found = await store.read_all("alice")
+    assert [each.message for each in found] == [one for some in batches for one in some]
+
+
+async def test_a_batch_may_have_many_new_users(store: StoreUnderTest) -> None:
+    """The first messages after a start are for users that the store has not loaded."""
+    users = [f"user-{number}" for number in range(100)]
+    for expected in (1, 2):
+        for some in (users[:1], users[:70], users):
+            first = [store.message(user, b"1") for user in some]
+            offsets = await store.inbox.append(first)
+        assert offsets[-1] == expected
+
+
 async def test_an_empty_batch_stores_nothing(store: StoreUnderTest) -> None:
     """All deliveries of a batch may have been dead-lettered."""
     assert await store.inbox.append([]) == []
