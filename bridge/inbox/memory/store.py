@@ -125,11 +125,16 @@ class MemoryInbox:
                 log = UserLog(last=floor, delivered=floor, forgotten=floor)
                 self._logs[user] = log
             log.appended_s = now.now_s
-            if log.sparse is None and message.options is None:
+            options = message.options
+            if log.sparse is None and options is None:
                 log.last += 1
                 stored = Stored(message, log.last)
                 log.kept.append(stored)
-            elif log.may_add(message, max_retained=self.retention.max_retained):
+            elif (
+                options is None
+                or not options.is_retained
+                or log.may_retain(message.event, options.key, self.retention)
+            ):
                 stored = log.add_sparse(message)
             else:
                 if message.id is not None:

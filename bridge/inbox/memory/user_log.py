@@ -113,15 +113,10 @@ class UserLog:
         """The newest message of each retained key."""
         return {} if self.sparse is None else self.sparse.retained
 
-    def may_add(self, message: Message, *, max_retained: int) -> bool:
-        """Return whether `message` does not retain one key too many."""
-        options, retained = message.options, self.retained
-        return (
-            options is None
-            or not options.is_retained
-            or len(retained) < max_retained
-            or (message.event, options.key) in retained
-        )
+    def may_retain(self, event: str, key: str | None, retention: Retention) -> bool:
+        """Return whether the key is retained, or may be."""
+        retained = self.retained
+        return len(retained) < retention.max_retained or (event, key) in retained
 
     def drop_expired(self, now: ClockReading) -> None:
         """Retain nothing that is past its deadline."""
