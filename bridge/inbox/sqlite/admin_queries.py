@@ -81,7 +81,7 @@ class AdminReader(SqliteReader):
         with self._snapshot(connection, user) as inbox:
             if inbox is None:
                 return found
-            before = inbox.last + 1 if before is None else before
+            before = inbox.state.last + 1 if before is None else before
             with closing(inbox.below(before, columns)) as rows:
                 for row in rows:
                     size_bytes += row[5]
@@ -110,7 +110,8 @@ class AdminReader(SqliteReader):
                 seen_s = row[0] if row else None
         found = kept or seen_s is not None
         matches = [InboxMatch(user, kept, seen_s)] if found else []
-        scanned = max(0, inbox.last + 1 - inbox.first - inbox.holes)
+        state = inbox.state
+        scanned = max(0, state.last + 1 - state.first - state.holes)
         return SearchResult(matches, scanned, is_complete=True)
 
     def seq_range(self, connection: Connection) -> tuple[int, int]:

@@ -34,24 +34,17 @@ class InboxSnapshot:
     """
     One user's inbox in a read transaction.
 
-    `first`, `last` and the rest say what counts as kept; the tables may hold more messages.
+    `state` says what counts as kept; the tables may hold more messages.
     """
 
     chain: MessageChain
-    first: int
-    last: int
-    delivered: int
-    trimmed_for: SyncReason | None
-    forgotten: int
-    sparse_after: int | None
-    holes: int
-    retained: int
+    state: InboxState
 
     def above(self, offset: int, columns: str = STORED_COLUMNS) -> Rows:
         """Yield offset and columns of the kept messages above `offset`, oldest first."""
-        offset = max(offset, self.first - 1)
+        offset = max(offset, self.state.first - 1)
         yield from self.chain.above(offset, columns)
-        if self.sparse_after is not None:
+        if self.state.sparse_after is not None:
             yield from self.chain.connection.execute(
                 f"SELECT offset, {columns} FROM sparse"  # noqa: S608 - no input
                 " WHERE user_id = ? AND offset > ? ORDER BY offset",
@@ -60,14 +53,15 @@ class InboxSnapshot:
 
     def below(self, offset: int, columns: str) -> Rows:
         """Yield offset and columns of the kept messages below `offset`, newest first."""
-        if self.sparse_after is not None:
+        first, sparse_after = self.state.first, self.state.sparse_after
+        if sparse_after is not None:
             yield from self.chain.connection.execute(
                 f"SELECT offset, {columns} FROM sparse"  # noqa: S608 - no input
                 " WHERE user_id = ? AND offset < ? AND offset >= ? ORDER BY offset DESC",
-                (self.chain.user_id, offset, self.first),
+                (self.chain.user_id, offset, first),
             )
-            offset = min(offset, self.sparse_after + 1)
-        yield from self.chain.below(offset, first=self.first, columns=columns)
+            offset = min(offset, sparse_after + 1)
+        yield from self.chain.below(offset, first=first, columns=columns)
 
 
 class SqliteReader:
@@ -110,15 +104,10 @@ class SqliteReader:
 
     def state(self, connection: Connection, user: str) -> InboxState:
         """Return the first, last and delivered offsets of the inbox of `user`."""
-        epoch = self._file.epoch
         with self._snapshot(connection, user) as inbox:
             if inbox is None:
-                return InboxState.empty(epoch, _forgotten(connection))
-            return InboxState(
-                *(epoch, inbox.first, inbox.last, inbox.delivered),
-                *(inbox.trimmed_for, inbox.forgotten, inbox.sparse_after, inbox.holes),
-                inbox.retained,
-            )
+                return InboxState.empty(self._file.epoch, _forgotten(connection))
+            return inbox.state
 
     def read(
         self,
@@ -137,9 +126,10 @@ class SqliteReader:
         with self._snapshot(connection, user) as inbox:
             if inbox is None:
                 return InboxPage.empty(after, _forgotten(connection))
-            next_after = max(after, inbox.forgotten)
-            gone = count_gone(next_after, inbox.first, inbox.sparse_after)
-            next_after = max(next_after, inbox.first - 1)
+            state = inbox.state
+            next_after = max(after, state.forgotten)
+            gone = count_gone(next_after, state.first, state.sparse_after)
+            next_after = max(next_after, state.first - 1)
             with closing(inbox.above(after)) as rows:
                 for row in rows:
                     stored = to_stored(user, row)
@@ -154,8 +144,8 @@ class SqliteReader:
                         found.append(stored)
                     next_after = stored.offset
                 else:
-                    next_after = max(inbox.last, next_after)
-        return InboxPage(found, next_after, expired=expired, gone=gone, last=inbox.last)
+                    next_after = max(state.last, next_after)
+        return InboxPage(found, next_after, expired=expired, gone=gone, last=state.last)
 
     def read_retained(
         self,
@@ -242,9 +232,19 @@ class SqliteReader:
             retained = connection.execute(
                 "SELECT count(*) FROM retained WHERE user_id = ?", (user_id,)
             ).fetchone()[0]
-            found = _kept_sparse(connection, user_id, gone, room, oldest_s)
-            sparse_count, gone = found.count, max(gone, found.gone)
-            trimmed_for = found.trimmed_for or trimmed_for
+            kept = connection.execute(
+                "SELECT offset, taken_s FROM sparse WHERE user_id = ? AND offset > ?"
+                " ORDER BY offset",
+                (user_id, gone),
+            ).fetchall()
+            start = limit = max(0, len(kept) - room)
+            while start < len(kept) and kept[start][1] < oldest_s:
+                start += 1
+            if start:
+                gone = kept[start - 1][0]
+                is_old = start > limit
+                trimmed_for = SyncReason.EXPIRED if is_old else SyncReason.LIMIT
+            sparse_count = len(kept) - start
             room -= sparse_count
         if chain_last - room + 1 > first:
             first = chain_last - room + 1
@@ -261,45 +261,11 @@ class SqliteReader:
         depth = max(0, chain_last + 1 - first) + sparse_count
         first = max(first, gone + 1)
         holes = last + 1 - first - depth
-        return InboxSnapshot(
-            *(
-                chain,
-                first,
-                last,
-                delivered,
-                trimmed_for,
-                forgotten,
-                sparse_after,
-                holes,
-                retained,
-            )
+        state = InboxState(
+            *(self._file.epoch, first, last, delivered, trimmed_for, forgotten),
+            *(sparse_after, holes, retained),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _KeptSparse:
-    """How many messages of a sparse inbox are kept, and the newest that is not."""
-
-    count: int
-    gone: int = 0
-    trimmed_for: SyncReason | None = None
-
-
-def _kept_sparse(
-    connection: Connection, user_id: int, gone: int, max_messages: int, oldest_s: float
-) -> _KeptSparse:
-    rows = connection.execute(
-        "SELECT offset, taken_s FROM sparse WHERE user_id = ? AND offset > ?"
-        " ORDER BY offset",
-        (user_id, gone),
-    ).fetchall()
-    start = limit = max(0, len(rows) - max_messages)
-    while start < len(rows) and rows[start][1] < oldest_s:
-        start += 1
-    if not start:
-        return _KeptSparse(len(rows))
-    reason = SyncReason.EXPIRED if start > limit else SyncReason.LIMIT
-    return _KeptSparse(len(rows) - start, rows[start - 1][0], reason)
+        return InboxSnapshot(chain, state)
 
 
 def _forgotten(connection: Connection) -> int:
