@@ -157,14 +157,14 @@ class Operation(Generic[QueryT, BodyT]):
     def route(self) -> str:
         """The path as a route, whose parameters exclude words that are other paths."""
 
-        def with_exceptions(found: re.Match[str]) -> str:
+        def with_pattern(found: re.Match[str]) -> str:
             words = self.path_parameters[found[1]].get("not", {}).get("enum", ())
-            # The pattern must not contain braces: the router ends a parameter there.
-            return (
-                f"{{{found[1]}:(?!(?:{'|'.join(words)})$)[^/]+}}" if words else found[0]
-            )
+            excluded = f"(?!(?:{'|'.join(words)})$)" if words else ""
+            # The usual pattern excludes braces, which a name may contain. This one must not
+            # contain any: the router ends a parameter there.
+            return f"{{{found[1]}:{excluded}[^/]+}}"
 
-        return re.sub(r"\{(\w+)\}", with_exceptions, self.path)
+        return re.sub(r"\{(\w+)\}", with_pattern, self.path)
 
     @property
     def group(self) -> str:
