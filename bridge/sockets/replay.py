@@ -228,7 +228,9 @@ class Replayer:
         """Write what comes before the inbox is read; false if the window is closed."""
         after = window.offset
         if plan.sends_retained:
-            return await self._write_retained(window, plan, after=0, upto=after)
+            # A page that was reloaded does not have what its position says.
+            upto = after if plan.had is None else plan.had.newest
+            return await self._write_retained(window, plan, after=0, upto=upto)
         if late:
             if not await self._write(window, late):
                 return False

@@ -130,6 +130,26 @@ async def test_a_position_that_a_page_has_stored_is_no_proof(
     assert sync == {"replayed": 0, "complete": True, "missed": 0, "reason": None}
 
 
+async def test_a_position_before_a_held_value_hides_no_retained_message(
+    server: RunningServer,
+) -> None:
+    """The page before the reload had message 3, but message 2 was held back from it."""
+    await store(server, "a", "job a", is_retained=True)
+    await store(server, "held")
+    await store(server, "b", "job b", is_retained=True)
+    async with raw_window(server) as window:
+        reply = await window.join("alice")
+        await window.synced()
+    epoch = reply["pid"].partition("-")[0]
+    async with raw_window(server) as window:
+        await window.join("alice", position=f"{epoch}-3-1")
+        events, sync = await window.synced()
+
+    assert [event[1] for event in events] == ["a", "b", "held"]
+    assert [event[2] for event in events[:2]] == [f"{epoch}-3-1"] * 2
+    assert (sync["replayed"], sync["complete"]) == (1, True)
+
+
 async def test_a_window_that_has_missed_something_receives_them() -> None:
     """Also those that were deleted from the inbox."""
     async with open_server(inbox=memory_inbox(max_messages=3)) as server:
