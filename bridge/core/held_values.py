@@ -17,7 +17,6 @@ from bridge.core.position import HELD_MAX
 # An event and a key.
 _Place = tuple[str, str]
 
-
 _ALL_USERS_MAX_BYTES: Final = 64 << 20
 # About what a message takes besides its data.
 _OVERHEAD_BYTES: Final = 500
@@ -96,7 +95,7 @@ class HeldValues:
             place = (stored.message.event, options.key)
             replaced = self._held.pop(place, None)
             if replaced is not None:
-                self._reserve(-len(replaced.message.data), messages=-1)
+                self._take_memory(replaced, times=-1)
             if (
                 options.throttle_s is not None
                 and stored.offset > above
@@ -104,7 +103,7 @@ class HeldValues:
                 and self._has_room_for(stored.message)
             ):
                 self._held[place] = stored
-                self._reserve(len(stored.message.data), messages=1)
+                self._take_memory(stored)
                 continue
             taken.append(stored)
             if options.throttle_s is not None:
@@ -118,14 +117,16 @@ class HeldValues:
             and size + _OVERHEAD_BYTES <= self._budget.left_bytes
         )
 
-    def _reserve(self, size: int, *, messages: int) -> None:
+    def _take_memory(self, stored: Stored, *, times: int = 1) -> None:
+        """Take the memory for a message from what is left, or return it (-1 times)."""
+        size = times * len(stored.message.data)
         self._left_bytes -= size
-        self._budget.left_bytes -= size + messages * _OVERHEAD_BYTES
+        self._budget.left_bytes -= size + times * _OVERHEAD_BYTES
 
     def drop(self) -> None:
         """Hold nothing back any more."""
-        held_bytes = sum([len(each.message.data) for each in self._held.values()])
-        self._reserve(-held_bytes, messages=-len(self._held))
+        for stored in self._held.values():
+            self._take_memory(stored, times=-1)
         self._held.clear()
 
     def _note_written(self, place: _Place, now_s: float, throttle_s: float) -> None:
@@ -154,7 +155,7 @@ class HeldValues:
         options = stored.message.options
         if options is not None and options.key is not None:
             del self._held[stored.message.event, options.key]
-            self._reserve(-len(stored.message.data), messages=-1)
+            self._take_memory(stored, times=-1)
 
     def between(self, after: int, upto: int) -> Sequence[Stored]:
         """Return the messages held back with these offsets, oldest first."""

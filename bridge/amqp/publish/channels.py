@@ -52,9 +52,13 @@ class RawProperties(Basic.Properties):
 @dataclass(slots=True)
 class PublishChannel:
     """
-    A channel, the text of the return for a publish in flight, if any, and their number.
+    A channel.
 
-    `users` also counts publishes that the broker has confirmed and whose tasks have not run since.
+    Attributes:
+        wire: The channel of the library.
+        returned: The text of the return for a publish in flight, if there was one.
+        users: Publishes in flight, or confirmed while their tasks have not run since.
+
     """
 
     wire: aiormq.Channel
