@@ -37,7 +37,7 @@ class LoopTurns:
 
     def call(self, work: Callable[[], None]) -> None:
         """Call `work` now or in one of the next turns."""
-        if self._left:
+        if self._left and not self._waiting:
             self._left -= 1
             work()
         else:
@@ -98,7 +98,11 @@ class FirstBytes(asyncio.Protocol):
             return
         self._transport.set_protocol(self._protocol)
         self._transport.resume_reading()
-        self._protocol.data_received(self._received)
+        try:
+            self._protocol.data_received(self._received)
+        except BaseException:
+            self._transport.abort()  # as the loop does if it calls a protocol that fails
+            raise
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Report the end."""

@@ -106,3 +106,20 @@ async def test_an_open_window_is_served_before_all_windows_are_admitted() -> Non
 
             assert 0 < len(server.windows("bob")) < STORM
             await eventually(lambda: len(server.windows("bob")) == STORM)
+
+
+async def test_a_session_whose_connect_waits_is_not_closed_at_its_deadline() -> None:
+    """A client that is disconnected comes back, and makes the storm worse."""
+    async with open_server(Plan()) as server, raw_window(server):
+        (session,) = server.sessions()
+        turns = server.io.engine._listener.turns
+        late_s = session.opened_s + 11
+
+        while not turns.is_behind:
+            turns.call(lambda: None)
+        server.io.engine.check_session(session, monotonic_s=late_s, real_s=0)
+        assert not session.is_closed
+
+        await eventually(lambda: not turns.is_behind)
+        server.io.engine.check_session(session, monotonic_s=late_s, real_s=0)
+        assert session.is_closed

@@ -66,6 +66,10 @@ class Client(asyncio.Transport):
         self.has_paused = False
         self.is_closed = False
 
+    def abort(self) -> None:
+        """Note it."""
+        self.is_closed = True
+
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Keep it."""
         self.protocol = protocol
@@ -93,6 +97,7 @@ class Received(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Keep it."""
         self.data += data
+        assert data != b"first, bad"
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note it."""
@@ -135,3 +140,18 @@ async def test_a_connection_that_is_closed_while_it_waits_is_not_served() -> Non
 
     assert received.is_lost
     assert received.data == b""
+
+
+async def test_a_connection_that_fails_when_its_turn_comes_is_aborted() -> None:
+    """The loop does that only if it calls the protocol itself; the connection would stay."""
+    connection, client, _ = waiting_connection()
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda *failure: failures.append(failure)
+    )
+
+    connection.data_received(b", bad")
+    await asyncio.sleep(0)
+
+    assert failures
+    assert client.is_closed
