@@ -109,6 +109,14 @@ class ReplayPlan:
     sends_retained: bool = False
     had: Position | None = None
 
+    def position(self, epoch: str, offset: int) -> Position:
+        """Return the position after the message with this offset was written."""
+        had = self.had
+        if had is None or offset > had.newest:
+            return Position(epoch, offset)
+        late = [each for each in had.late if each > offset]
+        return Position.with_late(epoch, had.newest, late)
+
     def lacks(self, offset: int) -> bool:
         """Return whether the window has not received a message above `after`."""
         had = self.had

@@ -15,6 +15,7 @@ window receives the messages of each key in their order.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import time
 from typing import Final
 
@@ -205,7 +206,9 @@ class Replayer:
                 ):
                     return None
             messages = [each for each in page.messages if plan.lacks(each.offset)]
-            if not await self._write(window, messages):
+            if not await self._write(
+                window, messages, partial(plan.position, window.epoch)
+            ):
                 return None
             if messages:
                 first, last = messages[0].offset, messages[-1].offset
@@ -213,7 +216,7 @@ class Replayer:
             replayed += len(messages)
             expired += page.expired
             missed = _sum(missed, page.gone)
-            window.advance(page.next_after)
+            window.advance(max(window.offset, page.next_after))
             # No await between this check and the open gate, or a message could be missed.
             if page.next_after >= page.last and self._rooms.open_gate(window):
                 break
@@ -232,7 +235,7 @@ class Replayer:
             upto = after if plan.had is None else plan.had.newest
             return await self._write_retained(window, plan, after=0, upto=upto)
         if late:
-            if not await self._write(window, late):
+            if not await self._write(window, late, partial(Position, window.epoch)):
                 return False
             self._note_written(window, after, late[-1].offset)
         return True
@@ -241,20 +244,27 @@ class Replayer:
         self, window: Window, plan: ReplayPlan, *, after: int, upto: int
     ) -> bool:
         """Write the retained messages in (`after`, `upto`]; false if the window is closed."""
+        at = plan.had or Position(window.epoch, window.offset)
+
+        def position_of(_offset: int) -> Position:
+            return at
+
         while messages := await self._inbox.read_retained(
             window.user,
             after=after,
             upto=upto,
             max_bytes=self._options.limits.outbound_bytes // 4,
         ):
-            at = plan.had or Position(window.epoch, window.offset)
-            if not await self._write(window, messages, at=at):
+            if not await self._write(window, messages, position_of):
                 return False
             after = messages[-1].offset
         return True
 
     async def _write(
-        self, window: Window, messages: Sequence[Stored], *, at: Position | None = None
+        self,
+        window: Window,
+        messages: Sequence[Stored],
+        position_of: Callable[[int], Position],
     ) -> bool:
         """
         Write messages at the speed of the client. Close the window if it reads too slowly.
@@ -262,7 +272,7 @@ class Replayer:
         Args:
             window: The window.
             messages: The messages.
-            at: The position that they carry; ``None`` for their own.
+            position_of: Returns the position that a message with this offset carries.
 
         Returns:
             False if the window is closed.
@@ -270,7 +280,7 @@ class Replayer:
         """
         for stored in messages:
             message = stored.message
-            position = at or Position(window.epoch, stored.offset)
+            position = position_of(stored.offset)
             is_written = await window.session.send_when_writable(
                 event_packet(message.event, message.data, str(position)),
                 position.offset,

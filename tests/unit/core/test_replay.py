@@ -75,6 +75,8 @@ def test_a_window_does_not_receive_again_what_overtook_a_late_message() -> None:
 
     assert plan.after == 2
     assert [n for n in range(3, 10) if plan.lacks(n)] == [3, 5, 8, 9]
+    positions = [str(plan.position("e", offset)) for offset in (3, 5, 8)]
+    assert positions == ["e-7-2", "e-7", "e-8"]
     assert plan.is_complete
     plain = plan_replay(Position(EPOCH, 7), state)
     assert [n for n in range(8, 10) if plain.lacks(n)] == [8, 9]
