@@ -70,6 +70,8 @@ class OptionHeader(StrEnum):
     THROTTLE = "x-bridge-throttle"
     RETAIN = "x-bridge-retain"
     CLEAR = "x-bridge-clear"
+    RECEIPT = "x-bridge-receipt"
+    UNDELIVERED_AFTER = "x-bridge-undelivered-after"
 
 
 # Of requests from pages to workers. Only bridge may publish to their exchange.
@@ -441,6 +443,29 @@ class Stage(StrEnum):
     RETRIED = "retried"
     DEAD = "dead"
     REDRIVEN = "redriven"
+
+
+class ReceiptOutcome(_ExplainedEnum):
+    """What happened to a tracked message; the routing key is `message.` and the value."""
+
+    DELIVERED = (
+        "delivered",
+        "the user has received it: the delivered mark is at it or after it",
+    )
+    EXPIRED = "expired", "its time to live ended before it was delivered"
+    TRIMMED = (
+        "trimmed",
+        "it was deleted, because of the limit or its age, and not delivered",
+    )
+    REPLACED = (
+        "replaced",
+        "a newer message with its key replaced it before it was delivered",
+    )
+    DEAD = "dead", "it is a dead letter"
+    UNDELIVERED = (
+        "undelivered",
+        "it was not delivered in the time that its producer gave it",
+    )
 
 
 class Fate(_ExplainedEnum):

@@ -43,6 +43,7 @@ from bridge.core.message import (
     message_id_of,
     parse_delivery,
 )
+from bridge.core.receipts import WorkerEvent
 from bridge.core.settlement import (
     SUSPECTS_TOGETHER,
     DeadLetter,
@@ -54,9 +55,15 @@ from bridge.core.settlement import (
     trial_key,
 )
 from bridge.enums import DeadLetterReason, Outcome, Stage
-from bridge.errors import PublishRefusedError, StaleBatchError, TransientError
+from bridge.errors import (
+    PublishRefusedError,
+    StaleBatchError,
+    StoreUnavailableError,
+    TransientError,
+)
 from bridge.fencing import Fencing
 from bridge.inbox.contract import REFUSED, InboxWriter
+from bridge.inbox.worker_events import dead_event, expired_events
 from bridge.logging import user_hash
 from bridge.metrics import Metrics
 from bridge.outbox import CONFIRM_WITHIN_S, HeldDelivery, Outbox
@@ -66,6 +73,7 @@ log = structlog.get_logger(__name__)
 
 _WAS_REDELIVERED: Final = attrgetter("redelivered")
 _OPTIONS: Final = attrgetter("options")
+_STORE_PAUSE_S: Final = 0.5
 
 _TOO_MANY_RETAINED: Final = Rejection(
     DeadLetterReason.TOO_MANY_RETAINED,
@@ -99,6 +107,8 @@ class Pipeline:
         tracing: Records spans; ``None`` for no tracing.
         fencing: Appends instead of `inbox` if other bridges share the store.
         clock: Stamps messages; ``None`` for one of its own.
+        events_problem: Returns why no tracked message may be stored now; ``None`` if there
+            is room for the events about it.
 
     """
 
@@ -118,6 +128,7 @@ class Pipeline:
         tracing: Tracing | None = None,
         fencing: Fencing | None = None,
         clock: SteadyClock | None = None,
+        events_problem: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.problem: str | None = None  # of the store or broker that is waited for
         self._intake = intake
@@ -134,6 +145,7 @@ class Pipeline:
         self._tracing = tracing
         self._fencing = fencing
         self._clock = clock or SteadyClock()
+        self._events_problem = events_problem
         self._trial_keys: Sequence[bytes] = ()  # of the messages that are on trial now
 
     @property
@@ -235,6 +247,7 @@ class Pipeline:
             ):
                 self._count(Outcome.EXPIRED)
                 self._note(delivery, Stage.EXPIRED, "before it could be stored")
+                await self._tell_expired(batch, delivery, parsed)
             elif parsed.options is not None and parsed.options.is_ephemeral:
                 ephemeral.append(parsed)
             else:
@@ -243,6 +256,15 @@ class Pipeline:
             await self._store(batch, good)
         if ephemeral:
             await self._announce(ephemeral)
+
+    async def _tell_expired(
+        self, batch: Batch, delivery: Delivery, message: Message
+    ) -> None:
+        events = expired_events(delivery, message, self._clock.read())
+        for event in events:
+            await self._with_retries(
+                batch, partial(self._inbox.add_event, event), doing="add_event"
+            )
 
     async def _announce(self, messages: Sequence[Message]) -> None:
         """Emit ephemeral messages, after the stored ones of their batch."""
@@ -338,6 +360,9 @@ class Pipeline:
     def _append(
         self, batch: Batch, messages: Sequence[Message]
     ) -> Awaitable[Sequence[int | None]]:
+        problem = self._events_problem()
+        if problem is not None and any(map(_is_tracked, messages)):
+            raise StoreUnavailableError("event outbox", problem)
         if self._fencing is not None:
             return self._fencing.append(batch, messages)
         return self._inbox.append(messages)
@@ -384,8 +409,25 @@ class Pipeline:
         publish = partial(
             self._publisher.dead_letter, delivery, letter, timeout_s=CONFIRM_WITHIN_S
         )
+        at_s, reason = self._clock.wall_s(), letter.rejection.reason
+        event = dead_event(delivery, reason, at_s=at_s)
+        if event is not None:
+            publish = partial(self._publish_and_tell, publish, event)
         on_published = partial(self._note_dead_letter, delivery, letter)
         await self._hold(batch, delivery, Outcome.DEAD_LETTER, publish, on_published)
+
+    async def _publish_and_tell(
+        self, publish: Callable[[], Awaitable[None]], event: WorkerEvent
+    ) -> None:
+        """Publish a dead letter; then store that it is one, before the delivery is acked."""
+        await publish()
+        while True:
+            try:
+                await self._inbox.add_event(event)
+            except StoreUnavailableError:  # the pipeline reports it
+                await asyncio.sleep(_STORE_PAUSE_S)
+            else:
+                return
 
     async def _hold(
         self,
@@ -474,3 +516,7 @@ class Pipeline:
     def _count(self, outcome: Outcome, number: int = 1, *, reason: str = "") -> None:
         if number:
             self._metrics.settled.labels(outcome=outcome, reason=reason).inc(number)
+
+
+def _is_tracked(message: Message) -> bool:
+    return message.options is not None and message.options.tracking is not None

@@ -410,7 +410,7 @@ def retention(settings: Settings) -> Retention:
 
 def message_limits(settings: Settings) -> MessageLimits:
     """Return the limits that a message must meet."""
-    return MessageLimits(settings.max_message_bytes)
+    return MessageLimits(settings.max_message_bytes, settings.inbox_max_age)
 
 
 def schemas_of(settings: Settings) -> EventSchemas | None:

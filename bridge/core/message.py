@@ -6,7 +6,9 @@ and bridge promises to deliver it to a user. `parse_delivery` is the only place 
 whether a delivery is valid.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from math import inf
 from typing import Final
 
 import orjson
@@ -14,7 +16,12 @@ import orjson
 from bridge.core.clock_reading import ClockReading
 from bridge.core.event_schemas import EventSchema, EventSchemas
 from bridge.core.json_text import parse_json
-from bridge.core.message_options import OPTIONS_MARK, MessageOptions, parse_options
+from bridge.core.message_options import (
+    OPTIONS_MARK,
+    MessageOptions,
+    Tracking,
+    parse_options,
+)
 from bridge.core.properties import (
     Properties,
     header_bytes,
@@ -118,9 +125,17 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class MessageLimits:
-    """The operator's bounds. `body_bytes` counts the body alone."""
+    """
+    The operator's bounds.
+
+    Attributes:
+        body_bytes: Of the body alone.
+        max_age_s: How long an inbox keeps a message.
+
+    """
 
     body_bytes: int
+    max_age_s: float = inf
 
 
 @dataclass(slots=True)
@@ -194,16 +209,46 @@ def parse_delivery(
         message.published_s = published_s(properties, now_s)
         message.trace_parent = trace_parent(properties)
         if properties.headers is not None and OPTIONS_MARK in properties.headers:
-            parsed = _with_options(message, properties.headers)
+            parsed = _with_options(message, delivery, properties, limits)
     return parsed
 
 
-def _with_options(message: Message, headers: bytes) -> Message | Rejection:
-    options = parse_options(headers)
+def _with_options(
+    message: Message,
+    delivery: Delivery,
+    properties: Properties,
+    limits: MessageLimits,
+) -> Message | Rejection:
+    options = parse_options(properties.headers or b"", max_age_s=limits.max_age_s)
     if isinstance(options, str):
         return Rejection(DeadLetterReason.BAD_HEADER, options)
+    if options is not None and options.tracking is not None:
+        tracking = replace(options.tracking, id=_tracking_id(delivery, message.taken_s))
+        options = replace(options, tracking=tracking_for(properties, tracking))
     message.options = options
     return message
+
+
+def _tracking_id(delivery: Delivery, taken_s: float) -> str:
+    """Return an id that no other message has: the tags of a channel differ."""
+    facts = f"{delivery.queue} {delivery.tag} {taken_s!r} ".encode()
+    return blake2b(facts + delivery.routing_key, digest_size=8).hexdigest()
+
+
+def tracking_for(properties: Properties, tracking: Tracking) -> Tracking:
+    """Return `tracking` with the addresses in `properties`; what is not UTF-8 is left out."""
+    return replace(
+        tracking,
+        reply_to=_text(properties.reply_to),
+        correlation_id=_text(properties.correlation_id),
+    )
+
+
+def _text(value: bytes | None) -> str | None:
+    try:
+        return value.decode() if value else None
+    except UnicodeDecodeError:
+        return None
 
 
 # Values of `content_encoding` for bodies that no page can read. Other values, such as

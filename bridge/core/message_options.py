@@ -5,7 +5,9 @@ A value that is not valid makes the message a dead letter: a producer that asks 
 must not get something else.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 from bridge.core.durations import parse_duration_s, render_duration
@@ -21,6 +23,8 @@ _KEY: Final = OptionHeader.KEY.encode()
 _THROTTLE: Final = OptionHeader.THROTTLE.encode()
 _RETAIN: Final = OptionHeader.RETAIN.encode()
 _CLEAR: Final = OptionHeader.CLEAR.encode()
+_RECEIPT: Final = OptionHeader.RECEIPT.encode()
+_UNDELIVERED_AFTER: Final = OptionHeader.UNDELIVERED_AFTER.encode()
 _TRUTHS: Final = {b"true": True, b"false": False}
 _TEXTS: Final = (b"S", b"x")
 
@@ -30,18 +34,40 @@ _THROTTLE_MAX_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
+class Tracking:
+    """
+    What a producer wants to be told about one message (core/receipts.py).
+
+    Attributes:
+        wants_receipt: The final outcome is published.
+        reply_to: It is also published there, by the default exchange.
+        correlation_id: Of what is published.
+        undelivered_after_s: After this time the message counts as undelivered.
+        id: Begins the ids of all publications about this message, so that a consumer can
+            drop repeats.
+
+    """
+
+    wants_receipt: bool
+    reply_to: str | None = None
+    correlation_id: str | None = None
+    undelivered_after_s: float | None = None
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class MessageOptions:
     """
     How a message is delivered.
 
     Attributes:
         is_ephemeral: It is emitted to the windows that are open now, and never stored.
-        key: It replaces the stored message of the same user, event and key. Every message
-            that is stored and has options has a key.
+        key: It replaces the stored message of the same user, event and key.
         throttle_s: A window that is open receives at most one message of the key in this
             time, and always the last one; ``None`` for no limit.
         is_retained: From now on new windows receive the newest message of the key first.
         is_cleared: From now on they do not.
+        tracking: What the producer wants to be told about it; ``None`` for nothing.
 
     """
 
@@ -50,14 +76,21 @@ class MessageOptions:
     throttle_s: float | None = None
     is_retained: bool = False
     is_cleared: bool = False
+    tracking: Tracking | None = None
 
 
 _NO_OPTIONS: Final = MessageOptions()
 
 
-def parse_options(headers: bytes) -> MessageOptions | str | None:
+def parse_options(
+    headers: bytes, *, max_age_s: float = inf
+) -> MessageOptions | str | None:
     """
     Read the options from the content of a header table.
+
+    Args:
+        headers: The content of the table.
+        max_age_s: How long an inbox keeps a message.
 
     Returns:
         ``None`` if there are none; for an invalid value a sentence that names the header.
@@ -74,21 +107,18 @@ def parse_options(headers: bytes) -> MessageOptions | str | None:
         if flag is None:
             return f"{name.decode()} is not true or false"
         flags[name] = flag
-    key = found.get(_KEY)
-    text = None
-    if key is not None:
-        try:
-            text = key[5:].decode() if key[:1] in _TEXTS else ""
-        except UnicodeDecodeError as exc:
-            return f"x-bridge-key is not UTF-8 at byte {exc.start}"
-        problem = key_problem(text)
-        if problem:
-            return f"x-bridge-key {problem}"
+    try:
+        key = _parse_key(found[_KEY]) if _KEY in found else None
+    except ValueError as exc:
+        return f"{OptionHeader.KEY} {exc}"
     throttle_s = _parse_throttle_s(found[_THROTTLE]) if _THROTTLE in found else None
     if isinstance(throttle_s, str):
         return throttle_s
+    tracking = _parse_tracking(found, max_age_s)
+    if isinstance(tracking, str):
+        return tracking
     options = MessageOptions(
-        flags[_EPHEMERAL], text, throttle_s, flags[_RETAIN], flags[_CLEAR]
+        *(flags[_EPHEMERAL], key, throttle_s, flags[_RETAIN], flags[_CLEAR], tracking)
     )
     return options_problem(options) or (None if options == _NO_OPTIONS else options)
 
@@ -106,6 +136,8 @@ def options_problem(options: MessageOptions) -> str | None:
             return f"{name} needs {OptionHeader.KEY}"
         if is_set and options.is_ephemeral:
             return f"{name} and {OptionHeader.EPHEMERAL} exclude each other"
+    if options.is_ephemeral and options.tracking is not None:
+        return "x-bridge-ephemeral excludes a receipt and x-bridge-undelivered-after"
     return None
 
 
@@ -123,6 +155,54 @@ def throttle_problem(text: str) -> str | None:
     except ValueError:
         is_valid = False
     return None if is_valid else "is not a duration from 1ms to 1h, such as 250ms"
+
+
+def _parse_key(value: bytes) -> str:
+    """Return the key; raises ValueError with the end of a sentence if it is invalid."""
+    try:
+        key = value[5:].decode() if value[:1] in _TEXTS else ""
+    except UnicodeDecodeError as exc:
+        message = f"is not UTF-8 at byte {exc.start}"
+        raise ValueError(message) from exc
+    problem = key_problem(key)
+    if problem:
+        raise ValueError(problem)
+    return key
+
+
+def asks_for_receipt(headers: bytes | None) -> bool:
+    """Return whether a header table, valid or not, has the valid header for a receipt."""
+    return any(
+        name == _RECEIPT and bool(_flag(value))
+        for name, value, _ in iter_table(headers or b"")
+    )
+
+
+def _parse_tracking(
+    found: Mapping[bytes, bytes], max_age_s: float
+) -> Tracking | str | None:
+    """Return what the producer wants to be told; a sentence if a value is invalid."""
+    receipt, after = found.get(_RECEIPT), found.get(_UNDELIVERED_AFTER)
+    wants_receipt = receipt is not None and _flag(receipt)
+    if wants_receipt is None:
+        return f"{OptionHeader.RECEIPT} is not true or false"
+    after_s = None
+    if after is not None:
+        text = after[5:].decode(errors="replace") if after[:1] in _TEXTS else ""
+        try:
+            after_s = parse_duration_s(text)
+        except ValueError:
+            after_s = 0.0
+        if not after_s:
+            return f"{OptionHeader.UNDELIVERED_AFTER} is not a duration such as 45s"
+        if after_s > max_age_s:
+            return (
+                f"{OptionHeader.UNDELIVERED_AFTER} is longer than an inbox keeps a message, "
+                f"{render_duration(max_age_s)}"
+            )
+    if not wants_receipt and after_s is None:
+        return None
+    return Tracking(wants_receipt, undelivered_after_s=after_s)
 
 
 def key_problem(key: str) -> str | None:
@@ -153,6 +233,12 @@ def render_options(options: MessageOptions) -> bytes | None:
         headers[OptionHeader.RETAIN] = "true"
     if options.is_cleared:
         headers[OptionHeader.CLEAR] = "true"
+    tracking = options.tracking
+    if tracking is not None and tracking.wants_receipt:
+        headers[OptionHeader.RECEIPT] = "true"
+    if tracking is not None and tracking.undelivered_after_s is not None:
+        after = render_duration(tracking.undelivered_after_s)
+        headers[OptionHeader.UNDELIVERED_AFTER] = after
     return render_table(headers) or None
 
 

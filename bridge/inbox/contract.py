@@ -7,13 +7,14 @@ deletes them by the rules of `Retention`. One suite in tests/contract runs again
 three stores: memory, sqlite and redis.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
 from bridge.core.identity import Identity
 from bridge.core.message import Message, Stored
+from bridge.core.receipts import WorkerEvent
 from bridge.core.replay import InboxPage, InboxState
 from bridge.core.revocation import Revocation
 
@@ -30,6 +31,8 @@ RevokedListener = Callable[[Revocation], None]
 # In place of the offset of a message that was not stored, because it would have retained one
 # key more than `Retention.max_retained`.
 REFUSED: Final = -1
+# The most that the bodies of events that are read together have.
+EVENT_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,17 @@ class InboxWriter(Protocol):
 
     def forget_trial(self, key: bytes) -> None:
         """Delete the record in the background, without waiting for it."""
+
+    async def add_event(self, event: WorkerEvent) -> None:
+        """
+        Add an event to the outbox (`EventOutbox`); durable when the call returns.
+
+        One with the same id may be there already.
+
+        Raises:
+            StoreUnavailableError: If the store cannot be written now.
+
+        """
 
 
 class InboxReader(Protocol):
@@ -188,12 +202,20 @@ class InboxReader(Protocol):
 
         """
 
+    @property
+    def tracked(self) -> Collection[str]:
+        """
+        Users who have messages whose outcome a worker waits for, as far as is known.
+
+        Their windows are asked for a sign of life at once, so the mark moves soon.
+        """
+
     def mark_delivered(self, user: str, offset: int) -> None:
         """
         Move the delivered mark of `user` forward to `offset`; a lower offset is ignored.
 
-        The mark takes effect at once and is written in the background: a crash can
-        revert about a second of marks.
+        The mark takes effect at once and is written in the background, at once for users in
+        `tracked`. A crash can revert about a second of marks.
         """
 
 
@@ -217,6 +239,38 @@ class RevocationStore(Protocol):
 
     def all_revocations(self) -> Sequence[Revocation]:
         """Return the revocations of all users that are in force, as far as is known."""
+
+
+class EventOutbox(Protocol):
+    """
+    The part of a store that keeps what is to be published on the exchange of events.
+
+    Every coroutine raises StoreUnavailableError if the store cannot be used now.
+    """
+
+    def on_events(self, wake: Callable[[], None]) -> None:
+        """Call `wake` in the event loop when there may be an event to publish."""
+
+    async def pending_events(
+        self, limit: int, *, max_bytes: int = EVENT_BYTES
+    ) -> Sequence[WorkerEvent]:
+        """
+        Return up to `limit` events that are not confirmed, oldest first for each user.
+
+        Their bodies have at most `max_bytes`, but there is at least one if there is any.
+
+        First it decides what became due by the passing of time. So it must be called at
+        least about once a second, also while nothing can be published.
+
+        If several bridges share the store, each event is returned to one of them, and to
+        another one only if that one does not ask again for some seconds.
+        """
+
+    async def confirm_events(self, events: Sequence[WorkerEvent]) -> None:
+        """Delete events that were published; durable when the call returns."""
+
+    async def events_depth(self) -> tuple[int, float | None]:
+        """Return the number of events, and the age of the oldest in seconds."""
 
 
 class AdminQueries(Protocol):
@@ -258,7 +312,7 @@ class AdminQueries(Protocol):
         """
 
 
-class Inbox(InboxWriter, InboxReader, RevocationStore, Protocol):
+class Inbox(InboxWriter, InboxReader, RevocationStore, EventOutbox, Protocol):
     """A store, with its lifecycle."""
 
     retention: Retention  # may be replaced while the store is open

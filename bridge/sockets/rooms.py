@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from math import inf
+from time import monotonic
 from typing import Protocol
 
 from bridge.clock import SteadyClock
@@ -156,6 +157,7 @@ class Rooms:
         catch_up: Callable[[Window, Sequence[Stored]], None],
         clock: SteadyClock,
         timers: Callable[[], Timers] = asyncio.get_running_loop,
+        tracked: Callable[[], Collection[str]] = tuple,
         journal: Journal | None = None,
         tracing: Tracing | None = None,
     ) -> None:
@@ -164,6 +166,7 @@ class Rooms:
         self._outbound_bytes = outbound_bytes
         self._catch_up = catch_up
         self._timers = timers
+        self._tracked = tracked
         self._tracing = tracing
         self.journal = journal or Journal()
         self._rooms: dict[str, Room] = {}
@@ -231,7 +234,21 @@ class Rooms:
             passed its closed gate and must be read from the inbox.
 
         """
-        return self._rooms[window.user].open_gate(window)
+        if not self._rooms[window.user].open_gate(window):
+            return False
+        self.ask_for_proof(window)
+        return True
+
+    def ask_for_proof(self, window: Window) -> None:
+        """
+        Ask the page for a sign of life now if a worker waits for it.
+
+        Otherwise the next regular ping would tell that the page has received its messages.
+        """
+        if window.user in self._tracked() and (
+            window.would_deliver(self.received(window))
+        ):
+            window.session.ping(monotonic())
 
     def leave(self, window: Window) -> bool:
         """Remove `window` from its room; true if the room was empty and is deleted."""
@@ -298,6 +315,7 @@ class Rooms:
             # read these from the inbox.
             for room in fed:
                 room.pending = None
+        self._ask_rooms(fed)
         if emitted:
             self._metrics.emitted.inc(emitted)
             # A batch is in the order of consumption: its first message is the oldest.
@@ -305,6 +323,13 @@ class Rooms:
             self._metrics.age.observe(max(0.0, now_s - oldest_s))
             if published_s < inf:
                 self._metrics.publish_to_page.observe(max(0.0, now_s - published_s))
+
+    def _ask_rooms(self, rooms: Sequence[Room]) -> None:
+        tracked = self._tracked()
+        for room in rooms if tracked else ():
+            if room.user in tracked:
+                for window in [each for each in room.windows if each.is_live]:
+                    self.ask_for_proof(window)
 
     def emit_ephemeral(self, messages: Sequence[Message]) -> None:
         """
@@ -358,6 +383,7 @@ class Rooms:
         try:
             for stored in held.start_writing(self._timers().time()):
                 self._write_held(room, held, stored)
+            self._ask_rooms([room])
         finally:  # what was not written because of an error is due once more
             self._set_timer(room)
 

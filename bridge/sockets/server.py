@@ -86,6 +86,7 @@ class SocketIOServer:
             outbound_bytes=options.limits.outbound_bytes,
             catch_up=self._catch_up,
             clock=clock or SteadyClock(),
+            tracked=lambda: inbox.tracked,
             journal=journal,
             tracing=tracing,
         )
@@ -214,6 +215,7 @@ class SocketIOServer:
             self._count(window, pinged, "the page answered a ping after it")
         else:
             self._count_written(window, "the page sent a packet after it")
+        self.rooms.ask_for_proof(window)
 
     def client_closing(self, session: EngineSession) -> None:
         """Count what was written: a page closes its connection while it is alive."""

@@ -146,7 +146,11 @@ class Window:
 
         A sign of life is a pong, any other packet, a completed poll or an orderly close.
         """
-        return not self.has_manual_acks and self.offset > self._delivered
+        return self.would_deliver(self.offset)
+
+    def would_deliver(self, offset: int) -> bool:
+        """Return whether `deliver(offset)` would change what counts as delivered."""
+        return not self.has_manual_acks and offset > self._delivered
 
     def deliver(self, offset: int) -> bool:
         """

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -22,7 +23,7 @@ from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 
 
-def with_key(key: str, message_id: str, **flags: bool) -> Properties:
+def with_key(key: str, message_id: str, **flags: Any) -> Properties:
     """Return properties with a key."""
     return Properties(
         delivery_mode=PERSISTENT,

@@ -17,6 +17,7 @@ from bridge.core.message import (
     MessageLimits,
 )
 from bridge.core.properties import Properties, render_properties
+from bridge.core.receipts import WorkerEvent
 from bridge.core.settlement import DeadLetter, RetryAfter
 from bridge.inbox.contract import REFUSED
 from bridge.metrics import Metrics
@@ -110,6 +111,7 @@ class FakeInbox:
     poison: bytes | None = None
     refused: bytes | None = None
     stored: list[Message] = field(default_factory=list)
+    events: list[WorkerEvent] = field(default_factory=list)
     trials: dict[bytes, int] = field(default_factory=dict)
     writes: int = 0  # durable ones that the pipeline waited for
 
@@ -130,6 +132,13 @@ class FakeInbox:
     async def announce(self, messages: Sequence[Message]) -> None:
         """Record ephemeral messages."""
         self.effects += [f"announce {message.data.decode()}" for message in messages]
+
+    async def add_event(self, event: WorkerEvent) -> None:
+        """Record an event."""
+        if self.failures:
+            raise self.failures.pop(0)
+        self.events.append(event)
+        self.effects.append(f"event {event.routing_key}")
 
     async def append(self, messages: Sequence[Message]) -> list[int | None]:
         """Store all or none."""
@@ -199,6 +208,7 @@ class Harness:
     def __init__(self) -> None:
         self.effects: list[str] = []
         self.wall_s = 1000.0  # a change is a jump
+        self.events_problem: str | None = None
         self.intake = FakeIntake(self.effects)
         self.inbox = FakeInbox(self.effects)
         self.publisher = FakePublisher(self.effects)
@@ -222,6 +232,7 @@ class Harness:
             metrics=self.metrics,
             journal=self.journal,
             clock=SteadyClock(wall=lambda: self.wall_s, real=lambda: 0.0),
+            events_problem=lambda: self.events_problem,
         )
 
     async def settle(self, deliveries: Sequence[Delivery]) -> None:

@@ -10,6 +10,7 @@ from bridge.amqp.consume.session import Batch
 from bridge.amqp.publish.publisher import Publisher
 from bridge.core.batch_pace import BatchPace
 from bridge.core.message import Delivery, Message, MessageLimits
+from bridge.core.receipts import WorkerEvent
 from bridge.metrics import Metrics
 from bridge.outbox import Outbox
 from bridge.pipeline import Pipeline
@@ -42,6 +43,9 @@ class SizeRecorder:
     """A store that records how many messages each append had."""
 
     sizes: list[int] = field(default_factory=list)
+
+    async def add_event(self, event: WorkerEvent) -> None:
+        """Ignore it."""
 
     async def append(self, messages: Sequence[Message]) -> Sequence[int | None]:
         """Record the number of messages."""

@@ -6,7 +6,7 @@ clients learn that messages may be missing.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import takewhile
 from operator import attrgetter
 from typing import Final
@@ -15,6 +15,7 @@ from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
 from bridge.core.identity import Identity
 from bridge.core.message import Message, Stored
+from bridge.core.receipts import WorkerEvent, fit_events
 from bridge.core.replay import (
     InboxPage,
     InboxState,
@@ -24,6 +25,7 @@ from bridge.core.replay import (
 )
 from bridge.core.revocation import Revocation, RevocationIndex
 from bridge.inbox.contract import (
+    EVENT_BYTES,
     REFUSED,
     AnnouncedListener,
     EpochListener,
@@ -32,10 +34,12 @@ from bridge.inbox.contract import (
     StoredListener,
 )
 from bridge.inbox.memory.admin_queries import MemoryAdminQueries
+from bridge.inbox.memory.receipts import MemoryReceipts
 from bridge.inbox.memory.user_log import UserLog
 
 # The most users that one sweep forgets, which takes some milliseconds.
 _FORGET_MAX: Final = 10_000
+_OPTIONS: Final = attrgetter("options")
 
 
 class MemoryInbox:
@@ -60,6 +64,8 @@ class MemoryInbox:
         self._seen: dict[tuple[str, str], float] = {}
         self._followed: set[str] = set()
         self._forgotten = 0
+        self._receipts = MemoryReceipts()
+        self._tracked = self._receipts.open
         self._revocations = RevocationIndex()
         self._on_stored: StoredListener | None = None
         self._on_announced: AnnouncedListener | None = None
@@ -126,7 +132,7 @@ class MemoryInbox:
                 self._logs[user] = log
             log.appended_s = now.now_s
             options = message.options
-            if log.sparse is None and options is None:
+            if log.sparse is None and (options is None or options.key is None):
                 log.last += 1
                 stored = Stored(message, log.last)
                 log.kept.append(stored)
@@ -147,6 +153,7 @@ class MemoryInbox:
                 fresh.append(stored)
         for user in touched:
             self.trimmed += self._logs[user].trim(self.retention, now)
+        self._track(messages, offsets, touched, now)
         if fresh and self._on_stored is not None:
             self._on_stored(fresh)
         return offsets
@@ -242,6 +249,56 @@ class MemoryInbox:
         log = self._logs.get(user)
         if log is not None and offset > log.delivered:
             log.delivered = min(offset, log.last)
+            if user in self._tracked:
+                self._settle(user, self._clock.read())
+
+    # --- receipts
+
+    @property
+    def tracked(self) -> Collection[str]:
+        """The users who have receipts whose outcome is open."""
+        return self._receipts.open.keys()
+
+    def _track(
+        self,
+        messages: Sequence[Message],
+        offsets: Sequence[int | None],
+        touched: set[str],
+        now: ClockReading,
+    ) -> None:
+        if any(map(_OPTIONS, messages)):
+            self._receipts.add(messages, offsets)
+        for user in touched & self._receipts.open.keys():
+            self._settle(user, now)
+
+    def _settle(self, user: str, now: ClockReading) -> None:
+        oldest_s = now.ago(self.retention.max_age_s)
+        self._receipts.settle(user, self._logs[user], at=now, oldest_s=oldest_s)
+
+    def on_events(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when there is an event to publish."""
+        self._receipts.on_events(wake)
+
+    async def pending_events(
+        self, limit: int, *, max_bytes: int = EVENT_BYTES
+    ) -> Sequence[WorkerEvent]:
+        """Decide what is due, and return the oldest events."""
+        now = self._clock.read()
+        oldest_s = now.ago(self.retention.max_age_s)
+        self._receipts.settle_due(self._logs, at=now, oldest_s=oldest_s)
+        return fit_events(self._receipts.pending(limit), max_bytes=max_bytes)
+
+    async def confirm_events(self, events: Sequence[WorkerEvent]) -> None:
+        """Delete events that were published."""
+        self._receipts.confirm(events)
+
+    async def add_event(self, event: WorkerEvent) -> None:
+        """Add an event."""
+        self._receipts.put(event)
+
+    async def events_depth(self) -> tuple[int, float | None]:
+        """Return the number of events, and the age of the oldest in seconds."""
+        return self._receipts.depth(self._clock.read().now_s)
 
     async def note_trials(self, keys: Sequence[bytes]) -> list[int]:
         """
@@ -263,6 +320,8 @@ class MemoryInbox:
         for user, log in self._logs.items():
             log.trim(self.retention, now)
             log.drop_expired(now)
+            if user in self._receipts.open:
+                self._settle(user, now)
             if (
                 not (log.depth or log.retained)
                 and log.appended_s < oldest_s
@@ -272,6 +331,7 @@ class MemoryInbox:
         for user in idle[:_FORGET_MAX]:
             last = self._logs.pop(user).last
             self._forgotten = max(self._forgotten, forgotten_above(last))
+        self._receipts.sweep(oldest_s)
         # Collected first: a dict that is emptied from the front is slow to iterate.
         old = takewhile(lambda item: item[1] < oldest_s, self._seen.items())
         for key, _ in list(old):

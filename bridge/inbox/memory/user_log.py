@@ -8,7 +8,7 @@ from math import inf
 
 from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message, Stored
-from bridge.enums import SyncReason
+from bridge.enums import ReceiptOutcome, SyncReason
 from bridge.inbox.contract import Retention
 
 # Event and key.
@@ -39,7 +39,7 @@ class SparseLog:
     def add(self, stored: Stored) -> None:
         """Add the newest message, in place of an older one with the same key."""
         message, offset = stored.message, stored.offset
-        if message.options is not None:
+        if message.options is not None and message.options.key is not None:
             place = (message.event, message.options.key)
             old = self.keys.get(place)
             if old is not None:
@@ -63,7 +63,7 @@ class SparseLog:
         """Delete the oldest message."""
         self.gone, stored = self.messages.popitem(last=False)
         message = stored.message
-        if message.options is not None:
+        if message.options is not None and message.options.key is not None:
             del self.keys[message.event, message.options.key]
 
 
@@ -149,6 +149,15 @@ class UserLog:
         return (
             each for each in chain(sparse, reversed(self.kept)) if each.offset < offset
         )
+
+    def absence(self, offset: int) -> ReceiptOutcome | None:
+        """Return why the inbox does not hold the message at `offset`; ``None`` if it does."""
+        if offset < self.first:
+            return ReceiptOutcome.TRIMMED
+        sparse = self.sparse
+        if sparse and offset > sparse.after and offset not in sparse.messages:
+            return ReceiptOutcome.REPLACED
+        return None
 
     def trim(self, retention: Retention, now: ClockReading) -> int:
         """Delete messages that are too old or over the limit; count the latter."""

@@ -91,6 +91,9 @@ async def migrate(
                 on_progress(_COPYING, copied, totals)
             await _compare(thread, source, target, partial(on_progress, _COMPARING))
             await target.write_revocations(await thread.run(source.revocations))
+            async for receipts in thread.iterate(source.receipts):
+                await target.write_receipts(receipts)
+            await target.write_events(await thread.run(source.events))
             await target.finish(identity)
     return MigrationResult(
         identity.epoch,

@@ -12,6 +12,7 @@ from operator import add
 from typing import Protocol
 
 from bridge.core.message import Stored
+from bridge.core.receipts import Receipt, WorkerEvent
 from bridge.core.revocation import Revocation
 from bridge.enums import SyncReason
 
@@ -161,6 +162,12 @@ class MigrationTarget(Protocol):
 
     async def write_revocations(self, revocations: Sequence[Revocation]) -> None:
         """Write all revocations. Writing them again changes nothing."""
+
+    async def write_receipts(self, receipts: Sequence[Receipt]) -> None:
+        """Write receipts whose outcome is open. Writing them again changes nothing."""
+
+    async def write_events(self, events: Sequence[WorkerEvent]) -> None:
+        """Write the event outbox. Writing it again changes nothing."""
 
     async def finish(self, source: SourceIdentity) -> None:
         """Record that all is copied; bridges may use the store from now on."""

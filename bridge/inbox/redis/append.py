@@ -31,6 +31,7 @@ from bridge.inbox.redis.connection import PersistentConnection
 from bridge.inbox.redis.encoding import pack, pack_key, tag_of
 from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.protocol import Argument, RedisConnection, Reply
+from bridge.inbox.redis.receipts import pack_receipt
 from bridge.inbox.redis.scripts.append import APPEND
 from bridge.inbox.redis.scripts.upkeep import CLAIM
 from bridge.inbox.redis.servers import RedisServers
@@ -82,6 +83,7 @@ class BatchAppender:
         tokens: Sequence[FencingToken],
         retention: Retention,
         now: ClockReading,
+        rules: Sequence[Argument],
     ) -> list[int | None]:
         """Store `messages`; see `RedisInbox.append`."""
         # A retry is recognized by the identity of the sequence.
@@ -104,7 +106,8 @@ class BatchAppender:
             b"SPUBLISH" if self._is_cluster else b"PUBLISH",
             retention.max_retained,
         )
-        arguments = [argument for token in tokens for argument in token]
+        arguments: list[Argument] = [each for token in tokens for each in token]
+        arguments += rules
         calls = [
             self._send(
                 (*head, self._prefixes[tag], len(tokens), *arguments), messages, users
@@ -147,11 +150,14 @@ class BatchAppender:
         users: dict[str, list[int]],
     ) -> tuple[PersistentConnection, RedisConnection, list["asyncio.Future[Reply]"]]:
         """Send one call, followed by the command that counts its replicas."""
-        arguments: list[Argument] = []
-        has_keys = any(map(_OPTIONS, messages))
+        has_options = any(map(_OPTIONS, messages))
+        order = [index for indexes in users.values() for index in indexes]
+        arguments: list[Argument] = [0]
+        if has_options:
+            arguments = _receipt_arguments(messages, order)
         for user, indexes in users.items():
             prefix = self._prefixes[tag_of(user)]
-            if has_keys and any(messages[index].options for index in indexes):
+            if has_options and any(pack_key(messages[index]) for index in indexes):
                 arguments += (prefix, user, -len(indexes))
                 for index in indexes:
                     message = messages[index]
@@ -182,7 +188,8 @@ class BatchAppender:
         keys = [f"{prefix}h"]
         if self._is_cluster:
             keys += (f"{prefix}u", f"{prefix}b:{self._session}")
-            keys += (f"{prefix}{kind}:{user}" for user in users for kind in "miskv")
+            keys += (f"{prefix}{kind}:{user}" for user in users for kind in "miskvwo")
+            keys += (f"{prefix}e", f"{prefix}d")
         return keys
 
     async def _result(
@@ -214,3 +221,15 @@ class BatchAppender:
         if server.problem is None:
             self.problem = problem
             self.was_refused.set()
+
+
+def _receipt_arguments(
+    messages: Sequence[Message], order: Sequence[int]
+) -> list[Argument]:
+    """Return the number of receipts, then for each its place in `order`, and the receipt."""
+    receipts: list[Argument] = []
+    for place, index in enumerate(order, 1):
+        options = messages[index].options
+        if options is not None and options.tracking is not None:
+            receipts += (place, pack_receipt(messages[index], options.tracking))
+    return [len(receipts) // 2, *receipts]

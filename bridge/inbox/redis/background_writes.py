@@ -1,7 +1,7 @@
 """Writes to Redis that no caller waits for: delivered marks, and resets of trial counts."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -10,6 +10,7 @@ from bridge.errors import StoreUnavailableError
 from bridge.inbox.redis.encoding import tag_of
 from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.protocol import Argument
+from bridge.inbox.redis.receipts import RedisReceipts
 from bridge.inbox.redis.scripts.upkeep import MARK, NOTE_TRIALS
 from bridge.inbox.redis.servers import RedisServers
 
@@ -29,8 +30,20 @@ MarkKey = tuple[str, str]
 class BackgroundWrites:
     """Delivered marks and trial counts that are not in Redis yet."""
 
-    def __init__(self, servers: RedisServers) -> None:
+    def __init__(
+        self,
+        servers: RedisServers,
+        receipts: RedisReceipts,
+        *,
+        rules: Callable[[], Sequence[Argument]],
+        real_s: Callable[[], float],
+    ) -> None:
         self._servers = servers
+        self._receipts = receipts
+        self._rules = rules
+        self._real_s = real_s
+        # Of users whose receipts they may decide: each mark, and when it moved.
+        self._timed: dict[MarkKey, list[tuple[int, float]]] = {}
         self._marks: dict[MarkKey, int] = {}
         self._marks_in_flight: dict[MarkKey, int] = {}
         self._trials_to_reset: set[bytes] = set()
@@ -42,7 +55,16 @@ class BackgroundWrites:
         """Move the delivered mark of `user` forward soon; a smaller offset is ignored."""
         if offset > self.unwritten_mark(user, epoch):
             self._marks[user, epoch] = offset
+            if user in self._receipts.users:
+                moved = self._timed.setdefault((user, epoch), [])
+                moved.append((offset, self._real_s()))
+                self._is_urgent.set()
             self._has_work.set()
+
+    async def flush_timed(self) -> None:
+        """Write marks of users with receipts now, if there are some; errors as `flush`."""
+        if self._timed:
+            await self.flush()
 
     def unwritten_mark(self, user: str, epoch: str) -> int:
         """Return the mark of `user` that is not in Redis yet; 0 if there is none."""
@@ -142,15 +164,36 @@ class BackgroundWrites:
         for tag, group in groups.items():
             for start in range(0, len(group), _PART):
                 part = group[start : start + _PART]
-                arguments: list[Argument] = []
-                for user, epoch in part:
-                    prefix = self._servers.prefixes[tag_of(user)]
-                    arguments += (prefix, user, epoch, marks[user, epoch])
                 try:
-                    await self._servers.run_script(MARK, tag, *arguments)
+                    await self._write_part(tag, part, marks)
                 except StoreUnavailableError as exc:
                     failure = failure or exc
                     break  # the next tag may be on another server
-                for key in part:
-                    del marks[key]
         return failure
+
+    async def _write_part(
+        self, tag: int, part: Sequence[MarkKey], marks: dict[MarkKey, int]
+    ) -> None:
+        """Write the marks of `part`, and remove them from `marks`."""
+        now_s = self._real_s()
+        moved: list[tuple[MarkKey, int, float]] = []
+        for key in part:
+            timed = self._timed.get(key, ())
+            moved += ((key, offset, now_s - at_s) for offset, at_s in timed)
+            if not timed or timed[-1][0] < marks[key]:
+                moved.append((key, marks[key], 0.0))
+        told = self._receipts.users.intersection(user for user, _ in part)
+        arguments: list[Argument] = [*self._rules()]
+        for (user, epoch), offset, ago_s in moved:
+            prefix = self._servers.prefixes[tag_of(user)]
+            arguments += (prefix, user, epoch, offset, repr(ago_s))
+        counts = await self._servers.run_script(MARK, tag, *arguments)
+        for (key, offset, _), count in zip(moved, counts, strict=True):
+            marks.pop(key, None)
+            left = [each for each in self._timed.pop(key, ()) if each[0] > offset]
+            if left:
+                self._timed[key] = left
+            if not count:
+                self._receipts.users.discard(key[0])
+        if told:
+            self._receipts.notify(told)

@@ -15,7 +15,7 @@ from typing import Final
 from zlib import crc32
 
 from bridge.core.message import Message, Stored
-from bridge.core.message_options import MessageOptions
+from bridge.core.message_options import MessageOptions, Tracking
 from bridge.enums import EVENT_DEFAULT
 
 # Taken, deadline (inf = none), bytes between this header's 20 bytes and the data, bytes of
@@ -26,6 +26,9 @@ _PUBLISHED: Final = Struct("<d")
 _PUBLICATION: Final = Struct("<Q10s")
 _LENGTH: Final = Struct("<I")
 _NO_ID: Final = 0xFFFF
+# The last byte of the header of a tracked message. What is tracked is in its receipt.
+_TRACKED: Final = b"\1"
+_SOMETHING: Final = Tracking(wants_receipt=True)
 
 # A set of hash tags, by number.
 Tags = frozenset[int]
@@ -90,6 +93,9 @@ def pack(message: Message) -> bytes:
         origin = _PUBLISHED.pack(published_s) + (message.trace_parent or "").encode()
     if message.options and key:  # rooms need them
         origin += f"\0{message.options.throttle_s or ''}\0{key}".encode()
+    options = message.options
+    if options is not None and options.tracking is not None:
+        origin = (origin or _PUBLISHED.pack(nan)) + _TRACKED
     deadline_s = inf if message.deadline_s is None else message.deadline_s
     return b"".join(
         (
@@ -141,11 +147,15 @@ def unpack(
     if at < data_at:
         (published_s,) = _PUBLISHED.unpack_from(element, at)
         published_s = None if isnan(published_s) else published_s
-        trace_parent, _, texts = element[at + 8 : data_at].decode().partition("\0")
-        if texts:
+        origin = element[at + 8 : data_at]
+        tracking = _SOMETHING if origin.endswith(_TRACKED) else None
+        trace_parent, _, texts = origin.removesuffix(_TRACKED).decode().partition("\0")
+        if texts or tracking:
             throttle, _, key = texts.partition("\0")
             throttle_s = float(throttle) if throttle else None
-            options = MessageOptions(key=key, throttle_s=throttle_s)
+            options = MessageOptions(
+                key=key or None, throttle_s=throttle_s, tracking=tracking
+            )
     return Message(
         user,
         event,

@@ -10,10 +10,13 @@ same, and only the rest is added. So a retry adds nothing twice, and a bridge th
 the store at the same time is noticed.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from math import inf
 from struct import Struct
 from typing import Final
 
+from bridge.core.receipts import Receipt, WorkerEvent
 from bridge.core.redis_address import RedisAddress
 from bridge.core.revocation import Revocation
 from bridge.enums import SyncReason
@@ -43,6 +46,7 @@ from bridge.inbox.redis.protocol import (
     is_error,
     parse_info,
 )
+from bridge.inbox.redis.receipts import pack_event, pack_receipt
 from bridge.inbox.redis.revocations import store_command
 from bridge.inbox.redis.scripts.heads import ALL_EXPIRED, REASONS
 from bridge.inbox.redis.scripts.script import Script
@@ -201,6 +205,31 @@ class RedisTarget:
     async def write_revocations(self, revocations: Sequence[Revocation]) -> None:
         """Write all revocations."""
         await self._ask_many([store_command(self._prefixes, r) for r in revocations])
+
+    async def write_receipts(self, receipts: Sequence[Receipt]) -> None:
+        """Write receipts; what duplicates of older messages need is not copied."""
+        commands: list[Command] = []
+        for receipt in receipts:
+            user, offset = receipt.message.user, receipt.offset
+            tag = tag_of(user)
+            prefix = self._prefixes[tag]
+            packed = pack_receipt(receipt.message, receipt.tracking)
+            due_s = inf if receipt.due_s is None else receipt.due_s
+            place = f"{offset} {user}"
+            commands.append((tag, (b"ZADD", f"{prefix}w:{user}", offset, packed)))
+            commands.append((tag, (b"ZADD", f"{prefix}d", repr(due_s), place)))
+        await self._ask_many(commands)
+
+    async def write_events(self, events: Sequence[WorkerEvent]) -> None:
+        """Write events, numbered from 1 in each tag."""
+        numbers: Counter[int] = Counter()
+        for event in events:
+            tag = tag_of(event.user)
+            numbers[tag] += 1
+            key, head = f"{self._prefixes[tag]}e", f"{self._prefixes[tag]}h"
+            number = numbers[tag]
+            add = (tag, (b"ZADD", key, number, pack_event(event)))
+            await self._ask_many([add, (tag, (b"HSET", head, b"\x01events", number))])
 
     async def counts(self, users: Sequence[str]) -> Sequence[InboxCount]:
         """Return the inboxes of `users` as they are in the store, in order."""

@@ -29,7 +29,7 @@ another bridge consumes by now is fenced off (append.py).
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -40,11 +40,13 @@ from bridge.core.distribution import install_command
 from bridge.core.fencing_token import FencingToken
 from bridge.core.identity import Identity
 from bridge.core.message import Message, Stored
+from bridge.core.receipts import WorkerEvent, fit_events
 from bridge.core.redis_address import RedisAddress
 from bridge.core.replay import InboxPage, InboxState, count_gone
 from bridge.core.revocation import Revocation
 from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.contract import (
+    EVENT_BYTES,
     AnnouncedListener,
     DiskUsage,
     EpochListener,
@@ -60,6 +62,7 @@ from bridge.inbox.redis.encoding import key_prefixes, tag_of, unpack
 from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.feed import Feed
 from bridge.inbox.redis.protocol import MISSING, Argument, RedisConnection, Reply
+from bridge.inbox.redis.receipts import RedisReceipts
 from bridge.inbox.redis.revocations import RedisRevocations
 from bridge.inbox.redis.scripts.heads import REASONS
 from bridge.inbox.redis.scripts.reading import COUNT_EXPIRED, READ, RETAINED
@@ -114,7 +117,13 @@ class RedisInbox:
             address, self.prefixes, self._feed, self._revocations, self._clock
         )
         self._servers = create_servers(address, setup, timing)
-        self._background = BackgroundWrites(self._servers)
+        real_s = self._clock.real_s
+        self._receipts = RedisReceipts(
+            self._servers, rules=self._rules, real_s=real_s, is_cluster=is_cluster
+        )
+        self._background = BackgroundWrites(
+            self._servers, self._receipts, rules=self._rules, real_s=real_s
+        )
         self._sweeper = RedisSweeper(
             self._servers, self._clock, store=self.description, is_cluster=is_cluster
         )
@@ -183,6 +192,7 @@ class RedisInbox:
             return
         try:
             await self._background.flush()
+            await self._receipts.release()
         except StoreUnavailableError as exc:
             # The cost is that clients receive some messages again.
             log.warning("inbox.marks_lost", error=str(exc))
@@ -231,7 +241,12 @@ class RedisInbox:
         on_revoked: RevokedListener | None = None,
     ) -> None:
         """Publish what is stored for followed users, their epochs, and revocations."""
-        self._feed.subscribe(on_stored, on_epoch_changed, on_announced)
+
+        def on_fed(messages: Sequence[Stored]) -> None:
+            self._note_received(messages)
+            on_stored(messages)
+
+        self._feed.subscribe(on_fed, on_epoch_changed, on_announced)
         self._revocations.index.subscribe(on_revoked)
 
     async def follow(self, user: str) -> None:
@@ -250,6 +265,13 @@ class RedisInbox:
         with suppress(StoreUnavailableError):  # the tag may have no master now
             connection = self._servers.for_tag(tag_of(user)).connection
         self._feed.unfollow(user, connection)
+        self._receipts.users.discard(user)
+
+    def _note_received(self, messages: Sequence[Stored]) -> None:
+        for stored in messages:
+            options = stored.message.options
+            if options is not None and options.tracking is not None:
+                self._receipts.note_received(stored.message)
 
     # --- writing
 
@@ -282,8 +304,15 @@ class RedisInbox:
         """
         if not messages:
             return []
+        # What was delivered before these messages replace it or push it out was delivered.
+        await self._background.flush_timed()
+        self._receipts.note_appended(messages)
         return await self._appender.append(
-            messages, tokens=tokens, retention=self.retention, now=self._clock.read()
+            messages,
+            tokens=tokens,
+            retention=self.retention,
+            now=self._clock.read(),
+            rules=self._rules(),
         )
 
     async def announce(self, messages: Sequence[Message]) -> None:
@@ -335,7 +364,8 @@ class RedisInbox:
         with suppress(StoreUnavailableError):  # the next sweep does it
             found = await self._servers.ask_each(self._revocations.read_commands())
             await self._servers.ask_each(self._revocations.drop_over(found))
-            await self._sweeper.sweep(self.retention)
+            await self._background.flush_timed()
+            await self._sweeper.sweep(self.retention, self._rules())
 
     # --- reading
 
@@ -381,7 +411,7 @@ class RedisInbox:
         )
         sparse_after = None if kept < 0 else upto
         return InboxPage(
-            _unpack_all(user, rest),
+            self._received(user, rest),
             next_after,
             expired=expired,
             gone=count_gone(max(after, forgotten), first, sparse_after),
@@ -393,7 +423,16 @@ class RedisInbox:
     ) -> Sequence[Stored]:
         """Read the newest message of each retained key; see `InboxReader`."""
         reply = await self._read(RETAINED, user, after, upto, max_bytes)
-        return _unpack_all(user, reply)
+        return self._received(user, reply)
+
+    def _received(self, user: str, reply: Sequence[Reply]) -> list[Stored]:
+        """Return the messages in a reply: for each its offset and element."""
+        messages = [
+            Stored(unpack(user, reply[index + 1]), reply[index])
+            for index in range(0, len(reply), 2)
+        ]
+        self._note_received(messages)
+        return messages
 
     async def count_expired(self, user: str, *, after: int) -> int:
         """Count messages after `after` that are past their deadline; errors as `read`."""
@@ -425,6 +464,50 @@ class RedisInbox:
             repr(now.lowest_s),
         )
 
+    # --- receipts
+
+    @property
+    def tracked(self) -> Collection[str]:
+        """The users with windows here who have receipts whose outcome is open."""
+        return self._receipts.users
+
+    def _rules(self) -> tuple[Argument, ...]:
+        """Return what decides about receipts; see scripts/receipts.py."""
+        now, retention = self._clock.read(), self.retention
+        return (
+            repr(now.now_s),
+            repr(now.steady_s),
+            repr(now.lowest_s),
+            retention.max_messages,
+            repr(now.ago(retention.max_age_s)),
+            repr(now.ago(retention.dedupe_s)),
+            round(retention.dedupe_s * 1000) + 1,
+        )
+
+    def on_events(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when there may be an event to publish."""
+        self._receipts.on_events(wake)
+
+    async def pending_events(
+        self, limit: int, *, max_bytes: int = EVENT_BYTES
+    ) -> Sequence[WorkerEvent]:
+        """Decide what is due, and return the oldest events; errors as `append`."""
+        await self._background.flush_timed()
+        events = await self._receipts.pending(limit, max_bytes=max_bytes)
+        return fit_events(events, max_bytes=max_bytes)
+
+    async def confirm_events(self, events: Sequence[WorkerEvent]) -> None:
+        """Delete events that were published; errors as `append`."""
+        await self._receipts.confirm(events)
+
+    async def add_event(self, event: WorkerEvent) -> None:
+        """Add an event; errors as `append`."""
+        await self._receipts.add(event)
+
+    async def events_depth(self) -> tuple[int, float | None]:
+        """Return the number of events at the last poll, and the age of the oldest."""
+        return self._receipts.depth(self._clock.read().now_s)
+
     # --- background writes
 
     def mark_delivered(self, user: str, offset: int) -> None:
@@ -451,14 +534,6 @@ class RedisInbox:
     def forget_trial(self, key: bytes) -> None:
         """Reset the count: the message was settled, or the process survived it."""
         self._background.forget_trial(key)
-
-
-def _unpack_all(user: str, reply: Sequence[Reply]) -> list[Stored]:
-    """Return the messages in a reply: for each its offset and element."""
-    return [
-        Stored(unpack(user, reply[index + 1]), reply[index])
-        for index in range(0, len(reply), 2)
-    ]
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -5,6 +5,7 @@ Redis could delete them by times to live, but then a jump of its own clock would
 inboxes at once. So each bridge sweeps the users, a part of them at each call.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from bridge.clock import SteadyClock
@@ -12,6 +13,7 @@ from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
 from bridge.inbox.redis.clock_record import store_clock
 from bridge.inbox.redis.eviction import check_eviction
+from bridge.inbox.redis.protocol import Argument
 from bridge.inbox.redis.scripts.upkeep import SWEEP
 from bridge.inbox.redis.servers import RedisServers
 
@@ -39,7 +41,7 @@ class RedisSweeper:
         self._tag = 0
         self._after = b""
 
-    async def sweep(self, retention: Retention) -> None:
+    async def sweep(self, retention: Retention, rules: Sequence[Argument]) -> None:
         """
         Delete old messages and ids of the next users, and forget those who are idle.
 
@@ -69,6 +71,7 @@ class RedisSweeper:
                 _USERS,
                 repr(now.ago(retention.dedupe_s)),
                 self._count_subscribers,
+                *rules,
             )
             if self._after:
                 continue

@@ -6,6 +6,7 @@ is except for two changes that the start of a bridge makes as well: it is migrat
 format of this version, and unindexed entries are indexed.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -16,6 +17,7 @@ from typing import Final
 
 from bridge.core.message import Stored
 from bridge.core.message_options import MessageOptions
+from bridge.core.receipts import Receipt, WorkerEvent, unpack_receipt
 from bridge.core.revocation import Revocation
 from bridge.enums import SyncReason
 from bridge.errors import ConfigError
@@ -30,6 +32,7 @@ from bridge.inbox.migration.model import (
 from bridge.inbox.sqlite import statements
 from bridge.inbox.sqlite.chain import STORED_COLUMNS, MessageChain, Row, to_stored
 from bridge.inbox.sqlite.file import StoreFile
+from bridge.inbox.sqlite.receipts import SELECT_RECEIPTS, read_events
 from bridge.inbox.sqlite.unindexed import ROUND_ENTRIES, UnindexedTail, UserTail
 
 # Limits of a batch: messages and ids together; bytes, unless a single message has more;
@@ -126,6 +129,21 @@ class SqliteSource:
         """Return all revocations."""
         with self._translated_errors():
             return statements.revocations(self._connected)
+
+    def receipts(self) -> Iterator[Sequence[Receipt]]:
+        """Yield the receipts whose outcome is open."""
+        with self._translated_errors():
+            found = self._connected.execute(SELECT_RECEIPTS)
+            while rows := found.fetchmany(_BATCH_ENTRIES):
+                yield [
+                    unpack_receipt(packed, user=user, offset=offset)
+                    for _, user, offset, packed in rows
+                ]
+
+    def events(self) -> Sequence[WorkerEvent]:
+        """Return the events that are not confirmed, oldest first."""
+        with self._translated_errors():
+            return read_events(self._connected, limit=-1, max_bytes=sys.maxsize)
 
     # --- reading
 
@@ -274,7 +292,8 @@ def _identity(connection: Connection) -> SourceIdentity:
     ).fetchone()
     facts += connection.execute(
         "SELECT coalesce(max(offset), '') || '/' || coalesce(sum(offset), ''),"
-        " (SELECT count(*) FROM retained) FROM sparse"
+        " (SELECT count(*) FROM retained), (SELECT coalesce(sum(id), 0) FROM receipts),"
+        " (SELECT coalesce(sum(id), 0) FROM events WHERE is_confirmed = 0) FROM sparse"
     ).fetchone()
     return SourceIdentity(
         epoch=str(statements.meta(connection, "epoch")),

@@ -93,4 +93,16 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE TABLE retained (user_id INTEGER, event TEXT, key TEXT,"
         " PRIMARY KEY (user_id, event, key)) WITHOUT ROWID",
     ),
+    (
+        # Of tracked messages whose outcome is open (receipts.py), in the order of arrival.
+        "CREATE TABLE receipts (id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL,"
+        " offset INTEGER NOT NULL, due_s REAL, receipt BLOB NOT NULL)",
+        "CREATE INDEX due ON receipts (due_s) WHERE due_s IS NOT NULL",
+        # To be published. One that says the outcome of a message with an id stays for a
+        # while after that, for duplicates of `message`.
+        "CREATE TABLE events (id INTEGER PRIMARY KEY, at_s REAL NOT NULL,"
+        " is_confirmed INTEGER NOT NULL, message TEXT, event BLOB NOT NULL)",
+        "CREATE INDEX pending ON events (id) WHERE is_confirmed = 0",
+        "CREATE INDEX concluded ON events (message) WHERE message IS NOT NULL",
+    ),
 )

@@ -13,7 +13,7 @@ gives the reason in both cases.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -24,10 +24,12 @@ from typing import Final, TypeVar
 from bridge.clock import SteadyClock
 from bridge.core.identity import Identity
 from bridge.core.message import Message, Stored
+from bridge.core.receipts import WorkerEvent
 from bridge.core.replay import InboxPage, InboxState
 from bridge.core.revocation import Revocation, RevocationIndex
 from bridge.errors import ConfigError, StoreUnavailableError
 from bridge.inbox.contract import (
+    EVENT_BYTES,
     AnnouncedListener,
     DiskUsage,
     EpochListener,
@@ -39,6 +41,7 @@ from bridge.inbox.sqlite.admin_queries import AdminReader, SqliteAdminQueries
 from bridge.inbox.sqlite.database_thread import DatabaseThread
 from bridge.inbox.sqlite.file import StoreFile, disk_usage
 from bridge.inbox.sqlite.reader import SqliteReader
+from bridge.inbox.sqlite.receipts import read_events
 from bridge.inbox.sqlite.unindexed import ROUND_ENTRIES, UnindexedTail
 from bridge.inbox.sqlite.write_scheduler import WriteScheduler
 from bridge.inbox.sqlite.writer import SqliteWriter
@@ -297,7 +300,11 @@ class SqliteInbox:
             await self._writes.submit(self._writer.store_clock)
             await self._writes.submit(self._writer.drop_revocations)
             self._revocations.drop_over(self._clock.read())
-            for sweep in (self._writer.sweep_unindexed, self._writer.sweep_messages):
+            for sweep in (
+                self._writer.receipts.sweep,  # first: it needs the messages
+                self._writer.sweep_unindexed,
+                self._writer.sweep_messages,
+            ):
                 while await self._writes.submit(sweep):
                     pass
             after: int | None = 0
@@ -334,6 +341,52 @@ class SqliteInbox:
     def mark_delivered(self, user: str, offset: int) -> None:
         """Move the delivered mark of `user` forward to `offset`."""
         self._writes.mark_delivered(user, offset)
+
+    # --- receipts
+
+    @property
+    def tracked(self) -> Collection[str]:
+        """The users who have receipts whose outcome is open."""
+        return self._writer.receipts.open.keys()
+
+    def on_events(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when there is an event to publish."""
+        self._writer.receipts.on_events(wake)
+
+    async def pending_events(
+        self, limit: int, *, max_bytes: int = EVENT_BYTES
+    ) -> Sequence[WorkerEvent]:
+        """Decide what is due, and return the oldest events; errors as `append`."""
+        receipts = self._writer.receipts
+        after: tuple[float, int] | None = (0.0, 0)
+        while receipts.open and after is not None:
+            after = await self._writes.submit(partial(receipts.settle_due, after=after))
+        if not receipts.pending:
+            return ()
+        limits = {"limit": limit, "max_bytes": max_bytes}
+        return await self._read(lambda c: read_events(c, **limits))
+
+    async def confirm_events(self, events: Sequence[WorkerEvent]) -> None:
+        """Delete events that were published; errors as `append`."""
+        row_ids = [each.key for each in events if isinstance(each.key, int)]
+        await self._writes.submit(
+            partial(self._writer.receipts.confirm, row_ids=row_ids)
+        )
+
+    async def add_event(self, event: WorkerEvent) -> None:
+        """Add an event; errors as `append`."""
+        await self._writes.submit(
+            partial(self._writer.receipts.put, events=[(event, None)])
+        )
+
+    async def events_depth(self) -> tuple[int, float | None]:
+        """Return the number of events, and the age of the oldest; errors as `append`."""
+        pending = self._writer.receipts.pending
+        if not pending:
+            return 0, None
+        oldest = await self._read(lambda c: read_events(c, limit=1, max_bytes=0))
+        now_s = self._clock.read().now_s
+        return pending, now_s - oldest[0].at_s if oldest else None
 
     async def note_trials(self, keys: Sequence[bytes]) -> list[int]:
         """Record a trial of each key in one transaction; return their numbers."""

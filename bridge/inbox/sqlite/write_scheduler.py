@@ -68,14 +68,17 @@ class WriteScheduler:
     ) -> "asyncio.Future[T]":
         """Run a write in the writer's thread; see `DatabaseThread.submit`."""
         future = self._thread.submit(work, then)
-        future.add_done_callback(self._probe_if_unavailable)
+        future.add_done_callback(self._after_write)
         return future
 
     def mark_delivered(self, user: str, offset: int) -> None:
         """Move the delivered mark of `user` forward to `offset`, in the background."""
         if offset > self.unwritten_mark(user):
             self._marks[user] = offset
-            self._wake_in(_MARKS_DELAY_S)
+            if self._writer.receipts.note_mark(user, offset):
+                self._write_urgent()
+            else:
+                self._wake_in(_MARKS_DELAY_S)
 
     def unwritten_mark(self, user: str) -> int:
         """Return the mark of `user` that is not in the file yet; 0 if there is none."""
@@ -96,10 +99,14 @@ class WriteScheduler:
         self._ended_trials.add(key)
         # Without the delay of marks: if the process died before the deletion was written,
         # the message would count as the cause of one more crash.
+        self._write_urgent()
+
+    def _write_urgent(self) -> None:
         if self._is_open and not self._is_writing:
             self._write_background()
 
-    def _probe_if_unavailable(self, _: object) -> None:
+    def _after_write(self, _: object) -> None:
+        self._writer.receipts.notify()
         if self._writer.problem is not None:
             self._wake_in(_PROBE_DELAY_S)
 
@@ -142,7 +149,7 @@ class WriteScheduler:
             self._wake_in(_PROBE_DELAY_S)
         elif error is not None:  # a bug: the marks are dropped, so messages repeat
             log.error("inbox.background_write_failed", exc_info=error)
-        elif self._ended_trials and self._is_open:
-            self._write_background()
+        elif self._ended_trials or self._writer.receipts.has_marks:
+            self._write_urgent()
         elif self._marks:
             self._wake_in(_MARKS_DELAY_S)

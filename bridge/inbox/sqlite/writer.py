@@ -22,6 +22,7 @@ from bridge.inbox.sqlite import statements
 from bridge.inbox.sqlite.chain import MessageChain
 from bridge.inbox.sqlite.database_thread import DatabaseCall
 from bridge.inbox.sqlite.file import StoreFile
+from bridge.inbox.sqlite.receipts import SqliteReceipts
 from bridge.inbox.sqlite.unindexed import (
     BLOCK,
     HEAD,
@@ -87,7 +88,7 @@ class SqliteWriter:
 
     `problem` says why the last transaction failed because of the store; ``None`` if it
     did not. `trimmed` counts the messages that were over the limit of their inbox. Both may
-    be read in any thread.
+    be read in any thread. `receipts` are those of tracked messages.
     """
 
     def __init__(
@@ -114,6 +115,9 @@ class SqliteWriter:
         self._first_kept: dict[int, int] = {}
         # Event and key of what is retained, by user id.
         self._retained: dict[int, set[tuple[str, str]]] = {}
+        self.receipts = SqliteReceipts(
+            tail, head_of=self._head_of, retention=retention, clock=clock
+        )
         self._last_round_s = self._clock.real_s()
         # Of the current transaction:
         self._added = UnindexedEntries()
@@ -130,6 +134,7 @@ class SqliteWriter:
             indexed_seq = int(statements.meta(connection, "indexed_seq"))
             self._seq = self._tail.load(connection, indexed_seq)
             self._clock.resume(statements.optional_meta(connection, "clock"))
+            self.receipts.begin(connection)
         except BaseException as exc:
             self.close_connection(connection)
             if isinstance(exc, Error):
@@ -174,6 +179,7 @@ class SqliteWriter:
             connection.rollback()
         try:
             connection.execute("BEGIN IMMEDIATE")
+            self.receipts.begin(connection)
             results = [call.work(connection) for call in calls]
             self._index(connection)
             # A file that was deleted or replaced accepts commits, and they are lost.
@@ -197,6 +203,7 @@ class SqliteWriter:
         self._tail.add(self._added, seq=self._seq, marks_id=self._marks_id)
         self._committed_seq = self._seq
         self.trimmed += self._trimmed
+        self.receipts.after_commit()
         self._index_budget += _INDEX_RATE * self._added.count
         self._reset_transaction()
         while len(self._users) > _USERS_MAX:
@@ -209,6 +216,7 @@ class SqliteWriter:
         self._first_kept.clear()
         self._retained.clear()
         self._seq = self._committed_seq
+        self.receipts.after_rollback()
         self._reset_transaction()
 
     def _reset_transaction(self) -> None:
@@ -246,7 +254,8 @@ class SqliteWriter:
                     continue
                 seen.add(key)
                 added.ids[key] = seen_s = now.now_s
-            if first < 0 or message.options is not None:
+            options = message.options
+            if first < 0 or (options is not None and options.key is not None):
                 offsets.append(self._add_sparse(connection, message, sparse, seen))
                 continue
             seq += 1
@@ -266,7 +275,10 @@ class SqliteWriter:
         self._seq = seq
         statements.insert_messages(connection, values)
         if sparse.log:
-            self._append_sparse(connection, sparse, retention.max_messages)
+            self._append_sparse(connection, sparse)
+        self.receipts.appended(connection, messages, offsets)
+        if sparse.log:
+            self._trim_sparse(connection, sparse, retention.max_messages)
         if over_limit:
             self._keep_limit(connection, over_limit, limit)
         return offsets
@@ -326,9 +338,7 @@ class SqliteWriter:
         self._users[message.user] = HEAD.pack(user_id, -1, offset, prev)
         return offset
 
-    def _append_sparse(
-        self, connection: Connection, rows: "SparseRows", max_messages: int
-    ) -> None:
+    def _append_sparse(self, connection: Connection, rows: "SparseRows") -> None:
         """Insert messages of sparse inboxes, which replaces those with the same key."""
         connection.executemany(
             "UPDATE users SET sparse_after = ? WHERE id = ?", rows.first
@@ -338,6 +348,11 @@ class SqliteWriter:
         )
         self._insert_marks(connection, (), (rows.seen_s, rows.log))
         self._added.add_sparse(rows.seen_s, rows.log)
+
+    def _trim_sparse(
+        self, connection: Connection, rows: "SparseRows", max_messages: int
+    ) -> None:
+        """Delete messages over the limit of sparse inboxes that have grown by some."""
         counts = self._sparse_counts
         for user_id, *_ in rows.log:
             counts[user_id] = counts.get(user_id, 0) + 1
@@ -473,6 +488,7 @@ class SqliteWriter:
             row
             for row in found
             if not is_followed(row[1])
+            and row[1] not in self.receipts.open
             and self._tail.of(row[0]) == UserTail()
             and row[0] not in added.heads
             and row[0] not in added.marks
@@ -501,6 +517,11 @@ class SqliteWriter:
         for user, user_id, first, *head in statements.find_users(connection, users):
             last, seq = map(max, head, self._tail.of(user_id).head)
             self._users[user] = HEAD.pack(user_id, first, last, seq)
+
+    def _head_of(self, connection: Connection, user: str) -> bytes | None:
+        if user not in self._users:
+            self._load_users(connection, (user,))
+        return self._users.get(user)
 
     # --- ids
 

@@ -623,11 +623,17 @@ class EngineSession:
             if now_s >= self.pong_due_s:
                 self.close(CloseReason.PING_TIMEOUT, abort=True)
         elif now_s >= self.ping_due_s:
-            self.ping_due_s = now_s + self._owner.limits.ping_interval_s
-            self.pong_due_s = now_s + self._owner.limits.ping_timeout_s
-            self._write(b"2", 0)
-            self._owner.handler.ping_sent(self)
+            self.ping(now_s)
         return not self.is_closed
+
+    def ping(self, now_s: float) -> None:
+        """Send a ping at the monotonic time `now_s`, unless one is unanswered."""
+        if self.pong_due_s is not None or self.is_closed:
+            return
+        self.ping_due_s = now_s + self._owner.limits.ping_interval_s
+        self.pong_due_s = now_s + self._owner.limits.ping_timeout_s
+        self._write(b"2", 0)
+        self._owner.handler.ping_sent(self)
 
     def close_for_client(self) -> None:
         """

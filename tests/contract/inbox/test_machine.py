@@ -23,18 +23,21 @@ from hypothesis.stateful import (
 from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message, Stored
-from bridge.core.message_options import MessageOptions
+from bridge.core.message_options import MessageOptions, Tracking
 from bridge.core.position import Position
 from bridge.core.replay import InboxState, count_gone, plan_replay
 from bridge.enums import SyncReason
 from bridge.inbox.contract import REFUSED, Retention
 from bridge.inbox.memory.store import MemoryInbox
 from tests.contract.inbox.conftest import STORES, Inbox
+from tests.contract.inbox.receipt_model import ReceiptModel
 
 T = TypeVar("T")
 
 RETENTION = Retention(max_messages=12, max_age_s=100, dedupe_s=20, max_retained=2)
 USERS = ("alice", "bob", "carol")
+# Whether a receipt is wanted, and the time after which the message is undelivered.
+Asked = tuple[bool, float | None] | None
 
 
 @dataclass
@@ -163,6 +166,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.announced: list[Message] = []
         self.expected_feed: list[Stored] = []
         self.copies = 0
+        self.receipts = ReceiptModel()
+        self.steps = 0
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` in the loop of this machine."""
@@ -197,28 +202,42 @@ class StoreMachine(RuleBasedStateMachine):
                 st.sampled_from((None, None, 5, 50)),
                 st.sampled_from((None, None, None, "k", "l", "m")),
                 st.sampled_from(("", "", "retain", "retain", "clear")),
+                st.sampled_from(
+                    (None, None, (True, None), (True, 30.0), (False, 30.0))
+                ),
             ),
             max_size=8,
         )
     )
     def append(
-        self, batch: list[tuple[str, str | None, int | None, str | None, str]]
+        self,
+        batch: list[tuple[str, str | None, int | None, str | None, str, Asked]],
     ) -> None:
         """
         Append a batch, with repeated ids, with deadlines, and with keys except for alice.
 
-        Some keys are retained or cleared.
+        Some keys are retained or cleared, and some messages are tracked.
         """
         messages: list[Message] = []
         expected: list[int | None] = []
-        for user, message_id, ttl_s, key, mode in batch:
+        for user, message_id, ttl_s, key, mode, asked in batch:
             log = self.logs[user]
             data = f"{user}-{self.now_s}-{len(messages)}".encode()
             deadline_s = None if ttl_s is None else self.now_s + ttl_s
             message = Message(user, "message", data, self.now_s, message_id, deadline_s)
-            if key is not None and user != "alice":
+            has_key = key is not None and user != "alice"
+            # A duplicate of a message without receipt would change what is told.
+            tracking = asked and Tracking(
+                asked[0] or message_id is not None,
+                undelivered_after_s=asked[1],
+                id=f"{self.steps} {user} {len(messages)}",
+            )
+            if has_key or tracking:
                 message.options = MessageOptions(
-                    key=key, is_retained=mode == "retain", is_cleared=mode == "clear"
+                    key=key if has_key else None,
+                    is_retained=has_key and mode == "retain",
+                    is_cleared=has_key and mode == "clear",
+                    tracking=tracking,
                 )
             messages.append(message)
             if message_id is not None:
@@ -232,6 +251,7 @@ class StoreMachine(RuleBasedStateMachine):
             if message_id is not None:
                 log.seen_s[message_id] = self.now_s
             log.store(message)
+            self.receipts.store(log, log.last, message)
             expected.append(log.last)
             if user in self.followed:
                 self.expected_feed.append(Stored(message, log.last))
@@ -311,7 +331,65 @@ class StoreMachine(RuleBasedStateMachine):
         log = self.logs[user]
         offset = log.forgotten + round(share * len(log.messages))
         log.delivered = max(log.delivered, offset)
+        # Only users with windows have marks, and their windows have read the messages.
+        if user not in self.followed:
+            self.follow_or_not(user)
+        self.run(self.inbox.read(user, after=0, max_messages=100, max_bytes=1 << 20))
+        log.trim(self.now_s)
+        self.receipts.mark(log, offset, self.now_s)
         self.run(mark())
+
+    @rule(
+        user=st.sampled_from(USERS),
+        count=st.integers(1, 8),
+        ttl_s=st.sampled_from((None, 40)),
+        key=st.sampled_from((None, "k", "l")),
+        share=st.sampled_from((None, 0.8, 1.0, 1.0)),
+        after_s=st.integers(0, 45),
+    )
+    def append_tracked(
+        self,
+        user: str,
+        count: int,
+        ttl_s: int | None,
+        key: str | None,
+        share: float | None,
+        after_s: int,
+    ) -> None:
+        """Append tracked messages, and report some of them as delivered some time later."""
+        asked = [(True, None), (True, 30.0), (False, 30.0)]
+        self.append([(user, None, ttl_s, key, "", asked[n % 3]) for n in range(count)])
+        self.advance(after_s)
+        if share is not None:
+            self.mark(user, share)
+
+    @invariant()
+    def events_are_as_in_the_model(self) -> None:
+        """Publish events after most steps; the confirm of every third is lost."""
+        if hasattr(self, "inbox"):
+            self.steps += 1
+            if self.steps % 5:
+                self.publish(9, is_confirmed=bool(self.steps % 3))
+
+    def publish(self, count: int, *, is_confirmed: bool) -> None:
+        """Take events from the outbox, and confirm them unless the broker is lost."""
+        for log in self.logs.values():
+            log.trim(self.now_s)
+        events = self.run(self.inbox.pending_events(count))
+        self.receipts.told(events, self.now_s)
+        if is_confirmed:
+            self.run(self.inbox.confirm_events(events))
+
+    @rule()
+    def decide_everything(self) -> None:
+        """Wait until no message is left: then each has had its outcome."""
+        self.advance(200)
+        self.sweep()
+        while self.run(self.inbox.events_depth())[0] or self.run(
+            self.inbox.pending_events(1)
+        ):
+            self.publish(9, is_confirmed=True)
+        self.receipts.check_complete()
 
     @rule(user=st.sampled_from(USERS))
     def follow_or_not(self, user: str) -> None:
@@ -396,6 +474,7 @@ class StoreMachine(RuleBasedStateMachine):
         Only delivered marks of the last second may be lost.
         """
         self.copies += 1
+        self.receipts.crash()
         old, self.folder = self.folder, self.folder.with_name(str(self.copies))
         shutil.copytree(old, self.folder)
         self.run(self.inbox.close())

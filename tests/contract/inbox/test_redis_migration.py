@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bridge.core.message import Message
-from bridge.core.message_options import MessageOptions
+from bridge.core.message_options import MessageOptions, Tracking
+from bridge.core.receipts import WorkerEvent
 from bridge.core.redis_address import parse_redis
 from bridge.errors import MigrationRefusedError, StoreUnavailableError
 from bridge.inbox.contract import Retention
@@ -21,6 +23,7 @@ from bridge.inbox.redis.migration_target import RedisTarget
 from bridge.inbox.redis.store import RedisInbox
 from bridge.inbox.sqlite.migration_source import SqliteSource
 from bridge.inbox.sqlite.store import SqliteInbox
+from tests.conftest import eventually
 from tests.contract.inbox.files import Clock, OpenInbox
 from tests.inbox_files import Filling, fill
 from tests.redis_server import RedisServer
@@ -325,7 +328,7 @@ async def test_retained_keys_are_copied(
 ) -> None:
     """Also those whose message was deleted from the inbox; all can be cleared."""
 
-    def message(data: bytes, key: str, **flags: bool) -> Message:
+    def message(data: bytes, key: str, **flags: Any) -> Message:
         options = MessageOptions(key=key, **flags)
         return Message("ann", "m", data, time.time(), options=options)
 
@@ -353,3 +356,43 @@ async def test_retained_keys_are_copied(
         await theirs.append([message(b"new", "k"), message(b"5", "l", is_cleared=True)])
         (found,) = await theirs.read_retained("ann", **span)
         assert (found.offset, found.message.data) == (126, b"new")
+
+
+async def test_receipts_and_events_are_copied(
+    path: Path, store: Store, open_inbox: OpenInbox
+) -> None:
+    """What workers wait for is told by the new store."""
+    tracking = Tracking(
+        wants_receipt=True, reply_to="r", undelivered_after_s=3600.0, id="t"
+    )
+    options = MessageOptions(tracking=tracking)
+    message = Message("ann", "m", b"1", time.time(), "m1", options=options)
+    async with open_inbox() as inbox:
+        await inbox.append([message])
+        for number in range(2):
+            event = WorkerEvent(f"{number}", "user.online", "ann", b"{}", number)
+            await inbox.add_event(event)
+
+    class Broken(RedisTarget):
+        async def finish(self, source: SourceIdentity) -> None:
+            del source
+            raise BrokenError
+
+    broken = store.target()
+    broken.__class__ = Broken
+    with pytest.raises(BrokenError):
+        await migrate_into(broken, path)
+    await migrate_into(store.target(), path)
+
+    async with store.opened() as theirs:
+        found = [each.id for each in await theirs.pending_events(9)]
+        assert found == ["0", "1"]
+        await theirs.follow("ann")
+        await theirs.read("ann", after=0, max_messages=9, max_bytes=1000)
+        theirs.mark_delivered("ann", 1)
+
+        async def is_told() -> bool:
+            events = await theirs.pending_events(9)
+            return "t.delivered" in [each.id for each in events]
+
+        await eventually(is_told)

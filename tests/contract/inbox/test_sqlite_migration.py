@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bridge.core.message import Message, Stored
+from bridge.core.receipts import Receipt, WorkerEvent
 from bridge.core.revocation import Revocation
 from bridge.enums import SyncReason
 from bridge.errors import ConfigError, MigrationRefusedError, StoreInUseError
@@ -44,6 +45,8 @@ class MemoryTarget:
     identity: SourceIdentity | None = None
     upto: int = 0
     revocations: set[Revocation] = field(default_factory=set)
+    receipts: list[Receipt] = field(default_factory=list)
+    events: list[WorkerEvent] = field(default_factory=list)
     is_done: bool = False
     batch_count: int = 0
     fails_after: int | None = None
@@ -84,6 +87,14 @@ class MemoryTarget:
         return [
             InboxCount(self.inboxes[user], len(self.messages[user])) for user in users
         ]
+
+    async def write_receipts(self, receipts: Sequence[Receipt]) -> None:
+        """Keep the receipts."""
+        self.receipts += receipts
+
+    async def write_events(self, events: Sequence[WorkerEvent]) -> None:
+        """Keep the events."""
+        self.events += events
 
     async def write_revocations(self, revocations: Sequence[Revocation]) -> None:
         """Store the revocations."""

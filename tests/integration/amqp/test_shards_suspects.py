@@ -11,6 +11,7 @@ from bridge.amqp.consume.intake import Intake
 from bridge.amqp.consume.session import Batch
 from bridge.amqp.publish.publisher import Publisher
 from bridge.core.message import Message, MessageLimits
+from bridge.core.receipts import WorkerEvent
 from bridge.metrics import Metrics
 from bridge.outbox import Outbox
 from bridge.pipeline import Pipeline
@@ -43,6 +44,9 @@ class SlowInbox:
 
     def forget_trial(self, key: bytes) -> None:
         """Do nothing: nothing was recorded."""
+
+    async def add_event(self, event: WorkerEvent) -> None:
+        """Do nothing: no message is tracked."""
 
     async def append(self, messages: Sequence[Message]) -> list[int | None]:
         """Record when the messages of each user were stored."""

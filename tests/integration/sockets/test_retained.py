@@ -27,7 +27,7 @@ NEW = {"complete": None, "missed": None, "reason": None}
 
 
 async def store(
-    server: RunningServer, data: object, key: str | None = None, **flags: bool
+    server: RunningServer, data: object, key: str | None = None, **flags: Any
 ) -> None:
     """Store one message of alice."""
     one = message("alice", data)

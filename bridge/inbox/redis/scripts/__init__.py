@@ -14,6 +14,7 @@ The keys of a user; each begins with a prefix that ends in the hash tag of the u
                    under. A single server has all fences in the first tag; in a cluster
                    each tag has its own.
                  - the claims: for each queue the token given out last, in the first tag
+                 - events: the number of the last event
                  - lost: when the tag was found without its hash, which it had before
                  - forgotten: the offset after which those of new users start; see
                    inbox/sqlite/schema.py
@@ -27,6 +28,13 @@ The keys of a user; each begins with a prefix that ends in the hash tag of the u
     i:USER       a sorted set of the message ids of the user, by time
     b:SESSION    the last batch of a bridge, and its result
     t:KEY        a trial: a count
+    w:USER       a sorted set of the receipts whose outcome is open, by offset
+    o:USER       a sorted set of the user's outcomes by time, for duplicates; has a time to live,
+                 because a loss costs only that a duplicate is not told
+    d            a sorted set: "OFFSET USER" of each tracked message whose outcome is open, by
+                 the time of the next decision that time alone leads to (may be infinite)
+    e            a sorted set: the event outbox, numbered
+    x            the session of the bridge that publishes the events of the tag, for seconds
     r            a sorted set of the revocations of users of the tag as JSON, all with score 0
 
 Offsets in the list have no gaps, so the position determines the offset: the last element

@@ -2,7 +2,9 @@
 
 from typing import Final
 
-from bridge.inbox.redis.scripts.heads import HEADS, TRIM
+from bridge.inbox.redis.scripts.heads import TRIM
+from bridge.inbox.redis.scripts.reading import VIEW
+from bridge.inbox.redis.scripts.receipts import ADD, SETTLE
 from bridge.inbox.redis.scripts.script import Script
 
 # How long the result of a batch is kept: longer than any bridge retries it.
@@ -10,16 +12,19 @@ _BATCH_MS: Final = 3_600_000
 
 # ARGV: now, message limit, oldest time of messages and of ids, epoch to use if there is none,
 # session, number of the batch, publish command, limit of retained keys, prefix of the fences,
-# number of fences, for each its queue and token; then for each user: prefix, user, number of
-# messages, and for each message its id and element. If the number is negative, a message of
-# the user has a key, and each has three arguments: id, key (may be empty), element.
+# number of fences, for each its queue and token, rules (receipts.py), number of receipts, for
+# each the number of its message in the call and the receipt; then for each user: prefix, user,
+# number of messages, and for each message its id and element. If the number is negative, a
+# message of the user has a key, and each has three arguments: id, key (may be empty), element.
 # Returns words separated by spaces: how many messages were deleted because their inbox was
 # full, then the offsets (0 = duplicate, -1 = one retained key too many, x = not stored); and
 # the error that kept messages from being stored. If a queue has a larger token: nothing, FENCED, the queue
 # and that token.
 APPEND: Final = Script(
-    HEADS
+    VIEW
     + TRIM
+    + SETTLE
+    + ADD
     + f"local BATCH_MS = {_BATCH_MS}"
     + """
 local RETAIN, CLEAR = 2, 3
@@ -27,7 +32,10 @@ local most, oldest, oldest_id = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(A
 local candidate, publish = ARGV[5], ARGV[8]
 local max_retained = tonumber(ARGV[9])
 local fences_end = 11 + 2 * tonumber(ARGV[11])
-local batch_key = ARGV[fences_end + 1] .. 'b:' .. ARGV[6]
+local asked_end = fences_end + 8 + 2 * tonumber(ARGV[fences_end + 8])
+local batch_key = ARGV[asked_end + 1] .. 'b:' .. ARGV[6]
+local rules, asked = rules_from(fences_end + 1, 0, GRACE), {}
+for k = fences_end + 9, asked_end, 2 do asked[tonumber(ARGV[k])] = ARGV[k + 1] end
 local out, had, failure, stored, trimmed = {}, nil, nil, false, 0
 
 local before = call('GET', batch_key)
@@ -83,6 +91,26 @@ local function store_sparse(p, user, first, fresh, keys, modes, count_retained)
     end
   end
   return before, now
+end
+
+-- An undelivered message is published with its data, so its outcome is decided first.
+local function settle_before_trim(p, user, ...)
+  if call('ZCARD', p .. 'w:' .. user) > 0 then
+    set_head(p, user, ...)
+    settle(p, user, rules, '-inf')
+  end
+end
+
+local function note_receipts(p, user, before, results)
+  for k = 1, #results do
+    local receipt, offset = asked[before + k], tonumber(results[k])
+    if receipt and offset > 0 then
+      add_receipt(p, user, offset, receipt)
+    elseif receipt and offset == 0 then
+      add_duplicate(p, user, receipt)
+    end
+  end
+  settle(p, user, rules, '-inf')
 end
 
 -- All reads come first, then RPUSH or ZADD, the only writes that may fail (out of memory). So
@@ -150,6 +178,7 @@ local function store(i, p, user, count, has_keys)
       end
       -- What is too old is left to the next sweep: readers skip it.
       if length > most then
+        settle_before_trim(p, user, last, delivered, reason, forgotten, upto, gone)
         local over
         reason, gone, over = trim_sparse(p, user, most, oldest, reason, gone)
         trimmed = trimmed + over
@@ -166,6 +195,9 @@ local function store(i, p, user, count, has_keys)
     if not upto then
       if length == #fresh and had_messages then reason = reason == 4 and 2 or 3 end
       if length == #fresh or reason == 3 then call('ZADD', p .. 'u', 0, user) end
+      if length > most then
+        settle_before_trim(p, user, last, delivered, reason, forgotten)
+      end
       reason = trim(p, user, length, most, oldest, reason)
       trimmed = trimmed + math.max(0, length - most)
     end
@@ -179,7 +211,7 @@ local function store(i, p, user, count, has_keys)
   return results
 end
 
-local i = fences_end + 1
+local i = asked_end + 1
 while i <= #ARGV do
   local p, user, count = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   i = i + 3
@@ -198,6 +230,11 @@ while i <= #ARGV do
       results = {}
       for k = 1, count do results[k] = 'x' end
     end
+  end
+  if results[1] ~= 'x' and (has_keys or asked_end > fences_end + 8) then
+    -- If it fails, the batch is repeated, and stores only the receipts again.
+    local noted, problem = pcall(note_receipts, p, user, #out, results)
+    if not noted then failure = problem end
   end
   for k = 1, count do out[#out + 1] = results[k] end
   i = i + (has_keys and 3 or 2) * count

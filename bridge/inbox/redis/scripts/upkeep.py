@@ -3,23 +3,34 @@
 from typing import Final
 
 from bridge.core.replay import FORGOTTEN_STEP
-from bridge.inbox.redis.scripts.heads import HEADS, IS_OVER, TRIM
+from bridge.inbox.redis.scripts.heads import IS_OVER, TRIM
+from bridge.inbox.redis.scripts.reading import VIEW
+from bridge.inbox.redis.scripts.receipts import SETTLE
 from bridge.inbox.redis.scripts.script import Script
 
-# ARGV: for each user prefix, user, epoch of the mark, offset. A mark of another epoch is
-# ignored.
+# ARGV: rules (receipts.py), then for each mark prefix, user, epoch of the mark, offset, and how
+# long ago it moved (s). A mark of another epoch is ignored. Returns for each mark how many
+# receipts of the user are open.
 MARK: Final = Script(
-    HEADS
+    VIEW
+    + SETTLE
     + """
-for i = 1, #ARGV, 4 do
+local out = {}
+for i = 8, #ARGV, 5 do
   local p, user, offset = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 3])
   local epoch, last, delivered, reason, forgotten, upto, gone = head_of(p, user)
   offset = math.min(offset, last)
   if epoch == ARGV[i + 2] and offset > delivered then
     set_head(p, user, last, offset, reason, forgotten, upto, gone)
   end
+  local open = call('ZCARD', p .. 'w:' .. user)
+  if open > 0 then
+    settle(p, user, rules_from(1, tonumber(ARGV[i + 4]), 0), '-inf')
+    open = call('ZCARD', p .. 'w:' .. user)
+  end
+  out[#out + 1] = open
 end
-return 1
+return out
 """
 )
 
@@ -84,15 +95,18 @@ return out
 )
 
 # ARGV: prefix, user to continue after (empty = from the start), message limit, oldest time, now,
-# steady, lowest, number of users, oldest time of ids, subcommand that counts subscribers.
-# Removes what is too old, retained keys whose message is past its deadline, the times to live that earlier versions set, and users who have no messages, ids and
+# steady, lowest, number of users, oldest time of ids, subcommand that counts subscribers, rules
+# (receipts.py). Removes what is too old, retained keys whose message is past its deadline, the
+# times to live that earlier versions set, and users who have no messages, ids and
 # windows. Returns the last of the users; empty if no more follow.
 SWEEP: Final = Script(
-    HEADS
+    VIEW
     + TRIM
+    + SETTLE
     + IS_OVER
     + f"local STEP = {FORGOTTEN_STEP}"
     + """
+local rules = rules_from(11, 0, GRACE)
 local p, count, most, oldest = ARGV[1], tonumber(ARGV[8]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local function drop_expired(user)
   local retained, elements = p .. 'v:' .. user, p .. 'k:' .. user
@@ -111,6 +125,7 @@ for _, user in ipairs(users) do
   call('PERSIST', list)
   call('PERSIST', ids)
   call('ZREMRANGEBYSCORE', ids, '-inf', '(' .. ARGV[9])
+  settle(p, user, rules, '-inf')
   local length = call('LLEN', list)
   if upto then drop_expired(user) end
   if upto and length + call('ZCARD', p .. 's:' .. user) > 0 then

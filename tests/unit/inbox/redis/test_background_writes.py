@@ -1,8 +1,9 @@
 """Background writes to Redis: `flush` waits for running writes, and failed ones are kept."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from time import monotonic
 from typing import Any, cast
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.redis.background_writes import BackgroundWrites
 from bridge.inbox.redis.encoding import key_prefixes, tag_of
+from bridge.inbox.redis.receipts import RedisReceipts
 from bridge.inbox.redis.servers import RedisServers
 from tests.conftest import eventually
 
@@ -21,18 +23,21 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.written: dict[str, int] = {}
+        self.ages_s: dict[str, float] = {}
         self.deleted: list[bytes] = []
         self.is_away = False
         self.was_asked = asyncio.Event()
         self.may_reply = asyncio.Event()
         self.may_reply.set()
 
-    async def write_marks(self, *arguments: Any) -> None:
-        """Answer the script MARK."""
+    async def write_marks(self, *arguments: Any) -> list[int]:
+        """Answer the script MARK: no receipt is open."""
         await self._reply()
-        for start in range(0, len(arguments), 4):
-            _, user, _, offset = arguments[start : start + 4]
+        for start in range(0, len(arguments), 5):
+            _, user, _, offset, ago_s = arguments[start : start + 5]
             self.written[user] = offset
+            self.ages_s[user] = float(ago_s)
+        return [0] * (len(arguments) // 5)
 
     async def ask(self, *arguments: Any) -> None:
         """Answer DEL."""
@@ -57,15 +62,37 @@ class FakeServers:
         """Return the server of the tag."""
         return self.connections[tag % len(self.connections)]
 
-    async def run_script(self, _script: object, tag: int, *arguments: Any) -> None:
+    async def run_script(self, _script: object, tag: int, *arguments: Any) -> list[int]:
         """Run the script MARK."""
-        await self.for_tag(tag).write_marks(*arguments)
+        return await self.for_tag(tag).write_marks(*arguments)
+
+
+class Receipts(RedisReceipts):
+    """Receipts on fake servers."""
+
+    def __init__(self, servers: FakeServers) -> None:
+        super().__init__(
+            cast("RedisServers", servers),
+            rules=tuple,
+            real_s=lambda: 0.0,
+            is_cluster=False,
+        )
 
 
 @asynccontextmanager
-async def running(servers: FakeServers) -> AsyncIterator[BackgroundWrites]:
+async def running(
+    servers: FakeServers,
+    *,
+    receipts: Receipts | None = None,
+    real_s: Callable[[], float] = monotonic,
+) -> AsyncIterator[BackgroundWrites]:
     """Run the background writes as a store does."""
-    writes = BackgroundWrites(cast("RedisServers", servers))
+    writes = BackgroundWrites(
+        cast("RedisServers", servers),
+        receipts or Receipts(servers),
+        rules=tuple,
+        real_s=real_s,
+    )
     task = asyncio.create_task(writes.run())
     try:
         yield writes
@@ -115,3 +142,39 @@ async def test_an_unavailable_server_does_not_hold_up_marks_on_the_others() -> N
         away.is_away = False
         await eventually(lambda: set(away.written) == set(USERS) - on_available)
         assert len(away.deleted) == 1
+
+
+async def test_marks_of_users_with_receipts_are_written_with_their_times() -> None:
+    """What was delivered in time counts as such, however long the write takes."""
+    server, now_s = FakeServer(), 100.0
+    servers = FakeServers(server)
+    receipts = Receipts(servers)
+    receipts.users.add("ann")
+    woken: list[int] = []
+    receipts.on_events(lambda: woken.append(1))
+    server.is_away = True
+    async with running(servers, receipts=receipts, real_s=lambda: now_s) as writes:
+        writes.mark("ann", "epoch", 1)
+        await eventually(server.was_asked.is_set)
+        now_s = 107.0
+        server.is_away = False
+        await writes.flush()
+
+        assert (server.written, server.ages_s) == ({"ann": 1}, {"ann": 7.0})
+        assert woken == [1]
+        assert not receipts.users
+
+
+async def test_a_mark_after_the_last_receipt_is_not_lost() -> None:
+    """The user had receipts when the marks before it moved."""
+    server = FakeServer()
+    servers = FakeServers(server)
+    receipts = Receipts(servers)
+    receipts.users.add("ann")
+    async with running(servers, receipts=receipts) as writes:
+        writes.mark("ann", "epoch", 1)
+        receipts.users.clear()
+        writes.mark("ann", "epoch", 2)
+        await writes.flush()
+
+        assert server.written == {"ann": 2}

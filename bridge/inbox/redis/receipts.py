@@ -1,0 +1,236 @@
+"""
+Receipts and the event outbox in Redis: who decides, who publishes, and how both are encoded.
+
+Decisions are made by the scripts, in the step of the change that they are about
+(scripts/receipts.py). What the passing of time decides is found by any bridge that polls the
+tag, and decided once, because a script is one step. A tag's events are published by one
+bridge at a time: the first one that asks keeps them as long as it asks again within some
+seconds.
+
+A bridge polls the tags of which it knows that a message is tracked, and all tags every few
+seconds, because another bridge may be gone.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from math import inf
+from struct import Struct
+from typing import Final
+
+import orjson
+
+from bridge.core.message import Message
+from bridge.core.message_options import Tracking
+from bridge.core.receipts import Receipt, WorkerEvent, unpack_event
+from bridge.enums import EVENT_DEFAULT, ReceiptOutcome
+from bridge.inbox.redis.encoding import tag_of, unpack
+from bridge.inbox.redis.protocol import Argument, Reply
+from bridge.inbox.redis.scripts.receipts import POLL, PUT_EVENT, RELEASE
+from bridge.inbox.redis.servers import RedisServers
+from bridge.inbox.worker_events import render_event
+
+_LEASE_MS: Final = 10_000
+_ALL_TAGS_EVERY_S: Final = 5.0
+
+# Taken, deadline, late, flags, bytes of the message id and of the tracking id.
+_RECEIPT: Final = Struct("<dddBHH")
+_WANTED, _HAS_ID = 1, 2
+# After a "D": when it was decided, outcome, whether the message was too old, bytes of the user
+# and of the receipt. Then the user, the receipt, and the message if it is undelivered.
+_DECISION: Final = Struct("<dBBHH")
+_OUTCOMES: Final = tuple(ReceiptOutcome)
+
+# Tag, and number of the event in it.
+_Key = tuple[int, int]
+
+
+def pack_receipt(message: Message, tracking: Tracking) -> bytes:
+    """Encode a receipt as the scripts read it."""
+    message_id = (message.id or "").encode()
+    tracking_id = tracking.id.encode()
+    after_s = tracking.undelivered_after_s
+    address = (message.event, tracking.reply_to, tracking.correlation_id)
+    return b"".join(
+        (
+            _RECEIPT.pack(
+                message.taken_s,
+                inf if message.deadline_s is None else message.deadline_s,
+                inf if after_s is None else message.taken_s + after_s,
+                tracking.wants_receipt + _HAS_ID * (message.id is not None),
+                len(message_id),
+                len(tracking_id),
+            ),
+            message_id,
+            tracking_id,
+            orjson.dumps(address),
+        )
+    )
+
+
+def pack_event(event: WorkerEvent) -> bytes:
+    """Encode an event that no script has decided."""
+    return b"E" + event.pack()
+
+
+def _unpack_receipt(user: str, packed: bytes) -> Receipt:
+    taken_s, _, _, flags, id_length, tracking_length = _RECEIPT.unpack_from(packed)
+    id_end = _RECEIPT.size + id_length
+    tracking_end = id_end + tracking_length
+    event, reply_to, correlation_id = orjson.loads(packed[tracking_end:])
+    message_id = packed[_RECEIPT.size : id_end].decode() if flags & _HAS_ID else None
+    tracking_id = packed[id_end:tracking_end].decode()
+    tracking = Tracking(True, reply_to, correlation_id, id=tracking_id)  # noqa: FBT003
+    message = Message(user, event or EVENT_DEFAULT, b"", taken_s, message_id)
+    return Receipt(message, 0, tracking)
+
+
+def _unpack(element: bytes, key: _Key) -> WorkerEvent:
+    """Return the event in an element of the outbox."""
+    if element[:1] == b"E":
+        return unpack_event(element[1:], key=key)
+    at_s, number, is_old, user_length, length = _DECISION.unpack_from(element, 1)
+    user_end = 1 + _DECISION.size + user_length
+    user = element[user_end - user_length : user_end].decode()
+    receipt = _unpack_receipt(user, element[user_end : user_end + length])
+    outcome = _OUTCOMES[number]
+    reason = data = None
+    if outcome is ReceiptOutcome.TRIMMED:
+        reason = "age" if is_old else "limit"
+    if len(element) > user_end + length:
+        data = unpack(user, element, user_end + length).data
+    event = render_event(receipt, outcome, at_s=at_s, reason=reason, data=data)
+    return replace(event, key=key)
+
+
+class RedisReceipts:
+    """
+    What one bridge knows about tracked messages.
+
+    Args:
+        servers: The servers.
+        rules: Returns the arguments that SETTLE calls the rules.
+        real_s: Returns real time.
+        is_cluster: Whether a call covers one tag only.
+
+    Attributes:
+        users: Users here who have windows, and messages whose outcome is open.
+
+    """
+
+    def __init__(
+        self,
+        servers: RedisServers,
+        *,
+        rules: Callable[[], Sequence[Argument]],
+        real_s: Callable[[], float],
+        is_cluster: bool,
+    ) -> None:
+        self.users: set[str] = set()
+        self._servers = servers
+        self._rules = rules
+        self._real_s = real_s
+        self._is_cluster = is_cluster
+        self._session = secrets.token_hex(6)
+        self._tags: set[int] = set()
+        self._held: set[int] = set()  # tags of which this bridge has published events
+        self._all_tags_due_s = -inf
+        # Of each tag the number of events, and when the oldest was decided.
+        self._depths: dict[int, tuple[int, float | None]] = {}
+        self._wake: Callable[[], None] | None = None
+
+    def on_events(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when there may be an event."""
+        self._wake = wake
+
+    def notify(self, users: Iterable[str] = ()) -> None:
+        """Note that there may be something to publish about `users`."""
+        self._tags.update(map(tag_of, users))
+        if self._wake is not None:
+            self._wake()
+
+    def note_appended(self, messages: Sequence[Message]) -> None:
+        """Note which tags have tracked messages."""
+        for message in messages:
+            if message.options is not None and message.options.tracking is not None:
+                self._tags.add(tag_of(message.user))
+
+    def note_received(self, message: Message) -> None:
+        """Note a tracked message that windows will receive."""
+        self.users.add(message.user)
+        self._tags.add(tag_of(message.user))
+
+    async def pending(self, limit: int, *, max_bytes: int) -> Sequence[WorkerEvent]:
+        """Decide what is due, and return the oldest events that no other bridge has."""
+        now_s = self._real_s()
+        tags = sorted(self._tags)
+        if now_s >= self._all_tags_due_s:
+            self._all_tags_due_s = now_s + _ALL_TAGS_EVERY_S
+            tags = list(range(len(self._servers.prefixes)))
+        if not tags:
+            return ()
+        groups = [[tag] for tag in tags] if self._is_cluster else [tags]
+        found = await asyncio.gather(
+            *(self._poll(each, limit, max_bytes) for each in groups)
+        )
+        return [event for events in found for event in events][:limit]
+
+    async def _poll(
+        self, tags: Sequence[int], limit: int, max_bytes: int
+    ) -> list[WorkerEvent]:
+        prefixes = [self._servers.prefixes[tag] for tag in tags]
+        arguments = (*self._rules(), self._session, _LEASE_MS, limit, max_bytes)
+        reply = await self._servers.run_script(POLL, tags[0], *arguments, *prefixes)
+        events: list[WorkerEvent] = []
+        for tag, (open_count, count, elements) in zip(tags, reply, strict=True):
+            events += self._note_polled(tag, open_count, count, elements)
+        return events
+
+    def _note_polled(
+        self, tag: int, open_count: int, count: int, elements: Sequence[Reply]
+    ) -> list[WorkerEvent]:
+        if open_count or count:
+            self._tags.add(tag)
+        else:
+            self._tags.discard(tag)
+        found = [
+            _unpack(elements[index], (tag, int(elements[index + 1])))
+            for index in range(0, len(elements), 2)
+        ]
+        if found:
+            self._held.add(tag)
+        self._depths[tag] = (count, found[0].at_s if found else None)
+        if not count:
+            del self._depths[tag]
+        return found
+
+    async def release(self) -> None:
+        """Let other bridges publish the events that are left, without a delay."""
+        while self._held:
+            tag = self._held.pop()
+            prefix = self._servers.prefixes[tag]
+            await self._servers.run_script(RELEASE, tag, prefix, self._session)
+
+    async def confirm(self, events: Iterable[WorkerEvent]) -> None:
+        """Delete events from the outbox."""
+        commands: list[tuple[int, Sequence[Argument]]] = []
+        for event in events:
+            if isinstance(event.key, tuple):
+                tag, number = event.key
+                key = f"{self._servers.prefixes[tag]}e"
+                commands.append((tag, (b"ZREMRANGEBYSCORE", key, number, number)))
+        await self._servers.ask_each(commands)
+
+    async def add(self, event: WorkerEvent) -> None:
+        """Add an event to the outbox."""
+        tag = tag_of(event.user)
+        prefix = self._servers.prefixes[tag]
+        await self._servers.run_script(PUT_EVENT, tag, prefix, pack_event(event))
+        self.notify((event.user,))
+
+    def depth(self, now_s: float) -> tuple[int, float | None]:
+        """Return the number of events at the last poll, and the age of the oldest."""
+        times = [at_s for _, at_s in self._depths.values() if at_s is not None]
+        count = sum(count for count, _ in self._depths.values())
+        return count, now_s - min(times) if times else None

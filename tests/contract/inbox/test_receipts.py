@@ -1,0 +1,682 @@
+"""
+Receipts, on every store: a worker is told exactly one final outcome of each message.
+
+The outcomes agree with what the inbox did: `delivered` means that the delivered mark passed
+the message while it was in the inbox.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import orjson
+import pytest
+
+from bridge.core.message import Message
+from bridge.core.message_options import MessageOptions, Tracking
+from bridge.core.receipts import WorkerEvent
+from bridge.inbox.contract import Retention
+from tests.conftest import SLOW_FACTOR, eventually
+from tests.contract.inbox.conftest import STORES, StoreUnderTest
+from tests.contract.inbox.files import Clock
+
+IDS = count(1)
+
+
+def tracked(
+    store: StoreUnderTest,
+    data: bytes = b'"x"',
+    *,
+    user: str = "ann",
+    message_id: str | None = None,
+    ttl_s: float | None = None,
+    key: str | None = None,
+    reply_to: str | None = None,
+    undelivered_after_s: float | None = None,
+    wants_receipt: bool = True,
+) -> Message:
+    """Return a message that asks for a receipt."""
+    deadline_s = None if ttl_s is None else store.clock.now_s + ttl_s
+    message = store.message(user, data, message_id=message_id, deadline_s=deadline_s)
+    tracking = Tracking(
+        wants_receipt=wants_receipt,
+        reply_to=reply_to,
+        correlation_id=reply_to and f"for {reply_to}",
+        undelivered_after_s=undelivered_after_s,
+        id=str(next(IDS)),
+    )
+    message.options = MessageOptions(key=key, tracking=tracking)
+    return message
+
+
+async def take(store: StoreUnderTest) -> list[WorkerEvent]:
+    """Take all events from the outbox, as a publisher does."""
+    taken: list[WorkerEvent] = []
+    while found := await store.inbox.pending_events(100):
+        await store.inbox.confirm_events(found)
+        taken += found
+    return taken
+
+
+def told(events: Sequence[WorkerEvent]) -> list[tuple[str, str | None]]:
+    """Return outcome and message id of each event."""
+    bodies = [orjson.loads(event.body) for event in events]
+    return [(body["outcome"], body["message_id"]) for body in bodies]
+
+
+async def told_after_marks(
+    store: StoreUnderTest, count: int
+) -> list[tuple[str, str | None]]:
+    """Wait until `count` events can be taken: marks are written in the background."""
+    taken: list[WorkerEvent] = []
+    async with asyncio.timeout(10 * SLOW_FACTOR):
+        while len(taken) < count:
+            taken += await take(store)
+            await asyncio.sleep(0)
+    return told(taken)
+
+
+# --- the outcomes
+
+
+async def test_a_delivered_message(store: StoreUnderTest) -> None:
+    """The mark passes it; the event says what, when and after what time."""
+    message = tracked(store, message_id="m1", reply_to="answers")
+    await store.inbox.append([message])
+    assert await take(store) == []
+    store.advance(2.5)
+
+    store.inbox.mark_delivered("ann", 1)
+
+    events: list[WorkerEvent] = []
+    async with asyncio.timeout(10 * SLOW_FACTOR):
+        while not events:
+            events = await take(store)
+    (event,) = events
+    assert orjson.loads(event.body) == {
+        "message_id": "m1",
+        "user": "ann",
+        "event": "message",
+        "outcome": "delivered",
+        "at": "1970-01-12T13:46:42.500000+00:00",
+        "delay_ms": 2500,
+    }
+    assert message.options is not None
+    assert message.options.tracking is not None
+    assert event.id == f"{message.options.tracking.id}.delivered"
+    assert event.routing_key == "message.delivered"
+    assert (event.user, event.reply_to) == ("ann", "answers")
+    assert event.correlation_id == "for answers"
+    assert await take(store) == []
+
+
+async def test_a_mark_passes_some_messages(store: StoreUnderTest) -> None:
+    """Their outcomes come in the order of the messages; the others wait."""
+    await store.inbox.append(
+        [tracked(store, message_id=f"m{number}") for number in range(1, 6)]
+    )
+
+    store.inbox.mark_delivered("ann", 3)
+
+    assert await told_after_marks(store, 3) == [
+        ("delivered", f"m{number}") for number in (1, 2, 3)
+    ]
+    store.inbox.mark_delivered("ann", 5)
+    assert await told_after_marks(store, 2) == [
+        ("delivered", "m4"),
+        ("delivered", "m5"),
+    ]
+
+
+async def test_messages_without_tracking_have_no_outcome(store: StoreUnderTest) -> None:
+    """They may be between others."""
+    plain = store.message("ann", b"1", message_id="plain")
+    await store.inbox.append([plain, tracked(store, message_id="m2")])
+    await store.append("ann", b"3")
+
+    store.inbox.mark_delivered("ann", 3)
+
+    assert await told_after_marks(store, 1) == [("delivered", "m2")]
+
+
+async def test_tracking_does_not_make_an_inbox_sparse(store: StoreUnderTest) -> None:
+    """Only a key does."""
+    await store.inbox.append([tracked(store), tracked(store)])
+
+    state = await store.inbox.state("ann")
+
+    assert (state.sparse_after, state.holes, state.last) == (None, 0, 2)
+    assert len(await store.read_all("ann")) == 2
+
+
+async def test_two_tracked_messages_without_a_key_in_a_sparse_inbox(
+    store: StoreUnderTest,
+) -> None:
+    """They do not replace each other."""
+    await store.inbox.append(
+        [store.message("ann", b"1", key="k"), tracked(store), tracked(store)]
+    )
+
+    assert len(await store.read_all("ann")) == 3
+
+
+async def test_a_message_expires(store: StoreUnderTest) -> None:
+    """Nothing else has to happen: the passing of time decides."""
+    await store.inbox.append([tracked(store, message_id="m1", ttl_s=10)])
+    store.advance(9)
+    assert await take(store) == []
+    store.advance(2)
+
+    assert told(await take(store)) == [("expired", "m1")]
+    store.inbox.mark_delivered("ann", 1)
+    await store.inbox.check()
+    assert await take(store) == []
+
+
+async def test_a_mark_after_the_deadline(store: StoreUnderTest) -> None:
+    """A replay has left the message out, so the mark says nothing about it."""
+    await store.inbox.append([tracked(store, message_id="m1", ttl_s=10)])
+    store.advance(11)
+
+    store.inbox.mark_delivered("ann", 1)
+
+    assert await told_after_marks(store, 1) == [("expired", "m1")]
+    assert await take(store) == []
+
+
+async def test_a_mark_before_the_deadline_that_is_written_after_it(
+    store: StoreUnderTest,
+) -> None:
+    """The message was delivered in time; writing the mark takes a moment."""
+    await store.inbox.follow("ann")  # only users with windows have marks
+    await store.inbox.append([tracked(store, message_id="m1", ttl_s=10)])
+    store.advance(9)
+
+    store.inbox.mark_delivered("ann", 1)
+    store.advance(5)
+
+    assert await told_after_marks(store, 1) == [("delivered", "m1")]
+    assert await take(store) == []
+
+
+async def test_a_message_over_the_limit(store: StoreUnderTest) -> None:
+    """The newest 100 messages are kept."""
+    await store.inbox.append(
+        [tracked(store, message_id="m1"), tracked(store, message_id="m2")]
+    )
+
+    await store.append("ann", *(b"%d" % number for number in range(99)))
+
+    events = await take(store)
+    assert told(events) == [("trimmed", "m1")]
+    assert orjson.loads(events[0].body)["reason"] == "limit"
+
+
+async def test_a_mark_that_passes_a_trimmed_message(store: StoreUnderTest) -> None:
+    """A page that never received the message moves the mark past its offset."""
+    await store.inbox.append([tracked(store, message_id="m1")])
+    await store.append("ann", *(b"%d" % number for number in range(100)))
+
+    store.inbox.mark_delivered("ann", 101)
+
+    assert await told_after_marks(store, 1) == [("trimmed", "m1")]
+    await store.inbox.check()
+    await store.inbox.sweep()
+    assert await take(store) == []
+
+
+async def test_a_delivered_message_that_is_trimmed_at_once(
+    store: StoreUnderTest,
+) -> None:
+    """Its mark was not written yet when the next batch deleted the message."""
+    await store.inbox.follow("ann")  # only users with windows have marks
+    await store.inbox.append([tracked(store, message_id="m1")])
+
+    store.inbox.mark_delivered("ann", 1)
+    await store.append("ann", *(b"%d" % number for number in range(100)))
+
+    assert await told_after_marks(store, 1) == [("delivered", "m1")]
+    assert await take(store) == []
+
+
+async def test_a_batch_that_is_larger_than_the_inbox(store: StoreUnderTest) -> None:
+    """Its first messages are never seen by a reader."""
+    await store.inbox.append(
+        [tracked(store, message_id=f"m{number}") for number in range(103)]
+    )
+
+    assert told(await take(store)) == [("trimmed", f"m{number}") for number in range(3)]
+    store.inbox.mark_delivered("ann", 103)
+    outcomes = await told_after_marks(store, 100)
+    assert {outcome for outcome, _ in outcomes} == {"delivered"}
+
+
+async def test_a_message_that_is_too_old(store: StoreUnderTest) -> None:
+    """A sweep finds it."""
+    await store.inbox.append([tracked(store, message_id="m1")])
+    store.advance(1001)
+
+    await store.inbox.sweep()
+
+    events = await take(store)
+    assert told(events) == [("trimmed", "m1")]
+    assert orjson.loads(events[0].body)["reason"] == "age"
+    await store.inbox.sweep()
+    assert await take(store) == []
+
+
+async def test_a_mark_that_passes_a_message_that_is_too_old(
+    store: StoreUnderTest,
+) -> None:
+    """Readers leave it out already, also before a sweep deletes it."""
+    await store.inbox.append([tracked(store, message_id="m1")])
+    store.advance(1001)
+
+    store.inbox.mark_delivered("ann", 1)
+
+    assert await told_after_marks(store, 1) == [("trimmed", "m1")]
+
+
+async def test_a_replaced_message(store: StoreUnderTest) -> None:
+    """By a message with or without tracking."""
+    await store.inbox.append([tracked(store, message_id="m1", key="k")])
+    await store.inbox.append([tracked(store, message_id="m2", key="k")])
+    assert told(await take(store)) == [("replaced", "m1")]
+    await store.inbox.append([store.message("ann", b"3", key="k")])
+    assert told(await take(store)) == [("replaced", "m2")]
+
+    store.inbox.mark_delivered("ann", 3)
+    await store.inbox.check()
+    assert await take(store) == []
+
+
+async def test_a_delivered_message_that_is_replaced_at_once(
+    store: StoreUnderTest,
+) -> None:
+    """Its mark was not written yet."""
+    await store.inbox.follow("ann")  # only users with windows have marks
+    await store.inbox.append([tracked(store, message_id="m1", key="k")])
+
+    store.inbox.mark_delivered("ann", 1)
+    await store.inbox.append([tracked(store, message_id="m2", key="k")])
+
+    assert await told_after_marks(store, 1) == [("delivered", "m1")]
+    store.inbox.mark_delivered("ann", 2)
+    assert await told_after_marks(store, 1) == [("delivered", "m2")]
+
+
+async def test_a_batch_that_replaces_its_own_message(store: StoreUnderTest) -> None:
+    """The message was never in the inbox."""
+    await store.inbox.append(
+        [tracked(store, message_id=f"m{number}", key="k") for number in (1, 2)]
+    )
+
+    assert told(await take(store)) == [("replaced", "m1")]
+
+
+async def test_the_limit_of_a_sparse_inbox(store: StoreUnderTest) -> None:
+    """It counts messages, not offsets; the dense part is deleted first."""
+    await store.inbox.append([tracked(store, message_id="dense")])
+    await store.inbox.append(
+        [tracked(store, message_id="k", key="k"), tracked(store, message_id="none")]
+    )
+    for number in range(98):
+        await store.inbox.append([store.message("ann", b"1", key=f"key {number}")])
+        await store.inbox.append([store.message("ann", b"2", key=f"key {number}")])
+    # The inbox has 101 messages, if what is over the limit is not deleted at once.
+    store.inbox.mark_delivered("ann", 1)
+    assert await told_after_marks(store, 1) == [("trimmed", "dense")]
+    await store.inbox.append([store.message("ann", b"1", key="more")])
+    store.inbox.mark_delivered("ann", 3)
+
+    assert await told_after_marks(store, 2) == [("trimmed", "k"), ("delivered", "none")]
+    await store.inbox.sweep()
+    assert await take(store) == []
+
+
+# --- the outbox
+
+
+async def test_events_stay_until_they_are_confirmed(store: StoreUnderTest) -> None:
+    """The same ones in the same order, and only those that were confirmed are gone."""
+    await store.inbox.append(
+        [tracked(store, message_id=f"m{number}", ttl_s=1) for number in range(4)]
+    )
+    store.advance(2)
+
+    found = list(await store.inbox.pending_events(3))
+    again = list(await store.inbox.pending_events(3))
+
+    assert (
+        told(found) == told(again) == [("expired", f"m{number}") for number in range(3)]
+    )
+    assert [each.id for each in found] == [each.id for each in again]
+    depth, age_s = await store.inbox.events_depth()
+    assert depth == 4
+    assert age_s is not None
+    store.advance(7)
+    assert await store.inbox.events_depth() == (4, age_s + 7)
+    await store.inbox.confirm_events(found[:2])
+    await store.inbox.confirm_events(found[:2])  # a repeat changes nothing
+    assert told(await store.inbox.pending_events(9)) == [
+        ("expired", "m2"),
+        ("expired", "m3"),
+    ]
+    await take(store)
+    assert await store.inbox.events_depth() == (0, None)
+
+
+async def test_the_bodies_that_are_read_together_are_limited(
+    store: StoreUnderTest,
+) -> None:
+    """Undelivered messages are published with their data."""
+    for user in ("ann", "bob"):
+        await store.inbox.append(
+            [
+                tracked(
+                    store, b'"%s"' % (b"x" * 1000), user=user, undelivered_after_s=1
+                )
+                for _ in range(3)
+            ]
+        )
+    store.advance(3)
+
+    few = await store.inbox.pending_events(9, max_bytes=2500)
+    assert 1 <= len(few) <= 2
+    assert len(await store.inbox.pending_events(9, max_bytes=10)) == 1
+    assert len(await take(store)) == 6
+
+
+async def test_an_event_that_bridge_adds(store: StoreUnderTest) -> None:
+    """It is returned as it was, after the events before it."""
+    await store.inbox.append([tracked(store, message_id="m1", ttl_s=1)])
+    store.advance(2)
+    first = await store.inbox.pending_events(1)
+    event = WorkerEvent(
+        "17.dead", "message.dead", "ann", b'{"a": 1}', store.clock.now_s, "answers", "c"
+    )
+    await store.inbox.add_event(event)
+
+    found = await store.inbox.pending_events(9)
+
+    assert told(found[:1]) == told(first)
+    assert replace(found[1], key=None) == event
+    await store.inbox.confirm_events(found)
+    assert await take(store) == []
+
+
+async def test_bridge_is_woken_for_an_event(store: StoreUnderTest) -> None:
+    """So an outcome is published at once and not at the next poll."""
+    woken: list[int] = []
+    store.inbox.on_events(lambda: woken.append(1))
+    await store.inbox.follow("ann")
+    await store.inbox.append([tracked(store)])
+    assert not woken
+
+    store.inbox.mark_delivered("ann", 1)
+
+    await eventually(lambda: len(woken) > 0)
+    assert len(await take(store)) == 1
+
+
+async def test_a_user_with_open_receipts_is_known(store: StoreUnderTest) -> None:
+    """Its windows are asked for a sign of life at once."""
+    await store.inbox.follow("ann")
+    await store.inbox.append([tracked(store), store.message("bob", b"1")])
+    await eventually(lambda: "ann" in store.inbox.tracked)
+    assert "bob" not in store.inbox.tracked
+
+    store.inbox.mark_delivered("ann", 1)
+
+    assert await told_after_marks(store, 1) == [("delivered", None)]
+    await eventually(lambda: "ann" not in store.inbox.tracked)
+
+
+@pytest.mark.parametrize("name", [name for name in STORES if name != "memory"])
+async def test_receipts_survive_a_restart(
+    name: str, tmp_path: Path, clock: Clock
+) -> None:
+    """Open ones, those whose event is not confirmed, and what duplicates need."""
+    retention = Retention(max_messages=100, max_age_s=1000, dedupe_s=60)
+
+    async def restarted() -> StoreUnderTest:
+        inbox = STORES[name](retention, clock=clock.steady, folder=tmp_path)
+        await inbox.open()
+        return StoreUnderTest(inbox, clock)
+
+    store = await restarted()
+    await store.inbox.append(
+        [
+            tracked(store, message_id="m1", ttl_s=5),
+            tracked(store, b"17", message_id="m2", undelivered_after_s=7),
+            tracked(store, message_id="m3", user="bob"),
+        ]
+    )
+    store.advance(6.5)
+    (expired,) = await store.inbox.pending_events(9)
+    await store.inbox.close()
+
+    store = await restarted()
+    assert list(await store.inbox.pending_events(9)) == [expired]
+    again = tracked(store, message_id="m1", reply_to="a")
+    assert await store.inbox.append([again]) == [None]
+    store.advance(2)
+    await store.inbox.follow("bob")
+    store.inbox.mark_delivered("bob", 1)
+    await store.inbox.close()
+
+    store = await restarted()
+    events = await take(store)
+    assert sorted(told(events)) == [
+        *(("delivered", "m3"), ("expired", "m1"), ("expired", "m1")),
+        ("undelivered", "m2"),
+    ]
+    assert len({each.id for each in events}) == 3
+    await store.inbox.close()
+
+    store = await restarted()
+    assert await take(store) == []
+    await store.append("ann", *(b"%d" % number for number in range(100)))
+    assert told(await take(store)) == [("trimmed", "m2")]
+    await store.inbox.close()
+
+
+# --- duplicates
+
+
+async def test_a_duplicate_while_the_outcome_is_open(store: StoreUnderTest) -> None:
+    """Both are told, each at its own address, by the same id."""
+    first = tracked(store, message_id="m1", reply_to="a")
+    await store.inbox.append([first])
+    assert await store.inbox.append(
+        [tracked(store, message_id="m1", reply_to="b")]
+    ) == [None]
+    # A redelivery, or a publish that was repeated without a confirm:
+    again = tracked(store, message_id="m1", reply_to="a")
+    assert await store.inbox.append([again]) == [None]
+    assert await take(store) == []
+
+    store.advance(1001)
+    await store.inbox.sweep()
+
+    events = await take(store)
+    assert told(events) == [("trimmed", "m1")] * 2
+    assert [each.reply_to for each in events] == ["a", "b"]
+    assert len({each.id for each in events}) == 1
+
+
+async def test_a_duplicate_after_the_outcome(store: StoreUnderTest) -> None:
+    """It gets the outcome of the original, while its id is remembered."""
+    await store.inbox.append([tracked(store, message_id="m1", ttl_s=5)])
+    store.advance(6)
+    (original,) = await take(store)
+    await store.inbox.sweep()
+
+    again = tracked(store, message_id="m1", reply_to="b")
+    assert await store.inbox.append([again]) == [None]
+
+    (event,) = await take(store)
+    assert event.id == original.id
+    assert event.body == original.body
+    assert event.reply_to == "b"
+
+
+async def test_a_duplicate_in_one_batch(store: StoreUnderTest) -> None:
+    """It does not matter in which batch it comes."""
+    batch = [
+        tracked(store, message_id="m1", reply_to="a", ttl_s=5),
+        tracked(store, message_id="m1", reply_to="b", ttl_s=5),
+        tracked(store, message_id="m1", ttl_s=5, user="bob"),
+    ]
+    assert await store.inbox.append(batch) == [1, None, 1]
+    store.advance(6)
+
+    events = await take(store)
+
+    found = {(each.user, each.reply_to) for each in events}
+    assert found == {("ann", "a"), ("ann", "b"), ("bob", None)}
+    assert len(events) == 3
+
+
+async def test_a_duplicate_of_a_message_without_receipt(store: StoreUnderTest) -> None:
+    """The store does not know its outcome, so nothing is told."""
+    await store.inbox.append([store.message("ann", b"1", message_id="m1")])
+
+    assert await store.inbox.append([tracked(store, message_id="m1")]) == [None]
+
+    store.inbox.mark_delivered("ann", 1)
+    await store.inbox.check()
+    assert await take(store) == []
+
+
+# --- forgetting
+
+
+async def test_a_forgotten_user_has_no_open_receipts(store: StoreUnderTest) -> None:
+    """Its messages are gone, so their outcomes were decided; new ones begin above."""
+    await store.inbox.append([tracked(store, message_id="m1"), tracked(store)])
+    store.advance(1001)
+    await store.inbox.sweep()
+    assert (await store.inbox.state("ann")).forgotten > 0
+
+    assert told(await take(store)) == [("trimmed", "m1"), ("trimmed", None)]
+    (offset,) = await store.inbox.append([tracked(store, message_id="m1")])
+    assert offset is not None
+    store.inbox.mark_delivered("ann", offset)
+    assert await told_after_marks(store, 1) == [("delivered", "m1")]
+
+
+# --- undelivered
+
+
+async def test_a_message_that_is_not_delivered_in_time(store: StoreUnderTest) -> None:
+    """It is published once, with its data, and stays in the inbox."""
+    await store.inbox.append(
+        [
+            tracked(
+                store, b'{"a":1}', message_id="m1", undelivered_after_s=45, reply_to="r"
+            )
+        ]
+    )
+    store.advance(44)
+    assert await take(store) == []
+    store.advance(2)
+
+    (event,) = await take(store)
+
+    assert (event.routing_key, event.reply_to) == ("message.undelivered", None)
+    assert orjson.loads(event.body)["data"] == {"a": 1}
+    assert orjson.loads(event.body)["delay_ms"] == 46_000
+    assert await take(store) == []
+    assert len(await store.read_all("ann")) == 1
+    store.inbox.mark_delivered("ann", 1)
+    assert await told_after_marks(store, 1) == [("delivered", "m1")]
+
+
+async def test_a_message_that_is_delivered_in_time(store: StoreUnderTest) -> None:
+    """Nothing is ever said about it, also if its mark is written after the time."""
+    await store.inbox.follow("ann")  # only users with windows have marks
+    await store.inbox.append(
+        [
+            tracked(store, undelivered_after_s=45, wants_receipt=False),
+            tracked(store, undelivered_after_s=45, wants_receipt=False, user="bob"),
+        ]
+    )
+    store.advance(44)
+    store.inbox.mark_delivered("ann", 1)
+    store.advance(2)
+
+    events = await take(store)
+
+    assert [each.user for each in events] == ["bob"]
+    await store.inbox.check()
+    assert await take(store) == []
+
+
+async def test_a_mark_after_the_time(store: StoreUnderTest) -> None:
+    """Both are published, in order, however late the store looks."""
+    await store.inbox.append([tracked(store, undelivered_after_s=45, message_id="m1")])
+    store.advance(50)
+
+    store.inbox.mark_delivered("ann", 1)
+
+    assert await told_after_marks(store, 2) == [
+        ("undelivered", "m1"),
+        ("delivered", "m1"),
+    ]
+
+
+@pytest.mark.parametrize("wants_receipt", [True, False])
+async def test_a_message_that_can_no_longer_be_delivered(
+    store: StoreUnderTest, wants_receipt: bool
+) -> None:
+    """It counts as undelivered at once: its time need not pass."""
+    messages = [
+        tracked(
+            store, b"1", ttl_s=5, undelivered_after_s=45, wants_receipt=wants_receipt
+        ),
+        tracked(
+            store, b"2", user="bob", undelivered_after_s=45, wants_receipt=wants_receipt
+        ),
+    ]
+    await store.inbox.append(messages)
+    store.advance(6)
+    events = await take(store)
+    await store.append("bob", *(b"%d" % number for number in range(100)))
+    events += await take(store)
+
+    undelivered = [each for each in events if each.routing_key == "message.undelivered"]
+    assert [orjson.loads(each.body)["data"] for each in undelivered] == [1, 2]
+    others = [outcome for outcome, _ in told(events) if outcome != "undelivered"]
+    assert others == (["expired", "trimmed"] if wants_receipt else [])
+    store.advance(60)
+    assert await take(store) == []
+
+
+async def test_a_replaced_message_is_not_undelivered(store: StoreUnderTest) -> None:
+    """The newer message has a time of its own."""
+    await store.inbox.append([tracked(store, b"1", key="k", undelivered_after_s=45)])
+    store.advance(30)
+    await store.inbox.append([tracked(store, b"2", key="k", undelivered_after_s=45)])
+    assert told(await take(store)) == [("replaced", None)]
+    store.advance(20)
+    assert await take(store) == []
+    store.advance(30)
+
+    (event,) = await take(store)
+    assert orjson.loads(event.body)["data"] == 2
+
+
+async def test_a_jump_of_the_wall_clock_decides_nothing(store: StoreUnderTest) -> None:
+    """No message is late because the clock was set."""
+    await store.inbox.append(
+        [tracked(store, undelivered_after_s=45, ttl_s=60, message_id="m1")]
+    )
+    store.clock.jump(3600)
+
+    assert await take(store) == []
+
+    store.inbox.mark_delivered("ann", 1)
+    assert await told_after_marks(store, 1) == [("delivered", "m1")]

@@ -1,0 +1,164 @@
+"""Receipts in a fleet: several bridges decide and publish about the same inboxes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest_asyncio
+
+from bridge.core.message import Message
+from bridge.core.message_options import MessageOptions, Tracking
+from bridge.core.receipts import WorkerEvent
+from bridge.inbox.contract import Retention
+from bridge.inbox.redis.encoding import pack, unpack
+from bridge.inbox.redis.store import RedisInbox
+from tests.conftest import eventually
+from tests.contract.inbox.conftest import redis
+from tests.contract.inbox.files import Clock
+
+RETENTION = Retention(max_messages=100, max_age_s=1000, dedupe_s=60)
+
+
+class Fleet:
+    """Bridges that share one store and one clock."""
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        self.clock = clock
+        self._folder = folder
+
+    @asynccontextmanager
+    async def bridge(self) -> AsyncIterator[RedisInbox]:
+        """Open the store as one more bridge."""
+        inbox = redis(RETENTION, clock=self.clock.steady, folder=self._folder)
+        assert isinstance(inbox, RedisInbox)
+        inbox.subscribe(lambda _: None)
+        await inbox.open()
+        try:
+            yield inbox
+        finally:
+            await inbox.close()
+
+    def message(self, number: int = 0, user: str = "ann") -> Message:
+        """Return a message that must be delivered within 45 s."""
+        tracking = Tracking(
+            wants_receipt=True, undelivered_after_s=45.0, id=f"{user}{number}"
+        )
+        options = MessageOptions(tracking=tracking)
+        now_s = self.clock.now_s
+        return Message(user, "message", b"1", now_s, options=options)
+
+
+@pytest_asyncio.fixture
+async def fleet(tmp_path: Path, clock: Clock) -> AsyncIterator[Fleet]:
+    """A fleet without bridges."""
+    yield Fleet(tmp_path, clock)
+
+
+def ids(events: list[WorkerEvent]) -> list[str]:
+    return [event.id for event in events]
+
+
+async def take(*bridges: RedisInbox) -> list[WorkerEvent]:
+    """Let all bridges publish at the same time what they find."""
+    found = await asyncio.gather(*(each.pending_events(100) for each in bridges))
+    for inbox, events in zip(bridges, found, strict=True):
+        await inbox.confirm_events(events)
+    return [event for events in found for event in events]
+
+
+async def test_a_page_on_another_bridge_receives_the_message(fleet: Fleet) -> None:
+    """The bridge with the page moves the mark, and one of them publishes the outcome."""
+    async with fleet.bridge() as storing, fleet.bridge() as showing:
+        await showing.follow("ann")
+        await storing.append([fleet.message()])
+        await eventually(lambda: "ann" in showing.tracked)
+
+        showing.mark_delivered("ann", 1)
+        events: list[WorkerEvent] = []
+
+        async def is_told() -> bool:
+            events.extend(await take(storing, showing))
+            return bool(events)
+
+        await eventually(is_told)
+        assert ids(events) == ["ann0.delivered"]
+        assert await take(storing, showing) == []
+
+
+async def test_a_mark_that_is_under_way_counts_before_the_time_is_over(
+    fleet: Fleet,
+) -> None:
+    """The bridge that looks at the time does not have the page."""
+    async with fleet.bridge() as storing, fleet.bridge() as showing:
+        await showing.follow("ann")
+        await storing.append([fleet.message()])
+        await eventually(lambda: "ann" in showing.tracked)
+        fleet.clock.now_s += 44.9
+        showing.mark_delivered("ann", 1)
+        fleet.clock.now_s += 0.5
+
+        assert ids(await take(storing)) in ([], ["ann0.delivered"])
+        fleet.clock.now_s += 10
+        events = await take(showing) + await take(storing)
+        assert "ann0.undelivered" not in ids(events)
+
+
+async def test_each_decision_is_made_once(fleet: Fleet) -> None:
+    """All bridges look at the time at the same moment."""
+    async with AsyncExitStack() as stack:
+        bridges = [await stack.enter_async_context(fleet.bridge()) for _ in range(3)]
+        users = [f"user{number}" for number in range(40)]
+        for number in range(5):
+            await bridges[0].append([fleet.message(number, user) for user in users])
+        fleet.clock.now_s += 50
+
+        events = await take(*bridges) + await take(*bridges) + await take(*bridges)
+
+        assert len(events) == 200
+        assert len(set(ids(events))) == 200
+        for user in users:
+            of_user = [event.id for event in events if event.user == user]
+            assert of_user == [f"{user}{number}.undelivered" for number in range(5)]
+
+
+async def test_events_of_a_bridge_that_stops_are_published_by_another_one(
+    fleet: Fleet,
+) -> None:
+    """At once, because it lets them go; after a crash some seconds later."""
+    async with fleet.bridge() as other:
+        async with fleet.bridge() as stopping:
+            await stopping.append([fleet.message()])
+            fleet.clock.now_s += 50
+            assert ids(list(await stopping.pending_events(9))) == ["ann0.undelivered"]
+            assert await other.pending_events(9) == []
+
+        async def is_there() -> bool:
+            return ids(list(await other.pending_events(9))) == ["ann0.undelivered"]
+
+        await eventually(is_there)
+
+
+def test_a_tracked_message_is_recognized_with_any_metadata() -> None:
+    """Bridges of earlier versions read such messages as before."""
+    for published_s in (None, 1.5):
+        for trace_parent in (None, "00-a-b-01"):
+            for key in (None, "k"):
+                options = MessageOptions(
+                    key=key,
+                    throttle_s=2.0 if key else None,
+                    tracking=Tracking(True),  # noqa: FBT003
+                )
+                message = Message("ann", "e", b"1", 1.0, "m")
+                message.published_s, message.trace_parent = published_s, trace_parent
+                message.options = options
+
+                found = unpack("ann", pack(message))
+
+                assert found.trace_parent == trace_parent
+                assert found.published_s == published_s
+                assert found.options is not None
+                assert found.options.key == key
+                assert found.options.tracking is not None
+                message.options = None
+                assert unpack("ann", pack(message)) == message

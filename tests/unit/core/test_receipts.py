@@ -1,0 +1,144 @@
+"""Decisions about tracked messages, without a store."""
+
+from itertools import product
+
+import pytest
+
+from bridge.core.clock_reading import ClockReading
+from bridge.core.message import Message
+from bridge.core.message_options import Tracking
+from bridge.core.receipts import (
+    Receipt,
+    WorkerEvent,
+    decide,
+    duplicate_tracking,
+    unpack_event,
+    unpack_receipt,
+)
+from bridge.enums import ReceiptOutcome as Outcome
+
+TAKEN_S = 1000.0
+
+
+def receipt(
+    *,
+    wants: bool = True,
+    after_s: float | None = None,
+    ttl_s: float | None = None,
+    offset: int = 5,
+) -> Receipt:
+    deadline_s = None if ttl_s is None else TAKEN_S + ttl_s
+    message = Message("ann", "message", b"1", TAKEN_S, "m1", deadline_s)
+    tracking = Tracking(wants, "answers", "c", after_s, id="t")
+    return Receipt(message, offset, tracking)
+
+
+@pytest.mark.parametrize(
+    ("delivered", "absence", "age_s", "outcome"),
+    [
+        (5, None, 10, Outcome.DELIVERED),
+        (9, None, 10, Outcome.DELIVERED),
+        (4, None, 10, None),
+        (5, Outcome.TRIMMED, 10, Outcome.TRIMMED),
+        (5, Outcome.REPLACED, 10, Outcome.REPLACED),
+        (5, None, 60, Outcome.EXPIRED),
+        (4, None, 60, Outcome.EXPIRED),
+        (5, None, 2000, Outcome.TRIMMED),
+        (5, Outcome.REPLACED, 2000, Outcome.REPLACED),
+    ],
+)
+def test_the_final_outcome(
+    delivered: int, absence: Outcome | None, age_s: float, outcome: Outcome | None
+) -> None:
+    """A mark counts only if the message was there for a window to receive."""
+    asked = receipt(ttl_s=30)
+    now_s = TAKEN_S + age_s
+
+    verdict = decide(
+        asked,
+        delivered=delivered,
+        at=ClockReading(now_s),
+        oldest_s=now_s - 1000,
+        absence=absence,
+    )
+
+    assert verdict.outcomes == ([] if outcome is None else [outcome])
+    assert verdict.rest == (asked if outcome is None else None)
+
+
+@pytest.mark.parametrize(
+    ("delivered", "absence", "age_s"),
+    list(product((0, 9), (None, Outcome.TRIMMED, Outcome.REPLACED), (1, 60, 2000))),
+)
+def test_a_late_message_is_told_at_most_once_and_not_if_it_came_in_time(
+    delivered: int, absence: Outcome | None, age_s: float
+) -> None:
+    """In every combination, and before its outcome."""
+    now_s = TAKEN_S + age_s
+    waiting: Receipt | None = receipt(after_s=45)
+    outcomes: list[Outcome] = []
+    for _ in range(2):
+        if waiting is not None:
+            verdict = decide(
+                waiting,
+                delivered=delivered,
+                at=ClockReading(now_s),
+                oldest_s=now_s - 1000,
+                absence=absence,
+            )
+            outcomes += verdict.outcomes
+            waiting = verdict.rest
+
+    in_time = (delivered and age_s < 45 and absence is None) or (
+        absence is Outcome.REPLACED
+    )
+    is_early = not delivered and age_s < 45 and absence is None
+    assert outcomes.count(Outcome.UNDELIVERED) == (not in_time and not is_early)
+    assert Outcome.UNDELIVERED not in outcomes[1:]
+    assert len(outcomes) <= 2
+
+
+def test_nothing_is_told_that_was_not_asked_for() -> None:
+    """The producer wants to know only if the message is late."""
+    asked = receipt(wants=False, after_s=45)
+    times = {"at": ClockReading(TAKEN_S + 50), "oldest_s": 0.0, "absence": None}
+
+    verdict = decide(asked, delivered=0, **times)  # type: ignore[arg-type] # mixed values
+
+    assert verdict.outcomes == [Outcome.UNDELIVERED]
+    assert verdict.rest is None
+
+
+def test_a_receipt_is_packed_without_data() -> None:
+    """Everything else comes back."""
+    asked = receipt(after_s=45, ttl_s=3.5)
+
+    found = unpack_receipt(asked.pack(), user="ann", offset=5)
+
+    assert found.tracking == asked.tracking
+    assert found.message.data == b""
+    found.message.data = b"1"
+    assert found == asked
+    assert found.due_s == TAKEN_S + 3.5
+
+
+def test_an_event_is_packed() -> None:
+    """With its body byte for byte."""
+    event = WorkerEvent("1", "user.online", "ann", '{"ä": 1}'.encode(), 1.5, None, "c")
+
+    assert unpack_event(event.pack(), key=None) == event
+
+
+def test_a_duplicate_is_tracked_at_its_own_address() -> None:
+    """Under the id of the original."""
+    original = Tracking(wants_receipt=True, reply_to="a", undelivered_after_s=5, id="t")
+    same = Tracking(wants_receipt=True, reply_to="a")
+    other = Tracking(wants_receipt=True, reply_to="b", undelivered_after_s=9)
+
+    assert duplicate_tracking([original], same) is None
+    assert duplicate_tracking([], other) is None
+    assert duplicate_tracking([original], other) == Tracking(
+        wants_receipt=True, reply_to="b", id="t"
+    )
+    late = Tracking(wants_receipt=False, undelivered_after_s=9)
+    assert duplicate_tracking([original], late) is None
