@@ -42,6 +42,8 @@ log = structlog.get_logger(__name__)
 _FIRST_TRY_S: Final = 5.0
 _CLOSE_S: Final = 5.0
 _READY_POLL_S: Final = 0.05
+# What workers are told about the last messages; usually a few milliseconds.
+_EVENTS_S: Final = 2.0
 # The share of the drain timeout that settling may use; windows get the rest.
 _SETTLING_SHARE: Final = 0.5
 
@@ -145,6 +147,7 @@ class Bridge:
                 "intake": self._consume(),
                 "pipeline": parts.pipeline.run(),
                 "outbox": parts.outbox.run(),
+                "events": self._publish_events(),
                 "sockets": parts.sockets.engine.run(),
                 "store": parts.inbox_maintenance.run(),
                 "gauges": parts.gauges.run(),
@@ -218,6 +221,10 @@ class Bridge:
         await self.components.inbox_maintenance.wait_until_open()
         await self.components.intake.run()
 
+    async def _publish_events(self) -> None:
+        await self.components.inbox_maintenance.wait_until_open()
+        await self.components.events.run()
+
     async def _drain(self) -> None:
         parts = self.components
         parts.readiness.start_draining()
@@ -244,6 +251,9 @@ class Bridge:
                 )
         except TimeoutError:
             log.warning("bridge.drain_timed_out", windows=len(parts.sockets.rooms))
+        with suppress(TimeoutError):  # the store keeps the rest, unless it is in memory
+            async with asyncio.timeout(_EVENTS_S):
+                await parts.events.published()
         log.info("bridge.drained")
 
     # --- reloading

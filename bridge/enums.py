@@ -399,6 +399,16 @@ class RequestOutcome(_ExplainedEnum):
 REQUEST_ERRORS: Final = tuple(one for one in RequestOutcome if one.is_error)
 
 
+class ReplyOutcome(StrEnum):
+    """What became of a receipt for a `reply_to`: a label of `bridge_event_replies_total`."""
+
+    SENT = "sent"
+    UNROUTABLE = "unroutable"  # there is no such queue
+    REFUSED = "refused"  # a queue of bridge, or no name of a queue
+    NOT_PERMITTED = "not_permitted"  # bridge may not write to the default exchange
+    UNCONFIRMED = "unconfirmed"  # not in time, or the queue is full
+
+
 class ControlOutcome(StrEnum):
     """How a command ended: a label of `bridge_control_commands_total`."""
 
@@ -443,6 +453,7 @@ class Stage(StrEnum):
     RETRIED = "retried"
     DEAD = "dead"
     REDRIVEN = "redriven"
+    REPORTED = "reported"
 
 
 class ReceiptOutcome(_ExplainedEnum):

@@ -303,23 +303,6 @@ class Metrics(ReadableMetrics):
             "bridge_events_ignored",
             "Events and packets from windows that the bridge does not know.",
         )
-        self.requests = counter(
-            "bridge_requests",
-            "Requests from pages to workers, by outcome.",
-            ("outcome",),
-        )
-        self.request_seconds = ages(
-            "bridge_request_seconds",
-            "Time from a request of a page to the reply of the worker.",
-        )
-        self.requests_in_flight = gauge(
-            "bridge_requests_in_flight",
-            "Requests from pages that wait for the reply of a worker.",
-        )
-        self.late_replies = counter(
-            "bridge_request_late_replies",
-            "Replies of workers that were dropped: their request had ended, by its timeout in most cases.",
-        )
         self.keys_refused = _keys_refused(registry)
         self.forwarded_unreadable = _forwarded_unreadable(registry)
         self.certificate_end = gauge(
@@ -330,6 +313,49 @@ class Metrics(ReadableMetrics):
         info = Info("bridge", "Version of the bridge.", registry=registry)
         info.info({"version": __version__})
         ProcessCollector(registry=registry)
+        self._declare_back_end(registry)
+
+    def _declare_back_end(self, registry: CollectorRegistry) -> None:
+        """Declare what counts messages between bridge and workers, besides those for pages."""
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        self.requests = counter(
+            "bridge_requests",
+            "Requests from pages to workers, by outcome.",
+            ("outcome",),
+        )
+        self.request_seconds = FastHistogram(
+            "bridge_request_seconds",
+            "Time from a request of a page to the reply of the worker.",
+            buckets=_AGE_BUCKETS_S,
+            registry=registry,
+        )
+        self.requests_in_flight = gauge(
+            "bridge_requests_in_flight",
+            "Requests from pages that wait for the reply of a worker.",
+        )
+        self.late_replies = counter(
+            "bridge_request_late_replies",
+            "Replies of workers that were dropped: their request had ended, by its timeout in most cases.",
+        )
+        self.events_published = counter(
+            "bridge_events_published",
+            "Events for workers that the broker has confirmed, by routing key; repeats count.",
+            ("routing_key",),
+        )
+        self.events_waiting = gauge(
+            "bridge_events_waiting",
+            "Events for workers that wait to be published.",
+        )
+        self.events_oldest = gauge(
+            "bridge_events_oldest_seconds",
+            "Age of the oldest event for workers that waits to be published; 0 without one.",
+        )
+        self.event_replies = counter(
+            "bridge_event_replies",
+            "Receipts for the reply_to of a message, by outcome.",
+            ("outcome",),
+        )
 
 
 class SupervisorMetrics(ReadableMetrics):

@@ -3,6 +3,7 @@
 from bridge.amqp.consume.intake import Intake
 from bridge.amqp.requests import RequestClient
 from bridge.amqp.supervision import OutageLog
+from bridge.event_publisher import EventPublisher
 from bridge.inbox.contract import Inbox
 from bridge.outbox import Outbox
 from bridge.pipeline import Pipeline
@@ -20,6 +21,7 @@ class BridgeReadiness:
         inbox: Inbox,
         outages: OutageLog,
         requests: RequestClient | None,
+        events: EventPublisher,
     ) -> None:
         self._intake = intake
         self._pipeline = pipeline
@@ -27,6 +29,7 @@ class BridgeReadiness:
         self._inbox = inbox
         self._outages = outages
         self._requests = requests
+        self._events = events
         self.is_draining = False
 
     def start_draining(self) -> None:
@@ -45,6 +48,11 @@ class BridgeReadiness:
         if self._intake.control_problem is not None:
             warnings.append(
                 f"commands of the back end wait: {self._intake.control_problem}"
+            )
+        if self._events.waiting and self._events.problem is not None:
+            warnings.append(
+                f"{self._events.waiting} events for workers wait to be published: "
+                f"{self._events.problem}"
             )
         return warnings
 

@@ -36,6 +36,7 @@ from bridge.core.origins import OriginRules
 from bridge.core.redis_address import is_redis, parse_redis
 from bridge.core.worker_slot import WorkerSlot
 from bridge.errors import ConfigError
+from bridge.event_publisher import EventPublisher
 from bridge.fencing import Fencing
 from bridge.gauges import GaugeSampler
 from bridge.http.api.dead_letters import add_dead_letter_routes
@@ -185,6 +186,15 @@ class Components:
             ),
             outages=outages,
         )
+        self.events = EventPublisher(
+            address,
+            names,
+            inbox,
+            max_waiting=settings.events_max_waiting,
+            metrics=metrics,
+            journal=journal,
+            outages=outages,
+        )
         self.outbox = Outbox(self.intake, self.publisher, metrics=metrics)
         self.pipeline = Pipeline(
             intake=self.intake,
@@ -202,6 +212,7 @@ class Components:
             fencing=Fencing(inbox, metrics=metrics)
             if isinstance(inbox, RedisInbox)
             else None,
+            events_problem=lambda: self.events.full,
         )
         self.readiness = readiness = BridgeReadiness(
             intake=self.intake,
@@ -210,6 +221,7 @@ class Components:
             inbox=inbox,
             outages=outages,
             requests=self.page_requests.client if settings.page_events else None,
+            events=self.events,
         )
         metrics.log_lines_dropped.set_function(dropped_log_lines)
         metrics.certificate_end.set_function(self._certificate_end_s)
@@ -250,20 +262,19 @@ class Components:
             inbox=inbox,
             store=settings.inbox.partition(":")[0],
         )
-        overview = OverviewEndpoint(
-            namespace=settings.namespace,
-            port=settings.port,
-            readiness=readiness,
-            intake=self.intake,
-            inbox=inbox,
-            sockets=self.sockets,
-            metrics=metrics,
-        )
         self.jobs = jobs = JobBoard()
 
         def add_api(api: Api) -> None:
-            overview.add_routes(api)
-            add_queue_routes(api, queues)
+            OverviewEndpoint(
+                namespace=settings.namespace,
+                port=settings.port,
+                readiness=readiness,
+                intake=self.intake,
+                inbox=inbox,
+                sockets=self.sockets,
+                metrics=metrics,
+            ).add_routes(api)
+            add_queue_routes(api, queues, self.events, names)
             add_dead_letter_routes(api, dead_letters, jobs)
             add_job_routes(api, jobs)
             add_routes_of_users(api, inbox, fleet_view)

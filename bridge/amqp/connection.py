@@ -44,6 +44,7 @@ _CLOSE_WITHIN_S: Final = 2.0
 # How long the library may take to notice that the connection was aborted.
 _ABORT_WITHIN_S: Final = 0.5
 CONNECTION_LOST: Final = "the connection was lost"
+NO_CONNECTION: Final = "there is no connection to the broker"
 
 
 ReaderT_co = TypeVar("ReaderT_co", bound=FrameReader, covariant=True)
@@ -61,6 +62,7 @@ class Purpose(StrEnum):
     CONSUME = "consume"
     PUBLISH = "publish"
     REQUEST = "request"
+    EVENTS = "events"
     CHECK = "check"
     OPERATE = "operate"  # short-lived: queries of queues, work on dead letters
 

@@ -115,6 +115,30 @@ async def may_configure_anything(
     )
 
 
+async def may_reply(
+    connection: BrokerConnection[FrameReader], *, timeout_s: float
+) -> bool:
+    """
+    Return whether the user may publish to queues of others, through the default exchange.
+
+    The probe is a message for a queue that does not exist, which the broker drops.
+
+    Raises:
+        BrokerUnavailableError: If the broker is unreachable or too slow.
+
+    """
+    nowhere = f"check-{secrets.token_hex(8)}"
+    async with broker_call("probe replies", timeout_s=timeout_s):
+        channel = await connection.open_channel(confirms=False)
+        try:
+            await channel.basic_publish(b"", exchange="", routing_key=nowhere)
+            await channel.basic_qos(prefetch_count=0)  # its reply follows the refusal
+        except ChannelAccessRefused:
+            return False
+        await channel.close()
+    return True
+
+
 async def knows_type(
     connection: BrokerConnection[FrameReader],
     names: BrokerNames,

@@ -11,9 +11,6 @@ the broker. Nothing is sent again, because a worker may have processed the reque
 
 Each request ends exactly once: the first of a reply, a return, a nack, the timeout and the
 loss of the connection removes it from the table, and later ones find nothing.
-
-The frames of a publish are built here and written at once. The library's way costs several
-times as much as everything else between the page and the broker.
 """
 
 import asyncio
@@ -21,7 +18,6 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from struct import Struct
 from typing import Final
 
 import aiormq
@@ -29,12 +25,14 @@ import structlog
 
 from bridge.amqp.connection import (
     CONNECTION_LOST,
+    NO_CONNECTION,
     BrokerAddress,
     BrokerConnection,
     Purpose,
     ignore_message,
 )
 from bridge.amqp.frame_reader import Confirm, RequestReader
+from bridge.amqp.publish.frames import PublishFrames
 from bridge.amqp.supervision import OutageLog, supervise
 from bridge.amqp.topology import declare, requests_topology
 from bridge.core.broker_names import BrokerNames
@@ -56,19 +54,6 @@ _REPLY_TO: Final = "amq.rabbitmq.reply-to"
 _ID_BYTES: Final = 12  # a worker must not guess the ids of requests to other workers
 # Bytes that the broker has not confirmed. More wait only while it is too slow or frozen.
 _UNCONFIRMED_MAX_BYTES: Final = 4 << 20
-_FRAME_MAX_BYTES: Final = 128 << 10
-
-_METHOD: Final = 1
-_HEADER: Final = 2
-_BODY: Final = 3
-_END: Final = b"\xce"
-_FRAME: Final = Struct(">BHI").pack
-_HEADER_FRAME: Final = Struct(">BHIHHQ").pack
-_FRAME_OVERHEAD_BYTES: Final = 8
-_HEADER_HEAD_BYTES: Final = 12  # class, weight and body size
-_BASIC: Final = 60
-_BASIC_PUBLISH: Final = b"\x00\x3c\x00\x28\x00\x00"  # with the reserved field
-_MANDATORY: Final = b"\x01"
 
 # The reply of a worker, or how the request ended without one.
 RequestResult = Delivery | RequestOutcome
@@ -130,9 +115,8 @@ class RequestChannel:
         self._unconfirmed: dict[int, tuple[str, int]] = {}  # id and size, by tag
         self._unconfirmed_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._frames = PublishFrames(connection, wire.number)
         self._methods: dict[str, bytes] = {}  # the first frame, by event
-        frame_max = connection.wire.connection_tune.frame_max or _FRAME_MAX_BYTES
-        self._max_part_bytes = frame_max - _FRAME_OVERHEAD_BYTES
         self._expiration = str(max(1, round(timeout_s * 1000))).encode()
         self.has_closed = asyncio.Event()
         for closing in (wire.closing, connection.wire.closing):
@@ -191,24 +175,12 @@ class RequestChannel:
                 message_id=id_,
             )
         )
-        number, body = self._wire.number, request.body
         method = self._methods.get(request.event)
         if method is None:
-            arguments = (
-                _BASIC_PUBLISH
-                + _short(self._exchange)
-                + _short(request.event)
-                + _MANDATORY
+            method = self._methods[request.event] = self._frames.method(
+                self._exchange.encode(), request.event.encode(), mandatory=True
             )
-            method = _FRAME(_METHOD, number, len(arguments)) + arguments + _END
-            self._methods[request.event] = method
-        size = _HEADER_HEAD_BYTES + len(properties)
-        header = _HEADER_FRAME(_HEADER, number, size, _BASIC, 0, len(body))
-        frames = [method, header, properties, _END]
-        for start in range(0, len(body), self._max_part_bytes):
-            part = body[start : start + self._max_part_bytes]
-            frames += (_FRAME(_BODY, number, len(part)), part, _END)
-        return b"".join(frames)
+        return method + self._frames.content(properties, request.body)
 
     # --- how a request ends
 
@@ -265,11 +237,6 @@ class RequestChannel:
             self._end(id_, RequestOutcome.NOT_AVAILABLE)
 
 
-def _short(text: str) -> bytes:
-    raw = text.encode()
-    return bytes((len(raw),)) + raw
-
-
 class RequestClient:
     """
     Sends requests to workers on a connection of its own, which is opened again when lost.
@@ -304,7 +271,7 @@ class RequestClient:
     def problem(self) -> str | None:
         """Why requests end as `not_available` now; ``None`` as far as is known."""
         if self._channel is None:
-            return "there is no connection to the broker"
+            return NO_CONNECTION
         return self._channel.problem
 
     def send(self, request: OutgoingRequest, on_result: OnResult) -> None:

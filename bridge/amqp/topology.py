@@ -7,6 +7,7 @@ The exchanges, queues and bindings that bridge needs, and how to declare or comp
     <ns>.retry.<ms> ──▶ queue <ns>.retry.<ms>, waits <ms> there                              │
                                                                                     queue <ns>.dead
     <ns>.control ──#──▶ queue <ns>.control
+    <ns>.events, to which workers bind their queues
 
 With more than one shard, or after the number of shards was changed, shards/layout.py says
 what stands between the exchange <ns>.inbound and the queues.
@@ -222,7 +223,14 @@ def topology(
     messages = Exchange(names.messages, "topic", alternate=fallback.name)
     control = control_topology(names)
     queues += control.queues
-    exchanges += [*control.exchanges, entry, inbound, fallback, messages]
+    exchanges += [
+        events_exchange(names),
+        *control.exchanges,
+        entry,
+        inbound,
+        fallback,
+        messages,
+    ]
     bindings += [
         *control.bindings,
         Binding(fallback.name, inbound),
@@ -241,6 +249,15 @@ def control_topology(names: BrokerNames) -> Topology:
     exchange = Exchange(names.control, "topic", alternate=names.unrouted)
     queue = Queue(names.control, {**QUORUM, **_dead_letter_to(names.dead)})
     return Topology([exchange], [queue], [Binding(exchange.name, queue, "#")])
+
+
+def events_exchange(names: BrokerNames) -> Exchange:
+    """
+    Return the exchange of events for workers.
+
+    It has no alternate exchange: an event that no worker has asked for is dropped.
+    """
+    return Exchange(names.events, "topic")
 
 
 def requests_topology(names: BrokerNames) -> Topology:

@@ -13,7 +13,7 @@ import orjson
 import typer
 from pydantic import BaseModel
 
-from bridge.core.contracts import control, messages, windows
+from bridge.core.contracts import control, events, messages, windows
 from bridge.core.contracts.json_schema import schema_body
 from bridge.core.contracts.operator import OPERATIONS
 from bridge.core.contracts.operator.openapi import openapi_document
@@ -29,6 +29,7 @@ _FILES: Final[Mapping[str, type[BaseModel]]] = {
     "page-request": messages.PageRequest,
     "worker-reply": messages.WorkerReply,
     "request-answer": windows.RequestAnswer,
+    "message-event": events.MessageEvent,
     "kick": control.KickCommand,
     "revoke": control.RevokeCommand,
     "token-claims": windows.TokenClaims,

@@ -30,6 +30,11 @@ class BrokerNames:
         return f"{self.namespace}.requests"
 
     @property
+    def events(self) -> str:
+        """The topic exchange of events for workers; only bridge publishes to it."""
+        return f"{self.namespace}.events"
+
+    @property
     def inbound(self) -> str:
         """The exchange in front of the inbound queues; retries return through it."""
         return f"{self.namespace}.inbound"

@@ -244,6 +244,7 @@ _TEXTS: Final = {
     Stage.RETRIED: "put into a retry queue",
     Stage.DEAD: "became a dead letter",
     Stage.REDRIVEN: "redriven from the dead letters",
+    Stage.REPORTED: "reported to workers",
 }
 
 

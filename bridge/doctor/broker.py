@@ -15,6 +15,7 @@ from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.permissions import (
     MissingPermission,
     may_configure_anything,
+    may_reply,
     missing_permissions,
 )
 from bridge.amqp.topology import ComparisonState, Exchange, Queue, Topology, compare
@@ -211,6 +212,9 @@ async def _check_topology(
     yield check_permissions(
         lacks, target.names, url=target.url, may_do_anything=may_do_anything
     )
+    may = await may_reply(connection, timeout_s=timeout_s)
+    text = "also go to" if may else "do not go to (no write on amq.default)"
+    yield ok("receipts", f"{text} `reply_to`, besides {target.names.events}")
 
 
 def _delete_command(title: str, url: URL) -> str:

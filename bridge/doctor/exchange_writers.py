@@ -26,7 +26,7 @@ async def check_exchange_writers(
     has_requests: bool,
 ) -> AsyncIterator[CheckResult]:
     """
-    Name the accounts, besides bridge's own, that could send commands or forge requests.
+    Name the accounts, besides bridge's own, that could send commands or forge events.
 
     Args:
         management: ``None`` if no URL is set.
@@ -37,13 +37,19 @@ async def check_exchange_writers(
 
     """
     of_control = f"who may write to {names.control}"
-    of_requests = f"who may write to {names.requests}"
+    forgeries = [
+        (names.events, "publish receipts that are not true", "rely on receipts"),
+        (
+            names.requests,
+            "send requests in the name of any user",
+            "rely on x-bridge-user",
+        ),
+    ][: 2 if has_requests else 1]
     patterns = await _write_patterns(management)
     if isinstance(patterns, str):
         show = f"rabbitmqctl list_permissions --vhost {quote(vhost)}   # shows the same"
-        yield skip(of_control, patterns, fix=show)
-        if has_requests:
-            yield skip(of_requests, patterns, fix=show)
+        for exchange in (names.control, *(each[0] for each in forgeries)):
+            yield skip(f"who may write to {exchange}", patterns, fix=show)
         return
     patterns.pop(own_user, None)
 
@@ -67,15 +73,14 @@ async def check_exchange_writers(
         yield warn(of_control, text, fix=fix(broad[0]))
     else:
         yield ok(of_control, f"{' and '.join([own_user, *commanders])} alone")
-    if not has_requests:
-        return
-    forgers = writers(names.requests)
-    if forgers:
-        text = f"also {', '.join(forgers)}; such an account can send requests in the name of any user"
-        yield warn(of_requests, text, fix=fix(forgers[0]))
-    else:
-        text = f"{own_user} alone, so workers can rely on x-bridge-user"
-        yield ok(of_requests, text)
+    for exchange, harm, use in forgeries:
+        subject = f"who may write to {exchange}"
+        forgers = writers(exchange)
+        if forgers:
+            text = f"also {', '.join(forgers)}; such an account can {harm}"
+            yield warn(subject, text, fix=fix(forgers[0]))
+        else:
+            yield ok(subject, f"{own_user} alone, so workers can {use}")
 
 
 async def _write_patterns(management: ManagementApi | None) -> dict[str, str] | str:

@@ -155,7 +155,7 @@ def _ttl_effect(role: QueueRole, shown: str) -> tuple[CheckStatus, str]:
             return CheckStatus.WARN, f"{shown} shortens longer retry delays"
         case QueueRole.DEAD:
             return CheckStatus.WARN, f"{shown} drops older dead letters"
-        case QueueRole.CONTROL:
+        case QueueRole.CONTROL | QueueRole.EVENTS:
             text = f"{shown} drops commands such as `revoke` that wait for a bridge"
             return CheckStatus.FAIL, text
 

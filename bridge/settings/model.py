@@ -287,6 +287,13 @@ class Settings(BaseSettings):
         "Period in which a repeated `message_id` of the same user is not stored again.",
     )
 
+    events_max_waiting: Count = _fixed(
+        100_000,
+        "Events for workers, such as receipts, that wait in the inbox store while RabbitMQ "
+        "takes none. At this number, messages that ask for a receipt wait in RabbitMQ, and "
+        "all that follow them.",
+    )
+
     # --- limits
     max_message_bytes: Size = _reloadable(
         "256KiB", "Size limit of a body; a larger one becomes a dead letter."

@@ -30,6 +30,8 @@ RULES: Final[Mapping[str, MergeRule]] = {
     "bridge_queue_consumers": max,
     "bridge_inbox_bytes": max,
     "bridge_inbox_free_bytes": min,
+    "bridge_events_waiting": max,
+    "bridge_events_oldest_seconds": max,
     "bridge_windows": operator.add,
     # A user with windows at two workers is counted twice.
     "bridge_users": operator.add,

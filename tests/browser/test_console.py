@@ -218,7 +218,7 @@ async def test_queues_are_listed_with_their_roles(
     namespace = running.settings.namespace
     await console.go("Queues", "queues")
 
-    await expect(console.rows).to_have_count(5)
+    await expect(console.rows).to_have_count(6)
     await expect(console.rows.first).to_contain_text(f"{namespace}.inbound.0")
     await expect(console.rows.first.locator("[data-label=Consumers]")).to_have_text("1")
     await expect(console.rows.last.get_by_role("link")).to_have_text(
@@ -319,7 +319,7 @@ async def test_after_a_restart_a_sign_in_returns_to_the_same_page(
         await console.sign_in()
         await expect(console.title).to_have_text("Queues")
         assert await console.page.evaluate("window.isStillHere") is True
-        await expect(console.rows).to_have_count(5)
+        await expect(console.rows).to_have_count(6)
         console.assert_clean(but=r"ERR_CONNECTION|ERR_EMPTY|status of (401|503)")
 
 

@@ -9,13 +9,20 @@ from pathlib import Path
 from subprocess import PIPE, STDOUT
 from typing import Any, Final
 
+import aio_pika
 import aiohttp
 import pytest
 
 from tests.conftest import eventually
-from tests.integration.programs import LIMIT_S, RunningProgram, environment, program
+from tests.integration.programs import (
+    LIMIT_S,
+    RunningProgram,
+    environment,
+    program,
+    token_for,
+)
 from tests.integration.programs import settings_for_program as settings_for
-from tests.integration.running import OPERATOR_TOKEN
+from tests.integration.running import OPERATOR_TOKEN, python_client
 from tests.local_node import LocalNode
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -44,7 +51,8 @@ def adapt(broker: LocalNode, namespace: str, running: RunningProgram) -> Any:
     def adapted(text: str) -> str:
         for url in ("amqp://guest:guest@localhost/", "amqp://localhost"):
             text = text.replace(url, broker.url)
-        text = text.replace("bridge.messages", f"{namespace}.messages")
+        for exchange in ("messages", "events"):
+            text = text.replace(f"bridge.{exchange}", f"{namespace}.{exchange}")
         return text.replace("http://127.0.0.1:8081", running.operator_url)
 
     return adapted
@@ -99,6 +107,80 @@ async def test_the_python_snippet(
     await eval(code, {})  # noqa: S307 - a block of our own page
 
     await arrived(running, "order-17")
+
+
+async def test_the_worker_that_records_receipts(
+    adapt: Any, running: RunningProgram
+) -> None:
+    """It receives the outcomes of messages that are published after it was started."""
+    code = adapt(block("docs/producers.md", "Receipts"))
+    code = code.replace('"outcomes", durable=True', "exclusive=True")
+    names: dict[str, Any] = {"__name__": "worker"}
+    exec(code, names)  # noqa: S102 - a block of our own page
+    outcomes: dict[str, str] = {}
+    recording = asyncio.create_task(names["record"](outcomes), name="worker")
+    url = f"{running.operator_url}/api/publish"
+    headers = {"Authorization": f"Bearer {_API_KEY}"}
+    body = {"user": "ann", "data": 1, "id": "order-17", "receipt": True, "ttl_s": 0.1}
+
+    async def is_recorded() -> bool:
+        # The first ones may be published before the worker has bound its queue.
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.post(url, json=body) as response,
+        ):
+            assert response.status == 202
+        return outcomes == {"order-17": "expired"}
+
+    await eventually(is_recorded)
+    recording.cancel()
+
+
+async def test_the_worker_that_mails_late_messages(
+    adapt: Any, running: RunningProgram, broker: LocalNode, namespace: str
+) -> None:
+    """Ann stays away and gets a mail; Bob opens a page in time and gets none."""
+    code = adapt(block("docs/producers.md", "Messages that are not delivered in time"))
+    code = code.replace('"late-messages", durable=True', "exclusive=True")
+    names: dict[str, Any] = {"__name__": "worker"}
+    exec(code, names)  # noqa: S102 - a block of our own page
+    mails: dict[str, list[tuple[str, object]]] = {}
+
+    async def send(mail_id: str, user: str, data: object) -> None:
+        mails.setdefault(user, []).append((mail_id, data))
+
+    mailing = asyncio.create_task(names["mail_late_messages"](send), name="worker")
+    token = await token_for("bob", **settings_for(broker, namespace))
+    async with (
+        await aio_pika.connect(broker.url) as connection,
+        python_client() as page,
+    ):
+        channel = await connection.channel()
+        exchange = await channel.get_exchange(f"{namespace}.messages")
+
+        async def publish(user: str, after: str) -> None:
+            message = aio_pika.Message(
+                b'{"n": 1}',
+                headers={"x-bridge-undelivered-after": after},
+                delivery_mode=2,
+            )
+            await exchange.publish(message, user)
+
+        async def is_mailing() -> bool:
+            await publish("cem", "100ms")
+            return "cem" in mails
+
+        await eventually(is_mailing)  # its queue is bound
+        await publish("ann", "5s")
+        await publish("bob", "5s")
+        await page.connect(running.public_url, auth={"token": token})
+        await eventually(lambda: "ann" in mails)
+        await publish("dan", "100ms")
+        await eventually(lambda: "dan" in mails)
+
+    mailing.cancel()
+    assert [data for _, data in mails["ann"]] == [{"n": 1}]
+    assert "bob" not in mails
 
 
 async def test_the_node_snippet(adapt: Any, running: RunningProgram) -> None:

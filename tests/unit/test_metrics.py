@@ -49,6 +49,7 @@ def test_all_metrics_have_the_prefix_a_help_text_and_bounded_labels() -> None:
         "mode",
         "store",
         "version",
+        "routing_key",
     }
 
     metrics = Metrics()

@@ -6,6 +6,27 @@ from bridge.core.message_options import MessageOptions, render_options
 from bridge.core.properties import PERSISTENT, Properties
 
 
+def message_properties(
+    *,
+    event: str | None,
+    message_id: str | None,
+    ttl_s: float | None,
+    options: MessageOptions,
+) -> Properties:
+    """Return the properties of a message; the arguments are those of `publish_message`."""
+    tracking = options.tracking
+    reply_to = tracking.reply_to if tracking else None
+    return Properties(
+        content_type=b"application/json",
+        headers=render_options(options),
+        delivery_mode=PERSISTENT,
+        reply_to=None if reply_to is None else reply_to.encode(),
+        expiration=None if ttl_s is None else str(int(ttl_s * 1000)).encode(),
+        message_id=None if message_id is None else message_id.encode(),
+        type=None if event is None else event.encode(),
+    )
+
+
 class MessagePublisher:
     """Publishes messages with the properties that a producer would set."""
 
@@ -40,13 +61,8 @@ class MessagePublisher:
             PublishRefusedError: If the broker refuses it.
 
         """
-        properties = Properties(
-            content_type=b"application/json",
-            headers=render_options(options),
-            delivery_mode=PERSISTENT,
-            expiration=None if ttl_s is None else str(int(ttl_s * 1000)).encode(),
-            message_id=None if message_id is None else message_id.encode(),
-            type=None if event is None else event.encode(),
+        properties = message_properties(
+            event=event, message_id=message_id, ttl_s=ttl_s, options=options
         )
         await self._publisher.publish(
             self._exchange, user.encode(), body=data, properties=properties

@@ -17,6 +17,7 @@ import structlog
 from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity, DeliveryError
 
 from bridge.amqp.connection import (
+    NO_CONNECTION,
     BrokerAddress,
     BrokerConnection,
     Purpose,
@@ -98,7 +99,7 @@ class Publisher:
     def problem(self) -> str | None:
         """Why nothing can be published now; ``None`` as far as is known."""
         if self._channels is None:
-            return "there is no connection to the broker"
+            return NO_CONNECTION
         if self.is_blocked:
             return f"the broker blocks publishers ({self._channels.blocked_for})"
         return None

@@ -26,6 +26,7 @@ from bridge.core.message import MESSAGE_ID_MAX_BYTES
 from bridge.core.message_options import (
     OPTIONS_MARK,
     MessageOptions,
+    Tracking,
     options_problem,
 )
 from bridge.enums import (
@@ -55,6 +56,9 @@ RETAIN_TEXT = (
 CLEAR_TEXT = (
     "The key is no longer retained; the message itself is delivered like any other."
 )
+RECEIPT_TEXT = (
+    "The final outcome of the message is published to the exchange `bridge.events`."
+)
 _Flag = bool | Literal["true", "false"]
 
 
@@ -73,6 +77,7 @@ class MessageHeaders(Contract):
         {"x-bridge-ephemeral": True},
         {"x-bridge-key": "job-17", "x-bridge-throttle": "250ms"},
         {"x-bridge-key": "job-17", "x-bridge-retain": True},
+        {"x-bridge-receipt": True, "x-bridge-undelivered-after": "45s"},
     )
 
     ephemeral: _Flag | Absent = Field(None, description=EPHEMERAL_TEXT)
@@ -82,6 +87,13 @@ class MessageHeaders(Contract):
     )
     retain: _Flag | Absent = Field(None, description=f"Needs a key. {RETAIN_TEXT}")
     clear: _Flag | Absent = Field(None, description=f"Needs a key. {CLEAR_TEXT}")
+    receipt: _Flag | Absent = Field(None, description=RECEIPT_TEXT)
+    undelivered_after: str | Absent = Field(
+        None,
+        description="A duration such as `45s`, at most BRIDGE_INBOX_MAX_AGE. If the message is not "
+        "delivered in that time, `message.undelivered` is published to the exchange "
+        "`bridge.events`.",
+    )
 
 
 class MessageProperties(Contract):
@@ -113,7 +125,12 @@ class MessageProperties(Contract):
     timestamp: int | Absent = Field(
         None, description="Unix time in seconds. Kept for operators, never trusted."
     )
-    correlation_id: str | Absent = Field(None, description="Kept for operators.")
+    reply_to: str | Absent = Field(
+        None, description="Where the receipt goes, too, through the default exchange."
+    )
+    correlation_id: str | Absent = Field(
+        None, description="Of what is published about the message."
+    )
     app_id: str | Absent = Field(
         None, description="Kept for operators: what published it."
     )
@@ -183,6 +200,7 @@ class PublishRequest(Contract):
             "throttle": "250ms",
             "retain": True,
         },
+        {"user": "alice", "data": {"text": "Please confirm"}, "receipt": True},
         {"user": "alice", "data": None},
     )
 
@@ -210,6 +228,7 @@ class PublishRequest(Contract):
     clear: bool = Field(
         default=False, strict=True, description=f"Needs a key. {CLEAR_TEXT}"
     )
+    receipt: bool = Field(default=False, strict=True, description=RECEIPT_TEXT)
 
     @property
     def options(self) -> MessageOptions:
@@ -222,6 +241,7 @@ class PublishRequest(Contract):
             else parse_duration_s(self.throttle),
             is_retained=self.retain,
             is_cleared=self.clear,
+            tracking=Tracking(wants_receipt=True) if self.receipt else None,
         )
 
     @model_validator(mode="after")

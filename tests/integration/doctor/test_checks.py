@@ -149,7 +149,14 @@ async def test_missing_permissions_are_found_and_the_suggested_command_grants_th
     chosen = settings(managed_broker, namespace, url)
 
     lacking = failed(await check_results(chosen))["permissions of poor"]
-    exchanges = ("dead", "unrouted", "control", "messages.fallback", "messages")
+    exchanges = (
+        "dead",
+        "unrouted",
+        "events",
+        "control",
+        "messages.fallback",
+        "messages",
+    )
     unwritable = ", ".join(f"{namespace}.{name}" for name in exchanges)
     assert f"no write on {unwritable};" in lacking.text
     assert f"{namespace}.inbound.0" in lacking.text.partition("no read on")[2]

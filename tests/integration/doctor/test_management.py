@@ -33,6 +33,7 @@ async def test_the_real_plugin_reports_rates_and_unacked_messages(
         path = f"queues/%2F/{namespace}.inbound.0"
         told = await managed_broker.ask("GET", path)
 
+    assert found.pop("events")["source"] == "store"
     for queue in found.values():
         assert (queue["source"], queue["problem"]) == ("management", None)
         assert queue["unacked"] is not None

@@ -17,11 +17,11 @@ from tests.integration.running import python_client
 FORGED = aio_pika.Message(b"{}", headers={"x-bridge-user": "ann"}, reply_to="x")
 
 
-async def publish_forged(url: URL, namespace: str) -> None:
-    """Publish a request in the name of ann."""
+async def publish_forged(url: URL, exchange_name: str) -> None:
+    """Publish a request in the name of ann, or an event in the name of bridge."""
     async with await aio_pika.connect(str(url)) as connection:
         channel = await connection.channel()
-        exchange = await channel.get_exchange(f"{namespace}.requests", ensure=False)
+        exchange = await channel.get_exchange(exchange_name, ensure=False)
         await exchange.publish(FORGED, EVENT, mandatory=False)
 
 
@@ -69,24 +69,28 @@ async def test_with_the_documented_permissions_no_producer_and_no_worker_can_for
         assert await client.call(EVENT, {}) == {"ok": True, "data": 1}
 
         for account in (producer, worker):
-            with pytest.raises(ChannelAccessRefused):
-                await publish_forged(account, namespace)
+            for exchange in ("requests", "events"):
+                with pytest.raises(ChannelAccessRefused):
+                    await publish_forged(account, f"{namespace}.{exchange}")
         await queue.delete(if_unused=False, if_empty=False)
 
 
-async def test_the_check_names_accounts_that_can_forge_requests(
-    managed_broker: ManagedBroker, namespace: str, least: URL
+@pytest.mark.parametrize("exchange", ["requests", "events"])
+async def test_the_check_names_accounts_that_can_forge_requests_or_events(
+    managed_broker: ManagedBroker, namespace: str, least: URL, exchange: str
 ) -> None:
     """The suggested command takes the permission away."""
     forger = f"{namespace}-forger"
     url = await managed_broker.add_user(forger, "^$", ".*", "^$")
     chosen = settings(managed_broker, namespace, least, page_events=EVENT)
-    subject = f"who may write to {namespace}.requests"
+    subject = f"who may write to {namespace}.{exchange}"
     async with requesting_bridge(chosen):
-        await publish_forged(url, namespace)  # the check is needed: this succeeds
+        await publish_forged(
+            url, f"{namespace}.{exchange}"
+        )  # the check is needed: this succeeds
         results = await check_results(chosen)
         assert failed(results) == {}
-        assert results[f"exchange {namespace}.requests"].status is CheckStatus.OK
+        assert results[f"exchange {namespace}.{exchange}"].status is CheckStatus.OK
         found = results[subject]
         assert found.status is CheckStatus.WARN
         assert forger in found.text

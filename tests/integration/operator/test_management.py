@@ -43,11 +43,12 @@ async def management() -> AsyncIterator[BaseTestServer]:
 
 
 async def declared_queues(api: ApiAsker) -> list[dict[str, Any]]:
-    """Return the queues once all of them are declared."""
+    """Return the queues on the broker once all of them are declared."""
     found: list[dict[str, Any]] = []
 
     async def are_declared() -> bool:
-        found[:] = (await api.get("/api/queues"))["items"]
+        queues = (await api.get("/api/queues"))["items"]
+        found[:] = [queue for queue in queues if queue["role"] != "events"]
         return all(queue["depth"] is not None for queue in found)
 
     await eventually(are_declared)

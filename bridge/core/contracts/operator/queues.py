@@ -17,6 +17,7 @@ class QueueRole(StrEnum):
     UNROUTED = "unrouted"
     DEAD = "dead"
     CONTROL = "control"
+    EVENTS = "events"
 
 
 class QueueSource(StrEnum):
@@ -24,6 +25,7 @@ class QueueSource(StrEnum):
 
     AMQP = "amqp"
     MANAGEMENT = "management"
+    STORE = "store"
 
 
 class Rates(Contract):
@@ -34,7 +36,12 @@ class Rates(Contract):
 
 
 class QueueFacts(Contract):
-    """One queue."""
+    """
+    One queue.
+
+    The role `events` is not a queue on the broker but the events for workers that wait in the
+    inbox store until the broker has them.
+    """
 
     name: str = Field(description="The name on the broker.")
     role: Annotated[QueueRole, listed(QueueRole)] = Field(description="Its role.")
@@ -45,14 +52,15 @@ class QueueFacts(Contract):
         description="Age of the oldest message in seconds. Inbound: since this bridge "
         "consumed the oldest delivery in flight; null if none is in flight here. Dead: since "
         "the oldest dead letter arrived; null while they are browsed elsewhere. Retry: null, see "
-        "`oldest_at_most_s`."
+        "`oldest_at_most_s`. Events: since the oldest was decided."
     )
     oldest_at_most_s: float | None = Field(
         description="For a retry queue that is not empty, its delay: older messages have left it."
     )
     rates: Rates | None = Field(description="Rates; null without the management API.")
     source: Annotated[QueueSource, listed(QueueSource)] = Field(
-        description="A passive declare, or the management API in addition."
+        description="A passive declare, or the management API in addition; for events the inbox "
+        "store."
     )
     problem: str | None = Field(description="Why numbers are missing, if any are.")
 

@@ -3,7 +3,7 @@
 import { NONE, count, duration, fault, foreign, h, rate, table } from "./parts.js";
 import { onReading } from "./readings.js";
 
-const ROLES = { inbound: "messages to consume", retry: "waiting for the next attempt", unrouted: "messages without a queue, which become dead letters", control: "commands of the back end", dead: "dead letters" };
+const ROLES = { inbound: "messages to consume", retry: "waiting for the next attempt", unrouted: "messages without a queue, which become dead letters", control: "commands of the back end", events: "for workers, not yet published", dead: "dead letters" };
 
 const ORDER = Object.keys(ROLES);
 const byRole = (one, other) => ORDER.indexOf(one.role) - ORDER.indexOf(other.role);

@@ -1,0 +1,371 @@
+"""Events for workers reach the broker: in order, at least once, and after every outage."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+from structlog.testing import capture_logs
+from yarl import URL
+
+from bridge.amqp.connection import BrokerAddress
+from bridge.core.broker_names import BrokerNames
+from bridge.core.journal import Journal
+from bridge.core.receipts import WorkerEvent
+from bridge.errors import StoreUnavailableError
+from bridge.event_publisher import EventPublisher
+from bridge.metrics import Metrics
+from tests.conftest import eventually
+from tests.integration.test_broker_alarm import memory_alarm
+from tests.local_node import LocalNode
+
+
+@dataclass
+class ListOutbox:
+    """An event outbox in a list, which may be unavailable."""
+
+    events: list[WorkerEvent] = field(default_factory=list)
+    confirmed: list[str] = field(default_factory=list)
+    asked: int = 0
+    is_away: bool = False
+    wake: Callable[[], None] = lambda: None
+
+    def on_events(self, wake: Callable[[], None]) -> None:
+        """Note whom to wake."""
+        self.wake = wake
+
+    async def pending_events(
+        self,
+        limit: int,
+        *,
+        max_bytes: int = 0,  # noqa: ARG002 - of the protocol
+    ) -> Sequence[WorkerEvent]:
+        """Return the oldest."""
+        self.asked += 1
+        self._check()
+        return self.events[:limit]
+
+    async def confirm_events(self, events: Sequence[WorkerEvent]) -> None:
+        """Delete them."""
+        self._check()
+        self.confirmed += [event.id for event in events]
+        ids = {event.id for event in events}
+        self.events = [event for event in self.events if event.id not in ids]
+
+    async def add_event(self, event: WorkerEvent) -> None:
+        """Add one and wake."""
+        self.events.append(event)
+        self.wake()
+
+    async def events_depth(self) -> tuple[int, float | None]:
+        """Return the number, and a fixed age."""
+        self._check()
+        return len(self.events), 7.0 if self.events else None
+
+    def _check(self) -> None:
+        if self.is_away:
+            raise StoreUnavailableError("memory:", "away")
+
+
+@dataclass
+class Stage:
+    """A publisher that runs, and what a worker and a producer have received from it."""
+
+    publisher: EventPublisher
+    outbox: ListOutbox
+    metrics: Metrics
+    channel: aio_pika.abc.AbstractChannel
+    received: list[AbstractIncomingMessage] = field(default_factory=list)
+    replies: list[AbstractIncomingMessage] = field(default_factory=list)
+    reply_to: str = ""
+
+    async def add(self, *numbers: int, **fields: str) -> None:
+        """Add an event for each number, for ann."""
+        for number in numbers:
+            body = json.dumps({"n": number}).encode()
+            await self.outbox.add_event(
+                WorkerEvent(
+                    f"id-{number}", "message.delivered", "ann", body, 0.0, **fields
+                )
+            )
+
+    @property
+    def ids(self) -> list[str | None]:
+        """The ids that the worker has received, in order."""
+        return [message.message_id for message in self.received]
+
+    def count(self, name: str, **labels: str) -> int:
+        """Return a counter of the publisher."""
+        return self.metrics.total(name, **labels)
+
+
+@asynccontextmanager
+async def publishing(
+    broker: LocalNode, namespace: str, *, url: str = "", timeout_s: float = 15.0
+) -> AsyncIterator[Stage]:
+    """Run a publisher, a worker with a queue bound to the events, and a producer."""
+    names, metrics, outbox = BrokerNames(namespace), Metrics(), ListOutbox()
+    address = BrokerAddress((url or broker.url,), timeout_s=timeout_s)
+    publisher = EventPublisher(
+        address, names, outbox, max_waiting=3, metrics=metrics, journal=Journal()
+    )
+    async with (
+        await aio_pika.connect(broker.url) as connection,
+        asyncio.TaskGroup() as tasks,
+    ):
+        channel = await connection.channel()
+        stage = Stage(publisher, outbox, metrics, channel)
+        await bind_worker(stage, namespace)
+        replies = await channel.declare_queue(exclusive=True)
+        stage.reply_to = replies.name
+        await replies.consume(keep(stage.replies), no_ack=True)
+        running = tasks.create_task(publisher.run(), name="publisher")
+        yield stage
+        running.cancel()
+
+
+async def bind_worker(stage: Stage, namespace: str) -> None:
+    """Declare the exchange and a queue for all events, and consume it."""
+    exchange = await stage.channel.declare_exchange(
+        f"{namespace}.events", "topic", durable=True
+    )
+    queue = await stage.channel.declare_queue(exclusive=True)
+    await queue.bind(exchange, "#")
+    await queue.consume(keep(stage.received), no_ack=True)
+
+
+async def account(broker: LocalNode, namespace: str, *, write: str) -> str:
+    """Make an account of bridge with this permission to write; return the URL for it."""
+    pattern = f"^{namespace}\\."
+    await broker.ctl("add_user", namespace, "secret")
+    await broker.ctl("set_permissions", namespace, pattern, write, pattern)
+    return str(URL(broker.url).with_user(namespace).with_password("secret"))
+
+
+def keep(
+    messages: list[AbstractIncomingMessage],
+) -> Callable[[AbstractIncomingMessage], asyncio.Future[None]]:
+    async def receive(message: AbstractIncomingMessage) -> None:
+        messages.append(message)
+
+    return receive  # type: ignore[return-value] # a coroutine function is what it takes
+
+
+async def test_events_are_published_in_order_and_confirmed_to_the_store(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Their ids let a worker drop repeats; several batches follow without a pause."""
+    async with publishing(broker, namespace) as stage:
+        numbers = range(1000)
+        await stage.add(*numbers)
+        await eventually(lambda: not stage.outbox.events)
+        await eventually(lambda: len(stage.received) == 1000)
+
+        assert stage.ids == [f"id-{number}" for number in numbers]
+        assert stage.outbox.confirmed == stage.ids
+        first = stage.received[0]
+        assert json.loads(first.body) == {"n": 0}
+        assert first.routing_key == "message.delivered"
+        assert first.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+        assert first.content_type == "application/json"
+        name, label = "bridge_events_published", "message.delivered"
+        assert stage.count(name, routing_key=label) == 1000
+        assert stage.publisher.problem is None
+
+
+async def test_an_event_is_published_at_once_when_the_store_wakes_the_publisher(
+    broker: LocalNode, namespace: str
+) -> None:
+    """The wait for the outcome of a message is a round trip, not an interval."""
+    async with publishing(broker, namespace) as stage:
+        await stage.add(1)
+        await eventually(lambda: stage.ids == ["id-1"])
+        asked = stage.outbox.asked
+        for number in range(2, 22):
+            await stage.add(number)
+            await eventually(partial(is_received, stage, f"id-{number}"))
+
+        # Each event took about three questions. The interval alone would be a second each.
+        assert stage.outbox.asked - asked < 200
+
+
+def is_received(stage: Stage, event_id: str) -> bool:
+    """Return whether the worker has the event."""
+    return event_id in stage.ids
+
+
+async def test_an_event_that_no_queue_is_bound_for_is_dropped_and_confirmed(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Nobody needs to consume receipts, and the store must not keep them for ever."""
+    async with publishing(broker, namespace) as stage:
+        await stage.channel.close()
+        await stage.add(1)
+        await eventually(lambda: stage.outbox.confirmed == ["id-1"])
+
+
+async def test_a_reply_goes_to_its_queue_with_the_correlation_id(
+    broker: LocalNode, namespace: str
+) -> None:
+    """The receipt reaches the producer, and still everyone who consumes the events."""
+    async with publishing(broker, namespace) as stage:
+        await stage.add(1, reply_to=stage.reply_to, correlation_id="c-1")
+        await eventually(lambda: len(stage.replies) == 1 and len(stage.received) == 1)
+
+        [reply] = stage.replies
+        assert reply.correlation_id == "c-1"
+        assert reply.message_id == "id-1"
+        assert json.loads(reply.body) == {"n": 1}
+        await eventually(lambda: stage.count("bridge_event_replies", outcome="sent"))
+
+
+async def test_replies_to_no_queue_or_to_a_queue_of_bridge_are_counted_and_not_retried(
+    broker: LocalNode, namespace: str
+) -> None:
+    """A hostile producer could feed bridge its own output, or fill the store for ever."""
+    async with publishing(broker, namespace) as stage:
+        hostile = await stage.channel.declare_queue(
+            f"{namespace}.inbound.0", exclusive=True
+        )
+        await stage.add(
+            1, reply_to=f"{namespace}.no-such-queue-of-mine"[len(namespace) :]
+        )
+        await stage.add(2, reply_to=hostile.name)
+        await stage.add(3, reply_to="x" * 256)
+        await stage.add(4, reply_to="")
+        await stage.add(5, reply_to=stage.reply_to)
+        await eventually(lambda: len(stage.replies) == 1 and not stage.outbox.events)
+
+        assert stage.ids == [f"id-{number}" for number in range(1, 6)]
+        assert await hostile.get(fail=False) is None
+        replies = "bridge_event_replies"
+        assert stage.count(replies, outcome="unroutable") == 1
+        assert stage.count(replies, outcome="refused") == 3
+        assert stage.count(replies, outcome="sent") == 1
+
+
+async def test_a_reply_that_is_refused_by_a_full_queue_holds_up_nothing(
+    broker: LocalNode, namespace: str
+) -> None:
+    """The queue belongs to a producer, so bridge cannot wait for it to have room."""
+    async with publishing(broker, namespace) as stage:
+        full = await stage.channel.declare_queue(
+            exclusive=True,
+            arguments={"x-max-length": 0, "x-overflow": "reject-publish"},
+        )
+        await stage.add(1, reply_to=full.name)
+        await stage.add(2)
+        await eventually(lambda: stage.outbox.confirmed == ["id-1", "id-2"])
+
+        assert stage.count("bridge_event_replies", outcome="unconfirmed") == 1
+
+
+async def test_without_the_permission_for_replies_only_the_events_are_published(
+    broker: LocalNode, namespace: str
+) -> None:
+    """The documented permissions have none for the default exchange."""
+    pattern = f"^{namespace}\\."
+    url = await account(broker, namespace, write=pattern)
+    async with publishing(broker, namespace, url=url) as stage:
+        await stage.add(1, 2, reply_to=stage.reply_to)
+        await stage.add(3)
+        await eventually(lambda: stage.ids == ["id-1", "id-2", "id-3"])
+        await eventually(lambda: not stage.outbox.events)
+
+        assert stage.count("bridge_event_replies", outcome="not_permitted") == 2
+        assert stage.replies == []
+
+
+async def test_a_deleted_exchange_is_declared_again(
+    broker: LocalNode, namespace: str
+) -> None:
+    """The publish of an event closes the channel then, and no other part notices."""
+    async with publishing(broker, namespace) as stage:
+        await stage.add(1)
+        await eventually(lambda: stage.ids == ["id-1"])
+        with capture_logs() as logs:
+            await stage.channel.exchange_delete(f"{namespace}.events")
+            await stage.add(2)
+            await eventually(lambda: stage.publisher.problem is not None)
+            assert "no exchange" in str(stage.publisher.problem)
+            await eventually(lambda: stage.outbox.confirmed == ["id-1", "id-2"])
+            await bind_worker(stage, namespace)  # the binding was deleted, too
+            await stage.add(3)
+            await eventually(lambda: "id-3" in stage.ids)
+
+        events = [line["event"] for line in logs]
+        assert events.count("events.waiting") == events.count("events.resumed") == 1
+
+
+async def test_events_wait_while_the_permission_is_missing_and_follow_it(
+    broker: LocalNode, namespace: str
+) -> None:
+    """It is logged once, with the fix, and the store keeps the events."""
+    pattern = f"^{namespace}\\."
+    url = await account(broker, namespace, write="^$")
+    with capture_logs() as logs:
+        async with publishing(broker, namespace, url=url) as stage:
+            await stage.add(1)
+            await eventually(lambda: "ACCESS_REFUSED" in str(stage.publisher.problem))
+            asked = stage.outbox.asked
+            await eventually(lambda: stage.outbox.asked > asked + 2)
+            assert stage.ids == []
+            await broker.ctl("set_permissions", namespace, pattern, pattern, pattern)
+            await eventually(lambda: stage.ids == ["id-1"], within_s=30)
+            await eventually(lambda: stage.publisher.problem is None)
+
+    waiting = [line for line in logs if line["event"] == "events.waiting"]
+    assert len(waiting) == 1
+    assert "bridge check" in waiting[0]["problem"]
+
+
+async def test_events_wait_during_an_alarm_of_the_broker(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Afterwards each is there; one that was sent before the alarm was known may be there twice."""
+    async with publishing(broker, namespace, timeout_s=2) as stage:
+        await stage.add(1)
+        await eventually(lambda: stage.ids == ["id-1"])
+        async with memory_alarm(broker):
+            await stage.add(2, 3, 4)
+            await eventually(
+                lambda: "blocks" in str(stage.publisher.problem), within_s=20
+            )
+            await eventually(lambda: stage.publisher.full is not None)
+            assert "3 events for workers wait" in str(stage.publisher.full)
+            assert stage.metrics.registry.get_sample_value("bridge_events_waiting") == 3
+        await eventually(lambda: not stage.outbox.events, within_s=30)
+        await eventually(lambda: set(stage.ids) == {f"id-{n}" for n in range(1, 5)})
+        await eventually(lambda: stage.publisher.full is None)
+
+
+async def test_a_batch_that_is_not_noted_in_the_store_is_repeated_with_the_same_ids(
+    broker: LocalNode, namespace: str
+) -> None:
+    """At least once: the publish comes first, and then its note."""
+    async with publishing(broker, namespace) as stage:
+        await stage.add(1)
+        await eventually(lambda: stage.ids == ["id-1"])
+        stage.outbox.is_away = True
+        await eventually(lambda: "away" in str(stage.publisher.problem))
+        await stage.add(2)
+        stage.outbox.is_away = False
+        await eventually(lambda: stage.ids == ["id-1", "id-2"])
+
+
+async def test_published_returns_when_all_is_published_or_nothing_can_be(
+    broker: LocalNode, namespace: str
+) -> None:
+    """A shutdown waits for it, and must not wait for a broker that is away."""
+    async with publishing(broker, namespace) as stage:
+        async with asyncio.timeout(20):
+            await stage.publisher.published()
+            await stage.add(1, 2, 3)
+            await stage.publisher.published()
+        stage.outbox.is_away = True
+        async with asyncio.timeout(20):
+            await stage.publisher.published()
