@@ -56,9 +56,9 @@ OfUser = Annotated[
 ]
 
 
-def parse_ttl_s(text: str) -> float:
+def parse_seconds(text: str, *, option: str) -> float:
     """
-    Parse `--ttl`: seconds, or a duration with its unit.
+    Parse the value of `option`: seconds, or a duration with its unit.
 
     Raises:
         ConfigError: If it is neither; the text names the option.
@@ -67,7 +67,7 @@ def parse_ttl_s(text: str) -> float:
     try:
         return parse_duration_s(text)
     except ValueError as exc:
-        raise ConfigError([f"--ttl: {exc}"]) from exc
+        raise ConfigError([f"{option}: {exc}"]) from exc
 
 
 # --- groups of options

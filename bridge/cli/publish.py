@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Final
 from uuid import uuid4
 
@@ -10,15 +11,17 @@ import typer
 
 from bridge.amqp.connection import Purpose, open_connection
 from bridge.amqp.frame_reader import FrameReader
-from bridge.amqp.publish.messages import MessagePublisher
+from bridge.amqp.publish.messages import MessagePublisher, message_properties
 from bridge.amqp.publish.publisher import Publisher
-from bridge.cli.options import AmqpUrl, ConfigFile, parse_ttl_s
+from bridge.amqp.publish.receipt_wait import REPLY_TO, publish_and_wait
+from bridge.cli.options import AmqpUrl, ConfigFile, parse_seconds
 from bridge.cli.publish_input import PublishInput, RequestBatches
 from bridge.cli.tables import print_note
 from bridge.core.broker_names import BrokerNames
 from bridge.core.contracts.messages import PublishRequest
 from bridge.core.json_text import render_json
-from bridge.errors import BridgeError, PublishRefusedError, first_error
+from bridge.enums import ExitCode, ReceiptOutcome
+from bridge.errors import BridgeError, ConfigError, PublishRefusedError, first_error
 from bridge.logging import configure_logs
 from bridge.metrics import Metrics
 from bridge.settings.load import load_settings
@@ -83,9 +86,22 @@ def publish(
             "--ephemeral", help="Only for the windows that are open now; never stored."
         ),
     ] = False,
+    receipt: Annotated[
+        bool,
+        typer.Option("--receipt", help="Ask for a receipt on the exchange of events."),
+    ] = False,
+    wait: Annotated[
+        str | None,
+        typer.Option(
+            help="Wait this long for the outcome of the message and print it, such as 30s."
+        ),
+    ] = None,
     json: Annotated[
         bool,
-        typer.Option("--json", help="Print the ids as JSON, one line per message."),
+        typer.Option(
+            "--json",
+            help="Print the ids, or the receipt, as JSON, one line per message.",
+        ),
     ] = False,
     amqp_url: AmqpUrl = None,
     config_file: ConfigFile = None,
@@ -97,6 +113,9 @@ def publish(
     that cannot be published and prints its number. With BRIDGE_SCHEMAS all of stdin is
     checked first: nothing is published unless every line is valid.
 
+    Exit status with --wait: 0 delivered, 1 any other outcome or none in time, 3 the broker
+    cannot be reached.
+
     Examples:
 
         bridge publish ann '{"text": "hello"}'
@@ -107,6 +126,8 @@ def publish(
 
         bridge publish ann 40 --event progress --key job-17 --retain
 
+        bridge publish ann '{"text": "hello"}' --wait 30s
+
         echo '{"user": "ann", "event": "note", "data": {"n": 1}}' | bridge publish -
 
     """
@@ -114,7 +135,7 @@ def publish(
         {"amqp_url": amqp_url}, config_file=config_file, is_complete=False
     )
     configure_logs(level="error", log_format=settings.log_format)
-    ttl_s = None if ttl is None else parse_ttl_s(ttl)
+    ttl_s = None if ttl is None else parse_seconds(ttl, option="--ttl")
     options = {
         "event": event,
         "id": message_id,
@@ -124,11 +145,17 @@ def publish(
         "throttle": throttle,
         "retain": retain or None,
         "clear": clear or None,
+        "receipt": receipt or wait is not None or None,
     }
     common = {name: value for name, value in options.items() if value is not None}
     source = PublishInput(
         user, data, common, is_text=text, schemas=schemas_of(settings)
     )
+    if wait is not None:
+        _publish_one(
+            settings, source, wait_s=parse_seconds(wait, option="--wait"), as_json=json
+        )
+        return
     with source.requests() as requests:
         count = asyncio.run(_publish_all(settings, requests, shows_ids=json))
     limit = settings.inbox_max_messages
@@ -137,6 +164,52 @@ def publish(
             f"the inbox of {user} keeps the newest {limit} (BRIDGE_INBOX_MAX_MESSAGES): "
             "older ones are deleted, delivered or not"
         )
+
+
+def _publish_one(
+    settings: Settings, source: PublishInput, *, wait_s: float, as_json: bool
+) -> None:
+    """Publish one message, wait for its outcome, print it and exit."""
+    if source.reads_stdin:
+        raise ConfigError(["--wait: is for one message, not for lines of stdin"])
+    with source.requests() as requests:
+        [request] = requests
+    options = request.options
+    assert options.tracking is not None  # noqa: S101 - `receipt` was set
+    message_id = request.id or str(uuid4())
+    tracking = replace(options.tracking, reply_to=REPLY_TO)
+    waiting = publish_and_wait(
+        broker_address(settings),
+        BrokerNames(settings.namespace).messages,
+        request.user,
+        body=render_json(request.data),
+        properties=message_properties(
+            event=request.event,
+            message_id=message_id,
+            ttl_s=request.ttl_s,
+            options=replace(options, tracking=tracking),
+        ),
+        wait_s=wait_s,
+    )
+    try:
+        body = asyncio.run(waiting)
+    except PublishRefusedError as exc:
+        raise _with_fix(exc) from exc
+    if body is None:
+        print_note(
+            f"published, and no receipt within {wait_s:g} s: `bridge trace {message_id}` "
+            "says more, and `bridge check` whether receipts go to reply_to"
+        )
+        found = {"message_id": message_id, "outcome": None}
+    else:
+        found = orjson.loads(body)
+    outcome = found["outcome"]
+    if as_json:
+        typer.echo(orjson.dumps(found).decode())
+    elif outcome is not None:
+        typer.echo(outcome)
+    if outcome != ReceiptOutcome.DELIVERED:
+        raise typer.Exit(ExitCode.FAILED)
 
 
 async def _publish_all(

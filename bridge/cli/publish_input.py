@@ -31,6 +31,9 @@ class PublishInput:
     """
     Reads requests from arguments or stdin, each checked as the HTTP API would check it.
 
+    Attributes:
+        reads_stdin: Whether there may be several.
+
     Raises:
         ConfigError: If USER and DATA do not go together.
 
@@ -51,7 +54,7 @@ class PublishInput:
             raise ConfigError(
                 ["DATA: is missing; give one JSON value, or - to read them from stdin"]
             )
-        self._reads_stdin = _STDIN in {user, data}
+        self.reads_stdin = _STDIN in {user, data}
         self._schemas = schemas
         self._user = user
         self._data = data or ""
@@ -77,7 +80,7 @@ class PublishInput:
             yield self._parsed(stdin)
             return
         with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as copy:
-            if self._reads_stdin:
+            if self.reads_stdin:
                 shutil.copyfileobj(sys.stdin.buffer, copy)
                 copy.seek(0)
             self._check_all(copy)
@@ -104,7 +107,7 @@ class PublishInput:
             raise ConfigError([*problems, "nothing was published"])
 
     def _numbered(self, stream: IO[bytes]) -> Iterable[tuple[int, bytes]]:
-        if not self._reads_stdin:
+        if not self.reads_stdin:
             yield 0, os.fsencode(self._data)
             return
         for number, line in enumerate(stream, start=1):

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from bridge.auth.issuing import signed_token
-from bridge.cli.options import ConfigFile, parse_ttl_s
+from bridge.cli.options import ConfigFile, parse_seconds
 from bridge.settings.load import load_settings
 
 
@@ -29,4 +29,4 @@ def token(
 
     """
     settings = load_settings(config_file=config_file)
-    typer.echo(signed_token(settings, user, ttl_s=parse_ttl_s(ttl)))
+    typer.echo(signed_token(settings, user, ttl_s=parse_seconds(ttl, option="--ttl")))
