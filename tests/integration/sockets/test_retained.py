@@ -193,6 +193,35 @@ async def test_many_large_values_are_sent_at_the_pace_of_the_client(
     assert [int(event[1].partition(" ")[0]) for event in events] == list(range(50))
 
 
+class OvertakenInbox(MemoryInbox):
+    """A memory inbox of three messages that is full of newer ones at the first read."""
+
+    def __init__(self) -> None:
+        super().__init__(Retention(3, max_age_s=3600, dedupe_s=600))
+        self.newer = [message("alice", number) for number in range(5)]
+
+    async def read(self, user: str, **bounds: int) -> InboxPage:
+        """Store the newer messages, and return a page."""
+        newer, self.newer = self.newer, []
+        await self.append(newer)
+        return await super().read(user, **bounds)
+
+
+async def test_a_retained_message_deleted_during_the_replay_is_sent() -> None:
+    """The window would have received it from the inbox, had it been read faster."""
+    async with (
+        open_server(inbox=OvertakenInbox()) as server,
+        raw_window(server) as window,
+    ):
+        await store(server, "value", "job", is_retained=True)
+        reply = await window.join("alice")
+        events, sync = await window.synced()
+
+    assert [event[1] for event in events] == ["value", 2, 3, 4]
+    assert events[0][2] == reply["pid"].partition(".")[0]
+    assert (sync["complete"], sync["reason"]) == (False, "limit")
+
+
 class SlowlyReadInbox(MemoryInbox):
     """A memory inbox of few messages whose reads yield to other tasks, at random."""
 
