@@ -18,8 +18,8 @@ _BATCH_MS: Final = 3_600_000
 # message of the user has a key, and each has three arguments: id, key (may be empty), element.
 # Returns words separated by spaces: how many messages were deleted because their inbox was
 # full, then the offsets (0 = duplicate, -1 = one retained key too many, x = not stored); and
-# the error that kept messages from being stored. If a queue has a larger token: nothing, FENCED, the queue
-# and that token.
+# the error that kept messages from being stored. If a queue has a larger token: nothing,
+# FENCED, the queue and that token.
 APPEND: Final = Script(
     VIEW
     + TRIM

@@ -70,9 +70,10 @@ end
 )
 
 # ARGV: prefix, user, message limit, oldest time, now, steady, lowest, offset to read after,
-# maximum of messages and of bytes. Returns epoch, first, last, delivered, reason, forgotten, the newest
-# offset in the list, the number of messages (-1 if it is not sparse), the number of retained
-# keys, the offset after which the next page begins, the number of messages past their deadline, then for each message its offset and element.
+# maximum of messages and of bytes. Returns epoch, first, last, delivered, reason, forgotten,
+# the newest offset in the list, the number of messages (-1 if it is not sparse), the number of
+# retained keys, the offset after which the next page begins, the number of messages past their
+# deadline, then for each message its offset and element.
 READ: Final = Script(
     VIEW
     + IS_OVER

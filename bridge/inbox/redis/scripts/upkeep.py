@@ -97,8 +97,8 @@ return out
 # ARGV: prefix, user to continue after (empty = from the start), message limit, oldest time, now,
 # steady, lowest, number of users, oldest time of ids, subcommand that counts subscribers, rules
 # (receipts.py). Removes what is too old, retained keys whose message is past its deadline, the
-# times to live that earlier versions set, and users who have no messages, ids and
-# windows. Returns the last of the users; empty if no more follow.
+# times to live that earlier versions set, and users who have no messages, retained keys, ids
+# and windows. Returns the last of the users; empty if no more follow.
 SWEEP: Final = Script(
     VIEW
     + TRIM
