@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -62,9 +63,14 @@ class BackgroundWrites:
             self._has_work.set()
 
     async def flush_timed(self) -> None:
-        """Write marks of users with receipts now, if there are some; errors as `flush`."""
+        """
+        Write marks of users with receipts now, if there are some. Never raises.
+
+        While a server is away, nothing is decided on it, so its marks can wait.
+        """
         if self._timed:
-            await self.flush()
+            with suppress(StoreUnavailableError, RefusedByRedisError):
+                await self.flush()
 
     def unwritten_mark(self, user: str, epoch: str) -> int:
         """Return the mark of `user` that is not in Redis yet; 0 if there is none."""

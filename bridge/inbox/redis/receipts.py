@@ -171,10 +171,17 @@ class RedisReceipts:
         if not tags:
             return ()
         groups = [[tag] for tag in tags] if self._is_cluster else [tags]
-        found = await asyncio.gather(
-            *(self._poll(each, limit, max_bytes) for each in groups)
-        )
-        return [event for events in found for event in events][:limit]
+        polls = (self._poll(each, limit, max_bytes) for each in groups)
+        events: list[WorkerEvent] = []
+        failure: BaseException | None = None
+        for found in await asyncio.gather(*polls, return_exceptions=True):
+            if isinstance(found, BaseException):
+                failure = failure or found
+            else:
+                events += found
+        if failure is not None and not events:  # not all servers of a cluster are away
+            raise failure
+        return events[:limit]
 
     async def _poll(
         self, tags: Sequence[int], limit: int, max_bytes: int

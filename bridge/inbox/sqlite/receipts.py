@@ -82,6 +82,7 @@ class SqliteReceipts:
         self._decided_marks = 0  # of the current transaction
         self._is_loaded = False
         self._next_id = 1  # of both tables; never used twice, so a handle stays valid
+        self._has_added = False  # in the current transaction
         self._has_news = False
         self._wake: Callable[[], None] | None = None
 
@@ -122,13 +123,16 @@ class SqliteReceipts:
             self._settle(connection, marks)
 
     def after_commit(self) -> None:
-        """Forget the marks that were decided on."""
+        """Forget the marks that were decided on, and let `notify` report new events."""
         del self._marks[: self._decided_marks]
         self._decided_marks = 0
+        self._has_news = self._has_news or self._has_added
+        self._has_added = False
 
     def after_rollback(self) -> None:
         """Read everything back from the file before the next transaction."""
         self._decided_marks = 0
+        self._has_added = False
         self._is_loaded = False
 
     def _load(self, connection: Connection) -> None:
@@ -431,7 +435,7 @@ class SqliteReceipts:
             values += (self._new_id(), event.at_s, 0, message, event.pack())
         insert(connection, "INSERT INTO events", values, columns=5)
         self.pending += len(events)
-        self._has_news = self._has_news or bool(events)
+        self._has_added = self._has_added or bool(events)
 
     def confirm(self, connection: Connection, row_ids: Sequence[int]) -> None:
         """Delete events, or keep them for duplicates."""
