@@ -70,6 +70,13 @@ def inbox(
     data: Annotated[
         bool, typer.Option("--data", help="Show the messages' data too.")
     ] = False,
+    retained: Annotated[
+        bool,
+        typer.Option(
+            "--retained",
+            help="Only the newest message of each retained key, oldest first.",
+        ),
+    ] = False,
     limit: Limit = 50,
     cursor: Cursor = None,
     *,
@@ -87,6 +94,8 @@ def inbox(
 
         bridge inbox ann --data --limit 1
 
+        bridge inbox ann --retained --data
+
         bridge inbox ann --json | jq '.items[] | select(.state == "waiting")'
 
     """
@@ -94,7 +103,7 @@ def inbox(
         operator,
         f"/api/users/{segment(user)}/inbox",
         Page[InboxMessage],
-        query={"data": data},
+        query={"data": data, "retained": retained},
         limit=limit,
         cursor=cursor,
     )

@@ -5,6 +5,7 @@ from typing import Final
 import pytest
 from playwright.async_api import Browser, Route, expect
 
+from bridge.core.message_options import MessageOptions, render_options
 from bridge.core.properties import PERSISTENT, Properties
 from tests.browser.console_page import NARROW, ConsolePage, opened_console
 from tests.conftest import eventually
@@ -57,7 +58,10 @@ async def test_a_user_is_found_with_windows_and_inbox(
     async with open_windows(running.listening.public_url, [token, token]) as pages:
         await publish(worker, "anna", "a secret", message_id="m-1", event="order")
         await publish(worker, "annabel", 1, message_id="m-2")
-        await stored(running, "anna", count=1)
+        options = MessageOptions(key="k", is_retained=True)
+        retain = Properties(delivery_mode=PERSISTENT, headers=render_options(options))
+        await worker.publish("anna", 40, properties=retain)
+        await stored(running, "anna", count=2)
         await stored(running, "annabel", count=1)
         await eventually(lambda: pages[0].data("order"))
         await pages[0].websocket.send_str(
@@ -76,12 +80,14 @@ async def test_a_user_is_found_with_windows_and_inbox(
         windows = page.get_by_role("table", name="Windows")
         await expect(windows.locator("tbody tr")).to_have_count(2)
         await expect(windows).to_contain_text("websocket")
+        retained = page.get_by_role("table", name="Retained messages")
+        await expect(retained.locator("tbody tr")).to_have_count(1)
         inbox = page.get_by_role("table", name="Messages in the inbox")
-        await expect(inbox.locator("tbody tr")).to_contain_text(["m-1"])
+        await expect(inbox.locator("tbody tr")).to_contain_text(["", "m-1"])
         await expect(inbox).to_contain_text("delivered")
         assert "secret" not in await inbox.inner_text()
         await console.button("Show the data").click()
-        await expect(inbox.locator("pre")).to_have_text('"a secret"')
+        await expect(inbox.locator("pre")).to_have_text(["40", '"a secret"'])
 
 
 async def test_windows_are_closed_by_keyboard_once_that_is_confirmed(

@@ -24,7 +24,7 @@ from bridge.core.contracts.operator.users import (
     UsersQuery,
 )
 from bridge.core.fleet import OnlineUser
-from bridge.core.message import user_problem
+from bridge.core.message import Stored, user_problem
 from bridge.core.position import Position, user_epoch
 from bridge.errors import StoreUnavailableError
 from bridge.http.api.endpoint import Api, ApiProblem, ApiRequest
@@ -129,6 +129,8 @@ class _UserHandlers:
             if (await self._fleet.windows_of(user)).windows:
                 return Page[InboxMessage](items=[], next=None)
             raise _unknown_user()
+        if query.retained:
+            return await self._retained(inbox, query)
         messages = await self._inboxes.messages(
             user,
             before=before,
@@ -141,6 +143,25 @@ class _UserHandlers:
         return Page[InboxMessage](
             items=items, next=render_cursor(items[-1].offset) if has_more else None
         )
+
+    async def _retained(
+        self, inbox: InboxSummary, query: InboxQuery
+    ) -> Page[InboxMessage]:
+        found = await self._reader.read_retained(
+            inbox.user,
+            after=_before(query.cursor) or 0,
+            upto=inbox.state.last,
+            max_bytes=_DATA_MAX_BYTES,
+        )
+        items = [
+            _message(inbox, _kept(each, has_data=query.data), time())
+            for each in found[: query.limit]
+        ]
+        has_more = bool(items) and await self._reader.read_retained(
+            inbox.user, after=items[-1].offset, upto=inbox.state.last, max_bytes=1
+        )
+        following = render_cursor(items[-1].offset) if has_more else None
+        return Page[InboxMessage](items=items, next=following)
 
     async def get_position(self, request: ApiRequest) -> UserPosition:
         user = user_of(request.path["user"])
@@ -191,6 +212,16 @@ def _before(cursor: str | None) -> int | None:
     if not isinstance(before, int) or not 0 < before < 1 << 63:
         raise bad_cursor()
     return before
+
+
+def _kept(stored: Stored, *, has_data: bool) -> KeptMessage:
+    message = stored.message
+    return KeptMessage(
+        *(stored.offset, message.event, message.taken_s, message.id),
+        message.deadline_s,
+        len(message.data),
+        message.data if has_data else None,
+    )
 
 
 def _message(inbox: InboxSummary, message: KeptMessage, now_s: float) -> InboxMessage:

@@ -10,6 +10,7 @@ import aiohttp
 import orjson
 import pytest
 
+from bridge.core.message_options import MessageOptions, render_options
 from bridge.core.properties import PERSISTENT, Properties
 from tests.conftest import eventually
 from tests.integration.operator.api_client import ApiAsker, asking
@@ -249,6 +250,37 @@ async def test_an_inbox_is_read_page_by_page(
         [4, 3, 2],
         404,
     )
+
+
+async def test_retained_messages_are_listed(broker: LocalNode, namespace: str) -> None:
+    """Oldest first, page by page, also those that the inbox no longer has."""
+    async with (
+        running_bridge(
+            settings_for(broker, namespace, inbox_max_messages=1)
+        ) as running,
+        open_worker(broker, namespace) as worker,
+        asking(running) as api,
+    ):
+        for key in "abc":
+            options = MessageOptions(key=key, is_retained=True)
+            headers = Properties(
+                delivery_mode=PERSISTENT, headers=render_options(options)
+            )
+            await worker.publish("ann", key, properties=headers)
+        await worker.publish("ann", "plain")
+        await settled(running, 4)
+
+        path = "/api/users/ann/inbox?retained=true&data=true&limit=2"
+        first = await api.get(path)
+        second = await api.get(f"{path}&cursor={first['next']}")
+        command = ("inbox", "ann", "--retained", "--data", "--json")
+        printed = await asyncio.to_thread(run_command, running, *command)
+
+    items = [*first["items"], *second["items"]]
+    assert second["next"] is None
+    assert [item["offset"] for item in items] == [1, 2, 3]
+    assert [item["data"] for item in items] == ['"a"', '"b"', '"c"']
+    assert orjson.loads(printed.stdout)["items"] == items
 
 
 async def test_kicking_closes_all_windows_of_one_user(

@@ -123,6 +123,11 @@ class InboxQuery(PageQuery):
         default=False,
         description="Whether to return the data of messages; a page then ends after 1 MiB.",
     )
+    retained: QueryFlag = Field(
+        default=False,
+        description="Only the newest message of each retained key, oldest first, without "
+        "those past their deadline. They may be missing in the inbox itself.",
+    )
 
 
 class InboxMessage(Contract):

@@ -110,6 +110,14 @@ const REVOCATIONS = [
   { label: "Until", cell: ({ until_s }) => when(until_s) },
 ];
 
+const RETAINED = [
+  { label: "Retained", kind: "head", cell: ({ event }) => foreign(event) },
+  { label: "Offset", kind: "number", cell: ({ offset }) => count(offset) },
+  { label: "Received", cell: ({ taken_s }) => when(taken_s) },
+  { label: "Expires", cell: ({ expires_s }) => (expires_s === null ? NONE : when(expires_s)) },
+  { label: "Bytes", kind: "number", cell: ({ bytes }) => size(bytes) },
+];
+
 function condition(jti, issued_before_s) {
   if (jti !== null) return ["with the id ", foreign(jti)];
   return issued_before_s === null ? "all" : ["issued before ", when(issued_before_s)];
@@ -128,6 +136,9 @@ function showOne(main, user) {
       const answer = await ask(userPath(user));
       // Without the store the windows can be shown all the same.
       const revoked = await ask(`api/revocations${query({ user, limit: 100 })}`).catch(() => ({ items: [] }));
+      const values = await ask(`${userPath(user)}/inbox${query({ retained: true, limit: 100 })}`).catch(() => ({ items: [] }));
+      const retained = table("Retained messages", RETAINED);
+      retained.fill(values.items);
       const windows = table("Windows", WINDOWS);
       const refused = table("Revoked tokens", REVOCATIONS);
       refused.fill(revoked.items);
@@ -166,6 +177,7 @@ function showOne(main, user) {
           h("a", { href: `#/dead${query({ user })}` }, "Dead letters of this user"),
         ),
         ...(open.length ? [h("div", { class: "sheet" }, windows.element)] : []),
+        ...(values.items.length ? [h("div", { class: "sheet" }, retained.element)] : []),
         ...(revoked.items.length ? [h("div", { class: "sheet" }, refused.element)] : []),
       );
     } catch (problem) {
