@@ -47,6 +47,20 @@ async def open_channel(broker: LocalNode) -> AsyncIterator[aiormq.Channel]:
         await connection.disconnect()
 
 
+async def delete_consumed(channel: aiormq.Channel, queue: str) -> None:
+    """
+    Delete a queue that the bridge consumes.
+
+    RabbitMQ 3.10 closes the connection if the queue is deleted while a consumer begins.
+    """
+
+    async def is_consumed() -> bool:
+        return (await channel.queue_declare(queue, passive=True)).consumer_count == 1
+
+    await eventually(is_consumed)
+    await channel.queue_delete(queue)
+
+
 @pytest.mark.parametrize("store", ["memory:", "sqlite:"])
 async def test_a_published_revocation_closes_windows_and_refuses_their_tokens(
     broker: LocalNode, namespace: str, tmp_path: Path, store: str
@@ -184,7 +198,7 @@ async def test_commands_are_consumed_again_after_their_queue_was_deleted(
         open_windows(running.listening.public_url, [running.token("ann")]) as (window,),
     ):
         async with open_channel(broker) as channel:
-            await channel.queue_delete(BrokerNames(namespace).control)
+            await delete_consumed(channel, BrokerNames(namespace).control)
 
         async def kick() -> bool:
             await workers.send("kick", {"user": "ann"})
@@ -205,7 +219,8 @@ async def test_commands_are_carried_out_after_the_number_of_shards_has_changed(
     ):
         changed = await command("shards", "set", "2", **settings)
         assert changed.code == 0, changed.err
-        await eventually(lambda: running.bridge.components.intake.is_consuming)
+        intake = running.bridge.components.intake
+        await eventually(lambda: intake.is_consuming, within_s=30)
         for _ in range(20):
             await workers.send("kick", {"user": "ann"})
         await eventually(lambda: commands(running, "done") == 20, within_s=30)
@@ -226,7 +241,7 @@ async def test_a_problem_with_the_queue_of_commands_is_a_warning(
         assert readiness.warnings() == []
         await channel.exchange_delete(name)
         await channel.exchange_declare(name, exchange_type="fanout")
-        await channel.queue_delete(name)
+        await delete_consumed(channel, name)
         await eventually(lambda: "commands" in "".join(readiness.warnings()))
         assert readiness.unready_reasons() == []
 

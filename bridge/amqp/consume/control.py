@@ -29,7 +29,12 @@ from bridge.core.contracts.control import KickCommand, RevokeCommand, parse_comm
 from bridge.core.message import Delivery
 from bridge.core.revocation import Revocation
 from bridge.enums import ControlOutcome
-from bridge.errors import BrokerUnavailableError, TopologyError, TransientError
+from bridge.errors import (
+    BrokerUnavailableError,
+    TopologyError,
+    TransientError,
+    first_error,
+)
 from bridge.logging import user_hash
 from bridge.metrics import Metrics
 
@@ -91,22 +96,20 @@ class ControlConsumer:
             The broker redelivers what is not acked.
 
         """
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                try:
-                    await self._consume(connection, tasks)
-                except (BrokerUnavailableError, TopologyError) as exc:
-                    if connection.is_lost:
-                        self.problem = None  # it concerns all queues
-                        raise
-                    if self.problem != str(exc):
-                        self.problem = str(exc)
-                        log.warning("control.consumer_lost", problem=self.problem)
-                await asyncio.sleep(_RETRY_S)
+        while True:
+            try:
+                await self._consume(connection)
+            except* (BrokerUnavailableError, TopologyError) as group:
+                if connection.is_lost:
+                    self.problem = None  # it concerns all queues
+                    raise
+                problem = str(first_error(group))
+                if self.problem != problem:
+                    self.problem = problem
+                    log.warning("control.consumer_lost", problem=problem)
+            await asyncio.sleep(_RETRY_S)
 
-    async def _consume(
-        self, connection: BrokerConnection[DeliveryReader], tasks: asyncio.TaskGroup
-    ) -> None:
+    async def _consume(self, connection: BrokerConnection[DeliveryReader]) -> None:
         # The queue may have been deleted.
         await declare(connection, self._wanted, timeout_s=self._timeout_s)
         channel = await connection.open_channel(confirms=False)
@@ -121,6 +124,7 @@ class ControlConsumer:
             waiting.put_nowait(None)
 
         doing = f"consume {self._queue}"
+        is_consuming = False
         connection.reader.subscribe(channel.number, self._queue, take)
         channel.on_consumer_cancel_callbacks.add(end)
         channel.closing.add_done_callback(end)
@@ -128,19 +132,26 @@ class ControlConsumer:
             async with connection.call(doing):
                 await channel.basic_qos(prefetch_count=_PREFETCH)
                 await channel.basic_consume(self._queue, ignore_message)
+            is_consuming = True
             self.problem = None
-            while (delivery := await waiting.get()) is not None:
-                work = self._process(connection, channel, delivery)
-                tasks.create_task(work, name=doing)
-            problem = close_reason(channel) or "the consumer was cancelled"
-            raise BrokerUnavailableError(doing, problem)
+            # The tasks end before the channel is closed: an ack after that would be an error
+            # of the whole connection.
+            async with asyncio.TaskGroup() as tasks:
+                while (delivery := await waiting.get()) is not None:
+                    work = self._process(connection, channel, delivery)
+                    tasks.create_task(work, name=doing)
+                problem = close_reason(channel) or "the consumer was cancelled"
+                raise BrokerUnavailableError(doing, problem)
         finally:
             connection.reader.unsubscribe(channel.number, take)
             # The next session on this connection consumes the queue, too. Commands that the
             # broker delivers to an open channel without a subscription would wait forever.
-            with suppress(BrokerUnavailableError):
-                async with broker_call("close a channel", timeout_s=_CLOSE_WITHIN_S):
-                    await channel.close()
+            # A call that failed has closed the channel, and closing it twice would be an
+            # error of the whole connection.
+            if is_consuming:
+                with suppress(BrokerUnavailableError):
+                    async with broker_call("close", timeout_s=_CLOSE_WITHIN_S):
+                        await channel.close()
 
     async def _process(
         self,
@@ -149,25 +160,18 @@ class ControlConsumer:
         delivery: Delivery,
     ) -> None:
         try:
-            outcome = await self._carry_out(delivery, channel)
+            outcome = await self._carry_out(delivery)
         except Exception:
             log.exception("control.failed")
             outcome = ControlOutcome.FAILED
-        if outcome is None:
-            return
         self._metrics.control_commands.labels(outcome=outcome).inc()
-        # If the consumer is lost, the broker redelivers the command.
-        with suppress(BrokerUnavailableError):
-            async with connection.call(f"settle a delivery of {self._queue}"):
-                if outcome is ControlOutcome.DONE:
-                    await channel.basic_ack(delivery.tag, wait=False)
-                else:  # it becomes a dead letter, and blocks no other command
-                    await channel.basic_reject(delivery.tag, requeue=False, wait=False)
+        async with connection.call(f"settle a delivery of {self._queue}"):
+            if outcome is ControlOutcome.DONE:
+                await channel.basic_ack(delivery.tag, wait=False)
+            else:  # it becomes a dead letter, and blocks no other command
+                await channel.basic_reject(delivery.tag, requeue=False, wait=False)
 
-    async def _carry_out(
-        self, delivery: Delivery, channel: aiormq.Channel
-    ) -> ControlOutcome | None:
-        """Return the outcome; ``None`` if the broker redelivers the command already."""
+    async def _carry_out(self, delivery: Delivery) -> ControlOutcome:
         try:
             work: Callable[[], Awaitable[object]]
             command = parse_command(delivery.routing_key, delivery.body)
@@ -187,7 +191,7 @@ class ControlConsumer:
         user = user_hash(command.user)
         is_waiting = False
         async with slots:
-            while not channel.is_closed:
+            while True:
                 try:
                     await work()
                 except TransientError as exc:
@@ -200,4 +204,3 @@ class ControlConsumer:
                         "control.done", command=delivery.routing_key.decode(), user=user
                     )
                     return ControlOutcome.DONE
-        return None
