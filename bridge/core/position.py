@@ -1,13 +1,15 @@
 """
 A position in a user's inbox, and its form on the wire.
 
-A position is an epoch and an offset, `EPOCH-OFFSET` on the wire, opaque to clients. While a
-messages are held back from a window (core/held_values.py), newer ones have the form
-`EPOCH-SEEN-BEHIND-BEHIND…`: the window has received everything up to the offset SEEN, except
-the messages that are so far behind it. The epoch changes when the store is lost or created again, so a position from before is
+A position is an epoch and an offset, `EPOCH-OFFSET` on the wire, opaque to clients. The
+epoch changes when the store is lost or created again, so a position from before is
 recognized as such instead of pointing to an unrelated message. Offsets count from 1 for
 each user, without gaps: the messages missing between two offsets are exactly those that
 were deleted.
+
+While messages are held back from a window (core/held_values.py), the positions of newer ones
+have the form `EPOCH-SEEN-BEHIND-BEHIND…`: the window has received everything up to the offset
+SEEN, except the messages that are so far behind it.
 """
 
 import re
