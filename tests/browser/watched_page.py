@@ -1,7 +1,9 @@
 """A page in Chromium whose errors, requests and WebSocket frames are recorded."""
 
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,7 +39,11 @@ async def launch_chromium(playwright: Playwright) -> Browser:
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     assert program, "Chromium is missing: apt-get install chromium"
     expect.set_options(timeout=_TIMEOUT_MS)
-    return await playwright.chromium.launch(executable_path=program, args=list(_FLAGS))
+    # Otherwise its settings and caches would stay in the home folder of the developer.
+    home = {"HOME": tempfile.gettempdir()}
+    return await playwright.chromium.launch(
+        executable_path=program, args=list(_FLAGS), env={**os.environ, **home}
+    )
 
 
 @dataclass
