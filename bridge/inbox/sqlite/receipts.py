@@ -78,6 +78,8 @@ class SqliteReceipts:
         self._head_of = head_of
         self._retention = retention
         self._clock = clock
+        # Users whose last receipt was decided on; a rollback opens it again.
+        self._closing: set[str] = set()
         self._marks: list[_Mark] = []
         self._decided_marks = 0  # of the current transaction
         self._is_loaded = False
@@ -101,7 +103,7 @@ class SqliteReceipts:
 
     def note_mark(self, user: str, offset: int) -> bool:
         """Note that a delivered mark moves now; return whether a receipt may need it."""
-        if user not in self.open:
+        if user not in self.open and user not in self._closing:
             return False
         self._marks.append((user, offset, self._clock.read()))
         return True
@@ -126,6 +128,7 @@ class SqliteReceipts:
         """Forget the marks that were decided on, and let `notify` report new events."""
         del self._marks[: self._decided_marks]
         self._decided_marks = 0
+        self._closing.clear()
         self._has_news = self._has_news or self._has_added
         self._has_added = False
 
@@ -144,6 +147,7 @@ class SqliteReceipts:
             found.setdefault(user, bytearray()).extend(_PLACE.pack(*place))
         # Replaced in one step, because other threads read it.
         self.open = {user: bytes(places) for user, places in found.items()}
+        self._closing.clear()
         self.pending, *newest = connection.execute(
             "SELECT (SELECT count(*) FROM events WHERE is_confirmed = 0),"
             " (SELECT max(id) FROM receipts), (SELECT max(id) FROM events)"
@@ -370,6 +374,7 @@ class SqliteReceipts:
         if places:
             self.open[user] = places
         else:
+            self._closing.add(user)  # first, because other threads look at both
             del self.open[user]
 
     def _new_id(self) -> int:

@@ -2,13 +2,16 @@
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 from bridge.clock import SteadyClock
+from bridge.core.message import Message
+from bridge.core.message_options import MessageOptions, Tracking
 from bridge.core.receipts import WorkerEvent
 from bridge.inbox.contract import Retention
-from bridge.inbox.sqlite.receipts import SqliteReceipts
+from bridge.inbox.sqlite.receipts import SqliteReceipts, read_events
 from bridge.inbox.sqlite.schema import MIGRATIONS
-from bridge.inbox.sqlite.unindexed import UnindexedTail
+from bridge.inbox.sqlite.unindexed import HEAD, UnindexedTail
 
 RETENTION = Retention(max_messages=100, max_age_s=1000, dedupe_s=60)
 
@@ -42,3 +45,42 @@ def test_bridge_is_woken_after_the_commit_of_an_event() -> None:
         receipts.after_rollback()
         receipts.notify()
         assert woken == [1]
+
+
+def test_a_mark_counts_if_the_decision_that_it_met_is_rolled_back() -> None:
+    """Until a commit the receipt is open, so the mark must decide about it afterwards."""
+    clock = SteadyClock()
+    heads = {"ann": HEAD.pack(1, 1, 1, 0)}
+    receipts = SqliteReceipts(
+        UnindexedTail(round_entries=10),
+        head_of=lambda _, user: heads[user],
+        retention=lambda: RETENTION,
+        clock=clock,
+    )
+    options = MessageOptions(tracking=Tracking(wants_receipt=True, id="1"))
+    message = Message("ann", "message", b"1", clock.wall_s(), "m-1", options=options)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for steps in MIGRATIONS:
+            for step in steps:
+                connection.execute(step)
+        connection.execute("INSERT INTO users (id, user, first) VALUES (1, 'ann', 1)")
+        connection.execute("BEGIN")
+        receipts.begin(connection)
+        receipts.appended(connection, [message], [1])
+        connection.execute("COMMIT")
+        receipts.after_commit()
+
+        connection.execute("BEGIN")
+        receipts.begin(connection)
+        heads["ann"] = HEAD.pack(1, 1, 200, 0)  # pushes the message out
+        receipts.appended(connection, [replace(message, options=None)], [200])
+        assert not receipts.open
+        is_needed = receipts.note_mark("ann", 1)
+        heads["ann"] = HEAD.pack(1, 1, 1, 0)
+        receipts.after_rollback()
+        connection.rollback()
+
+        assert is_needed
+        receipts.begin(connection)
+        events = read_events(connection, limit=10, max_bytes=1000)
+        assert [event.routing_key for event in events] == ["message.delivered"]
