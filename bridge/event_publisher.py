@@ -158,6 +158,7 @@ class EventPublisher:
     async def _publish_all(self) -> None:
         while True:
             self._wake.clear()
+            events: Sequence[WorkerEvent] = ()
             try:
                 events = await self._outbox.pending_events(_BATCH_MAX)
                 await self._measure(has_events=bool(events))
@@ -167,7 +168,7 @@ class EventPublisher:
                     await self._publish(events)
                     continue  # there may be more
             except (TransientError, TopologyError) as exc:
-                await self._note_failure(str(exc))
+                await self._note_failure(str(exc), has_events=bool(events))
             else:
                 if not events:
                     self._note_success()
@@ -232,9 +233,12 @@ class EventPublisher:
             self._problem = None
             log.info("events.resumed")
 
-    async def _note_failure(self, problem: str) -> None:
-        self._try_at_s = monotonic() + self._backoff_s
-        self._backoff_s = min(self._backoff_s * 2, _BACKOFF_MAX_S)
+    async def _note_failure(self, problem: str, *, has_events: bool) -> None:
+        if (
+            has_events
+        ):  # else part of the store is away, and the rest may have some soon
+            self._try_at_s = monotonic() + self._backoff_s
+            self._backoff_s = min(self._backoff_s * 2, _BACKOFF_MAX_S)
         if problem != self._problem:  # log it once, not at each attempt
             self._problem = problem
             log.warning("events.waiting", problem=problem)

@@ -357,6 +357,25 @@ async def test_a_batch_that_is_not_noted_in_the_store_is_repeated_with_the_same_
         await eventually(lambda: stage.ids == ["id-1", "id-2"])
 
 
+async def test_an_event_does_not_wait_longer_after_a_long_outage_of_the_store(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Part of a cluster may be away for hours; the events of the others must not wait."""
+    async with publishing(broker, namespace) as stage:
+        await stage.add(1)
+        await eventually(lambda: stage.ids == ["id-1"])
+        stage.outbox.is_away = True
+        asked = stage.outbox.asked
+        await eventually(lambda: stage.outbox.asked >= asked + 6, within_s=60)
+        stage.outbox.is_away = False
+        asked = stage.outbox.asked
+        await stage.add(2)
+        await eventually(lambda: stage.ids == ["id-1", "id-2"], within_s=60)
+
+        # It is asked once a second while it waits; the longest pause has 15 seconds.
+        assert stage.outbox.asked - asked < 8
+
+
 async def test_published_returns_when_all_is_published_or_nothing_can_be(
     broker: LocalNode, namespace: str
 ) -> None:
