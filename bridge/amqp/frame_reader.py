@@ -449,24 +449,34 @@ class RequestReader(PublishingReader, DeliveryReader):
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__(now=now)
+        self._publishing = 0  # the channel
         self._on_confirm: OnConfirm | None = None
         self._on_returned: Callable[[bytes], None] | None = None
         self._is_returning = False  # content of a return follows
 
     def subscribe_publishes(
-        self, on_confirm: OnConfirm, on_returned: Callable[[bytes], None]
+        self,
+        channel: int,
+        on_confirm: OnConfirm,
+        on_returned: Callable[[bytes], None],
     ) -> None:
         """
         Call `on_confirm` for each ack and nack, and `on_returned` with a return's properties.
 
-        Both run inside the reading of bytes and must not block.
+        Both run inside the reading of bytes and must not block. They replace those of an
+        earlier channel, whose late confirms have the same tags and are dropped.
         """
+        self._publishing = channel
         self._on_confirm = on_confirm
         self._on_returned = on_returned
 
     def _remove(self, data: bytes, kind: int, channel: int, at: int, stop: int) -> int:
         if kind in _CONTENT and self._is_returning:
-            if kind == _HEADER and self._on_returned is not None:
+            if (
+                kind == _HEADER
+                and channel == self._publishing
+                and self._on_returned is not None
+            ):
                 self._on_returned(data[at + _HEADER_HEAD_BYTES : stop - 1])
             return stop
         if kind == _METHOD and channel == 0:  # may come between the frames of a return
@@ -479,7 +489,9 @@ class RequestReader(PublishingReader, DeliveryReader):
                 return stop
             if method in _CONFIRM_BYTES and self._on_confirm is not None:
                 tag, bits = _CONFIRM(data, method_at + 4)
-                self._on_confirm(Confirm(tag, bool(bits & 1), method == _ACK_BYTES))
+                if channel == self._publishing:
+                    is_ack = method == _ACK_BYTES
+                    self._on_confirm(Confirm(tag, bool(bits & 1), is_ack))
                 return stop
         return super()._remove(data, kind, channel, at, stop)
 

@@ -132,7 +132,7 @@ class RequestChannel:
         """
         reader = self._connection.reader
         reader.subscribe(self._wire.number, _REPLY_TO, self._replied)
-        reader.subscribe_publishes(self._confirmed, self._returned)
+        reader.subscribe_publishes(self._wire.number, self._confirmed, self._returned)
         async with self._connection.call("consume replies"):
             await self._wire.basic_consume(_REPLY_TO, ignore_message, no_ack=True)
 

@@ -106,7 +106,7 @@ class EventChannel:
         self._probe_at_s = 0.0  # on the monotonic clock
         reader = connection.reader
         reader.subscribe(wire.number, "", lambda _: None)  # for `was_closed`
-        reader.subscribe_publishes(self._confirmed, self._note_returned)
+        reader.subscribe_publishes(wire.number, self._confirmed, self._note_returned)
         for closing in (wire.closing, connection.wire.closing):
             closing.add_done_callback(lambda _: self._changed.set())
 

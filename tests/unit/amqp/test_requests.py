@@ -267,7 +267,7 @@ def test_any_split_into_chunks_reports_the_same(
     async def read() -> bytes:
         reader = RequestReader(now=lambda: 0.0)
         reader.subscribe(1, "q", lambda all_: found.extend(one.body for one in all_))
-        reader.subscribe_publishes(found.append, found.append)
+        reader.subscribe_publishes(1, found.append, found.append)
         edges = sorted({0, *(cut for cut in cuts if cut < len(sent)), len(sent)})
         for start, stop in pairwise(edges):
             reader.feed_data(sent[start:stop])
@@ -283,6 +283,23 @@ def test_any_split_into_chunks_reports_the_same(
     assert sorted(map(repr, found)) == sorted(map(repr, reported))
     assert confirms(found) == confirms(reported)
     assert rest == passed
+
+
+async def test_late_confirms_of_an_earlier_channel_confirm_nothing() -> None:
+    """Tags begin at 1 on each channel: what the broker does not have would be forgotten."""
+    reader = RequestReader()
+    earlier: list[object] = []
+    found: list[object] = []
+    reader.subscribe_publishes(1, earlier.append, earlier.append)
+    reader.subscribe_publishes(2, found.append, found.append)
+    raw = render_properties(Properties(correlation_id=b"1"))
+    reader.feed_data(method(1, ACK, struct.pack(">QB", 3, 1)))
+    reader.feed_data(b"".join((returned(1), *content(1, raw, b"1"))))
+
+    assert found == []
+    reader.feed_data(method(2, ACK, struct.pack(">QB", 1, 0)))
+    assert found == [Confirm(1, is_multiple=False, is_ack=True)]
+    assert earlier == []
 
 
 def test_the_reader_knows_when_the_broker_blocks_the_connection() -> None:
