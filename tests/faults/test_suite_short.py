@@ -40,6 +40,7 @@ async def test_no_message_is_lost_under_any_kind_of_fault(tmp_path: Path) -> Non
         ("keep_older", "suspended", 2, Violation.LOST),
         ("count_holes", "suspended", 2, Violation.GAP),
         ("forget_retained", "pages reloaded", 2, Violation.RETAINED),
+        ("forget_events", "RabbitMQ: cut", 2, Violation.UNREPORTED),
     ],
 )
 async def test_the_checker_detects_a_bridge_with_a_defect(

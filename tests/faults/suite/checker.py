@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
+from bridge.enums import ReceiptOutcome
 from tests.faults.suite.history import (
     Acked,
     Alive,
@@ -27,6 +28,7 @@ from tests.faults.suite.history import (
     Opened,
     Overdue,
     Received,
+    Reported,
     Synced,
     WindowCounts,
 )
@@ -44,6 +46,7 @@ class _Message:
     key: str | None
     is_retained: bool
     is_cleared: bool
+    is_tracked: bool
     confirmed_t: float | None = None
 
 
@@ -53,6 +56,12 @@ class _User:
     confirmed: set[Name] = field(default_factory=set)
     bad: set[Name] = field(default_factory=set)
     dead_lettered: set[Name] = field(default_factory=set)
+    unseen: set[Name] = field(default_factory=set)  # dead letters of RabbitMQ itself
+    received: set[Name] = field(default_factory=set)  # by any window
+    # By producer and key: the number of the newest message.
+    newest: dict[tuple[str, str], int] = field(default_factory=dict)
+    # By tracked message, as far as is confirmed or reported: the outcome in each event.
+    outcomes: dict[Name, dict[str, str]] = field(default_factory=dict)
     windows: list["_Window"] = field(default_factory=list)
     keyed: int = 0  # messages with a key
     # By producer and key: the newest message of each retained key, as far as is confirmed.
@@ -124,10 +133,14 @@ class Violation:
     RETAINED = "retained messages missing after the replay of a new page"
     STALE = "an older message of a key after a newer one"
     HELD_UP = "held up by a fault that must not"
+    UNREPORTED = "receipts missing"
+    OUTCOMES = "several outcomes of a message"
+    FALSE_OUTCOME = "false outcomes"
 
     ALL = (
         LOST, NOT_DEAD_LETTERED, ORDER, UNEXPECTED, REPEATED_POSITION,
         REPEATED_ID, HOLE, GAP, EPOCH, NOT_RECOVERED, RETAINED, STALE, HELD_UP,
+        UNREPORTED, OUTCOMES, FALSE_OUTCOME,
     )  # fmt: skip
 
 
@@ -194,6 +207,8 @@ class Checker:
                 self.counts["bridges with windows"] = sum(map(bool, event.windows))
             case DeadLettered():
                 self._dead_lettered(event)
+            case Reported():
+                self._reported_outcome(event)
             case FaultStarted():  # counted when it ends
                 self._has_faults = True
             case FaultEnded():
@@ -244,6 +259,13 @@ class Checker:
             for name in sorted((user.bad & user.confirmed) - user.dead_lettered):
                 yield user_name, name
 
+    def missing_receipts(self) -> Iterator[tuple[str, Name]]:
+        """Yield user and name of confirmed messages whose outcome no worker has received."""
+        for user_name, user in self._users.items():
+            for name, outcomes in user.outcomes.items():
+                if not outcomes and name not in user.unseen:
+                    yield user_name, name
+
     def new_problems(self) -> list[str]:
         """Return the examples of violations that no earlier call returned."""
         new = self._examples[self._reported :]
@@ -267,6 +289,14 @@ class Checker:
         for user_name, name in self.missing_dead_letters():
             violations[Violation.NOT_DEAD_LETTERED] += 1
             examples.append(f"not accounted for: {name} of {user_name}")
+        for user_name, name in self.missing_receipts():
+            violations[Violation.UNREPORTED] += 1
+            if violations[Violation.UNREPORTED] <= _EXAMPLES:
+                examples.append(f"no receipt: {name} of {user_name}")
+        for problem in self._false_outcomes():
+            violations[Violation.FALSE_OUTCOME] += 1
+            if violations[Violation.FALSE_OUTCOME] <= _EXAMPLES:
+                examples.append(problem)
         counts = Counter(self.counts)
         counts["users"] = len(self._users)
         counts["windows"] = len(self._windows)
@@ -283,11 +313,13 @@ class Checker:
         name = (event.producer, event.number)
         user.messages[name] = _Message(
             *(event.t, event.has_id, event.is_bad, event.key),
-            *(event.is_retained, event.is_cleared),
+            *(event.is_retained, event.is_cleared, event.is_tracked),
         )
         if event.is_bad:
             user.bad.add(name)
-        user.keyed += event.key is not None
+        if event.key is not None:
+            user.keyed += 1
+            user.newest[event.producer, event.key] = event.number
         if event.is_cleared and event.key is not None:
             place = (event.producer, event.key)
             user.cleared[place] = event.number
@@ -301,6 +333,8 @@ class Checker:
         name = (event.producer, event.number)
         user.messages[name].confirmed_t = event.t
         user.confirmed.add(name)
+        if user.messages[name].is_tracked:
+            user.outcomes.setdefault(name, {})
         if name in user.bad or name in user.dead_lettered:
             return
         for window in user.windows:
@@ -337,8 +371,46 @@ class Checker:
         )
         self.counts[kind] += name not in user.dead_lettered
         user.dead_lettered.add(name)
+        if not event.reason:  # bridge adds one
+            user.unseen.add(name)
         for window in user.windows:
             window.waiting.discard(name)
+
+    # --- workers
+
+    def _reported_outcome(self, event: Reported) -> None:
+        user = self._users.get(event.user)
+        name = (event.producer, event.number)
+        message = None if user is None else user.messages.get(name)
+        if user is None or message is None or not message.is_tracked:
+            self._violate(Violation.UNEXPECTED, event)
+            return
+        outcomes = user.outcomes.setdefault(name, {})
+        if event.event_id in outcomes:
+            self.counts["repeats of receipts"] += 1
+        else:
+            self.counts[f"receipts: {event.outcome}"] += 1
+            # A copy of a message without an id is a message of its own.
+            if outcomes and message.has_id:
+                self._violate(Violation.OUTCOMES, event)
+        outcomes[event.event_id] = event.outcome
+
+    def _false_outcomes(self) -> Iterator[str]:
+        """Describe the outcomes that contradict what happened otherwise."""
+        for user_name, user in self._users.items():
+            for name, outcomes in user.outcomes.items():
+                for outcome in outcomes.values():
+                    if not self._is_true(outcome, user, name):
+                        yield f"false outcome: {outcome}, {name} of {user_name}"
+
+    def _is_true(self, outcome: str, user: _User, name: Name) -> bool:
+        if outcome == ReceiptOutcome.DELIVERED:
+            return name in user.received
+        if outcome == ReceiptOutcome.DEAD:
+            return name in user.dead_lettered
+        key = user.messages[name].key
+        is_replaced = key is not None and user.newest[name[0], key] > name[1]
+        return outcome == ReceiptOutcome.REPLACED and is_replaced
 
     # --- windows
 
@@ -395,6 +467,7 @@ class Checker:
         if event.user != window.user or message is None or message.is_bad:
             self._violate(Violation.UNEXPECTED, event)
             return
+        self._users[window.user].received.add(name)
         is_new_position = not self._take_key(window, message, event) and (
             self._take_position(window, event)
         )

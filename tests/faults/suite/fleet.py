@@ -30,6 +30,7 @@ from tests.faults.suite.world import (
     Scale,
     World,
     base_settings,
+    declare_receipts,
     publisher_at,
     running,
     tokens_of,
@@ -93,6 +94,7 @@ async def open_fleet(
         stack.callback(history.close)
         redis = await enter(RedisServer.start(folder / "redis"))
         cluster = await enter(start_cluster())
+        await declare_receipts(cluster.nodes[0])
         slots = [
             await _build_slot(
                 stack,

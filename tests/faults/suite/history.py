@@ -20,7 +20,7 @@ class Invoked:
     A producer is about to publish; with an id it retries until the confirm.
 
     A message with a key replaces the earlier ones of its producer with that key, and may
-    retain or clear it.
+    retain or clear it. A tracked one asks for a receipt.
     """
 
     t: float
@@ -32,6 +32,7 @@ class Invoked:
     key: str | None = None
     is_retained: bool = False
     is_cleared: bool = False
+    is_tracked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,18 @@ class DeadLettered:
 
 
 @dataclass(frozen=True, slots=True)
+class Reported:
+    """A worker received the outcome of a message; a repeat of the event has the same id."""
+
+    t: float
+    user: str
+    producer: str
+    number: int
+    outcome: str
+    event_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class FaultStarted:
     """The injection of a fault began."""
 
@@ -203,6 +216,7 @@ Event = (
     | Closed
     | WindowCounts
     | DeadLettered
+    | Reported
     | FaultStarted
     | FaultEnded
     | Overdue

@@ -10,7 +10,7 @@ from typing import Final
 import orjson
 
 from bridge.amqp.publish.publisher import Publisher
-from bridge.core.message_options import MessageOptions, render_options
+from bridge.core.message_options import MessageOptions, Tracking, render_options
 from bridge.core.properties import PERSISTENT, Properties
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from tests.faults.suite.history import Ambiguous, Confirmed, History, Invoked
@@ -22,6 +22,7 @@ _LARGE_EACH: Final = 50
 _LARGE_BYTES: Final = 4000
 _KEYS: Final = 3
 _CLEAR_EACH: Final = 10 * _KEYS
+_TRACKED_EACH: Final = 3
 CAREFUL: Final = "careful"
 KEYED: Final = "keyed"
 PLAIN: Final = "plain"
@@ -36,7 +37,8 @@ class Producer:
 
     A careful producer gives each message an id and retries until the confirm. Others do
     neither. The messages of one with keys have one of three keys in turn. The first of these
-    keys is retained, and cleared by one of ten messages.
+    keys is retained, and cleared by one of ten messages. If it asks for receipts, it does so
+    for a third of the messages of each key.
     """
 
     user: str
@@ -47,6 +49,7 @@ class Producer:
     history: History
     random: random.Random
     mandatory: bool = True
+    asks_for_receipts: bool = False
     number: int = 0
 
     async def run(self, *, per_s: float, stop: asyncio.Event) -> None:
@@ -91,6 +94,8 @@ class Producer:
         key = f"key {number % _KEYS}" if self.name == KEYED else None
         is_cleared = key is not None and number % _CLEAR_EACH == 0
         is_retained = key is not None and number % _KEYS == 0 and not is_cleared
+        # Among them are invalid ones and messages that clear their key.
+        is_tracked = self.asks_for_receipts and number // _KEYS % _TRACKED_EACH == 2
         self._record(
             Invoked,
             has_id=self.is_careful,
@@ -98,12 +103,19 @@ class Producer:
             key=key,
             is_retained=is_retained,
             is_cleared=is_cleared,
+            is_tracked=is_tracked,
         )
         properties = Properties(
             delivery_mode=PERSISTENT,
             message_id=f"{self.name}-{number}".encode() if self.is_careful else None,
+            correlation_id=f"{self.name}-{number}".encode() if is_tracked else None,
             headers=render_options(
-                MessageOptions(key=key, is_retained=is_retained, is_cleared=is_cleared)
+                MessageOptions(
+                    key=key,
+                    is_retained=is_retained,
+                    is_cleared=is_cleared,
+                    tracking=Tracking(wants_receipt=True) if is_tracked else None,
+                )
             ),
         )
         while not await self._try(body, properties):
@@ -179,6 +191,7 @@ def create_producers(
             exchange=exchange,
             history=history,
             random=random.Random(rng.getrandbits(32)),  # noqa: S311 - as above
+            asks_for_receipts=name in (CAREFUL, PLAIN, KEYED),
         )
 
     numbers = range(len(users))

@@ -349,6 +349,21 @@ def forget_retained() -> None:
         setattr(store, "read_retained", read_retained)  # noqa: B010 - the defect
 
 
+def forget_events() -> None:
+    """Confirm the events for workers before they are published, as if there were no outbox."""
+
+    def change(method: Method) -> Method:
+        async def changed(self: Any, limit: int, **kwargs: Any) -> Any:
+            events = await method(self, limit, **kwargs)
+            await self.confirm_events(events)
+            return events
+
+        return changed
+
+    for store in store_classes():
+        _wrap(store, "pending_events", change)
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "ack_before_append": ack_before_append,
     "swap": swap,
@@ -363,6 +378,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "keep_older": keep_older,
     "count_holes": count_holes,
     "forget_retained": forget_retained,
+    "forget_events": forget_events,
 }
 
 

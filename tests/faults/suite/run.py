@@ -30,6 +30,7 @@ _FAULT_TIMEOUT_S: Final = 240.0
 _EXTRA_ATTEMPTS_MAX: Final = 3
 _PAUSE_MAX_S: Final = 2.0
 _DEAD_LETTERS_TIMEOUT_S: Final = 60.0
+_RECEIPTS_TIMEOUT_S: Final = 60.0
 _TEARDOWN_TIMEOUT_S: Final = 90.0
 # Beyond the limit of each phase, which the run itself observes, before the watchdog acts.
 _WATCHDOG_MARGIN_S: Final = 60.0
@@ -170,6 +171,10 @@ class Run:
                     self._report("some windows never received all confirmed messages")
                 self._phase("reading dead letters", within_s=_DEAD_LETTERS_TIMEOUT_S)
                 await world.settle_dead_letters(within_s=_DEAD_LETTERS_TIMEOUT_S)
+                self._phase("reading receipts", within_s=_RECEIPTS_TIMEOUT_S)
+                await world.settle_receipts(
+                    within_s=min(plan.settle_s, _RECEIPTS_TIMEOUT_S)
+                )
             self._report(self._progress(world))
             self._phase("the teardown", within_s=_TEARDOWN_TIMEOUT_S)
             return Outcome(
@@ -286,9 +291,13 @@ class Run:
     def _progress(self, world: World) -> str:
         counts = world.checker.counts
         violations = world.checker.verdict().violations
-        # Messages in flight, and dead letters, are counted at the end of the run.
+        # Messages in flight, dead letters and receipts are counted at the end of the run.
         missing = violations.pop(Violation.LOST)
-        violations.pop(Violation.NOT_DEAD_LETTERED)
+        for kind in (
+            *(Violation.NOT_DEAD_LETTERED, Violation.UNREPORTED),
+            Violation.FALSE_OUTCOME,
+        ):
+            violations.pop(kind)
         return (
             f"{monotonic() - self._start_s:6.0f} s: {counts['faults']} faults, "
             f"{counts['messages confirmed']} messages, {counts['receptions']} receptions, "

@@ -24,6 +24,7 @@ from tests.faults.suite.world import (
     Scale,
     World,
     base_settings,
+    declare_receipts,
     publisher_at,
     running,
     tokens_of,
@@ -68,6 +69,7 @@ async def open_single(
             StoreFolder.at(folder / "store", may_mount=may_mount)
         )
         node = await enter(LocalNode.start())
+        await declare_receipts(node)
         publishers = [publisher_at(node.url) for _ in range(_PUBLISHERS)]
         bridge = BridgeProcess(folder, operator, secret, scale.mutant)
         await enter(running(bridge.run(), *(each.run() for each in publishers)))

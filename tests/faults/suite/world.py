@@ -13,8 +13,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bridge.amqp.connection import BrokerAddress
+import orjson
+
+from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
+from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.publish.publisher import Publisher
+from bridge.amqp.topology import (
+    QUORUM,
+    Binding,
+    Queue,
+    Topology,
+    declare,
+    events_exchange,
+)
 from bridge.auth.issuing import issue_token
 from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import header_bytes
@@ -22,7 +33,12 @@ from bridge.enums import Header
 from bridge.metrics import Metrics
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.checker import Checker
-from tests.faults.suite.history import DeadLettered, History, Overdue
+from tests.faults.suite.history import (
+    DeadLettered,
+    History,
+    Overdue,
+    Reported,
+)
 from tests.faults.suite.producers import PROBE, Producers
 from tests.faults.suite.proxy import Proxy
 from tests.faults.suite.windows import Crowd
@@ -30,10 +46,12 @@ from tests.integration.dead_letters import take_all
 from tests.local_node import LocalNode
 
 NAMES: Final = BrokerNames("faults")
+_RECEIPTS: Final = "receipts"  # the queue of a worker
 _POLL_S: Final = 0.1
 # Longer than any run, also after a jump of a clock.
 _TOKEN_TTL_S: Final = 30 * 86_400
 _COUNT_ATTEMPTS: Final = 50
+_DECLARE_TIMEOUT_S: Final = 10.0
 _BODY: Final = re.compile(rb'"u":"([^"]+)","p":"([^"]+)","n":(\d+)')
 
 
@@ -249,6 +267,28 @@ class World:
             await asyncio.sleep(_POLL_S)
             await self.record_dead_letters()
 
+    async def settle_receipts(self, *, within_s: float) -> None:
+        """Record the receipts, until there is one for each message that asked for it."""
+        deadline_s = time.monotonic() + within_s
+        await self._record_receipts()
+        while next(self.checker.missing_receipts(), None) is not None:
+            if time.monotonic() > deadline_s:
+                return
+            await asyncio.sleep(_POLL_S)
+            await self._record_receipts()
+
+    async def _record_receipts(self) -> None:
+        for event in await take_all(self.nodes[0], _RECEIPTS):
+            properties, receipt = event.properties, orjson.loads(event.body)
+            name = (properties.correlation_id or b"").decode()
+            producer, _, number = name.rpartition("-")
+            self.history.add(
+                Reported(
+                    *(self.history.t, receipt["user"], producer, int(number or 0)),
+                    *(receipt["outcome"], (properties.message_id or b"").decode()),
+                )
+            )
+
     async def record_dead_letters(self, names: BrokerNames = NAMES) -> None:
         """Take the dead letters of a namespace and record them."""
         for letter in await take_all(self.nodes[0], names.dead):
@@ -276,6 +316,20 @@ async def running(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]
         finally:
             for task in running:
                 task.cancel()
+
+
+async def declare_receipts(node: LocalNode) -> None:
+    """Declare the queue in which the receipts wait until the end of the run."""
+    connection = await open_connection(
+        BrokerAddress((node.url,)), purpose=Purpose.CHECK, reader=FrameReader
+    )
+    exchange, queue = events_exchange(NAMES), Queue(_RECEIPTS, QUORUM)
+    binding = Binding(exchange.name, queue, "message.*")
+    wanted = Topology([exchange], [queue], [binding])
+    try:
+        await declare(connection, wanted, timeout_s=_DECLARE_TIMEOUT_S)
+    finally:
+        await connection.disconnect()
 
 
 def base_settings(scale: Scale, secret: str) -> dict[str, object]:

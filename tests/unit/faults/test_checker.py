@@ -24,6 +24,7 @@ from tests.faults.suite.history import (
     Opened,
     Overdue,
     Received,
+    Reported,
     Synced,
     WindowCounts,
 )
@@ -413,3 +414,67 @@ def test_a_page_may_not_receive_an_older_message_of_its_key() -> None:
 
     assert violations([*base, got(5, 1, 2)]) == {Violation.STALE: 1}
     assert violations([*base, opened(keeps_position=True), got(5, 2, 2)]) == {}
+
+
+def tracked(
+    t: float, number: int, *, has_id: bool = True, key: str | None = None
+) -> list[Event]:
+    """Return the events of a publish that asks for a receipt, confirmed soon."""
+    return [
+        Invoked(t, "ann", "p", number, has_id, key=key, is_tracked=True),
+        Confirmed(t + 0.5, "ann", "p", number),
+    ]
+
+
+def reported(number: int, outcome: str = "delivered", event_id: str = "a") -> Reported:
+    return Reported(9, "ann", "p", number, outcome, event_id)
+
+
+def test_each_confirmed_message_that_asks_has_one_outcome() -> None:
+    """Repeats of an event are allowed; those of an outcome only for copies without an id."""
+    base = [opened(), *tracked(1, 1), got(2, 1, 1)]
+    plain = [opened(), *tracked(1, 1, has_id=False), got(2, 1, 1)]
+    twice = [reported(1), reported(1, event_id="b")]
+
+    assert violations([*base, reported(1), reported(1)]) == {}
+    assert violations(base) == {Violation.UNREPORTED: 1}
+    assert violations([*base, *twice]) == {Violation.OUTCOMES: 1}
+    assert violations([*plain, *twice]) == {}
+
+
+def test_an_unconfirmed_message_may_have_an_outcome() -> None:
+    """It may have been stored nevertheless."""
+    base = [opened(), *tracked(1, 1)[:1]]
+
+    assert violations(base) == {}
+    assert violations([*base, got(2, 1, 1), reported(1)]) == {}
+
+
+def test_an_outcome_of_a_message_that_did_not_ask_is_unexpected() -> None:
+    """So is one of a message that nobody published."""
+    base = [opened(), *publish(1, 1), got(2, 1, 1)]
+
+    assert violations([*base, reported(1)]) == {Violation.UNEXPECTED: 1}
+    assert violations([*base, reported(2)]) == {Violation.UNEXPECTED: 1}
+
+
+def test_an_outcome_must_agree_with_what_the_pages_received() -> None:
+    """No message of the suite expires or is trimmed."""
+    false = {Violation.FALSE_OUTCOME: 1}
+    base = [opened(), *tracked(1, 1), got(2, 1, 1)]
+    for outcome in ("expired", "trimmed", "replaced", "dead"):
+        assert violations([*base, reported(1, outcome)]) == false
+
+    older = [opened(), *tracked(1, 1, key="k"), *keyed(2, 2), got(3, 2, 2)]
+    assert violations([*older, reported(1, "replaced")]) == {}
+    assert violations([*older, reported(1)]) == false
+
+
+def test_a_dead_letter_has_an_outcome_or_was_never_seen_by_bridge() -> None:
+    """RabbitMQ dead-letters what it cannot route, and gives no reason."""
+    base = [opened(), *tracked(1, 1)]
+    dead = DeadLettered(4, "ann", "p", 1, "malformed_body")
+
+    assert violations([*base, DeadLettered(4, "ann", "p", 1, "")]) == {}
+    assert violations([*base, dead]) == {Violation.UNREPORTED: 1}
+    assert violations([*base, dead, reported(1, "dead")]) == {}
