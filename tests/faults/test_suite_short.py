@@ -41,6 +41,7 @@ async def test_no_message_is_lost_under_any_kind_of_fault(tmp_path: Path) -> Non
         ("count_holes", "suspended", 2, Violation.GAP),
         ("forget_retained", "pages reloaded", 2, Violation.RETAINED),
         ("forget_events", "RabbitMQ: cut", 2, Violation.UNREPORTED),
+        ("forget_late", "and bridge: frozen", 2, Violation.NOT_LATE),
     ],
 )
 async def test_the_checker_detects_a_bridge_with_a_defect(

@@ -32,8 +32,11 @@ from tests.faults.suite.history import (
     Synced,
     WindowCounts,
 )
+from tests.faults.suite.producers import UNDELIVERED_AFTER_S
 
 _EXAMPLES: Final = 20
+_DELAY_MARGIN_MS: Final = 50
+_DELAY_MAX_MS: Final = 3_600_000  # more is a jump of the clock
 MOST_CONNECTS: Final = "most connects per second after the first fault"
 Name = tuple[str, int]  # identifies a message of a user: producer and number
 
@@ -62,6 +65,10 @@ class _User:
     newest: dict[tuple[str, str], int] = field(default_factory=dict)
     # By tracked message, as far as is confirmed or reported: the outcome in each event.
     outcomes: dict[Name, dict[str, str]] = field(default_factory=dict)
+    # Beginnings of the ids of events: the messages that were reported as undelivered, and
+    # for those that were delivered, the event.
+    late: set[str] = field(default_factory=set)
+    delivered: dict[str, Reported] = field(default_factory=dict)
     windows: list["_Window"] = field(default_factory=list)
     keyed: int = 0  # messages with a key
     # By producer and key: the newest message of each retained key, as far as is confirmed.
@@ -136,11 +143,13 @@ class Violation:
     UNREPORTED = "receipts missing"
     OUTCOMES = "several outcomes of a message"
     FALSE_OUTCOME = "false outcomes"
+    FALSE_LATE = "delivered in time, and reported as undelivered"
+    NOT_LATE = "delivered too late, and not reported as undelivered"
 
     ALL = (
         LOST, NOT_DEAD_LETTERED, ORDER, UNEXPECTED, REPEATED_POSITION,
         REPEATED_ID, HOLE, GAP, EPOCH, NOT_RECOVERED, RETAINED, STALE, HELD_UP,
-        UNREPORTED, OUTCOMES, FALSE_OUTCOME,
+        UNREPORTED, OUTCOMES, FALSE_OUTCOME, FALSE_LATE, NOT_LATE,
     )  # fmt: skip
 
 
@@ -177,6 +186,7 @@ class Checker:
         self._examples: list[str] = []
         self._reported = 0
         self._has_faults = False
+        self._is_fleet = False
         self._connects: deque[float] = deque()  # their times in the last second
 
     def feed(self, event: Event) -> None:  # noqa: C901, PLR0912 - one line for each kind of event
@@ -205,6 +215,7 @@ class Checker:
                 self._windows[event.window].is_open = False
             case WindowCounts():
                 self.counts["bridges with windows"] = sum(map(bool, event.windows))
+                self._is_fleet = len(event.windows) > 1
             case DeadLettered():
                 self._dead_lettered(event)
             case Reported():
@@ -289,15 +300,15 @@ class Checker:
         for user_name, name in self.missing_dead_letters():
             violations[Violation.NOT_DEAD_LETTERED] += 1
             examples.append(f"not accounted for: {name} of {user_name}")
-        for user_name, name in self.missing_receipts():
-            violations[Violation.UNREPORTED] += 1
-            if violations[Violation.UNREPORTED] <= _EXAMPLES:
-                examples.append(f"no receipt: {name} of {user_name}")
-        for problem in self._false_outcomes():
-            violations[Violation.FALSE_OUTCOME] += 1
-            if violations[Violation.FALSE_OUTCOME] <= _EXAMPLES:
-                examples.append(problem)
         counts = Counter(self.counts)
+        for kind, text in self._problems_of_workers():
+            if kind == Violation.FALSE_LATE and self._is_fleet:
+                # The bridge that delivered it could not write that to Redis in time.
+                counts[kind] += 1
+                continue
+            violations[kind] += 1
+            if violations[kind] <= _EXAMPLES:
+                examples.append(f"{kind}: {text}")
         counts["users"] = len(self._users)
         counts["windows"] = len(self._windows)
         return Verdict(
@@ -386,6 +397,13 @@ class Checker:
             self._violate(Violation.UNEXPECTED, event)
             return
         outcomes = user.outcomes.setdefault(name, {})
+        stored = event.event_id.rpartition(".")[0]
+        if event.outcome == ReceiptOutcome.UNDELIVERED:
+            self.counts["messages reported as undelivered"] += stored not in user.late
+            user.late.add(stored)
+            return
+        if event.outcome == ReceiptOutcome.DELIVERED:
+            user.delivered[stored] = event
         if event.event_id in outcomes:
             self.counts["repeats of receipts"] += 1
         else:
@@ -395,13 +413,29 @@ class Checker:
                 self._violate(Violation.OUTCOMES, event)
         outcomes[event.event_id] = event.outcome
 
-    def _false_outcomes(self) -> Iterator[str]:
-        """Describe the outcomes that contradict what happened otherwise."""
+    def _problems_of_workers(self) -> Iterator[tuple[str, str]]:
+        """Yield kind and description of what workers were told wrongly, or not at all."""
+        for user_name, name in self.missing_receipts():
+            yield Violation.UNREPORTED, f"{name} of {user_name}"
         for user_name, user in self._users.items():
             for name, outcomes in user.outcomes.items():
                 for outcome in outcomes.values():
                     if not self._is_true(outcome, user, name):
-                        yield f"false outcome: {outcome}, {name} of {user_name}"
+                        text = f"{outcome}, {name} of {user_name}"
+                        yield Violation.FALSE_OUTCOME, text
+            yield from self._false_delays(user)
+
+    def _false_delays(self, user: _User) -> Iterator[tuple[str, str]]:
+        """Yield the deliveries that contradict whether the message was reported before."""
+        after_ms = UNDELIVERED_AFTER_S * 1000
+        for stored, event in user.delivered.items():
+            # It is 0 if the clock was set back.
+            is_in_time = 0 < event.delay_ms < after_ms - _DELAY_MARGIN_MS
+            if is_in_time and stored in user.late:
+                yield Violation.FALSE_LATE, str(event)
+            is_late = after_ms + _DELAY_MARGIN_MS < event.delay_ms < _DELAY_MAX_MS
+            if is_late and stored not in user.late:
+                yield Violation.NOT_LATE, str(event)
 
     def _is_true(self, outcome: str, user: _User, name: Name) -> bool:
         if outcome == ReceiptOutcome.DELIVERED:

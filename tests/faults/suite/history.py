@@ -154,7 +154,12 @@ class DeadLettered:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """A worker received the outcome of a message; a repeat of the event has the same id."""
+    """
+    A worker received an event about a message; a repeat of the event has the same id.
+
+    Usually it is the final outcome; `undelivered` comes before it. `delay_ms` is the time
+    since bridge received the message, by its wall clock.
+    """
 
     t: float
     user: str
@@ -162,6 +167,7 @@ class Reported:
     number: int
     outcome: str
     event_id: str
+    delay_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

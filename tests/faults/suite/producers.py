@@ -23,11 +23,13 @@ _LARGE_BYTES: Final = 4000
 _KEYS: Final = 3
 _CLEAR_EACH: Final = 10 * _KEYS
 _TRACKED_EACH: Final = 3
+UNDELIVERED_AFTER_S: Final = 1.0
 CAREFUL: Final = "careful"
 KEYED: Final = "keyed"
 PLAIN: Final = "plain"
 PROBE: Final = "probe"
 LARGE: Final = "large"
+_TRACKING: Final = Tracking(wants_receipt=True, undelivered_after_s=UNDELIVERED_AFTER_S)
 
 
 @dataclass
@@ -37,8 +39,8 @@ class Producer:
 
     A careful producer gives each message an id and retries until the confirm. Others do
     neither. The messages of one with keys have one of three keys in turn. The first of these
-    keys is retained, and cleared by one of ten messages. If it asks for receipts, it does so
-    for a third of the messages of each key.
+    keys is retained, and cleared by one of ten messages. A producer that asks for receipts does
+    so for a third of its messages, and these count as undelivered after a second.
     """
 
     user: str
@@ -114,7 +116,7 @@ class Producer:
                     key=key,
                     is_retained=is_retained,
                     is_cleared=is_cleared,
-                    tracking=Tracking(wants_receipt=True) if is_tracked else None,
+                    tracking=_TRACKING if is_tracked else None,
                 )
             ),
         )

@@ -33,6 +33,7 @@ from bridge.amqp.shards import migration
 from bridge.cli.main import main
 from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
+from bridge.core.receipts import Receipt
 from bridge.inbox.maintenance import InboxMaintenance
 from bridge.inbox.memory.store import MemoryInbox
 from bridge.inbox.sqlite import statements
@@ -364,6 +365,11 @@ def forget_events() -> None:
         _wrap(store, "pending_events", change)
 
 
+def forget_late() -> None:
+    """Never report a message as undelivered."""
+    setattr(Receipt, "_late_s", None)  # noqa: B010 - the defect
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "ack_before_append": ack_before_append,
     "swap": swap,
@@ -379,6 +385,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "count_holes": count_holes,
     "forget_retained": forget_retained,
     "forget_events": forget_events,
+    "forget_late": forget_late,
 }
 
 

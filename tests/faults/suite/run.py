@@ -295,7 +295,7 @@ class Run:
         missing = violations.pop(Violation.LOST)
         for kind in (
             *(Violation.NOT_DEAD_LETTERED, Violation.UNREPORTED),
-            Violation.FALSE_OUTCOME,
+            *(Violation.FALSE_OUTCOME, Violation.FALSE_LATE, Violation.NOT_LATE),
         ):
             violations.pop(kind)
         return (

@@ -286,6 +286,7 @@ class World:
                 Reported(
                     *(self.history.t, receipt["user"], producer, int(number or 0)),
                     *(receipt["outcome"], (properties.message_id or b"").decode()),
+                    receipt["delay_ms"],
                 )
             )
 

@@ -426,15 +426,18 @@ def tracked(
     ]
 
 
-def reported(number: int, outcome: str = "delivered", event_id: str = "a") -> Reported:
-    return Reported(9, "ann", "p", number, outcome, event_id)
+def reported(
+    number: int, outcome: str = "delivered", *, id_: str = "a", delay_ms: int = 0
+) -> Reported:
+    event_id = f"{id_}.{outcome}"
+    return Reported(9, "ann", "p", number, outcome, event_id, delay_ms)
 
 
 def test_each_confirmed_message_that_asks_has_one_outcome() -> None:
     """Repeats of an event are allowed; those of an outcome only for copies without an id."""
     base = [opened(), *tracked(1, 1), got(2, 1, 1)]
     plain = [opened(), *tracked(1, 1, has_id=False), got(2, 1, 1)]
-    twice = [reported(1), reported(1, event_id="b")]
+    twice = [reported(1), reported(1, id_="b")]
 
     assert violations([*base, reported(1), reported(1)]) == {}
     assert violations(base) == {Violation.UNREPORTED: 1}
@@ -478,3 +481,21 @@ def test_a_dead_letter_has_an_outcome_or_was_never_seen_by_bridge() -> None:
     assert violations([*base, DeadLettered(4, "ann", "p", 1, "")]) == {}
     assert violations([*base, dead]) == {Violation.UNREPORTED: 1}
     assert violations([*base, dead, reported(1, "dead")]) == {}
+
+
+def test_a_message_is_reported_as_undelivered_if_it_was_late() -> None:
+    """That is no outcome; the margins and the jumps of a clock are not judged."""
+    base = [opened(), *tracked(1, 1), got(2, 1, 1)]
+    late = [*base, reported(1, "undelivered")]
+
+    assert violations(late) == {Violation.UNREPORTED: 1}
+    assert violations([*late, reported(1, delay_ms=1200)]) == {}
+    assert violations([*late, reported(1, delay_ms=0)]) == {}
+    assert violations([*late, reported(1, delay_ms=900)]) == {Violation.FALSE_LATE: 1}
+    assert violations([*base, reported(1, delay_ms=900)]) == {}
+    # Another bridge may not know yet that it was delivered.
+    fleet = [*late, WindowCounts(9, [1, 1, 0]), reported(1, delay_ms=900)]
+    assert violations(fleet) == {}
+    assert check(fleet).counts[Violation.FALSE_LATE] == 1
+    assert violations([*base, reported(1, delay_ms=1200)]) == {Violation.NOT_LATE: 1}
+    assert violations([*base, reported(1, delay_ms=8 * 86_400_000)]) == {}
