@@ -1,7 +1,9 @@
 """Events for workers reach the broker: in order, at least once, and after every outage."""
 
 import asyncio
+import gc
 import json
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,7 +14,9 @@ from aio_pika.abc import AbstractIncomingMessage
 from structlog.testing import capture_logs
 from yarl import URL
 
-from bridge.amqp.connection import BrokerAddress
+from bridge.amqp.connection import BrokerAddress, Purpose, connected
+from bridge.amqp.frame_reader import RequestReader
+from bridge.amqp.publish.event_channel import EventChannel, open_event_channel
 from bridge.core.broker_names import BrokerNames
 from bridge.core.journal import Journal
 from bridge.core.receipts import WorkerEvent
@@ -374,6 +378,56 @@ async def test_an_event_does_not_wait_longer_after_a_long_outage_of_the_store(
 
         # It is asked once a second while it waits; the longest pause has 15 seconds.
         assert stage.outbox.asked - asked < 8
+
+
+async def test_channels_that_were_replaced_are_freed(
+    broker: LocalNode, namespace: str
+) -> None:
+    """While a queue is full, a channel is replaced several times a minute, for days."""
+    address = BrokerAddress((broker.url,))
+    async with connected(
+        address, purpose=Purpose.EVENTS, reader=RequestReader
+    ) as connection:
+        opened: list[weakref.ref[EventChannel]] = []
+        for _ in range(3):
+            channel = await open_event_channel(
+                connection, BrokerNames(namespace), timeout_s=15.0, metrics=Metrics()
+            )
+            await channel.close()
+            opened.append(weakref.ref(channel))
+        del channel
+
+        def are_freed() -> bool:
+            gc.collect()
+            return not any(each() for each in opened[:2])
+
+        await eventually(are_freed)
+
+
+async def test_published_events_leave_nothing_in_memory(
+    broker: LocalNode, namespace: str
+) -> None:
+    """The channel lives for months."""
+    address = BrokerAddress((broker.url,))
+    event = WorkerEvent("1", "message.delivered", "ann", b"{}", 0.0)
+    async with connected(
+        address, purpose=Purpose.EVENTS, reader=RequestReader
+    ) as connection:
+        channel = await open_event_channel(
+            connection, BrokerNames(namespace), timeout_s=15.0, metrics=Metrics()
+        )
+        await channel.publish([event])
+        gc.collect()
+        before = count_futures()
+        for _ in range(50):
+            await channel.publish([event])
+        gc.collect()
+        assert count_futures() < before + 25
+
+
+def count_futures() -> int:
+    """Return how many futures exist."""
+    return sum(isinstance(each, asyncio.Future) for each in gc.get_objects())
 
 
 async def test_published_returns_when_all_is_published_or_nothing_can_be(

@@ -107,11 +107,14 @@ class EventChannel:
         reader = connection.reader
         reader.subscribe(wire.number, "", lambda _: None)  # for `was_closed`
         reader.subscribe_publishes(wire.number, self._confirmed, self._note_returned)
-        for closing in (wire.closing, connection.wire.closing):
+        # Each read of `closing` adds an observer that lives as long as what it observes.
+        self._connection_closing = connection.wire.closing
+        for closing in (wire.closing, self._connection_closing):
             closing.add_done_callback(lambda _: self._changed.set())
 
     async def close(self) -> None:
         """Close the channel if that is possible; never raises."""
+        self._connection_closing.cancel()  # the connection would keep this in memory
         if self._wire.is_closed or self._connection.is_lost:
             return
         with suppress(BrokerUnavailableError):
@@ -202,7 +205,7 @@ class EventChannel:
         wire, reader = self._wire, self._connection.reader
         if self._connection.is_lost:
             raise self._unavailable(CONNECTION_LOST)
-        if wire.closing.done() or reader.was_closed(wire.number):
+        if wire.is_closed or reader.was_closed(wire.number):
             reason = close_reason(wire) or CONNECTION_LOST
             if "ACCESS_REFUSED" in reason:
                 reason += "; `bridge check` prints the command that grants it"
