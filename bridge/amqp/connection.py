@@ -288,31 +288,34 @@ async def broker_call(doing: str, *, timeout_s: float) -> AsyncIterator[None]:
     """
     task = asyncio.current_task()
     cancelled_before = task.cancelling() if task else 0
+    cause: BaseException
     try:
         async with asyncio.timeout(timeout_s):
             yield
-            # aiormq uses wait_for, which on Python 3.11 loses a cancellation that arrives
-            # in the same moment as the answer (python/cpython#86296). The task that
-            # cancelled this one would wait forever.
-            if task is not None and task.cancelling() > cancelled_before:
-                raise asyncio.CancelledError  # noqa: TRY301 - handled like one raised by a call
     except TimeoutError as exc:
-        raise BrokerUnavailableError(
-            doing, f"no answer within {timeout_s:g} s"
-        ) from exc
+        problem, cause = f"no answer within {timeout_s:g} s", exc
     except asyncio.CancelledError as exc:
         if task is None or task.cancelling():
             raise
-        raise BrokerUnavailableError(doing, CONNECTION_LOST) from exc
+        problem, cause = CONNECTION_LOST, exc
     except (AMQPError, OSError, ChannelInvalidStateError, StopAsyncIteration) as exc:
         # aiormq raises StopAsyncIteration if the peer closes before its first frame.
-        raise BrokerUnavailableError(doing, problem_text(exc)) from exc
+        problem, cause = problem_text(exc), exc
     except Exception as exc:
         # If the peer closes right after a frame, aiormq has no error to pass on and raises
         # a bare Exception in waiting calls.
         if type(exc) is not Exception:
             raise
-        raise BrokerUnavailableError(doing, CONNECTION_LOST) from exc
+        problem, cause = CONNECTION_LOST, exc
+    else:
+        problem = ""
+    # aiormq uses wait_for, which on Python 3.11 loses a cancellation that arrives in the
+    # same moment as the answer or the error (python/cpython#86296). The task that cancelled
+    # this one would wait forever.
+    if task is not None and task.cancelling() > cancelled_before:
+        raise asyncio.CancelledError
+    if problem:
+        raise BrokerUnavailableError(doing, problem) from cause
 
 
 async def ignore_message(_message: object) -> None:

@@ -100,7 +100,10 @@ class ControlConsumer:
             try:
                 await self._consume(connection)
             except* (BrokerUnavailableError, TopologyError) as group:
-                if connection.is_lost:
+                # A TaskGroup that ends with an error loses a cancellation that arrives
+                # meanwhile.
+                task = asyncio.current_task()
+                if connection.is_lost or (task is not None and task.cancelling()):
                     self.problem = None  # it concerns all queues
                     raise
                 problem = str(first_error(group))

@@ -133,15 +133,25 @@ def test_the_repr_of_an_address_contains_no_url() -> None:
     assert "s3cret" not in repr(BrokerAddress((str(URL_WITH_SECRETS),)))
 
 
-async def test_a_cancellation_that_the_library_loses_is_raised_after_the_call() -> None:
-    """On Python 3.11, wait_for may return an answer and drop a simultaneous cancellation."""
+@pytest.mark.parametrize(
+    "raised", [None, AMQPConnectionError("gone"), Exception(), TimeoutError()]
+)
+async def test_a_cancellation_that_the_library_loses_is_raised_after_the_call(
+    raised: Exception | None,
+) -> None:
+    """On Python 3.11, wait_for drops a cancellation that is as late as its answer or error."""
     reached: list[str] = []
 
     async def work() -> None:
-        async with broker_call("test", timeout_s=5):
-            # Like wait_for: the answer counts, the cancellation is dropped.
-            with suppress(asyncio.CancelledError):
-                await asyncio.Event().wait()
+        try:
+            async with broker_call("test", timeout_s=5):
+                # Like wait_for: the result counts, the cancellation is dropped.
+                with suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+                if raised is not None:
+                    raise raised
+        except BrokerUnavailableError:
+            reached.append("as if the broker alone had failed")
         reached.append("after the call")
 
     task = asyncio.create_task(work())
