@@ -88,12 +88,15 @@ def publish(
     ] = False,
     receipt: Annotated[
         bool,
-        typer.Option("--receipt", help="Ask for a receipt on the exchange of events."),
+        typer.Option(
+            "--receipt",
+            help="Workers receive the outcome from the exchange bridge.events.",
+        ),
     ] = False,
     wait: Annotated[
         str | None,
         typer.Option(
-            help="Wait this long for the outcome of the message and print it, such as 30s."
+            help="Ask for a receipt, wait this long for the outcome, such as 30s, and print it."
         ),
     ] = None,
     json: Annotated[
@@ -113,8 +116,9 @@ def publish(
     that cannot be published and prints its number. With BRIDGE_SCHEMAS all of stdin is
     checked first: nothing is published unless every line is valid.
 
-    Exit status with --wait: 0 delivered, 1 any other outcome or none in time, 3 the broker
-    cannot be reached.
+    Exit status with --wait: 0 delivered, 1 any other outcome or none in time, 2 wrong use,
+    3 the broker cannot be reached, 130 Ctrl-C. Without an outcome the message may still be
+    delivered later.
 
     Examples:
 
@@ -195,10 +199,16 @@ def _publish_one(
         body = asyncio.run(waiting)
     except PublishRefusedError as exc:
         raise _with_fix(exc) from exc
+    except KeyboardInterrupt:
+        print_note(
+            f"stopped: `bridge trace {message_id}` shows what happened to the message"
+        )
+        raise
     if body is None:
         print_note(
-            f"published, and no receipt within {wait_s:g} s: `bridge trace {message_id}` "
-            "says more, and `bridge check` whether receipts go to reply_to"
+            f"published, but no outcome within {wait_s:g} s: `bridge trace {message_id}` shows "
+            "whether it waits for a window. If it was delivered, `bridge check` shows whether "
+            "bridge may send receipts to reply_to"
         )
         found = {"message_id": message_id, "outcome": None}
     else:

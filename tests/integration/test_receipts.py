@@ -327,7 +327,9 @@ async def test_publish_ends_its_wait_at_ctrl_c_and_without_a_broker(
     settings = settings_for_program(broker, namespace)
     async with program(broker, namespace):
         pass  # it declares the queue
-    waiting = await start("publish", "ann", "5", "--wait", "1h", **settings)
+    waiting = await start(
+        *("publish", "ann", "5", "--wait", "1h", "--id", "m5"), **settings
+    )
     async with await aio_pika.connect(broker.url) as connection:
         channel = await connection.channel()
 
@@ -339,7 +341,8 @@ async def test_publish_ends_its_wait_at_ctrl_c_and_without_a_broker(
         await eventually(is_published)
     waiting.send_signal(signal.SIGINT)
     out, err = await waiting.communicate()
-    assert out == b""
+    assert (waiting.returncode, out) == (130, b"")
+    assert b"`bridge trace m5`" in err
     assert b"Traceback" not in err
 
     away = settings | {"amqp_url": "amqp://127.0.0.1:1/"}
