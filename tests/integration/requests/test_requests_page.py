@@ -63,10 +63,8 @@ async def test_the_worker_of_the_page_answers(
             await eventually(is_answered, within_s=30)
             gone = await ask(pages, {"id": 0})
             # A page can send any JSON value.
-            wrong = [
-                await ask(pages, data, within_s=30)
-                for data in (None, [], "17", {"number": 17})
-            ]
+            unexpected: list[object] = [None, [], "17", {"number": 17}]
+            wrong = [await ask(pages, data, within_s=30) for data in unexpected]
             pages.command("send", "page", EVENT, {"id": 18})
             again = await ask(pages, {"id": 19})
         finally:
