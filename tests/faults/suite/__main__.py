@@ -183,7 +183,10 @@ def _parse() -> argparse.Namespace:
         help="do not mount a disk for the store, even as root",
     )
     add("--keep", action="store_true", help="keep the history even without violations")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.report is not None and not arguments.report.is_file():
+        parser.error(f"--report: {arguments.report} does not exist")
+    return arguments
 
 
 if __name__ == "__main__":
