@@ -138,7 +138,9 @@ def check_permissions(
         return fail(subject, text, fix=_grant_fix(names, url, user))
     if may_do_anything:
         text = (
-            f"more than needed: configure, write or read outside of {names.namespace}.*"
+            f"more than needed: configure, write or read outside of {names.namespace}.*; "
+            "with the fix, receipts no longer go to `reply_to`, which needs the right to "
+            "write to amq.default"
         )
         fix = least_permissions_command(names.namespace, url)
         return warn(subject, text, fix=fix)

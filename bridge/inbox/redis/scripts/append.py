@@ -232,7 +232,7 @@ while i <= #ARGV do
     end
   end
   if results[1] ~= 'x' and (has_keys or asked_end > fences_end + 8) then
-    -- If it fails, the batch is repeated, and stores only the receipts again.
+    -- Only a bug makes it fail. The messages stay stored, and a retry does not note receipts.
     local noted, problem = pcall(note_receipts, p, user, #out, results)
     if not noted then failure = problem end
   end

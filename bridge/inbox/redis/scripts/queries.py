@@ -6,8 +6,8 @@ from bridge.inbox.redis.scripts.reading import VIEW
 from bridge.inbox.redis.scripts.script import Script
 
 # ARGV: prefix, user, message limit, oldest time, now, steady, lowest, offset to read before
-# (0 = from the end), maximum of messages and of bytes of data (0 = no data). Returns for each message,
-# newest first: offset, element, bytes of data.
+# (0 = from the end), maximum of messages and of bytes of data (0 = no data). Returns for each
+# message, newest first: offset, element, bytes of data.
 BROWSE: Final = Script(
     VIEW
     + """
@@ -44,10 +44,10 @@ return out
 """
 )
 
-# ARGV: prefix, unused, message limit, oldest time, now, steady, lowest, id, number of messages after which to
-# stop, users. Returns the numbers of messages and of users searched (at least one), then for
-# each of these users who has or had the id: name, when it was stored last, number of
-# elements, and for each element its offset, header and bytes of data.
+# ARGV: prefix, unused, message limit, oldest time, now, steady, lowest, id, number of messages
+# after which to stop, users. Returns the numbers of messages and of users searched (at least
+# one), then for each of these users who has or had the id: name, when it was stored last,
+# number of elements, and for each element its offset, header and bytes of data.
 FIND: Final = Script(
     VIEW
     + """
