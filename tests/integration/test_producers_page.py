@@ -70,6 +70,18 @@ async def inbox(running: RunningProgram) -> list[dict[str, Any]]:
     return items
 
 
+async def end(worker: asyncio.Task[None]) -> None:
+    """
+    Cancel a worker, and wait until it has closed its connection.
+
+    If the event loop ended it, it would cancel the tasks of the connection as well, and the
+    worker would wait for the broker's answer without an end.
+    """
+    worker.cancel()
+    done, _ = await asyncio.wait({worker}, timeout=LIMIT_S)
+    assert done
+
+
 async def arrived(running: RunningProgram, *ids: str) -> None:
     async def is_there() -> bool:
         return {item.get("message_id") for item in await inbox(running)} >= set(ids)
@@ -133,7 +145,7 @@ async def test_the_worker_that_records_receipts(
         return outcomes == {"order-17": "expired"}
 
     await eventually(is_recorded)
-    recording.cancel()
+    await end(recording)
 
 
 async def test_the_worker_that_mails_late_messages(
@@ -178,7 +190,7 @@ async def test_the_worker_that_mails_late_messages(
         await publish("dan", "100ms")
         await eventually(lambda: "dan" in mails)
 
-    mailing.cancel()
+    await end(mailing)
     assert [data for _, data in mails["ann"]] == [{"n": 1}]
     assert "bob" not in mails
 
