@@ -113,7 +113,12 @@ class EventPublisher:
         )
 
     async def published(self) -> None:
-        """Wait until no event is left, or until nothing can be published at present."""
+        """
+        Wait until no event is left, or until nothing can be published at present.
+
+        The caller limits the time: if the first event appears while the broker is away, this
+        waits until a connection is open.
+        """
         self._paused.clear()
         self._wake.set()
         if self.problem is None:

@@ -205,7 +205,7 @@ def is_received(stage: Stage, event_id: str) -> bool:
 async def test_an_event_that_no_queue_is_bound_for_is_dropped_and_confirmed(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Nobody needs to consume receipts, and the store must not keep them for ever."""
+    """Receipts need no consumer, and the store must not keep them without a limit."""
     async with publishing(broker, namespace) as stage:
         await stage.channel.close()
         await stage.add(1)
@@ -230,7 +230,7 @@ async def test_a_reply_goes_to_its_queue_with_the_correlation_id(
 async def test_replies_to_no_queue_or_to_a_queue_of_bridge_are_counted_and_not_retried(
     broker: LocalNode, namespace: str
 ) -> None:
-    """A hostile producer could feed bridge its own output, or fill the store for ever."""
+    """A hostile producer could feed bridge its own output, or fill the store without a limit."""
     async with publishing(broker, namespace) as stage:
         hostile = await stage.channel.declare_queue(
             f"{namespace}.inbound.0", exclusive=True

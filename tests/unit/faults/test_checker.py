@@ -454,7 +454,7 @@ def test_an_unconfirmed_message_may_have_an_outcome() -> None:
 
 
 def test_an_outcome_of_a_message_that_did_not_ask_is_unexpected() -> None:
-    """So is one of a message that nobody published."""
+    """So is one of a message that was not published."""
     base = [opened(), *publish(1, 1), got(2, 1, 1)]
 
     assert violations([*base, reported(1)]) == {Violation.UNEXPECTED: 1}
