@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -22,6 +23,7 @@ from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
 from tests.conftest import eventually
 from tests.local_node import LocalNode
+from tests.redis_server import RedisServer
 
 SECRET = "integration-secret-of-more-than-32-bytes"
 OPERATOR_TOKEN = "operator-token-of-the-tests"
@@ -94,6 +96,17 @@ async def running_bridge(
             yield RunningBridge(bridge, listening.result(), stop)
         finally:
             stop.set()
+
+
+@asynccontextmanager
+async def two_bridges(
+    broker: LocalNode, namespace: str, folder: Path
+) -> AsyncIterator[tuple[RunningBridge, RunningBridge]]:
+    """Run two bridges that share the inboxes on a Redis server in `folder`."""
+    async with RedisServer.start(folder) as server:
+        settings = settings_for(broker, namespace, inbox=server.url)
+        async with running_bridge(settings) as one, running_bridge(settings) as other:
+            yield one, other
 
 
 async def post(

@@ -13,6 +13,7 @@ from tests.integration.running import (
     open_worker,
     running_bridge,
     settings_for,
+    two_bridges,
 )
 from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
@@ -57,18 +58,15 @@ async def test_ephemeral_messages_reach_windows_on_another_bridge(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
     """One bridge consumes the queue, and the other one has the window."""
-    async with RedisServer.start(tmp_path) as server:
-        settings = settings_for(broker, namespace, inbox=server.url)
-        async with (
-            running_bridge(settings) as one,
-            running_bridge(settings) as other,
-            open_windows(one.listening.public_url, [one.token("ann")]) as [near],
-            open_windows(other.listening.public_url, [one.token("ann")]) as [far],
-        ):
-            for number in range(10):
-                await publish_ephemeral(broker, namespace, b"%d" % number)
+    async with (
+        two_bridges(broker, namespace, tmp_path) as (one, other),
+        open_windows(one.listening.public_url, [one.token("ann")]) as [near],
+        open_windows(other.listening.public_url, [one.token("ann")]) as [far],
+    ):
+        for number in range(10):
+            await publish_ephemeral(broker, namespace, b"%d" % number)
 
-            await eventually(lambda: near.data() == far.data() == list(range(10)))
+        await eventually(lambda: near.data() == far.data() == list(range(10)))
 
 
 async def test_a_page_that_connects_with_the_position_gets_what_came_after_it(

@@ -17,6 +17,7 @@ from tests.integration.running import (
     open_worker,
     running_bridge,
     settings_for,
+    two_bridges,
 )
 from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
@@ -155,18 +156,15 @@ async def test_windows_of_two_bridges_are_throttled(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:
     """One of them consumes the queue, and the live feed brings the interval to the other."""
-    async with RedisServer.start(tmp_path) as server:
-        settings = settings_for(broker, namespace, inbox=server.url)
-        async with (
-            running_bridge(settings) as one,
-            running_bridge(settings) as other,
-            open_worker(broker, namespace) as worker,
-            open_windows(one.listening.public_url, [one.token("ann")]) as [near],
-            open_windows(other.listening.public_url, [one.token("ann")]) as [far],
-        ):
-            for number in range(60):
-                await worker.publish("ann", number, properties=throttled(1.0))
+    async with (
+        two_bridges(broker, namespace, tmp_path) as (one, other),
+        open_worker(broker, namespace) as worker,
+        open_windows(one.listening.public_url, [one.token("ann")]) as [near],
+        open_windows(other.listening.public_url, [one.token("ann")]) as [far],
+    ):
+        for number in range(60):
+            await worker.publish("ann", number, properties=throttled(1.0))
 
-            await eventually(lambda: 59 in near.data() and 59 in far.data())
-            assert len(near.data()) < 60
-            assert len(far.data()) < 60
+        await eventually(lambda: 59 in near.data() and 59 in far.data())
+        assert len(near.data()) < 60
+        assert len(far.data()) < 60
