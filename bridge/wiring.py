@@ -57,6 +57,7 @@ from bridge.http.authentication import (
 from bridge.http.console.sign_in import SignIn
 from bridge.http.fleet import FleetView
 from bridge.http.jobs import JobBoard
+from bridge.http.listeners import OPERATOR_LINE_MAX_BYTES
 from bridge.http.operator import operator_app
 from bridge.http.public import public_app
 from bridge.http.publish import EventCheck, LegacyPushEndpoint, PublishEndpoint
@@ -507,7 +508,8 @@ def operator_listener(
     return Listener(
         ConnectionLimits(
             options.limits, options.policy, metrics=metrics, is_for_operators=True
-        )
+        ),
+        line_max_bytes=OPERATOR_LINE_MAX_BYTES,
     )
 
 

@@ -6,7 +6,7 @@ store, is exit code 3, a wrong token is 2, any other refusal is 1.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -39,7 +39,7 @@ _TIMEOUT_S: Final = 60.0
 _CONNECT_TIMEOUT_S: Final = 5.0
 
 Method = Literal["GET", "POST", "DELETE"]
-Query = Mapping[str, str | int | float | bool | None]
+Query = Mapping[str, str | int | float | bool | Sequence[str] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +141,7 @@ class OperatorClient:
         if query:
             url = url.with_query(
                 {
-                    name: str(value).lower() if isinstance(value, bool) else str(value)
+                    name: str(value).lower() if isinstance(value, bool) else value
                     for name, value in query.items()
                     if value is not None
                 }

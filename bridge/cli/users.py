@@ -23,17 +23,24 @@ from bridge.cli.tables import (
 from bridge.core.contracts.operator.users import (
     CoverageFields,
     Kicked,
+    PresenceFacts,
     UserDetail,
     UsersPage,
 )
+from bridge.errors import ConfigError
 
 _NUMBERS = frozenset({"windows", "kept", "waiting", "delivered to", "offset", "unread"})
 
 
 @with_option_groups
 def users(
-    user: Annotated[
-        str | None, typer.Argument(help="Show this user with all windows.")
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[USER]...",
+            help="Show this user with all windows; with --online, whether each of these "
+            "users is connected.",
+        ),
     ] = None,
     begins: Annotated[
         str | None,
@@ -64,11 +71,18 @@ def users(
 
         bridge users ann
 
+        bridge users ann bob --online
+
         bridge users --json | jq -r '.items[] | select(.waiting > 100).user'
 
     """
-    if user is not None:
-        detail = ask_once(operator, f"/api/users/{segment(user)}", UserDetail)
+    if names and online:
+        _show_presence(operator, names)
+        return
+    if names:
+        if len(names) > 1:
+            raise ConfigError(["USER: several users need --online"])
+        detail = ask_once(operator, f"/api/users/{segment(names[0])}", UserDetail)
         if operator.json:
             print_json(detail)
         else:
@@ -104,6 +118,24 @@ def users(
     _say_coverage(page)
     if page.next is not None:
         print_note(f"there are more than these {len(page.items)}: --limit shows more")
+
+
+def _show_presence(operator: OperatorOptions, names: list[str]) -> None:
+    query = {"user": names}
+    found = ask_once(operator, "/api/presence", PresenceFacts, query=query)
+    if operator.json:
+        print_json(found)
+        return
+    print_table(
+        ("user", "online", "windows"),
+        [
+            (each.user, "yes" if each.online else "no", str(each.windows))
+            for each in found.items
+        ],
+        right=_NUMBERS,
+        folded=frozenset({"user"}),
+    )
+    _say_coverage(found)
 
 
 def print_user(detail: UserDetail) -> None:

@@ -7,6 +7,7 @@ asks, so nothing has to be kept in sync. A bridge that shares no inbox answers a
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
@@ -57,6 +58,10 @@ class _UsersAnswer(BaseModel):
 class _WindowsAnswer(BaseModel):
     windows: list[WindowFacts]
     last_connect_s: float | None
+
+
+class _PresenceAnswer(BaseModel):
+    windows: dict[str, int]
 
 
 class _KickAnswer(BaseModel):
@@ -127,6 +132,18 @@ class FleetView:
         own = await self._own_users(prefix, after, limit)
         others, coverage = await self._ask(question, _UsersAnswer)
         return _merge_users([own, *others], limit), coverage
+
+    async def window_counts(
+        self, users: Sequence[str]
+    ) -> tuple[Mapping[str, int], Coverage]:
+        """Return how many windows each of `users` has; those without one may be missing."""
+        others, coverage = await self._ask(
+            {"do": "presence", "users": users}, _PresenceAnswer
+        )
+        counts = Counter(self._own_counts(users))
+        for each in others:
+            counts.update(each.windows)
+        return counts, coverage
 
     async def windows_of(self, user: str) -> UserWindows:
         """Return the windows of `user` on all bridges."""
@@ -199,6 +216,7 @@ class FleetView:
             ``None`` for a question that this version does not know.
 
         """
+        answer: BaseModel
         match question:
             case {
                 "do": "users",
@@ -206,30 +224,35 @@ class FleetView:
                 "after": str(after),
                 "limit": int(limit),
             }:
-                return (await self._own_users(prefix, after, limit)).model_dump()
+                answer = await self._own_users(prefix, after, limit)
+            case {"do": "presence", "users": list(users)} if all(
+                isinstance(user, str) for user in users
+            ):
+                answer = _PresenceAnswer(windows=self._own_counts(users))
             case {"do": "windows", "user": str(user)}:
-                return self._own_windows(user).model_dump()
+                answer = self._own_windows(user)
             case {"do": "kick", "user": str(user)}:
                 reason = question.get("reason")
                 text = reason if isinstance(reason, str) else None
                 kicked = self._sockets.kick(user, reason=text)
                 log.info("fleet.kicked", user=user_hash(user), windows=kicked)
-                return _KickAnswer(kicked=kicked).model_dump()
+                answer = _KickAnswer(kicked=kicked)
             case {"do": "users of", "message_id": str(message_id)}:
                 users = sorted(self._journal.users_of(message_id))
-                return _MessageUsersAnswer(users=users).model_dump()
+                answer = _MessageUsersAnswer(users=users)
             case {
                 "do": "remember",
                 "user": str(user),
                 "message_id": str(message_id),
                 "offsets": list(offsets),
             } if all(isinstance(offset, int) for offset in offsets):
-                return _JournalAnswer(
+                answer = _JournalAnswer(
                     begins_s=self._journal.begins_s,
                     happenings=self._journal.of(user, message_id, offsets=offsets),
-                ).model_dump()
+                )
             case _:
                 return None
+        return answer.model_dump()
 
     async def _ask(
         self, question: FleetQuestion, model: type[AnswerT]
@@ -258,6 +281,10 @@ class FleetView:
                 for name in names
             ]
         )
+
+    def _own_counts(self, users: Iterable[str]) -> dict[str, int]:
+        rooms = self._sockets.rooms
+        return {user: n for user in users if (n := len(rooms.windows_of(user)))}
 
     def _own_windows(self, user: str) -> _WindowsAnswer:
         facts = [

@@ -14,6 +14,8 @@ from bridge.core.listen_hosts import unix_path
 from bridge.http.listening_sockets import bind_sockets
 
 _KEEPALIVE_S: Final = 75.0
+# Of the operator's API, where a request may name 1,000 users.
+OPERATOR_LINE_MAX_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ async def _runner(stack: AsyncExitStack, app: web.Application) -> web.AppRunner:
         app,
         access_log=None,  # it would log the query, which contains session ids
         keepalive_timeout=_KEEPALIVE_S,
+        max_line_size=OPERATOR_LINE_MAX_BYTES,  # a `Listener` has its own limit
         shutdown_timeout=1.0,  # windows are closed before the listener
     )
     await runner.setup()

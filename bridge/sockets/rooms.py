@@ -195,8 +195,8 @@ class Rooms:
 
     @property
     def users(self) -> Collection[str]:
-        """The users that have a room."""
-        return self._rooms.keys()
+        """The users who have a window."""
+        return [user for user, room in self._rooms.items() if room.windows]
 
     def windows_of(self, user: str) -> Sequence[Window]:
         """Return a snapshot of the windows of `user`."""

@@ -72,6 +72,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "listRevocations": Target.ANY,
     "getInbox": Target.ANY,
     "getPosition": Target.ANY,
+    "getPresence": Target.ANY,
     "traceMessage": Target.ANY,
 }
 # Operations with other authentication than the API.

@@ -8,7 +8,7 @@ input in the same way, and refuse requests in one form. A handler refuses by rai
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar, get_origin
 
 import orjson
 from aiohttp import web
@@ -116,7 +116,8 @@ def _render(operation: AnyOperation, reply: Reply) -> web.Response:
 async def _read(
     operation: Operation[QueryT, BodyT], request: web.Request
 ) -> ApiRequest[QueryT, BodyT]:
-    query = _validated(operation.query, _query_fields(request), in_query=True)
+    fields = _query_fields(request, operation.query)
+    query = _validated(operation.query, fields, in_query=True)
     if operation.body is NoBody:
         body = operation.body()
     else:
@@ -127,16 +128,25 @@ async def _read(
     return ApiRequest(query, body, path)
 
 
-def _query_fields(request: web.Request) -> dict[str, object]:
+def _query_fields(request: web.Request, query: type[BaseModel]) -> dict[str, object]:
     fields: dict[str, object] = {}
+    lists: dict[str, list[str]] = {}
+    repeatable = {
+        name
+        for name, field in query.model_fields.items()
+        if get_origin(field.annotation) is list
+    }
     for name, text in request.query.items():
         shown = json_safe(name[:100])
         if name in fields:
             detail = f"parameter {shown!r} is given more than once"
             raise ApiProblem(400, detail, pointer=shown)
         _check_text(text, pointer=shown)
-        fields[name] = text
-    return fields
+        if name in repeatable:
+            lists.setdefault(name, []).append(text)
+        else:
+            fields[name] = text
+    return fields | lists
 
 
 def _check_text(text: str, *, pointer: str) -> None:

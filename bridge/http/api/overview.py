@@ -99,7 +99,7 @@ class OverviewEndpoint:
                 store=self._inbox.description, problem=self._inbox.problem
             ),
             windows=len(rooms),
-            users=len(rooms.users),
+            users=rooms.user_count,
             in_flight=self._intake.in_flight,
             totals=totals_of(self._metrics),
             age_s=self._ages.quantiles(),

@@ -10,6 +10,7 @@ from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.users import (
     GET_INBOX,
     GET_POSITION,
+    GET_PRESENCE,
     GET_USER,
     KICK_USER,
     LIST_USERS,
@@ -17,9 +18,12 @@ from bridge.core.contracts.operator.users import (
     InboxQuery,
     Kicked,
     MessageState,
+    PresenceFacts,
+    PresenceQuery,
     UserDetail,
     UserFacts,
     UserPosition,
+    UserPresence,
     UsersPage,
     UsersQuery,
 )
@@ -55,6 +59,7 @@ def add_user_routes(
     api.add(KICK_USER, handlers.kick)
     api.add(GET_INBOX, handlers.get_inbox)
     api.add(GET_POSITION, handlers.get_position)
+    api.add(GET_PRESENCE, handlers.get_presence)
 
 
 class _UserHandlers:
@@ -168,6 +173,17 @@ class _UserHandlers:
         state = await self._reader.state(user)
         position = Position(user_epoch(state.epoch, user), state.last)
         return UserPosition(position=str(position))
+
+    async def get_presence(self, request: ApiRequest[PresenceQuery]) -> PresenceFacts:
+        users = request.query.user
+        counts, coverage = await self._fleet.window_counts(users)
+        items = []
+        for user in users:
+            windows = counts.get(user, 0)
+            items.append(UserPresence(user=user, online=windows > 0, windows=windows))
+        return PresenceFacts(
+            items=items, bridges=coverage.bridges, silent=coverage.silent
+        )
 
     async def _inbox(self, user: str) -> InboxSummary | None:
         """Return an inbox, an empty one by default; ``None`` if the store is unavailable."""

@@ -24,7 +24,8 @@ from bridge.sockets.engineio.connection_limits import ConnectionLimits
 from bridge.sockets.engineio.loop_turns import FirstBytes, LoopTurns
 from bridge.sockets.engineio.tls import TlsTransport
 
-_HEAD_MAX_BYTES: Final = 1 << 16
+_LINE_MAX_BYTES: Final = 8190
+_HEADERS_MAX_BYTES: Final = 1 << 16
 # Tokens of identity providers may be long, in a header or among cookies.
 _HEADER_MAX_BYTES: Final = 17_000
 _HEAD_END: Final = b"\r\n\r\n"
@@ -43,6 +44,7 @@ class Listener:
 
     Attributes:
         limits: Which connections are accepted.
+        line_max_bytes: How long the first line of a request may be.
         turns: Limits how many connections are served in one turn of the event loop.
         waiting: Connections that have not sent a complete request head yet.
 
@@ -52,8 +54,11 @@ class Listener:
         self,
         limits: ConnectionLimits,
         open_websocket: Callable[[asyncio.Transport, Handshake], bool] | None = None,
+        *,
+        line_max_bytes: int = _LINE_MAX_BYTES,
     ) -> None:
         self.limits = limits
+        self.line_max_bytes = line_max_bytes
         self.turns = LoopTurns()
         self.waiting: set[NewConnection] = set()
         self._open_websocket = open_websocket
@@ -100,11 +105,13 @@ class Listener:
                 return
         assert self._http is not None  # noqa: S101 - connections are accepted after `open`
         # As `web.Server` does it, which knows no other class of protocols.
-        options = self._http._kwargs  # noqa: SLF001
+        options = dict(self._http._kwargs)  # noqa: SLF001
         loop = asyncio.get_running_loop()
-        handler = _HttpHandler(
-            self._http, loop=loop, **options | {"max_field_size": _HEADER_MAX_BYTES}
-        )
+        options |= {
+            "max_field_size": _HEADER_MAX_BYTES,
+            "max_line_size": self.line_max_bytes,
+        }
+        handler = _HttpHandler(self._http, loop=loop, **options)
         http = HttpConnection(
             handler, self.limits, on_end=lambda: self.limits.release(address)
         )
@@ -166,7 +173,7 @@ class NewConnection(asyncio.Protocol):
         is_complete = received.find(_HEAD_END, searched_bytes) >= 0
         if is_complete or not received[:1].isupper():
             self._hand_over(bytes(received))
-        elif len(received) > _HEAD_MAX_BYTES:
+        elif len(received) > self._listener.line_max_bytes + _HEADERS_MAX_BYTES:
             self._give_up()
         elif isinstance(received, bytes):
             self._received = bytearray(received)

@@ -80,11 +80,22 @@ async def test_users_of_both_bridges_are_in_one_list(pair: Pair) -> None:
             if page["next"] is None:
                 break
             cursor = f"&cursor={page['next']}"
+        presence = await pair.api.get(
+            "/api/presence?user=fay&user=" + "&user=".join(["ann", "bob", "eve"])
+        )
         ann = await pair.api.get("/api/users/ann")
         bob = await pair.api.get("/api/users/bob")
         shown = await asyncio.to_thread(run_command, first, "users", "ann")
 
     assert pages == [[("ann", 2), ("bob", 1)], [("cid", 1), ("dan", 1)], [("eve", 1)]]
+    assert [(each["user"], each["windows"]) for each in presence["items"]] == [
+        ("fay", 0),
+        ("ann", 2),
+        ("bob", 1),
+        ("eve", 1),
+    ]
+    assert [each["online"] for each in presence["items"]] == [False, True, True, True]
+    assert (presence["bridges"], presence["silent"]) == (2, 0)
     assert [each["bridge"] for each in ann["windows"]] == ["bridge-1", "bridge-2"]
     assert [each["bridge"] for each in bob["windows"]] == ["bridge-2"]
     assert bob["last_connect_s"] == pytest.approx(

@@ -4,7 +4,7 @@ import asyncio
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import orjson
@@ -14,7 +14,7 @@ from bridge.core.message_options import MessageOptions, render_options
 from bridge.core.properties import PERSISTENT, Properties
 from tests.conftest import eventually
 from tests.integration.operator.api_client import ApiAsker, asking
-from tests.integration.operator.commands import run_command
+from tests.integration.operator.commands import CommandOutput, run_command
 from tests.integration.running import (
     OPERATOR_TOKEN,
     RunningBridge,
@@ -25,6 +25,7 @@ from tests.integration.running import (
 )
 from tests.local_node import LocalNode
 
+API_KEY = "the-key-of-the-web-tier"
 # Difficult names of users: markup, paths, escapes, wildcards, right-to-left text.
 HOSTILE = [
     ".",
@@ -130,6 +131,75 @@ async def test_users_are_listed_with_windows_and_inboxes(
         assert window["address"] == "127.0.0.1"
         assert began_s < window["connected_s"] < time.time()
         assert (window["offset"], window["acks"], window["live"]) == (2, "auto", True)
+
+
+async def test_presence_of_a_thousand_users_is_one_request(
+    broker: LocalNode, namespace: str
+) -> None:
+    """With the key of the web tier; one user more is refused, with the limit in the answer."""
+    # The longest names, all of whose bytes are escaped in the URL.
+    users = [f"{n:03}" + "ä" * 126 for n in range(1000)]
+    async with (
+        running_bridge(settings_for(broker, namespace, api_key=API_KEY)) as running,
+        aiohttp.ClientSession(headers={"X-API-Key": API_KEY}) as web_tier,
+        open_windows(
+            running.listening.public_url, [running.token(users[n]) for n in (3, 999, 3)]
+        ),
+    ):
+        url = f"{running.listening.operator_url}/api/presence"
+
+        async def ask(names: list[str]) -> tuple[int, dict[str, Any]]:
+            async with web_tier.get(
+                f"{url}?{urlencode({'user': names}, doseq=True)}"
+            ) as got:
+                return got.status, await got.json()
+
+        status, found = await ask(users)
+        refused, problem = await ask([*users, "one-more"])
+
+    assert (status, [each["user"] for each in found["items"]]) == (200, users)
+    assert (found["bridges"], found["silent"]) == (1, 0)
+    assert {n: each for n, each in enumerate(found["items"]) if each["online"]} == {
+        3: {"user": users[3], "online": True, "windows": 2},
+        999: {"user": users[999], "online": True, "windows": 1},
+    }
+    assert (refused, problem["pointer"]) == (422, "user")
+    assert problem["detail"] == (
+        "user is given 1,001 times, allowed are 1,000: ask in several requests"
+    )
+
+
+async def test_the_presence_of_some_users_is_a_command(
+    broker: LocalNode, namespace: str
+) -> None:
+    """It agrees with the list of users online, and one name alone stays the detail."""
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        open_windows(
+            running.listening.public_url, [running.token(u) for u in ("ann", "..")]
+        ),
+    ):
+
+        async def run(*words: str, expect: int = 0) -> CommandOutput:
+            return await asyncio.to_thread(run_command, running, *words, expect=expect)
+
+        shown = await run("users", "bob", "ann", "..", "--online")
+        as_json = await run("users", "ann", "--online", "--json")
+        listed = await run("users", "--online", "--json")
+        refused = await run("users", "ann", "bob", expect=2)
+
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    assert lines == [
+        ["user", "online", "windows"],
+        ["bob", "no", "0"],
+        ["ann", "yes", "1"],
+        ["..", "yes", "1"],
+    ]
+    (ann,) = orjson.loads(as_json.stdout)["items"]
+    assert ann == {"user": "ann", "online": True, "windows": 1}
+    online = [each["user"] for each in orjson.loads(listed.stdout)["items"]]
+    assert online == ["..", "ann"]
+    assert "--online" in refused.stderr
 
 
 async def test_users_may_have_difficult_names(

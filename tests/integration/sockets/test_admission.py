@@ -95,7 +95,7 @@ async def test_an_unexpected_failure_while_connecting_leaves_nothing_in_a_room(
                 await window.receive()
 
         assert not len(server.io.rooms)
-        assert not list(server.io.rooms.users)
+        assert not server.io.rooms.user_count
         await eventually(lambda: not server.sessions())
     faults = [line for line in log.lines if "exception" in line]
     assert [line["event"] for line in faults] == ["window.request_failed"]
@@ -148,7 +148,7 @@ async def test_a_client_that_leaves_while_its_token_is_verified_joins_no_room(
         await eventually(lambda: server.connection_count == 0)
 
         assert not len(server.io.rooms)
-        assert not list(server.io.rooms.users)
+        assert not server.io.rooms.user_count
         assert all(session.is_closed for session in server.sessions())
         assert not server.inbox._followed
 
@@ -176,7 +176,7 @@ async def test_a_session_that_connects_on_both_transports_is_one_window() -> Non
                 assert '"bad_request"' in packets[-1]
                 assert len(server.windows("alice")) == 1
         await eventually(lambda: not len(server.io.rooms))
-        assert not list(server.io.rooms.users)
+        assert not server.io.rooms.user_count
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])

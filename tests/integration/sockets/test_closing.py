@@ -266,7 +266,7 @@ async def test_a_thousand_connects_and_closes_leave_nothing_behind(
     server.tick(later_s=70)
 
     assert not server.sessions()
-    assert not list(server.io.rooms.users)
+    assert not server.io.rooms.user_count
     assert not server.io.engine._by_address
     assert not server.inbox._followed
     await eventually(lambda: server.connection_count == 0)

@@ -228,7 +228,7 @@ async def test_a_session_becomes_one_window_however_often_it_connects() -> None:
             for session in server.sessions():
                 session.close("over")
             await eventually(lambda server=server: not len(server.io.rooms))  # type: ignore[misc] # mypy does not see through the default
-            assert not list(server.io.rooms.users)
+            assert not server.io.rooms.user_count
             assert not inbox._followed
 
 
@@ -243,7 +243,7 @@ async def test_in_open_mode_a_window_joins_once_however_often_it_asks() -> None:
         for session in server.sessions():
             session.close("over")
         await eventually(lambda: not len(server.io.rooms))
-        assert not list(server.io.rooms.users)
+        assert not server.io.rooms.user_count
 
 
 async def test_the_limit_of_windows_per_user_holds_while_the_store_is_slow() -> None:
@@ -313,7 +313,7 @@ async def test_windows_are_refused_and_cleaned_up_while_the_store_is_unavailable
         assert '"not_available"' in answer
         assert '"temporary":true' in answer
         assert not len(server.io.rooms)
-        assert not list(server.io.rooms.users)
+        assert not server.io.rooms.user_count
         assert not inbox._followed
 
         inbox.failing.clear()

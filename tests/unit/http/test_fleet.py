@@ -105,6 +105,24 @@ def test_pages_of_all_bridges_are_the_pages_of_one_list(
     assert (found, list(found)) == (whole, list(whole))
 
 
+@given(fleet=fleets, asked=st.lists(st.text("abc", min_size=1, max_size=3)))
+def test_counts_of_windows_agree_with_the_list_of_users_online(
+    fleet: list[WindowCounts], asked: list[str]
+) -> None:
+    """A user is in the list exactly if the user has a window, wherever it is."""
+    view = bridge(fleet[0], LocalFleet(*map(bridge, fleet[1:])))
+
+    async def read() -> tuple[WindowCounts, WindowCounts, Coverage]:
+        online, _ = await view.users_online(prefix="", after="", limit=1000)
+        counts, coverage = await view.window_counts(asked)
+        listed = {name: user.windows for name, user in online.items()}
+        return listed, dict(counts), coverage
+
+    listed, counts, coverage = asyncio.run(read())
+    assert counts == {name: n for name, n in listed.items() if name in asked}
+    assert coverage == Coverage(len(fleet), 0)
+
+
 async def test_an_invalid_answer_counts_as_silence() -> None:
     """A bridge of another version may not know the question, or answer differently."""
     strange: list[object] = [None, [], {"users": "all"}, {"kicked": "some"}]
@@ -112,10 +130,12 @@ async def test_an_invalid_answer_counts_as_silence() -> None:
     view = bridge({"ann": 1}, LocalFleet(other, also=strange))
 
     users, coverage = await view.users_online(prefix="a", after="", limit=10)
+    counts, counted = await view.window_counts(["ann", "bob", "cid"])
     kicked = await view.kick("ann")
 
     assert users == {"ann": OnlineUser(3, None)}
-    assert coverage == Coverage(2, len(strange))
+    assert counts == {"ann": 3, "bob": 1}
+    assert coverage == counted == Coverage(2, len(strange))
     assert kicked == (3, Coverage(2, len(strange)))
 
 
@@ -126,6 +146,7 @@ async def test_an_unknown_question_is_answered_with_none() -> None:
     for question in (
         {"do": "dance"},
         {"do": "kick", "user": 7},
+        {"do": "presence", "users": ["ann", 7]},
         {"do": "remember", "user": "ann", "message_id": "m", "offsets": ["1"]},
     ):
         assert await view.answer(question) is None

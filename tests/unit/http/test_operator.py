@@ -8,6 +8,8 @@ import pytest
 from bridge.core.contracts.operator.users import (
     GET_INBOX,
     GET_POSITION,
+    GET_PRESENCE,
+    PresenceFacts,
     UserPosition,
 )
 from bridge.core.event_schemas import EventSchemas
@@ -218,7 +220,7 @@ async def test_nested_data_cannot_occupy_the_bridge(
     assert publisher.published == []
 
 
-async def test_a_producer_may_ask_for_a_position_and_nothing_else(
+async def test_a_producer_may_ask_for_positions_and_presence_and_nothing_else(
     open_app: Open, publisher: FakePublisher
 ) -> None:
     """The web tier has the key for publishing; the inboxes are for operators."""
@@ -227,15 +229,24 @@ async def test_a_producer_may_ask_for_a_position_and_nothing_else(
         assert request
         return UserPosition(position="e-1")
 
+    async def presence(request: object) -> PresenceFacts:
+        assert request
+        return PresenceFacts(items=[], bridges=1, silent=0)
+
     def add_api(api: Api) -> None:
         api.add(GET_POSITION, answer)
         api.add(GET_INBOX, answer)
+        api.add(GET_PRESENCE, presence)
 
     client = await open_operator(open_app, publisher, add_api=add_api)
 
     async with client.get("/api/users/ann/position", headers=KEY) as response:
         assert (response.status, await response.json()) == (200, {"position": "e-1"})
     async with client.get("/api/users/ann/position") as response:
+        assert response.status == 401
+    async with client.get("/api/presence?user=ann", headers=KEY) as response:
+        assert response.status == 200
+    async with client.get("/api/presence?user=ann") as response:
         assert response.status == 401
     async with client.get("/api/users/ann/inbox", headers=KEY) as response:
         assert response.status == 401

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from aiohttp import web
 
 from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
@@ -85,6 +86,12 @@ class FakeFleet:
     async def windows_of(self, user: str) -> UserWindows:
         """Return the one window, if there is one."""
         return UserWindows([WINDOW] if user in self.names else [], None, THIS_BRIDGE)
+
+    async def window_counts(
+        self, users: Sequence[str]
+    ) -> tuple[dict[str, int], Coverage]:
+        """Return one for each of these users who has a window."""
+        return {user: 1 for user in users if user in self.names}, THIS_BRIDGE
 
     def last_connect_s(self, user: str) -> float | None:
         """Return nothing: the journal is empty."""
@@ -173,3 +180,48 @@ async def test_the_position_of_a_user_is_the_end_of_the_inbox(open_app: Open) ->
     await inbox.append([Message("ann", "message", b"1", 1e12)])
     answer = await client.get("/api/users/ann/position")
     assert await answer.json() == {"position": f"{epoch}-1"}
+
+
+async def test_presence_is_answered_in_the_order_of_the_request(open_app: Open) -> None:
+    """Each user as often as asked, also without the store."""
+    inboxes = FakeInboxes("bob")
+    inboxes.is_unavailable = True
+    client = await open_users(open_app, inboxes, FakeFleet("ann", "a&b"))
+
+    async with client.get(
+        "/api/presence?user=bob&user=a%26b&user=ann&user=bob"
+    ) as response:
+        answer = await response.json()
+
+    assert answer == {
+        "items": [
+            {"user": "bob", "online": False, "windows": 0},
+            {"user": "a&b", "online": True, "windows": 1},
+            {"user": "ann", "online": True, "windows": 1},
+            {"user": "bob", "online": False, "windows": 0},
+        ],
+        "bridges": 1,
+        "silent": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "detail"),
+    [
+        ("", 422, "user is missing"),
+        ("?user=ann&user=", 422, "user.1 is empty"),
+        ("?user=a%0Ab", 422, "user.0 contains"),
+        ("?users=ann", 400, "'users' is not a parameter"),
+    ],
+)
+async def test_a_bad_question_for_presence_is_a_problem(
+    open_app: Open, query: str, status: int, detail: str
+) -> None:
+    """With the name of the parameter, and the place in the list."""
+    client = await open_users(open_app, FakeInboxes(), FakeFleet())
+
+    async with client.get(f"/api/presence{query}") as response:
+        answer = await response.json()
+
+    assert response.status == status
+    assert answer["detail"].startswith(detail)

@@ -179,7 +179,7 @@ def test_a_room_is_deleted_with_its_last_window(fixture: RoomsFixture) -> None:
     assert not fixture.rooms.leave(one)
     assert fixture.rooms.leave(two)
     assert not fixture.rooms.leave(two)
-    assert list(fixture.rooms.users) == []
+    assert fixture.rooms.user_count == 0
     assert len(fixture.rooms) == 0
 
 
@@ -190,7 +190,18 @@ def test_a_reserved_room_outlives_its_last_window(fixture: RoomsFixture) -> None
 
     assert not fixture.rooms.leave(old)
     assert fixture.rooms.release("alice")
-    assert list(fixture.rooms.users) == []
+    assert fixture.rooms.user_count == 0
+
+
+def test_a_user_whose_first_window_is_being_admitted_is_not_listed(
+    fixture: RoomsFixture,
+) -> None:
+    """A list of who is online contains no user without a window."""
+    fixture.window("alice")
+    assert fixture.rooms.reserve("bob", at_most=5)
+
+    assert list(fixture.rooms.users) == ["alice"]
+    assert fixture.rooms.user_count == 2
 
 
 def test_reserved_places_count_towards_the_limit(fixture: RoomsFixture) -> None:

@@ -3,17 +3,26 @@
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from bridge.core.contracts.base import CONTROL_CHARACTER, Absent, Contract, listed
+from bridge.core.contracts.base import (
+    CONTROL_CHARACTER,
+    Absent,
+    Contract,
+    User,
+    listed,
+)
 from bridge.core.contracts.operator.operation import (
     Operation,
     Page,
     PageQuery,
+    Query,
     QueryFlag,
 )
 from bridge.core.message import USER_MAX_BYTES
 
+# The users whose presence one request may ask for.
+ASKED_USERS_MAX: Final = 1000
 USER_PARAMETER: Final = {
     "description": "The user, percent-encoded as UTF-8, slashes and dots too. The users `.` "
     "and `..` may be followed by `%7F`, for HTTP clients that would resolve them as path "
@@ -37,6 +46,27 @@ class UsersQuery(PageQuery):
         default=False,
         description="Only users with a connected window, on any bridge that shares the "
         "inboxes.",
+    )
+
+
+def _check_asked_users(users: object) -> object:
+    if isinstance(users, list) and len(users) > ASKED_USERS_MAX:
+        message = (
+            f"is given {len(users):,} times, allowed are {ASKED_USERS_MAX:,}: "
+            "ask in several requests"
+        )
+        raise ValueError(message)
+    return users
+
+
+class PresenceQuery(Query):
+    """The users to look up."""
+
+    user: Annotated[list[User], BeforeValidator(_check_asked_users)] = Field(
+        min_length=1,
+        max_length=ASKED_USERS_MAX,
+        description="A user; repeat the parameter for each, up to "
+        f"{ASKED_USERS_MAX:,} times.",
     )
 
 
@@ -76,6 +106,20 @@ class UserFacts(UserInboxFacts):
 
 class UsersPage(Page[UserFacts], CoverageFields):
     """A part of the list of users."""
+
+
+class UserPresence(Contract):
+    """Whether a user is online now."""
+
+    user: str = Field(description="The user.")
+    online: bool = Field(description="Whether the user has a connected window.")
+    windows: int = Field(description="Connected windows on all bridges.")
+
+
+class PresenceFacts(CoverageFields):
+    """Who of the given users is online now."""
+
+    items: list[UserPresence] = Field(description="In the order of the request.")
 
 
 class WindowFacts(Contract):
@@ -203,4 +247,20 @@ GET_POSITION: Final = Operation(
     problems=(503,),
     is_for_producers=True,
 )
-OPERATIONS: Final = (LIST_USERS, GET_USER, KICK_USER, GET_INBOX, GET_POSITION)
+GET_PRESENCE: Final = Operation(
+    method="GET",
+    path="/api/presence",
+    name="getPresence",
+    summary="Say who of many users is online now; BRIDGE_API_KEY is valid too.",
+    answers={200: PresenceFacts},
+    query=PresenceQuery,
+    is_for_producers=True,
+)
+OPERATIONS: Final = (
+    LIST_USERS,
+    GET_USER,
+    KICK_USER,
+    GET_INBOX,
+    GET_POSITION,
+    GET_PRESENCE,
+)
