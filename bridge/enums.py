@@ -456,6 +456,15 @@ class Stage(StrEnum):
     REPORTED = "reported"
 
 
+class PresenceChange(StrEnum):
+    """A change in the presence of a user, as the user page of the console shows it."""
+
+    CONNECTED = "connected"
+    DISCONNECTED = "disconnected"
+    ONLINE = "user.online"
+    OFFLINE = "user.offline"
+
+
 class ReceiptOutcome(_ExplainedEnum):
     """What happened to a tracked message; the routing key is `message.` and the value."""
 

@@ -29,7 +29,7 @@ from bridge.amqp.supervision import OutageLog, supervise
 from bridge.core.broker_names import BrokerNames
 from bridge.core.journal import Journal, JournalEntry
 from bridge.core.receipts import WorkerEvent
-from bridge.enums import Stage
+from bridge.enums import PresenceChange, Stage
 from bridge.errors import BrokerUnavailableError, TopologyError, TransientError
 from bridge.inbox.contract import EventOutbox
 from bridge.metrics import Metrics
@@ -207,6 +207,10 @@ class EventPublisher:
         self._note_success()
         now_s = time()
         for event in events:
+            if event.routing_key in (PresenceChange.ONLINE, PresenceChange.OFFLINE):
+                change = PresenceChange(event.routing_key)
+                self._journal.presence(event.user, change, at_s=now_s)
+                continue
             note = f"{event.routing_key} was published for workers"
             message_id = orjson.loads(event.body).get("message_id")
             self._journal.note(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bridge.core.contracts.operator.users import WindowFacts
+from bridge.core.contracts.operator.users import PresenceStep, WindowFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,18 @@ class OnlineUser:
 
 @dataclass(frozen=True, slots=True)
 class UserWindows:
-    """The windows of one user, oldest first, and when the last one connected."""
+    """
+    The windows of one user, oldest first, and when the last one connected.
+
+    `presence` are the last changes of the user's presence, newest first.
+    """
 
     windows: Sequence[WindowFacts]
     last_connect_s: float | None
     coverage: Coverage
+    presence: Sequence[PresenceStep] = ()
+
+    @property
+    def are_known(self) -> bool:
+        """Whether the user has a window, or had one that a journal remembers."""
+        return bool(self.windows or self.presence)

@@ -10,10 +10,11 @@ entries are dropped, and `begins_s` is the time since when it is complete.
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final, TypeVar
 
 from bridge.core.message import Message, Stored
-from bridge.enums import Stage
+from bridge.enums import PresenceChange, Stage
 
 T = TypeVar("T")
 
@@ -107,6 +108,11 @@ class Journal:
         # Stored messages with a key: time, offset, and user, event and key.
         self._keyed: deque[_Keyed] = deque(maxlen=messages)
         self._connects: dict[str, float] = {}
+        # Changes of presence, in a record of their own: a storm of reconnects must not
+        # displace retries and dead letters.
+        self._presence: deque[tuple[float, str, PresenceChange]] = deque(
+            maxlen=messages
+        )
 
     # --- writing: on the hot path
 
@@ -184,6 +190,10 @@ class Journal:
         if len(connects) > self._max_users:
             del connects[next(iter(connects))]
 
+    def presence(self, user: str, change: PresenceChange, *, at_s: float) -> None:
+        """Record a change in the presence of `user`."""
+        self._presence.append((at_s, user, change))
+
     # --- reading
 
     @property
@@ -202,6 +212,15 @@ class Journal:
     def last_connect_s(self, user: str) -> float | None:
         """Return when a window of `user` was last admitted; ``None`` if never."""
         return self._connects.get(user)
+
+    def presence_of(
+        self, user: str, *, limit: int
+    ) -> list[tuple[float, PresenceChange]]:
+        """Return the last `limit` changes of `user` with their Unix times, newest first."""
+        changes = (
+            (at_s, what) for at_s, who, what in reversed(self._presence) if who == user
+        )
+        return list(islice(changes, limit))
 
     def users_of(self, message_id: str) -> set[str]:
         """Return the users with entries about a message with this id."""

@@ -16,7 +16,11 @@ import structlog
 from pydantic import BaseModel, ValidationError
 
 from bridge.core.admin_views import page_of_names
-from bridge.core.contracts.operator.users import WindowFacts
+from bridge.core.contracts.operator.users import (
+    PRESENCE_STEPS_MAX,
+    PresenceStep,
+    WindowFacts,
+)
 from bridge.core.fleet import (
     THIS_BRIDGE,
     Coverage,
@@ -58,6 +62,7 @@ class _UsersAnswer(BaseModel):
 class _WindowsAnswer(BaseModel):
     windows: list[WindowFacts]
     last_connect_s: float | None
+    presence: list[PresenceStep] = []  # missing in answers of earlier versions
 
 
 class _PresenceAnswer(BaseModel):
@@ -153,7 +158,9 @@ class FleetView:
         windows = [window for each in answers for window in each.windows]
         windows.sort(key=lambda window: window.connected_s)
         last_s = _latest(each.last_connect_s for each in answers)
-        return UserWindows(windows, last_s, coverage)
+        steps = [step for each in answers for step in each.presence]
+        steps.sort(key=lambda step: -step.at_s)
+        return UserWindows(windows, last_s, coverage, steps[:PRESENCE_STEPS_MAX])
 
     def last_connect_s(self, user: str) -> float | None:
         """Return when a window of `user` last connected to this bridge; ``None`` if never."""
@@ -301,7 +308,15 @@ class FleetView:
             )
             for window in self._sockets.rooms.windows_of(user)
         ]
-        return _WindowsAnswer(windows=facts, last_connect_s=self.last_connect_s(user))
+        changes = self._journal.presence_of(user, limit=PRESENCE_STEPS_MAX)
+        return _WindowsAnswer(
+            windows=facts,
+            last_connect_s=self.last_connect_s(user),
+            presence=[
+                PresenceStep(at_s=at_s, change=change, bridge=self._name)
+                for at_s, change in changes
+            ],
+        )
 
 
 def _merge_users(pages: Sequence[_UsersAnswer], limit: int) -> dict[str, OnlineUser]:

@@ -19,7 +19,7 @@ from bridge.core.held_values import HeldBudget, HeldValues
 from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import Message, Stored
 from bridge.core.message_options import MessageOptions
-from bridge.enums import Stage
+from bridge.enums import PresenceChange, Stage
 from bridge.metrics import Metrics
 from bridge.sockets.window import BroadcastGroup, Window
 from bridge.tracing import Tracing
@@ -221,9 +221,12 @@ class Rooms:
 
     def join(self, window: Window) -> None:
         """Add `window`, with its gate closed, to the room that was reserved for it."""
-        self._rooms[window.user].windows.append(window)
+        windows = self._rooms[window.user].windows
+        windows.append(window)
         self._count += 1
         self.journal.connected(window.user, at_s=window.connected_s)
+        if len(windows) == 1:
+            self._note_presence(window.user, PresenceChange.CONNECTED)
 
     def open_gate(self, window: Window) -> bool:
         """
@@ -257,8 +260,13 @@ class Rooms:
             return False
         room.windows.remove(window)
         self._count -= 1
+        if not room.windows:
+            self._note_presence(window.user, PresenceChange.DISCONNECTED)
         room.close_gate(window)
         return self._delete_if_empty(room)
+
+    def _note_presence(self, user: str, change: PresenceChange) -> None:
+        self.journal.presence(user, change, at_s=self._clock.wall_s())
 
     def _delete_if_empty(self, room: Room) -> bool:
         if room.windows or room.reserved:

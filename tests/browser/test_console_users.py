@@ -1,5 +1,6 @@
 """Users and messages in the console, also with hostile names."""
 
+from time import time
 from typing import Final
 
 import pytest
@@ -7,6 +8,7 @@ from playwright.async_api import Browser, Route, expect
 
 from bridge.core.message_options import MessageOptions, render_options
 from bridge.core.properties import PERSISTENT, Properties
+from bridge.enums import PresenceChange
 from tests.browser.console_page import NARROW, ConsolePage, opened_console
 from tests.conftest import eventually
 from tests.integration.running import RunningBridge, Worker, open_windows
@@ -82,12 +84,44 @@ async def test_a_user_is_found_with_windows_and_inbox(
         await expect(windows).to_contain_text("websocket")
         retained = page.get_by_role("table", name="Retained messages")
         await expect(retained.locator("tbody tr")).to_have_count(1)
+        presence = page.get_by_role("table", name="Presence")
+        await expect(presence.locator("tbody tr")).to_contain_text(
+            ["first window connected"]
+        )
         inbox = page.get_by_role("table", name="Messages in the inbox")
         await expect(inbox.locator("tbody tr")).to_contain_text(["", "m-1"])
         await expect(inbox).to_contain_text("delivered")
         assert "secret" not in await inbox.inner_text()
         await console.button("Show the data").click()
         await expect(inbox.locator("pre")).to_have_text(["40", '"a secret"'])
+
+
+async def test_the_presence_of_a_user_is_listed(
+    console: ConsolePage, running: RunningBridge
+) -> None:
+    """Newest first, with what was published for workers, also when the user has gone."""
+    page = console.page
+    journal = running.bridge.components.sockets.rooms.journal
+    async with open_windows(running.listening.public_url, [running.token("lea")] * 2):
+        journal.presence("lea", PresenceChange.ONLINE, at_s=time())
+
+    def has_gone() -> bool:
+        (_, last), *_ = journal.presence_of("lea", limit=1)
+        return last is PresenceChange.DISCONNECTED
+
+    await eventually(has_gone)
+    journal.presence("lea", PresenceChange.OFFLINE, at_s=time())
+    await console.go("User lea", "users/lea")
+
+    presence = page.get_by_role("table", name="Presence, newest first")
+    await expect(presence.locator("tbody tr")).to_contain_text(
+        [
+            "user.offline was published",
+            "last window closed",
+            "user.online was published",
+            "first window connected",
+        ]
+    )
 
 
 async def test_windows_are_closed_by_keyboard_once_that_is_confirmed(

@@ -20,6 +20,7 @@ from bridge.amqp.publish.event_channel import EventChannel, open_event_channel
 from bridge.core.broker_names import BrokerNames
 from bridge.core.journal import Journal
 from bridge.core.receipts import WorkerEvent
+from bridge.enums import PresenceChange
 from bridge.errors import StoreUnavailableError
 from bridge.event_publisher import EventPublisher
 from bridge.metrics import Metrics
@@ -83,6 +84,7 @@ class Stage:
     outbox: ListOutbox
     metrics: Metrics
     channel: aio_pika.abc.AbstractChannel
+    journal: Journal
     received: list[AbstractIncomingMessage] = field(default_factory=list)
     replies: list[AbstractIncomingMessage] = field(default_factory=list)
     reply_to: str = ""
@@ -114,15 +116,16 @@ async def publishing(
     """Run a publisher, a worker with a queue bound to the events, and a producer."""
     names, metrics, outbox = BrokerNames(namespace), Metrics(), ListOutbox()
     address = BrokerAddress((url or broker.url,), timeout_s=timeout_s)
+    journal = Journal()
     publisher = EventPublisher(
-        address, names, outbox, max_waiting=3, metrics=metrics, journal=Journal()
+        address, names, outbox, max_waiting=3, metrics=metrics, journal=journal
     )
     async with (
         await aio_pika.connect(broker.url) as connection,
         asyncio.TaskGroup() as tasks,
     ):
         channel = await connection.channel()
-        stage = Stage(publisher, outbox, metrics, channel)
+        stage = Stage(publisher, outbox, metrics, channel, journal)
         await bind_worker(stage, namespace)
         replies = await channel.declare_queue(exclusive=True)
         stage.reply_to = replies.name
@@ -442,3 +445,18 @@ async def test_published_returns_when_all_is_published_or_nothing_can_be(
         stage.outbox.is_away = True
         async with asyncio.timeout(20):
             await stage.publisher.published()
+
+
+async def test_published_changes_of_presence_are_in_the_journal(
+    broker: LocalNode, namespace: str
+) -> None:
+    """In the record of presence: they are about no message."""
+    async with publishing(broker, namespace) as stage:
+        for key in ("user.online", "user.offline"):
+            event = WorkerEvent(key, key, "ann", b'{"user": "ann"}', 0.0)
+            await stage.outbox.add_event(event)
+        journal = stage.journal
+        await eventually(lambda: len(journal.presence_of("ann", limit=9)) == 2)
+
+    changes = [change for _, change in journal.presence_of("ann", limit=9)]
+    assert changes == [PresenceChange.OFFLINE, PresenceChange.ONLINE]

@@ -103,11 +103,12 @@ class _UserHandlers:
         user = user_of(request.path["user"])
         inbox = await self._inbox(user)
         found = await self._fleet.windows_of(user)
-        if inbox is not None and not inbox.state.had_messages and not found.windows:
+        if inbox is not None and not (inbox.state.had_messages or found.are_known):
             raise _unknown_user()
         facts = _facts(user, inbox, OnlineUser(0, found.last_connect_s)).model_dump()
         facts |= {
             "windows": list(found.windows),
+            "presence": list(found.presence),
             "bridges": found.coverage.bridges,
             "silent": found.coverage.silent,
         }
@@ -131,7 +132,7 @@ class _UserHandlers:
         before = _before(query.cursor)
         inbox = await self._inboxes.user(user)
         if inbox is None:
-            if (await self._fleet.windows_of(user)).windows:
+            if (await self._fleet.windows_of(user)).are_known:
                 return Page[InboxMessage](items=[], next=None)
             raise _unknown_user()
         if query.retained:
@@ -216,7 +217,7 @@ def user_of(text: str) -> str:
 
 def _unknown_user() -> ApiProblem:
     return ApiProblem(
-        404, "unknown user: no window is connected and no message was stored"
+        404, "unknown user: no window is remembered and no message was stored"
     )
 
 

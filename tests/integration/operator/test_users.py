@@ -125,6 +125,8 @@ async def test_users_are_listed_with_windows_and_inboxes(
     assert online == ["ann", "eve"]
     assert named == ["bob"]
     alone = {"bridges": 1, "silent": 0}
+    (came,) = detail.pop("presence")
+    assert came == {"at_s": came["at_s"], "change": "connected", "bridge": ""}
     assert detail | {"windows": 2} == ann | alone
     for window in detail["windows"]:
         assert window["transport"] == "websocket"

@@ -39,6 +39,7 @@ def test_only_the_long_column_of_a_window_is_folded(
             bridges=1,
             silent=0,
             windows=[window],
+            presence=[],
         )
     )
 

@@ -2,7 +2,7 @@
 
 from bridge.core.journal import Journal, JournalEntry
 from bridge.core.message import Message, Stored
-from bridge.enums import Stage
+from bridge.enums import PresenceChange, Stage
 
 
 def message(user: str, message_id: str | None = None) -> Message:
@@ -138,3 +138,22 @@ def test_last_connect_times_are_kept_for_the_most_recent_users() -> None:
     last = [journal.last_connect_s(user) for user in ("ann", "bob", "eve")]
 
     assert last == [2.0, None, 3.0]
+
+
+def test_changes_of_presence_are_returned_newest_first_and_displace_nothing_else() -> (
+    None
+):
+    """Thousands of pages that reconnect must not end the story of a dead letter."""
+    journal = Journal(messages=4)
+    journal.note(JournalEntry(0.5, Stage.DEAD, "ann", "m"))
+    for at_s in range(4):
+        journal.presence("bob", PresenceChange.DISCONNECTED, at_s=float(at_s))
+        journal.presence("ann", PresenceChange.CONNECTED, at_s=at_s + 0.5)
+
+    assert journal.presence_of("ann", limit=9) == [
+        (3.5, PresenceChange.CONNECTED),
+        (2.5, PresenceChange.CONNECTED),
+    ]
+    assert journal.presence_of("bob", limit=1) == [(3.0, PresenceChange.DISCONNECTED)]
+    assert entries(journal, "ann", "m") == [(Stage.DEAD, 0.5, None)]
+    assert journal.begins_s == 0.0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bridge.core.fleet import Coverage, FleetAnswers, OnlineUser
 from bridge.core.journal import Journal, JournalEntry
-from bridge.enums import Stage
+from bridge.enums import PresenceChange, Stage
 from bridge.http.fleet import FleetView
 
 WindowCounts = dict[str, int]
@@ -36,6 +36,9 @@ class FakeSockets:
     def kick(self, user: str, *, reason: str | None) -> int:  # noqa: ARG002 - as the real one
         """Return the number of windows."""
         return self.windows.get(user, 0)
+
+
+SOCKETS: Any = FakeSockets({})
 
 
 class LocalFleet:
@@ -137,6 +140,27 @@ async def test_an_invalid_answer_counts_as_silence() -> None:
     assert counts == {"ann": 3, "bob": 1}
     assert coverage == counted == Coverage(2, len(strange))
     assert kicked == (3, Coverage(2, len(strange)))
+
+
+async def test_changes_of_presence_on_all_bridges_are_in_one_list() -> None:
+    """Newest first; an earlier version does not report any."""
+    one, two = journal("one"), journal("two")
+    one.presence("ann", PresenceChange.CONNECTED, at_s=1.0)
+    two.presence("ann", PresenceChange.CONNECTED, at_s=2.0)
+    one.presence("ann", PresenceChange.DISCONNECTED, at_s=3.0)
+    one.presence("bob", PresenceChange.CONNECTED, at_s=4.0)
+    earlier: object = {"windows": [], "last_connect_s": None}
+    other = FleetView(SOCKETS, two, name="two")
+    view = FleetView(SOCKETS, one, name="one", fleet=LocalFleet(other, also=[earlier]))
+
+    found = await view.windows_of("ann")
+
+    assert [(step.at_s, step.change, step.bridge) for step in found.presence] == [
+        (3.0, "disconnected", "one"),
+        (2.0, "connected", "two"),
+        (1.0, "connected", "one"),
+    ]
+    assert found.coverage == Coverage(3, 0)
 
 
 async def test_an_unknown_question_is_answered_with_none() -> None:

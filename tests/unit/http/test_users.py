@@ -7,11 +7,12 @@ import pytest
 from aiohttp import web
 
 from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
-from bridge.core.contracts.operator.users import WindowFacts
+from bridge.core.contracts.operator.users import PresenceStep, WindowFacts
 from bridge.core.fleet import THIS_BRIDGE, Coverage, OnlineUser, UserWindows
 from bridge.core.message import Message
 from bridge.core.position import user_epoch
 from bridge.core.replay import InboxState
+from bridge.enums import PresenceChange
 from bridge.errors import StoreUnavailableError
 from bridge.http.api.endpoint import Api
 from bridge.http.api.users import add_user_routes
@@ -73,6 +74,7 @@ class FakeFleet:
 
     def __init__(self, *users: str) -> None:
         self.names = users
+        self.presence: list[PresenceStep] = []
 
     async def users_online(
         self, *, prefix: str, after: str, limit: int
@@ -85,7 +87,8 @@ class FakeFleet:
 
     async def windows_of(self, user: str) -> UserWindows:
         """Return the one window, if there is one."""
-        return UserWindows([WINDOW] if user in self.names else [], None, THIS_BRIDGE)
+        windows = [WINDOW] if user in self.names else []
+        return UserWindows(windows, None, THIS_BRIDGE, self.presence)
 
     async def window_counts(
         self, users: Sequence[str]
@@ -180,6 +183,26 @@ async def test_the_position_of_a_user_is_the_end_of_the_inbox(open_app: Open) ->
     await inbox.append([Message("ann", "message", b"1", 1e12)])
     answer = await client.get("/api/users/ann/position")
     assert await answer.json() == {"position": f"{epoch}-1"}
+
+
+async def test_a_user_who_had_a_window_is_known(open_app: Open) -> None:
+    """Also without a message: operators ask when the user was there."""
+    fleet = FakeFleet()
+    client = await open_users(open_app, FakeInboxes(), fleet)
+    async with client.get("/api/users/ann") as response:
+        assert response.status == 404
+
+    step = PresenceStep(at_s=1.0, change=PresenceChange.DISCONNECTED, bridge="one")
+    fleet.presence.append(step)
+    async with client.get("/api/users/ann") as response:
+        answer = await response.json()
+
+    async with client.get("/api/users/ann/inbox") as response:
+        assert (response.status, (await response.json())["items"]) == (200, [])
+
+    assert answer["presence"] == [
+        {"at_s": 1.0, "change": "disconnected", "bridge": "one"}
+    ]
 
 
 async def test_presence_is_answered_in_the_order_of_the_request(open_app: Open) -> None:

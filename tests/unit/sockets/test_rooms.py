@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bridge.core.frames import text_frame
 from bridge.core.message import Message, Stored
-from bridge.enums import Stage
+from bridge.enums import PresenceChange, Stage
 from tests.unit.sockets.rooms_fakes import (
     RoomsFixture,
     frames,
@@ -181,6 +181,25 @@ def test_a_room_is_deleted_with_its_last_window(fixture: RoomsFixture) -> None:
     assert not fixture.rooms.leave(two)
     assert fixture.rooms.user_count == 0
     assert len(fixture.rooms) == 0
+
+
+def test_the_first_and_the_last_window_of_a_user_are_in_the_journal(
+    fixture: RoomsFixture,
+) -> None:
+    """Operators see when a user came and went, and not each window in between."""
+    one, two = fixture.window("alice"), fixture.window("alice")
+    fixture.window("bob")
+    for window in (one, two, two):
+        fixture.rooms.leave(window)
+    fixture.window("alice")
+
+    changes = fixture.rooms.journal.presence_of("alice", limit=9)
+    assert [change for _, change in changes] == [
+        PresenceChange.CONNECTED,
+        PresenceChange.DISCONNECTED,
+        PresenceChange.CONNECTED,
+    ]
+    assert all(0 <= time() - at_s < 60 for at_s, _ in changes)
 
 
 def test_a_reserved_room_outlives_its_last_window(fixture: RoomsFixture) -> None:

@@ -20,9 +20,11 @@ from bridge.core.contracts.operator.operation import (
     QueryFlag,
 )
 from bridge.core.message import USER_MAX_BYTES
+from bridge.enums import PresenceChange
 
 # The users whose presence one request may ask for.
 ASKED_USERS_MAX: Final = 1000
+PRESENCE_STEPS_MAX: Final = 50
 USER_PARAMETER: Final = {
     "description": "The user, percent-encoded as UTF-8, slashes and dots too. The users `.` "
     "and `..` may be followed by `%7F`, for HTTP clients that would resolve them as path "
@@ -140,10 +142,26 @@ class WindowFacts(Contract):
     waiting_bytes: int = Field(description="Bytes that the client has not read yet.")
 
 
+class PresenceStep(Contract):
+    """A change in the presence of a user."""
+
+    at_s: float = Field(description="Unix time.")
+    change: Annotated[PresenceChange, listed(PresenceChange)] = Field(
+        strict=False,  # other bridges send it as text
+        description="`connected`: the first window on the bridge; `disconnected`: the last one "
+        "there has gone. `user.online`, `user.offline`: what was published for workers.",
+    )
+    bridge: str = Field(description="The `BRIDGE_NAME` of the bridge, if set.")
+
+
 class UserDetail(UserInboxFacts, CoverageFields):
     """One user with every window."""
 
     windows: list[WindowFacts] = Field(description="Oldest first.")
+    presence: list[PresenceStep] = Field(
+        description=f"The last {PRESENCE_STEPS_MAX} changes, newest first, as far as the "
+        "journals of the bridges remember them."
+    )
 
 
 class Kicked(CoverageFields):
@@ -214,7 +232,7 @@ GET_USER: Final = Operation(
     method="GET",
     path="/api/users/{user}",
     name="getUser",
-    summary="Show one user with all windows. 404: no window, and never a message.",
+    summary="Show one user with all windows. 404: no message, and no window that is remembered.",
     answers={200: UserDetail},
     path_parameters={"user": USER_PARAMETER},
     problems=(404,),

@@ -104,6 +104,19 @@ const WINDOWS = [
   { label: "Unread bytes", kind: "number", cell: ({ waiting_bytes }) => size(waiting_bytes) },
 ];
 
+const CHANGES = {
+  connected: "first window connected",
+  disconnected: "last window closed",
+  "user.online": "user.online was published",
+  "user.offline": "user.offline was published",
+};
+
+const PRESENCE = [
+  { label: "When", kind: "head", cell: ({ at_s }) => when(at_s) },
+  { label: "Change", cell: ({ change }) => CHANGES[change] ?? foreign(change) },
+  { label: "Bridge", cell: ({ bridge }) => foreign(bridge || NONE) },
+];
+
 const REVOCATIONS = [
   { label: "Revoked tokens", kind: "head", cell: ({ jti, issued_before_s }) => condition(jti, issued_before_s) },
   { label: "Made", cell: ({ made_s }) => when(made_s) },
@@ -142,6 +155,8 @@ function showOne(main, user) {
       const windows = table("Windows", WINDOWS);
       const refused = table("Revoked tokens", REVOCATIONS);
       refused.fill(revoked.items);
+      const presence = table("Presence, newest first", PRESENCE);
+      presence.fill(answer.presence);
       const open = answer.windows;
       windows.fill(open);
       fill(
@@ -177,6 +192,7 @@ function showOne(main, user) {
           h("a", { href: `#/dead${query({ user })}` }, "Dead letters of this user"),
         ),
         ...(open.length ? [h("div", { class: "sheet" }, windows.element)] : []),
+        ...(answer.presence.length ? [h("div", { class: "sheet" }, presence.element)] : []),
         ...(values.items.length ? [h("div", { class: "sheet" }, retained.element)] : []),
         ...(revoked.items.length ? [h("div", { class: "sheet" }, refused.element)] : []),
       );
