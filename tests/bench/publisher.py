@@ -17,6 +17,8 @@ from tests.unit.amqp import wire
 _LIMIT_S: Final = 60.0
 _CHANNEL: Final = 1
 _PERSISTENT: Final = b"\x10\x00\x02"  # only the property delivery-mode, 2
+# The header x-bridge-receipt, true, and the same.
+_RECEIPT: Final = b"\x30\x00" + wire.long(b"\x10x-bridge-receiptt\x01") + b"\x02"
 _CONFIRM_CLASS, _QUEUE_CLASS = 85, 50
 _ACK: Final = (60, 80)
 # The most unconfirmed publishes; it bounds the broker's memory without slowing it down.
@@ -54,14 +56,21 @@ class RawPublisher:
 
     # --- publishing
 
-    def burst(self, exchange: str, users: list[str], number: int) -> None:
-        """Publish `number` messages to `users`, round robin, as fast as possible; confirmed."""
+    def burst(
+        self, exchange: str, users: list[str], number: int, *, receipts: bool = False
+    ) -> None:
+        """
+        Publish `number` messages to `users`, round robin, as fast as possible; confirmed.
+
+        They ask for receipts if `receipts` is set.
+        """
+        properties = _RECEIPT if receipts else _PERSISTENT
         name = exchange.encode()
         keys = [user.encode() for user in users]
         for start in range(0, number, 200):
             self._send(
                 b"".join(
-                    self._frames(name, keys[at % len(keys)])
+                    self._frames(name, keys[at % len(keys)], properties)
                     for at in range(start, min(start + 200, number))
                 )
             )
@@ -116,10 +125,12 @@ class RawPublisher:
         arguments = b"\0\0" + wire.short(queue.encode()) + b"\0"
         self._call(_QUEUE_CLASS, 30, arguments, answer=31)
 
-    def _frames(self, exchange: bytes, key: bytes) -> bytes:
+    def _frames(
+        self, exchange: bytes, key: bytes, properties: bytes = _PERSISTENT
+    ) -> bytes:
         self._published += 1
         return wire.publish(
-            _CHANNEL, exchange, key, raw_properties=_PERSISTENT, body=body()
+            _CHANNEL, exchange, key, raw_properties=properties, body=body()
         )
 
     # --- the wire

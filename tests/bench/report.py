@@ -15,6 +15,7 @@ _TITLES: Final = {name: kind.title for name, kind in SERVER_KINDS.items()} | {
 _ROWS: Final = (
     ("saturated", "us", "200 windows, saturated: µs a delivery", 1),
     ("saturated", "per_s", "— deliveries a second", 0),
+    ("receipts", "us", "— with a receipt for each message: µs a delivery", 1),
     ("flooded", "us", "200 windows, one worker's full speed: µs a delivery", 1),
     ("flooded", "per_s", "— deliveries a second", 0),
     ("steady", "us", "200 windows, 3,000 messages/s: µs a delivery", 1),
@@ -59,9 +60,7 @@ def ratio_lines(results: Results) -> Iterable[str]:
     yield "|---|---|---|---|---|---|---|"
     for ratio in results.ratios():
         target, reached = ratio.target, ratio.reached
-        against = (
-            "itself at 100" if target.base else _TITLES.get(target.against or "", "")
-        )
+        against = "itself" if target.base else _TITLES.get(target.against or "", "")
         yield (
             f"| {target.text} | {_TITLES[target.server]} | {against} "
             f"| ≤ {target.at_most:g} | {reached.median:.2f} "

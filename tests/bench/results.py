@@ -84,6 +84,8 @@ def _other_targets() -> Iterable[Target]:
         yield Target(text, server, "fanout", "us", floor, "floor")
     yield Target("200 windows, saturated", "memory", "saturated", "us", 0.08, "python")
     for server in ("memory", "sqlite"):
+        text, base = "saturated, with receipts / without", ("saturated", "us")
+        yield Target(text, server, "receipts", "us", 1.6, server, base)
         for figure, at_most_ms in (("p50_ms", 10.0), ("p99_ms", 25.0)):
             text = f"latency at 3,000 a second, {figure[:3]}, ms"
             yield Target(text, server, "steady", figure, at_most_ms, None)

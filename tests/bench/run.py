@@ -21,8 +21,10 @@ from tests.local_node import LocalNode
 
 FLOOR: Final = "floor"
 # The others are for closer examination.
-DEFAULT_WORKLOADS: Final = ("saturated", "steady", "fanout", "crowd", "few", "requests")
-_BRIDGES_ONLY: Final = frozenset({"few"})
+DEFAULT_WORKLOADS: Final = (
+    *("saturated", "receipts", "steady", "fanout", "crowd", "few", "requests"),
+)
+_BRIDGES_ONLY: Final = frozenset({"few", "receipts"})
 # Workloads that only some servers know, and what these need for it.
 _SERVERS_OF: Final = {"requests": frozenset({"memory", "node"})}
 _SETTINGS_OF: Final = {

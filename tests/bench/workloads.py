@@ -6,7 +6,7 @@ Each workload gets a newly started server and warms it up first.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from statistics import quantiles
@@ -89,15 +89,29 @@ class Stage:
             acks=acks,
         )
 
-    async def saturate(self, users: list[str], number: int) -> Figures:
-        """Publish a backlog while the server is paused, then resume it; one window per user."""
+    async def saturate(
+        self,
+        users: list[str],
+        number: int,
+        *,
+        until: Callable[[], Awaitable[None]] | None = None,
+    ) -> Figures:
+        """
+        Publish a backlog while the server is paused, then resume it; one window per user.
+
+        With `until`, the messages ask for receipts, and the work ends when it returns.
+        """
         server = self.server
         await self.windows.reset()
         server.pause()
-        self.publisher.burst(server.kind.names.messages, users, number)
+        self.publisher.burst(
+            server.kind.names.messages, users, number, receipts=until is not None
+        )
         cpu_us, start_s = server.cpu_us(), perf_counter()
         server.resume()
         await self.windows.wait("events", number)
+        if until is not None:
+            await until()
         took_s = perf_counter() - start_s
         await asyncio.sleep(self.scale.afterwards_s)
         return {
@@ -194,6 +208,7 @@ class Stage:
 
 _REST_S: Final = 1.5
 _WORKER_START_S: Final = 30.0
+_RECEIPTS_S: Final = 120.0
 REQUEST_EVENT: Final = "job.cancel"
 REQUEST_TEXT_CHARACTERS: Final = 100
 
@@ -241,7 +256,7 @@ async def requests(stage: Stage) -> Figures:
     """Send requests from 200 windows to a worker that replies at once."""
     scale, server = stage.scale, stage.server
     await stage.open(users(scale.windows))
-    async with request_worker(stage):
+    async with worker(stage, "worker.js", {"REQUESTS": server.kind.names.requests}):
         await stage.ask(max(1, scale.requests // 3))
         before_us = server.cpu_us()
         await stage.ask(scale.requests)
@@ -254,30 +269,47 @@ async def requests(stage: Stage) -> Figures:
     }
 
 
+async def receipts(stage: Stage) -> Figures:
+    """Do what `saturated` does, with a receipt for each message, for a worker that reads them."""
+    some = users(stage.scale.windows)
+    await stage.open(some)
+    await stage.warm_up(some, stage.scale.warm_up)
+    facts = {"EVENTS": stage.server.kind.names.events, "EXPECT": str(stage.backlog)}
+    async with worker(stage, "receipts.js", facts) as line:
+        return await stage.saturate(
+            some, stage.backlog, until=lambda: line("done", within_s=_RECEIPTS_S)
+        )
+
+
 @asynccontextmanager
-async def request_worker(stage: Stage) -> AsyncIterator[None]:
-    """Run a worker that answers requests, on the processors of the broker."""
-    names = stage.server.kind.names
+async def worker(
+    stage: Stage, script: str, facts: Mapping[str, str]
+) -> AsyncIterator[Callable[..., Awaitable[None]]]:
+    """Run a worker in Node on the processors of the broker; yield what waits for a line of it."""
     process = await asyncio.create_subprocess_exec(
-        *("node", str(PEERS / "worker.js")),
+        *("node", str(PEERS / script)),
         env=os.environ
         | {
             "AMQP_URL": stage.broker_url,
-            "REQUESTS": names.requests,
             "EVENT": REQUEST_EVENT,
             "NODE_PATH": str(ROOT / "tests" / "node_modules"),
+            **facts,
         },
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
     )
-    try:
+
+    async def line(text: str, *, within_s: float) -> None:
         assert process.stdout is not None
-        async with asyncio.timeout(_WORKER_START_S):
-            line = await process.stdout.readline()
-        if line != b"ready\n":
-            message = "the worker that answers requests does not start, see above"
+        async with asyncio.timeout(within_s):
+            found = await process.stdout.readline()
+        if found.decode().strip() != text:
+            message = f"the worker {script} has failed, see above"
             raise RuntimeError(message)
-        yield
+
+    try:
+        await line("ready", within_s=_WORKER_START_S)
+        yield line
     finally:
         if process.returncode is None:
             process.kill()
@@ -328,4 +360,5 @@ WORKLOADS: Final[dict[str, Callable[[Stage], Awaitable[Figures]]]] = {
     "crowd": crowd,
     "few": few,
     "requests": requests,
+    "receipts": receipts,
 }

@@ -62,6 +62,21 @@ async def test_the_bench_compares_requests_of_pages_with_those_over_node(
     assert all(figure > 0 for figures in found.values() for figure in figures.values())
 
 
+async def test_the_bench_compares_messages_with_receipts_with_those_without(
+    broker: LocalNode, tmp_path: Path
+) -> None:
+    """The work ends when a worker has the receipt of each message."""
+    world = BenchWorld(broker.url, tmp_path, Processors("any", "any"))
+    plan = BenchPlan(("saturated", "receipts"), ("sqlite", "node"), 1, TINY)
+
+    results = await run(plan, world, report=print)
+
+    assert results.rounds[0]["receipts"].keys() == {"sqlite"}
+    assert "saturated, with receipts / without" in {
+        ratio.target.text for ratio in results.ratios()
+    }
+
+
 async def test_a_report_replaces_the_text_between_its_markers(
     broker: LocalNode, tmp_path: Path
 ) -> None:
