@@ -93,14 +93,6 @@ class Receipt:
     offset: int
     tracking: Tracking
 
-    @property
-    def due_s(self) -> float | None:
-        """Unix time of the next decision that time alone leads to; ``None`` if none."""
-        late_s, deadline_s = self._late_s, self.message.deadline_s
-        if late_s is None or deadline_s is None:
-            return deadline_s if late_s is None else late_s
-        return min(late_s, deadline_s)
-
     def pack(self) -> bytes:
         """Return the bytes that `unpack_receipt` reads; the data is not part of them."""
         message, tracking = self.message, self.tracking
@@ -112,17 +104,19 @@ class Receipt:
             )
         )
 
-    @property
-    def _late_s(self) -> float | None:
-        after_s = self.tracking.undelivered_after_s
-        return None if after_s is None else self.message.taken_s + after_s
-
     def is_late(self, at: ClockReading) -> bool:
         """Return whether it has waited so long that it counts as undelivered."""
-        late_s = self._late_s
-        return late_s is not None and at.has_passed(
-            late_s, since_s=self.message.taken_s
-        )
+        taken_s, after_s = self.message.taken_s, self.tracking.undelivered_after_s
+        return after_s is not None and at.has_passed(taken_s + after_s, since_s=taken_s)
+
+
+def due_s(message: Message, tracking: Tracking) -> float | None:
+    """Return when time alone next decides about a message; ``None`` if it does not."""
+    deadline_s, after_s = message.deadline_s, tracking.undelivered_after_s
+    if after_s is None:
+        return deadline_s
+    late_s = message.taken_s + after_s
+    return late_s if deadline_s is None or late_s < deadline_s else deadline_s
 
 
 def unpack_receipt(packed: bytes, *, user: str, offset: int) -> Receipt:

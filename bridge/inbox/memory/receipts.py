@@ -1,20 +1,27 @@
-"""Receipts and the event outbox in memory."""
+"""
+Receipts and the event outbox in memory.
 
+A receipt whose outcome is open is the stored message itself, because its options say what is
+wanted. So a message that waits costs two references and no object.
+"""
+
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from heapq import heapify, heappop, heappush
-from itertools import islice, takewhile
+from heapq import heappop, heappush
+from itertools import chain, islice, takewhile
+from operator import attrgetter
 from typing import Final
 
 from bridge.core.clock_reading import ClockReading
-from bridge.core.message import Message
-from bridge.core.message_options import Tracking
+from bridge.core.message import Message, Stored
+from bridge.core.message_options import MessageOptions, Tracking
 from bridge.core.receipts import (
     Receipt,
     WorkerEvent,
     decide,
+    due_s,
     duplicate_tracking,
-    tracked_of,
 )
 from bridge.enums import ReceiptOutcome
 from bridge.inbox.memory.user_log import UserLog
@@ -23,6 +30,7 @@ from bridge.inbox.worker_events import render_event
 # The index of times is built again when more of its entries than these are not needed.
 _STALE_MAX: Final = 1000
 _LATE: Final = ReceiptOutcome.UNDELIVERED
+_OFFSET: Final = attrgetter("offset")
 
 
 class MemoryReceipts:
@@ -36,8 +44,10 @@ class MemoryReceipts:
     """
 
     def __init__(self) -> None:
-        self.open: dict[str, dict[int, list[Receipt]]] = {}
-        self._due: list[tuple[float, str, int]] = []  # time, user, offset: a heap
+        self.open: dict[str, list[Stored]] = {}
+        # By the second in which time alone may decide about them. Some are closed already.
+        self._due: dict[int, list[Stored]] = {}
+        self._seconds: list[int] = []  # the keys of `_due`: a heap
         # The last event about each message that has an id, oldest first.
         self._concluded: dict[tuple[str, str | None], WorkerEvent] = {}
         self._events: dict[int, WorkerEvent] = {}
@@ -75,67 +85,74 @@ class MemoryReceipts:
 
     # --- receipts
 
-    def add(self, messages: Sequence[Message], offsets: Sequence[int | None]) -> None:
-        """Add the tracked ones of `messages`, which were stored at `offsets`."""
-        for message, offset, tracking in tracked_of(messages, offsets):
-            if offset is None:
-                self._add_duplicate(message, tracking)
-            else:
-                self._open(Receipt(message, offset, tracking))
+    def add(self, stored: Stored, tracking: Tracking) -> None:
+        """Add the newest message of a user."""
+        user = stored.message.user
+        if user in self.open:
+            self.open[user].append(stored)
+        else:
+            self.open[user] = [stored]
+        self._note_due(stored, tracking)
 
-    def _add_duplicate(self, message: Message, tracking: Tracking) -> None:
-        for receipts in self.open.get(message.user, {}).values():
-            if receipts[0].message.id == message.id:
-                known = (each.tracking for each in receipts)
-                wanted = duplicate_tracking(known, tracking)
-                if wanted is not None:
-                    self._open(replace(receipts[0], tracking=wanted))
-                return
+    def _note_due(self, stored: Stored, tracking: Tracking) -> None:
+        at_s = due_s(stored.message, tracking)
+        if at_s is None:
+            return
+        second = int(at_s)
+        if second not in self._due:
+            self._due[second] = []
+            heappush(self._seconds, second)
+        self._due[second].append(stored)
+
+    def add_duplicate(self, message: Message) -> None:
+        """Let the producer of a duplicate, if it is tracked, know the outcome too."""
+        wanted = None if message.options is None else message.options.tracking
+        if wanted is None:
+            return
+        receipts = self.open.get(message.user, [])
+        known = [_receipt(each) for each in receipts if each.message.id == message.id]
+        if known:
+            tracking = duplicate_tracking((each.tracking for each in known), wanted)
+            if tracking is not None:
+                more = _stored(replace(known[0], tracking=tracking))
+                receipts.insert(bisect_right(receipts, more.offset, key=_OFFSET), more)
+                self._note_due(more, tracking)
+            return
         concluded = self._concluded.get((message.user, message.id))
-        if concluded is not None and tracking.wants_receipt:
-            self.put(concluded.copy_for(tracking))
-
-    def _open(self, receipt: Receipt) -> None:
-        user, offset = receipt.message.user, receipt.offset
-        self.open.setdefault(user, {}).setdefault(offset, []).append(receipt)
-        due_s = receipt.due_s
-        if due_s is not None:
-            heappush(self._due, (due_s, user, offset))
+        if concluded is not None and wanted.wants_receipt:
+            self.put(concluded.copy_for(wanted))
 
     def settle(
-        self, user: str, log: UserLog, *, at: ClockReading, oldest_s: float
+        self, user: str, log: UserLog, *, at: ClockReading, max_age_s: float
     ) -> None:
-        """Decide about messages that were delivered, deleted or replaced."""
-        receipts = self.open[user]
-        newest = max(log.delivered, log.first - 1)
-        decided = list(takewhile(newest.__ge__, receipts))
-        if log.sparse is not None:
-            decided = [each for each in receipts if each <= newest or log.absence(each)]
-        for offset in decided:
-            self._decide(log, receipts, offset, at=at, oldest_s=oldest_s)
-        if not receipts:
-            del self.open[user]
+        """Decide about the messages of a user in `open` that were delivered or deleted."""
+        receipts, newest = self.open[user], max(log.delivered, log.first - 1)
+        if receipts[0].offset <= newest:
+            span = slice(bisect_right(receipts, newest, key=_OFFSET))
+            self._decide(user, span, log, at=at, max_age_s=max_age_s)
+
+    def settle_replaced(
+        self, old: Stored, log: UserLog, *, at: ClockReading, max_age_s: float
+    ) -> None:
+        """Decide about a message that a newer one has replaced."""
+        user = old.message.user
+        span, why = self._span(user, old.offset), ReceiptOutcome.REPLACED
+        self._decide(user, span, log, at=at, max_age_s=max_age_s, absence=why)
 
     def settle_due(
-        self, logs: dict[str, UserLog], *, at: ClockReading, oldest_s: float
+        self, logs: dict[str, UserLog], *, at: ClockReading, max_age_s: float
     ) -> None:
         """Decide what became due by the passing of time."""
-        later: list[tuple[float, str, int]] = []
-        while self._due and self._due[0][0] <= at.now_s:
-            _, user, offset = heappop(self._due)
-            receipts = self.open.get(user, {})
-            if offset not in receipts:
-                continue
-            self._decide(logs[user], receipts, offset, at=at, oldest_s=oldest_s)
-            later += [
-                (each.due_s, user, offset)
-                for each in receipts.get(offset, ())
-                if each.due_s is not None
-            ]
-            if not receipts:
-                del self.open[user]
-        for each in later:
-            heappush(self._due, each)
+        found: dict[tuple[str, int], None] = {}  # duplicates are at one offset
+        while self._seconds and self._seconds[0] <= at.now_s:
+            for each in self._due.pop(heappop(self._seconds)):
+                found[each.message.user, each.offset] = None
+        for user, offset in found:
+            if user in self.open:
+                span = self._span(user, offset)
+                self._decide(user, span, logs[user], at=at, max_age_s=max_age_s)
+            for each in self.open.get(user, [])[self._span(user, offset)]:
+                self._note_due(each, _receipt(each).tracking)
 
     def sweep(self, oldest_id_s: float) -> None:
         """Forget outcomes from before `oldest_id_s`, and times that are not needed."""
@@ -144,29 +161,42 @@ class MemoryReceipts:
         )
         for key, _ in list(old):
             del self._concluded[key]
-        needed = [each for each in self._due if each[2] in self.open.get(each[1], ())]
-        if len(self._due) - len(needed) > _STALE_MAX:
-            heapify(needed)
-            self._due = needed
+        noted, count = (sum(map(len, each.values())) for each in (self._due, self.open))
+        if noted > 2 * count + _STALE_MAX:
+            self._due.clear()
+            self._seconds.clear()
+            for stored in chain.from_iterable(self.open.values()):
+                self._note_due(stored, _receipt(stored).tracking)
+
+    def _span(self, user: str, offset: int) -> slice:
+        """Return where the receipts of one message are."""
+        receipts = self.open.get(user, [])
+        return slice(
+            bisect_left(receipts, offset, key=_OFFSET),
+            bisect_right(receipts, offset, key=_OFFSET),
+        )
 
     def _decide(
         self,
+        user: str,
+        span: slice,
         log: UserLog,
-        receipts: dict[int, list[Receipt]],
-        offset: int,
         *,
         at: ClockReading,
-        oldest_s: float,
+        max_age_s: float,
+        absence: ReceiptOutcome | None = None,
     ) -> None:
-        rest: list[Receipt] = []
-        for receipt in receipts[offset]:
-            message = receipt.message
+        oldest_s = at.ago(max_age_s)
+        rest: list[Stored] = []
+        for stored in self.open.get(user, [])[span]:
+            message, receipt = stored.message, _receipt(stored)
+            is_trimmed = stored.offset < log.first
             verdict = decide(
                 receipt,
                 delivered=log.delivered,
                 at=at,
                 oldest_s=oldest_s,
-                absence=log.absence(offset),
+                absence=absence or (ReceiptOutcome.TRIMMED if is_trimmed else None),
             )
             for outcome in verdict.outcomes:
                 event = render_event(
@@ -178,11 +208,24 @@ class MemoryReceipts:
                 )
                 self.put(event)
                 if message.id is not None and outcome is not _LATE:
-                    self._concluded.pop((message.user, message.id), None)
-                    self._concluded[message.user, message.id] = event
+                    self._concluded.pop((user, message.id), None)
+                    self._concluded[user, message.id] = event
             if verdict.rest is not None:
-                rest.append(verdict.rest)
-        if rest:
-            receipts[offset] = rest
-        else:
-            del receipts[offset]
+                is_same = verdict.rest.tracking is receipt.tracking
+                rest.append(stored if is_same else _stored(verdict.rest))
+        if user in self.open:
+            self.open[user][span] = rest
+            if not self.open[user]:
+                del self.open[user]
+
+
+def _receipt(stored: Stored) -> Receipt:
+    options = stored.message.options
+    assert options is not None  # noqa: S101 - it is tracked
+    assert options.tracking is not None  # noqa: S101 - it is tracked
+    return Receipt(stored.message, stored.offset, options.tracking)
+
+
+def _stored(receipt: Receipt) -> Stored:
+    options = MessageOptions(tracking=receipt.tracking)
+    return Stored(replace(receipt.message, options=options), receipt.offset)

@@ -6,7 +6,7 @@ clients learn that messages may be missing.
 """
 
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import takewhile
 from operator import attrgetter
 from typing import Final
@@ -39,7 +39,6 @@ from bridge.inbox.memory.user_log import UserLog
 
 # The most users that one sweep forgets, which takes some milliseconds.
 _FORGET_MAX: Final = 10_000
-_OPTIONS: Final = attrgetter("options")
 
 
 class MemoryInbox:
@@ -65,7 +64,6 @@ class MemoryInbox:
         self._followed: set[str] = set()
         self._forgotten = 0
         self._receipts = MemoryReceipts()
-        self._tracked = self._receipts.open
         self._revocations = RevocationIndex()
         self._on_stored: StoredListener | None = None
         self._on_announced: AnnouncedListener | None = None
@@ -121,9 +119,10 @@ class MemoryInbox:
         offsets: list[int | None] = []
         touched: set[str] = set()
         for message in messages:
-            user = message.user
+            user, options = message.user, message.options
             if message.id is not None and self._was_seen(user, message.id, now):
                 offsets.append(None)
+                self._receipts.add_duplicate(message)
                 continue
             log = self._logs.get(user)
             if log is None:
@@ -131,17 +130,12 @@ class MemoryInbox:
                 log = UserLog(last=floor, delivered=floor, forgotten=floor)
                 self._logs[user] = log
             log.appended_s = now.now_s
-            options = message.options
             if log.sparse is None and (options is None or options.key is None):
                 log.last += 1
                 stored = Stored(message, log.last)
                 log.kept.append(stored)
-            elif (
-                options is None
-                or not options.is_retained
-                or log.may_retain(message.event, options.key, self.retention)
-            ):
-                stored = log.add_sparse(message)
+            elif log.may_retain(message, self.retention):
+                stored = self._add_sparse(log, message, now)
             else:
                 if message.id is not None:
                     del self._seen[user, message.id]
@@ -149,14 +143,28 @@ class MemoryInbox:
                 continue
             touched.add(user)
             offsets.append(log.last)
+            if options is not None and options.tracking is not None:
+                self._receipts.add(stored, options.tracking)
             if user in self._followed:
                 fresh.append(stored)
-        for user in touched:
-            self.trimmed += self._logs[user].trim(self.retention, now)
-        self._track(messages, offsets, touched, now)
+        self._trim(touched, now)
         if fresh and self._on_stored is not None:
             self._on_stored(fresh)
         return offsets
+
+    def _add_sparse(self, log: UserLog, message: Message, now: ClockReading) -> Stored:
+        stored, replaced = log.add_sparse(message)
+        if replaced is not None:
+            max_age_s = self.retention.max_age_s
+            self._receipts.settle_replaced(replaced, log, at=now, max_age_s=max_age_s)
+        return stored
+
+    def _trim(self, users: Iterable[str], now: ClockReading) -> None:
+        for user in users:
+            trimmed = self._logs[user].trim(self.retention, now)
+            if trimmed:  # a sweep decides about those that were too old
+                self.trimmed += trimmed
+                self._settle(user, now)
 
     async def state(self, user: str) -> InboxState:
         """Return the first, last and delivered offsets of the inbox of `user`."""
@@ -249,7 +257,7 @@ class MemoryInbox:
         log = self._logs.get(user)
         if log is not None and offset > log.delivered:
             log.delivered = min(offset, log.last)
-            if user in self._tracked:
+            if user in self._receipts.open:
                 self._settle(user, self._clock.read())
 
     # --- receipts
@@ -259,21 +267,11 @@ class MemoryInbox:
         """The users who have receipts whose outcome is open."""
         return self._receipts.open.keys()
 
-    def _track(
-        self,
-        messages: Sequence[Message],
-        offsets: Sequence[int | None],
-        touched: set[str],
-        now: ClockReading,
-    ) -> None:
-        if any(map(_OPTIONS, messages)):
-            self._receipts.add(messages, offsets)
-        for user in touched & self._receipts.open.keys():
-            self._settle(user, now)
-
     def _settle(self, user: str, now: ClockReading) -> None:
-        oldest_s = now.ago(self.retention.max_age_s)
-        self._receipts.settle(user, self._logs[user], at=now, oldest_s=oldest_s)
+        if user not in self._receipts.open:
+            return
+        max_age_s = self.retention.max_age_s
+        self._receipts.settle(user, self._logs[user], at=now, max_age_s=max_age_s)
 
     def on_events(self, wake: Callable[[], None]) -> None:
         """Call `wake` when there is an event to publish."""
@@ -284,8 +282,8 @@ class MemoryInbox:
     ) -> Sequence[WorkerEvent]:
         """Decide what is due, and return the oldest events."""
         now = self._clock.read()
-        oldest_s = now.ago(self.retention.max_age_s)
-        self._receipts.settle_due(self._logs, at=now, oldest_s=oldest_s)
+        max_age_s = self.retention.max_age_s
+        self._receipts.settle_due(self._logs, at=now, max_age_s=max_age_s)
         return fit_events(self._receipts.pending(limit), max_bytes=max_bytes)
 
     async def confirm_events(self, events: Sequence[WorkerEvent]) -> None:
@@ -320,8 +318,7 @@ class MemoryInbox:
         for user, log in self._logs.items():
             log.trim(self.retention, now)
             log.drop_expired(now)
-            if user in self._receipts.open:
-                self._settle(user, now)
+            self._settle(user, now)
             if (
                 not (log.depth or log.retained)
                 and log.appended_s < oldest_s

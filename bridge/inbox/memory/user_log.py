@@ -8,7 +8,7 @@ from math import inf
 
 from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message, Stored
-from bridge.enums import ReceiptOutcome, SyncReason
+from bridge.enums import SyncReason
 from bridge.inbox.contract import Retention
 
 # Event and key.
@@ -36,14 +36,15 @@ class SparseLog:
     keys: dict[Place, int] = field(default_factory=dict)
     retained: dict[Place, Stored] = field(default_factory=dict)
 
-    def add(self, stored: Stored) -> None:
-        """Add the newest message, in place of an older one with the same key."""
+    def add(self, stored: Stored) -> Stored | None:
+        """Add the newest message; return the older one with the same key, which it replaces."""
         message, offset = stored.message, stored.offset
+        replaced = None
         if message.options is not None and message.options.key is not None:
             place = (message.event, message.options.key)
             old = self.keys.get(place)
             if old is not None:
-                del self.messages[old]
+                replaced = self.messages.pop(old)
             self.keys[place] = offset
             if message.options.is_cleared:
                 self.retained.pop(place, None)
@@ -52,6 +53,7 @@ class SparseLog:
             ):
                 self.retained[place] = stored
         self.messages[offset] = stored
+        return replaced
 
     @property
     def oldest_s(self) -> float:
@@ -113,10 +115,15 @@ class UserLog:
         """The newest message of each retained key."""
         return {} if self.sparse is None else self.sparse.retained
 
-    def may_retain(self, event: str, key: str | None, retention: Retention) -> bool:
-        """Return whether the key is retained, or may be."""
-        retained = self.retained
-        return len(retained) < retention.max_retained or (event, key) in retained
+    def may_retain(self, message: Message, retention: Retention) -> bool:
+        """Return whether `message` does not retain one key too many."""
+        options, retained = message.options, self.retained
+        return (
+            options is None
+            or not options.is_retained
+            or len(retained) < retention.max_retained
+            or (message.event, options.key) in retained
+        )
 
     def drop_expired(self, now: ClockReading) -> None:
         """Retain nothing that is past its deadline."""
@@ -124,15 +131,20 @@ class UserLog:
             if stored.message.is_expired(now):
                 del self.retained[place]
 
-    def add_sparse(self, message: Message) -> Stored:
-        """Add the newest message; the inbox is sparse from now on."""
+    def add_sparse(self, message: Message) -> tuple[Stored, Stored | None]:
+        """
+        Add the newest message; the inbox is sparse from now on.
+
+        Returns:
+            The message, and the one that it replaces, if any.
+
+        """
         sparse = self.sparse
         if sparse is None:
             sparse = self.sparse = SparseLog(after=self.last)
         self.last += 1
         stored = Stored(message, self.last)
-        sparse.add(stored)
-        return stored
+        return stored, sparse.add(stored)
 
     def above(self, offset: int) -> Iterator[Stored]:
         """Yield the kept messages above `offset`, oldest first."""
@@ -149,15 +161,6 @@ class UserLog:
         return (
             each for each in chain(sparse, reversed(self.kept)) if each.offset < offset
         )
-
-    def absence(self, offset: int) -> ReceiptOutcome | None:
-        """Return why the inbox does not hold the message at `offset`; ``None`` if it does."""
-        if offset < self.first:
-            return ReceiptOutcome.TRIMMED
-        sparse = self.sparse
-        if sparse and offset > sparse.after and offset not in sparse.messages:
-            return ReceiptOutcome.REPLACED
-        return None
 
     def trim(self, retention: Retention, now: ClockReading) -> int:
         """Delete messages that are too old or over the limit; count the latter."""

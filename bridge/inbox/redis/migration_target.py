@@ -16,7 +16,7 @@ from math import inf
 from struct import Struct
 from typing import Final
 
-from bridge.core.receipts import Receipt, WorkerEvent
+from bridge.core.receipts import Receipt, WorkerEvent, due_s
 from bridge.core.redis_address import RedisAddress
 from bridge.core.revocation import Revocation
 from bridge.enums import SyncReason
@@ -214,10 +214,15 @@ class RedisTarget:
             tag = tag_of(user)
             prefix = self._prefixes[tag]
             packed = pack_receipt(receipt.message, receipt.tracking)
-            due_s = inf if receipt.due_s is None else receipt.due_s
+            at_s = due_s(receipt.message, receipt.tracking)
             place = f"{offset} {user}"
             commands.append((tag, (b"ZADD", f"{prefix}w:{user}", offset, packed)))
-            commands.append((tag, (b"ZADD", f"{prefix}d", repr(due_s), place)))
+            commands.append(
+                (
+                    tag,
+                    (b"ZADD", f"{prefix}d", repr(inf if at_s is None else at_s), place),
+                )
+            )
         await self._ask_many(commands)
 
     async def write_events(self, events: Sequence[WorkerEvent]) -> None:

@@ -26,6 +26,7 @@ from bridge.core.receipts import (
     Receipt,
     WorkerEvent,
     decide,
+    due_s,
     duplicate_tracking,
     fit_events,
     tracked_of,
@@ -196,7 +197,13 @@ class SqliteReceipts:
         for receipt in receipts:
             user, row_id = receipt.message.user, self._new_id()
             user_id = HEAD.unpack(self._head_of(connection, user) or b"")[0]
-            values += (row_id, user_id, receipt.offset, receipt.due_s, receipt.pack())
+            values += (
+                row_id,
+                user_id,
+                receipt.offset,
+                due_s(receipt.message, receipt.tracking),
+                receipt.pack(),
+            )
             place = _PLACE.pack(receipt.offset, row_id)
             self.open[user] = self.open.get(user, b"") + place
         insert(connection, "INSERT INTO receipts", values, columns=5)
@@ -355,7 +362,7 @@ class SqliteReceipts:
             elif rest != receipt:
                 connection.execute(
                     "UPDATE receipts SET due_s = ?, receipt = ? WHERE id = ?",
-                    (rest.due_s, rest.pack(), row_id),
+                    (due_s(rest.message, rest.tracking), rest.pack(), row_id),
                 )
         self.put(connection, events)
         row_ids = [row_id for each in final.values() for row_id in each]

@@ -680,3 +680,16 @@ async def test_a_jump_of_the_wall_clock_decides_nothing(store: StoreUnderTest) -
 
     store.inbox.mark_delivered("ann", 1)
     assert await told_after_marks(store, 1) == [("delivered", "m1")]
+
+
+async def test_polls_after_a_jump_of_the_wall_clock(store: StoreUnderTest) -> None:
+    """A message and its duplicate stay one entry each, however often the store looks."""
+    messages = [tracked(store, message_id="m1", ttl_s=60, reply_to=to) for to in "ab"]
+    await store.inbox.append(messages)
+    store.clock.jump(3600)
+
+    for _ in range(40):
+        assert await take(store) == []
+
+    store.inbox.mark_delivered("ann", 1)
+    assert await told_after_marks(store, 2) == [("delivered", "m1")] * 2

@@ -11,6 +11,7 @@ from bridge.core.receipts import (
     Receipt,
     WorkerEvent,
     decide,
+    due_s,
     duplicate_tracking,
     unpack_event,
     unpack_receipt,
@@ -119,7 +120,7 @@ def test_a_receipt_is_packed_without_data() -> None:
     assert found.message.data == b""
     found.message.data = b"1"
     assert found == asked
-    assert found.due_s == TAKEN_S + 3.5
+    assert due_s(found.message, found.tracking) == TAKEN_S + 3.5
 
 
 def test_an_event_is_packed() -> None:
