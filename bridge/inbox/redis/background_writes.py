@@ -62,6 +62,12 @@ class BackgroundWrites:
                 self._is_urgent.set()
             self._has_work.set()
 
+    def unwritten_s(self) -> float:
+        """Return the age of the oldest mark that may decide and is not written; 0 if none is."""
+        now_s = self._real_s()
+        moved = (marks[0][1] for marks in self._timed.values())
+        return now_s - min(moved, default=now_s)
+
     async def flush_timed(self) -> None:
         """
         Write marks of users with receipts now, if there are some. Never raises.
@@ -188,7 +194,8 @@ class BackgroundWrites:
             moved += ((key, offset, now_s - at_s) for offset, at_s in timed)
             if not timed or timed[-1][0] < marks[key]:
                 moved.append((key, marks[key], 0.0))
-        told = self._receipts.users.intersection(user for user, _ in part)
+        known = self._receipts.users
+        told = {user: known[user] for user, _ in part if user in known}
         arguments: list[Argument] = [*self._rules()]
         for (user, epoch), offset, ago_s in moved:
             prefix = self._servers.prefixes[tag_of(user)]
@@ -199,7 +206,9 @@ class BackgroundWrites:
             left = [each for each in self._timed.pop(key, ()) if each[0] > offset]
             if left:
                 self._timed[key] = left
-            if not count:
-                self._receipts.users.discard(key[0])
+            user = key[0]
+            # A tracked message may have arrived since the script ran.
+            if not count and user in told and known.get(user) == told[user]:
+                del known[user]
         if told:
             self._receipts.notify(told)

@@ -63,6 +63,7 @@ for i = 4, #ARGV, 2 do
 end
 try(ARGV[3], ARGV[2], '')
 try('PUBSUB', 'NUMSUB', ARGV[2])
+try('TIME')
 return out
 """
 )

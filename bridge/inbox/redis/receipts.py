@@ -3,9 +3,9 @@ Receipts and the event outbox in Redis: who decides, who publishes, and how both
 
 Decisions are made by the scripts, in the step of the change that they are about
 (scripts/receipts.py). What the passing of time decides is found by any bridge that polls the
-tag, and decided once, because a script is one step. A tag's events are published by one
-bridge at a time: the first one that asks keeps them as long as it asks again within some
-seconds.
+tag, and decided once, because a script is one step. It waits for marks that other bridges have
+not written yet (bridge_reports.py). A tag's events are published by one bridge at a time: the
+first one that asks keeps them as long as it asks again within some seconds.
 
 A bridge polls the tags of which it knows that a message is tracked, and all tags every few
 seconds, because another bridge may be gone.
@@ -15,6 +15,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import count
 from math import inf
 from struct import Struct
 from typing import Final
@@ -25,13 +26,14 @@ from bridge.core.message import Message
 from bridge.core.message_options import Tracking
 from bridge.core.receipts import Receipt, WorkerEvent, unpack_event
 from bridge.enums import EVENT_DEFAULT, ReceiptOutcome
+from bridge.inbox.redis.bridge_reports import BridgeReports
 from bridge.inbox.redis.encoding import tag_of, unpack
 from bridge.inbox.redis.protocol import Argument, Reply
-from bridge.inbox.redis.scripts.receipts import POLL, PUT_EVENT, RELEASE
+from bridge.inbox.redis.scripts.receipts import POLL, PUT_EVENT
 from bridge.inbox.redis.servers import RedisServers
 from bridge.inbox.worker_events import render_event
 
-_LEASE_MS: Final = 10_000
+_LEASE_MS: Final = 5_000
 _ALL_TAGS_EVERY_S: Final = 5.0
 
 # Taken, deadline, late, flags, bytes of the message id and of the tracking id.
@@ -113,9 +115,11 @@ class RedisReceipts:
         rules: Returns the arguments that SETTLE calls the rules.
         real_s: Returns real time.
         is_cluster: Whether a call covers one tag only.
+        gone_s: After so long without a report another bridge is not waited for.
 
     Attributes:
-        users: Users here who have windows, and messages whose outcome is open.
+        users: Users here who have windows, and messages whose outcome is open; with the number
+            of the newest of these messages, in the order in which they were received.
 
     """
 
@@ -126,15 +130,17 @@ class RedisReceipts:
         rules: Callable[[], Sequence[Argument]],
         real_s: Callable[[], float],
         is_cluster: bool,
+        gone_s: float,
     ) -> None:
-        self.users: set[str] = set()
+        self.users: dict[str, int] = {}
+        self._numbers = count()
         self._servers = servers
         self._rules = rules
         self._real_s = real_s
         self._is_cluster = is_cluster
         self._session = secrets.token_hex(6)
+        self._reports = BridgeReports(real_s=real_s, gone_s=gone_s)
         self._tags: set[int] = set()
-        self._held: set[int] = set()  # tags of which this bridge has published events
         self._all_tags_due_s = -inf
         # Of each tag the number of events, and when the oldest was decided.
         self._depths: dict[int, tuple[int, float | None]] = {}
@@ -158,20 +164,29 @@ class RedisReceipts:
 
     def note_received(self, message: Message) -> None:
         """Note a tracked message that windows will receive."""
-        self.users.add(message.user)
+        self.users[message.user] = next(self._numbers)
         self._tags.add(tag_of(message.user))
 
-    async def pending(self, limit: int, *, max_bytes: int) -> Sequence[WorkerEvent]:
-        """Decide what is due, and return the oldest events that no other bridge has."""
+    async def pending(
+        self, limit: int, *, max_bytes: int, unwritten_s: float
+    ) -> Sequence[WorkerEvent]:
+        """
+        Decide what is due, and return the oldest events that no other bridge has.
+
+        Args:
+            limit: The most events.
+            max_bytes: The most bytes of their bodies, unless there is one only.
+            unwritten_s: How old the oldest mark is that may decide and is not written yet.
+
+        """
         now_s = self._real_s()
         tags = sorted(self._tags)
         if now_s >= self._all_tags_due_s:
             self._all_tags_due_s = now_s + _ALL_TAGS_EVERY_S
             tags = list(range(len(self._servers.prefixes)))
-        if not tags:
-            return ()
+        # On a single server the report is for all tags.
         groups = [[tag] for tag in tags] if self._is_cluster else [tags]
-        polls = (self._poll(each, limit, max_bytes) for each in groups)
+        polls = (self._poll(each, limit, max_bytes, unwritten_s) for each in groups)
         events: list[WorkerEvent] = []
         failure: BaseException | None = None
         for found in await asyncio.gather(*polls, return_exceptions=True):
@@ -184,20 +199,27 @@ class RedisReceipts:
         return events[:limit]
 
     async def _poll(
-        self, tags: Sequence[int], limit: int, max_bytes: int
+        self, tags: Sequence[int], limit: int, max_bytes: int, unwritten_s: float
     ) -> list[WorkerEvent]:
-        prefixes = [self._servers.prefixes[tag] for tag in tags]
-        arguments = (*self._rules(), self._session, _LEASE_MS, limit, max_bytes)
-        reply = await self._servers.run_script(POLL, tags[0], *arguments, *prefixes)
+        at = tags[0] if self._is_cluster else 0
+        server_s, *reply = await self._servers.run_script(
+            POLL,
+            at,
+            *self._rules(),
+            *(self._session, _LEASE_MS, limit, max_bytes, self._reports_key(at)),
+            *self._reports.arguments(at, unwritten_s=unwritten_s),
+            *(self._servers.prefixes[tag] for tag in tags),
+        )
+        self._reports.note(at, float(server_s))
         events: list[WorkerEvent] = []
-        for tag, (open_count, count, elements) in zip(tags, reply, strict=True):
-            events += self._note_polled(tag, open_count, count, elements)
+        for tag, (open_count, waiting, elements) in zip(tags, reply, strict=True):
+            events += self._note_polled(tag, open_count, waiting, elements)
         return events
 
     def _note_polled(
-        self, tag: int, open_count: int, count: int, elements: Sequence[Reply]
+        self, tag: int, open_count: int, waiting: int, elements: Sequence[Reply]
     ) -> list[WorkerEvent]:
-        if open_count or count:
+        if open_count or waiting:
             self._tags.add(tag)
         else:
             self._tags.discard(tag)
@@ -205,19 +227,20 @@ class RedisReceipts:
             _unpack(elements[index], (tag, int(elements[index + 1])))
             for index in range(0, len(elements), 2)
         ]
-        if found:
-            self._held.add(tag)
-        self._depths[tag] = (count, found[0].at_s if found else None)
-        if not count:
+        self._depths[tag] = (waiting, found[0].at_s if found else None)
+        if not waiting:
             del self._depths[tag]
         return found
 
     async def release(self) -> None:
-        """Let other bridges publish the events that are left, without a delay."""
-        while self._held:
-            tag = self._held.pop()
-            prefix = self._servers.prefixes[tag]
-            await self._servers.run_script(RELEASE, tag, prefix, self._session)
+        """Let other bridges decide and publish without waiting for this one."""
+        tags = self._reports.tags
+        keys = map(self._reports_key, tags)
+        commands = [(b"ZREM", key, self._session) for key in keys]
+        await self._servers.ask_each(list(zip(tags, commands, strict=True)))
+
+    def _reports_key(self, tag: int) -> str:
+        return f"{self._servers.prefixes[tag]}a"
 
     async def confirm(self, events: Iterable[WorkerEvent]) -> None:
         """Delete events from the outbox."""
@@ -239,5 +262,5 @@ class RedisReceipts:
     def depth(self, now_s: float) -> tuple[int, float | None]:
         """Return the number of events at the last poll, and the age of the oldest."""
         times = [at_s for _, at_s in self._depths.values() if at_s is not None]
-        count = sum(count for count, _ in self._depths.values())
-        return count, now_s - min(times) if times else None
+        total = sum(number for number, _ in self._depths.values())
+        return total, now_s - min(times) if times else None

@@ -119,7 +119,11 @@ class RedisInbox:
         self._servers = create_servers(address, setup, timing)
         real_s = self._clock.real_s
         self._receipts = RedisReceipts(
-            self._servers, rules=self._rules, real_s=real_s, is_cluster=is_cluster
+            self._servers,
+            rules=self._rules,
+            real_s=real_s,
+            is_cluster=is_cluster,
+            gone_s=timing.gone_s,
         )
         self._background = BackgroundWrites(
             self._servers, self._receipts, rules=self._rules, real_s=real_s
@@ -265,7 +269,7 @@ class RedisInbox:
         with suppress(StoreUnavailableError):  # the tag may have no master now
             connection = self._servers.for_tag(tag_of(user)).connection
         self._feed.unfollow(user, connection)
-        self._receipts.users.discard(user)
+        self._receipts.users.pop(user, None)
 
     def _note_received(self, messages: Sequence[Stored]) -> None:
         for stored in messages:
@@ -493,7 +497,10 @@ class RedisInbox:
     ) -> Sequence[WorkerEvent]:
         """Decide what is due, and return the oldest events; errors as `append`."""
         await self._background.flush_timed()
-        events = await self._receipts.pending(limit, max_bytes=max_bytes)
+        unwritten_s = self._background.unwritten_s()
+        events = await self._receipts.pending(
+            limit, max_bytes=max_bytes, unwritten_s=unwritten_s
+        )
         return fit_events(events, max_bytes=max_bytes)
 
     async def confirm_events(self, events: Sequence[WorkerEvent]) -> None:

@@ -21,6 +21,8 @@ class RedisTiming:
         probe_interval_s: Between two test writes while the server refuses writes.
         backoff_first_s: The first pause before a reconnect.
         backoff_max_s: The longest pause before a reconnect.
+        gone_s: After so long without a report another bridge counts as gone
+            (bridge_reports.py).
 
     """
 
@@ -34,6 +36,7 @@ class RedisTiming:
     probe_interval_s: float = 1.0
     backoff_first_s: float = 0.05
     backoff_max_s: float = 2.0
+    gone_s: float = 15.0
 
 
 DEFAULT_TIMING = RedisTiming()

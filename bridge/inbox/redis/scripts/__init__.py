@@ -35,6 +35,9 @@ The keys of a user; each begins with a prefix that ends in the hash tag of the u
                  the time of the next decision that time alone leads to (may be infinite)
     e            a sorted set: the event outbox, numbered
     x            the session of the bridge that publishes the events of the tag, for seconds
+    a            a sorted set: the sessions of bridges, by the server's time up to which each has
+                 written what it knows. A single server has it in the first tag; in a cluster
+                 each tag has its own.
     r            a sorted set of the revocations of users of the tag as JSON, all with score 0
 
 Offsets in the list have no gaps, so the position determines the offset: the last element

@@ -34,7 +34,8 @@ local max_retained = tonumber(ARGV[9])
 local fences_end = 11 + 2 * tonumber(ARGV[11])
 local asked_end = fences_end + 8 + 2 * tonumber(ARGV[fences_end + 8])
 local batch_key = ARGV[asked_end + 1] .. 'b:' .. ARGV[6]
-local rules, asked = rules_from(fences_end + 1, 0, GRACE), {}
+-- Time decides nothing here, because other bridges may have marks that are not written.
+local rules, asked = rules_from(fences_end + 1, tonumber(ARGV[1]), math.huge), {}
 for k = fences_end + 9, asked_end, 2 do asked[tonumber(ARGV[k])] = ARGV[k + 1] end
 local out, had, failure, stored, trimmed = {}, nil, nil, false, 0
 

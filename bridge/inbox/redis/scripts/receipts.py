@@ -11,22 +11,16 @@ from typing import Final
 from bridge.inbox.redis.scripts.reading import VIEW
 from bridge.inbox.redis.scripts.script import Script
 
-# How much later than possible time decides: marks of other bridges arrive within it.
-GRACE_S: Final = 1.0
-
 # Needs VIEW. Rules are seven arguments: now, steady, lowest, message limit, oldest time of
 # messages and of ids, and how long outcomes are kept for duplicates (ms).
-SETTLE: Final = (
-    f"local GRACE = {GRACE_S}"
-    + """
+SETTLE: Final = """
 local DELIVERED, EXPIRED, TRIMMED, REPLACED, UNDELIVERED = 0, 1, 2, 3, 5
--- `at` is now; what is decided by time alone is decided `grace` later than it could be, so
--- marks that another bridge is writing count first.
-local function rules_from(i, ago, grace)
-  local at = tonumber(ARGV[i]) - ago
+-- Time decides what was due `behind` seconds before `at`.
+local function rules_from(i, at, behind)
+  local now = at - behind
   return {
-    at = at, now = at - grace, steady = tonumber(ARGV[i + 1]),
-    lowest = tonumber(ARGV[i + 2]) - ago - grace, most = tonumber(ARGV[i + 3]),
+    at = at, now = now, steady = tonumber(ARGV[i + 1]),
+    lowest = ARGV[i + 2] - ARGV[i] + now, most = tonumber(ARGV[i + 3]),
     oldest = tonumber(ARGV[i + 4]), oldest_id = ARGV[i + 5], kept_ms = ARGV[i + 6],
   }
 end
@@ -106,7 +100,6 @@ local function settle(p, user, rules, low, high)
   end
 end
 """
-)
 
 # Needs SETTLE.
 ADD: Final = """
@@ -159,18 +152,34 @@ end
 PUT_EVENT: Final = Script(VIEW + SETTLE + "put_event(ARGV[1], ARGV[2])\nreturn 1")
 
 # ARGV: rules, session, how long the session may keep the events (ms), maximum of events of a tag
-# and of bytes, then the prefix of each tag. Decides what is due. Returns for each tag the number
-# of messages whose outcome is open, and of events; then element and number of the oldest events,
-# at least one, unless another session has them.
+# and of bytes, key of the reports, the report (bridge_reports.py): how long something is not
+# written, the server's time at least (may be empty), after how long another session counts as
+# gone; then the prefix of each tag. Decides what was due before all reports. Returns the server's
+# time, then for each tag the number of messages whose outcome is open, and of events; then
+# element and number of the oldest events, at least one, unless another session has them.
 POLL: Final = Script(
     VIEW
     + SETTLE
     + """
 local PAGE, PAGES_MAX = 100, 20
-local rules, session = rules_from(1, 0, GRACE), ARGV[8]
+local session, reports = ARGV[8], ARGV[12]
+-- Returns the server's time, and for how long a bridge has not written what it knows.
+local function report()
+  local unwritten, gone, time = tonumber(ARGV[13]), tonumber(ARGV[15]), call('TIME')
+  local now = time[1] + time[2] / 1000000
+  call('ZADD', reports, (tonumber(ARGV[14]) or now) - unwritten, session)
+  call('ZREMRANGEBYSCORE', reports, '-inf', now - gone)
+  local got = call('ZRANGEBYSCORE', reports, '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, 2)
+  local other = got[1] == session and 4 or 2
+  if unwritten >= gone then unwritten = 0 end
+  return now, math.max(unwritten, got[other] and now - got[other] or 0)
+end
+local server, behind = report()
+local at = tonumber(ARGV[1])
+local rules = rules_from(1, at, behind)
 local max_bytes, size = tonumber(ARGV[11]), 0
-local out = {}
-for i = 12, #ARGV do
+local out = {string.format('%.6f', server)}
+for i = 16, #ARGV do
   local p = ARGV[i]
   local due, skip, pages = p .. 'd', 0, 0
   repeat
@@ -190,7 +199,7 @@ for i = 12, #ARGV do
   local count, events = call('ZCARD', p .. 'e'), {}
   if count > 0 and size < max_bytes then
     local holder = call('GET', p .. 'x')
-    if not holder or holder == session then
+    if not holder or holder == session or not call('ZSCORE', reports, holder) then
       call('SET', p .. 'x', session, 'PX', ARGV[9])
       local found =
         call('ZRANGEBYSCORE', p .. 'e', '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[10])
@@ -204,14 +213,5 @@ for i = 12, #ARGV do
   out[#out + 1] = {call('ZCARD', due), count, events}
 end
 return out
-"""
-)
-
-# ARGV: prefix, session. Lets another session publish the events of the tag.
-RELEASE: Final = Script(
-    """
-local key = ARGV[1] .. 'x'
-if redis.call('GET', key) == ARGV[2] then redis.call('DEL', key) end
-return 1
 """
 )

@@ -22,10 +22,11 @@ for i = 8, #ARGV, 5 do
   offset = math.min(offset, last)
   if epoch == ARGV[i + 2] and offset > delivered then
     set_head(p, user, last, offset, reason, forgotten, upto, gone)
+    delivered = offset
   end
   local open = call('ZCARD', p .. 'w:' .. user)
   if open > 0 then
-    settle(p, user, rules_from(1, tonumber(ARGV[i + 4]), 0), '-inf')
+    settle(p, user, rules_from(1, ARGV[1] - ARGV[i + 4], 0), '-inf', delivered)
     open = call('ZCARD', p .. 'w:' .. user)
   end
   out[#out + 1] = open
@@ -106,7 +107,8 @@ SWEEP: Final = Script(
     + IS_OVER
     + f"local STEP = {FORGOTTEN_STEP}"
     + """
-local rules = rules_from(11, 0, GRACE)
+-- Time decides nothing here, because other bridges may have marks that are not written.
+local rules = rules_from(11, tonumber(ARGV[11]), math.huge)
 local p, count, most, oldest = ARGV[1], tonumber(ARGV[8]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local function drop_expired(user)
   local retained, elements = p .. 'v:' .. user, p .. 'k:' .. user

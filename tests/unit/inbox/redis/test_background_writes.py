@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from bridge.core.message import Message
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.redis.background_writes import BackgroundWrites
 from bridge.inbox.redis.encoding import key_prefixes, tag_of
@@ -76,7 +77,13 @@ class Receipts(RedisReceipts):
             rules=tuple,
             real_s=lambda: 0.0,
             is_cluster=False,
+            gone_s=15.0,
         )
+
+
+def message(user: str) -> Message:
+    """Return a message that windows receive."""
+    return Message(user, "message", b"1", 0.0)
 
 
 @asynccontextmanager
@@ -149,7 +156,7 @@ async def test_marks_of_users_with_receipts_are_written_with_their_times() -> No
     server, now_s = FakeServer(), 100.0
     servers = FakeServers(server)
     receipts = Receipts(servers)
-    receipts.users.add("ann")
+    receipts.note_received(message("ann"))
     woken: list[int] = []
     receipts.on_events(lambda: woken.append(1))
     server.is_away = True
@@ -170,7 +177,7 @@ async def test_a_mark_after_the_last_receipt_is_not_lost() -> None:
     server = FakeServer()
     servers = FakeServers(server)
     receipts = Receipts(servers)
-    receipts.users.add("ann")
+    receipts.note_received(message("ann"))
     async with running(servers, receipts=receipts) as writes:
         writes.mark("ann", "epoch", 1)
         receipts.users.clear()
@@ -178,3 +185,23 @@ async def test_a_mark_after_the_last_receipt_is_not_lost() -> None:
         await writes.flush()
 
         assert server.written == {"ann": 2}
+
+
+async def test_a_message_that_arrives_before_the_reply_to_a_mark_is_tracked() -> None:
+    """The script did not know it. Its mark must be timed, and its windows asked at once."""
+    server = FakeServer()
+    servers = FakeServers(server)
+    receipts = Receipts(servers)
+    receipts.note_received(message("ann"))
+    server.may_reply.clear()
+    async with running(servers, receipts=receipts) as writes:
+        writes.mark("ann", "epoch", 1)
+        await server.was_asked.wait()
+        receipts.note_received(message("ann"))
+        server.may_reply.set()
+        await writes.flush()
+
+        assert "ann" in receipts.users
+        writes.mark("ann", "epoch", 2)
+        await writes.flush()
+        assert "ann" not in receipts.users

@@ -1,0 +1,131 @@
+"""A message that was delivered in time is not reported as undelivered, whatever Redis does."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import time
+
+from bridge.core.message import Message
+from bridge.core.message_options import MessageOptions, Tracking
+from bridge.errors import StoreUnavailableError
+from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
+from tests.conftest import SLOW_FACTOR, eventually
+from tests.faults.suite.proxy import Proxy
+from tests.redis_bridges import BridgeInbox, bridge_on, cut_off
+from tests.redis_server import RedisServer
+
+AFTER_S = 2.0 * SLOW_FACTOR
+# The other bridge has looked at the time often enough to be sure that it would decide.
+LOOK_S = 3.0
+
+
+@dataclass
+class Fleet:
+    """Two bridges on one Redis. Ann has a window on the first one."""
+
+    near: BridgeInbox
+    to_near: Proxy
+    far: BridgeInbox
+    to_far: Proxy
+    told: list[str] = field(default_factory=list)
+
+    async def take(self, *bridges: BridgeInbox) -> None:
+        """Let bridges publish what they find, as far as they can."""
+        for bridge in bridges:
+            with suppress(StoreUnavailableError):
+                events = await bridge.inbox.pending_events(100)
+                await bridge.inbox.confirm_events(events)
+                self.told += [event.routing_key for event in events]
+
+    async def take_until(
+        self, is_done: Callable[[], bool], *bridges: BridgeInbox
+    ) -> None:
+        """Let bridges publish until a condition is true."""
+
+        async def take() -> bool:
+            await self.take(*bridges)
+            return is_done()
+
+        await eventually(take, within_s=30.0)
+
+    async def deliver(self) -> float:
+        """Deliver a message to ann while the bridge cannot write it; return when it is late."""
+        await self.near.inbox.follow("ann")
+        for bridge in (self.near, self.near, self.far, self.far):
+            await self.take(bridge)
+        tracking = Tracking(
+            wants_receipt=True, undelivered_after_s=AFTER_S, id="tracked"
+        )
+        message = Message("ann", "message", b"1", time())
+        message.options = MessageOptions(tracking=tracking)
+        await self.far.append([message])
+        await eventually(lambda: "ann" in self.near.inbox.tracked)
+        cut(self.to_near)
+        self.near.inbox.mark_delivered("ann", 1)
+        late_s = message.taken_s + AFTER_S
+        assert time() < late_s
+        return late_s
+
+
+def cut(proxy: Proxy) -> None:
+    """Cut a bridge from Redis until `heal`."""
+    proxy.refuse()
+    proxy.cut()
+
+
+@asynccontextmanager
+async def fleet_on(
+    folder: Path, *, timing: RedisTiming = DEFAULT_TIMING
+) -> AsyncIterator[Fleet]:
+    """Run Redis and the two bridges."""
+    async with (
+        RedisServer.start(folder) as server,
+        cut_off(server) as (to_near, near_url),
+        cut_off(server) as (to_far, far_url),
+        bridge_on(near_url) as near,
+        bridge_on(far_url, timing=timing) as far,
+    ):
+        yield Fleet(near, to_near, far, to_far)
+
+
+async def test_another_bridge_waits_for_one_that_cannot_reach_redis(
+    tmp_path: Path,
+) -> None:
+    """It looks at the time without any problem, but does not know that ann has the message."""
+    async with fleet_on(tmp_path) as fleet:
+        late_s = await fleet.deliver()
+        await fleet.take_until(lambda: time() > late_s + LOOK_S, fleet.far)
+        assert fleet.told == []
+
+        fleet.to_near.heal()
+        await fleet.take_until(lambda: bool(fleet.told), fleet.near, fleet.far)
+        assert fleet.told == ["message.delivered"]
+
+
+async def test_after_an_outage_the_first_bridge_waits_for_the_others(
+    tmp_path: Path,
+) -> None:
+    """All of them lost Redis, and one is back earlier."""
+    async with fleet_on(tmp_path) as fleet:
+        late_s = await fleet.deliver()
+        cut(fleet.to_far)
+        await fleet.take_until(lambda: time() > late_s, fleet.near, fleet.far)
+        fleet.to_far.heal()
+        await fleet.far.until_usable()
+        await fleet.take_until(lambda: time() > late_s + LOOK_S, fleet.far)
+        assert fleet.told == []
+
+        fleet.to_near.heal()
+        await fleet.take_until(lambda: bool(fleet.told), fleet.near, fleet.far)
+        assert fleet.told == ["message.delivered"]
+
+
+async def test_a_bridge_that_is_gone_holds_nothing_up(tmp_path: Path) -> None:
+    """After a crash its marks are lost, and nothing else is known."""
+    async with fleet_on(tmp_path, timing=RedisTiming(gone_s=1.0)) as fleet:
+        await fleet.deliver()
+
+        await fleet.take_until(lambda: bool(fleet.told), fleet.far)
+        assert fleet.told == ["message.undelivered"]
+        fleet.to_near.heal()
