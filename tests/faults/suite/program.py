@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from functools import partialmethod
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,10 +33,12 @@ from bridge.amqp.shards import migration
 from bridge.cli.main import main
 from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
-from bridge.core.receipts import Receipt
+from bridge.core.receipts import Receipt, WorkerEvent
 from bridge.inbox.maintenance import InboxMaintenance
 from bridge.inbox.memory.store import MemoryInbox
 from bridge.inbox.sqlite import statements
+from bridge.inbox.sqlite.file import StoreFile
+from bridge.inbox.sqlite.receipts import SqliteReceipts
 from bridge.log_writer import BackgroundLogHandler
 from bridge.pipeline import Pipeline
 from bridge.sockets.engineio.session import EngineSession
@@ -365,6 +367,48 @@ def forget_events() -> None:
         _wrap(store, "pending_events", change)
 
 
+def publish_before_commit() -> None:
+    """Publish events before the transaction that decided them is committed."""
+    early: list[WorkerEvent] = []
+    put, verify = SqliteReceipts.put, StoreFile.verify
+
+    def put_early(self: SqliteReceipts, connection: Any, events: Any) -> None:
+        early.extend(event for event, _ in events)
+        put(self, connection, events)
+
+    def verify_late(self: StoreFile) -> None:
+        if early:
+            time.sleep(_MUTANT_PAUSE_S)  # in the thread of the writer
+        verify(self)
+
+    SqliteReceipts.put = put_early  # type: ignore[method-assign] # the defect
+    StoreFile.verify = verify_late  # type: ignore[method-assign] # the defect
+    for store in store_classes():
+        _wrap(store, "pending_events", partial(_take_early, early))
+        _wrap(store, "confirm_events", _confirm_late)
+
+
+def _take_early(early: list[WorkerEvent], method: Method) -> Method:
+    async def changed(self: Any, limit: int, **kwargs: Any) -> Any:
+        for _ in range(100 if limit else 0):
+            if early:
+                events = early[:limit]
+                del early[:limit]
+                return events
+            await asyncio.sleep(0.002)
+        return await method(self, limit, **kwargs)
+
+    return changed
+
+
+def _confirm_late(method: Method) -> Method:
+    async def changed(self: Any, events: Sequence[WorkerEvent]) -> None:
+        if any(event.key for event in events):  # early ones have none
+            await method(self, events)
+
+    return changed
+
+
 def forget_late() -> None:
     """Never report a message as undelivered."""
     setattr(Receipt, "_late_s", None)  # noqa: B010 - the defect
@@ -385,6 +429,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "count_holes": count_holes,
     "forget_retained": forget_retained,
     "forget_events": forget_events,
+    "publish_before_commit": publish_before_commit,
     "forget_late": forget_late,
 }
 
