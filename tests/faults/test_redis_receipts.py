@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import time
 
+import pytest
+
 from bridge.core.message import Message
 from bridge.core.message_options import MessageOptions, Tracking
 from bridge.errors import StoreUnavailableError
+from bridge.inbox.redis.encoding import tag_of
 from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.faults.suite.proxy import Proxy
@@ -54,11 +57,7 @@ class Fleet:
         await self.near.inbox.follow("ann")
         for bridge in (self.near, self.near, self.far, self.far):
             await self.take(bridge)
-        tracking = Tracking(
-            wants_receipt=True, undelivered_after_s=AFTER_S, id="tracked"
-        )
-        message = Message("ann", "message", b"1", time())
-        message.options = MessageOptions(tracking=tracking)
+        message = tracked("ann", undelivered_after_s=AFTER_S)
         await self.far.append([message])
         await eventually(lambda: "ann" in self.near.inbox.tracked)
         cut(self.to_near)
@@ -66,6 +65,16 @@ class Fleet:
         late_s = message.taken_s + AFTER_S
         assert time() < late_s
         return late_s
+
+
+def tracked(user: str, *, undelivered_after_s: float | None = None) -> Message:
+    """Return a message that asks for a receipt."""
+    tracking = Tracking(
+        wants_receipt=True, undelivered_after_s=undelivered_after_s, id="tracked"
+    )
+    message = Message(user, "message", b"1", time())
+    message.options = MessageOptions(tracking=tracking)
+    return message
 
 
 def cut(proxy: Proxy) -> None:
@@ -129,3 +138,54 @@ async def test_a_bridge_that_is_gone_holds_nothing_up(tmp_path: Path) -> None:
         await fleet.take_until(lambda: bool(fleet.told), fleet.far)
         assert fleet.told == ["message.undelivered"]
         fleet.to_near.heal()
+
+
+async def test_the_events_of_a_bridge_that_is_gone_are_published_by_another_one(
+    tmp_path: Path,
+) -> None:
+    """It has read them, and nothing says whether it has published them."""
+    async with fleet_on(tmp_path) as fleet:
+        await fleet.near.append([tracked("ann")])
+        fleet.near.inbox.mark_delivered("ann", 1)
+        read: list[str] = []
+
+        async def is_read() -> bool:
+            events = await fleet.near.inbox.pending_events(100)
+            read.extend(event.id for event in events)
+            return bool(read)
+
+        await eventually(is_read)
+        await fleet.take(fleet.far)
+        assert fleet.told == []
+        cut(fleet.to_near)
+
+        await fleet.take_until(lambda: bool(fleet.told), fleet.far)
+        assert fleet.told == ["message.delivered"]
+        fleet.to_near.heal()
+
+
+async def test_a_receipt_is_noted_once_if_its_batch_is_completed_later(
+    tmp_path: Path,
+) -> None:
+    """Its outcome is decided and published before another user of the batch is stored."""
+    async with RedisServer.start(tmp_path) as server, bridge_on(server.url) as bridge:
+        inbox = bridge.inbox
+        broken = f"{inbox.prefixes[tag_of('bob')]}m:bob"
+        server.command("SET", broken, "no list")
+        batch = [tracked("ann"), Message("bob", "message", b"1", time())]
+        with pytest.raises(StoreUnavailableError, match="WRONGTYPE"):
+            await inbox.append(batch)
+        inbox.mark_delivered("ann", 1)
+        told: list[str] = []
+
+        async def is_told() -> bool:
+            events = await inbox.pending_events(100)
+            await inbox.confirm_events(events)
+            told.extend(event.routing_key for event in events)
+            return bool(told)
+
+        await eventually(is_told)
+        server.command("DEL", broken)
+        assert await inbox.append(batch) == [1, 1]
+
+        assert await inbox.pending_events(100) == []

@@ -224,18 +224,16 @@ while i <= #ARGV do
     for k = 1, count do results[k] = had[#out + k] end
   else
     ok, results = pcall(store, i, p, user, count, has_keys)
-    if ok then
-      stored = true
-    else
+    if not ok then
       failure = results
       results = {}
       for k = 1, count do results[k] = 'x' end
+    elseif has_keys or asked_end > fences_end + 8 then
+      -- Only a bug makes it fail. The messages stay stored, and a retry does not note receipts.
+      local noted, problem = pcall(note_receipts, p, user, #out, results)
+      if not noted then failure = problem end
     end
-  end
-  if results[1] ~= 'x' and (has_keys or asked_end > fences_end + 8) then
-    -- Only a bug makes it fail. The messages stay stored, and a retry does not note receipts.
-    local noted, problem = pcall(note_receipts, p, user, #out, results)
-    if not noted then failure = problem end
+    stored = stored or ok
   end
   for k = 1, count do out[#out + 1] = results[k] end
   i = i + (has_keys and 3 or 2) * count
