@@ -251,9 +251,8 @@ class Bridge:
                 )
         except TimeoutError:
             log.warning("bridge.drain_timed_out", windows=len(parts.sockets.rooms))
-        with suppress(TimeoutError):  # the store keeps the rest, unless it is in memory
-            async with asyncio.timeout(_EVENTS_S):
-                await parts.events.published()
+        # The store keeps the rest, unless it is in memory.
+        await parts.events.published(within_s=_EVENTS_S)
         log.info("bridge.drained")
 
     # --- reloading

@@ -112,17 +112,14 @@ class EventPublisher:
             f"(BRIDGE_EVENTS_MAX_WAITING): {self.problem or 'the broker is too slow'}"
         )
 
-    async def published(self) -> None:
-        """
-        Wait until no event is left, or until nothing can be published at present.
-
-        The caller limits the time: if the first event appears while the broker is away, this
-        waits until a connection is open.
-        """
+    async def published(self, *, within_s: float) -> None:
+        """Wait until no event is left, nothing can be published, or the time is over."""
         self._paused.clear()
         self._wake.set()
         if self.problem is None:
-            await self._paused.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    await self._paused.wait()
 
     async def run(self) -> None:
         """

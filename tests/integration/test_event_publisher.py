@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from yarl import URL
 
 from bridge.amqp.connection import BrokerAddress, Purpose, connected
-from bridge.amqp.frame_reader import RequestReader
+from bridge.amqp.frame_reader import Confirm, RequestReader
 from bridge.amqp.publish.event_channel import EventChannel, open_event_channel
 from bridge.core.broker_names import BrokerNames
 from bridge.core.journal import Journal
@@ -433,18 +433,77 @@ def count_futures() -> int:
     return sum(isinstance(each, asyncio.Future) for each in gc.get_objects())
 
 
+class ForgetfulReader(RequestReader):
+    """A reader to which the broker confirms events, and no replies."""
+
+    def subscribe_publishes(
+        self,
+        channel: int,
+        on_confirm: Callable[[Confirm], None],
+        on_returned: Callable[[bytes], None],
+    ) -> None:
+        """Drop each second confirm: a reply follows each event."""
+
+        def confirmed(confirm: Confirm) -> None:
+            if confirm.tag % 2:
+                on_confirm(confirm)
+
+        super().subscribe_publishes(channel, confirmed, on_returned)
+
+
+async def test_replies_that_are_returned_and_not_confirmed_leave_nothing_in_memory(
+    broker: LocalNode, namespace: str
+) -> None:
+    """A producer may name a queue that does not exist in each of its messages."""
+    async with connected(
+        BrokerAddress((broker.url,)), purpose=Purpose.EVENTS, reader=ForgetfulReader
+    ) as connection:
+        channel = await open_event_channel(
+            connection, BrokerNames(namespace), timeout_s=15.0, metrics=Metrics()
+        )
+        sizes: list[int] = []
+        for number in range(3):
+            event = WorkerEvent(f"{number}", "e", "ann", b"{}", 0.0, "no-such-queue")
+            await channel.publish([event])
+            kept = [each for each in vars(channel).values() if isinstance(each, set)]
+            sizes.append(sum(map(len, kept)))
+        assert sizes[0] == sizes[2]
+
+
+async def test_published_returns_when_the_first_event_comes_without_a_broker(
+    namespace: str,
+) -> None:
+    """Its connection was never open, so nothing can be lost with it."""
+    address = BrokerAddress(("amqp://127.0.0.1:1/",))
+    outbox = ListOutbox([WorkerEvent("1", "e", "ann", b"{}", 0.0)])
+    publisher = EventPublisher(
+        address,
+        BrokerNames(namespace),
+        outbox,
+        max_waiting=3,
+        metrics=Metrics(),
+        journal=Journal(),
+    )
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(publisher.run(), name="publisher")
+        async with asyncio.timeout(20):
+            await publisher.published(within_s=0.1)
+        running.cancel()
+    assert outbox.events
+
+
 async def test_published_returns_when_all_is_published_or_nothing_can_be(
     broker: LocalNode, namespace: str
 ) -> None:
     """A shutdown waits for it, and must not wait for a broker that is away."""
     async with publishing(broker, namespace) as stage:
         async with asyncio.timeout(20):
-            await stage.publisher.published()
+            await stage.publisher.published(within_s=60)
             await stage.add(1, 2, 3)
-            await stage.publisher.published()
+            await stage.publisher.published(within_s=60)
         stage.outbox.is_away = True
         async with asyncio.timeout(20):
-            await stage.publisher.published()
+            await stage.publisher.published(within_s=60)
 
 
 async def test_published_changes_of_presence_are_in_the_journal(

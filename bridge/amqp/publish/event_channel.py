@@ -158,6 +158,7 @@ class EventChannel:
         for _ in self._unconfirmed:
             self._count(ReplyOutcome.UNCONFIRMED)
         self._unconfirmed.clear()
+        self._returned.clear()
 
     # --- writing
 
