@@ -8,7 +8,7 @@ to be published into its event outbox in the same transaction. So an outcome is 
 and what a worker is told cannot differ from what the inbox did.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import orjson
@@ -47,9 +47,9 @@ class WorkerEvent:
 
     def pack(self) -> bytes:
         """Return the bytes that `unpack_event` reads, without the key."""
-        body = self.body.decode()
-        facts = (self.id, self.routing_key, self.user, body, self.at_s)
-        return orjson.dumps((*facts, self.reply_to, self.correlation_id))
+        facts = (self.id, self.routing_key, self.user, self.at_s)
+        head = orjson.dumps((*facts, self.reply_to, self.correlation_id))
+        return b"%b\n%b" % (head, self.body)
 
     def copy_for(self, duplicate: Tracking) -> "WorkerEvent":
         """Return the same event for the producer of a duplicate."""
@@ -60,8 +60,11 @@ class WorkerEvent:
 
 def unpack_event(packed: bytes, *, key: object) -> WorkerEvent:
     """Return the event that was packed."""
-    event = WorkerEvent(*orjson.loads(packed))
-    return replace(event, body=str(event.body).encode(), key=key)
+    head, _, body = packed.partition(b"\n")
+    id_, routing_key, user, at_s, reply_to, correlation_id = orjson.loads(head)
+    return WorkerEvent(
+        *(id_, routing_key, user, body, at_s, reply_to, correlation_id, key)
+    )
 
 
 def fit_events(events: Iterable[WorkerEvent], *, max_bytes: int) -> list[WorkerEvent]:
@@ -93,17 +96,6 @@ class Receipt:
     offset: int
     tracking: Tracking
 
-    def pack(self) -> bytes:
-        """Return the bytes that `unpack_receipt` reads; the data is not part of them."""
-        message, tracking = self.message, self.tracking
-        return orjson.dumps(
-            (
-                *(message.event, message.taken_s, message.id, message.deadline_s),
-                *(tracking.wants_receipt, tracking.reply_to, tracking.correlation_id),
-                *(tracking.undelivered_after_s, tracking.id),
-            )
-        )
-
     def is_late(self, at: ClockReading) -> bool:
         """Return whether it has waited so long that it counts as undelivered."""
         taken_s, after_s = self.message.taken_s, self.tracking.undelivered_after_s
@@ -117,6 +109,17 @@ def due_s(message: Message, tracking: Tracking) -> float | None:
         return deadline_s
     late_s = message.taken_s + after_s
     return late_s if deadline_s is None or late_s < deadline_s else deadline_s
+
+
+def pack_receipt(message: Message, tracking: Tracking) -> bytes:
+    """Return the bytes that `unpack_receipt` reads; the data is not part of them."""
+    return orjson.dumps(
+        (
+            *(message.event, message.taken_s, message.id, message.deadline_s),
+            *(tracking.wants_receipt, tracking.reply_to, tracking.correlation_id),
+            *(tracking.undelivered_after_s, tracking.id),
+        )
+    )
 
 
 def unpack_receipt(packed: bytes, *, user: str, offset: int) -> Receipt:
@@ -190,17 +193,6 @@ def decide(
     if final is ReceiptOutcome.TRIMMED:
         reason = "age" if receipt.message.taken_s < oldest_s else "limit"
     return Verdict(outcomes, rest, reason)
-
-
-def tracked_of(
-    messages: Sequence[Message], offsets: Sequence[int | None]
-) -> Iterator[tuple[Message, int | None, Tracking]]:
-    """Yield the tracked ones of `messages` that were stored, or are duplicates."""
-    for message, offset in zip(messages, offsets, strict=True):
-        options = message.options
-        is_refused = offset is not None and offset < 0
-        if options is not None and options.tracking is not None and not is_refused:
-            yield message, offset, options.tracking
 
 
 def duplicate_tracking(

@@ -2,19 +2,20 @@
 Receipts and the event outbox in the file, written in the transactions of the writer.
 
 A receipt is a row in the order of arrival, so a commit writes few pages. Which rows are those
-of a user is kept in memory and read back when the file is opened: an index on disk would
-cost a page for each user with every commit.
+of a user is kept in memory, 16 bytes for each, and read back when the file is opened: an
+index on disk would cost a page for each user with every commit.
 
 Delivered marks of users with receipts are kept with the time at which they moved, and are
 decided on at the start of the next transaction. So a message that was delivered just before
 it is deleted, or just before its time is over, counts as delivered.
 """
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from operator import attrgetter
 from sqlite3 import Connection
-from struct import Struct
 from typing import Any, Final
 
 import orjson
@@ -22,27 +23,26 @@ import orjson
 from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message
+from bridge.core.message_options import Tracking
 from bridge.core.receipts import (
-    Receipt,
     WorkerEvent,
     decide,
     due_s,
     duplicate_tracking,
     fit_events,
-    tracked_of,
+    pack_receipt,
     unpack_event,
     unpack_receipt,
 )
 from bridge.enums import ReceiptOutcome
-from bridge.inbox.contract import Retention
+from bridge.inbox.contract import REFUSED, Retention
 from bridge.inbox.sqlite.chain import MessageChain
 from bridge.inbox.sqlite.statements import insert
 from bridge.inbox.sqlite.unindexed import HEAD, UnindexedTail
 from bridge.inbox.worker_events import render_event
 
-# An offset, and the id of the row with its receipt.
-_PLACE: Final = Struct("<2q")
 _STEP: Final = 500
+_ALL: Final = 1 << 62  # above all offsets
 _OPTIONS: Final = attrgetter("options")
 SELECT_RECEIPTS: Final = "SELECT receipts.id, user, offset, receipt FROM receipts JOIN users ON users.id = user_id"
 # Id, user, offset, packed receipt.
@@ -50,8 +50,6 @@ _Row = tuple[int, str, int, bytes]
 # User, delivered mark, and when it moved.
 _Mark = tuple[str, int, ClockReading]
 _NOTHING: Final[Mapping[int, tuple[int, ClockReading]]] = {}
-# Why a message is not in the inbox; ``None`` if it is.
-_Absence = Callable[[int], ReceiptOutcome | None]
 
 
 class SqliteReceipts:
@@ -59,8 +57,8 @@ class SqliteReceipts:
     The receipts of all users. Used in the writer's thread, except where noted.
 
     Attributes:
-        open: Users with receipts whose outcome is open, and the packed places of these, the
-            lowest offset first. Other threads may read whether a user is in it.
+        open: Users with receipts whose outcome is open, and for each of these its offset and
+            its row, the lowest offset first. Other threads may read whether a user is in it.
         pending: The number of events that are not confirmed. Other threads may read it.
 
     """
@@ -73,7 +71,7 @@ class SqliteReceipts:
         retention: Callable[[], Retention],
         clock: SteadyClock,
     ) -> None:
-        self.open: dict[str, bytes] = {}
+        self.open: dict[str, array[int]] = {}
         self.pending = 0
         self._tail = tail
         self._head_of = head_of
@@ -140,14 +138,13 @@ class SqliteReceipts:
         self._is_loaded = False
 
     def _load(self, connection: Connection) -> None:
-        found: dict[str, bytearray] = {}
+        found: dict[str, array[int]] = {}
         for user, *place in connection.execute(
             "SELECT user, offset, receipts.id FROM receipts JOIN users"
             " ON users.id = user_id ORDER BY user_id, offset"
         ):
-            found.setdefault(user, bytearray()).extend(_PLACE.pack(*place))
-        # Replaced in one step, because other threads read it.
-        self.open = {user: bytes(places) for user, places in found.items()}
+            found.setdefault(user, array("q")).extend(place)
+        self.open = found  # in one step, because other threads read it
         self._closing.clear()
         self.pending, *newest = connection.execute(
             "SELECT (SELECT count(*) FROM events WHERE is_confirmed = 0),"
@@ -159,59 +156,86 @@ class SqliteReceipts:
 
     # --- receipts
 
-    def appended(
+    def add(
         self,
         connection: Connection,
         messages: Sequence[Message],
         offsets: Sequence[int | None],
     ) -> None:
         """
-        Add the tracked ones of `messages`, which were stored at `offsets`.
+        Add the tracked ones of `messages`, whose offsets are `offsets`.
 
-        Then decide about older messages that they have replaced or pushed out.
+        Called before those with keys are inserted: decides about what they replace.
         """
-        if any(map(_OPTIONS, messages)):
-            self._add(connection, messages, offsets)
-        if self.open:
-            at = self._clock.read()
-            users = self.open.keys() & {each.user for each in messages}
-            self._settle(connection, [(user, 0, at) for user in users])
-
-    def _add(
-        self,
-        connection: Connection,
-        messages: Sequence[Message],
-        offsets: Sequence[int | None],
-    ) -> None:
-        duplicates: list[Receipt] = []
-        fresh: list[Receipt] = []
-        for message, offset, tracking in tracked_of(messages, offsets):
-            receipt = Receipt(message, offset or 0, tracking)
-            (duplicates if offset is None else fresh).append(receipt)
-        self._insert(connection, fresh)
-        for receipt in duplicates:
-            self._add_duplicate(connection, receipt)
-
-    def _insert(self, connection: Connection, receipts: Iterable[Receipt]) -> None:
+        if not any(map(_OPTIONS, messages)):
+            return
         values: list[object] = []
-        for receipt in receipts:
-            user, row_id = receipt.message.user, self._new_id()
-            user_id = HEAD.unpack(self._head_of(connection, user) or b"")[0]
-            values += (
-                row_id,
-                user_id,
-                receipt.offset,
-                due_s(receipt.message, receipt.tracking),
-                receipt.pack(),
-            )
-            place = _PLACE.pack(receipt.offset, row_id)
-            self.open[user] = self.open.get(user, b"") + place
+        duplicates: list[Message] = []
+        replaced: list[int] = []
+        keyed: dict[tuple[str, str, str], int] = {}  # of these messages
+        for message, offset in zip(messages, offsets, strict=True):
+            options = message.options
+            if options is None or offset == REFUSED:
+                continue
+            if offset is None:
+                duplicates.append(message)
+                continue
+            if options.key is not None:
+                place = (message.user, message.event, options.key)
+                old = keyed.get(place) or self._find(connection, *place)
+                replaced += self._places(message.user, old, old + 1)
+                keyed[place] = offset
+            if options.tracking is not None:
+                values += self._open(connection, message, offset, options.tracking)
         insert(connection, "INSERT INTO receipts", values, columns=5)
+        for message in duplicates:
+            self._add_duplicate(connection, message)
+        if replaced:
+            rows = self._rows(connection, replaced)
+            self._decide(connection, rows, absence=ReceiptOutcome.REPLACED)
 
-    def _add_duplicate(self, connection: Connection, duplicate: Receipt) -> None:
-        message, wanted = duplicate.message, duplicate.tracking
-        places = _PLACE.iter_unpack(self.open.get(message.user, b""))
-        rows = self._rows(connection, [row_id for _, row_id in places])
+    def _open(
+        self, connection: Connection, message: Message, offset: int, tracking: Tracking
+    ) -> tuple[object, ...]:
+        """Note a receipt; return its row."""
+        row_id, user = self._new_id(), message.user
+        places = self.open.get(user)
+        if places is None:
+            self.open[user] = array("q", (offset, row_id))
+        else:
+            at = len(places)
+            if offset < places[-2]:  # a duplicate
+                at = 2 * _count_below(places, offset + 1)
+            places[at:at] = array("q", (offset, row_id))
+        user_id = HEAD.unpack(self._head_of(connection, user) or b"")[0]
+        # The module sqlite3 binds a bytearray faster than bytes (statements.py).
+        packed = bytearray(pack_receipt(message, tracking))
+        return row_id, user_id, offset, due_s(message, tracking), packed
+
+    def _find(self, connection: Connection, user: str, event: str, key: str) -> int:
+        """Return the offset of the message with a key; 0 if no receipt needs it."""
+        if user not in self.open:
+            return 0
+        user_id = HEAD.unpack(self._head_of(connection, user) or b"")[0]
+        row = connection.execute(
+            "SELECT offset FROM sparse WHERE (user_id, event, key) = (?, ?, ?)",
+            (user_id, event, key),
+        ).fetchone()
+        return row[0] if row else 0
+
+    def _places(self, user: str, low: int, high: int) -> Sequence[int]:
+        """Return the rows of the receipts of a user from the offset `low` to below `high`."""
+        places = self.open.get(user)
+        if places is None or places[0] >= high:
+            return ()
+        start, stop = (2 * _count_below(places, each) for each in (low, high))
+        return places[start + 1 : stop : 2]
+
+    def _add_duplicate(self, connection: Connection, message: Message) -> None:
+        wanted = None if message.options is None else message.options.tracking
+        if wanted is None:
+            return
+        rows = self._rows(connection, self._places(message.user, 0, _ALL))
         found = [
             receipt
             for _, user, offset, packed in rows
@@ -219,51 +243,41 @@ class SqliteReceipts:
             == message.id
         ]
         if found:
-            known = (each.tracking for each in found)
-            tracking = duplicate_tracking(known, wanted)
+            first = found[0]
+            tracking = duplicate_tracking((each.tracking for each in found), wanted)
             if tracking is not None:
-                first = found[0]
-                more = Receipt(first.message, first.offset, tracking)
-                self._insert(connection, [more])
+                row = self._open(connection, first.message, first.offset, tracking)
+                insert(connection, "INSERT INTO receipts", row, columns=5)
             return
-        row = connection.execute(
+        event = connection.execute(
             "SELECT event FROM events WHERE message = ? ORDER BY id DESC LIMIT 1",
             (_name(message),),
         ).fetchone()
-        if row is not None and wanted.wants_receipt:
-            event = unpack_event(row[0], key=None)
-            self.put(connection, [(event.copy_for(wanted), None)])
+        if event is not None and wanted.wants_receipt:
+            copy = unpack_event(event[0], key=None).copy_for(wanted)
+            self.put(connection, [(copy, None)])
+
+    def push_out(self, connection: Connection, users: Iterable[str]) -> None:
+        """Decide about messages of `users` that are over the limit, before their deletion."""
+        pushed: list[int] = []
+        for user in users:
+            places = self.open.get(user)
+            if places is not None:
+                *_, last, _ = HEAD.unpack(self._head_of(connection, user) or b"")
+                if places[0] <= last - self._retention().max_messages:
+                    first = self._first(connection, user)
+                    pushed += self._places(user, 0, first)
+        if pushed:
+            self._decide(connection, self._rows(connection, pushed))
 
     def _settle(self, connection: Connection, marks: Iterable[_Mark]) -> None:
-        """Decide about what was delivered, pushed out or replaced."""
+        """Decide about what was delivered."""
         chosen: dict[int, tuple[int, ClockReading]] = {}
         for user, delivered, at in marks:
-            if user in self.open:
-                for row_id in self._choose(connection, user, delivered):
-                    chosen.setdefault(row_id, (delivered, at))  # the first mark decides
+            for row_id in self._places(user, 0, delivered + 1):
+                chosen.setdefault(row_id, (delivered, at))  # the first mark decides
         if chosen:
             self._decide(connection, self._rows(connection, list(chosen)), chosen)
-
-    def _choose(
-        self, connection: Connection, user: str, delivered: int
-    ) -> Sequence[int]:
-        """Return the rows of receipts that a mark, a deletion or a replacement decides."""
-        places = self.open[user]
-        lowest = _PLACE.unpack_from(places)[0]
-        _, first, last, _ = HEAD.unpack(self._head_of(connection, user) or b"")
-        oldest_kept = last - self._retention().max_messages + 1
-        if first >= 0 and lowest >= oldest_kept:  # nothing was pushed out or replaced
-            if lowest > delivered:
-                return ()
-            return [
-                row for offset, row in _PLACE.iter_unpack(places) if offset <= delivered
-            ]
-        absence = self._absence(connection, user)
-        return [
-            row_id
-            for offset, row_id in _PLACE.iter_unpack(places)
-            if offset <= delivered or absence(offset)
-        ]
 
     def settle_due(
         self, connection: Connection, after: tuple[float, int]
@@ -284,10 +298,10 @@ class SqliteReceipts:
         following = None
         if len(rows) == _STEP:
             row_id = rows[-1][0]
-            due_s = connection.execute(
+            (at_s,) = connection.execute(
                 "SELECT due_s FROM receipts WHERE id = ?", (row_id,)
-            ).fetchone()[0]
-            following = (due_s, row_id)
+            ).fetchone()
+            following = (at_s, row_id)
         self._decide(connection, rows)
         return following
 
@@ -323,31 +337,36 @@ class SqliteReceipts:
         return connection.execute(
             f"{SELECT_RECEIPTS} WHERE receipts.id IN (SELECT value FROM json_each(?))"  # noqa: S608 - no input
             " ORDER BY offset, receipts.id",
-            (orjson.dumps(row_ids).decode(),),
+            (orjson.dumps(list(row_ids)).decode(),),
         ).fetchall()
 
     def _decide(
         self,
         connection: Connection,
         rows: Iterable[_Row],
-        chosen: Mapping[int, tuple[int, ClockReading]] = _NOTHING,
+        marks: Mapping[int, tuple[int, ClockReading]] = _NOTHING,
+        *,
+        absence: ReceiptOutcome | None = None,
     ) -> None:
-        """Decide about `rows` by the delivered mark and the time that `chosen` has for each."""
+        """Decide about `rows` by the delivered mark and the time that `marks` has for each."""
         now, max_age_s = (0, self._clock.read()), self._retention().max_age_s
-        absences: dict[str, _Absence] = {}
+        firsts: dict[str, int] = {}
         events: list[tuple[WorkerEvent, str | None]] = []
-        final: dict[str, set[int]] = {}
+        decided: list[tuple[int]] = []
         for row_id, user, offset, packed in rows:
-            if user not in absences:
-                absences[user] = self._absence(connection, user)
+            why = absence
+            if why is None:
+                if user not in firsts:
+                    firsts[user] = self._first(connection, user)
+                why = ReceiptOutcome.TRIMMED if offset < firsts[user] else None
             receipt = unpack_receipt(packed, user=user, offset=offset)
-            delivered, at = chosen.get(row_id, now)
+            delivered, at = marks.get(row_id, now)
             verdict = decide(
                 receipt,
                 delivered=delivered,
                 at=at,
                 oldest_s=at.ago(max_age_s),
-                absence=absences[user](offset),
+                absence=why,
             )
             for outcome in verdict.outcomes:
                 is_late = outcome is ReceiptOutcome.UNDELIVERED
@@ -358,29 +377,24 @@ class SqliteReceipts:
                 events.append((event, None if is_late else _name(receipt.message)))
             rest = verdict.rest
             if rest is None:
-                final.setdefault(user, set()).add(row_id)
+                decided.append((row_id,))
+                self._forget(user, offset, row_id)
             elif rest != receipt:
+                message, tracking = rest.message, rest.tracking
                 connection.execute(
                     "UPDATE receipts SET due_s = ?, receipt = ? WHERE id = ?",
-                    (due_s(rest.message, rest.tracking), rest.pack(), row_id),
+                    (due_s(message, tracking), pack_receipt(message, tracking), row_id),
                 )
         self.put(connection, events)
-        row_ids = [row_id for each in final.values() for row_id in each]
-        connection.executemany(
-            "DELETE FROM receipts WHERE id = ?", [(row_id,) for row_id in row_ids]
-        )
-        for user, decided in final.items():
-            self._forget(user, decided)
+        connection.executemany("DELETE FROM receipts WHERE id = ?", decided)
 
-    def _forget(self, user: str, row_ids: set[int]) -> None:
-        places = b"".join(
-            _PLACE.pack(*place)
-            for place in _PLACE.iter_unpack(self.open[user])
-            if place[1] not in row_ids
-        )
-        if places:
-            self.open[user] = places
-        else:
+    def _forget(self, user: str, offset: int, row_id: int) -> None:
+        places = self.open[user]
+        at = 0 if places[1] == row_id else 2 * _count_below(places, offset)
+        while places[at + 1] != row_id:
+            at += 2
+        del places[at : at + 2]
+        if not places:
             self._closing.add(user)  # first, because other threads look at both
             del self.open[user]
 
@@ -390,38 +404,25 @@ class SqliteReceipts:
 
     # --- the inbox
 
-    def _absence(self, connection: Connection, user: str) -> _Absence:
-        """Return what tells why a message is not in the inbox of `user`."""
+    def _first(self, connection: Connection, user: str) -> int:
+        """Return the lowest offset that is not deleted or over the limit; holes are ignored."""
         head = self._head_of(connection, user)
         assert head is not None  # noqa: S101 - a user with receipts is not forgotten
         user_id, first, last, _ = HEAD.unpack(head)
         most = self._retention().max_messages
-        kept: set[int] = set()
-        gone = sparse_after = last
-        if first < 0:
-            first, sparse_after, gone = connection.execute(
-                "SELECT first, sparse_after, gone FROM users WHERE id = ?", (user_id,)
-            ).fetchone()
-            offsets = connection.execute(
-                "SELECT offset FROM sparse WHERE user_id = ? AND offset > ?"
-                " ORDER BY offset DESC LIMIT ?",
-                (user_id, gone, most + 1),
-            ).fetchall()
-            if len(offsets) > most:
-                gone = max(gone, offsets.pop()[0])
-            kept = {offset for (offset,) in offsets}
-        first = max(first, sparse_after - (most - len(kept)) + 1)
-
-        def absence(offset: int) -> ReceiptOutcome | None:
-            if offset <= sparse_after:
-                return ReceiptOutcome.TRIMMED if offset < first else None
-            if offset in kept:
-                return None
-            # One that was replaced was decided on when that happened.
-            is_gone = offset <= gone
-            return ReceiptOutcome.TRIMMED if is_gone else ReceiptOutcome.REPLACED
-
-        return absence
+        if first >= 0:
+            return int(max(first, last - most + 1))
+        first, sparse_after, gone = connection.execute(
+            "SELECT first, sparse_after, gone FROM users WHERE id = ?", (user_id,)
+        ).fetchone()
+        count, lowest = connection.execute(
+            "SELECT count(*), min(offset) FROM (SELECT offset FROM sparse WHERE user_id = ?"
+            " AND offset > ? ORDER BY offset DESC LIMIT ?)",
+            (user_id, gone, most),
+        ).fetchone()
+        if count == most:
+            return int(lowest)
+        return int(max(first, sparse_after - (most - count) + 1, gone + 1))
 
     def _data(self, connection: Connection, user: str, offset: int) -> bytes | None:
         """Return the data of a message that the tables still hold."""
@@ -444,7 +445,8 @@ class SqliteReceipts:
         """Add events, each with the name of the message whose outcome it is, if any."""
         values: list[object] = []
         for event, message in events:
-            values += (self._new_id(), event.at_s, 0, message, event.pack())
+            packed = bytearray(event.pack())
+            values += (self._new_id(), event.at_s, 0, message, packed)
         insert(connection, "INSERT INTO events", values, columns=5)
         self.pending += len(events)
         self._has_added = self._has_added or bool(events)
@@ -473,6 +475,12 @@ def read_events(
     with closing(rows):
         events = (unpack_event(packed, key=row_id) for row_id, packed in rows)
         return fit_events(events, max_bytes=max_bytes)
+
+
+def _count_below(places: Sequence[int], offset: int) -> int:
+    """Return how many receipts have a lower offset."""
+    numbers = range(len(places) // 2)
+    return bisect_left(numbers, offset, key=lambda number: places[2 * number])
 
 
 def _name(message: Message) -> str | None:

@@ -59,6 +59,7 @@ class SparseRows:
         values: The rows of the table `sparse`, flat.
         log: User id, offset, seq before it, and message id of each.
         first: For inboxes that become sparse: the newest offset before that, and the user id.
+        users: The names of the users.
 
     """
 
@@ -67,6 +68,7 @@ class SparseRows:
         self.values: list[object] = []
         self.log: list[tuple[int, int, int, str | None]] = []
         self.first: list[tuple[int, int]] = []
+        self.users: set[str] = set()
 
     def add(
         self, user_id: int, message: Message, *, last: int, seq: int, is_first: bool
@@ -80,6 +82,7 @@ class SparseRows:
             message.event, message.data,
         )  # fmt: skip
         self.log.append((user_id, last + 1, seq, message.id))
+        self.users.add(message.user)
 
 
 class SqliteWriter:
@@ -274,11 +277,9 @@ class SqliteWriter:
         added.count += seq - self._seq
         self._seq = seq
         statements.insert_messages(connection, values)
+        self.receipts.add(connection, messages, offsets)
         if sparse.log:
-            self._append_sparse(connection, sparse)
-        self.receipts.appended(connection, messages, offsets)
-        if sparse.log:
-            self._trim_sparse(connection, sparse, retention.max_messages)
+            self._append_sparse(connection, sparse, limit)
         if over_limit:
             self._keep_limit(connection, over_limit, limit)
         return offsets
@@ -338,8 +339,14 @@ class SqliteWriter:
         self._users[message.user] = HEAD.pack(user_id, -1, offset, prev)
         return offset
 
-    def _append_sparse(self, connection: Connection, rows: "SparseRows") -> None:
-        """Insert messages of sparse inboxes, which replaces those with the same key."""
+    def _append_sparse(
+        self, connection: Connection, rows: SparseRows, max_messages: int
+    ) -> None:
+        """
+        Insert messages of sparse inboxes, which replaces those with the same key.
+
+        Then delete those that are over the limit.
+        """
         connection.executemany(
             "UPDATE users SET sparse_after = ? WHERE id = ?", rows.first
         )
@@ -348,11 +355,7 @@ class SqliteWriter:
         )
         self._insert_marks(connection, (), (rows.seen_s, rows.log))
         self._added.add_sparse(rows.seen_s, rows.log)
-
-    def _trim_sparse(
-        self, connection: Connection, rows: "SparseRows", max_messages: int
-    ) -> None:
-        """Delete messages over the limit of sparse inboxes that have grown by some."""
+        self.receipts.push_out(connection, rows.users)
         counts = self._sparse_counts
         for user_id, *_ in rows.log:
             counts[user_id] = counts.get(user_id, 0) + 1
@@ -562,6 +565,7 @@ class SqliteWriter:
         self, connection: Connection, added: Mapping[str, int], limit: int
     ) -> None:
         """Count the messages that `added` ones moved over the limit; delete whole blocks."""
+        self.receipts.push_out(connection, added)
         # At least one block above the limit, so that there is a whole block to delete.
         delete_from = limit + max(BLOCK, limit // 8)
         first_kept = self._first_kept

@@ -13,6 +13,7 @@ from bridge.core.receipts import (
     decide,
     due_s,
     duplicate_tracking,
+    pack_receipt,
     unpack_event,
     unpack_receipt,
 )
@@ -114,7 +115,8 @@ def test_a_receipt_is_packed_without_data() -> None:
     """Everything else comes back."""
     asked = receipt(after_s=45, ttl_s=3.5)
 
-    found = unpack_receipt(asked.pack(), user="ann", offset=5)
+    packed = pack_receipt(asked.message, asked.tracking)
+    found = unpack_receipt(packed, user="ann", offset=5)
 
     assert found.tracking == asked.tracking
     assert found.message.data == b""

@@ -2,7 +2,6 @@
 
 import sqlite3
 from contextlib import closing
-from dataclasses import replace
 
 from bridge.clock import SteadyClock
 from bridge.core.message import Message
@@ -66,14 +65,14 @@ def test_a_mark_counts_if_the_decision_that_it_met_is_rolled_back() -> None:
         connection.execute("INSERT INTO users (id, user, first) VALUES (1, 'ann', 1)")
         connection.execute("BEGIN")
         receipts.begin(connection)
-        receipts.appended(connection, [message], [1])
+        receipts.add(connection, [message], [1])
         connection.execute("COMMIT")
         receipts.after_commit()
 
         connection.execute("BEGIN")
         receipts.begin(connection)
         heads["ann"] = HEAD.pack(1, 1, 200, 0)  # pushes the message out
-        receipts.appended(connection, [replace(message, options=None)], [200])
+        receipts.push_out(connection, ["ann"])
         assert not receipts.open
         is_needed = receipts.note_mark("ann", 1)
         heads["ann"] = HEAD.pack(1, 1, 1, 0)
