@@ -453,6 +453,7 @@ class Stage(StrEnum):
     RETRIED = "retried"
     DEAD = "dead"
     REDRIVEN = "redriven"
+    TRACKED = "tracked"
     REPORTED = "reported"
 
 

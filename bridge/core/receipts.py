@@ -96,10 +96,18 @@ class Receipt:
     offset: int
     tracking: Tracking
 
+    @property
+    def late_s(self) -> float | None:
+        """Unix time from which it counts as undelivered; ``None`` if never, or told."""
+        after_s = self.tracking.undelivered_after_s
+        return None if after_s is None else self.message.taken_s + after_s
+
     def is_late(self, at: ClockReading) -> bool:
         """Return whether it has waited so long that it counts as undelivered."""
-        taken_s, after_s = self.message.taken_s, self.tracking.undelivered_after_s
-        return after_s is not None and at.has_passed(taken_s + after_s, since_s=taken_s)
+        late_s = self.late_s
+        return late_s is not None and at.has_passed(
+            late_s, since_s=self.message.taken_s
+        )
 
 
 def due_s(message: Message, tracking: Tracking) -> float | None:

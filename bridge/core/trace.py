@@ -17,6 +17,7 @@ from bridge.core.contracts.operator.users import WindowFacts
 from bridge.core.dead_letter import StoredDeadLetter
 from bridge.core.journal import JournalEntry
 from bridge.core.position import Position, user_epoch
+from bridge.core.receipts import Receipt
 from bridge.enums import Fate, Stage, SyncReason
 
 # The time in a dead letter's header has whole seconds.
@@ -40,6 +41,7 @@ class TraceFacts:
             unknown.
         journal_begins_s: Unix time since which the journals are complete.
         now_s: The current Unix time.
+        receipts: Those of messages with the id whose outcome is not decided yet.
         gaps: Sentences about sources that were not asked, or only in part.
 
     """
@@ -54,6 +56,7 @@ class TraceFacts:
     last_connect_s: float | None
     journal_begins_s: float
     now_s: float
+    receipts: Sequence[Receipt] = ()
     gaps: Sequence[str] = ()
 
 
@@ -108,6 +111,8 @@ def build_story(facts: TraceFacts) -> Story:
     endings = [_add_kept(facts, message, steps) for message in kept]
     for entry in _relevant_entries(facts, kept):
         _add_entry(facts, entry, steps)
+    for receipt in facts.receipts:
+        _add_open_receipt(facts, receipt, steps)
     if not kept:
         endings += _add_trimmed(facts, steps)
     for letter in facts.dead:
@@ -139,6 +144,16 @@ def _add_kept(
         at_s = message.deadline_s if fate is Fate.EXPIRED else None
         steps.add(at_s, Stage(fate), verdict, position)
     return fate, verdict
+
+
+def _add_open_receipt(facts: TraceFacts, receipt: Receipt, steps: _Steps) -> None:
+    position, taken_s = _position(facts, receipt.offset), receipt.message.taken_s
+    if receipt.tracking.wants_receipt:
+        text = "a receipt is wanted, and the outcome is open"
+        steps.add(None, Stage.TRACKED, text, position, after_s=taken_s)
+    if receipt.late_s is not None:
+        text = "it counts as undelivered if the user has not received it by then"
+        steps.add(receipt.late_s, Stage.TRACKED, text, position)
 
 
 def _was_written(entry: JournalEntry, message: KeptMessage) -> bool:

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
 from bridge.core.identity import Identity
 from bridge.core.message import Message, Stored
-from bridge.core.receipts import WorkerEvent
+from bridge.core.receipts import Receipt, WorkerEvent
 from bridge.core.replay import InboxPage, InboxState
 from bridge.core.revocation import Revocation
 
@@ -310,6 +310,9 @@ class AdminQueries(Protocol):
         A search through all users stops after a time limit and reports that it is
         incomplete.
         """
+
+    async def open_receipts(self, user: str, message_id: str) -> Sequence[Receipt]:
+        """Return the receipts of messages with this id whose outcome is not decided yet."""
 
 
 class Inbox(InboxWriter, InboxReader, RevocationStore, EventOutbox, Protocol):

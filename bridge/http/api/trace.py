@@ -75,6 +75,7 @@ class _Tracer:
         user = users[0] if users else wanted or ""
         match = next((each for each in search.matches if each.user == user), None)
         windows, journal = await self._ask_fleet(message_id, user, match)
+        receipts = await self._inboxes.open_receipts(user, message_id) if user else ()
         gaps += _missing_bridges(windows.coverage, journal.coverage)
         story = build_story(
             TraceFacts(
@@ -88,6 +89,7 @@ class _Tracer:
                 last_connect_s=windows.last_connect_s,
                 journal_begins_s=journal.begins_s,
                 now_s=time(),
+                receipts=receipts,
                 gaps=gaps,
             )
         )

@@ -13,6 +13,7 @@ from bridge.core.admin_views import (
     page_of_names,
 )
 from bridge.core.message import Stored
+from bridge.core.receipts import Receipt
 from bridge.core.replay import InboxState
 from bridge.inbox.memory.user_log import UserLog
 
@@ -30,6 +31,7 @@ class MemoryAdminQueries:
         logs: Mapping[str, UserLog],
         seen: Mapping[tuple[str, str], float],
         state: Callable[[str], InboxState],
+        receipts: Callable[[str], Sequence[Receipt]],
     ) -> None:
         """
         Query `logs` and `seen`, which the store modifies.
@@ -38,11 +40,13 @@ class MemoryAdminQueries:
             logs: The inbox of each user.
             seen: When an id of a user was last stored.
             state: Trims an inbox by the current retention and returns its state.
+            receipts: Returns the receipts of a user whose outcome is open.
 
         """
         self._logs = logs
         self._seen = seen
         self._state = state
+        self._receipts = receipts
 
     async def users(
         self, *, prefix: str = "", after: str = "", limit: int
@@ -102,6 +106,11 @@ class MemoryAdminQueries:
                     return SearchResult(matches, scanned, is_complete=False)
                 await asyncio.sleep(0)
         return SearchResult(matches, scanned, is_complete=True)
+
+    async def open_receipts(self, user: str, message_id: str) -> Sequence[Receipt]:
+        """Return the receipts of messages with this id whose outcome is not decided yet."""
+        found = self._receipts(user)
+        return [each for each in found if each.message.id == message_id]
 
 
 def _kept_message(stored: Stored, *, with_data: bool) -> KeptMessage:

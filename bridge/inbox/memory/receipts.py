@@ -85,6 +85,10 @@ class MemoryReceipts:
 
     # --- receipts
 
+    def open_of(self, user: str) -> Sequence[Receipt]:
+        """Return the receipts of a user whose outcome is open."""
+        return [_receipt(each) for each in self.open.get(user, ())]
+
     def add(self, stored: Stored, tracking: Tracking) -> None:
         """Add the newest message of a user."""
         user = stored.message.user

@@ -67,7 +67,9 @@ class MemoryInbox:
         self._revocations = RevocationIndex()
         self._on_stored: StoredListener | None = None
         self._on_announced: AnnouncedListener | None = None
-        self.admin: Final = MemoryAdminQueries(self._logs, self._seen, self._state)
+        self.admin: Final = MemoryAdminQueries(
+            self._logs, self._seen, self._state, self._receipts.open_of
+        )
 
     async def exists(self) -> bool:
         """Return true: memory needs no preparation."""

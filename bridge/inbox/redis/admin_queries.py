@@ -13,9 +13,11 @@ from time import monotonic
 from typing import Any, Final
 
 from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
+from bridge.core.receipts import Receipt
 from bridge.core.replay import InboxState
 from bridge.inbox.redis.encoding import TAG_COUNT, tag_of, unpack
 from bridge.inbox.redis.protocol import Argument
+from bridge.inbox.redis.receipts import unpack_receipt
 from bridge.inbox.redis.scripts.queries import BROWSE, FIND, STATES
 from bridge.inbox.redis.servers import RedisServers
 
@@ -152,6 +154,18 @@ class RedisAdminQueries:
                     break
                 after = b"(" + names[-1].encode()
         return SearchResult(all_found, looked_at, is_complete=True)
+
+    async def open_receipts(self, user: str, message_id: str) -> Sequence[Receipt]:
+        """Return the receipts of messages with this id whose outcome is not decided yet."""
+        tag = tag_of(user)
+        key = f"{self._servers.prefixes[tag]}w:{user}"
+        reply = await self._servers.for_tag(tag).ask(
+            b"ZRANGEBYSCORE", key, b"-inf", b"+inf", b"WITHSCORES"
+        )
+        found = [
+            unpack_receipt(user, packed, offset=int(offset)) for packed, offset in reply
+        ]
+        return [each for each in found if each.message.id == message_id]
 
     async def _names(self, tag: int, after: bytes) -> list[str]:
         key = f"{self._servers.prefixes[tag]}u"

@@ -76,16 +76,32 @@ def pack_event(event: WorkerEvent) -> bytes:
     return b"E" + event.pack()
 
 
-def _unpack_receipt(user: str, packed: bytes) -> Receipt:
-    taken_s, _, _, flags, id_length, tracking_length = _RECEIPT.unpack_from(packed)
+def unpack_receipt(user: str, packed: bytes, *, offset: int) -> Receipt:
+    """Return the receipt that was packed; the message has no data."""
+    taken_s, deadline_s, late_s, flags, id_length, tracking_length = (
+        _RECEIPT.unpack_from(packed)
+    )
     id_end = _RECEIPT.size + id_length
     tracking_end = id_end + tracking_length
     event, reply_to, correlation_id = orjson.loads(packed[tracking_end:])
     message_id = packed[_RECEIPT.size : id_end].decode() if flags & _HAS_ID else None
     tracking_id = packed[id_end:tracking_end].decode()
-    tracking = Tracking(True, reply_to, correlation_id, id=tracking_id)  # noqa: FBT003
-    message = Message(user, event or EVENT_DEFAULT, b"", taken_s, message_id)
-    return Receipt(message, 0, tracking)
+    tracking = Tracking(
+        bool(flags & _WANTED),
+        reply_to,
+        correlation_id,
+        None if late_s == inf else late_s - taken_s,
+        tracking_id,
+    )
+    message = Message(
+        user,
+        event or EVENT_DEFAULT,
+        b"",
+        taken_s,
+        message_id,
+        None if deadline_s == inf else deadline_s,
+    )
+    return Receipt(message, offset, tracking)
 
 
 def _unpack(element: bytes, key: _Key) -> WorkerEvent:
@@ -95,7 +111,8 @@ def _unpack(element: bytes, key: _Key) -> WorkerEvent:
     at_s, number, is_old, user_length, length = _DECISION.unpack_from(element, 1)
     user_end = 1 + _DECISION.size + user_length
     user = element[user_end - user_length : user_end].decode()
-    receipt = _unpack_receipt(user, element[user_end : user_end + length])
+    packed = element[user_end : user_end + length]
+    receipt = unpack_receipt(user, packed, offset=0)
     outcome = _OUTCOMES[number]
     reason = data = None
     if outcome is ReceiptOutcome.TRIMMED:

@@ -16,9 +16,11 @@ from time import monotonic
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
+from bridge.core.receipts import Receipt, unpack_receipt
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.sqlite.database_thread import DatabaseThread
 from bridge.inbox.sqlite.reader import SqliteReader
+from bridge.inbox.sqlite.receipts import SELECT_RECEIPTS
 from bridge.inbox.sqlite.write_scheduler import WriteScheduler
 
 P = ParamSpec("P")
@@ -113,6 +115,14 @@ class AdminReader(SqliteReader):
         state = inbox.state
         scanned = max(0, state.last + 1 - state.first - state.holes)
         return SearchResult(matches, scanned, is_complete=True)
+
+    def open_receipts(
+        self, connection: Connection, user: str, message_id: str
+    ) -> Sequence[Receipt]:
+        """Return the receipts of messages with this id; examines those of all users."""
+        rows = connection.execute(f"{SELECT_RECEIPTS} WHERE user = ?", (user,))
+        found = [unpack_receipt(row[3], user=user, offset=row[2]) for row in rows]
+        return [each for each in found if each.message.id == message_id]
 
     def seq_range(self, connection: Connection) -> tuple[int, int]:
         """Return the lowest and the highest seq of all messages; 0 if there is none."""
@@ -249,6 +259,10 @@ class SqliteAdminQueries:
         for name in search.users:
             matches += (await self.find(message_id, user=name)).matches
         return SearchResult(matches, search.scanned, is_complete=search.is_complete)
+
+    async def open_receipts(self, user: str, message_id: str) -> Sequence[Receipt]:
+        """Return the receipts of messages with this id whose outcome is not decided yet."""
+        return await self._run(self._reader.open_receipts, user, message_id)
 
     async def _search_messages(self, search: _Search) -> None:
         low, upto = await self._run(self._reader.seq_range)

@@ -434,6 +434,43 @@ async def test_a_user_with_open_receipts_is_known(store: StoreUnderTest) -> None
     await eventually(lambda: "ann" not in store.inbox.tracked)
 
 
+async def test_open_receipts_are_found_by_the_id(store: StoreUnderTest) -> None:
+    """Until the outcome is decided; what was published already is no longer expected."""
+    first = tracked(store, message_id="m1", undelivered_after_s=45, ttl_s=60)
+    only_late = tracked(
+        store, message_id="m2", undelivered_after_s=90, wants_receipt=False
+    )
+    other = tracked(store, user="bob", message_id="m1")
+    await store.inbox.append([store.message("ann", b"1", message_id="m0")])
+    await store.inbox.append([first, only_late, other])
+    taken_s = first.taken_s
+
+    async def open_receipts(message_id: str) -> list[tuple[object, ...]]:
+        found = await store.inbox.admin.open_receipts("ann", message_id)
+        return [
+            (
+                each.offset,
+                each.tracking.wants_receipt,
+                each.late_s,
+                each.message.deadline_s,
+            )
+            for each in found
+        ]
+
+    assert await open_receipts("m0") == []
+    assert await open_receipts("m1") == [(2, True, taken_s + 45, taken_s + 60)]
+    assert await open_receipts("m2") == [(3, False, taken_s + 90, None)]
+
+    store.advance(50)
+    assert told(await take(store)) == [("undelivered", "m1")]
+    assert await open_receipts("m1") == [(2, True, None, taken_s + 60)]
+
+    store.inbox.mark_delivered("ann", 3)
+    assert await told_after_marks(store, 1) == [("delivered", "m1")]
+    assert await open_receipts("m1") == []
+    assert await open_receipts("m2") == []
+
+
 @pytest.mark.parametrize("name", [name for name in STORES if name != "memory"])
 async def test_receipts_survive_a_restart(
     name: str, tmp_path: Path, clock: Clock

@@ -7,7 +7,10 @@ from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage
 from bridge.core.contracts.operator.users import WindowFacts
 from bridge.core.dead_letter import StoredDeadLetter
 from bridge.core.journal import JournalEntry
+from bridge.core.message import Message
+from bridge.core.message_options import Tracking
 from bridge.core.position import Position, user_epoch
+from bridge.core.receipts import Receipt
 from bridge.core.replay import InboxState
 from bridge.core.trace import Story, TraceFacts, build_story
 from bridge.enums import DeadLetterReason, Fate, Stage, SyncReason
@@ -79,6 +82,38 @@ def stages(found: Story) -> list[tuple[Stage, float | None]]:
 
 
 # --- kept
+
+
+def test_an_open_receipt_is_shown_with_the_time_of_its_decision() -> None:
+    """It explains why no worker was told yet."""
+    message = Message("ann", "message", b"", 100.0, "m")
+    receipt = Receipt(
+        message, 5, Tracking(wants_receipt=True, undelivered_after_s=1045.0)
+    )
+
+    found = story(kept=[KEPT], receipts=[receipt])
+    only_late = story(
+        kept=[KEPT],
+        receipts=[
+            Receipt(message, 5, Tracking(wants_receipt=False, undelivered_after_s=9.0))
+        ],
+    )
+
+    position = str(Position(user_epoch("e", "ann"), 5))
+    assert [
+        (step.at_s, step.text, step.position)
+        for step in found.steps
+        if step.stage is Stage.TRACKED
+    ] == [
+        (None, "a receipt is wanted, and the outcome is open", position),
+        (
+            1145.0,
+            "it counts as undelivered if the user has not received it by then",
+            position,
+        ),
+    ]
+    assert found.fate is Fate.WAITING
+    assert [s.at_s for s in only_late.steps if s.stage is Stage.TRACKED] == [109.0]
 
 
 def test_a_delivered_message_has_steps_from_publishing_to_delivery() -> None:

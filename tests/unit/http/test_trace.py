@@ -10,6 +10,7 @@ from bridge.core.admin_views import InboxSummary, SearchResult
 from bridge.core.dead_letter import DeadLetterCount, StoredDeadLetter
 from bridge.core.fleet import THIS_BRIDGE, Coverage, UserWindows
 from bridge.core.journal import Journal, JournalEntry
+from bridge.core.receipts import Receipt
 from bridge.enums import DeadLetterReason, Stage
 from bridge.errors import BrokerUnavailableError
 from bridge.http.api.endpoint import Api
@@ -53,6 +54,12 @@ class Sources:
         assert message_id
         assert user != ""
         return SearchResult((), 7, is_complete=self.is_complete)
+
+    async def open_receipts(self, user: str, message_id: str) -> Sequence[Receipt]:
+        """Return no receipt."""
+        assert user
+        assert message_id
+        return ()
 
     # The dead letters
 
