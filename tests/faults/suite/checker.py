@@ -37,6 +37,7 @@ from tests.faults.suite.producers import UNDELIVERED_AFTER_S
 _EXAMPLES: Final = 20
 _DELAY_MARGIN_MS: Final = 50
 _DELAY_MAX_MS: Final = 3_600_000  # more is a jump of the clock
+_CLOCK: Final = "clock jumps"  # part of the name of that fault
 MOST_CONNECTS: Final = "most connects per second after the first fault"
 Name = tuple[str, int]  # identifies a message of a user: producer and number
 
@@ -189,6 +190,9 @@ class Checker:
         self._examples: list[str] = []
         self._reported = 0
         self._has_faults = False
+        # When the clock of a bridge was changed, and set right again.
+        self._clock_jumps: list[tuple[float, float]] = []
+        self._clock_wrong_from: dict[int, float] = {}  # by round
         self._connects: deque[float] = deque()  # their times in the last second
 
     def feed(self, event: Event) -> None:  # noqa: C901, PLR0912 - one line for each kind of event
@@ -223,7 +227,12 @@ class Checker:
                 self._reported_outcome(event)
             case FaultStarted():  # counted when it ends
                 self._has_faults = True
+                if _CLOCK in event.kind:
+                    self._clock_wrong_from[event.round] = event.t
             case FaultEnded():
+                if _CLOCK in event.kind:
+                    began_t = self._clock_wrong_from.pop(event.round)
+                    self._clock_jumps.append((began_t, event.t))
                 self.counts["faults" if event.happened else "faults missed"] += 1
             case Overdue():
                 self._violate(Violation.HELD_UP, event)
@@ -434,7 +443,17 @@ class Checker:
                 yield Violation.FALSE_LATE, str(event)
             is_late = after_ms + _DELAY_MARGIN_MS < event.delay_ms < _DELAY_MAX_MS
             if is_late and stored not in user.late:
-                yield Violation.NOT_LATE, str(event)
+                invoked_t = user.messages[event.producer, event.number].invoked_t
+                if not self._is_clock_in_doubt(invoked_t, event.delay_ms / 1000):
+                    yield Violation.NOT_LATE, str(event)
+
+    def _is_clock_in_doubt(self, since_t: float, seconds: float) -> bool:
+        """Return whether a clock jumped in that time: then bridge judges no deadline."""
+        upto_t = since_t + seconds
+        return any(
+            began_t <= upto_t and since_t <= ended_t
+            for began_t, ended_t in self._clock_jumps
+        )
 
     def _is_true(self, outcome: str, user: _User, name: Name) -> bool:
         if outcome == ReceiptOutcome.DELIVERED:

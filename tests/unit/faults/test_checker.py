@@ -19,6 +19,7 @@ from tests.faults.suite.history import (
     Connected,
     DeadLettered,
     Event,
+    FaultEnded,
     FaultStarted,
     Invoked,
     Opened,
@@ -505,3 +506,17 @@ def test_a_message_is_reported_as_undelivered_if_it_was_late() -> None:
     assert violations([*base, reported(1, delay_ms=900)]) == {}
     assert violations([*base, reported(1, delay_ms=1200)]) == {Violation.NOT_LATE: 1}
     assert violations([*base, reported(1, delay_ms=8 * 86_400_000)]) == {}
+
+
+def test_a_message_on_its_way_while_a_clock_jumped_may_be_late() -> None:
+    """A bridge judges no deadline until its clock has been steady for as long."""
+    kind = "bridge: clock jumps eight days"
+    jump: list[Event] = [
+        FaultStarted(0.5, 1, kind),
+        FaultEnded(1.5, 1, kind, happened=True),
+    ]
+    late = [opened(), *tracked(1, 1), got(2, 1, 1), reported(1, delay_ms=1200)]
+    later = [opened(), *tracked(9, 1), got(10, 1, 1), reported(1, delay_ms=1200)]
+
+    assert violations([*jump, *late]) == {}
+    assert violations([*jump, *later]) == {Violation.NOT_LATE: 1}
