@@ -32,7 +32,6 @@ from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import (
     PERSISTENT,
     Properties,
-    parse_properties,
     render_properties,
 )
 from bridge.core.receipts import WorkerEvent
@@ -96,10 +95,9 @@ class EventChannel:
         self._metrics = metrics
         self._frames = PublishFrames(connection, wire.number)
         self._tag = 0  # of the last publish
-        # By tag, oldest first: the id of a reply, None for an event.
-        self._unconfirmed: dict[int, str | None] = {}
+        self._unconfirmed: dict[int, bool] = {}  # by tag: whether it is a reply
         self._events_left = 0
-        self._returned: set[str] = set()  # ids of replies
+        self._returned = 0  # replies that are not confirmed yet
         self._was_refused = False  # an event
         self._changed = asyncio.Event()
         self._may_reply = False
@@ -141,7 +139,8 @@ class EventChannel:
         self._events_left = len(events)
         for event in events:
             key = event.routing_key.encode()
-            self._write(self._frames.method(exchange, key, mandatory=False), event)
+            method = self._frames.method(exchange, key, mandatory=False)
+            self._write(method, event, is_reply=False)
         for event in replies:
             self._reply(event)
         try:
@@ -158,13 +157,11 @@ class EventChannel:
         for _ in self._unconfirmed:
             self._count(ReplyOutcome.UNCONFIRMED)
         self._unconfirmed.clear()
-        self._returned.clear()
+        self._returned = 0
 
     # --- writing
 
-    def _write(
-        self, method: bytes, event: WorkerEvent, *, reply_id: str | None = None
-    ) -> None:
+    def _write(self, method: bytes, event: WorkerEvent, *, is_reply: bool) -> None:
         correlation_id = event.correlation_id
         properties = Properties(
             content_type=b"application/json",
@@ -176,7 +173,7 @@ class EventChannel:
         if not self._connection.write(method + content):
             raise self._unavailable(CONNECTION_LOST)
         self._tag += 1
-        self._unconfirmed[self._tag] = reply_id
+        self._unconfirmed[self._tag] = is_reply
 
     def _reply(self, event: WorkerEvent) -> None:
         queue = (event.reply_to or "").encode()
@@ -188,7 +185,7 @@ class EventChannel:
             self._count(ReplyOutcome.NOT_PERMITTED)
         else:
             method = self._frames.method(b"", queue, mandatory=True)
-            self._write(method, event, reply_id=event.id)
+            self._write(method, event, is_reply=True)
 
     async def _probe(self) -> None:
         """Find out, once a minute while it is not, whether replies are permitted."""
@@ -224,9 +221,8 @@ class EventChannel:
             await self._changed.wait()
             self._check()
 
-    def _note_returned(self, raw_properties: bytes) -> None:
-        id_ = parse_properties(raw_properties).message_id or b""
-        self._returned.add(id_.decode())
+    def _note_returned(self, _properties: bytes) -> None:
+        self._returned += 1  # its confirm follows
 
     def _confirmed(self, confirm: Confirm) -> None:
         tags = [confirm.tag]
@@ -235,12 +231,11 @@ class EventChannel:
         for tag in tags:
             if tag not in self._unconfirmed:  # a reply, later than it was waited for
                 continue
-            reply_id = self._unconfirmed.pop(tag)
-            if reply_id is None:
+            if not self._unconfirmed.pop(tag):
                 self._events_left -= 1
                 self._was_refused |= not confirm.is_ack
-            elif reply_id in self._returned:
-                self._returned.discard(reply_id)
+            elif self._returned and confirm.is_ack:
+                self._returned -= 1
                 self._count(ReplyOutcome.UNROUTABLE)
             else:
                 is_sent = confirm.is_ack

@@ -8,9 +8,7 @@ the server's clock, because those of bridges differ.
 
 A bridge whose report is older than `gone_s` has crashed or cannot reach the server, and is not
 waited for any longer. An outage of the server makes all reports old. So only a bridge that has
-polled without interruption for as long may judge that. This is longer than a bridge needs to
-report again after an outage that another one did not notice: that outage, the interval of
-polls, connecting (`connect_s`), and the pause before it (`backoff_max_s`).
+polled without interruption for as long may judge that.
 """
 
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from typing import Final
 
 from bridge.inbox.redis.protocol import Argument
 
-# All tags are polled every five seconds.
+# All tags are polled every five seconds. A shorter outage is not noticed.
 _INTERRUPTION_S: Final = 7.0
 _NEVER_S: Final = 1e12
 

@@ -21,8 +21,9 @@ class RedisTiming:
         probe_interval_s: Between two test writes while the server refuses writes.
         backoff_first_s: The first pause before a reconnect.
         backoff_max_s: The longest pause before a reconnect.
-        gone_s: After so long without a report another bridge counts as gone
-            (bridge_reports.py).
+        gone_s: After so long without a report another bridge counts as gone: an outage of 7 s
+            that this one did not notice, `connect_s`, `backoff_max_s`, and a second until the
+            next poll (bridge_reports.py).
 
     """
 
