@@ -12,7 +12,7 @@ from bridge.core.message import Message
 from bridge.core.message_options import MessageOptions, Tracking
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.redis.encoding import tag_of
-from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
+from bridge.inbox.redis.timing import RedisTiming
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.faults.suite.proxy import Proxy
 from tests.redis_bridges import BridgeInbox, bridge_on, cut_off
@@ -84,16 +84,14 @@ def cut(proxy: Proxy) -> None:
 
 
 @asynccontextmanager
-async def fleet_on(
-    folder: Path, *, timing: RedisTiming = DEFAULT_TIMING
-) -> AsyncIterator[Fleet]:
+async def fleet_on(folder: Path, *, gone_s: float = 1000.0) -> AsyncIterator[Fleet]:
     """Run Redis and the two bridges."""
     async with (
         RedisServer.start(folder) as server,
         cut_off(server) as (to_near, near_url),
         cut_off(server) as (to_far, far_url),
         bridge_on(near_url) as near,
-        bridge_on(far_url, timing=timing) as far,
+        bridge_on(far_url, timing=RedisTiming(gone_s=gone_s)) as far,
     ):
         yield Fleet(near, to_near, far, to_far)
 
@@ -132,7 +130,7 @@ async def test_after_an_outage_the_first_bridge_waits_for_the_others(
 
 async def test_a_bridge_that_is_gone_holds_nothing_up(tmp_path: Path) -> None:
     """After a crash its marks are lost, and nothing else is known."""
-    async with fleet_on(tmp_path, timing=RedisTiming(gone_s=1.0)) as fleet:
+    async with fleet_on(tmp_path, gone_s=1.0) as fleet:
         await fleet.deliver()
 
         await fleet.take_until(lambda: bool(fleet.told), fleet.far)

@@ -36,6 +36,7 @@ from bridge.core.clock_reading import ClockReading
 from bridge.core.receipts import Receipt, WorkerEvent
 from bridge.inbox.maintenance import InboxMaintenance
 from bridge.inbox.memory.store import MemoryInbox
+from bridge.inbox.redis.bridge_reports import BridgeReports
 from bridge.inbox.sqlite import statements
 from bridge.inbox.sqlite.file import StoreFile
 from bridge.inbox.sqlite.receipts import SqliteReceipts
@@ -414,6 +415,17 @@ def forget_late() -> None:
     setattr(Receipt, "_late_s", None)  # noqa: B010 - the defect
 
 
+def forget_reports() -> None:
+    """Let time decide in a fleet without waiting for what other bridges have not written."""
+    arguments = BridgeReports.arguments
+
+    def changed(self: BridgeReports, tag: int, *, unwritten_s: float) -> Any:
+        unwritten, server_s, _ = arguments(self, tag, unwritten_s=unwritten_s)
+        return unwritten, server_s, "0"  # all other bridges are gone
+
+    BridgeReports.arguments = changed  # type: ignore[method-assign] # the defect
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "ack_before_append": ack_before_append,
     "swap": swap,
@@ -431,6 +443,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "forget_events": forget_events,
     "publish_before_commit": publish_before_commit,
     "forget_late": forget_late,
+    "forget_reports": forget_reports,
 }
 
 
