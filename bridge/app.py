@@ -311,7 +311,7 @@ class Bridge:
         parts.page_requests.replace_rules(
             schemas, max_reply_bytes=new.max_message_bytes
         )
-        parts.publish_endpoint.replace_limit(new.max_message_bytes)
+        parts.publish_endpoint.replace_limits(message_limits(new))
         parts.sign_in.apply(operator_key_of(new))
         parts.publish_keys.replace(publish_key_texts_of(new))
         parts.replace_logins(new)

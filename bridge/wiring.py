@@ -286,7 +286,7 @@ class Components:
         self.publish_endpoint = PublishEndpoint(
             self.messages,
             metrics,
-            max_message_bytes=settings.max_message_bytes,
+            limits=message_limits(settings),
             check=self.event_check,
             journal=journal,
         )
@@ -422,7 +422,9 @@ def retention(settings: Settings) -> Retention:
 
 def message_limits(settings: Settings) -> MessageLimits:
     """Return the limits that a message must meet."""
-    return MessageLimits(settings.max_message_bytes, settings.inbox_max_age)
+    return MessageLimits(
+        settings.max_message_bytes, settings.inbox_max_age, settings.undelivered_after
+    )
 
 
 def schemas_of(settings: Settings) -> EventSchemas | None:

@@ -20,6 +20,12 @@ from bridge.cli.tables import print_note
 from bridge.core.broker_names import BrokerNames
 from bridge.core.contracts.messages import PublishRequest
 from bridge.core.json_text import render_json
+from bridge.core.message_options import (
+    OPTIONS_MARK,
+    MessageOptions,
+    Tracking,
+    options_problem,
+)
 from bridge.enums import ExitCode, ReceiptOutcome
 from bridge.errors import BridgeError, ConfigError, PublishRefusedError, first_error
 from bridge.logging import configure_logs
@@ -93,6 +99,12 @@ def publish(
             help="Workers receive the outcome from the exchange bridge.events.",
         ),
     ] = False,
+    undelivered_after: Annotated[
+        str | None,
+        typer.Option(
+            help="Workers are told if the user has not received it in this time, such as 45s."
+        ),
+    ] = None,
     wait: Annotated[
         str | None,
         typer.Option(
@@ -132,6 +144,8 @@ def publish(
 
         bridge publish ann '{"text": "hello"}' --wait 30s
 
+        bridge publish ann '{"text": "hello"}' --undelivered-after 45s
+
         echo '{"user": "ann", "event": "note", "data": {"n": 1}}' | bridge publish -
 
     """
@@ -150,15 +164,31 @@ def publish(
         "retain": retain or None,
         "clear": clear or None,
         "receipt": receipt or wait is not None or None,
+        "undelivered_after": undelivered_after,
     }
+    problem = options_problem(
+        MessageOptions(
+            is_ephemeral=ephemeral,
+            key=key,
+            throttle_s=None if throttle is None else 0.0,
+            is_retained=retain,
+            is_cleared=clear,
+            tracking=Tracking(wants_receipt=True)
+            if receipt or wait is not None or undelivered_after is not None
+            else None,
+        )
+    )
+    if problem:
+        raise ConfigError([problem.replace(OPTIONS_MARK.decode(), "--")])
     common = {name: value for name, value in options.items() if value is not None}
     source = PublishInput(
         user, data, common, is_text=text, schemas=schemas_of(settings)
     )
     if wait is not None:
-        _publish_one(
-            settings, source, wait_s=parse_seconds(wait, option="--wait"), as_json=json
-        )
+        wait_s = parse_seconds(wait, option="--wait")
+        if not wait_s:
+            raise ConfigError(["--wait: must be longer than 0; omit it not to wait"])
+        _publish_one(settings, source, wait_s=wait_s, as_json=json)
         return
     with source.requests() as requests:
         count = asyncio.run(_publish_all(settings, requests, shows_ids=json))

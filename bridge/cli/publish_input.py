@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from queue import Empty, Queue
 from tempfile import SpooledTemporaryFile
 from threading import Thread
@@ -21,6 +22,8 @@ from bridge.enums import EVENT_DEFAULT
 from bridge.errors import ConfigError
 
 _STDIN: Final = "-"
+# Of fields whose options are named differently.
+_OPTIONS: Final = {"user": "USER", "data": "DATA", "ttl_s": "--ttl"}
 _BATCH_MAX: Final = 32
 _READ_AHEAD: Final = 1024
 _PROBLEMS_MAX: Final = 100
@@ -76,8 +79,11 @@ class PublishInput:
         if self._schemas is None:
             # Not sys.stdin: the thread that waits for a line would hold its lock until
             # the interpreter exits. Not closed either, because close() waits for the line.
-            stdin = open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115
-            yield self._parsed(stdin)
+            yield self._parsed(
+                open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115
+                if self.reads_stdin
+                else BytesIO()
+            )
             return
         with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as copy:
             if self.reads_stdin:
@@ -118,7 +124,7 @@ class PublishInput:
         body = line if self._user == _STDIN else self._body(number, line)
         request = parse_publish_request(body)
         if isinstance(request, Problem):
-            raise ConfigError([f"{_where(number)}{request.detail}"])
+            raise ConfigError([f"{_where(number)}{self._text(request)}"])
         schema = self._schemas and self._schemas.find(request.event or EVENT_DEFAULT)
         if schema:
             data = render_json(request.data)
@@ -126,6 +132,14 @@ class PublishInput:
             if violation is not None:
                 raise ConfigError([f"{_where(number)}{violation.text}"])
         return request
+
+    def _text(self, problem: Problem) -> str:
+        """Return what is wrong; a field that came from an option has the name of that."""
+        field = (problem.pointer or "").partition("/")[2]
+        if self._user == _STDIN or not field or not problem.detail.startswith(field):
+            return problem.detail
+        option = _OPTIONS.get(field, f"--{field.replace('_', '-')}")
+        return option + problem.detail.removeprefix(field)
 
     def _body(self, number: int, line: bytes) -> bytes:
         try:

@@ -6,7 +6,8 @@ and bridge promises to deliver it to a user. `parse_delivery` is the only place 
 whether a delivery is valid.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from math import inf
 from typing import Final
@@ -131,11 +132,14 @@ class MessageLimits:
     Attributes:
         body_bytes: Of the body alone.
         max_age_s: How long an inbox keeps a message.
+        undelivered_after_s: After this time a message of the event counts as undelivered, if
+            it does not have a time of its own.
 
     """
 
     body_bytes: int
     max_age_s: float = inf
+    undelivered_after_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -181,12 +185,9 @@ def parse_delivery(
         user = _only_user(user, delivery.routing_key, properties.headers)
     if isinstance(user, Rejection):
         return user
-    event = EVENT_DEFAULT
-    if properties.type:
-        named = parse_event(properties.type)
-        if isinstance(named, Rejection):
-            return named
-        event = named
+    event = parse_event(properties.type) if properties.type else EVENT_DEFAULT
+    if isinstance(event, Rejection):
+        return event
     schema = None if schemas is None else schemas.find(event)
     data = parse_body(
         body,
@@ -210,6 +211,9 @@ def parse_delivery(
         message.trace_parent = trace_parent(properties)
         if properties.headers is not None and OPTIONS_MARK in properties.headers:
             parsed = _with_options(message, delivery, properties, limits)
+    rules = limits.undelivered_after_s
+    if rules and event in rules and isinstance(parsed, Message):
+        _apply_rule(message, delivery, rules[event])
     return parsed
 
 
@@ -223,10 +227,26 @@ def _with_options(
     if isinstance(options, str):
         return Rejection(DeadLetterReason.BAD_HEADER, options)
     if options is not None and options.tracking is not None:
-        tracking = replace(options.tracking, id=_tracking_id(delivery, message.taken_s))
-        options = replace(options, tracking=tracking_for(properties, tracking))
+        tracking = _identified(options.tracking, message, delivery)
+        options = replace(options, tracking=tracking)
     message.options = options
     return message
+
+
+def _apply_rule(message: Message, delivery: Delivery, after_s: float) -> None:
+    """Let `message` count as undelivered after the time that its event has."""
+    options = message.options or MessageOptions()
+    tracking = options.tracking
+    if tracking is None and not options.is_ephemeral:
+        tracking = _identified(Tracking(wants_receipt=False), message, delivery)
+    if tracking is not None and tracking.undelivered_after_s is None:
+        tracking = replace(tracking, undelivered_after_s=after_s)
+        message.options = replace(options, tracking=tracking)
+
+
+def _identified(tracking: Tracking, message: Message, delivery: Delivery) -> Tracking:
+    tracking = replace(tracking, id=_tracking_id(delivery, message.taken_s))
+    return tracking_for(delivery.properties, tracking)
 
 
 def _tracking_id(delivery: Delivery, taken_s: float) -> str:

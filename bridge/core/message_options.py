@@ -137,7 +137,10 @@ def options_problem(options: MessageOptions) -> str | None:
         if is_set and options.is_ephemeral:
             return f"{name} and {OptionHeader.EPHEMERAL} exclude each other"
     if options.is_ephemeral and options.tracking is not None:
-        return "x-bridge-ephemeral excludes a receipt and x-bridge-undelivered-after"
+        return (
+            f"{OptionHeader.EPHEMERAL} excludes {OptionHeader.RECEIPT} and "
+            f"{OptionHeader.UNDELIVERED_AFTER}"
+        )
     return None
 
 
@@ -189,20 +192,36 @@ def _parse_tracking(
     after_s = None
     if after is not None:
         text = after[5:].decode(errors="replace") if after[:1] in _TEXTS else ""
-        try:
-            after_s = parse_duration_s(text)
-        except ValueError:
-            after_s = 0.0
-        if not after_s:
-            return f"{OptionHeader.UNDELIVERED_AFTER} is not a duration such as 45s"
-        if after_s > max_age_s:
-            return (
-                f"{OptionHeader.UNDELIVERED_AFTER} is longer than an inbox keeps a message, "
-                f"{render_duration(max_age_s)}"
-            )
+        problem = undelivered_after_problem(text, max_age_s=max_age_s)
+        if problem:
+            return f"{OptionHeader.UNDELIVERED_AFTER} {problem}"
+        after_s = parse_duration_s(text)
     if not wants_receipt and after_s is None:
         return None
     return Tracking(wants_receipt, undelivered_after_s=after_s)
+
+
+def undelivered_after_problem(text: str, *, max_age_s: float = inf) -> str | None:
+    """
+    Return why a message cannot count as undelivered after `text`; ``None`` if it can.
+
+    Args:
+        text: A duration.
+        max_age_s: How long an inbox keeps a message.
+
+    Returns:
+        The end of a sentence.
+
+    """
+    try:
+        after_s = parse_duration_s(text)
+    except ValueError:
+        after_s = 0.0
+    if not after_s:
+        return "is not a duration such as 45s"
+    if after_s > max_age_s:
+        return f"is longer than an inbox keeps a message, {render_duration(max_age_s)}"
+    return None
 
 
 def key_problem(key: str) -> str | None:

@@ -8,12 +8,13 @@ import orjson
 from aiohttp import web
 
 from bridge.amqp.publish.messages import MessagePublisher
-from bridge.core.contracts.messages import Problem
+from bridge.core.contracts.messages import Problem, PublishRequest
 from bridge.core.contracts.validation import parse_publish_request
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.journal import Journal, JournalEntry
 from bridge.core.json_text import parse_json, render_json
-from bridge.core.message import user_problem
+from bridge.core.message import MessageLimits, user_problem
+from bridge.core.message_options import undelivered_after_problem
 from bridge.enums import EVENT_DEFAULT, Stage
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.http.request_body import read_body
@@ -78,23 +79,23 @@ class PublishEndpoint:
         publisher: MessagePublisher,
         metrics: Metrics,
         *,
-        max_message_bytes: int,
+        limits: MessageLimits,
         check: EventCheck | None = None,
         journal: Journal | None = None,
     ) -> None:
-        self._max_message_bytes = max_message_bytes
+        self._limits = limits
         self._check = check or EventCheck()
         self._publisher = publisher
         self._metrics = metrics
         self._journal = journal or Journal()
 
-    def replace_limit(self, max_message_bytes: int) -> None:
-        """Accept data of up to `max_message_bytes` from now on."""
-        self._max_message_bytes = max_message_bytes
+    def replace_limits(self, limits: MessageLimits) -> None:
+        """Accept messages within `limits` from now on."""
+        self._limits = limits
 
     async def publish(self, request: web.Request) -> web.Response:
         """Answer 202 once the broker has confirmed the message."""
-        max_bytes = self._max_message_bytes
+        max_bytes = self._limits.body_bytes
         body = await read_body(request, max_bytes=max_bytes + FIELDS_MAX_BYTES)
         if body is None:
             return body_too_large(max_bytes)
@@ -102,11 +103,7 @@ class PublishEndpoint:
         if isinstance(message, Problem):
             return problem(message.status, message.detail, pointer=message.pointer)
         data = render_json(message.data)
-        if len(data) > max_bytes:
-            # Refused here because the pipeline would turn it into a dead letter.
-            detail = f"data has {len(data)} bytes, allowed are {max_bytes}"
-            return problem(413, detail, pointer="/data")
-        refusal = self._check.refusal(message.event, data)
+        refusal = self._refusal(message, data)
         if refusal is not None:
             return refusal
         message_id = message.id or str(uuid4())
@@ -130,6 +127,18 @@ class PublishEndpoint:
             JournalEntry(began_s, Stage.PUBLISHED, message.user, message_id, text=text)
         )
         return json_response({"id": message_id}, status=202)
+
+    def _refusal(self, message: PublishRequest, data: bytes) -> web.Response | None:
+        """Return the answer to what the pipeline would turn into a dead letter."""
+        limits, after = self._limits, message.undelivered_after
+        if len(data) > limits.body_bytes:
+            detail = f"data has {len(data)} bytes, allowed are {limits.body_bytes}"
+            return problem(413, detail, pointer="/data")
+        fault = after and undelivered_after_problem(after, max_age_s=limits.max_age_s)
+        if fault:
+            detail = f"undelivered_after {fault}"
+            return problem(422, detail, pointer="/undelivered_after")
+        return self._check.refusal(message.event, data)
 
 
 class LegacyPushEndpoint:

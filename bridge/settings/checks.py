@@ -91,6 +91,16 @@ def check_page_events(events: tuple[str, ...]) -> tuple[str, ...]:
     return events
 
 
+def check_event_rules(rules: dict[str, float]) -> dict[str, float]:
+    """Check that each name can be that of an event."""
+    for event in rules:
+        problem = event_problem(event)
+        if problem:
+            message = f"event {event[:64]!r} {problem}"
+            raise ValueError(message)
+    return rules
+
+
 def check_management_url(secret: SecretStr) -> SecretStr:
     """Check that the URL of the management API has a scheme and a host."""
     url = URL(secret.get_secret_value())

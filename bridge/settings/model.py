@@ -14,12 +14,13 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bridge.core.durations import parse_duration_s
+from bridge.core.durations import parse_duration_s, render_duration
 from bridge.core.listen_hosts import is_wildcard, tcp_hosts, unix_path
 from bridge.settings.checks import (
     PUBLIC_KEY_ALGORITHMS,
     check_algorithms,
     check_broker_urls,
+    check_event_rules,
     check_hosts,
     check_inbox,
     check_jwks_url,
@@ -38,6 +39,7 @@ from bridge.settings.values import (
     Count,
     Duration,
     Durations,
+    DurationsByName,
     Namespace,
     Port,
     Secrets,
@@ -287,6 +289,13 @@ class Settings(BaseSettings):
         "Period in which a repeated `message_id` of the same user is not stored again.",
     )
 
+    undelivered_after: Annotated[DurationsByName, AfterValidator(check_event_rules)] = (
+        _reloadable(
+            {},
+            "Time after which messages of an event count as undelivered, such as "
+            "`invoice=45s,alarm=10s`. The header `x-bridge-undelivered-after` takes precedence.",
+        )
+    )
     events_max_waiting: Count = _fixed(
         100_000,
         "Events for workers, such as receipts, that wait in the inbox store while RabbitMQ "
@@ -471,6 +480,14 @@ def _port_problems(settings: Settings) -> Iterator[str]:
 
 
 def _inbox_problems(settings: Settings) -> Iterator[str]:
+    max_age_s = settings.inbox_max_age
+    for event, after_s in settings.undelivered_after.items():
+        if after_s > max_age_s:
+            yield (
+                f"BRIDGE_UNDELIVERED_AFTER: {event}={render_duration(after_s)} is longer than "
+                f"BRIDGE_INBOX_MAX_AGE ({render_duration(max_age_s)}), after which a message is "
+                "deleted: use a shorter time, or keep messages longer"
+            )
     # Live messages that do not fit are read from the inbox later, one at a time: each window
     # of the user would leave the fast path for a single message of the allowed size.
     if settings.slow_client_bytes < 2 * settings.max_message_bytes:

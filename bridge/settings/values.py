@@ -1,7 +1,7 @@
 """Types of values, as an operator writes them: durations, sizes, lists."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Final
 
 from pydantic import BeforeValidator, Field, SecretStr
@@ -49,6 +49,10 @@ def render_value(value: object, metadata: Iterable[object]) -> str:
         metadata: The metadata of its field, which marks durations and sizes.
 
     """
+    if isinstance(value, dict):
+        value = [
+            f"{name}={render_duration(after_s)}" for name, after_s in value.items()
+        ]
     readers = {note.func for note in metadata if isinstance(note, BeforeValidator)}
     match value:
         case None:
@@ -80,6 +84,23 @@ def _durations(value: object) -> object:
     return (parse_duration_s(parts),)
 
 
+def _durations_by_name(value: object) -> object:
+    """Accept `a=45s,b=10s` of the environment, and a table of TOML."""
+    if isinstance(value, Mapping):
+        return {name: parse_duration_s(duration) for name, duration in value.items()}
+    found: dict[str, float] = {}
+    for part in filter(None, map(str.strip, str(value).split(","))):
+        name, equals, duration = map(str.strip, part.rpartition("="))
+        if not equals:
+            message = f"{part!r} is not like NAME=45s"
+            raise ValueError(message)
+        if name in found:
+            message = f"names {name!r} twice"
+            raise ValueError(message)
+        found[name] = parse_duration_s(duration)
+    return found
+
+
 def _explain_kubernetes(value: object) -> object:
     if str(value).startswith("tcp://"):
         message = (
@@ -97,6 +118,9 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 WholeSeconds = Annotated[int, BeforeValidator(parse_duration_s), Field(ge=1)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 Durations = Annotated[tuple[float, ...], BeforeValidator(_durations)]
+DurationsByName = Annotated[
+    dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_durations_by_name)
+]
 Count = Annotated[int, Field(ge=1)]
 ShardCount = Annotated[int, Field(ge=1, le=SHARDS_MAX)]
 # The name of an exchange has at most 127 bytes; the longest one of bridge is

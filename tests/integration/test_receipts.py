@@ -280,6 +280,42 @@ async def test_http_accepts_a_wish_for_a_receipt(
         assert wrong.status == 400
 
 
+async def test_messages_count_as_undelivered_by_http_by_command_and_by_their_event(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Three ways to ask for it; a rule of the settings can be changed at run time."""
+    settings = settings_for(broker, namespace, undelivered_after="invoice=100ms")
+    publish = ("publish", "ann", "1", "--undelivered-after", "100ms", "--id", "command")
+    async with (
+        running_bridge(settings) as running,
+        back_end(broker, namespace) as worker,
+        asking(running) as api,
+    ):
+
+        async def send(event: str, **fields: str) -> None:
+            body = {"user": "ann", "data": 1, "event": event, **fields}
+            assert (await api.ask("POST", "/api/publish", body)).status == 202
+
+        await send("invoice", id="by rule")
+        await send("invoice", id="own time", undelivered_after="1h")
+        await send("order", id="by http", undelivered_after="100ms")
+        await send("order", id="no time")
+        values = settings_for_program(broker, namespace)
+        assert (await command(*publish, **values)).code == 0
+        await eventually(lambda: len(worker.outcomes) == 3)
+
+        new = {"undelivered_after": {"order": 0.1}}
+        await running.bridge.reload(settings.model_copy(update=new))
+        await send("invoice", id="no rule")
+        await send("order", id="new rule")
+        await eventually(lambda: len(worker.outcomes) == 4)
+        late = await api.get("/api/trace/own time")
+
+    names = {"by rule", "by http", "command", "new rule"}
+    assert set(worker.outcomes) == {(name, "undelivered") for name in names}
+    assert "tracked" in {step["stage"] for step in late["story"]}
+
+
 async def test_publish_waits_for_the_outcome_and_prints_it(
     broker: LocalNode, namespace: str
 ) -> None:

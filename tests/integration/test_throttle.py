@@ -149,7 +149,7 @@ async def test_the_command_publishes_with_an_interval_and_retains(
 
         refused = await command("publish", "ann", "1", "--retain", **values)
         assert refused.code == 2
-        assert "retain needs key" in refused.err
+        assert "--retain needs --key" in refused.err
 
 
 async def test_windows_of_two_bridges_are_throttled(

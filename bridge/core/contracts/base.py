@@ -17,7 +17,12 @@ from bridge.core.message import (
     event_problem,
     user_problem,
 )
-from bridge.core.message_options import KEY_MAX_BYTES, key_problem, throttle_problem
+from bridge.core.message_options import (
+    KEY_MAX_BYTES,
+    key_problem,
+    throttle_problem,
+    undelivered_after_problem,
+)
 from bridge.enums import (
     EVENT_DEFAULT,
     RESERVED_EVENTS,
@@ -129,10 +134,10 @@ Key = Annotated[
         }
     ),
 ]
-Throttle = Annotated[
-    str,
-    _without(throttle_problem),
-    WithJsonSchema({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)?$"}),
+_DURATION: Final = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)?$"}
+Throttle = Annotated[str, _without(throttle_problem), WithJsonSchema(_DURATION)]
+UndeliveredAfter = Annotated[
+    str, _without(undelivered_after_problem), WithJsonSchema(_DURATION)
 ]
 AnyJson = Annotated[object, AfterValidator(_check_data), WithJsonSchema({})]
 # The default of a field that is left out, which no sender writes as null.

@@ -16,6 +16,7 @@ from bridge.core.contracts.base import (
     Key,
     MessageId,
     Throttle,
+    UndeliveredAfter,
     User,
     examples,
     explained,
@@ -59,6 +60,11 @@ CLEAR_TEXT = (
 RECEIPT_TEXT = (
     "The final outcome of the message is published to the exchange `bridge.events`."
 )
+UNDELIVERED_AFTER_TEXT = (
+    "A duration such as `45s`, at most BRIDGE_INBOX_MAX_AGE. If the message is not delivered in "
+    "that time, `message.undelivered` is published to the exchange `bridge.events`. Takes "
+    "precedence over BRIDGE_UNDELIVERED_AFTER."
+)
 _Flag = bool | Literal["true", "false"]
 
 
@@ -88,12 +94,7 @@ class MessageHeaders(Contract):
     retain: _Flag | Absent = Field(None, description=f"Needs a key. {RETAIN_TEXT}")
     clear: _Flag | Absent = Field(None, description=f"Needs a key. {CLEAR_TEXT}")
     receipt: _Flag | Absent = Field(None, description=RECEIPT_TEXT)
-    undelivered_after: str | Absent = Field(
-        None,
-        description="A duration such as `45s`, at most BRIDGE_INBOX_MAX_AGE. If the message is not "
-        "delivered in that time, `message.undelivered` is published to the exchange "
-        "`bridge.events`.",
-    )
+    undelivered_after: str | Absent = Field(None, description=UNDELIVERED_AFTER_TEXT)
 
 
 class MessageProperties(Contract):
@@ -200,7 +201,12 @@ class PublishRequest(Contract):
             "throttle": "250ms",
             "retain": True,
         },
-        {"user": "alice", "data": {"text": "Please confirm"}, "receipt": True},
+        {
+            "user": "alice",
+            "data": {"text": "Please confirm"},
+            "receipt": True,
+            "undelivered_after": "45s",
+        },
         {"user": "alice", "data": None},
     )
 
@@ -229,10 +235,15 @@ class PublishRequest(Contract):
         default=False, strict=True, description=f"Needs a key. {CLEAR_TEXT}"
     )
     receipt: bool = Field(default=False, strict=True, description=RECEIPT_TEXT)
+    undelivered_after: UndeliveredAfter | None = Field(
+        None, description=UNDELIVERED_AFTER_TEXT
+    )
 
     @property
     def options(self) -> MessageOptions:
         """How the message is delivered."""
+        after = self.undelivered_after
+        after_s = None if after is None else parse_duration_s(after)
         return MessageOptions(
             is_ephemeral=self.ephemeral,
             key=self.key,
@@ -241,14 +252,18 @@ class PublishRequest(Contract):
             else parse_duration_s(self.throttle),
             is_retained=self.retain,
             is_cleared=self.clear,
-            tracking=Tracking(wants_receipt=True) if self.receipt else None,
+            tracking=Tracking(self.receipt, undelivered_after_s=after_s)
+            if self.receipt or after_s is not None
+            else None,
         )
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:
         problem = options_problem(self.options)
         if problem:
-            raise ValueError(problem.replace(OPTIONS_MARK.decode(), ""))
+            # A header without its beginning is a field.
+            fields = problem.replace(OPTIONS_MARK.decode(), "").replace("-", "_")
+            raise ValueError(fields)
         return self
 
 

@@ -10,7 +10,7 @@ from bridge.core.contracts.base import EVENT_NAME_MAX_BYTES, TTL_MAX_S
 from bridge.core.contracts.messages import Problem, PublishRequest
 from bridge.core.contracts.validation import parse_publish_request, validation_problem
 from bridge.core.message import Delivery, Message, MessageLimits, parse_delivery
-from bridge.core.message_options import MessageOptions
+from bridge.core.message_options import MessageOptions, Tracking
 from bridge.core.properties import Properties, render_properties
 
 
@@ -42,9 +42,29 @@ def test_options_become_those_of_a_message() -> None:
     assert request.options == expected
 
 
+def test_a_message_may_count_as_undelivered_without_a_receipt() -> None:
+    """Or with one."""
+    body = {"user": "alice", "data": 1, "undelivered_after": "1.5s"}
+    for receipt in (False, True):
+        request = parse_publish_request(orjson.dumps(body | {"receipt": receipt}))
+        assert isinstance(request, PublishRequest)
+        tracking = Tracking(wants_receipt=receipt, undelivered_after_s=1.5)
+        assert request.options == MessageOptions(tracking=tracking)
+
+
 @pytest.mark.parametrize(
     ("options", "detail", "pointer"),
     [
+        (
+            {"ephemeral": True, "undelivered_after": "1s"},
+            "ephemeral excludes receipt and undelivered_after",
+            "",
+        ),
+        (
+            {"undelivered_after": "0s"},
+            "undelivered_after is not a duration such as 45s",
+            "/undelivered_after",
+        ),
         ({"throttle": "1s"}, "throttle needs key", ""),
         ({"clear": True}, "clear needs key", ""),
         (

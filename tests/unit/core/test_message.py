@@ -17,6 +17,7 @@ from bridge.core.message import (
     parse_event,
     user_problem,
 )
+from bridge.core.message_options import MessageOptions, Tracking, render_options
 from bridge.core.properties import (
     NO_PROPERTIES,
     Properties,
@@ -468,3 +469,46 @@ def test_any_exchange_may_lead_to_the_inbound_queue() -> None:
     """Operators bind their own exchanges; a retry arrives through bridge.inbound."""
     assert parse(delivery(exchange=b"events")).user == "alice"
     assert parse(delivery(exchange=b"bridge.inbound")).user == "alice"
+
+
+# --- the time of an event -----------------------------------------------------------------
+
+RULES = MessageLimits(body_bytes=100_000, undelivered_after_s={"invoice": 45.0})
+
+
+def tracking_of(event: bytes, headers: bytes | None = None) -> Tracking | None:
+    """Return what is wanted for a message of an event, with the rules of settings."""
+    properties = Properties(type=event, headers=headers, correlation_id=b"c")
+    found = parse_delivery(delivery(properties=properties), limits=RULES, now_s=NOW_S)
+    assert isinstance(found, Message)
+    return None if found.options is None else found.options.tracking
+
+
+def test_a_message_counts_as_undelivered_after_the_time_of_its_event() -> None:
+    """Whether it has headers or not; the receipt that it asks for is not affected."""
+    plain = tracking_of(b"invoice")
+    assert plain is not None
+    assert (plain.wants_receipt, plain.undelivered_after_s) == (False, 45)
+    assert plain.id
+    assert plain.correlation_id == "c"
+
+    headers = render_options(MessageOptions(tracking=Tracking(wants_receipt=True)))
+    with_receipt = tracking_of(b"invoice", headers)
+    assert with_receipt is not None
+    assert (with_receipt.wants_receipt, with_receipt.undelivered_after_s) == (True, 45)
+
+    keyed = tracking_of(b"invoice", render_options(MessageOptions(key="k")))
+    assert keyed is not None
+    assert tracking_of(b"order") is None
+    assert tracking_of(b"") is None
+
+
+def test_the_time_of_a_message_wins_over_that_of_its_event() -> None:
+    """An ephemeral message is stored nowhere, so it has no time."""
+    own = Tracking(wants_receipt=False, undelivered_after_s=7)
+    found = tracking_of(b"invoice", render_options(MessageOptions(tracking=own)))
+    assert found is not None
+    assert found.undelivered_after_s == 7
+
+    ephemeral = render_options(MessageOptions(is_ephemeral=True))
+    assert tracking_of(b"invoice", ephemeral) is None

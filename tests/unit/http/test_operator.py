@@ -13,6 +13,8 @@ from bridge.core.contracts.operator.users import (
     UserPosition,
 )
 from bridge.core.event_schemas import EventSchemas
+from bridge.core.message import MessageLimits
+from bridge.core.message_options import MessageOptions, Tracking
 from bridge.core.schema_compiler import compile_schemas
 from bridge.errors import BrokerUnavailableError
 from bridge.http.api.endpoint import Api
@@ -34,7 +36,10 @@ async def open_operator(
 ) -> Client:
     """Serve the operator port; data may have 1,000 bytes."""
     endpoint = PublishEndpoint(
-        publisher, Metrics(), max_message_bytes=1000, check=EventCheck(schemas)
+        publisher,
+        Metrics(),
+        limits=MessageLimits(1000, max_age_s=3600),
+        check=EventCheck(schemas),
     )
     return await open_app(
         operator_app(
@@ -73,6 +78,32 @@ async def test_a_message_is_accepted_once_the_broker_has_it(
     assert json.loads(first["data"]) == {"a": [1]}
     assert second["data"] == b"null"
     assert second["message_id"] == generated
+
+
+async def test_a_message_may_count_as_undelivered_after_a_time(
+    open_app: Open, publisher: FakePublisher
+) -> None:
+    """One that the inbox would not keep so long is refused: it would be a dead letter."""
+    client = await open_operator(open_app, publisher)
+
+    answers = []
+    for after in ("45s", "1h", "61m", "0s", "soon"):
+        body = {"user": "tom", "data": 1, "undelivered_after": after}
+        async with client.post("/api/publish", json=body, headers=KEY) as response:
+            answer = await response.json()
+            answers.append((response.status, answer.get("detail")))
+            assert response.status == 202 or answer["pointer"] == "/undelivered_after"
+
+    not_a_duration = (422, "undelivered_after is not a duration such as 45s")
+    assert answers == [
+        (202, None),
+        (202, None),
+        (422, "undelivered_after is longer than an inbox keeps a message, 1h"),
+        not_a_duration,
+        not_a_duration,
+    ]
+    tracking = Tracking(wants_receipt=False, undelivered_after_s=45)
+    assert publisher.published[0]["options"] == MessageOptions(tracking=tracking)
 
 
 @pytest.mark.parametrize("files", [{}, {"message.json": b'{"maxProperties": 2}'}])

@@ -92,6 +92,21 @@ def test_lists_are_comma_separated_or_toml_lists(
     assert settings.allowed_origins == ("https://a.example", "http://b.example:81")
 
 
+def test_times_of_events_are_pairs_or_a_table(
+    tmp_path: Path, environment: pytest.MonkeyPatch
+) -> None:
+    """An event whose name contains a comma or a space can be in the table."""
+    toml = tmp_path / "bridge.toml"
+    toml.write_text('[undelivered_after]\ninvoice = "45s"\n"a, b" = 90\n')
+    assert load_settings(config_file=str(toml)).undelivered_after == {
+        "invoice": 45,
+        "a, b": 90,
+    }
+
+    environment.setenv("BRIDGE_UNDELIVERED_AFTER", "invoice=45s, a=b=500ms,")
+    assert load_settings().undelivered_after == {"invoice": 45, "a=b": 0.5}
+
+
 def test_units_become_seconds_and_bytes(environment: pytest.MonkeyPatch) -> None:
     """The code uses one unit for each kind of value."""
     environment.setenv("BRIDGE_DRAIN_TIMEOUT", "2m")

@@ -126,6 +126,30 @@ def accepted(**values: object) -> Settings:
             "BRIDGE_MAX_MESSAGE_BYTES: should be greater than 0",
         ),
         ({"log_level": "loud"}, "BRIDGE_LOG_LEVEL: "),
+        (
+            {"undelivered_after": "invoice"},
+            "BRIDGE_UNDELIVERED_AFTER: 'invoice' is not like NAME=45s",
+        ),
+        (
+            {"undelivered_after": "a=1s,a=2s"},
+            "BRIDGE_UNDELIVERED_AFTER: names 'a' twice",
+        ),
+        (
+            {"undelivered_after": "a=soon"},
+            "BRIDGE_UNDELIVERED_AFTER: 'soon' is not a duration",
+        ),
+        (
+            {"undelivered_after": {"a": "0s"}},
+            "BRIDGE_UNDELIVERED_AFTER: should be greater than 0",
+        ),
+        (
+            {"undelivered_after": "connect=1s"},
+            "BRIDGE_UNDELIVERED_AFTER: event 'connect' is the reserved name",
+        ),
+        (
+            {"undelivered_after": "a=8d"},
+            "BRIDGE_UNDELIVERED_AFTER: a=8d is longer than BRIDGE_INBOX_MAX_AGE (7d)",
+        ),
         ({"made_up": 1}, "made_up in the TOML file: is not a setting"),
     ],
     ids=str,

@@ -65,6 +65,8 @@ def test_a_rendered_size_parses_to_the_same_value(size_bytes: int) -> None:
         ("prefetch", 3600, "3600"),
         ("legacy_push", False, "false"),
         ("schemas", None, ""),
+        ("undelivered_after", {}, ""),
+        ("undelivered_after", {"a": 45.0, "b.c": 0.5}, "a=45s,b.c=500ms"),
         ("jwt_algorithms", ("HS256", "ES256"), "HS256,ES256"),
     ],
 )
