@@ -21,6 +21,7 @@ from aio_pika.abc import (
     HeadersType,
 )
 from aio_pika.exceptions import AMQPError
+from yarl import URL
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +52,9 @@ class DemoWorker:
 
     async def run(self) -> None:
         """Work until cancelled, as long as there is a broker."""
-        while True:
+        task = asyncio.current_task()
+        # aio-pika may raise an error of its own instead of CancelledError.
+        while task is None or not task.cancelling():
             try:
                 await self._run_connected()
             except* (AMQPError, OSError, TimeoutError) as group:
@@ -60,8 +63,11 @@ class DemoWorker:
             await asyncio.sleep(_RETRY_S)
 
     async def _run_connected(self) -> None:
-        connection = await aio_pika.connect_robust(self._amqp_url, timeout=_TIMEOUT_S)
+        # Closed also if it is cancelled while it connects: otherwise, it would connect again
+        # and again in a task that cannot be cancelled, and the program would not end.
+        connection = aio_pika.RobustConnection(URL(self._amqp_url))
         async with connection, asyncio.TaskGroup() as jobs:
+            await connection.connect(timeout=_TIMEOUT_S)
             await self._consume(await connection.channel(), jobs)
 
     async def _consume(self, channel: AbstractChannel, jobs: asyncio.TaskGroup) -> None:
