@@ -167,7 +167,7 @@ class RedisReceipts:
         """Call `wake` when there may be an event."""
         self._wake = wake
 
-    def notify(self, users: Iterable[str]) -> None:
+    def notify(self, users: Iterable[str] = ()) -> None:
         """Note that there may be something to publish about `users`."""
         self._tags.update(map(tag_of, users))
         if self._wake is not None:
