@@ -7,7 +7,7 @@ deletes them by the rules of `Retention`. One suite in tests/contract runs again
 three stores: memory, sqlite and redis.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -273,6 +273,29 @@ class EventOutbox(Protocol):
         """Return the number of events, and the age of the oldest in seconds."""
 
 
+class PresenceStore(Protocol):
+    """The part of a store that decides which users are online."""
+
+    async def note_presence(
+        self, windows: Mapping[str, int], *, debounce_s: float
+    ) -> Callable[[str], bool] | None:
+        """
+        Note how many windows some users have on this bridge, and decide who is online.
+
+        The first windows of a user on any bridge add the event `user.online` to the outbox;
+        when the user has had no windows for `debounce_s`, `user.offline` is added. Time
+        decides when this is called, so it must be called at least once a second, also
+        without users. Users with the windows of a bridge that ended leave by themselves.
+
+        Returns:
+            ``None`` if all was noted. Otherwise a function that says of which users with
+            windows here they must be noted again, soon but not at once: the store is
+            away, or has lost what it knew about this bridge.
+
+        Never raises.
+        """
+
+
 class AdminQueries(Protocol):
     """
     Read-only queries for operators; they neither change an inbox nor delay the bridge.
@@ -315,7 +338,9 @@ class AdminQueries(Protocol):
         """Return the receipts of messages with this id whose outcome is not decided yet."""
 
 
-class Inbox(InboxWriter, InboxReader, RevocationStore, EventOutbox, Protocol):
+class Inbox(
+    InboxWriter, InboxReader, RevocationStore, EventOutbox, PresenceStore, Protocol
+):
     """A store, with its lifecycle."""
 
     retention: Retention  # may be replaced while the store is open

@@ -1,4 +1,4 @@
-"""The bodies of what is published about messages, and about deliveries that never were stored."""
+"""The bodies of what is published: about messages, deliveries that never were stored, and users."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from bridge.core.message import Delivery, Message, message_id_of, tracking_for
 from bridge.core.message_options import Tracking, asks_for_receipt
 from bridge.core.receipts import Receipt, WorkerEvent, decide
 from bridge.core.settlement import trial_key
-from bridge.enums import EVENT_DEFAULT, DeadLetterReason, ReceiptOutcome
+from bridge.enums import EVENT_DEFAULT, DeadLetterReason, PresenceChange, ReceiptOutcome
 
 
 def render_event(
@@ -115,3 +115,28 @@ def expired_events(
         render_event(receipt, outcome, at_s=at.now_s, data=message.data)
         for outcome in verdict.outcomes
     ]
+
+
+def presence_event(user: str, *, windows: int, at_s: float, seq: int) -> WorkerEvent:
+    """
+    Return `user.online`, or `user.offline` if the user has no windows.
+
+    Args:
+        user: The user.
+        windows: How many windows of the user the bridge that decided it has.
+        at_s: Unix time at which it was decided.
+        seq: Larger than in all earlier events about this user.
+
+    """
+    body = {
+        "user": user,
+        "windows": windows,
+        "at": datetime.fromtimestamp(at_s, UTC),
+        "seq": seq,
+    }
+    # The name of a user may be too long for the id of a message.
+    digest = blake2b(user.encode(), digest_size=8).hexdigest()
+    change = PresenceChange.ONLINE if windows else PresenceChange.OFFLINE
+    # A copy, because orjson's bytes keep a larger buffer alive.
+    body_bytes = bytes(memoryview(orjson.dumps(body)))
+    return WorkerEvent(f"{digest}.{seq}", change, user, body_bytes, at_s)

@@ -6,7 +6,7 @@ clients learn that messages may be missing.
 """
 
 import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import takewhile
 from operator import attrgetter
 from typing import Final
@@ -33,6 +33,7 @@ from bridge.inbox.contract import (
     RevokedListener,
     StoredListener,
 )
+from bridge.inbox.lone_presence import LonePresence
 from bridge.inbox.memory.admin_queries import MemoryAdminQueries
 from bridge.inbox.memory.receipts import MemoryReceipts
 from bridge.inbox.memory.user_log import UserLog
@@ -64,6 +65,7 @@ class MemoryInbox:
         self._followed: set[str] = set()
         self._forgotten = 0
         self._receipts = MemoryReceipts()
+        self._presence = LonePresence()
         self._revocations = RevocationIndex()
         self._on_stored: StoredListener | None = None
         self._on_announced: AnnouncedListener | None = None
@@ -299,6 +301,20 @@ class MemoryInbox:
     async def events_depth(self) -> tuple[int, float | None]:
         """Return the number of events, and the age of the oldest in seconds."""
         return self._receipts.depth(self._clock.read().now_s)
+
+    async def note_presence(
+        self, windows: Mapping[str, int], *, debounce_s: float
+    ) -> None:
+        """Note windows, and decide who is online; nothing survives the process."""
+        decision = self._presence.decide(
+            windows,
+            debounce_s=debounce_s,
+            real_s=self._clock.real_s(),
+            now_s=self._clock.wall_s(),
+        )
+        for event in decision.events:
+            self._receipts.put(event)
+        self._presence.apply(decision)
 
     async def note_trials(self, keys: Sequence[bytes]) -> list[int]:
         """

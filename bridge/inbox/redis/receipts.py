@@ -28,6 +28,7 @@ from bridge.core.receipts import Receipt, WorkerEvent, unpack_event
 from bridge.enums import EVENT_DEFAULT, ReceiptOutcome
 from bridge.inbox.redis.bridge_reports import BridgeReports
 from bridge.inbox.redis.encoding import tag_of, unpack
+from bridge.inbox.redis.presence import unpack_presence
 from bridge.inbox.redis.protocol import Argument, Reply
 from bridge.inbox.redis.scripts.receipts import POLL, PUT_EVENT
 from bridge.inbox.redis.servers import RedisServers
@@ -106,6 +107,8 @@ def unpack_receipt(user: str, packed: bytes, *, offset: int) -> Receipt:
 
 def _unpack(element: bytes, key: _Key) -> WorkerEvent:
     """Return the event in an element of the outbox."""
+    if element[:1] == b"P":
+        return replace(unpack_presence(element), key=key)
     if element[:1] == b"E":
         return unpack_event(element[1:], key=key)
     at_s, number, is_old, user_length, length = _DECISION.unpack_from(element, 1)
@@ -172,6 +175,11 @@ class RedisReceipts:
         self._tags.update(map(tag_of, users))
         if self._wake is not None:
             self._wake()
+
+    def note_event(self, tag: int) -> None:
+        """Note that a tag has a new event."""
+        self._tags.add(tag)
+        self.notify(())
 
     def note_appended(self, messages: Sequence[Message]) -> None:
         """Note which tags have tracked messages."""

@@ -29,7 +29,7 @@ another bridge consumes by now is fenced off (append.py).
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -61,6 +61,7 @@ from bridge.inbox.redis.connection_setup import ConnectionSetup
 from bridge.inbox.redis.encoding import key_prefixes, tag_of, unpack
 from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.feed import Feed
+from bridge.inbox.redis.presence import RedisPresence
 from bridge.inbox.redis.protocol import MISSING, Argument, RedisConnection, Reply
 from bridge.inbox.redis.receipts import RedisReceipts
 from bridge.inbox.redis.revocations import RedisRevocations
@@ -124,6 +125,13 @@ class RedisInbox:
             real_s=real_s,
             is_cluster=is_cluster,
             gone_s=timing.gone_s,
+        )
+        self._presence = RedisPresence(
+            self._servers,
+            self._clock,
+            timing,
+            on_event=self._receipts.note_event,
+            is_cluster=is_cluster,
         )
         self._background = BackgroundWrites(
             self._servers, self._receipts, rules=self._rules, real_s=real_s
@@ -514,6 +522,12 @@ class RedisInbox:
     async def events_depth(self) -> tuple[int, float | None]:
         """Return the number of events at the last poll, and the age of the oldest."""
         return self._receipts.depth(self._clock.read().now_s)
+
+    async def note_presence(
+        self, windows: Mapping[str, int], *, debounce_s: float
+    ) -> Callable[[str], bool] | None:
+        """Note windows, and decide who is online; see `PresenceStore`."""
+        return await self._presence.note(windows, debounce_s=debounce_s)
 
     # --- background writes
 

@@ -24,6 +24,8 @@ class RedisTiming:
         gone_s: After so long without a report another bridge counts as gone: an outage of 7 s
             that this one did not notice, `connect_s`, `backoff_max_s`, and a second until the
             next poll (bridge_reports.py).
+        presence_poll_s: Between two polls that renew the leases of `gone_s` for the users with
+            windows on this bridge (presence.py).
 
     """
 
@@ -38,6 +40,7 @@ class RedisTiming:
     backoff_first_s: float = 0.05
     backoff_max_s: float = 2.0
     gone_s: float = 15.0
+    presence_poll_s: float = 2.0
 
 
 DEFAULT_TIMING = RedisTiming()

@@ -105,4 +105,6 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX pending ON events (id) WHERE is_confirmed = 0",
         "CREATE INDEX concluded ON events (message) WHERE message IS NOT NULL",
     ),
+    # The users that were reported online and not yet offline.
+    ("CREATE TABLE presence (user TEXT PRIMARY KEY) WITHOUT ROWID",),
 )

@@ -13,7 +13,7 @@ gives the reason in both cases.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -40,6 +40,7 @@ from bridge.inbox.contract import (
 from bridge.inbox.sqlite.admin_queries import AdminReader, SqliteAdminQueries
 from bridge.inbox.sqlite.database_thread import DatabaseThread
 from bridge.inbox.sqlite.file import StoreFile, disk_usage
+from bridge.inbox.sqlite.presence import SqlitePresence
 from bridge.inbox.sqlite.reader import SqliteReader
 from bridge.inbox.sqlite.receipts import read_events
 from bridge.inbox.sqlite.unindexed import ROUND_ENTRIES, UnindexedTail
@@ -100,6 +101,7 @@ class SqliteInbox:
             self._reader, name="inbox-reader", store=self.description
         )
         self._writes = WriteScheduler(self._writer, self._writer_thread)
+        self._presence = SqlitePresence(self._writes, self._writer.receipts, clock)
         self.admin: Final = SqliteAdminQueries(
             AdminReader(file, tail, retention=retention_now, clock=clock),
             self._writes,
@@ -299,6 +301,7 @@ class SqliteInbox:
         with suppress(StoreUnavailableError):
             await self._writes.submit(self._writer.store_clock)
             await self._writes.submit(self._writer.drop_revocations)
+            await self._presence.sweep()
             self._revocations.drop_over(self._clock.read())
             for sweep in (
                 self._writer.receipts.sweep,  # first: it needs the messages
@@ -387,6 +390,12 @@ class SqliteInbox:
         oldest = await self._read(lambda c: read_events(c, limit=1, max_bytes=0))
         now_s = self._clock.read().now_s
         return pending, now_s - oldest[0].at_s if oldest else None
+
+    async def note_presence(
+        self, windows: Mapping[str, int], *, debounce_s: float
+    ) -> Callable[[str], bool] | None:
+        """Note windows, and decide who is online; see `PresenceStore`."""
+        return await self._presence.note(windows, debounce_s=debounce_s)
 
     async def note_trials(self, keys: Sequence[bytes]) -> list[int]:
         """Record a trial of each key in one transaction; return their numbers."""

@@ -15,6 +15,7 @@ The keys of a user; each begins with a prefix that ends in the hash tag of the u
                    each tag has its own.
                  - the claims: for each queue the token given out last, in the first tag
                  - events: the number of the last event
+                 - presence: the last `seq` of an event about presence
                  - lost: when the tag was found without its hash, which it had before
                  - forgotten: the offset after which those of new users start; see
                    inbox/sqlite/schema.py
@@ -38,6 +39,15 @@ The keys of a user; each begins with a prefix that ends in the hash tag of the u
     a            a sorted set: the sessions of bridges, by the server's time up to which each has
                  written what it knows. A single server has it in the first tag; in a cluster
                  each tag has its own.
+    p            a hash of the users who have windows -> the sessions that have them
+                 (presence.py). This key and the next five have a time to live, because
+                 nothing else deletes them when presence is turned off.
+    p:SESSION    a sorted set of the users who have windows in a session, all with score 0
+    l            a sorted set of the sessions, all with score 0
+    l:SESSION    the number of the last call of a session; ends with its lease
+    q            a sorted set of the users who have left, by the `seq` at that time
+    q:SEQ        exists until these users are offline
+    y            exists while the tag is polled for presence
     r            a sorted set of the revocations of users of the tag as JSON, all with score 0
 
 Offsets in the list have no gaps, so the position determines the offset: the last element
