@@ -22,6 +22,7 @@ from bridge.core.worker_slot import WorkerSlot
 from bridge.errors import BridgeError, ConfigError, first_error
 from bridge.http.listeners import Listening, serve, serve_on_unix_socket
 from bridge.logging import set_log_level
+from bridge.presence import PresenceReporter
 from bridge.settings.load import changed_fields
 from bridge.settings.model import Settings, contradictions
 from bridge.wiring import (
@@ -139,9 +140,15 @@ class Bridge:
             if self.settings.page_events
             else {}
         )
+        presence = (
+            {"presence": self._report_presence(parts.presence)}
+            if parts.presence
+            else {}
+        )
         return (
             fleet
             | requests
+            | presence
             | {
                 "publisher": parts.publisher.run(),
                 "intake": self._consume(),
@@ -224,6 +231,10 @@ class Bridge:
     async def _publish_events(self) -> None:
         await self.components.inbox_maintenance.wait_until_open()
         await self.components.events.run()
+
+    async def _report_presence(self, presence: PresenceReporter) -> None:
+        await self.components.inbox_maintenance.wait_until_open()
+        await presence.run()
 
     async def _drain(self) -> None:
         parts = self.components

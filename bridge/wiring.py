@@ -7,6 +7,7 @@ too.
 """
 
 import socket
+from collections.abc import Callable
 from time import time
 
 from pydantic import SecretStr
@@ -61,7 +62,7 @@ from bridge.http.listeners import OPERATOR_LINE_MAX_BYTES
 from bridge.http.operator import operator_app
 from bridge.http.public import public_app
 from bridge.http.publish import EventCheck, LegacyPushEndpoint, PublishEndpoint
-from bridge.inbox.contract import Retention
+from bridge.inbox.contract import PresenceStore, Retention
 from bridge.inbox.maintenance import InboxMaintenance
 from bridge.inbox.memory.store import MemoryInbox
 from bridge.inbox.migration.model import MigrationTarget
@@ -73,6 +74,7 @@ from bridge.logging import dropped_log_lines
 from bridge.metrics import Metrics, SupervisorMetrics
 from bridge.outbox import Outbox
 from bridge.pipeline import Pipeline
+from bridge.presence import PresenceReporter
 from bridge.readiness import BridgeReadiness
 from bridge.schema_folder import load_schemas
 from bridge.server_certificate import (
@@ -88,6 +90,7 @@ from bridge.sockets.engineio.listener import Listener
 from bridge.sockets.engineio.session import SessionLimits
 from bridge.sockets.options import SocketOptions
 from bridge.sockets.page_requests import PageRequests
+from bridge.sockets.rooms import Rooms
 from bridge.sockets.server import SocketIOServer
 from bridge.tracing import open_tracing
 from bridge.trusted_proxies import TrustedProxies
@@ -100,6 +103,7 @@ class Components:
     Attributes:
         tracing: ``None`` if no endpoint for spans is configured.
         fleet: Asks the other bridges; ``None`` unless the store is shared.
+        presence: ``None`` if it is turned off.
         verifier: ``None`` in open mode.
         certificate: That of the public port; ``None`` without TLS.
 
@@ -150,8 +154,10 @@ class Components:
             tracing=self.tracing,
         )
         self.proxies = proxies_of(settings, metrics)
-        loaded = certificate_of(settings)
-        self.certificate = PortCertificate(loaded) if loaded else None
+        self.certificate = (
+            PortCertificate(loaded) if (loaded := certificate_of(settings)) else None
+        )
+        self.presence = presence_of(settings, inbox, rooms=lambda: self.sockets.rooms)
         self.sockets = SocketIOServer(
             socket_options(settings, self.proxies),
             inbox=inbox,
@@ -162,6 +168,7 @@ class Components:
             tracing=self.tracing,
             slot=slot,
             page_requests=self.page_requests if settings.page_events else None,
+            on_presence=self.presence.note if self.presence else None,
         )
 
         fleet_view = FleetView(
@@ -376,6 +383,20 @@ def inbox_of(
     if kind == "sqlite":
         return SqliteInbox(path, retention(settings), clock=clock)
     return MemoryInbox(retention(settings), clock=clock)
+
+
+def presence_of(
+    settings: Settings, store: PresenceStore, *, rooms: Callable[[], Rooms]
+) -> PresenceReporter | None:
+    """Return what tells the store who has windows in `rooms`; ``None`` if it is turned off."""
+    if not settings.presence:
+        return None
+    return PresenceReporter(
+        store,
+        windows_of=lambda user: len(rooms().windows_of(user)),
+        users=lambda: rooms().users,
+        debounce_s=settings.presence_debounce,
+    )
 
 
 def fleet_of(settings: Settings) -> RedisFleet | None:

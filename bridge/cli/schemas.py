@@ -30,6 +30,7 @@ _FILES: Final[Mapping[str, type[BaseModel]]] = {
     "worker-reply": messages.WorkerReply,
     "request-answer": windows.RequestAnswer,
     "message-event": events.MessageEvent,
+    "presence-event": events.PresenceEvent,
     "kick": control.KickCommand,
     "revoke": control.RevokeCommand,
     "token-claims": windows.TokenClaims,

@@ -303,6 +303,16 @@ class Settings(BaseSettings):
         "all that follow them.",
     )
 
+    presence: bool = _fixed(
+        False,
+        "Publishes `user.online` and `user.offline` to `<namespace>.events`: who has windows on "
+        "any bridge. Set it on all bridges.",
+    )
+    presence_debounce: Duration = _fixed(
+        "15s",
+        "How long a user must have no windows before `user.offline` is published.",
+    )
+
     # --- limits
     max_message_bytes: Size = _reloadable(
         "256KiB", "Size limit of a body; a larger one becomes a dead letter."

@@ -146,7 +146,8 @@ class Rooms:
 
     `catch_up` is called with a window whose gate was closed, because too many bytes wait
     for its client or the feed has a gap: it must receive the messages that are passed with
-    it, then read the inbox. `timers` returns the event loop.
+    it, then read the inbox. `timers` returns the event loop. `on_presence` is called with a user
+    whose first window has joined or whose last one has left.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class Rooms:
         clock: SteadyClock,
         timers: Callable[[], Timers] = asyncio.get_running_loop,
         tracked: Callable[[], Collection[str]] = tuple,
+        on_presence: Callable[[str], None] | None = None,
         journal: Journal | None = None,
         tracing: Tracing | None = None,
     ) -> None:
@@ -167,6 +169,7 @@ class Rooms:
         self._catch_up = catch_up
         self._timers = timers
         self._tracked = tracked
+        self._on_presence = on_presence
         self._tracing = tracing
         self.journal = journal or Journal()
         self._rooms: dict[str, Room] = {}
@@ -267,6 +270,8 @@ class Rooms:
 
     def _note_presence(self, user: str, change: PresenceChange) -> None:
         self.journal.presence(user, change, at_s=self._clock.wall_s())
+        if self._on_presence is not None:
+            self._on_presence(user)
 
     def _delete_if_empty(self, room: Room) -> bool:
         if room.windows or room.reserved:

@@ -8,7 +8,7 @@ room. Recovery works as the stock client expects it.
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic, time
 from typing import Final
 
@@ -69,6 +69,7 @@ class SocketIOServer:
         tracing: Tracing | None = None,
         slot: WorkerSlot | None = None,
         page_requests: PageRequests | None = None,
+        on_presence: Callable[[str], None] | None = None,
     ) -> None:
         self._options = options
         self._inbox = inbox
@@ -87,6 +88,7 @@ class SocketIOServer:
             catch_up=self._catch_up,
             clock=clock or SteadyClock(),
             tracked=lambda: inbox.tracked,
+            on_presence=on_presence,
             journal=journal,
             tracing=tracing,
         )

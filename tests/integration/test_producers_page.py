@@ -22,7 +22,7 @@ from tests.integration.programs import (
     token_for,
 )
 from tests.integration.programs import settings_for_program as settings_for
-from tests.integration.running import OPERATOR_TOKEN, python_client
+from tests.integration.running import OPERATOR_TOKEN, open_windows, python_client
 from tests.local_node import LocalNode
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -40,7 +40,8 @@ def block(page: str, heading: str) -> str:
 
 @pytest.fixture
 async def running(broker: LocalNode, namespace: str) -> AsyncIterator[RunningProgram]:
-    async with program(broker, namespace, api_key=_API_KEY) as started:
+    presence = {"presence": "true", "presence_debounce": "100ms"}
+    async with program(broker, namespace, api_key=_API_KEY, **presence) as started:
         yield started
 
 
@@ -146,6 +147,30 @@ async def test_the_worker_that_records_receipts(
 
     await eventually(is_recorded)
     await end(recording)
+
+
+async def test_the_worker_that_knows_who_is_online(
+    adapt: Any, running: RunningProgram, broker: LocalNode, namespace: str
+) -> None:
+    """Ann has a window, and closes it."""
+    code = adapt(block("docs/producers.md", "Who is online"))
+    name = f"{namespace}.presence"
+    code = code.replace('"presence"', f'"{name}"')
+    names: dict[str, Any] = {"__name__": "worker"}
+    exec(code, names)  # noqa: S102 - a block of our own page
+    users: dict[str, tuple[int, bool]] = {}
+    token = await token_for("ann", **settings_for(broker, namespace))
+    async with await aio_pika.connect(broker.url) as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue(name, durable=True)
+        await queue.bind(f"{namespace}.events", "user.*")
+        following = asyncio.create_task(names["follow_users"](users), name="worker")
+        async with open_windows(running.public_url, [token]):
+            await eventually(lambda: "ann" in users)
+            assert users["ann"][1]
+        await eventually(lambda: not users["ann"][1])
+        await end(following)
+        await channel.queue_delete(name)
 
 
 async def test_the_worker_that_mails_late_messages(

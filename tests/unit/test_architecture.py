@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the lowest layer to the highest. A part imports only lower layers and itself.
 LAYERS = """
 enums < errors < log_writer < core < clock < settings logging metrics tracing
-< amqp inbox auth schema_folder server_certificate trusted_proxies < sockets fencing outbox event_publisher
+< amqp inbox auth schema_folder server_certificate trusted_proxies < sockets fencing outbox event_publisher presence
 < pipeline gauges < readiness < http < wiring < app doctor
 < child_reaper < signals < workers demo < cli < __main__
 """

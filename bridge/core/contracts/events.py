@@ -53,3 +53,31 @@ class MessageEvent(Contract):
     data: AnyJson | Absent = Field(
         None, description="Of `undelivered`: the data of the message."
     )
+
+
+class PresenceEvent(Contract):
+    """
+    A user came online or went offline: the routing key is `user.online` or `user.offline`.
+
+    The property `message_id` of the event is the same at each repeat of it.
+    """
+
+    model_config = examples(
+        {
+            "user": "alice",
+            "windows": 1,
+            "at": "2026-01-31T12:00:00.250+00:00",
+            "seq": 1769860800250,
+        }
+    )
+
+    user: User = Field(description="The user.")
+    windows: Annotated[int, Field(ge=0)] = Field(
+        description="How many windows the user has on the bridge that reports it; "
+        "0 = offline."
+    )
+    at: Time = Field(description="When it was decided (RFC 3339).")
+    seq: Annotated[int, Field(ge=1)] = Field(
+        description="Larger than in all earlier events about this user. "
+        "An event with a lower one than the last is late: drop it."
+    )

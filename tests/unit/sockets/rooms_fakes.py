@@ -117,18 +117,23 @@ class RoomsFixture:
         self.behind: list[Window] = []
         self.late: list[Stored] = []  # of the windows in `behind`
         self.timers = FakeTimers()
+        self.presence: list[tuple[str, int]] = []  # users, and their windows then
         self.rooms = Rooms(
             self.metrics,
             outbound_bytes=OUTBOUND_BYTES,
             catch_up=self._catch_up,
             clock=SteadyClock(wall=lambda: time() + self.clock_ahead_s),
             timers=lambda: self.timers,
+            on_presence=self._note_presence,
         )
         self._sids: Iterator[int] = iter(range(1000))
 
     def _catch_up(self, window: Window, late: Sequence[Stored]) -> None:
         self.behind.append(window)
         self.late += late
+
+    def _note_presence(self, user: str) -> None:
+        self.presence.append((user, len(self.rooms.windows_of(user))))
 
     def window(
         self,

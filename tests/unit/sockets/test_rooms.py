@@ -202,6 +202,22 @@ def test_the_first_and_the_last_window_of_a_user_are_in_the_journal(
     assert all(0 <= time() - at_s < 60 for at_s, _ in changes)
 
 
+def test_the_first_and_the_last_window_of_a_user_are_noted(
+    fixture: RoomsFixture,
+) -> None:
+    """The others change nothing for workers that ask who is online."""
+    one, two = fixture.window("alice"), fixture.window("alice")
+    assert fixture.rooms.reserve("ben", at_most=5)  # refused, or gone before it joined
+    fixture.rooms.release("ben")
+    fixture.rooms.leave(one)
+    assert fixture.presence == [("alice", 1)]
+
+    assert fixture.rooms.reserve("alice", at_most=5)
+    fixture.rooms.leave(two)
+    fixture.rooms.leave(two)
+    assert fixture.presence == [("alice", 1), ("alice", 0)]
+
+
 def test_a_reserved_room_outlives_its_last_window(fixture: RoomsFixture) -> None:
     """When a page reloads, its old window leaves while the new one is being admitted."""
     old = fixture.window("alice")

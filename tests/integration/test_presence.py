@@ -1,0 +1,120 @@
+"""Workers learn who is online, on one bridge with each store, and after it was killed."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractIncomingMessage
+
+from bridge.settings.model import Settings
+from tests.conftest import SLOW_FACTOR, eventually
+from tests.integration.programs import program, settings_for_program, token_for
+from tests.integration.running import open_windows, running_bridge, settings_for
+from tests.local_node import LocalNode
+from tests.redis_server import RedisServer
+
+
+class PresenceWorker:
+    """A worker that receives the events about presence."""
+
+    def __init__(self) -> None:
+        self.changes: list[tuple[str, str]] = []
+        self.bodies: list[dict[str, object]] = []
+
+    async def receive(self, event: AbstractIncomingMessage) -> None:
+        """Record an event."""
+        body = json.loads(event.body)
+        self.bodies.append(body)
+        self.changes.append((body["user"], (event.routing_key or "").split(".")[1]))
+
+
+@asynccontextmanager
+async def presence_worker(
+    broker: LocalNode, namespace: str
+) -> AsyncIterator[PresenceWorker]:
+    """Receive all events about presence, also of a bridge that starts later."""
+    worker = PresenceWorker()
+    async with await aio_pika.connect(broker.url) as connection:
+        channel = await connection.channel()
+        exchange = await channel.declare_exchange(
+            f"{namespace}.events", "topic", durable=True
+        )
+        queue = await channel.declare_queue(exclusive=True)
+        await queue.bind(exchange, "user.*")
+        await queue.consume(worker.receive, no_ack=True)
+        yield worker
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+async def settings(
+    request: pytest.FixtureRequest, broker: LocalNode, namespace: str, tmp_path: Path
+) -> AsyncIterator[Settings]:
+    """Settings with each store."""
+    presence = {"presence": "true", "presence_debounce": "500ms"}
+    if request.param == "redis":
+        async with RedisServer.start(tmp_path) as server:
+            yield settings_for(broker, namespace, inbox=server.url, **presence)
+        return
+    url = {"memory": "memory:", "sqlite": f"sqlite:{tmp_path / 'inbox.sqlite3'}"}
+    yield settings_for(broker, namespace, inbox=url[request.param], **presence)
+
+
+async def test_a_worker_learns_who_comes_and_goes(
+    broker: LocalNode, namespace: str, settings: Settings
+) -> None:
+    """The second window of a user, and the first one that is closed, change nothing."""
+    async with (
+        running_bridge(settings) as running,
+        presence_worker(broker, namespace) as worker,
+    ):
+        url, tokens = running.listening.public_url, [running.token("ann")]
+        async with open_windows(url, tokens):
+            await eventually(lambda: worker.changes == [("ann", "online")])
+            async with open_windows(url, [*tokens, running.token("ben")]):
+                await eventually(lambda: ("ben", "online") in worker.changes)
+            await eventually(lambda: ("ben", "offline") in worker.changes)
+            assert len(worker.changes) == 3
+        await eventually(lambda: worker.changes[3:] == [("ann", "offline")])
+        async with open_windows(url, tokens):
+            await eventually(lambda: worker.changes[4:] == [("ann", "online")])
+            assert [body["windows"] for body in worker.bodies] == [1, 1, 0, 0, 1]
+
+
+async def test_without_the_setting_nothing_is_published(
+    broker: LocalNode, namespace: str
+) -> None:
+    """It costs nothing then, either."""
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        assert running.bridge.components.presence is None
+
+
+async def test_users_who_stay_away_after_a_crash_are_reported(
+    broker: LocalNode, namespace: str, tmp_path: Path
+) -> None:
+    """The process is killed with their windows open."""
+    more = {
+        "presence": "true",
+        # Ben must have returned when it is over.
+        "presence_debounce": f"{8 * SLOW_FACTOR:g}s",
+        "inbox": f"sqlite:{tmp_path / 'inbox.sqlite3'}",
+    }
+    settings = settings_for_program(broker, namespace, **more)
+    ann, ben = [await token_for(user, **settings) for user in ("ann", "ben")]
+    both = [("ann", "online"), ("ben", "online")]
+    async with presence_worker(broker, namespace) as worker:
+        async with (
+            program(broker, namespace, **more) as killed,
+            open_windows(killed.public_url, [ann, ben]),
+        ):
+            await eventually(lambda: sorted(worker.changes) == both)
+            killed.process.kill()
+            await killed.ended()
+        async with program(broker, namespace, **more) as started:
+            async with open_windows(started.public_url, [ben]):
+                await eventually(lambda: len(worker.changes) > 2, within_s=60)
+                assert worker.changes[2:] == [("ann", "offline")]
+            await eventually(lambda: len(worker.changes) > 3, within_s=60)
+            assert worker.changes[3:] == [("ben", "offline")]
