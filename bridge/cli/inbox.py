@@ -111,7 +111,11 @@ def inbox(
         print_json(page)
         return
     is_narrow = Console().width < _WIDE
-    columns = _NARROW if is_narrow else _ALL
+    columns = list(_NARROW if is_narrow else _ALL)
+    if is_narrow and retained:
+        columns[-1] = "key"
+    elif any(message.key for message in page.items) and not is_narrow:
+        columns.insert(-1, "key")
     print_table(
         [name.format(zone=time_zone()) for name in columns] + ["data"] * data,
         [
@@ -119,6 +123,9 @@ def inbox(
             for message in page.items
         ],
         right=frozenset({"offset", "bytes"}),
+        empty=f"no retained messages for {user}"
+        if retained
+        else f"no messages in the inbox of {user}",
     )
     if is_narrow and any(message.expires_s for message in page.items):
         print_note("a wider terminal, or --json, shows when messages expire")
@@ -135,5 +142,6 @@ def _cells(message: InboxMessage) -> dict[str, str]:
         "expires": local_time(message.expires_s),
         "event": message.event,
         "bytes": str(message.bytes),
+        "key": message.key or "-",
         "message id": message.message_id or "-",
     }

@@ -115,6 +115,7 @@ def revocations(
             (each.user, _condition(each), *map(local_time, (each.made_s, each.until_s)))
             for each in page.items
         ],
+        empty="no revocations" + (f" for {user}" if user else ""),
     )
     if page.next is not None:
         print_note(f"there are more than these {len(page.items)}: --limit shows more")

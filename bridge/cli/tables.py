@@ -67,17 +67,23 @@ def print_table(
     *,
     right: frozenset[str] = frozenset(),
     folded: frozenset[str] | None = None,
+    empty: str = "",
 ) -> None:
     """
-    Print rows of untrusted text.
+    Print rows of untrusted text; without rows, print `empty` to stderr.
 
     Args:
         columns: The headers.
         rows: The cells.
         right: The columns that are aligned to the right.
         folded: The columns that are folded if the terminal is too narrow; ``None`` = all.
+        empty: What it means that there are no rows.
 
     """
+    cells = list(rows)
+    if empty and not cells:
+        print_note(empty)
+        return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in columns:
         table.add_column(
@@ -86,7 +92,7 @@ def print_table(
             overflow="fold",
             no_wrap=folded is not None and name not in folded,
         )
-    for row in rows:
+    for row in cells:
         table.add_row(*map(printable, row))
     Console(highlight=False, markup=False, emoji=False).print(table)
 

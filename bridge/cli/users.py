@@ -114,6 +114,9 @@ def users(
         ],
         right=_NUMBERS,
         folded=frozenset({"user"}),
+        empty="no users"
+        + (" are online" if online else "")
+        + (f" with a name that begins with {begins}" if begins else ""),
     )
     _say_coverage(page)
     if page.next is not None:
@@ -171,6 +174,7 @@ def print_user(detail: UserDetail) -> None:
         ],
         right=_NUMBERS,
         folded=frozenset({"from"}),
+        empty="no window is connected",
     )
     _say_coverage(detail)
 

@@ -47,6 +47,7 @@ class KeptMessage:
         deadline_s: Unix time after which it is no longer delivered.
         data_bytes: The size of the data.
         data: One JSON value in UTF-8; ``None`` if the query did not include data.
+        key: The producer's key.
 
     """
 
@@ -57,6 +58,7 @@ class KeptMessage:
     deadline_s: float | None
     data_bytes: int
     data: bytes | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,11 @@ class Message:
     trace_parent: str | None = None
     options: MessageOptions | None = None
 
+    @property
+    def key(self) -> str | None:
+        """The producer's key; ``None`` also after a read from a store without options."""
+        return None if self.options is None else self.options.key
+
     def is_expired(self, at: ClockReading) -> bool:
         """Return whether its deadline has passed."""
         deadline_s = self.deadline_s

@@ -84,6 +84,7 @@ async def test_a_user_is_found_with_windows_and_inbox(
         await expect(windows).to_contain_text("websocket")
         retained = page.get_by_role("table", name="Retained messages")
         await expect(retained.locator("tbody tr")).to_have_count(1)
+        await expect(retained.get_by_role("rowheader")).to_have_text("k")
         presence = page.get_by_role("table", name="Presence")
         await expect(presence.locator("tbody tr")).to_contain_text(
             ["first window connected"]

@@ -238,6 +238,7 @@ def _kept(stored: Stored, *, has_data: bool) -> KeptMessage:
         message.deadline_s,
         len(message.data),
         message.data if has_data else None,
+        message.key,
     )
 
 
@@ -253,6 +254,7 @@ def _message(inbox: InboxSummary, message: KeptMessage, now_s: float) -> InboxMe
         offset=message.offset,
         message_id=message.id,
         event=message.event,
+        key=message.key,
         taken_s=message.taken_s,
         expires_s=message.deadline_s,
         bytes=message.data_bytes,

@@ -123,4 +123,5 @@ def _kept_message(stored: Stored, *, with_data: bool) -> KeptMessage:
         deadline_s=message.deadline_s,
         data_bytes=len(message.data),
         data=message.data if with_data else None,
+        key=message.key,
     )

@@ -214,6 +214,7 @@ def _kept_messages(
                 message.deadline_s,
                 data_bytes,
                 message.data if with_data else None,
+                message.key,
             )
         )
     return messages

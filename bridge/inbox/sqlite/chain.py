@@ -6,7 +6,7 @@ A chain is entered at the newest message or at the end of a block of 16 messages
 were deleted.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +14,7 @@ from sqlite3 import Connection
 from typing import Any, Final
 
 from bridge.core.message import Message, Stored
+from bridge.core.message_options import MessageOptions
 from bridge.inbox.sqlite.unindexed import UserTail
 
 # The columns that `to_stored` needs.
@@ -93,7 +94,10 @@ def _chain_query(columns: str) -> str:
     )
 
 
-def to_stored(user: str, row: Row) -> Stored:
+def to_stored(user: str, row: Sequence[Any], *, key: str | None = None) -> Stored:
     """Return the message of a row with the columns `STORED_COLUMNS`."""
     offset, event, data, taken_s, message_id, deadline_s = row
-    return Stored(Message(user, event, data, taken_s, message_id, deadline_s), offset)
+    message = Message(user, event, data, taken_s, message_id, deadline_s)
+    if key is not None:
+        message.options = MessageOptions(key=key)
+    return Stored(message, offset)

@@ -52,16 +52,17 @@ class InboxSnapshot:
             )
 
     def below(self, offset: int, columns: str) -> Rows:
-        """Yield offset and columns of the kept messages below `offset`, newest first."""
+        """Yield offset, columns and key of the kept messages below `offset`, newest first."""
         first, sparse_after = self.state.first, self.state.sparse_after
         if sparse_after is not None:
             yield from self.chain.connection.execute(
-                f"SELECT offset, {columns} FROM sparse"  # noqa: S608 - no input
+                f"SELECT offset, {columns}, key FROM sparse"  # noqa: S608 - no input
                 " WHERE user_id = ? AND offset < ? AND offset >= ? ORDER BY offset DESC",
                 (self.chain.user_id, offset, first),
             )
             offset = min(offset, sparse_after + 1)
-        yield from self.chain.below(offset, first=first, columns=columns)
+        # Only messages in `sparse` have a key.
+        yield from self.chain.below(offset, first=first, columns=f"{columns}, NULL")
 
 
 class SqliteReader:
@@ -159,13 +160,13 @@ class SqliteReader:
         """Read the newest message of each retained key; see `InboxReader`."""
         now = self._clock.read()
         rows = connection.execute(
-            f"SELECT sparse.offset, {STORED_COLUMNS} FROM retained"  # noqa: S608 - no input
+            f"SELECT sparse.offset, {STORED_COLUMNS}, key FROM retained"  # noqa: S608 - no input
             " CROSS JOIN sparse USING (user_id, event, key) WHERE offset > ? AND offset <= ?"
             " AND user_id = (SELECT id FROM users WHERE user = ?) ORDER BY offset",
             (after, upto, user),
         )
         with closing(rows):
-            found = (to_stored(user, row) for row in rows)
+            found = (to_stored(user, row, key=key) for *row, key in rows)
             return fit(
                 (each for each in found if not each.message.is_expired(now)),
                 max_bytes=max_bytes,

@@ -3,6 +3,7 @@
 import pytest
 
 from bridge.core.admin_views import InboxMatch, KeptMessage
+from bridge.core.message_options import MessageOptions
 from bridge.enums import SyncReason
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
@@ -139,6 +140,28 @@ async def test_a_message_is_listed_with_all_its_properties(
     assert list(await look("alice", limit=1)) == [shown]
     (whole,) = await look("alice", limit=1, max_bytes=1)
     assert whole.data == b'"hello"'
+
+
+async def test_a_message_is_listed_with_its_key(store: StoreUnderTest) -> None:
+    """Beside messages without one, from before and after it; also as a retained value."""
+    keyed = store.message("alice", b"2", message_id="m2")
+    keyed.options = MessageOptions(key="job-17", is_retained=True)
+    await store.append("alice", b"1")
+    await store.inbox.append([keyed])
+    await store.append("alice", b"3")
+
+    listed = await store.inbox.admin.messages("alice", limit=9)
+    assert [(each.offset, each.key) for each in listed] == [
+        (3, None),
+        (2, "job-17"),
+        (1, None),
+    ]
+    whole = await store.inbox.admin.messages("alice", limit=1, before=3, max_bytes=9)
+    assert [(each.data, each.key) for each in whole] == [(b"2", "job-17")]
+    (retained,) = await store.inbox.read_retained(
+        "alice", after=0, upto=3, max_bytes=99
+    )
+    assert retained.message.key == "job-17"
 
 
 async def test_a_page_with_data_is_bounded_in_bytes(store: StoreUnderTest) -> None:

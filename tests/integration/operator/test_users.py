@@ -14,7 +14,12 @@ from bridge.core.message_options import MessageOptions, render_options
 from bridge.core.properties import PERSISTENT, Properties
 from tests.conftest import eventually
 from tests.integration.operator.api_client import ApiAsker, asking
-from tests.integration.operator.commands import CommandOutput, run_command
+from tests.integration.operator.commands import (
+    CommandOutput,
+    environment,
+    run_command,
+    run_with,
+)
 from tests.integration.running import (
     OPERATOR_TOKEN,
     RunningBridge,
@@ -347,12 +352,50 @@ async def test_retained_messages_are_listed(broker: LocalNode, namespace: str) -
         second = await api.get(f"{path}&cursor={first['next']}")
         command = ("inbox", "ann", "--retained", "--data", "--json")
         printed = await asyncio.to_thread(run_command, running, *command)
+        shown = await asyncio.to_thread(run_command, running, *command[:3])
+        few_columns = environment(running) | {"COLUMNS": "80"}
+        narrow = await asyncio.to_thread(run_with, few_columns, *command[:3])
 
     items = [*first["items"], *second["items"]]
     assert second["next"] is None
     assert [item["offset"] for item in items] == [1, 2, 3]
     assert [item["data"] for item in items] == ['"a"', '"b"', '"c"']
+    assert [item["key"] for item in items] == ["a", "b", "c"]
     assert orjson.loads(printed.stdout)["items"] == items
+    header, *rows = shown.stdout.splitlines()
+    assert "key" in header.split()
+    assert [row.split()[-2] for row in rows] == ["a", "b", "c"]
+    assert narrow.stdout.splitlines()[0].split()[-1] == "key"
+
+
+async def test_an_empty_list_is_a_sentence(broker: LocalNode, namespace: str) -> None:
+    """A header alone looks like a fault of the command; JSON stays what it is."""
+    async with (
+        running_bridge(settings_for(broker, namespace)) as running,
+        asking(running) as api,
+    ):
+        said = {}
+        for line in ("users", "users --online --begins a", "revocations --user ann"):
+            shown = await asyncio.to_thread(run_command, running, *line.split())
+            assert shown.stdout == ""
+            said[line] = shown.stderr.splitlines()[0]
+        body = {"user": "ann", "data": 1, "id": "m"}
+        assert (await api.ask("POST", "/api/publish", body)).status == 202
+        await settled(running, 1)
+        for line in ("users ann", "inbox ann --retained"):
+            shown = await asyncio.to_thread(run_command, running, *line.split())
+            assert shown.stdout == ""
+            said[line] = shown.stderr.splitlines()[-1]
+        as_json = await asyncio.to_thread(run_command, running, "users", "--json")
+
+    assert said == {
+        "users": "no users",
+        "users --online --begins a": "no users are online with a name that begins with a",
+        "revocations --user ann": "no revocations for ann",
+        "users ann": "no window is connected",
+        "inbox ann --retained": "no retained messages for ann",
+    }
+    assert len(orjson.loads(as_json.stdout)["items"]) == 1
 
 
 async def test_kicking_closes_all_windows_of_one_user(

@@ -199,6 +199,7 @@ class InboxMessage(Contract):
     offset: int = Field(description="Its offset in the user's inbox, from 1.")
     message_id: str | None = Field(description="The producer's message id.")
     event: str = Field(description="The event under which clients receive it.")
+    key: str | None = Field(description="The producer's key; null without one.")
     taken_s: float = Field(description="Unix time at which the bridge consumed it.")
     expires_s: float | None = Field(
         description="Unix time of its deadline, if it has one."

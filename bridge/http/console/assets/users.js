@@ -124,7 +124,8 @@ const REVOCATIONS = [
 ];
 
 const RETAINED = [
-  { label: "Retained", kind: "head", cell: ({ event }) => foreign(event) },
+  { label: "Retained", kind: "head", cell: ({ key }) => foreign(key ?? NONE) },
+  { label: "Event", cell: ({ event }) => foreign(event) },
   { label: "Offset", kind: "number", cell: ({ offset }) => count(offset) },
   { label: "Received", cell: ({ taken_s }) => when(taken_s) },
   { label: "Expires", cell: ({ expires_s }) => (expires_s === null ? NONE : when(expires_s)) },
