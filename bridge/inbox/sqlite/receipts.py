@@ -14,6 +14,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from math import inf
 from operator import attrgetter
 from sqlite3 import Connection
 from typing import Any, Final
@@ -45,6 +46,8 @@ _STEP: Final = 500
 _ALL: Final = 1 << 62  # above all offsets
 _OPTIONS: Final = attrgetter("options")
 SELECT_RECEIPTS: Final = "SELECT receipts.id, user, offset, receipt FROM receipts JOIN users ON users.id = user_id"
+# The ids in a JSON array: one call of SQLite for many rows (statements.py).
+_LISTED: Final = "(SELECT value FROM json_each(?))"
 # Id, user, offset, packed receipt.
 _Row = tuple[int, str, int, bytes]
 # User, delivered mark, and when it moved.
@@ -82,6 +85,7 @@ class SqliteReceipts:
         self._marks: list[_Mark] = []
         self._decided_marks = 0  # of the current transaction
         self._is_loaded = False
+        self._due_s = inf  # when time alone decides next, or earlier
         self._next_id = 1  # of both tables; never used twice, so a handle stays valid
         self._has_added = False  # in the current transaction
         self._has_news = False
@@ -106,6 +110,11 @@ class SqliteReceipts:
             return False
         self._marks.append((user, offset, self._clock.read()))
         return True
+
+    @property
+    def is_due(self) -> bool:
+        """Whether time alone may decide about a receipt now. Any thread may ask."""
+        return self._clock.read().now_s >= self._due_s
 
     @property
     def has_marks(self) -> bool:
@@ -136,6 +145,7 @@ class SqliteReceipts:
         self._decided_marks = 0
         self._has_added = False
         self._is_loaded = False
+        self._due_s = -inf
 
     def _load(self, connection: Connection) -> None:
         found: dict[str, array[int]] = {}
@@ -150,6 +160,7 @@ class SqliteReceipts:
             "SELECT (SELECT count(*) FROM events WHERE is_confirmed = 0),"
             " (SELECT max(id) FROM receipts), (SELECT max(id) FROM events)"
         ).fetchone()
+        self._due_s = self._next_due_s(connection)
         self._next_id = max(self._next_id, *(each + 1 for each in newest if each), 1)
         self._has_news = self.pending > 0
         self._is_loaded = True
@@ -210,7 +221,10 @@ class SqliteReceipts:
         user_id = HEAD.unpack(self._head_of(connection, user) or b"")[0]
         # The module sqlite3 binds a bytearray faster than bytes (statements.py).
         packed = bytearray(pack_receipt(message, tracking))
-        return row_id, user_id, offset, due_s(message, tracking), packed
+        at_s = due_s(message, tracking)
+        if at_s is not None and at_s < self._due_s:
+            self._due_s = at_s
+        return row_id, user_id, offset, at_s, packed
 
     def _find(self, connection: Connection, user: str, event: str, key: str) -> int:
         """Return the offset of the message with a key; 0 if no receipt needs it."""
@@ -303,7 +317,14 @@ class SqliteReceipts:
             ).fetchone()
             following = (at_s, row_id)
         self._decide(connection, rows)
+        self._due_s = self._next_due_s(connection)
         return following
+
+    def _next_due_s(self, connection: Connection) -> float:
+        row = connection.execute(
+            "SELECT due_s FROM receipts WHERE due_s IS NOT NULL ORDER BY due_s LIMIT 1"
+        ).fetchone()
+        return inf if row is None else float(row[0])
 
     def sweep(self, connection: Connection) -> bool:
         """
@@ -335,9 +356,8 @@ class SqliteReceipts:
 
     def _rows(self, connection: Connection, row_ids: Sequence[int]) -> list[_Row]:
         return connection.execute(
-            f"{SELECT_RECEIPTS} WHERE receipts.id IN (SELECT value FROM json_each(?))"  # noqa: S608 - no input
-            " ORDER BY offset, receipts.id",
-            (orjson.dumps(list(row_ids)).decode(),),
+            f"{SELECT_RECEIPTS} WHERE receipts.id IN {_LISTED} ORDER BY offset, receipts.id",
+            (_list(row_ids),),
         ).fetchall()
 
     def _decide(
@@ -352,7 +372,7 @@ class SqliteReceipts:
         now, max_age_s = (0, self._clock.read()), self._retention().max_age_s
         firsts: dict[str, int] = {}
         events: list[tuple[WorkerEvent, str | None]] = []
-        decided: list[tuple[int]] = []
+        decided: list[int] = []
         for row_id, user, offset, packed in rows:
             why = absence
             if why is None:
@@ -377,7 +397,7 @@ class SqliteReceipts:
                 events.append((event, None if is_late else _name(receipt.message)))
             rest = verdict.rest
             if rest is None:
-                decided.append((row_id,))
+                decided.append(row_id)
                 self._forget(user, offset, row_id)
             elif rest != receipt:
                 message, tracking = rest.message, rest.tracking
@@ -386,7 +406,10 @@ class SqliteReceipts:
                     (due_s(message, tracking), pack_receipt(message, tracking), row_id),
                 )
         self.put(connection, events)
-        connection.executemany("DELETE FROM receipts WHERE id = ?", decided)
+        connection.execute(
+            f"DELETE FROM receipts WHERE id IN {_LISTED}",  # noqa: S608 - no input
+            (_list(decided),),
+        )
 
     def _forget(self, user: str, offset: int, row_id: int) -> None:
         places = self.open[user]
@@ -453,15 +476,12 @@ class SqliteReceipts:
 
     def confirm(self, connection: Connection, row_ids: Sequence[int]) -> None:
         """Delete events, or keep them for duplicates."""
-        keys = [(row_id,) for row_id in row_ids]
-        deleted = connection.executemany(
-            "DELETE FROM events WHERE id = ? AND is_confirmed = 0 AND message IS NULL",
-            keys,
-        ).rowcount
-        kept = connection.executemany(
-            "UPDATE events SET is_confirmed = 1 WHERE id = ? AND is_confirmed = 0", keys
-        ).rowcount
-        self.pending -= deleted + kept
+        which, ids = f"is_confirmed = 0 AND id IN {_LISTED}", (_list(row_ids),)
+        for statement in (
+            f"DELETE FROM events WHERE message IS NULL AND {which}",  # noqa: S608 - no input
+            f"UPDATE events SET is_confirmed = 1 WHERE {which}",  # noqa: S608 - no input
+        ):
+            self.pending -= connection.execute(statement, ids).rowcount
 
 
 def read_events(
@@ -475,6 +495,10 @@ def read_events(
     with closing(rows):
         events = (unpack_event(packed, key=row_id) for row_id, packed in rows)
         return fit_events(events, max_bytes=max_bytes)
+
+
+def _list(row_ids: Sequence[int]) -> str:
+    return orjson.dumps(list(row_ids)).decode()
 
 
 def _count_below(places: Sequence[int], offset: int) -> int:

@@ -362,7 +362,7 @@ class SqliteInbox:
         """Decide what is due, and return the oldest events; errors as `append`."""
         receipts = self._writer.receipts
         after: tuple[float, int] | None = (0.0, 0)
-        while receipts.open and after is not None:
+        while after is not None and receipts.is_due:
             after = await self._writes.submit(partial(receipts.settle_due, after=after))
         if not receipts.pending:
             return ()
