@@ -36,7 +36,7 @@ from bridge.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-_BATCH_MAX: Final = 200
+_BATCH_MAX: Final = 1000
 # The store decides what is due by the time when it is asked for events.
 _POLL_S: Final = 1.0
 _BACKOFF_FIRST_S: Final = 0.5

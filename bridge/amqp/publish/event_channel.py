@@ -10,6 +10,7 @@ sent once, and if it is returned, refused or not confirmed soon, it is only coun
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import takewhile
@@ -137,20 +138,26 @@ class EventChannel:
             await self._probe()
         exchange = self._names.events.encode()
         self._events_left = len(events)
-        for event in events:
-            key = event.routing_key.encode()
-            method = self._frames.method(exchange, key, mandatory=False)
-            self._write(method, event, is_reply=False)
-        for event in replies:
-            self._reply(event)
+        methods = {
+            key: self._frames.method(exchange, key.encode(), mandatory=False)
+            for key in {event.routing_key for event in events}
+        }
+        # In one write: each is a call of the system.
+        frames = [
+            self._render(methods[event.routing_key], event, is_reply=False)
+            for event in events
+        ]
+        frames += map(self._render_reply, replies)
+        if not self._connection.write(b"".join(frames)):
+            raise self._unavailable(CONNECTION_LOST)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._until(lambda: not self._events_left)
         except TimeoutError as exc:
             problem = f"not confirmed within {self._timeout_s:g} s"
             raise self._unavailable(problem) from exc
-        for event in events:
-            self._metrics.events_published.labels(event.routing_key).inc()
+        for key, count in Counter(event.routing_key for event in events).items():
+            self._metrics.events_published.labels(key).inc(count)
         with suppress(TimeoutError):
             async with asyncio.timeout(_REPLIES_WITHIN_S):
                 await self._until(lambda: not self._unconfirmed)
@@ -161,7 +168,8 @@ class EventChannel:
 
     # --- writing
 
-    def _write(self, method: bytes, event: WorkerEvent, *, is_reply: bool) -> None:
+    def _render(self, method: bytes, event: WorkerEvent, *, is_reply: bool) -> bytes:
+        """Return the frames of the next publish."""
         correlation_id = event.correlation_id
         properties = Properties(
             content_type=b"application/json",
@@ -169,13 +177,12 @@ class EventChannel:
             correlation_id=None if correlation_id is None else correlation_id.encode(),
             message_id=event.id.encode(),
         )
-        content = self._frames.content(render_properties(properties), event.body)
-        if not self._connection.write(method + content):
-            raise self._unavailable(CONNECTION_LOST)
         self._tag += 1
         self._unconfirmed[self._tag] = is_reply
+        return method + self._frames.content(render_properties(properties), event.body)
 
-    def _reply(self, event: WorkerEvent) -> None:
+    def _render_reply(self, event: WorkerEvent) -> bytes:
+        """Return the frames of the next publish; none if it may not be sent."""
         queue = (event.reply_to or "").encode()
         # A receipt in a queue of bridge would be taken for a message or a command.
         is_own = queue.startswith(f"{self._names.namespace}.".encode())
@@ -185,7 +192,8 @@ class EventChannel:
             self._count(ReplyOutcome.NOT_PERMITTED)
         else:
             method = self._frames.method(b"", queue, mandatory=True)
-            self._write(method, event, is_reply=True)
+            return self._render(method, event, is_reply=True)
+        return b""
 
     async def _probe(self) -> None:
         """Find out, once a minute while it is not, whether replies are permitted."""
