@@ -8,6 +8,7 @@ whether a delivery is valid.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from hashlib import blake2b
 from math import inf
 from typing import Final
@@ -222,18 +223,28 @@ def parse_delivery(
     return parsed
 
 
+# Producers send the same headers again and again. Bounded to about 1 MB.
+_SHORT_HEADERS_BYTES: Final = 256
+_parse_options = lru_cache(maxsize=1024)(parse_options)
+
+
 def _with_options(
     message: Message,
     delivery: Delivery,
     properties: Properties,
     limits: MessageLimits,
 ) -> Message | Rejection:
-    options = parse_options(properties.headers or b"", max_age_s=limits.max_age_s)
+    headers = properties.headers or b""
+    parse = _parse_options if len(headers) <= _SHORT_HEADERS_BYTES else parse_options
+    options = parse(headers, max_age_s=limits.max_age_s)
     if isinstance(options, str):
         return Rejection(DeadLetterReason.BAD_HEADER, options)
     if options is not None and options.tracking is not None:
-        tracking = _identified(options.tracking, message, delivery)
-        options = replace(options, tracking=tracking)
+        tracking = _identified(options.tracking, message, delivery, properties)
+        options = MessageOptions(
+            *(options.is_ephemeral, options.key, options.throttle_s),
+            *(options.is_retained, options.is_cleared, tracking),
+        )
     message.options = options
     return message
 
@@ -243,15 +254,18 @@ def _apply_rule(message: Message, delivery: Delivery, after_s: float) -> None:
     options = message.options or MessageOptions()
     tracking = options.tracking
     if tracking is None and not options.is_ephemeral:
-        tracking = _identified(Tracking(wants_receipt=False), message, delivery)
+        asked = Tracking(wants_receipt=False)
+        tracking = _identified(asked, message, delivery, delivery.properties)
     if tracking is not None and tracking.undelivered_after_s is None:
         tracking = replace(tracking, undelivered_after_s=after_s)
         message.options = replace(options, tracking=tracking)
 
 
-def _identified(tracking: Tracking, message: Message, delivery: Delivery) -> Tracking:
-    tracking = replace(tracking, id=_tracking_id(delivery, message.taken_s))
-    return tracking_for(delivery.properties, tracking)
+def _identified(
+    asked: Tracking, message: Message, delivery: Delivery, properties: Properties
+) -> Tracking:
+    id_ = _tracking_id(delivery, message.taken_s)
+    return tracking_for(properties, asked, id_=id_)
 
 
 def _tracking_id(delivery: Delivery, taken_s: float) -> str:
@@ -260,12 +274,14 @@ def _tracking_id(delivery: Delivery, taken_s: float) -> str:
     return blake2b(facts + delivery.routing_key, digest_size=8).hexdigest()
 
 
-def tracking_for(properties: Properties, tracking: Tracking) -> Tracking:
-    """Return `tracking` with the addresses in `properties`; what is not UTF-8 is left out."""
-    return replace(
-        tracking,
-        reply_to=_text(properties.reply_to),
-        correlation_id=_text(properties.correlation_id),
+def tracking_for(properties: Properties, asked: Tracking, *, id_: str) -> Tracking:
+    """Return what is asked for, with the id and the addresses of one message."""
+    return Tracking(
+        asked.wants_receipt,
+        _text(properties.reply_to),  # left out if it is not UTF-8
+        _text(properties.correlation_id),
+        asked.undelivered_after_s,
+        id_,
     )
 
 

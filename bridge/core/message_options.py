@@ -33,10 +33,12 @@ _THROTTLE_MIN_S: Final = 0.001
 _THROTTLE_MAX_S: Final = 3600.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tracking:
     """
     What a producer wants to be told about one message (core/receipts.py).
+
+    Not frozen, as `Receipt` and `WorkerEvent`, because thousands are created per second.
 
     Attributes:
         wants_receipt: The final outcome is published.

@@ -19,7 +19,7 @@ from bridge.core.message_options import Tracking
 from bridge.enums import ReceiptOutcome
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WorkerEvent:
     """
     One publication on the exchange of events that is not confirmed yet.
@@ -79,7 +79,7 @@ def fit_events(events: Iterable[WorkerEvent], *, max_bytes: int) -> list[WorkerE
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Receipt:
     """
     A tracked message in an inbox whose final outcome is not decided yet.
@@ -137,7 +137,7 @@ def unpack_receipt(packed: bytes, *, user: str, offset: int) -> Receipt:
     return Receipt(message, offset, Tracking(*tracking))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Verdict:
     """
     What was decided about a receipt.

@@ -62,8 +62,7 @@ class MemoryReceipts:
 
     def pending(self, limit: int) -> Sequence[WorkerEvent]:
         """Return the oldest events."""
-        found = islice(self._events.items(), limit)
-        return [replace(event, key=key) for key, event in found]
+        return list(islice(self._events.values(), limit))
 
     def confirm(self, events: Iterable[WorkerEvent]) -> None:
         """Remove events."""
@@ -78,7 +77,7 @@ class MemoryReceipts:
 
     def put(self, event: WorkerEvent) -> None:
         """Add an event."""
-        self._events[self._next_key] = event
+        self._events[self._next_key] = replace(event, key=self._next_key)
         self._next_key += 1
         if self._wake is not None:
             self._wake()
