@@ -10,6 +10,7 @@ import random
 import secrets
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -97,6 +98,27 @@ class NodeSetup:
     config: Sequence[str] = ()
     plugins: Sequence[str] = ()
     starts_epmd: bool = True
+
+    def check_host(self) -> None:
+        """
+        Check that the host in the node's name leads to its address. May wait for DNS.
+
+        Raises:
+            PrivateNodeError: If it does not: Erlang would not find its own node.
+
+        """
+        name = self.name.partition("@")[2]
+        with suppress(OSError):  # the name is unknown
+            if any(
+                address[0] == self.host
+                for *_, address in socket.getaddrinfo(name, None, socket.AF_INET)
+            ):
+                return
+        problem = (
+            f"the name {name} does not lead to {self.host} on this machine, which a private "
+            f"RabbitMQ node needs: add the line `{self.host} {name}` to /etc/hosts"
+        )
+        raise PrivateNodeError(problem)
 
     def write_files(self) -> None:
         """Write the cookie, the list of plugins, and rabbitmq.conf."""

@@ -96,7 +96,7 @@ class PrivateNode:
 
         Raises:
             PrivateNodeError: If RabbitMQ is not installed or does not start; the text has
-                the end of its log.
+                the fix, or the end of its log.
 
         Cancellation:
             Safe at any time: the keeper removes the node and its folder.
@@ -140,6 +140,7 @@ class PrivateNode:
             progress("the private RabbitMQ node runs again")
 
     async def _boot(self) -> None:
+        await asyncio.to_thread(self.setup.check_host)
         await asyncio.to_thread(self.setup.write_files)
         await self._start_epmd()
         await self._run_node()

@@ -1,8 +1,12 @@
-"""The configuration of a private node that joins the cluster of another."""
+"""The configuration of a private node, also of one that joins the cluster of another."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from bridge.demo.node_setup import NodePorts, NodeSetup
+import pytest
+
+from bridge.demo.node_setup import NodePorts, NodeSetup, new_setup
+from bridge.errors import PrivateNodeError
 from tests.local_node import joining_setup
 
 FIRST = NodeSetup(Path("first"), NodePorts(amqp=1, distribution=2, epmd=3, ctl=4))
@@ -32,3 +36,20 @@ def test_a_joining_node_is_configured_with_both_names() -> None:
         f"cluster_formation.classic_config.nodes.1 = {FIRST.name}",
         f"cluster_formation.classic_config.nodes.2 = {second.name}",
     )
+
+
+@pytest.mark.parametrize("name", ["127.0.0.2", "::1"])
+def test_a_host_name_that_leads_elsewhere_is_reported_with_the_fix(
+    name: str, tmp_path: Path
+) -> None:
+    """In a container without /etc/hosts, the log of RabbitMQ has a trace of Erlang only."""
+    setup = replace(new_setup(tmp_path), name=f"bridge@{name}")
+
+    with pytest.raises(PrivateNodeError) as caught:
+        setup.check_host()
+
+    assert str(caught.value) == (
+        f"the name {name} does not lead to 127.0.0.1 on this machine, which a private "
+        f"RabbitMQ node needs: add the line `127.0.0.1 {name}` to /etc/hosts"
+    )
+    replace(setup, name="bridge@localhost").check_host()
