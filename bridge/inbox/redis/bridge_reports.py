@@ -70,17 +70,17 @@ class BridgeReports:
 
         """
         now_s, polls = self._real_s(), self._polls.get(tag, _Polls())
-        # The poll may reach the server much later, so its time then is no use.
+        # The server does not stamp the report: the network may delay it, and marks with it.
         server_s = repr(now_s + polls.ahead_s) if polls.since_s < inf else ""
-        may_judge = self._is_going_on(polls) and now_s - polls.since_s >= self._gone_s
+        may_judge = self._are_going_on(polls) and now_s - polls.since_s >= self._gone_s
         gone_s = self._gone_s if may_judge else _NEVER_S
         return repr(unwritten_s), server_s, repr(gone_s)
 
     def note(self, tag: int, server_s: float) -> None:
         """Note that a poll was answered, and the server's time in it."""
         now_s, polls = self._real_s(), self._polls.get(tag, _Polls())
-        since_s = polls.since_s if self._is_going_on(polls) else now_s
+        since_s = polls.since_s if self._are_going_on(polls) else now_s
         self._polls[tag] = _Polls(since_s, now_s, server_s - now_s)
 
-    def _is_going_on(self, polls: _Polls) -> bool:
+    def _are_going_on(self, polls: _Polls) -> bool:
         return self._real_s() - polls.last_s <= _INTERRUPTION_S

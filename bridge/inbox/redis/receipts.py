@@ -193,7 +193,7 @@ class RedisReceipts:
         self._tags.add(tag_of(message.user))
 
     async def pending(
-        self, limit: int, *, max_bytes: int, unwritten_s: float
+        self, limit: int, *, max_bytes: int, unwritten_s: Callable[[], float]
     ) -> Sequence[WorkerEvent]:
         """
         Decide what is due, and return the oldest events that no other bridge has.
@@ -201,7 +201,7 @@ class RedisReceipts:
         Args:
             limit: The most events.
             max_bytes: The most bytes of their bodies, unless there is one only.
-            unwritten_s: How old the oldest mark is that may decide and is not written yet.
+            unwritten_s: Returns how old the oldest mark is that may decide and is not written.
 
         """
         now_s = self._real_s()
@@ -224,7 +224,11 @@ class RedisReceipts:
         return events[:limit]
 
     async def _poll(
-        self, tags: Sequence[int], limit: int, max_bytes: int, unwritten_s: float
+        self,
+        tags: Sequence[int],
+        limit: int,
+        max_bytes: int,
+        unwritten_s: Callable[[], float],
     ) -> list[WorkerEvent]:
         at = tags[0] if self._is_cluster else 0
         server_s, *reply = await self._servers.run_script(
@@ -232,7 +236,7 @@ class RedisReceipts:
             at,
             *self._rules(),
             *(self._session, _LEASE_MS, limit, max_bytes, self._reports_key(at)),
-            *self._reports.arguments(at, unwritten_s=unwritten_s),
+            *self._reports.arguments(at, unwritten_s=unwritten_s()),
             *(self._servers.prefixes[tag] for tag in tags),
         )
         self._reports.note(at, float(server_s))

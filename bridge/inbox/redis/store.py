@@ -505,9 +505,8 @@ class RedisInbox:
     ) -> Sequence[WorkerEvent]:
         """Decide what is due, and return the oldest events; errors as `append`."""
         await self._background.flush_timed()
-        unwritten_s = self._background.unwritten_s()
         events = await self._receipts.pending(
-            limit, max_bytes=max_bytes, unwritten_s=unwritten_s
+            limit, max_bytes=max_bytes, unwritten_s=self._background.unwritten_s
         )
         return fit_events(events, max_bytes=max_bytes)
 

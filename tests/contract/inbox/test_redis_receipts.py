@@ -86,24 +86,6 @@ async def test_a_page_on_another_bridge_receives_the_message(fleet: Fleet) -> No
         assert await take(storing, showing) == []
 
 
-async def test_a_mark_that_is_under_way_counts_before_the_time_is_over(
-    fleet: Fleet,
-) -> None:
-    """The bridge that looks at the time does not have the page."""
-    async with fleet.bridge() as storing, fleet.bridge() as showing:
-        await showing.follow("ann")
-        await storing.append([fleet.message()])
-        await eventually(lambda: "ann" in showing.tracked)
-        fleet.clock.now_s += 44.9
-        showing.mark_delivered("ann", 1)
-        fleet.clock.now_s += 0.5
-
-        assert ids(await take(storing)) in ([], ["ann0.delivered"])
-        fleet.clock.now_s += 10
-        events = await take(showing) + await take(storing)
-        assert "ann0.undelivered" not in ids(events)
-
-
 async def test_each_decision_is_made_once(fleet: Fleet) -> None:
     """All bridges look at the time at the same moment."""
     async with AsyncExitStack() as stack:
