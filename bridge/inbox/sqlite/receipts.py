@@ -82,6 +82,7 @@ class SqliteReceipts:
         self._clock = clock
         # Users whose last receipt was decided on; a rollback opens it again.
         self._closing: set[str] = set()
+        self._began = clock.read()  # the current transaction
         self._marks: list[_Mark] = []
         self._decided_marks = 0  # of the current transaction
         self._is_loaded = False
@@ -127,6 +128,9 @@ class SqliteReceipts:
         """Begin a transaction: what follows must see the marks that have moved before it."""
         if not self._is_loaded:
             self._load(connection)
+        # Time decides as of now, before the marks are taken: one that moves during this
+        # transaction, in time, must find its receipt undecided.
+        self._began = self._clock.read()
         if self._marks:
             marks = tuple(self._marks)
             self._decided_marks = len(marks)
@@ -303,11 +307,10 @@ class SqliteReceipts:
             Time and row of the last one, the next `after`; ``None`` if no more are due.
 
         """
-        at = self._clock.read()
         rows: list[Any] = connection.execute(
             f"{SELECT_RECEIPTS} WHERE due_s <= ? AND (due_s, receipts.id) > (?, ?)"
             " ORDER BY due_s, receipts.id LIMIT ?",
-            (at.now_s, *after, _STEP),
+            (self._began.now_s, *after, _STEP),
         ).fetchall()
         following = None
         if len(rows) == _STEP:
@@ -369,7 +372,7 @@ class SqliteReceipts:
         absence: ReceiptOutcome | None = None,
     ) -> None:
         """Decide about `rows` by the delivered mark and the time that `marks` has for each."""
-        now, max_age_s = (0, self._clock.read()), self._retention().max_age_s
+        now, max_age_s = (0, self._began), self._retention().max_age_s
         firsts: dict[str, int] = {}
         events: list[tuple[WorkerEvent, str | None]] = []
         decided: list[int] = []

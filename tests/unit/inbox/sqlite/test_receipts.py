@@ -83,3 +83,38 @@ def test_a_mark_counts_if_the_decision_that_it_met_is_rolled_back() -> None:
         receipts.begin(connection)
         events = read_events(connection, limit=10, max_bytes=1000)
         assert [event.routing_key for event in events] == ["message.delivered"]
+
+
+def test_a_mark_that_moves_during_a_transaction_counts_before_later_times() -> None:
+    """The writer may reach the decision after the time is over, long after it began."""
+    now_s = 1000.0
+    clock = SteadyClock(wall=lambda: now_s, real=lambda: now_s)
+    heads = {"ann": HEAD.pack(1, 1, 1, 0)}
+    receipts = SqliteReceipts(
+        UnindexedTail(round_entries=10),
+        head_of=lambda _, user: heads[user],
+        retention=lambda: RETENTION,
+        clock=clock,
+    )
+    tracking = Tracking(wants_receipt=True, undelivered_after_s=1.0, id="1")
+    options = MessageOptions(tracking=tracking)
+    message = Message("ann", "message", b"1", now_s, "m-1", options=options)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for steps in MIGRATIONS:
+            for step in steps:
+                connection.execute(step)
+        connection.execute("INSERT INTO users (id, user, first) VALUES (1, 'ann', 1)")
+        receipts.begin(connection)
+        receipts.add(connection, [message], [1])
+        receipts.after_commit()
+
+        receipts.begin(connection)
+        now_s = 1000.9
+        assert receipts.note_mark("ann", 1)
+        now_s = 1001.2
+        receipts.settle_due(connection, after=(0.0, 0))
+        receipts.after_commit()
+        receipts.begin(connection)
+
+        events = read_events(connection, limit=10, max_bytes=1000)
+        assert [event.routing_key for event in events] == ["message.delivered"]
