@@ -4,7 +4,8 @@ Publishes the events of the store for workers: receipts, and what else is on `<n
 The store keeps each event until the broker has confirmed it, so nothing that happens here can
 lose one; a crash between the confirm and its note in the store repeats an event with the same
 id. While nothing can be published, messages are delivered as usual. Only when the store holds
-as many events as the operator allows, the pipeline waits with messages that add more.
+as many events as the operator allows, the oldest about presence are dropped; if there are
+none, the pipeline waits with messages that add more.
 """
 
 import asyncio
@@ -220,7 +221,14 @@ class EventPublisher:
         if now_s < self._measure_at_s or not (has_events or self.waiting):
             return
         self._measure_at_s = now_s + _POLL_S
-        self.waiting, self.oldest_s = await self._outbox.events_depth()
+        waiting, self.oldest_s = await self._outbox.events_depth()
+        if waiting >= self._max_waiting:
+            # Presence alone must not delay messages, and the newest state counts.
+            excess = waiting - self._max_waiting + 1
+            dropped = await self._outbox.drop_presence_events(excess)
+            self._metrics.presence_dropped.inc(dropped)
+            waiting -= dropped
+        self.waiting = waiting
         self._metrics.events_waiting.set(self.waiting)
         self._metrics.events_oldest.set(self.oldest_s or 0)
 

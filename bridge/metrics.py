@@ -351,6 +351,10 @@ class Metrics(ReadableMetrics):
             "bridge_events_oldest_seconds",
             "Age of the oldest event for workers that waits to be published; 0 without one.",
         )
+        self.presence_dropped = counter(
+            "bridge_presence_events_dropped",
+            "Events user.online and user.offline that were dropped to make room for receipts.",
+        )
         self.event_replies = counter(
             "bridge_event_replies",
             "Receipts for the reply_to of a message, by outcome.",

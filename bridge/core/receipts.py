@@ -45,6 +45,11 @@ class WorkerEvent:
     correlation_id: str | None = None
     key: object = None
 
+    @property
+    def is_presence(self) -> bool:
+        """Whether it says that a user came online or went offline."""
+        return self.routing_key.startswith("user.")
+
     def pack(self) -> bytes:
         """Return the bytes that `unpack_event` reads, without the key."""
         facts = (self.id, self.routing_key, self.user, self.at_s)

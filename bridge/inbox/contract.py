@@ -269,6 +269,13 @@ class EventOutbox(Protocol):
     async def confirm_events(self, events: Sequence[WorkerEvent]) -> None:
         """Delete events that were published; durable when the call returns."""
 
+    async def drop_presence_events(self, limit: int) -> int:
+        """
+        Delete the oldest events about presence to make room; return how many there were.
+
+        They are about `limit`, unless there are less. Other events are never deleted.
+        """
+
     async def events_depth(self) -> tuple[int, float | None]:
         """Return the number of events, and the age of the oldest in seconds."""
 

@@ -299,8 +299,8 @@ class Settings(BaseSettings):
     events_max_waiting: Count = _fixed(
         100_000,
         "Events for workers, such as receipts, that wait in the inbox store while RabbitMQ "
-        "takes none. At this number, messages that ask for a receipt wait in RabbitMQ, and "
-        "all that follow them.",
+        "takes none. At this number the oldest about presence are dropped; without those, "
+        "messages that ask for a receipt wait in RabbitMQ, and all that follow them.",
     )
 
     presence: bool = _fixed(

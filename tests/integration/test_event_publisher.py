@@ -35,6 +35,7 @@ class ListOutbox:
 
     events: list[WorkerEvent] = field(default_factory=list)
     confirmed: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
     asked: int = 0
     is_away: bool = False
     wake: Callable[[], None] = lambda: None
@@ -65,6 +66,13 @@ class ListOutbox:
         """Add one and wake."""
         self.events.append(event)
         self.wake()
+
+    async def drop_presence_events(self, limit: int) -> int:
+        """Drop the oldest."""
+        dropped = [one for one in self.events if one.is_presence][:limit]
+        self.events = [one for one in self.events if one not in dropped]
+        self.dropped += [event.id for event in dropped]
+        return len(dropped)
 
     async def events_depth(self) -> tuple[int, float | None]:
         """Return the number, and a fixed age."""
@@ -348,6 +356,30 @@ async def test_events_wait_during_an_alarm_of_the_broker(
         await eventually(lambda: not stage.outbox.events, within_s=30)
         await eventually(lambda: set(stage.ids) == {f"id-{n}" for n in range(1, 5)})
         await eventually(lambda: stage.publisher.full is None)
+
+
+async def test_events_about_presence_hold_up_no_message(
+    broker: LocalNode, namespace: str
+) -> None:
+    """While the broker takes none, the oldest of them make room for receipts."""
+    async with publishing(broker, namespace, timeout_s=2) as stage:
+        full = await stage.channel.declare_queue(
+            exclusive=True,
+            arguments={"x-max-length": 0, "x-overflow": "reject-publish"},
+        )
+        await full.bind(f"{namespace}.events", "#")
+        ids = [f"user-{number}" for number in range(6)]
+        for event_id in ids:
+            event = WorkerEvent(event_id, "user.online", "ann", b"{}", 0.0)
+            await stage.outbox.add_event(event)
+        await stage.add(1)
+        await eventually(lambda: stage.outbox.dropped == ids[:5], within_s=30)
+        assert stage.publisher.full is None
+        await stage.add(2, 3)
+        await eventually(lambda: stage.publisher.full is not None, within_s=30)
+        assert stage.outbox.dropped == ids
+        assert stage.count("bridge_presence_events_dropped") == 6
+        assert len(stage.outbox.events) == 3
 
 
 async def test_a_batch_that_is_not_noted_in_the_store_is_repeated_with_the_same_ids(

@@ -70,6 +70,15 @@ class MemoryReceipts:
             if isinstance(event.key, int):
                 self._events.pop(event.key, None)
 
+    def drop_presence(self, limit: int) -> int:
+        """Remove the oldest events about presence."""
+        events = self._events
+        found = (key for key, event in events.items() if event.is_presence)
+        keys = list(islice(found, limit))
+        for key in keys:
+            del events[key]
+        return len(keys)
+
     def depth(self, now_s: float) -> tuple[int, float | None]:
         """Return the number of events, and the age of the oldest."""
         oldest = next(iter(self._events.values()), None)

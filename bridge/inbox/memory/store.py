@@ -298,6 +298,10 @@ class MemoryInbox:
         """Add an event."""
         self._receipts.put(event)
 
+    async def drop_presence_events(self, limit: int) -> int:
+        """Delete the oldest events about presence."""
+        return self._receipts.drop_presence(limit)
+
     async def events_depth(self) -> tuple[int, float | None]:
         """Return the number of events, and the age of the oldest in seconds."""
         return self._receipts.depth(self._clock.read().now_s)

@@ -11,7 +11,7 @@ bridge that stood still need no rules of their own.
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from math import inf
+from math import ceil, inf
 from typing import Final
 
 import structlog
@@ -22,7 +22,7 @@ from bridge.errors import StoreUnavailableError
 from bridge.inbox.redis.encoding import tag_of
 from bridge.inbox.redis.errors import RefusedByRedisError
 from bridge.inbox.redis.protocol import Argument
-from bridge.inbox.redis.scripts.presence import NOTE_PRESENCE
+from bridge.inbox.redis.scripts.presence import DROP_PRESENCE_EVENTS, NOTE_PRESENCE
 from bridge.inbox.redis.servers import RedisServers
 from bridge.inbox.redis.timing import RedisTiming
 from bridge.inbox.worker_events import presence_event
@@ -99,6 +99,28 @@ class RedisPresence:
         )
         lost = frozenset[int]().union(*await asyncio.gather(*calls))
         return (lambda user: tag_of(user) in lost) if lost else None
+
+    async def drop_events(self, limit: int) -> int:
+        """
+        Delete the oldest events from the outbox, of each tag the same share.
+
+        Raises:
+            StoreUnavailableError: If a server is away. Some may have been deleted.
+
+        """
+        prefixes = self._servers.prefixes
+        counts = await self._servers.ask_each(
+            [(tag, (b"ZCARD", f"{prefix}f")) for tag, prefix in enumerate(prefixes)]
+        )
+        share = min(1.0, limit / max(1, sum(counts)))
+        dropped = [
+            self._servers.run_script(
+                DROP_PRESENCE_EVENTS, tag, prefixes[tag], ceil(count * share)
+            )
+            for tag, count in enumerate(counts)
+            if count
+        ]
+        return sum(await asyncio.gather(*dropped))
 
     async def _call(self, users: Mapping[int, _Users], debounce_s: float) -> set[int]:
         """Run the script for some tags; return those whose sessions are over."""

@@ -518,6 +518,10 @@ class RedisInbox:
         """Add an event; errors as `append`."""
         await self._receipts.add(event)
 
+    async def drop_presence_events(self, limit: int) -> int:
+        """Delete the oldest events about presence; errors as `append`."""
+        return await self._presence.drop_events(limit)
+
     async def events_depth(self) -> tuple[int, float | None]:
         """Return the number of events at the last poll, and the age of the oldest."""
         return self._receipts.depth(self._clock.read().now_s)

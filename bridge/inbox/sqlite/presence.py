@@ -13,7 +13,7 @@ from bridge.clock import SteadyClock
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.lone_presence import LonePresence, PresenceDecision
 from bridge.inbox.sqlite import statements
-from bridge.inbox.sqlite.receipts import SqliteReceipts
+from bridge.inbox.sqlite.receipts import PRESENCE, SqliteReceipts
 from bridge.inbox.sqlite.write_scheduler import WriteScheduler
 
 
@@ -48,6 +48,10 @@ class SqlitePresence:
         self._presence.apply(decision)
         return None
 
+    async def drop_events(self, limit: int) -> int:
+        """Delete the oldest events from the outbox; errors as `append`."""
+        return await self._writes.submit(partial(self._drop_events, limit=limit))
+
     async def sweep(self) -> None:
         """Forget who was online when presence was turned off; errors as `append`."""
         if self._presence is None:
@@ -74,7 +78,15 @@ class SqlitePresence:
         connection.execute(
             "INSERT OR REPLACE INTO bridge VALUES ('presence_seq', ?)", (decision.seq,)
         )
-        self._receipts.put(connection, [(event, None) for event in decision.events])
+        self._receipts.put(connection, [(event, PRESENCE) for event in decision.events])
+
+    def _drop_events(self, connection: Connection, limit: int) -> int:
+        rows = connection.execute(
+            "SELECT id FROM events WHERE message = ? AND is_confirmed = 0 ORDER BY id LIMIT ?",
+            (PRESENCE, limit),
+        ).fetchall()
+        self._receipts.confirm(connection, [row_id for (row_id,) in rows])
+        return len(rows)
 
 
 def _forget(connection: Connection) -> None:

@@ -48,6 +48,8 @@ _OPTIONS: Final = attrgetter("options")
 SELECT_RECEIPTS: Final = "SELECT receipts.id, user, offset, receipt FROM receipts JOIN users ON users.id = user_id"
 # The ids in a JSON array: one call of SQLite for many rows (statements.py).
 _LISTED: Final = "(SELECT value FROM json_each(?))"
+# In place of the name of a message; `confirm` deletes these events, too.
+PRESENCE: Final = ""
 # Id, user, offset, packed receipt.
 _Row = tuple[int, str, int, bytes]
 # User, delivered mark, and when it moved.
@@ -468,7 +470,7 @@ class SqliteReceipts:
     def put(
         self, connection: Connection, events: Sequence[tuple[WorkerEvent, str | None]]
     ) -> None:
-        """Add events, each with the name of the message whose outcome it is, if any."""
+        """Add events, each with the name of the message whose outcome it is, or `PRESENCE`."""
         values: list[object] = []
         for event, message in events:
             packed = bytearray(event.pack())
@@ -481,7 +483,7 @@ class SqliteReceipts:
         """Delete events, or keep them for duplicates."""
         which, ids = f"is_confirmed = 0 AND id IN {_LISTED}", (_list(row_ids),)
         for statement in (
-            f"DELETE FROM events WHERE message IS NULL AND {which}",  # noqa: S608 - no input
+            f"DELETE FROM events WHERE ifnull(message, '') = '' AND {which}",  # noqa: S608 - no input
             f"UPDATE events SET is_confirmed = 1 WHERE {which}",  # noqa: S608 - no input
         ):
             self.pending -= connection.execute(statement, ids).rowcount

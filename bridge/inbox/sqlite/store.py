@@ -382,6 +382,10 @@ class SqliteInbox:
             partial(self._writer.receipts.put, events=[(event, None)])
         )
 
+    async def drop_presence_events(self, limit: int) -> int:
+        """Delete the oldest events about presence; errors as `append`."""
+        return await self._presence.drop_events(limit)
+
     async def events_depth(self) -> tuple[int, float | None]:
         """Return the number of events, and the age of the oldest; errors as `append`."""
         pending = self._writer.receipts.pending

@@ -162,6 +162,53 @@ async def test_many_users_at_once(store: StoreUnderTest) -> None:
     await reported(store, *((name, "user.offline") for name in names))
 
 
+async def test_a_full_outbox_drops_the_oldest_events_about_presence(
+    store: StoreUnderTest,
+) -> None:
+    """Nothing else, and none that was published before."""
+    names = [f"user{number}" for number in range(300)]
+    await note(store, **dict.fromkeys(names[:100], 1))
+    await take(store)
+    receipt = WorkerEvent("1", "message.delivered", "ann", b"{}", store.clock.now_s)
+    await store.inbox.add_event(receipt)
+    for start in (100, 200):
+        store.advance(1)
+        await note(store, **dict.fromkeys(names[start : start + 100], 1))
+    assert len(await store.inbox.pending_events(1000)) == 201
+
+    dropped = await store.inbox.drop_presence_events(100)
+
+    # Redis drops the same share of each tag.
+    assert 100 <= dropped <= 200
+    left = await store.inbox.pending_events(1000)
+    assert len(left) == 201 - dropped
+    assert await store.inbox.drop_presence_events(1000) == 200 - dropped
+    assert [event.id for event in await take(store)] == ["1"]
+    assert await store.inbox.drop_presence_events(1) == 0
+    assert await store.inbox.events_depth() == (0, None)
+
+
+async def test_the_oldest_events_about_presence_are_dropped_first(
+    store: StoreUnderTest,
+) -> None:
+    """Of a user, so that a worker has the newest state."""
+    for count in (1, 0, 1):
+        await note(store, ann=count)
+        if not count:
+            await eventually(lambda: has_events(store, 2))
+    await note(store, ann=0)
+    await eventually(lambda: has_events(store, 4))
+    assert await store.inbox.drop_presence_events(3) == 3
+    assert changes(await take(store)) == [("ann", "user.offline")]
+
+
+async def has_events(store: StoreUnderTest, count: int) -> bool:
+    """Poll, and return whether so many events wait."""
+    store.advance(3)
+    await note(store)
+    return len(await store.inbox.pending_events(10)) == count
+
+
 async def test_an_event_names_the_message_at_each_repeat(store: StoreUnderTest) -> None:
     """A worker drops repeats by the id."""
     await note(store, ann=1)

@@ -39,8 +39,9 @@ The keys of a user; each begins with a prefix that ends in the hash tag of the u
     a            a sorted set: the sessions of bridges, by the server's time up to which each has
                  written what it knows. A single server has it in the first tag; in a cluster
                  each tag has its own.
+    f            a sorted set: the numbers of the events in `e` that are about presence
     p            a hash of the users who have windows -> the sessions that have them
-                 (presence.py). This key and the next five have a time to live, because
+                 (presence.py). These keys up to `y`, and `f`, have a time to live, because
                  nothing else deletes them when presence is turned off.
     p:SESSION    a sorted set of the users who have windows in a session, all with score 0
     l            a sorted set of the sessions, all with score 0

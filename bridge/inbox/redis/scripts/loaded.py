@@ -3,7 +3,7 @@
 from typing import Final
 
 from bridge.inbox.redis.scripts.append import APPEND
-from bridge.inbox.redis.scripts.presence import NOTE_PRESENCE
+from bridge.inbox.redis.scripts.presence import DROP_PRESENCE_EVENTS, NOTE_PRESENCE
 from bridge.inbox.redis.scripts.queries import BROWSE, FIND, STATES
 from bridge.inbox.redis.scripts.reading import COUNT_EXPIRED, NEWEST, READ, RETAINED
 from bridge.inbox.redis.scripts.receipts import POLL, PUT_EVENT
@@ -19,4 +19,5 @@ from bridge.inbox.redis.scripts.upkeep import (
 ALL_SCRIPTS: Final = (
     *(APPEND, SWEEP, CLAIM, READ, COUNT_EXPIRED, MARK, NOTE_TRIALS, BEGIN, NEWEST),
     *(BROWSE, FIND, STATES, REVOKE, RETAINED, POLL, PUT_EVENT, NOTE_PRESENCE),
+    DROP_PRESENCE_EVENTS,
 )

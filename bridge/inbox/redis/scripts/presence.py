@@ -11,6 +11,13 @@ from bridge.inbox.redis.scripts.reading import VIEW
 from bridge.inbox.redis.scripts.receipts import SETTLE
 from bridge.inbox.redis.scripts.script import Script
 
+_FORGET_PUBLISHED: Final = """
+local function forget_published(p)
+  local first = call('ZRANGEBYSCORE', p .. 'e', '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+  call('ZREMRANGEBYSCORE', p .. 'f', '-inf', first and '(' .. first or '+inf')
+end
+"""
+
 # ARGV: now (ms), debounce (ms), lease of a session (ms), how long a poll of the tag counts (ms),
 # how long data stay that no bridge uses (ms); then for each tag: prefix, session (empty = none),
 # number of its last call (0 = none), number of users, and for each its name and how many windows
@@ -20,6 +27,7 @@ from bridge.inbox.redis.scripts.script import Script
 NOTE_PRESENCE: Final = Script(
     VIEW
     + SETTLE
+    + _FORGET_PUBLISHED
     + """
 local OFFLINE_MAX = 500
 local now, debounce_ms, lease_ms, poll_ms, unused_ms = unpack(ARGV, 1, 5)
@@ -29,7 +37,8 @@ local function note(p, session, known, i, count)
   local last = tonumber(call('HMGET', p .. 'h', '\\1presence')[1] or 0)
   local seq = string.format('%.0f', math.max(last + 1, tonumber(now)))
   local function add_event(user, windows)
-    put_event(p, 'P' .. windows .. ' ' .. now .. ' ' .. seq .. ' ' .. user)
+    local number = put_event(p, 'P' .. windows .. ' ' .. now .. ' ' .. seq .. ' ' .. user)
+    call('ZADD', p .. 'f', number, number)
     added = added + 1
   end
   local function leave(user, from)
@@ -94,6 +103,10 @@ local function note(p, session, known, i, count)
     call('ZREM', leaving, found[k])
     add_event(found[k], 0)
   end
+  if added > 0 then
+    forget_published(p)
+    call('PEXPIRE', p .. 'f', unused_ms)
+  end
   if added > 0 or has_left then call('HSET', p .. 'h', '\\1presence', seq) end
   return added
 end
@@ -104,5 +117,22 @@ while i <= #ARGV do
   i = i + 4 + 2 * count
 end
 return out
+"""
+)
+
+# ARGV: prefix, limit. Deletes the oldest events about presence from the outbox of the tag.
+# Returns how many there were.
+DROP_PRESENCE_EVENTS: Final = Script(
+    "local call = redis.call"
+    + _FORGET_PUBLISHED
+    + """
+local p, dropped = ARGV[1], 0
+forget_published(p)
+local found = call('ZRANGEBYSCORE', p .. 'f', '-inf', '+inf', 'LIMIT', 0, ARGV[2])
+for _, number in ipairs(found) do
+  dropped = dropped + call('ZREMRANGEBYSCORE', p .. 'e', number, number)
+  call('ZREM', p .. 'f', number)
+end
+return dropped
 """
 )

@@ -33,6 +33,7 @@ local function put_event(p, element)
   local number = tonumber(call('HMGET', p .. 'h', '\\1events')[1] or 0) + 1
   call('ZADD', p .. 'e', number, element)
   call('HSET', p .. 'h', '\\1events', number)
+  return number
 end
 local function tell(p, user, receipt, outcome, rules, data)
   local taken, _, _, flags = struct.unpack('<dddB', receipt)
