@@ -22,7 +22,10 @@ _MESSAGE_COLUMNS: Final = (
     "seq", "user_id", "offset", "prev", "taken_s", "event", "data",
     "deadline_s", "seen_s", "message_id",
 )  # fmt: skip
-_REQUIRED_COLUMNS: Final = 7
+_SPARSE_COLUMNS: Final = (
+    "user_id", "offset", "taken_s", "event", "data", "deadline_s", "message_id", "key",
+)  # fmt: skip
+_REQUIRED_COLUMNS: Final = {_MESSAGE_COLUMNS: 7, _SPARSE_COLUMNS: 5}
 # The most rows that one step of a sweep deletes.
 _SWEEP_ROWS: Final = 500
 _SWEEP_IDS: Final = 2000
@@ -75,21 +78,33 @@ def insert(
 
 
 def insert_messages(connection: Connection, values: list[object]) -> None:
+    """Insert rows of the table `messages`, given as one flat list, which is changed."""
+    _insert_present(connection, "INSERT INTO messages", _MESSAGE_COLUMNS, values)
+
+
+def insert_sparse(connection: Connection, values: list[object]) -> None:
+    """Insert rows of the table `sparse` as `insert_messages` does; they replace others."""
+    head = "INSERT OR REPLACE INTO sparse"
+    _insert_present(connection, head, _SPARSE_COLUMNS, values)
+
+
+def _insert_present(
+    connection: Connection, head: str, names: tuple[str, ...], values: list[object]
+) -> None:
     """
-    Insert rows of the table `messages`, given as one flat list, which is changed.
+    Insert rows without the columns that none of them has.
 
     The module sqlite3 looks for an adapter of each value except numbers, texts and
     bytearrays, which takes longer than to bind it. So the data are bytearrays, and columns
     that no row has are left out.
     """
-    columns = list(_MESSAGE_COLUMNS)
+    columns = list(names)
     count = len(values) // len(columns)
-    for number in reversed(range(_REQUIRED_COLUMNS, len(columns))):
+    for number in reversed(range(_REQUIRED_COLUMNS[names], len(columns))):
         if values[number :: len(columns)].count(None) == count:
             del values[number :: len(columns)]
             del columns[number]
-    head = f"INSERT INTO messages ({', '.join(columns)})"
-    insert(connection, head, values, columns=len(columns))
+    insert(connection, f"{head} ({', '.join(columns)})", values, columns=len(columns))
 
 
 def _in_groups(

@@ -58,16 +58,6 @@ class UnindexedEntries:
     marks: dict[int, int] = field(default_factory=dict)
     count: int = 0
 
-    def add_sparse(
-        self, seen_s: float, messages: Sequence[tuple[int, int, int, str | None]]
-    ) -> None:
-        """Add messages of sparse inboxes: user id, offset, seq before them, message id."""
-        for user_id, offset, seq, message_id in messages:
-            self.heads[user_id] = HEAD.pack(user_id, 0, offset, seq)
-            if message_id is not None:
-                self.ids[user_id, message_id] = seen_s
-        self.count += len(messages)
-
     def update(self, newer: "UnindexedEntries") -> None:
         """Add the entries of `newer`."""
         self.heads.update(newer.heads)
@@ -156,7 +146,13 @@ class UnindexedTail:
             entries = UnindexedEntries(marks=dict(orjson.loads(text)))
             entries.count = len(entries.marks)
             if sparse is not None:
-                entries.add_sparse(*orjson.loads(sparse))
+                seen_s, messages = orjson.loads(sparse)
+                for user_id, offset, seq_before, message_id in messages:
+                    head = HEAD.pack(user_id, 0, offset, seq_before)
+                    entries.heads[user_id] = head
+                    if message_id is not None:
+                        entries.ids[user_id, message_id] = seen_s
+                entries.count += len(messages)
             self.add(entries, seq=seq, marks_id=marks_id)
         return seq
 

@@ -70,18 +70,14 @@ class SparseRows:
         self.first: list[tuple[int, int]] = []
         self.users: set[str] = set()
 
-    def add(
-        self, user_id: int, message: Message, *, last: int, seq: int, is_first: bool
-    ) -> None:
-        """Add a message after the offset `last` and the message `seq`."""
-        if is_first:
-            self.first.append((last, user_id))
-        key = None if message.options is None else message.options.key
+    def add(self, user_id: int, offset: int, seq: int, message: Message) -> None:
+        """Add a message after the message `seq`."""
+        options = message.options
         self.values += (
-            user_id, last + 1, message.taken_s, message.deadline_s, message.id, key,
-            message.event, message.data,
+            user_id, offset, message.taken_s, message.event, bytearray(message.data),
+            message.deadline_s, message.id, None if options is None else options.key,
         )  # fmt: skip
-        self.log.append((user_id, last + 1, seq, message.id))
+        self.log.append((user_id, offset, seq, message.id))
         self.users.add(message.user)
 
 
@@ -259,7 +255,10 @@ class SqliteWriter:
                 added.ids[key] = seen_s = now.now_s
             options = message.options
             if first < 0 or (options is not None and options.key is not None):
-                offsets.append(self._add_sparse(connection, message, sparse, seen))
+                user = (user_id, first, last, prev)
+                offsets.append(
+                    self._add_sparse(connection, message, user, sparse, seen)
+                )
                 continue
             seq += 1
             offset = last + 1
@@ -274,7 +273,7 @@ class SqliteWriter:
                 added.blocks.setdefault(user_id, []).append((offset, seq))
             if offset - first >= limit:
                 over_limit[message.user] = over_limit.get(message.user, 0) + 1
-        added.count += seq - self._seq
+        added.count += seq - self._seq + len(sparse.log)
         self._seq = seq
         statements.insert_messages(connection, values)
         self.receipts.add(connection, messages, offsets)
@@ -324,19 +323,23 @@ class SqliteWriter:
         self,
         connection: Connection,
         message: Message,
+        user: tuple[int, int, int, int],
         rows: SparseRows,
         seen: set[tuple[int, str]],
     ) -> int:
-        """Add a message to `rows`; return its offset, or `REFUSED`."""
-        user_id, first, last, prev = HEAD.unpack(self._users[message.user])
+        """Add a message of `user` (as in `HEAD`) to `rows`; return its offset, or `REFUSED`."""
+        user_id, first, last, prev = user
         if not self._retain(connection, user_id, message):
             if message.id is not None:
                 seen.remove((user_id, message.id))
                 del self._added.ids[user_id, message.id]
             return REFUSED
-        rows.add(user_id, message, last=last, seq=prev, is_first=first >= 0)
-        offset: int = last + 1
-        self._users[message.user] = HEAD.pack(user_id, -1, offset, prev)
+        if first >= 0:
+            rows.first.append((last, user_id))
+        offset = last + 1
+        rows.add(user_id, offset, prev, message)
+        head = self._users[message.user] = HEAD.pack(user_id, -1, offset, prev)
+        self._added.heads[user_id] = head
         return offset
 
     def _append_sparse(
@@ -350,11 +353,8 @@ class SqliteWriter:
         connection.executemany(
             "UPDATE users SET sparse_after = ? WHERE id = ?", rows.first
         )
-        statements.insert(
-            connection, "INSERT OR REPLACE INTO sparse", rows.values, columns=8
-        )
+        statements.insert_sparse(connection, rows.values)
         self._insert_marks(connection, (), (rows.seen_s, rows.log))
-        self._added.add_sparse(rows.seen_s, rows.log)
         self.receipts.push_out(connection, rows.users)
         counts = self._sparse_counts
         for user_id, *_ in rows.log:
