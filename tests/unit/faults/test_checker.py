@@ -484,6 +484,20 @@ def test_an_outcome_must_agree_with_what_the_pages_received() -> None:
     assert violations([*older, reported(1)]) == false
 
 
+def test_a_page_that_is_reloaded_may_not_see_what_was_delivered() -> None:
+    """Its client has answered a ping; with manual acks the page itself answers."""
+    missed = [*tracked(1, 1, key="k"), *keyed(2, 2), reported(1)]
+
+    def reload(window: str, t: float) -> list[Event]:
+        new = Opened(t, window, "ann", keeps_position=True)
+        return [opened(window), *missed, new, got(30, 2, 2, window=window)]
+
+    false = {Violation.FALSE_OUTCOME: 1}
+    assert violations(reload("ann.js", 1.2)) == {}
+    assert violations(reload("ann.js", 20)) == false
+    assert violations(reload("ann.acks", 1.2)) == false
+
+
 def test_a_dead_letter_has_an_outcome_or_was_never_seen_by_bridge() -> None:
     """RabbitMQ dead-letters what it cannot route, and gives no reason."""
     base = [opened(), *tracked(1, 1)]
