@@ -29,6 +29,8 @@ from bridge.inbox.worker_events import render_event
 
 # The index of times is built again when more of its entries than these are not needed.
 _STALE_MAX: Final = 1000
+# The most that one call decides because of the time, which takes some milliseconds.
+_STEP: Final = 1000
 _LATE: Final = ReceiptOutcome.UNDELIVERED
 _OFFSET: Final = attrgetter("offset")
 
@@ -154,11 +156,15 @@ class MemoryReceipts:
     def settle_due(
         self, logs: dict[str, UserLog], *, at: ClockReading, max_age_s: float
     ) -> None:
-        """Decide what became due by the passing of time."""
+        """Decide about some messages that are due by the passing of time."""
         found: dict[tuple[str, int], None] = {}  # duplicates are at one offset
-        while self._seconds and self._seconds[0] <= at.now_s:
-            for each in self._due.pop(heappop(self._seconds)):
+        while self._seconds and self._seconds[0] <= at.now_s and len(found) < _STEP:
+            due = self._due[self._seconds[0]]
+            for each in due[:_STEP]:
                 found[each.message.user, each.offset] = None
+            del due[:_STEP]
+            if not due:
+                del self._due[heappop(self._seconds)]
         for user, offset in found:
             if user in self.open:
                 span = self._span(user, offset)

@@ -719,6 +719,22 @@ async def test_a_jump_of_the_wall_clock_decides_nothing(store: StoreUnderTest) -
     assert await told_after_marks(store, 1) == [("delivered", "m1")]
 
 
+async def test_many_messages_are_due_at_once(store: StoreUnderTest) -> None:
+    """A store decides about some at a time, so that it does not block what else it does."""
+    for user in range(30):
+        await store.inbox.append(
+            [
+                tracked(store, user=f"u{user}", message_id=f"m{number}", ttl_s=10)
+                for number in range(90)
+            ]
+        )
+    store.advance(11)
+
+    events = await take(store)
+
+    assert len({event.id for event in events}) == len(events) == 2700
+
+
 async def test_polls_after_a_jump_of_the_wall_clock(store: StoreUnderTest) -> None:
     """A message and its duplicate stay one entry each, however often the store looks."""
     messages = [tracked(store, message_id="m1", ttl_s=60, reply_to=to) for to in "ab"]
